@@ -1,0 +1,129 @@
+"""The schema of stack.yaml: every setting once, with its type, range, default and unit.
+
+Reading, checking, hashing and varying a stack is `stack.py`; the settings of an objective or a layer are declared in the
+objective's or layer's own file and reached through the registry.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from demeanor.registry import Spec
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Optim(Spec):
+    """How weights move: AdamW with a warm-up and a schedule."""
+
+    lr: float = Field(1.0e-4, gt=0, description="peak learning rate")
+    betas: tuple[Rate, Rate] = Field((0.9, 0.95), description="AdamW moment decay rates")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, on matrices only")
+    clip_norm: float | None = Field(1.0, gt=0, description="largest global gradient norm; null: no clipping")
+    warmup: Rate = Field(0.05, description="share of the steps spent warming up linearly from 0")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="decay after the warm-up")
+    final_lr: Rate = Field(0.1, description="learning rate at the end, as a share of the peak")
+
+
+class Tokenizer(Spec):
+    """A byte-level BPE tokenizer trained on the base's own data."""
+
+    vocab_size: int = Field(2048, ge=300, description="tokens, special ones included")
+
+
+class ModelShape(Spec):
+    """A Llama to start from random weights."""
+
+    layers: Positive = 4
+    width: Positive = 256
+    heads: Positive = 4
+    kv_heads: Positive | None = Field(None, description="null: as many as heads")
+    mlp_width: Positive | None = Field(None, description="null: 8/3 of width, rounded up to 16")
+    context: int = Field(512, ge=8, description="longest sequence in tokens")
+    rope_theta: float = Field(1000.0, gt=0, description="rotary base")
+    init: Literal["normal", "mimetic"] = Field("mimetic", description="mimetic: QK and VO near +-identity (Trockman & Kolter 2023)")
+
+
+class Source(Spec):
+    """Rows to train on: `world:NAME`, or a .jsonl/.json/.csv/.txt file, or a folder of .txt files."""
+
+    source: str
+    weight: float = Field(1.0, gt=0, description="share of the mixture: rows are repeated or thinned to reach it")
+    limit: Positive | None = Field(None, description="use only the first n rows; null: all")
+
+
+class Scratch(Spec):
+    """A base model pretrained here: tokenizer, random weights, next-token prediction."""
+
+    kind: Literal["scratch"] = "scratch"
+    tokenizer: Tokenizer = Tokenizer()
+    model: ModelShape = ModelShape()
+    data: tuple[Source, ...] = Field(description="pretraining text")
+    tokens: Positive = Field(2_000_000, description="tokens to train on")
+    row_tokens: int = Field(128, ge=8, description="length of one packed row")
+    batch_rows: Positive = Field(16, description="rows per optimiser step")
+    optim: Optim = Optim(lr=2.0e-3)
+    seed: int = 0
+    template: str | None = Field(None, description="how to prompt the base itself; null: the stack's template")
+
+
+class Import(Spec):
+    """A base model that exists: a Hugging Face folder (or hub id) of a Llama-family model."""
+
+    kind: Literal["import"] = "import"
+    path: str = Field(description="folder, or hub id with optional @revision")
+    template: str | None = Field(None, description="how to prompt the base itself; null: the stack's template")
+
+
+class Stage(Spec):
+    """One training stage: an objective on data, from a parent's weights."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    objective: dict[str, Any] = Field(description="objective kind and its settings")
+    data: tuple[Source, ...]
+    parent: str | None = Field(None, description="stage whose weights it starts from; null: the policy stage before it, or base")
+    uses: dict[str, str] = Field(default_factory=dict, description="frozen ancestors by role, e.g. reference: sft (default: the parent)")
+    optim: Optim = Optim()
+    epochs: float = Field(1.0, gt=0)
+    batch_rows: Positive = Field(16, description="rows (prompts) per optimiser step")
+    max_tokens: Positive | None = Field(None, description="rows longer than this are left out and counted; null: the model's context")
+    seed: int = 0
+
+
+class Weights(Spec):
+    """The weight layers: a base and the stages trained on it, in order."""
+
+    base: Scratch | Import = Field(discriminator="kind")
+    stages: tuple[Stage, ...] = ()
+    serve: str | None = Field(None, description="stage that answers users; null: the last one that is a policy")
+
+
+class DecodingSpec(Spec):
+    """How answers are drawn when the request does not say."""
+
+    temperature: float = Field(0.7, ge=0, le=5, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: Positive = Field(256, description="longest answer in tokens")
+    seed: int | None = Field(None, description="null: a fresh draw for each request")
+    stop: tuple[str, ...] = Field((), max_length=8)
+
+
+class Evaluation(Spec):
+    """What the stack is measured on."""
+
+    suites: tuple[str, ...] = Field(("world:behaviour",), description="world:NAME, or a .jsonl file of items")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one run of every item per seed")
+
+
+class StackSpec(Spec):
+    """The whole of stack.yaml."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._]*(-[a-z0-9._]+)*$", description="model id of the served assistant")
+    weights: Weights
+    template: str = Field("turns", description="chat template: turns, chatml, model (the base's own), or a .jinja file")
+    decoding: DecodingSpec = DecodingSpec()
+    layers: tuple[dict[str, Any], ...] = Field((), description="runtime layers, outermost first")
+    evaluation: Evaluation = Evaluation()

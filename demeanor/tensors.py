@@ -1,0 +1,73 @@
+"""The tensors that cross functions. A name ends in its shape.
+
+T tokens in the batch, C scored tokens, B branches (completions), N trees (prompts), V vocabulary, D width, H heads, P pairs.
+
+A batch is a flat, unpadded list of *token trees*: a prompt segment and the branches that share it. Every branch after a
+prompt starts by replaying the prompt's last token (same position), so every scored position has exactly one label:
+  prompt  a b c      branches  x y | z      tokens_T  a b | c x y | c z      positions_T  0 1 | 2 3 4 | 2 3
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """Tokens `start:end` attend to all of the earlier ranges in `context`, in order, then causally to themselves."""
+
+    start: int
+    end: int
+    context: tuple[tuple[int, int], ...] = ()
+
+
+class TokenBatch(NamedTuple):
+    """Trees ready for one forward pass; int64 indices, `rank_B` 0 is the best completion of its tree."""
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    segments: tuple[Segment, ...]
+    scored_C: Tensor      # index into T of the position whose hidden state predicts the target
+    targets_C: Tensor     # the token to predict there
+    branch_C: Tensor      # branch each scored token belongs to
+    last_B: Tensor        # index into T of each branch's last token (reward models read it)
+    tree_B: Tensor        # tree each branch belongs to
+    rank_B: Tensor        # rank of each branch within its tree
+    margin_N: Tensor | None = None        # strength of each tree's preference
+    reference_C: Tensor | None = None     # frozen reference's log-probs (nats) of targets_C
+
+    @property
+    def num_branches(self) -> int:
+        return int(self.tree_B.numel())
+
+
+class Outputs(NamedTuple):
+    """What a model says of a batch: log-probs (nats) of `targets_C`, or one reward per branch; never both empty."""
+
+    logprobs_C: Tensor | None = None
+    rewards_B: Tensor | None = None
+
+
+class Loss(NamedTuple):
+    """A sum and how many things it sums; the loop divides once per step, over all micro-batches and devices.
+
+    `metrics` holds (sum, count) pairs under TRL's names, detached, divided the same way.
+    """
+
+    total: Tensor
+    count: Tensor
+    metrics: dict[str, tuple[Tensor, Tensor]]
+
+
+def branch_sums(values_C: Tensor, batch: TokenBatch) -> Tensor:
+    """Sum scored-token values per branch: values_C -> sums_B."""
+    return values_C.new_zeros(batch.num_branches).index_add(0, batch.branch_C, values_C)
+
+
+def preference_pairs(batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return every ordered pair of a tree as (chosen_P, rejected_P, tree_P): all C(K,2) where ranks differ."""
+    same_tree = batch.tree_B[:, None] == batch.tree_B[None, :]
+    better = batch.rank_B[:, None] < batch.rank_B[None, :]
+    chosen_P, rejected_P = (same_tree & better).nonzero(as_tuple=True)
+    return chosen_P, rejected_P, batch.tree_B[chosen_P]
