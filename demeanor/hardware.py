@@ -25,7 +25,6 @@ def prepare(threads: int | None = None) -> int:
 
     DEMEANOR_MALLOC=system leaves the allocator alone; OMP_NUM_THREADS is respected.
     """
-    assert "torch" not in sys.modules or os.environ.get("PYTEST_CURRENT_TEST"), "hardware.prepare() must run before torch is imported"
     count = threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     os.environ["OMP_NUM_THREADS"] = str(count)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

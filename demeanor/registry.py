@@ -10,7 +10,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,4 +47,4 @@ def spec_of(package: str, key: str) -> type[Spec]:
     """The `Spec` class of an entry."""
     spec: Any = entry(package, key).Spec
     assert issubclass(spec, Spec), f"{package}.{key}.Spec must derive from registry.Spec"
-    return spec
+    return cast(type[Spec], spec)

@@ -44,7 +44,7 @@ class ModelShape(Spec):
     mlp_width: Positive | None = Field(None, description="null: 8/3 of width, rounded up to 16")
     context: int = Field(512, ge=8, description="longest sequence in tokens")
     rope_theta: float = Field(1000.0, gt=0, description="rotary base")
-    init: Literal["normal", "mimetic"] = Field("mimetic", description="mimetic: QK and VO near +-identity (Trockman & Kolter 2023)")
+    init: Literal["normal", "mimetic"] = Field("mimetic", description="mimetic: QK and VO near +-identity (Trockman & Kolter)")
 
 
 class Source(Spec):
@@ -85,11 +85,11 @@ class Stage(Spec):
     objective: dict[str, Any] = Field(description="objective kind and its settings")
     data: tuple[Source, ...]
     parent: str | None = Field(None, description="stage whose weights it starts from; null: the policy stage before it, or base")
-    uses: dict[str, str] = Field(default_factory=dict, description="frozen ancestors by role, e.g. reference: sft (default: the parent)")
+    uses: dict[str, str] = Field(default_factory=dict, description="frozen ancestors by role; reference defaults to the parent")
     optim: Optim = Optim()
     epochs: float = Field(1.0, gt=0)
     batch_rows: Positive = Field(16, description="rows (prompts) per optimiser step")
-    max_tokens: Positive | None = Field(None, description="rows longer than this are left out and counted; null: the model's context")
+    max_tokens: Positive | None = Field(None, description="longer rows are left out and counted; null: the context")
     seed: int = 0
 
 

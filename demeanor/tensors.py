@@ -9,6 +9,7 @@ prompt starts by replaying the prompt's last token (same position), so every sco
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -49,7 +50,8 @@ class Outputs(NamedTuple):
     rewards_B: Tensor | None = None
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Loss:
     """A sum and how many things it sums; the loop divides once per step, over all micro-batches and devices.
 
     `metrics` holds (sum, count) pairs under TRL's names, detached, divided the same way.
