@@ -10,11 +10,16 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from demeanor.errors import DemeanorError, unknown
+
+
+CONTENT = "content"
+File = Annotated[str, CONTENT]
+"""A path, relative to the stack file, whose content (a file, or a folder of files) is part of the stack's identity."""
 
 
 class Spec(BaseModel):
