@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict
 
 from demeanor.errors import DemeanorError, unknown
 
-
 CONTENT = "content"
 File = Annotated[str, CONTENT]
 """A path, relative to the stack file, whose content (a file, or a folder of files) is part of the stack's identity."""
