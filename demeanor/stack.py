@@ -147,7 +147,7 @@ class Stack:
                 raise DemeanorError(f"variant {'+'.join(parts)}: {unknown(part, known, noun='layer')}")
         weights = [p for p in parts if p in self.policies]
         if len(weights) > 1:
-            raise DemeanorError(f"variant {'+'.join(parts)}: got {len(weights)} sets of weights, wanted one of {', '.join(weights)}")
+            raise DemeanorError(f"variant {'+'.join(parts)}: got {len(weights)} sets of weights, wanted one")
         serve = weights[0] if weights else self.serve
         keep = [p for p in parts if p not in weights]
         layers = tuple(x for x in self.layers if not x.behaviour or x.name in keep)

@@ -1,0 +1,45 @@
+# Two commands: `make demo` (from random weights to a served and measured assistant) and `make test`.
+# Both do their own set-up in .venv. DEVICE, STACK and ARGS can be given: make demo ARGS="--set weights.base.tokens=500000".
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo serve test check experiments bench clean help
+
+help:            ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+.venv/run: pyproject.toml constraints.txt
+	@echo "setting up .venv (about 2 minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . 2>&1 | grep -v '^WARNING: Location' || true
+	@$(BIN)/python -c "import demeanor.cli, torch"
+	@touch $@
+
+.venv/dev: .venv/run
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>&1 | grep -v '^WARNING: Location' || true
+	@$(BIN)/python -c "import pytest, mypy, openai"
+	@touch $@
+
+demo: .venv/run  ## train, align, evaluate the embedded world's assistant; write results/demo.html
+	@$(BIN)/demeanor demo $(ARGS)
+
+serve: .venv/run ## serve the demo assistant and its chat page on http://127.0.0.1:8000
+	@$(BIN)/demeanor serve stacks/demo/demo.yaml $(ARGS)
+
+test: .venv/dev  ## the default test suite
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+check: .venv/dev ## ruff, mypy --strict, import arrows
+	@$(BIN)/ruff check demeanor tests
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/contracts/test_arrows.py
+
+experiments: .venv/dev ## long experiments: print a table each, write JSON under results/
+	@$(BIN)/python -m pytest -q -s -m experiment tests $(ARGS)
+
+bench: .venv/dev ## benchmarks: print a table each, write JSON under results/
+	@$(BIN)/python -m bench $(ARGS)
+
+clean:           ## remove trained weights and results, keep .venv
+	rm -rf runs results
