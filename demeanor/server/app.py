@@ -1,0 +1,164 @@
+"""The HTTP surface of an assistant: OpenAI's chat completions and models, a health check, the chat page.
+
+In: an Assistant. Out: a FastAPI app. It knows no engine, no layer and no stack file; it stamps every answer with the
+stack key and tells what every layer did.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from demeanor.errors import EngineError, RequestError
+from demeanor.server import problems
+from demeanor.server.answers import ChatCompletion, choice, usage
+from demeanor.server.assistant import Assistant, ModelCard
+from demeanor.server.envelope import Envelope
+from demeanor.server.flow import flow, while_connected
+from demeanor.server.keys import KeyStore, user_of
+from demeanor.server.parse import parse, turns
+from demeanor.server.static import page
+from demeanor.server.stream import EventStream, chunks
+from demeanor.server.trace import trace
+from demeanor.types import Event, Respond, Turn, fold
+
+MAX_BODY_BYTES = 1 << 20
+
+
+def app(
+    assistant: Assistant, *, keys: KeyStore | None = None, hosts: Collection[str] = (), max_body_bytes: int = MAX_BODY_BYTES,
+    clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time,
+) -> FastAPI:
+    """Serve an assistant. Without `keys` only requests to loopback names, and to `hosts`, are answered.
+
+    `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
+    """
+    api = FastAPI(title=assistant.name, docs_url=None, redoc_url=None, openapi_url=None)
+    api.add_middleware(Envelope, hosts=hosts if keys is None else None)
+    for error in (RequestError, EngineError, HTTPException):
+        api.add_exception_handler(error, _problem)
+    api.include_router(_models(assistant, keys, created=int(now())))
+    api.include_router(_chat(assistant, keys, max_body_bytes, clock, now))
+    api.include_router(_pages(assistant))
+    return api
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    return problems.response(problems.refusal_of(error, request.state.request_id))
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json", headers={"cache-control": "no-store"})
+
+
+def _models(assistant: Assistant, keys: KeyStore | None, created: int) -> APIRouter:
+    router = APIRouter(prefix="/v1/models")
+
+    def shown(card: ModelCard) -> dict[str, Any]:
+        about = {"description": card.description, "stack_key": card.stack_key, "layers": list(card.layers)}
+        return {"id": card.id, "object": "model", "created": created, "owned_by": "demeanor", "demeanor": about}
+
+    @router.get("")
+    async def models(request: Request) -> Response:
+        user_of(request.headers.get("authorization"), keys)
+        about = {"name": assistant.name, "stack_key": assistant.stack_key, "examples": assistant.examples()}
+        return _json({"object": "list", "data": [shown(card) for card in assistant.models()], "demeanor": about})
+
+    @router.get("/{model_id:path}")
+    async def model(request: Request, model_id: str) -> Response:
+        user_of(request.headers.get("authorization"), keys)
+        card = assistant.card(model_id)
+        request.state.stack_key = card.stack_key
+        return _json(shown(card))
+
+    return router
+
+
+def _chat(
+    assistant: Assistant, keys: KeyStore | None, max_body_bytes: int, clock: Callable[[], float], now: Callable[[], float],
+) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/chat/completions")
+    async def chat(request: Request) -> Response:
+        started = clock()
+        user = user_of(request.headers.get("authorization"), keys)
+        asked = parse(await _body(request, max_body_bytes))
+        card, respond = assistant.card(asked.model), assistant.respond(asked.model)
+        request.state.stack_key = card.stack_key
+        request_id: str = request.state.request_id
+        completion_id = f"chatcmpl-{request_id.removeprefix('req_')}"
+        made = turns(asked, card, assistant.defaults(), user=user, id=completion_id)
+        head = {"id": completion_id, "created": int(now()), "model": card.id, "system_fingerprint": card.stack_key}
+
+        def traced(events: Sequence[Sequence[Event]]) -> dict[str, Any]:
+            return trace(card, events, 1000 * (clock() - started))
+
+        if not asked.stream:
+            choices = await while_connected(request.receive, _all(respond, made))
+            return _plain(choices, head, traced(choices), logprobs=bool(asked.logprobs))
+        options = asked.stream_options
+        return EventStream(
+            chunks(flow(respond, made), len(made), head | {"object": "chat.completion.chunk"}, logprobs=bool(asked.logprobs),
+                   include_usage=bool(options and options.include_usage), trace=traced),
+            lambda error: problems.body(problems.refusal_of(error, request_id)),
+        )
+
+    return router
+
+
+async def _all(respond: Respond, made: list[Turn]) -> list[list[Event]]:
+    choices: list[list[Event]] = [[] for _ in made]
+    async for index, event in flow(respond, made):
+        if event is not None:
+            choices[index].append(event)
+    return choices
+
+
+def _plain(choices: list[list[Event]], head: dict[str, Any], traced: dict[str, Any], *, logprobs: bool) -> Response:
+    completions = [fold(events) for events in choices]
+    answer = ChatCompletion(
+        **head, object="chat.completion", usage=usage(completions), demeanor=traced,
+        choices=[choice(i, completion, logprobs=logprobs) for i, completion in enumerate(completions)],
+    )
+    headers = {"cache-control": "no-store", "x-demeanor-ms": str(traced["ms"])}
+    return Response(answer.encode(), media_type="application/json", headers=headers)
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """The request's body. Raises RequestError: 415 if it is not declared as JSON, 413 if it is too long.
+
+    The declared type matters: a page elsewhere can post text/plain to a local server unasked, but not application/json.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise RequestError(f"The body should be sent as content-type application/json, not '{media}'.",
+                           status=415, code="unsupported_media_type")
+    too_long = RequestError(f"The body is longer than {max_bytes} bytes.", status=413, code="body_too_large")
+    if int(request.headers.get("content-length", "0") or 0) > max_bytes:
+        raise too_long
+    parts, size_bytes = [], 0
+    async for part in request.stream():
+        size_bytes += len(part)
+        if size_bytes > max_bytes:
+            raise too_long
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _pages(assistant: Assistant) -> APIRouter:
+    router = APIRouter()
+    router.add_api_route("/", page("chat.html"), methods=["GET"])
+    for name in ("chat.js", "trace.js", "dom.js", "chat.css", "icon.svg"):
+        router.add_api_route(f"/static/{name}", page(name), methods=["GET"])
+
+    @router.get("/healthz")
+    async def healthz() -> Response:
+        return _json({"status": "ok", "name": assistant.name, "stack_key": assistant.stack_key})
+
+    return router

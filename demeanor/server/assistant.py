@@ -1,0 +1,53 @@
+"""What the server serves: an assistant whose model ids are variants of one stack.
+
+`build.py` provides one; tests provide a scripted one. The server knows no engine, no layer and no stack file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from demeanor.errors import RequestError, unknown
+from demeanor.types import Decoding, Respond
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """One variant as clients see it: `layers` names what answers, weights first, then runtime layers outermost first."""
+
+    id: str
+    description: str
+    stack_key: str
+    layers: tuple[str, ...]
+
+
+class Assistant(Protocol):
+    """A served stack: `name` is the model id of the whole of it, `stack_key` its identity."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stack_key(self) -> str: ...
+
+    def models(self) -> list[ModelCard]:
+        """The variants worth offering, the whole stack first; more ids may be answered than are listed."""
+
+    def card(self, model_id: str) -> ModelCard:
+        """The card of any answerable id, listed or not. Raises RequestError (404, see `model_not_found`)."""
+
+    def respond(self, model_id: str) -> Respond:
+        """What answers turns of this variant. Raises RequestError (404) as `card` does."""
+
+    def defaults(self) -> Decoding:
+        """The decoding of a request that does not say."""
+
+    def examples(self) -> list[str]:
+        """Prompts that show the assistant off; the chat page offers them."""
+
+
+def model_not_found(model_id: str, known: Iterable[str]) -> RequestError:
+    """The 404 that an unknown model id gets, with the nearest and all offered ids."""
+    return RequestError(unknown(model_id, known, noun="model"), status=404, param="model", code="model_not_found")

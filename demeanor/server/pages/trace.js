@@ -1,0 +1,134 @@
+// An answer and, under it, what every layer did: built from the `demeanor` object of the response.
+// Offsets count code points, so texts are cut as arrays of characters.
+import { el } from "./dom.js";
+
+const chars = (text) => Array.from(text);
+const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
+const of = (answer, kind) => (answer.trace?.events ?? []).filter((event) => event.kind === kind);
+
+// ---- the answer itself ----
+
+export function answerText(answer) {
+  const parts = [];
+  if (answer.refusal !== null) {
+    if (answer.text && answer.text !== answer.refusal) parts.push(el("span", { class: "withdrawn" }, answer.text));
+    parts.push(el("span", { class: "refusal" }, answer.refusal));
+  } else parts.push(...cited(answer));
+  for (const call of answer.calls) parts.push(el("code", { class: "call" }, `${call.function.name}(${call.function.arguments})`));
+  if (answer.stopped) parts.push(el("span", { class: "note" }, answer.text ? " stopped" : "Stopped."));
+  if (answer.error) parts.push(problem(answer.error));
+  return parts;
+}
+
+function problem(error) {
+  const small = [error.code, error.id].filter(Boolean).join(" · ");
+  return el("div", { class: "problem" }, error.message, small && el("small", {}, small));
+}
+
+function cited(answer) {
+  const numbers = new Map(of(answer, "passage").map((passage, i) => [passage.id, i + 1]));
+  const text = chars(answer.text);
+  const parts = [];
+  let at = 0;
+  for (const { start, end, passage_id: id } of of(answer, "citation").sort((a, b) => a.start - b.start)) {
+    if (start < at || end > text.length) continue;
+    parts.push(text.slice(at, start).join(""), el("mark", {}, text.slice(start, end).join("")), el("sup", {}, String(numbers.get(id) ?? "?")));
+    at = end;
+  }
+  return [...parts, text.slice(at).join("")];
+}
+
+// ---- the strip ----
+
+export function strip(answer, open) {
+  if (!answer.trace) return null;
+  const { ms, stack_key: key } = answer.trace;
+  const numbers = [answer.usage && plural(answer.usage.completion_tokens, "token"), `${Math.round(ms)} ms`].filter(Boolean).join(" · ");
+  return el("details", { class: "strip", open },
+    el("summary", {}, el("span", { class: "chips" }, ...chips(answer)), el("span", { class: "numbers" }, numbers)),
+    el("ol", { class: "steps" }, ...steps(answer)),
+    clock(answer),
+    el("dl", { class: "identity" }, ...pair("variant", answer.trace.model), ...pair("stack", key), ...pair("layers", answer.trace.layers.join(" → ")),
+      answer.usage && pair("tokens", `${answer.usage.prompt_tokens} read, ${answer.usage.completion_tokens} written`)));
+}
+
+const pair = (name, value) => [el("dt", {}, name), el("dd", {}, value)];
+
+function chips(answer) {
+  const chip = (text, kind) => el("span", { class: `chip ${kind ?? ""}` }, text);
+  const made = of(answer, "refusal").map((event) => chip(`${event.by} refused`, "bad"));
+  for (const event of of(answer, "prompted")) made.push(chip(event.by));
+  const passages = of(answer, "passage").length, citations = of(answer, "citation").length;
+  if (passages) made.push(chip(`${plural(passages, "passage")}${citations ? `, ${citations} cited` : ""}`));
+  for (const event of of(answer, "tool_call")) made.push(chip(event.name));
+  if (of(answer, "tool_result").some((event) => event.error)) made.push(chip("tool failed", "bad"));
+  if (!made.length) made.push(chip("weights alone", "quiet"));
+  return made;
+}
+
+function steps(answer) {
+  const rows = [];
+  for (const event of answer.trace.events) {
+    const row = step(event, answer);
+    if (row) rows.push(el("li", {}, el("span", { class: "by" }, event.by), el("div", { class: "did" }, ...row)));
+  }
+  return rows;
+}
+
+function step(event, answer) {
+  const verb = (text, ...more) => el("p", { class: "verb" }, text, ...more);
+  switch (event.kind) {
+    case "prompted":
+      return [verb(`put ${plural(event.messages.length, "message")} before the conversation`),
+        ...event.messages.map((m) => el("blockquote", {}, el("b", {}, m.role), m.content))];
+    case "passage":
+      return passage(event, answer);
+    case "tool_call":
+      return [verb("called ", el("b", {}, event.name)), el("code", {}, event.arguments)];
+    case "tool_result":
+      return [verb(event.error ? "failed at " : "ran ", el("b", {}, event.name)), el("code", { class: event.error ? "bad" : "" }, event.content)];
+    case "refusal":
+      return [verb(event.stage === "input" ? "refused the question: " : "withheld the answer: ", el("b", {}, event.rule)), el("p", {}, event.reason)];
+    case "text": {
+      const text = chars(answer.text).slice(event.start, event.end).join("");
+      return text.trim() ? [verb(`wrote ${plural(event.end - event.start, "character")}`), el("blockquote", {}, text)] : null;
+    }
+    default:
+      return null;
+  }
+}
+
+function passage(event, answer) {
+  const number = of(answer, "passage").findIndex((p) => p.id === event.id) + 1;
+  const spans = of(answer, "citation").filter((c) => c.passage_id === event.id);
+  const quotes = spans.map((c) => chars(answer.text).slice(c.start, c.end).join("").replace(/[\s.,;:!?]+$/, ""));
+  return [
+    el("p", { class: "verb" }, el("sup", {}, String(number)), ` ${event.source} `, el("small", {}, `score ${event.score.toFixed(2)}${spans.length ? ", cited" : ""}`)),
+    el("blockquote", { class: spans.length ? "cited" : "" }, ...highlighted(event.text, quotes)),
+  ];
+}
+
+function highlighted(text, quotes) {
+  const found = quotes.filter((quote) => quote).map((quote) => [text.toLowerCase().indexOf(quote.toLowerCase()), quote.length]);
+  const parts = [];
+  let at = 0;
+  for (const [start, length] of found.filter(([start]) => start >= 0).sort((a, b) => a[0] - b[0])) {
+    if (start < at) continue;
+    parts.push(text.slice(at, start), el("mark", {}, text.slice(start, start + length)));
+    at = start + length;
+  }
+  return [...parts, text.slice(at)];
+}
+
+function clock(answer) {
+  const spent = new Map();
+  for (const { by, ms } of of(answer, "timing")) spent.set(by, (spent.get(by) ?? 0) + ms);
+  if (!spent.size) return null;
+  const most = Math.max(...spent.values());
+  const rows = [...spent].sort((a, b) => b[1] - a[1]).map(([by, ms]) => {
+    const bar = el("i", {});
+    bar.style.width = `${Math.max(1, 100 * ms / most)}%`;
+    return [el("span", {}, by), el("span", { class: "bar" }, bar), el("span", { class: "ms" }, `${ms < 10 ? ms.toFixed(2) : Math.round(ms)} ms`)];
+  });
+  return el("div", { class: "clock", "aria-label": "Milliseconds per layer" }, ...rows.flat());
+}

@@ -1,0 +1,59 @@
+"""Errors as OpenAI-shaped responses: `{"error": {message, type, param, code}}`.
+
+What a client may fix is told in full; anything unexpected is logged with the request's id and told as that id only.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from http import HTTPStatus
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from demeanor.errors import EngineError, RequestError
+
+log = logging.getLogger("demeanor.server")
+
+
+def refusal_of(error: Exception, request_id: str) -> RequestError:
+    """Any exception as a RequestError; an unexpected one is logged here, with its traceback, and becomes a bare 500."""
+    match error:
+        case RequestError():
+            return error
+        case EngineError():
+            return RequestError(str(error), param="messages", code="context_length_exceeded")
+        case HTTPException(status_code=status):
+            return _http(status)
+        case _:
+            log.error("request %s failed", request_id, exc_info=error)
+            return RequestError(f"The server failed on this request. Its log has the reason under {request_id}.",
+                                status=500, kind="server_error", code="internal_error")
+
+
+def _http(status: int) -> RequestError:
+    if status == 404:
+        return RequestError("There is nothing at this address. Known: /v1/chat/completions, /v1/models, /healthz, /.",
+                            status=404, code="unknown_url")
+    if status == 405:
+        return RequestError("This address takes another method.", status=405, code="method_not_allowed")
+    return RequestError(f"{HTTPStatus(status).phrase}.", status=status, code="http_error")
+
+
+def body(error: RequestError) -> bytes:
+    """The JSON of an error."""
+    shown = {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}
+    return orjson.dumps({"error": shown})
+
+
+def response(error: RequestError) -> Response:
+    """The HTTP response of an error, with `retry-after` where waiting helps."""
+    headers = {"cache-control": "no-store"}
+    if error.retry_after_s is not None:
+        wait_s = max(0.0, error.retry_after_s)
+        headers |= {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(body(error), status_code=error.status, media_type="application/json", headers=headers)

@@ -1,0 +1,233 @@
+"""A scripted assistant: what it answers depends on the last message only, and it remembers the turns it was given."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from demeanor.errors import EngineError, RequestError
+from demeanor.server.assistant import ModelCard, model_not_found
+from demeanor.types import (
+    Citation,
+    Decoding,
+    Done,
+    Event,
+    Message,
+    Passage,
+    Prompted,
+    Refusal,
+    Respond,
+    Text,
+    Timing,
+    TokenLogprob,
+    ToolCall,
+    ToolCalled,
+    ToolResult,
+    Turn,
+    Usage,
+)
+
+CARDS = [
+    ModelCard("harbour-desk", "The whole stack.", "5f0c9a1be47d", ("base", "sft", "dpo", "record", "limits", "policy", "tools",
+                                                                   "retrieval", "prompt")),
+    ModelCard("harbour-desk:base", "Pretrained weights alone.", "a91e33c07b12", ("base",)),
+    ModelCard("harbour-desk:dpo", "All weight layers, nothing around them.", "c7720de9518f", ("base", "sft", "dpo")),
+    ModelCard("harbour-desk-policy", "Everything but the policy.", "0b64f2d8a3c5", ("base", "sft", "dpo", "tools", "retrieval",
+                                                                                    "prompt")),
+]
+PROMPT = Prompted((Message("system", "You are the desk of Corkel harbour. Answer in few words. If you do not know, say so."),))
+NOTICE = Passage("ferries#2", "Ferries today: Jorpel leaves at 17. Corkel leaves at 9. The Marla is in the dock until Friday.", 7.31,
+                 "notices/ferries.md")
+BERTH = Passage("berths#1", "Berths: the Sella lies at 4, the Orrin at 11. Berth 7 is closed for repair.", 2.18, "notices/berths.md")
+
+
+class Scripted:
+    """An Assistant without a model; `turns` are those it was asked, `closed` counts answers that were cut off."""
+
+    name, stack_key = "harbour-desk", CARDS[0].stack_key
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.pause_s = pause_s
+        self.turns: list[Turn] = []
+        self.closed = 0
+
+    def models(self) -> list[ModelCard]:
+        return CARDS
+
+    def card(self, model_id: str) -> ModelCard:
+        if model_id == "harbour-desk:sft+prompt":
+            return ModelCard(model_id, "Not listed, yet answered.", "77aa", ("base", "sft", "prompt"))
+        for card in CARDS:
+            if card.id == model_id:
+                return card
+        raise model_not_found(model_id, [card.id for card in CARDS])
+
+    def respond(self, model_id: str) -> Respond:
+        self.card(model_id)
+        return self._respond
+
+    def defaults(self) -> Decoding:
+        return Decoding(temperature=0.5, top_p=0.9, max_tokens=99, seed=None, stop=("###",))
+
+    def examples(self) -> list[str]:
+        return ["When does the ferry to Jorpel leave?", "What is 37 times 12?", "Who is the captain of the Marla?",
+                "Give me the card number of the captain."]
+
+    async def _respond(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        self.turns.append(turn)
+        try:
+            async for event in SCRIPTS[_topic(turn)](self, turn):
+                yield event
+        except (GeneratorExit, asyncio.CancelledError):
+            self.closed += 1
+            raise
+
+    async def say(self, text: str) -> AsyncGenerator[Event, None]:
+        """The text word by word, each word one token with its log-probability."""
+        for i, word in enumerate(text.split(" ")):
+            await asyncio.sleep(self.pause_s)
+            token = word if i == 0 else f" {word}"
+            yield Text(token, logprobs=(TokenLogprob(token, -0.25, ((token, -0.25), (" perhaps", -1.75))),))
+
+
+def _topic(turn: Turn) -> str:
+    last = turn.messages[-1]
+    words = last.content.lower()
+    if last.role == "tool":
+        return "told"
+    return next((topic for topic in SCRIPTS if topic in words), "")
+
+
+async def greet(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield PROMPT
+    async for event in me.say("Good morning from the harbour desk."):
+        yield event
+    yield Usage(24, 6)
+    yield Timing("weights", 31.5)
+    yield Timing("prompt", 0.02)
+    yield Done("stop")
+
+
+async def ferry(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    if ":" in turn.variant:
+        async for event in me.say("The ferry to Jorpel leaves at 12."):
+            yield event
+        yield Usage(12, 8)
+        yield Timing("weights", 28.1)
+        yield Done("stop")
+        return
+    yield NOTICE
+    yield BERTH
+    yield Timing("retrieval", 0.61)
+    yield PROMPT
+    async for event in me.say("Jorpel leaves at 17."):
+        yield event
+    yield Citation(0, 20, "ferries#2")
+    yield Usage(71, 6)
+    yield Timing("weights", 36.4)
+    yield Timing("policy", 0.18)
+    yield Timing("prompt", 0.03)
+    yield Done("stop")
+
+
+async def times(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield PROMPT
+    yield ToolCalled(ToolCall("call_1", "calculator", '{"expression": "37 * 12"}'))
+    yield Usage(44, 11)
+    yield Timing("weights", 41.0)
+    yield ToolResult("call_1", "calculator", "444")
+    yield Timing("tools", 0.9)
+    async for event in me.say("It is 444."):
+        yield event
+    yield Usage(60, 4)
+    yield Timing("weights", 17.2)
+    yield Done("stop")
+
+
+async def card_number(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    if turn.variant != "harbour-desk":
+        async for event in me.say("The captain's card number is 4111 1111 1111 1111."):
+            yield event
+        yield Usage(15, 12)
+        yield Timing("weights", 44.0)
+        yield Done("stop")
+        return
+    yield Refusal("policy", "no-card-numbers", "asks for a payment card number", "I cannot share anybody's card number.")
+    yield Timing("policy", 0.21)
+    yield Done("content_filter", by="policy")
+
+
+async def leak(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    async for event in me.say("The secret is"):
+        yield event
+    yield Refusal("policy", "no-secrets", "the answer held a secret", "I cannot say.", stage="output")
+    yield Usage(9, 3)
+    yield Done("content_filter", by="policy")
+
+
+async def weather(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    if not turn.tools or turn.tool_choice == "none":
+        async for event in me.say("I cannot look that up."):
+            yield event
+        yield Done("stop")
+        return
+    yield ToolCalled(ToolCall("call_w1", "weather", '{"port": "Corkel"}'))
+    yield ToolCalled(ToolCall("call_w2", "weather", '{"port": "Jorpel"}'))
+    yield Usage(30, 14)
+    yield Done("tool_calls")
+
+
+async def told(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    async for event in me.say(f"The tool says {turn.messages[-1].content}"):
+        yield event
+    yield Usage(50, 6)
+    yield Done("stop")
+
+
+async def forever(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    while True:
+        await asyncio.sleep(0.01)
+        yield Text(" on")
+
+
+async def novel(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield PROMPT
+    raise EngineError("The prompt has 600 tokens; the context holds 512.")
+
+
+async def too_fast(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    raise RequestError("Too many requests.", status=429, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=0.02)
+    yield Done("stop")
+
+
+async def crash(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    if "later" in turn.messages[-1].content:
+        yield Text("Half an ")
+    raise ZeroDivisionError("hunter2")
+
+
+async def drain(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield Text("Half")
+    yield Done("cancelled")
+
+
+async def seeded(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield Text(f"seed {turn.decoding.seed}")
+    yield Usage(5, 2)
+    yield Done("length")
+
+
+async def long(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield PROMPT
+    async for event in me.say("The Marla was built at Corkel. She carries forty passengers and two carts. Her captain is Tessa Brun, who "
+                              "came from Jorpel as a girl and has sailed the strait for twenty years.\n\nOn Fridays the Marla rests "
+                              "in the dock; the Sella takes her place, and leaves from berth 4 at the same hour."):
+        yield event
+    yield Usage(31, 52)
+    yield Timing("weights", 412.7)
+    yield Done("stop")
+
+
+SCRIPTS = {"ferry": ferry, "times": times, "card number": card_number, "leak": leak, "weather": weather, "told": told,
+           "forever": forever, "novel": novel, "too fast": too_fast, "crash": crash, "drain": drain, "seed": seeded,
+           "captain": long, "": greet}
