@@ -1,0 +1,78 @@
+"""Everything a run needs to go on, in one safetensors file that is replaced atomically: weights, AdamW moments, RNG, step.
+
+In: a model and its optimiser. Out: the same, as they were. Which rows come next is not saved: that is a pure function
+of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from demeanor.errors import CheckpointError
+
+
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, about: Mapping[str, Any]) -> None:
+    """Write the state after `step` optimiser steps; a reader, or a kill at any moment, sees the old file or the new one.
+
+    `about` describes the run; `load` refuses a file whose description differs.
+    """
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(_tensors(model, optimizer), part, metadata={"demeanor": json.dumps({"step": step, "about": dict(about)})})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+@torch.no_grad()
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: Mapping[str, Any]) -> int:
+    """Put a saved state back in place and return its number of finished steps; 0 where there is no file.
+
+    Raises CheckpointError if the file is unreadable or belongs to another run.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            saved = json.loads((file.metadata() or {})["demeanor"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, not a dict)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a training checkpoint ({error}); delete it to begin again") from error
+    if saved["about"] != dict(about):
+        raise CheckpointError(f"{path}: saved by another run ({saved['about']}; this is {dict(about)}); delete it to begin again")
+    weights = _weights(model)
+    wrong = [n for n, t in weights.items() if f"model.{n}" not in tensors or tensors[f"model.{n}"].shape != t.shape]
+    if wrong:
+        raise CheckpointError(f"{path}: does not fit this model at {', '.join(wrong[:3])}; delete it to begin again")
+    for name, weight in weights.items():
+        weight.copy_(tensors[f"model.{name}"])
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if state:
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+    torch.set_rng_state(tensors["rng"])
+    return int(saved["step"])
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters (a shared one once) and buffers by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    found = {f"model.{name}": weight.detach().contiguous() for name, weight in _weights(model).items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"optimizer.{name}.{key}"] = value.contiguous()
+    found["rng"] = torch.get_rng_state()
+    return found

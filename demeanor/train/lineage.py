@@ -1,0 +1,139 @@
+"""Where trained things lie and how they came to be: `runs/<key>/` with record, ledger, checkpoint and the finished model.
+
+In: a key by content and what to remember of it. Out: a folder one process at a time may write. `model/` exists only when
+it is complete. It refuses to know what a key means.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from demeanor.errors import DemeanorError
+
+PACKAGES = ("demeanor", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+MODEL, PART, RECORD, LOCK = "model", "model.part", "record.json", "lock"
+LEDGER, CHECKPOINT = "ledger.jsonl", "checkpoint.safetensors"
+
+
+class Runs:
+    """The folder of all runs; one sub-folder per key."""
+
+    def __init__(self, root: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.root, self._now = root, now
+        self._held: dict[str, IO[str]] = {}
+
+    def folder(self, key: str) -> Path:
+        return self.root / key
+
+    def model(self, key: str) -> Path:
+        """Where the finished model of a key is, or will be."""
+        return self.folder(key) / MODEL
+
+    def complete(self, key: str) -> bool:
+        """Whether the model of a key is finished: its folder gets its name last, in one rename."""
+        return self.model(key).is_dir()
+
+    def begin(self, key: str, record: Mapping[str, Any]) -> Held:
+        """Lock a key for this process and write down what is being made; use as `with runs.begin(...) as folder`.
+
+        Raises DemeanorError naming the process that holds it; the lock of a process that died is free.
+        """
+        folder = self.folder(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._held[key] = _lock(folder / LOCK)
+        path = folder / RECORD
+        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
+        session = {"began": self._now().isoformat(), "host": socket.gethostname(), "pid": os.getpid(), **origin()}
+        _write_json(path, {"key": key, **record, "sessions": [*sessions, session]})
+        return Held(self, key)
+
+    def part(self, key: str) -> Path:
+        """An empty folder to put the finished model into, before `finish` gives it its name."""
+        part = self.folder(key) / PART
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        return part
+
+    def finish(self, key: str) -> Path:
+        """Rename the filled `part` folder to the model, with the record inside it; the training state is deleted."""
+        folder = self.folder(key)
+        shutil.copyfile(folder / RECORD, folder / PART / "demeanor.json")
+        os.replace(folder / PART, folder / MODEL)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        return folder / MODEL
+
+    def release(self, key: str) -> None:
+        """Free a key; its lock file goes while it is still held, so nobody can hold a deleted one."""
+        (self.folder(key) / LOCK).unlink(missing_ok=True)
+        self._held.pop(key).close()
+
+
+class Held:
+    """A locked key, as a context: gives its folder, and frees it whatever happens inside."""
+
+    def __init__(self, runs: Runs, key: str) -> None:
+        self._runs, self._key = runs, key
+
+    def __enter__(self) -> Path:
+        return self._runs.folder(self._key)
+
+    def __exit__(self, *error: object) -> None:
+        self._runs.release(self._key)
+
+
+def origin() -> dict[str, Any]:
+    """The code and machine that are about to compute: git revision (`-dirty` if edited), package versions, Python, CPU."""
+    return {"git": git_revision(Path(__file__).parent), "versions": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(), "machine": platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS")}
+
+
+def git_revision(folder: Path) -> str | None:
+    """`git describe` of the checkout a folder is in; None where there is no git or no checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _lock(path: Path) -> IO[str]:
+    """Take the kernel's lock on a file that names our pid; the kernel frees it when a process dies, however it dies."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise DemeanorError(f"{path.parent}: {holder} is training this; wait for it, or stop it") from None
+        if os.fstat(file.fileno()).st_nlink:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()  # its holder deleted it between our open and our lock
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    os.replace(part, path)

@@ -1,0 +1,149 @@
+"""The offline loop: trees in, weights changed in place. The only place with `optimizer.step()`.
+
+In: a model, how to run it and how to judge it, trees and the order they come in. Out: trained weights, a ledger, checkpoints.
+It refuses to know objectives, tokenizers and model families.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from demeanor import hardware
+from demeanor.data.trees import Tree, collate
+from demeanor.errors import DemeanorError
+from demeanor.spec import Optim
+from demeanor.tensors import Loss, Outputs, TokenBatch
+from demeanor.train import checkpoint, ledger
+from demeanor.train.flops import measured_peak, training_flops
+from demeanor.train.gradient import Measure, accumulate
+from demeanor.train.lineage import CHECKPOINT, LEDGER
+from demeanor.train.optimizer import adamw, learning_rate
+from demeanor.train.progress import Progress
+from demeanor.train.signals import stop_requests
+
+Run = Callable[[nn.Module, TokenBatch], Outputs]
+Judge = Callable[[Outputs, TokenBatch], Loss]
+Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
+Collate = Callable[..., TokenBatch]
+EVALUATIONS = 5
+
+
+class Steps(Protocol):
+    """Which trees make which optimiser step: a pure function of the step (`data.schedule.Schedule`)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int, /) -> list[list[int]]: ...
+
+
+def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], schedule: Steps, optim: Optim, *,
+        out: Path, watch: Progress, read_last: bool, reference: Sequence[Sequence[float]] | None = None,
+        checkpoint_every_s: float = 20.0, evaluate: Evaluate | None = None, fp32: bool = False,
+        collate: Collate = collate, clock: Callable[[], float] = time.monotonic) -> None:
+    """Train `model` in place over every step of `schedule`, from the checkpoint in `out` if there is one.
+
+    `evaluate` runs after each fifth of the steps, always behind a fresh checkpoint. Raises Interrupted (exit code 130)
+    after Ctrl-C, with a checkpoint written; DemeanorError when the loss is not finite, with the last checkpoint as it was.
+    """
+    device = next(model.parameters()).device
+    dtype = None if fp32 else hardware.autocast_dtype()
+    measure = measuring(model, outputs, loss, dtype)
+    flops = training_flops(model, head=not read_last)
+    optimizer, steps, state = adamw(model, optim), len(schedule), out / CHECKPOINT
+    about = {"steps": steps, "rows": len(trees), "optim": optim.model_dump(mode="json"), "dtype": str(dtype or torch.float32)}
+
+    def load(chosen: Sequence[int]) -> TokenBatch:
+        known = None if reference is None else [reference[i] for i in chosen]
+        return to_device(collate([trees[i] for i in chosen], read_last=read_last, reference=known), device)
+
+    def look(done: int) -> None:
+        if evaluate is not None and due(done, steps):
+            rows.append({"step": done, **evaluation(evaluate, model, done)})
+
+    begun = checkpoint.load(state, model, optimizer, about)
+    seen = any(is_evaluation(row) for row in ledger.read(out / LEDGER) if row["step"] == begun)
+    peak = measured_peak(device.type, dtype or torch.float32)
+    with ledger.Ledger(out / LEDGER, step=begun) as rows, stop_requests() as stop, watch.running(steps, begun, peak):
+        if not seen:  # a run killed while it evaluated
+            look(begun)
+        saved_s = clock()
+        for step in range(begun, steps):
+            start_s, done = clock(), step + 1
+            chosen = schedule[step]
+            batches = [load(part) for part in chosen]
+            gradient = accumulate(model, measure, batches, optim.clip_norm)
+            if not gradient.finite:
+                raise not_finite(done, steps, chosen, trees, lambda i: measure(load([i])), state)
+            rate = learning_rate(optim, step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            rows.append({"step": done, "loss": gradient.loss, "lr": rate, "grad_norm": gradient.norm, "tokens": gradient.tokens,
+                         "count": gradient.counted, **gradient.metrics, "seconds": round(clock() - start_s, 4)})
+            watch.update(done, gradient.loss, gradient.tokens, sum(map(flops, batches)))
+            stopping = stop.asked  # read once: whoever asks later is heard one step later, behind that step's checkpoint
+            if stopping or done == steps or due(done, steps) or clock() - saved_s >= checkpoint_every_s:
+                checkpoint.save(state, model, optimizer, done, about)
+                saved_s = clock()
+            if stopping:
+                raise stop.obeyed(done, steps)
+            look(done)
+        if stop.asked:
+            raise stop.obeyed(steps, steps)
+
+
+def measuring(model: nn.Module, outputs: Run, loss: Judge, dtype: torch.dtype | None) -> Measure:
+    """One function from a batch to its Loss: the model under autocast to `dtype` (None: fp32), the objective in fp32."""
+    device = next(model.parameters()).device.type
+
+    def measure(batch: TokenBatch) -> Loss:
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            found = outputs(model, batch)
+        return loss(found, batch)
+
+    return measure
+
+
+def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    """The batch with every tensor on `device`."""
+    moved: dict[str, Any] = {name: x.to(device) for name, x in batch._asdict().items() if isinstance(x, torch.Tensor)}
+    return batch._replace(**moved)
+
+
+def due(done: int, steps: int) -> bool:
+    """Whether a fifth of the steps (rounded) ends with step `done`."""
+    return done in {max(1, round(steps * k / EVALUATIONS)) for k in range(1, EVALUATIONS + 1)}
+
+
+def evaluation(evaluate: Evaluate, model: nn.Module, done: int) -> dict[str, float]:
+    """Call `evaluate` without gradients; names get TRL's `eval_`, and the random numbers it draws are put back."""
+    drawn = torch.get_rng_state()
+    with torch.no_grad():
+        found = evaluate(model, done)
+    torch.set_rng_state(drawn)
+    return {f"eval_{name}": value for name, value in found.items()}
+
+
+def is_evaluation(row: Mapping[str, object]) -> bool:
+    return any(name.startswith("eval_") for name in row)
+
+
+def not_finite(done: int, steps: int, chosen: Sequence[Sequence[int]], trees: Sequence[Tree], alone: Callable[[int], Loss],
+               state: Path) -> DemeanorError:
+    """Name the rows of a step whose loss is not finite on their own; all of its rows if only together they are not."""
+    everyone = [i for part in chosen for i in part]
+    with torch.no_grad():
+        guilty = [i for i in everyone if not math.isfinite(float(alone(i).total))] or everyone
+    names = ", ".join(f"{i} ({trees[i].source})" if trees[i].source else str(i) for i in guilty[:8])
+    more = f" and {len(guilty) - 8} more" if len(guilty) > 8 else ""
+    kept = f"the checkpoint before it is kept ({state})" if state.exists() else "no checkpoint was written yet"
+    return DemeanorError(f"step {done} of {steps}: the loss or its gradient is not finite; rows {names}{more}. "
+                         f"Look at these rows, or lower optim.lr; {kept}.")
+

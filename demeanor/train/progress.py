@@ -1,0 +1,117 @@
+"""What a person sees while a stage trains: a bar on a terminal, a plain line every few seconds elsewhere.
+
+In: step, loss, tokens, FLOPs. Out: text on one stream. It refuses to know about models and files.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TextIO
+
+from rich import progress as bars
+from rich.console import Console
+
+PLAIN_EVERY_S, WINDOW_S = 5.0, 15.0
+
+
+class _Mark(NamedTuple):
+    """Running totals at a moment: seconds, steps, tokens, FLOPs, summed loss."""
+
+    at_s: float
+    step: int
+    tokens: int
+    flops: float
+    losses: float
+
+
+class Progress:
+    """The display of one stage; rates are means over the last 15 seconds of training, pauses included."""
+
+    def __init__(self, stage: str, *, stream: TextIO | None = None, terminal: bool | None = None,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.stage = stage
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty() if terminal is None else terminal
+        self._console = Console(file=self._stream, force_terminal=True) if self._terminal else None
+        self._clock = clock
+        self._bar: bars.Progress | None = None
+        self._marks: deque[_Mark] = deque()
+        self._steps, self._began, self._printed_s = 0, _Mark(0.0, 0, 0, 0.0, 0.0), 0.0
+        self._peak: float | None = None
+
+    def say(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if self._console is None:
+            print(f"{self.stage}: {text}", file=self._stream, flush=True)
+        else:
+            self._console.print(f"[bold]{self.stage}[/bold] ", end="")
+            self._console.print(text, markup=False, highlight=False)
+
+    @contextmanager
+    def running(self, steps: int, done: int, peak_flops: float | None = None) -> Iterator[None]:
+        """Show steps `done` to `steps` for the length of the block; `peak_flops` (FLOP/s) is what utilisation is a share of."""
+        self._begin(steps, done, peak_flops)
+        try:
+            yield
+        finally:
+            self._end()
+
+    def _begin(self, steps: int, done: int, peak_flops: float | None) -> None:
+        self._steps, self._peak = steps, peak_flops
+        self._began = _Mark(self._clock(), done, 0, 0.0, 0.0)
+        self._marks = deque([self._began])
+        self._printed_s = self._began.at_s
+        if done:
+            self.say(f"resuming after step {done} of {steps}")
+        if self._console is not None:
+            columns = (bars.TextColumn("[bold]{task.description}"), bars.BarColumn(bar_width=30), bars.MofNCompleteColumn(),
+                       bars.TextColumn("{task.fields[rates]}"))
+            self._bar = bars.Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+            self._bar.add_task(self.stage, total=steps, completed=done, rates="")
+            self._bar.start()
+
+    def update(self, step: int, loss: float, tokens: int, flops: float) -> None:
+        """Count one finished step (`step` of all), its loss, its input tokens and its FLOPs."""
+        last, now = self._marks[-1], self._clock()
+        self._marks.append(_Mark(now, step, last.tokens + tokens, last.flops + flops, last.losses + loss))
+        while len(self._marks) > 2 and self._marks[1].at_s < now - WINDOW_S:
+            self._marks.popleft()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, rates=self.rates())
+        elif self._console is None and now - self._printed_s >= PLAIN_EVERY_S:
+            self._printed_s = now
+            self.say(f"step {step}/{self._steps}  {self.rates()}")
+
+    def rates(self) -> str:
+        """Loss, tokens per second, utilisation and time left, as shown; empty before the first step."""
+        first, last = self._marks[0], self._marks[-1]
+        return _rates(first, last, self._peak, self._steps - last.step)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if len(self._marks) > 1:
+            last = self._marks[-1]
+            self.say(f"{last.step}/{self._steps} steps in {last.at_s - self._began.at_s:.0f} s  {self.rates()}")
+
+
+def _rates(first: _Mark, last: _Mark, peak: float | None, left: int) -> str:
+    steps, seconds = last.step - first.step, max(last.at_s - first.at_s, 1e-9)
+    if not steps:
+        return ""
+    parts = [f"loss {(last.losses - first.losses) / steps:.4f}", f"{(last.tokens - first.tokens) / seconds:,.0f} tokens/s"]
+    if peak:
+        parts.append(f"{(last.flops - first.flops) / seconds / peak:.0%} of peak")
+    if left:
+        parts.append(f"{_duration(left * seconds / steps)} left")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,97 @@
+"""The frozen reference's log-probs of every scored token, computed once and kept beside the run.
+
+In: a way to load the reference, trees, two keys. Out: one list of floats (nats) per tree, in collation order.
+It refuses to know which objective wants them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from demeanor import hardware
+from demeanor.data.trees import Tree, collate
+from demeanor.train.loop import Collate, Run, to_device
+
+MICRO_TOKENS = 8192
+
+
+def reference_logprobs(load: Callable[[], nn.Module], outputs: Run, trees: Sequence[Tree], *,
+                       folder: Path, model_key: str, data_key: str, fp32: bool = False, micro_tokens: int = MICRO_TOKENS,
+                       collate: Collate = collate) -> list[list[float]]:
+    """Log-probs of each tree's scored tokens under a frozen model, in the number format the policy trains in.
+
+    The model is only loaded if the cache in `folder` was not written for this model, this data and this format.
+    """
+    dtype = None if fp32 else hardware.autocast_dtype()
+    path = folder / "reference.safetensors"
+    about = json.dumps({"model": model_key, "data": data_key, "dtype": str(dtype or torch.float32)})
+    parts = _cached(path, about, len(trees))
+    if parts is None:
+        parts = _compute(load(), outputs, trees, dtype, micro_tokens, collate)
+        part = path.with_name(path.name + ".part")
+        lengths = torch.tensor([len(p) for p in parts])
+        save_file({"logprobs": torch.cat(parts), "lengths": lengths}, part, metadata={"demeanor": about})
+        os.replace(part, path)
+    return [part.tolist() for part in parts]
+
+
+def trees_key(trees: Sequence[Tree]) -> str:
+    """Hash of the tokens, masks and order of all trees: 16 hex digits."""
+    total = hashlib.sha256()
+    for tree in trees:
+        for tokens in (tree.prompt, *(part for branch in tree.branches for part in (branch.tokens, branch.trained))):
+            total.update(len(tokens).to_bytes(4, "little") + array("i", tokens).tobytes())
+    return total.hexdigest()[:16]
+
+
+def micro_batches(trees: Sequence[Tree], micro_tokens: int) -> Iterator[list[int]]:
+    """Indices of all trees, short ones first, in groups of at most `micro_tokens` tokens (a longer tree goes alone)."""
+    sizes = [len(tree.prompt) + sum(len(branch.tokens) for branch in tree.branches) for tree in trees]
+    group: list[int] = []
+    total = 0
+    for index in sorted(range(len(trees)), key=sizes.__getitem__):
+        if group and total + sizes[index] > micro_tokens:
+            yield group
+            group, total = [], 0
+        group.append(index)
+        total += sizes[index]
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def _compute(model: nn.Module, outputs: Run, trees: Sequence[Tree], dtype: torch.dtype | None,
+             micro_tokens: int, collate: Collate) -> list[torch.Tensor]:
+    device = hardware.device()
+    model.to(device).eval()
+    found = [torch.empty(0)] * len(trees)
+    for group in micro_batches(trees, micro_tokens):
+        batch = to_device(collate([trees[i] for i in group]), device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            logprobs_C = outputs(model, batch).logprobs_C
+        assert logprobs_C is not None, "a reference is a policy: it gives log-probs"
+        lengths = batch.tree_B[batch.branch_C].bincount(minlength=len(group)).tolist()  # collation goes tree by tree
+        for i, part in zip(group, torch.split(logprobs_C.float().cpu(), lengths)):
+            found[i] = part
+    return found
+
+
+def _cached(path: Path, about: str, num_trees: int) -> list[torch.Tensor] | None:
+    """The stored log-probs if they were computed for exactly this; a broken file counts as none."""
+    try:
+        with safe_open(path, "pt") as file:
+            flat, lengths = file.get_tensor("logprobs"), file.get_tensor("lengths").tolist()
+            same = (file.metadata() or {}).get("demeanor") == about and len(lengths) == num_trees and sum(lengths) == flat.numel()
+            return list(torch.split(flat, lengths)) if same else None
+    except (OSError, SafetensorError):
+        return None
