@@ -231,3 +231,8 @@ async def long(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
 SCRIPTS = {"ferry": ferry, "times": times, "card number": card_number, "leak": leak, "weather": weather, "told": told,
            "forever": forever, "novel": novel, "too fast": too_fast, "crash": crash, "drain": drain, "seed": seeded,
            "captain": long, "": greet}
+
+
+def body(text: str = "hello", **fields: object) -> dict[str, object]:
+    """A request body with one user message."""
+    return {"model": "harbour-desk", "messages": [{"role": "user", "content": text}], **fields}

@@ -43,7 +43,7 @@ function cited(answer) {
 export function strip(answer, open) {
   if (!answer.trace) return null;
   const { ms, stack_key: key } = answer.trace;
-  const numbers = [answer.usage && plural(answer.usage.completion_tokens, "token"), `${Math.round(ms)} ms`].filter(Boolean).join(" · ");
+  const numbers = [answer.usage && plural(answer.usage.completion_tokens, "token"), `${Math.round(ms)} ms`, key.slice(0, 8)].filter(Boolean).join(" · ");
   return el("details", { class: "strip", open },
     el("summary", {}, el("span", { class: "chips" }, ...chips(answer)), el("span", { class: "numbers" }, numbers)),
     el("ol", { class: "steps" }, ...steps(answer)),
@@ -62,7 +62,7 @@ function chips(answer) {
   if (passages) made.push(chip(`${plural(passages, "passage")}${citations ? `, ${citations} cited` : ""}`));
   for (const event of of(answer, "tool_call")) made.push(chip(event.name));
   if (of(answer, "tool_result").some((event) => event.error)) made.push(chip("tool failed", "bad"));
-  if (!made.length) made.push(chip("weights alone", "quiet"));
+  if (!made.length) made.push(chip("weights only", "quiet"));
   return made;
 }
 
