@@ -1,0 +1,235 @@
+"""A model in this process behind one thread: requests from any thread or event loop in, pieces of their answers out.
+
+Guaranteed: greedy text, and sampled text with a seed, is that of the request alone whatever shares its batch, up to the last
+bits of the logits (a matrix product of another height may round differently; only tokens tied to those bits can change).
+Refuses to know messages, templates and HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from demeanor.engine.batch import Batch
+from demeanor.engine.request import Piece, Request
+from demeanor.engine.sequence import Sequence
+from demeanor.engine.turnstile import Turnstile
+from demeanor.errors import EngineError
+from demeanor.model.cache import KVCache
+
+if TYPE_CHECKING:
+    from demeanor.model.llama import Llama
+    from demeanor.text.tokenizer import Tokenizer
+
+__all__ = ["LocalEngine", "Piece", "Request"]
+
+_TURN = Turnstile()     # several engines (stages) are served from one process: one of them computes at a time
+_DECODED = 1 << 16      # pairs of neighbouring tokens whose text is remembered
+
+
+class _Mailbox(Protocol):
+    """Where pieces go: the letters of one step for all readers of one mailbox are posted together."""
+
+    def post(self, letters: list[tuple[Any, Piece | EngineError]]) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """An event loop; the address of a letter is the reader's asyncio.Queue."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def post(self, letters: list[tuple[Any, Piece | EngineError]]) -> None:
+        self.loop.call_soon_threadsafe(_hand_out, letters)
+
+
+@dataclass(frozen=True, eq=False)
+class _Thread:
+    """A waiting thread; the address of a letter is the number of the request."""
+
+    inbox: queue.SimpleQueue[list[tuple[int, Piece | EngineError]]]
+
+    def post(self, letters: list[tuple[Any, Piece | EngineError]]) -> None:
+        self.inbox.put(letters)
+
+
+def _hand_out(letters: list[tuple[Any, Piece | EngineError]]) -> None:
+    for reader, letter in letters:
+        reader.put_nowait(letter)
+
+
+class LocalEngine:
+    """Continuous batching over `num_slots` sequences of at most `max_context` tokens (None: the model's own limit)."""
+
+    def __init__(self, model: Llama, tokenizer: Tokenizer, *, num_slots: int = 32, max_context: int | None = None) -> None:
+        self.max_context = min(max_context or model.config.context, model.config.context)
+        cache = KVCache(model.config, num_slots, self.max_context, model.head().dtype)
+        self._decode = lru_cache(_DECODED)(tokenizer.decode)
+        self._batch = Batch(model, cache, num_slots)            # touched by the engine's own thread only
+        self._addresses: dict[Sequence, tuple[_Mailbox, Any]] = {}
+        self._changed = threading.Condition()                   # guards the five below
+        self._new: list[Sequence] = []
+        self._dropped: list[Sequence] = []
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="demeanor-engine", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)                             # a thread inside torch must not outlive the interpreter
+
+    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+        """Answer piece by piece; closing or cancelling the iterator frees the slot within one step.
+
+        Raises EngineError at once if the request does not fit, and while iterating if the engine is closed or fails.
+        """
+        return self._pieces(request, self._limit(request))
+
+    async def _pieces(self, request: Request, limit: int) -> AsyncGenerator[Piece, None]:
+        reader: asyncio.Queue[Piece | EngineError] = asyncio.Queue()
+        sequence = Sequence(request, limit, self._decode)
+        self._submit([sequence], [(_Loop(asyncio.get_running_loop()), reader)])
+        try:
+            finished = False
+            while not finished:
+                letter = await reader.get()
+                if isinstance(letter, EngineError):
+                    raise letter
+                finished = letter.finish is not None
+                yield letter
+        finally:
+            self._cancel([sequence])
+
+    def generate(self, requests: Many[Request]) -> list[list[Piece]]:
+        """Answer all requests and wait; the same as `stream` for each of them at once.
+
+        Raises EngineError, before anything runs, if one of them does not fit.
+        """
+        sequences = [Sequence(request, self._limit(request), self._decode) for request in requests]
+        mailbox = _Thread(queue.SimpleQueue())
+        answers: list[list[Piece]] = [[] for _ in sequences]
+        self._submit(sequences, [(mailbox, i) for i in range(len(sequences))])
+        try:
+            left = len(sequences)
+            while left:
+                for i, letter in mailbox.inbox.get():
+                    if isinstance(letter, EngineError):
+                        raise letter
+                    answers[i].append(letter)
+                    left -= letter.finish is not None
+        finally:
+            self._cancel(sequences)
+        return answers
+
+    def close(self) -> None:
+        """Stop within one step and free the thread; whoever still waits for an answer gets an EngineError. Twice is once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    def _limit(self, request: Request) -> int:
+        """Tokens this request may say: max_tokens, clipped by the context."""
+        length, decoding = len(request.tokens), request.decoding
+        if length == 0:
+            raise EngineError("the prompt has no tokens; an engine continues a prompt of at least 1")
+        if length >= self.max_context:
+            raise EngineError(f"the prompt has {length} tokens, which leaves no room in a context of {self.max_context}; "
+                              "shorten the conversation")
+        if decoding.max_tokens < 1:
+            raise EngineError(f"max_tokens is {decoding.max_tokens}; an answer has at least 1")
+        if "" in decoding.stop:
+            raise EngineError("decoding.stop holds an empty string, which would end every answer before it begins")
+        return min(decoding.max_tokens, self.max_context - length)
+
+    def _submit(self, sequences: list[Sequence], addresses: Many[tuple[_Mailbox, Any]]) -> None:
+        with self._changed:
+            if self._failure is not None:
+                raise _broken(self._failure)
+            if self._closed:
+                raise EngineError("the engine is closed")
+            self._addresses.update(zip(sequences, addresses))
+            self._new += sequences
+            self._changed.notify()
+
+    def _cancel(self, sequences: list[Sequence]) -> None:
+        with self._changed:
+            self._dropped += [s for s in sequences if self._addresses.pop(s, None) is not None]
+            self._changed.notify()
+
+    # ---- the engine's own thread ----
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._take():
+                    with _TURN:
+                        pieces = self._batch.step()
+                    self._post(pieces)
+        except BaseException as error:  # whatever it was, nobody may wait for ever
+            self._fail(error)
+        else:
+            self._end("the engine was closed before the answer was complete")
+
+    def _take(self) -> bool:
+        """Wait for work, then take in what is new and put away what was cancelled; False once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._new or self._dropped or self._closed or self._batch.busy)
+            new, self._new = self._new, []
+            dropped, self._dropped = self._dropped, []
+            closed = self._closed
+        for sequence in new:
+            self._batch.add(sequence)
+        for sequence in dropped:
+            self._batch.drop(sequence)
+        return not closed
+
+    def _post(self, pieces: list[tuple[Sequence, Piece]]) -> None:
+        """Send each mailbox its letters of this step, all at once."""
+        post: defaultdict[_Mailbox, list[tuple[Any, Piece | EngineError]]] = defaultdict(list)
+        with self._changed:
+            for sequence, piece in pieces:
+                if sequence in self._addresses:
+                    mailbox, reader = self._addresses[sequence]
+                    post[mailbox].append((reader, piece))
+                    if piece.finish is not None:
+                        del self._addresses[sequence]
+        for mailbox, letters in post.items():
+            self._send(mailbox, letters)
+
+    def _send(self, mailbox: _Mailbox, letters: list[tuple[Any, Piece | EngineError]]) -> None:
+        try:
+            mailbox.post(letters)
+        except RuntimeError:  # the event loop is closed: nobody is left to read
+            with self._changed:
+                orphans = [s for s, (to, _) in self._addresses.items() if to == mailbox]
+            self._cancel(orphans)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._failure = error
+        self._end(None)
+
+    def _end(self, reason: str | None) -> None:
+        """Tell everyone who still waits why there will be no more."""
+        with self._changed:
+            left = list(self._addresses.values())
+            self._addresses.clear()
+        for mailbox, reader in left:
+            error = EngineError(reason) if self._failure is None else _broken(self._failure)
+            self._send(mailbox, [(reader, error)])
+
+
+def _broken(failure: BaseException) -> EngineError:
+    error = EngineError(f"the decode loop stopped: {type(failure).__name__}: {failure}")
+    error.__cause__ = failure
+    return error

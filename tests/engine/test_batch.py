@@ -1,0 +1,254 @@
+"""What shares a batch never changes an answer; slots are taken in order, freed at once, and their old tokens used again."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from byte_model import END, VOCAB_SIZE, ByteModel, ByteTokenizer, random_next, says, slow_answer
+
+from demeanor.engine import batch as batch_module
+from demeanor.engine.batch import Batch
+from demeanor.engine.request import Piece, Request
+from demeanor.engine.sequence import Sequence
+from demeanor.types import Decoding
+
+GREEDY = Decoding(temperature=0, max_tokens=12)
+
+
+def sequence(prompt: str | tuple[int, ...], decoding: Decoding = GREEDY) -> Sequence:
+    tokens = tuple(prompt.encode()) if isinstance(prompt, str) else prompt
+    return Sequence(Request(tokens, decoding, frozenset({END})), decoding.max_tokens, ByteTokenizer().decode)
+
+
+def run(model: ByteModel, sequences: list[Sequence], num_slots: int) -> list[list[Piece]]:
+    """Step until all have ended; one list of pieces per sequence."""
+    batch = Batch(model, None, num_slots)
+    for one in sequences:
+        batch.add(one)
+    said: dict[Sequence, list[Piece]] = {one: [] for one in sequences}
+    while batch.busy:
+        for one, piece in batch.step():
+            said[one].append(piece)
+    return list(said.values())
+
+
+def text(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def prompts(num: int, longest: int, seed: int = 0) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    return [tuple(rng.randrange(256) for _ in range(rng.randint(1, longest))) for _ in range(num)]
+
+
+@pytest.mark.parametrize("num_slots", [1, 3, 8])
+def test_a_greedy_answer_is_that_of_reading_everything_again_for_each_token(num_slots: int) -> None:
+    asked = prompts(10, 40)
+    answers = run(ByteModel(random_next), [sequence(prompt) for prompt in asked], num_slots)
+    assert [[p.token for p in pieces] for pieces in answers] == [
+        slow_answer(random_next, prompt, 12, frozenset({END})) for prompt in asked]
+
+
+@pytest.mark.parametrize("num_slots", [2, 8])
+def test_a_seeded_answer_is_the_same_alone_and_in_any_batch(num_slots: int) -> None:
+    settings = [Decoding(temperature=t, top_p=p, max_tokens=12, seed=s) for t, p, s in
+                [(0.7, 1.0, 1), (1.0, 0.9, 2), (1.5, 0.5, 1), (0.0, 1.0, 4), (1.0, 1.0, -5), (1.0, 1.0, 2**70)]]
+    asked = prompts(len(settings), 20)
+    alone = [run(ByteModel(random_next), [sequence(p, d)], 1)[0] for p, d in zip(asked, settings)]
+    together = run(ByteModel(random_next), [sequence(p, d) for p, d in zip(asked, settings)], num_slots)
+    assert [[p.token for p in pieces] for pieces in together] == [[p.token for p in pieces] for pieces in alone]
+
+
+def test_another_seed_or_no_seed_is_another_answer() -> None:
+    def answer(seed: int | None) -> str:
+        return text(run(ByteModel(random_next), [sequence("Who?", Decoding(temperature=1.0, max_tokens=20, seed=seed))], 1)[0])
+
+    assert answer(1) == answer(1) != answer(2)
+    assert answer(None) != answer(None), "20 draws of about 5 bits each"
+
+
+def test_a_long_prompt_is_read_in_chunks_and_nobody_stalls() -> None:
+    model = ByteModel(random_next)
+    batch = Batch(model, None, 2)
+    first = sequence("short", Decoding(temperature=0, max_tokens=50))
+    batch.add(first)
+    batch.step()
+    long = prompts(1, 1)[0] * 600
+    batch.add(sequence(long))
+    for _ in range(3):
+        assert [one for one, _ in batch.step()][:1] == [first], "a decoder speaks in every step"
+    read = [len(tokens) for kind, _, tokens in model.calls if kind == "prefill"]
+    assert read == [5, 256, 256, 88]
+
+
+def test_a_prompt_that_fills_the_last_of_a_chunk_waits_for_the_next_step() -> None:
+    model = ByteModel(random_next)
+    asked = [(1,) * 200, (2,) * 56, (3,) * 5]
+    run(model, [sequence(prompt, Decoding(temperature=0, max_tokens=1)) for prompt in asked], 3)
+    assert [len(tokens) for _, _, tokens in model.calls] == [200, 56, 5]
+
+
+def test_requests_are_admitted_in_order_of_arrival() -> None:
+    batch = Batch(ByteModel(random_next), None, 2)
+    waiting = [sequence(f"request {i}", Decoding(temperature=0, max_tokens=3 + i % 2)) for i in range(6)]
+    for one in waiting:
+        batch.add(one)
+    began: list[Sequence] = []
+    while batch.busy:
+        began += [one for one, _ in batch.step() if one not in began]
+    assert began == waiting
+
+
+def test_a_dropped_sequence_gives_its_slot_to_the_next_in_the_very_next_step() -> None:
+    batch = Batch(ByteModel(random_next), None, 1)
+    first, second, third = (sequence(f"request {i}", Decoding(temperature=0, max_tokens=1000)) for i in range(3))
+    for one in (first, second, third):
+        batch.add(one)
+    batch.step()
+    batch.drop(first)
+    batch.drop(second)
+    assert [one for one, _ in batch.step()] == [third]
+    batch.drop(third)
+    batch.drop(third)
+    assert not batch.busy
+    assert batch.step() == []
+
+
+def test_a_prefix_that_a_slot_still_holds_is_not_read_again() -> None:
+    model = ByteModel(random_next)
+    system = "You are the harbour desk. "
+    _, again, other = run(model, [sequence(system + "Who?"), sequence(system + "When?"), sequence("Hm?")], 1)
+    read = ["".join(map(chr, tokens)) for kind, _, tokens in model.calls if kind == "prefill"]
+    assert read == [system + "Who?", "en?", "Hm?"], "'Wh' is shared too"
+    assert text(again) == text(run(ByteModel(random_next), [sequence(system + "When?")], 1)[0])
+    assert text(other) == text(run(ByteModel(random_next), [sequence("Hm?")], 1)[0])
+
+
+def test_a_new_sequence_takes_the_slot_that_knows_most_of_it() -> None:
+    model = ByteModel(random_next)
+    batch = Batch(model, None, 3)
+    for wave in (["aaaa", "bbbb", "cccc"], ["bbbbx", "ccccx", "aaaax"]):
+        for prompt in wave:
+            batch.add(sequence(prompt, Decoding(temperature=0, max_tokens=1)))
+        while batch.busy:
+            batch.step()
+    assert [tokens for kind, _, tokens in model.calls if kind == "prefill"][3:] == [[ord("x")]] * 3
+
+
+def test_the_same_prompt_twice_reads_only_its_last_token_again() -> None:
+    model = ByteModel(random_next)
+    first, second = run(model, [sequence("Who is Marla?"), sequence("Who is Marla?")], 1)
+    assert [p.token for p in first] == [p.token for p in second]
+    assert [len(tokens) for kind, _, tokens in model.calls if kind == "prefill"] == [13, 1]
+
+
+def test_random_arrivals_and_departures_never_change_an_answer() -> None:
+    rng = random.Random(1)
+    model = ByteModel(random_next)
+    batch = Batch(model, None, 3)
+    stems = ["", "You are a desk. ", "You are a boat. "]
+    said: dict[Sequence, list[int]] = {}
+    for _ in range(150):
+        if rng.random() < 0.4:
+            decoding = Decoding(temperature=0, max_tokens=rng.randint(1, 10))
+            one = sequence(rng.choice(stems) + "hello"[:rng.randint(1, 5)] * rng.randint(1, 40), decoding)
+            said[one] = []
+            batch.add(one)
+        if said and rng.random() < 0.1:
+            gone = rng.choice(list(said))
+            batch.drop(gone)
+            said.pop(gone)
+        for one, piece in batch.step():
+            said[one].append(piece.token)
+    while batch.busy:
+        for one, piece in batch.step():
+            said[one].append(piece.token)
+    assert len(said) > 30
+    for one, tokens in said.items():
+        assert tokens == slow_answer(random_next, one.request.tokens, one.limit, frozenset({END}))
+
+
+# ---- how an answer ends ----
+
+
+def answer(said: str, stop: tuple[str, ...] = (), max_tokens: int = 100) -> list[Piece]:
+    model = ByteModel(says({"?": said}))
+    return run(model, [sequence("?", Decoding(temperature=0, max_tokens=max_tokens, stop=stop))], 1)[0]
+
+
+def test_the_stop_token_ends_an_answer_and_is_not_in_its_text() -> None:
+    pieces = answer("Marla.")
+    assert text(pieces) == "Marla."
+    assert [p.finish for p in pieces] == [None] * 6 + ["stop"]
+    assert pieces[-1].token == END
+
+
+def test_max_tokens_ends_an_answer_with_length() -> None:
+    pieces = answer("Marla.", max_tokens=3)
+    assert (text(pieces), pieces[-1].finish, len(pieces)) == ("Mar", "length", 3)
+
+
+def test_a_stop_token_at_the_last_allowed_place_is_a_stop() -> None:
+    assert answer("Marla.", max_tokens=7)[-1].finish == "stop"
+
+
+@pytest.mark.parametrize(("said", "stop", "want", "finish"), [
+    ("Marla.\nUser: hm", ("\nUser:",), "Marla.", "stop"),
+    ("one\n\ntwo", ("\n\n", "tw"), "one", "stop"),
+    ("a é b", ("é",), "a ", "stop"),
+    ("\nUse it", ("\nUser:",), "\nUse it", "stop"),
+    ("ab", ("abc",), "ab", "stop"),
+])
+def test_a_stop_string_is_cut_out_across_token_boundaries(said: str, stop: tuple[str, ...], want: str, finish: str) -> None:
+    pieces = answer(said, stop)
+    assert (text(pieces), pieces[-1].finish) == (want, finish)
+
+
+def test_what_a_stop_string_held_back_is_given_out_when_the_answer_ends() -> None:
+    pieces = answer("abc", ("abcd",), max_tokens=3)
+    assert ([p.text for p in pieces], pieces[-1].finish) == (["", "", "abc"], "length")
+
+
+def test_characters_come_whole_and_half_a_character_ends_as_a_mark() -> None:
+    assert [p.text for p in answer("é中")] == ["", "é", "", "", "中", ""]
+    assert text(answer("é中", max_tokens=4)) == "é\ufffd"
+
+
+# ---- log-probabilities ----
+
+
+def test_logprobs_are_nats_of_the_unmodified_distribution() -> None:
+    decoding = Decoding(temperature=0.3, top_p=0.5, max_tokens=4, seed=1, top_logprobs=3)
+    pieces = run(ByteModel(random_next), [sequence("Who?", decoding)], 1)[0]
+    history = list(b"Who?")
+    for piece in pieces:
+        logprobs_V = random_next(tuple(history)).double().log_softmax(-1)
+        assert piece.logprob == pytest.approx(logprobs_V[piece.token].item(), abs=1e-5)
+        assert [value for _, value in piece.top] == pytest.approx(logprobs_V.topk(3).values.tolist(), abs=1e-5)
+        history.append(piece.token)
+
+
+def test_only_who_asks_gets_alternatives_and_never_more_than_asked() -> None:
+    wanted = [None, 0, 1, 5, 1000]
+    pieces = run(ByteModel(random_next), [sequence("Who?", Decoding(temperature=0, max_tokens=1, top_logprobs=k)) for k in wanted], 5)
+    assert [len(said[0].top) for said in pieces] == [0, 0, 1, 5, VOCAB_SIZE]
+
+
+def test_alternatives_and_own_text_show_tokens_even_while_text_is_held_back() -> None:
+    model = ByteModel(says({"?": "ab"}))
+    pieces = run(model, [sequence("?", Decoding(temperature=0, stop=("abc",), top_logprobs=1))], 1)[0]
+    assert [(p.text, p.own, p.top[0][0]) for p in pieces] == [("", "a", "a"), ("", "b", "b"), ("ab", "<|end|>", "<|end|>")]
+    assert all(math.isclose(p.logprob, 0.0, abs_tol=1e-6) for p in pieces)
+
+
+def test_a_greedy_batch_draws_no_random_number_and_makes_one_step_call() -> None:
+    model = ByteModel(random_next)
+    before = torch.random.get_rng_state()
+    run(model, [sequence(f"{i}", Decoding(temperature=0, max_tokens=2)) for i in range(4)], 4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    steps = [slots for kind, slots, _ in model.calls if kind == "step"]
+    assert steps == [[0, 1, 2, 3]]
+    assert batch_module.READ_PER_STEP == 256
