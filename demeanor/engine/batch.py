@@ -7,6 +7,7 @@ per request). Knows nothing of threads, callers or text.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from demeanor.engine import sampling
 from demeanor.engine.request import Piece
 from demeanor.engine.sequence import Sequence
+from demeanor.errors import EngineError
 
 if TYPE_CHECKING:
     from demeanor.model.cache import KVCache
@@ -127,6 +129,8 @@ def _speak(sequences: list[Sequence], logits_NV: Tensor) -> list[tuple[Sequence,
         top_p_N = logits_NV.new_tensor([settings[i].top_p for i in rows])
         tokens_N[rows] = sampling.draw(logits_NV[rows], temperature_N, top_p_N, uniform_NV)
     logprobs = sampling.token_logprobs(logits_NV, tokens_N).tolist()
+    if any(map(math.isnan, logprobs)):
+        raise EngineError("the model's logits are not numbers (NaN): its weights are broken")
     alternatives = _alternatives(logits_NV, [setting.top_logprobs or 0 for setting in settings])
     return [(sequence, sequence.say(token, logprob, others))
             for sequence, token, logprob, others in zip(sequences, tokens_N.tolist(), logprobs, alternatives)]

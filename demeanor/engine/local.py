@@ -11,16 +11,15 @@ import asyncio
 import atexit
 import queue
 import threading
-from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from demeanor.engine.batch import Batch
+from demeanor.engine.mailbox import Address, Letter, LoopMailbox, ThreadMailbox, deliver
 from demeanor.engine.request import Piece, Request
 from demeanor.engine.sequence import Sequence
 from demeanor.engine.turnstile import Turnstile
@@ -37,37 +36,6 @@ _TURN = Turnstile()     # several engines (stages) are served from one process: 
 _DECODED = 1 << 16      # pairs of neighbouring tokens whose text is remembered
 
 
-class _Mailbox(Protocol):
-    """Where pieces go: the letters of one step for all readers of one mailbox are posted together."""
-
-    def post(self, letters: list[tuple[Any, Piece | EngineError]]) -> None: ...
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """An event loop; the address of a letter is the reader's asyncio.Queue."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def post(self, letters: list[tuple[Any, Piece | EngineError]]) -> None:
-        self.loop.call_soon_threadsafe(_hand_out, letters)
-
-
-@dataclass(frozen=True, eq=False)
-class _Thread:
-    """A waiting thread; the address of a letter is the number of the request."""
-
-    inbox: queue.SimpleQueue[list[tuple[int, Piece | EngineError]]]
-
-    def post(self, letters: list[tuple[Any, Piece | EngineError]]) -> None:
-        self.inbox.put(letters)
-
-
-def _hand_out(letters: list[tuple[Any, Piece | EngineError]]) -> None:
-    for reader, letter in letters:
-        reader.put_nowait(letter)
-
-
 class LocalEngine:
     """Continuous batching over `num_slots` sequences of at most `max_context` tokens (None: the model's own limit)."""
 
@@ -76,7 +44,7 @@ class LocalEngine:
         cache = KVCache(model.config, num_slots, self.max_context, model.head().dtype)
         self._decode = lru_cache(_DECODED)(tokenizer.decode)
         self._batch = Batch(model, cache, num_slots)            # touched by the engine's own thread only
-        self._addresses: dict[Sequence, tuple[_Mailbox, Any]] = {}
+        self._addresses: dict[Sequence, Address] = {}
         self._changed = threading.Condition()                   # guards the five below
         self._new: list[Sequence] = []
         self._dropped: list[Sequence] = []
@@ -94,9 +62,9 @@ class LocalEngine:
         return self._pieces(request, self._limit(request))
 
     async def _pieces(self, request: Request, limit: int) -> AsyncGenerator[Piece, None]:
-        reader: asyncio.Queue[Piece | EngineError] = asyncio.Queue()
+        reader: asyncio.Queue[Letter] = asyncio.Queue()
         sequence = Sequence(request, limit, self._decode)
-        self._submit([sequence], [(_Loop(asyncio.get_running_loop()), reader)])
+        self._submit([sequence], [Address(LoopMailbox(asyncio.get_running_loop()), reader)])
         try:
             finished = False
             while not finished:
@@ -114,9 +82,9 @@ class LocalEngine:
         Raises EngineError, before anything runs, if one of them does not fit.
         """
         sequences = [Sequence(request, self._limit(request), self._decode) for request in requests]
-        mailbox = _Thread(queue.SimpleQueue())
+        mailbox = ThreadMailbox(queue.SimpleQueue())
         answers: list[list[Piece]] = [[] for _ in sequences]
-        self._submit(sequences, [(mailbox, i) for i in range(len(sequences))])
+        self._submit(sequences, [Address(mailbox, i) for i in range(len(sequences))])
         try:
             left = len(sequences)
             while left:
@@ -151,7 +119,7 @@ class LocalEngine:
             raise EngineError("decoding.stop holds an empty string, which would end every answer before it begins")
         return min(decoding.max_tokens, self.max_context - length)
 
-    def _submit(self, sequences: list[Sequence], addresses: Many[tuple[_Mailbox, Any]]) -> None:
+    def _submit(self, sequences: list[Sequence], addresses: list[Address]) -> None:
         with self._changed:
             if self._failure is not None:
                 raise _broken(self._failure)
@@ -176,9 +144,11 @@ class LocalEngine:
                         pieces = self._batch.step()
                     self._post(pieces)
         except BaseException as error:  # whatever it was, nobody may wait for ever
-            self._fail(error)
+            with self._changed:
+                self._failure = failure = error
+            self._end(lambda: _broken(failure))
         else:
-            self._end("the engine was closed before the answer was complete")
+            self._end(lambda: EngineError("the engine was closed before the answer was complete"))
 
     def _take(self) -> bool:
         """Wait for work, then take in what is new and put away what was cancelled; False once closed."""
@@ -194,39 +164,24 @@ class LocalEngine:
         return not closed
 
     def _post(self, pieces: list[tuple[Sequence, Piece]]) -> None:
-        """Send each mailbox its letters of this step, all at once."""
-        post: defaultdict[_Mailbox, list[tuple[Any, Piece | EngineError]]] = defaultdict(list)
+        """Send this step's pieces to those who still wait for them."""
         with self._changed:
+            letters = [(self._addresses[sequence], piece) for sequence, piece in pieces if sequence in self._addresses]
             for sequence, piece in pieces:
-                if sequence in self._addresses:
-                    mailbox, reader = self._addresses[sequence]
-                    post[mailbox].append((reader, piece))
-                    if piece.finish is not None:
-                        del self._addresses[sequence]
-        for mailbox, letters in post.items():
-            self._send(mailbox, letters)
-
-    def _send(self, mailbox: _Mailbox, letters: list[tuple[Any, Piece | EngineError]]) -> None:
-        try:
-            mailbox.post(letters)
-        except RuntimeError:  # the event loop is closed: nobody is left to read
+                if piece.finish is not None:
+                    self._addresses.pop(sequence, None)
+        gone = deliver(letters)
+        if gone:
             with self._changed:
-                orphans = [s for s, (to, _) in self._addresses.items() if to == mailbox]
+                orphans = [sequence for sequence, address in self._addresses.items() if address.mailbox in gone]
             self._cancel(orphans)
 
-    def _fail(self, error: BaseException) -> None:
-        with self._changed:
-            self._failure = error
-        self._end(None)
-
-    def _end(self, reason: str | None) -> None:
+    def _end(self, reason: Callable[[], EngineError]) -> None:
         """Tell everyone who still waits why there will be no more."""
         with self._changed:
             left = list(self._addresses.values())
             self._addresses.clear()
-        for mailbox, reader in left:
-            error = EngineError(reason) if self._failure is None else _broken(self._failure)
-            self._send(mailbox, [(reader, error)])
+        deliver([(address, reason()) for address in left])
 
 
 def _broken(failure: BaseException) -> EngineError:

@@ -33,6 +33,13 @@ def random_next(history: tuple[int, ...]) -> torch.Tensor:
     return 3 * torch.randn(VOCAB_SIZE, generator=generator)
 
 
+def endless_next(history: tuple[int, ...]) -> torch.Tensor:
+    """Logits of a model that never ends an answer."""
+    logits_V = random_next(history[-20:])
+    logits_V[END] = -1e4
+    return logits_V
+
+
 def says(answers: dict[str, str]) -> Next:
     """A model that answers each prompt with its text and END, with certainty."""
 

@@ -13,6 +13,7 @@ from demeanor.engine import batch as batch_module
 from demeanor.engine.batch import Batch
 from demeanor.engine.request import Piece, Request
 from demeanor.engine.sequence import Sequence
+from demeanor.errors import EngineError
 from demeanor.types import Decoding
 
 GREEDY = Decoding(temperature=0, max_tokens=12)
@@ -169,6 +170,11 @@ def test_random_arrivals_and_departures_never_change_an_answer() -> None:
     assert len(said) > 30
     for one, tokens in said.items():
         assert tokens == slow_answer(random_next, one.request.tokens, one.limit, frozenset({END}))
+
+
+def test_broken_weights_are_an_error_and_not_an_answer() -> None:
+    with pytest.raises(EngineError, match="NaN"):
+        run(ByteModel(lambda history: torch.full((VOCAB_SIZE,), torch.nan)), [sequence("Who?")], 1)
 
 
 # ---- how an answer ends ----

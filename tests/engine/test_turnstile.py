@@ -1,0 +1,49 @@
+"""Who came first goes first, and nobody is kept out by a thread that comes back at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from demeanor.engine.turnstile import Turnstile
+
+
+def test_one_at_a_time_and_everybody_gets_a_turn() -> None:
+    turnstile, inside, seen = Turnstile(), [0], []
+
+    def loop(name: int) -> None:
+        for _ in range(20):
+            with turnstile:
+                inside[0] += 1
+                assert inside[0] == 1
+                time.sleep(0.0005)
+                seen.append(name)
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=loop, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(seen) == [0] * 20 + [1] * 20 + [2] * 20
+    longest = max(len(run) for run in "".join("a" if name == 0 else " " for name in seen).split())
+    assert longest < 10, "a plain lock lets the first thread through nearly 20 times in a row"
+
+
+def test_an_error_inside_lets_the_next_one_in() -> None:
+    turnstile = Turnstile()
+    try:
+        with turnstile:
+            raise ValueError
+    except ValueError:
+        pass
+    entered = threading.Event()
+
+    def enter() -> None:
+        with turnstile:
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    assert entered.wait(5)
+    thread.join()
