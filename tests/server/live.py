@@ -1,0 +1,30 @@
+"""The app on a free port, for clients that need a socket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from demeanor.server.app import app
+from demeanor.server.assistant import Assistant
+
+
+@contextmanager
+def served(assistant: Assistant, **options: Any) -> Iterator[str]:
+    """Serve an assistant in a thread; gives its address."""
+    server = uvicorn.Server(uvicorn.Config(app(assistant, **options), port=0, log_level="critical", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until = time.monotonic() + 10
+    while not server.started and time.monotonic() < until:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)

@@ -1,0 +1,54 @@
+"""The chat page: whole in the package, nothing inline, nothing from elsewhere, never markup from a model."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+import httpx
+import pytest
+
+PAGES = {p.name: p.read_text() for p in files("demeanor.server").joinpath("pages").iterdir() if p.is_file()}
+
+
+async def test_the_page_and_every_file_it_names_are_served(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    named = {*re.findall(r'(?:src|href)="(/[^"]+)"', page.text)}
+    named |= {f"/static/{name}" for text in PAGES.values() for name in re.findall(r'from "\./([^"]+)"', text)}
+    assert named == {f"/static/{name}" for name in PAGES if name != "chat.html"}
+    kinds = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
+    for path in named:
+        response = await client.get(path)
+        assert (response.status_code, response.headers["content-type"]) == (200, kinds[path.rsplit(".", 1)[1]])
+
+
+async def test_an_unchanged_file_is_not_sent_again(client: httpx.AsyncClient) -> None:
+    tag = (await client.get("/static/chat.css")).headers["etag"]
+    again = await client.get("/static/chat.css", headers={"if-none-match": tag})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_nothing_comes_from_elsewhere(name: str) -> None:
+    addresses = re.findall(r"(?:https?:)?//[\w.-]+\.[a-z]+[^\s\"')]*", PAGES[name])
+    assert [a for a in addresses if not a.endswith("www.w3.org/2000/svg")] == []
+
+
+def test_nothing_is_inline() -> None:
+    page = PAGES["chat.html"]
+    assert re.findall(r"<script(?![^>]*\bsrc=)", page) == []
+    assert "<style" not in page
+    assert re.findall(r"\s(?:on\w+|style)=", page) == []
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(PAGES) if n.endswith(".js")])
+def test_text_never_becomes_markup(name: str) -> None:
+    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
+        assert sink not in PAGES[name]
+
+
+def test_every_element_the_script_asks_for_is_in_the_page() -> None:
+    asked = set(re.findall(r'\$\("(\w+)"\)', PAGES["chat.js"]))
+    assert asked <= set(re.findall(r'\bid="(\w+)"', PAGES["chat.html"]))
+    assert len(asked) > 10
