@@ -10,6 +10,7 @@ from torch import nn
 
 from demeanor.spec import Optim
 from demeanor.train.optimizer import adamw, learning_rate
+import itertools
 
 
 def curve(**settings: object) -> list[float]:
@@ -32,7 +33,7 @@ def test_the_cosine_passes_its_known_points_and_ends_at_the_final_rate() -> None
 
 def test_the_line_falls_by_the_same_amount_each_step_and_ends_at_the_final_rate() -> None:
     rates = curve(warmup=0.0, schedule="linear", final_lr=0.5)
-    assert [a - b for a, b in zip(rates, rates[1:])] == pytest.approx([0.01] * 99)
+    assert [a - b for a, b in itertools.pairwise(rates)] == pytest.approx([0.01] * 99)
     assert rates[99] == pytest.approx(1.0)
 
 
@@ -44,7 +45,7 @@ def test_every_rate_is_positive_and_at_most_the_peak_and_never_climbs_after_the_
     rates = [learning_rate(optim, step, steps) for step in range(steps)]
     assert all(0 < rate <= 2.0 for rate in rates)
     after = rates[max(0, round(warmup * steps) - 1):]
-    assert all(a >= b for a, b in zip(after, after[1:]))
+    assert all(a >= b for a, b in itertools.pairwise(after))
 
 
 def test_only_matrices_decay_and_frozen_weights_are_left_alone() -> None:
