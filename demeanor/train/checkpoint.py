@@ -65,8 +65,9 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: 
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters (a shared one once) and buffers by name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Parameters (a shared one once) and the buffers that are state (a table that can be computed again is not)."""
+    state = model.state_dict()
+    return {**dict(model.named_parameters()), **{name: b for name, b in model.named_buffers() if name in state}}
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

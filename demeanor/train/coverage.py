@@ -40,3 +40,9 @@ def num_trained(tree: Tree) -> int:
 def num_comparisons(tree: Tree) -> int:
     """Pairs of completions of a tree whose ranks differ."""
     return sum(a < b for a in tree.ranks for b in tree.ranks)
+
+
+def fitting(trees: Sequence[Tree], max_tokens: int) -> tuple[list[Tree], int]:
+    """The trees whose longest path (prompt and one branch) has at most `max_tokens` tokens, and how many had more."""
+    kept = [t for t in trees if len(t.prompt) + max((len(b.tokens) for b in t.branches), default=0) <= max_tokens]
+    return kept, len(trees) - len(kept)

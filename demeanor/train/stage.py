@@ -23,7 +23,7 @@ from demeanor.model.outputs import policy_outputs, reward_outputs
 from demeanor.objectives import sft
 from demeanor.spec import Scratch, Stage
 from demeanor.train import heldout
-from demeanor.train.coverage import coverage
+from demeanor.train.coverage import coverage, fitting
 from demeanor.train.lineage import Runs
 from demeanor.train.loop import Judge, Run, fit
 from demeanor.train.progress import Progress
@@ -83,12 +83,6 @@ def pretrain(base: Scratch, *, key: str, documents: Callable[[], Iterable[list[i
         fit(model, policy_outputs, partial(sft.loss, sft.Spec()), rows, schedule, base.optim, out=folder, watch=display,
             read_last=False, checkpoint_every_s=checkpoint_every_s, fp32=fp32)
         return _finish(model, runs, key, copy)
-
-
-def fitting(trees: Sequence[Tree], max_tokens: int) -> tuple[list[Tree], int]:
-    """The trees whose longest path (prompt and one branch) has at most `max_tokens` tokens, and how many had more."""
-    kept = [t for t in trees if len(t.prompt) + max((len(b.tokens) for b in t.branches), default=0) <= max_tokens]
-    return kept, len(trees) - len(kept)
 
 
 def chosen(indices: Sequence[int], rows: Sequence[Tree],
