@@ -54,6 +54,10 @@ class EngineError(DemeanorError):
     """The decode loop cannot take this request (too long, closed, out of slots for ever)."""
 
 
+class ContextError(EngineError):
+    """A request that does not fit the model's context; its text is told to whoever asked."""
+
+
 class RequestError(DemeanorError):
     """A refused API request in OpenAI's shape: HTTP status, error type, the field at fault and a stable code."""
 
