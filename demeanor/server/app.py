@@ -154,7 +154,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
 def _pages(assistant: Assistant) -> APIRouter:
     router = APIRouter()
     router.add_api_route("/", page("chat.html"), methods=["GET"])
-    for name in ("chat.js", "trace.js", "dom.js", "chat.css", "icon.svg"):
+    for name in ("chat.js", "trace.js", "sse.js", "dom.js", "chat.css", "icon.svg"):
         router.add_api_route(f"/static/{name}", page(name), methods=["GET"])
 
     @router.get("/healthz")

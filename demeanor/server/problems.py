@@ -13,7 +13,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from demeanor.errors import EngineError, RequestError
+from demeanor.errors import ContextError, EngineError, RequestError
 
 log = logging.getLogger("demeanor.server")
 
@@ -23,8 +23,12 @@ def refusal_of(error: Exception, request_id: str) -> RequestError:
     match error:
         case RequestError():
             return error
-        case EngineError():
+        case ContextError():
             return RequestError(str(error), param="messages", code="context_length_exceeded")
+        case EngineError():
+            log.error("request %s: no answer from the engine", request_id, exc_info=error)
+            return RequestError(f"The model cannot answer now. The server's log has the reason under {request_id}.",
+                                status=503, kind="server_error", code="engine_unavailable")
         case HTTPException(status_code=status):
             return _http(status)
         case _:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from demeanor.errors import EngineError, RequestError
+from demeanor.errors import ContextError, EngineError, RequestError
 from demeanor.server.assistant import ModelCard, model_not_found
 from demeanor.types import (
     Citation,
@@ -165,6 +165,25 @@ async def leak(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield Done("content_filter", by="policy")
 
 
+async def gossip(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    """A layer that goes on talking after a refusal, and ends as if nothing had been."""
+    yield Refusal("policy", "no-gossip", "talks about people", "Not about people.", stage="output")
+    yield Text("She said that")
+    yield Refusal("policy", "again", "", "Again not.", stage="output")
+    yield Done("stop")
+
+
+async def misquote(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield NOTICE
+    yield Text("🐟 at 9, ")
+    yield Text("says the sign", by="policy")
+    yield Text(" over there", by="policy")
+    yield Citation(0, 6, "ferries#2")
+    yield Citation(3, 8, "ferries#2")
+    yield Citation(9, 999, "nowhere")
+    yield Done("stop")
+
+
 async def weather(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     if not turn.tools or turn.tool_choice == "none":
         async for event in me.say("I cannot look that up."):
@@ -174,7 +193,7 @@ async def weather(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield ToolCalled(ToolCall("call_w1", "weather", '{"port": "Corkel"}'))
     yield ToolCalled(ToolCall("call_w2", "weather", '{"port": "Jorpel"}'))
     yield Usage(30, 14)
-    yield Done("tool_calls")
+    yield Done("stop")
 
 
 async def told(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
@@ -192,7 +211,12 @@ async def forever(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
 
 async def novel(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield PROMPT
-    raise EngineError("The prompt has 600 tokens; the context holds 512.")
+    raise ContextError("The prompt has 600 tokens; the context holds 512.")
+
+
+async def sunk(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield PROMPT
+    raise EngineError("http://10.0.0.9/v1: hunter2")
 
 
 async def too_fast(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
@@ -228,7 +252,7 @@ async def long(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield Done("stop")
 
 
-SCRIPTS = {"ferry": ferry, "times": times, "card number": card_number, "leak": leak, "weather": weather, "told": told,
+SCRIPTS = {"ferry": ferry, "times": times, "card number": card_number, "leak": leak, "gossip": gossip, "misquote": misquote, "sunk": sunk, "weather": weather, "told": told,
            "forever": forever, "novel": novel, "too fast": too_fast, "crash": crash, "drain": drain, "seed": seeded,
            "captain": long, "": greet}
 

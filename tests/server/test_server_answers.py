@@ -10,8 +10,11 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from scripted import Scripted, body
 
+from demeanor.server.trace import entries
+from demeanor.types import Text
+
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
-SAYINGS = ["hello", "the ferry?", "37 times 12", "a card number", "weather, please", "seed", "the captain"]
+SAYINGS = ["hello", "the ferry?", "37 times 12", "a card number", "weather, please", "seed", "the captain", "gossip", "misquote"]
 
 
 async def plain(client: httpx.AsyncClient, text: str, **fields: Any) -> dict[str, Any]:
@@ -142,6 +145,33 @@ async def test_an_answer_stopped_halfway_ends_there_and_says_so(client: httpx.As
     assert (await plain(client, "a leak"))["choices"][0]["message"]["content"] == "I cannot say."
     parts = joined(await streamed(client, "a leak"))
     assert (parts["content"], parts["refusal"], parts["finish_reason"]) == ("The secret is", "I cannot say.", "content_filter")
+
+
+async def test_after_a_refusal_nothing_more_is_said_and_the_first_one_counts(client: httpx.AsyncClient) -> None:
+    choice = (await plain(client, "gossip"))["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Not about people.", "content_filter")
+    parts = joined(await streamed(client, "gossip"))
+    assert (parts["content"], parts["refusal"], parts["finish_reason"]) == ("Not about people.", "Not about people.", "content_filter")
+
+
+async def test_log_probabilities_of_a_withheld_answer_are_withheld_too(client: httpx.AsyncClient) -> None:
+    assert (await plain(client, "a leak", logprobs=True))["choices"][0]["logprobs"] == {"content": [], "refusal": None}
+
+
+async def test_calls_for_the_client_end_as_tool_calls_and_one_chunk_only_has_the_trace(client: httpx.AsyncClient) -> None:
+    chunks = await streamed(client, "weather", tools=TOOLS)
+    role, calls, finish = chunks
+    assert [c["index"] for c in calls["choices"][0]["delta"]["tool_calls"]] == [0, 1]
+    assert finish["choices"][0]["finish_reason"] == "tool_calls"
+    assert ["demeanor" in c for c in (role, calls, finish)] == [False, False, True]
+
+
+def test_neighbouring_texts_of_one_layer_are_one_span_counted_in_characters() -> None:
+    texts = [Text("🐟 at", by="weights"), Text(" 9", by="weights"), Text("", by="tools"), Text("!", by="policy"), Text("?", by="weights")]
+    assert entries(texts) == [
+        {"by": "weights", "kind": "text", "start": 0, "end": 6}, {"by": "policy", "kind": "text", "start": 6, "end": 7},
+        {"by": "weights", "kind": "text", "start": 7, "end": 8},
+    ]
 
 
 async def test_citations_are_annotations_with_character_offsets(client: httpx.AsyncClient) -> None:

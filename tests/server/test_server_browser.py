@@ -61,6 +61,32 @@ def test_a_refusal_names_its_layer_and_rule_and_a_tool_shows_its_arguments_and_r
     assert browser.errors == []
 
 
+def test_a_citation_is_cut_by_characters_and_a_wrong_one_is_not_shown(browser: Browser, address: str) -> None:
+    ask(browser, address, "misquote")
+    assert texts(browser, ".text") == ["🐟 at 91, says the sign over there"]
+    assert texts(browser, ".text mark") == ["🐟 at 9"]
+    assert texts(browser, ".by") == ["retrieval", "weights", "policy"]
+
+
+def test_words_taken_back_are_struck_and_the_refusal_stands(browser: Browser, address: str) -> None:
+    ask(browser, address, "a leak")
+    assert texts(browser, ".text .withdrawn") == ["The secret is"]
+    assert texts(browser, ".text .refusal") == ["I cannot say."]
+
+
+def test_events_are_whole_however_the_network_cuts_them(browser: Browser, address: str) -> None:
+    ask(browser, address, "hello")
+    read = """(async () => {
+        const { events } = await import("/static/sse.js");
+        const bytes = new TextEncoder().encode('data: {"a":"fish 🐟"}\\n\\ndata: {"a":"two"}\\n\\ndata: [DONE]\\n\\n');
+        const cut = new ReadableStream({ start(c) { for (const b of bytes) c.enqueue(new Uint8Array([b])); c.close(); } });
+        const found = [];
+        for await (const event of events(new Response(cut))) found.push(event.a);
+        return found.join();
+    })()"""
+    assert browser.run(read) == "fish 🐟,two"
+
+
 def test_text_that_looks_like_markup_stays_text(browser: Browser, address: str) -> None:
     evil = "seed <img src=x onerror='document.title=1'><script>document.title=2</script>"
     ask(browser, address, evil)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -12,8 +13,10 @@ import pytest
 from scripted import Scripted, body
 
 from demeanor.server.app import app
-from demeanor.server.envelope import host_name, is_loopback
+from demeanor.server.envelope import Envelope, host_name, is_loopback
+from demeanor.server.flow import flow
 from demeanor.server.keys import digest, from_digests
+from demeanor.types import Decoding, Event, Text, Turn
 
 STREAMED = [False, True]
 
@@ -49,6 +52,7 @@ async def test_too_many_requests_say_when_to_come_back(client: httpx.AsyncClient
     response = await asked(client, "too fast", stream=stream)
     assert (response.status_code, response.headers["retry-after"], response.headers["retry-after-ms"]) == (429, "1", "20")
     assert response.json()["error"]["type"] == "rate_limit_error"
+    assert response.headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize("stream", STREAMED)
@@ -67,6 +71,31 @@ async def test_a_failure_inside_is_a_500_with_an_id_that_the_log_explains(
     assert record.levelno == logging.ERROR
     assert record.exc_info is not None
     assert "hunter2" in str(record.exc_info[1])
+
+
+@pytest.mark.parametrize("stream", STREAMED)
+async def test_an_engine_that_cannot_answer_is_a_503_that_tells_no_address(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, stream: bool,
+) -> None:
+    response = await asked(client, "sunk", stream=stream)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert "10.0.0.9" not in response.text
+    assert "10.0.0.9" in caplog.text
+
+
+async def test_a_response_that_failed_halfway_is_not_begun_again() -> None:
+    sent: list[Any] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    with pytest.raises(ZeroDivisionError):
+        await Envelope(inner, hosts=None)({"type": "http", "headers": []}, send, send)
+    assert sent == ["http.response.start"]
 
 
 @pytest.mark.parametrize(("text", "code"), [("crash later", "internal_error"), ("drain", "cancelled")])
@@ -207,6 +236,28 @@ async def test_a_client_that_leaves_ends_all_its_turns_at_once(assistant: Script
     assert (len(assistant.turns), assistant.closed) == (n, n)
     assert asyncio.all_tasks() == before
     assert (len(sent) > 0) == stream
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_closing_a_flow_closes_its_turns_before_it_returns(n: int) -> None:
+    kept, closed = [], []
+
+    async def respond(turn: Turn) -> AsyncGenerator[Event, None]:
+        try:
+            while True:
+                await asyncio.sleep(0)
+                yield Text("on")
+        finally:
+            closed.append(turn.id)
+
+    def keeping(turn: Turn) -> AsyncGenerator[Event, None]:
+        kept.append(respond(turn))
+        return kept[-1]
+
+    steps = flow(keeping, [Turn((), Decoding(), id=str(i)) for i in range(n)])
+    assert (await anext(steps))[1] == Text("on")
+    await steps.aclose()
+    assert sorted(closed) == [str(i) for i in range(n)]
 
 
 async def test_a_failing_choice_ends_its_siblings(client: httpx.AsyncClient, assistant: Scripted) -> None:

@@ -2,6 +2,7 @@
 // Everything a model or a document says is put into the page as text, never as markup.
 import { strip, answerText } from "./trace.js";
 import { el, replace } from "./dom.js";
+import { events } from "./sse.js";
 
 const $ = (id) => document.getElementById(id);
 const state = { name: "", models: [], turns: [], running: null };
@@ -17,22 +18,6 @@ async function failure(response) {
   const body = await response.json().catch(() => ({}));
   const error = new Error(body.error?.message ?? `HTTP ${response.status}`);
   return Object.assign(error, { status: response.status, code: body.error?.code, id: response.headers.get("x-request-id") });
-}
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const frames = (rest + value).split("\n\n");
-    rest = frames.pop();
-    for (const frame of frames) {
-      const data = frame.replace(/^data: /, "");
-      if (data === "[DONE]") return;
-      yield JSON.parse(data);
-    }
-  }
 }
 
 async function ask(model, messages, answer, signal) {
