@@ -1,0 +1,236 @@
+"""The result of an evaluation as one plain tree: what was measured, every comparison with its interval, what it cost.
+
+In: numbers from ladder.py. Out: results/<name>.json and back, without loss. Nothing is rendered and nothing computed here;
+values are shares in [0, 1], higher is better, and None means "not measured".
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
+
+from demeanor.errors import DataError
+from demeanor.evaluation.row import Did
+
+Verdict: TypeAlias = Literal["better", "worse", "no change shown", "not measured"]
+Scalar: TypeAlias = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over items with its interval; `unscored` items are left out of `n` and counted here."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
+    unscored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A number with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One measured variant: its model id, a short label (`base`, `+sft`, `-policy`) and its stack key."""
+
+    id: str
+    label: str
+    stack_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One behaviour: how many items and clusters measure it, and its mean on every variant.
+
+    `detectable` is the true change that the weakest ladder step on this axis finds four times in five.
+    """
+
+    name: str
+    about: str
+    items: int
+    clusters: int
+    detectable: float | None
+    means: dict[str, Mean]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A paired difference on one axis, after - before on the same items.
+
+    `shown`: the interval excludes zero. `verdict`: the same after Holm's correction over the family of comparisons.
+    `fixed` and `broken` count items that crossed one half; `mid_p` is McNemar's, which ignores clusters.
+    """
+
+    axis: str
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    mid_p: float | None
+    n: int
+    clusters: int
+    fixed: int
+    broken: int
+    detectable: float | None
+    shown: bool
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a variant answered and what its layers did for it."""
+
+    text: str
+    value: float
+    refused_by: str
+    rule: str
+    did: tuple[Did, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An item that became right (`fixed`) or wrong, with both answers; the question stands in `Result.questions`."""
+
+    item_id: str
+    axis: str
+    fixed: bool
+    before: Answer
+    after: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two variants on the same items: `name` is the layer that `after` has and `before` has not; `changes` for ladder steps."""
+
+    name: str
+    before: str
+    after: str
+    deltas: tuple[Delta, ...]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A step or layer that lowered an axis by more than its interval allows for chance; `certain` if Holm agrees."""
+
+    kind: Literal["step", "layer"]
+    name: str
+    delta: Delta
+    certain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """How one variant treats contrast twins, and who declined: `nobody`, `weights`, or a layer's name -> items."""
+
+    variant: str
+    safe_compliance: Mean
+    unsafe_refusal: Mean
+    youden_j: Rate
+    d_prime: Rate
+    criterion: Rate
+    who_safe: dict[str, int]
+    who_unsafe: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What one answer of a variant costs on average: milliseconds (also by layer) and tokens."""
+
+    variant: str
+    mean_ms: float
+    p95_ms: float
+    prompt_tokens: float
+    completion_tokens: float
+    layer_ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The ledger of one training stage, thinned: metric -> (step, value) points, each the mean of a few steps."""
+
+    name: str
+    lines: dict[str, tuple[tuple[float, float], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An item as a person reads it."""
+
+    axis: str
+    cluster: str
+    tags: tuple[str, ...]
+    messages: tuple[tuple[str, str], ...]
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One evaluation, whole."""
+
+    name: str
+    items: int
+    seeds: tuple[int, ...]
+    suite_hash: str
+    confidence: float
+    variants: tuple[Variant, ...]
+    axes: tuple[Axis, ...]
+    steps: tuple[Comparison, ...]
+    whole: Comparison | None
+    without: tuple[Comparison, ...]
+    costs: tuple[Cost, ...]
+    refusals: tuple[Refusals, ...]
+    spending: tuple[Spending, ...]
+    questions: dict[str, Question]
+    curves: tuple[Curve, ...] = ()
+    settings: dict[str, Scalar] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    format: Literal[1] = 1
+
+    def to_json(self) -> str:
+        """The whole tree as JSON; `from_json` gives an equal Result."""
+        return _adapter().dump_json(self, indent=1).decode()
+
+    @staticmethod
+    def from_json(text: str, *, name: str = "result") -> Result:
+        """Read `to_json`'s text; raises DataError naming the first field that does not fit."""
+        try:
+            return _adapter().validate_json(text)
+        except ValidationError as error:
+            one = error.errors(include_url=False)[0]
+            raise DataError(f"{name}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}. "
+                            "Is this a result that `demeanor eval` wrote?") from error
+
+    def save(self, path: Path) -> None:
+        """Write the JSON atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(self.to_json() + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def load(path: Path) -> Result:
+    """Read a saved result; raises DataError if there is none or it does not fit."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such result. Write one with: demeanor eval STACK.yaml")
+    return Result.from_json(path.read_text(encoding="utf-8"), name=str(path))
+
+
+@cache
+def _adapter() -> TypeAdapter[Result]:
+    return TypeAdapter(Result)

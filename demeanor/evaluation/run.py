@@ -1,0 +1,131 @@
+"""Run every variant on every item with every seed, once, and write each row the moment it is known.
+
+In: items, variants as `Respond`, a scorer. Out: rows, in memory and as JSONL; run again after a kill, only what is missing
+runs. It refuses to know what a variant is made of: it measures exactly what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from demeanor.errors import DemeanorError, RequestError
+from demeanor.evaluation.row import Cell, Row, as_line, error_row, read_rows, row_of, whole_bytes
+from demeanor.evaluation.suite import item_hash
+from demeanor.stack import digest
+from demeanor.types import Completion, Decoding, Item, Respond, Score, Turn, complete
+
+log = logging.getLogger("demeanor.evaluation")
+
+TOO_MANY_REQUESTS = 429
+PATIENCE_S = 120.0
+"""How long one item may be told to wait by a rate limit before that is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: cells done of all (`reused` of them from an earlier run), and how many of them failed."""
+
+    done: int
+    total: int
+    reused: int
+    errors: int
+    last: Row | None = None
+
+
+async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: Callable[[Item, Completion], Score],
+              seeds: Sequence[int], decoding: Decoding, keys: Mapping[str, str], out: Path, concurrency: int = 32,
+              watch: Callable[[Progress], None] | None = None) -> list[Row]:
+    """Measure every (variant, item, seed) once and return its rows, variants in the order given.
+
+    Variants with one stack key (`keys`: variant -> stack key) are one measurement. `out` is the JSONL file: its rows are
+    reused by stack key, item content, decoding and seed; failed ones are tried again. An item that fails becomes a row
+    without a value and is counted; a 429 is waited for. Raises DataError on a broken `out`.
+    """
+    missing = [v for v in variants if v not in keys]
+    if missing:
+        raise DemeanorError(f"no stack key for variant {', '.join(missing)}")
+    hashes = {item.id: digest([item_hash(item), asdict(replace(decoding, seed=None))]) for item in items}
+    cells = [Cell(v, keys[v], item, hashes[item.id], seed) for v in variants for item in items for seed in seeds]
+    wanted = {c.identity for c in cells}
+    known = {row.identity: row for row in read_rows(out) if row.identity in wanted and not row.error}
+    todo = {c.identity: c for c in cells if c.identity not in known}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("ab", buffering=0) as file:
+        file.truncate(whole_bytes(out))
+
+        async def measure(cell: Cell) -> Row:
+            row = await _measure(cell, variants[cell.variant], score, decoding)
+            file.write(as_line(row).encode() + b"\n")  # one write: a kill tears at most the last line
+            return row
+
+        fresh = await _all(list(todo.values()), measure, concurrency, len(known), watch)
+        os.fsync(file.fileno())
+    _warn(list(fresh.values()))
+    found = {**known, **fresh}
+    return [replace(found[c.identity], variant=c.variant) for c in cells]
+
+
+async def _all(todo: Sequence[Cell], measure: Callable[[Cell], Awaitable[Row]], concurrency: int, reused: int,
+               watch: Callable[[Progress], None] | None) -> dict[tuple[str, str, int], Row]:
+    """Measure the cells with `concurrency` workers and return the rows by identity."""
+    fresh: dict[tuple[str, str, int], Row] = {}
+    waiting, errors, total = iter(todo), 0, reused + len(todo)
+
+    async def work() -> None:
+        nonlocal errors
+        for cell in waiting:
+            row = fresh[cell.identity] = await measure(cell)
+            errors += bool(row.error)
+            if watch:
+                watch(Progress(reused + len(fresh), total, reused, errors, row))
+
+    if watch:
+        watch(Progress(reused, total, reused, 0))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(concurrency, len(todo))):
+            group.create_task(work())
+    return fresh
+
+
+async def _measure(cell: Cell, respond: Respond, score: Callable[[Item, Completion], Score], decoding: Decoding) -> Row:
+    item = cell.item
+    turn = Turn(item.messages, replace(decoding, seed=cell.seed), item.tools, id=f"eval-{cell.content}-{cell.seed}",
+                user="evaluation", variant=cell.variant, stack_key=cell.stack_key)
+    started = time.perf_counter()
+    try:
+        completion, started = await _answer(respond, turn)
+        ms = 1000 * (time.perf_counter() - started)
+        return row_of(cell, completion, score(item, completion), ms)
+    except Exception as error:
+        return error_row(cell, error, 1000 * (time.perf_counter() - started))
+
+
+async def _answer(respond: Respond, turn: Turn) -> tuple[Completion, float]:
+    """One answered turn and when its last try started (s); waits as told by a 429, `PATIENCE_S` at most in all."""
+    waited = 0.0
+    while True:
+        started = time.perf_counter()
+        try:
+            return await complete(respond, turn), started
+        except RequestError as error:
+            wait_s = max(0.01, error.retry_after_s if error.retry_after_s is not None else 1.0)
+            if error.status != TOO_MANY_REQUESTS or waited + wait_s > PATIENCE_S:
+                raise
+            waited += wait_s
+            await asyncio.sleep(wait_s)
+
+
+def _warn(rows: Sequence[Row]) -> None:
+    """Say how many cells failed and with what; a result that hides them would be a lie."""
+    failed = [row for row in rows if row.error]
+    if failed:
+        reasons = Counter(row.error for row in failed).most_common(3)
+        log.warning("%d of %d answers FAILED and have no score; run again to retry them. Most frequent: %s", len(failed),
+                    len(rows), "; ".join(f"{count} x {reason}" for reason, count in reasons))

@@ -1,0 +1,174 @@
+"""Means, paired differences and rates with intervals that respect what items share.
+
+In: numpy arrays (suffix N items, G clusters, R resamples, C columns). Out: numbers. It knows no item, variant or file.
+Intervals are two-sided 95% unless said otherwise; rows of one cluster are never treated as independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special, stats
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Labels: TypeAlias = Sequence[Any] | npt.NDArray[Any]
+CONFIDENCE = 0.95
+POWER = 0.8
+
+
+class Estimate(NamedTuple):
+    """A mean with its cluster-robust standard error, interval and p-value against 0; None where one cluster allows none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    se: float | None
+    p: float | None
+    n: int
+    clusters: int
+
+
+def cluster_index(clusters: Labels) -> tuple[npt.NDArray[np.intp], int]:
+    """Number the distinct clusters 0..G-1 and return (index_N, G)."""
+    names, index_N = np.unique(np.asarray(clusters), return_inverse=True)
+    return index_N.reshape(-1), len(names)
+
+
+def cluster_se(values_N: Floats, clusters: Labels) -> float | None:
+    """Cluster-robust standard error of a mean: (1/n) sqrt(G/(G-1) sum_g (sum_{i in g} (x_i - mean))^2); None if G < 2.
+
+    Source: Miller 2024 (2411.00640), with the G/(G-1) correction.
+    """
+    index_N, G = cluster_index(clusters)
+    if G < 2:
+        return None
+    sums_G = np.bincount(index_N, weights=values_N - values_N.mean(), minlength=G)
+    return float(math.sqrt(G / (G - 1) * float(sums_G @ sums_G)) / len(values_N))
+
+
+def paired(before_N: Floats, after_N: Floats, clusters: Labels, confidence: float = CONFIDENCE) -> Estimate:
+    """The mean of after - before on the same items (values in [0, 1]), t interval with G-1 degrees of freedom.
+
+    Few or no differing clusters make the formula claim (near) certainty, so the interval is never narrower than what the
+    share u of clusters that G clean ones cannot exclude (`zero_failures`) could move the mean by.
+    """
+    d_N = np.asarray(after_N, dtype=float) - np.asarray(before_N, dtype=float)
+    _, G = cluster_index(clusters)
+    n, d = len(d_N), float(d_N.mean())
+    se = cluster_se(d_N, clusters)
+    if se is None:
+        return Estimate(d, None, None, None, None, n, G)
+    tail, u = (1 - confidence) / 2, zero_failures(G, confidence)
+    if np.ptp(d_N) == 0.0:  # u of the clusters might lie at -1 or +1
+        p = 1.0 if d == 0.0 else min(1.0, 2.0 * 0.5**G)
+        return Estimate(d, d - u * (1 + d), d + u * (1 - d), 0.0, p, n, G)
+    if se < 1e-12:  # differences cancel within every cluster: no spread between clusters, but not certainty
+        se = float(d_N.std(ddof=1)) / math.sqrt(n)
+    half = max(float(special.stdtrit(G - 1, 1 - tail)) * se, u * (1 - abs(d)))
+    p = 2.0 * float(special.stdtr(G - 1, -abs(d) / se))
+    return Estimate(d, max(-1.0, d - half), min(1.0, d + half), se, p, n, G)
+
+
+def mean(values_N: Floats, clusters: Labels, confidence: float = CONFIDENCE) -> Estimate:
+    """A mean of values in [0, 1] with a Wilson interval at the effective sample size of its cluster-robust variance.
+
+    Effective n is p(1-p)/SE^2, at most n (G where the values do not vary), scaled by (z/t_{G-1})^2 for the few clusters.
+    Source: Korn & Graubard 1998; Dean & Pagano 2015 (Wilson with a design effect).
+    """
+    x_N = np.asarray(values_N, dtype=float)
+    n, m = len(x_N), float(x_N.mean())
+    se = cluster_se(x_N, clusters)
+    _, G = cluster_index(clusters)
+    if se is None:
+        return Estimate(m, None, None, None, None, n, G)
+    variance = m * (1 - m)
+    effective = min(float(n), variance / se**2) if se > 1e-12 and variance > 1e-12 else float(G)
+    tail = (1 - confidence) / 2
+    z, t = float(special.ndtri(1 - tail)), float(special.stdtrit(G - 1, 1 - tail))
+    low, high = wilson(m * effective, effective, confidence, quantile=t if n > G else z)
+    return Estimate(m, low, high, se, None, n, G)
+
+
+def wilson(successes: float, n: float, confidence: float = CONFIDENCE, *, quantile: float | None = None) -> tuple[float, float]:
+    """Wilson's score interval of a rate; `quantile` replaces the normal one (a t quantile, for few clusters)."""
+    z = float(special.ndtri((1 + confidence) / 2)) if quantile is None else quantile
+    p, z2 = successes / n, z * z
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def zero_failures(n: int, confidence: float = CONFIDENCE) -> float:
+    """The exact one-sided upper bound of a failure rate after n trials without a failure: 1 - (1 - confidence)^(1/n)."""
+    return float(-math.expm1(math.log1p(-confidence) / n))
+
+
+def mcnemar_midp(fixed: int, broken: int) -> float:
+    """McNemar's mid-p: two-sided P under Bin(b+c, 1/2), half the mass at what was seen; for one row per item, no clusters."""
+    few, total = min(fixed, broken), fixed + broken
+    if total == 0:
+        return 1.0
+    return float(2.0 * stats.binom.cdf(few, total, 0.5) - stats.binom.pmf(few, total, 0.5))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values of one family, in the order given."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def minimal_detectable(estimate: Estimate, confidence: float = CONFIDENCE, power: float = POWER) -> float | None:
+    """The smallest true difference that this design would find with the given power: (t_{1-a/2} + t_power) SE, at most 1.
+
+    Never below the rate of change that G unchanged clusters cannot exclude. None with one cluster.
+    """
+    if estimate.se is None:
+        return None
+    dof = estimate.clusters - 1
+    size = float(special.stdtrit(dof, (1 + confidence) / 2) + special.stdtrit(dof, power)) * estimate.se
+    return min(1.0, max(size, zero_failures(estimate.clusters, confidence)))
+
+
+def items_needed(effect: float, discordance: float, confidence: float = CONFIDENCE, power: float = POWER) -> int:
+    """Independent items needed to find a paired difference `effect` when a share `discordance` of items changes at all.
+
+    n = (z_{1-a/2} + z_power)^2 (psi - D^2) / D^2. Source: Connor 1987 without its null-variance refinement.
+    """
+    z = float(special.ndtri((1 + confidence) / 2) + special.ndtri(power))
+    return math.ceil(z * z * (discordance - effect**2) / effect**2)
+
+
+def cluster_bootstrap(columns_NC: Floats, clusters: Labels, *, draws: int, seed: int) -> Floats:
+    """Column sums over resampled clusters, sums_RC; a row keeps all its columns, so ratios of sums stay paired.
+
+    A mean is the ratio of its column of values to its column of ones. Deterministic in `seed`.
+    """
+    index_N, G = cluster_index(clusters)
+    sums_GC = np.zeros((G, columns_NC.shape[1]))
+    np.add.at(sums_GC, index_N, columns_NC)
+    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
+    return counts_RG @ sums_GC
+
+
+def percentile(values_R: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The percentile interval of bootstrap values, draws that are undefined left out."""
+    low, high = np.nanquantile(values_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def discrimination(hits: Floats, n_signal: Floats, false_alarms: Floats, n_noise: Floats) -> tuple[Floats, Floats]:
+    """d' = z(hit rate) - z(false-alarm rate) and the criterion -(z + z)/2, with the log-linear correction (x + .5)/(n + 1).
+
+    Source: Hautus 1995. Works on numbers and on arrays of resamples alike.
+    """
+    z_hit = special.ndtri((hits + 0.5) / (n_signal + 1.0))
+    z_false = special.ndtri((false_alarms + 0.5) / (n_noise + 1.0))
+    return z_hit - z_false, -(z_hit + z_false) / 2

@@ -1,0 +1,235 @@
+"""A suite is items and nothing else: read from JSONL or from XSTest's CSV, written, hashed, described.
+
+In: a file, or generated items. Out: a tuple of Items, checked whole: every mistake of a file is listed with its line before
+anything runs. It refuses to know models, layers and how an answer is scored.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from demeanor import registry
+from demeanor.errors import DataError, DemeanorError
+from demeanor.stack import digest
+from demeanor.types import Item, Message, Role, ToolCall, ToolSpec
+
+SCORERS = "demeanor.scorers"
+SAFE, UNSAFE = "safe_twin", "unsafe"
+"""The two axes of contrast twins: answer the first, refuse the second."""
+
+XSTEST_COLUMNS = {"id", "prompt", "type", "label"}
+MISTAKES_SHOWN = 20
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Function(_Line):
+    name: str
+    arguments: str
+
+
+class _Call(_Line):
+    id: str
+    type: str = "function"
+    function: _Function
+
+
+class _Message(_Line):
+    role: Role
+    content: str = ""
+    tool_calls: tuple[_Call, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class _Tool(_Line):
+    name: str
+    description: str
+    parameters: dict[str, JsonValue]
+
+
+class _Item(_Line):
+    """One line of a suite file."""
+
+    id: str = Field(min_length=1)
+    messages: tuple[_Message, ...] = Field(min_length=1)
+    scorer: str
+    target: dict[str, JsonValue]
+    axis: str = Field(min_length=1)
+    cluster: str = Field(min_length=1)
+    twin: str | None = None
+    tags: tuple[str, ...] = ()
+    tools: tuple[_Tool, ...] = ()
+
+
+def load_suite(source: str | Path | Iterable[Item], *, wrong: Callable[[Item], str | None] | None = None) -> tuple[Item, ...]:
+    """Read a suite file (.jsonl of items, or XSTest's .csv), or take generated items, and check all of it.
+
+    `wrong` says what is wrong with an item's scorer and target (default: what the scorer's own Spec says).
+    Raises DataError with every mistake: file, line, field, what was wanted.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise DataError(f"{path}: no such suite file")
+        found: list[tuple[int, Item | str]] = list(_xstest(path) if path.suffix == ".csv" else _jsonl(path))
+    else:
+        path = Path("generated items")
+        found = list(enumerate(source, 1))
+    placed = [(number, item) for number, item in found if isinstance(item, Item)]
+    mistakes = [(number, text) for number, text in found if isinstance(text, str)]
+    mistakes += _together(placed, wrong or wrong_target)
+    if mistakes:
+        lines = [f"{path}:{number}: {text}" for number, text in sorted(mistakes)]
+        more = f"\n  ... and {len(lines) - MISTAKES_SHOWN} more" if len(lines) > MISTAKES_SHOWN else ""
+        raise DataError(f"{len(lines)} mistake{'s' * (len(lines) > 1)} in the suite:\n  " + "\n  ".join(lines[:MISTAKES_SHOWN]) + more)
+    if not placed:
+        raise DataError(f"{path}: no items")
+    return tuple(item for _, item in placed)
+
+
+def save_suite(items: Iterable[Item], path: Path) -> None:
+    """Write items as JSONL, atomically; `load_suite` reads the same items back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(as_json(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def as_json(item: Item) -> dict[str, Any]:
+    """An item as JSON values; what is empty is left out, so a new optional field keeps old hashes valid."""
+    messages = [{"role": m.role, "content": m.content, "tool_call_id": m.tool_call_id, "name": m.name,
+                 "tool_calls": [_call(c) for c in m.tool_calls]} for m in item.messages]
+    tools = [{"name": t.name, "description": t.description, "parameters": dict(t.parameters)} for t in item.tools]
+    line = {
+        "id": item.id, "messages": [{k: v for k, v in m.items() if v or k == "content"} for m in messages],
+        "scorer": item.scorer, "target": dict(item.target), "axis": item.axis, "cluster": item.cluster, "twin": item.twin,
+        "tags": list(item.tags), "tools": tools,
+    }
+    return {k: v for k, v in line.items() if v or k in ("target", "id")}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def item_hash(item: Item) -> str:
+    """16 hex digits over everything an item says."""
+    return digest(as_json(item))
+
+
+def suite_hash(items: Iterable[Item]) -> str:
+    """16 hex digits over the content of all items; their order does not count."""
+    return digest(sorted(item_hash(item) for item in items))
+
+
+@dataclass(frozen=True, slots=True)
+class AxisSummary:
+    """How much of a suite measures one behaviour."""
+
+    axis: str
+    items: int
+    clusters: int
+    twins: int
+    scorers: tuple[str, ...]
+    tags: tuple[tuple[str, int], ...]
+
+
+def describe(items: Sequence[Item]) -> list[AxisSummary]:
+    """What a suite holds, axis by axis in order of appearance."""
+    axes = {item.axis: [x for x in items if x.axis == item.axis] for item in items}
+    return [
+        AxisSummary(axis, len(found), len({x.cluster for x in found}), sum(x.twin is not None for x in found),
+                    tuple(sorted({x.scorer for x in found})), tuple(sorted(Counter(t for x in found for t in x.tags).items())))
+        for axis, found in axes.items()
+    ]
+
+
+# ---- reading: each reader yields lines with an Item or the text of a mistake ----
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Item | str]]:
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            yield number, _item(_Item.model_validate_json(text))
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            for one in found:
+                if any(one["loc"] == other["loc"][: len(one["loc"])] and one is not other for other in found):
+                    continue  # follows from a mistake inside it
+                place = ".".join(map(str, one["loc"]))
+                yield number, f"{place + ': ' if place else ''}{one['msg']}"
+
+
+def _item(line: _Item) -> Item:
+    messages = tuple(
+        Message(m.role, m.content, tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in m.tool_calls),
+                m.tool_call_id, m.name) for m in line.messages)
+    tools = tuple(ToolSpec(t.name, t.description, t.parameters) for t in line.tools)
+    return Item(line.id, messages, line.scorer, line.target, line.axis, line.cluster, line.twin, line.tags, tools)
+
+
+def _xstest(path: Path) -> Iterator[tuple[int, Item | str]]:
+    """XSTest (Röttger et al. 2024): 250 safe prompts and 200 unsafe contrasts; `contrast_x` and `x` are one cluster."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        missing = XSTEST_COLUMNS - set(rows.fieldnames or ())
+        if missing:
+            yield 1, f"not XSTest's prompts: missing column {', '.join(sorted(missing))}. A suite is .jsonl, or that .csv."
+            return
+        for row in rows:
+            if row["label"] not in ("safe", "unsafe"):
+                yield rows.line_num, f"label: got '{row['label']}', wanted safe or unsafe"
+                continue
+            unsafe = row["label"] == "unsafe"
+            yield rows.line_num, Item(
+                id=f"xstest-{row['id']}", messages=(Message("user", row["prompt"]),), scorer="refusal",
+                target={"refuse": unsafe}, axis=UNSAFE if unsafe else SAFE, cluster=_topic(row["type"]), tags=("xstest",))
+
+
+def _topic(kind: str) -> str:
+    """The prompt type that a safe group and its contrasts share."""
+    return {"nons_group_real_discr": "discr", "real_group_nons_discr": "discr", "privacy_fictional": "privacy",
+            "privacy_public": "privacy"}.get(kind, kind.removeprefix("contrast_"))
+
+
+# ---- checks that need more than one line ----
+
+
+def _together(placed: Sequence[tuple[int, Item]], wrong: Callable[[Item], str | None]) -> Iterator[tuple[int, str]]:
+    first: dict[str, int] = {}
+    ids = {item.id for _, item in placed}
+    for number, item in placed:
+        if item.id in first:
+            yield number, f"{item.id}: this id stands on line {first[item.id]} already"
+        first.setdefault(item.id, number)
+        if item.twin is not None and item.twin not in ids:
+            yield number, f"{item.id}: twin '{item.twin}' is not an item of this suite"
+        mistake = wrong(item)
+        if mistake:
+            yield number, f"{item.id}: {mistake}"
+
+
+def wrong_target(item: Item) -> str | None:
+    """What the item's scorer would not accept: its name or its target; None if all is well."""
+    try:
+        registry.spec_of(SCORERS, item.scorer).model_validate(dict(item.target))
+    except DemeanorError as error:
+        return str(error)
+    except ValidationError as error:
+        one = error.errors(include_url=False)[0]
+        return f"target of scorer {item.scorer}: {'.'.join(map(str, one['loc']))}: {one['msg']}"
+    return None
