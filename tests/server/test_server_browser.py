@@ -87,6 +87,15 @@ def test_events_are_whole_however_the_network_cuts_them(browser: Browser, addres
     assert browser.run(read) == "fish 🐟,two"
 
 
+def test_a_stream_without_its_end_is_an_error_and_not_an_answer(browser: Browser, address: str) -> None:
+    ask(browser, address, "hello")
+    read = """(async () => {
+        const { events } = await import("/static/sse.js");
+        for await (const _ of events(new Response('data: {"a":1}\\n\\n'))) ;
+    })().catch((error) => error.message)"""
+    assert browser.run(read) == "The answer broke off."
+
+
 def test_text_that_looks_like_markup_stays_text(browser: Browser, address: str) -> None:
     evil = "seed <img src=x onerror='document.title=1'><script>document.title=2</script>"
     ask(browser, address, evil)
