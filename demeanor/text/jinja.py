@@ -1,0 +1,234 @@
+"""A checkpoint's own chat template, or a .jinja file: rendered as transformers renders it, and masked by prefixes.
+
+In: jinja source. Out: a Template. The text before each answer is tokenized apart from the answer, in training as in serving, so
+both see the same ids; special tokens come from the template alone, never from a content. Roles and tools that the source does
+not know are written into the turns it knows. It gives the template no clock, no files and no attributes to reach out by.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from demeanor.errors import DataError
+from demeanor.text.calls import CallReader, call_text, function
+from demeanor.text.pieces import neutral
+from demeanor.text.template import Reader, Rendered
+from demeanor.text.tokenizer import Tokenizer
+from demeanor.types import Message, Messages, ToolSpec
+
+CALL, CALLED = "<tool_call>", "</tool_call>"
+TOOLS = f"Call a function by writing {CALL}{{\"name\": ..., \"arguments\": {{...}}}}{CALLED}. Functions:\n"
+BLOCKS = {"data": "data", "tool": "tool_response"}     # how text without authority is fenced inside a user's turn
+
+
+class JinjaTemplate:
+    """The template for one tokenizer; raises DataError if the source does not compile or never ends an answer."""
+
+    def __init__(self, name: str, tokenizer: Tokenizer, source: str) -> None:
+        self.name, self.jinja, self._tokenizer = name, source, tokenizer
+        self._template = compile_source(name, source)
+        self._added = _Added(tokenizer)
+        self._constants = {k: _text(v) for k, v in tokenizer.config.items() if k.endswith("_token") and v is not None}
+        self._knows_calls, self._knows_tools = "tool_calls" in source, "tools" in source
+        self.stop_tokens, self.stop = self._ends()
+
+    def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
+               trained_from: int = 0) -> Rendered:
+        hidden = _unused(messages, tools)
+        text = self._write(messages, tools, generate, hidden)
+        cuts = {0: False, len(text): False}
+        for i, message in enumerate(messages):
+            if message.role == "assistant":
+                cuts |= self._span(messages, tools, i, text, hidden, strict=i >= trained_from)
+        rendered = Rendered([], [])
+        for start, end in pairwise(sorted(cuts)):
+            ids = self._encode(text[start:end], rendered.tokens, hidden)
+            rendered.tokens.extend(ids)
+            rendered.trained.extend(_until_stop(ids, self.stop_tokens) if cuts[start] else [False] * len(ids))
+        return rendered
+
+    def reader(self) -> Reader:
+        return CallReader(CALL, CALLED)
+
+    def _span(self, messages: Messages, tools: Sequence[ToolSpec], i: int, text: str, hidden: str, *,
+              strict: bool) -> dict[int, bool]:
+        """Where message `i`'s answer starts (True if it is to be trained) and ends in `text`."""
+        prompt = self._write(messages[:i], tools, True, hidden)
+        turn = self._write(messages[:i + 1], tools, False, hidden)
+        if text.startswith(prompt) and text.startswith(turn) and len(prompt) < len(turn):
+            return {len(prompt): strict, len(turn): False}
+        if not strict:
+            return {}
+        at = next((n for n, (a, b) in enumerate(zip(prompt, text)) if a != b), min(len(prompt), len(text)))
+        here = slice(max(0, at - 20), at + 20)
+        raise DataError(f"template {self.name}: message {i} (assistant) cannot be trained: its prompt is not how the whole "
+                        f"begins; they part at {prompt[here]!r} and {text[here]!r}. "
+                        "Use a template that keeps earlier turns as they were, or train only the last answer")
+
+    def _write(self, messages: Messages, tools: Sequence[ToolSpec], generate: bool, hidden: str) -> str:
+        rows = self._rows(messages, tools if not self._knows_tools else (), hidden)
+        shown = _hide([function(t) for t in tools], self._strings(True), hidden) if tools and self._knows_tools else None
+        try:
+            return self._template.render(messages=rows, tools=shown, add_generation_prompt=generate, **self._constants)
+        except jinja2.TemplateError as error:
+            raise DataError(f"template {self.name}: cannot write {_roles(messages)}: {error}") from None
+        except Exception as error:  # a template may do anything to a missing field
+            raise DataError(f"template {self.name}: fails on {_roles(messages)}: {type(error).__name__}: {error}") from None
+
+    def _rows(self, messages: Messages, tools: Sequence[ToolSpec], hidden: str) -> list[dict[str, Any]]:
+        """Messages as the source's author expects them: system first, no role it does not name."""
+        rows: list[dict[str, Any]] = []
+        if tools:
+            listed = TOOLS + "\n".join(json.dumps(function(t), ensure_ascii=False) for t in tools)
+            rows.append({"role": "system", "content": _hide(listed, self._strings(True), hidden)})
+        for message in messages:
+            row = self._row(message, hidden)
+            if rows and row["role"] == rows[-1]["role"] and row["role"] in ("user", "system"):
+                rows[-1] = {**rows[-1], "content": f"{rows[-1]['content']}\n\n{row['content']}"}
+            else:
+                rows.append(row)
+        if rows and rows[0]["role"] == "system" and "system" not in self.jinja:
+            first = rows.pop(0)["content"]
+            if rows and rows[0]["role"] == "user":
+                first = f"{first}\n\n{rows.pop(0)['content']}"
+            rows.insert(0, {"role": "user", "content": first})
+        return rows
+
+    def _row(self, message: Message, hidden: str) -> dict[str, Any]:
+        content = _hide(message.content, self._strings(message.role != "assistant"), hidden)
+        role: str = message.role
+        if role == "developer" and "developer" not in self.jinja:
+            role = "system"
+        if role == "data" or (role == "tool" and not re.search(r"""['"]tool['"]""", self.jinja)):
+            fence = BLOCKS[role]
+            return {"role": "user", "content": f"<{fence}>\n{neutral(content, (f'</{fence}>',))}\n</{fence}>"}
+        row: dict[str, Any] = {"role": role, "content": content}
+        if role == "tool":
+            row |= {k: v for k, v in (("tool_call_id", message.tool_call_id), ("name", message.name)) if v is not None}
+        if message.tool_calls and not self._knows_calls:
+            written = "\n".join(f"{CALL}\n{call_text(c)}\n{CALLED}" for c in message.tool_calls)
+            row["content"] = f"{content}\n{written}" if content else written
+        elif message.tool_calls:
+            calls = [{"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _value(c.arguments)}}
+                     for c in message.tool_calls]
+            row["tool_calls"] = _hide(calls, self._strings(True), hidden)
+        return row
+
+    def _strings(self, untrusted: bool) -> list[str]:
+        """Strings a content may not spell: all added tokens, or for an assistant (it may write <think>) the special ones."""
+        return [text for text, token in self._tokenizer.added.items() if untrusted or token.get("special")]
+
+    def _encode(self, text: str, before: list[int], hidden: str) -> list[int]:
+        """The ids of the next part of a rendered text: added tokens by id, except those broken up by `hidden`."""
+        ids: list[int] = []
+        bare = not before or (before[-1] in self._added.ids and self._tokenizer.prefix_after_special)
+        for part in self._added.pattern.split(text) if self._added.ids else [text]:
+            token = self._tokenizer.special.get(part.strip(), self._tokenizer.special.get(part)) if part else None
+            if token is not None and self._added.pattern.fullmatch(part):
+                ids.append(token)
+                bare = self._tokenizer.prefix_after_special
+            elif part:
+                plain = part.replace(hidden, "")
+                ids += self._tokenizer.encode(plain) if bare else self._tokenizer.joined(plain)
+                bare = False
+        return ids
+
+    def _ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
+        """What ends an answer, found by looking at what the template writes after one."""
+        ask, answer = Message("user", "1"), Message("assistant", "\ue0001\ue000")
+        last, later = (self._write(m, (), False, "\uf8ff").rpartition("\ue000")[2]
+                       for m in ((ask, answer), (ask, answer, ask)))
+        eos = self._tokenizer.eos_id
+        found = next(iter(self._added.pattern.findall(later)), None) if self._added.ids else None
+        if found is not None and later.lstrip().startswith(found.strip()):
+            return frozenset({eos, self._tokenizer.special.get(found.strip(), eos)}), ()
+        tail = later.split("1")[0]
+        if not tail.strip() and not last.strip():
+            raise DataError(f"template {self.name}: nothing ends an assistant's answer; wanted a special token such as "
+                            "{{ eos_token }} after its content")
+        return frozenset({eos}), (tail,) if tail.strip() else ()
+
+
+def compile_source(name: str, source: str) -> jinja2.Template:
+    """Compile a chat template in a sandbox with transformers' settings; raises DataError with the line."""
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(  # autoescaping is for HTML; this is a prompt
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    env.filters["tojson"] = lambda x, indent=None, **_: json.dumps(x, ensure_ascii=False, indent=indent)
+    env.globals["raise_exception"] = _refuse
+    try:
+        return env.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"template {name}: line {error.lineno}: {error.message}") from None
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: marks the trained part for other trainers; here its body is simply written."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Added:
+    """Added tokens of a tokenizer: their ids, and a pattern with the white space around them that they swallow."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.ids = frozenset(tokenizer.special.values())
+        space = {True: r"\s*", False: ""}
+        each = [space[bool(t.get("lstrip"))] + re.escape(text) + space[bool(t.get("rstrip"))]
+                for text, t in sorted(tokenizer.added.items(), key=lambda item: -len(item[0])) if text]
+        self.pattern = re.compile(f"({'|'.join(each)})")
+
+
+def _until_stop(ids: Sequence[int], stop: frozenset[int]) -> list[bool]:
+    """Trained flags of an answer: everything up to its end-of-turn token; what the template writes after it is nobody's."""
+    end = next((i for i, token in enumerate(ids) if token in stop), len(ids) - 1)
+    return [i <= end for i in range(len(ids))]
+
+
+def _unused(messages: Messages, tools: Sequence[ToolSpec]) -> str:
+    """A private-use character that occurs nowhere; put inside a special string it keeps it from being one."""
+    used = set(repr((messages, tools)))
+    return next(c for c in map(chr, range(0xE001, 0xF8FF)) if c not in used and repr(c)[1:-1] not in repr((messages, tools)))
+
+
+def _hide(value: Any, strings: Sequence[str], hidden: str) -> Any:
+    """Break up special strings in every text of a JSON value."""
+    if isinstance(value, str):
+        for text in strings:
+            value = value.replace(text, f"{text[0]}{hidden}{text[1:]}")
+        return value
+    if isinstance(value, dict):
+        return {_hide(k, strings, hidden): _hide(v, strings, hidden) for k, v in value.items()}
+    return [_hide(v, strings, hidden) for v in value] if isinstance(value, list) else value
+
+
+def _value(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
+
+
+def _text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _roles(messages: Messages) -> str:
+    return f"messages {', '.join(f'{i} ({m.role})' for i, m in enumerate(messages)) or '(none)'}"
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)

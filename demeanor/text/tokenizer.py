@@ -1,0 +1,226 @@
+"""Strings to token ids and back: a byte-level BPE trained here, or the tokenizer.json of any Hugging Face folder.
+
+In: text. Out: ids. Text never becomes a special token, whatever it spells; only templates place special tokens, by id.
+It refuses to know roles, messages and which tokens are trained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from demeanor import spec as specs
+from demeanor.errors import CheckpointError, DataError
+
+END = "<|end|>"
+SPECIALS = (END, "<|system|>", "<|developer|>", "<|user|>", "<|assistant|>", "<|data|>", "<|tool|>", "<|call|>",
+            "<|im_start|>", "<|im_end|>")
+"""Every special token of our own templates, so that one tokenizer serves all of them; `<|end|>` ends documents and turns."""
+
+WORDS = r" ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""Where BPE may not merge across: words and digit pairs keep their leading space, so " 37" can be one token."""
+
+
+class Tokenizer:
+    """A tokenizer file and the facts the other rooms need: `special` ids, `eos_id`, `bos_id` (None: sequences start bare)."""
+
+    def __init__(self, source: str, config: Mapping[str, Any]) -> None:
+        """Take the text of a tokenizer.json and its tokenizer_config; raises CheckpointError if it is none, or ends nothing."""
+        self.config = dict(config)
+        self._source = source
+        try:
+            self._plain = _text_only(json.loads(source))
+            self._joined = _text_only(_without_prefix(json.loads(source)))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"tokenizer.json: not a tokenizer this version of `tokenizers` reads: {error}") from None
+        self.vocab_size: int = self._plain.get_vocab_size(with_added_tokens=True)
+        self.added = {t["content"]: t for t in json.loads(source).get("added_tokens") or ()}
+        self.special: Mapping[str, int] = {text: int(token["id"]) for text, token in self.added.items()}
+        self._text_of = {i: text for text, i in self.special.items()}
+        self.eos_id: int = self._named("eos_token")
+        self.bos_id: int | None = self._named("bos_token") if self._starts_with_bos() else None
+        self.prefix: bool = self._plain.encode("a", add_special_tokens=False).ids != self.joined("a")
+        """Whether `encode` puts one space before a text, and `decode` takes one away."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; special strings inside it are text. No bos, no eos."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def joined(self, text: str) -> list[int]:
+        """The ids of a text that goes on from earlier text: no space is put before it."""
+        ids: list[int] = self._joined.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def document(self, text: str) -> list[int]:
+        """The ids of a whole document as models are pretrained on it: bos if there is one, the text, eos."""
+        return [*self.start, *self.encode(text), self.eos_id]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ids; special tokens show as their text, and the one space that `encode` put after each is gone."""
+        parts: list[str] = []
+        run: list[int] = []
+        for token in tokens:
+            if token in self._text_of:
+                parts += [self._decode_run(run), self._text_of[token]]
+                run = []
+            else:
+                run.append(token)
+        return "".join([*parts, self._decode_run(run)])
+
+    def save(self, folder: Path, *, chat_template: str | None = None) -> None:
+        """Write tokenizer.json and tokenizer_config.json; `chat_template` (None: as loaded) is what AutoTokenizer will render."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config if chat_template is None else {**self.config, "chat_template": chat_template}
+        _write(folder / "tokenizer.json", self._source)
+        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """What stands before every sequence: the bos token, or nothing."""
+        return () if self.bos_id is None else (self.bos_id,)
+
+    @cached_property
+    def prefix_after_special(self) -> bool:
+        """Whether Hugging Face's encoding of a whole text puts a space after a special token too (and not only at the start)."""
+        whole = tokenizers.Tokenizer.from_str(self._source).encode(f"{self._text_of[self.eos_id]}a", add_special_tokens=False)
+        return self.prefix and bool(whole.ids[1:] == self.encode("a"))
+
+    def _decode_run(self, run: list[int]) -> str:
+        text: str = self._plain.decode(run, skip_special_tokens=False) if run else ""
+        return text[1:] if self._keeps_prefix and text.startswith(" ") else text
+
+    @cached_property
+    def _keeps_prefix(self) -> bool:
+        return self.prefix and bool(self._plain.decode(self.encode("a"), skip_special_tokens=False) == " a")
+
+    def _named(self, name: str) -> int:
+        token = _content(self.config.get(name))
+        if token not in self.special:
+            listed = ", ".join(list(self.special)[:12]) or "none"
+            raise CheckpointError(f"tokenizer_config.json: {name}: got {token!r}, wanted one of the special tokens ({listed})")
+        return self.special[token]
+
+    def _starts_with_bos(self) -> bool:
+        """tokenizer_config's `add_bos_token` if it says so, else what the file's own post-processor does."""
+        bos = _content(self.config.get("bos_token"))
+        if bos is None or self.config.get("add_bos_token") is False:
+            return False
+        ids = self._plain.encode("a").ids
+        return bool(self.config.get("add_bos_token")) or bool(ids and ids[0] == self.special.get(bos))
+
+
+def load(folder: Path) -> Tokenizer:
+    """Read the tokenizer of a Hugging Face folder.
+
+    Raises CheckpointError if a file is missing or broken, or no token is named that ends a document.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"{folder}: no tokenizer.json; wanted a Hugging Face fast tokenizer "
+                              "(AutoTokenizer.from_pretrained(...).save_pretrained(folder) writes one)")
+    config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+    if (folder / "chat_template.jinja").is_file():
+        config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    source = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    try:
+        if _content(config.get("eos_token")) is None:
+            config["eos_token"] = _eos_of_model(folder, json.loads(source))
+        return Tokenizer(source, config)
+    except (CheckpointError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def train(texts: Iterable[str], spec: specs.Tokenizer) -> Tokenizer:
+    """Train a byte-level BPE of at most `spec.vocab_size` tokens, the specials of all our templates included.
+
+    The same texts give the same file. Raises DataError if there is no text.
+    """
+    counted = _Counted(texts)
+    bpe = tokenizers.Tokenizer(models.BPE())
+    # The space is put by a normalizer and not by ByteLevel, which would put one before every piece and spare texts that have one.
+    bpe.normalizer = normalizers.Prepend(" ")
+    words = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(counted, trainers.BpeTrainer(vocab_size=spec.vocab_size, special_tokens=list(SPECIALS),
+                                                         initial_alphabet=alphabet, show_progress=False))
+    if not counted.num_chars:
+        raise DataError("no text to train a tokenizer on; wanted documents with at least one character")
+    return Tokenizer(bpe.to_str(), {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "bos_token": None,
+                                    "clean_up_tokenization_spaces": False})
+
+
+class _Counted:
+    """Texts, counting their characters as they pass."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts, self.num_chars = texts, 0
+
+    def __iter__(self) -> Iterable[str]:
+        for text in self.texts:
+            self.num_chars += len(text)
+            yield text
+
+
+def _text_only(source: dict[str, Any]) -> tokenizers.Tokenizer:
+    """A tokenizer that reads every string as text: all added tokens are made special, then special tokens are not parsed."""
+    for token in source.get("added_tokens") or ():
+        token["special"] = True
+    source["truncation"] = source["padding"] = None
+    found = tokenizers.Tokenizer.from_str(json.dumps(source, ensure_ascii=False))
+    found.encode_special_tokens = True
+    return found
+
+
+def _without_prefix(node: Any) -> Any:
+    """A tokenizer.json (or a part of it) with every rule that puts a space before a text switched off."""
+    if isinstance(node, list):
+        return [_without_prefix(n) for n in node if not (isinstance(n, dict) and n.get("type") == "Prepend")]
+    if not isinstance(node, dict):
+        return node
+    kind = node.get("type")
+    if kind == "Prepend":
+        return None
+    rules: dict[str, dict[str, Any]] = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+    changed = rules.get(str(kind), {})
+    parts = ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers")
+    whole: dict[str, Any] = {**node, **changed}
+    return {k: _without_prefix(v) if k in parts else v for k, v in whole.items()}
+
+
+def _content(token: Any) -> Any:
+    """A token's text, however a config writes it: a string, or an AddedToken dictionary."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _eos_of_model(folder: Path, source: dict[str, Any]) -> str | None:
+    """The text of the model's eos token id, from generation_config.json or config.json."""
+    ids = [_json(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
+    first = next((i[0] if isinstance(i, list) else i for i in ids if i not in (None, [])), None)
+    return next((t["content"] for t in source.get("added_tokens") or () if t["id"] == first), None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: got a JSON {type(found).__name__}, wanted an object")
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
