@@ -69,7 +69,8 @@ class Runs:
         """Rename the filled `part` folder to the model, with the record inside it; the training state is deleted."""
         folder = self.folder(key)
         shutil.copyfile(folder / RECORD, folder / PART / "demeanor.json")
-        os.replace(folder / PART, folder / MODEL)
+        if not self.complete(key):  # somebody may have finished the same key between our look and our lock
+            os.replace(folder / PART, folder / MODEL)
         (folder / CHECKPOINT).unlink(missing_ok=True)
         return folder / MODEL
 

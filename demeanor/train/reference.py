@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from demeanor import hardware
-from demeanor.data.trees import Tree, collate
+from demeanor.data.trees import Tree, collate, num_scored
 from demeanor.train.loop import Collate, Run, to_device
 
 MICRO_TOKENS = 8192
@@ -56,7 +56,7 @@ def trees_key(trees: Sequence[Tree]) -> str:
 
 def micro_batches(trees: Sequence[Tree], micro_tokens: int) -> Iterator[list[int]]:
     """Indices of all trees, short ones first, in groups of at most `micro_tokens` tokens (a longer tree goes alone)."""
-    sizes = [len(tree.prompt) + sum(len(branch.tokens) for branch in tree.branches) for tree in trees]
+    sizes = [tree.num_tokens for tree in trees]
     group: list[int] = []
     total = 0
     for index in sorted(range(len(trees)), key=sizes.__getitem__):
@@ -80,8 +80,7 @@ def _compute(model: nn.Module, outputs: Run, trees: Sequence[Tree], dtype: torch
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logprobs_C = outputs(model, batch).logprobs_C
         assert logprobs_C is not None, "a reference is a policy: it gives log-probs"
-        lengths = batch.tree_B[batch.branch_C].bincount(minlength=len(group)).tolist()  # collation goes tree by tree
-        for i, part in zip(group, torch.split(logprobs_C.float().cpu(), lengths)):
+        for i, part in zip(group, torch.split(logprobs_C.float().cpu(), [num_scored(trees[i]) for i in group])):
             found[i] = part
     return found
 

@@ -17,13 +17,14 @@ from torch import nn
 from demeanor import hardware
 from demeanor.data.packing import pack_rows
 from demeanor.data.schedule import Schedule
+from demeanor.data.show import within
 from demeanor.data.trees import Tree
 from demeanor.model import checkpoint as models
 from demeanor.model.outputs import policy_outputs, reward_outputs
 from demeanor.objectives import sft
 from demeanor.spec import Scratch, Stage
 from demeanor.train import heldout
-from demeanor.train.coverage import coverage, fitting
+from demeanor.train.coverage import coverage
 from demeanor.train.lineage import Runs
 from demeanor.train.loop import Judge, Run, fit
 from demeanor.train.progress import Progress
@@ -50,9 +51,10 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
         model: nn.Module = models.reward_from(policy, stage.seed) if rewards else policy
         model.to(hardware.device())
         display = watch(stage.name)
-        rows, left_out = fitting(trees(), stage.max_tokens or policy.config.max_position_embeddings)
+        every = trees()
+        rows = within(every, stage.max_tokens or policy.config.max_position_embeddings, stage.name)
         kept, held = heldout.split(rows)
-        display.say(coverage(stage.name, rows, rewards=rewards, left_out=left_out, held_out=len(held)))
+        display.say(coverage(stage.name, rows, rewards=rewards, left_out=len(every) - len(rows), held_out=len(held)))
         reference = None
         if REFERENCE in objective.ROLES:
             ancestor, where = roles[REFERENCE]
@@ -77,7 +79,7 @@ def pretrain(base: Scratch, *, key: str, documents: Callable[[], Iterable[list[i
     with runs.begin(key, record) as folder:
         rows = pack_rows(documents(), base.row_tokens, base.tokens, base.seed)
         display = watch("base")
-        display.say(coverage("base", rows, rewards=False, left_out=0, held_out=0))
+        display.say(coverage("base", rows, rewards=False))
         schedule = Schedule(rows, batch_rows=base.batch_rows, epochs=1.0, seed=base.seed)
         model = models.create(base.model, vocab_size, base.seed).to(hardware.device())
         fit(model, policy_outputs, partial(sft.loss, sft.Spec()), rows, schedule, base.optim, out=folder, watch=display,

@@ -6,19 +6,13 @@ import pytest
 
 from demeanor.data.trees import Branch, Tree
 from demeanor.errors import DataError
-from demeanor.train.coverage import coverage, fitting, num_comparisons, num_trained
+from demeanor.train.coverage import coverage, num_comparisons
 
 
 def tree(prompt: int, *branches: str, ranks: tuple[int, ...] = ()) -> Tree:
     """A tree whose branches are drawn as masks: `.` is read, `x` is trained."""
     made = tuple(Branch((5,) * len(b), tuple(c == "x" for c in b)) for b in branches)
     return Tree((1,) * prompt, made, ranks or tuple(range(len(branches))), None, "")
-
-
-def test_the_first_token_of_a_row_without_prompt_is_never_trained() -> None:
-    assert num_trained(tree(0, "xxxx")) == 3
-    assert num_trained(tree(2, "xxxx")) == 4
-    assert num_trained(tree(2, ".xx", "x..x")) == 4
 
 
 def test_comparisons_are_the_pairs_whose_ranks_differ() -> None:
@@ -29,21 +23,14 @@ def test_comparisons_are_the_pairs_whose_ranks_differ() -> None:
 
 def test_the_line_says_rows_tokens_share_and_what_was_left_out() -> None:
     said = coverage("sft", [tree(6, "..xx"), tree(0, "...."), tree(2, "xxxx")], rewards=False, left_out=2, held_out=1)
-    assert said == "3 rows, 20 tokens, 6 (30%) carry loss; 1 rows carry none; 2 longer rows left out; 1 rows held out"
-    assert coverage("rm", [tree(2, "..", "..")], rewards=True, left_out=0, held_out=0) == "1 rows, 6 tokens, 1 comparisons"
+    assert said == "3 rows, 17 tokens, 6 (35%) carry loss; 1 rows carry none; 2 longer rows left out; 1 rows held out"
+    assert coverage("rm", [tree(2, "..", "..")], rewards=True) == "1 rows, 5 tokens, 1 comparisons"
 
 
 def test_nothing_to_learn_from_is_an_error_and_says_why() -> None:
     with pytest.raises(DataError, match="sft: no token carries loss"):
-        coverage("sft", [tree(3, "...."), tree(0, "x")], rewards=False, left_out=0, held_out=0)
+        coverage("sft", [tree(3, "...."), tree(0, "x")], rewards=False)
     with pytest.raises(DataError, match="rm: no two completions differ in rank"):
-        coverage("rm", [tree(3, "xx", "xx", ranks=(0, 0))], rewards=True, left_out=0, held_out=0)
-    with pytest.raises(DataError, match="sft: no rows to train on: there are none"):
-        coverage("sft", [], rewards=False, left_out=0, held_out=0)
-    with pytest.raises(DataError, match="all 4 rows are longer than max_tokens"):
-        coverage("sft", [], rewards=False, left_out=4, held_out=0)
-
-
-def test_a_row_fits_when_its_longest_path_does() -> None:
-    short, long = tree(3, "xx", "xxxxx"), tree(3, "xx", "xxxxxx")
-    assert fitting([short, long], 8) == ([short], 1)
+        coverage("rm", [tree(3, "xx", "xx", ranks=(0, 0))], rewards=True)
+    with pytest.raises(DataError, match="sft: no token carries loss"):
+        coverage("sft", [], rewards=False)

@@ -134,7 +134,7 @@ def test_micro_batches_hold_every_tree_once_and_stay_under_the_limit() -> None:
     trees = [prompted((1,) * (i % 17)) for i in range(50)]
     groups = list(micro_batches(trees, 40))
     assert sorted(i for group in groups for i in group) == list(range(50))
-    assert all(sum(len(trees[i].prompt) + 2 for i in group) <= 40 for group in groups)
+    assert all(sum(trees[i].num_tokens for i in group) <= 40 for group in groups)
     assert list(micro_batches(trees[:3], 1)) == [[0], [1], [2]]
     assert list(micro_batches([], 40)) == []
 
