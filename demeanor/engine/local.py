@@ -23,7 +23,7 @@ from demeanor.engine.mailbox import Address, Letter, LoopMailbox, ThreadMailbox,
 from demeanor.engine.request import Piece, Request
 from demeanor.engine.sequence import Sequence
 from demeanor.engine.turnstile import Turnstile
-from demeanor.errors import EngineError
+from demeanor.errors import ContextError, EngineError
 from demeanor.model.cache import KVCache
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class LocalEngine:
     def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Answer piece by piece; closing or cancelling the iterator frees the slot within one step.
 
-        Raises EngineError at once if the request does not fit, and while iterating if the engine is closed or fails.
+        Raises EngineError at once if the request makes no sense (ContextError if its prompt is too long), and while
+        iterating if the engine is closed or fails.
         """
         return self._pieces(request, self._limit(request))
 
@@ -111,8 +112,8 @@ class LocalEngine:
         if length == 0:
             raise EngineError("the prompt has no tokens; an engine continues a prompt of at least 1")
         if length >= self.max_context:
-            raise EngineError(f"the prompt has {length} tokens, which leaves no room in a context of {self.max_context}; "
-                              "shorten the conversation")
+            raise ContextError(f"the prompt has {length} tokens, which leaves no room in a context of {self.max_context}; "
+                               "shorten the conversation")
         if decoding.max_tokens < 1:
             raise EngineError(f"max_tokens is {decoding.max_tokens}; an answer has at least 1")
         if "" in decoding.stop:

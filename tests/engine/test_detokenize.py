@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from demeanor.engine.detokenize import Detokenizer, Scan, scan
+from demeanor.spec import Tokenizer as TokenizerSpec
+from demeanor.text import tokenizer as text
 
 
 def byte_decode(tokens: tuple[int, ...]) -> str:
@@ -96,6 +98,20 @@ def test_a_preview_is_the_text_a_token_would_add_here() -> None:
         detokenizer.feed(byte)
     assert detokenizer.preview(ord(" ")) == " "
     assert detokenizer.feed(ord("c")) == "c", "a preview changes nothing"
+
+
+OURS = text.train(["The ferry to Corkel leaves at 37 past. Déjà vu 中文 😀!"] * 3, TokenizerSpec(vocab_size=320))
+
+
+@given(st.lists(st.integers(0, OURS.vocab_size - 1), max_size=60))
+def test_pieces_add_up_for_any_tokens_of_our_own_tokenizer_special_ones_included(tokens: list[int]) -> None:
+    assert "".join(fed(tokens, OURS.decode)) == OURS.decode(tokens)
+
+
+@given(st.text(max_size=40))
+def test_an_encoded_text_comes_back_in_pieces(said: str) -> None:
+    tokens = OURS.encode(said)
+    assert "".join(fed(tokens, OURS.decode)) == OURS.decode(tokens) == said
 
 
 def slow_scan(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:

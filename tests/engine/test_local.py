@@ -13,7 +13,7 @@ import torch
 from byte_model import END, ByteModel, ByteTokenizer, endless_next, random_next, says, slow_answer
 
 from demeanor.engine.local import LocalEngine, Piece, Request
-from demeanor.errors import EngineError
+from demeanor.errors import ContextError, EngineError
 from demeanor.types import Decoding
 
 STOPS = frozenset({END})
@@ -117,9 +117,9 @@ def test_a_stream_that_is_never_read_costs_nothing(engine: LocalEngine) -> None:
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers() -> None:
     with closing(LocalEngine(ByteModel(endless_next), ByteTokenizer(), num_slots=1, max_context=16)) as engine:
-        with pytest.raises(EngineError, match=r"17 tokens.*context of 16"):
+        with pytest.raises(ContextError, match=r"17 tokens.*context of 16"):
             engine.stream(request("x" * 17))
-        with pytest.raises(EngineError, match=r"16 tokens.*context of 16"):
+        with pytest.raises(ContextError, match=r"16 tokens.*context of 16"):
             engine.generate([request("ok"), request("x" * 16)])
         last = engine.generate([request("x" * 15, max_tokens=100)])[0]
         assert (len(last), last[-1].finish) == (1, "length")
