@@ -49,7 +49,7 @@ class JinjaTemplate:
         cuts = {0: False, len(text): False}
         for i, message in enumerate(messages):
             if message.role == "assistant":
-                cuts |= self._span(messages, tools, i, text, hidden, strict=i >= trained_from)
+                cuts |= self._span(messages, tools, i, text, hidden, train=i >= trained_from, strict=not generate)
         rendered = Rendered([], [])
         for start, end in pairwise(sorted(cuts)):
             ids = self._encode(text[start:end], rendered.tokens, hidden)
@@ -61,13 +61,16 @@ class JinjaTemplate:
         return CallReader(CALL, CALLED)
 
     def _span(self, messages: Messages, tools: Sequence[ToolSpec], i: int, text: str, hidden: str, *,
-              strict: bool) -> dict[int, bool]:
-        """Where message `i`'s answer starts (True if it is to be trained) and ends in `text`."""
+              train: bool, strict: bool) -> dict[int, bool]:
+        """Where message `i`'s answer starts (True if it is to be trained) and ends in `text`; nothing if prefixes do not agree.
+
+        Raises DataError instead if `strict` and the answer is to be trained.
+        """
         prompt = self._write(messages[:i], tools, True, hidden)
         turn = self._write(messages[:i + 1], tools, False, hidden)
         if text.startswith(prompt) and text.startswith(turn) and len(prompt) < len(turn):
-            return {len(prompt): strict, len(turn): False}
-        if not strict:
+            return {len(prompt): train, len(turn): False}
+        if not (strict and train):
             return {}
         at = next((n for n, (a, b) in enumerate(zip(prompt, text)) if a != b), min(len(prompt), len(text)))
         here = slice(max(0, at - 20), at + 20)

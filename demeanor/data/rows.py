@@ -1,0 +1,259 @@
+"""One row of a data file to an Example or a Preference: TRL's columns, Alpaca's, and dialogues written as text.
+
+In: a mapping of columns. Out: the row, or a ValueError whose text says what is wrong and what was wanted; the reader of the file
+adds where. It opens no files and renders nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast, get_args
+
+from demeanor.errors import unknown
+from demeanor.types import Example, Message, Messages, Preference, Role, ToolCall, ToolSpec
+
+Want = Literal["examples", "preferences", "text"]
+Row = Mapping[str, Any]
+
+EXAMPLES = "text | messages | prompt,completion | prompt | instruction[,input],output"
+PREFERENCES = "[prompt,]chosen,rejected | prompt,completions,ranks | instruction[,input],chosen,rejected"
+COLUMNS: Mapping[str, str] = {"examples": EXAMPLES, "preferences": PREFERENCES, "text": "text"}
+SPEAKERS: Mapping[str, Role] = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool"}
+_DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
+
+
+def parse(row: Any, want: Want, source: str) -> Example | Preference:
+    """Read a row as what is wanted; empty (null) columns do not count. Raises ValueError."""
+    if isinstance(row, str):
+        row = {"text": row}
+    if not isinstance(row, Mapping):
+        raise ValueError(f"got a {type(row).__name__}, wanted an object of columns ({COLUMNS[want]})")
+    columns = {k: v for k, v in row.items() if v is not None and v != [] and not (v == "" and k in ("input", "system", "tools"))}
+    if want == "text":
+        return Example(text=_text(columns, "text"), source=source)
+    return _preference(columns, source) if want == "preferences" else _example(columns, source)
+
+
+def _example(row: Row, source: str) -> Example:
+    tools = _tools(row.get("tools"))
+    if "messages" in row or "conversations" in row:
+        messages = _system(row) + _messages(row, "messages" if "messages" in row else "conversations")
+        if not any(m.role == "assistant" for m in messages):
+            raise ValueError("messages: none is an assistant's; wanted at least one, it is what is trained")
+        return Example(messages, tools=tools, source=source)
+    if "instruction" in row and "output" in row:
+        prompt = _alpaca(row)
+        return Example((*prompt, _answer(row, "output")), trained_from=len(prompt), tools=tools, source=source)
+    if "prompt" in row and "completion" in row:
+        prompt = _prompt(row)
+        answer = _completion(row["completion"], "completion")
+        return Example(prompt + answer, trained_from=len(prompt), tools=tools, source=source)
+    if "chosen" in row:
+        raise ValueError("a preference row; wanted one to imitate: " + EXAMPLES)
+    if "prompt" in row:
+        prompt = _prompt(row)
+        return Example(prompt, trained_from=len(prompt), tools=tools, source=source)
+    if "text" in row:
+        return Example(text=_text(row, "text"), source=source)
+    raise ValueError(_missing(row, "examples"))
+
+
+def _preference(row: Row, source: str) -> Preference:
+    tools, margin = _tools(row.get("tools")), _number(row.get("margin"), "margin")
+    if "prompt" in row and "completions" in row and "ranks" in row:
+        prompt = _prompt(row)
+        written, ranks = _json_list(row["completions"], "completions"), _json_list(row["ranks"], "ranks")
+        if len(written) != len(ranks) or len(written) < 2:
+            raise ValueError(f"got {len(written)} completions and {len(ranks)} ranks; wanted as many of both, and at least 2")
+        if not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks) or len(set(ranks)) < 2:
+            raise ValueError(f"ranks: got {ranks!r}, wanted whole numbers, 0 the best, not all the same")
+        completions = tuple(_completion(c, f"completions[{i}]") for i, c in enumerate(written))
+        return Preference(prompt, completions, tuple(ranks), tools, margin, source)
+    if "chosen" not in row or "rejected" not in row:
+        raise ValueError(_missing(row, "preferences"))
+    if "instruction" in row:
+        pair = (_answer(row, "chosen"),), (_answer(row, "rejected"),)
+        return Preference(_alpaca(row), pair, (0, 1), tools, margin, source)
+    if "prompt" in row and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
+        prompt, chosen, rejected = _prompt(row), _completion(row["chosen"], "chosen"), _completion(row["rejected"], "rejected")
+    else:
+        given = _prompt(row) if "prompt" in row else ()
+        prompt, chosen, rejected = _split(given, _dialogue(row, "chosen"), _dialogue(row, "rejected"))
+    return Preference(prompt, (chosen, rejected), (0, 1), tools, margin, source)
+
+
+def _split(given: Messages, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    """Part two conversations at the first message that differs; `given` is the prompt if the row has one."""
+    if given:
+        size = len(given)
+        if chosen[:size] == given and rejected[:size] == given:
+            chosen, rejected = chosen[size:], rejected[size:]
+        prompt = given
+    else:
+        size = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
+        prompt, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]
+        if not prompt:
+            raise ValueError("chosen and rejected share no first message, and there is no prompt; wanted a prompt column, "
+                             "or conversations that begin alike")
+        if prompt[-1].role == "assistant":
+            raise ValueError("chosen and rejected first differ after an assistant's message; wanted them to differ in one")
+    for name, completion in (("chosen", chosen), ("rejected", rejected)):
+        _starts_with_answer(completion, name)
+    return prompt, chosen, rejected
+
+
+# ---- columns ----
+
+
+def _text(row: Row, name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        raise ValueError(_missing(row, "text"))
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: got a {type(value).__name__}, wanted text")
+    if not value.strip():
+        raise ValueError(f"{name}: is empty")
+    return value
+
+
+def _prompt(row: Row) -> Messages:
+    value = row["prompt"]
+    messages = (Message("user", _text(row, "prompt")),) if _is_prose(value) else _messages(row, "prompt")
+    messages = _system(row) + messages
+    if messages[-1].role == "assistant":
+        raise ValueError("prompt: ends with an assistant's message; wanted one that an assistant answers")
+    return messages
+
+
+def _completion(value: Any, name: str) -> Messages:
+    if _is_prose(value):
+        return (_answer({name: value}, name),)
+    messages = _messages({name: value}, name)
+    _starts_with_answer(messages, name)
+    return messages
+
+
+def _starts_with_answer(messages: Messages, name: str) -> None:
+    if not messages or messages[0].role != "assistant":
+        got = f"a {messages[0].role} message" if messages else "nothing after the prompt"
+        raise ValueError(f"{name}: got {got}, wanted an assistant's message")
+
+
+def _dialogue(row: Row, name: str) -> Messages:
+    """A conversation: a list of messages, or text in turns of "\\n\\nHuman:" and "\\n\\nAssistant:"."""
+    value = row[name]
+    if not _is_prose(value):
+        return _messages(row, name)
+    if "prompt" in row:
+        return _completion(value, name)
+    parts = _DIALOGUE.split(value)
+    if len(parts) < 3 or parts[0].strip():
+        raise ValueError(f"{name}: is text without a prompt column; wanted a prompt, a list of messages, or turns of "
+                         "'\\n\\nHuman:' and '\\n\\nAssistant:'")
+    speakers: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
+    return tuple(Message(speakers[who], said.strip()) for who, said in zip(parts[1::2], parts[2::2]))
+
+
+def _alpaca(row: Row) -> Messages:
+    instruction = _text(row, "instruction")
+    extra = _text(row, "input") if "input" in row else ""
+    return (*_system(row), Message("user", f"{instruction}\n\n{extra}" if extra else instruction))
+
+
+def _answer(row: Row, name: str) -> Message:
+    return Message("assistant", _text(row, name))
+
+
+def _system(row: Row) -> Messages:
+    return (Message("system", _text(row, "system")),) if "system" in row else ()
+
+
+# ---- messages and tools ----
+
+
+def _messages(row: Row, name: str) -> Messages:
+    found = _json_list(row[name], name)
+    return tuple(_message(m, f"{name}[{i}]") for i, m in enumerate(found))
+
+
+def _message(raw: Any, where: str) -> Message:
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{where}: got a {type(raw).__name__}, wanted an object with role and content")
+    role = raw.get("role") or SPEAKERS.get(str(raw.get("from")), raw.get("from"))
+    if role not in get_args(Role):
+        raise ValueError(f"{where}.role: {unknown(str(role), get_args(Role), noun='role')}")
+    calls = tuple(_call(c, f"{where}.tool_calls[{i}]") for i, c in enumerate(raw.get("tool_calls") or ()))
+    content = _content(raw.get("content", raw.get("value")), f"{where}.content")
+    if not content and not calls and role in ("assistant", "user"):
+        raise ValueError(f"{where}: the {role}'s message is empty")
+    return Message(cast(Role, role), content, calls, raw.get("tool_call_id"), raw.get("name"))
+
+
+def _content(value: Any, where: str) -> str:
+    """A message's text: a string, null, or OpenAI's list of text parts."""
+    if value is None:
+        return ""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        other = next((p for p in value if not (isinstance(p, Mapping) and isinstance(p.get("text"), str))), None)
+        if other is not None:
+            raise ValueError(f"{where}: has a part that is not text: {str(other)[:60]}")
+        return "".join(p["text"] for p in value)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: got a {type(value).__name__}, wanted text")
+    return value
+
+
+def _call(raw: Any, where: str) -> ToolCall:
+    inner = raw.get("function", raw) if isinstance(raw, Mapping) else {}
+    name, arguments = (inner.get("name"), inner.get("arguments", {})) if isinstance(inner, Mapping) else (None, None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}: wanted {{\"function\": {{\"name\": ..., \"arguments\": ...}}}}")
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(str(raw.get("id") or ""), name, written)
+
+
+def _tools(value: Any) -> tuple[ToolSpec, ...]:
+    """Tools as OpenAI writes them, bare functions, or either as JSON text."""
+    found = []
+    for i, raw in enumerate(_json_list(value, "tools") if value is not None else ()):
+        inner = raw.get("function", raw) if isinstance(raw, Mapping) else None
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+            raise ValueError(f"tools[{i}]: wanted {{\"name\": ..., \"description\": ..., \"parameters\": {{...}}}}")
+        parameters = inner.get("parameters") or {}
+        if not isinstance(parameters, Mapping):
+            raise ValueError(f"tools[{i}].parameters: got a {type(parameters).__name__}, wanted a JSON schema")
+        found.append(ToolSpec(inner["name"], str(inner.get("description") or ""), parameters))
+    return tuple(found)
+
+
+def _is_prose(value: Any) -> bool:
+    """Text that is no JSON list of messages (which a .csv file writes as text)."""
+    return isinstance(value, str) and not (value.lstrip().startswith("[{") and value.rstrip().endswith("}]"))
+
+
+def _json_list(value: Any, name: str) -> list[Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"{name}: is text that is not JSON; wanted a list") from None
+    if not isinstance(value, list):
+        raise ValueError(f"{name}: got a {type(value).__name__}, wanted a list")
+    if not value:
+        raise ValueError(f"{name}: is empty")
+    return value
+
+
+def _number(value: Any, name: str) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: got {value!r}, wanted a number") from None
+
+
+def _missing(row: Row, want: Want) -> str:
+    return f"has the columns {', '.join(sorted(map(str, row))) or '(none)'}; wanted {COLUMNS[want]}"

@@ -1,0 +1,158 @@
+"""Rows to token trees, and trees to the flat batch that models read.
+
+In: Example, Preference and a template. Out: Tree (a prompt and the branches that share it), TokenBatch (layout: tensors.py).
+It refuses to know models, losses and how rows were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from demeanor.errors import DataError
+from demeanor.tensors import Segment, TokenBatch
+from demeanor.text.template import Rendered, Template
+from demeanor.text.tokenizer import Tokenizer
+from demeanor.types import Example, Preference
+
+
+class Branch(NamedTuple):
+    """One completion; `trained[i]`: token i carries loss."""
+
+    tokens: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+
+class Tree(NamedTuple):
+    """A prompt and the completions that share it; `ranks` (0 is best) orders them, `source` says which row it was."""
+
+    prompt: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    ranks: tuple[int, ...] = (0,)
+    margin: float | None = None
+    source: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a model computes for this tree (its branches' last tokens are only targets)."""
+        return max(0, len(self.prompt) - 1) + sum(len(b.tokens) - (not self.prompt) for b in self.branches)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest path from the prompt's first to a branch's last token: what must fit in the context."""
+        return len(self.prompt) + max(len(b.tokens) for b in self.branches)
+
+
+def example_tree(example: Example, template: Template, tokenizer: Tokenizer) -> Tree:
+    """One branch from the first trained token on, after the rest as prompt; plain text is all branch, all trained.
+
+    Raises DataError if no token carries loss.
+    """
+    if example.text is not None:
+        tokens = tokenizer.document(example.text)
+        return Tree((), (_trimmed(tokens, [False] + [True] * (len(tokens) - 1), example.source),), source=example.source)
+    rendered = template.render(example.messages, example.tools, trained_from=example.trained_from)
+    start = next((i for i, trained in enumerate(rendered.trained) if trained), len(rendered.tokens))
+    branch = _trimmed(rendered.tokens[start:], rendered.trained[start:], example.source)
+    return Tree(tuple(rendered.tokens[:start]), (branch,), source=example.source)
+
+
+def preference_tree(preference: Preference, template: Template) -> Tree:
+    """One branch per completion after the prompt they share.
+
+    Raises DataError if a completion trains nothing or its rendering does not begin with the rendered prompt.
+    """
+    prompt = template.render(preference.prompt, preference.tools, generate=True).tokens
+    branches = []
+    for i, completion in enumerate(preference.completions):
+        messages = (*preference.prompt, *completion)
+        whole: Rendered = template.render(messages, preference.tools, trained_from=len(preference.prompt))
+        if whole.tokens[:len(prompt)] != prompt:
+            raise DataError(f"{preference.source}: completion {i}: template {template.name} writes the prompt differently when "
+                            "an answer follows; wanted the same tokens (does the completion begin with an assistant message?)")
+        branches.append(_trimmed(whole.tokens[len(prompt):], whole.trained[len(prompt):], f"{preference.source}: completion {i}"))
+    return Tree(tuple(prompt), tuple(branches), preference.ranks, preference.margin, preference.source)
+
+
+def collate(trees: Sequence[Tree], *, read_last: bool = False,
+            reference: Sequence[Sequence[float]] | None = None) -> TokenBatch:
+    """Lay trees out flat, without padding; `read_last` also feeds each branch's last token (reward models read it).
+
+    `reference` holds, per tree, the frozen reference's log-probs (nats) of its scored tokens in order.
+    """
+    flat = _Flat()
+    for tree in trees:
+        flat.add(tree, read_last)
+    margins = [tree.margin for tree in trees]
+    return TokenBatch(
+        tokens_T=torch.tensor(flat.tokens), positions_T=torch.tensor(flat.positions), segments=tuple(flat.segments),
+        scored_C=_ints(flat.scored), targets_C=_ints(flat.targets), branch_C=_ints(flat.branch), last_B=_ints(flat.last),
+        tree_B=_ints([n for n, tree in enumerate(trees) for _ in tree.branches]),
+        rank_B=_ints([rank for tree in trees for rank in tree.ranks]),
+        margin_N=None if all(m is None for m in margins) else torch.tensor([m or 0.0 for m in margins]),
+        reference_C=None if reference is None else _reference(trees, reference),
+    )
+
+
+def num_scored(tree: Tree) -> int:
+    """How many of a tree's tokens carry loss; without a prompt nothing predicts the first token."""
+    return sum(sum(b.trained[0 if tree.prompt else 1:]) for b in tree.branches)
+
+
+class _Flat:
+    """The growing lists of a batch."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        self.scored: list[int] = []
+        self.targets: list[int] = []
+        self.branch: list[int] = []
+        self.last: list[int] = []
+
+    def add(self, tree: Tree, read_last: bool) -> None:
+        shared = max(0, len(tree.prompt) - 1)
+        context = ((len(self.tokens), len(self.tokens) + shared),) if shared else ()
+        if shared:
+            self._segment(tree.prompt[:-1], 0, ())
+        for branch in tree.branches:
+            path = (*tree.prompt[-1:], *branch.tokens)      # the prompt's last token is replayed at its own position
+            start = len(self.tokens)
+            self._segment(path if read_last else path[:-1], shared, context)
+            self.last.append(len(self.tokens) - 1)
+            skipped = len(path) - len(branch.tokens)
+            for i, (target, trained) in enumerate(zip(branch.tokens, branch.trained), start=skipped):
+                if trained and i:
+                    self.scored.append(start + i - 1)
+                    self.targets.append(target)
+                    self.branch.append(len(self.last) - 1)
+
+    def _segment(self, tokens: Sequence[int], position: int, context: tuple[tuple[int, int], ...]) -> None:
+        start = len(self.tokens)
+        self.tokens += tokens
+        self.positions += range(position, position + len(tokens))
+        self.segments.append(Segment(start, len(self.tokens), context))
+
+
+def _trimmed(tokens: list[int], trained: list[bool], source: str) -> Branch:
+    """A branch without what follows its last trained token: nothing learns from it."""
+    end = max((i + 1 for i, flag in enumerate(trained) if flag), default=0)
+    if not end:
+        raise DataError(f"{source or 'row'}: no token of it carries loss; wanted an assistant message (from `trained_from` on), "
+                        "or a text of at least one token")
+    return Branch(tuple(tokens[:end]), tuple(trained[:end]))
+
+
+def _reference(trees: Sequence[Tree], reference: Sequence[Sequence[float]]) -> torch.Tensor:
+    for tree, values in zip(trees, reference, strict=True):
+        if len(values) != num_scored(tree):
+            raise DataError(f"{tree.source or 'tree'}: the reference scored {len(values)} tokens, wanted {num_scored(tree)}; "
+                            "it was computed from other rows or with another template")
+    return torch.tensor([value for values in reference for value in values], dtype=torch.float32)
+
+
+def _ints(values: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
