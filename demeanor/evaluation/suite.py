@@ -93,7 +93,8 @@ def load_suite(source: str | Path | Iterable[Item], *, wrong: Callable[[Item], s
     if mistakes:
         lines = [f"{path}:{number}: {text}" for number, text in sorted(mistakes)]
         more = f"\n  ... and {len(lines) - MISTAKES_SHOWN} more" if len(lines) > MISTAKES_SHOWN else ""
-        raise DataError(f"{len(lines)} mistake{'s' * (len(lines) > 1)} in the suite:\n  " + "\n  ".join(lines[:MISTAKES_SHOWN]) + more)
+        shown = "\n  ".join(lines[:MISTAKES_SHOWN])
+        raise DataError(f"{len(lines)} mistake{'s' * (len(lines) > 1)} in the suite:\n  {shown}{more}")
     if not placed:
         raise DataError(f"{path}: no items")
     return tuple(item for _, item in placed)
