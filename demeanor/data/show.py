@@ -30,12 +30,12 @@ class Coverage(NamedTuple):
         return f"{self.rows} rows, {self.tokens} tokens, {self.trained} of them trained ({share:.0%}), longest row {self.longest}"
 
 
-def coverage(trees: Sequence[Tree], name: str = "data") -> Coverage:
+def coverage(trees: Sequence[Tree]) -> Coverage:
     """Count what carries loss; raises DataError if nothing does."""
     found = Coverage(len(trees), sum(t.num_tokens for t in trees), sum(num_scored(t) for t in trees),
                      max((t.longest for t in trees), default=0))
     if not found.trained:
-        raise DataError(f"{name}: none of {found.rows} rows has a token that carries loss; training would change nothing")
+        raise DataError(f"none of {found.rows} rows has a token that carries loss; training would change nothing")
     return found
 
 
@@ -50,8 +50,11 @@ def within(trees: Sequence[Tree], max_tokens: int, name: str = "data") -> list[T
 
 
 def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text:
-    """The first trees as text: prompt dim, each branch on its own line with trained tokens coloured and untrained ones dim."""
-    text = Text()
+    """The coverage, then the first trees: prompts dim, each branch on a line of its own, trained tokens coloured.
+
+    Raises DataError if no token of any tree carries loss.
+    """
+    text = Text(f"{coverage(trees)}\n")
     for tree in trees[:count]:
         text.append(f"{tree.source or 'row'}\n", style="underline")
         text.append(tokenizer.decode(tree.prompt), style=CONTEXT)

@@ -108,7 +108,10 @@ class JinjaTemplate:
         return rows
 
     def _row(self, message: Message, hidden: str) -> dict[str, Any]:
-        content = _hide(message.content, self._strings(message.role != "assistant"), hidden)
+        if message.role == "assistant":     # what it wrote may be <think>, but not a call: the reader would take it for one
+            content = _hide(neutral(message.content, (CALL, CALLED)), self._strings(False), hidden)
+        else:
+            content = _hide(message.content, self._strings(True), hidden)
         role: str = message.role
         if role == "developer" and "developer" not in self.jinja:
             role = "system"
@@ -119,7 +122,8 @@ class JinjaTemplate:
         if role == "tool":
             row |= {k: v for k, v in (("tool_call_id", message.tool_call_id), ("name", message.name)) if v is not None}
         if message.tool_calls and not self._knows_calls:
-            written = "\n".join(f"{CALL}\n{call_text(c)}\n{CALLED}" for c in message.tool_calls)
+            texts = [_hide(call_text(c), self._strings(True), hidden) for c in message.tool_calls]
+            written = "\n".join(f"{CALL}\n{text}\n{CALLED}" for text in texts)
             row["content"] = f"{content}\n{written}" if content else written
         elif message.tool_calls:
             calls = [{"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _value(c.arguments)}}
