@@ -182,7 +182,7 @@ def mean(cells: Cells, variant: str, axis: str) -> Mean:
 
 
 def _question(item: Item) -> Question:
-    target = ", ".join(f"{k}: {v}" for k, v in item.target.items())
+    target = ", ".join(f"{k}: {' | '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in item.target.items())
     messages = tuple((m.role, m.content) for m in item.messages)
     return Question(item.axis, item.cluster, item.tags, messages, f"{item.scorer} ({target})")
 

@@ -53,8 +53,8 @@ def cluster_se(values_N: Floats, clusters: Labels) -> float | None:
 def paired(before_N: Floats, after_N: Floats, clusters: Labels, confidence: float = CONFIDENCE) -> Estimate:
     """The mean of after - before on the same items (values in [0, 1]), t interval with G-1 degrees of freedom.
 
-    Few or no differing clusters make the formula claim (near) certainty, so the interval is never narrower than what the
-    share u of clusters that G clean ones cannot exclude (`zero_failures`) could move the mean by.
+    Few or no differing items make the formula claim (near) certainty, so the interval is never narrower than what the share u
+    of items that n unchanged ones cannot exclude (`zero_failures`, as if independent) could move the mean by.
     """
     d_N = np.asarray(after_N, dtype=float) - np.asarray(before_N, dtype=float)
     _, G = cluster_index(clusters)
@@ -62,8 +62,8 @@ def paired(before_N: Floats, after_N: Floats, clusters: Labels, confidence: floa
     se = cluster_se(d_N, clusters)
     if se is None:
         return Estimate(d, None, None, None, None, n, G)
-    tail, u = (1 - confidence) / 2, zero_failures(G, confidence)
-    if np.ptp(d_N) == 0.0:  # u of the clusters might lie at -1 or +1
+    tail, u = (1 - confidence) / 2, zero_failures(n, confidence)
+    if np.ptp(d_N) == 0.0:  # u of the items might lie at -1 or +1
         p = 1.0 if d == 0.0 else min(1.0, 2.0 * 0.5**G)
         return Estimate(d, d - u * (1 + d), d + u * (1 - d), 0.0, p, n, G)
     if se < 1e-12:  # differences cancel within every cluster: no spread between clusters, but not certainty
@@ -128,13 +128,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def minimal_detectable(estimate: Estimate, confidence: float = CONFIDENCE, power: float = POWER) -> float | None:
     """The smallest true difference that this design would find with the given power: (t_{1-a/2} + t_power) SE, at most 1.
 
-    Never below the rate of change that G unchanged clusters cannot exclude. None with one cluster.
+    Never below the rate of change that n unchanged items cannot exclude. None with one cluster.
     """
     if estimate.se is None:
         return None
     dof = estimate.clusters - 1
     size = float(special.stdtrit(dof, (1 + confidence) / 2) + special.stdtrit(dof, power)) * estimate.se
-    return min(1.0, max(size, zero_failures(estimate.clusters, confidence)))
+    return min(1.0, max(size, zero_failures(estimate.n, confidence)))
 
 
 def items_needed(effect: float, discordance: float, confidence: float = CONFIDENCE, power: float = POWER) -> int:

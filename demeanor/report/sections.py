@@ -107,7 +107,7 @@ def certainty(result: Result) -> Html | None:
     up = el("figure", el("div", forest(result["steps"], "+", "Change by step and axis, with intervals"), class_="scroll"),
             el("figcaption", "Change in points when the layer is added to everything below it; line: "
                f"{round(100 * result['confidence'])}% interval, clustered and paired by item. Point at a mark for its numbers."))
-    return section("certainty", "How sure each step is", legend, up)
+    return section("certainty", "How sure each step is", legend, up, _numbers(result["steps"], "+"))
 
 
 def without(result: Result) -> Html | None:
@@ -120,7 +120,17 @@ def without(result: Result) -> Html | None:
         "without", "What each layer is still needed for",
         el("p", f"The whole stack against the whole stack without one layer, so what other layers already cover does not count twice.{quiet}", class_="lead"),
         el("figure", el("div", forest(result["without"], "", "Contribution of each layer to the whole, with intervals"), class_="scroll"),
-           el("figcaption", "Points that the whole has more (right) or less (left) than the whole without that layer.")))
+           el("figcaption", "Points that the whole has more (right) or less (left) than the whole without that layer.")),
+        _numbers(result["without"], ""))
+
+
+def _numbers(comparisons: Sequence[Comparison], sign: str) -> Html:
+    """The figure's numbers as a table."""
+    head = el("tr", *(el("th", name, class_="number" if n > 1 else None) for n, name in enumerate(words.COMPARISON_COLUMNS)))
+    rows = [el("tr", el("th", f"{sign}{c['name']}", scope="row"),
+               *(el("td", cell, class_="number" if n else None) for n, cell in enumerate(words.comparison_row(d))))
+            for c in comparisons for d in c["deltas"]]
+    return el("details", el("summary", "The numbers"), el("div", el("table", el("thead", head), el("tbody", *rows), class_="small"), class_="scroll"))
 
 
 # ---- refusals ----
@@ -136,7 +146,7 @@ def refusals(result: Result) -> Html | None:
     declined = [x for x in layers if any(x in r["who_unsafe"] or x in r["who_safe"] for r in result["refusals"])]
     legend = el("ul", *(el("li", el("i", class_=shade(x, layers)), f"refused by {x}") for x in declined),
                 el("li", el("i", class_=shade(words.NOBODY, layers)), "answered"), class_="legend")
-    columns = ("", "safe answered, %", "unsafe refused, %", "Youden’s J", "d′", "criterion")
+    columns = ("", "safe answered", "unsafe refused", "Youden’s J", "d′", "criterion")
     rows = [el("tr", el("th", labels[r["variant"]], scope="row"), el("td", words.mean_interval(r["safe_compliance"]), class_="number"),
                el("td", words.mean_interval(r["unsafe_refusal"]), class_="number"),
                *(el("td", words.rate_interval(r[k]), class_="number") for k in ("youden_j", "d_prime", "criterion"))) for r in result["refusals"]]
@@ -162,7 +172,7 @@ def items(result: Result) -> Html | None:
     return section(
         "items", "The items behind the numbers",
         el("p", "Per step, the questions that were right before and are wrong now, then those that became right. Open one to read both answers "
-           "and what each layer did for the second.", class_="lead"),
+           "and what each layer did for them.", class_="lead"),
         el("div", *(_step(result, step) for step in result["steps"]), class_="steps"))
 
 
@@ -179,35 +189,44 @@ def _count(count: int, said: str, tone: str) -> Html:
 
 
 def _axis_items(result: Result, changes: Sequence[Change]) -> Html:
-    broken = [c for c in changes if not c["fixed"]]
-    shown = [*broken[:ITEMS_SHOWN], *[c for c in changes if c["fixed"]][: max(5, ITEMS_SHOWN - len(broken))]]
-    left = len(changes) - len(shown)
-    more = el("p", f"{plural(left, 'more item')} in the result file.", class_="soft") if left else None
-    return join(el("h3", axis_name(changes[0]["axis"]), el("span", f"  {len(broken)} newly wrong, {len(changes) - len(broken)} newly right", class_="soft")),
-                *(_item(c, result["questions"][c["item_id"]]) for c in shown), more)
+    """The changed items of one axis: what broke stands open, what was repaired is folded away."""
+    broken, fixed = ([c for c in changes if c["fixed"] is want] for want in (False, True))
+    wrong = _listed(result, broken) if broken else None
+    right = el("details", el("summary", f"{plural(len(fixed), 'item')} newly right", class_="repaired"),
+               el("div", _listed(result, fixed), class_="inside"), class_="item") if fixed else None
+    said = f"  {len(broken)} newly wrong, {len(fixed)} newly right"
+    return join(el("h3", axis_name(changes[0]["axis"]), el("span", said, class_="soft")), wrong, right)
+
+
+def _listed(result: Result, changes: Sequence[Change]) -> Html:
+    left = len(changes) - ITEMS_SHOWN
+    more = el("p", f"{plural(left, 'more item')} in the result file.", class_="soft") if left > 0 else None
+    return join(*(_item(c, result["questions"][c["item_id"]]) for c in changes[:ITEMS_SHOWN]), more)
 
 
 def _item(change: Change, question: Question) -> Html:
-    first = _cut(question["messages"][-1][1], 110)
+    asked = _cut(question["messages"][-1][1], 90)
+    was, now = (_cut(change[side]["text"], 44) or "(nothing)" for side in ("before", "after"))
+    summary = el("summary", el("span", asked), el("span", f"{was} → {now}", class_="soft turn"), class_="repaired" if change["fixed"] else "broke")
     talk = [join(el("dt", role), el("dd", _cut(content, CHARACTERS_SHOWN))) for role, content in question["messages"]]
+    origin = ", ".join([change["item_id"], f"cluster {question['cluster']}", *question["tags"]])
     return el(
-        "details", el("summary", first, class_="repaired" if change["fixed"] else "broke"),
-        el("dl", *talk, el("dt", "before"), _answered(change["before"], not change["fixed"], None),
-           el("dt", "after"), _answered(change["after"], change["fixed"], change["after"]),
-           el("dt", "wanted"), el("dd", question["target"], class_="soft"),
-           el("dt", "item"), el("dd", f"{change['item_id']}, cluster {question['cluster']}" + "".join(f", {t}" for t in question["tags"]), class_="soft"), class_="talk"),
+        "details", summary,
+        el("dl", *talk, el("dt", "before"), _answered(change["before"], not change["fixed"]),
+           el("dt", "after"), _answered(change["after"], change["fixed"]),
+           el("dt", "wanted"), el("dd", question["target"], class_="soft"), el("dt", "item"), el("dd", origin, class_="soft"), class_="talk"),
         class_="item")
 
 
-def _answered(answer: Answer, right: bool, with_layers: Answer | None) -> Html:
-    refused = f"  refused by {answer['refused_by']}" + (f", rule {answer['rule']}" if answer["rule"] else "") if answer["refused_by"] else ""
-    did = el("ul", *(el("li", f"{d['by']}: {d['what']}: {d['detail']}") for d in with_layers["did"]), class_="did") if with_layers and with_layers["did"] else None
-    return el("dd", _cut(answer["text"], CHARACTERS_SHOWN) or "(nothing)", el("span", refused, class_="soft") if refused else None, did,
-              class_="right" if right else "wrong")
+def _answered(answer: Answer, right: bool) -> Html:
+    rule = f", rule {answer['rule']}" if answer["rule"] else ""
+    refused = el("span", f"  refused by {answer['refused_by']}{rule}", class_="soft") if answer["refused_by"] else None
+    did = el("ul", *(el("li", f"{d['by']}: {d['what']}: {d['detail']}") for d in answer["did"]), class_="did") if answer["did"] else None
+    return el("dd", _cut(answer["text"], CHARACTERS_SHOWN) or "(nothing)", refused, did, class_="right" if right else "wrong")
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
+    return text if len(text) <= most else f"{text[:most]}…" if most < CHARACTERS_SHOWN else f"{text[:most]}… ({len(text) - most:,} more characters)"
 
 
 # ---- cost, training, how ----

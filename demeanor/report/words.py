@@ -199,24 +199,33 @@ def delta_sentence(name: str, delta: Delta) -> str:
     return f"{name} {verb} {axis} by {_by(delta)}{firm}; n {delta['n']} in {plural(delta['clusters'], 'cluster')}."
 
 
+COMPARISON_COLUMNS = ("", "axis", "points", "interval", "p", "p (Holm)", "verdict", "newly right", "newly wrong", "n (clusters)",
+                      "smallest detectable")
+
+
+def comparison_row(delta: Delta) -> list[str]:
+    """One paired difference as the cells of `COMPARISON_COLUMNS` after the first."""
+    return [axis_name(delta["axis"]), points(delta["value"]), interval(delta), p_value(delta["p"]), p_value(delta["p_holm"]),
+            delta["verdict"], str(delta["fixed"]), str(delta["broken"]), f"{delta['n']} ({delta['clusters']})",
+            percent(delta["detectable"])]
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def method(result: Result) -> list[str]:
     """How the numbers were made."""
-    seeds = listed([str(seed) for seed in result["seeds"]])
+    seeds = f"seed{'s' * (len(result['seeds']) > 1)} {listed([str(seed) for seed in result['seeds']])}"
     return [
-        f"{plural(result['items'], 'item')}, the same for every variant, with seed{'s' * (len(result['seeds']) > 1)} {seeds}; an item's value is the mean over its seeds.",
-        f"Differences are paired by item. Intervals are {round(100 * result['confidence'])}% intervals: cluster-robust standard error, t with one degree of freedom less than clusters, "
-        "and never narrower than what as many unchanged clusters leave open.",
-        "Means have Wilson intervals at the effective sample size of the same clusters. J, d′ and the criterion have percentile intervals of 2,000 cluster resamples (seed 0).",
-        "A verdict is Holm-corrected over all steps and axes of its table; colours mark single intervals that exclude zero. Losses are listed by their single interval, so that the correction hides none.",
+        f"{plural(result['items'], 'item')}, the same for every variant, with {seeds}; an item's value is the mean over its seeds.",
+        f"Differences are paired by item. Intervals are {round(100 * result['confidence'])}% intervals with cluster-robust standard "
+        "errors (t, clusters minus one degrees of freedom), and never narrower than what as many unchanged items leave open.",
+        "Means have Wilson intervals at the effective sample size of the same clusters. J, d′ and the criterion have percentile "
+        "intervals of 2,000 cluster resamples (seed 0).",
+        "A verdict is Holm-corrected over all comparisons and axes of its table; colours mark single intervals that exclude zero. "
+        "Losses are listed by their single interval, so that the correction hides none.",
         "The smallest detectable difference is the true change that this design would find four times in five.",
     ]
-
-
-def strongest(comparison: Comparison) -> Delta | None:
-    """The delta furthest from zero among those shown."""
-    shown = [d for d in comparison["deltas"] if d["shown"]]
-    return max(shown, key=lambda d: abs(d["value"] or 0.0), default=None)
-
-
-def axis_note(axis: Axis) -> str:
-    return f"{plural(axis['items'], 'item')} in {plural(axis['clusters'], 'cluster')}"

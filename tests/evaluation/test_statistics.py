@@ -65,7 +65,7 @@ def test_one_changed_item_never_makes_a_narrower_interval_than_none() -> None:
     assert one.low < 0
 
 
-def test_a_change_in_every_item_is_bounded_by_what_the_clusters_cannot_exclude() -> None:
+def test_a_change_in_every_item_is_bounded_by_what_the_items_cannot_exclude() -> None:
     found = statistics.paired(np.zeros(30), np.ones(30), range(30))
     assert found.low == pytest.approx(1 - 2 * (1 - 0.05 ** (1 / 30)))
     assert found.high == 1.0
