@@ -72,10 +72,11 @@ class JinjaTemplate:
             return {len(prompt): train, len(turn): False}
         if not (strict and train):
             return {}
-        at = next((n for n, (a, b) in enumerate(zip(prompt, text)) if a != b), min(len(prompt), len(text)))
+        part = turn if text.startswith(prompt) else prompt
+        at = next((n for n, (a, b) in enumerate(zip(part, text)) if a != b), min(len(part), len(text)))
         here = slice(max(0, at - 20), at + 20)
-        raise DataError(f"template {self.name}: message {i} (assistant) cannot be trained: its prompt is not how the whole "
-                        f"begins; they part at {prompt[here]!r} and {text[here]!r}. "
+        raise DataError(f"template {self.name}: message {i} (assistant) cannot be trained: the conversation up to it is not "
+                        f"how the whole one begins; they part at {part[here]!r} and {text[here]!r}. "
                         "Use a template that keeps earlier turns as they were, or train only the last answer")
 
     def _write(self, messages: Messages, tools: Sequence[ToolSpec], generate: bool, hidden: str) -> str:
