@@ -154,17 +154,18 @@ class JinjaTemplate:
     def _ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
         """What ends an answer, found by looking at what the template writes after one."""
         ask, answer = Message("user", "1"), Message("assistant", "\ue0001\ue000")
-        last, later = (self._write(m, (), False, "\uf8ff").rpartition("\ue000")[2]
-                       for m in ((ask, answer), (ask, answer, ask)))
+        last, later = (text.rpartition("\ue000")[2] if "\ue000" in text else ""
+                       for text in (self._write(m, (), False, "\uf8ff") for m in ((ask, answer), (ask, answer, ask))))
         eos = self._tokenizer.eos_id
-        found = next(iter(self._added.pattern.findall(later)), None) if self._added.ids else None
-        if found is not None and later.lstrip().startswith(found.strip()):
-            return frozenset({eos, self._tokenizer.special.get(found.strip(), eos)}), ()
-        tail = later.split("1")[0]
-        if not tail.strip() and not last.strip():
+        for after in (last, later):
+            found = next(iter(self._added.pattern.findall(after)), "").strip() if self._added.ids else ""
+            if found and after.lstrip().startswith(found):
+                return frozenset({eos, self._tokenizer.special[found]}), ()
+        tail = later.partition("1")[0]
+        if not tail.strip():
             raise DataError(f"template {self.name}: nothing ends an assistant's answer; wanted a special token such as "
                             "{{ eos_token }} after its content")
-        return frozenset({eos}), (tail,) if tail.strip() else ()
+        return frozenset({eos}), (tail,)
 
 
 def compile_source(name: str, source: str) -> jinja2.Template:
