@@ -44,8 +44,8 @@ class LocalEngine:
         cache = KVCache(model.config, num_slots, self.max_context, model.head().dtype)
         self._decode = lru_cache(_DECODED)(tokenizer.decode)
         self._batch = Batch(model, cache, num_slots)            # touched by the engine's own thread only
-        self._addresses: dict[Sequence, Address] = {}
         self._changed = threading.Condition()                   # guards the five below
+        self._addresses: dict[Sequence, Address] = {}           # who still waits for an answer, and where
         self._new: list[Sequence] = []
         self._dropped: list[Sequence] = []
         self._closed = False
