@@ -58,9 +58,10 @@ def _panel(comparison: Comparison, sign: str, left: float, width: float, scale: 
     def x(value: float) -> float:
         return left + width * (value - low) / (high - low)
 
-    marks = [_mark(f"{sign}{comparison['name']}", d, x, HEAD + ROW_HEIGHT * (i + 0.5)) for i, d in enumerate(comparison["deltas"])]
+    name = f"{sign}{comparison['name']}"
+    marks = [_mark(name, delta, x, HEAD + ROW_HEIGHT * (i + 0.5)) for i, delta in enumerate(comparison["deltas"])]
     return el(
-        "g", text(x(0), 16, f"{sign}{comparison['name']}", "head", "middle"), line(x(0), HEAD, x(0), bottom, "zero"), *marks,
+        "g", text(x(0), 16, name, "head", "middle"), line(x(0), HEAD, x(0), bottom, "zero"), *marks,
         text(left, bottom + 16, f"−{-100 * low:g}", "tick"), text(x(0), bottom + 16, "0", "tick", "middle"),
         text(left + width, bottom + 16, f"+{100 * high:g}", "tick", "end"))
 
@@ -70,8 +71,8 @@ def _mark(name: str, delta: Delta, x: Scale, y: float) -> Html:
     value = delta["value"]
     if value is None:
         return text(x(0), y + 4, "not measured", "tick", "middle")
-    tone = tone_of(delta)
-    whisker = line(x(delta["low"]), y, x(delta["high"]), y, f"whisker {tone}") if delta["low"] is not None and delta["high"] is not None else Html()
+    tone, low, high = tone_of(delta), delta["low"], delta["high"]
+    whisker = None if low is None or high is None else line(x(low), y, x(high), y, f"whisker {tone}")
     firm = delta["verdict"] in ("better", "worse")
     dot = el("circle", cx=x(value), cy=y, r=4.6 if delta["shown"] else 2.8, class_=f"dot {tone}{' firm' if firm else ''}")
     return el("g", el("title", delta_sentence(name, delta)), whisker, dot)
@@ -88,7 +89,7 @@ def tone_of(delta: Delta) -> str:
 
 
 def twins(refusals: Sequence[Refusals], labels: Mapping[str, str], size: float = 470) -> Html:
-    """Each rung as a point: safe requests answered (right is better) against unsafe ones refused (up is better), with intervals."""
+    """Each rung as a point with its intervals: safe requests answered (right is better), unsafe ones refused (up is better)."""
     left, top, side = 52.0, 14.0, size - 80
 
     def x(value: float) -> float:
@@ -97,8 +98,9 @@ def twins(refusals: Sequence[Refusals], labels: Mapping[str, str], size: float =
     def y(value: float) -> float:
         return top + side * (1 - value)
 
-    grid = [join(line(x(0), y(v), x(1), y(v), "rule"), line(x(v), y(0), x(v), y(1), "rule"), text(x(0) - 8, y(v) + 4, percent(v), "tick", "end"),
-                 text(x(v), y(0) + 18, percent(v), "tick", "middle")) for v in (0, 0.25, 0.5, 0.75, 1)]
+    grid = [join(line(x(0), y(v), x(1), y(v), "rule"), line(x(v), y(0), x(v), y(1), "rule"),
+                 text(x(0) - 8, y(v) + 4, percent(v), "tick", "end"), text(x(v), y(0) + 18, percent(v), "tick", "middle"))
+            for v in (0, 0.25, 0.5, 0.75, 1)]
     places = [(x(r["safe_compliance"]["value"] or 0), y(r["unsafe_refusal"]["value"] or 0)) for r in refusals]
     path = el("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in places), class_="path")
     crosses = [_cross(r, x, y) for r in refusals]
@@ -108,7 +110,8 @@ def twins(refusals: Sequence[Refusals], labels: Mapping[str, str], size: float =
         size, size - 18, *grid, line(x(0), y(1), x(1), y(0), "chance"),
         path, *crosses, *dots, *names,
         text(x(0.5), y(0) + 38, "safe look-alikes answered, %", "caption", "middle"),
-        el("text", "unsafe requests refused, %", transform=f"translate(13 {y(0.5):.0f}) rotate(-90)", text_anchor="middle", class_="caption"),
+        el("g", text(0, 0, "unsafe requests refused, %", "caption", "middle"),
+           transform=f"translate(13 {y(0.5):.0f}) rotate(-90)"),
         label="Safe requests answered against unsafe requests refused, by rung of the ladder")
 
 
@@ -117,13 +120,15 @@ def _cross(found: Refusals, x: Scale, y: Scale) -> Html:
     if safe["low"] is None or safe["high"] is None or unsafe["low"] is None or unsafe["high"] is None:
         return Html()
     across, up = x(safe["value"] or 0), y(unsafe["value"] or 0)
-    return join(line(x(safe["low"]), up, x(safe["high"]), up, "cross"), line(across, y(unsafe["low"]), across, y(unsafe["high"]), "cross"))
+    return join(line(x(safe["low"]), up, x(safe["high"]), up, "cross"),
+                line(across, y(unsafe["low"]), across, y(unsafe["high"]), "cross"))
 
 
 def _rung(found: Refusals, label: str, at: tuple[float, float], last: bool) -> Html:
     note = (f"{label}: answers {mean_interval(found['safe_compliance'])} of safe requests, "
             f"refuses {mean_interval(found['unsafe_refusal'])} of unsafe ones")
-    return el("g", el("title", note), el("circle", cx=at[0], cy=at[1], r=6.5 if last else 4.5, class_=f"rung{' whole' if last else ''}"))
+    dot = el("circle", cx=at[0], cy=at[1], r=6.5 if last else 4.5, class_=f"rung{' whole' if last else ''}")
+    return el("g", el("title", note), dot)
 
 
 def _names(labels: Sequence[str], places: Sequence[tuple[float, float]], *, right: float, bottom: float) -> list[Html]:
@@ -155,7 +160,8 @@ def who_refused(refusals: Sequence[Refusals], labels: Mapping[str, str], layers:
             rows.append(_stack(who, [*layers, NOBODY], left, y, full, bar, f"{labels[found['variant']]}, {kind} requests"))
             y += bar + 2
         y += 11
-    ticks = [text(left + full * v, 12, f"{percent(v)}%", "tick", anchor) for v, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))]
+    ends = ((0, "start"), (0.5, "middle"), (1, "end"))
+    ticks = [text(left + full * v, 12, f"{percent(v)}%", "tick", anchor) for v, anchor in ends]
     return svg(width, y, *ticks, *rows, label="Who refused unsafe and safe requests, by variant")
 
 
@@ -168,8 +174,8 @@ def _stack(who: Mapping[str, int], layers: Sequence[str], left: float, y: float,
         width = full * count / total
         said = "answered" if layer == NOBODY else f"refused by {layer}"
         label = text(x + width / 2, y + height - 3, str(count), "count" if layer != NOBODY else "count on-pale", "middle")
-        parts.append(el("g", el("title", f"{about}: {count} of {total} {said}"),
-                        el("rect", x=x, y=y, width=max(0.5, width - 1), height=height, class_=shade(layer, layers)), label if width > 18 else None))
+        block = el("rect", x=x, y=y, width=max(0.5, width - 1), height=height, class_=shade(layer, layers))
+        parts.append(el("g", el("title", f"{about}: {count} of {total} {said}"), block, label if width > 18 else None))
         x += width
     return join(*parts)
 
@@ -187,8 +193,8 @@ def spending_bars(spending: Sequence[Spending], labels: Mapping[str, str], layer
     left, right, bar, step = 96.0, 210.0, 15.0, 25.0
     full = width - left - right
     most = max((s["p95_ms"] for s in spending), default=0.0) or 1.0
-    rows = [text(left, 12, "0 ms", "tick"), text(left + full, 12, f"{most:.3g} ms", "tick", "end"), text(width - 118, 12, "tokens read", "tick", "end"),
-            text(width, 12, "tokens written", "tick", "end")]
+    rows = [text(left, 12, "0 ms", "tick"), text(left + full, 12, f"{most:.3g} ms", "tick", "end"),
+            text(width - 118, 12, "tokens read", "tick", "end"), text(width, 12, "tokens written", "tick", "end")]
     for n, found in enumerate(spending):
         y, x = 22 + n * step, left
         rows.append(text(0, y + 12, labels[found["variant"]], "head"))
@@ -202,7 +208,8 @@ def spending_bars(spending: Sequence[Spending], labels: Mapping[str, str], layer
             rows.append(el("rect", x=x, y=y, width=full * found["mean_ms"] / most, height=bar, class_="s0"))
             x += full * found["mean_ms"] / most
         at = left + full * found["p95_ms"] / most
-        rows.append(el("g", el("title", f"95 of 100 answers took at most {found['p95_ms']:.3g} ms"), line(at, y - 2, at, y + bar + 2, "p95")))
+        slow = el("title", f"95 of 100 answers took at most {found['p95_ms']:.3g} ms")
+        rows.append(el("g", slow, line(at, y - 2, at, y + bar + 2, "p95")))
         rows.append(text(x + 6 if at - x > 60 or at - x < 4 else at + 6, y + 12, f"{found['mean_ms']:.3g} ms", "name"))
         rows.append(text(width - 118, y + 12, number(found["prompt_tokens"], 0), "name", "end"))
         rows.append(text(width, y + 12, number(found["completion_tokens"], 1), "name", "end"))
@@ -228,8 +235,8 @@ def losses(curve: Curve, width: float = 330, height: float = 190) -> Html:
 
     drawn = [el("polyline", points=" ".join(place(x, v) for x, v in points), class_="loss" if name == "loss" else "loss held")
              for name, points in lines.items()]
-    ticks = [join(line(left, top + high * (1 - s), left + wide, top + high * (1 - s), "rule"),
-                  text(left - 6, top + high * (1 - s) + 4, f"{low + s * (top_value - low):.3g}", "tick", "end")) for s in (0, 0.5, 1)]
+    levels = [(top + high * (1 - share), f"{low + share * (top_value - low):.3g}") for share in (0, 0.5, 1)]
+    ticks = [join(line(left, y, left + wide, y, "rule"), text(left - 6, y + 4, label, "tick", "end")) for y, label in levels]
     return svg(width, height, *ticks, *drawn, text(left, height - 16, "0", "tick"),
                text(left + wide, height - 16, plural(round(last), "step"), "tick", "end"), label=f"Loss of stage {curve['name']}")
 

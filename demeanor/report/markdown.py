@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from demeanor.report import words
-from demeanor.report.shape import Comparison, Delta, Result
+from demeanor.report.shape import Comparison, Result
 
 
 def markdown(result: Result) -> str:
@@ -16,10 +16,11 @@ def markdown(result: Result) -> str:
     parts += [f"> {_safe(warning)}" for warning in result["warnings"]]
     parts += ["## What each layer did", table(
         ["share right, %", *(v["label"] for v in rungs), "items (clusters)", "smallest detectable"],
-        [[words.axis_name(a["name"]), *(_cell(result, a["name"], n) for n in range(len(rungs))), f"{a['items']} ({a['clusters']})",
-          "–" if a["detectable"] is None else words.percent(a["detectable"])] for a in result["axes"]]),
+        [[words.axis_name(a["name"]), *(_cell(result, a["name"], n) for n in range(len(rungs))),
+          f"{a['items']} ({a['clusters']})", words.percent(a["detectable"])] for a in result["axes"]]),
         "Change from the column before in points, where its interval excludes zero; bold: also after Holm's correction."]
-    parts += ["## What it cost", "\n".join(f"* {_safe(words.cost_sentence(c))}" for c in result["costs"]) or words.no_costs(result)]
+    lost = [f"* {_safe(words.cost_sentence(cost))}" for cost in result["costs"]]
+    parts += ["## What it cost", "\n".join(lost) or words.no_costs(result)]
     if result["steps"]:
         parts += ["## Each step", _comparisons(result["steps"], "+")]
     if result["without"]:
@@ -32,8 +33,9 @@ def markdown(result: Result) -> str:
               ", ".join(f"{who} {count}" for who, count in r["who_unsafe"].items())] for r in result["refusals"]])]
     parts += ["## Time and tokens", table(
         ["", "ms", "95th percentile", "tokens read", "tokens written", "ms by layer"],
-        [[labels[s["variant"]], f"{s['mean_ms']:.3g}", f"{s['p95_ms']:.3g}", f"{s['prompt_tokens']:.0f}", f"{s['completion_tokens']:.1f}",
-          ", ".join(f"{name} {ms:.2g}" for name, ms in s["layer_ms"].items())] for s in result["spending"]])]
+        [[labels[s["variant"]], f"{s['mean_ms']:.3g}", f"{s['p95_ms']:.3g}", f"{s['prompt_tokens']:.0f}",
+          f"{s['completion_tokens']:.1f}", ", ".join(f"{name} {ms:.2g}" for name, ms in s["layer_ms"].items())]
+         for s in result["spending"]])]
     parts += ["## How this was measured", "\n".join(f"* {line}" for line in words.method(result)),
               "\n".join(f"* {k}: {_safe(str(v))}" for k, v in {"suite hash": result["suite_hash"], **result["settings"]}.items())]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -56,11 +58,8 @@ def _cell(result: Result, axis: str, rung: int) -> str:
 
 
 def _comparisons(comparisons: Sequence[Comparison], sign: str) -> str:
-    return table(words.COMPARISON_COLUMNS, [[f"{sign}{c['name']}", *words.comparison_row(d)] for c in comparisons for d in _measured(c)])
-
-
-def _measured(comparison: Comparison) -> list[Delta]:
-    return [delta for delta in comparison["deltas"] if delta["value"] is not None]
+    rows = [[f"{sign}{c['name']}", *words.comparison_row(d)] for c in comparisons for d in c["deltas"]]
+    return table(words.COMPARISON_COLUMNS, rows)
 
 
 def _safe(text: str) -> str:

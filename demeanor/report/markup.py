@@ -9,6 +9,9 @@ import html
 from collections.abc import Iterable
 from typing import TypeAlias
 
+INVISIBLE = (("\0", "\x1f"), ("\x7f", "\x9f"), ("\u202a", "\u202e"), ("\u2066", "\u2069"), ("\ud800", "\udfff"))
+"""Control characters, bidirectional overrides and lone surrogates: first and last of each range."""
+
 VOID = frozenset({"meta", "br", "hr", "line", "rect", "circle", "path", "polyline"})
 
 
@@ -18,7 +21,7 @@ class Html(str):
     __slots__ = ()
 
 
-Child: TypeAlias = "str | int | float | None | Iterable[Child]"
+Child: TypeAlias = "str | int | float | Iterable[Child] | None"
 
 
 def el(name: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Html:
@@ -56,4 +59,4 @@ def visible(text: str) -> str:
 
 
 def _invisible(c: str) -> bool:
-    return (c < " " and c not in "\n\t") or "\x7f" <= c <= "\x9f" or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069" or "\ud800" <= c <= "\udfff"
+    return c not in "\n\t" and any(first <= c <= last for first, last in INVISIBLE)

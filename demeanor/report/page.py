@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from demeanor.report import sections, words
+from demeanor.report.items import items
 from demeanor.report.markup import Html, el, join
 from demeanor.report.shape import Result
 from demeanor.report.words import plural
 
+POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
 STYLE = Path(__file__).parent / "page.css"
+SECTIONS: tuple[tuple[str, str, Callable[[Result], Html | None]], ...] = (
+    ("ladder", "Layers", sections.ladder), ("costs", "Costs", sections.costs), ("certainty", "Certainty", sections.certainty),
+    ("without", "Leave one out", sections.without), ("refusals", "Refusals", sections.refusals), ("items", "Items", items),
+    ("spending", "Time", sections.spending), ("training", "Training", sections.training), ("how", "Method", sections.how),
+)
 
 
 def page(result: Result) -> str:
@@ -24,22 +32,20 @@ def page(result: Result) -> str:
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     head = el(
         "head", el("meta", charset="utf-8"), el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", http_equiv="Content-Security-Policy", content=f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"),
-        el("meta", name="referrer", content="no-referrer"), el("title", f"{result['name']}: what each layer did"), el("style", Html(style)))
-    parts = {
-        "Layers": sections.ladder(result), "Costs": sections.costs(result), "Certainty": sections.certainty(result),
-        "Leave one out": sections.without(result), "Refusals": sections.refusals(result), "Items": sections.items(result),
-        "Time": sections.spending(result), "Training": sections.training(result), "Method": sections.how(result),
-    }
-    anchors = dict(zip(parts, ("ladder", "costs", "certainty", "without", "refusals", "items", "spending", "training", "how")))
-    nav = el("nav", *(el("a", name, href=f"#{anchors[name]}") for name, part in parts.items() if part), aria_label="sections")
-    body = el("body", el("header", _top(result), nav, _warnings(result)), el("main", *(part for part in parts.values() if part)), _foot(result))
+        el("meta", http_equiv="Content-Security-Policy", content=f"{POLICY}; style-src 'sha256-{allowed}'"),
+        el("meta", name="referrer", content="no-referrer"), el("title", f"{result['name']}: what each layer did"),
+        el("style", Html(style)))
+    parts = [(anchor, name, part) for anchor, name, make in SECTIONS if (part := make(result))]
+    nav = el("nav", *(el("a", name, href=f"#{anchor}") for anchor, name, _ in parts), aria_label="sections")
+    top = el("header", _top(result), nav, _warnings(result))
+    body = el("body", top, el("main", *(part for _, _, part in parts)), _foot(result))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
 
 def _top(result: Result) -> Html:
     rungs = words.ladder_of(result)
-    about = f"{result['name']}: {plural(result['items'], 'question')}, {plural(len(result['variants']), 'variant')}, {plural(len(rungs), 'rung')}"
+    measured = [plural(result["items"], "question"), plural(len(result["variants"]), "variant"), plural(len(rungs), "rung")]
+    about = f"{result['name']}: {', '.join(measured)}"
     gains = [el("p", f"{sentence}.", class_="gain") for sentence in words.biggest_steps(result)]
     lost = [el("p", worst, class_="loss-note")] if (worst := words.cost_headline(result)) else []
     return join(el("p", about, class_="eyebrow"), el("h1", words.headline(result)), el("div", *gains, *lost, class_="stand"))
@@ -48,8 +54,10 @@ def _top(result: Result) -> Html:
 def _warnings(result: Result) -> Html | None:
     if not result["warnings"]:
         return None
-    return el("div", el("p", "Before you believe it"), el("ul", *(el("li", w) for w in result["warnings"])), class_="warnings", role="note")
+    doubts = el("ul", *(el("li", warning) for warning in result["warnings"]))
+    return el("div", el("p", "Before you believe it"), doubts, class_="warnings", role="note")
 
 
 def _foot(result: Result) -> Html:
-    return el("footer", el("p", f"Suite {result['suite_hash']}. Written by demeanor; this file needs no network and runs no script."))
+    words_ = f"Suite {result['suite_hash']}. Written by demeanor; this file needs no network and runs no script."
+    return el("footer", el("p", words_))

@@ -38,7 +38,7 @@ def _ladder(result: Result) -> Table:
     table.add_column("detectable", justify="right", style=QUIET)
     for axis in result["axes"]:
         table.add_row(words.axis_name(axis["name"]), *_cells(result, axis), str(axis["items"]),
-                      "–" if axis["detectable"] is None else words.percent(axis["detectable"]))
+                      words.percent(axis["detectable"]))
     return table
 
 
@@ -73,6 +73,7 @@ def _refusals(result: Result) -> Table:
         table.add_column(name, justify="right" if name else "left")
     for found in result["refusals"]:
         if found["variant"] in rungs:
-            table.add_row(labels[found["variant"]], words.mean_interval(found["safe_compliance"]), words.mean_interval(found["unsafe_refusal"]),
-                          *(str(found["who_unsafe"].get(x, 0)) for x in declined), words.rate_interval(found["d_prime"]))
+            by = [str(found["who_unsafe"].get(x, 0)) for x in declined]
+            table.add_row(labels[found["variant"]], words.mean_interval(found["safe_compliance"]),
+                          words.mean_interval(found["unsafe_refusal"]), *by, words.rate_interval(found["d_prime"]))
     return table

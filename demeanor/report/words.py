@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from demeanor.report.shape import Axis, Comparison, Cost, Delta, Mean, Rate, Result, Variant
+from demeanor.report.shape import Cost, Delta, Mean, Rate, Result, Variant
 
 MINUS, WEIGHTS, NOBODY = "−", "weights", "nobody"
 DOUBT = " Its own interval excludes zero; corrected for the many comparisons of the table, it would not."
@@ -220,12 +220,15 @@ def method(result: Result) -> list[str]:
     """How the numbers were made."""
     seeds = f"seed{'s' * (len(result['seeds']) > 1)} {listed([str(seed) for seed in result['seeds']])}"
     return [
-        f"{plural(result['items'], 'item')}, the same for every variant, with {seeds}; an item's value is the mean over its seeds.",
-        f"Differences are paired by item. Intervals are {round(100 * result['confidence'])}% intervals with cluster-robust standard "
+        f"{plural(result['items'], 'item')}, the same for every variant, with {seeds}; an item's value is the mean over its "
+        "seeds.",
+        f"Differences are paired by item. Intervals are {round(100 * result['confidence'])}% intervals with cluster-robust "
+        "standard "
         "errors (t, clusters minus one degrees of freedom), and never narrower than what as many unchanged items leave open.",
         "Means have Wilson intervals at the effective sample size of the same clusters. J, d′ and the criterion have percentile "
         "intervals of 2,000 cluster resamples (seed 0).",
-        "A verdict is Holm-corrected over all comparisons and axes of its table; colours mark single intervals that exclude zero. "
+        "A verdict is Holm-corrected over all comparisons and axes of its table; colours mark single intervals that exclude "
+        "zero. "
         "Losses are listed by their single interval, so that the correction hides none.",
         "The smallest detectable difference is the true change that this design would find four times in five.",
     ]
