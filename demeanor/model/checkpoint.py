@@ -1,0 +1,129 @@
+"""Model folders in Hugging Face's own form: config.json and model.safetensors; nothing pickled is ever read.
+
+In: a folder, or a shape and a seed. Out: a model, or a folder that transformers, vLLM and llama.cpp load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from demeanor.errors import CheckpointError
+from demeanor.model.config import ARCHITECTURES, Config
+from demeanor.model.initial import initialise
+from demeanor.model.llama import Llama
+from demeanor.model.reward import RewardModel
+from demeanor.spec import ModelShape
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
+    """A Llama with random weights, a function of the shape and the seed alone."""
+    mlp = shape.mlp_width or -(-shape.width * 8 // 3 // 16) * 16
+    config = Config("llama", vocab_size, shape.width, mlp, shape.layers, shape.heads, shape.kv_heads or shape.heads,
+                    shape.width // shape.heads, shape.context, 1e-5, shape.rope_theta, tie_word_embeddings=True)
+    model = Llama(config)
+    initialise(model, seed, mimetic=shape.init == "mimetic")
+    return model
+
+
+def load(folder: Path) -> Llama:
+    """Load a policy in fp32; raises CheckpointError naming tensors that are missing, left over or of another shape."""
+    config = Config.load(folder)
+    with torch.device("meta"):
+        model = Llama(config)
+    tensors = _tensors(folder)
+    tensors.pop("score.weight", None)
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    return _filled(model, tensors, folder)
+
+
+def load_reward(folder: Path) -> RewardModel:
+    """Load a reward model in fp32; raises CheckpointError as `load` does."""
+    config = Config.load(folder)
+    with torch.device("meta"):
+        model = RewardModel(_headless(config))
+    tensors = {(k if k == "score.weight" else f"trunk.{k}"): v for k, v in _tensors(folder).items() if k != "lm_head.weight"}
+    return _filled(model, tensors, folder)
+
+
+def reward_from(policy: Llama, seed: int) -> RewardModel:
+    """A reward model on a policy's trunk, its score N(0, 1/(D+1)) from `seed` (Stiennon et al. 2020, appendix B)."""
+    model = RewardModel(_headless(policy.config))
+    model.trunk.model.load_state_dict(policy.model.state_dict())
+    width = policy.config.hidden_size
+    with torch.no_grad():
+        model.score.weight.copy_(torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / (width + 1) ** 0.5)
+    return model
+
+
+def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write config.json and model.safetensors, each to a temporary name and then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, RewardModel):
+        config = model.trunk.config
+        kind = ARCHITECTURES[config.model_type].replace("ForCausalLM", "ForSequenceClassification")
+        raw = config.to_json(kind, num_labels=1, id2label={"0": "reward"}, label2id={"reward": 0}, pad_token_id=0)
+        tensors = {k.removeprefix("trunk."): v for k, v in model.state_dict().items()}
+    elif isinstance(model, Llama):
+        raw, tensors = model.config.to_json(), model.state_dict()
+    else:
+        raise CheckpointError(f"cannot save a {type(model).__name__}")
+    part = folder / "model.safetensors.part"
+    save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, part, metadata={"format": "pt"})
+    os.replace(part, folder / "model.safetensors")
+    _write_json(folder / "config.json", raw)
+
+
+def _headless(config: Config) -> Llama:
+    """A trunk whose output matrix is the tied embedding, so that no head is allocated."""
+    return Llama(replace(config, tie_word_embeddings=True))
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
+        why = f"; {pickled[0]} is pickled and is not loaded, convert it to safetensors first" if pickled else ""
+        raise CheckpointError(f"{folder}: no .safetensors file{why}")
+    found: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                found |= {name: file.get_tensor(name) for name in list(file.keys())}
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+    return found
+
+
+def _filled(model: M, tensors: dict[str, Tensor], folder: Path) -> M:
+    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = [f"{n} is {shapes[n]}, wanted {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]]
+    problems = [f"{len(names)} tensors {what}, first {names[0]}"
+                for what, names in (("are missing", missing), ("have no place", extra)) if names]
+    problems += wrong[:1]
+    if problems:
+        raise CheckpointError(f"{folder}: the weights do not fit config.json: {'; '.join(problems)}")
+    model.load_state_dict({n: tensors[n].to(torch.float32) for n in wanted}, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model

@@ -1,0 +1,97 @@
+"""The shape of a Llama-family model, read from and written to Hugging Face's config.json.
+
+Llama, Mistral, Qwen2 and Qwen3 fit; whatever would change the arithmetic (rope scaling, sliding windows, other activations)
+is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demeanor.errors import CheckpointError, unknown
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that determines the forward pass; field names are Hugging Face's."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+    @classmethod
+    def load(cls, folder: Path) -> Config:
+        """Read config.json of a checkpoint folder; raises CheckpointError naming what is missing or unsupported."""
+        path = folder / "config.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder}: no config.json; wanted a Hugging Face checkpoint folder") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+        return cls.parse(raw, str(path))
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any], where: str) -> Config:
+        """Read a config mapping; raises CheckpointError naming what is missing or unsupported."""
+        kind = str(raw.get("model_type"))
+        if kind not in ARCHITECTURES:
+            raise CheckpointError(f"{where}: {unknown(kind, ARCHITECTURES, noun='model_type')} No other architecture is supported.")
+        missing = [k for k in NEEDED if k not in raw]
+        if missing:
+            raise CheckpointError(f"{where}: lacks {', '.join(missing)}")
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        refuse = {
+            "rope type": rope.get("rope_type", rope.get("type", "default")) not in ("default", None),
+            "sliding_window": kind != "llama" and bool(raw.get("sliding_window")) and raw.get("use_sliding_window", kind == "mistral"),
+            "hidden_act": raw.get("hidden_act", "silu") != "silu",
+            "partial_rotary_factor": rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) not in (1.0, None),
+            "quantization_config": bool(raw.get("quantization_config")),
+        }
+        bad = [name for name, wrong in refuse.items() if wrong]
+        if bad:
+            raise CheckpointError(f"{where}: {', '.join(bad)} of this checkpoint {'is' if len(bad) == 1 else 'are'} not supported")
+        heads = int(raw["num_attention_heads"])
+        bias = bool(raw.get("attention_bias", False))
+        return cls(
+            model_type=kind, vocab_size=int(raw["vocab_size"]), hidden_size=int(raw["hidden_size"]),
+            intermediate_size=int(raw["intermediate_size"]), num_hidden_layers=int(raw["num_hidden_layers"]), num_attention_heads=heads,
+            num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
+            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
+            max_position_embeddings=int(raw.get("max_position_embeddings", 2048)), rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)), qkv_bias=bias or kind == "qwen2",
+            output_bias=bias, mlp_bias=bool(raw.get("mlp_bias", False)), qk_norm=kind == "qwen3")
+
+    def to_json(self, architecture: str | None = None, **extra: Any) -> dict[str, Any]:
+        """The config.json of this shape, as transformers reads it."""
+        values = {
+            "architectures": [architecture or ARCHITECTURES[self.model_type]], "model_type": self.model_type, "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size, "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads, "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim,
+            "max_position_embeddings": self.max_position_embeddings, "rms_norm_eps": self.rms_norm_eps, "hidden_act": "silu",
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta}, "rope_theta": self.rope_theta,
+            "tie_word_embeddings": self.tie_word_embeddings, "attention_bias": self.output_bias,
+            "mlp_bias": self.mlp_bias, "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, "dtype": "float32",
+        }
+        return {**values, **extra}

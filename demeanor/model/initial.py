@@ -1,0 +1,62 @@
+"""Random weights to start from: Hugging Face's normal initialisation, or mimetic attention.
+
+Mimetic initialisation (Trockman & Kolter 2023, arXiv 2305.09828) makes every head's query-key product near the identity and
+every layer's value-output product near minus the identity, so that matching equal tokens need not be discovered.
+
+Deviations: 1. the scale of the query-key product is 0.2, not 0.7: behind an RMS norm the paper's scale saturates the softmax
+(measured: 1.2M tokens, facts 0 of 160 learned at 0.7, all at 0.2). 2. The noise of the value-output product uses the same 0.4.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from demeanor.model.config import Config
+from demeanor.model.llama import Attention, Llama
+
+STD, QK, VO = 0.02, 0.2, 0.4
+
+
+@torch.no_grad()
+def initialise(model: Llama, seed: int, *, mimetic: bool) -> None:
+    """Fill a model with random weights from `seed` alone."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.ndim == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * STD)
+    if mimetic:
+        for module in model.modules():
+            if isinstance(module, Attention):
+                _mimic(module, model.config, generator)
+
+
+def _mimic(attention: Attention, config: Config, generator: torch.Generator) -> None:
+    width, head, group = config.hidden_size, config.head_dim, attention.heads // attention.kv_heads
+    for kv in range(attention.kv_heads):
+        left, right = _factors(_near_identity(width, QK, QK, generator), head)
+        attention.k_proj.weight[kv * head:(kv + 1) * head] = right
+        for h in range(kv * group, (kv + 1) * group):
+            attention.q_proj.weight[h * head:(h + 1) * head] = left
+    inner = attention.heads * head
+    if attention.heads == attention.kv_heads and inner == width:
+        left, right = _factors(_near_identity(width, VO, -VO, generator), width)
+        attention.o_proj.weight.copy_(left.T)
+        attention.v_proj.weight.copy_(right)
+
+
+def _near_identity(width: int, noise: float, identity: float, generator: torch.Generator) -> Tensor:
+    return noise * torch.randn(width, width, generator=generator) / math.sqrt(width) + identity * torch.eye(width)
+
+
+def _factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best A, B (rank, width) with A^T B near `product`."""
+    U, S, Vh = torch.linalg.svd(product)
+    root = S[:rank].sqrt()
+    return (U[:, :rank] * root).T, (Vh[:rank].T * root).T

@@ -1,0 +1,184 @@
+"""One lean forward for the Llama family over plain tensors with Hugging Face's names: trees when training, KV slots when decoding.
+
+In: tokens, positions and who may see whom. Out: hidden states after the final norm. It knows no loss, no sampling, no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from demeanor.model.attention import Bucket, buckets, tree_attention
+from demeanor.model.cache import KVCache
+from demeanor.model.config import Config
+from demeanor.tensors import Segment
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang & Sennrich 2019), in fp32 as transformers does."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def rotary(config: Config, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin tables (T, 1, head_dim) of rotary position embedding (Su et al. 2021), fp32."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=positions_T.device).float() / config.head_dim
+    angles = positions_T[:, None].float() * (1.0 / config.rope_theta ** half)
+    both = torch.cat([angles, angles], -1)[:, None]
+    return both.cos(), both.sin()
+
+
+def rotate(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate heads by their positions, in the "half" layout of Hugging Face."""
+    a, b = x_THD.chunk(2, -1)
+    return x_THD * cos.to(x_THD.dtype) + torch.cat([-b, a], -1) * sin.to(x_THD.dtype)
+
+
+class Attention(nn.Module):
+    """Projections of one layer's attention; who attends to whom is the caller's."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, head = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads, self.head = config.num_attention_heads, config.num_key_value_heads, head
+        self.q_proj = nn.Linear(width, self.heads * head, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, self.kv_heads * head, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, self.kv_heads * head, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(self.heads * head, width, bias=config.output_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(head, config.rms_norm_eps)
+            self.k_norm = RMSNorm(head, config.rms_norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def project(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, H, D), keys and values (T, K, D), rotated."""
+        T = x_TD.shape[0]
+        q = self.q_proj(x_TD).view(T, self.heads, self.head)
+        k = self.k_proj(x_TD).view(T, self.kv_heads, self.head)
+        v = self.v_proj(x_TD).view(T, self.kv_heads, self.head)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def tree(self, x_TD: Tensor, cos: Tensor, sin: Tensor, parts: Sequence[Bucket]) -> Tensor:
+        q, k, v = self.self_attn.project(self.input_layernorm(x_TD), cos, sin)
+        return self.finish(x_TD, tree_attention(q, k, v, parts))
+
+    def finish(self, x_TD: Tensor, mixed_THD: Tensor) -> Tensor:
+        x_TD = x_TD + self.self_attn.o_proj(mixed_THD.flatten(1))
+        return x_TD + cast(Tensor, self.mlp(self.post_attention_layernorm(x_TD)))
+
+
+class Trunk(nn.Module):
+    """Embedding, blocks, final norm: what Hugging Face calls `model`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Llama(nn.Module):
+    """A causal language model of the Llama family."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def head(self) -> Tensor:
+        """The output matrix, weight_VD."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    @property
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.model.layers))
+
+    def hidden(self, tokens_T: Tensor, positions_T: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """Hidden states (T, D) after the final norm, for a flat batch of token trees."""
+        cos, sin = rotary(self.config, positions_T)
+        parts = buckets(segments, tokens_T.device)
+        x_TD = self.model.embed_tokens(tokens_T)
+        for block in self._blocks:
+            x_TD = block.tree(x_TD, cos, sin, parts)
+        return cast(Tensor, self.model.norm(x_TD))
+
+    @torch.no_grad()
+    def prefill(self, tokens_T: Tensor, slot: int, start: int, cache: KVCache) -> Tensor:
+        """Hidden states (T, D) of the next chunk of the sequence in `slot`, after its `start` tokens; writes keys and values."""
+        T = len(tokens_T)
+        cos, sin = rotary(self.config, torch.arange(start, start + T, device=tokens_T.device))
+        x_TD = self.model.embed_tokens(tokens_T)
+        mask = torch.ones(T, start + T, dtype=torch.bool, device=tokens_T.device).tril(start) if start and T > 1 else None
+        for block, keys, values in zip(self._blocks, cache.keys, cache.values):
+            q, k, v = block.self_attn.project(block.input_layernorm(x_TD), cos, sin)
+            keys[slot, :, start:start + T], values[slot, :, start:start + T] = k.transpose(0, 1), v.transpose(0, 1)
+            mixed = F.scaled_dot_product_attention(
+                q.transpose(0, 1)[None], keys[slot:slot + 1, :, :start + T], values[slot:slot + 1, :, :start + T], attn_mask=mask,
+                is_causal=not start and T > 1, enable_gqa=q.shape[1] != k.shape[1])
+            x_TD = block.finish(x_TD, mixed[0].transpose(0, 1))
+        return cast(Tensor, self.model.norm(x_TD))
+
+    @torch.no_grad()
+    def step(self, tokens_N: Tensor, slots_N: Tensor, positions_N: Tensor, cache: KVCache) -> Tensor:
+        """Hidden states (N, D) of one new token for each of N slots; writes their keys and values."""
+        cos, sin = rotary(self.config, positions_N)
+        x_ND = self.model.embed_tokens(tokens_N)
+        longest = int(positions_N.max()) + 1
+        mask = (torch.arange(longest, device=tokens_N.device)[None] <= positions_N[:, None])[:, None, None]
+        every = len(slots_N) == cache.num_slots and bool((slots_N == torch.arange(len(slots_N), device=slots_N.device)).all())
+        for block, keys, values in zip(self._blocks, cache.keys, cache.values):
+            q, k, v = block.self_attn.project(block.input_layernorm(x_ND), cos, sin)
+            keys[slots_N, :, positions_N], values[slots_N, :, positions_N] = k, v
+            seen_k, seen_v = (x[:, :, :longest] if every else x[slots_N, :, :longest] for x in (keys, values))
+            mixed = _one_query(q, seen_k, seen_v, mask)
+            x_ND = block.finish(x_ND, mixed)
+        return cast(Tensor, self.model.norm(x_ND))
+
+
+def _one_query(q_NHD: Tensor, k_NKSD: Tensor, v_NKSD: Tensor, mask: Tensor) -> Tensor:
+    """Attention of one query per sequence over its first keys; returns (N, H, D)."""
+    N, H, D = q_NHD.shape
+    K = k_NKSD.shape[1]
+    q = q_NHD.view(N, K, H // K, D)
+    scores = (q @ k_NKSD.transpose(2, 3)).mul_(D ** -0.5).masked_fill_(~mask, float("-inf"))
+    return (scores.softmax(-1) @ v_NKSD).reshape(N, H, D)

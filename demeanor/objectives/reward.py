@@ -1,0 +1,48 @@
+"""Reward modelling: Bradley-Terry over all pairs of a prompt's ranked completions, one prompt being one batch element.
+
+Source: Ouyang et al. 2022 (2203.02155), equation 1: -1/C(K,2) sum log sigma(r_w - r_l); margin: Touvron et al. 2023 (2307.09288),
+equation 2; centring: Eisenstein et al. 2023 (2312.09244), equation 2. Page: docs/objectives/reward.md
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch.nn.functional import logsigmoid
+
+from demeanor import registry
+from demeanor.tensors import Loss, Outputs, TokenBatch, preference_pairs
+
+ROWS = "preferences"
+READS = "rewards"
+ROLES: tuple[str, ...] = ()
+POLICY = False
+
+
+class Spec(registry.Spec):
+    """Settings of the reward objective."""
+
+    center: float | None = Field(None, gt=0, description="weight of (r_w + r_l)^2, which keeps rewards near zero; null: off")
+
+
+def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
+    """Sum over prompts of the mean pair loss; the count is the number of prompts that have a pair.
+
+    Metrics: accuracy (pairs ordered right), margin (r_w - r_l), mean_reward (over completions).
+    """
+    assert outputs.rewards_B is not None
+    chosen_P, rejected_P, tree_P = preference_pairs(batch)
+    rewards_B = outputs.rewards_B
+    gap_P = rewards_B[chosen_P] - rewards_B[rejected_P]
+    wanted_P = gap_P if batch.margin_N is None else gap_P - batch.margin_N[tree_P].nan_to_num(0.0)
+    each_P = -logsigmoid(wanted_P)
+    if spec.center is not None:
+        each_P = each_P + spec.center * (rewards_B[chosen_P] + rewards_B[rejected_P]).square()
+    num_trees = int(batch.tree_B.max()) + 1 if batch.tree_B.numel() else 0
+    pairs_N = gap_P.new_zeros(num_trees).index_add(0, tree_P, gap_P.new_ones(len(tree_P)))
+    total = (each_P / pairs_N[tree_P]).sum()
+    pairs = gap_P.new_tensor(float(len(gap_P)))
+    gap_P, seen_B = gap_P.detach(), rewards_B.detach()
+    return Loss(total, (pairs_N > 0).sum().to(total.dtype), {
+        "accuracy": ((gap_P > 0).to(gap_P.dtype).sum(), pairs), "margin": (gap_P.sum(), pairs),
+        "mean_reward": (seen_B.sum(), seen_B.new_tensor(float(len(seen_B)))),
+    })
