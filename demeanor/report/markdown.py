@@ -20,7 +20,8 @@ def markdown(result: Result) -> str:
           f"{a['items']} ({a['clusters']})", words.percent(a["detectable"])] for a in result["axes"]]),
         "Change from the column before in points, where its interval excludes zero; bold: also after Holm's correction."]
     lost = [f"* {_safe(words.cost_sentence(cost))}" for cost in result["costs"]]
-    parts += ["## What it cost", "\n".join(lost) or words.no_costs(result)]
+    if result["steps"]:
+        parts += ["## What it cost", "\n".join(lost) or words.no_costs(result)]
     if result["steps"]:
         parts += ["## Each step", _comparisons(result["steps"], "+")]
     if result["without"]:

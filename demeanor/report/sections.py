@@ -67,8 +67,10 @@ def _delta_on(comparison: Comparison, axis: str) -> Delta | None:
     return next((d for d in comparison["deltas"] if d["axis"] == axis), None)
 
 
-def costs(result: Result) -> Html:
+def costs(result: Result) -> Html | None:
     """What was lost, first-class: every loss whose interval excludes zero, or how small a loss could have hidden."""
+    if not result["steps"] and not result["costs"]:
+        return None
     steps = [cost for cost in result["costs"] if cost["kind"] == "step"]
     told = [(c["name"], c["delta"]["axis"], c["delta"]["value"]) for c in steps]
     layers = [cost for cost in result["costs"] if cost["kind"] == "layer"]
@@ -143,7 +145,7 @@ def refusals(result: Result) -> Html | None:
              "own words, or a layer."),
         el("div",
            el("figure", twins(climbed, labels),
-              el("figcaption", "The rungs of the ladder; top right is ideal, crosses are intervals, the dashed line is guessing.")),
+              el("figcaption", "The rungs of the ladder: top right is ideal, crosses are intervals, the dashes are guessing.")),
            el("figure", legend(keys), who_refused(climbed, labels, layers)), class_="two"),
         fold("The numbers, for every variant",
              wide(table(("", "safe answered", "unsafe refused", "Youden’s J", "d′", "criterion"), rows)),

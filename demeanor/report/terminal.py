@@ -56,6 +56,8 @@ def _cell(value: float | None, delta: Delta | None) -> Text:
 
 
 def _costs(result: Result, console: Console) -> None:
+    if not result["steps"]:
+        return
     steps = [cost for cost in result["costs"] if cost["kind"] == "step"]
     console.print(Text("\nwhat it cost", "bold"))
     for cost in steps:
