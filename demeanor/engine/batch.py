@@ -1,8 +1,8 @@
 """The sequences in flight over the slots of one KV cache; `step` moves each of them by at most one token.
 
-In: sequences. Out: (sequence, piece) pairs. Admission is in order of arrival; a new sequence takes the free slot whose old
-tokens share the longest prefix with its prompt and reads only the rest (so a system prompt is read once per slot, not once
-per request). Knows nothing of threads, callers or text.
+In: sequences. Out: (sequence, piece) pairs. Admission is in order of arrival. A prefix that any slot holds, of a sequence
+running or gone, is not read again: a new sequence takes the free slot that knows most of its prompt and copies what another
+knows beyond that. So a system prompt, or one prompt asked 8 times, is read once. Knows nothing of threads, callers or text.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from demeanor.model.llama import Llama
 
 READ_PER_STEP = 256  # prompt tokens read between two decoding steps, so that a long prompt does not stall the others
+WORTH_COPYING = 8    # tokens; a copy costs about as much as reading so many
 
 
 class Batch:
@@ -61,7 +62,7 @@ class Batch:
         """Admit, decode one token for everyone who has read their prompt, read some more prompt; return the new pieces."""
         while self._free and self._waiting:
             self._admit(self._waiting.popleft())
-        decoding = [s for s in self._running if not s.reading]
+        decoding = sorted((s for s in self._running if not s.reading), key=lambda s: s.slot)  # all slots in order: no gathering
         hidden = [self._decode(decoding)] if decoding else []
         arrived, last = self._read([s for s in self._running if s.reading])
         speaking = decoding + arrived
@@ -82,6 +83,16 @@ class Batch:
         sequence.num_read = min(_shared(self._contents[slot], prompt), len(prompt) - 1)  # its last hidden state is needed
         del self._contents[slot][sequence.num_read:]
         self._running.append(sequence)
+
+    def _borrow(self, sequence: Sequence) -> None:
+        """Copy from another slot what it knows of this prompt beyond what has been read."""
+        prompt = sequence.request.tokens
+        source = max(range(len(self._contents)), key=lambda slot: _shared(self._contents[slot], prompt))
+        known = min(_shared(self._contents[source], prompt), len(prompt) - 1)
+        if known >= sequence.num_read + WORTH_COPYING:
+            self._cache.copy(source, sequence.slot, known)
+            self._contents[sequence.slot] = list(prompt[:known])
+            sequence.num_read = known
 
     def _release(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
@@ -104,10 +115,11 @@ class Batch:
         device, left = self._model.head().device, READ_PER_STEP
         arrived, last = [], []
         for sequence in sequences:
+            if not left:
+                break
+            self._borrow(sequence)
             start = sequence.num_read
             chunk = sequence.request.tokens[start:start + left]
-            if not chunk:
-                break
             hidden_TD = self._model.prefill(torch.tensor(chunk, device=device), sequence.slot, start, self._cache)
             self._contents[sequence.slot].extend(chunk)
             sequence.num_read += len(chunk)

@@ -40,8 +40,9 @@ class LocalEngine:
     """Continuous batching over `num_slots` sequences of at most `max_context` tokens (None: the model's own limit)."""
 
     def __init__(self, model: Llama, tokenizer: Tokenizer, *, num_slots: int = 32, max_context: int | None = None) -> None:
-        self.max_context = min(max_context or model.config.context, model.config.context)
-        cache = KVCache(model.config, num_slots, self.max_context, model.head().dtype)
+        longest, head_VD = model.config.max_position_embeddings, model.head()
+        self.max_context = min(max_context or longest, longest)
+        cache = KVCache(model.config, num_slots, self.max_context, head_VD.dtype, head_VD.device)
         self._decode = lru_cache(_DECODED)(tokenizer.decode)
         self._batch = Batch(model, cache, num_slots)            # touched by the engine's own thread only
         self._changed = threading.Condition()                   # guards the five below

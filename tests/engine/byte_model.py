@@ -1,15 +1,17 @@
 """A model of bytes for tests: its next-token logits are any function of everything it has read in a slot.
 
-It keeps its own record of what was written where, so a wrong position, slot or prefix changes the answer.
+A wrong position, slot or prefix changes its answer.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
+
+from demeanor.model.cache import KVCache
+from demeanor.model.config import Config
 
 END = 256
 VOCAB_SIZE = 257
@@ -53,38 +55,42 @@ def says(answers: dict[str, str]) -> Next:
     return logits
 
 
-@dataclass(frozen=True)
+CONFIG = Config("llama", VOCAB_SIZE, 1, 1, 1, 1, 1, 1, 100_000, 1e-5, 1e4, True)
+
+
 class ByteModel:
-    """Llama's engine side: `prefill`, `step`, `head`; `calls` records each as (kind, slots, tokens)."""
+    """Llama's engine side: `prefill`, `step`, `head`; `calls` records each as (kind, slots, tokens).
 
-    next: Next
-    config: object = None
+    What it has read it keeps in the KV cache (token + 1, 0 is never written): it remembers only what the engine kept right.
+    """
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "slots", {})
-        object.__setattr__(self, "calls", [])
+    config = CONFIG
+
+    def __init__(self, next: Next) -> None:
+        self.next = next
+        self.calls: list[tuple[str, list[int], list[int]]] = []
 
     def head(self) -> torch.Tensor:
         return torch.eye(VOCAB_SIZE)
 
-    def _write(self, slot: int, start: int, tokens: list[int]) -> list[int]:
-        written = self.slots.setdefault(slot, [])
-        assert start <= len(written), f"slot {slot}: written at {start}, but it holds {len(written)} tokens"
-        written[start:] = tokens
-        return written
+    def _write(self, cache: KVCache, slot: int, start: int, tokens: list[int]) -> tuple[int, ...]:
+        row = cache.keys[0][slot, 0, :, 0]
+        row[start:start + len(tokens)] = torch.tensor(tokens) + 1.0
+        history = (row[:start + len(tokens)].long() - 1).tolist()
+        assert -1 not in history, f"slot {slot}: position {history.index(-1)} was never written"
+        return tuple(history)
 
-    def prefill(self, tokens_T: torch.Tensor, slot: int, start: int, cache: object) -> torch.Tensor:
+    def prefill(self, tokens_T: torch.Tensor, slot: int, start: int, cache: KVCache) -> torch.Tensor:
         self.calls.append(("prefill", [slot], tokens_T.tolist()))
-        history = tuple(self._write(slot, start, tokens_T.tolist()))
         hidden_TD = torch.full((len(tokens_T), VOCAB_SIZE), torch.nan)
-        hidden_TD[-1] = self.next(history)
+        hidden_TD[-1] = self.next(self._write(cache, slot, start, tokens_T.tolist()))
         return hidden_TD
 
-    def step(self, tokens_N: torch.Tensor, slots_N: torch.Tensor, positions_N: torch.Tensor, cache: object) -> torch.Tensor:
+    def step(self, tokens_N: torch.Tensor, slots_N: torch.Tensor, positions_N: torch.Tensor, cache: KVCache) -> torch.Tensor:
         self.calls.append(("step", slots_N.tolist(), tokens_N.tolist()))
         assert len(set(slots_N.tolist())) == len(slots_N), "one token per slot"
         rows = zip(tokens_N.tolist(), slots_N.tolist(), positions_N.tolist())
-        return torch.stack([self.next(tuple(self._write(slot, position, [token]))) for token, slot, position in rows])
+        return torch.stack([self.next(self._write(cache, slot, position, [token])) for token, slot, position in rows])
 
 
 def slow_answer(logits: Next, prompt: tuple[int, ...], num_tokens: int, stop_tokens: frozenset[int] = frozenset()) -> list[int]:

@@ -14,6 +14,7 @@ from demeanor.engine.batch import Batch
 from demeanor.engine.request import Piece, Request
 from demeanor.engine.sequence import Sequence
 from demeanor.errors import EngineError
+from demeanor.model.cache import KVCache
 from demeanor.types import Decoding
 
 GREEDY = Decoding(temperature=0, max_tokens=12)
@@ -24,9 +25,13 @@ def sequence(prompt: str | tuple[int, ...], decoding: Decoding = GREEDY) -> Sequ
     return Sequence(Request(tokens, decoding, frozenset({END})), decoding.max_tokens, ByteTokenizer().decode)
 
 
+def made(model: ByteModel, num_slots: int) -> Batch:
+    return Batch(model, KVCache(model.config, num_slots, 2048), num_slots)
+
+
 def run(model: ByteModel, sequences: list[Sequence], num_slots: int) -> list[list[Piece]]:
     """Step until all have ended; one list of pieces per sequence."""
-    batch = Batch(model, None, num_slots)
+    batch = made(model, num_slots)
     for one in sequences:
         batch.add(one)
     said: dict[Sequence, list[Piece]] = {one: [] for one in sequences}
@@ -73,7 +78,7 @@ def test_another_seed_or_no_seed_is_another_answer() -> None:
 
 def test_a_long_prompt_is_read_in_chunks_and_nobody_stalls() -> None:
     model = ByteModel(random_next)
-    batch = Batch(model, None, 2)
+    batch = made(model, 2)
     first = sequence("short", Decoding(temperature=0, max_tokens=50))
     batch.add(first)
     batch.step()
@@ -93,7 +98,7 @@ def test_a_prompt_that_fills_the_last_of_a_chunk_waits_for_the_next_step() -> No
 
 
 def test_requests_are_admitted_in_order_of_arrival() -> None:
-    batch = Batch(ByteModel(random_next), None, 2)
+    batch = made(ByteModel(random_next), 2)
     waiting = [sequence(f"request {i}", Decoding(temperature=0, max_tokens=3 + i % 2)) for i in range(6)]
     for one in waiting:
         batch.add(one)
@@ -104,7 +109,7 @@ def test_requests_are_admitted_in_order_of_arrival() -> None:
 
 
 def test_a_dropped_sequence_gives_its_slot_to_the_next_in_the_very_next_step() -> None:
-    batch = Batch(ByteModel(random_next), None, 1)
+    batch = made(ByteModel(random_next), 1)
     first, second, third = (sequence(f"request {i}", Decoding(temperature=0, max_tokens=1000)) for i in range(3))
     for one in (first, second, third):
         batch.add(one)
@@ -130,7 +135,7 @@ def test_a_prefix_that_a_slot_still_holds_is_not_read_again() -> None:
 
 def test_a_new_sequence_takes_the_slot_that_knows_most_of_it() -> None:
     model = ByteModel(random_next)
-    batch = Batch(model, None, 3)
+    batch = made(model, 3)
     for wave in (["aaaa", "bbbb", "cccc"], ["bbbbx", "ccccx", "aaaax"]):
         for prompt in wave:
             batch.add(sequence(prompt, Decoding(temperature=0, max_tokens=1)))
@@ -146,10 +151,37 @@ def test_the_same_prompt_twice_reads_only_its_last_token_again() -> None:
     assert [len(tokens) for kind, _, tokens in model.calls if kind == "prefill"] == [13, 1]
 
 
+def test_one_prompt_asked_many_times_at_once_is_read_once() -> None:
+    model = ByteModel(random_next)
+    prompt = "You are the harbour desk. Who is Marla?"
+    settings = [Decoding(temperature=1.0, seed=i, max_tokens=6) for i in range(8)]
+    together = run(model, [sequence(prompt, d) for d in settings], 8)
+    assert [len(tokens) for kind, _, tokens in model.calls if kind == "prefill"] == [len(prompt)] + [1] * 7
+    alone = [run(ByteModel(random_next), [sequence(prompt, d)], 1)[0] for d in settings]
+    assert [text(pieces) for pieces in together] == [text(pieces) for pieces in alone]
+
+
+def test_what_a_running_neighbour_knows_is_copied_and_both_go_on_apart() -> None:
+    model = ByteModel(random_next)
+    batch = made(model, 2)
+    system = "You are the harbour desk. "
+    said: dict[Sequence, list[int]] = {sequence(system + "Who?"): [], sequence(system + "When?"): []}
+    for one in said:
+        batch.add(one)
+        for neighbour, piece in batch.step():
+            said[neighbour].append(piece.token)
+    while batch.busy:
+        for one, piece in batch.step():
+            said[one].append(piece.token)
+    assert [len(tokens) for kind, _, tokens in model.calls if kind == "prefill"] == [len(system) + 4, 3]
+    for one, tokens in said.items():
+        assert tokens == slow_answer(random_next, one.request.tokens, 12, frozenset({END}))
+
+
 def test_random_arrivals_and_departures_never_change_an_answer() -> None:
     rng = random.Random(1)
     model = ByteModel(random_next)
-    batch = Batch(model, None, 3)
+    batch = made(model, 3)
     stems = ["", "You are a desk. ", "You are a boat. "]
     said: dict[Sequence, list[int]] = {}
     for _ in range(150):

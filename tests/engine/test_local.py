@@ -134,7 +134,7 @@ def test_max_tokens_is_clipped_by_the_context() -> None:
 def test_the_context_is_never_more_than_the_models_own() -> None:
     model = ByteModel(endless_next)
     with closing(LocalEngine(model, ByteTokenizer(), num_slots=1, max_context=10**9)) as engine:
-        assert engine.max_context == model.config.context
+        assert engine.max_context == model.config.max_position_embeddings
 
 
 @pytest.mark.parametrize(("asked", "why"), [
