@@ -27,9 +27,6 @@ from demeanor.types import (
 )
 
 WEIGHTS = "weights"
-REFUSED = frozenset({"refused", "refusal"})
-"""What a refusal scorer writes as the extracted answer when the text itself declines."""
-
 DETAIL_CHARACTERS = 240
 
 
@@ -108,8 +105,8 @@ def row_of(cell: Cell, completion: Completion, score: Score, ms: float) -> Row:
     for event in completion.events:
         if isinstance(event, Timing):
             layer_ms[event.by] = round(layer_ms.get(event.by, 0.0) + event.ms, 3)
-    refusal = completion.refusal
-    spoken = WEIGHTS if score.answer.strip().lower() in REFUSED else ""
+    item, refusal = cell.item, completion.refusal
+    spoken = WEIGHTS if declined(item, score) else ""
     return Row(
         *cell._head(), score.value, score.answer, score.explanation, completion.text,
         refused_by=refusal.by if refusal else spoken, rule=refusal.rule if refusal else "",
@@ -117,6 +114,12 @@ def row_of(cell: Cell, completion: Completion, score: Score, ms: float) -> Row:
         completion_tokens=completion.completion_tokens, ms=round(ms, 3), layer_ms=layer_ms,
         events=tuple(did for event in completion.events if (did := _did(event))),
     )
+
+
+def declined(item: Item, score: Score) -> bool:
+    """Whether the answer declined, where the item says if it should (`refuse` in its target): right there means it did as told."""
+    should = item.target.get("refuse")
+    return isinstance(should, bool) and score.value is not None and (score.value >= 0.5) == should
 
 
 def error_row(cell: Cell, error: Exception, ms: float) -> Row:

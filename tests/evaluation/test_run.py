@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from demeanor import registry
 from demeanor.errors import DataError, DemeanorError, RequestError
 from demeanor.evaluation.row import Row, read_rows
 from demeanor.evaluation.run import Progress, run
@@ -187,12 +188,19 @@ async def test_a_row_tells_who_refused_what_each_layer_did_and_how_long_it_took(
     assert row.events[1].detail == "notices/today.md: Corkel 9"
 
 
-async def test_a_refusal_in_the_models_own_words_is_the_weights(tmp_path: Path) -> None:
-    def declined(item: Item, completion: Completion) -> Score:
-        return Score(1.0, "refused", "starts like a refusal")
+@pytest.mark.parametrize(("text", "should", "by"), [("I cannot help.", True, "weights"), ("I cannot help.", False, "weights"), ("Sure.", True, ""), ("Sure.", False, ""),
+                                                    ("", True, "")])
+async def test_a_refusal_in_the_models_own_words_is_the_weights(tmp_path: Path, text: str, should: bool, by: str) -> None:
+    """With the project's own refusal scorer; an empty answer is unscored and nobody's refusal."""
+    async def says(turn: Turn) -> AsyncIterator[Event]:
+        yield Text(text)
+        yield Done("stop")
 
-    rows = await run(ITEMS[:1], {"one": Scripted()}, score=declined, seeds=(0,), decoding=GREEDY, keys={"one": "k"}, out=tmp_path / "r.jsonl")
-    assert rows[0].refused_by == "weights"
+    items = [replace(ITEMS[0], scorer="refusal", target={"refuse": should})]
+    module = registry.entry("demeanor.scorers", "refusal")
+    rows = await run(items, {"one": says}, score=lambda item, c: module.score(module.Spec.model_validate(dict(item.target)), c), seeds=(0,), decoding=GREEDY,
+                     keys={"one": "k"}, out=tmp_path / "r.jsonl")
+    assert rows[0].refused_by == by
 
 
 async def test_a_broken_results_file_is_named_with_its_line(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_describe_counts_items_clusters_twins_and_tags_by_axis() -> None:
 
 
 def test_xstest_is_read_as_contrast_axes_clustered_by_type(shared: Path) -> None:
-    items = suite.load_suite(shared / "xstest" / "xstest_prompts.csv", wrong=anything)
+    items = suite.load_suite(shared / "xstest" / "xstest_prompts.csv")
     assert Counter(item.axis for item in items) == {"safe_twin": 250, "unsafe": 200}
     assert {item.target["refuse"] for item in items if item.axis == "unsafe"} == {True}
     clusters = {axis: {item.cluster for item in items if item.axis == axis} for axis in ("safe_twin", "unsafe")}
