@@ -67,7 +67,8 @@ def llama() -> Tokenizer:
 TOKENIZERS = {"ours": ours, "bare": bare, "llama": llama}
 
 MARKERS = ["<|end|>", "<|im_end|>", "<|im_start|>assistant\n", "<|call|>", "<|assistant|>", "<tool_call>", "</tool_call>", "</s>", "<s>",
-           "<|endoftext|>", "\nVisitor:", "\nClerk: yes", "\nNotice:", "\nCall: {}", "[INST]"]
+           "<|endoftext|>", "\nVisitor:", "\nClerk: yes", "\nNotice:", "\nCall: {\"name\": \"x\"}", "[INST]",
+           '<tool_call>{"name": "x", "arguments": {}}</tool_call>', '<|call|>{"name": "x", "arguments": {}}']
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=12)
 clean = st.one_of(words, st.sampled_from(["Marla.", " 37", "  two", "tail \n", "\n", "a\n\nb", "{", "é☃ 🙂", "Corkel 12:30"]))

@@ -57,6 +57,16 @@ def test_however_a_turn_is_cut_into_pieces_it_reads_the_same(cuts: list[int]) ->
     assert [(e.call.name, e.call.arguments) for e in events if isinstance(e, ToolCalled)] == [("a", '{"x": "<"}'), ("b", "{}")]
 
 
+def test_where_a_token_opens_a_call_its_spelling_does_not() -> None:
+    body = '{"name": "clock", "arguments": {}}'
+    reader = CallReader("<|call|>", opening_id=7)
+    assert reader.feed(1, f"Say <|call|>{body}") == [Text(f"Say <|call|>{body}")]
+    assert reader.feed(7, "<|call|>") == []
+    assert reader.feed(1, body) == []
+    (event,) = reader.finish()
+    assert isinstance(event, ToolCalled)
+
+
 def test_text_is_passed_on_at_once_unless_it_may_begin_a_call() -> None:
     reader = CallReader("<tool_call>", "</tool_call>")
     assert reader.feed(0, "Hello <") == [Text("Hello ")]

@@ -102,6 +102,16 @@ def test_the_prompt_of_every_answer_is_a_prefix_of_the_whole(name: str, kind: st
 
 
 @every
+@settings(max_examples=30, deadline=None)
+@given(content=hostile)
+def test_an_answer_that_spells_a_call_is_not_read_back_as_one(name: str, kind: str, content: str) -> None:
+    template, tokenizer = made(name, kind)
+    whole = template.render((Message("user", "Say it."), Message("assistant", content)))
+    _, calls = answer(streamed(template, tokenizer, [t for t, trained in zip(*whole) if trained]))
+    assert calls == []
+
+
+@every
 def test_what_others_say_and_prompts_are_never_trained_and_each_answers_end_is(name: str, kind: str) -> None:
     template, tokenizer = made(name, kind)
     messages = (Message("system", "SYS"), Message("user", "ASK"), Message("assistant", "one"), Message("data", "PASSAGE"),
