@@ -17,8 +17,9 @@ Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Optim(Spec):
-    """How weights move: AdamW with a warm-up and a schedule."""
+    """How weights move: AdamW (or Muon on the matrices) with a warm-up and a schedule."""
 
+    kind: Literal["adamw", "muon"] = Field("adamw", description="muon: orthogonalised momentum on hidden matrices, AdamW on the rest")
     lr: float = Field(1.0e-4, gt=0, description="peak learning rate")
     betas: tuple[Rate, Rate] = Field((0.9, 0.95), description="AdamW moment decay rates")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, on matrices only")

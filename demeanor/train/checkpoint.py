@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, in one safetensors file that is replaced atomically: weights, AdamW moments, RNG, step.
+"""Everything a run needs to go on, in one safetensors file that is replaced atomically: weights, moments, RNG, step.
 
 In: a model and its optimiser. Out: the same, as they were. Which rows come next is not saved: that is a pure function
 of (seed, step).
@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from demeanor.errors import CheckpointError
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, about: Mapping[str, Any]) -> None:
+class Optimizer(Protocol):
+    """What of an optimiser is state: a mapping from parameter to named tensors."""
+
+    @property
+    def state(self) -> Any: ...
+
+
+def save(path: Path, model: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any]) -> None:
     """Write the state after `step` optimiser steps; a reader, or a kill at any moment, sees the old file or the new one.
 
     `about` describes the run; `load` refuses a file whose description differs.
@@ -34,7 +41,7 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: i
 
 
 @torch.no_grad()
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: Mapping[str, Any]) -> int:
+def load(path: Path, model: nn.Module, optimizer: Optimizer, about: Mapping[str, Any]) -> int:
     """Put a saved state back in place and return its number of finished steps; 0 where there is no file.
 
     Raises CheckpointError if the file is unreadable or belongs to another run.
@@ -70,7 +77,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **{name: b for name, b in model.named_buffers() if name in state}}
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     found = {f"model.{name}": weight.detach().contiguous() for name, weight in _weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():

@@ -21,10 +21,11 @@ from demeanor.errors import DemeanorError
 from demeanor.spec import Optim
 from demeanor.tensors import Loss, Outputs, TokenBatch
 from demeanor.train import checkpoint, ledger
+from demeanor.train import optimizer as optimizers
 from demeanor.train.flops import measured_peak, training_flops
 from demeanor.train.gradient import Measure, accumulate
 from demeanor.train.lineage import CHECKPOINT, LEDGER
-from demeanor.train.optimizer import adamw, learning_rate
+from demeanor.train.optimizer import learning_rate
 from demeanor.train.progress import Progress
 from demeanor.train.signals import stop_requests
 
@@ -56,7 +57,7 @@ def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], sche
     dtype = None if fp32 else hardware.autocast_dtype()
     measure = measuring(model, outputs, loss, dtype)
     flops = training_flops(model, head=not read_last)
-    optimizer, steps, state = adamw(model, optim), len(schedule), out / CHECKPOINT
+    optimizer, steps, state = optimizers.optimizer(model, optim), len(schedule), out / CHECKPOINT
     about = {"steps": steps, "rows": len(trees), "optim": optim.model_dump(mode="json"), "dtype": str(dtype or torch.float32)}
 
     def load(chosen: Sequence[int]) -> TokenBatch:

@@ -1,4 +1,4 @@
-"""How weights move: AdamW (decay on matrices only) and the learning rate as a pure function of the step.
+"""How weights move: AdamW (decay on matrices only), Muon on hidden matrices, the learning rate as a pure function of the step.
 
 In: a model and spec.Optim. Out: an optimiser, a learning rate. It never steps: only `loop.py` does.
 """
@@ -6,11 +6,17 @@ In: a model and spec.Optim. Out: an optimiser, a learning rate. It never steps: 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from demeanor.spec import Optim
+
+MOMENTUM = 0.95
+OUTER = ("embed_tokens", "lm_head", "score")
+"""Parameters that meet tokens or scores one by one; orthogonalising their updates makes no sense."""
 
 
 def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
@@ -24,6 +30,61 @@ def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True)
+
+
+def optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW | Muon:
+    """The optimiser that `optim.kind` names."""
+    return adamw(model, optim) if optim.kind == "adamw" else Muon(model, optim)
+
+
+class Muon:
+    """Muon on the matrices between embedding and head, AdamW on everything else, behind one optimiser's interface.
+
+    Source: Jordan et al. 2024 (Muon); learning rates scaled to AdamW's update size as in Liu et al. 2025, arXiv 2502.16982,
+    equation 4, so that one `lr` serves both.
+    """
+
+    def __init__(self, model: nn.Module, optim: Optim) -> None:
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        hidden = [p for n, p in trained if p.ndim == 2 and not any(part in n for part in OUTER)]
+        inside = {id(p) for p in hidden}
+        rest = [p for _, p in trained if id(p) not in inside]
+        self._parts: list[torch.optim.Optimizer] = []
+        if hidden:
+            self._parts.append(torch.optim.Muon(hidden, lr=optim.lr, momentum=MOMENTUM, weight_decay=optim.weight_decay,
+                                                adjust_lr_fn="match_rms_adamw"))
+        if rest:
+            self._parts.append(torch.optim.AdamW(rest, lr=optim.lr, betas=optim.betas, weight_decay=0.0, fused=True))
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self._parts for group in part.param_groups]
+
+    @property
+    def state(self) -> States:
+        return States(self._parts)
+
+    def step(self) -> None:
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self._parts:
+            part.zero_grad(set_to_none)
+
+
+class States:
+    """The states of several optimisers as one mapping from parameter to state."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self._of = {p: part.state for part in parts for group in part.param_groups for p in group["params"]}
+
+    def get(self, parameter: nn.Parameter, default: Mapping[str, Any]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._of[parameter].get(parameter, default) if parameter in self._of else default
+        return found
+
+    def __setitem__(self, parameter: nn.Parameter, state: Mapping[str, Any]) -> None:
+        self._of[parameter][parameter] = state
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
