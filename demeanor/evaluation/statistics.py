@@ -54,7 +54,8 @@ def paired(before_N: Floats, after_N: Floats, clusters: Labels, confidence: floa
     """The mean of after - before on the same items (values in [0, 1]), t interval with G-1 degrees of freedom.
 
     Few or no differing items make the formula claim (near) certainty, so the interval is never narrower than what the share u
-    of items that n unchanged ones cannot exclude (`zero_failures`, as if independent) could move the mean by.
+    of items that n unchanged ones cannot exclude (`zero_failures`, as if independent) could move the mean by. The p-value
+    belongs to the same interval: it is below 1 - confidence exactly where the interval excludes zero.
     """
     d_N = np.asarray(after_N, dtype=float) - np.asarray(before_N, dtype=float)
     _, G = cluster_index(clusters)
@@ -62,14 +63,14 @@ def paired(before_N: Floats, after_N: Floats, clusters: Labels, confidence: floa
     se = cluster_se(d_N, clusters)
     if se is None:
         return Estimate(d, None, None, None, None, n, G)
-    tail, u = (1 - confidence) / 2, zero_failures(n, confidence)
-    if np.ptp(d_N) == 0.0:  # u of the items might lie at -1 or +1
-        p = 1.0 if d == 0.0 else min(1.0, 2.0 * 0.5**G)
-        return Estimate(d, d - u * (1 + d), d + u * (1 - d), 0.0, p, n, G)
-    if se < 1e-12:  # differences cancel within every cluster: no spread between clusters, but not certainty
-        se = float(d_N.std(ddof=1)) / math.sqrt(n)
-    half = max(float(special.stdtrit(G - 1, 1 - tail)) * se, u * (1 - abs(d)))
-    p = 2.0 * float(special.stdtr(G - 1, -abs(d) / se))
+    t, u = float(special.stdtrit(G - 1, (1 + confidence) / 2)), zero_failures(n, confidence)
+    if np.ptp(d_N) == 0.0:  # u of the items might lie at the far end, -sign(d)
+        half = u * (1 + abs(d))
+    else:
+        if se < 1e-12:  # differences cancel within every cluster: no spread between clusters, but not certainty
+            se = float(d_N.std(ddof=1)) / math.sqrt(n)
+        half = max(t * se, u * (1 - abs(d)))
+    p = 2.0 * float(special.stdtr(G - 1, -abs(d) * t / half))
     return Estimate(d, max(-1.0, d - half), min(1.0, d + half), se, p, n, G)
 
 
