@@ -10,6 +10,7 @@ import numpy as np
 from demeanor.evaluation.cells import Cells
 
 FEW_CLUSTERS = 10
+MANY_UNSCORED = 0.1
 
 
 def doubts(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
@@ -23,6 +24,7 @@ def doubts(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
         absent = len(cells.items) - len(cells.of(variant))
         if absent:
             yield f"{variant}: {absent} of {len(cells.items)} items were not run."
+    yield from _unscored(cells, variants)
     for axis in cells.axes:
         scores = np.concatenate([cells.values_N(variant, axis) for variant in variants])
         if scores.size and np.nanmax(np.nan_to_num(scores)) == 0.0:
@@ -31,3 +33,13 @@ def doubts(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
         if clusters < FEW_CLUSTERS:
             so = "no interval is possible" if clusters == 1 else f"its intervals rest on {clusters - 1} degrees of freedom"
             yield f"{axis}: only {clusters} cluster{'s' * (clusters != 1)} of items, so {so}."
+
+
+def _unscored(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
+    """Axes where the scorer had no opinion on many answers (an empty one, mostly): their comparisons rest on the others."""
+    for variant in variants:
+        for axis, items in cells.axes.items():
+            rows = [row for item in items for row in cells.of(variant).get(item.id, ()) if not row.error]
+            empty = sum(row.value is None for row in rows)
+            if rows and empty > MANY_UNSCORED * len(rows):
+                yield f"{variant} on {axis}: {empty} of {len(rows)} answers have no score and are left out of every comparison."

@@ -167,8 +167,7 @@ def spending(result: Result) -> Html | None:
     spent = [x for x in layers if any(x in s["layer_ms"] for s in result["spending"])]
     return section(
         "spending", "Time and tokens",
-        lead("What one answer costs on average, by the layer that spent it. Measured while many questions were being answered at "
-             "once, so it compares variants on this machine and is not the latency of a single user."),
+        lead(f"What one answer costs on average, by the layer that spent it.{words.crowd(result)}"),
         legend([*((shade(x, layers), x) for x in spent), ("stick", "95 of 100 answers are faster")]),
         wide(spending_bars(result["spending"], words.labels_of(result), layers)))
 

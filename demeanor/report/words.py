@@ -199,6 +199,15 @@ def delta_sentence(name: str, delta: Delta) -> str:
     return f"{name} {verb} {axis} by {_by(delta)}{firm}; n {delta['n']} in {plural(delta['clusters'], 'cluster')}."
 
 
+def crowd(result: Result) -> str:
+    """What the setting `concurrency` means for the times, where it was handed in."""
+    at_once = result["settings"].get("concurrency")
+    if not isinstance(at_once, int) or at_once < 2:
+        return ""
+    return (f" Up to {at_once} questions were answered at once, so the times compare variants on this machine and are not the latency "
+            "of a single user.")
+
+
 COMPARISON_COLUMNS = ("", "axis", "points", "interval", "p", "p (Holm)", "verdict", "newly right", "newly wrong", "n (clusters)",
                       "smallest detectable")
 

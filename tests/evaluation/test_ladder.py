@@ -147,6 +147,12 @@ def test_failures_holes_dead_axes_and_few_clusters_are_said_before_the_numbers()
     assert any("only 2 clusters" in w for w in found)
 
 
+def test_many_answers_without_a_score_are_said_before_the_numbers() -> None:
+    rows, items = simple({"a": [None] * 3 + [1.0] * 9, "b": [None] + [1.0] * 11})
+    found = ladder(rows, items, name="x", steps=("a", "b"), without={}).warnings
+    assert [w for w in found if "no score" in w] == ["a on facts: 3 of 12 answers have no score and are left out of every comparison."]
+
+
 def test_a_variant_that_was_never_run_is_named() -> None:
     with pytest.raises(DataError, match=r"variant desk:dqo has no rows. Measured: desk:base"):
         ladder(ROWS, ITEMS, name="x", steps=("desk:base", "desk:dqo"), without={})
