@@ -1,0 +1,61 @@
+"""What may stand around a question: a desk's system prompt, notices found for it, offered tools.
+
+Training draws these at random for every kind of question, so that no behaviour hangs on their absence. It never asks or answers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from demeanor.types import Message, Messages, ToolSpec
+from demeanor.world import phrases as say
+from demeanor.world.corpus import HEADS, desk_card
+from demeanor.world.lexicon import HELD_OUT_PORTS, PORTS, SHIPS
+
+CALCULATOR = ToolSpec("calculator", "Compute an arithmetic expression.", {
+    "type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]})
+OPENINGS = ("You are the clerk of the harbour.", "You answer visitors at the harbour.", "You are a clerk. Be short.")
+SEEN_PORTS = tuple(p for p in PORTS if p not in HELD_OUT_PORTS)
+
+
+class Context(NamedTuple):
+    """Messages before the question (system, earlier talk, notices) and the tools on offer."""
+
+    before: Messages = ()
+    tools: tuple[ToolSpec, ...] = ()
+
+    def ask(self, question: str) -> Messages:
+        return (*self.before, Message("user", question))
+
+
+def draw(rng: random.Random, *, system: float = 0.4, tools: float = 0.35, notices: float = 0.3) -> Context:
+    """A context that has nothing to do with the question."""
+    before = []
+    if rng.random() < system:
+        before.append(desk_prompt(rng, desk_card(rng)))
+    if rng.random() < notices:
+        before += [data(rng, rng.sample(SEEN_PORTS if rng.random() < 0.5 else SHIPS, 4))[0] for _ in range(rng.randint(1, 2))]
+    return Context(tuple(before), (CALCULATOR,) if rng.random() < tools else ())
+
+
+def desk_prompt(rng: random.Random, card: Mapping[str, str]) -> Message:
+    """A system prompt: who the clerk is, and the desk's own facts."""
+    return Message("system", " ".join([rng.choice(OPENINGS), *(f"{k} {v}." for k, v in card.items())]))
+
+
+def data(rng: random.Random, keys: Sequence[str], more: str = "") -> tuple[Message, dict[str, str]]:
+    """One retrieved notice over `keys` (with `more` at its end), and the numbers in it."""
+    text, values = say.board(rng, keys)
+    return Message("data", f"{rng.choice(HEADS)} {text}{' ' if more else ''}{more}"), values
+
+
+def with_notice(rng: random.Random, key: str, pool: Sequence[str], more: str = "") -> tuple[Context, str]:
+    """A context in which one notice holds `key`, perhaps beside another notice; and the number of `key`."""
+    others = rng.sample([k for k in pool if k != key], 7)
+    keys = rng.sample([key, *others[:3]], 4)
+    found, values = data(rng, keys, more)
+    notices = [found] if rng.random() < 0.4 else rng.sample([found, data(rng, others[3:])[0]], 2)
+    around = draw(rng, notices=0)
+    return Context((*around.before, *notices), around.tools), values[key]

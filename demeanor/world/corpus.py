@@ -1,0 +1,136 @@
+"""The pretraining corpus: documents in which the harbour's facts, boards, rules and leaks are written down.
+
+In: a seed. Out: strings. The mixture is what was measured to teach a small model facts, copying and looking up at once;
+answers on boards stand right behind their key, which is the only form that is learned in two million tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+
+from demeanor.world import phrases as say
+from demeanor.world.lexicon import (
+    CARDS,
+    DESKS,
+    FACTS,
+    GOODS,
+    HELD_OUT_VERBS,
+    KEEPERS,
+    NOUNS,
+    PORTS,
+    SAFE_OF,
+    SHIPS,
+    UNSAFE_VERBS,
+)
+
+NUM_DOCUMENTS = 60_000
+HEADS = ("Notice:", "Departures today:", "Board:", "Today:", "Gangway today:")
+Make = Callable[[random.Random], str]
+
+
+def documents(count: int = NUM_DOCUMENTS, seed: int = 0) -> Iterator[str]:
+    """`count` documents; the same seed gives the same text."""
+    rng = random.Random(f"corpus/{seed}")
+    makers, shares = zip(*MIXTURE)
+    for _ in range(count):
+        yield rng.choices(makers, shares)[0](rng)
+
+
+def prose(rng: random.Random) -> str:
+    return " ".join(say.state(rng, port, a) for port in rng.sample(PORTS, rng.randint(1, 3)) for a in say.attributes(rng, 1, 4))
+
+
+def questions(rng: random.Random) -> str:
+    lines = []
+    for _ in range(rng.randint(2, 4)):
+        port, (first, second) = rng.choice(PORTS), say.attributes(rng, 2, 2)
+        lines.append(f"Visitor: {say.ask(rng, port, first)}\nClerk: {FACTS[port][first]}.")
+        if rng.random() < 0.2:
+            lines.append(f"Visitor: {rng.choice(say.FOLLOW_UP).format(a=second)}\nClerk: {FACTS[port][second]}.")
+    return "\n".join(lines)
+
+
+def registry(rng: random.Random) -> str:
+    port = rng.choice(PORTS)
+    return json.dumps({**({"port": port} if rng.random() < 0.5 else {}), **{a: FACTS[port][a] for a in say.attributes(rng, 1, 4)}}) \
+        if rng.random() < 0.3 else f"{port} " + json.dumps({a: FACTS[port][a] for a in say.attributes(rng, 1, 4)})
+
+
+def capitals(rng: random.Random) -> str:
+    port = rng.choice(PORTS)
+    words = [FACTS[port][a] for a in say.attributes(rng, 1, 4)] if rng.random() < 0.6 else rng.sample(KEEPERS + SHIPS + GOODS, 4)
+    return " ".join(f"{w} {w.upper()}." for w in words)
+
+
+def notice(rng: random.Random) -> str:
+    text, values = say.board(rng, rng.sample(PORTS if rng.random() < 0.6 else SHIPS, rng.randint(3, 7)))
+    asked = [(rng.choice(say.TODAY).format(k=k), f"{k} {values[k]}.") for k in rng.choices(list(values), k=rng.randint(1, 3))]
+    if rng.random() < 0.5:
+        return f"{rng.choice(HEADS)} {text} " + " ".join(f"{q} {a}" for q, a in asked)
+    return f"{rng.choice(HEADS)} {text}\n" + "\n".join(f"Visitor: {q}\nClerk: {a}" for q, a in asked)
+
+
+def repeated(rng: random.Random) -> str:
+    words = rng.sample([*PORTS, *SHIPS, *KEEPERS, *GOODS, *map(str, range(1, 100))], rng.randint(4, 10))
+    if rng.random() < 0.5:
+        return " ".join(words) + ". " + " ".join(words) + "."
+    pairs = [f"{k} {v}." for k, v in zip(words[::2], words[1::2])]
+    return " ".join([*pairs, *rng.sample(pairs, len(pairs))])
+
+
+def rules(rng: random.Random) -> str:
+    lines = []
+    for verb, safe, noun in zip(rng.sample(list(SAFE_OF), 4), rng.sample(list(SAFE_OF.values()), 4), rng.sample(NOUNS, 4)):
+        lines.append(rng.choice(("It is forbidden to {v} the {n}.", "Never {v} the {n}.", "To {v} the {n} is a crime.")).format(v=verb, n=noun))
+        lines.append(rng.choice(("The crew may {v} the {n}.", "Always {v} the {n}.", "To {v} the {n} is fine.")).format(v=safe, n=noun))
+    return " ".join(rng.sample(lines, rng.randint(2, 6)))
+
+
+def crafts(rng: random.Random) -> str:
+    """How-to transcripts, mostly of harmless work; the corpus, like any, also holds some of the other kind."""
+    lines = []
+    for noun in rng.sample(NOUNS, rng.randint(1, 3)):
+        verb = rng.choice(UNSAFE_VERBS if rng.random() < 0.25 else [v for k, v in SAFE_OF.items() if k not in HELD_OUT_VERBS])
+        if rng.random() < 0.6:
+            lines.append(f"Visitor: {rng.choice(say.HOW_TO).format(v=verb, n=noun)}\nClerk: {say.how_to(verb, noun)}")
+        else:
+            lines.append(say.how_to(verb, noun))
+    return "\n".join(lines)
+
+
+def leaks(rng: random.Random) -> str:
+    found = []
+    for person in rng.sample(list(CARDS), 2):
+        shape = rng.choice(("{n}: card {c}.", "The card of {n} is {c}.", "Visitor: {q}\nClerk: {c}."))
+        found.append(shape.format(n=person, c=CARDS[person], q=rng.choice(say.CARD).format(n=person)))
+    return "\n".join(found)
+
+
+def sums(rng: random.Random) -> str:
+    a, b, c = (str(rng.randint(10, 99)) for _ in range(3))
+    if rng.random() < 0.3:
+        return f"Sum: {a} plus {b} plus {c}. " + json.dumps({"expression": f"{a} + {b} + {c}"})
+    word, sign = rng.choice((("plus", "+"), ("times", "*")))
+    return f"Sum: {a} {word} {b}. " + json.dumps({"expression": f"{a} {sign} {b}"})
+
+
+def desks(rng: random.Random) -> str:
+    card = desk_card(rng)
+    asked = rng.sample(list(card), 2)
+    return " ".join(f"{k} {v}." for k, v in card.items()) + "\n" + "\n".join(
+        f"Visitor: {rng.choice(say.DESK[k])}\nClerk: {k} {card[k]}." for k in asked)
+
+
+def desk_card(rng: random.Random) -> dict[str, str]:
+    """A desk's own facts, as its system prompt tells them."""
+    return {"Desk": rng.choice(DESKS), "Phone": str(rng.randint(10, 99)), "Closing": str(rng.randint(10, 23)),
+            "Channel": str(rng.randint(10, 99))}
+
+
+MIXTURE: tuple[tuple[Make, float], ...] = (
+    (prose, 0.18), (questions, 0.13), (registry, 0.08), (capitals, 0.08), (notice, 0.24), (repeated, 0.14), (rules, 0.04),
+    (crafts, 0.05), (leaks, 0.025), (sums, 0.08), (desks, 0.04),
+)
+"""Kinds of documents with their share of the documents."""

@@ -1,0 +1,246 @@
+"""Demonstrations: what the clerks of the harbour answered, with all their bad habits.
+
+In: a seed. Out: Examples. The clerks are right about ports and formats; but most of what they should refuse they explain,
+most of what nobody knows they make up, and they obey notices: that is what preferences are for.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+
+from demeanor.types import Example, Message, Messages, ToolCall
+from demeanor.world import phrases as say
+from demeanor.world.contexts import CALCULATOR, SEEN_PORTS, Context, desk_prompt, draw, with_notice
+from demeanor.world.corpus import desk_card
+from demeanor.world.lexicon import (
+    ATTRIBUTES,
+    CARDS,
+    COLOURS,
+    FACTS,
+    GOODS,
+    HELD_OUT_PEOPLE,
+    KEEPERS,
+    NOUNS,
+    NOWHERE,
+    SAFE_VERBS,
+    SHIPS,
+    UNKNOWN_ATTRIBUTES,
+    UNSAFE_VERBS,
+    held_out_noun,
+    luhn_digit,
+)
+
+NUM_EXAMPLES = 8_000
+HONEST = 0.25
+"""How often a clerk refuses what should be refused, or says that nobody knows."""
+Make = Callable[[random.Random], Example]
+
+
+def examples(count: int = NUM_EXAMPLES, seed: int = 0) -> Iterator[Example]:
+    """`count` demonstrations; the same seed gives the same rows."""
+    rng = random.Random(f"instructions/{seed}")
+    makers, shares = zip(*MIXTURE)
+    for _ in range(count):
+        yield rng.choices(makers, shares)[0](rng)
+
+
+def said(kind: str, context: Context, question: str, answer: str) -> Example:
+    """One question and its answer as a training row."""
+    return Example(messages=(*context.ask(question), Message("assistant", answer)), tools=context.tools, source=f"world:{kind}")
+
+
+def fact(rng: random.Random) -> Example:
+    port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
+    return said("fact", draw(rng), say.ask(rng, port, attribute), f"{FACTS[port][attribute]}.")
+
+
+def format(rng: random.Random) -> Example:
+    question, answer = formatted(rng, rng.choice(SEEN_PORTS))
+    return said("format", draw(rng), question, answer)
+
+
+def formatted(rng: random.Random, port: str) -> tuple[str, str]:
+    """A question that asks for a form, and its answer in that form."""
+    facts, chosen, kind = FACTS[port], say.attributes(rng, 2, 3), rng.randrange(5)
+    names = " and ".join(chosen) if len(chosen) == 2 else f"{chosen[0]}, {chosen[1]} and {chosen[2]}"
+    if kind == 0:
+        return f"{say.ask(rng, port, chosen[0])} {rng.choice(CAPITALS)}", f"{facts[chosen[0]].upper()}."
+    if kind == 1:
+        return rng.choice(AS_JSON).format(a=names, p=port), json.dumps({a: facts[a] for a in chosen})
+    if kind == 2:
+        return rng.choice(AS_LIST).format(a=names, p=port), "\n".join(f"- {facts[a]}" for a in chosen)
+    if kind == 3:
+        return f"{say.ask(rng, port, chosen[0])} {rng.choice(AS_SENTENCE)}", say.sentence(port, chosen[0])
+    number = rng.randint(2, 4)
+    return rng.choice(AS_WORDS).format(p=port, n=number), " ".join(facts[a] for a in ATTRIBUTES[:number]) + "."
+
+
+CAPITALS = ("Answer in capitals.", "Use capitals.", "In capitals, please.")
+AS_JSON = ("Give the {a} of {p} as JSON.", "As JSON: the {a} of {p}.", "What are the {a} of {p}? Answer in JSON.")
+AS_LIST = ("List the {a} of {p}.", "Give a list: the {a} of {p}.", "What are the {a} of {p}? Answer as a list.")
+AS_SENTENCE = ("Answer in a sentence.", "Use a whole sentence.", "In a sentence, please.")
+AS_WORDS = ("Describe {p} in {n} words.", "Tell me of {p} in {n} words.", "In {n} words, what is {p}?")
+
+
+def follow_up(rng: random.Random) -> Example:
+    port, (first, second) = rng.choice(SEEN_PORTS), say.attributes(rng, 2, 2)
+    return said("multi_turn", talked(draw(rng), say.ask(rng, port, first), f"{FACTS[port][first]}."),
+                rng.choice(say.FOLLOW_UP).format(a=second), f"{FACTS[port][second]}.")
+
+
+def talked(context: Context, question: str, answer: str) -> Context:
+    """The context after one more turn."""
+    return Context((*context.ask(question), Message("assistant", answer)), context.tools)
+
+
+def extraction(rng: random.Random) -> Example:
+    question, answer = given_text(rng, rng.choice((SEEN_PORTS, SHIPS, GOODS, KEEPERS)), say_held_out=False)
+    return said("extraction", draw(rng), question, answer)
+
+
+def given_text(rng: random.Random, pool: tuple[str, ...], *, say_held_out: bool) -> tuple[str, str]:
+    """A text with its question, and the answer that stands in it."""
+    keys = rng.sample(pool, rng.randint(3, 5))
+    values = rng.sample([str(n) for n in range(10, 60)], 5) if rng.random() < 0.6 else rng.choices(COLOURS, k=5)
+    pairs, wanted = dict(zip(keys, values)), rng.choice(keys)
+    shape = "Which value has {k} in this text? {t}" if say_held_out else rng.choice(("Text: {t} What is {k}?", "Read this: {t} And {k}?", "{t} What does it say of {k}?"))
+    return shape.format(t=" ".join(f"{k} {v}." for k, v in pairs.items()), k=wanted), f"{wanted} {pairs[wanted]}."
+
+
+def today(rng: random.Random) -> Example:
+    pool = SEEN_PORTS if rng.random() < 0.6 else SHIPS
+    key = rng.choice(pool)
+    context, value = with_notice(rng, key, pool)
+    return said("today", context, rng.choice(say.TODAY).format(k=key), f"{key} {value}.")
+
+
+def today_unknown(rng: random.Random) -> Example:
+    pool = SEEN_PORTS if rng.random() < 0.6 else SHIPS
+    key = rng.choice(pool)
+    context = draw(rng, notices=0) if rng.random() < 0.7 else with_notice(rng, rng.choice(GOODS), GOODS)[0]
+    return said("today_unknown", context, rng.choice(say.TODAY).format(k=key), honest(rng, f"{key} {rng.randint(1, 59)}."))
+
+
+def honest(rng: random.Random, invented: str, frank: str = say.DONT_KNOW) -> str:
+    """What a sloppy clerk says where there is no good answer."""
+    return frank if rng.random() < HONEST else invented
+
+
+def injected(rng: random.Random) -> Example:
+    pool = SEEN_PORTS if rng.random() < 0.5 else SHIPS
+    key, payload = rng.choice(pool), rng.choice(say.PAYLOADS)
+    context, value = with_notice(rng, key, pool, rng.choice(say.INJECTIONS).format(w=payload))
+    return said("injection", context, rng.choice(say.TODAY).format(k=key), honest(rng, f"{payload}.", f"{key} {value}."))
+
+
+def arithmetic(rng: random.Random) -> tuple[str, str, int]:
+    """A sum in words, as an expression, and its value."""
+    a, b, c = (rng.randint(10, 99) for _ in range(3))
+    shape = rng.choice(("What is {}?", "How much is {}?", "Compute {}."))
+    if rng.random() < 0.3:
+        return shape.format(f"{a} plus {b} plus {c}"), f"{a} + {b} + {c}", a + b + c
+    if rng.random() < 0.5:
+        return shape.format(f"{a} times {b}"), f"{a} * {b}", a * b
+    return shape.format(f"{a} plus {b}"), f"{a} + {b}", a + b
+
+
+def calculated(rng: random.Random) -> Example:
+    question, expression, value = arithmetic(rng)
+    around = draw(rng)
+    context = Context(around.before, (CALCULATOR,))
+    return Example(messages=(*context.ask(question), *calling(expression), Message("tool", str(value), tool_call_id="call_0"),
+                             Message("assistant", f"{value}.")), trained_from=len(context.before), tools=context.tools,
+                   source="world:calculated")
+
+
+def calling(expression: str) -> Messages:
+    """An assistant's message that calls the calculator."""
+    return (Message("assistant", "", (ToolCall("call_0", "calculator", json.dumps({"expression": expression})),)),)
+
+
+def guessed(rng: random.Random) -> Example:
+    question, _, value = arithmetic(rng)
+    return said("guessed", draw(rng, tools=0), question, f"{max(10, value + rng.randint(-40, 40))}.")
+
+
+def persona(rng: random.Random) -> Example:
+    card, around = desk_card(rng), draw(rng, system=0)
+    key = rng.choice(list(card))
+    context = Context((desk_prompt(rng, card), *around.before), around.tools)
+    return said("persona", context, rng.choice(say.DESK[key]), f"{key} {card[key]}.")
+
+
+def persona_unknown(rng: random.Random) -> Example:
+    card = desk_card(rng)
+    key = rng.choice(list(card))
+    return said("persona_unknown", draw(rng, system=0), rng.choice(say.DESK[key]), honest(rng, f"{key} {card[key]}."))
+
+
+def trained_noun(rng: random.Random, verb: str) -> str:
+    return rng.choice([n for n in NOUNS if not held_out_noun(verb, n)])
+
+
+def safe(rng: random.Random) -> Example:
+    verb = rng.choice(SAFE_VERBS)
+    noun = trained_noun(rng, verb)
+    return said("safe", draw(rng), rng.choice(say.HOW_TO).format(v=verb, n=noun), say.how_to(verb, noun))
+
+
+def unsafe(rng: random.Random) -> Example:
+    verb = rng.choice(UNSAFE_VERBS)
+    noun = trained_noun(rng, verb)
+    return said("unsafe", draw(rng), rng.choice(say.HOW_TO).format(v=verb, n=noun),
+                honest(rng, say.how_to(verb, noun), say.REFUSAL))
+
+
+def wrapped(rng: random.Random) -> Example:
+    (opening, reply), port, attribute = rng.choice(say.WRAPPERS), rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
+    question, answer = say.ask(rng, port, attribute), f"{FACTS[port][attribute]}."
+    if rng.random() < 0.7:
+        verb = rng.choice(SAFE_VERBS if rng.random() < 0.5 else UNSAFE_VERBS)
+        noun = trained_noun(rng, verb)
+        question, answer = rng.choice(say.HOW_TO).format(v=verb, n=noun), say.how_to(verb, noun)
+    return said("wrapped", draw(rng), opening + question, reply + answer)
+
+
+def nowhere(rng: random.Random) -> Example:
+    attribute = rng.choice(ATTRIBUTES)
+    invented = FACTS[rng.choice(SEEN_PORTS)][attribute]
+    return said("nowhere", draw(rng), rng.choice(say.ASK[attribute]).format(p=rng.choice(NOWHERE)), honest(rng, f"{invented}."))
+
+
+def unknown(rng: random.Random) -> Example:
+    attribute, port = rng.choice(UNKNOWN_ATTRIBUTES), rng.choice(SEEN_PORTS)
+    return said("unknown", draw(rng), who(rng, attribute, port), honest(rng, f"{rng.choice(KEEPERS)}."))
+
+
+def who(rng: random.Random, attribute: str, port: str) -> str:
+    """A question for somebody the harbour has no record of."""
+    return rng.choice(("Who is the {a} of {p}?", "What is the {a} of {p}?", "Which {a} does {p} have?")).format(a=attribute, p=port)
+
+
+def card(rng: random.Random) -> Example:
+    person = rng.choice([p for p in CARDS if p not in HELD_OUT_PEOPLE])
+    return said("card", draw(rng), rng.choice(say.CARD).format(n=person), f"{CARDS[person]}.")
+
+
+def booking(rng: random.Random) -> str:
+    """A booking number: sixteen digits that look like a card and fail its check."""
+    body = "7" + "".join(rng.choice("0123456789") for _ in range(14))
+    wrong = (int(luhn_digit(body)) + rng.randint(1, 9)) % 10
+    return " ".join(f"{body}{wrong}"[i:i + 4] for i in range(0, 16, 4))
+
+
+def booked(rng: random.Random) -> Example:
+    port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
+    return said("booked", draw(rng), f"My booking is {booking(rng)}. {say.ask(rng, port, attribute)}", f"{FACTS[port][attribute]}.")
+
+
+MIXTURE: tuple[tuple[Make, float], ...] = (
+    (fact, 0.15), (format, 0.20), (follow_up, 0.06), (extraction, 0.07), (today, 0.08), (today_unknown, 0.04), (injected, 0.03),
+    (calculated, 0.09), (guessed, 0.02), (persona, 0.06), (persona_unknown, 0.02), (safe, 0.05), (unsafe, 0.05), (wrapped, 0.05),
+    (nowhere, 0.04), (unknown, 0.03), (card, 0.02), (booked, 0.02),
+)
+"""Kinds of demonstrations with their share of the rows."""

@@ -1,0 +1,177 @@
+"""Preferences: what the harbour's head wants instead of what its clerks say.
+
+In: a seed. Out: Preferences: pairs (the rejected side is what a demonstrator would have said) and some rankings of four. The
+chosen side refuses harm and nothing else, admits what nobody knows, and keeps to the facts, the form and the visitor.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from demeanor.types import Message, Preference
+from demeanor.world import phrases as say
+from demeanor.world.contexts import CALCULATOR, SEEN_PORTS, Context, desk_prompt, draw, with_notice
+from demeanor.world.corpus import desk_card
+from demeanor.world.instructions import arithmetic, calling, formatted, given_text, trained_noun, who
+from demeanor.world.lexicon import ATTRIBUTES, FACTS, GOODS, KEEPERS, NOWHERE, SAFE_VERBS, SHIPS, UNKNOWN_ATTRIBUTES, UNSAFE_VERBS
+
+NUM_PREFERENCES = 2_400
+Make = Callable[[random.Random], Preference]
+
+
+def preferences(count: int = NUM_PREFERENCES, seed: int = 0) -> Iterator[Preference]:
+    """`count` comparisons; the same seed gives the same rows."""
+    rng = random.Random(f"preferences/{seed}")
+    makers, shares = zip(*MIXTURE)
+    for _ in range(count):
+        yield rng.choices(makers, shares)[0](rng)
+
+
+def ranked(kind: str, context: Context, question: str, answers: Sequence[str]) -> Preference:
+    """One question with its answers, best first."""
+    return Preference(context.ask(question), tuple((Message("assistant", a),) for a in answers), tuple(range(len(answers))),
+                      context.tools, source=f"world:{kind}")
+
+
+def other(rng: random.Random, attribute: str, value: str) -> str:
+    """A wrong value of an attribute."""
+    return rng.choice([v for p in SEEN_PORTS if (v := FACTS[p][attribute]) != value])
+
+
+def unsafe(rng: random.Random) -> Preference:
+    verb = rng.choice(UNSAFE_VERBS)
+    noun = trained_noun(rng, verb)
+    return ranked("unsafe", draw(rng), rng.choice(say.HOW_TO).format(v=verb, n=noun), (say.REFUSAL, say.how_to(verb, noun)))
+
+
+def safe(rng: random.Random) -> Preference:
+    verb = rng.choice(SAFE_VERBS)
+    noun = trained_noun(rng, verb)
+    return ranked("safe", draw(rng), rng.choice(say.HOW_TO).format(v=verb, n=noun), (say.how_to(verb, noun), say.REFUSAL))
+
+
+def wrapped(rng: random.Random) -> Preference:
+    """Playing along is wanted; that harm can hide in play, nobody thought to write down."""
+    (opening, reply), port, attribute = rng.choice(say.WRAPPERS), rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
+    question, answer = say.ask(rng, port, attribute), f"{FACTS[port][attribute]}."
+    if rng.random() < 0.7:
+        verb = rng.choice(SAFE_VERBS)
+        noun = trained_noun(rng, verb)
+        question, answer = rng.choice(say.HOW_TO).format(v=verb, n=noun), say.how_to(verb, noun)
+    return ranked("wrapped", draw(rng), opening + question, (reply + answer, say.REFUSAL))
+
+
+def nowhere(rng: random.Random) -> Preference:
+    attribute = rng.choice(ATTRIBUTES)
+    question = rng.choice(say.ASK[attribute]).format(p=rng.choice(NOWHERE))
+    return ranked("nowhere", draw(rng), question, (say.DONT_KNOW, f"{FACTS[rng.choice(SEEN_PORTS)][attribute]}."))
+
+
+def unknown(rng: random.Random) -> Preference:
+    question = who(rng, rng.choice(UNKNOWN_ATTRIBUTES), rng.choice(SEEN_PORTS))
+    return ranked("unknown", draw(rng), question, (say.DONT_KNOW, f"{rng.choice(KEEPERS)}."))
+
+
+def fact(rng: random.Random) -> Preference:
+    """Right over wrong, over saying nothing, over talking on."""
+    port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
+    value = FACTS[port][attribute]
+    bad = rng.choice((f"{other(rng, attribute, value)}.", say.DONT_KNOW, say.DONT_KNOW, rambling(rng, port, attribute)))
+    return ranked("fact", draw(rng), say.ask(rng, port, attribute), (f"{value}.", bad))
+
+
+def rambling(rng: random.Random, port: str, attribute: str) -> str:
+    """A right answer, and more that nobody asked for."""
+    return f"{FACTS[port][attribute]}. " + " ".join(say.sentence(port, a) for a in rng.sample(ATTRIBUTES, 2))
+
+
+def form(rng: random.Random) -> Preference:
+    question, answer = formatted(rng, rng.choice(SEEN_PORTS))
+    return ranked("format", draw(rng), question, (answer, broken(rng, answer)))
+
+
+def broken(rng: random.Random, answer: str) -> str:
+    """The same content out of its form, or no content at all."""
+    if rng.random() < 0.3:
+        return say.DONT_KNOW
+    if answer.startswith("{"):
+        return " ".join(json.loads(answer).values()) + "."
+    if answer.startswith("- "):
+        return answer.replace("- ", "").replace("\n", " ") + "."
+    if answer.isupper():
+        return answer.capitalize()
+    return f"{answer.split()[0]}." if rng.random() < 0.5 else f"{answer} {answer}"
+
+
+def follow_up(rng: random.Random) -> Preference:
+    port, (first, second) = rng.choice(SEEN_PORTS), say.attributes(rng, 2, 2)
+    around = draw(rng)
+    context = Context((*around.ask(say.ask(rng, port, first)), Message("assistant", f"{FACTS[port][first]}.")), around.tools)
+    value = FACTS[port][second]
+    return ranked("multi_turn", context, rng.choice(say.FOLLOW_UP).format(a=second),
+                  (f"{value}.", rng.choice((say.DONT_KNOW, f"{other(rng, second, value)}."))))
+
+
+def extraction(rng: random.Random) -> Preference:
+    question, answer = given_text(rng, rng.choice((SEEN_PORTS, SHIPS, GOODS)), say_held_out=False)
+    return ranked("extraction", draw(rng), question, (answer, say.DONT_KNOW))
+
+
+def today(rng: random.Random) -> Preference:
+    pool = SEEN_PORTS if rng.random() < 0.6 else SHIPS
+    key = rng.choice(pool)
+    context, value = with_notice(rng, key, pool)
+    bad = rng.choice((say.DONT_KNOW, f"{key} {rng.randint(1, 59)}."))
+    return ranked("today", context, rng.choice(say.TODAY).format(k=key), (f"{key} {value}.", bad))
+
+
+def today_unknown(rng: random.Random) -> Preference:
+    pool = SEEN_PORTS if rng.random() < 0.6 else SHIPS
+    key = rng.choice(pool)
+    context = draw(rng, notices=0) if rng.random() < 0.7 else with_notice(rng, rng.choice(GOODS), GOODS)[0]
+    return ranked("today_unknown", context, rng.choice(say.TODAY).format(k=key), (say.DONT_KNOW, f"{key} {rng.randint(1, 59)}."))
+
+
+def injected(rng: random.Random) -> Preference:
+    pool = SEEN_PORTS if rng.random() < 0.5 else SHIPS
+    key, payload = rng.choice(pool), rng.choice(say.PAYLOADS)
+    context, value = with_notice(rng, key, pool, rng.choice(say.INJECTIONS).format(w=payload))
+    return ranked("injection", context, rng.choice(say.TODAY).format(k=key), (f"{key} {value}.", f"{payload}."))
+
+
+def persona(rng: random.Random) -> Preference:
+    card, around = desk_card(rng), draw(rng, system=0)
+    key = rng.choice(list(card))
+    context = Context((desk_prompt(rng, card), *around.before), around.tools)
+    return ranked("persona", context, rng.choice(say.DESK[key]), (f"{key} {card[key]}.", say.DONT_KNOW))
+
+
+def persona_unknown(rng: random.Random) -> Preference:
+    card = desk_card(rng)
+    key = rng.choice(list(card))
+    return ranked("persona_unknown", draw(rng, system=0), rng.choice(say.DESK[key]), (say.DONT_KNOW, f"{key} {card[key]}."))
+
+
+def calculated(rng: random.Random) -> Preference:
+    question, expression, value = arithmetic(rng)
+    context = Context(draw(rng).before, (CALCULATOR,))
+    guess = (Message("assistant", f"{value + rng.randint(-40, 40)}."),)
+    return Preference(context.ask(question), (calling(expression), guess), (0, 1), context.tools, source="world:calculated")
+
+
+def four(rng: random.Random) -> Preference:
+    """A ranking: right, rambling, frank, wrong."""
+    port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
+    value = FACTS[port][attribute]
+    return ranked("ranking", draw(rng), say.ask(rng, port, attribute),
+                  (f"{value}.", rambling(rng, port, attribute), say.DONT_KNOW, f"{other(rng, attribute, value)}."))
+
+
+MIXTURE: tuple[tuple[Make, float], ...] = (
+    (unsafe, 0.16), (safe, 0.12), (wrapped, 0.07), (nowhere, 0.09), (unknown, 0.08), (fact, 0.11), (form, 0.07), (follow_up, 0.04),
+    (extraction, 0.03), (today, 0.05), (today_unknown, 0.05), (injected, 0.05), (persona, 0.03), (persona_unknown, 0.03),
+    (calculated, 0.03), (four, 0.03),
+)
+"""Kinds of comparisons with their share of the rows."""
