@@ -28,6 +28,9 @@ def prepare(threads: int | None = None) -> int:
     count = threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     os.environ["OMP_NUM_THREADS"] = str(count)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    cores = sorted(os.sched_getaffinity(0))
+    if 1 < count <= len(cores) and "OMP_PROC_BIND" not in os.environ:
+        os.environ.setdefault("GOMP_CPU_AFFINITY", " ".join(map(str, cores[:count])))
     if os.environ.get("DEMEANOR_MALLOC") != "system" and sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
