@@ -1,0 +1,173 @@
+"""The rules of a policy file: their schema, and the compiled form that finds matches in folded text.
+
+In: policy.yaml. Out: Rules, each with the longest match it can have, which is what makes holding text back exact. It judges
+nothing: what a match means is the policy's affair.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import re2
+from pydantic import Field, field_validator, model_validator
+
+from demeanor import registry
+from demeanor.layers._detectors import DETECTORS, Find, Span
+from demeanor.layers._files import read_yaml
+from demeanor.types import Trust
+
+MAX_WIDTH = 10_000
+_OPTIONS = re2.Options()
+_OPTIONS.log_errors = False
+_PARSER = importlib.import_module("re._parser")     # the standard library's own parser knows how long a match can be
+_RE2_ONLY = re.compile(r"\\\\|\\[pP](?:\{[^}]*\}|\w)|\\x\{[0-9A-Fa-f]+\}|\[:\^?\w+:\]|\\z")
+
+
+class RuleSpec(registry.Spec):
+    """One rule: what it looks for, where, and what happens then."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="stands in every refusal and trace")
+    on: Literal["input", "output", "both"] = Field(description="the request, the answer, or both")
+    pattern: str | None = Field(None, min_length=1, description="RE2 pattern; case counts unless it begins with (?i)")
+    detector: Literal["card", "email", "iban", "phone"] | None = Field(None, description="personal data, check digits included")
+    action: Literal["refuse", "redact"] = "refuse"
+    reason: str = Field(min_length=1, description="why, for whoever reads the trace")
+    reply: str | None = Field(None, min_length=1, description="what the user reads instead: of everything (refuse), of the match "
+                                                              "(redact; null: the rule's name in brackets)")
+    hold: Literal["buffer", "window", "stream"] = Field(
+        "buffer", description="text not yet judged: all of it waits for the end, as much as one match needs waits, or nothing waits")
+    window: int | None = Field(None, gt=0, description="characters that wait (hold: window); null: as many as the longest match")
+    trust: Literal["none", "user", "developer", "system"] | None = Field(
+        None, description="input: judge text of this authority or below; null: user")
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                matches_nothing = compiled(pattern).search("") is not None or _widths(pattern)[0] == 0
+            except re2.error as error:
+                raise ValueError(f"not an RE2 pattern: {_words(error)}; got {pattern!r}") from None
+            if matches_nothing:
+                raise ValueError(f"matches the empty text, so every text; got {pattern!r}")
+        return pattern
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> RuleSpec:
+        if (self.pattern is None) == (self.detector is None):
+            raise ValueError("wanted either a pattern or a detector")
+        if self.action == "refuse" and self.reply is None:
+            raise ValueError("reply is missing: what the user reads instead of a refused answer")
+        if self.trust is not None and self.on == "output":
+            raise ValueError("trust is about who wrote a request; an answer is the model's. Wanted on: input, or no trust")
+        if self.on == "input" and (self.hold != "buffer" or self.window is not None):
+            raise ValueError("hold and window are about answers; a request is always judged whole. Wanted on: output or both")
+        if self.window is not None and self.hold != "window":
+            raise ValueError(f"window is read with hold: window only, and hold is {self.hold}")
+        if self.hold == "stream" and self.action == "redact":
+            raise ValueError("text that has left cannot be redacted. Wanted hold: window, or buffer")
+        if self.hold == "window":
+            self._window_holds_a_match()
+        return self
+
+    def _window_holds_a_match(self) -> None:
+        longest = self.longest
+        if longest is None:
+            raise ValueError("the pattern has no longest match, so no window is sure to hold it. Bound its repetitions "
+                             "(\\d{1,9} for \\d+), or hold: buffer")
+        if self.window is not None and self.window < longest:
+            raise ValueError(f"window is {self.window} characters and a match can have {longest}: its beginning would leave. "
+                             f"Wanted at least {longest}, or null")
+
+    @property
+    def longest(self) -> int | None:
+        """Characters of the longest match; None if there is no bound."""
+        return DETECTORS[self.detector].width if self.detector else _widths(self.pattern or "")[1]
+
+
+class PolicySpec(registry.Spec):
+    """The whole of policy.yaml."""
+
+    rules: tuple[RuleSpec, ...] = Field(min_length=1)
+
+    @field_validator("rules")
+    @classmethod
+    def _named_once(cls, rules: tuple[RuleSpec, ...]) -> tuple[RuleSpec, ...]:
+        names = [rule.name for rule in rules]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"every rule needs a name of its own; twice: {', '.join(twice)}")
+        return rules
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule ready to use: `find` yields the first match that begins at or after a place of a folded text."""
+
+    name: str
+    on: Literal["input", "output", "both"]
+    refuses: bool
+    reason: str
+    reply: str
+    hold: Literal["buffer", "window", "stream"]
+    window: int
+    trust: Trust
+    find: Find
+
+
+def load(path: Path) -> tuple[Rule, ...]:
+    """The rules of a file; raises SpecError with every mistake in it."""
+    return tuple(rule(spec) for spec in read_yaml(path, PolicySpec).rules)
+
+
+def rule(spec: RuleSpec) -> Rule:
+    """A checked rule, compiled."""
+    find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "")
+    return Rule(spec.name, spec.on, spec.action == "refuse", spec.reason, spec.reply or f"[{spec.name}]", spec.hold,
+                spec.window or spec.longest or 0, Trust[(spec.trust or "user").upper()], find)
+
+
+def compiled(pattern: str) -> re2._Regexp:
+    """An RE2 pattern; raises re2.error."""
+    return re2.compile(pattern, _OPTIONS)
+
+
+def _pattern(pattern: str) -> Find:
+    regexp = compiled(pattern)
+
+    def find(text: str, start: int) -> Span | None:
+        while (match := regexp.search(text, start)) is not None:
+            if match.end() > match.start():
+                return match.start(), match.end()
+            start = match.end() + 1
+            if start > len(text):
+                return None
+        return None
+
+    return find
+
+
+def _widths(pattern: str) -> tuple[int | None, int | None]:
+    """Characters of a pattern's shortest and longest match; None for both where the two syntaxes may differ."""
+    if "{," in pattern:
+        return None, None               # a repetition for Python, plain text for RE2
+    try:
+        shortest, longest = _PARSER.parse(_RE2_ONLY.sub(_as_python, pattern)).getwidth()
+    except (re.error, OverflowError, RecursionError):
+        return None, None
+    return shortest, longest if longest <= MAX_WIDTH else None
+
+
+def _as_python(match: re.Match[str]) -> str:
+    """What is written differently in RE2, in Python's words: the width is the same."""
+    text = match.group()
+    return text if text == r"\\" else r"\Z" if text == r"\z" else r"\w"
+
+
+def _words(error: re2.error) -> str:
+    text = error.args[0] if error.args else ""
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)

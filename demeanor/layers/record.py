@@ -1,0 +1,44 @@
+"""Writes every turn and its events to the database; a turn is acknowledged (its Done passed on) only when it is stored.
+
+In: a turn, and the events that come back. Out: the same events. A turn that breaks off is stored as far as it came; one that
+is refused with an error before its first event never became a turn and leaves no record. It knows no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from pydantic import Field
+
+from demeanor import registry
+from demeanor.layers._kit import Kit
+from demeanor.layers._timed import timed
+from demeanor.types import Done, Event, Respond, Turn
+
+BEHAVIOUR = False
+
+
+class Spec(registry.Spec):
+    """Where turns are stored."""
+
+    database: str = Field("sqlite:///runs/requests.db", pattern=r"^sqlite:///.+", description="sqlite:///PATH, from the working folder")
+
+
+def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
+    """Record every turn that passes."""
+    store = kit.open_store(spec.database)
+
+    async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
+        started, events, stored = kit.now(), list[Event](), False
+        try:
+            async for event in inner(turn):
+                events.append(event)
+                if isinstance(event, Done):
+                    stored = True
+                    await store(turn, events, started, kit.now())
+                yield event
+        finally:
+            if events and not stored:
+                await store(turn, events, started, kit.now())
+
+    return timed("record", body, inner, kit.clock)
