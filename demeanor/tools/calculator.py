@@ -42,7 +42,7 @@ def value(expression: str) -> Fraction:
     """The exact value of an expression. Raises ValueError or ZeroDivisionError."""
     if len(expression) > MAX_LENGTH:
         raise ValueError(f"the expression has {len(expression)} characters; at most {MAX_LENGTH} are allowed")
-    text = re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", expression.translate(SPELLINGS))).strip()
+    text = re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", expression.translate(SPELLINGS))).strip().rstrip("= ")
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(text, mode="eval")

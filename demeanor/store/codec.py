@@ -1,0 +1,60 @@
+"""Turns and events as JSON and back, so that a stored turn can be replayed.
+
+In: the nouns of `types`, and any other dataclass as an event. Out: text, and the nouns again. Neighbouring Texts of one layer are
+stored as one. It knows no database.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
+
+from demeanor import types
+from demeanor.types import Event, Text, Turn
+
+EVENTS: dict[str, TypeAdapter[Event]] = {cls.__name__: TypeAdapter(cls) for cls in get_args(types.Event)}
+_TURN = TypeAdapter(Turn)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def turn_json(turn: Turn) -> str:
+    """A turn as ASCII JSON."""
+    return _json(turn)
+
+
+def turn_of(text: str) -> Turn:
+    """The turn that `turn_json` wrote."""
+    return _TURN.validate_python(json.loads(text))
+
+
+def event_rows(events: Sequence[Any]) -> list[tuple[str, str, str]]:
+    """Events as (kind, by, JSON), neighbouring Texts of one layer joined."""
+    joined: list[Any] = []
+    for event in events:
+        last = joined[-1] if joined else None
+        if isinstance(event, Text) and isinstance(last, Text) and last.by == event.by:
+            joined[-1] = Text(last.text + event.text, event.by, last.logprobs + event.logprobs)
+        else:
+            joined.append(event)
+    return [(type(e).__name__, storable(str(getattr(e, "by", ""))), _json(e)) for e in joined]
+
+
+def event_of(kind: str, text: str) -> Event | None:
+    """The event that was stored under `kind`; None where it is no event of ours."""
+    adapter = EVENTS.get(kind)
+    return None if adapter is None else adapter.validate_python(json.loads(text))
+
+
+def storable(text: str) -> str:
+    """Text that SQLite can store: lone surrogates, which are no characters, become U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def _json(value: Any) -> str:
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else repr(value)
+    return json.dumps(plain, default=str)

@@ -1,0 +1,199 @@
+"""The database: turns with their events, feedback on them, and API keys; one SQLite file in WAL mode.
+
+In: nouns. Out: nouns. What `record` has acknowledged survives kill -9 of this process (WAL, synchronous=NORMAL: a commit is in the
+operating system's hands; a power cut may lose the last moments and never corrupts). Contents go nowhere but into this file,
+which only its owner can read. Keys are stored as SHA-256 digests: they are random, so nothing slower is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from demeanor.errors import DemeanorError
+from demeanor.store import codec
+from demeanor.store.schema import migrate
+from demeanor.store.writer import Writer
+from demeanor.types import Completion, Done, Event, Turn, fold
+
+SCHEME = "sqlite:///"
+BUSY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A recorded turn; `finish_reason` is None if it broke off."""
+
+    turn: Turn
+    events: tuple[Event, ...]
+    started: datetime
+    finished: datetime
+    finish_reason: str | None
+
+    @property
+    def completion(self) -> Completion:
+        return fold(list(self.events))
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What somebody thought of an answer: from -1 (bad) to 1 (good)."""
+
+    turn_id: str
+    value: float
+    comment: str
+    user: str
+    created: datetime
+
+
+def open_url(url: str, *, root: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Database:
+    """Open `sqlite:///PATH` (relative to `root`), made if it is not there. Raises DemeanorError that names what is wrong."""
+    if not url.startswith(SCHEME) or not url[len(SCHEME):]:
+        raise DemeanorError(f"database: got '{url}', wanted {SCHEME}PATH")
+    return Database(root / url[len(SCHEME):], now)
+
+
+class Database:
+    """An open database; safe to use from several threads and event loops."""
+
+    def __init__(self, path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.path, self._now = path, now
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+            self._writer = Writer(lambda: _writing(path))
+            self._reader = _connect(path)
+            self._reader.execute("PRAGMA query_only = ON")
+        except (OSError, sqlite3.Error, DemeanorError) as error:
+            raise DemeanorError(f"{path}: {error}") from None
+        self._reading = threading.Lock()
+
+    def close(self) -> None:
+        """Write what is queued, then close."""
+        self._writer.close()
+        with self._reading:
+            self._reader.close()
+
+    # ---- turns ----
+
+    def record(self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime) -> Awaitable[None]:
+        """Queue a turn; awaiting the result waits until it is durable. Raises DemeanorError if it cannot be written."""
+        done = fold(list(events))
+        ended = any(isinstance(e, Done) for e in events)
+        row = [
+            turn.id, _stamp(started), _stamp(finished), turn.user, turn.variant, turn.stack_key, codec.turn_json(turn), done.text,
+            done.finish_reason if ended else None, done.refusal.by if done.refusal else None,
+            done.refusal.rule if done.refusal else None, done.prompt_tokens, done.completion_tokens,
+        ]
+        values = [codec.storable(v) if isinstance(v, str) else v for v in row]
+        rows = codec.event_rows(events)
+
+        def write(connection: sqlite3.Connection) -> None:
+            cursor = connection.execute(
+                "INSERT INTO turns (id, started, finished, user, variant, stack_key, turn, answer, finish_reason, refused_by, rule,"
+                " prompt_tokens, completion_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            connection.executemany("INSERT INTO events (turn, number, kind, by, event) VALUES (?, ?, ?, ?, ?)",
+                                   [(cursor.lastrowid, i, *r) for i, r in enumerate(rows)])
+
+        return asyncio.wrap_future(self._writer.submit(write))
+
+    def turn(self, turn_id: str) -> Stored | None:
+        """The turn of that id (the latest, if there are several)."""
+        found = self._rows("SELECT * FROM turns WHERE id = ? ORDER BY row DESC LIMIT 1", turn_id)
+        return self._stored(found[0]) if found else None
+
+    def turns(self, *, user: str | None = None, limit: int = 50, skip: int = 0) -> list[Stored]:
+        """Turns, newest first; of one user, or all."""
+        found = self._rows("SELECT * FROM turns WHERE ? IS NULL OR user = ? ORDER BY row DESC LIMIT ? OFFSET ?", user, user, limit, skip)
+        return [self._stored(row) for row in found]
+
+    def _stored(self, row: sqlite3.Row) -> Stored:
+        events = [codec.event_of(e["kind"], e["event"])
+                  for e in self._rows("SELECT kind, event FROM events WHERE turn = ? ORDER BY number", row["row"])]
+        return Stored(codec.turn_of(row["turn"]), tuple(e for e in events if e is not None),
+                      datetime.fromisoformat(row["started"]), datetime.fromisoformat(row["finished"]), row["finish_reason"])
+
+    # ---- feedback ----
+
+    def add_feedback(self, turn_id: str, value: float, comment: str = "", user: str = "anonymous") -> None:
+        """Add what somebody thought of an answer. Raises DemeanorError if there is no such turn or the value is not in [-1, 1]."""
+        if not -1 <= value <= 1:
+            raise DemeanorError(f"feedback: got {value}, wanted a number from -1 (bad) to 1 (good)")
+
+        def write(connection: sqlite3.Connection) -> int:
+            return connection.execute(
+                "INSERT INTO feedback (turn, created, user, value, comment)"
+                " SELECT row, ?, ?, ?, ? FROM turns WHERE id = ? ORDER BY row DESC LIMIT 1",
+                (_stamp(self._now()), codec.storable(user), value, codec.storable(comment), codec.storable(turn_id))).rowcount
+
+        if not self._writer.submit(write).result():
+            raise DemeanorError(f"feedback: no recorded turn has the id '{turn_id}'")
+
+    def feedback(self, turn_id: str | None = None) -> list[Feedback]:
+        """Feedback on one turn, or all of it; oldest first."""
+        found = self._rows("SELECT turns.id, value, comment, feedback.user, created FROM feedback JOIN turns ON turns.row = feedback.turn"
+                           " WHERE ? IS NULL OR turns.id = ? ORDER BY feedback.row", turn_id, turn_id)
+        return [Feedback(r["id"], r["value"], r["comment"], r["user"], datetime.fromisoformat(r["created"])) for r in found]
+
+    # ---- keys ----
+
+    def add_key(self, name: str) -> str:
+        """Make an API key for `name`; it is shown this once and only its digest is kept."""
+        key = f"dm-{secrets.token_urlsafe(32)}"
+        row = (digest(key), codec.storable(name), _stamp(self._now()))
+        self._writer.submit(lambda c: c.execute("INSERT INTO keys (digest, name, created) VALUES (?, ?, ?)", row).rowcount).result()
+        return key
+
+    def revoke_keys(self, name: str) -> int:
+        """Revoke every key of `name`; returns how many were in force."""
+        row = (_stamp(self._now()), codec.storable(name))
+        return self._writer.submit(
+            lambda c: c.execute("UPDATE keys SET revoked = ? WHERE name = ? AND revoked IS NULL", row).rowcount).result()
+
+    def user_of(self, key: str) -> str | None:
+        """Whose key this is; None if it is unknown or revoked."""
+        found = self._rows("SELECT name FROM keys WHERE digest = ? AND revoked IS NULL", digest(key))
+        return str(found[0]["name"]) if found else None
+
+    def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        given = [codec.storable(v) if isinstance(v, str) else v for v in values]
+        with self._reading:
+            return self._reader.execute(query, given).fetchall()
+
+
+def digest(key: str) -> str:
+    """The lowercase hexadecimal SHA-256 of a key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _writing(path: Path) -> sqlite3.Connection:
+    connection = _connect(path)
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _stamp(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat()
