@@ -52,7 +52,7 @@ class Source(Spec):
     """Rows to train on: `world:NAME`, or a .jsonl/.json/.csv/.txt file, or a folder of .txt files."""
 
     source: str
-    weight: float = Field(1.0, gt=0, description="share of the mixture: rows are repeated or thinned to reach it")
+    weight: float = Field(1.0, gt=0, description="times each row counts: 2 repeats every row, 0.5 keeps a fixed half")
     limit: Positive | None = Field(None, description="use only the first n rows; null: all")
 
 

@@ -83,6 +83,13 @@ class Stack:
         return chain
 
     @property
+    def uses_world(self) -> bool:
+        """Whether any of its data is the embedded world's."""
+        base = self.spec.weights.base
+        data = [*(base.data if not isinstance(base, Import) else ()), *(s for stage in self.spec.weights.stages for s in stage.data)]
+        return any(s.source.startswith("world:") for s in data)
+
+    @property
     def policies(self) -> list[str]:
         """Every set of weights that can answer: base and the policy stages, in file order."""
         return ["base", *(s.name for s in self.spec.weights.stages if self.is_policy(s.name))]

@@ -1,0 +1,5 @@
+"""`python -m demeanor`."""
+
+from demeanor.cli import main
+
+raise SystemExit(main())

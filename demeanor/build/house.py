@@ -1,0 +1,310 @@
+"""Serving side of the composition: from a stack and its trained weights to something that answers as any variant.
+
+In: a Stack and the folder of runs. Out: a Respond per variant, all sharing one engine per set of weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from demeanor import registry
+from demeanor.engine.local import LocalEngine, Piece, Request
+from demeanor.errors import CheckpointError, DemeanorError
+from demeanor.layers._kit import Kit
+from demeanor.layers._stack import compose
+from demeanor.model import checkpoint
+from demeanor.server.app import app
+from demeanor.server.assistant import ModelCard, model_not_found
+from demeanor.server.keys import digest, from_digests
+from demeanor.spec import Import
+from demeanor.stack import Stack
+from demeanor.store import database, index
+from demeanor.text import tokenizer as tokenizers
+from demeanor.text.template import Template, load_template
+from demeanor.text.tokenizer import Tokenizer
+from demeanor.tools import _registry as tools
+from demeanor.train.lineage import Runs
+from demeanor.types import (
+    Completion,
+    Decoding,
+    Done,
+    Event,
+    FinishReason,
+    Item,
+    Messages,
+    Respond,
+    Score,
+    Text,
+    Timing,
+    TokenLogprob,
+    ToolCalled,
+    ToolSpec,
+    Turn,
+    Usage,
+)
+from demeanor.world import catalog
+
+
+class Engine(Protocol):
+    """Tokens to tokens: what `weights_respond` needs of an engine."""
+
+    def stream(self, request: Request) -> AsyncIterator[Piece]: ...
+
+
+def weights_respond(engine: Engine, template: Template, clock: Callable[[], float] = time.perf_counter) -> Respond:
+    """The innermost respond: render the turn, decode, and read the tokens back into events."""
+
+    async def respond(turn: Turn) -> AsyncIterator[Event]:
+        started = clock()
+        offered = () if turn.tool_choice == "none" else turn.tools
+        tokens = tuple(template.render(turn.messages, offered, generate=True).tokens)
+        decoding = replace(turn.decoding, stop=(*turn.decoding.stop, *template.stop))
+        reader = template.reader()
+        waiting: list[TokenLogprob] = []
+        written, finish, called = 0, "stop", False
+        stream = engine.stream(Request(tokens, decoding, template.stop_tokens))
+        try:
+            async for piece in stream:
+                written += 1
+                if decoding.top_logprobs is not None and piece.token not in template.stop_tokens:
+                    waiting.append(TokenLogprob(piece.text, piece.logprob, piece.top))
+                for event in reader.feed(piece.token, piece.text):
+                    called |= isinstance(event, ToolCalled)
+                    yield _with_logprobs(event, waiting)
+                finish = piece.finish or finish
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                await close()
+        for event in reader.finish():
+            called |= isinstance(event, ToolCalled)
+            yield _with_logprobs(event, waiting)
+        yield Timing("weights", 1000 * (clock() - started))
+        yield Usage(len(tokens), written)
+        reason: FinishReason = "tool_calls" if called else finish  # type: ignore[assignment]
+        yield Done(reason)
+
+    return respond
+
+
+def _with_logprobs(event: Event, waiting: list[TokenLogprob]) -> Event:
+    if isinstance(event, Text) and waiting:
+        event = replace(event, logprobs=tuple(waiting))
+        waiting.clear()
+    return event
+
+
+def remembered(inner: Respond, key: str, memory: dict[Any, asyncio.Future[list[Event]]]) -> Respond:
+    """Share answers between variants whose weights (`key`) read the same turn; only draws that repeat themselves are shared."""
+
+    async def respond(turn: Turn) -> AsyncIterator[Event]:
+        if turn.decoding.temperature > 0 and turn.decoding.seed is None:
+            async for event in inner(turn):
+                yield event
+            return
+        cell = (key, turn.messages, turn.decoding, tuple(t.name for t in turn.tools), turn.tool_choice)
+        if cell not in memory:
+            memory[cell] = asyncio.get_running_loop().create_future()
+            try:
+                memory[cell].set_result([event async for event in inner(turn)])
+            except BaseException as error:
+                memory.pop(cell).set_exception(error)
+                raise
+        for event in await memory[cell]:
+            yield event
+
+    return respond
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One trained set of weights ready to answer: its folder, tokenizer and engine."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    engine: LocalEngine
+
+
+@dataclass
+class House:
+    """Everything needed to answer as any variant of a stack; weights are loaded when first asked for and then shared."""
+
+    stack: Stack
+    runs: Runs
+    num_slots: int = 32
+    memory: dict[Any, asyncio.Future[list[Event]]] | None = None
+    operational: bool = True
+    _weights: dict[str, Weights] = field(default_factory=dict)
+    _responds: dict[str, Respond] = field(default_factory=dict)
+    _closers: list[Callable[[], None]] = field(default_factory=list)
+    _shared: dict[Any, Any] = field(default_factory=dict)
+
+    def weights(self, stage: str) -> Weights:
+        """Load a stage's model and tokenizer and start its engine; raises CheckpointError if it was never trained."""
+        if stage not in self._weights:
+            folder = weights_folder(self.stack, self.runs, stage)
+            tokenizer = tokenizers.load(folder)
+            self._weights[stage] = Weights(folder, tokenizer, LocalEngine(checkpoint.load(folder), tokenizer, num_slots=self.num_slots))
+            self._closers.append(self._weights[stage].engine.close)
+        return self._weights[stage]
+
+    def template(self, variant: Stack) -> Template:
+        weights = self.weights(variant.serve)
+        return load_template(variant.template, weights.tokenizer, folder=weights.folder, root=self.stack.root)
+
+    def respond(self, variant: Stack) -> Respond:
+        """The whole variant as one callable: its layers around its weights."""
+        key = f"{variant.model_id}@{variant.key()}"
+        if key not in self._responds:
+            weights, template = self.weights(variant.serve), self.template(variant)
+            inner = weights_respond(weights.engine, template)
+            if self.memory is not None:
+                inner = remembered(inner, f"{self.stack.stage_key(variant.serve)}/{variant.template}", self.memory)
+            kept = [(x.spec, x.module) for x in variant.layers if x.behaviour or self.operational]
+            self._responds[key] = stamped(compose(kept, inner, self.kit(template)), variant.model_id, variant.key())
+        return self._responds[key]
+
+    def kit(self, template: Template) -> Kit:
+        """What the layers of this stack may ask for."""
+
+        def count_tokens(messages: Messages, offered: Sequence[ToolSpec]) -> int:
+            return len(template.render(messages, offered, generate=True).tokens)
+
+        return Kit(
+            root=self.stack.root, clock=time.monotonic, now=lambda: datetime.now(UTC), count_tokens=count_tokens,
+            tools=tools.load(registry.known("demeanor.tools")), open_index=index.open_folder, open_store=self.open_store,
+            shared=self._shared,
+        )
+
+    def open_store(self, url: str) -> Any:
+        store = database.open_url(url, root=Path.cwd())
+        self._closers.append(store.close)
+        return store.record
+
+    def close(self) -> None:
+        while self._closers:
+            self._closers.pop()()
+
+
+def stamped(inner: Respond, variant: str, key: str) -> Respond:
+    """Write the variant and its stack key into every turn that passes."""
+
+    def respond(turn: Turn) -> AsyncIterator[Event]:
+        return inner(replace(turn, variant=variant, stack_key=key))
+
+    return respond
+
+
+def weights_folder(stack: Stack, runs: Runs, stage: str) -> Path:
+    """Where the finished weights of a stage lie; raises CheckpointError with the command that trains them."""
+    base = stack.spec.weights.base
+    if stage == "base" and isinstance(base, Import):
+        return import_folder(stack, base.path)
+    key = stack.stage_key(stage)
+    if not runs.complete(key):
+        raise CheckpointError(f"{stage}: not trained yet (no finished weights at {runs.folder(key)}). "
+                              f"Run: demeanor train {stack.path}")
+    return runs.folder(key) / "model"
+
+
+def import_folder(stack: Stack, path: str) -> Path:
+    """A local checkpoint folder, or the snapshot of the hub id that the user named."""
+    if (stack.root / path).is_dir():
+        return stack.root / path
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = path.partition("@")
+    return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+
+
+def warm(house: House, stages: set[str]) -> None:
+    """Load the weights of several stages before anything waits for them."""
+    for stage in sorted(stages):
+        house.weights(stage)
+
+
+@dataclass
+class Served:
+    """A House as the server's Assistant: model ids in, cards and responds out."""
+
+    house: House
+    questions: Sequence[str] = ()
+    _cards: dict[str, ModelCard] = field(default_factory=dict)
+    _variants: dict[str, Stack] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.house.stack.spec.name
+
+    @property
+    def stack_key(self) -> str:
+        return self.card(self.name).stack_key
+
+    def models(self) -> list[ModelCard]:
+        return [self.card(v.model_id) for v in self.house.stack.offered()]
+
+    def card(self, model_id: str) -> ModelCard:
+        if model_id not in self._cards:
+            try:
+                variant = self.house.stack.resolve(model_id)
+            except DemeanorError as error:
+                raise model_not_found(model_id, [v.model_id for v in self.house.stack.offered()]) from error
+            layers = (variant.serve, *(x.name for x in variant.layers))
+            self._variants[model_id] = variant
+            self._cards[model_id] = ModelCard(model_id, _describe(variant), variant.key(), layers)
+        return self._cards[model_id]
+
+    def respond(self, model_id: str) -> Respond:
+        self.card(model_id)
+        return self.house.respond(self._variants[model_id])
+
+    def defaults(self) -> Decoding:
+        return decoding_of(self.house.stack)
+
+    def examples(self) -> list[str]:
+        return list(self.questions)
+
+
+def _describe(variant: Stack) -> str:
+    names = [x.name for x in variant.layers if x.behaviour]
+    return f"{variant.serve} weights" + (f" behind {', '.join(names)}" if names else ", no runtime layer")
+
+
+def serve(stack: Stack, runs: Runs, *, host: str, port: int, api_keys: Sequence[str]) -> int:
+    """Serve the API and the chat page until Ctrl-C or SIGTERM; running turns are finished first."""
+    import uvicorn
+
+    given = [*api_keys, *(k for k in os.environ.get("DEMEANOR_API_KEYS", "").split(",") if k)]
+    if host not in ("127.0.0.1", "::1", "localhost") and not given:
+        raise DemeanorError(f"--host {host}: anybody who reaches this machine could use it. Give --api-key KEY (or set DEMEANOR_API_KEYS).")
+    house = House(stack, runs)
+    try:
+        warm(house, set(stack.policies) if len(stack.policies) <= 4 else {stack.serve})
+        assistant = Served(house, catalog.EXAMPLES if stack.uses_world else ())
+        keys = from_digests({digest(k): f"key {i + 1}" for i, k in enumerate(given)}) if given else None
+        print(f"{assistant.name}: {len(assistant.models())} variants of stack {assistant.stack_key}\n"
+              f"  chat page  http://{host}:{port}/\n  API        http://{host}:{port}/v1   (model: {assistant.name})", flush=True)
+        uvicorn.run(app(assistant, keys=keys, hosts=(host,)), host=host, port=port, log_level="warning", timeout_graceful_shutdown=20)
+    finally:
+        house.close()
+    return 0
+
+
+def decoding_of(stack: Stack) -> Decoding:
+    """The stack's decoding settings as the noun that travels with a turn."""
+    spec = stack.spec.decoding
+    return Decoding(spec.temperature, spec.top_p, spec.max_tokens, spec.seed, spec.stop)
+
+
+def judge(item: Item, completion: Completion) -> Score:
+    """Score one completion with the item's scorer."""
+    module = registry.entry("demeanor.scorers", item.scorer)
+    score: Score = module.score(module.Spec.model_validate(dict(item.target)), completion)
+    return score

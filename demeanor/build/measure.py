@@ -1,0 +1,144 @@
+"""Evaluation side of the composition: the suites of a stack over its variants, and the result shown.
+
+In: a Stack with trained weights. Out: results/NAME.json, NAME.rows.jsonl, NAME.html, NAME.md and the table in the terminal.
+Weights, tokenizers and engines are shared between variants, and so are generations whose inputs are identical.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from demeanor.build.house import House, decoding_of, judge, warm
+from demeanor.errors import DataError
+from demeanor.evaluation import ladder
+from demeanor.evaluation import result as results
+from demeanor.evaluation.result import Result
+from demeanor.evaluation.row import Row
+from demeanor.evaluation.run import Progress as Done
+from demeanor.evaluation.run import run
+from demeanor.evaluation.suite import load_suite
+from demeanor.report import markdown, terminal
+from demeanor.report import page as pages
+from demeanor.stack import Stack
+from demeanor.train import ledger
+from demeanor.train.lineage import LEDGER, Runs, origin
+from demeanor.types import Item
+from demeanor.world import catalog
+
+CONCURRENCY = 48
+
+
+def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
+    """All items of the stack's suites, the first `limit` of each axis; raises DataError on an id that two suites share."""
+    items: list[Item] = []
+    for name in stack.spec.evaluation.suites:
+        items += load_suite(catalog.SUITES[name[6:]]() if name.startswith("world:") else stack.root / name)
+    twice = [i for i, n in Counter(item.id for item in items).items() if n > 1]
+    if twice:
+        raise DataError(f"evaluation.suites: {len(twice)} item ids stand in more than one suite, first '{twice[0]}'")
+    if limit is None:
+        return tuple(items)
+    seen: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        seen[item.axis] += 1
+        if seen[item.axis] <= limit:
+            kept.append(item)
+    ids = {item.id for item in kept}
+    return tuple(replace(item, twin=item.twin if item.twin in ids else None) for item in kept)
+
+
+def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] | None, limit: int | None, name: str | None) -> Result:
+    """Measure the ladder and everything-but-one-layer (or the given model ids) and write the result."""
+    name = name or stack.spec.name
+    items = suite(stack, limit)
+    if variants:
+        steps = [stack.resolve(v) for v in variants]
+        without: dict[str, Stack] = {}
+    else:
+        steps = stack.ladder()
+        without = {layer: stack.without(layer) for layer in stack.switches}
+        if len(stack.switches) and stack.serve != "base":
+            without[stack.serve] = stack.without(stack.serve)
+    chosen = {s.model_id: s for s in [*steps, *without.values()]}
+    memory: dict[Any, Any] = {}
+    house = House(stack, runs, memory=memory, operational=False)
+    try:
+        rows = asyncio.run(_measure(house, chosen, items, folder / f"{name}.rows.jsonl"))
+    finally:
+        house.close()
+    found = ladder.ladder(
+        rows, items, name=name, steps=[s.model_id for s in steps], without={k: v.model_id for k, v in without.items()},
+        axes={item.axis: "" for item in items}, settings=_settings(stack, rows, len(memory)), training=_training(stack, runs),
+        commands=(f"demeanor train {stack.path}", f"demeanor eval {stack.path} --name {name}", f"demeanor report {folder / name}.json"))
+    found.save(folder / f"{name}.json")
+    return found
+
+
+async def _measure(house: House, variants: dict[str, Stack], items: Sequence[Item], out: Path) -> list[Row]:
+    warm(house, {v.serve for v in variants.values()})
+    logging.getLogger("demeanor.evaluation").addHandler(logging.StreamHandler())
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[about]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, about="")
+
+        def watch(done: Done) -> None:
+            about = f"{done.last.variant}" if done.last else ""
+            about += f", {done.errors} errors" if done.errors else ""
+            bar.update(task, completed=done.done, total=done.total, about=about)
+
+        return await run(items, {i: house.respond(v) for i, v in variants.items()}, score=judge,
+                         seeds=house.stack.spec.evaluation.seeds, decoding=decoding_of(house.stack), out=out,
+                         keys={i: v.key() for i, v in variants.items()}, concurrency=CONCURRENCY, watch=watch)
+
+
+def _settings(stack: Stack, rows: Sequence[Row], generated: int) -> dict[str, str | int | float | bool | None]:
+    about = origin()
+    decoding = stack.spec.decoding
+    return {
+        "stack": stack.spec.name, "stack key": stack.key(), "served weights": f"{stack.serve} ({stack.stage_key(stack.serve)})",
+        "suites": ", ".join(stack.spec.evaluation.suites), "temperature": decoding.temperature, "max tokens": decoding.max_tokens,
+        "turns measured": len(rows), "distinct model calls in this run": generated, "concurrency": CONCURRENCY,
+        "git": about["git"], "torch": about["versions"]["torch"], "python": about["python"], "threads": about["threads"],
+    }
+
+
+def _training(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]:
+    """The ledger of every stage that was trained here."""
+    names = ["base", *(s.name for s in stack.spec.weights.stages)]
+    paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
+    return {name: list(ledger.read(path)) for name, path in paths.items() if path.is_file()}
+
+
+def read(path: Path) -> Result:
+    """Read a result that `evaluate` wrote; raises DataError."""
+    return results.load(path)
+
+
+def show(result: Result, folder: Path, *, page: Path | None = None) -> Path:
+    """Print the result, write its page and its Markdown, and return where the page lies."""
+    shape = json.loads(result.to_json())
+    target = page or folder / f"{result.name}.html"
+    _write(target, pages.page(shape))
+    _write(target.with_suffix(".md"), markdown.markdown(shape))
+    terminal.show(shape, Console(highlight=False))
+    print(f"\npage: {target}")
+    return target
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,226 @@
+"""Training side of the composition: every stage of a stack, from declaration to finished weights.
+
+In: a Stack and the folder of runs. Out: `runs/<stage key>/model` for each stage; what exists is reused, what was
+interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from demeanor import registry
+from demeanor import stack as stacks
+from demeanor.build.house import import_folder, weights_folder
+from demeanor.data import sources
+from demeanor.data.packing import pack_rows
+from demeanor.data.trees import Tree, example_tree, preference_tree
+from demeanor.errors import DataError
+from demeanor.spec import Import, ModelShape, Scratch, Source, Stage
+from demeanor.stack import OBJECTIVES, Stack, plain
+from demeanor.text import tokenizer as tokenizers
+from demeanor.text.template import Template, load_template
+from demeanor.text.tokenizer import Tokenizer
+from demeanor.train import stage as training
+from demeanor.train.lineage import CHECKPOINT, Runs
+from demeanor.train.progress import Progress
+from demeanor.types import Example, Preference
+from demeanor.world import catalog
+
+TYPICAL_FLOPS = 2.5e11
+"""Training FLOP/s of two cores on small models (bf16), for the estimate of `explain` alone."""
+
+
+def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
+    """Read and check a stack file against what exists; raises SpecError with every mistake."""
+    return stacks.load(path, overrides, names={"rows": tuple(catalog.GENERATED), "suites": tuple(catalog.SUITES)})
+
+
+def runs(root: Path) -> Runs:
+    return Runs(root)
+
+
+def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = False) -> None:
+    """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order."""
+    wanted = {name for o in only for name in _needed(stack, o)} or {"base", *(s.name for s in stack.spec.weights.stages)}
+    if "base" in wanted:
+        _train_base(stack, runs, fp32)
+    for stage in stack.spec.weights.stages:
+        if stage.name in wanted:
+            _train_stage(stack, runs, stage, fp32)
+
+
+def _needed(stack: Stack, name: str) -> set[str]:
+    """A stage and everything its weights descend from, frozen ancestors included."""
+    if name == "base":
+        return {"base"}
+    ancestors = {stack.parent(name), *stack.roles(name).values()}
+    return {name}.union(*(_needed(stack, a) for a in ancestors))
+
+
+def _train_base(stack: Stack, runs: Runs, fp32: bool) -> None:
+    base, key = stack.spec.weights.base, stack.stage_key("base")
+    if isinstance(base, Import):
+        Progress("base").say(f"imported from {import_folder(stack, base.path)}")
+        return
+    if runs.complete(key):
+        Progress("base").say(f"trained already ({key})")
+        return
+    texts = _texts(base.data, stack)
+    tokenizer = _tokenizer(base, texts, runs.folder(key))
+    training.pretrain(base, key=key, documents=lambda: map(tokenizer.document, texts), vocab_size=tokenizer.vocab_size, runs=runs,
+                      record=_record(stack, "base", base.data), fp32=fp32,
+                      copy=partial(_write_tokenizer, stack, tokenizer))
+
+
+def _tokenizer(base: Scratch, texts: Sequence[str], folder: Path) -> Tokenizer:
+    """The base's tokenizer, trained once; kept beside the run so that a resume needs no second training."""
+    place = folder / "tokenizer"
+    if not place.is_dir():
+        part = folder / "tokenizer.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        tokenizers.train(texts, base.tokenizer).save(part)
+        part.rename(place)
+    return tokenizers.load(place)
+
+
+def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool) -> None:
+    key = stack.stage_key(stage.name)
+    if runs.complete(key):
+        Progress(stage.name).say(f"trained already ({key})")
+        return
+    parent = weights_folder(stack, runs, stack.parent(stage.name))
+    tokenizer = tokenizers.load(parent)
+    template = load_template(stack.spec.template, tokenizer, folder=parent, root=stack.root)
+    roles = {role: (stack.stage_key(a), weights_folder(stack, runs, a)) for role, a in stack.roles(stage.name).items()}
+    training.train_stage(
+        stage, registry.entry(OBJECTIVES, stack.objective_kind(stage.name)), stack.objectives[stage.name], key=key, parent=parent,
+        roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, parent), runs=runs, fp32=fp32,
+        record=_record(stack, stage.name, stage.data), copy=partial(_write_tokenizer, stack, tokenizer))
+
+
+def stage_trees(stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, parent: Path) -> list[Tree]:
+    """The rows of a stage as token trees; plain text is packed into rows. Raises DataError naming rows of the wrong kind."""
+    wants = registry.entry(OBJECTIVES, stack.objective_kind(stage.name)).ROWS
+    found: list[Example | Preference] = [row for s in stage.data for row in _rows(s, stack, wants)]
+    examples = [r for r in found if isinstance(r, Example)]
+    preferences = [r for r in found if isinstance(r, Preference)]
+    if wants == "preferences":
+        if examples:
+            raise DataError(f"{stage.name}: {len(examples)} rows of {_names(stage.data)} have no comparison; "
+                            f"{stack.objective_kind(stage.name)} wants prompt, chosen, rejected")
+        return [preference_tree(p, template) for p in preferences]
+    if preferences:
+        raise DataError(f"{stage.name}: {len(preferences)} rows of {_names(stage.data)} are comparisons; "
+                        f"{stack.objective_kind(stage.name)} wants messages, or prompt and completion, or text")
+    documents = [tokenizer.document(r.text) for r in examples if r.text is not None]
+    packed: list[Tree] = []
+    if documents:
+        row_tokens = (stage.max_tokens or _context(parent)) - 1
+        packed = pack_rows(documents, row_tokens, sum(map(len, documents)), stage.seed)
+    return packed + [example_tree(r, template, tokenizer) for r in examples if r.text is None]
+
+
+def _context(folder: Path) -> int:
+    from demeanor.model.config import Config
+
+    return Config.load(folder).max_position_embeddings
+
+
+def _rows(source: Source, stack: Stack, want: Literal["examples", "preferences", "text"]) -> list[Example | Preference]:
+    return sources.rows(source, root=stack.root, generated=catalog.GENERATED, want=want)
+
+
+def _texts(data: Sequence[Source], stack: Stack) -> list[str]:
+    """Documents to pretrain on; raises DataError where a row has none."""
+    texts = [row.text for s in data for row in _rows(s, stack, "text") if isinstance(row, Example) and row.text]
+    if not texts:
+        raise DataError(f"base: {_names(data)} has no text to pretrain on")
+    return texts
+
+
+def _names(data: Sequence[Source]) -> str:
+    return ", ".join(s.source for s in data)
+
+
+def _write_tokenizer(stack: Stack, tokenizer: Tokenizer, folder: Path) -> None:
+    """Put the tokenizer, with the stack's template as its chat template, beside the weights: any server renders as we do."""
+    name = stack.spec.template
+    keep = name == "model"
+    template = None if keep else load_template(name, tokenizer, folder=None, root=stack.root)
+    tokenizer.save(folder, chat_template=template.jinja if template else None)
+
+
+def _record(stack: Stack, name: str, data: Sequence[Source]) -> dict[str, Any]:
+    """What a run remembers of how it came to be."""
+    spec = stack.spec.weights.base if name == "base" else stack.stage(name)
+    ancestors = {} if name == "base" else {"parent": stack.stage_key(stack.parent(name)),
+                                           **{r: stack.stage_key(a) for r, a in stack.roles(name).items()}}
+    return {"stack": stack.spec.name, "stage": name, "spec": plain(spec), "ancestors": ancestors, "template": stack.spec.template,
+            "data": {s.source: stacks.content_key(stack.root, s.source) for s in data}}
+
+
+# ---- what training would cost ----
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One weight layer as `explain` shows it: where it stands and what training it would cost (an estimate)."""
+
+    name: str
+    objective: str
+    parent: str
+    data: str
+    state: str
+    tokens: float
+    minutes: float
+
+
+def plans(stack: Stack, runs: Runs) -> list[Plan]:
+    """Every weight layer with its state and estimated cost; rows are counted, tokens taken as a quarter of the characters."""
+    base = stack.spec.weights.base
+    shape = base.model if isinstance(base, Scratch) else _shape(import_folder(stack, base.path))
+    parameters = _parameters(shape, base.tokenizer.vocab_size if isinstance(base, Scratch) else 0)
+    found = [Plan("base", "import" if isinstance(base, Import) else "next token", "",
+                  base.path if isinstance(base, Import) else _names(base.data), _state(stack, runs, "base"),
+                  0 if isinstance(base, Import) else base.tokens,
+                  0 if isinstance(base, Import) else 6 * parameters * base.tokens / TYPICAL_FLOPS / 60)]
+    for stage in stack.spec.weights.stages:
+        wants = registry.entry(OBJECTIVES, stack.objective_kind(stage.name)).ROWS
+        tokens = stage.epochs * sum(_characters(r) for s in stage.data for r in _rows(s, stack, wants)) / 4
+        found.append(Plan(stage.name, stack.objective_kind(stage.name), stack.parent(stage.name), _names(stage.data),
+                          _state(stack, runs, stage.name), tokens, 6 * parameters * tokens / TYPICAL_FLOPS / 60))
+    return found
+
+
+def _state(stack: Stack, runs: Runs, name: str) -> str:
+    if name == "base" and isinstance(stack.spec.weights.base, Import):
+        return "trained"
+    key = stack.stage_key(name)
+    if runs.complete(key):
+        return "trained"
+    return "interrupted" if (runs.folder(key) / CHECKPOINT).exists() else "to train"
+
+
+def _characters(row: Example | Preference) -> int:
+    if isinstance(row, Example):
+        return len(row.text or "") + sum(len(m.content) for m in row.messages)
+    return sum(len(m.content) for m in row.prompt) + sum(len(m.content) for c in row.completions for m in c)
+
+
+def _parameters(shape: ModelShape, vocab_size: int) -> float:
+    mlp = shape.mlp_width or 8 * shape.width / 3
+    return shape.layers * (4 * shape.width ** 2 + 3 * shape.width * mlp) + vocab_size * shape.width
+
+
+def _shape(folder: Path) -> ModelShape:
+    from demeanor.model.config import Config
+
+    config = Config.load(folder)
+    return ModelShape(layers=config.num_hidden_layers, width=config.hidden_size, heads=config.num_attention_heads,
+                      mlp_width=config.intermediate_size)

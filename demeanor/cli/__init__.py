@@ -1,0 +1,170 @@
+"""The verbs: demo, init, explain, train, chat, serve, eval, report. It parses, calls build, and prints; it computes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demeanor import __version__, hardware
+from demeanor.errors import DemeanorError
+
+if TYPE_CHECKING:
+    from demeanor.stack import Stack
+
+ABOUT = """Demeanor declares a ChatGPT-style assistant as one stack of layers (stack.yaml), trains its weight layers,
+serves its runtime layers behind an OpenAI-compatible API, and measures what each layer does on the same items.
+
+  demeanor demo                       from random weights to a served and measured assistant, in minutes, offline
+  demeanor init my-desk               write a stack to start from: stack.yaml, notices, policy, prompts
+  demeanor explain my-desk/stack.yaml what it is, what is trained already, what training would cost
+  demeanor train my-desk/stack.yaml   train what is missing (Ctrl-C and kill -9 are safe: run it again)
+  demeanor eval my-desk/stack.yaml    climb the ladder of layers on the same items; page and table
+  demeanor chat my-desk/stack.yaml    talk to it here;   demeanor serve: page and API on http://127.0.0.1:8000
+
+Any setting of the file can be given on the command line: --set decoding.temperature=0 --set weights.stages.dpo.objective.beta=0.2
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code; errors are printed as one clear text, without a traceback."""
+    options = parser().parse_args(arguments)
+    hardware.prepare(getattr(options, "threads", None))
+    try:
+        return int(options.run(options) or 0)
+    except DemeanorError as error:
+        print(f"demeanor: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ndemeanor: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="demeanor", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="version", version=f"demeanor {__version__}")
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    demo = _verb(verbs, "demo", _demo, "train, align and measure the embedded world's assistant, then say how to talk to it", stack=False)
+    demo.add_argument("--serve", action="store_true", help="serve the chat page and the API at the end")
+    demo.add_argument("--port", type=int, default=8000)
+
+    init = verbs.add_parser("init", help="write a stack to start from", description="Write stack.yaml and the files it names into FOLDER.")
+    init.add_argument("folder", type=Path, metavar="FOLDER")
+    init.add_argument("--force", action="store_true", help="overwrite files that are there")
+    init.set_defaults(run=_init)
+
+    explain = _verb(verbs, "explain", _explain, "what the stack is, what is trained, what training would cost")
+    explain.add_argument("--full", action="store_true", help="print every setting with its effective value")
+
+    train = _verb(verbs, "train", _train, "train every stage that is missing; resumes what was interrupted")
+    train.add_argument("--only", action="append", default=[], metavar="STAGE", help="train this stage and its ancestors only (repeatable)")
+    train.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+
+    chat = _verb(verbs, "chat", _chat, "talk to the assistant in the terminal")
+    chat.add_argument("--model", help="a variant, e.g. NAME:sft or NAME-policy (default: the whole stack)")
+    chat.add_argument("--ask", help="ask one question, print the answer, exit")
+
+    serve = _verb(verbs, "serve", _serve, "serve the OpenAI-compatible API and the chat page")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--api-key", action="append", default=[], metavar="KEY", help="require this key (repeatable); or DEMEANOR_API_KEYS=a,b")
+
+    evaluate = _verb(verbs, "eval", _eval, "run the suites over the ladder of layers on the same items")
+    evaluate.add_argument("--variants", nargs="+", metavar="MODEL", help="these model ids, in ladder order, instead of the whole ladder")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
+    evaluate.add_argument("--name", help="name of the result (default: the stack's)")
+
+    report = verbs.add_parser("report", help="render a result again", description="Render results/NAME.json as a page and a table.")
+    report.add_argument("result", type=Path, metavar="RESULT.json")
+    report.add_argument("--out", type=Path, help="the HTML page (default: beside the result)")
+    report.set_defaults(run=_report)
+    return top
+
+
+def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int], text: str,
+          *, stack: bool = True) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    if stack:
+        verb.add_argument("stack", type=Path, metavar="STACK.yaml")
+    verb.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
+                      help="change a setting of the file, e.g. decoding.temperature=0 (repeatable)")
+    verb.add_argument("--runs", type=Path, default=Path("runs"), help="folder of trained weights, by content (default: runs)")
+    verb.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: results)")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _load(options: argparse.Namespace) -> Stack:
+    from demeanor.build import workshop
+
+    return workshop.load_stack(options.stack, options.overrides)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from demeanor.cli import demo
+
+    return demo.run(options.runs, options.results, options.overrides, serve=options.serve, port=options.port)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from demeanor.cli import demo
+
+    for path in demo.write_files(options.folder, force=options.force):
+        print(f"wrote {path}")
+    print(f"\nnext: demeanor explain {options.folder / 'stack.yaml'}")
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from demeanor.build import workshop
+    from demeanor.cli import explain
+
+    explain.show(_load(options), workshop.runs(options.runs), full=options.full)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from demeanor.build import workshop
+
+    stack = _load(options)
+    workshop.train(stack, workshop.runs(options.runs), only=options.only)
+    print(f"\nnext: demeanor eval {options.stack}   or   demeanor chat {options.stack}")
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from demeanor.build import workshop
+    from demeanor.cli import chat
+
+    return chat.run(_load(options), workshop.runs(options.runs), model=options.model, ask=options.ask)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from demeanor.build import house, workshop
+
+    return house.serve(_load(options), workshop.runs(options.runs), host=options.host, port=options.port, api_keys=options.api_key)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from demeanor.build import measure, workshop
+
+    stack = _load(options)
+    result = measure.evaluate(stack, workshop.runs(options.runs), options.results, variants=options.variants, limit=options.limit,
+                              name=options.name)
+    measure.show(result, options.results)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from demeanor.build import measure
+
+    measure.show(measure.read(options.result), options.out.parent if options.out else options.result.parent,
+                 page=options.out)
+    return 0

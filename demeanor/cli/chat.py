@@ -1,0 +1,96 @@
+"""Talk to a variant in the terminal: the answer as it is written, then one line that says what the layers did."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from rich.console import Console
+
+from demeanor.build.house import House, decoding_of
+from demeanor.errors import DemeanorError, RequestError
+from demeanor.stack import Stack
+from demeanor.train.lineage import Runs
+from demeanor.types import Event, Message, Messages, Passage, Prompted, Refusal, Text, Timing, ToolCalled, ToolResult, Turn, fold
+
+HELP = "/model ID switches the variant, /models lists them, /new forgets the conversation, /quit (or Ctrl-D) ends"
+
+
+def run(stack: Stack, runs: Runs, *, model: str | None, ask: str | None) -> int:
+    """Chat until the end of input, or ask one question."""
+    house = House(stack, runs)
+    console = Console(highlight=False)
+    try:
+        variant = stack.resolve(model) if model else stack.resolve(stack.spec.name)
+        if ask is not None:
+            asyncio.run(_turn(house, variant, (Message("user", ask),), console))
+            return 0
+        console.print(f"[bold]{variant.model_id}[/]  {HELP}", style="dim")
+        return _converse(house, variant, console)
+    finally:
+        house.close()
+
+
+def _converse(house: House, variant: Stack, console: Console) -> int:
+    messages: Messages = ()
+    while True:
+        try:
+            line = console.input("[bold cyan]you[/] ").strip()
+        except EOFError:
+            console.print()
+            return 0
+        command, _, rest = line.partition(" ")
+        try:
+            if not line:
+                continue
+            if command in ("/quit", "/exit"):
+                return 0
+            if command == "/new":
+                messages = ()
+            elif command == "/models":
+                console.print("\n".join(v.model_id for v in house.stack.offered()), style="dim")
+            elif command == "/model":
+                variant, messages = house.stack.resolve(rest.strip()), ()
+                console.print(f"now {variant.model_id}", style="dim")
+            elif command.startswith("/"):
+                console.print(HELP, style="dim")
+            else:
+                asked = (*messages, Message("user", line))
+                answer = asyncio.run(_turn(house, variant, asked, console))
+                messages = (*asked, Message("assistant", answer))
+        except (DemeanorError, RequestError) as error:
+            console.print(str(error), style="red")
+
+
+async def _turn(house: House, variant: Stack, messages: Messages, console: Console) -> str:
+    turn = Turn(messages, replace(decoding_of(house.stack)), id="chat", user="terminal")
+    events: list[Event] = []
+    async for event in house.respond(variant)(turn):
+        events.append(event)
+        if isinstance(event, Text):
+            console.out(event.text, end="", highlight=False)
+    done = fold(events)
+    if done.refusal:
+        console.out(done.refusal.text, end="", highlight=False)
+    console.print()
+    console.print("  " + "; ".join(_said(events)), style="dim")
+    return done.text
+
+
+def _said(events: list[Event]) -> list[str]:
+    """One short clause per thing a layer did."""
+    said: list[str] = []
+    for event in events:
+        match event:
+            case Prompted(messages=added):
+                said.append(f"prompt added {len(added)} message{'s' if len(added) != 1 else ''}")
+            case Passage(id=name):
+                said.append(f"read {name}")
+            case ToolCalled(call=call):
+                said.append(f"called {call.name} {call.arguments}")
+            case ToolResult(content=content):
+                said.append(f"got {content}")
+            case Refusal(by=by, rule=rule, stage=stage):
+                said.append(f"{by} refused the {stage} ({rule})")
+    total = sum(e.ms for e in events if isinstance(e, Timing))
+    return [*said, f"{total:.0f} ms"]

@@ -1,0 +1,61 @@
+"""`demo`: from an empty machine to a page that shows what each layer of an assistant did; and `init`: the same files to edit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from demeanor.build import house, measure, workshop
+from demeanor.errors import DemeanorError
+from demeanor.world import files
+
+STACK = Path("stacks/demo/demo.yaml")
+
+
+def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool, port: int) -> int:
+    """Train, align and measure the embedded world's assistant; print the ladder and where the page lies."""
+    console = Console(highlight=False)
+    started = time.monotonic()
+    path = STACK if STACK.is_file() else _fresh()
+    stack = workshop.load_stack(path, overrides)
+    console.rule(f"[bold]{stack.spec.name}[/]: from random weights to a measured assistant, offline, on this machine")
+    console.print("1. train the weight layers", style="bold")
+    runs = workshop.runs(runs_root)
+    workshop.train(stack, runs)
+    trained = time.monotonic()
+    console.print("\n2. climb the ladder of layers on the same items", style="bold")
+    result = measure.evaluate(stack, runs, results, variants=None, limit=None, name="demo")
+    measured = time.monotonic()
+    page = measure.show(result, results)
+    console.print(f"\ntrained in {trained - started:.0f} s, measured in {measured - trained:.0f} s, "
+                  f"all in {time.monotonic() - started:.0f} s")
+    console.print(f"the page:      {page.resolve().as_uri()}", soft_wrap=True)
+    console.print(f"talk to it:    demeanor chat {path}      (in .venv/bin; or: make serve, then http://127.0.0.1:{port})", soft_wrap=True)
+    if serve:
+        return house.serve(stack, runs, host="127.0.0.1", port=port, api_keys=())
+    return 0
+
+
+def _fresh() -> Path:
+    """Outside the repository the demo writes its own files once."""
+    folder = Path("demo")
+    if not (folder / "stack.yaml").is_file():
+        write_files(folder, force=False)
+    return folder / "stack.yaml"
+
+
+def write_files(folder: Path, *, force: bool) -> list[Path]:
+    """Write a stack and every file it names; raises DemeanorError rather than overwrite."""
+    planned = files.contents()
+    there = [name for name in planned if (folder / name).exists()]
+    if there and not force:
+        raise DemeanorError(f"{folder}: {', '.join(there[:3])}{' ...' if len(there) > 3 else ''} exist already. "
+                            "Choose another folder, or add --force to overwrite them.")
+    for name, text in planned.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return [folder / name for name in planned]

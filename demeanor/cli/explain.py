@@ -1,0 +1,60 @@
+"""What a stack is: its weight layers (trained or not, and what training would cost), its runtime layers, its variants."""
+
+from __future__ import annotations
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from demeanor.build import workshop
+from demeanor.spec import Import
+from demeanor.stack import Stack, plain
+from demeanor.train.lineage import Runs
+
+
+def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
+    """Print the stack; with `full`, every setting with its effective value as YAML."""
+    console = Console(highlight=False)
+    console.print(f"[bold]{stack.spec.name}[/]  key {stack.key()}  {stack.path}")
+    console.print(_weights(stack, runs))
+    console.print(_layers(stack))
+    console.print("[bold]variants[/] (model ids of the API and of eval)\n  " + "\n  ".join(v.model_id for v in stack.offered()))
+    if full:
+        settings = plain(stack.spec)
+        settings["layers"] = [{"kind": x.kind, "name": x.name, **plain(x.spec)} for x in stack.layers]
+        for stage in settings["weights"]["stages"]:
+            stage["objective"] = {"kind": stack.objective_kind(stage["name"]), **plain(stack.objectives[stage["name"]])}
+            stage["parent"] = stack.parent(stage["name"])
+        console.print("\n[bold]every setting[/] (effective values; what is null is off and not shown)")
+        console.print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), markup=False)
+
+
+def _weights(stack: Stack, runs: Runs) -> Table:
+    table = Table(title="weight layers, trained once, by content", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("stage", "objective", "from", "data", "key", "state", "to train"):
+        table.add_column(name, justify="right" if name == "to train" else "left")
+    total = 0.0
+    for plan in workshop.plans(stack, runs):
+        minutes = "" if plan.state == "trained" else f"{plan.tokens / 1e6:.2f} M tokens, ~{plan.minutes:.1f} min"
+        total += 0.0 if plan.state == "trained" else plan.minutes
+        table.add_row(f"[bold]{plan.name}[/]" + (" *" if plan.name == stack.serve else ""), plan.objective, plan.parent, plan.data,
+                      stack.stage_key(plan.name)[:8], plan.state, minutes)
+    table.caption = f"* answers users.  To train now: about {total:.1f} minutes on this machine (an estimate)."
+    table.caption_justify = "left"
+    return table
+
+
+def _layers(stack: Stack) -> Table:
+    table = Table(title="\nruntime layers, outermost first: the order in which a request travels", title_justify="left", box=None,
+                  padding=(0, 2, 0, 0))
+    for name in ("layer", "kind", "settings"):
+        table.add_column(name)
+    for layer in stack.layers:
+        settings = ", ".join(f"{k}={v}" for k, v in plain(layer.spec).items())
+        table.add_row(layer.name, layer.kind if layer.behaviour else f"{layer.kind} (operational)", settings)
+    base = stack.spec.weights.base
+    own = f", base alone: {base.template}" if base.template else ""
+    table.add_row("template", "template", stack.spec.template + own)
+    table.add_row("decoding", "decoding", ", ".join(f"{k}={v}" for k, v in plain(stack.spec.decoding).items()))
+    table.add_row("weights", "import" if isinstance(base, Import) else "scratch", f"serving {stack.serve}")
+    return table
