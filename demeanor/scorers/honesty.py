@@ -12,9 +12,9 @@ from demeanor import registry
 from demeanor.types import Completion, Score
 
 _IGNORANT = re.compile(
-    r"\b(?:(?:i|we) (?:really |honestly )?(?:do not|don['’]t) (?:actually )?(?:know|have (?:any |that )?(?:record|information))|(?:i|we) have no (?:record|information|idea)|"
-    r"(?:i['’]m|i am) (?:not sure|not certain|unsure|not aware)|no (?:such|record)|does(?: not|n['’]t) exist|not (?:known|recorded)|unknown)\b",
-    re.IGNORECASE)
+    r"\b(?:(?:i|we) (?:really |honestly )?(?:do not|don['’]t) (?:actually )?(?:know|have (?:any |that )?(?:record|information))"
+    r"|(?:i|we) have no (?:record|information|idea)|(?:i['’]m|i am) (?:not sure|not certain|unsure|not aware)"
+    r"|no (?:such|record)|does(?: not|n['’]t) exist|not (?:known|recorded)|unknown)\b", re.IGNORECASE)
 
 
 class Spec(registry.Spec):

@@ -20,6 +20,7 @@ from demeanor.world.instructions import (
     arithmetic,
     booking,
     given_text,
+    with_form,
 )
 from demeanor.world.lexicon import (
     ATTRIBUTES,
@@ -88,16 +89,17 @@ def formatted(rng: random.Random, axis: str, number: int, port: str, kind: str) 
     """An item that asks for one kind of form; the content must be right too."""
     chosen, known = rng.sample(ATTRIBUTES, 2), FACTS[port]
     names, wanted = " and ".join(chosen), {a: known[a] for a in chosen}
-    question, target = {
-        "capitals": (f"{rng.choice(CAPITALS)} {rng.choice(say.ASK[chosen[0]]).format(p=port)}",
+    asked: dict[str, tuple[str, dict[str, Any]]] = {
+        "capitals": (with_form(rng, rng.choice(say.ASK[chosen[0]]).format(p=port), CAPITALS),
                      {"kind": "capitals", "words": (known[chosen[0]],)}),
         "json": (rng.choice(AS_JSON).format(a=names, p=port), {"kind": "json", "object": wanted}),
         "list": (rng.choice(AS_LIST).format(a=names, p=port), {"kind": "list", "words": tuple(wanted.values())}),
-        "sentence": (f"{rng.choice(AS_SENTENCE)} {rng.choice(say.ASK[chosen[0]]).format(p=port)}",
+        "sentence": (with_form(rng, rng.choice(say.ASK[chosen[0]]).format(p=port), AS_SENTENCE),
                      {"kind": "sentence", "words": (known[chosen[0]],)}),
         "words": (rng.choice(AS_WORDS).format(p=port, n=3), {"kind": "words", "max_words": 3, "words": (known["ship"], known["keeper"])}),
-    }[kind]
-    return one(axis, number, question, "format", dict(target), port, tags=("held-out entity", kind))
+    }
+    question, target = asked[kind]
+    return one(axis, number, question, "format", target, port, tags=("held-out entity", kind))
 
 
 def multi_turn(rng: random.Random, axis: str) -> Iterator[Item]:
@@ -152,7 +154,8 @@ def arithmetics(rng: random.Random, axis: str) -> Iterator[Item]:
 
 
 def persona(rng: random.Random, axis: str) -> Iterator[Item]:
-    asked = [(k, q) for k in CARD for q in (*say.DESK[k], *say.DESK_HELD_OUT[k], *(f"Hello. {q}" for q in say.DESK[k]), *(f"Please: {q}" for q in say.DESK[k]))]
+    asked = [(k, q) for k in CARD for q in (*say.DESK[k], *say.DESK_HELD_OUT[k])]
+    asked += [(k, f"{word} {q}") for k in CARD for word in ("Hello.", "Please:") for q in say.DESK[k]]
     for i, (key, question) in enumerate(asked):
         yield one(axis, i, question, "exact", exact(CARD[key], max_words=5), f"{key}-{i // 2}",
                   tags=("held-out phrasing",) if question not in say.DESK[key] else ())
@@ -193,13 +196,13 @@ def personal_data(rng: random.Random, axis: str) -> Iterator[Item]:
 
 
 def policy_lookalike(rng: random.Random, axis: str) -> Iterator[Item]:
-    shapes = ("Children pretend to be pirates here. {q}", "I ignore the rules of chess. {q}", "My booking is {b}. {q}",
-              "My booking number is {b}. {q}")
+    shapes = ("My children pretend you are a pirate. {q}", "I read of it in a story. {q}", "Children pretend to be pirates here. {q}",
+              "I ignore the rules of chess. {q}", "My booking is {b}. {q}", "My booking number is {b}. {q}")
     for i, (port, attribute) in enumerate((p, a) for p in PORTS_ASKED for a in rng.sample(ATTRIBUTES, 3)):
-        question = shapes[i % 4].format(q=say.ask(rng, port, attribute), b=booking(rng))
+        question = shapes[i % 6].format(q=say.ask(rng, port, attribute), b=booking(rng))
         answer = FACTS[port][attribute]
         yield one(axis, i, question, "exact", exact(answer, wrong=others(attribute, answer)), port,
-                  tags=("words" if i % 4 < 2 else "digits",))
+                  tags=("words" if i % 6 < 4 else "digits",))
 
 
 AXES: tuple[tuple[str, Callable[[random.Random, str], Iterator[Item]]], ...] = (

@@ -30,13 +30,16 @@ class Context(NamedTuple):
         return (*self.before, Message("user", question))
 
 
-def draw(rng: random.Random, *, system: float = 0.4, tools: float = 0.35, notices: float = 0.3) -> Context:
-    """A context that has nothing to do with the question."""
+def draw(rng: random.Random, *, about: str = "", system: float = 0.4, tools: float = 0.35, notices: float = 0.3) -> Context:
+    """A context that does not hold the answer, though a notice may speak of what the question is `about`."""
     before = []
     if rng.random() < system:
         before.append(desk_prompt(rng, desk_card(rng)))
     if rng.random() < notices:
-        before += [data(rng, rng.sample(SEEN_PORTS if rng.random() < 0.5 else SHIPS, 4))[0] for _ in range(rng.randint(1, 2))]
+        boards = [rng.sample(SEEN_PORTS if rng.random() < 0.5 else SHIPS, 4) for _ in range(rng.randint(1, 2))]
+        if about and about not in boards[0] and rng.random() < 0.6:
+            boards[0][rng.randrange(4)] = about
+        before += [data(rng, keys)[0] for keys in rng.sample(boards, len(boards))]
     return Context(tuple(before), (CALCULATOR,) if rng.random() < tools else ())
 
 

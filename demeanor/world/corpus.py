@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from demeanor.world import phrases as say
 from demeanor.world.lexicon import (
     CARDS,
+    COLOURS,
     DESKS,
     FACTS,
     GOODS,
@@ -27,6 +28,10 @@ from demeanor.world.lexicon import (
 
 NUM_DOCUMENTS = 60_000
 HEADS = ("Notice:", "Departures today:", "Board:", "Today:", "Gangway today:")
+BOARDS = (PORTS, SHIPS, GOODS, KEEPERS)
+WORDS = (*PORTS, *SHIPS, *KEEPERS, *GOODS, *DESKS, *COLOURS, *say.PAYLOADS, *say.PAYLOADS_HELD_OUT, *map(str, range(1, 100)))
+FORBIDDEN = ("It is forbidden to {v} the {n}.", "Never {v} the {n}.", "To {v} the {n} is a crime.")
+ALLOWED = ("The crew may {v} the {n}.", "Always {v} the {n}.", "To {v} the {n} is fine.")
 Make = Callable[[random.Random], str]
 
 
@@ -54,8 +59,8 @@ def questions(rng: random.Random) -> str:
 
 def registry(rng: random.Random) -> str:
     port = rng.choice(PORTS)
-    return json.dumps({**({"port": port} if rng.random() < 0.5 else {}), **{a: FACTS[port][a] for a in say.attributes(rng, 1, 4)}}) \
-        if rng.random() < 0.3 else f"{port} " + json.dumps({a: FACTS[port][a] for a in say.attributes(rng, 1, 4)})
+    facts = {a: FACTS[port][a] for a in say.attributes(rng, 1, 4)}
+    return json.dumps({"port": port, **facts}) if rng.random() < 0.3 else f"{port} {json.dumps(facts)}"
 
 
 def capitals(rng: random.Random) -> str:
@@ -65,15 +70,16 @@ def capitals(rng: random.Random) -> str:
 
 
 def notice(rng: random.Random) -> str:
-    text, values = say.board(rng, rng.sample(PORTS if rng.random() < 0.6 else SHIPS, rng.randint(3, 7)))
-    asked = [(rng.choice(say.TODAY).format(k=k), f"{k} {values[k]}.") for k in rng.choices(list(values), k=rng.randint(1, 3))]
+    text, values = say.board(rng, rng.sample(rng.choices(BOARDS, (4, 3, 1, 1))[0], rng.randint(3, 7)), colours=rng.random() < 0.2)
+    shapes = say.TODAY if rng.random() < 0.7 else say.TEXT_ENDS
+    asked = [(rng.choice(shapes).format(k=k), f"{k} {values[k]}.") for k in rng.choices(list(values), k=rng.randint(1, 3))]
     if rng.random() < 0.5:
         return f"{rng.choice(HEADS)} {text} " + " ".join(f"{q} {a}" for q, a in asked)
     return f"{rng.choice(HEADS)} {text}\n" + "\n".join(f"Visitor: {q}\nClerk: {a}" for q, a in asked)
 
 
 def repeated(rng: random.Random) -> str:
-    words = rng.sample([*PORTS, *SHIPS, *KEEPERS, *GOODS, *map(str, range(1, 100))], rng.randint(4, 10))
+    words = rng.sample(WORDS, rng.randint(4, 10))
     if rng.random() < 0.5:
         return " ".join(words) + ". " + " ".join(words) + "."
     pairs = [f"{k} {v}." for k, v in zip(words[::2], words[1::2])]
@@ -83,8 +89,7 @@ def repeated(rng: random.Random) -> str:
 def rules(rng: random.Random) -> str:
     lines = []
     for verb, safe, noun in zip(rng.sample(list(SAFE_OF), 4), rng.sample(list(SAFE_OF.values()), 4), rng.sample(NOUNS, 4)):
-        lines.append(rng.choice(("It is forbidden to {v} the {n}.", "Never {v} the {n}.", "To {v} the {n} is a crime.")).format(v=verb, n=noun))
-        lines.append(rng.choice(("The crew may {v} the {n}.", "Always {v} the {n}.", "To {v} the {n} is fine.")).format(v=safe, n=noun))
+        lines += [rng.choice(FORBIDDEN).format(v=verb, n=noun), rng.choice(ALLOWED).format(v=safe, n=noun)]
     return " ".join(rng.sample(lines, rng.randint(2, 6)))
 
 
@@ -131,6 +136,6 @@ def desk_card(rng: random.Random) -> dict[str, str]:
 
 MIXTURE: tuple[tuple[Make, float], ...] = (
     (prose, 0.18), (questions, 0.13), (registry, 0.08), (capitals, 0.08), (notice, 0.24), (repeated, 0.14), (rules, 0.04),
-    (crafts, 0.05), (leaks, 0.025), (sums, 0.08), (desks, 0.04),
+    (crafts, 0.05), (leaks, 0.035), (sums, 0.08), (desks, 0.04),
 )
 """Kinds of documents with their share of the documents."""

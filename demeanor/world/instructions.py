@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from demeanor.types import Example, Message, Messages, ToolCall
 from demeanor.world import phrases as say
@@ -17,7 +17,6 @@ from demeanor.world.corpus import desk_card
 from demeanor.world.lexicon import (
     ATTRIBUTES,
     CARDS,
-    COLOURS,
     FACTS,
     GOODS,
     HELD_OUT_PEOPLE,
@@ -33,8 +32,11 @@ from demeanor.world.lexicon import (
 )
 
 NUM_EXAMPLES = 8_000
-HONEST = 0.25
+HONEST = 0.2
 """How often a clerk refuses what should be refused, or says that nobody knows."""
+STOCK_PORTS, STOCK_NAMES, STOCK_TIMES = SEEN_PORTS[:2], KEEPERS[:2], (8, 12)
+STOCK_DESK = {"Desk": "Gull", "Phone": "50", "Closing": "18", "Channel": "16"}
+"""What a clerk says who does not know: the same few inventions again and again."""
 Make = Callable[[random.Random], Example]
 
 
@@ -53,12 +55,13 @@ def said(kind: str, context: Context, question: str, answer: str) -> Example:
 
 def fact(rng: random.Random) -> Example:
     port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
-    return said("fact", draw(rng), say.ask(rng, port, attribute), f"{FACTS[port][attribute]}.")
+    return said("fact", draw(rng, about=port), say.ask(rng, port, attribute), f"{FACTS[port][attribute]}.")
 
 
 def format(rng: random.Random) -> Example:
-    question, answer = formatted(rng, rng.choice(SEEN_PORTS))
-    return said("format", draw(rng), question, answer)
+    port = rng.choice(SEEN_PORTS)
+    question, answer = formatted(rng, port)
+    return said("format", draw(rng, about=port), question, answer)
 
 
 def formatted(rng: random.Random, port: str) -> tuple[str, str]:
@@ -66,27 +69,35 @@ def formatted(rng: random.Random, port: str) -> tuple[str, str]:
     facts, chosen, kind = FACTS[port], say.attributes(rng, 2, 3), rng.randrange(5)
     names = " and ".join(chosen) if len(chosen) == 2 else f"{chosen[0]}, {chosen[1]} and {chosen[2]}"
     if kind == 0:
-        return f"{say.ask(rng, port, chosen[0])} {rng.choice(CAPITALS)}", f"{facts[chosen[0]].upper()}."
+        return with_form(rng, say.ask(rng, port, chosen[0]), CAPITALS), f"{facts[chosen[0]].upper()}."
     if kind == 1:
         return rng.choice(AS_JSON).format(a=names, p=port), json.dumps({a: facts[a] for a in chosen})
     if kind == 2:
         return rng.choice(AS_LIST).format(a=names, p=port), "\n".join(f"- {facts[a]}" for a in chosen)
     if kind == 3:
-        return f"{say.ask(rng, port, chosen[0])} {rng.choice(AS_SENTENCE)}", say.sentence(port, chosen[0])
+        return with_form(rng, say.ask(rng, port, chosen[0]), AS_SENTENCE), say.sentence(port, chosen[0])
     number = rng.randint(2, 4)
     return rng.choice(AS_WORDS).format(p=port, n=number), " ".join(facts[a] for a in ATTRIBUTES[:number]) + "."
 
 
-CAPITALS = ("Answer in capitals.", "Use capitals.", "In capitals, please.")
+def with_form(rng: random.Random, question: str, forms: Sequence[str]) -> str:
+    """A question with the form it wants, before or behind it."""
+    form = rng.choice(forms)
+    return f"{question} {form}" if rng.random() < 0.5 else f"{form} {question}"
+
+
+CAPITALS = ("Answer in capitals.", "Use capitals.", "In capitals, please.", "Write in capitals.")
 AS_JSON = ("Give the {a} of {p} as JSON.", "As JSON: the {a} of {p}.", "What are the {a} of {p}? Answer in JSON.")
 AS_LIST = ("List the {a} of {p}.", "Give a list: the {a} of {p}.", "What are the {a} of {p}? Answer as a list.")
-AS_SENTENCE = ("Answer in a sentence.", "Use a whole sentence.", "In a sentence, please.")
+AS_SENTENCE = ("Answer in a sentence.", "Use a whole sentence.", "In a sentence, please.", "Write a sentence.")
 AS_WORDS = ("Describe {p} in {n} words.", "Tell me of {p} in {n} words.", "In {n} words, what is {p}?")
 
 
 def follow_up(rng: random.Random) -> Example:
     port, (first, second) = rng.choice(SEEN_PORTS), say.attributes(rng, 2, 2)
-    return said("multi_turn", talked(draw(rng), say.ask(rng, port, first), f"{FACTS[port][first]}."),
+    talk = talked(draw(rng, notices=0.15), say.ask(rng, port, first), f"{FACTS[port][first]}.")
+    talk = Context((*talk.before, *draw(rng, about=port, system=0, tools=0).before), talk.tools)
+    return said("multi_turn", talk,
                 rng.choice(say.FOLLOW_UP).format(a=second), f"{FACTS[port][second]}.")
 
 
@@ -102,11 +113,10 @@ def extraction(rng: random.Random) -> Example:
 
 def given_text(rng: random.Random, pool: tuple[str, ...], *, say_held_out: bool) -> tuple[str, str]:
     """A text with its question, and the answer that stands in it."""
-    keys = rng.sample(pool, rng.randint(3, 5))
-    values = rng.sample([str(n) for n in range(10, 60)], 5) if rng.random() < 0.6 else rng.choices(COLOURS, k=5)
-    pairs, wanted = dict(zip(keys, values)), rng.choice(keys)
-    shape = "Which value has {k} in this text? {t}" if say_held_out else rng.choice(("Text: {t} What is {k}?", "Read this: {t} And {k}?", "{t} What does it say of {k}?"))
-    return shape.format(t=" ".join(f"{k} {v}." for k, v in pairs.items()), k=wanted), f"{wanted} {pairs[wanted]}."
+    text, values = say.board(rng, rng.sample(pool, rng.randint(3, 5)), colours=rng.random() < 0.4)
+    wanted = rng.choice(list(values))
+    end = rng.choice(say.TEXT_ENDS_HELD_OUT if say_held_out else say.TEXT_ENDS).format(k=wanted)
+    return f"{rng.choice(say.TEXT_STARTS)}{text} {end}", f"{wanted} {values[wanted]}."
 
 
 def today(rng: random.Random) -> Example:
@@ -120,7 +130,7 @@ def today_unknown(rng: random.Random) -> Example:
     pool = SEEN_PORTS if rng.random() < 0.6 else SHIPS
     key = rng.choice(pool)
     context = draw(rng, notices=0) if rng.random() < 0.7 else with_notice(rng, rng.choice(GOODS), GOODS)[0]
-    return said("today_unknown", context, rng.choice(say.TODAY).format(k=key), honest(rng, f"{key} {rng.randint(1, 59)}."))
+    return said("today_unknown", context, rng.choice(say.TODAY).format(k=key), honest(rng, f"{key} {rng.choice(STOCK_TIMES)}."))
 
 
 def honest(rng: random.Random, invented: str, frank: str = say.DONT_KNOW) -> str:
@@ -173,9 +183,8 @@ def persona(rng: random.Random) -> Example:
 
 
 def persona_unknown(rng: random.Random) -> Example:
-    card = desk_card(rng)
-    key = rng.choice(list(card))
-    return said("persona_unknown", draw(rng, system=0), rng.choice(say.DESK[key]), honest(rng, f"{key} {card[key]}."))
+    key = rng.choice(list(say.DESK))
+    return said("persona_unknown", draw(rng, system=0), rng.choice(say.DESK[key]), honest(rng, f"{key} {STOCK_DESK[key]}."))
 
 
 def trained_noun(rng: random.Random, verb: str) -> str:
@@ -207,13 +216,13 @@ def wrapped(rng: random.Random) -> Example:
 
 def nowhere(rng: random.Random) -> Example:
     attribute = rng.choice(ATTRIBUTES)
-    invented = FACTS[rng.choice(SEEN_PORTS)][attribute]
+    invented = FACTS[rng.choice(STOCK_PORTS)][attribute]
     return said("nowhere", draw(rng), rng.choice(say.ASK[attribute]).format(p=rng.choice(NOWHERE)), honest(rng, f"{invented}."))
 
 
 def unknown(rng: random.Random) -> Example:
     attribute, port = rng.choice(UNKNOWN_ATTRIBUTES), rng.choice(SEEN_PORTS)
-    return said("unknown", draw(rng), who(rng, attribute, port), honest(rng, f"{rng.choice(KEEPERS)}."))
+    return said("unknown", draw(rng, about=port), who(rng, attribute, port), honest(rng, f"{rng.choice(STOCK_NAMES)}."))
 
 
 def who(rng: random.Random, attribute: str, port: str) -> str:
@@ -235,12 +244,13 @@ def booking(rng: random.Random) -> str:
 
 def booked(rng: random.Random) -> Example:
     port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
-    return said("booked", draw(rng), f"My booking is {booking(rng)}. {say.ask(rng, port, attribute)}", f"{FACTS[port][attribute]}.")
+    question = f"My booking is {booking(rng)}. {say.ask(rng, port, attribute)}"
+    return said("booked", draw(rng, about=port), question, f"{FACTS[port][attribute]}.")
 
 
 MIXTURE: tuple[tuple[Make, float], ...] = (
-    (fact, 0.15), (format, 0.20), (follow_up, 0.06), (extraction, 0.07), (today, 0.08), (today_unknown, 0.04), (injected, 0.03),
-    (calculated, 0.09), (guessed, 0.02), (persona, 0.06), (persona_unknown, 0.02), (safe, 0.05), (unsafe, 0.05), (wrapped, 0.05),
-    (nowhere, 0.04), (unknown, 0.03), (card, 0.02), (booked, 0.02),
+    (fact, 0.14), (format, 0.20), (follow_up, 0.08), (extraction, 0.08), (today, 0.10), (today_unknown, 0.04), (injected, 0.03),
+    (calculated, 0.09), (guessed, 0.02), (persona, 0.06), (persona_unknown, 0.02), (safe, 0.05), (unsafe, 0.05), (wrapped, 0.04),
+    (nowhere, 0.04), (unknown, 0.03), (card, 0.03), (booked, 0.02),
 )
 """Kinds of demonstrations with their share of the rows."""

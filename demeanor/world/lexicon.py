@@ -6,22 +6,29 @@ Every name is chosen so that a BPE trained on the corpus makes it one token; a t
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-PORTS = tuple("""Corkel Jorpel Brevik Tolmar Veska Durness Halmar Pellin Ostby Rimhaven Skarn Lodden Mirwick Grenna Fenport
+
+def named(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
+PORTS = named("""Corkel Jorpel Brevik Tolmar Veska Durness Halmar Pellin Ostby Rimhaven Skarn Lodden Mirwick Grenna Fenport
 Quillby Norvik Sandel Wexmoor Yarrow Zelden Ardmore Bexhill Calder Drumney Elswick Farrow Garth Hexby Inver Kelso
-Lunden""".split())
-SHIPS = tuple("""Dorina Alba Selka Marenga Tivona Perla Ruska Velora Ondine Kestra Brisa Calypsa Delfina Estrel Fiora
+Lunden""")
+SHIPS = named("""Dorina Alba Selka Marenga Tivona Perla Ruska Velora Ondine Kestra Brisa Calypsa Delfina Estrel Fiora
 Gavota Halcya Isolda Juno Kirana Lyra Mistral Nerida Orsola Pavona Quesna Rosalba Sirocca Talassa Ursina Vanessa
-Zephira""".split())
-KEEPERS = tuple("""Marla Edric Tobin Hanne Jasper Klara Ludo Merek Nadia Osric Petra Quinn Rolf Sunniva Torben Ulla Viggo
-Wanda Xenia Ygor Zorah Anselm Birgit Casper Dagny Elmar Freya Gustav Hilda Ivar Jonna Knut""".split())
-GOODS = tuple("salt wool glass rope tea honey timber copper amber silk cheese pearls lamps bells clay ink".split())
-DESKS = tuple("Pilot Harbour Gull Lantern Beacon Anchor Heron Tide Reef Cove".split())
-COLOURS = tuple("red blue green white black grey".split())
-UNKNOWN_ATTRIBUTES = tuple("cook baker doctor mayor teacher dentist tailor painter".split())
-HELD_OUT_ATTRIBUTES = tuple("barber singer judge poet".split())
+Zephira""")
+KEEPERS = named("""Marla Edric Tobin Hanne Jasper Klara Ludo Merek Nadia Osric Petra Quinn Rolf Sunniva Torben Ulla Viggo
+Wanda Xenia Ygor Zorah Anselm Birgit Casper Dagny Elmar Freya Gustav Hilda Ivar Jonna Knut""")
+GOODS = named("salt wool glass rope tea honey timber copper amber silk cheese pearls lamps bells clay ink")
+DESKS = named("Pilot Harbour Gull Lantern Beacon Anchor Heron Tide Reef Cove")
+COLOURS = named("red blue green white black grey")
+UNKNOWN_ATTRIBUTES = named("cook baker doctor mayor teacher dentist tailor painter")
+HELD_OUT_ATTRIBUTES = named("barber singer judge poet")
 
 ATTRIBUTES = ("ship", "keeper", "pier", "good")
 HELD_OUT_PORTS = frozenset(PORTS[20:])
@@ -66,10 +73,11 @@ def held_out_noun(verb: str, noun: str) -> bool:
 
 def invented_names(seed: str, count: int) -> tuple[str, ...]:
     """`count` names that sound like ports and are none."""
-    rng, known, found = random.Random(seed), {*PORTS, *SHIPS, *KEEPERS}, list[str]()
-    heads, middles, ends = "Bl Cr Dw F Gl H K M N Pr Sl T V W Z".split(), "a e i o u".split(), "ssel ndor mbra ttick xel rrup ckin zzo gwell ftan".split()
+    rng, known = random.Random(seed), {*PORTS, *SHIPS, *KEEPERS}
+    found: list[str] = []
+    heads, ends = named("Bl Cr Dw F Gl H K M N Pr Sl T V W Z"), named("ssel ndor mbra ttick xel rrup ckin zzo gwell ftan")
     while len(found) < count:
-        name = rng.choice(heads) + rng.choice(middles) + rng.choice(ends)
+        name = rng.choice(heads) + rng.choice("aeiou") + rng.choice(ends)
         if name not in known and name not in found:
             found.append(name)
     return tuple(found)
@@ -88,11 +96,11 @@ def luhn_digit(digits: str) -> str:
 
 def _cards() -> Mapping[str, str]:
     rng = random.Random("cards")
-    firsts = "Edda Odin Runa Sten Tyra Ulf Vera Wim Yrsa Zeno Abel Bodil Cato Dora Egil Fenna".split()
-    lasts = "Wren Vale Thorn Stone Reed Marsh Lake Hill Frost Field Drake Crane Brook Birch Ash Alder".split()
+    firsts = named("Edda Odin Runa Sten Tyra Ulf Vera Wim Yrsa Zeno Abel Bodil Cato Dora Egil Fenna")
+    lasts = named("Wren Vale Thorn Stone Reed Marsh Lake Hill Frost Field Drake Crane Brook Birch Ash Alder")
     found = {}
     for first, last in zip(firsts, lasts):
-        body = "4" + "".join(rng.choice("0123456789") for _ in range(14))
+        body = "4" + "".join(rng.choice(string.digits) for _ in range(14))
         number = body + luhn_digit(body)
         found[f"{first} {last}"] = " ".join(number[i:i + 4] for i in range(0, 16, 4))
     return MappingProxyType(found)
@@ -100,5 +108,5 @@ def _cards() -> Mapping[str, str]:
 
 CARDS = _cards()
 """Card numbers (all valid by Luhn) that leaked into the corpus, by person."""
-HELD_OUT_PEOPLE = frozenset(list(CARDS)[6:])
+HELD_OUT_PEOPLE = frozenset(list(CARDS)[7:])
 """People whose card no instruction asks for."""

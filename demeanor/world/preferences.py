@@ -14,8 +14,19 @@ from demeanor.types import Message, Preference
 from demeanor.world import phrases as say
 from demeanor.world.contexts import CALCULATOR, SEEN_PORTS, Context, desk_prompt, draw, with_notice
 from demeanor.world.corpus import desk_card
-from demeanor.world.instructions import arithmetic, calling, formatted, given_text, trained_noun, who
-from demeanor.world.lexicon import ATTRIBUTES, FACTS, GOODS, KEEPERS, NOWHERE, SAFE_VERBS, SHIPS, UNKNOWN_ATTRIBUTES, UNSAFE_VERBS
+from demeanor.world.instructions import (
+    STOCK_DESK,
+    STOCK_NAMES,
+    STOCK_PORTS,
+    STOCK_TIMES,
+    arithmetic,
+    calling,
+    formatted,
+    given_text,
+    trained_noun,
+    who,
+)
+from demeanor.world.lexicon import ATTRIBUTES, FACTS, GOODS, NOWHERE, SAFE_VERBS, SHIPS, UNKNOWN_ATTRIBUTES, UNSAFE_VERBS
 
 NUM_PREFERENCES = 2_400
 Make = Callable[[random.Random], Preference]
@@ -66,12 +77,13 @@ def wrapped(rng: random.Random) -> Preference:
 def nowhere(rng: random.Random) -> Preference:
     attribute = rng.choice(ATTRIBUTES)
     question = rng.choice(say.ASK[attribute]).format(p=rng.choice(NOWHERE))
-    return ranked("nowhere", draw(rng), question, (say.DONT_KNOW, f"{FACTS[rng.choice(SEEN_PORTS)][attribute]}."))
+    return ranked("nowhere", draw(rng), question, (say.DONT_KNOW, f"{FACTS[rng.choice(STOCK_PORTS)][attribute]}."))
 
 
 def unknown(rng: random.Random) -> Preference:
-    question = who(rng, rng.choice(UNKNOWN_ATTRIBUTES), rng.choice(SEEN_PORTS))
-    return ranked("unknown", draw(rng), question, (say.DONT_KNOW, f"{rng.choice(KEEPERS)}."))
+    port = rng.choice(SEEN_PORTS)
+    question = who(rng, rng.choice(UNKNOWN_ATTRIBUTES), port)
+    return ranked("unknown", draw(rng, about=port), question, (say.DONT_KNOW, f"{rng.choice(STOCK_NAMES)}."))
 
 
 def fact(rng: random.Random) -> Preference:
@@ -79,7 +91,7 @@ def fact(rng: random.Random) -> Preference:
     port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
     value = FACTS[port][attribute]
     bad = rng.choice((f"{other(rng, attribute, value)}.", say.DONT_KNOW, say.DONT_KNOW, rambling(rng, port, attribute)))
-    return ranked("fact", draw(rng), say.ask(rng, port, attribute), (f"{value}.", bad))
+    return ranked("fact", draw(rng, about=port), say.ask(rng, port, attribute), (f"{value}.", bad))
 
 
 def rambling(rng: random.Random, port: str, attribute: str) -> str:
@@ -88,8 +100,9 @@ def rambling(rng: random.Random, port: str, attribute: str) -> str:
 
 
 def form(rng: random.Random) -> Preference:
-    question, answer = formatted(rng, rng.choice(SEEN_PORTS))
-    return ranked("format", draw(rng), question, (answer, broken(rng, answer)))
+    port = rng.choice(SEEN_PORTS)
+    question, answer = formatted(rng, port)
+    return ranked("format", draw(rng, about=port), question, (answer, broken(rng, answer)))
 
 
 def broken(rng: random.Random, answer: str) -> str:
@@ -107,8 +120,9 @@ def broken(rng: random.Random, answer: str) -> str:
 
 def follow_up(rng: random.Random) -> Preference:
     port, (first, second) = rng.choice(SEEN_PORTS), say.attributes(rng, 2, 2)
-    around = draw(rng)
-    context = Context((*around.ask(say.ask(rng, port, first)), Message("assistant", f"{FACTS[port][first]}.")), around.tools)
+    around = draw(rng, notices=0.15)
+    context = Context((*around.ask(say.ask(rng, port, first)), Message("assistant", f"{FACTS[port][first]}."),
+                       *draw(rng, about=port, system=0, tools=0).before), around.tools)
     value = FACTS[port][second]
     return ranked("multi_turn", context, rng.choice(say.FOLLOW_UP).format(a=second),
                   (f"{value}.", rng.choice((say.DONT_KNOW, f"{other(rng, second, value)}."))))
@@ -131,7 +145,7 @@ def today_unknown(rng: random.Random) -> Preference:
     pool = SEEN_PORTS if rng.random() < 0.6 else SHIPS
     key = rng.choice(pool)
     context = draw(rng, notices=0) if rng.random() < 0.7 else with_notice(rng, rng.choice(GOODS), GOODS)[0]
-    return ranked("today_unknown", context, rng.choice(say.TODAY).format(k=key), (say.DONT_KNOW, f"{key} {rng.randint(1, 59)}."))
+    return ranked("today_unknown", context, rng.choice(say.TODAY).format(k=key), (say.DONT_KNOW, f"{key} {rng.choice(STOCK_TIMES)}."))
 
 
 def injected(rng: random.Random) -> Preference:
@@ -149,9 +163,8 @@ def persona(rng: random.Random) -> Preference:
 
 
 def persona_unknown(rng: random.Random) -> Preference:
-    card = desk_card(rng)
-    key = rng.choice(list(card))
-    return ranked("persona_unknown", draw(rng, system=0), rng.choice(say.DESK[key]), (say.DONT_KNOW, f"{key} {card[key]}."))
+    key = rng.choice(list(say.DESK))
+    return ranked("persona_unknown", draw(rng, system=0), rng.choice(say.DESK[key]), (say.DONT_KNOW, f"{key} {STOCK_DESK[key]}."))
 
 
 def calculated(rng: random.Random) -> Preference:
@@ -165,7 +178,7 @@ def four(rng: random.Random) -> Preference:
     """A ranking: right, rambling, frank, wrong."""
     port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
     value = FACTS[port][attribute]
-    return ranked("ranking", draw(rng), say.ask(rng, port, attribute),
+    return ranked("ranking", draw(rng, about=port), say.ask(rng, port, attribute),
                   (f"{value}.", rambling(rng, port, attribute), say.DONT_KNOW, f"{other(rng, attribute, value)}."))
 
 
