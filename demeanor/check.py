@@ -266,7 +266,7 @@ def references(spec: StackSpec, where: str) -> list[Problem]:
                 problems.append(Problem(f"{here}.uses.{role}", unknown(ancestor, earlier, noun="earlier stage")))
             elif not earlier[ancestor]:
                 problems.append(Problem(f"{here}.uses.{role}", f"'{ancestor}' is a reward model; {kind} wants a policy here"))
-        earlier[stage.name] = module is None or bool(module.POLICY)
+        earlier.setdefault(stage.name, module is None or bool(module.POLICY))
     serve = spec.weights.serve
     if serve is not None and serve not in earlier:
         problems.append(Problem(f"{where}: weights.serve", unknown(serve, earlier, noun="stage")))

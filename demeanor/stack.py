@@ -270,7 +270,7 @@ def content_key(root: Path, source: str) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files; unchanged files are not read twice."""
+    """SHA-256 of a file's content, or of the names and contents of a folder's files; unchanged files are not read twice."""
     stamp = tuple((p.as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(path))
     return _hash_files(path, stamp)
 
@@ -289,6 +289,6 @@ def _hash_files(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
     total = hashlib.sha256()
     for name, _, _ in stamp:
         part = Path(name)
-        label = part.name if part == path else part.relative_to(path).as_posix()
+        label = "" if part == path else part.relative_to(path).as_posix()
         total.update(label.encode() + b"\0" + hashlib.sha256(part.read_bytes()).digest())
     return total.hexdigest()[:16]

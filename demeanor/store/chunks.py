@@ -12,6 +12,7 @@ from dataclasses import dataclass
 MAX_CHARACTERS = 1000
 HEADING = re.compile(r"#{1,6}\s+(.*?)\s*#*$")
 ITEM = re.compile(r"(?:[-*+]|\d{1,3}[.)])\s+")
+BULLET = re.compile(r"^[-*+]\s+")
 END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -46,7 +47,7 @@ def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
             level = line.index(" ") if " " in line else len(line)
             headings = {k: v for k, v in headings.items() if k < level} | {level: heading.group(1)}
         elif line:
-            lines.append(ITEM.sub("", line, count=1))
+            lines.append(BULLET.sub("", line))
 
 
 def _cut(body: str) -> list[str]:
