@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_training import OPTIM, Rounds, Seconds, Tiny, loss, outputs, quiet, rows
 
 from demeanor.data.trees import Tree, collate
 from demeanor.errors import CheckpointError, DemeanorError
@@ -20,7 +21,6 @@ from demeanor.train.gradient import Gradient, accumulate, mean_metrics
 from demeanor.train.loop import due, fit, measuring
 from demeanor.train.optimizer import learning_rate
 from demeanor.train.signals import Interrupted, stop_requests
-from tiny_training import OPTIM, Rounds, Seconds, Tiny, loss, outputs, quiet, rows
 
 
 def run(folder: Path, trees: Sequence[Tree], *, steps: int = 10, optim: Optim = OPTIM, **settings: Any) -> Tiny:
@@ -210,7 +210,25 @@ def test_bf16_autocast_reaches_the_model_but_never_the_objective() -> None:
     assert exact.item() == pytest.approx(rounded.item(), rel=0.02)
 
 
-# ---- resuming what is not ours, and stopping ----
+# ---- resuming, and stopping ----
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_stopped_and_resumed_with_either_optimiser_the_weights_are_the_same_bits(kind: str, tmp_path: Path) -> None:
+    trees, optim = rows(), OPTIM.model_copy(update={"kind": kind})
+    whole = run(tmp_path / "whole", trees, optim=optim)
+    calls = []
+
+    def pressed(found: Outputs, batch: TokenBatch) -> Loss:
+        calls.append(batch)
+        if len(calls) == 7:  # in the fourth step
+            signal.raise_signal(signal.SIGINT)
+        return loss(found, batch)
+
+    with pytest.raises(Interrupted, match="stopped after step 4 of 10"):
+        run(tmp_path / "cut", trees, optim=optim, loss=pressed)
+    resumed = run(tmp_path / "cut", trees, optim=optim, model=Tiny(seed=5))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
 
 
 def test_a_checkpoint_of_other_settings_or_rows_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The learning rate against its closed forms; which weights decay."""
+"""The learning rate against its closed forms; which weights decay; Muon's update against its definition."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,8 +10,7 @@ import torch
 from torch import nn
 
 from demeanor.spec import Optim
-from demeanor.train.optimizer import adamw, learning_rate
-import itertools
+from demeanor.train.optimizer import adamw, learning_rate, optimizer
 
 
 def curve(**settings: object) -> list[float]:
@@ -61,3 +61,48 @@ def test_only_matrices_decay_and_frozen_weights_are_left_alone() -> None:
     torch.testing.assert_close(after["0.weight"], before["0.weight"] * (1 - 0.5 * 0.1))  # a zero gradient leaves only the decay
     for name in ("0.bias", "1.weight", "1.bias", "2.weight", "2.bias"):
         assert torch.equal(after[name], before[name])
+
+
+class Layered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed_tokens, self.up, self.down, self.norm = nn.Embedding(9, 6), nn.Linear(6, 24, bias=False), nn.Linear(24, 6), nn.LayerNorm(6)
+
+
+def moved(model: nn.Module, optim: Optim) -> dict[str, torch.Tensor]:
+    """How far each weight goes in one step on a random gradient."""
+    draw = torch.Generator().manual_seed(1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=draw)
+    optimizer(model, optim).step()
+    return {name: before[name] - p.detach() for name, p in model.named_parameters()}
+
+
+def test_muon_moves_every_direction_of_a_hidden_matrix_about_equally_far() -> None:
+    """An orthogonal update times 0.2 sqrt(longer side): all singular values alike (Newton-Schulz leaves them in 0.7 to 1.2)."""
+    steps = moved(Layered(), Optim(kind="muon", lr=0.01))
+    for name in ("up.weight", "down.weight"):
+        singular = torch.linalg.svdvals(steps[name]) / (0.01 * 0.2 * 24**0.5)
+        assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
+    plain = torch.linalg.svdvals(moved(Layered(), Optim(lr=0.01))["up.weight"])
+    assert float(plain.max() / plain.min()) > 1.5  # AdamW's first step is a matrix of signs: far from orthogonal
+
+
+def test_under_muon_embeddings_and_vectors_move_as_under_adamw() -> None:
+    muon, adam = moved(Layered(), Optim(kind="muon", lr=0.01)), moved(Layered(), Optim(kind="adamw", lr=0.01))
+    for name in ("embed_tokens.weight", "down.bias", "norm.weight", "norm.bias"):
+        torch.testing.assert_close(muon[name], adam[name])
+
+
+def test_a_schedule_reaches_every_part_of_muon() -> None:
+    model = Layered()
+    still = optimizer(model, Optim(kind="muon", lr=0.01))
+    before = [p.clone() for p in model.parameters()]
+    for group in still.param_groups:
+        group["lr"] = 0.0
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    still.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))

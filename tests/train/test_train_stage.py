@@ -25,7 +25,7 @@ from demeanor.train.signals import Interrupted
 from demeanor.train.stage import pretrain, train_stage
 
 VOCABULARY, GOOD, BAD = 40, 5, 6
-BASE = Scratch(model=ModelShape(layers=2, width=32, heads=2, context=64), data=(Source(source="unused"),), tokens=3000, row_tokens=32,
+BASE = Scratch(model=ModelShape(layers=2, width=32, heads=2, context=64), data=(Source(source="unused"),), tokens=8000, row_tokens=32,
                batch_rows=8, optim=Optim(lr=0.01))
 
 
