@@ -6,6 +6,7 @@ interrupted goes on.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,11 +150,13 @@ def _names(data: Sequence[Source]) -> str:
 
 
 def _write_tokenizer(stack: Stack, tokenizer: Tokenizer, folder: Path) -> None:
-    """Put the tokenizer, with the stack's template as its chat template, beside the weights: any server renders as we do."""
+    """Put tokenizer, chat template and stop tokens beside the weights, so that any other server renders and stops as we do."""
     name = stack.spec.template
-    keep = name == "model"
-    template = None if keep else load_template(name, tokenizer, folder=None, root=stack.root)
+    template = load_template(name, tokenizer, folder=None, root=stack.root) if name != "model" else None
     tokenizer.save(folder, chat_template=template.jinja if template else None)
+    stops = sorted({tokenizer.eos_id, *(template.stop_tokens if template else ())})
+    config = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": tokenizer.eos_id}
+    (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _record(stack: Stack, name: str, data: Sequence[Source]) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
     serve = _verb(verbs, "serve", _serve, "serve the OpenAI-compatible API and the chat page")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000)
-    serve.add_argument("--api-key", action="append", default=[], metavar="KEY", help="require this key (repeatable); or DEMEANOR_API_KEYS=a,b")
+    serve.add_argument("--api-key", action="append", default=[], metavar="KEY",
+                       help="require this key (repeatable); or DEMEANOR_API_KEYS=a,b")
 
     evaluate = _verb(verbs, "eval", _eval, "run the suites over the ladder of layers on the same items")
     evaluate.add_argument("--variants", nargs="+", metavar="MODEL", help="these model ids, in ladder order, instead of the whole ladder")
