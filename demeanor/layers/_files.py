@@ -5,6 +5,7 @@ In: a path and a pydantic type. Out: the value, or Problems. It is what `check.p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -16,6 +17,25 @@ from pydantic_core import ErrorDetails
 from demeanor.errors import Problem, SpecError, unknown
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML in which `on`, `off`, `yes` and `no` are words, as in YAML 1.2, and a key written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return dict(super().construct_mapping(node, deep))
+
+
+BOOL = "tag:yaml.org,2002:bool"
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != BOOL] for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def read_text(path: Path) -> str:
@@ -31,7 +51,7 @@ def read_text(path: Path) -> str:
 def read_yaml(path: Path, schema: type[M]) -> M:
     """A YAML file as `schema`; raises SpecError with every mistake in it."""
     try:
-        raw = yaml.safe_load(read_text(path))
+        raw = yaml.load(read_text(path), Loader=Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -41,7 +61,9 @@ def read_yaml(path: Path, schema: type[M]) -> M:
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        raise SpecError(_problem(schema, e, path) for e in error.errors(include_url=False)) from None
+        found = error.errors(include_url=False)
+        inner = [e for e in found if not any(len(o["loc"]) > len(e["loc"]) and o["loc"][:len(e["loc"])] == e["loc"] for o in found)]
+        raise SpecError(_problem(schema, e, path) for e in inner) from None
 
 
 def problems_of(path: Path, schema: type[BaseModel]) -> list[Problem]:

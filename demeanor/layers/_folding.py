@@ -44,6 +44,10 @@ class Folded:
             return len(self.original) if at >= len(self.text) else at
         return self._origins[at]
 
+    def before(self, at: int) -> int:
+        """How much of the original is surely before the folded character `at`: a character that folds to several is not split."""
+        return min(self.origin(at), self.origin(at - 1) + 1) if at else 0
+
     def span(self, start: int, end: int) -> tuple[int, int]:
         """A folded span (not empty) as a span of the original."""
         return self.origin(start), self.origin(end - 1) + 1

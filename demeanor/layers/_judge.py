@@ -77,7 +77,7 @@ class Judge:
                 return [], rule
             if rule.hold != "stream":
                 settled = min(settled, here)
-        return self._release(len(self._folded.original) if final else self._folded.origin(settled)), None
+        return self._release(len(self._folded.original) if final else self._folded.before(settled)), None
 
     def _horizon(self, rule: Rule) -> int:
         """Up to where matches of this rule begin that show in full; a streamed answer is judged as far as it goes."""

@@ -71,11 +71,16 @@ class Ledger:
 class Ledgers:
     """Everybody's ledgers under one set of limits; None is no limit. Safe to use from several threads."""
 
-    def __init__(self, requests: int | None, tokens: int | None, in_progress: int | None) -> None:
+    def __init__(self, requests: int | None, tokens: int | None, in_progress: int | None, sweep_users: int = SWEEP_USERS) -> None:
         self._max_requests, self._max_tokens, self._max_in_progress = requests, tokens, in_progress
         self._users: dict[str, Ledger] = {}
-        self._sweep_at, self._in_progress = SWEEP_USERS, 0
+        self._sweep_users = self._sweep_at = sweep_users
+        self._in_progress = 0
         self._lock = threading.Lock()
+
+    @property
+    def num_users(self) -> int:
+        return len(self._users)
 
     def reserve(self, user: str, tokens: int, now: float) -> Settle:
         """Count a request and set its tokens aside, or raise Full; checked and counted in one step."""
@@ -119,7 +124,7 @@ class Ledgers:
             for ledger in self._users.values():
                 ledger.expire(now)
             self._users = {name: ledger for name, ledger in self._users.items() if not ledger.idle}
-            self._sweep_at = max(SWEEP_USERS, 2 * len(self._users))
+            self._sweep_at = max(self._sweep_users, 2 * len(self._users))
         ledger = self._users.setdefault(user, Ledger())
         ledger.expire(now)
         return ledger

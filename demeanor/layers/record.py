@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pydantic import Field
 
 from demeanor import registry
-from demeanor.layers._kit import Kit
+from demeanor.layers._kit import Kit, Record
 from demeanor.layers._timed import timed
 from demeanor.types import Done, Event, Respond, Turn
 
@@ -25,8 +25,11 @@ class Spec(registry.Spec):
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
-    """Record every turn that passes."""
-    store = kit.open_store(spec.database)
+    """Record every turn that passes; all variants that share `kit.shared` share one store."""
+    opened = ("record", spec.database)
+    if opened not in kit.shared:
+        kit.shared[opened] = kit.open_store(spec.database)
+    store: Record = kit.shared[opened]
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
         started, events, stored = kit.now(), list[Event](), False

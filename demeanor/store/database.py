@@ -174,7 +174,7 @@ class Database:
 
 def digest(key: str) -> str:
     """The lowercase hexadecimal SHA-256 of a key."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -1,6 +1,6 @@
 """Exact arithmetic: + - * / // % ** and brackets over whole and decimal numbers.
 
-In: an expression as text. Out: the value, exact where it has an end (10 / 4 is 2.5), else to 10 significant digits.
+In: an expression as text. Out: the value, exact where it has an end (10 / 4 is 2.5), else to 10 significant digits and at least 2 decimals.
 Parsed by Python's own grammar, of which only arithmetic is let through; nothing is ever evaluated as code. Everything is bounded:
 length, depth, exponents and the size of every intermediate number.
 """
@@ -98,13 +98,13 @@ def _bits(number: Fraction) -> int:
 
 
 def shown(number: Fraction) -> str:
-    """A number as a person writes it: whole, or with all its decimals if they end soon, or rounded to 10 significant digits."""
+    """A number as a person writes it: whole, or with all its decimals if they end soon, or rounded as said above."""
     if number.denominator == 1:
         return str(number.numerator)
     sign, number = "-" if number < 0 else "", abs(number)
     decimals = _decimals(number.denominator)
     if decimals is None or decimals > EXACT_DIGITS:
-        decimals = max(0, DIGITS - _magnitude(number))
+        decimals = max(2, DIGITS - _magnitude(number))
     scaled = str(round(number * 10 ** decimals)).rjust(decimals + 1, "0")
     text = f"{scaled[:-decimals]}.{scaled[-decimals:]}".rstrip("0").rstrip(".") if decimals else scaled
     return f"{sign}{text}"

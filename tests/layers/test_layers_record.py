@@ -1,0 +1,120 @@
+"""The record layer: a turn is acknowledged when it is stored, and what broke off is stored too. The clock of a layer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import pytest
+from fake_layers import NOON, Clock, ask, events_of, kit, only, says
+
+from demeanor.errors import RequestError
+from demeanor.layers import record
+from demeanor.layers._timed import timed
+from demeanor.types import Done, Event, Respond, Text, Timing, Turn
+
+
+class Store:
+    """Remembers what it was given, and whether it was durable yet when somebody looked."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Turn, list[Event], datetime, datetime]] = []
+        self.durable = 0
+
+    async def __call__(self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime) -> None:
+        self.rows.append((turn, list(events), started, finished))
+        await asyncio.sleep(0.001)
+        self.durable += 1
+
+
+def wrap(inner: Respond, store: Any) -> Respond:
+    return record.wrap(record.Spec(), inner, kit(open_store=lambda url: store))
+
+
+async def test_done_is_passed_on_only_when_the_turn_is_durable() -> None:
+    store = Store()
+    async for event in wrap(says("It leaves ", "at 9."), store)(ask()):
+        assert store.durable == isinstance(event, Done | Timing)
+    assert store.rows == [(ask(), [e async for e in says("It leaves ", "at 9.")(ask())], NOON, NOON)]
+
+
+async def test_a_turn_that_cannot_be_stored_is_not_acknowledged() -> None:
+    async def broken(*given: Any) -> None:
+        raise OSError("disk full")
+
+    seen = []
+
+    async def read() -> None:
+        async for event in wrap(says("9."), broken)(ask()):
+            seen.append(event)
+
+    with pytest.raises(OSError, match="disk full"):
+        await read()
+    assert seen
+    assert not only(seen, Done)
+
+
+@pytest.mark.parametrize("how", ["left", "cancelled", "failed"])
+async def test_a_turn_that_breaks_off_is_stored_as_far_as_it_came(how: str) -> None:
+    async def inner(turn: Turn) -> AsyncIterator[Event]:
+        yield Text("It lea")
+        if how == "failed":
+            raise KeyError("engine")
+        await asyncio.sleep(60)
+
+    store = Store()
+    events = wrap(inner, store)(ask())
+    assert await anext(events) == Text("It lea")
+    if how == "left":
+        await events.aclose()       # type: ignore[attr-defined]
+    else:
+        task = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises((KeyError, asyncio.CancelledError)):
+            await task
+    assert [row[1] for row in store.rows] == [[Text("It lea")]]
+
+
+async def test_a_request_refused_before_its_first_event_leaves_no_record() -> None:
+    async def refuses(turn: Turn) -> AsyncIterator[Event]:
+        raise RequestError("too many", status=429)
+        yield
+
+    store = Store()
+    with pytest.raises(RequestError):
+        await events_of(wrap(refuses, store))
+    assert store.rows == []
+
+
+async def test_variants_share_one_store() -> None:
+    opened = []
+    shared = kit(open_store=lambda url: opened.append(url) or Store())
+    for _ in range(3):
+        record.wrap(record.Spec(database="sqlite:///a.db"), says("x"), shared)
+    assert opened == ["sqlite:///a.db"]
+
+
+async def test_a_layers_milliseconds_are_its_own() -> None:
+    clock = Clock()
+
+    async def inner(turn: Turn) -> AsyncIterator[Event]:
+        clock.now_s += 100
+        yield Text("a")
+        clock.now_s += 100
+        yield Done("stop")
+
+    async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
+        clock.now_s += 0.001
+        async for event in inner(turn):
+            clock.now_s += 0.010
+            yield event
+            clock.now_s += 0.002
+
+    own_ms = None
+    async for event in timed("mine", body, inner, clock)(ask()):
+        clock.now_s += 1000             # whoever reads takes his time
+        own_ms = event.ms if isinstance(event, Timing) else own_ms
+    assert own_ms == pytest.approx(1 + 10 + 2 + 10)     # up to Done

@@ -1,0 +1,99 @@
+"""Retrieval: passages come before the question without any authority, and citations point at what stands in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_layers import ask, events_of, kit, only, says, script
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demeanor.layers import retrieval
+from demeanor.layers._cite import WORD, citations
+from demeanor.types import Citation, Done, Message, Passage, Respond, Trust, Turn
+
+FERRY = Passage("today.md#1", "Ferries today: Corkel 9. Jorpel 17.", 4.2, "today.md")
+BERTH = Passage("berths.md#2", "The Sella lies at berth 4.", 0.5, "berths.md")
+
+
+def wrap(inner: Respond, found: list[Passage], asked: list[tuple[str, int]] | None = None, **settings: float) -> Respond:
+    def open_index(folder: Path):  # type: ignore[no-untyped-def]
+        assert folder == Path("stack/notices")
+
+        def search(query: str, k: int) -> list[Passage]:
+            (asked if asked is not None else []).append((query, k))
+            return found[:k]
+        return search
+
+    return retrieval.wrap(retrieval.Spec(index="notices", **settings), inner, kit(Path("stack"), open_index=open_index))
+
+
+async def test_passages_stand_right_before_the_last_question_and_have_no_authority() -> None:
+    seen: list[Turn] = []
+    turn = Turn((Message("system", "Be brief."), Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "When to Corkel?")),
+                ask().decoding)
+    asked: list[tuple[str, int]] = []
+    events = await events_of(wrap(script([Done("stop")], seen=seen), [FERRY, BERTH], asked, top_k=2), turn)
+    assert asked == [("When to Corkel?", 2)]
+    assert [m.role for m in seen[0].messages] == ["system", "user", "assistant", "data", "data", "user"]
+    data = seen[0].messages[3]
+    assert (data.content, data.name, data.authority) == (FERRY.text, "today.md#1", Trust.NONE)
+    assert events[:2] == [FERRY, BERTH]
+
+
+async def test_in_a_tool_round_the_passages_still_stand_before_the_question() -> None:
+    seen: list[Turn] = []
+    turn = Turn((Message("user", "When?"), Message("assistant", ""), Message("tool", "444")), ask().decoding)
+    await events_of(wrap(script([Done("stop")], seen=seen), [FERRY]), turn)
+    assert [m.role for m in seen[0].messages] == ["data", "user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize("found", [[], [BERTH]])
+async def test_nothing_found_nothing_inserted(found: list[Passage]) -> None:
+    seen: list[Turn] = []
+    events = await events_of(wrap(script([Done("stop")], seen=seen), found, min_score=1.0))
+    assert seen == [ask()]
+    assert not only(events, Passage)
+
+
+async def test_without_a_question_nothing_is_searched() -> None:
+    asked: list[tuple[str, int]] = []
+    turn = Turn((Message("system", "Be brief."),), ask().decoding)
+    await events_of(wrap(says("ok"), [FERRY], asked), turn)
+    assert asked == []
+
+
+async def test_an_answer_in_pieces_is_cited_as_one_before_done() -> None:
+    events = await events_of(wrap(says("The ferry to Jor", "pel 1", "7."), [FERRY]))
+    assert only(events, Citation) == [Citation(13, 22, "today.md#1")]
+    assert isinstance(events[-1], Done)
+
+
+@pytest.mark.parametrize(("answer", "cited"), [
+    ("9.", ["9"]), ("Corkel.", ["Corkel"]), ("Corkel 9", ["Corkel 9"]), ("Corkel leaves at 9.", ["9"]), ("It is Corkel, at 9.", ["Corkel", "9"]),
+    ("The ferry leaves at 12.", []), ("I do not know.", []), ("The boat.", []), ("", []), ("lies at", []), ("the sella lies at the pier", ["the sella lies at"]), ("the sella lies low", []),
+    ("it lies at berth 4", ["lies at berth 4"]), ("Ask the Sella", ["the Sella"]), ("today corkel", []), ("19", []), ("9:30", []),
+])
+def test_numbers_names_and_four_words_in_a_row_are_cited(answer: str, cited: list[str]) -> None:
+    assert [answer[start:end] for start, end, _ in citations(answer, [FERRY, BERTH])] == cited
+
+
+def test_the_better_passage_wins_a_tie_and_the_longer_run_wins_the_better_passage() -> None:
+    a, b = Passage("a", "Corkel 9", 2.0, "a"), Passage("b", "Corkel 9 today", 1.0, "b")
+    assert [p for *_, p in citations("Corkel 9", [a, b])] == ["a"]
+    assert [p for *_, p in citations("Corkel 9 today", [a, b])] == ["b"]
+
+
+texts = st.lists(st.sampled_from(["Corkel", "9", "the", "ferry", "Leaves", "at"]), max_size=10).map(" ".join)
+
+
+@given(texts, st.lists(texts, max_size=3))
+def test_every_citation_stands_word_for_word_in_its_passage(answer: str, bodies: list[str]) -> None:
+    passages = [Passage(str(i), body, 1.0, "") for i, body in enumerate(bodies)]
+    at = 0
+    for start, end, id_ in citations(answer, passages):
+        assert at <= start < end <= len(answer)
+        words, source = ([w.casefold() for w in WORD.findall(t)] for t in (answer[start:end], bodies[int(id_)]))
+        assert any(source[i:i + len(words)] == words for i in range(len(source)))
+        at = end
