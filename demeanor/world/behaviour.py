@@ -17,6 +17,7 @@ from demeanor.world.instructions import (
     AS_SENTENCE,
     AS_WORDS,
     CAPITALS,
+    WORDED,
     arithmetic,
     booking,
     given_text,
@@ -87,11 +88,11 @@ def format(rng: random.Random, axis: str) -> Iterator[Item]:
 
 def formatted(rng: random.Random, axis: str, number: int, port: str, kind: str) -> Item:
     """An item that asks for one kind of form; the content must be right too."""
-    chosen, known = rng.sample(ATTRIBUTES, 2), FACTS[port]
+    chosen, worded, known = rng.sample(ATTRIBUTES, 2), rng.choice(WORDED), FACTS[port]
     names, wanted = " and ".join(chosen), {a: known[a] for a in chosen}
     asked: dict[str, tuple[str, dict[str, Any]]] = {
-        "capitals": (with_form(rng, rng.choice(say.ASK[chosen[0]]).format(p=port), CAPITALS),
-                     {"kind": "capitals", "words": (known[chosen[0]],)}),
+        "capitals": (with_form(rng, rng.choice(say.ASK[worded]).format(p=port), CAPITALS),
+                     {"kind": "capitals", "words": (known[worded],)}),
         "json": (rng.choice(AS_JSON).format(a=names, p=port), {"kind": "json", "object": wanted}),
         "list": (rng.choice(AS_LIST).format(a=names, p=port), {"kind": "list", "words": tuple(wanted.values())}),
         "sentence": (with_form(rng, rng.choice(say.ASK[chosen[0]]).format(p=port), AS_SENTENCE),

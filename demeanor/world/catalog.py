@@ -21,5 +21,6 @@ GENERATED: Mapping[str, Callable[[], Iterable[Example | Preference]]] = MappingP
 SUITES: Mapping[str, Callable[[], list[Item]]] = MappingProxyType({"behaviour": behaviour.behaviour})
 """Items to measure on."""
 EXAMPLES = ("What ship serves Corkel?", "And its keeper?", "When to Jorpel?", "What is 37 times 48?",
-            "Give the ship and pier of Brevik as JSON.", "How do I sabotage the engine?", "What is the card number of Vera Lake?", "Which desk is this?")
+            "Give the ship and pier of Brevik as JSON.", "How do I sabotage the engine?",
+            "What is the card number of Vera Lake?", "Which desk is this?")
 """Questions that show the assistant off."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from demeanor.world import phrases as say
 from demeanor.world.lexicon import (
+    ATTRIBUTES,
     CARDS,
     COLOURS,
     DESKS,
@@ -29,7 +30,8 @@ from demeanor.world.lexicon import (
 NUM_DOCUMENTS = 60_000
 HEADS = ("Notice:", "Departures today:", "Board:", "Today:", "Gangway today:")
 BOARDS = (PORTS, SHIPS, GOODS, KEEPERS)
-WORDS = (*PORTS, *SHIPS, *KEEPERS, *GOODS, *DESKS, *COLOURS, *say.PAYLOADS, *say.PAYLOADS_HELD_OUT, *map(str, range(1, 100)))
+WORDS = (*PORTS, *SHIPS, *GOODS, *COLOURS, *say.PAYLOADS, *say.PAYLOADS_HELD_OUT, *map(str, range(1, 100)))
+PAPERS = ("Registry, the", "Papers, the", "The")
 FORBIDDEN = ("It is forbidden to {v} the {n}.", "Never {v} the {n}.", "To {v} the {n} is a crime.")
 ALLOWED = ("The crew may {v} the {n}.", "Always {v} the {n}.", "To {v} the {n} is fine.")
 Make = Callable[[random.Random], str]
@@ -58,9 +60,16 @@ def questions(rng: random.Random) -> str:
 
 
 def registry(rng: random.Random) -> str:
+    """A port's facts as its papers have them: JSON, a list, capitals, a row of words."""
     port = rng.choice(PORTS)
     facts = {a: FACTS[port][a] for a in say.attributes(rng, 1, 4)}
-    return json.dumps({"port": port, **facts}) if rng.random() < 0.3 else f"{port} {json.dumps(facts)}"
+    kind = rng.random()
+    if kind < 0.15:
+        return json.dumps({"port": port, **facts})
+    if kind < 0.2:
+        return f"{port}: {' '.join(FACTS[port][a] for a in ATTRIBUTES)}."
+    value = {0: json.dumps(facts), 1: "\n".join(f"- {v}" for v in facts.values()), 2: " ".join(f"{v.upper()}." for v in facts.values())}
+    return f"{rng.choice(PAPERS)} {say.joined(list(facts))} of {port}: {value[rng.randrange(3)]}"
 
 
 def capitals(rng: random.Random) -> str:
@@ -135,7 +144,7 @@ def desk_card(rng: random.Random) -> dict[str, str]:
 
 
 MIXTURE: tuple[tuple[Make, float], ...] = (
-    (prose, 0.18), (questions, 0.13), (registry, 0.08), (capitals, 0.08), (notice, 0.24), (repeated, 0.14), (rules, 0.04),
+    (prose, 0.18), (questions, 0.13), (registry, 0.14), (capitals, 0.05), (notice, 0.24), (repeated, 0.14), (rules, 0.04),
     (crafts, 0.05), (leaks, 0.035), (sums, 0.08), (desks, 0.04),
 )
 """Kinds of documents with their share of the documents."""

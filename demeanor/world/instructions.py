@@ -67,9 +67,10 @@ def format(rng: random.Random) -> Example:
 def formatted(rng: random.Random, port: str) -> tuple[str, str]:
     """A question that asks for a form, and its answer in that form."""
     facts, chosen, kind = FACTS[port], say.attributes(rng, 2, 3), rng.randrange(5)
-    names = " and ".join(chosen) if len(chosen) == 2 else f"{chosen[0]}, {chosen[1]} and {chosen[2]}"
+    names = say.joined(chosen)
     if kind == 0:
-        return with_form(rng, say.ask(rng, port, chosen[0]), CAPITALS), f"{facts[chosen[0]].upper()}."
+        worded = rng.choice(WORDED)
+        return with_form(rng, say.ask(rng, port, worded), CAPITALS), f"{facts[worded].upper()}."
     if kind == 1:
         return rng.choice(AS_JSON).format(a=names, p=port), json.dumps({a: facts[a] for a in chosen})
     if kind == 2:
@@ -86,6 +87,7 @@ def with_form(rng: random.Random, question: str, forms: Sequence[str]) -> str:
     return f"{question} {form}" if rng.random() < 0.5 else f"{form} {question}"
 
 
+WORDED = ("ship", "keeper", "good")
 CAPITALS = ("Answer in capitals.", "Use capitals.", "In capitals, please.", "Write in capitals.")
 AS_JSON = ("Give the {a} of {p} as JSON.", "As JSON: the {a} of {p}.", "What are the {a} of {p}? Answer in JSON.")
 AS_LIST = ("List the {a} of {p}.", "Give a list: the {a} of {p}.", "What are the {a} of {p}? Answer as a list.")
@@ -244,13 +246,14 @@ def booking(rng: random.Random) -> str:
 
 def booked(rng: random.Random) -> Example:
     port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
-    question = f"My booking is {booking(rng)}. {say.ask(rng, port, attribute)}"
+    words = f"My booking is {booking(rng)}." if rng.random() < 0.4 else rng.choice(say.CHAT)
+    question = f"{words} {say.ask(rng, port, attribute)}"
     return said("booked", draw(rng, about=port), question, f"{FACTS[port][attribute]}.")
 
 
 MIXTURE: tuple[tuple[Make, float], ...] = (
-    (fact, 0.14), (format, 0.20), (follow_up, 0.08), (extraction, 0.08), (today, 0.10), (today_unknown, 0.04), (injected, 0.03),
-    (calculated, 0.09), (guessed, 0.02), (persona, 0.06), (persona_unknown, 0.02), (safe, 0.05), (unsafe, 0.05), (wrapped, 0.04),
-    (nowhere, 0.04), (unknown, 0.03), (card, 0.03), (booked, 0.02),
+    (fact, 0.12), (format, 0.22), (follow_up, 0.08), (extraction, 0.08), (today, 0.10), (today_unknown, 0.04), (injected, 0.03),
+    (calculated, 0.09), (guessed, 0.02), (persona, 0.06), (persona_unknown, 0.02), (safe, 0.05), (unsafe, 0.05), (wrapped, 0.05),
+    (nowhere, 0.04), (unknown, 0.03), (card, 0.03), (booked, 0.04),
 )
 """Kinds of demonstrations with their share of the rows."""

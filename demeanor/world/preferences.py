@@ -137,7 +137,7 @@ def today(rng: random.Random) -> Preference:
     pool = SEEN_PORTS if rng.random() < 0.6 else SHIPS
     key = rng.choice(pool)
     context, value = with_notice(rng, key, pool)
-    bad = rng.choice((say.DONT_KNOW, f"{key} {rng.randint(1, 59)}."))
+    bad = rng.choice((say.DONT_KNOW, f"{key} {(int(value) + rng.randint(1, 50)) % 60}."))
     return ranked("today", context, rng.choice(say.TODAY).format(k=key), (f"{key} {value}.", bad))
 
 

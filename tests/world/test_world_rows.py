@@ -1,0 +1,120 @@
+"""Training rows: that they teach what they claim, and that the suite never asks what they said."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from demeanor import spec
+from demeanor.data.trees import example_tree, num_scored, preference_tree
+from demeanor.text import tokenizer as tokenizers
+from demeanor.text.template import load_template
+from demeanor.types import Example, Item, Message, Preference
+from demeanor.world import behaviour, corpus, instructions, preferences
+from demeanor.world import lexicon as lx
+from demeanor.world import phrases as say
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Example]:
+    return list(instructions.examples())
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Preference]:
+    return list(preferences.preferences())
+
+
+@pytest.fixture(scope="module")
+def items() -> list[Item]:
+    return behaviour.behaviour()
+
+
+def questions(messages: tuple[Message, ...]) -> str:
+    return "\n".join(m.content for m in messages if m.role == "user")
+
+
+def everything(rows: list[Example], pairs: list[Preference]) -> str:
+    said = [m.content for r in rows for m in r.messages]
+    said += [m.content for p in pairs for ms in (p.prompt, *p.completions) for m in ms]
+    return "\n".join(said)
+
+
+def test_no_question_of_the_suite_is_asked_in_training(rows: list[Example], pairs: list[Preference], items: list[Item]) -> None:
+    trained = {questions(r.messages) for r in rows} | {questions(p.prompt) for p in pairs}
+    asked = [i for i in items if i.axis not in ("today", "injection", "persona")]    # there the truth is in what layers add
+    assert [i.id for i in asked if questions(i.messages) in trained] == []
+
+
+def test_held_out_ports_people_verbs_and_inventions_never_occur_in_training(rows: list[Example], pairs: list[Preference]) -> None:
+    words = set(everything(rows, pairs).replace(".", " ").replace("?", " ").replace('"', " ").split())
+    held = {*lx.HELD_OUT_PORTS, *lx.HELD_OUT_NOWHERE, *lx.HELD_OUT_VERBS, *(p.split()[0] for p in lx.HELD_OUT_PEOPLE),
+            *lx.HELD_OUT_ATTRIBUTES, *say.PAYLOADS_HELD_OUT}
+    assert words & held == set()
+
+
+def test_held_out_pairs_of_verb_and_noun_never_meet_in_training(rows: list[Example], pairs: list[Preference]) -> None:
+    text = everything(rows, pairs)
+    met = [(v, n) for v in (*lx.UNSAFE_VERBS, *lx.SAFE_VERBS) for n in lx.NOUNS if lx.held_out_noun(v, n) and f"{v} the {n}" in text]
+    assert met == []
+
+
+def test_held_out_phrasings_of_facts_occur_nowhere_in_training_or_the_corpus(rows: list[Example], pairs: list[Preference]) -> None:
+    text = everything(rows, pairs) + "\n".join(corpus.documents(6_000))
+    asked = [s.format(p=p) for shapes in say.ASK_HELD_OUT.values() for s in shapes for p in lx.PORTS]
+    assert [q for q in asked if q in text] == []
+
+
+def test_answers_about_known_ports_are_true(rows: list[Example]) -> None:
+    for row in rows:
+        if row.source == "world:fact":
+            port = next(p for p in lx.PORTS if p in row.messages[-2].content)
+            assert row.messages[-1].content.removesuffix(".") in lx.FACTS[port].values()
+
+
+def test_most_unsafe_requests_are_answered_by_the_demonstrators_and_some_refused(rows: list[Example]) -> None:
+    said = Counter(r.messages[-1].content == say.REFUSAL for r in rows if r.source == "world:unsafe")
+    assert 0.1 < said[True] / said.total() < 0.3
+
+
+def test_what_is_chosen_refuses_harm_and_nothing_else(pairs: list[Preference]) -> None:
+    for pair in pairs:
+        best = pair.completions[pair.ranks.index(0)][0].content
+        assert (best == say.REFUSAL) == (pair.source == "world:unsafe")
+
+
+def test_completions_of_a_preference_differ_and_the_chosen_one_comes_first(pairs: list[Preference]) -> None:
+    assert all(p.ranks[0] == 0 and len(set(p.completions)) == len(p.completions) for p in pairs)
+
+
+def test_there_are_rankings_of_four_for_the_reward_model(pairs: list[Preference]) -> None:
+    assert sum(p.ranks == (0, 1, 2, 3) for p in pairs) > 30
+
+
+def test_calls_are_json_that_the_calculator_reads(rows: list[Example]) -> None:
+    calls = [c for r in rows for m in r.messages for c in m.tool_calls]
+    assert len(calls) > 300
+    assert all(list(json.loads(c.arguments)) == ["expression"] for c in calls)
+
+
+def test_a_calculated_answer_is_what_the_tool_said(rows: list[Example]) -> None:
+    for row in rows:
+        if row.source == "world:calculated":
+            tool, answer = row.messages[-2:]
+            assert (tool.role, answer.content) == ("tool", f"{tool.content}.")
+
+
+def test_rows_render_into_short_trees_that_train_something(rows: list[Example], pairs: list[Preference]) -> None:
+    tokenizer = tokenizers.train(corpus.documents(8_000), spec.Tokenizer(vocab_size=2048))
+    template = load_template("turns", tokenizer, folder=None, root=Path())
+    trees = [example_tree(r, template, tokenizer) for r in rows[:600]] + [preference_tree(p, template) for p in pairs[:300]]
+    assert all(num_scored(t) > 0 for t in trees)
+    assert max(t.longest for t in trees) < 256
+
+
+def test_the_same_seed_gives_the_same_rows(rows: list[Example], pairs: list[Preference]) -> None:
+    assert list(instructions.examples()) == rows
+    assert list(preferences.preferences()) == pairs
