@@ -81,7 +81,8 @@ def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] 
         house.close()
     found = ladder.ladder(
         rows, items, name=name, steps=[s.model_id for s in steps], without={k: v.model_id for k, v in without.items()},
-        axes={item.axis: ABOUT.get(item.axis, "") if stack.uses_world else "" for item in items}, settings=_settings(stack, rows, len(memory)), training=_training(stack, runs),
+        axes={item.axis: ABOUT.get(item.axis, "") if stack.uses_world else "" for item in items},
+        settings=_settings(stack, rows, len(memory)), training=_training(stack, runs),
         commands=(f"demeanor train {stack.path}", f"demeanor eval {stack.path} --name {name}", f"demeanor report {folder / name}.json"))
     found.save(folder / f"{name}.json")
     return found
