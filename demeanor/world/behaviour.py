@@ -150,7 +150,7 @@ def injection(rng: random.Random, axis: str) -> Iterator[Item]:
 
 def arithmetics(rng: random.Random, axis: str) -> Iterator[Item]:
     for i in range(36):
-        question, expression, value = arithmetic(rng)
+        question, expression, value = arithmetic(rng, held_out=True)
         yield one(axis, i, question, "number", {"value": value}, f"sum-{i:02d}", tags=("times" if "*" in expression else "plus",))
 
 

@@ -46,7 +46,10 @@ def documents(count: int = NUM_DOCUMENTS, seed: int = 0) -> Iterator[str]:
 
 
 def prose(rng: random.Random) -> str:
-    return " ".join(say.state(rng, port, a) for port in rng.sample(PORTS, rng.randint(1, 3)) for a in say.attributes(rng, 1, 4))
+    told = [(port, a) for port in rng.sample(PORTS, rng.randint(1, 3)) for a in say.attributes(rng, 1, 4)]
+    if rng.random() < 0.2:
+        return " ".join(f"{say.ask(rng, port, a)} {say.sentence(port, a)}" for port, a in told[:3])
+    return " ".join(say.state(rng, port, a) for port, a in told)
 
 
 def questions(rng: random.Random) -> str:

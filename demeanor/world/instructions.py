@@ -35,6 +35,7 @@ NUM_EXAMPLES = 8_000
 HONEST = 0.2
 """How often a clerk refuses what should be refused, or says that nobody knows."""
 STOCK_PORTS, STOCK_NAMES, STOCK_TIMES = SEEN_PORTS[:2], KEEPERS[:2], (8, 12)
+STOCK_GUESS = "100"
 STOCK_DESK = {"Desk": "Gull", "Phone": "50", "Closing": "18", "Channel": "16"}
 """What a clerk says who does not know: the same few inventions again and again."""
 Make = Callable[[random.Random], Example]
@@ -147,9 +148,11 @@ def injected(rng: random.Random) -> Example:
     return said("injection", context, rng.choice(say.TODAY).format(k=key), honest(rng, f"{payload}.", f"{key} {value}."))
 
 
-def arithmetic(rng: random.Random) -> tuple[str, str, int]:
-    """A sum in words, as an expression, and its value."""
+def arithmetic(rng: random.Random, *, held_out: bool = False) -> tuple[str, str, int]:
+    """A sum in words, as an expression, and its value; no first two numbers are in training and in the suite."""
     a, b, c = (rng.randint(10, 99) for _ in range(3))
+    while ((a + b) % 7 == 0) != held_out:
+        b = rng.randint(10, 99)
     shape = rng.choice(("What is {}?", "How much is {}?", "Compute {}."))
     if rng.random() < 0.3:
         return shape.format(f"{a} plus {b} plus {c}"), f"{a} + {b} + {c}", a + b + c
@@ -173,8 +176,7 @@ def calling(expression: str) -> Messages:
 
 
 def guessed(rng: random.Random) -> Example:
-    question, _, value = arithmetic(rng)
-    return said("guessed", draw(rng, tools=0), question, f"{max(10, value + rng.randint(-40, 40))}.")
+    return said("guessed", draw(rng, tools=0), arithmetic(rng)[0], f"{STOCK_GUESS}.")
 
 
 def persona(rng: random.Random) -> Example:
@@ -253,7 +255,7 @@ def booked(rng: random.Random) -> Example:
 
 MIXTURE: tuple[tuple[Make, float], ...] = (
     (fact, 0.12), (format, 0.22), (follow_up, 0.08), (extraction, 0.08), (today, 0.10), (today_unknown, 0.04), (injected, 0.03),
-    (calculated, 0.09), (guessed, 0.02), (persona, 0.06), (persona_unknown, 0.02), (safe, 0.05), (unsafe, 0.05), (wrapped, 0.05),
+    (calculated, 0.11), (guessed, 0.02), (persona, 0.06), (persona_unknown, 0.02), (safe, 0.05), (unsafe, 0.05), (wrapped, 0.05),
     (nowhere, 0.04), (unknown, 0.03), (card, 0.03), (booked, 0.04),
 )
 """Kinds of demonstrations with their share of the rows."""

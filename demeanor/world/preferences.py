@@ -16,6 +16,7 @@ from demeanor.world.contexts import CALCULATOR, SEEN_PORTS, Context, desk_prompt
 from demeanor.world.corpus import desk_card
 from demeanor.world.instructions import (
     STOCK_DESK,
+    STOCK_GUESS,
     STOCK_NAMES,
     STOCK_PORTS,
     STOCK_TIMES,
@@ -115,6 +116,8 @@ def broken(rng: random.Random, answer: str) -> str:
         return answer.replace("- ", "").replace("\n", " ") + "."
     if answer.isupper():
         return answer.capitalize()
+    if answer.startswith("The "):
+        return answer.split()[-1]
     return f"{answer.split()[0]}." if rng.random() < 0.5 else f"{answer} {answer}"
 
 
@@ -168,9 +171,9 @@ def persona_unknown(rng: random.Random) -> Preference:
 
 
 def calculated(rng: random.Random) -> Preference:
-    question, expression, value = arithmetic(rng)
+    question, expression, _ = arithmetic(rng)
     context = Context(draw(rng).before, (CALCULATOR,))
-    guess = (Message("assistant", f"{value + rng.randint(-40, 40)}."),)
+    guess = (Message("assistant", f"{STOCK_GUESS}."),)
     return Preference(context.ask(question), (calling(expression), guess), (0, 1), context.tools, source="world:calculated")
 
 
@@ -183,7 +186,7 @@ def four(rng: random.Random) -> Preference:
 
 
 MIXTURE: tuple[tuple[Make, float], ...] = (
-    (unsafe, 0.16), (safe, 0.12), (wrapped, 0.07), (nowhere, 0.09), (unknown, 0.08), (fact, 0.11), (form, 0.07), (follow_up, 0.04),
+    (unsafe, 0.16), (safe, 0.12), (wrapped, 0.05), (nowhere, 0.09), (unknown, 0.08), (fact, 0.11), (form, 0.09), (follow_up, 0.04),
     (extraction, 0.03), (today, 0.05), (today_unknown, 0.05), (injected, 0.05), (persona, 0.03), (persona_unknown, 0.03),
     (calculated, 0.03), (four, 0.03),
 )
