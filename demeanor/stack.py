@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +49,8 @@ class Stack:
     layers: tuple[Layer, ...]
     serve: str
     model_id: str
+    keys: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Stage keys as first computed: a file edited while a stage trains does not change what is being trained."""
 
     # ---- lineage ----
 
@@ -98,6 +100,11 @@ class Stack:
 
     def stage_key(self, name: str) -> str:
         """Hash of everything that determines the weights of `name`: settings, data content, ancestors; labels do not count."""
+        if name not in self.keys:
+            self.keys[name] = self._stage_key(name)
+        return self.keys[name]
+
+    def _stage_key(self, name: str) -> str:
         if name == "base":
             base = self.spec.weights.base
             if isinstance(base, Import):
