@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,6 +39,8 @@ from demeanor.world import catalog
 from demeanor.world.axes import ABOUT
 
 CONCURRENCY = 48
+WIDTH = 130
+"""Columns of the table where the output is not a terminal."""
 
 
 def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
@@ -134,7 +137,7 @@ def show(result: Result, folder: Path, *, page: Path | None = None) -> Path:
     target = page or folder / f"{result.name}.html"
     _write(target, pages.page(shape))
     _write(target.with_suffix(".md"), markdown.markdown(shape))
-    terminal.show(shape, Console(highlight=False))
+    terminal.show(shape, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
     print(f"\npage: {target}")
     return target
 

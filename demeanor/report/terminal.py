@@ -31,7 +31,7 @@ def show(result: Result, console: Console) -> None:
 
 def _ladder(result: Result) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), title="\nshare right, %", title_justify="left", title_style=QUIET)
-    table.add_column("axis")
+    table.add_column("axis", no_wrap=True, min_width=16)
     for variant in words.ladder_of(result):
         table.add_column(variant["label"], justify="right", no_wrap=True)
     table.add_column("n", justify="right", style=QUIET)
