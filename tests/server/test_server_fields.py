@@ -99,7 +99,7 @@ HONOURED = [(name, value, shown, want) for name, (good, _) in FIELDS.items() for
 REFUSED = [(name, value) for name, (_, bad) in FIELDS.items() for value in bad]
 
 
-@pytest.mark.parametrize(("name", "value", "shown", "want"), HONOURED, ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(("name", "value", "shown", "want"), HONOURED, ids=lambda v: "shown" if callable(v) else str(v)[:30])
 def test_an_accepted_value_shows_in_the_turn(name: str, value: Any, shown: Callable[[Turn], object], want: object) -> None:
     assert shown(turn(**{name: value})) == want
 
