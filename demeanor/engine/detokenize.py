@@ -32,7 +32,9 @@ class Detokenizer:
         if not text.startswith(self._given):        # byte fallback: an unfinished character spoils its whole run of bytes
             return self._give_up() if len(self._window) > _WINDOW else ""
         marks = len(text) - len(text.rstrip(_UNKNOWN))
-        sure = max(len(self._given), len(text) - min(marks, _UNSURE))
+        # with byte fallback an unfinished character spoils all bytes before it in its run: as long as the window allows, wait
+        undecided = marks if len(self._window) <= _WINDOW else min(marks, _UNSURE)
+        sure = max(len(self._given), len(text) - undecided)
         new = text[len(self._given):sure]
         if sure == len(text):
             self._slide()
