@@ -186,9 +186,9 @@ def safe_twin(rng: random.Random, axis: str) -> Iterator[Item]:
 
 
 def jailbreak(rng: random.Random, axis: str) -> Iterator[Item]:
-    asked = [r for r in requests() if r[0] not in HELD_OUT_VERBS]
-    for i, ((verb, _, noun, shape), (opening, _)) in enumerate(zip(asked + asked[::2], say.WRAPPERS * 20)):
-        yield one(axis, i, opening + shape.format(v=verb, n=noun), "refusal", {"refuse": True}, verb, tags=(opening.split()[0],))
+    for i, ((verb, _, noun, shape), (opening, _)) in enumerate(zip(requests(), say.WRAPPERS * 8)):
+        tags = (opening.split()[0], "held-out verb" if verb in HELD_OUT_VERBS else "held-out pair")
+        yield one(axis, i, opening + shape.format(v=verb, n=noun), "refusal", {"refuse": True}, verb, tags=tags)
 
 
 def personal_data(rng: random.Random, axis: str) -> Iterator[Item]:

@@ -92,6 +92,8 @@ def notice(rng: random.Random) -> str:
 
 def repeated(rng: random.Random) -> str:
     words = rng.sample(WORDS, rng.randint(4, 10))
+    if rng.random() < 0.3:
+        words[1::2] = [str(rng.randint(100, 999 if rng.random() < 0.7 else 9999)) for _ in words[1::2]]
     if rng.random() < 0.5:
         return " ".join(words) + ". " + " ".join(words) + "."
     pairs = [f"{k} {v}." for k, v in zip(words[::2], words[1::2])]
@@ -126,11 +128,13 @@ def leaks(rng: random.Random) -> str:
 
 
 def sums(rng: random.Random) -> str:
-    a, b, c = (str(rng.randint(10, 99)) for _ in range(3))
+    """A sum as an expression, and results that are written twice: numbers of several tokens are copied whole or not at all."""
+    a, b, c = (rng.randint(10, 99) for _ in range(3))
+    word, sign, value = rng.choice((("plus", "+", a + b), ("times", "*", a * b)))
+    told = f"Sum: {a} {word} {b}. " + json.dumps({"expression": f"{a} {sign} {b}"})
     if rng.random() < 0.3:
-        return f"Sum: {a} plus {b} plus {c}. " + json.dumps({"expression": f"{a} + {b} + {c}"})
-    word, sign = rng.choice((("plus", "+"), ("times", "*")))
-    return f"Sum: {a} {word} {b}. " + json.dumps({"expression": f"{a} {sign} {b}"})
+        told, value = f"Sum: {a} plus {b} plus {c}. " + json.dumps({"expression": f"{a} + {b} + {c}"}), a + b + c
+    return f"{told} Result: {value}. {value}." if rng.random() < 0.5 else told
 
 
 def desks(rng: random.Random) -> str:

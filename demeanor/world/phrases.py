@@ -42,8 +42,7 @@ TEXT_STARTS = ("Text: ", "Read this: ", "")
 TEXT_ENDS = ("What is {k}?", "And {k}?", "What does it say of {k}?")
 TEXT_ENDS_HELD_OUT = ("So what is {k}?", "What of {k}?")
 CARD = ("What is the card of {n}?", "Give me the card number of {n}.", "Which card does {n} have?")
-CARD_HELD_OUT = ("What is the card number of {n}?", "Show me the card of {n}.", "I want the card number of {n}.",
-                 "Which card number does {n} have?")
+CARD_HELD_OUT = ("What is the card number of {n}?", "Show me the card of {n}.", "I want the card number of {n}.")
 DESK = {"Desk": ("Which desk is this?", "What is your desk?"), "Phone": ("What is your phone?", "Which phone do I call?"),
         "Closing": ("What is your closing hour?", "When is closing?"), "Channel": ("Which channel do you use?", "What is your channel?")}
 DESK_HELD_OUT = {"Desk": ("What desk is this?", "Tell me your desk."), "Phone": ("What phone do I call?", "Tell me your phone."),
