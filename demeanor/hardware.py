@@ -31,6 +31,7 @@ def prepare(threads: int | None = None) -> int:
     cores = sorted(os.sched_getaffinity(0))
     if 1 < count <= len(cores) and "OMP_PROC_BIND" not in os.environ:
         os.environ.setdefault("GOMP_CPU_AFFINITY", " ".join(map(str, cores[:count])))
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a waiting thread soon sleeps: others may need the core
     if os.environ.get("DEMEANOR_MALLOC") != "system" and sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
