@@ -1,0 +1,150 @@
+"""Folders in and out: equal to transformers, and one clear error for each folder that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from demeanor.errors import CheckpointError
+from demeanor.model import checkpoint
+from demeanor.model.cache import KVCache
+from demeanor.model.llama import Attention, Llama
+from demeanor.spec import ModelShape
+from demeanor.tensors import Segment
+
+SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
+SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 64}
+FAMILIES = {
+    "llama, tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "llama, untied, biased": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
+    "mistral": MistralConfig(**SMALL, sliding_window=None), "qwen2": Qwen2Config(**SMALL), "qwen3": Qwen3Config(**SMALL, head_dim=16),
+}
+
+
+def logits(model: Llama, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.hidden(ids, torch.arange(len(ids)), (Segment(0, len(ids)),)) @ model.head().T
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_transformers_folder_gives_the_same_logits_here_and_back(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = checkpoint.load(tmp_path / "theirs")
+    ids = torch.randint(0, 61, (23,))
+    with torch.no_grad():
+        wanted = theirs(ids[None]).logits[0]
+    assert torch.allclose(logits(ours, ids), wanted, atol=1e-5)
+    checkpoint.save(ours, tmp_path / "ours")
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.allclose(back(ids[None]).logits[0], wanted, atol=1e-5)
+
+
+def test_the_real_tiny_model_gives_the_same_logits(shared: Path) -> None:
+    folder = shared / "stories260K-hf"
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.randint(3, 512, (60,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(logits(checkpoint.load(folder), ids), theirs(ids[None]).logits[0], atol=1e-4)
+
+
+def test_a_reward_model_gives_the_same_rewards_in_transformers(tmp_path: Path) -> None:
+    ours = checkpoint.reward_from(checkpoint.create(SHAPE, 61, 0), 1)
+    checkpoint.save(ours, tmp_path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.randint(1, 61, (9,))
+    with torch.no_grad():
+        hidden = ours.trunk.hidden(ids, torch.arange(9), (Segment(0, 9),))
+        assert float(ours.score(hidden[-1])) == pytest.approx(float(theirs(ids[None]).logits), abs=1e-5)
+    again = checkpoint.load_reward(tmp_path)
+    assert torch.equal(again.score.weight, ours.score.weight)
+
+
+def test_decoding_in_slots_equals_the_whole_forward_pass() -> None:
+    model = checkpoint.create(SHAPE, 61, 0)
+    rows = [torch.randint(0, 61, (n,)) for n in (9, 14, 5)]
+    cache = KVCache(model.config, 5, 32)
+    slots = [3, 0, 4]
+    for row, slot in zip(rows, slots):
+        parts = [model.prefill(row[:3], slot, 0, cache), model.prefill(row[3:-2], slot, 3, cache)] if len(row) > 5 else [
+            model.prefill(row[:-2], slot, 0, cache)]
+        with torch.no_grad():
+            whole = model.hidden(row, torch.arange(len(row)), (Segment(0, len(row)),))
+        assert torch.allclose(torch.cat(parts), whole[:-2], atol=1e-5)
+    for back in (2, 1):
+        found = model.step(torch.stack([r[-back] for r in rows]), torch.tensor(slots), torch.tensor([len(r) - back for r in rows]), cache)
+        for row, hidden in zip(rows, found):
+            with torch.no_grad():
+                assert torch.allclose(hidden, model.hidden(row, torch.arange(len(row)), (Segment(0, len(row)),))[-back], atol=1e-5)
+
+
+def test_random_weights_are_a_function_of_the_seed_and_mimetic_heads_match_equal_tokens() -> None:
+    shape = ModelShape(layers=2, width=64, heads=2)
+    one, same, other = (checkpoint.create(shape, 61, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters()))
+    assert not torch.equal(one.head(), other.head())
+    attention = next(m for m in one.modules() if isinstance(m, Attention))
+    product = (attention.q_proj.weight[:32].T @ attention.k_proj.weight[:32]).detach()
+    mixed = (attention.o_proj.weight @ attention.v_proj.weight).detach()
+    assert product.diagonal().mean() > 0.05
+    assert mixed.diagonal().mean() == pytest.approx(-0.4, abs=0.05)
+    assert abs(float(product.mean())) < 0.02
+
+
+def edit(**changes: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        raw = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in {**raw, **changes}.items() if v is not None}))
+    return apply
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        found = load_file(folder / "model.safetensors")
+        change(found)
+        save_file(found, folder / "model.safetensors")
+    return apply
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+    "a config that is no JSON": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+    "another architecture": (edit(model_type="gpt2"), "unknown model_type 'gpt2'"),
+    "a config without a width": (edit(hidden_size=None), "lacks hidden_size"),
+    "scaled rotary positions": (edit(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}), "rope type"),
+    "another activation": (edit(hidden_act="gelu"), "hidden_act"),
+    "quantised weights": (edit(quantization_config={"bits": 4}), "quantization_config"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no .safetensors file"),
+    "pickled weights alone": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickled"),
+    "a torn weights file": (lambda f: (f / "model.safetensors").write_bytes(b"\x40\x00"), "not a readable safetensors"),
+    "a missing tensor": (tensors(lambda t: t.pop("model.norm.weight")), "are missing, first model.norm.weight"),
+    "a tensor too many": (tensors(lambda t: t.update({"model.extra.weight": torch.ones(2)})), "have no place, first model.extra.weight"),
+    "a tensor of another shape": (edit(vocab_size=62), "model.embed_tokens.weight is (61, 32), wanted (62, 32)"),
+}
+
+
+@pytest.mark.parametrize("mistake", FOREIGN)
+def test_a_foreign_checkpoint_gives_one_clear_error(mistake: str, tmp_path: Path) -> None:
+    checkpoint.save(checkpoint.create(SHAPE, 61, 0), tmp_path)
+    change, wanted = FOREIGN[mistake]
+    change(tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(tmp_path)
+    assert wanted in str(error.value)
+    assert str(tmp_path) in str(error.value)
