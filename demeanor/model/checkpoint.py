@@ -96,8 +96,24 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     os.replace(part, path)
 
 
+def _files(folder: Path) -> list[Path]:
+    """The folder's weight files: those its index names, else model.safetensors, else all; raises CheckpointError if one is absent."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        single = folder / "model.safetensors"
+        return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    try:
+        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not a readable index of weights ({type(error).__name__}: {error})") from None
+    absent = [name for name in named if Path(name).name != name or not (folder / name).exists()]
+    if absent:
+        raise CheckpointError(f"{folder}: {index.name} names {len(absent)} files that are not there, first {absent[0]}")
+    return [folder / name for name in named]
+
+
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    files = sorted(folder.glob("*.safetensors"))
+    files = _files(folder)
     if not files:
         pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
         why = f"; {pickled[0]} is pickled and is not loaded, convert it to safetensors first" if pickled else ""

@@ -72,16 +72,16 @@ class Config:
         if bad:
             raise CheckpointError(f"{where}: {', '.join(bad)} of this checkpoint {'is' if len(bad) == 1 else 'are'} not supported")
         heads = int(raw["num_attention_heads"])
-        bias = bool(raw.get("attention_bias", False))
+        bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))  # the others ignore the key
         return cls(
             model_type=kind, vocab_size=int(raw["vocab_size"]), hidden_size=int(raw["hidden_size"]),
             intermediate_size=int(raw["intermediate_size"]), num_hidden_layers=int(raw["num_hidden_layers"]), num_attention_heads=heads,
             num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
+            head_dim=int(raw.get("head_dim") or (128 if kind == "qwen3" else raw["hidden_size"] // heads)),
             max_position_embeddings=int(raw.get("max_position_embeddings", 2048)), rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)), qkv_bias=bias or kind == "qwen2",
-            output_bias=bias, mlp_bias=bool(raw.get("mlp_bias", False)), qk_norm=kind == "qwen3")
+            output_bias=bias, mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)), qk_norm=kind == "qwen3")
 
     def to_json(self, architecture: str | None = None, **extra: Any) -> dict[str, Any]:
         """The config.json of this shape, as transformers reads it."""
