@@ -29,7 +29,7 @@ def dpo_of(values: list[float], settings: dpo.Spec) -> tuple[float, Tensor]:
     found = dpo.loss(settings, Outputs(logprobs_C=logprobs), batch(pairs(1)))
     (found.total / found.count).backward()
     assert logprobs.grad is not None
-    return float(found.total / found.count), logprobs.grad
+    return (found.total / found.count).item(), logprobs.grad
 
 
 def test_dpo_of_equal_completions_is_log_two_and_pushes_neither_up_together() -> None:
