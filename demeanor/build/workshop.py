@@ -185,7 +185,7 @@ class Plan:
 
 
 def plans(stack: Stack, runs: Runs) -> list[Plan]:
-    """Every weight layer with its state and estimated cost; rows are counted, tokens taken as a quarter of the characters."""
+    """Every weight layer with its state and estimated cost; rows are read, tokens guessed from characters."""
     base = stack.spec.weights.base
     shape = base.model if isinstance(base, Scratch) else _shape(import_folder(stack, base.path))
     parameters = _parameters(shape, base.tokenizer.vocab_size if isinstance(base, Scratch) else 0)
@@ -195,7 +195,7 @@ def plans(stack: Stack, runs: Runs) -> list[Plan]:
                   0 if isinstance(base, Import) else 6 * parameters * base.tokens / TYPICAL_FLOPS / 60)]
     for stage in stack.spec.weights.stages:
         wants = registry.entry(OBJECTIVES, stack.objective_kind(stage.name)).ROWS
-        tokens = stage.epochs * sum(_characters(r) for s in stage.data for r in _rows(s, stack, wants)) / 4
+        tokens = stage.epochs * sum(_guessed_tokens(r) for s in stage.data for r in _rows(s, stack, wants))
         found.append(Plan(stage.name, stack.objective_kind(stage.name), stack.parent(stage.name), _names(stage.data),
                           _state(stack, runs, stage.name), tokens, 6 * parameters * tokens / TYPICAL_FLOPS / 60))
     return found
@@ -210,10 +210,12 @@ def _state(stack: Stack, runs: Runs, name: str) -> str:
     return "interrupted" if (runs.folder(key) / CHECKPOINT).exists() else "to train"
 
 
-def _characters(row: Example | Preference) -> int:
-    if isinstance(row, Example):
-        return len(row.text or "") + sum(len(m.content) for m in row.messages)
-    return sum(len(m.content) for m in row.prompt) + sum(len(m.content) for c in row.completions for m in c)
+def _guessed_tokens(row: Example | Preference) -> float:
+    """A third of the characters, and four tokens of markers for each message."""
+    if isinstance(row, Example) and row.text is not None:
+        return len(row.text) / 3
+    messages = row.messages if isinstance(row, Example) else (*row.prompt, *(m for c in row.completions for m in c))
+    return sum(len(m.content) / 3 + 4 for m in messages)
 
 
 def _parameters(shape: ModelShape, vocab_size: int) -> float:
