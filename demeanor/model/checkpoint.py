@@ -42,7 +42,6 @@ def load(folder: Path) -> Llama:
     with torch.device("meta"):
         model = Llama(config)
     tensors = _tensors(folder)
-    tensors.pop("score.weight", None)
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     return _filled(model, tensors, folder)
@@ -79,6 +78,7 @@ def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> 
         raw, tensors = model.config.to_json(), model.state_dict()
     else:
         raise CheckpointError(f"cannot save a {type(model).__name__}")
+    raw["dtype"] = str(dtype).removeprefix("torch.")
     part = folder / "model.safetensors.part"
     save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, part, metadata={"format": "pt"})
     os.replace(part, folder / "model.safetensors")
@@ -134,6 +134,7 @@ def _filled(model: M, tensors: dict[str, Tensor], folder: Path) -> M:
     extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = [f"{n} is {shapes[n]}, wanted {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]]
+    wrong += [f"{n} holds {tensors[n].dtype}, wanted floating point" for n in wanted if n in tensors and not tensors[n].is_floating_point()]
     problems = [f"{len(names)} tensors {what}, first {names[0]}"
                 for what, names in (("are missing", missing), ("have no place", extra)) if names]
     problems += wrong[:1]

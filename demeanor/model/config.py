@@ -47,8 +47,12 @@ class Config:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{folder}: no config.json; wanted a Hugging Face checkpoint folder") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{path}: holds a {type(raw).__name__}, wanted a JSON object")
         return cls.parse(raw, str(path))
 
     @classmethod
@@ -60,10 +64,25 @@ class Config:
         missing = [k for k in NEEDED if k not in raw]
         if missing:
             raise CheckpointError(f"{where}: lacks {', '.join(missing)}")
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        odd = [f"{k} is {raw[k]!r}" for k in NEEDED if not isinstance(raw[k], int) or raw[k] < 1]
+        if odd:
+            raise CheckpointError(f"{where}: {', '.join(odd)}; wanted a positive whole number")
+        try:
+            return cls._parsed(raw, kind, where)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{where}: a setting has the wrong type ({error})") from None
+
+    @classmethod
+    def _parsed(cls, raw: dict[str, Any], kind: str, where: str) -> Config:
+        ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
+        rope = {**ropes[0], **ropes[1]}
+        positions = int(raw.get("max_position_embeddings", 2048))
+        window = raw.get("sliding_window", 4096) or positions  # 4096 is transformers' default, null is no window
+        heads, kv_heads = raw["num_attention_heads"], int(raw.get("num_key_value_heads") or raw["num_attention_heads"])
         refuse = {
-            "rope type": rope.get("rope_type", rope.get("type", "default")) not in ("default", None),
-            "sliding_window": kind != "llama" and bool(raw.get("sliding_window")) and raw.get("use_sliding_window", kind == "mistral"),
+            "rope type": any(r.get("rope_type", r.get("type", "default")) not in ("default", None) for r in ropes),
+            "sliding_window": kind != "llama" and raw.get("use_sliding_window", kind == "mistral") and window < positions,
+            "num_key_value_heads": heads % kv_heads != 0,
             "hidden_act": raw.get("hidden_act", "silu") != "silu",
             "partial_rotary_factor": rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) not in (1.0, None),
             "quantization_config": bool(raw.get("quantization_config")),
@@ -71,14 +90,13 @@ class Config:
         bad = [name for name, wrong in refuse.items() if wrong]
         if bad:
             raise CheckpointError(f"{where}: {', '.join(bad)} of this checkpoint {'is' if len(bad) == 1 else 'are'} not supported")
-        heads = int(raw["num_attention_heads"])
         bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))  # the others ignore the key
         return cls(
-            model_type=kind, vocab_size=int(raw["vocab_size"]), hidden_size=int(raw["hidden_size"]),
-            intermediate_size=int(raw["intermediate_size"]), num_hidden_layers=int(raw["num_hidden_layers"]), num_attention_heads=heads,
-            num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
+            model_type=kind, vocab_size=raw["vocab_size"], hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"], num_hidden_layers=raw["num_hidden_layers"], num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
             head_dim=int(raw.get("head_dim") or (128 if kind == "qwen3" else raw["hidden_size"] // heads)),
-            max_position_embeddings=int(raw.get("max_position_embeddings", 2048)), rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            max_position_embeddings=positions, rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)), qkv_bias=bias or kind == "qwen2",
             output_bias=bias, mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)), qk_norm=kind == "qwen3")
@@ -94,4 +112,6 @@ class Config:
             "tie_word_embeddings": self.tie_word_embeddings, "attention_bias": self.output_bias,
             "mlp_bias": self.mlp_bias, "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, "dtype": "float32",
         }
+        if self.model_type == "mistral":
+            values["sliding_window"] = None  # absent means 4096
         return {**values, **extra}

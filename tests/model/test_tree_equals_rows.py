@@ -16,7 +16,7 @@ from demeanor.model.llama import Llama
 from demeanor.model.outputs import policy_outputs, reward_outputs
 from demeanor.objectives import dpo, reward, sft
 from demeanor.spec import ModelShape
-from demeanor.tensors import Loss
+from demeanor.tensors import Loss, Segment
 
 VOCAB = 61
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
@@ -89,9 +89,21 @@ def assert_equal(loss: Tensor, ours: nn.Module, expected: Tensor, theirs: nn.Mod
     assert max(float(g.abs().max()) for g in mine.values()) > 1e-3
 
 
+def test_hidden_states_of_a_tree_equal_those_of_separate_rows() -> None:
+    ours, _ = twins()
+    trees = forest([1, 2, 3, 4])
+    batch = collate(trees, read_last=True)
+    with torch.no_grad():
+        found = ours.hidden(batch.tokens_T, batch.positions_T, batch.segments)[batch.last_B]
+        alone = [torch.tensor(t.prompt + b.tokens) for t in trees for b in t.branches]
+        wanted = torch.stack([ours.hidden(x, torch.arange(len(x)), (Segment(0, len(x)),))[-1] for x in alone])
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_supervised_loss_and_gradients_equal_padded_rows() -> None:
     ours, theirs = twins()
     trees = forest([1, 1, 1, 1, 1], masked=True)
+    trees += [t._replace(prompt=()) for t in forest([1, 1], seed=1)]     # plain text
     found = sft.loss(sft.Spec(), policy_outputs(ours, batch := collate(trees)), batch)
     sums, counts = row_logprobs(theirs, trees)
     assert int(found.count) == int(counts.sum())

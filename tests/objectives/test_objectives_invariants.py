@@ -56,37 +56,37 @@ def test_the_loss_is_the_mean_surprise_of_the_trained_tokens() -> None:
 
 def test_a_batch_without_trained_tokens_is_zero_of_zero() -> None:
     found = sft.loss(sft.Spec(), Outputs(logprobs_C=torch.zeros(0)), ranked([[0]], [0]))
-    assert float(found.total) == 0.0
+    assert found.total.item() == 0.0
     assert float(found.count) == 0.0
 
 
 def test_a_prompt_with_many_completions_weighs_as_much_as_one_with_two() -> None:
     both = reward_of(leaf(1.0, 0.0, 0.5, 2.0, -1.0), ranked([[0, 1], [0, 1, 2]]))
     alone = [reward_of(leaf(1.0, 0.0), ranked([[0, 1]])), reward_of(leaf(0.5, 2.0, -1.0), ranked([[0, 1, 2]]))]
-    assert float(both.total) == pytest.approx(sum(float(x.total) for x in alone), abs=1e-12)
+    assert both.total.item() == pytest.approx(sum(x.total.item() for x in alone), abs=1e-12)
     assert float(both.count) == 2.0
 
 
 def test_prompts_without_a_pair_count_for_nothing() -> None:
     with_lonely, without = reward_of(leaf(1.0, 0.0, 9.0), ranked([[0, 1], [0]])), reward_of(leaf(1.0, 0.0), ranked([[0, 1]]))
-    assert (float(with_lonely.total), float(with_lonely.count)) == (float(without.total), float(without.count))
+    assert (with_lonely.total.item(), float(with_lonely.count)) == (without.total.item(), float(without.count))
 
 
 def test_the_loss_sees_only_differences_of_rewards_unless_it_centres_them() -> None:
     batch = ranked([[0, 1]])
     here, there = reward_of(leaf(1.0, 0.5), batch), reward_of(leaf(11.0, 10.5), batch)
-    assert float(here.total) == pytest.approx(float(there.total), abs=1e-12)
+    assert here.total.item() == pytest.approx(there.total.item(), abs=1e-12)
     centred = reward_of(leaf(11.0, 10.5), batch, center=0.01)
-    assert float(centred.total - there.total) == pytest.approx(0.01 * 21.5 ** 2, abs=1e-9)
+    assert (centred.total - there.total).item() == pytest.approx(0.01 * 21.5 ** 2, abs=1e-9)
 
 
 def test_a_margin_asks_for_that_much_more_and_a_missing_one_for_nothing() -> None:
     plain = reward_of(leaf(1.0, 0.5), ranked([[0, 1]]))
     asked = reward_of(leaf(1.5, 0.5), ranked([[0, 1]], margin=[0.5]))
-    assert float(asked.total) == pytest.approx(float(plain.total), abs=1e-12)
+    assert asked.total.item() == pytest.approx(plain.total.item(), abs=1e-12)
     assert metric(asked, "margin") == 1.0, "the metric is the gap itself, without what was asked for"
     unknown = reward_of(leaf(1.0, 0.5), ranked([[0, 1]], margin=[math.nan]))
-    assert float(unknown.total) == float(plain.total)
+    assert unknown.total.item() == plain.total.item()
 
 
 def test_reward_metrics_are_means_over_pairs_and_over_completions() -> None:
@@ -99,7 +99,7 @@ def test_reward_metrics_are_means_over_pairs_and_over_completions() -> None:
 
 def test_a_policy_that_is_its_reference_pays_log_2() -> None:
     found = dpo_of(leaf(-1.0, -2.0, -3.0), ranked([[0, 1]], [2, 1], reference=[-1.0, -2.0, -3.0]), beta=0.3)
-    assert float(found.total / found.count) == pytest.approx(math.log(2), abs=1e-12)
+    assert (found.total / found.count).item() == pytest.approx(math.log(2), abs=1e-12)
     assert metric(found, "rewards/margins") == 0.0
     assert metric(found, "rewards/accuracies") == 0.0, "a draw is not a win"
 
@@ -109,7 +109,7 @@ def test_equation_7_with_summed_log_ratios() -> None:
     h = beta * (((policy[0] - reference[0]) + (policy[1] - reference[1])) - (policy[2] - reference[2]))
     logprobs = leaf(*policy)
     found = dpo_of(logprobs, ranked([[0, 1]], [2, 1], reference=reference), beta=beta)
-    assert float(found.total) == pytest.approx(math.log1p(math.exp(-h)), abs=1e-12)
+    assert found.total.item() == pytest.approx(math.log1p(math.exp(-h)), abs=1e-12)
     found.total.backward()
     assert logprobs.grad is not None
     pull = beta / (1 + math.exp(h))
@@ -120,7 +120,7 @@ def test_a_dpo_ranking_is_the_mean_of_its_pairs_and_weighs_as_one_prompt() -> No
     values = [-1.0, -2.5, -0.5]
     found = dpo_of(leaf(*values), ranked([[0, 1, 2]], reference=[0.0] * 3), beta=0.3)
     pairs = [dpo_of(leaf(values[a], values[b]), ranked([[0, 1]], reference=[0.0] * 2), beta=0.3) for a, b in ((0, 1), (0, 2), (1, 2))]
-    assert float(found.total) == pytest.approx(sum(float(x.total) for x in pairs) / 3, abs=1e-12)
+    assert found.total.item() == pytest.approx(sum(x.total.item() for x in pairs) / 3, abs=1e-12)
     assert float(found.count) == 1.0
 
 
