@@ -15,6 +15,9 @@ from demeanor.errors import CheckpointError, unknown
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
+POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
+"""transformers' context where config.json names none."""
+
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -76,9 +79,10 @@ class Config:
     def _parsed(cls, raw: dict[str, Any], kind: str, where: str) -> Config:
         ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
         rope = {**ropes[0], **ropes[1]}
-        positions = int(raw.get("max_position_embeddings", 2048))
+        positions = int(raw.get("max_position_embeddings", POSITIONS[kind]))
         window = raw.get("sliding_window", 4096) or positions  # 4096 is transformers' default, null is no window
-        heads, kv_heads = raw["num_attention_heads"], int(raw.get("num_key_value_heads") or raw["num_attention_heads"])
+        heads = raw["num_attention_heads"]
+        kv_heads = int(raw.get("num_key_value_heads", 8 if kind == "mistral" else None) or heads)
         refuse = {
             "rope type": any(r.get("rope_type", r.get("type", "default")) not in ("default", None) for r in ropes),
             "sliding_window": kind != "llama" and raw.get("use_sliding_window", kind == "mistral") and window < positions,

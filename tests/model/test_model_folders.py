@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from demeanor.errors import CheckpointError
 from demeanor.model import checkpoint
@@ -73,3 +73,13 @@ def test_both_spellings_of_the_rotary_base_and_qwen3s_own_head_size_are_read() -
     assert Config.parse({**raw, "rope_theta": 5e5}, "x").rope_theta == 5e5
     assert Config.parse({**raw, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "x").rope_theta == 5e5
     assert Config.parse({**raw, "model_type": "qwen3"}, "x").head_dim == Qwen3Config(**SMALL).head_dim == 128
+
+
+@pytest.mark.parametrize("theirs", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
+def test_what_a_config_leaves_out_is_what_transformers_takes(theirs: type[PretrainedConfig]) -> None:
+    needed = {"vocab_size": 61, "hidden_size": 4096, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 32}
+    ours, wanted = Config.parse({**needed, "model_type": theirs.model_type, "sliding_window": None}, "x"), theirs(**needed)
+    for name in ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"):
+        assert getattr(ours, name) == getattr(wanted, name), name
+    assert ours.head_dim == 128
+    assert ours.rope_theta == wanted.rope_parameters["rope_theta"]
