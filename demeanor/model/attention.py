@@ -37,7 +37,6 @@ class Bucket(NamedTuple):
 
 def buckets(segments: Sequence[Segment], device: torch.device) -> tuple[Bucket, ...]:
     """Group segments by padded shape; made once per batch, used by every layer and the backward pass."""
-    segments = joined(segments)
     total = max((s.end for s in segments), default=0)
     lengths = {s.end - s.start for s in segments}
     if len(lengths) == 1 and not any(s.context for s in segments) and sum(s.end - s.start for s in segments) == total:
@@ -45,19 +44,9 @@ def buckets(segments: Sequence[Segment], device: torch.device) -> tuple[Bucket, 
         return (Bucket(index_GL, index_GL, _causal(index_GL.shape[1], index_GL.shape[1], device), None, True),)
     groups: dict[tuple[int, int], list[Segment]] = defaultdict(list)
     for segment in segments:
-        groups[(_up(segment.end - segment.start), _up(sum(b - a for a, b in segment.context)))].append(segment)
+        if segment.end > segment.start:
+            groups[(_up(segment.end - segment.start), _up(sum(b - a for a, b in segment.context)))].append(segment)
     return tuple(_bucket(members, length, context, device) for (length, context), members in groups.items())
-
-
-def joined(segments: Sequence[Segment]) -> list[Segment]:
-    """The same attention with fewer segments: a branch right after its prompt goes on with the prompt's causal row."""
-    found: list[Segment] = []
-    for segment in segments:
-        if found and found[-1].end == segment.start and segment.context == (*found[-1].context, (found[-1].start, found[-1].end)):
-            found[-1] = Segment(found[-1].start, segment.end, found[-1].context)
-        elif segment.end > segment.start:
-            found.append(segment)
-    return found
 
 
 def _up(count: int) -> int:
@@ -128,10 +117,9 @@ class _TreeAttention(torch.autograd.Function):
             Q = _grouped(_heads_first(q, part.queries_GL, part.whole), K)
             Kx, V = (_heads_first(x, part.keys_GS, part.whole).reshape(G * K, S, D) for x in (k, v))
             scores = _scores(Q, Kx, part, K, D ** -0.5, wide)
-            peak = scores.amax(-1, keepdim=True)  # finite: every query sees itself
-            weight = scores.sub_(peak).exp_().sum(-1, keepdim=True)
-            mixed = torch.bmm(scores.div_(weight).to(q.dtype), V).view(G, H, L, D).transpose(1, 2).reshape(G * L, H, D)
-            rows = peak.add_(weight.log_()).view(G, H, L).transpose(1, 2).reshape(G * L, H)
+            lse = scores.logsumexp(-1, keepdim=True)
+            mixed = torch.bmm(scores.sub_(lse).exp_().to(q.dtype), V).view(G, H, L, D).transpose(1, 2).reshape(G * L, H, D)
+            rows = lse.view(G, H, L).transpose(1, 2).reshape(G * L, H)
             if part.whole:
                 out, lse_TH = mixed, rows
                 continue

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from demeanor.model.attention import buckets, joined, tree_attention
+from demeanor.model.attention import buckets, tree_attention
 from demeanor.tensors import Segment
 
 CPU = torch.device("cpu")
@@ -17,9 +17,7 @@ FOREST = (Segment(0, 3), Segment(3, 7, ((0, 3),)), Segment(7, 8, ((0, 3),)),    
           Segment(8, 28), Segment(28, 45, ((8, 28),)),                                # a longer one: another bucket
           Segment(45, 46), Segment(46, 51, ((45, 46),)),                              # a prompt of one shared token
           Segment(51, 55, ((0, 3), (3, 7))))                                          # a context of two ranges
-WIDE = (Segment(0, 6), *(Segment(6 + 4 * i, 10 + 4 * i, ((0, 6),)) for i in range(4)))       # four branches
-DEEP = (Segment(0, 3), Segment(3, 5, ((0, 3),)), Segment(5, 9, ((0, 3), (3, 5))), Segment(9, 12, ((0, 3),)), Segment(12, 14, ((0, 3), (3, 5))))
-LAYOUTS = [EQUAL, FOREST, WIDE, DEEP, (Segment(0, 1),), (Segment(0, 4), Segment(4, 4), Segment(4, 21))]
+LAYOUTS = [EQUAL, FOREST, (Segment(0, 1),), (Segment(0, 4), Segment(4, 4), Segment(4, 21))]
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...]) -> Tensor:
@@ -83,11 +81,3 @@ def test_many_short_segments_share_a_few_buckets() -> None:
     found = buckets([Segment(a, b) for a, b in itertools.pairwise(ends)], CPU)
     assert len(found) <= 2
     assert len(buckets([Segment(i * 9, i * 9 + 9) for i in range(64)], CPU)) == 1
-
-
-def test_a_branch_right_after_its_prompt_continues_its_row() -> None:
-    assert joined(WIDE) == [Segment(0, 10), *WIDE[2:]]
-    assert joined(DEEP) == [Segment(0, 5), *DEEP[2:]]
-    assert joined(EQUAL) == list(EQUAL), "neighbours that do not see each other stay apart"
-    partial = (Segment(0, 5), Segment(5, 8, ((0, 3),)))
-    assert joined(partial) == list(partial), "a branch that sees only part of its prompt stays apart"
