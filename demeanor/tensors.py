@@ -12,7 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+MISMATCHED = -1
+"""Label of a completion that answers another prompt: it carries no loss, KTO estimates the KL term with it."""
 
 
 class Segment(NamedTuple):
@@ -37,6 +41,7 @@ class TokenBatch(NamedTuple):
     rank_B: Tensor        # rank of each branch within its tree
     margin_N: Tensor | None = None        # strength of each tree's preference
     reference_C: Tensor | None = None     # frozen reference's log-probs (nats) of targets_C
+    label_B: Tensor | None = None         # unpaired rows: 1 desirable, 0 undesirable, MISMATCHED; None where branches are ranked
 
     @property
     def num_branches(self) -> int:
@@ -44,10 +49,14 @@ class TokenBatch(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a model says of a batch: log-probs (nats) of `targets_C`, or one reward per branch; never both empty."""
+    """What a model says of a batch: log-probs (nats) of `targets_C`, or one reward per branch; never both empty.
+
+    `collision_C` is log sum_v p(v)^2 (nats) where `targets_C` are predicted, without gradient; only where an objective asks for it.
+    """
 
     logprobs_C: Tensor | None = None
     rewards_B: Tensor | None = None
+    collision_C: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,18 @@ class Loss:
 def branch_sums(values_C: Tensor, batch: TokenBatch) -> Tensor:
     """Sum scored-token values per branch: values_C -> sums_B."""
     return values_C.new_zeros(batch.num_branches).index_add(0, batch.branch_C, values_C)
+
+
+def branch_lengths(batch: TokenBatch) -> Tensor:
+    """Scored tokens of each branch, lengths_B (int64)."""
+    return torch.bincount(batch.branch_C, minlength=batch.num_branches)
+
+
+def place_in_branch(batch: TokenBatch) -> Tensor:
+    """How many scored tokens of its branch come before each scored token, place_C (scored tokens of a branch are adjacent)."""
+    lengths_B = branch_lengths(batch)
+    first_B = lengths_B.cumsum(0) - lengths_B
+    return torch.arange(len(batch.branch_C), device=batch.branch_C.device) - first_B[batch.branch_C]
 
 
 def preference_pairs(batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The nouns that flow through the stack; no torch, no I/O.
 
-Text side: Message, Example, Preference. Runtime side: Turn, Event, Completion. Judgement side: Item, Score, Verdict.
+Text side: Message, Example, Preference, Unpaired. Runtime side: Turn, Event, Completion. Judgement side: Item, Score, Verdict.
 Everything is frozen. JSON forms are OpenAI's where OpenAI has one.
 """
 
@@ -89,6 +89,17 @@ class Preference:
     ranks: tuple[int, ...]
     tools: tuple[ToolSpec, ...] = ()
     margin: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """One prompt with one completion that is `desirable` or not (TRL's unpaired preference)."""
+
+    prompt: Messages
+    completion: Messages
+    desirable: bool
+    tools: tuple[ToolSpec, ...] = ()
     source: str = ""
 
 
