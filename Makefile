@@ -38,8 +38,17 @@ check: .venv/dev ## ruff, mypy --strict, import arrows
 experiments: .venv/dev ## long experiments: print a table each, write JSON under results/
 	@$(BIN)/python -m pytest -q -s -m experiment tests $(ARGS)
 
-bench: .venv/dev ## benchmarks: print a table each, write JSON under results/
-	@$(BIN)/python -m bench $(ARGS)
+bench/.venv/ready: bench/requirements.txt
+	@echo "setting up bench/.venv with the peers (about 2 minutes the first time)"
+	@test -x bench/.venv/bin/python || $(PYTHON) -m venv bench/.venv
+	@bench/.venv/bin/python -m pip install -q --disable-pip-version-check -r $< 2>&1 | grep -v '^WARNING: Location' || true
+	@bench/.venv/bin/python -c "import trl, peft, pydantic"
+	@touch $@
+
+DEVICE ?= cpu
+bench: bench/.venv/ready ## training against TRL (DEVICE=cuda on a GPU), decoding against transformers: tables, JSON under results/
+	@bench/.venv/bin/python -m bench --device $(DEVICE) $(ARGS)
+	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.generation
 
 clean:           ## remove trained weights and results, keep .venv
 	rm -rf runs results

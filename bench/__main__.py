@@ -1,158 +1,182 @@
-"""`make bench`: training and decoding against transformers, on the same work in one run, interleaved.
+"""`make bench`: training against TRL, decoding against transformers; tables, and JSON under results/.
 
-Shapes are the demo's. Peers that need their own environment (TRL, ONNX Runtime GenAI) are the business of later benchmarks.
+Contenders take turns on one machine, each in a process of its own that keeps its model: round after round, pass after pass over
+the same rows. A row of the table is seconds per row (pair, prompt) and how many times faster, with a 95% interval over rounds.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from demeanor import hardware
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
 
-THREADS = hardware.prepare()
+from bench.work import WORKS, Work, model_config
+from demeanor.train.lineage import origin
 
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
-
-from demeanor.data.trees import Branch, Tree, collate  # noqa: E402
-from demeanor.model import checkpoint  # noqa: E402
-from demeanor.model.cache import KVCache  # noqa: E402
-from demeanor.model.llama import Llama  # noqa: E402
-from demeanor.model.outputs import policy_outputs  # noqa: E402
-from demeanor.spec import ModelShape  # noqa: E402
-from demeanor.train.lineage import origin  # noqa: E402
-
-VOCAB, ROUNDS = 2048, 7
+ROOT = Path(__file__).resolve().parents[1]
+OURS, TUNED, DEFAULTS = "demeanor", "trl tuned", "trl defaults"
+STEPS_EQUAL = 5
 
 
-def models() -> tuple[Llama, LlamaForCausalLM]:
-    """Our model and transformers' with the same weights."""
-    ours = checkpoint.create(ModelShape(), VOCAB, 0)
-    config = ours.config
-    theirs = LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCAB, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size, tie_word_embeddings=True,
-        num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads, rope_theta=config.rope_theta,
-        rms_norm_eps=config.rms_norm_eps, max_position_embeddings=config.max_position_embeddings))
-    theirs.load_state_dict(ours.state_dict(), strict=False)
-    return ours, theirs
+class Contender:
+    """A worker process; `go` makes one pass."""
+
+    def __init__(self, work: Work, who: str, dtype: str, device: str, threads: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+        self._log = Path(f"/tmp/demeanor-bench-{who.replace(' ', '-')}.log").open("w")
+        self._process = subprocess.Popen([sys.executable, "-m", "bench.worker", work.name, who, dtype, device], env=environment, text=True,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT)
+        self.who = who
+        self._read()
+
+    def go(self) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("@"):
+                return dict(json.loads(line[1:]))
+        raise SystemExit(f"bench: {self.who} stopped (exit code {self._process.wait()}); its messages: {self._log.name}")
+
+    def close(self) -> None:
+        self._process.communicate("stop\n")
+        self._log.close()
 
 
-def interleaved(runs: dict[str, Callable[[], None]]) -> dict[str, tuple[float, float]]:
-    """Best and median seconds of each run, taken in turns so that noise hits all alike."""
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
-    return {name: (min(t), statistics.median(t)) for name, t in times.items()}
+def loss_gap(work: Work, device: str, threads: int) -> float:
+    """Largest difference of the losses of the first steps in fp32: the same rows, the same weights, the same optimiser."""
+    losses = []
+    for who in (OURS, TUNED):
+        contender = Contender(work, who, "fp32", device, threads)
+        losses.append(contender.go()["losses"])
+        contender.close()
+    assert len(losses[0]) == len(losses[1]) == STEPS_EQUAL, losses
+    return max(abs(a - b) for a, b in zip(*losses))
 
 
-def training(rows: list[tuple[int, int]], name: str) -> dict[str, object]:
-    """One optimiser step on rows of (prompt, answer) tokens, loss on the answer: trees against right-padded rows."""
-    ours, theirs = models()
-    generator = torch.Generator().manual_seed(1)
-    trees = []
-    for prompt, answer in rows:
-        tokens = torch.randint(3, VOCAB, (prompt + answer,), generator=generator).tolist()
-        trees.append(Tree(tuple(tokens[:prompt]), (Branch(tuple(tokens[prompt:]), (True,) * answer),), (0,), None, name))
-    batch = collate(trees)
-    longest = max(p + a for p, a in rows)
-    ids, labels = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), -100)
-    for i, tree in enumerate(trees):
-        whole = torch.tensor([*tree.prompt, *tree.branches[0].tokens])
-        ids[i, :len(whole)], labels[i, len(tree.prompt):len(whole)] = whole, whole[len(tree.prompt):]
-    mask = torch.zeros_like(ids)
-    for i, (p, a) in enumerate(rows):
-        mask[i, :p + a] = 1
-    optimizers = [torch.optim.AdamW(m.parameters(), 1e-4, fused=True) for m in (ours, theirs)]
-    losses: dict[str, list[float]] = {"demeanor": [], "transformers": []}
-
-    def step_ours() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            logprobs = policy_outputs(ours, batch).logprobs_C
-        assert logprobs is not None
-        loss = -logprobs.mean()
-        finish(loss, optimizers[0], "demeanor")
-
-    def step_theirs() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = theirs(ids, attention_mask=mask, labels=labels).loss
-        finish(loss, optimizers[1], "transformers")
-
-    def finish(loss: torch.Tensor, optimizer: torch.optim.Optimizer, who: str) -> None:
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses[who].append(float(loss.detach()))
-
-    times = interleaved({"demeanor": step_ours, "transformers": step_theirs})
-    tokens = sum(p + a for p, a in rows)
-    gap = abs(losses["demeanor"][0] - losses["transformers"][0])
-    return {"work": name, "tokens": tokens, "padded": len(rows) * longest, "loss_gap_first": gap,
-            **{f"{who}_tokens_per_s": round(tokens / best) for who, (best, _) in times.items()},
-            "speed_up": round(times["transformers"][0] / times["demeanor"][0], 2),
-            "speed_up_median": round(times["transformers"][1] / times["demeanor"][1], 2)}
+def race(work: Work, whos: list[str], rounds: int, device: str, threads: int) -> dict[str, list[dict[str, Any]]]:
+    """Passes of every contender, in turn; the first pass of each only warms up."""
+    contenders = [Contender(work, who, "bf16", device, threads) for who in whos]
+    found: dict[str, list[dict[str, Any]]] = {who: [] for who in whos}
+    for _ in range(rounds + 1):
+        for contender in contenders:
+            found[contender.who].append(contender.go())
+    for contender in contenders:
+        contender.close()
+    return found
 
 
-@torch.no_grad()
-def decoding(batch: int, new_tokens: int = 64, prompt: int = 40) -> dict[str, object]:
-    """Greedy decoding of `batch` equal-length prompts: KV slots against `generate`, fp32, token for token."""
-    ours, theirs = models()
-    ids = torch.randint(3, VOCAB, (batch, prompt), generator=torch.Generator().manual_seed(2))
-    answers: dict[str, list[list[int]]] = {}
+def interval(ratios: list[float]) -> tuple[float, float, float]:
+    """Geometric mean of the ratios of rounds and its 95% t-interval."""
+    logs = [math.log(r) for r in ratios]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), math.nan, math.nan
+    half = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / len(logs) ** 0.5
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
-    def run_ours() -> None:
-        cache = KVCache(ours.config, batch, prompt + new_tokens)
-        last = torch.stack([ours.prefill(row, slot, 0, cache)[-1] for slot, row in enumerate(ids)])
-        slots, found = torch.arange(batch), []
-        for at in range(prompt, prompt + new_tokens):
-            token = (last @ ours.head().T).argmax(-1)
-            found.append(token)
-            if at < prompt + new_tokens - 1:
-                last = ours.step(token, slots, torch.full((batch,), at), cache)
-        answers["demeanor"] = torch.stack(found, 1).tolist()
 
-    def run_theirs() -> None:
-        found = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-                                do_sample=False, pad_token_id=0, eos_token_id=None)
-        answers["transformers"] = found[:, prompt:].tolist()
+def useful_flops(work: Work, device: str) -> float:
+    """FLOPs a pass needs: 6 per weight and token of the trees, 12 per width and attended pair, head only where it is read."""
+    import torch
 
-    times = interleaved({"demeanor": run_ours, "transformers": run_theirs})
-    return {"work": f"decode, {batch} at once", "tokens": batch * new_tokens, "equal": answers["demeanor"] == answers["transformers"],
-            **{f"{who}_tokens_per_s": round(batch * new_tokens / best) for who, (best, _) in times.items()},
-            "speed_up": round(times["transformers"][0] / times["demeanor"][0], 2),
-            "speed_up_median": round(times["transformers"][1] / times["demeanor"][1], 2)}
+    from demeanor.data.trees import Branch, Tree, collate
+    from demeanor.model.llama import Llama
+    from demeanor.model.reward import RewardModel
+    from demeanor.train.flops import training_flops
+    with torch.device("meta"):
+        trunk = Llama(model_config(work.vocabulary, device=device))
+        model = RewardModel(trunk) if work.kind == "reward" else trunk
+    count = training_flops(model, head=work.kind != "reward")
+    trees = [Tree(tuple(p), tuple(Branch(tuple(c), (True,) * len(c)) for c in cs), tuple(range(len(cs)))) for p, cs in work.make()]
+    return sum(count(collate([t], read_last=work.kind == "reward")) for t in trees)
+
+
+def fill(work: Work) -> tuple[float, float]:
+    """Prompt tokens per completion token, and the share of a padded batch that is not padding."""
+    rows = work.make()
+    prompt, completion = (sum(map(len, x)) for x in ([p for p, _ in rows], [c for _, cs in rows for c in cs]))
+    lengths = [max(len(p) + len(c) for c in cs) for p, cs in rows]
+    padded = sum(max(lengths[i:i + work.batch]) * len(rows[i][1]) * work.batch for i in range(0, len(rows), work.batch))
+    real = sum(len(p) + len(c) for p, cs in rows for c in cs)
+    return prompt / completion * len(rows[0][1]), real / padded
+
+
+def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    """One line of the table."""
+    whos = [OURS, TUNED, *([DEFAULTS] if options.defaults else [])]
+    found = race(work, whos, options.rounds, options.device, options.threads)
+    seconds = {who: [sum(p["seconds"]) for p in passes[1:]] for who, passes in found.items()}
+    rows = work.batch * work.steps
+    pairs = rows * (6 if "K=4" in work.name else 1)
+    ratio, fullness = fill(work)
+    line: dict[str, Any] = {
+        "work": work.name, "rows": rows, "pairs": pairs, "prompt_per_completion": round(ratio, 2), "fill": round(fullness, 2),
+        "flops": useful_flops(work, options.device), "peak_flops": options.peak,
+        "seconds": {who: [round(s, 4) for s in x] for who, x in seconds.items()},
+        "memory_mb": {who: round(max(p["memory_mb"] for p in passes)) for who, passes in found.items()},
+        "faster": {who: [round(x, 3) for x in interval([b / a for a, b in zip(seconds[OURS], seconds[who])])] for who in whos[1:]},
+    }
+    if options.device == "cpu":
+        line["loss_gap_fp32"] = loss_gap(work, options.device, options.threads)
+    return line
+
+
+def show(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    table = Table(title=f"bf16, {options.threads} threads, {options.device}, {options.rounds} rounds in turn", title_justify="left", box=None)
+    for name in ("work", "p:c", "fill", "ours rows/s", "of peak", "times tuned TRL", "times TRL defaults", "MB ours", "MB tuned", "loss gap"):
+        table.add_column(name, justify="left" if name == "work" else "right")
+    for x in lines:
+        best = min(x["seconds"][OURS])
+        faster = [f"{m:.2f} [{lo:.2f}, {hi:.2f}]" for m, lo, hi in x["faster"].values()] + ["-"]
+        table.add_row(x["work"], str(x["prompt_per_completion"]), f"{x['fill']:.0%}", f"{x['rows'] / best:.1f}",
+                      f"{x['flops'] / best / x['peak_flops']:.0%}", faster[0], faster[1], str(x["memory_mb"][OURS]), str(x["memory_mb"][TUNED]),
+                      f"{x['loss_gap_fp32']:.0e}" if "loss_gap_fp32" in x else "-")
+    Console(width=160).print(table)
 
 
 def main() -> int:
-    """Run all, print the table, write results/bench.json."""
-    torch.set_num_threads(THREADS)
-    generator = torch.Generator().manual_seed(0)
-    prompts, answers = (torch.randint(low, high, (32,), generator=generator).tolist() for low, high in ((15, 80), (2, 20)))
-    short = list(zip(prompts, answers))
-    found = [training([(1, 127)] * 16, "train, 16 packed rows of 128"), training(short, "train, 32 short chats, loss on answers")]
-    found += [decoding(n) for n in (1, 8, 32)]
-    table = Table(title=f"bf16 training, fp32 decoding, {THREADS} threads, best of {ROUNDS} interleaved", title_justify="left", box=None)
-    for name in ("work", "demeanor tok/s", "transformers tok/s", "times faster", "median"):
-        table.add_column(name, justify="left" if name == "work" else "right")
-    for row in found:
-        table.add_row(str(row["work"]), f"{row['demeanor_tokens_per_s']:,}", f"{row['transformers_tokens_per_s']:,}", str(row["speed_up"]),
-                      str(row["speed_up_median"]))
-    Console(width=120).print(table)
-    out = Path("results") / "bench.json"
+    """Run the chosen lines, print after each, write results/bench-training.json."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
+    parser.add_argument("--only", default="", help="only work whose name contains this")
+    parser.add_argument("--rounds", type=int, default=3, help="timed passes of each contender")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--no-defaults", dest="defaults", action="store_false", help="leave out TRL as shipped")
+    options = parser.parse_args()
+    import torch
+
+    from demeanor.train.flops import measured_peak
+    torch.set_num_threads(options.threads)
+    options.peak = measured_peak(options.device, torch.bfloat16)
+    works = [w for w in WORKS if options.only in w.name]
+    if not (ROOT.parent / "shared" / "data").is_dir():
+        print("bench: ../shared is absent: rows of real lengths are left out")
+        works = [w for w in works if not w.real]
+    lines: list[dict[str, Any]] = []
+    out = ROOT / "results" / f"bench-training-{options.device}.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"rows": found, "load": os.getloadavg(), **origin()}, indent=1) + "\n")
+    for i, work in enumerate(works):
+        started = time.time()
+        lines.append(measure(work, options))
+        print(f"[{i + 1}/{len(works)}] {work.name}: {time.time() - started:.0f} s", file=sys.stderr)
+        out.write_text(json.dumps({"lines": lines, "load": os.getloadavg(), "threads": options.threads, **origin()}, indent=1) + "\n")
+    show(lines, options)
     print(f"written: {out}")
     return 0
 

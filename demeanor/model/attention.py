@@ -1,52 +1,100 @@
-"""Attention over token trees: each segment attends to its context ranges, then causally to itself; no T x T mask.
+"""Attention over token trees: each segment attends to its context ranges, then causally to itself; no T x T mask, no padding.
 
-In: q, k, v of a whole batch and its segments. Out: the mixed values. Segments of about the same shape run as one batched product,
-padded to a multiple of 16 inside attention alone; the slow twin with a dense mask is in the tests.
+In: q, k, v of a whole batch and its segments. Out: the mixed values. A segment alone is three products on slices of q, k and v; many
+short segments of about one shape are gathered, padded to a multiple of 16 inside attention alone, and run as one batched product.
+The slow twin with a dense mask is in the tests. On CUDA it is one varlen kernel (`varlen.py`).
 
-Probabilities are recomputed in the backward pass from the saved log-sum-exp (Dao et al. 2022, arXiv 2205.14135, section 3.1); on
-CPU that is faster than SDPA's own bf16 backward.
+Probabilities are kept for the backward pass where they are small and recomputed where not (Dao et al. 2022, arXiv 2205.14135,
+section 3.1). Everything after the product of queries and keys is two fused passes over the scores, one softmax and its gradient.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from demeanor.model import varlen
 from demeanor.tensors import Segment
 
 STEP = 16
+LONG, BLOCK = 384, 192
+"""Segments longer than LONG are cut into blocks of BLOCK queries, which skips most of the triangle nobody may see."""
+MANY, SMALL = 3, 96
+"""From MANY members of at most SMALL queries on, gathering pays: the price of a product's call is more than that of padding."""
+KEEP_BYTES = 48 << 20
+"""Probabilities of one layer that are kept; beyond, they are recomputed in the backward pass."""
 
 
-class Bucket(NamedTuple):
-    """Segments of about one shape: which tokens ask (G x L) and which they may see (G x S, context first).
+class Part(NamedTuple):
+    """Segments that run as one product: G of them, L queries and S keys each (context first).
 
-    `mask` is additive, (L, S) or (G, 1, 1, L, S). `rows_R` are the places in G x L that hold a token, None if all do.
+    `queries` and `keys` say where they stand in T: ranges for a segment alone, indices (G*L, G*S) for many. `mask` is additive:
+    (L, S) where all members share it, else (G, 1, L, S). `rows_R` are the places in G x L that hold a token, None if all do.
     """
 
-    queries_GL: Tensor
-    keys_GS: Tensor
+    G: int
+    L: int
+    S: int
+    queries: tuple[int, int] | Tensor
+    keys: tuple[tuple[int, int], ...] | Tensor
     mask: Tensor
-    rows_R: Tensor | None
-    whole: bool
-    """The queries are all tokens, in order, and are their own keys: nothing is gathered."""
+    rows_R: Tensor | None = None
 
 
-def buckets(segments: Sequence[Segment], device: torch.device) -> tuple[Bucket, ...]:
-    """Group segments by padded shape; made once per batch, used by every layer and the backward pass."""
+Parts = tuple[Part, ...] | varlen.Layout
+
+
+def buckets(segments: Sequence[Segment], device: torch.device) -> Parts:
+    """Say how the segments are run; made once per batch, used by every layer and the backward pass."""
+    segments = joined(segments)
+    if device.type == "cuda":
+        return varlen.layout(segments, device)
     total = max((s.end for s in segments), default=0)
     lengths = {s.end - s.start for s in segments}
-    if len(lengths) == 1 and not any(s.context for s in segments) and sum(s.end - s.start for s in segments) == total:
-        index_GL = torch.arange(total, device=device).view(-1, lengths.pop())
-        return (Bucket(index_GL, index_GL, _causal(index_GL.shape[1], index_GL.shape[1], device), None, True),)
+    if len(lengths) == 1 and total <= LONG * len(segments) and not any(s.context for s in segments) \
+            and sum(s.end - s.start for s in segments) == total:
+        length = lengths.pop()
+        return (Part(len(segments), length, length, (0, total), ((0, total),), _causal(length, length)),)
     groups: dict[tuple[int, int], list[Segment]] = defaultdict(list)
+    for segment in blocks(segments):
+        groups[(_up(segment.end - segment.start), _up(_size(segment.context)))].append(segment)
+    parts: list[Part] = []
+    for (length, context), members in groups.items():
+        if len(members) >= MANY and length <= SMALL:
+            parts.append(_together(members, length, context))
+        else:
+            parts += map(_alone, members)
+    return tuple(parts)
+
+
+def joined(segments: Sequence[Segment]) -> list[Segment]:
+    """The same attention with fewer segments: a branch right after its prompt goes on with the prompt's causal row."""
+    found: list[Segment] = []
     for segment in segments:
-        if segment.end > segment.start:
-            groups[(_up(segment.end - segment.start), _up(sum(b - a for a, b in segment.context)))].append(segment)
-    return tuple(_bucket(members, length, context, device) for (length, context), members in groups.items())
+        if found and found[-1].end == segment.start and segment.context == (*found[-1].context, (found[-1].start, found[-1].end)):
+            found[-1] = Segment(found[-1].start, segment.end, found[-1].context)
+        elif segment.end > segment.start:
+            found.append(segment)
+    return found
+
+
+def blocks(segments: Sequence[Segment]) -> Iterator[Segment]:
+    """The same attention with long segments cut up: each block sees the blocks before it as context."""
+    for segment in segments:
+        if segment.end - segment.start <= LONG:
+            yield segment
+            continue
+        for start in range(segment.start, segment.end, BLOCK):
+            before = ((segment.start, start),) if start > segment.start else ()
+            yield Segment(start, min(start + BLOCK, segment.end), (*segment.context, *before))
+
+
+def _size(context: Sequence[tuple[int, int]]) -> int:
+    return sum(b - a for a, b in context)
 
 
 def _up(count: int) -> int:
@@ -55,12 +103,23 @@ def _up(count: int) -> int:
     return -(-count // step) * step
 
 
-def _causal(length: int, keys: int, device: torch.device) -> Tensor:
-    """Bottom-right causal additive mask, length x keys, fp32."""
-    return torch.full((length, keys), float("-inf"), device=device).triu(1 + keys - length)
+def _causal(queries: int, keys: int) -> Tensor:
+    """Bottom-right causal additive mask, queries x keys, fp32."""
+    return torch.full((queries, keys), float("-inf")).triu(1 + keys - queries)
 
 
-def _bucket(members: Sequence[Segment], length: int, context: int, device: torch.device) -> Bucket:
+def _alone(segment: Segment) -> Part:
+    ranges: list[tuple[int, int]] = []
+    for a, b in (*segment.context, (segment.start, segment.end)):
+        if ranges and ranges[-1][1] == a:
+            ranges[-1] = (ranges[-1][0], b)
+        elif b > a:
+            ranges.append((a, b))
+    L, S = segment.end - segment.start, _size(ranges)
+    return Part(1, L, S, (segment.start, segment.end), tuple(ranges), _causal(L, S))
+
+
+def _together(members: Sequence[Segment], length: int, context: int) -> Part:
     own_L = torch.arange(length)
     starts, sizes = torch.tensor([(s.start, s.end - s.start) for s in members])[:, :, None].unbind(1)
     valid_GL = own_L < sizes
@@ -72,94 +131,111 @@ def _bucket(members: Sequence[Segment], length: int, context: int, device: torch
         before_G[g] = sum(map(len, found))
         if found:
             seen_GC[g, :before_G[g]] = torch.cat(found)
-    hidden_GC = torch.arange(context) >= before_G
-    mask = torch.cat([hidden_GC[:, None].expand(-1, length, -1), (own_L[None] > own_L[:, None]).expand(len(members), -1, -1)], -1)
-    additive = torch.zeros(mask.shape).masked_fill_(mask, float("-inf"))[:, None, None]
-    rows_R = None if bool(valid_GL.all()) else valid_GL.flatten().nonzero().squeeze(-1).to(device)
-    return Bucket(queries_GL.to(device), torch.cat([seen_GC, queries_GL], 1).to(device), additive.to(device), rows_R, False)
+    mask = _causal(length, length)
+    if context:
+        hidden_GC = torch.zeros(len(members), context).masked_fill_(torch.arange(context) >= before_G, float("-inf"))
+        mask = torch.cat([hidden_GC[:, None].expand(-1, length, -1), mask.expand(len(members), -1, -1)], -1)[:, None]
+    rows_R = None if bool(valid_GL.all()) else valid_GL.flatten().nonzero().squeeze(-1)
+    keys = torch.cat([seen_GC, queries_GL], 1).flatten()
+    return Part(len(members), length, context + length, queries_GL.flatten(), keys, mask, rows_R)
 
 
-def tree_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, parts: Sequence[Bucket]) -> Tensor:
+def tree_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, parts: Parts) -> Tensor:
     """Mix values over a batch of token trees: q (T, H, D), k and v (T, K, D) with H a multiple of K; returns (T, H, D)."""
-    mixed: Tensor = _TreeAttention.apply(q_THD, k_TKD, v_TKD, tuple(parts))  # type: ignore[no-untyped-call]
+    if isinstance(parts, varlen.Layout):
+        return varlen.attention(q_THD, k_TKD, v_TKD, parts)
+    mixed: Tensor = _TreeAttention.apply(q_THD, k_TKD, v_TKD, parts)  # type: ignore[no-untyped-call]
     return mixed
 
 
-def _heads_first(x_THD: Tensor, index_GL: Tensor, whole: bool) -> Tensor:
-    """Gather tokens into (G, H, L, D)."""
-    G, L = index_GL.shape
-    rows = x_THD if whole else x_THD.index_select(0, index_GL.flatten())
-    return rows.view(G, L, *x_THD.shape[1:]).transpose(1, 2)
+# ---- rows of T to products and back ----
 
 
-def _grouped(x_GHLD: Tensor, K: int) -> Tensor:
-    """Fold query heads that share a key head into the rows: (G, H, L, D) -> (G*K, H/K * L, D)."""
-    G, H, L, D = x_GHLD.shape
-    return x_GHLD.reshape(G * K, (H // K) * L, D)
+def _taken(x_THD: Tensor, where: tuple[int, int] | tuple[tuple[int, int], ...] | Tensor, G: int, K: int) -> Tensor:
+    """The named rows as (G*K, H/K * L, D): heads that share a key head stand in the rows."""
+    if isinstance(where, Tensor):
+        rows = x_THD.index_select(0, where)
+    elif isinstance(where[0], tuple):
+        ranges: Any = where
+        rows = x_THD[ranges[0][0]:ranges[0][1]] if len(ranges) == 1 else torch.cat([x_THD[a:b] for a, b in ranges])
+    else:
+        rows = x_THD[where[0]:where[1]]
+    H, D = x_THD.shape[1:]
+    if G == 1 and H == K:
+        return rows.transpose(0, 1)
+    return rows.reshape(G, -1, K, H // K, D).permute(0, 2, 3, 1, 4).reshape(G * K, -1, D)
 
 
-def _scores(Q: Tensor, Kx: Tensor, part: Bucket, K: int, scale: float, wide: torch.dtype) -> Tensor:
-    """Masked scores (G*K, H/K * L, S) in `wide`."""
-    (G, L), S = part.queries_GL.shape, part.keys_GS.shape[1]
-    scores = torch.bmm(Q, Kx.transpose(1, 2)).to(wide).mul_(scale)
-    scores.view(G, K, -1, L, S).add_(part.mask)
-    return scores
+def _rows(x: Tensor, G: int, K: int, L: int) -> Tensor:
+    """(G*K, H/K * L, D) back to (G * L, H, D)."""
+    D = x.shape[-1]
+    return x.view(G, K, -1, L, D).permute(0, 3, 1, 2, 4).reshape(G * L, -1, D)
+
+
+def _probabilities(Q: Tensor, Kx: Tensor, part: Part, K: int, scale: float) -> Tensor:
+    """Who attends to whom: (G*K, H/K * L, S); scores in the number format of Q, softmax computed in fp32."""
+    repeat = Q.shape[1] // part.L
+    mask = part.mask.to(Q.dtype)
+    if mask.ndim == 2:
+        shared = mask.repeat(repeat, 1) if repeat > 1 else mask
+        return torch.baddbmm(shared, Q, Kx.transpose(1, 2), alpha=scale).softmax(-1)
+    scores = torch.bmm(Q, Kx.transpose(1, 2)).mul_(scale)
+    scores.view(part.G, -1, part.L, part.S).add_(mask)
+    return scores.softmax(-1)
 
 
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: tuple[Bucket, ...]) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: tuple[Part, ...]) -> Tensor:
         H, K, D = q.shape[1], k.shape[1], q.shape[2]
-        wide = torch.promote_types(q.dtype, torch.float32)
-        out, lse_TH = torch.zeros_like(q), torch.zeros(q.shape[:2], dtype=wide, device=q.device)
+        out = torch.empty_like(q)
+        keep = sum(H * x.G * x.L * x.S for x in parts) * q.element_size() <= KEEP_BYTES
+        kept: list[Tensor] = []
         for part in parts:
-            (G, L), S = part.queries_GL.shape, part.keys_GS.shape[1]
-            Q = _grouped(_heads_first(q, part.queries_GL, part.whole), K)
-            Kx, V = (_heads_first(x, part.keys_GS, part.whole).reshape(G * K, S, D) for x in (k, v))
-            scores = _scores(Q, Kx, part, K, D ** -0.5, wide)
-            lse = scores.logsumexp(-1, keepdim=True)
-            mixed = torch.bmm(scores.sub_(lse).exp_().to(q.dtype), V).view(G, H, L, D).transpose(1, 2).reshape(G * L, H, D)
-            rows = lse.view(G, H, L).transpose(1, 2).reshape(G * L, H)
-            if part.whole:
-                out, lse_TH = mixed, rows
-                continue
-            tokens = part.queries_GL.flatten()
-            if part.rows_R is not None:
-                tokens, mixed, rows = tokens[part.rows_R], mixed[part.rows_R], rows[part.rows_R]
-            out[tokens], lse_TH[tokens] = mixed, rows
-        ctx.save_for_backward(q, k, v, out, lse_TH)
+            Q, Kx, V = (_taken(x, where, part.G, K) for x, where in ((q, part.queries), (k, part.keys), (v, part.keys)))
+            p = _probabilities(Q, Kx, part, K, D ** -0.5)
+            mixed = _rows(torch.bmm(p, V), part.G, K, part.L)
+            if isinstance(part.queries, Tensor):
+                tokens = part.queries if part.rows_R is None else part.queries[part.rows_R]
+                out[tokens] = mixed if part.rows_R is None else mixed[part.rows_R]
+            else:
+                out[part.queries[0]:part.queries[1]] = mixed
+            if keep:
+                kept.append(p)
+        ctx.save_for_backward(q, k, v, *kept)
         ctx.parts = parts
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, out, lse_TH = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        H, K, D = q.shape[1], k.shape[1], q.shape[2]
-        scale, wide = D ** -0.5, lse_TH.dtype
-        delta_TH = (grad.to(wide) * out.to(wide)).sum(-1)
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-        for part in ctx.parts:
-            (G, L), S = part.queries_GL.shape, part.keys_GS.shape[1]
-            Q, dO = (_grouped(_heads_first(x, part.queries_GL, part.whole), K) for x in (q, grad))
-            Kx, V = (_heads_first(x, part.keys_GS, part.whole).reshape(G * K, S, D) for x in (k, v))
-            lse, delta = (_grouped(_heads_first(x[..., None], part.queries_GL, part.whole), K) for x in (lse_TH, delta_TH))
+        q, k, v, *kept = ctx.saved_tensors
+        grad = grads[0]
+        K, D = k.shape[1], q.shape[2]
+        scale, wide = D ** -0.5, torch.promote_types(q.dtype, torch.float32)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+        for i, part in enumerate(ctx.parts):
+            Q, dO, Kx, V = (_taken(x, where, part.G, K) for x, where in (
+                (q, part.queries), (grad, part.queries), (k, part.keys), (v, part.keys)))
             if part.rows_R is not None:  # what padding asked for must not flow back
-                asked = torch.zeros(G * L, dtype=grad.dtype, device=grad.device).index_fill_(0, part.rows_R, 1.0)
-                asked = asked.view(G, 1, 1, L, 1).expand(G, K, H // K, L, 1).reshape(G * K, -1, 1)
-                dO, delta = dO * asked, delta * asked
-            p = _scores(Q, Kx, part, K, scale, wide).sub_(lse).exp_()
-            dV = torch.bmm(p.to(q.dtype).transpose(1, 2), dO)
-            ds = torch.bmm(dO, V.transpose(1, 2)).to(wide).sub_(delta).mul_(p).mul_(scale).to(q.dtype)
-            dQ = torch.bmm(ds, Kx).view(G, H, L, D).transpose(1, 2).reshape(G * L, H, D)
-            dK = torch.bmm(ds.transpose(1, 2), Q)
-            back = [x.view(G, K, S, D).transpose(1, 2).reshape(G * S, K, D) for x in (dK, dV)]
-            if part.whole:
-                return dQ, back[0], back[1], None
-            tokens = part.queries_GL.flatten()
-            if part.rows_R is not None:
-                tokens, dQ = tokens[part.rows_R], dQ[part.rows_R]
-            dq[tokens] = dQ
-            dk.index_add_(0, part.keys_GS.flatten(), back[0].to(wide))
-            dv.index_add_(0, part.keys_GS.flatten(), back[1].to(wide))
+                asked = torch.zeros(part.G * part.L, dtype=grad.dtype).index_fill_(0, part.rows_R, 1.0).view(part.G, 1, 1, part.L, 1)
+                dO = (dO.view(part.G, K, -1, part.L, D) * asked).view_as(dO)
+            p = kept[i] if kept else _probabilities(Q, Kx, part, K, scale)
+            dV = torch.bmm(p.transpose(1, 2), dO)
+            ds = torch._softmax_backward_data(torch.bmm(dO, V.transpose(1, 2)), p, -1, p.dtype)
+            dQ = _rows(torch.bmm(ds, Kx).mul_(scale), part.G, K, part.L)
+            dK = torch.bmm(ds.transpose(1, 2), Q).mul_(scale)
+            back_K, back_V = (_rows(x, part.G, K, part.S) for x in (dK, dV))
+            if isinstance(part.queries, Tensor):
+                tokens = part.queries if part.rows_R is None else part.queries[part.rows_R]
+                dq[tokens] = dQ if part.rows_R is None else dQ[part.rows_R]
+                dk.index_add_(0, part.keys, back_K.to(wide))
+                dv.index_add_(0, part.keys, back_V.to(wide))
+                continue
+            dq[part.queries[0]:part.queries[1]] = dQ
+            at = 0
+            for a, b in part.keys:
+                size = part.G * part.S if part.G > 1 else b - a
+                dk[a:b].add_(back_K[at:at + size])
+                dv[a:b].add_(back_V[at:at + size])
+                at += size
         return dq, dk.to(k.dtype), dv.to(v.dtype), None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demeanor.model.attention import Bucket, buckets, tree_attention
+from demeanor.model.attention import Parts, buckets, tree_attention
 from demeanor.model.cache import KVCache
 from demeanor.model.config import Config
 from demeanor.tensors import Segment
@@ -96,9 +96,10 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def tree(self, x_TD: Tensor, cos: Tensor, sin: Tensor, parts: Sequence[Bucket]) -> Tensor:
+    def tree(self, x_TD: Tensor, cos: Tensor, sin: Tensor, parts: Parts, read_R: Tensor | None = None) -> Tensor:
         q, k, v = self.self_attn.project(self.input_layernorm(x_TD), cos, sin)
-        return self.finish(x_TD, tree_attention(q, k, v, parts))
+        mixed = tree_attention(q, k, v, parts)
+        return self.finish(x_TD, mixed) if read_R is None else self.finish(x_TD[read_R], mixed[read_R])
 
     def finish(self, x_TD: Tensor, mixed_THD: Tensor) -> Tensor:
         x_TD = x_TD + self.self_attn.o_proj(mixed_THD.flatten(1))
@@ -133,14 +134,17 @@ class Llama(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.model.layers))
 
-    def hidden(self, tokens_T: Tensor, positions_T: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """Hidden states (T, D) after the final norm, for a flat batch of token trees."""
+    def hidden(self, tokens_T: Tensor, positions_T: Tensor, segments: Sequence[Segment], read_R: Tensor | None = None) -> Tensor:
+        """Hidden states (T, D) after the final norm, for a flat batch of token trees; only those at `read_R` (R, D) if it is given.
+
+        What nobody reads is not computed: after its attention the last layer goes on with the rows that are read.
+        """
         cos, sin = rotary(self.config, positions_T)
         parts = buckets(segments, tokens_T.device)
         x_TD = self.model.embed_tokens(tokens_T)
-        for block in self._blocks:
+        for block in self._blocks[:-1]:
             x_TD = block.tree(x_TD, cos, sin, parts)
-        return cast(Tensor, self.model.norm(x_TD))
+        return cast(Tensor, self.model.norm(self._blocks[-1].tree(x_TD, cos, sin, parts, read_R)))
 
     @torch.no_grad()
     def prefill(self, tokens_T: Tensor, slot: int, start: int, cache: KVCache) -> Tensor:

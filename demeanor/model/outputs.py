@@ -13,8 +13,8 @@ from demeanor.tensors import Outputs, TokenBatch
 def policy_outputs(model: nn.Module, batch: TokenBatch) -> Outputs:
     """Log-probs (nats) of every scored token under a policy."""
     assert isinstance(model, Llama), f"wanted a policy, got {type(model).__name__}"
-    hidden_TD = model.hidden(batch.tokens_T, batch.positions_T, batch.segments)
-    return Outputs(logprobs_C=token_logprobs(hidden_TD[batch.scored_C], model.head(), batch.targets_C))
+    hidden_CD = model.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.scored_C)
+    return Outputs(logprobs_C=token_logprobs(hidden_CD, model.head(), batch.targets_C))
 
 
 def reward_outputs(model: nn.Module, batch: TokenBatch) -> Outputs:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from demeanor.model.llama import Llama
 from demeanor.tensors import TokenBatch
@@ -25,5 +24,6 @@ class RewardModel(nn.Module):
 
     def rewards(self, batch: TokenBatch) -> Tensor:
         """One reward per branch, rewards_B, read at its last token."""
-        hidden_TD = self.trunk.hidden(batch.tokens_T, batch.positions_T, batch.segments)
-        return cast(Tensor, self.score(hidden_TD[batch.last_B])).squeeze(-1).to(torch.promote_types(hidden_TD.dtype, torch.float32))
+        hidden_BD = self.trunk.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.last_B)
+        with torch.autocast(hidden_BD.device.type, enabled=False):  # a reward of 8 bits of mantissa would tie close completions
+            return F.linear(hidden_BD.to(self.score.weight.dtype), self.score.weight).squeeze(-1)

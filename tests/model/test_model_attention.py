@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from demeanor.model.attention import buckets, tree_attention
+from demeanor.model import attention
+from demeanor.model.attention import buckets, joined, tree_attention
 from demeanor.tensors import Segment
 
 CPU = torch.device("cpu")
@@ -17,7 +18,8 @@ FOREST = (Segment(0, 3), Segment(3, 7, ((0, 3),)), Segment(7, 8, ((0, 3),)),    
           Segment(8, 28), Segment(28, 45, ((8, 28),)),                                # a longer one: another bucket
           Segment(45, 46), Segment(46, 51, ((45, 46),)),                              # a prompt of one shared token
           Segment(51, 55, ((0, 3), (3, 7))))                                          # a context of two ranges
-LAYOUTS = [EQUAL, FOREST, (Segment(0, 1),), (Segment(0, 4), Segment(4, 4), Segment(4, 21))]
+MANY = tuple(s for i in range(0, 200, 20) for s in (Segment(i, i + 7), Segment(i + 7, i + 12, ((i, i + 7),)), Segment(i + 12, i + 20, ((i, i + 7),))))
+LAYOUTS = [EQUAL, FOREST, MANY, (Segment(0, 1),), (Segment(0, 4), Segment(4, 4), Segment(4, 21))]
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...]) -> Tensor:
@@ -61,6 +63,21 @@ def test_gradients_pass_the_numerical_check() -> None:
     segments = (Segment(0, 2), Segment(2, 5, ((0, 2),)), Segment(5, 6, ((0, 2),)))
     parts = buckets(segments, CPU)
     assert torch.autograd.gradcheck(lambda q, k, v: tree_attention(q, k, v, parts), random(segments, 2, torch.float64))
+
+
+def test_recomputed_probabilities_give_the_same_gradients_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for bytes_kept in (1 << 30, 0):
+        monkeypatch.setattr(attention, "KEEP_BYTES", bytes_kept)
+        ours = random(FOREST, 2, torch.float32)
+        tree_attention(*ours, buckets(FOREST, CPU)).square().sum().backward()
+        found.append([x.grad for x in ours])
+    assert all(torch.equal(a, b) for a, b in zip(*found) if a is not None and b is not None)
+
+
+def test_the_first_branch_goes_on_with_its_prompts_row() -> None:
+    assert joined(FOREST[:3]) == [Segment(0, 7), Segment(7, 8, ((0, 3),))]
+    assert joined([Segment(0, 4), Segment(4, 4), Segment(4, 21)]) == [Segment(0, 4), Segment(4, 21)]
 
 
 def test_what_a_segment_may_not_see_cannot_change_it() -> None:
