@@ -5,6 +5,7 @@ In: YAML text, a schema. Out: the parsed spec and a list of problems. It loads n
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from pydantic import BaseModel, ValidationError
 from demeanor import registry
 from demeanor.errors import Problem, SpecError, unknown
 from demeanor.registry import Spec
-from demeanor.spec import Import, Scratch, StackSpec
+from demeanor.spec import AnyStage, Import, ImportStage, MergeStage, Scratch, StackSpec, Stage
 
 S = TypeVar("S", bound=Spec)
 NAME = re.compile(r"^[a-z][a-z0-9_]*$")
+TAGS: dict[str, type[Spec]] = {"scratch": Scratch, "import": Import, "train": Stage, "merge": MergeStage}
+"""Kinds of base and of stage, which stand in pydantic's paths but not in the file's."""
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -107,6 +110,10 @@ def expand(raw: Any) -> Any:
                     stage["objective"] = {"kind": stage["objective"]}
                 if "data" in stage:
                     stage["data"] = _sources(stage["data"])
+                adapter = {"kind": stage["adapter"]} if isinstance(stage.get("adapter"), str) else stage.get("adapter")
+                if isinstance(adapter, dict):
+                    targets = adapter.get("targets")
+                    stage["adapter"] = {**adapter, "targets": [targets]} if isinstance(targets, str) else adapter
     raw["layers"] = [{"kind": x} if isinstance(x, str) else x for x in raw.get("layers") or []]
     return raw
 
@@ -127,7 +134,7 @@ def parse(model: type[S], raw: Any, where: str) -> tuple[S | None, list[Problem]
 
 
 def _problem(model: type[BaseModel], error: Any, where: str) -> Problem:
-    loc = [x for x in error["loc"] if x not in ("scratch", "import")]
+    loc = [x for x in error["loc"] if x not in TAGS]
     path = f"{where}: {_path(loc)}" if loc else where
     got = error.get("input")
     if error["type"] == "extra_forbidden":
@@ -135,7 +142,9 @@ def _problem(model: type[BaseModel], error: Any, where: str) -> Problem:
     if error["type"] == "missing":
         return Problem(path, "missing; it has no default")
     if error["type"] == "union_tag_not_found" or error["type"] == "union_tag_invalid":
-        return Problem(f"{path}.kind", unknown(str((got or {}).get("kind")), ["scratch", "import"], noun="kind of base"))
+        base = "base" in loc
+        known = ["scratch", "import"] if base else ["train", "import", "merge"]
+        return Problem(f"{path}.kind", unknown(str((got or {}).get("kind")), known, noun="kind of base" if base else "kind of stage"))
     return Problem(path, f"got {_show(got)}, wanted: {error['msg'][0].lower()}{error['msg'][1:]}")
 
 
@@ -152,8 +161,8 @@ def _fields_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     for step in loc:
         if isinstance(step, int):
             continue
-        if step in ("scratch", "import"):
-            here = Scratch if step == "scratch" else Import
+        if step in TAGS:
+            here = TAGS[step] if "base" in loc or step != "import" else ImportStage
             continue
         field = here.model_fields.get(step)
         found = _model_in(field.annotation) if field else None
@@ -201,6 +210,8 @@ def objectives(spec: StackSpec, where: str) -> tuple[dict[str, Spec], list[Probl
     found: dict[str, Spec] = {}
     problems: list[Problem] = []
     for i, stage in enumerate(spec.weights.stages):
+        if not isinstance(stage, Stage):
+            continue
         parsed, bad = plugin("demeanor.objectives", stage.objective, f"{where}: weights.stages[{i}].objective")
         problems += bad
         if parsed is not None:
@@ -245,34 +256,69 @@ def _has_content(annotation: Any) -> bool:
 
 
 def references(spec: StackSpec, where: str) -> list[Problem]:
-    """Names that must exist (parents, roles, serve) and shapes that must fit."""
+    """Names that must exist (parents, roles, merged stages, serve) and shapes that must fit."""
     problems: list[Problem] = []
     earlier: dict[str, bool] = {"base": True}
     for i, stage in enumerate(spec.weights.stages):
         here = f"{where}: weights.stages[{i}]"
         if stage.name in earlier:
             problems.append(Problem(f"{here}.name", f"'{stage.name}' is taken; stage names are unique and 'base' is the base"))
-        kind = stage.objective.get("kind")
-        module = registry.entry("demeanor.objectives", kind) if kind in registry.known("demeanor.objectives") else None
-        if stage.parent is not None:
-            if stage.parent not in earlier:
-                problems.append(Problem(f"{here}.parent", unknown(stage.parent, earlier, noun="earlier stage")))
-            elif not earlier[stage.parent]:
-                problems.append(Problem(f"{here}.parent", f"'{stage.parent}' is a reward model, which cannot go on as a policy"))
-        for role, ancestor in stage.uses.items():
-            if module is not None and role not in module.ROLES:
-                problems.append(Problem(f"{here}.uses.{role}", unknown(role, module.ROLES, noun=f"role of {kind}")))
-            if ancestor not in earlier:
-                problems.append(Problem(f"{here}.uses.{role}", unknown(ancestor, earlier, noun="earlier stage")))
-            elif not earlier[ancestor]:
-                problems.append(Problem(f"{here}.uses.{role}", f"'{ancestor}' is a reward model; {kind} wants a policy here"))
-        earlier.setdefault(stage.name, module is None or bool(module.POLICY))
+        if isinstance(stage, Stage):
+            problems += _trained(stage, earlier, here)
+        elif isinstance(stage, MergeStage):
+            problems += _merged(stage, earlier, here)
+        elif stage.parent is not None and stage.parent not in earlier:
+            problems.append(Problem(f"{here}.parent", unknown(stage.parent, earlier, noun="earlier stage")))
+        earlier.setdefault(stage.name, answers(stage, earlier))
     serve = spec.weights.serve
     if serve is not None and serve not in earlier:
         problems.append(Problem(f"{where}: weights.serve", unknown(serve, earlier, noun="stage")))
     elif serve is not None and not earlier[serve]:
         problems.append(Problem(f"{where}: weights.serve", f"'{serve}' is a reward model: it scores answers and writes none"))
     return problems + _shape(spec, where)
+
+
+def answers(stage: AnyStage, earlier: Mapping[str, bool]) -> bool:
+    """Whether a stage yields a policy (else a reward model); `earlier` says it of the stages before."""
+    if isinstance(stage, Stage):
+        kind = stage.objective.get("kind")
+        return kind not in registry.known("demeanor.objectives") or bool(registry.entry("demeanor.objectives", str(kind)).POLICY)
+    return not stage.reward if isinstance(stage, ImportStage) else earlier.get(stage.of[-1], True)
+
+
+def _trained(stage: Stage, earlier: Mapping[str, bool], here: str) -> list[Problem]:
+    problems: list[Problem] = []
+    kind = stage.objective.get("kind")
+    module = registry.entry("demeanor.objectives", kind) if kind in registry.known("demeanor.objectives") else None
+    if stage.parent is not None:
+        if stage.parent not in earlier:
+            problems.append(Problem(f"{here}.parent", unknown(stage.parent, earlier, noun="earlier stage")))
+        elif not earlier[stage.parent] and answers(stage, earlier):
+            problems.append(Problem(f"{here}.parent", f"'{stage.parent}' is a reward model, which cannot go on as a policy"))
+    for role, ancestor in stage.uses.items():
+        if module is not None and role not in module.ROLES:
+            problems.append(Problem(f"{here}.uses.{role}", unknown(role, module.ROLES, noun=f"role of {kind}")))
+        if ancestor not in earlier:
+            problems.append(Problem(f"{here}.uses.{role}", unknown(ancestor, earlier, noun="earlier stage")))
+        elif not earlier[ancestor]:
+            problems.append(Problem(f"{here}.uses.{role}", f"'{ancestor}' is a reward model; {kind} wants a policy here"))
+    return problems
+
+
+def _merged(stage: MergeStage, earlier: Mapping[str, bool], here: str) -> list[Problem]:
+    problems = [Problem(f"{here}.of[{i}]", unknown(name, earlier, noun="earlier stage"))
+                for i, name in enumerate(stage.of) if name not in earlier]
+    kinds = {name: earlier[name] for name in stage.of if name in earlier}
+    if len(set(kinds.values())) > 1:
+        rewards = ", ".join(name for name, policy in kinds.items() if not policy)
+        problems.append(Problem(f"{here}.of", f"{rewards} is a reward model; it cannot be merged into a policy"))
+    if stage.weights is not None and len(stage.weights) != len(stage.of):
+        problems.append(Problem(f"{here}.weights", f"got {len(stage.weights)} numbers, wanted one for each of {', '.join(stage.of)}"))
+    elif stage.weights is not None and stage.method != "task_arithmetic" and abs(sum(stage.weights) - 1) > 1e-6:
+        problems.append(Problem(f"{here}.weights", f"got a sum of {sum(stage.weights):g}, wanted 1 for an average"))
+    if stage.method == "slerp" and len(stage.of) != 2:
+        problems.append(Problem(f"{here}.of", f"got {len(stage.of)} stages, wanted 2 for slerp"))
+    return problems
 
 
 def _shape(spec: StackSpec, where: str) -> list[Problem]:
@@ -289,7 +335,7 @@ def _shape(spec: StackSpec, where: str) -> list[Problem]:
         problems.append(Problem(f"{where}: weights.base.row_tokens",
                                 f"got {base.row_tokens}, wanted at most model.context = {shape.context}"))
     for i, stage in enumerate(spec.weights.stages):
-        if stage.max_tokens and stage.max_tokens > shape.context:
+        if isinstance(stage, Stage) and stage.max_tokens and stage.max_tokens > shape.context:
             problems.append(Problem(f"{where}: weights.stages[{i}].max_tokens",
                                     f"got {stage.max_tokens}, wanted at most model.context = {shape.context}"))
     return problems
@@ -305,7 +351,9 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
         problems += [p for i, s in enumerate(base.data) for p in
                      _named(s.source, root, names.get("rows", ()), f"{where}: weights.base.data[{i}].source")]
     for i, stage in enumerate(spec.weights.stages):
-        for j, s in enumerate(stage.data):
+        if isinstance(stage, ImportStage):
+            problems += _imported(stage, root, f"{where}: weights.stages[{i}]")
+        for j, s in enumerate(stage.data if isinstance(stage, Stage) else ()):
             problems += _named(s.source, root, names.get("rows", ()), f"{where}: weights.stages[{i}].data[{j}].source")
     for i, suite in enumerate(spec.evaluation.suites):
         problems += _named(suite, root, names.get("suites", ()), f"{where}: evaluation.suites[{i}]")
@@ -328,10 +376,43 @@ def _named(source: str, root: Path, known: Sequence[str], where: str) -> list[Pr
     return [] if (root / source).exists() else [Problem(where, f"no such file or folder: {root / source}")]
 
 
-def _checkpoint(path: str, root: Path, where: str) -> list[Problem]:
+def _imported(stage: ImportStage, root: Path, here: str) -> list[Problem]:
+    """An imported stage's folder, without a tokenizer of necessity, and whether it is what `reward` says."""
+    problems = _checkpoint(stage.path, root, f"{here}.path", needs=())
+    if problems or not (root / stage.path).is_dir():
+        return problems
+    if is_reward_folder(root / stage.path) != stage.reward:
+        got = "a policy" if stage.reward else "a reward model (sequence classification)"
+        return [Problem(f"{here}.reward", f"got {str(stage.reward).lower()}, but {root / stage.path} holds {got}")]
+    return []
+
+
+def is_reward_folder(folder: Path) -> bool:
+    """Whether a Hugging Face or PEFT folder says that it scores texts instead of writing them."""
+    adapter = _json(folder / "adapter_config.json")
+    names = [str(adapter.get("task_type"))] if adapter else [str(x) for x in _json(folder / "config.json").get("architectures") or ()]
+    return any(name == "SEQ_CLS" or name.endswith("ForSequenceClassification") for name in names)
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The weights that a PEFT folder goes on, as it names them; None for a folder of whole weights."""
+    name = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    return str(name) if name else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _checkpoint(path: str, root: Path, where: str, needs: Sequence[str] = ("tokenizer.json",)) -> list[Problem]:
     folder = root / path
     if folder.is_dir():
-        wanted = [n for n in ("config.json", "tokenizer.json") if not (folder / n).is_file()]
+        config = "adapter_config.json" if (folder / "adapter_config.json").is_file() else "config.json"
+        wanted = [n for n in (config, *needs) if not (folder / n).is_file()]
         weights = list(folder.glob("*.safetensors"))
         if not weights:
             bins = list(folder.glob("*.bin")) + list(folder.glob("*.pt"))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from demeanor.registry import Spec
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+STAGE_NAME = r"^[a-z][a-z0-9_]*$"
 
 
 class Optim(Spec):
@@ -79,14 +80,28 @@ class Import(Spec):
     template: str | None = Field(None, description="how to prompt the base itself; null: the stack's template")
 
 
+class Adapter(Spec):
+    """Low-rank matrices trained beside frozen weights (Hu et al. 2021), kept as a PEFT folder on the parent's."""
+
+    kind: Literal["lora"] = "lora"
+    rank: Positive = 16
+    alpha: float = Field(32.0, gt=0, description="scale of the product, before it is divided by the rank")
+    targets: tuple[str, ...] = Field(("all-linear",), min_length=1,
+                                     description="last names of the linear maps to adapt; all-linear: all but the head")
+    rslora: bool = Field(False, description="divide alpha by the square root of the rank (Kalajdzievski 2023)")
+    quantise: Literal["nf4"] | None = Field(None, description="hold the frozen maps in 4 bits (QLoRA); CUDA and bitsandbytes only")
+
+
 class Stage(Spec):
     """One training stage: an objective on data, from a parent's weights."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    kind: Literal["train"] = "train"
+    name: str = Field(pattern=STAGE_NAME)
     objective: dict[str, Any] = Field(description="objective kind and its settings")
     data: tuple[Source, ...]
     parent: str | None = Field(None, description="stage whose weights it starts from; null: the policy stage before it, or base")
     uses: dict[str, str] = Field(default_factory=dict, description="frozen ancestors by role; reference defaults to the parent")
+    adapter: Adapter | None = Field(None, description="train low-rank matrices only; null: all weights")
     optim: Optim = Optim()
     epochs: float = Field(1.0, gt=0)
     batch_rows: Positive = Field(16, description="rows (prompts) per optimiser step")
@@ -94,11 +109,41 @@ class Stage(Spec):
     seed: int = 0
 
 
+class ImportStage(Spec):
+    """Weights trained elsewhere as a stage: a Hugging Face or PEFT folder with the base's tokenizer."""
+
+    kind: Literal["import"] = "import"
+    name: str = Field(pattern=STAGE_NAME)
+    path: str = Field(description="folder, or hub id with optional @revision")
+    reward: bool = Field(False, description="it is a reward model (sequence classification with one label)")
+    parent: str | None = Field(None, description="stage it stands on in the ladder; null: the policy stage before it, or base")
+
+
+class MergeStage(Spec):
+    """An average of earlier stages, tensor by tensor (Lin et al. 2023, arXiv 2309.06256); of one stage: its adapter folded in."""
+
+    kind: Literal["merge"] = "merge"
+    name: str = Field(pattern=STAGE_NAME)
+    of: tuple[str, ...] = Field(min_length=1, description="earlier stages; the last one is the parent in the ladder")
+    weights: tuple[float, ...] | None = Field(None, description="one per stage, 1 in sum but for task_arithmetic; null: equal shares")
+    method: Literal["linear", "slerp", "task_arithmetic"] = Field(
+        "linear", description="slerp: along the arc, of two stages; task_arithmetic: differences added to the nearest common ancestor")
+
+
+def _stage_kind(stage: Any) -> str:
+    return str(stage.get("kind", "train") if isinstance(stage, dict) else getattr(stage, "kind", "train"))
+
+
+AnyStage = Annotated[
+    Annotated[Stage, Tag("train")] | Annotated[ImportStage, Tag("import")] | Annotated[MergeStage, Tag("merge")],
+    Discriminator(_stage_kind)]
+
+
 class Weights(Spec):
     """The weight layers: a base and the stages trained on it, in order."""
 
     base: Scratch | Import = Field(discriminator="kind")
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[AnyStage, ...] = ()
     serve: str | None = Field(None, description="stage that answers users; null: the last one that is a policy")
 
 

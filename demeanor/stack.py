@@ -19,7 +19,7 @@ from typing import Any
 from demeanor import check, registry
 from demeanor.errors import DemeanorError, SpecError, unknown
 from demeanor.registry import Spec
-from demeanor.spec import Import, Source, StackSpec, Stage
+from demeanor.spec import AnyStage, Import, ImportStage, MergeStage, Source, StackSpec, Stage
 
 OBJECTIVES, LAYERS = "demeanor.objectives", "demeanor.layers"
 
@@ -54,7 +54,7 @@ class Stack:
 
     # ---- lineage ----
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> AnyStage:
         """The declared stage of that name; raises DemeanorError with the known names."""
         for stage in self.spec.weights.stages:
             if stage.name == name:
@@ -62,20 +62,40 @@ class Stack:
         raise DemeanorError(unknown(name, [s.name for s in self.spec.weights.stages], noun="stage"))
 
     def objective_kind(self, stage: str) -> str:
-        return str(self.stage(stage).objective["kind"])
+        """What made a stage: the kind of its objective, else `import` or `merge`."""
+        found = self.stage(stage)
+        return str(found.objective["kind"]) if isinstance(found, Stage) else found.kind
 
     def is_policy(self, stage: str) -> bool:
         """Whether a stage yields something that answers (a reward model does not)."""
-        return stage == "base" or bool(registry.entry(OBJECTIVES, self.objective_kind(stage)).POLICY)
+        return answering(self.spec)[stage]
 
     def parent(self, name: str) -> str:
-        """The stage whose weights `name` starts from: the declared one, else the policy stage before it, else base."""
+        """The stage that `name` starts from (a merge: the last one it merges): declared, else the policy stage before it, else base."""
         return parents(self.spec)[name]
 
     def roles(self, name: str) -> dict[str, str]:
         """Frozen ancestors of a stage by role; a role that is not named is played by the parent."""
+        stage = self.stage(name)
+        if not isinstance(stage, Stage):
+            return {}
         module = registry.entry(OBJECTIVES, self.objective_kind(name))
-        return {role: self.stage(name).uses.get(role, self.parent(name)) for role in module.ROLES}
+        return {role: stage.uses.get(role, self.parent(name)) for role in module.ROLES}
+
+    def needs(self, name: str) -> dict[str, str]:
+        """Stages whose weights must exist before those of `name` can be made, by what they are to it."""
+        if name == "base":
+            return {}
+        stage = self.stage(name)
+        if isinstance(stage, MergeStage):
+            found = {f"of[{i}]": ancestor for i, ancestor in enumerate(stage.of)}
+            return {**found, "origin": self.origin(stage)} if stage.method == "task_arithmetic" else found
+        return {"parent": "base"} if isinstance(stage, ImportStage) else {"parent": self.parent(name), **self.roles(name)}
+
+    def origin(self, stage: MergeStage) -> str:
+        """The nearest common ancestor of the stages that are merged."""
+        first, *rest = [self.chain(name) for name in stage.of]
+        return next(name for name in reversed(first) if all(name in chain for chain in rest))
 
     def chain(self, name: str) -> list[str]:
         """The weight layers from base to `name`, in order of training."""
@@ -88,7 +108,8 @@ class Stack:
     def uses_world(self) -> bool:
         """Whether any of its data is the embedded world's."""
         base = self.spec.weights.base
-        data = [*(base.data if not isinstance(base, Import) else ()), *(s for stage in self.spec.weights.stages for s in stage.data)]
+        data = [*(base.data if not isinstance(base, Import) else ()),
+                *(s for stage in self.spec.weights.stages if isinstance(stage, Stage) for s in stage.data)]
         return any(s.source.startswith("world:") for s in data)
 
     @property
@@ -111,10 +132,16 @@ class Stack:
                 return digest({"base": content_key(self.root, base.path)})
             return digest({"base": plain(base, drop={"template", "data"}), "data": self._data(base.data)})
         stage = self.stage(name)
+        if isinstance(stage, ImportStage):
+            return digest({"import": content_key(self.root, stage.path), "on": self._adapted(stage), "reward": stage.reward,
+                           "tokenizer": self.stage_key("base"), "template": self._template(self.spec.template)})
+        if isinstance(stage, MergeStage):
+            return digest({"merge": plain(stage, drop={"name", "of"}), "template": self._template(self.spec.template),
+                           "of": [self.stage_key(ancestor) for ancestor in self.needs(name).values()]})
         module = registry.entry(OBJECTIVES, self.objective_kind(name))
         return digest({
             "objective": {"kind": self.objective_kind(name), **plain(self.objectives[name])},
-            "stage": plain(stage, drop={"name", "objective", "parent", "uses", "data"}),
+            "stage": plain(stage, drop={"kind", "name", "objective", "parent", "uses", "data"}),
             "rows": module.ROWS, "data": self._data(stage.data), "template": self._template(self.spec.template),
             "parent": self.stage_key(self.parent(name)),
             "uses": {role: self.stage_key(ancestor) for role, ancestor in self.roles(name).items()},
@@ -135,6 +162,12 @@ class Stack:
 
     def _template(self, name: str) -> str:
         return file_hash(self.root / name) if name.endswith(".jinja") else name
+
+    def _adapted(self, stage: ImportStage) -> str | None:
+        """Content of the weights that an imported PEFT folder goes on; a hub id stands for itself."""
+        folder = self.root / stage.path
+        name = check.adapter_base(folder)
+        return name and content_key(folder if (folder / name).exists() else Path.cwd(), name)
 
     def _data(self, sources: Sequence[Source]) -> list[Any]:
         return [{**plain(s, drop={"source"}), "content": content_key(self.root, s.source)} for s in sources]
@@ -237,18 +270,25 @@ def load(path: Path | str, overrides: Sequence[str] = (), *, names: Mapping[str,
         problems += check.references(spec, str(file)) + check.files(spec, file.parent, str(file), names or {})
     if problems or spec is None:
         raise SpecError(problems)
-    serve = spec.weights.serve or next(
-        (s.name for s in reversed(spec.weights.stages) if registry.entry(OBJECTIVES, s.objective["kind"]).POLICY), "base")
+    serve = spec.weights.serve or [name for name, policy in answering(spec).items() if policy][-1]
     return Stack(spec, file.parent, file, objectives, tuple(layers), serve, spec.name)
 
 
-def parents(spec: StackSpec) -> dict[str, str]:
-    """Parent of every stage: the declared one, else the nearest policy stage before it, else base."""
-    found: dict[str, str] = {}
-    latest = "base"
+def answering(spec: StackSpec) -> dict[str, bool]:
+    """Whether base and every stage, in file order, yield something that answers."""
+    found = {"base": True}
     for stage in spec.weights.stages:
-        found[stage.name] = stage.parent or latest
-        if registry.entry(OBJECTIVES, stage.objective["kind"]).POLICY:
+        found[stage.name] = check.answers(stage, found)
+    return found
+
+
+def parents(spec: StackSpec) -> dict[str, str]:
+    """Parent of every stage: the declared one, of a merge the last one merged, else the nearest policy stage before it, else base."""
+    found: dict[str, str] = {}
+    latest, answers = "base", answering(spec)
+    for stage in spec.weights.stages:
+        found[stage.name] = stage.of[-1] if isinstance(stage, MergeStage) else stage.parent or latest
+        if answers[stage.name]:
             latest = stage.name
     return found
 
