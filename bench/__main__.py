@@ -34,7 +34,7 @@ class Contender:
 
     def __init__(self, work: Work, who: str, dtype: str, device: str, threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-        self._log = Path(f"/tmp/demeanor-bench-{who.replace(' ', '-')}.log").open("w")
+        self._log = Path(f"/tmp/demeanor-bench-{who.replace(' ', '-')}.log").open("w")  # noqa: SIM115 (closed by `close`)
         self._process = subprocess.Popen([sys.executable, "-m", "bench.worker", work.name, who, dtype, device], env=environment, text=True,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT)
         self.who = who
@@ -138,14 +138,17 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    table = Table(title=f"bf16, {options.threads} threads, {options.device}, {options.rounds} rounds in turn", title_justify="left", box=None)
-    for name in ("work", "p:c", "fill", "ours rows/s", "of peak", "times tuned TRL", "times TRL defaults", "MB ours", "MB tuned", "loss gap"):
+    title = f"bf16, {options.threads} threads, {options.device}, {options.rounds} rounds in turn"
+    table = Table(title=title, title_justify="left", box=None)
+    names = ["work", "p:c", "fill", "ours rows/s", "of peak", "times tuned TRL", "times TRL defaults", "MB ours", "MB tuned", "loss gap"]
+    for name in names:
         table.add_column(name, justify="left" if name == "work" else "right")
     for x in lines:
         best = min(x["seconds"][OURS])
         faster = [f"{m:.2f} [{lo:.2f}, {hi:.2f}]" for m, lo, hi in x["faster"].values()] + ["-"]
+        memory = [str(x["memory_mb"][who]) for who in (OURS, TUNED)]
         table.add_row(x["work"], str(x["prompt_per_completion"]), f"{x['fill']:.0%}", f"{x['rows'] / best:.1f}",
-                      f"{x['flops'] / best / x['peak_flops']:.0%}", faster[0], faster[1], str(x["memory_mb"][OURS]), str(x["memory_mb"][TUNED]),
+                      f"{x['flops'] / best / x['peak_flops']:.0%}", *faster[:2], *memory,
                       f"{x['loss_gap_fp32']:.0e}" if "loss_gap_fp32" in x else "-")
     Console(width=160).print(table)
 
