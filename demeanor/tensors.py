@@ -9,6 +9,7 @@ prompt starts by replaying the prompt's last token (same position), so every sco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,6 +75,29 @@ class Loss:
 def branch_sums(values_C: Tensor, batch: TokenBatch) -> Tensor:
     """Sum scored-token values per branch: values_C -> sums_B."""
     return values_C.new_zeros(batch.num_branches).index_add(0, batch.branch_C, values_C)
+
+
+def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """One batch of all the trees of several, in order; a field that some batch with trees lacks is absent."""
+    batches = [b for b in batches if b.num_branches] or batches[:1]
+    tokens, branches, trees = (_offsets(sizes) for sizes in (
+        [b.tokens_T.numel() for b in batches], [b.num_branches for b in batches],
+        [int(b.tree_B.max()) + 1 if b.tree_B.numel() else 0 for b in batches]))
+
+    def joined(name: str, offsets: Sequence[int] | None = None) -> Tensor | None:
+        found = [getattr(b, name) for b in batches]
+        if any(x is None for x in found):
+            return None
+        return torch.cat(found if offsets is None else [x + offset for x, offset in zip(found, offsets)])
+
+    segments = tuple(Segment(s.start + at, s.end + at, tuple((a + at, z + at) for a, z in s.context))
+                     for b, at in zip(batches, tokens) for s in b.segments)
+    placed = {"scored_C": tokens, "last_B": tokens, "branch_C": branches, "tree_B": trees}
+    return TokenBatch(**{name: segments if name == "segments" else joined(name, placed.get(name)) for name in TokenBatch._fields})  # type: ignore[arg-type]
+
+
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def branch_lengths(batch: TokenBatch) -> Tensor:

@@ -87,7 +87,7 @@ def collate(trees: Sequence[Tree], *, read_last: bool = False,
         flat.add(tree, read_last)
     margins = [tree.margin for tree in trees]
     return TokenBatch(
-        tokens_T=torch.tensor(flat.tokens), positions_T=torch.tensor(flat.positions), segments=tuple(flat.segments),
+        tokens_T=_ints(flat.tokens), positions_T=_ints(flat.positions), segments=tuple(flat.segments),
         scored_C=_ints(flat.scored), targets_C=_ints(flat.targets), branch_C=_ints(flat.branch), last_B=_ints(flat.last),
         tree_B=_ints([n for n, tree in enumerate(trees) for _ in tree.branches]),
         rank_B=_ints([rank for tree in trees for rank in tree.ranks]),

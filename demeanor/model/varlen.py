@@ -42,9 +42,10 @@ def layout(segments: Sequence[Segment], device: torch.device) -> Layout:
         ends_q.append(at)
         ends_k.append(ends_k[-1] + sum(b - a for a, b in ranges))
     whole = not any(s.context for s in segments)
-    longest = [max((b - a for a, b in pairwise(e)), default=0) for e in (ends_q, ends_k)]
-    counts = [torch.tensor(e, dtype=torch.int32, device=device) for e in (ends_q, ends_k)]
-    return Layout(torch.cat(keys).to(device) if keys else torch.empty(0, dtype=torch.long, device=device), *counts, *longest, whole)
+    longest_q, longest_k = (max((b - a for a, b in pairwise(e)), default=0) for e in (ends_q, ends_k))
+    counts_q, counts_k = (torch.tensor(e, dtype=torch.int32, device=device) for e in (ends_q, ends_k))
+    keys_K = torch.cat(keys).to(device) if keys else torch.empty(0, dtype=torch.long, device=device)
+    return Layout(keys_K, counts_q, counts_k, longest_q, longest_k, whole)
 
 
 def attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, at: Layout) -> Tensor:

@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demeanor.errors import CheckpointError
+from demeanor.train.parallel import ALONE, Group, like, put, whole
+from demeanor.train.shadow import Shadow
 
 
 class Optimizer(Protocol):
@@ -27,21 +29,28 @@ class Optimizer(Protocol):
     def state(self) -> Any: ...
 
 
-def save(path: Path, model: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any]) -> None:
+Shadows = Mapping[str, Shadow]
+
+
+def save(path: Path, model: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any], shadows: Shadows | None = None,
+         group: Group = ALONE) -> None:
     """Write the state after `step` optimiser steps; a reader, or a kill at any moment, sees the old file or the new one.
 
-    `about` describes the run; `load` refuses a file whose description differs.
+    `about` describes the run; `load` refuses a file whose description differs. Shards are gathered; the first process writes.
     """
     part = path.with_name(path.name + ".part")
+    tensors = _tensors(model, optimizer, shadows or {})
+    if not group.first:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(model, optimizer), part, metadata={"demeanor": json.dumps({"step": step, "about": dict(about)})})
+    save_file(tensors, part, metadata={"demeanor": json.dumps({"step": step, "about": dict(about)})})
     with part.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
 
 
 @torch.no_grad()
-def load(path: Path, model: nn.Module, optimizer: Optimizer, about: Mapping[str, Any]) -> int:
+def load(path: Path, model: nn.Module, optimizer: Optimizer, about: Mapping[str, Any], shadows: Shadows | None = None) -> int:
     """Put a saved state back in place and return its number of finished steps; 0 where there is no file.
 
     Raises CheckpointError if the file is unreadable or belongs to another run.
@@ -61,26 +70,31 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, about: Mapping[str,
     if wrong:
         raise CheckpointError(f"{path}: does not fit this model at {', '.join(wrong[:3])}; delete it to begin again")
     for name, weight in weights.items():
-        weight.copy_(tensors[f"model.{name}"])
+        put(weight, tensors[f"model.{name}"])
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if state:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+            optimizer.state[parameter] = {key: like(parameter, value) for key, value in state.items()}
+    for kind, shadow in (shadows or {}).items():
+        shadow.load({name: tensors[f"shadow.{kind}.{name}"] for name in shadow.weights})
     torch.set_rng_state(tensors["rng"])
     return int(saved["step"])
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters (a shared one once) and the buffers that are state (a table that can be computed again is not)."""
+    """Parameters that learn (a shared one once) and the buffers that are state; frozen weights are the parent's and stay there."""
     state = model.state_dict()
-    return {**dict(model.named_parameters()), **{name: b for name, b in model.named_buffers() if name in state}}
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {**learning, **{name: b for name, b in model.named_buffers() if name in state}}
 
 
-def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    found = {f"model.{name}": weight.detach().contiguous() for name, weight in _weights(model).items()}
+def _tensors(model: nn.Module, optimizer: Optimizer, shadows: Shadows) -> dict[str, Tensor]:
+    found = {f"model.{name}": whole(weight.detach()).contiguous() for name, weight in _weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            found[f"optimizer.{name}.{key}"] = value.contiguous()
+            found[f"optimizer.{name}.{key}"] = whole(value).contiguous()
+    for kind, shadow in shadows.items():
+        found |= {f"shadow.{kind}.{name}": whole(weight).contiguous() for name, weight in shadow.weights.items()}
     found["rng"] = torch.get_rng_state()
     return found

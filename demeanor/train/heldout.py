@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from demeanor import hardware
 from demeanor.data.trees import Tree, collate
-from demeanor.tensors import Loss, Outputs, TokenBatch
-from demeanor.train.loop import Evaluate, Judge, Run, measuring, to_device
+from demeanor.tensors import Loss, Outputs, TokenBatch, concatenate
+from demeanor.train.gradient import stacked
+from demeanor.train.loop import Evaluate, Judge, Run, running, to_device
 from demeanor.train.reference import MICRO_TOKENS, micro_batches, trees_key
 
 SHARE, MOST = 0.1, 200
@@ -40,25 +41,28 @@ def split(trees: Sequence[Tree]) -> tuple[list[int], list[int]]:
 
 
 def evaluator(outputs: Run, loss: Judge, trees: Sequence[Tree], reference: Sequence[Sequence[float]] | None, *,
-              read_last: bool, fp32: bool) -> Evaluate | None:
-    """A function that measures the objective on held-out trees, with intervals; None where there are no trees."""
+              read_last: bool, fp32: bool, whole_step: bool = False) -> Evaluate | None:
+    """A function that measures the objective on held-out trees, with intervals; None where there are no trees.
+
+    An objective that judges rows together (`whole_step`) gets all held-out trees at once, and no interval.
+    """
     if not trees:
         return None
 
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
         device = next(model.parameters()).device
         dtype = None if fp32 else hardware.autocast_dtype()
-        found: list[Loss] = []
-
-        def one_by_one(outcome: Outputs, batch: TokenBatch) -> Loss:
-            found.extend(loss(*part) for part in per_tree(outcome, batch))
-            return found[-1]
-
-        measure = measuring(model, outputs, one_by_one, dtype)
+        forward = running(model, outputs, dtype)
+        ran: list[tuple[Outputs, TokenBatch]] = []
         for group in micro_batches(trees, MICRO_TOKENS):
             known = None if reference is None else [reference[i] for i in group]
-            measure(to_device(collate([trees[i] for i in group], read_last=read_last, reference=known), device))
-        return intervals(found)
+            batch = to_device(collate([trees[i] for i in group], read_last=read_last, reference=known), device)
+            ran.append((forward(batch), batch))
+        if whole_step:
+            together = loss(stacked([x for x, _ in ran]), concatenate([x for _, x in ran]))
+            return {name: value for name, value in intervals([together]).items() if "/low" not in name and "/high" not in name} \
+                | {"rows": float(len(trees))}
+        return intervals([loss(*part) for outcome, batch in ran for part in per_tree(outcome, batch)])
 
     return evaluate
 
@@ -74,9 +78,11 @@ def per_tree(outputs: Outputs, batch: TokenBatch) -> list[tuple[Outputs, TokenBa
             scored_C=batch.scored_C[mine_C], targets_C=batch.targets_C[mine_C], branch_C=renamed_B[batch.branch_C[mine_C]],
             last_B=batch.last_B[mine_B], tree_B=torch.zeros_like(batch.tree_B[mine_B]), rank_B=batch.rank_B[mine_B],
             margin_N=None if batch.margin_N is None else batch.margin_N[tree:tree + 1],
-            reference_C=None if batch.reference_C is None else batch.reference_C[mine_C])
+            reference_C=None if batch.reference_C is None else batch.reference_C[mine_C],
+            label_B=None if batch.label_B is None else batch.label_B[mine_B])
         found.append((Outputs(None if outputs.logprobs_C is None else outputs.logprobs_C[mine_C],
-                              None if outputs.rewards_B is None else outputs.rewards_B[mine_B]), part))
+                              None if outputs.rewards_B is None else outputs.rewards_B[mine_B],
+                              None if outputs.collision_C is None else outputs.collision_C[mine_C]), part))
     return found
 
 

@@ -40,6 +40,17 @@ class Ledger:
         self.close()
 
 
+class Nowhere:
+    """A ledger of a process that is not the first: it writes nothing."""
+
+    def append(self, row: Mapping[str, Any]) -> None: ...
+
+    def __enter__(self) -> Nowhere:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Every whole row of a ledger in order; empty where there is none. Raises DataError on a broken line before the last."""
     return [row for row, _ in _lines(path)]

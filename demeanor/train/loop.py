@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,10 +24,12 @@ from demeanor.tensors import Loss, Outputs, TokenBatch
 from demeanor.train import checkpoint, ledger
 from demeanor.train import optimizer as optimizers
 from demeanor.train.flops import measured_peak, training_flops
-from demeanor.train.gradient import Measure, accumulate
+from demeanor.train.gradient import Forward, Measure, accumulate
 from demeanor.train.lineage import CHECKPOINT, LEDGER
 from demeanor.train.optimizer import learning_rate
+from demeanor.train.parallel import ALONE, Group
 from demeanor.train.progress import Progress
+from demeanor.train.shadow import Shadow
 from demeanor.train.signals import stop_requests
 
 Run = Callable[[nn.Module, TokenBatch], Outputs]
@@ -47,67 +50,91 @@ class Steps(Protocol):
 def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], schedule: Steps, optim: Optim, *,
         out: Path, watch: Progress, read_last: bool, reference: Sequence[Sequence[float]] | None = None,
         checkpoint_every_s: float = 20.0, evaluate: Evaluate | None = None, fp32: bool = False,
+        whole_step: bool = False, moving: Shadow | None = None, group: Group = ALONE,
         collate: Collate = collate, clock: Callable[[], float] = time.monotonic) -> None:
     """Train `model` in place over every step of `schedule`, from the checkpoint in `out` if there is one.
 
-    `evaluate` runs after each fifth of the steps, always behind a fresh checkpoint. Raises Interrupted (exit code 130)
-    after Ctrl-C, with a checkpoint written; DemeanorError when the loss is not finite, with the last checkpoint as it was.
+    `evaluate` runs after each fifth of the steps, always behind a fresh checkpoint. `whole_step`: the objective judges a step's
+    rows together. `moving` is a reference that follows the policy and is run beside it. With `optim.ema` the model ends as the
+    average of its steps, and is evaluated as that. Raises Interrupted (exit code 130) after Ctrl-C, with a checkpoint written;
+    DemeanorError when the loss is not finite, with the last checkpoint as it was.
     """
     device = next(model.parameters()).device
     dtype = None if fp32 else hardware.autocast_dtype()
-    measure = measuring(model, outputs, loss, dtype)
+    forward, measure = running(model, outputs, dtype), measuring(model, outputs, loss, dtype)
     flops = training_flops(model, head=not read_last)
     optimizer, steps, state = optimizers.optimizer(model, optim), len(schedule), out / CHECKPOINT
+    ema = None if optim.ema is None else Shadow(model, alpha=1.0 - optim.ema)
+    shadows = {name: shadow for name, shadow in (("ema", ema), ("moving", moving)) if shadow is not None}
     about = {"steps": steps, "rows": len(trees), "optim": optim.model_dump(mode="json"), "dtype": str(dtype or torch.float32)}
 
     def load(chosen: Sequence[int]) -> TokenBatch:
         known = None if reference is None else [reference[i] for i in chosen]
-        return to_device(collate([trees[i] for i in chosen], read_last=read_last, reference=known), device)
+        batch = to_device(collate([trees[i] for i in chosen], read_last=read_last, reference=known), device)
+        if moving is None:
+            return batch
+        with torch.no_grad(), moving.worn_by(model):
+            return batch._replace(reference_C=forward(batch).logprobs_C)
 
     def look(done: int) -> None:
         if evaluate is not None and due(done, steps):
-            rows.append({"step": done, **evaluation(evaluate, model, done)})
+            with nullcontext() if ema is None else ema.worn_by(model):
+                rows.append({"step": done, **evaluation(evaluate, model, done)})
 
-    begun = checkpoint.load(state, model, optimizer, about)
+    begun = checkpoint.load(state, model, optimizer, about, shadows)
     seen = any(is_evaluation(row) for row in ledger.read(out / LEDGER) if row["step"] == begun)
     peak = measured_peak(device.type, dtype or torch.float32)
-    with ledger.Ledger(out / LEDGER, step=begun) as rows, stop_requests() as stop, watch.running(steps, begun, peak):
+    book = ledger.Ledger(out / LEDGER, step=begun) if group.first else ledger.Nowhere()
+    with book as rows, stop_requests() as stop, watch.running(steps, begun, peak):
         if not seen:  # a run killed while it evaluated
             look(begun)
         saved_s = clock()
         for step in range(begun, steps):
             start_s, done = clock(), step + 1
             chosen = schedule[step]
-            batches = [load(part) for part in chosen]
-            gradient = accumulate(model, measure, batches, optim.clip_norm)
+            batches = [load(group.share(part)) for part in chosen]
+            gradient = accumulate(model, forward, loss, batches, optim.clip_norm, whole_step=whole_step, group=group)
             if not gradient.finite:
                 raise not_finite(done, steps, chosen, trees, lambda i: measure(load([i])), state)
             rate = learning_rate(optim, step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for settings in optimizer.param_groups:
+                settings["lr"] = rate
             optimizer.step()
+            for shadow in shadows.values():
+                shadow.follow(model, done)
             rows.append({"step": done, "loss": gradient.loss, "lr": rate, "grad_norm": gradient.norm, "tokens": gradient.tokens,
                          "count": gradient.counted, **gradient.metrics, "seconds": round(clock() - start_s, 4)})
             watch.update(done, gradient.loss, gradient.tokens, sum(map(flops, batches)))
-            stopping = stop.asked  # read once: whoever asks later is heard one step later, behind that step's checkpoint
-            if stopping or done == steps or due(done, steps) or clock() - saved_s >= checkpoint_every_s:
-                checkpoint.save(state, model, optimizer, done, about)
+            stopping = group.any(stop.asked)  # read once: whoever asks later is heard one step later, behind that step's checkpoint
+            if stopping or done == steps or due(done, steps) or group.any(group.first and clock() - saved_s >= checkpoint_every_s):
+                checkpoint.save(state, model, optimizer, done, about, shadows, group)
                 saved_s = clock()
             if stopping:
                 raise stop.obeyed(done, steps)
             look(done)
-        if stop.asked:
+        if group.any(stop.asked):
             raise stop.obeyed(steps, steps)
+    if ema is not None:
+        ema.put_on(model)
+
+
+def running(model: nn.Module, outputs: Run, dtype: torch.dtype | None) -> Forward:
+    """One function from a batch to the model's outputs, under autocast to `dtype` (None: fp32)."""
+    device = next(model.parameters()).device.type
+
+    def forward(batch: TokenBatch) -> Outputs:
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            return outputs(model, batch)
+
+    return forward
 
 
 def measuring(model: nn.Module, outputs: Run, loss: Judge, dtype: torch.dtype | None) -> Measure:
     """One function from a batch to its Loss: the model under autocast to `dtype` (None: fp32), the objective in fp32."""
-    device = next(model.parameters()).device.type
+    forward = running(model, outputs, dtype)
 
     def measure(batch: TokenBatch) -> Loss:
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-            found = outputs(model, batch)
-        return loss(found, batch)
+        return loss(forward(batch), batch)
 
     return measure
 

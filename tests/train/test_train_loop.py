@@ -18,7 +18,7 @@ from demeanor.spec import Optim
 from demeanor.tensors import Loss, Outputs, TokenBatch
 from demeanor.train import ledger
 from demeanor.train.gradient import Gradient, accumulate, mean_metrics
-from demeanor.train.loop import due, fit, measuring
+from demeanor.train.loop import due, fit, measuring, running
 from demeanor.train.optimizer import learning_rate
 from demeanor.train.signals import Interrupted, stop_requests
 
@@ -33,7 +33,7 @@ def run(folder: Path, trees: Sequence[Tree], *, steps: int = 10, optim: Optim = 
 
 def gradients(parts: Sequence[Sequence[int]], clip_norm: float | None = None) -> tuple[Gradient, dict[str, torch.Tensor]]:
     trees, model = rows(), Tiny()
-    measured = accumulate(model, measuring(model, outputs, loss, None), [collate([trees[i] for i in part]) for part in parts], clip_norm)
+    measured = accumulate(model, running(model, outputs, None), loss, [collate([trees[i] for i in part]) for part in parts], clip_norm)
     return measured, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -74,8 +74,8 @@ def test_clipping_leaves_a_small_gradient_alone_and_gives_a_large_one_the_asked_
 
 def test_a_step_in_which_nothing_carries_loss_has_a_zero_gradient() -> None:
     model, batch = Tiny(), collate(rows(2))
-    silent = lambda b: Loss(outputs(model, b).logprobs_C.sum() * 0, torch.tensor(0), {})  # noqa: E731
-    measured = accumulate(model, silent, [batch], 1.0)
+    silent = lambda found, b: Loss(found.logprobs_C.sum() * 0, torch.tensor(0), {})  # noqa: E731
+    measured = accumulate(model, running(model, outputs, None), silent, [batch], 1.0)
     assert measured.finite
     assert measured.loss == 0.0
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)

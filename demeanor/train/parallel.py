@@ -1,0 +1,156 @@
+"""Several processes that train one model: FSDP2 under `torchrun`, or one process alone; the same loop, the same loss.
+
+In: the environment that torchrun sets. Out: a Group: who we are, sums over everyone, the model cut into shards. It refuses to know
+optimisers and objectives. On CPU the processes talk through gloo: correct, and no faster than one (tests/train/test_train_parallel.py).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from demeanor.errors import DemeanorError
+from demeanor.tensors import Outputs, TokenBatch, concatenate
+
+FORWARDS = ("tree", "hidden", "rewards", "prefill", "step")
+"""Methods of ours that run weights; FSDP must gather them before each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes of one run; alone, every method is the identity."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes of a small tensor."""
+        if self.size > 1:
+            values = values.clone()
+            torch.distributed.all_reduce(values)
+        return values
+
+    def total(self, count: int) -> int:
+        return count if self.size == 1 else int(self.sum(torch.tensor(float(count), dtype=torch.float64)))
+
+    def any(self, claim: bool) -> bool:
+        """Whether it holds in any process: a Ctrl-C that reached one stops all at the same step."""
+        return bool(self.total(int(claim)))
+
+    def whole(self, value: Tensor) -> Tensor:
+        """A sharded tensor in full, any other as it is."""
+        return whole(value)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process runs the block, then all others do: what it wrote is there for them to read."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    def share(self, rows: Sequence[int]) -> list[int]:
+        """This process's part of a step's rows: every size-th, so that lengths are spread evenly."""
+        return list(rows[self.rank::self.size])
+
+    def gather(self, outputs: Outputs, batch: TokenBatch) -> tuple[Outputs, TokenBatch, int]:
+        """Outputs and rows of all processes, in order of rank, and where ours begin among the scored values."""
+        if self.size == 1:
+            return outputs, batch, 0
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, (_plain(outputs), _plain(batch)))
+        parts = [Outputs(*x) for x, _ in found]
+        rows = concatenate([TokenBatch(*x) for _, x in found])
+        values = [x.logprobs_C if x.logprobs_C is not None else x.rewards_B for x in parts]
+        first = sum(v.numel() for v in values[:self.rank] if v is not None)
+        columns = zip(*parts)
+        return Outputs(*(None if any(x is None for x in c) else torch.cat(c) for c in columns)), rows, first
+
+
+ALONE = Group()
+
+
+def _plain(values: Outputs | TokenBatch) -> tuple[Any, ...]:
+    return tuple(x.detach().cpu() if isinstance(x, Tensor) else x for x in values)
+
+
+def join() -> Group:
+    """The group torchrun started us in (WORLD_SIZE > 1), else ALONE; NCCL with CUDA, gloo without."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return ALONE
+    import torch.distributed as distributed
+
+    if not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(distributed.destroy_process_group)
+    return Group(distributed.get_rank(), distributed.get_world_size())
+
+
+def shard(model: nn.Module, group: Group) -> None:
+    """Cut every layer's weights, gradients and moments over the processes, in place (FSDP2: Zhao et al. 2023, arXiv 2304.11277).
+
+    Gradients are summed, not averaged: the loop divides once, by what was counted everywhere.
+    """
+    if group.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (group.size,))
+    layers = [layer for module in model.modules() for layer in (module if isinstance(module, nn.ModuleList) else ())]
+    if not layers:
+        raise DemeanorError(f"a {type(model).__name__} has no layers to cut into shards; train it in one process")
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=module is not model)
+        assert isinstance(module, FSDPModule)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply while it sums
+        for name in FORWARDS:
+            if hasattr(module, name):
+                register_fsdp_forward_method(module, name)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A sharded tensor in full (all processes must ask), any other as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def put(target: Tensor, value: Tensor) -> None:
+    """Write a full tensor into a parameter, sharded or not."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A saved moment as its parameter is laid out: cut into the same shards, on the same device."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)

@@ -1,0 +1,84 @@
+"""One process of a run: `python pair_of_processes.py FOLDER KIND STOP`, in the environment of torchrun. Writes ledger and model."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from functools import partial
+from io import StringIO
+from pathlib import Path
+
+import torch
+
+from demeanor.data.schedule import Schedule
+from demeanor.data.trees import Branch, Tree
+from demeanor.model import checkpoint as models
+from demeanor.model.outputs import policy_outputs, reward_outputs
+from demeanor.objectives import dpo, reward
+from demeanor.spec import ModelShape, Optim
+from demeanor.tensors import Loss, Outputs, TokenBatch, branch_sums, preference_pairs
+from demeanor.train.loop import fit
+from demeanor.train.parallel import join, shard, whole
+from demeanor.train.progress import Progress
+from demeanor.train.signals import Interrupted
+
+VOCABULARY = 300
+
+
+def pairs(count: int) -> list[Tree]:
+    draw = random.Random(0)
+    words = lambda low, high: tuple(draw.randrange(VOCABULARY) for _ in range(draw.randrange(low, high)))  # noqa: E731
+    branch = lambda: (lambda t: Branch(t, (True,) * len(t)))(words(2, 9))  # noqa: E731
+    return [Tree(words(2, 12), (branch(), branch()), (0, 1)) for _ in range(count)]
+
+
+def centred(found: Outputs, batch: TokenBatch) -> Loss:
+    """A loss with a mean over the step in it."""
+    assert found.logprobs_C is not None
+    sums_B = branch_sums(found.logprobs_C, batch)
+    chosen_P, rejected_P, _ = preference_pairs(batch)
+    gap_P = sums_B[chosen_P] - sums_B[rejected_P]
+    return Loss((gap_P - gap_P.mean()).square().sum() / 50 - gap_P.sum(), gap_P.new_tensor(float(len(gap_P))), {})
+
+
+def main() -> int:
+    folder, kind, stop = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    torch.set_num_threads(1)
+    group = join()
+    trees = pairs(21)
+    model: torch.nn.Module = models.create(ModelShape(layers=2, width=32, heads=2, context=64), VOCABULARY, 0)
+    if kind == "reward":
+        model = models.reward_from(model, 0)  # type: ignore[arg-type]
+    shard(model, group)
+    reference = [[-5.0 - len(b.tokens) % 3 for b in t.branches for _ in b.tokens] for t in trees] if kind == "dpo" else None
+    judge = {"dpo": partial(dpo.loss, dpo.Spec()), "reward": partial(reward.loss, reward.Spec()), "whole": centred}[kind]
+
+    def batches() -> Schedule:
+        return Schedule(trees, batch_rows=7, epochs=2.0, seed=0, micro_tokens=60)
+
+    steps = 0
+
+    class Counting(Progress):
+        def update(self, step: int, loss: float, tokens: int, flops: float) -> None:
+            nonlocal steps
+            steps = step
+            if step == stop and os.environ["RANK"] == "1":
+                signal.raise_signal(signal.SIGINT)
+
+    try:
+        fit(model, reward_outputs if kind == "reward" else policy_outputs, judge, trees, batches(), Optim(lr=0.003), out=folder,
+            watch=Counting("test", stream=StringIO()), read_last=kind == "reward", reference=reference, fp32=True, group=group,
+            whole_step=kind == "whole", checkpoint_every_s=1e9)
+    except Interrupted as stopped:
+        return stopped.exit_code
+    weights = {name: whole(p.detach()).contiguous() for name, p in model.named_parameters()}
+    if group.first:
+        from safetensors.torch import save_file
+        save_file(weights, folder / "model.safetensors")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Two gloo processes train to the same loss and the same weights as one: FSDP2 under torchrun's environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).with_name("pair_of_processes.py")
+
+
+def launch(folder: Path, size: int, kind: str, stop: int = 0) -> list[dict[str, float]]:
+    """Run the worker in `size` processes and return the first one's ledger."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
+    running = [subprocess.Popen([sys.executable, str(WORKER), str(folder), kind, str(stop)], stderr=subprocess.PIPE, text=True,
+                                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(size)]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == (130 if stop else 0), errors[-2000:]
+    return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for kind in ("dpo", "reward", "whole"):
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        launch(folders[kind], 1, kind)
+    return folders
+
+
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("kind", ["dpo", "reward", "whole"])
+def test_two_processes_give_the_loss_and_the_weights_of_one(tmp_path: Path, alone: dict[str, Path], kind: str) -> None:
+    found = launch(tmp_path, 2, kind)
+    wanted = [json.loads(line) for line in (alone[kind] / "ledger.jsonl").read_text().splitlines()]
+    assert len(found) == len(wanted) == 6
+    for a, b in zip(found, wanted):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5, abs=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        assert (a["tokens"], a["count"]) == (b["tokens"], b["count"])
+    one, two = load_file(alone[kind] / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name].shape == two[name].shape
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.xdist_group("processes")
+def test_a_run_of_two_that_one_ctrl_c_stopped_goes_on_in_one_process(tmp_path: Path, alone: dict[str, Path]) -> None:
+    assert len(launch(tmp_path, 2, "dpo", stop=3)) == 3
+    found = launch(tmp_path, 1, "dpo")
+    wanted = [json.loads(line) for line in (alone["dpo"] / "ledger.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=1e-5)
