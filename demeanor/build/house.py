@@ -19,7 +19,7 @@ from demeanor.engine.local import LocalEngine, Piece, Request
 from demeanor.errors import CheckpointError, DemeanorError
 from demeanor.layers._kit import Kit
 from demeanor.layers._stack import compose
-from demeanor.model import checkpoint
+from demeanor.model import checkpoint, folders
 from demeanor.server.app import app
 from demeanor.server.assistant import ModelCard, model_not_found
 from demeanor.server.keys import digest, from_digests
@@ -150,6 +150,10 @@ class House:
         """Load a stage's model and tokenizer and start its engine; raises CheckpointError if it was never trained."""
         if stage not in self._weights:
             folder = weights_folder(self.stack, self.runs, stage)
+            found = folders.about(folder)
+            if not found.lean:
+                raise CheckpointError(f"{stage}: a {found.model_type} model can be trained here, but not served or evaluated; "
+                                      f"its weights are a Hugging Face folder for other servers: {folder}")
             tokenizer = tokenizers.load(folder)
             self._weights[stage] = Weights(folder, tokenizer, LocalEngine(checkpoint.load(folder), tokenizer, num_slots=self.num_slots))
             self._closers.append(self._weights[stage].engine.close)

@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 from demeanor import registry
 from demeanor import stack as stacks
+from demeanor.build import untrained
 from demeanor.build.house import import_folder, weights_folder
 from demeanor.data import sources
 from demeanor.data.packing import pack_rows
 from demeanor.data.trees import Tree, example_tree, preference_tree
 from demeanor.errors import DataError
-from demeanor.spec import Import, ModelShape, Scratch, Source, Stage
+from demeanor.model import folders, quantise
+from demeanor.spec import Import, ImportStage, MergeStage, ModelShape, Scratch, Source, Stage
 from demeanor.stack import OBJECTIVES, Stack, plain
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
@@ -48,19 +50,25 @@ def runs(root: Path) -> Runs:
 def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = False) -> None:
     """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order."""
     wanted = {name for o in only for name in _needed(stack, o)} or {"base", *(s.name for s in stack.spec.weights.stages)}
+    for note in notes(stack):
+        print(note)
+    for stage in stack.spec.weights.stages:
+        if isinstance(stage, Stage) and stage.name in wanted:
+            quantise.require(stage.adapter, stage.name)
     if "base" in wanted:
         _train_base(stack, runs, fp32)
     for stage in stack.spec.weights.stages:
-        if stage.name in wanted:
+        if stage.name not in wanted:
+            continue
+        if isinstance(stage, Stage):
             _train_stage(stack, runs, stage, fp32)
+        else:
+            _make_stage(stack, runs, stage)
 
 
 def _needed(stack: Stack, name: str) -> set[str]:
     """A stage and everything its weights descend from, frozen ancestors included."""
-    if name == "base":
-        return {"base"}
-    ancestors = {stack.parent(name), *stack.roles(name).values()}
-    return {name}.union(*(_needed(stack, a) for a in ancestors))
+    return {name}.union(*(_needed(stack, ancestor) for ancestor in set(stack.needs(name).values())))
 
 
 def _train_base(stack: Stack, runs: Runs, fp32: bool) -> None:
@@ -105,6 +113,17 @@ def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool) -> None:
         record=_record(stack, stage.name, stage.data), copy=partial(_write_tokenizer, stack, tokenizer))
 
 
+def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage) -> None:
+    """Import or merge one stage."""
+    made = "imported" if isinstance(stage, ImportStage) else "merged"
+    key, origin = stack.stage_key(stage.name), stage.path if isinstance(stage, ImportStage) else ", ".join(stage.of)
+    if runs.complete(key):
+        Progress(stage.name).say(f"{made} already ({key})")
+        return
+    Progress(stage.name).say(f"{made} from {origin}")
+    untrained.make(stack, runs, stage, record=_record(stack, stage.name, ()), copy=partial(_write_tokenizer, stack))
+
+
 def stage_trees(stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, parent: Path) -> list[Tree]:
     """The rows of a stage as token trees; plain text is packed into rows. Raises DataError naming rows of the wrong kind."""
     wants = registry.entry(OBJECTIVES, stack.objective_kind(stage.name)).ROWS
@@ -128,9 +147,7 @@ def stage_trees(stack: Stack, stage: Stage, template: Template, tokenizer: Token
 
 
 def _context(folder: Path) -> int:
-    from demeanor.model.config import Config
-
-    return Config.load(folder).max_position_embeddings
+    return folders.about(folder).context
 
 
 def _rows(source: Source, stack: Stack, want: Literal["examples", "preferences", "text"]) -> list[Example | Preference]:
@@ -162,8 +179,7 @@ def _write_tokenizer(stack: Stack, tokenizer: Tokenizer, folder: Path) -> None:
 def _record(stack: Stack, name: str, data: Sequence[Source]) -> dict[str, Any]:
     """What a run remembers of how it came to be."""
     spec = stack.spec.weights.base if name == "base" else stack.stage(name)
-    ancestors = {} if name == "base" else {"parent": stack.stage_key(stack.parent(name)),
-                                           **{r: stack.stage_key(a) for r, a in stack.roles(name).items()}}
+    ancestors = {role: stack.stage_key(ancestor) for role, ancestor in stack.needs(name).items()}
     return {"stack": stack.spec.name, "stage": name, "spec": plain(spec), "ancestors": ancestors, "template": stack.spec.template,
             "data": {s.source: stacks.content_key(stack.root, s.source) for s in data}}
 
@@ -187,13 +203,17 @@ class Plan:
 def plans(stack: Stack, runs: Runs) -> list[Plan]:
     """Every weight layer with its state and estimated cost; rows are read, tokens guessed from characters."""
     base = stack.spec.weights.base
-    shape = base.model if isinstance(base, Scratch) else _shape(import_folder(stack, base.path))
-    parameters = _parameters(shape, base.tokenizer.vocab_size if isinstance(base, Scratch) else 0)
+    parameters = (_parameters(base.model, base.tokenizer.vocab_size) if isinstance(base, Scratch)
+                  else folders.num_weights(import_folder(stack, base.path)))
     found = [Plan("base", "import" if isinstance(base, Import) else "next token", "",
                   base.path if isinstance(base, Import) else _names(base.data), _state(stack, runs, "base"),
                   0 if isinstance(base, Import) else base.tokens,
                   0 if isinstance(base, Import) else 6 * parameters * base.tokens / TYPICAL_FLOPS / 60)]
     for stage in stack.spec.weights.stages:
+        if not isinstance(stage, Stage):
+            what = stage.path if isinstance(stage, ImportStage) else f"{stage.method} of {', '.join(stage.of)}"
+            found.append(Plan(stage.name, stage.kind, stack.parent(stage.name), what, _state(stack, runs, stage.name), 0, 0))
+            continue
         wants = registry.entry(OBJECTIVES, stack.objective_kind(stage.name)).ROWS
         tokens = stage.epochs * sum(_guessed_tokens(r) for s in stage.data for r in _rows(s, stack, wants))
         found.append(Plan(stage.name, stack.objective_kind(stage.name), stack.parent(stage.name), _names(stage.data),
@@ -218,14 +238,17 @@ def _guessed_tokens(row: Example | Preference) -> float:
     return sum(len(m.content) / 3 + 4 for m in messages)
 
 
+def notes(stack: Stack) -> list[str]:
+    """What a person should know of imported weights before work: architectures that are trained but not served."""
+    base = stack.spec.weights.base
+    paths = [("base", base.path)] if isinstance(base, Import) else []
+    paths += [(s.name, s.path) for s in stack.spec.weights.stages if isinstance(s, ImportStage) and (stack.root / s.path).is_dir()]
+    found = [(name, folders.about(import_folder(stack, path))) for name, path in paths]
+    return [f"{name}: {x.model_type} runs through transformers on padded rows: it can be trained, not served or evaluated"
+            for name, x in found if not x.lean]
+
+
 def _parameters(shape: ModelShape, vocab_size: int) -> float:
     mlp = shape.mlp_width or 8 * shape.width / 3
     return shape.layers * (4 * shape.width ** 2 + 3 * shape.width * mlp) + vocab_size * shape.width
 
-
-def _shape(folder: Path) -> ModelShape:
-    from demeanor.model.config import Config
-
-    config = Config.load(folder)
-    return ModelShape(layers=config.num_hidden_layers, width=config.hidden_size, heads=config.num_attention_heads,
-                      mlp_width=config.intermediate_size)

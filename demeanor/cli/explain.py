@@ -17,12 +17,16 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
     console = Console(highlight=False)
     console.print(f"[bold]{stack.spec.name}[/]  key {stack.key()}  {stack.path}")
     console.print(_weights(stack, runs))
+    for note in workshop.notes(stack):
+        console.print(note, markup=False)
     console.print(_layers(stack))
     console.print("[bold]variants[/] (model ids of the API and of eval)\n  " + "\n  ".join(v.model_id for v in stack.offered()))
     if full:
         settings = plain(stack.spec)
         settings["layers"] = [{"kind": x.kind, "name": x.name, **plain(x.spec)} for x in stack.layers]
         for stage in settings["weights"]["stages"]:
+            if stage["kind"] != "train":
+                continue
             stage["objective"] = {"kind": stack.objective_kind(stage["name"]), **plain(stack.objectives[stage["name"]])}
             stage["parent"] = stack.parent(stage["name"])
         console.print("\n[bold]every setting[/] (effective values; what is null is off and not shown)")
@@ -35,7 +39,7 @@ def _weights(stack: Stack, runs: Runs) -> Table:
         table.add_column(name, justify="right" if name == "to train" else "left")
     total = 0.0
     for plan in workshop.plans(stack, runs):
-        minutes = "" if plan.state == "trained" else f"{plan.tokens / 1e6:.2f} M tokens, ~{plan.minutes:.1f} min"
+        minutes = "" if plan.state == "trained" or not plan.tokens else f"{plan.tokens / 1e6:.2f} M tokens, ~{plan.minutes:.1f} min"
         total += 0.0 if plan.state == "trained" else plan.minutes
         table.add_row(f"[bold]{plan.name}[/]" + (" *" if plan.name == stack.serve else ""), plan.objective, plan.parent, plan.data,
                       stack.stage_key(plan.name)[:8], plan.state, minutes)

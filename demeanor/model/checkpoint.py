@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demeanor.errors import CheckpointError
+from demeanor.model import adapter
 from demeanor.model.config import ARCHITECTURES, Config
 from demeanor.model.initial import initialise
 from demeanor.model.llama import Llama
+from demeanor.model.lora import merge
 from demeanor.model.reward import RewardModel
 from demeanor.spec import ModelShape
 
@@ -37,7 +39,11 @@ def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
 
 
 def load(folder: Path) -> Llama:
-    """Load a policy in fp32; raises CheckpointError naming tensors that are missing, left over or of another shape."""
+    """Load a policy in fp32, an adapter folded into its parent; raises CheckpointError naming tensors missing, left over or misshapen."""
+    if adapter.is_adapter(folder):
+        policy = load(adapter.base_folder(folder))
+        merge(adapter.add(policy, folder))
+        return policy
     config = Config.load(folder)
     with torch.device("meta"):
         model = Llama(config)
@@ -48,7 +54,12 @@ def load(folder: Path) -> Llama:
 
 
 def load_reward(folder: Path) -> RewardModel:
-    """Load a reward model in fp32; raises CheckpointError as `load` does."""
+    """Load a reward model in fp32, an adapter folded into its parent; raises CheckpointError as `load` does."""
+    if adapter.is_adapter(folder):
+        parent = adapter.base_folder(folder)
+        scorer = load_reward(parent) if is_reward(parent) else reward_from(load(parent), 0)
+        merge(adapter.add(scorer, folder, "trunk."))
+        return scorer
     config = Config.load(folder)
     with torch.device("meta"):
         model = RewardModel(_headless(config))
@@ -64,6 +75,17 @@ def reward_from(policy: Llama, seed: int) -> RewardModel:
     with torch.no_grad():
         model.score.weight.copy_(torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / (width + 1) ** 0.5)
     return model
+
+
+def is_reward(folder: Path) -> bool:
+    """Whether a folder says that it scores texts: sequence classification, or an adapter for it."""
+    if adapter.is_adapter(folder):
+        return bool(adapter.config(folder).get("task_type") == "SEQ_CLS")
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or ())
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: no readable config.json ({error})") from None
 
 
 def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -18,6 +18,10 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "
 POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 """transformers' context where config.json names none."""
 
+class UnsupportedError(CheckpointError):
+    """A sound checkpoint whose arithmetic the lean forward does not know; `foreign.py` may."""
+
+
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -63,7 +67,8 @@ class Config:
         """Read a config mapping; raises CheckpointError naming what is missing or unsupported."""
         kind = str(raw.get("model_type"))
         if kind not in ARCHITECTURES:
-            raise CheckpointError(f"{where}: {unknown(kind, ARCHITECTURES, noun='model_type')} No other architecture is supported.")
+            raise UnsupportedError(f"{where}: {unknown(kind, ARCHITECTURES, noun='model_type')} "
+                                   "Others that transformers knows can be trained, not served.")
         missing = [k for k in NEEDED if k not in raw]
         if missing:
             raise CheckpointError(f"{where}: lacks {', '.join(missing)}")
@@ -93,7 +98,8 @@ class Config:
         }
         bad = [name for name, wrong in refuse.items() if wrong]
         if bad:
-            raise CheckpointError(f"{where}: {', '.join(bad)} of this checkpoint {'is' if len(bad) == 1 else 'are'} not supported")
+            error = CheckpointError if "quantization_config" in bad else UnsupportedError
+            raise error(f"{where}: {', '.join(bad)} of this checkpoint {'is' if len(bad) == 1 else 'are'} not supported")
         bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))  # the others ignore the key
         return cls(
             model_type=kind, vocab_size=raw["vocab_size"], hidden_size=raw["hidden_size"],

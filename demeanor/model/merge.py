@@ -1,0 +1,76 @@
+"""Averages of models, tensor by tensor: one set of weights out of several that share an ancestor.
+
+In: folders of one architecture and one number each. Out: a plain Hugging Face folder (fp32). Averaging the policy with its
+ancestor buys back part of the alignment tax (Lin et al. 2023, arXiv 2309.06256). It refuses tensors of different names or shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from demeanor.errors import CheckpointError
+from demeanor.model import folders
+
+PARALLEL = 0.9995
+"""Cosine above which two tensors are one direction and the arc is a line."""
+
+
+@torch.no_grad()
+def merge(sources: Sequence[Path], weights: Sequence[float], out: Path, *, method: str = "linear", origin: Path | None = None) -> None:
+    """Write the merged model of `sources` to `out`; `origin` is what task arithmetic measures differences from.
+
+    Models are loaded one at a time for linear and task_arithmetic. Raises CheckpointError where they do not fit together.
+    """
+    model = _load(sources[0])
+    if method == "slerp":
+        share = weights[1]
+        _combine(model, _load(sources[1]), sources, lambda a, b: slerp(a, b, share))
+    else:
+        left = 0.0
+        if method == "task_arithmetic":  # origin + sum w_i (theta_i - origin), Ilharco et al. 2022, arXiv 2212.04089
+            assert origin is not None, "task arithmetic needs an origin"
+            left = 1.0 - sum(weights)
+        for tensor in _tensors(model).values():
+            tensor.mul_(weights[0])
+        parts = [*zip(sources[1:], weights[1:]), *([(origin, left)] if origin is not None and left else [])]
+        for folder, weight in parts:
+            _combine(model, _load(folder), [sources[0], folder], partial(torch.add, alpha=weight))
+    folders.save(model, out)
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """The point `share` of the way from a to b along the arc between their directions (Shoemake 1985), taken as vectors."""
+    cosine = torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0).clamp(-1, 1)
+    if abs(cosine) > PARALLEL:
+        return torch.lerp(a, b, share)
+    angle = cosine.acos()
+    near, far = ((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()
+    return (near * a + far * b).to(a.dtype)
+
+
+def _combine(model: nn.Module, other: nn.Module, names: Sequence[Path], mix: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Overwrite every tensor of `model` by its mix with the other's."""
+    ours, theirs = _tensors(model), _tensors(other)
+    strange = sorted(ours.keys() ^ theirs.keys())
+    shapes = [f"{n} is {tuple(t.shape)} and {tuple(theirs[n].shape)}" for n, t in ours.items()
+              if n in theirs and t.shape != theirs[n].shape]
+    if strange or shapes:
+        what = shapes[0] if shapes else f"{len(strange)} tensors are in one only, first {strange[0]}"
+        raise CheckpointError(f"{names[0]} and {names[1]} cannot be merged: {what}; wanted stages of one base")
+    for name, tensor in ours.items():
+        tensor.copy_(mix(tensor, theirs[name]))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Each parameter once, also where two names share it."""
+    return dict(model.named_parameters())
+
+
+def _load(folder: Path) -> nn.Module:
+    return folders.reward(folder, 0) if folders.about(folder).reward else folders.policy(folder)
+
