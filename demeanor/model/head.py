@@ -5,6 +5,8 @@ In: hidden states at scored positions, the output matrix, targets. Out: log-prob
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,12 +19,38 @@ LARGE = 256 << 20
 def token_logprobs(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, *, chunk: int = 2048,
                    large_bytes: int = LARGE) -> Tensor:
     """Log-probabilities (nats, fp32) of `targets_C`, softmax in fp32; logits beyond `large_bytes` are never all alive."""
-    chunk = min(chunk, max(1, large_bytes // (6 * weight_VD.shape[0])))
-    if hidden_CD.shape[0] * weight_VD.shape[0] * 6 <= large_bytes:
-        return _logprobs(hidden_CD, weight_VD, targets_C)
-    parts = [checkpoint(_logprobs, h, weight_VD, t, use_reentrant=False)
-             for h, t in zip(torch.split(hidden_CD, chunk), torch.split(targets_C, chunk))]
-    return torch.cat([p for p in parts if isinstance(p, Tensor)])
+    parts = [_logprobs(h, weight_VD, t) if whole else _again(_logprobs, h, weight_VD, t)
+             for whole, h, t in _chunks(hidden_CD, weight_VD, targets_C, chunk, large_bytes)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@torch.no_grad()
+def collision(hidden_CD: Tensor, weight_VD: Tensor, *, chunk: int = 2048, large_bytes: int = LARGE) -> Tensor:
+    """log sum_v p(v)^2 (nats, fp32) of each predicted distribution; without gradient."""
+    parts = []
+    for _, h, _ in _chunks(hidden_CD, weight_VD, hidden_CD.new_zeros(len(hidden_CD)), chunk, large_bytes):
+        logits_CV = F.linear(h, weight_VD).float()
+        parts.append((2 * logits_CV).logsumexp(-1) - 2 * logits_CV.logsumexp(-1))
+    return torch.cat(parts)
+
+
+def _chunks(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, chunk: int,
+            large_bytes: int) -> Iterator[tuple[bool, Tensor, Tensor]]:
+    """Rows whose logits fit in memory together, and whether that is all of them."""
+    vocabulary = weight_VD.shape[0]
+    if hidden_CD.shape[0] * vocabulary * 6 <= large_bytes:
+        yield True, hidden_CD, targets_C
+        return
+    size = min(chunk, max(1, large_bytes // (6 * vocabulary)))
+    for h, t in zip(torch.split(hidden_CD, size), torch.split(targets_C, size)):
+        yield False, h, t
+
+
+def _again(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """Call without keeping what is inside for the backward pass, which computes it once more."""
+    found = checkpoint(function, *arguments, use_reentrant=False)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _logprobs(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> Tensor:
