@@ -30,13 +30,13 @@ class ForeignModel(nn.Module):
         self.inner = inner
         self.config = inner.config
 
-    def outputs(self, batch: TokenBatch, *, collision: bool = False) -> Outputs:
+    def outputs(self, batch: TokenBatch, *, with_collision: bool = False) -> Outputs:
         """Log-probs (nats, fp32) of `targets_C`, and log of the sum of squared probabilities there if asked for."""
         rows_RL, mask_RL, row_S, place_S = unrolled(batch, batch.scored_C)
         logits_RLV = self.inner(input_ids=rows_RL, attention_mask=mask_RL, use_cache=False).logits
         logits_CV = logits_RLV[row_S, place_S]
         log_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(-1)
-        sharp_C = (2 * log_CV.detach()).logsumexp(-1) if collision else None
+        sharp_C = (2 * log_CV.detach()).logsumexp(-1) if with_collision else None
         return Outputs(logprobs_C=log_CV.gather(1, batch.targets_C[:, None])[:, 0], collision_C=sharp_C)
 
 

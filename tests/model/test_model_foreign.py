@@ -74,7 +74,7 @@ def test_a_llama_through_transformers_has_our_loss_and_gradients(kind: Any, bran
 def test_collision_is_the_log_of_the_summed_squared_probabilities(tmp_path: Path) -> None:
     checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path)
     model, batch = foreign.load(tmp_path), collate(trees(2))
-    found = model.outputs(batch, collision=True).collision_C
+    found = model.outputs(batch, with_collision=True).collision_C
     rows, mask, row, place = foreign.unrolled(batch, batch.scored_C)
     with torch.no_grad():
         p = model.inner(input_ids=rows, attention_mask=mask).logits[row, place].softmax(-1)
