@@ -19,18 +19,19 @@ GEMM_SIZE, PEAK_WAIT_S = 1024, 0.2
 
 
 def training_flops(model: nn.Module, *, head: bool) -> Callable[[TokenBatch], float]:
-    """Count forward-and-backward FLOPs of a batch: 6 per weight and token, 12 per width and attended pair.
+    """Count forward-and-backward FLOPs of a batch: 6 per weight and token (4 if it is frozen), 12 per width and attended pair.
 
     The vocabulary head (`head`) is paid only at scored tokens. Source: Kaplan et al., arXiv 2001.08361, table 1.
     """
     shapes = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
-    trunk = sum(p.numel() for name, p in shapes.items() if not name.endswith(EMBEDDINGS))
-    vocabulary = max((p.numel() for name, p in shapes.items() if name.endswith(EMBEDDINGS)), default=0) if head else 0
+    work = {name: (6.0 if p.requires_grad else 4.0) * p.numel() for name, p in shapes.items()}
+    trunk = sum(flops for name, flops in work.items() if not name.endswith(EMBEDDINGS))
+    vocabulary = max((flops for name, flops in work.items() if name.endswith(EMBEDDINGS)), default=0.0) if head else 0.0
     queries = sum(p.shape[0] for name, p in shapes.items() if name.endswith("q_proj.weight"))
 
     def count(batch: TokenBatch) -> float:
         products = trunk * batch.tokens_T.numel() + vocabulary * batch.scored_C.numel()
-        return 6.0 * products + 12.0 * queries * attended_pairs(batch)
+        return products + 12.0 * queries * attended_pairs(batch)
 
     return count
 

@@ -12,12 +12,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from demeanor.data.trees import Branch, Tree
+from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import checkpoint as models
-from demeanor.model import folders
+from demeanor.model import folders, lora
 from demeanor.objectives import dpo, reward, sft
 from demeanor.spec import Adapter, ModelShape, Optim, Stage
 from demeanor.train import ledger
+from demeanor.train.flops import training_flops
 from demeanor.train.lineage import Runs
 from demeanor.train.progress import Progress
 from demeanor.train.signals import Interrupted
@@ -100,3 +101,15 @@ def test_a_reward_model_on_a_reward_model_goes_on_with_its_head(parent: Path, tm
     assert curve(second)[0]["loss"] < fresh[0]["loss"] - 0.2
     heads = [models.load_reward(f).score.weight for f in (first, second)]
     assert torch.nn.functional.cosine_similarity(*heads) > 0.9  # drawn anew it would be about 0 +- 0.18
+
+
+def test_a_frozen_weight_costs_no_gradient_of_its_own() -> None:
+    model, batch = models.create(SHAPE, 40, 0), collate(rows(sft)[:3])
+    before = training_flops(model, head=True)(batch)
+    lora.attach(model, SMALL, 0)
+    after = training_flops(model, head=True)(batch)
+    tokens, scored = batch.tokens_T.numel(), batch.scored_C.numel()
+    mlp = -(-32 * 8 // 3 // 16) * 16
+    frozen = 2 * (4 * 32 * 32 + 3 * 32 * mlp)                       # 2 layers: 4 maps of attention, 3 of the MLP
+    drawn = 2 * 4 * (4 * (32 + 32) + 3 * (32 + mlp))                # rank 4: A and B of each
+    assert after - before == pytest.approx(tokens * (6 * drawn - 2 * frozen) - scored * 2 * 40 * 32)
