@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,11 @@ def cpu_flags() -> frozenset[str]:
     except (OSError, StopIteration):
         return frozenset()
     return frozenset(line.split(":", 1)[1].split())
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would use, None where there is none."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
 def device() -> torch.device:

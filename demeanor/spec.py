@@ -28,7 +28,8 @@ class Optim(Spec):
     warmup: Rate = Field(0.05, description="share of the steps spent warming up linearly from 0")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="decay after the warm-up")
     final_lr: Rate = Field(0.1, description="learning rate at the end, as a share of the peak")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights, which is what is kept; null: off")
+    ema: float | None = Field(None, gt=0, lt=1,
+                              description="decay of an exponential moving average of the weights, which is what is kept; null: off")
 
 
 class Tokenizer(Spec):

@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from demeanor import registry
+from demeanor import hardware, registry
 from demeanor import stack as stacks
 from demeanor.build import untrained
 from demeanor.build.house import import_folder, weights_folder
 from demeanor.data import sources
 from demeanor.data.packing import pack_rows
 from demeanor.data.trees import Tree, example_tree, preference_tree
-from demeanor.errors import DataError
+from demeanor.errors import DataError, DemeanorError
 from demeanor.model import folders, quantise
 from demeanor.spec import Import, ImportStage, MergeStage, ModelShape, Scratch, Source, Stage
 from demeanor.stack import OBJECTIVES, Stack, plain
@@ -30,6 +30,7 @@ from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import stage as training
 from demeanor.train.lineage import CHECKPOINT, Runs
+from demeanor.train.parallel import join
 from demeanor.train.progress import Progress
 from demeanor.types import Example, Preference
 from demeanor.world import catalog
@@ -47,21 +48,23 @@ def runs(root: Path) -> Runs:
     return Runs(root)
 
 
-def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = False) -> None:
+def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = False, compiled: bool = False) -> None:
     """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order."""
     wanted = {name for o in only for name in _needed(stack, o)} or {"base", *(s.name for s in stack.spec.weights.stages)}
+    if compiled and hardware.compiler() is None:
+        raise DemeanorError("--compile: no C++ compiler (g++ or clang++) on this machine; install one, or leave --compile out")
     for note in notes(stack):
         print(note)
     for stage in stack.spec.weights.stages:
         if isinstance(stage, Stage) and stage.name in wanted:
             quantise.require(stage.adapter, stage.name)
     if "base" in wanted:
-        _train_base(stack, runs, fp32)
+        _train_base(stack, runs, fp32, compiled)
     for stage in stack.spec.weights.stages:
         if stage.name not in wanted:
             continue
         if isinstance(stage, Stage):
-            _train_stage(stack, runs, stage, fp32)
+            _train_stage(stack, runs, stage, fp32, compiled)
         else:
             _make_stage(stack, runs, stage)
 
@@ -71,7 +74,7 @@ def _needed(stack: Stack, name: str) -> set[str]:
     return {name}.union(*(_needed(stack, ancestor) for ancestor in set(stack.needs(name).values())))
 
 
-def _train_base(stack: Stack, runs: Runs, fp32: bool) -> None:
+def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool) -> None:
     base, key = stack.spec.weights.base, stack.stage_key("base")
     if isinstance(base, Import):
         Progress("base").say(f"imported from {import_folder(stack, base.path)}")
@@ -80,9 +83,10 @@ def _train_base(stack: Stack, runs: Runs, fp32: bool) -> None:
         Progress("base").say(f"trained already ({key})")
         return
     texts = _texts(base.data, stack)
-    tokenizer = _tokenizer(base, texts, runs.folder(key))
+    with join().first_alone():  # under torchrun the others read what the first one wrote
+        tokenizer = _tokenizer(base, texts, runs.folder(key))
     training.pretrain(base, key=key, documents=lambda: map(tokenizer.document, texts), vocab_size=tokenizer.vocab_size, runs=runs,
-                      record=_record(stack, "base", base.data), fp32=fp32,
+                      record=_record(stack, "base", base.data), fp32=fp32, compiled=compiled,
                       copy=partial(_write_tokenizer, stack, tokenizer))
 
 
@@ -98,7 +102,7 @@ def _tokenizer(base: Scratch, texts: Sequence[str], folder: Path) -> Tokenizer:
     return tokenizers.load(place)
 
 
-def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool) -> None:
+def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: bool) -> None:
     key = stack.stage_key(stage.name)
     if runs.complete(key):
         Progress(stage.name).say(f"trained already ({key})")
@@ -109,7 +113,7 @@ def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool) -> None:
     roles = {role: (stack.stage_key(a), weights_folder(stack, runs, a)) for role, a in stack.roles(stage.name).items()}
     training.train_stage(
         stage, registry.entry(OBJECTIVES, stack.objective_kind(stage.name)), stack.objectives[stage.name], key=key, parent=parent,
-        roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, parent), runs=runs, fp32=fp32,
+        roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, parent), runs=runs, fp32=fp32, compiled=compiled,
         record=_record(stack, stage.name, stage.data), copy=partial(_write_tokenizer, stack, tokenizer))
 
 

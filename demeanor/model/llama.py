@@ -5,7 +5,8 @@ In: tokens, positions and who may see whom. Out: hidden states after the final n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import cast
 
 import torch
@@ -95,15 +96,30 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.compiled = False
 
     def tree(self, x_TD: Tensor, cos: Tensor, sin: Tensor, parts: Parts, read_R: Tensor | None = None) -> Tensor:
-        q, k, v = self.self_attn.project(self.input_layernorm(x_TD), cos, sin)
+        begin, finish = compiled_regions() if self.compiled else (Block.begin, Block.finish)
+        q, k, v = begin(self, x_TD, cos, sin)
         mixed = tree_attention(q, k, v, parts)
-        return self.finish(x_TD, mixed) if read_R is None else self.finish(x_TD[read_R], mixed[read_R])
+        return finish(self, x_TD, mixed) if read_R is None else finish(self, x_TD[read_R], mixed[read_R])
+
+    def begin(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn.project(self.input_layernorm(x_TD), cos, sin)
 
     def finish(self, x_TD: Tensor, mixed_THD: Tensor) -> Tensor:
         x_TD = x_TD + self.self_attn.o_proj(mixed_THD.flatten(1))
         return x_TD + cast(Tensor, self.mlp(self.post_attention_layernorm(x_TD)))
+
+
+Begin = Callable[[Block, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Finish = Callable[[Block, Tensor, Tensor], Tensor]
+
+
+@cache
+def compiled_regions() -> tuple[Begin, Finish]:
+    """What comes before and after attention, compiled once for all layers and lengths; attention itself stays as it is."""
+    return torch.compile(Block.begin, dynamic=True), torch.compile(Block.finish, dynamic=True)
 
 
 class Trunk(nn.Module):
@@ -129,6 +145,11 @@ class Llama(nn.Module):
     def head(self) -> Tensor:
         """The output matrix, weight_VD."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def compile_layers(self) -> None:
+        """Run what surrounds attention through torch.compile from now on when training (needs a C++ compiler)."""
+        for block in self._blocks:
+            block.compiled = True
 
     @property
     def _blocks(self) -> list[Block]:

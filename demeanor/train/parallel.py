@@ -130,6 +130,14 @@ def shard(model: nn.Module, group: Group) -> None:
                 register_fsdp_forward_method(module, name)
 
 
+def gathered(model: nn.Module, plain: nn.Module) -> nn.Module:
+    """`plain` (the same model, not cut) with the weights of all shards; every process must ask."""
+    weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        put(parameter, weights[name].to(parameter.device))
+    return plain
+
+
 def whole(value: Tensor) -> Tensor:
     """A sharded tensor in full (all processes must ask), any other as it is."""
     from torch.distributed.tensor import DTensor

@@ -7,7 +7,9 @@ exists is reused or resumed. It refuses to know text, templates and worlds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,16 +21,21 @@ from demeanor.data.packing import pack_rows
 from demeanor.data.schedule import Schedule
 from demeanor.data.show import within
 from demeanor.data.trees import Tree
+from demeanor.errors import DemeanorError
 from demeanor.model import checkpoint as models
+from demeanor.model import folders, lora, quantise
+from demeanor.model.llama import Llama
 from demeanor.model.outputs import policy_outputs, reward_outputs
 from demeanor.objectives import sft
-from demeanor.spec import Scratch, Stage
+from demeanor.spec import Optim, Scratch, Stage
 from demeanor.train import heldout
 from demeanor.train.coverage import coverage
 from demeanor.train.lineage import Runs
 from demeanor.train.loop import Judge, Run, fit
+from demeanor.train.parallel import Group, gathered, join, shard
 from demeanor.train.progress import Progress
 from demeanor.train.reference import reference_logprobs, trees_key
+from demeanor.train.shadow import Shadow
 
 REFERENCE = "reference"
 
@@ -36,7 +43,7 @@ REFERENCE = "reference"
 def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str, parent: Path,
                 roles: Mapping[str, tuple[str, Path]], trees: Callable[[], Sequence[Tree]], runs: Runs, record: Mapping[str, Any],
                 copy: Callable[[Path], object], watch: Callable[[str], Progress] = Progress,
-                checkpoint_every_s: float = 20.0, fp32: bool = False) -> Path:
+                checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False) -> Path:
     """Train one stage and return its model folder; nothing is loaded if that exists already.
 
     `parent` is the folder its weights start from, `roles` gives (key, folder) of each frozen ancestor, `trees` makes the
@@ -44,47 +51,87 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
     """
     if runs.complete(key):
         return runs.model(key)
-    with runs.begin(key, record) as folder:
-        rewards = objective.READS == "rewards"
-        run: Run = reward_outputs if rewards else policy_outputs
-        policy = models.load(parent)
-        model: nn.Module = models.reward_from(policy, stage.seed) if rewards else policy
-        model.to(hardware.device())
-        display = watch(stage.name)
+    quantise.require(stage.adapter, stage.name)
+    group = join()
+    rewards = objective.READS == "rewards"
+
+    def begin() -> nn.Module:
+        model: nn.Module = folders.reward(parent, stage.seed) if rewards else folders.policy(parent)
+        if stage.adapter is not None:
+            lora.attach(model, stage.adapter, stage.seed)
+        return model
+
+    with _held(runs, key, record, group) as folder:
+        wants_collision = "collision" in getattr(objective, "STATISTICS", ())
+        run: Run = reward_outputs if rewards else partial(policy_outputs, with_collision=wants_collision)
+        model = _placed(begin(), group, compiled=compiled, optim=stage.optim)
+        if stage.adapter is not None and stage.adapter.quantise is not None:
+            quantise.freeze(model)
+        display = watch(stage.name) if group.first else _silent(stage.name)
         every = trees()
-        rows = within(every, stage.max_tokens or policy.config.max_position_embeddings, stage.name)
+        rows = within(every, stage.max_tokens or folders.about(parent).context, stage.name)
         kept, held = heldout.split(rows)
         display.say(coverage(stage.name, rows, rewards=rewards, left_out=len(every) - len(rows), held_out=len(held)))
         reference = None
         if REFERENCE in objective.ROLES:
             ancestor, where = roles[REFERENCE]
-            reference = reference_logprobs(lambda: models.load(where), policy_outputs, rows, folder=folder,
-                                           model_key=ancestor, data_key=trees_key(rows), fp32=fp32)
+            with group.first_alone():  # the others read what it wrote
+                reference = reference_logprobs(lambda: folders.policy(where), policy_outputs, rows, folder=folder,
+                                               model_key=ancestor, data_key=trees_key(rows), fp32=fp32)
         judge: Judge = partial(objective.loss, settings)
         unseen, unseen_reference = chosen(held, rows, reference)
-        evaluate = heldout.evaluator(run, judge, unseen, unseen_reference, read_last=rewards, fp32=fp32)
+        whole_step = bool(getattr(objective, "WHOLE_STEP", False))
+        evaluate = heldout.evaluator(run, judge, unseen, unseen_reference, read_last=rewards, fp32=fp32, whole_step=whole_step)
         seen, seen_reference = chosen(kept, rows, reference)
         schedule = Schedule(seen, batch_rows=stage.batch_rows, epochs=stage.epochs, seed=stage.seed)
+        moving = None
+        if getattr(objective, "MOVING", False):  # its own reference starts as the frozen one and follows the policy
+            start = None if roles[REFERENCE][1] == parent else dict(folders.policy(roles[REFERENCE][1]).named_parameters())
+            moving = Shadow(model, alpha=settings.alpha, every=settings.every, start=start)
         fit(model, run, judge, seen, schedule, stage.optim, out=folder, watch=display, read_last=rewards,
-            reference=seen_reference, checkpoint_every_s=checkpoint_every_s, evaluate=evaluate, fp32=fp32)
-        return _finish(model, runs, key, copy)
+            reference=None if moving else seen_reference, checkpoint_every_s=checkpoint_every_s, evaluate=evaluate, fp32=fp32,
+            whole_step=whole_step, moving=moving, group=group)
+        return _finish(model, begin, partial(folders.save, adapter=stage.adapter, parent=parent), runs, key, copy, group)
 
 
 def pretrain(base: Scratch, *, key: str, documents: Callable[[], Iterable[list[int]]], vocab_size: int, runs: Runs,
              record: Mapping[str, Any], copy: Callable[[Path], object], watch: Callable[[str], Progress] = Progress,
-             checkpoint_every_s: float = 20.0, fp32: bool = False) -> Path:
+             checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False) -> Path:
     """Train a base from random weights on packed rows of `documents` (token ids) and return its model folder."""
     if runs.complete(key):
         return runs.model(key)
-    with runs.begin(key, record) as folder:
+    group = join()
+    begin = partial(models.create, base.model, vocab_size, base.seed)
+    with _held(runs, key, record, group) as folder:
         rows = pack_rows(documents(), base.row_tokens, base.tokens, base.seed)
-        display = watch("base")
+        display = watch("base") if group.first else _silent("base")
         display.say(coverage("base", rows, rewards=False))
         schedule = Schedule(rows, batch_rows=base.batch_rows, epochs=1.0, seed=base.seed)
-        model = models.create(base.model, vocab_size, base.seed).to(hardware.device())
+        model = _placed(begin(), group, compiled=compiled, optim=base.optim)
         fit(model, policy_outputs, partial(sft.loss, sft.Spec()), rows, schedule, base.optim, out=folder, watch=display,
-            read_last=False, checkpoint_every_s=checkpoint_every_s, fp32=fp32)
-        return _finish(model, runs, key, copy)
+            read_last=False, checkpoint_every_s=checkpoint_every_s, fp32=fp32, group=group)
+        return _finish(model, begin, models.save, runs, key, copy, group)
+
+
+def _held(runs: Runs, key: str, record: Mapping[str, Any], group: Group) -> AbstractContextManager[Path]:
+    """The run's folder: locked by the first process, shared by the others."""
+    return runs.begin(key, record) if group.first else nullcontext(runs.folder(key))
+
+
+def _placed(model: nn.Module, group: Group, *, compiled: bool, optim: Optim) -> nn.Module:
+    """The model on its device, cut into shards where there are several processes, compiled where asked."""
+    if group.size > 1 and optim.kind == "muon":
+        raise DemeanorError("optim.kind: muon orthogonalises whole matrices, which several processes hold in parts; use adamw there")
+    model.to(hardware.device())
+    shard(model, group)
+    trunk = getattr(model, "trunk", model)
+    if compiled and group.size == 1 and isinstance(trunk, Llama):
+        trunk.compile_layers()
+    return model
+
+
+def _silent(name: str) -> Progress:
+    return Progress(name, stream=StringIO(), terminal=False)
 
 
 def chosen(indices: Sequence[int], rows: Sequence[Tree],
@@ -93,8 +140,15 @@ def chosen(indices: Sequence[int], rows: Sequence[Tree],
     return [rows[i] for i in indices], None if reference is None else [reference[i] for i in indices]
 
 
-def _finish(model: Any, runs: Runs, key: str, copy: Callable[[Path], object]) -> Path:
-    part = runs.part(key)
-    models.save(model, part)
-    copy(part)
-    return runs.finish(key)
+def _finish(model: nn.Module, begin: Callable[[], nn.Module], save: Callable[..., object], runs: Runs, key: str,
+            copy: Callable[[Path], object], group: Group) -> Path:
+    """Write the finished folder; shards are gathered into a model that has none, the first process writes."""
+    if group.size > 1:
+        model = gathered(model, begin())
+    if group.first:
+        part = runs.part(key)
+        save(model, part)
+        copy(part)
+        runs.finish(key)
+    group.wait()
+    return runs.model(key)
