@@ -1,6 +1,6 @@
-"""Which model a folder holds, and how it is loaded, adapted and written: lean or foreign, policy or reward model, whole or adapter.
+"""Which model a folder holds, and how it is loaded and written: lean or foreign, policy or reward model, whole or adapter.
 
-In: a folder. Out: a model that `outputs.py` runs; or a folder again. It is the one place where these four differences meet.
+In: a folder. Out: a model that `outputs.py` runs; or a folder again. It is the one place where these differences meet.
 """
 
 from __future__ import annotations

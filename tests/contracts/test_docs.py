@@ -19,7 +19,7 @@ def test_every_relative_link_exists(page: Path) -> None:
     assert [x for x in links if not (page.parent / x).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["StackSpec", "Weights", "Scratch", "Import", "Tokenizer", "ModelShape", "Stage", "Optim", "Source", "DecodingSpec",
+@pytest.mark.parametrize("name", ["StackSpec", "Weights", "Scratch", "Import", "Tokenizer", "ModelShape", "Stage", "Adapter", "ImportStage", "MergeStage", "Optim", "Source", "DecodingSpec",
                                   "Evaluation"])
 def test_every_setting_of_the_stack_is_on_its_page(name: str) -> None:
     page = (DOCS / "stack.md").read_text()
