@@ -9,13 +9,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
+from demeanor.data.trees import Branch, Tree, collate
 from demeanor.errors import CheckpointError
 from demeanor.model import checkpoint
 from demeanor.model.cache import KVCache
 from demeanor.model.config import Config
 from demeanor.model.llama import Llama
+from demeanor.model.outputs import reward_outputs
 from demeanor.spec import ModelShape
 from demeanor.tensors import Segment
 
@@ -83,3 +93,29 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(theirs: type[Pretra
         assert getattr(ours, name) == getattr(wanted, name), name
     assert ours.head_dim == 128
     assert ours.rope_theta == wanted.rope_parameters["rope_theta"]
+
+
+def test_a_checkpoint_shaped_like_smollm_equals_transformers(tmp_path: Path) -> None:
+    """SmolLM2-135M's proportions, narrowed: 9 query heads on 3 key heads, tied embeddings, rope_theta 100000, grouped in odd numbers."""
+    torch.manual_seed(0)
+    shape = LlamaConfig(vocab_size=61, hidden_size=72, intermediate_size=192, num_hidden_layers=2, num_attention_heads=9,
+                        num_key_value_heads=3, max_position_embeddings=64, rope_theta=100000.0, rms_norm_eps=1e-5, tie_word_embeddings=True)
+    theirs = AutoModelForCausalLM.from_config(shape).eval()
+    theirs.save_pretrained(tmp_path)
+    row = tokens(20)
+    with torch.no_grad():
+        assert torch.allclose(logits(checkpoint.load(tmp_path), row), theirs(row[None]).logits[0], atol=1e-5)
+
+
+def test_a_reward_model_scores_as_transformers_sequence_classification_does(tmp_path: Path) -> None:
+    checkpoint.save(checkpoint.reward_from(checkpoint.create(SHAPE, 61, 0), 5), tmp_path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert theirs.config.num_labels == 1
+    rows = [tuple(range(3, 9)), tuple(range(20, 34))]
+    batch = collate([Tree(r[:2], (Branch(r[2:], (True,) * len(r[2:])),)) for r in rows], read_last=True)
+    with torch.no_grad():
+        found = reward_outputs(checkpoint.load_reward(tmp_path), batch).rewards_B
+        wanted = torch.stack([theirs(torch.tensor([r])).logits[0, 0] for r in rows])
+    assert found is not None
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert abs(float(wanted[0] - wanted[1])) > 1e-3
