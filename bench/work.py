@@ -31,7 +31,7 @@ class Work:
     rows: Callable[[int], list[Row]]
     vocabulary: int = SMALL
     batch: int = 16
-    steps: int = 6
+    steps: int = 3
     real: bool = False
 
     def make(self) -> list[Row]:
