@@ -191,3 +191,29 @@ def test_a_reference_that_is_not_named_is_the_parent(tmp_path: Path) -> None:
     stack = load(tmp_path, SOUND, "weights.stages.dpo.uses={}")
     assert stack.roles("dpo") == {"reference": "sft"}
     assert stack.stage_key("dpo") == load(tmp_path).stage_key("dpo")
+
+
+OLD: dict[str, Any] = {
+    "name": "old",
+    "weights": {
+        "base": {"kind": "scratch", "data": "text.jsonl", "tokens": 20000},
+        "stages": [
+            {"name": "sft", "objective": "sft", "data": "rows.jsonl"},
+            {"name": "rm", "objective": "reward", "parent": "sft", "data": "pairs.jsonl", "seed": 4},
+            {"name": "dpo", "objective": {"kind": "dpo", "beta": 0.2}, "parent": "sft", "data": ["pairs.jsonl"], "optim": {"lr": 0.001}},
+        ],
+    },
+    "decoding": {"temperature": 0},
+}
+
+
+@pytest.mark.parametrize("kind", [None, "train"])
+def test_the_keys_of_older_stacks_stay_so_that_nothing_is_trained_again(kind: str | None, tmp_path: Path) -> None:
+    """Keys as commit af862a1 computed them, before there were kinds of stages and adapters."""
+    for name in ("text", "rows", "pairs"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    changes = [] if kind is None else [f"weights.stages.{i}.kind={kind}" for i in range(3)]
+    stack = load(tmp_path, OLD, *changes)
+    assert [stack.stage_key(n) for n in ("base", "sft", "rm", "dpo")] == [
+        "2d46867089fa1547", "de4fa62d0c41bddd", "980fc0a0404a0d0c", "746610b13a8112c0"]
+    assert stack.key() == "f7ad59eb55417358"
