@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -137,7 +138,8 @@ def _train(options: argparse.Namespace) -> int:
 
     stack = _load(options)
     workshop.train(stack, workshop.runs(options.runs), only=options.only, compiled=options.compile)
-    print(f"\nnext: demeanor eval {options.stack}   or   demeanor chat {options.stack}")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks
+        print(f"\nnext: demeanor eval {options.stack}   or   demeanor chat {options.stack}")
     return 0
 
 

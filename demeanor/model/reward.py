@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from demeanor.model.llama import Llama
 from demeanor.tensors import TokenBatch
@@ -26,4 +25,4 @@ class RewardModel(nn.Module):
         """One reward per branch, rewards_B, read at its last token."""
         hidden_BD = self.trunk.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.last_B)
         with torch.autocast(hidden_BD.device.type, enabled=False):  # a reward of 8 bits of mantissa would tie close completions
-            return F.linear(hidden_BD.to(self.score.weight.dtype), self.score.weight).squeeze(-1)
+            return hidden_BD.to(self.score.weight.dtype) @ self.score.weight[0]
