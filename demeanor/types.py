@@ -78,6 +78,7 @@ class Example:
     trained_from: int = 0
     tools: tuple[ToolSpec, ...] = ()
     source: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Preference:
     tools: tuple[ToolSpec, ...] = ()
     margin: float | None = None
     source: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,11 @@ class Unpaired:
     desirable: bool
     tools: tuple[ToolSpec, ...] = ()
     source: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+TrainingRow: TypeAlias = Example | Preference | Unpaired
+"""What a data source yields; `template_kwargs` are further arguments of the row's chat template (TRL's chat_template_kwargs)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from demeanor import hardware, registry
 from demeanor import stack as stacks
@@ -20,7 +20,8 @@ from demeanor.build import untrained
 from demeanor.build.house import import_folder, weights_folder
 from demeanor.data import sources
 from demeanor.data.packing import pack_rows
-from demeanor.data.trees import Tree, example_tree, preference_tree
+from demeanor.data.rows import Want
+from demeanor.data.trees import Tree, example_tree, preference_tree, unpaired_tree, with_mismatched
 from demeanor.errors import DataError, DemeanorError
 from demeanor.model import folders, quantise
 from demeanor.spec import Import, ImportStage, MergeStage, ModelShape, Scratch, Source, Stage
@@ -32,7 +33,7 @@ from demeanor.train import stage as training
 from demeanor.train.lineage import CHECKPOINT, Runs
 from demeanor.train.parallel import join
 from demeanor.train.progress import Progress
-from demeanor.types import Example, Preference
+from demeanor.types import Example, Preference, TrainingRow
 from demeanor.world import catalog
 
 TYPICAL_FLOPS = 2.5e11
@@ -130,8 +131,12 @@ def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage) -> No
 
 def stage_trees(stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, parent: Path) -> list[Tree]:
     """The rows of a stage as token trees; plain text is packed into rows. Raises DataError naming rows of the wrong kind."""
-    wants = registry.entry(OBJECTIVES, stack.objective_kind(stage.name)).ROWS
-    found: list[Example | Preference] = [row for s in stage.data for row in _rows(s, stack, wants)]
+    objective = registry.entry(OBJECTIVES, stack.objective_kind(stage.name))
+    wants: Want = objective.ROWS
+    found: list[TrainingRow] = [row for s in stage.data for row in _rows(s, stack, wants)]
+    if wants == "unpaired":
+        labelled = [unpaired_tree(r, template) for r in found if not isinstance(r, Example)]
+        return with_mismatched(labelled, stage.seed) if getattr(objective, "KL", False) else labelled
     examples = [r for r in found if isinstance(r, Example)]
     preferences = [r for r in found if isinstance(r, Preference)]
     if wants == "preferences":
@@ -154,7 +159,7 @@ def _context(folder: Path) -> int:
     return folders.about(folder).context
 
 
-def _rows(source: Source, stack: Stack, want: Literal["examples", "preferences", "text"]) -> list[Example | Preference]:
+def _rows(source: Source, stack: Stack, want: Want) -> list[TrainingRow]:
     return sources.rows(source, root=stack.root, generated=catalog.GENERATED, want=want)
 
 
@@ -234,11 +239,15 @@ def _state(stack: Stack, runs: Runs, name: str) -> str:
     return "interrupted" if (runs.folder(key) / CHECKPOINT).exists() else "to train"
 
 
-def _guessed_tokens(row: Example | Preference) -> float:
+def _guessed_tokens(row: TrainingRow) -> float:
     """A third of the characters, and four tokens of markers for each message."""
     if isinstance(row, Example) and row.text is not None:
         return len(row.text) / 3
-    messages = row.messages if isinstance(row, Example) else (*row.prompt, *(m for c in row.completions for m in c))
+    if isinstance(row, Example):
+        messages = row.messages
+    else:
+        completions = row.completions if isinstance(row, Preference) else (row.completion,)
+        messages = (*row.prompt, *(m for c in completions for m in c))
     return sum(len(m.content) / 3 + 4 for m in messages)
 
 

@@ -1,4 +1,4 @@
-"""One row of a data file to an Example or a Preference: TRL's columns, Alpaca's, and dialogues written as text.
+"""One row of a data file to an Example, a Preference or an Unpaired: TRL's columns, Alpaca's, and dialogues written as text.
 
 In: a mapping of columns. Out: the row, or a ValueError whose text says what is wrong and what was wanted; the reader of the file
 adds where. It opens no files and renders nothing.
@@ -8,32 +8,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from demeanor.errors import unknown
-from demeanor.types import Example, Message, Messages, Preference, Role, ToolCall, ToolSpec
+from demeanor.types import Example, Message, Messages, Preference, Role, ToolCall, ToolSpec, TrainingRow, Unpaired
 
-Want = Literal["examples", "preferences", "text"]
+Want = Literal["examples", "preferences", "unpaired", "text"]
 Row = Mapping[str, Any]
 
 EXAMPLES = "text | messages | prompt,completion | prompt | instruction[,input],output"
 PREFERENCES = "[prompt,]chosen,rejected | prompt,completions,ranks | instruction[,input],chosen,rejected"
-COLUMNS: Mapping[str, str] = {"examples": EXAMPLES, "preferences": PREFERENCES, "text": "text"}
+UNPAIRED = f"[prompt,]completion,label | {PREFERENCES}"
+COLUMNS: Mapping[str, str] = {"examples": EXAMPLES, "preferences": PREFERENCES, "unpaired": UNPAIRED, "text": "text"}
 SPEAKERS: Mapping[str, Role] = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool"}
 _DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
 
 
-def parse(row: Any, want: Want, source: str) -> Example | Preference:
+def parse(row: Any, want: Want, source: str) -> TrainingRow:
     """Read a row as what is wanted; empty (null) columns do not count. Raises ValueError."""
     if isinstance(row, str):
         row = {"text": row}
     if not isinstance(row, Mapping):
         raise ValueError(f"got a {type(row).__name__}, wanted an object of columns ({COLUMNS[want]})")
     columns = {k: v for k, v in row.items() if v is not None and v != [] and not (v == "" and k in ("input", "system", "tools"))}
-    if want == "text":
-        return Example(text=_text(columns, "text"), source=source)
-    return _preference(columns, source) if want == "preferences" else _example(columns, source)
+    found = _READERS[want](columns, source)
+    extra = _kwargs(columns.get("chat_template_kwargs"))
+    return replace(found, template_kwargs=extra) if extra else found
 
 
 def _example(row: Row, source: str) -> Example:
@@ -102,6 +104,31 @@ def _split(given: Messages, chosen: Messages, rejected: Messages) -> tuple[Messa
     for name, completion in (("chosen", chosen), ("rejected", rejected)):
         _starts_with_answer(completion, name)
     return prompt, chosen, rejected
+
+
+def _unpaired(row: Row, source: str) -> Unpaired | Preference:
+    """A completion with its label; a preference row is one of each and stays a preference."""
+    if "label" not in row:
+        if "chosen" in row or "completions" in row:
+            return _preference(row, source)
+        raise ValueError(_missing(row, "unpaired"))
+    tools, desirable = _tools(row.get("tools")), _truth(row["label"], "label")
+    if "completion" not in row:
+        raise ValueError(_missing(row, "unpaired"))
+    if "prompt" in row:
+        return Unpaired(_prompt(row), _completion(row["completion"], "completion"), desirable, tools, source)
+    whole = _system(row) + _dialogue(row, "completion")
+    asked = max((i for i, m in enumerate(whole) if m.role == "user"), default=-1) + 1
+    if not asked:
+        raise ValueError("completion: has no user's message and there is no prompt column; wanted one of them")
+    _starts_with_answer(whole[asked:], "completion")
+    return Unpaired(whole[:asked], whole[asked:], desirable, tools, source)
+
+
+_READERS: Mapping[Want, Callable[[Row, str], TrainingRow]] = {
+    "examples": _example, "preferences": _preference, "unpaired": _unpaired,
+    "text": lambda row, source: Example(text=_text(row, "text"), source=source),
+}
 
 
 # ---- columns ----
@@ -253,6 +280,29 @@ def _number(value: Any, name: str) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name}: got {value!r}, wanted a number") from None
+
+
+def _truth(value: Any, name: str) -> bool:
+    """A label: a JSON truth value, 0 or 1, or either as text (which a .csv file holds)."""
+    known = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+    found = known.get(value.strip().lower() if isinstance(value, str) else value) if isinstance(value, str | int | float) else None
+    if found is None:
+        raise ValueError(f"{name}: got {value!r}, wanted true or false (or 1 or 0)")
+    return found
+
+
+def _kwargs(value: Any) -> dict[str, Any]:
+    """Arguments of a chat template: an object, or one as JSON text."""
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError("chat_template_kwargs: is text that is not JSON; wanted an object") from None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"chat_template_kwargs: got a {type(value).__name__}, wanted an object of template arguments")
+    return dict(value)
 
 
 def _missing(row: Row, want: Want) -> str:

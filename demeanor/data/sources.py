@@ -20,18 +20,20 @@ from typing import Any, TypeVar
 from demeanor.data.rows import COLUMNS, Want, parse
 from demeanor.errors import DataError, unknown
 from demeanor.spec import Source
-from demeanor.types import Example, Preference
+from demeanor.types import Example, Preference, TrainingRow, Unpaired
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".txt")
 LISTED = 8      # bad rows that an error names one by one
 _START = re.compile(r"^\*\*\* ?START OF (?:THIS|THE) PROJECT GUTENBERG EBOOK.*$", re.M)
 _END = re.compile(r"^(?:\*\*\* ?END OF (?:THIS|THE) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg).*", re.M)
 
-Generated = Mapping[str, Callable[[], Iterable[Example | Preference]]]
+Generated = Mapping[str, Callable[[], Iterable[TrainingRow]]]
 T = TypeVar("T")
+KINDS: Mapping[Want, tuple[type[TrainingRow], ...]] = {
+    "examples": (Example,), "text": (Example,), "preferences": (Preference,), "unpaired": (Unpaired, Preference)}
 
 
-def rows(source: Source, *, root: Path, generated: Generated, want: Want = "examples") -> list[Example | Preference]:
+def rows(source: Source, *, root: Path, generated: Generated, want: Want = "examples") -> list[TrainingRow]:
     """Read a source: its first `limit` rows, then `weight` times as many (whole repeats, and a fixed draw for the rest).
 
     `generated` holds the rows of `world:NAME` under NAME. Raises DataError with file, line, what is wrong and what was wanted.
@@ -54,23 +56,25 @@ def weighted(found: Sequence[T], weight: float, name: str) -> list[T]:
     return list(found) * whole + [found[i] for i in kept]
 
 
-def _generated(name: str, generated: Generated, want: Want, limit: int | None) -> list[Example | Preference]:
+def _generated(name: str, generated: Generated, want: Want, limit: int | None) -> list[TrainingRow]:
     if name[6:] not in generated:
         raise DataError(unknown(name, [f"world:{n}" for n in generated], noun="source"))
     found = list(islice(generated[name[6:]](), limit))
     for i, row in enumerate(found):
-        fits = isinstance(row, Preference) if want == "preferences" else isinstance(row, Example)
+        fits = isinstance(row, KINDS[want])
         if not fits or (want == "text" and isinstance(row, Example) and row.text is None):
             raise DataError(f"{name}: row {i + 1}: got {_kind(row)}, wanted {want}")
     return found
 
 
-def _kind(row: Example | Preference) -> str:
-    return "a preference" if isinstance(row, Preference) else "a text" if row.text is not None else "a conversation"
+def _kind(row: TrainingRow) -> str:
+    if not isinstance(row, Example):
+        return "a preference" if isinstance(row, Preference) else "a completion with a label"
+    return "a text" if row.text is not None else "a conversation"
 
 
-def _parsed(path: Path, want: Want, limit: int | None) -> list[Example | Preference]:
-    found: list[Example | Preference] = []
+def _parsed(path: Path, want: Want, limit: int | None) -> list[TrainingRow]:
+    found: list[TrainingRow] = []
     problems: list[str] = []
     for where, raw in islice(_raw_rows(path), limit):
         try:

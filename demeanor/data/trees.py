@@ -1,21 +1,22 @@
 """Rows to token trees, and trees to the flat batch that models read.
 
-In: Example, Preference and a template. Out: Tree (a prompt and the branches that share it), TokenBatch (layout: tensors.py).
+In: Example, Preference, Unpaired and a template. Out: Tree (a prompt and the branches that share it), TokenBatch (layout: tensors.py).
 It refuses to know models, losses and how rows were found.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from demeanor.errors import DataError
-from demeanor.tensors import Segment, TokenBatch
+from demeanor.tensors import MISMATCHED, Segment, TokenBatch
 from demeanor.text.template import Rendered, Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.types import Example, Preference
+from demeanor.types import Example, Preference, Unpaired
 
 
 class Branch(NamedTuple):
@@ -26,13 +27,17 @@ class Branch(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """A prompt and the completions that share it; `ranks` (0 is best) orders them, `source` says which row it was."""
+    """A prompt and the completions that share it; `ranks` (0 is best) orders them, `source` says which row it was.
+
+    `labels`, of unpaired rows only: 1 desirable, 0 not, MISMATCHED; one for each branch.
+    """
 
     prompt: tuple[int, ...]
     branches: tuple[Branch, ...]
     ranks: tuple[int, ...] = (0,)
     margin: float | None = None
     source: str = ""
+    labels: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -76,6 +81,41 @@ def preference_tree(preference: Preference, template: Template) -> Tree:
     return Tree(tuple(prompt), tuple(branches), preference.ranks, preference.margin, preference.source)
 
 
+def unpaired_tree(row: Unpaired | Preference, template: Template) -> Tree:
+    """One branch and its label; a preference gives one labelled branch for each completion, the best 1 and the others 0.
+
+    Raises DataError for a ranking of more than two ranks: which of its middle ones are desirable nobody said.
+    """
+    if isinstance(row, Unpaired):
+        pair = Preference(row.prompt, (row.completion,), (0,), row.tools, None, row.source, row.template_kwargs)
+        return preference_tree(pair, template)._replace(labels=(int(row.desirable),))
+    if len(set(row.ranks)) != 2:
+        raise DataError(f"{row.source or 'row'}: ranks {list(row.ranks)}; wanted exactly two different ranks to call one desirable "
+                        "and the other not. Write one row with a label for each completion")
+    labels = tuple(int(rank == min(row.ranks)) for rank in row.ranks)
+    return preference_tree(row, template)._replace(ranks=(0,) * len(labels), margin=None, labels=labels)
+
+
+def with_mismatched(trees: Sequence[Tree], seed: int) -> list[Tree]:
+    """Give each tree one more branch, labelled MISMATCHED: the first completion of the next tree with another prompt.
+
+    Next in an order drawn from the seed, around. Raises DataError if all prompts are the same.
+    """
+    order = list(range(len(trees)))
+    random.Random(f"mismatched/{seed}").shuffle(order)
+    if len({tree.prompt for tree in trees}) < 2:
+        raise DataError(f"{len(trees)} rows share one prompt; wanted at least two prompts to pair one with the other's completion")
+    other = next(order[k] for k in range(len(order)) if trees[order[k]].prompt != trees[order[-1]].prompt)
+    partner: dict[int, int] = {}
+    following = order[0]
+    for i in reversed(order):       # the next with another prompt is the neighbour, or the neighbour's own
+        if trees[following].prompt != trees[i].prompt:
+            other = following
+        partner[i], following = other, i
+    return [tree._replace(branches=(*tree.branches, trees[partner[i]].branches[0]), ranks=(0,) * (len(tree.branches) + 1),
+                          labels=(*tree.labels, MISMATCHED)) for i, tree in enumerate(trees)]
+
+
 def collate(trees: Sequence[Tree], *, read_last: bool = False,
             reference: Sequence[Sequence[float]] | None = None) -> TokenBatch:
     """Lay trees out flat, without padding; `read_last` also feeds each branch's last token (reward models read it).
@@ -93,6 +133,7 @@ def collate(trees: Sequence[Tree], *, read_last: bool = False,
         rank_B=_ints([rank for tree in trees for rank in tree.ranks]),
         margin_N=None if all(m is None for m in margins) else torch.tensor([m or 0.0 for m in margins]),
         reference_C=None if reference is None else _reference(trees, reference),
+        label_B=_ints([x for tree in trees for x in _labels(tree)]) if any(tree.labels for tree in trees) else None,
     )
 
 
@@ -144,6 +185,12 @@ def _trimmed(tokens: list[int], trained: list[bool], source: str) -> Branch:
         raise DataError(f"{source or 'row'}: no token of it carries loss; wanted an assistant message (from `trained_from` on), "
                         "or a text of at least one token")
     return Branch(tuple(tokens[:end]), tuple(trained[:end]))
+
+
+def _labels(tree: Tree) -> tuple[int, ...]:
+    if len(tree.labels) != len(tree.branches):
+        raise DataError(f"{tree.source or 'tree'}: got {len(tree.labels)} labels for {len(tree.branches)} completions; wanted one each")
+    return tree.labels
 
 
 def _reference(trees: Sequence[Tree], reference: Sequence[Sequence[float]]) -> torch.Tensor:

@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "objectives"
 def test_an_objective_declares_itself_and_reads_all_its_settings(name: str) -> None:
     module = registry.entry(PACKAGE, name)
     assert "Source:" in (module.__doc__ or ""), "name the paper and the equation"
-    assert module.ROWS in ("examples", "preferences")
+    assert module.ROWS in ("examples", "preferences", "unpaired")
     assert module.READS in ("logprobs", "rewards")
     assert isinstance(module.ROLES, tuple)
     assert isinstance(module.POLICY, bool)
