@@ -5,6 +5,7 @@ In: YAML text, a schema. Out: the parsed spec and a list of problems. It loads n
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from demeanor import registry
 from demeanor.errors import Problem, SpecError, unknown
 from demeanor.registry import Spec
-from demeanor.spec import AnyStage, Import, ImportStage, MergeStage, Scratch, StackSpec, Stage
+from demeanor.spec import AnyStage, Import, ImportStage, MergeStage, Scratch, Source, StackSpec, Stage
 
 S = TypeVar("S", bound=Spec)
 NAME = re.compile(r"^[a-z][a-z0-9_]*$")
@@ -349,12 +350,12 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
         problems += _checkpoint(base.path, root, f"{where}: weights.base.path")
     else:
         problems += [p for i, s in enumerate(base.data) for p in
-                     _named(s.source, root, names.get("rows", ()), f"{where}: weights.base.data[{i}].source")]
+                     _source(s, root, names.get("rows", ()), f"{where}: weights.base.data[{i}]")]
     for i, stage in enumerate(spec.weights.stages):
         if isinstance(stage, ImportStage):
             problems += _imported(stage, root, f"{where}: weights.stages[{i}]")
         for j, s in enumerate(stage.data if isinstance(stage, Stage) else ()):
-            problems += _named(s.source, root, names.get("rows", ()), f"{where}: weights.stages[{i}].data[{j}].source")
+            problems += _source(s, root, names.get("rows", ()), f"{where}: weights.stages[{i}].data[{j}]")
     for i, suite in enumerate(spec.evaluation.suites):
         problems += _named(suite, root, names.get("suites", ()), f"{where}: evaluation.suites[{i}]")
     for here, template in (("template", spec.template), ("weights.base.template", base.template)):
@@ -374,6 +375,31 @@ def _named(source: str, root: Path, known: Sequence[str], where: str) -> list[Pr
     if source.startswith("world:"):
         return [] if source[6:] in known else [Problem(where, unknown(source, [f"world:{n}" for n in known], noun="source"))]
     return [] if (root / source).exists() else [Problem(where, f"no such file or folder: {root / source}")]
+
+
+HUB_ID = re.compile(r"hf:[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+LIBRARIES = {"hf:": "datasets", ".parquet": "pyarrow", ".arrow": "pyarrow"}
+
+
+def _source(source: Source, root: Path, known: Sequence[str], where: str) -> list[Problem]:
+    """A data source must exist, its kind be readable here, and what is only for hub ids stand at one."""
+    name = source.source
+    problems: list[Problem] = []
+    if not name.startswith("hf:"):
+        problems += _named(name, root, known, f"{where}.source")
+        for setting in ("config", "split"):
+            saved = setting == "split" and (root / name / "dataset_dict.json").is_file()
+            if getattr(source, setting) is not None and not saved:
+                also = " and datasets with splits, saved to disk" if setting == "split" else ""
+                problems.append(Problem(f"{where}.{setting}", f"is for hub ids (hf:owner/name){also}; leave it out for {name}"))
+    elif not HUB_ID.fullmatch(name):
+        problems.append(Problem(f"{where}.source", f"got '{name}', wanted hf:owner/name or hf:owner/name@revision"))
+    if source.columns is not None and name.startswith("world:"):
+        problems.append(Problem(f"{where}.columns", f"is for files and hub ids; {name} has rows, no columns"))
+    library = next((lib for mark, lib in LIBRARIES.items() if (name.startswith(mark) if mark == "hf:" else name.endswith(mark))), None)
+    if library is not None and importlib.util.find_spec(library) is None:
+        problems.append(Problem(f"{where}.source", f"reading {name} needs {library}: pip install 'demeanor[hub]'"))
+    return problems
 
 
 def _imported(stage: ImportStage, root: Path, here: str) -> list[Problem]:

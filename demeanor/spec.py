@@ -52,9 +52,14 @@ class ModelShape(Spec):
 
 
 class Source(Spec):
-    """Rows to train on: `world:NAME`, or a .jsonl/.json/.csv/.txt file, or a folder of .txt files."""
+    """Rows to train on: `world:NAME`, `hf:owner/name[@revision]`, or a .jsonl/.json/.csv/.txt/.parquet/.arrow file, or a folder."""
 
     source: str
+    config: str | None = Field(None, description="configuration of a hub id; null: its default")
+    split: str | None = Field(None, description="split of a hub id or a saved dataset; null: train, or the only one")
+    columns: dict[str, str] | None = Field(None, description="our names of columns that have others, e.g. {prompt: question}; null: none")
+    skip_bad: bool = Field(False, description="leave out rows that cannot be used, and say how many; false: they are an error")
+    stream: bool = Field(False, description="keep token trees in a file instead of memory; the same rows in the same order")
     weight: float = Field(1.0, gt=0, description="times each row counts: 2 repeats every row, 0.5 keeps a fixed half")
     limit: Positive | None = Field(None, description="use only the first n rows; null: all")
 

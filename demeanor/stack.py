@@ -170,7 +170,7 @@ class Stack:
         return name and content_key(folder if (folder / name).exists() else Path.cwd(), name)
 
     def _data(self, sources: Sequence[Source]) -> list[Any]:
-        return [{**plain(s, drop={"source"}), "content": content_key(self.root, s.source)} for s in sources]
+        return [{**plain(s, drop={"source", "skip_bad", "stream"}), "content": content_key(self.root, s.source)} for s in sources]
 
     def _contents(self, spec: Spec) -> dict[str, Any]:
         values = plain(spec)

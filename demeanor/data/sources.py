@@ -1,51 +1,106 @@
-"""Data sources to rows: .jsonl, .json, .csv and .txt files, folders of .txt files, and generated rows (`world:NAME`).
+"""Data sources to rows: files and folders, Hugging Face hub ids (`hf:NAME`), and generated rows (`world:NAME`).
 
-In: a declared Source. Out: Examples or Preferences, each knowing its file and line. Nothing is skipped silently: rows that
-cannot be used are one DataError that lists them. It renders and tokenizes nothing.
+In: a declared Source. Out: Examples, Preferences or Unpaired, each knowing its file and line. Nothing is skipped silently: rows
+that cannot be used are one DataError that lists them, or are counted and said where the source says `skip_bad`.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from demeanor.data import arrow, files
+from demeanor.data.files import Bad, RawRow
 from demeanor.data.rows import COLUMNS, Want, parse
 from demeanor.errors import DataError, unknown
 from demeanor.spec import Source
 from demeanor.types import Example, Preference, TrainingRow, Unpaired
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".txt")
 LISTED = 8      # bad rows that an error names one by one
-_START = re.compile(r"^\*\*\* ?START OF (?:THIS|THE) PROJECT GUTENBERG EBOOK.*$", re.M)
-_END = re.compile(r"^(?:\*\*\* ?END OF (?:THIS|THE) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg).*", re.M)
+SKIPPED = 3     # bad rows that are named where they are skipped
 
 Generated = Mapping[str, Callable[[], Iterable[TrainingRow]]]
+Say = Callable[[str], object]
 T = TypeVar("T")
 KINDS: Mapping[Want, tuple[type[TrainingRow], ...]] = {
     "examples": (Example,), "text": (Example,), "preferences": (Preference,), "unpaired": (Unpaired, Preference)}
 
 
-def rows(source: Source, *, root: Path, generated: Generated, want: Want = "examples") -> list[TrainingRow]:
+class Problems:
+    """Rows of one source that cannot be used: collected, then one error, or one sentence where they are to be skipped."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self.good = name, 0
+        self.bad: list[str] = []
+
+    def close(self, skip: bool, say: Say) -> None:
+        """Raise DataError with the first of them, or say how many were skipped and the first three."""
+        if not self.bad:
+            return
+        total = len(self.bad) + self.good
+        if skip:
+            say("\n  ".join([f"{self._name}: skipped {len(self.bad)} of {total} rows:", *_first(self.bad, SKIPPED)]))
+        elif len(self.bad) == 1:
+            raise DataError(self.bad[0])
+        else:
+            raise DataError("\n  ".join([f"{self._name}: {len(self.bad)} of {total} rows cannot be used:", *_first(self.bad, LISTED)]))
+
+
+def rows(source: Source, *, root: Path, generated: Generated, want: Want = "examples", say: Say = print) -> list[TrainingRow]:
     """Read a source: its first `limit` rows, then `weight` times as many (whole repeats, and a fixed draw for the rest).
 
     `generated` holds the rows of `world:NAME` under NAME. Raises DataError with file, line, what is wrong and what was wanted.
     """
+    return weighted(list(read(source, root=root, generated=generated, want=want, say=say)), source.weight, source.source)
+
+
+def read(source: Source, *, root: Path, generated: Generated, want: Want = "examples", say: Say = print) -> Iterator[TrainingRow]:
+    """The first `limit` rows of a source, one at a time, each once; raises DataError after the last if some cannot be used."""
     name = source.source
     if name.startswith("world:"):
-        found = _generated(name, generated, want, source.limit)
-    else:
-        found = _parsed(root / name, want, source.limit)
-    if not found:
+        yield from _generated(name, generated, want, source.limit)
+        return
+    problems = Problems(name if name.startswith("hf:") else str(root / name))
+    for where, raw in islice(raw_rows(source, root), source.limit):
+        try:
+            if isinstance(raw, Bad):
+                raise ValueError(raw.why)
+            row = parse(renamed(raw, source.columns), want, where)
+        except ValueError as error:
+            problems.bad.append(f"{where}: {error}")
+        else:
+            problems.good += 1
+            yield row
+    problems.close(source.skip_bad, say)
+    if not problems.good:
         raise DataError(f"{name}: has no rows; wanted {COLUMNS[want]}")
-    return weighted(found, source.weight, name)
+
+
+def raw_rows(source: Source, root: Path) -> Iterator[RawRow]:
+    """The columns of each row of a file, folder or hub id as they stand there, with their place."""
+    hub = source.source.startswith("hf:")
+    if source.config is not None and not hub:
+        raise DataError(f"{source.source}: got config '{source.config}', but config is for hub ids (hf:owner/name); leave it out")
+    if hub:
+        return arrow.hub(source.source, source.config, source.split, lazily=source.stream)
+    path = root / source.source
+    if source.split is not None and not arrow.is_saved(path):
+        raise DataError(f"{path}: got split '{source.split}', but split is for hub ids (hf:owner/name) and saved datasets; leave it out")
+    return files.raw_rows(path, source.split)
+
+
+def renamed(row: Any, columns: Mapping[str, str] | None) -> Any:
+    """A row whose columns are called as `columns` says (our name: the file's name); raises ValueError if one is not there."""
+    if not columns or not isinstance(row, Mapping):
+        return row
+    missing = [theirs for theirs in columns.values() if theirs not in row]
+    if missing:
+        raise ValueError(f"columns: {unknown(missing[0], map(str, row), noun='column')}")
+    kept = {k: v for k, v in row.items() if k not in columns.values() and k not in columns}
+    return {**kept, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
 def weighted(found: Sequence[T], weight: float, name: str) -> list[T]:
@@ -56,15 +111,16 @@ def weighted(found: Sequence[T], weight: float, name: str) -> list[T]:
     return list(found) * whole + [found[i] for i in kept]
 
 
-def _generated(name: str, generated: Generated, want: Want, limit: int | None) -> list[TrainingRow]:
+def _generated(name: str, generated: Generated, want: Want, limit: int | None) -> Iterator[TrainingRow]:
     if name[6:] not in generated:
         raise DataError(unknown(name, [f"world:{n}" for n in generated], noun="source"))
-    found = list(islice(generated[name[6:]](), limit))
-    for i, row in enumerate(found):
-        fits = isinstance(row, KINDS[want])
-        if not fits or (want == "text" and isinstance(row, Example) and row.text is None):
-            raise DataError(f"{name}: row {i + 1}: got {_kind(row)}, wanted {want}")
-    return found
+    number = 0
+    for number, row in enumerate(islice(generated[name[6:]](), limit), start=1):
+        if not isinstance(row, KINDS[want]) or (want == "text" and isinstance(row, Example) and row.text is None):
+            raise DataError(f"{name}: row {number}: got {_kind(row)}, wanted {want}")
+        yield row
+    if not number:
+        raise DataError(f"{name}: has no rows; wanted {COLUMNS[want]}")
 
 
 def _kind(row: TrainingRow) -> str:
@@ -73,105 +129,5 @@ def _kind(row: TrainingRow) -> str:
     return "a text" if row.text is not None else "a conversation"
 
 
-def _parsed(path: Path, want: Want, limit: int | None) -> list[TrainingRow]:
-    found: list[TrainingRow] = []
-    problems: list[str] = []
-    for where, raw in islice(_raw_rows(path), limit):
-        try:
-            found.append(parse(raw, want, where))
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
-    if problems:
-        more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-        total = len(problems) + len(found)
-        lines = [problems[0]] if len(problems) == 1 else [f"{path}: {len(problems)} of {total} rows cannot be used:",
-                                                          *problems[:LISTED], *more]
-        raise DataError("\n  ".join(lines))
-    return found
-
-
-def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each row of a file or folder with its place; raises DataError if there is no such file or it is of no known kind."""
-    if path.is_dir():
-        files = sorted(p for p in path.glob("*.txt") if not p.name.startswith("."))
-        if not files:
-            raise DataError(f"{path}: has no .txt files; wanted a folder of texts, or a file ({', '.join(SUFFIXES)})")
-        for file in files:
-            yield str(file), _document(file)
-        return
-    if not path.exists():
-        beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such file or folder. {unknown(path.name, beside)}")
-    readers = {".jsonl": _jsonl, ".jsonl.gz": _jsonl, ".json": _json, ".csv": _csv}
-    suffix = next((s for s in SUFFIXES if path.name.endswith(s)), path.suffix)
-    if suffix == ".txt":
-        yield str(path), _document(path)
-    elif suffix in readers:
-        yield from readers[suffix](path)
-    else:
-        raise DataError(f"{path}: unknown kind of file '{suffix}'; wanted {', '.join(SUFFIXES)} or a folder of .txt files")
-
-
-def _document(path: Path) -> dict[str, str]:
-    """A text file's row, without Project Gutenberg's header and licence."""
-    text = _read(path)
-    if start := _START.search(text):
-        text = text[start.end():]
-        if end := _END.search(text):
-            text = text[:end.start()]
-    return {"text": text.strip() if start else text}
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}:{number}", json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error}; wanted one object per line") from None
-
-
-def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        found = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        hint = "; it looks like one object per line: name it .jsonl" if error.msg == "Extra data" else ""
-        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}{hint}") from None
-    if isinstance(found, dict):
-        found = _columns(path, found)
-    if not isinstance(found, list):
-        raise DataError(f"{path}: got a JSON {type(found).__name__}, wanted a list of rows, or an object of equally long columns")
-    for number, row in enumerate(found, start=1):
-        yield f"{path}: row {number}", row
-
-
-def _columns(path: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    lengths = {name: len(values) if isinstance(values, list) else None for name, values in columns.items()}
-    if not lengths or None in lengths.values() or len(set(lengths.values())) > 1:
-        described = ", ".join(f"{n}: {'no list' if size is None else size}" for n, size in lengths.items()) or "nothing"
-        raise DataError(f"{path}: an object must hold equally long columns; got {described}")
-    return [dict(zip(columns, values)) for values in zip(*columns.values())]
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(io.StringIO(_read(path), newline=""))
-    if not reader.fieldnames:
-        raise DataError(f"{path}: is empty; wanted a first line with column names")
-    before = reader.line_num
-    for row in reader:
-        where, before = f"{path}:{before + 1}", reader.line_num
-        if None in row or None in row.values():
-            got = "more" if None in row else "fewer"
-            raise DataError(f"{where}: got {got} fields than the {len(reader.fieldnames)} column names")
-        yield where, {k: v for k, v in row.items() if v != ""}
-
-
-def _read(path: Path) -> str:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+def _first(found: Sequence[str], count: int) -> list[str]:
+    return [*found[:count], *([f"and {len(found) - count} more"] if len(found) > count else [])]

@@ -199,7 +199,9 @@ def test_all_bad_rows_are_listed_together(tmp_path: Path) -> None:
     ("rows.csv", b"prompt,completion\na,b,c\n", r"rows.csv:2: got more fields than the 2 column names"),
     ("rows.txt", b"\xff\xfe", "not UTF-8 text"),
     ("rows.jsonl.gz", b"no gzip", "cannot be read"),
-    ("rows.parquet", b"PAR1", "unknown kind of file '.parquet'; wanted .jsonl"),
+    ("rows.xml", b"<row/>", "unknown kind of file '.xml'; wanted .jsonl"),
+    ("rows.parquet", b"PAR1", "cannot be read: ArrowInvalid"),
+    ("rows.arrow", b"ARROW1", "cannot be read: ArrowInvalid"),
 ])
 def test_a_file_that_cannot_be_read_says_why(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
