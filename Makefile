@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo serve test check experiments bench clean help
+.PHONY: demo serve test check experiments bench parity clean help
 
 help:            ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -49,6 +49,9 @@ DEVICE ?= cpu
 bench: bench/.venv/ready ## training against TRL (DEVICE=cuda on a GPU), decoding against transformers: tables, JSON under results/
 	@bench/.venv/bin/python -m bench --device $(DEVICE) $(ARGS)
 	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.generation
+
+parity: bench/.venv/ready ## our losses and adapters against TRL's and PEFT's own functions, in bench/.venv
+	@HF_HUB_OFFLINE=1 CI=1 TRL_EXPERIMENTAL_SILENCE=1 PYTHONPATH=. bench/.venv/bin/python -m pytest -q -m parity tests/parity $(ARGS)
 
 clean:           ## remove trained weights and results, keep .venv
 	rm -rf runs results
