@@ -58,7 +58,7 @@ def example_tree(example: Example, template: Template, tokenizer: Tokenizer) -> 
     if example.text is not None:
         tokens = tokenizer.document(example.text)
         return Tree((), (_trimmed(tokens, [False] + [True] * (len(tokens) - 1), example.source),), source=example.source)
-    rendered = template.render(example.messages, example.tools, trained_from=example.trained_from)
+    rendered = template.render(example.messages, example.tools, trained_from=example.trained_from, kwargs=example.template_kwargs)
     start = next((i for i, trained in enumerate(rendered.trained) if trained), len(rendered.tokens))
     branch = _trimmed(rendered.tokens[start:], rendered.trained[start:], example.source)
     return Tree(tuple(rendered.tokens[:start]), (branch,), source=example.source)
@@ -69,11 +69,12 @@ def preference_tree(preference: Preference, template: Template) -> Tree:
 
     Raises DataError if a completion trains nothing or its rendering does not begin with the rendered prompt.
     """
-    prompt = template.render(preference.prompt, preference.tools, generate=True).tokens
+    kwargs = preference.template_kwargs
+    prompt = template.render(preference.prompt, preference.tools, generate=True, kwargs=kwargs).tokens
     branches = []
     for i, completion in enumerate(preference.completions):
         messages = (*preference.prompt, *completion)
-        whole: Rendered = template.render(messages, preference.tools, trained_from=len(preference.prompt))
+        whole: Rendered = template.render(messages, preference.tools, trained_from=len(preference.prompt), kwargs=kwargs)
         if whole.tokens[:len(prompt)] != prompt:
             raise DataError(f"{preference.source}: completion {i}: template {template.name} writes the prompt differently when "
                             "an answer follows; wanted the same tokens (does the completion begin with an assistant message?)")

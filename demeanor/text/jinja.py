@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from demeanor.errors import DataError
+from demeanor.errors import DataError, unknown
 from demeanor.text.calls import CallReader, call_text, function
 from demeanor.text.pieces import neutral
-from demeanor.text.template import Reader, Rendered
+from demeanor.text.template import NO_KWARGS, Reader, Rendered
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.types import Message, Messages, ToolSpec
 
 CALL, CALLED = "<tool_call>", "</tool_call>"
 TOOLS = f"Call a function by writing {CALL}{{\"name\": ..., \"arguments\": {{...}}}}{CALLED}. Functions:\n"
+GIVEN = {"messages", "tools", "add_generation_prompt"}     # what a template always gets, and no row may set
 BLOCKS = {"data": "data", "tool": "tool_response"}     # how text without authority is fenced inside a user's turn
 
 
@@ -39,17 +41,23 @@ class JinjaTemplate:
         self._template = compile_source(name, source)
         self._added = _Added(tokenizer)
         self._constants = {k: _text(v) for k, v in tokenizer.config.items() if k.endswith("_token") and v is not None}
+        env = self._template.environment
+        self._reads = jinja2.meta.find_undeclared_variables(env.parse(source)) - GIVEN - {*self._constants, *env.globals}
         self._knows_calls, self._knows_tools = "tool_calls" in source, "tools" in source
         self.stop_tokens, self.stop = self._ends()
 
     def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0) -> Rendered:
-        hidden = _unused(messages, tools)
-        text = self._write(messages, tools, generate, hidden)
+               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
+        for name in kwargs:
+            if name not in self._reads:
+                raise DataError(f"template {self.name}: chat_template_kwargs: {unknown(name, self._reads, noun='variable')}")
+        hidden = _unused(messages, tools, kwargs)
+        extra = _hide(dict(kwargs), self._strings(True), hidden)
+        text = self._write(messages, tools, generate, hidden, extra)
         cuts = {0: False, len(text): False}
         for i, message in enumerate(messages):
             if message.role == "assistant":
-                cuts |= self._span(messages, tools, i, text, hidden, train=i >= trained_from, strict=not generate)
+                cuts |= self._span(messages, tools, i, text, hidden, extra, train=i >= trained_from, strict=not generate)
         rendered = Rendered([], [])
         for start, end in pairwise(sorted(cuts)):
             ids = self._encode(text[start:end], rendered.tokens, hidden)
@@ -60,14 +68,15 @@ class JinjaTemplate:
     def reader(self) -> Reader:
         return CallReader(CALL, CALLED)
 
-    def _span(self, messages: Messages, tools: Sequence[ToolSpec], i: int, text: str, hidden: str, *,
+    def _span(self, messages: Messages, tools: Sequence[ToolSpec], i: int, text: str, hidden: str,
+              extra: Mapping[str, Any], *,
               train: bool, strict: bool) -> dict[int, bool]:
         """Where message `i`'s answer starts (True if it is to be trained) and ends in `text`; nothing if prefixes do not agree.
 
         Raises DataError instead if `strict` and the answer is to be trained.
         """
-        prompt = self._write(messages[:i], tools, True, hidden)
-        turn = self._write(messages[:i + 1], tools, False, hidden)
+        prompt = self._write(messages[:i], tools, True, hidden, extra)
+        turn = self._write(messages[:i + 1], tools, False, hidden, extra)
         if text.startswith(prompt) and text.startswith(turn) and len(prompt) < len(turn):
             return {len(prompt): train, len(turn): False}
         if not (strict and train):
@@ -79,11 +88,12 @@ class JinjaTemplate:
                         f"how the whole one begins; they part at {part[here]!r} and {text[here]!r}. "
                         "Use a template that keeps earlier turns as they were, or train only the last answer")
 
-    def _write(self, messages: Messages, tools: Sequence[ToolSpec], generate: bool, hidden: str) -> str:
+    def _write(self, messages: Messages, tools: Sequence[ToolSpec], generate: bool, hidden: str,
+               extra: Mapping[str, Any] = NO_KWARGS) -> str:
         rows = self._rows(messages, tools if not self._knows_tools else (), hidden)
         shown = _hide([function(t) for t in tools], self._strings(True), hidden) if tools and self._knows_tools else None
         try:
-            return self._template.render(messages=rows, tools=shown, add_generation_prompt=generate, **self._constants)
+            return self._template.render(messages=rows, tools=shown, add_generation_prompt=generate, **{**extra, **self._constants})
         except jinja2.TemplateError as error:
             raise DataError(f"template {self.name}: cannot write {_roles(messages)}: {error}") from None
         except Exception as error:  # a template may do anything to a missing field
@@ -207,10 +217,11 @@ def _until_stop(ids: Sequence[int], stop: frozenset[int]) -> list[bool]:
     return [i <= end for i in range(len(ids))]
 
 
-def _unused(messages: Messages, tools: Sequence[ToolSpec]) -> str:
+def _unused(*contents: Any) -> str:
     """A private-use character that occurs nowhere; put inside a special string it keeps it from being one."""
-    used = set(repr((messages, tools)))
-    return next(c for c in map(chr, range(0xE001, 0xF8FF)) if c not in used and repr(c)[1:-1] not in repr((messages, tools)))
+    written = repr(contents)
+    used = set(written)
+    return next(c for c in map(chr, range(0xE001, 0xF8FF)) if c not in used and repr(c)[1:-1] not in written)
 
 
 def _hide(value: Any, strings: Sequence[str], hidden: str) -> Any:

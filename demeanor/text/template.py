@@ -6,9 +6,10 @@ carry loss (what an assistant wrote and what ends its turn) and that no content 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, cast
 
 from demeanor import registry
 from demeanor.errors import CheckpointError, DataError, DemeanorError, unknown
@@ -16,6 +17,7 @@ from demeanor.text.tokenizer import Tokenizer
 from demeanor.types import Messages, Text, ToolCalled, ToolSpec
 
 TEMPLATES = "demeanor.text.templates"
+NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Rendered(NamedTuple):
@@ -46,9 +48,10 @@ class Template(Protocol):
     jinja: str
 
     def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0) -> Rendered:
+               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
         """Write a conversation; `generate` opens the next answer, assistant messages from `trained_from` on are trained.
 
+        `kwargs` are further arguments of a jinja template; raises DataError for one that the template does not read.
         The prompt of every assistant message (render of what precedes it, with `generate`) is a prefix of the whole.
         """
         ...
@@ -56,6 +59,13 @@ class Template(Protocol):
     def reader(self) -> Reader:
         """Return a fresh reader of one assistant turn."""
         ...
+
+
+def refuse_kwargs(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise DataError if a row brings arguments for a template that takes none."""
+    if kwargs:
+        raise DataError(f"template {name}: takes no chat_template_kwargs, got {', '.join(sorted(kwargs))}; "
+                        "use `template: model` or a .jinja file that reads them, or leave the column out")
 
 
 def load_template(name: str, tokenizer: Tokenizer, *, folder: Path | None, root: Path) -> Template:

@@ -7,12 +7,13 @@ for retrieved text, `tool` for results). Where <|im_start|> is no special token 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from demeanor.text.calls import CallReader, call_text, function
 from demeanor.text.pieces import Pieces, neutral, text_markers
-from demeanor.text.template import Reader, Rendered
+from demeanor.text.template import NO_KWARGS, Reader, Rendered, refuse_kwargs
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.types import Message, Messages, ToolCall, ToolSpec
 
@@ -35,7 +36,8 @@ class ChatML:
         self.jinja = f"{{%- set gap = '{gap}' -%}}{{%- set intro = {json.dumps(INTRO)} -%}}{bos}" + source
 
     def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0) -> Rendered:
+               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
+        refuse_kwargs(self.name, kwargs)
         pieces = Pieces(self._tokenizer, self._plain)
         if tools and not (messages and messages[0].role == "system"):
             self._turn(pieces, Message("system", ""), tools)

@@ -8,12 +8,13 @@ is indented by a space, so no content can speak for somebody else. The answer en
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from demeanor.text.calls import CallReader, call_text, signature
 from demeanor.text.pieces import Pieces
-from demeanor.text.template import Reader, Rendered
+from demeanor.text.template import NO_KWARGS, Reader, Rendered, refuse_kwargs
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.types import Messages, ToolSpec
 
@@ -37,7 +38,8 @@ class Transcript:
         self.jinja = bos + Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
 
     def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0) -> Rendered:
+               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
+        refuse_kwargs(self.name, kwargs)
         pieces = Pieces(self._tokenizer)
         lines = _Lines(pieces)
         first_line = bool(messages) and messages[0].role in ("system", "developer")

@@ -6,12 +6,13 @@ Retrieved text is a <|data|> turn. With a tokenizer that lacks these tokens they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from demeanor.text.calls import CallReader, call_text, signature
 from demeanor.text.pieces import Pieces, text_markers
-from demeanor.text.template import Reader, Rendered
+from demeanor.text.template import NO_KWARGS, Reader, Rendered, refuse_kwargs
 from demeanor.text.tokenizer import END, Tokenizer
 from demeanor.types import Messages, ToolSpec
 
@@ -34,7 +35,8 @@ class Turns:
         self.jinja = f"{{%- set gap = '{gap}' -%}}{bos}" + Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
 
     def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0) -> Rendered:
+               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
+        refuse_kwargs(self.name, kwargs)
         pieces = Pieces(self._tokenizer, self._plain)
         listed = " ".join(signature(t) for t in tools)
         if listed and not (messages and messages[0].role == "system"):
