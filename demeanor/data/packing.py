@@ -20,16 +20,21 @@ BUFFER = 512
 
 
 def pack_rows(documents: Iterable[list[int]], row_tokens: int, tokens: int, seed: int) -> list[Tree]:
+    """All rows of `packed`, at once."""
+    return list(packed(documents, row_tokens, tokens, seed))
+
+
+def packed(documents: Iterable[list[int]], row_tokens: int, tokens: int, seed: int) -> Iterator[Tree]:
     """Pack documents, repeated as often as needed, into ceil(tokens / row_tokens) rows that predict `row_tokens` tokens each.
 
     A row holds one token more than it predicts. Raises DataError if there is no document.
     """
-    pool = [document for document in documents if document]
-    if not pool:
+    pool = documents if isinstance(documents, Sequence) else list(documents)     # what is kept in a file is not copied
+    if not any(pool):
         raise DataError("no documents to pretrain on; wanted at least one that is not empty")
     trained = (False, *[True] * row_tokens)
     rows = islice(_rows(pool, row_tokens + 1, random.Random(seed)), -(-tokens // row_tokens))
-    return [Tree((), (Branch(tuple(row), trained),), source=f"packed row {i}") for i, row in enumerate(rows)]
+    return (Tree((), (Branch(tuple(row), trained),), source=f"packed row {i}") for i, row in enumerate(rows))
 
 
 def _rows(documents: Sequence[list[int]], size: int, rng: random.Random) -> Iterator[list[int]]:

@@ -17,9 +17,10 @@ from typing import Any
 from torch import nn
 
 from demeanor import hardware
-from demeanor.data.packing import pack_rows
+from demeanor.data.coverage import summary, within
+from demeanor.data.packing import packed
 from demeanor.data.schedule import Schedule
-from demeanor.data.show import within
+from demeanor.data.spool import select, stored
 from demeanor.data.trees import Tree
 from demeanor.errors import DemeanorError
 from demeanor.model import checkpoint as models
@@ -29,7 +30,6 @@ from demeanor.model.outputs import policy_outputs, reward_outputs
 from demeanor.objectives import sft
 from demeanor.spec import Optim, Scratch, Stage
 from demeanor.train import heldout
-from demeanor.train.coverage import coverage
 from demeanor.train.lineage import Runs
 from demeanor.train.loop import Judge, Run, fit
 from demeanor.train.parallel import Group, gathered, join, shard
@@ -71,7 +71,7 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
         every = trees()
         rows = within(every, stage.max_tokens or folders.about(parent).context, stage.name)
         kept, held = heldout.split(rows)
-        display.say(coverage(stage.name, rows, rewards=rewards, left_out=len(every) - len(rows), held_out=len(held)))
+        display.say(summary(stage.name, rows, rewards=rewards, left_out=len(every) - len(rows), held_out=len(held)))
         reference = None
         if REFERENCE in objective.ROLES:
             ancestor, where = roles[REFERENCE]
@@ -103,9 +103,10 @@ def pretrain(base: Scratch, *, key: str, documents: Callable[[], Iterable[list[i
     group = join()
     begin = partial(models.create, base.model, vocab_size, base.seed)
     with _held(runs, key, record, group) as folder:
-        rows = pack_rows(documents(), base.row_tokens, base.tokens, base.seed)
+        rows = stored(packed(documents(), base.row_tokens, base.tokens, base.seed),
+                      folder if any(source.stream for source in base.data) else None)
         display = watch("base") if group.first else _silent("base")
-        display.say(coverage("base", rows, rewards=False))
+        display.say(summary("base", rows, rewards=False))
         schedule = Schedule(rows, batch_rows=base.batch_rows, epochs=1.0, seed=base.seed)
         model = _placed(begin(), group, compiled=compiled, optim=base.optim)
         fit(model, policy_outputs, partial(sft.loss, sft.Spec()), rows, schedule, base.optim, out=folder, watch=display,
@@ -135,9 +136,9 @@ def _silent(name: str) -> Progress:
 
 
 def chosen(indices: Sequence[int], rows: Sequence[Tree],
-           reference: Sequence[Sequence[float]] | None) -> tuple[list[Tree], list[Sequence[float]] | None]:
+           reference: Sequence[Sequence[float]] | None) -> tuple[Sequence[Tree], list[Sequence[float]] | None]:
     """The trees at `indices` and, where there are any, their reference log-probs."""
-    return [rows[i] for i in indices], None if reference is None else [reference[i] for i in indices]
+    return select(rows, indices), None if reference is None else [reference[i] for i in indices]
 
 
 def _finish(model: nn.Module, begin: Callable[[], nn.Module], save: Callable[..., object], runs: Runs, key: str,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from harbour import template, tokenizer
 
-from demeanor.data.show import TRAINED, coverage, show, within
+from demeanor.data.coverage import coverage, within
+from demeanor.data.show import TRAINED, show
 from demeanor.data.trees import Branch, Tree, example_tree, preference_tree
 from demeanor.errors import DataError
 from demeanor.types import Example, Message, Preference
@@ -27,7 +28,7 @@ def test_completions_stand_on_their_own_lines_with_their_ranks() -> None:
 
 def test_coverage_counts_rows_tokens_and_what_carries_loss() -> None:
     found = coverage([Tree((1, 2), (Branch((3, 4, 5), (True, False, True)),)), Tree((), (Branch((6, 7), (True, True)),))])
-    assert found == (2, 5, 3, 5)      # 1 | 2 3 4 and 6 are computed; 3, 5 and 7 are predicted
+    assert found == (2, 5, 3, 0, 0, 5)      # 1 | 2 3 4 and 6 are computed; 3, 5 and 7 are predicted
     assert str(found) == "2 rows, 5 tokens, 3 of them trained (60%), longest row 5"
 
 
