@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"text", "types", "tensors", "errors", "registry", "spec"},
     "world": {"types", "data", "errors"},
     "model": {"tensors", "errors", "spec", "hardware"},
-    "objectives": {"tensors", "registry"},
+    "objectives": {"tensors", "registry", "errors"},
     "engine": {"model", "text", "types", "errors", "spec", "hardware"},
     "scorers": {"types", "registry", "text"},
     "train": {"stack", "spec", "data", "model", "objectives", "types", "tensors", "errors", "hardware"},
