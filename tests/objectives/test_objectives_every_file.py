@@ -53,6 +53,7 @@ def run(kind: str, found: list[Tree], policy: list[list[float]], reference: list
     loss = MODULES[kind].loss(spec(kind, **settings), Outputs(logprobs_C=leaf, collision_C=flat(collision or policy)), batch)
     loss.total.backward()
     assert leaf.grad is not None
+    loss = Loss(loss.total.detach(), loss.count, loss.metrics)
     return loss, leaf.grad
 
 
