@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from demeanor import stack as stacks
 from demeanor.build import untrained
 from demeanor.build.house import import_folder, weights_folder
 from demeanor.data import sources
-from demeanor.data.packing import pack_rows
+from demeanor.data.assembly import assemble
+from demeanor.data.packing import packed
 from demeanor.data.rows import Want
-from demeanor.data.trees import Tree, example_tree, preference_tree, unpaired_tree, with_mismatched
+from demeanor.data.spool import stored
+from demeanor.data.trees import Tree, example_tree, mismatched, preference_tree, unpaired_tree
 from demeanor.errors import DataError, DemeanorError
 from demeanor.model import folders, quantise
 from demeanor.spec import Import, ImportStage, MergeStage, ModelShape, Scratch, Source, Stage
@@ -33,7 +36,7 @@ from demeanor.train import stage as training
 from demeanor.train.lineage import CHECKPOINT, Runs
 from demeanor.train.parallel import join
 from demeanor.train.progress import Progress
-from demeanor.types import Example, Preference, TrainingRow
+from demeanor.types import Example, Preference, TrainingRow, Unpaired
 from demeanor.world import catalog
 
 TYPICAL_FLOPS = 2.5e11
@@ -83,15 +86,15 @@ def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool) -> None:
     if runs.complete(key):
         Progress("base").say(f"trained already ({key})")
         return
-    texts = _texts(base.data, stack)
+    texts = _Texts(base.data, stack)
     with join().first_alone():  # under torchrun the others read what the first one wrote
         tokenizer = _tokenizer(base, texts, runs.folder(key))
-    training.pretrain(base, key=key, documents=lambda: map(tokenizer.document, texts), vocab_size=tokenizer.vocab_size, runs=runs,
-                      record=_record(stack, "base", base.data), fp32=fp32, compiled=compiled,
+    training.pretrain(base, key=key, documents=lambda: texts.documents(tokenizer, runs.folder(key)),
+                      vocab_size=tokenizer.vocab_size, runs=runs, record=_record(stack, "base", base.data), fp32=fp32, compiled=compiled,
                       copy=partial(_write_tokenizer, stack, tokenizer))
 
 
-def _tokenizer(base: Scratch, texts: Sequence[str], folder: Path) -> Tokenizer:
+def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
     """The base's tokenizer, trained once; kept beside the run so that a resume needs no second training."""
     place = folder / "tokenizer"
     if not place.is_dir():
@@ -114,7 +117,8 @@ def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: b
     roles = {role: (stack.stage_key(a), weights_folder(stack, runs, a)) for role, a in stack.roles(stage.name).items()}
     training.train_stage(
         stage, registry.entry(OBJECTIVES, stack.objective_kind(stage.name)), stack.objectives[stage.name], key=key, parent=parent,
-        roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, parent), runs=runs, fp32=fp32, compiled=compiled,
+        roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, parent, runs.folder(key)), runs=runs,
+        fp32=fp32, compiled=compiled,
         record=_record(stack, stage.name, stage.data), copy=partial(_write_tokenizer, stack, tokenizer))
 
 
@@ -129,46 +133,71 @@ def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage) -> No
     untrained.make(stack, runs, stage, record=_record(stack, stage.name, ()), copy=partial(_write_tokenizer, stack))
 
 
-def stage_trees(stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, parent: Path) -> list[Tree]:
-    """The rows of a stage as token trees; plain text is packed into rows. Raises DataError naming rows of the wrong kind."""
+def stage_trees(stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, parent: Path, folder: Path) -> Sequence[Tree]:
+    """The rows of a stage as token trees; plain text is packed into rows. They are kept in `folder` if a source streams."""
     objective = registry.entry(OBJECTIVES, stack.objective_kind(stage.name))
     wants: Want = objective.ROWS
-    found: list[TrainingRow] = [row for s in stage.data for row in _rows(s, stack, wants)]
-    if wants == "unpaired":
-        labelled = [unpaired_tree(r, template) for r in found if not isinstance(r, Example)]
-        return with_mismatched(labelled, stage.seed) if getattr(objective, "KL", False) else labelled
-    examples = [r for r in found if isinstance(r, Example)]
-    preferences = [r for r in found if isinstance(r, Preference)]
-    if wants == "preferences":
-        if examples:
-            raise DataError(f"{stage.name}: {len(examples)} rows of {_names(stage.data)} have no comparison; "
-                            f"{stack.objective_kind(stage.name)} wants prompt, chosen, rejected")
-        return [preference_tree(p, template) for p in preferences]
-    if preferences:
-        raise DataError(f"{stage.name}: {len(preferences)} rows of {_names(stage.data)} are comparisons; "
-                        f"{stack.objective_kind(stage.name)} wants messages, or prompt and completion, or text")
-    documents = [tokenizer.document(r.text) for r in examples if r.text is not None]
-    packed: list[Tree] = []
-    if documents:
-        row_tokens = (stage.max_tokens or _context(parent)) - 1
-        packed = pack_rows(documents, row_tokens, sum(map(len, documents)), stage.seed)
-    return packed + [example_tree(r, template, tokenizer) for r in examples if r.text is None]
+    found = assemble(stage.data, read=partial(_read, stack=stack, want=wants), render=partial(_tree, template, tokenizer, wants),
+                     document=tokenizer.document, folder=folder)
+    kept = folder if any(source.stream for source in stage.data) else None
+    if wants == "unpaired" and getattr(objective, "KL", False):
+        return stored(mismatched(found.trees, stage.seed), kept)
+    if not found.documents:
+        return found.trees
+    row_tokens = (stage.max_tokens or _context(parent)) - 1
+    rows = packed(found.documents, row_tokens, sum(map(len, found.documents)), stage.seed)
+    return stored(chain(rows, found.trees), kept)
+
+
+def _tree(template: Template, tokenizer: Tokenizer, wants: Want, row: TrainingRow) -> Tree:
+    if isinstance(row, Example):
+        return example_tree(row, template, tokenizer)
+    return unpaired_tree(row, template) if wants == "unpaired" or isinstance(row, Unpaired) else preference_tree(row, template)
 
 
 def _context(folder: Path) -> int:
     return folders.about(folder).context
 
 
+def _read(source: Source, stack: Stack, want: Want, say: sources.Say = print) -> Iterator[TrainingRow]:
+    return sources.read(source, root=stack.root, generated=catalog.GENERATED, want=want, say=say)
+
+
 def _rows(source: Source, stack: Stack, want: Want) -> list[TrainingRow]:
     return sources.rows(source, root=stack.root, generated=catalog.GENERATED, want=want)
 
 
-def _texts(data: Sequence[Source], stack: Stack) -> list[str]:
-    """Documents to pretrain on; raises DataError where a row has none."""
-    texts = [row.text for s in data for row in _rows(s, stack, "text") if isinstance(row, Example) and row.text]
-    if not texts:
-        raise DataError(f"base: {_names(data)} has no text to pretrain on")
-    return texts
+class _Texts:
+    """Documents to pretrain on: read once into memory, or anew each time where a source streams."""
+
+    def __init__(self, data: Sequence[Source], stack: Stack) -> None:
+        self._data, self._stack = data, stack
+        self.streams = any(source.stream for source in data)
+        self._kept = None if self.streams else list(self._read())
+
+    def __iter__(self) -> Iterator[str]:
+        return self._read() if self._kept is None else iter(self._kept)
+
+    def documents(self, tokenizer: Tokenizer, folder: Path) -> Iterable[list[int]]:
+        """Token ids of each text, weights included; in a file in `folder` where a source streams."""
+        if self.streams:
+            return assemble(self._data, read=partial(_read, stack=self._stack, want="text"), render=_no_text,
+                            document=tokenizer.document, folder=folder).documents
+        return map(tokenizer.document, self)
+
+    def _read(self) -> Iterator[str]:
+        for source in self._data:
+            again = partial(_read, source, self._stack, "text", say=_silent if source.stream else print)
+            found = sources.repeated(again, source.weight, source.source) if source.stream else _rows(source, self._stack, "text")
+            yield from (row.text for row in found if isinstance(row, Example) and row.text)
+
+
+def _silent(said: str) -> None:
+    """Bad rows of a text that is read more than once are named once."""
+
+
+def _no_text(row: TrainingRow) -> Tree:
+    raise DataError(f"{row.source or 'row'}: has no text to pretrain on")
 
 
 def _names(data: Sequence[Source]) -> str:

@@ -111,6 +111,24 @@ def weighted(found: Sequence[T], weight: float, name: str) -> list[T]:
     return list(found) * whole + [found[i] for i in kept]
 
 
+def repeated(read: Callable[[], Iterable[T]], weight: float, name: str) -> Iterator[T]:
+    """The rows of `weighted`, in its order, without holding them: they are read anew for each repeat."""
+    if weight == 1:
+        yield from read()
+        return
+    count = weighted(range(sum(1 for _ in read())), weight, name)
+    order = iter(count)
+    wanted = next(order, None)
+    while wanted is not None:       # each pass goes as far as places rise
+        last = -1
+        for place, row in enumerate(read()):
+            if wanted == place:
+                yield row
+                last, wanted = place, next(order, None)
+                if wanted is None or wanted <= last:
+                    break
+
+
 def _generated(name: str, generated: Generated, want: Want, limit: int | None) -> Iterator[TrainingRow]:
     if name[6:] not in generated:
         raise DataError(unknown(name, [f"world:{n}" for n in generated], noun="source"))

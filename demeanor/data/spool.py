@@ -96,6 +96,8 @@ def stored(trees: Iterable[Tree], folder: Path | None) -> Sequence[Tree]:
 
 def _record(tree: Tree) -> list[int]:
     """A tree as int32: its head, then what the head counts; a token and its trained flag share one number."""
+    if len(tree.ranks) != len(tree.branches):
+        raise ValueError(f"{tree.source or 'tree'}: got {len(tree.ranks)} ranks for {len(tree.branches)} completions; wanted one each")
     source = tree.source.encode()
     margin = () if tree.margin is None else np.frombuffer(np.float64(tree.margin).tobytes(), np.int32).tolist()
     flat: list[int] = [len(tree.prompt), len(tree.branches), len(tree.labels), len(source), len(margin), *margin, *tree.ranks, *tree.labels,

@@ -7,7 +7,7 @@ It refuses to know models, losses and how rows were found.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -98,13 +98,18 @@ def unpaired_tree(row: Unpaired | Preference, template: Template) -> Tree:
 
 
 def with_mismatched(trees: Sequence[Tree], seed: int) -> list[Tree]:
+    """All trees of `mismatched`, at once."""
+    return list(mismatched(trees, seed))
+
+
+def mismatched(trees: Sequence[Tree], seed: int) -> Iterator[Tree]:
     """Give each tree one more branch, labelled MISMATCHED: the first completion of the next tree with another prompt.
 
     Next in an order drawn from the seed, around. Raises DataError if all prompts are the same.
     """
     order = list(range(len(trees)))
     random.Random(f"mismatched/{seed}").shuffle(order)
-    if len({tree.prompt for tree in trees}) < 2:
+    if all(tree.prompt == trees[0].prompt for tree in trees):
         raise DataError(f"{len(trees)} rows share one prompt; wanted at least two prompts to pair one with the other's completion")
     other = next(order[k] for k in range(len(order)) if trees[order[k]].prompt != trees[order[-1]].prompt)
     partner: dict[int, int] = {}
@@ -113,8 +118,8 @@ def with_mismatched(trees: Sequence[Tree], seed: int) -> list[Tree]:
         if trees[following].prompt != trees[i].prompt:
             other = following
         partner[i], following = other, i
-    return [tree._replace(branches=(*tree.branches, trees[partner[i]].branches[0]), ranks=(0,) * (len(tree.branches) + 1),
-                          labels=(*tree.labels, MISMATCHED)) for i, tree in enumerate(trees)]
+    return (tree._replace(branches=(*tree.branches, trees[partner[i]].branches[0]), ranks=(0,) * (len(tree.branches) + 1),
+                          labels=(*tree.labels, MISMATCHED)) for i, tree in enumerate(trees))
 
 
 def collate(trees: Sequence[Tree], *, read_last: bool = False,
