@@ -257,7 +257,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), *, names: Mapping[str,
     Raises SpecError with every mistake: its path in the file, what was got, the nearest and all known names.
     """
     file = Path(path)
-    raw = check.expand(check.override(check.read_yaml(file), overrides))
+    raw = check.expand(check.override(check.expand(check.read_yaml(file)), overrides))  # short forms of the file, then of overrides
     spec, problems = check.parse(StackSpec, raw, str(file))
     objectives: dict[str, Spec] = {}
     layers: list[Layer] = []
