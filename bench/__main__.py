@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from bench.work import WORKS, Work, model_config
+from bench.work import Work, model_config, works
 from demeanor.train.lineage import origin
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,17 +167,17 @@ def main() -> int:
     from demeanor.train.flops import measured_peak
     torch.set_num_threads(options.threads)
     options.peak = measured_peak(options.device, torch.bfloat16)
-    works = [w for w in WORKS if options.only in w.name]
+    chosen = [w for w in works(options.device) if options.only in w.name]
     if not (ROOT.parent / "shared" / "data").is_dir():
         print("bench: ../shared is absent: rows of real lengths are left out")
-        works = [w for w in works if not w.real]
+        chosen = [w for w in chosen if not w.real]
     lines: list[dict[str, Any]] = []
     out = ROOT / "results" / f"bench-training-{options.device}.json"
     out.parent.mkdir(exist_ok=True)
-    for i, work in enumerate(works):
+    for i, work in enumerate(chosen):
         started = time.time()
         lines.append(measure(work, options))
-        print(f"[{i + 1}/{len(works)}] {work.name}: {time.time() - started:.0f} s", file=sys.stderr)
+        print(f"[{i + 1}/{len(chosen)}] {work.name}: {time.time() - started:.0f} s", file=sys.stderr)
         out.write_text(json.dumps({"lines": lines, "load": os.getloadavg(), "threads": options.threads, **origin()}, indent=1) + "\n")
     show(lines, options)
     print(f"written: {out}")

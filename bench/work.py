@@ -114,6 +114,23 @@ WORKS = [
 ]
 
 
+WORKS_CUDA = [
+    Work("sft, hh-rlhf best answers to 1024", "sft", real(firsts(hh, 1), 1024), GPT2, batch=32, steps=5, real=True),
+    Work("sft, 1024 + 1024", "sft", fixed(1024, 1024), batch=8, steps=5),
+    Work("reward, hh-rlhf pairs", "reward", real(hh, 1024), GPT2, batch=32, steps=5, real=True),
+    Work("reward, K=4, 1024 + 256", "reward", fixed(1024, 256, 4), batch=8, steps=5),
+    Work("dpo, hh-rlhf pairs", "dpo", real(hh, 1024), GPT2, batch=32, steps=5, real=True),
+    Work("dpo, p:c = 1 (768 + 768)", "dpo", fixed(768, 768, 2), batch=8, steps=5),
+    Work("dpo, p:c = 3 (1536 + 512)", "dpo", fixed(1536, 512, 2), batch=8, steps=5),
+    Work("dpo, p:c = 8 (2048 + 256)", "dpo", fixed(2048, 256, 2), batch=8, steps=5),
+]
+
+
+def works(device: str) -> list[Work]:
+    """What is timed on a device."""
+    return WORKS_CUDA if device == "cuda" else WORKS
+
+
 def model_config(vocabulary: int, *, device: str) -> Any:
     """About 10 M parameters beside the tied embedding (CPU), or 0.5 B (CUDA); the same for everybody."""
     from demeanor.model.config import Config

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.work import EOS, WORKS, Row, Work, grouped, model_config
+from bench.work import EOS, Row, Work, grouped, model_config, works
 
 LR = 1e-4
 
@@ -42,7 +42,7 @@ class Pass(NamedTuple):
 def main() -> None:
     name, who, dtype, device = sys.argv[1:5]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 2))
-    work = next(w for w in WORKS if w.name == name)
+    work = next(w for w in works(device) if w.name == name)
     rows = work.make()
     if dtype == "fp32":  # the equality of losses is checked on small steps
         work = Work(work.name, work.kind, work.rows, work.vocabulary, 4, 5)

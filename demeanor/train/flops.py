@@ -15,7 +15,7 @@ from torch import nn
 from demeanor.tensors import TokenBatch
 
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
-GEMM_SIZE, PEAK_WAIT_S = 1024, 0.2
+GEMM_SIZE, GEMM_SIZE_CUDA, PEAK_WAIT_S = 1024, 8192, 0.2
 
 
 def training_flops(model: nn.Module, *, head: bool) -> Callable[[TokenBatch], float]:
@@ -48,7 +48,8 @@ def attended_pairs(batch: TokenBatch) -> int:
 @cache
 def measured_peak(device: str, dtype: torch.dtype) -> float:
     """Best FLOP/s of a square matrix product on this device now; takes about 0.2 s, once per process."""
-    a = torch.ones(GEMM_SIZE, GEMM_SIZE, device=device, dtype=dtype)
+    size = GEMM_SIZE_CUDA if device == "cuda" else GEMM_SIZE
+    a = torch.ones(size, size, device=device, dtype=dtype)
     best, begun = float("inf"), time.perf_counter()
     while True:
         start = time.perf_counter()
@@ -56,4 +57,4 @@ def measured_peak(device: str, dtype: torch.dtype) -> float:
         product[0, 0].item()  # waits for an asynchronous device
         best = min(best, time.perf_counter() - start)
         if time.perf_counter() - begun > PEAK_WAIT_S:
-            return 2.0 * GEMM_SIZE**3 / best
+            return 2.0 * size**3 / best
