@@ -52,7 +52,8 @@ def runs(root: Path) -> Runs:
     return Runs(root)
 
 
-def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = False, compiled: bool = False) -> None:
+def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = False, compiled: bool = False,
+          recompute: bool = False) -> None:
     """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order."""
     wanted = {name for o in only for name in _needed(stack, o)} or {"base", *(s.name for s in stack.spec.weights.stages)}
     if compiled and hardware.compiler() is None:
@@ -63,12 +64,12 @@ def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = Fa
         if isinstance(stage, Stage) and stage.name in wanted:
             quantise.require(stage.adapter, stage.name)
     if "base" in wanted:
-        _train_base(stack, runs, fp32, compiled)
+        _train_base(stack, runs, fp32, compiled, recompute)
     for stage in stack.spec.weights.stages:
         if stage.name not in wanted:
             continue
         if isinstance(stage, Stage):
-            _train_stage(stack, runs, stage, fp32, compiled)
+            _train_stage(stack, runs, stage, fp32, compiled, recompute)
         else:
             _make_stage(stack, runs, stage)
 
@@ -78,7 +79,7 @@ def _needed(stack: Stack, name: str) -> set[str]:
     return {name}.union(*(_needed(stack, ancestor) for ancestor in set(stack.needs(name).values())))
 
 
-def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool) -> None:
+def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool) -> None:
     base, key = stack.spec.weights.base, stack.stage_key("base")
     if isinstance(base, Import):
         Progress("base").say(f"imported from {import_folder(stack, base.path)}")
@@ -90,7 +91,8 @@ def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool) -> None:
     with join().first_alone():  # under torchrun the others read what the first one wrote
         tokenizer = _tokenizer(base, texts, runs.folder(key))
     training.pretrain(base, key=key, documents=lambda: texts.documents(tokenizer, runs.folder(key)),
-                      vocab_size=tokenizer.vocab_size, runs=runs, record=_record(stack, "base", base.data), fp32=fp32, compiled=compiled,
+                      vocab_size=tokenizer.vocab_size, runs=runs, record=_record(stack, "base", base.data),
+                      fp32=fp32, compiled=compiled, recompute=recompute,
                       copy=partial(_write_tokenizer, stack, tokenizer))
 
 
@@ -106,7 +108,7 @@ def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
     return tokenizers.load(place)
 
 
-def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: bool) -> None:
+def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: bool, recompute: bool) -> None:
     key = stack.stage_key(stage.name)
     if runs.complete(key):
         Progress(stage.name).say(f"trained already ({key})")
@@ -118,7 +120,7 @@ def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: b
     training.train_stage(
         stage, registry.entry(OBJECTIVES, stack.objective_kind(stage.name)), stack.objectives[stage.name], key=key, parent=parent,
         roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, parent, runs.folder(key)), runs=runs,
-        fp32=fp32, compiled=compiled,
+        fp32=fp32, compiled=compiled, recompute=recompute,
         record=_record(stack, stage.name, stage.data), copy=partial(_write_tokenizer, stack, tokenizer))
 
 

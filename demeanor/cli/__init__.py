@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
     train = _verb(verbs, "train", _train, "train every stage that is missing; resumes what was interrupted")
     train.add_argument("--only", action="append", default=[], metavar="STAGE", help="train this stage and its ancestors only (repeatable)")
+    train.add_argument("--recompute", action="store_true", help="activation checkpointing: less memory for a third more computing")
     train.add_argument("--compile", action="store_true", help="torch.compile the layers (about 15 s to begin, then 15-20%% faster)")
     train.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
@@ -137,7 +138,7 @@ def _train(options: argparse.Namespace) -> int:
     from demeanor.build import workshop
 
     stack = _load(options)
-    workshop.train(stack, workshop.runs(options.runs), only=options.only, compiled=options.compile)
+    workshop.train(stack, workshop.runs(options.runs), only=options.only, compiled=options.compile, recompute=options.recompute)
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks
         print(f"\nnext: demeanor eval {options.stack}   or   demeanor chat {options.stack}")
     return 0

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from demeanor.model.attention import Parts, buckets, tree_attention
 from demeanor.model.cache import KVCache
@@ -138,6 +139,8 @@ class Llama(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """Keep only what goes into a layer and compute the layer again in the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
         self.model = Trunk(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -164,7 +167,10 @@ class Llama(nn.Module):
         parts = buckets(segments, tokens_T.device)
         x_TD = self.model.embed_tokens(tokens_T)
         for block in self._blocks[:-1]:
-            x_TD = block.tree(x_TD, cos, sin, parts)
+            if self.recompute and torch.is_grad_enabled():
+                x_TD = cast(Tensor, checkpoint(block.tree, x_TD, cos, sin, parts, use_reentrant=False))
+            else:
+                x_TD = block.tree(x_TD, cos, sin, parts)
         return cast(Tensor, self.model.norm(self._blocks[-1].tree(x_TD, cos, sin, parts, read_R)))
 
     @torch.no_grad()

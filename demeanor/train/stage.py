@@ -43,7 +43,7 @@ REFERENCE = "reference"
 def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str, parent: Path,
                 roles: Mapping[str, tuple[str, Path]], trees: Callable[[], Sequence[Tree]], runs: Runs, record: Mapping[str, Any],
                 copy: Callable[[Path], object], watch: Callable[[str], Progress] = Progress,
-                checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False) -> Path:
+                checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False, recompute: bool = False) -> Path:
     """Train one stage and return its model folder; nothing is loaded if that exists already.
 
     `parent` is the folder its weights start from, `roles` gives (key, folder) of each frozen ancestor, `trees` makes the
@@ -64,7 +64,7 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
     with _held(runs, key, record, group) as folder:
         wants_collision = "collision" in getattr(objective, "STATISTICS", ())
         run: Run = reward_outputs if rewards else partial(policy_outputs, with_collision=wants_collision)
-        model = _placed(begin(), group, compiled=compiled, optim=stage.optim)
+        model = _placed(begin(), group, compiled=compiled, recompute=recompute, optim=stage.optim)
         if stage.adapter is not None and stage.adapter.quantise is not None:
             quantise.freeze(model)
         display = watch(stage.name) if group.first else _silent(stage.name)
@@ -96,7 +96,7 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
 
 def pretrain(base: Scratch, *, key: str, documents: Callable[[], Iterable[list[int]]], vocab_size: int, runs: Runs,
              record: Mapping[str, Any], copy: Callable[[Path], object], watch: Callable[[str], Progress] = Progress,
-             checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False) -> Path:
+             checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False, recompute: bool = False) -> Path:
     """Train a base from random weights on packed rows of `documents` (token ids) and return its model folder."""
     if runs.complete(key):
         return runs.model(key)
@@ -108,7 +108,7 @@ def pretrain(base: Scratch, *, key: str, documents: Callable[[], Iterable[list[i
         display = watch("base") if group.first else _silent("base")
         display.say(summary("base", rows, rewards=False))
         schedule = Schedule(rows, batch_rows=base.batch_rows, epochs=1.0, seed=base.seed)
-        model = _placed(begin(), group, compiled=compiled, optim=base.optim)
+        model = _placed(begin(), group, compiled=compiled, recompute=recompute, optim=base.optim)
         fit(model, policy_outputs, partial(sft.loss, sft.Spec()), rows, schedule, base.optim, out=folder, watch=display,
             read_last=False, checkpoint_every_s=checkpoint_every_s, fp32=fp32, group=group)
         return _finish(model, begin, models.save, runs, key, copy, group)
@@ -119,15 +119,17 @@ def _held(runs: Runs, key: str, record: Mapping[str, Any], group: Group) -> Abst
     return runs.begin(key, record) if group.first else nullcontext(runs.folder(key))
 
 
-def _placed(model: nn.Module, group: Group, *, compiled: bool, optim: Optim) -> nn.Module:
+def _placed(model: nn.Module, group: Group, *, compiled: bool, recompute: bool, optim: Optim) -> nn.Module:
     """The model on its device, cut into shards where there are several processes, compiled where asked."""
     if group.size > 1 and optim.kind == "muon":
         raise DemeanorError("optim.kind: muon orthogonalises whole matrices, which several processes hold in parts; use adamw there")
     model.to(hardware.device())
     shard(model, group)
     trunk = getattr(model, "trunk", model)
-    if compiled and group.size == 1 and isinstance(trunk, Llama):
-        trunk.compile_layers()
+    if isinstance(trunk, Llama):
+        trunk.recompute = recompute
+        if compiled and group.size == 1:
+            trunk.compile_layers()
     return model
 
 

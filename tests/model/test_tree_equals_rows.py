@@ -177,3 +177,16 @@ def test_micro_batches_do_not_change_the_gradient(loss: Callable[[nn.Module, Seq
     for other in found[1:]:
         for name, gradient in found[0].items():
             assert float((gradient - other[name]).abs().max()) < 1e-6, name
+
+
+def test_recomputing_layers_in_the_backward_pass_changes_no_bit() -> None:
+    trees = [Tree((1, 2, 3), (Branch((4, 5), (True, True)), Branch((6,), (True,))), (0, 1)), Tree((7,), (Branch((8, 9, 10), (True,) * 3),))]
+    found = []
+    for recompute in (False, True):
+        model = checkpoint.create(ModelShape(layers=3, width=32, heads=2, context=32), 300, 0)
+        model.recompute = recompute
+        logprobs = policy_outputs(model, collate(trees)).logprobs_C
+        assert logprobs is not None
+        logprobs.sum().backward()
+        found.append([logprobs.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
