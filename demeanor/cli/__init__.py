@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
+from demeanor.cli import keys
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--recompute", action="store_true", help="activation checkpointing: less memory for a third more computing")
     train.add_argument("--compile", action="store_true", help="torch.compile the layers (about 15 s to begin, then 15-20%% faster)")
     train.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+
+    keys.add(verbs)
 
     chat = _verb(verbs, "chat", _chat, "talk to the assistant in the terminal")
     chat.add_argument("--model", help="a variant, e.g. NAME:sft or NAME-policy (default: the whole stack)")

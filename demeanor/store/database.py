@@ -1,24 +1,23 @@
-"""The database: turns with their events, feedback on them, and API keys; one SQLite file in WAL mode.
+"""The database: turns with their events, and feedback on them; one SQLite file in WAL mode. Keys are in `store/keys.py`.
 
 In: nouns. Out: nouns. What `record` has acknowledged survives kill -9 of this process (WAL, synchronous=NORMAL: a commit is in the
 operating system's hands; a power cut may lose the last moments and never corrupts). Contents go nowhere but into this file,
-which only its owner can read. Keys are stored as SHA-256 digests: they are random, so nothing slower is needed.
+which only its owner can read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
-import secrets
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from demeanor.errors import DemeanorError
 from demeanor.store import codec
@@ -26,6 +25,8 @@ from demeanor.store.schema import migrate
 from demeanor.store.writer import Writer
 from demeanor.types import Completion, Done, Event, Turn, fold
 
+T = TypeVar("T")
+Job: TypeAlias = Callable[[sqlite3.Connection], T]
 SCHEME = "sqlite:///"
 BUSY_S = 10.0
 
@@ -146,35 +147,27 @@ class Database:
                            " WHERE ? IS NULL OR turns.id = ? ORDER BY feedback.row", turn_id, turn_id)
         return [Feedback(r["id"], r["value"], r["comment"], r["user"], datetime.fromisoformat(r["created"])) for r in found]
 
-    # ---- keys ----
+    # ---- what other files of this room build on ----
 
-    def add_key(self, name: str) -> str:
-        """Make an API key for `name`; it is shown this once and only its digest is kept."""
-        key = f"dm-{secrets.token_urlsafe(32)}"
-        row = (digest(key), codec.storable(name), _stamp(self._now()))
-        self._writer.submit(lambda c: c.execute("INSERT INTO keys (digest, name, created) VALUES (?, ?, ?)", row).rowcount).result()
-        return key
+    def now(self) -> datetime:
+        return self._now()
 
-    def revoke_keys(self, name: str) -> int:
-        """Revoke every key of `name`; returns how many were in force."""
-        row = (_stamp(self._now()), codec.storable(name))
-        return self._writer.submit(
-            lambda c: c.execute("UPDATE keys SET revoked = ? WHERE name = ? AND revoked IS NULL", row).rowcount).result()
+    def write(self, job: Job[T]) -> Future[T]:
+        """Queue a write; its result is there once it is durable."""
+        return self._writer.submit(job)
 
-    def user_of(self, key: str) -> str | None:
-        """Whose key this is; None if it is unknown or revoked."""
-        found = self._rows("SELECT name FROM keys WHERE digest = ? AND revoked IS NULL", digest(key))
-        return str(found[0]["name"]) if found else None
+    def queue(self, job: Job[T]) -> Awaitable[T]:
+        """Queue a write at once; awaiting the result waits until it is durable."""
+        return asyncio.wrap_future(self._writer.submit(job))
+
+    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        """The rows of a SELECT with `?` for each value."""
+        return self._rows(query, *values)
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         given = [codec.storable(v) if isinstance(v, str) else v for v in values]
         with self._reading:
             return self._reader.execute(query, given).fetchall()
-
-
-def digest(key: str) -> str:
-    """The lowercase hexadecimal SHA-256 of a key."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _connect(path: Path) -> sqlite3.Connection:

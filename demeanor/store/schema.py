@@ -24,6 +24,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE keys (
             digest TEXT PRIMARY KEY, name TEXT NOT NULL, created TEXT NOT NULL, revoked TEXT) WITHOUT ROWID""",
     ),
+    (
+        "ALTER TABLE keys ADD COLUMN prefix TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE keys ADD COLUMN scopes TEXT",
+        "ALTER TABLE keys ADD COLUMN requests_per_minute INTEGER",
+        "ALTER TABLE keys ADD COLUMN tokens_per_day INTEGER",
+        """CREATE TABLE spending (
+            digest TEXT NOT NULL REFERENCES keys (digest) ON DELETE CASCADE, day TEXT NOT NULL, tokens INTEGER NOT NULL CHECK (tokens >= 0),
+            PRIMARY KEY (digest, day)) WITHOUT ROWID""",
+    ),
 )
 
 

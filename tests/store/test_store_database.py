@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from demeanor.errors import DemeanorError
 from demeanor.store import schema
-from demeanor.store.database import Database, digest, open_url
+from demeanor.store.database import Database, open_url
 from demeanor.store.writer import Writer
 from demeanor.types import (
     Citation,
@@ -209,18 +209,6 @@ def test_feedback_belongs_to_a_turn_and_has_a_range(database: Database) -> None:
     for value in (1.5, float("nan")):
         with pytest.raises(DemeanorError, match="from -1"):
             database.add_feedback("t-1", value)
-
-
-def test_keys_are_kept_as_digests_and_can_be_revoked(database: Database) -> None:
-    key, other = database.add_key("edda"), database.add_key("odin")
-    assert (database.user_of(key), database.user_of(other), database.user_of(key + "x"), database.user_of("\ud800")) == ("edda", "odin", None, None)
-    assert database.revoke_keys("edda") == 1
-    assert database.revoke_keys("edda") == 0
-    assert (database.user_of(key), database.user_of(other)) == (None, "odin")
-    database.close()
-    everything = b"".join(p.read_bytes() for p in database.path.parent.iterdir())
-    assert digest(other).encode() in everything
-    assert other.encode() not in everything
 
 
 def test_only_the_owner_can_read_the_file(database: Database) -> None:

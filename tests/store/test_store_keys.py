@@ -1,0 +1,111 @@
+"""API keys: kept as digests, ended by revoking, and never able to take more tokens than their day has."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from demeanor.cli import main
+from demeanor.errors import DemeanorError
+from demeanor.store import keys, schema
+from demeanor.store.database import Database
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    made = Database(tmp_path / "keys.db", lambda: NOON)
+    yield made
+    made.close()
+
+
+def test_a_key_is_found_by_its_text_and_nothing_else(database: Database) -> None:
+    key = keys.create(database, "edda", scopes=["models", "chat"], requests_per_minute=7, tokens_per_day=1000)
+    other = keys.create(database, "odin")
+    found = keys.find(database, key)
+    assert found == keys.Key(keys.digest(key), "edda", key[:10], NOON, None, ("chat", "models"), 7, 1000)
+    assert [keys.find(database, text) for text in (key + "x", key[:-1], found.digest, found.prefix, "", "\ud800")] == [None] * 6
+    assert keys.find(database, other) == keys.Key(keys.digest(other), "odin", other[:10], NOON)
+    assert len(key) >= 43, "256 bits are 43 characters of base64"
+
+
+def test_only_the_digest_reaches_the_disk(database: Database) -> None:
+    key = keys.create(database, "edda")
+    database.close()
+    everything = b"".join(p.read_bytes() for p in database.path.parent.iterdir())
+    assert keys.digest(key).encode() in everything
+    assert key.encode() not in everything
+    assert key[12:].encode() not in everything
+
+
+def test_revoking_ends_all_keys_of_a_name_or_the_one_with_a_prefix_and_keeps_them_listed(database: Database) -> None:
+    first, second, other = (keys.create(database, name) for name in ("edda", "edda", "odin"))
+    assert [k.prefix for k in keys.revoke(database, first[:10])] == [first[:10]]
+    assert (keys.find(database, first), keys.find(database, second) is not None) == (None, True)
+    assert [k.digest for k in keys.revoke(database, "edda")] == [keys.digest(second)]
+    assert keys.revoke(database, "edda") == []
+    assert keys.find(database, other) is not None
+    assert sorted((k.name, k.revoked) for k in keys.stored(database) if k.revoked) == [("edda", NOON), ("edda", NOON)]
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"name": " "}, "1 to 128"), ({"name": "a\nb"}, "1 to 128"), ({"scopes": ["chta"]}, "Did you mean 'chat'"), ({"scopes": []}, "got none"),
+    ({"requests_per_minute": 0}, "requests_per_minute: got 0"), ({"tokens_per_day": -1}, "tokens_per_day: got -1"),
+])
+def test_a_key_that_makes_no_sense_is_refused(options: dict, said: str, database: Database) -> None:
+    with pytest.raises(DemeanorError, match=said):
+        keys.create(database, **{"name": "edda"} | options)
+    assert keys.stored(database) == []
+
+
+async def test_sixty_four_callers_at_once_never_take_more_than_the_day_has(database: Database) -> None:
+    digest = keys.digest(keys.create(database, "edda", tokens_per_day=100))
+    second = Database(database.path)                                    # another process, as far as SQLite is concerned
+    got = await asyncio.gather(*(keys.take((database, second)[i % 2], digest, "2026-11-23", 7, 100) for i in range(64)))
+    second.close()
+    assert sum(got) == 14                                               # 14 * 7 = 98; a 15th would be 105
+    assert keys.spent(database, digest, "2026-11-23") == 98
+
+
+async def test_what_is_given_back_can_be_taken_again_and_each_day_begins_at_nothing(database: Database) -> None:
+    digest = keys.digest(keys.create(database, "edda", tokens_per_day=10))
+    assert await keys.take(database, digest, "2026-11-23", 10, 10)
+    assert not await keys.take(database, digest, "2026-11-23", 1, 10)
+    await keys.give_back(database, digest, "2026-11-23", 4)
+    assert not await keys.take(database, digest, "2026-11-23", 5, 10)
+    assert await keys.take(database, digest, "2026-11-23", 4, 10)
+    assert await keys.take(database, digest, "2026-11-24", 10, 10)
+
+
+def test_an_older_database_keeps_its_keys(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "old.db") as connection:
+        for statement in schema.MIGRATIONS[0]:
+            connection.execute(statement)
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("INSERT INTO keys VALUES (?, 'edda', ?, NULL)", (keys.digest("dm-old"), NOON.isoformat()))
+    connection.close()
+    database = Database(tmp_path / "old.db")
+    assert keys.find(database, "dm-old") == keys.Key(keys.digest("dm-old"), "edda", "", NOON)
+    database.close()
+
+
+def test_the_verbs_make_list_and_revoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    url = ["--database", "sqlite:///k.db"]
+    assert main(["keys", "create", "edda", "--scopes", "chat, models", "--tokens-per-day", "5000", *url]) == 0
+    key = capsys.readouterr().out.split()[0]
+    assert main(["keys", "list", *url]) == 0
+    listed = capsys.readouterr().out
+    assert all(word in listed for word in (key[:10], "edda", "chat,models", "5,000", "no limit", "in force"))
+    assert key not in listed
+    assert main(["keys", "revoke", key[:10], *url]) == 0
+    assert "revoked" in capsys.readouterr().out
+    assert main(["keys", "revoke", "edda", *url]) == 1
+    assert "no key in force" in capsys.readouterr().err
