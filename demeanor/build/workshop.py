@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -74,6 +74,16 @@ def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = Fa
             _make_stage(stack, runs, stage)
 
 
+def tolerant(stack: Stack) -> Stack:
+    """The stack with every source told to skip bad rows; keys stay, as they are of what the files hold."""
+    def skipping(data: Sequence[Source]) -> tuple[Source, ...]:
+        return tuple(source.model_copy(update={"skip_bad": True}) for source in data)
+    weights = stack.spec.weights
+    base = weights.base.model_copy(update={"data": skipping(weights.base.data)}) if isinstance(weights.base, Scratch) else weights.base
+    stages = tuple(s.model_copy(update={"data": skipping(s.data)}) if isinstance(s, Stage) else s for s in weights.stages)
+    return replace(stack, spec=stack.spec.model_copy(update={"weights": weights.model_copy(update={"base": base, "stages": stages})}))
+
+
 def _needed(stack: Stack, name: str) -> set[str]:
     """A stage and everything its weights descend from, frozen ancestors included."""
     return {name}.union(*(_needed(stack, ancestor) for ancestor in set(stack.needs(name).values())))
@@ -119,7 +129,7 @@ def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: b
     roles = {role: (stack.stage_key(a), weights_folder(stack, runs, a)) for role, a in stack.roles(stage.name).items()}
     training.train_stage(
         stage, registry.entry(OBJECTIVES, stack.objective_kind(stage.name)), stack.objectives[stage.name], key=key, parent=parent,
-        roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, parent, runs.folder(key)), runs=runs,
+        roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, _context(parent), runs.folder(key)), runs=runs,
         fp32=fp32, compiled=compiled, recompute=recompute,
         record=_record(stack, stage.name, stage.data), copy=partial(_write_tokenizer, stack, tokenizer))
 
@@ -135,23 +145,24 @@ def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage) -> No
     untrained.make(stack, runs, stage, record=_record(stack, stage.name, ()), copy=partial(_write_tokenizer, stack))
 
 
-def stage_trees(stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, parent: Path, folder: Path) -> Sequence[Tree]:
+def stage_trees(stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, context: int, folder: Path) -> Sequence[Tree]:
     """The rows of a stage as token trees; plain text is packed into rows. They are kept in `folder` if a source streams."""
     objective = registry.entry(OBJECTIVES, stack.objective_kind(stage.name))
     wants: Want = objective.ROWS
-    found = assemble(stage.data, read=partial(_read, stack=stack, want=wants), render=partial(_tree, template, tokenizer, wants),
+    found = assemble(stage.data, read=partial(_read, stack=stack, want=wants), render=partial(render, template, tokenizer, wants),
                      document=tokenizer.document, folder=folder)
     kept = folder if any(source.stream for source in stage.data) else None
     if wants == "unpaired" and getattr(objective, "KL", False):
         return stored(mismatched(found.trees, stage.seed), kept)
     if not found.documents:
         return found.trees
-    row_tokens = (stage.max_tokens or _context(parent)) - 1
+    row_tokens = (stage.max_tokens or context) - 1
     rows = packed(found.documents, row_tokens, sum(map(len, found.documents)), stage.seed)
     return stored(chain(rows, found.trees), kept)
 
 
-def _tree(template: Template, tokenizer: Tokenizer, wants: Want, row: TrainingRow) -> Tree:
+def render(template: Template, tokenizer: Tokenizer, wants: Want, row: TrainingRow) -> Tree:
+    """One row as a token tree, as an objective wants it."""
     if isinstance(row, Example):
         return example_tree(row, template, tokenizer)
     return unpaired_tree(row, template) if wants == "unpaired" or isinstance(row, Unpaired) else preference_tree(row, template)

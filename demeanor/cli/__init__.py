@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import keys
+from demeanor.cli import data
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -69,8 +69,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--only", action="append", default=[], metavar="STAGE", help="train this stage and its ancestors only (repeatable)")
     train.add_argument("--recompute", action="store_true", help="activation checkpointing: less memory for a third more computing")
     train.add_argument("--compile", action="store_true", help="torch.compile the layers (about 15 s to begin, then 15-20%% faster)")
+    train.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and say how many")
     train.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
+    data.add(verbs)
     keys.add(verbs)
 
     chat = _verb(verbs, "chat", _chat, "talk to the assistant in the terminal")
@@ -140,7 +142,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from demeanor.build import workshop
 
-    stack = _load(options)
+    stack = workshop.tolerant(_load(options)) if options.skip_bad else _load(options)
     workshop.train(stack, workshop.runs(options.runs), only=options.only, compiled=options.compile, recompute=options.recompute)
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks
         print(f"\nnext: demeanor eval {options.stack}   or   demeanor chat {options.stack}")

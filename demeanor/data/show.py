@@ -5,16 +5,21 @@ In: trees and a tokenizer. Out: rich Text (its `.plain` is the text) and counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from heapq import nlargest
 
 from rich.text import Text
 
 from demeanor.data.coverage import coverage
 from demeanor.data.trees import Tree
 from demeanor.errors import DataError
+from demeanor.tensors import MISMATCHED
+from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
+from demeanor.types import Example, Message, TrainingRow, Unpaired
 
 TRAINED, CONTEXT = "bold green", "dim"
+LABELS = {1: "desirable", 0: "undesirable", MISMATCHED: "of another prompt, no loss"}
 
 
 def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text:
@@ -29,12 +34,58 @@ def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text
     for tree in trees[:count]:
         text.append(f"{tree.source or 'row'}\n", style="underline")
         text.append(tokenizer.decode(tree.prompt), style=CONTEXT)
-        for rank, branch in zip(tree.ranks, tree.branches):
-            text.append(f"\n  [{rank}] " if len(tree.branches) > 1 else "", style="cyan")
+        marks = [LABELS[label] for label in tree.labels] or [str(rank) for rank in tree.ranks]
+        for mark, branch in zip(marks, tree.branches):
+            text.append(f"\n  [{mark}] " if len(tree.branches) > 1 or tree.labels else "", style="cyan")
             for tokens, trained in _runs(branch.tokens, branch.trained):
-                text.append(tokenizer.decode(tokens), style=TRAINED if trained else CONTEXT)
+                text.append(tokenizer.decode(tokens), style=TRAINED if trained and mark != LABELS[MISMATCHED] else CONTEXT)
         text.append("\n")
     return text
+
+
+def longest(trees: Sequence[Tree], count: int = 3) -> list[tuple[int, str]]:
+    """(tokens, source) of the longest rows, longest first."""
+    return nlargest(count, ((tree.longest, tree.source) for tree in trees))
+
+
+def disagreements(rows: Iterable[tuple[TrainingRow, Tree]], serve: Template) -> list[str]:
+    """Rows whose prompt is not, token for token, what the serving template gives the model for the same conversation."""
+    found = []
+    for row, tree in rows:
+        if isinstance(row, Example):
+            answered = (i for i, m in enumerate(row.messages) if m.role == "assistant" and i >= row.trained_from)
+            prompt = row.messages[:next(answered, 0)]
+        else:
+            prompt = row.prompt
+        served = serve.render(prompt, row.tools, generate=True, kwargs=row.template_kwargs).tokens
+        if tuple(served) != tree.prompt:
+            at = next((i for i, (a, b) in enumerate(zip(served, tree.prompt)) if a != b), min(len(served), len(tree.prompt)))
+            found.append(f"{row.source or 'row'}: differ at token {at} of {len(tree.prompt)} (trained) and {len(served)} (served)")
+    return found
+
+
+def show_row(row: TrainingRow) -> Text:
+    """A row without a tokenizer: its messages by role, coloured where an assistant's words will be trained."""
+    text = Text(f"{row.source or 'row'}\n", style="underline")
+    if isinstance(row, Example) and row.text is not None:
+        return text.append(f"{row.text}\n", style=TRAINED)
+    shared = row.messages if isinstance(row, Example) else row.prompt
+    for i, message in enumerate(shared):
+        trained = isinstance(row, Example) and message.role == "assistant" and i >= row.trained_from
+        text.append(f"  {message.role}: ", style="cyan").append(f"{_written(message)}\n", style=TRAINED if trained else CONTEXT)
+    if isinstance(row, Example):
+        return text
+    answers = ([("desirable" if row.desirable else "undesirable", row.completion)] if isinstance(row, Unpaired)
+               else [(str(rank), completion) for rank, completion in zip(row.ranks, row.completions)])
+    for mark, completion in answers:
+        for message in completion:
+            style = TRAINED if message.role == "assistant" else CONTEXT
+            text.append(f"  [{mark}] {message.role}: ", style="cyan").append(f"{_written(message)}\n", style=style)
+    return text
+
+
+def _written(message: Message) -> str:
+    return " ".join([message.content, *(f"{call.name}({call.arguments})" for call in message.tool_calls)]).strip()
 
 
 def _runs(tokens: Sequence[int], trained: Sequence[bool]) -> list[tuple[list[int], bool]]:

@@ -1,0 +1,90 @@
+"""What a stage of a stack will train on, before it is trained: its rows as token trees, their coverage, and what serving would send.
+
+In: a Stack and the folder of runs. Out: an Inspection to print. Nothing is trained; a scratch base must have its tokenizer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from rich.text import Text
+
+from demeanor import registry
+from demeanor.build import workshop
+from demeanor.build.house import import_folder
+from demeanor.data import show, sources
+from demeanor.data.coverage import Coverage, coverage
+from demeanor.data.rows import Want
+from demeanor.errors import CheckpointError, DemeanorError
+from demeanor.model import folders
+from demeanor.spec import Import, Source, Stage
+from demeanor.stack import OBJECTIVES, Stack
+from demeanor.text import tokenizer as tokenizers
+from demeanor.text.jinja import JinjaTemplate
+from demeanor.text.template import load_template
+from demeanor.train.lineage import Runs
+from demeanor.types import Example, TrainingRow
+from demeanor.world import catalog
+
+CHECKED = 200
+"""Rows whose prompt is compared with what serving sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """One stage's data: what it holds, some of its rows, its longest ones, how many exceed `limit` tokens, and how prompts are served."""
+
+    stage: str
+    rows: Text
+    coverage: Coverage
+    longest: Sequence[tuple[int, str]]
+    limit: int
+    too_long: int
+    checked: int
+    disagreements: Sequence[str]
+
+
+def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
+    """Read and render a stage's rows as training would; raises CheckpointError if the base has no tokenizer yet."""
+    stage = stack.stage(name)
+    if not isinstance(stage, Stage):
+        raise DemeanorError(f"{name}: is imported or merged and trains on no rows; name a stage that is trained")
+    folder = _tokenizer_folder(stack, runs)
+    tokenizer = tokenizers.load(folder)
+    template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)
+    base = stack.spec.weights.base
+    context = folders.about(folder).context if isinstance(base, Import) else base.model.context
+    limit = stage.max_tokens or context
+    wants = registry.entry(OBJECTIVES, stack.objective_kind(name)).ROWS
+    with tempfile.TemporaryDirectory() as spool:
+        trees = workshop.stage_trees(stack, stage, template, tokenizer, context, Path(spool))
+    render = partial(workshop.render, template, tokenizer, wants)
+    rows = [row for source in stage.data for row in islice(_rows(stack, source, wants), CHECKED // len(stage.data) or 1)]
+    pairs = [(row, render(row)) for row in rows if not (isinstance(row, Example) and row.text is not None)]
+    serve = load_template(stack.template, tokenizer, folder=folder, root=stack.root)
+    other = JinjaTemplate(f"{serve.name}.jinja", tokenizer, serve.jinja)      # what is saved beside the weights for other servers
+    differ = [*show.disagreements(pairs, serve), *(f"{other.name}: {x}" for x in show.disagreements(pairs, other))]
+    return Inspection(name, show.show(trees, tokenizer, count=count), coverage(trees), show.longest(trees), limit,
+                      sum(tree.longest > limit for tree in trees), len(pairs), differ)
+
+
+def _rows(stack: Stack, source: Source, wants: Want) -> Sequence[TrainingRow]:
+    return sources.rows(source, root=stack.root, generated=catalog.GENERATED, want=wants, say=lambda said: None)
+
+
+def _tokenizer_folder(stack: Stack, runs: Runs) -> Path:
+    """Where the base's tokenizer lies: every stage has the same."""
+    base = stack.spec.weights.base
+    if isinstance(base, Import):
+        return import_folder(stack, base.path)
+    key = stack.stage_key("base")
+    for folder in (runs.model(key), runs.folder(key) / "tokenizer"):
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(f"{stack.path}: its base has no tokenizer yet, which comes with training. "
+                          f"Run: demeanor train {stack.path} --only base")
