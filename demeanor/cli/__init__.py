@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import data
+from demeanor.cli import data, keys
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
