@@ -77,9 +77,12 @@ def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], sche
             return batch._replace(reference_C=forward(batch).logprobs_C)
 
     def look(done: int) -> None:
-        if evaluate is not None and due(done, steps):
+        if evaluate is not None and (not done or due(done, steps)):
             with nullcontext() if ema is None else ema.worn_by(model):
-                rows.append({"step": done, **evaluation(evaluate, model, done)})
+                found = evaluation(evaluate, model, done)
+            rows.append({"step": done, **found})
+            if done == steps and group.first:
+                watch.say(held_out(next(row for row in ledger.read(out / LEDGER) if is_evaluation(row)), found))
 
     begun = checkpoint.load(state, model, optimizer, about, shadows)
     seen = any(is_evaluation(row) for row in ledger.read(out / LEDGER) if row["step"] == begun)
@@ -157,6 +160,19 @@ def evaluation(evaluate: Evaluate, model: nn.Module, done: int) -> dict[str, flo
         found = evaluate(model, done)
     torch.set_rng_state(drawn)
     return {f"eval_{name}": value for name, value in found.items()}
+
+
+def held_out(first: Mapping[str, float], last: Mapping[str, float]) -> str:
+    """One line of two evaluations: loss, accuracies and margins before training and after, with intervals."""
+    parts = []
+    for name in ("loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "kl"):
+        key = f"eval_{name}"
+        if key in first and key in last:
+            form = ".1%" if "accurac" in name else ".3f"
+            low, high = last.get(f"{key}/low"), last.get(f"{key}/high")
+            interval = "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
+            parts.append(f"{name} {first[key]:{form}} -> {last[key]:{form}}{interval}")
+    return f"held out, {last.get('eval_rows', 0):.0f} rows: {', '.join(parts)}"
 
 
 def is_evaluation(row: Mapping[str, object]) -> bool:

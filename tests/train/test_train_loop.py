@@ -120,12 +120,13 @@ def test_the_ledger_has_a_row_for_each_step_with_what_a_person_asks_for(tmp_path
     assert written[0]["count"] == sum(len(t.branches[0].tokens) - 1 for t in trees[:8])
 
 
-def test_evaluation_comes_after_each_fifth_behind_a_checkpoint_and_changes_nothing(tmp_path: Path) -> None:
+def test_evaluation_comes_first_and_after_each_fifth_behind_a_checkpoint_and_changes_nothing(tmp_path: Path) -> None:
     seen = []
 
     def evaluate(model: torch.nn.Module, step: int) -> dict[str, float]:
         assert not torch.is_grad_enabled()
-        seen.append((step, (tmp_path / "with" / "checkpoint.safetensors").stat().st_mtime_ns))
+        state = tmp_path / "with" / "checkpoint.safetensors"
+        seen.append((step, state.stat().st_mtime_ns if step else 0))
         torch.rand(7)
         return {"loss": 0.5}
 
@@ -134,10 +135,10 @@ def test_evaluation_comes_after_each_fifth_behind_a_checkpoint_and_changes_nothi
     torch.manual_seed(0)
     looked = run(tmp_path / "with", rows(), steps=10, evaluate=evaluate, checkpoint_every_s=1e9)
     assert torch.equal(torch.rand(1), drawn)
-    assert [step for step, _ in seen] == [2, 4, 6, 8, 10]
-    assert len({stamp for _, stamp in seen}) == 5
+    assert [step for step, _ in seen] == [0, 2, 4, 6, 8, 10]
+    assert len({stamp for _, stamp in seen}) == 6
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), looked.parameters()))
-    assert next(row for row in ledger.read(tmp_path / "with" / "ledger.jsonl") if "loss" not in row) == {"step": 2, "eval_loss": 0.5}
+    assert next(row for row in ledger.read(tmp_path / "with" / "ledger.jsonl") if "loss" not in row) == {"step": 0, "eval_loss": 0.5}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 100])
@@ -156,7 +157,7 @@ def test_a_run_killed_while_it_evaluated_evaluates_again_and_once(tmp_path: Path
     for _ in range(2):
         run(tmp_path, rows(), steps=5, evaluate=lambda model, step: {"step_seen": step})
         evaluated = [row["eval_step_seen"] for row in ledger.read(tmp_path / "ledger.jsonl") if "eval_step_seen" in row]
-        assert evaluated == [1, 2, 3, 4, 5]
+        assert evaluated == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

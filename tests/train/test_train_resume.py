@@ -44,7 +44,7 @@ def test_the_uninterrupted_run_is_what_it_should_be(ended: dict[str, Any]) -> No
     assert ended["whole"] == [0]
     rows = curve(ended["root"] / "whole")
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 31))
-    assert [r["step"] for r in rows if "eval_weight" in r] == [6, 12, 18, 24, 30]
+    assert [r["step"] for r in rows if "eval_weight" in r] == [0, 6, 12, 18, 24, 30]
     assert rows[-2]["loss"] < rows[0]["loss"]
 
 
