@@ -45,7 +45,8 @@ def test_the_uninterrupted_run_is_what_it_should_be(ended: dict[str, Any]) -> No
     rows = curve(ended["root"] / "whole")
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 31))
     assert [r["step"] for r in rows if "eval_weight" in r] == [0, 6, 12, 18, 24, 30]
-    assert rows[-2]["loss"] < rows[0]["loss"]
+    losses = [r["loss"] for r in rows if "loss" in r]
+    assert losses[-1] < losses[0]
 
 
 def test_kill_9_inside_a_step_then_the_same_command_gives_the_same_weights(ended: dict[str, Any]) -> None:
