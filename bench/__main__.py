@@ -70,12 +70,13 @@ def loss_gap(work: Work, device: str, threads: int) -> float:
 
 
 def race(work: Work, whos: list[str], rounds: int, device: str, threads: int) -> dict[str, list[dict[str, Any]]]:
-    """Passes of every contender, in turn; the first pass of each only warms up."""
+    """Passes of every contender, in turn; the first pass of each only warms up. TRL as shipped takes part in one timed round."""
     contenders = [Contender(work, who, "bf16", device, threads) for who in whos]
     found: dict[str, list[dict[str, Any]]] = {who: [] for who in whos}
-    for _ in range(rounds + 1):
+    for turn in range(rounds + 1):
         for contender in contenders:
-            found[contender.who].append(contender.go())
+            if turn < 2 or contender.who != DEFAULTS:
+                found[contender.who].append(contender.go())
     for contender in contenders:
         contender.close()
     return found
@@ -145,7 +146,7 @@ def show(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
         table.add_column(name, justify="left" if name == "work" else "right")
     for x in lines:
         best = min(x["seconds"][OURS])
-        faster = [f"{m:.2f} [{lo:.2f}, {hi:.2f}]" for m, lo, hi in x["faster"].values()] + ["-"]
+        faster = [f"{m:.1f}" if math.isnan(lo) else f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, lo, hi in x["faster"].values()] + ["-"]
         memory = [str(x["memory_mb"][who]) for who in (OURS, TUNED)]
         table.add_row(x["work"], str(x["prompt_per_completion"]), f"{x['fill']:.0%}", f"{x['rows'] / best:.1f}",
                       f"{x['flops'] / best / x['peak_flops']:.0%}", *faster[:2], *memory,

@@ -31,7 +31,7 @@ class Work:
     rows: Callable[[int], list[Row]]
     vocabulary: int = SMALL
     batch: int = 16
-    steps: int = 3
+    steps: int = 2
     real: bool = False
 
     def make(self) -> list[Row]:
