@@ -71,7 +71,7 @@ class Attention(nn.Module):
         k = self.k_proj(x_TD).view(T, self.kv_heads, self.head)
         v = self.v_proj(x_TD).view(T, self.kv_heads, self.head)
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast a norm answers in fp32
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 

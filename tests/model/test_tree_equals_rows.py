@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import checkpoint
+from demeanor.model.initial import initialise
 from demeanor.model.llama import Llama
 from demeanor.model.outputs import policy_outputs, reward_outputs
 from demeanor.objectives import dpo, reward, sft
@@ -190,3 +192,22 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_bit() -> None:
         logprobs.sum().backward()
         found.append([logprobs.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_bf16_training_follows_fp32_for_every_shape_of_attention(qk_norm: bool, kv_heads: int) -> None:
+    """Loss and gradients under autocast, within bf16's rounding, with norms on queries and keys (Qwen3) and shared key heads."""
+    model = Llama(replace(checkpoint.create(SHAPE, VOCAB, 0).config, qk_norm=qk_norm, num_key_value_heads=kv_heads))
+    initialise(model, 0, mimetic=False)
+    batch = collate(forest([1, 2, 3, 2]))
+    found = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logprobs = policy_outputs(model, batch).logprobs_C
+        assert logprobs is not None
+        logprobs.mean().backward()
+        found.append([logprobs.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for wanted, got in zip(*found):
+        assert float((got - wanted).abs().max()) < 0.05 * max(0.02, float(wanted.abs().max()))
