@@ -113,7 +113,7 @@ def mcnemar_midp(fixed: int, broken: int) -> float:
     few, total = min(fixed, broken), fixed + broken
     if total == 0:
         return 1.0
-    return float(2.0 * stats.binom.cdf(few, total, 0.5) - stats.binom.pmf(few, total, 0.5))
+    return min(1.0, float(2.0 * stats.binom.cdf(few, total, 0.5) - stats.binom.pmf(few, total, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
