@@ -35,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     hardware.prepare(getattr(options, "threads", None))
     try:
-        return int(options.run(options) or 0)
+        code = int(options.run(options) or 0)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # under torchrun
+            from demeanor.train.parallel import leave
+
+            leave()
+        return code
     except DemeanorError as error:
         print(f"demeanor: {error}", file=sys.stderr)
         return error.exit_code

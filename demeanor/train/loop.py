@@ -27,7 +27,7 @@ from demeanor.train.flops import measured_peak, training_flops
 from demeanor.train.gradient import Forward, Measure, accumulate
 from demeanor.train.lineage import CHECKPOINT, LEDGER
 from demeanor.train.optimizer import learning_rate
-from demeanor.train.parallel import ALONE, Group
+from demeanor.train.parallel import ALONE, Group, settle
 from demeanor.train.progress import Progress
 from demeanor.train.shadow import Shadow
 from demeanor.train.signals import stop_requests
@@ -80,9 +80,10 @@ def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], sche
         if evaluate is not None and (not done or due(done, steps)):
             with nullcontext() if ema is None else ema.worn_by(model):
                 found = evaluation(evaluate, model, done)
+            settle(model)
             rows.append({"step": done, **found})
             if done == steps and group.first:
-                watch.say(held_out(next(row for row in ledger.read(out / LEDGER) if is_evaluation(row)), found))
+                watch.say(held_out(next(filter(is_evaluation, ledger.read(out / LEDGER)), found), found))
 
     begun = checkpoint.load(state, model, optimizer, about, shadows)
     seen = any(is_evaluation(row) for row in ledger.read(out / LEDGER) if row["step"] == begun)

@@ -102,8 +102,18 @@ def join() -> Group:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        atexit.register(distributed.destroy_process_group)
+        atexit.register(leave, wait=False)  # after an error nobody waits for anybody
     return Group(distributed.get_rank(), distributed.get_world_size())
+
+
+def leave(wait: bool = True) -> None:
+    """End the group, all processes together (`wait`): one that just exits can take the others' threads with it."""
+    import torch.distributed as distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        if wait:
+            distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def shard(model: nn.Module, group: Group) -> None:
@@ -128,6 +138,14 @@ def shard(model: nn.Module, group: Group) -> None:
         for name in FORWARDS:
             if hasattr(module, name):
                 register_fsdp_forward_method(module, name)
+
+
+def settle(model: nn.Module) -> None:
+    """Put every weight back into its shards: after a forward pass without a backward one the outermost are still whole."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def gathered(model: nn.Module, plain: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from demeanor.errors import CheckpointError
+from demeanor.train.parallel import put, settle
 
 
 class Shadow:
@@ -44,11 +45,13 @@ class Shadow:
     @contextmanager
     def worn_by(self, model: nn.Module) -> Iterator[None]:
         """Run the block with the shadow's weights in the model; its own come back after it, bit for bit."""
+        settle(model)
         own = {n: p.detach().clone() for n, p in model.named_parameters() if n in self.weights}
         self.put_on(model)
         try:
             yield
         finally:
+            settle(model)
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if name in own:
@@ -57,6 +60,7 @@ class Shadow:
     @torch.no_grad()
     def put_on(self, model: nn.Module) -> None:
         """Write the shadow's weights into the model."""
+        settle(model)
         for name, parameter in model.named_parameters():
             if name in self.weights:
                 parameter.copy_(self.weights[name])
@@ -64,7 +68,5 @@ class Shadow:
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take these weights (full tensors) for the shadow's own."""
-        from demeanor.train.parallel import put
-
         for name, mine in self.weights.items():
             put(mine, weights[name])

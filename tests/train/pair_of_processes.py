@@ -13,15 +13,16 @@ from pathlib import Path
 import torch
 
 from demeanor.data.schedule import Schedule
-from demeanor.data.trees import Branch, Tree
+from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import checkpoint as models
 from demeanor.model.outputs import policy_outputs, reward_outputs
 from demeanor.objectives import dpo, reward
 from demeanor.spec import ModelShape, Optim
 from demeanor.tensors import Loss, Outputs, TokenBatch, branch_sums, preference_pairs
 from demeanor.train.loop import fit
-from demeanor.train.parallel import join, shard, whole
+from demeanor.train.parallel import join, leave, settle, shard, whole
 from demeanor.train.progress import Progress
+from demeanor.train.shadow import Shadow
 from demeanor.train.signals import Interrupted
 
 VOCABULARY = 300
@@ -53,7 +54,7 @@ def main() -> int:
         model = models.reward_from(model, 0)  # type: ignore[arg-type]
     shard(model, group)
     reference = [[-5.0 - len(b.tokens) % 3 for b in t.branches for _ in b.tokens] for t in trees] if kind == "dpo" else None
-    judge = {"dpo": partial(dpo.loss, dpo.Spec()), "reward": partial(reward.loss, reward.Spec()), "whole": centred}[kind]
+    judge = {"dpo": partial(dpo.loss, dpo.Spec()), "reward": partial(reward.loss, reward.Spec()), "following": partial(dpo.loss, dpo.Spec()), "whole": centred}[kind]
 
     def batches() -> Schedule:
         return Schedule(trees, batch_rows=7, epochs=2.0, seed=0, micro_tokens=60)
@@ -67,16 +68,28 @@ def main() -> int:
             if step == stop and os.environ["RANK"] == "1":
                 signal.raise_signal(signal.SIGINT)
 
+    following = kind == "following"  # an average that is evaluated, and a reference that moves
+    optim = Optim(lr=0.003, ema=0.8) if following else Optim(lr=0.003)
+    run = reward_outputs if kind == "reward" else policy_outputs
+
+    def evaluate(trained: torch.nn.Module, step: int) -> dict[str, float]:
+        logprobs = run(trained, collate(trees[:3])).logprobs_C
+        return {} if logprobs is None else {"logprob": float(logprobs.mean())}
+
     try:
-        fit(model, reward_outputs if kind == "reward" else policy_outputs, judge, trees, batches(), Optim(lr=0.003), out=folder,
+        fit(model, run, judge, trees, batches(), optim, out=folder,
             watch=Counting("test", stream=StringIO()), read_last=kind == "reward", reference=reference, fp32=True, group=group,
-            whole_step=kind == "whole", checkpoint_every_s=1e9)
+            whole_step=kind == "whole", checkpoint_every_s=1e9, evaluate=evaluate,
+            moving=Shadow(model, alpha=0.5, every=2) if following else None)
     except Interrupted as stopped:
+        leave()
         return stopped.exit_code
+    settle(model)
     weights = {name: whole(p.detach()).contiguous() for name, p in model.named_parameters()}
     if group.first:
         from safetensors.torch import save_file
         save_file(weights, folder / "model.safetensors")
+    leave()
     return 0
 
 

@@ -103,7 +103,7 @@ def test_a_base_learns_to_count_and_is_a_whole_folder(base: Path) -> None:
 def test_sft_lowers_the_held_out_loss_and_writes_its_interval(base: Path, tmp_path: Path) -> None:
     folder = train(base, tmp_path, sft, instructions, epochs=8)
     looks = [row for row in rows(folder) if "eval_loss" in row]
-    assert [row["step"] for row in looks][0] == 0
+    assert looks[0]["step"] == 0
     assert len(looks) == 6
     assert looks[-1]["eval_loss"] < looks[0]["eval_loss"]
     assert looks[-1]["eval_rows"] == 6
