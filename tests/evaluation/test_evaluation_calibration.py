@@ -1,0 +1,105 @@
+"""Calibration and duels: closed forms, slow twins, and models whose truth was planted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import special
+
+from demeanor.evaluation import calibration, duels
+
+
+def test_the_ece_of_ten_equal_bins_is_the_sum_written_out() -> None:
+    rng = np.random.default_rng(0)
+    c = rng.random(200)
+    y = (rng.random(200) < c**2).astype(float)
+    order, total = np.argsort(c), 0.0
+    for b in range(10):
+        mine = order[20 * b:20 * b + 20]
+        total += 20 / 200 * abs(y[mine].mean() - c[mine].mean())
+    assert calibration.ece(c, y) == pytest.approx(total)
+
+
+def test_the_order_of_items_with_one_confidence_does_not_matter() -> None:
+    c, y = np.full(30, 0.7), np.array([1.0] * 21 + [0.0] * 9)
+    assert calibration.ece(c, y) == pytest.approx(0.0)
+    assert calibration.ece(c, y[::-1]) == pytest.approx(0.0)
+
+
+def test_a_perfect_model_is_called_miscalibrated_in_five_percent_of_runs() -> None:
+    rng, called = np.random.default_rng(1), 0
+    for run in range(3000):
+        c = rng.beta(2, 1, 100)
+        y = (rng.random(100) < c).astype(float)
+        called += calibration.calibration(c, y, seed=run, draws=200).ece.p < 0.05
+    assert called / 3000 == pytest.approx(0.05, abs=0.01)
+
+
+def test_an_overconfident_model_is_caught_and_a_perfect_ones_ece_is_not_zero() -> None:
+    rng = np.random.default_rng(2)
+    c = rng.beta(5, 1, 300)
+    perfect = calibration.calibration(c, (rng.random(300) < c).astype(float), seed=0)
+    over = calibration.calibration(c, (rng.random(300) < c - 0.2).astype(float), seed=0)
+    assert perfect.ece.expected > 0.02
+    assert over.ece.p < 0.01
+    assert over.ece.value > over.ece.null_high
+
+
+def test_brier_is_the_mean_square_and_its_null_knows_no_item() -> None:
+    c, y = np.array([0.9, 0.1] * 50), np.array([1.0, 0.0] * 50)
+    found = calibration.calibration(c, y, seed=0)
+    assert found.brier == pytest.approx(0.01)
+    assert found.brier_shuffled == pytest.approx((0.01 + 0.81) / 2, abs=0.01)  # half the shuffled outcomes are right
+    assert found.brier_p < 0.001
+    assert calibration.calibration(c, np.array([1.0, 1.0, 0.0, 0.0] * 25), seed=0).brier_p > 0.05
+
+
+def test_a_longer_answer_wins_raw_but_not_at_equal_length() -> None:
+    rng = np.random.default_rng(3)
+    n = 800
+    ours, theirs = rng.normal(260, 60, n), rng.normal(200, 60, n)
+    x = np.tanh((ours - theirs) / (ours - theirs).std())
+    y = (rng.random(n) < special.expit(-0.3 + 1.5 * x)).astype(float)  # at equal length 42.6%
+    found = duels.win_rate(y, ours, theirs, range(n), seed=0, draws=200)
+    assert found.raw_low > 0.5
+    assert found.low < special.expit(-0.3) < found.high < 0.55
+    assert found.slope == pytest.approx(1.5, abs=0.4)
+
+
+def test_where_lengths_do_not_matter_both_rates_agree() -> None:
+    y = np.array([1.0] * 60 + [0.0] * 40)
+    found = duels.win_rate(y, np.full(100, 7.0), np.full(100, 7.0), range(100), seed=0, draws=50)
+    assert found.controlled == pytest.approx(0.6, abs=1e-4)
+
+
+def test_the_length_controlled_interval_covers_the_truth() -> None:
+    rng, hits = np.random.default_rng(4), 0
+    for run in range(200):
+        longer = rng.normal(30, 60, 200)
+        y = (rng.random(200) < special.expit(0.2 + np.tanh(longer / longer.std()))).astype(float)
+        found = duels.win_rate(y, longer, np.zeros(200), range(200), seed=run, draws=150)
+        hits += found.low <= special.expit(0.2) <= found.high
+    assert hits / 200 == pytest.approx(0.95, abs=0.04)
+
+
+def test_two_players_have_the_logit_of_their_win_rate_in_elo_points() -> None:
+    found = duels.ratings(["a"] * 100, ["b"] * 100, np.array([1.0] * 75 + [0.0] * 25), range(100), seed=0, draws=20)
+    assert [r.player for r in found] == ["a", "b"]
+    assert found[0].rating - found[1].rating == pytest.approx(400 * np.log10(3), abs=0.1)
+
+
+def test_planted_strengths_are_found_and_order_of_a_duel_does_not_matter() -> None:
+    rng = np.random.default_rng(5)
+    truth = {"x": 150.0, "y": 0.0, "z": -150.0}
+    pairs = [("x", "y"), ("y", "z"), ("z", "x")] * 400
+    y = np.array([float(rng.random() < 1 / (1 + 10 ** ((truth[b] - truth[a]) / 400))) for a, b in pairs])
+    first, second = zip(*pairs)
+    found = duels.ratings(first, second, y, range(len(y)), seed=0, draws=100)
+    assert all(r.low <= truth[r.player] <= r.high for r in found)
+    turned = duels.ratings(second, first, 1 - y, range(len(y)), seed=0, draws=2)
+    assert [r.rating for r in turned] == pytest.approx([r.rating for r in found], abs=0.01)
+
+
+def test_an_unbeaten_player_has_a_finite_rating() -> None:
+    found = duels.ratings(["a"] * 5, ["b"] * 5, np.ones(5), range(5), seed=0, draws=5)
+    assert np.isfinite(found[0].rating)
