@@ -165,6 +165,15 @@ def percentile(values_R: Floats, confidence: float = CONFIDENCE) -> tuple[float,
     return float(low), float(high)
 
 
+def expanded(clusters: int, confidence: float = CONFIDENCE) -> float:
+    """The confidence to ask of `percentile` where few clusters were resampled: a bootstrap of G clusters is as narrow as z sqrt((G-1)/G).
+
+    Source: Hesterberg 2015 (1411.5279), the expanded percentile interval.
+    """
+    t = float(special.stdtrit(clusters - 1, (1 + confidence) / 2))
+    return float(2 * special.ndtr(math.sqrt(clusters / (clusters - 1)) * t) - 1)
+
+
 def discrimination(hits: Floats, n_signal: Floats, false_alarms: Floats, n_noise: Floats) -> tuple[Floats, Floats]:
     """d' = z(hit rate) - z(false-alarm rate) and the criterion -(z + z)/2, with the log-linear correction (x + .5)/(n + 1).
 

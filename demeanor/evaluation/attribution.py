@@ -1,0 +1,162 @@
+"""Which layer did it: the values of a full factorial, split among the layers that made them.
+
+In: rows and items of every cell, and the game (weight chain, switches). Out: one `Attribution` tree, nothing rendered. All views
+are contrasts of the same cells on the same items, so each has a value per item: intervals resample clusters and keep an item's
+cells together, p-values are the paired cluster-robust t test of those item values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from demeanor.errors import DataError
+from demeanor.evaluation import statistics
+from demeanor.evaluation.cells import Cells
+from demeanor.evaluation.design import benjamini_hochberg
+from demeanor.evaluation.row import Row
+from demeanor.evaluation.shapley import Cell, Game, Weights, contrast
+from demeanor.evaluation.statistics import Floats
+from demeanor.evaluation.suite import suite_hash
+from demeanor.types import Item
+
+ALL = "all"
+"""The axis of every item together, each item counting once."""
+DRAWS = 2000
+DUST = 1e-12
+"""Rounding of a contrast that is zero; resampled, it would look like an effect of 1e-18 with an interval that excludes zero."""
+ALPHA = 1 - statistics.CONFIDENCE
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One contrast on one axis: value with its cluster-bootstrap interval, p, p corrected over its family, and what it could find."""
+
+    name: str
+    axis: str
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_corrected: float | None
+    detectable: float | None
+    n: int
+    clusters: int
+    shown: bool = False
+    """Whether the interval excludes zero and the corrected p agrees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a player did to single items when it joined in declared order: ids made right, ids made wrong, by axis."""
+
+    name: str
+    before: str
+    after: str
+    fixed: dict[str, tuple[str, ...]]
+    broken: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """A whole attribution; `total` is v(full) - v(base) by axis, and every player's Shapley values sum to it."""
+
+    name: str
+    suite_hash: str
+    chain: tuple[str, ...]
+    switches: tuple[str, ...]
+    items: int
+    unscored: int
+    cells: dict[str, dict[str, float]]
+    total: tuple[Effect, ...]
+    shapley: tuple[Effect, ...]
+    waterfall: tuple[Effect, ...]
+    leave_one_out: tuple[Effect, ...]
+    interactions: tuple[Effect, ...]
+    moved: tuple[Moved, ...]
+    generations: int | None = None
+    """Distinct model calls made by the run that measured (earlier rows are not made again), of `asked` answers."""
+    asked: int = 0
+    reused: int = 0
+
+
+def attribute(rows: Sequence[Row], items: Sequence[Item], game: Game, variants: Mapping[Cell, str], *, name: str,
+              generations: int | None = None, reused: int = 0, draws: int = DRAWS) -> Attribution:
+    """Split every axis among the players; `variants` names the variant of each cell.
+
+    Items without a score in any cell are left out of all. Holm corrects the Shapley values (the declared family: players x axes);
+    Benjamini-Hochberg the other views, each its own family. Raises DataError if a cell was not measured.
+    """
+    if absent := [cell for cell in game.cells if cell not in variants]:
+        raise DataError(f"attribution: {len(absent)} of {len(game.cells)} cells are not measured, first {absent[0]}")
+    cells = Cells(rows, items)
+    tables = {axis: _table(cells, axis, game, variants) for axis in cells.axes}
+    whole = (np.concatenate([v for v, _ in tables.values()]), [c for _, clusters in tables.values() for c in clusters])
+    boards: dict[str, tuple[Floats, list[str]]] = {ALL: whole, **tables} if len(tables) > 1 else dict(tables)
+    boards = {axis: board for axis, board in boards.items() if len(board[0])}
+
+    def view(weights: Mapping[str, Weights], correct: Callable[[Sequence[float]], list[float]]) -> tuple[Effect, ...]:
+        return _corrected([_effect(player, axis, w, game, *board, draws) for axis, board in boards.items()
+                           for player, w in weights.items()], correct)
+
+    return Attribution(
+        name, suite_hash(items), game.chain, game.switches, len(items), len(items) - len(whole[0]),
+        {variants[cell]: {axis: float(values_NC[:, i].mean()) for axis, (values_NC, _) in boards.items()}
+         for i, cell in enumerate(game.cells)},
+        total=view({"everything": {game.full: 1.0, game.empty: -1.0}}, statistics.holm) if game.players else (),
+        shapley=view({p: game.shapley(p) for p in game.players}, statistics.holm),
+        waterfall=view({p: game.waterfall(p) for p in game.players}, benjamini_hochberg),
+        leave_one_out=view({p: game.leave_one_out(p) for p in game.players}, benjamini_hochberg),
+        interactions=view({f"{a} x {b}": game.interaction(a, b) for a, b in game.pairs}, benjamini_hochberg),
+        moved=tuple(_moved(cells, p, game.waterfall(p), variants) for p in game.players),
+        generations=generations, asked=len(rows), reused=reused)
+
+
+def _table(cells: Cells, axis: str, game: Game, variants: Mapping[Cell, str]) -> tuple[Floats, list[str]]:
+    """Values of an axis (items x cells) and clusters, of the items that every cell has a score for."""
+    values_NC = np.stack([cells.values_N(variants[cell], axis) for cell in game.cells], axis=1)
+    scored_N = ~np.isnan(values_NC).any(1)
+    return values_NC[scored_N], [str(c) for c in cells.clusters_N(axis)[scored_N]]
+
+
+def _effect(name: str, axis: str, weights: Weights, game: Game, values_NC: Floats, clusters: Sequence[str], draws: int) -> Effect:
+    d_N = contrast(weights, game.cells, values_NC)
+    d_N[np.abs(d_N) < DUST] = 0.0
+    reach = max(1.0, sum(abs(w) for w in weights.values()) / 2)  # an interaction lies in [-2, 2]; `paired` reads [-1, 1]
+    found = statistics.paired(np.zeros_like(d_N), d_N / reach, clusters)
+    value, detectable = float(d_N.mean()), statistics.minimal_detectable(found)
+    if found.low is None or found.high is None:
+        return Effect(name, axis, value, None, None, None, None, None, found.n, found.clusters)
+    sums_R2 = statistics.cluster_bootstrap(np.stack([d_N, np.ones_like(d_N)], axis=1), clusters, draws=draws, seed=0)
+    low, high = statistics.percentile(sums_R2[:, 0] / sums_R2[:, 1], statistics.expanded(found.clusters))
+    if math.isclose(low, high):  # nothing varied between resamples: that is no certainty
+        low, high = reach * found.low, reach * found.high
+    return Effect(name, axis, value, low, high, found.p, None, None if detectable is None else reach * detectable, found.n, found.clusters)
+
+
+def _corrected(effects: Sequence[Effect], correct: Callable[[Sequence[float]], list[float]]) -> tuple[Effect, ...]:
+    tested = [e.p for e in effects if e.p is not None]
+    corrected = iter(correct(tested))
+    found = []
+    for e in effects:
+        p = None if e.p is None else next(corrected)
+        excludes = e.low is not None and e.high is not None and (e.low > 0 or e.high < 0)
+        found.append(replace(e, p_corrected=p, shown=excludes and p is not None and p < ALPHA))
+    return tuple(found)
+
+
+def _moved(cells: Cells, player: str, step: Weights, variants: Mapping[Cell, str]) -> Moved:
+    after, before = (next(cell for cell, w in step.items() if w == sign) for sign in (1.0, -1.0))
+    fixed: dict[str, tuple[str, ...]] = {}
+    broken: dict[str, tuple[str, ...]] = {}
+    for axis, items in cells.axes.items():
+        a_N, b_N = cells.values_N(variants[before], axis), cells.values_N(variants[after], axis)
+        scored = ~(np.isnan(a_N) | np.isnan(b_N))
+        up, down = scored & (a_N < 0.5) & (b_N >= 0.5), scored & (a_N >= 0.5) & (b_N < 0.5)
+        for mask, where in ((up, fixed), (down, broken)):
+            if mask.any():
+                where[axis] = tuple(item.id for item, moved in zip(items, mask) if moved)
+    return Moved(player, variants[before], variants[after], fixed, broken)
