@@ -1,4 +1,4 @@
-"""The frozen reference's log-probs of every scored token, computed once and kept beside the run.
+"""The frozen reference's log-probs of every scored token, computed once for a model, rows and number format, and kept by that name.
 
 In: a way to load the reference, trees, two keys. Out: one list of floats (nats) per tree, in collation order.
 It refuses to know which objective wants them.
@@ -30,15 +30,17 @@ def reference_logprobs(load: Callable[[], nn.Module], outputs: Run, trees: Seque
                        collate: Collate = collate) -> list[list[float]]:
     """Log-probs of each tree's scored tokens under a frozen model, in the number format the policy trains in.
 
-    The model is only loaded if the cache in `folder` was not written for this model, this data and this format.
+    The model is only loaded if `folder` has none for this model, this data and this format: runs that differ in their objective
+    share them.
     """
     dtype = None if fp32 else hardware.autocast_dtype()
-    path = folder / "reference.safetensors"
     about = json.dumps({"model": model_key, "data": data_key, "dtype": str(dtype or torch.float32)})
+    path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
     parts = _cached(path, about, len(trees))
     if parts is None:
         parts = _compute(load(), outputs, trees, dtype, micro_tokens, collate)
-        part = path.with_name(path.name + ".part")
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two runs may compute the same at once
         lengths = torch.tensor([len(p) for p in parts])
         save_file({"logprobs": torch.cat(parts), "lengths": lengths}, part, metadata={"demeanor": about})
         os.replace(part, path)

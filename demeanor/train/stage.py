@@ -38,6 +38,8 @@ from demeanor.train.reference import reference_logprobs, trees_key
 from demeanor.train.shadow import Shadow
 
 REFERENCE = "reference"
+REFERENCES = "references"
+"""Folder beside the runs: log-probs of frozen references, by content."""
 
 
 def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str, parent: Path,
@@ -76,7 +78,7 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
         if REFERENCE in objective.ROLES:
             ancestor, where = roles[REFERENCE]
             with group.first_alone():  # the others read what it wrote
-                reference = reference_logprobs(lambda: folders.policy(where), policy_outputs, rows, folder=folder,
+                reference = reference_logprobs(lambda: folders.policy(where), policy_outputs, rows, folder=runs.root / REFERENCES,
                                                model_key=ancestor, data_key=trees_key(rows), fp32=fp32)
         judge: Judge = partial(objective.loss, settings)
         unseen, unseen_reference = chosen(held, rows, reference)

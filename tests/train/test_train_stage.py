@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from io import StringIO
@@ -126,7 +127,16 @@ def test_dpo_starts_at_log_2_because_policy_and_reference_are_the_same(base: Pat
     curve = [row["loss"] for row in rows(folder) if "loss" in row]
     assert curve[0] == pytest.approx(math.log(2), abs=1e-5)
     assert curve[-1] < curve[0]
-    assert (folder.parent / "reference.safetensors").exists()
+    assert len(list((folder.parent.parent / "references").glob("*.safetensors"))) == 1
+
+
+def test_another_run_on_the_same_rows_and_reference_finds_its_log_probs(base: Path, tmp_path: Path) -> None:
+    folder = train(base, tmp_path, dpo, preferences, fp32=True)
+    (kept,) = (tmp_path / "references").glob("*.safetensors")
+    stamp = kept.stat().st_mtime_ns
+    shutil.rmtree(folder.parent)
+    train(base, tmp_path, dpo, preferences, fp32=True, checkpoint_every_s=1.0)
+    assert [p.stat().st_mtime_ns for p in kept.parent.glob("*.safetensors")] == [stamp]
 
 
 @pytest.mark.parametrize("kind", [sft, reward, dpo], ids=["sft", "reward", "dpo"])
