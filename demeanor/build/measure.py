@@ -29,7 +29,7 @@ from demeanor.evaluation.row import Row
 from demeanor.evaluation.run import Progress as Done
 from demeanor.evaluation.run import run
 from demeanor.evaluation.suite import load_suite
-from demeanor.report import markdown, terminal
+from demeanor.report import attribution, markdown, terminal
 from demeanor.report import page as pages
 from demeanor.stack import Stack
 from demeanor.train import ledger
@@ -39,6 +39,8 @@ from demeanor.world import catalog
 from demeanor.world.axes import ABOUT
 
 CONCURRENCY = 48
+EXTRAS = (("attribution", "Attribution", attribution.attribution),)
+"""What may lie beside NAME.json as NAME.KIND.json: kind, its name on the page, and its section."""
 WIDTH = 130
 """Columns of the table where the output is not a terminal."""
 
@@ -79,7 +81,7 @@ def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] 
     memory: dict[Any, Any] = {}
     house = House(stack, runs, memory=memory, operational=False)
     try:
-        rows = asyncio.run(_measure(house, chosen, items, folder / f"{name}.rows.jsonl"))
+        rows, _ = asyncio.run(rows_of(house, chosen, items, folder / f"{name}.rows.jsonl"))
     finally:
         house.close()
     found = ladder.ladder(
@@ -91,7 +93,9 @@ def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] 
     return found
 
 
-async def _measure(house: House, variants: dict[str, Stack], items: Sequence[Item], out: Path) -> list[Row]:
+async def rows_of(house: House, variants: dict[str, Stack], items: Sequence[Item], out: Path) -> tuple[list[Row], int]:
+    """Measure the variants (by model id) on the items; the rows, and how many of them an earlier run had left in `out`."""
+    reused = 0
     warm(house, {v.serve for v in variants.values()})
     logging.getLogger("demeanor.evaluation").addHandler(logging.StreamHandler())
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[about]}"))
@@ -99,13 +103,16 @@ async def _measure(house: House, variants: dict[str, Stack], items: Sequence[Ite
         task = bar.add_task("", total=None, about="")
 
         def watch(done: Done) -> None:
+            nonlocal reused
+            reused = done.reused
             about = f"{done.last.variant}" if done.last else ""
             about += f", {done.errors} errors" if done.errors else ""
             bar.update(task, completed=done.done, total=done.total, about=about)
 
-        return await run(items, {i: house.respond(v) for i, v in variants.items()}, score=judge,
+        rows = await run(items, {i: house.respond(v) for i, v in variants.items()}, score=judge,
                          seeds=house.stack.spec.evaluation.seeds, decoding=decoding_of(house.stack), out=out,
                          keys={i: v.key() for i, v in variants.items()}, concurrency=CONCURRENCY, watch=watch)
+    return rows, reused
 
 
 def _settings(stack: Stack, rows: Sequence[Row], generated: int) -> dict[str, str | int | float | bool | None]:
@@ -135,14 +142,36 @@ def show(result: Result, folder: Path, *, page: Path | None = None) -> Path:
     """Print the result, write its page and its Markdown, and return where the page lies."""
     shape = json.loads(result.to_json())
     target = page or folder / f"{result.name}.html"
-    _write(target, pages.page(shape))
-    _write(target.with_suffix(".md"), markdown.markdown(shape))
+    write(target, pages.page(shape, _extras(folder, result)))
+    write(target.with_suffix(".md"), markdown.markdown(shape))
     terminal.show(shape, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
     print(f"\npage: {target}")
     return target
 
 
-def _write(path: Path, text: str) -> None:
+def refresh(folder: Path, name: str) -> None:
+    """Write the page NAME.html again with what was added beside its result; says what to do where there is no result."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        print(f"page: none yet, because there is no {path}. Write one with: demeanor eval STACK.yaml --name {name}")
+        return
+    found = read(path)
+    write(folder / f"{name}.html", pages.page(json.loads(found.to_json()), _extras(folder, found)))
+    print(f"page: {folder / name}.html")
+
+
+def _extras(folder: Path, result: Result) -> list[pages.Extra]:
+    """Sections for what lies beside a result and was measured on the same suite."""
+    found = []
+    for kind, title, make in EXTRAS:
+        path = folder / f"{result.name}.{kind}.json"
+        if path.is_file() and (tree := json.loads(path.read_text(encoding="utf-8")))["suite_hash"] == result.suite_hash:
+            found.append((kind, title, make(tree)))
+    return found
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")

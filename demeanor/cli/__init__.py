@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import data, keys
+from demeanor.cli import attribute, data, keys
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--variants", nargs="+", metavar="MODEL", help="these model ids, in ladder order, instead of the whole ladder")
     evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
     evaluate.add_argument("--name", help="name of the result (default: the stack's)")
+
+    attribute.add(partial(_verb, verbs), _load)
 
     report = verbs.add_parser("report", help="render a result again", description="Render results/NAME.json as a page and a table.")
     report.add_argument("result", type=Path, metavar="RESULT.json")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from demeanor.report import sections, words
 from demeanor.report.items import items
@@ -17,6 +18,8 @@ from demeanor.report.markup import Html, el, join
 from demeanor.report.shape import Result
 from demeanor.report.words import plural
 
+Extra: TypeAlias = tuple[str, str, Html]
+"""A further section: its anchor, its name in the navigation, its markup."""
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
 STYLE = Path(__file__).parent / "page.css"
 SECTIONS: tuple[tuple[str, str, Callable[[Result], Html | None]], ...] = (
@@ -26,8 +29,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Result], Html | None]], ...] = (
 )
 
 
-def page(result: Result) -> str:
-    """The whole page."""
+def page(result: Result, extras: Sequence[Extra] = ()) -> str:
+    """The whole page; `extras` are further sections, put before the items."""
     style = STYLE.read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     head = el(
@@ -36,6 +39,8 @@ def page(result: Result) -> str:
         el("meta", name="referrer", content="no-referrer"), el("title", f"{result['name']}: what each layer did"),
         el("style", Html(style)))
     parts = [(anchor, name, part) for anchor, name, make in SECTIONS if (part := make(result))]
+    place = next((n for n, (anchor, _, _) in enumerate(parts) if anchor == "items"), len(parts) - 1)
+    parts[place:place] = extras
     nav = el("nav", *(el("a", name, href=f"#{anchor}") for anchor, name, _ in parts), aria_label="sections")
     top = el("header", _top(result), nav, _warnings(result))
     body = el("body", top, el("main", *(part for _, _, part in parts)), _foot(result))

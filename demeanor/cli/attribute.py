@@ -1,0 +1,107 @@
+"""`attribute`: which layer did it. A full factorial of weights and runtime layers on the same items, split among the layers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from demeanor.report.words import axis_name
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from demeanor.evaluation.attribution import Attribution, Effect
+    from demeanor.stack import Stack
+
+VIEWS = (("shapley", "Shapley, in the order of training"), ("waterfall", "each added to those before it"),
+         ("leave_one_out", "the whole minus the whole without it"))
+IDS = 6
+WIDTH = 160
+"""Columns of the tables where the output is not a terminal."""
+
+
+def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
+    """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
+
+    def run(options: argparse.Namespace) -> int:
+        from demeanor.build import factorial, measure, workshop
+
+        stack = load(options)
+        found = factorial.run(stack, workshop.runs(options.runs), options.results, weights=options.weights, layers=options.layers,
+                              limit=options.limit, name=options.name)
+        show(found)
+        print(f"\nwritten: {options.results / found.name}.attribution.json")
+        measure.refresh(options.results, found.name)
+        return 0
+
+    parser = verb("attribute", run, "split what the stack does among its layers: a full factorial on the same items")
+    parser.add_argument("--weights", nargs="+", metavar="STAGE", help="weights, in order of training (default: base to the served ones)")
+    parser.add_argument("--layers", nargs="*", metavar="LAYER", help="runtime layers to switch (default: all that can change an answer)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
+    parser.add_argument("--name", help="name of the result (default: the stack's)")
+
+
+def show(found: Attribution) -> None:
+    """Print every view as a table: players down, axes across, and what moved."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console.print(Text(f"{found.name}: {len(found.cells)} cells x {found.items} items, weights {' < '.join(found.chain)}, "
+                       f"switches {', '.join(found.switches) or 'none'}", "bold"))
+    console.print(generations(found))
+    if found.unscored:
+        console.print(f"! {found.unscored} items have no score in some cell and are left out of all")
+    for view, about in VIEWS:
+        if effects := getattr(found, view):
+            console.print(_table(effects, about, found.total if view == "shapley" else ()))
+    shown = [e for e in found.interactions if e.shown]
+    console.print(f"\ninteractions, v(ab) - v(a) - v(b) + v(0): {len(shown)} of {len(found.interactions)} shown")
+    for e in shown:
+        console.print(f"  {e.name} on {axis_name(e.axis)}: {_cell(e)}")
+    console.print(Text("* the 95% cluster-bootstrap interval excludes zero and the corrected p agrees (Holm over all Shapley values; "
+                       "Benjamini-Hochberg within each other table)", "dim"))
+    for moved in found.moved:
+        for verb, lists in (("fixed", moved.fixed), ("broke", moved.broken)):
+            if ids := [i for of_axis in lists.values() for i in of_axis]:
+                more = f" and {len(ids) - IDS} more" if len(ids) > IDS else ""
+                console.print(f"{moved.name} {verb} {len(ids)}: {', '.join(ids[:IDS])}{more}", markup=False)
+
+
+def _table(effects: tuple[Effect, ...], about: str, total: tuple[Effect, ...]) -> Table:
+    """Axes down, players across; with `total`, its column and the smallest effect that the weakest column would find."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), title=f"\n{about}, points", title_justify="left", title_style="dim")
+    table.add_column("", no_wrap=True)
+    players = list(dict.fromkeys(e.name for e in effects))
+    for name in (*players, *(("sum", "detectable") if total else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    by = {(e.name, e.axis): e for e in effects}
+    sums = {e.axis: f"{100 * e.value:+.1f}" for e in total}
+    for axis in dict.fromkeys(e.axis for e in effects):
+        mine = [by[name, axis] for name in players]
+        table.add_row(axis_name(axis), *map(_cell, mine), *((sums[axis], _detectable(mine)) if total else ()))
+    return table
+
+
+def generations(found: Attribution) -> str:
+    """How much the cells shared: model calls made of answers asked."""
+    fresh = found.asked - found.reused
+    reused = f", {found.reused} answers measured before" if found.reused else ""
+    share = f" ({found.generations / fresh:.0%})" if fresh and found.generations is not None else ""
+    return f"generations made {found.generations} / {fresh} cells x items x seeds{share}{reused}"
+
+
+def _cell(e: Effect) -> str:
+    low_high = "" if e.low is None or e.high is None else f" ({100 * e.low:+.0f}..{100 * e.high:+.0f})"
+    return f"{100 * e.value:+.1f}{'*' if e.shown else ''}{low_high}"
+
+
+def _detectable(effects: list[Effect]) -> str:
+    known = [e.detectable for e in effects if e.detectable is not None]
+    return f"{100 * max(known):.1f}" if known else "-"
+
+

@@ -1,0 +1,55 @@
+"""Section of the page: the difference between the base and the whole, split among the layers.
+
+In: the JSON of results/NAME.attribution.json, as plain dictionaries. Out: markup. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from demeanor.report.markup import Html, el
+from demeanor.report.parts import fold, lead, note, section, table, wide
+from demeanor.report.words import axis_name, plural
+
+VIEWS = (("waterfall", "Each layer added to those before it"), ("leave_one_out", "The whole minus the whole without the layer"),
+         ("interactions", "Pairwise interactions: both together minus each alone"))
+
+
+def attribution(found: Mapping[str, Any]) -> Html:
+    """Axes down, players across: Shapley values with their intervals; the other views and the items that moved behind folds."""
+    asked, reused = found["asked"], found["reused"]
+    made = "" if found["generations"] is None else (
+        f" {found['generations']} generations were made for {asked - reused} answers"
+        f"{f', {reused} more had been measured before' if reused else ''}: cells whose weights read the same share them.")
+    sums = {e["axis"]: f"{100 * e['value']:+.1f}" for e in found["total"]}
+    return section(
+        "attribution", "Which layer did it",
+        lead(f"{plural(len(found['cells']), 'combination')} of weights and layers answered the same {found['items']} items. A layer’s "
+             "share is what it adds on average over every order in which the layers could have come, weights in the order of "
+             f"training; the shares of a row sum to the whole minus the base.{made}"),
+        wide(_table(found["shapley"], sums)),
+        note("In bold: the 95% interval, over resampled clusters, excludes zero, and so does the test after correction (Holm over the "
+             "shares; Benjamini-Hochberg in the tables below)."),
+        *(fold(title, wide(_table(found[view]))) for view, title in VIEWS if found[view]),
+        fold("Items that moved", _moved(found["moved"])))
+
+
+def _table(effects: Sequence[Mapping[str, Any]], sums: Mapping[str, str] | None = None) -> Html:
+    by = {(e["name"], e["axis"]): e for e in effects}
+    players = list(dict.fromkeys(name for name, _ in by))
+    rows = [[axis_name(axis), *(_cell(by[name, axis]) for name in players), *([sums[axis]] if sums else [])]
+            for axis in dict.fromkeys(axis for _, axis in by)]
+    return table(["points", *players, *(["sum"] if sums else [])], rows, class_="small")
+
+
+def _cell(effect: Mapping[str, Any]) -> Html:
+    value = f"{100 * effect['value']:+.1f}"
+    interval = "no interval" if effect["low"] is None else f"{100 * effect['low']:+.0f} to {100 * effect['high']:+.0f}"
+    return el("span", el("b", value) if effect["shown"] else value, el("span", f" {interval}", class_="soft"))
+
+
+def _moved(moved: Sequence[Mapping[str, Any]]) -> Html:
+    rows = [[m["name"], axis_name(axis), ", ".join(m["fixed"].get(axis, ())) or "–", ", ".join(m["broken"].get(axis, ())) or "–"]
+            for m in moved for axis in sorted({*m["fixed"], *m["broken"]})]
+    return wide(table(["layer", "axis", "made right", "made wrong"], rows, class_="small"))

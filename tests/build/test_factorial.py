@@ -1,0 +1,62 @@
+"""A factorial on trained weights: cells share generations, rows are reused, sums are exact, and the page gets a section."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from demeanor.build import factorial, measure
+from demeanor.cli import attribute as verb
+from demeanor.errors import DemeanorError
+from demeanor.stack import Stack
+from demeanor.train.lineage import Runs
+
+
+def test_a_factorial_shares_generations_and_its_sums_are_exact(trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    stack, runs = trained
+    found = factorial.run(stack, runs, tmp_path, weights=["base", "dpo"], layers=["prompt", "policy"], limit=1, name="x")
+    assert found.asked == 8 * found.items
+    assert found.reused == 0
+    assert found.generations is not None
+    assert 0 < found.generations <= 4 * found.items  # policy never changes what the weights read, it only keeps some from them
+    assert set(found.cells) >= {"tiny-desk:base", "tiny-desk:dpo+prompt+policy"}
+    for total in found.total:
+        assert sum(e.value for e in found.shapley if e.axis == total.axis) == pytest.approx(total.value, abs=1e-9)
+
+    again = factorial.run(stack, runs, tmp_path, weights=["base", "dpo"], layers=["prompt", "policy"], limit=1, name="x")
+    assert (again.reused, again.generations) == (again.asked, 0)
+    assert again.shapley == found.shapley
+
+    verb.show(found)
+    printed = capsys.readouterr().out
+    assert f"generations made {found.generations} / {found.asked} cells x items x seeds" in printed
+    honest = next(e for e in found.total if e.axis == "honesty")
+    assert any(line.split()[:1] == ["honesty"] and f"{100 * honest.value:+.1f}" in line for line in printed.splitlines())
+
+    result = measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk:base", "tiny-desk:dpo"], limit=1, name="x")
+    page = measure.show(result, tmp_path).read_text()
+    assert 'id="attribution"' in page
+    assert "Which layer did it" in page
+    other = json.loads((tmp_path / "x.attribution.json").read_text()) | {"suite_hash": "of another suite"}
+    (tmp_path / "x.attribution.json").write_text(json.dumps(other))
+    assert 'id="attribution"' not in measure.show(result, tmp_path).read_text()
+
+
+@pytest.mark.parametrize(("weights", "layers", "says"), [
+    (["sft", "base"], None, "not in the order"), (["bsae"], None, "Did you mean 'base'"), (None, ["polcy"], "Did you mean 'policy'"),
+    (None, ["policy", "policy"], "distinct"), (["rm"], None, "unknown"),
+])
+def test_a_game_that_cannot_be_played_is_refused_by_name(trained: tuple[Stack, Runs], weights: list[str] | None, layers: list[str] | None,
+                                                         says: str) -> None:
+    with pytest.raises(DemeanorError, match=says):
+        factorial.game_of(trained[0], weights, layers)
+
+
+def test_the_default_game_is_the_chain_of_the_served_weights_and_every_switch(trained: tuple[Stack, Runs]) -> None:
+    game = factorial.game_of(trained[0], None, None)
+    assert (game.chain, game.switches) == (("base", "sft", "dpo"), ("prompt", "retrieval", "tools", "policy"))
+    assert len(game.cells) == 3 * 2**4
