@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import attribute, data, keys
+from demeanor.cli import attribute, data, gate, keys
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--recompute", action="store_true", help="activation checkpointing: less memory for a third more computing")
     train.add_argument("--compile", action="store_true", help="torch.compile the layers (about 15 s to begin, then 15-20%% faster)")
     train.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and say how many")
+    train.add_argument("--track", action="append", default=[], metavar="KIND:PLACE",
+                       help="also tell tensorboard:DIR, wandb:PROJECT, mlflow:URI or trackio:PROJECT (repeatable)")
     train.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
     data.add(verbs)
@@ -96,7 +98,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
     evaluate.add_argument("--name", help="name of the result (default: the stack's)")
 
-    attribute.add(partial(_verb, verbs), _load)
+    for more in (attribute, gate):
+        more.add(partial(_verb, verbs), _load)
 
     report = verbs.add_parser("report", help="render a result again", description="Render results/NAME.json as a page and a table.")
     report.add_argument("result", type=Path, metavar="RESULT.json")
@@ -151,7 +154,8 @@ def _train(options: argparse.Namespace) -> int:
     from demeanor.build import workshop
 
     stack = workshop.tolerant(_load(options)) if options.skip_bad else _load(options)
-    workshop.train(stack, workshop.runs(options.runs), only=options.only, compiled=options.compile, recompute=options.recompute)
+    workshop.train(stack, workshop.runs(options.runs), only=options.only, compiled=options.compile, recompute=options.recompute,
+                   track=options.track)
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks
         print(f"\nnext: demeanor eval {options.stack}   or   demeanor chat {options.stack}")
     return 0

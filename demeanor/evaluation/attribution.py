@@ -26,8 +26,8 @@ from demeanor.types import Item
 ALL = "all"
 """The axis of every item together, each item counting once."""
 DRAWS = 2000
-DUST = 1e-12
-"""Rounding of a contrast that is zero; resampled, it would look like an effect of 1e-18 with an interval that excludes zero."""
+PLACES = 13
+"""A contrast is rounded so far: the dust of sums would look like spread, 1e-18 with an interval that excludes zero."""
 ALPHA = 1 - statistics.CONFIDENCE
 
 
@@ -123,8 +123,7 @@ def _table(cells: Cells, axis: str, game: Game, variants: Mapping[Cell, str]) ->
 
 
 def _effect(name: str, axis: str, weights: Weights, game: Game, values_NC: Floats, clusters: Sequence[str], draws: int) -> Effect:
-    d_N = contrast(weights, game.cells, values_NC)
-    d_N[np.abs(d_N) < DUST] = 0.0
+    d_N = contrast(weights, game.cells, values_NC).round(PLACES)
     reach = max(1.0, sum(abs(w) for w in weights.values()) / 2)  # an interaction lies in [-2, 2]; `paired` reads [-1, 1]
     found = statistics.paired(np.zeros_like(d_N), d_N / reach, clusters)
     value, detectable = float(d_N.mean()), statistics.minimal_detectable(found)

@@ -80,8 +80,8 @@ def clusters_needed(estimate: Estimate, gap: float, *, confidence: float = CONFI
     return math.ceil(estimate.clusters * (z * estimate.se / gap) ** 2)
 
 
-class NonInferiority(NamedTuple):
-    """Whether a loss is shown to be smaller than `margin`: `low` is the one-sided lower bound of the difference."""
+class Shown(NamedTuple):
+    """Whether a difference is shown to lie above a bound: the one-sided bounds that say so, and the clusters that would decide."""
 
     claim: Claim
     low: float | None
@@ -89,22 +89,31 @@ class NonInferiority(NamedTuple):
     needed: int | None
 
 
-def non_inferior(estimate: Estimate, margin: float, confidence: float = CONFIDENCE) -> NonInferiority:
-    """Non-inferiority of `after`: yes where the one-sided lower bound lies above -margin, no where the upper lies below it.
+def above(estimate: Estimate, bound: float, confidence: float = CONFIDENCE, denial: float | None = None) -> Shown:
+    """Whether a paired difference of values in [0, 1] lies above `bound`: superiority at 0 or more, non-inferiority at -margin.
 
-    `estimate` is a paired difference of values in [0, 1]; `needed` is the clusters that would decide if the truth is no change
-    (or what was measured, if that is nearer). The half-width is that of `estimate`'s own interval, rescaled to one side, so that
-    its floor for unchanged items stays. Source: CPMP/EWP/482/99; Blackwelder 1982.
+    Yes where the one-sided lower bound at `confidence` lies above, no where the upper one at `denial` (default: the same) lies
+    below. `needed` holds if the truth is what was measured, or no change where that is nearer to `bound` from above. Half-widths
+    are those of `estimate`'s own 95% interval rescaled, so that its floor for unchanged items stays. Source: Blackwelder 1982.
     """
     if estimate.low is None or estimate.high is None or estimate.se is None:
-        return NonInferiority("undecided", None, None, None)
-    dof = estimate.clusters - 1
-    two_sided, one_sided = (float(special.stdtrit(dof, q)) for q in ((1 + CONFIDENCE) / 2, confidence))
-    half = max(estimate.high - estimate.value, estimate.value - estimate.low) * one_sided / two_sided
-    low, high = estimate.value - half, estimate.value + half
-    claim: Claim = "yes" if low > -margin else "no" if high < -margin else "undecided"
-    gap = abs(estimate.value + margin) if estimate.value < 0 else margin
-    return NonInferiority(claim, low, high, clusters_needed(estimate, gap, confidence=confidence, sides=1))
+        return Shown("undecided", None, None, None)
+    dof, value = estimate.clusters - 1, estimate.value
+    unit = max(estimate.high - value, value - estimate.low) / float(special.stdtrit(dof, (1 + CONFIDENCE) / 2))
+    low = value - unit * float(special.stdtrit(dof, confidence))
+    high = value + unit * float(special.stdtrit(dof, confidence if denial is None else denial))
+    claim: Claim = "yes" if low > bound else "no" if high < bound else "undecided"
+    gap = -bound if bound < 0 < value else abs(value - bound)
+    if claim != "undecided":
+        return Shown(claim, low, high, None)
+    if estimate.se:
+        return Shown(claim, low, high, clusters_needed(estimate, gap, confidence=confidence, sides=1))
+    return Shown(claim, low, high, clean_trials_needed(gap, confidence) if 0 < gap < 1 else None)
+
+
+def non_inferior(estimate: Estimate, margin: float, confidence: float = CONFIDENCE) -> Shown:
+    """Whether a loss is shown to be smaller than `margin` (a share, above 0)."""
+    return above(estimate, -margin, confidence)
 
 
 def kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> tuple[float, float, float]:

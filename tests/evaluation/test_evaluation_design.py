@@ -89,7 +89,7 @@ def test_the_cluster_bootstrap_covers_the_truth_with_few_clusters_too(G: int) ->
     rng, hits = np.random.default_rng(5), 0
     for run in range(2500):
         x = np.repeat(rng.normal(0.3, 0.1, G), 4) + rng.normal(0, 0.1, 4 * G)
-        sums = statistics.cluster_bootstrap(np.c_[x, np.ones(4 * G)], np.repeat(np.arange(G), 4), draws=600, seed=run)
+        sums = statistics.cluster_bootstrap(np.c_[x, np.ones(4 * G)], np.repeat(np.arange(G), 4), draws=400, seed=run)
         low, high = statistics.percentile(sums[:, 0] / sums[:, 1], statistics.expanded(G))
         hits += low <= 0.3 <= high
     assert hits / 2500 == pytest.approx(0.95, abs=0.01)

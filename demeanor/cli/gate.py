@@ -1,0 +1,64 @@
+"""`gate`: may this version ship? Exit code 0 pass, 1 fail, 2 inconclusive (or a mistake in a file)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demeanor.errors import DemeanorError
+
+if TYPE_CHECKING:
+    from demeanor.evaluation.gate import Judgement
+    from demeanor.stack import Stack
+
+
+def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
+    """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
+
+    def run(options: argparse.Namespace) -> int:
+        from demeanor.build import gating, workshop
+
+        if options.verify:
+            verdict = gating.verify(options.verify, os.environ.get(gating.KEY))
+            print(f"{options.verify}: signature holds; verdict {verdict.name.lower()}")
+            return verdict.value
+        if not (options.stack and options.against and options.rules):
+            raise DemeanorError("gate: wanted STACK.yaml --against RESULT.json|MODEL_ID --rules gate.yaml, or --verify RECORD.json")
+        judgement, record = gating.run(load(options), workshop.runs(options.runs), options.results, against=options.against,
+                                       rules=options.rules, limit=options.limit, name=options.name)
+        show(judgement)
+        print(f"record: {record} ({'signed' if os.environ.get(gating.KEY) else f'not signed: {gating.KEY} is not set'})")
+        return judgement.verdict.value
+
+    parser = verb("gate", run, "may this version ship: exit code 0 pass, 1 fail, 2 inconclusive", stack=False)
+    parser.add_argument("stack", type=Path, nargs="?", metavar="STACK.yaml")
+    parser.add_argument("--against", metavar="RESULT.json|MODEL_ID", help="the baseline: a result of `eval`, or a variant of this stack")
+    parser.add_argument("--rules", type=Path, metavar="gate.yaml", help="superiority, non_inferiority, zero_tolerance, stability")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
+    parser.add_argument("--name", help="name of the record and its rows (default: the stack's)")
+    parser.add_argument("--verify", type=Path, metavar="RECORD.json", help="check a record's signature instead; exit code: its verdict")
+
+
+def show(judgement: Judgement) -> None:
+    """Print every finding and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console, table = Console(highlight=False, width=140), Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("rule", "on", "measured", "bounds", "limit", "clusters", "verdict"):
+        table.add_column(column, justify="left" if column in ("rule", "on", "verdict") else "right")
+    for f in judgement.findings:
+        bounds = " to ".join("" if x is None else f"{100 * x:.1f}" for x in (f.low, f.high))
+        more = f" ({f.needed} clusters would decide)" if f.needed else ""
+        table.add_row(f.kind.replace("_", " "), f.what, "–" if f.value is None else f"{100 * f.value:.1f}", bounds, f"{100 * f.limit:.1f}",
+                      str(f.clusters), f.verdict.name.lower() + more)
+    console.print(table)
+    for f in judgement.findings:
+        if f.items and f.verdict.value:
+            console.print(f"{f.kind.replace('_', ' ')} on {f.what}, at fault: {', '.join(f.items[:8])}"
+                          f"{f' and {len(f.items) - 8} more' if len(f.items) > 8 else ''}", markup=False)
+    console.print(Text(f"verdict: {judgement.verdict.name.lower()}", "bold"))

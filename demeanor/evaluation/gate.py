@@ -1,0 +1,201 @@
+"""May this version ship? Declared rules over paired differences: pass, fail, or inconclusive with the n that would decide.
+
+In: rules, items, rows of a candidate and a baseline. Out: a Judgement. A pass needs every rule shown (each at the full
+confidence: an intersection-union test); a failure is claimed at 1 - alpha/rules, so that two equal versions fail together in at
+most alpha of runs however many rules there are. Nothing is "probably fine": what cannot be shown either way is inconclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from demeanor.errors import DataError, unknown
+from demeanor.evaluation import design, statistics
+from demeanor.evaluation.cells import Cells
+from demeanor.evaluation.row import Row
+from demeanor.registry import Spec
+from demeanor.types import Item, Verdict
+
+SAME = "same:"
+"""Items that share a tag `same:NAME` say the same thing in other words."""
+Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Kind: TypeAlias = Literal["superiority", "non_inferiority", "zero_tolerance", "stability"]
+
+
+class Superiority(Spec):
+    """The candidate must be better on `axis` by more than `by` (a share)."""
+
+    axis: str
+    by: float = Field(0.0, ge=0, lt=1)
+
+
+class NonInferiority(Spec):
+    """The candidate may lose less than `margin` (a share) on `axis`; `*` stands for every axis not named otherwise."""
+
+    axis: str
+    margin: Share
+
+
+class ZeroTolerance(Spec):
+    """No failure among the items of `axis` and/or `items`, and so many of them that the failure rate is shown to be below `below`."""
+
+    axis: str | None = None
+    items: tuple[str, ...] = ()
+    below: Share
+
+
+class Stability(Spec):
+    """The share of rewordings (tag `same:NAME`) on `axis` whose answers are not all alike must be shown to be below `flip_rate`."""
+
+    axis: str
+    flip_rate: Share
+
+
+class Rules(Spec):
+    """gate.yaml."""
+
+    superiority: tuple[Superiority, ...] = ()
+    non_inferiority: tuple[NonInferiority, ...] = ()
+    zero_tolerance: tuple[ZeroTolerance, ...] = ()
+    stability: tuple[Stability, ...] = ()
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _something(self) -> Rules:
+        if not (self.superiority or self.non_inferiority or self.zero_tolerance or self.stability):
+            raise ValueError("a gate without a rule lets everything pass; give superiority, non_inferiority, zero_tolerance or stability")
+        if any(not z.axis and not z.items for z in self.zero_tolerance):
+            raise ValueError("zero_tolerance: a rule needs an axis or a list of items")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one rule came to: the measured value, the bounds that decide, the limit, and the clusters that would decide."""
+
+    kind: Kind
+    what: str
+    verdict: Verdict
+    value: float | None
+    low: float | None
+    high: float | None
+    limit: float
+    n: int
+    clusters: int
+    needed: int | None
+    items: tuple[str, ...] = ()
+    """Items at fault: failures of a zero-tolerance rule, broken items of a comparison, flipped rewordings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdict and every finding behind it."""
+
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+
+
+def judge(rules: Rules, items: Sequence[Item], rows: Sequence[Row], *, candidate: str, baseline: str) -> Judgement:
+    """Apply the rules to two variants measured on the same items; raises DataError for an axis or item the suite has not."""
+    cells = Cells(rows, items)
+    non_inferiority = _spread(rules, cells)
+    _known(rules, cells)
+    total = len(rules.superiority) + len(non_inferiority) + len(rules.zero_tolerance) + len(rules.stability)
+    alpha = 1 - rules.confidence
+    denial = 1 - alpha / total
+    findings = [_compared(cells, "superiority", s.axis, s.by, candidate, baseline, 1 - alpha / 2, 1 - alpha / 2 / total)
+                for s in rules.superiority]
+    findings += [_compared(cells, "non_inferiority", axis, -margin, candidate, baseline, rules.confidence, denial)
+                 for axis, margin in non_inferiority.items()]
+    findings += [_clean(cells, z, candidate, rules.confidence) for z in rules.zero_tolerance]
+    findings += [_stable(cells, s, candidate, rules.confidence, denial) for s in rules.stability]
+    verdicts = {f.verdict for f in findings}
+    worst = next(v for v in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS) if v in verdicts)
+    return Judgement(worst, tuple(findings))
+
+
+def _spread(rules: Rules, cells: Cells) -> dict[str, float]:
+    """The margin of every guarded axis, `*` spelled out."""
+    named = {n.axis: n.margin for n in rules.non_inferiority if n.axis != "*"}
+    others = {s.axis for s in rules.superiority} | {z.axis for z in rules.zero_tolerance if z.axis}
+    rest = next((n.margin for n in rules.non_inferiority if n.axis == "*"), None)
+    return named if rest is None else {axis: named.get(axis, rest) for axis in cells.axes if axis in named or axis not in others}
+
+
+def _known(rules: Rules, cells: Cells) -> None:
+    axes = [*(s.axis for s in rules.superiority), *(n.axis for n in rules.non_inferiority if n.axis != "*"),
+            *(z.axis for z in rules.zero_tolerance if z.axis), *(s.axis for s in rules.stability)]
+    for axis in axes:
+        if axis not in cells.axes:
+            raise DataError(f"gate rules: {unknown(axis, cells.axes, noun='axis')}")
+    for item in (i for z in rules.zero_tolerance for i in z.items):
+        if item not in cells.items:
+            raise DataError(f"gate rules: zero_tolerance: item '{item}' is not in the suite")
+
+
+def _compared(cells: Cells, kind: Kind, axis: str, bound: float, candidate: str, baseline: str, confidence: float,
+              denial: float) -> Finding:
+    a_N, b_N = cells.values_N(baseline, axis), cells.values_N(candidate, axis)
+    both = ~(np.isnan(a_N) | np.isnan(b_N))
+    if not both.any():
+        return Finding(kind, axis, Verdict.INCONCLUSIVE, None, None, None, bound, 0, 0, None)
+    found = statistics.paired(a_N[both], b_N[both], cells.clusters_N(axis)[both])
+    shown = design.above(found, bound, confidence, denial)
+    verdict = {"yes": Verdict.PASS, "no": Verdict.FAIL, "undecided": Verdict.INCONCLUSIVE}[shown.claim]
+    if verdict is Verdict.PASS and not both.all():
+        verdict = Verdict.INCONCLUSIVE  # an item that could not be scored might be the one that broke
+    broken = tuple(item.id for item, a, b in zip(cells.axes[axis], a_N, b_N) if a >= 0.5 > b)
+    return Finding(kind, axis, verdict, found.value, shown.low, shown.high, bound, found.n, found.clusters, shown.needed, broken)
+
+
+def _clean(cells: Cells, rule: ZeroTolerance, candidate: str, confidence: float) -> Finding:
+    """Failures by cluster: items of one source are one trial, which is cautious."""
+    chosen = [item for item in cells.items.values() if item.axis == rule.axis or item.id in rule.items]
+    rows = cells.of(candidate)
+    values = {item.id: [row.value for row in rows.get(item.id, ())] for item in chosen}
+    failed = tuple(i for i, v in values.items() if any(x is not None and x < 0.5 for x in v))
+    unscored = sum(not v or None in v for v in values.values())
+    clusters = {item.cluster for item in chosen}
+    bad = {cells.items[i].cluster for i in failed}
+    upper = design.upper_bound(len(bad), len(clusters), confidence)
+    verdict = Verdict.FAIL if failed else Verdict.PASS if upper <= rule.below and not unscored else Verdict.INCONCLUSIVE
+    needed = design.clean_trials_needed(rule.below, confidence) if verdict is Verdict.INCONCLUSIVE else None
+    what = " and ".join(x for x in (rule.axis, f"{len(rule.items)} items" if rule.items else None) if x)
+    return Finding("zero_tolerance", what, verdict, len(failed) / len(chosen), None, upper, rule.below, len(chosen), len(clusters),
+                   needed, failed)
+
+
+def _stable(cells: Cells, rule: Stability, candidate: str, confidence: float, denial: float) -> Finding:
+    """Flip rate over groups of rewordings, exact bounds; raises DataError if the axis has none."""
+    groups: dict[str, list[str]] = {}
+    for item in cells.axes[rule.axis]:
+        for tag in item.tags:
+            if tag.startswith(SAME):
+                groups.setdefault(tag, []).append(item.id)
+    groups = {tag: ids for tag, ids in groups.items() if len(ids) > 1}
+    if not groups:
+        raise DataError(f"gate rules: stability on '{rule.axis}': no two of its items share a tag `{SAME}NAME`: nothing is reworded")
+    rows = cells.of(candidate)
+    values = {tag: {row.value for i in ids for row in rows.get(i, ())} for tag, ids in groups.items()}
+    flipped = [tag for tag, seen in values.items() if len(seen - {None}) > 1]
+    n, k = len(groups), len(flipped)
+    low, high = 1 - design.upper_bound(n - k, n, denial), design.upper_bound(k, n, confidence)
+    scored = all(None not in seen and seen for seen in values.values())
+    verdict = Verdict.FAIL if low > rule.flip_rate else Verdict.PASS if high <= rule.flip_rate and scored else Verdict.INCONCLUSIVE
+    return Finding("stability", rule.axis, verdict, k / n, low, high, rule.flip_rate, n, n,
+                   _groups_needed(k / n, rule.flip_rate, confidence) if verdict is Verdict.INCONCLUSIVE else None, tuple(flipped))
+
+
+def _groups_needed(rate: float, limit: float, confidence: float) -> int | None:
+    """Rewordings that would show a rate like the measured one to lie below the limit; None if it does not."""
+    if rate >= limit:
+        return None
+    for n in range(1, 5001):
+        if design.upper_bound(round(rate * n), n, confidence) <= limit:
+            return n
+    return None
