@@ -1,0 +1,48 @@
+"""`frontier`: what safety costs. Safe requests answered, unsafe ones refused, capability, per stage and per policy switch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from demeanor.report.words import mean_interval, rate_interval
+
+if TYPE_CHECKING:
+    from demeanor.evaluation.frontier import Frontier
+    from demeanor.stack import Stack
+
+
+def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
+    """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
+
+    def run(options: argparse.Namespace) -> int:
+        from demeanor.build import measure, tradeoffs, workshop
+
+        found = tradeoffs.run(load(options), workshop.runs(options.runs), options.results, limit=options.limit, name=options.name)
+        show(found)
+        print(f"\nwritten: {options.results / found.name}.frontier.json")
+        measure.refresh(options.results, found.name)
+        return 0
+
+    parser = verb("frontier", run, "what safety costs: safe answered, unsafe refused, capability, by stage and by policy")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
+    parser.add_argument("--name", help="name of the result (default: the stack's)")
+
+
+def show(found: Frontier) -> None:
+    """Print a row per point."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("", "safe answered", "unsafe refused", "capability", "d'", "threshold", "lost/gained", "who refused", "beaten by"):
+        table.add_column(column, justify="right" if column else "left")
+    for p in asdict(found)["points"]:
+        r = p["refusals"]
+        who = ", ".join(f"{by} {n}" for by, n in r["who_unsafe"].items() if by != "nobody")
+        table.add_row(p["label"], mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),
+                      rate_interval(r["d_prime"]), rate_interval(r["criterion"]), f"{len(p['lost'])}/{len(p['gained'])}", who or "-",
+                      ", ".join(p["dominated_by"]) or "-")
+    Console(highlight=False, width=190).print(table)
