@@ -44,5 +44,9 @@ def show(found: Frontier) -> None:
         who = ", ".join(f"{by} {n}" for by, n in r["who_unsafe"].items() if by != "nobody")
         table.add_row(p["label"], mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),
                       rate_interval(r["d_prime"]), rate_interval(r["criterion"]), f"{len(p['lost'])}/{len(p['gained'])}", who or "-",
-                      ", ".join(p["dominated_by"]) or "-")
+                      _beaten(p["dominated_by"]))
     Console(highlight=False, width=190).print(table)
+
+
+def _beaten(by: list[str] | tuple[str, ...]) -> str:
+    return "-" if not by else by[-1] if len(by) == 1 else f"{by[-1]} and {len(by) - 1} more"

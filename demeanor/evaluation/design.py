@@ -100,8 +100,8 @@ def above(estimate: Estimate, bound: float, confidence: float = CONFIDENCE, deni
         return Shown("undecided", None, None, None)
     dof, value = estimate.clusters - 1, estimate.value
     unit = max(estimate.high - value, value - estimate.low) / float(special.stdtrit(dof, (1 + CONFIDENCE) / 2))
-    low = value - unit * float(special.stdtrit(dof, confidence))
-    high = value + unit * float(special.stdtrit(dof, confidence if denial is None else denial))
+    low = max(-1.0, value - unit * float(special.stdtrit(dof, confidence)))
+    high = min(1.0, value + unit * float(special.stdtrit(dof, confidence if denial is None else denial)))
     claim: Claim = "yes" if low > bound else "no" if high < bound else "undecided"
     gap = -bound if bound < 0 < value else abs(value - bound)
     if claim != "undecided":
