@@ -33,6 +33,7 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import stage as training
+from demeanor.train import trackers
 from demeanor.train.lineage import CHECKPOINT, Runs
 from demeanor.train.parallel import join
 from demeanor.train.progress import Progress
@@ -53,8 +54,9 @@ def runs(root: Path) -> Runs:
 
 
 def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = False, compiled: bool = False,
-          recompute: bool = False) -> None:
-    """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order."""
+          recompute: bool = False, track: Sequence[str] = ()) -> None:
+    """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order; `track` as in `--track`."""
+    tracked = trackers.together(track)
     wanted = {name for o in only for name in _needed(stack, o)} or {"base", *(s.name for s in stack.spec.weights.stages)}
     if compiled and hardware.compiler() is None:
         raise DemeanorError("--compile: no C++ compiler (g++ or clang++) on this machine; install one, or leave --compile out")
@@ -64,12 +66,12 @@ def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = Fa
         if isinstance(stage, Stage) and stage.name in wanted:
             quantise.require(stage.adapter, stage.name)
     if "base" in wanted:
-        _train_base(stack, runs, fp32, compiled, recompute)
+        _train_base(stack, runs, fp32, compiled, recompute, tracked)
     for stage in stack.spec.weights.stages:
         if stage.name not in wanted:
             continue
         if isinstance(stage, Stage):
-            _train_stage(stack, runs, stage, fp32, compiled, recompute)
+            _train_stage(stack, runs, stage, fp32, compiled, recompute, tracked)
         else:
             _make_stage(stack, runs, stage)
 
@@ -89,7 +91,7 @@ def _needed(stack: Stack, name: str) -> set[str]:
     return {name}.union(*(_needed(stack, ancestor) for ancestor in set(stack.needs(name).values())))
 
 
-def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool) -> None:
+def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool, track: trackers.Begin | None) -> None:
     base, key = stack.spec.weights.base, stack.stage_key("base")
     if isinstance(base, Import):
         Progress("base").say(f"imported from {import_folder(stack, base.path)}")
@@ -102,7 +104,7 @@ def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute:
         tokenizer = _tokenizer(base, texts, runs.folder(key))
     training.pretrain(base, key=key, documents=lambda: texts.documents(tokenizer, runs.folder(key)),
                       vocab_size=tokenizer.vocab_size, runs=runs, record=_record(stack, "base", base.data),
-                      fp32=fp32, compiled=compiled, recompute=recompute,
+                      fp32=fp32, compiled=compiled, recompute=recompute, track=track,
                       copy=partial(_write_tokenizer, stack, tokenizer))
 
 
@@ -118,7 +120,8 @@ def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
     return tokenizers.load(place)
 
 
-def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: bool, recompute: bool) -> None:
+def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: bool, recompute: bool,
+                 track: trackers.Begin | None) -> None:
     key = stack.stage_key(stage.name)
     if runs.complete(key):
         Progress(stage.name).say(f"trained already ({key})")
@@ -130,7 +133,7 @@ def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: b
     training.train_stage(
         stage, registry.entry(OBJECTIVES, stack.objective_kind(stage.name)), stack.objectives[stage.name], key=key, parent=parent,
         roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, _context(parent), runs.folder(key)), runs=runs,
-        fp32=fp32, compiled=compiled, recompute=recompute,
+        fp32=fp32, compiled=compiled, recompute=recompute, track=track,
         record=_record(stack, stage.name, stage.data), copy=partial(_write_tokenizer, stack, tokenizer))
 
 

@@ -50,14 +50,14 @@ class Steps(Protocol):
 def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], schedule: Steps, optim: Optim, *,
         out: Path, watch: Progress, read_last: bool, reference: Sequence[Sequence[float]] | None = None,
         checkpoint_every_s: float = 20.0, evaluate: Evaluate | None = None, fp32: bool = False,
-        whole_step: bool = False, moving: Shadow | None = None, group: Group = ALONE,
+        whole_step: bool = False, moving: Shadow | None = None, group: Group = ALONE, also: ledger.Also | None = None,
         collate: Collate = collate, clock: Callable[[], float] = time.monotonic) -> None:
     """Train `model` in place over every step of `schedule`, from the checkpoint in `out` if there is one.
 
     `evaluate` runs after each fifth of the steps, always behind a fresh checkpoint. `whole_step`: the objective judges a step's
-    rows together. `moving` is a reference that follows the policy and is run beside it. With `optim.ema` the model ends as the
-    average of its steps, and is evaluated as that. Raises Interrupted (exit code 130) after Ctrl-C, with a checkpoint written;
-    DemeanorError when the loss is not finite, with the last checkpoint as it was.
+    rows together. `moving` is a reference that follows the policy and is run beside it. `also` is told the ledger's rows. With
+    `optim.ema` the model ends as the average of its steps, and is evaluated as that. Raises Interrupted (exit code 130) after
+    Ctrl-C, with a checkpoint written; DemeanorError when the loss is not finite, with the last checkpoint as it was.
     """
     device = next(model.parameters()).device
     dtype = None if fp32 else hardware.autocast_dtype()
@@ -88,7 +88,7 @@ def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], sche
     begun = checkpoint.load(state, model, optimizer, about, shadows)
     seen = any(is_evaluation(row) for row in ledger.read(out / LEDGER) if row["step"] == begun)
     peak = measured_peak(device.type, dtype or torch.float32)
-    book = ledger.Ledger(out / LEDGER, step=begun) if group.first else ledger.Nowhere()
+    book = ledger.Ledger(out / LEDGER, step=begun, also=also) if group.first else ledger.Nowhere()
     with book as rows, stop_requests() as stop, watch.running(steps, begun, peak):
         if not seen:  # a run killed while it evaluated
             look(begun)

@@ -36,6 +36,7 @@ from demeanor.train.parallel import Group, gathered, join, shard
 from demeanor.train.progress import Progress
 from demeanor.train.reference import reference_logprobs, trees_key
 from demeanor.train.shadow import Shadow
+from demeanor.train.trackers import Begin
 
 REFERENCE = "reference"
 REFERENCES = "references"
@@ -45,7 +46,8 @@ REFERENCES = "references"
 def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str, parent: Path,
                 roles: Mapping[str, tuple[str, Path]], trees: Callable[[], Sequence[Tree]], runs: Runs, record: Mapping[str, Any],
                 copy: Callable[[Path], object], watch: Callable[[str], Progress] = Progress,
-                checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False, recompute: bool = False) -> Path:
+                checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False, recompute: bool = False,
+                track: Begin | None = None) -> Path:
     """Train one stage and return its model folder; nothing is loaded if that exists already.
 
     `parent` is the folder its weights start from, `roles` gives (key, folder) of each frozen ancestor, `trees` makes the
@@ -92,13 +94,14 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
             moving = Shadow(model, alpha=settings.alpha, every=settings.every, start=start)
         fit(model, run, judge, seen, schedule, stage.optim, out=folder, watch=display, read_last=rewards,
             reference=None if moving else seen_reference, checkpoint_every_s=checkpoint_every_s, evaluate=evaluate, fp32=fp32,
-            whole_step=whole_step, moving=moving, group=group)
+            whole_step=whole_step, moving=moving, group=group, also=track and partial(track, stage.name, key, record))
         return _finish(model, begin, partial(folders.save, adapter=stage.adapter, parent=parent), runs, key, copy, group)
 
 
 def pretrain(base: Scratch, *, key: str, documents: Callable[[], Iterable[list[int]]], vocab_size: int, runs: Runs,
              record: Mapping[str, Any], copy: Callable[[Path], object], watch: Callable[[str], Progress] = Progress,
-             checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False, recompute: bool = False) -> Path:
+             checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False, recompute: bool = False,
+             track: Begin | None = None) -> Path:
     """Train a base from random weights on packed rows of `documents` (token ids) and return its model folder."""
     if runs.complete(key):
         return runs.model(key)
@@ -112,7 +115,8 @@ def pretrain(base: Scratch, *, key: str, documents: Callable[[], Iterable[list[i
         schedule = Schedule(rows, batch_rows=base.batch_rows, epochs=1.0, seed=base.seed)
         model = _placed(begin(), group, compiled=compiled, recompute=recompute, optim=base.optim)
         fit(model, policy_outputs, partial(sft.loss, sft.Spec()), rows, schedule, base.optim, out=folder, watch=display,
-            read_last=False, checkpoint_every_s=checkpoint_every_s, fp32=fp32, group=group)
+            read_last=False, checkpoint_every_s=checkpoint_every_s, fp32=fp32, group=group,
+            also=track and partial(track, "base", key, record))
         return _finish(model, begin, models.save, runs, key, copy, group)
 
 

@@ -1,0 +1,185 @@
+"""Trackers: TensorBoard, Weights & Biases, MLflow and Trackio, told every row of the ledger.
+
+In: `tensorboard:DIR`, `wandb:PROJECT`, `mlflow:URI` or `trackio:PROJECT`, then rows in order of their steps, those of an
+interrupted run again. Out: one run per stage there, named by its key, where no step stands twice. It refuses to stop training.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from demeanor.errors import DemeanorError, unknown
+
+PIP = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
+MLFLOW_EVERY_S = 2.0
+"""MLflow answers each call before it returns: rows are sent together, at most this often."""
+Row = Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    """One run of one tracker; `log` may be told a row it knows already, and keeps it once."""
+
+    def log(self, step: int, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Begin = Callable[[str, str, Row], Tracker]
+"""From a stage's name, its key and what its record says to the tracker's run of it."""
+
+
+def open_tracker(text: str) -> Begin:
+    """What `--track TEXT` names; its library is imported here, so that a missing one is an error before any work.
+
+    Raises DemeanorError for an unknown kind, a missing place, or a library that is not installed (with the pip command).
+    """
+    kind, _, place = text.partition(":")
+    if kind not in PIP:
+        raise DemeanorError(f"--track {text}: {unknown(kind, PIP, noun='tracker')}")
+    if not place:
+        raise DemeanorError(f"--track {text}: says not where; write {kind}:{'DIR' if kind == 'tensorboard' else 'NAME'}")
+    try:
+        library = import_module("torch.utils.tensorboard" if kind == "tensorboard" else kind)
+    except ImportError as error:
+        raise DemeanorError(f"--track {text}: {error}; install it with: pip install {PIP[kind]}") from error
+    adapters: dict[str, Callable[..., Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow, "trackio": Trackio}
+    adapter = adapters[kind]
+    return lambda stage, key, record: adapter(library, place, stage, key, record)
+
+
+def together(texts: Sequence[str]) -> Begin | None:
+    """All trackers of a command line as one; each that fails warns once and is told nothing more. None where there are none."""
+    begins = [(text, open_tracker(text)) for text in texts]
+    if not begins:
+        return None
+    return lambda stage, key, record: _Every([_Spared(text, partial(begin, stage, key, record)) for text, begin in begins])
+
+
+class _Every:
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    def log(self, step: int, row: Row) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, row)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class _Spared:
+    """A tracker whose failures cost one warning and never the training."""
+
+    def __init__(self, text: str, begin: Callable[[], Tracker]) -> None:
+        self._text, self._tracker = text, None
+        self._tracker = self._try(begin)
+
+    def log(self, step: int, row: Row) -> None:
+        if (tracker := self._tracker) is not None:
+            self._try(lambda: tracker.log(step, row))
+
+    def close(self) -> None:
+        if (tracker := self._tracker) is not None:
+            self._try(tracker.close)
+            self._tracker = None
+
+    def _try(self, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except Exception as error:  # any library, any server: training goes on
+            self._tracker = None
+            warnings.warn(f"--track {self._text} is off for the rest of this stage: {type(error).__name__}: {error}", stacklevel=2)
+            return None
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """The numbers of a row but its step; null and text are left out."""
+    return {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+class TensorBoard:
+    """Event files in DIR/STAGE-KEY. Each opening purges what a reader knows of the run: the ledger is told again from its start."""
+
+    def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
+        self._writer = library.SummaryWriter(str(Path(place) / f"{stage}-{key}"), purge_step=0)
+
+    def log(self, step: int, row: Row) -> None:
+        for name, value in numbers(row).items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """A run of a W&B project with the stage key as its id; a resumed one knows its next step, rows before it are passed over."""
+
+    def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
+        self._run = library.init(project=place, id=key, name=f"{stage}-{key}", config=dict(record), resume="allow")
+        self._next = int(self._run.step or 0)
+
+    def log(self, step: int, row: Row) -> None:
+        if step >= self._next:
+            self._run.log(numbers(row), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """A run of the experiment `demeanor`, found again by its tag; each metric goes on after its last step there."""
+
+    def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
+        self._metric = library.entities.Metric
+        self._client = client = library.tracking.MlflowClient(tracking_uri=place)
+        found = client.get_experiment_by_name("demeanor")
+        experiment = found.experiment_id if found else client.create_experiment("demeanor")
+        known = client.search_runs([experiment], f"tags.`demeanor.key` = '{key}'")
+        tags = {"demeanor.key": key, "demeanor.stage": stage, "demeanor.record": str(dict(record))[:4000]}
+        self._new = not known
+        self._run = (known[0] if known else client.create_run(experiment, tags=tags, run_name=f"{stage}-{key}")).info.run_id
+        self._last: dict[str, int] = {}
+        self._waiting: list[Any] = []
+        self._sent_s = time.monotonic()
+
+    def log(self, step: int, row: Row) -> None:
+        for name, value in numbers(row).items():
+            if name not in self._last:
+                told = [] if self._new else self._client.get_metric_history(self._run, name)
+                self._last[name] = max((x.step for x in told), default=-1)
+            if step > self._last[name]:
+                self._waiting.append(self._metric(name, value, int(time.time() * 1000), step))
+        if time.monotonic() - self._sent_s >= MLFLOW_EVERY_S:
+            self._send()
+
+    def close(self) -> None:
+        self._send()
+        self._client.set_terminated(self._run)
+
+    def _send(self) -> None:
+        for start in range(0, len(self._waiting), 1000):  # MLflow's limit for one batch
+            self._client.log_batch(self._run, metrics=self._waiting[start:start + 1000])
+        self._waiting, self._sent_s = [], time.monotonic()
+
+
+class Trackio:
+    """A run of a Trackio project, taken up again by its name; rows before the step it would count next are passed over."""
+
+    def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
+        self._run = library.init(project=place, name=f"{stage}-{key}", config=dict(record), resume="allow")
+        self._finish = library.finish
+        self._next = getattr(self._run, "_next_step", 0)  # Trackio 0.43 tells it nowhere else for runs here and in a Space
+
+    def log(self, step: int, row: Row) -> None:
+        if step >= self._next:
+            self._run.log(numbers(row), step=step)
+
+    def close(self) -> None:
+        self._finish()
