@@ -44,7 +44,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
 
 def show(found: Attribution) -> None:
-    """Print every view as a table: players down, axes across, and what moved."""
+    """Print every view as a table: axes down, players across, and what moved."""
     from rich.console import Console
     from rich.text import Text
 
