@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from demeanor.evaluation.row import Row, read_rows
 from demeanor.evaluation.suite import suite_hash
 from demeanor.stack import Stack
 from demeanor.train.lineage import Runs, origin
-from demeanor.types import Verdict
+from demeanor.types import Item, Verdict
 
 KEY = "DEMEANOR_GATE_KEY"
 BASELINE = "baseline"
@@ -48,7 +48,7 @@ def run(stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, li
     variants = {candidate.model_id: candidate}
     old: list[Row] = []
     if against.endswith(".json"):
-        old, baseline_key = _earlier(Path(against), suite_hash(items))
+        old, baseline_key = _earlier(Path(against), items)
     else:
         other = stack.resolve(against)
         variants[other.model_id], baseline_key = other, other.key()
@@ -77,16 +77,16 @@ def run(stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, li
     return judgement, path
 
 
-def _earlier(path: Path, suite: str) -> tuple[list[Row], str]:
+def _earlier(path: Path, items: Sequence[Item]) -> tuple[list[Row], str]:
     """Rows and stack key of the last rung of an earlier result; raises DataError if it answered other items."""
-    result = measure.read(path)
+    result, suite, ids = measure.read(path), suite_hash(items), {item.id for item in items}
     if result.suite_hash != suite:
         raise DataError(f"{path}: measured on suite {result.suite_hash}, this stack's is {suite}: nothing to pair. "
                         "Measure the baseline on these items (same suites and --limit), or name a model id of this stack")
     last = result.steps[-1].after if result.steps else result.variants[-1].id
     key = next(v.stack_key for v in result.variants if v.id == last)
     file = path.with_name(f"{path.stem}.rows.jsonl")
-    rows = [row for row in read_rows(file) if row.stack_key == key]
+    rows = [row for row in read_rows(file) if row.stack_key == key and row.item_id in ids]  # may hold more items
     if not rows:
         raise DataError(f"{file}: no answers of {last} ({key}); the gate compares item by item and needs the rows beside {path.name}")
     return rows, key

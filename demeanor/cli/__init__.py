@@ -1,4 +1,4 @@
-"""The verbs: demo, init, explain, train, chat, serve, eval, report. It parses, calls build, and prints; it computes nothing."""
+"""The verbs, each declared here or in a file of its name. It parses, calls build, and prints; it computes nothing."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ serves its runtime layers behind an OpenAI-compatible API, and measures what eac
   demeanor explain my-desk/stack.yaml what it is, what is trained already, what training would cost
   demeanor train my-desk/stack.yaml   train what is missing (Ctrl-C and kill -9 are safe: run it again)
   demeanor eval my-desk/stack.yaml    climb the ladder of layers on the same items; page and table
+  demeanor attribute my-desk/stack.yaml   which layer did it;   frontier: what safety costs;   gate: may it ship
   demeanor chat my-desk/stack.yaml    talk to it here;   demeanor serve: page and API on http://127.0.0.1:8000
 
 Any setting of the file can be given on the command line: --set decoding.temperature=0 --set weights.stages.dpo.objective.beta=0.2
