@@ -296,6 +296,12 @@ def _trained(stage: Stage, earlier: Mapping[str, bool], here: str) -> list[Probl
             problems.append(Problem(f"{here}.parent", unknown(stage.parent, earlier, noun="earlier stage")))
         elif not earlier[stage.parent] and answers(stage, earlier):
             problems.append(Problem(f"{here}.parent", f"'{stage.parent}' is a reward model, which cannot go on as a policy"))
+    if stage.probe is not None and module is not None and not module.POLICY:
+        problems.append(Problem(f"{here}.probe", f"{kind} trains a reward model: it scores answers and writes none; leave the probe out"))
+    reward = stage.probe.reward if stage.probe is not None else None
+    if reward is not None and earlier.get(reward, True):
+        problems.append(Problem(f"{here}.probe.reward", unknown(reward, [n for n, policy in earlier.items() if not policy],
+                                                                noun="earlier reward stage")))
     for role, ancestor in stage.uses.items():
         if module is not None and role not in module.ROLES:
             problems.append(Problem(f"{here}.uses.{role}", unknown(role, module.ROLES, noun=f"role of {kind}")))
@@ -354,6 +360,8 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
     for i, stage in enumerate(spec.weights.stages):
         if isinstance(stage, ImportStage):
             problems += _imported(stage, root, f"{where}: weights.stages[{i}]")
+        if isinstance(stage, Stage) and stage.probe is not None and stage.probe.prompts is not None:
+            problems += _named(stage.probe.prompts, root, names.get("suites", ()), f"{where}: weights.stages[{i}].probe.prompts")
         for j, s in enumerate(stage.data if isinstance(stage, Stage) else ()):
             problems += _source(s, root, names.get("rows", ()), f"{where}: weights.stages[{i}].data[{j}]")
     for i, suite in enumerate(spec.evaluation.suites):

@@ -99,6 +99,16 @@ class Adapter(Spec):
     quantise: Literal["nf4"] | None = Field(None, description="hold the frozen maps in 4 bits (QLoRA); CUDA and bitsandbytes only")
 
 
+class Probe(Spec):
+    """What the policy says on fixed prompts, before training and after each fifth; it changes no weight and no key."""
+
+    prompts: str | None = Field(None, description="suite: world:NAME, or a .jsonl file of items; null: the stage's own held-out prompts")
+    count: Positive = Field(16, description="prompts: the first that differ and fit")
+    max_tokens: Positive = Field(64, description="longest answer in tokens")
+    temperature: float = Field(1.0, ge=0, le=5, description="0 is greedy; the KL is estimated at 1 only")
+    reward: str | None = Field(None, description="earlier reward stage that scores the answers too; null: none")
+
+
 class Stage(Spec):
     """One training stage: an objective on data, from a parent's weights."""
 
@@ -114,6 +124,7 @@ class Stage(Spec):
     batch_rows: Positive = Field(16, description="rows (prompts) per optimiser step")
     max_tokens: Positive | None = Field(None, description="longer rows are left out and counted; null: the context")
     seed: int = 0
+    probe: Probe | None = Field(None, description="let it answer fixed prompts while it trains, and watch what it says; null: off")
 
 
 class ImportStage(Spec):

@@ -141,7 +141,7 @@ class Stack:
         module = registry.entry(OBJECTIVES, self.objective_kind(name))
         return digest({
             "objective": {"kind": self.objective_kind(name), **plain(self.objectives[name])},
-            "stage": plain(stage, drop={"kind", "name", "objective", "parent", "uses", "data"}),
+            "stage": plain(stage, drop={"kind", "name", "objective", "parent", "uses", "data", "probe"}),
             "rows": module.ROWS, "data": self._data(stage.data), "template": self._template(self.spec.template),
             "parent": self.stage_key(self.parent(name)),
             "uses": {role: self.stage_key(ancestor) for role, ancestor in self.roles(name).items()},

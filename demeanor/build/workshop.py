@@ -17,7 +17,7 @@ from typing import Any
 
 from demeanor import hardware, registry
 from demeanor import stack as stacks
-from demeanor.build import untrained
+from demeanor.build import probes, untrained
 from demeanor.build.house import import_folder, weights_folder
 from demeanor.data import sources
 from demeanor.data.assembly import assemble
@@ -27,7 +27,7 @@ from demeanor.data.spool import stored
 from demeanor.data.trees import Tree, example_tree, mismatched, preference_tree, unpaired_tree
 from demeanor.errors import DataError, DemeanorError
 from demeanor.model import folders, quantise
-from demeanor.spec import Import, ImportStage, MergeStage, ModelShape, Scratch, Source, Stage
+from demeanor.spec import Import, ImportStage, MergeStage, ModelShape, Probe, Scratch, Source, Stage
 from demeanor.stack import OBJECTIVES, Stack, plain
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
@@ -54,8 +54,11 @@ def runs(root: Path) -> Runs:
 
 
 def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = False, compiled: bool = False,
-          recompute: bool = False, track: Sequence[str] = ()) -> None:
-    """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order; `track` as in `--track`."""
+          recompute: bool = False, track: Sequence[str] = (), probe: int | None = None) -> None:
+    """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order.
+
+    `track` is as in `--track`; `probe`: let every policy without a probe of its own answer so many held-out prompts.
+    """
     tracked = trackers.together(track)
     wanted = {name for o in only for name in _needed(stack, o)} or {"base", *(s.name for s in stack.spec.weights.stages)}
     if compiled and hardware.compiler() is None:
@@ -71,9 +74,16 @@ def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = Fa
         if stage.name not in wanted:
             continue
         if isinstance(stage, Stage):
-            _train_stage(stack, runs, stage, fp32, compiled, recompute, tracked)
+            _train_stage(stack, runs, _probed(stage, probe), fp32, compiled, recompute, tracked)
         else:
             _make_stage(stack, runs, stage)
+
+
+def _probed(stage: Stage, count: int | None) -> Stage:
+    """The stage with a probe of `count` held-out prompts, if it has none and answers at all."""
+    if count is None or stage.probe is not None or not registry.entry(OBJECTIVES, str(stage.objective["kind"])).POLICY:
+        return stage
+    return stage.model_copy(update={"probe": Probe(count=count)})
 
 
 def tolerant(stack: Stack) -> Stack:
@@ -88,7 +98,9 @@ def tolerant(stack: Stack) -> Stack:
 
 def _needed(stack: Stack, name: str) -> set[str]:
     """A stage and everything its weights descend from, frozen ancestors included."""
-    return {name}.union(*(_needed(stack, ancestor) for ancestor in set(stack.needs(name).values())))
+    stage = None if name == "base" else stack.stage(name)
+    watched = {stage.probe.reward} if isinstance(stage, Stage) and stage.probe and stage.probe.reward else set()
+    return {name}.union(*(_needed(stack, ancestor) for ancestor in {*stack.needs(name).values(), *watched}))
 
 
 def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool, track: trackers.Begin | None) -> None:
@@ -134,6 +146,7 @@ def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: b
         stage, registry.entry(OBJECTIVES, stack.objective_kind(stage.name)), stack.objectives[stage.name], key=key, parent=parent,
         roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, _context(parent), runs.folder(key)), runs=runs,
         fp32=fp32, compiled=compiled, recompute=recompute, track=track,
+        probe=probes.watching(stack, runs, stage, tokenizer, template, parent=parent, reference=roles.get("reference", ("", parent))[1]),
         record=_record(stack, stage.name, stage.data), copy=partial(_write_tokenizer, stack, tokenizer))
 
 

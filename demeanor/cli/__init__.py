@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import attribute, data, frontier, gate, keys
+from demeanor.cli import attribute, data, frontier, gate, keys, samples
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and say how many")
     train.add_argument("--track", action="append", default=[], metavar="KIND:PLACE",
                        help="also tell tensorboard:DIR, wandb:PROJECT, mlflow:URI or trackio:PROJECT (repeatable)")
+    train.add_argument("--probe", type=_count, metavar="N",
+                       help="let each policy answer N held-out prompts as it trains; read them with `demeanor samples`")
     train.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
     data.add(verbs)
@@ -99,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
     evaluate.add_argument("--name", help="name of the result (default: the stack's)")
 
-    for more in (attribute, frontier, gate):
+    for more in (attribute, frontier, gate, samples):
         more.add(partial(_verb, verbs), _load)
 
     report = verbs.add_parser("report", help="render a result again", description="Render results/NAME.json as a page and a table.")
@@ -107,6 +109,12 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the HTML page (default: beside the result)")
     report.set_defaults(run=_report)
     return top
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"got '{text}', wanted a number of at least 1")
+    return int(text)
 
 
 def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int], text: str,
@@ -156,7 +164,7 @@ def _train(options: argparse.Namespace) -> int:
 
     stack = workshop.tolerant(_load(options)) if options.skip_bad else _load(options)
     workshop.train(stack, workshop.runs(options.runs), only=options.only, compiled=options.compile, recompute=options.recompute,
-                   track=options.track)
+                   track=options.track, probe=options.probe)
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks
         print(f"\nnext: demeanor eval {options.stack}   or   demeanor chat {options.stack}")
     return 0

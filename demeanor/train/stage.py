@@ -33,6 +33,7 @@ from demeanor.train import heldout
 from demeanor.train.lineage import Runs
 from demeanor.train.loop import Judge, Run, fit
 from demeanor.train.parallel import Group, gathered, join, shard
+from demeanor.train.probe import Watch, both
 from demeanor.train.progress import Progress
 from demeanor.train.reference import reference_logprobs, trees_key
 from demeanor.train.shadow import Shadow
@@ -47,7 +48,7 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
                 roles: Mapping[str, tuple[str, Path]], trees: Callable[[], Sequence[Tree]], runs: Runs, record: Mapping[str, Any],
                 copy: Callable[[Path], object], watch: Callable[[str], Progress] = Progress,
                 checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False, recompute: bool = False,
-                track: Begin | None = None) -> Path:
+                track: Begin | None = None, probe: Watch | None = None) -> Path:
     """Train one stage and return its model folder; nothing is loaded if that exists already.
 
     `parent` is the folder its weights start from, `roles` gives (key, folder) of each frozen ancestor, `trees` makes the
@@ -57,6 +58,8 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
         return runs.model(key)
     quantise.require(stage.adapter, stage.name)
     group = join()
+    if probe is not None and group.size > 1:
+        raise DemeanorError(f"{stage.name}: probe: it asks a whole model, and several processes hold it in parts; leave the probe out")
     rewards = objective.READS == "rewards"
 
     def begin() -> nn.Module:
@@ -86,6 +89,8 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
         unseen, unseen_reference = chosen(held, rows, reference)
         whole_step = bool(getattr(objective, "WHOLE_STEP", False))
         evaluate = heldout.evaluator(run, judge, unseen, unseen_reference, read_last=rewards, fp32=fp32, whole_step=whole_step)
+        if probe is not None and (asks := probe(unseen, folder, display.say)) is not None:
+            evaluate = both(evaluate, asks)
         seen, seen_reference = chosen(kept, rows, reference)
         schedule = Schedule(seen, batch_rows=stage.batch_rows, epochs=stage.epochs, seed=stage.seed)
         moving = None
