@@ -96,6 +96,12 @@ def tolerant(stack: Stack) -> Stack:
     return replace(stack, spec=stack.spec.model_copy(update={"weights": weights.model_copy(update={"base": base, "stages": stages})}))
 
 
+def keys(stack: Stack) -> set[str]:
+    """Keys of all runs that a stack's weights come from: base and every stage."""
+    base = set() if isinstance(stack.spec.weights.base, Import) else {stack.stage_key("base")}
+    return base | {stack.stage_key(stage.name) for stage in stack.spec.weights.stages}
+
+
 def _needed(stack: Stack, name: str) -> set[str]:
     """A stage and everything its weights descend from, frozen ancestors included."""
     stage = None if name == "base" else stack.stage(name)

@@ -51,7 +51,7 @@ class Runs:
         """
         folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)
-        self._held[key] = _lock(folder / LOCK)
+        self._held[key] = lock(folder / LOCK)
         path = folder / RECORD
         sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
         session = {"began": self._now().isoformat(), "host": socket.gethostname(), "pid": os.getpid(), **origin()}
@@ -115,7 +115,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _lock(path: Path) -> IO[str]:
+def lock(path: Path) -> IO[str]:
     """Take the kernel's lock on a file that names our pid; the kernel frees it when a process dies, however it dies."""
     while True:
         file = path.open("a+")
@@ -132,6 +132,18 @@ def _lock(path: Path) -> IO[str]:
             file.flush()
             return file
         file.close()  # its holder deleted it between our open and our lock
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock file; it is not made, and not kept from anybody for longer than the look."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
