@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import attribute, data, frontier, gate, keys, runs, samples
+from demeanor.cli import attribute, data, frontier, gate, runs, samples
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
     data.add(verbs)
-    keys.add(verbs)
 
     chat = _verb(verbs, "chat", _chat, "talk to the assistant in the terminal")
     chat.add_argument("--model", help="a variant, e.g. NAME:sft or NAME-policy (default: the whole stack)")
