@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from demeanor.cli import main
 from demeanor.errors import DemeanorError
 from demeanor.store import keys, schema
 from demeanor.store.database import Database
@@ -93,19 +92,3 @@ def test_an_older_database_keeps_its_keys(tmp_path: Path) -> None:
     database = Database(tmp_path / "old.db")
     assert keys.find(database, "dm-old") == keys.Key(keys.digest("dm-old"), "edda", "", NOON)
     database.close()
-
-
-def test_the_verbs_make_list_and_revoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    url = ["--database", "sqlite:///k.db"]
-    assert main(["keys", "create", "edda", "--scopes", "chat, models", "--tokens-per-day", "5000", *url]) == 0
-    key = capsys.readouterr().out.split()[0]
-    assert main(["keys", "list", *url]) == 0
-    listed = capsys.readouterr().out
-    assert all(word in listed for word in (key[:10], "edda", "chat,models", "5,000", "no limit", "in force"))
-    assert key not in listed
-    assert main(["keys", "revoke", key[:10], *url]) == 0
-    assert "revoked" in capsys.readouterr().out
-    assert main(["keys", "revoke", "edda", *url]) == 1
-    assert "no key in force" in capsys.readouterr().err
