@@ -1,6 +1,6 @@
 """How an item is put to a variant: one turn; or the reading of given choices; or a dialogue whose later questions wait for answers.
 
-In: a respond, a turn, an item. Out: one Completion. A `choice` item is read as raw text, prefix and prefix + choice, nothing said
+In: a respond, a turn, an item. Out: one Completion. A `choice` or `likelihood` item is read as raw text, prefix and prefix + choice, nothing said
 (`Decoding.prompt_logprobs`); a `judged` item with `turns` goes on asking. It refuses to know how an answer is scored.
 """
 
@@ -11,14 +11,16 @@ from dataclasses import replace
 from demeanor.types import Completion, Decoding, Event, Item, Message, PromptRead, Refusal, Respond, Turn, complete, fold
 
 READING = Decoding(temperature=0.0, max_tokens=0, prompt_logprobs=0)
+READ = frozenset({"choice", "likelihood"})
+"""Scorers whose items are read and not answered."""
 NO_TOKENS: tuple[int, ...] = ()
 """As `raw` of a turn: the text of its message stands for itself, and the weights' own tokenizer reads it."""
 
 
 async def ask(respond: Respond, turn: Turn, item: Item) -> Completion:
     """The variant's answer to an item, with the events of all that was asked for it."""
-    if item.scorer == "choice":
-        return await read_choices(respond, turn, [str(x) for x in item.target["choices"]])
+    if item.scorer in READ:
+        return await read_choices(respond, turn, [str(x) for x in item.target.get("choices", [item.target.get("text", "")])])
     later = item.target.get("turns", ()) if item.scorer == "judged" else ()
     return await dialogue(respond, turn, [str(x) for x in later]) if later else await complete(respond, turn)
 

@@ -7,7 +7,9 @@ true ones (Lin et al. 2022, 2109.07958). It reads PromptRead events (evaluation/
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -33,7 +35,21 @@ class Spec(registry.Spec):
         return self
 
 
-def likelihoods(target: Spec, completion: Completion) -> list[float] | str:
+class Choices(Protocol):
+    """Whatever has continuations to be read."""
+
+    @property
+    def choices(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Texts read after the item's message; a single one is no choice."""
+
+    choices: tuple[str, ...]
+
+
+def likelihoods(target: Choices, completion: Completion) -> list[float] | str:
     """The log-likelihood of each choice after the prefix (nats), or why there is none."""
     if completion.refusal:
         return f"stopped by {completion.refusal.by}"
