@@ -1,7 +1,7 @@
 """How an item is put to a variant: one turn; or the reading of given choices; or a dialogue whose later questions wait for answers.
 
-In: a respond, a turn, an item. Out: one Completion. A `choice` or `likelihood` item is read as raw text, prefix and prefix + choice, nothing said
-(`Decoding.prompt_logprobs`); a `judged` item with `turns` goes on asking. It refuses to know how an answer is scored.
+In: a respond, a turn, an item. Out: one Completion. A `choice` or `likelihood` item is read as raw text, prefix and prefix + choice,
+nothing said (`Decoding.prompt_logprobs`); a `judged` item with `turns` goes on asking. It refuses to know how an answer is scored.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ _FENCE = re.compile(r"^```([\w+-]*)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _EMOJI = re.compile("[\U0001f300-\U0001faff☀-➿\U0001f1e6-\U0001f1ff]")
 JSON_TYPES: Mapping[str, tuple[type, ...]] = {
-    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,), "null": (type(None),)}
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,),
+    "null": (type(None),)}
 
 
 def within(count: int, k: Settings) -> bool:
@@ -235,7 +236,8 @@ CHECKS: Mapping[str, tuple[Check, frozenset[str], frozenset[str]]] = {
     "ends": (lambda t, k: any(t.strip().lower().endswith(x.lower()) for x in k["any"]), frozenset({"any"}), frozenset()),
     "case": (_case, frozenset({"case"}), frozenset()),
     "avoids_characters": (lambda t, k: not any(c.lower() in t.lower() for c in k["characters"]), frozenset({"characters"}), frozenset()),
-    "only_characters": (lambda t, k: bool(t.strip()) and all(c in k["characters"] for c in t.strip()), frozenset({"characters"}), frozenset()),
+    "only_characters": (
+        lambda t, k: bool(t.strip()) and all(c in k["characters"] for c in t.strip()), frozenset({"characters"}), frozenset()),
     "quoted": (lambda t, _: len(t.strip()) > 2 and t.strip()[0] in "\"“" and t.strip()[-1] in "\"”", frozenset(), frozenset()),
     "question": (lambda t, _: t.strip().endswith("?"), frozenset(), frozenset()),
     "headings": (_headings, frozenset(), RANGE | {"names"}),

@@ -18,6 +18,9 @@ from demeanor.scorers._checks import CHECKS, JSON_TYPES
 from demeanor.scorers.ifeval import readings
 from demeanor.types import Completion, Score
 
+VACUOUS = frozenset({"mentions", "word_count", "sentence_count", "paragraph_count", "line_count", "character_count", "list", "each_words",
+                     "line_characters", "bold", "placeholders", "emoji", "code", "separated"})
+"""Kinds that would ask nothing without `low` or `high`."""
 LISTS = frozenset({"words", "any", "labels", "keys", "columns", "names", "languages"})
 WHOLE = frozenset({"low", "high"})
 TEXTS = frozenset({"answer", "word", "text", "by", "characters", "language"})
@@ -49,7 +52,7 @@ class Check(registry.Spec):
         _, must, may = CHECKS[self.kind]
         if not must <= set(self.settings) <= must | may:
             raise ValueError(f"{self.kind}: got settings {sorted(self.settings)}, wanted {sorted(must)} and perhaps {sorted(may)}")
-        if may >= WHOLE and must != {"columns"} and not set(self.settings) & (may | must):
+        if self.kind in VACUOUS and not WHOLE & set(self.settings):
             raise ValueError(f"{self.kind}: wants low, high or both")
         for name, value in self.settings.items():
             if wrong := _wrong(self.kind, name, value):
