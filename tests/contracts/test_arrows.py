@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"model", "text", "types", "errors", "spec", "hardware"},
     "scorers": {"types", "registry", "text"},
     "train": {"stack", "spec", "data", "model", "objectives", "types", "tensors", "errors", "hardware"},
-    "store": {"types", "errors"},
+    "suites": {"errors"}, "store": {"types", "errors"},
     "tools": {"text", "types", "registry", "errors"},
     "layers": {"types", "registry", "errors"},
     "server": {"types", "errors", "store"},
