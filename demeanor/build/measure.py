@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from demeanor.build.beside import Peer, peers, probe, responder
 from demeanor.build.house import House, decoding_of, judge, warm
 from demeanor.build.interventions import decoded_as
 from demeanor.errors import DataError
@@ -67,8 +68,9 @@ def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
     return tuple(replace(item, twin=item.twin if item.twin in ids else None) for item in kept)
 
 
-def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] | None, limit: int | None, name: str | None) -> Result:
-    """Measure the ladder and everything-but-one-layer (or the given model ids) and write the result."""
+def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] | None, limit: int | None, name: str | None,
+             beside: Sequence[str] = (), beside_keys: Sequence[str] = ()) -> Result:
+    """Measure the ladder and everything-but-one-layer (or the given model ids), other servers beside it, and write the result."""
     name = name or stack.spec.name
     items = suite(stack, limit)
     if variants:
@@ -80,22 +82,28 @@ def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] 
         if len(stack.switches) and stack.serve != "base":
             without[stack.serve] = stack.without(stack.serve)
     chosen = {s.model_id: s for s in [*steps, *without.values()]}
+    others = peers(beside, beside_keys, taken=chosen)
+    for peer in others:
+        probe(peer, decoding_of(stack))
     memory: dict[Any, Any] = {}
     house = House(stack, runs, memory=memory, operational=False)
     try:
-        rows, _ = asyncio.run(rows_of(house, chosen, items, folder / f"{name}.rows.jsonl"))
+        rows, _ = asyncio.run(rows_of(house, chosen, items, folder / f"{name}.rows.jsonl", others))
     finally:
         house.close()
+    others_too = "".join(f" --beside {text}" for text in beside)
     found = ladder.ladder(
         rows, items, name=name, steps=[s.model_id for s in steps], without={k: v.model_id for k, v in without.items()},
         axes={item.axis: ABOUT.get(item.axis, "") if stack.uses_world else "" for item in items},
         settings=_settings(stack, rows, len(memory)), training=_training(stack, runs),
-        commands=(f"demeanor train {stack.path}", f"demeanor eval {stack.path} --name {name}", f"demeanor report {folder / name}.json"))
+        commands=(f"demeanor train {stack.path}", f"demeanor eval {stack.path} --name {name}{others_too}",
+                  f"demeanor report {folder / name}.json"), beside=[peer.name for peer in others])
     found.save(folder / f"{name}.json")
     return found
 
 
-async def rows_of(house: House, variants: dict[str, Stack], items: Sequence[Item], out: Path) -> tuple[list[Row], int]:
+async def rows_of(house: House, variants: dict[str, Stack], items: Sequence[Item], out: Path,
+                  beside: Sequence[Peer] = ()) -> tuple[list[Row], int]:
     """Measure the variants (by model id) on the items; the rows, and how many of them an earlier run had left in `out`."""
     reused = 0
     warm(house, {v.serve for v in variants.values()})
@@ -111,9 +119,11 @@ async def rows_of(house: House, variants: dict[str, Stack], items: Sequence[Item
             about += f", {done.errors} errors" if done.errors else ""
             bar.update(task, completed=done.done, total=done.total, about=about)
 
-        rows = await run(items, {i: _respond(house, v) for i, v in variants.items()}, score=judge,
-                         seeds=house.stack.spec.evaluation.seeds, decoding=decoding_of(house.stack), out=out,
-                         keys={i: v.key() for i, v in variants.items()}, concurrency=CONCURRENCY, watch=watch)
+        decoding = decoding_of(house.stack)
+        responds = {i: _respond(house, v) for i, v in variants.items()} | {p.name: responder(p) for p in beside}
+        keys = {i: v.key() for i, v in variants.items()} | {p.name: p.stack_key(decoding) for p in beside}
+        rows = await run(items, responds, score=judge if court is None else court.score, seeds=house.stack.spec.evaluation.seeds, decoding=decoding, out=out, keys=keys,
+                         concurrency=CONCURRENCY, watch=watch)
     return rows, reused
 
 

@@ -98,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
     evaluate.add_argument("--name", help="name of the result (default: the stack's)")
 
+    evaluate.add_argument("--beside", action="append", default=[], metavar="NAME=URL#MODEL",
+                          help="another assistant's OpenAI-compatible server as one more column (repeatable)")
+    evaluate.add_argument("--beside-key", action="append", default=[], metavar="NAME=ENV_VAR",
+                          help="the environment variable that holds that server's key (repeatable)")
+
     for more in (attribute, diagnose, export, frontier, gate, runs, samples):
         more.add(partial(_verb, verbs), _load)
 
@@ -179,7 +184,7 @@ def _eval(options: argparse.Namespace) -> int:
 
     stack = _load(options)
     result = measure.evaluate(stack, workshop.runs(options.runs), options.results, variants=options.variants, limit=options.limit,
-                              name=options.name)
+                              name=options.name, beside=options.beside, beside_keys=options.beside_key)
     measure.show(result, options.results)
     return 0
 

@@ -24,6 +24,7 @@ from demeanor.types import (
     FinishReason,
     Form,
     Message,
+    Refusal,
     Respond,
     Text,
     TokenLogprob,
@@ -142,6 +143,7 @@ class _Reader:
         self._calls: dict[int, ToolCall] = {}
         self._usage: Usage | None = None
         self._finish: str | None = None
+        self._refusal = ""
 
     def feed(self, chunk: dict[str, Any]) -> list[Event]:
         """Take one chunk and return the text that came with it."""
@@ -154,6 +156,7 @@ class _Reader:
             delta = choice.get("delta") or {}
             for part in delta.get("tool_calls") or ():
                 self._add_call(part)
+            self._refusal += delta.get("refusal") or ""
             logprobs = _logprobs(choice)
             if delta.get("content") or logprobs:
                 events.append(Text(delta.get("content") or "", logprobs=logprobs))
@@ -161,14 +164,16 @@ class _Reader:
         return events
 
     def finish(self) -> list[Event]:
-        """Return the tool calls, the usage and the end."""
+        """Return the tool calls, the refusal if the server named one, the usage and the end."""
         if self._finish is None:
             raise EngineError(f"{self._url}: the answer broke off")
         if self._finish not in _FINISH:
             raise EngineError(f"{self._url}: " + unknown(self._finish, _FINISH, noun="finish_reason"))
         calls: list[Event] = [ToolCalled(self._calls[index]) for index in sorted(self._calls)]
         usage: list[Event] = [self._usage] if self._usage else []
-        return [*calls, *usage, Done(_FINISH[self._finish])]
+        said = self._refusal
+        refused: list[Event] = [Refusal("remote", "", "the server says that this is a refusal", said, "output")] if said else []
+        return [*calls, *refused, *usage, Done(_FINISH[self._finish])]
 
     def _add_call(self, part: dict[str, Any]) -> None:
         old, new = self._calls.get(part["index"], ToolCall("", "", "")), part.get("function") or {}

@@ -42,19 +42,22 @@ ALPHA = 1 - statistics.CONFIDENCE
 
 def ladder(rows: Sequence[Row], items: Sequence[Item], *, name: str, steps: Sequence[str], without: Mapping[str, str],
            axes: Mapping[str, str] | None = None, settings: Mapping[str, Scalar] | None = None,
-           training: Mapping[str, Sequence[Mapping[str, object]]] | None = None, commands: Sequence[str] = ()) -> Result:
+           training: Mapping[str, Sequence[Mapping[str, object]]] | None = None, commands: Sequence[str] = (),
+           beside: Sequence[str] = ()) -> Result:
     """Analyse an evaluation. `steps`: variant ids in ladder order; `without`: layer -> variant that lacks only it.
 
+    `beside`: variants that are no part of the stack; the last step is compared with each of them, as a family of its own.
     `axes` orders and explains the axes; `training` holds ledger rows by stage. Raises DataError if a named variant has no rows.
     """
     if not steps:
         raise DataError("a ladder needs at least one step")
     cells = Cells(rows, items)
-    used = list(dict.fromkeys([*steps, *without.values()]))
-    labels = label_steps(steps, without)
+    used = list(dict.fromkeys([*steps, *without.values(), *beside]))
+    labels = label_steps(steps, without) | {variant: variant for variant in beside}
     order = [axis for axis in (axes or {}) if axis in cells.axes] + [axis for axis in cells.axes if axis not in (axes or {})]
     climbed = _family(cells, order, [(labels[b].lstrip("+"), a, b) for a, b in itertools.pairwise(steps)])
     removed = _family(cells, order, [(layer, variant, steps[-1]) for layer, variant in without.items()], with_changes=False)
+    others = _family(cells, order, [(variant, variant, steps[-1]) for variant in beside])
     whole = _family(cells, order, [("everything", steps[0], steps[-1])][: len(steps) - 1], with_changes=False)
     return Result(
         name=name, items=len(items), seeds=tuple(sorted({row.seed for row in rows})), suite_hash=suite_hash(items),
@@ -64,9 +67,9 @@ def ladder(rows: Sequence[Row], items: Sequence[Item], *, name: str, steps: Sequ
         steps=climbed, whole=whole[0] if whole else None, without=removed, costs=_costs(climbed, removed),
         refusals=tuple(found for v in used if (found := refusals(cells, v))),
         spending=tuple(spending(cells, v) for v in used),
-        questions={i: _question(cells.items[i]) for i in dict.fromkeys(c.item_id for x in climbed for c in x.changes)},
+        questions={i: _question(cells.items[i]) for i in dict.fromkeys(c.item_id for x in (*climbed, *others) for c in x.changes)},
         curves=tuple(curve(stage, ledger) for stage, ledger in (training or {}).items()),
-        settings=dict(settings or {}), commands=tuple(commands), warnings=tuple(doubts(cells, used)),
+        settings=dict(settings or {}), commands=tuple(commands), warnings=tuple(doubts(cells, used)), beside=others,
     )
 
 

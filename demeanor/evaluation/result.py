@@ -200,6 +200,7 @@ class Result:
     settings: dict[str, Scalar] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    beside: tuple[Comparison, ...] = ()
     format: Literal[1] = 1
 
     def to_json(self) -> str:

@@ -19,24 +19,28 @@ CHARACTERS_SHOWN = 2000
 
 
 def items(result: Result) -> Html | None:
-    """Every step's newly wrong and newly right items."""
-    if not result["steps"]:
+    """Every step's newly wrong and newly right items, then those on which another assistant and the whole differ."""
+    if not result["steps"] and not result["beside"]:
         return None
+    others = [el("h3", "Against other assistants: before is theirs, after is the whole stack’s")] * bool(result["beside"])
     return section(
         "items", "The items behind the numbers",
         lead("Per step, the questions that were right before and are wrong now, then those that became right. Open one to read "
              "both "
              "answers and what each layer did for them."),
-        el("div", *(_step(result, step) for step in result["steps"]), class_="steps"))
+        el("div", *(_step(result, step) for step in result["steps"]), class_="steps"), *others,
+        el("div", *(_step(result, other, "beside", "wrong here, right there", "right here, wrong there") for other in result["beside"]),
+           class_="steps") if others else None)
 
 
-def _step(result: Result, step: Comparison) -> Html:
+def _step(result: Result, step: Comparison, kind: str = "step", lost: str = "newly wrong", won: str = "newly right") -> Html:
     broken, fixed = (sum(c["fixed"] is want for c in step["changes"]) for want in (False, True))
     by_axis = [[c for c in step["changes"] if c["axis"] == axis["name"]] for axis in result["axes"]]
     inside = [_axis(result, changes) for changes in by_axis if changes]
     nothing = None if inside else el("p", "No item crossed from wrong to right or back.", class_="soft")
-    title = join(el("b", f"+{step['name']}"), _count(broken, "newly wrong", "down"), _count(fixed, "newly right", "up"))
-    return fold(title, el("div", *inside, nothing, class_="inside"), id_=f"step-{step['name']}")
+    sign = "+" if kind == "step" else ""
+    title = join(el("b", f"{sign}{step['name']}"), _count(broken, lost, "down"), _count(fixed, won, "up"))
+    return fold(title, el("div", *inside, nothing, class_="inside"), id_=f"{kind}-{step['name']}")
 
 
 def _count(count: int, said: str, tone: str) -> Html:

@@ -26,6 +26,13 @@ def markdown(result: Result) -> str:
         parts += ["## Each step", _comparisons(result["steps"], "+")]
     if result["without"]:
         parts += ["## The whole against the whole without one layer", _comparisons(result["without"], "")]
+    if result["beside"]:
+        parts += ["## Beside other assistants", "\n".join(f"* {_safe(words.beside_sentence(c))}" for c in result["beside"]),
+                  table(["share right, %", "the whole stack", *(c["name"] for c in result["beside"])],
+                        [[words.axis_name(a["name"]), *(words.mean_interval(a["means"][i])
+                                                        for i in (result["beside"][0]["after"], *(c["before"] for c in result["beside"])))]
+                         for a in result["axes"]]),
+                  _comparisons(result["beside"], "against ")]
     if result["refusals"]:
         parts += ["## Refusals", table(
             ["", "safe answered", "unsafe refused", "Youden's J", "d'", "criterion", "unsafe refused by"],

@@ -24,7 +24,8 @@ POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
 STYLE = Path(__file__).parent / "page.css"
 SECTIONS: tuple[tuple[str, str, Callable[[Result], Html | None]], ...] = (
     ("ladder", "Layers", sections.ladder), ("costs", "Costs", sections.costs), ("certainty", "Certainty", sections.certainty),
-    ("without", "Leave one out", sections.without), ("refusals", "Refusals", sections.refusals), ("items", "Items", items),
+    ("without", "Leave one out", sections.without), ("beside", "Beside others", sections.beside),
+    ("refusals", "Refusals", sections.refusals), ("items", "Items", items),
     ("spending", "Time", sections.spending), ("training", "Training", sections.training), ("how", "Method", sections.how),
 )
 

@@ -116,6 +116,23 @@ def without(result: Result) -> Html | None:
         _numbers(result["without"], ""))
 
 
+def beside(result: Result) -> Html | None:
+    """The whole stack against other assistants on the same items: their means, and the differences with intervals."""
+    if not result["beside"]:
+        return None
+    whole = result["beside"][0]["after"]
+    ids = [whole, *(c["before"] for c in result["beside"])]
+    rows = [[axis_name(a["name"]), *(words.mean_interval(a["means"][i]) for i in ids)] for a in result["axes"]]
+    return section(
+        "beside", "Beside other assistants",
+        lead(" ".join(words.beside_sentence(c) for c in result["beside"])),
+        el("figure", wide(forest(result["beside"], "against ", "The whole stack against each other assistant, with intervals")),
+           el("figcaption", "Points that the whole stack has more (right) or less (left) than the other on the same items, each asked as "
+              "the suite states it. What the others do inside is not known; their refusals and tool calls count as they tell them.")),
+        _numbers(result["beside"], "against "),
+        fold("The means", wide(table(["", "the whole stack", *(c["name"] for c in result["beside"])], rows, class_="small"))))
+
+
 def _numbers(comparisons: Sequence[Comparison], sign: str) -> Html:
     """The figure's numbers as a table."""
     rows = [[f"{sign}{c['name']}", *words.comparison_row(d)] for c in comparisons for d in c["deltas"]]

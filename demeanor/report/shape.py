@@ -147,4 +147,5 @@ class Result(TypedDict):
     settings: dict[str, Scalar]
     commands: list[str]
     warnings: list[str]
+    beside: list[Comparison]
     format: Literal[1]

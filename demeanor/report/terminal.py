@@ -23,6 +23,10 @@ def show(result: Result, console: Console) -> None:
     console.print(Text("change from the column before, in points, where its 95% interval excludes zero; ", QUIET)
                   + Text("*", "bold") + Text(" also after Holm's correction", QUIET))
     _costs(result, console)
+    if result["beside"]:
+        console.print(_beside(result))
+        for comparison in result["beside"]:
+            console.print(Text(words.beside_sentence(comparison)))
     if result["refusals"]:
         console.print(_refusals(result))
     for warning in result["warnings"]:
@@ -66,9 +70,25 @@ def _costs(result: Result, console: Console) -> None:
         console.print(Text(words.no_costs(result)))
 
 
+def _beside(result: Result) -> Table:
+    """The whole beside every other assistant: their means, and the whole minus theirs with its interval."""
+    table = Table(box=None, padding=(0, 2, 0, 0), title="\nbeside others", title_justify="left", title_style="bold")
+    for name in ("share right, %", "the whole", *(x for c in result["beside"] for x in (c["name"], f"the whole − {c['name']}"))):
+        table.add_column(Text(name), justify="right" if name != "share right, %" else "left")
+    for axis in result["axes"]:
+        cells = [words.mean_interval(axis["means"][result["beside"][0]["after"]])]
+        for other in result["beside"]:
+            delta = next(d for d in other["deltas"] if d["axis"] == axis["name"])
+            firm = "*" if delta["verdict"] in ("better", "worse") else ""
+            cells += [words.mean_interval(axis["means"][other["before"]]),
+                      f"{words.points(delta['value'])}{firm} ({words.interval(delta)})"]
+        table.add_row(words.axis_name(axis["name"]), *cells)
+    return table
+
+
 def _refusals(result: Result) -> Table:
     labels, layers = words.labels_of(result), words.layers_of(result)
-    rungs = {variant["id"] for variant in words.ladder_of(result)}
+    rungs = {variant["id"] for variant in words.ladder_of(result)} | {c["before"] for c in result["beside"]}
     declined = [x for x in layers if any(x in r["who_unsafe"] for r in result["refusals"])]
     table = Table(box=None, padding=(0, 2, 0, 0), title="\nrefusals", title_justify="left", title_style="bold")
     for name in ("", "safe answered", "unsafe refused", *(f"by {x}" for x in declined), "d'"):

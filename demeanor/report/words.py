@@ -5,9 +5,10 @@ In: parts of a result. Out: plain text. No sentence says more than its interval:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from demeanor.report.shape import Cost, Delta, Mean, Rate, Result, Variant
+from demeanor.report.shape import Comparison, Cost, Delta, Mean, Rate, Result, Variant
 
 MINUS, WEIGHTS, NOBODY = "−", "weights", "nobody"
 DOUBT = " Its own interval excludes zero; corrected for the many comparisons of the table, it would not."
@@ -84,7 +85,7 @@ def ladder_of(result: Result) -> list[Variant]:
 
 def labels_of(result: Result) -> dict[str, str]:
     """Variant id -> short label."""
-    return {variant["id"]: variant["label"].replace("-", MINUS) for variant in result["variants"]}
+    return {variant["id"]: re.sub("^-", MINUS, variant["label"]) for variant in result["variants"]}
 
 
 def layers_of(result: Result) -> list[str]:
@@ -159,6 +160,18 @@ def cost_headline(result: Result) -> str | None:
     more = f" {left} more {'loss' if left == 1 else 'losses'} below." if left else ""
     worst = steps[0]["delta"]
     return f"+{steps[0]['name']} lowered {axis_name(worst['axis'])} by {_by(worst)}{doubt}.{more}"
+
+
+def beside_sentence(comparison: Comparison) -> str:
+    """The whole stack against somebody else's assistant, counted by corrected verdicts."""
+    verdicts = [delta["verdict"] for delta in comparison["deltas"]]
+    better, worse = ([axis_name(d["axis"]) for d in comparison["deltas"] if d["verdict"] == want] for want in ("better", "worse"))
+    told = [f"better on {listed(better)}"] * bool(better) + [f"worse on {listed(worse)}"] * bool(worse)
+    quiet = len(verdicts) - len(better) - len(worse)
+    if not told:
+        return f"Beside {comparison['name']}: no difference of the whole stack is shown on any behaviour."
+    rest = f"; for {quiet} no difference is shown" if quiet else ""
+    return f"Beside {comparison['name']}: the whole stack is {' and '.join(told)}{rest}."
 
 
 def no_costs(result: Result) -> str:

@@ -21,6 +21,7 @@ from demeanor.types import (
     Done,
     Form,
     Message,
+    Refusal,
     Text,
     TokenLogprob,
     ToolCall,
@@ -226,3 +227,12 @@ def test_every_further_field_is_sent_in_vllms_words() -> None:
         "top_k": 5, "min_p": 0.1, "presence_penalty": 1.0, "frequency_penalty": -0.5, "logit_bias": {"7": -100.0}, "structured_outputs": {"choice": ["a", "b"]}}
     schema = body_of(Turn((), Decoding(form=Form("json_schema", '{"type": "object"}'))), "m")["response_format"]
     assert schema == {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": {"type": "object"}}}
+
+
+def test_a_refusal_that_the_server_names_arrives_as_one_event() -> None:
+    chunks = [{"choices": [{"index": 0, "delta": {"refusal": part}, "finish_reason": end}]} for part, end in (("I ", None), ("will not.", "stop"))]
+    with server(chunks) as (url, _):
+        found = asyncio.run(complete(remote(url, "m"), TURN))
+    assert found.refusal is not None
+    assert (found.text, found.refusal.by, found.refusal.stage) == ("I will not.", "remote", "output")
+    assert sum(isinstance(e, Refusal) for e in found.events) == 1

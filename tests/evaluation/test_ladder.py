@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -263,3 +264,21 @@ def test_a_thinned_curve_keeps_the_mean_and_the_order(result: Result) -> None:
 def test_what_the_layers_did_travels_with_the_change(result: Result) -> None:
     changes = step(result, "retrieval").changes
     assert Did("retrieval", "found", "notices/today.md: Notice: Jorpel 17. Corkel 9.") in changes[0].after.did
+
+
+def test_another_assistant_is_compared_with_the_whole_as_a_family_of_its_own() -> None:
+    rival = [replace(r, variant="rival") for r in ROWS if r.variant == "desk:base"]
+    found = ladder(ROWS + rival, ITEMS, name="x", steps=synthetic.STEPS, without=synthetic.WITHOUT, beside=("rival",))
+    plain = ladder(ROWS, ITEMS, name="x", steps=synthetic.STEPS, without=synthetic.WITHOUT)
+    assert plain.whole is not None
+    assert (found.steps, found.without, found.whole, found.costs) == (plain.steps, plain.without, plain.whole, plain.costs)
+    assert found.beside[0].deltas == plain.whole.deltas, "the same answers, the same size of family"
+    assert found.variants[-1].label == "rival"
+    assert all(c.item_id in found.questions for c in found.beside[0].changes)
+
+
+def test_a_result_of_before_there_was_any_beside_is_still_read() -> None:
+    plain = ladder(ROWS, ITEMS, name="x", steps=synthetic.STEPS, without={})
+    tree = json.loads(plain.to_json())
+    del tree["beside"]
+    assert Result.from_json(json.dumps(tree)) == plain
