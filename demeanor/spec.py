@@ -200,11 +200,25 @@ class DecodingSpec(Spec):
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="nats off a token for each time the answer holds it; null: 0")
 
 
+class Judge(Spec):
+    """A model on an OpenAI-compatible server that scores what only a judge can; asked greedily, each verdict once (docs/judge.md)."""
+
+    url: str = Field(pattern=r"^https?://[^@]+$", description="the part before /chat/completions, such as http://127.0.0.1:8000/v1")
+    model: str = Field(min_length=1, description="model id there")
+    key_env: str | None = Field(None, description="environment variable that holds the API key; null: none is sent")
+    timeout_s: float = Field(60.0, gt=0, description="longest silence, in seconds")
+    retries: int = Field(2, ge=0, le=10, description="times a request is sent again that got no answer yet (429, 5xx, no connection)")
+    temperature: Literal[0] = Field(0, description="greedy, always: a verdict that is drawn anew each time could not be cached")
+    max_tokens: Positive = Field(512, description="longest verdict in tokens, its reasons included")
+    both_orders: bool = Field(True, description="a pair is shown in both orders; false: in one, which the pair's content decides")
+
+
 class Evaluation(Spec):
     """What the stack is measured on."""
 
     suites: tuple[str, ...] = Field(("world:behaviour",), description="world:NAME, a .jsonl file of items, or a public set's path")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one run of every item per seed")
+    judge: Judge | None = Field(None, description="who scores judged items; null: nobody, they stay unscored")
 
 
 class StackSpec(Spec):

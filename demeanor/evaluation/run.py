@@ -1,7 +1,7 @@
 """Run every variant on every item with every seed, once, and write each row the moment it is known.
 
 In: items, variants as `Respond`, a scorer. Out: rows, in memory and as JSONL; run again after a kill, only what is missing
-runs. It refuses to know what a variant is made of: it measures exactly what is served.
+runs. It refuses to know what a variant is made of: it measures exactly what is served. A scorer may answer later (a judge is asked).
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeAlias, cast
 
 from demeanor.errors import DemeanorError, RequestError
 from demeanor.evaluation.asking import ask
 from demeanor.evaluation.row import Cell, Row, as_line, error_row, read_rows, row_of, whole_bytes
 from demeanor.evaluation.suite import item_hash
 from demeanor.stack import digest
-from demeanor.types import Completion, Decoding, Item, Respond, Score, Turn
+from demeanor.types import Completion, Decoding, FinishReason, Item, Respond, Score, Turn
+
+Scorer: TypeAlias = Callable[[Item, Completion], Score | Awaitable[Score]]
+JUDGED = "judged"
+"""The scorer whose verdict depends on who judges: its kept answers are scored again in each run, never generated again for it."""
 
 log = logging.getLogger("demeanor.evaluation")
 
@@ -40,14 +45,15 @@ class Progress:
     last: Row | None = None
 
 
-async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: Callable[[Item, Completion], Score],
+async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: Scorer,
               seeds: Sequence[int], decoding: Decoding, keys: Mapping[str, str], out: Path, concurrency: int = 32,
               watch: Callable[[Progress], None] | None = None) -> list[Row]:
     """Measure every (variant, item, seed) once and return its rows, variants in the order given.
 
     Variants with one stack key (`keys`: variant -> stack key) are one measurement. `out` is the JSONL file: its rows are
     reused by stack key, item content, decoding and seed; failed ones are tried again. An item that fails becomes a row
-    without a value and is counted; a 429 is waited for. Raises DataError on a broken `out`.
+    without a value and is counted; a 429 is waited for. Reused answers to judged items are scored again: who judges is not in
+    their identity. Raises DataError on a broken `out`.
     """
     missing = [v for v in variants if v not in keys]
     if missing:
@@ -56,28 +62,30 @@ async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: 
     cells = [Cell(v, keys[v], item, hashes[item.id], seed) for v in variants for item in items for seed in seeds]
     wanted = {c.identity for c in cells}
     known = {row.identity: row for row in read_rows(out) if row.identity in wanted and not row.error}
-    todo = {c.identity: c for c in cells if c.identity not in known}
+    todo = {c.identity: c for c in cells if c.identity not in known or c.item.scorer == JUDGED}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab", buffering=0) as file:
         file.truncate(whole_bytes(out))
 
         async def measure(cell: Cell) -> Row:
-            row = await _measure(cell, variants[cell.variant], score, decoding)
-            file.write(as_line(row).encode() + b"\n")  # one write: a kill tears at most the last line
+            kept = known.get(cell.identity)
+            row = await (_measure(cell, variants[cell.variant], score, decoding) if kept is None else _score_again(kept, cell.item, score))
+            if row != kept:
+                file.write(as_line(row).encode() + b"\n")  # one write: a kill tears at most the last line
             return row
 
-        fresh = await _all(list(todo.values()), measure, concurrency, len(known), watch)
+        fresh = await _all(list(todo.values()), measure, concurrency, len(known), len(wanted), watch)
         os.fsync(file.fileno())
-    _warn(list(fresh.values()))
+    _warn([row for identity, row in fresh.items() if identity not in known])
     found = {**known, **fresh}
     return [replace(found[c.identity], variant=c.variant) for c in cells]
 
 
-async def _all(todo: Sequence[Cell], measure: Callable[[Cell], Awaitable[Row]], concurrency: int, reused: int,
+async def _all(todo: Sequence[Cell], measure: Callable[[Cell], Awaitable[Row]], concurrency: int, reused: int, total: int,
                watch: Callable[[Progress], None] | None) -> dict[tuple[str, str, int], Row]:
     """Measure the cells with `concurrency` workers and return the rows by identity."""
     fresh: dict[tuple[str, str, int], Row] = {}
-    waiting, errors, total = iter(todo), 0, reused + len(todo)
+    waiting, errors, before = iter(todo), 0, total - len(todo)
 
     async def work() -> None:
         nonlocal errors
@@ -85,17 +93,17 @@ async def _all(todo: Sequence[Cell], measure: Callable[[Cell], Awaitable[Row]], 
             row = fresh[cell.identity] = await measure(cell)
             errors += bool(row.error)
             if watch:
-                watch(Progress(reused + len(fresh), total, reused, errors, row))
+                watch(Progress(before + len(fresh), total, reused, errors, row))
 
     if watch:
-        watch(Progress(reused, total, reused, 0))
+        watch(Progress(before, total, reused, 0))
     async with asyncio.TaskGroup() as group:
         for _ in range(min(concurrency, len(todo))):
             group.create_task(work())
     return fresh
 
 
-async def _measure(cell: Cell, respond: Respond, score: Callable[[Item, Completion], Score], decoding: Decoding) -> Row:
+async def _measure(cell: Cell, respond: Respond, score: Scorer, decoding: Decoding) -> Row:
     item = cell.item
     turn = Turn(item.messages, replace(decoding, seed=cell.seed), item.tools, id=f"eval-{cell.content}-{cell.seed}",
                 user="evaluation", variant=cell.variant, stack_key=cell.stack_key)
@@ -103,9 +111,23 @@ async def _measure(cell: Cell, respond: Respond, score: Callable[[Item, Completi
     try:
         completion, started = await _answer(respond, turn, item)
         ms = 1000 * (time.perf_counter() - started)
-        return row_of(cell, completion, score(item, completion), ms)
+        return row_of(cell, completion, await _scored(score, item, completion), ms)
     except Exception as error:
         return error_row(cell, error, 1000 * (time.perf_counter() - started))
+
+
+async def _scored(score: Scorer, item: Item, completion: Completion) -> Score:
+    found = score(item, completion)
+    return found if isinstance(found, Score) else await found
+
+
+async def _score_again(row: Row, item: Item, score: Scorer) -> Row:
+    """A kept answer with what the judge of this run says of it; a scorer that fails leaves it unscored, and the answer stays."""
+    try:
+        found = await _scored(score, item, Completion(row.text, cast(FinishReason, row.finish_reason)))
+    except Exception as error:
+        found = Score(None, "", f"not scored: {type(error).__name__}: {error}")
+    return replace(row, value=found.value, answer=found.answer, explanation=found.explanation)
 
 
 async def _answer(respond: Respond, turn: Turn, item: Item) -> tuple[Completion, float]:

@@ -145,13 +145,14 @@ def test_only_questions_after_words_are_answered_by_a_rule(question: str, words:
 def test_injections_that_need_a_judge_keep_their_question(tmp_path: Path) -> None:
     first, second, _ = load_suite(written(tmp_path, "prompt_injection"))
     assert (first.scorer, first.target, second.scorer, second.target) == (
-        "absence", {"secrets": ["Piano"]}, "judged", {"question": "Does this response discuss AI?"})
+        "absence", {"secrets": ["Piano"]}, "judged", {"question": "Does this response discuss AI?", "right": "no"})
     assert first.cluster == second.cluster
 
 
 def test_mt_bench_asks_its_second_turn_after_the_first(tmp_path: Path) -> None:
     item = load_suite(written(tmp_path, "mt_bench"))[1]
     assert ([m.content for m in item.messages], item.target["turns"], item.target["reference"]) == (["First."], ["Second."], ["1", "2"])
+    assert item.target["scale"] == "rating"
 
 
 @pytest.mark.parametrize(("name", "change", "says"), [

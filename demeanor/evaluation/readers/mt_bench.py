@@ -1,4 +1,4 @@
-"""MT-Bench (Zheng et al. 2023): two-turn questions. Both turns are asked; a judge would have to score them, so they stay unscored."""
+"""MT-Bench (Zheng et al. 2023): two-turn questions. Both turns are asked; a judge rates both answers at once."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
             yield line, row
             continue
         target = {"question": f"How good are these answers, from 1 to 10 ({row.category})?", "reference": list(row.reference),
-                  "turns": list(row.turns[1:])}
+                  "turns": list(row.turns[1:]), "scale": "rating"}
         yield line, Item(f"mt-bench-{row.question_id}", (Message("user", row.turns[0]),), "judged", target, "mt-bench", row.category,
                          tags=("mt-bench",))
