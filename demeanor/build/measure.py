@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from demeanor.build import verdicts
 from demeanor.build.beside import Peer, peers, probe, responder
 from demeanor.build.house import House, decoding_of, judge, warm
 from demeanor.build.interventions import decoded_as
@@ -105,7 +106,7 @@ def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] 
 async def rows_of(house: House, variants: dict[str, Stack], items: Sequence[Item], out: Path,
                   beside: Sequence[Peer] = ()) -> tuple[list[Row], int]:
     """Measure the variants (by model id) on the items; the rows, and how many of them an earlier run had left in `out`."""
-    reused = 0
+    reused, court = 0, verdicts.of_suite(house.stack, items, out)
     warm(house, {v.serve for v in variants.values()})
     logging.getLogger("demeanor.evaluation").addHandler(logging.StreamHandler())
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[about]}"))
@@ -122,8 +123,10 @@ async def rows_of(house: House, variants: dict[str, Stack], items: Sequence[Item
         decoding = decoding_of(house.stack)
         responds = {i: _respond(house, v) for i, v in variants.items()} | {p.name: responder(p) for p in beside}
         keys = {i: v.key() for i, v in variants.items()} | {p.name: p.stack_key(decoding) for p in beside}
-        rows = await run(items, responds, score=judge if court is None else court.score, seeds=house.stack.spec.evaluation.seeds, decoding=decoding, out=out, keys=keys,
-                         concurrency=CONCURRENCY, watch=watch)
+        rows = await run(items, responds, score=court.score if court else judge, seeds=house.stack.spec.evaluation.seeds,
+                         decoding=decoding, out=out, keys=keys, concurrency=CONCURRENCY, watch=watch)
+    if court:
+        print(court.summary())
     return rows, reused
 
 
@@ -140,6 +143,7 @@ def _settings(stack: Stack, rows: Sequence[Row], generated: int) -> dict[str, st
         "stack": stack.spec.name, "stack key": stack.key(), "served weights": f"{stack.serve} ({stack.stage_key(stack.serve)})",
         "suites": ", ".join(stack.spec.evaluation.suites), "temperature": decoding.temperature, "max tokens": decoding.max_tokens,
         "turns measured": len(rows), "distinct model calls in this run": generated, "concurrency": CONCURRENCY,
+        **({"judge": f"{judged_by.model} at {judged_by.url}"} if (judged_by := stack.spec.evaluation.judge) else {}),
         "git": about["git"], "torch": about["versions"]["torch"], "python": about["python"], "threads": about["threads"],
     }
 

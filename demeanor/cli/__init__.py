@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import attribute, data, diagnose, export, frontier, gate, keys, runs, samples, serve
+from demeanor.cli import attribute, data, diagnose, export, frontier, gate, judge, keys, runs, samples, serve
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--beside-key", action="append", default=[], metavar="NAME=ENV_VAR",
                           help="the environment variable that holds that server's key (repeatable)")
 
-    for more in (attribute, diagnose, export, frontier, gate, runs, samples):
+    for more in (attribute, diagnose, export, frontier, gate, judge, runs, samples):
         more.add(partial(_verb, verbs), _load)
 
     report = verbs.add_parser("report", help="render a result again", description="Render results/NAME.json as a page and a table.")
