@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from demeanor.build.continuing import Codec, continued
+from demeanor.build.drafting import Drafts, topic
 from demeanor.build.forcing import held
 from demeanor.engine.local import Piece, Request
 from demeanor.errors import DecodingError
@@ -29,8 +30,11 @@ class Engine(Protocol):
 
 
 def weights_respond(engine: Engine, template: Template, clock: Callable[[], float] = time.perf_counter, *,
-                    tokenizer: Tokenizer | None = None) -> Respond:
-    """The innermost respond: render the turn, decode, read the tokens back into events; `tokenizer`: for raw turns and demanded calls."""
+                    tokenizer: Tokenizer | None = None, drafts: Drafts | None = None, weights: str = "") -> Respond:
+    """The innermost respond: render the turn, decode, read the tokens back into events.
+
+    `tokenizer`: for raw turns and demanded calls. `drafts`: what these `weights` have said before, to be checked instead of written.
+    """
 
     special: Mapping[str, int] = tokenizer.special if tokenizer else {}
 
@@ -48,11 +52,13 @@ def weights_respond(engine: Engine, template: Template, clock: Callable[[], floa
         by_tools = decoding.form is not turn.decoding.form
         decoding = replace(decoding, stop=(*decoding.stop, *template.stop))
         waiting: list[TokenLogprob] = []
-        written, finish, called = 0, "stop", False
-        stream = engine.stream(Request(tokens, decoding, template.stop_tokens))
+        said, finish, called = list[int](), "stop", False
+        asked = topic(weights, turn.messages)
+        tried = drafts.of(asked) if drafts else ()
+        stream = engine.stream(Request(tokens, decoding, template.stop_tokens, drafts=tried))
         try:
             async for piece in stream:
-                written += 1
+                said.append(piece.token)
                 if decoding.top_logprobs is not None and piece.token not in template.stop_tokens:
                     waiting.append(TokenLogprob(piece.own or piece.text, piece.logprob, piece.top))
                 for event in reader.feed(piece.token, piece.text):
@@ -69,7 +75,9 @@ def weights_respond(engine: Engine, template: Template, clock: Callable[[], floa
             called |= isinstance(event, ToolCalled)
             yield _with_logprobs(event, waiting)
         yield Timing("weights", 1000 * (clock() - started))
-        yield Usage(len(tokens), written)
+        yield Usage(len(tokens), len(said))
+        if drafts and decoding.temperature == 0:
+            drafts.keep(asked, said, tried)
         reason: FinishReason = "tool_calls" if called else finish  # type: ignore[assignment]
         yield Done(reason)
 

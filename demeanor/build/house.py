@@ -17,6 +17,7 @@ from typing import Any
 
 from demeanor import registry
 from demeanor.build.answering import Engine, remembered, weights_respond
+from demeanor.build.drafting import Drafts
 from demeanor.build.shelf import Borrowed, Shelf
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.remote import remote
@@ -64,6 +65,8 @@ class House:
     runs: Runs
     num_slots: int = 32
     memory: dict[Any, asyncio.Future[list[Event]]] | None = None
+    drafts: Drafts = field(default_factory=Drafts)
+    """Earlier answers to check instead of writing them again; used where answers are shared (`memory`) and the engine is exact."""
     operational: bool = True
     tool_set: Mapping[str, tools.Tool] | None = None
     """What the tools layer may offer; None: every tool of tools/."""
@@ -103,7 +106,8 @@ class House:
     def at_weights(self, stage: str, template: Template) -> Respond:
         weights = self.weights(stage)
         engine: Engine = weights.engine if self.budget_bytes is None else Borrowed(self._shelf, stage)
-        return weights_respond(engine, template, tokenizer=weights.tokenizer)
+        drafts = self.drafts if self.memory is not None and weights.engine.exact else None
+        return weights_respond(engine, template, tokenizer=weights.tokenizer, drafts=drafts, weights=self.stack.stage_key(stage))
 
     def respond(self, variant: Stack) -> Respond:
         """The whole variant as one callable: its layers around its weights."""

@@ -98,11 +98,12 @@ def _table(effects: tuple[Effect, ...], about: str, total: tuple[Effect, ...]) -
 
 
 def generations(found: Attribution) -> str:
-    """How much the cells shared: model calls made of answers asked."""
+    """How much the cells shared: answers written of answers asked, and what only had to be checked."""
     fresh = found.asked - found.reused
     reused = f", {found.reused} answers measured before" if found.reused else ""
     share = f" ({found.generations / fresh:.0%})" if fresh and found.generations is not None else ""
-    return f"generations made {found.generations} / {fresh} cells x items x seeds{share}{reused}"
+    checked = f", {found.confirmed} more only checked against an earlier answer of the same weights" if found.confirmed else ""
+    return f"generations made {found.generations} / {fresh} cells x items x seeds{share}{checked}{reused}"
 
 
 def _cell(e: Effect) -> str:

@@ -8,6 +8,7 @@ knows beyond that. So a system prompt, or one prompt asked 8 times, is read once
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,14 +63,10 @@ class Batch:
         """Admit, feed everyone's newest token and some more of the prompts in one go; return the new pieces."""
         while self._free and self._waiting:
             self._admit(self._waiting.popleft())
-        rows, speaking = Rows(), []                                  # who speaks, and from which of the rows that are read
+        rows, speaking = Rows(), list[Speaker]()
         for sequence in self._running:
             if not sequence.reading:
-                speaking.append((sequence, len(rows.read)))
-                rows.read.append(len(rows.tokens))
-                rows.add((sequence.last,), sequence.slot, sequence.num_read)
-                self._contents[sequence.slot].append(sequence.last)
-                sequence.num_read += 1
+                speaking.append(self._speaker(rows, sequence, (sequence.last,), sequence.num_read, READ_PER_STEP))
         told = self._read(rows, speaking)
         if not rows.tokens:
             return []
@@ -80,11 +77,29 @@ class Batch:
             self._contents[sequence.slot] += sequence.tokens[start:end]
             if sequence.request.prompt_logprobs is not None:
                 _tell(sequence, start, min(end, len(sequence.tokens) - 1), said, first)
-        pieces = _speak(speaking, said)
-        for sequence, _ in speaking:
-            if sequence.finished:
-                self._release(sequence)
+        for one in speaking:
+            if one.fed:
+                self._contents[one.sequence.slot].append(one.sequence.last)
+                one.sequence.num_read += 1
+        pieces = _speak([one for one in speaking if not one.guess], said)
+        for one in speaking:
+            if one.guess:
+                agreed = _agree(one, said)
+                pieces += [(one.sequence, piece) for piece in agreed]
+                self._contents[one.sequence.slot] += one.guess[:len(agreed) - 1]
+                one.sequence.num_read += len(agreed) - 1
+        for one in speaking:
+            if one.sequence.finished:
+                self._release(one.sequence)
         return pieces
+
+    def _speaker(self, rows: Rows, sequence: Sequence, tokens: tuple[int, ...], start: int, room: int) -> Speaker:
+        """Feed tokens from position `start` on, and what it may say after them; it speaks from the last of them and from each guess."""
+        guess = sequence.guess(room) if self._forward.exact and not sequence.silent else ()
+        rows.add((*tokens, *guess), sequence.slot, start)
+        first = len(rows.read)
+        rows.read += range(len(rows.tokens) - len(guess) - 1, len(rows.tokens))
+        return Speaker(sequence, first, guess, fed=not sequence.reading)
 
     def _admit(self, sequence: Sequence) -> None:
         prompt = sequence.tokens
@@ -112,14 +127,14 @@ class Batch:
         self._running.remove(sequence)
         self._free.append(sequence.slot)
 
-    def _read(self, rows: Rows, speaking: list[tuple[Sequence, int]]) -> list[tuple[Sequence, int, int, int]]:
+    def _read(self, rows: Rows, speaking: list[Speaker]) -> list[tuple[Sequence, int, int, int]]:
         """Add up to READ_PER_STEP prompt tokens, first come first served: (who, from, to, first of its rows that are read)."""
         left = READ_PER_STEP
         told: list[tuple[Sequence, int, int, int]] = []
         for sequence in self._running:
             if not left:
                 break
-            if not sequence.reading or any(one is sequence for one, _ in speaking):
+            if not sequence.reading or any(one.sequence is sequence for one in speaking):
                 continue
             asked = sequence.request.prompt_logprobs is not None
             if not asked:
@@ -130,15 +145,47 @@ class Batch:
             start = sequence.num_read
             chunk = sequence.request.tokens[start:start + left]
             first, end = len(rows.read), start + len(chunk)
-            rows.add(chunk, sequence.slot, start)
-            if asked or end == len(sequence.tokens):
-                rows.read += range(len(rows.tokens) - (len(chunk) if asked else 1), len(rows.tokens))
-            told.append((sequence, start, end, first))
-            sequence.num_read = end
             left -= len(chunk)
-            if not sequence.reading:
-                speaking.append((sequence, len(rows.read) - 1))
+            told.append((sequence, start, end, first))
+            if end == len(sequence.tokens) and not asked:
+                speaking.append(self._speaker(rows, sequence, chunk, start, left))
+                left -= len(speaking[-1].guess)
+            else:
+                rows.add(chunk, sequence.slot, start)
+                rows.read += range(len(rows.tokens) - len(chunk), len(rows.tokens)) if asked else ()
+            sequence.num_read = end
+            if asked and not sequence.reading:
+                speaking.append(Speaker(sequence, len(rows.read) - 1))
         return told
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Who says something in a step: from the row at `first` of those that are read, and beyond it as far as its guess is right.
+
+    `fed`: its newest token was fed, and not the end of its prompt.
+    """
+
+    sequence: Sequence
+    first: int
+    guess: tuple[int, ...] = ()
+    fed: bool = False
+
+
+def _agree(one: Speaker, said: Said) -> list[Piece]:
+    """Say what a guess has right, and the token after it, which is the model's own."""
+    rows = slice(one.first, one.first + len(one.guess) + 1)
+    best = said.best_R[rows].tolist()
+    right = next((i for i, token in enumerate(one.guess) if token != best[i]), len(one.guess))
+    logits_NV, tokens_N = said.logits_RV[rows][:right + 1], said.best_R[rows][:right + 1]
+    logprobs = (logits_NV.gather(1, tokens_N[:, None])[:, 0] - said.total_R[rows][:right + 1]).tolist()
+    others = _alternatives(logits_NV, [one.sequence.request.decoding.top_logprobs or 0] * (right + 1))
+    pieces = []
+    for token, logprob, top in zip(best, logprobs, others):
+        pieces.append(one.sequence.say(token, logprob, top))
+        if one.sequence.finished:
+            break
+    return pieces
 
 
 def _tell(sequence: Sequence, start: int, end: int, said: Said, first: int) -> None:
@@ -154,10 +201,10 @@ def _tell(sequence: Sequence, start: int, end: int, said: Said, first: int) -> N
         sequence.note(token, logprob, top)
 
 
-def _speak(speaking: list[tuple[Sequence, int]], said: Said) -> list[tuple[Sequence, Piece]]:
+def _speak(speaking: list[Speaker], said: Said) -> list[tuple[Sequence, Piece]]:
     """Choose one token for each who speaks and hand it over; greedy ones that change no logits take the best that is known."""
-    loud = [(sequence, row) for sequence, row in speaking if not sequence.silent]
-    pieces = [(sequence, sequence.end()) for sequence, _ in speaking if sequence.silent]
+    loud = [(one.sequence, one.first) for one in speaking if not one.sequence.silent]
+    pieces = [(one.sequence, one.sequence.end()) for one in speaking if one.sequence.silent]
     if not loud:
         return pieces
     sequences, at = [sequence for sequence, _ in loud], [row for _, row in loud]

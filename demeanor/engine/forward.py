@@ -43,6 +43,8 @@ class Forward(Protocol):
 
     vocab_size: int
     num_bytes: int
+    exact: bool
+    """Does a token read in a run of many say the same, to the last bit, as one fed alone?"""
 
     def run(self, rows: Rows) -> Said:
         """Write the rows' keys and values and return what those of `read` say."""
@@ -69,6 +71,8 @@ def forward_of(model: Llama | ForeignModel, num_slots: int, max_tokens: int) -> 
 class Compiled:
     """One call into compiled code per step; the same to the last bit whatever shares it."""
 
+    exact = True
+
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self._cache, self._native = cache, native.Native(model, cache)
         self.vocab_size = model.config.vocab_size
@@ -86,6 +90,8 @@ class Compiled:
 
 class Torch:
     """The model's own `prefill` and `step`: single rows of many slots in one step, runs of one slot each by itself."""
+
+    exact = False
 
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self._model, self._cache = model, cache

@@ -91,6 +91,11 @@ class LocalEngine:
         return self._forward.num_bytes
 
     @property
+    def exact(self) -> bool:
+        """Does it say the same to the last bit whether tokens are read one by one or many at a time?"""
+        return self._forward.exact
+
+    @property
     def load(self) -> tuple[int, int]:
         """How many requests run and how many wait for a slot (a moment's picture)."""
         return self._batch.load

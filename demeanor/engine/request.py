@@ -12,13 +12,15 @@ class Request:
     """A prompt to continue until `stop_tokens`, a stop string of `decoding`, or its max_tokens.
 
     `prompt_logprobs`: also tell how likely each prompt token was, with so many alternatives (0 to 20); None: do not. Only with it
-    may max_tokens be 0: nothing is said then.
+    may max_tokens be 0: nothing is said then. `drafts`: answers it may well give, which are checked many tokens at a time instead of
+    written one by one (speculative decoding, Leviathan et al. 2023, greedy case); what is said never depends on them.
     """
 
     tokens: tuple[int, ...]
     decoding: Decoding
     stop_tokens: frozenset[int] = frozenset()
     prompt_logprobs: int | None = None
+    drafts: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

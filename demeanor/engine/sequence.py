@@ -40,6 +40,8 @@ class Sequence:
         self._bias = decoding.logit_bias
         self._times: Counter[int] | None = Counter() if decoding.presence_penalty or decoding.frequency_penalty else None
         self._prompt: list[Read] = []
+        self._drafts = [] if decoding.temperature > 0 or self.moves or request.prompt_logprobs is not None else list(request.drafts)
+        self._said: list[int] = []               # kept only while a draft goes on like it
 
     @property
     def reading(self) -> bool:
@@ -59,6 +61,13 @@ class Sequence:
             sampling.penalise(logits_V, self._times, self.request.decoding.presence_penalty, self.request.decoding.frequency_penalty)
         if self._guide is not None:
             self._guide.forbid(logits_V, self.request.stop_tokens)
+
+    def guess(self, room: int) -> tuple[int, ...]:
+        """What it may say next, `room` tokens at most, by the first of its drafts that began like its answer."""
+        count = len(self._said)
+        self._drafts = [draft for draft in self._drafts if len(draft) > count and list(draft[:count]) == self._said]
+        room = min(room, self.limit - self._num_said - 1)            # one more token is always said behind a guess
+        return self._drafts[0][count:count + room] if self._drafts and room > 0 else ()
 
     def settle(self, token: int) -> int:
         """The token that was chosen, or another where its form could not be closed any more within the budget."""
@@ -82,6 +91,8 @@ class Sequence:
         own = self._text.preview(token) if asked else ""
         self.last = token
         self._num_said += 1
+        if self._drafts:
+            self._said.append(token)
         if self._times is not None:
             self._times[token] += 1
         text, finish = self._advance(token)

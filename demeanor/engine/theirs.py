@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Theirs:
     """transformers' model over `num_slots` caches."""
 
+    exact = False
+
     def __init__(self, model: ForeignModel, num_slots: int) -> None:
         self._inner: Any = model.inner
         self._inner.eval()

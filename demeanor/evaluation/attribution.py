@@ -80,7 +80,9 @@ class Attribution:
     interactions: tuple[Effect, ...]
     moved: tuple[Moved, ...]
     generations: int | None = None
-    """Distinct model calls made by the run that measured (earlier rows are not made again), of `asked` answers."""
+    """Answers that the weights wrote in the run that measured (earlier rows are not made again), of `asked`; None: not known."""
+    confirmed: int = 0
+    """Further distinct prompts whose answer the same weights had given elsewhere word for word, so that it was only checked."""
     asked: int = 0
     reused: int = 0
     design: str = ""
@@ -90,7 +92,8 @@ class Attribution:
 
 
 def attribute(rows: Sequence[Row], items: Sequence[Item], game: Game, variants: Mapping[Cell, str], *, name: str,
-              generations: int | None = None, reused: int = 0, draws: int = DRAWS, design: Plan | None = None) -> Attribution:
+              generations: int | None = None, confirmed: int = 0, reused: int = 0, draws: int = DRAWS,
+              design: Plan | None = None) -> Attribution:
     """Split every axis among the players; `variants` names the variant of each cell, `design` (None: all cells) says which.
 
     Items without a score in any cell are left out of all. Holm corrects the Shapley values (the declared family: players x axes);
@@ -122,7 +125,7 @@ def attribute(rows: Sequence[Row], items: Sequence[Item], game: Game, variants: 
         interactions=view({f"{a} x {b}": game.interaction(a, b) for a, b in game.pairs if design.pairs or a in game.chain},
                           benjamini_hochberg),
         moved=tuple(_moved(cells, p, w, variants) for p in game.players if set(w := game.waterfall(p)) <= set(variants)),
-        generations=generations, asked=len(rows), reused=reused, design=design.about, aliases=design.aliases,
+        generations=generations, confirmed=confirmed, asked=len(rows), reused=reused, design=design.about, aliases=design.aliases,
         guilty=guilty_among({e.name: (e.value, e.shown) for e in left_out if e.axis == whole_axis}))
 
 

@@ -18,10 +18,11 @@ VIEWS = (("waterfall", "Each layer added to those before it"), ("leave_one_out",
 
 def attribution(found: Mapping[str, Any]) -> Html:
     """Axes down, players across: Shapley values with their intervals; the other views and the items that moved behind folds."""
-    asked, reused = found["asked"], found["reused"]
+    asked, reused, confirmed = found["asked"], found["reused"], found.get("confirmed", 0)
     made = "" if found["generations"] is None else (
         f" {found['generations']} generations were made for {asked - reused} answers"
-        f"{f', {reused} more had been measured before' if reused else ''}: cells whose weights read the same share them.")
+        f"{f', {reused} more had been measured before' if reused else ''}: cells whose weights read the same share them"
+        f"{f', and {confirmed} were only checked word by word against an earlier answer of the same weights' if confirmed else ''}.")
     sums = {e["axis"]: f"{100 * e['value']:+.1f}" for e in found["total"]}
     return section(
         "attribution", "Which layer did it",
