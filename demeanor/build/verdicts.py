@@ -124,8 +124,9 @@ class Court:
         """One line for a person: verdicts, what came from the cache, tokens, time, and the first failure."""
         found = self.cost()
         failed = f", {len(self.failures)} FAILED and unscored (first: {self.failures[0]})" if self.failures else ""
+        each = f", {found['ms'] / 1000 / len(self.asked):.2f} s each" if self.asked else ""
         return (f"judge: {found['verdicts']} verdicts of {self.judge.model}, {found['from_cache']} from the cache, "
-                f"{found['prompt_tokens']} + {found['completion_tokens']} tokens, {found['ms'] / 1000:.1f} s of asking{failed}")
+                f"{found['prompt_tokens']} + {found['completion_tokens']} tokens{each}{failed}")
 
 
 def court(judge: Judge, path: Path, respond: Respond | None = None) -> Court:

@@ -46,14 +46,14 @@ def show(found: Trust) -> None:
     who = f"{found.judge['model']} at {found.judge['url']}"
     print(f"{who}: {found.pairs} pairs, {found.verdicts} verdicts, {found.unread} without a verdict")
     lines: list[tuple[str, Estimate | Agreement | None]] = [
-        ("right, as people said (a coin: 50%)", found.accuracy), ("kappa with people (a coin: 0)", found.kappa)]
+        ("right, as people said (a coin: 50%)", found.accuracy), ("Fleiss' kappa with people (a coin: 0)", found.kappa)]
     if found.position:
         lines += [("same answer in both orders", found.position.consistent), ("follows the place instead", found.position.follows),
                   ("  always the first", found.position.first), ("  always the second", found.position.second)]
     for name, number in lines:
-        print(f"  {name:<38}{_with_interval(number, '' if name.startswith('kappa') else '%')}")
+        print(f"  {name:<40}{_with_interval(number, '' if 'kappa' in name else '%')}")
     if found.position:
-        print(f"  {'first and second equally often: p':<38}{found.position.p:.3f}")
+        print(f"  {'first and second equally often: p':<40}{found.position.p:.3f}")
 
 
 def _with_interval(found: Estimate | Agreement | None, unit: str) -> str:

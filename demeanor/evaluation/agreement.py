@@ -71,8 +71,8 @@ def position(forward_N: Floats, swapped_N: Floats, clusters: Labels) -> Position
     """
     same_N = forward_N == swapped_N
     first_N, second_N = same_N & (forward_N == 1), same_N & (forward_N == 0)
-    return Position(*(mean(x_N.astype(float), clusters) for x_N in (~same_N, same_N, first_N, second_N)),
-                    mcnemar_exact(int(first_N.sum()), int(second_N.sum())))
+    shares = [mean(x_N.astype(float), clusters) for x_N in (~same_N, same_N, first_N, second_N)]
+    return Position(shares[0], shares[1], shares[2], shares[3], mcnemar_exact(int(first_N.sum()), int(second_N.sum())))
 
 
 def accuracy(verdicts_N: Floats, people_N: Floats, clusters: Labels) -> Estimate:

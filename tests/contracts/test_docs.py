@@ -20,7 +20,7 @@ def test_every_relative_link_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["StackSpec", "Weights", "Scratch", "Import", "Tokenizer", "ModelShape", "Stage", "Adapter", "ImportStage", "MergeStage", "Optim", "Source", "DecodingSpec",
-                                  "Evaluation"])
+                                  "Evaluation", "Judge"])
 def test_every_setting_of_the_stack_is_on_its_page(name: str) -> None:
     page = (DOCS / "stack.md").read_text()
     assert [f for f in getattr(spec, name).model_fields if f"| `{f}` |" not in page] == []
