@@ -356,7 +356,7 @@ def _shape(spec: StackSpec, where: str) -> list[Problem]:
 
 
 def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[str]]) -> list[Problem]:
-    """Data, suites, templates and imported checkpoints must exist; `names` lists what `world:` offers (rows, suites)."""
+    """Data, suites, templates and imported checkpoints must exist; `names` lists the rows of `world:`, and suites by their full names."""
     base = spec.weights.base
     problems: list[Problem] = []
     if isinstance(base, Import):
@@ -368,11 +368,11 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
         if isinstance(stage, ImportStage):
             problems += _imported(stage, root, f"{where}: weights.stages[{i}]")
         if isinstance(stage, Stage) and stage.probe is not None and stage.probe.prompts is not None:
-            problems += _named(stage.probe.prompts, root, names.get("suites", ()), f"{where}: weights.stages[{i}].probe.prompts")
+            problems += _suite(stage.probe.prompts, root, names.get("suites", ()), f"{where}: weights.stages[{i}].probe.prompts")
         for j, s in enumerate(stage.data if isinstance(stage, Stage) else ()):
             problems += _source(s, root, names.get("rows", ()), f"{where}: weights.stages[{i}].data[{j}]")
     for i, suite in enumerate(spec.evaluation.suites):
-        problems += _named(suite, root, names.get("suites", ()), f"{where}: evaluation.suites[{i}]")
+        problems += _suite(suite, root, names.get("suites", ()), f"{where}: evaluation.suites[{i}]")
     for here, template in (("template", spec.template), ("weights.base.template", getattr(base, "template", None))):
         known = [*registry.known("demeanor.text.templates"), "model"]
         if template is None or template in known:
@@ -390,6 +390,12 @@ def _named(source: str, root: Path, known: Sequence[str], where: str) -> list[Pr
     if source.startswith("world:"):
         return [] if source[6:] in known else [Problem(where, unknown(source, [f"world:{n}" for n in known], noun="source"))]
     return [] if (root / source).exists() else [Problem(where, f"no such file or folder: {root / source}")]
+
+
+def _suite(name: str, root: Path, known: Sequence[str], where: str) -> list[Problem]:
+    if name.partition(":")[0] in {x.partition(":")[0] for x in known} and ":" in name:
+        return [] if name in known else [Problem(where, unknown(name, known, noun="suite"))]
+    return [] if (root / name).exists() else [Problem(where, f"no such file or folder: {root / name}")]
 
 
 HUB_ID = re.compile(r"hf:[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")

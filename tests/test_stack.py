@@ -11,7 +11,7 @@ import yaml
 from demeanor import stack as stacks
 from demeanor.errors import DemeanorError, SpecError
 
-NAMES = {"rows": ("corpus", "instructions", "preferences"), "suites": ("behaviour",)}
+NAMES = {"rows": ("corpus", "instructions", "preferences"), "suites": ("world:behaviour", "builtin:format")}
 
 SOUND: dict[str, Any] = {
     "name": "harbour-desk",

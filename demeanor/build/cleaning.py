@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from demeanor import suites
+from demeanor.build import library
 from demeanor.data import curation, decontaminate, dedup, filters
 from demeanor.data.words import row_text
 from demeanor.errors import DataError, unknown
@@ -104,11 +106,11 @@ def _detectors() -> dict[str, Callable[[str], bool]]:
 
 
 def _items(name: str) -> Iterator[tuple[str, str]]:
-    """(id, text) of a suite's items: `world:NAME`, or any file of rows."""
-    if name.startswith("world:"):
-        if name[6:] not in catalog.SUITES:
-            raise DataError(f"--suite: {unknown(name, [f'world:{n}' for n in catalog.SUITES], noun='suite')} Or name a file.")
-        for item in catalog.SUITES[name[6:]]():
+    """(id, text) of a suite's items: `world:NAME`, `builtin:NAME`, or any file of rows."""
+    if name.startswith((library.WORLD, suites.PREFIX)):
+        if name not in library.offered():
+            raise DataError(f"--suite: {unknown(name, library.offered(), noun='suite')} Or name a file.")
+        for item in library.items(name, Path()):
             yield item.id, "\n".join([*(m.content for m in item.messages), *(str(v) for v in item.target.values() if isinstance(v, str))])
         return
     for where, row in _columns(Source(source=name)):

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from demeanor.build import verdicts
+from demeanor.build import library, verdicts
 from demeanor.build.beside import Peer, peers, probe, responder
 from demeanor.build.house import House, decoding_of, judge, warm
 from demeanor.build.interventions import decoded_as
@@ -31,15 +31,12 @@ from demeanor.evaluation.result import Result
 from demeanor.evaluation.row import Row
 from demeanor.evaluation.run import Progress as Done
 from demeanor.evaluation.run import run
-from demeanor.evaluation.suite import load_suite
 from demeanor.report import attribution, diagnosis, frontier, markdown, terminal
 from demeanor.report import page as pages
 from demeanor.stack import Stack
 from demeanor.train import ledger
 from demeanor.train.lineage import LEDGER, Runs, origin
 from demeanor.types import Item, Respond
-from demeanor.world import catalog
-from demeanor.world.axes import ABOUT
 
 CONCURRENCY = 48
 EXTRAS = (("attribution", "Attribution", attribution.attribution), ("frontier", "Frontier", frontier.frontier),
@@ -53,7 +50,7 @@ def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
     """All items of the stack's suites, the first `limit` of each axis; raises DataError on an id that two suites share."""
     items: list[Item] = []
     for name in stack.spec.evaluation.suites:
-        items += load_suite(catalog.SUITES[name[6:]]() if name.startswith("world:") else stack.root / name)
+        items += library.items(name, stack.root)
     twice = [i for i, n in Counter(item.id for item in items).items() if n > 1]
     if twice:
         raise DataError(f"evaluation.suites: {len(twice)} item ids stand in more than one suite, first '{twice[0]}'")
@@ -95,7 +92,7 @@ def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] 
     others_too = "".join(f" --beside {text}" for text in beside)
     found = ladder.ladder(
         rows, items, name=name, steps=[s.model_id for s in steps], without={k: v.model_id for k, v in without.items()},
-        axes={item.axis: ABOUT.get(item.axis, "") if stack.uses_world else "" for item in items},
+        axes={item.axis: library.about(item.axis) for item in items},
         settings=_settings(stack, rows, len(memory)), training=_training(stack, runs),
         commands=(f"demeanor train {stack.path}", f"demeanor eval {stack.path} --name {name}{others_too}",
                   f"demeanor report {folder / name}.json"), beside=[peer.name for peer in others])

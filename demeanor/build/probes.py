@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import hardware
+from demeanor.build import library
 from demeanor.build.house import judge, weights_folder
 from demeanor.data.trees import Tree
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.request import Request
 from demeanor.errors import DataError, DemeanorError
-from demeanor.evaluation.suite import load_suite
 from demeanor.model import folders
 from demeanor.model.llama import Llama
 from demeanor.scorers import refusal
@@ -30,7 +30,6 @@ from demeanor.train.lineage import Runs
 from demeanor.train.loop import Evaluate
 from demeanor.train.probe import Answer, Generate, Judges, Prompt, Say, Watch
 from demeanor.types import Completion, Decoding, Item
-from demeanor.world import catalog
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,8 +76,8 @@ def held_out(rows: Sequence[Tree], tokenizer: Tokenizer) -> list[tuple[Prompt, I
 
 
 def suite(stack: Stack, name: str) -> tuple[Item, ...]:
-    """The items of `world:NAME` or of a file beside the stack; raises DataError if there is none."""
-    found = load_suite(catalog.SUITES[name[6:]]() if name.startswith("world:") else stack.root / name)
+    """The items of `world:NAME`, `builtin:NAME` or of a file beside the stack; raises DataError if there is none."""
+    found = library.items(name, stack.root)
     if not found:
         raise DataError(f"{name}: has no items; wanted at least one prompt for the probe")
     return found

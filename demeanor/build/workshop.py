@@ -17,7 +17,7 @@ from typing import Any
 
 from demeanor import hardware, registry
 from demeanor import stack as stacks
-from demeanor.build import probes, untrained
+from demeanor.build import library, probes, untrained
 from demeanor.build.house import import_folder, weights_folder
 from demeanor.data import sources
 from demeanor.data.assembly import assemble
@@ -46,7 +46,7 @@ TYPICAL_FLOPS = 2.5e11
 
 def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
     """Read and check a stack file against what exists; raises SpecError with every mistake."""
-    return stacks.load(path, overrides, names={"rows": tuple(catalog.GENERATED), "suites": tuple(catalog.SUITES)})
+    return stacks.load(path, overrides, names={"rows": tuple(catalog.GENERATED), "suites": library.offered()})
 
 
 def runs(root: Path) -> Runs:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import attribute, data, diagnose, export, frontier, gate, judge, keys, runs, samples, serve
+from demeanor.cli import attribute, data, diagnose, export, frontier, gate, harness, judge, keys, runs, samples, serve, suites
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
     serve.add(partial(_verb, verbs), _load)
     keys.add(verbs)
+    suites.add(verbs)
 
     evaluate = _verb(verbs, "eval", _eval, "run the suites over the ladder of layers on the same items")
     evaluate.add_argument("--variants", nargs="+", metavar="MODEL", help="these model ids, in ladder order, instead of the whole ladder")
@@ -105,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
 
     for more in (attribute, diagnose, export, frontier, gate, judge, runs, samples):
         more.add(partial(_verb, verbs), _load)
+
+    harness.add(verbs)
 
     report = verbs.add_parser("report", help="render a result again", description="Render results/NAME.json as a page and a table.")
     report.add_argument("result", type=Path, metavar="RESULT.json")

@@ -44,7 +44,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     dedup.add_argument("--show", type=int, default=5, metavar="N", help="groups of repeats to print (default: 5)")
 
     leaks = _cleaning(commands, "decontaminate", _decontaminate, "drop rows that share words in a row with what is measured")
-    leaks.add_argument("--suite", nargs="+", required=True, metavar="FILE|world:NAME", help="items: world:behaviour, or files of rows")
+    leaks.add_argument("--suite", nargs="+", required=True, metavar="FILE|SUITE", help="world:behaviour, builtin:NAME, or files of rows")
     leaks.add_argument("--words", type=int, default=8, metavar="N", help="words in a row that count as a leak (default: 8)")
     leaks.add_argument("--show", type=int, default=10, metavar="N", help="matches to print (default: 10)")
 

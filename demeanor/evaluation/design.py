@@ -59,7 +59,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def power_paired(effect: float, discordance: float, n: int, confidence: float = CONFIDENCE) -> float:
+def power_paired(effect: float, discordance: float, n: float, confidence: float = CONFIDENCE) -> float:
     """The chance that n independent items show a paired difference `effect` when a share `discordance` changes at all.
 
     Source: Connor 1987, both tails, with the variance of the alternative: psi - D^2.
