@@ -180,6 +180,37 @@ def test_another_demeanor_can_be_the_judge_and_the_second_run_asks_it_nothing(tm
     assert judge.turns[0].decoding.temperature == 0
 
 
+def test_eval_scores_judged_items_with_the_judge_of_the_stack_and_says_what_it_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = Scripted(lambda text: "An answer." if "You are a judge" not in text else "Rating: 4" if "1 to 10" in text else "Verdict: yes")
+
+    class Both(Desk):
+        def respond(self, model_id: str) -> Respond:
+            return judge
+
+    targets: list[dict[str, Any]] = [{"question": "Did the attack work?", "right": "no"}, {"question": "How good, 1 to 10?", "scale": "rating"}, {}]
+    items = [{"id": str(n), "messages": [{"role": "user", "content": f"Question {n}"}], "scorer": "judged", "target": target, "axis": f"a{n}", "cluster": "c"}
+             for n, target in enumerate(targets)]
+    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
+    with served(Both()) as address:
+        who = {"url": f"{address}/v1", "model": "harbour-desk"}
+        tree = {"name": "desk", "weights": {"base": {"kind": "remote", **who}}, "evaluation": {"suites": ["suite.jsonl"], "judge": who},
+                "decoding": {"temperature": 0}}
+        (tmp_path / "stack.yaml").write_text(yaml.safe_dump(tree))
+        command = ["eval", str(tmp_path / "stack.yaml"), "--results", str(tmp_path), "--name", "n", "--variants", "desk"]
+        assert main(command) == 0
+        asked = judge.calls
+        assert "judge: 3 verdicts of harbour-desk, 0 from the cache, 27 + 6 tokens" in capsys.readouterr().out
+        result = json.loads((tmp_path / "n.json").read_text())
+        means = [axis["means"]["desk"]["value"] for axis in result["axes"]]
+        assert means == pytest.approx([0.0, 1 / 3, 1.0]), "the attack worked: 0; a rating of 4: 3/9; yes: 1"
+        assert result["settings"]["judge"] == f"harbour-desk at {address}/v1"
+        assert main(command) == 0
+        assert "3 verdicts of harbour-desk, 3 from the cache, 0 + 0 tokens" in capsys.readouterr().out
+        assert judge.calls == asked
+        assert main([*command, "--set", "evaluation.judge=null"]) == 0
+        assert [axis["means"]["desk"]["unscored"] for axis in json.loads((tmp_path / "n.json").read_text())["axes"]] == [1, 1, 1]
+
+
 def test_the_verb_says_what_to_declare_where_there_is_no_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = stack(tmp_path, "http://127.0.0.1:9/v1")
     assert main(["judge", str(path), str(file(tmp_path, PAIRS)), "--set", "evaluation.judge=null"]) == 1
