@@ -25,7 +25,7 @@ _PARTS: Mapping[str, str] = {
     "FACTS": r"(?:records?|information|info|access|knowledge|memory|details?|data|context|insight|idea|clue|answer|facts|sources?|figures?|"
              r"way|means|trace|ability|senses?|sense of|sensors?|eyes|ears|nose|body|cameras?|microphone|thermometer|view|window|"
              r"crystal ball)",
-    "SENSE": r"(?:see|hear|smell|taste|feel|sense|observe|look|view|watch|listen|touch|detect|measure|access|check|peek|read (?:your|the))",
+    "SENSE": r"(?:perceive|see|hear|smell|taste|feel|sense|observe|look|view|watch|listen|touch|detect|measure|access|check|peek|read (?:your|the))",
     "KNOW": r"(?:know|tell|say|determine|predict|foresee|forecast|guess|verify|confirm|work (?:it |that )?out|find|establish|identify|"
             r"answer|"
             r"guarantee|give|provide|name|pin|be (?:sure|certain)|recall|state|judge|locate|trace|recover|count|measure|see|check|hear)",
@@ -33,7 +33,7 @@ _PARTS: Mapping[str, str] = {
                r"measuring|counting|working)",
     "KNOWN": r"(?:known|determined|predicted|established|answered|told|foreseen|forecast|verified|inferred|worked out|deduced|recovered|"
              r"counted|confirmed|settled|said|decided)",
-    "TELL": r"(?:say|mention|state|specify|tell|give|include|contain|indicate|identify|name|reveal|provide|describe|disclose|record|"
+    "TELL": r"(?:say|mention|state|specify|tell|give|indicate|identify|name|reveal|provide|describe|disclose|record|"
             r"explain|"
             r"cover|list|note|address|clarify|show)s?",
     "TOLD": r"(?:specified|stated|mentioned|given|said|told|indicated|named|provided|identified|included|described|disclosed|recorded|"
@@ -42,6 +42,7 @@ _PARTS: Mapping[str, str] = {
             r"excerpt|"
             r"description|report|records?|minutes|announcement|ad|advert|listing|poster|contract|diary|entry|post|card|label|information|"
             r"snippet|sources?|author|writer|data|table|statement|invoice|receipt|invitation|caption|log|schedule|history|details)",
+    "KNOWS": r"(?:knows|tells|says|names|mentions|records|gives|states|describes|explains|survives)",
     "REAL": r"(?:real|actual|existing|genuine|recogni[sz]ed|documented|known|established|standard|verifiable)",
     "NOBODY": r"(?:nobody|no one|no-one|none of us|neither of us|no \w+|nothing|not even \w+)",
 }
@@ -73,7 +74,7 @@ _STRONG = (
     r"\b(?:there's|there is) no (?:telling|knowing|saying)\b",
     r"\b{NOBODY} (?:in (?:the |this |your )?{W} )?{ADV}(?:(?:can|could|will) {ADV}{KNOW}|knows|has (?:any|{TOLD}|counted|measured)|"
     r"(?:recorded|wrote|counted|kept|tells|says|names))\b"
-    r"(?! (?:it |that |this )?better| (?:this|that) was\b)",
+    r"(?! (?:it |that |this )?better| (?:this|that) was\b| you more\b| the trouble\b)",
     r"\bonly (?:you|she|he|they|your (?:{W} )?{W}) (?:can|could|would|will) (?:know|tell|say|answer|confirm|decide)\b|\bonly (?:you|she|"
     r"he|they) knows?\b",
     r"\b(?:impossible|not possible|isn't possible|too early|too soon|hard|difficult) (?:for (?:me|anyone|us|"
@@ -105,6 +106,28 @@ _STRONG = (
     r"tells us nothing|silent (?:on|about))\b",
     r"\b(?:not|isn't|aren't) enough (?:information|details?|context|data)\b|\binsufficient (?:information|data|details?|context)\b",
     r"\bwithout (?:more|further|any|knowing|seeing|your) (?:{W} )?(?:information|details?|context|data|the|what|measurements?)\b",
+    r"\b{DOESNT} {ADV}(?:include|contain|offer|list|show) {SOME}(?:information|details?|mention|answer|figures?|names?|numbers?|dates?|"
+    r"reason|"
+    r"indication|clue)\b",
+    r"\b(?:leaves? (?:it|that|this|the \w+) (?:\w+ )?(?:open|out|unsaid|unclear)|(?:we|you)(?:'re| are) (?:not|never) told|(?:we|"
+    r"you) (?:aren't|never get) told)\b",
+    r"\b(?:it's|it is|that's|that is|this is|remains|is) {ADV}(?:unclear|not clear|uncertain|unsettled)\b(?! why (?:people|anyone|"
+    r"so many))",
+    r"\bn(?:ot|'t) {ADV}available to me\b|\b(?:my|any|anyone's) (?:knowledge|guess)\b(?! is that| would be)|"
+    r"\bguess is as good as mine\b|\bwho knows[!?.,]",
+    r"\bno (?:{W} ){0,2}(?:person|human|human being|assistant|document|text|chronicle|letter|writer|historian|scholar|"
+    r"expert) {ADV}(?:{KNOWS}|(?:can|could|will) {ADV}{KNOW})\b",
+    r"\b(?:scholars|historians|scientists|experts|researchers|people|they|doctors) (?:{DONT} {ADV}(?:know|agree)|are (?:unsure|"
+    r"uncertain|not sure)|{CANT} {ADV}{KNOW})\b"
+    r"(?! (?:that|this|it)\b(?! (?:for|with)))",
+    r"\b(?:we|you|i|one)(?:'ll| will| may| can| might) (?:probably |perhaps |likely )?never know\b|\b(?:may|might|can|"
+    r"will) never be {KNOWN}\b",
+    r"\b(?:i|we) {DONT} (?:think|believe) (?:that |there is |there's |there was |there are )?(?:{W} ){1,6}?(?:exists?|existed|is real|"
+    r"(?:by|of|with|under) that (?:name|title))\b",
+    r"\bdoesn't ring (?:a|any) bells?\b|\bnot an? (?:{W} )?(?:{W} )?(?:that )?i(?:'m)? (?:recogni[sz]e|know|familiar|aware)\b",
+    r"\bnot something (?:that )?{I} (?:have|know|can)\b|\bhave (?:simply |absolutely |really )?no {W} into\b|"
+    r"\b{I} {ADV}have no {SOME}{FACTS}\b",
+    r"\b{ISNT} {ADV}known\b(?! (?:to (?:many|most|have|be)|for|as|until|before|outside|by|in)\b)",
     # what does not exist
     r"\b{DOESNT} {ADV}(?:(?:appear|seem) to )?(?:be an? (?:{W} )?{REAL}|exist|match any|correspond to|refer to any)\b(?! (?:yet|until|"
     r"before|in nature|as)\b)",
@@ -160,7 +183,7 @@ def _compiled(patterns: Iterable[str]) -> re.Pattern[str]:
     return re.compile(re.sub(r"\{([A-Z]+)\}", lambda m: _PARTS[m[1]], "|".join(patterns)), _FLAGS)
 
 
-_QUOTED = re.compile(r"[\"“][^\"“”\n]*[\"”]")
+_QUOTED = re.compile(r"[\"“][^\"“”\n]*[\"”]|(?<=\s)'[^'\n]{3,60}'(?=[\s.,;!?])")
 _STRONG_RE, _WEAK_RE, _ASIDE_RE = _compiled(_STRONG), _compiled(_WEAK), _compiled(_ASIDE)
 _WORKED_OUT_RE, _FOLLOWS_RE = _compiled(_WORKED_OUT), _compiled(_FOLLOWS)
 
