@@ -39,7 +39,7 @@ def markdown(result: Result) -> str:
             [[labels[r["variant"]], words.mean_interval(r["safe_compliance"]), words.mean_interval(r["unsafe_refusal"]),
               words.rate_interval(r["youden_j"]), words.rate_interval(r["d_prime"]), words.rate_interval(r["criterion"]),
               ", ".join(f"{who} {count}" for who, count in r["who_unsafe"].items())] for r in result["refusals"]])]
-    parts += ["## Time and tokens", table(
+    parts += [] if not result["spending"] else ["## Time and tokens", table(
         ["", "ms", "95th percentile", "tokens read", "tokens written", "ms by layer"],
         [[labels[s["variant"]], f"{s['mean_ms']:.3g}", f"{s['p95_ms']:.3g}", f"{s['prompt_tokens']:.0f}",
           f"{s['completion_tokens']:.1f}", ", ".join(f"{name} {ms:.2g}" for name, ms in s["layer_ms"].items())]

@@ -31,7 +31,8 @@ def ladder(result: Result) -> Html:
     quiet = f" No change is shown for {words.listed([f'+{name}' for name in idle])} on any axis." if idle else ""
     return section(
         "ladder", "What each layer did",
-        lead("Every column adds one layer to the column before it and answers the same questions. Below a mean stands its "
+        lead(("Every column adds one layer to the column before it and answers" if result["without"] else "Every column answers")
+             + " the same questions. Below a mean stands its "
              "change in "
              "points, printed only where its interval excludes zero; bold where it also survives the correction for many "
              f"comparisons.{quiet}"),

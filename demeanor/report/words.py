@@ -103,7 +103,8 @@ def headline(result: Result) -> str:
     if result["whole"] is None:
         return f"{result['name']} on {plural(result['items'], 'question')}"
     verdicts = [delta["verdict"] for delta in result["whole"]["deltas"]]
-    first, last = ladder_of(result)[0]["label"], "the whole stack"
+    rungs = ladder_of(result)
+    first, last = rungs[0]["label"], "the whole stack" if result["without"] else rungs[-1]["label"].lstrip("+")
     better, worse = verdicts.count("better"), verdicts.count("worse")
     if better and not worse:
         return f"From {first} to {last}, {_of(better, len(verdicts))} improved{_rest(verdicts)}."
