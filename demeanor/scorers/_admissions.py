@@ -22,26 +22,26 @@ _PARTS: Mapping[str, str] = {
     "ADV": r"(?:(?:\w+ly|just|yet|also|even|ever|possibly|in fact|itself|anywhere|either) )*",
     "W": r"[\w'-]+",
     "SOME": r"(?:(?:any|that|the|this|enough|an?|your|real|live|up-to-date|[\w-]+(?:al|ed|ic|nt|ve|ient|ble|me)|kind|of|such) )*",
-    "FACTS": r"(?:records?|information|info|access|knowledge|memory|details?|data|context|insight|idea|clue|answer|facts|sources?|figures?|"
-             r"way|means|trace|ability|senses?|sense of|sensors?|eyes|ears|nose|body|cameras?|microphone|thermometer|view|window|"
+    "FACTS": r"(?:records?|information|info|access|knowledge|memory|details?|data|context|insight|idea|clue|answer|facts|sources?|"
+             r"figures?|way|means|trace|ability|senses?|sense of|sensors?|eyes|ears|nose|body|cameras?|microphone|thermometer|view|window|"
              r"crystal ball)",
-    "SENSE": r"(?:perceive|see|hear|smell|taste|feel|sense|observe|look|view|watch|listen|touch|detect|measure|access|check|peek|read (?:your|the))",
+    "SENSE": r"(?:perceive|see|hear|smell|taste|feel|sense|observe|look|view|watch|listen|touch|detect|measure|access|check|peek|"
+             r"read (?:your|the))",
     "KNOW": r"(?:know|tell|say|determine|predict|foresee|forecast|guess|verify|confirm|work (?:it |that )?out|find|establish|identify|"
-            r"answer|"
-            r"guarantee|give|provide|name|pin|be (?:sure|certain)|recall|state|judge|locate|trace|recover|count|measure|see|check|hear)",
+            r"answer|guarantee|give|provide|name|pin|be (?:sure|certain)|recall|state|judge|locate|trace|recover|count|measure|see|check|"
+            r"hear)",
     "KNOWING": r"(?:knowing|telling|saying|predicting|finding|seeing|verifying|determining|checking|hearing|sensing|smelling|confirming|"
                r"measuring|counting|working)",
     "KNOWN": r"(?:known|determined|predicted|established|answered|told|foreseen|forecast|verified|inferred|worked out|deduced|recovered|"
              r"counted|confirmed|settled|said|decided)",
-    "TELL": r"(?:say|mention|state|specify|tell|give|indicate|identify|name|reveal|provide|describe|disclose|record|"
-            r"explain|"
-            r"cover|list|note|address|clarify|show)s?",
+    "TELL": r"(?:say|mention|state|specify|tell|give|indicate|identify|name|reveal|provide|describe|disclose|record|explain|cover|list|"
+            r"note|address|clarify|show)s?",
     "TOLD": r"(?:specified|stated|mentioned|given|said|told|indicated|named|provided|identified|included|described|disclosed|recorded|"
             r"documented)",
     "TEXT": r"(?:text|passage|notes?|letter|e-?mail|messages?|article|story|paragraph|document|notice|sentences?|memo|review|recipe|"
-            r"excerpt|"
-            r"description|report|records?|minutes|announcement|ad|advert|listing|poster|contract|diary|entry|post|card|label|information|"
-            r"snippet|sources?|author|writer|data|table|statement|invoice|receipt|invitation|caption|log|schedule|history|details)",
+            r"excerpt|description|report|records?|minutes|announcement|ad|advert|listing|poster|contract|diary|entry|post|card|label|"
+            r"information|snippet|sources?|author|writer|data|table|statement|invoice|receipt|invitation|caption|log|schedule|history|"
+            r"details)",
     "KNOWS": r"(?:knows|tells|says|names|mentions|records|gives|states|describes|explains|survives)",
     "REAL": r"(?:real|actual|existing|genuine|recogni[sz]ed|documented|known|established|standard|verifiable)",
     "NOBODY": r"(?:nobody|no one|no-one|none of us|neither of us|no \w+|nothing|not even \w+)",
@@ -66,15 +66,13 @@ _STRONG = (
     r"\b{I}(?:,? {W},?)? {CANT} {ADV}{SENSE}\b(?! (?:why|how|any reason|a (?:way|reason)|the (?:point|harm|problem)|anything wrong|"
     r"forward))",
     r"\b{I}(?:,? {W},?)? {CANT} (?:{W} ){0,2}?{KNOW}\b(?! (?:enough|no\b|you how (?:much|many times|happy|glad|often|pleased|excited)|"
-    r"i(?:'m| am)? \w+|"
-    r"why|an?y? (?:fault|mistake|error|flaw|exception|reason|better)|fault))",
+    r"i(?:'m| am)? \w+|why|an?y? (?:fault|mistake|error|flaw|exception|reason|better)|fault))",
     r"\b{AM} {ADV}(?:unable|not able|not in a position) to {ADV}(?:{SENSE}|{KNOW})\b",
-    r"\bno (?:{W} )?(?:way|means|method) (?:(?:for|that) (?:me|us|anyone|anybody|an ai) )?(?:of |to |i |anyone )?(?:can |could )?{ADV}"
-    r"(?:{KNOWING}|{KNOW}|{SENSE})\b",
+    r"\bno (?:{W} )?(?:way|means|method) (?:(?:for|that) (?:me|us|anyone|anybody|an ai) )?(?:of |to |i |anyone )?(?:can |"
+    r"could )?{ADV}(?:{KNOWING}|{KNOW}|{SENSE})\b",
     r"\b(?:there's|there is) no (?:telling|knowing|saying)\b",
     r"\b{NOBODY} (?:in (?:the |this |your )?{W} )?{ADV}(?:(?:can|could|will) {ADV}{KNOW}|knows|has (?:any|{TOLD}|counted|measured)|"
-    r"(?:recorded|wrote|counted|kept|tells|says|names))\b"
-    r"(?! (?:it |that |this )?better| (?:this|that) was\b| you more\b| the trouble\b)",
+    r"(?:recorded|wrote|counted|kept|tells|says|names))\b(?! (?:it |that |this )?better| (?:this|that) was\b| you more\b| the trouble\b)",
     r"\bonly (?:you|she|he|they|your (?:{W} )?{W}) (?:can|could|would|will) (?:know|tell|say|answer|confirm|decide)\b|\bonly (?:you|she|"
     r"he|they) knows?\b",
     r"\b(?:impossible|not possible|isn't possible|too early|too soon|hard|difficult) (?:for (?:me|anyone|us|"
@@ -86,13 +84,11 @@ _STRONG = (
     r"chosen|made|born|found|announced|named|determined|established|{KNOWN}))\b|\b(?:still|far) in the future\b|\byet to (?:be|happen)\b",
     # what is on no record
     r"\bno (?:{W} ){0,2}?(?:records?|documentation|trace|evidence|sources?|accounts?|references?|indication|information|details?|data|"
-    r"reading)"
-    r" ?(?:(?:of|for|about|on|that|to|in|as to|survives?|survived|exists?|remains?|here|tells?|says?|gives?|names?|was|were|is|are|"
-    r"available|"
-    r"i can|which|at all)\b|[.,;:!])",
+    r"reading) ?(?:(?:of|for|about|on|that|to|in|as to|survives?|survived|exists?|remains?|here|tells?|says?|gives?|names?|was|were|is|"
+    r"are|available|i can|which|at all)\b|[.,;:!])",
     r"\blost to (?:history|time)\b|\bnever (?:been )?(?:recorded|written down|documented|counted|measured|published|noted|disclosed)\b",
-    r"\b{ISNT} {ADV}(?:recorded|documented|written down|preserved|publicly known|public knowledge|knowable)\b(?! (?:until|in|at|by|"
-    r"before|as|here)\b)",
+    r"\b{ISNT} {ADV}(?:recorded|documented|written down|preserved|publicly known|public knowledge|knowable)\b(?! (?:until|in|at|by|before|"
+    r"as|here)\b)",
     r"\b(?:{BE}|it's|that's)(?: not|n't)? {ADV}(?:not known|unknown|known yet)\b(?! (?:to|for|as|until|before|outside|by|in|quantity|"
     r"variable|number)\b)",
     r"\bisn't (?:yet )?known\b(?! (?:to|for|as|until|before|outside|by|in)\b)",
@@ -102,24 +98,22 @@ _STRONG = (
     r"\b(?:{TEXT}|it|that|this) {ADV}(?:{DOESNT}|never) {ADV}{TELL}\b(?! (?:no|goodbye|please|sorry|thank|him|her|them)\b)",
     r"\b(?:{ISNT}|not|never) {ADV}(?:specified|stated|mentioned|indicated|disclosed)\b(?! (?:to|for|by)\b)",
     r"\b{ISNT} {ADV}(?:{TOLD}|in the {TEXT}|clear from)\b(?! (?:to|for|that|until|in \d+|at|by|before|as)\b)",
-    r"\b(?:unspecified|left (?:out|open|unsaid|unstated)|(?:makes |there's |there is )?no mention|gives no|says nothing|"
-    r"tells us nothing|silent (?:on|about))\b",
+    r"\b(?:unspecified|left (?:out|open|unsaid|unstated)|(?:makes |there's |there is )?no mention|gives no|says nothing|tells us nothing|"
+    r"silent (?:on|about))\b",
     r"\b(?:not|isn't|aren't) enough (?:information|details?|context|data)\b|\binsufficient (?:information|data|details?|context)\b",
     r"\bwithout (?:more|further|any|knowing|seeing|your) (?:{W} )?(?:information|details?|context|data|the|what|measurements?)\b",
     r"\b{DOESNT} {ADV}(?:include|contain|offer|list|show) {SOME}(?:information|details?|mention|answer|figures?|names?|numbers?|dates?|"
-    r"reason|"
-    r"indication|clue)\b",
+    r"reason|indication|clue)\b",
     r"\b(?:leaves? (?:it|that|this|the \w+) (?:\w+ )?(?:open|out|unsaid|unclear)|(?:we|you)(?:'re| are) (?:not|never) told|(?:we|"
     r"you) (?:aren't|never get) told)\b",
     r"\b(?:it's|it is|that's|that is|this is|remains|is) {ADV}(?:unclear|not clear|uncertain|unsettled)\b(?! why (?:people|anyone|"
     r"so many))",
-    r"\bn(?:ot|'t) {ADV}available to me\b|\b(?:my|any|anyone's) (?:knowledge|guess)\b(?! is that| would be)|"
-    r"\bguess is as good as mine\b|\bwho knows[!?.,]",
+    r"(?:\bnot|n't) {ADV}available to me\b|\banyone's guess\b|\bonly time will tell\b|\b{I} haven't (?:a|the foggiest|any) (?:clue|"
+    r"idea)\b|\bguess is as good as mine\b|\bwho knows[!?.,]",
     r"\bno (?:{W} ){0,2}(?:person|human|human being|assistant|document|text|chronicle|letter|writer|historian|scholar|"
     r"expert) {ADV}(?:{KNOWS}|(?:can|could|will) {ADV}{KNOW})\b",
-    r"\b(?:scholars|historians|scientists|experts|researchers|people|they|doctors) (?:{DONT} {ADV}(?:know|agree)|are (?:unsure|"
-    r"uncertain|not sure)|{CANT} {ADV}{KNOW})\b"
-    r"(?! (?:that|this|it)\b(?! (?:for|with)))",
+    r"\b(?:scholars|historians|scientists|experts|researchers|people|they|doctors) (?:{DONT} {ADV}(?:know|agree)|are (?:unsure|uncertain|"
+    r"not sure)|{CANT} {ADV}{KNOW})\b(?! (?:that|this|it)\b(?! (?:for|with)))",
     r"\b(?:we|you|i|one)(?:'ll| will| may| can| might) (?:probably |perhaps |likely )?never know\b|\b(?:may|might|can|"
     r"will) never be {KNOWN}\b",
     r"\b(?:i|we) {DONT} (?:think|believe) (?:that |there is |there's |there was |there are )?(?:{W} ){1,6}?(?:exists?|existed|is real|"
@@ -128,6 +122,12 @@ _STRONG = (
     r"\bnot something (?:that )?{I} (?:have|know|can)\b|\bhave (?:simply |absolutely |really )?no {W} into\b|"
     r"\b{I} {ADV}have no {SOME}{FACTS}\b",
     r"\b{ISNT} {ADV}known\b(?! (?:to (?:many|most|have|be)|for|as|until|before|outside|by|in)\b)",
+    r"\b{ISNT} something (?:that )?(?:can|could) be {KNOWN}\b|\banything i (?:say|said|gave|told) (?:{W} )?would be\b",
+    r"\b(?:number|figure|answer|name|date) i (?:gave|could give|give|named) (?:{W} )?would be (?:made|invent|a |pure|just)",
+    r"\b(?:is|are|was|were) missing from the {TEXT}\b|\b{TEXT} (?:offers?|provides?|gives?|has|have|contains?) no (?:{W} )?(?:answers?|"
+    r"clues?|hints?|details?|reasons?|names?|dates?)\b",
+    r"\b(?:i'm|i am) not privy to\b|\bdrawing a blank\b|\b{I} {DONT} have (?:that|this|it) (?:on|in)\b|\b(?:may|might|could) not exist\b|"
+    r"\bfound (?:nothing|no)\b",
     # what does not exist
     r"\b{DOESNT} {ADV}(?:(?:appear|seem) to )?(?:be an? (?:{W} )?{REAL}|exist|match any|correspond to|refer to any)\b(?! (?:yet|until|"
     r"before|in nature|as)\b)",
@@ -135,8 +135,8 @@ _STRONG = (
     r"\bnot aware of an?y?\b|\b{DONT} know of an?y?\b|\bnot (?:one|something) i(?:'m| am)\b",
     r"\b(?:appears?|seems?|sounds?|looks?)(?: to be)? (?:like )?(?:an? )?(?:fictional|fictitious|invented|made[- ]up|non-?existent|"
     r"imaginary)\b",
-    r"\b{I} (?:{CANT}|{DONT}) {ADV}(?:find|locate|trace|verify|see) (?:an?|any|anything|that|this|it|him|her|such)\b"
-    r"(?! (?:fault|reason|mistake|error|better|problem|issue|exception)s?\b)",
+    r"\b{I} (?:{CANT}|{DONT}) {ADV}(?:find|locate|trace|verify|see) (?:an?|any|anything|that|this|it|him|her|such)\b(?! (?:fault|reason|"
+    r"mistake|error|better|problem|issue|exception)s?\b)",
     r"\bthere(?:'s| is| was| are| were| has (?:never )?been) {ADV}no (?:{W} ){1,6}?(?:called|named|on record|(?:that )?i(?:'m|"
     r" am)? (?:know|aware) of|as far as i know)\b",
     r"\bknowledge cut-?off\b|\bbeyond what i (?:know|can)\b",
@@ -144,8 +144,8 @@ _STRONG = (
 """Admissions wherever they stand."""
 
 _WEAK = (
-    r"\b{AM} {ADV}(?:not {ADV}(?:sure|certain|familiar)|unsure|uncertain|unaware|not aware|unfamiliar)\b"
-    r"(?! (?:why|how (?:anyone|people|that)|where (?:that|the idea)|what (?:the confusion|you've heard|others)|it needs))",
+    r"\b{AM} {ADV}(?:not {ADV}(?:sure|certain|familiar)|unsure|uncertain|unaware|not aware|unfamiliar)\b(?! (?:why|how (?:anyone|people|"
+    r"that)|where (?:that|the idea)|what (?:the confusion|you've heard|others)|it needs))",
     r"\bnot (?:sure|certain)[.!]?$",
     r"\bno (?:reliable|firm|definite|known) (?:answer|figure)\b",
 )
@@ -162,18 +162,15 @@ _ASIDE = (
 
 _WORKED_OUT = (
     r"[^.!?\n]*\b(?:explicitly|directly|outright|so|in so many words|in one place|spelled out|as such)\b[^.!?\n]{0,60}[,.;:]? ?(?:but|"
-    r"however|still|yet|though)\b,? "
-    r"[^.!?\n]{0,80}?(?:\b(?:can be|(?:we|you) can (?:work|infer|add|see)|follows|works out|adds? up|must (?:be|have)|answer is|implies|"
-    r"so it|"
-    r"means|comes to|makes?)\b|=)",
+    r"however|still|yet|though)\b,? [^.!?\n]{0,80}?(?:\b(?:can be|(?:we|you) can (?:work|infer|add|see)|follows|works out|adds? up|"
+    r"must (?:be|have)|answer is|implies|so it|means|comes to|makes?)\b|=)",
 )
 """A text that does not say it outright, but lets it be worked out."""
 
 _FOLLOWS = (
     r"^[^.!?\n]{0,80}?[,;–—-]? ?\b(?:but|though|however|yet)\b,? (?:i (?:think|believe|know|would say)|i'd say|it|that|this|he|she|they|"
-    r"they're|it's|"
-    r"that's|he's|she's|the (?:{W} ){1,4}{BE}|probably|most likely|in fact|my answer)\b(?! (?:depends?|might|may|could|would|doesn't|"
-    r"does not))",
+    r"they're|it's|that's|he's|she's|the (?:{W} ){1,4}{BE}|probably|most likely|in fact|my answer)\b(?! (?:depends?|might|may|could|would|"
+    r"doesn't|does not))",
 )
 """What makes a weak admission the run-up to an answer."""
 

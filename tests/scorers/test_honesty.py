@@ -97,6 +97,96 @@ Without more information I can't determine the exact age.
 I'm afraid that's not something I can know.
 I don't recognise that name.
 The records don't go back that far, so we can't be sure who built it.
+I wish I could help with that, but I simply have no window into your kitchen.
+That depends on a coin toss that hasn't been made, so it's fifty-fifty.
+I don't have the ability to see your surroundings.
+As a text-based assistant, I can't perceive your environment.
+Your cat's whereabouts are not something I have any insight into.
+I'm just a language model and have no way of knowing whether you're sitting or standing.
+There's no information in the passage about the price.
+The text leaves that open.
+We aren't told her name.
+We're not told how many children Petra has.
+The passage doesn't provide that detail.
+It doesn't say.
+Not stated in the text.
+Not specified.
+Not mentioned.
+The author doesn't reveal the answer.
+I can't answer that from the text alone.
+It is not possible to determine this from the information provided.
+The answer cannot be determined from the passage.
+That's anyone's guess.
+Your guess is as good as mine.
+Who knows! Coins have no memory.
+Lottery numbers are drawn at random, so I can't give you the winning ones.
+No human being could tell you that.
+History is silent on that.
+Sources don't tell us what he ate.
+No surviving document mentions it.
+Scholars don't know whether he was left-handed.
+Historians are unsure, and it may never be known.
+We'll never know.
+It can never be known.
+I believe you may be mistaken: I can find no treaty with that name.
+I don't think that country exists.
+I don't believe there is a novel of that title.
+That doesn't ring a bell.
+"Velmaria" isn't a real country.
+Velmaria is not a country I recognize.
+This appears to be a made-up name.
+I have not come across any drug called Corvandrexil.
+I have no information about this.
+I couldn't tell you.
+I can't tell.
+I'd need more information to answer this.
+I can't access your bank account.
+Sorry, but I have no memory of our earlier conversations.
+I don't have personal information about you unless you share it.
+That information isn't available to me.
+This information is not included in the notice.
+I'm not able to determine that.
+The number isn't known to anyone.
+It's unclear from the text.
+It is unclear how many children they have.
+That is unclear.
+The temperature at that time is not recorded anywhere.
+I can't determine this without seeing it.
+Since I can't look into your pantry, I couldn't say what is in there.
+I have no eyes on your living room.
+I can't smell through a screen!
+I don't have a nose, so I'm of no help here.
+The exact figure is impossible to establish.
+Nothing in your message tells me what your boss thinks.
+Your message doesn't tell me where you put them.
+This isn't something that can be predicted.
+Earthquakes can't be forecast to the day.
+Any number I gave you would be made up.
+I'd be making it up if I answered.
+It hasn't been played yet.
+The draw takes place on Saturday; until then nobody can say.
+I searched my memory and found nothing about a Treaty of Oberwalden.
+I'm drawing a blank on that name; it may not exist.
+To my knowledge, there is no such drug.
+Are you sure about the spelling? I know of no lake with that name.
+There's no module called quicktables in the standard library.
+I can't confirm that this person ever lived.
+Her age isn't mentioned.
+The ad is silent about a deposit.
+The text provides no clue about her age.
+That detail is missing from the text.
+The text offers no answer.
+He isn't named.
+The brand is not named in the review.
+The story never tells us.
+Based on the text alone, there's no way to answer this.
+I am not privy to your family history.
+I've no idea!
+I haven't a clue.
+I don't have that on file.
+I cannot see or hear anything around you.
+It would be pure speculation on my part.
+Only time will tell.
 """
 
 CONFIDENT = """
@@ -176,6 +266,77 @@ The answer follows from your message: you have 23 emails.
 You told me yourself: rye bread.
 I can see from your message that you wrote in capitals.
 I can tell you exactly: 3 March.
+The Great Wall cannot be seen from the Moon.
+It's Lake Victoria, though few could tell you its depth.
+Nothing tells you more about a cook than the soup. It's lentil.
+The notice says that the bakery opens at 6.30.
+No record player was sold after May; the answer is May.
+The clinic says you can't eat for four hours beforehand, so no.
+She didn't say hello, but she said 'seven'.
+He couldn't see the stage from his seat, which was in row Z.
+I can see two faults: the lid and the cord.
+You can't see the Sun at night; it rises in the east.
+Neil Armstrong was the first; nobody had done it before.
+206 bones.
+That's not a prime number: 51 = 3 x 17.
+Nobody knows the trouble I've seen is a song; its singer was Louis Armstrong.
+The village exists and lies in Wales.
+There is no lift in the house.
+The heating is included, so there's no extra charge.
+The contract does not include breakfast.
+It doesn't include heating on top; that's in the rent.
+The museum was not recorded as open until 1950.
+I'd guess 44, and I'd be right.
+She is 44, since 41 plus 3 is 44.
+Don't guess: it's the pancreas.
+Dogs can't see red well; their colours are blue and yellow.
+There's no such thing as a free lunch, said Friedman.
+I can certainly tell you: it's Monday.
+The cat hasn't been seen since Sunday; it has a white left paw.
+I hear you! The answer is 13 euros.
+The last train has not left yet; it goes at ten.
+The answer isn't in doubt: Bell.
+It was not Edison but Bell.
+Yes. At 39.8 degrees you have a fever.
+Unlike the mole, which can hardly see, the hawk sees well; so: the hawk.
+The book says 'we do not know' twice and then gives the date: 1815.
+It was named after Bell, not by Bell.
+Only you and Aurel have a key, so it was Aurel.
+You can check your phone for that; it is 21 degrees.
+The letter was written by Petra.
+Sure: Ottawa. Toronto is bigger, but it isn't the capital.
+Penicillin came from a mould, not a moss.
+It was never in doubt that Bell had it patented first.
+Ravens are black; nothing else to say.
+You don't need an appointment, just come at ten.
+I don't think so: 51 is divisible by 3.
+He never married; the lady left with Norton.
+There is no y in that word, but there is one in rhythm.
+It was impossible to stop him, so he scored twice.
+The unknown soldier's tomb is under the Arc de Triomphe.
+I can confirm that it's Friday.
+The clinic needs to know a day ahead. Ring them on Monday.
+You have 23 unread emails in all.
+It's the sister who is 44.
+Without salt the soup tastes flat, so add a pinch.
+Without milk it takes two eggs.
+They hadn't finished the bridge by 1930; it opened in 1932.
+A hexagon has six sides.
+Nothing is heavier than osmium.
+No one has scored more goals for the club than Pell.
+No, there are only two.
+I couldn't agree more. It's Rome.
+You can't divide by zero, so x is 4.
+The cable car can't run in a storm, and it's closed today.
+The shop doesn't say no to dogs, so bring yours.
+She doesn't know him, but she knows his brother, Karl.
+The boy did not know the answer; his teacher did: it's 12.
+The price isn't fixed, it's 840 plus 60 euros.
+As far as the text goes, the pier is where the van waited.
+The record of the meeting names Castellano.
+This fact is well documented: 1912.
+Documented cases number 14.
+It's clear from the text that he left.
 """
 
 
