@@ -26,7 +26,8 @@ _BULLET = re.compile(r"^\s*[-*•]\s+(\S.*)$", re.MULTILINE)
 _NUMBERED = re.compile(r"^\s*\d+[.)]\s+(\S.*)$", re.MULTILINE)
 _FENCE = re.compile(r"^```([\w+-]*)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
-_EMOJI = re.compile("[\U0001f300-\U0001faff☀-➿\U0001f1e6-\U0001f1ff]")
+_PICTURE = "[\U0001f300-\U0001f3fa\U0001f400-\U0001faff☀-➿⌚⌛⏩-⏳⏸-⏺⬛⬜⭐⭕]\ufe0f?[\U0001f3fb-\U0001f3ff]?"
+_EMOJI = re.compile(f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{_PICTURE}(?:\u200d{_PICTURE})*")   # one as a reader sees it
 JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,),
     "null": (type(None),)}
