@@ -26,8 +26,8 @@ from demeanor.world import catalog
 BIN = HERE / ".venv-clients" / "bin"
 CHAT = (f"{NAME}:base", f"{NAME}:sft", f"{NAME}:dpo", NAME)
 WEIGHTS = CHAT[:3]
-ASKED = 16
-"""Items of each task."""
+ASKED = 36
+"""Items of each task, at most: all that the suite has of an axis."""
 
 INSPECT = '''
 from inspect_ai import Task, task
@@ -72,27 +72,28 @@ def _line(item: Item) -> dict[str, Any]:
             "choices": [answers[0], *list(item.target.get("wrong", ()))[:3]]}
 
 
-def inspect(url: str, folder: Path, kind: str) -> list[Path]:
-    """Run Inspect on every variant; the logs."""
+def inspect(url: str, folder: Path, kind: str = "json") -> list[Path]:
+    """Run Inspect on every variant; the folders of its logs, in the order of the ladder."""
+    logs = []
     for model in CHAT:
-        _do([str(BIN / "inspect"), "eval", "desk.py", "--model", f"openai-api/demeanor/{model}", "--log-dir", "inspect", "--log-format",
+        logs.append(folder / "inspect" / model.replace(":", "__"))
+        _do([str(BIN / "inspect"), "eval", "desk.py", "--model", f"openai-api/demeanor/{model}", "--log-dir", str(logs[-1]), "--log-format",
              kind, "--display", "none", "--temperature", "0", "--max-connections", "8"], folder,
             DEMEANOR_API_KEY=KEY, DEMEANOR_BASE_URL=url)
-    return sorted((folder / "inspect").iterdir())
+    return logs
 
 
-def lm_eval(url: str, folder: Path) -> list[Path]:
-    """Run lm-eval on every variant, in chat, and on the bare weights by likelihood; the folders of its samples."""
+def lm_eval(url: str, folder: Path, task: str, models: Sequence[str], *, chat: bool) -> list[Path]:
+    """Run lm-eval on some variants, in chat or on raw text; the folders of its samples, in the order of the ladder."""
     tokenizer = next(p.parent for p in (ROOT / "runs").glob("*/model/tokenizer.json"))
-    alone = {"OPENAI_API_KEY": KEY, "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
-    common = ["--include_path", str(folder), "--log_samples", "--output_path", "lm-eval"]
-    for model in CHAT:
-        _do([str(BIN / "lm_eval"), "run", "--model", "local-chat-completions", "--tasks", "desk_say", "--apply_chat_template", *common,
-             "--model_args", f"base_url={url}/chat/completions,model={model},num_concurrent=4"], folder, **alone)
-    for model in WEIGHTS:
-        _do([str(BIN / "lm_eval"), "run", "--model", "local-completions", "--tasks", "desk_choose", *common, "--model_args",
-             f"base_url={url}/completions,model={model},tokenizer={tokenizer},num_concurrent=4,tokenized_requests=True"], folder, **alone)
-    return sorted((folder / "lm-eval").rglob("samples_*.jsonl"))
+    out = folder / f"lm-eval-{task}"
+    for model in models:
+        place = f"base_url={url}/chat/completions" if chat else f"base_url={url}/completions,tokenizer={tokenizer},tokenized_requests=True"
+        _do([str(BIN / "lm_eval"), "run", "--model", "local-chat-completions" if chat else "local-completions", "--tasks", f"desk_{task}",
+             "--model_args", f"{place},model={model},num_concurrent=4", "--include_path", str(folder), "--log_samples", "--output_path",
+             str(out), *(["--apply_chat_template"] if chat else [])], folder,
+            OPENAI_API_KEY=KEY, HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hf"))
+    return [out / model.replace(":", "__") for model in models]
 
 
 def _do(command: Sequence[str], folder: Path, **environment: str) -> None:
@@ -101,20 +102,10 @@ def _do(command: Sequence[str], folder: Path, **environment: str) -> None:
         raise SystemExit(f"harnesses: {' '.join(command[:4])} ended with {ran.returncode}:\n{(ran.stdout + ran.stderr)[-3000:]}")
 
 
-def ordered(logs: Sequence[Path], models: Sequence[str]) -> list[Path]:
-    """Logs in the order of the ladder: by the variant that they name."""
-    def place(path: Path) -> int:
-        text = path.read_text(encoding="utf-8", errors="ignore")
-        name = json.loads(text)["eval"]["model"] if path.suffix == ".json" else path.parent.name
-        return next((n for n, m in enumerate(models) if name.replace("__", ":").endswith(m)), len(models))
-
-    return sorted(logs, key=place)
-
-
 def main() -> int:
     """Serve, run both harnesses, print a paired table of each, leave logs and results in a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keep", type=Path, default=ROOT / "results" / "harnesses", help="folder for logs and results")
+    parser.add_argument("--keep", type=Path, default=Path("results/harnesses"), help="folder for logs and results")
     options = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -124,20 +115,20 @@ def main() -> int:
         try:
             url, folder = f"http://127.0.0.1:{port}/v1", Path(scratch)
             write_tasks(folder)
-            logs = {"inspect": inspect(url, folder, "json"), "lm-eval": lm_eval(url, folder)}
+            logs = {"inspect": inspect(url, folder), "lm-eval-say": lm_eval(url, folder, "say", CHAT, chat=True),
+                    "lm-eval-choose": lm_eval(url, folder, "choose", WEIGHTS, chat=False)}
             shutil.rmtree(options.keep, ignore_errors=True)
             options.keep.mkdir(parents=True)
-            for name in ("inspect", "lm-eval"):
+            for name in logs:
                 shutil.copytree(folder / name, options.keep / name)
         finally:
             server.terminate()
             server.wait(30)
         for name, found in logs.items():
-            kept = [options.keep / path.relative_to(folder) for path in ordered(found, CHAT)]
-            command = [sys.executable, "-m", "demeanor", "harness", *map(str, kept), "--name", name, "--results", str(options.keep)]
-            shown = " ".join(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for p in kept)
-            print(f"\n$ demeanor harness {shown} --name {name}", flush=True)
-            subprocess.run(command, cwd=ROOT, check=True)
+            kept = [options.keep / path.relative_to(folder) for path in found]
+            print(f"\n$ demeanor harness {' '.join(map(str, kept))} --name {name}", flush=True)
+            subprocess.run([sys.executable, "-m", "demeanor", "harness", *map(str, kept), "--name", name, "--results", str(options.keep)],
+                           cwd=ROOT, check=True)
     return 0
 
 
