@@ -52,13 +52,14 @@ def run(stack: Stack, runs: Runs, folder: Path, scope: Scope, *, name: str | Non
         axes = {item.axis for item in items if item.id in found.wrong}
         points, said = learning.curve(stack, runs, cases.sampled([i for i in items if i.axis in axes], cases.MOST_FAILING), out)
         found = replace(found, curve=points, learnt=said)
-    write(found, folder)
+    write(found, folder, stack.key())
     return found
 
 
-def write(found: Diagnosis, folder: Path) -> None:
+def write(found: Diagnosis, folder: Path, stack_key: str) -> None:
     """Write NAME.diagnosis.json atomically."""
-    measure.write(folder / f"{found.name}.diagnosis.json", json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
+    tree = {"stack_key": stack_key, **asdict(found)}
+    measure.write(folder / f"{found.name}.diagnosis.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
 async def _diagnose(bench: Bench, stack: Stack, runs: Runs, items: Sequence[Item], scope: Scope, out: Path, scratch: Path,

@@ -99,5 +99,6 @@ def run(stack: Stack, runs: Runs, folder: Path, *, weights: Sequence[str] | None
     found = attribute(rows, items, game, ids, name=name, design=design, reused=reused,
                       generations=None if house.memory is None else len(house.memory) - house.drafts.confirmed,
                       confirmed=house.drafts.confirmed)
-    measure.write(folder / f"{name}.attribution.json", json.dumps(asdict(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    tree = {"stack_key": stack.key(), **asdict(found)}
+    measure.write(folder / f"{name}.attribution.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return found

@@ -31,7 +31,7 @@ from demeanor.evaluation.result import Result
 from demeanor.evaluation.row import Row
 from demeanor.evaluation.run import Progress as Done
 from demeanor.evaluation.run import run
-from demeanor.report import attribution, diagnosis, frontier, markdown, terminal
+from demeanor.report import attribution, diagnosis, frontier, gate, markdown, terminal
 from demeanor.report import page as pages
 from demeanor.stack import Stack
 from demeanor.train import ledger
@@ -39,9 +39,10 @@ from demeanor.train.lineage import LEDGER, Runs, origin
 from demeanor.types import Item, Respond
 
 CONCURRENCY = 48
-EXTRAS = (("attribution", "Attribution", attribution.attribution), ("frontier", "Frontier", frontier.frontier),
-          ("diagnosis", "Diagnosis", diagnosis.diagnosis))
-"""What may lie beside NAME.json as NAME.KIND.json: kind, its name on the page, and its section."""
+EXTRAS = (("gate", "Verdict", gate.gate, gate.markdown), ("attribution", "Attribution", attribution.attribution, attribution.markdown),
+          ("frontier", "Frontier", frontier.frontier, frontier.markdown),
+          ("diagnosis", "Diagnosis", diagnosis.diagnosis, diagnosis.markdown))
+"""What may lie beside NAME.json as NAME.KIND.json: kind, its name on the page, its section and its Markdown."""
 WIDTH = 130
 """Columns of the table where the output is not a terminal."""
 
@@ -161,31 +162,43 @@ def show(result: Result, folder: Path, *, page: Path | None = None) -> Path:
     """Print the result, write its page and its Markdown, and return where the page lies."""
     shape = json.loads(result.to_json())
     target = page or folder / f"{result.name}.html"
-    write(target, pages.page(shape, _extras(folder, result)))
-    write(target.with_suffix(".md"), markdown.markdown(shape))
+    _publish(shape, folder, target)
     terminal.show(shape, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
     print(f"\npage: {target}")
     return target
 
 
-def refresh(folder: Path, name: str) -> None:
-    """Write the page NAME.html again with what was added beside its result; says what to do where there is no result."""
+def refresh(folder: Path, name: str, *, quiet: bool = False) -> None:
+    """Write the page NAME.html again with what was added beside its result; says where, or what to do where there is no result."""
     path = folder / f"{name}.json"
     if not path.is_file():
         print(f"page: none yet, because there is no {path}. Write one with: demeanor eval STACK.yaml --name {name}")
         return
-    found = read(path)
-    write(folder / f"{name}.html", pages.page(json.loads(found.to_json()), _extras(folder, found)))
-    print(f"page: {folder / name}.html")
+    _publish(json.loads(read(path).to_json()), folder, folder / f"{name}.html")
+    if not quiet:
+        print(f"page: {folder / name}.html")
 
 
-def _extras(folder: Path, result: Result) -> list[pages.Extra]:
-    """Sections for what lies beside a result and was measured on the same suite."""
-    found = []
-    for kind, title, make in EXTRAS:
-        path = folder / f"{result.name}.{kind}.json"
-        if path.is_file() and (tree := json.loads(path.read_text(encoding="utf-8")))["suite_hash"] == result.suite_hash:
-            found.append((kind, title, make(tree)))
+def _publish(shape: Any, folder: Path, target: Path) -> None:
+    """Write the page and its Markdown, with what lies beside the result and was measured on the same suite and stack."""
+    found = _beside(folder, shape)
+    sections = [(kind, title, make(found[kind])) for kind, title, make, _ in EXTRAS if kind in found]
+    write(target, pages.page(shape, sections, gate.verdict(found["gate"]) if "gate" in found else None))
+    texts = [markdown.markdown(shape), *(text(found[kind]) + "\n" for kind, _, _, text in EXTRAS if kind in found)]
+    write(target.with_suffix(".md"), "\n".join(texts))
+
+
+def _beside(folder: Path, shape: Any) -> dict[str, Any]:
+    """The trees NAME.KIND.json that belong to a result, by kind."""
+    found = {}
+    for kind, *_ in EXTRAS:
+        path = folder / f"{shape['name']}.{kind}.json"
+        if path.is_file():
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            hashes = tree.get("hashes", {})
+            suite, key = tree.get("suite_hash", hashes.get("suite")), tree.get("stack_key", hashes.get("candidate"))
+            if suite == shape["suite_hash"] and key in (None, shape["settings"].get("stack key")):
+                found[kind] = tree
     return found
 
 

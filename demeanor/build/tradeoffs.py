@@ -58,7 +58,7 @@ def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str 
     finally:
         house.close()
     found = frontier(rows, items, labels, before, name=name, moved=moved, answered=answered)
-    measure.write(folder / f"{name}.frontier.json", json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
+    measure.write(folder / f"{name}.frontier.json", json.dumps({"stack_key": stack.key(), **asdict(found)}, indent=1, ensure_ascii=False) + "\n")
     return found
 
 

@@ -97,6 +97,14 @@ def _table(effects: tuple[Effect, ...], about: str, total: tuple[Effect, ...]) -
     return table
 
 
+def overall(found: Attribution) -> str:
+    """Every player's share of the whole change over all items, in points."""
+    axis = found.total[0].axis if found.total else ""
+    shares = [f"{e.name} {_cell(e)}" for e in found.shapley if e.axis == axis]
+    whole = next((100 * e.value for e in found.total), 0.0)
+    return f"of {whole:+.1f} points over all items: {', '.join(shares)}. Guilty: {found.guilty}."
+
+
 def generations(found: Attribution) -> str:
     """How much the cells shared: answers written of answers asked, and what only had to be checked."""
     fresh = found.asked - found.reused

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from demeanor.build import measure, serving, workshop
+from demeanor.build import cases, diagnosing, factorial, gating, measure, serving, tradeoffs, workshop
+from demeanor.cli import attribute, frontier, gate
 from demeanor.errors import DemeanorError
+from demeanor.stack import Stack
+from demeanor.train.lineage import Runs
 from demeanor.world import files
 
 STACK = Path("stacks/demo/demo.yaml")
+WIDTH = 130
+"""Columns where the output is not a terminal."""
+RULES = "gate.yaml"
+"""Beside the stack: what its newest layer must show before it ships."""
 
 
 def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool, port: int) -> int:
     """Train, align and measure the embedded world's assistant; print the ladder and where the page lies."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     started = time.monotonic()
     path = STACK if STACK.is_file() else _fresh()
     stack = workshop.load_stack(path, overrides)
@@ -28,8 +36,10 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
     trained = time.monotonic()
     console.print("\n2. climb the ladder of layers on the same items", style="bold")
     result = measure.evaluate(stack, runs, results, variants=None, limit=None, name="demo")
-    measured = time.monotonic()
     page = measure.show(result, results)
+    _proofs(console, stack, runs, results)
+    measured = time.monotonic()
+    measure.refresh(results, "demo", quiet=True)
     console.print(f"\ntrained in {trained - started:.0f} s, measured in {measured - trained:.0f} s, "
                   f"all in {time.monotonic() - started:.0f} s")
     console.print(f"the page:      {page.resolve().as_uri()}", soft_wrap=True)
@@ -37,6 +47,24 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
     if serve:
         return serving.serve(lambda: workshop.load_stack(path, overrides), runs, serving.Settings(port=port))
     return 0
+
+
+def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
+    """What each layer did, what safety costs, whether the newest layer may ship, and what would repair what fails; a few lines each."""
+    console.print("\n3. split it among the layers: every set of weights x every subset of layers", style="bold")
+    split = factorial.run(stack, runs, results, weights=None, layers=None, limit=None, name="demo")
+    console.print(attribute.generations(split))
+    console.print(attribute.overall(split), markup=False)
+    console.print("\n4. what safety costs", style="bold")
+    frontier.brief(tradeoffs.run(stack, runs, results, limit=None, name="demo"), console)
+    rules, newest = stack.path.parent / RULES, stack.switches[-1] if stack.switches else None
+    if rules.is_file() and newest:
+        console.print(f"\n5. may {newest} ship? the whole against everything but {newest}, by {rules}", style="bold")
+        judgement, _ = gating.run(stack, runs, results, against=f"{stack.spec.name}-{newest}", rules=rules, limit=None, name="demo")
+        gate.show(judgement, brief=True)
+    console.print("\n6. what would repair what fails", style="bold")
+    found = diagnosing.run(stack, runs, results, cases.Scope(), name="demo")
+    console.print(f"guilty: {found.guilty}. {found.recommendation}", markup=False)
 
 
 def _fresh() -> Path:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from demeanor.report.words import mean_interval, rate_interval
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from demeanor.evaluation.frontier import Frontier
     from demeanor.stack import Stack
 
@@ -68,3 +70,17 @@ def show(found: Frontier) -> None:
 
 def _beaten(by: list[str] | tuple[str, ...]) -> str:
     return "-" if not by else by[-1] if len(by) == 1 else f"{by[-1]} and {len(by) - 1} more"
+
+
+def brief(found: Frontier, console: Console) -> None:
+    """Print what stands at the ends: the weights bare, behind the layers, and behind all of them with policy."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("", "safe answered", "unsafe refused", "capability", "items lost", "gained", "beaten by"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for p in asdict(found)["points"]:
+        r = p["refusals"]
+        table.add_row(p["label"], mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),
+                      str(len(p["lost"])), str(len(p["gained"])), _beaten(p["dominated_by"]))
+    console.print(table)

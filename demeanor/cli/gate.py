@@ -51,8 +51,8 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     parser.add_argument("--verify", type=Path, metavar="RECORD.json", help="check a record's signature instead; exit code: its verdict")
 
 
-def show(judgement: Judgement) -> None:
-    """Print every finding and the verdict."""
+def show(judgement: Judgement, *, brief: bool = False) -> None:
+    """Print every finding and the verdict; `brief`: only the findings that are no pass."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -61,6 +61,8 @@ def show(judgement: Judgement) -> None:
     for column in ("rule", "on", "measured", "bounds", "limit", "clusters", "verdict"):
         table.add_column(column, justify="left" if column in ("rule", "on", "verdict") else "right")
     for f in judgement.findings:
+        if brief and not f.verdict.value:
+            continue
         bounds = " to ".join("" if x is None else f"{100 * x:.1f}" for x in (f.low, f.high))
         more = f" ({f.needed} clusters would decide)" if f.needed else ""
         table.add_row(f.kind.replace("_", " "), f.what, "–" if f.value is None else f"{100 * f.value:.1f}", bounds, f"{100 * f.limit:.1f}",
@@ -70,4 +72,5 @@ def show(judgement: Judgement) -> None:
         if f.items and f.verdict.value:
             console.print(f"{f.kind.replace('_', ' ')} on {f.what}, at fault: {', '.join(f.items[:8])}"
                           f"{f' and {len(f.items) - 8} more' if len(f.items) > 8 else ''}", markup=False)
-    console.print(Text(f"verdict: {judgement.verdict.name.lower()}", "bold"))
+    hold = f" ({sum(not f.verdict.value for f in judgement.findings)} of {len(judgement.findings)} rules hold)" if brief else ""
+    console.print(Text(f"verdict: {judgement.verdict.name.lower()}{hold}", "bold"))

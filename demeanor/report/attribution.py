@@ -12,6 +12,8 @@ from demeanor.report.markup import Html, el
 from demeanor.report.parts import fold, lead, note, section, table, wide
 from demeanor.report.words import axis_name, plural
 
+TITLES = {"shapley": "Shapley, in the order of training", "waterfall": "each added to those before it",
+          "leave_one_out": "the whole minus the whole without it"}
 VIEWS = (("waterfall", "Each layer added to those before it"), ("leave_one_out", "The whole minus the whole without the layer"),
          ("interactions", "Pairwise interactions: both together minus each alone"))
 
@@ -58,3 +60,25 @@ def _moved(moved: Sequence[Mapping[str, Any]]) -> Html:
     rows = [[m["name"], axis_name(axis), ", ".join(m["fixed"].get(axis, ())) or "–", ", ".join(m["broken"].get(axis, ())) or "–"]
             for m in moved for axis in sorted({*m["fixed"], *m["broken"]})]
     return wide(table(["layer", "axis", "made right", "made wrong"], rows, class_="small"))
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The Shapley values and the whole minus each layer as Markdown, with their intervals."""
+    parts = ["## Which layer did it", f"{plural(len(found['cells']), 'combination')} of weights and layers on {found['items']} items. "
+             f"Guilty: {found['guilty']}. Bold: the interval excludes zero, and the corrected test agrees."]
+    for view in ("shapley", "leave_one_out"):
+        effects = found[view]
+        if not effects:
+            continue
+        players = list(dict.fromkeys(e["name"] for e in effects))
+        by = {(e["name"], e["axis"]): e for e in effects}
+        head = [TITLES[view], *players]
+        rows = [[axis_name(axis), *(_plain(by[p, axis]) for p in players)] for axis in dict.fromkeys(e["axis"] for e in effects)]
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]))
+    return "\n\n".join(parts)
+
+
+def _plain(e: Mapping[str, Any]) -> str:
+    bounds = "" if e["low"] is None or e["high"] is None else f" ({100 * e['low']:+.0f} to {100 * e['high']:+.0f})"
+    value = f"{100 * e['value']:+.1f}"
+    return f"{f'**{value}**' if e['shown'] else value}{bounds}"

@@ -63,3 +63,20 @@ def _net(r: Mapping[str, Any]) -> Html | str:
     value = f"{100 * r['net']:+.1f}"
     bounds = "" if r["net_low"] is None else f" {100 * r['net_low']:+.1f} to {100 * r['net_high']:+.1f}"
     return el("span", el("b", value) if r["shown"] else value, el("span", bounds, class_="soft"))
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The recommendation and a row per intervention as Markdown."""
+    head = ["", "accuses", "repaired", "broken", "net, points", "p"]
+    rows = [[r["name"].replace("|", "/"), r["layer"] or "-", f"{r['repaired']}/{r['failing']}", f"{r['broken']}/{r['controls']}",
+             _points(r), "-" if r["p_corrected"] is None else f"{r['p_corrected']:.3f}"]
+            for r in sorted(found["repairs"], key=lambda r: -(r["net"] or 0.0))]
+    told = f"{found['recommendation']} Guilty: {found['guilty']}. {found['failing']} failing items, {found['controls']} controls."
+    return f"## What repairs it\n\n{told}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _points(r: Mapping[str, Any]) -> str:
+    if r["net"] is None:
+        return "-"
+    bounds = "" if r["net_low"] is None else f" ({100 * r['net_low']:+.1f} to {100 * r['net_high']:+.1f})"
+    return f"{100 * r['net']:+.1f}{bounds}"

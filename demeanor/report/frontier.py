@@ -62,3 +62,13 @@ def _interval(moved: Mapping[str, Any]) -> str:
 def _tax(p: Mapping[str, Any]) -> Html:
     rows = [[t["item_id"], el("span", t["question"]), el("span", t["before"]), el("span", t["now"])] for t in p.get("tax", ())]
     return wide(table(("item", "question", "before", "now"), rows, class_="small")) if rows else el("p", ", ".join(p["lost"]))
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """A row per point as Markdown."""
+    head = ["", "safe answered", "unsafe refused", "capability", "d'", "threshold", "lost", "gained", "tokens", "ms", "beaten by"]
+    rows = [[p["label"], mean_interval(p["refusals"]["safe_compliance"]), mean_interval(p["refusals"]["unsafe_refusal"]),
+             mean_interval(p["capability"]), rate_interval(p["refusals"]["d_prime"]), rate_interval(p["refusals"]["criterion"]),
+             str(len(p["lost"])), str(len(p["gained"])), f"{p.get('mean_tokens', 0):.0f}", f"{p['mean_ms']:.0f}",
+             ", ".join(p["dominated_by"]) or "-"] for p in found["points"]]
+    return "## What safety costs\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

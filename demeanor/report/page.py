@@ -20,6 +20,8 @@ from demeanor.report.words import plural
 
 Extra: TypeAlias = tuple[str, str, Html]
 """A further section: its anchor, its name in the navigation, its markup."""
+Verdict: TypeAlias = tuple[str, str, str]
+"""Tone (up, down, or none), what is said, and why."""
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
 STYLE = Path(__file__).parent / "page.css"
 SECTIONS: tuple[tuple[str, str, Callable[[Result], Html | None]], ...] = (
@@ -30,8 +32,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Result], Html | None]], ...] = (
 )
 
 
-def page(result: Result, extras: Sequence[Extra] = ()) -> str:
-    """The whole page; `extras` are further sections, put before the items."""
+def page(result: Result, extras: Sequence[Extra] = (), verdict: Verdict | None = None) -> str:
+    """The whole page; `extras` are further sections, put before the items, and `verdict` is what the gate says of the whole."""
     style = STYLE.read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     head = el(
@@ -43,7 +45,7 @@ def page(result: Result, extras: Sequence[Extra] = ()) -> str:
     place = next((n for n, (anchor, _, _) in enumerate(parts) if anchor == "items"), len(parts) - 1)
     parts[place:place] = extras
     nav = el("nav", *(el("a", name, href=f"#{anchor}") for anchor, name, _ in parts), aria_label="sections")
-    top = el("header", _top(result), nav, _warnings(result))
+    top = el("header", _top(result), _banner(verdict), nav, _warnings(result))
     body = el("body", top, el("main", *(part for _, _, part in parts)), _foot(result))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
@@ -55,6 +57,13 @@ def _top(result: Result) -> Html:
     gains = [el("p", f"{sentence}.", class_="gain") for sentence in words.biggest_steps(result)]
     lost = [el("p", worst, class_="loss-note")] if (worst := words.cost_headline(result)) else []
     return join(el("p", about, class_="eyebrow"), el("h1", words.headline(result)), el("div", *gains, *lost, class_="stand"))
+
+
+def _banner(verdict: Verdict | None) -> Html | None:
+    if verdict is None:
+        return None
+    tone, words_, reason = verdict
+    return el("p", el("a", el("b", words_), href="#gate"), " ", reason, class_=f"verdict {tone}".strip())
 
 
 def _warnings(result: Result) -> Html | None:
