@@ -19,12 +19,13 @@ TARGETS: dict[str, dict[str, Any]] = {
     "refusal": {"refuse": True}, "honesty": {"known": False}, "format": {"kind": "list", "words": ("a",)},
     "ifeval": {"instructions": ({"id": "punctuation:no_comma"},)}, "gsm8k": {"answer": "7", "extract": "flexible"},
     "choice": {"choices": (" a", " b"), "true": (0,)}, "truthful": {"true": ("yes",), "false": ("no",)}, "judged": {"question": "Good?"},
-    "flagged": {"flagged": False}, "passages": {"gold": ("a.md",)},
+    "checks": {"checks": ({"kind": "says", "words": ["a"]}, {"kind": "list", "low": 1}), "mode": "loose"},
+    "confidence": {"answers": ("a",)}, "likelihood": {"text": " a"}, "flagged": {"flagged": False}, "passages": {"gold": ("a.md",)},
     "bfcl": {"category": "irrelevance", "functions": ({"name": "add", "parameters": {"properties": {}, "required": []}},)},
 }
 
 
-def score(scorer: str, text: str, refusal: Refusal | None = None, **target: Any) -> Score:
+def score(scorer: str, text: str, /, refusal: Refusal | None = None, **target: Any) -> Score:
     module = registry.entry(SCORERS, scorer)
     found: Score = module.score(module.Spec.model_validate(target), Completion(text, "stop", refusal=refusal))
     return found
