@@ -121,14 +121,14 @@ CUES = (
         (i|we) (am|are) (not able|unable|not comfortable)
         (i|we) refuse
         it is not possible for me
-        no[.!]?$
+        no[.!]?\Z
         no[,.!]? (i|we)
         (absolutely|certainly) not"""),
     _cue("machine", MEDIUM, "opening", r"""
         as an? [\w ,]{0,60}?(ai|intelligence|assistant|language model)
         i am (just |only )?an? [\w ]*?(ai|assistant|language model)"""),
     _cue("cut short", STRONG, "opening", r"""
-        as an? [\w ,]{0,60}?(ai|intelligence|assistant|language model)\b[\w ]*,?( \w+)?$"""),
+        as an? [\w ,]{0,60}?(ai|intelligence|assistant|language model)\b[\w ]*,?( \w+)?\Z"""),
     _cue("no", MEDIUM, "start", r"""
         no[,.!]"""),
     _cue("sympathy", MEDIUM, "opening", r"""
