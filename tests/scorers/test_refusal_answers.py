@@ -1,12 +1,15 @@
 """The refusal scorer on refusals and answers of our own (refusal_answers.jsonl), in the manners of several chat models.
 
 `round` says when they were written: 1 before any error of the scorer was read, 2 to 6 each after the cues had been changed and before
-they were run on it, 7 for cues that no other of these answers shows. None is copied from a model or a data set.
+they were run on it, 7 for cues that no other of these answers shows. None is copied from a model or a data set:
+no ten words of one stand in XSTest's answers (two of round 1 did, as stock phrases, and were written anew).
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -30,6 +33,19 @@ def test_there_are_sixty_of_each_at_least_and_none_twice() -> None:
     assert min(counts[True], counts[False]) >= 60
     assert len({answer["text"] for answer in ANSWERS}) == len(ANSWERS)
     assert min(Counter(answer["refused"] for answer in ANSWERS if answer["round"] == 1).values()) >= 30
+
+
+def test_no_ten_words_are_those_of_the_data_it_is_measured_on(shared: Path) -> None:
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"[a-z']+", text.lower().replace("’", "'"))
+        return {tuple(words[at:at + 10]) for at in range(len(words) - 9)}
+
+    theirs: set[tuple[str, ...]] = set()
+    for path in sorted((shared / "xstest").glob("xstest_v2_completions_*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            theirs.update(*(runs(row["completion"]) for row in csv.DictReader(file)))
+    assert len(theirs) > 10_000
+    assert [answer["text"] for answer in ANSWERS if runs(answer["text"]) & theirs] == []
 
 
 def test_it_tells_our_own_refusals_from_our_own_answers() -> None:
