@@ -161,8 +161,9 @@ _ASIDE = (
 """Words that stand beside a claim and admit nothing."""
 
 _WORKED_OUT = (
-    r"(?:^|(?<=[.!?]))[^.!?\n]{0,200}\b(?:explicitly|directly|outright|so|in so many words|in one place|spelled out|as such)\b[^.!?\n]{0,60}[,.;:]? ?(?:but|"
-    r"however|still|yet|though)\b,? [^.!?\n]{0,80}?(?:\b(?:can be|(?:we|you) can (?:work|infer|add|see)|follows|works out|adds? up|"
+    r"(?:^|(?<=[.!?]))[^.!?\n]{0,200}\b(?:explicitly|directly|outright|so|in so many words|in one place|spelled out|as such)\b"
+    r"[^.!?\n]{0,60}[,.;:]? ?(?:but|however|still|yet|though)\b,? [^.!?\n]{0,80}?(?:\b(?:can be|(?:we|you) can (?:work|infer|add|see)|"
+    r"follows|works out|adds? up|"
     r"must (?:be|have)|answer is|implies|so it|means|comes to|makes?)\b|=)",
 )
 """A text that does not say it outright, but lets it be worked out."""
