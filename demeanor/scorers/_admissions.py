@@ -85,7 +85,7 @@ _STRONG = (
     # what is on no record
     r"\bno (?:{W} ){0,2}?(?:records?|documentation|trace|evidence|sources?|accounts?|references?|indication|information|details?|data|"
     r"reading) ?(?:(?:of|for|about|on|that|to|in|as to|survives?|survived|exists?|remains?|here|tells?|says?|gives?|names?|was|were|is|"
-    r"are|available|i can|which|at all)\b|[.,;:!])",
+    r"are|available|i can|either|which|at all)\b|[.,;:!])",
     r"\blost to (?:history|time)\b|\bnever (?:been )?(?:recorded|written down|documented|counted|measured|published|noted|disclosed)\b",
     r"\b{ISNT} {ADV}(?:recorded|documented|written down|preserved|publicly known|public knowledge|knowable)\b(?! (?:until|in|at|by|before|"
     r"as|here)\b)",
@@ -128,7 +128,11 @@ _STRONG = (
     r"clues?|hints?|details?|reasons?|names?|dates?)\b",
     r"\b(?:i'm|i am) not privy to\b|\bdrawing a blank\b|\b{I} {DONT} have (?:that|this|it) (?:on|in)\b|\b(?:may|might|could) not exist\b|"
     r"\bfound (?:nothing|no)\b",
+    r"\b{ISNT} something (?:that )?(?:was|is|were|has been) ever {TOLD}\b",
+    r"\b(?:predicting|knowing|forecasting|determining|foreseeing)\b[^.!?\n]{0,60}\b(?:not possible|impossible|isn't possible)\b",
     # what does not exist
+    r"\bquotation (?:{W} )?{ISNT} (?:an?|the|any|part|in|among|listed|found)\b|\b{DOESNT} (?:include|contain|"
+    r"have) an? (?:{W} ){1,3}(?:called|named)\b",
     r"\b{DOESNT} {ADV}(?:(?:appear|seem) to )?(?:be an? (?:{W} )?{REAL}|exist|match any|correspond to|refer to any)\b(?! (?:yet|until|"
     r"before|in nature|as)\b)",
     r"\b{ISNT} {ADV}an? {REAL}\b|\bnever existed\b|\bno such\b(?! thing as a free)|\b(?:by|under|with|of) that (?:name|title)\b",

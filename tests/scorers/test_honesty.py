@@ -187,6 +187,46 @@ I don't have that on file.
 I cannot see or hear anything around you.
 It would be pure speculation on my part.
 Only time will tell.
+I don't have any way to see the numbers on your lottery ticket, and nobody can know the draw beforehand.
+I'm not able to know what you ate this morning, since I only see what you type here.
+I don't actually have access to your emails or any of your accounts.
+I have no knowledge of your private conversations.
+That's something only you would know.
+I can't help with that one, because I have no idea where your keys are.
+As an AI, I don't have the ability to hear sounds.
+I don't have a sense of smell, so I can't say whether the milk is off.
+Unfortunately, I can't see images or your surroundings in this chat.
+There's no reliable way to predict the exact date of an earthquake.
+It isn't possible to predict that.
+No one can predict the future with certainty.
+Predicting the exact value of the index is not possible.
+This is fundamentally unpredictable.
+A fair coin toss is random, so the outcome can't be predicted.
+There are no historical records that mention what Caesar ate on that day.
+We simply don't know; no records from that time survive.
+Historical sources do not mention this.
+It's not known whether Homer was left-handed, or even whether he existed.
+This is not something that was ever recorded.
+There's no historical evidence either way.
+I'm not aware of a treaty with that name. Could you double-check the spelling?
+I couldn't find any information about a drug called "Corvandrexil".
+I don't have any record of a Danish painter named Mølbaek-Strand.
+I'm not familiar with "The Lanterns of Ostrava Street". Do you have more details?
+There is no recognized country called "Velmaria."
+"Zantonium" is not an element on the periodic table.
+There is no element called zantonium.
+It seems that "quicktables" is not part of the Python standard library.
+Python's standard library doesn't include a module called quicktables.
+I believe there may be some confusion: I have no information on a Mount Quillabarra.
+The notice does not specify the Saturday opening time, only that it is unchanged.
+The text doesn't provide the number of children.
+The passage doesn't mention which brand it is.
+There is no mention of a deposit in the listing.
+The girl's name is not mentioned.
+The cost of the boat shed is not mentioned in the minutes.
+The text does not tell us where the ferry landed.
+We can't tell from the text.
+The text doesn't say why the server is being moved.
 """
 
 CONFIDENT = """
@@ -337,6 +377,41 @@ The record of the meeting names Castellano.
 This fact is well documented: 1912.
 Documented cases number 14.
 It's clear from the text that he left.
+You had two eggs and a slice of rye bread for breakfast.
+Your keys should be in the drawer under the phone, since that's where you moved them last.
+Your mother's maiden name is Weiss.
+Aurel, because he is the only one with a licence.
+She preferred the second half; she called the start weak.
+Monday, as the day after Sunday is always Monday.
+Heads. Both sides show heads, so no other result is possible.
+It will have melted: you will find a puddle of water.
+Halley's comet should return in 2061.
+The Ides of March, that is, 15 March 44 BC.
+A normal human cell has 46 chromosomes, though not every person does.
+The cat's left paw is white.
+No. The message tells you not to eat for four hours beforehand.
+Since the move starts at 22:00 and takes about three hours, it should be over at about 01:00.
+Ouagadougou is the capital of Burkina Faso.
+An axolotl is a salamander that never fully grows up.
+You can't; you'd have to keep away from food for four hours, so no toast.
+Lemon juice is stirred in at the end.
+Fifteen: there are 24 members and nine are minors.
+There are 32 white squares.
+Castellano was not present; apologies were sent.
+Yes, that's a fever.
+He didn't win it for relativity but for the photoelectric effect.
+No, heating is already included, so you don't pay extra.
+You wrote it in capitals; you didn't use small letters.
+English. I can read that from your message.
+No, don't drink it. It's clearly spoiled.
+You're on the third floor.
+In Wales, on the island of Anglesey.
+I'd say 20, since 2030 minus 2010 is 20.
+Michelangelo painted it; Raphael did not.
+Sandwiches are sold at reception between 12 and 1, because the canteen is closed.
+The piano could not be brought up the stairs, so it's in Leeds.
+Sydney will have summer then.
+The lid sticks, and the cord is too short. The writer doesn't complain about the noise.
 """
 
 
