@@ -109,8 +109,9 @@ def parser() -> argparse.ArgumentParser:
 
     harness.add(verbs)
 
-    report = verbs.add_parser("report", help="render a result again", description="Render results/NAME.json as a page and a table.")
-    report.add_argument("result", type=Path, metavar="RESULT.json")
+    report = verbs.add_parser("report", help="render a result again, or a published table of scores",
+                              description="Render results/NAME.json, or a published table (YAML or JSON), as a page and a table.")
+    report.add_argument("result", type=Path, metavar="RESULT.json | TABLE.yaml")
     report.add_argument("--out", type=Path, help="the HTML page (default: beside the result)")
     report.set_defaults(run=_report)
     return top
@@ -193,8 +194,11 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from demeanor.build import measure
+    from demeanor.build import measure, publishing
 
+    if publishing.is_table(options.result):
+        publishing.render(options.result, options.out)
+        return 0
     measure.show(measure.read(options.result), options.out.parent if options.out else options.result.parent,
                  page=options.out)
     return 0

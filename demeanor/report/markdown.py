@@ -12,14 +12,14 @@ def markdown(result: Result) -> str:
     """Headline, ladder, losses, every comparison with its interval, refusals, cost and method."""
     labels = words.labels_of(result)
     rungs = words.ladder_of(result)
-    parts = [f"# {_safe(words.headline(result))}"]
-    parts += [f"> {_safe(warning)}" for warning in result["warnings"]]
+    parts = [f"# {safe(words.headline(result))}"]
+    parts += [f"> {safe(warning)}" for warning in result["warnings"]]
     parts += ["## What each layer did", table(
         ["share right, %", *(v["label"] for v in rungs), "items (clusters)", "smallest detectable"],
         [[words.axis_name(a["name"]), *(_cell(result, a["name"], n) for n in range(len(rungs))),
           f"{a['items']} ({a['clusters']})", words.percent(a["detectable"])] for a in result["axes"]]),
         "Change from the column before in points, where its interval excludes zero; bold: also after Holm's correction."]
-    lost = [f"* {_safe(words.cost_sentence(cost))}" for cost in result["costs"]]
+    lost = [f"* {safe(words.cost_sentence(cost))}" for cost in result["costs"]]
     if result["steps"]:
         parts += ["## What it cost", "\n".join(lost) or words.no_costs(result)]
     if result["steps"]:
@@ -27,7 +27,7 @@ def markdown(result: Result) -> str:
     if result["without"]:
         parts += ["## The whole against the whole without one layer", _comparisons(result["without"], "")]
     if result["beside"]:
-        parts += ["## Beside other assistants", "\n".join(f"* {_safe(words.beside_sentence(c))}" for c in result["beside"]),
+        parts += ["## Beside other assistants", "\n".join(f"* {safe(words.beside_sentence(c))}" for c in result["beside"]),
                   table(["share right, %", "the whole stack", *(c["name"] for c in result["beside"])],
                         [[words.axis_name(a["name"]), *(words.mean_interval(a["means"][i])
                                                         for i in (result["beside"][0]["after"], *(c["before"] for c in result["beside"])))]
@@ -45,14 +45,14 @@ def markdown(result: Result) -> str:
           f"{s['completion_tokens']:.1f}", ", ".join(f"{name} {ms:.2g}" for name, ms in s["layer_ms"].items())]
          for s in result["spending"]])]
     parts += ["## How this was measured", "\n".join(f"* {line}" for line in words.method(result)),
-              "\n".join(f"* {k}: {_safe(str(v))}" for k, v in {"suite hash": result["suite_hash"], **result["settings"]}.items())]
+              "\n".join(f"* {k}: {safe(str(v))}" for k, v in {"suite hash": result["suite_hash"], **result["settings"]}.items())]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A pipe table, first column to the left and the others to the right; pipes and markup in cells are escaped."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cell if line is lines[1] else _safe(cell) for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell if line is lines[1] else safe(cell) for cell in line)} |" for line in lines)
 
 
 def _cell(result: Result, axis: str, rung: int) -> str:
@@ -70,5 +70,6 @@ def _comparisons(comparisons: Sequence[Comparison], sign: str) -> str:
     return table(words.COMPARISON_COLUMNS, rows)
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """Text of a model or a file in Markdown: no tag, no cell border, one line."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

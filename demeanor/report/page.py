@@ -34,19 +34,25 @@ SECTIONS: tuple[tuple[str, str, Callable[[Result], Html | None]], ...] = (
 
 def page(result: Result, extras: Sequence[Extra] = (), verdict: Verdict | None = None) -> str:
     """The whole page; `extras` are further sections, put before the items, and `verdict` is what the gate says of the whole."""
+    parts = [(anchor, name, part) for anchor, name, make in SECTIONS if (part := make(result))]
+    place = next((n for n, (anchor, _, _) in enumerate(parts) if anchor == "items"), len(parts) - 1)
+    parts[place:place] = extras
+    return document(f"{result['name']}: what each layer did", join(_top(result), _banner(verdict)), parts, result["warnings"],
+                    f"Suite {result['suite_hash']}. Written by demeanor; this file needs no network and runs no script.")
+
+
+def document(title: str, top: Html, parts: Sequence[Extra], warnings: Sequence[str], foot: str) -> str:
+    """A page around a head and sections: policy, style, navigation, reasons for doubt."""
     style = STYLE.read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     head = el(
         "head", el("meta", charset="utf-8"), el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", http_equiv="Content-Security-Policy", content=f"{POLICY}; style-src 'sha256-{allowed}'"),
-        el("meta", name="referrer", content="no-referrer"), el("title", f"{result['name']}: what each layer did"),
+        el("meta", name="referrer", content="no-referrer"), el("title", title),
         el("style", Html(style)))
-    parts = [(anchor, name, part) for anchor, name, make in SECTIONS if (part := make(result))]
-    place = next((n for n, (anchor, _, _) in enumerate(parts) if anchor == "items"), len(parts) - 1)
-    parts[place:place] = extras
     nav = el("nav", *(el("a", name, href=f"#{anchor}") for anchor, name, _ in parts), aria_label="sections")
-    top = el("header", _top(result), _banner(verdict), nav, _warnings(result))
-    body = el("body", top, el("main", *(part for _, _, part in parts)), _foot(result))
+    header = el("header", top, nav, _warnings(warnings))
+    body = el("body", header, el("main", *(part for _, _, part in parts)), el("footer", el("p", foot)))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
 
@@ -66,13 +72,8 @@ def _banner(verdict: Verdict | None) -> Html | None:
     return el("p", el("a", el("b", words_), href="#gate"), " ", reason, class_=f"verdict {tone}".strip())
 
 
-def _warnings(result: Result) -> Html | None:
-    if not result["warnings"]:
+def _warnings(warnings: Sequence[str]) -> Html | None:
+    if not warnings:
         return None
-    doubts = el("ul", *(el("li", warning) for warning in result["warnings"]))
+    doubts = el("ul", *(el("li", warning) for warning in warnings))
     return el("div", el("p", "Before you believe it"), doubts, class_="warnings", role="note")
-
-
-def _foot(result: Result) -> Html:
-    words_ = f"Suite {result['suite_hash']}. Written by demeanor; this file needs no network and runs no script."
-    return el("footer", el("p", words_))
