@@ -47,7 +47,7 @@ def read(path: Path, metric: str | None, cluster: str | None) -> list[Sample]:
 def _sample(s: dict[str, Any], path: Path, variant: str, key: str, task: str, options: Mapping[str, Any], metric: str | None,
             cluster: str | None) -> Sample:
     where, scores = f"{path}: sample {s['id']}", s.get("scores") or {}
-    name = metric if metric in scores else next(iter(scores), "")
+    name = metric if metric is not None and metric in scores else next(iter(scores), "")
     score, output = scores.get(name) or {}, s.get("output") or {}
     usage, wanted = output.get("usage") or {}, s["target"] if isinstance(s["target"], list) else [s["target"]]
     text = output.get("completion") or _text(((output.get("choices") or [{}])[0].get("message") or {}).get("content"))

@@ -43,7 +43,7 @@ def read(path: Path, metric: str | None, cluster: str | None) -> list[Sample]:
 
 def _sample(s: dict[str, Any], where: str, told: Mapping[str, Any], task: str, metric: str | None, cluster: str | None) -> Sample:
     config = told.get("configs", {}).get(task, {})
-    name = metric if metric in s["metrics"] else s["metrics"][0]
+    name = metric if metric is not None and metric in s["metrics"] else str(s["metrics"][0])
     if told.get("higher_is_better", {}).get(task, {}).get(name) is False:
         raise DataError(f"{where}: {name}: lower is better; choose another with --metric. Logged: {', '.join(s['metrics'])}")
     filtered = "" if s.get("filter", "none") == "none" else s["filter"]
