@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from demeanor.build import certainty, measure
+from demeanor.build import certainty, measure, thresholds
 from demeanor.build.cases import sampled
 from demeanor.build.house import House
 from demeanor.evaluation.frontier import Answered, Frontier, Moved, frontier
@@ -48,17 +49,37 @@ def points(stack: Stack) -> tuple[dict[str, Stack], dict[str, str], dict[str, st
     return variants, labels, before
 
 
+def sweep(variants: dict[str, Stack], labels: dict[str, str], before: dict[str, str], items: Sequence[Item],
+          scratch: Path) -> dict[str, tuple[str, float, bool]]:
+    """Add every point with a policy at every threshold of its rules of cues; returns rule, threshold, and whether it was added."""
+    found: dict[str, tuple[str, float, bool]] = {}
+    for model_id, variant in list(variants.items()):
+        for cut in thresholds.cuts(variant, items, scratch):
+            if not cut.declared:
+                variants[cut.variant.model_id] = cut.variant
+                labels[cut.variant.model_id] = f"{labels[model_id]}@{cut.threshold:g}"
+                if model_id in before:
+                    before[cut.variant.model_id] = before[model_id]
+                found[cut.variant.model_id] = cut.rule, cut.threshold, True
+            else:
+                found[model_id] = cut.rule, cut.threshold, False
+    return found
+
+
 def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str | None) -> Frontier:
     """Measure every point, and of the bare stages also how far they moved and how sure they are; write the frontier."""
     name, items = name or stack.spec.name, measure.suite(stack, limit)
     variants, labels, before = points(stack)
     house = House(stack, runs, memory={}, operational=False)
-    try:
-        rows, moved, answered = asyncio.run(_measure(house, variants, items, folder / f"{name}.rows.jsonl"))
-    finally:
-        house.close()
-    found = frontier(rows, items, labels, before, name=name, moved=moved, answered=answered)
-    measure.write(folder / f"{name}.frontier.json", json.dumps({"stack_key": stack.key(), **asdict(found)}, indent=1, ensure_ascii=False) + "\n")
+    with tempfile.TemporaryDirectory(prefix="demeanor-") as scratch:
+        swept = sweep(variants, labels, before, items, Path(scratch))
+        try:
+            rows, moved, answered = asyncio.run(_measure(house, variants, items, folder / f"{name}.rows.jsonl"))
+        finally:
+            house.close()
+    found = frontier(rows, items, labels, before, name=name, moved=moved, answered=answered, thresholds=swept)
+    tree = {"stack_key": stack.key(), **asdict(found)}
+    measure.write(folder / f"{name}.frontier.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     return found
 
 

@@ -46,6 +46,8 @@ def show(found: Frontier) -> None:
                    "who refused", "beaten by"):
         table.add_column(column, justify="right" if column else "left")
     for p in asdict(found)["points"]:
+        if p["swept"]:
+            continue
         r = p["refusals"]
         who = ", ".join(f"{by} {n}" for by, n in r["who_unsafe"].items() if by != "nobody")
         table.add_row(p["label"], mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),
@@ -53,6 +55,7 @@ def show(found: Frontier) -> None:
                       f"{p['mean_tokens']:.0f}", f"{p['mean_ms']:.0f}", who or "-", _beaten(p["dominated_by"]))
     console = Console(highlight=False, width=190)
     console.print(table)
+    thresholds(found, console)
     for point in found.points:
         if (kl := point.divergence) is not None:
             bounds = "" if kl.low is None or kl.high is None else f" ({kl.low:.2f}..{kl.high:.2f})"
@@ -61,7 +64,7 @@ def show(found: Frontier) -> None:
         if (sure := point.sureness) is not None:
             console.print(f"{point.label}: calibration error {sure.ece:.3f}, {sure.expected:.3f} (to {sure.null_high:.3f}) if perfect, "
                           f"p {sure.p:.3f}; mean confidence {sure.confidence:.0%}, right {sure.right:.0%} of {sure.n}")
-    for point in found.points:
+    for point in [p for p in found.points if not p.swept]:
         for tax in point.tax[:TAXES]:
             console.print(f"{point.label} lost {tax.item_id}: {tax.question!r}: was {tax.before!r}, is {tax.now!r}", markup=False)
         if len(point.tax) > TAXES:
@@ -72,6 +75,24 @@ def _beaten(by: list[str] | tuple[str, ...]) -> str:
     return "-" if not by else by[-1] if len(by) == 1 else f"{by[-1]} and {len(by) - 1} more"
 
 
+def thresholds(found: Frontier, console: Console) -> None:
+    """Print what each rule of cues would do at each threshold, per set of weights; the declared one is marked."""
+    from rich.table import Table
+
+    points = [p for p in asdict(found)["points"] if p["threshold"] is not None]
+    if not points:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), title="\nat other thresholds", title_justify="left", title_style="dim")
+    for column in ("rule", "weights and layers", "threshold", "safe answered", "unsafe refused", "capability", "d'"):
+        table.add_column(column, justify="right" if column not in ("rule", "weights and layers") else "left", no_wrap=True)
+    for p in sorted(points, key=lambda p: (p["rule"], p["label"].partition("@")[0], p["threshold"])):
+        r = p["refusals"]
+        table.add_row(p["rule"], p["label"].partition("@")[0], f"{p['threshold']:g}{'' if p['swept'] else ' (declared)'}",
+                      mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),
+                      rate_interval(r["d_prime"]))
+    console.print(table)
+
+
 def brief(found: Frontier, console: Console) -> None:
     """Print what stands at the ends: the weights bare, behind the layers, and behind all of them with policy."""
     from rich.table import Table
@@ -80,6 +101,8 @@ def brief(found: Frontier, console: Console) -> None:
     for column in ("", "safe answered", "unsafe refused", "capability", "items lost", "gained", "beaten by"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for p in asdict(found)["points"]:
+        if p["swept"]:
+            continue
         r = p["refusals"]
         table.add_row(p["label"], mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),
                       str(len(p["lost"])), str(len(p["gained"])), _beaten(p["dominated_by"]))

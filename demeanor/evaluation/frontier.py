@@ -98,6 +98,11 @@ class Point:
     tax: tuple[Tax, ...] = ()
     divergence: Divergence | None = None
     sureness: Sureness | None = None
+    rule: str = ""
+    """The rule of cues whose `threshold` this point has, where thresholds were swept."""
+    threshold: float | None = None
+    swept: bool = False
+    """Is it there only to show another threshold than the declared one?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +115,12 @@ class Frontier:
 
 
 def frontier(rows: Sequence[Row], items: Sequence[Item], labels: Mapping[str, str], before: Mapping[str, str], *, name: str,
-             moved: Mapping[str, Sequence[Moved]] | None = None, answered: Mapping[str, Sequence[Answered]] | None = None) -> Frontier:
+             moved: Mapping[str, Sequence[Moved]] | None = None, answered: Mapping[str, Sequence[Answered]] | None = None,
+             thresholds: Mapping[str, tuple[str, float, bool]] | None = None) -> Frontier:
     """Place the variants of `labels` (variant -> label); `before` names what each came from.
 
-    `moved` and `answered` are what the weights of a variant say of its answers, where that was asked. Raises DataError without
+    `moved` and `answered` are what the weights of a variant say of its answers, where that was asked; `thresholds` the rule and threshold
+    of variants that are one of a sweep, and whether they are only that: what nobody declared beats nobody. Raises DataError without
     contrast twins.
     """
     cells = Cells(rows, items)
@@ -129,8 +136,9 @@ def frontier(rows: Sequence[Row], items: Sequence[Item], labels: Mapping[str, st
         found.append(Point(
             variant, label, picture, _mean(values_N, clusters), before.get(variant), lost, tuple(i for i, a, b in changes if b and not a),
             spent.mean_ms, (), spent.prompt_tokens + spent.completion_tokens, tuple(_tax(cells, before[variant], variant, i) for i in lost),
-            divergence((moved or {}).get(variant, ())), sureness((answered or {}).get(variant, ()))))
-    return Frontier(name, suite_hash(items), tuple(_with_dominators(p, found) for p in found))
+            divergence((moved or {}).get(variant, ())), sureness((answered or {}).get(variant, ())),
+            *(thresholds or {}).get(variant, ("", None, False))))
+    return Frontier(name, suite_hash(items), tuple(_with_dominators(p, [q for q in found if not q.swept]) for p in found))
 
 
 def divergence(moved: Sequence[Moved]) -> Divergence | None:

@@ -7,10 +7,12 @@ nothing: what a match means is the policy's affair.
 from __future__ import annotations
 
 import importlib
+import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import re2
 from pydantic import Field, field_validator, model_validator
@@ -21,6 +23,9 @@ from demeanor.layers._files import read_yaml
 from demeanor.types import Trust
 
 MAX_WIDTH = 10_000
+ROUNDING = 1e-9
+"""Sums of weights are compared with a threshold up to this."""
+Weigh: TypeAlias = Callable[[str], float]
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False
 _PARSER = importlib.import_module("re._parser")     # the standard library's own parser knows how long a match can be
@@ -34,6 +39,9 @@ class RuleSpec(registry.Spec):
     on: Literal["input", "output", "both"] = Field(description="the request, the answer, or both")
     pattern: str | None = Field(None, min_length=1, description="RE2 pattern; case counts unless it begins with (?i)")
     detector: Literal["card", "email", "iban", "phone"] | None = Field(None, description="personal data, check digits included")
+    cues: dict[str, float] | None = Field(None, min_length=1,
+                                          description="RE2 patterns, each with a weight: the score is the sum over those that match")
+    threshold: float | None = Field(None, gt=0, description="cues: refused from this score on")
     action: Literal["refuse", "redact"] = "refuse"
     reason: str = Field(min_length=1, description="why, for whoever reads the trace")
     reply: str | None = Field(None, min_length=1, description="what the user reads instead: of everything (refuse), of the match "
@@ -43,6 +51,13 @@ class RuleSpec(registry.Spec):
     window: int | None = Field(None, gt=0, description="characters that wait (hold: window); null: as many as the longest match")
     trust: Literal["none", "user", "developer", "system"] | None = Field(
         None, description="input: judge text of this authority or below; null: user")
+
+    @field_validator("cues")
+    @classmethod
+    def _cues_compile(cls, cues: dict[str, float] | None) -> dict[str, float] | None:
+        for pattern in cues or ():
+            cls._compiles(pattern)
+        return cues
 
     @field_validator("pattern")
     @classmethod
@@ -58,8 +73,12 @@ class RuleSpec(registry.Spec):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> RuleSpec:
-        if (self.pattern is None) == (self.detector is None):
-            raise ValueError("wanted either a pattern or a detector")
+        if sum(x is not None for x in (self.pattern, self.detector, self.cues)) != 1:
+            raise ValueError("wanted a pattern, a detector or cues, and one of them only")
+        if (self.cues is None) != (self.threshold is None):
+            raise ValueError("cues and threshold go together: from which score on is it refused?")
+        if self.cues is not None and (self.action == "redact" or self.hold != "buffer"):
+            raise ValueError("cues score a whole text. Wanted action: refuse and hold: buffer")
         if self.action == "refuse" and self.reply is None:
             raise ValueError("reply is missing: what the user reads instead of a refused answer")
         if self.trust is not None and self.on == "output":
@@ -117,6 +136,8 @@ class Rule:
     window: int
     trust: Trust
     find: Find
+    weigh: Weigh | None = None
+    """How much of what a rule of cues looks for a folded text has; None for rules that match or do not."""
 
 
 def load(path: Path) -> tuple[Rule, ...]:
@@ -126,9 +147,13 @@ def load(path: Path) -> tuple[Rule, ...]:
 
 def rule(spec: RuleSpec) -> Rule:
     """A checked rule, compiled."""
-    find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "")
+    weigh: Weigh | None = None
+    if spec.cues:
+        find, weigh = _scored(spec.cues, spec.threshold or 0.0)
+    else:
+        find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "")
     return Rule(spec.name, spec.on, spec.action == "refuse", spec.reason, spec.reply or f"[{spec.name}]", spec.hold,
-                spec.window or spec.longest or 0, Trust[(spec.trust or "user").upper()], find)
+                spec.window or spec.longest or 0, Trust[(spec.trust or "user").upper()], find, weigh)
 
 
 def compiled(pattern: str) -> re2._Regexp:
@@ -149,6 +174,22 @@ def _pattern(pattern: str) -> Find:
         return None
 
     return find
+
+
+def _scored(cues: Mapping[str, float], threshold: float) -> tuple[Find, Weigh]:
+    """What finds, from the beginning of a text only, the span of all its cues where they weigh `threshold` or more; and their weight."""
+    known = [(compiled(pattern), weight) for pattern, weight in cues.items()]
+
+    def weigh(text: str) -> float:
+        return math.fsum(weight for regexp, weight in known if regexp.search(text) is not None)
+
+    def find(text: str, start: int) -> Span | None:
+        if start or weigh(text) < threshold - ROUNDING:
+            return None
+        seen = [match for regexp, _ in known if (match := regexp.search(text)) is not None]
+        return min(match.start() for match in seen), max(match.end() for match in seen)
+
+    return find, weigh
 
 
 def _widths(pattern: str) -> tuple[int | None, int | None]:

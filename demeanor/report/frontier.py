@@ -5,7 +5,7 @@ In: the JSON of results/NAME.frontier.json, as plain dictionaries. Out: markup. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from demeanor.report.figures import shade, twins, who_refused
@@ -15,12 +15,14 @@ from demeanor.report.words import NOBODY, mean_interval, plural, rate_interval
 
 COLUMNS = ("", "safe answered", "unsafe refused", "capability", "d′", "threshold", "items lost", "gained", "tokens", "ms",
            "beaten by")
+THRESHOLDS = ("rule, behind", "threshold", "safe answered", "unsafe refused", "capability", "d′")
 OWN = ("", "KL to parent", "per token", "calibration error", "if perfect", "p", "mean confidence", "right")
 
 
 def frontier(found: Mapping[str, Any]) -> Html:
     """The picture, who refused, and a row per point."""
-    points = found["points"]
+    points = [p for p in found["points"] if not p.get("swept")]
+    swept = [p for p in found["points"] if p.get("threshold") is not None]
     pictures = [p["refusals"] for p in points]
     labels = {p["variant"]: p["label"] for p in points}
     layers = list(dict.fromkeys(by for r in pictures for who in (r["who_safe"], r["who_unsafe"]) for by in who if by != NOBODY))
@@ -38,11 +40,31 @@ def frontier(found: Mapping[str, Any]) -> Html:
              "“items lost” were right before the stage, or without the policy, and are wrong with it."),
         el("div", el("figure", twins(pictures, labels)), el("figure", legend(keys), who_refused(pictures, labels, layers)), class_="two"),
         wide(table(COLUMNS, rows, class_="small")),
+        _thresholds(swept) if swept else None,
         join(lead("How far the weights moved and how sure they are, with no layer around them. KL: nats per answer between a stage and its "
                   "parent, from one drawn answer per item. Calibration error: how far the probability of its own answers lies from the "
                   "share that is right, beside what a perfectly calibrated model would show with so few items."),
              wide(table(OWN, [_own(p) for p in asked], class_="small"))) if asked else None,
         join(el("h3", "The tax, item by item"), *taxes) if taxes else None)
+
+
+def _thresholds(swept: Sequence[Mapping[str, Any]]) -> Html:
+    """What each rule of cues would do at other thresholds: a picture for each set of weights, and the numbers behind a fold."""
+    ranked = sorted(swept, key=lambda p: (p["rule"], p["label"].partition("@")[0], p["threshold"]))
+    of: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for p in ranked:
+        of.setdefault((p["rule"], p["label"].partition("@")[0]), []).append(p)
+    rows = [[f"{rule}, {behind}", f"{p['threshold']:g}{'' if p['swept'] else ' (declared)'}",
+             mean_interval(p["refusals"]["safe_compliance"]), mean_interval(p["refusals"]["unsafe_refusal"]),
+             mean_interval(p["capability"]), rate_interval(p["refusals"]["d_prime"])]
+            for (rule, behind), ps in of.items() for p in ps]
+    pictures = [el("figure", el("h3", f"{rule}, {behind}"), twins([p["refusals"] for p in ps],
+                                                                  {p["variant"]: f"{p['threshold']:g}" for p in ps}))
+                for (rule, behind), ps in of.items()]
+    return join(el("h3", "At other thresholds"),
+                lead("The same weights and layers with one rule stricter or laxer; nothing is generated anew. A threshold chosen here is "
+                     "chosen on these items: let another suite, or the gate, confirm it."),
+                el("div", *pictures, class_="three"), fold("The numbers", wide(table(THRESHOLDS, rows, class_="small"))))
 
 
 def _own(p: Mapping[str, Any]) -> list[str]:

@@ -278,7 +278,7 @@ def test_a_refusal_beside_a_redaction_leaks_nothing(before: list[str], after: li
     ({"patern": "x", "detector": None}, "rules[0].patern", "Did you mean 'pattern'?"),
     ({"detector": "crad"}, "rules[0].detector", "unknown value 'crad'. Did you mean 'card'? Known: card, email, iban, phone"),
     ({"on": "outputs"}, "rules[0].on", "Did you mean 'output'?"),
-    ({"pattern": "x"}, "rules[0]", "either a pattern or a detector"),
+    ({"pattern": "x"}, "rules[0]", "a pattern, a detector or cues"),
     ({"detector": None, "pattern": "("}, "rules[0].pattern", "not an RE2 pattern: missing )"),
     ({"detector": None, "pattern": "a(?=b)"}, "rules[0].pattern", "not an RE2 pattern"),
     ({"detector": None, "pattern": "a*"}, "rules[0].pattern", "matches the empty text"),
@@ -325,3 +325,34 @@ async def test_on_is_a_word_in_this_yaml(tmp_path: Path) -> None:
     assert policy.check(policy.Spec(), tmp_path) == []
     events = await events_of(policy.wrap(policy.Spec(), says("x"), kit(tmp_path)), ask("switch off"))
     assert only(events, Refusal)[0].text == "no"
+
+
+# ---- rules of cues ----
+
+SCORED = {"name": "harm", "on": "both", "threshold": 2, "reason": "harm", "reply": "No.",
+          "cues": {r"(?i)\bpoison\b": 2.0, r"(?i)\bhow\b": 0.5, r"(?i)\bhistory\b": -1.0}}
+
+
+@pytest.mark.parametrize(("text", "refused"), [
+    ("How to poison a well?", True), ("poison", True), ("The history of poison", False), ("How?", False), ("p\u200boison", True)])
+async def test_a_rule_of_cues_refuses_from_its_threshold_on(text: str, refused: bool, tmp_path: Path) -> None:
+    assert bool(only(await events_of(wrap(tmp_path, [SCORED], says("sure")), ask(text)), Refusal)) == refused
+
+
+async def test_an_answer_of_cues_is_judged_whole_before_any_of_it_leaves(tmp_path: Path) -> None:
+    rule = {**SCORED, "on": "output"}
+    pieces = [Text(x) for x in ("First, ", "take poi", "son. ", "How", "? So.")]
+    events = await events_of(wrap(tmp_path, [rule], script([*pieces, Done("stop")])), ask("Well?"))
+    assert (only(events, Text), [r.rule for r in only(events, Refusal)]) == ([], ["harm"])
+    saved = [Text(x) for x in ("poison", " has a history.")]
+    events = await events_of(wrap(tmp_path, [rule], script([*saved, Done("stop")])), ask("Well?"))
+    assert "".join(t.text for t in only(events, Text)) == "poison has a history."
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"threshold": None}, "go together"), ({"action": "redact"}, "score a whole text"), ({"hold": "window"}, "score a whole text"),
+    ({"pattern": "x"}, "one of them only"), ({"cues": {"(": 1.0}}, "not an RE2 pattern"), ({"cues": {"x*": 1.0}}, "matches the empty text"),
+    ({"cues": {}}, "at least 1 item"), ({"threshold": 0}, "greater than 0")])
+def test_a_rule_of_cues_that_cannot_be_meant_is_refused(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        RuleSpec(**{**SCORED, **change})
