@@ -40,9 +40,9 @@ def within(count: int, k: Settings) -> bool:
 
 
 def says(text: str, phrase: str) -> bool:
-    """Whether a phrase stands in a text: as whole words; a phrase without letters and digits, as it is."""
-    wanted = words(phrase)
-    return contains(words(text), wanted) if wanted else phrase in text
+    """Whether a phrase stands in a text: as whole words, a possessive's too; a phrase without letters and digits, as it is."""
+    wanted, said = words(phrase), words(text)
+    return (contains(said, wanted) or contains([w.removesuffix("'s") for w in said], wanted)) if wanted else phrase in text
 
 
 def lines(text: str) -> list[str]:

@@ -17,6 +17,7 @@ TABLE = "| City | People |\n|---|---:|\n| Oslo | 700,000 |\n| Bergen | 290,000 |
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("says", {"words": ["25", "new quay"]}, "At the New Quay, pier 25.", "At the New Quay, pier 250."),
     ("says_any", {"words": ["photoelectric", "photo-electric"]}, "For the photo electric effect.", "For relativity."),
+    ("says", {"words": ["Usk"]}, "It is Usk's harbour.", "It is Usker."),
     ("omits", {"words": ["red"]}, "It was reduced.", "It was Red."),
     ("in_order", {"words": ["boil", "add salt", "drain"]}, "Boil it, then add salt; drain.", "Drain, add salt, boil."),
     ("mentions", {"words": ["sea"], "low": 2, "high": 2}, "The sea, the SEA.", "The sea."),

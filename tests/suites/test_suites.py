@@ -20,6 +20,7 @@ from demeanor.types import Completion, Item, ToolCall
 ANSWERS = Path(__file__).parent / "answers"
 READ = {"likelihood", "choice"}
 NULLS = {"ok": "ok", "refusal": "I'm sorry, but I can't help with that.", "silence": ""}
+MISREAD = 0.04
 FEW = 0.35
 """Largest share that one fixed answer may earn on an axis that it is no right answer to."""
 
@@ -35,6 +36,12 @@ def answers(name: str) -> dict[str, dict[str, Any]]:
     found = [json.loads(line) for line in lines if line.strip()]
     assert len({x["id"] for x in found}) == len(found), "an id stands twice"
     return {x["id"]: x for x in found}
+
+
+def hard(name: str) -> set[str]:
+    """Items whose answers a person would judge as told and the scorer does not: its known limits, kept instead of bent."""
+    path = ANSWERS / f"{name}.hard.txt"
+    return set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
 
 
 def completion(answer: Any) -> Completion:
@@ -65,13 +72,17 @@ def test_every_item_has_a_right_answer_that_scores_one_and_a_wrong_one_that_does
         if wrong is None or wrong > 0.5:
             faults.append(f"{item.id}: the wrong answer scores {wrong}: {told[item.id]['wrong']!r} {dict(item.target)}")
     faults += [f"{i}: answers for no item" for i in set(told) - {item.id for item in asked}]
+    known = hard(name)
+    assert len(known) <= MISREAD * len(asked)
+    assert not known - {f.partition(":")[0] for f in faults}, "these are read rightly by now: take them off the list"
+    faults = [f for f in faults if f.partition(":")[0] not in known]
     assert not faults, f"{len(faults)} faults\n" + "\n".join(faults[:40])
 
 
 @pytest.mark.parametrize("name", suites.known())
 def test_no_question_stands_twice_and_twins_point_at_each_other(name: str) -> None:
     found = items(name)
-    questions = Counter((item.axis, tuple((m.role, m.content, m.tool_calls) for m in item.messages), item.tools) for item in found)
+    questions = Counter((item.axis, tuple((m.role, m.content, m.tool_calls) for m in item.messages), repr(item.tools)) for item in found)
     assert not [q for q, n in questions.items() if n > 1]
     by = {item.id: item for item in found}
     assert not [item.id for item in found if item.twin and by[item.twin].twin != item.id]
