@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import attribute, data, diagnose, export, frontier, gate, harness, judge, keys, runs, samples, serve, suites
+from demeanor.cli import attribute, data, diagnose, duel, export, frontier, gate, harness, judge, keys, runs, samples, serve, suites
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--beside-key", action="append", default=[], metavar="NAME=ENV_VAR",
                           help="the environment variable that holds that server's key (repeatable)")
 
-    for more in (attribute, diagnose, export, frontier, gate, judge, runs, samples):
+    for more in (attribute, diagnose, duel, export, frontier, gate, judge, runs, samples):
         more.add(partial(_verb, verbs), _load)
 
     harness.add(verbs)

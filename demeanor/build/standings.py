@@ -1,0 +1,225 @@
+"""What duels say: win rates per pair, raw and at equal length, how far the verdicts follow the place, and ratings of all variants.
+
+In: Duels as the judge decided them, and which pairs were meant. Out: Duels, the tree of results/NAME.duel.json. It asks nobody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demeanor.build.verdicts import Court
+from demeanor.errors import DemeanorError
+from demeanor.evaluation import agreement, duels, statistics
+from demeanor.evaluation.agreement import Position
+from demeanor.evaluation.statistics import Estimate
+from demeanor.spec import Judge
+from demeanor.train.lineage import origin
+
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Two answers to one item and which was found better: 1 the candidate's, 0 the other's, None no verdict.
+
+    `as_given` has the other's answer first; `one_order`: only one order was asked, which the content decides.
+    """
+
+    item_id: str
+    seed: int
+    cluster: str
+    other: str
+    candidate: str
+    characters: tuple[int, int]
+    refused_by: tuple[str, str]
+    equal: bool
+    as_given: float | None = None
+    swapped: float | None = None
+    one_order: bool = False
+    problem: str = ""
+
+    @property
+    def tied_unasked(self) -> bool:
+        """A tie about which the judge is not asked: the texts are equal, or one of them is a refusal."""
+        return self.equal or any(self.refused_by)
+
+    @property
+    def won(self) -> float | None:
+        """1, 0, or 0.5 for a tie; None where an order has no verdict, since the other alone would favour a place."""
+        if self.tied_unasked:
+            return 0.5
+        if self.as_given is None or (self.swapped is None and not self.one_order):
+            return None
+        return self.as_given if self.swapped is None else (self.as_given + self.swapped) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Matchup:
+    """A pair of variants: what the candidate won of `n` duels, raw and at equal length, and what was left out of it."""
+
+    candidate: str
+    other: str
+    n: int
+    judged: int
+    left_out: int
+    ties: int
+    equal: int
+    refused_candidate: int
+    refused_other: int
+    refused_both: int
+    longer: float | None
+    raw: Estimate | None
+    controlled: float | None
+    low: float | None
+    high: float | None
+    slope: float | None
+    why_not: str
+    position: Position | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A Bradley-Terry rating in Elo points; `open_ended` where it won or lost all, so that only a penalty keeps it finite."""
+
+    player: str
+    rating: float
+    low: float | None
+    high: float | None
+    games: int
+    open_ended: str
+
+
+@dataclass(frozen=True, slots=True)
+class Duels:
+    """All that was found; `trust` is what the judge is worth against people, None where nobody has measured it."""
+
+    name: str
+    stack_key: str
+    suite_hash: str
+    suites: tuple[str, ...]
+    items: int
+    design: str
+    judge: Mapping[str, Any]
+    trust: Mapping[str, Any] | None
+    matchups: tuple[Matchup, ...]
+    ratings: tuple[Standing, ...]
+    position: Position | None
+    positional: str
+    unread: int
+    missing: int
+    cost: Mapping[str, int | float]
+    made: Mapping[str, Any]
+    each: tuple[Duel, ...]
+
+    def to_json(self) -> str:
+        """As one tree; the named tuples of the statistics become mappings."""
+        tree = {key: getattr(self, key) for key in self.__slots__}
+        tree |= {"matchups": [{key: _tree(getattr(m, key)) for key in m.__slots__} for m in self.matchups],
+                 "ratings": [asdict(r) for r in self.ratings], "position": _tree(self.position),
+                 "each": [asdict(duel) | {"won": duel.won} for duel in self.each]}
+        return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def standings(each: Sequence[Duel], missing: int, pairs: Sequence[tuple[str, str]], order: Sequence[str], *, name: str, design: str,
+              court: Court, folder: Path, stack_key: str, suites: tuple[str, ...], suite: str, items: int) -> Duels:
+    """Everything that the duels say; raises DemeanorError where the judge was asked and not one verdict could be read."""
+    asked = [duel for duel in each if not duel.tied_unasked]
+    if asked and all(duel.won is None for duel in asked):
+        raise DemeanorError(f"evaluation.judge: not one of {len(asked)} comparisons has a verdict that can be read; run again to ask again "
+                            f"where the judge did not answer. The first: {asked[0].problem}")
+    if not each:
+        raise DemeanorError(f"duel: none of {missing} pairs of answers is there, because answers failed; see the warnings above")
+    by = {pair: [duel for duel in each if (duel.other, duel.candidate) == pair] for pair in pairs}
+    place = positions(each)
+    judge = court.judge.model_dump(mode="json", exclude={"key_env"})
+    unread = sum((duel.as_given is None) + (duel.swapped is None and not duel.one_order) for duel in asked)
+    return Duels(name, stack_key, suite, suites, items, design, judge, trusted(folder, name, court.judge),
+                 tuple(matchup(*pair, found) for pair, found in by.items()), tuple(ratings(each, order)), place, positional(place),
+                 unread, missing, court.cost(), origin(), tuple(each))
+
+
+def matchup(other: str, candidate: str, found: Sequence[Duel]) -> Matchup:
+    """One pair; a tie that nobody was asked about counts as one between answers of equal length."""
+    told = [duel for duel in found if duel.won is not None]
+    judged = [duel for duel in told if not duel.tied_unasked]
+    won_N, clusters = np.array([duel.won for duel in told], dtype=float), [duel.cluster for duel in told]
+    longer_J = np.array([duel.characters[1] - duel.characters[0] for duel in judged], dtype=float)
+    raw = statistics.mean(won_N, clusters) if told else None
+    why = _why_not(longer_J, len(set(clusters)))
+    wins = None
+    if not why:
+        lengths_N2 = np.array([(0, 0) if duel.tied_unasked else duel.characters for duel in told], dtype=float)
+        wins = duels.win_rate(won_N, lengths_N2[:, 1], lengths_N2[:, 0], clusters, seed=SEED)
+    refused = [tuple(map(bool, duel.refused_by)) for duel in found if not duel.equal]
+    return Matchup(
+        candidate, other, len(told), len(judged), len(found) - len(told), int((won_N == 0.5).sum()), sum(duel.equal for duel in found),
+        refused.count((False, True)), refused.count((True, False)), refused.count((True, True)),
+        float((longer_J > 0).mean()) if judged else None, raw, wins and wins.controlled, wins and wins.low, wins and wins.high,
+        wins and wins.slope, why, positions(found))
+
+
+def _why_not(longer_J: statistics.Floats, clusters: int) -> str:
+    """Why no length-controlled rate can be given; empty where one can."""
+    if not len(longer_J):
+        return "nothing was judged"
+    if clusters < 2:
+        return "one cluster"
+    if longer_J.min() > 0 or longer_J.max() < 0:
+        return f"always the {'longer' if longer_J.min() > 0 else 'shorter'}: length and quality cannot be told apart"
+    return ""
+
+
+def positions(found: Sequence[Duel]) -> Position | None:
+    """What swapping the order did to the verdicts; None where no duel has both."""
+    both = [duel for duel in found if duel.as_given is not None and duel.swapped is not None]
+    if not both:
+        return None
+    forward_N, swapped_N = np.array([1 - (d.as_given or 0) for d in both]), np.array([d.swapped or 0 for d in both])   # the first won
+    return agreement.position(forward_N, swapped_N, [duel.cluster for duel in both])
+
+
+def positional(place: Position | None) -> str:
+    """A warning where the verdicts follow the place more often than the answers, or lean to one place; else empty."""
+    if place is None:
+        return ""
+    which, share = max(("first", place.first.value), ("second", place.second.value), key=lambda x: x[1])
+    if place.follows.low is not None and place.follows.low > 0.5:
+        return f"positional: {place.follows.value:.0%} of its pairs of verdicts follow the place, mostly the {which}, and not the answers"
+    if place.p < 0.05:
+        return f"leans to the answer shown {which}: {share:.0%} of its pairs of verdicts (p {place.p:.3f})"
+    return ""
+
+
+def ratings(each: Sequence[Duel], order: Sequence[str]) -> list[Standing]:
+    """Bradley-Terry over all duels with a result, best first; lengths are not controlled here."""
+    told = [(duel, won) for duel in each if (won := duel.won) is not None]
+    clusters = [duel.cluster for duel, _ in told]
+    found = duels.ratings([d.candidate for d, _ in told], [d.other for d, _ in told], np.array([w for _, w in told]), clusters, seed=SEED)
+    points = {name: [w if d.candidate == name else 1 - w for d, w in told if name in (d.candidate, d.other)] for name in order}
+    known = len(set(clusters)) > 1
+    return [Standing(r.player, r.rating, r.low if known else None, r.high if known else None, r.games,
+                     "won all" if min(points[r.player]) == 1 else "lost all" if max(points[r.player]) == 0 else "") for r in found]
+
+
+def trusted(folder: Path, name: str, judge: Judge) -> dict[str, Any] | None:
+    """What `demeanor judge` measured of this server and model: NAME.judge.json first, then any other of the folder."""
+    for path in (folder / f"{name}.judge.json", *sorted(folder.glob("*.judge.json"))):
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            who = tree["judge"]
+            if (who["url"].rstrip("/"), who["model"]) == (judge.url.rstrip("/"), judge.model) and tree["accuracy"]:
+                return {"file": str(path), "pairs_file": tree["pairs_file"], "pairs": tree["pairs"], "accuracy": tree["accuracy"]}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def _tree(value: Any) -> Any:
+    """Named tuples as mappings, inside too."""
+    return {k: _tree(v) for k, v in value._asdict().items()} if hasattr(value, "_asdict") else value
