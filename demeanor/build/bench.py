@@ -1,29 +1,31 @@
 """Where interventions are served and measured: one house for the stack, and others that share its engines or borrow weights.
 
-In: Trials and items. Out: rows, the variant of each being the name of its intervention. It judges nothing.
+In: Trials and items. Out: rows, the variant of each being the name of its intervention. Judged items are scored by the judge of the
+house's stack, who keeps its verdicts where `eval` does.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
-from demeanor.build import grafts, measure
-from demeanor.build.house import House, decoding_of
+from demeanor.build import grafts, measure, verdicts
+from demeanor.build.house import House, decoding_of, judge
 from demeanor.build.trials import Trial
+from demeanor.build.verdicts import Court
 from demeanor.errors import CheckpointError, DataError
 from demeanor.evaluation.repairs import AS_IS, Intervention
 from demeanor.evaluation.row import Row
-from demeanor.evaluation.run import run
+from demeanor.evaluation.run import Scorer, run
 from demeanor.stack import Stack, digest
-from demeanor.types import Completion, Item, Respond, Score
+from demeanor.types import Item, Respond
 
 log = logging.getLogger("demeanor.evaluation")
-Judge: TypeAlias = Callable[[Item, Completion], Score]
+ROWS = ".diagnosis.rows.jsonl"
 
 
 @dataclass
@@ -32,7 +34,18 @@ class Bench:
 
     house: House
     lenders: dict[str, House] = field(default_factory=dict)
+    court: Court | None = None
     _others: dict[str, House] = field(default_factory=dict)
+
+    def scorer(self, items: Sequence[Item], out: Path) -> Scorer:
+        """Who scores: each item's own rule, and the judge of the stack where there is one and something to judge.
+
+        Verdicts on rows in NAME.diagnosis.rows.jsonl lie in NAME.verdicts.jsonl, so that those of `eval` are not asked for again.
+        """
+        if self.court is None:
+            of_eval = f"{out.name.removesuffix(ROWS)}.rows.jsonl" if out.name.endswith(ROWS) else out.name
+            self.court = verdicts.of_suite(self.house.stack, items, out.with_name(of_eval))
+        return self.court.score if self.court else judge
 
     def respond(self, trial: Trial) -> Respond:
         """The trial's variant inside its wrap, for the turns that it is about."""
@@ -70,6 +83,9 @@ class Bench:
         return self.lenders[stack.key()]
 
     def close(self) -> None:
+        """Close every house, and say what the judge cost."""
+        if self.court and self.court.verdicts + len(self.court.failures):
+            print(self.court.summary(), file=sys.stderr)
         for house in [*self._others.values(), *self.lenders.values(), self.house]:
             house.close()
 
@@ -79,7 +95,7 @@ def as_it_is(stack: Stack) -> Trial:
     return Trial(Intervention(AS_IS, "again", "", ""), stack)
 
 
-async def rows_of(bench: Bench, planned: Sequence[Trial], items: Sequence[Item], out: Path, score: Judge) -> list[Row]:
+async def rows_of(bench: Bench, planned: Sequence[Trial], items: Sequence[Item], out: Path, score: Scorer) -> list[Row]:
     """Measure trials (variants by the name of their intervention) on items."""
     stack, other_tools = bench.house.stack, bench.house.tool_set
     drifted = {n: dict(t.spec.parameters) for n, t in other_tools.items()} if other_tools else None    # no stack key knows of them

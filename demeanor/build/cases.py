@@ -6,20 +6,24 @@ a liked one as broken when it does.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
-from demeanor.build.bench import Bench, Judge, as_it_is, rows_of
-from demeanor.build.house import decoding_of, judge
+from demeanor.build.bench import Bench, as_it_is, rows_of
+from demeanor.build.house import decoding_of
+from demeanor.build.measure import CONCURRENCY
 from demeanor.errors import DataError, unknown
 from demeanor.evaluation.row import Cell, Row, read_rows, row_of
+from demeanor.evaluation.run import JUDGED, Scorer
 from demeanor.evaluation.suite import item_hash
 from demeanor.stack import Stack, digest
 from demeanor.store import database
 from demeanor.store.database import Stored
-from demeanor.types import Completion, Item, Score
+from demeanor.types import Completion, FinishReason, Item, Score
 
 CONTROLS, MOST_FAILING = 160, 200
 LOGGED, ANONYMOUS = "logged turns", "anonymous"
@@ -60,15 +64,17 @@ class Cases:
     passing: int
     rows: list[Row]
     spare: list[Item]
-    judge: Judge
+    judge: Scorer
     judged: str
 
 
 async def of_suite(bench: Bench, stack: Stack, items: Sequence[Item], scope: Scope, out: Path) -> Cases:
     """Items of the suite, by what the stack answers to them."""
-    as_is = recorded(scope.rows, stack, items) if scope.rows else await rows_of(bench, [as_it_is(stack)], items, out, judge)
+    score = bench.scorer(items, out)
+    as_is = (await scored_anew(recorded(scope.rows, stack, items), items, score) if scope.rows
+             else await rows_of(bench, [as_it_is(stack)], items, out, score))
     if scope.against:
-        bar = await rows_of(Bench(bench.lender(scope.against)), [as_it_is(scope.against)], items, out, judge)
+        bar = await rows_of(Bench(bench.lender(scope.against)), [as_it_is(scope.against)], items, out, score)
         right = {row.item_id for row in bar if (row.value or 0.0) >= 0.5}
         items = [item for item in items if item.id in right]
     elif scope.before:
@@ -81,10 +87,10 @@ async def of_suite(bench: Bench, stack: Stack, items: Sequence[Item], scope: Sco
     wrong = {i for i, found in values.items() if sum(found) / len(found) < 0.5}
     wanted = {item.id for item in items if scope.axis in (None, item.axis) and (not scope.ids or item.id in scope.ids)}
     return _cases([i for i in items if i.id in wrong and i.id in wanted], [i for i in items if i.id in values and i.id not in wrong], as_is,
-                  judge, BY_SCORERS)
+                  score, BY_SCORERS + (f", and {bench.court.judge.model} where they need a judge" if bench.court else ""))
 
 
-def _cases(bad: Sequence[Item], good: Sequence[Item], rows: Sequence[Row], score: Judge, judged: str) -> Cases:
+def _cases(bad: Sequence[Item], good: Sequence[Item], rows: Sequence[Row], score: Scorer, judged: str) -> Cases:
     failing, controls = sampled(bad, MOST_FAILING), sampled(good, CONTROLS)
     taken = {item.id for item in controls}
     kept = {item.id for item in (*failing, *good)}
@@ -114,6 +120,21 @@ def recorded(path: Path, stack: Stack, items: Sequence[Item]) -> list[Row]:
         raise DataError(f"--rows {path}: no row of this stack ({stack.key()}) on these items; it holds {known}. Measure it: demeanor eval "
                         f"{stack.path}")
     return found
+
+
+async def scored_anew(rows: Sequence[Row], items: Sequence[Item], score: Scorer) -> list[Row]:
+    """The rows with what the judge of this run, or nobody, says of judged items: an earlier judge's word is not comparable."""
+    by, free = {item.id: item for item in items if item.scorer == JUDGED}, asyncio.Semaphore(CONCURRENCY)
+
+    async def one(row: Row) -> Row:
+        if row.error or row.item_id not in by:
+            return row
+        async with free:
+            found = score(by[row.item_id], Completion(row.text, cast(FinishReason, row.finish_reason)))
+            said = found if isinstance(found, Score) else await found
+        return replace(row, value=said.value, answer=said.answer, explanation=said.explanation)
+
+    return await asyncio.gather(*map(one, rows))
 
 
 def right_before(path: Path, stack: Stack) -> set[str]:

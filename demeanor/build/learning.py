@@ -15,7 +15,7 @@ import numpy as np
 
 from demeanor.build import workshop
 from demeanor.build.bench import Bench, as_it_is, rows_of
-from demeanor.build.house import House, judge
+from demeanor.build.house import House
 from demeanor.errors import DemeanorError
 from demeanor.evaluation import statistics
 from demeanor.evaluation.cells import Cells
@@ -54,7 +54,7 @@ def curve(stack: Stack, runs: Runs, items: Sequence[Item], out: Path) -> tuple[C
         workshop.train(variant, runs, only=[variant.serve])
         bench = Bench(House(variant, runs, memory={}, operational=False))
         try:
-            rows = asyncio.run(rows_of(bench, [as_it_is(variant)], items, out, judge))
+            rows = asyncio.run(rows_of(bench, [as_it_is(variant)], items, out, bench.scorer(items, out)))
         finally:
             bench.close()
         cells = Cells(rows, items)

@@ -149,29 +149,32 @@ def matchup(other: str, candidate: str, found: Sequence[Duel]) -> Matchup:
     told = [duel for duel in found if duel.won is not None]
     judged = [duel for duel in told if not duel.tied_unasked]
     won_N, clusters = np.array([duel.won for duel in told], dtype=float), [duel.cluster for duel in told]
+    lengths_N2 = np.array([(0, 0) if duel.tied_unasked else duel.characters for duel in told], dtype=float).reshape(-1, 2)
     longer_J = np.array([duel.characters[1] - duel.characters[0] for duel in judged], dtype=float)
-    raw = statistics.mean(won_N, clusters) if told else None
-    why = _why_not(longer_J, len(set(clusters)))
     wins = None
-    if not why:
-        lengths_N2 = np.array([(0, 0) if duel.tied_unasked else duel.characters for duel in told], dtype=float)
+    if judged and len(set(clusters)) > 1:
         wins = duels.win_rate(won_N, lengths_N2[:, 1], lengths_N2[:, 0], clusters, seed=SEED)
+        if why := undecided(longer_J, np.array([duel.won for duel in judged])):
+            wins = wins._replace(controlled=0.5, low=0.0, high=1.0)
+    else:
+        why = "one cluster" if judged else "nothing was judged"
     refused = [tuple(map(bool, duel.refused_by)) for duel in found if not duel.equal]
     return Matchup(
         candidate, other, len(told), len(judged), len(found) - len(told), int((won_N == 0.5).sum()), sum(duel.equal for duel in found),
         refused.count((False, True)), refused.count((True, False)), refused.count((True, True)),
-        float((longer_J > 0).mean()) if judged else None, raw, wins and wins.controlled, wins and wins.low, wins and wins.high,
-        wins and wins.slope, why, positions(found))
+        float((longer_J > 0).mean()) if judged else None, statistics.mean(won_N, clusters) if told else None, wins and wins.controlled,
+        wins and wins.low, wins and wins.high, wins and wins.slope, why, positions(found))
 
 
-def _why_not(longer_J: statistics.Floats, clusters: int) -> str:
-    """Why no length-controlled rate can be given; empty where one can."""
-    if not len(longer_J):
-        return "nothing was judged"
-    if clusters < 2:
-        return "one cluster"
-    if longer_J.min() > 0 or longer_J.max() < 0:
-        return f"always the {'longer' if longer_J.min() > 0 else 'shorter'}: length and quality cannot be told apart"
+def undecided(longer_J: statistics.Floats, won_J: statistics.Floats) -> str:
+    """Why nothing is known of answers of equal length, so that any rate would come from the penalty of the fit; empty where it is."""
+    if (longer_J == 0).any():
+        return ""
+    if (longer_J > 0).all() or (longer_J < 0).all():
+        return f"its answers are always the {'longer' if longer_J[0] > 0 else 'shorter'} ones, so length and quality cannot be told apart"
+    for longer, word in ((longer_J, "longer"), (-longer_J, "shorter")):
+        if (won_J == (longer > 0)).all():
+            return f"every verdict went to the {word} answer, so length explains all of them"
     return ""
 
 

@@ -52,8 +52,8 @@ def worth(found: Mapping[str, Any]) -> str:
 
 def orders(found: Mapping[str, Any]) -> str:
     """How often each pair of answers was shown."""
-    both = "Each pair of answers is shown in both orders." if found["judge"]["both_orders"] else "Each pair of answers is shown in one order."
-    return f"{both} Equal texts and refused answers are ties that it is not asked about."
+    shown = "both orders" if found["judge"]["both_orders"] else "one order"
+    return f"Each pair of answers is shown in {shown}. Equal texts and refused answers are ties that it is not asked about."
 
 
 def doubts(found: Mapping[str, Any]) -> list[str]:
@@ -61,7 +61,8 @@ def doubts(found: Mapping[str, Any]) -> list[str]:
     told = [f"The judge is {found['positional']}" if found["positional"].startswith("positional") else f"The judge {found['positional']}"
             ] if found["positional"] else []
     told += [] if found["judge"]["both_orders"] else ["Shown in one order only, so whether it follows the place is not known"]
-    told += [f"{m['candidate']} against {m['other']}: no rate at equal length, {m['why_not']}" for m in found["matchups"] if m["why_not"]]
+    told += [f"{m['candidate']} against {m['other']}: nothing is known at equal length: {m['why_not']}"
+             for m in found["matchups"] if m["why_not"]]
     left = sum(m["left_out"] for m in found["matchups"])
     told += [f"{plural(left, 'duel')} left out: {plural(found['unread'], 'verdict')} could not be read or did not come"] if left else []
     refused = sum(m["refused_candidate"] + m["refused_other"] for m in found["matchups"])
