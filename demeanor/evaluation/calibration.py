@@ -5,12 +5,17 @@ In: confidences_N and outcomes_N (0 or 1). Out: numbers. It refuses to know wher
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from demeanor.evaluation.statistics import CONFIDENCE, Floats
 
+TOLD = re.compile(r"(\d+(?:\.\d+)?)% (right|wrong)")
+"""How the `confidence` scorer tells in an answer what was claimed and whether it was right."""
 BINS = 10
 DRAWS = 2000
 
@@ -32,6 +37,35 @@ class Calibration(NamedTuple):
     brier_shuffled: float
     brier_p: float
     n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What a variant's stated confidences are worth: ECE beside what a perfect forecaster would show at this n, Brier beside no skill."""
+
+    variant: str
+    n: int
+    mean_confidence: float
+    right: float
+    ece: float
+    expected: float
+    null_high: float
+    p: float
+    brier: float
+    brier_shuffled: float
+    brier_p: float
+
+
+def stated(variant: str, answers: Sequence[str]) -> Stated | None:
+    """The calibration of answers that state a confidence ("80% right"); None where none does."""
+    told = [match for answer in answers if (match := TOLD.fullmatch(answer))]
+    if not told:
+        return None
+    confidences_N = np.array([float(m.group(1)) / 100 for m in told])
+    outcomes_N = np.array([float(m.group(2) == "right") for m in told])
+    found = calibration(confidences_N, outcomes_N, seed=0)
+    return Stated(variant, found.n, float(confidences_N.mean()), float(outcomes_N.mean()), found.ece.value, found.ece.expected,
+                  found.ece.null_high, found.ece.p, found.brier, found.brier_shuffled, found.brier_p)
 
 
 def ece(confidences_N: Floats, outcomes_N: Floats, bins: int = BINS) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 
 from demeanor.errors import DataError
 from demeanor.evaluation import statistics
+from demeanor.evaluation.calibration import stated
 from demeanor.evaluation.cells import Cells, value
 from demeanor.evaluation.curves import curve
 from demeanor.evaluation.doubts import doubts
@@ -34,6 +35,7 @@ from demeanor.evaluation.result import (
 )
 from demeanor.evaluation.row import Row
 from demeanor.evaluation.spending import spending
+from demeanor.evaluation.stability import stability
 from demeanor.evaluation.suite import suite_hash
 from demeanor.types import Item
 
@@ -70,7 +72,14 @@ def ladder(rows: Sequence[Row], items: Sequence[Item], *, name: str, steps: Sequ
         questions={i: _question(cells.items[i]) for i in dict.fromkeys(c.item_id for x in (*climbed, *others) for c in x.changes)},
         curves=tuple(curve(stage, ledger) for stage, ledger in (training or {}).items()),
         settings=dict(settings or {}), commands=tuple(commands), warnings=tuple(doubts(cells, used)), beside=others,
+        confidences=tuple(found for v in used if (found := stated(v, _answers(cells, v)))),
+        steadiness=tuple(x for v in used for x in stability(rows, items, v)),
     )
+
+
+def _answers(cells: Cells, variant: str) -> list[str]:
+    """What the scorers took from a variant's scored answers."""
+    return [row.answer for rows in cells.of(variant).values() for row in rows if row.value is not None]
 
 
 def label_steps(steps: Sequence[str], without: Mapping[str, str]) -> dict[str, str]:

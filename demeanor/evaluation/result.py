@@ -15,7 +15,9 @@ from typing import Literal, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from demeanor.errors import DataError
+from demeanor.evaluation.calibration import Stated
 from demeanor.evaluation.row import Did
+from demeanor.evaluation.stability import Steadiness
 
 Verdict: TypeAlias = Literal["better", "worse", "no change shown", "not measured"]
 Scalar: TypeAlias = str | int | float | bool | None
@@ -201,6 +203,8 @@ class Result:
     commands: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     beside: tuple[Comparison, ...] = ()
+    confidences: tuple[Stated, ...] = ()
+    steadiness: tuple[Steadiness, ...] = ()
     format: Literal[1] = 1
 
     def to_json(self) -> str:

@@ -40,7 +40,7 @@ class Steadiness:
     """Share of groups in which every wording is right."""
     best: float | None
     """Share of groups in which some wording is right."""
-    wordings: Mapping[str, float]
+    wordings: dict[str, float]
     """The mean of each wording, over the groups that have all wordings of the axis: the same questions."""
     spread: float | None
     """The best of these less the worst; None below two wordings."""

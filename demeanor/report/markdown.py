@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from demeanor.report import words
+from demeanor.report import trust, words
 from demeanor.report.shape import Comparison, Result
 
 
@@ -39,6 +39,10 @@ def markdown(result: Result) -> str:
             [[labels[r["variant"]], words.mean_interval(r["safe_compliance"]), words.mean_interval(r["unsafe_refusal"]),
               words.rate_interval(r["youden_j"]), words.rate_interval(r["d_prime"]), words.rate_interval(r["criterion"]),
               ", ".join(f"{who} {count}" for who, count in r["who_unsafe"].items())] for r in result["refusals"]])]
+    if result["confidences"]:
+        parts += ["## Does it know what it knows", table(trust.CONFIDENCE, trust.confidence_rows(result))]
+    if result["steadiness"]:
+        parts += ["## The same question in other words", table(trust.STEADINESS, trust.steadiness_rows(result))]
     parts += [] if not result["spending"] else ["## Time and tokens", table(
         ["", "ms", "95th percentile", "tokens read", "tokens written", "ms by layer"],
         [[labels[s["variant"]], f"{s['mean_ms']:.3g}", f"{s['p95_ms']:.3g}", f"{s['prompt_tokens']:.0f}",

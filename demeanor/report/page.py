@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from demeanor.report import sections, words
+from demeanor.report import sections, trust, words
 from demeanor.report.items import items
 from demeanor.report.markup import Html, el, join
 from demeanor.report.shape import Result
@@ -27,7 +27,8 @@ STYLE = Path(__file__).parent / "page.css"
 SECTIONS: tuple[tuple[str, str, Callable[[Result], Html | None]], ...] = (
     ("ladder", "Layers", sections.ladder), ("costs", "Costs", sections.costs), ("certainty", "Certainty", sections.certainty),
     ("without", "Leave one out", sections.without), ("beside", "Beside others", sections.beside),
-    ("refusals", "Refusals", sections.refusals), ("items", "Items", items),
+    ("refusals", "Refusals", sections.refusals), ("confidence", "Confidence", trust.confidences),
+    ("steadiness", "Rewordings", trust.steadiness), ("items", "Items", items),
     ("spending", "Time", sections.spending), ("training", "Training", sections.training), ("how", "Method", sections.how),
 )
 

@@ -115,6 +115,38 @@ class Spending(TypedDict):
     layer_ms: dict[str, float]
 
 
+class Stated(TypedDict):
+    variant: str
+    n: int
+    mean_confidence: float
+    right: float
+    ece: float
+    expected: float
+    null_high: float
+    p: float
+    brier: float
+    brier_shuffled: float
+    brier_p: float
+
+
+class Steadiness(TypedDict):
+    axis: str
+    variant: str
+    groups: int
+    clusters: int
+    unscored: int
+    mean: float | None
+    worst: float | None
+    best: float | None
+    wordings: dict[str, float]
+    spread: float | None
+    flip_rate: float | None
+    flip_low: float
+    flip_high: float
+    drop: float | None
+    flipped: list[str]
+
+
 class Curve(TypedDict):
     name: str
     lines: dict[str, list[tuple[float, float]]]
@@ -148,4 +180,6 @@ class Result(TypedDict):
     commands: list[str]
     warnings: list[str]
     beside: list[Comparison]
+    confidences: list[Stated]
+    steadiness: list[Steadiness]
     format: Literal[1]

@@ -5,11 +5,13 @@ In: a result and a rich Console. Out: lines. A change is coloured only where its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from demeanor.report import words
+from demeanor.report import trust, words
 from demeanor.report.shape import Axis, Delta, Result
 
 UP, DOWN, QUIET = "bold blue", "bold red", "dim"
@@ -29,6 +31,10 @@ def show(result: Result, console: Console) -> None:
             console.print(Text(words.beside_sentence(comparison)))
     if result["refusals"]:
         console.print(_refusals(result))
+    for title, head, rows in (("stated confidence", trust.CONFIDENCE, trust.confidence_rows(result)),
+                              ("the same in other words", trust.STEADINESS, trust.steadiness_rows(result))):
+        if rows:
+            console.print(_plain(title, head, rows))
     for warning in result["warnings"]:
         console.print(Text.assemble(("! ", "bold yellow"), warning))
 
@@ -83,6 +89,15 @@ def _beside(result: Result) -> Table:
             cells += [words.mean_interval(axis["means"][other["before"]]),
                       f"{words.points(delta['value'])}{firm} ({words.interval(delta)})"]
         table.add_row(words.axis_name(axis["name"]), *cells)
+    return table
+
+
+def _plain(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), title=f"\n{title}", title_justify="left", title_style="bold")
+    for n, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if n else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 

@@ -163,12 +163,12 @@ def _code(text: str, k: Settings) -> bool:
 
 def _alphabetical(text: str, k: Settings) -> bool:
     found = [x.casefold() for x in entries(text)]
-    return within(len(found), k) and len(found) > 1 and found == sorted(found, reverse=k.get("reverse", False))
+    return within(len(found), k) and len(found) > 1 and found == sorted(found, reverse=bool(k.get("reverse", False)))
 
 
 def _initials(text: str, k: Settings) -> bool:
     firsts = [next((c for c in line if c.isalpha()), "") for line in lines(text)]
-    return "".join(firsts).lower() == k["word"].lower()
+    return "".join(firsts).lower() == str(k["word"]).lower()
 
 
 def _date(text: str, _: Settings) -> bool:

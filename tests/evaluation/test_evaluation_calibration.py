@@ -103,3 +103,20 @@ def test_planted_strengths_are_found_and_order_of_a_duel_does_not_matter() -> No
 def test_an_unbeaten_player_has_a_finite_rating() -> None:
     found = duels.ratings(["a"] * 5, ["b"] * 5, np.ones(5), range(5), seed=0, draws=5)
     assert np.isfinite(found[0].rating)
+
+
+def test_stated_confidences_are_read_from_what_the_scorer_told() -> None:
+    from demeanor.evaluation.calibration import stated
+    from demeanor.scorers import confidence
+    from demeanor.types import Completion
+
+    spec = confidence.Spec(answers=("Paris",))
+    told = [confidence.score(spec, Completion(f"{city}. Confidence: {p}%", "stop")).answer
+            for city, p in [("Paris", 90), ("Paris", 90), ("Lyon", 90), ("Lyon", 40)]]
+    found = stated("v", [*told, "complied", "an answer of another scorer"])
+    assert found is not None
+    assert (found.variant, found.n, found.right) == ("v", 4, 0.5)
+    assert found.mean_confidence == pytest.approx((0.9 * 3 + 0.4) / 4)
+    assert found.ece == pytest.approx(0.75 * abs(0.9 - 2 / 3) + 0.25 * 0.4)
+    assert found.brier == pytest.approx((0.01 + 0.01 + 0.81 + 0.16) / 4)
+    assert stated("v", ["complied"]) is None
