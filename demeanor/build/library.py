@@ -37,7 +37,7 @@ def items(name: str, root: Path) -> tuple[Item, ...]:
 
 def about(axis: str) -> str:
     """What an axis asks, in one line; empty if nobody has said."""
-    return axes.ABOUT.get(axis) or suites.ABOUT.get(axis, "")
+    return suites.ABOUT.get(axis) or axes.ABOUT.get(axis, "")
 
 
 @dataclass(frozen=True, slots=True)
