@@ -22,6 +22,8 @@ from demeanor.spec import Judge
 from demeanor.train.lineage import origin
 
 SEED = 0
+FEWEST_CLUSTERS = 8
+"""Clusters below which resamples are so few and so alike that their interval would be far too narrow: none is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Matchup:
     candidate: str
     other: str
     n: int
+    clusters: int
     judged: int
     left_out: int
     ties: int
@@ -152,18 +155,18 @@ def matchup(other: str, candidate: str, found: Sequence[Duel]) -> Matchup:
     lengths_N2 = np.array([(0, 0) if duel.tied_unasked else duel.characters for duel in told], dtype=float).reshape(-1, 2)
     longer_J = np.array([duel.characters[1] - duel.characters[0] for duel in judged], dtype=float)
     wins = None
-    if judged and len(set(clusters)) > 1:
+    why, bounds = "nothing was judged", False
+    if judged:
         wins = duels.win_rate(won_N, lengths_N2[:, 1], lengths_N2[:, 0], clusters, seed=SEED)
+        bounds = len(set(clusters)) >= FEWEST_CLUSTERS
         if why := undecided(longer_J, np.array([duel.won for duel in judged])):
-            wins = wins._replace(controlled=0.5, low=0.0, high=1.0)
-    else:
-        why = "one cluster" if judged else "nothing was judged"
+            wins, bounds = wins._replace(controlled=0.5, low=0.0, high=1.0), True
     refused = [tuple(map(bool, duel.refused_by)) for duel in found if not duel.equal]
     return Matchup(
-        candidate, other, len(told), len(judged), len(found) - len(told), int((won_N == 0.5).sum()), sum(duel.equal for duel in found),
-        refused.count((False, True)), refused.count((True, False)), refused.count((True, True)),
+        candidate, other, len(told), len(set(clusters)), len(judged), len(found) - len(told), int((won_N == 0.5).sum()),
+        sum(duel.equal for duel in found), refused.count((False, True)), refused.count((True, False)), refused.count((True, True)),
         float((longer_J > 0).mean()) if judged else None, statistics.mean(won_N, clusters) if told else None, wins and wins.controlled,
-        wins and wins.low, wins and wins.high, wins and wins.slope, why, positions(found))
+        wins.low if wins and bounds else None, wins.high if wins and bounds else None, wins and wins.slope, why, positions(found))
 
 
 def undecided(longer_J: statistics.Floats, won_J: statistics.Floats) -> str:
@@ -205,7 +208,7 @@ def ratings(each: Sequence[Duel], order: Sequence[str]) -> list[Standing]:
     clusters = [duel.cluster for duel, _ in told]
     found = duels.ratings([d.candidate for d, _ in told], [d.other for d, _ in told], np.array([w for _, w in told]), clusters, seed=SEED)
     points = {name: [w if d.candidate == name else 1 - w for d, w in told if name in (d.candidate, d.other)] for name in order}
-    known = len(set(clusters)) > 1
+    known = len(set(clusters)) >= FEWEST_CLUSTERS
     return [Standing(r.player, r.rating, r.low if known else None, r.high if known else None, r.games,
                      "won all" if min(points[r.player]) == 1 else "lost all" if max(points[r.player]) == 0 else "") for r in found]
 

@@ -13,7 +13,7 @@ from demeanor.report.markup import Html, el
 from demeanor.report.parts import fold, lead, note, section, table, wide
 from demeanor.report.words import plural
 
-COLUMNS = ("candidate", "against", "win rate", "at equal length", "longer in", "ties", "follows the place", "duels", "left out")
+COLUMNS = ("candidate", "against", "win rate", "at equal length", "longer in", "ties", "follows the place", "duels (clusters)", "left out")
 RATED = ("variant", "rating", "interval", "duels", "")
 UNASKED = ("", "equal texts", "refused by the candidate only", "by the other only", "by both")
 
@@ -63,6 +63,8 @@ def doubts(found: Mapping[str, Any]) -> list[str]:
     told += [] if found["judge"]["both_orders"] else ["Shown in one order only, so whether it follows the place is not known"]
     told += [f"{m['candidate']} against {m['other']}: nothing is known at equal length: {m['why_not']}"
              for m in found["matchups"] if m["why_not"]]
+    told += [f"{m['candidate']} against {m['other']}: {plural(m['clusters'], 'cluster')}, too few to resample: no interval at equal length"
+             for m in found["matchups"] if m["controlled"] is not None and m["low"] is None]
     left = sum(m["left_out"] for m in found["matchups"])
     told += [f"{plural(left, 'duel')} left out: {plural(found['unread'], 'verdict')} could not be read or did not come"] if left else []
     refused = sum(m["refused_candidate"] + m["refused_other"] for m in found["matchups"])
@@ -84,7 +86,7 @@ def row(m: Mapping[str, Any]) -> list[str]:
     controlled = "–" if m["controlled"] is None else estimate({"value": m["controlled"], "low": m["low"], "high": m["high"]})
     return [m["candidate"], m["other"], "–" if m["raw"] is None else estimate(m["raw"]), controlled,
             "–" if m["longer"] is None else f"{100 * m['longer']:.0f}", str(m["ties"]),
-            "–" if place is None else estimate(place["follows"]), str(m["n"]), str(m["left_out"])]
+            "–" if place is None else estimate(place["follows"]), f"{m['n']} ({m['clusters']})", str(m["left_out"])]
 
 
 def rated(r: Mapping[str, Any]) -> list[str]:

@@ -261,12 +261,15 @@ def test_who_wins_every_duel_has_no_finite_rating_and_the_table_says_so(tmp_path
     assert "won all: no finite rating" in told.markdown(json.loads(found.to_json()))
 
 
-def test_one_cluster_has_no_interval(tmp_path: Path) -> None:
-    each = [Duel(f"i{n}", 0, "c", "a", "b", (3 + n, 9 - n), ("", ""), False, 1.0, float(n % 2)) for n in range(8)]
-    m = standings.matchup("a", "b", each)
-    assert m.raw is not None
-    assert (m.raw.low, m.controlled, m.why_not) == (None, None, "one cluster")
-    assert [(r.low, r.high) for r in standings.ratings(each, ["a", "b"])] == [(None, None)] * 2
+def test_few_clusters_have_no_interval_by_resampling_and_one_has_none_at_all() -> None:
+    def each(clusters: int) -> list[Duel]:
+        return [Duel(f"i{n}", 0, f"c{n % clusters}", "a", "b", (30 + n * 5 % 7, 30 + n * 3 % 11), ("", ""), False, 1.0, float(n % 2)) for n in range(40)]
+
+    for clusters, wilson_there, resampled in ((1, False, False), (7, True, False), (8, True, True)):
+        m, best = standings.matchup("a", "b", each(clusters)), standings.ratings(each(clusters), ["a", "b"])[0]
+        assert m.raw is not None
+        assert m.controlled is not None
+        assert (m.clusters, m.raw.low is not None, m.low is not None, best.low is not None) == (clusters, wilson_there, resampled, resampled)
 
 
 # ---- the verb
