@@ -10,6 +10,7 @@ from typing import Any
 
 from demeanor.report.markup import Html, el
 from demeanor.report.parts import fold, lead, note, section, table, wide
+from demeanor.report.shares import waterfall
 from demeanor.report.words import axis_name, plural
 
 TITLES = {"shapley": "Shapley, in the order of training", "waterfall": "each added to those before it",
@@ -31,6 +32,7 @@ def attribution(found: Mapping[str, Any]) -> Html:
         lead(f"{plural(len(found['cells']), 'combination')} of weights and layers answered the same {found['items']} items. A layer’s "
              "share is what it adds on average over every order in which the layers could have come, weights in the order of "
              f"training; the shares of a row sum to the whole minus the base.{made}"),
+        _picture(found),
         wide(_table(found["shapley"], sums)),
         note("In bold: the 95% interval, over resampled clusters, excludes zero, and so does the test after correction (Holm over the "
              "shares; Benjamini-Hochberg in the tables below)."),
@@ -60,6 +62,18 @@ def _moved(moved: Sequence[Mapping[str, Any]]) -> Html:
     rows = [[m["name"], axis_name(axis), ", ".join(m["fixed"].get(axis, ())) or "–", ", ".join(m["broken"].get(axis, ())) or "–"]
             for m in moved for axis in sorted({*m["fixed"], *m["broken"]})]
     return wide(table(["layer", "axis", "made right", "made wrong"], rows, class_="small"))
+
+
+def _picture(found: Mapping[str, Any]) -> Html | None:
+    """The way from the base to the whole over all items; None where the base was not measured alone."""
+    whole = next((e["axis"] for e in found["total"]), None)
+    base = found["cells"].get(next(iter(found["cells"]), ""), {}).get(whole)
+    effects = [e for e in found["shapley"] if e["axis"] == whole]
+    if base is None or not effects:
+        return None
+    return el("figure", wide(waterfall(effects, base)),
+              el("figcaption", f"Share right of {'all items' if whole == 'all' else axis_name(str(whole))}, from the bare base to the "
+                 "whole: each bar is a layer’s share, the line its 95% interval; pale where no effect is shown."))
 
 
 def markdown(found: Mapping[str, Any]) -> str:

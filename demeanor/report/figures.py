@@ -138,10 +138,11 @@ def _names(labels: Sequence[str], places: Sequence[tuple[float, float]], *, righ
     for label, (px, py) in zip(labels, places):
         flip = px > right - 90
         lx, ly = (px - 10 if flip else px + 10), py - 8
+        step = 13
         while any(abs(lx - ox) < 78 and abs(ly - oy) < 13 for ox, oy in taken):
-            ly += 13
-        if ly > bottom - 4:
-            ly = bottom - 4
+            ly += step
+            if ly > bottom - 4:             # no room below: go on above
+                ly, step = py - 8 - 13, -13
         taken.append((lx, ly))
         leader = line(px, py, lx + (2 if flip else -2), ly - 4, "leader") if abs(ly - py) > 16 else Html()
         found.append(join(leader, text(lx, ly, label, "name halo", "end" if flip else "start")))
@@ -150,7 +151,7 @@ def _names(labels: Sequence[str], places: Sequence[tuple[float, float]], *, righ
 
 def who_refused(refusals: Sequence[Refusals], labels: Mapping[str, str], layers: Sequence[str], width: float = 540) -> Html:
     """Two stacked bars per variant, unsafe and safe: refused by which layer, or answered."""
-    left, bar = 132.0, 13.0
+    left, bar = max(132.0, 7.4 * max(len(labels[r["variant"]]) for r in refusals) + 56), 13.0
     full = width - left - 8
     rows, y = [], 22.0
     for found in refusals:
