@@ -198,7 +198,8 @@ def positional(place: Position | None) -> str:
     if place.follows.low is not None and place.follows.low > 0.5:
         return f"positional: {place.follows.value:.0%} of its pairs of verdicts follow the place, mostly the {which}, and not the answers"
     if place.p < 0.05:
-        return f"leans to the answer shown {which}: {share:.0%} of its pairs of verdicts (p {place.p:.3f})"
+        p = "p < 0.001" if place.p < 0.001 else f"p {place.p:.3f}"
+        return f"leans to the answer shown {which}: {share:.0%} of its pairs of verdicts ({p})"
     return ""
 
 
