@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from demeanor.evaluation.attribution import Attribution, Effect
+    from demeanor.evaluation.fairness import Fairness
     from demeanor.stack import Stack
 
 VIEWS = (("shapley", "Shapley, in the order of training"), ("waterfall", "each added to those before it"),
@@ -34,6 +35,12 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
                               limit=options.limit, name=options.name, fraction=options.fraction)
         show(found)
         print(f"\nwritten: {options.results / found.name}.attribution.json")
+        if options.base_prompts:
+            from demeanor.build import asking_base
+
+            asked = asking_base.run(stack, workshop.runs(options.runs), options.results, limit=options.limit, name=options.name)
+            show_base(asked)
+            print(f"\nwritten: {options.results / found.name}.base.json")
         measure.refresh(options.results, found.name)
         return 0
 
@@ -43,6 +50,8 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
                         help="runtime layers to switch (default: all that can change an answer); also: template, decoding")
     parser.add_argument("--fraction", choices=("full", "V", "IV"), default="full",
                         help="measure a fraction of the subsets: V keeps pairs apart, IV keeps main effects apart from pairs")
+    parser.add_argument("--base-prompts", action="store_true",
+                        help="also ask the base raw, with examples and through every template: what is training, what mere prompting")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
     parser.add_argument("--name", help="name of the result (default: the stack's)")
 
@@ -78,6 +87,26 @@ def show(found: Attribution) -> None:
             if ids := [i for of_axis in lists.values() for i in of_axis]:
                 more = f" and {len(ids) - IDS} more" if len(ids) > IDS else ""
                 console.print(f"{moved.name} {verb} {len(ids)}: {', '.join(ids[:IDS])}{more}", markup=False)
+
+
+def show_base(found: Fairness) -> None:
+    """Print the base's means by way of asking, and what the stage after it adds to the best."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from demeanor.report import base
+
+    tree, table = asdict(found), Table(box=None, padding=(0, 2, 0, 0), title="\nhow the base was asked", title_justify="left")
+    for n, name in enumerate(base.columns(tree)):
+        table.add_column(name, justify="right" if n else "left", no_wrap=True)
+    for row in base.cells(tree):
+        table.add_row(*(Text(text, "bold" if bold else "") for text, bold in row))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table)
+    console.print(base.sentence(tree), markup=False)
 
 
 def _table(effects: tuple[Effect, ...], about: str, total: tuple[Effect, ...]) -> Table:

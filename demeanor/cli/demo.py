@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from demeanor.build import cases, diagnosing, factorial, gating, measure, serving, tradeoffs, workshop
+from demeanor.build import asking_base, cases, diagnosing, factorial, gating, measure, serving, tradeoffs, workshop
 from demeanor.cli import attribute, frontier, gate
 from demeanor.errors import DemeanorError
+from demeanor.report import base
 from demeanor.stack import Stack
 from demeanor.train.lineage import Runs
 from demeanor.world import files
@@ -55,6 +57,8 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
     split = factorial.run(stack, runs, results, weights=None, layers=None, limit=None, name="demo")
     console.print(attribute.generations(split))
     console.print(attribute.overall(split), markup=False)
+    if len(stack.chain(stack.serve)) > 1:
+        console.print(base.sentence(asdict(asking_base.run(stack, runs, results, limit=None, name="demo"))), markup=False)
     console.print("\n4. what safety costs", style="bold")
     frontier.brief(tradeoffs.run(stack, runs, results, limit=None, name="demo"), console)
     rules, newest = stack.path.parent / RULES, stack.switches[-1] if stack.switches else None
