@@ -113,7 +113,7 @@ class Adapter(Spec):
 class Probe(Spec):
     """What the policy says on fixed prompts, before training and after each fifth; it changes no weight and no key."""
 
-    prompts: str | None = Field(None, description="suite: world:NAME, builtin:NAME or a .jsonl file; null: the stage's own held-out prompts")
+    prompts: str | None = Field(None, description="suite: world:NAME, builtin:NAME or a file; null: the stage's own held-out prompts")
     count: Positive = Field(16, description="prompts: the first that differ and fit")
     max_tokens: Positive = Field(64, description="longest answer in tokens")
     temperature: float = Field(1.0, ge=0, le=5, description="0 is greedy; the KL is estimated at 1 only")

@@ -66,11 +66,10 @@ def fairness(rows: Sequence[Row], items: Sequence[Item], *, name: str, ways: Map
     gains = []
     for axis, some in cells.axes.items():
         table_NW = np.stack([cells.values_N(variant, axis) for variant in (*ways.values(), stage)], axis=1)
-        scored = ~np.isnan(table_NW).any(axis=1)
-        if not scored.any():
+        scored = np.flatnonzero(~np.isnan(table_NW).any(axis=1))
+        if not len(scored):
             continue
-        clusters = [item.cluster for item, ok in zip(some, scored) if ok]
-        values_NW = table_NW[scored]
+        clusters, values_NW = [some[i].cluster for i in scored], table_NW[scored]
         best_N, picked = cross_fitted(values_NW[:, :-1], clusters, list(ways))
         gains.append(_gain(axis, values_NW, best_N, picked, clusters, list(ways), declared))
         parts.append((values_NW, clusters))

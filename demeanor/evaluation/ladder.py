@@ -72,7 +72,7 @@ def ladder(rows: Sequence[Row], items: Sequence[Item], *, name: str, steps: Sequ
         questions={i: _question(cells.items[i]) for i in dict.fromkeys(c.item_id for x in (*climbed, *others) for c in x.changes)},
         curves=tuple(curve(stage, ledger) for stage, ledger in (training or {}).items()),
         settings=dict(settings or {}), commands=tuple(commands), warnings=tuple(doubts(cells, used)), beside=others,
-        confidences=tuple(found for v in used if (found := stated(v, _answers(cells, v)))),
+        confidences=tuple(told for v in used if (told := stated(v, _answers(cells, v)))),
         steadiness=tuple(x for v in used for x in stability(rows, items, v)),
     )
 

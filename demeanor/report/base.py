@@ -21,8 +21,8 @@ def base(found: Mapping[str, Any]) -> Html:
              f"{listed(list(found['ways']))}. What {found['stage']} adds to the best of them is training; the rest was prompting."),
         wide(table(columns(found), [_row(g) for g in cells(found)], class_="small")),
         note("Best way: each half of the clusters is asked in the way that was best on the other half, so that the best of several is not "
-             "flattered; of all items together one way. Bold: the 95% interval of the gain excludes zero. Where saying nothing is right (no "
-             "secret told), the way that makes the base babble wins: read such an axis with that in mind."),
+             "flattered; of all items together one way. Bold: the 95% interval of the gain excludes zero. Where saying nothing is right "
+             "(no secret told), the way that makes the base babble wins: read such an axis with that in mind."),
         note(sentence(found)))
 
 
