@@ -6,6 +6,7 @@ In: a text and settings. Out: whether it holds. Words are compared whole, withou
 
 from __future__ import annotations
 
+import bisect
 import csv
 import datetime
 import io
@@ -22,9 +23,9 @@ from demeanor.scorers._words import contains, words
 Settings = Mapping[str, Any]
 Check = Callable[[str, Settings], bool]
 
-_BULLET = re.compile(r"^\s*[-*•]\s+(\S.*)$", re.MULTILINE)
-_NUMBERED = re.compile(r"^\s*\d+[.)]\s+(\S.*)$", re.MULTILINE)
-_FENCE = re.compile(r"^```([\w+-]*)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+_BULLET = re.compile(r"^[^\S\n]*[-*•]\s+(\S.*)$", re.MULTILINE)      # no \s*: a thousand blank lines would be read a thousand times
+_NUMBERED = re.compile(r"^[^\S\n]*\d+[.)]\s+(\S.*)$", re.MULTILINE)
+_FENCE = re.compile(r"```([\w+-]*)[ \t]*")
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _PICTURE = "[\U0001f300-\U0001f3fa\U0001f400-\U0001faff☀-➿⌚⌛⏩-⏳⏸-⏺⬛⬜⭐⭕]\ufe0f?[\U0001f3fb-\U0001f3ff]?"
 _EMOJI = re.compile(f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{_PICTURE}(?:\u200d{_PICTURE})*")   # one as a reader sees it
@@ -154,11 +155,28 @@ def _case(text: str, k: Settings) -> bool:
     return all(w[0].isupper() or w[0].isdigit() for w in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text)) and any(c.isalpha() for c in text)
 
 
+def fenced(text: str) -> tuple[list[str], str]:
+    """The languages of the code blocks, and the text outside of them; a fence that is never closed opens no block."""
+    rows = text.split("\n")
+    marks = [_FENCE.fullmatch(row) for row in rows]
+    ends = [n for n, mark in enumerate(marks) if mark and not mark.group(1)]
+    tags, outside, at = list[str](), list[str](), 0
+    while at < len(rows):
+        mark = marks[at]
+        end = bisect.bisect_right(ends, at) if mark else len(ends)
+        if mark and end < len(ends):
+            tags.append(mark.group(1))
+            at = ends[end]
+        else:
+            outside.append(rows[at])
+        at += 1
+    return tags, "\n".join(outside)
+
+
 def _code(text: str, k: Settings) -> bool:
-    blocks = _FENCE.findall(text)
-    outside = _FENCE.sub("", text).strip()
-    right = all(tag.lower() in k["languages"] for tag, _ in blocks) if "languages" in k else True
-    return within(len(blocks), k) and right and not (k.get("alone", False) and outside)
+    tags, outside = fenced(text)
+    right = all(tag.lower() in k["languages"] for tag in tags) if "languages" in k else True
+    return within(len(tags), k) and right and not (k.get("alone", False) and outside.strip())
 
 
 def _alphabetical(text: str, k: Settings) -> bool:
@@ -243,7 +261,7 @@ CHECKS: Mapping[str, tuple[Check, frozenset[str], frozenset[str]]] = {
     "question": (lambda t, _: t.strip().endswith("?"), frozenset(), frozenset()),
     "headings": (_headings, frozenset(), RANGE | {"names"}),
     "bold": (_count(lambda t: len(re.findall(r"\*\*[^*\n]+\*\*", t))), frozenset(), RANGE),
-    "placeholders": (_count(lambda t: len(re.findall(r"\[[^\]\n]+\]", t))), frozenset(), RANGE),
+    "placeholders": (_count(lambda t: len(re.findall(r"\[[^\[\]\n]+\]", t))), frozenset(), RANGE),
     "emoji": (_count(lambda t: len(_EMOJI.findall(t))), frozenset(), RANGE),
     "code": (_code, frozenset(), RANGE | {"languages", "alone"}),
     "alphabetical": (_alphabetical, frozenset(), RANGE | {"reverse"}),

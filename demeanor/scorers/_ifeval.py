@@ -16,7 +16,7 @@ from demeanor.scorers._language import language
 from demeanor.scorers._sentences import capital_words, sentences
 
 Check = Callable[[str, Mapping[str, Any]], bool]
-POSTSCRIPTS = {"P.P.S": r"\s*p\.\s?p\.\s?s.*$", "P.S.": r"\s*p\.\s?s\..*$"}
+POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}     # what the official ones say without their \s* and .*$
 ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
@@ -29,11 +29,11 @@ def _english(text: str) -> bool:
 
 
 def _placeholders(text: str, k: Mapping[str, Any]) -> bool:
-    return bool(len(re.findall(r"\[.*?\]", text)) >= k["num_placeholders"])
+    return bool(len(re.findall(r"\[[^\[\]\n]*\]", text)) >= k["num_placeholders"])
 
 
 def _bullets(text: str, k: Mapping[str, Any]) -> bool:
-    stars, dashes = re.findall(r"^\s*\*[^\*].*$", text, re.MULTILINE), re.findall(r"^\s*-.*$", text, re.MULTILINE)
+    stars, dashes = re.findall(r"^[^\S\n]*\*[^\*].*$", text, re.MULTILINE), re.findall(r"^[^\S\n]*-.*$", text, re.MULTILINE)
     return bool(len(stars) + len(dashes) == k["num_bullets"])
 
 
@@ -64,7 +64,7 @@ def _nth_paragraph(text: str, k: Mapping[str, Any]) -> bool:
 
 def _postscript(text: str, k: Mapping[str, Any]) -> bool:
     marker = k["postscript_marker"].strip()
-    return bool(re.search(POSTSCRIPTS.get(marker, rf"\s*{marker.lower()}.*$"), text.lower(), re.MULTILINE))
+    return bool(re.search(POSTSCRIPTS.get(marker, marker.lower()), text.lower(), re.MULTILINE))
 
 
 def _json(text: str, _: Mapping[str, Any]) -> bool:
@@ -87,7 +87,8 @@ def _forbidden(text: str, k: Mapping[str, Any]) -> bool:
 
 
 def _title(text: str, _: Mapping[str, Any]) -> bool:
-    return any(x.lstrip("<").rstrip(">").strip() for x in re.findall(r"<<[^\n]+>>", text))
+    spans = [(line, line.find("<<"), line.rfind(">>")) for line in text.split("\n")]     # <<[^\n]+>>, at most once a line
+    return any(line[a:b].lstrip("<").rstrip(">").strip() for line, a, b in spans if a >= 0 and b > a + 2)
 
 
 def _two_responses(text: str, _: Mapping[str, Any]) -> bool:

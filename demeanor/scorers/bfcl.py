@@ -135,7 +135,7 @@ def score(target: Spec, completion: Completion) -> Score:
     for call in made:
         try:
             given = json.loads(call.arguments or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             given = None
         if not isinstance(given, dict):
             return Score(0.0, shown, f"{call.name}: arguments are no JSON object")

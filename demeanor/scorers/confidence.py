@@ -14,9 +14,7 @@ from demeanor import registry
 from demeanor.scorers._checks import says
 from demeanor.types import Completion, Score
 
-_STATED = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*(?:%|per ?cent\b)")
-TOLD = re.compile(r"(\d+(?:\.\d+)?)% (right|wrong)")
-"""How `Score.answer` tells a judged confidence."""
+_STATED = re.compile(r"(?<!\d)(?<!\d[.,])(\d{1,3}(?:\.\d+|,\d{1,2})?)\s*(?:%|per ?cent\b)")    # 1000% states none, and 99,5% no 5
 
 
 class Spec(registry.Spec):
@@ -28,7 +26,7 @@ class Spec(registry.Spec):
 
 def stated(text: str) -> float | None:
     """The last percentage of a text as a share; None if it states none from 0 to 100."""
-    found = [float(x) for x in _STATED.findall(text)]
+    found = [float(x.replace(",", ".")) for x in _STATED.findall(text)]
     return found[-1] / 100 if found and found[-1] <= 100 else None
 
 
@@ -40,6 +38,6 @@ def score(target: Spec, completion: Completion) -> Score:
     claim = _STATED.sub(" ", text)
     right = any(says(claim, x) for x in target.answers) and not any(says(claim, x) for x in target.wrong)
     p = stated(text)
-    value = 1 - ((1.0 if p is None else p) - right) ** 2
-    return Score(value, f"{100 * (1.0 if p is None else p):g}% {'right' if right else 'wrong'}",
-                 "no confidence stated, taken as certain" if p is None else "")
+    claimed = 1.0 if p is None else p
+    told = f"{round(100 * claimed, 4):g}% {'right' if right else 'wrong'}"      # evaluation/calibration reads it
+    return Score(1 - (claimed - right) ** 2, told, "no confidence stated, taken as certain" if p is None else "")

@@ -61,7 +61,7 @@ def _items(text: str) -> list[str] | None:
 def _json(wanted: dict[str, Any], text: str) -> Score:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Score(0.0, text[:80], "not JSON")
     if not isinstance(found, dict) or set(found) != set(wanted):
         return Score(0.0, text[:80], f"not the keys {', '.join(wanted)}")

@@ -6,7 +6,7 @@ In: a number. Out: 1 or 0, with the number that was read. Thousands separators a
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+from decimal import Decimal
 
 from demeanor import registry
 from demeanor.types import Completion, Score
@@ -26,4 +26,4 @@ def score(target: Spec, completion: Completion) -> Score:
     if not found:
         return Score(0.0, "", "no number")
     last = found[-1].replace("−", "-")
-    return Score(float(Fraction(last.replace(",", "")) == Fraction(str(target.value))), last, f"wanted {target.value}")
+    return Score(float(Decimal(last.replace(",", "")) == Decimal(str(target.value))), last, f"wanted {target.value}")
