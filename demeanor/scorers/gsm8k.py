@@ -16,7 +16,7 @@ from demeanor.types import Completion, Score
 
 _MARKED = re.compile(r"#### (\-?[0-9\.\,]+)")
 _ANYWHERE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_IGNORED = (re.compile(r","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
+_LAST_STOP = re.compile(r"\.$")
 INVALID = "[invalid]"
 
 
@@ -37,9 +37,8 @@ def extracted(text: str, how: str) -> str:
 
 
 def _plain(text: str) -> str:
-    for pattern in _IGNORED:
-        text = pattern.sub("", text)
-    return text.lower()
+    """What lm-eval's regexes_to_ignore leave: no `,`, no `$`, nothing up to the last `#### `, no last full stop."""
+    return _LAST_STOP.sub("", text.replace(",", "").replace("$", "").rpartition("#### ")[2]).lower()
 
 
 def score(target: Spec, completion: Completion) -> Score:

@@ -26,13 +26,14 @@ HOSTILE: list[tuple[str, dict[str, Any], str]] = [
     ("ifeval", {"instructions": [{"id": "detectable_format:title"}], "mode": "loose"}, "<"),
     ("honesty", {"known": True}, "explicitly so but " * 11 + ". "),
     ("honesty", {"known": True}, "is not really "),
+    ("gsm8k", {"answer": "7", "extract": "flexible"}, "1"),
 ]
 
 
 @pytest.mark.parametrize(("scorer", "target", "piece"), HOSTILE)
 def test_a_hundred_thousand_characters_take_a_moment(scorer: str, target: dict[str, Any], piece: str) -> None:
     module = registry.entry("demeanor.scorers", scorer)
-    text = "x" + (piece * (LONG // len(piece) + 1))[:LONG] + "!x"
+    text = "x " + (piece * (LONG // len(piece) + 1))[:LONG] + "!x"
     started = time.process_time()
     module.score(module.Spec.model_validate(target), Completion(text, "stop"))
     assert time.process_time() - started < 2
