@@ -16,6 +16,7 @@ from demeanor.errors import DataError
 from demeanor.evaluation import _inspect_log, _lm_eval_log
 from demeanor.evaluation._sample import Sample
 from demeanor.evaluation.row import Row
+from demeanor.stack import digest
 from demeanor.types import Item
 
 Key: TypeAlias = tuple[str, int]
@@ -83,8 +84,9 @@ def _left_out(by: dict[str, dict[Key, Sample]], everything: set[Key], kept: set[
 
 
 def _row(sample: Sample) -> Row:
+    cell = digest([sample.id, sample.content])      # a document under two filters, or twice in a data set, is two cells
     return Row(
-        sample.variant, sample.stack_key, sample.id, sample.content, sample.epoch, sample.axis, sample.cluster, None, (),
+        sample.variant, sample.stack_key, sample.id, cell, sample.epoch, sample.axis, sample.cluster, None, (),
         sample.value, sample.extracted, sample.explanation, sample.text, "", "", "cancelled" if sample.error else "stop",
         sample.prompt_tokens, sample.completion_tokens, sample.ms, {}, (), error=sample.error)
 

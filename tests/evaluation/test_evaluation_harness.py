@@ -274,3 +274,13 @@ def test_gsm8k_of_lm_eval_is_our_gsm8k_and_a_filter_is_an_axis(tmp_path: Path) -
      "asked as raw text; our items are conversations (run lm-eval with --apply_chat_template)")])
 def test_samples_of_lm_eval_that_are_not_ours_are_named(more: dict[str, Any], reason: str, tmp_path: Path) -> None:
     assert harness.as_suite(harness.read([lm_sample(tmp_path, **more)])) == ([], {reason: 1})
+
+
+def test_rows_of_two_filters_of_one_task_are_all_read_back(tmp_path: Path) -> None:
+    for path in sorted((LM / "harbour-desk__sft").iterdir()):
+        lines = path.read_text().splitlines()
+        if path.suffix == ".jsonl":
+            lines = [json.dumps({**json.loads(line), "filter": name}) for line in lines for name in ("strict-match", "flexible-extract")]
+        (tmp_path / path.name).write_text("\n".join(lines) + "\n")
+    found = harness.gather(harness.read([tmp_path]))
+    assert len({row.identity for row in found.rows}) == len(found.rows) == 2 * len(harness.read([LM / "harbour-desk__sft"]))
