@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -36,6 +37,7 @@ from demeanor.types import (
 
 LONGEST_WAIT_S = 30.0   # between two attempts
 _LINE_BYTES = 1 << 20   # longest line of a stream that is read
+_HALF = re.compile("[\ud800-\udfff]")      # of a character: JSON can write it, UTF-8 and so a file cannot
 _FINISH: Mapping[str, FinishReason] = {reason: reason for reason in get_args(FinishReason)}
 
 
@@ -194,6 +196,8 @@ def _json(text: bytes, url: str) -> dict[str, Any]:
         raise EngineError(f"{url}: sent what is no JSON: {text[:80]!r}") from error
     if not isinstance(value, dict):
         raise EngineError(f"{url}: sent {text[:80]!r} where a JSON object was expected")
+    if b"\\ud" in text.lower() or b"\xed" in text:
+        value = json.loads(_HALF.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
     return value
 
 

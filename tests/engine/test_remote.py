@@ -236,3 +236,11 @@ def test_a_refusal_that_the_server_names_arrives_as_one_event() -> None:
     assert found.refusal is not None
     assert (found.text, found.refusal.by, found.refusal.stage) == ("I will not.", "remote", "output")
     assert sum(isinstance(e, Refusal) for e in found.events) == 1
+
+
+def test_half_a_character_is_replaced_so_that_what_was_said_can_be_written() -> None:
+    chunks = [delta("a\ud83d"), delta("\ud83d\ude00 \u00ed", "stop"), b"data: [DONE]\n\n"]
+    with server(chunks) as (url, _):
+        said = asyncio.run(complete(remote(url, "m"), TURN)).text
+    assert said == "a\ufffd\U0001f600 \u00ed"
+    assert said.encode()
