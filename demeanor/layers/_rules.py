@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import re2
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from demeanor import registry
 from demeanor.layers._detectors import DETECTORS, Find, Span
@@ -39,9 +39,9 @@ class RuleSpec(registry.Spec):
     on: Literal["input", "output", "both"] = Field(description="the request, the answer, or both")
     pattern: str | None = Field(None, min_length=1, description="RE2 pattern; case counts unless it begins with (?i)")
     detector: Literal["card", "email", "iban", "phone"] | None = Field(None, description="personal data, check digits included")
-    cues: dict[str, float] | None = Field(None, min_length=1,
+    cues: dict[str, FiniteFloat] | None = Field(None, min_length=1,
                                           description="RE2 patterns, each with a weight: the score is the sum over those that match")
-    threshold: float | None = Field(None, gt=0, description="cues: refused from this score on")
+    threshold: float | None = Field(None, gt=0, allow_inf_nan=False, description="cues: refused from this score on")
     action: Literal["refuse", "redact"] = "refuse"
     reason: str = Field(min_length=1, description="why, for whoever reads the trace")
     reply: str | None = Field(None, min_length=1, description="what the user reads instead: of everything (refuse), of the match "
@@ -184,7 +184,7 @@ def _scored(cues: Mapping[str, float], threshold: float) -> tuple[Find, Weigh]:
         return math.fsum(weight for regexp, weight in known if regexp.search(text) is not None)
 
     def find(text: str, start: int) -> Span | None:
-        if start or weigh(text) < threshold - ROUNDING:
+        if start or (score := weigh(text)) <= 0 or score < threshold - ROUNDING:
             return None
         seen = [match for regexp, _ in known if (match := regexp.search(text)) is not None]
         return min(match.start() for match in seen), max(match.end() for match in seen)

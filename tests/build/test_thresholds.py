@@ -32,6 +32,13 @@ def test_thresholds_are_the_scores_of_the_twins_and_the_declared_one() -> None:
     assert thresholds.thresholds(RuleSpec(**{**HARM, "threshold": 7}), TWINS[:1]) == [2.5, 7.0]
 
 
+def test_scores_that_differ_by_rounding_are_one_threshold_and_none_is_nothing() -> None:
+    tenths = {**HARM, "cues": {r"\ba\b": 0.1, r"\bb\b": 0.2, r"\bc\b": 0.3, r"\bd\b": -0.3}, "threshold": 0.3}
+    some = tuple(twin(f"t{n}", SAFE, text) for n, text in enumerate(("a", "a b", "c", "a b d", "a b c")))
+    assert thresholds.thresholds(RuleSpec(**tenths), some) == pytest.approx([0.1, 0.3, 0.6])
+    assert 0.3 in thresholds.thresholds(RuleSpec(**tenths), some), "the declared one as it is declared"
+
+
 def test_of_many_scores_a_few_evenly_spread_ones_are_taken() -> None:
     cues = {rf"\bw{n}\b": float(n) for n in range(1, 30)}
     many = tuple(twin(f"t{n}", SAFE, f"w{n}") for n in range(1, 30))

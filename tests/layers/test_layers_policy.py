@@ -352,7 +352,14 @@ async def test_an_answer_of_cues_is_judged_whole_before_any_of_it_leaves(tmp_pat
 @pytest.mark.parametrize(("change", "told"), [
     ({"threshold": None}, "go together"), ({"action": "redact"}, "score a whole text"), ({"hold": "window"}, "score a whole text"),
     ({"pattern": "x"}, "one of them only"), ({"cues": {"(": 1.0}}, "not an RE2 pattern"), ({"cues": {"x*": 1.0}}, "matches the empty text"),
-    ({"cues": {}}, "at least 1 item"), ({"threshold": 0}, "greater than 0")])
+    ({"cues": {}}, "at least 1 item"), ({"threshold": 0}, "greater than 0"), ({"cues": {"x": float("nan")}}, "finite"),
+    ({"threshold": float("inf")}, "finite")])
 def test_a_rule_of_cues_that_cannot_be_meant_is_refused(change: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         RuleSpec(**{**SCORED, **change})
+
+
+def test_a_threshold_near_nothing_refuses_no_text_without_cues() -> None:
+    found = rule_of(**{**SCORED, "threshold": 1e-12, "cues": {"a": 0.1, "b": 0.2, "c": -0.3}})
+    assert found.find("nothing of it", 0) is None
+    assert found.find("an a", 0) is not None
