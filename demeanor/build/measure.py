@@ -31,7 +31,7 @@ from demeanor.evaluation.result import Result
 from demeanor.evaluation.row import Row
 from demeanor.evaluation.run import Progress as Done
 from demeanor.evaluation.run import run
-from demeanor.report import attribution, base, diagnosis, duel, frontier, gate, markdown, terminal
+from demeanor.report import attribution, base, diagnosis, duel, frontier, gate, markdown, seeds, terminal
 from demeanor.report import page as pages
 from demeanor.stack import Stack
 from demeanor.train import ledger
@@ -41,7 +41,8 @@ from demeanor.types import Item, Respond
 CONCURRENCY = 48
 EXTRAS = (("gate", "Verdict", gate.gate, gate.markdown), ("attribution", "Attribution", attribution.attribution, attribution.markdown),
           ("base", "Base", base.base, base.markdown), ("frontier", "Frontier", frontier.frontier, frontier.markdown),
-          ("diagnosis", "Diagnosis", diagnosis.diagnosis, diagnosis.markdown), ("duel", "Duels", duel.duel, duel.markdown))
+          ("diagnosis", "Diagnosis", diagnosis.diagnosis, diagnosis.markdown), ("duel", "Duels", duel.duel, duel.markdown),
+          ("seeds", "Seeds", seeds.seeds, seeds.markdown))
 """What may lie beside NAME.json as NAME.KIND.json: kind, its name on the page, its section and its Markdown."""
 WIDTH = 130
 """Columns of the table where the output is not a terminal."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import attribute, data, diagnose, duel, export, frontier, gate, harness, judge, keys, runs, samples, serve, suites
+from demeanor.cli import attribute, data, diagnose, duel, export, frontier, gate, harness, judge, keys, runs, samples, seeds, serve, suites
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add(partial(_verb, verbs), _load)
     keys.add(verbs)
     suites.add(verbs)
+    seeds.add(partial(_verb, verbs))
 
     evaluate = _verb(verbs, "eval", _eval, "run the suites over the ladder of layers on the same items")
     evaluate.add_argument("--variants", nargs="+", metavar="MODEL", help="these model ids, in ladder order, instead of the whole ladder")

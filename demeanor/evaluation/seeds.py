@@ -1,0 +1,126 @@
+"""Is it the recipe or the luck of one training: the same ladder trained with several seeds, and what its steps did each time.
+
+In: results of the same stack trained with different seeds, on the same items. Out: one `Spread` per step and axis, whose interval covers
+another training and other items: the variances of seeds and of items add up, with Satterthwaite's degrees of freedom. It knows no weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from demeanor.errors import DataError
+from demeanor.evaluation.result import Delta, Result
+from demeanor.evaluation.statistics import CONFIDENCE
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What a step did on an axis, seed by seed, and what another seed may be expected to do."""
+
+    step: str
+    axis: str
+    values: tuple[float, ...]
+    """Change in the mean, by seed."""
+    mean: float
+    low: float | None
+    high: float | None
+    between: float
+    """Standard deviation over seeds."""
+    within: float | None
+    """Root mean square of the standard errors that the items leave, from each seed's own interval; None where one has none."""
+    clusters: int
+    shown: int
+    """Seeds whose own interval excludes zero on the side of the mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The mean of a rung on an axis, by seed."""
+
+    rung: str
+    axis: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """A ladder over several trainings."""
+
+    name: str
+    suite_hash: str
+    seeds: tuple[int, ...]
+    rungs: tuple[str, ...]
+    levels: tuple[Level, ...]
+    steps: tuple[Spread, ...]
+
+
+def seeds(results: Mapping[int, Result], *, name: str) -> Seeds:
+    """Put the results of several training seeds together; raises DataError unless they climbed the same ladder on the same items."""
+    found = list(results.values())
+    if len(found) < 2:
+        raise DataError(f"seeds: {len(found)} training, so nothing varies; wanted at least 2")
+    first = found[0]
+    labels = [_rungs(r) for r in found]
+    if any(r.suite_hash != first.suite_hash for r in found) or any(x != labels[0] for x in labels):
+        raise DataError("seeds: the results are of other items or other rungs; wanted one ladder on one suite")
+    steps = [_spread(step.name, axis.name, [_delta(r, step.name, axis.name) for r in found])
+             for step in first.steps for axis in first.axes]
+    levels = [_level(rung, axis.name, [_mean(r, n, axis.name) for r in found])
+              for n, rung in enumerate(labels[0]) for axis in first.axes]
+    return Seeds(name, first.suite_hash, tuple(results), tuple(labels[0]), tuple(x for x in levels if x), tuple(x for x in steps if x))
+
+
+def interval(values: Sequence[float], within: float | None, clusters: int) -> tuple[float | None, float | None]:
+    """Of the mean over K seeds: variance s^2 / K + within^2, Satterthwaite's degrees of freedom (1946), within [-1, 1].
+
+    The seeds share their items, so averaging over seeds does not shrink what the items leave open: `within` counts whole, which is
+    cautious. None without it: then nothing is known of the items.
+    """
+    if within is None or clusters < 2:
+        return None, None
+    seeds_, items_ = float(np.var(values, ddof=1)) / len(values), within**2
+    total = seeds_ + items_
+    if total == 0:
+        return None, None
+    dof = total**2 / (seeds_**2 / (len(values) - 1) + items_**2 / (clusters - 1))
+    half = float(special.stdtrit(dof, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
+    mean = float(np.mean(values))
+    return max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def _rungs(result: Result) -> list[str]:
+    label = {v.id: v.label for v in result.variants}
+    return [label[result.steps[0].before], *(label[s.after] for s in result.steps)] if result.steps else [result.variants[0].label]
+
+
+def _mean(result: Result, rung: int, axis: str) -> float | None:
+    variant = result.steps[0].before if rung == 0 else result.steps[rung - 1].after
+    return next(a for a in result.axes if a.name == axis).means[variant].value
+
+
+def _delta(result: Result, step: str, axis: str) -> Delta | None:
+    return next((d for s in result.steps if s.name == step for d in s.deltas if d.axis == axis), None)
+
+
+def _spread(step: str, axis: str, deltas: list[Delta | None]) -> Spread | None:
+    known = [d for d in deltas if d is not None and d.value is not None]
+    if len(known) < len(deltas):
+        return None
+    values = tuple(float(d.value or 0.0) for d in known)
+    errors = [(d.high - d.low) / 2 / float(special.stdtrit(d.clusters - 1, (1 + CONFIDENCE) / 2))
+              for d in known if d.low is not None and d.high is not None and d.clusters > 1]
+    within = math.sqrt(float(np.mean(np.square(errors)))) if len(errors) == len(known) else None
+    mean, clusters = float(np.mean(values)), min(d.clusters for d in known)
+    low, high = interval(values, within, clusters)
+    return Spread(step, axis, values, mean, low, high, float(np.std(values, ddof=1)), within, clusters,
+                  sum(d.shown and (d.value or 0.0) * mean > 0 for d in known))
+
+
+def _level(rung: str, axis: str, values: Sequence[float | None]) -> Level | None:
+    known = tuple(v for v in values if v is not None)
+    return Level(rung, axis, known) if len(known) == len(values) else None
