@@ -1,11 +1,13 @@
 """The ten planted causes and five healthy stacks on the demo's own weights: alone, and against the healthy demo. `make experiments`.
 
-Needs the demo's weights in runs/ (`make demo`); two plants train a short stage into a folder of their own (seconds).
+Needs the demo's weights in runs/ (`make demo`); two plants train a short stage into a folder of their own (seconds). PLANTED_SEED=1 takes the
+weights of another training (`demeanor seeds stacks/demo/demo.yaml`), on which nothing was tuned.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import time
@@ -19,7 +21,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.build import cases, diagnosing, interventions, workshop
+from demeanor.build import cases, diagnosing, interventions, reseeding, workshop
 from demeanor.build.grafts import adapted
 from demeanor.build.house import House
 from demeanor.evaluation.diagnosis import Diagnosis
@@ -34,6 +36,7 @@ from demeanor.world import phrases as say
 from tests.conftest import REPOSITORY
 
 DEMO = REPOSITORY / "stacks" / "demo"
+SEED = int(os.environ.get("PLANTED_SEED", "0"))
 SECRET = " Channel 63."
 STRICT = {"name": "how-to", "on": "input", "pattern": r"(?i)\b(how|show me)\b", "action": "refuse", "reason": "too strict", "reply": "I cannot help."}
 IDLE = {"name": "shouting", "on": "input", "pattern": "[A-Z]{12}", "action": "refuse", "reason": "shouting", "reply": "Please do not shout."}
@@ -47,6 +50,8 @@ def copied(folder: Path, change: Change | None) -> Stack:
     declared = yaml.safe_load(path.read_text())
     declared["evaluation"] = {"suites": ["world:behaviour", "leak.jsonl"]}
     save_suite(leaks(), folder / "leak.jsonl")
+    for trained in (declared["weights"]["base"], *declared["weights"]["stages"]):
+        trained["seed"] = SEED
     prompt = folder / "prompts" / "system.md"
     prompt.write_text(prompt.read_text().replace(SECRET, ""))
     if change:
@@ -126,7 +131,7 @@ def rounded(levels: int) -> Change:
     """A quantised stage whose matrices keep so many levels either side of zero."""
 
     def change(declared: dict[str, Any], folder: Path) -> None:
-        stack = workshop.load_stack(DEMO / "demo.yaml")
+        stack = reseeding.reseeded(DEMO / "demo.yaml", [], SEED)
         model = folders.policy(REPOSITORY / "runs" / stack.stage_key("dpo") / "model")
         with torch.no_grad():
             for weight in (p for p in model.parameters() if p.ndim == 2):
@@ -171,7 +176,8 @@ def diagnosed(name: str, folder: Path, runs: Runs, healthy: Stack | None) -> tup
 
 @pytest.mark.experiment
 def test_at_least_nine_of_ten_causes_are_named_and_five_healthy_stacks_have_none(tmp_path: Path) -> None:
-    if not all((REPOSITORY / "runs" / workshop.load_stack(DEMO / "demo.yaml").stage_key(s)).is_dir() for s in ("base", "sft", "dpo")):
+    trained = reseeding.reseeded(DEMO / "demo.yaml", [], SEED)
+    if not all((REPOSITORY / "runs" / trained.stage_key(s) / "model").is_dir() for s in ("base", "sft", "dpo")):
         pytest.skip("the demo's weights are not in runs/; run `make demo` first")
     (tmp_path / "runs").mkdir()
     for path in (REPOSITORY / "runs").iterdir():
@@ -196,7 +202,7 @@ def test_at_least_nine_of_ten_causes_are_named_and_five_healthy_stacks_have_none
     for row in rows:
         table.add_row(*(str(row[c]) for c in shown))
     Console(width=200).print(table)
-    out = REPOSITORY / "results" / "experiments" / "planted.json"
+    out = REPOSITORY / "results" / "experiments" / f"planted{f'-seed{SEED}' if SEED else ''}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"rows": rows, **origin()}, indent=1) + "\n")
     plants, sound = [r for r in rows if r["guilty"] != "none"], [r for r in rows if r["guilty"] == "none"]
