@@ -17,6 +17,7 @@ from demeanor.build.continuing import Codec, continued
 from demeanor.build.drafting import Drafts, topic
 from demeanor.build.forcing import held
 from demeanor.engine.local import Piece, Request
+from demeanor.engine.request import draftable
 from demeanor.errors import DecodingError
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ def weights_respond(engine: Engine, template: Template, clock: Callable[[], floa
         waiting: list[TokenLogprob] = []
         said, finish, called = list[int](), "stop", False
         asked = topic(weights, turn.messages)
-        tried = drafts.of(asked) if drafts else ()
+        tried = drafts.of(asked) if drafts and draftable(decoding) else ()     # else none would be looked at, and none confirmed
         stream = engine.stream(Request(tokens, decoding, template.stop_tokens, drafts=tried))
         try:
             async for piece in stream:
@@ -76,7 +77,7 @@ def weights_respond(engine: Engine, template: Template, clock: Callable[[], floa
             yield _with_logprobs(event, waiting)
         yield Timing("weights", 1000 * (clock() - started))
         yield Usage(len(tokens), len(said))
-        if drafts and decoding.temperature == 0:
+        if drafts and draftable(decoding):
             drafts.keep(asked, said, tried)
         reason: FinishReason = "tool_calls" if called else finish  # type: ignore[assignment]
         yield Done(reason)

@@ -21,6 +21,7 @@ from demeanor.errors import EngineError
 from demeanor.model.native import Said
 
 READ_PER_STEP = 256  # prompt tokens read between two decoding steps, so that a long prompt does not stall the others
+GUESSED_PER_STEP = 512   # tokens of all drafts together: each has logits of its own, as large as the vocabulary
 WORTH_COPYING = 8    # tokens; a copy costs about as much as reading so many
 
 
@@ -64,9 +65,11 @@ class Batch:
         while self._free and self._waiting:
             self._admit(self._waiting.popleft())
         rows, speaking = Rows(), list[Speaker]()
+        room = GUESSED_PER_STEP
         for sequence in self._running:
             if not sequence.reading:
-                speaking.append(self._speaker(rows, sequence, (sequence.last,), sequence.num_read, READ_PER_STEP))
+                speaking.append(self._speaker(rows, sequence, (sequence.last,), sequence.num_read, room))
+                room -= len(speaking[-1].guess)
         told = self._read(rows, speaking)
         if not rows.tokens:
             return []

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from demeanor.types import Decoding, FinishReason
 
 
+def draftable(decoding: Decoding) -> bool:
+    """Does it say the likeliest token always, so that a draft can be checked?"""
+    changed = decoding.logit_bias or decoding.presence_penalty or decoding.frequency_penalty
+    return decoding.temperature == 0 and decoding.form is None and not changed
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A prompt to continue until `stop_tokens`, a stop string of `decoding`, or its max_tokens.

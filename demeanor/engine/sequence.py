@@ -13,7 +13,7 @@ from torch import Tensor
 
 from demeanor.engine import sampling
 from demeanor.engine.detokenize import Decode, Detokenizer, scan
-from demeanor.engine.request import Piece, Read, Request
+from demeanor.engine.request import Piece, Read, Request, draftable
 from demeanor.types import FinishReason
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Sequence:
         self._bias = decoding.logit_bias
         self._times: Counter[int] | None = Counter() if decoding.presence_penalty or decoding.frequency_penalty else None
         self._prompt: list[Read] = []
-        self._drafts = [] if decoding.temperature > 0 or self.moves or request.prompt_logprobs is not None else list(request.drafts)
+        self._drafts = list(request.drafts) if draftable(decoding) and not self.moves and request.prompt_logprobs is None else []
         self._said: list[int] = []               # kept only while a draft goes on like it
 
     @property

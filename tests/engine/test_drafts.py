@@ -8,11 +8,13 @@ import pytest
 import torch
 from byte_model import END, ByteModel, ByteTokenizer, random_next
 
+from demeanor.engine import batch as batching
 from demeanor.engine.batch import Batch
-from demeanor.engine.forward import Torch
+from demeanor.engine.forward import Rows, Torch
 from demeanor.engine.request import Piece, Request
 from demeanor.engine.sequence import Sequence
 from demeanor.model.cache import KVCache
+from demeanor.model.native import Said
 from demeanor.types import Decoding
 
 Drafts = tuple[tuple[int, ...], ...]
@@ -106,3 +108,50 @@ def test_a_slot_that_held_a_wrong_guess_is_read_right_by_the_next_prompt() -> No
     alone, _ = answers([(following, (), GREEDY)], num_slots=1)
     after, _ = answers([(prompt, (wrong,), GREEDY), (following, (), GREEDY)], num_slots=1)
     assert after == [plain, *alone]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_drafts_change_nothing_where_sequences_come_late_share_prefixes_and_are_cancelled(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr(batching, "READ_PER_STEP", rng.choice([4, 16, 256]))
+    monkeypatch.setattr(batching, "GUESSED_PER_STEP", rng.choice([1, 5, 512]))
+    heads = [tuple(rng.randrange(256) for _ in range(40)) for _ in range(3)]
+    asked = [(*rng.choice(heads)[:rng.randint(1, 40)], *(rng.randrange(256) for _ in range(rng.randint(0, 12)))) for _ in range(14)]
+    alone = [answers([(p, (), GREEDY)], 1)[0][0] for p in asked]
+    model, slots = Reader(random_next), rng.choice([1, 2, 3, 5])
+    batch = Batch(Exact(model, KVCache(model.config, slots, 2048)), slots)
+    said: dict[Sequence, tuple[list[Piece], list[Piece]]] = {}
+    for prompt, true in zip(asked, alone):
+        answer = tuple(x.token for x in true)
+        wrong = [*answer[:-1], answer[-1] ^ 1]
+        drafts = (answer[:rng.randint(0, len(answer))], tuple(wrong), (*answer, 3))[:rng.randint(0, 3)]
+        said[Sequence(Request(prompt, GREEDY, frozenset({END}), drafts=drafts), GREEDY.max_tokens, ByteTokenizer().decode)] = (true, [])
+    waiting, gone = list(said), set()
+    while waiting or batch.busy:
+        for _ in range(rng.randint(0, 3)):
+            if waiting:
+                batch.add(waiting.pop())
+        for one, piece in batch.step():
+            said[one][1].append(piece)
+        if batch.sequences and rng.random() < 0.15:
+            gone.add(one := rng.choice(batch.sequences))
+            batch.drop(one)
+    for one, (true, found) in said.items():
+        assert found == (true[:len(found)] if one in gone else true)
+
+
+def test_all_drafts_of_a_step_together_are_read_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, sizes = prompts(4), list[int]()
+    plain, _ = answers([(p, (), GREEDY) for p in asked])
+    run = Exact.run
+
+    def measured(self: Exact, rows: Rows) -> Said:
+        sizes.append(len(rows.read))
+        return run(self, rows)
+
+    monkeypatch.setattr(Exact, "run", measured)
+    monkeypatch.setattr(batching, "GUESSED_PER_STEP", 3)
+    monkeypatch.setattr(batching, "READ_PER_STEP", 1)       # so that all guessing is done behind the prompts
+    drafted, _ = answers([(p, (tuple(x.token for x in a),), GREEDY) for p, a in zip(asked, plain)])
+    assert drafted == plain
+    assert max(sizes) <= len(asked) + 3
