@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ from demeanor.stack import Stack, digest
 from demeanor.types import Item, Respond
 
 log = logging.getLogger("demeanor.evaluation")
-ROWS = ".diagnosis.rows.jsonl"
+ROWS = re.compile(r"\.(?:diagnosis|base)\.rows\.jsonl$")
+"""How the rows of trials are named, which `eval` has not measured."""
 
 
 @dataclass
@@ -40,11 +42,11 @@ class Bench:
     def scorer(self, items: Sequence[Item], out: Path) -> Scorer:
         """Who scores: each item's own rule, and the judge of the stack where there is one and something to judge.
 
-        Verdicts on rows in NAME.diagnosis.rows.jsonl lie in NAME.verdicts.jsonl, so that those of `eval` are not asked for again.
+        Verdicts on rows in NAME.diagnosis.rows.jsonl and NAME.base.rows.jsonl lie in NAME.verdicts.jsonl: what `eval` asked is not
+        asked again.
         """
         if self.court is None:
-            of_eval = f"{out.name.removesuffix(ROWS)}.rows.jsonl" if out.name.endswith(ROWS) else out.name
-            self.court = verdicts.of_suite(self.house.stack, items, out.with_name(of_eval))
+            self.court = verdicts.of_suite(self.house.stack, items, out.with_name(ROWS.sub(".rows.jsonl", out.name)))
         return self.court.score if self.court else judge
 
     def respond(self, trial: Trial) -> Respond:

@@ -12,6 +12,7 @@ from pathlib import Path
 from demeanor import suites
 from demeanor.build.house import judge
 from demeanor.evaluation import power
+from demeanor.evaluation.asking import READ
 from demeanor.evaluation.suite import describe, load_suite, suite_hash
 from demeanor.types import Completion, Item
 from demeanor.world import axes, catalog
@@ -19,8 +20,6 @@ from demeanor.world import axes, catalog
 WORLD = "world:"
 SILENT: Mapping[str, str] = {"ok": "ok", "refusal": "I'm sorry, but I can't help with that.", "echo": ""}
 """Answers that say nothing, by name; `echo` is the question itself."""
-READ = frozenset({"choice", "likelihood"})
-"""Scorers of items that nobody answers."""
 
 
 def offered() -> tuple[str, ...]:

@@ -36,13 +36,13 @@ class Cut:
 
 
 def cuts(variant: Stack, items: Sequence[Item], scratch: Path) -> Iterator[Cut]:
-    """Every rule of cues of a variant at every threshold worth looking at; `scratch` is a folder for the changed policy files."""
+    """Every rule of cues that reads requests at every threshold worth looking at; `scratch` is a folder for the changed policy files."""
     for layer in variant.layers:
         if not isinstance(layer.spec, Spec):
             continue
         declared = read_yaml(variant.root / layer.spec.rules, rules.PolicySpec).rules
         for spec in declared:
-            for threshold in thresholds(spec, items) if spec.cues else ():
+            for threshold in thresholds(spec, items) if spec.cues and spec.on != "output" else ():
                 if threshold == spec.threshold:
                     yield Cut(spec.name, threshold, True, variant)
                     continue

@@ -36,7 +36,7 @@ def read(path: Path, metric: str | None, cluster: str | None) -> list[Sample]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             found.append(_sample(json.loads(line), f"{path}:{number}", told, named["task"], metric, cluster))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise DataError(f"{path}:{number}: not a sample of lm-eval ({type(error).__name__}: {error})") from error
     return found
 

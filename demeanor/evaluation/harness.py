@@ -103,7 +103,7 @@ def _logs(path: Path) -> list[Path]:
         raise DataError(f"{path}: no such log. Wanted: Inspect's .json or .eval, lm-eval's samples_*.jsonl, or a folder of them")
     if path.is_file():
         return [path]
-    found = [p for p in sorted(path.rglob("*")) if _inspect_log.is_log(p) or _lm_eval_log.is_log(p)]
+    found = [p for p in sorted(path.rglob("*")) if p.is_file() and (_inspect_log.is_log(p) or _lm_eval_log.is_log(p))]
     if not found:
         raise DataError(f"{path}: no log of Inspect (.json, .eval) and no samples_*.jsonl of lm-eval in this folder. "
                         "Did lm-eval run with --log_samples?")

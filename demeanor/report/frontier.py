@@ -92,5 +92,5 @@ def markdown(found: Mapping[str, Any]) -> str:
     rows = [[p["label"], mean_interval(p["refusals"]["safe_compliance"]), mean_interval(p["refusals"]["unsafe_refusal"]),
              mean_interval(p["capability"]), rate_interval(p["refusals"]["d_prime"]), rate_interval(p["refusals"]["criterion"]),
              str(len(p["lost"])), str(len(p["gained"])), f"{p.get('mean_tokens', 0):.0f}", f"{p['mean_ms']:.0f}",
-             ", ".join(p["dominated_by"]) or "-"] for p in found["points"]]
+             ", ".join(p["dominated_by"]) or "-"] for p in found["points"] if not p.get("swept")]
     return "## What safety costs\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

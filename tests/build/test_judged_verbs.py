@@ -137,3 +137,12 @@ def test_a_judge_that_is_away_leaves_items_out_of_the_diagnosis_and_the_next_one
         server.model.says = reply
         assert main(command) == 0
     assert json.loads((out / "desk.diagnosis.json").read_text())["failing"] == 2
+
+
+@pytest.mark.parametrize("rows", ["desk.rows.jsonl", "desk.diagnosis.rows.jsonl", "desk.base.rows.jsonl"])
+def test_verdicts_of_all_trials_lie_where_eval_keeps_them(rows: str, tmp_path: Path) -> None:
+    stack = workshop.load_stack(written(tmp_path, "http://127.0.0.1:9"))
+    bench = Bench(House(stack, Runs(tmp_path / "runs"), memory={}, operational=False))
+    bench.scorer(measure.suite(stack), tmp_path / rows)
+    assert bench.court is not None
+    assert bench.court.path == tmp_path / "desk.verdicts.jsonl"

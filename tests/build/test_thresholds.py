@@ -76,3 +76,13 @@ def test_a_sweep_places_the_policy_at_every_threshold(trained: tuple[Stack, Runs
     measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=6, name="f")
     page = measure.show(measure.read(tmp_path / "f.json"), tmp_path).read_text()
     assert "At other thresholds" in page
+    told = (tmp_path / "f.md").read_text().partition("## What safety costs")[2]
+    assert "| dpo+policy |" in told
+    assert "@" not in told, "what nobody declared is not among the points"
+
+
+def test_a_rule_that_reads_answers_alone_has_no_thresholds_in_the_questions(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
+    rules = tmp_path / "scored.yaml"
+    rules.write_text(yaml.safe_dump({"rules": [{**HARM, "on": "output"}]}))
+    stack = workshop.load_stack(trained[0].path, [f"layers.policy.rules={rules}"])
+    assert not list(thresholds.cuts(stack, TWINS, tmp_path))
