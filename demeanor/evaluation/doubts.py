@@ -1,9 +1,12 @@
-"""What a reader must know before believing a result: failed answers, dead axes, too few clusters. Sentences, from the cells."""
+"""What a reader must know before believing a result: failed answers, dead axes, too few clusters. Sentences, from the cells.
+
+What is true of several variants or axes is said once, with their names.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +14,8 @@ from demeanor.evaluation.cells import Cells
 
 FEW_CLUSTERS = 10
 MANY_UNSCORED = 0.1
+NAMED = 4
+"""Names that a sentence lists; of more it says how many."""
 
 
 def doubts(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
@@ -25,21 +30,56 @@ def doubts(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
         if absent:
             yield f"{variant}: {absent} of {len(cells.items)} items were not run."
     yield from _unscored(cells, variants)
-    for axis in cells.axes:
-        scores = np.concatenate([cells.values_N(variant, axis) for variant in variants])
-        if np.isfinite(scores).any() and np.nanmax(scores) == 0.0:
-            yield f"{axis}: every variant scores exactly 0 on every item; usually a broken target or scorer, not a bad model."
-        clusters = len(set(cells.clusters_N(axis).tolist()))
-        if clusters < FEW_CLUSTERS:
-            so = "no interval is possible" if clusters == 1 else f"its intervals rest on {clusters - 1} degrees of freedom"
-            yield f"{axis}: only {clusters} cluster{'s' * (clusters != 1)} of items, so {so}."
+    yield from _dead(cells, variants)
+    yield from _thin(cells)
 
 
 def _unscored(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
     """Axes where the scorer had no opinion on many answers (an empty one, mostly): their comparisons rest on the others."""
-    for variant in variants:
-        for axis, items in cells.axes.items():
+    for axis, items in cells.axes.items():
+        alike: dict[tuple[int, int, str], list[str]] = defaultdict(list)
+        for variant in variants:
             rows = [row for item in items for row in cells.of(variant).get(item.id, ()) if not row.error]
-            empty = sum(row.value is None for row in rows)
-            if rows and empty > MANY_UNSCORED * len(rows):
-                yield f"{variant} on {axis}: {empty} of {len(rows)} answers have no score and are left out of every comparison."
+            empty = [row.explanation.partition(": ")[0] for row in rows if row.value is None]
+            if rows and len(empty) > MANY_UNSCORED * len(rows):
+                alike[len(empty), len(rows), Counter(empty).most_common(1)[0][0]].append(variant)
+        for (empty_rows, all_rows, why), whose in alike.items():
+            who = "every variant" if len(whose) == len(variants) > 1 else _names(whose)
+            reason = f" (most often: {why})" if why else ""
+            yield f"{who} on {_name(axis)}: {empty_rows} of {all_rows} answers have no score{reason} and are left out of every comparison."
+
+
+def _dead(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
+    """Axes on which nobody earned anything."""
+    dead = []
+    for axis in cells.axes:
+        scores = np.concatenate([cells.values_N(variant, axis) for variant in variants])
+        if np.isfinite(scores).any() and np.nanmax(scores) == 0.0:
+            dead.append(_name(axis))
+    if dead:
+        yield f"{_names(dead)}: every variant scores exactly 0 on every item; usually a broken target or scorer, not a bad model."
+
+
+def _thin(cells: Cells) -> Iterator[str]:
+    """Axes with few clusters, those with the fewest first."""
+    thin: dict[int, list[str]] = defaultdict(list)
+    for axis in cells.axes:
+        clusters = len(set(cells.clusters_N(axis).tolist()))
+        if clusters < FEW_CLUSTERS:
+            thin[clusters].append(_name(axis))
+    for clusters, axes in sorted(thin.items()):
+        rest = f"intervals rest on {clusters - 1} degree{'s' * (clusters != 2)} of freedom"
+        yield (f"{_names(axes)}: only {clusters} cluster{'s' * (clusters != 1)} of items, "
+               f"so {'no interval is possible' if clusters == 1 else rest}.")
+
+
+def _name(axis: str) -> str:
+    return axis.replace("_", " ")
+
+
+def _names(names: Iterable[str]) -> str:
+    """`a, b and c`; of many the first few and how many more."""
+    listed = list(names)
+    if len(listed) > NAMED + 1:
+        listed = [*listed[:NAMED], f"{len(listed) - NAMED} more"]
+    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)

@@ -13,6 +13,8 @@ import synthetic
 
 from demeanor.errors import DataError
 from demeanor.evaluation import result as results
+from demeanor.evaluation.cells import Cells
+from demeanor.evaluation.doubts import doubts
 from demeanor.evaluation.ladder import label_steps, ladder
 from demeanor.evaluation.refusals import who
 from demeanor.evaluation.result import Comparison, Delta, Result
@@ -151,7 +153,23 @@ def test_failures_holes_dead_axes_and_few_clusters_are_said_before_the_numbers()
 def test_many_answers_without_a_score_are_said_before_the_numbers() -> None:
     rows, items = simple({"a": [None] * 3 + [1.0] * 9, "b": [None] + [1.0] * 11})
     found = ladder(rows, items, name="x", steps=("a", "b"), without={}).warnings
-    assert [w for w in found if "no score" in w] == ["a on facts: 3 of 12 answers have no score and are left out of every comparison."]
+    assert [w for w in found if "no score" in w] == [
+        "a on facts: 3 of 12 answers have no score (most often: differs) and are left out of every comparison."]
+
+
+def test_what_is_true_of_several_axes_or_variants_is_said_once_with_its_reason() -> None:
+    rows: list[Row] = []
+    items: list[Item] = []
+    for axis in ("one", "two_b", "three", "four", "five", "six"):
+        value = None if axis == "six" else 0.0
+        of_axis, asked = simple({"a": [value] * 2, "b": [value] * 2}, axis)
+        rows += [replace(r, item_id=f"{axis}-{r.item_id}", explanation="" if value == 0 else f"needs a judge: is {r.item_id} polite?") for r in of_axis]
+        items += [replace(i, id=f"{axis}-{i.id}") for i in asked]
+    assert list(doubts(Cells(rows, items), ["a", "b"])) == [
+        "every variant on six: 2 of 2 answers have no score (most often: needs a judge) and are left out of every comparison.",
+        "one, two b, three, four and five: every variant scores exactly 0 on every item; usually a broken target or scorer, not a bad model.",
+        "one, two b, three, four and 2 more: only 2 clusters of items, so intervals rest on 1 degree of freedom.",
+    ]
 
 
 def test_a_variant_that_was_never_run_is_named() -> None:
