@@ -197,7 +197,8 @@ def _json(text: bytes, url: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EngineError(f"{url}: sent {text[:80]!r} where a JSON object was expected")
     if b"\\ud" in text.lower() or b"\xed" in text:
-        value = json.loads(_HALF.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
+        whole: dict[str, Any] = json.loads(_HALF.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
+        return whole
     return value
 
 

@@ -43,23 +43,25 @@ SHARE_OF_SCRIPT = 0.5
 
 def language(text: str) -> str | None:
     """The ISO 639-1 code of the likeliest language; None if the text has no letters, `zh` for Han alone, `?` for a script not listed."""
-    letters = [c for c in text.lower() if c.isalpha()]
+    letters = {c: n for c, n in Counter(text.lower()).items() if c.isalpha()}
     if not letters:
         return None
-    scripts = Counter(unicodedata.name(c, "?").split(" ")[0] for c in letters)
-    if scripts["HIRAGANA"] + scripts["KATAKANA"] > len(letters) / 10:
+    scripts, count_all = Counter[str](), sum(letters.values())
+    for c, n in letters.items():
+        scripts[unicodedata.name(c, "?").split(" ")[0]] += n
+    if scripts["HIRAGANA"] + scripts["KATAKANA"] > count_all / 10:
         return "ja"
     script, count = scripts.most_common(1)[0]
     if script in SCRIPTS:
         return SCRIPTS[script]
     if script == "CJK":
         return "zh"
-    if script not in SHARED or count < SHARE_OF_SCRIPT * len(letters):
+    if script not in SHARED or count < SHARE_OF_SCRIPT * count_all:
         return "?"
     words = Counter(_WORD.findall(text.lower()))
     total = max(1, sum(words.values()))
     points = {code: sum(words[w] for w in WORDS[code].split()) / total
-              + 4 * sum(c in LETTERS.get(code, "") for c in letters) / len(letters) for code in SHARED[script].split()}
+              + 4 * sum(letters.get(c, 0) for c in LETTERS.get(code, "")) / count_all for code in SHARED[script].split()}
     best = max(points, key=lambda code: points[code])
     if points[best]:
         return best

@@ -27,6 +27,7 @@ HOSTILE: list[tuple[str, dict[str, Any], str]] = [
     ("honesty", {"known": True}, "explicitly so but " * 11 + ". "),
     ("honesty", {"known": True}, "is not really "),
     ("gsm8k", {"answer": "7", "extract": "flexible"}, "1"),
+    *(("checks", {"checks": [{"kind": "language", "language": "en"}], "mode": "loose"}, x) for x in ("co,", "ж ")),
 ]
 
 
@@ -36,7 +37,7 @@ def test_a_hundred_thousand_characters_take_a_moment(scorer: str, target: dict[s
     text = "x " + (piece * (LONG // len(piece) + 1))[:LONG] + "!x"
     started = time.process_time()
     module.score(module.Spec.model_validate(target), Completion(text, "stop"))
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 1.5
 
 
 def test_an_admission_is_looked_for_in_the_beginning_of_a_long_answer() -> None:
