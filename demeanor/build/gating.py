@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from demeanor import check
-from demeanor.build import measure
+from demeanor.build import cases, measure, verdicts
 from demeanor.build.house import House
+from demeanor.build.house import judge as rule
 from demeanor.errors import DataError, SpecError
 from demeanor.evaluation.gate import Judgement, Rules, judge
 from demeanor.evaluation.row import Row, read_rows
@@ -57,7 +58,7 @@ def run(stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, li
         rows, _ = asyncio.run(measure.rows_of(house, variants, items, folder / f"{name}.rows.jsonl"))
     finally:
         house.close()
-    old = old or [row for row in rows if row.variant == against]
+    old = asyncio.run(_scored(stack, old, items, folder / f"{name}.rows.jsonl")) if old else [r for r in rows if r.variant == against]
     new = [row for row in rows if row.variant == candidate.model_id]
     judgement = judge(declared, items, [*new, *(replace(row, variant=BASELINE) for row in old)],
                       candidate=candidate.model_id, baseline=BASELINE)
@@ -90,6 +91,12 @@ def _earlier(path: Path, items: Sequence[Item]) -> tuple[list[Row], str]:
     if not rows:
         raise DataError(f"{file}: no answers of {last} ({key}); the gate compares item by item and needs the rows beside {path.name}")
     return rows, key
+
+
+async def _scored(stack: Stack, rows: Sequence[Row], items: Sequence[Item], out: Path) -> list[Row]:
+    """Earlier rows with what this stack's judge says of judged items: two judges' verdicts are no pair."""
+    court = verdicts.of_suite(stack, items, out)
+    return await cases.scored_anew(rows, items, court.score if court else rule)
 
 
 def _answers(rows: list[Row]) -> str:

@@ -146,3 +146,15 @@ def test_verdicts_of_all_trials_lie_where_eval_keeps_them(rows: str, tmp_path: P
     bench.scorer(measure.suite(stack), tmp_path / rows)
     assert bench.court is not None
     assert bench.court.path == tmp_path / "desk.verdicts.jsonl"
+
+
+def test_the_gate_hears_one_judge_about_an_earlier_result_and_this_one(tmp_path: Path) -> None:
+    server, out = Both(), tmp_path / "results"
+    with served(server) as address:
+        common = [str(written(tmp_path, address)), "--results", str(out)]
+        assert main(["eval", *common, "--variants", "desk:base", "desk", "--name", "old"]) == 0
+        lines = [json.loads(line) for line in (out / "old.rows.jsonl").read_text().splitlines()]
+        (out / "old.rows.jsonl").write_text("".join(json.dumps({**line, "value": 1.0 - line["value"]}) + "\n" for line in lines))
+        assert main(["gate", *common, "--against", str(out / "old.json"), "--rules", str(tmp_path / "gate.yaml")]) in (0, 1, 2)
+    (rule,) = json.loads((out / "desk.gate.json").read_text())["findings"]
+    assert rule["value"] == 0, "the same answers, so the same verdicts, whatever another judge had said of them"
