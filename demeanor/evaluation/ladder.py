@@ -78,8 +78,9 @@ def ladder(rows: Sequence[Row], items: Sequence[Item], *, name: str, steps: Sequ
 
 
 def _answers(cells: Cells, variant: str) -> list[str]:
-    """What the scorers took from a variant's scored answers."""
-    return [row.answer for rows in cells.of(variant).values() for row in rows if row.value is not None]
+    """What the scorers took from a variant's scored answers; of several seeds the first, for answers to one item are not independent."""
+    firsts = (min(rows, key=lambda row: row.seed) for rows in cells.of(variant).values())
+    return [row.answer for row in firsts if row.value is not None]
 
 
 def label_steps(steps: Sequence[str], without: Mapping[str, str]) -> dict[str, str]:

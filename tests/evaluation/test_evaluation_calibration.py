@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from demeanor.evaluation import calibration, duels
+from demeanor.evaluation import calibration, duels, ladder
+from demeanor.evaluation.row import Row
+from demeanor.types import Item, Message
 
 
 def test_the_ece_of_ten_equal_bins_is_the_sum_written_out() -> None:
@@ -120,3 +122,13 @@ def test_stated_confidences_are_read_from_what_the_scorer_told() -> None:
     assert found.ece == pytest.approx(0.75 * abs(0.9 - 2 / 3) + 0.25 * 0.4)
     assert found.brier == pytest.approx((0.01 + 0.01 + 0.81 + 0.16) / 4)
     assert stated("v", ["complied"]) is None
+
+
+def test_answers_of_several_seeds_do_not_make_a_calibration_surer() -> None:
+    items = [Item(f"i{n}", (Message("user", "?"),), "confidence", {"answers": ["x"]}, "a", f"c{n}") for n in range(20)]
+    told = ["80% right" if n % 5 else "80% wrong" for n in range(20)]
+    found = [ladder.ladder([Row("v", "k", i.id, i.id, seed, "a", i.cluster, None, (), 0.9, answer, "", "", "", "", "stop", 1, 1, 1.0, {}, ())
+                            for i, answer in zip(items, told) for seed in seeds], items, name="r", steps=["v"], without={}).confidences
+             for seeds in ((0,), (1, 0, 2))]
+    assert found[0] == found[1]
+    assert found[0][0].n == 20
