@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from demeanor.build import measure
+from demeanor.errors import DataError
 from demeanor.evaluation import harness, ladder
 from demeanor.evaluation.result import Result
 from demeanor.evaluation.row import as_line
@@ -18,7 +19,11 @@ from demeanor.evaluation.suite import as_json
 
 
 def compare(logs: Sequence[Path], folder: Path, name: str, *, metric: str | None = None, cluster: str | None = None) -> Result:
-    """The models of the logs as a ladder in the order of the logs, paired by sample; written to `folder`."""
+    """The models of the logs as a ladder in the order of the logs, paired by sample; written to `folder`.
+
+    Raises DataError where NAME.rows.jsonl there holds answers that `eval` measured.
+    """
+    _free(folder, name)
     found = harness.gather(harness.read(logs, metric=metric, cluster=cluster))
     result = ladder.ladder(
         found.rows, found.items, name=name, steps=found.variants, without={},
@@ -29,6 +34,13 @@ def compare(logs: Sequence[Path], folder: Path, name: str, *, metric: str | None
     result.save(folder / f"{name}.json")
     measure.write(folder / f"{name}.rows.jsonl", "".join(f"{as_line(row)}\n" for row in found.rows))
     return result
+
+
+def _free(folder: Path, name: str) -> None:
+    """Measured answers are dear: only rows that came from logs, and can be read from them again, are written over."""
+    rows, result = folder / f"{name}.rows.jsonl", folder / f"{name}.json"
+    if rows.exists() and not (result.is_file() and "logs" in measure.read(result).settings):
+        raise DataError(f"{rows}: holds answers that were not read from logs, and would be lost; give --name another name, or move it away")
 
 
 def write_suite(logs: Sequence[Path], out: Path, *, metric: str | None = None, cluster: str | None = None) -> tuple[int, dict[str, int]]:

@@ -284,3 +284,13 @@ def test_rows_of_two_filters_of_one_task_are_all_read_back(tmp_path: Path) -> No
         (tmp_path / path.name).write_text("\n".join(lines) + "\n")
     found = harness.gather(harness.read([tmp_path]))
     assert len({row.identity for row in found.rows}) == len(found.rows) == 2 * len(harness.read([LM / "harbour-desk__sft"]))
+
+
+def test_answers_that_eval_measured_are_not_written_over(tmp_path: Path) -> None:
+    kept = tmp_path / "x.rows.jsonl"
+    kept.write_text("measured\n")
+    assert main(["harness", str(FOLDERS[0]), str(FOLDERS[1]), "--results", str(tmp_path), "--name", "x"]) == 2
+    assert kept.read_text() == "measured\n"
+    kept.unlink()
+    for _ in range(2):
+        assert main(["harness", str(FOLDERS[0]), str(FOLDERS[1]), "--results", str(tmp_path), "--name", "x"]) == 0
