@@ -11,6 +11,7 @@ from pathlib import Path
 
 from demeanor import suites
 from demeanor.build.house import judge
+from demeanor.errors import DataError, unknown
 from demeanor.evaluation import power
 from demeanor.evaluation.asking import READ
 from demeanor.evaluation.suite import describe, load_suite, suite_hash
@@ -28,8 +29,10 @@ def offered() -> tuple[str, ...]:
 
 
 def items(name: str, root: Path) -> tuple[Item, ...]:
-    """The items of a suite; raises DataError or DemeanorError with what is wrong and what is known."""
+    """The items of a suite; raises DataError with what is wrong and what is known."""
     if name.startswith(WORLD):
+        if name not in offered():
+            raise DataError(unknown(name, offered(), noun="suite"))
         return load_suite(catalog.SUITES[name.removeprefix(WORLD)]())
     return load_suite(suites.path(name.removeprefix(suites.PREFIX)) if name.startswith(suites.PREFIX) else root / name)
 

@@ -175,9 +175,13 @@ def refresh(folder: Path, name: str, *, quiet: bool = False) -> None:
     if not path.is_file():
         print(f"page: none yet, because there is no {path}. Write one with: demeanor eval STACK.yaml --name {name}")
         return
-    _publish(json.loads(read(path).to_json()), folder, folder / f"{name}.html")
+    shape = json.loads(read(path).to_json())
+    _publish(shape, folder, folder / f"{name}.html")
+    here = [f"{name}.{kind}.json" for kind, *_ in EXTRAS if kind not in _beside(folder, shape)]
+    foreign = ", ".join(file for file in here if (folder / file).is_file())
     if not quiet:
-        print(f"page: {folder / name}.html")
+        why = f", without {foreign}: measured on other items or another stack than {path.name}" if foreign else ""
+        print(f"page: {folder / name}.html{why}")
 
 
 def _publish(shape: Any, folder: Path, target: Path) -> None:

@@ -11,7 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor import __version__, hardware
-from demeanor.cli import attribute, data, diagnose, duel, export, frontier, gate, harness, judge, keys, runs, samples, seeds, serve, suites
+from demeanor.cli import (
+    arguments,
+    attribute,
+    data,
+    diagnose,
+    duel,
+    export,
+    frontier,
+    gate,
+    harness,
+    judge,
+    keys,
+    runs,
+    samples,
+    seeds,
+    serve,
+    suites,
+)
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -33,9 +50,9 @@ Any setting of the file can be given on the command line: --set decoding.tempera
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code; errors are printed as one clear text, without a traceback."""
-    options = parser().parse_args(arguments)
+    options = _parsed(words)
     hardware.prepare(getattr(options, "threads", None))
     try:
         code = int(options.run(options) or 0)
@@ -47,12 +64,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DemeanorError as error:
         print(f"demeanor: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            return 141
+        if error.filename is None:
+            raise
+        print(f"demeanor: {error.filename}: {error.strerror}", file=sys.stderr)
+        return int(getattr(options, "failed", 1))
     except KeyboardInterrupt:
         print("\ndemeanor: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
+
+
+def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; a mistake in it ends with argparse's text and code 2, of `gate` with 3, since its 2 is a verdict."""
+    try:
+        return parser().parse_args(words)
+    except SystemExit as stop:
+        if stop.code == 2 and list(sys.argv[1:] if words is None else words)[:1] == ["gate"]:
+            raise SystemExit(gate.MISTAKE) from None
+        raise
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and say how many")
     train.add_argument("--track", action="append", default=[], metavar="KIND:PLACE",
                        help="also tell tensorboard:DIR, wandb:PROJECT, mlflow:URI or trackio:PROJECT (repeatable)")
-    train.add_argument("--probe", type=_count, metavar="N",
+    train.add_argument("--probe", type=arguments.count, metavar="N",
                        help="let each policy answer N held-out prompts as it trains; read them with `demeanor samples`")
     train.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
@@ -97,8 +129,8 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = _verb(verbs, "eval", _eval, "run the suites over the ladder of layers on the same items")
     evaluate.add_argument("--variants", nargs="+", metavar="MODEL", help="these model ids, in ladder order, instead of the whole ladder")
-    evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
-    evaluate.add_argument("--name", help="name of the result (default: the stack's)")
+    evaluate.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    evaluate.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
     evaluate.add_argument("--beside", action="append", default=[], metavar="NAME=URL#MODEL",
                           help="another assistant's OpenAI-compatible server as one more column (repeatable)")
@@ -116,12 +148,6 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the HTML page (default: beside the result)")
     report.set_defaults(run=_report)
     return top
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"got '{text}', wanted a number of at least 1")
-    return int(text)
 
 
 def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int], text: str,

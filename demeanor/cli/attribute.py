@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from demeanor.cli import arguments
 from demeanor.report.words import axis_name
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
                         help="measure a fraction of the subsets: V keeps pairs apart, IV keeps main effects apart from pairs")
     parser.add_argument("--base-prompts", action="store_true",
                         help="also ask the base raw, with examples and through every template: what is training, what mere prompting")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
-    parser.add_argument("--name", help="name of the result (default: the stack's)")
+    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
 
 def show(found: Attribution) -> None:

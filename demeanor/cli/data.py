@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demeanor.cli import arguments
 from demeanor.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     command.add_argument("--config", help="configuration of a hub id")
     command.add_argument("--split", help="split of a hub id or a saved dataset")
     command.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="read column THEIRS as OURS (repeatable)")
-    command.add_argument("--limit", type=int, metavar="N", help="the first N rows only")
+    command.add_argument("--limit", type=arguments.count, metavar="N", help="the first N rows only")
     command.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be read, and say how many")
     command.set_defaults(run=run)
     return command

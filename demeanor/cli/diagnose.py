@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demeanor.cli import arguments
 from demeanor.errors import DemeanorError
 from demeanor.report.words import axis_name
 
@@ -50,8 +51,8 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
                         help="a healthy stack or an earlier result: only what was right there; parts of the stack are tried too")
     parser.add_argument("--learning-curve", action="store_true",
                         help="also train the last stage on a quarter and a half of its rows: would more help?")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
-    parser.add_argument("--name", help="name of the result (default: the stack's)")
+    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
 
 def show(found: Diagnosis) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from demeanor.cli import arguments
 from demeanor.report import duel as told
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     parser.add_argument("--beside-key", action="append", default=[], metavar="NAME=ENV_VAR",
                         help="the environment variable that holds that server's key (repeatable)")
     parser.add_argument("--suite", nargs="+", metavar="SUITE", help="builtin:NAME, world:NAME or files, instead of the stack's suites")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
-    parser.add_argument("--name", help="name of the result (default: the stack's)")
+    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
 
 def show(found: Duels) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from demeanor.report.words import mean_interval, rate_interval
+from demeanor.cli import arguments
+from demeanor.report.words import mean_interval, p_value, rate_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,8 +33,8 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         return 0
 
     parser = verb("frontier", run, "what safety costs: safe answered, unsafe refused, capability, by stage and by policy")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
-    parser.add_argument("--name", help="name of the result (default: the stack's)")
+    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
 
 def show(found: Frontier) -> None:
@@ -63,7 +64,7 @@ def show(found: Frontier) -> None:
                           f"({kl.n} drawn answers)")
         if (sure := point.sureness) is not None:
             console.print(f"{point.label}: calibration error {sure.ece:.3f}, {sure.expected:.3f} (to {sure.null_high:.3f}) if perfect, "
-                          f"p {sure.p:.3f}; mean confidence {sure.confidence:.0%}, right {sure.right:.0%} of {sure.n}")
+                          f"p {p_value(sure.p)}; mean confidence {sure.confidence:.0%}, right {sure.right:.0%} of {sure.n}")
     for point in [p for p in found.points if not p.swept]:
         for tax in point.tax[:TAXES]:
             console.print(f"{point.label} lost {tax.item_id}: {tax.question!r}: was {tax.before!r}, is {tax.now!r}", markup=False)
@@ -80,12 +81,13 @@ def thresholds(found: Frontier, console: Console) -> None:
     from rich.table import Table
 
     points = [p for p in asdict(found)["points"] if p["threshold"] is not None]
+    order = list(dict.fromkeys(p["label"].partition("@")[0] for p in asdict(found)["points"]))
     if not points:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), title="\nat other thresholds", title_justify="left", title_style="dim")
     for column in ("rule", "weights and layers", "threshold", "safe answered", "unsafe refused", "capability", "d'"):
         table.add_column(column, justify="right" if column not in ("rule", "weights and layers") else "left", no_wrap=True)
-    for p in sorted(points, key=lambda p: (p["rule"], p["label"].partition("@")[0], p["threshold"])):
+    for p in sorted(points, key=lambda p: (p["rule"], order.index(p["label"].partition("@")[0]), p["threshold"])):
         r = p["refusals"]
         table.add_row(p["rule"], p["label"].partition("@")[0], f"{p['threshold']:g}{'' if p['swept'] else ' (declared)'}",
                       mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demeanor.cli import arguments
 from demeanor.errors import DemeanorError
 
 MISTAKE = 3
@@ -26,6 +28,11 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         except DemeanorError as error:      # its own code could be read as a verdict
             error.exit_code = MISTAKE
             raise
+        except OSError:
+            raise
+        except Exception:                   # 1, the code of a crash, is a verdict too
+            traceback.print_exc()
+            return MISTAKE
 
     def judge(options: argparse.Namespace) -> int:
         from demeanor.build import gating, workshop
@@ -46,9 +53,10 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     parser.add_argument("stack", type=Path, nargs="?", metavar="STACK.yaml")
     parser.add_argument("--against", metavar="RESULT.json|MODEL_ID", help="the baseline: a result of `eval`, or a variant of this stack")
     parser.add_argument("--rules", type=Path, metavar="gate.yaml", help="superiority, non_inferiority, zero_tolerance, stability")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
-    parser.add_argument("--name", help="name of the record and its rows (default: the stack's)")
+    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    parser.add_argument("--name", type=arguments.name, help="name of the record and its rows (default: the stack's)")
     parser.add_argument("--verify", type=Path, metavar="RECORD.json", help="check a record's signature instead; exit code: its verdict")
+    parser.set_defaults(failed=MISTAKE)
 
 
 def show(judgement: Judgement, *, brief: bool = False) -> None:

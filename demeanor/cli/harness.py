@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from demeanor.cli import arguments
+
 
 def add(verbs: Any) -> None:
     """Declare the verb."""
@@ -13,7 +15,7 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("harness", help=text, description=f"{text[0].upper()}{text[1:]}.")
     verb.add_argument("logs", type=Path, nargs="+", metavar="LOG",
                       help="Inspect's .json or .eval, lm-eval's samples_*.jsonl, or folders of them; models in the order of the ladder")
-    verb.add_argument("--name", default="harness", help="name of the result (default: harness)")
+    verb.add_argument("--name", type=arguments.name, default="harness", help="name of the result (default: harness)")
     verb.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: results)")
     verb.add_argument("--metric", help="the metric or scorer to read (default: the first of each sample)")
     verb.add_argument("--cluster", metavar="FIELD", help="the field of a document whose samples share a source "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demeanor.cli import arguments
 from demeanor.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
     parser = verb("judge", run, "how far the judge may be believed: accuracy against people and position bias on pairs")
     parser.add_argument("pairs", type=Path, metavar="PAIRS.json|jsonl", help="LLMBar's rows, or rows of prompt, chosen, rejected")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N pairs")
-    parser.add_argument("--name", help="name of the record and its verdicts (default: the stack's)")
+    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N pairs")
+    parser.add_argument("--name", type=arguments.name, help="name of the record and its verdicts (default: the stack's)")
 
 
 def show(found: Trust) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from demeanor.cli import arguments
+
 if TYPE_CHECKING:
     from demeanor.evaluation.seeds import Seeds
 
@@ -30,8 +32,8 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
     parser = verb("seeds", run, "train it with several seeds and measure each: the recipe's doing, or one training's luck?")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="training seeds (default: 0 1 2)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N items of each axis")
-    parser.add_argument("--name", help="name of the result (default: the stack's); each seed's own is NAME.seedN")
+    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's); each seed's own is NAME.seedN")
 
 
 def show(found: Seeds) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demeanor.cli import arguments
 from demeanor.report.words import axis_name
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         description="List the suites, or look at some: axes, items, clusters, the smallest difference they would show, and what one fixed "
                     "answer earns. Name them in a stack file as evaluation.suites: [builtin:format].")
     parser.add_argument("names", nargs="*", metavar="SUITE", help="builtin:NAME, world:NAME or a file (default: all that need no file)")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N items of each axis too")
+    parser.add_argument("--show", type=arguments.count, default=0, metavar="N", help="print N items of each axis too")
     parser.set_defaults(run=run)
 
 
@@ -48,17 +49,17 @@ def run(options: argparse.Namespace) -> int:
         items = library.items(name, Path())
         for i, axis in enumerate(library.measured(items)):
             least = f">{100 * power.DISCORDANCE:.0f}" if axis.detectable is None else f"{100 * axis.detectable:.1f}"
-            table.add_row(name if i == 0 else "", axis_name(axis.axis), str(axis.items), str(axis.clusters), least, *_floors(axis),
-                          axis.about)
+            table.add_row(Text(name if i == 0 else ""), Text(axis_name(axis.axis)), str(axis.items), str(axis.clusters), least,
+                          *_floors(axis), axis.about)
             shown += [item for item in items if item.axis == axis.axis][: options.show]
-        table.add_row(f"[dim]  {len(items)} items, version {library.version(items)}[/]")
+        table.add_row(Text(f"  {len(items)} items, version {library.version(items)}", "dim"))
     console.print(table)
     console.print(Text(
         f"detectable: the smallest paired difference, in points, that is shown four times in five if {power.DISCORDANCE:.0%} of the items "
         f"change and items of a cluster agree with a correlation of {power.WITHIN:g}. Quoted: what that one answer earns on "
         "every item, in %; echo: the question itself.", "dim"))
     for item in shown:
-        console.print(f"\n[bold]{item.id}[/]  {item.scorer} {dict(item.target)}", markup=True)
+        console.print(Text.assemble("\n", (item.id, "bold"), f"  {item.scorer} {dict(item.target)}"))
         for message in item.messages:
             console.print(f"  {message.role}: {message.content}", markup=False)
     return 0

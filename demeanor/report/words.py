@@ -59,7 +59,8 @@ def rate_interval(found: Rate) -> str:
 
 
 def number(value: float, places: int = 2) -> str:
-    return f"{value:.{places}f}".replace("-", MINUS)
+    """A number with a true minus; what rounds to zero has none."""
+    return f"{value:z.{places}f}".replace("-", MINUS)
 
 
 def axis_name(name: str) -> str:
@@ -169,6 +170,10 @@ def beside_sentence(comparison: Comparison) -> str:
     better, worse = ([axis_name(d["axis"]) for d in comparison["deltas"] if d["verdict"] == want] for want in ("better", "worse"))
     told = [f"better on {listed(better)}"] * bool(better) + [f"worse on {listed(worse)}"] * bool(worse)
     quiet = len(verdicts) - len(better) - len(worse)
+    alone = [axis_name(d["axis"]) for d in comparison["deltas"] if d["shown"] and d["verdict"] not in ("better", "worse")]
+    if not told and alone:
+        return (f"Beside {comparison['name']}: no difference of the whole stack is shown after Holm's correction; "
+                f"before it, the interval excludes zero on {listed(alone)}.")
     if not told:
         return f"Beside {comparison['name']}: no difference of the whole stack is shown on any behaviour."
     rest = f"; for {quiet} no difference is shown" if quiet else ""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from demeanor.errors import DemeanorError, unknown
+from demeanor.errors import DataError, unknown
 
 ABOUT: Mapping[str, str] = MappingProxyType({
     "helpfulness": "everyday tasks whose answers can be verified: extraction, rewriting, sums in words, tables, puzzles, plans",
@@ -51,7 +51,7 @@ def known() -> tuple[str, ...]:
 
 
 def path(name: str) -> Path:
-    """The file of a suite; raises DemeanorError with the nearest and all known names if there is none."""
+    """The file of a suite; raises DataError with the nearest and all known names if there is none."""
     if name not in known():
-        raise DemeanorError(f"{PREFIX}{unknown(name, known(), noun='suite')}")
+        raise DataError(unknown(PREFIX + name, [PREFIX + other for other in known()], noun="suite"))
     return FOLDER / f"{name}.jsonl"

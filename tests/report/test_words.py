@@ -108,3 +108,7 @@ def test_the_terminal_of_the_smallest_result_claims_nothing(empty: Any) -> None:
     out = io.StringIO()
     show(empty, Console(file=out, width=100))
     assert "what it cost" not in out.getvalue(), "there was no step that could have cost anything"
+
+
+def test_what_rounds_to_zero_has_no_minus() -> None:
+    assert [words.number(x) for x in (-0.0, -0.004, -0.006, 1.0)] == ["0.00", "0.00", "\u22120.01", "1.00"]
