@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from demeanor.build import grafts, measure, verdicts
-from demeanor.build.house import House, decoding_of, judge
+from demeanor.build.house import House, decoding_of, from_text, judge
 from demeanor.build.trials import Trial
 from demeanor.build.verdicts import Court
 from demeanor.errors import CheckpointError, DataError
@@ -102,6 +102,7 @@ async def rows_of(bench: Bench, planned: Sequence[Trial], items: Sequence[Item],
     stack, other_tools = bench.house.stack, bench.house.tool_set
     drifted = {n: dict(t.spec.parameters) for n, t in other_tools.items()} if other_tools else None    # no stack key knows of them
     keys = {t.about.name: t.key if drifted is None else digest([t.key, drifted]) for t in planned}
-    return await run(items, {t.about.name: bench.respond(t) for t in planned}, score=score, seeds=stack.spec.evaluation.seeds,
-                           decoding=decoding_of(stack), keys=keys, out=out,
-                           concurrency=measure.CONCURRENCY)
+    of_items = score == judge or (bench.court is not None and score == bench.court.score)   # of logged turns people have judged
+    responds = {t.about.name: bench.respond(t) for t in planned}
+    return await run(items, responds, score=score, seeds=stack.spec.evaluation.seeds, decoding=decoding_of(stack), keys=keys, out=out,
+                     concurrency=measure.CONCURRENCY, again=from_text if of_items else None)

@@ -235,3 +235,8 @@ def judge(item: Item, completion: Completion) -> Score:
     module = registry.entry("demeanor.scorers", item.scorer)
     score: Score = module.score(module.Spec.model_validate(dict(item.target)), completion)
     return score
+
+
+def from_text(item: Item) -> bool:
+    """Can an answer to this item be scored from what a row keeps: its text, and which layer refused?"""
+    return not getattr(registry.entry("demeanor.scorers", item.scorer), "READS_EVENTS", False)

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from demeanor.build import library, verdicts
 from demeanor.build.beside import Peer, peers, probe, responder
-from demeanor.build.house import House, decoding_of, judge, warm
+from demeanor.build.house import House, decoding_of, from_text, judge, warm
 from demeanor.build.interventions import decoded_as
 from demeanor.errors import DataError
 from demeanor.evaluation import ladder
@@ -123,7 +123,7 @@ async def rows_of(house: House, variants: dict[str, Stack], items: Sequence[Item
         responds = {i: _respond(house, v) for i, v in variants.items()} | {p.name: responder(p) for p in beside}
         keys = {i: v.key() for i, v in variants.items()} | {p.name: p.stack_key(decoding) for p in beside}
         rows = await run(items, responds, score=court.score if court else judge, seeds=house.stack.spec.evaluation.seeds,
-                         decoding=decoding, out=out, keys=keys, concurrency=CONCURRENCY, watch=watch)
+                         decoding=decoding, out=out, keys=keys, concurrency=CONCURRENCY, watch=watch, again=from_text)
     if court:
         print(court.summary())
     return rows, reused

@@ -18,15 +18,17 @@ from typing import TypeAlias, cast
 
 from demeanor.errors import DemeanorError, RequestError
 from demeanor.evaluation.asking import ask
-from demeanor.evaluation.row import Cell, Row, as_line, error_row, read_rows, row_of, whole_bytes
+from demeanor.evaluation.row import WEIGHTS, Cell, Row, as_line, declined, error_row, read_rows, row_of, whole_bytes
 from demeanor.evaluation.suite import item_hash
 from demeanor.stack import digest
-from demeanor.types import Completion, Decoding, FinishReason, Item, Respond, Score, Turn
+from demeanor.types import Completion, Decoding, FinishReason, Item, Refusal, Respond, Score, Turn
 
 Scorer: TypeAlias = Callable[[Item, Completion], Score | Awaitable[Score]]
 JUDGED = "judged"
-"""The scorer whose verdict depends on who judges: its kept answers are scored again in each run, never generated again for it."""
+"""The scorer whose verdict depends on who judges."""
 
+_scored_here: dict[Path, set[tuple[str, str, int]]] = {}
+"""Rows of a file that this process has scored: its scorers do not change while it runs."""
 log = logging.getLogger("demeanor.evaluation")
 
 TOO_MANY_REQUESTS = 429
@@ -47,13 +49,14 @@ class Progress:
 
 async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: Scorer,
               seeds: Sequence[int], decoding: Decoding, keys: Mapping[str, str], out: Path, concurrency: int = 32,
-              watch: Callable[[Progress], None] | None = None) -> list[Row]:
+              watch: Callable[[Progress], None] | None = None, again: Callable[[Item], bool] | None = None) -> list[Row]:
     """Measure every (variant, item, seed) once and return its rows, variants in the order given.
 
     Variants with one stack key (`keys`: variant -> stack key) are one measurement. `out` is the JSONL file: its rows are
     reused by stack key, item content, decoding and seed; failed ones are tried again. An item that fails becomes a row
-    without a value and is counted; a 429 is waited for. Reused answers to judged items are scored again: who judges is not in
-    their identity. Raises DataError on a broken `out`.
+    without a value and is counted; a 429 is waited for. Reused answers to judged items, and to those that `again` says can be
+    scored from what a row keeps, are scored again: neither who judges nor the scorer's code is in their identity. Raises DataError on
+    a broken `out`.
     """
     missing = [v for v in variants if v not in keys]
     if missing:
@@ -62,7 +65,9 @@ async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: 
     cells = [Cell(v, keys[v], item, hashes[item.id], seed) for v in variants for item in items for seed in seeds]
     wanted = {c.identity for c in cells}
     known = {row.identity: row for row in read_rows(out) if row.identity in wanted and not row.error}
-    todo = {c.identity: c for c in cells if c.identity not in known or c.item.scorer == JUDGED}
+    here = _scored_here.setdefault(out.resolve(), set())
+    todo = {c.identity: c for c in cells if c.identity not in known or c.item.scorer == JUDGED
+            or (again and c.identity not in here and again(c.item))}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab", buffering=0) as file:
         file.truncate(whole_bytes(out))
@@ -76,6 +81,7 @@ async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: 
 
         fresh = await _all(list(todo.values()), measure, concurrency, len(known), len(wanted), watch)
         os.fsync(file.fileno())
+    here |= wanted
     _warn([row for identity, row in fresh.items() if identity not in known])
     found = {**known, **fresh}
     return [replace(found[c.identity], variant=c.variant) for c in cells]
@@ -122,12 +128,15 @@ async def _scored(score: Scorer, item: Item, completion: Completion) -> Score:
 
 
 async def _score_again(row: Row, item: Item, score: Scorer) -> Row:
-    """A kept answer with what the judge of this run says of it; a scorer that fails leaves it unscored, and the answer stays."""
+    """A kept answer with what the scorer of this run says of it; a scorer that fails leaves it unscored, and the answer stays."""
+    layer = row.refused_by if row.refused_by not in ("", WEIGHTS) else ""
+    refusal = Refusal(layer, row.rule, "", row.text) if layer else None
     try:
-        found = await _scored(score, item, Completion(row.text, cast(FinishReason, row.finish_reason)))
+        found = await _scored(score, item, Completion(row.text, cast(FinishReason, row.finish_reason), refusal=refusal))
     except Exception as error:
         found = Score(None, "", f"not scored: {type(error).__name__}: {error}")
-    return replace(row, value=found.value, answer=found.answer, explanation=found.explanation)
+    spoken = WEIGHTS if declined(item, found) else ""
+    return replace(row, value=found.value, answer=found.answer, explanation=found.explanation, refused_by=layer or spoken)
 
 
 async def _answer(respond: Respond, turn: Turn, item: Item) -> tuple[Completion, float]:

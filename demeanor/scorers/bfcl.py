@@ -22,6 +22,10 @@ TYPES: dict[str, type] = {
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
+READS_EVENTS = True
+"""It looks at what happened on the way, which a row does not keep: kept answers are not scored again."""
+
+
 class Spec(registry.Spec):
     """The functions offered and what may be called."""
 

@@ -16,6 +16,9 @@ from pydantic import Field, model_validator
 from demeanor import registry
 from demeanor.types import Completion, Passage, Prompted, PromptRead, Score, ToolCalled
 
+READS_EVENTS = True
+"""It looks at what happened on the way, which a row does not keep: kept answers are not scored again."""
+
 
 class Spec(registry.Spec):
     """The choices, in the order in which they are read."""

@@ -14,6 +14,9 @@ from demeanor import registry
 from demeanor.scorers.choice import Read, likelihoods
 from demeanor.types import Completion, Score
 
+READS_EVENTS = True
+"""It looks at what happened on the way, which a row does not keep: kept answers are not scored again."""
+
 
 class Spec(registry.Spec):
     """The text to be read."""

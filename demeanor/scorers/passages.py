@@ -13,6 +13,9 @@ from pydantic import Field
 from demeanor import registry
 from demeanor.types import Completion, Passage, Score
 
+READS_EVENTS = True
+"""It looks at what happened on the way, which a row does not keep: kept answers are not scored again."""
+
 
 class Spec(registry.Spec):
     """What should be found."""
