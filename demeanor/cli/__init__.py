@@ -226,6 +226,5 @@ def _report(options: argparse.Namespace) -> int:
     if publishing.is_table(options.result):
         publishing.render(options.result, options.out)
         return 0
-    measure.show(measure.read(options.result), options.out.parent if options.out else options.result.parent,
-                 page=options.out)
+    measure.show(measure.read(options.result), options.result.parent, page=options.out)
     return 0

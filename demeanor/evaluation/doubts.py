@@ -5,6 +5,7 @@ What is true of several variants or axes is said once, with their names.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -16,6 +17,8 @@ FEW_CLUSTERS = 10
 MANY_UNSCORED = 0.1
 NAMED = 4
 """Names that a sentence lists; of more it says how many."""
+LONGEST = 120
+"""Characters of a reason."""
 
 
 def doubts(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
@@ -38,14 +41,18 @@ def _unscored(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
     """Axes where the scorer had no opinion on many answers (an empty one, mostly): their comparisons rest on the others."""
     for axis, items in cells.axes.items():
         alike: dict[tuple[int, int, str], list[str]] = defaultdict(list)
+        causes: Counter[str] = Counter()
         for variant in variants:
             rows = [row for item in items for row in cells.of(variant).get(item.id, ()) if not row.error]
-            empty = [row.explanation.partition(": ")[0] for row in rows if row.value is None]
+            empty = [row.explanation for row in rows if row.value is None]
+            causes.update(empty)
             if rows and len(empty) > MANY_UNSCORED * len(rows):
-                alike[len(empty), len(rows), Counter(empty).most_common(1)[0][0]].append(variant)
-        for (empty_rows, all_rows, why), whose in alike.items():
+                kind = Counter(why.partition(": ")[0] for why in empty).most_common(1)[0][0]
+                alike[len(empty), len(rows), kind].append(variant)
+        for (empty_rows, all_rows, kind), whose in alike.items():
+            why = next(cause for cause, _ in causes.most_common() if cause.partition(": ")[0] == kind)
             who = "every variant" if len(whose) == len(variants) > 1 else _names(whose)
-            reason = f" (most often: {why})" if why else ""
+            reason = f" (most often: {textwrap.shorten(why, LONGEST, placeholder=' ...')})" if why else ""
             yield f"{who} on {_name(axis)}: {empty_rows} of {all_rows} answers have no score{reason} and are left out of every comparison."
 
 

@@ -85,3 +85,17 @@ def test_brackets_of_a_target_are_printed_as_they_stand(tmp_path: Path, capsys: 
     assert "a[b]  exact {'answers': ['[/bold]', '[red]']}" in told
     assert "[/b] x" in told
     assert "[i]" in told
+
+
+def test_a_page_written_elsewhere_has_the_sections_that_lie_beside_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from demeanor.build import measure
+
+    asked: list[tuple[object, Path, Path | None]] = []
+
+    def show(result: object, folder: Path, *, page: Path | None = None) -> None:
+        asked.append((result, folder, page))
+
+    monkeypatch.setattr(measure, "read", lambda path: path)
+    monkeypatch.setattr(measure, "show", show)
+    assert main(["report", str(tmp_path / "desk.json"), "--out", str(tmp_path / "site" / "index.html")]) == 0
+    assert asked == [(tmp_path / "desk.json", tmp_path, tmp_path / "site" / "index.html")]
