@@ -11,19 +11,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from demeanor.build.bench import Bench, as_it_is, rows_of
-from demeanor.build.house import decoding_of
+from demeanor.build.house import decoding_of, from_text
 from demeanor.build.measure import CONCURRENCY
 from demeanor.errors import DataError, unknown
 from demeanor.evaluation.row import Cell, Row, read_rows, row_of
-from demeanor.evaluation.run import JUDGED, Scorer
+from demeanor.evaluation.run import JUDGED, Scorer, score_again
 from demeanor.evaluation.suite import item_hash
 from demeanor.stack import Stack, digest
 from demeanor.store import database
 from demeanor.store.database import Stored
-from demeanor.types import Completion, FinishReason, Item, Score
+from demeanor.types import Completion, Item, Score
 
 CONTROLS, MOST_FAILING = 160, 200
 LOGGED, ANONYMOUS = "logged turns", "anonymous"
@@ -123,16 +122,14 @@ def recorded(path: Path, stack: Stack, items: Sequence[Item]) -> list[Row]:
 
 
 async def scored_anew(rows: Sequence[Row], items: Sequence[Item], score: Scorer) -> list[Row]:
-    """The rows with what the judge of this run, or nobody, says of judged items: an earlier judge's word is not comparable."""
-    by, free = {item.id: item for item in items if item.scorer == JUDGED}, asyncio.Semaphore(CONCURRENCY)
+    """The rows with what the scorers of this run say, and its judge or nobody of judged items: the word of others is not comparable."""
+    by, free = {item.id: item for item in items if item.scorer == JUDGED or from_text(item)}, asyncio.Semaphore(CONCURRENCY)
 
     async def one(row: Row) -> Row:
         if row.error or row.item_id not in by:
             return row
         async with free:
-            found = score(by[row.item_id], Completion(row.text, cast(FinishReason, row.finish_reason)))
-            said = found if isinstance(found, Score) else await found
-        return replace(row, value=said.value, answer=said.answer, explanation=said.explanation)
+            return await score_again(row, by[row.item_id], score)
 
     return await asyncio.gather(*map(one, rows))
 

@@ -65,6 +65,6 @@ async def answered(house: House, variant: Stack, items: Sequence[Item]) -> list[
         value = judge(item, done).value
         if done.refusal or not read or value is None:
             return None
-        return Answered(item.id, min(1.0, math.exp(sum(read))), value >= 0.5)
+        return Answered(item.id, min(1.0, math.exp(sum(read))), value >= 0.5, item.cluster)
 
     return [found for found in await asyncio.gather(*map(one, items)) if found]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from demeanor.evaluation.statistics import CONFIDENCE, Floats
+from demeanor.evaluation.statistics import CONFIDENCE, Floats, Labels, cluster_index
 
 TOLD = re.compile(r"(\d+(?:\.\d+)?)% (right|wrong)")
 """How the `confidence` scorer tells in an answer what was claimed and whether it was right."""
@@ -56,14 +56,14 @@ class Stated:
     brier_p: float
 
 
-def stated(variant: str, answers: Sequence[str]) -> Stated | None:
-    """The calibration of answers that state a confidence ("80% right"); None where none does."""
-    told = [match for answer in answers if (match := TOLD.fullmatch(answer))]
+def stated(variant: str, answers: Sequence[tuple[str, str]]) -> Stated | None:
+    """The calibration of answers, each with its cluster, that state a confidence ("80% right"); None where none does."""
+    told = [(match, cluster) for answer, cluster in answers if (match := TOLD.fullmatch(answer))]
     if not told:
         return None
-    confidences_N = np.array([float(m.group(1)) / 100 for m in told])
-    outcomes_N = np.array([float(m.group(2) == "right") for m in told])
-    found = calibration(confidences_N, outcomes_N, seed=0)
+    confidences_N = np.array([float(m.group(1)) / 100 for m, _ in told])
+    outcomes_N = np.array([float(m.group(2) == "right") for m, _ in told])
+    found = calibration(confidences_N, outcomes_N, seed=0, clusters=[cluster for _, cluster in told])
     return Stated(variant, found.n, float(confidences_N.mean()), float(outcomes_N.mean()), found.ece.value, found.ece.expected,
                   found.ece.null_high, found.ece.p, found.brier, found.brier_shuffled, found.brier_p)
 
@@ -87,15 +87,18 @@ def _ece(c_N: Floats, outcomes_RN: Floats, bins: int) -> Floats:
     return np.asarray(np.abs(np.add.reduceat(order_gap, edges[:-1], axis=1)).sum(1) / len(c_N), dtype=float)
 
 
-def calibration(confidences_N: Floats, outcomes_N: Floats, *, seed: int, bins: int = BINS, draws: int = DRAWS) -> Calibration:
+def calibration(confidences_N: Floats, outcomes_N: Floats, *, seed: int, bins: int = BINS, draws: int = DRAWS,
+                clusters: Labels | None = None) -> Calibration:
     """ECE and Brier with their nulls; deterministic in `seed`.
 
-    The ECE of a perfect model is not 0 at finite n, so it is compared with outcomes drawn from the confidences themselves.
-    Brier's null shuffles outcomes (permutation): a model whose confidence says nothing about its item.
+    The ECE of a perfect model is not 0 at finite n, so it is compared with outcomes drawn from the confidences themselves; items of one of
+    the `clusters` share their draw, for they may be right and wrong together (None: each has its own), which is cautious. Brier's null
+    shuffles outcomes (permutation): a model whose confidence says nothing about its item.
     """
     c_N, y_N = np.asarray(confidences_N, dtype=float), np.asarray(outcomes_N, dtype=float)
     rng = np.random.default_rng(seed)
-    null_R = _ece(c_N, (rng.random((draws, len(c_N))) < c_N).astype(float), bins)
+    index_N, G = cluster_index(np.arange(len(c_N)) if clusters is None else clusters)
+    null_R = _ece(c_N, (rng.random((draws, G))[:, index_N] < c_N).astype(float), bins)
     found = ece(c_N, y_N, bins)
     shuffled_RN = rng.permuted(np.tile(y_N, (draws, 1)), axis=1)
     brier, brier_R = float(((c_N - y_N) ** 2).mean()), ((c_N - shuffled_RN) ** 2).mean(1)

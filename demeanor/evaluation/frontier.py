@@ -42,6 +42,7 @@ class Answered:
     item_id: str
     confidence: float
     right: bool
+    cluster: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def sureness(answered: Sequence[Answered]) -> Sureness | None:
     if not answered:
         return None
     confidence_N, right_N = np.array([a.confidence for a in answered]), np.array([float(a.right) for a in answered])
-    found = calibration(confidence_N, right_N, seed=0).ece
+    found = calibration(confidence_N, right_N, seed=0, clusters=[a.cluster for a in answered]).ece
     return Sureness(found.value, found.expected, found.null_high, found.p, float(confidence_N.mean()), float(right_N.mean()), len(answered))
 
 

@@ -77,10 +77,10 @@ def ladder(rows: Sequence[Row], items: Sequence[Item], *, name: str, steps: Sequ
     )
 
 
-def _answers(cells: Cells, variant: str) -> list[str]:
-    """What the scorers took from a variant's scored answers; of several seeds the first, for answers to one item are not independent."""
+def _answers(cells: Cells, variant: str) -> list[tuple[str, str]]:
+    """What the scorers took from a variant's scored answers, with clusters; of several seeds the first: one item's are not independent."""
     firsts = (min(rows, key=lambda row: row.seed) for rows in cells.of(variant).values())
-    return [row.answer for row in firsts if row.value is not None]
+    return [(row.answer, row.cluster) for row in firsts if row.value is not None]
 
 
 def label_steps(steps: Sequence[str], without: Mapping[str, str]) -> dict[str, str]:

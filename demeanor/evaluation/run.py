@@ -74,7 +74,7 @@ async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: 
 
         async def measure(cell: Cell) -> Row:
             kept = known.get(cell.identity)
-            row = await (_measure(cell, variants[cell.variant], score, decoding) if kept is None else _score_again(kept, cell.item, score))
+            row = await (_measure(cell, variants[cell.variant], score, decoding) if kept is None else score_again(kept, cell.item, score))
             if row != kept:
                 file.write(as_line(row).encode() + b"\n")  # one write: a kill tears at most the last line
             return row
@@ -127,7 +127,7 @@ async def _scored(score: Scorer, item: Item, completion: Completion) -> Score:
     return found if isinstance(found, Score) else await found
 
 
-async def _score_again(row: Row, item: Item, score: Scorer) -> Row:
+async def score_again(row: Row, item: Item, score: Scorer) -> Row:
     """A kept answer with what the scorer of this run says of it; a scorer that fails leaves it unscored, and the answer stays."""
     layer = row.refused_by if row.refused_by not in ("", WEIGHTS) else ""
     refusal = Refusal(layer, row.rule, "", row.text) if layer else None

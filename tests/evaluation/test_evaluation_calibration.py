@@ -115,13 +115,13 @@ def test_stated_confidences_are_read_from_what_the_scorer_told() -> None:
     spec = confidence.Spec(answers=("Paris",))
     told = [confidence.score(spec, Completion(f"{city}. Confidence: {p}%", "stop")).answer
             for city, p in [("Paris", 90), ("Paris", 90), ("Lyon", 90), ("Lyon", 40)]]
-    found = stated("v", [*told, "complied", "an answer of another scorer"])
+    found = stated("v", [(answer, str(n)) for n, answer in enumerate([*told, "complied", "an answer of another scorer"])])
     assert found is not None
     assert (found.variant, found.n, found.right) == ("v", 4, 0.5)
     assert found.mean_confidence == pytest.approx((0.9 * 3 + 0.4) / 4)
     assert found.ece == pytest.approx(0.75 * abs(0.9 - 2 / 3) + 0.25 * 0.4)
     assert found.brier == pytest.approx((0.01 + 0.01 + 0.81 + 0.16) / 4)
-    assert stated("v", ["complied"]) is None
+    assert stated("v", [("complied", "c")]) is None
 
 
 def test_answers_of_several_seeds_do_not_make_a_calibration_surer() -> None:
@@ -132,3 +132,17 @@ def test_answers_of_several_seeds_do_not_make_a_calibration_surer() -> None:
              for seeds in ((0,), (1, 0, 2))]
     assert found[0] == found[1]
     assert found[0][0].n == 20
+
+
+def test_a_perfect_speaker_whose_answers_hang_together_is_called_wrong_no_more_often_than_one_in_twenty() -> None:
+    """60 answers in 12 clusters of 5 that are right and wrong together: with one draw each the null is far too narrow."""
+    rng, runs = np.random.default_rng(0), 200
+    index_N = np.repeat(np.arange(12), 5)
+    wrong = naive = 0
+    for _ in range(runs):
+        c_N = rng.uniform(0.05, 0.95, 12)[index_N]
+        y_N = (rng.random(12)[index_N] < c_N).astype(float)
+        wrong += calibration.calibration(c_N, y_N, seed=0, draws=300, clusters=list(index_N)).ece.p < 0.05
+        naive += calibration.calibration(c_N, y_N, seed=0, draws=300).ece.p < 0.05
+    assert wrong / runs <= 0.08                 # 200 runs: a standard error of 1.5 points
+    assert naive / runs > 0.4

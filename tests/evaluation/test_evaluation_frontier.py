@@ -80,8 +80,8 @@ def test_true_confidences_look_calibrated_and_boasting_ones_do_not() -> None:
     rng = np.random.default_rng(1)
     truth = rng.random(600)
     right = rng.random(600) < truth
-    fair = sureness([Answered(str(i), float(c), bool(r)) for i, (c, r) in enumerate(zip(truth, right))])
-    boasts = sureness([Answered(str(i), float(c) ** 0.2, bool(r)) for i, (c, r) in enumerate(zip(truth, right))])
+    fair = sureness([Answered(str(i), float(c), bool(r), str(i)) for i, (c, r) in enumerate(zip(truth, right))])
+    boasts = sureness([Answered(str(i), float(c) ** 0.2, bool(r), str(i)) for i, (c, r) in enumerate(zip(truth, right))])
     assert fair is not None
     assert boasts is not None
     assert fair.ece <= fair.null_high
