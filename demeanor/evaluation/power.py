@@ -6,13 +6,16 @@ It supposes that a share `DISCORDANCE` of the items changes between two variants
 
 from __future__ import annotations
 
-from scipy import optimize
+import math
 
-from demeanor.evaluation.design import power_paired
+from scipy import special
+
 from demeanor.evaluation.statistics import CONFIDENCE, POWER
 
 DISCORDANCE = 0.2
+"""The assumed share of items on which two variants differ."""
 WITHIN = 0.1
+"""The assumed correlation of items of one cluster."""
 
 
 def effective(items: int, clusters: int, within: float = WITHIN) -> float:
@@ -20,15 +23,16 @@ def effective(items: int, clusters: int, within: float = WITHIN) -> float:
     return items / (1 + (items / clusters - 1) * within)
 
 
-def detectable(items: int, clusters: int, *, discordance: float = DISCORDANCE, within: float = WITHIN, confidence: float = CONFIDENCE,
-               power: float = POWER) -> float | None:
-    """The smallest paired difference that is shown with the given power (Connor 1987); None where none below `discordance` is."""
-    n = effective(items, clusters, within)
+def smallest(n: float, discordance: float = DISCORDANCE) -> float:
+    """The paired difference that n independent items find four times in five when a share `discordance` of them changes at all.
 
-    def lacking(effect: float) -> float:
-        return power_paired(effect, discordance, n, confidence) - power
+    D = z sqrt(psi / (n + z^2)) with z = z_{1-a/2} + z_power: `statistics.items_needed` (Connor 1987) solved for the difference.
+    """
+    z = float(special.ndtri((1 + CONFIDENCE) / 2) + special.ndtri(POWER))
+    return z * math.sqrt(discordance / (n + z * z))
 
-    most = discordance * (1 - 1e-9)
-    if clusters < 2 or lacking(most) < 0:
-        return None
-    return float(optimize.brentq(lacking, 1e-6, most))
+
+def detectable(items: int, clusters: int, *, discordance: float = DISCORDANCE, within: float = WITHIN) -> float | None:
+    """The same of items in clusters; None with one cluster, and where nothing below `discordance` could be found."""
+    size = smallest(effective(items, clusters, within), discordance)
+    return None if clusters < 2 or size >= discordance else size

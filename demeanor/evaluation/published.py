@@ -7,20 +7,16 @@ report. It measures nothing and claims no interval: a size is what an assumed sh
 from __future__ import annotations
 
 import json
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from scipy import special
 
 from demeanor.errors import DataError
+from demeanor.evaluation.power import DISCORDANCE, smallest
 from demeanor.evaluation.statistics import CONFIDENCE, POWER
-
-DISCORDANCE = 0.2
-"""The assumed share of items on which two neighbouring columns differ."""
 
 
 class PublishedRow(BaseModel):
@@ -73,15 +69,6 @@ def load(path: Path) -> Published:
         raise DataError(f"{path}: neither YAML nor JSON ({error})") from error
 
 
-def detectable(n: int, discordance: float = DISCORDANCE) -> float:
-    """The paired difference that n independent items find four times in five when a share `discordance` of them changes at all.
-
-    D = z sqrt(psi / (n + z^2)) with z = z_{1-a/2} + z_power: `statistics.items_needed` (Connor 1987) solved for the difference.
-    """
-    z = float(special.ndtri((1 + CONFIDENCE) / 2) + special.ndtri(POWER))
-    return z * math.sqrt(discordance / (n + z * z))
-
-
 def tree(table: Published, name: str) -> dict[str, Any]:
     """The table as the report reads it: rows with their changes in points, and every change, the largest loss first."""
     rows = [_row(row) for row in table.rows]
@@ -96,7 +83,7 @@ def tree(table: Published, name: str) -> dict[str, Any]:
 
 def _row(row: PublishedRow) -> dict[str, Any]:
     moved = [None if a is None or b is None else round(b - a, 6) for a, b in pairwise(row.values)]
-    size = None if row.n is None else 100 * detectable(row.n)
+    size = None if row.n is None else 100 * smallest(row.n)
     return {"name": row.name, "note": row.note, "n": row.n, "summary": row.summary, "values": list(row.values), "changes": moved,
             "detectable": size, "told": [None if p is None else _told(p, size) for p in moved]}
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from demeanor.cli import main
 from demeanor.errors import DataError
+from demeanor.evaluation import power
 from demeanor.evaluation import published as tables
 from demeanor.evaluation.design import mcnemar_exact, power_paired
 from demeanor.evaluation.statistics import items_needed
@@ -31,15 +32,15 @@ def tree(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("n", [164, 541, 1319, 14042])
 def test_the_size_is_items_needed_solved_for_the_difference(n: int) -> None:
-    size = tables.detectable(n)
-    assert items_needed(size, tables.DISCORDANCE) in (n, n + 1)
-    assert items_needed(size * 1.01, tables.DISCORDANCE) < n < items_needed(size * 0.99, tables.DISCORDANCE)
-    assert power_paired(size, tables.DISCORDANCE, n) == pytest.approx(0.8, abs=1e-3)
+    size = power.smallest(n)
+    assert items_needed(size, power.DISCORDANCE) in (n, n + 1)
+    assert items_needed(size * 1.01, power.DISCORDANCE) < n < items_needed(size * 0.99, power.DISCORDANCE)
+    assert power_paired(size, power.DISCORDANCE, n) == pytest.approx(0.8, abs=1e-3)
 
 
 def test_a_true_change_of_that_size_is_found_four_times_in_five_by_mcnemar() -> None:
-    n, psi = 1319, tables.DISCORDANCE
-    size, draw = tables.detectable(n), np.random.default_rng(0)
+    n, psi = 1319, power.DISCORDANCE
+    size, draw = power.smallest(n), np.random.default_rng(0)
     counts = draw.multinomial(n, [(psi + size) / 2, (psi - size) / 2, 1 - psi], size=3000)
     found = float(np.mean([mcnemar_exact(int(b), int(c)) < 0.05 for b, c, _ in counts]))
     assert found == pytest.approx(0.8, abs=0.03)
