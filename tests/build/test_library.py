@@ -29,7 +29,7 @@ def test_every_axis_of_a_built_in_suite_says_what_it_asks() -> None:
 
 
 def test_a_wrong_name_tells_the_nearest_one() -> None:
-    with pytest.raises(DemeanorError, match="Did you mean 'format'"):
+    with pytest.raises(DemeanorError, match="Did you mean 'builtin:format'"):
         library.items("builtin:fromat", Path())
 
 
