@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
 from demeanor.errors import DemeanorError
-from demeanor.report.words import axis_name
+from demeanor.report.words import axis_name, p_value
 
 if TYPE_CHECKING:
     from demeanor.evaluation.diagnosis import Diagnosis
@@ -70,7 +70,7 @@ def show(found: Diagnosis) -> None:
     for r in sorted(found.repairs, key=lambda r: -(r.net or 0.0)):
         table.add_row(Text(r.name, "bold" if r.shown else ""), r.layer or "-", f"{r.repaired}/{r.failing}",
                       interval(r.rate, r.rate_low, r.rate_high), f"{r.broken}/{r.controls}", net(r),
-                      "-" if r.p_corrected is None else f"{r.p_corrected:.3f}", f"{r.prompt_tokens:+.0f}",
+                      p_value(r.p_corrected), f"{r.prompt_tokens:+.0f}",
                       f"{r.completion_tokens:+.0f}", f"{r.ms:+.0f}")
     console.print(table)
     console.print(Text("* the net change of all items lies above zero: interval, and p after Holm over the interventions", "dim"))

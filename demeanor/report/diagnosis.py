@@ -10,7 +10,7 @@ from typing import Any
 
 from demeanor.report.markup import Html, el, join
 from demeanor.report.parts import fold, lead, note, section, table, wide
-from demeanor.report.words import axis_name
+from demeanor.report.words import axis_name, p_value
 
 COLUMNS = ("", "accuses", "repaired", "share", "broken", "net, points", "p", "tokens read", "written", "ms")
 
@@ -47,7 +47,7 @@ def _axes(repairs: Sequence[Mapping[str, Any]]) -> list[Html]:
 
 def _row(r: Mapping[str, Any]) -> list[Any]:
     return [r["name"], r["layer"] or "–", f"{r['repaired']}/{r['failing']}", _share(r["rate"], r["rate_low"], r["rate_high"]),
-            f"{r['broken']}/{r['controls']}", _net(r), "–" if r["p_corrected"] is None else f"{r['p_corrected']:.3f}",
+            f"{r['broken']}/{r['controls']}", _net(r), p_value(r["p_corrected"]),
             f"{r['prompt_tokens']:+.0f}", f"{r['completion_tokens']:+.0f}", f"{r['ms']:+.0f}"]
 
 
@@ -69,7 +69,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The recommendation and a row per intervention as Markdown."""
     head = ["", "accuses", "repaired", "broken", "net, points", "p"]
     rows = [[r["name"].replace("|", "/"), r["layer"] or "-", f"{r['repaired']}/{r['failing']}", f"{r['broken']}/{r['controls']}",
-             _points(r), "-" if r["p_corrected"] is None else f"{r['p_corrected']:.3f}"]
+             _points(r), p_value(r["p_corrected"])]
             for r in sorted(found["repairs"], key=lambda r: -(r["net"] or 0.0))]
     told = f"{found['recommendation']} Guilty: {found['guilty']}. {found['failing']} failing items, {found['controls']} controls."
     return f"## What repairs it\n\n{told}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

@@ -11,7 +11,7 @@ from typing import Any
 from demeanor.report.figures import shade, twins, who_refused
 from demeanor.report.markup import Html, el, join
 from demeanor.report.parts import fold, lead, legend, section, table, wide
-from demeanor.report.words import NOBODY, mean_interval, plural, rate_interval
+from demeanor.report.words import NOBODY, mean_interval, p_value, plural, rate_interval
 
 COLUMNS = ("", "safe answered", "unsafe refused", "capability", "d′", "threshold", "items lost", "gained", "tokens", "ms",
            "beaten by")
@@ -72,7 +72,7 @@ def _own(p: Mapping[str, Any]) -> list[str]:
     kl = ["–", "–"] if moved is None else [_interval(moved), f"{moved['per_token']:.3f}"]
     if sure is None:
         return [p["label"], *kl, "–", "–", "–", "–", "–"]
-    return [p["label"], *kl, f"{sure['ece']:.3f}", f"{sure['expected']:.3f} (to {sure['null_high']:.3f})", f"{sure['p']:.3f}",
+    return [p["label"], *kl, f"{sure['ece']:.3f}", f"{sure['expected']:.3f} (to {sure['null_high']:.3f})", p_value(sure["p"]),
             f"{sure['confidence']:.0%}", f"{sure['right']:.0%}"]
 
 

@@ -31,8 +31,8 @@ def confidence_rows(result: Result) -> list[list[str]]:
     """A row of cells per variant."""
     labels = words.labels_of(result)
     return [[labels[x["variant"]], f"{words.percent(x['mean_confidence'])}%", f"{words.percent(x['right'])}%", f"{x['ece']:.3f}",
-             f"{x['expected']:.3f} ({x['null_high']:.3f})", f"{x['p']:.3f}", f"{x['brier']:.3f}",
-             f"{x['brier_shuffled']:.3f} (p {x['brier_p']:.3f})", str(x["n"])] for x in result["confidences"]]
+             f"{x['expected']:.3f} ({x['null_high']:.3f})", words.p_value(x["p"]), f"{x['brier']:.3f}",
+             f"{x['brier_shuffled']:.3f} (p {words.p_value(x['brier_p'])})", str(x["n"])] for x in result["confidences"]]
 
 
 def steadiness(result: Result) -> Html | None:

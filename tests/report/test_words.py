@@ -112,3 +112,7 @@ def test_the_terminal_of_the_smallest_result_claims_nothing(empty: Any) -> None:
 
 def test_what_rounds_to_zero_has_no_minus() -> None:
     assert [words.number(x) for x in (-0.0, -0.004, -0.006, 1.0)] == ["0.00", "0.00", "\u22120.01", "1.00"]
+
+
+def test_a_small_p_is_never_printed_as_zero() -> None:
+    assert [words.p_value(p) for p in (None, 0.0, 0.00049, 0.25)] == ["\u2013", "<0.001", "<0.001", "0.250"]
