@@ -22,7 +22,7 @@ from demeanor.build import cases, measure, verdicts
 from demeanor.build.house import House
 from demeanor.build.house import judge as rule
 from demeanor.errors import DataError, SpecError
-from demeanor.evaluation.gate import Judgement, Rules, judge
+from demeanor.evaluation.gate import Judgement, Rules, judge, known
 from demeanor.evaluation.row import Row, read_rows
 from demeanor.evaluation.suite import suite_hash
 from demeanor.stack import Stack
@@ -45,6 +45,7 @@ def run(stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, li
         name: str | None) -> tuple[Judgement, Path]:
     """Judge the whole stack against a baseline and write the record; returns the judgement and where the record lies."""
     declared, name, items = read_rules(rules), name or stack.spec.name, measure.suite(stack, limit)
+    known(declared, items, str(rules))
     candidate = stack.resolve(stack.spec.name)
     variants = {candidate.model_id: candidate}
     old: list[Row] = []
@@ -115,8 +116,10 @@ def verify(path: Path, key: str | None) -> Verdict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         verdict, signature = Verdict[record["verdict"].upper()], record.pop("signature")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a gate's record ({type(error).__name__})") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; wanted results/NAME.gate.json, as `demeanor gate` wrote it") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a gate's record ({type(error).__name__}); wanted results/NAME.gate.json") from error
     if not key or not isinstance(signature, str):
         raise DataError(f"{path}: cannot be verified: {'it is not signed' if key else f'{KEY} is not set'}")
     if not hmac.compare_digest(signature, _mac(record, key)):

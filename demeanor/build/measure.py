@@ -73,8 +73,13 @@ def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] 
     """Measure the ladder and everything-but-one-layer (or the given model ids), other servers beside it, and write the result."""
     name = name or stack.spec.name
     items = suite(stack, limit)
+    if not items:
+        raise DataError(f"{stack.path}: evaluation.suites: no items to measure on; name a suite, such as [builtin:format]")
     if variants:
         steps = [stack.resolve(v) for v in variants]
+        again = [v for v, n in Counter(s.model_id for s in steps).items() if n > 1]
+        if again:
+            raise DataError(f"--variants: {', '.join(again)} stands there twice; wanted each once")
         without: dict[str, Stack] = {}
     else:
         steps = stack.ladder()

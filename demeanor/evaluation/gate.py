@@ -7,14 +7,14 @@ most alpha of runs however many rules there are. Nothing is "probably fine": wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from demeanor.errors import DataError, unknown
+from demeanor.errors import DataError, Problem, SpecError, unknown
 from demeanor.evaluation import design, statistics
 from demeanor.evaluation.cells import Cells
 from demeanor.evaluation.row import Row
@@ -101,10 +101,10 @@ class Judgement:
 
 
 def judge(rules: Rules, items: Sequence[Item], rows: Sequence[Row], *, candidate: str, baseline: str) -> Judgement:
-    """Apply the rules to two variants measured on the same items; raises DataError for an axis or item the suite has not."""
+    """Apply the rules to two variants measured on the same items; raises SpecError for axes and items the suite has not."""
     cells = Cells(rows, items)
     non_inferiority = _spread(rules, cells)
-    _known(rules, cells)
+    known(rules, cells.items.values())
     total = len(rules.superiority) + len(non_inferiority) + len(rules.zero_tolerance) + len(rules.stability)
     alpha = 1 - rules.confidence
     denial = 1 - alpha / total
@@ -127,15 +127,17 @@ def _spread(rules: Rules, cells: Cells) -> dict[str, float]:
     return named if rest is None else {axis: named.get(axis, rest) for axis in cells.axes if axis in named or axis not in others}
 
 
-def _known(rules: Rules, cells: Cells) -> None:
-    axes = [*(s.axis for s in rules.superiority), *(n.axis for n in rules.non_inferiority if n.axis != "*"),
-            *(z.axis for z in rules.zero_tolerance if z.axis), *(s.axis for s in rules.stability)]
-    for axis in axes:
-        if axis not in cells.axes:
-            raise DataError(f"gate rules: {unknown(axis, cells.axes, noun='axis')}")
-    for item in (i for z in rules.zero_tolerance for i in z.items):
-        if item not in cells.items:
-            raise DataError(f"gate rules: zero_tolerance: item '{item}' is not in the suite")
+def known(rules: Rules, items: Iterable[Item], where: str = "gate rules") -> None:
+    """Nothing if the rules name axes and items that are there; raises SpecError with every name that is not."""
+    held = list(items)
+    axes, ids = {item.axis for item in held}, {item.id for item in held}
+    named = [(f"{kind}[{n}].axis", rule.axis) for kind in ("superiority", "non_inferiority", "zero_tolerance", "stability")
+             for n, rule in enumerate(getattr(rules, kind)) if rule.axis and rule.axis != "*"]
+    problems = [Problem(f"{where}: {place}", unknown(axis, axes, noun="axis")) for place, axis in named if axis not in axes]
+    problems += [Problem(f"{where}: zero_tolerance[{n}].items", f"'{item}' is not an item of the suite")
+                 for n, rule in enumerate(rules.zero_tolerance) for item in rule.items if item not in ids]
+    if problems:
+        raise SpecError(problems)
 
 
 def _compared(cells: Cells, kind: Kind, axis: str, bound: float, candidate: str, baseline: str, confidence: float,

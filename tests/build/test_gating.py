@@ -64,3 +64,16 @@ def test_a_mistake_in_the_rules_is_named(tmp_path: Path) -> None:
     (tmp_path / "gate.yaml").write_text("superiorty:\n- {axis: facts}\n")
     with pytest.raises(SpecError, match="superiority"):
         gating.read_rules(tmp_path / "gate.yaml")
+
+
+def test_every_name_that_the_suite_does_not_have_is_told_before_anything_is_measured(trained: tuple[Stack, Runs], tmp_path: Path,
+                                                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gate.yaml").write_text("superiority:\n- {axis: jailbrake}\nzero_tolerance:\n- {items: [nope-1], below: 0.1}\n"
+                                        "non_inferiority:\n- {axis: '*', margin: 0.1}\n- {axis: Facts, margin: 0.1}\n")
+    assert gate(trained, tmp_path, "--against", "tiny-desk:base") == 3
+    told = capsys.readouterr().err
+    assert "superiority[0].axis: unknown axis 'jailbrake'. Did you mean 'jailbreak'?" in told
+    assert "non_inferiority[1].axis: unknown axis 'Facts'." in told
+    assert "zero_tolerance[0].items: 'nope-1' is not an item of the suite" in told
+    assert str(tmp_path / "gate.yaml") in told
+    assert not list(tmp_path.glob("*.rows.jsonl"))

@@ -99,3 +99,13 @@ def test_a_page_written_elsewhere_has_the_sections_that_lie_beside_its_result(tm
     monkeypatch.setattr(measure, "show", show)
     assert main(["report", str(tmp_path / "desk.json"), "--out", str(tmp_path / "site" / "index.html")]) == 0
     assert asked == [(tmp_path / "desk.json", tmp_path, tmp_path / "site" / "index.html")]
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    (["--variants", "harbour-desk:dpo", "harbour-desk:base", "harbour-desk:dpo"], "--variants: harbour-desk:dpo stands there twice"),
+    (["--set", "evaluation.suites=[]"], "evaluation.suites: no items to measure on")])
+def test_eval_says_at_once_what_leaves_nothing_to_compare(more: list[str], says: str, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", DEMO, "--results", str(tmp_path), *more]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

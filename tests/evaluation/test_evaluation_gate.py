@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from demeanor.errors import DataError
+from demeanor.errors import DataError, SpecError
 from demeanor.evaluation.gate import Finding, Judgement, Rules, judge
 from demeanor.evaluation.row import Row
 from demeanor.types import Item, Message, Verdict
@@ -125,5 +125,5 @@ def test_rules_that_cannot_be_meant_are_refused(rules: dict[str, object]) -> Non
 ])
 def test_rules_about_what_the_suite_has_not_are_refused_by_name(rules: dict[str, object], says: str) -> None:
     found = items("facts", 10)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises((DataError, SpecError), match=says):
         gate(rules, found, rows(found, {"facts": 0.5}, {"facts": 0.5}))
