@@ -36,7 +36,7 @@ def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str 
 
     Raises DemeanorError if there is no such stage, or the base is on another server.
     """
-    name, items = name or stack.spec.name, measure.suite(stack, limit)
+    name, items = measure.named(stack, name, limit), measure.suite(stack, limit)
     chain = stack.chain(stack.serve)
     if isinstance(stack.spec.weights.base, Remote) or len(chain) < 2:
         raise DemeanorError("weights: wanted a base that is here and a stage trained on it, to tell prompting from training")

@@ -156,6 +156,8 @@ def of_turns(stack: Stack, path: Path) -> Cases:
     """Turns of a database with bad feedback, and those with good feedback as controls; raises DataError where none is bad."""
     if not path.is_file():
         raise DataError(f"--turns {path}: no such database; the `record` layer writes one")
+    if not database.holds_turns(path):      # opening would make an empty one of it
+        raise DataError(f"--turns {path}: holds no turns; wanted a database that the `record` layer wrote")
     store = database.open_url(f"sqlite:///{path.resolve()}", root=Path.cwd())
     try:
         given: dict[str, list[float]] = {}

@@ -35,7 +35,7 @@ def run(stack: Stack, runs: Runs, folder: Path, scope: Scope, *, name: str | Non
 
     `house` serves the stack and `lender` the healthy one (default: new ones); both are closed at the end.
     """
-    name = name or stack.spec.name
+    name = measure.named(stack, name, scope.limit)
     items = () if scope.turns else cases.chosen(measure.suite(stack, scope.limit), scope)
     bench = Bench(house or House(stack, runs, memory={}, operational=False))
     if lender:

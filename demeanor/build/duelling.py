@@ -57,7 +57,7 @@ def run(stack: Stack, runs: Runs, folder: Path, given: Field, *, name: str | Non
     judge = stack.spec.evaluation.judge
     if judge is None:
         raise DemeanorError(NO_JUDGE.format(stack=stack.path))
-    name = name or stack.spec.name
+    name = measure.named(stack, name, given.limit)
     stack = with_suites(stack, given.suites) if given.suites else stack
     chosen = {s.model_id: s for s in ([stack.resolve(v) for v in given.variants] or stack.ladder())}
     others = peers(given.beside, given.beside_keys, taken=chosen)

@@ -84,7 +84,7 @@ def variant_of(stack: Stack, game: Game, cell: Cell) -> Stack:
 def run(stack: Stack, runs: Runs, folder: Path, *, weights: Sequence[str] | None, layers: Sequence[str] | None, limit: int | None,
         name: str | None, fraction: Resolution = "full", house: House | None = None) -> Attribution:
     """Measure every cell of the design and write the attribution; `house` (default: a new one) is closed at the end."""
-    name = name or stack.spec.name
+    name = measure.named(stack, name, limit)
     stack.key()
     game = game_of(stack, weights, layers, MOST_SWITCHES if fraction == "full" else MOST_OF_A_FRACTION)
     design = plan(game, fraction)

@@ -44,7 +44,7 @@ def read_rules(path: Path) -> Rules:
 def run(stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, limit: int | None,
         name: str | None) -> tuple[Judgement, Path]:
     """Judge the whole stack against a baseline and write the record; returns the judgement and where the record lies."""
-    declared, name, items = read_rules(rules), name or stack.spec.name, measure.suite(stack, limit)
+    declared, name, items = read_rules(rules), measure.named(stack, name, limit), measure.suite(stack, limit)
     known(declared, items, str(rules))
     candidate = stack.resolve(stack.spec.name)
     variants = {candidate.model_id: candidate}
@@ -54,6 +54,8 @@ def run(stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, li
     else:
         other = stack.resolve(against)
         variants[other.model_id], baseline_key = other, other.key()
+    if baseline_key == candidate.key():
+        print(f"note: {against} and {candidate.model_id} are one stack ({baseline_key}), so nothing can differ but luck of decoding")
     house = House(stack, runs, memory={}, operational=False)
     try:
         rows, _ = asyncio.run(measure.rows_of(house, variants, items, folder / f"{name}.rows.jsonl"))

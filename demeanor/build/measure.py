@@ -68,10 +68,15 @@ def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
     return tuple(replace(item, twin=item.twin if item.twin in ids else None) for item in kept)
 
 
+def named(stack: Stack, name: str | None, limit: int | None) -> str:
+    """The name of a result: as given, else the stack's, told apart where only the first items of each axis were asked."""
+    return name or (stack.spec.name if limit is None else f"{stack.spec.name}.first{limit}")
+
+
 def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] | None, limit: int | None, name: str | None,
              beside: Sequence[str] = (), beside_keys: Sequence[str] = ()) -> Result:
     """Measure the ladder and everything-but-one-layer (or the given model ids), other servers beside it, and write the result."""
-    name = name or stack.spec.name
+    name = named(stack, name, limit)
     items = suite(stack, limit)
     if not items:
         raise DataError(f"{stack.path}: evaluation.suites: no items to measure on; name a suite, such as [builtin:format]")

@@ -39,7 +39,7 @@ def run(path: Path, overrides: Sequence[str], runs: Runs, folder: Path, *, chose
     found: dict[int, Result] = {}
     for number, seed in enumerate(chosen, 1):
         stack = reseeded(path, overrides, seed)
-        name = name or stack.spec.name
+        name = measure.named(stack, name, limit)
         print(f"\nseed {seed} ({number} of {len(chosen)})")
         workshop.train(stack, runs)
         found[seed] = measure.evaluate(stack, runs, folder, variants=None, limit=limit, name=f"{name}.seed{seed}")

@@ -68,7 +68,7 @@ def sweep(variants: dict[str, Stack], labels: dict[str, str], before: dict[str, 
 
 def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str | None) -> Frontier:
     """Measure every point, and of the bare stages also how far they moved and how sure they are; write the frontier."""
-    name, items = name or stack.spec.name, measure.suite(stack, limit)
+    name, items = measure.named(stack, name, limit), measure.suite(stack, limit)
     variants, labels, before = points(stack)
     house = House(stack, runs, memory={}, operational=False)
     with tempfile.TemporaryDirectory(prefix="demeanor-") as scratch:

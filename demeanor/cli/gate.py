@@ -35,7 +35,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             return MISTAKE
 
     def judge(options: argparse.Namespace) -> int:
-        from demeanor.build import gating, workshop
+        from demeanor.build import gating, measure, workshop
 
         if options.verify:
             verdict = gating.verify(options.verify, os.environ.get(gating.KEY))
@@ -47,6 +47,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
                                        rules=options.rules, limit=options.limit, name=options.name)
         show(judgement)
         print(f"record: {record} ({'signed' if os.environ.get(gating.KEY) else f'not signed: {gating.KEY} is not set'})")
+        measure.refresh(options.results, record.name.removesuffix(".gate.json"))
         return judgement.verdict.value
 
     parser = verb("gate", run, "may this version ship: exit code 0 pass, 1 fail, 2 inconclusive, 3 not judged", stack=False)

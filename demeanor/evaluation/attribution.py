@@ -109,8 +109,8 @@ def attribute(rows: Sequence[Row], items: Sequence[Item], game: Game, variants: 
     boards = {axis: board for axis, board in boards.items() if len(board[0])}
 
     def view(weights: Mapping[str, Weights], correct: Callable[[Sequence[float]], list[float]]) -> tuple[Effect, ...]:
-        return _corrected([_effect(player, axis, design.weights(game, w), design, *board, draws) for axis, board in boards.items()
-                           for player, w in weights.items()], correct)
+        return _corrected([_effect(player, axis, design.weights(game, w), sum(map(abs, w.values())) / 2, design, *board, draws)
+                           for axis, board in boards.items() for player, w in weights.items()], correct)
 
     left_out = view({p: game.leave_one_out(p) for p in game.players}, benjamini_hochberg)
     whole_axis = next(iter(boards), ALL)
@@ -136,7 +136,9 @@ def _table(cells: Cells, axis: str, design: Plan, variants: Mapping[Cell, str]) 
     return values_NC[scored_N], [str(c) for c in cells.clusters_N(axis)[scored_N]]
 
 
-def _effect(name: str, axis: str, weights: Weights, design: Plan, values_NC: Floats, clusters: Sequence[str], draws: int) -> Effect:
+def _effect(name: str, axis: str, weights: Weights, span: float, design: Plan, values_NC: Floats, clusters: Sequence[str],
+            draws: int) -> Effect:
+    """One contrast; its truth lies in [-span, span], which a fraction's least squares do not know."""
     d_N = contrast(weights, design.cells, values_NC).round(PLACES)
     reach = max(1.0, sum(abs(w) for w in weights.values()) / 2)  # an interaction lies in [-2, 2]; `paired` reads [-1, 1]
     found = statistics.paired(np.zeros_like(d_N), d_N / reach, clusters)
@@ -147,6 +149,7 @@ def _effect(name: str, axis: str, weights: Weights, design: Plan, values_NC: Flo
     low, high = statistics.percentile(sums_R2[:, 0] / sums_R2[:, 1], statistics.expanded(found.clusters))
     if math.isclose(low, high):  # nothing varied between resamples: that is no certainty
         low, high = reach * found.low, reach * found.high
+    low, high = max(-span, low), min(span, high)
     return Effect(name, axis, value, low, high, found.p, None, None if detectable is None else reach * detectable, found.n, found.clusters)
 
 

@@ -65,6 +65,15 @@ def open_url(url: str, *, root: Path, now: Callable[[], datetime] = lambda: date
     return Database(root / url[len(SCHEME):], now)
 
 
+def holds_turns(path: Path) -> bool:
+    """Is there a file with a table of turns? It is only looked at: opening it as a `Database` would make one."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'turns'").fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
 class Database:
     """An open database; safe to use from several threads and event loops."""
 

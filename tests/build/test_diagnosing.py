@@ -336,3 +336,12 @@ def test_rules_of_two_policies_are_told_apart(trained: tuple[Stack, Runs], tmp_p
     twice = replace(stack, layers=(replace(layer, name="outer"), *stack.layers))
     found = planned(twice, [item("When?")], {}, tmp_path)
     assert {n for n in found if n.startswith("rule")} == {f"rule {r} of {p} off" for r in ("pirates", "card") for p in ("outer", "policy")}
+
+
+def test_a_file_that_holds_no_turns_is_told_and_left_as_it_is(tmp_path: Path, trained: tuple[Stack, Runs]) -> None:
+    path = tmp_path / "zero.db"
+    for content in (b"", b"not a database at all" * 100):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="holds no turns"):
+            cases.of_turns(trained[0], path)
+        assert path.read_bytes() == content

@@ -367,7 +367,7 @@ def test_other_suites_and_other_servers_can_be_compared_and_a_page_of_another_su
         (tmp_path / "other.jsonl").write_text("\n".join((tmp_path / "suite.jsonl").read_text().splitlines()[:4]) + "\n")
         monkeypatch.chdir(tmp_path)
         command = ["duel", str(path), "--results", str(out), "--variants", "desk:base", "desk", "--beside", f"rival={address}/v1#harbour-desk"]
-        assert main([*command, "--suite", "other.jsonl", "--limit", "3"]) == 0
+        assert main([*command, "--suite", "other.jsonl", "--limit", "3", "--name", "desk"]) == 0
     tree = json.loads((out / "desk.duel.json").read_text())
     assert tree["items"] == 3
     assert [(m["other"], m["candidate"]) for m in tree["matchups"]] == [("rival", "desk:base"), ("rival", "desk"), ("desk:base", "desk")]

@@ -28,7 +28,7 @@ def test_a_version_against_itself_has_no_difference_and_the_record_holds_its_has
     monkeypatch.setenv(gating.KEY, "a secret")
     (tmp_path / "gate.yaml").write_text(RULES)
     code = gate(trained, tmp_path, "--against", "tiny-desk")
-    path = tmp_path / "tiny-desk.gate.json"
+    path = tmp_path / "tiny-desk.first2.gate.json"
     record = json.loads(path.read_text())
     assert {f["value"] for f in record["findings"]} == {0.0}
     assert code == {"pass": 0, "fail": 1, "inconclusive": 2}[record["verdict"]]
@@ -52,7 +52,7 @@ def test_an_earlier_result_is_a_baseline_and_only_on_the_same_items(trained: tup
     measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk:base"], limit=2, name="old")
     (tmp_path / "gate.yaml").write_text("zero_tolerance:\n- {axis: jailbreak, below: 0.5}\n")
     gate(trained, tmp_path, "--against", str(tmp_path / "old.json"))
-    record = json.loads((tmp_path / "tiny-desk.gate.json").read_text())
+    record = json.loads((tmp_path / "tiny-desk.first2.gate.json").read_text())
     assert record["hashes"]["baseline"] == stack.resolve("tiny-desk:base").key()
     assert record["signature"] is None
     measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk:base"], limit=1, name="older")
