@@ -273,3 +273,14 @@ def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
                     for node in ast.walk(tree))
         uses = any(isinstance(node, ast.ImportFrom) and node.module == "demeanor.scorers.choice" for node in ast.walk(tree))
         assert (looks or uses) == getattr(registry.entry("demeanor.scorers", name), "READS_EVENTS", False), name
+
+
+def test_a_line_is_what_asdict_would_write() -> None:
+    import json
+    from dataclasses import asdict
+
+    from demeanor.evaluation.row import Did, as_line
+
+    row = Row("v", "k", "i", "c", 1, "a", "x", None, ("t", "u"), 0.5, "é", "why", "text\n", "policy", "r", "stop", 3, 4, 1.25, {"policy": 0.5},
+              (Did("tools", "called a tool", "f(1)"), Did("policy", "refused", "")), "")
+    assert as_line(row) == json.dumps(asdict(row), ensure_ascii=False)
