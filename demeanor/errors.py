@@ -16,6 +16,12 @@ class DemeanorError(Exception):
     exit_code = 1
 
 
+class UsageError(DemeanorError):
+    """A command line that cannot be meant: which option, what was got, what was wanted."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One mistake in a declared file: where it stands, and what is wrong there."""

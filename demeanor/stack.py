@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from demeanor import check, registry
-from demeanor.errors import DemeanorError, SpecError, unknown
+from demeanor.errors import DemeanorError, SpecError, UsageError, unknown
 from demeanor.registry import Spec
 from demeanor.spec import AnyStage, Import, ImportStage, MergeStage, QuantiseStage, Remote, Scratch, Source, StackSpec, Stage
 
@@ -196,10 +196,10 @@ class Stack:
         known = [*self.policies, *self.switches]
         for part in parts:
             if part not in known:
-                raise DemeanorError(f"variant {'+'.join(parts)}: {unknown(part, known, noun='layer')}")
+                raise UsageError(f"variant {'+'.join(parts)}: {unknown(part, known, noun='layer')}")
         weights = [p for p in parts if p in self.policies]
         if len(weights) > 1:
-            raise DemeanorError(f"variant {'+'.join(parts)}: got {len(weights)} sets of weights, wanted one")
+            raise UsageError(f"variant {'+'.join(parts)}: got {len(weights)} sets of weights, wanted one")
         serve = weights[0] if weights else self.serve
         keep = [p for p in parts if p not in weights]
         layers = tuple(x for x in self.layers if not x.behaviour or x.name in keep)
@@ -215,7 +215,7 @@ class Stack:
             if name == serve and serve != "base":
                 serve = self.parent(serve)
             elif name not in self.switches:
-                raise DemeanorError(unknown(name, [*self.switches, self.serve], noun="layer"))
+                raise UsageError(unknown(name, [*self.switches, self.serve], noun="layer"))
         found = self.variant(serve, *(n for n in self.switches if n not in drop))
         if serve == self.serve:
             return replace(found, model_id="-".join([self.spec.name, *names]))
@@ -242,7 +242,7 @@ class Stack:
             return self.variant(*model_id[len(name) + 1:].split("+"))
         if model_id.startswith(f"{name}-"):
             return self.variant(*self.switches).without(*model_id[len(name) + 1:].split("-"))
-        raise DemeanorError(unknown(model_id, [v.model_id for v in self.offered()], noun="model"))
+        raise UsageError(unknown(model_id, [v.model_id for v in self.offered()], noun="model"))
 
     def offered(self) -> list[Stack]:
         """The variants worth listing: the whole, the ladder, and everything but each layer."""

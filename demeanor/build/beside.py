@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 
 from demeanor.engine.remote import remote
-from demeanor.errors import DemeanorError, EngineError
+from demeanor.errors import DemeanorError, EngineError, UsageError
 from demeanor.stack import digest
 from demeanor.types import Decoding, Event, Message, Respond, Timing, Turn, complete
 
@@ -47,13 +47,13 @@ def peers(given: Sequence[str], keys: Sequence[str], taken: Collection[str] = ()
         name, place = _pair(text, "--beside", "NAME=URL#MODEL")
         url, _, model = place.partition("#")
         if not model or not url.startswith(("http://", "https://")):
-            raise DemeanorError(f"--beside {text}: wanted NAME=URL#MODEL, such as other=http://127.0.0.1:9000/v1#big-model")
+            raise UsageError(f"--beside {text}: wanted NAME=URL#MODEL, such as other=http://127.0.0.1:9000/v1#big-model")
         if name in taken or name in {peer.name for peer in found}:
-            raise DemeanorError(f"--beside {text}: '{name}' names another column already; give it a name of its own")
+            raise UsageError(f"--beside {text}: '{name}' names another column already; give it a name of its own")
         found.append(Peer(name, url, model, _secret(name, secrets.pop(name, None))))
     if secrets:
         named = ", ".join(peer.name for peer in found) or "none"
-        raise DemeanorError(f"--beside-key {next(iter(secrets))}: no --beside has this name. Named: {named}")
+        raise UsageError(f"--beside-key {next(iter(secrets))}: no --beside has this name. Named: {named}")
     return found
 
 
@@ -86,7 +86,7 @@ def probe(peer: Peer, decoding: Decoding) -> None:
 def _pair(text: str, option: str, wanted: str) -> tuple[str, str]:
     name, equals, rest = text.partition("=")
     if not (name.strip() and equals and rest):
-        raise DemeanorError(f"{option} {text}: wanted {wanted}")
+        raise UsageError(f"{option} {text}: wanted {wanted}")
     return name.strip(), rest
 
 

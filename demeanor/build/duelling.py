@@ -20,7 +20,7 @@ from demeanor.build.beside import peers, probe
 from demeanor.build.house import House, decoding_of
 from demeanor.build.standings import Duel, Duels
 from demeanor.build.verdicts import Court
-from demeanor.errors import DataError, DemeanorError
+from demeanor.errors import DataError, DemeanorError, UsageError
 from demeanor.evaluation.asking import READ
 from demeanor.evaluation.row import Row
 from demeanor.evaluation.run import JUDGED
@@ -92,7 +92,7 @@ def with_suites(stack: Stack, suites: Iterable[str]) -> Stack:
 def paired(order: Sequence[str]) -> tuple[list[tuple[str, str]], str]:
     """Pairs (other, candidate), the later of `order` being the candidate, and how they were chosen in words."""
     if len(order) < 2:
-        raise DemeanorError(f"duel: got {len(order)} variant ({', '.join(order)}), wanted two or more; name them with --variants")
+        raise UsageError(f"duel: got {len(order)} variant ({', '.join(order)}), wanted two or more; name them with --variants")
     if len(order) <= MOST_OF_ALL_PAIRS:
         return list(combinations(order, 2)), f"every pair of {len(order)} variants"
     last = order[-1]

@@ -15,7 +15,7 @@ from pathlib import Path
 from demeanor.build import measure
 from demeanor.build.house import House
 from demeanor.build.interventions import retemplated
-from demeanor.errors import DemeanorError, unknown
+from demeanor.errors import UsageError, unknown
 from demeanor.evaluation.attribution import Attribution, attribute
 from demeanor.evaluation.fractions import Resolution, plan
 from demeanor.evaluation.shapley import Cell, Game
@@ -40,20 +40,20 @@ def game_of(stack: Stack, weights: Sequence[str] | None, layers: Sequence[str] |
     chosen, switches = list(weights or chain), list(stack.switches if layers is None else layers)
     for name in chosen:
         if name not in stack.policies:
-            raise DemeanorError(f"--weights: {unknown(name, stack.policies, noun='weights')}")
+            raise UsageError(f"--weights: {unknown(name, stack.policies, noun='weights')}")
     for name in switches:
         if name not in (*stack.switches, TEMPLATE, DECODING):
-            raise DemeanorError(f"--layers: {unknown(name, [*stack.switches, TEMPLATE, DECODING], noun='layer')}")
+            raise UsageError(f"--layers: {unknown(name, [*stack.switches, TEMPLATE, DECODING], noun='layer')}")
     for name, same in ((TEMPLATE, plain_template(stack) == stack.spec.template), (DECODING, greedy(stack) == stack.spec.decoding)):
         if name in switches and name not in stack.switches and same:
-            raise DemeanorError(f"--layers {name}: the stack's {name} is the neutral one already, so there is nothing to switch")
+            raise UsageError(f"--layers {name}: the stack's {name} is the neutral one already, so there is nothing to switch")
     line = stack.chain(chosen[-1])
     if chosen != [name for name in line if name in chosen]:
-        raise DemeanorError(f"--weights {' '.join(chosen)}: not in the order they were trained in, each from the one before. "
+        raise UsageError(f"--weights {' '.join(chosen)}: not in the order they were trained in, each from the one before. "
                             f"The way to '{chosen[-1]}' is: {' '.join(line)}")
     if len(set(switches)) != len(switches) or len(switches) > most:
         more = "" if most > MOST_SWITCHES else f" (with --fraction {MOST_OF_A_FRACTION})"
-        raise DemeanorError(f"--layers: {len(switches)} switches make {2 ** len(switches)} subsets; wanted distinct ones, "
+        raise UsageError(f"--layers: {len(switches)} switches make {2 ** len(switches)} subsets; wanted distinct ones, "
                             f"{most} at most{more}. Known: {', '.join([*stack.switches, TEMPLATE, DECODING])}")
     return Game(tuple(chosen), tuple(switches))
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from demeanor.build import measure, workshop
-from demeanor.errors import DemeanorError
+from demeanor.errors import DemeanorError, UsageError
 from demeanor.evaluation.result import Result
 from demeanor.evaluation.seeds import Seeds, seeds
 from demeanor.spec import Scratch, Stage
@@ -35,7 +35,7 @@ def run(path: Path, overrides: Sequence[str], runs: Runs, folder: Path, *, chose
         name: str | None) -> Seeds:
     """Train and measure the stack with each seed, one after the other, and write what its steps did over all of them."""
     if len(set(chosen)) != len(chosen) or len(chosen) < 2:
-        raise DemeanorError(f"--seeds: got {' '.join(map(str, chosen))}, wanted two or more, each once")
+        raise UsageError(f"--seeds: got {' '.join(map(str, chosen))}, wanted two or more, each once")
     found: dict[int, Result] = {}
     for number, seed in enumerate(chosen, 1):
         stack = reseeded(path, overrides, seed)

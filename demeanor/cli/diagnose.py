@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
-from demeanor.errors import DemeanorError
+from demeanor.errors import UsageError
 from demeanor.report.words import axis_name, p_value
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         result = options.against if options.against and options.against.suffix == ".jsonl" else None
         healthy = workshop.load_stack(options.against) if options.against and not result else None
         if options.turns and (options.rows or options.against or options.limit or options.learning_curve):
-            raise DemeanorError("--turns takes its items from the database: leave out --rows, --against, --limit and --learning-curve")
+            raise UsageError("--turns takes its items from the database: leave out --rows, --against, --limit and --learning-curve")
         scope = cases.Scope(options.axis, tuple(options.items or ()), options.limit, healthy, result, options.rows, options.turns)
         found = diagnosing.run(stack, workshop.runs(options.runs), options.results, scope, name=options.name,
                                learn=options.learning_curve)

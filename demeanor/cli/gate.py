@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
-from demeanor.errors import DemeanorError
+from demeanor.errors import DemeanorError, UsageError
 
 MISTAKE = 3
 
@@ -42,7 +42,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             print(f"{options.verify}: signature holds; verdict {verdict.name.lower()}")
             return verdict.value
         if not (options.stack and options.against and options.rules):
-            raise DemeanorError("gate: wanted STACK.yaml --against RESULT.json|MODEL_ID --rules gate.yaml, or --verify RECORD.json")
+            raise UsageError("gate: wanted STACK.yaml --against RESULT.json|MODEL_ID --rules gate.yaml, or --verify RECORD.json")
         judgement, record = gating.run(load(options), workshop.runs(options.runs), options.results, against=options.against,
                                        rules=options.rules, limit=options.limit, name=options.name)
         show(judgement)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demeanor.errors import DemeanorError
+from demeanor.errors import UsageError
 
 if TYPE_CHECKING:
     from demeanor.stack import Stack
@@ -22,9 +22,9 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         from demeanor.train import inventory
 
         if options.prune and not options.stacks:
-            raise DemeanorError("runs --prune: wanted the stack files whose weights stay: demeanor runs --prune a.yaml b.yaml")
+            raise UsageError("runs --prune: wanted the stack files whose weights stay: demeanor runs --prune a.yaml b.yaml")
         if options.yes and not options.prune:
-            raise DemeanorError("runs --yes: is for --prune; without it nothing is deleted")
+            raise UsageError("runs --yes: is for --prune; without it nothing is deleted")
         found, needed = inventory.entries(options.runs), set[str]()
         for path in options.stacks:
             needed |= workshop.keys(load(argparse.Namespace(**vars(options) | {"stack": path})))

@@ -109,3 +109,16 @@ def test_eval_says_at_once_what_leaves_nothing_to_compare(more: list[str], says:
     assert main(["eval", DEMO, "--results", str(tmp_path), *more]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments_", [
+    ["eval", DEMO, "--beside", "bad"], ["eval", DEMO, "--variants", "harbour-desk:sff"], ["eval", DEMO, "--variants", "harbour-desk:sft+nothing"],
+    ["attribute", DEMO, "--layers", "nothing"], ["attribute", DEMO, "--weights", "dpo", "sft"], ["seeds", DEMO, "--seeds", "1"],
+    ["diagnose", DEMO, "--turns", "x.db", "--limit", "3"], ["runs", "--yes"]])
+def test_a_command_line_that_cannot_be_meant_has_the_code_of_a_mistake(arguments_: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.conftest import REPOSITORY
+
+    monkeypatch.chdir(REPOSITORY)
+    assert main([*arguments_, *(["--results", str(tmp_path)] if arguments_[0] != "runs" else [])]) == 2
+    assert capsys.readouterr().err.startswith("demeanor: ")
