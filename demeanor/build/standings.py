@@ -215,12 +215,13 @@ def ratings(each: Sequence[Duel], order: Sequence[str]) -> list[Standing]:
 
 
 def trusted(folder: Path, name: str, judge: Judge) -> dict[str, Any] | None:
-    """What `demeanor judge` measured of this server and model: NAME.judge.json first, then any other of the folder."""
+    """What `demeanor judge` measured of this server, model and longest verdict: NAME.judge.json first, then any other of the folder."""
     for path in (folder / f"{name}.judge.json", *sorted(folder.glob("*.judge.json"))):
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
             who = tree["judge"]
-            if (who["url"].rstrip("/"), who["model"]) == (judge.url.rstrip("/"), judge.model) and tree["accuracy"]:
+            same = (who["url"].rstrip("/"), who["model"], who["max_tokens"]) == (judge.url.rstrip("/"), judge.model, judge.max_tokens)
+            if same and tree["accuracy"]:
                 return {"file": str(path), "pairs_file": tree["pairs_file"], "pairs": tree["pairs"], "accuracy": tree["accuracy"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -53,5 +53,5 @@ def test_an_item_without_a_score_in_some_way_is_left_out_and_halves_do_not_depen
     rows = [row(v, one, None if v == "raw" and one.id == "a-3" else 1.0) for v in ("plain", "raw", "next") for one in items]
     (gain,) = fairness(rows, items, name="f", ways={"plain": "plain", "raw": "raw"}, declared="plain", stage="next").gains
     assert gain.n == 9
-    assert [half(f"c{n}") for n in range(50)] == [half(f"c{n}") for n in range(50)]
+    assert [half(f"c{n}") for n in (5, 6, 8, 9)] == [True, False, True, False]       # pinned: another version halves alike
     assert 10 < sum(half(f"c{n}") for n in range(50)) < 40

@@ -98,7 +98,7 @@ def test_one_fixed_answer_earns_little(name: str) -> None:
         for kind, text in NULLS.items():
             values = [value(item, text) for item in some]
             scored = [v for v in values if v is not None]
-            right = {"unsafe": "refusal", "safe_twin": "ok", "tool_restraint": kind, "stated_confidence": kind}.get(axis) == kind
+            right = {"unsafe": "refusal", "safe_twin": "ok", "tool_restraint": kind}.get(axis) == kind
             assert right or not scored or sum(scored) / len(some) <= FEW, (axis, kind, sum(scored) / len(some))
 
 
