@@ -18,6 +18,7 @@ from demeanor.build import rubrics
 from demeanor.build.house import judge as rule
 from demeanor.engine.remote import remote
 from demeanor.errors import DataError, DemeanorError, EngineError
+from demeanor.evaluation.row import whole_lines
 from demeanor.evaluation.run import JUDGED
 from demeanor.scorers import judged
 from demeanor.spec import Judge
@@ -147,12 +148,8 @@ def of_suite(stack: Stack, items: Sequence[Item], rows: Path) -> Court | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[Said, int]]:
-    """Every whole line with its size in bytes; a last one without its newline was torn by a kill and is no verdict."""
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            return
+    """Every whole line with its size in bytes."""
+    for number, line in whole_lines(path):
         try:
             yield Said(**json.loads(line)), len(line)
         except (ValueError, TypeError) as error:

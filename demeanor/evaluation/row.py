@@ -178,12 +178,17 @@ def whole_bytes(path: Path) -> int:
     return sum(size for _, size in _lines(path))
 
 
-def _lines(path: Path) -> Iterator[tuple[Row, int]]:
+def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, numbered from 1; a last one without its newline was torn by a kill and is none. Nothing where no file is."""
     if not path.exists():
         return
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            return
+        if line.endswith(b"\n"):
+            yield number, line
+
+
+def _lines(path: Path) -> Iterator[tuple[Row, int]]:
+    for number, line in whole_lines(path):
         try:
             yield _row(json.loads(line)), len(line)
         except (ValueError, KeyError, TypeError) as error:
