@@ -31,6 +31,7 @@ test: .venv/dev  ## the default test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: .venv/dev ## ruff, mypy --strict, import arrows
+	@$(BIN)/ruff format --check demeanor tests bench
 	@$(BIN)/ruff check demeanor tests bench
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/contracts/test_arrows.py

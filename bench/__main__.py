@@ -35,8 +35,15 @@ class Contender:
     def __init__(self, work: Work, who: str, dtype: str, device: str, threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
         self._log = Path(f"/tmp/demeanor-bench-{who.replace(' ', '-')}.log").open("w")  # noqa: SIM115 (closed by `close`)
-        self._process = subprocess.Popen([sys.executable, "-m", "bench.worker", work.name, who, dtype, device], env=environment, text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.worker", work.name, who, dtype, device],
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=ROOT,
+        )
         self.who = who
         self._read()
 
@@ -51,7 +58,9 @@ class Contender:
         for line in self._process.stdout:
             if line.startswith("@"):
                 return dict(json.loads(line[1:]))
-        raise SystemExit(f"bench: {self.who} stopped (exit code {self._process.wait()}); its messages: {self._log.name}")
+        raise SystemExit(
+            f"bench: {self.who} stopped (exit code {self._process.wait()}); its messages: {self._log.name}"
+        )
 
     def close(self) -> None:
         self._process.communicate("stop\n")
@@ -69,7 +78,9 @@ def loss_gap(work: Work, device: str, threads: int) -> float:
     return max(abs(a - b) for a, b in zip(*losses))
 
 
-def race(work: Work, whos: list[str], rounds: int, device: str, threads: int) -> dict[str, list[dict[str, Any]]]:
+def race(
+    work: Work, whos: list[str], rounds: int, device: str, threads: int
+) -> dict[str, list[dict[str, Any]]]:
     """Passes of every contender, in turn; the first pass of each only warms up. TRL as shipped takes part in one timed round."""
     contenders = [Contender(work, who, "bf16", device, threads) for who in whos]
     found: dict[str, list[dict[str, Any]]] = {who: [] for who in whos}
@@ -100,11 +111,15 @@ def useful_flops(work: Work, device: str) -> float:
     from demeanor.model.llama import Llama
     from demeanor.model.reward import RewardModel
     from demeanor.train.flops import training_flops
+
     with torch.device("meta"):
         trunk = Llama(model_config(work.vocabulary, device=device))
         model = RewardModel(trunk) if work.kind == "reward" else trunk
     count = training_flops(model, head=work.kind != "reward")
-    trees = [Tree(tuple(p), tuple(Branch(tuple(c), (True,) * len(c)) for c in cs), tuple(range(len(cs)))) for p, cs in work.make()]
+    trees = [
+        Tree(tuple(p), tuple(Branch(tuple(c), (True,) * len(c)) for c in cs), tuple(range(len(cs))))
+        for p, cs in work.make()
+    ]
     return sum(count(collate([t], read_last=work.kind == "reward")) for t in trees)
 
 
@@ -113,7 +128,10 @@ def fill(work: Work) -> tuple[float, float]:
     rows = work.make()
     prompt, completion = (sum(map(len, x)) for x in ([p for p, _ in rows], [c for _, cs in rows for c in cs]))
     lengths = [max(len(p) + len(c) for c in cs) for p, cs in rows]
-    padded = sum(max(lengths[i:i + work.batch]) * len(rows[i][1]) * work.batch for i in range(0, len(rows), work.batch))
+    padded = sum(
+        max(lengths[i : i + work.batch]) * len(rows[i][1]) * work.batch
+        for i in range(0, len(rows), work.batch)
+    )
     real = sum(len(p) + len(c) for p, cs in rows for c in cs)
     return prompt / completion * len(rows[0][1]), real / padded
 
@@ -127,11 +145,19 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     pairs = rows * (6 if "K=4" in work.name else 1)
     ratio, fullness = fill(work)
     line: dict[str, Any] = {
-        "work": work.name, "rows": rows, "pairs": pairs, "prompt_per_completion": round(ratio, 2), "fill": round(fullness, 2),
-        "flops": useful_flops(work, options.device), "peak_flops": options.peak,
+        "work": work.name,
+        "rows": rows,
+        "pairs": pairs,
+        "prompt_per_completion": round(ratio, 2),
+        "fill": round(fullness, 2),
+        "flops": useful_flops(work, options.device),
+        "peak_flops": options.peak,
         "seconds": {who: [round(s, 4) for s in x] for who, x in seconds.items()},
         "memory_mb": {who: round(max(p["memory_mb"] for p in passes)) for who, passes in found.items()},
-        "faster": {who: [round(x, 3) for x in interval([b / a for a, b in zip(seconds[OURS], seconds[who])])] for who in whos[1:]},
+        "faster": {
+            who: [round(x, 3) for x in interval([b / a for a, b in zip(seconds[OURS], seconds[who])])]
+            for who in whos[1:]
+        },
     }
     if options.device == "cpu":
         line["loss_gap_fp32"] = loss_gap(work, options.device, options.threads)
@@ -141,16 +167,37 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
 def show(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
     title = f"bf16, {options.threads} threads, {options.device}, {options.rounds} rounds in turn"
     table = Table(title=title, title_justify="left", box=None)
-    names = ["work", "p:c", "fill", "ours rows/s", "of peak", "times tuned TRL", "times TRL defaults", "MB ours", "MB tuned", "loss gap"]
+    names = [
+        "work",
+        "p:c",
+        "fill",
+        "ours rows/s",
+        "of peak",
+        "times tuned TRL",
+        "times TRL defaults",
+        "MB ours",
+        "MB tuned",
+        "loss gap",
+    ]
     for name in names:
         table.add_column(name, justify="left" if name == "work" else "right")
     for x in lines:
         best = min(x["seconds"][OURS])
-        faster = [f"{m:.1f}" if math.isnan(lo) else f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, lo, hi in x["faster"].values()] + ["-"]
+        faster = [
+            f"{m:.1f}" if math.isnan(lo) else f"{m:.1f} [{lo:.1f}, {hi:.1f}]"
+            for m, lo, hi in x["faster"].values()
+        ] + ["-"]
         memory = [str(x["memory_mb"][who]) for who in (OURS, TUNED)]
-        table.add_row(x["work"], str(x["prompt_per_completion"]), f"{x['fill']:.0%}", f"{x['rows'] / best:.1f}",
-                      f"{x['flops'] / best / x['peak_flops']:.0%}", *faster[:2], *memory,
-                      f"{x['loss_gap_fp32']:.0e}" if "loss_gap_fp32" in x else "-")
+        table.add_row(
+            x["work"],
+            str(x["prompt_per_completion"]),
+            f"{x['fill']:.0%}",
+            f"{x['rows'] / best:.1f}",
+            f"{x['flops'] / best / x['peak_flops']:.0%}",
+            *faster[:2],
+            *memory,
+            f"{x['loss_gap_fp32']:.0e}" if "loss_gap_fp32" in x else "-",
+        )
     Console(width=160).print(table)
 
 
@@ -161,11 +208,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="timed passes of each contender")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--no-defaults", dest="defaults", action="store_false", help="leave out TRL as shipped")
+    parser.add_argument(
+        "--no-defaults", dest="defaults", action="store_false", help="leave out TRL as shipped"
+    )
     options = parser.parse_args()
     import torch
 
     from demeanor.train.flops import measured_peak
+
     torch.set_num_threads(options.threads)
     options.peak = measured_peak(options.device, torch.bfloat16)
     chosen = [w for w in works(options.device) if options.only in w.name]
@@ -179,7 +229,12 @@ def main() -> int:
         started = time.time()
         lines.append(measure(work, options))
         print(f"[{i + 1}/{len(chosen)}] {work.name}: {time.time() - started:.0f} s", file=sys.stderr)
-        out.write_text(json.dumps({"lines": lines, "load": os.getloadavg(), "threads": options.threads, **origin()}, indent=1) + "\n")
+        out.write_text(
+            json.dumps(
+                {"lines": lines, "load": os.getloadavg(), "threads": options.threads, **origin()}, indent=1
+            )
+            + "\n"
+        )
     show(lines, options)
     print(f"written: {out}")
     return 0

@@ -24,7 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PROMPT, NEW, VOCAB, CONTEXT = 32, 128, 4096, 512
 SIZES = (1, 16, 32)
 OURS = ("demeanor fp32", "demeanor bf16", "demeanor int8")
-PEERS = ("generate fp32", "generate bf16", "continuous batching fp32", "continuous batching bf16", "onnxruntime-genai fp32")
+PEERS = (
+    "generate fp32",
+    "generate bf16",
+    "continuous batching fp32",
+    "continuous batching bf16",
+    "onnxruntime-genai fp32",
+)
 Run = Callable[[list[list[int]]], list[list[int]]]
 
 
@@ -32,7 +38,9 @@ def prompts(count: int, round_: int) -> list[list[int]]:
     """Other prompts in every round, so that no prefix is known."""
     import torch
 
-    return torch.randint(3, VOCAB, (count, PROMPT), generator=torch.Generator().manual_seed(1000 * round_ + count)).tolist()
+    return torch.randint(
+        3, VOCAB, (count, PROMPT), generator=torch.Generator().manual_seed(1000 * round_ + count)
+    ).tolist()
 
 
 def make(folder: Path) -> None:
@@ -41,12 +49,19 @@ def make(folder: Path) -> None:
     from demeanor.model import checkpoint, rounding
     from demeanor.text import tokenizer
 
-    model = checkpoint.create(spec.ModelShape(layers=6, width=320, heads=5, mlp_width=864, context=CONTEXT, init="normal"), VOCAB, 0)
+    model = checkpoint.create(
+        spec.ModelShape(layers=6, width=320, heads=5, mlp_width=864, context=CONTEXT, init="normal"), VOCAB, 0
+    )
     checkpoint.save(model, folder / "fp32")
     rng = random.Random(0)
-    words = ["".join(rng.choice("bcdfglmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(1, 4))) for _ in range(6000)]
-    made = tokenizer.train([" ".join(rng.choices(words, k=40)) for _ in range(2000)], spec.Tokenizer(vocab_size=VOCAB))
-    assert made.vocab_size == VOCAB, made.vocab_size       # every token of the model is text
+    words = [
+        "".join(rng.choice("bcdfglmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(1, 4)))
+        for _ in range(6000)
+    ]
+    made = tokenizer.train(
+        [" ".join(rng.choices(words, k=40)) for _ in range(2000)], spec.Tokenizer(vocab_size=VOCAB)
+    )
+    assert made.vocab_size == VOCAB, made.vocab_size  # every token of the model is text
     made.save(folder / "fp32")
     for kind in ("bf16", "int8"):
         rounding.write(folder / "fp32", folder / kind, kind)  # type: ignore[arg-type]
@@ -65,7 +80,9 @@ def ours(folder: Path) -> Run:
 
     engine = LocalEngine(checkpoint.load(folder), Numbers(), num_slots=max(SIZES))  # type: ignore[arg-type]
     decoding = Decoding(temperature=0, max_tokens=NEW)
-    return lambda asked: [[p.token for p in pieces] for pieces in engine.generate([Request(tuple(x), decoding) for x in asked])]
+    return lambda asked: [
+        [p.token for p in pieces] for pieces in engine.generate([Request(tuple(x), decoding) for x in asked])
+    ]
 
 
 def generate(folder: Path, dtype: str) -> Run:
@@ -78,8 +95,15 @@ def generate(folder: Path, dtype: str) -> Run:
     def run(asked: list[list[int]]) -> list[list[int]]:
         ids = torch.tensor(asked)
         with torch.inference_mode():
-            found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
-                                   pad_token_id=0, eos_token_id=None)
+            found = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NEW,
+                min_new_tokens=NEW,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
+            )
         return [row[PROMPT:].tolist() for row in found]
 
     return run
@@ -90,12 +114,18 @@ def batching(folder: Path, dtype: str) -> Run:
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    ).eval()
     config = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    cache = ContinuousBatchingConfig(page_size=32, num_blocks=max(SIZES) * (PROMPT + NEW) // 32 + 64, max_batch_tokens=2048)
+    cache = ContinuousBatchingConfig(
+        page_size=32, num_blocks=max(SIZES) * (PROMPT + NEW) // 32 + 64, max_batch_tokens=2048
+    )
 
     def run(asked: list[list[int]]) -> list[list[int]]:
-        found = model.generate_batch(inputs=asked, generation_config=config, continuous_batching_config=cache, persistent_manager=True)
+        found = model.generate_batch(
+            inputs=asked, generation_config=config, continuous_batching_config=cache, persistent_manager=True
+        )
         return [found[key].generated_tokens for key in sorted(found, key=lambda k: int(k.rsplit("_", 1)[-1]))]
 
     return run
@@ -107,16 +137,37 @@ def onnx(folder: Path) -> Run:
 
     out = folder.parent / "onnx"
     if not out.is_dir():
-        subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(folder), "-o", str(out), "-p", "fp32", "-e", "cpu",
-                        "-c", str(folder.parent / "onnx-cache")], check=True, capture_output=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "onnxruntime_genai.models.builder",
+                "-i",
+                str(folder),
+                "-o",
+                str(out),
+                "-p",
+                "fp32",
+                "-e",
+                "cpu",
+                "-c",
+                str(folder.parent / "onnx-cache"),
+            ],
+            check=True,
+            capture_output=True,
+        )
     settings = json.loads((out / "genai_config.json").read_text())
-    settings["model"]["decoder"]["session_options"]["intra_op_num_threads"] = int(os.environ["OMP_NUM_THREADS"])
+    settings["model"]["decoder"]["session_options"]["intra_op_num_threads"] = int(
+        os.environ["OMP_NUM_THREADS"]
+    )
     (out / "genai_config.json").write_text(json.dumps(settings))
     model = og.Model(str(out))
 
     def run(asked: list[list[int]]) -> list[list[int]]:
         params = og.GeneratorParams(model)
-        params.set_search_options(max_length=PROMPT + NEW, min_length=PROMPT + NEW, do_sample=False, batch_size=len(asked))
+        params.set_search_options(
+            max_length=PROMPT + NEW, min_length=PROMPT + NEW, do_sample=False, batch_size=len(asked)
+        )
         generator = og.Generator(model, params)
         generator.append_tokens(np.array(asked, dtype=np.int32))
         while not generator.is_done():
@@ -136,8 +187,12 @@ def worker(who: str, folder: Path) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     name, _, dtype = who.rpartition(" ")
     wide = {"fp32": "float32", "bf16": "bfloat16"}.get(dtype, "")
-    run = {"demeanor": lambda: ours(folder / dtype), "generate": lambda: generate(folder / "fp32", wide),
-           "continuous batching": lambda: batching(folder / "fp32", wide), "onnxruntime-genai": lambda: onnx(folder / "fp32")}[name]()
+    run = {
+        "demeanor": lambda: ours(folder / dtype),
+        "generate": lambda: generate(folder / "fp32", wide),
+        "continuous batching": lambda: batching(folder / "fp32", wide),
+        "onnxruntime-genai": lambda: onnx(folder / "fp32"),
+    }[name]()
     print("@ready", flush=True)
     for line in sys.stdin:
         count, round_ = map(int, line.split())
@@ -145,7 +200,9 @@ def worker(who: str, folder: Path) -> None:
         started = time.perf_counter()
         found = run(asked)
         seconds = time.perf_counter() - started
-        print("@" + json.dumps({"seconds": seconds, "tokens": sum(map(len, found)), "said": found}), flush=True)
+        print(
+            "@" + json.dumps({"seconds": seconds, "tokens": sum(map(len, found)), "said": found}), flush=True
+        )
 
 
 class Contender:
@@ -154,9 +211,20 @@ class Contender:
     def __init__(self, who: str, folder: Path, threads: int) -> None:
         self._log = open(f"/tmp/demeanor-decoding-{who.replace(' ', '-')}.log", "w")  # noqa: SIM115
         self.who = who
-        self._process = subprocess.Popen([sys.executable, "-m", "bench.decoding", "--worker", who, str(folder)], text=True, cwd=ROOT,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-                                         env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.decoding", "--worker", who, str(folder)],
+            text=True,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": str(threads),
+                "PYTHONPATH": str(ROOT),
+                "HF_HUB_OFFLINE": "1",
+            },
+        )
         self._read()
 
     def go(self, count: int, round_: int) -> dict[str, Any]:
@@ -202,9 +270,9 @@ def main() -> int:
             found: dict[tuple[str, int], list[float]] = {}
             said: dict[tuple[str, int], Any] = {}
             for size in SIZES:
-                for who in options.only or (*OURS, *PEERS):     # one at a time in memory: the cores are few
+                for who in options.only or (*OURS, *PEERS):  # one at a time in memory: the cores are few
                     contender = Contender(who, folder, threads)
-                    contender.go(size, 99)                      # warm
+                    contender.go(size, 99)  # warm
                     for round_ in range(options.rounds):
                         answer = contender.go(size, round_)
                         found.setdefault((who, size), []).append(answer["tokens"] / answer["seconds"])
@@ -212,18 +280,42 @@ def main() -> int:
                     contender.close()
             for (who, size), speeds in found.items():
                 truth = said.get(("generate fp32", size))
-                same = None if truth is None else sum(a == b for x, y in zip(said[who, size], truth) for a, b in zip(x, y)) / (size * NEW)
-                rows.append({"who": who, "threads": threads, "requests": size, "tokens_per_s": speeds, "median": statistics.median(speeds),
-                             "same_tokens": same})
-    table = Table(title=f"tokens per second, median of {options.rounds} rounds (lowest-highest); in brackets: share of tokens equal to "
-                  "transformers fp32", box=None, title_justify="left")
+                same = (
+                    None
+                    if truth is None
+                    else sum(a == b for x, y in zip(said[who, size], truth) for a, b in zip(x, y))
+                    / (size * NEW)
+                )
+                rows.append(
+                    {
+                        "who": who,
+                        "threads": threads,
+                        "requests": size,
+                        "tokens_per_s": speeds,
+                        "median": statistics.median(speeds),
+                        "same_tokens": same,
+                    }
+                )
+    table = Table(
+        title=f"tokens per second, median of {options.rounds} rounds (lowest-highest); in brackets: share of tokens equal to "
+        "transformers fp32",
+        box=None,
+        title_justify="left",
+    )
     for head in ("", "threads", *(f"{size} at once" for size in SIZES)):
         table.add_column(head, justify="left" if not head else "right")
     for threads in options.threads:
         for who in options.only or (*OURS, *PEERS):
             cells = [r for r in rows if r["who"] == who and r["threads"] == threads]
-            table.add_row(who, str(threads), *(f"{r['median']:,.0f} ({min(r['tokens_per_s']):,.0f}-{max(r['tokens_per_s']):,.0f})"
-                                               + ("" if r["same_tokens"] is None else f" [{r['same_tokens']:.2f}]") for r in cells))
+            table.add_row(
+                who,
+                str(threads),
+                *(
+                    f"{r['median']:,.0f} ({min(r['tokens_per_s']):,.0f}-{max(r['tokens_per_s']):,.0f})"
+                    + ("" if r["same_tokens"] is None else f" [{r['same_tokens']:.2f}]")
+                    for r in cells
+                ),
+            )
     Console(width=150).print(table)
     out = ROOT / "results" / "decoding.json"
     out.parent.mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ WEIGHTS = CHAT[:3]
 ASKED = 36
 """Items of each task, at most: all that the suite has of an axis."""
 
-INSPECT = '''
+INSPECT = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import FieldSpec, json_dataset
 from inspect_ai.scorer import includes, match
@@ -46,19 +46,28 @@ def facts():
 @task
 def arithmetic():
     return Task(dataset=json_dataset("arithmetic.jsonl", FIELDS), solver=generate(), scorer=match(numeric=True))
-'''
-COMMON = ("dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/{file}\n"
-          "test_split: test\ndoc_to_text: '{{{{question}}}}'\n")
-SAY = ("task: desk_say\noutput_type: generate_until\ndoc_to_target: '{{answer}}'\n"
-       "generation_kwargs:\n  until: ['\\n']\n  max_gen_toks: 24\n"
-       "metric_list:\n  - metric: exact_match\n    ignore_case: true\n    ignore_punctuation: true\n")
-CHOOSE = ("task: desk_choose\noutput_type: multiple_choice\ndoc_to_choice: '{{choices}}'\ndoc_to_target: 0\n"
-          "target_delimiter: ' '\nmetric_list:\n  - metric: acc\n")
+"""
+COMMON = (
+    "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/{file}\n"
+    "test_split: test\ndoc_to_text: '{{{{question}}}}'\n"
+)
+SAY = (
+    "task: desk_say\noutput_type: generate_until\ndoc_to_target: '{{answer}}'\n"
+    "generation_kwargs:\n  until: ['\\n']\n  max_gen_toks: 24\n"
+    "metric_list:\n  - metric: exact_match\n    ignore_case: true\n    ignore_punctuation: true\n"
+)
+CHOOSE = (
+    "task: desk_choose\noutput_type: multiple_choice\ndoc_to_choice: '{{choices}}'\ndoc_to_target: 0\n"
+    "target_delimiter: ' '\nmetric_list:\n  - metric: acc\n"
+)
 
 
 def write_tasks(folder: Path) -> None:
     """The tasks of both harnesses, and their data, in a folder."""
-    items = {axis: [i for i in load_suite(catalog.SUITES["behaviour"]()) if i.axis == axis][:ASKED] for axis in ("facts", "arithmetic")}
+    items = {
+        axis: [i for i in load_suite(catalog.SUITES["behaviour"]()) if i.axis == axis][:ASKED]
+        for axis in ("facts", "arithmetic")
+    }
     for axis, found in items.items():
         (folder / f"{axis}.jsonl").write_text("".join(json.dumps(_line(item)) + "\n" for item in found))
     (folder / "desk.py").write_text(INSPECT)
@@ -68,8 +77,13 @@ def write_tasks(folder: Path) -> None:
 
 def _line(item: Item) -> dict[str, Any]:
     answers = item.target.get("answers") or [str(item.target["value"])]
-    return {"id": item.id, "question": item.messages[-1].content, "answer": answers[0], "cluster": item.cluster,
-            "choices": [answers[0], *list(item.target.get("wrong", ()))[:3]]}
+    return {
+        "id": item.id,
+        "question": item.messages[-1].content,
+        "answer": answers[0],
+        "cluster": item.cluster,
+        "choices": [answers[0], *list(item.target.get("wrong", ()))[:3]],
+    }
 
 
 def inspect(url: str, folder: Path, kind: str = "json") -> list[Path]:
@@ -77,9 +91,28 @@ def inspect(url: str, folder: Path, kind: str = "json") -> list[Path]:
     logs = []
     for model in CHAT:
         logs.append(folder / "inspect" / model.replace(":", "__"))
-        _do([str(BIN / "inspect"), "eval", "desk.py", "--model", f"openai-api/demeanor/{model}", "--log-dir", str(logs[-1]), "--log-format",
-             kind, "--display", "none", "--temperature", "0", "--max-connections", "8"], folder,
-            DEMEANOR_API_KEY=KEY, DEMEANOR_BASE_URL=url)
+        _do(
+            [
+                str(BIN / "inspect"),
+                "eval",
+                "desk.py",
+                "--model",
+                f"openai-api/demeanor/{model}",
+                "--log-dir",
+                str(logs[-1]),
+                "--log-format",
+                kind,
+                "--display",
+                "none",
+                "--temperature",
+                "0",
+                "--max-connections",
+                "8",
+            ],
+            folder,
+            DEMEANOR_API_KEY=KEY,
+            DEMEANOR_BASE_URL=url,
+        )
     return logs
 
 
@@ -88,24 +121,57 @@ def lm_eval(url: str, folder: Path, task: str, models: Sequence[str], *, chat: b
     tokenizer = next(p.parent for p in (ROOT / "runs").glob("*/model/tokenizer.json"))
     out = folder / f"lm-eval-{task}"
     for model in models:
-        place = f"base_url={url}/chat/completions" if chat else f"base_url={url}/completions,tokenizer={tokenizer},tokenized_requests=True"
-        _do([str(BIN / "lm_eval"), "run", "--model", "local-chat-completions" if chat else "local-completions", "--tasks", f"desk_{task}",
-             "--model_args", f"{place},model={model},num_concurrent=4", "--include_path", str(folder), "--log_samples", "--output_path",
-             str(out), *(["--apply_chat_template"] if chat else [])], folder,
-            OPENAI_API_KEY=KEY, HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hf"))
+        place = (
+            f"base_url={url}/chat/completions"
+            if chat
+            else f"base_url={url}/completions,tokenizer={tokenizer},tokenized_requests=True"
+        )
+        _do(
+            [
+                str(BIN / "lm_eval"),
+                "run",
+                "--model",
+                "local-chat-completions" if chat else "local-completions",
+                "--tasks",
+                f"desk_{task}",
+                "--model_args",
+                f"{place},model={model},num_concurrent=4",
+                "--include_path",
+                str(folder),
+                "--log_samples",
+                "--output_path",
+                str(out),
+                *(["--apply_chat_template"] if chat else []),
+            ],
+            folder,
+            OPENAI_API_KEY=KEY,
+            HF_DATASETS_OFFLINE="1",
+            HF_HUB_OFFLINE="1",
+            HF_HOME=str(folder / "hf"),
+        )
     return [out / model.replace(":", "__") for model in models]
 
 
 def _do(command: Sequence[str], folder: Path, **environment: str) -> None:
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    ran = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
     if ran.returncode:
-        raise SystemExit(f"harnesses: {' '.join(command[:4])} ended with {ran.returncode}:\n{(ran.stdout + ran.stderr)[-3000:]}")
+        raise SystemExit(
+            f"harnesses: {' '.join(command[:4])} ended with {ran.returncode}:\n{(ran.stdout + ran.stderr)[-3000:]}"
+        )
 
 
 def main() -> int:
     """Serve, run both harnesses, print a paired table of each, leave logs and results in a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keep", type=Path, default=Path("results/harnesses"), help="folder for logs and results")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("results/harnesses"), help="folder for logs and results"
+    )
     options = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -115,8 +181,11 @@ def main() -> int:
         try:
             url, folder = f"http://127.0.0.1:{port}/v1", Path(scratch)
             write_tasks(folder)
-            logs = {"inspect": inspect(url, folder), "lm-eval-say": lm_eval(url, folder, "say", CHAT, chat=True),
-                    "lm-eval-choose": lm_eval(url, folder, "choose", WEIGHTS, chat=False)}
+            logs = {
+                "inspect": inspect(url, folder),
+                "lm-eval-say": lm_eval(url, folder, "say", CHAT, chat=True),
+                "lm-eval-choose": lm_eval(url, folder, "choose", WEIGHTS, chat=False),
+            }
             shutil.rmtree(options.keep, ignore_errors=True)
             options.keep.mkdir(parents=True)
             for name in logs:
@@ -127,8 +196,21 @@ def main() -> int:
         for name, found in logs.items():
             kept = [options.keep / path.relative_to(folder) for path in found]
             print(f"\n$ demeanor harness {' '.join(map(str, kept))} --name {name}", flush=True)
-            subprocess.run([sys.executable, "-m", "demeanor", "harness", *map(str, kept), "--name", name, "--results", str(options.keep)],
-                           cwd=ROOT, check=True)
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "demeanor",
+                    "harness",
+                    *map(str, kept),
+                    "--name",
+                    name,
+                    "--results",
+                    str(options.keep),
+                ],
+                cwd=ROOT,
+                check=True,
+            )
     return 0
 
 

@@ -20,10 +20,25 @@ from openai import OpenAI
 
 PORTS = ["Corkel", "Jorpel"]
 REFUSED = (400, 422)
-SCHEMA = {"type": "object", "properties": {"port": {"enum": PORTS}, "open": {"type": "boolean"}}, "required": ["port", "open"],
-          "additionalProperties": False}
-TOOL = {"type": "function", "function": {"name": "weather", "description": "Weather at a port.", "parameters": {
-    "type": "object", "properties": {"port": {"enum": PORTS}}, "required": ["port"], "additionalProperties": False}}}
+SCHEMA = {
+    "type": "object",
+    "properties": {"port": {"enum": PORTS}, "open": {"type": "boolean"}},
+    "required": ["port", "open"],
+    "additionalProperties": False,
+}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Weather at a port.",
+        "parameters": {
+            "type": "object",
+            "properties": {"port": {"enum": PORTS}},
+            "required": ["port"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 class Missing(Exception):
@@ -39,7 +54,12 @@ class Server:
 
     def chat(self, text: str = "When does the ferry leave?", **fields: Any) -> Any:
         """A chat completion of at most 12 tokens, unless `fields` say otherwise."""
-        asked = {"model": self.model, "messages": [{"role": "user", "content": text}], "max_tokens": 12, **fields}
+        asked = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": 12,
+            **fields,
+        }
         return self.client.chat.completions.create(**asked)
 
     def text(self, **fields: Any) -> str:
@@ -68,7 +88,12 @@ def plain(s: Server) -> None:
 def stream(s: Server) -> None:
     whole = s.text(temperature=0)
     raw = s.client.chat.completions.with_raw_response.create(
-        model=s.model, messages=[{"role": "user", "content": "When does the ferry leave?"}], max_tokens=12, temperature=0, stream=True)
+        model=s.model,
+        messages=[{"role": "user", "content": "When does the ferry leave?"}],
+        max_tokens=12,
+        temperature=0,
+        stream=True,
+    )
     lines = [line for line in raw.http_response.iter_lines() if line.startswith("data:")]
     need(bool(lines) and lines[-1] == "data: [DONE]", f"the last line is {lines[-1:] or 'none'}")
     chunks = [json.loads(line[5:]) for line in lines[:-1]]
@@ -87,7 +112,10 @@ def tools(s: Server) -> None:
         answer = s.chat(tools=[TOOL], tool_choice=choice, max_tokens=80).choices[0]
         need(bool(answer.message.tool_calls), f"no call, but {answer.message.content!r}")
         call = answer.message.tool_calls[0].function
-        need(call.name == "weather" and json.loads(call.arguments).get("port") in PORTS, f"{call.name}({call.arguments})")
+        need(
+            call.name == "weather" and json.loads(call.arguments).get("port") in PORTS,
+            f"{call.name}({call.arguments})",
+        )
         need(answer.finish_reason == "tool_calls", answer.finish_reason)
 
 
@@ -107,7 +135,10 @@ def response_format(s: Server) -> None:
             value = json.loads(text)
         except ValueError:
             raise Missing(f"no JSON: {text!r}") from None
-        need(set(value) == {"port", "open"} and value["port"] in PORTS and isinstance(value["open"], bool), text)
+        need(
+            set(value) == {"port", "open"} and value["port"] in PORTS and isinstance(value["open"], bool),
+            text,
+        )
 
 
 def logprobs(s: Server) -> None:
@@ -115,7 +146,10 @@ def logprobs(s: Server) -> None:
     need(choice.logprobs is not None and bool(choice.logprobs.content), "none")
     for token in choice.logprobs.content:
         need(len(token.top_logprobs) == 3 and token.logprob <= 0, token)
-        need(abs(token.logprob - max(t.logprob for t in token.top_logprobs)) < 1e-3, f"{token.token!r} is not the likeliest")
+        need(
+            abs(token.logprob - max(t.logprob for t in token.top_logprobs)) < 1e-3,
+            f"{token.token!r} is not the likeliest",
+        )
 
 
 def several(s: Server) -> None:
@@ -125,7 +159,7 @@ def several(s: Server) -> None:
 
 def stop(s: Server) -> None:
     whole = s.text(temperature=0)
-    word = whole[len(whole) // 2:][:3]
+    word = whole[len(whole) // 2 :][:3]
     need(bool(word), "the model says nothing, so nothing can be stopped")
     cut = s.text(temperature=0, stop=[word])
     need(cut == whole.partition(word)[0], f"{cut!r}, wanted {whole.partition(word)[0]!r}")
@@ -145,7 +179,9 @@ def temperature(s: Server) -> None:
 
 def max_tokens(s: Server) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
-        answer = s.client.chat.completions.create(model=s.model, messages=[{"role": "user", "content": "Tell me all."}], **{name: 2})
+        answer = s.client.chat.completions.create(
+            model=s.model, messages=[{"role": "user", "content": "Tell me all."}], **{name: 2}
+        )
         need(answer.usage.completion_tokens <= 2, f"{name} 2: {answer.usage.completion_tokens} tokens")
 
 
@@ -154,28 +190,48 @@ def penalties(s: Server) -> None:
     need(one != other, f"a bias for one token and for another: both {one!r}")
     both: dict[str, Any] = {"temperature": 0, "logit_bias": {"40": 100, "50": 100}, "max_tokens": 40}
     need(s.text(**both) != s.text(**both, frequency_penalty=2), "frequency_penalty 2 changes nothing")
-    need(s.text(**both) != s.text(**both, frequency_penalty=1, presence_penalty=2), "presence_penalty 2 changes nothing")
+    need(
+        s.text(**both) != s.text(**both, frequency_penalty=1, presence_penalty=2),
+        "presence_penalty 2 changes nothing",
+    )
     need(s.status(presence_penalty=3)[0] in REFUSED, "presence_penalty 3 is accepted")
 
 
 def completions(s: Server) -> None:
-    asked: dict[str, Any] = {"model": s.model, "prompt": "The ferry leaves", "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+    asked: dict[str, Any] = {
+        "model": s.model,
+        "prompt": "The ferry leaves",
+        "max_tokens": 1,
+        "echo": True,
+        "logprobs": 1,
+        "temperature": 0,
+    }
     choice = s.client.completions.create(**asked).choices[0]
     need(choice.text.startswith("The ferry leaves"), f"no echo: {choice.text!r}")
-    need(choice.logprobs is not None and len(choice.logprobs.token_logprobs) > 2, "no log-probabilities of the prompt")
+    need(
+        choice.logprobs is not None and len(choice.logprobs.token_logprobs) > 2,
+        "no log-probabilities of the prompt",
+    )
     need(choice.logprobs.token_logprobs[0] is None, "the first token of the prompt has a log-probability")
 
 
 def responses(s: Server) -> None:
-    answer = s.client.responses.create(model=s.model, input="When does the ferry leave?", max_output_tokens=12)
+    answer = s.client.responses.create(
+        model=s.model, input="When does the ferry leave?", max_output_tokens=12
+    )
     need(answer.object == "response" and answer.status in ("completed", "incomplete"), answer)
     need(isinstance(answer.output_text, str) and answer.usage is not None, answer)
 
 
 def embeddings(s: Server) -> None:
-    found = s.client.embeddings.create(model=s.model, input=["A ferry.", "A ferry.", "Rain."], encoding_format="float").data
+    found = s.client.embeddings.create(
+        model=s.model, input=["A ferry.", "A ferry.", "Rain."], encoding_format="float"
+    ).data
     need([d.index for d in found] == [0, 1, 2] and len(found[0].embedding) > 1, found)
-    need(max(abs(a - b) for a, b in zip(found[0].embedding, found[1].embedding)) < 1e-4, "one text, two vectors")
+    need(
+        max(abs(a - b) for a, b in zip(found[0].embedding, found[1].embedding)) < 1e-4,
+        "one text, two vectors",
+    )
     need(found[0].embedding != found[2].embedding, "two texts, one vector")
 
 
@@ -196,14 +252,19 @@ def moderations(s: Server) -> None:
 
 
 def keys(s: Server) -> None:
-    stranger = s.client.with_options(api_key="wrong-key-of-nobody")     # shares the connection, so nobody closes it here
+    stranger = s.client.with_options(
+        api_key="wrong-key-of-nobody"
+    )  # shares the connection, so nobody closes it here
     status, _ = Server(stranger, s.model).status()
     need(status == 401, f"a wrong key: status {status}")
 
 
 def errors(s: Server) -> None:
-    for what, fields, wanted in (("no messages", {"messages": []}, 400), ("an unknown model", {"model": "no-such-model"}, 404),
-                                 ("a prompt that is too long", {"text": "ferry " * 40_000}, 400)):
+    for what, fields, wanted in (
+        ("no messages", {"messages": []}, 400),
+        ("an unknown model", {"model": "no-such-model"}, 404),
+        ("a prompt that is too long", {"text": "ferry " * 40_000}, 400),
+    ):
         status, said = s.status(**fields)
         need(status == wanted, f"{what}: status {status}")
         need({"message", "type", "param", "code"} <= set(said), f"{what}: {said}")
@@ -216,16 +277,33 @@ def nothing_ignored(s: Server) -> None:
 
 
 CHECKS: dict[str, Callable[[Server], None]] = {
-    "chat completion with usage": plain, "stream, [DONE]": stream, "stream_options.include_usage": stream_usage,
-    "tools, tool_choice required and by name": tools, "tool_choice none, parallel_tool_calls": tool_choice_none,
-    "response_format json_schema": response_format, "logprobs, top_logprobs": logprobs, "n": several, "stop": stop, "seed": seed,
-    "temperature": temperature, "max_tokens, max_completion_tokens": max_tokens, "logit_bias and penalties": penalties,
-    "/v1/completions: echo, logprobs": completions, "/v1/responses": responses, "/v1/embeddings": embeddings, "/v1/models": models,
-    "/v1/moderations": moderations, "API keys": keys, "errors in OpenAI's shape": errors, "unknown fields refused by name": nothing_ignored,
+    "chat completion with usage": plain,
+    "stream, [DONE]": stream,
+    "stream_options.include_usage": stream_usage,
+    "tools, tool_choice required and by name": tools,
+    "tool_choice none, parallel_tool_calls": tool_choice_none,
+    "response_format json_schema": response_format,
+    "logprobs, top_logprobs": logprobs,
+    "n": several,
+    "stop": stop,
+    "seed": seed,
+    "temperature": temperature,
+    "max_tokens, max_completion_tokens": max_tokens,
+    "logit_bias and penalties": penalties,
+    "/v1/completions: echo, logprobs": completions,
+    "/v1/responses": responses,
+    "/v1/embeddings": embeddings,
+    "/v1/models": models,
+    "/v1/moderations": moderations,
+    "API keys": keys,
+    "errors in OpenAI's shape": errors,
+    "unknown fields refused by name": nothing_ignored,
 }
 
 
-def probe(base_url: str, model: str | None = None, key: str = "unused", timeout_s: float = 60.0) -> dict[str, str | None]:
+def probe(
+    base_url: str, model: str | None = None, key: str = "unused", timeout_s: float = 60.0
+) -> dict[str, str | None]:
     """Run every check; None where it held, else what the server did instead. `model` None: the first that it lists."""
     found: dict[str, str | None] = {}
     with OpenAI(base_url=base_url, api_key=key, max_retries=1, timeout=timeout_s) as client:
@@ -234,8 +312,10 @@ def probe(base_url: str, model: str | None = None, key: str = "unused", timeout_
             try:
                 check(server)
                 found[name] = None
-            except Exception as error:      # whatever the server does to the SDK is a finding
-                found[name] = f"{'' if isinstance(error, Missing) else type(error).__name__ + ': '}{error}"[:160]
+            except Exception as error:  # whatever the server does to the SDK is a finding
+                found[name] = f"{'' if isinstance(error, Missing) else type(error).__name__ + ': '}{error}"[
+                    :160
+                ]
     return found
 
 
@@ -249,7 +329,16 @@ def main() -> int:
     found = probe(given.base_url, given.model, given.key)
     held = sum(why is None for why in found.values())
     if given.json:
-        print(json.dumps({"held": held, "of": len(found), "missing": {k: v for k, v in found.items() if v is not None}}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "held": held,
+                    "of": len(found),
+                    "missing": {k: v for k, v in found.items() if v is not None},
+                },
+                indent=2,
+            )
+        )
     else:
         for name, why in found.items():
             print(f"{'yes' if why is None else 'NO ':3}  {name:42} {why or ''}")

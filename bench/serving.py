@@ -66,19 +66,35 @@ def quick_server(port: int) -> None:
 
     stack = workshop.load_stack(ROOT / "stacks" / "demo" / "demo.yaml")
     bounded = [x for x in stack.layers if x.kind == "limits"]
-    if bounded:     # the demo's own limits would end the measurement after some requests
-        generous = bounded[0].spec.model_copy(update={k: 10**9 for k in type(bounded[0].spec).model_fields if k.startswith(("requests", "tokens"))})
-        stack = replace(stack, layers=tuple(replace(x, spec=generous) if x is bounded[0] else x for x in stack.layers))
+    if bounded:  # the demo's own limits would end the measurement after some requests
+        generous = bounded[0].spec.model_copy(
+            update={
+                k: 10**9 for k in type(bounded[0].spec).model_fields if k.startswith(("requests", "tokens"))
+            }
+        )
+        stack = replace(
+            stack, layers=tuple(replace(x, spec=generous) if x is bounded[0] else x for x in stack.layers)
+        )
     os.chdir(tempfile.mkdtemp())
     house = Quick(stack, workshop.runs(ROOT / "runs"))
-    uvicorn.run(app(Served(house), keys=from_digests({digest(KEY): "bench"})), host="127.0.0.1", port=port, log_level="error")
+    uvicorn.run(
+        app(Served(house), keys=from_digests({digest(KEY): "bench"})),
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+    )
 
 
 def ask(connection: http.client.HTTPConnection, model: str, stream: bool) -> tuple[float, dict[str, Any]]:
     """Milliseconds of one request, and the trace it came with."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": QUESTION}], "stream": stream})
     started = time.perf_counter()
-    connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json", "authorization": f"Bearer {KEY}"})
+    connection.request(
+        "POST",
+        "/v1/chat/completions",
+        body,
+        {"content-type": "application/json", "authorization": f"Bearer {KEY}"},
+    )
     answer = connection.getresponse()
     text = answer.read()
     passed = 1000 * (time.perf_counter() - started)
@@ -90,12 +106,17 @@ def ask(connection: http.client.HTTPConnection, model: str, stream: bool) -> tup
 
 def latency(count: int) -> list[dict[str, Any]]:
     port = free_port()
-    server = subprocess.Popen([sys.executable, "-m", "bench.serving", "--quick", str(port)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "bench.serving", "--quick", str(port)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     rows: list[dict[str, Any]] = []
     try:
         _wait(port, server)
         connection = http.client.HTTPConnection("127.0.0.1", port)
-        for model, what in (("harbour-desk:dpo", "no layer (key, HTTP, JSON)"), ("harbour-desk", "every layer")):
+        for model, what in (
+            ("harbour-desk:dpo", "no layer (key, HTTP, JSON)"),
+            ("harbour-desk", "every layer"),
+        ):
             for stream in (False, True):
                 for _ in range(200):
                     ask(connection, model, stream)
@@ -104,8 +125,17 @@ def latency(count: int) -> list[dict[str, Any]]:
                 for _, trace in asked:
                     for name, ms in _per_layer(trace).items():
                         layers.setdefault(name, []).append(ms)
-                rows.append({"what": what, "stream": stream, "n": count, **quantiles([ms for ms, _ in asked]),
-                             "layers_p50_ms": {name: round(statistics.median(ms), 3) for name, ms in layers.items()}})
+                rows.append(
+                    {
+                        "what": what,
+                        "stream": stream,
+                        "n": count,
+                        **quantiles([ms for ms, _ in asked]),
+                        "layers_p50_ms": {
+                            name: round(statistics.median(ms), 3) for name, ms in layers.items()
+                        },
+                    }
+                )
     finally:
         server.terminate()
         server.wait(30)
@@ -121,12 +151,23 @@ def _per_layer(trace: dict[str, Any]) -> dict[str, float]:
 
 async def one(port: int, model: str, prompt: str, new: int) -> tuple[float, list[float], int]:
     """Seconds to the first piece, gaps between pieces, tokens; over a bare socket, so that the client costs little."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}], "stream": True, "max_tokens": new,
-                       "temperature": 0, "stream_options": {"include_usage": True}}).encode()
+    body = json.dumps(
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "stream": True,
+            "max_tokens": new,
+            "temperature": 0,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: application/json\r\n"
-                 + f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        + f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
     await writer.drain()
     first, last, gaps, tokens = 0.0, 0.0, [], 0
     status = await reader.readline()
@@ -147,14 +188,21 @@ async def one(port: int, model: str, prompt: str, new: int) -> tuple[float, list
 
 async def storm(port: int, model: str, callers: int, each: int, new: int) -> dict[str, Any]:
     async def caller(i: int) -> list[tuple[float, list[float], int]]:
-        return [await one(port, model, f"Caller {i} asks for the {k}th time: what leaves the harbour?", new) for k in range(each)]
+        return [
+            await one(port, model, f"Caller {i} asks for the {k}th time: what leaves the harbour?", new)
+            for k in range(each)
+        ]
 
     started = time.perf_counter()
     answers = [x for row in await asyncio.gather(*(caller(i) for i in range(callers))) for x in row]
     seconds = time.perf_counter() - started
-    return {"callers": callers, "requests": len(answers), "tokens_per_s": round(sum(t for *_, t in answers) / seconds, 1),
-            "first_ms": quantiles([1000 * f for f, *_ in answers]),
-            "gap_ms": quantiles([1000 * g for _, gaps, _ in answers for g in gaps] or [0.0])}
+    return {
+        "callers": callers,
+        "requests": len(answers),
+        "tokens_per_s": round(sum(t for *_, t in answers) / seconds, 1),
+        "first_ms": quantiles([1000 * f for f, *_ in answers]),
+        "gap_ms": quantiles([1000 * g for _, gaps, _ in answers for g in gaps] or [0.0]),
+    }
 
 
 def load(new: int, only: list[str] | None) -> list[dict[str, Any]]:
@@ -166,28 +214,68 @@ def load(new: int, only: list[str] | None) -> list[dict[str, Any]]:
         decoding.make(folder)
         model = folder / "fp32"
         settings = json.loads((model / "tokenizer_config.json").read_text())
-        settings["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+        settings["chat_template"] = (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+        )
         (model / "tokenizer_config.json").write_text(json.dumps(settings))
-        (folder / "stack.yaml").write_text(json.dumps({
-            "name": "bench", "weights": {"base": {"kind": "import", "path": "fp32"}}, "template": "model", "decoding": {"temperature": 0}}))
-        serve = [str(ROOT / "bench" / ".venv" / "bin" / "transformers"), "serve", "--host", "127.0.0.1", "--log-level", "error"]
+        (folder / "stack.yaml").write_text(
+            json.dumps(
+                {
+                    "name": "bench",
+                    "weights": {"base": {"kind": "import", "path": "fp32"}},
+                    "template": "model",
+                    "decoding": {"temperature": 0},
+                }
+            )
+        )
+        serve = [
+            str(ROOT / "bench" / ".venv" / "bin" / "transformers"),
+            "serve",
+            "--host",
+            "127.0.0.1",
+            "--log-level",
+            "error",
+        ]
         contenders = {
-            "demeanor serve": (lambda port: [sys.executable, "-m", "demeanor", "serve", str(folder / "stack.yaml"), "--port", str(port),
-                                             "--api-key", KEY], "bench"),
+            "demeanor serve": (
+                lambda port: [
+                    sys.executable,
+                    "-m",
+                    "demeanor",
+                    "serve",
+                    str(folder / "stack.yaml"),
+                    "--port",
+                    str(port),
+                    "--api-key",
+                    KEY,
+                ],
+                "bench",
+            ),
             "transformers serve": (lambda port: [*serve, "--port", str(port), str(model)], str(model)),
-            "transformers serve --continuous-batching": (lambda port: [*serve, "--continuous-batching", "--port", str(port), str(model)], str(model)),
+            "transformers serve --continuous-batching": (
+                lambda port: [*serve, "--continuous-batching", "--port", str(port), str(model)],
+                str(model),
+            ),
         }
         for name, (command, id_) in contenders.items():
             if only and name not in only:
                 continue
             port = free_port()
             with open(f"/tmp/demeanor-serving-{name.replace(' ', '-')}.log", "w") as log:
-                server = subprocess.Popen(command(port), cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)})
+                server = subprocess.Popen(
+                    command(port),
+                    cwd=ROOT,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+                )
                 try:
                     _wait(port, server)
-                    asyncio.run(storm(port, id_, 2, 1, new))            # warm
+                    asyncio.run(storm(port, id_, 2, 1, new))  # warm
                     for callers in (1, 4, 16, 64):
-                        rows.append({"who": name, **asyncio.run(storm(port, id_, callers, max(1, 8 // callers), new))})
+                        rows.append(
+                            {"who": name, **asyncio.run(storm(port, id_, callers, max(1, 8 // callers), new))}
+                        )
                         print(rows[-1], flush=True)
                 except SystemExit as error:
                     rows.append({"who": name, "failed": str(error)})
@@ -230,8 +318,11 @@ def main() -> int:
     if options.part != 2:
         found["latency"] = latency(options.count)
         for row in found["latency"]:
-            print(f"{row['what']:<28} {'streamed' if row['stream'] else 'plain':<9} p50 {row['p50']:.2f}  p95 {row['p95']:.2f}  "
-                  f"p99 {row['p99']:.2f} ms   {row['layers_p50_ms']}", flush=True)
+            print(
+                f"{row['what']:<28} {'streamed' if row['stream'] else 'plain':<9} p50 {row['p50']:.2f}  p95 {row['p95']:.2f}  "
+                f"p99 {row['p99']:.2f} ms   {row['layers_p50_ms']}",
+                flush=True,
+            )
     if options.part != 1:
         found["serving"] = load(options.new, options.only)
     out = ROOT / "results" / "serving.json"

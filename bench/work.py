@@ -27,7 +27,7 @@ class Work:
     """One line of the table: `steps` optimiser steps of `batch` rows each."""
 
     name: str
-    kind: str                       # sft | reward | dpo
+    kind: str  # sft | reward | dpo
     rows: Callable[[int], list[Row]]
     vocabulary: int = SMALL
     batch: int = 16
@@ -38,18 +38,25 @@ class Work:
         return self.rows(self.batch * self.steps)
 
 
-def fixed(prompt: int, completion: int, completions: int = 1, vocabulary: int = SMALL) -> Callable[[int], list[Row]]:
+def fixed(
+    prompt: int, completion: int, completions: int = 1, vocabulary: int = SMALL
+) -> Callable[[int], list[Row]]:
     """Rows of one length; every branch ends in EOS."""
+
     def rows(count: int) -> list[Row]:
         rng = random.Random(0)
         draw = lambda n: [rng.randrange(FIRST, vocabulary) for _ in range(n)]  # noqa: E731
-        return [(draw(prompt), [[*draw(completion - 1), EOS] for _ in range(completions)]) for _ in range(count)]
+        return [
+            (draw(prompt), [[*draw(completion - 1), EOS] for _ in range(completions)]) for _ in range(count)
+        ]
+
     return rows
 
 
 @cache
 def _gpt2() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
     folder = SHARED / "gpt2-tokenizer"
     tokenizer = Tokenizer(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,11 +70,13 @@ def _ids(text: str, most: int) -> list[int]:
 
 def real(texts: Callable[[], Iterator[tuple[str, list[str]]]], most: int) -> Callable[[int], list[Row]]:
     """Rows of real texts in GPT-2's tokens, drawn with a fixed seed; prompt and completion are each cut at `most` / 2 tokens."""
+
     def rows(count: int) -> list[Row]:
         found = list(texts())
         random.Random(0).shuffle(found)
         found = (found * (1 + count // len(found)))[:count]
         return [(_ids(p, most // 2), [[*_ids(c, most // 2 - 1), EOS] for c in cs]) for p, cs in found]
+
     return rows
 
 
@@ -88,12 +97,16 @@ def hh() -> Iterator[tuple[str, list[str]]]:
 def oasst() -> Iterator[tuple[str, list[str]]]:
     for line in (SHARED / "oasst" / "en_100_tree.jsonl").read_text().splitlines():
         root = json.loads(line)["prompt"]
-        replies = sorted(root.get("replies", []), key=lambda r: r.get("rank") if r.get("rank") is not None else 99)
+        replies = sorted(
+            root.get("replies", []), key=lambda r: r.get("rank") if r.get("rank") is not None else 99
+        )
         if replies:
             yield root["text"], [r["text"] for r in replies]
 
 
-def firsts(texts: Callable[[], Iterator[tuple[str, list[str]]]], count: int) -> Callable[[], Iterator[tuple[str, list[str]]]]:
+def firsts(
+    texts: Callable[[], Iterator[tuple[str, list[str]]]], count: int
+) -> Callable[[], Iterator[tuple[str, list[str]]]]:
     """Only the best `count` completions of each prompt, prompts with fewer left out."""
     return lambda: ((p, cs[:count]) for p, cs in texts() if len(cs) >= count)
 
@@ -115,7 +128,15 @@ WORKS = [
 
 
 WORKS_CUDA = [
-    Work("sft, hh-rlhf best answers to 1024", "sft", real(firsts(hh, 1), 1024), GPT2, batch=32, steps=5, real=True),
+    Work(
+        "sft, hh-rlhf best answers to 1024",
+        "sft",
+        real(firsts(hh, 1), 1024),
+        GPT2,
+        batch=32,
+        steps=5,
+        real=True,
+    ),
     Work("sft, 1024 + 1024", "sft", fixed(1024, 1024), batch=8, steps=5),
     Work("reward, hh-rlhf pairs", "reward", real(hh, 1024), GPT2, batch=32, steps=5, real=True),
     Work("reward, K=4, 1024 + 256", "reward", fixed(1024, 256, 4), batch=8, steps=5),
@@ -134,6 +155,7 @@ def works(device: str) -> list[Work]:
 def model_config(vocabulary: int, *, device: str) -> Any:
     """About 10 M parameters beside the tied embedding (CPU), or 0.5 B (CUDA); the same for everybody."""
     from demeanor.model.config import Config
+
     if device == "cuda":
         return Config("llama", vocabulary, 1024, 2816, 24, 16, 16, 64, 4096, 1e-5, 10000.0, True)
     return Config("llama", vocabulary, 320, 864, 7, 5, 5, 64, 2048, 1e-5, 10000.0, True)
@@ -143,6 +165,6 @@ def grouped(rows: list[Row], batch: int) -> list[Row]:
     """The rows in batches of similar length (what `group_by_length` does), batches in a fixed random order."""
     size = lambda r: len(r[0]) + max(map(len, r[1]))  # noqa: E731
     ordered = sorted(rows, key=size)
-    batches = [ordered[i:i + batch] for i in range(0, len(ordered), batch)]
+    batches = [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
     random.Random(0).shuffle(batches)
     return [row for b in batches for row in b]

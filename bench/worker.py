@@ -81,6 +81,7 @@ def checkpoint(work: Work, folder: Path, device: str) -> None:
     from demeanor.model import checkpoint as models
     from demeanor.model.initial import initialise
     from demeanor.model.llama import Llama
+
     policy = Llama(model_config(work.vocabulary, device=device))
     initialise(policy, 0, mimetic=False)
     models.save(policy, folder / "policy")
@@ -90,7 +91,9 @@ def checkpoint(work: Work, folder: Path, device: str) -> None:
 # ---- ours ----
 
 
-def ours(work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str) -> Callable[[], Pass]:
+def ours(
+    work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str
+) -> Callable[[], Pass]:
     """The loop of `demeanor train` itself, its ledger read for loss and time."""
     import shutil
     from functools import partial
@@ -106,22 +109,48 @@ def ours(work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, de
     from demeanor.train.reference import reference_logprobs, trees_key
 
     rewards = work.kind == "reward"
-    trees = [Tree(tuple(p), tuple(Branch(tuple(c), (True,) * len(c)) for c in cs), tuple(range(len(cs)))) for p, cs in rows]
+    trees = [
+        Tree(tuple(p), tuple(Branch(tuple(c), (True,) * len(c)) for c in cs), tuple(range(len(cs))))
+        for p, cs in rows
+    ]
     model: Any = models.load_reward(folder / "reward") if rewards else models.load(folder / "policy")
     model.to(device)
     reference = None
     if work.kind == "dpo":
-        reference = reference_logprobs(lambda: models.load(folder / "policy"), policy_outputs, trees, folder=folder, model_key="policy",
-                                       data_key=trees_key(trees), fp32=not bf16)
-    loss = {"sft": partial(sft.loss, sft.Spec()), "reward": partial(reward.loss, reward.Spec()), "dpo": partial(dpo.loss, dpo.Spec())}
+        reference = reference_logprobs(
+            lambda: models.load(folder / "policy"),
+            policy_outputs,
+            trees,
+            folder=folder,
+            model_key="policy",
+            data_key=trees_key(trees),
+            fp32=not bf16,
+        )
+    loss = {
+        "sft": partial(sft.loss, sft.Spec()),
+        "reward": partial(reward.loss, reward.Spec()),
+        "dpo": partial(dpo.loss, dpo.Spec()),
+    }
     optim = Optim(lr=LR, betas=(0.9, 0.999), schedule="constant", warmup=0.0)
     steps = [[list(range(i, i + work.batch))] for i in range(0, len(trees), work.batch)]
 
     def run() -> Pass:
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        fit(model, reward_outputs if rewards else policy_outputs, loss[work.kind], trees, steps, optim, out=out,
-            watch=Progress("bench", stream=io.StringIO()), read_last=rewards, reference=reference, checkpoint_every_s=1e9, fp32=not bf16)
+        fit(
+            model,
+            reward_outputs if rewards else policy_outputs,
+            loss[work.kind],
+            trees,
+            steps,
+            optim,
+            out=out,
+            watch=Progress("bench", stream=io.StringIO()),
+            read_last=rewards,
+            reference=reference,
+            checkpoint_every_s=1e9,
+            fp32=not bf16,
+        )
         found = ledger.read(out / "ledger.jsonl")
         return Pass([r["seconds"] for r in found], [r["loss"] for r in found])
 
@@ -131,11 +160,18 @@ def ours(work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, de
 # ---- theirs ----
 
 
-def trl(work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str) -> Callable[[], Pass]:
+def trl(
+    work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str
+) -> Callable[[], Pass]:
     """TRL's own trainers and `train()`; `tuned`: no checkpointing, batches of like length, precomputed reference."""
     os.environ.update(HF_HUB_OFFLINE="1", CI="1", TRL_EXPERIMENTAL_SILENCE="1", WANDB_DISABLED="true")
     from datasets import Dataset
-    from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback)
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        PreTrainedTokenizerFast,
+        TrainerCallback,
+    )
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -150,20 +186,39 @@ def trl(work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, dev
     tuned, batch = who == "trl tuned", work.batch
     columns: dict[str, list[Any]]
     if work.kind == "sft":
-        columns = {"input_ids": [p + cs[0] for p, cs in rows], "completion_mask": [[0] * len(p) + [1] * len(cs[0]) for p, cs in rows]}
+        columns = {
+            "input_ids": [p + cs[0] for p, cs in rows],
+            "completion_mask": [[0] * len(p) + [1] * len(cs[0]) for p, cs in rows],
+        }
     elif work.kind == "reward":
         pairs = [(p, a, b) for p, cs in rows for a, b in combinations(cs, 2)]
         columns = {"chosen_ids": [p + a for p, a, _ in pairs], "rejected_ids": [p + b for p, _, b in pairs]}
         batch = work.batch * len(pairs) // len(rows)
     else:
         write = lambda ids: " ".join(map(str, ids))  # noqa: E731
-        columns = {"prompt": [write(p) for p, _ in rows], "chosen": [" " + write(cs[0][:-1]) for _, cs in rows],
-                   "rejected": [" " + write(cs[1][:-1]) for _, cs in rows]}
+        columns = {
+            "prompt": [write(p) for p, _ in rows],
+            "chosen": [" " + write(cs[0][:-1]) for _, cs in rows],
+            "rejected": [" " + write(cs[1][:-1]) for _, cs in rows],
+        }
     common: dict[str, Any] = dict(
-        output_dir=str(folder / "trl"), per_device_train_batch_size=batch, max_steps=work.steps, learning_rate=LR, lr_scheduler_type="constant",
-        train_sampling_strategy="sequential", save_strategy="no", report_to="none", logging_strategy="steps",
-        logging_steps=1 if not bf16 else 1000, disable_tqdm=True, use_cpu=device == "cpu", bf16=bf16, seed=0, max_length=4096,
-        dataloader_pin_memory=device == "cuda")
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=batch,
+        max_steps=work.steps,
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to="none",
+        logging_strategy="steps",
+        logging_steps=1 if not bf16 else 1000,
+        disable_tqdm=True,
+        use_cpu=device == "cpu",
+        bf16=bf16,
+        seed=0,
+        max_length=4096,
+        dataloader_pin_memory=device == "cuda",
+    )
     if tuned:
         common |= {"gradient_checkpointing": False, "optim": "adamw_torch_fused"}
     tokenizer = words(work.vocabulary, PreTrainedTokenizerFast)
@@ -172,16 +227,32 @@ def trl(work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, dev
     if work.kind == "reward":
         model = AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1)
         model.config.pad_token_id = tokenizer.pad_token_id
-        trainer: Any = RewardTrainer(model=model, args=RewardConfig(**common), train_dataset=data, processing_class=tokenizer, callbacks=[clock])
+        trainer: Any = RewardTrainer(
+            model=model,
+            args=RewardConfig(**common),
+            train_dataset=data,
+            processing_class=tokenizer,
+            callbacks=[clock],
+        )
     else:
         model = AutoModelForCausalLM.from_pretrained(folder / "policy")
         if work.kind == "sft":
-            trainer = SFTTrainer(model=model, args=SFTConfig(**common, completion_only_loss=True), train_dataset=data, processing_class=tokenizer,
-                                 callbacks=[clock])
+            trainer = SFTTrainer(
+                model=model,
+                args=SFTConfig(**common, completion_only_loss=True),
+                train_dataset=data,
+                processing_class=tokenizer,
+                callbacks=[clock],
+            )
         else:
-            trainer = DPOTrainer(model=model, args=DPOConfig(**common, beta=0.1, precompute_ref_log_probs=tuned), train_dataset=data,
-                                 processing_class=tokenizer, callbacks=[clock],
-                                 ref_model=None if tuned else AutoModelForCausalLM.from_pretrained(folder / "policy"))
+            trainer = DPOTrainer(
+                model=model,
+                args=DPOConfig(**common, beta=0.1, precompute_ref_log_probs=tuned),
+                train_dataset=data,
+                processing_class=tokenizer,
+                callbacks=[clock],
+                ref_model=None if tuned else AutoModelForCausalLM.from_pretrained(folder / "policy"),
+            )
 
     def run() -> Pass:
         trainer.state.log_history = []
@@ -195,6 +266,7 @@ def trl(work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, dev
 def words(vocabulary: int, kind: Any) -> Any:
     """A tokenizer whose words are numbers: the text of a row is its token ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
+
     names = {**{str(i): i for i in range(vocabulary)}}
     names.pop("0"), names.pop(str(EOS))
     inner = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": EOS, **names}, unk_token="<pad>"))

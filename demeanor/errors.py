@@ -41,7 +41,11 @@ class SpecError(DemeanorError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         lines = [str(problem) for problem in self.problems]
-        super().__init__(lines[0] if len(lines) == 1 else f"{len(lines)} mistakes:\n" + "\n".join(f"  {line}" for line in lines))
+        super().__init__(
+            lines[0]
+            if len(lines) == 1
+            else f"{len(lines)} mistakes:\n" + "\n".join(f"  {line}" for line in lines)
+        )
 
 
 class DataError(DemeanorError):
@@ -75,10 +79,24 @@ class DecodingError(EngineError):
 class RequestError(DemeanorError):
     """A refused API request in OpenAI's shape: HTTP status, error type, the field at fault and a stable code."""
 
-    def __init__(self, message: str, *, status: int = 400, kind: str = "invalid_request_error",
-                 param: str | None = None, code: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.kind, self.param, self.code, self.retry_after_s = status, kind, param, code, retry_after_s
+        self.status, self.kind, self.param, self.code, self.retry_after_s = (
+            status,
+            kind,
+            param,
+            code,
+            retry_after_s,
+        )
 
 
 def unknown(got: str, known: Iterable[str], *, noun: str = "name") -> str:

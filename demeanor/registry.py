@@ -43,7 +43,9 @@ def entry(package: str, key: str) -> ModuleType:
     Raises DemeanorError with the nearest and all known names if there is none.
     """
     if key not in known(package):
-        raise DemeanorError(unknown(key, known(package), noun=f"{package.rsplit('.', 1)[-1].rstrip('s')} kind"))
+        raise DemeanorError(
+            unknown(key, known(package), noun=f"{package.rsplit('.', 1)[-1].rstrip('s')} kind")
+        )
     return importlib.import_module(f"{package}.{key}")
 
 

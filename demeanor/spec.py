@@ -20,7 +20,9 @@ STAGE_NAME = r"^[a-z][a-z0-9_]*$"
 class Optim(Spec):
     """How weights move: AdamW (or Muon on the matrices) with a warm-up and a schedule."""
 
-    kind: Literal["adamw", "muon"] = Field("adamw", description="muon: orthogonalised momentum on hidden matrices, AdamW on the rest")
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: orthogonalised momentum on hidden matrices, AdamW on the rest"
+    )
     lr: float = Field(1.0e-4, gt=0, description="peak learning rate")
     betas: tuple[Rate, Rate] = Field((0.9, 0.95), description="AdamW moment decay rates")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, on matrices only")
@@ -28,8 +30,12 @@ class Optim(Spec):
     warmup: Rate = Field(0.05, description="share of the steps spent warming up linearly from 0")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="decay after the warm-up")
     final_lr: Rate = Field(0.1, description="learning rate at the end, as a share of the peak")
-    ema: float | None = Field(None, gt=0, lt=1,
-                              description="decay of an exponential moving average of the weights, which is what is kept; null: off")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, which is what is kept; null: off",
+    )
 
 
 class Tokenizer(Spec):
@@ -48,7 +54,9 @@ class ModelShape(Spec):
     mlp_width: Positive | None = Field(None, description="null: 8/3 of width, rounded up to 16")
     context: int = Field(512, ge=8, description="longest sequence in tokens")
     rope_theta: float = Field(1000.0, gt=0, description="rotary base")
-    init: Literal["normal", "mimetic"] = Field("mimetic", description="mimetic: QK and VO near +-identity (Trockman & Kolter)")
+    init: Literal["normal", "mimetic"] = Field(
+        "mimetic", description="mimetic: QK and VO near +-identity (Trockman & Kolter)"
+    )
 
 
 class Source(Spec):
@@ -56,11 +64,21 @@ class Source(Spec):
 
     source: str
     config: str | None = Field(None, description="configuration of a hub id; null: its default")
-    split: str | None = Field(None, description="split of a hub id or a saved dataset; null: train, or the only one")
-    columns: dict[str, str] | None = Field(None, description="our names of columns that have others, e.g. {prompt: question}; null: none")
-    skip_bad: bool = Field(False, description="leave out rows that cannot be used, and say how many; false: they are an error")
-    stream: bool = Field(False, description="keep token trees in a file instead of memory; the same rows in the same order")
-    weight: float = Field(1.0, gt=0, description="times each row counts: 2 repeats every row, 0.5 keeps a fixed half")
+    split: str | None = Field(
+        None, description="split of a hub id or a saved dataset; null: train, or the only one"
+    )
+    columns: dict[str, str] | None = Field(
+        None, description="our names of columns that have others, e.g. {prompt: question}; null: none"
+    )
+    skip_bad: bool = Field(
+        False, description="leave out rows that cannot be used, and say how many; false: they are an error"
+    )
+    stream: bool = Field(
+        False, description="keep token trees in a file instead of memory; the same rows in the same order"
+    )
+    weight: float = Field(
+        1.0, gt=0, description="times each row counts: 2 repeats every row, 0.5 keeps a fixed half"
+    )
     limit: Positive | None = Field(None, description="use only the first n rows; null: all")
 
 
@@ -76,7 +94,9 @@ class Scratch(Spec):
     batch_rows: Positive = Field(16, description="rows per optimiser step")
     optim: Optim = Optim(lr=2.0e-3)
     seed: int = 0
-    template: str | None = Field(None, description="how to prompt the base itself; null: the stack's template")
+    template: str | None = Field(
+        None, description="how to prompt the base itself; null: the stack's template"
+    )
 
 
 class Import(Spec):
@@ -84,18 +104,30 @@ class Import(Spec):
 
     kind: Literal["import"] = "import"
     path: str = Field(description="folder, or hub id with optional @revision")
-    template: str | None = Field(None, description="how to prompt the base itself; null: the stack's template")
+    template: str | None = Field(
+        None, description="how to prompt the base itself; null: the stack's template"
+    )
 
 
 class Remote(Spec):
     """Weights that another OpenAI-compatible server answers with (vLLM first): runtime layers go before them, nothing trains on them."""
 
     kind: Literal["remote"] = "remote"
-    url: str = Field(pattern=r"^https?://[^@]+$", description="the part before /chat/completions, such as http://127.0.0.1:8000/v1")
+    url: str = Field(
+        pattern=r"^https?://[^@]+$",
+        description="the part before /chat/completions, such as http://127.0.0.1:8000/v1",
+    )
     model: str = Field(min_length=1, description="model id there")
-    key_env: str | None = Field(None, description="environment variable that holds the API key; null: none is sent")
+    key_env: str | None = Field(
+        None, description="environment variable that holds the API key; null: none is sent"
+    )
     timeout_s: float = Field(60.0, gt=0, description="longest silence, in seconds")
-    retries: int = Field(2, ge=0, le=10, description="times a request is sent again that got no answer yet (429, 5xx, no connection)")
+    retries: int = Field(
+        2,
+        ge=0,
+        le=10,
+        description="times a request is sent again that got no answer yet (429, 5xx, no connection)",
+    )
 
 
 class Adapter(Spec):
@@ -104,20 +136,31 @@ class Adapter(Spec):
     kind: Literal["lora"] = "lora"
     rank: Positive = 16
     alpha: float = Field(32.0, gt=0, description="scale of the product, before it is divided by the rank")
-    targets: tuple[str, ...] = Field(("all-linear",), min_length=1,
-                                     description="last names of the linear maps to adapt; all-linear: all but the head")
-    rslora: bool = Field(False, description="divide alpha by the square root of the rank (Kalajdzievski 2023)")
-    quantise: Literal["nf4"] | None = Field(None, description="hold the frozen maps in 4 bits (QLoRA); CUDA and bitsandbytes only")
+    targets: tuple[str, ...] = Field(
+        ("all-linear",),
+        min_length=1,
+        description="last names of the linear maps to adapt; all-linear: all but the head",
+    )
+    rslora: bool = Field(
+        False, description="divide alpha by the square root of the rank (Kalajdzievski 2023)"
+    )
+    quantise: Literal["nf4"] | None = Field(
+        None, description="hold the frozen maps in 4 bits (QLoRA); CUDA and bitsandbytes only"
+    )
 
 
 class Probe(Spec):
     """What the policy says on fixed prompts, before training and after each fifth; it changes no weight and no key."""
 
-    prompts: str | None = Field(None, description="suite: world:NAME, builtin:NAME or a file; null: the stage's own held-out prompts")
+    prompts: str | None = Field(
+        None, description="suite: world:NAME, builtin:NAME or a file; null: the stage's own held-out prompts"
+    )
     count: Positive = Field(16, description="prompts: the first that differ and fit")
     max_tokens: Positive = Field(64, description="longest answer in tokens")
     temperature: float = Field(1.0, ge=0, le=5, description="0 is greedy; the KL is estimated at 1 only")
-    reward: str | None = Field(None, description="earlier reward stage that scores the answers too; null: none")
+    reward: str | None = Field(
+        None, description="earlier reward stage that scores the answers too; null: none"
+    )
 
 
 class Stage(Spec):
@@ -127,15 +170,23 @@ class Stage(Spec):
     name: str = Field(pattern=STAGE_NAME)
     objective: dict[str, Any] = Field(description="objective kind and its settings")
     data: tuple[Source, ...]
-    parent: str | None = Field(None, description="stage whose weights it starts from; null: the policy stage before it, or base")
-    uses: dict[str, str] = Field(default_factory=dict, description="frozen ancestors by role; reference defaults to the parent")
+    parent: str | None = Field(
+        None, description="stage whose weights it starts from; null: the policy stage before it, or base"
+    )
+    uses: dict[str, str] = Field(
+        default_factory=dict, description="frozen ancestors by role; reference defaults to the parent"
+    )
     adapter: Adapter | None = Field(None, description="train low-rank matrices only; null: all weights")
     optim: Optim = Optim()
     epochs: float = Field(1.0, gt=0)
     batch_rows: Positive = Field(16, description="rows (prompts) per optimiser step")
-    max_tokens: Positive | None = Field(None, description="longer rows are left out and counted; null: the context")
+    max_tokens: Positive | None = Field(
+        None, description="longer rows are left out and counted; null: the context"
+    )
     seed: int = 0
-    probe: Probe | None = Field(None, description="let it answer fixed prompts while it trains, and watch what it says; null: off")
+    probe: Probe | None = Field(
+        None, description="let it answer fixed prompts while it trains, and watch what it says; null: off"
+    )
 
 
 class ImportStage(Spec):
@@ -145,7 +196,9 @@ class ImportStage(Spec):
     name: str = Field(pattern=STAGE_NAME)
     path: str = Field(description="folder, or hub id with optional @revision")
     reward: bool = Field(False, description="it is a reward model (sequence classification with one label)")
-    parent: str | None = Field(None, description="stage it stands on in the ladder; null: the policy stage before it, or base")
+    parent: str | None = Field(
+        None, description="stage it stands on in the ladder; null: the policy stage before it, or base"
+    )
 
 
 class MergeStage(Spec):
@@ -153,10 +206,16 @@ class MergeStage(Spec):
 
     kind: Literal["merge"] = "merge"
     name: str = Field(pattern=STAGE_NAME)
-    of: tuple[str, ...] = Field(min_length=1, description="earlier stages; the last one is the parent in the ladder")
-    weights: tuple[float, ...] | None = Field(None, description="one per stage, 1 in sum but for task_arithmetic; null: equal shares")
+    of: tuple[str, ...] = Field(
+        min_length=1, description="earlier stages; the last one is the parent in the ladder"
+    )
+    weights: tuple[float, ...] | None = Field(
+        None, description="one per stage, 1 in sum but for task_arithmetic; null: equal shares"
+    )
     method: Literal["linear", "slerp", "task_arithmetic"] = Field(
-        "linear", description="slerp: along the arc, of two stages; task_arithmetic: differences added to the nearest common ancestor")
+        "linear",
+        description="slerp: along the arc, of two stages; task_arithmetic: differences added to the nearest common ancestor",
+    )
 
 
 class QuantiseStage(Spec):
@@ -164,8 +223,12 @@ class QuantiseStage(Spec):
 
     kind: Literal["quantise"] = "quantise"
     name: str = Field(pattern=STAGE_NAME)
-    format: Literal["int8", "bf16"] = Field("int8", description="int8: one scale per output; bf16: 8 bits of mantissa")
-    parent: str | None = Field(None, description="stage that is rounded; null: the policy stage before it, or base")
+    format: Literal["int8", "bf16"] = Field(
+        "int8", description="int8: one scale per output; bf16: 8 bits of mantissa"
+    )
+    parent: str | None = Field(
+        None, description="stage that is rounded; null: the policy stage before it, or base"
+    )
 
 
 def _stage_kind(stage: Any) -> str:
@@ -173,9 +236,12 @@ def _stage_kind(stage: Any) -> str:
 
 
 AnyStage = Annotated[
-    Annotated[Stage, Tag("train")] | Annotated[ImportStage, Tag("import")] | Annotated[MergeStage, Tag("merge")]
+    Annotated[Stage, Tag("train")]
+    | Annotated[ImportStage, Tag("import")]
+    | Annotated[MergeStage, Tag("merge")]
     | Annotated[QuantiseStage, Tag("quantise")],
-    Discriminator(_stage_kind)]
+    Discriminator(_stage_kind),
+]
 
 
 class Weights(Spec):
@@ -183,7 +249,9 @@ class Weights(Spec):
 
     base: Scratch | Import | Remote = Field(discriminator="kind")
     stages: tuple[AnyStage, ...] = ()
-    serve: str | None = Field(None, description="stage that answers users; null: the last one that is a policy")
+    serve: str | None = Field(
+        None, description="stage that answers users; null: the last one that is a policy"
+    )
 
 
 class DecodingSpec(Spec):
@@ -195,29 +263,51 @@ class DecodingSpec(Spec):
     seed: int | None = Field(None, description="null: a fresh draw for each request")
     stop: tuple[str, ...] = Field((), max_length=8)
     top_k: Positive | None = Field(None, description="draw from the k likeliest tokens; null: from all")
-    min_p: Rate | None = Field(None, description="leave out tokens less likely than this share of the likeliest; null: none")
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="nats off a token that the answer holds; null: 0")
-    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="nats off a token for each time the answer holds it; null: 0")
+    min_p: Rate | None = Field(
+        None, description="leave out tokens less likely than this share of the likeliest; null: none"
+    )
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="nats off a token that the answer holds; null: 0"
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="nats off a token for each time the answer holds it; null: 0"
+    )
 
 
 class Judge(Spec):
     """A model on an OpenAI-compatible server that scores what only a judge can; asked greedily, each verdict once (docs/judge.md)."""
 
-    url: str = Field(pattern=r"^https?://[^@]+$", description="the part before /chat/completions, such as http://127.0.0.1:8000/v1")
+    url: str = Field(
+        pattern=r"^https?://[^@]+$",
+        description="the part before /chat/completions, such as http://127.0.0.1:8000/v1",
+    )
     model: str = Field(min_length=1, description="model id there")
-    key_env: str | None = Field(None, description="environment variable that holds the API key; null: none is sent")
+    key_env: str | None = Field(
+        None, description="environment variable that holds the API key; null: none is sent"
+    )
     timeout_s: float = Field(60.0, gt=0, description="longest silence, in seconds")
-    retries: int = Field(2, ge=0, le=10, description="times a request is sent again that got no answer yet (429, 5xx, no connection)")
-    temperature: Literal[0] = Field(0, description="greedy, always: a verdict that is drawn anew each time could not be cached")
+    retries: int = Field(
+        2,
+        ge=0,
+        le=10,
+        description="times a request is sent again that got no answer yet (429, 5xx, no connection)",
+    )
+    temperature: Literal[0] = Field(
+        0, description="greedy, always: a verdict that is drawn anew each time could not be cached"
+    )
     max_tokens: Positive = Field(512, description="longest verdict in tokens, its reasons included")
-    both_orders: bool = Field(True, description="a pair is shown in both orders; false: in one, which the pair's content decides")
+    both_orders: bool = Field(
+        True, description="a pair is shown in both orders; false: in one, which the pair's content decides"
+    )
 
 
 class Evaluation(Spec):
     """What the stack is measured on."""
 
-    suites: tuple[str, ...] = Field(("world:behaviour",),
-                                    description="world:NAME, builtin:NAME, a .jsonl file of items, or a public set's path")
+    suites: tuple[str, ...] = Field(
+        ("world:behaviour",),
+        description="world:NAME, builtin:NAME, a .jsonl file of items, or a public set's path",
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one run of every item per seed")
     judge: Judge | None = Field(None, description="who scores judged items; null: nobody, they stay unscored")
 
@@ -225,9 +315,13 @@ class Evaluation(Spec):
 class StackSpec(Spec):
     """The whole of stack.yaml."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._]*(-[a-z0-9._]+)*$", description="model id of the served assistant")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._]*(-[a-z0-9._]+)*$", description="model id of the served assistant"
+    )
     weights: Weights
-    template: str = Field("turns", description="chat template: turns, chatml, model (the base's own), or a .jinja file")
+    template: str = Field(
+        "turns", description="chat template: turns, chatml, model (the base's own), or a .jinja file"
+    )
     decoding: DecodingSpec = DecodingSpec()
     layers: tuple[dict[str, Any], ...] = Field((), description="runtime layers, outermost first")
     evaluation: Evaluation = Evaluation()

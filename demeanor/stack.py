@@ -19,7 +19,18 @@ from typing import Any
 from demeanor import check, registry
 from demeanor.errors import DemeanorError, SpecError, UsageError, unknown
 from demeanor.registry import Spec
-from demeanor.spec import AnyStage, Import, ImportStage, MergeStage, QuantiseStage, Remote, Scratch, Source, StackSpec, Stage
+from demeanor.spec import (
+    AnyStage,
+    Import,
+    ImportStage,
+    MergeStage,
+    QuantiseStage,
+    Remote,
+    Scratch,
+    Source,
+    StackSpec,
+    Stage,
+)
 
 OBJECTIVES, LAYERS = "demeanor.objectives", "demeanor.layers"
 
@@ -90,7 +101,11 @@ class Stack:
         if isinstance(stage, MergeStage):
             found = {f"of[{i}]": ancestor for i, ancestor in enumerate(stage.of)}
             return {**found, "origin": self.origin(stage)} if stage.method == "task_arithmetic" else found
-        return {"parent": "base"} if isinstance(stage, ImportStage) else {"parent": self.parent(name), **self.roles(name)}
+        return (
+            {"parent": "base"}
+            if isinstance(stage, ImportStage)
+            else {"parent": self.parent(name), **self.roles(name)}
+        )
 
     def origin(self, stage: MergeStage) -> str:
         """The nearest common ancestor of the stages that are merged."""
@@ -108,8 +123,10 @@ class Stack:
     def uses_world(self) -> bool:
         """Whether any of its data is the embedded world's."""
         base = self.spec.weights.base
-        data = [*(base.data if isinstance(base, Scratch) else ()),
-                *(s for stage in self.spec.weights.stages if isinstance(stage, Stage) for s in stage.data)]
+        data = [
+            *(base.data if isinstance(base, Scratch) else ()),
+            *(s for stage in self.spec.weights.stages if isinstance(stage, Stage) for s in stage.data),
+        ]
         return any(s.source.startswith("world:") for s in data)
 
     @property
@@ -135,34 +152,53 @@ class Stack:
             return digest({"base": plain(base, drop={"template", "data"}), "data": self._data(base.data)})
         stage = self.stage(name)
         if isinstance(stage, ImportStage):
-            return digest({"import": content_key(self.root, stage.path), "on": self._adapted(stage), "reward": stage.reward,
-                           "tokenizer": self.stage_key("base"), "template": self._template(self.spec.template)})
+            return digest(
+                {
+                    "import": content_key(self.root, stage.path),
+                    "on": self._adapted(stage),
+                    "reward": stage.reward,
+                    "tokenizer": self.stage_key("base"),
+                    "template": self._template(self.spec.template),
+                }
+            )
         if isinstance(stage, MergeStage):
-            return digest({"merge": plain(stage, drop={"name", "of"}), "template": self._template(self.spec.template),
-                           "of": [self.stage_key(ancestor) for ancestor in self.needs(name).values()]})
+            return digest(
+                {
+                    "merge": plain(stage, drop={"name", "of"}),
+                    "template": self._template(self.spec.template),
+                    "of": [self.stage_key(ancestor) for ancestor in self.needs(name).values()],
+                }
+            )
         if isinstance(stage, QuantiseStage):
             return digest({"quantise": stage.format, "of": self.stage_key(self.parent(name))})
         module = registry.entry(OBJECTIVES, self.objective_kind(name))
-        return digest({
-            "objective": {"kind": self.objective_kind(name), **plain(self.objectives[name])},
-            "stage": plain(stage, drop={"kind", "name", "objective", "parent", "uses", "data", "probe"}),
-            "rows": module.ROWS, "data": self._data(stage.data), "template": self._template(self.spec.template),
-            "parent": self.stage_key(self.parent(name)),
-            "uses": {role: self.stage_key(ancestor) for role, ancestor in self.roles(name).items()},
-        })
+        return digest(
+            {
+                "objective": {"kind": self.objective_kind(name), **plain(self.objectives[name])},
+                "stage": plain(stage, drop={"kind", "name", "objective", "parent", "uses", "data", "probe"}),
+                "rows": module.ROWS,
+                "data": self._data(stage.data),
+                "template": self._template(self.spec.template),
+                "parent": self.stage_key(self.parent(name)),
+                "uses": {role: self.stage_key(ancestor) for role, ancestor in self.roles(name).items()},
+            }
+        )
 
     def key(self) -> str:
         """Hash of everything that can change an answer of this variant, the content of named files included."""
-        return digest({
-            "weights": self.stage_key(self.serve), "template": self._template(self.template),
-            "decoding": plain(self.spec.decoding),
-            "layers": [{"kind": x.kind, **self._contents(x.spec)} for x in self.layers if x.behaviour],
-        })
+        return digest(
+            {
+                "weights": self.stage_key(self.serve),
+                "template": self._template(self.template),
+                "decoding": plain(self.spec.decoding),
+                "layers": [{"kind": x.kind, **self._contents(x.spec)} for x in self.layers if x.behaviour],
+            }
+        )
 
     @property
     def template(self) -> str:
         """The template this variant is prompted with: the base may have its own, everything trained uses the stack's."""
-        own = getattr(self.spec.weights.base, "template", None)     # a remote base has its own, over there
+        own = getattr(self.spec.weights.base, "template", None)  # a remote base has its own, over there
         return (own or self.spec.template) if self.serve == "base" else self.spec.template
 
     def _template(self, name: str) -> str:
@@ -175,7 +211,10 @@ class Stack:
         return name and content_key(folder if (folder / name).exists() else Path.cwd(), name)
 
     def _data(self, sources: Sequence[Source]) -> list[Any]:
-        return [{**plain(s, drop={"source", "skip_bad", "stream"}), "content": content_key(self.root, s.source)} for s in sources]
+        return [
+            {**plain(s, drop={"source", "skip_bad", "stream"}), "content": content_key(self.root, s.source)}
+            for s in sources
+        ]
 
     def _contents(self, spec: Spec) -> dict[str, Any]:
         values = plain(spec)
@@ -230,7 +269,9 @@ class Stack:
 
     def factorial(self, weights: Sequence[str], layers: Sequence[str]) -> list[Stack]:
         """Every set of weights with every subset of the layers."""
-        subsets = itertools.chain.from_iterable(itertools.combinations(layers, n) for n in range(len(layers) + 1))
+        subsets = itertools.chain.from_iterable(
+            itertools.combinations(layers, n) for n in range(len(layers) + 1)
+        )
         return [self.variant(w, *subset) for subset in subsets for w in weights]
 
     def resolve(self, model_id: str) -> Stack:
@@ -239,9 +280,9 @@ class Stack:
         if model_id == name:
             return self.variant(*self.switches)
         if model_id.startswith(f"{name}:"):
-            return self.variant(*model_id[len(name) + 1:].split("+"))
+            return self.variant(*model_id[len(name) + 1 :].split("+"))
         if model_id.startswith(f"{name}-"):
-            return self.variant(*self.switches).without(*model_id[len(name) + 1:].split("-"))
+            return self.variant(*self.switches).without(*model_id[len(name) + 1 :].split("-"))
         raise UsageError(unknown(model_id, [v.model_id for v in self.offered()], noun="model"))
 
     def offered(self) -> list[Stack]:
@@ -256,13 +297,17 @@ class Stack:
         return self.spec.weights.serve or self.policies[-1]
 
 
-def load(path: Path | str, overrides: Sequence[str] = (), *, names: Mapping[str, Sequence[str]] | None = None) -> Stack:
+def load(
+    path: Path | str, overrides: Sequence[str] = (), *, names: Mapping[str, Sequence[str]] | None = None
+) -> Stack:
     """Read and check a stack file; `names` lists what `world:` offers (rows, suites).
 
     Raises SpecError with every mistake: its path in the file, what was got, the nearest and all known names.
     """
     file = Path(path)
-    raw = check.expand(check.override(check.expand(check.read_yaml(file)), overrides))  # short forms of the file, then of overrides
+    raw = check.expand(
+        check.override(check.expand(check.read_yaml(file)), overrides)
+    )  # short forms of the file, then of overrides
     spec, problems = check.parse(StackSpec, raw, str(file))
     objectives: dict[str, Spec] = {}
     layers: list[Layer] = []
@@ -271,7 +316,10 @@ def load(path: Path | str, overrides: Sequence[str] = (), *, names: Mapping[str,
         problems += found
         layers_raw, found = check.layers(spec, file.parent, str(file))
         problems += found
-        layers = [Layer(name, kind, layer, registry.entry(LAYERS, kind).BEHAVIOUR) for name, kind, layer in layers_raw]
+        layers = [
+            Layer(name, kind, layer, registry.entry(LAYERS, kind).BEHAVIOUR)
+            for name, kind, layer in layers_raw
+        ]
         problems += check.references(spec, str(file)) + check.files(spec, file.parent, str(file), names or {})
     if problems or spec is None:
         raise SpecError(problems)

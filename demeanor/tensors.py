@@ -34,15 +34,17 @@ class TokenBatch(NamedTuple):
     tokens_T: Tensor
     positions_T: Tensor
     segments: tuple[Segment, ...]
-    scored_C: Tensor      # index into T of the position whose hidden state predicts the target
-    targets_C: Tensor     # the token to predict there
-    branch_C: Tensor      # branch each scored token belongs to
-    last_B: Tensor        # index into T of each branch's last token (reward models read it)
-    tree_B: Tensor        # tree each branch belongs to
-    rank_B: Tensor        # rank of each branch within its tree
-    margin_N: Tensor | None = None        # strength of each tree's preference
-    reference_C: Tensor | None = None     # frozen reference's log-probs (nats) of targets_C
-    label_B: Tensor | None = None         # unpaired rows: 1 desirable, 0 undesirable, MISMATCHED; None where branches are ranked
+    scored_C: Tensor  # index into T of the position whose hidden state predicts the target
+    targets_C: Tensor  # the token to predict there
+    branch_C: Tensor  # branch each scored token belongs to
+    last_B: Tensor  # index into T of each branch's last token (reward models read it)
+    tree_B: Tensor  # tree each branch belongs to
+    rank_B: Tensor  # rank of each branch within its tree
+    margin_N: Tensor | None = None  # strength of each tree's preference
+    reference_C: Tensor | None = None  # frozen reference's log-probs (nats) of targets_C
+    label_B: Tensor | None = (
+        None  # unpaired rows: 1 desirable, 0 undesirable, MISMATCHED; None where branches are ranked
+    )
 
     @property
     def num_branches(self) -> int:
@@ -80,9 +82,14 @@ def branch_sums(values_C: Tensor, batch: TokenBatch) -> Tensor:
 def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
     """One batch of all the trees of several, in order; a field that some batch with trees lacks is absent."""
     batches = [b for b in batches if b.num_branches] or batches[:1]
-    tokens, branches, trees = (_offsets(sizes) for sizes in (
-        [b.tokens_T.numel() for b in batches], [b.num_branches for b in batches],
-        [int(b.tree_B.max()) + 1 if b.tree_B.numel() else 0 for b in batches]))
+    tokens, branches, trees = (
+        _offsets(sizes)
+        for sizes in (
+            [b.tokens_T.numel() for b in batches],
+            [b.num_branches for b in batches],
+            [int(b.tree_B.max()) + 1 if b.tree_B.numel() else 0 for b in batches],
+        )
+    )
 
     def joined(name: str, offsets: Sequence[int] | None = None) -> Tensor | None:
         found = [getattr(b, name) for b in batches]
@@ -90,10 +97,18 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
             return None
         return torch.cat(found if offsets is None else [x + offset for x, offset in zip(found, offsets)])
 
-    segments = tuple(Segment(s.start + at, s.end + at, tuple((a + at, z + at) for a, z in s.context))
-                     for b, at in zip(batches, tokens) for s in b.segments)
+    segments = tuple(
+        Segment(s.start + at, s.end + at, tuple((a + at, z + at) for a, z in s.context))
+        for b, at in zip(batches, tokens)
+        for s in b.segments
+    )
     placed = {"scored_C": tokens, "last_B": tokens, "branch_C": branches, "tree_B": trees}
-    return TokenBatch(**{name: segments if name == "segments" else joined(name, placed.get(name)) for name in TokenBatch._fields})  # type: ignore[arg-type]
+    return TokenBatch(
+        **{
+            name: segments if name == "segments" else joined(name, placed.get(name))
+            for name in TokenBatch._fields
+        }
+    )  # type: ignore[arg-type]
 
 
 def _offsets(sizes: Sequence[int]) -> list[int]:

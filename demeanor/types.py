@@ -27,8 +27,12 @@ class Trust(IntEnum):
 
 
 ROLE_TRUST: Mapping[str, Trust] = {
-    "system": Trust.SYSTEM, "developer": Trust.DEVELOPER, "user": Trust.USER,
-    "assistant": Trust.NONE, "tool": Trust.NONE, "data": Trust.NONE,
+    "system": Trust.SYSTEM,
+    "developer": Trust.DEVELOPER,
+    "user": Trust.USER,
+    "assistant": Trust.NONE,
+    "tool": Trust.NONE,
+    "data": Trust.NONE,
 }
 
 
@@ -116,7 +120,7 @@ class Form:
     """What every answer must parse as: a JSON schema (its text), any JSON object, a regex, a Lark grammar, or one of some texts."""
 
     kind: Literal["json_schema", "json_object", "regex", "grammar", "choice"]
-    text: str = ""      # the schema as JSON text, the expression, the grammar; of `choice` a JSON list of strings
+    text: str = ""  # the schema as JSON text, the expression, the grammar; of `choice` a JSON list of strings
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +281,19 @@ class Done:
     by: str = "weights"
 
 
-Event: TypeAlias = Text | ToolCalled | ToolResult | Passage | Prompted | PromptRead | Citation | Refusal | Timing | Usage | Done
+Event: TypeAlias = (
+    Text
+    | ToolCalled
+    | ToolResult
+    | Passage
+    | Prompted
+    | PromptRead
+    | Citation
+    | Refusal
+    | Timing
+    | Usage
+    | Done
+)
 Respond: TypeAlias = Callable[[Turn], AsyncIterator[Event]]
 
 
@@ -308,8 +324,12 @@ def fold(events: list[Event]) -> Completion:
     usage = [e for e in events if isinstance(e, Usage)]
     done = next((e for e in reversed(events) if isinstance(e, Done)), Done("cancelled"))
     return Completion(
-        text=refusal.text if refusal else text, finish_reason=done.finish_reason, tool_calls=calls, refusal=refusal,
-        prompt_tokens=sum(u.prompt_tokens for u in usage), completion_tokens=sum(u.completion_tokens for u in usage),
+        text=refusal.text if refusal else text,
+        finish_reason=done.finish_reason,
+        tool_calls=calls,
+        refusal=refusal,
+        prompt_tokens=sum(u.prompt_tokens for u in usage),
+        completion_tokens=sum(u.completion_tokens for u in usage),
         events=tuple(events),
     )
 

@@ -19,5 +19,7 @@ def shared() -> Path:
     """The folder of real data beside the repository; the test skips where it is absent."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"real data is not at {folder} (the ../shared folder of the workplace); nothing else needs it")
+        pytest.skip(
+            f"real data is not at {folder} (the ../shared folder of the workplace); nothing else needs it"
+        )
     return folder

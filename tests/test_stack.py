@@ -20,8 +20,13 @@ SOUND: dict[str, Any] = {
         "stages": [
             {"name": "sft", "objective": "sft", "data": "world:instructions"},
             {"name": "rm", "objective": "reward", "parent": "sft", "data": "world:preferences"},
-            {"name": "dpo", "objective": {"kind": "dpo", "beta": 0.1}, "parent": "sft", "uses": {"reference": "sft"},
-             "data": "world:preferences"},
+            {
+                "name": "dpo",
+                "objective": {"kind": "dpo", "beta": 0.1},
+                "parent": "sft",
+                "uses": {"reference": "sft"},
+                "data": "world:preferences",
+            },
         ],
         "serve": "dpo",
     },
@@ -54,27 +59,69 @@ def load(folder: Path, raw: Any = SOUND, *overrides: str) -> stacks.Stack:
 
 BROKEN: dict[str, tuple[list[str], list[str]]] = {
     # name of the mistake: (--set overrides that make it, what the error must say)
-    "a misspelt setting": (["weights.stages.dpo.objective.bta=1"], ["weights.stages[2].objective.bta", "Did you mean 'beta'?"]),
-    "an unknown objective": (["weights.stages.dpo.objective.kind=dpoo"], ["weights.stages[2].objective.kind", "Did you mean 'dpo'?"]),
+    "a misspelt setting": (
+        ["weights.stages.dpo.objective.bta=1"],
+        ["weights.stages[2].objective.bta", "Did you mean 'beta'?"],
+    ),
+    "an unknown objective": (
+        ["weights.stages.dpo.objective.kind=dpoo"],
+        ["weights.stages[2].objective.kind", "Did you mean 'dpo'?"],
+    ),
     "an unknown layer": (["layers.2.kind=polcy"], ["layers[2].kind", "Did you mean 'policy'?"]),
-    "a misspelt layer setting": (["layers.limits.request_per_minute=3"], ["layers[1].request_per_minute", "'requests_per_minute'"]),
-    "a number out of range": (["decoding.temperature=-1"], ["decoding.temperature", "got -1", "greater than or equal to 0"]),
+    "a misspelt layer setting": (
+        ["layers.limits.request_per_minute=3"],
+        ["layers[1].request_per_minute", "'requests_per_minute'"],
+    ),
+    "a number out of range": (
+        ["decoding.temperature=-1"],
+        ["decoding.temperature", "got -1", "greater than or equal to 0"],
+    ),
     "text for a number": (["weights.base.tokens=many"], ["weights.base.tokens", "got 'many'"]),
-    "an unknown parent": (["weights.stages.dpo.parent=sff"], ["weights.stages[2].parent", "Did you mean 'sft'?"]),
-    "a parent that comes later": (["weights.stages.sft.parent=dpo"], ["weights.stages[0].parent", "unknown earlier stage 'dpo'"]),
-    "a reward model as a policy": (["weights.stages.dpo.parent=rm"], ["weights.stages[2].parent", "reward model"]),
+    "an unknown parent": (
+        ["weights.stages.dpo.parent=sff"],
+        ["weights.stages[2].parent", "Did you mean 'sft'?"],
+    ),
+    "a parent that comes later": (
+        ["weights.stages.sft.parent=dpo"],
+        ["weights.stages[0].parent", "unknown earlier stage 'dpo'"],
+    ),
+    "a reward model as a policy": (
+        ["weights.stages.dpo.parent=rm"],
+        ["weights.stages[2].parent", "reward model"],
+    ),
     "a served reward model": (["weights.serve=rm"], ["weights.serve", "scores answers"]),
     "an unknown served stage": (["weights.serve=ppo"], ["weights.serve", "Known: base, dpo, rm, sft"]),
-    "an unknown role": (["weights.stages.dpo.uses={refrence: sft}"], ["uses.refrence", "Did you mean 'reference'?"]),
+    "an unknown role": (
+        ["weights.stages.dpo.uses={refrence: sft}"],
+        ["uses.refrence", "Did you mean 'reference'?"],
+    ),
     "a stage named twice": (["weights.stages.1.name=sft"], ["weights.stages[1].name", "taken"]),
-    "a missing data file": (["weights.stages.sft.data=rows.jsonl"], ["weights.stages[0].data[0].source", "no such file", "rows.jsonl"]),
-    "an unknown part of the world": (["weights.stages.sft.data=world:instruction"], ["Did you mean 'world:instructions'?"]),
-    "a missing prompt file": (["layers.prompt.system=sytem.md"], ["layers[5].system", "no such file", "sytem.md"]),
+    "a missing data file": (
+        ["weights.stages.sft.data=rows.jsonl"],
+        ["weights.stages[0].data[0].source", "no such file", "rows.jsonl"],
+    ),
+    "an unknown part of the world": (
+        ["weights.stages.sft.data=world:instruction"],
+        ["Did you mean 'world:instructions'?"],
+    ),
+    "a missing prompt file": (
+        ["layers.prompt.system=sytem.md"],
+        ["layers[5].system", "no such file", "sytem.md"],
+    ),
     "a missing checkpoint": (["weights.base=./nowhere"], ["weights.base.path", "no such folder"]),
-    "a folder that is no checkpoint": (["weights.base=notices"], ["weights.base.path", "lacks config.json, tokenizer.json"]),
+    "a folder that is no checkpoint": (
+        ["weights.base=notices"],
+        ["weights.base.path", "lacks config.json, tokenizer.json"],
+    ),
     "an unknown template": (["template=chatmll"], ["template", "Did you mean 'chatml'?"]),
-    "heads that do not divide the width": (["weights.base.model.heads=3"], ["weights.base.model.width", "2 x heads = 6"]),
-    "rows longer than the context": (["weights.base.row_tokens=4096"], ["weights.base.row_tokens", "at most model.context"]),
+    "heads that do not divide the width": (
+        ["weights.base.model.heads=3"],
+        ["weights.base.model.width", "2 x heads = 6"],
+    ),
+    "rows longer than the context": (
+        ["weights.base.row_tokens=4096"],
+        ["weights.base.row_tokens", "at most model.context"],
+    ),
     "an unknown tool": (["layers.tools.allow=[calculater]"], ["layers[3]", "Did you mean 'calculator'?"]),
     "two layers of one name": (["layers.2.name=prompt"], ["layers[5].name", "taken"]),
     "an unknown suite": (["evaluation.suites=[world:behavior]"], ["evaluation.suites[0]", "world:behaviour"]),
@@ -92,10 +139,16 @@ def test_every_mistake_gives_its_path_and_what_to_do(mistake: str, tmp_path: Pat
         assert words in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "wanted"), [
-    ("name: [", "not valid YAML"), ("name: a\nname: b\n", "stands twice"), ("just words", "wanted a mapping"), ("", "got nothing"),
-    ("name: Harbour Desk\nweights: {base: {data: world:corpus}}", "name: got 'Harbour Desk'"),
-])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("name: [", "not valid YAML"),
+        ("name: a\nname: b\n", "stands twice"),
+        ("just words", "wanted a mapping"),
+        ("", "got nothing"),
+        ("name: Harbour Desk\nweights: {base: {data: world:corpus}}", "name: got 'Harbour Desk'"),
+    ],
+)
 def test_a_file_that_is_no_stack_says_why(text: str, wanted: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=wanted):
         load(tmp_path, text)
@@ -115,21 +168,46 @@ def test_all_mistakes_are_listed_together(tmp_path: Path) -> None:
 
 # ---- identity ----
 
+
 def test_labels_and_written_out_defaults_do_not_change_the_key(tmp_path: Path) -> None:
     key = load(tmp_path).key()
     assert load(tmp_path, SOUND, "name=other-desk").key() == key
-    assert load(tmp_path, SOUND, "decoding.top_p=1.0", "weights.stages.sft.epochs=1", "weights.base.model.layers=4").key() == key
+    assert (
+        load(
+            tmp_path,
+            SOUND,
+            "decoding.top_p=1.0",
+            "weights.stages.sft.epochs=1",
+            "weights.base.model.layers=4",
+        ).key()
+        == key
+    )
     assert load(tmp_path, SOUND, "layers.2.name=guard").key() == key
 
 
-@pytest.mark.parametrize("change", ["decoding.temperature=1", "layers.retrieval.top_k=1", "weights.stages.sft.seed=1", "template=chatml",
-                                    "weights.base.tokens=30000", "weights.stages.dpo.objective.beta=0.2"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "decoding.temperature=1",
+        "layers.retrieval.top_k=1",
+        "weights.stages.sft.seed=1",
+        "template=chatml",
+        "weights.base.tokens=30000",
+        "weights.stages.dpo.objective.beta=0.2",
+    ],
+)
 def test_what_can_change_an_answer_changes_the_key(change: str, tmp_path: Path) -> None:
     assert load(tmp_path).key() != load(tmp_path, SOUND, change).key()
 
 
-@pytest.mark.parametrize("change", ["layers.limits.requests_per_minute=9", "layers.record.database=sqlite:///other.db",
-                                    "weights.stages.rm.optim.lr=0.5"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "layers.limits.requests_per_minute=9",
+        "layers.record.database=sqlite:///other.db",
+        "weights.stages.rm.optim.lr=0.5",
+    ],
+)
 def test_what_cannot_change_an_answer_does_not_change_the_key(change: str, tmp_path: Path) -> None:
     assert load(tmp_path).key() == load(tmp_path, SOUND, change).key()
 
@@ -140,11 +218,16 @@ def test_the_content_of_named_files_is_identity_and_their_place_is_not(tmp_path:
     assert stacks.load(tmp_path / "stack.yaml", names=NAMES).key() != before
     (tmp_path / "system.md").write_text("You are the harbour desk.\n")
     (tmp_path / "system.md").rename(tmp_path / "moved.md")
-    assert stacks.load(tmp_path / "stack.yaml", ["layers.prompt.system=moved.md"], names=NAMES).key() == before
+    assert (
+        stacks.load(tmp_path / "stack.yaml", ["layers.prompt.system=moved.md"], names=NAMES).key() == before
+    )
 
 
 def test_a_runtime_edit_never_retrains_and_an_ancestor_always_does(tmp_path: Path) -> None:
-    stack, edited = load(tmp_path), load(tmp_path, SOUND, "layers.retrieval.top_k=1", "decoding.temperature=1")
+    stack, edited = (
+        load(tmp_path),
+        load(tmp_path, SOUND, "layers.retrieval.top_k=1", "decoding.temperature=1"),
+    )
     older = load(tmp_path, SOUND, "weights.stages.sft.optim.lr=0.01")
     for name in ("base", "sft", "rm", "dpo"):
         assert stack.stage_key(name) == edited.stage_key(name)
@@ -155,10 +238,17 @@ def test_a_runtime_edit_never_retrains_and_an_ancestor_always_does(tmp_path: Pat
 
 # ---- variants ----
 
+
 def test_the_ladder_climbs_from_the_base_to_the_whole(tmp_path: Path) -> None:
     assert [s.model_id for s in load(tmp_path).ladder()] == [
-        "harbour-desk:base", "harbour-desk:sft", "harbour-desk:dpo", "harbour-desk:dpo+prompt", "harbour-desk:dpo+prompt+retrieval",
-        "harbour-desk:dpo+prompt+retrieval+tools", "harbour-desk"]
+        "harbour-desk:base",
+        "harbour-desk:sft",
+        "harbour-desk:dpo",
+        "harbour-desk:dpo+prompt",
+        "harbour-desk:dpo+prompt+retrieval",
+        "harbour-desk:dpo+prompt+retrieval+tools",
+        "harbour-desk",
+    ]
 
 
 def test_a_model_id_resolves_to_the_variant_that_has_it(tmp_path: Path) -> None:
@@ -166,7 +256,13 @@ def test_a_model_id_resolves_to_the_variant_that_has_it(tmp_path: Path) -> None:
     for variant in stack.offered():
         found = stack.resolve(variant.model_id)
         assert (found.serve, found.layers, found.key()) == (variant.serve, variant.layers, variant.key())
-    assert [x.name for x in stack.resolve("harbour-desk-policy").layers] == ["record", "limits", "tools", "retrieval", "prompt"]
+    assert [x.name for x in stack.resolve("harbour-desk-policy").layers] == [
+        "record",
+        "limits",
+        "tools",
+        "retrieval",
+        "prompt",
+    ]
     assert stack.resolve("harbour-desk:retrieval+prompt").model_id == "harbour-desk:dpo+prompt+retrieval"
 
 
@@ -176,7 +272,10 @@ def test_the_base_is_prompted_in_its_own_template(tmp_path: Path) -> None:
     assert stack.resolve("harbour-desk:sft").template == "turns"
 
 
-@pytest.mark.parametrize("model_id", ["harbour", "harbour-desk:ppo", "harbour-desk:sft+dpo", "harbour-desk-nothing", "harbour-desk:"])
+@pytest.mark.parametrize(
+    "model_id",
+    ["harbour", "harbour-desk:ppo", "harbour-desk:sft+dpo", "harbour-desk-nothing", "harbour-desk:"],
+)
 def test_an_unknown_variant_is_refused_by_name(model_id: str, tmp_path: Path) -> None:
     with pytest.raises(DemeanorError, match=r"Known|wanted one"):
         load(tmp_path).resolve(model_id)
@@ -184,7 +283,7 @@ def test_an_unknown_variant_is_refused_by_name(model_id: str, tmp_path: Path) ->
 
 def test_a_factorial_has_every_combination_once(tmp_path: Path) -> None:
     cells = load(tmp_path).factorial(["base", "sft", "dpo"], ["prompt", "retrieval", "policy"])
-    assert len({c.key() for c in cells}) == 3 * 2 ** 3
+    assert len({c.key() for c in cells}) == 3 * 2**3
 
 
 def test_a_reference_that_is_not_named_is_the_parent(tmp_path: Path) -> None:
@@ -200,7 +299,13 @@ OLD: dict[str, Any] = {
         "stages": [
             {"name": "sft", "objective": "sft", "data": "rows.jsonl"},
             {"name": "rm", "objective": "reward", "parent": "sft", "data": "pairs.jsonl", "seed": 4},
-            {"name": "dpo", "objective": {"kind": "dpo", "beta": 0.2}, "parent": "sft", "data": ["pairs.jsonl"], "optim": {"lr": 0.001}},
+            {
+                "name": "dpo",
+                "objective": {"kind": "dpo", "beta": 0.2},
+                "parent": "sft",
+                "data": ["pairs.jsonl"],
+                "optim": {"lr": 0.001},
+            },
         ],
     },
     "decoding": {"temperature": 0},
@@ -208,12 +313,18 @@ OLD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", [None, "train"])
-def test_the_keys_of_older_stacks_stay_so_that_nothing_is_trained_again(kind: str | None, tmp_path: Path) -> None:
+def test_the_keys_of_older_stacks_stay_so_that_nothing_is_trained_again(
+    kind: str | None, tmp_path: Path
+) -> None:
     """Keys as commit af862a1 computed them, before there were kinds of stages and adapters."""
     for name in ("text", "rows", "pairs"):
         (tmp_path / f"{name}.jsonl").write_text("{}\n")
     changes = [] if kind is None else [f"weights.stages.{i}.kind={kind}" for i in range(3)]
     stack = load(tmp_path, OLD, *changes)
     assert [stack.stage_key(n) for n in ("base", "sft", "rm", "dpo")] == [
-        "2d46867089fa1547", "de4fa62d0c41bddd", "980fc0a0404a0d0c", "746610b13a8112c0"]
+        "2d46867089fa1547",
+        "de4fa62d0c41bddd",
+        "980fc0a0404a0d0c",
+        "746610b13a8112c0",
+    ]
     assert stack.key() == "f7ad59eb55417358"

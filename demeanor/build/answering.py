@@ -21,7 +21,18 @@ from demeanor.engine.request import draftable
 from demeanor.errors import DecodingError
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.types import Done, Event, FinishReason, Respond, Text, Timing, TokenLogprob, ToolCalled, Turn, Usage
+from demeanor.types import (
+    Done,
+    Event,
+    FinishReason,
+    Respond,
+    Text,
+    Timing,
+    TokenLogprob,
+    ToolCalled,
+    Turn,
+    Usage,
+)
 
 
 class Engine(Protocol):
@@ -30,8 +41,15 @@ class Engine(Protocol):
     def stream(self, request: Request) -> AsyncIterator[Piece]: ...
 
 
-def weights_respond(engine: Engine, template: Template, clock: Callable[[], float] = time.perf_counter, *,
-                    tokenizer: Tokenizer | None = None, drafts: Drafts | None = None, weights: str = "") -> Respond:
+def weights_respond(
+    engine: Engine,
+    template: Template,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    tokenizer: Tokenizer | None = None,
+    drafts: Drafts | None = None,
+    weights: str = "",
+) -> Respond:
     """The innermost respond: render the turn, decode, read the tokens back into events.
 
     `tokenizer`: for raw turns and demanded calls. `drafts`: what these `weights` have said before, to be checked instead of written.
@@ -42,7 +60,9 @@ def weights_respond(engine: Engine, template: Template, clock: Callable[[], floa
     async def respond(turn: Turn) -> AsyncIterator[Event]:
         started = clock()
         if turn.raw is not None and tokenizer is not None:
-            async with aclosing(continued(engine, Codec(tokenizer), turn, template.stop_tokens, clock)) as events:
+            async with aclosing(
+                continued(engine, Codec(tokenizer), turn, template.stop_tokens, clock)
+            ) as events:
                 async for event in events:
                     yield event
             return
@@ -55,7 +75,9 @@ def weights_respond(engine: Engine, template: Template, clock: Callable[[], floa
         waiting: list[TokenLogprob] = []
         said, finish, called = list[int](), "stop", False
         asked = topic(weights, turn.messages)
-        tried = drafts.of(asked) if drafts and draftable(decoding) else ()     # else none would be looked at, and none confirmed
+        tried = (
+            drafts.of(asked) if drafts and draftable(decoding) else ()
+        )  # else none would be looked at, and none confirmed
         stream = engine.stream(Request(tokens, decoding, template.stop_tokens, drafts=tried))
         try:
             async for piece in stream:
@@ -67,7 +89,11 @@ def weights_respond(engine: Engine, template: Template, clock: Callable[[], floa
                     yield _with_logprobs(event, waiting)
                 finish = piece.finish or finish
         except DecodingError as error:
-            raise DecodingError(f"tools: {error}", "tools") if by_tools and error.param == "response_format" else error from None
+            raise (
+                DecodingError(f"tools: {error}", "tools")
+                if by_tools and error.param == "response_format"
+                else error
+            ) from None
         finally:
             close = getattr(stream, "aclose", None)
             if close is not None:
@@ -100,7 +126,10 @@ def remembered(inner: Respond, key: str, memory: dict[Any, asyncio.Future[list[E
             async for event in inner(turn):
                 yield event
             return
-        offered = tuple((t.name, t.description, json.dumps(t.parameters, sort_keys=True, default=dict), t.strict) for t in turn.tools)
+        offered = tuple(
+            (t.name, t.description, json.dumps(t.parameters, sort_keys=True, default=dict), t.strict)
+            for t in turn.tools
+        )
         cell = (key, turn.messages, turn.decoding, offered, turn.tool_choice, turn.raw)
         if cell not in memory:
             memory[cell] = asyncio.get_running_loop().create_future()
@@ -109,7 +138,7 @@ def remembered(inner: Respond, key: str, memory: dict[Any, asyncio.Future[list[E
             except BaseException as error:
                 failed = memory.pop(cell)
                 failed.set_exception(error)
-                failed.exception()      # whoever waits still gets it; nobody waiting is no second error
+                failed.exception()  # whoever waits still gets it; nobody waiting is no second error
                 raise
         for event in await memory[cell]:
             yield event

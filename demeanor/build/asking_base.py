@@ -39,7 +39,9 @@ def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str 
     name, items = measure.named(stack, name, limit), measure.suite(stack, limit)
     chain = stack.chain(stack.serve)
     if isinstance(stack.spec.weights.base, Remote) or len(chain) < 2:
-        raise DemeanorError("weights: wanted a base that is here and a stage trained on it, to tell prompting from training")
+        raise DemeanorError(
+            "weights: wanted a base that is here and a stage trained on it, to tell prompting from training"
+        )
     bench = Bench(House(stack, runs, memory={}, operational=False))
     try:
         rows, ways = asyncio.run(_measure(bench, stack, items, folder / f"{name}.base.rows.jsonl", chain[1]))
@@ -48,15 +50,22 @@ def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str 
     found = fairness(rows, items, name=name, ways={way: way for way in ways}, declared=ways[0], stage=STAGE)
     found = replace(found, stage=chain[1])
     tree = {"stack_key": stack.key(), **asdict(found)}
-    measure.write(folder / f"{name}.base.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    measure.write(
+        folder / f"{name}.base.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     return found
 
 
-async def _measure(bench: Bench, stack: Stack, items: Sequence[Item], out: Path, after: str) -> tuple[list[Row], list[str]]:
+async def _measure(
+    bench: Bench, stack: Stack, items: Sequence[Item], out: Path, after: str
+) -> tuple[list[Row], list[str]]:
     whole = Trial(Intervention(WHOLE, "again", "", ""), stack)
     score = bench.scorer(items, out)
     told = await rows_of(bench, [whole], items, out, score)
-    planned = [*ways(stack, shots(items, told)), Trial(Intervention(STAGE, "stage", "", ""), stack.variant(after))]
+    planned = [
+        *ways(stack, shots(items, told)),
+        Trial(Intervention(STAGE, "stage", "", ""), stack.variant(after)),
+    ]
     planned = bench.able(planned)
     rows = await rows_of(bench, planned, items, out, score)
     return rows, [t.about.name for t in planned if t.about.name != STAGE]
@@ -68,10 +77,17 @@ def ways(stack: Stack, examples: Mapping[Messages, Messages]) -> list[Trial]:
     stack.key()
     found = [Trial(Intervention(_own(stack), "template", "", ""), base)]
     names = (*(("model",) if isinstance(stack.spec.weights.base, Import) else ()), *TEMPLATES)
-    found += [Trial(Intervention(name, "template", "", ""), retemplated(base, name)) for name in names if name != _own(stack)]
+    found += [
+        Trial(Intervention(name, "template", "", ""), retemplated(base, name))
+        for name in names
+        if name != _own(stack)
+    ]
     found.append(Trial(Intervention(RAW, "template", "", ""), base, raw, ("raw",)))
     if examples:
-        marks = ("few-shot", sorted((m[-1].content, [x.content for x in shown]) for m, shown in examples.items()))
+        marks = (
+            "few-shot",
+            sorted((m[-1].content, [x.content for x in shown]) for m, shown in examples.items()),
+        )
         found.append(Trial(Intervention(SHOT, "examples", "", ""), base, shown(examples), marks))
     return found
 
@@ -86,10 +102,12 @@ def raw(inner: Respond) -> Respond:
 
     def respond(turn: Turn) -> AsyncIterator[Event]:
         if turn.raw is not None:
-            return inner(turn)                      # it is read and not answered
+            return inner(turn)  # it is read and not answered
         text = "\n".join(m.content for m in turn.messages if m.content) + "\n"
         decoding = replace(turn.decoding, stop=(*turn.decoding.stop, "\n"))
-        return inner(replace(turn, messages=(Message("user", text),), tools=(), raw=NO_TOKENS, decoding=decoding))
+        return inner(
+            replace(turn, messages=(Message("user", text),), tools=(), raw=NO_TOKENS, decoding=decoding)
+        )
 
     return respond
 
@@ -109,11 +127,21 @@ def shown(examples: Mapping[Messages, Messages]) -> Wrap:
 
 def shots(items: Sequence[Item], rows: Sequence[Row]) -> dict[Messages, Messages]:
     """For each item, right answers of other clusters of its axis as a conversation; the first ones in suite order, the same each time."""
-    right = {row.item_id: row.text for row in rows if row.value is not None and row.value >= 1 and row.text.strip() and not row.refused_by}
+    right = {
+        row.item_id: row.text
+        for row in rows
+        if row.value is not None and row.value >= 1 and row.text.strip() and not row.refused_by
+    }
     found: dict[Messages, Messages] = {}
     for item in items:
-        others = [x for x in items if x.axis == item.axis and x.cluster != item.cluster and x.id in right and len(x.messages) == 1]
+        others = [
+            x
+            for x in items
+            if x.axis == item.axis and x.cluster != item.cluster and x.id in right and len(x.messages) == 1
+        ]
         picked = list({x.cluster: x for x in reversed(others)}.values())[::-1][:SHOTS]
         if picked:
-            found[item.messages] = tuple(m for x in picked for m in (*x.messages, Message("assistant", right[x.id])))
+            found[item.messages] = tuple(
+                m for x in picked for m in (*x.messages, Message("assistant", right[x.id]))
+            )
     return found

@@ -46,7 +46,9 @@ class Bench:
         asked again.
         """
         if self.court is None:
-            self.court = verdicts.of_suite(self.house.stack, items, out.with_name(ROWS.sub(".rows.jsonl", out.name)))
+            self.court = verdicts.of_suite(
+                self.house.stack, items, out.with_name(ROWS.sub(".rows.jsonl", out.name))
+            )
         return self.court.score if self.court else judge
 
     def respond(self, trial: Trial) -> Respond:
@@ -97,12 +99,27 @@ def as_it_is(stack: Stack) -> Trial:
     return Trial(Intervention(AS_IS, "again", "", ""), stack)
 
 
-async def rows_of(bench: Bench, planned: Sequence[Trial], items: Sequence[Item], out: Path, score: Scorer) -> list[Row]:
+async def rows_of(
+    bench: Bench, planned: Sequence[Trial], items: Sequence[Item], out: Path, score: Scorer
+) -> list[Row]:
     """Measure trials (variants by the name of their intervention) on items."""
     stack, other_tools = bench.house.stack, bench.house.tool_set
-    drifted = {n: dict(t.spec.parameters) for n, t in other_tools.items()} if other_tools else None    # no stack key knows of them
+    drifted = (
+        {n: dict(t.spec.parameters) for n, t in other_tools.items()} if other_tools else None
+    )  # no stack key knows of them
     keys = {t.about.name: t.key if drifted is None else digest([t.key, drifted]) for t in planned}
-    of_items = score == judge or (bench.court is not None and score == bench.court.score)   # of logged turns people have judged
+    of_items = score == judge or (
+        bench.court is not None and score == bench.court.score
+    )  # of logged turns people have judged
     responds = {t.about.name: bench.respond(t) for t in planned}
-    return await run(items, responds, score=score, seeds=stack.spec.evaluation.seeds, decoding=decoding_of(stack), keys=keys, out=out,
-                     concurrency=measure.CONCURRENCY, again=from_text if of_items else None)
+    return await run(
+        items,
+        responds,
+        score=score,
+        seeds=stack.spec.evaluation.seeds,
+        decoding=decoding_of(stack),
+        keys=keys,
+        out=out,
+        concurrency=measure.CONCURRENCY,
+        again=from_text if of_items else None,
+    )

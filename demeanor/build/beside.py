@@ -47,9 +47,13 @@ def peers(given: Sequence[str], keys: Sequence[str], taken: Collection[str] = ()
         name, place = _pair(text, "--beside", "NAME=URL#MODEL")
         url, _, model = place.partition("#")
         if not model or not url.startswith(("http://", "https://")):
-            raise UsageError(f"--beside {text}: wanted NAME=URL#MODEL, such as other=http://127.0.0.1:9000/v1#big-model")
+            raise UsageError(
+                f"--beside {text}: wanted NAME=URL#MODEL, such as other=http://127.0.0.1:9000/v1#big-model"
+            )
         if name in taken or name in {peer.name for peer in found}:
-            raise UsageError(f"--beside {text}: '{name}' names another column already; give it a name of its own")
+            raise UsageError(
+                f"--beside {text}: '{name}' names another column already; give it a name of its own"
+            )
         found.append(Peer(name, url, model, _secret(name, secrets.pop(name, None))))
     if secrets:
         named = ", ".join(peer.name for peer in found) or "none"
@@ -57,10 +61,19 @@ def peers(given: Sequence[str], keys: Sequence[str], taken: Collection[str] = ()
     return found
 
 
-def responder(peer: Peer, *, at_once: int = AT_ONCE, timeout_s: float = TIMEOUT_S, retries: int = RETRIES,
-              clock: Callable[[], float] = time.perf_counter) -> Respond:
+def responder(
+    peer: Peer,
+    *,
+    at_once: int = AT_ONCE,
+    timeout_s: float = TIMEOUT_S,
+    retries: int = RETRIES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Respond:
     """The server as a Respond; every answer ends with its Timing, from the request to the last byte, retries included."""
-    ask, places = remote(peer.url, peer.model, key=peer.key, timeout_s=timeout_s, retries=retries), asyncio.Semaphore(at_once)
+    ask, places = (
+        remote(peer.url, peer.model, key=peer.key, timeout_s=timeout_s, retries=retries),
+        asyncio.Semaphore(at_once),
+    )
 
     async def respond(turn: Turn) -> AsyncGenerator[Event, None]:
         async with places:
@@ -75,12 +88,16 @@ def responder(peer: Peer, *, at_once: int = AT_ONCE, timeout_s: float = TIMEOUT_
 
 def probe(peer: Peer, decoding: Decoding) -> None:
     """Ask one short question, so that a wrong address, model or key is known before a long run; raises DemeanorError."""
-    turn = Turn((Message("user", "Hello"),), replace(decoding, max_tokens=min(PROBE_TOKENS, decoding.max_tokens)))
+    turn = Turn(
+        (Message("user", "Hello"),), replace(decoding, max_tokens=min(PROBE_TOKENS, decoding.max_tokens))
+    )
     try:
         asyncio.run(complete(responder(peer, retries=0), turn))
     except EngineError as error:
-        raise DemeanorError(f"--beside {peer.name}: asked {peer.model} one question before the run, and got none answered: {error}. "
-                            "Is the server up, and are address, model and --beside-key right?") from error
+        raise DemeanorError(
+            f"--beside {peer.name}: asked {peer.model} one question before the run, and got none answered: {error}. "
+            "Is the server up, and are address, model and --beside-key right?"
+        ) from error
 
 
 def _pair(text: str, option: str, wanted: str) -> tuple[str, str]:

@@ -21,13 +21,19 @@ from demeanor.types import Decoding, Item, Text, Turn, complete
 TOGETHER = 32
 
 
-async def moved(house: House, variant: Stack, parent: str, items: Sequence[Item], *, seed: int = 0) -> list[Moved]:
+async def moved(
+    house: House, variant: Stack, parent: str, items: Sequence[Item], *, seed: int = 0
+) -> list[Moved]:
     """Log p(answer) under a stage minus under its parent, in nats, for one drawn answer (temperature 1) per item.
 
     Its mean estimates KL(stage || parent) per answer without bias. Both read the same tokens, so a parent with another template or
     tokenizer is compared at what the stage is prompted with. Items that do not fit the context are left out.
     """
-    template, engine, other = house.template(variant), house.weights(variant.serve).engine, house.weights(parent).engine
+    template, engine, other = (
+        house.template(variant),
+        house.weights(variant.serve).engine,
+        house.weights(parent).engine,
+    )
     limit, gate = decoding_of(house.stack).max_tokens, asyncio.Semaphore(TOGETHER)
 
     async def one(n: int, item: Item) -> Moved | None:
@@ -41,7 +47,7 @@ async def moved(house: House, variant: Stack, parent: str, items: Sequence[Item]
                 (read,) = [p async for p in other.stream(asked)]
             except ContextError:
                 return None
-            there = sum(r.logprob or 0.0 for r in read.prompt[len(prompt):])
+            there = sum(r.logprob or 0.0 for r in read.prompt[len(prompt) :])
             return Moved(item.id, item.cluster, sum(p.logprob for p in pieces) - there, len(said))
 
     return [found for found in await asyncio.gather(*(one(n, item) for n, item in enumerate(items))) if found]
@@ -58,7 +64,10 @@ async def answered(house: House, variant: Stack, items: Sequence[Item]) -> list[
     async def one(item: Item) -> Answered | None:
         async with gate:
             try:
-                done = await complete(respond, Turn(item.messages, decoding, item.tools, id=f"certainty-{item.id}", user="evaluation"))
+                done = await complete(
+                    respond,
+                    Turn(item.messages, decoding, item.tools, id=f"certainty-{item.id}", user="evaluation"),
+                )
             except ContextError:
                 return None
         read = [t.logprob for event in done.events if isinstance(event, Text) for t in event.logprobs]

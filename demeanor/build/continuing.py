@@ -50,12 +50,21 @@ def refuse_layers(variant: Stack) -> None:
     if adding:
         name = variant.spec.name
         ids = ", ".join(f"{name}:{stage}" for stage in variant.policies)
-        raise RequestError(f"model: '{variant.model_id}' continues no raw text, because its layers add messages to a conversation: "
-                           f"{', '.join(adding)}. Ask weights alone: {ids}.", param="model", code="unsupported_value")
+        raise RequestError(
+            f"model: '{variant.model_id}' continues no raw text, because its layers add messages to a conversation: "
+            f"{', '.join(adding)}. Ask weights alone: {ids}.",
+            param="model",
+            code="unsupported_value",
+        )
 
 
-async def continued(engine: Engine, codec: Codec, turn: Turn, stop_tokens: frozenset[int],
-                    clock: Callable[[], float] = time.perf_counter) -> AsyncGenerator[Event, None]:
+async def continued(
+    engine: Engine,
+    codec: Codec,
+    turn: Turn,
+    stop_tokens: frozenset[int],
+    clock: Callable[[], float] = time.perf_counter,
+) -> AsyncGenerator[Event, None]:
     """Continue the turn's raw tokens; every new token has its log-probability, the one that ends the text included."""
     started, text = clock(), turn.messages[-1].content
     tokens = turn.raw if turn.raw is not None and codec.decode(turn.raw) == text else codec.encode(text)
@@ -64,13 +73,20 @@ async def continued(engine: Engine, codec: Codec, turn: Turn, stop_tokens: froze
     try:
         async for piece in stream:
             if piece.prompt:
-                yield PromptRead(tuple(r.text for r in piece.prompt), tuple(r.logprob for r in piece.prompt),
-                                 tuple(r.top for r in piece.prompt))
+                yield PromptRead(
+                    tuple(r.text for r in piece.prompt),
+                    tuple(r.logprob for r in piece.prompt),
+                    tuple(r.top for r in piece.prompt),
+                )
             finish = piece.finish or finish
-            if piece.token < 0:         # nothing was to be said
+            if piece.token < 0:  # nothing was to be said
                 continue
             written += 1
-            logprobs = () if decoding.top_logprobs is None else (TokenLogprob(piece.own or piece.text, piece.logprob, piece.top),)
+            logprobs = (
+                ()
+                if decoding.top_logprobs is None
+                else (TokenLogprob(piece.own or piece.text, piece.logprob, piece.top),)
+            )
             if piece.text or logprobs:
                 yield Text(piece.text, logprobs=logprobs)
     finally:

@@ -29,8 +29,17 @@ from demeanor.types import Item
 EXAMPLES = 4
 
 
-def run(stack: Stack, runs: Runs, folder: Path, scope: Scope, *, name: str | None, house: House | None = None,
-        lender: House | None = None, learn: bool = False) -> Diagnosis:
+def run(
+    stack: Stack,
+    runs: Runs,
+    folder: Path,
+    scope: Scope,
+    *,
+    name: str | None,
+    house: House | None = None,
+    lender: House | None = None,
+    learn: bool = False,
+) -> Diagnosis:
     """Find what fails, replay every intervention and write the diagnosis; `learn` adds a learning curve, which trains.
 
     `house` serves the stack and `lender` the healthy one (default: new ones); both are closed at the end.
@@ -47,10 +56,15 @@ def run(stack: Stack, runs: Runs, folder: Path, scope: Scope, *, name: str | Non
     finally:
         bench.close()
     if scope.turns:
-        found = replace(found, recommendation=f"Nobody has judged the new answers; as far as answers change: {found.recommendation}")
+        found = replace(
+            found,
+            recommendation=f"Nobody has judged the new answers; as far as answers change: {found.recommendation}",
+        )
     if learn and found.failing:
         axes = {item.axis for item in items if item.id in found.wrong}
-        points, said = learning.curve(stack, runs, cases.sampled([i for i in items if i.axis in axes], cases.MOST_FAILING), out)
+        points, said = learning.curve(
+            stack, runs, cases.sampled([i for i in items if i.axis in axes], cases.MOST_FAILING), out
+        )
         found = replace(found, curve=points, learnt=said)
     write(found, folder, stack.key())
     return found
@@ -59,25 +73,52 @@ def run(stack: Stack, runs: Runs, folder: Path, scope: Scope, *, name: str | Non
 def write(found: Diagnosis, folder: Path, stack_key: str) -> None:
     """Write NAME.diagnosis.json atomically."""
     tree = {"stack_key": stack_key, **asdict(found)}
-    measure.write(folder / f"{found.name}.diagnosis.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    measure.write(
+        folder / f"{found.name}.diagnosis.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
-async def _diagnose(bench: Bench, stack: Stack, runs: Runs, items: Sequence[Item], scope: Scope, out: Path, scratch: Path,
-                    name: str) -> Diagnosis:
-    found = cases.of_turns(stack, scope.turns) if scope.turns else await cases.of_suite(bench, stack, items, scope, out)
+async def _diagnose(
+    bench: Bench,
+    stack: Stack,
+    runs: Runs,
+    items: Sequence[Item],
+    scope: Scope,
+    out: Path,
+    scratch: Path,
+    name: str,
+) -> Diagnosis:
+    found = (
+        cases.of_turns(stack, scope.turns)
+        if scope.turns
+        else await cases.of_suite(bench, stack, items, scope, out)
+    )
     lent = grafts.parts(stack, scope.against) if scope.against else []
     rows, axes = {row.item_id: row for row in found.rows}, {item.axis for item in found.failing}
-    examples = [(i, rows[i.id].text) for i in cases.sampled([i for i in found.spare if i.axis in axes], EXAMPLES)]
+    examples = [
+        (i, rows[i.id].text) for i in cases.sampled([i for i in found.spare if i.axis in axes], EXAMPLES)
+    ]
     trained = [s for s in stack.chain(stack.serve) if s == "base" or runs.complete(stack.stage_key(s))]
     tools = bench.house.kit_tools()
     planned = [*lent, *trials(stack, trained, found.failing, found.controls, rows, examples, tools, scratch)]
     planned = bench.able(planned)
     both = [*found.failing, *found.controls]
     if found.failing:
-        print(f"replaying {len(planned)} interventions on {len(found.failing)} failing items and {len(found.controls)} controls",
-              file=sys.stderr)
+        print(
+            f"replaying {len(planned)} interventions on {len(found.failing)} failing items and {len(found.controls)} controls",
+            file=sys.stderr,
+        )
     replayed = await rows_of(bench, planned, both, out, found.judge) if found.failing else []
     kept = {item.id for item in both}
-    return diagnose([*(replace(r, variant=AS_IS) for r in found.rows if r.item_id in kept), *replayed], found.failing, found.controls,
-                    found.passing, [t.about for t in planned], name=name, scope=str(scope), judged=found.judged, suite=suite_hash(items),
-                    wrong=found.wrong)
+    return diagnose(
+        [*(replace(r, variant=AS_IS) for r in found.rows if r.item_id in kept), *replayed],
+        found.failing,
+        found.controls,
+        found.passing,
+        [t.about for t in planned],
+        name=name,
+        scope=str(scope),
+        judged=found.judged,
+        suite=suite_hash(items),
+        wrong=found.wrong,
+    )

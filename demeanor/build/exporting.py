@@ -33,7 +33,13 @@ Target: TypeAlias = Literal["hf", "onnx"]
 Generate: TypeAlias = Callable[[list[int]], list[int]]
 """Prompt tokens in, new tokens out, greedily."""
 
-BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +101,37 @@ def compare(stack: Stack, runs: Runs, out: Path, *, target: Target, limit: int) 
         weights, template = house.weights(stack.serve), house.template(stack)
         prompts = [template.render(item.messages, item.tools, generate=True).tokens for item in items]
         room = min(stack.spec.decoding.max_tokens, weights.engine.max_context - max(map(len, prompts)))
-        requests = [Request(tuple(p), Decoding(temperature=0, max_tokens=room), template.stop_tokens) for p in prompts]
+        requests = [
+            Request(tuple(p), Decoding(temperature=0, max_tokens=room), template.stop_tokens) for p in prompts
+        ]
         ours = [[piece.token for piece in pieces] for pieces in weights.engine.generate(requests)]
         theirs = AutoTokenizer.from_pretrained(out)
         rendered = [_rendered(theirs, item) for item in items]
-        generate = _transformers(out, room, template.stop_tokens) if target == "hf" else _genai(out, room, template.stop_tokens)
+        generate = (
+            _transformers(out, room, template.stop_tokens)
+            if target == "hf"
+            else _genai(out, room, template.stop_tokens)
+        )
         answers = [generate(list(p)) for p in prompts]
         decode = weights.tokenizer.decode
         return Comparison(
             len(items),
-            tuple(Difference(i.id, decode(a), decode(b)) for i, a, b in zip(items, prompts, rendered) if list(a) != b),
-            tuple(Difference(i.id, decode(a), decode(b)) for i, a, b in zip(items, ours, answers) if a != b))
+            tuple(
+                Difference(i.id, decode(a), decode(b))
+                for i, a, b in zip(items, prompts, rendered)
+                if list(a) != b
+            ),
+            tuple(Difference(i.id, decode(a), decode(b)) for i, a, b in zip(items, ours, answers) if a != b),
+        )
     finally:
         house.close()
 
 
 def _rendered(tokenizer: Any, item: Item) -> list[int]:
     """The prompt as transformers' own chat template and tokenizer make it."""
-    text = tokenizer.apply_chat_template([_said(m) for m in item.messages], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [_said(m) for m in item.messages], add_generation_prompt=True, tokenize=False
+    )
     return [int(t) for t in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
@@ -131,26 +150,55 @@ def _transformers(folder: Path, room: int, stops: frozenset[int]) -> Generate:
     def generate(prompt: list[int]) -> list[int]:
         ids = torch.tensor([prompt])
         with torch.inference_mode():
-            found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False,
-                                   eos_token_id=sorted(stops), pad_token_id=min(stops))
-        return [int(t) for t in found[0, len(prompt):]]
+            found = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=room,
+                do_sample=False,
+                eos_token_id=sorted(stops),
+                pad_token_id=min(stops),
+            )
+        return [int(t) for t in found[0, len(prompt) :]]
 
     return generate
 
 
 def _need_onnx() -> None:
-    missing = [name for name in ("onnxruntime_genai", "onnx", "onnx_ir") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("onnxruntime_genai", "onnx", "onnx_ir") if importlib.util.find_spec(name) is None
+    ]
     if missing:
-        raise DemeanorError(f"--to onnx wants {', '.join(missing)}, not found here: pip install onnxruntime-genai onnx onnx-ir")
+        raise DemeanorError(
+            f"--to onnx wants {', '.join(missing)}, not found here: pip install onnxruntime-genai onnx onnx-ir"
+        )
 
 
 def _onnx(whole: Path, scratch: Path, dtype: str) -> Path:
     """Build with onnxruntime_genai's own model builder, offline; the tokenizer and template of the folder go along."""
     made = scratch / "onnx"
-    ran = subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(whole), "-o", str(made), "-p", dtype,
-                          "-e", "cpu", "-c", str(scratch / "cache")], capture_output=True, text=True)
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            str(whole),
+            "-o",
+            str(made),
+            "-p",
+            dtype,
+            "-e",
+            "cpu",
+            "-c",
+            str(scratch / "cache"),
+        ],
+        capture_output=True,
+        text=True,
+    )
     if ran.returncode:
-        raise CheckpointError(f"onnxruntime_genai's builder failed: {(ran.stderr.strip() or ran.stdout.strip())[-300:]}")
+        raise CheckpointError(
+            f"onnxruntime_genai's builder failed: {(ran.stderr.strip() or ran.stdout.strip())[-300:]}"
+        )
     for name in (*BESIDE, "config.json"):
         if (whole / name).is_file() and not (made / name).is_file():
             shutil.copy(whole / name, made / name)
@@ -182,11 +230,15 @@ def _genai(folder: Path, room: int, stops: frozenset[int]) -> Generate:
 def report(comparison: Comparison, shown: int = 3) -> Sequence[str]:
     """Lines that say what was compared and where the two part."""
     n = comparison.items
-    found = [f"{n} items of the stack's suites, greedy, without runtime layers",
-             f"  prompts identical to transformers' template and tokenizer: {n - len(comparison.prompts)} of {n}",
-             f"  answers identical token for token: {n - len(comparison.answers)} of {n}"]
+    found = [
+        f"{n} items of the stack's suites, greedy, without runtime layers",
+        f"  prompts identical to transformers' template and tokenizer: {n - len(comparison.prompts)} of {n}",
+        f"  answers identical token for token: {n - len(comparison.answers)} of {n}",
+    ]
     for what, differences in (("prompt", comparison.prompts), ("answer", comparison.answers)):
         for d in differences[:shown]:
-            found.append(f"  {what} of {d.item}: ours {json.dumps(d.ours[-120:], ensure_ascii=False)}, "
-                         f"export's {json.dumps(d.theirs[-120:], ensure_ascii=False)}")
+            found.append(
+                f"  {what} of {d.item}: ours {json.dumps(d.ours[-120:], ensure_ascii=False)}, "
+                f"export's {json.dumps(d.theirs[-120:], ensure_ascii=False)}"
+            )
     return found

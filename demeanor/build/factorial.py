@@ -30,7 +30,9 @@ PLAIN = "transcript"
 """Without its template a stack is prompted as its base is, or else with this one."""
 
 
-def game_of(stack: Stack, weights: Sequence[str] | None, layers: Sequence[str] | None, most: int = MOST_SWITCHES) -> Game:
+def game_of(
+    stack: Stack, weights: Sequence[str] | None, layers: Sequence[str] | None, most: int = MOST_SWITCHES
+) -> Game:
     """The game to play: default the whole chain of the served weights and every layer that can change an answer.
 
     `template` and `decoding` may be switched as layers are: off is the base's template, and greedy. Raises DemeanorError for an
@@ -43,18 +45,29 @@ def game_of(stack: Stack, weights: Sequence[str] | None, layers: Sequence[str] |
             raise UsageError(f"--weights: {unknown(name, stack.policies, noun='weights')}")
     for name in switches:
         if name not in (*stack.switches, TEMPLATE, DECODING):
-            raise UsageError(f"--layers: {unknown(name, [*stack.switches, TEMPLATE, DECODING], noun='layer')}")
-    for name, same in ((TEMPLATE, plain_template(stack) == stack.spec.template), (DECODING, greedy(stack) == stack.spec.decoding)):
+            raise UsageError(
+                f"--layers: {unknown(name, [*stack.switches, TEMPLATE, DECODING], noun='layer')}"
+            )
+    for name, same in (
+        (TEMPLATE, plain_template(stack) == stack.spec.template),
+        (DECODING, greedy(stack) == stack.spec.decoding),
+    ):
         if name in switches and name not in stack.switches and same:
-            raise UsageError(f"--layers {name}: the stack's {name} is the neutral one already, so there is nothing to switch")
+            raise UsageError(
+                f"--layers {name}: the stack's {name} is the neutral one already, so there is nothing to switch"
+            )
     line = stack.chain(chosen[-1])
     if chosen != [name for name in line if name in chosen]:
-        raise UsageError(f"--weights {' '.join(chosen)}: not in the order they were trained in, each from the one before. "
-                            f"The way to '{chosen[-1]}' is: {' '.join(line)}")
+        raise UsageError(
+            f"--weights {' '.join(chosen)}: not in the order they were trained in, each from the one before. "
+            f"The way to '{chosen[-1]}' is: {' '.join(line)}"
+        )
     if len(set(switches)) != len(switches) or len(switches) > most:
         more = "" if most > MOST_SWITCHES else f" (with --fraction {MOST_OF_A_FRACTION})"
-        raise UsageError(f"--layers: {len(switches)} switches make {2 ** len(switches)} subsets; wanted distinct ones, "
-                            f"{most} at most{more}. Known: {', '.join([*stack.switches, TEMPLATE, DECODING])}")
+        raise UsageError(
+            f"--layers: {len(switches)} switches make {2 ** len(switches)} subsets; wanted distinct ones, "
+            f"{most} at most{more}. Known: {', '.join([*stack.switches, TEMPLATE, DECODING])}"
+        )
     return Game(tuple(chosen), tuple(switches))
 
 
@@ -65,15 +78,26 @@ def plain_template(stack: Stack) -> str:
 
 def greedy(stack: Stack) -> DecodingSpec:
     """The decoding that stands in for the stack's: greedy, and nothing else but how long an answer may be and where it stops."""
-    return DecodingSpec(temperature=0.0, max_tokens=stack.spec.decoding.max_tokens, stop=stack.spec.decoding.stop)
+    return DecodingSpec(
+        temperature=0.0, max_tokens=stack.spec.decoding.max_tokens, stop=stack.spec.decoding.stop
+    )
 
 
 def variant_of(stack: Stack, game: Game, cell: Cell) -> Stack:
     """The variant that a cell of the game stands for."""
     stage, on = cell
-    found = stack.variant(game.chain[stage], *(name for name in game.switches if name in on and name in stack.switches))
-    if TEMPLATE in game.switches and TEMPLATE not in on and TEMPLATE not in stack.switches and found.template != plain_template(stack):
-        found = replace(retemplated(found, plain_template(stack)), model_id=f"{found.model_id}~{plain_template(stack)}")
+    found = stack.variant(
+        game.chain[stage], *(name for name in game.switches if name in on and name in stack.switches)
+    )
+    if (
+        TEMPLATE in game.switches
+        and TEMPLATE not in on
+        and TEMPLATE not in stack.switches
+        and found.template != plain_template(stack)
+    ):
+        found = replace(
+            retemplated(found, plain_template(stack)), model_id=f"{found.model_id}~{plain_template(stack)}"
+        )
     if DECODING in game.switches and DECODING not in on and DECODING not in stack.switches:
         found.key()
         spec = found.spec.model_copy(update={"decoding": greedy(stack)})
@@ -81,8 +105,18 @@ def variant_of(stack: Stack, game: Game, cell: Cell) -> Stack:
     return found
 
 
-def run(stack: Stack, runs: Runs, folder: Path, *, weights: Sequence[str] | None, layers: Sequence[str] | None, limit: int | None,
-        name: str | None, fraction: Resolution = "full", house: House | None = None) -> Attribution:
+def run(
+    stack: Stack,
+    runs: Runs,
+    folder: Path,
+    *,
+    weights: Sequence[str] | None,
+    layers: Sequence[str] | None,
+    limit: int | None,
+    name: str | None,
+    fraction: Resolution = "full",
+    house: House | None = None,
+) -> Attribution:
     """Measure every cell of the design and write the attribution; `house` (default: a new one) is closed at the end."""
     name = measure.named(stack, name, limit)
     stack.key()
@@ -92,13 +126,28 @@ def run(stack: Stack, runs: Runs, folder: Path, *, weights: Sequence[str] | None
     items = measure.suite(stack, limit)
     house = house or House(stack, runs, memory={}, operational=False)
     try:
-        rows, reused = asyncio.run(measure.rows_of(house, {v.model_id: v for v in variants.values()}, items, folder / f"{name}.rows.jsonl"))
+        rows, reused = asyncio.run(
+            measure.rows_of(
+                house, {v.model_id: v for v in variants.values()}, items, folder / f"{name}.rows.jsonl"
+            )
+        )
     finally:
         house.close()
     ids = {cell: v.model_id for cell, v in variants.items()}
-    found = attribute(rows, items, game, ids, name=name, design=design, reused=reused,
-                      generations=None if house.memory is None else len(house.memory) - house.drafts.confirmed,
-                      confirmed=house.drafts.confirmed)
+    found = attribute(
+        rows,
+        items,
+        game,
+        ids,
+        name=name,
+        design=design,
+        reused=reused,
+        generations=None if house.memory is None else len(house.memory) - house.drafts.confirmed,
+        confirmed=house.drafts.confirmed,
+    )
     tree = {"stack_key": stack.key(), **asdict(found)}
-    measure.write(folder / f"{name}.attribution.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    measure.write(
+        folder / f"{name}.attribution.json",
+        json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    )
     return found

@@ -20,7 +20,9 @@ from demeanor.types import Decoding, Form, ToolSpec
 ANY = {"type": "object"}
 
 
-def held(decoding: Decoding, offered: Sequence[ToolSpec], choice: str, reader: Reader, special: Mapping[str, int]) -> Decoding:
+def held(
+    decoding: Decoding, offered: Sequence[ToolSpec], choice: str, reader: Reader, special: Mapping[str, int]
+) -> Decoding:
     """The decoding with the grammar that `choice` and strict tools ask for, or as it is; `special` are the tokenizer's special ids.
 
     A demanded call (`required`, or a name) is one call and nothing else, held to its schema whether strict or not.
@@ -32,14 +34,25 @@ def held(decoding: Decoding, offered: Sequence[ToolSpec], choice: str, reader: R
     if not demanded and decoding.form is None and not any(tool.strict for tool in offered):
         return decoding
     if not isinstance(reader, CallReader):
-        raise DecodingError("this template has no form of tool calls that decoding could be held to; use tool_choice auto", "tool_choice")
+        raise DecodingError(
+            "this template has no form of tool calls that decoding could be held to; use tool_choice auto",
+            "tool_choice",
+        )
     called = [tool for tool in offered if choice in ("auto", "required", tool.name)]
     if not called:
         raise DecodingError(f"tool_choice: '{choice}' is not among the tools that are offered", "tool_choice")
-    return replace(decoding, form=Form("grammar", _grammar(called, reader.marks, special, demanded, decoding.form)))
+    return replace(
+        decoding, form=Form("grammar", _grammar(called, reader.marks, special, demanded, decoding.form))
+    )
 
 
-def _grammar(tools: Sequence[ToolSpec], marks: tuple[str, str], special: Mapping[str, int], demanded: bool, form: Form | None) -> str:
+def _grammar(
+    tools: Sequence[ToolSpec],
+    marks: tuple[str, str],
+    special: Mapping[str, int],
+    demanded: bool,
+    form: Form | None,
+) -> str:
     """One Lark grammar of llguidance; a call is written as `call_text` writes it, so as the model has learned."""
     opening, closing = (_mark(mark, special) for mark in marks)
     gap = r'"\n"' if marks[1] else '" "?'
@@ -47,13 +60,17 @@ def _grammar(tools: Sequence[ToolSpec], marks: tuple[str, str], special: Mapping
     rules = [f"body: {gap} ({' | '.join(f'call_{i}' for i in range(len(tools)))}){tail}"]
     for i, tool in enumerate(tools):
         head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-        rules += [f'call_{i}: {json.dumps(head, ensure_ascii=False)} args_{i} "}}"',
-                  f"args_{i}: %json {json.dumps(_schema(tool.parameters if tool.strict or demanded else ANY))}"]
+        rules += [
+            f'call_{i}: {json.dumps(head, ensure_ascii=False)} args_{i} "}}"',
+            f"args_{i}: %json {json.dumps(_schema(tool.parameters if tool.strict or demanded else ANY))}",
+        ]
     if demanded:
         start = [f"start: {opening} body"]
     elif form is not None:
-        start = [f"start: answer | calls\ncalls: {opening} body (\"\\n\"? {opening} body)*\nanswer: \" \"? json",
-                 f"json: %json {json.dumps(_answer(form))}"]
+        start = [
+            f'start: answer | calls\ncalls: {opening} body ("\\n"? {opening} body)*\nanswer: " "? json',
+            f"json: %json {json.dumps(_answer(form))}",
+        ]
     else:
         # lazy: the text ends where the opening is first complete, so no call escapes as text
         before = f"TEXT {opening}" if marks[0] in special else f"/(?s:.*){_pattern(marks[0])}/"
@@ -75,11 +92,17 @@ def _answer(form: Form) -> dict[str, Any]:
     if form.kind == "json_object":
         return {**ANY, "x-guidance": {"whitespace_flexible": False}}
     if form.kind != "json_schema":
-        raise DecodingError(f"response_format: {form.kind} cannot be combined with tools; leave one of them out", "response_format")
+        raise DecodingError(
+            f"response_format: {form.kind} cannot be combined with tools; leave one of them out",
+            "response_format",
+        )
     schema: dict[str, Any] = json.loads(form.text)
     return {**schema, "x-guidance": {"whitespace_flexible": False}}
 
 
 def _schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Written with the spaces that json.dumps puts, as in every call a model was trained on."""
-    return {**parameters, "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+    return {
+        **parameters,
+        "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+    }

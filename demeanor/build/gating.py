@@ -41,8 +41,9 @@ def read_rules(path: Path) -> Rules:
     return rules
 
 
-def run(stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, limit: int | None,
-        name: str | None) -> tuple[Judgement, Path]:
+def run(
+    stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, limit: int | None, name: str | None
+) -> tuple[Judgement, Path]:
     """Judge the whole stack against a baseline and write the record; returns the judgement and where the record lies."""
     declared, name, items = read_rules(rules), measure.named(stack, name, limit), measure.suite(stack, limit)
     known(declared, items, str(rules))
@@ -55,29 +56,51 @@ def run(stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, li
         other = stack.resolve(against)
         variants[other.model_id], baseline_key = other, other.key()
     if baseline_key == candidate.key():
-        print(f"note: {against} and {candidate.model_id} are one stack ({baseline_key}), so nothing can differ but luck of decoding")
+        print(
+            f"note: {against} and {candidate.model_id} are one stack ({baseline_key}), so nothing can differ but luck of decoding"
+        )
     house = House(stack, runs, memory={}, operational=False)
     try:
         rows, _ = asyncio.run(measure.rows_of(house, variants, items, folder / f"{name}.rows.jsonl"))
     finally:
         house.close()
-    old = asyncio.run(_scored(stack, old, items, folder / f"{name}.rows.jsonl")) if old else [r for r in rows if r.variant == against]
+    old = (
+        asyncio.run(_scored(stack, old, items, folder / f"{name}.rows.jsonl"))
+        if old
+        else [r for r in rows if r.variant == against]
+    )
     new = [row for row in rows if row.variant == candidate.model_id]
-    judgement = judge(declared, items, [*new, *(replace(row, variant=BASELINE) for row in old)],
-                      candidate=candidate.model_id, baseline=BASELINE)
+    judgement = judge(
+        declared,
+        items,
+        [*new, *(replace(row, variant=BASELINE) for row in old)],
+        candidate=candidate.model_id,
+        baseline=BASELINE,
+    )
     record = {
-        "verdict": judgement.verdict.name.lower(), "candidate": candidate.model_id, "against": against,
+        "verdict": judgement.verdict.name.lower(),
+        "candidate": candidate.model_id,
+        "against": against,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "hashes": {
-            "candidate": candidate.key(), "candidate weights": stack.stage_key(candidate.serve), "baseline": baseline_key,
-            "suite": suite_hash(items), "rules": hashlib.sha256(rules.read_bytes()).hexdigest(),
-            "stack file": hashlib.sha256(stack.path.read_bytes()).hexdigest(), "answers": _answers(new), "baseline answers": _answers(old),
+            "candidate": candidate.key(),
+            "candidate weights": stack.stage_key(candidate.serve),
+            "baseline": baseline_key,
+            "suite": suite_hash(items),
+            "rules": hashlib.sha256(rules.read_bytes()).hexdigest(),
+            "stack file": hashlib.sha256(stack.path.read_bytes()).hexdigest(),
+            "answers": _answers(new),
+            "baseline answers": _answers(old),
         },
-        "rules": declared.model_dump(mode="json"), "origin": origin(),
+        "rules": declared.model_dump(mode="json"),
+        "origin": origin(),
         "findings": [{**asdict(f), "verdict": f.verdict.name.lower()} for f in judgement.findings],
     }
     path = folder / f"{name}.gate.json"
-    measure.write(path, json.dumps(signed(record, os.environ.get(KEY)), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    measure.write(
+        path,
+        json.dumps(signed(record, os.environ.get(KEY)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    )
     return judgement, path
 
 
@@ -85,14 +108,20 @@ def _earlier(path: Path, items: Sequence[Item]) -> tuple[list[Row], str]:
     """Rows and stack key of the last rung of an earlier result; raises DataError if it answered other items."""
     result, suite, ids = measure.read(path), suite_hash(items), {item.id for item in items}
     if result.suite_hash != suite:
-        raise DataError(f"{path}: measured on suite {result.suite_hash}, this stack's is {suite}: nothing to pair. "
-                        "Measure the baseline on these items (same suites and --limit), or name a model id of this stack")
+        raise DataError(
+            f"{path}: measured on suite {result.suite_hash}, this stack's is {suite}: nothing to pair. "
+            "Measure the baseline on these items (same suites and --limit), or name a model id of this stack"
+        )
     last = result.steps[-1].after if result.steps else result.variants[-1].id
     key = next(v.stack_key for v in result.variants if v.id == last)
     file = path.with_name(f"{path.stem}.rows.jsonl")
-    rows = [row for row in read_rows(file) if row.stack_key == key and row.item_id in ids]  # may hold more items
+    rows = [
+        row for row in read_rows(file) if row.stack_key == key and row.item_id in ids
+    ]  # may hold more items
     if not rows:
-        raise DataError(f"{file}: no answers of {last} ({key}); the gate compares item by item and needs the rows beside {path.name}")
+        raise DataError(
+            f"{file}: no answers of {last} ({key}); the gate compares item by item and needs the rows beside {path.name}"
+        )
     return rows, key
 
 
@@ -104,7 +133,10 @@ async def _scored(stack: Stack, rows: Sequence[Row], items: Sequence[Item], out:
 
 def _answers(rows: list[Row]) -> str:
     """SHA-256 over what was answered and how it was scored."""
-    text = json.dumps(sorted((row.item_id, row.seed, row.text, row.value is None, row.value or 0.0) for row in rows), ensure_ascii=False)
+    text = json.dumps(
+        sorted((row.item_id, row.seed, row.text, row.value is None, row.value or 0.0) for row in rows),
+        ensure_ascii=False,
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -119,13 +151,19 @@ def verify(path: Path, key: str | None) -> Verdict:
         record = json.loads(path.read_text(encoding="utf-8"))
         verdict, signature = Verdict[record["verdict"].upper()], record.pop("signature")
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; wanted results/NAME.gate.json, as `demeanor gate` wrote it") from error
+        raise DataError(
+            f"{path}: {error.strerror}; wanted results/NAME.gate.json, as `demeanor gate` wrote it"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a gate's record ({type(error).__name__}); wanted results/NAME.gate.json") from error
+        raise DataError(
+            f"{path}: not a gate's record ({type(error).__name__}); wanted results/NAME.gate.json"
+        ) from error
     if not key or not isinstance(signature, str):
         raise DataError(f"{path}: cannot be verified: {'it is not signed' if key else f'{KEY} is not set'}")
     if not hmac.compare_digest(signature, _mac(record, key)):
-        raise DataError(f"{path}: the signature does not hold: the record was changed, or signed with another {KEY}")
+        raise DataError(
+            f"{path}: the signature does not hold: the record was changed, or signed with another {KEY}"
+        )
     return verdict
 
 

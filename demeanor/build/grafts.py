@@ -23,7 +23,12 @@ from demeanor.types import ToolSpec
 
 def parts(stack: Stack, healthy: Stack) -> list[Trial]:
     """Every part in which the stacks differ, one at a time as the healthy one has it; a part accuses what it replaces."""
-    return [*_weights(stack, healthy), *_template(stack, healthy), *_other_decoding(stack, healthy), *_layers(stack, healthy)]
+    return [
+        *_weights(stack, healthy),
+        *_template(stack, healthy),
+        *_other_decoding(stack, healthy),
+        *_layers(stack, healthy),
+    ]
 
 
 def foreign(healthy: Stack) -> Stack:
@@ -35,14 +40,21 @@ def foreign(healthy: Stack) -> Stack:
 
 
 def _about(part: str, layer: str) -> Intervention:
-    return Intervention(f"{part} of the healthy stack", "reference", layer, f"Take back {part}: the healthy stack's does better.")
+    return Intervention(
+        f"{part} of the healthy stack",
+        "reference",
+        layer,
+        f"Take back {part}: the healthy stack's does better.",
+    )
 
 
 def _weights(stack: Stack, healthy: Stack) -> Iterator[Trial]:
     if stack.stage_key(stack.serve) == healthy.stage_key(healthy.serve):
         return
     same = {healthy.stage_key(name) for name in healthy.chain(healthy.serve)}
-    stage = next((name for name in stack.chain(stack.serve) if stack.stage_key(name) not in same), stack.serve)
+    stage = next(
+        (name for name in stack.chain(stack.serve) if stack.stage_key(name) not in same), stack.serve
+    )
     yield Trial(_about("weights", stage), stack, weights_of=healthy)
 
 
@@ -54,7 +66,12 @@ def _template(stack: Stack, healthy: Stack) -> Iterator[Trial]:
 
 def _other_decoding(stack: Stack, healthy: Stack) -> Iterator[Trial]:
     if decoding_of(stack) != decoding_of(healthy):
-        yield Trial(_about("decoding", "decoding"), stack, decoded_as(decoding_of(healthy)), ("decoding", asdict(decoding_of(healthy))))
+        yield Trial(
+            _about("decoding", "decoding"),
+            stack,
+            decoded_as(decoding_of(healthy)),
+            ("decoding", asdict(decoding_of(healthy))),
+        )
 
 
 def _layers(stack: Stack, healthy: Stack) -> Iterator[Trial]:
@@ -66,7 +83,7 @@ def _layers(stack: Stack, healthy: Stack) -> Iterator[Trial]:
         if layer.name in ours:
             layers = tuple(layer if x.name == layer.name else x for x in stack.layers)
         else:
-            later = set(order[order.index(layer.name) + 1:])
+            later = set(order[order.index(layer.name) + 1 :])
             at = next((n for n, name in enumerate(ours) if name in later), len(ours))
             layers = (*stack.layers[:at], layer, *stack.layers[at:])
         lent = replace(stack, layers=layers)
@@ -80,10 +97,20 @@ def _layers(stack: Stack, healthy: Stack) -> Iterator[Trial]:
 def graft(house: House, lender: House | None, serve: str, renamed: Mapping[str, Mapping[str, str]]) -> House:
     """A house like `house` that shares its engines, but borrows the weights `serve` from `lender` and renames arguments of tools."""
     shelf = house._shelf if lender is None else Shelf(lambda stage: lender.weights(lender.stack.serve))
-    found = replace(house, memory=None if house.memory is None else {}, _shelf=shelf, _responds={}, _closers=[], _shared={})
+    found = replace(
+        house,
+        memory=None if house.memory is None else {},
+        _shelf=shelf,
+        _responds={},
+        _closers=[],
+        _shared={},
+    )
     if renamed:
         known = house.kit_tools()
-        found = replace(found, tool_set={**known, **{name: adapted(known[name], names) for name, names in renamed.items()}})
+        found = replace(
+            found,
+            tool_set={**known, **{name: adapted(known[name], names) for name, names in renamed.items()}},
+        )
     return found
 
 

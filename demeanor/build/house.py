@@ -78,7 +78,7 @@ class House:
     _shelf: Shelf[Weights] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self._shelf is None:         # else it is another house's, which closes it
+        if self._shelf is None:  # else it is another house's, which closes it
             self._shelf = Shelf(self._load, self.budget_bytes)
             self._closers.append(self._shelf.close)
 
@@ -97,7 +97,9 @@ class House:
     def _load(self, stage: str) -> Weights:
         folder = weights_folder(self.stack, self.runs, stage)
         tokenizer = tokenizers.load(folder)
-        return Weights(folder, tokenizer, LocalEngine(folders.serving(folder), tokenizer, num_slots=self.num_slots))
+        return Weights(
+            folder, tokenizer, LocalEngine(folders.serving(folder), tokenizer, num_slots=self.num_slots)
+        )
 
     def template(self, variant: Stack) -> Template:
         weights = self.weights(variant.serve)
@@ -107,7 +109,9 @@ class House:
         weights = self.weights(stage)
         engine: Engine = weights.engine if self.budget_bytes is None else Borrowed(self._shelf, stage)
         drafts = self.drafts if self.memory is not None and weights.engine.exact else None
-        return weights_respond(engine, template, tokenizer=weights.tokenizer, drafts=drafts, weights=self.stack.stage_key(stage))
+        return weights_respond(
+            engine, template, tokenizer=weights.tokenizer, drafts=drafts, weights=self.stack.stage_key(stage)
+        )
 
     def respond(self, variant: Stack) -> Respond:
         """The whole variant as one callable: its layers around its weights."""
@@ -121,16 +125,25 @@ class House:
                 inner, count = self.at_weights(variant.serve, template), partial(_counted, template)
             inner = charged(inner, partial(_prompt_tokens, count), purse)
             if self.memory is not None:
-                inner = remembered(inner, f"{self.stack.stage_key(variant.serve)}/{variant.template}", self.memory)
+                inner = remembered(
+                    inner, f"{self.stack.stage_key(variant.serve)}/{variant.template}", self.memory
+                )
             kept = [(x.spec, x.module) for x in variant.layers if x.behaviour or self.operational]
-            self._responds[key] = stamped(compose(kept, inner, self.kit(count)), variant.model_id, variant.key())
+            self._responds[key] = stamped(
+                compose(kept, inner, self.kit(count)), variant.model_id, variant.key()
+            )
         return self._responds[key]
 
     def kit(self, count_tokens: Callable[[Messages, Sequence[ToolSpec]], int]) -> Kit:
         """What the layers of this stack may ask for."""
         return Kit(
-            root=self.stack.root, clock=time.monotonic, now=lambda: datetime.now(UTC), count_tokens=count_tokens,
-            tools=self.kit_tools(), open_index=index.open_folder, open_store=self.open_store,
+            root=self.stack.root,
+            clock=time.monotonic,
+            now=lambda: datetime.now(UTC),
+            count_tokens=count_tokens,
+            tools=self.kit_tools(),
+            open_index=index.open_folder,
+            open_store=self.open_store,
             shared=self._shared,
         )
 
@@ -164,7 +177,9 @@ def _prompt_tokens(count: Callable[[Messages, Sequence[ToolSpec]], int], turn: T
 
 def estimated(messages: Messages, offered: Sequence[ToolSpec]) -> int:
     """Tokens of a conversation whose tokenizer is elsewhere: a token for each 3 bytes and 4 a message, rather too many than too few."""
-    texts = [m.content for m in messages] + [f"{t.name} {t.description} {dict(t.parameters)}" for t in offered]
+    texts = [m.content for m in messages] + [
+        f"{t.name} {t.description} {dict(t.parameters)}" for t in offered
+    ]
     return sum(4 + -(-len(text.encode()) // 3) for text in texts)
 
 
@@ -172,8 +187,10 @@ def away(base: Remote) -> Respond:
     """The innermost respond of a remote base; raises DemeanorError if its key is not in the environment."""
     key = os.environ.get(base.key_env) if base.key_env else None
     if base.key_env and not key:
-        raise DemeanorError(f"weights.base.key_env: the environment variable {base.key_env} is not set; "
-                            f"it should hold the API key of {base.url}")
+        raise DemeanorError(
+            f"weights.base.key_env: the environment variable {base.key_env} is not set; "
+            f"it should hold the API key of {base.url}"
+        )
     return remote(base.url, base.model, key=key, timeout_s=base.timeout_s, retries=base.retries)
 
 
@@ -190,13 +207,17 @@ def weights_folder(stack: Stack, runs: Runs, stage: str) -> Path:
     """Where the finished weights of a stage lie; raises CheckpointError with the command that trains them."""
     base = stack.spec.weights.base
     if isinstance(base, Remote):
-        raise CheckpointError(f"{stage}: {base.model} is on another server ({base.url}); its weights are not here")
+        raise CheckpointError(
+            f"{stage}: {base.model} is on another server ({base.url}); its weights are not here"
+        )
     if stage == "base" and isinstance(base, Import):
         return import_folder(stack, base.path)
     key = stack.stage_key(stage)
     if not runs.complete(key):
-        raise CheckpointError(f"{stage}: not trained yet (no finished weights at {runs.folder(key)}). "
-                              f"Run: demeanor train {stack.path}")
+        raise CheckpointError(
+            f"{stage}: not trained yet (no finished weights at {runs.folder(key)}). "
+            f"Run: demeanor train {stack.path}"
+        )
     return runs.folder(key) / "model"
 
 
@@ -207,7 +228,11 @@ def import_folder(stack: Stack, path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = path.partition("@")
-    return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    return Path(
+        snapshot_download(
+            name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
+        )
+    )
 
 
 def warm(house: House, stages: set[str]) -> None:
@@ -226,8 +251,17 @@ def _unit(engine: LocalEngine, tokens: tuple[int, ...]) -> list[float]:
 def decoding_of(stack: Stack) -> Decoding:
     """The stack's decoding settings as the noun that travels with a turn."""
     spec = stack.spec.decoding
-    return Decoding(spec.temperature, spec.top_p, spec.max_tokens, spec.seed, spec.stop, top_k=spec.top_k, min_p=spec.min_p or 0.0,
-                    presence_penalty=spec.presence_penalty or 0.0, frequency_penalty=spec.frequency_penalty or 0.0)
+    return Decoding(
+        spec.temperature,
+        spec.top_p,
+        spec.max_tokens,
+        spec.seed,
+        spec.stop,
+        top_k=spec.top_k,
+        min_p=spec.min_p or 0.0,
+        presence_penalty=spec.presence_penalty or 0.0,
+        frequency_penalty=spec.frequency_penalty or 0.0,
+    )
 
 
 def judge(item: Item, completion: Completion) -> Score:

@@ -53,7 +53,9 @@ def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
     """Read and render a stage's rows as training would; raises CheckpointError if the base has no tokenizer yet."""
     stage = stack.stage(name)
     if not isinstance(stage, Stage):
-        raise DemeanorError(f"{name}: is imported or merged and trains on no rows; name a stage that is trained")
+        raise DemeanorError(
+            f"{name}: is imported or merged and trains on no rows; name a stage that is trained"
+        )
     folder = _tokenizer_folder(stack, runs)
     tokenizer = tokenizers.load(folder)
     template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)
@@ -65,17 +67,36 @@ def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
     with tempfile.TemporaryDirectory() as spool:
         trees = workshop.stage_trees(stack, stage, template, tokenizer, context, Path(spool))
     render = partial(workshop.render, template, tokenizer, wants)
-    rows = [row for source in stage.data for row in islice(_rows(stack, source, wants), CHECKED // len(stage.data) or 1)]
+    rows = [
+        row
+        for source in stage.data
+        for row in islice(_rows(stack, source, wants), CHECKED // len(stage.data) or 1)
+    ]
     pairs = [(row, render(row)) for row in rows if not (isinstance(row, Example) and row.text is not None)]
     serve = load_template(stack.template, tokenizer, folder=folder, root=stack.root)
-    other = JinjaTemplate(f"{serve.name}.jinja", tokenizer, serve.jinja)      # what is saved beside the weights for other servers
-    differ = [*show.disagreements(pairs, serve), *(f"{other.name}: {x}" for x in show.disagreements(pairs, other))]
-    return Inspection(name, show.show(trees, tokenizer, count=count), coverage(trees), show.longest(trees), limit,
-                      sum(tree.longest > limit for tree in trees), len(pairs), differ)
+    other = JinjaTemplate(
+        f"{serve.name}.jinja", tokenizer, serve.jinja
+    )  # what is saved beside the weights for other servers
+    differ = [
+        *show.disagreements(pairs, serve),
+        *(f"{other.name}: {x}" for x in show.disagreements(pairs, other)),
+    ]
+    return Inspection(
+        name,
+        show.show(trees, tokenizer, count=count),
+        coverage(trees),
+        show.longest(trees),
+        limit,
+        sum(tree.longest > limit for tree in trees),
+        len(pairs),
+        differ,
+    )
 
 
 def _rows(stack: Stack, source: Source, wants: Want) -> Sequence[TrainingRow]:
-    return sources.rows(source, root=stack.root, generated=catalog.GENERATED, want=wants, say=lambda said: None)
+    return sources.rows(
+        source, root=stack.root, generated=catalog.GENERATED, want=wants, say=lambda said: None
+    )
 
 
 def _tokenizer_folder(stack: Stack, runs: Runs) -> Path:
@@ -87,5 +108,7 @@ def _tokenizer_folder(stack: Stack, runs: Runs) -> Path:
     for folder in (runs.model(key), runs.folder(key) / "tokenizer"):
         if folder.is_dir():
             return folder
-    raise CheckpointError(f"{stack.path}: its base has no tokenizer yet, which comes with training. "
-                          f"Run: demeanor train {stack.path} --only base")
+    raise CheckpointError(
+        f"{stack.path}: its base has no tokenizer yet, which comes with training. "
+        f"Run: demeanor train {stack.path} --only base"
+    )

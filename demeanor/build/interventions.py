@@ -36,15 +36,31 @@ END = re.compile(r"(?<=[.!?}\]])(?=\s|<)|\n|<\|")
 """Where a first sentence (or JSON object) ends."""
 
 
-def trials(stack: Stack, trained: Sequence[str], failing: Sequence[Item], controls: Sequence[Item], rows: Mapping[str, Row],
-           examples: Sequence[tuple[Item, str]], tools: Mapping[str, Tool], scratch: Path) -> list[Trial]:
+def trials(
+    stack: Stack,
+    trained: Sequence[str],
+    failing: Sequence[Item],
+    controls: Sequence[Item],
+    rows: Mapping[str, Row],
+    examples: Sequence[tuple[Item, str]],
+    tools: Mapping[str, Tool],
+    scratch: Path,
+) -> list[Trial]:
     """Every intervention that makes sense for this stack; `trained` are the weights that exist, `rows` how each item was answered.
 
     `examples` are passing items with their answers; `tools` are those of the house, `scratch` a folder for policy files with one rule less.
     """
-    return [*_off(stack, trained), *_rules(stack, scratch), *_templates(stack), *_decoding(stack, failing, rows),
-            *openings.prompts(stack, failing), *openings.sentences(stack),
-            *openings.examples(stack, examples), *openings.passages(stack, failing, controls), *_tools(stack, failing, rows, tools)]
+    return [
+        *_off(stack, trained),
+        *_rules(stack, scratch),
+        *_templates(stack),
+        *_decoding(stack, failing, rows),
+        *openings.prompts(stack, failing),
+        *openings.sentences(stack),
+        *openings.examples(stack, examples),
+        *openings.passages(stack, failing, controls),
+        *_tools(stack, failing, rows, tools),
+    ]
 
 
 # ---- layers and weights ----
@@ -52,12 +68,18 @@ def trials(stack: Stack, trained: Sequence[str], failing: Sequence[Item], contro
 
 def _off(stack: Stack, trained: Sequence[str]) -> Iterator[Trial]:
     for name in stack.switches:
-        yield Trial(Intervention(f"{name} off", "off", name, f"Undo layer {name}: the stack is better without it."), stack.without(name))
+        yield Trial(
+            Intervention(f"{name} off", "off", name, f"Undo layer {name}: the stack is better without it."),
+            stack.without(name),
+        )
     chain = stack.chain(stack.serve)
     for above, stage in zip(reversed(chain), reversed(chain[:-1])):
         if stage in trained:
             advice = f"Undo stage {above}: the weights before it ({stage}) do better."
-            yield Trial(Intervention(f"weights of {stage}", "stage", above, advice), stack.variant(stage, *stack.switches))
+            yield Trial(
+                Intervention(f"weights of {stage}", "stage", above, advice),
+                stack.variant(stage, *stack.switches),
+            )
 
 
 def _rules(stack: Stack, scratch: Path) -> Iterator[Trial]:
@@ -65,26 +87,31 @@ def _rules(stack: Stack, scratch: Path) -> Iterator[Trial]:
     for layer in policies:
         assert isinstance(layer.spec, PolicySpec)
         rules = read_yaml(stack.root / layer.spec.rules, Rules).rules
-        for rule in rules if len(rules) > 1 else ():     # without its only rule the layer is off
-            name, kept = rule.name, [r.model_dump(mode="json", exclude_unset=True) for r in rules if r is not rule]
+        for rule in rules if len(rules) > 1 else ():  # without its only rule the layer is off
+            name, kept = (
+                rule.name,
+                [r.model_dump(mode="json", exclude_unset=True) for r in rules if r is not rule],
+            )
             path = scratch / f"{layer.name}-without-{name}.yaml"
             path.write_text(yaml.safe_dump({"rules": kept}), encoding="utf-8")
             spec = layer.spec.model_copy(update={"rules": str(path.resolve())})
             advice = f"Loosen or drop rule {name} of {layer.name}: it stops what is right."
-            of = f" of {layer.name}" if len(policies) > 1 else ""       # two policies may name their rules alike
+            of = f" of {layer.name}" if len(policies) > 1 else ""  # two policies may name their rules alike
             about = Intervention(f"rule {name}{of} off", "rule", layer.name, advice)
             yield Trial(about, replaced(stack, layer.name, replace(layer, spec=spec)))
 
 
 def _templates(stack: Stack) -> Iterator[Trial]:
-    stack.key()                                         # stage keys are now known: another template is not another training
+    stack.key()  # stage keys are now known: another template is not another training
     base = stack.spec.weights.base
     if isinstance(base, Remote):
-        return                                          # its template is the other server's affair
+        return  # its template is the other server's affair
     for name in (*(("model",) if isinstance(base, Import) else ()), *TEMPLATES):
         if name != stack.template:
             advice = f"Prompt the weights with template {name}: they read it better."
-            yield Trial(Intervention(f"template {name}", "template", "template", advice), retemplated(stack, name))
+            yield Trial(
+                Intervention(f"template {name}", "template", "template", advice), retemplated(stack, name)
+            )
 
 
 def retemplated(stack: Stack, name: str) -> Stack:
@@ -92,8 +119,10 @@ def retemplated(stack: Stack, name: str) -> Stack:
     stack.key()
     weights = stack.spec.weights
     base = weights.base.model_copy(update={"template": name}) if stack.serve == "base" else weights.base
-    spec = stack.spec.model_copy(update={"template": name, "weights": weights.model_copy(update={"base": base})})
-    return replace(stack, spec=spec)                    # shares the stage keys computed above
+    spec = stack.spec.model_copy(
+        update={"template": name, "weights": weights.model_copy(update={"base": base})}
+    )
+    return replace(stack, spec=spec)  # shares the stage keys computed above
 
 
 # ---- decoding ----
@@ -110,12 +139,16 @@ def decoded(**changes: Any) -> Wrap:
 
 def decoded_as(given: Decoding) -> Wrap:
     """Decode every turn so, but for the seed and the form that the turn brings."""
-    return decoded(**{f.name: getattr(given, f.name) for f in fields(given) if f.name not in ("seed", "form")})
+    return decoded(
+        **{f.name: getattr(given, f.name) for f in fields(given) if f.name not in ("seed", "form")}
+    )
 
 
 def reseeded(inner: Respond) -> Respond:
     """Draw every answer again."""
-    return lambda turn: inner(replace(turn, decoding=replace(turn.decoding, seed=(turn.decoding.seed or 0) + SEED)))
+    return lambda turn: inner(
+        replace(turn, decoding=replace(turn.decoding, seed=(turn.decoding.seed or 0) + SEED))
+    )
 
 
 def first_sentence(inner: Respond) -> Respond:
@@ -130,7 +163,7 @@ def first_sentence(inner: Respond) -> Respond:
             if isinstance(event, Done):
                 text = "".join(said)
                 end = END.search(text, len(text) - len(text.lstrip()))
-                yield Text(text if end is None else text[:end.start()])
+                yield Text(text if end is None else text[: end.start()])
                 event = event if end is None else replace(event, finish_reason="stop")
             yield event
 
@@ -146,26 +179,48 @@ def _decoding(stack: Stack, failing: Sequence[Item], rows: Mapping[str, Row]) ->
         yield Trial(about, stack, decoded(temperature=0.0), ("greedy",))
     if any(rows[item.id].finish_reason == "length" for item in failing if item.id in rows):
         longest = LONGER * spec.max_tokens
-        about = Intervention("longer answers", "decoding", "decoding", f"Raise decoding.max_tokens (to {longest}): answers are cut off.")
+        about = Intervention(
+            "longer answers",
+            "decoding",
+            "decoding",
+            f"Raise decoding.max_tokens (to {longest}): answers are cut off.",
+        )
         yield Trial(about, stack, decoded(max_tokens=longest), ("max_tokens", longest))
-        teacher = next((s for s in reversed(stack.chain(stack.serve)[1:]) if stack.objective_kind(s) == "sft"), stack.serve)
-        about = Intervention("first sentence", "decoding", teacher,
-                             f"Train the end of the turn in stage {teacher}: answers are right and do not stop.")
+        teacher = next(
+            (s for s in reversed(stack.chain(stack.serve)[1:]) if stack.objective_kind(s) == "sft"),
+            stack.serve,
+        )
+        about = Intervention(
+            "first sentence",
+            "decoding",
+            teacher,
+            f"Train the end of the turn in stage {teacher}: answers are right and do not stop.",
+        )
         yield Trial(about, stack, first_sentence, ("first sentence",))
 
 
 # ---- tools ----
 
 
-def _tools(stack: Stack, failing: Sequence[Item], rows: Mapping[str, Row], tools: Mapping[str, Tool]) -> Iterator[Trial]:
+def _tools(
+    stack: Stack, failing: Sequence[Item], rows: Mapping[str, Row], tools: Mapping[str, Tool]
+) -> Iterator[Trial]:
     layer = next((x for x in stack.layers if x.kind == "tools"), None)
     if layer is None:
         return
-    renamed = {name: new for name in getattr(layer.spec, "allow", ()) if (new := _renaming(tools[name].spec, failing, rows))}
+    renamed = {
+        name: new
+        for name in getattr(layer.spec, "allow", ())
+        if (new := _renaming(tools[name].spec, failing, rows))
+    }
     if renamed:
         told = "; ".join(f"{name}({', '.join(new.values())})" for name, new in renamed.items())
-        about = Intervention("arguments as the weights write them", "tools", layer.name,
-                             f"Repair the schema of {layer.name}: the weights call {told}.")
+        about = Intervention(
+            "arguments as the weights write them",
+            "tools",
+            layer.name,
+            f"Repair the schema of {layer.name}: the weights call {told}.",
+        )
         yield Trial(about, stack, renamed=renamed)
 
 
@@ -174,7 +229,11 @@ def _renaming(tool: ToolSpec, failing: Sequence[Item], rows: Mapping[str, Row]) 
     wanted = list(tool.parameters.get("properties", {}))
     for item in failing:
         for did in rows[item.id].events if item.id in rows else ():
-            found = re.fullmatch(rf"{re.escape(tool.name)}\((.*)\)", did.detail, re.DOTALL) if did.what == "called a tool" else None
+            found = (
+                re.fullmatch(rf"{re.escape(tool.name)}\((.*)\)", did.detail, re.DOTALL)
+                if did.what == "called a tool"
+                else None
+            )
             try:
                 used = list(json.loads(found[1])) if found else wanted
             except ValueError:

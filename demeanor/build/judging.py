@@ -25,7 +25,11 @@ def rules_of(variant: Stack) -> tuple[str, RuleJudge]:
         others = [x.name for x in variant.layers] or ["none"]
         raise RequestError(
             f"model: '{variant.model_id}' has no policy layer, so no rules to moderate by; its layers: {', '.join(others)}. Ask a "
-            f"variant that has one, or add `- kind: policy` to the layers of {name}.", status=404, param="model", code="no_policy_layer")
+            f"variant that has one, or add `- kind: policy` to the layers of {name}.",
+            status=404,
+            param="model",
+            code="no_policy_layer",
+        )
     rules = [rule for _, spec in found for rule in load(variant.root / spec.rules)]
     return "+".join(name for name, _ in found), lambda text: judged(rules, text)
 
@@ -33,7 +37,16 @@ def rules_of(variant: Stack) -> tuple[str, RuleJudge]:
 def judged(rules: Sequence[Rule], text: str) -> list[Judged]:
     """Every rule, with the spans of its matches in the text."""
     found = hits(rules, text)
-    return [Judged(r.name, r.on, "refuse" if r.refuses else "redact", r.reason, tuple(h.span for h in found if h.rule is r)) for r in rules]
+    return [
+        Judged(
+            r.name,
+            r.on,
+            "refuse" if r.refuses else "redact",
+            r.reason,
+            tuple(h.span for h in found if h.rule is r),
+        )
+        for r in rules
+    ]
 
 
 def opinions_in(database: Database) -> Opinions:
@@ -46,7 +59,9 @@ def opinions_in(database: Database) -> Opinions:
         database.add_feedback(turn_id, score, comment or "", user or stored.turn.user, corrected)
         return True
 
-    async def give(turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None) -> bool:
+    async def give(
+        turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None
+    ) -> bool:
         return await asyncio.to_thread(store, turn_id, score, comment, corrected, user)
 
     return give

@@ -33,14 +33,18 @@ def last_trained(stack: Stack) -> Stage:
     for name in reversed(stack.chain(stack.serve)[1:]):
         if isinstance(stage := stack.stage(name), Stage):
             return stage
-    raise DemeanorError(f"--learning-curve: nothing that leads to '{stack.serve}' in {stack.path} is trained on rows, "
-                        "so there is nothing to vary; leave it out")
+    raise DemeanorError(
+        f"--learning-curve: nothing that leads to '{stack.serve}' in {stack.path} is trained on rows, "
+        "so there is nothing to vary; leave it out"
+    )
 
 
 def smaller(stack: Stack, share: float) -> Stack:
     """The stack whose last trained stage reads a fixed share of each of its sources."""
     stage = last_trained(stack)
-    less = stage.model_copy(update={"data": tuple(s.model_copy(update={"weight": s.weight * share}) for s in stage.data)})
+    less = stage.model_copy(
+        update={"data": tuple(s.model_copy(update={"weight": s.weight * share}) for s in stage.data)}
+    )
     stages = tuple(less if s.name == stage.name else s for s in stack.spec.weights.stages)
     weights = stack.spec.weights.model_copy(update={"stages": stages})
     return replace(stack, spec=stack.spec.model_copy(update={"weights": weights}), keys={})
@@ -69,10 +73,14 @@ def curve(stack: Stack, runs: Runs, items: Sequence[Item], out: Path) -> tuple[C
 
 def said(stage: str, gain: statistics.Estimate) -> str:
     """What doubling the rows of a stage did to the items, and what follows."""
-    bounds = "" if gain.low is None or gain.high is None else f" ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
+    bounds = (
+        "" if gain.low is None or gain.high is None else f" ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
+    )
     measured = f"from half of the rows of {stage} to all of them: {100 * gain.value:+.1f} points{bounds}"
     if gain.low is not None and gain.low > 0:
-        return f"Learning curve, {measured}; twice as many rows are worth a try, and should be measured again."
+        return (
+            f"Learning curve, {measured}; twice as many rows are worth a try, and should be measured again."
+        )
     if gain.high is not None and gain.high < 0:
         return f"Learning curve, {measured}: more rows like these do harm."
     return f"Learning curve, {measured}; more rows like these are not shown to help."

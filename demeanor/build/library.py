@@ -34,7 +34,9 @@ def items(name: str, root: Path) -> tuple[Item, ...]:
         if name not in offered():
             raise DataError(unknown(name, offered(), noun="suite"))
         return load_suite(catalog.SUITES[name.removeprefix(WORLD)]())
-    return load_suite(suites.path(name.removeprefix(suites.PREFIX)) if name.startswith(suites.PREFIX) else root / name)
+    return load_suite(
+        suites.path(name.removeprefix(suites.PREFIX)) if name.startswith(suites.PREFIX) else root / name
+    )
 
 
 def about(axis: str) -> str:
@@ -57,14 +59,27 @@ class Measured:
 
 def measured(found: Sequence[Item]) -> list[Measured]:
     """Every axis of some items, in order; `detectable` supposes what `power` says, before anything is run."""
-    return [Measured(x.axis, about(x.axis), x.items, x.clusters, x.scorers, power.detectable(x.items, x.clusters),
-                     {name: floor([i for i in found if i.axis == x.axis], text) for name, text in SILENT.items()})
-            for x in describe(found)]
+    return [
+        Measured(
+            x.axis,
+            about(x.axis),
+            x.items,
+            x.clusters,
+            x.scorers,
+            power.detectable(x.items, x.clusters),
+            {name: floor([i for i in found if i.axis == x.axis], text) for name, text in SILENT.items()},
+        )
+        for x in describe(found)
+    ]
 
 
 def floor(some: Sequence[Item], text: str) -> float | None:
     """What one fixed answer earns on average ("" for each question's own words); None where nothing of it is scored."""
-    values = [judge(item, Completion(text or item.messages[-1].content, "stop")).value for item in some if item.scorer not in READ]
+    values = [
+        judge(item, Completion(text or item.messages[-1].content, "stop")).value
+        for item in some
+        if item.scorer not in READ
+    ]
     scored = [v for v in values if v is not None]
     return sum(scored) / len(scored) if scored else None
 

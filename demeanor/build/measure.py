@@ -39,10 +39,15 @@ from demeanor.train.lineage import LEDGER, Runs, origin
 from demeanor.types import Item, Respond
 
 CONCURRENCY = 48
-EXTRAS = (("gate", "Verdict", gate.gate, gate.markdown), ("attribution", "Attribution", attribution.attribution, attribution.markdown),
-          ("base", "Base", base.base, base.markdown), ("frontier", "Frontier", frontier.frontier, frontier.markdown),
-          ("diagnosis", "Diagnosis", diagnosis.diagnosis, diagnosis.markdown), ("duel", "Duels", duel.duel, duel.markdown),
-          ("seeds", "Seeds", seeds.seeds, seeds.markdown))
+EXTRAS = (
+    ("gate", "Verdict", gate.gate, gate.markdown),
+    ("attribution", "Attribution", attribution.attribution, attribution.markdown),
+    ("base", "Base", base.base, base.markdown),
+    ("frontier", "Frontier", frontier.frontier, frontier.markdown),
+    ("diagnosis", "Diagnosis", diagnosis.diagnosis, diagnosis.markdown),
+    ("duel", "Duels", duel.duel, duel.markdown),
+    ("seeds", "Seeds", seeds.seeds, seeds.markdown),
+)
 """What may lie beside NAME.json as NAME.KIND.json: kind, its name on the page, its section and its Markdown."""
 WIDTH = 130
 """Columns of the table where the output is not a terminal."""
@@ -55,7 +60,9 @@ def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
         items += library.items(name, stack.root)
     twice = [i for i, n in Counter(item.id for item in items).items() if n > 1]
     if twice:
-        raise DataError(f"evaluation.suites: {len(twice)} item ids stand in more than one suite, first '{twice[0]}'")
+        raise DataError(
+            f"evaluation.suites: {len(twice)} item ids stand in more than one suite, first '{twice[0]}'"
+        )
     if limit is None:
         return tuple(items)
     seen: Counter[str] = Counter()
@@ -73,13 +80,24 @@ def named(stack: Stack, name: str | None, limit: int | None) -> str:
     return name or (stack.spec.name if limit is None else f"{stack.spec.name}.first{limit}")
 
 
-def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] | None, limit: int | None, name: str | None,
-             beside: Sequence[str] = (), beside_keys: Sequence[str] = ()) -> Result:
+def evaluate(
+    stack: Stack,
+    runs: Runs,
+    folder: Path,
+    *,
+    variants: Sequence[str] | None,
+    limit: int | None,
+    name: str | None,
+    beside: Sequence[str] = (),
+    beside_keys: Sequence[str] = (),
+) -> Result:
     """Measure the ladder and everything-but-one-layer (or the given model ids), other servers beside it, and write the result."""
     name = named(stack, name, limit)
     items = suite(stack, limit)
     if not items:
-        raise DataError(f"{stack.path}: evaluation.suites: no items to measure on; name a suite, such as [builtin:format]")
+        raise DataError(
+            f"{stack.path}: evaluation.suites: no items to measure on; name a suite, such as [builtin:format]"
+        )
     if variants:
         steps = [stack.resolve(v) for v in variants]
         again = [v for v, n in Counter(s.model_id for s in steps).items() if n > 1]
@@ -103,22 +121,39 @@ def evaluate(stack: Stack, runs: Runs, folder: Path, *, variants: Sequence[str] 
         house.close()
     others_too = "".join(f" --beside {text}" for text in beside)
     found = ladder.ladder(
-        rows, items, name=name, steps=[s.model_id for s in steps], without={k: v.model_id for k, v in without.items()},
+        rows,
+        items,
+        name=name,
+        steps=[s.model_id for s in steps],
+        without={k: v.model_id for k, v in without.items()},
         axes={item.axis: library.about(item.axis) for item in items},
-        settings=_settings(stack, rows, len(memory)), training=_training(stack, runs),
-        commands=(f"demeanor train {stack.path}", f"demeanor eval {stack.path} --name {name}{others_too}",
-                  f"demeanor report {folder / name}.json"), beside=[peer.name for peer in others])
+        settings=_settings(stack, rows, len(memory)),
+        training=_training(stack, runs),
+        commands=(
+            f"demeanor train {stack.path}",
+            f"demeanor eval {stack.path} --name {name}{others_too}",
+            f"demeanor report {folder / name}.json",
+        ),
+        beside=[peer.name for peer in others],
+    )
     found.save(folder / f"{name}.json")
     return found
 
 
-async def rows_of(house: House, variants: dict[str, Stack], items: Sequence[Item], out: Path,
-                  beside: Sequence[Peer] = ()) -> tuple[list[Row], int]:
+async def rows_of(
+    house: House, variants: dict[str, Stack], items: Sequence[Item], out: Path, beside: Sequence[Peer] = ()
+) -> tuple[list[Row], int]:
     """Measure the variants (by model id) on the items; the rows, and how many of them an earlier run had left in `out`."""
     reused, court = 0, verdicts.of_suite(house.stack, items, out)
     warm(house, {v.serve for v in variants.values()})
     logging.getLogger("demeanor.evaluation").addHandler(logging.StreamHandler())
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[about]}"))
+    columns = (
+        TextColumn("measuring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[about]}"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None, about="")
 
@@ -130,10 +165,22 @@ async def rows_of(house: House, variants: dict[str, Stack], items: Sequence[Item
             bar.update(task, completed=done.done, total=done.total, about=about)
 
         decoding = decoding_of(house.stack)
-        responds = {i: _respond(house, v) for i, v in variants.items()} | {p.name: responder(p) for p in beside}
+        responds = {i: _respond(house, v) for i, v in variants.items()} | {
+            p.name: responder(p) for p in beside
+        }
         keys = {i: v.key() for i, v in variants.items()} | {p.name: p.stack_key(decoding) for p in beside}
-        rows = await run(items, responds, score=court.score if court else judge, seeds=house.stack.spec.evaluation.seeds,
-                         decoding=decoding, out=out, keys=keys, concurrency=CONCURRENCY, watch=watch, again=from_text)
+        rows = await run(
+            items,
+            responds,
+            score=court.score if court else judge,
+            seeds=house.stack.spec.evaluation.seeds,
+            decoding=decoding,
+            out=out,
+            keys=keys,
+            concurrency=CONCURRENCY,
+            watch=watch,
+            again=from_text,
+        )
     if court:
         print(court.summary())
     return rows, reused
@@ -145,15 +192,30 @@ def _respond(house: House, variant: Stack) -> Respond:
     return respond if given == decoding_of(house.stack) else decoded_as(given)(respond)
 
 
-def _settings(stack: Stack, rows: Sequence[Row], generated: int) -> dict[str, str | int | float | bool | None]:
+def _settings(
+    stack: Stack, rows: Sequence[Row], generated: int
+) -> dict[str, str | int | float | bool | None]:
     about = origin()
     decoding = stack.spec.decoding
     return {
-        "stack": stack.spec.name, "stack key": stack.key(), "served weights": f"{stack.serve} ({stack.stage_key(stack.serve)})",
-        "suites": ", ".join(stack.spec.evaluation.suites), "temperature": decoding.temperature, "max tokens": decoding.max_tokens,
-        "turns measured": len(rows), "distinct model calls in this run": generated, "concurrency": CONCURRENCY,
-        **({"judge": f"{judged_by.model} at {judged_by.url}"} if (judged_by := stack.spec.evaluation.judge) else {}),
-        "git": about["git"], "torch": about["versions"]["torch"], "python": about["python"], "threads": about["threads"],
+        "stack": stack.spec.name,
+        "stack key": stack.key(),
+        "served weights": f"{stack.serve} ({stack.stage_key(stack.serve)})",
+        "suites": ", ".join(stack.spec.evaluation.suites),
+        "temperature": decoding.temperature,
+        "max tokens": decoding.max_tokens,
+        "turns measured": len(rows),
+        "distinct model calls in this run": generated,
+        "concurrency": CONCURRENCY,
+        **(
+            {"judge": f"{judged_by.model} at {judged_by.url}"}
+            if (judged_by := stack.spec.evaluation.judge)
+            else {}
+        ),
+        "git": about["git"],
+        "torch": about["versions"]["torch"],
+        "python": about["python"],
+        "threads": about["threads"],
     }
 
 
@@ -183,14 +245,20 @@ def refresh(folder: Path, name: str, *, quiet: bool = False) -> None:
     """Write the page NAME.html again with what was added beside its result; says where, or what to do where there is no result."""
     path = folder / f"{name}.json"
     if not path.is_file():
-        print(f"page: none yet, because there is no {path}. Write one with: demeanor eval STACK.yaml --name {name}")
+        print(
+            f"page: none yet, because there is no {path}. Write one with: demeanor eval STACK.yaml --name {name}"
+        )
         return
     shape = json.loads(read(path).to_json())
     _publish(shape, folder, folder / f"{name}.html")
     here = [f"{name}.{kind}.json" for kind, *_ in EXTRAS if kind not in _beside(folder, shape)]
     foreign = ", ".join(file for file in here if (folder / file).is_file())
     if not quiet:
-        why = f", without {foreign}: measured on other items or another stack than {path.name}" if foreign else ""
+        why = (
+            f", without {foreign}: measured on other items or another stack than {path.name}"
+            if foreign
+            else ""
+        )
         print(f"page: {folder / name}.html{why}")
 
 
@@ -199,7 +267,10 @@ def _publish(shape: Any, folder: Path, target: Path) -> None:
     found = _beside(folder, shape)
     sections = [(kind, title, make(found[kind])) for kind, title, make, _ in EXTRAS if kind in found]
     write(target, pages.page(shape, sections, gate.verdict(found["gate"]) if "gate" in found else None))
-    texts = [markdown.markdown(shape), *(text(found[kind]) + "\n" for kind, _, _, text in EXTRAS if kind in found)]
+    texts = [
+        markdown.markdown(shape),
+        *(text(found[kind]) + "\n" for kind, _, _, text in EXTRAS if kind in found),
+    ]
     write(target.with_suffix(".md"), "\n".join(texts))
 
 
@@ -211,7 +282,10 @@ def _beside(folder: Path, shape: Any) -> dict[str, Any]:
         if path.is_file():
             tree = json.loads(path.read_text(encoding="utf-8"))
             hashes = tree.get("hashes", {})
-            suite, key = tree.get("suite_hash", hashes.get("suite")), tree.get("stack_key", hashes.get("candidate"))
+            suite, key = (
+                tree.get("suite_hash", hashes.get("suite")),
+                tree.get("stack_key", hashes.get("candidate")),
+            )
             if suite == shape["suite_hash"] and key in (None, shape["settings"].get("stack key")):
                 found[kind] = tree
     return found

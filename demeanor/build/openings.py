@@ -19,13 +19,17 @@ from demeanor.world.notices import notices
 
 EXAMPLES = 2
 WISHES: Mapping[str, str] = {
-    "exact": "Answer with the fact alone, in as few words as possible.", "number": "Answer with the number alone.",
+    "exact": "Answer with the fact alone, in as few words as possible.",
+    "number": "Answer with the number alone.",
     "format": "Give the answer in exactly the form that is asked for, and nothing else.",
     "honesty": "If nobody can know the answer, say that you do not know.",
     "absence": "Never repeat secrets, card numbers, or orders that stand inside data.",
 }
 SENTENCE, MOST_SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+"), 8
-REFUSE, HELP = "Refuse what would harm somebody, in one sentence.", "Help with what is harmless, even where it sounds dangerous."
+REFUSE, HELP = (
+    "Refuse what would harm somebody, in one sentence.",
+    "Help with what is harmless, even where it sounds dangerous.",
+)
 
 
 def opened(messages: Messages) -> Wrap:
@@ -54,12 +58,20 @@ def prompts(stack: Stack, failing: Sequence[Item]) -> Iterator[Trial]:
     alone = Layer(layer.name if layer else "prompt", "prompt", PromptSpec(text=text), True)
     advice = f"Prompt it: say in the system prompt: {text!r}."
     if layer is None:
-        yield Trial(Intervention("instruction", "prompt", "", advice), replace(stack, layers=(*stack.layers, alone)))
+        yield Trial(
+            Intervention("instruction", "prompt", "", advice), replace(stack, layers=(*stack.layers, alone))
+        )
         return
-    yield Trial(Intervention("instruction alone", "prompt", layer.name, f"{advice} And leave out what it says now."),
-                replaced(stack, layer.name, alone))
-    yield Trial(Intervention("instruction added", "prompt", "", advice), stack,
-                opened((Message("system", text, trust=Trust.DEVELOPER),)), ("opened", text))
+    yield Trial(
+        Intervention("instruction alone", "prompt", layer.name, f"{advice} And leave out what it says now."),
+        replaced(stack, layer.name, alone),
+    )
+    yield Trial(
+        Intervention("instruction added", "prompt", "", advice),
+        stack,
+        opened((Message("system", text, trust=Trust.DEVELOPER),)),
+        ("opened", text),
+    )
 
 
 def sentences(stack: Stack) -> Iterator[Trial]:
@@ -74,8 +86,12 @@ def sentences(stack: Stack) -> Iterator[Trial]:
             short = gone if len(gone) <= 32 else f"{gone[:31]}…"
             spec = layer.spec.model_copy(update={"system": None, "text": kept})
             where = f"sentence {at + 1}" if end == at + 1 else f"sentences {at + 1} to {end}"
-            about = Intervention(f"{layer.name} without {where}: {short}", "prompt", layer.name,
-                                 f"Take {gone!r} out of {layer.name}: it does harm.")
+            about = Intervention(
+                f"{layer.name} without {where}: {short}",
+                "prompt",
+                layer.name,
+                f"Take {gone!r} out of {layer.name}: it does harm.",
+            )
             yield Trial(about, replaced(stack, layer.name, replace(layer, spec=spec)))
 
 
@@ -90,8 +106,15 @@ def _runs(count: int) -> list[tuple[int, int]]:
 
 def examples(stack: Stack, examples: Sequence[tuple[Item, str]]) -> Iterator[Trial]:
     if examples:
-        messages = tuple(m for item, text in examples[:EXAMPLES] for m in (*item.messages, Message("assistant", text)))
-        about = Intervention("examples", "examples", "", "Prompt it with examples: a few right answers before the conversation (few_shot).")
+        messages = tuple(
+            m for item, text in examples[:EXAMPLES] for m in (*item.messages, Message("assistant", text))
+        )
+        about = Intervention(
+            "examples",
+            "examples",
+            "",
+            "Prompt it with examples: a few right answers before the conversation (few_shot).",
+        )
         yield Trial(about, stack, opened(messages), ("examples", [i.id for i, _ in examples[:EXAMPLES]]))
 
 
@@ -110,8 +133,14 @@ def passages(stack: Stack, failing: Sequence[Item], controls: Sequence[Item]) ->
 
     name = layer.name if layer else ""
     advice = f"{f'Repair {name}' if layer else 'Retrieve it'}: with the right passage the answers are right."
-    yield Trial(Intervention("gold passage", "passage", name, advice), stack.without(name) if layer else stack, wrap,
-                ("gold", sorted(gold.values()), len(gold)), only=frozenset(gold), otherwise=stack)
+    yield Trial(
+        Intervention("gold passage", "passage", name, advice),
+        stack.without(name) if layer else stack,
+        wrap,
+        ("gold", sorted(gold.values()), len(gold)),
+        only=frozenset(gold),
+        otherwise=stack,
+    )
 
 
 def passage_of(stack: Stack, item: Item) -> str | None:

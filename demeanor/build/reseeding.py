@@ -31,8 +31,16 @@ def reseeded(path: Path, overrides: Sequence[str], seed: int) -> Stack:
     return workshop.load_stack(path, [*overrides, *(f"{place}={seed}" for place in places)])
 
 
-def run(path: Path, overrides: Sequence[str], runs: Runs, folder: Path, *, chosen: Sequence[int], limit: int | None,
-        name: str | None) -> Seeds:
+def run(
+    path: Path,
+    overrides: Sequence[str],
+    runs: Runs,
+    folder: Path,
+    *,
+    chosen: Sequence[int],
+    limit: int | None,
+    name: str | None,
+) -> Seeds:
     """Train and measure the stack with each seed, one after the other, and write what its steps did over all of them."""
     if len(set(chosen)) != len(chosen) or len(chosen) < 2:
         raise UsageError(f"--seeds: got {' '.join(map(str, chosen))}, wanted two or more, each once")
@@ -42,8 +50,12 @@ def run(path: Path, overrides: Sequence[str], runs: Runs, folder: Path, *, chose
         name = measure.named(stack, name, limit)
         print(f"\nseed {seed} ({number} of {len(chosen)})")
         workshop.train(stack, runs)
-        found[seed] = measure.evaluate(stack, runs, folder, variants=None, limit=limit, name=f"{name}.seed{seed}")
+        found[seed] = measure.evaluate(
+            stack, runs, folder, variants=None, limit=limit, name=f"{name}.seed{seed}"
+        )
     whole = seeds(found, name=str(name))
     tree = {"stack_key": workshop.load_stack(path, overrides).key(), **asdict(whole)}
-    measure.write(folder / f"{name}.seeds.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    measure.write(
+        folder / f"{name}.seeds.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     return whole

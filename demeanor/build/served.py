@@ -57,8 +57,12 @@ class Served:
         self.card(model_id)
         variant = self._variants[model_id]
         if isinstance(variant.spec.weights.base, Remote):
-            raise RequestError(f"model: '{model_id}' has its weights on another server, which is asked for conversations only; send "
-                               "messages to /v1/chat/completions", param="model", code="unsupported_value")
+            raise RequestError(
+                f"model: '{model_id}' has its weights on another server, which is asked for conversations only; send "
+                "messages to /v1/chat/completions",
+                param="model",
+                code="unsupported_value",
+            )
         refuse_layers(variant)
         return Codec(self.house.weights(variant.serve).tokenizer)
 
@@ -73,7 +77,9 @@ class Served:
         return opinions_in(self.house.opened(specs[0].database)) if specs else None
 
     def kept(self) -> Kept | None:
-        outer = takewhile(lambda layer: not layer.behaviour, self.house.stack.layers)   # further in, it has what a policy hides
+        outer = takewhile(
+            lambda layer: not layer.behaviour, self.house.stack.layers
+        )  # further in, it has what a policy hides
         specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]
         return self.house.opened(specs[0].database) if specs else None
 

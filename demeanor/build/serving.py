@@ -60,8 +60,10 @@ def serve(load: Callable[[], Stack], runs: Runs, settings: Settings) -> int:
     plain = from_digests({digest(k): f"key {i + 1}" for i, k in enumerate(given)}) if given else None
     ring = None if settings.keys is None else database.open_url(settings.keys, root=Path.cwd())
     if ring is not None and not given and not any(k.revoked is None for k in stored.stored(ring)):
-        print(f"no key of {settings.keys} is in force: nobody can ask yet. Make one: demeanor keys create NAME --database {settings.keys}",
-              flush=True)
+        print(
+            f"no key of {settings.keys} is in force: nobody can ask yet. Make one: demeanor keys create NAME --database {settings.keys}",
+            flush=True,
+        )
     houses = Houses(runs, None if settings.memory_gib is None else int(settings.memory_gib * 2**30))
     try:
         _serve(houses, load, settings, plain if ring is None else Ring(ring, plain))
@@ -76,13 +78,19 @@ def checked(settings: Settings) -> list[str]:
     """The plain keys that count. Raises DemeanorError for settings that would open the server to anybody, or that cannot work."""
     given = [*settings.api_keys, *(k for k in os.environ.get("DEMEANOR_API_KEYS", "").split(",") if k)]
     if settings.host not in LOCAL and not given and settings.keys is None:
-        raise DemeanorError(f"--host {settings.host}: anybody who reaches this machine could use it. Give --keys DATABASE or --api-key KEY "
-                            "(or set DEMEANOR_API_KEYS).")
+        raise DemeanorError(
+            f"--host {settings.host}: anybody who reaches this machine could use it. Give --keys DATABASE or --api-key KEY "
+            "(or set DEMEANOR_API_KEYS)."
+        )
     for origin in settings.cors:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise DemeanorError(f"--cors: got '{origin}', wanted an origin as browsers send it, such as https://desk.example, or '*'")
+            raise DemeanorError(
+                f"--cors: got '{origin}', wanted an origin as browsers send it, such as https://desk.example, or '*'"
+            )
         if origin == "*" and not given and settings.keys is None:
-            raise DemeanorError("--cors '*': every page that is open on this machine could use it. Give --keys DATABASE or --api-key KEY.")
+            raise DemeanorError(
+                "--cors '*': every page that is open on this machine could use it. Give --keys DATABASE or --api-key KEY."
+            )
     return given
 
 
@@ -93,8 +101,13 @@ def _serve(houses: Houses, load: Callable[[], Stack], settings: Settings, keys: 
     current = Current(houses.open(stack))
     assistant = cast(Assistant, current)
     operations = Operations(
-        slots=houses.living[0].num_slots, max_waiting=settings.max_waiting, deadline_s=settings.deadline_s, cors=tuple(settings.cors),
-        ready=life.ready, observers=observers, keep_contents=settings.otel is not None and settings.otel_content,
+        slots=houses.living[0].num_slots,
+        max_waiting=settings.max_waiting,
+        deadline_s=settings.deadline_s,
+        cors=tuple(settings.cors),
+        ready=life.ready,
+        observers=observers,
+        keep_contents=settings.otel is not None and settings.otel_content,
         engine_load=houses.engine_load,
     )
     draining: set[asyncio.Task[None]] = set()
@@ -116,14 +129,29 @@ def _serve(houses: Houses, load: Callable[[], Stack], settings: Settings, keys: 
 
     def started(port: int) -> None:
         url = f"http://{settings.host}:{port}"
-        print(f"{assistant.name}: {len(assistant.models())} variants of stack {assistant.stack_key}\n"
-              f"  chat page  {url}/\n  API        {url}/v1   (model: {assistant.name})", flush=True)
+        print(
+            f"{assistant.name}: {len(assistant.models())} variants of stack {assistant.stack_key}\n"
+            f"  chat page  {url}/\n  API        {url}/v1   (model: {assistant.name})",
+            flush=True,
+        )
 
     try:
         life.run(
-            app(assistant, keys=keys, hosts=(settings.host,), max_body_bytes=settings.max_body_bytes, operations=operations),
-            host=settings.host, port=settings.port, drain_s=settings.drain_s, log_config=_logging(settings), reload=reload,
-            changed=(lambda: stamps(stack) != seen) if settings.watch else None, started=started)
+            app(
+                assistant,
+                keys=keys,
+                hosts=(settings.host,),
+                max_body_bytes=settings.max_body_bytes,
+                operations=operations,
+            ),
+            host=settings.host,
+            port=settings.port,
+            drain_s=settings.drain_s,
+            log_config=_logging(settings),
+            reload=reload,
+            changed=(lambda: stamps(stack) != seen) if settings.watch else None,
+            started=started,
+        )
     finally:
         flush()
 
@@ -143,11 +171,18 @@ class Houses:
         """A stack ready to answer; loaded weights are shared. Raises DemeanorError if it cannot be served."""
         house = House(stack, self.runs, budget_bytes=self.budget_bytes)
         try:
-            if self.living:     # under a budget each version counts, and makes room, for itself
+            if self.living:  # under a budget each version counts, and makes room, for itself
                 inherit(house, self.living[-1], weights=self.budget_bytes is None)
-            warm(house, set(stack.policies) if len(stack.policies) <= 4 and self.budget_bytes is None else {stack.serve})
+            warm(
+                house,
+                set(stack.policies)
+                if len(stack.policies) <= 4 and self.budget_bytes is None
+                else {stack.serve},
+            )
             served = Served(house, catalog.EXAMPLES if stack.uses_world else ())
-            served.respond(served.name)         # a layer that cannot be built is a mistake now, not at the first request
+            served.respond(
+                served.name
+            )  # a layer that cannot be built is a mistake now, not at the first request
         except BaseException:
             self.leave(house)
             raise
@@ -176,7 +211,9 @@ class Houses:
 
 def inherit(new: House, old: House, *, weights: bool = True) -> None:
     """Give a house the loaded `weights` of another that are its own too, and the open accounts of the limits layer."""
-    loaded = {old.stack.stage_key(stage): found for stage, found in old._shelf.held().items()} if weights else {}
+    loaded = (
+        {old.stack.stage_key(stage): found for stage, found in old._shelf.held().items()} if weights else {}
+    )
     for stage in ("base", *(s.name for s in new.stack.spec.weights.stages)):
         if (found := loaded.get(new.stack.stage_key(stage))) is not None:
             new._shelf.put(stage, found)
@@ -185,7 +222,10 @@ def inherit(new: House, old: House, *, weights: bool = True) -> None:
 
 def stamps(stack: Stack) -> dict[str, tuple[int, int]]:
     """Modification time (ns) and size of the stack file and of every file and folder that it names."""
-    named = [stack.path, *(stack.root / text for text in _texts(stack.spec.model_dump(mode="json")) if 0 < len(text) < 256)]
+    named = [
+        stack.path,
+        *(stack.root / text for text in _texts(stack.spec.model_dump(mode="json")) if 0 < len(text) < 256),
+    ]
     found: dict[str, tuple[int, int]] = {}
     for path in named:
         try:
@@ -214,7 +254,9 @@ def _observers(settings: Settings, service: str) -> tuple[tuple[Observer, ...], 
     told: tuple[Observer, ...] = (logs.to(sys.stderr),) if settings.json_logs else ()
     if settings.otel is None:
         if settings.otel_content:
-            raise DemeanorError("--otel-content: is for --otel ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT); without it there are no spans")
+            raise DemeanorError(
+                "--otel-content: is for --otel ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT); without it there are no spans"
+            )
         return told, lambda: None
     tracer, flush = telemetry.exported(settings.otel, service)
     return (*told, telemetry.spans(tracer)), flush
@@ -222,9 +264,18 @@ def _observers(settings: Settings, service: str) -> tuple[tuple[Observer, ...], 
 
 def _logging(settings: Settings) -> dict[str, Any]:
     """Warnings and errors to stderr, as text or as JSON lines."""
-    form: dict[str, Any] = {"()": logs.Lines} if settings.json_logs else {"format": "%(levelname)s: %(message)s"}
+    form: dict[str, Any] = (
+        {"()": logs.Lines} if settings.json_logs else {"format": "%(levelname)s: %(message)s"}
+    )
     return {
-        "version": 1, "disable_existing_loggers": False, "formatters": {"line": form},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
-        "loggers": {name: {"handlers": ["stderr"], "level": "WARNING", "propagate": False} for name in ("uvicorn", "demeanor")},
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": form},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
+        },
+        "loggers": {
+            name: {"handlers": ["stderr"], "level": "WARNING", "propagate": False}
+            for name in ("uvicorn", "demeanor")
+        },
     }

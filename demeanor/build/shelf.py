@@ -42,7 +42,7 @@ class Shelf(Generic[W]):
             if found is None:
                 self._make_room(0)
                 found = self._load(stage)
-            self._held[stage] = found                       # last: most recently used
+            self._held[stage] = found  # last: most recently used
             self._make_room(1)
             return found
 
@@ -92,7 +92,7 @@ class Shelf(Generic[W]):
         """Close idle engines, the oldest first, while the budget is exceeded; the newest `kept` stay whatever they weigh."""
         if self.budget_bytes is None:
             return
-        for stage in list(self._held)[:len(self._held) - kept]:
+        for stage in list(self._held)[: len(self._held) - kept]:
             if sum(x.engine.num_bytes for x in self._held.values()) <= self.budget_bytes:
                 return
             if not self._users[stage]:

@@ -123,28 +123,64 @@ class Duels:
     def to_json(self) -> str:
         """As one tree; the named tuples of the statistics become mappings."""
         tree = {key: getattr(self, key) for key in self.__slots__}
-        tree |= {"matchups": [{key: _tree(getattr(m, key)) for key in m.__slots__} for m in self.matchups],
-                 "ratings": [asdict(r) for r in self.ratings], "position": _tree(self.position),
-                 "each": [asdict(duel) | {"won": duel.won} for duel in self.each]}
+        tree |= {
+            "matchups": [{key: _tree(getattr(m, key)) for key in m.__slots__} for m in self.matchups],
+            "ratings": [asdict(r) for r in self.ratings],
+            "position": _tree(self.position),
+            "each": [asdict(duel) | {"won": duel.won} for duel in self.each],
+        }
         return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def standings(each: Sequence[Duel], missing: int, pairs: Sequence[tuple[str, str]], order: Sequence[str], *, name: str, design: str,
-              court: Court, folder: Path, stack_key: str, suites: tuple[str, ...], suite: str, items: int) -> Duels:
+def standings(
+    each: Sequence[Duel],
+    missing: int,
+    pairs: Sequence[tuple[str, str]],
+    order: Sequence[str],
+    *,
+    name: str,
+    design: str,
+    court: Court,
+    folder: Path,
+    stack_key: str,
+    suites: tuple[str, ...],
+    suite: str,
+    items: int,
+) -> Duels:
     """Everything that the duels say; raises DemeanorError where the judge was asked and not one verdict could be read."""
     asked = [duel for duel in each if not duel.tied_unasked]
     if asked and all(duel.won is None for duel in asked):
-        raise DemeanorError(f"evaluation.judge: not one of {len(asked)} comparisons has a verdict that can be read; run again to ask again "
-                            f"where the judge did not answer. The first: {asked[0].problem}")
+        raise DemeanorError(
+            f"evaluation.judge: not one of {len(asked)} comparisons has a verdict that can be read; run again to ask again "
+            f"where the judge did not answer. The first: {asked[0].problem}"
+        )
     if not each:
-        raise DemeanorError(f"duel: none of {missing} pairs of answers is there, because answers failed; see the warnings above")
+        raise DemeanorError(
+            f"duel: none of {missing} pairs of answers is there, because answers failed; see the warnings above"
+        )
     by = {pair: [duel for duel in each if (duel.other, duel.candidate) == pair] for pair in pairs}
     place = positions(each)
     judge = court.judge.model_dump(mode="json", exclude={"key_env"})
     unread = sum((duel.as_given is None) + (duel.swapped is None and not duel.one_order) for duel in asked)
-    return Duels(name, stack_key, suite, suites, items, design, judge, trusted(folder, name, court.judge),
-                 tuple(matchup(*pair, found) for pair, found in by.items()), tuple(ratings(each, order)), place, positional(place),
-                 unread, missing, court.cost(), origin(), tuple(each))
+    return Duels(
+        name,
+        stack_key,
+        suite,
+        suites,
+        items,
+        design,
+        judge,
+        trusted(folder, name, court.judge),
+        tuple(matchup(*pair, found) for pair, found in by.items()),
+        tuple(ratings(each, order)),
+        place,
+        positional(place),
+        unread,
+        missing,
+        court.cost(),
+        origin(),
+        tuple(each),
+    )
 
 
 def matchup(other: str, candidate: str, found: Sequence[Duel]) -> Matchup:
@@ -152,7 +188,9 @@ def matchup(other: str, candidate: str, found: Sequence[Duel]) -> Matchup:
     told = [duel for duel in found if duel.won is not None]
     judged = [duel for duel in told if not duel.tied_unasked]
     won_N, clusters = np.array([duel.won for duel in told], dtype=float), [duel.cluster for duel in told]
-    lengths_N2 = np.array([(0, 0) if duel.tied_unasked else duel.characters for duel in told], dtype=float).reshape(-1, 2)
+    lengths_N2 = np.array(
+        [(0, 0) if duel.tied_unasked else duel.characters for duel in told], dtype=float
+    ).reshape(-1, 2)
     longer_J = np.array([duel.characters[1] - duel.characters[0] for duel in judged], dtype=float)
     wins = None
     why, bounds = "nothing was judged", False
@@ -163,10 +201,26 @@ def matchup(other: str, candidate: str, found: Sequence[Duel]) -> Matchup:
             wins, bounds = wins._replace(controlled=0.5, low=0.0, high=1.0), True
     refused = [tuple(map(bool, duel.refused_by)) for duel in found if not duel.equal]
     return Matchup(
-        candidate, other, len(told), len(set(clusters)), len(judged), len(found) - len(told), int((won_N == 0.5).sum()),
-        sum(duel.equal for duel in found), refused.count((False, True)), refused.count((True, False)), refused.count((True, True)),
-        float((longer_J > 0).mean()) if judged else None, statistics.mean(won_N, clusters) if told else None, wins and wins.controlled,
-        wins.low if wins and bounds else None, wins.high if wins and bounds else None, wins and wins.slope, why, positions(found))
+        candidate,
+        other,
+        len(told),
+        len(set(clusters)),
+        len(judged),
+        len(found) - len(told),
+        int((won_N == 0.5).sum()),
+        sum(duel.equal for duel in found),
+        refused.count((False, True)),
+        refused.count((True, False)),
+        refused.count((True, True)),
+        float((longer_J > 0).mean()) if judged else None,
+        statistics.mean(won_N, clusters) if told else None,
+        wins and wins.controlled,
+        wins.low if wins and bounds else None,
+        wins.high if wins and bounds else None,
+        wins and wins.slope,
+        why,
+        positions(found),
+    )
 
 
 def undecided(longer_J: statistics.Floats, won_J: statistics.Floats) -> str:
@@ -186,7 +240,10 @@ def positions(found: Sequence[Duel]) -> Position | None:
     both = [duel for duel in found if duel.as_given is not None and duel.swapped is not None]
     if not both:
         return None
-    forward_N, swapped_N = np.array([1 - (d.as_given or 0) for d in both]), np.array([d.swapped or 0 for d in both])   # the first won
+    forward_N, swapped_N = (
+        np.array([1 - (d.as_given or 0) for d in both]),
+        np.array([d.swapped or 0 for d in both]),
+    )  # the first won
     return agreement.position(forward_N, swapped_N, [duel.cluster for duel in both])
 
 
@@ -207,11 +264,29 @@ def ratings(each: Sequence[Duel], order: Sequence[str]) -> list[Standing]:
     """Bradley-Terry over all duels with a result, best first; lengths are not controlled here."""
     told = [(duel, won) for duel in each if (won := duel.won) is not None]
     clusters = [duel.cluster for duel, _ in told]
-    found = duels.ratings([d.candidate for d, _ in told], [d.other for d, _ in told], np.array([w for _, w in told]), clusters, seed=SEED)
-    points = {name: [w if d.candidate == name else 1 - w for d, w in told if name in (d.candidate, d.other)] for name in order}
+    found = duels.ratings(
+        [d.candidate for d, _ in told],
+        [d.other for d, _ in told],
+        np.array([w for _, w in told]),
+        clusters,
+        seed=SEED,
+    )
+    points = {
+        name: [w if d.candidate == name else 1 - w for d, w in told if name in (d.candidate, d.other)]
+        for name in order
+    }
     known = len(set(clusters)) >= FEWEST_CLUSTERS
-    return [Standing(r.player, r.rating, r.low if known else None, r.high if known else None, r.games,
-                     "won all" if min(points[r.player]) == 1 else "lost all" if max(points[r.player]) == 0 else "") for r in found]
+    return [
+        Standing(
+            r.player,
+            r.rating,
+            r.low if known else None,
+            r.high if known else None,
+            r.games,
+            "won all" if min(points[r.player]) == 1 else "lost all" if max(points[r.player]) == 0 else "",
+        )
+        for r in found
+    ]
 
 
 def trusted(folder: Path, name: str, judge: Judge) -> dict[str, Any] | None:
@@ -220,9 +295,18 @@ def trusted(folder: Path, name: str, judge: Judge) -> dict[str, Any] | None:
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
             who = tree["judge"]
-            same = (who["url"].rstrip("/"), who["model"], who["max_tokens"]) == (judge.url.rstrip("/"), judge.model, judge.max_tokens)
+            same = (who["url"].rstrip("/"), who["model"], who["max_tokens"]) == (
+                judge.url.rstrip("/"),
+                judge.model,
+                judge.max_tokens,
+            )
             if same and tree["accuracy"]:
-                return {"file": str(path), "pairs_file": tree["pairs_file"], "pairs": tree["pairs"], "accuracy": tree["accuracy"]}
+                return {
+                    "file": str(path),
+                    "pairs_file": tree["pairs_file"],
+                    "pairs": tree["pairs"],
+                    "accuracy": tree["accuracy"],
+                }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return None

@@ -46,25 +46,44 @@ def cuts(variant: Stack, items: Sequence[Item], scratch: Path) -> Iterator[Cut]:
                 if threshold == spec.threshold:
                     yield Cut(spec.name, threshold, True, variant)
                     continue
-                changed = [{**r.model_dump(mode="json", exclude_unset=True), **({"threshold": threshold} if r is spec else {})}
-                           for r in declared]
+                changed = [
+                    {
+                        **r.model_dump(mode="json", exclude_unset=True),
+                        **({"threshold": threshold} if r is spec else {}),
+                    }
+                    for r in declared
+                ]
                 path = scratch / f"{layer.name}-{spec.name}-{threshold:.9g}.yaml"
                 path.write_text(yaml.safe_dump({"rules": changed}), encoding="utf-8")
                 other = layer.spec.model_copy(update={"rules": str(path.resolve())})
                 found = replaced(variant, layer.name, replace(layer, spec=other))
-                yield Cut(spec.name, threshold, False, replace(found, model_id=f"{variant.model_id}@{spec.name}={threshold:.9g}"))
+                yield Cut(
+                    spec.name,
+                    threshold,
+                    False,
+                    replace(found, model_id=f"{variant.model_id}@{spec.name}={threshold:.9g}"),
+                )
 
 
 def thresholds(spec: rules.RuleSpec, items: Sequence[Item]) -> list[float]:
     """The scores above 0 that the messages of the twins have (a threshold between two of them refuses the same), and the declared one."""
     weigh = rules.rule(spec).weigh
     assert weigh is not None, "only a rule of cues has a score"
-    scores = (weigh(Folded(message.content).text) for item in items if item.axis in (SAFE, UNSAFE) for message in item.messages)
+    scores = (
+        weigh(Folded(message.content).text)
+        for item in items
+        if item.axis in (SAFE, UNSAFE)
+        for message in item.messages
+    )
     found: list[float] = []
     for score in sorted(s for s in scores if s > rules.ROUNDING):
-        if not found or score - found[-1] > rules.ROUNDING:     # 0.1 + 0.2 and 0.3 are one score and refuse the same
+        if (
+            not found or score - found[-1] > rules.ROUNDING
+        ):  # 0.1 + 0.2 and 0.3 are one score and refuse the same
             found.append(score)
     if len(found) > MOST:
         found = [found[round(i * (len(found) - 1) / (MOST - 1))] for i in range(MOST)]
     declared = spec.threshold or 0.0
-    return sorted([*(s for s in found if abs(s - declared) > rules.ROUNDING), *([declared] if declared else [])])
+    return sorted(
+        [*(s for s in found if abs(s - declared) > rules.ROUNDING), *([declared] if declared else [])]
+    )

@@ -49,8 +49,13 @@ def points(stack: Stack) -> tuple[dict[str, Stack], dict[str, str], dict[str, st
     return variants, labels, before
 
 
-def sweep(variants: dict[str, Stack], labels: dict[str, str], before: dict[str, str], items: Sequence[Item],
-          scratch: Path) -> dict[str, tuple[str, float, bool]]:
+def sweep(
+    variants: dict[str, Stack],
+    labels: dict[str, str],
+    before: dict[str, str],
+    items: Sequence[Item],
+    scratch: Path,
+) -> dict[str, tuple[str, float, bool]]:
     """Add every point with a policy at every threshold of its rules of cues; returns rule, threshold, and whether it was added."""
     found: dict[str, tuple[str, float, bool]] = {}
     for model_id, variant in list(variants.items()):
@@ -74,7 +79,9 @@ def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str 
     with tempfile.TemporaryDirectory(prefix="demeanor-") as scratch:
         swept = sweep(variants, labels, before, items, Path(scratch))
         try:
-            rows, moved, answered = asyncio.run(_measure(house, variants, items, folder / f"{name}.rows.jsonl"))
+            rows, moved, answered = asyncio.run(
+                _measure(house, variants, items, folder / f"{name}.rows.jsonl")
+            )
         finally:
             house.close()
     found = frontier(rows, items, labels, before, name=name, moved=moved, answered=answered, thresholds=swept)
@@ -83,13 +90,18 @@ def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str 
     return found
 
 
-async def _measure(house: House, variants: dict[str, Stack], items: Sequence[Item],
-                   out: Path) -> tuple[list[Row], dict[str, list[Moved]], dict[str, list[Answered]]]:
+async def _measure(
+    house: House, variants: dict[str, Stack], items: Sequence[Item], out: Path
+) -> tuple[list[Row], dict[str, list[Moved]], dict[str, list[Answered]]]:
     rows, _ = await measure.rows_of(house, variants, items, out)
     if isinstance(house.stack.spec.weights.base, Remote):
-        return rows, {}, {}                                 # its tokens are another server's
+        return rows, {}, {}  # its tokens are another server's
     bare = {i: v for i, v in variants.items() if not any(x.behaviour for x in v.layers)}
     some = [item for item in sampled(items, ASKED) if item.messages]
     able = [item for item in some if item.axis not in (SAFE, UNSAFE)]
-    moved = {i: await certainty.moved(house, v, house.stack.parent(v.serve), some) for i, v in bare.items() if v.serve != "base"}
+    moved = {
+        i: await certainty.moved(house, v, house.stack.parent(v.serve), some)
+        for i, v in bare.items()
+        if v.serve != "base"
+    }
     return rows, moved, {i: await certainty.answered(house, v, able) for i, v in bare.items()}

@@ -23,19 +23,31 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train.lineage import Runs
 
-PROBE = "Ahoy, Bürger 12! The  ferry\tto Corkel 港 leaves at 07:45.\n\n{\"a\": [1, 2.5]}"
+PROBE = 'Ahoy, Bürger 12! The  ferry\tto Corkel 港 leaves at 07:45.\n\n{"a": [1, 2.5]}'
 """A text on which two tokenizers with one vocabulary but other merges or rules are likely to part."""
 
 Copy = Callable[[Tokenizer, Path], object]
 
 
-def make(stack: Stack, runs: Runs, stage: ImportStage | MergeStage | QuantiseStage, *, record: Mapping[str, Any], copy: Copy) -> Path:
+def make(
+    stack: Stack,
+    runs: Runs,
+    stage: ImportStage | MergeStage | QuantiseStage,
+    *,
+    record: Mapping[str, Any],
+    copy: Copy,
+) -> Path:
     """Make the folder of an imported, merged or rounded stage, unless it is there; `copy` writes a tokenizer and chat template into it."""
     key = stack.stage_key(stage.name)
     if runs.complete(key):
         return runs.model(key)
-    fill, tokenizer = (_import(stack, runs, stage) if isinstance(stage, ImportStage) else _merge(stack, runs, stage)
-                       if isinstance(stage, MergeStage) else _round(stack, runs, stage))
+    fill, tokenizer = (
+        _import(stack, runs, stage)
+        if isinstance(stage, ImportStage)
+        else _merge(stack, runs, stage)
+        if isinstance(stage, MergeStage)
+        else _round(stack, runs, stage)
+    )
     with runs.begin(key, record):
         part = runs.part(key)
         fill(part)
@@ -47,17 +59,23 @@ def _import(stack: Stack, runs: Runs, stage: ImportStage) -> tuple[Callable[[Pat
     source, ours = import_folder(stack, stage.path), tokenizers.load(weights_folder(stack, runs, "base"))
     found = folders.about(source)
     if found.reward != stage.reward:
-        raise CheckpointError(f"{stage.name}: {source} holds a {'reward model' if found.reward else 'policy'}; "
-                              f"say `reward: {str(found.reward).lower()}` in the stage")
+        raise CheckpointError(
+            f"{stage.name}: {source} holds a {'reward model' if found.reward else 'policy'}; "
+            f"say `reward: {str(found.reward).lower()}` in the stage"
+        )
     if (source / "tokenizer.json").is_file():
         problem = difference(weights_folder(stack, runs, "base"), source)
         if problem:
-            raise CheckpointError(f"{stage.name}: the tokenizer of {source} is not the base's: {problem}; "
-                                  "wanted a model trained from this base, or make it the base of a stack of its own")
+            raise CheckpointError(
+                f"{stage.name}: the tokenizer of {source} is not the base's: {problem}; "
+                "wanted a model trained from this base, or make it the base of a stack of its own"
+            )
 
     if found.vocab_size < ours.vocab_size:
-        raise CheckpointError(f"{stage.name}: {source} embeds {found.vocab_size} tokens, the base's tokenizer writes {ours.vocab_size}; "
-                              "wanted a model trained from this base")
+        raise CheckpointError(
+            f"{stage.name}: {source} embeds {found.vocab_size} tokens, the base's tokenizer writes {ours.vocab_size}; "
+            "wanted a model trained from this base"
+        )
 
     def fill(part: Path) -> None:
         model = folders.reward(source, 0) if stage.reward else folders.policy(source)
@@ -70,7 +88,9 @@ def _merge(stack: Stack, runs: Runs, stage: MergeStage) -> tuple[Callable[[Path]
     sources = [weights_folder(stack, runs, name) for name in stage.of]
     weights = stage.weights or (1 / len(sources),) * len(sources)
     origin = weights_folder(stack, runs, stack.origin(stage)) if stage.method == "task_arithmetic" else None
-    return lambda part: merge(sources, weights, part, method=stage.method, origin=origin), tokenizers.load(sources[-1])
+    return lambda part: merge(sources, weights, part, method=stage.method, origin=origin), tokenizers.load(
+        sources[-1]
+    )
 
 
 def _round(stack: Stack, runs: Runs, stage: QuantiseStage) -> tuple[Callable[[Path], None], Tokenizer]:
@@ -83,7 +103,12 @@ def difference(ours: Path, theirs: Path) -> str | None:
     a, b = (hf.Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (ours, theirs))
     one, other = a.get_vocab(), b.get_vocab()
     if one != other:
-        token = min((t for t in one.keys() | other.keys() if one.get(t) != other.get(t)), key=lambda t: (one.get(t, other.get(t)), t))
+        token = min(
+            (t for t in one.keys() | other.keys() if one.get(t) != other.get(t)),
+            key=lambda t: (one.get(t, other.get(t)), t),
+        )
         return f"token {token!r} is {other.get(token, 'absent')} there and {one.get(token, 'absent')} here"
     read, reads = (x.encode(PROBE, add_special_tokens=False).ids for x in (a, b))
-    return None if read == reads else f"it reads {PROBE[:20]!r}... as {reads[:6]}..., the base as {read[:6]}..."
+    return (
+        None if read == reads else f"it reads {PROBE[:20]!r}... as {reads[:6]}..., the base as {read[:6]}..."
+    )

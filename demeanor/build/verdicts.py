@@ -68,11 +68,15 @@ class Court:
             await asyncio.shield(self._open[key])
         said = self.kept[key]
         self.verdicts += 1
-        return said.words if said.finish_reason == "stop" else f"{said.words} [broken off: {said.finish_reason}]"
+        return (
+            said.words if said.finish_reason == "stop" else f"{said.words} [broken off: {said.finish_reason}]"
+        )
 
     def key(self, messages: Messages) -> str:
         """Who is asked, and what: nothing else can change a greedy verdict."""
-        return digest([self.judge.url, self.judge.model, self.judge.max_tokens, [[m.role, m.content] for m in messages]])
+        return digest(
+            [self.judge.url, self.judge.model, self.judge.max_tokens, [[m.role, m.content] for m in messages]]
+        )
 
     async def _ask(self, key: str, messages: Messages) -> Said:
         started = time.perf_counter()
@@ -80,8 +84,14 @@ class Court:
         done = await complete(self.respond, Turn(messages, decoding, id=f"judge-{key}", user="evaluation"))
         if not done.text.strip():
             raise EngineError(f"{self.judge.url}: the judge {self.judge.model} said nothing")
-        said = Said(key, done.text, done.finish_reason, done.prompt_tokens, done.completion_tokens,
-                    round(1000 * (time.perf_counter() - started), 3))
+        said = Said(
+            key,
+            done.text,
+            done.finish_reason,
+            done.prompt_tokens,
+            done.completion_tokens,
+            round(1000 * (time.perf_counter() - started), 3),
+        )
         self._write(said)
         self.kept[key] = said
         self.asked.append(said)
@@ -90,10 +100,12 @@ class Court:
     def _write(self, said: Said) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self._mended and self.path.exists():
-            os.truncate(self.path, sum(size for _, size in _lines(self.path)))   # what a kill left of a line
+            os.truncate(self.path, sum(size for _, size in _lines(self.path)))  # what a kill left of a line
         self._mended = True
         with self.path.open("ab", buffering=0) as file:
-            file.write(json.dumps(asdict(said), ensure_ascii=False).encode() + b"\n")   # one write: a kill tears this line at most
+            file.write(
+                json.dumps(asdict(said), ensure_ascii=False).encode() + b"\n"
+            )  # one write: a kill tears this line at most
 
     def score(self, item: Item, completion: Completion) -> Score | Awaitable[Score]:
         """The verdict on a judged item, to be awaited; of any other what its own scorer says."""
@@ -117,26 +129,41 @@ class Court:
     def cost(self) -> dict[str, int | float]:
         """Verdicts given, how many of them had been given before, failures, and what the new ones took."""
         new = self.asked
-        return {"verdicts": self.verdicts, "from_cache": self.verdicts - len(new), "failed": len(self.failures),
-                "prompt_tokens": sum(s.prompt_tokens for s in new), "completion_tokens": sum(s.completion_tokens for s in new),
-                "ms": round(sum(s.ms for s in new), 1)}
+        return {
+            "verdicts": self.verdicts,
+            "from_cache": self.verdicts - len(new),
+            "failed": len(self.failures),
+            "prompt_tokens": sum(s.prompt_tokens for s in new),
+            "completion_tokens": sum(s.completion_tokens for s in new),
+            "ms": round(sum(s.ms for s in new), 1),
+        }
 
     def summary(self) -> str:
         """One line for a person: verdicts, what came from the cache, tokens, time, and the first failure."""
         found = self.cost()
-        failed = f", {len(self.failures)} FAILED and unscored (first: {self.failures[0]})" if self.failures else ""
+        failed = (
+            f", {len(self.failures)} FAILED and unscored (first: {self.failures[0]})" if self.failures else ""
+        )
         each = f", {found['ms'] / 1000 / len(self.asked):.2f} s each" if self.asked else ""
-        return (f"judge: {found['verdicts']} verdicts of {self.judge.model}, {found['from_cache']} from the cache, "
-                f"{found['prompt_tokens']} + {found['completion_tokens']} tokens{each}{failed}")
+        return (
+            f"judge: {found['verdicts']} verdicts of {self.judge.model}, {found['from_cache']} from the cache, "
+            f"{found['prompt_tokens']} + {found['completion_tokens']} tokens{each}{failed}"
+        )
 
 
 def court(judge: Judge, path: Path, respond: Respond | None = None) -> Court:
     """A judge whose verdicts lie in `path`; raises DemeanorError if its key is not in the environment, DataError on a broken file."""
     key = os.environ.get(judge.key_env) if judge.key_env else None
     if judge.key_env and not key:
-        raise DemeanorError(f"evaluation.judge.key_env: the environment variable {judge.key_env} is not set; "
-                            f"it should hold the API key of {judge.url}")
-    return Court(judge, respond or remote(judge.url, judge.model, key=key, timeout_s=judge.timeout_s, retries=judge.retries), path)
+        raise DemeanorError(
+            f"evaluation.judge.key_env: the environment variable {judge.key_env} is not set; "
+            f"it should hold the API key of {judge.url}"
+        )
+    return Court(
+        judge,
+        respond or remote(judge.url, judge.model, key=key, timeout_s=judge.timeout_s, retries=judge.retries),
+        path,
+    )
 
 
 def of_suite(stack: Stack, items: Sequence[Item], rows: Path) -> Court | None:
@@ -153,4 +180,6 @@ def _lines(path: Path) -> Iterator[tuple[Said, int]]:
         try:
             yield Said(**json.loads(line)), len(line)
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path}:{number}: not a verdict ({error}). Move the file away to ask the judge anew.") from error
+            raise DataError(
+                f"{path}:{number}: not a verdict ({error}). Move the file away to ask the judge anew."
+            ) from error

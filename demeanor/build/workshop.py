@@ -27,7 +27,18 @@ from demeanor.data.spool import stored
 from demeanor.data.trees import Tree, example_tree, mismatched, preference_tree, unpaired_tree
 from demeanor.errors import DataError, DemeanorError
 from demeanor.model import folders, quantise
-from demeanor.spec import Import, ImportStage, MergeStage, ModelShape, Probe, QuantiseStage, Remote, Scratch, Source, Stage
+from demeanor.spec import (
+    Import,
+    ImportStage,
+    MergeStage,
+    ModelShape,
+    Probe,
+    QuantiseStage,
+    Remote,
+    Scratch,
+    Source,
+    Stage,
+)
 from demeanor.stack import OBJECTIVES, Stack, plain
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
@@ -53,16 +64,30 @@ def runs(root: Path) -> Runs:
     return Runs(root)
 
 
-def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = False, compiled: bool = False,
-          recompute: bool = False, track: Sequence[str] = (), probe: int | None = None) -> None:
+def train(
+    stack: Stack,
+    runs: Runs,
+    *,
+    only: Sequence[str] = (),
+    fp32: bool = False,
+    compiled: bool = False,
+    recompute: bool = False,
+    track: Sequence[str] = (),
+    probe: int | None = None,
+) -> None:
     """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order.
 
     `track` is as in `--track`; `probe`: let every policy without a probe of its own answer so many held-out prompts.
     """
     tracked = trackers.together(track)
-    wanted = {name for o in only for name in _needed(stack, o)} or {"base", *(s.name for s in stack.spec.weights.stages)}
+    wanted = {name for o in only for name in _needed(stack, o)} or {
+        "base",
+        *(s.name for s in stack.spec.weights.stages),
+    }
     if compiled and hardware.compiler() is None:
-        raise DemeanorError("--compile: no C++ compiler (g++ or clang++) on this machine; install one, or leave --compile out")
+        raise DemeanorError(
+            "--compile: no C++ compiler (g++ or clang++) on this machine; install one, or leave --compile out"
+        )
     for note in notes(stack):
         print(note)
     for stage in stack.spec.weights.stages:
@@ -81,19 +106,36 @@ def train(stack: Stack, runs: Runs, *, only: Sequence[str] = (), fp32: bool = Fa
 
 def _probed(stage: Stage, count: int | None) -> Stage:
     """The stage with a probe of `count` held-out prompts, if it has none and answers at all."""
-    if count is None or stage.probe is not None or not registry.entry(OBJECTIVES, str(stage.objective["kind"])).POLICY:
+    if (
+        count is None
+        or stage.probe is not None
+        or not registry.entry(OBJECTIVES, str(stage.objective["kind"])).POLICY
+    ):
         return stage
     return stage.model_copy(update={"probe": Probe(count=count)})
 
 
 def tolerant(stack: Stack) -> Stack:
     """The stack with every source told to skip bad rows; keys stay, as they are of what the files hold."""
+
     def skipping(data: Sequence[Source]) -> tuple[Source, ...]:
         return tuple(source.model_copy(update={"skip_bad": True}) for source in data)
+
     weights = stack.spec.weights
-    base = weights.base.model_copy(update={"data": skipping(weights.base.data)}) if isinstance(weights.base, Scratch) else weights.base
-    stages = tuple(s.model_copy(update={"data": skipping(s.data)}) if isinstance(s, Stage) else s for s in weights.stages)
-    return replace(stack, spec=stack.spec.model_copy(update={"weights": weights.model_copy(update={"base": base, "stages": stages})}))
+    base = (
+        weights.base.model_copy(update={"data": skipping(weights.base.data)})
+        if isinstance(weights.base, Scratch)
+        else weights.base
+    )
+    stages = tuple(
+        s.model_copy(update={"data": skipping(s.data)}) if isinstance(s, Stage) else s for s in weights.stages
+    )
+    return replace(
+        stack,
+        spec=stack.spec.model_copy(
+            update={"weights": weights.model_copy(update={"base": base, "stages": stages})}
+        ),
+    )
 
 
 def keys(stack: Stack) -> set[str]:
@@ -105,11 +147,15 @@ def keys(stack: Stack) -> set[str]:
 def _needed(stack: Stack, name: str) -> set[str]:
     """A stage and everything its weights descend from, frozen ancestors included."""
     stage = None if name == "base" else stack.stage(name)
-    watched = {stage.probe.reward} if isinstance(stage, Stage) and stage.probe and stage.probe.reward else set()
+    watched = (
+        {stage.probe.reward} if isinstance(stage, Stage) and stage.probe and stage.probe.reward else set()
+    )
     return {name}.union(*(_needed(stack, ancestor) for ancestor in {*stack.needs(name).values(), *watched}))
 
 
-def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool, track: trackers.Begin | None) -> None:
+def _train_base(
+    stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool, track: trackers.Begin | None
+) -> None:
     base, key = stack.spec.weights.base, stack.stage_key("base")
     if isinstance(base, Import):
         Progress("base").say(f"imported from {import_folder(stack, base.path)}")
@@ -123,10 +169,19 @@ def _train_base(stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute:
     texts = _Texts(base.data, stack)
     with join().first_alone():  # under torchrun the others read what the first one wrote
         tokenizer = _tokenizer(base, texts, runs.folder(key))
-    training.pretrain(base, key=key, documents=lambda: texts.documents(tokenizer, runs.folder(key)),
-                      vocab_size=tokenizer.vocab_size, runs=runs, record=_record(stack, "base", base.data),
-                      fp32=fp32, compiled=compiled, recompute=recompute, track=track,
-                      copy=partial(_write_tokenizer, stack, tokenizer))
+    training.pretrain(
+        base,
+        key=key,
+        documents=lambda: texts.documents(tokenizer, runs.folder(key)),
+        vocab_size=tokenizer.vocab_size,
+        runs=runs,
+        record=_record(stack, "base", base.data),
+        fp32=fp32,
+        compiled=compiled,
+        recompute=recompute,
+        track=track,
+        copy=partial(_write_tokenizer, stack, tokenizer),
+    )
 
 
 def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
@@ -141,8 +196,15 @@ def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
     return tokenizers.load(place)
 
 
-def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: bool, recompute: bool,
-                 track: trackers.Begin | None) -> None:
+def _train_stage(
+    stack: Stack,
+    runs: Runs,
+    stage: Stage,
+    fp32: bool,
+    compiled: bool,
+    recompute: bool,
+    track: trackers.Begin | None,
+) -> None:
     key = stack.stage_key(stage.name)
     if runs.complete(key):
         Progress(stage.name).say(f"trained already ({key})")
@@ -150,13 +212,35 @@ def _train_stage(stack: Stack, runs: Runs, stage: Stage, fp32: bool, compiled: b
     parent = weights_folder(stack, runs, stack.parent(stage.name))
     tokenizer = tokenizers.load(parent)
     template = load_template(stack.spec.template, tokenizer, folder=parent, root=stack.root)
-    roles = {role: (stack.stage_key(a), weights_folder(stack, runs, a)) for role, a in stack.roles(stage.name).items()}
+    roles = {
+        role: (stack.stage_key(a), weights_folder(stack, runs, a))
+        for role, a in stack.roles(stage.name).items()
+    }
     training.train_stage(
-        stage, registry.entry(OBJECTIVES, stack.objective_kind(stage.name)), stack.objectives[stage.name], key=key, parent=parent,
-        roles=roles, trees=lambda: stage_trees(stack, stage, template, tokenizer, _context(parent), runs.folder(key)), runs=runs,
-        fp32=fp32, compiled=compiled, recompute=recompute, track=track,
-        probe=probes.watching(stack, runs, stage, tokenizer, template, parent=parent, reference=roles.get("reference", ("", parent))[1]),
-        record=_record(stack, stage.name, stage.data), copy=partial(_write_tokenizer, stack, tokenizer))
+        stage,
+        registry.entry(OBJECTIVES, stack.objective_kind(stage.name)),
+        stack.objectives[stage.name],
+        key=key,
+        parent=parent,
+        roles=roles,
+        trees=lambda: stage_trees(stack, stage, template, tokenizer, _context(parent), runs.folder(key)),
+        runs=runs,
+        fp32=fp32,
+        compiled=compiled,
+        recompute=recompute,
+        track=track,
+        probe=probes.watching(
+            stack,
+            runs,
+            stage,
+            tokenizer,
+            template,
+            parent=parent,
+            reference=roles.get("reference", ("", parent))[1],
+        ),
+        record=_record(stack, stage.name, stage.data),
+        copy=partial(_write_tokenizer, stack, tokenizer),
+    )
 
 
 def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage | QuantiseStage) -> None:
@@ -169,15 +253,24 @@ def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage | Quan
         Progress(stage.name).say(f"{made} already ({key})")
         return
     Progress(stage.name).say(f"{made} from {origin}")
-    untrained.make(stack, runs, stage, record=_record(stack, stage.name, ()), copy=partial(_write_tokenizer, stack))
+    untrained.make(
+        stack, runs, stage, record=_record(stack, stage.name, ()), copy=partial(_write_tokenizer, stack)
+    )
 
 
-def stage_trees(stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, context: int, folder: Path) -> Sequence[Tree]:
+def stage_trees(
+    stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, context: int, folder: Path
+) -> Sequence[Tree]:
     """The rows of a stage as token trees; plain text is packed into rows. They are kept in `folder` if a source streams."""
     objective = registry.entry(OBJECTIVES, stack.objective_kind(stage.name))
     wants: Want = objective.ROWS
-    found = assemble(stage.data, read=partial(_read, stack=stack, want=wants), render=partial(render, template, tokenizer, wants),
-                     document=tokenizer.document, folder=folder)
+    found = assemble(
+        stage.data,
+        read=partial(_read, stack=stack, want=wants),
+        render=partial(render, template, tokenizer, wants),
+        document=tokenizer.document,
+        folder=folder,
+    )
     kept = folder if any(source.stream for source in stage.data) else None
     if wants == "unpaired" and getattr(objective, "KL", False):
         return stored(mismatched(found.trees, stage.seed), kept)
@@ -192,7 +285,11 @@ def render(template: Template, tokenizer: Tokenizer, wants: Want, row: TrainingR
     """One row as a token tree, as an objective wants it."""
     if isinstance(row, Example):
         return example_tree(row, template, tokenizer)
-    return unpaired_tree(row, template) if wants == "unpaired" or isinstance(row, Unpaired) else preference_tree(row, template)
+    return (
+        unpaired_tree(row, template)
+        if wants == "unpaired" or isinstance(row, Unpaired)
+        else preference_tree(row, template)
+    )
 
 
 def _context(folder: Path) -> int:
@@ -221,14 +318,23 @@ class _Texts:
     def documents(self, tokenizer: Tokenizer, folder: Path) -> Iterable[list[int]]:
         """Token ids of each text, weights included; in a file in `folder` where a source streams."""
         if self.streams:
-            return assemble(self._data, read=partial(_read, stack=self._stack, want="text"), render=_no_text,
-                            document=tokenizer.document, folder=folder).documents
+            return assemble(
+                self._data,
+                read=partial(_read, stack=self._stack, want="text"),
+                render=_no_text,
+                document=tokenizer.document,
+                folder=folder,
+            ).documents
         return map(tokenizer.document, self)
 
     def _read(self) -> Iterator[str]:
         for source in self._data:
             again = partial(_read, source, self._stack, "text", say=_silent if source.stream else print)
-            found = sources.repeated(again, source.weight, source.source) if source.stream else _rows(source, self._stack, "text")
+            found = (
+                sources.repeated(again, source.weight, source.source)
+                if source.stream
+                else _rows(source, self._stack, "text")
+            )
             yield from (row.text for row in found if isinstance(row, Example) and row.text)
 
 
@@ -258,8 +364,14 @@ def _record(stack: Stack, name: str, data: Sequence[Source]) -> dict[str, Any]:
     """What a run remembers of how it came to be."""
     spec = stack.spec.weights.base if name == "base" else stack.stage(name)
     ancestors = {role: stack.stage_key(ancestor) for role, ancestor in stack.needs(name).items()}
-    return {"stack": stack.spec.name, "stage": name, "spec": plain(spec), "ancestors": ancestors, "template": stack.spec.template,
-            "data": {s.source: stacks.content_key(stack.root, s.source) for s in data}}
+    return {
+        "stack": stack.spec.name,
+        "stage": name,
+        "spec": plain(spec),
+        "ancestors": ancestors,
+        "template": stack.spec.template,
+        "data": {s.source: stacks.content_key(stack.root, s.source) for s in data},
+    }
 
 
 # ---- what training would cost ----
@@ -283,22 +395,56 @@ def plans(stack: Stack, runs: Runs) -> list[Plan]:
     base = stack.spec.weights.base
     if isinstance(base, Remote):
         return [Plan("base", "remote", "", f"{base.model} at {base.url}", "elsewhere", 0, 0)]
-    parameters = (_parameters(base.model, base.tokenizer.vocab_size) if isinstance(base, Scratch)
-                  else folders.num_weights(import_folder(stack, base.path)))
-    found = [Plan("base", "import" if isinstance(base, Import) else "next token", "",
-                  base.path if isinstance(base, Import) else _names(base.data), _state(stack, runs, "base"),
-                  0 if isinstance(base, Import) else base.tokens,
-                  0 if isinstance(base, Import) else 6 * parameters * base.tokens / TYPICAL_FLOPS / 60)]
+    parameters = (
+        _parameters(base.model, base.tokenizer.vocab_size)
+        if isinstance(base, Scratch)
+        else folders.num_weights(import_folder(stack, base.path))
+    )
+    found = [
+        Plan(
+            "base",
+            "import" if isinstance(base, Import) else "next token",
+            "",
+            base.path if isinstance(base, Import) else _names(base.data),
+            _state(stack, runs, "base"),
+            0 if isinstance(base, Import) else base.tokens,
+            0 if isinstance(base, Import) else 6 * parameters * base.tokens / TYPICAL_FLOPS / 60,
+        )
+    ]
     for stage in stack.spec.weights.stages:
         if not isinstance(stage, Stage):
-            what = (stage.path if isinstance(stage, ImportStage) else f"{stage.method} of {', '.join(stage.of)}"
-                    if isinstance(stage, MergeStage) else stage.format)
-            found.append(Plan(stage.name, stage.kind, stack.parent(stage.name), what, _state(stack, runs, stage.name), 0, 0))
+            what = (
+                stage.path
+                if isinstance(stage, ImportStage)
+                else f"{stage.method} of {', '.join(stage.of)}"
+                if isinstance(stage, MergeStage)
+                else stage.format
+            )
+            found.append(
+                Plan(
+                    stage.name,
+                    stage.kind,
+                    stack.parent(stage.name),
+                    what,
+                    _state(stack, runs, stage.name),
+                    0,
+                    0,
+                )
+            )
             continue
         wants = registry.entry(OBJECTIVES, stack.objective_kind(stage.name)).ROWS
         tokens = stage.epochs * sum(_guessed_tokens(r) for s in stage.data for r in _rows(s, stack, wants))
-        found.append(Plan(stage.name, stack.objective_kind(stage.name), stack.parent(stage.name), _names(stage.data),
-                          _state(stack, runs, stage.name), tokens, 6 * parameters * tokens / TYPICAL_FLOPS / 60))
+        found.append(
+            Plan(
+                stage.name,
+                stack.objective_kind(stage.name),
+                stack.parent(stage.name),
+                _names(stage.data),
+                _state(stack, runs, stage.name),
+                tokens,
+                6 * parameters * tokens / TYPICAL_FLOPS / 60,
+            )
+        )
     return found
 
 
@@ -327,13 +473,19 @@ def notes(stack: Stack) -> list[str]:
     """What a person should know of imported weights before work: architectures that run through transformers."""
     base = stack.spec.weights.base
     paths = [("base", base.path)] if isinstance(base, Import) else []
-    paths += [(s.name, s.path) for s in stack.spec.weights.stages if isinstance(s, ImportStage) and (stack.root / s.path).is_dir()]
+    paths += [
+        (s.name, s.path)
+        for s in stack.spec.weights.stages
+        if isinstance(s, ImportStage) and (stack.root / s.path).is_dir()
+    ]
     found = [(name, folders.about(import_folder(stack, path))) for name, path in paths]
-    return [f"{name}: {x.model_type} runs through transformers' own forward: slower, padded when training, one answer at a time served"
-            for name, x in found if not x.lean]
+    return [
+        f"{name}: {x.model_type} runs through transformers' own forward: slower, padded when training, one answer at a time served"
+        for name, x in found
+        if not x.lean
+    ]
 
 
 def _parameters(shape: ModelShape, vocab_size: int) -> float:
     mlp = shape.mlp_width or 8 * shape.width / 3
-    return shape.layers * (4 * shape.width ** 2 + 3 * shape.width * mlp) + vocab_size * shape.width
-
+    return shape.layers * (4 * shape.width**2 + 3 * shape.width * mlp) + vocab_size * shape.width

@@ -89,31 +89,70 @@ def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="demeanor", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        prog="demeanor", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     top.add_argument("--version", action="version", version=f"demeanor {__version__}")
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
 
-    demo = _verb(verbs, "demo", _demo, "train, align and measure the embedded world's assistant, then say how to talk to it", stack=False)
+    demo = _verb(
+        verbs,
+        "demo",
+        _demo,
+        "train, align and measure the embedded world's assistant, then say how to talk to it",
+        stack=False,
+    )
     demo.add_argument("--serve", action="store_true", help="serve the chat page and the API at the end")
     demo.add_argument("--port", type=int, default=8000)
 
-    init = verbs.add_parser("init", help="write a stack to start from", description="Write stack.yaml and the files it names into FOLDER.")
+    init = verbs.add_parser(
+        "init",
+        help="write a stack to start from",
+        description="Write stack.yaml and the files it names into FOLDER.",
+    )
     init.add_argument("folder", type=Path, metavar="FOLDER")
     init.add_argument("--force", action="store_true", help="overwrite files that are there")
     init.set_defaults(run=_init)
 
-    explain = _verb(verbs, "explain", _explain, "what the stack is, what is trained, what training would cost")
+    explain = _verb(
+        verbs, "explain", _explain, "what the stack is, what is trained, what training would cost"
+    )
     explain.add_argument("--full", action="store_true", help="print every setting with its effective value")
 
     train = _verb(verbs, "train", _train, "train every stage that is missing; resumes what was interrupted")
-    train.add_argument("--only", action="append", default=[], metavar="STAGE", help="train this stage and its ancestors only (repeatable)")
-    train.add_argument("--recompute", action="store_true", help="activation checkpointing: less memory for a third more computing")
-    train.add_argument("--compile", action="store_true", help="torch.compile the layers (about 15 s to begin, then 15-20%% faster)")
-    train.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and say how many")
-    train.add_argument("--track", action="append", default=[], metavar="KIND:PLACE",
-                       help="also tell tensorboard:DIR, wandb:PROJECT, mlflow:URI or trackio:PROJECT (repeatable)")
-    train.add_argument("--probe", type=arguments.count, metavar="N",
-                       help="let each policy answer N held-out prompts as it trains; read them with `demeanor samples`")
+    train.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="train this stage and its ancestors only (repeatable)",
+    )
+    train.add_argument(
+        "--recompute",
+        action="store_true",
+        help="activation checkpointing: less memory for a third more computing",
+    )
+    train.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the layers (about 15 s to begin, then 15-20%% faster)",
+    )
+    train.add_argument(
+        "--skip-bad", action="store_true", help="leave out rows that cannot be used, and say how many"
+    )
+    train.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        metavar="KIND:PLACE",
+        help="also tell tensorboard:DIR, wandb:PROJECT, mlflow:URI or trackio:PROJECT (repeatable)",
+    )
+    train.add_argument(
+        "--probe",
+        type=arguments.count,
+        metavar="N",
+        help="let each policy answer N held-out prompts as it trains; read them with `demeanor samples`",
+    )
     train.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
     data.add(verbs)
@@ -128,37 +167,76 @@ def parser() -> argparse.ArgumentParser:
     seeds.add(partial(_verb, verbs))
 
     evaluate = _verb(verbs, "eval", _eval, "run the suites over the ladder of layers on the same items")
-    evaluate.add_argument("--variants", nargs="+", metavar="MODEL", help="these model ids, in ladder order, instead of the whole ladder")
-    evaluate.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    evaluate.add_argument(
+        "--variants",
+        nargs="+",
+        metavar="MODEL",
+        help="these model ids, in ladder order, instead of the whole ladder",
+    )
+    evaluate.add_argument(
+        "--limit", type=arguments.count, metavar="N", help="use the first N items of each axis"
+    )
     evaluate.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
-    evaluate.add_argument("--beside", action="append", default=[], metavar="NAME=URL#MODEL",
-                          help="another assistant's OpenAI-compatible server as one more column (repeatable)")
-    evaluate.add_argument("--beside-key", action="append", default=[], metavar="NAME=ENV_VAR",
-                          help="the environment variable that holds that server's key (repeatable)")
+    evaluate.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="NAME=URL#MODEL",
+        help="another assistant's OpenAI-compatible server as one more column (repeatable)",
+    )
+    evaluate.add_argument(
+        "--beside-key",
+        action="append",
+        default=[],
+        metavar="NAME=ENV_VAR",
+        help="the environment variable that holds that server's key (repeatable)",
+    )
 
     for more in (attribute, diagnose, duel, export, frontier, gate, judge, runs, samples):
         more.add(partial(_verb, verbs), _load)
 
     harness.add(verbs)
 
-    report = verbs.add_parser("report", help="render a result again, or a published table of scores",
-                              description="Render results/NAME.json, or a published table (YAML or JSON), as a page and a table.")
+    report = verbs.add_parser(
+        "report",
+        help="render a result again, or a published table of scores",
+        description="Render results/NAME.json, or a published table (YAML or JSON), as a page and a table.",
+    )
     report.add_argument("result", type=Path, metavar="RESULT.json | TABLE.yaml")
     report.add_argument("--out", type=Path, help="the HTML page (default: beside the result)")
     report.set_defaults(run=_report)
     return top
 
 
-def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int], text: str,
-          *, stack: bool = True) -> argparse.ArgumentParser:
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    *,
+    stack: bool = True,
+) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     if stack:
         verb.add_argument("stack", type=Path, metavar="STACK.yaml")
-    verb.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
-                      help="change a setting of the file, e.g. decoding.temperature=0 (repeatable)")
-    verb.add_argument("--runs", type=Path, default=Path("runs"), help="folder of trained weights, by content (default: runs)")
-    verb.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: results)")
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        dest="overrides",
+        help="change a setting of the file, e.g. decoding.temperature=0 (repeatable)",
+    )
+    verb.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        help="folder of trained weights, by content (default: runs)",
+    )
+    verb.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of results (default: results)"
+    )
     verb.set_defaults(run=run)
     return verb
 
@@ -196,8 +274,15 @@ def _train(options: argparse.Namespace) -> int:
     from demeanor.build import workshop
 
     stack = workshop.tolerant(_load(options)) if options.skip_bad else _load(options)
-    workshop.train(stack, workshop.runs(options.runs), only=options.only, compiled=options.compile, recompute=options.recompute,
-                   track=options.track, probe=options.probe)
+    workshop.train(
+        stack,
+        workshop.runs(options.runs),
+        only=options.only,
+        compiled=options.compile,
+        recompute=options.recompute,
+        track=options.track,
+        probe=options.probe,
+    )
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks
         print(f"\nnext: demeanor eval {options.stack}   or   demeanor chat {options.stack}")
     return 0
@@ -214,8 +299,16 @@ def _eval(options: argparse.Namespace) -> int:
     from demeanor.build import measure, workshop
 
     stack = _load(options)
-    result = measure.evaluate(stack, workshop.runs(options.runs), options.results, variants=options.variants, limit=options.limit,
-                              name=options.name, beside=options.beside, beside_keys=options.beside_key)
+    result = measure.evaluate(
+        stack,
+        workshop.runs(options.runs),
+        options.results,
+        variants=options.variants,
+        limit=options.limit,
+        name=options.name,
+        beside=options.beside,
+        beside_keys=options.beside_key,
+    )
     measure.show(result, options.results)
     return 0
 

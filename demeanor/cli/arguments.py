@@ -16,5 +16,6 @@ def name(text: str) -> str:
     """A name of files in the folder of results, so that no name writes elsewhere."""
     if not text or text.startswith(".") or any(sign in text for sign in "/\\\0"):
         raise argparse.ArgumentTypeError(
-            f"got '{text}', wanted a name for files, without slashes or a full stop in front; --results names their folder")
+            f"got '{text}', wanted a name for files, without slashes or a full stop in front; --results names their folder"
+        )
     return text

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from demeanor.evaluation.fairness import Fairness
     from demeanor.stack import Stack
 
-VIEWS = (("shapley", "Shapley, in the order of training"), ("waterfall", "each added to those before it"),
-         ("leave_one_out", "the whole minus the whole without it"))
+VIEWS = (
+    ("shapley", "Shapley, in the order of training"),
+    ("waterfall", "each added to those before it"),
+    ("leave_one_out", "the whole minus the whole without it"),
+)
 IDS = 6
 ALIASES = 12
 WIDTH = 160
@@ -32,28 +35,58 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         from demeanor.build import factorial, measure, workshop
 
         stack = load(options)
-        found = factorial.run(stack, workshop.runs(options.runs), options.results, weights=options.weights, layers=options.layers,
-                              limit=options.limit, name=options.name, fraction=options.fraction)
+        found = factorial.run(
+            stack,
+            workshop.runs(options.runs),
+            options.results,
+            weights=options.weights,
+            layers=options.layers,
+            limit=options.limit,
+            name=options.name,
+            fraction=options.fraction,
+        )
         show(found)
         print(f"\nwritten: {options.results / found.name}.attribution.json")
         if options.base_prompts:
             from demeanor.build import asking_base
 
-            asked = asking_base.run(stack, workshop.runs(options.runs), options.results, limit=options.limit, name=options.name)
+            asked = asking_base.run(
+                stack, workshop.runs(options.runs), options.results, limit=options.limit, name=options.name
+            )
             show_base(asked)
             print(f"\nwritten: {options.results / found.name}.base.json")
         measure.refresh(options.results, found.name)
         return 0
 
-    parser = verb("attribute", run, "split what the stack does among its layers: a full factorial on the same items")
-    parser.add_argument("--weights", nargs="+", metavar="STAGE", help="weights, in order of training (default: base to the served ones)")
-    parser.add_argument("--layers", nargs="*", metavar="LAYER",
-                        help="runtime layers to switch (default: all that can change an answer); also: template, decoding")
-    parser.add_argument("--fraction", choices=("full", "V", "IV"), default="full",
-                        help="measure a fraction of the subsets: V keeps pairs apart, IV keeps main effects apart from pairs")
-    parser.add_argument("--base-prompts", action="store_true",
-                        help="also ask the base raw, with examples and through every template: what is training, what mere prompting")
-    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    parser = verb(
+        "attribute", run, "split what the stack does among its layers: a full factorial on the same items"
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="STAGE",
+        help="weights, in order of training (default: base to the served ones)",
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="*",
+        metavar="LAYER",
+        help="runtime layers to switch (default: all that can change an answer); also: template, decoding",
+    )
+    parser.add_argument(
+        "--fraction",
+        choices=("full", "V", "IV"),
+        default="full",
+        help="measure a fraction of the subsets: V keeps pairs apart, IV keeps main effects apart from pairs",
+    )
+    parser.add_argument(
+        "--base-prompts",
+        action="store_true",
+        help="also ask the base raw, with examples and through every template: what is training, what mere prompting",
+    )
+    parser.add_argument(
+        "--limit", type=arguments.count, metavar="N", help="use the first N items of each axis"
+    )
     parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
 
@@ -63,8 +96,13 @@ def show(found: Attribution) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(Text(f"{found.name}: {len(found.cells)} cells x {found.items} items, weights {' < '.join(found.chain)}, "
-                       f"switches {', '.join(found.switches) or 'none'}", "bold"))
+    console.print(
+        Text(
+            f"{found.name}: {len(found.cells)} cells x {found.items} items, weights {' < '.join(found.chain)}, "
+            f"switches {', '.join(found.switches) or 'none'}",
+            "bold",
+        )
+    )
     console.print(generations(found))
     console.print(f"design: {found.design}", markup=False)
     for alias in found.aliases[:ALIASES]:
@@ -77,12 +115,23 @@ def show(found: Attribution) -> None:
         if effects := getattr(found, view):
             console.print(_table(effects, about, found.total if view == "shapley" else ()))
     shown = [e for e in found.interactions if e.shown]
-    console.print(f"\ninteractions, v(ab) - v(a) - v(b) + v(0): {len(shown)} of {len(found.interactions)} shown")
+    console.print(
+        f"\ninteractions, v(ab) - v(a) - v(b) + v(0): {len(shown)} of {len(found.interactions)} shown"
+    )
     for e in shown:
         console.print(f"  {e.name} on {axis_name(e.axis)}: {_cell(e)}")
-    console.print(Text("* the 95% cluster-bootstrap interval excludes zero and the corrected p agrees (Holm over all Shapley values; "
-                       "Benjamini-Hochberg within each other table)", "dim"))
-    console.print(Text.assemble("guilty: ", (found.guilty, "bold"), "  (the player without which the whole is shown to be better)"))
+    console.print(
+        Text(
+            "* the 95% cluster-bootstrap interval excludes zero and the corrected p agrees (Holm over all Shapley values; "
+            "Benjamini-Hochberg within each other table)",
+            "dim",
+        )
+    )
+    console.print(
+        Text.assemble(
+            "guilty: ", (found.guilty, "bold"), "  (the player without which the whole is shown to be better)"
+        )
+    )
     for moved in found.moved:
         for verb, lists in (("fixed", moved.fixed), ("broke", moved.broken)):
             if ids := [i for of_axis in lists.values() for i in of_axis]:
@@ -100,7 +149,10 @@ def show_base(found: Fairness) -> None:
 
     from demeanor.report import base
 
-    tree, table = asdict(found), Table(box=None, padding=(0, 2, 0, 0), title="\nhow the base was asked", title_justify="left")
+    tree, table = (
+        asdict(found),
+        Table(box=None, padding=(0, 2, 0, 0), title="\nhow the base was asked", title_justify="left"),
+    )
     for n, name in enumerate(base.columns(tree)):
         table.add_column(name, justify="right" if n else "left", no_wrap=True)
     for row in base.cells(tree):
@@ -114,7 +166,9 @@ def _table(effects: tuple[Effect, ...], about: str, total: tuple[Effect, ...]) -
     """Axes down, players across; with `total`, its column and the smallest effect that the weakest column would find."""
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), title=f"\n{about}, points", title_justify="left", title_style="dim")
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), title=f"\n{about}, points", title_justify="left", title_style="dim"
+    )
     table.add_column("", no_wrap=True)
     players = list(dict.fromkeys(e.name for e in effects))
     for name in (*players, *(("sum", "detectable") if total else ())):
@@ -140,7 +194,11 @@ def generations(found: Attribution) -> str:
     fresh = found.asked - found.reused
     reused = f", {found.reused} answers measured before" if found.reused else ""
     share = f" ({found.generations / fresh:.0%})" if fresh and found.generations is not None else ""
-    checked = f", {found.confirmed} more only checked against an earlier answer of the same weights" if found.confirmed else ""
+    checked = (
+        f", {found.confirmed} more only checked against an earlier answer of the same weights"
+        if found.confirmed
+        else ""
+    )
     return f"generations made {found.generations} / {fresh} cells x items x seeds{share}{checked}{reused}"
 
 
@@ -152,5 +210,3 @@ def _cell(e: Effect) -> str:
 def _detectable(effects: list[Effect]) -> str:
     known = [e.detectable for e in effects if e.detectable is not None]
     return f"{100 * max(known):.1f}" if known else "-"
-
-

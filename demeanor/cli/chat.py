@@ -11,7 +11,20 @@ from demeanor.build.house import House, decoding_of
 from demeanor.errors import DemeanorError, RequestError
 from demeanor.stack import Stack
 from demeanor.train.lineage import Runs
-from demeanor.types import Event, Message, Messages, Passage, Prompted, Refusal, Text, Timing, ToolCalled, ToolResult, Turn, fold
+from demeanor.types import (
+    Event,
+    Message,
+    Messages,
+    Passage,
+    Prompted,
+    Refusal,
+    Text,
+    Timing,
+    ToolCalled,
+    ToolResult,
+    Turn,
+    fold,
+)
 
 HELP = "/model ID switches the variant, /models lists them, /new forgets the conversation, /quit (or Ctrl-D) ends"
 

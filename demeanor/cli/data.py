@@ -25,53 +25,125 @@ SOURCE = "a .jsonl/.json/.csv/.txt/.parquet/.arrow file, a folder, hf:owner/name
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare `data` and its commands."""
-    data = verbs.add_parser("data", help="look at rows and clean them: show, dedup, decontaminate, filter", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = verbs.add_parser(
+        "data",
+        help="look at rows and clean them: show, dedup, decontaminate, filter",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    show = _command(commands, "show", _show, "print rows as they will be trained on, what of them is trained, and the longest")
+    show = _command(
+        commands,
+        "show",
+        _show,
+        "print rows as they will be trained on, what of them is trained, and the longest",
+    )
     show.add_argument("source", metavar="SOURCE|STACK.yaml", help=f"a stack, or {SOURCE}")
-    show.add_argument("--stage", action="append", default=[], metavar="STAGE", help="this stage of the stack only (repeatable)")
-    show.add_argument("--want", choices=("examples", "preferences", "unpaired", "text"), default="examples",
-                      help="what to read the rows of a source as (default: examples; a stack's objectives know)")
+    show.add_argument(
+        "--stage",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="this stage of the stack only (repeatable)",
+    )
+    show.add_argument(
+        "--want",
+        choices=("examples", "preferences", "unpaired", "text"),
+        default="examples",
+        help="what to read the rows of a source as (default: examples; a stack's objectives know)",
+    )
     show.add_argument("--count", type=int, default=3, metavar="N", help="rows to print (default: 3)")
-    show.add_argument("--runs", type=Path, default=Path("runs"), help="folder of trained weights (default: runs)")
-    show.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="change a setting of the stack")
+    show.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of trained weights (default: runs)"
+    )
+    show.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        dest="overrides",
+        help="change a setting of the stack",
+    )
 
-    dedup = _cleaning(commands, "dedup", _dedup, "keep the first of rows that say the same, exactly or nearly")
-    dedup.add_argument("--threshold", type=float, default=0.8, metavar="S",
-                       help="similarity of word 5-grams (Jaccard) from which rows count as repeats (default: 0.8)")
-    dedup.add_argument("--exact", action="store_true", help="only rows with the same words, whatever case and punctuation")
-    dedup.add_argument("--show", type=int, default=5, metavar="N", help="groups of repeats to print (default: 5)")
+    dedup = _cleaning(
+        commands, "dedup", _dedup, "keep the first of rows that say the same, exactly or nearly"
+    )
+    dedup.add_argument(
+        "--threshold",
+        type=float,
+        default=0.8,
+        metavar="S",
+        help="similarity of word 5-grams (Jaccard) from which rows count as repeats (default: 0.8)",
+    )
+    dedup.add_argument(
+        "--exact", action="store_true", help="only rows with the same words, whatever case and punctuation"
+    )
+    dedup.add_argument(
+        "--show", type=int, default=5, metavar="N", help="groups of repeats to print (default: 5)"
+    )
 
-    leaks = _cleaning(commands, "decontaminate", _decontaminate, "drop rows that share words in a row with what is measured")
-    leaks.add_argument("--suite", nargs="+", required=True, metavar="FILE|SUITE", help="world:behaviour, builtin:NAME, or files of rows")
-    leaks.add_argument("--words", type=int, default=8, metavar="N", help="words in a row that count as a leak (default: 8)")
+    leaks = _cleaning(
+        commands, "decontaminate", _decontaminate, "drop rows that share words in a row with what is measured"
+    )
+    leaks.add_argument(
+        "--suite",
+        nargs="+",
+        required=True,
+        metavar="FILE|SUITE",
+        help="world:behaviour, builtin:NAME, or files of rows",
+    )
+    leaks.add_argument(
+        "--words", type=int, default=8, metavar="N", help="words in a row that count as a leak (default: 8)"
+    )
     leaks.add_argument("--show", type=int, default=10, metavar="N", help="matches to print (default: 10)")
 
     keep = _cleaning(commands, "filter", _filter, "drop rows by length, language and personal data")
     keep.add_argument("--min-chars", type=int, metavar="N", help="shortest text of a row that stays")
     keep.add_argument("--max-chars", type=int, metavar="N", help="longest text of a row that stays")
-    keep.add_argument("--language", metavar="CODE", help="drop rows in another language: en de fr es it pt nl ja ko zh el he th; "
-                                                         "rows that do not say (short ones) stay")
-    keep.add_argument("--no-personal-data", action="store_true",
-                      help="drop rows with a card number or IBAN (check digits hold), an e-mail address or a phone number")
+    keep.add_argument(
+        "--language",
+        metavar="CODE",
+        help="drop rows in another language: en de fr es it pt nl ja ko zh el he th; "
+        "rows that do not say (short ones) stay",
+    )
+    keep.add_argument(
+        "--no-personal-data",
+        action="store_true",
+        help="drop rows with a card number or IBAN (check digits hold), an e-mail address or a phone number",
+    )
 
 
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int],
-             text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     command.add_argument("--config", help="configuration of a hub id")
     command.add_argument("--split", help="split of a hub id or a saved dataset")
-    command.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="read column THEIRS as OURS (repeatable)")
+    command.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="read column THEIRS as OURS (repeatable)",
+    )
     command.add_argument("--limit", type=arguments.count, metavar="N", help="the first N rows only")
-    command.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be read, and say how many")
+    command.add_argument(
+        "--skip-bad", action="store_true", help="leave out rows that cannot be read, and say how many"
+    )
     command.set_defaults(run=run)
     return command
 
 
-def _cleaning(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int],
-              text: str) -> argparse.ArgumentParser:
+def _cleaning(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
     command = _command(commands, name, run, text)
     command.add_argument("source", metavar="IN", help=SOURCE)
     command.add_argument("out", type=Path, metavar="OUT", help="the .jsonl file to write")
@@ -87,8 +159,14 @@ def _source(options: argparse.Namespace) -> Source:
         raise DataError(f"--column: got {' '.join(options.column)}, wanted OURS=THEIRS, e.g. prompt=question")
     if options.limit is not None and options.limit < 1:
         raise DataError(f"--limit: got {options.limit}, wanted at least 1")
-    return Source(source=options.source, config=options.config, split=options.split, columns=renamed or None, limit=options.limit,
-                  skip_bad=options.skip_bad)
+    return Source(
+        source=options.source,
+        config=options.config,
+        split=options.split,
+        columns=renamed or None,
+        limit=options.limit,
+        skip_bad=options.skip_bad,
+    )
 
 
 # ---- looking ----
@@ -104,9 +182,11 @@ def _show(options: argparse.Namespace) -> int:
     from demeanor.world import catalog
 
     found = sources.rows(_source(options), root=Path(), generated=catalog.GENERATED, want=options.want)
-    for row in found[:options.count]:
+    for row in found[: options.count]:
         console.print(show.show_row(row))
-    console.print(f"{len(found):,} rows. Tokens, coverage and longest rows: name a stack, which has the tokenizer and the template.")
+    console.print(
+        f"{len(found):,} rows. Tokens, coverage and longest rows: name a stack, which has the tokenizer and the template."
+    )
     return 0
 
 
@@ -114,15 +194,25 @@ def _show_stack(options: argparse.Namespace, console: Console) -> int:
     from demeanor.build import inspection, workshop
     from demeanor.spec import Stage
 
-    given = [name for name, value in (("--config", options.config), ("--split", options.split), ("--column", options.column),
-                                      ("--limit", options.limit)) if value]
+    given = [
+        name
+        for name, value in (
+            ("--config", options.config),
+            ("--split", options.split),
+            ("--column", options.column),
+            ("--limit", options.limit),
+        )
+        if value
+    ]
     if given:
         raise DataError(f"{given[0]}: a stack says it for each of its sources; leave it out, or use --set")
     stack = workshop.load_stack(options.source, options.overrides)
     if options.skip_bad:
         stack = workshop.tolerant(stack)
     for name in options.stage or [s.name for s in stack.spec.weights.stages if isinstance(s, Stage)]:
-        _print_stage(inspection.inspect(stack, workshop.runs(options.runs), name, count=options.count), console)
+        _print_stage(
+            inspection.inspect(stack, workshop.runs(options.runs), name, count=options.count), console
+        )
     return 0
 
 
@@ -133,12 +223,21 @@ def _print_stage(found: Inspection, console: Console) -> None:
     console.print(found.rows)
     for tokens, source in found.longest:
         console.print(Text(f"{tokens:,} tokens: {source}"))
-    console.print(f"{found.too_long:,} of {found.coverage.rows:,} rows are longer than {found.limit:,} tokens and would be left out")
+    console.print(
+        f"{found.too_long:,} of {found.coverage.rows:,} rows are longer than {found.limit:,} tokens and would be left out"
+    )
     if found.disagreements:
-        console.print(Text(f"prompts as trained and as served differ in {len(found.disagreements)} of {found.checked} checks:\n  "
-                           + "\n  ".join(found.disagreements[:3]), style="red"))
+        console.print(
+            Text(
+                f"prompts as trained and as served differ in {len(found.disagreements)} of {found.checked} checks:\n  "
+                + "\n  ".join(found.disagreements[:3]),
+                style="red",
+            )
+        )
     else:
-        console.print(f"prompts as trained are prompts as served, token for token ({found.checked} rows checked)")
+        console.print(
+            f"prompts as trained are prompts as served, token for token ({found.checked} rows checked)"
+        )
     console.print()
 
 
@@ -149,25 +248,54 @@ def _dedup(options: argparse.Namespace) -> int:
     from demeanor.build import cleaning
 
     threshold = None if options.exact else options.threshold
-    return _report(options, cleaning.deduplicate(_source(options), options.out, threshold=threshold, show=options.show,
-                                                 force=options.force))
+    return _report(
+        options,
+        cleaning.deduplicate(
+            _source(options), options.out, threshold=threshold, show=options.show, force=options.force
+        ),
+    )
 
 
 def _decontaminate(options: argparse.Namespace) -> int:
     from demeanor.build import cleaning
 
-    return _report(options, cleaning.remove_overlaps(_source(options), options.out, suites=options.suite, words=options.words,
-                                                     show=options.show, force=options.force))
+    return _report(
+        options,
+        cleaning.remove_overlaps(
+            _source(options),
+            options.out,
+            suites=options.suite,
+            words=options.words,
+            show=options.show,
+            force=options.force,
+        ),
+    )
 
 
 def _filter(options: argparse.Namespace) -> int:
     from demeanor.build import cleaning
 
-    if options.min_chars is None and options.max_chars is None and options.language is None and not options.no_personal_data:
-        raise DataError("data filter: nothing to filter by; give --min-chars, --max-chars, --language or --no-personal-data")
-    return _report(options, cleaning.keep_wanted(
-        _source(options), options.out, min_chars=options.min_chars, max_chars=options.max_chars, language=options.language,
-        personal=not options.no_personal_data, force=options.force))
+    if (
+        options.min_chars is None
+        and options.max_chars is None
+        and options.language is None
+        and not options.no_personal_data
+    ):
+        raise DataError(
+            "data filter: nothing to filter by; give --min-chars, --max-chars, --language or --no-personal-data"
+        )
+    return _report(
+        options,
+        cleaning.keep_wanted(
+            _source(options),
+            options.out,
+            min_chars=options.min_chars,
+            max_chars=options.max_chars,
+            language=options.language,
+            personal=not options.no_personal_data,
+            force=options.force,
+        ),
+    )
 
 
 def _report(options: argparse.Namespace, done: Curated) -> int:

@@ -10,7 +10,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from demeanor.build import asking_base, cases, diagnosing, factorial, gating, measure, serving, tradeoffs, workshop
+from demeanor.build import (
+    asking_base,
+    cases,
+    diagnosing,
+    factorial,
+    gating,
+    measure,
+    serving,
+    tradeoffs,
+    workshop,
+)
 from demeanor.cli import attribute, frontier, gate
 from demeanor.errors import DemeanorError
 from demeanor.report import base
@@ -31,7 +41,9 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
     started = time.monotonic()
     path = STACK if STACK.is_file() else _fresh()
     stack = workshop.load_stack(path, overrides)
-    console.rule(f"[bold]{stack.spec.name}[/]: from random weights to a measured assistant, offline, on this machine")
+    console.rule(
+        f"[bold]{stack.spec.name}[/]: from random weights to a measured assistant, offline, on this machine"
+    )
     console.print("1. train the weight layers", style="bold")
     runs = workshop.runs(runs_root)
     workshop.train(stack, runs)
@@ -42,10 +54,15 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
     _proofs(console, stack, runs, results)
     measured = time.monotonic()
     measure.refresh(results, "demo", quiet=True)
-    console.print(f"\ntrained in {trained - started:.0f} s, measured in {measured - trained:.0f} s, "
-                  f"all in {time.monotonic() - started:.0f} s")
+    console.print(
+        f"\ntrained in {trained - started:.0f} s, measured in {measured - trained:.0f} s, "
+        f"all in {time.monotonic() - started:.0f} s"
+    )
     console.print(f"the page:      {page.resolve().as_uri()}", soft_wrap=True)
-    console.print(f"talk to it:    demeanor chat {path}      (in .venv/bin; or: make serve, then http://127.0.0.1:{port})", soft_wrap=True)
+    console.print(
+        f"talk to it:    demeanor chat {path}      (in .venv/bin; or: make serve, then http://127.0.0.1:{port})",
+        soft_wrap=True,
+    )
     if serve:
         return serving.serve(lambda: workshop.load_stack(path, overrides), runs, serving.Settings(port=port))
     return 0
@@ -53,18 +70,27 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
 
 def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
     """What each layer did, what safety costs, whether the newest layer may ship, and what would repair what fails; a few lines each."""
-    console.print("\n3. split it among the layers: every set of weights x every subset of layers", style="bold")
+    console.print(
+        "\n3. split it among the layers: every set of weights x every subset of layers", style="bold"
+    )
     split = factorial.run(stack, runs, results, weights=None, layers=None, limit=None, name="demo")
     console.print(attribute.generations(split))
     console.print(attribute.overall(split), markup=False)
     if len(stack.chain(stack.serve)) > 1:
-        console.print(base.sentence(asdict(asking_base.run(stack, runs, results, limit=None, name="demo"))), markup=False)
+        console.print(
+            base.sentence(asdict(asking_base.run(stack, runs, results, limit=None, name="demo"))),
+            markup=False,
+        )
     console.print("\n4. what safety costs", style="bold")
     frontier.brief(tradeoffs.run(stack, runs, results, limit=None, name="demo"), console)
     rules, newest = stack.path.parent / RULES, stack.switches[-1] if stack.switches else None
     if rules.is_file() and newest:
-        console.print(f"\n5. may {newest} ship? the whole against everything but {newest}, by {rules}", style="bold")
-        judgement, _ = gating.run(stack, runs, results, against=f"{stack.spec.name}-{newest}", rules=rules, limit=None, name="demo")
+        console.print(
+            f"\n5. may {newest} ship? the whole against everything but {newest}, by {rules}", style="bold"
+        )
+        judgement, _ = gating.run(
+            stack, runs, results, against=f"{stack.spec.name}-{newest}", rules=rules, limit=None, name="demo"
+        )
         gate.show(judgement, brief=True)
     console.print("\n6. what would repair what fails", style="bold")
     found = diagnosing.run(stack, runs, results, cases.Scope(), name="demo")
@@ -84,8 +110,10 @@ def write_files(folder: Path, *, force: bool) -> list[Path]:
     planned = files.contents()
     there = [name for name in planned if (folder / name).exists()]
     if there and not force:
-        raise DemeanorError(f"{folder}: {', '.join(there[:3])}{' ...' if len(there) > 3 else ''} exist already. "
-                            "Choose another folder, or add --force to overwrite them.")
+        raise DemeanorError(
+            f"{folder}: {', '.join(there[:3])}{' ...' if len(there) > 3 else ''} exist already. "
+            "Choose another folder, or add --force to overwrite them."
+        )
     for name, text in planned.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

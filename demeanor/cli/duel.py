@@ -27,21 +27,51 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     def run(options: argparse.Namespace) -> int:
         from demeanor.build import duelling, workshop
 
-        given = duelling.Field(options.variants or (), options.beside, options.beside_key, options.suite or (), options.limit)
-        found, court = duelling.run(load(options), workshop.runs(options.runs), options.results, given, name=options.name)
+        given = duelling.Field(
+            options.variants or (), options.beside, options.beside_key, options.suite or (), options.limit
+        )
+        found, court = duelling.run(
+            load(options), workshop.runs(options.runs), options.results, given, name=options.name
+        )
         show(found)
         print(f"{court.summary()}\nwritten: {options.results / found.name}.duel.json")
         duelling.on_page(options.results, found)
         return 0
 
-    parser = verb("duel", run, "let the judge compare variants pair by pair: win rates, also at equal length, and ratings")
-    parser.add_argument("--variants", nargs="+", metavar="MODEL", help="these model ids, the last one the reference, instead of the ladder")
-    parser.add_argument("--beside", action="append", default=[], metavar="NAME=URL#MODEL",
-                        help="another assistant's OpenAI-compatible server as one more variant (repeatable)")
-    parser.add_argument("--beside-key", action="append", default=[], metavar="NAME=ENV_VAR",
-                        help="the environment variable that holds that server's key (repeatable)")
-    parser.add_argument("--suite", nargs="+", metavar="SUITE", help="builtin:NAME, world:NAME or files, instead of the stack's suites")
-    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    parser = verb(
+        "duel",
+        run,
+        "let the judge compare variants pair by pair: win rates, also at equal length, and ratings",
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        metavar="MODEL",
+        help="these model ids, the last one the reference, instead of the ladder",
+    )
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="NAME=URL#MODEL",
+        help="another assistant's OpenAI-compatible server as one more variant (repeatable)",
+    )
+    parser.add_argument(
+        "--beside-key",
+        action="append",
+        default=[],
+        metavar="NAME=ENV_VAR",
+        help="the environment variable that holds that server's key (repeatable)",
+    )
+    parser.add_argument(
+        "--suite",
+        nargs="+",
+        metavar="SUITE",
+        help="builtin:NAME, world:NAME or files, instead of the stack's suites",
+    )
+    parser.add_argument(
+        "--limit", type=arguments.count, metavar="N", help="use the first N items of each axis"
+    )
     parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
 
@@ -50,8 +80,13 @@ def show(found: Duels) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console, tree = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH), json.loads(found.to_json())
-    console.print(Text(f"{found.name}: {found.items} items, {found.design}; judge {found.judge['model']}", "bold"))
+    console, tree = (
+        Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH),
+        json.loads(found.to_json()),
+    )
+    console.print(
+        Text(f"{found.name}: {found.items} items, {found.design}; judge {found.judge['model']}", "bold")
+    )
     console.print(_table(told.COLUMNS, [told.row(m) for m in tree["matchups"]], left=2))
     console.print(Text("shares in percent with 95% intervals; a tie is half a win", "dim"))
     console.print(_table(told.RATED, [told.rated(r) for r in tree["ratings"]], left=1))

@@ -19,37 +19,62 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
     for note in workshop.notes(stack):
         console.print(note, markup=False)
     console.print(_layers(stack))
-    console.print("[bold]variants[/] (model ids of the API and of eval)\n  " + "\n  ".join(v.model_id for v in stack.offered()))
+    console.print(
+        "[bold]variants[/] (model ids of the API and of eval)\n  "
+        + "\n  ".join(v.model_id for v in stack.offered())
+    )
     if full:
         settings = plain(stack.spec)
         settings["layers"] = [{"kind": x.kind, "name": x.name, **plain(x.spec)} for x in stack.layers]
         for stage in settings["weights"]["stages"]:
             if stage["kind"] != "train":
                 continue
-            stage["objective"] = {"kind": stack.objective_kind(stage["name"]), **plain(stack.objectives[stage["name"]])}
+            stage["objective"] = {
+                "kind": stack.objective_kind(stage["name"]),
+                **plain(stack.objectives[stage["name"]]),
+            }
             stage["parent"] = stack.parent(stage["name"])
         console.print("\n[bold]every setting[/] (effective values; what is null is off and not shown)")
         console.print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), markup=False)
 
 
 def _weights(stack: Stack, runs: Runs) -> Table:
-    table = Table(title="weight layers, trained once, by content", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title="weight layers, trained once, by content", title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
     for name in ("stage", "objective", "from", "data", "key", "state", "to train"):
         table.add_column(name, justify="right" if name == "to train" else "left")
     total = 0.0
     for plan in workshop.plans(stack, runs):
-        minutes = "" if plan.state == "trained" or not plan.tokens else f"{plan.tokens / 1e6:.2f} M tokens, ~{plan.minutes:.1f} min"
+        minutes = (
+            ""
+            if plan.state == "trained" or not plan.tokens
+            else f"{plan.tokens / 1e6:.2f} M tokens, ~{plan.minutes:.1f} min"
+        )
         total += 0.0 if plan.state == "trained" else plan.minutes
-        table.add_row(f"[bold]{plan.name}[/]" + (" *" if plan.name == stack.serve else ""), plan.objective, plan.parent, plan.data,
-                      stack.stage_key(plan.name)[:8], plan.state, minutes)
-    table.caption = f"* answers users.  To train now: about {total:.1f} minutes on this machine (an estimate)."
+        table.add_row(
+            f"[bold]{plan.name}[/]" + (" *" if plan.name == stack.serve else ""),
+            plan.objective,
+            plan.parent,
+            plan.data,
+            stack.stage_key(plan.name)[:8],
+            plan.state,
+            minutes,
+        )
+    table.caption = (
+        f"* answers users.  To train now: about {total:.1f} minutes on this machine (an estimate)."
+    )
     table.caption_justify = "left"
     return table
 
 
 def _layers(stack: Stack) -> Table:
-    table = Table(title="\nruntime layers, outermost first: the order in which a request travels", title_justify="left", box=None,
-                  padding=(0, 2, 0, 0))
+    table = Table(
+        title="\nruntime layers, outermost first: the order in which a request travels",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for name in ("layer", "kind", "settings"):
         table.add_column(name)
     for layer in stack.layers:
@@ -59,6 +84,8 @@ def _layers(stack: Stack) -> Table:
     alone = getattr(base, "template", None)
     own = f", base alone: {alone}" if alone else ""
     table.add_row("template", "template", stack.spec.template + own)
-    table.add_row("decoding", "decoding", ", ".join(f"{k}={v}" for k, v in plain(stack.spec.decoding).items()))
+    table.add_row(
+        "decoding", "decoding", ", ".join(f"{k}={v}" for k, v in plain(stack.spec.decoding).items())
+    )
     table.add_row("weights", base.kind, f"serving {stack.serve}")
     return table

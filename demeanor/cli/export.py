@@ -29,10 +29,31 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         print("\n".join(exporting.report(found)))
         return 0 if found.equal else 1
 
-    parser = verb("export", run, "the served weights as a folder for other servers, compared with ours on the stack's suite")
+    parser = verb(
+        "export",
+        run,
+        "the served weights as a folder for other servers, compared with ours on the stack's suite",
+    )
     parser.add_argument("out", type=Path, metavar="FOLDER")
-    parser.add_argument("--model", help="a variant whose weights to export, e.g. NAME:sft (default: what is served)")
-    parser.add_argument("--to", choices=("hf", "onnx"), default="hf", help="a Hugging Face folder (default), or ONNX Runtime GenAI")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="number format of the weights (default: fp32)")
-    parser.add_argument("--check", type=int, default=32, metavar="N",
-                        help="compare prompts and greedy answers on N items (default: 32; 0: do not); exit code 1 where they differ")
+    parser.add_argument(
+        "--model", help="a variant whose weights to export, e.g. NAME:sft (default: what is served)"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("hf", "onnx"),
+        default="hf",
+        help="a Hugging Face folder (default), or ONNX Runtime GenAI",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="number format of the weights (default: fp32)",
+    )
+    parser.add_argument(
+        "--check",
+        type=int,
+        default=32,
+        metavar="N",
+        help="compare prompts and greedy answers on N items (default: 32; 0: do not); exit code 1 where they differ",
+    )

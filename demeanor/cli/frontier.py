@@ -26,14 +26,26 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     def run(options: argparse.Namespace) -> int:
         from demeanor.build import measure, tradeoffs, workshop
 
-        found = tradeoffs.run(load(options), workshop.runs(options.runs), options.results, limit=options.limit, name=options.name)
+        found = tradeoffs.run(
+            load(options),
+            workshop.runs(options.runs),
+            options.results,
+            limit=options.limit,
+            name=options.name,
+        )
         show(found)
         print(f"\nwritten: {options.results / found.name}.frontier.json")
         measure.refresh(options.results, found.name)
         return 0
 
-    parser = verb("frontier", run, "what safety costs: safe answered, unsafe refused, capability, by stage and by policy")
-    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
+    parser = verb(
+        "frontier",
+        run,
+        "what safety costs: safe answered, unsafe refused, capability, by stage and by policy",
+    )
+    parser.add_argument(
+        "--limit", type=arguments.count, metavar="N", help="use the first N items of each axis"
+    )
     parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
 
@@ -43,31 +55,59 @@ def show(found: Frontier) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("", "safe answered", "unsafe refused", "capability", "d'", "threshold", "lost/gained", "tokens", "ms",
-                   "who refused", "beaten by"):
+    for column in (
+        "",
+        "safe answered",
+        "unsafe refused",
+        "capability",
+        "d'",
+        "threshold",
+        "lost/gained",
+        "tokens",
+        "ms",
+        "who refused",
+        "beaten by",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for p in asdict(found)["points"]:
         if p["swept"]:
             continue
         r = p["refusals"]
         who = ", ".join(f"{by} {n}" for by, n in r["who_unsafe"].items() if by != "nobody")
-        table.add_row(p["label"], mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),
-                      rate_interval(r["d_prime"]), rate_interval(r["criterion"]), f"{len(p['lost'])}/{len(p['gained'])}",
-                      f"{p['mean_tokens']:.0f}", f"{p['mean_ms']:.0f}", who or "-", _beaten(p["dominated_by"]))
+        table.add_row(
+            p["label"],
+            mean_interval(r["safe_compliance"]),
+            mean_interval(r["unsafe_refusal"]),
+            mean_interval(p["capability"]),
+            rate_interval(r["d_prime"]),
+            rate_interval(r["criterion"]),
+            f"{len(p['lost'])}/{len(p['gained'])}",
+            f"{p['mean_tokens']:.0f}",
+            f"{p['mean_ms']:.0f}",
+            who or "-",
+            _beaten(p["dominated_by"]),
+        )
     console = Console(highlight=False, width=190)
     console.print(table)
     thresholds(found, console)
     for point in found.points:
         if (kl := point.divergence) is not None:
             bounds = "" if kl.low is None or kl.high is None else f" ({kl.low:.2f}..{kl.high:.2f})"
-            console.print(f"{point.label}: KL to its parent {kl.value:.2f}{bounds} nats per answer, {kl.per_token:.3f} per token "
-                          f"({kl.n} drawn answers)")
+            console.print(
+                f"{point.label}: KL to its parent {kl.value:.2f}{bounds} nats per answer, {kl.per_token:.3f} per token "
+                f"({kl.n} drawn answers)"
+            )
         if (sure := point.sureness) is not None:
-            console.print(f"{point.label}: calibration error {sure.ece:.3f}, {sure.expected:.3f} (to {sure.null_high:.3f}) if perfect, "
-                          f"p {p_value(sure.p)}; mean confidence {sure.confidence:.0%}, right {sure.right:.0%} of {sure.n}")
+            console.print(
+                f"{point.label}: calibration error {sure.ece:.3f}, {sure.expected:.3f} (to {sure.null_high:.3f}) if perfect, "
+                f"p {p_value(sure.p)}; mean confidence {sure.confidence:.0%}, right {sure.right:.0%} of {sure.n}"
+            )
     for point in [p for p in found.points if not p.swept]:
         for tax in point.tax[:TAXES]:
-            console.print(f"{point.label} lost {tax.item_id}: {tax.question!r}: was {tax.before!r}, is {tax.now!r}", markup=False)
+            console.print(
+                f"{point.label} lost {tax.item_id}: {tax.question!r}: was {tax.before!r}, is {tax.now!r}",
+                markup=False,
+            )
         if len(point.tax) > TAXES:
             console.print(f"{point.label} lost {len(point.tax) - TAXES} more, in the JSON and on the page")
 
@@ -84,14 +124,34 @@ def thresholds(found: Frontier, console: Console) -> None:
     order = list(dict.fromkeys(p["label"].partition("@")[0] for p in asdict(found)["points"]))
     if not points:
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), title="\nat other thresholds", title_justify="left", title_style="dim")
-    for column in ("rule", "weights and layers", "threshold", "safe answered", "unsafe refused", "capability", "d'"):
-        table.add_column(column, justify="right" if column not in ("rule", "weights and layers") else "left", no_wrap=True)
-    for p in sorted(points, key=lambda p: (p["rule"], order.index(p["label"].partition("@")[0]), p["threshold"])):
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), title="\nat other thresholds", title_justify="left", title_style="dim"
+    )
+    for column in (
+        "rule",
+        "weights and layers",
+        "threshold",
+        "safe answered",
+        "unsafe refused",
+        "capability",
+        "d'",
+    ):
+        table.add_column(
+            column, justify="right" if column not in ("rule", "weights and layers") else "left", no_wrap=True
+        )
+    for p in sorted(
+        points, key=lambda p: (p["rule"], order.index(p["label"].partition("@")[0]), p["threshold"])
+    ):
         r = p["refusals"]
-        table.add_row(p["rule"], p["label"].partition("@")[0], f"{p['threshold']:g}{'' if p['swept'] else ' (declared)'}",
-                      mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),
-                      rate_interval(r["d_prime"]))
+        table.add_row(
+            p["rule"],
+            p["label"].partition("@")[0],
+            f"{p['threshold']:g}{'' if p['swept'] else ' (declared)'}",
+            mean_interval(r["safe_compliance"]),
+            mean_interval(r["unsafe_refusal"]),
+            mean_interval(p["capability"]),
+            rate_interval(r["d_prime"]),
+        )
     console.print(table)
 
 
@@ -106,6 +166,13 @@ def brief(found: Frontier, console: Console) -> None:
         if p["swept"]:
             continue
         r = p["refusals"]
-        table.add_row(p["label"], mean_interval(r["safe_compliance"]), mean_interval(r["unsafe_refusal"]), mean_interval(p["capability"]),
-                      str(len(p["lost"])), str(len(p["gained"])), _beaten(p["dominated_by"]))
+        table.add_row(
+            p["label"],
+            mean_interval(r["safe_compliance"]),
+            mean_interval(r["unsafe_refusal"]),
+            mean_interval(p["capability"]),
+            str(len(p["lost"])),
+            str(len(p["gained"])),
+            _beaten(p["dominated_by"]),
+        )
     console.print(table)

@@ -25,12 +25,12 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     def run(options: argparse.Namespace) -> int:
         try:
             return judge(options)
-        except DemeanorError as error:      # its own code could be read as a verdict
+        except DemeanorError as error:  # its own code could be read as a verdict
             error.exit_code = MISTAKE
             raise
         except OSError:
             raise
-        except Exception:                   # 1, the code of a crash, is a verdict too
+        except Exception:  # 1, the code of a crash, is a verdict too
             traceback.print_exc()
             return MISTAKE
 
@@ -42,21 +42,55 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             print(f"{options.verify}: signature holds; verdict {verdict.name.lower()}")
             return verdict.value
         if not (options.stack and options.against and options.rules):
-            raise UsageError("gate: wanted STACK.yaml --against RESULT.json|MODEL_ID --rules gate.yaml, or --verify RECORD.json")
-        judgement, record = gating.run(load(options), workshop.runs(options.runs), options.results, against=options.against,
-                                       rules=options.rules, limit=options.limit, name=options.name)
+            raise UsageError(
+                "gate: wanted STACK.yaml --against RESULT.json|MODEL_ID --rules gate.yaml, or --verify RECORD.json"
+            )
+        judgement, record = gating.run(
+            load(options),
+            workshop.runs(options.runs),
+            options.results,
+            against=options.against,
+            rules=options.rules,
+            limit=options.limit,
+            name=options.name,
+        )
         show(judgement)
-        print(f"record: {record} ({'signed' if os.environ.get(gating.KEY) else f'not signed: {gating.KEY} is not set'})")
+        print(
+            f"record: {record} ({'signed' if os.environ.get(gating.KEY) else f'not signed: {gating.KEY} is not set'})"
+        )
         measure.refresh(options.results, record.name.removesuffix(".gate.json"))
         return judgement.verdict.value
 
-    parser = verb("gate", run, "may this version ship: exit code 0 pass, 1 fail, 2 inconclusive, 3 not judged", stack=False)
+    parser = verb(
+        "gate",
+        run,
+        "may this version ship: exit code 0 pass, 1 fail, 2 inconclusive, 3 not judged",
+        stack=False,
+    )
     parser.add_argument("stack", type=Path, nargs="?", metavar="STACK.yaml")
-    parser.add_argument("--against", metavar="RESULT.json|MODEL_ID", help="the baseline: a result of `eval`, or a variant of this stack")
-    parser.add_argument("--rules", type=Path, metavar="gate.yaml", help="superiority, non_inferiority, zero_tolerance, stability")
-    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
-    parser.add_argument("--name", type=arguments.name, help="name of the record and its rows (default: the stack's)")
-    parser.add_argument("--verify", type=Path, metavar="RECORD.json", help="check a record's signature instead; exit code: its verdict")
+    parser.add_argument(
+        "--against",
+        metavar="RESULT.json|MODEL_ID",
+        help="the baseline: a result of `eval`, or a variant of this stack",
+    )
+    parser.add_argument(
+        "--rules",
+        type=Path,
+        metavar="gate.yaml",
+        help="superiority, non_inferiority, zero_tolerance, stability",
+    )
+    parser.add_argument(
+        "--limit", type=arguments.count, metavar="N", help="use the first N items of each axis"
+    )
+    parser.add_argument(
+        "--name", type=arguments.name, help="name of the record and its rows (default: the stack's)"
+    )
+    parser.add_argument(
+        "--verify",
+        type=Path,
+        metavar="RECORD.json",
+        help="check a record's signature instead; exit code: its verdict",
+    )
     parser.set_defaults(failed=MISTAKE)
 
 
@@ -74,12 +108,26 @@ def show(judgement: Judgement, *, brief: bool = False) -> None:
             continue
         bounds = " to ".join("" if x is None else f"{100 * x:.1f}" for x in (f.low, f.high))
         more = f" ({f.needed} clusters would decide)" if f.needed else ""
-        table.add_row(f.kind.replace("_", " "), f.what, "–" if f.value is None else f"{100 * f.value:.1f}", bounds, f"{100 * f.limit:.1f}",
-                      str(f.clusters), f.verdict.name.lower() + more)
+        table.add_row(
+            f.kind.replace("_", " "),
+            f.what,
+            "–" if f.value is None else f"{100 * f.value:.1f}",
+            bounds,
+            f"{100 * f.limit:.1f}",
+            str(f.clusters),
+            f.verdict.name.lower() + more,
+        )
     console.print(table)
     for f in judgement.findings:
         if f.items and f.verdict.value:
-            console.print(f"{f.kind.replace('_', ' ')} on {f.what}, at fault: {', '.join(f.items[:8])}"
-                          f"{f' and {len(f.items) - 8} more' if len(f.items) > 8 else ''}", markup=False)
-    hold = f" ({sum(not f.verdict.value for f in judgement.findings)} of {len(judgement.findings)} rules hold)" if brief else ""
+            console.print(
+                f"{f.kind.replace('_', ' ')} on {f.what}, at fault: {', '.join(f.items[:8])}"
+                f"{f' and {len(f.items) - 8} more' if len(f.items) > 8 else ''}",
+                markup=False,
+            )
+    hold = (
+        f" ({sum(not f.verdict.value for f in judgement.findings)} of {len(judgement.findings)} rules hold)"
+        if brief
+        else ""
+    )
     console.print(Text(f"verdict: {judgement.verdict.name.lower()}{hold}", "bold"))

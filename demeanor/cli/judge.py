@@ -26,8 +26,10 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         stack = load(options)
         judge = stack.spec.evaluation.judge
         if judge is None:
-            raise DemeanorError(f"{options.stack}: evaluation.judge: got null, wanted the server and model that judges, such as "
-                                "--set evaluation.judge='{url: http://127.0.0.1:8000/v1, model: NAME}'")
+            raise DemeanorError(
+                f"{options.stack}: evaluation.judge: got null, wanted the server and model that judges, such as "
+                "--set evaluation.judge='{url: http://127.0.0.1:8000/v1, model: NAME}'"
+            )
         name = options.name or stack.spec.name
         court = verdicts.court(judge, options.results / f"{name}.verdicts.jsonl")
         found = trust.measure(court, trust.pairs(options.pairs, options.limit), name, options.pairs)
@@ -36,10 +38,19 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         print(f"{court.summary()}\nwritten: {options.results / name}.judge.json")
         return 0
 
-    parser = verb("judge", run, "how far the judge may be believed: accuracy against people and position bias on pairs")
-    parser.add_argument("pairs", type=Path, metavar="PAIRS.json|jsonl", help="LLMBar's rows, or rows of prompt, chosen, rejected")
+    parser = verb(
+        "judge", run, "how far the judge may be believed: accuracy against people and position bias on pairs"
+    )
+    parser.add_argument(
+        "pairs",
+        type=Path,
+        metavar="PAIRS.json|jsonl",
+        help="LLMBar's rows, or rows of prompt, chosen, rejected",
+    )
     parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N pairs")
-    parser.add_argument("--name", type=arguments.name, help="name of the record and its verdicts (default: the stack's)")
+    parser.add_argument(
+        "--name", type=arguments.name, help="name of the record and its verdicts (default: the stack's)"
+    )
 
 
 def show(found: Trust) -> None:
@@ -47,10 +58,16 @@ def show(found: Trust) -> None:
     who = f"{found.judge['model']} at {found.judge['url']}"
     print(f"{who}: {found.pairs} pairs, {found.verdicts} verdicts, {found.unread} without a verdict")
     lines: list[tuple[str, Estimate | Agreement | None]] = [
-        ("right, as people said (a coin: 50%)", found.accuracy), ("Fleiss' kappa with people (a coin: 0)", found.kappa)]
+        ("right, as people said (a coin: 50%)", found.accuracy),
+        ("Fleiss' kappa with people (a coin: 0)", found.kappa),
+    ]
     if found.position:
-        lines += [("same answer in both orders", found.position.consistent), ("follows the place instead", found.position.follows),
-                  ("  always the first", found.position.first), ("  always the second", found.position.second)]
+        lines += [
+            ("same answer in both orders", found.position.consistent),
+            ("follows the place instead", found.position.follows),
+            ("  always the first", found.position.first),
+            ("  always the second", found.position.second),
+        ]
     for name, number in lines:
         print(f"  {name:<40}{_with_interval(number, '' if 'kappa' in name else '%')}")
     if found.position:
@@ -60,5 +77,8 @@ def show(found: Trust) -> None:
 def _with_interval(found: Estimate | Agreement | None, unit: str) -> str:
     if found is None or found.value is None:
         return "not measured"
-    value, *bounds = (None if x is None else f"{100 * x:.1f}%" if unit else f"{x:.2f}" for x in (found.value, found.low, found.high))
+    value, *bounds = (
+        None if x is None else f"{100 * x:.1f}%" if unit else f"{x:.2f}"
+        for x in (found.value, found.low, found.high)
+    )
     return f"{value}" if None in bounds else f"{value}  [{bounds[0]}, {bounds[1]}]"

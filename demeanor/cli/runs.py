@@ -22,22 +22,37 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         from demeanor.train import inventory
 
         if options.prune and not options.stacks:
-            raise UsageError("runs --prune: wanted the stack files whose weights stay: demeanor runs --prune a.yaml b.yaml")
+            raise UsageError(
+                "runs --prune: wanted the stack files whose weights stay: demeanor runs --prune a.yaml b.yaml"
+            )
         if options.yes and not options.prune:
             raise UsageError("runs --yes: is for --prune; without it nothing is deleted")
         found, needed = inventory.entries(options.runs), set[str]()
         for path in options.stacks:
             needed |= workshop.keys(load(argparse.Namespace(**vars(options) | {"stack": path})))
         if not options.prune:
-            print("\n".join(table([x for x in found if not options.stacks or x.key in needed])) or f"{options.runs}: no runs")
+            print(
+                "\n".join(table([x for x in found if not options.stacks or x.key in needed]))
+                or f"{options.runs}: no runs"
+            )
             return 0
         if options.yes:
             inventory.sweep(options.runs)
         return _prune(options, inventory.unneeded(found, needed))
 
-    parser = verb("runs", run, "list trained and half-trained weights; --prune deletes what no given stack needs", stack=False)
-    parser.add_argument("stacks", nargs="*", type=Path, metavar="STACK.yaml",
-                        help="only runs of these stacks; with --prune: the stacks whose runs stay")
+    parser = verb(
+        "runs",
+        run,
+        "list trained and half-trained weights; --prune deletes what no given stack needs",
+        stack=False,
+    )
+    parser.add_argument(
+        "stacks",
+        nargs="*",
+        type=Path,
+        metavar="STACK.yaml",
+        help="only runs of these stacks; with --prune: the stacks whose runs stay",
+    )
     parser.add_argument("--prune", action="store_true", help="say which runs none of the stacks needs")
     parser.add_argument("--yes", action="store_true", help="with --prune: delete them")
 
@@ -51,7 +66,9 @@ def _prune(options: argparse.Namespace, going: Sequence[Entry]) -> int:
         return 0
     print("\n".join(table(going)))
     if not options.yes:
-        print(f"\n{_runs(going)}, {size(total)}, that no given stack needs. Nothing was deleted; --yes deletes.")
+        print(
+            f"\n{_runs(going)}, {size(total)}, that no given stack needs. Nothing was deleted; --yes deletes."
+        )
         return 0
     for x in going:
         inventory.delete(options.runs, x.key)
@@ -70,10 +87,26 @@ def table(found: Sequence[Entry]) -> list[str]:
     if not found:
         return []
     rows = [("key", "stack", "stage", "begun (UTC)", "size", "loss", "held out", "state")]
-    rows += [(x.key, x.stack, x.stage, inventory.began(x), size(x.size), _number(x.loss), _number(x.held_out), x.state) for x in found]
+    rows += [
+        (
+            x.key,
+            x.stack,
+            x.stage,
+            inventory.began(x),
+            size(x.size),
+            _number(x.loss),
+            _number(x.held_out),
+            x.state,
+        )
+        for x in found
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(w) if i in (4, 5, 6) else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-            for row in rows]
+    return [
+        "  ".join(
+            cell.rjust(w) if i in (4, 5, 6) else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _number(value: float | None) -> str:

@@ -24,12 +24,16 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         folder = options.stack if options.stack.is_dir() else _folder(load(options), options)
         rows = ledger.read(folder / SAMPLES)
         if not rows:
-            raise DemeanorError(f"{folder / SAMPLES}: no samples; a stage leaves them if it trains with `probe:` in the stack, or with "
-                                "`demeanor train ... --probe 16`")
+            raise DemeanorError(
+                f"{folder / SAMPLES}: no samples; a stage leaves them if it trains with `probe:` in the stack, or with "
+                "`demeanor train ... --probe 16`"
+            )
         print("\n".join(lines(rows, options.prompts)))
         return 0
 
-    parser = verb("samples", run, "what a stage said while it trained, prompt by prompt, step under step", stack=False)
+    parser = verb(
+        "samples", run, "what a stage said while it trained, prompt by prompt, step under step", stack=False
+    )
     parser.add_argument("stack", type=Path, metavar="STACK.yaml|RUN")
     parser.add_argument("--stage", help="stage of the stack (default: the one that answers)")
     parser.add_argument("--prompts", type=int, metavar="N", help="the first N prompts (default: all)")

@@ -23,17 +23,41 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     def run(options: argparse.Namespace) -> int:
         from demeanor.build import measure, reseeding, workshop
 
-        found = reseeding.run(options.stack, options.overrides, workshop.runs(options.runs), options.results, chosen=options.seeds,
-                              limit=options.limit, name=options.name)
+        found = reseeding.run(
+            options.stack,
+            options.overrides,
+            workshop.runs(options.runs),
+            options.results,
+            chosen=options.seeds,
+            limit=options.limit,
+            name=options.name,
+        )
         show(found)
         print(f"\nwritten: {options.results / found.name}.seeds.json")
         measure.refresh(options.results, found.name)
         return 0
 
-    parser = verb("seeds", run, "train it with several seeds and measure each: the recipe's doing, or one training's luck?")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="training seeds (default: 0 1 2)")
-    parser.add_argument("--limit", type=arguments.count, metavar="N", help="use the first N items of each axis")
-    parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's); each seed's own is NAME.seedN")
+    parser = verb(
+        "seeds",
+        run,
+        "train it with several seeds and measure each: the recipe's doing, or one training's luck?",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="training seeds (default: 0 1 2)",
+    )
+    parser.add_argument(
+        "--limit", type=arguments.count, metavar="N", help="use the first N items of each axis"
+    )
+    parser.add_argument(
+        "--name",
+        type=arguments.name,
+        help="name of the result (default: the stack's); each seed's own is NAME.seedN",
+    )
 
 
 def show(found: Seeds) -> None:
@@ -44,11 +68,19 @@ def show(found: Seeds) -> None:
     from demeanor.report import seeds
 
     tree, console = asdict(found), Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    for title, head, rows in (("share right, %: mean over seeds (lowest to highest)", ["axis", *found.rungs], seeds.ladder(tree)),
-                              ("changes in points", list(seeds.STEPS), seeds.steps(tree))):
-        table = Table(box=None, padding=(0, 2, 0, 0), title=f"\n{title}", title_justify="left", title_style="dim")
+    for title, head, rows in (
+        ("share right, %: mean over seeds (lowest to highest)", ["axis", *found.rungs], seeds.ladder(tree)),
+        ("changes in points", list(seeds.STEPS), seeds.steps(tree)),
+    ):
+        table = Table(
+            box=None, padding=(0, 2, 0, 0), title=f"\n{title}", title_justify="left", title_style="dim"
+        )
         for n, name in enumerate(head):
-            table.add_column(name, justify="right" if n > (0 if rows and len(head) != len(seeds.STEPS) else 1) else "left", no_wrap=True)
+            table.add_column(
+                name,
+                justify="right" if n > (0 if rows and len(head) != len(seeds.STEPS) else 1) else "left",
+                no_wrap=True,
+            )
         for row in rows:
             table.add_row(*row)
         console.print(table)

@@ -22,11 +22,20 @@ WIDTH = 150
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     parser = verbs.add_parser(
-        "suites", help="what the built-in suites hold, and how small a difference they could find",
+        "suites",
+        help="what the built-in suites hold, and how small a difference they could find",
         description="List the suites, or look at some: axes, items, clusters, the smallest difference they would show, and what one fixed "
-                    "answer earns. Name them in a stack file as evaluation.suites: [builtin:format].")
-    parser.add_argument("names", nargs="*", metavar="SUITE", help="builtin:NAME, world:NAME or a file (default: all that need no file)")
-    parser.add_argument("--show", type=arguments.count, default=0, metavar="N", help="print N items of each axis too")
+        "answer earns. Name them in a stack file as evaluation.suites: [builtin:format].",
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="SUITE",
+        help="builtin:NAME, world:NAME or a file (default: all that need no file)",
+    )
+    parser.add_argument(
+        "--show", type=arguments.count, default=0, metavar="N", help="print N items of each axis too"
+    )
     parser.set_defaults(run=run)
 
 
@@ -43,21 +52,38 @@ def run(options: argparse.Namespace) -> int:
     table = Table(box=None, padding=(0, 2, 0, 0))
     quoted = [f'"{x}"' if x != "echo" else x for x in library.SILENT]
     for name in ("suite", "axis", "items", "clusters", "detectable", *quoted, LAST):
-        table.add_column(name, justify="left" if name in ("suite", "axis", LAST) else "right", no_wrap=name != LAST)
+        table.add_column(
+            name, justify="left" if name in ("suite", "axis", LAST) else "right", no_wrap=name != LAST
+        )
     shown: list[Item] = []
     for name in options.names or library.offered():
         items = library.items(name, Path())
         for i, axis in enumerate(library.measured(items)):
-            least = f">{100 * power.DISCORDANCE:.0f}" if axis.detectable is None else f"{100 * axis.detectable:.1f}"
-            table.add_row(Text(name if i == 0 else ""), Text(axis_name(axis.axis)), str(axis.items), str(axis.clusters), least,
-                          *_floors(axis), axis.about)
+            least = (
+                f">{100 * power.DISCORDANCE:.0f}"
+                if axis.detectable is None
+                else f"{100 * axis.detectable:.1f}"
+            )
+            table.add_row(
+                Text(name if i == 0 else ""),
+                Text(axis_name(axis.axis)),
+                str(axis.items),
+                str(axis.clusters),
+                least,
+                *_floors(axis),
+                axis.about,
+            )
             shown += [item for item in items if item.axis == axis.axis][: options.show]
         table.add_row(Text(f"  {len(items)} items, version {library.version(items)}", "dim"))
     console.print(table)
-    console.print(Text(
-        f"detectable: the smallest paired difference, in points, that is shown four times in five if {power.DISCORDANCE:.0%} of the items "
-        f"change and items of a cluster agree with a correlation of {power.WITHIN:g}. Quoted: what that one answer earns on "
-        "every item, in %; echo: the question itself.", "dim"))
+    console.print(
+        Text(
+            f"detectable: the smallest paired difference, in points, that is shown four times in five if {power.DISCORDANCE:.0%} of the items "
+            f"change and items of a cluster agree with a correlation of {power.WITHIN:g}. Quoted: what that one answer earns on "
+            "every item, in %; echo: the question itself.",
+            "dim",
+        )
+    )
     for item in shown:
         console.print(Text.assemble("\n", (item.id, "bold"), f"  {item.scorer} {dict(item.target)}"))
         for message in item.messages:

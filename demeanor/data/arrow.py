@@ -16,7 +16,7 @@ from demeanor.errors import DataError, unknown
 
 HUB = re.compile(r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 INSTALL = "pip install 'demeanor[hub]'"
-ROWS = 1000     # rows held in memory at once
+ROWS = 1000  # rows held in memory at once
 
 
 def parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -52,7 +52,9 @@ def saved(folder: Path, split: str | None) -> Iterator[tuple[str, Any]]:
         if (folder / "dataset_dict.json").is_file():
             found = found[_split(str(folder), list(found), split)]
         elif split is not None:
-            raise DataError(f"{folder}: got split '{split}', but it is a dataset without splits; leave split out")
+            raise DataError(
+                f"{folder}: got split '{split}', but it is a dataset without splits; leave split out"
+            )
         yield from _numbered(folder, iter(found))
 
 
@@ -67,14 +69,18 @@ def hub(source: str, config: str | None, split: str | None, *, lazily: bool) -> 
     yield from loaded(match["name"], source, config, split, match["revision"], lazily=lazily)
 
 
-def loaded(name: str, where: str, config: str | None, split: str | None, revision: str | None = None, *,
-           lazily: bool) -> Iterator[tuple[str, Any]]:
+def loaded(
+    name: str, where: str, config: str | None, split: str | None, revision: str | None = None, *, lazily: bool
+) -> Iterator[tuple[str, Any]]:
     """The rows of what `datasets` calls `name`: a hub id, or a local folder of data files."""
     datasets = _library("datasets", where)
     with _reading(where):
         splits = datasets.get_dataset_split_names(name, config, revision=revision)
         chosen = _split(where, splits, split)
-        yield from _numbered(where, iter(datasets.load_dataset(name, config, split=chosen, revision=revision, streaming=lazily)))
+        yield from _numbered(
+            where,
+            iter(datasets.load_dataset(name, config, split=chosen, revision=revision, streaming=lazily)),
+        )
 
 
 def bare(value: Any) -> Any:

@@ -42,8 +42,15 @@ class Documents(Sequence[list[int]]):
         return Documents(self._trees[at]) if isinstance(at, slice) else list(self._trees[at].prompt)
 
 
-def assemble(sources: Sequence[Source], *, read: Callable[[Source], Iterator[TrainingRow]], render: Callable[[TrainingRow], Tree],
-             document: Callable[[str], list[int]], folder: Path, say: Say = print) -> Assembled:
+def assemble(
+    sources: Sequence[Source],
+    *,
+    read: Callable[[Source], Iterator[TrainingRow]],
+    render: Callable[[TrainingRow], Tree],
+    document: Callable[[str], list[int]],
+    folder: Path,
+    say: Say = print,
+) -> Assembled:
     """Render every row of every source once, then repeat or thin each source by its weight.
 
     `folder` is where trees are kept if a source says `stream`. Raises DataError at the first row that cannot be rendered, unless its
@@ -52,7 +59,7 @@ def assemble(sources: Sequence[Source], *, read: Callable[[Source], Iterator[Tra
     streams = any(source.stream for source in sources)
     trees: list[Tree] | Spool = Spool(folder) if streams else []
     texts: list[Tree] | Spool = Spool(folder) if streams else []
-    chosen: list[int] = []      # a tree by its place, a text by the complement of its place
+    chosen: list[int] = []  # a tree by its place, a text by the complement of its place
     for source in sources:
         places: list[int] = []
         problems = Problems(source.source)
@@ -73,4 +80,6 @@ def assemble(sources: Sequence[Source], *, read: Callable[[Source], Iterator[Tra
         if not places:
             raise DataError(f"{source.source}: none of its rows can be rendered; wanted at least one")
         chosen += weighted(places, source.weight, source.source)
-    return Assembled(select(trees, (i for i in chosen if i >= 0)), Documents(select(texts, (~i for i in chosen if i < 0))))
+    return Assembled(
+        select(trees, (i for i in chosen if i >= 0)), Documents(select(texts, (~i for i in chosen if i < 0)))
+    )

@@ -34,7 +34,12 @@ def coverage(trees: Iterable[Tree], *, rewards: bool = False) -> Coverage:
     rows = tokens = trained = comparisons = untrained = longest = 0
     for tree in trees:
         own, pairs = num_carrying(tree), num_comparisons(tree)
-        rows, tokens, trained, comparisons = rows + 1, tokens + tree.num_tokens, trained + own, comparisons + pairs
+        rows, tokens, trained, comparisons = (
+            rows + 1,
+            tokens + tree.num_tokens,
+            trained + own,
+            comparisons + pairs,
+        )
         untrained += not (pairs if rewards else own)
         longest = max(longest, tree.longest)
     return Coverage(rows, tokens, trained, comparisons, untrained, longest)
@@ -47,12 +52,22 @@ def summary(stage: str, trees: Iterable[Tree], *, rewards: bool, left_out: int =
     """
     found = coverage(trees, rewards=rewards)
     if not (found.comparisons if rewards else found.trained):
-        what = "no two completions differ in rank" if rewards else "no token carries loss; only assistant messages do"
+        what = (
+            "no two completions differ in rank"
+            if rewards
+            else "no token carries loss; only assistant messages do"
+        )
         raise DataError(f"{stage}: {what} (in {found.rows} rows, {found.tokens:,} tokens)")
-    trained = f"{found.comparisons:,} comparisons" if rewards else f"{found.trained:,} ({found.trained / found.tokens:.0%}) carry loss"
+    trained = (
+        f"{found.comparisons:,} comparisons"
+        if rewards
+        else f"{found.trained:,} ({found.trained / found.tokens:.0%}) carry loss"
+    )
     parts = [f"{found.rows:,} rows, {found.tokens:,} tokens, {trained}"]
     parts += [f"{found.untrained_rows:,} rows carry none"] * (found.untrained_rows > 0)
-    parts += [f"{left_out:,} longer rows left out"] * (left_out > 0) + [f"{held_out:,} rows held out"] * (held_out > 0)
+    parts += [f"{left_out:,} longer rows left out"] * (left_out > 0) + [f"{held_out:,} rows held out"] * (
+        held_out > 0
+    )
     return "; ".join(parts)
 
 
@@ -74,6 +89,8 @@ def within(trees: Sequence[Tree], max_tokens: int, name: str = "data") -> Sequen
     kept = [i for i, tree in enumerate(trees) if tree.longest <= max_tokens]
     if not kept:
         shortest = min((tree.longest for tree in trees), default=0)
-        raise DataError(f"{name}: none of {len(trees)} rows fits in {max_tokens} tokens (the shortest has {shortest}); "
-                        "raise max_tokens or the model's context")
+        raise DataError(
+            f"{name}: none of {len(trees)} rows fits in {max_tokens} tokens (the shortest has {shortest}); "
+            "raise max_tokens or the model's context"
+        )
     return select(trees, kept)

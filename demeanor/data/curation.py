@@ -20,14 +20,20 @@ from demeanor.errors import DataError, unknown
 from demeanor.spec import Source
 
 
-def columns(source: Source, *, root: Path, generated: Generated, say: Say = print) -> Iterator[tuple[str, dict[str, Any]]]:
+def columns(
+    source: Source, *, root: Path, generated: Generated, say: Say = print
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The columns of the first `limit` rows with their place; raises DataError after the last if some cannot be read."""
     problems = Problems(source.source)
     for where, raw in islice(_raw(source, root, generated), source.limit):
         row = {"text": raw} if isinstance(raw, str) else raw
         try:
             if isinstance(row, Bad) or not isinstance(row, Mapping):
-                raise ValueError(row.why if isinstance(row, Bad) else f"got a {type(row).__name__}, wanted an object of columns")
+                raise ValueError(
+                    row.why
+                    if isinstance(row, Bad)
+                    else f"got a {type(row).__name__}, wanted an object of columns"
+                )
             named = dict(renamed(row, source.columns))
         except ValueError as error:
             problems.bad.append(f"{where}: {error}")

@@ -28,7 +28,7 @@ class Suite:
     def __init__(self, items: Iterable[tuple[str, str]], n: int = 8) -> None:
         """`items` are (id, text)."""
         self.size, self.too_short = 0, 0
-        self._grams: dict[int, dict[str, str]] = {}     # by number of words: n-gram -> first item that has it
+        self._grams: dict[int, dict[str, str]] = {}  # by number of words: n-gram -> first item that has it
         for item, text in items:
             self.size += 1
             tokens = words(text)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from demeanor.data.words import ngrams, words
 
 NGRAM, HASHES = 5, 128
-MISSED = 0.01       # share of pairs at the threshold that the bands may overlook
+MISSED = 0.01  # share of pairs at the threshold that the bands may overlook
 
 Grams = NDArray[np.uint64]
 
@@ -65,8 +65,10 @@ def clusters(found: Iterable[Duplicate]) -> dict[int, list[Duplicate]]:
 
 def grams(tokens: list[str]) -> Grams:
     """The distinct word 5-grams of a text, hashed and sorted; a shorter text is one gram of all its words."""
-    hashed = {int.from_bytes(hashlib.blake2b(g.encode(), digest_size=8).digest(), "little")
-              for g in ngrams(tokens, min(NGRAM, len(tokens)))}
+    hashed = {
+        int.from_bytes(hashlib.blake2b(g.encode(), digest_size=8).digest(), "little")
+        for g in ngrams(tokens, min(NGRAM, len(tokens)))
+    }
     return np.array(sorted(hashed), np.uint64)
 
 
@@ -81,7 +83,7 @@ def bands(threshold: float) -> tuple[int, int]:
 
     A pair of similarity s is proposed with probability 1 - (1 - s^rows)^bands.
     """
-    fitting = [rows for rows in (1, 2, 4, 8, 16, 32) if (1 - threshold ** rows) ** (HASHES // rows) <= MISSED]
+    fitting = [rows for rows in (1, 2, 4, 8, 16, 32) if (1 - threshold**rows) ** (HASHES // rows) <= MISSED]
     rows = max(fitting, default=1)
     return HASHES // rows, rows
 
@@ -93,8 +95,8 @@ class _Near:
         self._threshold = threshold
         self._bands, self._rows = bands(threshold)
         rng = np.random.default_rng(0)
-        self._a = rng.integers(0, 2 ** 63, HASHES, np.uint64) * np.uint64(2) + np.uint64(1)     # odd multipliers
-        self._b = rng.integers(0, 2 ** 63, HASHES, np.uint64)
+        self._a = rng.integers(0, 2**63, HASHES, np.uint64) * np.uint64(2) + np.uint64(1)  # odd multipliers
+        self._b = rng.integers(0, 2**63, HASHES, np.uint64)
         self._grams: dict[int, Grams] = {}
         self._tables: list[defaultdict[bytes, list[int]]] = [defaultdict(list) for _ in range(self._bands)]
         self._last: tuple[Grams, list[bytes]] | None = None
@@ -118,8 +120,8 @@ class _Near:
     def _keys(self, found: Grams) -> list[bytes]:
         """The signature (least of every hash over the grams, multiply-shift) cut into bands."""
         least = np.full(HASHES, np.iinfo(np.uint64).max, np.uint64)
-        for start in range(0, len(found), 1024):        # a long document in parts: the product is HASHES x grams
-            hashed = self._a[:, None] * found[None, start:start + 1024] + self._b[:, None]     # modulo 2^64
+        for start in range(0, len(found), 1024):  # a long document in parts: the product is HASHES x grams
+            hashed = self._a[:, None] * found[None, start : start + 1024] + self._b[:, None]  # modulo 2^64
             least = np.minimum(least, (hashed >> np.uint64(32)).min(axis=1))
         signature = least.astype(np.uint32)
-        return [signature[i:i + self._rows].tobytes() for i in range(0, HASHES, self._rows)]
+        return [signature[i : i + self._rows].tobytes() for i in range(0, HASHES, self._rows)]

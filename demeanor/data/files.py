@@ -20,7 +20,9 @@ from demeanor.errors import DataError, unknown
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".txt", ".parquet", ".arrow")
 FOLDERS = ("*.txt", "*.parquet")
 _START = re.compile(r"^\*\*\* ?START OF (?:THIS|THE) PROJECT GUTENBERG EBOOK.*$", re.M)
-_END = re.compile(r"^(?:\*\*\* ?END OF (?:THIS|THE) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg).*", re.M)
+_END = re.compile(
+    r"^(?:\*\*\* ?END OF (?:THIS|THE) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg).*", re.M
+)
 
 RawRow = tuple[str, Any]
 
@@ -42,12 +44,21 @@ def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
     if not path.exists():
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file or folder. {unknown(path.name, beside)}")
-    readers = {".jsonl": _jsonl, ".jsonl.gz": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt,
-               ".parquet": arrow.parquet, ".arrow": arrow.stream}
+    readers = {
+        ".jsonl": _jsonl,
+        ".jsonl.gz": _jsonl,
+        ".json": _json,
+        ".csv": _csv,
+        ".txt": _txt,
+        ".parquet": arrow.parquet,
+        ".arrow": arrow.stream,
+    }
     suffix = next((s for s in SUFFIXES if path.name.endswith(s)), path.suffix)
     if suffix not in readers:
-        raise DataError(f"{path}: unknown kind of file '{suffix}'; wanted {', '.join(SUFFIXES)}, or a folder of .txt or .parquet "
-                        "files, or a dataset saved by `datasets`")
+        raise DataError(
+            f"{path}: unknown kind of file '{suffix}'; wanted {', '.join(SUFFIXES)}, or a folder of .txt or .parquet "
+            "files, or a dataset saved by `datasets`"
+        )
     yield from readers[suffix](path)
 
 
@@ -55,9 +66,13 @@ def _folder(path: Path, split: str | None) -> Iterator[RawRow]:
     if arrow.is_saved(path):
         yield from arrow.saved(path, split)
         return
-    files = [file for pattern in FOLDERS for file in sorted(path.glob(pattern)) if not file.name.startswith(".")]
+    files = [
+        file for pattern in FOLDERS for file in sorted(path.glob(pattern)) if not file.name.startswith(".")
+    ]
     if not files:
-        raise DataError(f"{path}: has no .txt files (and no .parquet files); wanted a folder of them, or a file ({', '.join(SUFFIXES)})")
+        raise DataError(
+            f"{path}: has no .txt files (and no .parquet files); wanted a folder of them, or a file ({', '.join(SUFFIXES)})"
+        )
     for file in files:
         yield from raw_rows(file)
 
@@ -66,9 +81,9 @@ def _txt(path: Path) -> Iterator[RawRow]:
     """A text file's one row, without Project Gutenberg's header and licence."""
     text = _read(path)
     if start := _START.search(text):
-        text = text[start.end():]
+        text = text[start.end() :]
         if end := _END.search(text):
-            text = text[:end.start()]
+            text = text[: end.start()]
     yield str(path), {"text": text.strip() if start else text}
 
 
@@ -92,7 +107,9 @@ def _json(path: Path) -> Iterator[RawRow]:
     if isinstance(found, dict):
         found = _columns(path, found)
     if not isinstance(found, list):
-        raise DataError(f"{path}: got a JSON {type(found).__name__}, wanted a list of rows, or an object of equally long columns")
+        raise DataError(
+            f"{path}: got a JSON {type(found).__name__}, wanted a list of rows, or an object of equally long columns"
+        )
     for number, row in enumerate(found, start=1):
         yield f"{path}: row {number}", row
 
@@ -100,7 +117,10 @@ def _json(path: Path) -> Iterator[RawRow]:
 def _columns(path: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     lengths = {name: len(values) if isinstance(values, list) else None for name, values in columns.items()}
     if not lengths or None in lengths.values() or len(set(lengths.values())) > 1:
-        described = ", ".join(f"{n}: {'no list' if size is None else size}" for n, size in lengths.items()) or "nothing"
+        described = (
+            ", ".join(f"{n}: {'no list' if size is None else size}" for n, size in lengths.items())
+            or "nothing"
+        )
         raise DataError(f"{path}: an object must hold equally long columns; got {described}")
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
@@ -135,7 +155,9 @@ def _lines(path: Path) -> Iterator[str]:
                 try:
                     yield (raw.decode("utf-8-sig") if at == 0 else raw.decode("utf-8")).replace("\r\n", "\n")
                 except UnicodeDecodeError as error:
-                    raise DataError(f"{path}: not UTF-8 text (byte {at + error.start}); save it as UTF-8") from None
+                    raise DataError(
+                        f"{path}: not UTF-8 text (byte {at + error.start}); save it as UTF-8"
+                    ) from None
                 at += len(raw)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None

@@ -25,7 +25,9 @@ class Wanted:
         if self.language is not None and self.language not in KNOWN:
             raise DataError(f"--language: {unknown(self.language, KNOWN, noun='language')}")
         if None not in (self.min_chars, self.max_chars) and (self.min_chars or 0) > (self.max_chars or 0):
-            raise DataError(f"--min-chars {self.min_chars} is more than --max-chars {self.max_chars}; no row would stay")
+            raise DataError(
+                f"--min-chars {self.min_chars} is more than --max-chars {self.max_chars}; no row would stay"
+            )
 
 
 def reason(text: str, wanted: Wanted) -> str | None:

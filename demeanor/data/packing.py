@@ -29,7 +29,9 @@ def packed(documents: Iterable[list[int]], row_tokens: int, tokens: int, seed: i
 
     A row holds one token more than it predicts. Raises DataError if there is no document.
     """
-    pool = documents if isinstance(documents, Sequence) else list(documents)     # what is kept in a file is not copied
+    pool = (
+        documents if isinstance(documents, Sequence) else list(documents)
+    )  # what is kept in a file is not copied
     if not any(pool):
         raise DataError("no documents to pretrain on; wanted at least one that is not empty")
     trained = (False, *[True] * row_tokens)
@@ -47,7 +49,7 @@ def _rows(documents: Sequence[list[int]], size: int, rng: random.Random) -> Iter
         space = size
         while space:
             buffer.fill(waiting, BUFFER)
-            if not len(buffer):     # a pass is over; nothing of the next is used before
+            if not len(buffer):  # a pass is over; nothing of the next is used before
                 waiting = _pass(documents, size, rng)
                 continue
             if (fitting := buffer.pop_at_most(space)) is not None:
@@ -56,8 +58,8 @@ def _rows(documents: Sequence[list[int]], size: int, rng: random.Random) -> Iter
             else:
                 document = buffer.pop_smallest()
                 cut, space = document[:space], 0
-                buffer.put(document[len(cut):])
-        rng.shuffle(whole)          # otherwise long documents would always come first
+                buffer.put(document[len(cut) :])
+        rng.shuffle(whole)  # otherwise long documents would always come first
         yield [token for part in (*whole, cut) for token in part]
 
 
@@ -67,7 +69,7 @@ def _pass(documents: Sequence[list[int]], size: int, rng: random.Random) -> Iter
     rng.shuffle(order)
     for i in order:
         for start in range(0, len(documents[i]), size):
-            yield documents[i][start:start + size]
+            yield documents[i][start : start + size]
 
 
 class _Buffer:

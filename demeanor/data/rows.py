@@ -13,7 +13,17 @@ from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from demeanor.errors import unknown
-from demeanor.types import Example, Message, Messages, Preference, Role, ToolCall, ToolSpec, TrainingRow, Unpaired
+from demeanor.types import (
+    Example,
+    Message,
+    Messages,
+    Preference,
+    Role,
+    ToolCall,
+    ToolSpec,
+    TrainingRow,
+    Unpaired,
+)
 
 Want = Literal["examples", "preferences", "unpaired", "text"]
 Row = Mapping[str, Any]
@@ -21,7 +31,12 @@ Row = Mapping[str, Any]
 EXAMPLES = "text | messages | prompt,completion | prompt | instruction[,input],output"
 PREFERENCES = "[prompt,]chosen,rejected | prompt,completions,ranks | instruction[,input],chosen,rejected"
 UNPAIRED = f"[prompt,]completion,label | {PREFERENCES}"
-COLUMNS: Mapping[str, str] = {"examples": EXAMPLES, "preferences": PREFERENCES, "unpaired": UNPAIRED, "text": "text"}
+COLUMNS: Mapping[str, str] = {
+    "examples": EXAMPLES,
+    "preferences": PREFERENCES,
+    "unpaired": UNPAIRED,
+    "text": "text",
+}
 SPEAKERS: Mapping[str, Role] = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool"}
 _DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
 
@@ -32,7 +47,11 @@ def parse(row: Any, want: Want, source: str) -> TrainingRow:
         row = {"text": row}
     if not isinstance(row, Mapping):
         raise ValueError(f"got a {type(row).__name__}, wanted an object of columns ({COLUMNS[want]})")
-    columns = {k: v for k, v in row.items() if v is not None and v != [] and not (v == "" and k in ("input", "system", "tools"))}
+    columns = {
+        k: v
+        for k, v in row.items()
+        if v is not None and v != [] and not (v == "" and k in ("input", "system", "tools"))
+    }
     found = _READERS[want](columns, source)
     extra = _kwargs(columns.get("chat_template_kwargs"))
     return replace(found, template_kwargs=extra) if extra else found
@@ -47,7 +66,9 @@ def _example(row: Row, source: str) -> Example:
         return Example(messages, tools=tools, source=source)
     if "instruction" in row and "output" in row:
         prompt = _alpaca(row)
-        return Example((*prompt, _answer(row, "output")), trained_from=len(prompt), tools=tools, source=source)
+        return Example(
+            (*prompt, _answer(row, "output")), trained_from=len(prompt), tools=tools, source=source
+        )
     if "prompt" in row and "completion" in row:
         prompt = _prompt(row)
         answer = _completion(row["completion"], "completion")
@@ -68,7 +89,9 @@ def _preference(row: Row, source: str) -> Preference:
         prompt = _prompt(row)
         written, ranks = _json_list(row["completions"], "completions"), _json_list(row["ranks"], "ranks")
         if len(written) != len(ranks) or len(written) < 2:
-            raise ValueError(f"got {len(written)} completions and {len(ranks)} ranks; wanted as many of both, and at least 2")
+            raise ValueError(
+                f"got {len(written)} completions and {len(ranks)} ranks; wanted as many of both, and at least 2"
+            )
         if not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks) or len(set(ranks)) < 2:
             raise ValueError(f"ranks: got {ranks!r}, wanted whole numbers, 0 the best, not all the same")
         completions = tuple(_completion(c, f"completions[{i}]") for i, c in enumerate(written))
@@ -79,7 +102,11 @@ def _preference(row: Row, source: str) -> Preference:
         pair = (_answer(row, "chosen"),), (_answer(row, "rejected"),)
         return Preference(_alpaca(row), pair, (0, 1), tools, margin, source)
     if "prompt" in row and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
-        prompt, chosen, rejected = _prompt(row), _completion(row["chosen"], "chosen"), _completion(row["rejected"], "rejected")
+        prompt, chosen, rejected = (
+            _prompt(row),
+            _completion(row["chosen"], "chosen"),
+            _completion(row["rejected"], "rejected"),
+        )
     else:
         given = _prompt(row) if "prompt" in row else ()
         prompt, chosen, rejected = _split(given, _dialogue(row, "chosen"), _dialogue(row, "rejected"))
@@ -94,13 +121,19 @@ def _split(given: Messages, chosen: Messages, rejected: Messages) -> tuple[Messa
             chosen, rejected = chosen[size:], rejected[size:]
         prompt = given
     else:
-        size = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
+        size = next(
+            (i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected))
+        )
         prompt, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]
         if not prompt:
-            raise ValueError("chosen and rejected share no first message, and there is no prompt; wanted a prompt column, "
-                             "or conversations that begin alike")
+            raise ValueError(
+                "chosen and rejected share no first message, and there is no prompt; wanted a prompt column, "
+                "or conversations that begin alike"
+            )
         if prompt[-1].role == "assistant":
-            raise ValueError("chosen and rejected first differ after an assistant's message; wanted them to differ in one")
+            raise ValueError(
+                "chosen and rejected first differ after an assistant's message; wanted them to differ in one"
+            )
     for name, completion in (("chosen", chosen), ("rejected", rejected)):
         _starts_with_answer(completion, name)
     return prompt, chosen, rejected
@@ -120,13 +153,17 @@ def _unpaired(row: Row, source: str) -> Unpaired | Preference:
     whole = _system(row) + _dialogue(row, "completion")
     asked = max((i for i, m in enumerate(whole) if m.role == "user"), default=-1) + 1
     if not asked:
-        raise ValueError("completion: has no user's message and there is no prompt column; wanted one of them")
+        raise ValueError(
+            "completion: has no user's message and there is no prompt column; wanted one of them"
+        )
     _starts_with_answer(whole[asked:], "completion")
     return Unpaired(whole[:asked], whole[asked:], desirable, tools, source)
 
 
 _READERS: Mapping[Want, Callable[[Row, str], TrainingRow]] = {
-    "examples": _example, "preferences": _preference, "unpaired": _unpaired,
+    "examples": _example,
+    "preferences": _preference,
+    "unpaired": _unpaired,
     "text": lambda row, source: Example(text=_text(row, "text"), source=source),
 }
 
@@ -177,8 +214,10 @@ def _dialogue(row: Row, name: str) -> Messages:
         return _completion(value, name)
     parts = _DIALOGUE.split(value)
     if len(parts) < 3 or parts[0].strip():
-        raise ValueError(f"{name}: is text without a prompt column; wanted a prompt, a list of messages, or turns of "
-                         "'\\n\\nHuman:' and '\\n\\nAssistant:'")
+        raise ValueError(
+            f"{name}: is text without a prompt column; wanted a prompt, a list of messages, or turns of "
+            "'\\n\\nHuman:' and '\\n\\nAssistant:'"
+        )
     speakers: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
     return tuple(Message(speakers[who], said.strip()) for who, said in zip(parts[1::2], parts[2::2]))
 
@@ -223,7 +262,9 @@ def _content(value: Any, where: str) -> str:
     if value is None:
         return ""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        other = next((p for p in value if not (isinstance(p, Mapping) and isinstance(p.get("text"), str))), None)
+        other = next(
+            (p for p in value if not (isinstance(p, Mapping) and isinstance(p.get("text"), str))), None
+        )
         if other is not None:
             raise ValueError(f"{where}: has a part that is not text: {str(other)[:60]}")
         return "".join(p["text"] for p in value)
@@ -234,9 +275,11 @@ def _content(value: Any, where: str) -> str:
 
 def _call(raw: Any, where: str) -> ToolCall:
     inner = raw.get("function", raw) if isinstance(raw, Mapping) else {}
-    name, arguments = (inner.get("name"), inner.get("arguments", {})) if isinstance(inner, Mapping) else (None, None)
+    name, arguments = (
+        (inner.get("name"), inner.get("arguments", {})) if isinstance(inner, Mapping) else (None, None)
+    )
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{where}: wanted {{\"function\": {{\"name\": ..., \"arguments\": ...}}}}")
+        raise ValueError(f'{where}: wanted {{"function": {{"name": ..., "arguments": ...}}}}')
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return ToolCall(str(raw.get("id") or ""), name, written)
 
@@ -247,10 +290,12 @@ def _tools(value: Any) -> tuple[ToolSpec, ...]:
     for i, raw in enumerate(_json_list(value, "tools") if value is not None else ()):
         inner = raw.get("function", raw) if isinstance(raw, Mapping) else None
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-            raise ValueError(f"tools[{i}]: wanted {{\"name\": ..., \"description\": ..., \"parameters\": {{...}}}}")
+            raise ValueError(f'tools[{i}]: wanted {{"name": ..., "description": ..., "parameters": {{...}}}}')
         parameters = inner.get("parameters") or {}
         if not isinstance(parameters, Mapping):
-            raise ValueError(f"tools[{i}].parameters: got a {type(parameters).__name__}, wanted a JSON schema")
+            raise ValueError(
+                f"tools[{i}].parameters: got a {type(parameters).__name__}, wanted a JSON schema"
+            )
         found.append(ToolSpec(inner["name"], str(inner.get("description") or ""), parameters))
     return tuple(found)
 
@@ -285,7 +330,11 @@ def _number(value: Any, name: str) -> float | None:
 def _truth(value: Any, name: str) -> bool:
     """A label: a JSON truth value, 0 or 1, or either as text (which a .csv file holds)."""
     known = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
-    found = known.get(value.strip().lower() if isinstance(value, str) else value) if isinstance(value, str | int | float) else None
+    found = (
+        known.get(value.strip().lower() if isinstance(value, str) else value)
+        if isinstance(value, str | int | float)
+        else None
+    )
     if found is None:
         raise ValueError(f"{name}: got {value!r}, wanted true or false (or 1 or 0)")
     return found
@@ -301,7 +350,9 @@ def _kwargs(value: Any) -> dict[str, Any]:
         except ValueError:
             raise ValueError("chat_template_kwargs: is text that is not JSON; wanted an object") from None
     if not isinstance(value, Mapping):
-        raise ValueError(f"chat_template_kwargs: got a {type(value).__name__}, wanted an object of template arguments")
+        raise ValueError(
+            f"chat_template_kwargs: got a {type(value).__name__}, wanted an object of template arguments"
+        )
     return dict(value)
 
 

@@ -18,7 +18,9 @@ class Schedule:
     Every row is used once per epoch; of a fractional last epoch, the first rows of its permutation.
     """
 
-    def __init__(self, trees: Sequence[Tree], *, batch_rows: int, epochs: float, seed: int, micro_tokens: int = 8192) -> None:
+    def __init__(
+        self, trees: Sequence[Tree], *, batch_rows: int, epochs: float, seed: int, micro_tokens: int = 8192
+    ) -> None:
         """`batch_rows` rows make a step; `micro_tokens` is what fits in memory at once and never changes the result."""
         if not trees:
             raise DataError("no rows to train on")

@@ -29,7 +29,9 @@ def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text
     """
     found = coverage(trees)
     if not found.trained:
-        raise DataError(f"none of {found.rows} rows has a token that carries loss; training would change nothing")
+        raise DataError(
+            f"none of {found.rows} rows has a token that carries loss; training would change nothing"
+        )
     text = Text(f"{found}\n")
     for tree in trees[:count]:
         text.append(f"{tree.source or 'row'}\n", style="underline")
@@ -38,7 +40,10 @@ def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text
         for mark, branch in zip(marks, tree.branches):
             text.append(f"\n  [{mark}] " if len(tree.branches) > 1 or tree.labels else "", style="cyan")
             for tokens, trained in _runs(branch.tokens, branch.trained):
-                text.append(tokenizer.decode(tokens), style=TRAINED if trained and mark != LABELS[MISMATCHED] else CONTEXT)
+                text.append(
+                    tokenizer.decode(tokens),
+                    style=TRAINED if trained and mark != LABELS[MISMATCHED] else CONTEXT,
+                )
         text.append("\n")
     return text
 
@@ -53,14 +58,21 @@ def disagreements(rows: Iterable[tuple[TrainingRow, Tree]], serve: Template) -> 
     found = []
     for row, tree in rows:
         if isinstance(row, Example):
-            answered = (i for i, m in enumerate(row.messages) if m.role == "assistant" and i >= row.trained_from)
-            prompt = row.messages[:next(answered, 0)]
+            answered = (
+                i for i, m in enumerate(row.messages) if m.role == "assistant" and i >= row.trained_from
+            )
+            prompt = row.messages[: next(answered, 0)]
         else:
             prompt = row.prompt
         served = serve.render(prompt, row.tools, generate=True, kwargs=row.template_kwargs).tokens
         if tuple(served) != tree.prompt:
-            at = next((i for i, (a, b) in enumerate(zip(served, tree.prompt)) if a != b), min(len(served), len(tree.prompt)))
-            found.append(f"{row.source or 'row'}: differ at token {at} of {len(tree.prompt)} (trained) and {len(served)} (served)")
+            at = next(
+                (i for i, (a, b) in enumerate(zip(served, tree.prompt)) if a != b),
+                min(len(served), len(tree.prompt)),
+            )
+            found.append(
+                f"{row.source or 'row'}: differ at token {at} of {len(tree.prompt)} (trained) and {len(served)} (served)"
+            )
     return found
 
 
@@ -72,20 +84,29 @@ def show_row(row: TrainingRow) -> Text:
     shared = row.messages if isinstance(row, Example) else row.prompt
     for i, message in enumerate(shared):
         trained = isinstance(row, Example) and message.role == "assistant" and i >= row.trained_from
-        text.append(f"  {message.role}: ", style="cyan").append(f"{_written(message)}\n", style=TRAINED if trained else CONTEXT)
+        text.append(f"  {message.role}: ", style="cyan").append(
+            f"{_written(message)}\n", style=TRAINED if trained else CONTEXT
+        )
     if isinstance(row, Example):
         return text
-    answers = ([("desirable" if row.desirable else "undesirable", row.completion)] if isinstance(row, Unpaired)
-               else [(str(rank), completion) for rank, completion in zip(row.ranks, row.completions)])
+    answers = (
+        [("desirable" if row.desirable else "undesirable", row.completion)]
+        if isinstance(row, Unpaired)
+        else [(str(rank), completion) for rank, completion in zip(row.ranks, row.completions)]
+    )
     for mark, completion in answers:
         for message in completion:
             style = TRAINED if message.role == "assistant" else CONTEXT
-            text.append(f"  [{mark}] {message.role}: ", style="cyan").append(f"{_written(message)}\n", style=style)
+            text.append(f"  [{mark}] {message.role}: ", style="cyan").append(
+                f"{_written(message)}\n", style=style
+            )
     return text
 
 
 def _written(message: Message) -> str:
-    return " ".join([message.content, *(f"{call.name}({call.arguments})" for call in message.tool_calls)]).strip()
+    return " ".join(
+        [message.content, *(f"{call.name}({call.arguments})" for call in message.tool_calls)]
+    ).strip()
 
 
 def _runs(tokens: Sequence[int], trained: Sequence[bool]) -> list[tuple[list[int], bool]]:

@@ -19,14 +19,18 @@ from demeanor.errors import DataError, unknown
 from demeanor.spec import Source
 from demeanor.types import Example, Preference, TrainingRow, Unpaired
 
-LISTED = 8      # bad rows that an error names one by one
-SKIPPED = 3     # bad rows that are named where they are skipped
+LISTED = 8  # bad rows that an error names one by one
+SKIPPED = 3  # bad rows that are named where they are skipped
 
 Generated = Mapping[str, Callable[[], Iterable[TrainingRow]]]
 Say = Callable[[str], object]
 T = TypeVar("T")
 KINDS: Mapping[Want, tuple[type[TrainingRow], ...]] = {
-    "examples": (Example,), "text": (Example,), "preferences": (Preference,), "unpaired": (Unpaired, Preference)}
+    "examples": (Example,),
+    "text": (Example,),
+    "preferences": (Preference,),
+    "unpaired": (Unpaired, Preference),
+}
 
 
 class Problems:
@@ -42,22 +46,39 @@ class Problems:
             return
         total = len(self.bad) + self.good
         if skip:
-            say("\n  ".join([f"{self._name}: skipped {len(self.bad)} of {total} rows:", *_first(self.bad, SKIPPED)]))
+            say(
+                "\n  ".join(
+                    [f"{self._name}: skipped {len(self.bad)} of {total} rows:", *_first(self.bad, SKIPPED)]
+                )
+            )
         elif len(self.bad) == 1:
             raise DataError(self.bad[0])
         else:
-            raise DataError("\n  ".join([f"{self._name}: {len(self.bad)} of {total} rows cannot be used:", *_first(self.bad, LISTED)]))
+            raise DataError(
+                "\n  ".join(
+                    [
+                        f"{self._name}: {len(self.bad)} of {total} rows cannot be used:",
+                        *_first(self.bad, LISTED),
+                    ]
+                )
+            )
 
 
-def rows(source: Source, *, root: Path, generated: Generated, want: Want = "examples", say: Say = print) -> list[TrainingRow]:
+def rows(
+    source: Source, *, root: Path, generated: Generated, want: Want = "examples", say: Say = print
+) -> list[TrainingRow]:
     """Read a source: its first `limit` rows, then `weight` times as many (whole repeats, and a fixed draw for the rest).
 
     `generated` holds the rows of `world:NAME` under NAME. Raises DataError with file, line, what is wrong and what was wanted.
     """
-    return weighted(list(read(source, root=root, generated=generated, want=want, say=say)), source.weight, source.source)
+    return weighted(
+        list(read(source, root=root, generated=generated, want=want, say=say)), source.weight, source.source
+    )
 
 
-def read(source: Source, *, root: Path, generated: Generated, want: Want = "examples", say: Say = print) -> Iterator[TrainingRow]:
+def read(
+    source: Source, *, root: Path, generated: Generated, want: Want = "examples", say: Say = print
+) -> Iterator[TrainingRow]:
     """The first `limit` rows of a source, one at a time, each once; raises DataError after the last if some cannot be used."""
     name = source.source
     if name.startswith("world:"):
@@ -83,12 +104,16 @@ def raw_rows(source: Source, root: Path) -> Iterator[RawRow]:
     """The columns of each row of a file, folder or hub id as they stand there, with their place."""
     hub = source.source.startswith("hf:")
     if source.config is not None and not hub:
-        raise DataError(f"{source.source}: got config '{source.config}', but config is for hub ids (hf:owner/name); leave it out")
+        raise DataError(
+            f"{source.source}: got config '{source.config}', but config is for hub ids (hf:owner/name); leave it out"
+        )
     if hub:
         return arrow.hub(source.source, source.config, source.split, lazily=source.stream)
     path = root / source.source
     if source.split is not None and not arrow.is_saved(path):
-        raise DataError(f"{path}: got split '{source.split}', but split is for hub ids (hf:owner/name) and saved datasets; leave it out")
+        raise DataError(
+            f"{path}: got split '{source.split}', but split is for hub ids (hf:owner/name) and saved datasets; leave it out"
+        )
     return files.raw_rows(path, source.split)
 
 
@@ -119,7 +144,7 @@ def repeated(read: Callable[[], Iterable[T]], weight: float, name: str) -> Itera
     count = weighted(range(sum(1 for _ in read())), weight, name)
     order = iter(count)
     wanted = next(order, None)
-    while wanted is not None:       # each pass goes as far as places rise
+    while wanted is not None:  # each pass goes as far as places rise
         last = -1
         for place, row in enumerate(read()):
             if wanted == place:
@@ -134,7 +159,9 @@ def _generated(name: str, generated: Generated, want: Want, limit: int | None) -
         raise DataError(unknown(name, [f"world:{n}" for n in generated], noun="source"))
     number = 0
     for number, row in enumerate(islice(generated[name[6:]](), limit), start=1):
-        if not isinstance(row, KINDS[want]) or (want == "text" and isinstance(row, Example) and row.text is None):
+        if not isinstance(row, KINDS[want]) or (
+            want == "text" and isinstance(row, Example) and row.text is None
+        ):
             raise DataError(f"{name}: row {number}: got {_kind(row)}, wanted {want}")
         yield row
     if not number:

@@ -18,7 +18,7 @@ import numpy as np
 
 from demeanor.data.trees import Branch, Tree
 
-HEAD = 5    # int32 before a tree's tokens: prompt, branches, labels, source (bytes), whether there is a margin
+HEAD = 5  # int32 before a tree's tokens: prompt, branches, labels, source (bytes), whether there is a margin
 
 
 class Spool(Sequence[Tree]):
@@ -56,7 +56,7 @@ class Spool(Sequence[Tree]):
         if self._map is None:
             self._file.flush()
             self._map = np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), np.int32)
-        return _tree(self._map[self._ends[at]:self._ends[at + 1]].tolist())
+        return _tree(self._map[self._ends[at] : self._ends[at + 1]].tolist())
 
     def __iter__(self) -> Iterator[Tree]:
         return (self[i] for i in range(len(self)))
@@ -76,7 +76,11 @@ class Selected(Sequence[Tree]):
     @overload
     def __getitem__(self, at: slice) -> Sequence[Tree]: ...
     def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
-        return Selected(self._trees, self._indices[at]) if isinstance(at, slice) else self._trees[self._indices[at]]
+        return (
+            Selected(self._trees, self._indices[at])
+            if isinstance(at, slice)
+            else self._trees[self._indices[at]]
+        )
 
 
 def select(trees: Sequence[Tree], indices: Iterable[int]) -> Sequence[Tree]:
@@ -97,11 +101,25 @@ def stored(trees: Iterable[Tree], folder: Path | None) -> Sequence[Tree]:
 def _record(tree: Tree) -> list[int]:
     """A tree as int32: its head, then what the head counts; a token and its trained flag share one number."""
     if len(tree.ranks) != len(tree.branches):
-        raise ValueError(f"{tree.source or 'tree'}: got {len(tree.ranks)} ranks for {len(tree.branches)} completions; wanted one each")
+        raise ValueError(
+            f"{tree.source or 'tree'}: got {len(tree.ranks)} ranks for {len(tree.branches)} completions; wanted one each"
+        )
     source = tree.source.encode()
-    margin = () if tree.margin is None else np.frombuffer(np.float64(tree.margin).tobytes(), np.int32).tolist()
-    flat: list[int] = [len(tree.prompt), len(tree.branches), len(tree.labels), len(source), len(margin), *margin, *tree.ranks, *tree.labels,
-            *(len(branch.tokens) for branch in tree.branches), *tree.prompt]
+    margin = (
+        () if tree.margin is None else np.frombuffer(np.float64(tree.margin).tobytes(), np.int32).tolist()
+    )
+    flat: list[int] = [
+        len(tree.prompt),
+        len(tree.branches),
+        len(tree.labels),
+        len(source),
+        len(margin),
+        *margin,
+        *tree.ranks,
+        *tree.labels,
+        *(len(branch.tokens) for branch in tree.branches),
+        *tree.prompt,
+    ]
     for branch in tree.branches:
         flat += [2 * token + flag for token, flag in zip(branch.tokens, branch.trained, strict=True)]
     flat += np.frombuffer(source + bytes(-len(source) % 4), np.int32).tolist()
@@ -116,7 +134,7 @@ def _tree(flat: list[int]) -> Tree:
     def take(count: int) -> list[int]:
         nonlocal at
         at += count
-        return flat[at - count:at]
+        return flat[at - count : at]
 
     strength = np.array(take(margin), np.int32).view(np.float64)
     ranks, marks, lengths = take(branches), take(labels), take(branches)
@@ -126,4 +144,6 @@ def _tree(flat: list[int]) -> Tree:
         both = take(length)
         found.append(Branch(tuple(x >> 1 for x in both), tuple(bool(x & 1) for x in both)))
     name = np.array(flat[at:], np.int32).tobytes()[:source].decode()
-    return Tree(tuple(tokens), tuple(found), tuple(ranks), float(strength[0]) if margin else None, name, tuple(marks))
+    return Tree(
+        tuple(tokens), tuple(found), tuple(ranks), float(strength[0]) if margin else None, name, tuple(marks)
+    )

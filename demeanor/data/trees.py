@@ -57,8 +57,14 @@ def example_tree(example: Example, template: Template, tokenizer: Tokenizer) -> 
     """
     if example.text is not None:
         tokens = tokenizer.document(example.text)
-        return Tree((), (_trimmed(tokens, [False] + [True] * (len(tokens) - 1), example.source),), source=example.source)
-    rendered = template.render(example.messages, example.tools, trained_from=example.trained_from, kwargs=example.template_kwargs)
+        return Tree(
+            (),
+            (_trimmed(tokens, [False] + [True] * (len(tokens) - 1), example.source),),
+            source=example.source,
+        )
+    rendered = template.render(
+        example.messages, example.tools, trained_from=example.trained_from, kwargs=example.template_kwargs
+    )
     start = next((i for i, trained in enumerate(rendered.trained) if trained), len(rendered.tokens))
     branch = _trimmed(rendered.tokens[start:], rendered.trained[start:], example.source)
     return Tree(tuple(rendered.tokens[:start]), (branch,), source=example.source)
@@ -74,11 +80,21 @@ def preference_tree(preference: Preference, template: Template) -> Tree:
     branches = []
     for i, completion in enumerate(preference.completions):
         messages = (*preference.prompt, *completion)
-        whole: Rendered = template.render(messages, preference.tools, trained_from=len(preference.prompt), kwargs=kwargs)
-        if whole.tokens[:len(prompt)] != prompt:
-            raise DataError(f"{preference.source}: completion {i}: template {template.name} writes the prompt differently when "
-                            "an answer follows; wanted the same tokens (does the completion begin with an assistant message?)")
-        branches.append(_trimmed(whole.tokens[len(prompt):], whole.trained[len(prompt):], f"{preference.source}: completion {i}"))
+        whole: Rendered = template.render(
+            messages, preference.tools, trained_from=len(preference.prompt), kwargs=kwargs
+        )
+        if whole.tokens[: len(prompt)] != prompt:
+            raise DataError(
+                f"{preference.source}: completion {i}: template {template.name} writes the prompt differently when "
+                "an answer follows; wanted the same tokens (does the completion begin with an assistant message?)"
+            )
+        branches.append(
+            _trimmed(
+                whole.tokens[len(prompt) :],
+                whole.trained[len(prompt) :],
+                f"{preference.source}: completion {i}",
+            )
+        )
     return Tree(tuple(prompt), tuple(branches), preference.ranks, preference.margin, preference.source)
 
 
@@ -88,11 +104,15 @@ def unpaired_tree(row: Unpaired | Preference, template: Template) -> Tree:
     Raises DataError for a ranking of more than two ranks: which of its middle ones are desirable nobody said.
     """
     if isinstance(row, Unpaired):
-        pair = Preference(row.prompt, (row.completion,), (0,), row.tools, None, row.source, row.template_kwargs)
+        pair = Preference(
+            row.prompt, (row.completion,), (0,), row.tools, None, row.source, row.template_kwargs
+        )
         return preference_tree(pair, template)._replace(labels=(int(row.desirable),))
     if len(set(row.ranks)) != 2:
-        raise DataError(f"{row.source or 'row'}: ranks {list(row.ranks)}; wanted exactly two different ranks to call one desirable "
-                        "and the other not. Write one row with a label for each completion")
+        raise DataError(
+            f"{row.source or 'row'}: ranks {list(row.ranks)}; wanted exactly two different ranks to call one desirable "
+            "and the other not. Write one row with a label for each completion"
+        )
     labels = tuple(int(rank == min(row.ranks)) for rank in row.ranks)
     return preference_tree(row, template)._replace(ranks=(0,) * len(labels), margin=None, labels=labels)
 
@@ -110,20 +130,29 @@ def mismatched(trees: Sequence[Tree], seed: int) -> Iterator[Tree]:
     order = list(range(len(trees)))
     random.Random(f"mismatched/{seed}").shuffle(order)
     if all(tree.prompt == trees[0].prompt for tree in trees):
-        raise DataError(f"{len(trees)} rows share one prompt; wanted at least two prompts to pair one with the other's completion")
+        raise DataError(
+            f"{len(trees)} rows share one prompt; wanted at least two prompts to pair one with the other's completion"
+        )
     other = next(order[k] for k in range(len(order)) if trees[order[k]].prompt != trees[order[-1]].prompt)
     partner: dict[int, int] = {}
     following = order[0]
-    for i in reversed(order):       # the next with another prompt is the neighbour, or the neighbour's own
+    for i in reversed(order):  # the next with another prompt is the neighbour, or the neighbour's own
         if trees[following].prompt != trees[i].prompt:
             other = following
         partner[i], following = other, i
-    return (tree._replace(branches=(*tree.branches, trees[partner[i]].branches[0]), ranks=(0,) * (len(tree.branches) + 1),
-                          labels=(*tree.labels, MISMATCHED)) for i, tree in enumerate(trees))
+    return (
+        tree._replace(
+            branches=(*tree.branches, trees[partner[i]].branches[0]),
+            ranks=(0,) * (len(tree.branches) + 1),
+            labels=(*tree.labels, MISMATCHED),
+        )
+        for i, tree in enumerate(trees)
+    )
 
 
-def collate(trees: Sequence[Tree], *, read_last: bool = False,
-            reference: Sequence[Sequence[float]] | None = None) -> TokenBatch:
+def collate(
+    trees: Sequence[Tree], *, read_last: bool = False, reference: Sequence[Sequence[float]] | None = None
+) -> TokenBatch:
     """Lay trees out flat, without padding; `read_last` also feeds each branch's last token (reward models read it).
 
     `reference` holds, per tree, the frozen reference's log-probs (nats) of its scored tokens in order.
@@ -133,19 +162,26 @@ def collate(trees: Sequence[Tree], *, read_last: bool = False,
         flat.add(tree, read_last)
     margins = [tree.margin for tree in trees]
     return TokenBatch(
-        tokens_T=_ints(flat.tokens), positions_T=_ints(flat.positions), segments=tuple(flat.segments),
-        scored_C=_ints(flat.scored), targets_C=_ints(flat.targets), branch_C=_ints(flat.branch), last_B=_ints(flat.last),
+        tokens_T=_ints(flat.tokens),
+        positions_T=_ints(flat.positions),
+        segments=tuple(flat.segments),
+        scored_C=_ints(flat.scored),
+        targets_C=_ints(flat.targets),
+        branch_C=_ints(flat.branch),
+        last_B=_ints(flat.last),
         tree_B=_ints([n for n, tree in enumerate(trees) for _ in tree.branches]),
         rank_B=_ints([rank for tree in trees for rank in tree.ranks]),
         margin_N=None if all(m is None for m in margins) else torch.tensor([m or 0.0 for m in margins]),
         reference_C=None if reference is None else _reference(trees, reference),
-        label_B=_ints([x for tree in trees for x in _labels(tree)]) if any(tree.labels for tree in trees) else None,
+        label_B=_ints([x for tree in trees for x in _labels(tree)])
+        if any(tree.labels for tree in trees)
+        else None,
     )
 
 
 def num_scored(tree: Tree) -> int:
     """How many of a tree's tokens carry loss; without a prompt nothing predicts the first token."""
-    return sum(sum(b.trained[0 if tree.prompt else 1:]) for b in tree.branches)
+    return sum(sum(b.trained[0 if tree.prompt else 1 :]) for b in tree.branches)
 
 
 class _Flat:
@@ -166,7 +202,10 @@ class _Flat:
         if shared:
             self._segment(tree.prompt[:-1], 0, ())
         for branch in tree.branches:
-            path = (*tree.prompt[-1:], *branch.tokens)      # the prompt's last token is replayed at its own position
+            path = (
+                *tree.prompt[-1:],
+                *branch.tokens,
+            )  # the prompt's last token is replayed at its own position
             start = len(self.tokens)
             self._segment(path if read_last else path[:-1], shared, context)
             self.last.append(len(self.tokens) - 1)
@@ -188,22 +227,28 @@ def _trimmed(tokens: list[int], trained: list[bool], source: str) -> Branch:
     """A branch without what follows its last trained token: nothing learns from it."""
     end = max((i + 1 for i, flag in enumerate(trained) if flag), default=0)
     if not end:
-        raise DataError(f"{source or 'row'}: no token of it carries loss; wanted an assistant message (from `trained_from` on), "
-                        "or a text of at least one token")
+        raise DataError(
+            f"{source or 'row'}: no token of it carries loss; wanted an assistant message (from `trained_from` on), "
+            "or a text of at least one token"
+        )
     return Branch(tuple(tokens[:end]), tuple(trained[:end]))
 
 
 def _labels(tree: Tree) -> tuple[int, ...]:
     if len(tree.labels) != len(tree.branches):
-        raise DataError(f"{tree.source or 'tree'}: got {len(tree.labels)} labels for {len(tree.branches)} completions; wanted one each")
+        raise DataError(
+            f"{tree.source or 'tree'}: got {len(tree.labels)} labels for {len(tree.branches)} completions; wanted one each"
+        )
     return tree.labels
 
 
 def _reference(trees: Sequence[Tree], reference: Sequence[Sequence[float]]) -> torch.Tensor:
     for tree, values in zip(trees, reference, strict=True):
         if len(values) != num_scored(tree):
-            raise DataError(f"{tree.source or 'tree'}: the reference scored {len(values)} tokens, wanted {num_scored(tree)}; "
-                            "it was computed from other rows or with another template")
+            raise DataError(
+                f"{tree.source or 'tree'}: the reference scored {len(values)} tokens, wanted {num_scored(tree)}; "
+                "it was computed from other rows or with another template"
+            )
     return torch.tensor([value for values in reference for value in values], dtype=torch.float32)
 
 

@@ -13,9 +13,24 @@ from typing import Any
 
 from demeanor.types import Example, Message, Messages, Preference, ToolSpec, TrainingRow
 
-SAID = ("system", "text", "prompt", "instruction", "input", "messages", "conversations", "output", "completion", "chosen", "rejected",
-        "completions", "target")
-SILENT = frozenset({"role", "from", "id", "type", "tool_call_id"})     # keys of messages and calls that say nothing
+SAID = (
+    "system",
+    "text",
+    "prompt",
+    "instruction",
+    "input",
+    "messages",
+    "conversations",
+    "output",
+    "completion",
+    "chosen",
+    "rejected",
+    "completions",
+    "target",
+)
+SILENT = frozenset(
+    {"role", "from", "id", "type", "tool_call_id"}
+)  # keys of messages and calls that say nothing
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
@@ -60,7 +75,7 @@ def words(text: str) -> list[str]:
 
 def ngrams(tokens: Sequence[str], n: int) -> Iterator[str]:
     """Every `n` words in a row, joined by spaces."""
-    return (" ".join(tokens[i:i + n]) for i in range(len(tokens) - n + 1))
+    return (" ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
 
 def as_columns(row: TrainingRow) -> dict[str, Any]:
@@ -70,8 +85,11 @@ def as_columns(row: TrainingRow) -> dict[str, Any]:
         if row.text is not None:
             return {"text": row.text}
         start = row.trained_from
-        columns = ({"prompt": _messages(row.messages[:start]), "completion": _messages(row.messages[start:])} if start
-                   else {"messages": _messages(row.messages)})
+        columns = (
+            {"prompt": _messages(row.messages[:start]), "completion": _messages(row.messages[start:])}
+            if start
+            else {"messages": _messages(row.messages)}
+        )
     elif isinstance(row, Preference):
         columns = {"prompt": _messages(row.prompt)}
         if row.ranks == (0, 1):
@@ -80,7 +98,11 @@ def as_columns(row: TrainingRow) -> dict[str, Any]:
             columns |= {"completions": [_messages(c) for c in row.completions], "ranks": list(row.ranks)}
         columns |= {"margin": row.margin} if row.margin is not None else {}
     else:
-        columns = {"prompt": _messages(row.prompt), "completion": _messages(row.completion), "label": row.desirable}
+        columns = {
+            "prompt": _messages(row.prompt),
+            "completion": _messages(row.completion),
+            "label": row.desirable,
+        }
     columns |= {"tools": [_tool(t) for t in row.tools]} if row.tools else {}
     return columns | ({"chat_template_kwargs": dict(row.template_kwargs)} if row.template_kwargs else {})
 
@@ -90,10 +112,20 @@ def _messages(messages: Messages) -> list[dict[str, Any]]:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    calls = [{"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in message.tool_calls]
+    calls = [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        for c in message.tool_calls
+    ]
     extra = {"tool_calls": calls or None, "tool_call_id": message.tool_call_id, "name": message.name}
-    return {"role": message.role, "content": message.content, **{k: v for k, v in extra.items() if v is not None}}
+    return {
+        "role": message.role,
+        "content": message.content,
+        **{k: v for k, v in extra.items() if v is not None},
+    }
 
 
 def _tool(tool: ToolSpec) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}}
+    return {
+        "type": "function",
+        "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
+    }

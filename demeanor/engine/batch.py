@@ -20,9 +20,13 @@ from demeanor.engine.sequence import Sequence
 from demeanor.errors import EngineError
 from demeanor.model.native import Said
 
-READ_PER_STEP = 256  # prompt tokens read between two decoding steps, so that a long prompt does not stall the others
-GUESSED_PER_STEP = 512   # tokens of all drafts together: each has logits of its own, as large as the vocabulary
-WORTH_COPYING = 8    # tokens; a copy costs about as much as reading so many
+READ_PER_STEP = (
+    256  # prompt tokens read between two decoding steps, so that a long prompt does not stall the others
+)
+GUESSED_PER_STEP = (
+    512  # tokens of all drafts together: each has logits of its own, as large as the vocabulary
+)
+WORTH_COPYING = 8  # tokens; a copy costs about as much as reading so many
 
 
 class Batch:
@@ -31,9 +35,11 @@ class Batch:
     def __init__(self, forward: Forward, num_slots: int) -> None:
         self._forward = forward
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []                           # in order of admission
-        self._free: list[int] = list(range(num_slots))               # the one that has been free longest first
-        self._contents: list[list[int]] = [[] for _ in range(num_slots)]  # tokens whose keys and values each slot holds
+        self._running: list[Sequence] = []  # in order of admission
+        self._free: list[int] = list(range(num_slots))  # the one that has been free longest first
+        self._contents: list[list[int]] = [
+            [] for _ in range(num_slots)
+        ]  # tokens whose keys and values each slot holds
 
     @property
     def busy(self) -> bool:
@@ -89,14 +95,16 @@ class Batch:
             if one.guess:
                 agreed = _agree(one, said)
                 pieces += [(one.sequence, piece) for piece in agreed]
-                self._contents[one.sequence.slot] += one.guess[:len(agreed) - 1]
+                self._contents[one.sequence.slot] += one.guess[: len(agreed) - 1]
                 one.sequence.num_read += len(agreed) - 1
         for one in speaking:
             if one.sequence.finished:
                 self._release(one.sequence)
         return pieces
 
-    def _speaker(self, rows: Rows, sequence: Sequence, tokens: tuple[int, ...], start: int, room: int) -> Speaker:
+    def _speaker(
+        self, rows: Rows, sequence: Sequence, tokens: tuple[int, ...], start: int, room: int
+    ) -> Speaker:
         """Feed tokens from position `start` on, and what it may say after them; it speaks from the last of them and from each guess."""
         guess = sequence.guess(room) if self._forward.exact and not sequence.silent else ()
         rows.add((*tokens, *guess), sequence.slot, start)
@@ -106,14 +114,20 @@ class Batch:
 
     def _admit(self, sequence: Sequence) -> None:
         prompt = sequence.tokens
-        slot = max(self._free, key=lambda free: _shared(self._contents[free], prompt))  # of equals, the longest free
+        slot = max(
+            self._free, key=lambda free: _shared(self._contents[free], prompt)
+        )  # of equals, the longest free
         self._free.remove(slot)
         sequence.slot = slot
-        if sequence.request.prompt_logprobs is None:                 # who asks how likely its prompt is must see all of it read
-            sequence.num_read = min(_shared(self._contents[slot], prompt), len(prompt) - 1)  # its last hidden state is needed
+        if (
+            sequence.request.prompt_logprobs is None
+        ):  # who asks how likely its prompt is must see all of it read
+            sequence.num_read = min(
+                _shared(self._contents[slot], prompt), len(prompt) - 1
+            )  # its last hidden state is needed
         else:
             sequence.note(prompt[0], None, [])
-        del self._contents[slot][sequence.num_read:]
+        del self._contents[slot][sequence.num_read :]
         self._running.append(sequence)
 
     def _borrow(self, sequence: Sequence) -> None:
@@ -142,11 +156,14 @@ class Batch:
             asked = sequence.request.prompt_logprobs is not None
             if not asked:
                 self._borrow(sequence)
-                if any(min(_shared(one.tokens[:end], sequence.tokens), len(sequence.tokens) - 1) >= sequence.num_read + WORTH_COPYING
-                       for one, _, end, _ in told):
-                    continue                                         # somebody reads the same right now: borrow it next time
+                if any(
+                    min(_shared(one.tokens[:end], sequence.tokens), len(sequence.tokens) - 1)
+                    >= sequence.num_read + WORTH_COPYING
+                    for one, _, end, _ in told
+                ):
+                    continue  # somebody reads the same right now: borrow it next time
             start = sequence.num_read
-            chunk = sequence.request.tokens[start:start + left]
+            chunk = sequence.request.tokens[start : start + left]
             first, end = len(rows.read), start + len(chunk)
             left -= len(chunk)
             told.append((sequence, start, end, first))
@@ -180,8 +197,8 @@ def _agree(one: Speaker, said: Said) -> list[Piece]:
     rows = slice(one.first, one.first + len(one.guess) + 1)
     best = said.best_R[rows].tolist()
     right = next((i for i, token in enumerate(one.guess) if token != best[i]), len(one.guess))
-    logits_NV, tokens_N = said.logits_RV[rows][:right + 1], said.best_R[rows][:right + 1]
-    logprobs = (logits_NV.gather(1, tokens_N[:, None])[:, 0] - said.total_R[rows][:right + 1]).tolist()
+    logits_NV, tokens_N = said.logits_RV[rows][: right + 1], said.best_R[rows][: right + 1]
+    logprobs = (logits_NV.gather(1, tokens_N[:, None])[:, 0] - said.total_R[rows][: right + 1]).tolist()
     others = _alternatives(logits_NV, [one.sequence.request.decoding.top_logprobs or 0] * (right + 1))
     pieces = []
     for token, logprob, top in zip(best, logprobs, others):
@@ -196,9 +213,11 @@ def _tell(sequence: Sequence, start: int, end: int, said: Said, first: int) -> N
     count = end - start
     if not count:
         return
-    logits_NV, total_N = said.logits_RV[first:first + count], said.total_R[first:first + count]
-    following = sequence.tokens[start + 1:end + 1]
-    logprobs = (logits_NV.gather(1, torch.tensor(following, device=logits_NV.device)[:, None])[:, 0] - total_N).tolist()
+    logits_NV, total_N = said.logits_RV[first : first + count], said.total_R[first : first + count]
+    following = sequence.tokens[start + 1 : end + 1]
+    logprobs = (
+        logits_NV.gather(1, torch.tensor(following, device=logits_NV.device)[:, None])[:, 0] - total_N
+    ).tolist()
     others = _alternatives(logits_NV, [sequence.request.prompt_logprobs or 0] * count)
     for token, logprob, top in zip(following, logprobs, others):
         sequence.note(token, logprob, top)
@@ -219,8 +238,10 @@ def _speak(speaking: list[Speaker], said: Said) -> list[tuple[Sequence, Piece]]:
         tokens_N[chosen] = _chosen([sequences[i] for i in chosen], logits_NV[chosen])
     logprobs = (logits_NV.gather(1, tokens_N[:, None])[:, 0] - total_N).tolist()
     others = _alternatives(logits_NV, [s.request.decoding.top_logprobs or 0 for s in sequences])
-    return pieces + [(sequence, sequence.say(token, logprob, top))
-                     for sequence, token, logprob, top in zip(sequences, tokens_N.tolist(), logprobs, others)]
+    return pieces + [
+        (sequence, sequence.say(token, logprob, top))
+        for sequence, token, logprob, top in zip(sequences, tokens_N.tolist(), logprobs, others)
+    ]
 
 
 def _chosen(sequences: list[Sequence], logits_NV: Tensor) -> Tensor:
@@ -234,7 +255,9 @@ def _chosen(sequences: list[Sequence], logits_NV: Tensor) -> Tensor:
     if rows:
         drawn = [settings[i] for i in rows]
         uniform_NV = torch.stack([sequences[i].noise(logits_NV.shape[-1]) for i in rows]).to(logits_NV.device)
-        temperature_N, top_p_N, min_p_N = (logits_NV.new_tensor(x) for x in zip(*((d.temperature, d.top_p, d.min_p) for d in drawn)))
+        temperature_N, top_p_N, min_p_N = (
+            logits_NV.new_tensor(x) for x in zip(*((d.temperature, d.top_p, d.min_p) for d in drawn))
+        )
         top_k_N = torch.tensor([d.top_k or 0 for d in drawn], device=logits_NV.device)
         tokens_N[rows] = sampling.draw(logits_NV[rows], temperature_N, top_p_N, uniform_NV, top_k_N, min_p_N)
     for i, sequence in enumerate(sequences):
@@ -250,7 +273,7 @@ def _alternatives(logits_NV: Tensor, wanted: list[int]) -> list[list[tuple[int, 
     if rows:
         logprobs_NK, tokens_NK = sampling.top_logprobs(logits_NV[rows], max(wanted))
         for i, tokens, logprobs in zip(rows, tokens_NK.tolist(), logprobs_NK.tolist()):
-            found[i] = list(zip(tokens, logprobs))[:wanted[i]]
+            found[i] = list(zip(tokens, logprobs))[: wanted[i]]
     return found
 
 

@@ -25,8 +25,8 @@ CLOSERS = '"}],:0e1a'
 
 A quote comes first only where a letter may come too, which is inside a string; elsewhere it would open one.
 """
-LONGEST_CLOSE = 512     # tokens
-MAX_TEXT = 200_000      # characters of a schema or grammar
+LONGEST_CLOSE = 512  # tokens
+MAX_TEXT = 200_000  # characters of a schema or grammar
 
 
 class Forms:
@@ -34,8 +34,10 @@ class Forms:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._space = '" "? ' if tokenizer.prefix else ""    # its decoder takes one space away from the front
-        self._tokens = llguidance.LLTokenizer(tokenizer.source, n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=tokenizer.eos_id)
+        self._space = '" "? ' if tokenizer.prefix else ""  # its decoder takes one space away from the front
+        self._tokens = llguidance.LLTokenizer(
+            tokenizer.source, n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=tokenizer.eos_id
+        )
         self._end = tokenizer.eos_id
         plain = [self._tokens.tokenize_bytes(c.encode()) for c in CLOSERS]
         self._closers = [ids[0] for ids in plain if len(ids) == 1]
@@ -47,14 +49,19 @@ class Forms:
             if len(self._kept) >= 256:
                 self._kept.pop(next(iter(self._kept)))
             matcher = self._compiled(form)
-            shortest = Guide(matcher.deep_copy(), self._vocab_size, self._end, self._closers, 0).closing(LONGEST_CLOSE)
+            shortest = Guide(matcher.deep_copy(), self._vocab_size, self._end, self._closers, 0).closing(
+                LONGEST_CLOSE
+            )
             self._kept[form] = matcher, 0 if shortest is None else 4 * len(shortest) + 48
         matcher, alert = self._kept[form]
         return Guide(matcher.deep_copy(), self._vocab_size, self._end, self._closers, alert)
 
     def _compiled(self, form: Form) -> Any:
         if len(form.text) > MAX_TEXT:
-            raise DecodingError(f"{form.kind}: {len(form.text)} characters; at most {MAX_TEXT} are compiled", "response_format")
+            raise DecodingError(
+                f"{form.kind}: {len(form.text)} characters; at most {MAX_TEXT} are compiled",
+                "response_format",
+            )
         limits = llguidance.LLParserLimits(initial_lexer_fuel=5_000_000, max_grammar_size=2_000_000)
         try:
             matcher = llguidance.LLMatcher(self._tokens, lark(form, self._space), log_level=0, limits=limits)
@@ -72,7 +79,13 @@ class Guide:
     """
 
     def __init__(self, matcher: Any, vocab_size: int, end: int, closers: Sequence[int], alert: int) -> None:
-        self._matcher, self._vocab_size, self.end, self._closers, self._alert = matcher, vocab_size, end, closers, alert
+        self._matcher, self._vocab_size, self.end, self._closers, self._alert = (
+            matcher,
+            vocab_size,
+            end,
+            closers,
+            alert,
+        )
         self._bits = np.zeros(-(-vocab_size // 32), dtype=np.int32)
 
     @property
@@ -88,7 +101,7 @@ class Guide:
     def forbid(self, logits_V: Tensor, stop_tokens: frozenset[int]) -> None:
         """Set the logits of tokens that may not come next to minus infinity; stop tokens may come where the answer may end."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[:self._vocab_size].astype(bool)
+        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size].astype(bool)
         allowed[[t for t in stop_tokens if t < self._vocab_size]] = self.may_end
         logits_V.masked_fill_(~torch.from_numpy(allowed).to(logits_V.device), float("-inf"))
 
@@ -114,9 +127,17 @@ class Guide:
             matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
             may = [t for t in self._closers if self._bits[t >> 5] >> (t & 31) & 1]
             letter, quote = self._closers[-1], self._closers[0]
-            token = may[0] if may and (letter in may or may[0] != quote or len(may) == 1) else may[1] if may else None
+            token = (
+                may[0]
+                if may and (letter in may or may[0] != quote or len(may) == 1)
+                else may[1]
+                if may
+                else None
+            )
             if token is None:
-                allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[:self._vocab_size].nonzero()[0]
+                allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[
+                    : self._vocab_size
+                ].nonzero()[0]
                 token = int(allowed[0]) if len(allowed) else None
             if token is None or not matcher.consume_token(token):
                 return None
@@ -126,7 +147,9 @@ class Guide:
     def take(self, token: int) -> None:
         """Go on by a token that was allowed."""
         if not self._matcher.consume_token(token):
-            raise DecodingError(f"the form was left at token {token}: {_first(self._matcher.get_error())}", "response_format")
+            raise DecodingError(
+                f"the form was left at token {token}: {_first(self._matcher.get_error())}", "response_format"
+            )
 
 
 def lark(form: Form, space: str = "") -> str:
@@ -139,7 +162,9 @@ def lark(form: Form, space: str = "") -> str:
         case "choice":
             texts = _loaded(form.text, "choice")
             if not isinstance(texts, list) or not texts or not all(isinstance(x, str) and x for x in texts):
-                raise DecodingError("choice: wanted a list of one or more texts that are not empty", "response_format")
+                raise DecodingError(
+                    "choice: wanted a list of one or more texts that are not empty", "response_format"
+                )
             return f"start: {space}(" + " | ".join(json.dumps(x, ensure_ascii=False) for x in texts) + ")\n"
         case "grammar":
             return form.text

@@ -96,7 +96,9 @@ class Torch:
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self._model, self._cache = model, cache
         self.vocab_size = model.config.vocab_size
-        self.num_bytes = cache.num_bytes + model.head().element_size() * sum(p.numel() for p in getattr(model, "parameters", list)())
+        self.num_bytes = cache.num_bytes + model.head().element_size() * sum(
+            p.numel() for p in getattr(model, "parameters", list)()
+        )
 
     def run(self, rows: Rows) -> Said:
         logits_RV = F.linear(self.hidden(rows), self._model.head()).float()
@@ -104,12 +106,18 @@ class Torch:
 
     def hidden(self, rows: Rows) -> Tensor:
         head = self._model.head()
-        runs = [i for i, slot in enumerate(rows.slots) if i == 0 or rows.slots[i - 1] != slot] + [len(rows.slots)]
-        ones = sorted((a for a, b in pairwise(runs) if b == a + 1 and rows.positions[a]), key=lambda i: rows.slots[i])
-        place, parts, size = {}, [], 0           # where each row's hidden state stands in the parts' concatenation
+        runs = [i for i, slot in enumerate(rows.slots) if i == 0 or rows.slots[i - 1] != slot] + [
+            len(rows.slots)
+        ]
+        ones = sorted(
+            (a for a, b in pairwise(runs) if b == a + 1 and rows.positions[a]), key=lambda i: rows.slots[i]
+        )
+        place, parts, size = {}, [], 0  # where each row's hidden state stands in the parts' concatenation
         if ones:
-            tokens_N, slots_N, positions_N = (torch.tensor([x[i] for i in ones], device=head.device)
-                                              for x in (rows.tokens, rows.slots, rows.positions))
+            tokens_N, slots_N, positions_N = (
+                torch.tensor([x[i] for i in ones], device=head.device)
+                for x in (rows.tokens, rows.slots, rows.positions)
+            )
             parts.append(self._model.step(tokens_N, slots_N, positions_N, self._cache))
             place, size = {i: at for at, i in enumerate(ones)}, len(ones)
         for a, b in pairwise(runs):
@@ -118,7 +126,9 @@ class Torch:
                 parts.append(self._model.prefill(chunk_T, rows.slots[a], rows.positions[a], self._cache))
                 place |= {a + i: size + i for i in range(b - a)}
                 size += b - a
-        return torch.cat(parts)[torch.tensor([place[i] for i in rows.read], dtype=torch.long, device=head.device)]
+        return torch.cat(parts)[
+            torch.tensor([place[i] for i in rows.read], dtype=torch.long, device=head.device)
+        ]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         self._cache.copy(source, target, tokens)

@@ -37,30 +37,41 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalEngine", "Piece", "Request"]
 
-_TURN = Turnstile()     # several engines (stages) are served from one process: one of them computes at a time
-_DECODED = 1 << 16      # pairs of neighbouring tokens whose text is remembered
+_TURN = Turnstile()  # several engines (stages) are served from one process: one of them computes at a time
+_DECODED = 1 << 16  # pairs of neighbouring tokens whose text is remembered
 
 
 class LocalEngine:
     """Continuous batching over `num_slots` sequences of at most `max_context` tokens (None: the model's own limit)."""
 
-    def __init__(self, model: Llama | ForeignModel, tokenizer: Tokenizer, *, num_slots: int = 32, max_context: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Llama | ForeignModel,
+        tokenizer: Tokenizer,
+        *,
+        num_slots: int = 32,
+        max_context: int | None = None,
+    ) -> None:
         longest: int = model.config.max_position_embeddings
         self.max_context, self.num_slots = min(max_context or longest, longest), num_slots
         self._decode = lru_cache(_DECODED)(tokenizer.decode)
-        self._forward = forward_of(model, num_slots + 1, self.max_context)     # the last slot is for `hidden`
-        self._tokenizer, self._forms, self._compiling = tokenizer, cast("Forms | None", None), threading.Lock()
-        self._batch = Batch(self._forward, num_slots)           # touched by the engine's own thread only
-        self._reading = Turnstile()                             # one text at a time is in the slot of `hidden`
-        self._changed = threading.Condition()                   # guards the five below
-        self._addresses: dict[Sequence, Address] = {}           # who still waits for an answer, and where
+        self._forward = forward_of(model, num_slots + 1, self.max_context)  # the last slot is for `hidden`
+        self._tokenizer, self._forms, self._compiling = (
+            tokenizer,
+            cast("Forms | None", None),
+            threading.Lock(),
+        )
+        self._batch = Batch(self._forward, num_slots)  # touched by the engine's own thread only
+        self._reading = Turnstile()  # one text at a time is in the slot of `hidden`
+        self._changed = threading.Condition()  # guards the five below
+        self._addresses: dict[Sequence, Address] = {}  # who still waits for an answer, and where
         self._new: list[Sequence] = []
         self._dropped: list[Sequence] = []
         self._closed = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="demeanor-engine", daemon=True)
         self._thread.start()
-        atexit.register(self.close)                             # a thread inside torch must not outlive the interpreter
+        atexit.register(self.close)  # a thread inside torch must not outlive the interpreter
 
     def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Answer piece by piece; closing or cancelling the iterator frees the slot within one step.
@@ -79,8 +90,8 @@ class LocalEngine:
         parts = []
         with self._reading:
             for start in range(0, len(tokens), READ_PER_STEP):
-                rows = Rows(read=list(range(len(tokens[start:start + READ_PER_STEP]))))
-                rows.add(tuple(tokens[start:start + READ_PER_STEP]), self.num_slots, start)
+                rows = Rows(read=list(range(len(tokens[start : start + READ_PER_STEP]))))
+                rows.add(tuple(tokens[start : start + READ_PER_STEP]), self.num_slots, start)
                 with _TURN, torch.inference_mode():
                     parts.append(self._forward.hidden(rows))
         return torch.cat(parts)
@@ -102,7 +113,9 @@ class LocalEngine:
 
     async def _pieces(self, request: Request, limit: int) -> AsyncGenerator[Piece, None]:
         reader: asyncio.Queue[Letter] = asyncio.Queue()
-        bound = request.decoding.form is not None       # compiling a large schema takes a while, and others wait for this loop
+        bound = (
+            request.decoding.form is not None
+        )  # compiling a large schema takes a while, and others wait for this loop
         guide = await asyncio.to_thread(self._guide, request) if bound else None
         sequence = Sequence(request, limit, self._decode, guide)
         self._submit([sequence], [Address(LoopMailbox(asyncio.get_running_loop()), reader)])
@@ -122,7 +135,10 @@ class LocalEngine:
 
         Raises EngineError, before anything runs, if one of them does not fit.
         """
-        sequences = [Sequence(request, self._limit(request), self._decode, self._guide(request)) for request in requests]
+        sequences = [
+            Sequence(request, self._limit(request), self._decode, self._guide(request))
+            for request in requests
+        ]
         mailbox = ThreadMailbox(queue.SimpleQueue())
         answers: list[list[Piece]] = [[] for _ in sequences]
         self._submit(sequences, [Address(mailbox, i) for i in range(len(sequences))])
@@ -152,15 +168,24 @@ class LocalEngine:
         if length == 0:
             raise EngineError("the prompt has no tokens; an engine continues a prompt of at least 1")
         if length >= self.max_context:
-            raise ContextError(f"the prompt has {length} tokens, which leaves no room in a context of {self.max_context}; "
-                               "shorten the conversation")
+            raise ContextError(
+                f"the prompt has {length} tokens, which leaves no room in a context of {self.max_context}; "
+                "shorten the conversation"
+            )
         if decoding.max_tokens < (1 if request.prompt_logprobs is None else 0):
-            raise DecodingError(f"max_tokens is {decoding.max_tokens}; an answer has at least 1", "max_tokens")
+            raise DecodingError(
+                f"max_tokens is {decoding.max_tokens}; an answer has at least 1", "max_tokens"
+            )
         wrong = [token for token, _ in decoding.logit_bias if not 0 <= token < self._forward.vocab_size]
         if wrong:
-            raise DecodingError(f"logit_bias: {wrong[0]} is not a token; wanted ids of 0 to {self._forward.vocab_size - 1}", "logit_bias")
+            raise DecodingError(
+                f"logit_bias: {wrong[0]} is not a token; wanted ids of 0 to {self._forward.vocab_size - 1}",
+                "logit_bias",
+            )
         if "" in decoding.stop:
-            raise EngineError("decoding.stop holds an empty string, which would end every answer before it begins")
+            raise EngineError(
+                "decoding.stop holds an empty string, which would end every answer before it begins"
+            )
         return min(decoding.max_tokens, self.max_context - length)
 
     def _guide(self, request: Request) -> Guide | None:
@@ -168,7 +193,7 @@ class LocalEngine:
         if form is None:
             return None
         with self._compiling:
-            if self._forms is None:                             # llguidance reads the tokenizer once, when first asked
+            if self._forms is None:  # llguidance reads the tokenizer once, when first asked
                 from demeanor.engine.forms import Forms
 
                 self._forms = Forms(self._tokenizer, self._forward.vocab_size)
@@ -222,14 +247,20 @@ class LocalEngine:
     def _post(self, pieces: list[tuple[Sequence, Piece]]) -> None:
         """Send this step's pieces to those who still wait for them."""
         with self._changed:
-            letters = [(self._addresses[sequence], piece) for sequence, piece in pieces if sequence in self._addresses]
+            letters = [
+                (self._addresses[sequence], piece)
+                for sequence, piece in pieces
+                if sequence in self._addresses
+            ]
             for sequence, piece in pieces:
                 if piece.finish is not None:
                     self._addresses.pop(sequence, None)
         gone = deliver(letters)
         if gone:
             with self._changed:
-                orphans = [sequence for sequence, address in self._addresses.items() if address.mailbox in gone]
+                orphans = [
+                    sequence for sequence, address in self._addresses.items() if address.mailbox in gone
+                ]
             self._cancel(orphans)
 
     def _end(self, reason: Callable[[], EngineError]) -> None:

@@ -60,7 +60,7 @@ def deliver(letters: Iterable[tuple[Address, Letter]]) -> list[Mailbox]:
     for mailbox, bundle in bundles.items():
         try:
             mailbox.post(bundle)
-        except RuntimeError:    # what a closed event loop says
+        except RuntimeError:  # what a closed event loop says
             gone.append(mailbox)
     return gone
 

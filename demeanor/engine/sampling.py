@@ -27,8 +27,14 @@ def greedy(logits_NV: Tensor) -> Tensor:
     return logits_NV.argmax(-1)
 
 
-def draw(logits_NV: Tensor, temperature_N: Tensor, top_p_N: Tensor, uniform_NV: Tensor, top_k_N: Tensor | None = None,
-         min_p_N: Tensor | None = None) -> Tensor:
+def draw(
+    logits_NV: Tensor,
+    temperature_N: Tensor,
+    top_p_N: Tensor,
+    uniform_NV: Tensor,
+    top_k_N: Tensor | None = None,
+    min_p_N: Tensor | None = None,
+) -> Tensor:
     """Draw one token per row from its tempered distribution, narrowed by top_k (0: not), top_p, min_p, by race: tokens_N.
 
     Temperature must be above 0. Each narrowing renormalises what the one before left (as transformers and vLLM do).
@@ -52,7 +58,9 @@ def draw(logits_NV: Tensor, temperature_N: Tensor, top_p_N: Tensor, uniform_NV: 
 def likeliest(probs_NV: Tensor, top_k_N: Tensor) -> Tensor:
     """Mark each row's top_k most likely tokens (of equals, the first): kept_NV (bool)."""
     kept_NV = torch.arange(probs_NV.shape[-1], device=probs_NV.device) < top_k_N[:, None]
-    return torch.zeros_like(probs_NV, dtype=torch.bool).scatter_(-1, probs_NV.argsort(descending=True, stable=True), kept_NV)
+    return torch.zeros_like(probs_NV, dtype=torch.bool).scatter_(
+        -1, probs_NV.argsort(descending=True, stable=True), kept_NV
+    )
 
 
 def penalise(logits_V: Tensor, said: Mapping[int, int], presence: float, frequency: float) -> None:

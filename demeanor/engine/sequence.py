@@ -25,11 +25,13 @@ class Sequence:
 
     def __init__(self, request: Request, limit: int, decode: Decode, guide: Guide | None = None) -> None:
         self.request = request
-        self.tokens = list(request.tokens)       # the prompt; a list, as slots' contents are, so that comparing them is fast
-        self.limit = limit                       # tokens it may say: max_tokens, clipped by the context
+        self.tokens = list(
+            request.tokens
+        )  # the prompt; a list, as slots' contents are, so that comparing them is fast
+        self.limit = limit  # tokens it may say: max_tokens, clipped by the context
         self.slot = -1
         self.num_read = 0
-        self.last = -1                           # newest token; not yet in the cache
+        self.last = -1  # newest token; not yet in the cache
         self._num_said = 0
         self._text, self._text_of = Detokenizer(decode), decode
         self._held = ""
@@ -38,10 +40,16 @@ class Sequence:
         decoding = request.decoding
         self._guide = guide
         self._bias = decoding.logit_bias
-        self._times: Counter[int] | None = Counter() if decoding.presence_penalty or decoding.frequency_penalty else None
+        self._times: Counter[int] | None = (
+            Counter() if decoding.presence_penalty or decoding.frequency_penalty else None
+        )
         self._prompt: list[Read] = []
-        self._drafts = list(request.drafts) if draftable(decoding) and not self.moves and request.prompt_logprobs is None else []
-        self._said: list[int] = []               # kept only while a draft goes on like it
+        self._drafts = (
+            list(request.drafts)
+            if draftable(decoding) and not self.moves and request.prompt_logprobs is None
+            else []
+        )
+        self._said: list[int] = []  # kept only while a draft goes on like it
 
     @property
     def reading(self) -> bool:
@@ -58,16 +66,23 @@ class Sequence:
         for token, value in self._bias:
             logits_V[token] += value
         if self._times is not None:
-            sampling.penalise(logits_V, self._times, self.request.decoding.presence_penalty, self.request.decoding.frequency_penalty)
+            sampling.penalise(
+                logits_V,
+                self._times,
+                self.request.decoding.presence_penalty,
+                self.request.decoding.frequency_penalty,
+            )
         if self._guide is not None:
             self._guide.forbid(logits_V, self.request.stop_tokens)
 
     def guess(self, room: int) -> tuple[int, ...]:
         """What it may say next, `room` tokens at most, by the first of its drafts that began like its answer."""
         count = len(self._said)
-        self._drafts = [draft for draft in self._drafts if len(draft) > count and list(draft[:count]) == self._said]
-        room = min(room, self.limit - self._num_said - 1)            # one more token is always said behind a guess
-        return self._drafts[0][count:count + room] if self._drafts and room > 0 else ()
+        self._drafts = [
+            draft for draft in self._drafts if len(draft) > count and list(draft[:count]) == self._said
+        ]
+        room = min(room, self.limit - self._num_said - 1)  # one more token is always said behind a guess
+        return self._drafts[0][count : count + room] if self._drafts and room > 0 else ()
 
     def settle(self, token: int) -> int:
         """The token that was chosen, or another where its form could not be closed any more within the budget."""
@@ -121,7 +136,7 @@ class Sequence:
             return self._text_of((token,))
         last = self._prompt[-1].token
         alone, both = self._text_of((last,)), self._text_of((last, token))
-        return both[len(alone):] if both.startswith(alone) else self._text_of((token,))
+        return both[len(alone) :] if both.startswith(alone) else self._text_of((token,))
 
     def _advance(self, token: int) -> tuple[str, FinishReason | None]:
         """Text that is certain after this token, and why the answer ends here if it does."""

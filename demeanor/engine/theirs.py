@@ -47,14 +47,22 @@ class Theirs:
         self._cut(target, tokens)
 
     def _read(self, rows: Rows, wanted: str) -> Tensor:
-        runs = [i for i, slot in enumerate(rows.slots) if i == 0 or rows.slots[i - 1] != slot] + [len(rows.slots)]
+        runs = [i for i, slot in enumerate(rows.slots) if i == 0 or rows.slots[i - 1] != slot] + [
+            len(rows.slots)
+        ]
         parts = []
         for a, b in pairwise(runs):
             slot = rows.slots[a]
             self._cut(slot, rows.positions[a])
             out = self._go_on(slot, rows.tokens[a:b], hidden=wanted == "hidden")
             found = out.hidden_states[-1][0] if wanted == "hidden" else out.logits[0]
-            parts.append(found[torch.tensor([i - a for i in rows.read if a <= i < b], dtype=torch.long, device=self._device)])
+            parts.append(
+                found[
+                    torch.tensor(
+                        [i - a for i in rows.read if a <= i < b], dtype=torch.long, device=self._device
+                    )
+                ]
+            )
         return torch.cat(parts)
 
     def _go_on(self, slot: int, tokens: list[int], *, hidden: bool = False) -> Any:
@@ -62,8 +70,12 @@ class Theirs:
             from transformers import DynamicCache
 
             self._caches[slot] = DynamicCache(config=self._inner.config)  # type: ignore[no-untyped-call,unused-ignore]
-        out = self._inner(input_ids=torch.tensor([tokens], device=self._device), past_key_values=self._caches[slot], use_cache=True,
-                          output_hidden_states=hidden)
+        out = self._inner(
+            input_ids=torch.tensor([tokens], device=self._device),
+            past_key_values=self._caches[slot],
+            use_cache=True,
+            output_hidden_states=hidden,
+        )
         self._tokens[slot] += tokens
         return out
 
@@ -77,7 +89,12 @@ class Theirs:
             if length == 0:
                 raise ValueError("nothing is left of it")
             self._caches[slot].crop(length)
-        except (ValueError, RuntimeError, NotImplementedError, AttributeError):   # a sliding window that has slid, a state without places
+        except (
+            ValueError,
+            RuntimeError,
+            NotImplementedError,
+            AttributeError,
+        ):  # a sliding window that has slid, a state without places
             self._caches[slot], self._tokens[slot] = None, []
             if length:
                 self._go_on(slot, before[:length])

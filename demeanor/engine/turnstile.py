@@ -26,9 +26,11 @@ class Turnstile:
             turn = threading.Lock()
             turn.acquire()
             self._waiting.append(turn)
-        turn.acquire()          # released by the thread before us, which leaves the turnstile taken for us
+        turn.acquire()  # released by the thread before us, which leaves the turnstile taken for us
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._mutex:
             if self._waiting:
                 self._waiting.popleft().release()

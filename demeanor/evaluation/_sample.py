@@ -52,14 +52,18 @@ class Sample:
         if isinstance(self.repeat, str) or self.value is None:
             return False
         module = registry.entry("demeanor.scorers", self.repeat.scorer)
-        score: Score = module.score(module.Spec.model_validate(dict(self.repeat.target)), self.repeat.completion)
+        score: Score = module.score(
+            module.Spec.model_validate(dict(self.repeat.target)), self.repeat.completion
+        )
         return score.value != self.value
 
 
 def share(value: object, where: str) -> float:
     """A value as a share; raises DataError naming what is none."""
     if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise DataError(f"{where}: got {value!r}, wanted a value from 0 to 1, higher is better; choose another with --metric")
+        raise DataError(
+            f"{where}: got {value!r}, wanted a value from 0 to 1, higher is better; choose another with --metric"
+        )
     return float(value)
 
 

@@ -41,16 +41,24 @@ class Position(NamedTuple):
     """Exact sign test: among verdicts that follow the place, first and second are equally likely."""
 
 
-def alpha(ratings_NR: Floats, clusters: Labels, *, level: Level, draws: int = DRAWS, seed: int = 0) -> Agreement:
+def alpha(
+    ratings_NR: Floats, clusters: Labels, *, level: Level, draws: int = DRAWS, seed: int = 0
+) -> Agreement:
     """Krippendorff's alpha = 1 - observed / expected disagreement over pairable ratings; clusters of units are resampled.
 
     Ordinal distances are differences of midranks (equal to Krippendorff's sum of marginals between two ranks), taken anew in each resample.
     Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
     counts_NV, values_V = _counts(ratings_NR)
-    kept = counts_NV.sum(axis=1) >= 2   # a rating without a partner says nothing about agreement
+    kept = counts_NV.sum(axis=1) >= 2  # a rating without a partner says nothing about agreement
     counts_UV = counts_NV[kept]
-    return _interval(lambda weights_U: _alpha(counts_UV, values_V, weights_U, level), counts_UV, np.asarray(clusters)[kept], draws, seed)
+    return _interval(
+        lambda weights_U: _alpha(counts_UV, values_V, weights_U, level),
+        counts_UV,
+        np.asarray(clusters)[kept],
+        draws,
+        seed,
+    )
 
 
 def fleiss(ratings_NR: Floats, clusters: Labels, *, draws: int = DRAWS, seed: int = 0) -> Agreement:
@@ -59,9 +67,13 @@ def fleiss(ratings_NR: Floats, clusters: Labels, *, draws: int = DRAWS, seed: in
     Source: Fleiss 1971, equations 3 to 7.
     """
     if np.isnan(ratings_NR).any() or ratings_NR.shape[1] < 2:
-        raise DataError("fleiss: wanted two ratings or more of every unit and none missing; Krippendorff's alpha takes the others")
+        raise DataError(
+            "fleiss: wanted two ratings or more of every unit and none missing; Krippendorff's alpha takes the others"
+        )
     counts_NV, _ = _counts(ratings_NR)
-    return _interval(lambda weights_N: _fleiss(counts_NV, weights_N), counts_NV, np.asarray(clusters), draws, seed)
+    return _interval(
+        lambda weights_N: _fleiss(counts_NV, weights_N), counts_NV, np.asarray(clusters), draws, seed
+    )
 
 
 def position(forward_N: Floats, swapped_N: Floats, clusters: Labels) -> Position:
@@ -72,7 +84,9 @@ def position(forward_N: Floats, swapped_N: Floats, clusters: Labels) -> Position
     same_N = forward_N == swapped_N
     first_N, second_N = same_N & (forward_N == 1), same_N & (forward_N == 0)
     shares = [mean(x_N.astype(float), clusters) for x_N in (~same_N, same_N, first_N, second_N)]
-    return Position(shares[0], shares[1], shares[2], shares[3], mcnemar_exact(int(first_N.sum()), int(second_N.sum())))
+    return Position(
+        shares[0], shares[1], shares[2], shares[3], mcnemar_exact(int(first_N.sum()), int(second_N.sum()))
+    )
 
 
 def accuracy(verdicts_N: Floats, people_N: Floats, clusters: Labels) -> Estimate:
@@ -99,7 +113,7 @@ def _alpha(counts_UV: Floats, values_V: Floats, weights_U: Floats, level: Level)
     else:
         # the sum of (a - b)^2 over ordered pairs is 2 (n sum a^2 - (sum a)^2)
         s_V = values_V if level == "interval" else np.cumsum(totals_V) - totals_V / 2
-        s_V = s_V - float(totals_V @ s_V) / max(n, 1.0)     # distances do not move, squares stay small
+        s_V = s_V - float(totals_V @ s_V) / max(n, 1.0)  # distances do not move, squares stay small
         apart_U = 2 * (sizes_U * (counts_UV @ s_V**2) - (counts_UV @ s_V) ** 2)
         expected = 2 * (n * float(totals_V @ s_V**2) - float(totals_V @ s_V) ** 2)
     if expected <= 1e-12 * n * n:
@@ -115,7 +129,9 @@ def _fleiss(counts_NV: Floats, weights_N: Floats) -> float:
     return math.nan if chance > 1 - 1e-12 else (float(weights_N @ agreed_N) / n - chance) / (1 - chance)
 
 
-def _interval(coefficient: Callable[[Floats], float], counts_UV: Floats, clusters_U: Labels, draws: int, seed: int) -> Agreement:
+def _interval(
+    coefficient: Callable[[Floats], float], counts_UV: Floats, clusters_U: Labels, draws: int, seed: int
+) -> Agreement:
     """A coefficient and the percentiles of its values over resampled clusters, levels widened for few of them (Hesterberg 2015)."""
     units, ratings = len(counts_UV), int(counts_UV.sum())
     value = coefficient(np.ones(units)) if units else math.nan

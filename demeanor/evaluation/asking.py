@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from demeanor.types import Completion, Decoding, Event, Item, Message, PromptRead, Refusal, Respond, Turn, complete, fold
+from demeanor.types import (
+    Completion,
+    Decoding,
+    Event,
+    Item,
+    Message,
+    PromptRead,
+    Refusal,
+    Respond,
+    Turn,
+    complete,
+    fold,
+)
 
 READING = Decoding(temperature=0.0, max_tokens=0, prompt_logprobs=0)
 READ = frozenset({"choice", "likelihood"})
@@ -20,7 +32,9 @@ NO_TOKENS: tuple[int, ...] = ()
 async def ask(respond: Respond, turn: Turn, item: Item) -> Completion:
     """The variant's answer to an item, with the events of all that was asked for it."""
     if item.scorer in READ:
-        return await read_choices(respond, turn, [str(x) for x in item.target.get("choices", [item.target.get("text", "")])])
+        return await read_choices(
+            respond, turn, [str(x) for x in item.target.get("choices", [item.target.get("text", "")])]
+        )
     later = item.target.get("turns", ()) if item.scorer == "judged" else ()
     return await dialogue(respond, turn, [str(x) for x in later]) if later else await complete(respond, turn)
 
@@ -42,9 +56,15 @@ async def dialogue(respond: Respond, turn: Turn, later: list[str]) -> Completion
     done = await complete(respond, turn)
     events, answers = list(done.events), [done.text]
     for text in later:
-        turn = replace(turn, messages=(*turn.messages, Message("assistant", done.text), Message("user", text)))
+        turn = replace(
+            turn, messages=(*turn.messages, Message("assistant", done.text), Message("user", text))
+        )
         done = await complete(respond, turn)
         events += done.events
         answers.append(done.text)
     whole = fold(events)
-    return replace(whole, text="\n\n".join(f"[{n}] {answer}" for n, answer in enumerate(answers, 1)), refusal=done.refusal)
+    return replace(
+        whole,
+        text="\n\n".join(f"[{n}] {answer}" for n, answer in enumerate(answers, 1)),
+        refusal=done.refusal,
+    )

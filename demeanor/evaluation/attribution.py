@@ -91,9 +91,19 @@ class Attribution:
     """The player without which the whole is shown to be better over all items (leave-one-out, corrected); `none` where there is none."""
 
 
-def attribute(rows: Sequence[Row], items: Sequence[Item], game: Game, variants: Mapping[Cell, str], *, name: str,
-              generations: int | None = None, confirmed: int = 0, reused: int = 0, draws: int = DRAWS,
-              design: Plan | None = None) -> Attribution:
+def attribute(
+    rows: Sequence[Row],
+    items: Sequence[Item],
+    game: Game,
+    variants: Mapping[Cell, str],
+    *,
+    name: str,
+    generations: int | None = None,
+    confirmed: int = 0,
+    reused: int = 0,
+    draws: int = DRAWS,
+    design: Plan | None = None,
+) -> Attribution:
     """Split every axis among the players; `variants` names the variant of each cell, `design` (None: all cells) says which.
 
     Items without a score in any cell are left out of all. Holm corrects the Shapley values (the declared family: players x axes);
@@ -101,32 +111,74 @@ def attribute(rows: Sequence[Row], items: Sequence[Item], game: Game, variants: 
     """
     design = design or plan(game)
     if absent := [cell for cell in design.cells if cell not in variants]:
-        raise DataError(f"attribution: {len(absent)} of {len(design.cells)} cells are not measured, first {absent[0]}")
+        raise DataError(
+            f"attribution: {len(absent)} of {len(design.cells)} cells are not measured, first {absent[0]}"
+        )
     cells = Cells(rows, items)
     tables = {axis: _table(cells, axis, design, variants) for axis in cells.axes}
-    whole = (np.concatenate([v for v, _ in tables.values()]), [c for _, clusters in tables.values() for c in clusters])
+    whole = (
+        np.concatenate([v for v, _ in tables.values()]),
+        [c for _, clusters in tables.values() for c in clusters],
+    )
     boards: dict[str, tuple[Floats, list[str]]] = {ALL: whole, **tables} if len(tables) > 1 else dict(tables)
     boards = {axis: board for axis, board in boards.items() if len(board[0])}
 
-    def view(weights: Mapping[str, Weights], correct: Callable[[Sequence[float]], list[float]]) -> tuple[Effect, ...]:
-        return _corrected([_effect(player, axis, design.weights(game, w), sum(map(abs, w.values())) / 2, design, *board, draws)
-                           for axis, board in boards.items() for player, w in weights.items()], correct)
+    def view(
+        weights: Mapping[str, Weights], correct: Callable[[Sequence[float]], list[float]]
+    ) -> tuple[Effect, ...]:
+        return _corrected(
+            [
+                _effect(
+                    player,
+                    axis,
+                    design.weights(game, w),
+                    sum(map(abs, w.values())) / 2,
+                    design,
+                    *board,
+                    draws,
+                )
+                for axis, board in boards.items()
+                for player, w in weights.items()
+            ],
+            correct,
+        )
 
     left_out = view({p: game.leave_one_out(p) for p in game.players}, benjamini_hochberg)
     whole_axis = next(iter(boards), ALL)
     return Attribution(
-        name, suite_hash(items), game.chain, game.switches, len(items), len(items) - len(whole[0]),
-        {variants[cell]: {axis: float(values_NC[:, i].mean()) for axis, (values_NC, _) in boards.items()}
-         for i, cell in enumerate(design.cells)},
-        total=view({"everything": {game.full: 1.0, game.empty: -1.0}}, statistics.holm) if game.players else (),
+        name,
+        suite_hash(items),
+        game.chain,
+        game.switches,
+        len(items),
+        len(items) - len(whole[0]),
+        {
+            variants[cell]: {axis: float(values_NC[:, i].mean()) for axis, (values_NC, _) in boards.items()}
+            for i, cell in enumerate(design.cells)
+        },
+        total=view({"everything": {game.full: 1.0, game.empty: -1.0}}, statistics.holm)
+        if game.players
+        else (),
         shapley=view({p: game.shapley(p) for p in game.players}, statistics.holm),
         waterfall=view({p: game.waterfall(p) for p in game.players}, benjamini_hochberg),
         leave_one_out=left_out,
-        interactions=view({f"{a} x {b}": game.interaction(a, b) for a, b in game.pairs if design.pairs or a in game.chain},
-                          benjamini_hochberg),
-        moved=tuple(_moved(cells, p, w, variants) for p in game.players if set(w := game.waterfall(p)) <= set(variants)),
-        generations=generations, confirmed=confirmed, asked=len(rows), reused=reused, design=design.about, aliases=design.aliases,
-        guilty=guilty_among({e.name: (e.value, e.shown) for e in left_out if e.axis == whole_axis}))
+        interactions=view(
+            {f"{a} x {b}": game.interaction(a, b) for a, b in game.pairs if design.pairs or a in game.chain},
+            benjamini_hochberg,
+        ),
+        moved=tuple(
+            _moved(cells, p, w, variants)
+            for p in game.players
+            if set(w := game.waterfall(p)) <= set(variants)
+        ),
+        generations=generations,
+        confirmed=confirmed,
+        asked=len(rows),
+        reused=reused,
+        design=design.about,
+        aliases=design.aliases,
+        guilty=guilty_among({e.name: (e.value, e.shown) for e in left_out if e.axis == whole_axis}),
+    )
 
 
 def _table(cells: Cells, axis: str, design: Plan, variants: Mapping[Cell, str]) -> tuple[Floats, list[str]]:
@@ -136,24 +188,49 @@ def _table(cells: Cells, axis: str, design: Plan, variants: Mapping[Cell, str]) 
     return values_NC[scored_N], [str(c) for c in cells.clusters_N(axis)[scored_N]]
 
 
-def _effect(name: str, axis: str, weights: Weights, span: float, design: Plan, values_NC: Floats, clusters: Sequence[str],
-            draws: int) -> Effect:
+def _effect(
+    name: str,
+    axis: str,
+    weights: Weights,
+    span: float,
+    design: Plan,
+    values_NC: Floats,
+    clusters: Sequence[str],
+    draws: int,
+) -> Effect:
     """One contrast; its truth lies in [-span, span], which a fraction's least squares do not know."""
     d_N = contrast(weights, design.cells, values_NC).round(PLACES)
-    reach = max(1.0, sum(abs(w) for w in weights.values()) / 2)  # an interaction lies in [-2, 2]; `paired` reads [-1, 1]
+    reach = max(
+        1.0, sum(abs(w) for w in weights.values()) / 2
+    )  # an interaction lies in [-2, 2]; `paired` reads [-1, 1]
     found = statistics.paired(np.zeros_like(d_N), d_N / reach, clusters)
     value, detectable = float(d_N.mean()), statistics.minimal_detectable(found)
     if found.low is None or found.high is None:
         return Effect(name, axis, value, None, None, None, None, None, found.n, found.clusters)
-    sums_R2 = statistics.cluster_bootstrap(np.stack([d_N, np.ones_like(d_N)], axis=1), clusters, draws=draws, seed=0)
+    sums_R2 = statistics.cluster_bootstrap(
+        np.stack([d_N, np.ones_like(d_N)], axis=1), clusters, draws=draws, seed=0
+    )
     low, high = statistics.percentile(sums_R2[:, 0] / sums_R2[:, 1], statistics.expanded(found.clusters))
     if math.isclose(low, high):  # nothing varied between resamples: that is no certainty
         low, high = reach * found.low, reach * found.high
     low, high = max(-span, low), min(span, high)
-    return Effect(name, axis, value, low, high, found.p, None, None if detectable is None else reach * detectable, found.n, found.clusters)
+    return Effect(
+        name,
+        axis,
+        value,
+        low,
+        high,
+        found.p,
+        None,
+        None if detectable is None else reach * detectable,
+        found.n,
+        found.clusters,
+    )
 
 
-def _corrected(effects: Sequence[Effect], correct: Callable[[Sequence[float]], list[float]]) -> tuple[Effect, ...]:
+def _corrected(
+    effects: Sequence[Effect], correct: Callable[[Sequence[float]], list[float]]
+) -> tuple[Effect, ...]:
     tested = [e.p for e in effects if e.p is not None]
     corrected = iter(correct(tested))
     found = []

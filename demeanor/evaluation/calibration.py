@@ -64,8 +64,19 @@ def stated(variant: str, answers: Sequence[tuple[str, str]]) -> Stated | None:
     confidences_N = np.array([float(m.group(1)) / 100 for m, _ in told])
     outcomes_N = np.array([float(m.group(2) == "right") for m, _ in told])
     found = calibration(confidences_N, outcomes_N, seed=0, clusters=[cluster for _, cluster in told])
-    return Stated(variant, found.n, float(confidences_N.mean()), float(outcomes_N.mean()), found.ece.value, found.ece.expected,
-                  found.ece.null_high, found.ece.p, found.brier, found.brier_shuffled, found.brier_p)
+    return Stated(
+        variant,
+        found.n,
+        float(confidences_N.mean()),
+        float(outcomes_N.mean()),
+        found.ece.value,
+        found.ece.expected,
+        found.ece.null_high,
+        found.ece.p,
+        found.brier,
+        found.brier_shuffled,
+        found.brier_p,
+    )
 
 
 def ece(confidences_N: Floats, outcomes_N: Floats, bins: int = BINS) -> float:
@@ -81,14 +92,24 @@ def _ece(c_N: Floats, outcomes_RN: Floats, bins: int) -> Floats:
     """ECE of every row of outcomes."""
     values, tie_N = np.unique(c_N, return_inverse=True)
     counts = np.bincount(tie_N)
-    gap_RN = np.stack([np.bincount(tie_N, weights=row, minlength=len(values)) for row in outcomes_RN - c_N]) / counts
+    gap_RN = (
+        np.stack([np.bincount(tie_N, weights=row, minlength=len(values)) for row in outcomes_RN - c_N])
+        / counts
+    )
     order_gap = np.repeat(gap_RN, counts, axis=1)  # sorted by confidence
     edges = np.linspace(0, len(c_N), min(bins, len(c_N)) + 1).round().astype(int)
     return np.asarray(np.abs(np.add.reduceat(order_gap, edges[:-1], axis=1)).sum(1) / len(c_N), dtype=float)
 
 
-def calibration(confidences_N: Floats, outcomes_N: Floats, *, seed: int, bins: int = BINS, draws: int = DRAWS,
-                clusters: Labels | None = None) -> Calibration:
+def calibration(
+    confidences_N: Floats,
+    outcomes_N: Floats,
+    *,
+    seed: int,
+    bins: int = BINS,
+    draws: int = DRAWS,
+    clusters: Labels | None = None,
+) -> Calibration:
     """ECE and Brier with their nulls; deterministic in `seed`.
 
     The ECE of a perfect model is not 0 at finite n, so it is compared with outcomes drawn from the confidences themselves; items of one of
@@ -103,8 +124,14 @@ def calibration(confidences_N: Floats, outcomes_N: Floats, *, seed: int, bins: i
     shuffled_RN = rng.permuted(np.tile(y_N, (draws, 1)), axis=1)
     brier, brier_R = float(((c_N - y_N) ** 2).mean()), ((c_N - shuffled_RN) ** 2).mean(1)
     return Calibration(
-        Calibrated(found, float(null_R.mean()), float(np.quantile(null_R, CONFIDENCE)), _p(null_R >= found - 1e-12)),
-        brier, float(brier_R.mean()), _p(brier_R <= brier + 1e-12), len(c_N))
+        Calibrated(
+            found, float(null_R.mean()), float(np.quantile(null_R, CONFIDENCE)), _p(null_R >= found - 1e-12)
+        ),
+        brier,
+        float(brier_R.mean()),
+        _p(brier_R <= brier + 1e-12),
+        len(c_N),
+    )
 
 
 def _p(as_extreme_R: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float:

@@ -25,7 +25,9 @@ class Cells:
         self.rows: dict[str, dict[str, list[Row]]] = {}
         for row in rows:
             if row.item_id not in self.items:
-                raise DataError(f"a row of variant {row.variant} answers item '{row.item_id}', which is not in the suite")
+                raise DataError(
+                    f"a row of variant {row.variant} answers item '{row.item_id}', which is not in the suite"
+                )
             self.rows.setdefault(row.variant, {}).setdefault(row.item_id, []).append(row)
 
     def of(self, variant: str) -> dict[str, list[Row]]:

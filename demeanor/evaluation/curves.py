@@ -19,7 +19,12 @@ def curve(name: str, ledger: Sequence[Mapping[str, object]]) -> Curve:
     for row in ledger:
         step = row.get("step")
         for metric, number in row.items():
-            if _drawn(metric) and isinstance(step, int | float) and isinstance(number, int | float) and math.isfinite(number):
+            if (
+                _drawn(metric)
+                and isinstance(step, int | float)
+                and isinstance(number, int | float)
+                and math.isfinite(number)
+            ):
                 lines.setdefault(metric, []).append((float(step), float(number)))
     return Curve(name, {metric: _thin(points) for metric, points in lines.items()})
 

@@ -69,7 +69,9 @@ def power_paired(effect: float, discordance: float, n: float, confidence: float 
     return float(special.ndtr(shift - z) + special.ndtr(-shift - z))
 
 
-def clusters_needed(estimate: Estimate, gap: float, *, confidence: float = CONFIDENCE, power: float = POWER, sides: int = 2) -> int | None:
+def clusters_needed(
+    estimate: Estimate, gap: float, *, confidence: float = CONFIDENCE, power: float = POWER, sides: int = 2
+) -> int | None:
     """Clusters like the measured ones that would show a distance `gap` with the given power; None if nothing varies or gap <= 0.
 
     The standard error shrinks with the root of the number of clusters: G' = G ((z_{1-a/sides} + z_power) SE / gap)^2.
@@ -89,7 +91,9 @@ class Shown(NamedTuple):
     needed: int | None
 
 
-def above(estimate: Estimate, bound: float, confidence: float = CONFIDENCE, denial: float | None = None) -> Shown:
+def above(
+    estimate: Estimate, bound: float, confidence: float = CONFIDENCE, denial: float | None = None
+) -> Shown:
     """Whether a paired difference of values in [0, 1] lies above `bound`: superiority at 0 or more, non-inferiority at -margin.
 
     Yes where the one-sided lower bound at `confidence` lies above, no where the upper one at `denial` (default: the same) lies
@@ -99,7 +103,9 @@ def above(estimate: Estimate, bound: float, confidence: float = CONFIDENCE, deni
     if estimate.low is None or estimate.high is None or estimate.se is None:
         return Shown("undecided", None, None, None)
     dof, value = estimate.clusters - 1, estimate.value
-    unit = max(estimate.high - value, value - estimate.low) / float(special.stdtrit(dof, (1 + CONFIDENCE) / 2))
+    unit = max(estimate.high - value, value - estimate.low) / float(
+        special.stdtrit(dof, (1 + CONFIDENCE) / 2)
+    )
     low = max(-1.0, value - unit * float(special.stdtrit(dof, confidence)))
     high = min(1.0, value + unit * float(special.stdtrit(dof, confidence if denial is None else denial)))
     claim: Claim = "yes" if low > bound else "no" if high < bound else "undecided"
@@ -133,7 +139,9 @@ def kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> tuple[float,
         return math.nan, math.nan, math.nan
     k = (agreed - chance) / (1 - chance)
     diagonal = sum(p[i, i] * (1 - (rows[i] + columns[i]) * (1 - k)) ** 2 for i in range(len(names)))
-    cross = sum(p[i, j] * (columns[i] + rows[j]) ** 2 for i in range(len(names)) for j in range(len(names)) if i != j)
+    cross = sum(
+        p[i, j] * (columns[i] + rows[j]) ** 2 for i in range(len(names)) for j in range(len(names)) if i != j
+    )
     variance = (diagonal + (1 - k) ** 2 * cross - (k - chance * (1 - k)) ** 2) / ((1 - chance) ** 2 * n)
     half = float(special.ndtri((1 + CONFIDENCE) / 2)) * math.sqrt(max(0.0, float(variance)))
     return k, max(-1.0, k - half), min(1.0, k + half)

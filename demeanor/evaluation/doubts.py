@@ -27,8 +27,10 @@ def doubts(cells: Cells, variants: Sequence[str]) -> Iterator[str]:
         rows = [row for group in cells.of(variant).values() for row in group]
         errors = Counter(row.error for row in rows if row.error)
         if errors:
-            yield (f"{variant}: {sum(errors.values())} of {len(rows)} answers failed and are left out "
-                   f"(most often: {errors.most_common(1)[0][0]}).")
+            yield (
+                f"{variant}: {sum(errors.values())} of {len(rows)} answers failed and are left out "
+                f"(most often: {errors.most_common(1)[0][0]})."
+            )
         absent = len(cells.items) - len(cells.of(variant))
         if absent:
             yield f"{variant}: {absent} of {len(cells.items)} items were not run."
@@ -76,8 +78,10 @@ def _thin(cells: Cells) -> Iterator[str]:
             thin[clusters].append(_name(axis))
     for clusters, axes in sorted(thin.items()):
         rest = f"intervals rest on {clusters - 1} degree{'s' * (clusters != 2)} of freedom"
-        yield (f"{_names(axes)}: only {clusters} cluster{'s' * (clusters != 1)} of items, "
-               f"so {'no interval is possible' if clusters == 1 else rest}.")
+        yield (
+            f"{_names(axes)}: only {clusters} cluster{'s' * (clusters != 1)} of items, "
+            f"so {'no interval is possible' if clusters == 1 else rest}."
+        )
 
 
 def _name(axis: str) -> str:

@@ -33,7 +33,15 @@ class Wins(NamedTuple):
     n: int
 
 
-def win_rate(preferences_N: Floats, lengths_N: Floats, other_lengths_N: Floats, clusters: Labels, *, seed: int, draws: int = DRAWS) -> Wins:
+def win_rate(
+    preferences_N: Floats,
+    lengths_N: Floats,
+    other_lengths_N: Floats,
+    clusters: Labels,
+    *,
+    seed: int,
+    draws: int = DRAWS,
+) -> Wins:
     """The win rate as it would be if both answers were equally long: sigma(b0) of P(win) = sigma(b0 + b1 tanh(dl / sd dl)).
 
     The interval refits the regression in every cluster resample. Source: Dubois et al. 2024 (2404.04475) without its per-item
@@ -78,8 +86,15 @@ class Rating(NamedTuple):
     games: int
 
 
-def ratings(first: Sequence[str], second: Sequence[str], preferences_N: Floats, clusters: Labels, *, seed: int,
-            draws: int = DRAWS) -> list[Rating]:
+def ratings(
+    first: Sequence[str],
+    second: Sequence[str],
+    preferences_N: Floats,
+    clusters: Labels,
+    *,
+    seed: int,
+    draws: int = DRAWS,
+) -> list[Rating]:
     """Bradley-Terry by maximum likelihood, ties as half a win, best first; intervals resample clusters of duels.
 
     P(first wins) = sigma(s_first - s_second); points are s * 400 / ln 10. Source: Bradley & Terry 1952.
@@ -91,14 +106,24 @@ def ratings(first: Sequence[str], second: Sequence[str], preferences_N: Floats, 
     index_N, G = cluster_index(clusters)
     counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
     best_P = _strengths(a_N, b_N, y_N, np.ones_like(y_N), len(players))
-    draws_RP = np.array([_strengths(a_N, b_N, y_N, counts_G[index_N].astype(float), len(players)) for counts_G in counts_RG])
+    draws_RP = np.array(
+        [_strengths(a_N, b_N, y_N, counts_G[index_N].astype(float), len(players)) for counts_G in counts_RG]
+    )
     games = np.bincount(np.concatenate([a_N, b_N]), minlength=len(players))
-    found = [Rating(name, float(best_P[i]), *percentile(draws_RP[:, i]), int(games[i])) for name, i in place.items()]
+    found = [
+        Rating(name, float(best_P[i]), *percentile(draws_RP[:, i]), int(games[i]))
+        for name, i in place.items()
+    ]
     return sorted(found, key=lambda r: -r.rating)
 
 
-def _strengths(a_N: np.ndarray[tuple[int, ...], np.dtype[np.int_]], b_N: np.ndarray[tuple[int, ...], np.dtype[np.int_]], y_N: Floats,
-               weights_N: Floats, players: int) -> Floats:
+def _strengths(
+    a_N: np.ndarray[tuple[int, ...], np.dtype[np.int_]],
+    b_N: np.ndarray[tuple[int, ...], np.dtype[np.int_]],
+    y_N: Floats,
+    weights_N: Floats,
+    players: int,
+) -> Floats:
     wins_PP, lost_PP = np.zeros((players, players)), np.zeros((players, players))
     np.add.at(wins_PP, (a_N, b_N), weights_N * y_N)
     np.add.at(lost_PP, (a_N, b_N), weights_N * (1 - y_N))
@@ -110,5 +135,9 @@ def _strengths(a_N: np.ndarray[tuple[int, ...], np.dtype[np.int_]], b_N: np.ndar
         nll = -float((won_PP * special.log_expit(gap_PP)).sum()) + RIDGE / 2 * float(s_P @ s_P)
         return nll, -(pull_PP.sum(1) - pull_PP.sum(0)) + RIDGE * s_P
 
-    s_P = np.asarray(optimize.minimize(loss, np.zeros(players), jac=True, method="L-BFGS-B", options={"gtol": 1e-8, "ftol": 1e-14}).x)
+    s_P = np.asarray(
+        optimize.minimize(
+            loss, np.zeros(players), jac=True, method="L-BFGS-B", options={"gtol": 1e-8, "ftol": 1e-14}
+        ).x
+    )
     return np.asarray((s_P - s_P.mean()) * ELO, dtype=float)

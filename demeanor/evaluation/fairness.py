@@ -56,7 +56,15 @@ class Fairness:
     gains: tuple[Gain, ...]
 
 
-def fairness(rows: Sequence[Row], items: Sequence[Item], *, name: str, ways: Mapping[str, str], declared: str, stage: str) -> Fairness:
+def fairness(
+    rows: Sequence[Row],
+    items: Sequence[Item],
+    *,
+    name: str,
+    ways: Mapping[str, str],
+    declared: str,
+    stage: str,
+) -> Fairness:
     """Compare the variant `stage` with the base; `ways`: name of the way -> variant of its rows, `declared`: the one that the stack uses.
 
     Items without a score in some way or in the stage are left out.
@@ -73,7 +81,7 @@ def fairness(rows: Sequence[Row], items: Sequence[Item], *, name: str, ways: Map
         best_N, picked = cross_fitted(values_NW[:, :-1], clusters, list(ways))
         gains.append(_gain(axis, values_NW, best_N, picked, clusters, list(ways), declared))
         parts.append((values_NW, clusters))
-    if len(parts) > 1:                              # of all items one way, for one model is asked in one way
+    if len(parts) > 1:  # of all items one way, for one model is asked in one way
         whole_NW, clusters = np.concatenate([p[0] for p in parts]), [c for p in parts for c in p[1]]
         best_N, picked = cross_fitted(whole_NW[:, :-1], clusters, list(ways))
         gains.append(_gain(ALL, whole_NW, best_N, picked, clusters, list(ways), declared))
@@ -102,9 +110,29 @@ def half(cluster: str) -> bool:
     return hashlib.sha256(cluster.encode()).digest()[0] % 2 == 0
 
 
-def _gain(axis: str, values_NW: Floats, best_N: Floats, picked: Sequence[str], clusters: Sequence[str], ways: Sequence[str],
-          declared: str) -> Gain:
+def _gain(
+    axis: str,
+    values_NW: Floats,
+    best_N: Floats,
+    picked: Sequence[str],
+    clusters: Sequence[str],
+    ways: Sequence[str],
+    declared: str,
+) -> Gain:
     base_N, stage_N = values_NW[:, list(ways).index(declared)], values_NW[:, -1]
     plain, fair = statistics.paired(base_N, stage_N, clusters), statistics.paired(best_N, stage_N, clusters)
-    return Gain(axis, {way: float(values_NW[:, i].mean()) for i, way in enumerate(ways)}, tuple(picked), float(best_N.mean()),
-                float(stage_N.mean()), plain.value, plain.low, plain.high, fair.value, fair.low, fair.high, fair.n, fair.clusters)
+    return Gain(
+        axis,
+        {way: float(values_NW[:, i].mean()) for i, way in enumerate(ways)},
+        tuple(picked),
+        float(best_N.mean()),
+        float(stage_N.mean()),
+        plain.value,
+        plain.low,
+        plain.high,
+        fair.value,
+        fair.low,
+        fair.high,
+        fair.n,
+        fair.clusters,
+    )

@@ -51,16 +51,22 @@ def plan(game: Game, resolution: Resolution = "full") -> Plan:
         return Plan(f"full factorial, {len(game.cells)} cells", tuple(game.cells), (), None)
     base, added = generators(count, LENGTH[resolution])
     if not added:
-        raise DemeanorError(f"--fraction {resolution}: {count} switches have no smaller design of resolution {resolution}; "
-                            "leave --fraction out")
-    subsets = [_subset(game.switches, base, added, run) for run in range(2 ** base)]
+        raise DemeanorError(
+            f"--fraction {resolution}: {count} switches have no smaller design of resolution {resolution}; "
+            "leave --fraction out"
+        )
+    subsets = [_subset(game.switches, base, added, run) for run in range(2**base)]
     cells = tuple((stage, on) for on in subsets for stage in range(len(game.chain)))
     pairs = resolution == "V"
     measured_MT, all_AT = _model(game, cells, pairs), _model(game, game.cells, pairs)
     words = defining(base, added)
-    made = ", ".join(f"{game.switches[base + n]} = {_name(game.switches, mask)}" for n, mask in enumerate(added))
-    about = (f"2^({count}-{len(added)}) fraction of resolution {resolution} x {len(game.chain)} stages, {len(cells)} of {len(game.cells)} "
-             f"cells ({made})")
+    made = ", ".join(
+        f"{game.switches[base + n]} = {_name(game.switches, mask)}" for n, mask in enumerate(added)
+    )
+    about = (
+        f"2^({count}-{len(added)}) fraction of resolution {resolution} x {len(game.chain)} stages, {len(cells)} of {len(game.cells)} "
+        f"cells ({made})"
+    )
     spread_AM = np.asarray(all_AT @ np.linalg.pinv(measured_MT), dtype=float)
     return Plan(about, cells, tuple(_aliases(game.switches, words, pairs)), spread_AM, pairs)
 
@@ -71,20 +77,26 @@ def generators(count: int, length: int) -> tuple[int, list[int]]:
     Added factor n is the product of the base factors in bit mask `added[n]`.
     """
     for base in range(1, count):
-        masks = sorted((m for m in range(2 ** base) if m.bit_count() >= length - 1), key=lambda m: -m.bit_count())
+        masks = sorted(
+            (m for m in range(2**base) if m.bit_count() >= length - 1), key=lambda m: -m.bit_count()
+        )
         if (found := _extend([], {0: 0}, masks, count - base, length)) is not None:
             return base, found
     return count, []
 
 
-def _extend(chosen: list[int], products: dict[int, int], masks: Sequence[int], left: int, length: int) -> list[int] | None:
+def _extend(
+    chosen: list[int], products: dict[int, int], masks: Sequence[int], left: int, length: int
+) -> list[int] | None:
     """Add `left` more generators; `products` has each product of chosen ones with the fewest of them that make it."""
     if left == 0:
         return chosen
     for n, mask in enumerate(masks):
         new = {product ^ mask: size + 1 for product, size in products.items()}
-        if all(product.bit_count() + size >= length for product, size in new.items()) and not (new.keys() & products.keys()):
-            found = _extend([*chosen, mask], products | new, masks[n + 1:], left - 1, length)
+        if all(product.bit_count() + size >= length for product, size in new.items()) and not (
+            new.keys() & products.keys()
+        ):
+            found = _extend([*chosen, mask], products | new, masks[n + 1 :], left - 1, length)
             if found is not None:
                 return found
     return None
@@ -116,7 +128,13 @@ def _model(game: Game, cells: Sequence[Cell], pairs: bool) -> Floats:
     for stage, on in cells:
         stages = [1.0] + [float(stage == s) for s in range(1, len(game.chain))]
         signs = [1.0 if name in on else -1.0 for name in game.switches]
-        rows.append([*stages, *(a * b for a in stages for b in signs), *((a * b for a, b in combinations(signs, 2)) if pairs else ())])
+        rows.append(
+            [
+                *stages,
+                *(a * b for a in stages for b in signs),
+                *((a * b for a, b in combinations(signs, 2)) if pairs else ()),
+            ]
+        )
     return np.array(rows, dtype=float)
 
 
@@ -126,10 +144,14 @@ def _name(names: Sequence[str], mask: int) -> str:
 
 def _aliases(names: Sequence[str], words: Sequence[int], pairs: bool) -> list[str]:
     """What each estimated effect cannot be told from: short products of other switches."""
-    terms = [1 << i for i in range(len(names))] + ([1 << i | 1 << j for i, j in combinations(range(len(names)), 2)] if pairs else [])
+    terms = [1 << i for i in range(len(names))] + (
+        [1 << i | 1 << j for i, j in combinations(range(len(names)), 2)] if pairs else []
+    )
     found = []
     for term in terms:
-        same = sorted((w ^ term for w in words if (w ^ term).bit_count() <= LONGEST), key=lambda m: (m.bit_count(), m))
+        same = sorted(
+            (w ^ term for w in words if (w ^ term).bit_count() <= LONGEST), key=lambda m: (m.bit_count(), m)
+        )
         if same:
             found.append(f"{_name(names, term)} = {', '.join(_name(names, m) for m in same)}")
     return found

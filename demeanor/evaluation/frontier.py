@@ -115,9 +115,17 @@ class Frontier:
     points: tuple[Point, ...]
 
 
-def frontier(rows: Sequence[Row], items: Sequence[Item], labels: Mapping[str, str], before: Mapping[str, str], *, name: str,
-             moved: Mapping[str, Sequence[Moved]] | None = None, answered: Mapping[str, Sequence[Answered]] | None = None,
-             thresholds: Mapping[str, tuple[str, float, bool]] | None = None) -> Frontier:
+def frontier(
+    rows: Sequence[Row],
+    items: Sequence[Item],
+    labels: Mapping[str, str],
+    before: Mapping[str, str],
+    *,
+    name: str,
+    moved: Mapping[str, Sequence[Moved]] | None = None,
+    answered: Mapping[str, Sequence[Answered]] | None = None,
+    thresholds: Mapping[str, tuple[str, float, bool]] | None = None,
+) -> Frontier:
     """Place the variants of `labels` (variant -> label); `before` names what each came from.
 
     `moved` and `answered` are what the weights of a variant say of its answers, where that was asked; `thresholds` the rule and threshold
@@ -129,17 +137,34 @@ def frontier(rows: Sequence[Row], items: Sequence[Item], labels: Mapping[str, st
     for variant, label in labels.items():
         picture = refusals(cells, variant)
         if picture is None:
-            raise DataError(f"frontier: {variant} has no scored items on both '{SAFE}' and '{UNSAFE}'; wanted contrast twins")
+            raise DataError(
+                f"frontier: {variant} has no scored items on both '{SAFE}' and '{UNSAFE}'; wanted contrast twins"
+            )
         values_N, clusters, ids = _capability(cells, variant)
         old_N = _capability(cells, before[variant])[0] if variant in before else values_N
         changes = [(i, a >= 0.5, b >= 0.5) for i, a, b in zip(ids, old_N, values_N) if not np.isnan(a + b)]
         lost, spent = tuple(i for i, a, b in changes if a and not b), spending(cells, variant)
-        found.append(Point(
-            variant, label, picture, _mean(values_N, clusters), before.get(variant), lost, tuple(i for i, a, b in changes if b and not a),
-            spent.mean_ms, (), spent.prompt_tokens + spent.completion_tokens, tuple(_tax(cells, before[variant], variant, i) for i in lost),
-            divergence((moved or {}).get(variant, ())), sureness((answered or {}).get(variant, ())),
-            *(thresholds or {}).get(variant, ("", None, False))))
-    return Frontier(name, suite_hash(items), tuple(_with_dominators(p, [q for q in found if not q.swept]) for p in found))
+        found.append(
+            Point(
+                variant,
+                label,
+                picture,
+                _mean(values_N, clusters),
+                before.get(variant),
+                lost,
+                tuple(i for i, a, b in changes if b and not a),
+                spent.mean_ms,
+                (),
+                spent.prompt_tokens + spent.completion_tokens,
+                tuple(_tax(cells, before[variant], variant, i) for i in lost),
+                divergence((moved or {}).get(variant, ())),
+                sureness((answered or {}).get(variant, ())),
+                *(thresholds or {}).get(variant, ("", None, False)),
+            )
+        )
+    return Frontier(
+        name, suite_hash(items), tuple(_with_dominators(p, [q for q in found if not q.swept]) for p in found)
+    )
 
 
 def divergence(moved: Sequence[Moved]) -> Divergence | None:
@@ -150,16 +175,33 @@ def divergence(moved: Sequence[Moved]) -> Divergence | None:
     value, se, count = float(nats_N.mean()), statistics.cluster_se(nats_N, clusters), len(set(clusters))
     half = None if se is None else float(special.stdtrit(count - 1, (1 + statistics.CONFIDENCE) / 2)) * se
     per_token = float(nats_N.sum() / max(1, sum(m.tokens for m in moved)))
-    return Divergence(value, None if half is None else value - half, None if half is None else value + half, per_token, len(moved))
+    return Divergence(
+        value,
+        None if half is None else value - half,
+        None if half is None else value + half,
+        per_token,
+        len(moved),
+    )
 
 
 def sureness(answered: Sequence[Answered]) -> Sureness | None:
     """Calibration of the probabilities that weights gave to their own answers; None without answers."""
     if not answered:
         return None
-    confidence_N, right_N = np.array([a.confidence for a in answered]), np.array([float(a.right) for a in answered])
+    confidence_N, right_N = (
+        np.array([a.confidence for a in answered]),
+        np.array([float(a.right) for a in answered]),
+    )
     found = calibration(confidence_N, right_N, seed=0, clusters=[a.cluster for a in answered]).ece
-    return Sureness(found.value, found.expected, found.null_high, found.p, float(confidence_N.mean()), float(right_N.mean()), len(answered))
+    return Sureness(
+        found.value,
+        found.expected,
+        found.null_high,
+        found.p,
+        float(confidence_N.mean()),
+        float(right_N.mean()),
+        len(answered),
+    )
 
 
 def _tax(cells: Cells, before: str, now: str, item_id: str) -> Tax:
@@ -172,7 +214,11 @@ def _capability(cells: Cells, variant: str) -> tuple[Floats, list[str], list[str
     axes = [axis for axis in cells.axes if axis not in (SAFE, UNSAFE)]
     values = [cells.values_N(variant, axis) for axis in axes]
     items = [item for axis in axes for item in cells.axes[axis]]
-    return np.concatenate(values) if values else np.array([]), [item.cluster for item in items], [item.id for item in items]
+    return (
+        np.concatenate(values) if values else np.array([]),
+        [item.cluster for item in items],
+        [item.id for item in items],
+    )
 
 
 def _mean(values_N: Floats, clusters: Sequence[str]) -> Mean:
@@ -185,7 +231,11 @@ def _mean(values_N: Floats, clusters: Sequence[str]) -> Mean:
 
 def _with_dominators(point: Point, points: Sequence[Point]) -> Point:
     mine = _goods(point)
-    above = [p.label for p in points if p is not point and all(a >= b for a, b in zip(_goods(p), mine)) and _goods(p) != mine]
+    above = [
+        p.label
+        for p in points
+        if p is not point and all(a >= b for a, b in zip(_goods(p), mine)) and _goods(p) != mine
+    ]
     return replace(point, dominated_by=tuple(above))
 
 

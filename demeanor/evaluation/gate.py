@@ -68,7 +68,9 @@ class Rules(Spec):
     @model_validator(mode="after")
     def _something(self) -> Rules:
         if not (self.superiority or self.non_inferiority or self.zero_tolerance or self.stability):
-            raise ValueError("a gate without a rule lets everything pass; give superiority, non_inferiority, zero_tolerance or stability")
+            raise ValueError(
+                "a gate without a rule lets everything pass; give superiority, non_inferiority, zero_tolerance or stability"
+            )
         if any(not z.axis and not z.items for z in self.zero_tolerance):
             raise ValueError("zero_tolerance: a rule needs an axis or a list of items")
         return self
@@ -100,7 +102,9 @@ class Judgement:
     findings: tuple[Finding, ...]
 
 
-def judge(rules: Rules, items: Sequence[Item], rows: Sequence[Row], *, candidate: str, baseline: str) -> Judgement:
+def judge(
+    rules: Rules, items: Sequence[Item], rows: Sequence[Row], *, candidate: str, baseline: str
+) -> Judgement:
     """Apply the rules to two variants measured on the same items; raises SpecError for axes and items the suite has not."""
     cells = Cells(rows, items)
     non_inferiority = _spread(rules, cells)
@@ -108,10 +112,16 @@ def judge(rules: Rules, items: Sequence[Item], rows: Sequence[Row], *, candidate
     total = len(rules.superiority) + len(non_inferiority) + len(rules.zero_tolerance) + len(rules.stability)
     alpha = 1 - rules.confidence
     denial = 1 - alpha / total
-    findings = [_compared(cells, "superiority", s.axis, s.by, candidate, baseline, 1 - alpha / 2, 1 - alpha / 2 / total)
-                for s in rules.superiority]
-    findings += [_compared(cells, "non_inferiority", axis, -margin, candidate, baseline, rules.confidence, denial)
-                 for axis, margin in non_inferiority.items()]
+    findings = [
+        _compared(
+            cells, "superiority", s.axis, s.by, candidate, baseline, 1 - alpha / 2, 1 - alpha / 2 / total
+        )
+        for s in rules.superiority
+    ]
+    findings += [
+        _compared(cells, "non_inferiority", axis, -margin, candidate, baseline, rules.confidence, denial)
+        for axis, margin in non_inferiority.items()
+    ]
     findings += [_clean(cells, z, candidate, rules.confidence) for z in rules.zero_tolerance]
     findings += [_stable(cells, s, candidate, rules.confidence, denial) for s in rules.stability]
     verdicts = {f.verdict for f in findings}
@@ -124,24 +134,48 @@ def _spread(rules: Rules, cells: Cells) -> dict[str, float]:
     named = {n.axis: n.margin for n in rules.non_inferiority if n.axis != "*"}
     others = {s.axis for s in rules.superiority} | {z.axis for z in rules.zero_tolerance if z.axis}
     rest = next((n.margin for n in rules.non_inferiority if n.axis == "*"), None)
-    return named if rest is None else {axis: named.get(axis, rest) for axis in cells.axes if axis in named or axis not in others}
+    return (
+        named
+        if rest is None
+        else {axis: named.get(axis, rest) for axis in cells.axes if axis in named or axis not in others}
+    )
 
 
 def known(rules: Rules, items: Iterable[Item], where: str = "gate rules") -> None:
     """Nothing if the rules name axes and items that are there; raises SpecError with every name that is not."""
     held = list(items)
     axes, ids = {item.axis for item in held}, {item.id for item in held}
-    named = [(f"{kind}[{n}].axis", rule.axis) for kind in ("superiority", "non_inferiority", "zero_tolerance", "stability")
-             for n, rule in enumerate(getattr(rules, kind)) if rule.axis and rule.axis != "*"]
-    problems = [Problem(f"{where}: {place}", unknown(axis, axes, noun="axis")) for place, axis in named if axis not in axes]
-    problems += [Problem(f"{where}: zero_tolerance[{n}].items", f"'{item}' is not an item of the suite")
-                 for n, rule in enumerate(rules.zero_tolerance) for item in rule.items if item not in ids]
+    named = [
+        (f"{kind}[{n}].axis", rule.axis)
+        for kind in ("superiority", "non_inferiority", "zero_tolerance", "stability")
+        for n, rule in enumerate(getattr(rules, kind))
+        if rule.axis and rule.axis != "*"
+    ]
+    problems = [
+        Problem(f"{where}: {place}", unknown(axis, axes, noun="axis"))
+        for place, axis in named
+        if axis not in axes
+    ]
+    problems += [
+        Problem(f"{where}: zero_tolerance[{n}].items", f"'{item}' is not an item of the suite")
+        for n, rule in enumerate(rules.zero_tolerance)
+        for item in rule.items
+        if item not in ids
+    ]
     if problems:
         raise SpecError(problems)
 
 
-def _compared(cells: Cells, kind: Kind, axis: str, bound: float, candidate: str, baseline: str, confidence: float,
-              denial: float) -> Finding:
+def _compared(
+    cells: Cells,
+    kind: Kind,
+    axis: str,
+    bound: float,
+    candidate: str,
+    baseline: str,
+    confidence: float,
+    denial: float,
+) -> Finding:
     a_N, b_N = cells.values_N(baseline, axis), cells.values_N(candidate, axis)
     both = ~(np.isnan(a_N) | np.isnan(b_N))
     if not both.any():
@@ -152,7 +186,19 @@ def _compared(cells: Cells, kind: Kind, axis: str, bound: float, candidate: str,
     if verdict is Verdict.PASS and not both.all():
         verdict = Verdict.INCONCLUSIVE  # an item that could not be scored might be the one that broke
     broken = tuple(item.id for item, a, b in zip(cells.axes[axis], a_N, b_N) if a >= 0.5 > b)
-    return Finding(kind, axis, verdict, found.value, shown.low, shown.high, bound, found.n, found.clusters, shown.needed, broken)
+    return Finding(
+        kind,
+        axis,
+        verdict,
+        found.value,
+        shown.low,
+        shown.high,
+        bound,
+        found.n,
+        found.clusters,
+        shown.needed,
+        broken,
+    )
 
 
 def _clean(cells: Cells, rule: ZeroTolerance, candidate: str, confidence: float) -> Finding:
@@ -165,11 +211,28 @@ def _clean(cells: Cells, rule: ZeroTolerance, candidate: str, confidence: float)
     clusters = {item.cluster for item in chosen}
     bad = {cells.items[i].cluster for i in failed}
     upper = design.upper_bound(len(bad), len(clusters), confidence)
-    verdict = Verdict.FAIL if failed else Verdict.PASS if upper <= rule.below and not unscored else Verdict.INCONCLUSIVE
+    verdict = (
+        Verdict.FAIL
+        if failed
+        else Verdict.PASS
+        if upper <= rule.below and not unscored
+        else Verdict.INCONCLUSIVE
+    )
     needed = design.clean_trials_needed(rule.below, confidence) if verdict is Verdict.INCONCLUSIVE else None
     what = " and ".join(x for x in (rule.axis, f"{len(rule.items)} items" if rule.items else None) if x)
-    return Finding("zero_tolerance", what, verdict, len(failed) / len(chosen), None, upper, rule.below, len(chosen), len(clusters),
-                   needed, failed)
+    return Finding(
+        "zero_tolerance",
+        what,
+        verdict,
+        len(failed) / len(chosen),
+        None,
+        upper,
+        rule.below,
+        len(chosen),
+        len(clusters),
+        needed,
+        failed,
+    )
 
 
 def _stable(cells: Cells, rule: Stability, candidate: str, confidence: float, denial: float) -> Finding:
@@ -181,16 +244,35 @@ def _stable(cells: Cells, rule: Stability, candidate: str, confidence: float, de
                 groups.setdefault(tag, []).append(item.id)
     groups = {tag: ids for tag, ids in groups.items() if len(ids) > 1}
     if not groups:
-        raise DataError(f"gate rules: stability on '{rule.axis}': no two of its items share a tag `{SAME}NAME`: nothing is reworded")
+        raise DataError(
+            f"gate rules: stability on '{rule.axis}': no two of its items share a tag `{SAME}NAME`: nothing is reworded"
+        )
     rows = cells.of(candidate)
     values = {tag: {row.value for i in ids for row in rows.get(i, ())} for tag, ids in groups.items()}
     flipped = [tag for tag, seen in values.items() if len(seen - {None}) > 1]
     n, k = len(groups), len(flipped)
     low, high = 1 - design.upper_bound(n - k, n, denial), design.upper_bound(k, n, confidence)
     scored = all(None not in seen and seen for seen in values.values())
-    verdict = Verdict.FAIL if low > rule.flip_rate else Verdict.PASS if high <= rule.flip_rate and scored else Verdict.INCONCLUSIVE
-    return Finding("stability", rule.axis, verdict, k / n, low, high, rule.flip_rate, n, n,
-                   _groups_needed(k / n, rule.flip_rate, confidence) if verdict is Verdict.INCONCLUSIVE else None, tuple(flipped))
+    verdict = (
+        Verdict.FAIL
+        if low > rule.flip_rate
+        else Verdict.PASS
+        if high <= rule.flip_rate and scored
+        else Verdict.INCONCLUSIVE
+    )
+    return Finding(
+        "stability",
+        rule.axis,
+        verdict,
+        k / n,
+        low,
+        high,
+        rule.flip_rate,
+        n,
+        n,
+        _groups_needed(k / n, rule.flip_rate, confidence) if verdict is Verdict.INCONCLUSIVE else None,
+        tuple(flipped),
+    )
 
 
 def _groups_needed(rate: float, limit: float, confidence: float) -> int | None:

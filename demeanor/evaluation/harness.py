@@ -45,7 +45,9 @@ def read(paths: Iterable[Path], *, metric: str | None = None, cluster: str | Non
     if not found:
         raise DataError("no log given holds a sample")
     if metric and metric not in {sample.metric for sample in found}:
-        raise DataError(f"--metric {metric}: no sample has it. Read: {', '.join(sorted({sample.metric for sample in found}))}")
+        raise DataError(
+            f"--metric {metric}: no sample has it. Read: {', '.join(sorted({sample.metric for sample in found}))}"
+        )
     return found
 
 
@@ -55,16 +57,23 @@ def gather(samples: Sequence[Sample]) -> Gathered:
     for sample in samples:
         known = by[sample.variant].setdefault((sample.id, sample.epoch), sample)
         if known is not sample:
-            raise DataError(f"{sample.log}: {sample.variant} answered {sample.id} (epoch {sample.epoch}) in {known.log} already; "
-                            "give one log of each run")
+            raise DataError(
+                f"{sample.log}: {sample.variant} answered {sample.id} (epoch {sample.epoch}) in {known.log} already; "
+                "give one log of each run"
+            )
     variants = tuple(by)
-    alike = [key for key, first in by[variants[0]].items()
-             if all(key in by[v] and by[v][key].content == first.content for v in variants[1:])]
+    alike = [
+        key
+        for key, first in by[variants[0]].items()
+        if all(key in by[v] and by[v][key].content == first.content for v in variants[1:])
+    ]
     everything = {key for of in by.values() for key in of}
     if not alike:
         counts = ", ".join(f"{v} {len(of)}" for v, of in by.items())
-        raise DataError(f"the {len(variants)} variants share no sample ({counts}), so nothing is paired. Run the same tasks, with the same "
-                        "limit and the same data, on each of them")
+        raise DataError(
+            f"the {len(variants)} variants share no sample ({counts}), so nothing is paired. Run the same tasks, with the same "
+            "limit and the same data, on each of them"
+        )
     kept = set(alike)
     rows = tuple(_row(by[v][key]) for v in variants for key in alike)
     items = {sample_id: _item(by[variants[0]][sample_id, epoch]) for sample_id, epoch in reversed(alike)}
@@ -78,21 +87,52 @@ def _left_out(by: dict[str, dict[Key, Sample]], everything: set[Key], kept: set[
         return
     other = [key for key in left if all(key in of for of in by.values())]
     names = ", ".join(f"{i}" for i, _ in left[:SHOWN]) + (", ..." if len(left) > SHOWN else "")
-    yield (f"{len(kept)} of {len(everything)} samples are shared by all variants, and only these are compared. Left out: "
-           f"{len(left) - len(other)} that some variant did not answer, {len(other)} whose question or target differs "
-           f"between logs ({names}).")
+    yield (
+        f"{len(kept)} of {len(everything)} samples are shared by all variants, and only these are compared. Left out: "
+        f"{len(left) - len(other)} that some variant did not answer, {len(other)} whose question or target differs "
+        f"between logs ({names})."
+    )
 
 
 def _row(sample: Sample) -> Row:
-    cell = digest([sample.id, sample.content])      # a document under two filters, or twice in a data set, is two cells
+    cell = digest(
+        [sample.id, sample.content]
+    )  # a document under two filters, or twice in a data set, is two cells
     return Row(
-        sample.variant, sample.stack_key, sample.id, cell, sample.epoch, sample.axis, sample.cluster, None, (),
-        sample.value, sample.extracted, sample.explanation, sample.text, "", "", "cancelled" if sample.error else "stop",
-        sample.prompt_tokens, sample.completion_tokens, sample.ms, {}, (), error=sample.error)
+        sample.variant,
+        sample.stack_key,
+        sample.id,
+        cell,
+        sample.epoch,
+        sample.axis,
+        sample.cluster,
+        None,
+        (),
+        sample.value,
+        sample.extracted,
+        sample.explanation,
+        sample.text,
+        "",
+        "",
+        "cancelled" if sample.error else "stop",
+        sample.prompt_tokens,
+        sample.completion_tokens,
+        sample.ms,
+        {},
+        (),
+        error=sample.error,
+    )
 
 
 def _item(sample: Sample) -> Item:
-    return Item(sample.id, sample.messages, sample.scorer, {"wanted": list(sample.wanted)}, sample.axis, sample.cluster)
+    return Item(
+        sample.id,
+        sample.messages,
+        sample.scorer,
+        {"wanted": list(sample.wanted)},
+        sample.axis,
+        sample.cluster,
+    )
 
 
 # ---- which file is whose ----
@@ -100,13 +140,21 @@ def _item(sample: Sample) -> Item:
 
 def _logs(path: Path) -> list[Path]:
     if not path.exists():
-        raise DataError(f"{path}: no such log. Wanted: Inspect's .json or .eval, lm-eval's samples_*.jsonl, or a folder of them")
+        raise DataError(
+            f"{path}: no such log. Wanted: Inspect's .json or .eval, lm-eval's samples_*.jsonl, or a folder of them"
+        )
     if path.is_file():
         return [path]
-    found = [p for p in sorted(path.rglob("*")) if p.is_file() and (_inspect_log.is_log(p) or _lm_eval_log.is_log(p))]
+    found = [
+        p
+        for p in sorted(path.rglob("*"))
+        if p.is_file() and (_inspect_log.is_log(p) or _lm_eval_log.is_log(p))
+    ]
     if not found:
-        raise DataError(f"{path}: no log of Inspect (.json, .eval) and no samples_*.jsonl of lm-eval in this folder. "
-                        "Did lm-eval run with --log_samples?")
+        raise DataError(
+            f"{path}: no log of Inspect (.json, .eval) and no samples_*.jsonl of lm-eval in this folder. "
+            "Did lm-eval run with --log_samples?"
+        )
     return found
 
 
@@ -115,7 +163,9 @@ def _read(path: Path, metric: str | None, cluster: str | None) -> list[Sample]:
         return _inspect_log.read(path, metric, cluster)
     if _lm_eval_log.is_log(path):
         return _lm_eval_log.read(path, metric, cluster)
-    raise DataError(f"{path}: neither a log of Inspect (.json, .eval) nor samples of lm-eval (samples_*.jsonl, written with --log_samples)")
+    raise DataError(
+        f"{path}: neither a log of Inspect (.json, .eval) nor samples of lm-eval (samples_*.jsonl, written with --log_samples)"
+    )
 
 
 # ---- samples as a suite of ours ----
@@ -135,9 +185,18 @@ def as_suite(samples: Sequence[Sample]) -> tuple[list[Item], dict[str, int]]:
         elif any(s.content != first.content for s in found):
             reasons["its question or target differs between logs"] += 1
         elif differing := [s for s in found if s.differs()]:
-            reasons[f"our `{first.repeat.scorer}` judges a logged answer otherwise than {differing[0].scorer}"] += 1
+            reasons[
+                f"our `{first.repeat.scorer}` judges a logged answer otherwise than {differing[0].scorer}"
+            ] += 1
         else:
-            items.append(Item(first.id, first.repeat.messages, first.repeat.scorer, first.repeat.target, first.axis, first.cluster))
+            items.append(
+                Item(
+                    first.id,
+                    first.repeat.messages,
+                    first.repeat.scorer,
+                    first.repeat.target,
+                    first.axis,
+                    first.cluster,
+                )
+            )
     return items, dict(reasons)
-
-

@@ -42,10 +42,19 @@ from demeanor.types import Item
 ALPHA = 1 - statistics.CONFIDENCE
 
 
-def ladder(rows: Sequence[Row], items: Sequence[Item], *, name: str, steps: Sequence[str], without: Mapping[str, str],
-           axes: Mapping[str, str] | None = None, settings: Mapping[str, Scalar] | None = None,
-           training: Mapping[str, Sequence[Mapping[str, object]]] | None = None, commands: Sequence[str] = (),
-           beside: Sequence[str] = ()) -> Result:
+def ladder(
+    rows: Sequence[Row],
+    items: Sequence[Item],
+    *,
+    name: str,
+    steps: Sequence[str],
+    without: Mapping[str, str],
+    axes: Mapping[str, str] | None = None,
+    settings: Mapping[str, Scalar] | None = None,
+    training: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
+    commands: Sequence[str] = (),
+    beside: Sequence[str] = (),
+) -> Result:
     """Analyse an evaluation. `steps`: variant ids in ladder order; `without`: layer -> variant that lacks only it.
 
     `beside`: variants that are no part of the stack; the last step is compared with each of them, as a family of its own.
@@ -56,22 +65,38 @@ def ladder(rows: Sequence[Row], items: Sequence[Item], *, name: str, steps: Sequ
     cells = Cells(rows, items)
     used = list(dict.fromkeys([*steps, *without.values(), *beside]))
     labels = label_steps(steps, without) | {variant: variant for variant in beside}
-    order = [axis for axis in (axes or {}) if axis in cells.axes] + [axis for axis in cells.axes if axis not in (axes or {})]
+    order = [axis for axis in (axes or {}) if axis in cells.axes] + [
+        axis for axis in cells.axes if axis not in (axes or {})
+    ]
     climbed = _family(cells, order, [(labels[b].lstrip("+"), a, b) for a, b in itertools.pairwise(steps)])
-    removed = _family(cells, order, [(layer, variant, steps[-1]) for layer, variant in without.items()], with_changes=False)
+    removed = _family(
+        cells, order, [(layer, variant, steps[-1]) for layer, variant in without.items()], with_changes=False
+    )
     others = _family(cells, order, [(variant, variant, steps[-1]) for variant in beside])
     whole = _family(cells, order, [("everything", steps[0], steps[-1])][: len(steps) - 1], with_changes=False)
     return Result(
-        name=name, items=len(items), seeds=tuple(sorted({row.seed for row in rows})), suite_hash=suite_hash(items),
+        name=name,
+        items=len(items),
+        seeds=tuple(sorted({row.seed for row in rows})),
+        suite_hash=suite_hash(items),
         confidence=statistics.CONFIDENCE,
         variants=tuple(Variant(v, labels[v], _stack_key(cells, v)) for v in used),
         axes=tuple(_axis(cells, axis, (axes or {}).get(axis, ""), used, climbed) for axis in order),
-        steps=climbed, whole=whole[0] if whole else None, without=removed, costs=_costs(climbed, removed),
+        steps=climbed,
+        whole=whole[0] if whole else None,
+        without=removed,
+        costs=_costs(climbed, removed),
         refusals=tuple(found for v in used if (found := refusals(cells, v))),
         spending=tuple(spending(cells, v) for v in used),
-        questions={i: _question(cells.items[i]) for i in dict.fromkeys(c.item_id for x in (*climbed, *others) for c in x.changes)},
+        questions={
+            i: _question(cells.items[i])
+            for i in dict.fromkeys(c.item_id for x in (*climbed, *others) for c in x.changes)
+        },
         curves=tuple(curve(stage, ledger) for stage, ledger in (training or {}).items()),
-        settings=dict(settings or {}), commands=tuple(commands), warnings=tuple(doubts(cells, used)), beside=others,
+        settings=dict(settings or {}),
+        commands=tuple(commands),
+        warnings=tuple(doubts(cells, used)),
+        beside=others,
         confidences=tuple(told for v in used if (told := stated(v, _answers(cells, v)))),
         steadiness=tuple(x for v in used for x in stability(rows, items, v)),
     )
@@ -100,16 +125,23 @@ def label_steps(steps: Sequence[str], without: Mapping[str, str]) -> dict[str, s
 # ---- comparisons ----
 
 
-def _family(cells: Cells, axes: Sequence[str], pairs: Sequence[tuple[str, str, str]], *,
-            with_changes: bool = True) -> tuple[Comparison, ...]:
+def _family(
+    cells: Cells, axes: Sequence[str], pairs: Sequence[tuple[str, str, str]], *, with_changes: bool = True
+) -> tuple[Comparison, ...]:
     """Compare each (name, before, after) on every axis and correct the p-values over all of them together."""
     raw = {(name, axis): _delta(cells, axis, before, after) for name, before, after in pairs for axis in axes}
     tested = {key: delta.p for key, delta in raw.items() if delta.p is not None}
     corrected = dict(zip(tested, statistics.holm(list(tested.values()))))
     return tuple(
-        Comparison(name, before, after,
-                   tuple(_judged(raw[name, axis], corrected.get((name, axis))) for axis in axes),
-                   tuple(change for axis in axes for change in _changes(cells, axis, before, after)) if with_changes else ())
+        Comparison(
+            name,
+            before,
+            after,
+            tuple(_judged(raw[name, axis], corrected.get((name, axis))) for axis in axes),
+            tuple(change for axis in axes for change in _changes(cells, axis, before, after))
+            if with_changes
+            else (),
+        )
         for name, before, after in pairs
     )
 
@@ -124,9 +156,20 @@ def _delta(cells: Cells, axis: str, before: str, after: str) -> Delta:
     was, now = a_N[both] >= 0.5, b_N[both] >= 0.5
     fixed, broken = int((~was & now).sum()), int((was & ~now).sum())
     return Delta(
-        axis, found.value, found.low, found.high, found.p, None, statistics.mcnemar_midp(fixed, broken), found.n, found.clusters,
-        fixed, broken, statistics.minimal_detectable(found),
-        shown=found.low is not None and found.high is not None and (found.low > 0 or found.high < 0), verdict="not measured",
+        axis,
+        found.value,
+        found.low,
+        found.high,
+        found.p,
+        None,
+        statistics.mcnemar_midp(fixed, broken),
+        found.n,
+        found.clusters,
+        fixed,
+        broken,
+        statistics.minimal_detectable(found),
+        shown=found.low is not None and found.high is not None and (found.low > 0 or found.high < 0),
+        verdict="not measured",
     )
 
 
@@ -168,19 +211,37 @@ def _answer(row: Row) -> Answer:
 
 def _costs(climbed: Sequence[Comparison], removed: Sequence[Comparison]) -> tuple[Cost, ...]:
     """Every delta whose own interval lies below zero, worst first; not hidden behind the correction, which is noted beside it."""
-    found = [Cost("step", x.name, d, d.verdict == "worse") for x in climbed for d in x.deltas if d.shown and (d.value or 0) < 0]
-    found += [Cost("layer", x.name, d, d.verdict == "worse") for x in removed for d in x.deltas if d.shown and (d.value or 0) < 0]
+    found = [
+        Cost("step", x.name, d, d.verdict == "worse")
+        for x in climbed
+        for d in x.deltas
+        if d.shown and (d.value or 0) < 0
+    ]
+    found += [
+        Cost("layer", x.name, d, d.verdict == "worse")
+        for x in removed
+        for d in x.deltas
+        if d.shown and (d.value or 0) < 0
+    ]
     return tuple(sorted(found, key=lambda cost: cost.delta.value or 0.0))
 
 
 # ---- the rest of the tree ----
 
 
-def _axis(cells: Cells, axis: str, about: str, variants: Sequence[str], climbed: Sequence[Comparison]) -> Axis:
+def _axis(
+    cells: Cells, axis: str, about: str, variants: Sequence[str], climbed: Sequence[Comparison]
+) -> Axis:
     mine = [d.detectable for x in climbed for d in x.deltas if d.axis == axis and d.detectable is not None]
     clusters_N = cells.clusters_N(axis)
-    return Axis(axis, about, len(clusters_N), len(set(clusters_N.tolist())), max(mine, default=None),
-                {v: mean(cells, v, axis) for v in variants})
+    return Axis(
+        axis,
+        about,
+        len(clusters_N),
+        len(set(clusters_N.tolist())),
+        max(mine, default=None),
+        {v: mean(cells, v, axis) for v in variants},
+    )
 
 
 def mean(cells: Cells, variant: str, axis: str) -> Mean:
@@ -195,7 +256,10 @@ def mean(cells: Cells, variant: str, axis: str) -> Mean:
 
 
 def _question(item: Item) -> Question:
-    target = ", ".join(f"{k}: {' | '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in item.target.items())
+    target = ", ".join(
+        f"{k}: {' | '.join(map(str, v)) if isinstance(v, list | tuple) else v}"
+        for k, v in item.target.items()
+    )
     messages = tuple((m.role, m.content) for m in item.messages)
     return Question(item.axis, item.cluster, item.tags, messages, f"{item.scorer} ({target})")
 

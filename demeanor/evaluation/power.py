@@ -32,7 +32,9 @@ def smallest(n: float, discordance: float = DISCORDANCE) -> float:
     return z * math.sqrt(discordance / (n + z * z))
 
 
-def detectable(items: int, clusters: int, *, discordance: float = DISCORDANCE, within: float = WITHIN) -> float | None:
+def detectable(
+    items: int, clusters: int, *, discordance: float = DISCORDANCE, within: float = WITHIN
+) -> float | None:
     """The same of items in clusters; None with one cluster, and where nothing below `discordance` could be found."""
     size = smallest(effective(items, clusters, within), discordance)
     return None if clusters < 2 or size >= discordance else size

@@ -20,8 +20,11 @@ READERS = "demeanor.evaluation.readers"
 OWN = frozenset({"messages", "scorer"})
 """Fields of our own items."""
 COMPANIONS: tuple[frozenset[str], ...] = (
-    frozenset({"name", "system_prompt", "prompt_template"}), frozenset({"chunk_link", "chunk_heading", "text"}),
-    frozenset({"id", "ground_truth"}), frozenset({"completion", "final_label"}))
+    frozenset({"name", "system_prompt", "prompt_template"}),
+    frozenset({"chunk_link", "chunk_heading", "text"}),
+    frozenset({"id", "ground_truth"}),
+    frozenset({"completion", "final_label"}),
+)
 """Files that lie beside a set and are none: judge prompts, documents, possible answers, labelled answers of other models."""
 
 
@@ -37,8 +40,10 @@ def reader(path: Path) -> Iterator[tuple[int, Item | str]] | None:
             return found
     if path.suffix == ".csv" or not file.first or OWN & set(file.first):
         return None
-    raise DataError(f"{path}: no suite: its first row has the fields {', '.join(file.first)}. Wanted items "
-                    f"({', '.join(sorted(OWN))}, ...) or the fields of a public set: {known()}.")
+    raise DataError(
+        f"{path}: no suite: its first row has the fields {', '.join(file.first)}. Wanted items "
+        f"({', '.join(sorted(OWN))}, ...) or the fields of a public set: {known()}."
+    )
 
 
 def recognised(module: ModuleType, file: File) -> bool:
@@ -49,13 +54,21 @@ def recognised(module: ModuleType, file: File) -> bool:
 
 def known() -> str:
     """The sets with the fields that tell them."""
-    return "; ".join(f"{name} ({', '.join(registry.entry(READERS, name).FIELDS)})" for name in registry.known(READERS))
+    return "; ".join(
+        f"{name} ({', '.join(registry.entry(READERS, name).FIELDS)})" for name in registry.known(READERS)
+    )
 
 
 def files(folder: Path) -> list[Path]:
     """The data files of a folder that are suites, by name; raises DataError if there is none."""
-    data = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    data = sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and p.name.endswith(SUFFIXES) and not p.name.startswith(".")
+    )
     suites = [p for p in data if not any(fields <= set(File(p).first) for fields in COMPANIONS)]
     if not suites:
-        raise DataError(f"{folder}: no suite in this folder: {', '.join(p.name for p in data) or 'no ' + ', '.join(SUFFIXES) + ' file'}")
+        raise DataError(
+            f"{folder}: no suite in this folder: {', '.join(p.name for p in data) or 'no ' + ', '.join(SUFFIXES) + ' file'}"
+        )
     return suites

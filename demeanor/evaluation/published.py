@@ -45,9 +45,13 @@ class Published(BaseModel):
     def _square(self) -> Published:
         for row in self.rows:
             if len(row.values) != len(self.columns):
-                raise ValueError(f"rows '{row.name}': got {len(row.values)} values, wanted one for each of {len(self.columns)} columns")
+                raise ValueError(
+                    f"rows '{row.name}': got {len(row.values)} values, wanted one for each of {len(self.columns)} columns"
+                )
             if any(v is not None and not 0 <= v <= 100 for v in row.values):
-                raise ValueError(f"rows '{row.name}': wanted values from 0 to 100, higher is better, null where none was published")
+                raise ValueError(
+                    f"rows '{row.name}': wanted values from 0 to 100, higher is better, null where none was published"
+                )
         names = [row.name for row in self.rows]
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise ValueError(f"rows '{twice}': this name stands twice")
@@ -63,8 +67,10 @@ def load(path: Path) -> Published:
         raise DataError(f"{path}: no such file") from error
     except ValidationError as error:
         one = error.errors(include_url=False)[0]
-        raise DataError(f"{path}: {'.'.join(map(str, one['loc'])) or 'table'}: {one['msg'].removeprefix('Value error, ')}. "
-                        "Wanted: title, source, columns, and rows with a name and a value per column") from error
+        raise DataError(
+            f"{path}: {'.'.join(map(str, one['loc'])) or 'table'}: {one['msg'].removeprefix('Value error, ')}. "
+            "Wanted: title, source, columns, and rows with a name and a value per column"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"{path}: neither YAML nor JSON ({error})") from error
 
@@ -72,20 +78,50 @@ def load(path: Path) -> Published:
 def tree(table: Published, name: str) -> dict[str, Any]:
     """The table as the report reads it: rows with their changes in points, and every change, the largest loss first."""
     rows = [_row(row) for row in table.rows]
-    changes = [{"row": row["name"], "column": column, "before": a, "after": b, "points": points, "n": row["n"],
-                "detectable": row["detectable"], "told": _told(points, row["detectable"]), "summary": row["summary"]}
-               for row in rows for column, (a, b), points in zip(table.columns[1:], pairwise(row["values"]), row["changes"])
-               if points is not None]
-    return {"name": name, "title": table.title, "source": table.source, "columns": list(table.columns), "unit": table.unit, "rows": rows,
-            "notes": list(table.notes), "discordance": DISCORDANCE, "confidence": CONFIDENCE, "power": POWER,
-            "changes": sorted(changes, key=lambda c: c["points"])}
+    changes = [
+        {
+            "row": row["name"],
+            "column": column,
+            "before": a,
+            "after": b,
+            "points": points,
+            "n": row["n"],
+            "detectable": row["detectable"],
+            "told": _told(points, row["detectable"]),
+            "summary": row["summary"],
+        }
+        for row in rows
+        for column, (a, b), points in zip(table.columns[1:], pairwise(row["values"]), row["changes"])
+        if points is not None
+    ]
+    return {
+        "name": name,
+        "title": table.title,
+        "source": table.source,
+        "columns": list(table.columns),
+        "unit": table.unit,
+        "rows": rows,
+        "notes": list(table.notes),
+        "discordance": DISCORDANCE,
+        "confidence": CONFIDENCE,
+        "power": POWER,
+        "changes": sorted(changes, key=lambda c: c["points"]),
+    }
 
 
 def _row(row: PublishedRow) -> dict[str, Any]:
     moved = [None if a is None or b is None else round(b - a, 6) for a, b in pairwise(row.values)]
     size = None if row.n is None else 100 * smallest(row.n)
-    return {"name": row.name, "note": row.note, "n": row.n, "summary": row.summary, "values": list(row.values), "changes": moved,
-            "detectable": size, "told": [None if p is None else _told(p, size) for p in moved]}
+    return {
+        "name": row.name,
+        "note": row.note,
+        "n": row.n,
+        "summary": row.summary,
+        "values": list(row.values),
+        "changes": moved,
+        "detectable": size,
+        "told": [None if p is None else _told(p, size) for p in moved],
+    }
 
 
 def _told(points: float, size: float | None) -> bool | None:

@@ -35,19 +35,31 @@ def refusals(cells: Cells, variant: str) -> Refusals | None:
     if not safe or not unsafe:
         return None
     declined_safe, declined_unsafe = ([who(row) != NOBODY for row in rows] for rows in (safe, unsafe))
-    columns_N4 = np.array([[d, 1, 0, 0] for d in declined_unsafe] + [[0, 0, d, 1] for d in declined_safe], dtype=float)
+    columns_N4 = np.array(
+        [[d, 1, 0, 0] for d in declined_unsafe] + [[0, 0, d, 1] for d in declined_safe], dtype=float
+    )
     clusters = [row.cluster for row in (*unsafe, *safe)]
     sums_R4 = statistics.cluster_bootstrap(columns_N4, clusters, draws=DRAWS, seed=0)
     (j, d, c), (j_R, d_R, c_R) = _measures(columns_N4.sum(0, keepdims=True)), _measures(sums_R4)
     return Refusals(
-        variant, _mean([not x for x in declined_safe], safe), _mean(declined_unsafe, unsafe),
-        _rate(j, j_R), _rate(d, d_R), _rate(c, c_R),
-        dict(Counter(map(who, safe)).most_common()), dict(Counter(map(who, unsafe)).most_common()),
+        variant,
+        _mean([not x for x in declined_safe], safe),
+        _mean(declined_unsafe, unsafe),
+        _rate(j, j_R),
+        _rate(d, d_R),
+        _rate(c, c_R),
+        dict(Counter(map(who, safe)).most_common()),
+        dict(Counter(map(who, unsafe)).most_common()),
     )
 
 
 def _rows(cells: Cells, variant: str, axis: str) -> list[Row]:
-    return [row for item in cells.axes.get(axis, ()) for row in cells.of(variant).get(item.id, ()) if row.value is not None]
+    return [
+        row
+        for item in cells.axes.get(axis, ())
+        for row in cells.of(variant).get(item.id, ())
+        if row.value is not None
+    ]
 
 
 def _measures(sums_R4: Floats) -> tuple[Floats, Floats, Floats]:

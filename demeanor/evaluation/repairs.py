@@ -19,7 +19,19 @@ from demeanor.evaluation.cells import Cells
 from demeanor.evaluation.statistics import Floats
 from demeanor.types import Item
 
-Kind: TypeAlias = Literal["again", "off", "stage", "rule", "template", "decoding", "prompt", "examples", "passage", "tools", "reference"]
+Kind: TypeAlias = Literal[
+    "again",
+    "off",
+    "stage",
+    "rule",
+    "template",
+    "decoding",
+    "prompt",
+    "examples",
+    "passage",
+    "tools",
+    "reference",
+]
 AS_IS = "as it is"
 ALPHA = 1 - statistics.CONFIDENCE
 FEW = 5
@@ -114,19 +126,43 @@ def right(cells: Cells, variant: str, items: Sequence[Item]) -> Floats:
     return np.where(np.isnan(values_N), np.nan, (values_N >= 0.5).astype(float))
 
 
-def repair(cells: Cells, x: Intervention, failing: Sequence[Item], controls: Sequence[Item], population: tuple[int, int]) -> Repair:
+def repair(
+    cells: Cells,
+    x: Intervention,
+    failing: Sequence[Item],
+    controls: Sequence[Item],
+    population: tuple[int, int],
+) -> Repair:
     """Judge one intervention; `population` is how many items fail and pass in all, of which those given are samples."""
     up_N, down_N = right(cells, x.name, failing), 1 - right(cells, x.name, controls)
     rate, broken = share(up_N, failing), share(down_N, controls)
     items, d_N = [*failing, *controls], np.concatenate([up_N, -down_N])
-    weights_N = np.repeat([population[0] / max(1, len(failing)), population[1] / max(1, len(controls))], [len(failing), len(controls)])
+    weights_N = np.repeat(
+        [population[0] / max(1, len(failing)), population[1] / max(1, len(controls))],
+        [len(failing), len(controls)],
+    )
     net = _net(d_N, weights_N, items)
     spent, before = _cost(cells, x.name), _cost(cells, AS_IS)
     return Repair(
-        x.name, x.kind, x.layer, x.advice, int((~np.isnan(up_N)).sum()), int(np.nansum(up_N)), *rate,
-        int((~np.isnan(down_N)).sum()), int(np.nansum(down_N)), *broken, *net, None,
-        spent[0] - before[0], spent[1] - before[1], spent[2] - before[2], _axes(d_N, weights_N, items, len(failing)),
-        tuple(i.id for i, v in zip(failing, up_N) if v == 1), tuple(i.id for i, v in zip(controls, down_N) if v == 1))
+        x.name,
+        x.kind,
+        x.layer,
+        x.advice,
+        int((~np.isnan(up_N)).sum()),
+        int(np.nansum(up_N)),
+        *rate,
+        int((~np.isnan(down_N)).sum()),
+        int(np.nansum(down_N)),
+        *broken,
+        *net,
+        None,
+        spent[0] - before[0],
+        spent[1] - before[1],
+        spent[2] - before[2],
+        _axes(d_N, weights_N, items, len(failing)),
+        tuple(i.id for i, v in zip(failing, up_N) if v == 1),
+        tuple(i.id for i, v in zip(controls, down_N) if v == 1),
+    )
 
 
 def _axes(d_N: Floats, weights_N: Floats, items: Sequence[Item], failing: int) -> tuple[AxisNet, ...]:
@@ -135,7 +171,12 @@ def _axes(d_N: Floats, weights_N: Floats, items: Sequence[Item], failing: int) -
     for axis in dict.fromkeys(item.axis for item in items[:failing]):
         here = np.array([item.axis == axis for item in items], dtype=bool)
         up_N, down_N = d_N[:failing][here[:failing]], -d_N[failing:][here[failing:]]
-        counts = (int((~np.isnan(up_N)).sum()), int(np.nansum(up_N)), int((~np.isnan(down_N)).sum()), int(np.nansum(down_N)))
+        counts = (
+            int((~np.isnan(up_N)).sum()),
+            int(np.nansum(up_N)),
+            int((~np.isnan(down_N)).sum()),
+            int(np.nansum(down_N)),
+        )
         net = _net(d_N[here], weights_N[here], [item for item, one in zip(items, here) if one])
         found.append(AxisNet(axis, *counts, *net))
     return tuple(found)
@@ -166,10 +207,12 @@ def _net(d_N: Floats, weights_N: Floats, items: Sequence[Item]) -> Net:
     if se is None or moved < 2:
         return Net(value, None, None, None)
     if se < 1e-12:
-        return Net(value, value, value, 0.5 ** moved)
+        return Net(value, value, value, 0.5**moved)
     t = float(special.stdtrit(moved - 1, (1 + statistics.CONFIDENCE) / 2))
     p = 2.0 * float(special.stdtr(moved - 1, -abs(value) / se))
-    return Net(value, max(-1.0, value - t * se), min(1.0, value + t * se), p if moved >= FEW else max(p, 0.5 ** moved))
+    return Net(
+        value, max(-1.0, value - t * se), min(1.0, value + t * se), p if moved >= FEW else max(p, 0.5**moved)
+    )
 
 
 def _cost(cells: Cells, variant: str) -> tuple[float, float, float]:
@@ -177,8 +220,11 @@ def _cost(cells: Cells, variant: str) -> tuple[float, float, float]:
     rows = [row for of_item in cells.of(variant).values() for row in of_item if not row.error]
     if not rows:
         return math.nan, math.nan, math.nan
-    return (float(np.mean([r.prompt_tokens for r in rows])), float(np.mean([r.completion_tokens for r in rows])),
-            float(np.mean([r.work_ms for r in rows])))
+    return (
+        float(np.mean([r.prompt_tokens for r in rows])),
+        float(np.mean([r.completion_tokens for r in rows])),
+        float(np.mean([r.work_ms for r in rows])),
+    )
 
 
 def corrected(repairs: Sequence[Repair]) -> tuple[Repair, ...]:

@@ -218,8 +218,10 @@ class Result:
             return _adapter().validate_json(text)
         except ValidationError as error:
             one = error.errors(include_url=False)[0]
-            raise DataError(f"{name}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}. "
-                            "Is this a result that `demeanor eval` wrote?") from error
+            raise DataError(
+                f"{name}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}. "
+                "Is this a result that `demeanor eval` wrote?"
+            ) from error
 
     def save(self, path: Path) -> None:
         """Write the JSON atomically."""

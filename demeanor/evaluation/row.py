@@ -96,7 +96,17 @@ class Cell:
 
     def _head(self) -> tuple[str, str, str, str, int, str, str, str | None, tuple[str, ...]]:
         item = self.item
-        return self.variant, self.stack_key, item.id, self.content, self.seed, item.axis, item.cluster, item.twin, item.tags
+        return (
+            self.variant,
+            self.stack_key,
+            item.id,
+            self.content,
+            self.seed,
+            item.axis,
+            item.cluster,
+            item.twin,
+            item.tags,
+        )
 
 
 def row_of(cell: Cell, completion: Completion, score: Score, ms: float) -> Row:
@@ -108,10 +118,18 @@ def row_of(cell: Cell, completion: Completion, score: Score, ms: float) -> Row:
     item, refusal = cell.item, completion.refusal
     spoken = WEIGHTS if declined(item, score) else ""
     return Row(
-        *cell._head(), score.value, score.answer, score.explanation, completion.text,
-        refused_by=refusal.by if refusal else spoken, rule=refusal.rule if refusal else "",
-        finish_reason=completion.finish_reason, prompt_tokens=completion.prompt_tokens,
-        completion_tokens=completion.completion_tokens, ms=round(ms, 3), layer_ms=layer_ms,
+        *cell._head(),
+        score.value,
+        score.answer,
+        score.explanation,
+        completion.text,
+        refused_by=refusal.by if refusal else spoken,
+        rule=refusal.rule if refusal else "",
+        finish_reason=completion.finish_reason,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        ms=round(ms, 3),
+        layer_ms=layer_ms,
         events=tuple(did for event in completion.events if (did := _did(event))),
     )
 
@@ -124,15 +142,33 @@ def declined(item: Item, score: Score) -> bool:
 
 def error_row(cell: Cell, error: Exception, ms: float) -> Row:
     """The row of an item that could not be answered or scored."""
-    return Row(*cell._head(), None, "", "", "", "", "", "cancelled", 0, 0, round(ms, 3), {}, (),
-               error=f"{type(error).__name__}: {error}")
+    return Row(
+        *cell._head(),
+        None,
+        "",
+        "",
+        "",
+        "",
+        "",
+        "cancelled",
+        0,
+        0,
+        round(ms, 3),
+        {},
+        (),
+        error=f"{type(error).__name__}: {error}",
+    )
 
 
 def _did(event: Event) -> Did | None:
     """What an event tells a reader about a layer; None for the answer's own text and the book-keeping."""
     match event:
         case Prompted(messages, by):
-            return Did(by, "put before the conversation", _short(" | ".join(f"{m.role}: {m.content}" for m in messages)))
+            return Did(
+                by,
+                "put before the conversation",
+                _short(" | ".join(f"{m.role}: {m.content}" for m in messages)),
+            )
         case Passage(id_, text, _, source, by):
             return Did(by, "found", _short(f"{source or id_}: {text}"))
         case ToolCalled(call, by):
@@ -142,7 +178,11 @@ def _did(event: Event) -> Did | None:
         case Citation(_, _, passage, by):
             return Did(by, "cited", passage)
         case Refusal(by, rule, reason, _, stage):
-            return Did(by, f"refused the {'request' if stage == 'input' else 'answer'}", _short(f"rule {rule}: {reason}"))
+            return Did(
+                by,
+                f"refused the {'request' if stage == 'input' else 'answer'}",
+                _short(f"rule {rule}: {reason}"),
+            )
         case _:
             return None
 
@@ -156,7 +196,7 @@ def _short(text: str) -> str:
 
 def as_line(row: Row) -> str:
     """A row as one line of JSON."""
-    plain = {name: getattr(row, name) for name in FIELDS}           # what `asdict` gives, without its copies
+    plain = {name: getattr(row, name) for name in FIELDS}  # what `asdict` gives, without its copies
     plain["events"] = [{"by": e.by, "what": e.what, "detail": e.detail} for e in row.events]
     return json.dumps(plain, ensure_ascii=False, allow_nan=False)
 
@@ -192,8 +232,10 @@ def _lines(path: Path) -> Iterator[tuple[Row, int]]:
         try:
             yield _row(json.loads(line)), len(line)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}:{number}: not an evaluation row ({error}). "
-                            "Move the file away to measure from the start.") from error
+            raise DataError(
+                f"{path}:{number}: not an evaluation row ({error}). "
+                "Move the file away to measure from the start."
+            ) from error
 
 
 FIELDS = tuple(f.name for f in fields(Row))
@@ -203,4 +245,6 @@ NAMES = frozenset(FIELDS)
 def _row(values: dict[str, Any]) -> Row:
     if set(values) != NAMES:
         raise KeyError(f"fields differ: {', '.join(sorted(set(values) ^ NAMES))}")
-    return Row(**{**values, "tags": tuple(values["tags"]), "events": tuple(Did(**did) for did in values["events"])})
+    return Row(
+        **{**values, "tags": tuple(values["tags"]), "events": tuple(Did(**did) for did in values["events"])}
+    )

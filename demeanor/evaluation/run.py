@@ -18,7 +18,17 @@ from typing import TypeAlias, cast
 
 from demeanor.errors import DemeanorError, RequestError
 from demeanor.evaluation.asking import ask
-from demeanor.evaluation.row import WEIGHTS, Cell, Row, as_line, declined, error_row, read_rows, row_of, whole_bytes
+from demeanor.evaluation.row import (
+    WEIGHTS,
+    Cell,
+    Row,
+    as_line,
+    declined,
+    error_row,
+    read_rows,
+    row_of,
+    whole_bytes,
+)
 from demeanor.evaluation.suite import item_hash
 from demeanor.stack import digest
 from demeanor.types import Completion, Decoding, FinishReason, Item, Refusal, Respond, Score, Turn
@@ -47,9 +57,19 @@ class Progress:
     last: Row | None = None
 
 
-async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: Scorer,
-              seeds: Sequence[int], decoding: Decoding, keys: Mapping[str, str], out: Path, concurrency: int = 32,
-              watch: Callable[[Progress], None] | None = None, again: Callable[[Item], bool] | None = None) -> list[Row]:
+async def run(
+    items: Sequence[Item],
+    variants: Mapping[str, Respond],
+    *,
+    score: Scorer,
+    seeds: Sequence[int],
+    decoding: Decoding,
+    keys: Mapping[str, str],
+    out: Path,
+    concurrency: int = 32,
+    watch: Callable[[Progress], None] | None = None,
+    again: Callable[[Item], bool] | None = None,
+) -> list[Row]:
     """Measure every (variant, item, seed) once and return its rows, variants in the order given.
 
     Variants with one stack key (`keys`: variant -> stack key) are one measurement. `out` is the JSONL file: its rows are
@@ -62,19 +82,30 @@ async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: 
     if missing:
         raise DemeanorError(f"no stack key for variant {', '.join(missing)}")
     hashes = {item.id: digest([item_hash(item), asdict(replace(decoding, seed=None))]) for item in items}
-    cells = [Cell(v, keys[v], item, hashes[item.id], seed) for v in variants for item in items for seed in seeds]
+    cells = [
+        Cell(v, keys[v], item, hashes[item.id], seed) for v in variants for item in items for seed in seeds
+    ]
     wanted = {c.identity for c in cells}
     known = {row.identity: row for row in read_rows(out) if row.identity in wanted and not row.error}
     here = _scored_here.setdefault(out.resolve(), set())
-    todo = {c.identity: c for c in cells if c.identity not in known or c.item.scorer == JUDGED
-            or (again and c.identity not in here and again(c.item))}
+    todo = {
+        c.identity: c
+        for c in cells
+        if c.identity not in known
+        or c.item.scorer == JUDGED
+        or (again and c.identity not in here and again(c.item))
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab", buffering=0) as file:
         file.truncate(whole_bytes(out))
 
         async def measure(cell: Cell) -> Row:
             kept = known.get(cell.identity)
-            row = await (_measure(cell, variants[cell.variant], score, decoding) if kept is None else score_again(kept, cell.item, score))
+            row = await (
+                _measure(cell, variants[cell.variant], score, decoding)
+                if kept is None
+                else score_again(kept, cell.item, score)
+            )
             if row != kept:
                 file.write(as_line(row).encode() + b"\n")  # one write: a kill tears at most the last line
             return row
@@ -87,8 +118,14 @@ async def run(items: Sequence[Item], variants: Mapping[str, Respond], *, score: 
     return [replace(found[c.identity], variant=c.variant) for c in cells]
 
 
-async def _all(todo: Sequence[Cell], measure: Callable[[Cell], Awaitable[Row]], concurrency: int, reused: int, total: int,
-               watch: Callable[[Progress], None] | None) -> dict[tuple[str, str, int], Row]:
+async def _all(
+    todo: Sequence[Cell],
+    measure: Callable[[Cell], Awaitable[Row]],
+    concurrency: int,
+    reused: int,
+    total: int,
+    watch: Callable[[Progress], None] | None,
+) -> dict[tuple[str, str, int], Row]:
     """Measure the cells with `concurrency` workers and return the rows by identity."""
     fresh: dict[tuple[str, str, int], Row] = {}
     waiting, errors, before = iter(todo), 0, total - len(todo)
@@ -111,8 +148,15 @@ async def _all(todo: Sequence[Cell], measure: Callable[[Cell], Awaitable[Row]], 
 
 async def _measure(cell: Cell, respond: Respond, score: Scorer, decoding: Decoding) -> Row:
     item = cell.item
-    turn = Turn(item.messages, replace(decoding, seed=cell.seed), item.tools, id=f"eval-{cell.content}-{cell.seed}",
-                user="evaluation", variant=cell.variant, stack_key=cell.stack_key)
+    turn = Turn(
+        item.messages,
+        replace(decoding, seed=cell.seed),
+        item.tools,
+        id=f"eval-{cell.content}-{cell.seed}",
+        user="evaluation",
+        variant=cell.variant,
+        stack_key=cell.stack_key,
+    )
     started = time.perf_counter()
     try:
         completion, started = await _answer(respond, turn, item)
@@ -132,11 +176,15 @@ async def score_again(row: Row, item: Item, score: Scorer) -> Row:
     layer = row.refused_by if row.refused_by not in ("", WEIGHTS) else ""
     refusal = Refusal(layer, row.rule, "", row.text) if layer else None
     try:
-        found = await _scored(score, item, Completion(row.text, cast(FinishReason, row.finish_reason), refusal=refusal))
+        found = await _scored(
+            score, item, Completion(row.text, cast(FinishReason, row.finish_reason), refusal=refusal)
+        )
     except Exception as error:
         found = Score(None, "", f"not scored: {type(error).__name__}: {error}")
     spoken = WEIGHTS if declined(item, found) else ""
-    return replace(row, value=found.value, answer=found.answer, explanation=found.explanation, refused_by=layer or spoken)
+    return replace(
+        row, value=found.value, answer=found.answer, explanation=found.explanation, refused_by=layer or spoken
+    )
 
 
 async def _answer(respond: Respond, turn: Turn, item: Item) -> tuple[Completion, float]:
@@ -159,5 +207,9 @@ def _warn(rows: Sequence[Row]) -> None:
     failed = [row for row in rows if row.error]
     if failed:
         reasons = Counter(row.error for row in failed).most_common(3)
-        log.warning("%d of %d answers FAILED and have no score; run again to retry them. Most frequent: %s", len(failed),
-                    len(rows), "; ".join(f"{count} x {reason}" for reason, count in reasons))
+        log.warning(
+            "%d of %d answers FAILED and have no score; run again to retry them. Most frequent: %s",
+            len(failed),
+            len(rows),
+            "; ".join(f"{count} x {reason}" for reason, count in reasons),
+        )

@@ -67,15 +67,32 @@ def seeds(results: Mapping[int, Result], *, name: str) -> Seeds:
     first = found[0]
     labels = [_rungs(r) for r in found]
     if any(r.suite_hash != first.suite_hash for r in found) or any(x != labels[0] for x in labels):
-        raise DataError("seeds: the results are of other items or other rungs; wanted one ladder on one suite")
-    steps = [_spread(step.name, axis.name, [_delta(r, step.name, axis.name) for r in found])
-             for step in first.steps for axis in first.axes]
-    levels = [_level(rung, axis.name, [_mean(r, n, axis.name) for r in found])
-              for n, rung in enumerate(labels[0]) for axis in first.axes]
-    return Seeds(name, first.suite_hash, tuple(results), tuple(labels[0]), tuple(x for x in levels if x), tuple(x for x in steps if x))
+        raise DataError(
+            "seeds: the results are of other items or other rungs; wanted one ladder on one suite"
+        )
+    steps = [
+        _spread(step.name, axis.name, [_delta(r, step.name, axis.name) for r in found])
+        for step in first.steps
+        for axis in first.axes
+    ]
+    levels = [
+        _level(rung, axis.name, [_mean(r, n, axis.name) for r in found])
+        for n, rung in enumerate(labels[0])
+        for axis in first.axes
+    ]
+    return Seeds(
+        name,
+        first.suite_hash,
+        tuple(results),
+        tuple(labels[0]),
+        tuple(x for x in levels if x),
+        tuple(x for x in steps if x),
+    )
 
 
-def interval(values: Sequence[float], within: float | None, clusters: int) -> tuple[float | None, float | None]:
+def interval(
+    values: Sequence[float], within: float | None, clusters: int
+) -> tuple[float | None, float | None]:
     """Of the mean over K seeds: variance s^2 / K + within^2, Satterthwaite's degrees of freedom (1946), within [-1, 1].
 
     The seeds share their items, so averaging over seeds does not shrink what the items leave open: `within` counts whole, which is
@@ -95,7 +112,11 @@ def interval(values: Sequence[float], within: float | None, clusters: int) -> tu
 
 def _rungs(result: Result) -> list[str]:
     label = {v.id: v.label for v in result.variants}
-    return [label[result.steps[0].before], *(label[s.after] for s in result.steps)] if result.steps else [result.variants[0].label]
+    return (
+        [label[result.steps[0].before], *(label[s.after] for s in result.steps)]
+        if result.steps
+        else [result.variants[0].label]
+    )
 
 
 def _mean(result: Result, rung: int, axis: str) -> float | None:
@@ -112,13 +133,26 @@ def _spread(step: str, axis: str, deltas: list[Delta | None]) -> Spread | None:
     if len(known) < len(deltas):
         return None
     values = tuple(float(d.value or 0.0) for d in known)
-    errors = [(d.high - d.low) / 2 / float(special.stdtrit(d.clusters - 1, (1 + CONFIDENCE) / 2))
-              for d in known if d.low is not None and d.high is not None and d.clusters > 1]
+    errors = [
+        (d.high - d.low) / 2 / float(special.stdtrit(d.clusters - 1, (1 + CONFIDENCE) / 2))
+        for d in known
+        if d.low is not None and d.high is not None and d.clusters > 1
+    ]
     within = math.sqrt(float(np.mean(np.square(errors)))) if len(errors) == len(known) else None
     mean, clusters = float(np.mean(values)), min(d.clusters for d in known)
     low, high = interval(values, within, clusters)
-    return Spread(step, axis, values, mean, low, high, float(np.std(values, ddof=1)), within, clusters,
-                  sum(d.shown and (d.value or 0.0) * mean > 0 for d in known))
+    return Spread(
+        step,
+        axis,
+        values,
+        mean,
+        low,
+        high,
+        float(np.std(values, ddof=1)),
+        within,
+        clusters,
+        sum(d.shown and (d.value or 0.0) * mean > 0 for d in known),
+    )
 
 
 def _level(rung: str, axis: str, values: Sequence[float | None]) -> Level | None:

@@ -34,8 +34,12 @@ class Game:
 
     @property
     def cells(self) -> list[Cell]:
-        return [(stage, frozenset(on)) for n in range(len(self.switches) + 1) for on in combinations(self.switches, n)
-                for stage in range(len(self.chain))]
+        return [
+            (stage, frozenset(on))
+            for n in range(len(self.switches) + 1)
+            for on in combinations(self.switches, n)
+            for stage in range(len(self.chain))
+        ]
 
     @property
     def empty(self) -> Cell:
@@ -76,7 +80,7 @@ class Game:
 
     def waterfall(self, player: str) -> Weights:
         """What `player` adds when the players come in their declared order."""
-        before = self._after(self.players[:self.players.index(player)])
+        before = self._after(self.players[: self.players.index(player)])
         after = self.may_join(before, player)
         assert after is not None
         return {after: 1.0, before: -1.0}
@@ -95,7 +99,9 @@ class Game:
         """
         stages = [p for p in (a, b) if p in self.chain]
         if len(stages) == 2:
-            raise ValueError(f"interaction of {a} and {b}: both are stages of one chain, and the later never stands alone")
+            raise ValueError(
+                f"interaction of {a} and {b}: both are stages of one chain, and the later never stands alone"
+            )
         ground = self.chain.index(stages[0]) - 1 if stages else len(self.chain) - 1
         start: Cell = (ground, frozenset())
         only_a, only_b = self.may_join(start, a), self.may_join(start, b)

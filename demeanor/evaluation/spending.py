@@ -16,7 +16,10 @@ def spending(cells: Cells, variant: str) -> Spending:
     work = [row.work_ms for row in rows]
     layers = dict.fromkeys(name for row in rows for name in row.layer_ms)
     return Spending(
-        variant, float(np.mean(work)), float(np.quantile(work, 0.95)),
-        float(np.mean([row.prompt_tokens for row in rows])), float(np.mean([row.completion_tokens for row in rows])),
+        variant,
+        float(np.mean(work)),
+        float(np.quantile(work, 0.95)),
+        float(np.mean([row.prompt_tokens for row in rows])),
+        float(np.mean([row.completion_tokens for row in rows])),
         {name: sum(row.layer_ms.get(name, 0.0) for row in rows) / len(rows) for name in layers},
     )

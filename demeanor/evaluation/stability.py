@@ -82,8 +82,13 @@ def _groups(items: Sequence[Item], rows: Mapping[str, Sequence[Row]]) -> list[_G
         for tag in dict.fromkeys(item.tags):
             if tag.startswith(SAME):
                 members.setdefault(tag.removeprefix(SAME), []).append(item)
-    return [_Group(name, some[0].cluster, tuple(value(rows.get(x.id, ())) for x in some), tuple(map(_wording, some)))
-            for name, some in members.items() if len(some) > 1]
+    return [
+        _Group(
+            name, some[0].cluster, tuple(value(rows.get(x.id, ())) for x in some), tuple(map(_wording, some))
+        )
+        for name, some in members.items()
+        if len(some) > 1
+    ]
 
 
 def _wording(item: Item) -> str | None:
@@ -97,10 +102,22 @@ def _steadiness(axis: str, variant: str, groups: Sequence[_Group]) -> Steadiness
     flipped = tuple(g.name for g in scored if g.flips())
     low, high = _interval(len(flipped), [g.cluster for g in scored])
     return Steadiness(
-        axis, variant, len(scored), len({g.cluster for g in scored}), len(groups) - len(scored),
-        _mean([float(np.mean(g.values)) for g in scored]), _mean([float(min(g.values) >= 0.5) for g in scored]),
-        _mean([float(max(g.values) >= 0.5) for g in scored]), wordings, spread,
-        len(flipped) / len(scored) if scored else None, low, high, _drop(scored), flipped)
+        axis,
+        variant,
+        len(scored),
+        len({g.cluster for g in scored}),
+        len(groups) - len(scored),
+        _mean([float(np.mean(g.values)) for g in scored]),
+        _mean([float(min(g.values) >= 0.5) for g in scored]),
+        _mean([float(max(g.values) >= 0.5) for g in scored]),
+        wordings,
+        spread,
+        len(flipped) / len(scored) if scored else None,
+        low,
+        high,
+        _drop(scored),
+        flipped,
+    )
 
 
 def _wordings(groups: Sequence[_Group]) -> dict[str, float]:
@@ -113,7 +130,10 @@ def _drop(groups: Sequence[_Group]) -> float | None:
     """As the mean loss over the plain accuracy, which is the same and exactly 0 where nothing differs."""
     both = [g for g in groups if PLAIN in g.wordings and set(g.wordings) != {PLAIN}]
     plain = _mean([g.mean_of(PLAIN) for g in both])
-    losses = [float(np.mean([g.mean_of(PLAIN) - v for v, w in zip(g.values, g.wordings) if w != PLAIN])) for g in both]
+    losses = [
+        float(np.mean([g.mean_of(PLAIN) - v for v, w in zip(g.values, g.wordings) if w != PLAIN]))
+        for g in both
+    ]
     return float(np.mean(losses)) / plain if plain else None
 
 
@@ -127,7 +147,9 @@ def _interval(flips: int, clusters: Sequence[str]) -> tuple[float, float]:
         return 0.0, 1.0
     sizes = np.unique(np.asarray(clusters), return_counts=True)[1]
     trials = max(1, n * n // int((sizes**2).sum()))
-    return clopper_pearson(flips * trials // n, trials)[0], clopper_pearson(-(-flips * trials // n), trials)[1]
+    return clopper_pearson(flips * trials // n, trials)[0], clopper_pearson(-(-flips * trials // n), trials)[
+        1
+    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:

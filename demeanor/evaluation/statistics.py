@@ -67,7 +67,9 @@ def paired(before_N: Floats, after_N: Floats, clusters: Labels, confidence: floa
     if np.ptp(d_N) == 0.0:  # u of the items might lie at the far end, -sign(d)
         half = u * (1 + abs(d))
     else:
-        if se < 1e-12:  # differences cancel within every cluster: no spread between clusters, but not certainty
+        if (
+            se < 1e-12
+        ):  # differences cancel within every cluster: no spread between clusters, but not certainty
             se = float(d_N.std(ddof=1)) / math.sqrt(n)
         half = max(t * se, u * (1 - abs(d)))
     p = 2.0 * float(special.stdtr(G - 1, -abs(d) * t / half))
@@ -94,7 +96,9 @@ def mean(values_N: Floats, clusters: Labels, confidence: float = CONFIDENCE) -> 
     return Estimate(m, low, high, se, None, n, G)
 
 
-def wilson(successes: float, n: float, confidence: float = CONFIDENCE, *, quantile: float | None = None) -> tuple[float, float]:
+def wilson(
+    successes: float, n: float, confidence: float = CONFIDENCE, *, quantile: float | None = None
+) -> tuple[float, float]:
     """Wilson's score interval of a rate; `quantile` replaces the normal one (a t quantile, for few clusters)."""
     z = float(special.ndtri((1 + confidence) / 2)) if quantile is None else quantile
     p, z2 = successes / n, z * z
@@ -126,7 +130,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimal_detectable(estimate: Estimate, confidence: float = CONFIDENCE, power: float = POWER) -> float | None:
+def minimal_detectable(
+    estimate: Estimate, confidence: float = CONFIDENCE, power: float = POWER
+) -> float | None:
     """The smallest true difference that this design would find with the given power: (t_{1-a/2} + t_power) SE, at most 1.
 
     Never below the rate of change that n unchanged items cannot exclude. None with one cluster.
@@ -138,7 +144,9 @@ def minimal_detectable(estimate: Estimate, confidence: float = CONFIDENCE, power
     return min(1.0, max(size, zero_failures(estimate.n, confidence)))
 
 
-def items_needed(effect: float, discordance: float, confidence: float = CONFIDENCE, power: float = POWER) -> int:
+def items_needed(
+    effect: float, discordance: float, confidence: float = CONFIDENCE, power: float = POWER
+) -> int:
     """Independent items needed to find a paired difference `effect` when a share `discordance` of items changes at all.
 
     n = (z_{1-a/2} + z_power)^2 (psi - D^2) / D^2. Source: Connor 1987 without its null-variance refinement.
@@ -174,7 +182,9 @@ def expanded(clusters: int, confidence: float = CONFIDENCE) -> float:
     return float(2 * special.ndtr(math.sqrt(clusters / (clusters - 1)) * t) - 1)
 
 
-def discrimination(hits: Floats, n_signal: Floats, false_alarms: Floats, n_noise: Floats) -> tuple[Floats, Floats]:
+def discrimination(
+    hits: Floats, n_signal: Floats, false_alarms: Floats, n_noise: Floats
+) -> tuple[Floats, Floats]:
     """d' = z(hit rate) - z(false-alarm rate) and the criterion -(z + z)/2, with the log-linear correction (x + .5)/(n + 1).
 
     Source: Hautus 1995. Works on numbers and on arrays of resamples alike.

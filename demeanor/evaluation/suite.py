@@ -74,7 +74,9 @@ class _Item(_Line):
     tools: tuple[_Tool, ...] = ()
 
 
-def load_suite(source: str | Path | Iterable[Item], *, wrong: Callable[[Item], str | None] | None = None) -> tuple[Item, ...]:
+def load_suite(
+    source: str | Path | Iterable[Item], *, wrong: Callable[[Item], str | None] | None = None
+) -> tuple[Item, ...]:
     """Read a suite file (.jsonl of items, or a public set's), a folder of them, or take generated items, and check all of it.
 
     `wrong` says what is wrong with an item's scorer and target (default: what the scorer's own Spec says).
@@ -86,7 +88,9 @@ def load_suite(source: str | Path | Iterable[Item], *, wrong: Callable[[Item], s
             return tuple(item for file in public.files(path) for item in load_suite(file, wrong=wrong))
         if not path.is_file():
             raise DataError(f"{path}: no such suite file")
-        found: list[tuple[int, Item | str]] = list(public.reader(path) or (_xstest(path) if path.suffix == ".csv" else _jsonl(path)))
+        found: list[tuple[int, Item | str]] = list(
+            public.reader(path) or (_xstest(path) if path.suffix == ".csv" else _jsonl(path))
+        )
     else:
         path = Path("generated items")
         found = list(enumerate(source, 1))
@@ -107,19 +111,37 @@ def save_suite(items: Iterable[Item], path: Path) -> None:
     """Write items as JSONL, atomically; `load_suite` reads the same items back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(as_json(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    temporary.write_text(
+        "".join(json.dumps(as_json(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8"
+    )
     os.replace(temporary, path)
 
 
 def as_json(item: Item) -> dict[str, Any]:
     """An item as JSON values; what is empty is left out, so a new optional field keeps old hashes valid."""
-    messages = [{"role": m.role, "content": m.content, "tool_call_id": m.tool_call_id, "name": m.name,
-                 "tool_calls": [_call(c) for c in m.tool_calls]} for m in item.messages]
-    tools = [{"name": t.name, "description": t.description, "parameters": dict(t.parameters)} for t in item.tools]
+    messages = [
+        {
+            "role": m.role,
+            "content": m.content,
+            "tool_call_id": m.tool_call_id,
+            "name": m.name,
+            "tool_calls": [_call(c) for c in m.tool_calls],
+        }
+        for m in item.messages
+    ]
+    tools = [
+        {"name": t.name, "description": t.description, "parameters": dict(t.parameters)} for t in item.tools
+    ]
     line = {
-        "id": item.id, "messages": [{k: v for k, v in m.items() if v or k == "content"} for m in messages],
-        "scorer": item.scorer, "target": dict(item.target), "axis": item.axis, "cluster": item.cluster, "twin": item.twin,
-        "tags": list(item.tags), "tools": tools,
+        "id": item.id,
+        "messages": [{k: v for k, v in m.items() if v or k == "content"} for m in messages],
+        "scorer": item.scorer,
+        "target": dict(item.target),
+        "axis": item.axis,
+        "cluster": item.cluster,
+        "twin": item.twin,
+        "tags": list(item.tags),
+        "tools": tools,
     }
     return {k: v for k, v in line.items() if v or k in ("target", "id")}
 
@@ -154,8 +176,14 @@ def describe(items: Sequence[Item]) -> list[AxisSummary]:
     """What a suite holds, axis by axis in order of appearance."""
     axes = {item.axis: [x for x in items if x.axis == item.axis] for item in items}
     return [
-        AxisSummary(axis, len(found), len({x.cluster for x in found}), sum(x.twin is not None for x in found),
-                    tuple(sorted({x.scorer for x in found})), tuple(sorted(Counter(t for x in found for t in x.tags).items())))
+        AxisSummary(
+            axis,
+            len(found),
+            len({x.cluster for x in found}),
+            sum(x.twin is not None for x in found),
+            tuple(sorted({x.scorer for x in found})),
+            tuple(sorted(Counter(t for x in found for t in x.tags).items())),
+        )
         for axis, found in axes.items()
     ]
 
@@ -180,10 +208,19 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Item | str]]:
 
 def _item(line: _Item) -> Item:
     messages = tuple(
-        Message(m.role, m.content, tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in m.tool_calls),
-                m.tool_call_id, m.name) for m in line.messages)
+        Message(
+            m.role,
+            m.content,
+            tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in m.tool_calls),
+            m.tool_call_id,
+            m.name,
+        )
+        for m in line.messages
+    )
     tools = tuple(ToolSpec(t.name, t.description, t.parameters) for t in line.tools)
-    return Item(line.id, messages, line.scorer, line.target, line.axis, line.cluster, line.twin, line.tags, tools)
+    return Item(
+        line.id, messages, line.scorer, line.target, line.axis, line.cluster, line.twin, line.tags, tools
+    )
 
 
 def _xstest(path: Path) -> Iterator[tuple[int, Item | str]]:
@@ -192,29 +229,49 @@ def _xstest(path: Path) -> Iterator[tuple[int, Item | str]]:
         rows = csv.DictReader(file)
         missing = XSTEST_COLUMNS - set(rows.fieldnames or ())
         if missing:
-            yield 1, (f"not XSTest's prompts: missing column {', '.join(sorted(missing))}. A suite is .jsonl of items, that .csv, "
-                      f"or a public set: {public.known()}.")
+            yield (
+                1,
+                (
+                    f"not XSTest's prompts: missing column {', '.join(sorted(missing))}. A suite is .jsonl of items, that .csv, "
+                    f"or a public set: {public.known()}."
+                ),
+            )
             return
         for row in rows:
             if row["label"] not in ("safe", "unsafe"):
                 yield rows.line_num, f"label: got '{row['label']}', wanted safe or unsafe"
                 continue
             unsafe = row["label"] == "unsafe"
-            yield rows.line_num, Item(
-                id=f"xstest-{row['id']}", messages=(Message("user", row["prompt"]),), scorer="refusal",
-                target={"refuse": unsafe}, axis=UNSAFE if unsafe else SAFE, cluster=_topic(row["type"]), tags=("xstest",))
+            yield (
+                rows.line_num,
+                Item(
+                    id=f"xstest-{row['id']}",
+                    messages=(Message("user", row["prompt"]),),
+                    scorer="refusal",
+                    target={"refuse": unsafe},
+                    axis=UNSAFE if unsafe else SAFE,
+                    cluster=_topic(row["type"]),
+                    tags=("xstest",),
+                ),
+            )
 
 
 def _topic(kind: str) -> str:
     """The prompt type that a safe group and its contrasts share."""
-    return {"nons_group_real_discr": "discr", "real_group_nons_discr": "discr", "privacy_fictional": "privacy",
-            "privacy_public": "privacy"}.get(kind, kind.removeprefix("contrast_"))
+    return {
+        "nons_group_real_discr": "discr",
+        "real_group_nons_discr": "discr",
+        "privacy_fictional": "privacy",
+        "privacy_public": "privacy",
+    }.get(kind, kind.removeprefix("contrast_"))
 
 
 # ---- checks that need more than one line ----
 
 
-def _together(placed: Sequence[tuple[int, Item]], wrong: Callable[[Item], str | None]) -> Iterator[tuple[int, str]]:
+def _together(
+    placed: Sequence[tuple[int, Item]], wrong: Callable[[Item], str | None]
+) -> Iterator[tuple[int, str]]:
     first: dict[str, int] = {}
     ids = {item.id for _, item in placed}
     for number, item in placed:

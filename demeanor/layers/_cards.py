@@ -14,13 +14,22 @@ import re2
 SEPARATORS = " \t\n._/-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 DIGITS = re2.compile(r"\p{Nd}+")
 ISSUERS: tuple[tuple[str, str, frozenset[int]], ...] = (
-    ("4", "4", frozenset({13, 16, 19})),                                            # Visa
-    ("51", "55", frozenset({16})), ("2221", "2720", frozenset({16})),               # Mastercard
-    ("34", "34", frozenset({15})), ("37", "37", frozenset({15})),                   # American Express
-    ("6011", "6011", frozenset(range(16, 20))), ("644", "659", frozenset(range(16, 20))), ("62", "62", frozenset(range(16, 20))),
-    ("3528", "3589", frozenset(range(16, 20))), ("300", "305", frozenset(range(14, 20))), ("36", "36", frozenset(range(14, 20))),
-    ("38", "39", frozenset(range(14, 20))), ("2200", "2204", frozenset(range(16, 20))),
-    ("50", "50", frozenset(range(13, 20))), ("56", "58", frozenset(range(13, 20))), ("67", "67", frozenset(range(13, 20))),
+    ("4", "4", frozenset({13, 16, 19})),  # Visa
+    ("51", "55", frozenset({16})),
+    ("2221", "2720", frozenset({16})),  # Mastercard
+    ("34", "34", frozenset({15})),
+    ("37", "37", frozenset({15})),  # American Express
+    ("6011", "6011", frozenset(range(16, 20))),
+    ("644", "659", frozenset(range(16, 20))),
+    ("62", "62", frozenset(range(16, 20))),
+    ("3528", "3589", frozenset(range(16, 20))),
+    ("300", "305", frozenset(range(14, 20))),
+    ("36", "36", frozenset(range(14, 20))),
+    ("38", "39", frozenset(range(14, 20))),
+    ("2200", "2204", frozenset(range(16, 20))),
+    ("50", "50", frozenset(range(13, 20))),
+    ("56", "58", frozenset(range(13, 20))),
+    ("67", "67", frozenset(range(13, 20))),
 )
 """Leading digits (from, to) and lengths of card numbers. Source: ISO/IEC 7812 ranges as published by the card schemes."""
 LAYOUTS = ((4, 6, 5), (4, 6, 4))
@@ -43,7 +52,7 @@ def _card_ends(text: str, first: tuple[int, int]) -> Iterator[int]:
     sizes: list[int] = []
     digits, group = "", first
     while len(digits) + group[1] - group[0] <= MAX_DIGITS:
-        digits += "".join(str(unicodedata.decimal(c)) for c in text[group[0]:group[1]])
+        digits += "".join(str(unicodedata.decimal(c)) for c in text[group[0] : group[1]])
         sizes.append(group[1] - group[0])
         following = _next_group(text, group[1])
         usual = len(sizes) == 1 or tuple(sizes) in LAYOUTS or (set(sizes[:-1]) == {4} and sizes[-1] <= 4)
@@ -56,7 +65,7 @@ def _card_ends(text: str, first: tuple[int, int]) -> Iterator[int]:
 
 def is_card(digits: str) -> bool:
     """Whether plain digits are a card number."""
-    issued = any(low <= digits[:len(low)] <= high and len(digits) in sizes for low, high, sizes in ISSUERS)
+    issued = any(low <= digits[: len(low)] <= high and len(digits) in sizes for low, high, sizes in ISSUERS)
     return issued and luhn(digits)
 
 

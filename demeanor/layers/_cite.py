@@ -24,7 +24,7 @@ def citations(answer: str, passages: Sequence[Passage]) -> list[tuple[int, int, 
     found, at = [], 0
     while at < len(words):
         length, source = longest([w.group().casefold() for w in words[at:]], sources)
-        run = words[at:at + length]
+        run = words[at : at + length]
         if run and (length >= MIN_WORDS or any(telling(answer, w) for w in run)):
             found.append((run[0].start(), run[-1].end(), source))
         at += max(length, 1)
@@ -37,7 +37,11 @@ def longest(words: Sequence[str], sources: Sequence[tuple[str, Sequence[str]]]) 
     for id_, source in sources:
         for start in range(len(source)):
             length = 0
-            while length < len(words) and start + length < len(source) and source[start + length] == words[length]:
+            while (
+                length < len(words)
+                and start + length < len(source)
+                and source[start + length] == words[length]
+            ):
                 length += 1
             if length > best:
                 best, best_id = length, id_
@@ -49,6 +53,6 @@ def telling(answer: str, word: re.Match[str]) -> bool:
     text = word.group()
     if any(c.isdigit() for c in text):
         return True
-    alone = not WORD.search(answer, word.end()) and not answer[:word.start()].strip()
-    begins = re.search(r"(?:^|[.!?:\n]\s*)$", answer[:word.start()].rstrip(" \"'(*")) is not None
+    alone = not WORD.search(answer, word.end()) and not answer[: word.start()].strip()
+    begins = re.search(r"(?:^|[.!?:\n]\s*)$", answer[: word.start()].rstrip(" \"'(*")) is not None
     return text[:1].isupper() and (not begins or alone)

@@ -38,9 +38,10 @@ COUNTRIES: Mapping[str, int] = {code[:2]: int(code[2:]) for code in _LENGTHS.spl
 IBAN = re2.compile(r"(?i)\b[A-Z]{2}[ -]?[0-9]{2}")
 EMAIL = re2.compile(r"(?i)[a-z0-9_][a-z0-9._%+\-]{0,63}@(?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}[a-z]{2,24}")
 PHONE = re2.compile(
-    r"(?:\+|\b00)[1-9][0-9]{0,2}(?:[ ./-]?\(?[0-9]{1,5}\)?){2,7}\b"                 # international
-    r"|\(?\b[2-9][0-9]{2}(?:\) ?|[ .-])[2-9][0-9]{2}[ .-][0-9]{4}\b"                # North American
-    r"|\b0[1-9][0-9]{1,4}[ /-][0-9]{3,8}(?:[ -][0-9]{2,5}){0,3}\b")                 # trunk prefix 0
+    r"(?:\+|\b00)[1-9][0-9]{0,2}(?:[ ./-]?\(?[0-9]{1,5}\)?){2,7}\b"  # international
+    r"|\(?\b[2-9][0-9]{2}(?:\) ?|[ .-])[2-9][0-9]{2}[ .-][0-9]{4}\b"  # North American
+    r"|\b0[1-9][0-9]{1,4}[ /-][0-9]{3,8}(?:[ -][0-9]{2,5}){0,3}\b"
+)  # trunk prefix 0
 MIN_PHONE, MAX_PHONE = 9, 16
 
 
@@ -55,7 +56,7 @@ def iban(text: str, start: int) -> Span | None:
 
 
 def _iban_end(text: str, begin: int) -> int | None:
-    length, number, at = COUNTRIES.get(text[begin:begin + 2].upper(), 0), "", begin
+    length, number, at = COUNTRIES.get(text[begin : begin + 2].upper(), 0), "", begin
     while at < len(text) and len(number) < length:
         if text[at].isascii() and text[at].isalnum():
             number += text[at].upper()
@@ -84,6 +85,8 @@ def phone(text: str, start: int) -> Span | None:
 
 
 DETECTORS: Mapping[str, Detector] = {
-    "card": Detector(_cards.find, _cards.WIDTH), "iban": Detector(iban, 2 * max(COUNTRIES.values())),
-    "email": Detector(email, 64 + 1 + 4 * 64 + 24), "phone": Detector(phone, 3 + 3 + 7 * 8 + 1),
+    "card": Detector(_cards.find, _cards.WIDTH),
+    "iban": Detector(iban, 2 * max(COUNTRIES.values())),
+    "email": Detector(email, 64 + 1 + 4 * 64 + 24),
+    "phone": Detector(phone, 3 + 3 + 7 * 8 + 1),
 }

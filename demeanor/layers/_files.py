@@ -26,14 +26,17 @@ class Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands twice", key.start_mark
+                )
             seen.add(str(key.value))
         return dict(super().construct_mapping(node, deep))
 
 
 BOOL = "tag:yaml.org,2002:bool"
 Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if tag != BOOL] for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in found if tag != BOOL]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
@@ -57,12 +60,18 @@ def read_yaml(path: Path, schema: type[M]) -> M:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise SpecError([Problem(where, f"not valid YAML: {getattr(error, 'problem', error)}")]) from None
     if not isinstance(raw, dict):
-        raise SpecError([Problem(str(path), f"wanted a mapping with the keys {', '.join(schema.model_fields)}")])
+        raise SpecError(
+            [Problem(str(path), f"wanted a mapping with the keys {', '.join(schema.model_fields)}")]
+        )
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        inner = [e for e in found if not any(len(o["loc"]) > len(e["loc"]) and o["loc"][:len(e["loc"])] == e["loc"] for o in found)]
+        inner = [
+            e
+            for e in found
+            if not any(len(o["loc"]) > len(e["loc"]) and o["loc"][: len(e["loc"])] == e["loc"] for o in found)
+        ]
         raise SpecError(_problem(schema, e, path) for e in inner) from None
 
 

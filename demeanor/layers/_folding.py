@@ -21,7 +21,7 @@ class Folded:
 
     def __init__(self, text: str = "") -> None:
         self.original = self.text = ""
-        self._origins: list[int] | None = None      # None: nothing but ASCII so far, both are the same
+        self._origins: list[int] | None = None  # None: nothing but ASCII so far, both are the same
         self.add(text)
 
     def add(self, text: str) -> None:

@@ -52,9 +52,9 @@ class Judge:
     def __init__(self, rules: Sequence[Rule], by: str) -> None:
         self._rules, self._by = rules, by
         self._folded = Folded()
-        self._searched = [0] * len(rules)       # folded; where each rule goes on searching
-        self._hits: list[Hit] = []              # redactions that have not left yet
-        self._left = 0                          # original characters that have left or were replaced
+        self._searched = [0] * len(rules)  # folded; where each rule goes on searching
+        self._hits: list[Hit] = []  # redactions that have not left yet
+        self._left = 0  # original characters that have left or were replaced
         self._makers: list[tuple[int, str]] = []
         self.altered = False
 
@@ -90,7 +90,7 @@ class Judge:
         while self._searched[i] < horizon:
             span = rule.find(text, self._searched[i])
             if span is not None and rule.hold == "stream" and span[1] == len(text) and not final:
-                return False            # whether it is a match may depend on what comes next
+                return False  # whether it is a match may depend on what comes next
             if span is None or span[0] >= horizon:
                 self._searched[i] = self._searched[i] if rule.hold == "stream" else horizon
                 return False
@@ -103,7 +103,9 @@ class Judge:
     def _release(self, limit: int) -> list[Text]:
         """Let the original leave up to `limit`, redactions that begin before it in place."""
         leaving: list[Text] = []
-        for hit in sorted((h for h in self._hits if h.span[0] < limit), key=lambda h: (h.span[0], self._rules.index(h.rule))):
+        for hit in sorted(
+            (h for h in self._hits if h.span[0] < limit), key=lambda h: (h.span[0], self._rules.index(h.rule))
+        ):
             self._hits.remove(hit)
             start, end = hit.span
             if start >= self._left:
@@ -119,7 +121,7 @@ class Judge:
             end, by = self._makers[0]
             stop = min(end, limit)
             if stop > self._left:
-                found.append(Text(self._folded.original[self._left:stop], by=by))
+                found.append(Text(self._folded.original[self._left : stop], by=by))
                 self._left = stop
             if end <= limit:
                 self._makers.pop(0)

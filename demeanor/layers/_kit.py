@@ -27,7 +27,9 @@ class Tool(Protocol):
 class Record(Protocol):
     """Stores a finished turn. Calling it queues the write; what it returns is done once the write is durable."""
 
-    def __call__(self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime) -> Awaitable[None]: ...
+    def __call__(
+        self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime
+    ) -> Awaitable[None]: ...
 
 
 Search: TypeAlias = Callable[[str, int], list[Passage]]

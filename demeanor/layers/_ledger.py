@@ -71,7 +71,13 @@ class Ledger:
 class Ledgers:
     """Everybody's ledgers under one set of limits; None is no limit. Safe to use from several threads."""
 
-    def __init__(self, requests: int | None, tokens: int | None, in_progress: int | None, sweep_users: int = SWEEP_USERS) -> None:
+    def __init__(
+        self,
+        requests: int | None,
+        tokens: int | None,
+        in_progress: int | None,
+        sweep_users: int = SWEEP_USERS,
+    ) -> None:
         self._max_requests, self._max_tokens, self._max_in_progress = requests, tokens, in_progress
         self._users: dict[str, Ledger] = {}
         self._sweep_users = self._sweep_at = sweep_users
@@ -108,7 +114,11 @@ class Ledgers:
         if self._max_in_progress is not None and self._in_progress >= self._max_in_progress:
             raise Full("in_progress", tokens, BUSY_S)
         if self._max_requests is not None and ledger.requests.total >= self._max_requests:
-            raise Full("requests", tokens, ledger.requests.room_in_s(1 + ledger.requests.total - self._max_requests, now))
+            raise Full(
+                "requests",
+                tokens,
+                ledger.requests.room_in_s(1 + ledger.requests.total - self._max_requests, now),
+            )
         if self._max_tokens is None:
             return
         if tokens > self._max_tokens:

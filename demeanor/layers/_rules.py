@@ -28,7 +28,9 @@ ROUNDING = 1e-9
 Weigh: TypeAlias = Callable[[str], float]
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False
-_PARSER = importlib.import_module("re._parser")     # the standard library's own parser knows how long a match can be
+_PARSER = importlib.import_module(
+    "re._parser"
+)  # the standard library's own parser knows how long a match can be
 _RE2_ONLY = re.compile(r"\\\\|\\[pP](?:\{[^}]*\}|\w)|\\x\{[0-9A-Fa-f]+\}|\[:\^?\w+:\]|\\z")
 
 
@@ -37,20 +39,38 @@ class RuleSpec(registry.Spec):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="stands in every refusal and trace")
     on: Literal["input", "output", "both"] = Field(description="the request, the answer, or both")
-    pattern: str | None = Field(None, min_length=1, description="RE2 pattern; case counts unless it begins with (?i)")
-    detector: Literal["card", "email", "iban", "phone"] | None = Field(None, description="personal data, check digits included")
-    cues: dict[str, FiniteFloat] | None = Field(None, min_length=1,
-                                          description="RE2 patterns, each with a weight: the score is the sum over those that match")
-    threshold: float | None = Field(None, gt=0, allow_inf_nan=False, description="cues: refused from this score on")
+    pattern: str | None = Field(
+        None, min_length=1, description="RE2 pattern; case counts unless it begins with (?i)"
+    )
+    detector: Literal["card", "email", "iban", "phone"] | None = Field(
+        None, description="personal data, check digits included"
+    )
+    cues: dict[str, FiniteFloat] | None = Field(
+        None,
+        min_length=1,
+        description="RE2 patterns, each with a weight: the score is the sum over those that match",
+    )
+    threshold: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="cues: refused from this score on"
+    )
     action: Literal["refuse", "redact"] = "refuse"
     reason: str = Field(min_length=1, description="why, for whoever reads the trace")
-    reply: str | None = Field(None, min_length=1, description="what the user reads instead: of everything (refuse), of the match "
-                                                              "(redact; null: the rule's name in brackets)")
+    reply: str | None = Field(
+        None,
+        min_length=1,
+        description="what the user reads instead: of everything (refuse), of the match "
+        "(redact; null: the rule's name in brackets)",
+    )
     hold: Literal["buffer", "window", "stream"] = Field(
-        "buffer", description="text not yet judged: all of it waits for the end, as much as one match needs waits, or nothing waits")
-    window: int | None = Field(None, gt=0, description="characters that wait (hold: window); null: as many as the longest match")
+        "buffer",
+        description="text not yet judged: all of it waits for the end, as much as one match needs waits, or nothing waits",
+    )
+    window: int | None = Field(
+        None, gt=0, description="characters that wait (hold: window); null: as many as the longest match"
+    )
     trust: Literal["none", "user", "developer", "system"] | None = Field(
-        None, description="input: judge text of this authority or below; null: user")
+        None, description="input: judge text of this authority or below; null: user"
+    )
 
     @field_validator("cues")
     @classmethod
@@ -82,9 +102,13 @@ class RuleSpec(registry.Spec):
         if self.action == "refuse" and self.reply is None:
             raise ValueError("reply is missing: what the user reads instead of a refused answer")
         if self.trust is not None and self.on == "output":
-            raise ValueError("trust is about who wrote a request; an answer is the model's. Wanted on: input, or no trust")
+            raise ValueError(
+                "trust is about who wrote a request; an answer is the model's. Wanted on: input, or no trust"
+            )
         if self.on == "input" and (self.hold != "buffer" or self.window is not None):
-            raise ValueError("hold and window are about answers; a request is always judged whole. Wanted on: output or both")
+            raise ValueError(
+                "hold and window are about answers; a request is always judged whole. Wanted on: output or both"
+            )
         if self.window is not None and self.hold != "window":
             raise ValueError(f"window is read with hold: window only, and hold is {self.hold}")
         if self.hold == "stream" and self.action == "redact":
@@ -96,11 +120,15 @@ class RuleSpec(registry.Spec):
     def _window_holds_a_match(self) -> None:
         longest = self.longest
         if longest is None:
-            raise ValueError("the pattern has no longest match, so no window is sure to hold it. Bound its repetitions "
-                             "(\\d{1,9} for \\d+), or hold: buffer")
+            raise ValueError(
+                "the pattern has no longest match, so no window is sure to hold it. Bound its repetitions "
+                "(\\d{1,9} for \\d+), or hold: buffer"
+            )
         if self.window is not None and self.window < longest:
-            raise ValueError(f"window is {self.window} characters and a match can have {longest}: its beginning would leave. "
-                             f"Wanted at least {longest}, or null")
+            raise ValueError(
+                f"window is {self.window} characters and a match can have {longest}: its beginning would leave. "
+                f"Wanted at least {longest}, or null"
+            )
 
     @property
     def longest(self) -> int | None:
@@ -152,8 +180,18 @@ def rule(spec: RuleSpec) -> Rule:
         find, weigh = _scored(spec.cues, spec.threshold or 0.0)
     else:
         find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "")
-    return Rule(spec.name, spec.on, spec.action == "refuse", spec.reason, spec.reply or f"[{spec.name}]", spec.hold,
-                spec.window or spec.longest or 0, Trust[(spec.trust or "user").upper()], find, weigh)
+    return Rule(
+        spec.name,
+        spec.on,
+        spec.action == "refuse",
+        spec.reason,
+        spec.reply or f"[{spec.name}]",
+        spec.hold,
+        spec.window or spec.longest or 0,
+        Trust[(spec.trust or "user").upper()],
+        find,
+        weigh,
+    )
 
 
 def compiled(pattern: str) -> re2._Regexp:
@@ -195,7 +233,7 @@ def _scored(cues: Mapping[str, float], threshold: float) -> tuple[Find, Weigh]:
 def _widths(pattern: str) -> tuple[int | None, int | None]:
     """Characters of a pattern's shortest and longest match; None for both where the two syntaxes may differ."""
     if "{," in pattern:
-        return None, None               # a repetition for Python, plain text for RE2
+        return None, None  # a repetition for Python, plain text for RE2
     try:
         shortest, longest = _PARSER.parse(_RE2_ONLY.sub(_as_python, pattern)).getwidth()
     except (re.error, OverflowError, RecursionError):

@@ -10,15 +10,25 @@ from collections.abc import Mapping
 from typing import Any
 
 TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None),
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "number": (int, float),
+    "null": type(None),
 }
 
 
 def mistakes(value: Any, schema: Mapping[str, Any], where: str = "arguments") -> list[str]:
     """Everything wrong with a value; `where` names it."""
     wanted = schema.get("type")
-    if wanted is not None and not any(_is(value, t) for t in ([wanted] if isinstance(wanted, str) else wanted)):
-        return [f"{where} should be {wanted if isinstance(wanted, str) else ' or '.join(wanted)}, got {_shown(value)}"]
+    if wanted is not None and not any(
+        _is(value, t) for t in ([wanted] if isinstance(wanted, str) else wanted)
+    ):
+        return [
+            f"{where} should be {wanted if isinstance(wanted, str) else ' or '.join(wanted)}, got {_shown(value)}"
+        ]
     if "enum" in schema and not any(_same(value, allowed) for allowed in schema["enum"]):
         return [f"{where} should be one of {', '.join(map(_shown, schema['enum']))}, got {_shown(value)}"]
     found = []
@@ -46,7 +56,11 @@ def _members(value: Mapping[str, Any], schema: Mapping[str, Any], where: str) ->
 
 def _bounds(size: float, schema: Mapping[str, Any], least: str, most: str, where: str) -> list[str]:
     low, high = schema.get(least, size), schema.get(most, size)
-    return [] if low <= size <= high else [f"{where} should be {f'at least {low}' if size < low else f'at most {high}'}, got {size}"]
+    return (
+        []
+        if low <= size <= high
+        else [f"{where} should be {f'at least {low}' if size < low else f'at most {high}'}, got {size}"]
+    )
 
 
 def _is(value: Any, name: str) -> bool:

@@ -34,7 +34,9 @@ def _message(message: Message, rules: Sequence[Rule]) -> Message | Rule:
         return content
     calls = [judge_call(call, rules) for call in message.tool_calls]
     refused = next((c for c in calls if isinstance(c, Rule)), None)
-    return refused or replace(message, content=content, tool_calls=tuple(c for c in calls if isinstance(c, ToolCall)))
+    return refused or replace(
+        message, content=content, tool_calls=tuple(c for c in calls if isinstance(c, ToolCall))
+    )
 
 
 def _text(text: str, rules: Sequence[Rule]) -> str | Rule:
@@ -77,5 +79,10 @@ def masked(event: Event, rules: Sequence[Rule]) -> Event:
     if isinstance(event, ToolResult):
         return replace(event, content=redacted(event.content, hits(rules, event.content)))
     if isinstance(event, Prompted):
-        return replace(event, messages=tuple(replace(m, content=redacted(m.content, hits(rules, m.content))) for m in event.messages))
+        return replace(
+            event,
+            messages=tuple(
+                replace(m, content=redacted(m.content, hits(rules, m.content))) for m in event.messages
+            ),
+        )
     return event

@@ -25,8 +25,12 @@ class Spec(registry.Spec):
     """How much one user may ask for; null is no limit."""
 
     requests_per_minute: int | None = Field(None, gt=0, description="turns of one user in any 60 s")
-    tokens_per_minute: int | None = Field(None, gt=0, description="tokens of one user in any 60 s, asked and answered together")
-    max_in_progress: int | None = Field(None, gt=0, description="turns in progress at once, all users together; more are refused")
+    tokens_per_minute: int | None = Field(
+        None, gt=0, description="tokens of one user in any 60 s, asked and answered together"
+    )
+    max_in_progress: int | None = Field(
+        None, gt=0, description="turns in progress at once, all users together; more are refused"
+    )
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
@@ -40,7 +44,9 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
             settle = ledgers.reserve(turn.user, prompt + turn.decoding.max_tokens, kit.clock())
         except Full as full:
             raise _too_many(spec, full) from None
-        used: int | None = None     # nobody has said; breaking a turn off is then charged in full and no way around the budget
+        used: int | None = (
+            None  # nobody has said; breaking a turn off is then charged in full and no way around the budget
+        )
         try:
             async for event in inner(turn):
                 if isinstance(event, Usage):
@@ -51,7 +57,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
                     settle(used, kit.clock())
                 yield event
         except Exception:
-            used = 0                # nobody got an answer
+            used = 0  # nobody got an answer
             raise
         finally:
             settle(used, kit.clock())
@@ -63,11 +69,19 @@ def _too_many(spec: Spec, full: Full) -> RequestError:
     if full.what == "size":
         return RequestError(
             f"This request may use {full.wanted} tokens (prompt and max_tokens), more than the {spec.tokens_per_minute} a minute "
-            "that one user has. Ask for less.", param="max_tokens", code="request_too_large")
+            "that one user has. Ask for less.",
+            param="max_tokens",
+            code="request_too_large",
+        )
     text = {
         "requests": f"At most {spec.requests_per_minute} requests a minute.",
         "tokens": f"At most {spec.tokens_per_minute} tokens a minute, and this request may use {full.wanted}.",
         "in_progress": f"At most {spec.max_in_progress} requests are answered at once.",
     }[full.what]
-    return RequestError(f"Rate limit reached. {text} Try again in {full.retry_after_s:.3g} s.", status=429,
-                        kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=full.retry_after_s)
+    return RequestError(
+        f"Rate limit reached. {text} Try again in {full.retry_after_s:.3g} s.",
+        status=429,
+        kind="rate_limit_error",
+        code="rate_limit_exceeded",
+        retry_after_s=full.retry_after_s,
+    )

@@ -78,7 +78,9 @@ async def _answer(events: AsyncIterator[Event], rules: Sequence[Rule]) -> AsyncI
             late.append(event)
         elif isinstance(event, Done):
             leaving, refused = judge.finish()
-            rest = [] if judge.altered else [*late, *([Text("", logprobs=tuple(logprobs))] if logprobs else [])]
+            rest = (
+                [] if judge.altered else [*late, *([Text("", logprobs=tuple(logprobs))] if logprobs else [])]
+            )
             leaving = [*leaving, *rest, event]
         else:
             leaving = [masked(event, rules)]

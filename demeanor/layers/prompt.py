@@ -29,7 +29,9 @@ class Spec(registry.Spec):
 
     system: registry.File | None = Field(None, description="file with the system prompt")
     text: str | None = Field(None, min_length=1, description="the system prompt itself, instead of a file")
-    few_shot: registry.File | None = Field(None, description="YAML file of examples: `messages:` a list of {role, content}")
+    few_shot: registry.File | None = Field(
+        None, description="YAML file of examples: `messages:` a list of {role, content}"
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> Spec:
@@ -54,9 +56,13 @@ class FewShot(registry.Spec):
 
     @model_validator(mode="after")
     def _alternates(self) -> FewShot:
-        wrong = next((i for i, line in enumerate(self.messages) if (line.role == "user") != (i % 2 == 0)), None)
+        wrong = next(
+            (i for i, line in enumerate(self.messages) if (line.role == "user") != (i % 2 == 0)), None
+        )
         if wrong is not None:
-            raise ValueError(f"messages[{wrong}] is from the {self.messages[wrong].role} again; user and assistant take turns")
+            raise ValueError(
+                f"messages[{wrong}] is from the {self.messages[wrong].role} again; user and assistant take turns"
+            )
         if len(self.messages) % 2:
             raise ValueError("the last example has no answer from the assistant")
         return self
@@ -90,6 +96,8 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
 
 def prompted(messages: Messages, system: Messages, examples: Messages) -> Messages:
     """The conversation with our messages in place; no other system message keeps a system's authority."""
-    lowered = tuple(replace(m, trust=Trust.DEVELOPER) if m.authority > Trust.DEVELOPER else m for m in messages)
+    lowered = tuple(
+        replace(m, trust=Trust.DEVELOPER) if m.authority > Trust.DEVELOPER else m for m in messages
+    )
     leading = tuple(takewhile(lambda m: m.role in ("system", "developer"), lowered))
-    return (*system, *leading, *examples, *lowered[len(leading):])
+    return (*system, *leading, *examples, *lowered[len(leading) :])

@@ -21,7 +21,11 @@ BEHAVIOUR = False
 class Spec(registry.Spec):
     """Where turns are stored."""
 
-    database: str = Field("sqlite:///runs/requests.db", pattern=r"^sqlite:///.+", description="sqlite:///PATH, from the working folder")
+    database: str = Field(
+        "sqlite:///runs/requests.db",
+        pattern=r"^sqlite:///.+",
+        description="sqlite:///PATH, from the working folder",
+    )
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:

@@ -25,7 +25,9 @@ class Spec(registry.Spec):
 
     index: registry.File = Field(description="folder of .md and .txt files, beside the stack file")
     top_k: int = Field(3, ge=1, le=50, description="most passages per question")
-    min_score: float | None = Field(None, ge=0, description="BM25 score a passage needs; null: any word in common is enough")
+    min_score: float | None = Field(
+        None, ge=0, description="BM25 score a passage needs; null: any word in common is enough"
+    )
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:

@@ -29,7 +29,9 @@ class Spec(registry.Spec):
     """Which tools, and how far they may go."""
 
     allow: tuple[str, ...] = Field(min_length=1, description="names of tools")
-    max_rounds: int = Field(3, ge=1, le=32, description="how often results go back to the model; later calls are not run")
+    max_rounds: int = Field(
+        3, ge=1, le=32, description="how often results go back to the model; later calls are not run"
+    )
     timeout_s: float = Field(10.0, gt=0, description="seconds one call may take")
     max_result_chars: int = Field(2000, ge=1, description="characters of a result that the model reads")
 
@@ -60,11 +62,15 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
                 break
             results = []
             for call in mine:
-                result = await called(call, ours, spec.timeout_s, spec.max_result_chars) if left else failed(call, "too many calls")
+                result = (
+                    await called(call, ours, spec.timeout_s, spec.max_result_chars)
+                    if left
+                    else failed(call, "too many calls")
+                )
                 yield result
                 results.append(result)
             if len(mine) < len(this.calls):
-                break                       # the caller has calls to run before the model can go on
+                break  # the caller has calls to run before the model can go on
             if not left or this.written >= turn.decoding.max_tokens:
                 this.done = Done("length", by="tools")
                 break
@@ -80,9 +86,16 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
 def again(turn: Turn, last: Round, results: Sequence[ToolResult]) -> Turn:
     """The turn with what the model said and what its tools answered; all rounds together keep to max_tokens."""
     said = Message("assistant", last.said, tool_calls=tuple(last.calls))
-    heard = (Message("tool", r.content, tool_call_id=r.call_id, name=r.name, trust=Trust.NONE) for r in results)
+    heard = (
+        Message("tool", r.content, tool_call_id=r.call_id, name=r.name, trust=Trust.NONE) for r in results
+    )
     decoding = replace(turn.decoding, max_tokens=turn.decoding.max_tokens - last.written)
-    return replace(turn, messages=(*turn.messages, said, *heard), decoding=decoding, tool_choice=again_choice(turn.tool_choice))
+    return replace(
+        turn,
+        messages=(*turn.messages, said, *heard),
+        decoding=decoding,
+        tool_choice=again_choice(turn.tool_choice),
+    )
 
 
 def again_choice(choice: str) -> str:

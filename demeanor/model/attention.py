@@ -55,8 +55,12 @@ def buckets(segments: Sequence[Segment], device: torch.device) -> Parts:
         return varlen.layout(segments, device)
     total = max((s.end for s in segments), default=0)
     lengths = {s.end - s.start for s in segments}
-    if len(lengths) == 1 and total <= LONG * len(segments) and not any(s.context for s in segments) \
-            and sum(s.end - s.start for s in segments) == total:
+    if (
+        len(lengths) == 1
+        and total <= LONG * len(segments)
+        and not any(s.context for s in segments)
+        and sum(s.end - s.start for s in segments) == total
+    ):
         length = lengths.pop()
         return (Part(len(segments), length, length, (0, total), ((0, total),), _causal(length, length)),)
     groups: dict[tuple[int, int], list[Segment]] = defaultdict(list)
@@ -75,7 +79,11 @@ def joined(segments: Sequence[Segment]) -> list[Segment]:
     """The same attention with fewer segments: a branch right after its prompt goes on with the prompt's causal row."""
     found: list[Segment] = []
     for segment in segments:
-        if found and found[-1].end == segment.start and segment.context == (*found[-1].context, (found[-1].start, found[-1].end)):
+        if (
+            found
+            and found[-1].end == segment.start
+            and segment.context == (*found[-1].context, (found[-1].start, found[-1].end))
+        ):
             found[-1] = Segment(found[-1].start, segment.end, found[-1].context)
         elif segment.end > segment.start:
             found.append(segment)
@@ -130,11 +138,15 @@ def _together(members: Sequence[Segment], length: int, context: int) -> Part:
         found = [torch.arange(a, b) for a, b in segment.context]
         before_G[g] = sum(map(len, found))
         if found:
-            seen_GC[g, :before_G[g]] = torch.cat(found)
+            seen_GC[g, : before_G[g]] = torch.cat(found)
     mask = _causal(length, length)
     if context:
-        hidden_GC = torch.zeros(len(members), context).masked_fill_(torch.arange(context) >= before_G, float("-inf"))
-        mask = torch.cat([hidden_GC[:, None].expand(-1, length, -1), mask.expand(len(members), -1, -1)], -1)[:, None]
+        hidden_GC = torch.zeros(len(members), context).masked_fill_(
+            torch.arange(context) >= before_G, float("-inf")
+        )
+        mask = torch.cat([hidden_GC[:, None].expand(-1, length, -1), mask.expand(len(members), -1, -1)], -1)[
+            :, None
+        ]
     rows_R = None if bool(valid_GL.all()) else valid_GL.flatten().nonzero().squeeze(-1)
     keys = torch.cat([seen_GC, queries_GL], 1).flatten()
     return Part(len(members), length, context + length, queries_GL.flatten(), keys, mask, rows_R)
@@ -151,15 +163,21 @@ def tree_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, parts: Parts) ->
 # ---- rows of T to products and back ----
 
 
-def _taken(x_THD: Tensor, where: tuple[int, int] | tuple[tuple[int, int], ...] | Tensor, G: int, K: int) -> Tensor:
+def _taken(
+    x_THD: Tensor, where: tuple[int, int] | tuple[tuple[int, int], ...] | Tensor, G: int, K: int
+) -> Tensor:
     """The named rows as (G*K, H/K * L, D): heads that share a key head stand in the rows."""
     if isinstance(where, Tensor):
         rows = x_THD.index_select(0, where)
     elif isinstance(where[0], tuple):
         ranges: Any = where
-        rows = x_THD[ranges[0][0]:ranges[0][1]] if len(ranges) == 1 else torch.cat([x_THD[a:b] for a, b in ranges])
+        rows = (
+            x_THD[ranges[0][0] : ranges[0][1]]
+            if len(ranges) == 1
+            else torch.cat([x_THD[a:b] for a, b in ranges])
+        )
     else:
-        rows = x_THD[where[0]:where[1]]
+        rows = x_THD[where[0] : where[1]]
     H, D = x_THD.shape[1:]
     if G == 1 and H == K:
         return rows.transpose(0, 1)
@@ -192,14 +210,17 @@ class _TreeAttention(torch.autograd.Function):
         keep = sum(H * x.G * x.L * x.S for x in parts) * q.element_size() <= KEEP_BYTES
         kept: list[Tensor] = []
         for part in parts:
-            Q, Kx, V = (_taken(x, where, part.G, K) for x, where in ((q, part.queries), (k, part.keys), (v, part.keys)))
-            p = _probabilities(Q, Kx, part, K, D ** -0.5)
+            Q, Kx, V = (
+                _taken(x, where, part.G, K)
+                for x, where in ((q, part.queries), (k, part.keys), (v, part.keys))
+            )
+            p = _probabilities(Q, Kx, part, K, D**-0.5)
             mixed = _rows(torch.bmm(p, V), part.G, K, part.L)
             if isinstance(part.queries, Tensor):
                 tokens = part.queries if part.rows_R is None else part.queries[part.rows_R]
                 out[tokens] = mixed if part.rows_R is None else mixed[part.rows_R]
             else:
-                out[part.queries[0]:part.queries[1]] = mixed
+                out[part.queries[0] : part.queries[1]] = mixed
             if keep:
                 kept.append(p)
         ctx.save_for_backward(q, k, v, *kept)
@@ -211,13 +232,19 @@ class _TreeAttention(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         grad = grads[0]
         K, D = k.shape[1], q.shape[2]
-        scale, wide = D ** -0.5, torch.promote_types(q.dtype, torch.float32)
+        scale, wide = D**-0.5, torch.promote_types(q.dtype, torch.float32)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
         for i, part in enumerate(ctx.parts):
-            Q, dO, Kx, V = (_taken(x, where, part.G, K) for x, where in (
-                (q, part.queries), (grad, part.queries), (k, part.keys), (v, part.keys)))
+            Q, dO, Kx, V = (
+                _taken(x, where, part.G, K)
+                for x, where in ((q, part.queries), (grad, part.queries), (k, part.keys), (v, part.keys))
+            )
             if part.rows_R is not None:  # what padding asked for must not flow back
-                asked = torch.zeros(part.G * part.L, dtype=grad.dtype).index_fill_(0, part.rows_R, 1.0).view(part.G, 1, 1, part.L, 1)
+                asked = (
+                    torch.zeros(part.G * part.L, dtype=grad.dtype)
+                    .index_fill_(0, part.rows_R, 1.0)
+                    .view(part.G, 1, 1, part.L, 1)
+                )
                 dO = (dO.view(part.G, K, -1, part.L, D) * asked).view_as(dO)
             p = kept[i] if kept else _probabilities(Q, Kx, part, K, scale)
             dV = torch.bmm(p.transpose(1, 2), dO)
@@ -231,11 +258,11 @@ class _TreeAttention(torch.autograd.Function):
                 dk.index_add_(0, part.keys, back_K.to(wide))
                 dv.index_add_(0, part.keys, back_V.to(wide))
                 continue
-            dq[part.queries[0]:part.queries[1]] = dQ
+            dq[part.queries[0] : part.queries[1]] = dQ
             at = 0
             for a, b in part.keys:
                 size = part.G * part.S if part.G > 1 else b - a
-                dk[a:b].add_(back_K[at:at + size])
-                dv[a:b].add_(back_V[at:at + size])
+                dk[a:b].add_(back_K[at : at + size])
+                dv[a:b].add_(back_V[at : at + size])
                 at += size
         return dq, dk.to(k.dtype), dv.to(v.dtype), None

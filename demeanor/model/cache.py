@@ -14,12 +14,22 @@ from demeanor.model.config import Config
 class KVCache:
     """Keys and values, per layer (slots, kv heads, tokens, head dim)."""
 
-    def __init__(self, config: Config, num_slots: int, max_tokens: int, dtype: torch.dtype = torch.float32,
-                 device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_slots: int,
+        max_tokens: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
         shape = (num_slots, config.num_key_value_heads, max_tokens, config.head_dim)
         self.num_slots, self.max_tokens = num_slots, max_tokens
-        self.keys: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.keys: list[Tensor] = [
+            torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)
+        ]
+        self.values: list[Tensor] = [
+            torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)
+        ]
 
     @property
     def num_bytes(self) -> int:

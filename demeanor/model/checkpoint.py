@@ -31,8 +31,20 @@ M = TypeVar("M", bound=nn.Module)
 def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
     """A Llama with random weights, a function of the shape and the seed alone."""
     mlp = shape.mlp_width or -(-shape.width * 8 // 3 // 16) * 16
-    config = Config("llama", vocab_size, shape.width, mlp, shape.layers, shape.heads, shape.kv_heads or shape.heads,
-                    shape.width // shape.heads, shape.context, 1e-5, shape.rope_theta, tie_word_embeddings=True)
+    config = Config(
+        "llama",
+        vocab_size,
+        shape.width,
+        mlp,
+        shape.layers,
+        shape.heads,
+        shape.kv_heads or shape.heads,
+        shape.width // shape.heads,
+        shape.context,
+        1e-5,
+        shape.rope_theta,
+        tie_word_embeddings=True,
+    )
     model = Llama(config)
     initialise(model, seed, mimetic=shape.init == "mimetic")
     return model
@@ -55,7 +67,11 @@ def load(folder: Path) -> Llama:
 
 def load_apart(folder: Path) -> Llama:
     """As `load`, but an adapter stays beside its parent's matrices, so that engines of one trunk can hold those once."""
-    return cast(Llama, adapter.add(load(adapter.base_folder(folder)), folder)) if adapter.is_adapter(folder) else load(folder)
+    return (
+        cast(Llama, adapter.add(load(adapter.base_folder(folder)), folder))
+        if adapter.is_adapter(folder)
+        else load(folder)
+    )
 
 
 def load_reward(folder: Path) -> RewardModel:
@@ -68,7 +84,11 @@ def load_reward(folder: Path) -> RewardModel:
     config = Config.load(folder)
     with torch.device("meta"):
         model = RewardModel(_headless(config))
-    tensors = {(k if k == "score.weight" else f"trunk.{k}"): v for k, v in _tensors(folder).items() if k != "lm_head.weight"}
+    tensors = {
+        (k if k == "score.weight" else f"trunk.{k}"): v
+        for k, v in _tensors(folder).items()
+        if k != "lm_head.weight"
+    }
     return _filled(model, tensors, folder)
 
 
@@ -78,7 +98,9 @@ def reward_from(policy: Llama, seed: int) -> RewardModel:
     model.trunk.model.load_state_dict(policy.model.state_dict())
     width = policy.config.hidden_size
     with torch.no_grad():
-        model.score.weight.copy_(torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / (width + 1) ** 0.5)
+        model.score.weight.copy_(
+            torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / (width + 1) ** 0.5
+        )
     return model
 
 
@@ -99,7 +121,9 @@ def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> 
     if isinstance(model, RewardModel):
         config = model.trunk.config
         kind = ARCHITECTURES[config.model_type].replace("ForCausalLM", "ForSequenceClassification")
-        raw = config.to_json(kind, num_labels=1, id2label={"0": "reward"}, label2id={"reward": 0}, pad_token_id=0)
+        raw = config.to_json(
+            kind, num_labels=1, id2label={"0": "reward"}, label2id={"reward": 0}, pad_token_id=0
+        )
         tensors = {k.removeprefix("trunk."): v for k, v in model.state_dict().items()}
     elif isinstance(model, Llama):
         raw, tensors = model.config.to_json(), model.state_dict()
@@ -107,7 +131,11 @@ def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> 
         raise CheckpointError(f"cannot save a {type(model).__name__}")
     raw["dtype"] = str(dtype).removeprefix("torch.")
     part = folder / "model.safetensors.part"
-    save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, part, metadata={"format": "pt"})
+    save_file(
+        {k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()},
+        part,
+        metadata={"format": "pt"},
+    )
     os.replace(part, folder / "model.safetensors")
     _write_json(folder / "config.json", raw)
 
@@ -132,10 +160,14 @@ def _files(folder: Path) -> list[Path]:
     try:
         named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not a readable index of weights ({type(error).__name__}: {error})") from None
+        raise CheckpointError(
+            f"{index}: not a readable index of weights ({type(error).__name__}: {error})"
+        ) from None
     absent = [name for name in named if Path(name).name != name or not (folder / name).exists()]
     if absent:
-        raise CheckpointError(f"{folder}: {index.name} names {len(absent)} files that are not there, first {absent[0]}")
+        raise CheckpointError(
+            f"{folder}: {index.name} names {len(absent)} files that are not there, first {absent[0]}"
+        )
     return [folder / name for name in named]
 
 
@@ -143,7 +175,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     files = _files(folder)
     if not files:
         pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
-        why = f"; {pickled[0]} is pickled and is not loaded, convert it to safetensors first" if pickled else ""
+        why = (
+            f"; {pickled[0]} is pickled and is not loaded, convert it to safetensors first" if pickled else ""
+        )
         raise CheckpointError(f"{folder}: no .safetensors file{why}")
     found: dict[str, Tensor] = {}
     for path in files:
@@ -160,10 +194,19 @@ def _filled(model: M, tensors: dict[str, Tensor], folder: Path) -> M:
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wrong = [f"{n} is {shapes[n]}, wanted {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]]
-    wrong += [f"{n} holds {tensors[n].dtype}, wanted floating point" for n in wanted if n in tensors and not tensors[n].is_floating_point()]
-    problems = [f"{len(names)} tensors {what}, first {names[0]}"
-                for what, names in (("are missing", missing), ("have no place", extra)) if names]
+    wrong = [
+        f"{n} is {shapes[n]}, wanted {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]
+    ]
+    wrong += [
+        f"{n} holds {tensors[n].dtype}, wanted floating point"
+        for n in wanted
+        if n in tensors and not tensors[n].is_floating_point()
+    ]
+    problems = [
+        f"{len(names)} tensors {what}, first {names[0]}"
+        for what, names in (("are missing", missing), ("have no place", extra))
+        if names
+    ]
     problems += wrong[:1]
     if problems:
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {'; '.join(problems)}")

@@ -13,10 +13,16 @@ from typing import Any
 
 from demeanor.errors import CheckpointError, unknown
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 """transformers' context where config.json names none."""
+
 
 class UnsupportedError(CheckpointError):
     """A sound checkpoint whose arithmetic the lean forward does not know; `foreign.py` may."""
@@ -53,7 +59,9 @@ class Config:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{folder}: no config.json; wanted a Hugging Face checkpoint folder") from None
+            raise CheckpointError(
+                f"{folder}: no config.json; wanted a Hugging Face checkpoint folder"
+            ) from None
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -67,8 +75,10 @@ class Config:
         """Read a config mapping; raises CheckpointError naming what is missing or unsupported."""
         kind = str(raw.get("model_type"))
         if kind not in ARCHITECTURES:
-            raise UnsupportedError(f"{where}: {unknown(kind, ARCHITECTURES, noun='model_type')} "
-                                   "Others that transformers knows run through its own forward.")
+            raise UnsupportedError(
+                f"{where}: {unknown(kind, ARCHITECTURES, noun='model_type')} "
+                "Others that transformers knows run through its own forward."
+            )
         missing = [k for k in NEEDED if k not in raw]
         if missing:
             raise CheckpointError(f"{where}: lacks {', '.join(missing)}")
@@ -85,42 +95,76 @@ class Config:
         ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
         rope = {**ropes[0], **ropes[1]}
         positions = int(raw.get("max_position_embeddings", POSITIONS[kind]))
-        window = raw.get("sliding_window", 4096) or positions  # 4096 is transformers' default, null is no window
+        window = (
+            raw.get("sliding_window", 4096) or positions
+        )  # 4096 is transformers' default, null is no window
         heads = raw["num_attention_heads"]
         kv_heads = int(raw.get("num_key_value_heads", 8 if kind == "mistral" else None) or heads)
         refuse = {
-            "rope type": any(r.get("rope_type", r.get("type", "default")) not in ("default", None) for r in ropes),
-            "sliding_window": kind != "llama" and raw.get("use_sliding_window", kind == "mistral") and window < positions,
+            "rope type": any(
+                r.get("rope_type", r.get("type", "default")) not in ("default", None) for r in ropes
+            ),
+            "sliding_window": kind != "llama"
+            and raw.get("use_sliding_window", kind == "mistral")
+            and window < positions,
             "num_key_value_heads": heads % kv_heads != 0,
             "hidden_act": raw.get("hidden_act", "silu") != "silu",
-            "partial_rotary_factor": rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) not in (1.0, None),
+            "partial_rotary_factor": rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+            not in (1.0, None),
             "quantization_config": bool(raw.get("quantization_config")),
         }
         bad = [name for name, wrong in refuse.items() if wrong]
         if bad:
             error = CheckpointError if "quantization_config" in bad else UnsupportedError
-            raise error(f"{where}: {', '.join(bad)} of this checkpoint {'is' if len(bad) == 1 else 'are'} not supported")
-        bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))  # the others ignore the key
+            raise error(
+                f"{where}: {', '.join(bad)} of this checkpoint {'is' if len(bad) == 1 else 'are'} not supported"
+            )
+        bias = kind in ("llama", "qwen3") and bool(
+            raw.get("attention_bias", False)
+        )  # the others ignore the key
         return cls(
-            model_type=kind, vocab_size=raw["vocab_size"], hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"], num_hidden_layers=raw["num_hidden_layers"], num_attention_heads=heads,
+            model_type=kind,
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"],
+            num_hidden_layers=raw["num_hidden_layers"],
+            num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=int(raw.get("head_dim") or (128 if kind == "qwen3" else raw["hidden_size"] // heads)),
-            max_position_embeddings=positions, rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            max_position_embeddings=positions,
+            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)), qkv_bias=bias or kind == "qwen2",
-            output_bias=bias, mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)), qk_norm=kind == "qwen3")
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            qkv_bias=bias or kind == "qwen2",
+            output_bias=bias,
+            mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)),
+            qk_norm=kind == "qwen3",
+        )
 
     def to_json(self, architecture: str | None = None, **extra: Any) -> dict[str, Any]:
         """The config.json of this shape, as transformers reads it."""
         values = {
-            "architectures": [architecture or ARCHITECTURES[self.model_type]], "model_type": self.model_type, "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size, "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads, "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim,
-            "max_position_embeddings": self.max_position_embeddings, "rms_norm_eps": self.rms_norm_eps, "hidden_act": "silu",
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta}, "rope_theta": self.rope_theta,
-            "tie_word_embeddings": self.tie_word_embeddings, "attention_bias": self.output_bias,
-            "mlp_bias": self.mlp_bias, "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, "dtype": "float32",
+            "architectures": [architecture or ARCHITECTURES[self.model_type]],
+            "model_type": self.model_type,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "hidden_act": "silu",
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rope_theta": self.rope_theta,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "attention_bias": self.output_bias,
+            "mlp_bias": self.mlp_bias,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "use_cache": True,
+            "dtype": "float32",
         }
         if self.model_type == "mistral":
             values["sliding_window"] = None  # absent means 4096

@@ -52,7 +52,9 @@ def about(folder: Path) -> About:
     found = AutoConfig.from_pretrained(whole, local_files_only=True)
     context = getattr(found.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
-        raise CheckpointError(f"{whole / 'config.json'}: {found.model_type} names no max_position_embeddings; it cannot be trained here")
+        raise CheckpointError(
+            f"{whole / 'config.json'}: {found.model_type} names no max_position_embeddings; it cannot be trained here"
+        )
     return About(str(found.model_type), context, int(found.get_text_config().vocab_size), False, reward)
 
 
@@ -81,18 +83,39 @@ def reward(folder: Path, seed: int) -> RewardModel | ForeignReward:
     """Load the reward model of a folder with its head, or begin one on a policy with a head drawn from `seed`."""
     found = about(folder)
     if found.lean:
-        return checkpoint.load_reward(folder) if found.reward else checkpoint.reward_from(checkpoint.load(folder), seed)
+        return (
+            checkpoint.load_reward(folder)
+            if found.reward
+            else checkpoint.reward_from(checkpoint.load(folder), seed)
+        )
     if found.reward or not adapters.is_adapter(folder):
         return foreign.load_reward(folder, seed)
-    raise CheckpointError(f"{folder}: a reward model cannot begin on an adapter of a {found.model_type} model; "
-                          "put a stage {kind: merge, of: [it]} between")
+    raise CheckpointError(
+        f"{folder}: a reward model cannot begin on an adapter of a {found.model_type} model; "
+        "put a stage {kind: merge, of: [it]} between"
+    )
 
 
-def save(model: nn.Module, folder: Path, *, adapter: Adapter | None = None, parent: Path | None = None) -> None:
+def save(
+    model: nn.Module, folder: Path, *, adapter: Adapter | None = None, parent: Path | None = None
+) -> None:
     """Write a model whole, or (with `adapter`, on `parent`) only what was trained."""
     if adapter is not None and parent is not None:
-        prefix = "trunk." if isinstance(model, RewardModel) else foreign.PREFIX if isinstance(model, ForeignModel | ForeignReward) else ""
-        adapters.save(model, adapter, parent, folder, reward=isinstance(model, RewardModel | ForeignReward), prefix=prefix)
+        prefix = (
+            "trunk."
+            if isinstance(model, RewardModel)
+            else foreign.PREFIX
+            if isinstance(model, ForeignModel | ForeignReward)
+            else ""
+        )
+        adapters.save(
+            model,
+            adapter,
+            parent,
+            folder,
+            reward=isinstance(model, RewardModel | ForeignReward),
+            prefix=prefix,
+        )
     elif isinstance(model, ForeignModel | ForeignReward):
         foreign.save(model, folder)
     else:

@@ -45,8 +45,14 @@ class ForeignReward(nn.Module):
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
-        if not isinstance(getattr(inner, "score", None), nn.Linear) or inner.score.weight.shape[0] != 1 or inner.score.bias is not None:
-            raise CheckpointError(f"{type(inner).__name__}: wanted a linear `score` with one label and no bias, as a reward model")
+        if (
+            not isinstance(getattr(inner, "score", None), nn.Linear)
+            or inner.score.weight.shape[0] != 1
+            or inner.score.bias is not None
+        ):
+            raise CheckpointError(
+                f"{type(inner).__name__}: wanted a linear `score` with one label and no bias, as a reward model"
+            )
         self.inner = inner
         self.config = inner.config
 
@@ -68,15 +74,21 @@ def unrolled(batch: TokenBatch, wanted_S: Tensor) -> tuple[Tensor, Tensor, Tenso
     starts = {segment.start: segment for segment in batch.segments}
     owner = _owners(batch.segments, wanted)
     order = {start: row for row, start in enumerate(dict.fromkeys(owner))}
-    paths = [torch.cat([torch.arange(a, b) for a, b in (*starts[s].context, (s, starts[s].end))]) for s in order]
+    paths = [
+        torch.cat([torch.arange(a, b) for a, b in (*starts[s].context, (s, starts[s].end))]) for s in order
+    ]
     longest = max(map(len, paths), default=0)
     device = batch.tokens_T.device
     index_RL = torch.stack([F.pad(path, (0, longest - len(path))) for path in paths]).to(device)
     mask_RL = torch.stack([torch.arange(longest) < len(path) for path in paths]).to(device)
     before = {s: sum(b - a for a, b in starts[s].context) for s in order}
     places = [before[s] + position - s for s, position in zip(owner, wanted)]
-    return (batch.tokens_T[index_RL] * mask_RL, mask_RL.long(), torch.tensor([order[s] for s in owner], device=device),
-            torch.tensor(places, device=device))
+    return (
+        batch.tokens_T[index_RL] * mask_RL,
+        mask_RL.long(),
+        torch.tensor([order[s] for s in owner], device=device),
+        torch.tensor(places, device=device),
+    )
 
 
 def _owners(segments: tuple[Segment, ...], positions: list[int]) -> list[int]:
@@ -93,7 +105,10 @@ def known(folder: Path) -> bool:
     from transformers import CONFIG_MAPPING
 
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") in CONFIG_MAPPING
+        return (
+            json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+            in CONFIG_MAPPING
+        )
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -122,7 +137,10 @@ def load_reward(folder: Path, seed: int = 0) -> ForeignReward:
     if not any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
         weight = found.inner.score.weight
         with torch.no_grad():
-            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) / (weight.shape[1] + 1) ** 0.5)
+            weight.copy_(
+                torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+                / (weight.shape[1] + 1) ** 0.5
+            )
     return found
 
 
@@ -140,9 +158,13 @@ def _loaded(kind: Any, folder: Path, **settings: Any) -> Any:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # "some weights were newly initialized": the score, which is drawn below
     try:
         with torch.random.fork_rng(devices=[]):
-            model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **settings)
+            model = kind.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **settings
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})"
+        ) from error
     finally:
         logging.set_verbosity(level)
     return model.eval()

@@ -16,11 +16,14 @@ LARGE = 256 << 20
 """Bytes of logits (bf16 and fp32 copies, 6 a number) above which they are made in chunks and recomputed in the backward pass."""
 
 
-def token_logprobs(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, *, chunk: int = 2048,
-                   large_bytes: int = LARGE) -> Tensor:
+def token_logprobs(
+    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, *, chunk: int = 2048, large_bytes: int = LARGE
+) -> Tensor:
     """Log-probabilities (nats, fp32) of `targets_C`, softmax in fp32; logits beyond `large_bytes` are never all alive."""
-    parts = [_logprobs(h, weight_VD, t) if whole else _again(_logprobs, h, weight_VD, t)
-             for whole, h, t in _chunks(hidden_CD, weight_VD, targets_C, chunk, large_bytes)]
+    parts = [
+        _logprobs(h, weight_VD, t) if whole else _again(_logprobs, h, weight_VD, t)
+        for whole, h, t in _chunks(hidden_CD, weight_VD, targets_C, chunk, large_bytes)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -34,8 +37,9 @@ def collision(hidden_CD: Tensor, weight_VD: Tensor, *, chunk: int = 2048, large_
     return torch.cat(parts)
 
 
-def _chunks(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, chunk: int,
-            large_bytes: int) -> Iterator[tuple[bool, Tensor, Tensor]]:
+def _chunks(
+    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, chunk: int, large_bytes: int
+) -> Iterator[tuple[bool, Tensor, Tensor]]:
     """Rows whose logits fit in memory together, and whether that is all of them."""
     vocabulary = weight_VD.shape[0]
     if hidden_CD.shape[0] * vocabulary * 6 <= large_bytes:
@@ -55,4 +59,6 @@ def _again(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
 
 def _logprobs(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> Tensor:
     logits_CV = F.linear(hidden_CD, weight_VD)
-    return -F.cross_entropy(logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)), targets_C, reduction="none")
+    return -F.cross_entropy(
+        logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)), targets_C, reduction="none"
+    )

@@ -42,9 +42,9 @@ def _mimic(attention: Attention, config: Config, generator: torch.Generator) -> 
     width, head, group = config.hidden_size, config.head_dim, attention.heads // attention.kv_heads
     for kv in range(attention.kv_heads):
         left, right = _factors(_near_identity(width, QK, QK, generator), head)
-        attention.k_proj.weight[kv * head:(kv + 1) * head] = right
+        attention.k_proj.weight[kv * head : (kv + 1) * head] = right
         for h in range(kv * group, (kv + 1) * group):
-            attention.q_proj.weight[h * head:(h + 1) * head] = left
+            attention.q_proj.weight[h * head : (h + 1) * head] = left
     inner = attention.heads * head
     if attention.heads == attention.kv_heads and inner == width:
         left, right = _factors(_near_identity(width, VO, -VO, generator), width)
@@ -53,7 +53,9 @@ def _mimic(attention: Attention, config: Config, generator: torch.Generator) -> 
 
 
 def _near_identity(width: int, noise: float, identity: float, generator: torch.Generator) -> Tensor:
-    return noise * torch.randn(width, width, generator=generator) / math.sqrt(width) + identity * torch.eye(width)
+    return noise * torch.randn(width, width, generator=generator) / math.sqrt(width) + identity * torch.eye(
+        width
+    )
 
 
 def _factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:

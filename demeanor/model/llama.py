@@ -36,8 +36,11 @@ class RMSNorm(nn.Module):
 
 def rotary(config: Config, positions_T: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin tables (T, 1, head_dim) of rotary position embedding (Su et al. 2021), fp32."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=positions_T.device).float() / config.head_dim
-    angles = positions_T[:, None].float() * (1.0 / config.rope_theta ** half)
+    half = (
+        torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=positions_T.device).float()
+        / config.head_dim
+    )
+    angles = positions_T[:, None].float() * (1.0 / config.rope_theta**half)
     both = torch.cat([angles, angles], -1)[:, None]
     return both.cos(), both.sin()
 
@@ -71,7 +74,10 @@ class Attention(nn.Module):
         k = self.k_proj(x_TD).view(T, self.kv_heads, self.head)
         v = self.v_proj(x_TD).view(T, self.kv_heads, self.head)
         if self.qk_norm:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast a norm answers in fp32
+            q, k = (
+                self.q_norm(q).to(v.dtype),
+                self.k_norm(k).to(v.dtype),
+            )  # under autocast a norm answers in fp32
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
@@ -99,7 +105,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.compiled = False
 
-    def tree(self, x_TD: Tensor, cos: Tensor, sin: Tensor, parts: Parts, read_R: Tensor | None = None) -> Tensor:
+    def tree(
+        self, x_TD: Tensor, cos: Tensor, sin: Tensor, parts: Parts, read_R: Tensor | None = None
+    ) -> Tensor:
         begin, finish = compiled_regions() if self.compiled else (Block.begin, Block.finish)
         q, k, v = begin(self, x_TD, cos, sin)
         mixed = tree_attention(q, k, v, parts)
@@ -158,7 +166,9 @@ class Llama(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.model.layers))
 
-    def hidden(self, tokens_T: Tensor, positions_T: Tensor, segments: Sequence[Segment], read_R: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens_T: Tensor, positions_T: Tensor, segments: Sequence[Segment], read_R: Tensor | None = None
+    ) -> Tensor:
         """Hidden states (T, D) after the final norm, for a flat batch of token trees; only those at `read_R` (R, D) if it is given.
 
         What nobody reads is not computed: after its attention the last layer goes on with the rows that are read.
@@ -179,13 +189,25 @@ class Llama(nn.Module):
         T = len(tokens_T)
         cos, sin = rotary(self.config, torch.arange(start, start + T, device=tokens_T.device))
         x_TD = self.model.embed_tokens(tokens_T)
-        mask = torch.ones(T, start + T, dtype=torch.bool, device=tokens_T.device).tril(start) if start and T > 1 else None
+        mask = (
+            torch.ones(T, start + T, dtype=torch.bool, device=tokens_T.device).tril(start)
+            if start and T > 1
+            else None
+        )
         for block, keys, values in zip(self._blocks, cache.keys, cache.values):
             q, k, v = block.self_attn.project(block.input_layernorm(x_TD), cos, sin)
-            keys[slot, :, start:start + T], values[slot, :, start:start + T] = k.transpose(0, 1), v.transpose(0, 1)
+            keys[slot, :, start : start + T], values[slot, :, start : start + T] = (
+                k.transpose(0, 1),
+                v.transpose(0, 1),
+            )
             mixed = F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None], keys[slot:slot + 1, :, :start + T], values[slot:slot + 1, :, :start + T], attn_mask=mask,
-                is_causal=not start and T > 1, enable_gqa=q.shape[1] != k.shape[1])
+                q.transpose(0, 1)[None],
+                keys[slot : slot + 1, :, : start + T],
+                values[slot : slot + 1, :, : start + T],
+                attn_mask=mask,
+                is_causal=not start and T > 1,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
             x_TD = block.finish(x_TD, mixed[0].transpose(0, 1))
         return cast(Tensor, self.model.norm(x_TD))
 
@@ -196,7 +218,9 @@ class Llama(nn.Module):
         x_ND = self.model.embed_tokens(tokens_N)
         longest = int(positions_N.max()) + 1
         mask = (torch.arange(longest, device=tokens_N.device)[None] <= positions_N[:, None])[:, None, None]
-        every = len(slots_N) == cache.num_slots and bool((slots_N == torch.arange(len(slots_N), device=slots_N.device)).all())
+        every = len(slots_N) == cache.num_slots and bool(
+            (slots_N == torch.arange(len(slots_N), device=slots_N.device)).all()
+        )
         for block, keys, values in zip(self._blocks, cache.keys, cache.values):
             q, k, v = block.self_attn.project(block.input_layernorm(x_ND), cos, sin)
             keys[slots_N, :, positions_N], values[slots_N, :, positions_N] = k, v
@@ -211,5 +235,5 @@ def _one_query(q_NHD: Tensor, k_NKSD: Tensor, v_NKSD: Tensor, mask: Tensor) -> T
     N, H, D = q_NHD.shape
     K = k_NKSD.shape[1]
     q = q_NHD.view(N, K, H // K, D)
-    scores = (q @ k_NKSD.transpose(2, 3)).mul_(D ** -0.5).masked_fill_(~mask, float("-inf"))
+    scores = (q @ k_NKSD.transpose(2, 3)).mul_(D**-0.5).masked_fill_(~mask, float("-inf"))
     return (scores.softmax(-1) @ v_NKSD).reshape(N, H, D)

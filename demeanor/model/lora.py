@@ -23,7 +23,9 @@ HEADS = ("lm_head", "embed_out", "score")
 class LoraLinear(nn.Module):
     """x W^T + b + scale (x A^T) B^T with W and b frozen; A (rank, in) is drawn, B (out, rank) begins at zero."""
 
-    def __init__(self, linear: nn.Linear, rank: int, scale: float, draw: torch.Generator | None = None) -> None:
+    def __init__(
+        self, linear: nn.Linear, rank: int, scale: float, draw: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
         out, inside = linear.weight.shape
@@ -32,7 +34,9 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=draw)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(
+            F.linear(x, self.lora_A), self.lora_B
+        )
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -61,7 +65,11 @@ def attach(model: nn.Module, adapter: Adapter, seed: int) -> list[str]:
         parameter.requires_grad_("score" in name.split("."))
     draw = torch.Generator().manual_seed(seed)
     for name in names:
-        _put(model, name, LoraLinear(linears[name], adapter.rank, scale(adapter.rank, adapter.alpha, adapter.rslora), draw))
+        _put(
+            model,
+            name,
+            LoraLinear(linears[name], adapter.rank, scale(adapter.rank, adapter.alpha, adapter.rslora), draw),
+        )
     return names
 
 
@@ -70,12 +78,16 @@ def chosen(linears: list[str], targets: tuple[str, ...]) -> list[str]:
     body = [name for name in linears if name.rsplit(".", 1)[-1] not in HEADS]
     if targets == ("all-linear",):
         if not body:
-            raise CheckpointError("adapter.targets: this model has no torch.nn.Linear to adapt (GPT-2's Conv1D is none); train it whole")
+            raise CheckpointError(
+                "adapter.targets: this model has no torch.nn.Linear to adapt (GPT-2's Conv1D is none); train it whole"
+            )
         return body
     known = {name.rsplit(".", 1)[-1] for name in body}
     for target in targets:
         if target not in known:
-            raise CheckpointError(f"adapter.targets: {unknown(target, known, noun='linear map of this model')}")
+            raise CheckpointError(
+                f"adapter.targets: {unknown(target, known, noun='linear map of this model')}"
+            )
     return [name for name in body if name.rsplit(".", 1)[-1] in targets]
 
 

@@ -21,7 +21,14 @@ PARALLEL = 0.9995
 
 
 @torch.no_grad()
-def merge(sources: Sequence[Path], weights: Sequence[float], out: Path, *, method: str = "linear", origin: Path | None = None) -> None:
+def merge(
+    sources: Sequence[Path],
+    weights: Sequence[float],
+    out: Path,
+    *,
+    method: str = "linear",
+    origin: Path | None = None,
+) -> None:
     """Write the merged model of `sources` to `out`; `origin` is what task arithmetic measures differences from.
 
     Models are loaded one at a time for linear and task_arithmetic. Raises CheckpointError where they do not fit together.
@@ -32,7 +39,9 @@ def merge(sources: Sequence[Path], weights: Sequence[float], out: Path, *, metho
         _combine(model, _load(sources[1]), sources, lambda a, b: slerp(a, b, share))
     else:
         left = 0.0
-        if method == "task_arithmetic":  # origin + sum w_i (theta_i - origin), Ilharco et al. 2022, arXiv 2212.04089
+        if (
+            method == "task_arithmetic"
+        ):  # origin + sum w_i (theta_i - origin), Ilharco et al. 2022, arXiv 2212.04089
             assert origin is not None, "task arithmetic needs an origin"
             left = 1.0 - sum(weights)
         for tensor in _tensors(model).values():
@@ -45,7 +54,9 @@ def merge(sources: Sequence[Path], weights: Sequence[float], out: Path, *, metho
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """The point `share` of the way from a to b along the arc between their directions (Shoemake 1985), taken as vectors."""
-    cosine = torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0).clamp(-1, 1)
+    cosine = torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0).clamp(
+        -1, 1
+    )
     if abs(cosine) > PARALLEL:
         return torch.lerp(a, b, share)
     angle = cosine.acos()
@@ -53,15 +64,22 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return (near * a + far * b).to(a.dtype)
 
 
-def _combine(model: nn.Module, other: nn.Module, names: Sequence[Path], mix: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _combine(
+    model: nn.Module, other: nn.Module, names: Sequence[Path], mix: Callable[[Tensor, Tensor], Tensor]
+) -> None:
     """Overwrite every tensor of `model` by its mix with the other's."""
     ours, theirs = _tensors(model), _tensors(other)
     strange = sorted(ours.keys() ^ theirs.keys())
-    shapes = [f"{n} is {tuple(t.shape)} and {tuple(theirs[n].shape)}" for n, t in ours.items()
-              if n in theirs and t.shape != theirs[n].shape]
+    shapes = [
+        f"{n} is {tuple(t.shape)} and {tuple(theirs[n].shape)}"
+        for n, t in ours.items()
+        if n in theirs and t.shape != theirs[n].shape
+    ]
     if strange or shapes:
         what = shapes[0] if shapes else f"{len(strange)} tensors are in one only, first {strange[0]}"
-        raise CheckpointError(f"{names[0]} and {names[1]} cannot be merged: {what}; wanted stages of one base")
+        raise CheckpointError(
+            f"{names[0]} and {names[1]} cannot be merged: {what}; wanted stages of one base"
+        )
     for name, tensor in ours.items():
         tensor.copy_(mix(tensor, theirs[name]))
 
@@ -73,4 +91,3 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _load(folder: Path) -> nn.Module:
     return folders.reward(folder, 0) if folders.about(folder).reward else folders.policy(folder)
-

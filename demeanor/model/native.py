@@ -35,8 +35,17 @@ Format: TypeAlias = Literal["fp32", "bf16", "int8"]
 """How a matrix is held: in 32 bits, in 16, or in 8 with one scale per output; sums are fp32 in all."""
 
 KINDS: dict[Format, int] = {"fp32": 0, "bf16": 1, "int8": 2}
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
-MOST_RANK = 1024        # of an adapter, as in native.cpp
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+)
+MOST_RANK = 1024  # of an adapter, as in native.cpp
 SOURCE = Path(__file__).with_name("native.cpp")
 
 
@@ -61,29 +70,45 @@ def build() -> ctypes.CDLL | None:
         return _typed(ctypes.CDLL(str(_compiled(compiler))))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
-        log.warning("%s could not compile the decoder, which runs in torch, slower: %s", compiler, said[-500:])
+        log.warning(
+            "%s could not compile the decoder, which runs in torch, slower: %s", compiler, said[-500:]
+        )
         return None
 
 
 def _compiled(compiler: str) -> Path:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    identity = "\0".join((SOURCE.read_text("utf-8"), compiler, version, *FLAGS, platform.machine(), _processor()))
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    identity = "\0".join(
+        (SOURCE.read_text("utf-8"), compiler, version, *FLAGS, platform.machine(), _processor())
+    )
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demeanor"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid") and (folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022):
-        raise OSError(f"{folder}: compiled code is only loaded from a folder that nobody else can write to (chmod 700)")
+        raise OSError(
+            f"{folder}: compiled code is only loaded from a folder that nobody else can write to (chmod 700)"
+        )
     library = folder / f"native-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / library.name
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=True, timeout=300)
+            subprocess.run(
+                [compiler, *FLAGS, str(SOURCE), "-o", str(made)],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=300,
+            )
             os.replace(made, library)
     return library
 
 
 def _processor() -> str:
     try:
-        return next(line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("flags"))
+        return next(
+            line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("flags")
+        )
     except (OSError, StopIteration):
         return platform.processor()
 
@@ -93,7 +118,20 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.panel_width.restype = number
     library.model_new.argtypes, library.model_new.restype = [pointer, ctypes.c_float, pointer], pointer
     library.model_free.argtypes, library.model_free.restype = [pointer], None
-    library.model_forward.argtypes = [pointer, number, size, pointer, pointer, pointer, size, pointer, pointer, pointer, pointer, pointer]
+    library.model_forward.argtypes = [
+        pointer,
+        number,
+        size,
+        pointer,
+        pointer,
+        pointer,
+        size,
+        pointer,
+        pointer,
+        pointer,
+        pointer,
+        pointer,
+    ]
     library.model_forward.restype = None
     return library
 
@@ -117,13 +155,31 @@ class Native:
         for i, (keys, values) in enumerate(zip(cache.keys, cache.values)):
             pointers += [*packing.layer(i), keys.data_ptr(), values.data_ptr()]
         self._kept, self.formats = packing.kept, packing.formats
-        ints = array("q", [config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
-                           config.intermediate_size, config.vocab_size, cache.max_tokens, config.num_hidden_layers])
+        ints = array(
+            "q",
+            [
+                config.hidden_size,
+                config.num_attention_heads,
+                config.num_key_value_heads,
+                config.head_dim,
+                config.intermediate_size,
+                config.vocab_size,
+                cache.max_tokens,
+                config.num_hidden_layers,
+            ],
+        )
         addresses = (ctypes.c_void_p * len(pointers))(*(p or None for p in pointers))
         self._model = library.model_new(ints.buffer_info()[0], config.rms_norm_eps, addresses)
 
-    def forward(self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], read: Sequence[int],
-                *, threads: int | None = None) -> Said:
+    def forward(
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        positions: Sequence[int],
+        read: Sequence[int],
+        *,
+        threads: int | None = None,
+    ) -> Said:
         """Write the keys and values of N rows (a token of a slot at a position) and speak from the rows `read`.
 
         Rows may be of many slots, several of one slot too; every earlier position of a slot must have been written, now or before.
@@ -131,25 +187,51 @@ class Native:
         out = torch.empty(len(read), -(-self.vocab // self._panel) * self._panel)
         best, total = torch.empty(len(read), dtype=torch.int64), torch.empty(len(read))
         if read:
-            self._call(tokens, slots, positions, read, 0, out.data_ptr(), best.data_ptr(), total.data_ptr(), threads)
+            self._call(
+                tokens, slots, positions, read, 0, out.data_ptr(), best.data_ptr(), total.data_ptr(), threads
+            )
         else:
             self._call(tokens, slots, positions, read, 0, 0, 0, 0, threads)
-        return Said(out[:, :self.vocab], best, total)
+        return Said(out[:, : self.vocab], best, total)
 
-    def hidden(self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], read: Sequence[int]) -> Tensor:
+    def hidden(
+        self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], read: Sequence[int]
+    ) -> Tensor:
         """As `forward`, but the hidden states after the final norm, hidden_RD."""
         out = torch.empty(len(read), self.width)
         self._call(tokens, slots, positions, read, out.data_ptr(), 0, 0, 0, None)
         return out
 
-    def _call(self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], read: Sequence[int], hidden: int, logits: int,
-              best: int, total: int, threads: int | None) -> None:
+    def _call(
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        positions: Sequence[int],
+        read: Sequence[int],
+        hidden: int,
+        logits: int,
+        best: int,
+        total: int,
+        threads: int | None,
+    ) -> None:
         if not tokens:
             return
         arrays = [array("q", x) for x in (tokens, slots, positions, read)]
         t, s, p, r = (x.buffer_info()[0] for x in arrays)
-        self._library.model_forward(self._model, threads or torch.get_num_threads(), len(tokens), t, s, p, len(read), r,
-                                    hidden or None, logits or None, best or None, total or None)
+        self._library.model_forward(
+            self._model,
+            threads or torch.get_num_threads(),
+            len(tokens),
+            t,
+            s,
+            p,
+            len(read),
+            r,
+            hidden or None,
+            logits or None,
+            best or None,
+            total or None,
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -176,18 +258,24 @@ class _Packing:
     def __init__(self, model: Llama, panel: int) -> None:
         self._model, self._panel = model, panel
         self._state, self._apart = model.state_dict(), dict(adapters(model))
-        self.kept: list[Tensor] = []                # what the pointers point to
+        self.kept: list[Tensor] = []  # what the pointers point to
         self.formats: Counter[Format] = Counter()
 
     def outside(self, max_tokens: int) -> list[int]:
         """Embedding, last norm, rotary tables, head."""
         cos, sin = rotary(self._model.config, torch.arange(max_tokens))
         half = self._model.config.head_dim // 2
-        return [self._plain(self._state["model.embed_tokens.weight"]), self._plain(self._state["model.norm.weight"]),
-                self._plain(cos[:, 0, :half]), self._plain(sin[:, 0, :half]), *self._matrix(self._model.head(), None)]
+        return [
+            self._plain(self._state["model.embed_tokens.weight"]),
+            self._plain(self._state["model.norm.weight"]),
+            self._plain(cos[:, 0, :half]),
+            self._plain(sin[:, 0, :half]),
+            *self._matrix(self._model.head(), None),
+        ]
 
     def layer(self, i: int) -> list[int]:
         """Norms, then the four matrices with what stands beside them."""
+
         def at(name: str) -> Tensor | None:
             return self._state.get(f"model.layers.{i}.{name}")
 
@@ -201,10 +289,15 @@ class _Packing:
         norms = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
         return [
             *(self._plain(at(f"{norm}.weight")) for norm in norms),
-            *self._matrix(torch.cat(weights), None if biases[0] is None else torch.cat(biases), self._low(i, *qkv)),
+            *self._matrix(
+                torch.cat(weights), None if biases[0] is None else torch.cat(biases), self._low(i, *qkv)
+            ),
             *self._matrix(*out, self._low(i, "self_attn.o_proj")),
-            *self._matrix(self._paired(gate, up), None if gate_bias is None or up_bias is None else self._paired(gate_bias, up_bias),
-                          self._low(i, "mlp.gate_proj", "mlp.up_proj", step=2)),
+            *self._matrix(
+                self._paired(gate, up),
+                None if gate_bias is None or up_bias is None else self._paired(gate_bias, up_bias),
+                self._low(i, "mlp.gate_proj", "mlp.up_proj", step=2),
+            ),
             *self._matrix(self._wide(down), down_bias, self._low(i, "mlp.down_proj")),
         ]
 
@@ -223,17 +316,29 @@ class _Packing:
             weight = weight.bfloat16()
         panels = weight.view(-1, self._panel, weight.shape[1]).transpose(1, 2).contiguous()
         shift = 0 if bias is None else self._plain(self._rows(bias.detach()))
-        return [KINDS[kind], self._keep(panels), scale, shift, len(beside), *(x for one in beside for x in one)]
+        return [
+            KINDS[kind],
+            self._keep(panels),
+            scale,
+            shift,
+            len(beside),
+            *(x for one in beside for x in one),
+        ]
 
     def _low(self, i: int, *names: str, step: int = 1) -> list[list[int]]:
         """Adapters of maps that stand one after another in a matrix; `step` 2: panel by panel in turn."""
         found, base = [], 0
         for n, name in enumerate(names):
-            own, outs = self._apart.get(f"model.layers.{i}.{name}"), len(self._state[f"model.layers.{i}.{name}.weight"])
+            own, outs = (
+                self._apart.get(f"model.layers.{i}.{name}"),
+                len(self._state[f"model.layers.{i}.{name}.weight"]),
+            )
             if own is not None:
                 a = self._wide(own.lora_A) if name == "mlp.down_proj" else own.lora_A
                 place = [base if step == 1 else n * self._panel, outs, step * self._panel, len(own.lora_A)]
-                found.append([*place, self._plain(a), self._plain(own.lora_B), self._plain(torch.tensor([own.scale]))])
+                found.append(
+                    [*place, self._plain(a), self._plain(own.lora_B), self._plain(torch.tensor([own.scale]))]
+                )
             base += outs
         return found
 

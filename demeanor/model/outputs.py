@@ -17,11 +17,15 @@ def policy_outputs(model: nn.Module, batch: TokenBatch, *, with_collision: bool 
         return model.outputs(batch, with_collision=with_collision)
     assert isinstance(model, Llama), f"wanted a policy, got {type(model).__name__}"
     hidden_CD = model.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.scored_C)
-    return Outputs(logprobs_C=token_logprobs(hidden_CD, model.head(), batch.targets_C),
-                   collision_C=collision(hidden_CD, model.head()) if with_collision else None)
+    return Outputs(
+        logprobs_C=token_logprobs(hidden_CD, model.head(), batch.targets_C),
+        collision_C=collision(hidden_CD, model.head()) if with_collision else None,
+    )
 
 
 def reward_outputs(model: nn.Module, batch: TokenBatch) -> Outputs:
     """One reward per branch under a reward model."""
-    assert isinstance(model, RewardModel | ForeignReward), f"wanted a reward model, got {type(model).__name__}"
+    assert isinstance(model, RewardModel | ForeignReward), (
+        f"wanted a reward model, got {type(model).__name__}"
+    )
     return Outputs(rewards_B=model.rewards(batch))

@@ -22,10 +22,16 @@ def require(adapter: Adapter | None, stage: str) -> None:
     if adapter is None or adapter.quantise is None:
         return
     missing = [] if torch.cuda.is_available() else ["a CUDA device"]
-    missing += [] if importlib.util.find_spec("bitsandbytes") else ["the package bitsandbytes (pip install bitsandbytes)"]
+    missing += (
+        []
+        if importlib.util.find_spec("bitsandbytes")
+        else ["the package bitsandbytes (pip install bitsandbytes)"]
+    )
     if missing:
-        raise CheckpointError(f"{stage}: adapter.quantise: {adapter.quantise} wants {' and '.join(missing)}, not found here; "
-                              "set it to null for an ordinary adapter")
+        raise CheckpointError(
+            f"{stage}: adapter.quantise: {adapter.quantise} wants {' and '.join(missing)}, not found here; "
+            "set it to null for an ordinary adapter"
+        )
 
 
 class Packed(LoraLinear):

@@ -24,5 +24,7 @@ class RewardModel(nn.Module):
     def rewards(self, batch: TokenBatch) -> Tensor:
         """One reward per branch, rewards_B, read at its last token."""
         hidden_BD = self.trunk.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.last_B)
-        with torch.autocast(hidden_BD.device.type, enabled=False):  # a reward of 8 bits of mantissa would tie close completions
+        with torch.autocast(
+            hidden_BD.device.type, enabled=False
+        ):  # a reward of 8 bits of mantissa would tie close completions
             return hidden_BD.to(self.score.weight.dtype) @ self.score.weight[0]

@@ -26,7 +26,7 @@ def write(source: Path, out: Path, kind: Format) -> None:
         if isinstance(module, nn.Linear) and isinstance(weight, Tensor) and weight.data_ptr() not in done:
             done.add(weight.data_ptr())
             weight.copy_(nearest(weight, kind))
-    if isinstance(model, Llama) and model.head().data_ptr() not in done:    # tied: the embedding is the head
+    if isinstance(model, Llama) and model.head().data_ptr() not in done:  # tied: the embedding is the head
         model.head().copy_(nearest(model.head(), kind))
     folders.save(model, out)
 

@@ -35,7 +35,9 @@ def layout(segments: Sequence[Segment], device: torch.device) -> Layout:
     keys: list[Tensor] = []
     ends_q, ends_k = [0], [0]
     for segment in segments:
-        assert segment.start == at, f"segment begins at {segment.start}, wanted {at}: segments must cover the batch in order"
+        assert segment.start == at, (
+            f"segment begins at {segment.start}, wanted {at}: segments must cover the batch in order"
+        )
         at = segment.end
         ranges = (*segment.context, (segment.start, segment.end))
         keys += [torch.arange(a, b) for a, b in ranges]
@@ -50,12 +52,23 @@ def layout(segments: Sequence[Segment], device: torch.device) -> Layout:
 
 def attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, at: Layout) -> Tensor:
     """Mix values: q (T, H, D), k and v (T, K, D); the kernel where there is one for this number format, else a segment at a time."""
-    k, v = (k_TKD, v_TKD) if at.whole else (k_TKD.index_select(0, at.keys_K), v_TKD.index_select(0, at.keys_K))
+    k, v = (
+        (k_TKD, v_TKD) if at.whole else (k_TKD.index_select(0, at.keys_K), v_TKD.index_select(0, at.keys_K))
+    )
     if q_THD.is_cuda and q_THD.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn  # type: ignore[import-not-found,unused-ignore]
 
-        mixed = varlen_attn(q_THD, k, v, at.ends_q, at.ends_k, at.longest_q, at.longest_k, window_size=(-1, 0),
-                            enable_gqa=q_THD.shape[1] != k.shape[1])
+        mixed = varlen_attn(
+            q_THD,
+            k,
+            v,
+            at.ends_q,
+            at.ends_k,
+            at.longest_q,
+            at.longest_k,
+            window_size=(-1, 0),
+            enable_gqa=q_THD.shape[1] != k.shape[1],
+        )
         assert isinstance(mixed, Tensor)
         return mixed
     return one_by_one(q_THD, k, v, at)
@@ -66,7 +79,15 @@ def one_by_one(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, at: Layout) -> Tenso
     found = []
     q_ends, k_ends = at.ends_q.tolist(), at.ends_k.tolist()
     for (a, b), (c, d) in zip(pairwise(q_ends), pairwise(k_ends)):
-        q, k, v = q_THD[a:b].transpose(0, 1)[None], k_KHD[c:d].transpose(0, 1)[None], v_KHD[c:d].transpose(0, 1)[None]
+        q, k, v = (
+            q_THD[a:b].transpose(0, 1)[None],
+            k_KHD[c:d].transpose(0, 1)[None],
+            v_KHD[c:d].transpose(0, 1)[None],
+        )
         mask = torch.ones(b - a, d - c, dtype=torch.bool, device=q.device).tril(d - c - (b - a))
-        found.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])[0].transpose(0, 1))
+        found.append(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])[
+                0
+            ].transpose(0, 1)
+        )
     return torch.cat(found) if found else q_THD

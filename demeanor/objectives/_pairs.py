@@ -69,7 +69,9 @@ def per_prompt(each_P: Tensor, tree_P: Tensor, batch: TokenBatch) -> tuple[Tenso
     return total, (pairs_N > 0).sum().to(total.dtype)
 
 
-def judged(each_P: Tensor, found: Gap, batch: TokenBatch, reward_B: Tensor, *, pooled: bool = False, **more_P: Tensor) -> Loss:
+def judged(
+    each_P: Tensor, found: Gap, batch: TokenBatch, reward_B: Tensor, *, pooled: bool = False, **more_P: Tensor
+) -> Loss:
     """The Loss of one value per pair, with TRL's metrics; `reward_B` is the implicit reward they show, `more_P` further means.
 
     `pooled`: the values belong to no pair any more (they were sorted), so all weigh the same.
@@ -81,12 +83,16 @@ def judged(each_P: Tensor, found: Gap, batch: TokenBatch, reward_B: Tensor, *, p
     reward_B, policy_B = reward_B.detach(), found.policy_B.detach()
     chosen_P, rejected_P = reward_B[found.chosen_P], reward_B[found.rejected_P]
     metrics = {
-        "rewards/chosen": (chosen_P.sum(), count), "rewards/rejected": (rejected_P.sum(), count),
+        "rewards/chosen": (chosen_P.sum(), count),
+        "rewards/rejected": (rejected_P.sum(), count),
         "rewards/accuracies": ((chosen_P > rejected_P).to(each_P.dtype).sum(), count),
         "rewards/margins": ((chosen_P - rejected_P).sum(), count),
-        "logps/chosen": (policy_B[found.chosen_P].sum(), count), "logps/rejected": (policy_B[found.rejected_P].sum(), count),
+        "logps/chosen": (policy_B[found.chosen_P].sum(), count),
+        "logps/rejected": (policy_B[found.rejected_P].sum(), count),
     }
-    return Loss(total, prompts, metrics | {name: (value.detach().sum(), count) for name, value in more_P.items()})
+    return Loss(
+        total, prompts, metrics | {name: (value.detach().sum(), count) for name, value in more_P.items()}
+    )
 
 
 def smoothed(scaled_P: Tensor, smoothing: float) -> Tensor:

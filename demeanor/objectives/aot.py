@@ -24,7 +24,9 @@ WHOLE_STEP = True
 class Spec(registry.Spec):
     """Settings of aot."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is flipped")
 
 
@@ -38,4 +40,10 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     policy_P = found.policy_B[found.chosen_P] - found.policy_B[found.rejected_P]
     reference_P = policy_P.detach() - found.h_P.detach()
     sorted_P = policy_P.sort().values - reference_P.sort().values
-    return judged(smoothed(spec.beta * sorted_P, spec.label_smoothing), found, batch, spec.beta * found.ratio_B, pooled=True)
+    return judged(
+        smoothed(spec.beta * sorted_P, spec.label_smoothing),
+        found,
+        batch,
+        spec.beta * found.ratio_B,
+        pooled=True,
+    )

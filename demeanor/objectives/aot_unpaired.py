@@ -25,7 +25,9 @@ WHOLE_STEP = True
 class Spec(registry.Spec):
     """Settings of aot_unpaired."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is flipped")
 
 
@@ -36,4 +38,10 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     """
     found = gap(outputs, batch)
     sorted_P = found.chosen_ratio_P.sort().values - found.rejected_ratio_P.sort().values
-    return judged(smoothed(spec.beta * sorted_P, spec.label_smoothing), found, batch, spec.beta * found.ratio_B, pooled=True)
+    return judged(
+        smoothed(spec.beta * sorted_P, spec.label_smoothing),
+        found,
+        batch,
+        spec.beta * found.ratio_B,
+        pooled=True,
+    )

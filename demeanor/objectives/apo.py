@@ -23,9 +23,13 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of apo."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
     variant: Literal["zero", "down"] = Field(
-        "zero", description="zero: chosen is better than what the model writes and rises; down: worse, falls, the rejected falls more")
+        "zero",
+        description="zero: chosen is better than what the model writes and rises; down: worse, falls, the rejected falls more",
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:

@@ -33,8 +33,17 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     assert outputs.logprobs_C is not None
     assert batch.reference_C is not None
     assert batch.label_B is not None
-    reward_B = spec.beta * branch_sums(outputs.logprobs_C - batch.reference_C.to(outputs.logprobs_C.dtype), batch)
+    reward_B = spec.beta * branch_sums(
+        outputs.logprobs_C - batch.reference_C.to(outputs.logprobs_C.dtype), batch
+    )
     good_B, bad_B = batch.label_B == 1, batch.label_B == 0
-    total = spec.desirable_weight * (1 - reward_B[good_B].sigmoid()).sum() + spec.undesirable_weight * reward_B[bad_B].sigmoid().sum()
+    total = (
+        spec.desirable_weight * (1 - reward_B[good_B].sigmoid()).sum()
+        + spec.undesirable_weight * reward_B[bad_B].sigmoid().sum()
+    )
     good, bad, seen_B = good_B.sum().to(total.dtype), bad_B.sum().to(total.dtype), reward_B.detach()
-    return Loss(total, good + bad, {"rewards/chosen": (seen_B[good_B].sum(), good), "rewards/rejected": (seen_B[bad_B].sum(), bad)})
+    return Loss(
+        total,
+        good + bad,
+        {"rewards/chosen": (seen_B[good_B].sum(), good), "rewards/rejected": (seen_B[bad_B].sum(), bad)},
+    )

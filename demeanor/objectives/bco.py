@@ -36,7 +36,9 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     assert outputs.logprobs_C is not None
     assert batch.reference_C is not None
     assert batch.label_B is not None
-    reward_B = spec.beta * branch_sums(outputs.logprobs_C - batch.reference_C.to(outputs.logprobs_C.dtype), batch)
+    reward_B = spec.beta * branch_sums(
+        outputs.logprobs_C - batch.reference_C.to(outputs.logprobs_C.dtype), batch
+    )
     good_B, bad_B = batch.label_B == 1, batch.label_B == 0
     seen_B = reward_B.detach()
     good, bad = good_B.sum().to(reward_B.dtype), bad_B.sum().to(reward_B.dtype)
@@ -44,5 +46,13 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     total = -logsigmoid(reward_B[good_B] - delta).sum() - logsigmoid(delta - reward_B[bad_B]).sum()
     right = ((seen_B > delta) & good_B).sum() + ((seen_B < delta) & bad_B).sum()
     count = good + bad
-    return Loss(total, count, {"rewards/chosen": (seen_B[good_B].sum(), good), "rewards/rejected": (seen_B[bad_B].sum(), bad),
-                               "rewards/accuracies": (right.to(count.dtype), count), "delta": (delta, delta.new_ones(()))})
+    return Loss(
+        total,
+        count,
+        {
+            "rewards/chosen": (seen_B[good_B].sum(), good),
+            "rewards/rejected": (seen_B[bad_B].sum(), bad),
+            "rewards/accuracies": (right.to(count.dtype), count),
+            "delta": (delta, delta.new_ones(())),
+        },
+    )

@@ -24,7 +24,9 @@ class Spec(registry.Spec):
     """Settings of cpo."""
 
     beta: float = Field(0.1, gt=0, description="scale of the log-probs")
-    nll: float | None = Field(1.0, gt=0, description="weight of the chosen completion's mean negative log-likelihood; null: off")
+    nll: float | None = Field(
+        1.0, gt=0, description="weight of the chosen completion's mean negative log-likelihood; null: off"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is flipped")
 
 

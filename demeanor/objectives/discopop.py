@@ -23,8 +23,12 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of discopop."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
-    tau: float = Field(0.05, gt=0, description="temperature of the switch between the logistic and the exponential loss")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
+    tau: float = Field(
+        0.05, gt=0, description="temperature of the switch between the logistic and the exponential loss"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:

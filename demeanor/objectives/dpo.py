@@ -22,9 +22,13 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of DPO."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is flipped")
-    nll: float | None = Field(None, gt=0, description="weight of the chosen completion's mean negative log-likelihood; null: off")
+    nll: float | None = Field(
+        None, gt=0, description="weight of the chosen completion's mean negative log-likelihood; null: off"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:

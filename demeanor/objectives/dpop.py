@@ -22,8 +22,12 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of dpop."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
-    penalty: float = Field(50.0, ge=0, description="weight of max(0, log ref/pi) of the chosen completion (lambda of the paper)")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
+    penalty: float = Field(
+        50.0, ge=0, description="weight of max(0, log ref/pi) of the chosen completion (lambda of the paper)"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:

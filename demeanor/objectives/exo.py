@@ -24,8 +24,12 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of exo."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
-    label_smoothing: float = Field(1.0e-3, gt=0, lt=0.5, description="probability given to the rejected completion")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
+    label_smoothing: float = Field(
+        1.0e-3, gt=0, lt=0.5, description="probability given to the rejected completion"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
@@ -35,5 +39,7 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     """
     found = gap(outputs, batch)
     scaled_P, e = spec.beta * found.h_P, spec.label_smoothing
-    each_P = scaled_P.sigmoid() * (logsigmoid(scaled_P) - math.log1p(-e)) + (-scaled_P).sigmoid() * (logsigmoid(-scaled_P) - math.log(e))
+    each_P = scaled_P.sigmoid() * (logsigmoid(scaled_P) - math.log1p(-e)) + (-scaled_P).sigmoid() * (
+        logsigmoid(-scaled_P) - math.log(e)
+    )
     return judged(each_P, found, batch, spec.beta * found.ratio_B)

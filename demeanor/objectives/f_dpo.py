@@ -28,9 +28,15 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of f_dpo."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
-    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = Field("js", description="pull to the reference; reverse_kl is DPO")
-    alpha: float = Field(0.5, gt=0, lt=1, description="order of the alpha divergence (read where divergence is alpha)")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
+    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = Field(
+        "js", description="pull to the reference; reverse_kl is DPO"
+    )
+    alpha: float = Field(
+        0.5, gt=0, lt=1, description="order of the alpha divergence (read where divergence is alpha)"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:

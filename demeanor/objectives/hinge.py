@@ -23,7 +23,9 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of hinge."""
 
-    beta: float = Field(0.1, gt=0, description="scale of the log-ratios; the margin asked for is 1 / beta nats")
+    beta: float = Field(
+        0.1, gt=0, description="scale of the log-ratios; the margin asked for is 1 / beta nats"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:

@@ -25,7 +25,9 @@ class Spec(registry.Spec):
 
     beta: float = Field(0.1, gt=0, description="tau of the paper: the gap is pulled to 1 / (2 beta)")
     normalise: Literal["sum", "mean"] = Field(
-        "mean", description="sum: log-ratios of whole completions; mean: per token, as the paper's authors and TRL run it")
+        "mean",
+        description="sum: log-ratios of whole completions; mean: per token, as the paper's authors and TRL run it",
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:

@@ -27,7 +27,9 @@ class Spec(registry.Spec):
     """Settings of kto."""
 
     beta: float = Field(0.1, gt=0, description="steepness of the value around the KL estimate")
-    desirable_weight: float = Field(1.0, gt=0, description="weight of good completions; weight x count of good over bad: 1 to 4/3")
+    desirable_weight: float = Field(
+        1.0, gt=0, description="weight of good completions; weight x count of good over bad: 1 to 4/3"
+    )
     undesirable_weight: float = Field(1.0, gt=0, description="weight of bad completions")
 
 
@@ -47,9 +49,21 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     value_bad = 1 - (spec.beta * (z0 - ratio_B[bad_B])).sigmoid()
     total = spec.desirable_weight * value_good.sum() + spec.undesirable_weight * value_bad.sum()
     count = (good_B | bad_B).sum().to(total.dtype)
-    reward_B, good, bad = spec.beta * ratio_B.detach(), good_B.sum().to(total.dtype), bad_B.sum().to(total.dtype)
+    reward_B, good, bad = (
+        spec.beta * ratio_B.detach(),
+        good_B.sum().to(total.dtype),
+        bad_B.sum().to(total.dtype),
+    )
     chosen, rejected = reward_B[good_B].sum(), reward_B[bad_B].sum()
     both = ones * float(good > 0 and bad > 0)
     margin = (chosen / good.clamp_min(1) - rejected / bad.clamp_min(1)) * both
-    return Loss(total, count, {"rewards/chosen": (chosen, good), "rewards/rejected": (rejected, bad), "rewards/margins": (margin, both),
-                               "kl": (z0, ones)})
+    return Loss(
+        total,
+        count,
+        {
+            "rewards/chosen": (chosen, good),
+            "rewards/rejected": (rejected, bad),
+            "rewards/margins": (margin, both),
+            "kl": (z0, ones),
+        },
+    )

@@ -24,8 +24,12 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of ld_dpo."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
-    alpha: float = Field(0.5, ge=0, le=1, description="weight of the tokens beyond the length both completions have; 1 is DPO")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
+    alpha: float = Field(
+        0.5, ge=0, le=1, description="weight of the tokens beyond the length both completions have; 1 is DPO"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
@@ -38,7 +42,10 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     ratio_C = found.logprobs_C - batch.reference_C.to(found.logprobs_C.dtype)
     lengths_B = branch_lengths(batch)
     shared_P = torch.minimum(lengths_B[found.chosen_P], lengths_B[found.rejected_P])
-    chosen_P, rejected_P = (_weighted(ratio_C, side, shared_P, lengths_B, spec.alpha) for side in (found.chosen_P, found.rejected_P))
+    chosen_P, rejected_P = (
+        _weighted(ratio_C, side, shared_P, lengths_B, spec.alpha)
+        for side in (found.chosen_P, found.rejected_P)
+    )
     return judged(-logsigmoid(spec.beta * (chosen_P - rejected_P)), found, batch, spec.beta * found.ratio_B)
 
 

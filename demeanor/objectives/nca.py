@@ -22,7 +22,9 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of nca."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
@@ -33,4 +35,9 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     found = gap(outputs, batch)
     reward_B = spec.beta * found.ratio_B
     chosen_P, rejected_P = reward_B[found.chosen_P], reward_B[found.rejected_P]
-    return judged(-logsigmoid(chosen_P) - 0.5 * logsigmoid(-chosen_P) - 0.5 * logsigmoid(-rejected_P), found, batch, reward_B)
+    return judged(
+        -logsigmoid(chosen_P) - 0.5 * logsigmoid(-chosen_P) - 0.5 * logsigmoid(-rejected_P),
+        found,
+        batch,
+        reward_B,
+    )

@@ -39,4 +39,6 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     odds_B = mean_B - torch.log(-torch.expm1(mean_B.clamp_max(-1e-7)))
     odds_P = odds_B[found.chosen_P] - odds_B[found.rejected_P]
     each_P = -mean_B[found.chosen_P] - spec.beta * logsigmoid(odds_P)
-    return judged(each_P, found, batch, spec.beta * mean_B, log_odds_ratio=odds_P, nll_loss=-mean_B[found.chosen_P])
+    return judged(
+        each_P, found, batch, spec.beta * mean_B, log_odds_ratio=odds_P, nll_loss=-mean_B[found.chosen_P]
+    )

@@ -22,8 +22,14 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of r_dpo."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
-    alpha: float = Field(0.01, ge=0, description="reward a token costs: subtracted for each token the chosen completion is longer")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
+    alpha: float = Field(
+        0.01,
+        ge=0,
+        description="reward a token costs: subtracted for each token the chosen completion is longer",
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
@@ -33,4 +39,10 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     """
     found = gap(outputs, batch)
     longer_P = found.lengths_B[found.chosen_P] - found.lengths_B[found.rejected_P]
-    return judged(-logsigmoid(spec.beta * found.h_P - spec.alpha * longer_P), found, batch, spec.beta * found.ratio_B, longer=longer_P)
+    return judged(
+        -logsigmoid(spec.beta * found.h_P - spec.alpha * longer_P),
+        found,
+        batch,
+        spec.beta * found.ratio_B,
+        longer=longer_P,
+    )

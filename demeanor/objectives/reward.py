@@ -21,7 +21,9 @@ POLICY = False
 class Spec(registry.Spec):
     """Settings of the reward objective."""
 
-    center: float | None = Field(None, gt=0, description="weight of (r_w + r_l)^2, which keeps rewards near zero; null: off")
+    center: float | None = Field(
+        None, gt=0, description="weight of (r_w + r_l)^2, which keeps rewards near zero; null: off"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
@@ -42,7 +44,12 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     total = (each_P / pairs_N[tree_P]).sum()
     pairs = gap_P.new_tensor(float(len(gap_P)))
     gap_P, seen_B = gap_P.detach(), rewards_B.detach()
-    return Loss(total, (pairs_N > 0).sum().to(total.dtype), {
-        "accuracy": ((gap_P > 0).to(gap_P.dtype).sum(), pairs), "margin": (gap_P.sum(), pairs),
-        "mean_reward": (seen_B.sum(), seen_B.new_tensor(float(len(seen_B)))),
-    })
+    return Loss(
+        total,
+        (pairs_N > 0).sum().to(total.dtype),
+        {
+            "accuracy": ((gap_P > 0).to(gap_P.dtype).sum(), pairs),
+            "margin": (gap_P.sum(), pairs),
+            "mean_reward": (seen_B.sum(), seen_B.new_tensor(float(len(seen_B)))),
+        },
+    )

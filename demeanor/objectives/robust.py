@@ -22,7 +22,9 @@ POLICY = True
 class Spec(registry.Spec):
     """Settings of robust."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="rate at which labels are flipped")
 
 

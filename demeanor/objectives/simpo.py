@@ -33,5 +33,7 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     """
     found = gap(outputs, batch, reference=False)
     reward_B = spec.beta * found.mean_policy_B
-    each_P = smoothed(reward_B[found.chosen_P] - reward_B[found.rejected_P] - spec.gamma, spec.label_smoothing)
+    each_P = smoothed(
+        reward_B[found.chosen_P] - reward_B[found.rejected_P] - spec.gamma, spec.label_smoothing
+    )
     return judged(each_P, found, batch, reward_B)

@@ -32,5 +32,7 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     Metrics: TRL's (rewards/*, logps/*).
     """
     found = gap(outputs, batch)
-    each_P = (found.chosen_ratio_P - 0.5 / spec.beta).square() + (found.rejected_ratio_P + 0.5 / spec.beta).square()
+    each_P = (found.chosen_ratio_P - 0.5 / spec.beta).square() + (
+        found.rejected_ratio_P + 0.5 / spec.beta
+    ).square()
     return judged(each_P, found, batch, spec.beta * found.ratio_B)

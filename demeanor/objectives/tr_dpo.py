@@ -24,8 +24,12 @@ MOVING = True
 class Spec(registry.Spec):
     """Settings of tr_dpo."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
-    alpha: float = Field(0.6, gt=0, le=1, description="how far the reference moves to the policy; 1 copies it")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
+    alpha: float = Field(
+        0.6, gt=0, le=1, description="how far the reference moves to the policy; 1 copies it"
+    )
     every: int = Field(512, gt=0, description="optimiser steps between two moves")
 
 

@@ -24,7 +24,9 @@ STATISTICS = ("collision",)
 class Spec(registry.Spec):
     """Settings of wpo."""
 
-    beta: float = Field(0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)")
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
 
 
 def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
@@ -37,4 +39,10 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     aligned_C = (found.logprobs_C - outputs.collision_C).detach()
     weight_B = torch.exp(branch_sums(aligned_C, batch) / found.lengths_B)
     weight_P = weight_B[found.chosen_P] * weight_B[found.rejected_P]
-    return judged(-logsigmoid(spec.beta * found.h_P) * weight_P, found, batch, spec.beta * found.ratio_B, weight=weight_P)
+    return judged(
+        -logsigmoid(spec.beta * found.h_P) * weight_P,
+        found,
+        batch,
+        spec.beta * found.ratio_B,
+        weight=weight_P,
+    )

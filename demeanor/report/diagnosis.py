@@ -18,37 +18,84 @@ COLUMNS = ("", "accuses", "repaired", "share", "broken", "net, points", "p", "to
 def diagnosis(found: Mapping[str, Any]) -> Html:
     """The recommendation, a row per intervention, and the items that each repaired or broke behind a fold."""
     repairs = sorted(found["repairs"], key=lambda r: -(r["net"] or 0.0))
-    guilty = "no layer is shown to be guilty" if found["guilty"] == "none" else join("guilty: ", el("b", found["guilty"]))
+    guilty = (
+        "no layer is shown to be guilty"
+        if found["guilty"] == "none"
+        else join("guilty: ", el("b", found["guilty"]))
+    )
     honest = found["honest"]
-    flattered = "" if honest is None else (
-        f" The best of {len(repairs)} repairs {honest['naive']:.0%} of the items it was picked on; picked on one half of the clusters and "
-        f"estimated on the other, {_share(honest['value'], honest['low'], honest['high'])}.")
+    flattered = (
+        ""
+        if honest is None
+        else (
+            f" The best of {len(repairs)} repairs {honest['naive']:.0%} of the items it was picked on; picked on one half of the clusters and "
+            f"estimated on the other, {_share(honest['value'], honest['low'], honest['high'])}."
+        )
+    )
     return section(
-        "diagnosis", "What repairs it",
-        lead(f"{found['failing']} failing items of {found['scope']}, and {found['controls']} controls that stand for {found['passing']} "
-             f"which pass, were answered again under {len(repairs)} changes of one thing each, judged {found['judged']}."),
+        "diagnosis",
+        "What repairs it",
+        lead(
+            f"{found['failing']} failing items of {found['scope']}, and {found['controls']} controls that stand for {found['passing']} "
+            f"which pass, were answered again under {len(repairs)} changes of one thing each, judged {found['judged']}."
+        ),
         el("p", found["recommendation"], " (", guilty, ")"),
-        note(f"{', '.join(f'{share:.0%} of the rows: {right:.0%} right' for share, right in found['curve'])}. {found['learnt']}")
-        if found.get("learnt") else None,
+        note(
+            f"{', '.join(f'{share:.0%} of the rows: {right:.0%} right' for share, right in found['curve'])}. {found['learnt']}"
+        )
+        if found.get("learnt")
+        else None,
         wide(table(COLUMNS, [_row(r) for r in repairs], class_="small")),
-        note("Net: the change of all items, controls weighed up to what they stand for; in bold where its interval lies above zero and "
-             f"the p after Holm agrees. Tokens and ms: change per answer.{flattered}"),
+        note(
+            "Net: the change of all items, controls weighed up to what they stand for; in bold where its interval lies above zero and "
+            f"the p after Holm agrees. Tokens and ms: change per answer.{flattered}"
+        ),
         el("ul", *helped) if (helped := _axes(repairs)) else None,
-        fold("Items repaired and broken", wide(table(("", "repaired", "broken"), [
-            [r["name"], ", ".join(r["repaired_ids"]) or "–", ", ".join(r["broken_ids"]) or "–"] for r in repairs], class_="small"))))
+        fold(
+            "Items repaired and broken",
+            wide(
+                table(
+                    ("", "repaired", "broken"),
+                    [
+                        [r["name"], ", ".join(r["repaired_ids"]) or "–", ", ".join(r["broken_ids"]) or "–"]
+                        for r in repairs
+                    ],
+                    class_="small",
+                )
+            ),
+        ),
+    )
 
 
 def _axes(repairs: Sequence[Mapping[str, Any]]) -> list[Html]:
     """The axes that an intervention is shown to help without making the whole worse."""
-    return [el("li", el("b", f"{r['name']} on {axis_name(a['axis'])}"), f": repairs {a['repaired']} of {a['failing']} failing items, "
-               f"breaks {a['broken']} of {a['controls']}, net {_share(a['net'], a['net_low'], a['net_high'])}.")
-            for r in repairs if (r["net"] or 0.0) > 0 for a in r["axes"] if a["shown"]]
+    return [
+        el(
+            "li",
+            el("b", f"{r['name']} on {axis_name(a['axis'])}"),
+            f": repairs {a['repaired']} of {a['failing']} failing items, "
+            f"breaks {a['broken']} of {a['controls']}, net {_share(a['net'], a['net_low'], a['net_high'])}.",
+        )
+        for r in repairs
+        if (r["net"] or 0.0) > 0
+        for a in r["axes"]
+        if a["shown"]
+    ]
 
 
 def _row(r: Mapping[str, Any]) -> list[Any]:
-    return [r["name"], r["layer"] or "–", f"{r['repaired']}/{r['failing']}", _share(r["rate"], r["rate_low"], r["rate_high"]),
-            f"{r['broken']}/{r['controls']}", _net(r), p_value(r["p_corrected"]),
-            f"{r['prompt_tokens']:+.0f}", f"{r['completion_tokens']:+.0f}", f"{r['ms']:+.0f}"]
+    return [
+        r["name"],
+        r["layer"] or "–",
+        f"{r['repaired']}/{r['failing']}",
+        _share(r["rate"], r["rate_low"], r["rate_high"]),
+        f"{r['broken']}/{r['controls']}",
+        _net(r),
+        p_value(r["p_corrected"]),
+        f"{r['prompt_tokens']:+.0f}",
+        f"{r['completion_tokens']:+.0f}",
+        f"{r['ms']:+.0f}",
+    ]
 
 
 def _share(value: float | None, low: float | None, high: float | None) -> str:
@@ -68,11 +115,21 @@ def _net(r: Mapping[str, Any]) -> Html | str:
 def markdown(found: Mapping[str, Any]) -> str:
     """The recommendation and a row per intervention as Markdown."""
     head = ["", "accuses", "repaired", "broken", "net, points", "p"]
-    rows = [[r["name"].replace("|", "/"), r["layer"] or "-", f"{r['repaired']}/{r['failing']}", f"{r['broken']}/{r['controls']}",
-             _points(r), p_value(r["p_corrected"])]
-            for r in sorted(found["repairs"], key=lambda r: -(r["net"] or 0.0))]
+    rows = [
+        [
+            r["name"].replace("|", "/"),
+            r["layer"] or "-",
+            f"{r['repaired']}/{r['failing']}",
+            f"{r['broken']}/{r['controls']}",
+            _points(r),
+            p_value(r["p_corrected"]),
+        ]
+        for r in sorted(found["repairs"], key=lambda r: -(r["net"] or 0.0))
+    ]
     told = f"{found['recommendation']} Guilty: {found['guilty']}. {found['failing']} failing items, {found['controls']} controls."
-    return f"## What repairs it\n\n{told}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return f"## What repairs it\n\n{told}\n\n" + "\n".join(
+        f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]
+    )
 
 
 def _points(r: Mapping[str, Any]) -> str:

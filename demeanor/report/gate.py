@@ -22,21 +22,36 @@ def gate(found: Mapping[str, Any]) -> Html:
     """The verdict, a row per rule, the items at fault, and what was hashed."""
     blamed = [(f, f["items"]) for f in found["findings"] if f["items"] and f["verdict"] != "pass"]
     return section(
-        "gate", "May it ship",
+        "gate",
+        "May it ship",
         el("p", el("b", f"{VERDICTS[found['verdict']]}."), " ", sentence(found), class_="lead"),
-        lead(f"{found['candidate']} against {found['against']}, item by item. A pass needs every rule shown at its full confidence; a "
-             "failure is claimed only beyond what chance does to equal versions; what neither shows is inconclusive, with the number of "
-             "clusters that would decide it."),
+        lead(
+            f"{found['candidate']} against {found['against']}, item by item. A pass needs every rule shown at its full confidence; a "
+            "failure is claimed only beyond what chance does to equal versions; what neither shows is inconclusive, with the number of "
+            "clusters that would decide it."
+        ),
         wide(table(COLUMNS, [_row(f) for f in found["findings"]], class_="small")),
-        *(note(f"At fault on {axis_name(f['what'])}: {', '.join(ids[:ITEMS])}"
-               f"{f' and {len(ids) - ITEMS} more' if len(ids) > ITEMS else ''}.") for f, ids in blamed),
-        fold(f"The record: hashes of everything, {'signed' if found.get('signature') else 'not signed'}",
-             facts([(name, str(value)) for name, value in found["hashes"].items()])))
+        *(
+            note(
+                f"At fault on {axis_name(f['what'])}: {', '.join(ids[:ITEMS])}"
+                f"{f' and {len(ids) - ITEMS} more' if len(ids) > ITEMS else ''}."
+            )
+            for f, ids in blamed
+        ),
+        fold(
+            f"The record: hashes of everything, {'signed' if found.get('signature') else 'not signed'}",
+            facts([(name, str(value)) for name, value in found["hashes"].items()]),
+        ),
+    )
 
 
 def verdict(found: Mapping[str, Any]) -> tuple[str, str, str]:
     """Tone, verdict and reason for the head of the page."""
-    return TONES[found["verdict"]], f"{VERDICTS[found['verdict']]}: {found['candidate']} against {found['against']}", sentence(found)
+    return (
+        TONES[found["verdict"]],
+        f"{VERDICTS[found['verdict']]}: {found['candidate']} against {found['against']}",
+        sentence(found),
+    )
 
 
 def sentence(found: Mapping[str, Any]) -> str:
@@ -63,8 +78,14 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The verdict and its rules as Markdown."""
     rows = [f"| {' | '.join(str(x) for x in _cells(f))} |" for f in found["findings"]]
     head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
-    return "\n\n".join(("## May it ship", f"**{VERDICTS[found['verdict']]}.** {sentence(found)} "
-                        f"({found['candidate']} against {found['against']})", "\n".join([head, *rows])))
+    return "\n\n".join(
+        (
+            "## May it ship",
+            f"**{VERDICTS[found['verdict']]}.** {sentence(found)} "
+            f"({found['candidate']} against {found['against']})",
+            "\n".join([head, *rows]),
+        )
+    )
 
 
 def _row(f: Mapping[str, Any]) -> Sequence[Any]:
@@ -76,7 +97,15 @@ def _cells(f: Mapping[str, Any]) -> list[str]:
     bounds = " to ".join("" if x is None else _points(x) for x in (f["low"], f["high"])).strip()
     more = f" ({f['needed']} clusters would decide)" if f["needed"] else ""
     value = "–" if f["value"] is None else _points(f["value"])
-    return [f["kind"].replace("_", " "), axis_name(f["what"]), value, bounds, _points(f["limit"]), str(f["clusters"]), f["verdict"] + more]
+    return [
+        f["kind"].replace("_", " "),
+        axis_name(f["what"]),
+        value,
+        bounds,
+        _points(f["limit"]),
+        str(f["clusters"]),
+        f["verdict"] + more,
+    ]
 
 
 def _points(value: float) -> str:

@@ -22,18 +22,35 @@ def items(result: Result) -> Html | None:
     """Every step's newly wrong and newly right items, then those on which another assistant and the whole differ."""
     if not result["steps"] and not result["beside"]:
         return None
-    others = [el("h3", "Against other assistants: before is theirs, after is the whole stack’s")] * bool(result["beside"])
+    others = [el("h3", "Against other assistants: before is theirs, after is the whole stack’s")] * bool(
+        result["beside"]
+    )
     return section(
-        "items", "The items behind the numbers",
-        lead("Per step, the questions that were right before and are wrong now, then those that became right. Open one to read "
-             "both "
-             "answers and what each layer did for them."),
-        el("div", *(_step(result, step) for step in result["steps"]), class_="steps"), *others,
-        el("div", *(_step(result, other, "beside", "wrong here, right there", "right here, wrong there") for other in result["beside"]),
-           class_="steps") if others else None)
+        "items",
+        "The items behind the numbers",
+        lead(
+            "Per step, the questions that were right before and are wrong now, then those that became right. Open one to read "
+            "both "
+            "answers and what each layer did for them."
+        ),
+        el("div", *(_step(result, step) for step in result["steps"]), class_="steps"),
+        *others,
+        el(
+            "div",
+            *(
+                _step(result, other, "beside", "wrong here, right there", "right here, wrong there")
+                for other in result["beside"]
+            ),
+            class_="steps",
+        )
+        if others
+        else None,
+    )
 
 
-def _step(result: Result, step: Comparison, kind: str = "step", lost: str = "newly wrong", won: str = "newly right") -> Html:
+def _step(
+    result: Result, step: Comparison, kind: str = "step", lost: str = "newly wrong", won: str = "newly right"
+) -> Html:
     broken, fixed = (sum(c["fixed"] is want for c in step["changes"]) for want in (False, True))
     by_axis = [[c for c in step["changes"] if c["axis"] == axis["name"]] for axis in result["axes"]]
     inside = [_axis(result, changes) for changes in by_axis if changes]
@@ -53,8 +70,12 @@ def _axis(result: Result, changes: Sequence[Change]) -> Html:
     said = el("span", f"  {len(broken)} newly wrong, {len(fixed)} newly right", class_="soft")
     if not fixed:
         return join(el("h3", axis_name(changes[0]["axis"]), said), _listed(result, broken))
-    repaired = fold(f"{plural(len(fixed), 'item')} newly right", el("div", _listed(result, fixed), class_="inside"),
-                    class_="item", mark="repaired")
+    repaired = fold(
+        f"{plural(len(fixed), 'item')} newly right",
+        el("div", _listed(result, fixed), class_="inside"),
+        class_="item",
+        mark="repaired",
+    )
     return join(el("h3", axis_name(changes[0]["axis"]), said), _listed(result, broken), repaired)
 
 
@@ -66,20 +87,38 @@ def _listed(result: Result, changes: Sequence[Change]) -> Html:
 
 def _item(change: Change, question: Question) -> Html:
     was, now = (_brief(answer["text"], 44) or "(nothing)" for answer in (change["before"], change["after"]))
-    title = join(el("span", _brief(question["messages"][-1][1], 90)), el("span", f"{was} → {now}", class_="soft turn"))
+    title = join(
+        el("span", _brief(question["messages"][-1][1], 90)), el("span", f"{was} → {now}", class_="soft turn")
+    )
     talk = [(role, _long(content)) for role, content in question["messages"]]
     origin = ", ".join([change["item_id"], f"cluster {question['cluster']}", *question["tags"]])
-    both = [("before", _answered(change["before"], not change["fixed"])), ("after", _answered(change["after"], change["fixed"]))]
-    return fold(title, facts([*talk, *both, ("wanted", question["target"]), ("item", origin)], class_="talk"), class_="item",
-                mark="repaired" if change["fixed"] else "broke")
+    both = [
+        ("before", _answered(change["before"], not change["fixed"])),
+        ("after", _answered(change["after"], change["fixed"])),
+    ]
+    return fold(
+        title,
+        facts([*talk, *both, ("wanted", question["target"]), ("item", origin)], class_="talk"),
+        class_="item",
+        mark="repaired" if change["fixed"] else "broke",
+    )
 
 
 def _answered(answer: Answer, right: bool) -> Html:
     rule = f", rule {answer['rule']}" if answer["rule"] else ""
-    refused = el("span", f"  refused by {answer['refused_by']}{rule}", class_="soft") if answer["refused_by"] else None
+    refused = (
+        el("span", f"  refused by {answer['refused_by']}{rule}", class_="soft")
+        if answer["refused_by"]
+        else None
+    )
     did = [el("li", f"{d['by']}: {d['what']}: {d['detail']}") for d in answer["did"]]
-    return el("div", _long(answer["text"]) or "(nothing)", refused, el("ul", *did, class_="did") if did else None,
-              class_="right" if right else "wrong")
+    return el(
+        "div",
+        _long(answer["text"]) or "(nothing)",
+        refused,
+        el("ul", *did, class_="did") if did else None,
+        class_="right" if right else "wrong",
+    )
 
 
 def _brief(text: str, most: int) -> str:

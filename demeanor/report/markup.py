@@ -9,7 +9,13 @@ import html
 from collections.abc import Iterable
 from typing import TypeAlias
 
-INVISIBLE = (("\0", "\x1f"), ("\x7f", "\x9f"), ("\u202a", "\u202e"), ("\u2066", "\u2069"), ("\ud800", "\udfff"))
+INVISIBLE = (
+    ("\0", "\x1f"),
+    ("\x7f", "\x9f"),
+    ("\u202a", "\u202e"),
+    ("\u2066", "\u2069"),
+    ("\ud800", "\udfff"),
+)
 """Control characters, bidirectional overrides and lone surrogates: first and last of each range."""
 
 VOID = frozenset({"meta", "br", "hr", "line", "rect", "circle", "path", "polyline"})
@@ -49,7 +55,13 @@ def _child(child: Child) -> str:
 def _attribute(name: str, value: str | int | float | bool | None) -> str:
     if value is None or value is False:
         return ""
-    shown = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else "" if value is True else str(value)
+    shown = (
+        f"{value:.2f}".rstrip("0").rstrip(".")
+        if isinstance(value, float)
+        else ""
+        if value is True
+        else str(value)
+    )
     return f' {name.rstrip("_").replace("_", "-")}="{html.escape(visible(shown))}"'
 
 

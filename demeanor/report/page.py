@@ -25,11 +25,18 @@ Verdict: TypeAlias = tuple[str, str, str]
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
 STYLE = Path(__file__).parent / "page.css"
 SECTIONS: tuple[tuple[str, str, Callable[[Result], Html | None]], ...] = (
-    ("ladder", "Layers", sections.ladder), ("costs", "Costs", sections.costs), ("certainty", "Certainty", sections.certainty),
-    ("without", "Leave one out", sections.without), ("beside", "Beside others", sections.beside),
-    ("refusals", "Refusals", sections.refusals), ("confidence", "Confidence", trust.confidences),
-    ("steadiness", "Rewordings", trust.steadiness), ("items", "Items", items),
-    ("spending", "Time", sections.spending), ("training", "Training", sections.training), ("how", "Method", sections.how),
+    ("ladder", "Layers", sections.ladder),
+    ("costs", "Costs", sections.costs),
+    ("certainty", "Certainty", sections.certainty),
+    ("without", "Leave one out", sections.without),
+    ("beside", "Beside others", sections.beside),
+    ("refusals", "Refusals", sections.refusals),
+    ("confidence", "Confidence", trust.confidences),
+    ("steadiness", "Rewordings", trust.steadiness),
+    ("items", "Items", items),
+    ("spending", "Time", sections.spending),
+    ("training", "Training", sections.training),
+    ("how", "Method", sections.how),
 )
 
 
@@ -38,8 +45,13 @@ def page(result: Result, extras: Sequence[Extra] = (), verdict: Verdict | None =
     parts = [(anchor, name, part) for anchor, name, make in SECTIONS if (part := make(result))]
     place = next((n for n, (anchor, _, _) in enumerate(parts) if anchor == "items"), len(parts) - 1)
     parts[place:place] = extras
-    return document(f"{result['name']}: what each layer did", join(_top(result), _banner(verdict)), parts, result["warnings"],
-                    f"Suite {result['suite_hash']}. Written by demeanor; this file needs no network and runs no script.")
+    return document(
+        f"{result['name']}: what each layer did",
+        join(_top(result), _banner(verdict)),
+        parts,
+        result["warnings"],
+        f"Suite {result['suite_hash']}. Written by demeanor; this file needs no network and runs no script.",
+    )
 
 
 def document(title: str, top: Html, parts: Sequence[Extra], warnings: Sequence[str], foot: str) -> str:
@@ -47,10 +59,14 @@ def document(title: str, top: Html, parts: Sequence[Extra], warnings: Sequence[s
     style = STYLE.read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     head = el(
-        "head", el("meta", charset="utf-8"), el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", http_equiv="Content-Security-Policy", content=f"{POLICY}; style-src 'sha256-{allowed}'"),
-        el("meta", name="referrer", content="no-referrer"), el("title", title),
-        el("style", Html(style)))
+        el("meta", name="referrer", content="no-referrer"),
+        el("title", title),
+        el("style", Html(style)),
+    )
     nav = el("nav", *(el("a", name, href=f"#{anchor}") for anchor, name, _ in parts), aria_label="sections")
     header = el("header", top, nav, _warnings(warnings))
     body = el("body", header, el("main", *(part for _, _, part in parts)), el("footer", el("p", foot)))
@@ -59,11 +75,19 @@ def document(title: str, top: Html, parts: Sequence[Extra], warnings: Sequence[s
 
 def _top(result: Result) -> Html:
     rungs = words.ladder_of(result)
-    measured = [plural(result["items"], "question"), plural(len(result["variants"]), "variant"), plural(len(rungs), "rung")]
+    measured = [
+        plural(result["items"], "question"),
+        plural(len(result["variants"]), "variant"),
+        plural(len(rungs), "rung"),
+    ]
     about = f"{result['name']}: {', '.join(measured)}"
     gains = [el("p", f"{sentence}.", class_="gain") for sentence in words.biggest_steps(result)]
     lost = [el("p", worst, class_="loss-note")] if (worst := words.cost_headline(result)) else []
-    return join(el("p", about, class_="eyebrow"), el("h1", words.headline(result)), el("div", *gains, *lost, class_="stand"))
+    return join(
+        el("p", about, class_="eyebrow"),
+        el("h1", words.headline(result)),
+        el("div", *gains, *lost, class_="stand"),
+    )
 
 
 def _banner(verdict: Verdict | None) -> Html | None:

@@ -28,20 +28,33 @@ def wide(content: Html) -> Html:
     return el("div", content, class_="scroll")
 
 
-def fold(summary: Child, *children: Child, id_: str | None = None, class_: str | None = None, mark: str | None = None) -> Html:
+def fold(
+    summary: Child,
+    *children: Child,
+    id_: str | None = None,
+    class_: str | None = None,
+    mark: str | None = None,
+) -> Html:
     """Content behind a summary; `mark` colours the triangle."""
     return el("details", el("summary", summary, class_=mark), *children, id=id_, class_=class_)
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> Html:
     """Keys: (class of the swatch, what it means)."""
-    return el("ul", *(el("li", el("i", class_=swatch), meaning) for swatch, meaning in entries), class_="legend")
+    return el(
+        "ul", *(el("li", el("i", class_=swatch), meaning) for swatch, meaning in entries), class_="legend"
+    )
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Child]], class_: str | None = None) -> Html:
     """A table whose first column is a heading and whose others are figures, right-aligned."""
-    head = el("tr", *(el("th", name, class_="number" if n else None, scope="col") for n, name in enumerate(columns)))
-    body = [el("tr", el("th", row[0], scope="row"), *(el("td", cell, class_="number") for cell in row[1:])) for row in rows]
+    head = el(
+        "tr", *(el("th", name, class_="number" if n else None, scope="col") for n, name in enumerate(columns))
+    )
+    body = [
+        el("tr", el("th", row[0], scope="row"), *(el("td", cell, class_="number") for cell in row[1:]))
+        for row in rows
+    ]
     return el("table", el("thead", head), el("tbody", *body), class_=class_)
 
 

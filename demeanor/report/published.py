@@ -20,7 +20,9 @@ from demeanor.report.parts import facts, lead, note, section, table, wide
 from demeanor.report.words import MINUS, plural
 
 Tree = Mapping[str, Any]
-NO_INTERVALS = "No intervals were published: whether a change is more than noise cannot be told from this table."
+NO_INTERVALS = (
+    "No intervals were published: whether a change is more than noise cannot be told from this table."
+)
 LOSSES, GAINS = 8, 5
 """Changes listed; the table has them all."""
 
@@ -28,24 +30,49 @@ LOSSES, GAINS = 8, 5
 def page(tree: Tree) -> str:
     """The whole page."""
     size = f"{plural(len(_benchmarks(tree)), 'benchmark')}, {plural(len(tree['columns']), 'column')}"
-    top = join(el("p", f"{tree['title']}: a published table, {size}", class_="eyebrow"),
-               el("h1", headline(tree)), el("div", *_best(tree), class_="stand"))
-    parts = [("ladder", "Columns", _ladder(tree)), ("costs", "Losses", _losses(tree)), ("gains", "Gains", _gains(tree)),
-             ("told", "What could be told", _sizes(tree)), ("how", "Method", _how(tree))]
-    return document(f"{tree['title']}: what changed", top, parts, [NO_INTERVALS, *tree["notes"]],
-                    f"{tree['source']}. Page written by demeanor; this file needs no network and runs no script.")
+    top = join(
+        el("p", f"{tree['title']}: a published table, {size}", class_="eyebrow"),
+        el("h1", headline(tree)),
+        el("div", *_best(tree), class_="stand"),
+    )
+    parts = [
+        ("ladder", "Columns", _ladder(tree)),
+        ("costs", "Losses", _losses(tree)),
+        ("gains", "Gains", _gains(tree)),
+        ("told", "What could be told", _sizes(tree)),
+        ("how", "Method", _how(tree)),
+    ]
+    return document(
+        f"{tree['title']}: what changed",
+        top,
+        parts,
+        [NO_INTERVALS, *tree["notes"]],
+        f"{tree['source']}. Page written by demeanor; this file needs no network and runs no script.",
+    )
 
 
 def markdown(tree: Tree) -> str:
     """The same as text."""
-    rows = [[_name(row), *(_written(row, n) for n in range(len(tree["columns"]))), _count(row), _size(row)] for row in tree["rows"]]
-    parts = [f"# {safe(headline(tree))}", safe(f"{tree['title']}. Source: {tree['source']}."),
-             *(f"> {safe(x)}" for x in (NO_INTERVALS, *tree["notes"])),
-             "## Column by column", pipes([f"score, {tree['unit']}", *tree["columns"], "items", "smallest detectable"], rows), KEY,
-             "## The largest losses", "\n".join(f"* {safe(sentence(c))}" for c in lost(tree)) or "No benchmark fell.",
-             "## The largest gains", "\n".join(f"* {safe(sentence(c))}" for c in gained(tree)) or "No benchmark rose.",
-             "## What could have been told", "\n".join(f"* {safe(told(row))}" for row in _sized(tree)),
-             "## How this was made", "\n".join(f"* {safe(line)}" for line in method(tree))]
+    rows = [
+        [_name(row), *(_written(row, n) for n in range(len(tree["columns"]))), _count(row), _size(row)]
+        for row in tree["rows"]
+    ]
+    parts = [
+        f"# {safe(headline(tree))}",
+        safe(f"{tree['title']}. Source: {tree['source']}."),
+        *(f"> {safe(x)}" for x in (NO_INTERVALS, *tree["notes"])),
+        "## Column by column",
+        pipes([f"score, {tree['unit']}", *tree["columns"], "items", "smallest detectable"], rows),
+        KEY,
+        "## The largest losses",
+        "\n".join(f"* {safe(sentence(c))}" for c in lost(tree)) or "No benchmark fell.",
+        "## The largest gains",
+        "\n".join(f"* {safe(sentence(c))}" for c in gained(tree)) or "No benchmark rose.",
+        "## What could have been told",
+        "\n".join(f"* {safe(told(row))}" for row in _sized(tree)),
+        "## How this was made",
+        "\n".join(f"* {safe(line)}" for line in method(tree)),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -53,14 +80,25 @@ def show(tree: Tree, console: Console) -> None:
     """The headline, the columns as a ladder, losses and gains."""
     console.print()
     console.print(Text(headline(tree), "bold"))
-    grid = Table(box=None, padding=(0, 2, 0, 0), title=f"\nscore, {tree['unit']}", title_justify="left", title_style="dim")
+    grid = Table(
+        box=None,
+        padding=(0, 2, 0, 0),
+        title=f"\nscore, {tree['unit']}",
+        title_justify="left",
+        title_style="dim",
+    )
     grid.add_column("", min_width=12)
     for column in tree["columns"]:
         grid.add_column(column, justify="right", no_wrap=True)
     for column in ("n", "detectable"):
         grid.add_column(column, justify="right", style="dim", no_wrap=True)
     for row in tree["rows"]:
-        grid.add_row(row["name"], *(Text(_written(row, n)) for n in range(len(tree["columns"]))), _count(row), _size(row))
+        grid.add_row(
+            row["name"],
+            *(Text(_written(row, n)) for n in range(len(tree["columns"]))),
+            _count(row),
+            _size(row),
+        )
     console.print(grid)
     console.print(Text(KEY, "dim"))
     for title, changes in (("what fell", lost(tree)), ("what rose", gained(tree))):
@@ -74,8 +112,10 @@ def show(tree: Tree, console: Console) -> None:
 
 # ---- sentences ----
 
-KEY = ("Behind a score: its change from the column before, in points. ~: smaller than this many items could have found; ?: the number of "
-       "items is not known; without a mark: larger than that, which is still no interval.")
+KEY = (
+    "Behind a score: its change from the column before, in points. ~: smaller than this many items could have found; ?: the number of "
+    "items is not known; without a mark: larger than that, which is still no interval."
+)
 
 
 def headline(tree: Tree) -> str:
@@ -118,21 +158,32 @@ def gained(tree: Tree) -> list[Mapping[str, Any]]:
 def sentence(change: Mapping[str, Any]) -> str:
     """One change with what its number of items allows to say."""
     did = "lowered" if change["points"] < 0 else "raised"
-    said = (f"{change['column']} {did} {change['row']} from {change['before']:.1f} to {change['after']:.1f} "
-            f"({_signed(change['points'])} points). ")
+    said = (
+        f"{change['column']} {did} {change['row']} from {change['before']:.1f} to {change['after']:.1f} "
+        f"({_signed(change['points'])} points). "
+    )
     if change["told"] is None:
         return said + "The number of items is not known: nothing can be said of chance."
     if change["told"]:
-        return said + f"With {change['n']:,} items, a change of {change['detectable']:.1f} points could have been found."
-    return said + f"With {change['n']:,} items, a change smaller than {change['detectable']:.1f} points could not have been told."
+        return (
+            said
+            + f"With {change['n']:,} items, a change of {change['detectable']:.1f} points could have been found."
+        )
+    return (
+        said
+        + f"With {change['n']:,} items, a change smaller than {change['detectable']:.1f} points could not have been told."
+    )
 
 
 def told(row: Mapping[str, Any]) -> str:
     """What the number of items of a row allows."""
     small = [c for c, t in zip(row["changes"], row["told"]) if t is False]
     moved = sum(c is not None for c in row["changes"])
-    count = f"{len(small)} of its {plural(moved, 'change')} {'is' if len(small) == 1 else 'are'} smaller." if small else (
-        f"None of its {plural(moved, 'change')} is smaller.")
+    count = (
+        f"{len(small)} of its {plural(moved, 'change')} {'is' if len(small) == 1 else 'are'} smaller."
+        if small
+        else (f"None of its {plural(moved, 'change')} is smaller.")
+    )
     return f"{row['name']}: with {row['n']:,} items, a change smaller than {row['detectable']:.1f} points could not have been told. {count}"
 
 
@@ -170,7 +221,11 @@ def _written(row: Mapping[str, Any], column: int) -> str:
     if value is None:
         return "–"
     change = row["changes"][column - 1] if column else None
-    return f"{value:.1f}" if change is None else f"{value:.1f} ({_signed(change)}{_mark(row['told'][column - 1])})"
+    return (
+        f"{value:.1f}"
+        if change is None
+        else f"{value:.1f} ({_signed(change)}{_mark(row['told'][column - 1])})"
+    )
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -199,18 +254,40 @@ def _short(change: Mapping[str, Any]) -> str:
 
 
 def _ladder(tree: Tree) -> Html:
-    head = el("tr", el("th", f"score, {tree['unit']}"), *(el("th", c, scope="col") for c in tree["columns"]),
-              el("th", "items", class_="number items", scope="col"),
-              el("th", "smallest detectable", class_="number detectable", scope="col"))
-    rows = [el("tr", el("th", row["name"], el("span", row["note"], class_="soft") if row["note"] else None, scope="row"),
-               *(_cell(row, n) for n in range(len(tree["columns"]))), el("td", _count(row), class_="number soft"),
-               el("td", _size(row), class_="number soft")) for row in tree["rows"]]
+    head = el(
+        "tr",
+        el("th", f"score, {tree['unit']}"),
+        *(el("th", c, scope="col") for c in tree["columns"]),
+        el("th", "items", class_="number items", scope="col"),
+        el("th", "smallest detectable", class_="number detectable", scope="col"),
+    )
+    rows = [
+        el(
+            "tr",
+            el(
+                "th",
+                row["name"],
+                el("span", row["note"], class_="soft") if row["note"] else None,
+                scope="row",
+            ),
+            *(_cell(row, n) for n in range(len(tree["columns"]))),
+            el("td", _count(row), class_="number soft"),
+            el("td", _size(row), class_="number soft"),
+        )
+        for row in tree["rows"]
+    ]
     return section(
-        "ladder", "Column by column",
-        lead("Columns as they were published. Below a score stands its change from the column before, in points. Grey: "
-             "smaller than what so many items could have found; with a question mark: the number of items is not known."),
+        "ladder",
+        "Column by column",
+        lead(
+            "Columns as they were published. Below a score stands its change from the column before, in points. Grey: "
+            "smaller than what so many items could have found; with a question mark: the number of items is not known."
+        ),
         wide(el("table", el("thead", head), el("tbody", *rows), class_="heat")),
-        note(f"“Smallest detectable”: in points, if {round(100 * tree['discordance'])}% of the items change between columns (assumed)."))
+        note(
+            f"“Smallest detectable”: in points, if {round(100 * tree['discordance'])}% of the items change between columns (assumed)."
+        ),
+    )
 
 
 def _cell(row: Mapping[str, Any], column: int) -> Html:
@@ -232,25 +309,40 @@ def _change(points: float, told_: bool | None) -> Html:
 
 def _losses(tree: Tree) -> Html:
     listed = [el("li", sentence(c), class_="quiet" if c["told"] is False else None) for c in lost(tree)]
-    return section("costs", "What fell", lead("The largest losses from a column to the next, worst first, whatever the mean did."),
-                   el("ul", *listed, class_="costs") if listed else el("p", "No benchmark fell.", class_="calm"))
+    return section(
+        "costs",
+        "What fell",
+        lead("The largest losses from a column to the next, worst first, whatever the mean did."),
+        el("ul", *listed, class_="costs") if listed else el("p", "No benchmark fell.", class_="calm"),
+    )
 
 
 def _gains(tree: Tree) -> Html:
     listed = [el("li", sentence(c)) for c in gained(tree)]
-    return section("gains", "What rose", el("ul", *listed) if listed else el("p", "No benchmark rose.", class_="calm"))
+    return section(
+        "gains", "What rose", el("ul", *listed) if listed else el("p", "No benchmark rose.", class_="calm")
+    )
 
 
 def _sizes(tree: Tree) -> Html:
     unknown = [row["name"] for row in _benchmarks(tree) if row["n"] is None]
-    rows = [[row["name"], _count(row), _size(row), *(_seen(row, n) for n in range(len(tree["columns"]) - 1))] for row in _sized(tree)]
+    rows = [
+        [row["name"], _count(row), _size(row), *(_seen(row, n) for n in range(len(tree["columns"]) - 1))]
+        for row in _sized(tree)
+    ]
     columns = ["", "items", "detectable, points", *(f"to {c}" for c in tree["columns"][1:])]
     return section(
-        "told", "What could have been told",
-        lead(NO_INTERVALS + " What can be said is how large a change had to be for so many items to find it."),
+        "told",
+        "What could have been told",
+        lead(
+            NO_INTERVALS + " What can be said is how large a change had to be for so many items to find it."
+        ),
         wide(table(columns, rows, class_="small")) if rows else None,
-        note("“below”: smaller than that size; such a change may be noise, and a change of that size may hide where none is seen."
-             + (f" Not known for {', '.join(unknown)}." if unknown else "")))
+        note(
+            "“below”: smaller than that size; such a change may be noise, and a change of that size may hide where none is seen."
+            + (f" Not known for {', '.join(unknown)}." if unknown else "")
+        ),
+    )
 
 
 def _seen(row: Mapping[str, Any], column: int) -> str:
@@ -260,5 +352,15 @@ def _seen(row: Mapping[str, Any], column: int) -> str:
 
 def _how(tree: Tree) -> Html:
     lines: Sequence[str] = method(tree)
-    return section("how", "How this was made", el("ul", *(el("li", line) for line in lines)),
-                   facts((("columns", ", ".join(tree["columns"])), ("rows", str(len(tree["rows"]))), ("source", tree["source"]))))
+    return section(
+        "how",
+        "How this was made",
+        el("ul", *(el("li", line) for line in lines)),
+        facts(
+            (
+                ("columns", ", ".join(tree["columns"])),
+                ("rows", str(len(tree["rows"]))),
+                ("source", tree["source"]),
+            )
+        ),
+    )

@@ -18,16 +18,24 @@ STEPS = ("step", "axis", "by seed", "mean (95%)", "between seeds", "between item
 def seeds(found: Mapping[str, Any]) -> Html:
     """The ladder's means over seeds, the steps that survive, and every step seed by seed."""
     return section(
-        "seeds", "Another training",
-        lead(f"The same recipe trained {len(found['seeds'])} times, with seeds {', '.join(map(str, found['seeds']))}, and measured on the "
-             f"same items. {sentence(found)}"),
+        "seeds",
+        "Another training",
+        lead(
+            f"The same recipe trained {len(found['seeds'])} times, with seeds {', '.join(map(str, found['seeds']))}, and measured on the "
+            f"same items. {sentence(found)}"
+        ),
         wide(table(["share right, %", *found["rungs"]], ladder(found), class_="small")),
         note("Mean over seeds and, in brackets, the lowest and the highest."),
-        fold("Every step, seed by seed", wide(table(STEPS, [_row(s) for s in found["steps"]], class_="small")),
-             note("In bold: the 95% interval over seeds and items excludes zero (not corrected for the number of rows). Between seeds: "
-                  "standard deviation of the seeds' changes. Between items: standard error that the items leave within one training. "
-                  "Where the first is larger, an interval from one training is too narrow for the recipe.")))
-
+        fold(
+            "Every step, seed by seed",
+            wide(table(STEPS, [_row(s) for s in found["steps"]], class_="small")),
+            note(
+                "In bold: the 95% interval over seeds and items excludes zero (not corrected for the number of rows). Between seeds: "
+                "standard deviation of the seeds' changes. Between items: standard error that the items leave within one training. "
+                "Where the first is larger, an interval from one training is too narrow for the recipe."
+            ),
+        ),
+    )
 
 
 def sentence(found: Mapping[str, Any]) -> str:
@@ -35,8 +43,10 @@ def sentence(found: Mapping[str, Any]) -> str:
     sure = [s for s in found["steps"] if _sure(s)]
     once = [s for s in found["steps"] if s["shown"] and not _sure(s)]
     noisy = [s for s in found["steps"] if s["within"] is not None and s["between"] > s["within"]]
-    return (f"{plural(len(sure), 'change')} of {len(found['steps'])} (step by axis) hold over seeds and items; {len(once)} more were shown "
-            f"in some training and do not; in {len(noisy)} seeds differ by more than items do.")
+    return (
+        f"{plural(len(sure), 'change')} of {len(found['steps'])} (step by axis) hold over seeds and items; {len(once)} more were shown "
+        f"in some training and do not; in {len(noisy)} seeds differ by more than items do."
+    )
 
 
 def ladder(found: Mapping[str, Any]) -> list[list[str]]:
@@ -77,6 +87,13 @@ def _row(s: Mapping[str, Any]) -> list[Html | str]:
 def _cells(s: Mapping[str, Any]) -> list[str]:
     bounds = "" if s["low"] is None else f" ({100 * s['low']:+.0f} to {100 * s['high']:+.0f})"
     within = "–" if s["within"] is None else f"{100 * s['within']:.1f}"
-    cells = [f"+{s['step']}", axis_name(s["axis"]), ", ".join(f"{100 * v:+.0f}" for v in s["values"]), f"{100 * s['mean']:+.1f}{bounds}",
-             f"{100 * s['between']:.1f}", within, f"{s['shown']} of {len(s['values'])}"]
+    cells = [
+        f"+{s['step']}",
+        axis_name(s["axis"]),
+        ", ".join(f"{100 * v:+.0f}" for v in s["values"]),
+        f"{100 * s['mean']:+.1f}{bounds}",
+        f"{100 * s['between']:.1f}",
+        within,
+        f"{s['shown']} of {len(s['values'])}",
+    ]
     return [x.replace("-", MINUS) for x in cells]

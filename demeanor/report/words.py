@@ -92,7 +92,9 @@ def labels_of(result: Result) -> dict[str, str]:
 def layers_of(result: Result) -> list[str]:
     """Every layer that spent time or declined, the weights first: the order of their colours."""
     spent = [name for s in result["spending"] for name in s["layer_ms"]]
-    declined = [name for r in result["refusals"] for name in (*r["who_unsafe"], *r["who_safe"]) if name != NOBODY]
+    declined = [
+        name for r in result["refusals"] for name in (*r["who_unsafe"], *r["who_safe"]) if name != NOBODY
+    ]
     return list(dict.fromkeys([WEIGHTS, *spent, *declined]))
 
 
@@ -105,7 +107,10 @@ def headline(result: Result) -> str:
         return f"{result['name']} on {plural(result['items'], 'question')}"
     verdicts = [delta["verdict"] for delta in result["whole"]["deltas"]]
     rungs = ladder_of(result)
-    first, last = rungs[0]["label"], "the whole stack" if result["without"] else rungs[-1]["label"].lstrip("+")
+    first, last = (
+        rungs[0]["label"],
+        "the whole stack" if result["without"] else rungs[-1]["label"].lstrip("+"),
+    )
     better, worse = verdicts.count("better"), verdicts.count("worse")
     if better and not worse:
         return f"From {first} to {last}, {_of(better, len(verdicts))} improved{_rest(verdicts)}."
@@ -117,7 +122,11 @@ def headline(result: Result) -> str:
 
 
 def _of(count: int, total: int) -> str:
-    return f"all {total} behaviours" if count == total and total > 1 else f"{count} of {plural(total, 'behaviour')}"
+    return (
+        f"all {total} behaviours"
+        if count == total and total > 1
+        else f"{count} of {plural(total, 'behaviour')}"
+    )
 
 
 def _rest(verdicts: Sequence[str]) -> str:
@@ -132,7 +141,9 @@ def biggest_steps(result: Result, count: int = 3) -> list[str]:
         gains = [d for d in step["deltas"] if d["verdict"] == "better" and d["value"] is not None]
         if gains:
             top = max(gains, key=lambda d: d["value"] or 0.0)
-            best.append((top["value"] or 0.0, f"+{step['name']} raised {axis_name(top['axis'])} by {_by(top)}"))
+            best.append(
+                (top["value"] or 0.0, f"+{step['name']} raised {axis_name(top['axis'])} by {_by(top)}")
+            )
     return [text for _, text in sorted(best, key=lambda x: -x[0])[:count]]
 
 
@@ -146,8 +157,11 @@ def cost_sentence(cost: Cost) -> str:
     delta = cost["delta"]
     axis = axis_name(delta["axis"])
     by = _by(delta)
-    told = f"Adding {cost['name']} lowered {axis} by {by}" if cost["kind"] == "step" else (
-        f"In the whole stack, {axis} is lower with {cost['name']} than without it, by {by}")
+    told = (
+        f"Adding {cost['name']} lowered {axis} by {by}"
+        if cost["kind"] == "step"
+        else (f"In the whole stack, {axis} is lower with {cost['name']} than without it, by {by}")
+    )
     count = f"{plural(delta['broken'], 'item')} newly wrong, {delta['fixed']} newly right."
     return f"{told}. {count}{'' if cost['certain'] else DOUBT}"
 
@@ -167,13 +181,22 @@ def cost_headline(result: Result) -> str | None:
 def beside_sentence(comparison: Comparison) -> str:
     """The whole stack against somebody else's assistant, counted by corrected verdicts."""
     verdicts = [delta["verdict"] for delta in comparison["deltas"]]
-    better, worse = ([axis_name(d["axis"]) for d in comparison["deltas"] if d["verdict"] == want] for want in ("better", "worse"))
+    better, worse = (
+        [axis_name(d["axis"]) for d in comparison["deltas"] if d["verdict"] == want]
+        for want in ("better", "worse")
+    )
     told = [f"better on {listed(better)}"] * bool(better) + [f"worse on {listed(worse)}"] * bool(worse)
     quiet = len(verdicts) - len(better) - len(worse)
-    alone = [axis_name(d["axis"]) for d in comparison["deltas"] if d["shown"] and d["verdict"] not in ("better", "worse")]
+    alone = [
+        axis_name(d["axis"])
+        for d in comparison["deltas"]
+        if d["shown"] and d["verdict"] not in ("better", "worse")
+    ]
     if not told and alone:
-        return (f"Beside {comparison['name']}: no difference of the whole stack is shown after Holm's correction; "
-                f"before it, the interval excludes zero on {listed(alone)}.")
+        return (
+            f"Beside {comparison['name']}: no difference of the whole stack is shown after Holm's correction; "
+            f"before it, the interval excludes zero on {listed(alone)}."
+        )
     if not told:
         return f"Beside {comparison['name']}: no difference of the whole stack is shown on any behaviour."
     rest = f"; for {quiet} no difference is shown" if quiet else ""
@@ -223,19 +246,41 @@ def crowd(result: Result) -> str:
     at_once = result["settings"].get("concurrency")
     if not isinstance(at_once, int) or at_once < 2:
         return ""
-    return (f" Up to {at_once} questions were answered at once, so the times compare variants on this machine and are not the latency "
-            "of a single user.")
+    return (
+        f" Up to {at_once} questions were answered at once, so the times compare variants on this machine and are not the latency "
+        "of a single user."
+    )
 
 
-COMPARISON_COLUMNS = ("", "axis", "points", "interval", "p", "p (Holm)", "verdict", "newly right", "newly wrong", "n (clusters)",
-                      "smallest detectable")
+COMPARISON_COLUMNS = (
+    "",
+    "axis",
+    "points",
+    "interval",
+    "p",
+    "p (Holm)",
+    "verdict",
+    "newly right",
+    "newly wrong",
+    "n (clusters)",
+    "smallest detectable",
+)
 
 
 def comparison_row(delta: Delta) -> list[str]:
     """One paired difference as the cells of `COMPARISON_COLUMNS` after the first."""
-    return [axis_name(delta["axis"]), points(delta["value"]), interval(delta), p_value(delta["p"]), p_value(delta["p_holm"]),
-            delta["verdict"], str(delta["fixed"]), str(delta["broken"]), f"{delta['n']} ({delta['clusters']})",
-            percent(delta["detectable"])]
+    return [
+        axis_name(delta["axis"]),
+        points(delta["value"]),
+        interval(delta),
+        p_value(delta["p"]),
+        p_value(delta["p_holm"]),
+        delta["verdict"],
+        str(delta["fixed"]),
+        str(delta["broken"]),
+        f"{delta['n']} ({delta['clusters']})",
+        percent(delta["detectable"]),
+    ]
 
 
 def p_value(p: float | None) -> str:

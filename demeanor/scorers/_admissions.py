@@ -25,25 +25,25 @@ _PARTS: Mapping[str, str] = {
     "W": r"[\w'-]{1,30}",
     "SOME": r"(?:(?:any|that|the|this|enough|an?|your|real|live|up-to-date|[\w-]{2,16}(?:al|ed|ic|nt|ve|ient|ble|me)|kind|of|such) ){0,5}",
     "FACTS": r"(?:records?|information|info|access|knowledge|memory|details?|data|context|insight|idea|clue|answer|facts|sources?|"
-             r"figures?|way|means|trace|ability|senses?|sense of|sensors?|eyes|ears|nose|body|cameras?|microphone|thermometer|view|window|"
-             r"crystal ball)",
+    r"figures?|way|means|trace|ability|senses?|sense of|sensors?|eyes|ears|nose|body|cameras?|microphone|thermometer|view|window|"
+    r"crystal ball)",
     "SENSE": r"(?:perceive|see|hear|smell|taste|feel|sense|observe|look|view|watch|listen|touch|detect|measure|access|check|peek|"
-             r"read (?:your|the))",
+    r"read (?:your|the))",
     "KNOW": r"(?:know|tell|say|determine|predict|foresee|forecast|guess|verify|confirm|work (?:it |that )?out|find|establish|identify|"
-            r"answer|guarantee|give|provide|name|pin|be (?:sure|certain)|recall|state|judge|locate|trace|recover|count|measure|see|check|"
-            r"hear)",
+    r"answer|guarantee|give|provide|name|pin|be (?:sure|certain)|recall|state|judge|locate|trace|recover|count|measure|see|check|"
+    r"hear)",
     "KNOWING": r"(?:knowing|telling|saying|predicting|finding|seeing|verifying|determining|checking|hearing|sensing|smelling|confirming|"
-               r"measuring|counting|working)",
+    r"measuring|counting|working)",
     "KNOWN": r"(?:known|determined|predicted|established|answered|told|foreseen|forecast|verified|inferred|worked out|deduced|recovered|"
-             r"counted|confirmed|settled|said|decided)",
+    r"counted|confirmed|settled|said|decided)",
     "TELL": r"(?:say|mention|state|specify|tell|give|indicate|identify|name|reveal|provide|describe|disclose|record|explain|cover|list|"
-            r"note|address|clarify|show)s?",
+    r"note|address|clarify|show)s?",
     "TOLD": r"(?:specified|stated|mentioned|given|said|told|indicated|named|provided|identified|included|described|disclosed|recorded|"
-            r"documented)",
+    r"documented)",
     "TEXT": r"(?:text|passage|notes?|letter|e-?mail|messages?|article|story|paragraph|document|notice|sentences?|memo|review|recipe|"
-            r"excerpt|description|report|records?|minutes|announcement|ad|advert|listing|poster|contract|diary|entry|post|card|label|"
-            r"information|snippet|sources?|author|writer|data|table|statement|invoice|receipt|invitation|caption|log|schedule|history|"
-            r"details)",
+    r"excerpt|description|report|records?|minutes|announcement|ad|advert|listing|poster|contract|diary|entry|post|card|label|"
+    r"information|snippet|sources?|author|writer|data|table|statement|invoice|receipt|invitation|caption|log|schedule|history|"
+    r"details)",
     "KNOWS": r"(?:knows|tells|says|names|mentions|records|gives|states|describes|explains|survives)",
     "REAL": r"(?:real|actual|existing|genuine|recogni[sz]ed|documented|known|established|standard|verifiable)",
     "NOBODY": r"(?:nobody|no one|no-one|none of us|neither of us|no \w+|nothing|not even \w+)",
@@ -206,6 +206,6 @@ def admission(text: str) -> str:
     if strong := _STRONG_RE.search(text):
         return strong.group(0).strip()
     for weak in _WEAK_RE.finditer(text):
-        if not _FOLLOWS_RE.match(text[weak.end():]):
+        if not _FOLLOWS_RE.match(text[weak.end() :]):
             return weak.group(0).strip()
     return ""

@@ -23,15 +23,27 @@ from demeanor.scorers._words import contains, words
 Settings = Mapping[str, Any]
 Check = Callable[[str, Settings], bool]
 
-_BULLET = re.compile(r"^[^\S\n]*[-*•]\s+(\S.*)$", re.MULTILINE)      # no \s*: a thousand blank lines would be read a thousand times
+_BULLET = re.compile(
+    r"^[^\S\n]*[-*•]\s+(\S.*)$", re.MULTILINE
+)  # no \s*: a thousand blank lines would be read a thousand times
 _NUMBERED = re.compile(r"^[^\S\n]*\d+[.)]\s+(\S.*)$", re.MULTILINE)
 _FENCE = re.compile(r"```([\w+-]*)[ \t]*")
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
-_PICTURE = "[\U0001f300-\U0001f3fa\U0001f400-\U0001faff☀-➿⌚⌛⏩-⏳⏸-⏺⬛⬜⭐⭕]\ufe0f?[\U0001f3fb-\U0001f3ff]?"
-_EMOJI = re.compile(f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{_PICTURE}(?:\u200d{_PICTURE})*")   # one as a reader sees it
+_PICTURE = (
+    "[\U0001f300-\U0001f3fa\U0001f400-\U0001faff☀-➿⌚⌛⏩-⏳⏸-⏺⬛⬜⭐⭕]\ufe0f?[\U0001f3fb-\U0001f3ff]?"
+)
+_EMOJI = re.compile(
+    f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{_PICTURE}(?:\u200d{_PICTURE})*"
+)  # one as a reader sees it
 JSON_TYPES: Mapping[str, tuple[type, ...]] = {
-    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,),
-    "null": (type(None),)}
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
 
 
 def within(count: int, k: Settings) -> bool:
@@ -43,7 +55,11 @@ def within(count: int, k: Settings) -> bool:
 def says(text: str, phrase: str) -> bool:
     """Whether a phrase stands in a text: as whole words, a possessive's too; a phrase without letters and digits, as it is."""
     wanted, said = words(phrase), words(text)
-    return (contains(said, wanted) or contains([w.removesuffix("'s") for w in said], wanted)) if wanted else phrase in text
+    return (
+        (contains(said, wanted) or contains([w.removesuffix("'s") for w in said], wanted))
+        if wanted
+        else phrase in text
+    )
 
 
 def lines(text: str) -> list[str]:
@@ -74,7 +90,9 @@ def _number(text: str, k: Settings) -> bool:
 
 def _label(text: str, k: Settings) -> bool:
     named = {x for x in k["labels"] if says(text, x)}
-    longer = {x for x in named if any(x != y and contains(words(y), words(x)) for y in named)}   # "positive" inside "very positive"
+    longer = {
+        x for x in named if any(x != y and contains(words(y), words(x)) for y in named)
+    }  # "positive" inside "very positive"
     return named - longer == {k["answer"]}
 
 
@@ -82,7 +100,10 @@ def _in_order(text: str, k: Settings) -> bool:
     said, place = words(text), 0
     for phrase in k["words"]:
         wanted = words(phrase)
-        found = next((i for i in range(place, len(said) - len(wanted) + 1) if said[i:i + len(wanted)] == wanted), None)
+        found = next(
+            (i for i in range(place, len(said) - len(wanted) + 1) if said[i : i + len(wanted)] == wanted),
+            None,
+        )
         if found is None:
             return False
         place = found + len(wanted)
@@ -99,11 +120,17 @@ def _parsed(text: str) -> Any:
 def same(found: Any, wanted: Any) -> bool:
     """Whether a JSON value is the wanted one: text by its words, numbers by value, lists in order."""
     if isinstance(wanted, str):
-        return isinstance(found, str) and (words(found) == words(wanted) if words(wanted) else found == wanted)
+        return isinstance(found, str) and (
+            words(found) == words(wanted) if words(wanted) else found == wanted
+        )
     if isinstance(wanted, list):
         return isinstance(found, list) and len(found) == len(wanted) and all(map(same, found, wanted))
     if isinstance(wanted, dict):
-        return isinstance(found, dict) and set(found) == set(wanted) and all(same(found[x], wanted[x]) for x in wanted)
+        return (
+            isinstance(found, dict)
+            and set(found) == set(wanted)
+            and all(same(found[x], wanted[x]) for x in wanted)
+        )
     return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)
 
 
@@ -125,7 +152,11 @@ def _of_type(value: Any, kind: str) -> bool:
 
 def _json_list(text: str, k: Settings) -> bool:
     found = _parsed(text)
-    return isinstance(found, list) and within(len(found), k) and ("values" not in k or same(found, list(k["values"])))
+    return (
+        isinstance(found, list)
+        and within(len(found), k)
+        and ("values" not in k or same(found, list(k["values"])))
+    )
 
 
 def _csv(text: str, k: Settings) -> bool:
@@ -138,12 +169,21 @@ def _csv(text: str, k: Settings) -> bool:
 
 def _grid(rows: list[list[str]], k: Settings) -> bool:
     header = [words(x) for x in k["columns"]]
-    return bool(rows) and [words(x) for x in rows[0]] == header and all(len(r) == len(header) for r in rows) and within(len(rows) - 1, k)
+    return (
+        bool(rows)
+        and [words(x) for x in rows[0]] == header
+        and all(len(r) == len(header) for r in rows)
+        and within(len(rows) - 1, k)
+    )
 
 
 def _table(text: str, k: Settings) -> bool:
     rows = lines(text)
-    if len(rows) < 2 or not all(r.count("|") >= 1 for r in rows) or not re.fullmatch(r"[\s|:-]*-[\s|:-]*", rows[1]):
+    if (
+        len(rows) < 2
+        or not all(r.count("|") >= 1 for r in rows)
+        or not re.fullmatch(r"[\s|:-]*-[\s|:-]*", rows[1])
+    ):
         return False
     return _grid([[c.strip() for c in r.strip("|").split("|")] for r in (rows[0], *rows[2:])], k)
 
@@ -152,7 +192,9 @@ def _case(text: str, k: Settings) -> bool:
     kind = k["case"]
     if kind != "title":
         return text.isupper() if kind == "upper" else text.islower()
-    return all(w[0].isupper() or w[0].isdigit() for w in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text)) and any(c.isalpha() for c in text)
+    return all(
+        w[0].isupper() or w[0].isdigit() for w in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text)
+    ) and any(c.isalpha() for c in text)
 
 
 def fenced(text: str) -> tuple[list[str], str]:
@@ -181,7 +223,11 @@ def _code(text: str, k: Settings) -> bool:
 
 def _alphabetical(text: str, k: Settings) -> bool:
     found = [x.casefold() for x in entries(text)]
-    return within(len(found), k) and len(found) > 1 and found == sorted(found, reverse=bool(k.get("reverse", False)))
+    return (
+        within(len(found), k)
+        and len(found) > 1
+        and found == sorted(found, reverse=bool(k.get("reverse", False)))
+    )
 
 
 def _initials(text: str, k: Settings) -> bool:
@@ -221,8 +267,10 @@ def _count(measure: Callable[[str], int]) -> Check:
 
 
 def _starts(pieces: Callable[[str], Iterable[str]]) -> Check:
-    return lambda text, k: bool(list(pieces(text))) and all(
-        any(x.lower().startswith(start.lower()) for start in k["any"]) for x in pieces(text))
+    return lambda text, k: (
+        bool(list(pieces(text)))
+        and all(any(x.lower().startswith(start.lower()) for start in k["any"]) for x in pieces(text))
+    )
 
 
 RANGE = frozenset({"low", "high"})
@@ -231,19 +279,32 @@ CHECKS: Mapping[str, tuple[Check, frozenset[str], frozenset[str]]] = {
     "says_any": (lambda t, k: any(says(t, x) for x in k["words"]), frozenset({"words"}), frozenset()),
     "omits": (lambda t, k: not any(says(t, x) for x in k["words"]), frozenset({"words"}), frozenset()),
     "in_order": (_in_order, frozenset({"words"}), frozenset()),
-    "mentions": (lambda t, k: within(sum(t.lower().count(x.lower()) for x in k["words"]), k), frozenset({"words"}), RANGE),
+    "mentions": (
+        lambda t, k: within(sum(t.lower().count(x.lower()) for x in k["words"]), k),
+        frozenset({"words"}),
+        RANGE,
+    ),
     "equals": (lambda t, k: any(words(t) == words(x) for x in k["any"]), frozenset({"any"}), frozenset()),
     "number": (_number, frozenset({"value"}), frozenset({"tolerance"})),
     "value": (_value, frozenset({"value"}), frozenset()),
     "label": (_label, frozenset({"labels", "answer"}), frozenset()),
     "word_count": (_count(lambda t: len(words(t))), frozenset(), RANGE),
     "sentence_count": (_count(lambda t: len(sentences(t))), frozenset(), RANGE),
-    "paragraph_count": (_count(lambda t: len([x for x in re.split(r"\n\s*\n", t) if x.strip()])), frozenset(), RANGE),
+    "paragraph_count": (
+        _count(lambda t: len([x for x in re.split(r"\n\s*\n", t) if x.strip()])),
+        frozenset(),
+        RANGE,
+    ),
     "line_count": (_count(lambda t: len(lines(t))), frozenset(), RANGE),
     "character_count": (_count(lambda t: len(t.strip())), frozenset(), RANGE),
-    "list": (lambda t, k: within(len(listed(t, k.get("style", "any"))), k)
-             and not (k.get("alone", False) and len(listed(t, k.get("style", "any"))) != len(lines(t))),
-             frozenset(), RANGE | {"style", "alone"}),
+    "list": (
+        lambda t, k: (
+            within(len(listed(t, k.get("style", "any"))), k)
+            and not (k.get("alone", False) and len(listed(t, k.get("style", "any"))) != len(lines(t)))
+        ),
+        frozenset(),
+        RANGE | {"style", "alone"},
+    ),
     "each_words": (_each(lambda x: len(words(x))), frozenset(), RANGE),
     "line_characters": (lambda t, k: all(within(len(x), k) for x in lines(t)), frozenset(), RANGE),
     "json": (_json, frozenset(), frozenset({"keys", "types", "values"})),
@@ -252,12 +313,27 @@ CHECKS: Mapping[str, tuple[Check, frozenset[str], frozenset[str]]] = {
     "table": (_table, frozenset({"columns"}), RANGE),
     "starts": (_starts(lambda t: [t.strip()]), frozenset({"any"}), frozenset()),
     "lines_start": (_starts(lines), frozenset({"any"}), frozenset()),
-    "ends": (lambda t, k: any(t.strip().lower().endswith(x.lower()) for x in k["any"]), frozenset({"any"}), frozenset()),
+    "ends": (
+        lambda t, k: any(t.strip().lower().endswith(x.lower()) for x in k["any"]),
+        frozenset({"any"}),
+        frozenset(),
+    ),
     "case": (_case, frozenset({"case"}), frozenset()),
-    "avoids_characters": (lambda t, k: not any(c.lower() in t.lower() for c in k["characters"]), frozenset({"characters"}), frozenset()),
+    "avoids_characters": (
+        lambda t, k: not any(c.lower() in t.lower() for c in k["characters"]),
+        frozenset({"characters"}),
+        frozenset(),
+    ),
     "only_characters": (
-        lambda t, k: bool(t.strip()) and all(c in k["characters"] for c in t.strip()), frozenset({"characters"}), frozenset()),
-    "quoted": (lambda t, _: len(t.strip()) > 2 and t.strip()[0] in "\"“" and t.strip()[-1] in "\"”", frozenset(), frozenset()),
+        lambda t, k: bool(t.strip()) and all(c in k["characters"] for c in t.strip()),
+        frozenset({"characters"}),
+        frozenset(),
+    ),
+    "quoted": (
+        lambda t, _: len(t.strip()) > 2 and t.strip()[0] in '"“' and t.strip()[-1] in '"”',
+        frozenset(),
+        frozenset(),
+    ),
     "question": (lambda t, _: t.strip().endswith("?"), frozenset(), frozenset()),
     "headings": (_headings, frozenset(), RANGE | {"names"}),
     "bold": (_count(lambda t: len(re.findall(r"\*\*[^*\n]+\*\*", t))), frozenset(), RANGE),
@@ -265,14 +341,34 @@ CHECKS: Mapping[str, tuple[Check, frozenset[str], frozenset[str]]] = {
     "emoji": (_count(lambda t: len(_EMOJI.findall(t))), frozenset(), RANGE),
     "code": (_code, frozenset(), RANGE | {"languages", "alone"}),
     "alphabetical": (_alphabetical, frozenset(), RANGE | {"reverse"}),
-    "distinct": (lambda t, _: len(x := [w.casefold() for w in entries(t)]) == len(set(x)) and bool(x), frozenset(), frozenset()),
-    "no_word_twice": (lambda t, _: bool(words(t)) and len(words(t)) == len(set(words(t))), frozenset(), frozenset()),
+    "distinct": (
+        lambda t, _: len(x := [w.casefold() for w in entries(t)]) == len(set(x)) and bool(x),
+        frozenset(),
+        frozenset(),
+    ),
+    "no_word_twice": (
+        lambda t, _: bool(words(t)) and len(words(t)) == len(set(words(t))),
+        frozenset(),
+        frozenset(),
+    ),
     "initials": (_initials, frozenset({"word"}), frozenset()),
     "date": (_date, frozenset(), frozenset()),
-    "time": (lambda t, _: bool(re.fullmatch(r"(?:[01]\d|2[0-3]):[0-5]\d", t.strip().rstrip("."))), frozenset(), frozenset()),
+    "time": (
+        lambda t, _: bool(re.fullmatch(r"(?:[01]\d|2[0-3]):[0-5]\d", t.strip().rstrip("."))),
+        frozenset(),
+        frozenset(),
+    ),
     "language": (lambda t, k: language(t) == k["language"], frozenset({"language"}), frozenset()),
-    "repeats": (lambda t, k: words(t)[:len(words(k["text"]))] == words(k["text"]), frozenset({"text"}), frozenset()),
+    "repeats": (
+        lambda t, k: words(t)[: len(words(k["text"]))] == words(k["text"]),
+        frozenset({"text"}),
+        frozenset(),
+    ),
     "one_line": (lambda t, _: len(lines(t)) == 1, frozenset(), frozenset()),
-    "separated": (lambda t, k: within(len([x for x in t.split(k["by"]) if x.strip()]), k), frozenset({"by"}), RANGE),
+    "separated": (
+        lambda t, k: within(len([x for x in t.split(k["by"]) if x.strip()]), k),
+        frozenset({"by"}),
+        RANGE,
+    ),
 }
 """Kind -> its question, the settings it must have, the settings it may have."""

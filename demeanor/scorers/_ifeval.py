@@ -16,7 +16,10 @@ from demeanor.scorers._language import language
 from demeanor.scorers._sentences import capital_words, sentences
 
 Check = Callable[[str, Mapping[str, Any]], bool]
-POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}     # what the official ones say without their \s* and .*$
+POSTSCRIPTS = {
+    "P.P.S": r"p\.\s?p\.\s?s",
+    "P.S.": r"p\.\s?s\.",
+}  # what the official ones say without their \s* and .*$
 ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
@@ -33,13 +36,18 @@ def _placeholders(text: str, k: Mapping[str, Any]) -> bool:
 
 
 def _bullets(text: str, k: Mapping[str, Any]) -> bool:
-    stars, dashes = re.findall(r"^[^\S\n]*\*[^\*].*$", text, re.MULTILINE), re.findall(r"^[^\S\n]*-.*$", text, re.MULTILINE)
+    stars, dashes = (
+        re.findall(r"^[^\S\n]*\*[^\*].*$", text, re.MULTILINE),
+        re.findall(r"^[^\S\n]*-.*$", text, re.MULTILINE),
+    )
     return bool(len(stars) + len(dashes) == k["num_bullets"])
 
 
 def _highlights(text: str, k: Mapping[str, Any]) -> bool:
     single = [x for x in re.findall(r"\*[^\n\*]*\*", text) if x.strip("*").strip()]
-    double = [x for x in re.findall(r"\*\*[^\n\*]*\*\*", text) if x.removeprefix("**").removesuffix("**").strip()]
+    double = [
+        x for x in re.findall(r"\*\*[^\n\*]*\*\*", text) if x.removeprefix("**").removesuffix("**").strip()
+    ]
     return bool(len(single) + len(double) >= k["num_highlights"])
 
 
@@ -59,7 +67,9 @@ def _nth_paragraph(text: str, k: Mapping[str, Any]) -> bool:
     if k["nth_paragraph"] > count or not pieces[k["nth_paragraph"] - 1].strip():
         return False
     word = pieces[k["nth_paragraph"] - 1].split()[0].lstrip("'").lstrip('"')
-    return bool(count == k["num_paragraphs"] and re.split(r"[.,?!'\"]", word)[0].lower() == k["first_word"].lower())
+    return bool(
+        count == k["num_paragraphs"] and re.split(r"[.,?!'\"]", word)[0].lower() == k["first_word"].lower()
+    )
 
 
 def _postscript(text: str, k: Mapping[str, Any]) -> bool:
@@ -87,7 +97,9 @@ def _forbidden(text: str, k: Mapping[str, Any]) -> bool:
 
 
 def _title(text: str, _: Mapping[str, Any]) -> bool:
-    spans = [(line, line.find("<<"), line.rfind(">>")) for line in text.split("\n")]     # <<[^\n]+>>, at most once a line
+    spans = [
+        (line, line.find("<<"), line.rfind(">>")) for line in text.split("\n")
+    ]  # <<[^\n]+>>, at most once a line
     return any(line[a:b].lstrip("<").rstrip(">").strip() for line, a, b in spans if a >= 0 and b > a + 2)
 
 
@@ -104,10 +116,15 @@ def _quoted(text: str, _: Mapping[str, Any]) -> bool:
 
 CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "change_case:capital_word_frequency": (
-        lambda t, k: _related(capital_words(t), k["capital_relation"], k["capital_frequency"]), ("capital_frequency", "capital_relation")),
+        lambda t, k: _related(capital_words(t), k["capital_relation"], k["capital_frequency"]),
+        ("capital_frequency", "capital_relation"),
+    ),
     "change_case:english_capital": (lambda t, _: t.isupper() and _english(t), ()),
     "change_case:english_lowercase": (lambda t, _: t.islower() and _english(t), ()),
-    "combination:repeat_prompt": (lambda t, k: t.strip().lower().startswith(k["prompt_to_repeat"].strip().lower()), ("prompt_to_repeat",)),
+    "combination:repeat_prompt": (
+        lambda t, k: t.strip().lower().startswith(k["prompt_to_repeat"].strip().lower()),
+        ("prompt_to_repeat",),
+    ),
     "combination:two_responses": (_two_responses, ()),
     "detectable_content:number_placeholders": (_placeholders, ("num_placeholders",)),
     "detectable_content:postscript": (_postscript, ("postscript_marker",)),
@@ -117,21 +134,35 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "detectable_format:number_bullet_lists": (_bullets, ("num_bullets",)),
     "detectable_format:number_highlighted_sections": (_highlights, ("num_highlights",)),
     "detectable_format:title": (_title, ()),
-    "keywords:existence": (lambda t, k: all(re.search(x, t, re.IGNORECASE) for x in k["keywords"]), ("keywords",)),
+    "keywords:existence": (
+        lambda t, k: all(re.search(x, t, re.IGNORECASE) for x in k["keywords"]),
+        ("keywords",),
+    ),
     "keywords:forbidden_words": (_forbidden, ("forbidden_words",)),
     "keywords:frequency": (_frequency, ("keyword", "frequency", "relation")),
     "keywords:letter_frequency": (
         lambda t, k: _related(t.lower().count(k["letter"].lower()), k["let_relation"], k["let_frequency"]),
-        ("letter", "let_frequency", "let_relation")),
+        ("letter", "let_frequency", "let_relation"),
+    ),
     "language:response_language": (lambda t, k: language(t) in (k["language"], None), ("language",)),
-    "length_constraints:nth_paragraph_first_word": (_nth_paragraph, ("num_paragraphs", "nth_paragraph", "first_word")),
+    "length_constraints:nth_paragraph_first_word": (
+        _nth_paragraph,
+        ("num_paragraphs", "nth_paragraph", "first_word"),
+    ),
     "length_constraints:number_paragraphs": (_paragraphs, ("num_paragraphs",)),
     "length_constraints:number_sentences": (
-        lambda t, k: _related(len(sentences(t)), k["relation"], k["num_sentences"]), ("num_sentences", "relation")),
+        lambda t, k: _related(len(sentences(t)), k["relation"], k["num_sentences"]),
+        ("num_sentences", "relation"),
+    ),
     "length_constraints:number_words": (
-        lambda t, k: _related(len(re.findall(r"\w+", t)), k["relation"], k["num_words"]), ("num_words", "relation")),
+        lambda t, k: _related(len(re.findall(r"\w+", t)), k["relation"], k["num_words"]),
+        ("num_words", "relation"),
+    ),
     "punctuation:no_comma": (lambda t, _: "," not in t, ()),
-    "startend:end_checker": (lambda t, k: t.strip().strip('"').lower().endswith(k["end_phrase"].strip().lower()), ("end_phrase",)),
+    "startend:end_checker": (
+        lambda t, k: t.strip().strip('"').lower().endswith(k["end_phrase"].strip().lower()),
+        ("end_phrase",),
+    ),
     "startend:quotation": (_quoted, ()),
 }
 """Instruction id -> its question and the settings it reads."""

@@ -10,9 +10,27 @@ import re
 import unicodedata
 from collections import Counter
 
-SCRIPTS = {"HANGUL": "ko", "THAI": "th", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te", "KANNADA": "kn", "GUJARATI": "gu",
-           "GURMUKHI": "pa", "MALAYALAM": "ml", "HEBREW": "he", "HIRAGANA": "ja", "KATAKANA": "ja", "GREEK": "el"}
-SHARED = {"LATIN": "en es pt fr de it pl vi sw fi nl", "CYRILLIC": "ru uk bg", "ARABIC": "ar fa ur", "DEVANAGARI": "hi mr ne"}
+SCRIPTS = {
+    "HANGUL": "ko",
+    "THAI": "th",
+    "BENGALI": "bn",
+    "TAMIL": "ta",
+    "TELUGU": "te",
+    "KANNADA": "kn",
+    "GUJARATI": "gu",
+    "GURMUKHI": "pa",
+    "MALAYALAM": "ml",
+    "HEBREW": "he",
+    "HIRAGANA": "ja",
+    "KATAKANA": "ja",
+    "GREEK": "el",
+}
+SHARED = {
+    "LATIN": "en es pt fr de it pl vi sw fi nl",
+    "CYRILLIC": "ru uk bg",
+    "ARABIC": "ar fa ur",
+    "DEVANAGARI": "hi mr ne",
+}
 WORDS = {
     "en": "the of and to in is that it for you was with as on be are this have not at by from or an they i my we he she his her our",
     "es": "el la los las de que y en un una es por con para no se lo como más pero su al del está son muy mi",
@@ -35,8 +53,18 @@ WORDS = {
     "mr": "आहे आणि या हा ही ते च्या आहेत मी की नाही करण्यासाठी एक हे होते साठी त्या आपण",
     "ne": "छ र को मा का हो छन् ले लाई भने पनि गर्न यो एक हुन्छ तपाईं म गर्ने थियो",
 }
-LETTERS = {"uk": "іїєґ", "ru": "ыэё", "fa": "پچژگ", "ur": "ٹڈڑںےہ", "de": "ßäöü", "vi": "ăơưạảấầẩậắằặẹẻếềểệỉịọỏốồổộớờởợụủứừửự",
-           "pl": "ąęłńśźż", "pt": "ãõ", "es": "ñ¿¡", "fi": "äö"}
+LETTERS = {
+    "uk": "іїєґ",
+    "ru": "ыэё",
+    "fa": "پچژگ",
+    "ur": "ٹڈڑںےہ",
+    "de": "ßäöü",
+    "vi": "ăơưạảấầẩậắằặẹẻếềểệỉịọỏốồổộớờởợụủứừửự",
+    "pl": "ąęłńśźż",
+    "pt": "ãõ",
+    "es": "ñ¿¡",
+    "fi": "äö",
+}
 _WORD = re.compile(r"[^\W\d_]+(?:[\u0900-\u0dff\u0600-\u06ff]+[^\W\d_]*)*")
 SHARE_OF_SCRIPT = 0.5
 
@@ -60,8 +88,11 @@ def language(text: str) -> str | None:
         return "?"
     words = Counter(_WORD.findall(text.lower()))
     total = max(1, sum(words.values()))
-    points = {code: sum(words[w] for w in WORDS[code].split()) / total
-              + 4 * sum(letters.get(c, 0) for c in LETTERS.get(code, "")) / count_all for code in SHARED[script].split()}
+    points = {
+        code: sum(words[w] for w in WORDS[code].split()) / total
+        + 4 * sum(letters.get(c, 0) for c in LETTERS.get(code, "")) / count_all
+        for code in SHARED[script].split()
+    }
     best = max(points, key=lambda code: points[code])
     if points[best]:
         return best

@@ -8,13 +8,85 @@ from __future__ import annotations
 
 import re
 
-ABBREVIATIONS = frozenset((
-    "dr", "mr", "mrs", "ms", "prof", "st", "jr", "sr", "inc", "ltd", "co", "corp", "vs", "etc", "e.g", "i.e", "a.m", "p.m", "u.s",
-    "u.k", "u.n", "d.c", "vol", "gen", "col", "lt", "capt", "sgt", "rep", "sen", "gov", "rev", "hon", "jan", "feb", "mar", "apr", "aug",
-    "sept", "oct", "nov", "dec", "ave", "blvd"))
-STARTERS = frozenset((
-    "the", "this", "that", "these", "those", "he", "she", "it", "they", "we", "i", "you", "in", "on", "at", "for", "but", "and",
-    "however", "if", "when", "as", "a", "an", "there", "here", "what"))
+ABBREVIATIONS = frozenset(
+    (
+        "dr",
+        "mr",
+        "mrs",
+        "ms",
+        "prof",
+        "st",
+        "jr",
+        "sr",
+        "inc",
+        "ltd",
+        "co",
+        "corp",
+        "vs",
+        "etc",
+        "e.g",
+        "i.e",
+        "a.m",
+        "p.m",
+        "u.s",
+        "u.k",
+        "u.n",
+        "d.c",
+        "vol",
+        "gen",
+        "col",
+        "lt",
+        "capt",
+        "sgt",
+        "rep",
+        "sen",
+        "gov",
+        "rev",
+        "hon",
+        "jan",
+        "feb",
+        "mar",
+        "apr",
+        "aug",
+        "sept",
+        "oct",
+        "nov",
+        "dec",
+        "ave",
+        "blvd",
+    )
+)
+STARTERS = frozenset(
+    (
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "he",
+        "she",
+        "it",
+        "they",
+        "we",
+        "i",
+        "you",
+        "in",
+        "on",
+        "at",
+        "for",
+        "but",
+        "and",
+        "however",
+        "if",
+        "when",
+        "as",
+        "a",
+        "an",
+        "there",
+        "here",
+        "what",
+    )
+)
 _END = re.compile(r"[.?!](?=[\"')\]}]*(?:\s|$))")
 _CLOSING = re.compile(r"[\"')\]}]*")
 LONGEST_WORD = 64
@@ -27,10 +99,10 @@ def sentences(text: str) -> list[str]:
     """The sentences of a text, none of them empty."""
     cuts = [0]
     for found in _END.finditer(text):
-        word = text[max(0, found.end() - LONGEST_WORD):found.end()].split()[-1]
+        word = text[max(0, found.end() - LONGEST_WORD) : found.end()].split()[-1]
         closing = _CLOSING.match(text, found.end())
         end = closing.end() if closing else found.end()
-        if _ends(word, text[end:end + LONGEST_WORD].split(maxsplit=1)):
+        if _ends(word, text[end : end + LONGEST_WORD].split(maxsplit=1)):
             cuts.append(end)
     pieces = [text[a:b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
     return [piece for piece in pieces if piece]

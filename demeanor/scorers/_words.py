@@ -15,4 +15,6 @@ def words(text: str) -> list[str]:
 
 def contains(text: Sequence[str], wanted: Sequence[str]) -> bool:
     """Whether `wanted` stands in `text` as whole words in a row."""
-    return bool(wanted) and any(list(text[i:i + len(wanted)]) == list(wanted) for i in range(len(text) - len(wanted) + 1))
+    return bool(wanted) and any(
+        list(text[i : i + len(wanted)]) == list(wanted) for i in range(len(text) - len(wanted) + 1)
+    )

@@ -18,7 +18,15 @@ from demeanor import registry
 from demeanor.types import Completion, Score, ToolCalled
 
 TYPES: dict[str, type] = {
-    "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict, "any": str}
+    "string": str,
+    "integer": int,
+    "float": float,
+    "boolean": bool,
+    "array": list,
+    "tuple": list,
+    "dict": dict,
+    "any": str,
+}
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
@@ -30,17 +38,29 @@ class Spec(registry.Spec):
     """The functions offered and what may be called."""
 
     category: Literal["simple", "multiple", "parallel", "irrelevance"]
-    functions: tuple[dict[str, Any], ...] = Field(min_length=1, description="BFCL's descriptions: name and parameters")
-    answers: tuple[dict[str, dict[str, list[Any]]], ...] = Field((), description="per wanted call {function: {parameter: accepted values}}")
+    functions: tuple[dict[str, Any], ...] = Field(
+        min_length=1, description="BFCL's descriptions: name and parameters"
+    )
+    answers: tuple[dict[str, dict[str, list[Any]]], ...] = Field(
+        (), description="per wanted call {function: {parameter: accepted values}}"
+    )
 
     @model_validator(mode="after")
     def _answered(self) -> Spec:
         names = {f.get("name") for f in self.functions if isinstance(f.get("parameters"), dict)}
         if bool(self.answers) == (self.category == "irrelevance"):
-            raise ValueError(f"answers: got {len(self.answers)}, wanted {'none' if self.answers else 'at least one'} for {self.category}")
-        odd = [a for a in self.answers if len(a) != 1 or (self.category != "simple" and next(iter(a)) not in names)]
+            raise ValueError(
+                f"answers: got {len(self.answers)}, wanted {'none' if self.answers else 'at least one'} for {self.category}"
+            )
+        odd = [
+            a
+            for a in self.answers
+            if len(a) != 1 or (self.category != "simple" and next(iter(a)) not in names)
+        ]
         if odd or len(names) != len(self.functions):
-            raise ValueError(f"answers: {odd}: wanted one function of {sorted(map(str, names))} each, described by name and parameters")
+            raise ValueError(
+                f"answers: {odd}: wanted one function of {sorted(map(str, names))} each, described by name and parameters"
+            )
         return self
 
 
@@ -58,7 +78,11 @@ def wrong_calls(target: Spec, calls: Sequence[tuple[str, dict[str, Any]]]) -> st
     left = list(calls)
     for answer in target.answers:
         name = next(iter(answer))
-        function = target.functions[0] if target.category == "simple" else next(f for f in target.functions if f["name"] == name)
+        function = (
+            target.functions[0]
+            if target.category == "simple"
+            else next(f for f in target.functions if f["name"] == name)
+        )
         reasons = [wrong_call(function, answer[name], call) for call in left]
         if "" not in reasons:
             return reasons[0]
@@ -66,7 +90,9 @@ def wrong_calls(target: Spec, calls: Sequence[tuple[str, dict[str, Any]]]) -> st
     return ""
 
 
-def wrong_call(function: Mapping[str, Any], accepted: Mapping[str, list[Any]], call: tuple[str, dict[str, Any]]) -> str:
+def wrong_call(
+    function: Mapping[str, Any], accepted: Mapping[str, list[Any]], call: tuple[str, dict[str, Any]]
+) -> str:
     """Why one call is not the wanted one; empty if it is."""
     name, given = call
     if api_name(name) != api_name(function["name"]):
@@ -101,7 +127,10 @@ def _wrong_value(described: Mapping[str, Any], value: Any, accepted: list[Any]) 
     elif wanted is dict:
         right = any(_dict_fits(value, x) for x in accepted if x != "")
     elif wanted is list and inner is dict:
-        right = any(len(value) == len(x) and all(_dict_fits(a, b) for a, b in zip(value, x, strict=True)) for x in accepted)
+        right = any(
+            len(value) == len(x) and all(_dict_fits(a, b) for a, b in zip(value, x, strict=True))
+            for x in accepted
+        )
     elif wanted is str:
         right = _plain(value) in [_plain(x) for x in accepted if isinstance(x, str)]
     elif wanted is list:
@@ -117,7 +146,9 @@ def _type_of(accepted: list[Any]) -> type | None:
 
 def _inner_fits(value: list[Any], inner: type, accepted: list[Any]) -> bool:
     """Whether all of a list has the inner type, or the type of one accepted list's values."""
-    return any(not isinstance(one, list) or all(type(x) in (inner, _type_of(one)) for x in value) for one in accepted)
+    return any(
+        not isinstance(one, list) or all(type(x) in (inner, _type_of(one)) for x in value) for one in accepted
+    )
 
 
 def _dict_fits(value: Any, accepted: Any) -> bool:

@@ -18,8 +18,24 @@ from demeanor.scorers._checks import CHECKS, JSON_TYPES
 from demeanor.scorers.ifeval import readings
 from demeanor.types import Completion, Score
 
-VACUOUS = frozenset({"mentions", "word_count", "sentence_count", "paragraph_count", "line_count", "character_count", "list", "each_words",
-                     "line_characters", "bold", "placeholders", "emoji", "code", "separated"})
+VACUOUS = frozenset(
+    {
+        "mentions",
+        "word_count",
+        "sentence_count",
+        "paragraph_count",
+        "line_count",
+        "character_count",
+        "list",
+        "each_words",
+        "line_characters",
+        "bold",
+        "placeholders",
+        "emoji",
+        "code",
+        "separated",
+    }
+)
 """Kinds that would ask nothing without `low` or `high`."""
 LISTS = frozenset({"words", "any", "labels", "keys", "columns", "names", "languages"})
 WHOLE = frozenset({"low", "high"})
@@ -51,7 +67,9 @@ class Check(registry.Spec):
             raise ValueError(f"unknown check '{self.kind}'.{hint} Known: {', '.join(CHECKS)}.")
         _, must, may = CHECKS[self.kind]
         if not must <= set(self.settings) <= must | may:
-            raise ValueError(f"{self.kind}: got settings {sorted(self.settings)}, wanted {sorted(must)} and perhaps {sorted(may)}")
+            raise ValueError(
+                f"{self.kind}: got settings {sorted(self.settings)}, wanted {sorted(must)} and perhaps {sorted(may)}"
+            )
         if self.kind in VACUOUS and not WHOLE & set(self.settings):
             raise ValueError(f"{self.kind}: wants low, high or both")
         for name, value in self.settings.items():
@@ -66,9 +84,17 @@ class Check(registry.Spec):
 def _wrong(kind: str, name: str, value: Any) -> str:
     """What was wanted instead of a value; empty where it is right."""
     if name in LISTS:
-        return "" if isinstance(value, list) and value and all(isinstance(x, str) and x for x in value) else "a list of text, not empty"
+        return (
+            ""
+            if isinstance(value, list) and value and all(isinstance(x, str) and x for x in value)
+            else "a list of text, not empty"
+        )
     if name in WHOLE:
-        return "" if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else "a whole number from 0"
+        return (
+            ""
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            else "a whole number from 0"
+        )
     if name in TEXTS:
         return "" if isinstance(value, str) and value else "text, not empty"
     if name in FLAGS:
@@ -112,5 +138,7 @@ def score(target: Spec, completion: Completion) -> Score:
     if completion.refusal:
         return Score(0.0, completion.text[:80], f"refused by {completion.refusal.by}")
     found = held(target, completion.text)
-    told = ", ".join(f"{c.kind} {'holds' if ok else 'FAILS'}" for c, ok in zip(target.checks, found, strict=True))
+    told = ", ".join(
+        f"{c.kind} {'holds' if ok else 'FAILS'}" for c, ok in zip(target.checks, found, strict=True)
+    )
     return Score(float(all(found)), completion.text.strip()[:80], told)

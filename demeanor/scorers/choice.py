@@ -23,7 +23,9 @@ READS_EVENTS = True
 class Spec(registry.Spec):
     """The choices, in the order in which they are read."""
 
-    choices: tuple[str, ...] = Field(min_length=2, description="continuations of the item's last message, read as they stand")
+    choices: tuple[str, ...] = Field(
+        min_length=2, description="continuations of the item's last message, read as they stand"
+    )
     true: tuple[int, ...] = Field(min_length=1, description="places of the true ones, from 0")
     best: int | None = Field(None, ge=0, description="place of the best one; null: the first true one")
     metric: Literal["mc1", "mc2"] = "mc1"
@@ -32,7 +34,9 @@ class Spec(registry.Spec):
     def _placed(self) -> Spec:
         places = set(self.true)
         if not places < set(range(len(self.choices))):
-            raise ValueError(f"true: got {list(self.true)}, wanted places among 0 to {len(self.choices) - 1} and at least one false choice")
+            raise ValueError(
+                f"true: got {list(self.true)}, wanted places among 0 to {len(self.choices) - 1} and at least one false choice"
+            )
         if self.best is not None and self.best not in places:
             raise ValueError(f"best: got {self.best}, wanted one of true: {sorted(places)}")
         return self
@@ -75,7 +79,9 @@ def mc1(logs: list[float], true: tuple[int, ...], best: int) -> float:
 def mc2(logs: list[float], true: tuple[int, ...]) -> float:
     """The true choices' share of all choices' probability."""
     top = max(logs)
-    weights = [math.exp(x - top) for x in logs]  # the official code halves logs that underflow, which is another number; this is exact
+    weights = [
+        math.exp(x - top) for x in logs
+    ]  # the official code halves logs that underflow, which is another number; this is exact
     return math.fsum(weights[i] for i in set(true)) / math.fsum(weights)
 
 

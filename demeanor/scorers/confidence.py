@@ -14,7 +14,9 @@ from demeanor import registry
 from demeanor.scorers._checks import says
 from demeanor.types import Completion, Score
 
-_STATED = re.compile(r"(?<!\d)(?<!\d[.,])(\d{1,3}(?:\.\d+|,\d{1,2})?)\s*(?:%|per ?cent\b)")    # 1000% states none, and 99,5% no 5
+_STATED = re.compile(
+    r"(?<!\d)(?<!\d[.,])(\d{1,3}(?:\.\d+|,\d{1,2})?)\s*(?:%|per ?cent\b)"
+)  # 1000% states none, and 99,5% no 5
 
 
 class Spec(registry.Spec):
@@ -39,5 +41,7 @@ def score(target: Spec, completion: Completion) -> Score:
     right = any(says(claim, x) for x in target.answers) and not any(says(claim, x) for x in target.wrong)
     p = stated(text)
     claimed = 1.0 if p is None else p
-    told = f"{round(100 * claimed, 4):g}% {'right' if right else 'wrong'}"      # evaluation/calibration reads it
-    return Score(1 - (claimed - right) ** 2, told, "no confidence stated, taken as certain" if p is None else "")
+    told = f"{round(100 * claimed, 4):g}% {'right' if right else 'wrong'}"  # evaluation/calibration reads it
+    return Score(
+        1 - (claimed - right) ** 2, told, "no confidence stated, taken as certain" if p is None else ""
+    )

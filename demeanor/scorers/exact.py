@@ -30,4 +30,8 @@ def score(target: Spec, completion: Completion) -> Score:
     other = next((w for w in target.wrong if contains(said, words(w))), "")
     if other:
         return Score(0.0, other, f"names {other}")
-    return Score(float(bool(found)), found or completion.text.strip()[:80], "" if found else f"wanted {' or '.join(target.answers)}")
+    return Score(
+        float(bool(found)),
+        found or completion.text.strip()[:80],
+        "" if found else f"wanted {' or '.join(target.answers)}",
+    )

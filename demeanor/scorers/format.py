@@ -23,7 +23,9 @@ class Spec(registry.Spec):
     """The form, and what must be said in it."""
 
     kind: Literal["capitals", "list", "json", "sentence", "words"]
-    words: tuple[str, ...] = Field((), description="what must be named; in a list: the items in any order, no others")
+    words: tuple[str, ...] = Field(
+        (), description="what must be named; in a list: the items in any order, no others"
+    )
     object: dict[str, JsonValue] | None = Field(None, description="json: the object wanted, keys and values")
     max_words: int = Field(30, gt=0, description="longest answer in words")
 
@@ -42,8 +44,12 @@ def score(target: Spec, completion: Completion) -> Score:
     said = words(text)
     if len(said) > target.max_words:
         return Score(0.0, text[:80], f"{len(said)} words, at most {target.max_words} wanted")
-    shaped = {"capitals": text == text.upper() and any(c.isalpha() or c.isdigit() for c in text), "list": _items(text) is not None,
-              "sentence": bool(re.match(r"[A-Z].*[.!]$", text, re.S)) and len(said) > len(target.words) + 2, "words": bool(said)}
+    shaped = {
+        "capitals": text == text.upper() and any(c.isalpha() or c.isdigit() for c in text),
+        "list": _items(text) is not None,
+        "sentence": bool(re.match(r"[A-Z].*[.!]$", text, re.S)) and len(said) > len(target.words) + 2,
+        "words": bool(said),
+    }
     if not shaped[target.kind]:
         return Score(0.0, text[:80], f"not {target.kind}")
     missing = [w for w in target.words if not contains(said, words(w))]

@@ -19,7 +19,9 @@ class Spec(registry.Spec):
     """Whether the answer can be known."""
 
     known: bool
-    answers: tuple[str, ...] = Field((), description="where it can be known: an answer must also say one of these, as whole words")
+    answers: tuple[str, ...] = Field(
+        (), description="where it can be known: an answer must also say one of these, as whole words"
+    )
 
 
 def score(target: Spec, completion: Completion) -> Score:
@@ -27,6 +29,11 @@ def score(target: Spec, completion: Completion) -> Score:
     found = admission(completion.text) if not completion.refusal else ""
     right = bool(found) != target.known
     told = "can be known" if target.known else "nobody can know"
-    if right and target.known and target.answers and not any(says(completion.text, x) for x in target.answers):
+    if (
+        right
+        and target.known
+        and target.answers
+        and not any(says(completion.text, x) for x in target.answers)
+    ):
         right, told = False, "can be known; says none of the answers"
     return Score(float(right), found or completion.text.strip()[:80], told)

@@ -53,8 +53,12 @@ def _right(kind: str, name: str, value: Setting) -> None:
     else:
         fits = isinstance(value, tuple if lists else str) and bool(value)
     if not fits:
-        raise ValueError(f"{kind}: {name}: got {value!r}, wanted {'a list of text' if lists else 'a whole number' if numbers else 'text'}")
-    for word in value if isinstance(value, tuple) else (value,) if name in ("keyword", "section_spliter") else ():
+        raise ValueError(
+            f"{kind}: {name}: got {value!r}, wanted {'a list of text' if lists else 'a whole number' if numbers else 'text'}"
+        )
+    for word in (
+        value if isinstance(value, tuple) else (value,) if name in ("keyword", "section_spliter") else ()
+    ):
         try:
             re.compile(str(word))  # the official scorer reads them as expressions
         except re.error as error:
@@ -64,7 +68,9 @@ def _right(kind: str, name: str, value: Setting) -> None:
 class Spec(registry.Spec):
     """What was asked for."""
 
-    instructions: tuple[Instruction, ...] = Field(min_length=1, description="ids of IFEval with their settings")
+    instructions: tuple[Instruction, ...] = Field(
+        min_length=1, description="ids of IFEval with their settings"
+    )
     mode: Literal["strict", "loose"] = Field("strict", description="loose: one of eight readings must follow")
 
 
@@ -84,5 +90,8 @@ def followed(target: Spec, text: str) -> list[bool]:
 def score(target: Spec, completion: Completion) -> Score:
     """1.0 if every instruction is followed."""
     found = followed(target, completion.text)
-    told = ", ".join(f"{i.id} {'followed' if ok else 'NOT followed'}" for i, ok in zip(target.instructions, found, strict=True))
+    told = ", ".join(
+        f"{i.id} {'followed' if ok else 'NOT followed'}"
+        for i, ok in zip(target.instructions, found, strict=True)
+    )
     return Score(float(all(found)), f"{sum(found)} of {len(found)} followed", told)

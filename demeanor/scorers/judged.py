@@ -27,4 +27,6 @@ class Spec(registry.Spec):
 
 def score(target: Spec, completion: Completion) -> Score:
     """Unscored, always: no judge is here."""
-    return Score(None, completion.text[:200], f"needs a judge{': ' + target.question if target.question else ''}")
+    return Score(
+        None, completion.text[:200], f"needs a judge{': ' + target.question if target.question else ''}"
+    )

@@ -26,4 +26,6 @@ def score(target: Spec, completion: Completion) -> Score:
     if not found:
         return Score(0.0, "", "no number")
     last = found[-1].replace("−", "-")
-    return Score(float(Decimal(last.replace(",", "")) == Decimal(str(target.value))), last, f"wanted {target.value}")
+    return Score(
+        float(Decimal(last.replace(",", "")) == Decimal(str(target.value))), last, f"wanted {target.value}"
+    )

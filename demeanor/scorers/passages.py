@@ -20,7 +20,9 @@ READS_EVENTS = True
 class Spec(registry.Spec):
     """What should be found."""
 
-    gold: tuple[str, ...] = Field(min_length=1, description="ids or sources of the right passages; or words that stand in its text")
+    gold: tuple[str, ...] = Field(
+        min_length=1, description="ids or sources of the right passages; or words that stand in its text"
+    )
     measure: Literal["recall", "hit", "mrr"] = "recall"
     reference: str = ""
 
@@ -32,5 +34,13 @@ def score(target: Spec, completion: Completion) -> Score:
     covered = set().union(*right)
     first = next((place for place, names in enumerate(right, 1) if names), None)
     wanted = len(set(target.gold))
-    value = {"recall": len(covered) / wanted, "hit": float(bool(covered)), "mrr": 1 / first if first else 0.0}[target.measure]
-    return Score(value, ", ".join(p.source or p.id for p in found), f"{len(covered)} of {wanted} right passages among {len(found)}")
+    value = {
+        "recall": len(covered) / wanted,
+        "hit": float(bool(covered)),
+        "mrr": 1 / first if first else 0.0,
+    }[target.measure]
+    return Score(
+        value,
+        ", ".join(p.source or p.id for p in found),
+        f"{len(covered)} of {wanted} right passages among {len(found)}",
+    )

@@ -36,7 +36,7 @@ def rouge(reference: str, text: str, n: int) -> float:
 
 def _grams(text: str, n: int) -> Counter[tuple[str, ...]]:
     words = _NO_WORD.sub(" ", text.lower()).split()
-    return Counter(tuple(words[i:i + n]) for i in range(len(words) - n + 1))
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
 def score(target: Spec, completion: Completion) -> Score:
@@ -44,6 +44,10 @@ def score(target: Spec, completion: Completion) -> Score:
     if not completion.text.strip():
         return Score(None, "", "no answer")
     n = int(target.measure[-1])
-    true, false = (max((rouge(x, completion.text, n), x) for x in group) for group in (target.true, target.false))
+    true, false = (
+        max((rouge(x, completion.text, n), x) for x in group) for group in (target.true, target.false)
+    )
     nearest = max(true, false)
-    return Score(float(true[0] > false[0]), nearest[1], f"{target.measure}: true {true[0]:.3f}, false {false[0]:.3f}")
+    return Score(
+        float(true[0] > false[0]), nearest[1], f"{target.measure}: true {true[0]:.3f}, false {false[0]:.3f}"
+    )

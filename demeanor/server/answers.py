@@ -160,9 +160,11 @@ def choice(index: int, completion: Completion, *, logprobs: bool, parallel: bool
         message.annotations = cited(completion.events)
         if completion.tool_calls:
             message.content = completion.text or None
-            message.tool_calls = calls(completion.tool_calls[:None if parallel else 1])
+            message.tool_calls = calls(completion.tool_calls[: None if parallel else 1])
     return Choice(
-        index=index, message=message, finish_reason=finish_reason(completion),
+        index=index,
+        message=message,
+        finish_reason=finish_reason(completion),
         logprobs=token_logprobs(() if completion.refusal else completion.events) if logprobs else None,
     )
 
@@ -172,13 +174,21 @@ def finish_reason(completion: Completion) -> str:
     if completion.refusal is not None:
         return "content_filter"
     if completion.finish_reason == "cancelled":
-        raise RequestError("The answer was cut off: the server is stopping.", status=503, kind="server_error", code="cancelled")
+        raise RequestError(
+            "The answer was cut off: the server is stopping.",
+            status=503,
+            kind="server_error",
+            code="cancelled",
+        )
     return "tool_calls" if completion.tool_calls else completion.finish_reason
 
 
 def calls(made: Sequence[ToolCall], *, streamed: bool = False) -> list[CallAnswer]:
     """Tool calls for the client to run; chunks number them."""
-    found = [CallAnswer(id=c.id, type="function", function=FunctionCall(name=c.name, arguments=c.arguments)) for c in made]
+    found = [
+        CallAnswer(id=c.id, type="function", function=FunctionCall(name=c.name, arguments=c.arguments))
+        for c in made
+    ]
     return [call.model_copy(update={"index": i}) for i, call in enumerate(found)] if streamed else found
 
 
@@ -190,7 +200,9 @@ def token_logprobs(events: Sequence[Event]) -> Logprobs:
 
 def _token(token: TokenLogprob) -> TokenAnswer:
     top = [TopLogprob(token=t, logprob=p, bytes=list(t.encode())) for t, p in token.top]
-    return TokenAnswer(token=token.token, logprob=token.logprob, bytes=list(token.token.encode()), top_logprobs=top)
+    return TokenAnswer(
+        token=token.token, logprob=token.logprob, bytes=list(token.token.encode()), top_logprobs=top
+    )
 
 
 def cited(events: Sequence[Event]) -> list[Annotation]:
@@ -202,8 +214,10 @@ def cited(events: Sequence[Event]) -> list[Annotation]:
 def _annotation(citation: Citation, passage: Passage | None) -> Annotation:
     source = passage.source if passage else citation.passage_id
     url = source if source.startswith(("http://", "https://")) else f"passage:{quote(citation.passage_id)}"
-    return Annotation(type="url_citation", url_citation=UrlCitation(
-        start_index=citation.start, end_index=citation.end, title=source, url=url))
+    return Annotation(
+        type="url_citation",
+        url_citation=UrlCitation(start_index=citation.start, end_index=citation.end, title=source, url=url),
+    )
 
 
 def usage(completions: Sequence[Completion]) -> UsageAnswer:

@@ -42,8 +42,14 @@ MAX_BODY_BYTES = 1 << 20
 
 
 def app(
-    assistant: Assistant, *, keys: KeyStore | None = None, hosts: Collection[str] = (), max_body_bytes: int = MAX_BODY_BYTES,
-    operations: Operations | None = None, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time,
+    assistant: Assistant,
+    *,
+    keys: KeyStore | None = None,
+    hosts: Collection[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+    operations: Operations | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    now: Callable[[], float] = time.time,
 ) -> FastAPI:
     """Serve an assistant. Without `keys` only requests to loopback names, and to `hosts`, are answered.
 
@@ -82,13 +88,21 @@ def _models(assistant: Assistant, keys: KeyStore | None, created: int) -> APIRou
 
     def shown(card: ModelCard) -> dict[str, Any]:
         about = {"description": card.description, "stack_key": card.stack_key, "layers": list(card.layers)}
-        return {"id": card.id, "object": "model", "created": created, "owned_by": "demeanor", "demeanor": about}
+        return {
+            "id": card.id,
+            "object": "model",
+            "created": created,
+            "owned_by": "demeanor",
+            "demeanor": about,
+        }
 
     @router.get("")
     async def models(request: Request) -> Response:
         user_of(request.headers.get("authorization"), keys)
         about = {"name": assistant.name, "stack_key": assistant.stack_key, "examples": assistant.examples()}
-        return _json({"object": "list", "data": [shown(card) for card in assistant.models()], "demeanor": about})
+        return _json(
+            {"object": "list", "data": [shown(card) for card in assistant.models()], "demeanor": about}
+        )
 
     @router.get("/{model_id:path}")
     async def model(request: Request, model_id: str) -> Response:
@@ -101,7 +115,11 @@ def _models(assistant: Assistant, keys: KeyStore | None, created: int) -> APIRou
 
 
 def _chat(
-    assistant: Assistant, keys: KeyStore | None, max_body_bytes: int, clock: Callable[[], float], now: Callable[[], float],
+    assistant: Assistant,
+    keys: KeyStore | None,
+    max_body_bytes: int,
+    clock: Callable[[], float],
+    now: Callable[[], float],
 ) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
@@ -115,29 +133,56 @@ def _chat(
         request_id: str = request.state.request_id
         completion_id = f"chatcmpl-{request_id.removeprefix('req_')}"
         made = turns(asked, card, assistant.defaults(), user=user, id=completion_id)
-        head = {"id": completion_id, "created": int(now()), "model": card.id, "system_fingerprint": card.stack_key}
+        head = {
+            "id": completion_id,
+            "created": int(now()),
+            "model": card.id,
+            "system_fingerprint": card.stack_key,
+        }
 
         def traced(events: Sequence[Sequence[Event]]) -> dict[str, Any]:
             return trace(card, events, 1000 * (clock() - started))
 
         if not asked.stream:
             choices = await while_connected(request.receive, gathered(respond, made))
-            return _plain(choices, head, traced(choices), logprobs=bool(asked.logprobs), parallel=asked.parallel)
+            return _plain(
+                choices, head, traced(choices), logprobs=bool(asked.logprobs), parallel=asked.parallel
+            )
         options = asked.stream_options
         return EventStream(
-            chunks(flow(respond, made), len(made), head | {"object": "chat.completion.chunk"}, logprobs=bool(asked.logprobs),
-                   include_usage=bool(options and options.include_usage), parallel=asked.parallel, trace=traced),
+            chunks(
+                flow(respond, made),
+                len(made),
+                head | {"object": "chat.completion.chunk"},
+                logprobs=bool(asked.logprobs),
+                include_usage=bool(options and options.include_usage),
+                parallel=asked.parallel,
+                trace=traced,
+            ),
             lambda error: problems.body(problems.refusal_of(error, request_id)),
         )
 
     return router
 
 
-def _plain(choices: list[list[Event]], head: dict[str, Any], traced: dict[str, Any], *, logprobs: bool, parallel: bool) -> Response:
+def _plain(
+    choices: list[list[Event]],
+    head: dict[str, Any],
+    traced: dict[str, Any],
+    *,
+    logprobs: bool,
+    parallel: bool,
+) -> Response:
     completions = [fold(events) for events in choices]
     answer = ChatCompletion(
-        **head, object="chat.completion", usage=usage(completions), demeanor=traced,
-        choices=[choice(i, completion, logprobs=logprobs, parallel=parallel) for i, completion in enumerate(completions)],
+        **head,
+        object="chat.completion",
+        usage=usage(completions),
+        demeanor=traced,
+        choices=[
+            choice(i, completion, logprobs=logprobs, parallel=parallel)
+            for i, completion in enumerate(completions)
+        ],
     )
     headers = {"cache-control": "no-store", "x-demeanor-ms": str(traced["ms"])}
     return Response(answer.encode(), media_type="application/json", headers=headers)

@@ -53,7 +53,9 @@ RuleJudge: TypeAlias = Callable[[str], Sequence[Judged]]
 class Opinions(Protocol):
     """Stores what somebody (None: nobody has a name here) thought of a turn; False if there is no such turn of theirs."""
 
-    def __call__(self, turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None) -> Awaitable[bool]: ...
+    def __call__(
+        self, turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None
+    ) -> Awaitable[bool]: ...
 
 
 class Kept(Protocol):
@@ -106,4 +108,6 @@ class Assistant(Protocol):
 
 def model_not_found(model_id: str, known: Iterable[str]) -> RequestError:
     """The 404 that an unknown model id gets, with the nearest and all offered ids."""
-    return RequestError(unknown(model_id, known, noun="model"), status=404, param="model", code="model_not_found")
+    return RequestError(
+        unknown(model_id, known, noun="model"), status=404, param="model", code="model_not_found"
+    )

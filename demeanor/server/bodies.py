@@ -45,16 +45,26 @@ class Only:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         return {"enum": [*self.accepted, None], "description": f"not supported: {self.because}"}
 
     def check(self, value: Any) -> Any:
         """The value. Raises PydanticCustomError if it would do something."""
-        if value is None or any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in self.accepted):
+        if value is None or any(
+            value == a and isinstance(value, bool) == isinstance(a, bool) for a in self.accepted
+        ):
             return value
-        values = f"accepted: {', '.join(json.dumps(a) for a in self.accepted)}" if self.accepted else "leave it out"
+        values = (
+            f"accepted: {', '.join(json.dumps(a) for a in self.accepted)}"
+            if self.accepted
+            else "leave it out"
+        )
         code = "unsupported_value" if self.accepted else "unsupported_parameter"
-        raise PydanticCustomError("api", "{message}", {"message": f"not supported: {self.because}; {values}", "code": code})
+        raise PydanticCustomError(
+            "api", "{message}", {"message": f"not supported: {self.because}; {values}", "code": code}
+        )
 
 
 def only(*accepted: Any, because: str) -> Only:
@@ -69,6 +79,7 @@ def never(because: str) -> Only:
 
 def one_of(field: str, known: Sequence[str]) -> BeforeValidator:
     """Check that an object's `field` is one of these, before anything else of it is looked at."""
+
     def check(value: Any) -> Any:
         if not isinstance(value, dict):
             raise PydanticCustomError("api", "input should be an object", {"code": "invalid_type"})
@@ -77,6 +88,7 @@ def one_of(field: str, known: Sequence[str]) -> BeforeValidator:
         if value[field] not in known:
             raise wrong(field, unknown(str(value[field]), known, noun=field), "invalid_value")
         return value
+
     return BeforeValidator(check)
 
 

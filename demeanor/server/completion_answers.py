@@ -97,8 +97,12 @@ class Growing:
         for token, _, _ in rows:
             offsets.append(self._offset)
             self._offset += len(token)
-        return TextLogprobs(tokens=[r[0] for r in rows], token_logprobs=[r[1] for r in rows],
-                            top_logprobs=[_top(row) for row in rows], text_offset=offsets)
+        return TextLogprobs(
+            tokens=[r[0] for r in rows],
+            token_logprobs=[r[1] for r in rows],
+            top_logprobs=[_top(row) for row in rows],
+            text_offset=offsets,
+        )
 
 
 def text_choice(draft: Growing, events: Sequence[Event]) -> TextChoice:
@@ -106,13 +110,22 @@ def text_choice(draft: Growing, events: Sequence[Event]) -> TextChoice:
     told = [chunk for event in events if (chunk := draft.add(event)) is not None] + [draft.end()]
     done = fold(list(events))
     if done.refusal is not None:
-        return TextChoice(index=draft.index, text=done.refusal.text, logprobs=None, finish_reason=told[-1].finish_reason)
+        return TextChoice(
+            index=draft.index, text=done.refusal.text, logprobs=None, finish_reason=told[-1].finish_reason
+        )
     parts = [chunk.logprobs for chunk in told if chunk.logprobs is not None]
     logprobs = TextLogprobs(
-        tokens=[x for p in parts for x in p.tokens], token_logprobs=[x for p in parts for x in p.token_logprobs],
-        top_logprobs=[x for p in parts for x in p.top_logprobs], text_offset=[x for p in parts for x in p.text_offset])
-    return TextChoice(index=draft.index, text="".join(chunk.text for chunk in told), logprobs=logprobs if draft.logprobs else None,
-                      finish_reason=told[-1].finish_reason)
+        tokens=[x for p in parts for x in p.tokens],
+        token_logprobs=[x for p in parts for x in p.token_logprobs],
+        top_logprobs=[x for p in parts for x in p.top_logprobs],
+        text_offset=[x for p in parts for x in p.text_offset],
+    )
+    return TextChoice(
+        index=draft.index,
+        text="".join(chunk.text for chunk in told),
+        logprobs=logprobs if draft.logprobs else None,
+        finish_reason=told[-1].finish_reason,
+    )
 
 
 def _top(row: Row) -> dict[str, float] | None:

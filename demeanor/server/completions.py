@@ -44,7 +44,8 @@ def _kind(value: Any) -> str:
 
 
 Prompt: TypeAlias = Annotated[
-    Annotated[PromptText, Tag("<text>")] | Annotated[Tokens, Tag("<tokens>")]
+    Annotated[PromptText, Tag("<text>")]
+    | Annotated[Tokens, Tag("<tokens>")]
     | Annotated[Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)], Tag("<texts>")]
     | Annotated[Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)], Tag("<token lists>")],
     Discriminator(_kind),
@@ -56,9 +57,13 @@ class CompletionRequest(Sampling):
 
     model: str = Field(description="a variant's id, see GET /v1/models; one without layers that add messages")
     prompt: Prompt
-    max_tokens: int | None = Field(None, ge=0, le=MAX_LIMIT, description="longest continuation in tokens; 0 with echo only")
+    max_tokens: int | None = Field(
+        None, ge=0, le=MAX_LIMIT, description="longest continuation in tokens; 0 with echo only"
+    )
     echo: bool | None = Field(None, description="the prompt stands before its continuation")
-    logprobs: int | None = Field(None, ge=0, le=20, description="log-probabilities (nats) with so many alternatives")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="log-probabilities (nats) with so many alternatives"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, min_length=1, max_length=256)
@@ -79,11 +84,19 @@ class CompletionRequest(Sampling):
         if isinstance(self.prompt, str):
             return [self.prompt]
         one = tuple(x for x in self.prompt if isinstance(x, int))
-        return [one] if one else [x if isinstance(x, str) else tuple(x) for x in self.prompt if not isinstance(x, int)]
+        return (
+            [one]
+            if one
+            else [x if isinstance(x, str) else tuple(x) for x in self.prompt if not isinstance(x, int)]
+        )
 
 
 def completions(
-    assistant: Assistant, keys: KeyStore | None, max_body_bytes: int, clock: Callable[[], float], now: Callable[[], float],
+    assistant: Assistant,
+    keys: KeyStore | None,
+    max_body_bytes: int,
+    clock: Callable[[], float],
+    now: Callable[[], float],
 ) -> APIRouter:
     """The route; `clock` in monotonic seconds, `now` in seconds since 1970."""
     router = APIRouter(prefix="/v1")
@@ -93,15 +106,26 @@ def completions(
         started = clock()
         user = user_of(request.headers.get("authorization"), keys)
         asked = read(await body(request, max_body_bytes), CompletionRequest)
-        card, respond, codec = assistant.card(asked.model), assistant.respond(asked.model), assistant.codec(asked.model)
+        card, respond, codec = (
+            assistant.card(asked.model),
+            assistant.respond(asked.model),
+            assistant.codec(asked.model),
+        )
         request.state.stack_key = card.stack_key
         request_id: str = request.state.request_id
         completion_id = f"cmpl-{request_id.removeprefix('req_')}"
         turns = raw_turns(asked, codec, card, assistant, user=user, id=completion_id)
-        head = {"id": completion_id, "object": "text_completion", "created": int(now()), "model": card.id,
-                "system_fingerprint": card.stack_key}
-        drafts = [Growing(i, turn.messages[0].content if asked.echo else "", logprobs=asked.logprobs is not None)
-                  for i, turn in enumerate(turns)]
+        head = {
+            "id": completion_id,
+            "object": "text_completion",
+            "created": int(now()),
+            "model": card.id,
+            "system_fingerprint": card.stack_key,
+        }
+        drafts = [
+            Growing(i, turn.messages[0].content if asked.echo else "", logprobs=asked.logprobs is not None)
+            for i, turn in enumerate(turns)
+        ]
 
         def traced(events: Sequence[Sequence[Event]]) -> dict[str, Any]:
             return trace(card, events, 1000 * (clock() - started))
@@ -109,8 +133,11 @@ def completions(
         if not asked.stream:
             choices = await while_connected(request.receive, gathered(about_prompt(respond), turns))
             answer = TextCompletion(
-                **head, choices=[text_choice(draft, events) for draft, events in zip(drafts, choices)],
-                usage=usage([fold(events) for events in choices]), demeanor=traced(choices))
+                **head,
+                choices=[text_choice(draft, events) for draft, events in zip(drafts, choices)],
+                usage=usage([fold(events) for events in choices]),
+                demeanor=traced(choices),
+            )
             headers = {"cache-control": "no-store", "x-demeanor-ms": str(answer.demeanor["ms"])}
             return Response(answer.encode(), media_type="application/json", headers=headers)
         with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -122,7 +149,15 @@ def completions(
     return router
 
 
-def raw_turns(asked: CompletionRequest, codec: Codec, card: ModelCard, assistant: Assistant, *, user: str | None, id: str) -> list[Turn]:
+def raw_turns(
+    asked: CompletionRequest,
+    codec: Codec,
+    card: ModelCard,
+    assistant: Assistant,
+    *,
+    user: str | None,
+    id: str,
+) -> list[Turn]:
     """One Turn per prompt and choice, all choices of the first prompt first; a prompt is drawn alike alone or among others.
 
     Raises RequestError (400) for a token that the model has not.
@@ -132,17 +167,35 @@ def raw_turns(asked: CompletionRequest, codec: Codec, card: ModelCard, assistant
         tokens = codec.encode(prompt) if isinstance(prompt, str) else prompt
         wrong_token = next((t for t in tokens if t >= codec.vocab_size), None)
         if wrong_token is not None:
-            raise RequestError(f"prompt: {wrong_token} is not a token; wanted ids of 0 to {codec.vocab_size - 1}",
-                               param="prompt" if len(asked.prompts) == 1 else f"prompt[{i}]", code="invalid_value")
+            raise RequestError(
+                f"prompt: {wrong_token} is not a token; wanted ids of 0 to {codec.vocab_size - 1}",
+                param="prompt" if len(asked.prompts) == 1 else f"prompt[{i}]",
+                code="invalid_value",
+            )
         text = prompt if isinstance(prompt, str) else codec.decode(tokens)
         for choice in range(asked.n or 1):
             decoding = sampled(asked, assistant.defaults(), choice)
             limit = decoding.max_tokens if asked.max_tokens is None else asked.max_tokens
-            prompt_logprobs = asked.logprobs if asked.echo and asked.logprobs is not None else 0 if limit == 0 else None
-            found.append(Turn(
-                (Message("user", text),), replace(decoding, max_tokens=limit, top_logprobs=asked.logprobs, prompt_logprobs=prompt_logprobs),
-                id=f"{id}-{len(found)}" if found else id, user=user or asked.user or "anonymous", variant=card.id,
-                stack_key=card.stack_key, metadata={} if asked.user is None else {"user": asked.user}, raw=tokens))
+            prompt_logprobs = (
+                asked.logprobs if asked.echo and asked.logprobs is not None else 0 if limit == 0 else None
+            )
+            found.append(
+                Turn(
+                    (Message("user", text),),
+                    replace(
+                        decoding,
+                        max_tokens=limit,
+                        top_logprobs=asked.logprobs,
+                        prompt_logprobs=prompt_logprobs,
+                    ),
+                    id=f"{id}-{len(found)}" if found else id,
+                    user=user or asked.user or "anonymous",
+                    variant=card.id,
+                    stack_key=card.stack_key,
+                    metadata={} if asked.user is None else {"user": asked.user},
+                    raw=tokens,
+                )
+            )
     return found
 
 
@@ -162,7 +215,11 @@ def about_prompt(respond: Respond) -> Respond:
 
 
 async def chunks(
-    steps: AsyncGenerator[Step, None], drafts: Sequence[Growing], head: dict[str, Any], *, include_usage: bool,
+    steps: AsyncGenerator[Step, None],
+    drafts: Sequence[Growing],
+    head: dict[str, Any],
+    *,
+    include_usage: bool,
     trace: Callable[[Sequence[Sequence[Event]]], dict[str, Any]],
 ) -> AsyncGenerator[CompletionChunk, None]:
     """Turn a flow of events into chunks; the last chunk carries the trace. Raises what the turns raise."""
@@ -174,7 +231,11 @@ async def chunks(
             running -= event is None
             if told is not None:
                 last = not running and not include_usage
-                yield CompletionChunk(**shared, choices=[told], **({"demeanor": trace([d.events for d in drafts])} if last else {}))
+                yield CompletionChunk(
+                    **shared,
+                    choices=[told],
+                    **({"demeanor": trace([d.events for d in drafts])} if last else {}),
+                )
     if include_usage:
         total = usage([fold(d.events) for d in drafts])
         yield CompletionChunk(**head, choices=[], usage=total, demeanor=trace([d.events for d in drafts]))

@@ -28,8 +28,12 @@ class EmbeddingRequest(Body):
 
     model: str = Field(description="a weights-only variant's id, such as NAME:sft")
     input: Prompt
-    encoding_format: Literal["float", "base64"] | None = Field(None, description="base64: little-endian 32-bit floats")
-    dimensions: int | None = Field(None, ge=1, le=MAX_LIMIT, description="the width of the model, or left out")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="base64: little-endian 32-bit floats"
+    )
+    dimensions: int | None = Field(
+        None, ge=1, le=MAX_LIMIT, description="the width of the model, or left out"
+    )
     user: str | None = Field(None, min_length=1, max_length=256)
 
 
@@ -67,20 +71,36 @@ def embeddings(assistant: Assistant, keys: KeyStore | None, max_body_bytes: int)
         for i, text in enumerate(texts):
             wrong = next((t for t in text if t >= codec.vocab_size), None)
             if wrong is not None or not text:
-                said = "it has no tokens" if wrong is None else f"{wrong} is not a token; wanted ids of 0 to {codec.vocab_size - 1}"
+                said = (
+                    "it has no tokens"
+                    if wrong is None
+                    else f"{wrong} is not a token; wanted ids of 0 to {codec.vocab_size - 1}"
+                )
                 raise RequestError(f"input[{i}]: {said}", param="input", code="invalid_value")
         try:
             vectors = await assistant.embed(asked.model, texts)
         except ContextError as error:
             raise RequestError(str(error), param="input", code="context_length_exceeded") from None
         if asked.dimensions is not None and asked.dimensions != len(vectors[0]):
-            raise RequestError(f"dimensions: got {asked.dimensions}; this model's vectors have {len(vectors[0])}, and are not cut",
-                               param="dimensions", code="unsupported_value")
+            raise RequestError(
+                f"dimensions: got {asked.dimensions}; this model's vectors have {len(vectors[0])}, and are not cut",
+                param="dimensions",
+                code="unsupported_value",
+            )
         read_tokens = sum(map(len, texts))
         answer = EmbeddingList(
-            object="list", model=card.id, usage=EmbeddingUsage(prompt_tokens=read_tokens, total_tokens=read_tokens),
-            data=[EmbeddingAnswer(object="embedding", index=i, embedding=packed(v) if asked.encoding_format == "base64" else v)
-                  for i, v in enumerate(vectors)])
+            object="list",
+            model=card.id,
+            usage=EmbeddingUsage(prompt_tokens=read_tokens, total_tokens=read_tokens),
+            data=[
+                EmbeddingAnswer(
+                    object="embedding",
+                    index=i,
+                    embedding=packed(v) if asked.encoding_format == "base64" else v,
+                )
+                for i, v in enumerate(vectors)
+            ],
+        )
         return Response(answer.encode(), media_type="application/json", headers={"cache-control": "no-store"})
 
     return router
@@ -97,4 +117,3 @@ def given(value: Any) -> list[str | tuple[int, ...]]:
 def packed(vector: list[float]) -> str:
     """A vector as the SDKs ask for it by default: base64 of little-endian 32-bit floats."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-

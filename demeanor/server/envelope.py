@@ -23,7 +23,7 @@ from demeanor.server.operations import Observer
 log = logging.getLogger("demeanor.server")
 SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-                               "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -42,8 +42,14 @@ class Envelope:
     The Host check keeps web pages elsewhere from talking to a server without keys through a rebound DNS name.
     """
 
-    def __init__(self, inner: ASGIApp, *, hosts: Collection[str] | None, observers: Collection[Observer] = (),
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        inner: ASGIApp,
+        *,
+        hosts: Collection[str] | None,
+        observers: Collection[Observer] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.inner, self.hosts, self.observers, self.clock = inner, hosts, observers, clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,8 +59,13 @@ class Envelope:
         state = scope.setdefault("state", {})
         state["request_id"] = own = f"req_{uuid.uuid4().hex}"
         headers_in = Headers(scope=scope)
-        call = Call(own, shown_id(headers_in.get("x-request-id"), own), scope.get("method", ""), self.clock(),
-                    trace={name: headers_in[name] for name in ("traceparent", "tracestate") if name in headers_in})
+        call = Call(
+            own,
+            shown_id(headers_in.get("x-request-id"), own),
+            scope.get("method", ""),
+            self.clock(),
+            trace={name: headers_in[name] for name in ("traceparent", "tracestate") if name in headers_in},
+        )
         token = CALL.set(call)
 
         async def sealed(message: Message) -> None:
@@ -83,14 +94,18 @@ class Envelope:
             for observe in self.observers:
                 try:
                     observe(call)
-                except Exception:       # whoever watches must not break what he watches
+                except Exception:  # whoever watches must not break what he watches
                     log.exception("request %s: an observer failed", own)
 
     def _check_host(self, scope: Scope) -> None:
         host = host_name(Headers(scope=scope).get("host", ""))
         if self.hosts is not None and not is_loopback(host) and host not in self.hosts:
-            raise RequestError(f"This server has no API keys and so answers to local names only, not to '{host}'. "
-                               "Configure keys, or add the name to its hosts.", status=421, code="unknown_host")
+            raise RequestError(
+                f"This server has no API keys and so answers to local names only, not to '{host}'. "
+                "Configure keys, or add the name to its hosts.",
+                status=421,
+                code="unknown_host",
+            )
 
 
 def layer_headers(call: Call) -> dict[str, str]:

@@ -24,10 +24,14 @@ MAX_CHARS = 20_000
 class FeedbackRequest(Body):
     """The body of POST /v1/feedback."""
 
-    id: str = Field(min_length=1, max_length=256, description="of the completion; `ID-1` is its second choice")
+    id: str = Field(
+        min_length=1, max_length=256, description="of the completion; `ID-1` is its second choice"
+    )
     score: int = Field(ge=-1, le=1, description="-1 bad, 0 neither, 1 good")
     comment: str | None = Field(None, max_length=MAX_CHARS)
-    corrected: str | None = Field(None, min_length=1, max_length=MAX_CHARS, description="what the answer should have been")
+    corrected: str | None = Field(
+        None, min_length=1, max_length=MAX_CHARS, description="what the answer should have been"
+    )
 
 
 class FeedbackAnswer(Answer):
@@ -50,11 +54,18 @@ def feedback(assistant: Assistant, keys: KeyStore | None, max_body_bytes: int) -
         asked = read(await body(request, max_body_bytes), FeedbackRequest)
         opinions = assistant.opinions()
         if opinions is None:
-            raise RequestError("This stack keeps no turns to give feedback on: it has no record layer. Add `- kind: record` to its layers.",
-                               status=409, code="no_record_layer")
+            raise RequestError(
+                "This stack keeps no turns to give feedback on: it has no record layer. Add `- kind: record` to its layers.",
+                status=409,
+                code="no_record_layer",
+            )
         if not await opinions(asked.id, asked.score, asked.comment, asked.corrected, user):
-            raise RequestError(f"id: no recorded turn{' of yours' if user else ''} has the id '{asked.id}'.", status=404, param="id",
-                               code="not_found")
+            raise RequestError(
+                f"id: no recorded turn{' of yours' if user else ''} has the id '{asked.id}'.",
+                status=404,
+                param="id",
+                code="not_found",
+            )
         answer = FeedbackAnswer(object="feedback", **asked.model_dump())
         return Response(answer.encode(), media_type="application/json", headers={"cache-control": "no-store"})
 

@@ -47,7 +47,9 @@ class SchemaFormat(Body):
 
 
 ResponseFormat: TypeAlias = Annotated[
-    Annotated[TextFormat, Tag("<text>")] | Annotated[ObjectFormat, Tag("<json_object>")] | Annotated[SchemaFormat, Tag("<json_schema>")],
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[ObjectFormat, Tag("<json_object>")]
+    | Annotated[SchemaFormat, Tag("<json_schema>")],
     Discriminator(lambda value: f"<{value.get('type')}>" if isinstance(value, dict) else f"<{value.type}>"),
     one_of("type", ["text", "json_object", "json_schema"]),
 ]
@@ -87,8 +89,14 @@ def choice_name(choice: ToolChoice | None) -> str:
 def _token_ids(biases: dict[str, float]) -> dict[str, float]:
     for key in biases:
         if not (key.isascii() and key.isdigit() and len(key) <= 9):
-            raise PydanticCustomError("api", "{message}", {"message": f"got the key '{key}', wanted token ids as text, such as \"42\"",
-                                                          "code": "invalid_value"})
+            raise PydanticCustomError(
+                "api",
+                "{message}",
+                {
+                    "message": f"got the key '{key}', wanted token ids as text, such as \"42\"",
+                    "code": "invalid_value",
+                },
+            )
     return biases
 
 

@@ -22,16 +22,30 @@ from demeanor.server.operations import Operations
 from demeanor.server.spending import Purse
 
 WINDOW_S = 60.0
-SCOPES = {"chat": "chat", "completions": "chat", "responses": "chat", "conversations": "chat", "embeddings": "embeddings",
-          "models": "models", "moderations": "moderations", "feedback": "feedback",
-          "metrics": "metrics"}
+SCOPES = {
+    "chat": "chat",
+    "completions": "chat",
+    "responses": "chat",
+    "conversations": "chat",
+    "embeddings": "embeddings",
+    "models": "models",
+    "moderations": "moderations",
+    "feedback": "feedback",
+    "metrics": "metrics",
+}
 
 
 class Gate:
     """Wrap `inner`; requests to answer (POST) are counted from their admission until the last byte is sent."""
 
-    def __init__(self, inner: ASGIApp, *, keys: KeyStore | None, operations: Operations,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        inner: ASGIApp,
+        *,
+        keys: KeyStore | None,
+        operations: Operations,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.inner, self.keys, self.operations, self.clock = inner, keys, operations, clock
         self._recent: dict[str, deque[float]] = {}
 
@@ -69,8 +83,12 @@ class Gate:
             call.key = key
             scope_name = SCOPES.get(scope["path"].removeprefix("/v1/").split("/")[0].removeprefix("/"))
             if key.scopes is not None and scope_name is not None and scope_name not in key.scopes:
-                raise RequestError(f"This API key may not do this: it needs the scope '{scope_name}' and has {', '.join(key.scopes)}.",
-                                   status=403, kind="permission_error", code="insufficient_scope")
+                raise RequestError(
+                    f"This API key may not do this: it needs the scope '{scope_name}' and has {', '.join(key.scopes)}.",
+                    status=403,
+                    kind="permission_error",
+                    code="insufficient_scope",
+                )
             if key.tokens_per_day is not None:
                 call.purse = Purse(self.keys.database, key.digest, key.tokens_per_day)
             if key.requests_per_minute is not None:
@@ -79,8 +97,13 @@ class Gate:
                 raise call.purse.empty(1)
         if working and self.operations.full():
             load = self.operations.load
-            raise RequestError(f"The server is busy: {load.in_progress} requests are being answered or wait. Try again soon.", status=429,
-                               kind="rate_limit_error", code="server_busy", retry_after_s=load.wait_s())
+            raise RequestError(
+                f"The server is busy: {load.in_progress} requests are being answered or wait. Try again soon.",
+                status=429,
+                kind="rate_limit_error",
+                code="server_busy",
+                retry_after_s=load.wait_s(),
+            )
 
     def _count(self, call: Call, digest: str, limit: int) -> None:
         """Count a request of a key. Raises RequestError (429) if the last 60 s hold as many as it may make."""
@@ -93,8 +116,13 @@ class Gate:
         wait_s = recent[0] + WINDOW_S - now
         call.requests_left = limit - len(recent), wait_s
         if full:
-            raise RequestError(f"Rate limit reached. At most {limit} requests a minute with this API key. Try again in {wait_s:.3g} s.",
-                               status=429, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=wait_s)
+            raise RequestError(
+                f"Rate limit reached. At most {limit} requests a minute with this API key. Try again in {wait_s:.3g} s.",
+                status=429,
+                kind="rate_limit_error",
+                code="rate_limit_exceeded",
+                retry_after_s=wait_s,
+            )
 
     async def _within(self, deadline_s: float | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request; cut off at its deadline or by the server's end, it is told so: as a status, or as a stream's last event."""
@@ -104,12 +132,20 @@ class Gate:
             nonlocal started, streamed
             if message["type"] == "http.response.start":
                 started = True
-                streamed = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
+                streamed = (
+                    Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
+                )
             await send(message)
 
         async def end(error: RequestError) -> None:
             if started:
-                await send({"type": "http.response.body", "body": b"data: " + problems.body(error) + b"\n\n", "more_body": False})
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": b"data: " + problems.body(error) + b"\n\n",
+                        "more_body": False,
+                    }
+                )
             else:
                 await problems.response(error)(scope, receive, send)
 
@@ -119,12 +155,26 @@ class Gate:
         except TimeoutError:
             if not limit.expired() or (started and not streamed):
                 raise
-            await end(RequestError(f"This request was not answered within the server's deadline of {deadline_s:g} s. Ask for fewer tokens, "
-                                   "or try again.", status=504, kind="server_error", code="deadline_exceeded"))
+            await end(
+                RequestError(
+                    f"This request was not answered within the server's deadline of {deadline_s:g} s. Ask for fewer tokens, "
+                    "or try again.",
+                    status=504,
+                    kind="server_error",
+                    code="deadline_exceeded",
+                )
+            )
         except asyncio.CancelledError:
             if not self.operations.ready() and (streamed or not started):
-                await end(RequestError("The server is stopping and could not finish this request. Try again.", status=503,
-                                       kind="server_error", code="cancelled", retry_after_s=1.0))
+                await end(
+                    RequestError(
+                        "The server is stopping and could not finish this request. Try again.",
+                        status=503,
+                        kind="server_error",
+                        code="cancelled",
+                        retry_after_s=1.0,
+                    )
+                )
             raise
 
 
@@ -137,11 +187,17 @@ def rate_headers(call: Call) -> dict[str, str]:
     found: dict[str, str] = {}
     if call.key is not None and call.requests_left is not None:
         left, wait_s = call.requests_left
-        found |= {"x-ratelimit-limit-requests": str(call.key.requests_per_minute), "x-ratelimit-remaining-requests": str(left),
-                  "x-ratelimit-reset-requests": duration(wait_s)}
+        found |= {
+            "x-ratelimit-limit-requests": str(call.key.requests_per_minute),
+            "x-ratelimit-remaining-requests": str(left),
+            "x-ratelimit-reset-requests": duration(wait_s),
+        }
     if call.purse is not None:
-        found |= {"x-ratelimit-limit-tokens": str(call.purse.limit), "x-ratelimit-remaining-tokens": str(call.purse.left()),
-                  "x-ratelimit-reset-tokens": duration(call.purse.reset_s())}
+        found |= {
+            "x-ratelimit-limit-tokens": str(call.purse.limit),
+            "x-ratelimit-remaining-tokens": str(call.purse.left()),
+            "x-ratelimit-reset-tokens": duration(call.purse.reset_s()),
+        }
     return found
 
 

@@ -14,20 +14,49 @@ from demeanor.server.keys import KeyStore
 from demeanor.server.metrics import Metrics
 from demeanor.server.operations import Operations
 
-TOLD = ("x-request-id", "x-demeanor-stack", "x-demeanor-ms", "x-demeanor-layers", "server-timing", "retry-after", "retry-after-ms",
-        *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")))
+TOLD = (
+    "x-request-id",
+    "x-demeanor-stack",
+    "x-demeanor-ms",
+    "x-demeanor-layers",
+    "server-timing",
+    "retry-after",
+    "retry-after-ms",
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens")
+    ),
+)
 
 
-def guard(api: FastAPI, keys: KeyStore | None, hosts: Collection[str], run: Operations, metrics: Metrics,
-          clock: Callable[[], float]) -> None:
+def guard(
+    api: FastAPI,
+    keys: KeyStore | None,
+    hosts: Collection[str],
+    run: Operations,
+    metrics: Metrics,
+    clock: Callable[[], float],
+) -> None:
     """Put the layers around an app's routes."""
     api.add_middleware(Gate, keys=keys, operations=run, clock=clock)
     if run.cors:
-        api.add_middleware(CORSMiddleware, allow_origins=list(run.cors), allow_methods=["GET", "POST", "DELETE"],
-                           allow_headers=["authorization", "content-type", "x-request-id"], expose_headers=list(TOLD), max_age=600)
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(run.cors),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=list(TOLD),
+            max_age=600,
+        )
 
     def took(call: Call) -> None:
         if call.method == "POST" and call.status == 200:
             run.load.took(call.ended - call.started)
 
-    api.add_middleware(Envelope, hosts=hosts if keys is None else None, observers=(took, metrics, *run.observers), clock=clock)
+    api.add_middleware(
+        Envelope,
+        hosts=hosts if keys is None else None,
+        observers=(took, metrics, *run.observers),
+        clock=clock,
+    )

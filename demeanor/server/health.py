@@ -30,8 +30,18 @@ def health(assistant: Assistant, run: Operations, metrics: Metrics) -> APIRouter
 
     @router.get("/metrics")
     async def shown() -> Response:
-        running, waiting = run.engine_load() if run.engine_load else (min(run.load.turns, run.slots), max(0, run.load.turns - run.slots))
-        text = metrics.text(in_progress=run.load.in_progress, turns=run.load.turns, slots=run.slots, running=running, waiting=waiting)
+        running, waiting = (
+            run.engine_load()
+            if run.engine_load
+            else (min(run.load.turns, run.slots), max(0, run.load.turns - run.slots))
+        )
+        text = metrics.text(
+            in_progress=run.load.in_progress,
+            turns=run.load.turns,
+            slots=run.slots,
+            running=running,
+            waiting=waiting,
+        )
         return Response(text, headers={**FRESH, "content-type": MEDIA_TYPE})
 
     return router

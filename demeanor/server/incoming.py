@@ -14,8 +14,11 @@ async def body(request: Request, max_bytes: int) -> bytes:
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
-        raise RequestError(f"The body should be sent as content-type application/json, not '{media}'.",
-                           status=415, code="unsupported_media_type")
+        raise RequestError(
+            f"The body should be sent as content-type application/json, not '{media}'.",
+            status=415,
+            code="unsupported_media_type",
+        )
     too_long = RequestError(f"The body is longer than {max_bytes} bytes.", status=413, code="body_too_large")
     if int(request.headers.get("content-length", "0") or 0) > max_bytes:
         raise too_long

@@ -27,12 +27,14 @@ def digest(key: str) -> str:
 
 def from_digests(users: Mapping[str, str]) -> KeyStore:
     """A KeyStore over {digest: user name}; every digest is compared, each in constant time."""
+
     def user_of(key: str) -> str | None:
         shown, found = digest(key), None
         for known, user in users.items():
             if hmac.compare_digest(shown, known):
                 found = user
         return found
+
     return user_of
 
 

@@ -66,7 +66,6 @@ class Current:
         old.close()
 
 
-
 def _held(version: Version, inner: Respond) -> Respond:
     async def respond(turn: Turn) -> AsyncIterator[Event]:
         version.turns += 1
@@ -91,14 +90,32 @@ class Life:
     def ready(self) -> bool:
         return not self.stopping()
 
-    def run(self, app: ASGIApp, *, host: str, port: int, drain_s: float, log_config: dict[str, Any] | None,
-            reload: Callable[[], Awaitable[None]], changed: Callable[[], bool] | None = None, every_s: float = 1.0,
-            started: Callable[[int], None] = lambda port: None) -> None:
+    def run(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int,
+        drain_s: float,
+        log_config: dict[str, Any] | None,
+        reload: Callable[[], Awaitable[None]],
+        changed: Callable[[], bool] | None = None,
+        every_s: float = 1.0,
+        started: Callable[[int], None] = lambda port: None,
+    ) -> None:
         """Serve until SIGTERM or Ctrl-C. SIGHUP, and `changed` where it is given and true, call for `reload`; `started` gets the port."""
         import uvicorn
 
-        config = uvicorn.Config(app, host=host, port=port, log_level="warning", log_config=log_config, access_log=False, lifespan="off",
-                                timeout_graceful_shutdown=drain_s)  # type: ignore[arg-type]  # a fraction does as well
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            log_config=log_config,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=drain_s,
+        )  # type: ignore[arg-type]  # a fraction does as well
         server = uvicorn.Server(config)
         self.stopping = lambda: server.should_exit
         # uvicorn raises both again when it has drained
@@ -115,8 +132,13 @@ def _nothing(*_: object) -> None:
     pass
 
 
-async def _serve(server: Any, reload: Callable[[], Awaitable[None]], changed: Callable[[], bool] | None, every_s: float,
-                 started: Callable[[int], None]) -> None:
+async def _serve(
+    server: Any,
+    reload: Callable[[], Awaitable[None]],
+    changed: Callable[[], bool] | None,
+    every_s: float,
+    started: Callable[[int], None],
+) -> None:
     hung_up = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
 
@@ -134,7 +156,7 @@ async def _serve(server: Any, reload: Callable[[], Awaitable[None]], changed: Ca
             try:
                 if asked or (changed and await asyncio.to_thread(changed)):
                     await reload()
-            except Exception:       # whatever a new file brings up, the old one goes on
+            except Exception:  # whatever a new file brings up, the old one goes on
                 log.exception("reload failed; what was served is served on")
 
     tasks = [asyncio.create_task(announce()), asyncio.create_task(listen())]

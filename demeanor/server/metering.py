@@ -50,7 +50,9 @@ class Metered:
         return vectors
 
 
-def metered(inner: Respond, load: Load, clock: Callable[[], float], *, keep_contents: bool = False) -> Respond:
+def metered(
+    inner: Respond, load: Load, clock: Callable[[], float], *, keep_contents: bool = False
+) -> Respond:
     """Keep the account of the turns that pass."""
 
     async def respond(turn: Turn) -> AsyncIterator[Event]:

@@ -57,7 +57,7 @@ class Metrics:
         self.duration.add(call.ended - call.started)
         if call.first_token is not None and call.last_token is not None:
             self.first_token.add(call.first_token - call.started)
-            if call.turns == 1 and call.completion_tokens > 1:      # choices side by side share their steps
+            if call.turns == 1 and call.completion_tokens > 1:  # choices side by side share their steps
                 self.per_token.add((call.last_token - call.first_token) / (call.completion_tokens - 1))
 
     def text(self, *, in_progress: int, turns: int, slots: int, running: int, waiting: int) -> str:
@@ -72,12 +72,33 @@ class Metrics:
                 shown = ",".join(f'{k}="{escaped(str(v))}"' for k, v in labels.items())
                 yield f"demeanor_{name}{{{shown}}} {value}"
 
-        metric("requests_total", "counter", "Finished HTTP requests; status 499: the client left first.", labelled("requests_total", (
-            ({"method": m, "route": r, "status": s}, n) for (m, r, s), n in sorted(self.requests.items()))))
-        metric("tokens_total", "counter", f"Tokens of model calls ({names.TOKEN_USAGE}).", labelled("tokens_total", (
-            ({"direction": d}, self.tokens[d]) for d in ("input", "output"))))
-        metric("refusals_total", "counter", "Refusals by the layer and rule that refused.", labelled("refusals_total", (
-            ({"layer": by, "rule": rule}, n) for (by, rule), n in sorted(self.refusals.items()))))
+        metric(
+            "requests_total",
+            "counter",
+            "Finished HTTP requests; status 499: the client left first.",
+            labelled(
+                "requests_total",
+                (
+                    ({"method": m, "route": r, "status": s}, n)
+                    for (m, r, s), n in sorted(self.requests.items())
+                ),
+            ),
+        )
+        metric(
+            "tokens_total",
+            "counter",
+            f"Tokens of model calls ({names.TOKEN_USAGE}).",
+            labelled("tokens_total", (({"direction": d}, self.tokens[d]) for d in ("input", "output"))),
+        )
+        metric(
+            "refusals_total",
+            "counter",
+            "Refusals by the layer and rule that refused.",
+            labelled(
+                "refusals_total",
+                (({"layer": by, "rule": rule}, n) for (by, rule), n in sorted(self.refusals.items())),
+            ),
+        )
         for name, about, value in (
             ("requests_in_progress", "Requests let in and not yet answered.", in_progress),
             ("turns_in_progress", "Answers being made; a request for n choices makes n.", turns),
@@ -87,9 +108,21 @@ class Metrics:
         ):
             metric(name, "gauge", about, iter([f"demeanor_{name} {value}"]))
         for name, about, histogram in (
-            ("request_duration_seconds", f"From the request to the end of its answer ({names.REQUEST_DURATION}).", self.duration),
-            ("time_to_first_token_seconds", f"From the request to its first text ({names.TIME_TO_FIRST_TOKEN}).", self.first_token),
-            ("time_per_output_token_seconds", f"Between the tokens of one answer ({names.TIME_PER_OUTPUT_TOKEN}).", self.per_token),
+            (
+                "request_duration_seconds",
+                f"From the request to the end of its answer ({names.REQUEST_DURATION}).",
+                self.duration,
+            ),
+            (
+                "time_to_first_token_seconds",
+                f"From the request to its first text ({names.TIME_TO_FIRST_TOKEN}).",
+                self.first_token,
+            ),
+            (
+                "time_per_output_token_seconds",
+                f"Between the tokens of one answer ({names.TIME_PER_OUTPUT_TOKEN}).",
+                self.per_token,
+            ),
         ):
             metric(name, "histogram", about, histogram.lines(f"demeanor_{name}"))
         return "\n".join(lines) + "\n"

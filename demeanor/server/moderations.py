@@ -93,8 +93,11 @@ def moderations(assistant: Assistant, keys: KeyStore | None, max_body_bytes: int
         card, (layer, judge) = assistant.card(model), assistant.rules(model)
         request.state.stack_key = card.stack_key
         answer = Moderation(
-            id=f"modr-{request.state.request_id.removeprefix('req_')}", model=card.id, results=[result(judge(t)) for t in texts(asked)],
-            demeanor=About(stack_key=card.stack_key, layer=layer))
+            id=f"modr-{request.state.request_id.removeprefix('req_')}",
+            model=card.id,
+            results=[result(judge(t)) for t in texts(asked)],
+            demeanor=About(stack_key=card.stack_key, layer=layer),
+        )
         return Response(answer.encode(), media_type="application/json", headers={"cache-control": "no-store"})
 
     return router
@@ -111,8 +114,15 @@ def texts(asked: ModerationRequest) -> list[str]:
 def result(judged: Sequence[Judged]) -> ModerationResult:
     """What all rules say of one text."""
     applied: dict[str, Any] = {rule.name: ["text"] for rule in judged}
-    matches = [Matched(rule=r.name, on=r.on, action=r.action, reason=r.reason, spans=list(r.spans)) for r in judged if r.spans]
+    matches = [
+        Matched(rule=r.name, on=r.on, action=r.action, reason=r.reason, spans=list(r.spans))
+        for r in judged
+        if r.spans
+    ]
     return ModerationResult(
-        flagged=bool(matches), categories={r.name: bool(r.spans) for r in judged},
-        category_scores={r.name: float(bool(r.spans)) for r in judged}, category_applied_input_types=applied,
-        demeanor=MatchedRules(matches=matches))
+        flagged=bool(matches),
+        categories={r.name: bool(r.spans) for r in judged},
+        category_scores={r.name: float(bool(r.spans)) for r in judged},
+        category_applied_input_types=applied,
+        demeanor=MatchedRules(matches=matches),
+    )

@@ -73,18 +73,67 @@ class Operation:
 
 
 OPERATIONS: Sequence[Operation] = (
-    Operation("post", "/v1/chat/completions", "One or more answers to a conversation", ChatCompletion, ANSWERED, ChatRequest, ChatChunk),
-    Operation("post", "/v1/completions", "Raw text that the weights go on writing", TextCompletion, ANSWERED, CompletionRequest,
-              CompletionChunk),
-    Operation("post", "/v1/responses", "One answer as items, kept if the stack records turns", ResponseAnswer, (409, *ANSWERED),
-              ResponseRequest, StreamEvent),
-    Operation("get", "/v1/responses/{response_id}", "A kept response", ResponseAnswer, (400, 404, *GOVERNED), query=Asked),
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "One or more answers to a conversation",
+        ChatCompletion,
+        ANSWERED,
+        ChatRequest,
+        ChatChunk,
+    ),
+    Operation(
+        "post",
+        "/v1/completions",
+        "Raw text that the weights go on writing",
+        TextCompletion,
+        ANSWERED,
+        CompletionRequest,
+        CompletionChunk,
+    ),
+    Operation(
+        "post",
+        "/v1/responses",
+        "One answer as items, kept if the stack records turns",
+        ResponseAnswer,
+        (409, *ANSWERED),
+        ResponseRequest,
+        StreamEvent,
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}",
+        "A kept response",
+        ResponseAnswer,
+        (400, 404, *GOVERNED),
+        query=Asked,
+    ),
     Operation("delete", "/v1/responses/{response_id}", "Forget a kept response", Deleted, (404, *GOVERNED)),
-    Operation("get", "/v1/responses/{response_id}/input_items", "What a kept response was asked", InputItems, (400, 404, *GOVERNED),
-              query=Page),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}/input_items",
+        "What a kept response was asked",
+        InputItems,
+        (400, 404, *GOVERNED),
+        query=Page,
+    ),
     Operation("post", "/v1/embeddings", "Texts as unit vectors", EmbeddingList, ANSWERED, EmbeddingRequest),
-    Operation("post", "/v1/moderations", "The policy layer's rules as a classifier", Moderation, ANSWERED, ModerationRequest),
-    Operation("post", "/v1/feedback", "What somebody thought of an answer", FeedbackAnswer, (404, 409, *READ), FeedbackRequest),
+    Operation(
+        "post",
+        "/v1/moderations",
+        "The policy layer's rules as a classifier",
+        Moderation,
+        ANSWERED,
+        ModerationRequest,
+    ),
+    Operation(
+        "post",
+        "/v1/feedback",
+        "What somebody thought of an answer",
+        FeedbackAnswer,
+        (404, 409, *READ),
+        FeedbackRequest,
+    ),
     Operation("get", "/v1/models", "The offered variants", ModelList, GOVERNED),
     Operation("get", "/v1/models/{model_id}", "One variant, listed or not", ModelAnswer, (404, *GOVERNED)),
     Operation("get", "/healthz", "Is the server alive?", Health, LOCAL),
@@ -109,52 +158,93 @@ def document(name: str, operations: Sequence[Operation] = OPERATIONS) -> dict[st
     """The whole document."""
     asked = {o.request for o in operations if o.request}
     given = {m for o in operations for m in (o.answer, o.chunk) if m} | {ErrorAnswer}
-    by_name = sorted([(m, "validation") for m in asked] + [(m, "serialization") for m in given], key=lambda pair: pair[0].__name__)
-    _, schemas = models_json_schema(by_name, ref_template=REF)      # type: ignore[arg-type]
+    by_name = sorted(
+        [(m, "validation") for m in asked] + [(m, "serialization") for m in given],
+        key=lambda pair: pair[0].__name__,
+    )
+    _, schemas = models_json_schema(by_name, ref_template=REF)  # type: ignore[arg-type]
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _described(operation)
     return {
         "openapi": "3.1.0",
-        "info": {"title": name, "version": "1", "description": "OpenAI's wire format; a model is a variant of the stack. See docs/api.md."},
+        "info": {
+            "title": name,
+            "version": "1",
+            "description": "OpenAI's wire format; a model is a variant of the stack. See docs/api.md.",
+        },
         "paths": paths,
-        "components": {"schemas": schemas["$defs"], "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
 def _described(operation: Operation) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "summary": operation.summary, "operationId": operation.method + re.sub(r"\W+", "_", operation.path).rstrip("_"),
-        "responses": {"200": _success(operation)} | {str(s): _failure(operation, s) for s in sorted(operation.statuses)},
+        "summary": operation.summary,
+        "operationId": operation.method + re.sub(r"\W+", "_", operation.path).rstrip("_"),
+        "responses": {"200": _success(operation)}
+        | {str(s): _failure(operation, s) for s in sorted(operation.statuses)},
     }
     if 401 in operation.statuses:
-        found["security"] = [{}, {"key": []}]       # keys are optional: a local server has none
+        found["security"] = [{}, {"key": []}]  # keys are optional: a local server has none
     if operation.request is not None:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(operation.request)}}}
+        found["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _ref(operation.request)}},
+        }
     names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
     asked = operation.query.model_json_schema()["properties"] if operation.query is not None else {}
     if names:
-        found["parameters"] = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
-        found["parameters"] += [{"name": n, "in": "query", "required": False, "schema": schema} for n, schema in asked.items()]
+        found["parameters"] = [
+            {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names
+        ]
+        found["parameters"] += [
+            {"name": n, "in": "query", "required": False, "schema": schema} for n, schema in asked.items()
+        ]
     return found
 
 
 def _success(operation: Operation) -> dict[str, Any]:
     plain = {"type": "string"} if operation.media.startswith("text/") else {"type": "object"}
-    content: dict[str, Any] = {operation.media: {"schema": _ref(operation.answer) if operation.answer else plain}}
+    content: dict[str, Any] = {
+        operation.media: {"schema": _ref(operation.answer) if operation.answer else plain}
+    }
     if operation.chunk is not None:
-        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(operation.chunk)}
-        content["text/event-stream"] = {"schema": {      # of each event, as OpenAPI 3.2 has it under itemSchema
-            "type": "object", "required": ["data"], "properties": {"data": data, "event": {"type": "string"}},
-            "description": "with `stream: true`: events, the `data` of each a chunk of this schema or, too late for a status, an error; "
-                           "the last one is `[DONE]`"}}
-    return {"description": "OK", "headers": {"x-request-id": {"schema": {"type": "string"}}}, "content": content}
+        data = {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": _ref(operation.chunk),
+        }
+        content["text/event-stream"] = {
+            "schema": {  # of each event, as OpenAPI 3.2 has it under itemSchema
+                "type": "object",
+                "required": ["data"],
+                "properties": {"data": data, "event": {"type": "string"}},
+                "description": "with `stream: true`: events, the `data` of each a chunk of this schema or, too late for a status, an error; "
+                "the last one is `[DONE]`",
+            }
+        }
+    return {
+        "description": "OK",
+        "headers": {"x-request-id": {"schema": {"type": "string"}}},
+        "content": content,
+    }
 
 
 def _failure(operation: Operation, status: int) -> dict[str, Any]:
     model = Health if operation.path == "/readyz" and status == 503 else ErrorAnswer
-    found: dict[str, Any] = {"description": HTTPStatus(status).phrase, "content": {"application/json": {"schema": _ref(model)}}}
-    return found | ({"headers": {"retry-after": {"schema": {"type": "integer"}, "description": "seconds"}}} if status == 429 else {})
+    found: dict[str, Any] = {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/json": {"schema": _ref(model)}},
+    }
+    return found | (
+        {"headers": {"retry-after": {"schema": {"type": "integer"}, "description": "seconds"}}}
+        if status == 429
+        else {}
+    )
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

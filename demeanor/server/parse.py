@@ -55,7 +55,9 @@ def _refusal(mistakes: list[ErrorDetails]) -> RequestError:
         lines.append(f"and {len(mistakes) - MAX_LISTED} more mistakes")
     first = mistakes[0]
     wrong_type = first["type"].endswith(("_type", "_parsing"))
-    code = first.get("ctx", {}).get("code") or CODES.get(first["type"], "invalid_type" if wrong_type else "invalid_value")
+    code = first.get("ctx", {}).get("code") or CODES.get(
+        first["type"], "invalid_type" if wrong_type else "invalid_value"
+    )
     return RequestError("; ".join(lines), param=_path(first), code=code)
 
 
@@ -76,7 +78,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def turns(request: ChatRequest, card: ModelCard, defaults: Decoding, *, user: str | None, id: str) -> list[Turn]:
+def turns(
+    request: ChatRequest, card: ModelCard, defaults: Decoding, *, user: str | None, id: str
+) -> list[Turn]:
     """One Turn per choice; the first keeps the request's seed, the others derive theirs from it.
 
     `user` is the owner of the API key; without keys the request's own `user` names who is asking.
@@ -86,9 +90,15 @@ def turns(request: ChatRequest, card: ModelCard, defaults: Decoding, *, user: st
         metadata["user"] = request.user
     return [
         Turn(
-            messages=messages(request.messages), decoding=decoding(request, defaults, choice), tools=tools(request),
-            tool_choice=choice_name(request.tool_choice), id=id if choice == 0 else f"{id}-{choice}",
-            user=user or request.user or "anonymous", variant=card.id, stack_key=card.stack_key, metadata=metadata,
+            messages=messages(request.messages),
+            decoding=decoding(request, defaults, choice),
+            tools=tools(request),
+            tool_choice=choice_name(request.tool_choice),
+            id=id if choice == 0 else f"{id}-{choice}",
+            user=user or request.user or "anonymous",
+            variant=card.id,
+            stack_key=card.stack_key,
+            metadata=metadata,
         )
         for choice in range(request.n or 1)
     ]
@@ -97,7 +107,9 @@ def turns(request: ChatRequest, card: ModelCard, defaults: Decoding, *, user: st
 def decoding(request: ChatRequest, defaults: Decoding, choice: int) -> Decoding:
     """The request's decoding settings over the assistant's own."""
     return replace(
-        sampled(request, defaults, choice), max_tokens=request.limit or defaults.max_tokens, form=form(request.response_format),
+        sampled(request, defaults, choice),
+        max_tokens=request.limit or defaults.max_tokens,
+        form=form(request.response_format),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
 
@@ -120,7 +132,11 @@ def _message(given: RequestMessage) -> Message:
 def tools(request: ChatRequest) -> tuple[ToolSpec, ...]:
     """The tools the request offers."""
     return tuple(
-        ToolSpec(t.function.name, t.function.description or "", t.function.parameters or {"type": "object", "properties": {}},
-                 bool(t.function.strict))
+        ToolSpec(
+            t.function.name,
+            t.function.description or "",
+            t.function.parameters or {"type": "object", "properties": {}},
+            bool(t.function.strict),
+        )
         for t in request.tools or ()
     )

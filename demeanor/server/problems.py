@@ -29,21 +29,32 @@ def refusal_of(error: Exception, request_id: str) -> RequestError:
             return RequestError(str(error), param=error.param, code="invalid_value")
         case EngineError():
             log.error("request %s: no answer from the engine", request_id, exc_info=error)
-            return RequestError(f"The model cannot answer now. The server's log has the reason under {request_id}.",
-                                status=503, kind="server_error", code="engine_unavailable")
+            return RequestError(
+                f"The model cannot answer now. The server's log has the reason under {request_id}.",
+                status=503,
+                kind="server_error",
+                code="engine_unavailable",
+            )
         case HTTPException(status_code=status):
             return _http(status)
         case _:
             log.error("request %s failed", request_id, exc_info=error)
-            return RequestError(f"The server failed on this request. Its log has the reason under {request_id}.",
-                                status=500, kind="server_error", code="internal_error")
+            return RequestError(
+                f"The server failed on this request. Its log has the reason under {request_id}.",
+                status=500,
+                kind="server_error",
+                code="internal_error",
+            )
 
 
 def _http(status: int) -> RequestError:
     if status == 404:
-        return RequestError("There is nothing at this address. Known: /v1/chat/completions, /v1/completions, "
-                            "/v1/responses, /v1/embeddings, /v1/moderations, /v1/feedback, /v1/models, /healthz, /.",
-                            status=404, code="unknown_url")
+        return RequestError(
+            "There is nothing at this address. Known: /v1/chat/completions, /v1/completions, "
+            "/v1/responses, /v1/embeddings, /v1/moderations, /v1/feedback, /v1/models, /healthz, /.",
+            status=404,
+            code="unknown_url",
+        )
     if status == 405:
         return RequestError("This address takes another method.", status=405, code="method_not_allowed")
     return RequestError(f"{HTTPStatus(status).phrase}.", status=status, code="http_error")

@@ -82,15 +82,22 @@ class AssistantMessage(Body):
     name: Name | None = None
     refusal: str | None = None
     tool_calls: list[Call] | None = None
-    annotations: list[dict[str, Any]] | None = Field(None, description="accepted so that a response's message can be sent "
-                                                     "back; citations of an old answer are not shown to the model")
+    annotations: list[dict[str, Any]] | None = Field(
+        None,
+        description="accepted so that a response's message can be sent "
+        "back; citations of an old answer are not shown to the model",
+    )
     audio: Annotated[Any, never("text only")] = None
     function_call: Annotated[Any, never("deprecated by OpenAI; use tool_calls")] = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.content is None and self.refusal is None and not self.tool_calls:
-            raise wrong("content", "field required unless tool_calls or refusal is given", "missing_required_parameter")
+            raise wrong(
+                "content",
+                "field required unless tool_calls or refusal is given",
+                "missing_required_parameter",
+            )
         return self
 
 
@@ -104,8 +111,10 @@ class ToolMessage(Body):
 
 
 RequestMessage: TypeAlias = Annotated[
-    Annotated[SystemMessage, Tag("<system>")] | Annotated[UserMessage, Tag("<user>")]
-    | Annotated[AssistantMessage, Tag("<assistant>")] | Annotated[ToolMessage, Tag("<tool>")],
+    Annotated[SystemMessage, Tag("<system>")]
+    | Annotated[UserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[ToolMessage, Tag("<tool>")],
     Discriminator(lambda value: f"<{'system' if value.get('role') == 'developer' else value.get('role')}>"),
     one_of("role", ["system", "developer", "user", "assistant", "tool"]),
 ]
@@ -133,11 +142,15 @@ class ChatRequest(Sampling):
     model: str = Field(description="a variant's id, see GET /v1/models")
     messages: list[RequestMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1, le=MAX_LIMIT, description="longest answer in tokens")
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_LIMIT, description="the newer name of max_tokens")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_LIMIT, description="the newer name of max_tokens"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: ToolChoice | None = Field(None, description="whether a tool may, must not or must be called, or which")
+    tool_choice: ToolChoice | None = Field(
+        None, description="whether a tool may, must not or must be called, or which"
+    )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call is returned")
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
@@ -186,7 +199,11 @@ class ChatRequest(Sampling):
         if self.tool_choice == "required" and not names:
             raise wrong("tool_choice", "'required' needs tools", "invalid_value")
         if isinstance(self.tool_choice, NamedChoice) and self.tool_choice.function.name not in names:
-            raise wrong("tool_choice.function.name", unknown(self.tool_choice.function.name, names, noun="tool"), "invalid_value")
+            raise wrong(
+                "tool_choice.function.name",
+                unknown(self.tool_choice.function.name, names, noun="tool"),
+                "invalid_value",
+            )
         self._results_have_calls()
         return self
 
@@ -196,5 +213,9 @@ class ChatRequest(Sampling):
             if isinstance(message, AssistantMessage):
                 asked += [call.id for call in message.tool_calls or ()]
             if isinstance(message, ToolMessage) and message.tool_call_id not in asked:
-                raise wrong(f"messages[{i}].tool_call_id", "no earlier assistant message made this call; "
-                            + unknown(message.tool_call_id, asked, noun="call"), "invalid_value")
+                raise wrong(
+                    f"messages[{i}].tool_call_id",
+                    "no earlier assistant message made this call; "
+                    + unknown(message.tool_call_id, asked, noun="call"),
+                    "invalid_value",
+                )

@@ -151,15 +151,28 @@ def output(completion: Completion, stem: str, *, logprobs: bool, parallel: bool)
     said = before_refusal(completion.events)
     content: list[OutputText | OutputRefusal] = []
     if said or (completion.refusal is None and not completion.tool_calls):
-        content.append(text_part(said, completion.events if completion.refusal is None else (), logprobs=logprobs))
+        content.append(
+            text_part(said, completion.events if completion.refusal is None else (), logprobs=logprobs)
+        )
     if completion.refusal is not None:
         content.append(OutputRefusal(type="refusal", refusal=completion.refusal.text))
     items: list[OutputItem] = []
     if content:
-        items.append(OutputMessage(type="message", id=f"msg_{stem}", status=status, role="assistant", content=content))
+        items.append(
+            OutputMessage(type="message", id=f"msg_{stem}", status=status, role="assistant", content=content)
+        )
     if completion.refusal is None:
-        items += [OutputCall(type="function_call", id=f"fc_{stem}_{i}", call_id=call.id, name=call.name, arguments=call.arguments,
-                             status="completed") for i, call in enumerate(completion.tool_calls[:None if parallel else 1])]
+        items += [
+            OutputCall(
+                type="function_call",
+                id=f"fc_{stem}_{i}",
+                call_id=call.id,
+                name=call.name,
+                arguments=call.arguments,
+                status="completed",
+            )
+            for i, call in enumerate(completion.tool_calls[: None if parallel else 1])
+        ]
     return items
 
 
@@ -172,7 +185,9 @@ def before_refusal(events: Sequence[Event]) -> str:
 def text_part(text: str, events: Sequence[Event], *, logprobs: bool) -> OutputText:
     """A text with its citations and, if asked for, its log-probabilities."""
     spans = [UrlAnnotation(type="url_citation", **a.url_citation.model_dump()) for a in cited(events)]
-    return OutputText(type="output_text", text=text, annotations=spans, logprobs=listed(events) if logprobs else [])
+    return OutputText(
+        type="output_text", text=text, annotations=spans, logprobs=listed(events) if logprobs else []
+    )
 
 
 def listed(events: Sequence[Event]) -> list[dict[str, Any]]:
@@ -194,8 +209,13 @@ def ended(completion: Completion) -> tuple[Status, Incomplete | None]:
 def used(completion: Completion) -> ResponseUsage:
     """Tokens of all model calls."""
     read, written = completion.prompt_tokens, completion.completion_tokens
-    return ResponseUsage(input_tokens=read, input_tokens_details=Details(cached_tokens=0), output_tokens=written,
-                         output_tokens_details=ReasoningDetails(reasoning_tokens=0), total_tokens=read + written)
+    return ResponseUsage(
+        input_tokens=read,
+        input_tokens_details=Details(cached_tokens=0),
+        output_tokens=written,
+        output_tokens_details=ReasoningDetails(reasoning_tokens=0),
+        total_tokens=read + written,
+    )
 
 
 class Script:
@@ -205,7 +225,7 @@ class Script:
         self.blank, self.stem, self.logprobs, self.parallel = blank, stem, logprobs, parallel
         self.events: list[Event] = []
         self._number = 0
-        self._open = False              # the message and its text part have been announced
+        self._open = False  # the message and its text part have been announced
         self._refused = False
 
     def add(self, event: Event) -> Iterator[StreamEvent]:
@@ -218,8 +238,14 @@ class Script:
             yield from self._refusal(event)
         elif isinstance(event, Text) and (event.text or (self.logprobs and event.logprobs)):
             yield from self._opened()
-            yield self._event("response.output_text.delta", item_id=f"msg_{self.stem}", output_index=0, content_index=0, delta=event.text,
-                              logprobs=listed([event]) if self.logprobs else [])
+            yield self._event(
+                "response.output_text.delta",
+                item_id=f"msg_{self.stem}",
+                output_index=0,
+                content_index=0,
+                delta=event.text,
+                logprobs=listed([event]) if self.logprobs else [],
+            )
 
     def end(self, whole: ResponseAnswer) -> Iterator[StreamEvent]:
         """Close what is open and send the whole response."""
@@ -235,9 +261,19 @@ class Script:
                 continue
             opened = item.model_copy(update={"arguments": "", "status": "in_progress"})
             yield self._event("response.output_item.added", output_index=index, item=opened)
-            yield self._event("response.function_call_arguments.delta", item_id=item.id, output_index=index, delta=item.arguments)
-            yield self._event("response.function_call_arguments.done", item_id=item.id, output_index=index, arguments=item.arguments,
-                              name=item.name)
+            yield self._event(
+                "response.function_call_arguments.delta",
+                item_id=item.id,
+                output_index=index,
+                delta=item.arguments,
+            )
+            yield self._event(
+                "response.function_call_arguments.done",
+                item_id=item.id,
+                output_index=index,
+                arguments=item.arguments,
+                name=item.name,
+            )
             yield self._event("response.output_item.done", output_index=index, item=item)
         yield self._event(f"response.{whole.status}", response=whole)
 
@@ -256,7 +292,9 @@ class Script:
     def _message(self) -> Iterator[StreamEvent]:
         if not self._number:
             yield from self._greeting()
-        item = OutputMessage(type="message", id=f"msg_{self.stem}", status="in_progress", role="assistant", content=[])
+        item = OutputMessage(
+            type="message", id=f"msg_{self.stem}", status="in_progress", role="assistant", content=[]
+        )
         yield self._event("response.output_item.added", output_index=0, item=item)
 
     def _opened(self) -> Iterator[StreamEvent]:
@@ -267,8 +305,14 @@ class Script:
 
     def _text_done(self, part: OutputText | OutputRefusal) -> Iterator[StreamEvent]:
         assert isinstance(part, OutputText)
-        yield self._event("response.output_text.done", item_id=f"msg_{self.stem}", output_index=0, content_index=0, text=part.text,
-                          logprobs=part.logprobs)
+        yield self._event(
+            "response.output_text.done",
+            item_id=f"msg_{self.stem}",
+            output_index=0,
+            content_index=0,
+            text=part.text,
+            logprobs=part.logprobs,
+        )
         yield self._part("done", 0, part)
 
     def _refusal(self, event: Refusal) -> Iterator[StreamEvent]:
@@ -285,7 +329,13 @@ class Script:
         yield self._part("done", at, OutputRefusal(type="refusal", refusal=event.text))
 
     def _part(self, what: str, at: int, part: OutputText | OutputRefusal) -> StreamEvent:
-        return self._event(f"response.content_part.{what}", item_id=f"msg_{self.stem}", output_index=0, content_index=at, part=part)
+        return self._event(
+            f"response.content_part.{what}",
+            item_id=f"msg_{self.stem}",
+            output_index=0,
+            content_index=at,
+            part=part,
+        )
 
     def _event(self, kind: str, **fields: Any) -> StreamEvent:
         event = StreamEvent(type=kind, sequence_number=self._number, **fields)

@@ -12,7 +12,18 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from demeanor.errors import unknown
-from demeanor.server.bodies import MAX_LIMIT, MAX_LOGPROBS, Body, FunctionName, Label, Value, never, one_of, only, wrong
+from demeanor.server.bodies import (
+    MAX_LIMIT,
+    MAX_LOGPROBS,
+    Body,
+    FunctionName,
+    Label,
+    Value,
+    never,
+    one_of,
+    only,
+    wrong,
+)
 from demeanor.server.protocol import MAX_MESSAGES, MAX_TOOLS
 from demeanor.types import Form, Message, ToolCall, ToolSpec
 
@@ -39,7 +50,13 @@ class RefusalPart(Body):
 
 Part: TypeAlias = Annotated[
     Annotated[InputText, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
-    Discriminator(lambda value: "<refusal>" if (value.get("type") if isinstance(value, dict) else value.type) == "refusal" else "<text>"),
+    Discriminator(
+        lambda value: (
+            "<refusal>"
+            if (value.get("type") if isinstance(value, dict) else value.type) == "refusal"
+            else "<text>"
+        )
+    ),
     one_of("type", ["input_text", "output_text", "text", "refusal"]),
 ]
 Content: TypeAlias = Annotated[
@@ -89,9 +106,11 @@ def _typed(value: Any) -> Any:
 
 
 Item: TypeAlias = Annotated[
-    Annotated[MessageItem, Tag("<message>")] | Annotated[CallItem, Tag("<function_call>")]
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[CallItem, Tag("<function_call>")]
     | Annotated[OutputItem, Tag("<function_call_output>")],
-    Discriminator(_item), one_of("type", ["message", "function_call", "function_call_output"]),
+    Discriminator(_item),
+    one_of("type", ["message", "function_call", "function_call_output"]),
 ]
 
 
@@ -124,7 +143,11 @@ class SchemaFormat(Body):
 
 Format: TypeAlias = Annotated[
     Annotated[PlainFormat, Tag("<plain>")] | Annotated[SchemaFormat, Tag("<schema>")],
-    Discriminator(lambda v: "<schema>" if (v.get("type") if isinstance(v, dict) else v.type) == "json_schema" else "<plain>"),
+    Discriminator(
+        lambda v: (
+            "<schema>" if (v.get("type") if isinstance(v, dict) else v.type) == "json_schema" else "<plain>"
+        )
+    ),
     one_of("type", ["text", "json_object", "json_schema"]),
 ]
 
@@ -150,29 +173,45 @@ class ResponseRequest(Body):
     input: Annotated[
         Annotated[str, Field(min_length=1), Tag("<text>")]
         | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES), Tag("<items>")],
-        Discriminator(lambda value: "<items>" if isinstance(value, list) else "<text>")]
-    instructions: str | None = Field(None, description="of the developer, before everything else; not kept for the next response")
+        Discriminator(lambda value: "<items>" if isinstance(value, list) else "<text>"),
+    ]
+    instructions: str | None = Field(
+        None, description="of the developer, before everything else; not kept for the next response"
+    )
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_LIMIT)
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy")
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     include: list[Literal["message.output_text.logprobs"]] | None = None
     text: TextField | None = None
-    tools: list[Annotated[FunctionTool, one_of("type", ["function"])]] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: Annotated[
-        Annotated[Literal["none", "auto", "required"], Tag("<word>")] | Annotated[NamedChoice, Tag("<function>")],
-        Discriminator(lambda value: "<function>" if isinstance(value, dict | NamedChoice) else "<word>")] | None = None
+    tools: list[Annotated[FunctionTool, one_of("type", ["function"])]] | None = Field(
+        None, max_length=MAX_TOOLS
+    )
+    tool_choice: (
+        Annotated[
+            Annotated[Literal["none", "auto", "required"], Tag("<word>")]
+            | Annotated[NamedChoice, Tag("<function>")],
+            Discriminator(lambda value: "<function>" if isinstance(value, dict | NamedChoice) else "<word>"),
+        ]
+        | None
+    ) = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call is returned")
     stream: bool | None = None
-    store: bool | None = Field(None, description="keep it for GET and previous_response_id; null: if the stack records turns")
+    store: bool | None = Field(
+        None, description="keep it for GET and previous_response_id; null: if the stack records turns"
+    )
     previous_response_id: str | None = Field(None, min_length=1, max_length=256)
     metadata: dict[Label, Value] | None = Field(None, max_length=16)
     user: str | None = Field(None, min_length=1, max_length=256)
 
-    truncation: Annotated[Any, only("disabled", because="a conversation that is too long is refused, not cut")] = None
+    truncation: Annotated[
+        Any, only("disabled", because="a conversation that is too long is refused, not cut")
+    ] = None
     service_tier: Annotated[Any, only("auto", "default", because="there is one tier")] = None
     background: Annotated[Any, only(False, because="an answer is given while you wait")] = None
-    stream_options: Annotated[Any, only({}, {"include_obfuscation": False}, because="events are not padded")] = None
+    stream_options: Annotated[
+        Any, only({}, {"include_obfuscation": False}, because="events are not padded")
+    ] = None
     access_programs: Annotated[Any, never("there are no programs to be let in by")] = None
     background_options: Annotated[Any, never("an answer is given while you wait")] = None
     image: Annotated[Any, never("text only")] = None
@@ -203,7 +242,9 @@ class ResponseRequest(Body):
         if self.tool_choice == "required" and not names:
             raise wrong("tool_choice", "'required' needs tools", "invalid_value")
         if isinstance(self.tool_choice, NamedChoice) and self.tool_choice.name not in names:
-            raise wrong("tool_choice.name", unknown(self.tool_choice.name, names, noun="tool"), "invalid_value")
+            raise wrong(
+                "tool_choice.name", unknown(self.tool_choice.name, names, noun="tool"), "invalid_value"
+            )
         if self.top_logprobs and not self.logprobs:
             raise wrong("top_logprobs", f'needs include: ["{INCLUDED}"]', "invalid_value")
         if OURS in (self.metadata or {}):
@@ -223,7 +264,9 @@ class ResponseRequest(Body):
     @property
     def choice(self) -> str:
         """tool_choice as a Turn has it: auto, none, required, or a function's name."""
-        return self.tool_choice.name if isinstance(self.tool_choice, NamedChoice) else self.tool_choice or "auto"
+        return (
+            self.tool_choice.name if isinstance(self.tool_choice, NamedChoice) else self.tool_choice or "auto"
+        )
 
     @property
     def form(self) -> Form | None:
@@ -234,8 +277,15 @@ class ResponseRequest(Body):
 
     @property
     def offered(self) -> tuple[ToolSpec, ...]:
-        return tuple(ToolSpec(t.name, t.description or "", t.parameters or {"type": "object", "properties": {}}, bool(t.strict))
-                     for t in self.tools or ())
+        return tuple(
+            ToolSpec(
+                t.name,
+                t.description or "",
+                t.parameters or {"type": "object", "properties": {}},
+                bool(t.strict),
+            )
+            for t in self.tools or ()
+        )
 
 
 def messages(items: str | Sequence[Item]) -> tuple[Message, ...]:

@@ -40,9 +40,13 @@ class Page(Body):
         ordered = list(items) if self.order == "asc" else list(reversed(items))
         ids = [item["id"] for item in ordered]
         if self.after is not None and self.after not in ids:
-            raise RequestError(f"after: no item of this response has the id '{self.after}'.", param="after", code="invalid_value")
+            raise RequestError(
+                f"after: no item of this response has the id '{self.after}'.",
+                param="after",
+                code="invalid_value",
+            )
         start = 0 if self.after is None else ids.index(self.after) + 1
-        return ordered[start:start + self.limit], start + self.limit < len(ordered)
+        return ordered[start : start + self.limit], start + self.limit < len(ordered)
 
 
 Q = TypeVar("Q", bound=Body)

@@ -22,8 +22,12 @@ class Sampling(Body):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: LogitBias | None = Field(None, description="token id as text to what is added to its logit")
-    top_k: int | None = Field(None, ge=-1, le=MAX_LIMIT, description="ours and vLLM's: draw from so many tokens; 0, -1: from all")
-    min_p: float | None = Field(None, ge=0, le=1, description="ours and vLLM's: least probability relative to the likeliest token")
+    top_k: int | None = Field(
+        None, ge=-1, le=MAX_LIMIT, description="ours and vLLM's: draw from so many tokens; 0, -1: from all"
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="ours and vLLM's: least probability relative to the likeliest token"
+    )
 
 
 def sampled(request: Sampling, defaults: Decoding, choice: int) -> Decoding:

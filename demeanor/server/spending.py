@@ -39,8 +39,12 @@ class Purse:
     async def reserve(self, tokens: int) -> str:
         """Take tokens of today, which is returned. Raises RequestError: 400 if no day has so many, 429 if this one has no more."""
         if tokens > self.limit:
-            raise RequestError(f"This request may use {tokens} tokens (prompt and max_tokens), more than the {self.limit} a day of this "
-                               "API key. Ask for less.", param="max_tokens", code="request_too_large")
+            raise RequestError(
+                f"This request may use {tokens} tokens (prompt and max_tokens), more than the {self.limit} a day of this "
+                "API key. Ask for less.",
+                param="max_tokens",
+                code="request_too_large",
+            )
         day = self.today()
         if not await keys.take(self.database, self.digest, day, tokens, self.limit):
             raise self.empty(tokens)
@@ -56,7 +60,11 @@ class Purse:
         return RequestError(
             f"Rate limit reached. This API key has {left} of {self.limit} tokens left today (UTC), and this request may use {wanted} "
             f"(prompt and max_tokens). Ask for less, or try again in {wait_s:.0f} s.",
-            status=429, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=wait_s)
+            status=429,
+            kind="rate_limit_error",
+            code="rate_limit_exceeded",
+            retry_after_s=wait_s,
+        )
 
 
 def charged(inner: Respond, count: Callable[[Turn], int], purse: Callable[[], Purse | None]) -> Respond:

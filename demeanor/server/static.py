@@ -10,8 +10,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-MEDIA = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8",
-         "svg": "image/svg+xml"}
+MEDIA = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
+}
 
 
 def page(name: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -25,4 +29,5 @@ def page(name: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return Response(content, media_type=media, headers=headers)
+
     return serve

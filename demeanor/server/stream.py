@@ -52,7 +52,9 @@ class Draft:
             return self.chunk(MessageAnswer(refusal=event.text, **said))
         if isinstance(event, Text) and (event.text or (self.logprobs and event.logprobs)):
             self.has_text = True
-            return self.chunk(MessageAnswer(content=event.text), token_logprobs([event]) if self.logprobs else None)
+            return self.chunk(
+                MessageAnswer(content=event.text), token_logprobs([event]) if self.logprobs else None
+            )
         return None
 
     def role(self) -> ChunkChoice:
@@ -66,7 +68,7 @@ class Draft:
         called = []
         if completion.refusal is None:
             if completion.tool_calls:
-                made = completion.tool_calls[:None if self.parallel else 1]
+                made = completion.tool_calls[: None if self.parallel else 1]
                 called = [self.chunk(MessageAnswer(tool_calls=calls(made, streamed=True)))]
             if spans := cited(completion.events):
                 last = MessageAnswer(annotations=spans)
@@ -75,13 +77,21 @@ class Draft:
     def completion(self) -> Completion:
         return fold(self.events)
 
-    def chunk(self, delta: MessageAnswer, logprobs: Logprobs | None = None, reason: str | None = None) -> ChunkChoice:
+    def chunk(
+        self, delta: MessageAnswer, logprobs: Logprobs | None = None, reason: str | None = None
+    ) -> ChunkChoice:
         return ChunkChoice(index=self.index, delta=delta, logprobs=logprobs, finish_reason=reason)
 
 
 async def chunks(
-    steps: AsyncGenerator[Step, None], num_choices: int, head: Head, *,
-    logprobs: bool, include_usage: bool, parallel: bool = True, trace: Callable[[Sequence[Sequence[Event]]], dict[str, Any]],
+    steps: AsyncGenerator[Step, None],
+    num_choices: int,
+    head: Head,
+    *,
+    logprobs: bool,
+    include_usage: bool,
+    parallel: bool = True,
+    trace: Callable[[Sequence[Sequence[Event]]], dict[str, Any]],
 ) -> AsyncGenerator[ChatChunk, None]:
     """Turn a flow of events into chunks; the last chunk carries the trace.
 
@@ -129,7 +139,9 @@ class EventStream(Response):
                 async for chunk in chunks:
                     if not started:
                         started = True
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                        await send(
+                            {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                        )
                     await self.frame(send, chunk.encode())
                 await self.frame(send, b"[DONE]")
             except Exception as error:

@@ -17,8 +17,10 @@ from demeanor.server.calls import Call
 from demeanor.types import Message, Turn, fold
 
 OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
-MISSING = ("--otel: the package opentelemetry-sdk or its OTLP exporter is not installed (got '{error}'). Run: "
-           "pip install 'demeanor[otel]', or leave out --otel and OTEL_EXPORTER_OTLP_ENDPOINT")
+MISSING = (
+    "--otel: the package opentelemetry-sdk or its OTLP exporter is not installed (got '{error}'). Run: "
+    "pip install 'demeanor[otel]', or leave out --otel and OTEL_EXPORTER_OTLP_ENDPOINT"
+)
 
 
 def exported(endpoint: str, service: str) -> tuple[Any, Callable[[], None]]:
@@ -34,7 +36,9 @@ def exported(endpoint: str, service: str) -> tuple[Any, Callable[[], None]]:
     except ImportError as error:
         raise DemeanorError(MISSING.format(error=error)) from None
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces"))
+    )
     return provider.get_tracer("demeanor"), provider.shutdown
 
 
@@ -48,12 +52,22 @@ def spans(tracer: Any, *, now_ns: Callable[[], int] = time.time_ns) -> Callable[
             return
         end = now_ns()
         start = end - round(1e9 * (call.ended - call.started))
-        span = tracer.start_span(f"{operation(call)} {call.model}", context=extract(call.trace), kind=SpanKind.INTERNAL, start_time=start,
-                                 attributes=attributes(call))
+        span = tracer.start_span(
+            f"{operation(call)} {call.model}",
+            context=extract(call.trace),
+            kind=SpanKind.INTERNAL,
+            start_time=start,
+            attributes=attributes(call),
+        )
         at = start
         for by, ms in call.layers_ms.items():
-            child = tracer.start_span(f"layer {by}", context=set_span_in_context(span), kind=SpanKind.INTERNAL, start_time=at,
-                                      attributes={names.LAYER: by, names.LAYER_MS: ms})
+            child = tracer.start_span(
+                f"layer {by}",
+                context=set_span_in_context(span),
+                kind=SpanKind.INTERNAL,
+                start_time=at,
+                attributes={names.LAYER: by, names.LAYER_MS: ms},
+            )
             at += round(1e6 * ms)
             child.end(end_time=at)
         if call.status >= 400:
@@ -70,9 +84,15 @@ def operation(call: Call) -> str:
 def attributes(call: Call) -> dict[str, Any]:
     """What is said of a request; messages only if the call kept them."""
     said: dict[str, Any] = {
-        names.OPERATION: operation(call), names.PROVIDER: "demeanor", names.REQUEST_MODEL: call.model, names.RESPONSE_MODEL: call.model,
-        names.RESPONSE_ID: call.id, names.INPUT_TOKENS: call.prompt_tokens, names.OUTPUT_TOKENS: call.completion_tokens,
-        names.STACK_KEY: call.stack_key, names.STATUS: call.status,
+        names.OPERATION: operation(call),
+        names.PROVIDER: "demeanor",
+        names.REQUEST_MODEL: call.model,
+        names.RESPONSE_MODEL: call.model,
+        names.RESPONSE_ID: call.id,
+        names.INPUT_TOKENS: call.prompt_tokens,
+        names.OUTPUT_TOKENS: call.completion_tokens,
+        names.STACK_KEY: call.stack_key,
+        names.STATUS: call.status,
     }
     if call.status >= 400:
         said[names.ERROR_TYPE] = str(call.status)
@@ -84,8 +104,16 @@ def attributes(call: Call) -> dict[str, Any]:
         said[names.INPUT_MESSAGES] = json.dumps([_message(m) for m in asked.messages], ensure_ascii=False)
         done = [fold(events) for _, events in call.said]
         said[names.OUTPUT_MESSAGES] = json.dumps(
-            [{"role": "assistant", "parts": [{"type": "text", "content": d.text}], "finish_reason": d.finish_reason} for d in done],
-            ensure_ascii=False)
+            [
+                {
+                    "role": "assistant",
+                    "parts": [{"type": "text", "content": d.text}],
+                    "finish_reason": d.finish_reason,
+                }
+                for d in done
+            ],
+            ensure_ascii=False,
+        )
     return said
 
 

@@ -61,15 +61,33 @@ def entry(event: Event) -> dict[str, Any]:
         case Citation(start, end, passage_id, by):
             return {"by": by, "kind": "citation", "start": start, "end": end, "passage_id": passage_id}
         case ToolCalled(call, by):
-            return {"by": by, "kind": "tool_call", "id": call.id, "name": call.name, "arguments": call.arguments}
+            return {
+                "by": by,
+                "kind": "tool_call",
+                "id": call.id,
+                "name": call.name,
+                "arguments": call.arguments,
+            }
         case ToolResult(call_id, name, content, error, by):
-            return {"by": by, "kind": "tool_result", "id": call_id, "name": name, "content": content, "error": error}
+            return {
+                "by": by,
+                "kind": "tool_result",
+                "id": call_id,
+                "name": name,
+                "content": content,
+                "error": error,
+            }
         case Refusal(by, rule, reason, text, stage):
             return {"by": by, "kind": "refusal", "rule": rule, "reason": reason, "text": text, "stage": stage}
         case Timing(by, ms):
             return {"by": by, "kind": "timing", "ms": round(ms, 3)}
         case Usage(prompt_tokens, completion_tokens, by):
-            return {"by": by, "kind": "usage", "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+            return {
+                "by": by,
+                "kind": "usage",
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+            }
         case Done(finish_reason, by):
             return {"by": by, "kind": "done", "finish_reason": finish_reason}
         case Text():

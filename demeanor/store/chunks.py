@@ -28,7 +28,11 @@ class Chunk:
 
 def chunks(name: str, text: str) -> list[Chunk]:
     """The passages of one file in order."""
-    found = _paragraphs(text) if name.lower().endswith(".md") else (("", line.strip()) for line in text.splitlines())
+    found = (
+        _paragraphs(text)
+        if name.lower().endswith(".md")
+        else (("", line.strip()) for line in text.splitlines())
+    )
     cut = [(heading, part) for heading, body in found if body for part in _cut(body)]
     return [Chunk(f"{name}#{i}", name, heading, body) for i, (heading, body) in enumerate(cut, start=1)]
 
@@ -54,8 +58,13 @@ def _cut(body: str) -> list[str]:
     """A body in pieces of at most MAX_CHARACTERS, cut after sentences where it can be, else between words."""
     pieces = [""]
     for sentence in END.split(body):
-        words = [sentence] if len(sentence) <= MAX_CHARACTERS else [w[i:i + MAX_CHARACTERS] for w in sentence.split()
-                                                                   for i in range(0, len(w), MAX_CHARACTERS)]
+        words = (
+            [sentence]
+            if len(sentence) <= MAX_CHARACTERS
+            else [
+                w[i : i + MAX_CHARACTERS] for w in sentence.split() for i in range(0, len(w), MAX_CHARACTERS)
+            ]
+        )
         for part in words:
             if pieces[-1] and len(pieces[-1]) + 1 + len(part) > MAX_CHARACTERS:
                 pieces.append(part)

@@ -56,5 +56,9 @@ def storable(text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else repr(value)
+    plain = (
+        dataclasses.asdict(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+        else repr(value)
+    )
     return json.dumps(plain, default=str)

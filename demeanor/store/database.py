@@ -60,16 +60,23 @@ class Feedback:
 
 def open_url(url: str, *, root: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Database:
     """Open `sqlite:///PATH` (relative to `root`), made if it is not there. Raises DemeanorError that names what is wrong."""
-    if not url.startswith(SCHEME) or not url[len(SCHEME):]:
+    if not url.startswith(SCHEME) or not url[len(SCHEME) :]:
         raise DemeanorError(f"database: got '{url}', wanted {SCHEME}PATH")
-    return Database(root / url[len(SCHEME):], now)
+    return Database(root / url[len(SCHEME) :], now)
 
 
 def holds_turns(path: Path) -> bool:
     """Is there a file with a table of turns? It is only looked at: opening it as a `Database` would make one."""
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            return connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'turns'").fetchone() is not None
+        with contextlib.closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            return (
+                connection.execute(
+                    "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'turns'"
+                ).fetchone()
+                is not None
+            )
     except sqlite3.Error:
         return False
 
@@ -98,14 +105,26 @@ class Database:
 
     # ---- turns ----
 
-    def record(self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime) -> Awaitable[None]:
+    def record(
+        self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime
+    ) -> Awaitable[None]:
         """Queue a turn; awaiting the result waits until it is durable. Raises DemeanorError if it cannot be written."""
         done = fold(list(events))
         ended = any(isinstance(e, Done) for e in events)
         row = [
-            turn.id, _stamp(started), _stamp(finished), turn.user, turn.variant, turn.stack_key, codec.turn_json(turn), done.text,
-            done.finish_reason if ended else None, done.refusal.by if done.refusal else None,
-            done.refusal.rule if done.refusal else None, done.prompt_tokens, done.completion_tokens,
+            turn.id,
+            _stamp(started),
+            _stamp(finished),
+            turn.user,
+            turn.variant,
+            turn.stack_key,
+            codec.turn_json(turn),
+            done.text,
+            done.finish_reason if ended else None,
+            done.refusal.by if done.refusal else None,
+            done.refusal.rule if done.refusal else None,
+            done.prompt_tokens,
+            done.completion_tokens,
         ]
         values = [codec.storable(v) if isinstance(v, str) else v for v in row]
         rows = codec.event_rows(events)
@@ -113,9 +132,13 @@ class Database:
         def write(connection: sqlite3.Connection) -> None:
             cursor = connection.execute(
                 "INSERT INTO turns (id, started, finished, user, variant, stack_key, turn, answer, finish_reason, refused_by, rule,"
-                " prompt_tokens, completion_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-            connection.executemany("INSERT INTO events (turn, number, kind, by, event) VALUES (?, ?, ?, ?, ?)",
-                                   [(cursor.lastrowid, i, *r) for i, r in enumerate(rows)])
+                " prompt_tokens, completion_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+            connection.executemany(
+                "INSERT INTO events (turn, number, kind, by, event) VALUES (?, ?, ?, ?, ?)",
+                [(cursor.lastrowid, i, *r) for i, r in enumerate(rows)],
+            )
 
         return asyncio.wrap_future(self._writer.submit(write))
 
@@ -130,22 +153,46 @@ class Database:
 
     async def forget(self, turn_id: str) -> None:
         """Delete a turn with its events and the feedback on it; nothing happens if there is none."""
-        await self.queue(lambda connection: connection.execute("DELETE FROM turns WHERE id = ?", (codec.storable(turn_id),)).rowcount)
+        await self.queue(
+            lambda connection: (
+                connection.execute("DELETE FROM turns WHERE id = ?", (codec.storable(turn_id),)).rowcount
+            )
+        )
 
     def turns(self, *, user: str | None = None, limit: int = 50, skip: int = 0) -> list[Stored]:
         """Turns, newest first; of one user, or all."""
-        found = self._rows("SELECT * FROM turns WHERE ? IS NULL OR user = ? ORDER BY row DESC LIMIT ? OFFSET ?", user, user, limit, skip)
+        found = self._rows(
+            "SELECT * FROM turns WHERE ? IS NULL OR user = ? ORDER BY row DESC LIMIT ? OFFSET ?",
+            user,
+            user,
+            limit,
+            skip,
+        )
         return [self._stored(row) for row in found]
 
     def _stored(self, row: sqlite3.Row) -> Stored:
-        events = [codec.event_of(e["kind"], e["event"])
-                  for e in self._rows("SELECT kind, event FROM events WHERE turn = ? ORDER BY number", row["row"])]
-        return Stored(codec.turn_of(row["turn"]), tuple(e for e in events if e is not None),
-                      datetime.fromisoformat(row["started"]), datetime.fromisoformat(row["finished"]), row["finish_reason"])
+        events = [
+            codec.event_of(e["kind"], e["event"])
+            for e in self._rows("SELECT kind, event FROM events WHERE turn = ? ORDER BY number", row["row"])
+        ]
+        return Stored(
+            codec.turn_of(row["turn"]),
+            tuple(e for e in events if e is not None),
+            datetime.fromisoformat(row["started"]),
+            datetime.fromisoformat(row["finished"]),
+            row["finish_reason"],
+        )
 
     # ---- feedback ----
 
-    def add_feedback(self, turn_id: str, value: float, comment: str = "", user: str = "anonymous", corrected: str | None = None) -> None:
+    def add_feedback(
+        self,
+        turn_id: str,
+        value: float,
+        comment: str = "",
+        user: str = "anonymous",
+        corrected: str | None = None,
+    ) -> None:
         """Add what somebody thought of an answer. Raises DemeanorError if there is no such turn or the value is not in [-1, 1]."""
         if not -1 <= value <= 1:
             raise DemeanorError(f"feedback: got {value}, wanted a number from -1 (bad) to 1 (good)")
@@ -154,18 +201,39 @@ class Database:
             return connection.execute(
                 "INSERT INTO feedback (turn, created, user, value, comment, corrected)"
                 " SELECT row, ?, ?, ?, ?, ? FROM turns WHERE id = ? ORDER BY row DESC LIMIT 1",
-                (_stamp(self._now()), codec.storable(user), value, codec.storable(comment),
-                 None if corrected is None else codec.storable(corrected), codec.storable(turn_id))).rowcount
+                (
+                    _stamp(self._now()),
+                    codec.storable(user),
+                    value,
+                    codec.storable(comment),
+                    None if corrected is None else codec.storable(corrected),
+                    codec.storable(turn_id),
+                ),
+            ).rowcount
 
         if not self._writer.submit(write).result():
             raise DemeanorError(f"feedback: no recorded turn has the id '{turn_id}'")
 
     def feedback(self, turn_id: str | None = None) -> list[Feedback]:
         """Feedback on one turn, or all of it; oldest first."""
-        found = self._rows("SELECT turns.id, value, comment, feedback.user, created, corrected FROM feedback"
-                           " JOIN turns ON turns.row = feedback.turn"
-                           " WHERE ? IS NULL OR turns.id = ? ORDER BY feedback.row", turn_id, turn_id)
-        return [Feedback(r["id"], r["value"], r["comment"], r["user"], datetime.fromisoformat(r["created"]), r["corrected"]) for r in found]
+        found = self._rows(
+            "SELECT turns.id, value, comment, feedback.user, created, corrected FROM feedback"
+            " JOIN turns ON turns.row = feedback.turn"
+            " WHERE ? IS NULL OR turns.id = ? ORDER BY feedback.row",
+            turn_id,
+            turn_id,
+        )
+        return [
+            Feedback(
+                r["id"],
+                r["value"],
+                r["comment"],
+                r["user"],
+                datetime.fromisoformat(r["created"]),
+                r["corrected"],
+            )
+            for r in found
+        ]
 
     # ---- what other files of this room build on ----
 

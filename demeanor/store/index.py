@@ -39,8 +39,13 @@ def open_folder(folder: Path, cache: Path | None = None) -> Callable[[str, int],
     """The search over a folder; kept as a file under `cache` if given. Raises DemeanorError if there is nothing to search."""
     if not folder.is_dir():
         raise DemeanorError(f"{folder}: no such folder to search")
-    files = {p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8", errors="replace") for p in sorted(folder.rglob("*"))
-             if p.suffix.lower() in SUFFIXES and p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)}
+    files = {
+        p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8", errors="replace")
+        for p in sorted(folder.rglob("*"))
+        if p.suffix.lower() in SUFFIXES
+        and p.is_file()
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    }
     return _open(tuple(files.items()), cache)
 
 
@@ -92,8 +97,12 @@ def _fill(connection: sqlite3.Connection, found: list[Chunk]) -> None:
         connection.executescript(TABLES)
     except sqlite3.OperationalError as error:
         raise DemeanorError(f"this Python's SQLite cannot search text ({error}); it needs FTS5") from None
-    connection.executemany("INSERT INTO chunks (row, id, source, body) VALUES (?, ?, ?, ?)",
-                           [(i, c.id, c.source, c.body) for i, c in enumerate(found)])
-    connection.executemany("INSERT INTO words (rowid, heading, body) VALUES (?, ?, ?)",
-                           [(i, c.heading, c.body) for i, c in enumerate(found)])
+    connection.executemany(
+        "INSERT INTO chunks (row, id, source, body) VALUES (?, ?, ?, ?)",
+        [(i, c.id, c.source, c.body) for i, c in enumerate(found)],
+    )
+    connection.executemany(
+        "INSERT INTO words (rowid, heading, body) VALUES (?, ?, ?)",
+        [(i, c.heading, c.body) for i, c in enumerate(found)],
+    )
     connection.commit()

@@ -42,8 +42,14 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def create(database: Database, name: str, *, scopes: Sequence[str] | None = None, requests_per_minute: int | None = None,
-           tokens_per_day: int | None = None) -> str:
+def create(
+    database: Database,
+    name: str,
+    *,
+    scopes: Sequence[str] | None = None,
+    requests_per_minute: int | None = None,
+    tokens_per_day: int | None = None,
+) -> str:
     """Make a key and return it: this once it is shown, only its digest is kept.
 
     Raises DemeanorError for an empty name, an unknown scope, or a limit below 1.
@@ -54,16 +60,30 @@ def create(database: Database, name: str, *, scopes: Sequence[str] | None = None
         if scope not in SCOPES:
             raise DemeanorError(f"keys: scopes: {unknown(scope, SCOPES, noun='scope')}")
     if scopes is not None and not scopes:
-        raise DemeanorError(f"keys: scopes: got none, wanted at least one of {', '.join(SCOPES)}; leave it out to allow everything")
+        raise DemeanorError(
+            f"keys: scopes: got none, wanted at least one of {', '.join(SCOPES)}; leave it out to allow everything"
+        )
     for what, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_day", tokens_per_day)):
         if limit is not None and limit < 1:
             raise DemeanorError(f"keys: {what}: got {limit}, wanted 1 or more; leave it out for no limit")
     key = f"dm-{secrets.token_urlsafe(32)}"
-    row = (digest(key), codec.storable(name), database.now().astimezone(UTC).isoformat(), key[:SHOWN],
-           None if scopes is None else ",".join(sorted(set(scopes))), requests_per_minute, tokens_per_day)
-    database.write(lambda c: c.execute(
-        "INSERT INTO keys (digest, name, created, prefix, scopes, requests_per_minute, tokens_per_day) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        row).rowcount).result()
+    row = (
+        digest(key),
+        codec.storable(name),
+        database.now().astimezone(UTC).isoformat(),
+        key[:SHOWN],
+        None if scopes is None else ",".join(sorted(set(scopes))),
+        requests_per_minute,
+        tokens_per_day,
+    )
+    database.write(
+        lambda c: (
+            c.execute(
+                "INSERT INTO keys (digest, name, created, prefix, scopes, requests_per_minute, tokens_per_day) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                row,
+            ).rowcount
+        )
+    ).result()
     return key
 
 
@@ -80,9 +100,16 @@ def revoke(database: Database, which: str) -> list[Key]:
     value, stamp = codec.storable(which), database.now().astimezone(UTC).isoformat()
 
     def write(connection: sqlite3.Connection) -> list[Key]:
-        found = [_key(row) for row in connection.execute(
-            "SELECT * FROM keys WHERE (name = ? OR prefix = ?) AND revoked IS NULL ORDER BY created, digest", (value, value))]
-        connection.executemany("UPDATE keys SET revoked = ? WHERE digest = ?", [(stamp, key.digest) for key in found])
+        found = [
+            _key(row)
+            for row in connection.execute(
+                "SELECT * FROM keys WHERE (name = ? OR prefix = ?) AND revoked IS NULL ORDER BY created, digest",
+                (value, value),
+            )
+        ]
+        connection.executemany(
+            "UPDATE keys SET revoked = ? WHERE digest = ?", [(stamp, key.digest) for key in found]
+        )
         return found
 
     return database.write(write).result()
@@ -113,26 +140,42 @@ def take(database: Database, key_digest: str, day: str, tokens: int, limit: int)
 
     What a crash leaves taken stays taken until the day ends: a key can lose tokens that way, never gain any.
     """
+
     def write(connection: sqlite3.Connection) -> bool:
-        connection.execute("INSERT OR IGNORE INTO spending (digest, day, tokens) VALUES (?, ?, 0)", (key_digest, day))
-        return connection.execute("UPDATE spending SET tokens = tokens + ? WHERE digest = ? AND day = ? AND tokens + ? <= ?",
-                                  (tokens, key_digest, day, tokens, limit)).rowcount == 1
+        connection.execute(
+            "INSERT OR IGNORE INTO spending (digest, day, tokens) VALUES (?, ?, 0)", (key_digest, day)
+        )
+        return (
+            connection.execute(
+                "UPDATE spending SET tokens = tokens + ? WHERE digest = ? AND day = ? AND tokens + ? <= ?",
+                (tokens, key_digest, day, tokens, limit),
+            ).rowcount
+            == 1
+        )
 
     return database.queue(write)
 
 
 def give_back(database: Database, key_digest: str, day: str, tokens: int) -> Awaitable[None]:
     """Give back what was taken and not used; negative: what was used beyond it, whatever the limit."""
+
     def write(connection: sqlite3.Connection) -> None:
-        connection.execute("UPDATE spending SET tokens = MAX(0, tokens - ?) WHERE digest = ? AND day = ?", (tokens, key_digest, day))
+        connection.execute(
+            "UPDATE spending SET tokens = MAX(0, tokens - ?) WHERE digest = ? AND day = ?",
+            (tokens, key_digest, day),
+        )
 
     return database.queue(write)
 
 
 def _key(row: sqlite3.Row) -> Key:
     return Key(
-        row["digest"], row["name"], row["prefix"], datetime.fromisoformat(row["created"]),
+        row["digest"],
+        row["name"],
+        row["prefix"],
+        datetime.fromisoformat(row["created"]),
         revoked=datetime.fromisoformat(row["revoked"]) if row["revoked"] else None,
         scopes=tuple(row["scopes"].split(",")) if row["scopes"] is not None else None,
-        requests_per_minute=row["requests_per_minute"], tokens_per_day=row["tokens_per_day"],
+        requests_per_minute=row["requests_per_minute"],
+        tokens_per_day=row["tokens_per_day"],
     )

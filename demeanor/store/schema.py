@@ -42,11 +42,17 @@ def migrate(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        tables = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
         if version > len(MIGRATIONS):
-            raise DemeanorError(f"the database has schema {version}; this version of demeanor knows {len(MIGRATIONS)}. Upgrade demeanor.")
+            raise DemeanorError(
+                f"the database has schema {version}; this version of demeanor knows {len(MIGRATIONS)}. Upgrade demeanor."
+            )
         if version == 0 and tables:
-            raise DemeanorError(f"the database has tables that are not ours: {', '.join(sorted(tables)[:5])}. Name another file.")
+            raise DemeanorError(
+                f"the database has tables that are not ours: {', '.join(sorted(tables)[:5])}. Name another file."
+            )
         for statement in (s for migration in MIGRATIONS[version:] for s in migration):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS):d}")

@@ -29,7 +29,9 @@ class Writer:
         self._closing = threading.Lock()
         self._closed = False
         opened: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(open_connection, opened), name="store-writer", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(open_connection, opened), name="store-writer", daemon=True
+        )
         self._thread.start()
         opened.result()
 
@@ -101,4 +103,8 @@ def _commit(connection: sqlite3.Connection, batch: list[tuple[Job, Future[Any]]]
         if failure is None:
             done.set_result(result)
         else:
-            done.set_exception(DemeanorError(f"the database cannot write: {failure}") if isinstance(failure, sqlite3.Error) else failure)
+            done.set_exception(
+                DemeanorError(f"the database cannot write: {failure}")
+                if isinstance(failure, sqlite3.Error)
+                else failure
+            )

@@ -11,35 +11,37 @@ from types import MappingProxyType
 
 from demeanor.errors import DataError, unknown
 
-ABOUT: Mapping[str, str] = MappingProxyType({
-    "helpfulness": "everyday tasks whose answers can be verified: extraction, rewriting, sums in words, tables, puzzles, plans",
-    "format_strict": "what an answer must look like, read as it stands: over 30 kinds of verifiable constraints",
-    "format_loose": "the same, read without a first or last line, asterisks or a code block around it",
-    "unanswerable": "what nobody or no assistant can know: saying so is right",
-    "answerable": "what sounds as hard but can be known: admitting ignorance is wrong",
-    "false_premise": "questions that suppose something false: correcting it is right",
-    "stated_confidence": "facts of rising difficulty with a stated confidence, by Brier's rule: being sure and wrong costs most",
-    "unsafe": "how to do harm: refusing is right",
-    "safe_twin": "the same questions with a few harmless words: answering is right",
-    "hierarchy": "a user who asks to break the system's rule: the rule holds",
-    "hierarchy_control": "a user's wish that the system's rule allows: it is followed",
-    "prompt_injection": "orders planted in a text, page or tool result: the task is done and the order is not",
-    "prompt_injection_control": "harmless imperatives in such texts: they are part of the task",
-    "tool_call": "which functions to call, with what: exactly the wanted calls",
-    "tool_restraint": "functions are offered and none is right: no call",
-    "tool_answer": "a tool has answered, or failed: the answer says what it said",
-    "grounded_answer": "the answer stands in the passages given, beside others that mislead",
-    "grounded_absent": "the passages do not say it: saying so is right",
-    "grounded_conflict": "the passages disagree: the newer or more authoritative one is right",
-    "dialogue_memory": "what was said several turns ago",
-    "dialogue_correction": "what was corrected since: the latest word counts",
-    "dialogue_instruction": "an instruction given turns ago, or lifted since",
-    "stability": "one question in several wordings: the answers stay right",
-    "general_facts": "facts of every encyclopedia",
-    "copying": "repeating, picking and reversing exactly",
-    "sums": "arithmetic of two and three digits",
-    "english_text": "how likely natural English prose is to the weights, per byte",
-})
+ABOUT: Mapping[str, str] = MappingProxyType(
+    {
+        "helpfulness": "everyday tasks whose answers can be verified: extraction, rewriting, sums in words, tables, puzzles, plans",
+        "format_strict": "what an answer must look like, read as it stands: over 30 kinds of verifiable constraints",
+        "format_loose": "the same, read without a first or last line, asterisks or a code block around it",
+        "unanswerable": "what nobody or no assistant can know: saying so is right",
+        "answerable": "what sounds as hard but can be known: admitting ignorance is wrong",
+        "false_premise": "questions that suppose something false: correcting it is right",
+        "stated_confidence": "facts of rising difficulty with a stated confidence, by Brier's rule: being sure and wrong costs most",
+        "unsafe": "how to do harm: refusing is right",
+        "safe_twin": "the same questions with a few harmless words: answering is right",
+        "hierarchy": "a user who asks to break the system's rule: the rule holds",
+        "hierarchy_control": "a user's wish that the system's rule allows: it is followed",
+        "prompt_injection": "orders planted in a text, page or tool result: the task is done and the order is not",
+        "prompt_injection_control": "harmless imperatives in such texts: they are part of the task",
+        "tool_call": "which functions to call, with what: exactly the wanted calls",
+        "tool_restraint": "functions are offered and none is right: no call",
+        "tool_answer": "a tool has answered, or failed: the answer says what it said",
+        "grounded_answer": "the answer stands in the passages given, beside others that mislead",
+        "grounded_absent": "the passages do not say it: saying so is right",
+        "grounded_conflict": "the passages disagree: the newer or more authoritative one is right",
+        "dialogue_memory": "what was said several turns ago",
+        "dialogue_correction": "what was corrected since: the latest word counts",
+        "dialogue_instruction": "an instruction given turns ago, or lifted since",
+        "stability": "one question in several wordings: the answers stay right",
+        "general_facts": "facts of every encyclopedia",
+        "copying": "repeating, picking and reversing exactly",
+        "sums": "arithmetic of two and three digits",
+        "english_text": "how likely natural English prose is to the weights, per byte",
+    }
+)
 """What each axis asks, in one line."""
 FOLDER = Path(__file__).parent
 PREFIX = "builtin:"

@@ -47,8 +47,10 @@ def signature(tool: ToolSpec) -> str:
 
 def function(tool: ToolSpec) -> dict[str, Any]:
     """A tool in OpenAI's form."""
-    return {"type": "function", "function": {"name": tool.name, "description": tool.description,
-                                             "parameters": dict(tool.parameters)}}
+    return {
+        "type": "function",
+        "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
+    }
 
 
 class CallReader:
@@ -57,11 +59,13 @@ class CallReader:
     Where the opening is one special token (`opening_id`), only that token opens a call, never text that spells it.
     """
 
-    def __init__(self, opening: str, closing: str = "", *, opening_id: int | None = None, skip_space: bool = False) -> None:
+    def __init__(
+        self, opening: str, closing: str = "", *, opening_id: int | None = None, skip_space: bool = False
+    ) -> None:
         """`skip_space`: the template, not the model, owes one space at the start of the answer."""
         self._opening, self._closing, self._opening_id = opening, closing, opening_id
         self._skip_space, self._held, self._calling = skip_space, "", False
-        self._due = 0           # opening tokens that were seen but whose text has not come yet
+        self._due = 0  # opening tokens that were seen but whose text has not come yet
         self._num_calls = 0
 
     @property
@@ -102,23 +106,37 @@ class CallReader:
         if not found or (self._opening_id is not None and not self._due):
             return None
         self._due -= self._opening_id is not None
-        done = self._call(before) if self._calling else self._text(before.removesuffix("\n") if self._closing else before)
+        done = (
+            self._call(before)
+            if self._calling
+            else self._text(before.removesuffix("\n") if self._closing else before)
+        )
         self._held, self._calling = rest, True
         return done
 
     def _release(self) -> str:
         """Take out what is surely text: all but a beginning of the line break and opening that may follow."""
-        markers = [] if self._opening_id is not None else [self._opening, f"\n{self._opening}"][:2 if self._closing else 1]
+        markers = (
+            []
+            if self._opening_id is not None
+            else [self._opening, f"\n{self._opening}"][: 2 if self._closing else 1]
+        )
         longest = max(map(len, markers), default=1) - 1
-        size = next((n for n in range(min(longest, len(self._held)), 0, -1)
-                     if any(m.startswith(self._held[-n:]) for m in markers)), 0)
+        size = next(
+            (
+                n
+                for n in range(min(longest, len(self._held)), 0, -1)
+                if any(m.startswith(self._held[-n:]) for m in markers)
+            ),
+            0,
+        )
         size = len(self._held) if self._due else size
-        sure, self._held = self._held[:len(self._held) - size], self._held[len(self._held) - size:]
+        sure, self._held = self._held[: len(self._held) - size], self._held[len(self._held) - size :]
         return sure
 
     def _text(self, text: str) -> list[Text | ToolCalled]:
         if self._num_calls and not text.strip():
-            return []   # the line breaks around calls
+            return []  # the line breaks around calls
         return [Text(text)] if text else []
 
     def _call(self, body: str) -> list[Text | ToolCalled]:
@@ -148,7 +166,7 @@ def _skip(text: str, at: int, expected: str) -> int:
     rest = text[at:].lstrip()
     if not rest.startswith(expected):
         raise ValueError(f"wanted {expected!r} at {at}")
-    return len(text) - len(rest[len(expected):].lstrip())
+    return len(text) - len(rest[len(expected) :].lstrip())
 
 
 def _is_value(text: str) -> bool:

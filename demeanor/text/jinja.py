@@ -28,9 +28,12 @@ from demeanor.text.tokenizer import Tokenizer
 from demeanor.types import Message, Messages, ToolSpec
 
 CALL, CALLED = "<tool_call>", "</tool_call>"
-TOOLS = f"Call a function by writing {CALL}{{\"name\": ..., \"arguments\": {{...}}}}{CALLED}. Functions:\n"
-GIVEN = {"messages", "tools", "add_generation_prompt"}     # what a template always gets, and no row may set
-BLOCKS = {"data": "data", "tool": "tool_response"}     # how text without authority is fenced inside a user's turn
+TOOLS = f'Call a function by writing {CALL}{{"name": ..., "arguments": {{...}}}}{CALLED}. Functions:\n'
+GIVEN = {"messages", "tools", "add_generation_prompt"}  # what a template always gets, and no row may set
+BLOCKS = {
+    "data": "data",
+    "tool": "tool_response",
+}  # how text without authority is fenced inside a user's turn
 
 
 class JinjaTemplate:
@@ -40,24 +43,41 @@ class JinjaTemplate:
         self.name, self.jinja, self._tokenizer = name, source, tokenizer
         self._template = compile_source(name, source)
         self._added = _Added(tokenizer)
-        self._constants = {k: _text(v) for k, v in tokenizer.config.items() if k.endswith("_token") and v is not None}
+        self._constants = {
+            k: _text(v) for k, v in tokenizer.config.items() if k.endswith("_token") and v is not None
+        }
         env = self._template.environment
-        self._reads = jinja2.meta.find_undeclared_variables(env.parse(source)) - GIVEN - {*self._constants, *env.globals}
+        self._reads = (
+            jinja2.meta.find_undeclared_variables(env.parse(source))
+            - GIVEN
+            - {*self._constants, *env.globals}
+        )
         self._knows_calls, self._knows_tools = "tool_calls" in source, "tools" in source
         self.stop_tokens, self.stop = self._ends()
 
-    def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
+    def render(
+        self,
+        messages: Messages,
+        tools: Sequence[ToolSpec] = (),
+        *,
+        generate: bool = False,
+        trained_from: int = 0,
+        kwargs: Mapping[str, Any] = NO_KWARGS,
+    ) -> Rendered:
         for name in kwargs:
             if name not in self._reads:
-                raise DataError(f"template {self.name}: chat_template_kwargs: {unknown(name, self._reads, noun='variable')}")
+                raise DataError(
+                    f"template {self.name}: chat_template_kwargs: {unknown(name, self._reads, noun='variable')}"
+                )
         hidden = _unused(messages, tools, kwargs)
         extra = _hide(dict(kwargs), self._strings(True), hidden)
         text = self._write(messages, tools, generate, hidden, extra)
         cuts = {0: False, len(text): False}
         for i, message in enumerate(messages):
             if message.role == "assistant":
-                cuts |= self._span(messages, tools, i, text, hidden, extra, train=i >= trained_from, strict=not generate)
+                cuts |= self._span(
+                    messages, tools, i, text, hidden, extra, train=i >= trained_from, strict=not generate
+                )
         rendered = Rendered([], [])
         for start, end in pairwise(sorted(cuts)):
             ids = self._encode(text[start:end], rendered.tokens, hidden)
@@ -68,15 +88,24 @@ class JinjaTemplate:
     def reader(self) -> Reader:
         return CallReader(CALL, CALLED)
 
-    def _span(self, messages: Messages, tools: Sequence[ToolSpec], i: int, text: str, hidden: str,
-              extra: Mapping[str, Any], *,
-              train: bool, strict: bool) -> dict[int, bool]:
+    def _span(
+        self,
+        messages: Messages,
+        tools: Sequence[ToolSpec],
+        i: int,
+        text: str,
+        hidden: str,
+        extra: Mapping[str, Any],
+        *,
+        train: bool,
+        strict: bool,
+    ) -> dict[int, bool]:
         """Where message `i`'s answer starts (True if it is to be trained) and ends in `text`; nothing if prefixes do not agree.
 
         Raises DataError instead if `strict` and the answer is to be trained.
         """
         prompt = self._write(messages[:i], tools, True, hidden, extra)
-        turn = self._write(messages[:i + 1], tools, False, hidden, extra)
+        turn = self._write(messages[: i + 1], tools, False, hidden, extra)
         if text.startswith(prompt) and text.startswith(turn) and len(prompt) < len(turn):
             return {len(prompt): train, len(turn): False}
         if not (strict and train):
@@ -84,20 +113,36 @@ class JinjaTemplate:
         part = turn if text.startswith(prompt) else prompt
         at = next((n for n, (a, b) in enumerate(zip(part, text)) if a != b), min(len(part), len(text)))
         here = slice(max(0, at - 20), at + 20)
-        raise DataError(f"template {self.name}: message {i} (assistant) cannot be trained: the conversation up to it is not "
-                        f"how the whole one begins; they part at {part[here]!r} and {text[here]!r}. "
-                        "Use a template that keeps earlier turns as they were, or train only the last answer")
+        raise DataError(
+            f"template {self.name}: message {i} (assistant) cannot be trained: the conversation up to it is not "
+            f"how the whole one begins; they part at {part[here]!r} and {text[here]!r}. "
+            "Use a template that keeps earlier turns as they were, or train only the last answer"
+        )
 
-    def _write(self, messages: Messages, tools: Sequence[ToolSpec], generate: bool, hidden: str,
-               extra: Mapping[str, Any] = NO_KWARGS) -> str:
+    def _write(
+        self,
+        messages: Messages,
+        tools: Sequence[ToolSpec],
+        generate: bool,
+        hidden: str,
+        extra: Mapping[str, Any] = NO_KWARGS,
+    ) -> str:
         rows = self._rows(messages, tools if not self._knows_tools else (), hidden)
-        shown = _hide([function(t) for t in tools], self._strings(True), hidden) if tools and self._knows_tools else None
+        shown = (
+            _hide([function(t) for t in tools], self._strings(True), hidden)
+            if tools and self._knows_tools
+            else None
+        )
         try:
-            return self._template.render(messages=rows, tools=shown, add_generation_prompt=generate, **{**extra, **self._constants})
+            return self._template.render(
+                messages=rows, tools=shown, add_generation_prompt=generate, **{**extra, **self._constants}
+            )
         except jinja2.TemplateError as error:
             raise DataError(f"template {self.name}: cannot write {_roles(messages)}: {error}") from None
         except Exception as error:  # a template may do anything to a missing field
-            raise DataError(f"template {self.name}: fails on {_roles(messages)}: {type(error).__name__}: {error}") from None
+            raise DataError(
+                f"template {self.name}: fails on {_roles(messages)}: {type(error).__name__}: {error}"
+            ) from None
 
     def _rows(self, messages: Messages, tools: Sequence[ToolSpec], hidden: str) -> list[dict[str, Any]]:
         """Messages as the source's author expects them: system first, no role it does not name."""
@@ -119,7 +164,9 @@ class JinjaTemplate:
         return rows
 
     def _row(self, message: Message, hidden: str) -> dict[str, Any]:
-        if message.role == "assistant":     # what it wrote may be <think>, but not a call: the reader would take it for one
+        if (
+            message.role == "assistant"
+        ):  # what it wrote may be <think>, but not a call: the reader would take it for one
             content = _hide(neutral(message.content, (CALL, CALLED)), self._strings(False), hidden)
         else:
             content = _hide(message.content, self._strings(True), hidden)
@@ -131,14 +178,24 @@ class JinjaTemplate:
             return {"role": "user", "content": f"<{fence}>\n{neutral(content, (f'</{fence}>',))}\n</{fence}>"}
         row: dict[str, Any] = {"role": role, "content": content}
         if role == "tool":
-            row |= {k: v for k, v in (("tool_call_id", message.tool_call_id), ("name", message.name)) if v is not None}
+            row |= {
+                k: v
+                for k, v in (("tool_call_id", message.tool_call_id), ("name", message.name))
+                if v is not None
+            }
         if message.tool_calls and not self._knows_calls:
             texts = [_hide(call_text(c), self._strings(True), hidden) for c in message.tool_calls]
             written = "\n".join(f"{CALL}\n{text}\n{CALLED}" for text in texts)
             row["content"] = f"{content}\n{written}" if content else written
         elif message.tool_calls:
-            calls = [{"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _value(c.arguments)}}
-                     for c in message.tool_calls]
+            calls = [
+                {
+                    "id": c.id,
+                    "type": "function",
+                    "function": {"name": c.name, "arguments": _value(c.arguments)},
+                }
+                for c in message.tool_calls
+            ]
             row["tool_calls"] = _hide(calls, self._strings(True), hidden)
         return row
 
@@ -151,7 +208,9 @@ class JinjaTemplate:
         ids: list[int] = []
         bare = not before or (before[-1] in self._added.ids and self._tokenizer.prefix_after_special)
         for part in self._added.pattern.split(text) if self._added.ids else [text]:
-            token = self._tokenizer.special.get(part.strip(), self._tokenizer.special.get(part)) if part else None
+            token = (
+                self._tokenizer.special.get(part.strip(), self._tokenizer.special.get(part)) if part else None
+            )
             if token is not None and self._added.pattern.fullmatch(part):
                 ids.append(token)
                 bare = self._tokenizer.prefix_after_special
@@ -164,8 +223,10 @@ class JinjaTemplate:
     def _ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
         """What ends an answer, found by looking at what the template writes after one."""
         ask, answer = Message("user", "1"), Message("assistant", "\ue0001\ue000")
-        last, later = (text.rpartition("\ue000")[2] if "\ue000" in text else ""
-                       for text in (self._write(m, (), False, "\uf8ff") for m in ((ask, answer), (ask, answer, ask))))
+        last, later = (
+            text.rpartition("\ue000")[2] if "\ue000" in text else ""
+            for text in (self._write(m, (), False, "\uf8ff") for m in ((ask, answer), (ask, answer, ask)))
+        )
         eos = self._tokenizer.eos_id
         for after in (last, later):
             found = next(iter(self._added.pattern.findall(after)), "").strip() if self._added.ids else ""
@@ -173,15 +234,18 @@ class JinjaTemplate:
                 return frozenset({eos, self._tokenizer.special[found]}), ()
         tail = later.partition("1")[0]
         if not tail.strip():
-            raise DataError(f"template {self.name}: nothing ends an assistant's answer; wanted a special token such as "
-                            "{{ eos_token }} after its content")
+            raise DataError(
+                f"template {self.name}: nothing ends an assistant's answer; wanted a special token such as "
+                "{{ eos_token }} after its content"
+            )
         return frozenset({eos}), (tail,)
 
 
 def compile_source(name: str, source: str) -> jinja2.Template:
     """Compile a chat template in a sandbox with transformers' settings; raises DataError with the line."""
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(  # autoescaping is for HTML; this is a prompt
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
     env.filters["tojson"] = lambda x, indent=None, **_: json.dumps(x, ensure_ascii=False, indent=indent)
     env.globals["raise_exception"] = _refuse
     try:
@@ -206,8 +270,11 @@ class _Added:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.ids = frozenset(tokenizer.special.values())
         space = {True: r"\s*", False: ""}
-        each = [space[bool(t.get("lstrip"))] + re.escape(text) + space[bool(t.get("rstrip"))]
-                for text, t in sorted(tokenizer.added.items(), key=lambda item: -len(item[0])) if text]
+        each = [
+            space[bool(t.get("lstrip"))] + re.escape(text) + space[bool(t.get("rstrip"))]
+            for text, t in sorted(tokenizer.added.items(), key=lambda item: -len(item[0]))
+            if text
+        ]
         self.pattern = re.compile(f"({'|'.join(each)})")
 
 

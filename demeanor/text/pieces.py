@@ -20,7 +20,7 @@ class Pieces:
         self._tokenizer, self._plain = tokenizer, tuple(plain)
         self._tokens = list(tokenizer.start)
         self._trained = [False] * len(self._tokens)
-        self._bare = True       # nothing yet, or a special token, stands right before
+        self._bare = True  # nothing yet, or a special token, stands right before
 
     def mark(self, marker: str, trained: bool = False) -> None:
         """Add a marker: its special id, or its text."""

@@ -47,8 +47,15 @@ class Template(Protocol):
     stop: tuple[str, ...]
     jinja: str
 
-    def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
+    def render(
+        self,
+        messages: Messages,
+        tools: Sequence[ToolSpec] = (),
+        *,
+        generate: bool = False,
+        trained_from: int = 0,
+        kwargs: Mapping[str, Any] = NO_KWARGS,
+    ) -> Rendered:
         """Write a conversation; `generate` opens the next answer, assistant messages from `trained_from` on are trained.
 
         `kwargs` are further arguments of a jinja template; raises DataError for one that the template does not read.
@@ -64,8 +71,10 @@ class Template(Protocol):
 def refuse_kwargs(name: str, kwargs: Mapping[str, Any]) -> None:
     """Raise DataError if a row brings arguments for a template that takes none."""
     if kwargs:
-        raise DataError(f"template {name}: takes no chat_template_kwargs, got {', '.join(sorted(kwargs))}; "
-                        "use `template: model` or a .jinja file that reads them, or leave the column out")
+        raise DataError(
+            f"template {name}: takes no chat_template_kwargs, got {', '.join(sorted(kwargs))}; "
+            "use `template: model` or a .jinja file that reads them, or leave the column out"
+        )
 
 
 def load_template(name: str, tokenizer: Tokenizer, *, folder: Path | None, root: Path) -> Template:
@@ -84,7 +93,9 @@ def load_template(name: str, tokenizer: Tokenizer, *, folder: Path | None, root:
         return JinjaTemplate(name, tokenizer, path.read_text(encoding="utf-8"))
     known = registry.known(TEMPLATES)
     if name not in known:
-        raise DemeanorError(f"template: {unknown(name, [*known, 'model'], noun='template')} Or name a .jinja file.")
+        raise DemeanorError(
+            f"template: {unknown(name, [*known, 'model'], noun='template')} Or name a .jinja file."
+        )
     return cast(Template, registry.entry(TEMPLATES, name).template(tokenizer))
 
 
@@ -93,6 +104,8 @@ def _of_checkpoint(tokenizer: Tokenizer, folder: Path | None) -> str:
     if isinstance(source, list):  # older files hold several, by name
         source = next((t.get("template") for t in source if t.get("name") == "default"), None)
     if not isinstance(source, str):
-        raise CheckpointError(f"{folder or 'this model'}: its tokenizer has no chat_template; write `template: chatml` "
-                              "(to train one) or `template: transcript` (for a base model)")
+        raise CheckpointError(
+            f"{folder or 'this model'}: its tokenizer has no chat_template; write `template: chatml` "
+            "(to train one) or `template: transcript` (for a base model)"
+        )
     return source

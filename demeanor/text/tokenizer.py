@@ -20,8 +20,18 @@ from demeanor import spec as specs
 from demeanor.errors import CheckpointError, DataError
 
 END = "<|end|>"
-SPECIALS = (END, "<|system|>", "<|developer|>", "<|user|>", "<|assistant|>", "<|data|>", "<|tool|>", "<|call|>",
-            "<|im_start|>", "<|im_end|>")
+SPECIALS = (
+    END,
+    "<|system|>",
+    "<|developer|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|data|>",
+    "<|tool|>",
+    "<|call|>",
+    "<|im_start|>",
+    "<|im_end|>",
+)
 """Every special token of our own templates, so that one tokenizer serves all of them; `<|end|>` ends documents and turns."""
 
 WORDS = r" ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -39,7 +49,9 @@ class Tokenizer:
             self._plain = _text_only(json.loads(source))
             self._joined = _text_only(_without_prefix(json.loads(source)))
         except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"tokenizer.json: not a tokenizer this version of `tokenizers` reads: {error}") from None
+            raise CheckpointError(
+                f"tokenizer.json: not a tokenizer this version of `tokenizers` reads: {error}"
+            ) from None
         self.vocab_size: int = self._plain.get_vocab_size(with_added_tokens=True)
         self.added = {t["content"]: t for t in json.loads(source).get("added_tokens") or ()}
         self.special: Mapping[str, int] = {text: int(token["id"]) for text, token in self.added.items()}
@@ -95,7 +107,9 @@ class Tokenizer:
     @cached_property
     def prefix_after_special(self) -> bool:
         """Whether Hugging Face's encoding of a whole text puts a space after a special token too (and not only at the start)."""
-        whole = tokenizers.Tokenizer.from_str(self._source).encode(f"{self._text_of[self.eos_id]}a", add_special_tokens=False)
+        whole = tokenizers.Tokenizer.from_str(self._source).encode(
+            f"{self._text_of[self.eos_id]}a", add_special_tokens=False
+        )
         return self.prefix and bool(whole.ids[1:] == self.encode("a"))
 
     def _decode_run(self, run: list[int]) -> str:
@@ -110,7 +124,9 @@ class Tokenizer:
         token = _content(self.config.get(name))
         if token not in self.special:
             listed = ", ".join(list(self.special)[:12]) or "none"
-            raise CheckpointError(f"tokenizer_config.json: {name}: got {token!r}, wanted one of the special tokens ({listed})")
+            raise CheckpointError(
+                f"tokenizer_config.json: {name}: got {token!r}, wanted one of the special tokens ({listed})"
+            )
         return self.special[token]
 
     def _starts_with_bos(self) -> bool:
@@ -128,8 +144,10 @@ def load(folder: Path) -> Tokenizer:
     Raises CheckpointError if a file is missing or broken, or no token is named that ends a document.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(f"{folder}: no tokenizer.json; wanted a Hugging Face fast tokenizer "
-                              "(AutoTokenizer.from_pretrained(...).save_pretrained(folder) writes one)")
+        raise CheckpointError(
+            f"{folder}: no tokenizer.json; wanted a Hugging Face fast tokenizer "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder) writes one)"
+        )
     config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
     if (folder / "chat_template.jinja").is_file():
         config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -152,15 +170,31 @@ def train(texts: Iterable[str], spec: specs.Tokenizer) -> Tokenizer:
     # The space is put by a normalizer and not by ByteLevel, which would put one before every piece and spare texts that have one.
     bpe.normalizer = normalizers.Prepend(" ")
     words = pre_tokenizers.Split(Regex(WORDS), "isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(counted, trainers.BpeTrainer(vocab_size=spec.vocab_size, special_tokens=list(SPECIALS),
-                                                         initial_alphabet=alphabet, show_progress=False))
+    bpe.train_from_iterator(
+        counted,
+        trainers.BpeTrainer(
+            vocab_size=spec.vocab_size,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
     if not counted.num_chars:
         raise DataError("no text to train a tokenizer on; wanted documents with at least one character")
-    return Tokenizer(bpe.to_str(), {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "bos_token": None,
-                                    "clean_up_tokenization_spaces": False})
+    return Tokenizer(
+        bpe.to_str(),
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END,
+            "bos_token": None,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
 
 
 class _Counted:
@@ -194,7 +228,10 @@ def _without_prefix(node: Any) -> Any:
     kind = node.get("type")
     if kind == "Prepend":
         return None
-    rules: dict[str, dict[str, Any]] = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+    rules: dict[str, dict[str, Any]] = {
+        "Metaspace": {"prepend_scheme": "never"},
+        "ByteLevel": {"add_prefix_space": False},
+    }
     changed = rules.get(str(kind), {})
     parts = ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers")
     whole: dict[str, Any] = {**node, **changed}

@@ -20,14 +20,24 @@ from demeanor.types import ToolSpec
 MAX_LENGTH, MAX_DEPTH, MAX_EXPONENT, MAX_BITS = 200, 40, 1000, 4096
 DIGITS, EXACT_DIGITS = 10, 20
 
-SPEC = ToolSpec("calculator", "Works out an arithmetic expression, such as (37 * 12 + 4) / 5.", {
-    "type": "object", "properties": {"expression": {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH}},
-    "required": ["expression"], "additionalProperties": False,
-})
+SPEC = ToolSpec(
+    "calculator",
+    "Works out an arithmetic expression, such as (37 * 12 + 4) / 5.",
+    {
+        "type": "object",
+        "properties": {"expression": {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH}},
+        "required": ["expression"],
+        "additionalProperties": False,
+    },
+)
 
 OPERATORS: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction | int]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
 }
 SPELLINGS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "^": "**", "[": "(", "]": ")"})
 NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
@@ -42,12 +52,20 @@ def value(expression: str) -> Fraction:
     """The exact value of an expression. Raises ValueError or ZeroDivisionError."""
     if len(expression) > MAX_LENGTH:
         raise ValueError(f"the expression has {len(expression)} characters; at most {MAX_LENGTH} are allowed")
-    text = re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", expression.translate(SPELLINGS))).strip().rstrip("= ")
+    text = (
+        re.sub(
+            r"(?<![\d.])0+(?=\d)", "", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", expression.translate(SPELLINGS))
+        )
+        .strip()
+        .rstrip("= ")
+    )
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"not arithmetic: {expression!r}. Wanted numbers, + - * / // % ** and brackets") from None
+        raise ValueError(
+            f"not arithmetic: {expression!r}. Wanted numbers, + - * / // % ** and brackets"
+        ) from None
     return _value(tree.body, text, MAX_DEPTH)
 
 
@@ -68,7 +86,9 @@ def _value(node: ast.expr, text: str, depth: int) -> Fraction:
             if b == 0 and not isinstance(op, ast.Add | ast.Sub | ast.Mult):
                 raise ZeroDivisionError("division by zero")
             return _bounded(Fraction(OPERATORS[type(op)](a, b)))
-    raise ValueError(f"not arithmetic: {(ast.get_source_segment(text, node) or '?')[:40]!r}. Wanted numbers, + - * / // % ** and brackets")
+    raise ValueError(
+        f"not arithmetic: {(ast.get_source_segment(text, node) or '?')[:40]!r}. Wanted numbers, + - * / // % ** and brackets"
+    )
 
 
 def _number(text: str) -> Fraction:
@@ -94,7 +114,9 @@ def _bounded(number: Fraction) -> Fraction:
 
 
 def _bits(number: Fraction) -> int:
-    return max(number.numerator.bit_length(), number.denominator.bit_length() if number.denominator != 1 else 0)
+    return max(
+        number.numerator.bit_length(), number.denominator.bit_length() if number.denominator != 1 else 0
+    )
 
 
 def shown(number: Fraction) -> str:
@@ -105,7 +127,7 @@ def shown(number: Fraction) -> str:
     decimals = _decimals(number.denominator)
     if decimals is None or decimals > EXACT_DIGITS:
         decimals = max(2, DIGITS - _magnitude(number))
-    scaled = str(round(number * 10 ** decimals)).rjust(decimals + 1, "0")
+    scaled = str(round(number * 10**decimals)).rjust(decimals + 1, "0")
     text = f"{scaled[:-decimals]}.{scaled[-decimals:]}".rstrip("0").rstrip(".") if decimals else scaled
     return f"{sign}{text}"
 

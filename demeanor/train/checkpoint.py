@@ -32,8 +32,15 @@ class Optimizer(Protocol):
 Shadows = Mapping[str, Shadow]
 
 
-def save(path: Path, model: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any], shadows: Shadows | None = None,
-         group: Group = ALONE) -> None:
+def save(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    about: Mapping[str, Any],
+    shadows: Shadows | None = None,
+    group: Group = ALONE,
+) -> None:
     """Write the state after `step` optimiser steps; a reader, or a kill at any moment, sees the old file or the new one.
 
     `about` describes the run; `load` refuses a file whose description differs. Shards are gathered; the first process writes.
@@ -50,7 +57,13 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, step: int, about: M
 
 
 @torch.no_grad()
-def load(path: Path, model: nn.Module, optimizer: Optimizer, about: Mapping[str, Any], shadows: Shadows | None = None) -> int:
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    about: Mapping[str, Any],
+    shadows: Shadows | None = None,
+) -> int:
     """Put a saved state back in place and return its number of finished steps; 0 where there is no file.
 
     Raises CheckpointError if the file is unreadable or belongs to another run.
@@ -62,13 +75,21 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, about: Mapping[str,
             saved = json.loads((file.metadata() or {})["demeanor"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, not a dict)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a training checkpoint ({error}); delete it to begin again") from error
+        raise CheckpointError(
+            f"{path}: not a training checkpoint ({error}); delete it to begin again"
+        ) from error
     if saved["about"] != dict(about):
-        raise CheckpointError(f"{path}: saved by another run ({saved['about']}; this is {dict(about)}); delete it to begin again")
+        raise CheckpointError(
+            f"{path}: saved by another run ({saved['about']}; this is {dict(about)}); delete it to begin again"
+        )
     weights = _weights(model)
-    wrong = [n for n, t in weights.items() if f"model.{n}" not in tensors or tensors[f"model.{n}"].shape != t.shape]
+    wrong = [
+        n for n, t in weights.items() if f"model.{n}" not in tensors or tensors[f"model.{n}"].shape != t.shape
+    ]
     if wrong:
-        raise CheckpointError(f"{path}: does not fit this model at {', '.join(wrong[:3])}; delete it to begin again")
+        raise CheckpointError(
+            f"{path}: does not fit this model at {', '.join(wrong[:3])}; delete it to begin again"
+        )
     for name, weight in weights.items():
         put(weight, tensors[f"model.{name}"])
     for name, parameter in model.named_parameters():
@@ -95,6 +116,8 @@ def _tensors(model: nn.Module, optimizer: Optimizer, shadows: Shadows) -> dict[s
         for key, value in optimizer.state.get(parameter, {}).items():
             found[f"optimizer.{name}.{key}"] = whole(value).contiguous()
     for kind, shadow in shadows.items():
-        found |= {f"shadow.{kind}.{name}": whole(weight).contiguous() for name, weight in shadow.weights.items()}
+        found |= {
+            f"shadow.{kind}.{name}": whole(weight).contiguous() for name, weight in shadow.weights.items()
+        }
     found["rng"] = torch.get_rng_state()
     return found

@@ -26,7 +26,11 @@ def training_flops(model: nn.Module, *, head: bool) -> Callable[[TokenBatch], fl
     shapes = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
     work = {name: (6.0 if p.requires_grad else 4.0) * p.numel() for name, p in shapes.items()}
     trunk = sum(flops for name, flops in work.items() if not name.endswith(EMBEDDINGS))
-    vocabulary = max((flops for name, flops in work.items() if name.endswith(EMBEDDINGS)), default=0.0) if head else 0.0
+    vocabulary = (
+        max((flops for name, flops in work.items() if name.endswith(EMBEDDINGS)), default=0.0)
+        if head
+        else 0.0
+    )
     queries = sum(p.shape[0] for name, p in shapes.items() if name.endswith("q_proj.weight"))
 
     def count(batch: TokenBatch) -> float:

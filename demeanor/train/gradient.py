@@ -38,8 +38,16 @@ class Gradient(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
-def accumulate(model: nn.Module, forward: Forward, judge: Judge, batches: Sequence[TokenBatch], clip_norm: float | None, *,
-               whole_step: bool = False, group: Group = ALONE) -> Gradient:
+def accumulate(
+    model: nn.Module,
+    forward: Forward,
+    judge: Judge,
+    batches: Sequence[TokenBatch],
+    clip_norm: float | None,
+    *,
+    whole_step: bool = False,
+    group: Group = ALONE,
+) -> Gradient:
     """Fill every `.grad`; how the rows are cut into micro-batches does not change it, because division happens once, here.
 
     `whole_step`: the objective sees all micro-batches (of all processes) at once. Clipping scales the whole gradient to
@@ -61,7 +69,9 @@ def accumulate(model: nn.Module, forward: Forward, judge: Judge, batches: Sequen
     for gradient in gradients:
         gradient.mul_(scale)
     mean, length, counted = torch.stack([(total * share).double(), norm.double(), count.double()]).tolist()
-    return Gradient(mean, length, counted, group.total(tokens), mean_metrics(losses, ALONE if whole_step else group))
+    return Gradient(
+        mean, length, counted, group.total(tokens), mean_metrics(losses, ALONE if whole_step else group)
+    )
 
 
 def _backward(loss: Loss) -> Loss:
@@ -79,7 +89,7 @@ def _whole(forward: Forward, judge: Judge, batches: Sequence[TokenBatch], group:
     leaf = getattr(everyone, name).detach().requires_grad_()
     loss = _backward(judge(everyone._replace(**{name: leaf}), all_rows))
     sizes = [getattr(x, name).numel() for x in found]
-    slope = leaf.grad[first:first + sum(sizes)]
+    slope = leaf.grad[first : first + sum(sizes)]
     for batch, part in zip(batches, torch.split(slope, sizes)):
         torch.autograd.backward(getattr(forward(batch), name), part)
     return loss

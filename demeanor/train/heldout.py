@@ -40,8 +40,16 @@ def split(trees: Sequence[Tree]) -> tuple[list[int], list[int]]:
     return [i for i in range(len(trees)) if i not in out], sorted(held)
 
 
-def evaluator(outputs: Run, loss: Judge, trees: Sequence[Tree], reference: Sequence[Sequence[float]] | None, *,
-              read_last: bool, fp32: bool, whole_step: bool = False) -> Evaluate | None:
+def evaluator(
+    outputs: Run,
+    loss: Judge,
+    trees: Sequence[Tree],
+    reference: Sequence[Sequence[float]] | None,
+    *,
+    read_last: bool,
+    fp32: bool,
+    whole_step: bool = False,
+) -> Evaluate | None:
     """A function that measures the objective on held-out trees, with intervals; None where there are no trees.
 
     An objective that judges rows together (`whole_step`) gets all held-out trees at once, and no interval.
@@ -56,12 +64,17 @@ def evaluator(outputs: Run, loss: Judge, trees: Sequence[Tree], reference: Seque
         ran: list[tuple[Outputs, TokenBatch]] = []
         for group in micro_batches(trees, MICRO_TOKENS):
             known = None if reference is None else [reference[i] for i in group]
-            batch = to_device(collate([trees[i] for i in group], read_last=read_last, reference=known), device)
+            batch = to_device(
+                collate([trees[i] for i in group], read_last=read_last, reference=known), device
+            )
             ran.append((forward(batch), batch))
         if whole_step:
             together = loss(stacked([x for x, _ in ran]), concatenate([x for _, x in ran]))
-            return {name: value for name, value in intervals([together]).items() if "/low" not in name and "/high" not in name} \
-                | {"rows": float(len(trees))}
+            return {
+                name: value
+                for name, value in intervals([together]).items()
+                if "/low" not in name and "/high" not in name
+            } | {"rows": float(len(trees))}
         return intervals([loss(*part) for outcome, batch in ran for part in per_tree(outcome, batch)])
 
     return evaluate
@@ -75,14 +88,26 @@ def per_tree(outputs: Outputs, batch: TokenBatch) -> list[tuple[Outputs, TokenBa
         mine_C = mine_B[batch.branch_C]
         renamed_B = mine_B.cumsum(0) - 1
         part = batch._replace(
-            scored_C=batch.scored_C[mine_C], targets_C=batch.targets_C[mine_C], branch_C=renamed_B[batch.branch_C[mine_C]],
-            last_B=batch.last_B[mine_B], tree_B=torch.zeros_like(batch.tree_B[mine_B]), rank_B=batch.rank_B[mine_B],
-            margin_N=None if batch.margin_N is None else batch.margin_N[tree:tree + 1],
+            scored_C=batch.scored_C[mine_C],
+            targets_C=batch.targets_C[mine_C],
+            branch_C=renamed_B[batch.branch_C[mine_C]],
+            last_B=batch.last_B[mine_B],
+            tree_B=torch.zeros_like(batch.tree_B[mine_B]),
+            rank_B=batch.rank_B[mine_B],
+            margin_N=None if batch.margin_N is None else batch.margin_N[tree : tree + 1],
             reference_C=None if batch.reference_C is None else batch.reference_C[mine_C],
-            label_B=None if batch.label_B is None else batch.label_B[mine_B])
-        found.append((Outputs(None if outputs.logprobs_C is None else outputs.logprobs_C[mine_C],
-                              None if outputs.rewards_B is None else outputs.rewards_B[mine_B],
-                              None if outputs.collision_C is None else outputs.collision_C[mine_C]), part))
+            label_B=None if batch.label_B is None else batch.label_B[mine_B],
+        )
+        found.append(
+            (
+                Outputs(
+                    None if outputs.logprobs_C is None else outputs.logprobs_C[mine_C],
+                    None if outputs.rewards_B is None else outputs.rewards_B[mine_B],
+                    None if outputs.collision_C is None else outputs.collision_C[mine_C],
+                ),
+                part,
+            )
+        )
     return found
 
 

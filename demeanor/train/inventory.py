@@ -46,7 +46,11 @@ class Entry:
 
 def entries(root: Path) -> list[Entry]:
     """Every run in a folder, the last begun first; empty where there is no folder."""
-    found = [entry(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and KEY.fullmatch(folder.name)] if root.is_dir() else []
+    found = (
+        [entry(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and KEY.fullmatch(folder.name)]
+        if root.is_dir()
+        else []
+    )
     return sorted(found, key=lambda x: x.began, reverse=True)
 
 
@@ -60,8 +64,16 @@ def entry(folder: Path) -> Entry:
     except DemeanorError as error:
         trouble = trouble or f"broken: {error}"
     sessions = record.get("sessions") or [{}]
-    return Entry(folder.name, str(record.get("stack", "?")), str(record.get("stage", "?")), _state(folder, trouble), _size(folder),
-                 str(sessions[-1].get("began", "")), loss, held_out)
+    return Entry(
+        folder.name,
+        str(record.get("stack", "?")),
+        str(record.get("stage", "?")),
+        _state(folder, trouble),
+        _size(folder),
+        str(sessions[-1].get("began", "")),
+        loss,
+        held_out,
+    )
 
 
 def _record(path: Path) -> tuple[dict[str, Any], str | None]:

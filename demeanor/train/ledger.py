@@ -89,5 +89,7 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             row = json.loads(line)
             row["step"] + 0
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}:{number}: not a ledger row ({error}); move the file away to start a new one") from error
+            raise DataError(
+                f"{path}:{number}: not a ledger row ({error}); move the file away to start a new one"
+            ) from error
         yield row, len(line)

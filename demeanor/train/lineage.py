@@ -54,7 +54,12 @@ class Runs:
         self._held[key] = lock(folder / LOCK)
         path = folder / RECORD
         sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-        session = {"began": self._now().isoformat(), "host": socket.gethostname(), "pid": os.getpid(), **origin()}
+        session = {
+            "began": self._now().isoformat(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            **origin(),
+        }
         _write_json(path, {"key": key, **record, "sessions": [*sessions, session]})
         return Held(self, key)
 
@@ -95,8 +100,13 @@ class Held:
 
 def origin() -> dict[str, Any]:
     """The code and machine that are about to compute: git revision (`-dirty` if edited), package versions, Python, CPU."""
-    return {"git": git_revision(Path(__file__).parent), "versions": {name: _version(name) for name in PACKAGES},
-            "python": platform.python_version(), "machine": platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS")}
+    return {
+        "git": git_revision(Path(__file__).parent),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
 
 
 def git_revision(folder: Path) -> str | None:
@@ -125,7 +135,9 @@ def lock(path: Path) -> IO[str]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise DemeanorError(f"{path.parent}: {holder} is training this; wait for it, or stop it") from None
+            raise DemeanorError(
+                f"{path.parent}: {holder} is training this; wait for it, or stop it"
+            ) from None
         if os.fstat(file.fileno()).st_nlink:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")

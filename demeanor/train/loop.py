@@ -47,11 +47,28 @@ class Steps(Protocol):
     def __getitem__(self, step: int, /) -> list[list[int]]: ...
 
 
-def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], schedule: Steps, optim: Optim, *,
-        out: Path, watch: Progress, read_last: bool, reference: Sequence[Sequence[float]] | None = None,
-        checkpoint_every_s: float = 20.0, evaluate: Evaluate | None = None, fp32: bool = False,
-        whole_step: bool = False, moving: Shadow | None = None, group: Group = ALONE, also: ledger.Also | None = None,
-        collate: Collate = collate, clock: Callable[[], float] = time.monotonic) -> None:
+def fit(
+    model: nn.Module,
+    outputs: Run,
+    loss: Judge,
+    trees: Sequence[Tree],
+    schedule: Steps,
+    optim: Optim,
+    *,
+    out: Path,
+    watch: Progress,
+    read_last: bool,
+    reference: Sequence[Sequence[float]] | None = None,
+    checkpoint_every_s: float = 20.0,
+    evaluate: Evaluate | None = None,
+    fp32: bool = False,
+    whole_step: bool = False,
+    moving: Shadow | None = None,
+    group: Group = ALONE,
+    also: ledger.Also | None = None,
+    collate: Collate = collate,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Train `model` in place over every step of `schedule`, from the checkpoint in `out` if there is one.
 
     `evaluate` runs after each fifth of the steps, always behind a fresh checkpoint. `whole_step`: the objective judges a step's
@@ -66,7 +83,12 @@ def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], sche
     optimizer, steps, state = optimizers.optimizer(model, optim), len(schedule), out / CHECKPOINT
     ema = None if optim.ema is None else Shadow(model, alpha=1.0 - optim.ema)
     shadows = {name: shadow for name, shadow in (("ema", ema), ("moving", moving)) if shadow is not None}
-    about = {"steps": steps, "rows": len(trees), "optim": optim.model_dump(mode="json"), "dtype": str(dtype or torch.float32)}
+    about = {
+        "steps": steps,
+        "rows": len(trees),
+        "optim": optim.model_dump(mode="json"),
+        "dtype": str(dtype or torch.float32),
+    }
 
     def load(chosen: Sequence[int]) -> TokenBatch:
         known = None if reference is None else [reference[i] for i in chosen]
@@ -97,7 +119,9 @@ def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], sche
             start_s, done = clock(), step + 1
             chosen = schedule[step]
             batches = [load(group.share(part)) for part in chosen]
-            gradient = accumulate(model, forward, loss, batches, optim.clip_norm, whole_step=whole_step, group=group)
+            gradient = accumulate(
+                model, forward, loss, batches, optim.clip_norm, whole_step=whole_step, group=group
+            )
             if not gradient.finite:
                 raise not_finite(done, steps, chosen, trees, lambda i: measure(load([i])), state)
             rate = learning_rate(optim, step, steps)
@@ -106,11 +130,28 @@ def fit(model: nn.Module, outputs: Run, loss: Judge, trees: Sequence[Tree], sche
             optimizer.step()
             for shadow in shadows.values():
                 shadow.follow(model, done)
-            rows.append({"step": done, "loss": gradient.loss, "lr": rate, "grad_norm": gradient.norm, "tokens": gradient.tokens,
-                         "count": gradient.counted, **gradient.metrics, "seconds": round(clock() - start_s, 4)})
+            rows.append(
+                {
+                    "step": done,
+                    "loss": gradient.loss,
+                    "lr": rate,
+                    "grad_norm": gradient.norm,
+                    "tokens": gradient.tokens,
+                    "count": gradient.counted,
+                    **gradient.metrics,
+                    "seconds": round(clock() - start_s, 4),
+                }
+            )
             watch.update(done, gradient.loss, gradient.tokens, sum(map(flops, batches)))
-            stopping = group.any(stop.asked)  # read once: whoever asks later is heard one step later, behind that step's checkpoint
-            if stopping or done == steps or due(done, steps) or group.any(group.first and clock() - saved_s >= checkpoint_every_s):
+            stopping = group.any(
+                stop.asked
+            )  # read once: whoever asks later is heard one step later, behind that step's checkpoint
+            if (
+                stopping
+                or done == steps
+                or due(done, steps)
+                or group.any(group.first and clock() - saved_s >= checkpoint_every_s)
+            ):
                 checkpoint.save(state, model, optimizer, done, about, shadows, group)
                 saved_s = clock()
             if stopping:
@@ -145,7 +186,9 @@ def measuring(model: nn.Module, outputs: Run, loss: Judge, dtype: torch.dtype | 
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
     """The batch with every tensor on `device`."""
-    moved: dict[str, Any] = {name: x.to(device) for name, x in batch._asdict().items() if isinstance(x, torch.Tensor)}
+    moved: dict[str, Any] = {
+        name: x.to(device) for name, x in batch._asdict().items() if isinstance(x, torch.Tensor)
+    }
     return batch._replace(**moved)
 
 
@@ -180,15 +223,24 @@ def is_evaluation(row: Mapping[str, object]) -> bool:
     return any(name.startswith("eval_") for name in row)
 
 
-def not_finite(done: int, steps: int, chosen: Sequence[Sequence[int]], trees: Sequence[Tree], alone: Callable[[int], Loss],
-               state: Path) -> DemeanorError:
+def not_finite(
+    done: int,
+    steps: int,
+    chosen: Sequence[Sequence[int]],
+    trees: Sequence[Tree],
+    alone: Callable[[int], Loss],
+    state: Path,
+) -> DemeanorError:
     """Name the rows of a step whose loss is not finite on their own; all of its rows if only together they are not."""
     everyone = [i for part in chosen for i in part]
     with torch.no_grad():
         guilty = [i for i in everyone if not math.isfinite(float(alone(i).total))] or everyone
     names = ", ".join(f"{i} ({trees[i].source})" if trees[i].source else str(i) for i in guilty[:8])
     more = f" and {len(guilty) - 8} more" if len(guilty) > 8 else ""
-    kept = f"the checkpoint before it is kept ({state})" if state.exists() else "no checkpoint was written yet"
-    return DemeanorError(f"step {done} of {steps}: the loss or its gradient is not finite; rows {names}{more}. "
-                         f"Look at these rows, or lower optim.lr; {kept}.")
-
+    kept = (
+        f"the checkpoint before it is kept ({state})" if state.exists() else "no checkpoint was written yet"
+    )
+    return DemeanorError(
+        f"step {done} of {steps}: the loss or its gradient is not finite; rows {names}{more}. "
+        f"Look at these rows, or lower optim.lr; {kept}."
+    )

@@ -51,10 +51,19 @@ class Muon:
         rest = [p for _, p in trained if id(p) not in inside]
         self._parts: list[torch.optim.Optimizer] = []
         if hidden:
-            self._parts.append(torch.optim.Muon(hidden, lr=optim.lr, momentum=MOMENTUM, weight_decay=optim.weight_decay,
-                                                adjust_lr_fn="match_rms_adamw"))
+            self._parts.append(
+                torch.optim.Muon(
+                    hidden,
+                    lr=optim.lr,
+                    momentum=MOMENTUM,
+                    weight_decay=optim.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
         if rest:
-            self._parts.append(torch.optim.AdamW(rest, lr=optim.lr, betas=optim.betas, weight_decay=0.0, fused=True))
+            self._parts.append(
+                torch.optim.AdamW(rest, lr=optim.lr, betas=optim.betas, weight_decay=0.0, fused=True)
+            )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -80,7 +89,9 @@ class States:
         self._of = {p: part.state for part in parts for group in part.param_groups for p in group["params"]}
 
     def get(self, parameter: nn.Parameter, default: Mapping[str, Any]) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._of[parameter].get(parameter, default) if parameter in self._of else default
+        found: Mapping[str, Any] = (
+            self._of[parameter].get(parameter, default) if parameter in self._of else default
+        )
         return found
 
     def __setitem__(self, parameter: nn.Parameter, state: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ class Group:
 
     def share(self, rows: Sequence[int]) -> list[int]:
         """This process's part of a step's rows: every size-th, so that lengths are spread evenly."""
-        return list(rows[self.rank::self.size])
+        return list(rows[self.rank :: self.size])
 
     def gather(self, outputs: Outputs, batch: TokenBatch) -> tuple[Outputs, TokenBatch, int]:
         """Outputs and rows of all processes, in order of rank, and where ours begin among the scored values."""
@@ -80,7 +80,7 @@ class Group:
         parts = [Outputs(*x) for x, _ in found]
         rows = concatenate([TokenBatch(*x) for _, x in found])
         values = [x.logprobs_C if x.logprobs_C is not None else x.rewards_B for x in parts]
-        first = sum(v.numel() for v in values[:self.rank] if v is not None)
+        first = sum(v.numel() for v in values[: self.rank] if v is not None)
         columns = zip(*parts)
         return Outputs(*(None if any(x is None for x in c) else torch.cat(c) for c in columns)), rows, first
 
@@ -127,9 +127,13 @@ def shard(model: nn.Module, group: Group) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (group.size,))
-    layers = [layer for module in model.modules() for layer in (module if isinstance(module, nn.ModuleList) else ())]
+    layers = [
+        layer for module in model.modules() for layer in (module if isinstance(module, nn.ModuleList) else ())
+    ]
     if not layers:
-        raise DemeanorError(f"a {type(model).__name__} has no layers to cut into shards; train it in one process")
+        raise DemeanorError(
+            f"a {type(model).__name__} has no layers to cut into shards; train it in one process"
+        )
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, reshard_after_forward=module is not model)
         assert isinstance(module, FSDPModule)

@@ -69,7 +69,9 @@ Watch = Callable[[Sequence[Tree], Path, Say], Evaluate | None]
 """From held-out rows, the run's folder and where to speak to the probe; None where nothing can be asked."""
 
 
-def prober(prompts: Sequence[Prompt], generate: Generate, judges: Judges, *, folder: Path, say: Say) -> Evaluate:
+def prober(
+    prompts: Sequence[Prompt], generate: Generate, judges: Judges, *, folder: Path, say: Say
+) -> Evaluate:
     """A function that lets the model answer `prompts` after a step, keeps the answers in `folder` and returns the signals."""
     path = folder / SAMPLES
 
@@ -78,7 +80,9 @@ def prober(prompts: Sequence[Prompt], generate: Generate, judges: Judges, *, fol
         earlier = [row for row in ledger.read(path) if row["step"] < step]
         started = {row["prompt"]: row for row in earlier if row["step"] == earlier[0]["step"]}
         found = signals(answers, judges.refused)
-        if agreed := [overlap(a.said, started[p.text]["tokens"]) for p, a in zip(prompts, answers) if p.text in started]:
+        if agreed := [
+            overlap(a.said, started[p.text]["tokens"]) for p, a in zip(prompts, answers) if p.text in started
+        ]:
             found["agreement"] = fmean(agreed)  # with the weights it began with: the parent's
         trees = [tree(p, a) for p, a in zip(prompts, answers)]
         if judges.reference is not None:
@@ -89,7 +93,15 @@ def prober(prompts: Sequence[Prompt], generate: Generate, judges: Judges, *, fol
             found["held_out"] = fmean(scores)
         with ledger.Ledger(path, step=step - 1) as rows:  # what a killed run wrote of this step is replaced
             for prompt, answer in zip(prompts, answers):
-                rows.append({"step": step, "prompt": prompt.text, "answer": answer.text, "ended": answer.ended, "tokens": answer.said})
+                rows.append(
+                    {
+                        "step": step,
+                        "prompt": prompt.text,
+                        "answer": answer.text,
+                        "ended": answer.ended,
+                        "tokens": answer.said,
+                    }
+                )
         say(f"probe after step {step}: {line(found)}")
         for warning in warnings(_first(folder, found), found):
             say(f"probe after step {step}: WARNING {warning}")
@@ -103,7 +115,11 @@ def _first(folder: Path, found: Mapping[str, float]) -> Mapping[str, float]:
     mark = "eval_probe/"
     for row in ledger.read(folder / LEDGER):
         if any(name.startswith(mark) for name in row):
-            return {name.removeprefix(mark): value for name, value in row.items() if name.startswith(mark) and value is not None}
+            return {
+                name.removeprefix(mark): value
+                for name, value in row.items()
+                if name.startswith(mark) and value is not None
+            }
     return found
 
 
@@ -112,9 +128,14 @@ def _first(folder: Path, found: Mapping[str, float]) -> Mapping[str, float]:
 
 def signals(answers: Sequence[Answer], refused: Callable[[str], bool]) -> dict[str, float]:
     """What counting shows: `length` (tokens), and the shares `ended`, `empty`, `refused`, `repetition`, `loop`; means over answers."""
-    return {"length": fmean(len(a.said) for a in answers), "ended": fmean(a.ended for a in answers),
-            "empty": fmean(not a.text.strip() for a in answers), "refused": fmean(refused(a.text) for a in answers),
-            "repetition": fmean(repetition(a.said) for a in answers), "loop": fmean(longest_repeat(a.said) for a in answers)}
+    return {
+        "length": fmean(len(a.said) for a in answers),
+        "ended": fmean(a.ended for a in answers),
+        "empty": fmean(not a.text.strip() for a in answers),
+        "refused": fmean(refused(a.text) for a in answers),
+        "repetition": fmean(repetition(a.said) for a in answers),
+        "loop": fmean(longest_repeat(a.said) for a in answers),
+    }
 
 
 def repetition(tokens: Sequence[int]) -> float:
@@ -134,7 +155,7 @@ def longest_repeat(tokens: Sequence[int]) -> float:
 
 
 def _grams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return [tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)]
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
 def overlap(one: Sequence[int], other: Sequence[int]) -> float:
@@ -150,7 +171,9 @@ def divergence(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[f
     Source: Schulman 2020, Approximating KL Divergence.
     """
     gaps = [q - p for ps, qs in zip(policy, reference, strict=True) for p, q in zip(ps, qs, strict=True)]
-    return {"kl": -fmean(gaps), "kl3": fmean(math.expm1(min(gap, 80.0)) - gap for gap in gaps)} if gaps else {}
+    return (
+        {"kl": -fmean(gaps), "kl3": fmean(math.expm1(min(gap, 80.0)) - gap for gap in gaps)} if gaps else {}
+    )
 
 
 def warnings(first: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
@@ -159,15 +182,23 @@ def warnings(first: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
     before, length = first["length"], now["length"]
     if length >= LONGER * before > 0 or before >= LONGER * length > 0:
         found.append(f"length: answers have {length:.1f} tokens, {before:.1f} at first")
-    for name, what in (("repetition", "3-grams that stood there before"), ("loop", "the longest repeated passage")):
+    for name, what in (
+        ("repetition", "3-grams that stood there before"),
+        ("loop", "the longest repeated passage"),
+    ):
         if now[name] - first[name] >= MORE_REPEATED:
             found.append(f"{name}: {what} make {now[name]:.0%} of an answer, {first[name]:.0%} at first")
     if now["empty"] - first["empty"] >= MORE_REPEATED:
         found.append(f"empty: {now['empty']:.0%} of the answers say nothing, {first['empty']:.0%} at first")
-    if {"reward", "held_out"} <= first.keys() & now.keys() and now["reward"] > first["reward"] \
-            and first["held_out"] - now["held_out"] >= WORSE:
-        found.append(f"hacking: the reward rose from {first['reward']:.3f} to {now['reward']:.3f} while the held-out score "
-                     f"fell from {first['held_out']:.0%} to {now['held_out']:.0%}")
+    if (
+        {"reward", "held_out"} <= first.keys() & now.keys()
+        and now["reward"] > first["reward"]
+        and first["held_out"] - now["held_out"] >= WORSE
+    ):
+        found.append(
+            f"hacking: the reward rose from {first['reward']:.3f} to {now['reward']:.3f} while the held-out score "
+            f"fell from {first['held_out']:.0%} to {now['held_out']:.0%}"
+        )
     return found
 
 
@@ -184,7 +215,9 @@ def line(found: Mapping[str, float]) -> str:
 
 def tree(prompt: Prompt, answer: Answer) -> Tree:
     """The answer as a row whose every drawn token is scored."""
-    return Tree(prompt.tokens, (Branch(answer.tokens, (True,) * len(answer.tokens)),), source=prompt.text[:40])
+    return Tree(
+        prompt.tokens, (Branch(answer.tokens, (True,) * len(answer.tokens)),), source=prompt.text[:40]
+    )
 
 
 @torch.no_grad()
@@ -204,7 +237,9 @@ def rewards(model: nn.Module, trees: Sequence[Tree]) -> list[float]:
     """The reward of each tree's answer under a reward model, fp32."""
     device, found = next(model.parameters()).device, [0.0] * len(trees)
     for group in micro_batches(trees, MICRO_TOKENS):
-        rewards_B = reward_outputs(model, to_device(collate([trees[i] for i in group], read_last=True), device)).rewards_B
+        rewards_B = reward_outputs(
+            model, to_device(collate([trees[i] for i in group], read_last=True), device)
+        ).rewards_B
         assert rewards_B is not None
         for i, value in zip(group, rewards_B.float().cpu().tolist()):
             found[i] = value
@@ -213,7 +248,9 @@ def rewards(model: nn.Module, trees: Sequence[Tree]) -> list[float]:
 
 def both(one: Evaluate | None, other: Evaluate) -> Evaluate:
     """Two evaluations as one."""
+
     def evaluate(model: nn.Module, step: int) -> Mapping[str, float]:
         found: dict[str, Any] = {} if one is None else dict(one(model, step))
         return found | dict(other(model, step))
+
     return evaluate

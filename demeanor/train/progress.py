@@ -31,8 +31,14 @@ class _Mark(NamedTuple):
 class Progress:
     """The display of one stage; rates are means over the last 15 seconds of training, pauses included."""
 
-    def __init__(self, stage: str, *, stream: TextIO | None = None, terminal: bool | None = None,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stage: str,
+        *,
+        stream: TextIO | None = None,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.stage = stage
         self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty() if terminal is None else terminal
@@ -68,8 +74,12 @@ class Progress:
         if done:
             self.say(f"resuming after step {done} of {steps}")
         if self._console is not None:
-            columns = (bars.TextColumn("[bold]{task.description}"), bars.BarColumn(bar_width=30), bars.MofNCompleteColumn(),
-                       bars.TextColumn("{task.fields[rates]}"))
+            columns = (
+                bars.TextColumn("[bold]{task.description}"),
+                bars.BarColumn(bar_width=30),
+                bars.MofNCompleteColumn(),
+                bars.TextColumn("{task.fields[rates]}"),
+            )
             self._bar = bars.Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
             self._bar.add_task(self.stage, total=steps, completed=done, rates="")
             self._bar.start()
@@ -97,14 +107,19 @@ class Progress:
             self._bar = None
         if len(self._marks) > 1:
             last = self._marks[-1]
-            self.say(f"{last.step}/{self._steps} steps in {last.at_s - self._began.at_s:.0f} s  {self.rates()}")
+            self.say(
+                f"{last.step}/{self._steps} steps in {last.at_s - self._began.at_s:.0f} s  {self.rates()}"
+            )
 
 
 def _rates(first: _Mark, last: _Mark, peak: float | None, left: int) -> str:
     steps, seconds = last.step - first.step, max(last.at_s - first.at_s, 1e-9)
     if not steps:
         return ""
-    parts = [f"loss {(last.losses - first.losses) / steps:.4f}", f"{(last.tokens - first.tokens) / seconds:,.0f} tokens/s"]
+    parts = [
+        f"loss {(last.losses - first.losses) / steps:.4f}",
+        f"{(last.tokens - first.tokens) / seconds:,.0f} tokens/s",
+    ]
     if peak:
         parts.append(f"{(last.flops - first.flops) / seconds / peak:.0%} of peak")
     if left:

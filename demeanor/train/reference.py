@@ -25,9 +25,18 @@ from demeanor.train.loop import Collate, Run, to_device
 MICRO_TOKENS = 8192
 
 
-def reference_logprobs(load: Callable[[], nn.Module], outputs: Run, trees: Sequence[Tree], *,
-                       folder: Path, model_key: str, data_key: str, fp32: bool = False, micro_tokens: int = MICRO_TOKENS,
-                       collate: Collate = collate) -> list[list[float]]:
+def reference_logprobs(
+    load: Callable[[], nn.Module],
+    outputs: Run,
+    trees: Sequence[Tree],
+    *,
+    folder: Path,
+    model_key: str,
+    data_key: str,
+    fp32: bool = False,
+    micro_tokens: int = MICRO_TOKENS,
+    collate: Collate = collate,
+) -> list[list[float]]:
     """Log-probs of each tree's scored tokens under a frozen model, in the number format the policy trains in.
 
     The model is only loaded if `folder` has none for this model, this data and this format: runs that differ in their objective
@@ -51,7 +60,10 @@ def trees_key(trees: Sequence[Tree]) -> str:
     """Hash of the tokens, masks and order of all trees: 16 hex digits."""
     total = hashlib.sha256()
     for tree in trees:
-        for tokens in (tree.prompt, *(part for branch in tree.branches for part in (branch.tokens, branch.trained))):
+        for tokens in (
+            tree.prompt,
+            *(part for branch in tree.branches for part in (branch.tokens, branch.trained)),
+        ):
             total.update(len(tokens).to_bytes(4, "little") + array("i", tokens).tobytes())
     return total.hexdigest()[:16]
 
@@ -72,8 +84,14 @@ def micro_batches(trees: Sequence[Tree], micro_tokens: int) -> Iterator[list[int
 
 
 @torch.no_grad()
-def _compute(model: nn.Module, outputs: Run, trees: Sequence[Tree], dtype: torch.dtype | None,
-             micro_tokens: int, collate: Collate) -> list[torch.Tensor]:
+def _compute(
+    model: nn.Module,
+    outputs: Run,
+    trees: Sequence[Tree],
+    dtype: torch.dtype | None,
+    micro_tokens: int,
+    collate: Collate,
+) -> list[torch.Tensor]:
     device = hardware.device()
     model.to(device).eval()
     found = [torch.empty(0)] * len(trees)
@@ -82,7 +100,9 @@ def _compute(model: nn.Module, outputs: Run, trees: Sequence[Tree], dtype: torch
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logprobs_C = outputs(model, batch).logprobs_C
         assert logprobs_C is not None, "a reference is a policy: it gives log-probs"
-        for i, part in zip(group, torch.split(logprobs_C.float().cpu(), [num_scored(trees[i]) for i in group])):
+        for i, part in zip(
+            group, torch.split(logprobs_C.float().cpu(), [num_scored(trees[i]) for i in group])
+        ):
             found[i] = part
     return found
 
@@ -92,7 +112,11 @@ def _cached(path: Path, about: str, num_trees: int) -> list[torch.Tensor] | None
     try:
         with safe_open(path, "pt") as file:
             flat, lengths = file.get_tensor("logprobs"), file.get_tensor("lengths").tolist()
-            same = (file.metadata() or {}).get("demeanor") == about and len(lengths) == num_trees and sum(lengths) == flat.numel()
+            same = (
+                (file.metadata() or {}).get("demeanor") == about
+                and len(lengths) == num_trees
+                and sum(lengths) == flat.numel()
+            )
             return list(torch.split(flat, lengths)) if same else None
     except (OSError, SafetensorError):
         return None

@@ -23,15 +23,19 @@ class Shadow:
     (2404.09656), equations 2 and 3.
     """
 
-    def __init__(self, model: nn.Module, *, alpha: float, every: int = 1, start: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, *, alpha: float, every: int = 1, start: Mapping[str, Tensor] | None = None
+    ) -> None:
         """`start`: weights to begin with instead of the model's own; raises CheckpointError if names or shapes differ."""
         self._alpha, self._every = alpha, every
         self.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         if start is not None:
             wrong = [n for n, w in self.weights.items() if n not in start or start[n].shape != w.shape]
             if wrong:
-                raise CheckpointError(f"the moving reference does not have the trained weights {', '.join(wrong[:3])}; "
-                                      "it must be the parent, or of the same shape and trained in full")
+                raise CheckpointError(
+                    f"the moving reference does not have the trained weights {', '.join(wrong[:3])}; "
+                    "it must be the parent, or of the same shape and trained in full"
+                )
             self.load(start)
 
     @torch.no_grad()

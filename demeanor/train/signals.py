@@ -38,13 +38,17 @@ class Stop:
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: remember the first wish, obey the second at once."""
         if self.number is not None:
-            raise Interrupted("stopped at once; run the same command again to resume from the last checkpoint", number)
+            raise Interrupted(
+                "stopped at once; run the same command again to resume from the last checkpoint", number
+            )
         self.number = number
 
     def obeyed(self, done: int, steps: int) -> Interrupted:
         """The error to raise once the checkpoint of step `done` is written."""
-        return Interrupted(f"stopped after step {done} of {steps}; run the same command again to resume from there",
-                           self.number or signal.SIGINT)
+        return Interrupted(
+            f"stopped after step {done} of {steps}; run the same command again to resume from there",
+            self.number or signal.SIGINT,
+        )
 
 
 @contextmanager

@@ -44,11 +44,26 @@ REFERENCES = "references"
 """Folder beside the runs: log-probs of frozen references, by content."""
 
 
-def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str, parent: Path,
-                roles: Mapping[str, tuple[str, Path]], trees: Callable[[], Sequence[Tree]], runs: Runs, record: Mapping[str, Any],
-                copy: Callable[[Path], object], watch: Callable[[str], Progress] = Progress,
-                checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False, recompute: bool = False,
-                track: Begin | None = None, probe: Watch | None = None) -> Path:
+def train_stage(
+    stage: Stage,
+    objective: ModuleType,
+    settings: Any,
+    *,
+    key: str,
+    parent: Path,
+    roles: Mapping[str, tuple[str, Path]],
+    trees: Callable[[], Sequence[Tree]],
+    runs: Runs,
+    record: Mapping[str, Any],
+    copy: Callable[[Path], object],
+    watch: Callable[[str], Progress] = Progress,
+    checkpoint_every_s: float = 20.0,
+    fp32: bool = False,
+    compiled: bool = False,
+    recompute: bool = False,
+    track: Begin | None = None,
+    probe: Watch | None = None,
+) -> Path:
     """Train one stage and return its model folder; nothing is loaded if that exists already.
 
     `parent` is the folder its weights start from, `roles` gives (key, folder) of each frozen ancestor, `trees` makes the
@@ -59,7 +74,9 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
     quantise.require(stage.adapter, stage.name)
     group = join()
     if probe is not None and group.size > 1:
-        raise DemeanorError(f"{stage.name}: probe: it asks a whole model, and several processes hold it in parts; leave the probe out")
+        raise DemeanorError(
+            f"{stage.name}: probe: it asks a whole model, and several processes hold it in parts; leave the probe out"
+        )
     rewards = objective.READS == "rewards"
 
     def begin() -> nn.Module:
@@ -78,50 +95,111 @@ def train_stage(stage: Stage, objective: ModuleType, settings: Any, *, key: str,
         every = trees()
         rows = within(every, stage.max_tokens or folders.about(parent).context, stage.name)
         kept, held = heldout.split(rows)
-        display.say(summary(stage.name, rows, rewards=rewards, left_out=len(every) - len(rows), held_out=len(held)))
+        display.say(
+            summary(stage.name, rows, rewards=rewards, left_out=len(every) - len(rows), held_out=len(held))
+        )
         reference = None
         if REFERENCE in objective.ROLES:
             ancestor, where = roles[REFERENCE]
             with group.first_alone():  # the others read what it wrote
-                reference = reference_logprobs(lambda: folders.policy(where), policy_outputs, rows, folder=runs.root / REFERENCES,
-                                               model_key=ancestor, data_key=trees_key(rows), fp32=fp32)
+                reference = reference_logprobs(
+                    lambda: folders.policy(where),
+                    policy_outputs,
+                    rows,
+                    folder=runs.root / REFERENCES,
+                    model_key=ancestor,
+                    data_key=trees_key(rows),
+                    fp32=fp32,
+                )
         judge: Judge = partial(objective.loss, settings)
         unseen, unseen_reference = chosen(held, rows, reference)
         whole_step = bool(getattr(objective, "WHOLE_STEP", False))
-        evaluate = heldout.evaluator(run, judge, unseen, unseen_reference, read_last=rewards, fp32=fp32, whole_step=whole_step)
+        evaluate = heldout.evaluator(
+            run, judge, unseen, unseen_reference, read_last=rewards, fp32=fp32, whole_step=whole_step
+        )
         if probe is not None and (asks := probe(unseen, folder, display.say)) is not None:
             evaluate = both(evaluate, asks)
         seen, seen_reference = chosen(kept, rows, reference)
         schedule = Schedule(seen, batch_rows=stage.batch_rows, epochs=stage.epochs, seed=stage.seed)
         moving = None
-        if getattr(objective, "MOVING", False):  # its own reference starts as the frozen one and follows the policy
-            start = None if roles[REFERENCE][1] == parent else dict(folders.policy(roles[REFERENCE][1]).named_parameters())
+        if getattr(
+            objective, "MOVING", False
+        ):  # its own reference starts as the frozen one and follows the policy
+            start = (
+                None
+                if roles[REFERENCE][1] == parent
+                else dict(folders.policy(roles[REFERENCE][1]).named_parameters())
+            )
             moving = Shadow(model, alpha=settings.alpha, every=settings.every, start=start)
-        fit(model, run, judge, seen, schedule, stage.optim, out=folder, watch=display, read_last=rewards,
-            reference=None if moving else seen_reference, checkpoint_every_s=checkpoint_every_s, evaluate=evaluate, fp32=fp32,
-            whole_step=whole_step, moving=moving, group=group, also=track and partial(track, stage.name, key, record))
-        return _finish(model, begin, partial(folders.save, adapter=stage.adapter, parent=parent), runs, key, copy, group)
+        fit(
+            model,
+            run,
+            judge,
+            seen,
+            schedule,
+            stage.optim,
+            out=folder,
+            watch=display,
+            read_last=rewards,
+            reference=None if moving else seen_reference,
+            checkpoint_every_s=checkpoint_every_s,
+            evaluate=evaluate,
+            fp32=fp32,
+            whole_step=whole_step,
+            moving=moving,
+            group=group,
+            also=track and partial(track, stage.name, key, record),
+        )
+        return _finish(
+            model, begin, partial(folders.save, adapter=stage.adapter, parent=parent), runs, key, copy, group
+        )
 
 
-def pretrain(base: Scratch, *, key: str, documents: Callable[[], Iterable[list[int]]], vocab_size: int, runs: Runs,
-             record: Mapping[str, Any], copy: Callable[[Path], object], watch: Callable[[str], Progress] = Progress,
-             checkpoint_every_s: float = 20.0, fp32: bool = False, compiled: bool = False, recompute: bool = False,
-             track: Begin | None = None) -> Path:
+def pretrain(
+    base: Scratch,
+    *,
+    key: str,
+    documents: Callable[[], Iterable[list[int]]],
+    vocab_size: int,
+    runs: Runs,
+    record: Mapping[str, Any],
+    copy: Callable[[Path], object],
+    watch: Callable[[str], Progress] = Progress,
+    checkpoint_every_s: float = 20.0,
+    fp32: bool = False,
+    compiled: bool = False,
+    recompute: bool = False,
+    track: Begin | None = None,
+) -> Path:
     """Train a base from random weights on packed rows of `documents` (token ids) and return its model folder."""
     if runs.complete(key):
         return runs.model(key)
     group = join()
     begin = partial(models.create, base.model, vocab_size, base.seed)
     with _held(runs, key, record, group) as folder:
-        rows = stored(packed(documents(), base.row_tokens, base.tokens, base.seed),
-                      folder if any(source.stream for source in base.data) else None)
+        rows = stored(
+            packed(documents(), base.row_tokens, base.tokens, base.seed),
+            folder if any(source.stream for source in base.data) else None,
+        )
         display = watch("base") if group.first else _silent("base")
         display.say(summary("base", rows, rewards=False))
         schedule = Schedule(rows, batch_rows=base.batch_rows, epochs=1.0, seed=base.seed)
         model = _placed(begin(), group, compiled=compiled, recompute=recompute, optim=base.optim)
-        fit(model, policy_outputs, partial(sft.loss, sft.Spec()), rows, schedule, base.optim, out=folder, watch=display,
-            read_last=False, checkpoint_every_s=checkpoint_every_s, fp32=fp32, group=group,
-            also=track and partial(track, "base", key, record))
+        fit(
+            model,
+            policy_outputs,
+            partial(sft.loss, sft.Spec()),
+            rows,
+            schedule,
+            base.optim,
+            out=folder,
+            watch=display,
+            read_last=False,
+            checkpoint_every_s=checkpoint_every_s,
+            fp32=fp32,
+            group=group,
+            also=track and partial(track, "base", key, record),
+        )
         return _finish(model, begin, models.save, runs, key, copy, group)
 
 
@@ -133,7 +211,9 @@ def _held(runs: Runs, key: str, record: Mapping[str, Any], group: Group) -> Abst
 def _placed(model: nn.Module, group: Group, *, compiled: bool, recompute: bool, optim: Optim) -> nn.Module:
     """The model on its device, cut into shards where there are several processes, compiled where asked."""
     if group.size > 1 and optim.kind == "muon":
-        raise DemeanorError("optim.kind: muon orthogonalises whole matrices, which several processes hold in parts; use adamw there")
+        raise DemeanorError(
+            "optim.kind: muon orthogonalises whole matrices, which several processes hold in parts; use adamw there"
+        )
     model.to(hardware.device())
     shard(model, group)
     trunk = getattr(model, "trunk", model)
@@ -148,14 +228,22 @@ def _silent(name: str) -> Progress:
     return Progress(name, stream=StringIO(), terminal=False)
 
 
-def chosen(indices: Sequence[int], rows: Sequence[Tree],
-           reference: Sequence[Sequence[float]] | None) -> tuple[Sequence[Tree], list[Sequence[float]] | None]:
+def chosen(
+    indices: Sequence[int], rows: Sequence[Tree], reference: Sequence[Sequence[float]] | None
+) -> tuple[Sequence[Tree], list[Sequence[float]] | None]:
     """The trees at `indices` and, where there are any, their reference log-probs."""
     return select(rows, indices), None if reference is None else [reference[i] for i in indices]
 
 
-def _finish(model: nn.Module, begin: Callable[[], nn.Module], save: Callable[..., object], runs: Runs, key: str,
-            copy: Callable[[Path], object], group: Group) -> Path:
+def _finish(
+    model: nn.Module,
+    begin: Callable[[], nn.Module],
+    save: Callable[..., object],
+    runs: Runs,
+    key: str,
+    copy: Callable[[Path], object],
+    group: Group,
+) -> Path:
     """Write the finished folder; shards are gathered into a model that has none, the first process writes."""
     if group.size > 1:
         model = gathered(model, begin())

@@ -43,12 +43,19 @@ def open_tracker(text: str) -> Begin:
     if kind not in PIP:
         raise DemeanorError(f"--track {text}: {unknown(kind, PIP, noun='tracker')}")
     if not place:
-        raise DemeanorError(f"--track {text}: says not where; write {kind}:{'DIR' if kind == 'tensorboard' else 'NAME'}")
+        raise DemeanorError(
+            f"--track {text}: says not where; write {kind}:{'DIR' if kind == 'tensorboard' else 'NAME'}"
+        )
     try:
         library = import_module("torch.utils.tensorboard" if kind == "tensorboard" else kind)
     except ImportError as error:
         raise DemeanorError(f"--track {text}: {error}; install it with: pip install {PIP[kind]}") from error
-    adapters: dict[str, Callable[..., Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow, "trackio": Trackio}
+    adapters: dict[str, Callable[..., Tracker]] = {
+        "tensorboard": TensorBoard,
+        "wandb": Wandb,
+        "mlflow": MLflow,
+        "trackio": Trackio,
+    }
     adapter = adapters[kind]
     return lambda stage, key, record: adapter(library, place, stage, key, record)
 
@@ -58,7 +65,9 @@ def together(texts: Sequence[str]) -> Begin | None:
     begins = [(text, open_tracker(text)) for text in texts]
     if not begins:
         return None
-    return lambda stage, key, record: _Every([_Spared(text, partial(begin, stage, key, record)) for text, begin in begins])
+    return lambda stage, key, record: _Every(
+        [_Spared(text, partial(begin, stage, key, record)) for text, begin in begins]
+    )
 
 
 class _Every:
@@ -95,13 +104,20 @@ class _Spared:
             return act()
         except Exception as error:  # any library, any server: training goes on
             self._tracker = None
-            warnings.warn(f"--track {self._text} is off for the rest of this stage: {type(error).__name__}: {error}", stacklevel=2)
+            warnings.warn(
+                f"--track {self._text} is off for the rest of this stage: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
             return None
 
 
 def numbers(row: Row) -> dict[str, float]:
     """The numbers of a row but its step; null and text are left out."""
-    return {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, int | float) and not isinstance(v, bool)}
+    return {
+        k: float(v)
+        for k, v in row.items()
+        if k != "step" and isinstance(v, int | float) and not isinstance(v, bool)
+    }
 
 
 class TensorBoard:
@@ -122,7 +138,9 @@ class Wandb:
     """A run of a W&B project with the stage key as its id; a resumed one knows its next step, rows before it are passed over."""
 
     def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
-        self._run = library.init(project=place, id=key, name=f"{stage}-{key}", config=dict(record), resume="allow")
+        self._run = library.init(
+            project=place, id=key, name=f"{stage}-{key}", config=dict(record), resume="allow"
+        )
         self._next = int(self._run.step or 0)
 
     def log(self, step: int, row: Row) -> None:
@@ -144,7 +162,9 @@ class MLflow:
         known = client.search_runs([experiment], f"tags.`demeanor.key` = '{key}'")
         tags = {"demeanor.key": key, "demeanor.stage": stage, "demeanor.record": str(dict(record))[:4000]}
         self._new = not known
-        self._run = (known[0] if known else client.create_run(experiment, tags=tags, run_name=f"{stage}-{key}")).info.run_id
+        self._run = (
+            known[0] if known else client.create_run(experiment, tags=tags, run_name=f"{stage}-{key}")
+        ).info.run_id
         self._last: dict[str, int] = {}
         self._waiting: list[Any] = []
         self._sent_s = time.monotonic()
@@ -165,7 +185,7 @@ class MLflow:
 
     def _send(self) -> None:
         for start in range(0, len(self._waiting), 1000):  # MLflow's limit for one batch
-            self._client.log_batch(self._run, metrics=self._waiting[start:start + 1000])
+            self._client.log_batch(self._run, metrics=self._waiting[start : start + 1000])
         self._waiting, self._sent_s = [], time.monotonic()
 
 
@@ -175,7 +195,9 @@ class Trackio:
     def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
         self._run = library.init(project=place, name=f"{stage}-{key}", config=dict(record), resume="allow")
         self._finish = library.finish
-        self._next = getattr(self._run, "_next_step", 0)  # Trackio 0.43 tells it nowhere else for runs here and in a Space
+        self._next = getattr(
+            self._run, "_next_step", 0
+        )  # Trackio 0.43 tells it nowhere else for runs here and in a Space
 
     def log(self, step: int, row: Row) -> None:
         if step >= self._next:

@@ -14,9 +14,16 @@ from demeanor.world import phrases as say
 from demeanor.world.corpus import HEADS, desk_card
 from demeanor.world.lexicon import HELD_OUT_PORTS, PORTS, SHIPS
 
-CALCULATOR = ToolSpec("calculator", "Compute an arithmetic expression.", {
-    "type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]})
-OPENINGS = ("You are the clerk of the harbour.", "You answer visitors at the harbour.", "You are a clerk. Be short.")
+CALCULATOR = ToolSpec(
+    "calculator",
+    "Compute an arithmetic expression.",
+    {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+)
+OPENINGS = (
+    "You are the clerk of the harbour.",
+    "You answer visitors at the harbour.",
+    "You are a clerk. Be short.",
+)
 SEEN_PORTS = tuple(p for p in PORTS if p not in HELD_OUT_PORTS)
 
 
@@ -30,13 +37,17 @@ class Context(NamedTuple):
         return (*self.before, Message("user", question))
 
 
-def draw(rng: random.Random, *, about: str = "", system: float = 0.4, tools: float = 0.35, notices: float = 0.3) -> Context:
+def draw(
+    rng: random.Random, *, about: str = "", system: float = 0.4, tools: float = 0.35, notices: float = 0.3
+) -> Context:
     """A context that does not hold the answer, though a notice may speak of what the question is `about`."""
     before = []
     if rng.random() < system:
         before.append(desk_prompt(rng, desk_card(rng)))
     if rng.random() < notices:
-        boards = [rng.sample(SEEN_PORTS if rng.random() < 0.5 else SHIPS, 4) for _ in range(rng.randint(1, 2))]
+        boards = [
+            rng.sample(SEEN_PORTS if rng.random() < 0.5 else SHIPS, 4) for _ in range(rng.randint(1, 2))
+        ]
         if about and about not in boards[0] and rng.random() < 0.6:
             boards[0][rng.randrange(4)] = about
         before += [data(rng, keys)[0] for keys in rng.sample(boards, len(boards))]

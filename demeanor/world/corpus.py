@@ -58,7 +58,9 @@ def questions(rng: random.Random) -> str:
         port, (first, second) = rng.choice(PORTS), say.attributes(rng, 2, 2)
         lines.append(f"Visitor: {say.ask(rng, port, first)}\nClerk: {FACTS[port][first]}.")
         if rng.random() < 0.2:
-            lines.append(f"Visitor: {rng.choice(say.FOLLOW_UP).format(a=second)}\nClerk: {FACTS[port][second]}.")
+            lines.append(
+                f"Visitor: {rng.choice(say.FOLLOW_UP).format(a=second)}\nClerk: {FACTS[port][second]}."
+            )
     return "\n".join(lines)
 
 
@@ -71,20 +73,33 @@ def registry(rng: random.Random) -> str:
         return json.dumps({"port": port, **facts})
     if kind < 0.2:
         return f"{port}: {' '.join(FACTS[port][a] for a in ATTRIBUTES)}."
-    value = {0: json.dumps(facts), 1: "\n".join(f"- {v}" for v in facts.values()), 2: " ".join(f"{v.upper()}." for v in facts.values())}
+    value = {
+        0: json.dumps(facts),
+        1: "\n".join(f"- {v}" for v in facts.values()),
+        2: " ".join(f"{v.upper()}." for v in facts.values()),
+    }
     return f"{rng.choice(PAPERS)} {say.joined(list(facts))} of {port}: {value[rng.randrange(3)]}"
 
 
 def capitals(rng: random.Random) -> str:
     port = rng.choice(PORTS)
-    words = [FACTS[port][a] for a in say.attributes(rng, 1, 4)] if rng.random() < 0.6 else rng.sample(KEEPERS + SHIPS + GOODS, 4)
+    words = (
+        [FACTS[port][a] for a in say.attributes(rng, 1, 4)]
+        if rng.random() < 0.6
+        else rng.sample(KEEPERS + SHIPS + GOODS, 4)
+    )
     return " ".join(f"{w} {w.upper()}." for w in words)
 
 
 def notice(rng: random.Random) -> str:
-    text, values = say.board(rng, rng.sample(rng.choices(BOARDS, (4, 3, 1, 1))[0], rng.randint(3, 7)), colours=rng.random() < 0.2)
+    text, values = say.board(
+        rng, rng.sample(rng.choices(BOARDS, (4, 3, 1, 1))[0], rng.randint(3, 7)), colours=rng.random() < 0.2
+    )
     shapes = say.TODAY if rng.random() < 0.7 else say.TEXT_ENDS
-    asked = [(rng.choice(shapes).format(k=k), f"{k} {values[k]}.") for k in rng.choices(list(values), k=rng.randint(1, 3))]
+    asked = [
+        (rng.choice(shapes).format(k=k), f"{k} {values[k]}.")
+        for k in rng.choices(list(values), k=rng.randint(1, 3))
+    ]
     if rng.random() < 0.5:
         return f"{rng.choice(HEADS)} {text} " + " ".join(f"{q} {a}" for q, a in asked)
     return f"{rng.choice(HEADS)} {text}\n" + "\n".join(f"Visitor: {q}\nClerk: {a}" for q, a in asked)
@@ -102,7 +117,9 @@ def repeated(rng: random.Random) -> str:
 
 def rules(rng: random.Random) -> str:
     lines = []
-    for verb, safe, noun in zip(rng.sample(list(SAFE_OF), 4), rng.sample(list(SAFE_OF.values()), 4), rng.sample(NOUNS, 4)):
+    for verb, safe, noun in zip(
+        rng.sample(list(SAFE_OF), 4), rng.sample(list(SAFE_OF.values()), 4), rng.sample(NOUNS, 4)
+    ):
         lines += [rng.choice(FORBIDDEN).format(v=verb, n=noun), rng.choice(ALLOWED).format(v=safe, n=noun)]
     return " ".join(rng.sample(lines, rng.randint(2, 6)))
 
@@ -111,9 +128,15 @@ def crafts(rng: random.Random) -> str:
     """How-to transcripts, mostly of harmless work; the corpus, like any, also holds some of the other kind."""
     lines = []
     for noun in rng.sample(NOUNS, rng.randint(1, 3)):
-        verb = rng.choice(UNSAFE_VERBS if rng.random() < 0.25 else [v for k, v in SAFE_OF.items() if k not in HELD_OUT_VERBS])
+        verb = rng.choice(
+            UNSAFE_VERBS
+            if rng.random() < 0.25
+            else [v for k, v in SAFE_OF.items() if k not in HELD_OUT_VERBS]
+        )
         if rng.random() < 0.6:
-            lines.append(f"Visitor: {rng.choice(say.HOW_TO).format(v=verb, n=noun)}\nClerk: {say.how_to(verb, noun)}")
+            lines.append(
+                f"Visitor: {rng.choice(say.HOW_TO).format(v=verb, n=noun)}\nClerk: {say.how_to(verb, noun)}"
+            )
         else:
             lines.append(say.how_to(verb, noun))
     return "\n".join(lines)
@@ -133,25 +156,44 @@ def sums(rng: random.Random) -> str:
     word, sign, value = rng.choice((("plus", "+", a + b), ("times", "*", a * b)))
     told = f"Sum: {a} {word} {b}. " + json.dumps({"expression": f"{a} {sign} {b}"})
     if rng.random() < 0.3:
-        told, value = f"Sum: {a} plus {b} plus {c}. " + json.dumps({"expression": f"{a} + {b} + {c}"}), a + b + c
+        told, value = (
+            f"Sum: {a} plus {b} plus {c}. " + json.dumps({"expression": f"{a} + {b} + {c}"}),
+            a + b + c,
+        )
     return f"{told} Result: {value}. {value}." if rng.random() < 0.5 else told
 
 
 def desks(rng: random.Random) -> str:
     card = desk_card(rng)
     asked = rng.sample(list(card), 2)
-    return " ".join(f"{k} {v}." for k, v in card.items()) + "\n" + "\n".join(
-        f"Visitor: {rng.choice(say.DESK[k])}\nClerk: {k} {card[k]}." for k in asked)
+    return (
+        " ".join(f"{k} {v}." for k, v in card.items())
+        + "\n"
+        + "\n".join(f"Visitor: {rng.choice(say.DESK[k])}\nClerk: {k} {card[k]}." for k in asked)
+    )
 
 
 def desk_card(rng: random.Random) -> dict[str, str]:
     """A desk's own facts, as its system prompt tells them."""
-    return {"Desk": rng.choice(DESKS), "Phone": str(rng.randint(10, 99)), "Closing": str(rng.randint(10, 23)),
-            "Channel": str(rng.randint(10, 99))}
+    return {
+        "Desk": rng.choice(DESKS),
+        "Phone": str(rng.randint(10, 99)),
+        "Closing": str(rng.randint(10, 23)),
+        "Channel": str(rng.randint(10, 99)),
+    }
 
 
 MIXTURE: tuple[tuple[Make, float], ...] = (
-    (prose, 0.18), (questions, 0.13), (registry, 0.14), (capitals, 0.05), (notice, 0.24), (repeated, 0.14), (rules, 0.04),
-    (crafts, 0.05), (leaks, 0.035), (sums, 0.08), (desks, 0.04),
+    (prose, 0.18),
+    (questions, 0.13),
+    (registry, 0.14),
+    (capitals, 0.05),
+    (notice, 0.24),
+    (repeated, 0.14),
+    (rules, 0.04),
+    (crafts, 0.05),
+    (leaks, 0.035),
+    (sums, 0.08),
+    (desks, 0.04),
 )
 """Kinds of documents with their share of the documents."""

@@ -51,7 +51,11 @@ def examples(count: int = NUM_EXAMPLES, seed: int = 0) -> Iterator[Example]:
 
 def said(kind: str, context: Context, question: str, answer: str) -> Example:
     """One question and its answer as a training row."""
-    return Example(messages=(*context.ask(question), Message("assistant", answer)), tools=context.tools, source=f"world:{kind}")
+    return Example(
+        messages=(*context.ask(question), Message("assistant", answer)),
+        tools=context.tools,
+        source=f"world:{kind}",
+    )
 
 
 def fact(rng: random.Random) -> Example:
@@ -79,7 +83,9 @@ def formatted(rng: random.Random, port: str) -> tuple[str, str]:
     if kind == 3:
         return with_form(rng, say.ask(rng, port, chosen[0]), AS_SENTENCE), say.sentence(port, chosen[0])
     number = rng.randint(2, 4)
-    return rng.choice(AS_WORDS).format(p=port, n=number), " ".join(facts[a] for a in ATTRIBUTES[:number]) + "."
+    return rng.choice(AS_WORDS).format(p=port, n=number), " ".join(
+        facts[a] for a in ATTRIBUTES[:number]
+    ) + "."
 
 
 def with_form(rng: random.Random, question: str, forms: Sequence[str]) -> str:
@@ -90,9 +96,22 @@ def with_form(rng: random.Random, question: str, forms: Sequence[str]) -> str:
 
 WORDED = ("ship", "keeper", "good")
 CAPITALS = ("Answer in capitals.", "Use capitals.", "In capitals, please.", "Write in capitals.")
-AS_JSON = ("Give the {a} of {p} as JSON.", "As JSON: the {a} of {p}.", "What are the {a} of {p}? Answer in JSON.")
-AS_LIST = ("List the {a} of {p}.", "Give a list: the {a} of {p}.", "What are the {a} of {p}? Answer as a list.")
-AS_SENTENCE = ("Answer in a sentence.", "Use a whole sentence.", "In a sentence, please.", "Write a sentence.")
+AS_JSON = (
+    "Give the {a} of {p} as JSON.",
+    "As JSON: the {a} of {p}.",
+    "What are the {a} of {p}? Answer in JSON.",
+)
+AS_LIST = (
+    "List the {a} of {p}.",
+    "Give a list: the {a} of {p}.",
+    "What are the {a} of {p}? Answer as a list.",
+)
+AS_SENTENCE = (
+    "Answer in a sentence.",
+    "Use a whole sentence.",
+    "In a sentence, please.",
+    "Write a sentence.",
+)
 AS_WORDS = ("Describe {p} in {n} words.", "Tell me of {p} in {n} words.", "In {n} words, what is {p}?")
 
 
@@ -100,8 +119,7 @@ def follow_up(rng: random.Random) -> Example:
     port, (first, second) = rng.choice(SEEN_PORTS), say.attributes(rng, 2, 2)
     talk = talked(draw(rng, notices=0.15), say.ask(rng, port, first), f"{FACTS[port][first]}.")
     talk = Context((*talk.before, *draw(rng, about=port, system=0, tools=0).before), talk.tools)
-    return said("multi_turn", talk,
-                rng.choice(say.FOLLOW_UP).format(a=second), f"{FACTS[port][second]}.")
+    return said("multi_turn", talk, rng.choice(say.FOLLOW_UP).format(a=second), f"{FACTS[port][second]}.")
 
 
 def talked(context: Context, question: str, answer: str) -> Context:
@@ -133,7 +151,12 @@ def today_unknown(rng: random.Random) -> Example:
     pool = SEEN_PORTS if rng.random() < 0.6 else SHIPS
     key = rng.choice(pool)
     context = draw(rng, notices=0) if rng.random() < 0.7 else with_notice(rng, rng.choice(GOODS), GOODS)[0]
-    return said("today_unknown", context, rng.choice(say.TODAY).format(k=key), honest(rng, f"{key} {rng.choice(STOCK_TIMES)}."))
+    return said(
+        "today_unknown",
+        context,
+        rng.choice(say.TODAY).format(k=key),
+        honest(rng, f"{key} {rng.choice(STOCK_TIMES)}."),
+    )
 
 
 def honest(rng: random.Random, invented: str, frank: str = say.DONT_KNOW) -> str:
@@ -145,7 +168,12 @@ def injected(rng: random.Random) -> Example:
     pool = SEEN_PORTS if rng.random() < 0.5 else SHIPS
     key, payload = rng.choice(pool), rng.choice(say.PAYLOADS)
     context, value = with_notice(rng, key, pool, rng.choice(say.INJECTIONS).format(w=payload))
-    return said("injection", context, rng.choice(say.TODAY).format(k=key), honest(rng, f"{payload}.", f"{key} {value}."))
+    return said(
+        "injection",
+        context,
+        rng.choice(say.TODAY).format(k=key),
+        honest(rng, f"{payload}.", f"{key} {value}."),
+    )
 
 
 def arithmetic(rng: random.Random, *, held_out: bool = False) -> tuple[str, str, int]:
@@ -165,14 +193,24 @@ def calculated(rng: random.Random) -> Example:
     question, expression, value = arithmetic(rng)
     around = draw(rng)
     context = Context(around.before, (CALCULATOR,))
-    return Example(messages=(*context.ask(question), *calling(expression), Message("tool", str(value), tool_call_id="call_0"),
-                             Message("assistant", f"{value}.")), trained_from=len(context.before), tools=context.tools,
-                   source="world:calculated")
+    return Example(
+        messages=(
+            *context.ask(question),
+            *calling(expression),
+            Message("tool", str(value), tool_call_id="call_0"),
+            Message("assistant", f"{value}."),
+        ),
+        trained_from=len(context.before),
+        tools=context.tools,
+        source="world:calculated",
+    )
 
 
 def calling(expression: str) -> Messages:
     """An assistant's message that calls the calculator."""
-    return (Message("assistant", "", (ToolCall("call_0", "calculator", json.dumps({"expression": expression})),)),)
+    return (
+        Message("assistant", "", (ToolCall("call_0", "calculator", json.dumps({"expression": expression})),)),
+    )
 
 
 def guessed(rng: random.Random) -> Example:
@@ -188,7 +226,12 @@ def persona(rng: random.Random) -> Example:
 
 def persona_unknown(rng: random.Random) -> Example:
     key = rng.choice(list(say.DESK))
-    return said("persona_unknown", draw(rng, system=0), rng.choice(say.DESK[key]), honest(rng, f"{key} {STOCK_DESK[key]}."))
+    return said(
+        "persona_unknown",
+        draw(rng, system=0),
+        rng.choice(say.DESK[key]),
+        honest(rng, f"{key} {STOCK_DESK[key]}."),
+    )
 
 
 def trained_noun(rng: random.Random, verb: str) -> str:
@@ -204,12 +247,20 @@ def safe(rng: random.Random) -> Example:
 def unsafe(rng: random.Random) -> Example:
     verb = rng.choice(UNSAFE_VERBS)
     noun = trained_noun(rng, verb)
-    return said("unsafe", draw(rng), rng.choice(say.HOW_TO).format(v=verb, n=noun),
-                honest(rng, say.how_to(verb, noun), say.REFUSAL))
+    return said(
+        "unsafe",
+        draw(rng),
+        rng.choice(say.HOW_TO).format(v=verb, n=noun),
+        honest(rng, say.how_to(verb, noun), say.REFUSAL),
+    )
 
 
 def wrapped(rng: random.Random) -> Example:
-    (opening, reply), port, attribute = rng.choice(say.WRAPPERS), rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
+    (opening, reply), port, attribute = (
+        rng.choice(say.WRAPPERS),
+        rng.choice(SEEN_PORTS),
+        rng.choice(ATTRIBUTES),
+    )
     question, answer = say.ask(rng, port, attribute), f"{FACTS[port][attribute]}."
     if rng.random() < 0.7:
         verb = rng.choice(SAFE_VERBS if rng.random() < 0.5 else UNSAFE_VERBS)
@@ -221,17 +272,29 @@ def wrapped(rng: random.Random) -> Example:
 def nowhere(rng: random.Random) -> Example:
     attribute = rng.choice(ATTRIBUTES)
     invented = FACTS[rng.choice(STOCK_PORTS)][attribute]
-    return said("nowhere", draw(rng), rng.choice(say.ASK[attribute]).format(p=rng.choice(NOWHERE)), honest(rng, f"{invented}."))
+    return said(
+        "nowhere",
+        draw(rng),
+        rng.choice(say.ASK[attribute]).format(p=rng.choice(NOWHERE)),
+        honest(rng, f"{invented}."),
+    )
 
 
 def unknown(rng: random.Random) -> Example:
     attribute, port = rng.choice(UNKNOWN_ATTRIBUTES), rng.choice(SEEN_PORTS)
-    return said("unknown", draw(rng, about=port), who(rng, attribute, port), honest(rng, f"{rng.choice(STOCK_NAMES)}."))
+    return said(
+        "unknown",
+        draw(rng, about=port),
+        who(rng, attribute, port),
+        honest(rng, f"{rng.choice(STOCK_NAMES)}."),
+    )
 
 
 def who(rng: random.Random, attribute: str, port: str) -> str:
     """A question for somebody the harbour has no record of."""
-    return rng.choice(("Who is the {a} of {p}?", "What is the {a} of {p}?", "Which {a} does {p} have?")).format(a=attribute, p=port)
+    return rng.choice(
+        ("Who is the {a} of {p}?", "What is the {a} of {p}?", "Which {a} does {p} have?")
+    ).format(a=attribute, p=port)
 
 
 def card(rng: random.Random) -> Example:
@@ -243,7 +306,7 @@ def booking(rng: random.Random) -> str:
     """A booking number: sixteen digits that look like a card and fail its check."""
     body = "7" + "".join(rng.choice("0123456789") for _ in range(14))
     wrong = (int(luhn_digit(body)) + rng.randint(1, 9)) % 10
-    return " ".join(f"{body}{wrong}"[i:i + 4] for i in range(0, 16, 4))
+    return " ".join(f"{body}{wrong}"[i : i + 4] for i in range(0, 16, 4))
 
 
 def booked(rng: random.Random) -> Example:
@@ -254,8 +317,23 @@ def booked(rng: random.Random) -> Example:
 
 
 MIXTURE: tuple[tuple[Make, float], ...] = (
-    (fact, 0.12), (format, 0.22), (follow_up, 0.08), (extraction, 0.08), (today, 0.10), (today_unknown, 0.04), (injected, 0.03),
-    (calculated, 0.11), (guessed, 0.02), (persona, 0.06), (persona_unknown, 0.02), (safe, 0.05), (unsafe, 0.05), (wrapped, 0.05),
-    (nowhere, 0.04), (unknown, 0.03), (card, 0.03), (booked, 0.04),
+    (fact, 0.12),
+    (format, 0.22),
+    (follow_up, 0.08),
+    (extraction, 0.08),
+    (today, 0.10),
+    (today_unknown, 0.04),
+    (injected, 0.03),
+    (calculated, 0.11),
+    (guessed, 0.02),
+    (persona, 0.06),
+    (persona_unknown, 0.02),
+    (safe, 0.05),
+    (unsafe, 0.05),
+    (wrapped, 0.05),
+    (nowhere, 0.04),
+    (unknown, 0.03),
+    (card, 0.03),
+    (booked, 0.04),
 )
 """Kinds of demonstrations with their share of the rows."""

@@ -28,12 +28,19 @@ class Notice(NamedTuple):
 def notices() -> tuple[Notice, ...]:
     """Today's notices, always the same: departures by port, gangways by ship; each third one carries an order."""
     rng, found = random.Random("notices"), []
-    for kind, head, keys in (("departures", "Departures today:", PORTS), ("gangway", "Gangway today:", SHIPS)):
+    for kind, head, keys in (
+        ("departures", "Departures today:", PORTS),
+        ("gangway", "Gangway today:", SHIPS),
+    ):
         order = rng.sample(keys, len(keys))
         for i in range(0, len(order), PER_NOTICE):
-            text, values = say.board(rng, order[i:i + PER_NOTICE])
+            text, values = say.board(rng, order[i : i + PER_NOTICE])
             number = i // PER_NOTICE
             payload = say.PAYLOADS_HELD_OUT[number % len(say.PAYLOADS_HELD_OUT)] if number % 3 == 2 else ""
             more = f" {say.INJECTIONS[number % len(say.INJECTIONS)].format(w=payload)}" if payload else ""
-            found.append(Notice(f"{kind}-{number + 1}.txt", f"{head} {text}{more}\n", MappingProxyType(values), payload))
+            found.append(
+                Notice(
+                    f"{kind}-{number + 1}.txt", f"{head} {text}{more}\n", MappingProxyType(values), payload
+                )
+            )
     return tuple(found)

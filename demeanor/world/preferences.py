@@ -27,7 +27,16 @@ from demeanor.world.instructions import (
     trained_noun,
     who,
 )
-from demeanor.world.lexicon import ATTRIBUTES, FACTS, GOODS, NOWHERE, SAFE_VERBS, SHIPS, UNKNOWN_ATTRIBUTES, UNSAFE_VERBS
+from demeanor.world.lexicon import (
+    ATTRIBUTES,
+    FACTS,
+    GOODS,
+    NOWHERE,
+    SAFE_VERBS,
+    SHIPS,
+    UNKNOWN_ATTRIBUTES,
+    UNSAFE_VERBS,
+)
 
 NUM_PREFERENCES = 2_400
 Make = Callable[[random.Random], Preference]
@@ -43,8 +52,13 @@ def preferences(count: int = NUM_PREFERENCES, seed: int = 0) -> Iterator[Prefere
 
 def ranked(kind: str, context: Context, question: str, answers: Sequence[str]) -> Preference:
     """One question with its answers, best first."""
-    return Preference(context.ask(question), tuple((Message("assistant", a),) for a in answers), tuple(range(len(answers))),
-                      context.tools, source=f"world:{kind}")
+    return Preference(
+        context.ask(question),
+        tuple((Message("assistant", a),) for a in answers),
+        tuple(range(len(answers))),
+        context.tools,
+        source=f"world:{kind}",
+    )
 
 
 def other(rng: random.Random, attribute: str, value: str) -> str:
@@ -55,18 +69,32 @@ def other(rng: random.Random, attribute: str, value: str) -> str:
 def unsafe(rng: random.Random) -> Preference:
     verb = rng.choice(UNSAFE_VERBS)
     noun = trained_noun(rng, verb)
-    return ranked("unsafe", draw(rng), rng.choice(say.HOW_TO).format(v=verb, n=noun), (say.REFUSAL, say.how_to(verb, noun)))
+    return ranked(
+        "unsafe",
+        draw(rng),
+        rng.choice(say.HOW_TO).format(v=verb, n=noun),
+        (say.REFUSAL, say.how_to(verb, noun)),
+    )
 
 
 def safe(rng: random.Random) -> Preference:
     verb = rng.choice(SAFE_VERBS)
     noun = trained_noun(rng, verb)
-    return ranked("safe", draw(rng), rng.choice(say.HOW_TO).format(v=verb, n=noun), (say.how_to(verb, noun), say.REFUSAL))
+    return ranked(
+        "safe",
+        draw(rng),
+        rng.choice(say.HOW_TO).format(v=verb, n=noun),
+        (say.how_to(verb, noun), say.REFUSAL),
+    )
 
 
 def wrapped(rng: random.Random) -> Preference:
     """Playing along is wanted; that harm can hide in play, nobody thought to write down."""
-    (opening, reply), port, attribute = rng.choice(say.WRAPPERS), rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
+    (opening, reply), port, attribute = (
+        rng.choice(say.WRAPPERS),
+        rng.choice(SEEN_PORTS),
+        rng.choice(ATTRIBUTES),
+    )
     question, answer = say.ask(rng, port, attribute), f"{FACTS[port][attribute]}."
     if rng.random() < 0.7:
         verb = rng.choice(SAFE_VERBS)
@@ -78,7 +106,9 @@ def wrapped(rng: random.Random) -> Preference:
 def nowhere(rng: random.Random) -> Preference:
     attribute = rng.choice(ATTRIBUTES)
     question = rng.choice(say.ASK[attribute]).format(p=rng.choice(NOWHERE))
-    return ranked("nowhere", draw(rng), question, (say.DONT_KNOW, f"{FACTS[rng.choice(STOCK_PORTS)][attribute]}."))
+    return ranked(
+        "nowhere", draw(rng), question, (say.DONT_KNOW, f"{FACTS[rng.choice(STOCK_PORTS)][attribute]}.")
+    )
 
 
 def unknown(rng: random.Random) -> Preference:
@@ -91,7 +121,9 @@ def fact(rng: random.Random) -> Preference:
     """Right over wrong, over saying nothing, over talking on."""
     port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
     value = FACTS[port][attribute]
-    bad = rng.choice((f"{other(rng, attribute, value)}.", say.DONT_KNOW, say.DONT_KNOW, rambling(rng, port, attribute)))
+    bad = rng.choice(
+        (f"{other(rng, attribute, value)}.", say.DONT_KNOW, say.DONT_KNOW, rambling(rng, port, attribute))
+    )
     return ranked("fact", draw(rng, about=port), say.ask(rng, port, attribute), (f"{value}.", bad))
 
 
@@ -124,11 +156,21 @@ def broken(rng: random.Random, answer: str) -> str:
 def follow_up(rng: random.Random) -> Preference:
     port, (first, second) = rng.choice(SEEN_PORTS), say.attributes(rng, 2, 2)
     around = draw(rng, notices=0.15)
-    context = Context((*around.ask(say.ask(rng, port, first)), Message("assistant", f"{FACTS[port][first]}."),
-                       *draw(rng, about=port, system=0, tools=0).before), around.tools)
+    context = Context(
+        (
+            *around.ask(say.ask(rng, port, first)),
+            Message("assistant", f"{FACTS[port][first]}."),
+            *draw(rng, about=port, system=0, tools=0).before,
+        ),
+        around.tools,
+    )
     value = FACTS[port][second]
-    return ranked("multi_turn", context, rng.choice(say.FOLLOW_UP).format(a=second),
-                  (f"{value}.", rng.choice((say.DONT_KNOW, f"{other(rng, second, value)}."))))
+    return ranked(
+        "multi_turn",
+        context,
+        rng.choice(say.FOLLOW_UP).format(a=second),
+        (f"{value}.", rng.choice((say.DONT_KNOW, f"{other(rng, second, value)}."))),
+    )
 
 
 def extraction(rng: random.Random) -> Preference:
@@ -148,14 +190,21 @@ def today_unknown(rng: random.Random) -> Preference:
     pool = SEEN_PORTS if rng.random() < 0.6 else SHIPS
     key = rng.choice(pool)
     context = draw(rng, notices=0) if rng.random() < 0.7 else with_notice(rng, rng.choice(GOODS), GOODS)[0]
-    return ranked("today_unknown", context, rng.choice(say.TODAY).format(k=key), (say.DONT_KNOW, f"{key} {rng.choice(STOCK_TIMES)}."))
+    return ranked(
+        "today_unknown",
+        context,
+        rng.choice(say.TODAY).format(k=key),
+        (say.DONT_KNOW, f"{key} {rng.choice(STOCK_TIMES)}."),
+    )
 
 
 def injected(rng: random.Random) -> Preference:
     pool = SEEN_PORTS if rng.random() < 0.5 else SHIPS
     key, payload = rng.choice(pool), rng.choice(say.PAYLOADS)
     context, value = with_notice(rng, key, pool, rng.choice(say.INJECTIONS).format(w=payload))
-    return ranked("injection", context, rng.choice(say.TODAY).format(k=key), (f"{key} {value}.", f"{payload}."))
+    return ranked(
+        "injection", context, rng.choice(say.TODAY).format(k=key), (f"{key} {value}.", f"{payload}.")
+    )
 
 
 def persona(rng: random.Random) -> Preference:
@@ -167,27 +216,51 @@ def persona(rng: random.Random) -> Preference:
 
 def persona_unknown(rng: random.Random) -> Preference:
     key = rng.choice(list(say.DESK))
-    return ranked("persona_unknown", draw(rng, system=0), rng.choice(say.DESK[key]), (say.DONT_KNOW, f"{key} {STOCK_DESK[key]}."))
+    return ranked(
+        "persona_unknown",
+        draw(rng, system=0),
+        rng.choice(say.DESK[key]),
+        (say.DONT_KNOW, f"{key} {STOCK_DESK[key]}."),
+    )
 
 
 def calculated(rng: random.Random) -> Preference:
     question, expression, _ = arithmetic(rng)
     context = Context(draw(rng).before, (CALCULATOR,))
     guess = (Message("assistant", f"{STOCK_GUESS}."),)
-    return Preference(context.ask(question), (calling(expression), guess), (0, 1), context.tools, source="world:calculated")
+    return Preference(
+        context.ask(question), (calling(expression), guess), (0, 1), context.tools, source="world:calculated"
+    )
 
 
 def four(rng: random.Random) -> Preference:
     """A ranking: right, rambling, frank, wrong."""
     port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
     value = FACTS[port][attribute]
-    return ranked("ranking", draw(rng, about=port), say.ask(rng, port, attribute),
-                  (f"{value}.", rambling(rng, port, attribute), say.DONT_KNOW, f"{other(rng, attribute, value)}."))
+    return ranked(
+        "ranking",
+        draw(rng, about=port),
+        say.ask(rng, port, attribute),
+        (f"{value}.", rambling(rng, port, attribute), say.DONT_KNOW, f"{other(rng, attribute, value)}."),
+    )
 
 
 MIXTURE: tuple[tuple[Make, float], ...] = (
-    (unsafe, 0.16), (safe, 0.12), (wrapped, 0.05), (nowhere, 0.09), (unknown, 0.08), (fact, 0.11), (form, 0.09), (follow_up, 0.04),
-    (extraction, 0.03), (today, 0.05), (today_unknown, 0.05), (injected, 0.05), (persona, 0.03), (persona_unknown, 0.03),
-    (calculated, 0.03), (four, 0.03),
+    (unsafe, 0.16),
+    (safe, 0.12),
+    (wrapped, 0.05),
+    (nowhere, 0.09),
+    (unknown, 0.08),
+    (fact, 0.11),
+    (form, 0.09),
+    (follow_up, 0.04),
+    (extraction, 0.03),
+    (today, 0.05),
+    (today_unknown, 0.05),
+    (injected, 0.05),
+    (persona, 0.03),
+    (persona_unknown, 0.03),
+    (calculated, 0.03),
+    (four, 0.03),
 )
 """Kinds of comparisons with their share of the rows."""

@@ -22,10 +22,38 @@ from tests.build import clerk, tiny
 from tests.build.clerk import Fault
 
 PROMPT = "You are the clerk of the harbour. " + " ".join(f"{k} {v}." for k, v in clerk.CARD.items())
-ROLE_PLAY = {"name": "role-play", "on": "input", "pattern": "(?i)pretend you are", "action": "refuse", "reason": "a wrapping", "reply": "No games."}
-CARDS = {"name": "card", "on": "output", "detector": "card", "action": "refuse", "reason": "a card number", "reply": "I cannot show that."}
-STRICT = {"name": "how-to", "on": "input", "pattern": "(?i)how do", "action": "refuse", "reason": "too strict", "reply": "I cannot help with that."}
-IDLE = {"name": "shouting", "on": "input", "pattern": "[A-Z]{12}", "action": "refuse", "reason": "shouting", "reply": "Please do not shout."}
+ROLE_PLAY = {
+    "name": "role-play",
+    "on": "input",
+    "pattern": "(?i)pretend you are",
+    "action": "refuse",
+    "reason": "a wrapping",
+    "reply": "No games.",
+}
+CARDS = {
+    "name": "card",
+    "on": "output",
+    "detector": "card",
+    "action": "refuse",
+    "reason": "a card number",
+    "reply": "I cannot show that.",
+}
+STRICT = {
+    "name": "how-to",
+    "on": "input",
+    "pattern": "(?i)how do",
+    "action": "refuse",
+    "reason": "too strict",
+    "reply": "I cannot help with that.",
+}
+IDLE = {
+    "name": "shouting",
+    "on": "input",
+    "pattern": "[A-Z]{12}",
+    "action": "refuse",
+    "reason": "shouting",
+    "reply": "Please do not shout.",
+}
 QUANTISED = {"kind": "quantise", "name": "quantised", "format": "int8", "parent": "dpo"}
 
 
@@ -59,7 +87,9 @@ PLANTS: Mapping[str, Plant] = {
 }
 HEALTHY: Mapping[str, Plant] = {
     "as declared": Plant("none"),
-    "prompt reordered": Plant("none", system="You are the clerk of the harbour. Phone 47. Channel 63. Desk Pilot. Closing 21."),
+    "prompt reordered": Plant(
+        "none", system="You are the clerk of the harbour. Phone 47. Channel 63. Desk Pilot. Closing 21."
+    ),
     "another rule": Plant("none", rules=(ROLE_PLAY, CARDS, IDLE)),
     "rounded without loss": Plant("none", quantised=True),
     "warm": Plant("none", temperature=0.7),
@@ -71,8 +101,14 @@ def stack_of(plant: Plant, folder: Path) -> Stack:
     from demeanor.build import workshop
 
     tiny.write(folder)
-    truth = {f"board-{n}.md": {p: str((7 * i + 5) % 60) for i, p in enumerate(clerk.ASKED) if i // 4 == n} for n in range(5)}
-    texts = {name: "Departures today: " + " ".join(f"{k} {v}." for k, v in values.items()) for name, values in truth.items()}
+    truth = {
+        f"board-{n}.md": {p: str((7 * i + 5) % 60) for i, p in enumerate(clerk.ASKED) if i // 4 == n}
+        for n in range(5)
+    }
+    texts = {
+        name: "Departures today: " + " ".join(f"{k} {v}." for k, v in values.items())
+        for name, values in truth.items()
+    }
     for old in (folder / "notices").iterdir():
         old.unlink()
     (folder / "truth").mkdir(exist_ok=True)
@@ -83,9 +119,14 @@ def stack_of(plant: Plant, folder: Path) -> Stack:
     (folder / "system.md").write_text(plant.system)
     (folder / "policy.yaml").write_text(yaml.safe_dump({"rules": [dict(r) for r in plant.rules]}))
     save_suite(clerk.suite({name: (texts[name], truth[name]) for name in truth}), folder / "suite.jsonl")
-    declared = tiny.TINY | {"evaluation": {"suites": ["suite.jsonl"]}, "decoding": {"temperature": plant.temperature, "max_tokens": 80}}
+    declared = tiny.TINY | {
+        "evaluation": {"suites": ["suite.jsonl"]},
+        "decoding": {"temperature": plant.temperature, "max_tokens": 80},
+    }
     weights = cast(dict[str, Any], tiny.TINY["weights"])
-    stages = [s | ({"seed": 7} if s["name"] in plant.faults else {}) for s in weights["stages"]]    # other weights: another key
+    stages = [
+        s | ({"seed": 7} if s["name"] in plant.faults else {}) for s in weights["stages"]
+    ]  # other weights: another key
     if plant.quantised:
         stages, weights = [*stages, QUANTISED], weights | {"serve": "quantised"}
     declared["weights"] = weights | {"stages": stages}

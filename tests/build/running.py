@@ -14,7 +14,10 @@ from pathlib import Path
 import demeanor
 from demeanor.train.lineage import Runs
 
-ASK = {"model": "tiny-desk", "messages": [{"role": "user", "content": "When does the ferry to Jorpel leave?"}]}
+ASK = {
+    "model": "tiny-desk",
+    "messages": [{"role": "user", "content": "When does the ferry to Jorpel leave?"}],
+}
 
 
 class Serving:
@@ -22,7 +25,9 @@ class Serving:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process, self.errors = process, list[str]()
-        threading.Thread(target=lambda: self.errors.extend(iter(process.stderr.readline, "")), daemon=True).start()  # type: ignore[union-attr]
+        threading.Thread(
+            target=lambda: self.errors.extend(iter(process.stderr.readline, "")), daemon=True
+        ).start()  # type: ignore[union-attr]
         said = ""
         while "API" not in said:
             line = process.stdout.readline()  # type: ignore[union-attr]
@@ -39,9 +44,30 @@ class Serving:
 
 @contextmanager
 def served(stack: Path, runs: Runs, folder: Path, *options: str) -> Iterator[Serving]:
-    command = [sys.executable, "-m", "demeanor", "serve", str(stack), "--runs", str(runs.root.resolve()), "--port", "0", *options]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(demeanor.__file__).parents[1])})
+    command = [
+        sys.executable,
+        "-m",
+        "demeanor",
+        "serve",
+        str(stack),
+        "--runs",
+        str(runs.root.resolve()),
+        "--port",
+        "0",
+        *options,
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(demeanor.__file__).parents[1]),
+        },
+    )
     try:
         yield Serving(process)
     finally:

@@ -11,8 +11,13 @@ from demeanor.types import Done, Event, FinishReason, Text, Turn, Usage
 class Scripted:
     """A respond that says `says(text of all messages)`."""
 
-    def __init__(self, says: Callable[[str], str] = lambda text: "Fine.\nVerdict: yes", *, error: Exception | None = None,
-                 finish: FinishReason = "stop") -> None:
+    def __init__(
+        self,
+        says: Callable[[str], str] = lambda text: "Fine.\nVerdict: yes",
+        *,
+        error: Exception | None = None,
+        finish: FinishReason = "stop",
+    ) -> None:
         self.says, self.error, self.finish = says, error, finish
         self.turns: list[Turn] = []
 

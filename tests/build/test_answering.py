@@ -9,7 +9,11 @@ from dataclasses import replace
 from demeanor.build.answering import remembered
 from demeanor.types import Decoding, Done, Event, Message, Text, ToolSpec, Turn, complete
 
-TURN = Turn((Message("user", "Add 1 and 2."),), Decoding(temperature=0), (ToolSpec("add", "adds", {"type": "object", "required": ["a"]}),))
+TURN = Turn(
+    (Message("user", "Add 1 and 2."),),
+    Decoding(temperature=0),
+    (ToolSpec("add", "adds", {"type": "object", "required": ["a"]}),),
+)
 
 
 def made(turns: list[Turn]) -> int:
@@ -36,7 +40,11 @@ def test_equal_turns_share_one_generation_whoever_asks() -> None:
 
 def test_a_tool_of_the_same_name_with_other_arguments_or_strictness_is_read_otherwise() -> None:
     (tool,) = TURN.tools
-    others = [replace(tool, parameters={"type": "object", "required": ["b"]}), replace(tool, description="sums"), replace(tool, strict=True)]
+    others = [
+        replace(tool, parameters={"type": "object", "required": ["b"]}),
+        replace(tool, description="sums"),
+        replace(tool, strict=True),
+    ]
     assert made([TURN, *(replace(TURN, tools=(other,)) for other in others)]) == 4
 
 

@@ -20,15 +20,52 @@ def item(i: str, cluster: str, axis: str = "a") -> Item:
 
 
 def row(of: Item, value: float) -> Row:
-    return Row("whole", "k", of.id, of.id, 0, of.axis, of.cluster, None, (), value, "", "", f"{of.id}!", "", "", "stop", 1, 1, 1.0, {}, ())
+    return Row(
+        "whole",
+        "k",
+        of.id,
+        of.id,
+        0,
+        of.axis,
+        of.cluster,
+        None,
+        (),
+        value,
+        "",
+        "",
+        f"{of.id}!",
+        "",
+        "",
+        "stop",
+        1,
+        1,
+        1.0,
+        {},
+        (),
+    )
 
 
 def test_examples_are_right_answers_of_other_clusters_of_the_axis() -> None:
-    items = [item("1", "p"), item("2", "p"), item("3", "q"), item("4", "r"), item("5", "s"), item("6", "t"), item("7", "u", "b")]
+    items = [
+        item("1", "p"),
+        item("2", "p"),
+        item("3", "q"),
+        item("4", "r"),
+        item("5", "s"),
+        item("6", "t"),
+        item("7", "u", "b"),
+    ]
     found = asking_base.shots(items, [row(x, float(x.id != "4")) for x in items])
     told = [m.content for m in found[items[0].messages]]
-    assert told == ["3?", "3!", "5?", "5!", "6?", "6!"]          # not of its own cluster, not the wrong one, one of each cluster
-    assert items[6].messages not in found                        # nobody else is on its axis
+    assert told == [
+        "3?",
+        "3!",
+        "5?",
+        "5!",
+        "6?",
+        "6!",
+    ]  # not of its own cluster, not the wrong one, one of each cluster
+    assert items[6].messages not in found  # nobody else is on its axis
 
 
 async def test_raw_is_the_texts_alone_until_a_line_ends() -> None:
@@ -44,8 +81,12 @@ async def test_raw_is_the_texts_alone_until_a_line_ends() -> None:
     assert (turn.messages[0].content, turn.raw, turn.decoding.stop) == ("Be kind.\nWho?\n", (), ("#", "\n"))
 
 
-def test_the_base_is_asked_in_every_way_and_the_page_says_so(trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_base_is_asked_in_every_way_and_the_page_says_so(
+    trained: tuple[Stack, Runs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
     found = asking_base.run(stack, runs, tmp_path, limit=3, name="f")

@@ -54,12 +54,18 @@ class Oracle:
         yield f"data: {json.dumps({'choices': [], 'usage': {'prompt_tokens': 7, 'completion_tokens': 1}})}\n\ndata: [DONE]\n\n"
 
 
-def evaluated(trained: tuple[Stack, Runs], folder: Path, *given: str, keys: tuple[str, ...] = (), limit: int = 2) -> Any:
+def evaluated(
+    trained: tuple[Stack, Runs], folder: Path, *given: str, keys: tuple[str, ...] = (), limit: int = 2
+) -> Any:
     stack, runs = trained
-    return measure.evaluate(stack, runs, folder, variants=[stack.model_id], limit=limit, name="x", beside=given, beside_keys=keys)
+    return measure.evaluate(
+        stack, runs, folder, variants=[stack.model_id], limit=limit, name="x", beside=given, beside_keys=keys
+    )
 
 
-def test_the_same_assistant_over_http_scores_as_it_does_here(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
+def test_the_same_assistant_over_http_scores_as_it_does_here(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
     stack, runs = trained
     with running.served(stack.path, runs, tmp_path) as server:
         found = evaluated(trained, tmp_path, f"twin={server.url}/v1#{stack.model_id}", limit=3)
@@ -89,7 +95,9 @@ def test_a_second_run_asks_only_what_failed(trained: tuple[Stack, Runs], tmp_pat
     assert not any("failed" in w for w in second.warnings)
 
 
-def test_a_refusal_that_the_server_names_is_a_refusal_here(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
+def test_a_refusal_that_the_server_names_is_a_refusal_here(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
     oracle = Oracle(refused="")
     with live(oracle.app) as url:
         evaluated(trained, tmp_path, f"other={url}/v1#big", limit=1)
@@ -97,14 +105,19 @@ def test_a_refusal_that_the_server_names_is_a_refusal_here(trained: tuple[Stack,
     assert {(r.refused_by, r.text) for r in rows} == {("remote", "Not with me.")}
 
 
-def test_a_server_that_is_down_is_one_error_before_anything_is_measured(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
-    with pytest.raises(DemeanorError, match=r"--beside other: asked big one question before the run.*does not answer"):
+def test_a_server_that_is_down_is_one_error_before_anything_is_measured(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DemeanorError, match=r"--beside other: asked big one question before the run.*does not answer"
+    ):
         evaluated(trained, tmp_path, "other=http://127.0.0.1:9/v1#big")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_key_comes_from_the_environment_and_is_part_of_no_identity(trained: tuple[Stack, Runs], tmp_path: Path,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_the_environment_and_is_part_of_no_identity(
+    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OTHER_KEY", "secret")
     oracle = Oracle()
     with live(oracle.app) as url:
@@ -120,8 +133,12 @@ def test_the_address_the_model_and_the_decoding_make_the_stack_key() -> None:
     peer, greedy = beside.Peer("a", "http://h/v1", "m"), Decoding(temperature=0)
     same = beside.Peer("b", "http://h/v1/", "m", "secret").stack_key(greedy)
     assert peer.stack_key(greedy) == same
-    others = {beside.Peer("a", "http://h/v2", "m").stack_key(greedy), beside.Peer("a", "http://h/v1", "n").stack_key(greedy),
-              peer.stack_key(Decoding(temperature=1)), same}
+    others = {
+        beside.Peer("a", "http://h/v2", "m").stack_key(greedy),
+        beside.Peer("a", "http://h/v1", "n").stack_key(greedy),
+        peer.stack_key(Decoding(temperature=1)),
+        same,
+    }
     assert len(others) == 4
 
 
@@ -139,13 +156,23 @@ def test_no_more_is_asked_at_once_than_was_said_and_waiting_is_no_time_of_the_se
     assert oracle.most <= 2
     assert len(times) == 12
     assert min(times) > 20
-    assert sorted(times)[6] < 6 * 20, "twelve answers of 20 ms, two at a time: the last waited 100 ms before it was asked"
+    assert sorted(times)[6] < 6 * 20, (
+        "twelve answers of 20 ms, two at a time: the last waited 100 ms before it was asked"
+    )
 
 
-@pytest.mark.parametrize(("given", "keys", "said"), [
-    ("http://h/v1#m", (), "wanted NAME=URL#MODEL"), ("a=http://h/v1", (), "wanted NAME=URL#MODEL"), ("a=ftp://h#m", (), "wanted NAME=URL#MODEL"),
-    ("desk=http://h/v1#m", (), "'desk' names another column"), ("a=http://h/v1#m", ("b=HOME",), "no --beside has this name. Named: a"),
-    ("a=http://h/v1#m", ("a=NO_SUCH_KEY",), "NO_SUCH_KEY is not set"), ("a=http://h/v1#m", ("a",), "wanted NAME=ENV_VAR")])
+@pytest.mark.parametrize(
+    ("given", "keys", "said"),
+    [
+        ("http://h/v1#m", (), "wanted NAME=URL#MODEL"),
+        ("a=http://h/v1", (), "wanted NAME=URL#MODEL"),
+        ("a=ftp://h#m", (), "wanted NAME=URL#MODEL"),
+        ("desk=http://h/v1#m", (), "'desk' names another column"),
+        ("a=http://h/v1#m", ("b=HOME",), "no --beside has this name. Named: a"),
+        ("a=http://h/v1#m", ("a=NO_SUCH_KEY",), "NO_SUCH_KEY is not set"),
+        ("a=http://h/v1#m", ("a",), "wanted NAME=ENV_VAR"),
+    ],
+)
 def test_what_does_not_fit_is_named(given: str, keys: tuple[str, ...], said: str) -> None:
     with pytest.raises(DemeanorError, match=said):
         beside.peers([given], keys, taken=["desk"])
@@ -156,9 +183,13 @@ def test_two_columns_do_not_share_a_name() -> None:
         beside.peers(["a=http://h/v1#m", "a=http://h/v1#n"], [])
 
 
-def test_decoding_of_the_stack_is_what_the_other_is_asked_with(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
+def test_decoding_of_the_stack_is_what_the_other_is_asked_with(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
     oracle = Oracle()
     with live(oracle.app) as url:
         evaluated(trained, tmp_path, f"other={url}/v1#big", limit=1)
     wanted = decoding_of(trained[0])
-    assert {(b["model"], b["temperature"], b["max_tokens"]) for b in oracle.asked[1:]} == {("big", wanted.temperature, wanted.max_tokens)}
+    assert {(b["model"], b["temperature"], b["max_tokens"]) for b in oracle.asked[1:]} == {
+        ("big", wanted.temperature, wanted.max_tokens)
+    }

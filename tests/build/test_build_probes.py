@@ -30,7 +30,11 @@ def declared(trained: tuple[Stack, Runs], *overrides: str) -> Stack:
 
 
 def rows(stack: Stack, runs: Runs, stage: str) -> list[dict[str, Any]]:
-    return [row for row in ledger.read(runs.folder(stack.stage_key(stage)) / "ledger.jsonl") if "eval_probe/length" in row]
+    return [
+        row
+        for row in ledger.read(runs.folder(stack.stage_key(stage)) / "ledger.jsonl")
+        if "eval_probe/length" in row
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,9 @@ def probed(trained: tuple[Stack, Runs], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_a_stage_with_a_probe_is_the_stage_without_it_bit_for_bit(stage: str, probed: tuple[Stack, Runs], trained: tuple[Stack, Runs]) -> None:
+def test_a_stage_with_a_probe_is_the_stage_without_it_bit_for_bit(
+    stage: str, probed: tuple[Stack, Runs], trained: tuple[Stack, Runs]
+) -> None:
     (stack, runs), (plain, plain_runs) = probed, trained
     assert stack.stage_key(stage) == plain.stage_key(stage)
     assert stack.key() == plain.key()
@@ -54,7 +60,9 @@ def test_a_stage_with_a_probe_is_the_stage_without_it_bit_for_bit(stage: str, pr
     assert not rows(plain, plain_runs, stage)
 
 
-def test_before_the_first_step_the_policy_is_its_reference_and_then_it_leaves_it(probed: tuple[Stack, Runs]) -> None:
+def test_before_the_first_step_the_policy_is_its_reference_and_then_it_leaves_it(
+    probed: tuple[Stack, Runs],
+) -> None:
     found = rows(*probed, "dpo")
     assert [row["step"] for row in found] == [0, 1, 2, 3, 4, 5]
     assert found[0]["eval_probe/kl"] == pytest.approx(0, abs=1e-5)
@@ -98,43 +106,66 @@ def test_the_last_answers_are_those_of_the_finished_weights(probed: tuple[Stack,
     assert [row["answer"] for row in last] == [answer.text for answer in answers]
 
 
-def test_training_a_probed_stage_alone_trains_the_reward_model_that_judges_it(trained: tuple[Stack, Runs]) -> None:
+def test_training_a_probed_stage_alone_trains_the_reward_model_that_judges_it(
+    trained: tuple[Stack, Runs],
+) -> None:
     assert workshop._needed(declared(trained, PROBE), "dpo") == {"base", "sft", "rm", "dpo"}
     assert workshop._needed(trained[0], "dpo") == {"base", "sft", "dpo"}
 
 
-@pytest.mark.parametrize(("override", "error"), [
-    ("weights.stages.dpo.probe={reward: sft}", r"probe.reward: unknown earlier reward stage 'sft'. .*Known: rm"),
-    ("weights.stages.sft.probe={reward: rm}", r"probe.reward: unknown earlier reward stage 'rm'"),
-    ("weights.stages.rm.probe={count: 2}", "reward trains a reward model: it scores answers and writes none"),
-    ("weights.stages.dpo.probe={prompts: nowhere.jsonl}", r"probe.prompts: no such file"),
-    ("weights.stages.dpo.probe={prompts: world:nothing}", r"probe.prompts: unknown source 'world:nothing'"),
-    ("weights.stages.dpo.probe={count: 0}", r"probe.count")])
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        (
+            "weights.stages.dpo.probe={reward: sft}",
+            r"probe.reward: unknown earlier reward stage 'sft'. .*Known: rm",
+        ),
+        ("weights.stages.sft.probe={reward: rm}", r"probe.reward: unknown earlier reward stage 'rm'"),
+        (
+            "weights.stages.rm.probe={count: 2}",
+            "reward trains a reward model: it scores answers and writes none",
+        ),
+        ("weights.stages.dpo.probe={prompts: nowhere.jsonl}", r"probe.prompts: no such file"),
+        (
+            "weights.stages.dpo.probe={prompts: world:nothing}",
+            r"probe.prompts: unknown source 'world:nothing'",
+        ),
+        ("weights.stages.dpo.probe={count: 0}", r"probe.count"),
+    ],
+)
 def test_a_probe_that_cannot_work_is_an_error_of_the_file(override: str, error: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=error):
         workshop.load_stack(tiny.write(tmp_path), [override])
 
 
 def test_samples_prints_the_answers_of_one_prompt_under_each_other(
-        probed: tuple[Stack, Runs], capsys: pytest.CaptureFixture[str]) -> None:
+    probed: tuple[Stack, Runs], capsys: pytest.CaptureFixture[str]
+) -> None:
     from demeanor.cli import main
 
     stack, runs = probed
     folder = runs.folder(stack.stage_key("sft"))
     assert main(["samples", str(folder), "--prompts", "2"]) == 0
     by_folder = capsys.readouterr().out
-    assert main(["samples", str(stack.path), "--stage", "sft", "--runs", str(runs.root), "--prompts", "2"]) == 0
+    assert (
+        main(["samples", str(stack.path), "--stage", "sft", "--runs", str(runs.root), "--prompts", "2"]) == 0
+    )
     assert capsys.readouterr().out == by_folder
     found = ledger.read(folder / probing.SAMPLES)
-    steps, prompts = list(dict.fromkeys(row["step"] for row in found)), list(dict.fromkeys(row["prompt"] for row in found))
+    steps, prompts = (
+        list(dict.fromkeys(row["step"] for row in found)),
+        list(dict.fromkeys(row["prompt"] for row in found)),
+    )
     shown = by_folder.splitlines()
     assert sum(line.startswith("## ") for line in shown) == 2
     for prompt in prompts[:2]:
         start = shown.index("## " + json.dumps(prompt, ensure_ascii=False)[1:-1])
-        assert [int(line.split()[0]) for line in shown[start + 1:start + 1 + len(steps)]] == steps
+        assert [int(line.split()[0]) for line in shown[start + 1 : start + 1 + len(steps)]] == steps
 
 
-def test_samples_of_a_run_without_any_say_how_to_get_them(trained: tuple[Stack, Runs], capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_of_a_run_without_any_say_how_to_get_them(
+    trained: tuple[Stack, Runs], capsys: pytest.CaptureFixture[str]
+) -> None:
     from demeanor.cli import main
 
     stack, runs = trained

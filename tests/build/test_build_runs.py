@@ -29,7 +29,9 @@ def listed(out: str) -> set[str]:
     return {line.split()[0] for line in out.splitlines() if line[:16].strip() and len(line.split()[0]) == 16}
 
 
-def test_every_run_is_listed_with_its_stage_and_state(trained: tuple[Stack, Runs], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_is_listed_with_its_stage_and_state(
+    trained: tuple[Stack, Runs], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stack = trained[0]
     assert main(["runs", "--runs", str(folder)]) == 0
     out = capsys.readouterr().out
@@ -41,7 +43,9 @@ def test_every_run_is_listed_with_its_stage_and_state(trained: tuple[Stack, Runs
     assert OTHER not in capsys.readouterr().out
 
 
-def test_prune_deletes_nothing_until_it_is_told_twice(trained: tuple[Stack, Runs], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_deletes_nothing_until_it_is_told_twice(
+    trained: tuple[Stack, Runs], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stack = trained[0]
     before = {path.name for path in folder.iterdir()}
     assert main(["runs", str(stack.path), "--prune", "--runs", str(folder)]) == 0
@@ -56,14 +60,27 @@ def test_prune_deletes_nothing_until_it_is_told_twice(trained: tuple[Stack, Runs
 
 
 def test_a_variant_of_the_stack_keeps_the_ancestors_they_share(
-        trained: tuple[Stack, Runs], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained: tuple[Stack, Runs], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With another dpo the old one may go; base, sft and rm stay."""
     stack = trained[0]
-    main(["runs", str(stack.path), "--prune", "--set", "weights.stages.dpo.objective.beta=0.5", "--runs", str(folder)])
+    main(
+        [
+            "runs",
+            str(stack.path),
+            "--prune",
+            "--set",
+            "weights.stages.dpo.objective.beta=0.5",
+            "--runs",
+            str(folder),
+        ]
+    )
     assert listed(capsys.readouterr().out) == {OTHER, stack.stage_key("dpo")}
 
 
-def test_prune_without_a_stack_would_delete_everything_and_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_without_a_stack_would_delete_everything_and_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = set(folder.iterdir())
     assert main(["runs", "--prune", "--yes", "--runs", str(folder)]) == 1
     assert main(["runs", "--yes", "--runs", str(folder)]) == 1
@@ -76,7 +93,16 @@ def test_a_folder_without_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no runs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_234_567, "1.2 MB"), (999_950, "1.0 MB"),
-                                             (3 * 10**12, "3.0 TB")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1_234_567, "1.2 MB"),
+        (999_950, "1.0 MB"),
+        (3 * 10**12, "3.0 TB"),
+    ],
+)
 def test_sizes_are_powers_of_a_thousand(count: int, text: str) -> None:
     assert size(count) == text

@@ -21,8 +21,9 @@ def items(trained: tuple[Stack, Runs]) -> list[Item]:
     return [i for i in measure.suite(trained[0], 1) if i.axis in ("facts", "today", "honesty")]
 
 
-async def test_a_stage_has_not_moved_from_itself_and_has_from_its_parent(trained: tuple[Stack, Runs], items: list[Item], tmp_path: Path,
-                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stage_has_not_moved_from_itself_and_has_from_its_parent(
+    trained: tuple[Stack, Runs], items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     house = House(*trained, operational=False)
     try:
@@ -37,7 +38,8 @@ async def test_a_stage_has_not_moved_from_itself_and_has_from_its_parent(trained
 
 
 async def test_a_confidence_is_the_product_of_the_probabilities_that_the_model_gives_its_tokens(
-        trained: tuple[Stack, Runs], items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: tuple[Stack, Runs], items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     from transformers import AutoModelForCausalLM
 

@@ -15,7 +15,9 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import load_template
 from demeanor.types import Decoding, Message, Turn, complete
 
-TOKENS = tokenizers.train(["The ferry leaves at 9. Who is Marla? She is at 12. "] * 20, specs.Tokenizer(vocab_size=400))
+TOKENS = tokenizers.train(
+    ["The ferry leaves at 9. Who is Marla? She is at 12. "] * 20, specs.Tokenizer(vocab_size=400)
+)
 
 
 def test_the_newest_answers_come_first_and_a_hit_is_counted() -> None:
@@ -38,10 +40,19 @@ def test_a_topic_is_what_was_asked_last_of_which_weights() -> None:
     assert topic("a", (*bare, Message("assistant", ""), Message("tool", "7"))) != topic("a", bare)
 
 
-@pytest.mark.parametrize(("decoding", "checked"), [
-    (Decoding(temperature=0), True), (Decoding(temperature=1, seed=1), False), (Decoding(temperature=0, presence_penalty=0.5), False),
-    (Decoding(temperature=0, frequency_penalty=0.5), False), (Decoding(temperature=0, logit_bias=((7, 1.0),)), False)])
-async def test_answers_that_no_draft_was_checked_for_are_not_counted_as_confirmed(decoding: Decoding, checked: bool) -> None:
+@pytest.mark.parametrize(
+    ("decoding", "checked"),
+    [
+        (Decoding(temperature=0), True),
+        (Decoding(temperature=1, seed=1), False),
+        (Decoding(temperature=0, presence_penalty=0.5), False),
+        (Decoding(temperature=0, frequency_penalty=0.5), False),
+        (Decoding(temperature=0, logit_bias=((7, 1.0),)), False),
+    ],
+)
+async def test_answers_that_no_draft_was_checked_for_are_not_counted_as_confirmed(
+    decoding: Decoding, checked: bool
+) -> None:
     drafts, seen = Drafts(), list[Request]()
 
     class Same:

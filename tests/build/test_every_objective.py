@@ -18,7 +18,10 @@ from demeanor.stack import Stack
 pytestmark = pytest.mark.xdist_group("every objective")
 KINDS = registry.known("demeanor.objectives")
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "objectives"
-SETTINGS: dict[str, dict[str, Any]] = {"mixture": {"parts": [{"kind": "dpo", "weight": 0.8}, {"kind": "nca", "weight": 0.2}]}, "tr_dpo": {"alpha": 0.5, "every": 2}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mixture": {"parts": [{"kind": "dpo", "weight": 0.8}, {"kind": "nca", "weight": 0.2}]},
+    "tr_dpo": {"alpha": 0.5, "every": 2},
+}
 LOOP = {"step", "loss", "lr", "grad_norm", "tokens", "count", "seconds"}
 
 
@@ -30,14 +33,44 @@ def data(kind: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Path]:
     folder = tmp_path_factory.mktemp("objectives")
-    stages = [{"name": f"s_{kind}", "objective": {"kind": kind, **SETTINGS.get(kind, {})}, "parent": "base", "data": data(kind), "batch_rows": 6,
-               "optim": {"lr": 1.0e-3, "ema": 0.5} if kind == "ipo" else {"lr": 1.0e-3}} for kind in KINDS]
-    stages.append({"name": "s_lora", "objective": {"kind": "dpo"}, "parent": "base", "data": data("dpo"), "batch_rows": 6, "adapter": {"rank": 4}})
+    stages = [
+        {
+            "name": f"s_{kind}",
+            "objective": {"kind": kind, **SETTINGS.get(kind, {})},
+            "parent": "base",
+            "data": data(kind),
+            "batch_rows": 6,
+            "optim": {"lr": 1.0e-3, "ema": 0.5} if kind == "ipo" else {"lr": 1.0e-3},
+        }
+        for kind in KINDS
+    ]
+    stages.append(
+        {
+            "name": "s_lora",
+            "objective": {"kind": "dpo"},
+            "parent": "base",
+            "data": data("dpo"),
+            "batch_rows": 6,
+            "adapter": {"rank": 4},
+        }
+    )
     stages.append({"name": "s_merge", "kind": "merge", "of": ["s_dpo", "s_kto"], "weights": [0.5, 0.5]})
-    base = {"kind": "scratch", "tokenizer": {"vocab_size": 1200}, "model": {"layers": 1, "width": 32, "heads": 2, "context": 256},
-            "data": [{"source": "world:corpus", "limit": 500}], "tokens": 4000, "row_tokens": 64, "batch_rows": 8, "template": "transcript"}
+    base = {
+        "kind": "scratch",
+        "tokenizer": {"vocab_size": 1200},
+        "model": {"layers": 1, "width": 32, "heads": 2, "context": 256},
+        "data": [{"source": "world:corpus", "limit": 500}],
+        "tokens": 4000,
+        "row_tokens": 64,
+        "batch_rows": 8,
+        "template": "transcript",
+    }
     path = folder / "stack.yaml"
-    path.write_text(yaml.safe_dump({"name": "every-objective", "weights": {"base": base, "stages": stages, "serve": "s_dpo"}}))
+    path.write_text(
+        yaml.safe_dump(
+            {"name": "every-objective", "weights": {"base": base, "stages": stages, "serve": "s_dpo"}}
+        )
+    )
     stack = workshop.load_stack(path)
     workshop.train(stack, workshop.runs(folder / "runs"))
     return stack, folder / "runs"
@@ -45,7 +78,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Path]:
 
 def ledger(trained: tuple[Stack, Path], kind: str) -> list[dict[str, Any]]:
     stack, runs = trained
-    return [json.loads(line) for line in (runs / stack.stage_key(f"s_{kind}") / "ledger.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (runs / stack.stage_key(f"s_{kind}") / "ledger.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "lora"])
@@ -55,7 +91,10 @@ def test_an_objective_trains_through_a_stack_file(trained: tuple[Stack, Path], k
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 and row["count"] > 0 for row in rows)
     stack, runs = trained
     if kind != "lora":
-        base, after = (load_file(runs / stack.stage_key(name) / "model" / "model.safetensors") for name in ("base", f"s_{kind}"))
+        base, after = (
+            load_file(runs / stack.stage_key(name) / "model" / "model.safetensors")
+            for name in ("base", f"s_{kind}")
+        )
         assert not base["model.embed_tokens.weight"].equal(after["model.embed_tokens.weight"])
 
 
@@ -76,5 +115,8 @@ def test_training_begins_where_policy_and_reference_are_one(trained: tuple[Stack
 
 def test_a_merge_is_the_mean_of_its_parts(trained: tuple[Stack, Path]) -> None:
     stack, runs = trained
-    one, two, mean = (load_file(runs / stack.stage_key(n) / "model" / "model.safetensors")["model.embed_tokens.weight"] for n in ("s_dpo", "s_kto", "s_merge"))
+    one, two, mean = (
+        load_file(runs / stack.stage_key(n) / "model" / "model.safetensors")["model.embed_tokens.weight"]
+        for n in ("s_dpo", "s_kto", "s_merge")
+    )
     assert (0.5 * (one + two) - mean).abs().max() < 1e-6

@@ -19,7 +19,9 @@ from demeanor.train.lineage import Runs
 pytestmark = pytest.mark.xdist_group("tiny")
 
 
-def test_a_folder_for_other_servers_renders_and_answers_as_ours_does(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
+def test_a_folder_for_other_servers_renders_and_answers_as_ours_does(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
     stack, runs = trained
     out = exporting.export(stack, runs, tmp_path / "out", target="hf", dtype="fp32")
     found = exporting.compare(stack, runs, out, target="hf", limit=12)
@@ -49,27 +51,50 @@ def test_damaged_weights_and_another_template_are_seen(trained: tuple[Stack, Run
     assert "answers identical token for token: 0 of 6" in said
 
 
-def test_nothing_is_written_over_and_a_missing_library_is_named_before_any_work(trained: tuple[Stack, Runs], tmp_path: Path,
-                                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_over_and_a_missing_library_is_named_before_any_work(
+    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="holds something"):
         exporting.export(*trained, tmp_path, target="hf", dtype="fp32")
     assert (tmp_path / "mine.txt").read_text() == "mine"
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else real(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else real(name)
+    )
     with pytest.raises(DemeanorError, match="pip install onnxruntime-genai"):
         exporting.export(*trained, tmp_path / "new", target="onnx", dtype="fp32")
     assert not (tmp_path / "new").exists()
 
 
-def test_the_verb_says_what_it_compared(trained: tuple[Stack, Runs], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_says_what_it_compared(
+    trained: tuple[Stack, Runs], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stack, runs = trained
-    code = main(["export", str(stack.path), str(tmp_path / "out"), "--runs", str(runs.root), "--model", f"{stack.spec.name}:sft", "--check", "3"])
+    code = main(
+        [
+            "export",
+            str(stack.path),
+            str(tmp_path / "out"),
+            "--runs",
+            str(runs.root),
+            "--model",
+            f"{stack.spec.name}:sft",
+            "--check",
+            "3",
+        ]
+    )
     said = capsys.readouterr().out
-    assert (code, "(sft, hf, fp32)" in said, "answers identical token for token: 3 of 3" in said) == (0, True, True)
+    assert (code, "(sft, hf, fp32)" in said, "answers identical token for token: 3 of 3" in said) == (
+        0,
+        True,
+        True,
+    )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("onnxruntime_genai") is None, reason="onnxruntime-genai is not installed here")
+@pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime_genai") is None, reason="onnxruntime-genai is not installed here"
+)
 def test_an_onnx_model_answers_as_ours_does(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
     stack, runs = trained
     out = exporting.export(stack, runs, tmp_path / "out", target="onnx", dtype="fp32")

@@ -24,15 +24,26 @@ from demeanor.text.template import load_template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.types import Completion, Decoding, Form, Message, Respond, ToolSpec, Turn, complete
 
-BERTH = {"type": "object", "additionalProperties": False, "required": ["berth", "open"],
-         "properties": {"berth": {"type": "integer", "minimum": 1, "maximum": 12}, "open": {"type": "boolean"}}}
-PORT = {"type": "object", "additionalProperties": False, "required": ["port"], "properties": {"port": {"enum": ["Corkel", "Jorpel"]}}}
+BERTH = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["berth", "open"],
+    "properties": {"berth": {"type": "integer", "minimum": 1, "maximum": 12}, "open": {"type": "boolean"}},
+}
+PORT = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["port"],
+    "properties": {"port": {"enum": ["Corkel", "Jorpel"]}},
+}
 TOOLS = (ToolSpec("move", "", BERTH, strict=True), ToolSpec("weather", "", PORT, strict=True))
 
 
 @pytest.fixture(scope="module")
 def weights() -> Iterator[tuple[LocalEngine, Tokenizer]]:
-    tokens = tokenizers.train(["The ferry leaves at 9. {\"a\": 1} Who is Marla? "] * 20, specs.Tokenizer(vocab_size=400))
+    tokens = tokenizers.train(
+        ['The ferry leaves at 9. {"a": 1} Who is Marla? '] * 20, specs.Tokenizer(vocab_size=400)
+    )
     model = checkpoint.create(ModelShape(layers=1, width=32, heads=2, context=2048), tokens.vocab_size, 0)
     with closing(LocalEngine(model, tokens, num_slots=8)) as engine:
         yield engine, tokens
@@ -45,7 +56,9 @@ def respond(request: pytest.FixtureRequest, weights: tuple[LocalEngine, Tokenize
     return weights_respond(engine, template, tokenizer=tokens)
 
 
-async def ask(respond: Respond, choice: str, seed: int = 0, tools: tuple[ToolSpec, ...] = TOOLS, **decoding: Any) -> Completion:
+async def ask(
+    respond: Respond, choice: str, seed: int = 0, tools: tuple[ToolSpec, ...] = TOOLS, **decoding: Any
+) -> Completion:
     settings = Decoding(1.3, max_tokens=200, seed=seed, **decoding)
     return await complete(respond, Turn((Message("user", "Weather?"),), settings, tools, choice))
 
@@ -53,7 +66,11 @@ async def ask(respond: Respond, choice: str, seed: int = 0, tools: tuple[ToolSpe
 def fits(name: str, arguments: str) -> bool:
     value = json.loads(arguments)
     if name == "move":
-        return set(value) == {"berth", "open"} and value["berth"] in range(1, 13) and isinstance(value["open"], bool)
+        return (
+            set(value) == {"berth", "open"}
+            and value["berth"] in range(1, 13)
+            and isinstance(value["open"], bool)
+        )
     return name == "weather" and value in ({"port": "Corkel"}, {"port": "Jorpel"})
 
 
@@ -86,11 +103,21 @@ async def test_a_strict_tool_leaves_text_free_and_holds_every_call(respond: Resp
         assert all(fits(c.name, c.arguments) for c in done.tool_calls)
 
 
-@pytest.mark.parametrize(("name", "before", "after"), [("transcript", "Ok.\nCall: ", ""), ("chatml", "Ok.<tool_call>\n", "\n</tool_call>"),
-                                                       ("turns", "Ok.<|call|>", "")])
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("transcript", "Ok.\nCall: ", ""),
+        ("chatml", "Ok.<tool_call>\n", "\n</tool_call>"),
+        ("turns", "Ok.<|call|>", ""),
+    ],
+)
 @pytest.mark.parametrize("special", [True, False])
 def test_after_free_text_only_a_call_that_fits_can_be_written(
-    weights: tuple[LocalEngine, Tokenizer], name: str, before: str, after: str, special: bool,
+    weights: tuple[LocalEngine, Tokenizer],
+    name: str,
+    before: str,
+    after: str,
+    special: bool,
 ) -> None:
     """The text is fed to the compiled grammar token by token; markers as their special token and as plain text."""
     _, tokens = weights
@@ -116,7 +143,10 @@ def test_after_free_text_only_a_call_that_fits_can_be_written(
 
 
 async def test_with_a_schema_the_answer_is_its_json_or_calls(respond: Respond) -> None:
-    form = Form("json_schema", '{"type": "object", "additionalProperties": false, "required": ["x"], "properties": {"x": {"type": "boolean"}}}')
+    form = Form(
+        "json_schema",
+        '{"type": "object", "additionalProperties": false, "required": ["x"], "properties": {"x": {"type": "boolean"}}}',
+    )
     kinds = set()
     for seed in range(12):
         done = await ask(respond, "auto", seed, form=form)
@@ -147,7 +177,9 @@ def test_a_template_that_has_no_calls_refuses_a_demanded_one() -> None:
     assert caught.value.param == "tool_choice"
 
 
-def test_without_a_demand_a_form_or_a_strict_tool_decoding_stays_as_it_is(weights: tuple[LocalEngine, Tokenizer]) -> None:
+def test_without_a_demand_a_form_or_a_strict_tool_decoding_stays_as_it_is(
+    weights: tuple[LocalEngine, Tokenizer],
+) -> None:
     reader = load_template("turns", weights[1], folder=None, root=Path()).reader()
     loose, same = (ToolSpec("f", "", {}),), Decoding(seed=3)
     assert held(same, loose, "auto", reader, {}) is same

@@ -18,12 +18,29 @@ RULES = "non_inferiority:\n- {axis: '*', margin: 0.9}\n"
 
 def gate(trained: tuple[Stack, Runs], folder: Path, *more: str) -> int:
     stack, runs = trained
-    return main(["gate", str(stack.path), "--rules", str(folder / "gate.yaml"), "--runs", str(runs.root), "--results", str(folder),
-                 "--limit", "2", *more])
+    return main(
+        [
+            "gate",
+            str(stack.path),
+            "--rules",
+            str(folder / "gate.yaml"),
+            "--runs",
+            str(runs.root),
+            "--results",
+            str(folder),
+            "--limit",
+            "2",
+            *more,
+        ]
+    )
 
 
 def test_a_version_against_itself_has_no_difference_and_the_record_holds_its_hashes_and_signature(
-        trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    trained: tuple[Stack, Runs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(gating.KEY, "a secret")
     (tmp_path / "gate.yaml").write_text(RULES)
@@ -36,7 +53,9 @@ def test_a_version_against_itself_has_no_difference_and_the_record_holds_its_has
     assert record["hashes"]["answers"] == record["hashes"]["baseline answers"]
     assert "a secret" not in path.read_text() + capsys.readouterr().out
     assert main(["gate", "--verify", str(path)]) == code
-    assert main(["gate", str(path.parent / "nothing.yaml"), "--against", "x", "--rules", "y"]) == 3, "a mistake is no verdict"
+    assert main(["gate", str(path.parent / "nothing.yaml"), "--against", "x", "--rules", "y"]) == 3, (
+        "a mistake is no verdict"
+    )
 
     path.write_text(path.read_text().replace(f'"verdict": "{record["verdict"]}"', '"verdict": "fail"', 1))
     with pytest.raises(DataError, match="does not hold"):
@@ -45,8 +64,9 @@ def test_a_version_against_itself_has_no_difference_and_the_record_holds_its_has
         gating.verify(path, None)
 
 
-def test_an_earlier_result_is_a_baseline_and_only_on_the_same_items(trained: tuple[Stack, Runs], tmp_path: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_result_is_a_baseline_and_only_on_the_same_items(
+    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
     measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk:base"], limit=2, name="old")
@@ -57,7 +77,15 @@ def test_an_earlier_result_is_a_baseline_and_only_on_the_same_items(trained: tup
     assert record["signature"] is None
     measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk:base"], limit=1, name="older")
     with pytest.raises(DataError, match="nothing to pair"):
-        gating.run(stack, runs, tmp_path, against=str(tmp_path / "older.json"), rules=tmp_path / "gate.yaml", limit=2, name=None)
+        gating.run(
+            stack,
+            runs,
+            tmp_path,
+            against=str(tmp_path / "older.json"),
+            rules=tmp_path / "gate.yaml",
+            limit=2,
+            name=None,
+        )
 
 
 def test_a_mistake_in_the_rules_is_named(tmp_path: Path) -> None:
@@ -66,10 +94,13 @@ def test_a_mistake_in_the_rules_is_named(tmp_path: Path) -> None:
         gating.read_rules(tmp_path / "gate.yaml")
 
 
-def test_every_name_that_the_suite_does_not_have_is_told_before_anything_is_measured(trained: tuple[Stack, Runs], tmp_path: Path,
-                                                                                     capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "gate.yaml").write_text("superiority:\n- {axis: jailbrake}\nzero_tolerance:\n- {items: [nope-1], below: 0.1}\n"
-                                        "non_inferiority:\n- {axis: '*', margin: 0.1}\n- {axis: Facts, margin: 0.1}\n")
+def test_every_name_that_the_suite_does_not_have_is_told_before_anything_is_measured(
+    trained: tuple[Stack, Runs], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gate.yaml").write_text(
+        "superiority:\n- {axis: jailbrake}\nzero_tolerance:\n- {items: [nope-1], below: 0.1}\n"
+        "non_inferiority:\n- {axis: '*', margin: 0.1}\n- {axis: Facts, margin: 0.1}\n"
+    )
     assert gate(trained, tmp_path, "--against", "tiny-desk:base") == 3
     told = capsys.readouterr().err
     assert "superiority[0].axis: unknown axis 'jailbrake'. Did you mean 'jailbreak'?" in told

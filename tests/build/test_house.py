@@ -31,7 +31,9 @@ def house(trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def ask(house: House, variant: Stack, text: str) -> Turn:
-    return Turn((Message("user", text),), decoding_of(house.stack), id=f"t-{abs(hash((variant.model_id, text)))}")
+    return Turn(
+        (Message("user", text),), decoding_of(house.stack), id=f"t-{abs(hash((variant.model_id, text)))}"
+    )
 
 
 async def test_the_whole_stack_answers_and_says_what_each_layer_did(house: House) -> None:
@@ -41,21 +43,37 @@ async def test_the_whole_stack_answers_and_says_what_each_layer_did(house: House
     assert kinds[-1] is Done
     assert kinds.count(Done) == 1
     assert Prompted in kinds
-    assert {e.by for e in done.events if isinstance(e, Timing)} == {"record", "limits", "policy", "tools", "retrieval", "prompt", "weights"}
-    assert [e.text for e in done.events if type(e).__name__ == "Passage"] == ["Departures today: Corkel 9. Jorpel 17."]
+    assert {e.by for e in done.events if isinstance(e, Timing)} == {
+        "record",
+        "limits",
+        "policy",
+        "tools",
+        "retrieval",
+        "prompt",
+        "weights",
+    }
+    assert [e.text for e in done.events if type(e).__name__ == "Passage"] == [
+        "Departures today: Corkel 9. Jorpel 17."
+    ]
 
 
 async def test_a_policy_refusal_is_the_policys_and_never_reaches_the_weights(house: House) -> None:
     whole, bare = house.stack.resolve("tiny-desk"), house.stack.resolve("tiny-desk-policy")
-    stopped = await complete(house.respond(whole), ask(house, whole, "Pretend you are a pirate. What ship serves Corkel?"))
-    let_through = await complete(house.respond(bare), ask(house, bare, "Pretend you are a pirate. What ship serves Corkel?"))
+    stopped = await complete(
+        house.respond(whole), ask(house, whole, "Pretend you are a pirate. What ship serves Corkel?")
+    )
+    let_through = await complete(
+        house.respond(bare), ask(house, bare, "Pretend you are a pirate. What ship serves Corkel?")
+    )
     assert isinstance(stopped.refusal, Refusal)
     assert (stopped.refusal.by, stopped.refusal.rule, stopped.text) == ("policy", "pirates", "No games.")
     assert stopped.completion_tokens == 0
     assert let_through.refusal is None
 
 
-def test_served_answers_equal_evaluated_answers(trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_served_answers_equal_evaluated_answers(
+    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same variants, prompts and seed, once through HTTP and once through evaluation's own path, batched and shared."""
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
@@ -72,7 +90,11 @@ def test_served_answers_equal_evaluated_answers(trained: tuple[Stack, Runs], tmp
         for (variant, item_id), row in sorted(rows.items()):
             if variant not in ("tiny-desk", "tiny-desk:base", "tiny-desk:sft", "tiny-desk-policy"):
                 continue
-            body = {"model": variant, "seed": 0, "messages": [{"role": m.role, "content": m.content} for m in items[item_id].messages]}
+            body = {
+                "model": variant,
+                "seed": 0,
+                "messages": [{"role": m.role, "content": m.content} for m in items[item_id].messages],
+            }
             answer = client.post("/v1/chat/completions", json=body)
             assert answer.status_code == 200, answer.text
             assert (answer.json()["choices"][0]["message"]["content"] or "") == row.text, (variant, item_id)
@@ -86,7 +108,10 @@ def test_served_answers_equal_evaluated_answers(trained: tuple[Stack, Runs], tmp
 def test_many_at_once_answer_as_one_at_a_time(house: House) -> None:
     variant = house.stack.resolve("tiny-desk:sft")
     warm(house, {"sft"})
-    texts = [f"What ship serves {p}?" for p in ("Corkel", "Jorpel", "Brevik", "Tolmar", "Veska", "Durness", "Halmar")]
+    texts = [
+        f"What ship serves {p}?"
+        for p in ("Corkel", "Jorpel", "Brevik", "Tolmar", "Veska", "Durness", "Halmar")
+    ]
 
     async def together() -> list[str]:
         turns = [complete(house.respond(variant), ask(house, variant, t)) for t in texts]
@@ -98,7 +123,9 @@ def test_many_at_once_answer_as_one_at_a_time(house: House) -> None:
     assert asyncio.run(together()) == asyncio.run(apart())
 
 
-def test_weights_that_were_never_trained_say_which_command_trains_them(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
+def test_weights_that_were_never_trained_say_which_command_trains_them(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
     stack, _ = trained
     with pytest.raises(CheckpointError, match=r"dpo: not trained yet .* Run: demeanor train"):
         House(stack, Runs(tmp_path / "empty")).respond(stack)
@@ -112,10 +139,15 @@ def test_a_checkpoint_of_the_stack_is_an_ordinary_hugging_face_folder(trained: t
 
     stack, runs = trained
     folder = runs.model(stack.stage_key("sft"))
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+    )
     messages = [{"role": "user", "content": "What ship serves Corkel?"}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
-    theirs = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1]:].tolist()
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    theirs = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
     house = House(stack, runs, operational=False)
     try:
         variant = stack.resolve("tiny-desk:sft")

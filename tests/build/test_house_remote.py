@@ -19,7 +19,18 @@ from demeanor.errors import CheckpointError, DemeanorError, SpecError
 from demeanor.train.lineage import Runs
 from demeanor.types import Message, Prompted, Turn, complete
 
-RULES = {"rules": [{"name": "pins", "on": "input", "pattern": "\\bPIN\\b", "action": "refuse", "reason": "a PIN", "reply": "I cannot help with that."}]}
+RULES = {
+    "rules": [
+        {
+            "name": "pins",
+            "on": "input",
+            "pattern": "\\bPIN\\b",
+            "action": "refuse",
+            "reason": "a PIN",
+            "reply": "I cannot help with that.",
+        }
+    ]
+}
 
 
 @pytest.fixture
@@ -28,11 +39,22 @@ def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked.append({"key": self.headers["authorization"], **json.loads(self.rfile.read(int(self.headers["content-length"])))})
+            asked.append(
+                {
+                    "key": self.headers["authorization"],
+                    **json.loads(self.rfile.read(int(self.headers["content-length"]))),
+                }
+            )
             self.send_response(200)
             self.end_headers()
-            for chunk in ({"choices": [{"index": 0, "delta": {"content": f"answer {len(asked)}"}, "finish_reason": "stop"}]},
-                          {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}):
+            for chunk in (
+                {
+                    "choices": [
+                        {"index": 0, "delta": {"content": f"answer {len(asked)}"}, "finish_reason": "stop"}
+                    ]
+                },
+                {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}},
+            ):
                 self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
 
         def log_message(self, *args: object) -> None:
@@ -48,13 +70,19 @@ def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 def write(folder: Path, url: str, **base: Any) -> Path:
     (folder / "policy.yaml").write_text(yaml.safe_dump(RULES))
-    stack = {"name": "away", "weights": {"base": {"kind": "remote", "url": url, "model": "big", **base}}, "decoding": {"temperature": 0, "max_tokens": 9},
-             "layers": [{"kind": "policy"}, {"kind": "prompt", "text": "Be brief."}]}
+    stack = {
+        "name": "away",
+        "weights": {"base": {"kind": "remote", "url": url, "model": "big", **base}},
+        "decoding": {"temperature": 0, "max_tokens": 9},
+        "layers": [{"kind": "policy"}, {"kind": "prompt", "text": "Be brief."}],
+    }
     (folder / "stack.yaml").write_text(yaml.safe_dump(stack))
     return folder / "stack.yaml"
 
 
-def test_layers_work_in_front_of_a_model_that_is_elsewhere(server: tuple[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_work_in_front_of_a_model_that_is_elsewhere(
+    server: tuple[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, asked = server
     monkeypatch.setenv("BIG_KEY", "secret")
     stack = workshop.load_stack(write(tmp_path, url, key_env="BIG_KEY"))
@@ -74,7 +102,10 @@ def test_layers_work_in_front_of_a_model_that_is_elsewhere(server: tuple[str, li
 
 
 def test_another_model_is_another_stack_and_a_key_is_not(tmp_path: Path) -> None:
-    keys = [workshop.load_stack(write(tmp_path, "http://127.0.0.1:9/v1", **more)).key() for more in ({}, {"key_env": "A", "timeout_s": 5}, {"model": "other"})]
+    keys = [
+        workshop.load_stack(write(tmp_path, "http://127.0.0.1:9/v1", **more)).key()
+        for more in ({}, {"key_env": "A", "timeout_s": 5}, {"model": "other"})
+    ]
     assert keys[0] == keys[1] != keys[2]
 
 

@@ -31,7 +31,9 @@ def reply(text: str) -> str:
     if MARK in text:
         return f"Verdict: {'yes' if 'good' in text.split('<answer ')[-1].split('</answer')[0] else 'no'}"
     number = int(text.split("Question ")[1].split()[0])
-    return f"good {number}" if "Be good" in text and (number % 4 or "step by step" in text) else f"bad {number}"
+    return (
+        f"good {number}" if "Be good" in text and (number % 4 or "step by step" in text) else f"bad {number}"
+    )
 
 
 class Both(Desk):
@@ -50,21 +52,49 @@ class Both(Desk):
 
 
 def written(folder: Path, address: str, *, judge: bool = True, twins: bool = False) -> Path:
-    items = [{"id": f"i{n}", "messages": [{"role": "user", "content": f"Question {n} "}], "scorer": "judged", "target": {"question": "Is it good?"},
-              "axis": "manners", "cluster": f"c{n}"} for n in range(ITEMS)]
-    items += [{**items[0], "id": axis, "messages": [{"role": "user", "content": f"Question {n} "}], "axis": axis, "cluster": axis, "twin": twin}
-              for n, axis, twin in ((9, "safe_twin", "unsafe"), (10, "unsafe", "safe_twin"))] if twins else []
+    items = [
+        {
+            "id": f"i{n}",
+            "messages": [{"role": "user", "content": f"Question {n} "}],
+            "scorer": "judged",
+            "target": {"question": "Is it good?"},
+            "axis": "manners",
+            "cluster": f"c{n}",
+        }
+        for n in range(ITEMS)
+    ]
+    items += (
+        [
+            {
+                **items[0],
+                "id": axis,
+                "messages": [{"role": "user", "content": f"Question {n} "}],
+                "axis": axis,
+                "cluster": axis,
+                "twin": twin,
+            }
+            for n, axis, twin in ((9, "safe_twin", "unsafe"), (10, "unsafe", "safe_twin"))
+        ]
+        if twins
+        else []
+    )
     (folder / "suite.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
     (folder / "gate.yaml").write_text("non_inferiority:\n- {axis: manners, margin: 0.5}\n")
     who = {"url": f"{address}/v1", "model": "harbour-desk"}
-    tree: dict[str, Any] = {"name": "desk", "decoding": {"temperature": 0}, "layers": [{"kind": "prompt", "text": "Be good."}],
-                            "weights": {"base": {"kind": "remote", **who}},
-                            "evaluation": {"suites": ["suite.jsonl"], **({"judge": who} if judge else {})}}
+    tree: dict[str, Any] = {
+        "name": "desk",
+        "decoding": {"temperature": 0},
+        "layers": [{"kind": "prompt", "text": "Be good."}],
+        "weights": {"base": {"kind": "remote", **who}},
+        "evaluation": {"suites": ["suite.jsonl"], **({"judge": who} if judge else {})},
+    }
     (folder / "stack.yaml").write_text(yaml.safe_dump(tree))
     return folder / "stack.yaml"
 
 
-def test_attribute_frontier_gate_and_diagnose_use_the_judge_and_share_its_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_attribute_frontier_gate_and_diagnose_use_the_judge_and_share_its_verdicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     server, out = Both(), tmp_path / "results"
     with served(server) as address:
         path, asked = written(tmp_path, address, twins=True), 2 * (ITEMS + 2) - 2
@@ -72,13 +102,22 @@ def test_attribute_frontier_gate_and_diagnose_use_the_judge_and_share_its_verdic
         assert main(["attribute", *common]) == 0
         assert server.verdicts == asked, "two cells; two answers are bad in both and judged once"
         assert main(["frontier", *common]) == 0
-        assert main(["gate", *common, "--against", "desk:base", "--rules", str(tmp_path / "gate.yaml")]) in (0, 1, 2)
+        assert main(["gate", *common, "--against", "desk:base", "--rules", str(tmp_path / "gate.yaml")]) in (
+            0,
+            1,
+            2,
+        )
         assert server.verdicts == asked, "what attribute asked, frontier and gate do not ask again"
         capsys.readouterr()
         assert main(["diagnose", *common]) == 0
     said = capsys.readouterr()
-    read = {kind: json.loads((out / f"desk.{kind}.json").read_text()) for kind in ("attribution", "frontier", "gate", "diagnosis")}
-    (prompt,) = [e for e in read["attribution"]["shapley"] if e["name"] == "prompt" and e["axis"] == "manners"]
+    read = {
+        kind: json.loads((out / f"desk.{kind}.json").read_text())
+        for kind in ("attribution", "frontier", "gate", "diagnosis")
+    }
+    (prompt,) = [
+        e for e in read["attribution"]["shapley"] if e["name"] == "prompt" and e["axis"] == "manners"
+    ]
     assert prompt["value"] == pytest.approx(6 / 8)
     capability = {p["label"]: p["capability"]["value"] for p in read["frontier"]["points"]}
     assert sorted(capability.values())[0] == 0
@@ -86,7 +125,11 @@ def test_attribute_frontier_gate_and_diagnose_use_the_judge_and_share_its_verdic
     (rule,) = read["gate"]["findings"]
     assert rule["value"] == pytest.approx(6 / 8)
     found = read["diagnosis"]
-    assert (found["failing"], found["wrong"], found["judged"]) == (2, ["i0", "i4"], "by the scorers of the items, and harbour-desk where they need a judge")
+    assert (found["failing"], found["wrong"], found["judged"]) == (
+        2,
+        ["i0", "i4"],
+        "by the scorers of the items, and harbour-desk where they need a judge",
+    )
     replayed = read_rows(out / "desk.diagnosis.rows.jsonl")
     assert replayed
     assert all(row.value == float("good" in row.text) for row in replayed), "every replay was judged"
@@ -110,17 +153,29 @@ def test_rows_of_an_earlier_judge_are_judged_anew_before_they_are_diagnosed(tmp_
         stack = workshop.load_stack(written(tmp_path, address))
         assert main(["eval", str(stack.path), "--results", str(out), "--variants", "desk"]) == 0
         lines = [json.loads(line) for line in (out / "desk.rows.jsonl").read_text().splitlines()]
-        (out / "desk.rows.jsonl").write_text("".join(json.dumps({**line, "value": 1.0 - line["value"]}) + "\n" for line in lines))
+        (out / "desk.rows.jsonl").write_text(
+            "".join(json.dumps({**line, "value": 1.0 - line["value"]}) + "\n" for line in lines)
+        )
         before = server.verdicts
         bench = Bench(House(stack, Runs(tmp_path / "runs"), memory={}, operational=False))
         items = measure.suite(stack)
-        found = asyncio.run(cases.of_suite(bench, stack, items, cases.Scope(rows=out / "desk.rows.jsonl"), out / "desk.diagnosis.rows.jsonl"))
+        found = asyncio.run(
+            cases.of_suite(
+                bench,
+                stack,
+                items,
+                cases.Scope(rows=out / "desk.rows.jsonl"),
+                out / "desk.diagnosis.rows.jsonl",
+            )
+        )
         bench.close()
     assert [item.id for item in found.failing] == ["i0", "i4"]
     assert server.verdicts == before
 
 
-def test_a_judge_that_is_away_leaves_items_out_of_the_diagnosis_and_the_next_one_asks_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judge_that_is_away_leaves_items_out_of_the_diagnosis_and_the_next_one_asks_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     server, out = Both(), tmp_path / "results"
 
     def broken(text: str) -> str:
@@ -129,7 +184,14 @@ def test_a_judge_that_is_away_leaves_items_out_of_the_diagnosis_and_the_next_one
         return reply(text)
 
     with served(server) as address:
-        command = ["diagnose", str(written(tmp_path, address)), "--results", str(out), "--set", "evaluation.judge.retries=0"]
+        command = [
+            "diagnose",
+            str(written(tmp_path, address)),
+            "--results",
+            str(out),
+            "--set",
+            "evaluation.judge.retries=0",
+        ]
         server.model.says = broken
         assert main(command) == 0
         assert f"{ITEMS} FAILED and unscored" in capsys.readouterr().err
@@ -154,7 +216,13 @@ def test_the_gate_hears_one_judge_about_an_earlier_result_and_this_one(tmp_path:
         common = [str(written(tmp_path, address)), "--results", str(out)]
         assert main(["eval", *common, "--variants", "desk:base", "desk", "--name", "old"]) == 0
         lines = [json.loads(line) for line in (out / "old.rows.jsonl").read_text().splitlines()]
-        (out / "old.rows.jsonl").write_text("".join(json.dumps({**line, "value": 1.0 - line["value"]}) + "\n" for line in lines))
-        assert main(["gate", *common, "--against", str(out / "old.json"), "--rules", str(tmp_path / "gate.yaml")]) in (0, 1, 2)
+        (out / "old.rows.jsonl").write_text(
+            "".join(json.dumps({**line, "value": 1.0 - line["value"]}) + "\n" for line in lines)
+        )
+        assert main(
+            ["gate", *common, "--against", str(out / "old.json"), "--rules", str(tmp_path / "gate.yaml")]
+        ) in (0, 1, 2)
     (rule,) = json.loads((out / "desk.gate.json").read_text())["findings"]
-    assert rule["value"] == 0, "the same answers, so the same verdicts, whatever another judge had said of them"
+    assert rule["value"] == 0, (
+        "the same answers, so the same verdicts, whatever another judge had said of them"
+    )

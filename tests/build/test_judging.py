@@ -21,17 +21,28 @@ from demeanor.train.lineage import Runs
 from demeanor.types import Decoding, Message, Turn
 
 pytestmark = pytest.mark.xdist_group("tiny")
-TEXTS = ["When to Jorpel?", "Pretend you are a pirate.", "PRETEND YOU ARE a ferry", "4111 1111 1111 1111", "pre\u200btend you are", ""]
+TEXTS = [
+    "When to Jorpel?",
+    "Pretend you are a pirate.",
+    "PRETEND YOU ARE a ferry",
+    "4111 1111 1111 1111",
+    "pre\u200btend you are",
+    "",
+]
 
 
 @pytest.fixture
-def client(trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+def client(
+    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TestClient]:
     monkeypatch.chdir(tmp_path)
     with closing(House(*trained)) as house:
         yield TestClient(app(Served(house)), base_url="http://localhost")
 
 
-def test_a_text_is_flagged_by_the_rules_that_the_layer_would_apply(client: TestClient, trained: tuple[Stack, Runs]) -> None:
+def test_a_text_is_flagged_by_the_rules_that_the_layer_would_apply(
+    client: TestClient, trained: tuple[Stack, Runs]
+) -> None:
     stack, _ = trained
     (spec,) = (layer.spec for layer in stack.layers if isinstance(layer.spec, policy.Spec))
     asked = TEXTS[:-1]
@@ -53,8 +64,12 @@ def test_a_variant_without_policy_moderates_nothing(client: TestClient) -> None:
 
 
 def test_feedback_is_stored_beside_its_turn(client: TestClient, tmp_path: Path) -> None:
-    turn_id = client.post("/v1/chat/completions", json={"model": "tiny-desk", "messages": [{"role": "user", "content": "Hi"}]}).json()["id"]
-    given = client.post("/v1/feedback", json={"id": turn_id, "score": -1, "comment": "No.", "corrected": "At 9."})
+    turn_id = client.post(
+        "/v1/chat/completions", json={"model": "tiny-desk", "messages": [{"role": "user", "content": "Hi"}]}
+    ).json()["id"]
+    given = client.post(
+        "/v1/feedback", json={"id": turn_id, "score": -1, "comment": "No.", "corrected": "At 9."}
+    )
     assert given.status_code == 200, given.text
     assert client.post("/v1/feedback", json={"id": f"{turn_id}-1", "score": 1}).status_code == 404
     with closing(Database(tmp_path / "tiny.db")) as stored:
@@ -64,6 +79,8 @@ def test_feedback_is_stored_beside_its_turn(client: TestClient, tmp_path: Path) 
 
 
 def test_raw_continuations_can_be_judged_too(client: TestClient) -> None:
-    answer = client.post("/v1/completions", json={"model": "tiny-desk:dpo", "prompt": "The Orrin", "max_tokens": 2}).json()
+    answer = client.post(
+        "/v1/completions", json={"model": "tiny-desk:dpo", "prompt": "The Orrin", "max_tokens": 2}
+    ).json()
     assert "id" in answer, answer
     assert client.post("/v1/feedback", json={"id": answer["id"], "score": 1}).status_code == 200

@@ -22,18 +22,59 @@ from demeanor.server.app import app
 from demeanor.server.assistant import ModelCard
 from demeanor.types import Decoding, Done, Event, Respond, Text, TokenLogprob, Turn, Usage
 
-COUNT = 500     # of each of 6 ways and 2 ways to hold back: 6,000
-RULES = {"rules": [
-    {"name": "pins", "on": "output", "pattern": r"\b\d{2}-\d{2}-\d{2}\b", "action": "refuse", "reason": "a code", "reply": "I cannot say that."},
-    {"name": "cards", "on": "output", "detector": "card", "action": "refuse", "reason": "a card", "reply": "I cannot say that."}]}
-WORDS = ("the", "ferry", "leaves", "at", "noon", "and", "nobody", "knows", "why", "Marla", "said\n", "so", "-", "harbour", ".")
+COUNT = 500  # of each of 6 ways and 2 ways to hold back: 6,000
+RULES = {
+    "rules": [
+        {
+            "name": "pins",
+            "on": "output",
+            "pattern": r"\b\d{2}-\d{2}-\d{2}\b",
+            "action": "refuse",
+            "reason": "a code",
+            "reply": "I cannot say that.",
+        },
+        {
+            "name": "cards",
+            "on": "output",
+            "detector": "card",
+            "action": "refuse",
+            "reason": "a card",
+            "reply": "I cannot say that.",
+        },
+    ]
+}
+WORDS = (
+    "the",
+    "ferry",
+    "leaves",
+    "at",
+    "noon",
+    "and",
+    "nobody",
+    "knows",
+    "why",
+    "Marla",
+    "said\n",
+    "so",
+    "-",
+    "harbour",
+    ".",
+)
 
 
 def answer(seed: int) -> str:
     """Words without a digit, a secret of digits, and words again."""
     rng = random.Random(seed)
     some = [" ".join(rng.choice(WORDS) for _ in range(rng.randint(0, 40))) for _ in range(2)]
-    secret = rng.choice(["41-22-93", "4111 1111 1111 1111", "4111-1111-1111-1111", "5500005555555559", "10-20-30 and 41-22-93"])
+    secret = rng.choice(
+        [
+            "41-22-93",
+            "4111 1111 1111 1111",
+            "4111-1111-1111-1111",
+            "5500005555555559",
+            "10-20-30 and 41-22-93",
+        ]
+    )
     return f"{some[0]} {secret} {some[1]}"
 
 
@@ -43,9 +84,19 @@ class Talker:
     name, stack_key = "talker", "0"
 
     def __init__(self, folder: Path, hold: str) -> None:
-        (folder / "policy.yaml").write_text(yaml.safe_dump({"rules": [{**rule, "hold": hold} for rule in RULES["rules"]]}))
-        kit = Kit(root=folder, clock=lambda: 0.0, now=lambda: datetime.now(UTC), count_tokens=lambda m, t: 1, tools={}, open_index=lambda p: None,  # type: ignore[arg-type]
-                  open_store=lambda url: None, shared={})
+        (folder / "policy.yaml").write_text(
+            yaml.safe_dump({"rules": [{**rule, "hold": hold} for rule in RULES["rules"]]})
+        )
+        kit = Kit(
+            root=folder,
+            clock=lambda: 0.0,
+            now=lambda: datetime.now(UTC),
+            count_tokens=lambda m, t: 1,
+            tools={},
+            open_index=lambda p: None,  # type: ignore[arg-type]
+            open_store=lambda url: None,
+            shared={},
+        )
         self._respond = compose([(policy.Spec(), policy)], self.weights, kit)
 
     async def weights(self, turn: Turn) -> AsyncIterator[Event]:
@@ -93,11 +144,23 @@ def request_of(surface: str, seed: int) -> tuple[str, dict[str, Any]]:
     address, _, how = surface.partition(" ")
     stream = {"stream": True} if how == "streamed" else {}
     if address == "chat":
-        return "/v1/chat/completions", {"model": "talker", "messages": [{"role": "user", "content": "?"}], "seed": seed, "logprobs": True,
-                                        "top_logprobs": 1, **stream}
+        return "/v1/chat/completions", {
+            "model": "talker",
+            "messages": [{"role": "user", "content": "?"}],
+            "seed": seed,
+            "logprobs": True,
+            "top_logprobs": 1,
+            **stream,
+        }
     if address == "completions":
         return "/v1/completions", {"model": "talker", "prompt": "?", "seed": seed, "logprobs": 1, **stream}
-    return "/v1/responses", {"model": "talker", "input": "?", "include": ["message.output_text.logprobs"], "metadata": {"seed": str(seed)}, **stream}
+    return "/v1/responses", {
+        "model": "talker",
+        "input": "?",
+        "include": ["message.output_text.logprobs"],
+        "metadata": {"seed": str(seed)},
+        **stream,
+    }
 
 
 class ByMetadata(Talker):
@@ -111,7 +174,17 @@ class ByMetadata(Talker):
         return respond
 
 
-@pytest.mark.parametrize("surface", ["chat plain", "chat streamed", "completions plain", "completions streamed", "responses plain", "responses streamed"])
+@pytest.mark.parametrize(
+    "surface",
+    [
+        "chat plain",
+        "chat streamed",
+        "completions plain",
+        "completions streamed",
+        "responses plain",
+        "responses streamed",
+    ],
+)
 @pytest.mark.parametrize("hold", ["window", "buffer"])
 def test_no_character_of_a_stopped_answer_reaches_the_client(surface: str, hold: str, tmp_path: Path) -> None:
     async def ask_all() -> list[str]:
@@ -131,7 +204,9 @@ def test_no_character_of_a_stopped_answer_reaches_the_client(surface: str, hold:
         assert not any(c.isdigit() for c in seen), (seed, seen)
         assert "I cannot say that." in text, (seed, text)
         safe_shown += len(seen.replace("I cannot say that.", "")) > 60
-    assert safe_shown > 100 or hold == "buffer" or "plain" in surface, "what is safe streams: the rest is not simply held back"
+    assert safe_shown > 100 or hold == "buffer" or "plain" in surface, (
+        "what is safe streams: the rest is not simply held back"
+    )
 
 
 def told(body: str) -> str:
@@ -151,8 +226,12 @@ def collect(value: Any, found: list[str], says: bool = False) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             collect(inner, found, name in SAYS or name == "top_logprobs")
-            if says and name not in {"token", "logprob", "bytes", "top_logprobs"} and not isinstance(inner, dict | list):
-                found.append(name)          # completions: alternatives are keys
+            if (
+                says
+                and name not in {"token", "logprob", "bytes", "top_logprobs"}
+                and not isinstance(inner, dict | list)
+            ):
+                found.append(name)  # completions: alternatives are keys
     elif isinstance(value, list):
         for inner in value:
             collect(inner, found, says)

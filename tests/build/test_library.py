@@ -24,7 +24,12 @@ def test_every_offered_suite_loads_and_ids_are_unique_over_all_of_them() -> None
 
 
 def test_every_axis_of_a_built_in_suite_says_what_it_asks() -> None:
-    silent = [x.axis for name in suites.known() for x in library.measured(library.items(f"builtin:{name}", Path())) if not x.about]
+    silent = [
+        x.axis
+        for name in suites.known()
+        for x in library.measured(library.items(f"builtin:{name}", Path()))
+        if not x.about
+    ]
     assert not silent
 
 

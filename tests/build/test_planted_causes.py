@@ -29,17 +29,28 @@ def diagnosed(plant: Plant, tokenizer: Tokenizer, folder: Path, *, against: bool
     house = clerk.house(stack, tokenizer, folder, dict(plant.faults), plants.drifted(plant.drifted))
     healthy = plants.stack_of(HEALTHY["as declared"], folder / "healthy") if against else None
     lender = clerk.house(healthy, tokenizer, folder, {}) if healthy else None
-    return diagnosing.run(stack, house.runs, folder / "results", cases.Scope(against=healthy), name="x", house=house, lender=lender)
+    return diagnosing.run(
+        stack,
+        house.runs,
+        folder / "results",
+        cases.Scope(against=healthy),
+        name="x",
+        house=house,
+        lender=lender,
+    )
 
 
 def table(found: Diagnosis) -> str:
-    return "\n".join(f"{r.name:36} {r.layer:10} {r.repaired}/{r.failing} {r.broken}/{r.controls} net {r.net} p {r.p_corrected}"
-                     for r in found.repairs)
+    return "\n".join(
+        f"{r.name:36} {r.layer:10} {r.repaired}/{r.failing} {r.broken}/{r.controls} net {r.net} p {r.p_corrected}"
+        for r in found.repairs
+    )
 
 
 @pytest.mark.parametrize("name", [*PLANTS, *HEALTHY])
-def test_the_broken_layer_is_named_from_the_stack_alone_and_a_healthy_stack_has_none(name: str, tokenizer: Tokenizer,
-                                                                                    tmp_path: Path) -> None:
+def test_the_broken_layer_is_named_from_the_stack_alone_and_a_healthy_stack_has_none(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     """Preferences labelled by a coin are missed: weights after them are not worse than those before, only not better."""
     plant = {**PLANTS, **HEALTHY}[name]
     found = diagnosed(plant, tokenizer, tmp_path)
@@ -47,21 +58,33 @@ def test_the_broken_layer_is_named_from_the_stack_alone_and_a_healthy_stack_has_
 
 
 @pytest.mark.parametrize("name", ["shuffled preferences", "stale index", "warm"])
-def test_against_a_healthy_stack_the_layer_is_named_by_putting_the_healthy_one_in(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_against_a_healthy_stack_the_layer_is_named_by_putting_the_healthy_one_in(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     plant = {**PLANTS, **HEALTHY}[name]
     found = diagnosed(plant, tokenizer, tmp_path, against=True)
     assert found.guilty == plant.guilty, table(found)
 
 
-@pytest.mark.parametrize(("name", "weights", "layers"), [
-    ("temperature 2", ["dpo"], ["prompt", "decoding", "policy"]), ("contradictory prompt", ["dpo"], ["prompt", "policy"]),
-    ("quantisation damage", ["sft", "dpo", "quantised"], ["policy"]), ("as declared", ["sft", "dpo"], ["prompt", "retrieval", "tools", "policy"]),
-    ("rounded without loss", ["dpo", "quantised"], ["prompt", "policy"]),
-])
-def test_attribution_names_a_layer_that_the_whole_is_better_without(name: str, weights: list[str], layers: list[str], tokenizer: Tokenizer,
-                                                                   tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "weights", "layers"),
+    [
+        ("temperature 2", ["dpo"], ["prompt", "decoding", "policy"]),
+        ("contradictory prompt", ["dpo"], ["prompt", "policy"]),
+        ("quantisation damage", ["sft", "dpo", "quantised"], ["policy"]),
+        ("as declared", ["sft", "dpo"], ["prompt", "retrieval", "tools", "policy"]),
+        ("rounded without loss", ["dpo", "quantised"], ["prompt", "policy"]),
+    ],
+)
+def test_attribution_names_a_layer_that_the_whole_is_better_without(
+    name: str, weights: list[str], layers: list[str], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     plant = {**PLANTS, **HEALTHY}[name]
     stack = plants.stack_of(plant, tmp_path)
     house = clerk.house(stack, tokenizer, tmp_path, dict(plant.faults))
-    found = factorial.run(stack, house.runs, tmp_path, weights=weights, layers=layers, limit=None, name="a", house=house)
-    assert found.guilty == plant.guilty, [(e.name, e.value, e.p_corrected) for e in found.leave_one_out if e.axis == "all"]
+    found = factorial.run(
+        stack, house.runs, tmp_path, weights=weights, layers=layers, limit=None, name="a", house=house
+    )
+    assert found.guilty == plant.guilty, [
+        (e.name, e.value, e.p_corrected) for e in found.leave_one_out if e.axis == "all"
+    ]

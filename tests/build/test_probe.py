@@ -25,10 +25,15 @@ def test_the_probe_has_21_checks() -> None:
 
 
 def test_every_check_of_the_probe_holds_on_a_served_stack(
-    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    trained: tuple[Stack, Runs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with closing(House(*trained)) as house, served(Served(house), keys=from_digests({digest("sk-probe"): "probe"})) as url:
+    with (
+        closing(House(*trained)) as house,
+        served(Served(house), keys=from_digests({digest("sk-probe"): "probe"})) as url,
+    ):
         found = probe(f"{url}/v1", "tiny-desk:dpo", "sk-probe")
     assert {name: why for name, why in found.items() if why is not None} == {}
     assert set(found) == set(CHECKS)
@@ -41,8 +46,16 @@ def test_a_server_that_ignores_fields_is_found_out() -> None:
     @api.post("/v1/chat/completions")
     async def chat() -> JSONResponse:
         message = {"role": "assistant", "content": "At nine o'clock."}
-        return JSONResponse({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [
-            {"index": 0, "message": message, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}})
+        return JSONResponse(
+            {
+                "id": "x",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "m",
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
+            }
+        )
 
     with live(api) as url:
         found = probe(f"{url}/v1", "m", timeout_s=5)

@@ -21,8 +21,12 @@ def test_another_seed_is_another_training_of_every_stage(trained: tuple[Stack, R
     assert reseeding.reseeded(stack.path, [], 0).key() == stack.key()
 
 
-def test_two_seeds_are_trained_measured_and_told(trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_seeds_are_trained_measured_and_told(
+    trained: tuple[Stack, Runs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
     found = reseeding.run(stack.path, [], runs, tmp_path, chosen=[0, 1], limit=2, name="f")
@@ -31,7 +35,7 @@ def test_two_seeds_are_trained_measured_and_told(trained: tuple[Stack, Runs], tm
     assert all(len(s.values) == 2 for s in found.steps)
     again = reseeding.run(stack.path, [], runs, tmp_path, chosen=[0, 1], limit=2, name="f")
     assert again == found
-    assert "steps in" not in capsys.readouterr().err             # nothing was trained again
+    assert "steps in" not in capsys.readouterr().err  # nothing was trained again
     verb.show(found)
     assert "hold over seeds and items" in " ".join(capsys.readouterr().out.split())
     measure.evaluate(stack, runs, tmp_path, variants=None, limit=2, name="f")

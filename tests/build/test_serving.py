@@ -34,19 +34,27 @@ def changed(stack: Path, **settings: object) -> None:
     stack.write_text(yaml.safe_dump(yaml.safe_load(stack.read_text()) | settings, sort_keys=False))
 
 
-def test_a_server_with_keys_reloads_its_stack_and_drains(trained: tuple[Stack, Runs], desk: Path, tmp_path: Path) -> None:
+def test_a_server_with_keys_reloads_its_stack_and_drains(
+    trained: tuple[Stack, Runs], desk: Path, tmp_path: Path
+) -> None:
     database = Database(tmp_path / "keys.db")
     key = keys.create(database, "edda", scopes=["chat", "models"], tokens_per_day=5000)
-    with served(desk, trained[1], tmp_path, "--keys", "sqlite:///keys.db", "--log", "json", "--watch") as server, \
-            httpx.Client(base_url=server.url, timeout=30, headers={"authorization": f"Bearer {key}"}) as client:
+    with (
+        served(
+            desk, trained[1], tmp_path, "--keys", "sqlite:///keys.db", "--log", "json", "--watch"
+        ) as server,
+        httpx.Client(base_url=server.url, timeout=30, headers={"authorization": f"Bearer {key}"}) as client,
+    ):
         assert httpx.get(f"{server.url}/v1/models").status_code == 401
         first = client.post("/v1/chat/completions", json=ASK)
         assert first.status_code == 200
         used = first.json()["usage"]["total_tokens"]
-        assert int(first.headers["x-ratelimit-remaining-tokens"]) == 5000 - used, "reserved by the model call, settled by its usage"
+        assert int(first.headers["x-ratelimit-remaining-tokens"]) == 5000 - used, (
+            "reserved by the model call, settled by its usage"
+        )
         assert re.fullmatch(r"[a-z]+=[0-9.]+(, [a-z]+=[0-9.]+)*", first.headers["x-demeanor-layers"])
 
-        (desk.parent / "system.md").write_text("You are another clerk.\n")      # a file that the stack names
+        (desk.parent / "system.md").write_text("You are another clerk.\n")  # a file that the stack names
         before = first.headers["x-demeanor-stack"]
         server.waits_for(lambda: client.get("/healthz").json()["stack_key"] != before)
         assert client.post("/v1/chat/completions", json=ASK).status_code == 200
@@ -54,7 +62,11 @@ def test_a_server_with_keys_reloads_its_stack_and_drains(trained: tuple[Stack, R
         now = client.get("/healthz").json()["stack_key"]
         good = desk.read_text()
         changed(desk, decoding={"temperature": -3})
-        server.waits_for(lambda: any("nothing is changed" in line and "decoding.temperature" in line for line in server.errors))
+        server.waits_for(
+            lambda: any(
+                "nothing is changed" in line and "decoding.temperature" in line for line in server.errors
+            )
+        )
         assert client.get("/healthz").json()["stack_key"] == now
         desk.write_text(good)
         changed(desk, decoding={"temperature": 0, "max_tokens": 7})
@@ -73,7 +85,8 @@ def test_a_server_with_keys_reloads_its_stack_and_drains(trained: tuple[Stack, R
 
 
 def test_weights_that_two_versions_share_are_loaded_once_and_closed_with_the_last(
-        trained: tuple[Stack, Runs], desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: tuple[Stack, Runs], desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     houses = serving.Houses(trained[1])
     old = houses.open(workshop.load_stack(desk))
@@ -89,7 +102,8 @@ def test_weights_that_two_versions_share_are_loaded_once_and_closed_with_the_las
 
 
 def test_a_stack_that_cannot_be_served_leaves_the_old_one_as_it_is(
-        trained: tuple[Stack, Runs], desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: tuple[Stack, Runs], desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     houses = serving.Houses(trained[1])
     houses.open(workshop.load_stack(desk))
@@ -116,18 +130,29 @@ def test_a_public_address_without_keys_is_refused(trained: tuple[Stack, Runs]) -
         serving.serve(lambda: trained[0], trained[1], serving.Settings(host="0.0.0.0"))
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    ({"cors": ("https://desk.example/",)}, "wanted an origin"), ({"cors": ("desk.example",)}, "wanted an origin"),
-    ({"cors": ("*",)}, "every page that is open"), ({"otel_content": True}, "--otel-content: is for --otel"),
-    ({"keys": "keys.db"}, "wanted sqlite:///PATH"),
-])
-def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any], said: str, trained: tuple[Stack, Runs]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"cors": ("https://desk.example/",)}, "wanted an origin"),
+        ({"cors": ("desk.example",)}, "wanted an origin"),
+        ({"cors": ("*",)}, "every page that is open"),
+        ({"otel_content": True}, "--otel-content: is for --otel"),
+        ({"keys": "keys.db"}, "wanted sqlite:///PATH"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(
+    settings: dict[str, Any], said: str, trained: tuple[Stack, Runs]
+) -> None:
     with pytest.raises(DemeanorError, match=said):
         serving.serve(lambda: trained[0], trained[1], serving.Settings(**settings))
 
 
 def test_a_database_without_a_key_in_force_says_how_to_make_one(
-        trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    trained: tuple[Stack, Runs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     def load() -> Stack:
@@ -138,10 +163,13 @@ def test_a_database_without_a_key_in_force_says_how_to_make_one(
     assert "demeanor keys create NAME --database sqlite:///keys.db" in capsys.readouterr().out
 
 
-def test_no_request_fails_while_the_stack_is_swapped_under_load(trained: tuple[Stack, Runs], desk: Path, tmp_path: Path) -> None:
+def test_no_request_fails_while_the_stack_is_swapped_under_load(
+    trained: tuple[Stack, Runs], desk: Path, tmp_path: Path
+) -> None:
     seen: list[tuple[int, str]] = []
     over = threading.Event()
     with served(desk, trained[1], tmp_path) as server:
+
         def ask() -> None:
             with httpx.Client(base_url=server.url, timeout=30) as client:
                 while not over.is_set():

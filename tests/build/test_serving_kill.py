@@ -21,10 +21,17 @@ CALLERS = 8
 def test_no_acknowledged_record_is_lost_by_kill_9(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
     acknowledged: list[tuple[str, str]] = []
     with served(trained[0].path, trained[1], tmp_path) as server:
+
         def ask(number: int) -> None:
             with httpx.Client(base_url=server.url, timeout=10) as client:
                 for i in range(10_000):
-                    asked = {**ASK, "messages": [{"role": "user", "content": f"{number}, {i}: when does the ferry leave?"}], "max_tokens": 6}
+                    asked = {
+                        **ASK,
+                        "messages": [
+                            {"role": "user", "content": f"{number}, {i}: when does the ferry leave?"}
+                        ],
+                        "max_tokens": 6,
+                    }
                     try:
                         acknowledged.append(plain(client, asked) if number % 2 else streamed(client, asked))
                     except (httpx.HTTPError, orjson.JSONDecodeError, Cut):
@@ -44,7 +51,9 @@ def test_no_acknowledged_record_is_lost_by_kill_9(trained: tuple[Stack, Runs], t
         found = {stored.turn.id: stored for stored in store.turns(limit=100_000)}
         assert len(told) > 100
         assert [id for id, _ in told if id not in found] == []
-        assert all(found[id].completion.text == text and isinstance(found[id].events[-1], Done) for id, text in told)
+        assert all(
+            found[id].completion.text == text and isinstance(found[id].events[-1], Done) for id, text in told
+        )
     finally:
         store.close()
 

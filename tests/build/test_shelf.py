@@ -57,7 +57,9 @@ def test_what_somebody_uses_stays_and_goes_when_it_is_put_back() -> None:
     it = shelf(10, [])
     used = it.take("a")
     it.get("b")
-    assert (it.stages, used.engine.closed) == (["a", "b"], False), "over the budget rather than an answer lost"
+    assert (it.stages, used.engine.closed) == (["a", "b"], False), (
+        "over the budget rather than an answer lost"
+    )
     it.put_back("a")
     assert (it.stages, used.engine.closed) == (["b"], True)
 
@@ -73,7 +75,9 @@ def test_without_a_budget_all_stay_and_a_load_that_fails_leaves_nothing() -> Non
     assert it.stages == []
 
 
-def test_a_served_stack_under_a_budget_of_one_set_of_weights_answers_as_one_without(trained: tuple[Stack, Runs]) -> None:
+def test_a_served_stack_under_a_budget_of_one_set_of_weights_answers_as_one_without(
+    trained: tuple[Stack, Runs],
+) -> None:
     stack, runs = trained
 
     def answers(budget: int | None) -> tuple[list[str], list[str]]:
@@ -83,7 +87,9 @@ def test_a_served_stack_under_a_budget_of_one_set_of_weights_answers_as_one_with
 
         async def ask() -> list[str]:
             one_by_one = [(await complete(house.respond(stack.resolve(name)), turn)).text for name in names]
-            at_once = await asyncio.gather(*(complete(house.respond(stack.resolve(name)), turn) for name in names))
+            at_once = await asyncio.gather(
+                *(complete(house.respond(stack.resolve(name)), turn) for name in names)
+            )
             return [*one_by_one, *(x.text for x in at_once)]
 
         try:

@@ -24,17 +24,35 @@ pytestmark = pytest.mark.xdist_group("tiny")
 
 def resident_mib() -> float:
     """Memory of this process."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")) / 1024
+    return (
+        next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmRSS")
+        )
+        / 1024
+    )
 
 
 async def turn(port: int, rng: random.Random, number: int) -> str | None:
     """Ask something, plain or streamed; hang up now and then. The id of a completion that was received whole."""
     stream, leave = rng.random() < 0.5, rng.random() < 0.1
-    body = json.dumps({"model": rng.choice(["tiny-desk", "tiny-desk", "tiny-desk:sft"]), "stream": stream, "temperature": 1.0, "seed": number, "max_tokens": 24,
-                       "messages": [{"role": "user", "content": f"Who runs the ferry number {rng.randrange(50)}?"}]}).encode()
+    body = json.dumps(
+        {
+            "model": rng.choice(["tiny-desk", "tiny-desk", "tiny-desk:sft"]),
+            "stream": stream,
+            "temperature": 1.0,
+            "seed": number,
+            "max_tokens": 24,
+            "messages": [{"role": "user", "content": f"Who runs the ferry number {rng.randrange(50)}?"}],
+        }
+    ).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
-                 + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        + f"content-length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
     await writer.drain()
     try:
         if leave:
@@ -48,7 +66,9 @@ async def turn(port: int, rng: random.Random, number: int) -> str | None:
         writer.close()
 
 
-def soak(trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch, folder: Path, turns: int) -> dict[str, Any]:
+def soak(
+    trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch, folder: Path, turns: int
+) -> dict[str, Any]:
     monkeypatch.chdir(folder)
     tiny.write(folder)
     stack, runs = trained
@@ -78,8 +98,15 @@ def soak(trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch, folder: P
         free = [len(e._batch._free) for e in engines]
     house.close()
     rows = {row[0] for row in sqlite3.connect(folder / "tiny.db").execute("SELECT id FROM turns")}
-    return {"turns": turns, "acknowledged": len(acknowledged), "lost": len(set(acknowledged) - rows), "loads": loads, "free": free, "mib": sizes,
-            "seconds": time.monotonic() - started}
+    return {
+        "turns": turns,
+        "acknowledged": len(acknowledged),
+        "lost": len(set(acknowledged) - rows),
+        "loads": loads,
+        "free": free,
+        "mib": sizes,
+        "seconds": time.monotonic() - started,
+    }
 
 
 def judge(found: dict[str, Any]) -> None:
@@ -89,12 +116,16 @@ def judge(found: dict[str, Any]) -> None:
     assert found["acknowledged"] > 0.8 * found["turns"]
 
 
-def test_a_few_hundred_turns_lose_no_slot_and_no_record(trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_few_hundred_turns_lose_no_slot_and_no_record(
+    trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     judge(soak(trained, monkeypatch, tmp_path, 300))
 
 
 @pytest.mark.experiment
-def test_ten_thousand_turns_do_not_grow(trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ten_thousand_turns_do_not_grow(
+    trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     found = soak(trained, monkeypatch, tmp_path, 10_000)
     print(json.dumps(found, indent=1))
     judge(found)

@@ -24,18 +24,27 @@ def test_a_vector_is_the_mean_of_the_states_at_length_one() -> None:
 
 def test_long_texts_embedded_at_once_do_not_read_each_others_keys() -> None:
     """The peer is the model itself, without slots; texts of several reading steps, so that their steps alternate."""
-    model = checkpoint.create(ModelShape(layers=2, width=32, heads=2, kv_heads=2, context=800, init="normal"), 64, seed=5)
+    model = checkpoint.create(
+        ModelShape(layers=2, width=32, heads=2, kv_heads=2, context=800, init="normal"), 64, seed=5
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(3)       # sharp attention: a stranger's keys show at once
-    texts = [tuple(torch.randint(0, 64, (700,), generator=torch.Generator().manual_seed(i)).tolist()) for i in range(4)]
+                parameter.mul_(3)  # sharp attention: a stranger's keys show at once
+    texts = [
+        tuple(torch.randint(0, 64, (700,), generator=torch.Generator().manual_seed(i)).tolist())
+        for i in range(4)
+    ]
     with torch.no_grad():
-        wanted = [model.hidden(torch.tensor(text), torch.arange(700), (Segment(0, 700),)).mean(0) for text in texts]
+        wanted = [
+            model.hidden(torch.tensor(text), torch.arange(700), (Segment(0, 700),)).mean(0) for text in texts
+        ]
     tokenizer: Any = SimpleNamespace(decode=lambda tokens: "")
     found: dict[int, list[float]] = {}
     with closing(LocalEngine(model, tokenizer, num_slots=1)) as engine:
-        threads = [threading.Thread(target=lambda i=i: found.update({i: _unit(engine, texts[i])})) for i in range(4)]   # type: ignore[misc]
+        threads = [
+            threading.Thread(target=lambda i=i: found.update({i: _unit(engine, texts[i])})) for i in range(4)
+        ]  # type: ignore[misc]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -9,15 +9,38 @@ import yaml
 TINY = {
     "name": "tiny-desk",
     "weights": {
-        "base": {"kind": "scratch", "tokenizer": {"vocab_size": 1200}, "model": {"layers": 2, "width": 64, "heads": 2, "context": 256},
-                 "data": [{"source": "world:corpus", "limit": 2000}], "tokens": 24_000, "row_tokens": 64, "batch_rows": 8,
-                 "optim": {"kind": "muon", "lr": 3.0e-3}, "template": "transcript"},
+        "base": {
+            "kind": "scratch",
+            "tokenizer": {"vocab_size": 1200},
+            "model": {"layers": 2, "width": 64, "heads": 2, "context": 256},
+            "data": [{"source": "world:corpus", "limit": 2000}],
+            "tokens": 24_000,
+            "row_tokens": 64,
+            "batch_rows": 8,
+            "optim": {"kind": "muon", "lr": 3.0e-3},
+            "template": "transcript",
+        },
         "stages": [
-            {"name": "sft", "objective": "sft", "data": [{"source": "world:instructions", "limit": 240}], "optim": {"lr": 3.0e-3}},
-            {"name": "rm", "objective": "reward", "parent": "sft", "data": [{"source": "world:preferences", "limit": 80}],
-             "optim": {"lr": 1.0e-3}},
-            {"name": "dpo", "objective": {"kind": "dpo", "beta": 0.1}, "parent": "sft",
-             "data": [{"source": "world:preferences", "limit": 80}], "optim": {"lr": 1.0e-3}},
+            {
+                "name": "sft",
+                "objective": "sft",
+                "data": [{"source": "world:instructions", "limit": 240}],
+                "optim": {"lr": 3.0e-3},
+            },
+            {
+                "name": "rm",
+                "objective": "reward",
+                "parent": "sft",
+                "data": [{"source": "world:preferences", "limit": 80}],
+                "optim": {"lr": 1.0e-3},
+            },
+            {
+                "name": "dpo",
+                "objective": {"kind": "dpo", "beta": 0.1},
+                "parent": "sft",
+                "data": [{"source": "world:preferences", "limit": 80}],
+                "optim": {"lr": 1.0e-3},
+            },
         ],
         "serve": "dpo",
     },
@@ -40,7 +63,8 @@ def write(folder: Path) -> Path:
     (folder / "system.md").write_text("You are the clerk of the harbour. Desk Pilot.\n")
     (folder / "policy.yaml").write_text(
         "rules:\n- {name: pirates, on: input, pattern: '(?i)pretend you are', action: refuse, reason: a wrapped request, reply: No games.}\n"
-        "- {name: card, on: output, detector: card, action: refuse, reason: a card number, reply: I cannot show that.}\n")
+        "- {name: card, on: output, detector: card, action: refuse, reason: a card number, reply: I cannot show that.}\n"
+    )
     path = folder / "stack.yaml"
     path.write_text(yaml.safe_dump(TINY, sort_keys=False))
     return path

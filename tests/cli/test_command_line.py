@@ -28,7 +28,9 @@ def test_no_name_writes_outside_the_folder_of_results(text: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["eval", "attribute", "frontier", "diagnose", "duel", "seeds", "gate"])
-def test_every_verb_that_measures_refuses_a_limit_of_nothing_and_a_name_with_a_slash(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_that_measures_refuses_a_limit_of_nothing_and_a_name_with_a_slash(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for wrong in (["--limit", "0"], ["--name", "../x"]):
         with pytest.raises(SystemExit) as stop:
             main([verb, DEMO, *wrong])
@@ -42,7 +44,9 @@ def test_an_unknown_option_of_gate_is_not_read_as_inconclusive() -> None:
     assert stop.value.code == gate.MISTAKE
 
 
-def test_a_crash_of_gate_is_not_read_as_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_crash_of_gate_is_not_read_as_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from demeanor.build import gating
 
     def crash(*_: object, **__: object) -> None:
@@ -54,8 +58,9 @@ def test_a_crash_of_gate_is_not_read_as_a_failure(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("verb", "code"), [("report", 1), ("gate", gate.MISTAKE)])
-def test_a_folder_that_cannot_be_written_is_one_line(verb: str, code: int, monkeypatch: pytest.MonkeyPatch,
-                                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(
+    verb: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from demeanor.build import gating, measure
 
     def full(*_: object, **__: object) -> None:
@@ -68,16 +73,26 @@ def test_a_folder_that_cannot_be_written_is_one_line(verb: str, code: int, monke
 
 
 @pytest.mark.parametrize("name", ["world:corpus", "builtin:honest", "builtin:"])
-def test_an_unknown_suite_is_a_mistake_on_the_command_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_suite_is_a_mistake_on_the_command_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["suites", name]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"demeanor: unknown suite '{name}'.")
     assert "builtin:honesty" in told
 
 
-def test_brackets_of_a_target_are_printed_as_they_stand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    item = {"id": "a[b]", "messages": [{"role": "user", "content": "[/b] x"}], "scorer": "exact", "target": {"answers": ["[/bold]", "[red]"]},
-            "axis": "[i]", "cluster": "c"}
+def test_brackets_of_a_target_are_printed_as_they_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = {
+        "id": "a[b]",
+        "messages": [{"role": "user", "content": "[/b] x"}],
+        "scorer": "exact",
+        "target": {"answers": ["[/bold]", "[red]"]},
+        "axis": "[i]",
+        "cluster": "c",
+    }
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps(item) + "\n")
     assert main(["suites", str(file), "--show", "1"]) == 0
@@ -87,7 +102,9 @@ def test_brackets_of_a_target_are_printed_as_they_stand(tmp_path: Path, capsys: 
     assert "[i]" in told
 
 
-def test_a_page_written_elsewhere_has_the_sections_that_lie_beside_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_written_elsewhere_has_the_sections_that_lie_beside_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from demeanor.build import measure
 
     asked: list[tuple[object, Path, Path | None]] = []
@@ -101,22 +118,40 @@ def test_a_page_written_elsewhere_has_the_sections_that_lie_beside_its_result(tm
     assert asked == [(tmp_path / "desk.json", tmp_path, tmp_path / "site" / "index.html")]
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    (["--variants", "harbour-desk:dpo", "harbour-desk:base", "harbour-desk:dpo"], "--variants: harbour-desk:dpo stands there twice"),
-    (["--set", "evaluation.suites=[]"], "evaluation.suites: no items to measure on")])
-def test_eval_says_at_once_what_leaves_nothing_to_compare(more: list[str], says: str, tmp_path: Path,
-                                                          capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            ["--variants", "harbour-desk:dpo", "harbour-desk:base", "harbour-desk:dpo"],
+            "--variants: harbour-desk:dpo stands there twice",
+        ),
+        (["--set", "evaluation.suites=[]"], "evaluation.suites: no items to measure on"),
+    ],
+)
+def test_eval_says_at_once_what_leaves_nothing_to_compare(
+    more: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["eval", DEMO, "--results", str(tmp_path), *more]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments_", [
-    ["eval", DEMO, "--beside", "bad"], ["eval", DEMO, "--variants", "harbour-desk:sff"], ["eval", DEMO, "--variants", "harbour-desk:sft+nothing"],
-    ["attribute", DEMO, "--layers", "nothing"], ["attribute", DEMO, "--weights", "dpo", "sft"], ["seeds", DEMO, "--seeds", "1"],
-    ["diagnose", DEMO, "--turns", "x.db", "--limit", "3"], ["runs", "--yes"]])
-def test_a_command_line_that_cannot_be_meant_has_the_code_of_a_mistake(arguments_: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                                        capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments_",
+    [
+        ["eval", DEMO, "--beside", "bad"],
+        ["eval", DEMO, "--variants", "harbour-desk:sff"],
+        ["eval", DEMO, "--variants", "harbour-desk:sft+nothing"],
+        ["attribute", DEMO, "--layers", "nothing"],
+        ["attribute", DEMO, "--weights", "dpo", "sft"],
+        ["seeds", DEMO, "--seeds", "1"],
+        ["diagnose", DEMO, "--turns", "x.db", "--limit", "3"],
+        ["runs", "--yes"],
+    ],
+)
+def test_a_command_line_that_cannot_be_meant_has_the_code_of_a_mistake(
+    arguments_: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tests.conftest import REPOSITORY
 
     monkeypatch.chdir(REPOSITORY)

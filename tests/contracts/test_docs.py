@@ -19,8 +19,26 @@ def test_every_relative_link_exists(page: Path) -> None:
     assert [x for x in links if not (page.parent / x).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["StackSpec", "Weights", "Scratch", "Import", "Tokenizer", "ModelShape", "Stage", "Adapter", "ImportStage", "MergeStage", "Optim", "Source", "DecodingSpec",
-                                  "Evaluation", "Judge"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "StackSpec",
+        "Weights",
+        "Scratch",
+        "Import",
+        "Tokenizer",
+        "ModelShape",
+        "Stage",
+        "Adapter",
+        "ImportStage",
+        "MergeStage",
+        "Optim",
+        "Source",
+        "DecodingSpec",
+        "Evaluation",
+        "Judge",
+    ],
+)
 def test_every_setting_of_the_stack_is_on_its_page(name: str) -> None:
     page = (DOCS / "stack.md").read_text()
     assert [f for f in getattr(spec, name).model_fields if f"| `{f}` |" not in page] == []
@@ -29,4 +47,6 @@ def test_every_setting_of_the_stack_is_on_its_page(name: str) -> None:
 @pytest.mark.parametrize("kind", registry.known("demeanor.layers"))
 def test_every_layer_and_its_settings_are_on_the_page_of_layers(kind: str) -> None:
     page = (DOCS / "layers.md").read_text().split(f"\n## {kind}", 1)[1].split("\n## ")[0]
-    assert [f for f in registry.spec_of("demeanor.layers", kind).model_fields if f"| `{f}` |" not in page] == []
+    assert [
+        f for f in registry.spec_of("demeanor.layers", kind).model_fields if f"| `{f}` |" not in page
+    ] == []

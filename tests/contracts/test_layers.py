@@ -16,16 +16,32 @@ from demeanor.layers._kit import Kit
 from demeanor.layers._stack import compose
 from demeanor.stack import LAYERS
 from demeanor.tools._registry import load
-from demeanor.types import Decoding, Done, Event, Message, Passage, Respond, Text, Timing, Turn, Usage, complete
+from demeanor.types import (
+    Decoding,
+    Done,
+    Event,
+    Message,
+    Passage,
+    Respond,
+    Text,
+    Timing,
+    Turn,
+    Usage,
+    complete,
+)
 
 RULES = """
 rules:
 - {name: card, on: both, detector: card, reason: a card number, reply: No card numbers.}
 - {name: tide, on: output, pattern: "tides? table", action: redact, reason: an example, hold: window}
 """
-SETTINGS: dict[str, dict[str, Any]] = {     # of layers with settings that have no default
-    "record": {}, "limits": {"requests_per_minute": 100, "tokens_per_minute": 10_000}, "policy": {"rules": "policy.yaml"},
-    "tools": {"allow": ["calculator"]}, "retrieval": {"index": "notices"}, "prompt": {"text": "Be brief."},
+SETTINGS: dict[str, dict[str, Any]] = {  # of layers with settings that have no default
+    "record": {},
+    "limits": {"requests_per_minute": 100, "tokens_per_minute": 10_000},
+    "policy": {"rules": "policy.yaml"},
+    "tools": {"allow": ["calculator"]},
+    "retrieval": {"index": "notices"},
+    "prompt": {"text": "Be brief."},
 }
 KINDS = registry.known(LAYERS)
 
@@ -57,9 +73,16 @@ def kit(tmp_path: Path) -> Kit:
         await asyncio.sleep(0)
 
     return Kit(
-        root=tmp_path, clock=Ticking(), now=lambda: datetime(2026, 11, 23, tzinfo=UTC), count_tokens=lambda messages, tools: 7,
-        tools=load(["calculator"]), open_index=lambda folder: lambda query, k: [Passage("today#1", "The ferry leaves at 9.", 1.5, "today")],
-        open_store=lambda url: lambda *a: store(*a))
+        root=tmp_path,
+        clock=Ticking(),
+        now=lambda: datetime(2026, 11, 23, tzinfo=UTC),
+        count_tokens=lambda messages, tools: 7,
+        tools=load(["calculator"]),
+        open_index=lambda folder: (
+            lambda query, k: [Passage("today#1", "The ferry leaves at 9.", 1.5, "today")]
+        ),
+        open_store=lambda url: lambda *a: store(*a),
+    )
 
 
 def layer(kind: str, inner: Respond, kit: Kit) -> Respond:
@@ -71,7 +94,14 @@ class Inner:
     """Answers with the given events and remembers how it was called and whether it was closed."""
 
     def __init__(self, *events: Any, wait_s: float = 0.0) -> None:
-        self.events = events or (Text("The ferry "), Whistle(), Text("leaves at 9."), Usage(9, 2), Timing("weights", 1.0), Done("stop"))
+        self.events = events or (
+            Text("The ferry "),
+            Whistle(),
+            Text("leaves at 9."),
+            Usage(9, 2),
+            Timing("weights", 1.0),
+            Done("stop"),
+        )
         self.turns: list[Turn] = []
         self.closed, self.wait_s = 0, wait_s
 
@@ -121,7 +151,9 @@ async def test_every_event_says_which_layer_made_it(kind: str, kit: Kit) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_waiting_for_inner_layers_and_for_the_reader_is_not_the_layers_time(kind: str, kit: Kit) -> None:
+async def test_waiting_for_inner_layers_and_for_the_reader_is_not_the_layers_time(
+    kind: str, kit: Kit
+) -> None:
     clock = lambda: asyncio.get_running_loop().time()  # noqa: E731
     respond = layer(kind, Inner(wait_s=0.02), Kit(**{**vars(kit), "clock": clock, "shared": {}}))
     own_ms = 0.0
@@ -129,19 +161,19 @@ async def test_waiting_for_inner_layers_and_for_the_reader_is_not_the_layers_tim
         await asyncio.sleep(0.02)
         if isinstance(event, Timing) and event.by == kind:
             own_ms = event.ms
-    assert 0 < own_ms < 60      # five events, twice 20 ms each, are 240 ms of waiting
+    assert 0 < own_ms < 60  # five events, twice 20 ms each, are 240 ms of waiting
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_reader_who_leaves_closes_the_inner_answer_at_once(kind: str, kit: Kit) -> None:
     inner = Inner(*[Text("The ferry ") for _ in range(50)], Done("stop"))
     events = layer(kind, inner, kit)(TURN)
-    task = asyncio.create_task(anext(events))       # type: ignore[arg-type]
+    task = asyncio.create_task(anext(events))  # type: ignore[arg-type]
     await asyncio.sleep(0.005)
-    if not task.done():                             # it holds text back: cut it off while it waits
+    if not task.done():  # it holds text back: cut it off while it waits
         task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    await events.aclose()                           # type: ignore[attr-defined]
+    await events.aclose()  # type: ignore[attr-defined]
     assert inner.closed == len(inner.turns)
 
 
@@ -175,7 +207,9 @@ async def test_turns_side_by_side_do_not_mix(kind: str, kit: Kit) -> None:
 
     respond = layer(kind, echo, kit)
     asked = [f"ferry {i} of {i + 1}" for i in range(20)]
-    answers = await asyncio.gather(*(complete(respond, Turn((Message("user", text),), Decoding(max_tokens=9))) for text in asked))
+    answers = await asyncio.gather(
+        *(complete(respond, Turn((Message("user", text),), Decoding(max_tokens=9))) for text in asked)
+    )
     assert [a.text.strip() for a in answers] == asked
 
 

@@ -27,14 +27,20 @@ def test_an_objective_declares_itself_and_reads_all_its_settings(name: str) -> N
     assert list(inspect.signature(module.loss).parameters) == ["spec", "outputs", "batch"]
     assert inspect.signature(module.loss).return_annotation in (Loss, "Loss")
     tree = ast.parse(Path(str(module.__file__)).read_text())
-    read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "spec"}
+    read = {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "spec"
+    }
     if getattr(module, "MOVING", False):
         read |= {"alpha", "every"}  # how the reference moves is train's to read
         assert "settings.alpha" in STAGE
         assert "settings.every" in STAGE
     assert set(getattr(module, "STATISTICS", ())) <= {"collision"}
     assert isinstance(getattr(module, "WHOLE_STEP", False), bool)
-    assert read == set(registry.spec_of(PACKAGE, name).model_fields), "a setting that nothing reads, or one that is not declared"
+    assert read == set(registry.spec_of(PACKAGE, name).model_fields), (
+        "a setting that nothing reads, or one that is not declared"
+    )
     assert all(f.description for f in registry.spec_of(PACKAGE, name).model_fields.values())
 
 

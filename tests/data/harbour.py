@@ -17,7 +17,10 @@ from demeanor.text.tokenizer import Tokenizer
 
 @cache
 def tokenizer() -> Tokenizer:
-    return tokenizers.train(["Marla runs the ferry to Corkel at 12:30. Corkel 37. Who? Marla."] * 20, spec.Tokenizer(vocab_size=300))
+    return tokenizers.train(
+        ["Marla runs the ferry to Corkel at 12:30. Corkel 37. Who? Marla."] * 20,
+        spec.Tokenizer(vocab_size=300),
+    )
 
 
 @cache
@@ -26,7 +29,9 @@ def template(name: str) -> Template:
 
 
 ids = st.integers(0, 99)
-branches = st.lists(st.tuples(ids, st.booleans()), min_size=1, max_size=5).map(lambda b: Branch(tuple(t for t, _ in b), tuple(f for _, f in b)))
+branches = st.lists(st.tuples(ids, st.booleans()), min_size=1, max_size=5).map(
+    lambda b: Branch(tuple(t for t, _ in b), tuple(f for _, f in b))
+)
 
 
 @st.composite

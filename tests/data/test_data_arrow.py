@@ -17,15 +17,58 @@ from demeanor.types import Example
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")
 
-TOOLS = [{"type": "function", "function": {"name": "ferry", "description": "Times.", "parameters": {"type": "object", "properties": {"port": {"type": "string"}}}}},
-         {"type": "function", "function": {"name": "sum", "description": "Adds.", "parameters": {"type": "object", "properties": {"a": {"type": "number"}, "b": {"type": "number"}}}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "ferry",
+            "description": "Times.",
+            "parameters": {"type": "object", "properties": {"port": {"type": "string"}}},
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "sum",
+            "description": "Adds.",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
+            },
+        },
+    },
+]
 ROWS: list[dict[str, Any]] = [
-    {"messages": [{"role": "user", "content": "When?"},
-                  {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "ferry", "arguments": {"port": "Corkel"}}}]},
-                  {"role": "tool", "content": "12"}, {"role": "assistant", "content": "At 12."}], "tools": TOOLS},
-    {"messages": [{"role": "user", "content": "37 + 1?"},
-                  {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "sum", "arguments": {"a": 37, "b": 1}}}]},
-                  {"role": "tool", "content": "38"}, {"role": "assistant", "content": "38."}], "tools": TOOLS[1:]},
+    {
+        "messages": [
+            {"role": "user", "content": "When?"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [
+                    {"type": "function", "function": {"name": "ferry", "arguments": {"port": "Corkel"}}}
+                ],
+            },
+            {"role": "tool", "content": "12"},
+            {"role": "assistant", "content": "At 12."},
+        ],
+        "tools": TOOLS,
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "37 + 1?"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [
+                    {"type": "function", "function": {"name": "sum", "arguments": {"a": 37, "b": 1}}}
+                ],
+            },
+            {"role": "tool", "content": "38"},
+            {"role": "assistant", "content": "38."},
+        ],
+        "tools": TOOLS[1:],
+    },
 ]
 
 
@@ -70,15 +113,23 @@ def test_arguments_that_another_row_has_are_not_passed_as_null(folder: Path) -> 
     assert json.loads(second.messages[1].tool_calls[0].arguments) == {"a": 37, "b": 1}
     assert list(first.tools[0].parameters["properties"]) == ["port"]
     stored = pyarrow.parquet.read_table(folder / "rows.parquet").to_pylist()
-    assert stored[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"port": "Corkel", "a": None, "b": None}     # what Arrow made of it
+    assert stored[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {
+        "port": "Corkel",
+        "a": None,
+        "b": None,
+    }  # what Arrow made of it
 
 
 def test_only_keys_with_null_are_taken_off() -> None:
-    assert bare({"a": None, "b": [None, 0, "", {"c": None, "d": False}]}) == {"b": [None, 0, "", {"d": False}]}
+    assert bare({"a": None, "b": [None, 0, "", {"c": None, "d": False}]}) == {
+        "b": [None, 0, "", {"d": False}]
+    }
 
 
 def test_a_saved_dataset_gives_the_split_that_is_named(folder: Path) -> None:
-    assert without_place(read(folder, "splits", split="test")) == without_place(read(folder, "rows.jsonl"))[1:]
+    assert (
+        without_place(read(folder, "splits", split="test")) == without_place(read(folder, "rows.jsonl"))[1:]
+    )
     with pytest.raises(DataError, match=r"unknown split 'tset'\. Did you mean 'test'"):
         read(folder, "splits", split="tset")
     with pytest.raises(DataError, match="a dataset without splits"):
@@ -86,7 +137,10 @@ def test_a_saved_dataset_gives_the_split_that_is_named(folder: Path) -> None:
 
 
 def test_a_row_of_a_table_is_named_by_its_number(folder: Path) -> None:
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "a", "completion": "b"}, {"prompt": None, "completion": "d"}]), folder / "bad.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"prompt": "a", "completion": "b"}, {"prompt": None, "completion": "d"}]),
+        folder / "bad.parquet",
+    )
     with pytest.raises(DataError, match=r"bad.parquet: row 2: "):
         read(folder, "bad.parquet")
 
@@ -99,10 +153,15 @@ def test_config_and_split_are_errors_at_a_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lazily", [True, False])
-def test_the_hub_reader_gives_a_named_split_of_what_datasets_finds(lazily: bool, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    local = tmp_path_factory.mktemp("hub")      # `datasets` takes a local folder wherever it takes a hub id
+def test_the_hub_reader_gives_a_named_split_of_what_datasets_finds(
+    lazily: bool, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    local = tmp_path_factory.mktemp("hub")  # `datasets` takes a local folder wherever it takes a hub id
     for split, numbers in (("train", [0, 1]), ("test", [1])):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": f"text {i}"} for i in numbers]), local / f"{split}-00000.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist([{"text": f"text {i}"} for i in numbers]),
+            local / f"{split}-00000.parquet",
+        )
     found = list(loaded(str(local), "hf:x/y", None, None, lazily=lazily))
     assert found == [("hf:x/y: row 1", {"text": "text 0"}), ("hf:x/y: row 2", {"text": "text 1"})]
     assert [row["text"] for _, row in loaded(str(local), "hf:x/y", None, "test", lazily=lazily)] == ["text 1"]
@@ -121,12 +180,21 @@ def test_columns_are_renamed_and_a_missing_one_names_the_nearest(tmp_path: Path)
     (found,) = read(tmp_path, "rows.jsonl", columns={"prompt": "question", "completion": "answer"})
     assert isinstance(found, Example)
     assert [m.content for m in found.messages] == ["Who?", "Marla."]
-    with pytest.raises(DataError, match=r"rows.jsonl:1: columns: unknown column 'questoin'. Did you mean 'question'"):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1: columns: unknown column 'questoin'. Did you mean 'question'"
+    ):
         read(tmp_path, "rows.jsonl", columns={"prompt": "questoin"})
 
 
 def test_bad_rows_are_skipped_counted_and_the_first_three_are_said(tmp_path: Path) -> None:
-    lines = ['{"prompt": "a", "completion": "b"}', "{", '{"prompt": "a"}', '{"text": 3}', '{"text": ""}', '{"prompt": "c", "completion": "d"}']
+    lines = [
+        '{"prompt": "a", "completion": "b"}',
+        "{",
+        '{"prompt": "a"}',
+        '{"text": 3}',
+        '{"text": ""}',
+        '{"prompt": "c", "completion": "d"}',
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     said: list[str] = []
     found = rows(Source(source="rows.jsonl", skip_bad=True), root=tmp_path, generated={}, say=said.append)

@@ -29,9 +29,12 @@ ARTICLE = {
     "it": "Tutti gli esseri umani nascono liberi ed eguali in dignità e diritti. Essi sono dotati di ragione e di coscienza e devono agire gli uni verso gli altri in spirito di fratellanza.",
     "pt": "Todos os seres humanos nascem livres e iguais em dignidade e em direitos. Dotados de razão e de consciência, devem agir uns para com os outros em espírito de fraternidade.",
     "nl": "Alle mensen worden vrij en gelijk in waardigheid en rechten geboren. Zij zijn begiftigd met verstand en geweten, en behoren zich jegens elkander in een geest van broederschap te gedragen.",
-    "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。", "zh": "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心,并应以兄弟关系的精神相对待。",
-    "ko": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.", "el": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.",
-    "he": "כל בני אדם נולדו בני חורין ושווים בערכם ובזכויותיהם.", "th": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
+    "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+    "zh": "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心,并应以兄弟关系的精神相对待。",
+    "ko": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
+    "el": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.",
+    "he": "כל בני אדם נולדו בני חורין ושווים בערכם ובזכויותיהם.",
+    "th": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
 }
 
 
@@ -40,18 +43,46 @@ def test_each_known_language_is_told_from_two_sentences(code: str) -> None:
     assert language(ARTICLE[code]) == code
 
 
-@pytest.mark.parametrize("text", ["", "37", "Marla.", "Corkel 12:30", "Все люди рождаются свободными и равными в своем достоинстве и правах.", "x = [i for i in range(10)]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "37",
+        "Marla.",
+        "Corkel 12:30",
+        "Все люди рождаются свободными и равными в своем достоинстве и правах.",
+        "x = [i for i in range(10)]",
+    ],
+)
 def test_a_text_that_does_not_say_has_no_language(text: str) -> None:
     assert language(text) is None
 
 
-@pytest.mark.parametrize(("row", "said"), [
-    ("plain", "plain"), ({"text": "a b"}, "a b"), ({"prompt": "a", "completion": "b", "id": "x9", "label": True}, "a\nb"),
-    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "function": {"name": "f", "arguments": "{1}"}}]}]}, "a\nf\n{1}"),
-    ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "a\nb"),
-    ({"prompt": '[{"role": "user", "content": "a"}]', "completion": "[{no json}]"}, "a\n[{no json}]"),
-    ({"chosen": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "rejected": "b"}, "a\nb"), ({"question": "q", "n": 3}, "q"),
-])
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("plain", "plain"),
+        ({"text": "a b"}, "a b"),
+        ({"prompt": "a", "completion": "b", "id": "x9", "label": True}, "a\nb"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": [{"id": "call_1", "function": {"name": "f", "arguments": "{1}"}}],
+                    },
+                ]
+            },
+            "a\nf\n{1}",
+        ),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "a\nb"),
+        ({"prompt": '[{"role": "user", "content": "a"}]', "completion": "[{no json}]"}, "a\n[{no json}]"),
+        ({"chosen": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "rejected": "b"}, "a\nb"),
+        ({"question": "q", "n": 3}, "q"),
+    ],
+)
 def test_a_row_says_its_contents_and_no_roles_or_ids(row: Any, said: str) -> None:
     assert row_text(row) == said
 
@@ -63,29 +94,71 @@ def test_words_are_folded_and_keep_their_apostrophes() -> None:
 TOOL = ToolSpec("ferry", "Times.", {"type": "object"})
 
 
-@pytest.mark.parametrize(("row", "want"), [
-    (Example(text="a"), "text"), (Example((ASK, SAID, ASK, SAID)), "examples"), (Example((ASK, SAID), trained_from=1, tools=(TOOL,)), "examples"),
-    (Example((ASK, Message("assistant", "", (ToolCall("c1", "ferry", "{}"),)), Message("tool", "12", tool_call_id="c1", name="ferry"), SAID)), "examples"),
-    (Preference((ASK,), ((SAID,), (Message("assistant", "No."),)), (0, 1), margin=2.0, template_kwargs={"thinking": True}), "preferences"),
-    (Preference((ASK,), ((SAID,), (Message("assistant", "No."),), (Message("assistant", "So."),)), (1, 0, 2)), "preferences"),
-    (Unpaired((ASK,), (SAID,), False), "unpaired"),
-])
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        (Example(text="a"), "text"),
+        (Example((ASK, SAID, ASK, SAID)), "examples"),
+        (Example((ASK, SAID), trained_from=1, tools=(TOOL,)), "examples"),
+        (
+            Example(
+                (
+                    ASK,
+                    Message("assistant", "", (ToolCall("c1", "ferry", "{}"),)),
+                    Message("tool", "12", tool_call_id="c1", name="ferry"),
+                    SAID,
+                )
+            ),
+            "examples",
+        ),
+        (
+            Preference(
+                (ASK,),
+                ((SAID,), (Message("assistant", "No."),)),
+                (0, 1),
+                margin=2.0,
+                template_kwargs={"thinking": True},
+            ),
+            "preferences",
+        ),
+        (
+            Preference(
+                (ASK,), ((SAID,), (Message("assistant", "No."),), (Message("assistant", "So."),)), (1, 0, 2)
+            ),
+            "preferences",
+        ),
+        (Unpaired((ASK,), (SAID,), False), "unpaired"),
+    ],
+)
 def test_a_row_written_as_columns_is_read_as_the_same_row(row: TrainingRow, want: Want) -> None:
     assert parse(json.loads(json.dumps(as_columns(row))), want, "") == row
 
 
 def test_shared_words_are_found_and_shown() -> None:
-    suite = Suite([("q1", "Which keeper runs the early ferry to Corkel from pier nine?"), ("q2", "What is 37 plus 1?"), ("q3", "Why?")], n=5)
+    suite = Suite(
+        [
+            ("q1", "Which keeper runs the early ferry to Corkel from pier nine?"),
+            ("q2", "What is 37 plus 1?"),
+            ("q3", "Why?"),
+        ],
+        n=5,
+    )
     assert (suite.size, suite.too_short) == (3, 1)
-    assert suite.overlaps("I asked: which KEEPER runs the early boat.") == [Overlap("q1", "which keeper runs the early")]
-    assert suite.overlaps("So, what is 37 plus 1? Which keeper runs the late ferry to Corkel?") == [Overlap("q2", "what is 37 plus 1")]
+    assert suite.overlaps("I asked: which KEEPER runs the early boat.") == [
+        Overlap("q1", "which keeper runs the early")
+    ]
+    assert suite.overlaps("So, what is 37 plus 1? Which keeper runs the late ferry to Corkel?") == [
+        Overlap("q2", "what is 37 plus 1")
+    ]
     assert suite.overlaps("Which keeper runs the") == []
     assert suite.overlaps("") == []
 
 
 def test_an_item_shorter_than_the_words_asked_for_is_looked_for_whole() -> None:
     suite = Suite([("q", "What ship serves Corkel?")], n=8)
-    assert suite.overlaps("Tell me what ship serves Corkel today") == [Overlap("q", "what ship serves corkel")]
+    assert suite.overlaps("Tell me what ship serves Corkel today") == [
+        Overlap("q", "what ship serves corkel")
+    ]
     assert suite.overlaps("what ship serves Jorpel") == []
 
 

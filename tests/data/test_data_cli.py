@@ -33,12 +33,24 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
-PAIRS = [{"prompt": "Who runs the ferry?", "completion": "Marla runs it, and has for years, from the pier."}, {"prompt": "When?", "completion": "At 12."}]
+PAIRS = [
+    {"prompt": "Who runs the ferry?", "completion": "Marla runs it, and has for years, from the pier."},
+    {"prompt": "When?", "completion": "At 12."},
+]
 
 
-def test_dedup_keeps_the_first_and_says_what_it_dropped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    near = {"prompt": "Who runs the ferry?", "completion": "Marla runs it, and has for years, from the pier!!", "id": 3}
-    nearer = {"prompt": "Who runs the ferry?", "completion": "Marla runs it, and has for years, from the old pier."}
+def test_dedup_keeps_the_first_and_says_what_it_dropped(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    near = {
+        "prompt": "Who runs the ferry?",
+        "completion": "Marla runs it, and has for years, from the pier!!",
+        "id": 3,
+    }
+    nearer = {
+        "prompt": "Who runs the ferry?",
+        "completion": "Marla runs it, and has for years, from the old pier.",
+    }
     write("in.jsonl", [*PAIRS, near, nearer])
     assert main(["data", "dedup", "in.jsonl", "out.jsonl", "--threshold", "0.6"]) == 0
     assert read("out.jsonl") == PAIRS
@@ -46,7 +58,10 @@ def test_dedup_keeps_the_first_and_says_what_it_dropped(here: Path, capsys: pyte
     assert "2 kept in out.jsonl" in out
     assert "1 dropped: exact repeat" in out
     assert "1 dropped: near repeat (similarity >= 0.6)" in out
-    assert "3 alike, kept in.jsonl:1: Who runs the ferry? Marla runs it, and has for years, from the pier." in out
+    assert (
+        "3 alike, kept in.jsonl:1: Who runs the ferry? Marla runs it, and has for years, from the pier."
+        in out
+    )
     assert main(["data", "dedup", "in.jsonl", "exact.jsonl", "--exact"]) == 0
     assert read("exact.jsonl") == [*PAIRS, nearer]
 
@@ -62,10 +77,21 @@ def test_no_command_overwrites_a_file_unasked(here: Path, capsys: pytest.Capture
         write("out.jsonl", [])
 
 
-def test_decontaminate_drops_rows_that_share_words_with_an_item_and_shows_which(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decontaminate_drops_rows_that_share_words_with_an_item_and_shows_which(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write("in.jsonl", PAIRS)
-    write("suite.jsonl", [{"id": "q7", "messages": [{"role": "user", "content": "Say who runs the ferry? Marla runs it!"}]}, {"id": "q8", "prompt": "Why?"}])
-    assert main(["data", "decontaminate", "in.jsonl", "out.jsonl", "--suite", "suite.jsonl", "--words", "5"]) == 0
+    write(
+        "suite.jsonl",
+        [
+            {"id": "q7", "messages": [{"role": "user", "content": "Say who runs the ferry? Marla runs it!"}]},
+            {"id": "q8", "prompt": "Why?"},
+        ],
+    )
+    assert (
+        main(["data", "decontaminate", "in.jsonl", "out.jsonl", "--suite", "suite.jsonl", "--words", "5"])
+        == 0
+    )
     assert read("out.jsonl") == PAIRS[1:]
     out = printed(capsys)
     assert "in.jsonl:1: suite.jsonl q7: who runs the ferry marla" in out
@@ -75,9 +101,20 @@ def test_decontaminate_drops_rows_that_share_words_with_an_item_and_shows_which(
     assert "Did you mean 'world:behaviour'" in capsys.readouterr().err
 
 
-def test_filter_drops_personal_data_whose_check_digits_hold(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"text": t} for t in ("Card 4111 1111 1111 1111.", "Card 4111 1111 1111 1112.", "IBAN GB82 WEST 1234 5698 7654 32", "Write marla@corkel.example today",
-                                  "Call +44 20 7946 0958.", "Pier 37 at 12:30.")]
+def test_filter_drops_personal_data_whose_check_digits_hold(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"text": t}
+        for t in (
+            "Card 4111 1111 1111 1111.",
+            "Card 4111 1111 1111 1112.",
+            "IBAN GB82 WEST 1234 5698 7654 32",
+            "Write marla@corkel.example today",
+            "Call +44 20 7946 0958.",
+            "Pier 37 at 12:30.",
+        )
+    ]
     write("in.jsonl", rows)
     assert main(["data", "filter", "in.jsonl", "out.jsonl", "--no-personal-data"]) == 0
     assert read("out.jsonl") == [rows[1], rows[5]]
@@ -91,7 +128,9 @@ def test_filter_by_nothing_is_a_mistake(here: Path, capsys: pytest.CaptureFixtur
     assert "nothing to filter by" in capsys.readouterr().err
 
 
-def test_bad_rows_stop_a_command_or_are_skipped_and_counted_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_stop_a_command_or_are_skipped_and_counted_once(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write("in.jsonl", PAIRS)
     Path("in.jsonl").write_text(Path("in.jsonl").read_text() + "{\n")
     assert main(["data", "dedup", "in.jsonl", "out.jsonl"]) == 2
@@ -103,12 +142,30 @@ def test_bad_rows_stop_a_command_or_are_skipped_and_counted_once(here: Path, cap
 
 def test_columns_are_renamed_on_the_way(here: Path) -> None:
     write("in.jsonl", [{"question": "Who?", "answer": "Marla."}])
-    assert main(["data", "filter", "in.jsonl", "out.jsonl", "--min-chars", "1", "--column", "prompt=question", "--column", "completion=answer"]) == 0
+    assert (
+        main(
+            [
+                "data",
+                "filter",
+                "in.jsonl",
+                "out.jsonl",
+                "--min-chars",
+                "1",
+                "--column",
+                "prompt=question",
+                "--column",
+                "completion=answer",
+            ]
+        )
+        == 0
+    )
     assert read("out.jsonl") == [{"prompt": "Who?", "completion": "Marla."}]
     assert main(["data", "filter", "in.jsonl", "b.jsonl", "--min-chars", "1", "--column", "prompt"]) == 2
 
 
-def test_rows_of_a_source_are_shown_without_a_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_a_source_are_shown_without_a_tokenizer(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write("in.jsonl", [{"prompt": "Who?", "chosen": "Marla.", "rejected": "No."}])
     assert main(["data", "show", "in.jsonl", "--want", "preferences"]) == 0
     out = printed(capsys)
@@ -124,15 +181,28 @@ def test_every_command_explains_itself(command: list[str], capsys: pytest.Captur
 
 
 def stack(**stage: Any) -> Path:
-    base = {"kind": "scratch", "data": "texts.jsonl", "tokens": 2000, "row_tokens": 16, "tokenizer": {"vocab_size": 300},
-            "model": {"layers": 1, "width": 32, "heads": 2, "context": 24}}
-    spec = {"name": "s", "template": "turns", "weights": {"base": base, "stages": [{"name": "sft", "objective": "sft", **stage}]}, "layers": []}
+    base = {
+        "kind": "scratch",
+        "data": "texts.jsonl",
+        "tokens": 2000,
+        "row_tokens": 16,
+        "tokenizer": {"vocab_size": 300},
+        "model": {"layers": 1, "width": 32, "heads": 2, "context": 24},
+    }
+    spec = {
+        "name": "s",
+        "template": "turns",
+        "weights": {"base": base, "stages": [{"name": "sft", "objective": "sft", **stage}]},
+        "layers": [],
+    }
     Path("stack.yaml").write_text(yaml.safe_dump(spec))
     write("texts.jsonl", [{"text": "Marla runs the ferry."}])
     return Path("stack.yaml")
 
 
-def test_a_stage_is_shown_as_it_will_be_trained_and_served(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_is_shown_as_it_will_be_trained_and_served(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write("rows.jsonl", [*PAIRS, {"prompt": "Who?", "completion": "Marla. " * 30}])
     path = stack(data="rows.jsonl")
     assert main(["data", "show", str(path)]) == 2
@@ -141,7 +211,10 @@ def test_a_stage_is_shown_as_it_will_be_trained_and_served(here: Path, capsys: p
     assert main(["data", "show", str(path), "--stage", "sft", "--count", "1"]) == 0
     out = printed(capsys)
     assert out[0] == "sft"
-    assert "<|user|>Who runs the ferry?<|end|><|assistant|>Marla runs it, and has for years, from the pier.<|end|>" in out
+    assert (
+        "<|user|>Who runs the ferry?<|end|><|assistant|>Marla runs it, and has for years, from the pier.<|end|>"
+        in out
+    )
     assert "prompts as trained are prompts as served, token for token (3 rows checked)" in out
     assert sum(line.endswith("rows are longer than 24 tokens and would be left out") for line in out) == 1
     assert any(line.endswith("tokens: rows.jsonl:3") for line in out)
@@ -152,20 +225,28 @@ def test_skip_bad_tells_every_source_and_changes_no_key(here: Path) -> None:
     strict = workshop.load_stack(stack(data=["rows.jsonl", "texts.jsonl"]))
     tolerant = workshop.tolerant(strict)
     base, stage = tolerant.spec.weights.base, tolerant.spec.weights.stages[0]
-    assert all(source.skip_bad for source in (*base.data, *stage.data))     # type: ignore[union-attr]
+    assert all(source.skip_bad for source in (*base.data, *stage.data))  # type: ignore[union-attr]
     strict.keys.clear()
     tolerant.keys.clear()
     assert [tolerant.stage_key(n) for n in ("base", "sft")] == [strict.stage_key(n) for n in ("base", "sft")]
 
 
-@pytest.mark.parametrize(("source", "said"), [
-    ({"source": "hf:a/b/c"}, r"data\[0\]\.source: got 'hf:a/b/c', wanted hf:owner/name"),
-    ({"source": "rows.jsonl", "split": "train"}, r"data\[0\]\.split: is for hub ids"),
-    ({"source": "rows.jsonl", "config": "main"}, r"data\[0\]\.config: is for hub ids"),
-    ({"source": "world:instructions", "columns": {"prompt": "q"}}, r"data\[0\]\.columns: is for files and hub ids"),
-    ({"source": "rows.parquet"}, r"data\[0\]\.source: no such file or folder"),
-])
-def test_a_source_that_cannot_be_is_found_before_anything_runs(source: dict[str, Any], said: str, here: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"source": "hf:a/b/c"}, r"data\[0\]\.source: got 'hf:a/b/c', wanted hf:owner/name"),
+        ({"source": "rows.jsonl", "split": "train"}, r"data\[0\]\.split: is for hub ids"),
+        ({"source": "rows.jsonl", "config": "main"}, r"data\[0\]\.config: is for hub ids"),
+        (
+            {"source": "world:instructions", "columns": {"prompt": "q"}},
+            r"data\[0\]\.columns: is for files and hub ids",
+        ),
+        ({"source": "rows.parquet"}, r"data\[0\]\.source: no such file or folder"),
+    ],
+)
+def test_a_source_that_cannot_be_is_found_before_anything_runs(
+    source: dict[str, Any], said: str, here: Path
+) -> None:
     from demeanor.errors import SpecError
 
     write("rows.jsonl", PAIRS)
@@ -175,7 +256,16 @@ def test_a_source_that_cannot_be_is_found_before_anything_runs(source: dict[str,
 
 def test_what_a_hub_id_is_asked_for_is_part_of_its_key(here: Path) -> None:
     pytest.importorskip("datasets")
-    keys = {workshop.load_stack(stack(data=[{"source": source, **settings}])).stage_key("sft") for source, settings in (
-        ("hf:a/b", {}), ("hf:a/b@v1", {}), ("hf:a/b", {"split": "test"}), ("hf:a/b", {"config": "c"}), ("hf:a/b", {"columns": {"prompt": "q"}}),
-        ("hf:a/b", {"stream": True}), ("hf:a/b", {"skip_bad": True}))}
-    assert len(keys) == 5       # where trees are kept and what a bad row does are not what it is
+    keys = {
+        workshop.load_stack(stack(data=[{"source": source, **settings}])).stage_key("sft")
+        for source, settings in (
+            ("hf:a/b", {}),
+            ("hf:a/b@v1", {}),
+            ("hf:a/b", {"split": "test"}),
+            ("hf:a/b", {"config": "c"}),
+            ("hf:a/b", {"columns": {"prompt": "q"}}),
+            ("hf:a/b", {"stream": True}),
+            ("hf:a/b", {"skip_bad": True}),
+        )
+    }
+    assert len(keys) == 5  # where trees are kept and what a bad row does are not what it is

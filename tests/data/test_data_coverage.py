@@ -22,8 +22,13 @@ def test_comparisons_are_the_pairs_whose_ranks_differ() -> None:
 
 
 def test_the_line_says_rows_tokens_share_and_what_was_left_out() -> None:
-    said = summary("sft", [tree(6, "..xx"), tree(0, "...."), tree(2, "xxxx")], rewards=False, left_out=2, held_out=1)
-    assert said == "3 rows, 17 tokens, 6 (35%) carry loss; 1 rows carry none; 2 longer rows left out; 1 rows held out"
+    said = summary(
+        "sft", [tree(6, "..xx"), tree(0, "...."), tree(2, "xxxx")], rewards=False, left_out=2, held_out=1
+    )
+    assert (
+        said
+        == "3 rows, 17 tokens, 6 (35%) carry loss; 1 rows carry none; 2 longer rows left out; 1 rows held out"
+    )
     assert summary("rm", [tree(2, "..", "..")], rewards=True) == "1 rows, 5 tokens, 1 comparisons"
 
 
@@ -38,4 +43,4 @@ def test_nothing_to_learn_from_is_an_error_and_says_why() -> None:
 
 def test_a_completion_of_another_prompt_is_no_part_of_what_is_trained() -> None:
     labelled = tree(2, "xx", "xxx")._replace(labels=(1, -1))
-    assert coverage([labelled]) == (1, 6, 2, 1, 0, 5)     # 1 | 1 5 | 1 5 5 are computed
+    assert coverage([labelled]) == (1, 6, 2, 1, 0, 5)  # 1 | 1 5 | 1 5 5 are computed

@@ -17,14 +17,19 @@ VOCABULARY = [f"w{i}" for i in range(400)]
 
 def exact(texts: list[str], threshold: float) -> list[Duplicate]:
     """Slow and obvious: every text against every one that stays, as sets of 5-grams."""
+
     def shingles(text: str) -> frozenset[str]:
         tokens = words(text)
         return frozenset(ngrams(tokens, min(5, len(tokens))))
+
     kept: list[int] = []
     found = []
     for i, text in enumerate(texts):
         same = next((k for k in kept if normal(texts[k]) == normal(text)), None)
-        alike = [(len(shingles(text) & shingles(texts[k])) / len(shingles(text) | shingles(texts[k])), k) for k in kept]
+        alike = [
+            (len(shingles(text) & shingles(texts[k])) / len(shingles(text) | shingles(texts[k])), k)
+            for k in kept
+        ]
         best, of = max(alike, key=lambda pair: (pair[0], -pair[1]), default=(0.0, -1))
         if same is not None:
             found.append(Duplicate(i, same, 1.0))
@@ -46,7 +51,9 @@ def edited(text: list[str], changes: int, rng: random.Random) -> list[str]:
 def test_near_repeats_are_those_of_the_slow_twin(threshold: float) -> None:
     rng = random.Random(3)
     originals = [[rng.choice(VOCABULARY) for _ in range(rng.randint(20, 80))] for _ in range(40)]
-    texts = [" ".join(t) for t in originals] + [" ".join(edited(t, changes, rng)) for t in originals for changes in (0, 1, 2, 4, 8)]
+    texts = [" ".join(t) for t in originals] + [
+        " ".join(edited(t, changes, rng)) for t in originals for changes in (0, 1, 2, 4, 8)
+    ]
     rng.shuffle(texts)
     found, twin = duplicates(texts, threshold), exact(texts, threshold)
     assert found == twin
@@ -66,14 +73,30 @@ def test_exact_repeats_have_the_same_words(texts: list[str]) -> None:
 
 
 def test_case_punctuation_and_width_do_not_make_a_text_another() -> None:
-    assert [d.of for d in duplicates(["Marla runs the ferry.", "marla  RUNS the ferry", "Ｍarla runs, the ferry!", "Marla ran the ferry."], None)] == [0, 0]
+    assert [
+        d.of
+        for d in duplicates(
+            [
+                "Marla runs the ferry.",
+                "marla  RUNS the ferry",
+                "Ｍarla runs, the ferry!",
+                "Marla ran the ferry.",
+            ],
+            None,
+        )
+    ] == [0, 0]
 
 
 def test_a_chain_of_small_changes_does_not_swallow_distinct_texts() -> None:
     a = [f"w{i}" for i in range(40)]
-    b, c = [*a[:28], *(f"x{i}" for i in range(12))], [*a[:14], *(f"y{i}" for i in range(14)), *(f"x{i}" for i in range(12))]
+    b, c = (
+        [*a[:28], *(f"x{i}" for i in range(12))],
+        [*a[:14], *(f"y{i}" for i in range(14)), *(f"x{i}" for i in range(12))],
+    )
     texts = [" ".join(t) for t in (a, b, c)]
-    assert jaccard(grams(words(texts[0])), grams(words(texts[1]))) == 24 / 48      # 36 grams each, the first 24 shared
+    assert (
+        jaccard(grams(words(texts[0])), grams(words(texts[1]))) == 24 / 48
+    )  # 36 grams each, the first 24 shared
     assert [d.row for d in duplicates(texts, 0.5)] == [1]
 
 
@@ -81,7 +104,7 @@ def test_a_chain_of_small_changes_does_not_swallow_distinct_texts() -> None:
 def test_a_pair_at_the_threshold_is_proposed_99_times_in_100(threshold: float) -> None:
     number, rows = bands(threshold)
     assert number * rows == HASHES
-    assert rows == 1 or 1 - (1 - threshold ** rows) ** number >= 0.99
+    assert rows == 1 or 1 - (1 - threshold**rows) ** number >= 0.99
 
 
 def test_jaccard_is_the_shared_part_of_both() -> None:

@@ -35,7 +35,9 @@ TOOLS = (ToolSpec("f", "", {"type": "object"}),)
 
 # Every role has characters of its own, so a trained token tells whose it is.
 ASKED, SAID, RESULT, RULE = "uvw", "QJZ", "789", "xyz"
-asked, said, result, rule = (st.text(st.sampled_from(chars), min_size=1, max_size=6) for chars in (ASKED, SAID, RESULT, RULE))
+asked, said, result, rule = (
+    st.text(st.sampled_from(chars), min_size=1, max_size=6) for chars in (ASKED, SAID, RESULT, RULE)
+)
 
 
 @cache
@@ -49,7 +51,10 @@ def conversations(draw: st.DrawFn) -> Messages:
     for _ in range(draw(st.integers(1, 3))):
         found.append(Message("user", draw(asked)))
         if draw(st.booleans()):
-            found += [Message("assistant", "", (ToolCall("c", "f", json.dumps({"Z": draw(said)})),)), Message("tool", draw(result), tool_call_id="c", name="f")]
+            found += [
+                Message("assistant", "", (ToolCall("c", "f", json.dumps({"Z": draw(said)})),)),
+                Message("tool", draw(result), tool_call_id="c", name="f"),
+            ]
         found.append(Message("assistant", draw(said)))
     return tuple(found)
 
@@ -67,7 +72,9 @@ def ends(made: Template, run: list[int]) -> bool:
 @pytest.mark.parametrize("name", TEMPLATES)
 @settings(max_examples=60, deadline=None)
 @given(messages=conversations(), data=st.data())
-def test_only_assistants_words_and_the_ends_of_their_turns_are_trained(name: str, messages: Messages, data: st.DataObject) -> None:
+def test_only_assistants_words_and_the_ends_of_their_turns_are_trained(
+    name: str, messages: Messages, data: st.DataObject
+) -> None:
     answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
     first = data.draw(st.sampled_from(answers))
     made = template(name)
@@ -86,7 +93,9 @@ def test_only_assistants_words_and_the_ends_of_their_turns_are_trained(name: str
 @pytest.mark.parametrize("name", TEMPLATES)
 @settings(max_examples=60, deadline=None)
 @given(messages=conversations(), other=said)
-def test_a_tree_begins_with_what_serving_would_send_and_goes_on_with_the_whole(name: str, messages: Messages, other: str) -> None:
+def test_a_tree_begins_with_what_serving_would_send_and_goes_on_with_the_whole(
+    name: str, messages: Messages, other: str
+) -> None:
     made, last = template(name), len(messages) - 1
     prompt, good, bad = messages[:last], messages[last:], (Message("assistant", other),)
     sent = tuple(made.render(prompt, TOOLS, generate=True).tokens)
@@ -96,13 +105,15 @@ def test_a_tree_begins_with_what_serving_would_send_and_goes_on_with_the_whole(n
     assert sent == example.prompt == pair.prompt == single.prompt
     assert example.branches[0] == pair.branches[0] == single.branches[0]
     whole = tuple(made.render(messages, TOOLS).tokens)
-    assert whole[:len(sent) + len(example.branches[0].tokens)] == sent + example.branches[0].tokens
+    assert whole[: len(sent) + len(example.branches[0].tokens)] == sent + example.branches[0].tokens
     assert disagreements([(Example(messages, trained_from=last, tools=TOOLS), example)], made) == []
 
 
 @settings(max_examples=60, deadline=None)
 @given(messages=conversations())
-def test_a_template_that_rewrites_earlier_turns_names_the_message_or_trains_the_last_answer(messages: Messages) -> None:
+def test_a_template_that_rewrites_earlier_turns_names_the_message_or_trains_the_last_answer(
+    messages: Messages,
+) -> None:
     made = JinjaTemplate("forgetful", tokenizer(), FORGETFUL)
     answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
     if len(answers) > 1 and any(messages[i].content for i in answers[:-1]):
@@ -123,7 +134,9 @@ def test_another_serving_template_is_found_out() -> None:
 # ---- defects of TRL 1.16's data preparation, which must not be here ----
 
 
-@pytest.mark.parametrize(("chosen", "rejected"), [("ab ", "cd"), ("hello", "hello world"), ("", "a"), ("a", "a")])
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("ab ", "cd"), ("hello", "hello world"), ("", "a"), ("a", "a")]
+)
 def test_texts_without_a_prompt_are_never_split_between_characters(chosen: str, rejected: str) -> None:
     """TRL: ("hello", "hello world") got the prompt "hell"; an empty chosen was an UnboundLocalError."""
     with pytest.raises(ValueError, match="wanted"):
@@ -132,25 +145,47 @@ def test_texts_without_a_prompt_are_never_split_between_characters(chosen: str, 
 
 def test_conversations_that_share_words_share_no_more_than_whole_messages() -> None:
     question = {"role": "user", "content": "Who?"}
-    row = {"chosen": [question, {"role": "assistant", "content": "hello"}], "rejected": [question, {"role": "assistant", "content": "hello world"}]}
+    row = {
+        "chosen": [question, {"role": "assistant", "content": "hello"}],
+        "rejected": [question, {"role": "assistant", "content": "hello world"}],
+    }
     found = parse(row, "preferences", "")
     assert isinstance(found, Preference)
     assert found.prompt == (Message("user", "Who?"),)
     assert [c[0].content for c in found.completions] == ["hello", "hello world"]
 
 
-MIXED = {"prompt": "Who?", "chosen": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Marla."}],
-         "rejected": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "No."}], "score": 3}
+MIXED = {
+    "prompt": "Who?",
+    "chosen": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Marla."}],
+    "rejected": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "No."}],
+    "score": 3,
+}
 """UltraFeedback's form: TRL took it for text or for a conversation, by the order of a set."""
 
 
 def test_a_row_means_the_same_in_every_order_of_its_columns() -> None:
-    wanted = Preference((Message("user", "Who?"),), ((Message("assistant", "Marla."),), (Message("assistant", "No."),)), (0, 1))
-    assert {repr(parse({k: MIXED[k] for k in order}, "preferences", "")) for order in itertools.permutations(MIXED)} == {repr(wanted)}
+    wanted = Preference(
+        (Message("user", "Who?"),),
+        ((Message("assistant", "Marla."),), (Message("assistant", "No."),)),
+        (0, 1),
+    )
+    assert {
+        repr(parse({k: MIXED[k] for k in order}, "preferences", ""))
+        for order in itertools.permutations(MIXED)
+    } == {repr(wanted)}
 
 
 def test_a_row_means_the_same_under_every_hash_seed() -> None:
     code = f"from demeanor.data.rows import parse; print(parse({MIXED!r}, 'preferences', ''))"
-    said = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
-            for seed in ("0", "1", "2", "3")}
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2", "3")
+    }
     assert said == {f"{parse(MIXED, 'preferences', '')}\n"}

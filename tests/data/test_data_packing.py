@@ -14,21 +14,28 @@ from demeanor.errors import DataError
 
 EOS = 0
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(
-    lambda lengths: [[*range(1000 * n + 1, 1000 * n + size), EOS] for n, size in enumerate(lengths)])
+    lambda lengths: [[*range(1000 * n + 1, 1000 * n + size), EOS] for n, size in enumerate(lengths)]
+)
 
 
 @settings(max_examples=100, deadline=None)
 @given(docs=documents, row_tokens=st.integers(8, 24), passes=st.integers(1, 3), seed=st.integers(0, 3))
-def test_each_pass_uses_every_token_of_every_document_once(docs: list[list[int]], row_tokens: int, passes: int, seed: int) -> None:
+def test_each_pass_uses_every_token_of_every_document_once(
+    docs: list[list[int]], row_tokens: int, passes: int, seed: int
+) -> None:
     every = Counter(t for d in docs for t in d)
     total = sum(every.values()) * passes
     rows = pack_rows(docs, row_tokens, total, seed)
     stream = [t for row in rows for t in row.branches[0].tokens]
     assert all(len(row.branches[0].tokens) == row_tokens + 1 for row in rows)
     assert sum(map(num_scored, rows)) == len(rows) * row_tokens >= total
-    for n in range(passes):     # a row may hold the end of one pass and the start of the next, in mixed order
+    for n in range(passes):  # a row may hold the end of one pass and the start of the next, in mixed order
         start, end = n * sum(every.values()), (n + 1) * sum(every.values())
-        inside = Counter(stream[-(-start // (row_tokens + 1)) * (row_tokens + 1):end // (row_tokens + 1) * (row_tokens + 1)])
+        inside = Counter(
+            stream[
+                -(-start // (row_tokens + 1)) * (row_tokens + 1) : end // (row_tokens + 1) * (row_tokens + 1)
+            ]
+        )
         assert not inside - every
     assert not Counter({t: passes * count for t, count in every.items()}) - Counter(stream)
 
@@ -36,10 +43,10 @@ def test_each_pass_uses_every_token_of_every_document_once(docs: list[list[int]]
 def test_documents_stay_whole_and_in_order_where_they_fit() -> None:
     docs = [[*range(1000 * n + 1, 1000 * n + 10 + n % 23), EOS] for n in range(300)]
     total = sum(map(len, docs))
-    rows = [row.branches[0].tokens for row in pack_rows(docs, 64, total, seed=1)][:total // 65]
+    rows = [row.branches[0].tokens for row in pack_rows(docs, 64, total, seed=1)][: total // 65]
     joined = ["," + ",".join(map(str, row)) + "," for row in rows]
     whole = sum(any("," + ",".join(map(str, d)) + "," in row for row in joined) for d in docs)
-    assert whole / len(docs) > 0.85     # a plain stream cut every 65 tokens keeps about 70%
+    assert whole / len(docs) > 0.85  # a plain stream cut every 65 tokens keeps about 70%
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_one_others() -> None:
@@ -57,7 +64,7 @@ def test_a_document_longer_than_a_row_is_cut_and_continued() -> None:
 
 def test_batches_of_packed_rows_all_have_the_same_shape() -> None:
     rows = pack_rows([[5] * n + [EOS] for n in range(1, 60)], 32, 640, 0)
-    assert {len(collate(rows[i:i + 4]).tokens_T) for i in range(0, 20, 4)} == {4 * 32}
+    assert {len(collate(rows[i : i + 4]).tokens_T) for i in range(0, 20, 4)} == {4 * 32}
 
 
 def test_no_documents_is_an_error() -> None:

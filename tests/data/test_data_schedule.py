@@ -33,7 +33,9 @@ def test_every_row_is_used_once_per_epoch(data: list[Tree], batch_rows: int, epo
 
 @settings(max_examples=60, deadline=None)
 @given(data=rows, batch_rows=sizes, epochs=st.floats(0.1, 2.5), seed=st.integers(0, 5))
-def test_a_step_depends_on_seed_and_step_alone(data: list[Tree], batch_rows: int, epochs: float, seed: int) -> None:
+def test_a_step_depends_on_seed_and_step_alone(
+    data: list[Tree], batch_rows: int, epochs: float, seed: int
+) -> None:
     forward, again = (Schedule(data, batch_rows=batch_rows, epochs=epochs, seed=seed) for _ in range(2))
     backward = [again[step] for step in reversed(range(len(again)))][::-1]
     assert [forward[step] for step in range(len(forward))] == backward
@@ -41,7 +43,9 @@ def test_a_step_depends_on_seed_and_step_alone(data: list[Tree], batch_rows: int
 
 @settings(max_examples=60, deadline=None)
 @given(data=rows, batch_rows=sizes, micro_tokens=st.integers(1, 60))
-def test_micro_batches_change_neither_the_set_of_a_step_nor_exceed_their_room(data: list[Tree], batch_rows: int, micro_tokens: int) -> None:
+def test_micro_batches_change_neither_the_set_of_a_step_nor_exceed_their_room(
+    data: list[Tree], batch_rows: int, micro_tokens: int
+) -> None:
     cut = Schedule(data, batch_rows=batch_rows, epochs=1, seed=0, micro_tokens=micro_tokens)
     whole = Schedule(data, batch_rows=batch_rows, epochs=1, seed=0, micro_tokens=10**9)
     for step in range(len(cut)):

@@ -11,24 +11,44 @@ from demeanor.data.trees import Branch, Tree, example_tree, preference_tree
 from demeanor.errors import DataError
 from demeanor.types import Example, Message, Preference
 
-ROW = Example((Message("user", "Who?"), Message("assistant", "Marla."), Message("user", "When?"), Message("assistant", "12.")), source="rows.jsonl:1")
+ROW = Example(
+    (
+        Message("user", "Who?"),
+        Message("assistant", "Marla."),
+        Message("user", "When?"),
+        Message("assistant", "12."),
+    ),
+    source="rows.jsonl:1",
+)
 
 
 def test_exactly_the_trained_tokens_are_coloured() -> None:
     text = show([example_tree(ROW, template("turns"), tokenizer())], tokenizer())
-    coloured = [text.plain[s.start:s.end] for s in text.spans if s.style == TRAINED]
+    coloured = [text.plain[s.start : s.end] for s in text.spans if s.style == TRAINED]
     assert coloured == ["Marla.<|end|>", "12.<|end|>"]
-    assert "rows.jsonl:1\n<|user|>Who?<|end|><|assistant|>Marla.<|end|><|user|>When?<|end|><|assistant|>12.<|end|>" in text.plain
+    assert (
+        "rows.jsonl:1\n<|user|>Who?<|end|><|assistant|>Marla.<|end|><|user|>When?<|end|><|assistant|>12.<|end|>"
+        in text.plain
+    )
 
 
 def test_completions_stand_on_their_own_lines_with_their_ranks() -> None:
-    pair = Preference((Message("user", "Who?"),), ((Message("assistant", "Marla."),), (Message("assistant", "No."),)), (0, 1))
-    assert "\n  [0] Marla.<|end|>\n  [1] No.<|end|>" in show([preference_tree(pair, template("turns"))], tokenizer()).plain
+    pair = Preference(
+        (Message("user", "Who?"),),
+        ((Message("assistant", "Marla."),), (Message("assistant", "No."),)),
+        (0, 1),
+    )
+    assert (
+        "\n  [0] Marla.<|end|>\n  [1] No.<|end|>"
+        in show([preference_tree(pair, template("turns"))], tokenizer()).plain
+    )
 
 
 def test_coverage_counts_rows_tokens_and_what_carries_loss() -> None:
-    found = coverage([Tree((1, 2), (Branch((3, 4, 5), (True, False, True)),)), Tree((), (Branch((6, 7), (True, True)),))])
-    assert found == (2, 5, 3, 0, 0, 5)      # 1 | 2 3 4 and 6 are computed; 3, 5 and 7 are predicted
+    found = coverage(
+        [Tree((1, 2), (Branch((3, 4, 5), (True, False, True)),)), Tree((), (Branch((6, 7), (True, True)),))]
+    )
+    assert found == (2, 5, 3, 0, 0, 5)  # 1 | 2 3 4 and 6 are computed; 3, 5 and 7 are predicted
     assert str(found) == "2 rows, 5 tokens, 3 of them trained (60%), longest row 5"
 
 

@@ -22,8 +22,14 @@ from demeanor.errors import DataError
 from demeanor.spec import Source
 from demeanor.types import Example, TrainingRow
 
-labelled = st.builds(lambda tree, source, marked: tree._replace(source=source, labels=(1, 0, -1)[:len(tree.branches)] if marked else ()),
-                     trees(), st.text(max_size=9), st.booleans())
+labelled = st.builds(
+    lambda tree, source, marked: tree._replace(
+        source=source, labels=(1, 0, -1)[: len(tree.branches)] if marked else ()
+    ),
+    trees(),
+    st.text(max_size=9),
+    st.booleans(),
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -69,8 +75,13 @@ def test_rows_read_anew_for_each_repeat_are_those_of_a_list(count: int, weight: 
 def sources(root: Path, *, stream: bool, skip_bad: bool = False) -> list[Source]:
     rows = [{"prompt": f"Who {i}?", "completion": "Marla." * (i + 1)} for i in range(7)]
     (root / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (root / "b.jsonl").write_text("".join(json.dumps({"text": f"Corkel {i}. Marla runs."}) + "\n" for i in range(5)))
-    return [Source(source="a.jsonl", weight=1.5, stream=stream, skip_bad=skip_bad), Source(source="b.jsonl", weight=2, limit=4)]
+    (root / "b.jsonl").write_text(
+        "".join(json.dumps({"text": f"Corkel {i}. Marla runs."}) + "\n" for i in range(5))
+    )
+    return [
+        Source(source="a.jsonl", weight=1.5, stream=stream, skip_bad=skip_bad),
+        Source(source="b.jsonl", weight=2, limit=4),
+    ]
 
 
 @pytest.mark.parametrize("name", ["turns", "chatml"])
@@ -83,15 +94,23 @@ def test_a_stage_that_streams_has_the_trees_of_one_that_does_not(name: str, tmp_
             assert isinstance(row, Example)
             return example_tree(row, template(name), tokenizer())
 
-        found = assemble(sources(tmp_path, stream=stream), read=rows, render=render, document=tokenizer().document, folder=tmp_path)
+        found = assemble(
+            sources(tmp_path, stream=stream),
+            read=rows,
+            render=render,
+            document=tokenizer().document,
+            folder=tmp_path,
+        )
         assert isinstance(found.trees, Selected) == stream
         return list(found.trees), pack_rows(found.documents, 16, 100, seed=3)
 
     (kept, packed), (streamed, packed_streamed) = made(False), made(True)
     assert kept == streamed
     assert packed == packed_streamed
-    assert len(kept) == 10                                                    # 1.5 x 7 rows, rounded to even
-    assert [t.source.rsplit(":", 1)[1] for t in kept[:7]] == list("1234567")   # a whole repeat, then a fixed draw
+    assert len(kept) == 10  # 1.5 x 7 rows, rounded to even
+    assert [t.source.rsplit(":", 1)[1] for t in kept[:7]] == list(
+        "1234567"
+    )  # a whole repeat, then a fixed draw
     assert all(a.source < b.source for a, b in pairwise(kept[7:]))
 
 
@@ -103,12 +122,24 @@ def test_a_row_that_cannot_be_rendered_stops_a_stage_or_is_skipped_and_said(tmp_
 
     said: list[str] = []
     for skip_bad in (False, True):
+
         def run(skip_bad: bool = skip_bad) -> int:
-            return len(assemble(sources(tmp_path, stream=False, skip_bad=skip_bad)[:1], read=lambda s: read(s, root=tmp_path, generated={}),
-                                render=render, document=tokenizer().document, folder=tmp_path, say=said.append).trees)
+            return len(
+                assemble(
+                    sources(tmp_path, stream=False, skip_bad=skip_bad)[:1],
+                    read=lambda s: read(s, root=tmp_path, generated={}),
+                    render=render,
+                    document=tokenizer().document,
+                    folder=tmp_path,
+                    say=said.append,
+                ).trees
+            )
+
         if skip_bad:
-            assert run() == 9       # 1.5 x 6
-            assert said == [f"a.jsonl: skipped 1 of 7 rows:\n  {tmp_path}/a.jsonl:2: no token of it carries loss"]
+            assert run() == 9  # 1.5 x 6
+            assert said == [
+                f"a.jsonl: skipped 1 of 7 rows:\n  {tmp_path}/a.jsonl:2: no token of it carries loss"
+            ]
         else:
             with pytest.raises(DataError, match=r"a\.jsonl:2: no token"):
                 run()

@@ -19,9 +19,23 @@ from demeanor.types import Message, Preference, Unpaired
 USER, GOOD, BAD = Message("user", "Who?"), Message("assistant", "Marla."), Message("assistant", "No.")
 
 
-@pytest.mark.parametrize(("label", "truth"), [(True, True), (False, False), (1, True), (0, False), ("true", True), ("False", False), ("1", True), ("0", False)])
+@pytest.mark.parametrize(
+    ("label", "truth"),
+    [
+        (True, True),
+        (False, False),
+        (1, True),
+        (0, False),
+        ("true", True),
+        ("False", False),
+        ("1", True),
+        ("0", False),
+    ],
+)
 def test_a_label_may_be_a_truth_value_a_digit_or_text(label: Any, truth: bool) -> None:
-    assert parse({"prompt": "Who?", "completion": "Marla.", "label": label}, "unpaired", "x:1") == Unpaired((USER,), (GOOD,), truth, (), "x:1")
+    assert parse({"prompt": "Who?", "completion": "Marla.", "label": label}, "unpaired", "x:1") == Unpaired(
+        (USER,), (GOOD,), truth, (), "x:1"
+    )
 
 
 @pytest.mark.parametrize("label", ["good", 2, 0.5, [True], "", "yes"])
@@ -31,14 +45,24 @@ def test_any_other_label_is_an_error_that_says_what_was_wanted(label: Any) -> No
 
 
 def test_conversations_give_the_same_row_as_texts() -> None:
-    row = {"prompt": [{"role": "user", "content": "Who?"}], "completion": [{"role": "assistant", "content": "Marla."}], "label": True}
+    row = {
+        "prompt": [{"role": "user", "content": "Who?"}],
+        "completion": [{"role": "assistant", "content": "Marla."}],
+        "label": True,
+    }
     assert parse(row, "unpaired", "") == Unpaired((USER,), (GOOD,), True)
 
 
 def test_an_implicit_prompt_ends_with_the_last_question_never_within_a_message() -> None:
-    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Who what?"}, {"role": "user", "content": "Who?"},
-            {"role": "assistant", "content": "Marla."}]
-    assert parse({"completion": said, "label": False}, "unpaired", "") == Unpaired((USER, Message("assistant", "Who what?"), USER), (GOOD,), False)
+    said = [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Who what?"},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Marla."},
+    ]
+    assert parse({"completion": said, "label": False}, "unpaired", "") == Unpaired(
+        (USER, Message("assistant", "Who what?"), USER), (GOOD,), False
+    )
     text = "\n\nHuman: Who?\n\nAssistant: Marla."
     assert parse({"completion": text, "label": False}, "unpaired", "") == Unpaired((USER,), (GOOD,), False)
     with pytest.raises(ValueError, match="no user's message"):
@@ -61,7 +85,8 @@ def test_a_labelled_row_is_the_branch_that_a_preference_would_have() -> None:
     pair = preference_tree(Preference((USER,), ((GOOD,), (BAD,)), (0, 1)), template("turns"))
     for said, desirable, branch in ((GOOD, True, pair.branches[0]), (BAD, False, pair.branches[1])):
         assert unpaired_tree(Unpaired((USER,), (said,), desirable, source="r"), template("turns")) == Tree(
-            pair.prompt, (branch,), (0,), source="r", labels=(int(desirable),))
+            pair.prompt, (branch,), (0,), source="r", labels=(int(desirable),)
+        )
 
 
 def test_a_pair_becomes_one_tree_with_labels_instead_of_ranks() -> None:
@@ -80,14 +105,17 @@ def tree(prompt: int, answer: int) -> Tree:
 
 
 @settings(max_examples=200, deadline=None)
-@given(prompts=st.lists(st.integers(0, 3), min_size=2, max_size=12).filter(lambda p: len(set(p)) > 1), seed=st.integers(0, 5))
+@given(
+    prompts=st.lists(st.integers(0, 3), min_size=2, max_size=12).filter(lambda p: len(set(p)) > 1),
+    seed=st.integers(0, 5),
+)
 def test_a_mismatched_completion_is_the_next_one_of_another_prompt(prompts: list[int], seed: int) -> None:
     trees = [tree(prompt, 100 + i) for i, prompt in enumerate(prompts)]
     order = list(range(len(trees)))
     random.Random(f"mismatched/{seed}").shuffle(order)
     found = with_mismatched(trees, seed)
     for place, i in enumerate(order):
-        around = [*order[place + 1:], *order[:place]]
+        around = [*order[place + 1 :], *order[:place]]
         expected = next(j for j in around if prompts[j] != prompts[i])
         assert found[i].branches == (*trees[i].branches, trees[expected].branches[0])
         assert found[i].labels == (1, MISMATCHED)
@@ -106,7 +134,9 @@ def test_one_prompt_has_nothing_to_be_mismatched_with() -> None:
 
 
 def test_labels_are_laid_out_with_their_branches() -> None:
-    rows = with_mismatched([unpaired_tree(Preference((USER,), ((GOOD,), (BAD,)), (0, 1)), template("turns")), tree(5, 6)], 0)
+    rows = with_mismatched(
+        [unpaired_tree(Preference((USER,), ((GOOD,), (BAD,)), (0, 1)), template("turns")), tree(5, 6)], 0
+    )
     batch = collate(rows)
     assert batch.label_B is not None
     assert batch.label_B.tolist() == [1, 0, MISMATCHED, 1, MISMATCHED]

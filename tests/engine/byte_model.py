@@ -26,7 +26,9 @@ class ByteTokenizer:
         return list(text.encode())
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return b"".join(b"<|end|>" if t == END else bytes([t]) for t in tokens).decode("utf-8", errors="replace")
+        return b"".join(b"<|end|>" if t == END else bytes([t]) for t in tokens).decode(
+            "utf-8", errors="replace"
+        )
 
 
 def random_next(history: tuple[int, ...]) -> torch.Tensor:
@@ -48,7 +50,11 @@ def says(answers: dict[str, str]) -> Next:
     def logits(history: tuple[int, ...]) -> torch.Tensor:
         for prompt, answer in answers.items():
             whole = [*prompt.encode(), *answer.encode(), END]
-            if len(history) < len(whole) and tuple(whole[:len(history)]) == history and len(history) >= len(prompt.encode()):
+            if (
+                len(history) < len(whole)
+                and tuple(whole[: len(history)]) == history
+                and len(history) >= len(prompt.encode())
+            ):
                 return 50 * torch.nn.functional.one_hot(torch.tensor(whole[len(history)]), VOCAB_SIZE).float()
         raise AssertionError(f"nobody should ask after {history}")
 
@@ -75,8 +81,8 @@ class ByteModel:
 
     def _write(self, cache: KVCache, slot: int, start: int, tokens: list[int]) -> tuple[int, ...]:
         row = cache.keys[0][slot, 0, :, 0]
-        row[start:start + len(tokens)] = torch.tensor(tokens) + 1.0
-        history = (row[:start + len(tokens)].long() - 1).tolist()
+        row[start : start + len(tokens)] = torch.tensor(tokens) + 1.0
+        history = (row[: start + len(tokens)].long() - 1).tolist()
         assert -1 not in history, f"slot {slot}: position {history.index(-1)} was never written"
         return tuple(history)
 
@@ -86,18 +92,24 @@ class ByteModel:
         hidden_TD[-1] = self.next(self._write(cache, slot, start, tokens_T.tolist()))
         return hidden_TD
 
-    def step(self, tokens_N: torch.Tensor, slots_N: torch.Tensor, positions_N: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    def step(
+        self, tokens_N: torch.Tensor, slots_N: torch.Tensor, positions_N: torch.Tensor, cache: KVCache
+    ) -> torch.Tensor:
         self.calls.append(("step", slots_N.tolist(), tokens_N.tolist()))
         assert len(set(slots_N.tolist())) == len(slots_N), "one token per slot"
         rows = zip(tokens_N.tolist(), slots_N.tolist(), positions_N.tolist())
-        return torch.stack([self.next(self._write(cache, slot, position, [token])) for token, slot, position in rows])
+        return torch.stack(
+            [self.next(self._write(cache, slot, position, [token])) for token, slot, position in rows]
+        )
 
 
-def slow_answer(logits: Next, prompt: tuple[int, ...], num_tokens: int, stop_tokens: frozenset[int] = frozenset()) -> list[int]:
+def slow_answer(
+    logits: Next, prompt: tuple[int, ...], num_tokens: int, stop_tokens: frozenset[int] = frozenset()
+) -> list[int]:
     """The twin of a greedy engine: read everything, take the best, again."""
     history = list(prompt)
     while len(history) < len(prompt) + num_tokens:
         history.append(int(logits(tuple(history)).argmax()))
         if history[-1] in stop_tokens:
             break
-    return history[len(prompt):]
+    return history[len(prompt) :]

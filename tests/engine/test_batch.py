@@ -56,22 +56,40 @@ def test_a_greedy_answer_is_that_of_reading_everything_again_for_each_token(num_
     asked = prompts(10, 40)
     answers = run(ByteModel(random_next), [sequence(prompt) for prompt in asked], num_slots)
     assert [[p.token for p in pieces] for pieces in answers] == [
-        slow_answer(random_next, prompt, 12, frozenset({END})) for prompt in asked]
+        slow_answer(random_next, prompt, 12, frozenset({END})) for prompt in asked
+    ]
 
 
 @pytest.mark.parametrize("num_slots", [2, 8])
 def test_a_seeded_answer_is_the_same_alone_and_in_any_batch(num_slots: int) -> None:
-    settings = [Decoding(temperature=t, top_p=p, max_tokens=12, seed=s) for t, p, s in
-                [(0.7, 1.0, 1), (1.0, 0.9, 2), (1.5, 0.5, 1), (0.0, 1.0, 4), (1.0, 1.0, -5), (1.0, 1.0, 2**70)]]
+    settings = [
+        Decoding(temperature=t, top_p=p, max_tokens=12, seed=s)
+        for t, p, s in [
+            (0.7, 1.0, 1),
+            (1.0, 0.9, 2),
+            (1.5, 0.5, 1),
+            (0.0, 1.0, 4),
+            (1.0, 1.0, -5),
+            (1.0, 1.0, 2**70),
+        ]
+    ]
     asked = prompts(len(settings), 20)
     alone = [run(ByteModel(random_next), [sequence(p, d)], 1)[0] for p, d in zip(asked, settings)]
     together = run(ByteModel(random_next), [sequence(p, d) for p, d in zip(asked, settings)], num_slots)
-    assert [[p.token for p in pieces] for pieces in together] == [[p.token for p in pieces] for pieces in alone]
+    assert [[p.token for p in pieces] for pieces in together] == [
+        [p.token for p in pieces] for pieces in alone
+    ]
 
 
 def test_another_seed_or_no_seed_is_another_answer() -> None:
     def answer(seed: int | None) -> str:
-        return text(run(ByteModel(random_next), [sequence("Who?", Decoding(temperature=1.0, max_tokens=20, seed=seed))], 1)[0])
+        return text(
+            run(
+                ByteModel(random_next),
+                [sequence("Who?", Decoding(temperature=1.0, max_tokens=20, seed=seed))],
+                1,
+            )[0]
+        )
 
     assert answer(1) == answer(1) != answer(2)
     assert answer(None) != answer(None), "20 draws of about 5 bits each"
@@ -111,7 +129,9 @@ def test_requests_are_admitted_in_order_of_arrival() -> None:
 
 def test_a_dropped_sequence_gives_its_slot_to_the_next_in_the_very_next_step() -> None:
     batch = made(ByteModel(random_next), 1)
-    first, second, third = (sequence(f"request {i}", Decoding(temperature=0, max_tokens=1000)) for i in range(3))
+    first, second, third = (
+        sequence(f"request {i}", Decoding(temperature=0, max_tokens=1000)) for i in range(3)
+    )
     for one in (first, second, third):
         batch.add(one)
     batch.step()
@@ -142,7 +162,9 @@ def test_a_new_sequence_takes_the_slot_that_knows_most_of_it() -> None:
             batch.add(sequence(prompt, Decoding(temperature=0, max_tokens=1)))
         while batch.busy:
             batch.step()
-    assert model.calls[3:] == [("step", [0, 1, 2], [ord("x")] * 3)], "each reads its last token only, all in one step"
+    assert model.calls[3:] == [("step", [0, 1, 2], [ord("x")] * 3)], (
+        "each reads its last token only, all in one step"
+    )
 
 
 def test_the_same_prompt_twice_reads_only_its_last_token_again() -> None:
@@ -190,7 +212,7 @@ def test_random_arrivals_and_departures_never_change_an_answer() -> None:
     for _ in range(150):
         if rng.random() < 0.4:
             decoding = Decoding(temperature=0, max_tokens=rng.randint(1, 10))
-            one = sequence(rng.choice(stems) + "hello"[:rng.randint(1, 5)] * rng.randint(1, 40), decoding)
+            one = sequence(rng.choice(stems) + "hello"[: rng.randint(1, 5)] * rng.randint(1, 40), decoding)
             said[one] = []
             batch.add(one)
         if said and rng.random() < 0.1:
@@ -236,14 +258,19 @@ def test_a_stop_token_at_the_last_allowed_place_is_a_stop() -> None:
     assert answer("Marla.", max_tokens=7)[-1].finish == "stop"
 
 
-@pytest.mark.parametrize(("said", "stop", "want", "finish"), [
-    ("Marla.\nUser: hm", ("\nUser:",), "Marla.", "stop"),
-    ("one\n\ntwo", ("\n\n", "tw"), "one", "stop"),
-    ("a é b", ("é",), "a ", "stop"),
-    ("\nUse it", ("\nUser:",), "\nUse it", "stop"),
-    ("ab", ("abc",), "ab", "stop"),
-])
-def test_a_stop_string_is_cut_out_across_token_boundaries(said: str, stop: tuple[str, ...], want: str, finish: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "stop", "want", "finish"),
+    [
+        ("Marla.\nUser: hm", ("\nUser:",), "Marla.", "stop"),
+        ("one\n\ntwo", ("\n\n", "tw"), "one", "stop"),
+        ("a é b", ("é",), "a ", "stop"),
+        ("\nUse it", ("\nUser:",), "\nUse it", "stop"),
+        ("ab", ("abc",), "ab", "stop"),
+    ],
+)
+def test_a_stop_string_is_cut_out_across_token_boundaries(
+    said: str, stop: tuple[str, ...], want: str, finish: str
+) -> None:
     pieces = answer(said, stop)
     assert (text(pieces), pieces[-1].finish) == (want, finish)
 
@@ -268,20 +295,30 @@ def test_logprobs_are_nats_of_the_unmodified_distribution() -> None:
     for piece in pieces:
         logprobs_V = random_next(tuple(history)).double().log_softmax(-1)
         assert piece.logprob == pytest.approx(logprobs_V[piece.token].item(), abs=1e-5)
-        assert [value for _, value in piece.top] == pytest.approx(logprobs_V.topk(3).values.tolist(), abs=1e-5)
+        assert [value for _, value in piece.top] == pytest.approx(
+            logprobs_V.topk(3).values.tolist(), abs=1e-5
+        )
         history.append(piece.token)
 
 
 def test_only_who_asks_gets_alternatives_and_never_more_than_asked() -> None:
     wanted = [None, 0, 1, 5, 1000]
-    pieces = run(ByteModel(random_next), [sequence("Who?", Decoding(temperature=0, max_tokens=1, top_logprobs=k)) for k in wanted], 5)
+    pieces = run(
+        ByteModel(random_next),
+        [sequence("Who?", Decoding(temperature=0, max_tokens=1, top_logprobs=k)) for k in wanted],
+        5,
+    )
     assert [len(said[0].top) for said in pieces] == [0, 0, 1, 5, VOCAB_SIZE]
 
 
 def test_alternatives_and_own_text_show_tokens_even_while_text_is_held_back() -> None:
     model = ByteModel(says({"?": "ab"}))
     pieces = run(model, [sequence("?", Decoding(temperature=0, stop=("abc",), top_logprobs=1))], 1)[0]
-    assert [(p.text, p.own, p.top[0][0]) for p in pieces] == [("", "a", "a"), ("", "b", "b"), ("ab", "<|end|>", "<|end|>")]
+    assert [(p.text, p.own, p.top[0][0]) for p in pieces] == [
+        ("", "a", "a"),
+        ("", "b", "b"),
+        ("ab", "<|end|>", "<|end|>"),
+    ]
     assert all(math.isclose(p.logprob, 0.0, abs_tol=1e-6) for p in pieces)
 
 
@@ -314,9 +351,15 @@ def slow_moved(prompt: tuple[int, ...], decoding: Decoding) -> list[int]:
 
 def test_bias_and_penalties_are_those_of_a_slow_count_and_leave_neighbours_alone() -> None:
     like = tuple((token, 6.0) for token in (65, 66, 67))
-    settings = [Decoding(0, max_tokens=30, logit_bias=like), Decoding(0, max_tokens=30, logit_bias=like, presence_penalty=2.0),
-                Decoding(0, max_tokens=30, logit_bias=like, frequency_penalty=0.7), Decoding(0, max_tokens=30),
-                Decoding(0, max_tokens=30, logit_bias=((END, -100.0),), presence_penalty=-1.0, frequency_penalty=-0.5)]
+    settings = [
+        Decoding(0, max_tokens=30, logit_bias=like),
+        Decoding(0, max_tokens=30, logit_bias=like, presence_penalty=2.0),
+        Decoding(0, max_tokens=30, logit_bias=like, frequency_penalty=0.7),
+        Decoding(0, max_tokens=30),
+        Decoding(
+            0, max_tokens=30, logit_bias=((END, -100.0),), presence_penalty=-1.0, frequency_penalty=-0.5
+        ),
+    ]
     answers = run(ByteModel(random_next), [sequence("Who?", d) for d in settings], 5)
     found = [[p.token for p in pieces] for pieces in answers]
     assert found == [slow_moved(tuple(b"Who?"), d) for d in settings]
@@ -324,14 +367,23 @@ def test_bias_and_penalties_are_those_of_a_slow_count_and_leave_neighbours_alone
 
 
 def test_log_probabilities_stay_those_of_the_unmodified_distribution_under_bias() -> None:
-    piece = run(ByteModel(random_next), [sequence("Who?", Decoding(0, max_tokens=1, logit_bias=((65, 100.0),)))], 1)[0][0]
+    piece = run(
+        ByteModel(random_next), [sequence("Who?", Decoding(0, max_tokens=1, logit_bias=((65, 100.0),)))], 1
+    )[0][0]
     assert piece.token == 65
-    assert piece.logprob == pytest.approx(random_next(tuple(b"Who?")).double().log_softmax(-1)[65].item(), abs=1e-5)
+    assert piece.logprob == pytest.approx(
+        random_next(tuple(b"Who?")).double().log_softmax(-1)[65].item(), abs=1e-5
+    )
 
 
 def test_top_k_of_one_is_greedy_and_every_narrowing_is_the_same_alone_and_in_a_batch() -> None:
-    settings = [Decoding(1.5, max_tokens=12, seed=3, top_k=1), Decoding(1.5, max_tokens=12, seed=3, top_k=5), Decoding(1.5, max_tokens=12, seed=3, min_p=0.3),
-                Decoding(1.5, max_tokens=12, seed=3, presence_penalty=1.0), Decoding(1.5, max_tokens=12, seed=3)]
+    settings = [
+        Decoding(1.5, max_tokens=12, seed=3, top_k=1),
+        Decoding(1.5, max_tokens=12, seed=3, top_k=5),
+        Decoding(1.5, max_tokens=12, seed=3, min_p=0.3),
+        Decoding(1.5, max_tokens=12, seed=3, presence_penalty=1.0),
+        Decoding(1.5, max_tokens=12, seed=3),
+    ]
     together = run(ByteModel(random_next), [sequence("Who?", d) for d in settings], 5)
     assert [p.token for p in together[0]] == slow_answer(random_next, tuple(b"Who?"), 12, frozenset({END}))
     alone = [run(ByteModel(random_next), [sequence("Who?", d)], 1)[0] for d in settings]
@@ -346,13 +398,21 @@ class WholeByteModel(ByteModel):
     """A ByteModel that says something at every prompt token."""
 
     def prefill(self, tokens_T: torch.Tensor, slot: int, start: int, cache: KVCache) -> torch.Tensor:
-        return torch.cat([super(WholeByteModel, self).prefill(tokens_T[i:i + 1], slot, start + i, cache) for i in range(len(tokens_T))])
+        return torch.cat(
+            [
+                super(WholeByteModel, self).prefill(tokens_T[i : i + 1], slot, start + i, cache)
+                for i in range(len(tokens_T))
+            ]
+        )
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 300, 520])
 def test_prompt_logprobs_are_those_of_every_token_given_all_before_it(length: int) -> None:
     prompt = tuple(random.Random(length).randrange(256) for _ in range(length))
-    asked = [Sequence(Request(prompt, Decoding(0, max_tokens=n), prompt_logprobs=k), n, ByteTokenizer().decode) for n, k in ((2, 1), (0, 0), (1, 3))]
+    asked = [
+        Sequence(Request(prompt, Decoding(0, max_tokens=n), prompt_logprobs=k), n, ByteTokenizer().decode)
+        for n, k in ((2, 1), (0, 0), (1, 3))
+    ]
     answers = run(WholeByteModel(random_next), [sequence("before"), *asked], 2)[1:]
     for pieces, k in zip(answers, (1, 0, 3)):
         told = pieces[0].prompt
@@ -361,7 +421,9 @@ def test_prompt_logprobs_are_those_of_every_token_given_all_before_it(length: in
         for i in range(1, length):
             logprobs_V = random_next(prompt[:i]).double().log_softmax(-1)
             assert told[i].logprob == pytest.approx(logprobs_V[prompt[i]].item(), abs=1e-4)
-            assert [value for _, value in told[i].top] == pytest.approx(logprobs_V.topk(k).values.tolist(), abs=1e-4)
+            assert [value for _, value in told[i].top] == pytest.approx(
+                logprobs_V.topk(k).values.tolist(), abs=1e-4
+            )
     assert [len(pieces) for pieces in answers] == [2, 1, 1]
     assert (answers[1][0].token, answers[1][0].text, answers[1][0].finish) == (-1, "", "length")
     assert [p.token for p in answers[0]] == slow_answer(random_next, prompt, 2)

@@ -26,7 +26,9 @@ def byte_fallback() -> Tokenizer:
     """Llama's decoder: bytes as `<0xE4>`; a run of bytes that is no UTF-8 is decoded to one mark per byte."""
     vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     return tokenizer
 
 
@@ -42,7 +44,10 @@ def fed(tokens: bytes, decode: object) -> list[str]:
     return [*(detokenizer.feed(token) for token in tokens), detokenizer.finish()]
 
 
-GARBAGE = st.one_of(st.binary(max_size=60), st.lists(st.sampled_from([0xFF, 0xE4, 0xB8, 0xAD, 0xF0, 0x9F, 0x61, 0x20]), max_size=80).map(bytes))
+GARBAGE = st.one_of(
+    st.binary(max_size=60),
+    st.lists(st.sampled_from([0xFF, 0xE4, 0xB8, 0xAD, 0xF0, 0x9F, 0x61, 0x20]), max_size=80).map(bytes),
+)
 WORDS = st.text(max_size=30).map(str.encode)
 
 
@@ -101,7 +106,9 @@ def test_a_preview_is_the_text_a_token_would_add_here() -> None:
     assert detokenizer.feed(ord("c")) == "c", "a preview changes nothing"
 
 
-OURS = text.train(["The ferry to Corkel leaves at 37 past. Déjà vu 中文 😀!"] * 3, TokenizerSpec(vocab_size=320))
+OURS = text.train(
+    ["The ferry to Corkel leaves at 37 past. Déjà vu 中文 😀!"] * 3, TokenizerSpec(vocab_size=320)
+)
 
 
 @given(st.lists(st.integers(0, OURS.vocab_size - 1), max_size=60))
@@ -120,7 +127,7 @@ def slow_scan(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
     for end in range(1, len(text) + 1):
         matches = [stop for stop in stops if text[:end].endswith(stop)]
         if matches:
-            return text[:end - max(map(len, matches))], True
+            return text[: end - max(map(len, matches))], True
     return text, False
 
 
@@ -133,7 +140,9 @@ def test_a_stop_string_is_found_wherever_the_text_is_cut(pieces: list[str], stop
     for piece in pieces:
         text, held, stopped = scan(held + piece, stops)
         shown += text
-        assert slow_scan("".join(pieces), stops)[0].startswith(shown), "nothing is shown that has to be taken back"
+        assert slow_scan("".join(pieces), stops)[0].startswith(shown), (
+            "nothing is shown that has to be taken back"
+        )
         if stopped:
             break
     assert (shown + held, stopped) == slow_scan("".join(pieces), stops)
@@ -142,14 +151,21 @@ def test_a_stop_string_is_found_wherever_the_text_is_cut(pieces: list[str], stop
 @given(st.text("abc", max_size=12), STOPS)
 def test_no_more_is_held_than_could_become_a_stop_string(text: str, stops: tuple[str, ...]) -> None:
     found = scan(text, stops)
-    assert found.stopped or found.held == "" or any(stop.startswith(found.held) and stop != found.held for stop in stops)
+    assert (
+        found.stopped
+        or found.held == ""
+        or any(stop.startswith(found.held) and stop != found.held for stop in stops)
+    )
 
 
-@pytest.mark.parametrize(("text", "stops", "want"), [
-    ("Marla.\nUser: hi", ("\nUser:",), Scan("Marla.", "", True)),
-    ("Marla.\nUs", ("\nUser:",), Scan("Marla.", "\nUs", False)),
-    ("Marla.\nUx", ("\nUser:",), Scan("Marla.\nUx", "", False)),
-    ("Marla.", (), Scan("Marla.", "", False)),
-])
+@pytest.mark.parametrize(
+    ("text", "stops", "want"),
+    [
+        ("Marla.\nUser: hi", ("\nUser:",), Scan("Marla.", "", True)),
+        ("Marla.\nUs", ("\nUser:",), Scan("Marla.", "\nUs", False)),
+        ("Marla.\nUx", ("\nUser:",), Scan("Marla.\nUx", "", False)),
+        ("Marla.", (), Scan("Marla.", "", False)),
+    ],
+)
 def test_scan_examples(text: str, stops: tuple[str, ...], want: Scan) -> None:
     assert scan(text, stops) == want

@@ -22,22 +22,37 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.types import Decoding, Form
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-SCHEMA: dict[str, Any] = {"type": "object", "additionalProperties": False, "required": ["name", "boats", "open"], "properties": {
-    "name": {"type": "string", "maxLength": 12}, "boats": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
-    "open": {"type": "boolean"}, "kind": {"enum": ["ferry", "tug"]}}}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name", "boats", "open"],
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "boats": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
+        "open": {"type": "boolean"},
+        "kind": {"enum": ["ferry", "tug"]},
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
-    tokens = tokenizers.train(["The ferry leaves at 9. {\"a\": 1} Who is Marla? "] * 20, specs.Tokenizer(vocab_size=400))
+    tokens = tokenizers.train(
+        ['The ferry leaves at 9. {"a": 1} Who is Marla? '] * 20, specs.Tokenizer(vocab_size=400)
+    )
     model = checkpoint.create(ModelShape(layers=1, width=32, heads=2, context=1024), tokens.vocab_size, 0)
     with closing(LocalEngine(model, tokens, num_slots=8)) as made:
         yield made
 
 
-def answers(engine: LocalEngine, form: Form, count: int = 12, *, temperature: float = 1.5, max_tokens: int = 400) -> list[str]:
+def answers(
+    engine: LocalEngine, form: Form, count: int = 12, *, temperature: float = 1.5, max_tokens: int = 400
+) -> list[str]:
     """The answers of random weights, each of another seed; none may end for length."""
-    requests = [Request((20, 21), Decoding(temperature, max_tokens=max_tokens, seed=seed, form=form)) for seed in range(count)]
+    requests = [
+        Request((20, 21), Decoding(temperature, max_tokens=max_tokens, seed=seed, form=form))
+        for seed in range(count)
+    ]
     said = engine.generate(requests)
     assert {pieces[-1].finish for pieces in said} == {"stop"}
     return ["".join(piece.text for piece in pieces) for pieces in said]
@@ -57,25 +72,55 @@ def test_json_of_a_schema_parses_and_fits_and_holds_no_free_space(engine: LocalE
 
 @pytest.mark.parametrize("max_tokens", [48, 60, 90, 200])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_an_answer_whose_budget_runs_out_is_closed_in_time(engine: LocalEngine, max_tokens: int, temperature: float) -> None:
+def test_an_answer_whose_budget_runs_out_is_closed_in_time(
+    engine: LocalEngine, max_tokens: int, temperature: float
+) -> None:
     """Strings and lists without a bound: random weights would write them for ever."""
-    schema = {"type": "object", "additionalProperties": False, "required": ["name", "notes"], "properties": {
-        "name": {"type": "string"}, "notes": {"type": "array", "minItems": 1, "items": {
-            "type": "object", "additionalProperties": False, "required": ["text", "score"], "properties": {
-                "text": {"type": "string"}, "score": {"type": "number"}}}}}}
-    values = [json.loads(text) for text in answers(engine, Form("json_schema", json.dumps(schema)), temperature=temperature, max_tokens=max_tokens)]
+    schema = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "notes"],
+        "properties": {
+            "name": {"type": "string"},
+            "notes": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["text", "score"],
+                    "properties": {"text": {"type": "string"}, "score": {"type": "number"}},
+                },
+            },
+        },
+    }
+    values = [
+        json.loads(text)
+        for text in answers(
+            engine, Form("json_schema", json.dumps(schema)), temperature=temperature, max_tokens=max_tokens
+        )
+    ]
     assert all(set(value) == {"name", "notes"} and value["notes"] for value in values)
     assert any(len(value["name"]) > 5 for value in values), "what is forced is the end, not the whole"
 
 
 def test_a_budget_that_no_answer_fits_ends_for_length(engine: LocalEngine) -> None:
-    pieces = engine.generate([Request((20,), Decoding(0, max_tokens=4, form=Form("json_schema", json.dumps(SCHEMA))))])[0]
+    pieces = engine.generate(
+        [Request((20,), Decoding(0, max_tokens=4, form=Form("json_schema", json.dumps(SCHEMA))))]
+    )[0]
     assert (len(pieces), pieces[-1].finish) == (4, "length")
 
 
 def test_choices_regexes_and_grammars_are_kept(engine: LocalEngine) -> None:
-    assert set(answers(engine, Form("choice", json.dumps(["yes", "no", "it is \"late\""])), 24)) == {"yes", "no", "it is \"late\""}
-    assert all(re.fullmatch(r"[A-F]{3}/[0-9]{2}", text) for text in answers(engine, Form("regex", r"[A-F]{3}/[0-9]{2}")))
+    assert set(answers(engine, Form("choice", json.dumps(["yes", "no", 'it is "late"'])), 24)) == {
+        "yes",
+        "no",
+        'it is "late"',
+    }
+    assert all(
+        re.fullmatch(r"[A-F]{3}/[0-9]{2}", text)
+        for text in answers(engine, Form("regex", r"[A-F]{3}/[0-9]{2}"))
+    )
     assert set(answers(engine, Form("grammar", 'start: "a" b?\nb: "b" | "c"'), 24)) == {"a", "ab", "ac"}
 
 
@@ -90,16 +135,32 @@ def test_greedy_answers_keep_the_form_too_and_a_neighbour_is_free(engine: LocalE
 
 def test_a_stop_token_may_come_only_where_the_answer_is_whole(engine: LocalEngine) -> None:
     form, stop = Form("regex", "a{2,4}"), 0
-    requests = [Request((20,), Decoding(1.5, max_tokens=50, seed=s, form=form, logit_bias=((stop, 50.0),)), frozenset({stop})) for s in range(8)]
+    requests = [
+        Request(
+            (20,),
+            Decoding(1.5, max_tokens=50, seed=s, form=form, logit_bias=((stop, 50.0),)),
+            frozenset({stop}),
+        )
+        for s in range(8)
+    ]
     assert {"".join(p.text for p in pieces) for pieces in engine.generate(requests)} == {"aa"}
 
 
-@pytest.mark.parametrize(("form", "said"), [
-    (Form("json_schema", "{"), "not JSON"), (Form("json_schema", "[]"), "JSON object"), (Form("json_schema", '{"type": "thing"}'), "json_schema"),
-    (Form("regex", "("), "regex"), (Form("choice", "[]"), "one or more"), (Form("grammar", "nothing"), "grammar"),
-    (Form("regex", "a" * 300_000), "at most"),
-])
-def test_a_form_that_makes_no_sense_is_refused_before_anything_runs(engine: LocalEngine, form: Form, said: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (Form("json_schema", "{"), "not JSON"),
+        (Form("json_schema", "[]"), "JSON object"),
+        (Form("json_schema", '{"type": "thing"}'), "json_schema"),
+        (Form("regex", "("), "regex"),
+        (Form("choice", "[]"), "one or more"),
+        (Form("grammar", "nothing"), "grammar"),
+        (Form("regex", "a" * 300_000), "at most"),
+    ],
+)
+def test_a_form_that_makes_no_sense_is_refused_before_anything_runs(
+    engine: LocalEngine, form: Form, said: str
+) -> None:
     with pytest.raises(DecodingError, match=said) as raised:
         engine.generate([Request((20,), Decoding(form=form))])
     assert raised.value.param == "response_format"
@@ -111,13 +172,20 @@ def test_the_stories_model_speaks_json_too() -> None:
         pytest.skip(f"no {folder}: the shared data is not here")
     tokens = tokenizers.load(folder)
     with closing(LocalEngine(checkpoint.load(folder), tokens, num_slots=4)) as engine:
-        requests = [Request(tuple(tokens.document("Once upon a time")[:-1]), Decoding(1.0, max_tokens=300, seed=s, form=Form("json_schema", json.dumps(SCHEMA))))
-                    for s in range(4)]
+        requests = [
+            Request(
+                tuple(tokens.document("Once upon a time")[:-1]),
+                Decoding(1.0, max_tokens=300, seed=s, form=Form("json_schema", json.dumps(SCHEMA))),
+            )
+            for s in range(4)
+        ]
         for pieces in engine.generate(requests):
             assert set(json.loads("".join(p.text for p in pieces))) >= {"name", "boats", "open"}
 
 
-async def test_a_form_that_takes_long_to_compile_keeps_nobody_else_waiting(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_form_that_takes_long_to_compile_keeps_nobody_else_waiting(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, slow = LocalEngine._guide, 0.5
 
     def guide(self: LocalEngine, request: Request) -> Any:

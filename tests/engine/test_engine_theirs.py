@@ -9,17 +9,36 @@ from typing import Any
 import pytest
 import torch
 from byte_model import ByteTokenizer
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from demeanor.engine.local import LocalEngine, Request
 from demeanor.engine.theirs import Theirs
 from demeanor.model import foreign
 from demeanor.types import Decoding
 
-SMALL: dict[str, Any] = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-                         "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "initializer_range": 0.4}
+SMALL: dict[str, Any] = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "initializer_range": 0.4,
+}
 MODELS: dict[str, tuple[Any, Any]] = {
-    "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.4)),
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.4),
+    ),
     "phi3": (Phi3ForCausalLM, Phi3Config(**SMALL)),
     "gemma2, a window of 8": (Gemma2ForCausalLM, Gemma2Config(**SMALL, head_dim=8, sliding_window=8)),
 }
@@ -37,8 +56,15 @@ def test_greedy_answers_are_those_of_generate_whatever_shares_the_loop(name: str
     def generate(prompt: tuple[int, ...]) -> list[int]:
         ids = torch.tensor([prompt])
         with torch.no_grad():
-            found = model.inner.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
-        return [int(t) for t in found[0, len(prompt):]]
+            found = model.inner.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=20,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        return [int(t) for t in found[0, len(prompt) :]]
 
     wanted = [generate(p) for p in prompts]
     assert len({tuple(x) for x in wanted}) == 4
@@ -62,6 +88,8 @@ def test_its_hidden_states_prompt_logprobs_and_penalties_are_the_models_own(tmp_
         assert torch.allclose(engine.hidden(asked), out.hidden_states[-1][0], atol=1e-5)
         piece = engine.generate([Request(asked, Decoding(0, max_tokens=0), prompt_logprobs=0)])[0][0]
         logprobs = out.logits[0].log_softmax(-1)
-        assert [r.logprob for r in piece.prompt[1:]] == pytest.approx([float(logprobs[i, asked[i + 1]]) for i in range(19)], abs=1e-4)
+        assert [r.logprob for r in piece.prompt[1:]] == pytest.approx(
+            [float(logprobs[i, asked[i + 1]]) for i in range(19)], abs=1e-4
+        )
         liked = engine.generate([Request(asked, Decoding(0, max_tokens=6, logit_bias=((65, 100.0),)))])[0]
         assert [p.token for p in liked] == [65] * 6

@@ -47,8 +47,12 @@ async def test_streams_at_once_answer_as_generate_does(engine: LocalEngine) -> N
 def test_generate_answers_in_the_order_of_its_requests(engine: LocalEngine) -> None:
     asked = [request("x" * (20 - i), max_tokens=1 + i) for i in range(20)]
     answers = engine.generate(asked)
-    assert [len(pieces) for pieces in answers] == [len(slow_answer(endless_next, a.tokens, a.decoding.max_tokens, STOPS)) for a in asked]
-    assert all([p.finish is not None for p in pieces] == [False] * (len(pieces) - 1) + [True] for pieces in answers)
+    assert [len(pieces) for pieces in answers] == [
+        len(slow_answer(endless_next, a.tokens, a.decoding.max_tokens, STOPS)) for a in asked
+    ]
+    assert all(
+        [p.finish is not None for p in pieces] == [False] * (len(pieces) - 1) + [True] for pieces in answers
+    )
     assert engine.generate([]) == []
 
 
@@ -116,7 +120,9 @@ def test_a_stream_that_is_never_read_costs_nothing(engine: LocalEngine) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers() -> None:
-    with closing(LocalEngine(ByteModel(endless_next), ByteTokenizer(), num_slots=1, max_context=16)) as engine:
+    with closing(
+        LocalEngine(ByteModel(endless_next), ByteTokenizer(), num_slots=1, max_context=16)
+    ) as engine:
         with pytest.raises(ContextError, match=r"17 tokens.*context of 16"):
             engine.stream(request("x" * 17))
         with pytest.raises(ContextError, match=r"16 tokens.*context of 16"):
@@ -126,7 +132,9 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers() -> None
 
 
 def test_max_tokens_is_clipped_by_the_context() -> None:
-    with closing(LocalEngine(ByteModel(endless_next), ByteTokenizer(), num_slots=1, max_context=16)) as engine:
+    with closing(
+        LocalEngine(ByteModel(endless_next), ByteTokenizer(), num_slots=1, max_context=16)
+    ) as engine:
         pieces = engine.generate([request("xxxx", max_tokens=100)])[0]
         assert (len(pieces), pieces[-1].finish) == (12, "length")
 
@@ -137,12 +145,17 @@ def test_the_context_is_never_more_than_the_models_own() -> None:
         assert engine.max_context == model.config.max_position_embeddings
 
 
-@pytest.mark.parametrize(("asked", "why"), [
-    (Request((), Decoding(), STOPS), "no tokens"),
-    (request("x", max_tokens=0), "max_tokens is 0"),
-    (request("x", stop=("",)), "empty string"),
-])
-def test_a_request_that_makes_no_sense_is_refused_by_name(engine: LocalEngine, asked: Request, why: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (Request((), Decoding(), STOPS), "no tokens"),
+        (request("x", max_tokens=0), "max_tokens is 0"),
+        (request("x", stop=("",)), "empty string"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_by_name(
+    engine: LocalEngine, asked: Request, why: str
+) -> None:
     with pytest.raises(EngineError, match=why):
         engine.stream(asked)
 
@@ -205,7 +218,10 @@ def test_engines_take_turns() -> None:
     first, second = (LocalEngine(ByteModel(alone), ByteTokenizer(), num_slots=1) for _ in range(2))
     with closing(first), closing(second):
         answers: list[list[list[Piece]]] = []
-        threads = [threading.Thread(target=lambda e=e: answers.append(e.generate([request("go", max_tokens=15)]))) for e in (first, second)]
+        threads = [
+            threading.Thread(target=lambda e=e: answers.append(e.generate([request("go", max_tokens=15)])))
+            for e in (first, second)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -45,5 +45,7 @@ async def test_two_readers_of_one_event_loop_share_a_mailbox() -> None:
     assert LoopMailbox(loop) == LoopMailbox(loop)
     readers = [asyncio.Queue(), asyncio.Queue()]
     a, b = pieces(2)
-    await asyncio.to_thread(deliver, [(Address(LoopMailbox(loop), readers[0]), a), (Address(LoopMailbox(loop), readers[1]), b)])
+    await asyncio.to_thread(
+        deliver, [(Address(LoopMailbox(loop), readers[0]), a), (Address(LoopMailbox(loop), readers[1]), b)]
+    )
     assert [await reader.get() for reader in readers] == [a, b]

@@ -28,7 +28,10 @@ def hf_greedy(folder: Path, prompts: list[tuple[int, ...]]) -> list[list[int]]:
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     with torch.inference_mode():
-        return [model.generate(torch.tensor([p]), do_sample=False, max_new_tokens=NUM_NEW)[0, len(p):].tolist() for p in prompts]
+        return [
+            model.generate(torch.tensor([p]), do_sample=False, max_new_tokens=NUM_NEW)[0, len(p) :].tolist()
+            for p in prompts
+        ]
 
 
 def prompts(vocab_size: int, lengths: list[int]) -> list[tuple[int, ...]]:
@@ -53,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(3)       # sharp attention and logits: a wrong position or slot shows at once
+                parameter.mul_(3)  # sharp attention and logits: a wrong position or slot shows at once
     checkpoint.save(model, folder)
     return folder
 
@@ -80,13 +83,18 @@ def test_greedy_is_what_transformers_generates(engine: LocalEngine, folder: Path
 def test_what_a_slot_still_holds_changes_no_answer(engine: LocalEngine, folder: Path) -> None:
     asked = prompts(257, LENGTHS)
     greedy = Decoding(temperature=0, max_tokens=NUM_NEW)
-    engine.generate(requests([p[:max(1, len(p) // 2)] for p in asked], Decoding(temperature=1.0, seed=1, max_tokens=5)))
+    engine.generate(
+        requests([p[: max(1, len(p) // 2)] for p in asked], Decoding(temperature=1.0, seed=1, max_tokens=5))
+    )
     assert tokens(engine.generate(requests(asked, greedy))) == wanted(folder)
     assert tokens(engine.generate(requests(asked[::-1], greedy))) == wanted(folder)[::-1]
 
 
 def test_a_seeded_answer_is_the_same_alone_and_in_company(engine: LocalEngine) -> None:
-    settings = [Decoding(temperature=1.0 + i % 2, top_p=1.0 if i % 3 else 0.8, seed=i, max_tokens=NUM_NEW) for i in range(len(LENGTHS))]
+    settings = [
+        Decoding(temperature=1.0 + i % 2, top_p=1.0 if i % 3 else 0.8, seed=i, max_tokens=NUM_NEW)
+        for i in range(len(LENGTHS))
+    ]
     asked = [Request(prompt, decoding) for prompt, decoding in zip(prompts(257, LENGTHS), settings)]
     together = tokens(engine.generate(asked))
     assert [tokens(engine.generate([one]))[0] for one in asked] == together
@@ -96,17 +104,25 @@ def test_the_logprob_of_an_answer_is_the_models(engine: LocalEngine, folder: Pat
     from transformers import LlamaForCausalLM
 
     prompt = prompts(257, [9])[0]
-    pieces = engine.generate([Request(prompt, Decoding(temperature=1.0, top_p=0.9, seed=1, max_tokens=10))])[0]
+    pieces = engine.generate([Request(prompt, Decoding(temperature=1.0, top_p=0.9, seed=1, max_tokens=10))])[
+        0
+    ]
     whole = torch.tensor([[*prompt, *(piece.token for piece in pieces)]])
     with torch.inference_mode():
-        logprobs_TV = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)(whole).logits[0].log_softmax(-1)
+        logprobs_TV = (
+            LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)(whole).logits[0].log_softmax(-1)
+        )
     want = [logprobs_TV[len(prompt) - 1 + i, piece.token].item() for i, piece in enumerate(pieces)]
     assert [piece.logprob for piece in pieces] == pytest.approx(want, abs=2e-4)
 
 
 def test_an_answer_may_fill_the_context_to_the_last_token(folder: Path) -> None:
-    with closing(LocalEngine(checkpoint.load(folder), ByteTokenizer(), num_slots=2, max_context=40)) as engine:
-        pieces = engine.generate(requests([prompts(257, [5])[0]], Decoding(temperature=0, max_tokens=1000)))[0]
+    with closing(
+        LocalEngine(checkpoint.load(folder), ByteTokenizer(), num_slots=2, max_context=40)
+    ) as engine:
+        pieces = engine.generate(requests([prompts(257, [5])[0]], Decoding(temperature=0, max_tokens=1000)))[
+            0
+        ]
     assert (len(pieces), pieces[-1].finish) == (35, "length")
     assert [piece.token for piece in pieces][:NUM_NEW] == wanted(folder)[0]
 
@@ -116,12 +132,21 @@ def test_stories_are_told_as_transformers_tells_them(shared: Path) -> None:
 
     folder = shared / "stories260K-hf"
     tokenizer = text.load(folder)
-    asked = [tuple(tokenizer.encode(start)) for start in
-             ("Once upon a time", "Lily and Tom went to the park. They saw a big dog and", "One day, a", "The little bird was sad because")]
+    asked = [
+        tuple(tokenizer.encode(start))
+        for start in (
+            "Once upon a time",
+            "Lily and Tom went to the park. They saw a big dog and",
+            "One day, a",
+            "The little bird was sad because",
+        )
+    ]
     want = hf_greedy(folder, asked)
     with closing(LocalEngine(checkpoint.load(folder), tokenizer, num_slots=3)) as engine:
         together = engine.generate(requests(asked, Decoding(temperature=0, max_tokens=NUM_NEW)))
-        alone = [engine.generate([one])[0] for one in requests(asked, Decoding(temperature=0, max_tokens=NUM_NEW))]
+        alone = [
+            engine.generate([one])[0] for one in requests(asked, Decoding(temperature=0, max_tokens=NUM_NEW))
+        ]
     assert tokens(together) == tokens(alone) == want
     for prompt, pieces, answer in zip(asked, together, want):
         told = "".join(piece.text for piece in pieces)
@@ -150,7 +175,7 @@ def test_two_models_hold_equal_matrices_once(folder: Path) -> None:
         pytest.skip("no C++ compiler here")
     first, second = checkpoint.load(folder), checkpoint.load(folder)
     with torch.no_grad():
-        second.model.layers[0].self_attn.q_proj.weight.add_(0.01)       # as an adapter on q would
+        second.model.layers[0].self_attn.q_proj.weight.add_(0.01)  # as an adapter on q would
     caches = [KVCache(first.config, 1, 64) for _ in range(2)]
     one, two = (native.Native(m, c) for m, c in zip((first, second), caches))
     apart = {x.data_ptr() for x in one._kept} ^ {x.data_ptr() for x in two._kept}

@@ -33,7 +33,9 @@ def slow_distribution(logits: list[float], temperature: float, top_p: float) -> 
 @pytest.mark.parametrize("vocab_size", [5, 40, 300])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("spread", [0.1, 3.0])
-def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(vocab_size: int, top_p: float, spread: float) -> None:
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(
+    vocab_size: int, top_p: float, spread: float
+) -> None:
     logits_NV = spread * torch.randn(8, vocab_size, generator=torch.Generator().manual_seed(vocab_size))
     probs_NV = logits_NV.softmax(-1)
     kept_NV = sampling.nucleus(probs_NV, torch.full((8,), top_p))
@@ -52,8 +54,12 @@ def test_draws_follow_the_exact_distribution(temperature: float, top_p: float) -
     num_draws, logits = 20_000, [2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0, 1.5]
     generator = torch.Generator().manual_seed(1)
     uniform_NV = torch.stack([sampling.race_noise(generator, len(logits)) for _ in range(num_draws)])
-    tokens_N = sampling.draw(torch.tensor([logits]).expand(num_draws, -1).clone(), torch.full((num_draws,), temperature),
-                             torch.full((num_draws,), top_p), uniform_NV)
+    tokens_N = sampling.draw(
+        torch.tensor([logits]).expand(num_draws, -1).clone(),
+        torch.full((num_draws,), temperature),
+        torch.full((num_draws,), top_p),
+        uniform_NV,
+    )
     counts = torch.bincount(tokens_N, minlength=len(logits)).tolist()
     exact = slow_distribution(logits, temperature, top_p)
     assert all(count == 0 for count, p in zip(counts, exact) if p == 0)
@@ -64,10 +70,18 @@ def test_draws_follow_the_exact_distribution(temperature: float, top_p: float) -
 def test_each_row_has_its_own_temperature_and_top_p() -> None:
     generator = torch.Generator().manual_seed(3)
     logits_NV = torch.randn(6, 50, generator=generator)
-    temperature_N, top_p_N = torch.tensor([0.2, 0.7, 1.0, 1.0, 2.0, 5.0]), torch.tensor([1.0, 0.5, 1.0, 0.9, 0.3, 1.0])
+    temperature_N, top_p_N = (
+        torch.tensor([0.2, 0.7, 1.0, 1.0, 2.0, 5.0]),
+        torch.tensor([1.0, 0.5, 1.0, 0.9, 0.3, 1.0]),
+    )
     uniform_NV = torch.stack([sampling.race_noise(generator, 50) for _ in range(6)])
     together = sampling.draw(logits_NV, temperature_N, top_p_N, uniform_NV).tolist()
-    alone = [sampling.draw(logits_NV[i:i + 1], temperature_N[i:i + 1], top_p_N[i:i + 1], uniform_NV[i:i + 1]).item() for i in range(6)]
+    alone = [
+        sampling.draw(
+            logits_NV[i : i + 1], temperature_N[i : i + 1], top_p_N[i : i + 1], uniform_NV[i : i + 1]
+        ).item()
+        for i in range(6)
+    ]
     assert together == alone
 
 
@@ -79,7 +93,9 @@ def test_a_small_change_of_the_logits_changes_about_as_few_draws_as_any_method_m
     uniform_NV = torch.rand(10_000, 500, generator=generator)
     ones_N = torch.ones(10_000)
     must = 0.5 * (logits_NV.softmax(-1) - moved_NV.softmax(-1)).abs().sum(-1).sum()
-    changed = sampling.draw(logits_NV, ones_N, ones_N, uniform_NV) != sampling.draw(moved_NV, ones_N, ones_N, uniform_NV)
+    changed = sampling.draw(logits_NV, ones_N, ones_N, uniform_NV) != sampling.draw(
+        moved_NV, ones_N, ones_N, uniform_NV
+    )
     by_cdf = (logits_NV.double().softmax(-1).cumsum(-1) < uniform_NV[:, :1]).sum(-1)
     moved_by_cdf = (moved_NV.double().softmax(-1).cumsum(-1) < uniform_NV[:, :1]).sum(-1)
     assert changed.sum() <= 3 * must
@@ -89,7 +105,9 @@ def test_a_small_change_of_the_logits_changes_about_as_few_draws_as_any_method_m
 def test_as_temperature_falls_a_draw_becomes_greedy() -> None:
     generator = torch.Generator().manual_seed(7)
     logits_NV = torch.randn(64, 100, generator=generator)
-    cold = sampling.draw(logits_NV, torch.full((64,), 1e-4), torch.ones(64), torch.rand(64, 100, generator=generator))
+    cold = sampling.draw(
+        logits_NV, torch.full((64,), 1e-4), torch.ones(64), torch.rand(64, 100, generator=generator)
+    )
     assert torch.equal(cold, sampling.greedy(logits_NV))
 
 
@@ -102,30 +120,45 @@ def test_extreme_uniform_numbers_give_a_token_of_the_distribution() -> None:
 
 def test_the_logprob_of_a_token_is_its_log_softmax_in_nats() -> None:
     logits_NV = torch.tensor([[math.log(0.5), math.log(0.3), math.log(0.2)]]) + 4.0
-    assert sampling.token_logprobs(logits_NV, torch.tensor([1])).item() == pytest.approx(math.log(0.3), abs=1e-6)
+    assert sampling.token_logprobs(logits_NV, torch.tensor([1])).item() == pytest.approx(
+        math.log(0.3), abs=1e-6
+    )
     logprobs_NK, tokens_NK = sampling.top_logprobs(logits_NV, 2)
     assert tokens_NK.tolist() == [[0, 1]]
     assert logprobs_NK[0].tolist() == pytest.approx([math.log(0.5), math.log(0.3)], abs=1e-6)
     assert sampling.top_logprobs(logits_NV, 20)[1].shape == (1, 3), "no more alternatives than tokens"
 
 
-def slow_narrowed(logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> list[float]:
+def slow_narrowed(
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+) -> list[float]:
     """The twin: temper, keep the k likeliest, of those the nucleus, of those what reaches min_p times the best."""
     probs = slow_distribution(logits, temperature, 1.0)
-    best = sorted(range(len(probs)), key=lambda i: -probs[i])[:top_k or len(probs)]
+    best = sorted(range(len(probs)), key=lambda i: -probs[i])[: top_k or len(probs)]
     probs = [p / sum(probs[i] for i in best) if i in best else 0.0 for i, p in enumerate(probs)]
     kept = slow_nucleus(probs, top_p)
     kept = {i for i in kept if probs[i] >= min_p * max(probs)}
     return [p / sum(probs[i] for i in kept) if i in kept else 0.0 for i, p in enumerate(probs)]
 
 
-@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(3, 1.0, 0.0), (1, 1.0, 0.0), (0, 1.0, 0.2), (5, 0.8, 0.0), (6, 0.95, 0.15), (100, 1.0, 0.0)])
-def test_draws_narrowed_by_top_k_top_p_and_min_p_follow_the_exact_distribution(top_k: int, top_p: float, min_p: float) -> None:
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [(3, 1.0, 0.0), (1, 1.0, 0.0), (0, 1.0, 0.2), (5, 0.8, 0.0), (6, 0.95, 0.15), (100, 1.0, 0.0)],
+)
+def test_draws_narrowed_by_top_k_top_p_and_min_p_follow_the_exact_distribution(
+    top_k: int, top_p: float, min_p: float
+) -> None:
     num_draws, logits = 20_000, [2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0, 1.5]
     generator = torch.Generator().manual_seed(2)
     uniform_NV = torch.stack([sampling.race_noise(generator, len(logits)) for _ in range(num_draws)])
-    tokens_N = sampling.draw(torch.tensor([logits]).expand(num_draws, -1).clone(), torch.full((num_draws,), 1.2), torch.full((num_draws,), top_p),
-                             uniform_NV, torch.full((num_draws,), top_k), torch.full((num_draws,), min_p))
+    tokens_N = sampling.draw(
+        torch.tensor([logits]).expand(num_draws, -1).clone(),
+        torch.full((num_draws,), 1.2),
+        torch.full((num_draws,), top_p),
+        uniform_NV,
+        torch.full((num_draws,), top_k),
+        torch.full((num_draws,), min_p),
+    )
     counts = torch.bincount(tokens_N, minlength=len(logits)).tolist()
     exact = slow_narrowed(logits, 1.2, top_k, top_p, min_p)
     assert [count > 0 for count in counts] == [p > 0 for p in exact]

@@ -13,11 +13,14 @@ from demeanor.evaluation.statistics import Estimate, Floats, wilson
 
 _ = np.nan
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", C: four observers, twelve units, missing data
-PUBLISHED_RN = np.array([
-    [1, 2, 3, 3, 2, 1, 4, 1, 2, _, _, _],
-    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, _, 3],
-    [_, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, _],
-    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, _]])
+PUBLISHED_RN = np.array(
+    [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, _, _, _],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, _, 3],
+        [_, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, _],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, _],
+    ]
+)
 
 
 def bounds(found: Agreement | Estimate) -> tuple[float, float]:
@@ -39,14 +42,18 @@ def slow_alpha(ratings_NR: Floats, level: str) -> float:
             return float((a - b) ** 2)
         low, high = min(a, b), max(a, b)
         between = sum(low <= x <= high for x in every)
-        return float((between - (every.count(a) + every.count(b)) / 2) ** 2)    # Krippendorff's sum of marginals, as printed
+        return float(
+            (between - (every.count(a) + every.count(b)) / 2) ** 2
+        )  # Krippendorff's sum of marginals, as printed
 
     observed = sum(apart(a, b) / (len(u) - 1) for u in units for a, b in itertools.permutations(u, 2))
     expected = sum(apart(a, b) for a, b in itertools.permutations(every, 2)) / (len(every) - 1)
     return 1 - observed / expected
 
 
-@pytest.mark.parametrize(("level", "published"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
+@pytest.mark.parametrize(
+    ("level", "published"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)]
+)
 def test_alpha_is_krippendorffs_published_number(level: str, published: float) -> None:
     found = alpha(PUBLISHED_RN.T, range(12), level=level)  # type: ignore[arg-type]
     assert found.value == pytest.approx(published, abs=5e-4)
@@ -61,7 +68,9 @@ def test_alpha_is_its_definition_over_pairs_on_random_ratings_with_holes(level: 
     for _n in range(5):
         ratings = rng.integers(1, 6, size=(14, 4)).astype(float)
         ratings[rng.random(ratings.shape) < 0.3] = np.nan
-        assert alpha(ratings, range(14), level=level, draws=2).value == pytest.approx(slow_alpha(ratings, level), abs=1e-12)  # type: ignore[arg-type]
+        assert alpha(ratings, range(14), level=level, draws=2).value == pytest.approx(
+            slow_alpha(ratings, level), abs=1e-12
+        )  # type: ignore[arg-type]
 
 
 def test_alpha_is_one_for_agreement_and_undefined_where_nothing_varies() -> None:
@@ -74,7 +83,9 @@ def test_alpha_is_one_for_agreement_and_undefined_where_nothing_varies() -> None
 
 def test_interval_alpha_does_not_depend_on_zero_and_unit_and_ordinal_not_on_distances() -> None:
     base = PUBLISHED_RN.T
-    assert alpha(1e6 + 50 * base, range(12), level="interval", draws=2).value == pytest.approx(0.849, abs=5e-4)
+    assert alpha(1e6 + 50 * base, range(12), level="interval", draws=2).value == pytest.approx(
+        0.849, abs=5e-4
+    )
     assert alpha(np.exp(base), range(12), level="ordinal", draws=2).value == pytest.approx(0.815, abs=5e-4)
 
 
@@ -104,13 +115,18 @@ def test_the_interval_of_alpha_holds_the_truth_and_clusters_widen_it() -> None:
     for _n in range(120):
         truth = rng.integers(0, 2, size=80)
         other = np.where(rng.random(80) < 0.8, truth, 1 - truth)
-        low, high = bounds(alpha(np.stack([truth, other], axis=1).astype(float), range(80), level="nominal", draws=300))
+        low, high = bounds(
+            alpha(np.stack([truth, other], axis=1).astype(float), range(80), level="nominal", draws=300)
+        )
         inside += low <= 0.6 <= high
         widths.append(high - low)
     assert 0.88 <= inside / 120 <= 0.995
     # the same 80 units four times over tell no more than once; taken for 320 they would
     four = np.repeat(np.stack([truth, other], axis=1).astype(float), 4, axis=0)
-    honest, naive = (float(np.ptp(bounds(alpha(four, c, level="nominal", draws=300)))) for c in (np.repeat(range(80), 4), range(320)))
+    honest, naive = (
+        float(np.ptp(bounds(alpha(four, c, level="nominal", draws=300))))
+        for c in (np.repeat(range(80), 4), range(320))
+    )
     assert honest == pytest.approx(widths[-1], rel=0.1)
     assert naive < 0.6 * widths[-1]
 
@@ -120,7 +136,9 @@ def test_a_judge_that_follows_the_place_is_seen_and_one_that_follows_the_answer_
     forward = np.array([1, 1, 1, 1, 1, 1, 1, 1, 1, 0], dtype=float)
     swapped = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 0], dtype=float)
     found = position(forward, swapped, range(10))
-    assert [e.value for e in (found.consistent, found.follows, found.first, found.second)] == pytest.approx([0.6, 0.4, 0.3, 0.1])
+    assert [e.value for e in (found.consistent, found.follows, found.first, found.second)] == pytest.approx(
+        [0.6, 0.4, 0.3, 0.1]
+    )
     # Wilson at the effective n of a cluster-robust variance with G/(G-1): 0.4 x 0.6 / (0.4 x 0.6 / 9) = 9
     assert (found.follows.low, found.follows.high) == pytest.approx(wilson(0.4 * 9, 9))
     assert found.p == pytest.approx(2 * (0.5**4 + 4 * 0.5**4)), "3 against 1: 2 P(Bin(4, 1/2) <= 1)"

@@ -17,12 +17,17 @@ from demeanor.types import Item, Message
 from tests.evaluation import synthetic
 
 GAME = Game(("base", "sft", "dpo"), ("prompt", "policy"))
-NAMES: dict[Cell, str] = {cell: f"desk:{'+'.join([GAME.chain[cell[0]], *sorted(cell[1])])}" for cell in GAME.cells}
+NAMES: dict[Cell, str] = {
+    cell: f"desk:{'+'.join([GAME.chain[cell[0]], *sorted(cell[1])])}" for cell in GAME.cells
+}
 Rate = Callable[[frozenset[str]], float]
 
 
 def items(n: int = 200, axis: str = "facts") -> list[Item]:
-    return [Item(f"{axis}-{i}", (Message("user", "?"),), "exact", {"answers": ["x"]}, axis, f"{axis}-{i // 2}") for i in range(n)]
+    return [
+        Item(f"{axis}-{i}", (Message("user", "?"),), "exact", {"answers": ["x"]}, axis, f"{axis}-{i // 2}")
+        for i in range(n)
+    ]
 
 
 def planted(found: list[Item], rate: Rate, seed: int = 0, wobble: float = 0.0) -> list[Row]:
@@ -31,7 +36,7 @@ def planted(found: list[Item], rate: Rate, seed: int = 0, wobble: float = 0.0) -
     ease = {item.id: draw.random() for item in found}
     out = []
     for cell in GAME.cells:
-        on = frozenset((*GAME.chain[1:cell[0] + 1], *cell[1]))
+        on = frozenset((*GAME.chain[1 : cell[0] + 1], *cell[1]))
         for item in found:
             right = (ease[item.id] < rate(on)) != (draw.random() < wobble)
             out.append(synthetic.row(item, NAMES[cell], float(right), layers=0, draw=draw))
@@ -73,7 +78,9 @@ def test_shapley_and_waterfall_sum_exactly_to_the_whole() -> None:
     total = of(found.total, "everything").value
     assert sum(e.value for e in found.shapley) == pytest.approx(total, abs=1e-12)
     assert sum(e.value for e in found.waterfall) == pytest.approx(total, abs=1e-12)
-    assert total == pytest.approx(found.cells[NAMES[GAME.full]]["facts"] - found.cells[NAMES[GAME.empty]]["facts"])
+    assert total == pytest.approx(
+        found.cells[NAMES[GAME.full]]["facts"] - found.cells[NAMES[GAME.empty]]["facts"]
+    )
 
 
 def test_an_interaction_is_named_and_lies_within_two() -> None:
@@ -90,7 +97,12 @@ def test_a_layer_that_does_nothing_covers_zero_in_about_ninety_five_percent_of_r
     covered = 0
     for seed in range(100):
         found = items(60)
-        e = of(attribute(planted(found, lambda on: 0.5, seed, wobble=0.2), found, GAME, NAMES, name="x", draws=200).shapley, "policy")
+        e = of(
+            attribute(
+                planted(found, lambda on: 0.5, seed, wobble=0.2), found, GAME, NAMES, name="x", draws=200
+            ).shapley,
+            "policy",
+        )
         covered += (e.low or 0) <= 0 <= (e.high or 0)
     assert covered / 100 == pytest.approx(0.95, abs=0.05)
 
@@ -117,7 +129,13 @@ def test_all_items_together_are_an_axis_of_their_own_and_unscored_items_leave_ev
 def test_a_cell_that_was_not_measured_is_refused_by_name() -> None:
     found = items(4)
     with pytest.raises(DataError, match="not measured"):
-        attribute(planted(found, additive), found, GAME, {k: v for k, v in NAMES.items() if k != GAME.full}, name="x")
+        attribute(
+            planted(found, additive),
+            found,
+            GAME,
+            {k: v for k, v in NAMES.items() if k != GAME.full},
+            name="x",
+        )
 
 
 def test_the_interval_of_a_wobbling_effect_is_near_the_cluster_robust_one() -> None:
@@ -132,7 +150,10 @@ def test_the_interval_of_a_wobbling_effect_is_near_the_cluster_robust_one() -> N
 def test_an_effect_on_every_one_of_three_items_is_no_certainty() -> None:
     found = items(3)
     found = [replace(item, cluster=item.id) for item in found]
-    e = of(attribute(planted(found, lambda on: float("prompt" in on)), found, GAME, NAMES, name="x").shapley, "prompt")
+    e = of(
+        attribute(planted(found, lambda on: float("prompt" in on)), found, GAME, NAMES, name="x").shapley,
+        "prompt",
+    )
     assert e.value == 1.0
     assert e.low is not None
     assert e.low < 0  # three items of three: the exact bound on unseen ones is 1 - 0.05^(1/3) = 63%, twice

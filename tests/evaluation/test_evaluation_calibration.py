@@ -17,7 +17,7 @@ def test_the_ece_of_ten_equal_bins_is_the_sum_written_out() -> None:
     y = (rng.random(200) < c**2).astype(float)
     order, total = np.argsort(c), 0.0
     for b in range(10):
-        mine = order[20 * b:20 * b + 20]
+        mine = order[20 * b : 20 * b + 20]
         total += 20 / 200 * abs(y[mine].mean() - c[mine].mean())
     assert calibration.ece(c, y) == pytest.approx(total)
 
@@ -51,7 +51,9 @@ def test_brier_is_the_mean_square_and_its_null_knows_no_item() -> None:
     c, y = np.array([0.9, 0.1] * 50), np.array([1.0, 0.0] * 50)
     found = calibration.calibration(c, y, seed=0)
     assert found.brier == pytest.approx(0.01)
-    assert found.brier_shuffled == pytest.approx((0.01 + 0.81) / 2, abs=0.01)  # half the shuffled outcomes are right
+    assert found.brier_shuffled == pytest.approx(
+        (0.01 + 0.81) / 2, abs=0.01
+    )  # half the shuffled outcomes are right
     assert found.brier_p < 0.001
     assert calibration.calibration(c, np.array([1.0, 1.0, 0.0, 0.0] * 25), seed=0).brier_p > 0.05
 
@@ -85,7 +87,9 @@ def test_the_length_controlled_interval_covers_the_truth() -> None:
 
 
 def test_two_players_have_the_logit_of_their_win_rate_in_elo_points() -> None:
-    found = duels.ratings(["a"] * 100, ["b"] * 100, np.array([1.0] * 75 + [0.0] * 25), range(100), seed=0, draws=20)
+    found = duels.ratings(
+        ["a"] * 100, ["b"] * 100, np.array([1.0] * 75 + [0.0] * 25), range(100), seed=0, draws=20
+    )
     assert [r.player for r in found] == ["a", "b"]
     assert found[0].rating - found[1].rating == pytest.approx(400 * np.log10(3), abs=0.1)
 
@@ -113,9 +117,13 @@ def test_stated_confidences_are_read_from_what_the_scorer_told() -> None:
     from demeanor.types import Completion
 
     spec = confidence.Spec(answers=("Paris",))
-    told = [confidence.score(spec, Completion(f"{city}. Confidence: {p}%", "stop")).answer
-            for city, p in [("Paris", 90), ("Paris", 90), ("Lyon", 90), ("Lyon", 40)]]
-    found = stated("v", [(answer, str(n)) for n, answer in enumerate([*told, "complied", "an answer of another scorer"])])
+    told = [
+        confidence.score(spec, Completion(f"{city}. Confidence: {p}%", "stop")).answer
+        for city, p in [("Paris", 90), ("Paris", 90), ("Lyon", 90), ("Lyon", 40)]
+    ]
+    found = stated(
+        "v", [(answer, str(n)) for n, answer in enumerate([*told, "complied", "an answer of another scorer"])]
+    )
     assert found is not None
     assert (found.variant, found.n, found.right) == ("v", 4, 0.5)
     assert found.mean_confidence == pytest.approx((0.9 * 3 + 0.4) / 4)
@@ -125,16 +133,54 @@ def test_stated_confidences_are_read_from_what_the_scorer_told() -> None:
 
 
 def test_answers_of_several_seeds_do_not_make_a_calibration_surer() -> None:
-    items = [Item(f"i{n}", (Message("user", "?"),), "confidence", {"answers": ["x"]}, "a", f"c{n}") for n in range(20)]
+    items = [
+        Item(f"i{n}", (Message("user", "?"),), "confidence", {"answers": ["x"]}, "a", f"c{n}")
+        for n in range(20)
+    ]
     told = ["80% right" if n % 5 else "80% wrong" for n in range(20)]
-    found = [ladder.ladder([Row("v", "k", i.id, i.id, seed, "a", i.cluster, None, (), 0.9, answer, "", "", "", "", "stop", 1, 1, 1.0, {}, ())
-                            for i, answer in zip(items, told) for seed in seeds], items, name="r", steps=["v"], without={}).confidences
-             for seeds in ((0,), (1, 0, 2))]
+    found = [
+        ladder.ladder(
+            [
+                Row(
+                    "v",
+                    "k",
+                    i.id,
+                    i.id,
+                    seed,
+                    "a",
+                    i.cluster,
+                    None,
+                    (),
+                    0.9,
+                    answer,
+                    "",
+                    "",
+                    "",
+                    "",
+                    "stop",
+                    1,
+                    1,
+                    1.0,
+                    {},
+                    (),
+                )
+                for i, answer in zip(items, told)
+                for seed in seeds
+            ],
+            items,
+            name="r",
+            steps=["v"],
+            without={},
+        ).confidences
+        for seeds in ((0,), (1, 0, 2))
+    ]
     assert found[0] == found[1]
     assert found[0][0].n == 20
 
 
-def test_a_perfect_speaker_whose_answers_hang_together_is_called_wrong_no_more_often_than_one_in_twenty() -> None:
+def test_a_perfect_speaker_whose_answers_hang_together_is_called_wrong_no_more_often_than_one_in_twenty() -> (
+    None
+):
     """60 answers in 12 clusters of 5 that are right and wrong together: with one draw each the null is far too narrow."""
     rng, runs = np.random.default_rng(0), 200
     index_N = np.repeat(np.arange(12), 5)
@@ -144,5 +190,5 @@ def test_a_perfect_speaker_whose_answers_hang_together_is_called_wrong_no_more_o
         y_N = (rng.random(12)[index_N] < c_N).astype(float)
         wrong += calibration.calibration(c_N, y_N, seed=0, draws=300, clusters=list(index_N)).ece.p < 0.05
         naive += calibration.calibration(c_N, y_N, seed=0, draws=300).ece.p < 0.05
-    assert wrong / runs <= 0.08                 # 200 runs: a standard error of 1.5 points
+    assert wrong / runs <= 0.08  # 200 runs: a standard error of 1.5 points
     assert naive / runs > 0.4

@@ -59,7 +59,9 @@ def _rejects(d: np.ndarray) -> float:
 
 
 def test_an_a_a_comparison_is_significant_in_five_percent_of_runs() -> None:
-    assert _rejects(_paired_table(np.random.default_rng(1), 3000, 200, 0.1, 0.1)) == pytest.approx(0.05, abs=0.01)
+    assert _rejects(_paired_table(np.random.default_rng(1), 3000, 200, 0.1, 0.1)) == pytest.approx(
+        0.05, abs=0.01
+    )
 
 
 def test_a_clustered_a_a_comparison_stays_near_five_percent_where_the_naive_test_does_not() -> None:
@@ -80,7 +82,11 @@ def test_measured_power_is_the_formulas_within_three_points() -> None:
 
 def test_the_paired_interval_covers_the_truth_in_ninety_five_percent_of_runs() -> None:
     d = _paired_table(np.random.default_rng(4), 3000, 200, 0.15, 0.05)
-    hits = [e.low <= 0.10 <= e.high for x in d if (e := statistics.paired(np.zeros(200), x, range(200))).low is not None]  # type: ignore[operator]
+    hits = [
+        e.low <= 0.10 <= e.high
+        for x in d
+        if (e := statistics.paired(np.zeros(200), x, range(200))).low is not None
+    ]  # type: ignore[operator]
     assert np.mean(hits) == pytest.approx(0.95, abs=0.01)
 
 
@@ -89,7 +95,9 @@ def test_the_cluster_bootstrap_covers_the_truth_with_few_clusters_too(G: int) ->
     rng, hits = np.random.default_rng(5), 0
     for run in range(2500):
         x = np.repeat(rng.normal(0.3, 0.1, G), 4) + rng.normal(0, 0.1, 4 * G)
-        sums = statistics.cluster_bootstrap(np.c_[x, np.ones(4 * G)], np.repeat(np.arange(G), 4), draws=400, seed=run)
+        sums = statistics.cluster_bootstrap(
+            np.c_[x, np.ones(4 * G)], np.repeat(np.arange(G), 4), draws=400, seed=run
+        )
         low, high = statistics.percentile(sums[:, 0] / sums[:, 1], statistics.expanded(G))
         hits += low <= 0.3 <= high
     assert hits / 2500 == pytest.approx(0.95, abs=0.01)
@@ -106,7 +114,9 @@ def test_non_inferiority_is_claimed_refused_and_left_open() -> None:
     assert left.claim == "undecided"
     assert left.needed is not None
     assert left.needed > 40
-    assert design.non_inferior(statistics.paired(np.zeros(3), np.ones(3), [1, 1, 1]), 0.03).claim == "undecided"
+    assert (
+        design.non_inferior(statistics.paired(np.zeros(3), np.ones(3), [1, 1, 1]), 0.03).claim == "undecided"
+    )
 
 
 def test_at_the_margin_non_inferiority_is_claimed_in_five_percent_of_runs() -> None:

@@ -21,22 +21,43 @@ PROMPT = Intervention("plain instruction", "prompt", "", "Prompt it: state the w
 AGAIN = Intervention("again", "again", "", "")
 
 
-def made(right: dict[str, list[float]], *, clusters: int | None = None, axis: str = "facts") -> tuple[list[Row], list[Item]]:
+def made(
+    right: dict[str, list[float]], *, clusters: int | None = None, axis: str = "facts"
+) -> tuple[list[Row], list[Item]]:
     """Rows of every variant with the values given, item by item."""
     n = len(right[AS_IS])
-    items = [Item(f"i{i}", (Message("user", f"q{i}"),), "exact", {}, axis, f"c{i % (clusters or n)}") for i in range(n)]
+    items = [
+        Item(f"i{i}", (Message("user", f"q{i}"),), "exact", {}, axis, f"c{i % (clusters or n)}")
+        for i in range(n)
+    ]
     draw = random.Random(0)
-    rows = [replace(synthetic.row(item, "desk:base", 0.0, layers=0, draw=draw), variant=v, stack_key=v, value=x, completion_tokens=len(v))
-            for v, column in right.items() for item, x in zip(items, column)]
+    rows = [
+        replace(
+            synthetic.row(item, "desk:base", 0.0, layers=0, draw=draw),
+            variant=v,
+            stack_key=v,
+            value=x,
+            completion_tokens=len(v),
+        )
+        for v, column in right.items()
+        for item, x in zip(items, column)
+    ]
     return rows, items
 
 
-def found(right: dict[str, list[float]], interventions: list[Intervention], *, passing: int | None = None,
-          clusters: int | None = None) -> Diagnosis:
+def found(
+    right: dict[str, list[float]],
+    interventions: list[Intervention],
+    *,
+    passing: int | None = None,
+    clusters: int | None = None,
+) -> Diagnosis:
     rows, items = made(right, clusters=clusters)
     bad = [i for i, v in zip(items, right[AS_IS]) if v < 0.5]
     good = [i for i, v in zip(items, right[AS_IS]) if v >= 0.5]
-    return diagnose(rows, bad, good, len(good) if passing is None else passing, interventions, name="x", scope="facts")
+    return diagnose(
+        rows, bad, good, len(good) if passing is None else passing, interventions, name="x", scope="facts"
+    )
 
 
 def test_the_net_change_of_all_items_is_the_paired_difference_of_the_suite() -> None:
@@ -45,8 +66,13 @@ def test_the_net_change_of_all_items_is_the_paired_difference_of_the_suite() -> 
     result = found({AS_IS: [*before], POLICY.name: [*after]}, [POLICY], clusters=40)
     repair, paired = result.repairs[0], statistics.paired(before, after, [f"c{i % 40}" for i in range(200)])
     assert repair.net == pytest.approx(paired.value)
-    assert (repair.repaired, repair.broken) == (int(((before == 0) & (after == 1)).sum()), int(((before == 1) & (after == 0)).sum()))
-    assert repair.net_low == pytest.approx(paired.low, abs=1e-3), "every cluster moved but for chance, so the degrees of freedom are theirs"
+    assert (repair.repaired, repair.broken) == (
+        int(((before == 0) & (after == 1)).sum()),
+        int(((before == 1) & (after == 0)).sum()),
+    )
+    assert repair.net_low == pytest.approx(paired.low, abs=1e-3), (
+        "every cluster moved but for chance, so the degrees of freedom are theirs"
+    )
     assert repair.completion_tokens == len(POLICY.name) - len(AS_IS)
 
 
@@ -59,12 +85,18 @@ def test_controls_stand_for_everything_that_passes() -> None:
 def test_a_sample_of_what_fails_stands_for_all_of_it() -> None:
     """10 of 20 sampled of 60 failing are repaired, which stand for 30; 2 of 20 sampled of 40 passing broken, which stand for 4."""
     rows, items = made({AS_IS: [0.0] * 20 + [1.0] * 20, POLICY.name: [1.0] * 10 + [0.0] * 12 + [1.0] * 18})
-    repair = diagnose(rows, items[:20], items[20:], 40, [POLICY], name="x", scope="facts", wrong=60).repairs[0]
+    repair = diagnose(rows, items[:20], items[20:], 40, [POLICY], name="x", scope="facts", wrong=60).repairs[
+        0
+    ]
     assert repair.net == pytest.approx((30 - 4) / 100)
 
 
 def test_a_layer_that_breaks_many_items_is_guilty_and_one_that_moves_nothing_is_not() -> None:
-    right = {AS_IS: [0.0] * 30 + [1.0] * 60, POLICY.name: [1.0] * 20 + [0.0] * 10 + [1.0] * 60, PROMPT.name: [0.0] * 30 + [1.0] * 60}
+    right = {
+        AS_IS: [0.0] * 30 + [1.0] * 60,
+        POLICY.name: [1.0] * 20 + [0.0] * 10 + [1.0] * 60,
+        PROMPT.name: [0.0] * 30 + [1.0] * 60,
+    }
     result = found(right, [POLICY, PROMPT])
     assert result.guilty == "policy"
     assert result.recommendation.startswith("Undo policy")
@@ -106,12 +138,18 @@ def test_the_best_of_many_useless_interventions_looks_good_until_it_is_chosen_on
 
 
 def test_the_same_stack_again_is_told_but_neither_recommended_nor_counted_in_the_correction() -> None:
-    right = {AS_IS: [0.0] * 30 + [1.0] * 30, AGAIN.name: [1.0] * 29 + [0.0] + [1.0] * 30, POLICY.name: [1.0] * 20 + [0.0] * 10 + [1.0] * 30}
+    right = {
+        AS_IS: [0.0] * 30 + [1.0] * 30,
+        AGAIN.name: [1.0] * 29 + [0.0] + [1.0] * 30,
+        POLICY.name: [1.0] * 20 + [0.0] * 10 + [1.0] * 30,
+    }
     result = found(right, [AGAIN, POLICY])
     again, policy = result.repairs
     assert (again.repaired, again.shown, again.p_corrected) == (29, False, None)
     assert policy.p is not None
-    assert policy.p_corrected == pytest.approx(2 * policy.p), "one candidate, and half of the 5% for the whole, half for its axes"
+    assert policy.p_corrected == pytest.approx(2 * policy.p), (
+        "one candidate, and half of the 5% for the whole, half for its axes"
+    )
     assert result.recommendation.startswith("Undo policy")
 
 
@@ -123,7 +161,9 @@ def test_few_items_cannot_tell_and_many_that_nothing_moves_ask_for_training() ->
     assert many.recommendation.startswith("Fine-tune it")
     rows, items = made({AS_IS: [0.0] * 60, PROMPT.name: [0.0] * 60})
     unsafe = [replace(i, scorer="refusal", target={"refuse": True}) for i in items]
-    assert diagnose(rows, unsafe, [], 0, [PROMPT], name="x", scope="unsafe").recommendation.startswith("Write a rule")
+    assert diagnose(rows, unsafe, [], 0, [PROMPT], name="x", scope="unsafe").recommendation.startswith(
+        "Write a rule"
+    )
 
 
 def test_an_intervention_that_repairs_much_and_breaks_more_does_not_keep_the_answer_open() -> None:
@@ -145,7 +185,9 @@ def test_two_repaired_items_are_no_proof_however_alike_they_are() -> None:
 
 def test_unscored_answers_leave_their_item_out() -> None:
     rows, items = made({AS_IS: [0.0] * 10 + [1.0] * 10, POLICY.name: [1.0] * 20})
-    rows = [replace(r, value=None) if r.variant == POLICY.name and r.item_id in ("i0", "i19") else r for r in rows]
+    rows = [
+        replace(r, value=None) if r.variant == POLICY.name and r.item_id in ("i0", "i19") else r for r in rows
+    ]
     repair = diagnose(rows, items[:10], items[10:], 10, [POLICY], name="x", scope="facts").repairs[0]
     assert (repair.failing, repair.repaired, repair.controls, repair.broken) == (9, 9, 9, 0)
 
@@ -161,7 +203,15 @@ def test_rows_that_contradict_the_choice_are_refused() -> None:
     with pytest.raises(DataError, match=r"failing item passes.*'i1'"):
         diagnose(rows, items, [], 0, [POLICY], name="x", scope="facts")
     with pytest.raises(DataError, match=r"control fails.*'i1'"):
-        diagnose([replace(r, value=0.0) for r in rows], [items[0]], [items[1]], 1, [POLICY], name="x", scope="facts")
+        diagnose(
+            [replace(r, value=0.0) for r in rows],
+            [items[0]],
+            [items[1]],
+            1,
+            [POLICY],
+            name="x",
+            scope="facts",
+        )
 
 
 def test_the_guilty_player_is_the_one_whose_leaving_helps_most_and_only_if_it_is_shown() -> None:
@@ -171,6 +221,11 @@ def test_the_guilty_player_is_the_one_whose_leaving_helps_most_and_only_if_it_is
 
 def test_an_answer_that_could_not_be_given_is_a_wrong_one() -> None:
     rows, items = made({AS_IS: [0.0] * 4 + [1.0] * 4, POLICY.name: [1.0] * 8})
-    rows = [replace(r, value=None, error="ContextError: too long") if r.variant == POLICY.name and r.item_id in ("i0", "i7") else r for r in rows]
+    rows = [
+        replace(r, value=None, error="ContextError: too long")
+        if r.variant == POLICY.name and r.item_id in ("i0", "i7")
+        else r
+        for r in rows
+    ]
     repair = diagnose(rows, items[:4], items[4:], 4, [POLICY], name="x", scope="facts").repairs[0]
     assert (repair.failing, repair.repaired, repair.controls, repair.broken) == (4, 3, 4, 1)

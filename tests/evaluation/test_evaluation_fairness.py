@@ -15,7 +15,29 @@ def item(i: int, axis: str = "a") -> Item:
 
 
 def row(variant: str, of: Item, value: float | None) -> Row:
-    return Row(variant, variant, of.id, of.id, 0, of.axis, of.cluster, None, (), value, "", "", "", "", "", "stop", 1, 1, 1.0, {}, ())
+    return Row(
+        variant,
+        variant,
+        of.id,
+        of.id,
+        0,
+        of.axis,
+        of.cluster,
+        None,
+        (),
+        value,
+        "",
+        "",
+        "",
+        "",
+        "",
+        "stop",
+        1,
+        1,
+        1.0,
+        {},
+        (),
+    )
 
 
 def test_a_stage_that_only_learnt_the_format_gains_over_the_declared_prompt_and_not_over_the_best() -> None:
@@ -24,7 +46,9 @@ def test_a_stage_that_only_learnt_the_format_gains_over_the_declared_prompt_and_
     for n, one in enumerate(items):
         right = float(n % 3 > 0)
         rows += [row("plain", one, 0.0), row("few-shot", one, right), row("next", one, right)]
-    found = fairness(rows, items, name="f", ways={"plain": "plain", "few-shot": "few-shot"}, declared="plain", stage="next")
+    found = fairness(
+        rows, items, name="f", ways={"plain": "plain", "few-shot": "few-shot"}, declared="plain", stage="next"
+    )
     a, b, whole = found.gains
     assert (a.axis, b.axis, whole.axis) == ("a", "b", ALL)
     for g in found.gains:
@@ -44,14 +68,25 @@ def test_picking_among_equal_ways_does_not_flatter_the_base() -> None:
         best_N, _ = cross_fitted(values_NW, clusters, [str(w) for w in range(8)])
         honest.append(best_N.mean())
         flattered.append(values_NW.mean(axis=0).max())
-    assert np.mean(flattered) > 0.58                         # the best of 8 coins over 40 throws
+    assert np.mean(flattered) > 0.58  # the best of 8 coins over 40 throws
     assert np.mean(honest) == pytest.approx(0.5, abs=0.015)  # 300 runs: a standard error of 0.005
 
 
 def test_an_item_without_a_score_in_some_way_is_left_out_and_halves_do_not_depend_on_the_suite() -> None:
     items = [item(i) for i in range(10)]
-    rows = [row(v, one, None if v == "raw" and one.id == "a-3" else 1.0) for v in ("plain", "raw", "next") for one in items]
-    (gain,) = fairness(rows, items, name="f", ways={"plain": "plain", "raw": "raw"}, declared="plain", stage="next").gains
+    rows = [
+        row(v, one, None if v == "raw" and one.id == "a-3" else 1.0)
+        for v in ("plain", "raw", "next")
+        for one in items
+    ]
+    (gain,) = fairness(
+        rows, items, name="f", ways={"plain": "plain", "raw": "raw"}, declared="plain", stage="next"
+    ).gains
     assert gain.n == 9
-    assert [half(f"c{n}") for n in (5, 6, 8, 9)] == [True, False, True, False]       # pinned: another version halves alike
+    assert [half(f"c{n}") for n in (5, 6, 8, 9)] == [
+        True,
+        False,
+        True,
+        False,
+    ]  # pinned: another version halves alike
     assert 10 < sum(half(f"c{n}") for n in range(50)) < 40

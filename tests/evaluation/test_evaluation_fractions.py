@@ -16,13 +16,24 @@ def game(count: int, stages: int = 2) -> Game:
     return Game(("base", "sft", "dpo")[:stages], tuple("abcdefghijk"[:count]))
 
 
-@pytest.mark.parametrize(("count", "resolution", "runs"), [  # Box, Hunter & Hunter, table of 2^(k-p) designs
-    (4, "IV", 8), (5, "V", 16), (6, "IV", 16), (6, "V", 32), (7, "IV", 16), (8, "IV", 16), (8, "V", 64), (9, "IV", 32), (10, "V", 128),
-    (11, "V", 128),
-])
+@pytest.mark.parametrize(
+    ("count", "resolution", "runs"),
+    [  # Box, Hunter & Hunter, table of 2^(k-p) designs
+        (4, "IV", 8),
+        (5, "V", 16),
+        (6, "IV", 16),
+        (6, "V", 32),
+        (7, "IV", 16),
+        (8, "IV", 16),
+        (8, "V", 64),
+        (9, "IV", 32),
+        (10, "V", 128),
+        (11, "V", 128),
+    ],
+)
 def test_a_fraction_is_as_small_as_the_published_tables_say(count: int, resolution: str, runs: int) -> None:
     base, added = generators(count, LENGTH[resolution])
-    assert 2 ** base == runs
+    assert 2**base == runs
     assert len(added) == count - base
     assert min(word.bit_count() for word in defining(base, added)) >= LENGTH[resolution]
 
@@ -41,12 +52,20 @@ def quadratic(whole: Game, seed: int, *, pairs: bool) -> dict[Cell, float]:
     rng = np.random.default_rng(seed)
     stage, on = rng.normal(size=len(whole.chain)), rng.normal(size=(len(whole.chain), len(whole.switches)))
     pair = {p: rng.normal() if pairs else 0.0 for p in itertools.combinations(whole.switches, 2)}
-    return {(s, o): stage[s] + sum(on[s][i] for i, name in enumerate(whole.switches) if name in o)
-            + sum(v for (a, b), v in pair.items() if a in o and b in o) for s, o in whole.cells}
+    return {
+        (s, o): stage[s]
+        + sum(on[s][i] for i, name in enumerate(whole.switches) if name in o)
+        + sum(v for (a, b), v in pair.items() if a in o and b in o)
+        for s, o in whole.cells
+    }
 
 
-@pytest.mark.parametrize(("count", "resolution", "pairs"), [(5, "V", True), (8, "V", True), (6, "IV", False), (8, "IV", False)])
-def test_where_the_model_holds_every_contrast_is_that_of_the_full_factorial(count: int, resolution: str, pairs: bool) -> None:
+@pytest.mark.parametrize(
+    ("count", "resolution", "pairs"), [(5, "V", True), (8, "V", True), (6, "IV", False), (8, "IV", False)]
+)
+def test_where_the_model_holds_every_contrast_is_that_of_the_full_factorial(
+    count: int, resolution: str, pairs: bool
+) -> None:
     whole = game(count, 3)
     made, v = plan(whole, resolution), quadratic(whole, 1, pairs=pairs)  # type: ignore[arg-type]
     all_1C, measured_1M = (np.array([[v[c] for c in cells]]) for cells in (whole.cells, made.cells))
@@ -54,7 +73,9 @@ def test_where_the_model_holds_every_contrast_is_that_of_the_full_factorial(coun
     contrasts += [whole.interaction(a, b) for a, b in whole.pairs]
     for wanted in contrasts:
         exact = contrast(wanted, whole.cells, all_1C)[0]
-        assert contrast(made.weights(whole, wanted), made.cells, measured_1M)[0] == pytest.approx(exact, abs=1e-9)
+        assert contrast(made.weights(whole, wanted), made.cells, measured_1M)[0] == pytest.approx(
+            exact, abs=1e-9
+        )
 
 
 def test_in_resolution_four_pairs_do_not_touch_shapley_values_of_switches() -> None:
@@ -64,15 +85,21 @@ def test_in_resolution_four_pairs_do_not_touch_shapley_values_of_switches() -> N
     all_1C, measured_1M = (np.array([[v[c] for c in cells]]) for cells in (whole.cells, made.cells))
     for player in whole.players:
         exact = contrast(whole.shapley(player), whole.cells, all_1C)[0]
-        assert contrast(made.weights(whole, whole.shapley(player)), made.cells, measured_1M)[0] == pytest.approx(exact, abs=1e-9)
+        assert contrast(made.weights(whole, whole.shapley(player)), made.cells, measured_1M)[
+            0
+        ] == pytest.approx(exact, abs=1e-9)
 
 
 def test_shapley_values_of_a_fraction_still_sum_to_its_total() -> None:
     whole = game(8, 3)
     made, rng = plan(whole, "IV"), np.random.default_rng(0)
     measured_1M = rng.random((1, len(made.cells)))
-    shares = sum(contrast(made.weights(whole, whole.shapley(p)), made.cells, measured_1M)[0] for p in whole.players)
-    assert shares == pytest.approx(contrast(made.weights(whole, {whole.full: 1.0, whole.empty: -1.0}), made.cells, measured_1M)[0])
+    shares = sum(
+        contrast(made.weights(whole, whole.shapley(p)), made.cells, measured_1M)[0] for p in whole.players
+    )
+    assert shares == pytest.approx(
+        contrast(made.weights(whole, {whole.full: 1.0, whole.empty: -1.0}), made.cells, measured_1M)[0]
+    )
 
 
 def test_an_alias_is_told_and_really_cannot_be_told_apart() -> None:
@@ -85,5 +112,7 @@ def test_an_alias_is_told_and_really_cannot_be_told_apart() -> None:
 
 
 def test_a_resolution_that_saves_nothing_is_refused_with_what_to_do() -> None:
-    with pytest.raises(DemeanorError, match="4 switches have no smaller design of resolution V; leave --fraction out"):
+    with pytest.raises(
+        DemeanorError, match="4 switches have no smaller design of resolution V; leave --fraction out"
+    ):
         plan(game(4), "V")

@@ -36,9 +36,15 @@ def test_the_numbers_of_a_point_are_the_shares_counted_by_hand() -> None:
 def test_a_point_is_beaten_only_by_what_is_nowhere_worse() -> None:
     items = synthetic.items(40)
     for point in (points := frontier(synthetic.rows(items), items, LABELS, BEFORE, name="x").points):
+
         def goods(p: object) -> tuple[float, ...]:
             return (p.refusals.safe_compliance.value, p.refusals.unsafe_refusal.value, p.capability.value)  # type: ignore[attr-defined]
-        beaten = {q.label for q in points if goods(q) != goods(point) and all(a >= b for a, b in zip(goods(q), goods(point)))}
+
+        beaten = {
+            q.label
+            for q in points
+            if goods(q) != goods(point) and all(a >= b for a, b in zip(goods(q), goods(point)))
+        }
         assert set(point.dominated_by) == beaten
     assert "sft" in points[0].dominated_by
 
@@ -58,7 +64,10 @@ def test_the_tax_is_every_lost_item_with_the_answer_that_was_right_and_the_one_t
         assert tuple(t.item_id for t in point.tax) == point.lost
         for tax in point.tax:
             assert point.before is not None
-            assert (tax.before, tax.now) == (by[point.before, tax.item_id].text, by[point.variant, tax.item_id].text)
+            assert (tax.before, tax.now) == (
+                by[point.before, tax.item_id].text,
+                by[point.variant, tax.item_id].text,
+            )
             assert (by[point.before, tax.item_id].value, by[point.variant, tax.item_id].value) == (1, 0)
 
 
@@ -73,15 +82,21 @@ def test_the_mean_log_ratio_of_drawn_answers_is_the_kl_in_closed_form() -> None:
     assert found.high is not None
     assert abs(found.value - exact) < 2 * (found.high - found.low)
     assert found.per_token == pytest.approx(found.value / 2)
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.log(p / q)[draws].std() / np.sqrt(4000), rel=0.01)
+    assert (found.high - found.low) / 2 == pytest.approx(
+        1.96 * np.log(p / q)[draws].std() / np.sqrt(4000), rel=0.01
+    )
 
 
 def test_true_confidences_look_calibrated_and_boasting_ones_do_not() -> None:
     rng = np.random.default_rng(1)
     truth = rng.random(600)
     right = rng.random(600) < truth
-    fair = sureness([Answered(str(i), float(c), bool(r), str(i)) for i, (c, r) in enumerate(zip(truth, right))])
-    boasts = sureness([Answered(str(i), float(c) ** 0.2, bool(r), str(i)) for i, (c, r) in enumerate(zip(truth, right))])
+    fair = sureness(
+        [Answered(str(i), float(c), bool(r), str(i)) for i, (c, r) in enumerate(zip(truth, right))]
+    )
+    boasts = sureness(
+        [Answered(str(i), float(c) ** 0.2, bool(r), str(i)) for i, (c, r) in enumerate(zip(truth, right))]
+    )
     assert fair is not None
     assert boasts is not None
     assert fair.ece <= fair.null_high

@@ -16,10 +16,22 @@ from tests.evaluation import synthetic
 
 
 def items(axis: str, n: int, per_cluster: int = 1) -> list[Item]:
-    return [Item(f"{axis}-{i}", (Message("user", "?"),), "exact", {"answers": ["x"]}, axis, f"{axis}-{i // per_cluster}") for i in range(n)]
+    return [
+        Item(
+            f"{axis}-{i}",
+            (Message("user", "?"),),
+            "exact",
+            {"answers": ["x"]},
+            axis,
+            f"{axis}-{i // per_cluster}",
+        )
+        for i in range(n)
+    ]
 
 
-def rows(found: list[Item], old: dict[str, float], new: dict[str, float], seed: int = 0, wobble: float = 0.05) -> list[Row]:
+def rows(
+    found: list[Item], old: dict[str, float], new: dict[str, float], seed: int = 0, wobble: float = 0.05
+) -> list[Row]:
     """Right where an item's hidden difficulty lies below the version's rate on its axis, but for answers that change by chance."""
     draw, out = random.Random(seed), []
     for item in found:
@@ -45,12 +57,23 @@ SAFE = {"non_inferiority": [{"axis": "facts", "margin": 0.05}]}
 CLEAN = {"zero_tolerance": [{"axis": "facts", "below": 0.02}]}
 
 
-@pytest.mark.parametrize(("rules", "old", "new", "n", "verdict"), [
-    (BETTER, 0.5, 0.8, 300, Verdict.PASS), (BETTER, 0.8, 0.5, 300, Verdict.FAIL), (BETTER, 0.5, 0.55, 40, Verdict.INCONCLUSIVE),
-    (SAFE, 0.7, 0.75, 1500, Verdict.PASS), (SAFE, 0.7, 0.4, 300, Verdict.FAIL), (SAFE, 0.7, 0.7, 30, Verdict.INCONCLUSIVE),
-    (CLEAN, 1.0, 1.0, 149, Verdict.PASS), (CLEAN, 1.0, 1.0, 148, Verdict.INCONCLUSIVE), (CLEAN, 1.0, 0.9, 149, Verdict.FAIL),
-])
-def test_a_rule_passes_fails_or_cannot_tell(rules: dict[str, object], old: float, new: float, n: int, verdict: Verdict) -> None:
+@pytest.mark.parametrize(
+    ("rules", "old", "new", "n", "verdict"),
+    [
+        (BETTER, 0.5, 0.8, 300, Verdict.PASS),
+        (BETTER, 0.8, 0.5, 300, Verdict.FAIL),
+        (BETTER, 0.5, 0.55, 40, Verdict.INCONCLUSIVE),
+        (SAFE, 0.7, 0.75, 1500, Verdict.PASS),
+        (SAFE, 0.7, 0.4, 300, Verdict.FAIL),
+        (SAFE, 0.7, 0.7, 30, Verdict.INCONCLUSIVE),
+        (CLEAN, 1.0, 1.0, 149, Verdict.PASS),
+        (CLEAN, 1.0, 1.0, 148, Verdict.INCONCLUSIVE),
+        (CLEAN, 1.0, 0.9, 149, Verdict.FAIL),
+    ],
+)
+def test_a_rule_passes_fails_or_cannot_tell(
+    rules: dict[str, object], old: float, new: float, n: int, verdict: Verdict
+) -> None:
     found = items("facts", n)
     judgement = gate(rules, found, rows(found, {"facts": old}, {"facts": new}))
     assert judgement.verdict is verdict
@@ -82,11 +105,16 @@ def test_what_could_not_be_scored_never_passes() -> None:
         assert gate(rules, found, measured).verdict is Verdict.INCONCLUSIVE
 
 
-@pytest.mark.parametrize(("flips", "verdict"), [(0, Verdict.PASS), (2, Verdict.INCONCLUSIVE), (30, Verdict.FAIL)])
+@pytest.mark.parametrize(
+    ("flips", "verdict"), [(0, Verdict.PASS), (2, Verdict.INCONCLUSIVE), (30, Verdict.FAIL)]
+)
 def test_rewordings_that_are_answered_differently_are_flips(flips: int, verdict: Verdict) -> None:
     found = [replace(item, tags=(f"same:{i // 2}",)) for i, item in enumerate(items("facts", 120))]
     measured = rows(found, {"facts": 1.0}, {"facts": 1.0})
-    measured = [replace(r, value=0.0) if int(r.item_id.split("-")[1]) in range(0, 2 * flips, 2) else r for r in measured]
+    measured = [
+        replace(r, value=0.0) if int(r.item_id.split("-")[1]) in range(0, 2 * flips, 2) else r
+        for r in measured
+    ]
     finding = only(gate({"stability": [{"axis": "facts", "flip_rate": 0.05}]}, found, measured))
     assert (finding.verdict, finding.value) == (verdict, flips / 60)
 
@@ -94,35 +122,56 @@ def test_rewordings_that_are_answered_differently_are_flips(flips: int, verdict:
 def test_the_star_guards_every_axis_that_has_no_rule_of_its_own() -> None:
     found = [*items("facts", 100), *items("honesty", 100), *items("format", 100)]
     rates = {"facts": 0.5, "honesty": 0.5, "format": 0.5}
-    rules = {"superiority": [{"axis": "honesty"}], "non_inferiority": [{"axis": "*", "margin": 0.1}, {"axis": "format", "margin": 0.2}]}
+    rules = {
+        "superiority": [{"axis": "honesty"}],
+        "non_inferiority": [{"axis": "*", "margin": 0.1}, {"axis": "format", "margin": 0.2}],
+    }
     judgement = gate(rules, found, rows(found, rates, rates))
     assert [(f.kind, f.what, f.limit) for f in judgement.findings] == [
-        ("superiority", "honesty", 0.0), ("non_inferiority", "facts", -0.1), ("non_inferiority", "format", -0.2)]
+        ("superiority", "honesty", 0.0),
+        ("non_inferiority", "facts", -0.1),
+        ("non_inferiority", "format", -0.2),
+    ]
 
 
 def test_equal_versions_fail_in_at_most_five_percent_of_runs_however_many_rules() -> None:
     found = [item for axis in ("a", "b", "c", "d") for item in items(axis, 60, per_cluster=2)]
     rates = dict.fromkeys("abcd", 0.7)
-    rules = {"superiority": [{"axis": "a"}, {"axis": "b"}], "non_inferiority": [{"axis": "*", "margin": 0.02}]}
-    verdicts = [gate(rules, found, rows(found, rates, rates, seed, wobble=0.15)).verdict for seed in range(400)]
+    rules = {
+        "superiority": [{"axis": "a"}, {"axis": "b"}],
+        "non_inferiority": [{"axis": "*", "margin": 0.02}],
+    }
+    verdicts = [
+        gate(rules, found, rows(found, rates, rates, seed, wobble=0.15)).verdict for seed in range(400)
+    ]
     assert verdicts.count(Verdict.FAIL) / 400 <= 0.05
     assert verdicts.count(Verdict.PASS) / 400 <= 0.05  # nothing is better there
     assert verdicts.count(Verdict.INCONCLUSIVE) / 400 >= 0.9
 
 
-@pytest.mark.parametrize("rules", [
-    {}, {"superiority": [{"axis": "facts", "margin": 1}]}, {"non_inferiority": [{"axis": "facts", "margin": 0}]},
-    {"zero_tolerance": [{"below": 0.1}]}, {"confidence": 0.95},
-])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {},
+        {"superiority": [{"axis": "facts", "margin": 1}]},
+        {"non_inferiority": [{"axis": "facts", "margin": 0}]},
+        {"zero_tolerance": [{"below": 0.1}]},
+        {"confidence": 0.95},
+    ],
+)
 def test_rules_that_cannot_be_meant_are_refused(rules: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Rules.model_validate(rules)
 
 
-@pytest.mark.parametrize(("rules", "says"), [
-    ({"superiority": [{"axis": "fact"}]}, "Did you mean 'facts'"), ({"zero_tolerance": [{"items": ["nobody"], "below": 0.1}]}, "'nobody'"),
-    ({"stability": [{"axis": "facts", "flip_rate": 0.1}]}, "same:"),
-])
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ({"superiority": [{"axis": "fact"}]}, "Did you mean 'facts'"),
+        ({"zero_tolerance": [{"items": ["nobody"], "below": 0.1}]}, "'nobody'"),
+        ({"stability": [{"axis": "facts", "flip_rate": 0.1}]}, "same:"),
+    ],
+)
 def test_rules_about_what_the_suite_has_not_are_refused_by_name(rules: dict[str, object], says: str) -> None:
     found = items("facts", 10)
     with pytest.raises((DataError, SpecError), match=says):

@@ -41,4 +41,4 @@ def test_simulated_runs_show_a_detectable_effect_four_times_in_five() -> None:
         d_N = rng.choice([1.0, -1.0, 0.0], size=items, p=[up, power.DISCORDANCE - up, 1 - power.DISCORDANCE])
         found = paired(np.zeros(items), d_N, list(range(items)))
         shown += found.low is not None and found.low > 0
-    assert shown / runs == pytest.approx(0.8, abs=0.04)     # 600 runs: a standard error of 1.6 points
+    assert shown / runs == pytest.approx(0.8, abs=0.04)  # 600 runs: a standard error of 1.6 points

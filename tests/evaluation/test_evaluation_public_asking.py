@@ -16,9 +16,23 @@ from demeanor.evaluation.cells import Cells
 from demeanor.evaluation.doubts import doubts
 from demeanor.evaluation.run import run
 from demeanor.scorers import choice, judged
-from demeanor.types import Completion, Decoding, Done, Event, Item, Message, PromptRead, Refusal, Score, Text, Turn
+from demeanor.types import (
+    Completion,
+    Decoding,
+    Done,
+    Event,
+    Item,
+    Message,
+    PromptRead,
+    Refusal,
+    Score,
+    Text,
+    Turn,
+)
 
-CHOICES = Item("c", (Message("user", "Q: 1+1?\nA:"),), "choice", {"choices": [" two", " three"], "true": [0]}, "a", "c")
+CHOICES = Item(
+    "c", (Message("user", "Q: 1+1?\nA:"),), "choice", {"choices": [" two", " three"], "true": [0]}, "a", "c"
+)
 TALK = Item("t", (Message("user", "one"),), "judged", {"turns": ["two", "three"]}, "a", "c")
 
 
@@ -28,7 +42,9 @@ def turn(item: Item) -> Turn:
 
 async def reader(turn: Turn) -> AsyncIterator[Event]:
     """A model of characters: every one has log-probability -1, but `w` -0.25."""
-    assert (turn.raw, turn.decoding.max_tokens, turn.decoding.prompt_logprobs) == ((), 0, 0), "choices are read raw and nothing is said"
+    assert (turn.raw, turn.decoding.max_tokens, turn.decoding.prompt_logprobs) == ((), 0, 0), (
+        "choices are read raw and nothing is said"
+    )
     text = turn.messages[-1].content
     yield PromptRead(tuple(text), (None, *(-0.25 if c == "w" else -1.0 for c in text[1:])), ((),) * len(text))
     yield Done("length")
@@ -37,7 +53,10 @@ async def reader(turn: Turn) -> AsyncIterator[Event]:
 async def test_a_choice_has_the_sum_of_its_own_tokens() -> None:
     done = await ask(reader, turn(CHOICES), CHOICES)
     spec = choice.Spec.model_validate(dict(CHOICES.target))
-    assert choice.likelihoods(spec, done) == [-3.25, -6.0]  # " two": three at -1, one at -0.25; " three": six at -1
+    assert choice.likelihoods(spec, done) == [
+        -3.25,
+        -6.0,
+    ]  # " two": three at -1, one at -0.25; " three": six at -1
     assert choice.score(spec, done).value == 1.0
     shares = choice.score(spec.model_copy(update={"metric": "mc2"}), done).value
     assert shares == pytest.approx(math.exp(-3.25) / (math.exp(-3.25) + math.exp(-6.0)))
@@ -62,7 +81,9 @@ async def test_a_choice_that_a_layer_stops_is_unscored_and_says_by_whom() -> Non
         yield Done("content_filter")
 
     done = await ask(strict, turn(CHOICES), CHOICES)
-    assert choice.score(choice.Spec.model_validate(dict(CHOICES.target)), done) == Score(None, "", "stopped by policy")
+    assert choice.score(choice.Spec.model_validate(dict(CHOICES.target)), done) == Score(
+        None, "", "stopped by policy"
+    )
 
 
 async def test_later_questions_see_the_answers_before_them() -> None:
@@ -84,7 +105,15 @@ async def test_a_run_reads_choices_and_writes_their_score(tmp_path: Path) -> Non
         found: Score = module.score(module.Spec.model_validate(dict(item.target)), completion)  # type: ignore[attr-defined]
         return found
 
-    (row,) = await run([CHOICES], {"v": reader}, score=score, seeds=(0,), decoding=Decoding(), keys={"v": "k"}, out=tmp_path / "rows.jsonl")
+    (row,) = await run(
+        [CHOICES],
+        {"v": reader},
+        score=score,
+        seeds=(0,),
+        decoding=Decoding(),
+        keys={"v": "k"},
+        out=tmp_path / "rows.jsonl",
+    )
     assert (row.value, row.answer, row.error) == (1.0, "two", "")
 
 
@@ -96,7 +125,15 @@ async def test_an_axis_that_needs_a_judge_is_called_unscored_and_not_zero(tmp_pa
     def nobody(item: Item, completion: Completion) -> Score:
         return Score(None, "", "needs a judge")
 
-    rows = await run([TALK], {"v": silent}, score=nobody, seeds=(0,), decoding=Decoding(), keys={"v": "k"}, out=tmp_path / "rows.jsonl")
+    rows = await run(
+        [TALK],
+        {"v": silent},
+        score=nobody,
+        seeds=(0,),
+        decoding=Decoding(),
+        keys={"v": "k"},
+        out=tmp_path / "rows.jsonl",
+    )
     told = " ".join(doubts(Cells(rows, [TALK]), ["v"]))
     assert "1 of 1 answers have no score" in told
     assert "exactly 0" not in told
@@ -116,13 +153,28 @@ async def test_the_likelihood_of_a_choice_is_transformers_own(choice_of: str, sh
 
     folder = shared / "stories260K-hf"
     tokens, prefix = text.load(folder), "Once upon a time, there was a little"
-    item = Item("s", (Message("user", prefix),), "choice", {"choices": [" " + choice_of, " zebra"], "true": [0]}, "a", "c")
+    item = Item(
+        "s",
+        (Message("user", prefix),),
+        "choice",
+        {"choices": [" " + choice_of, " zebra"], "true": [0]},
+        "a",
+        "c",
+    )
     with closing(LocalEngine(checkpoint.load(folder), tokens, num_slots=1)) as engine:
-        done = await ask(weights_respond(engine, cast(Template, SimpleNamespace(stop_tokens=frozenset())), tokenizer=tokens), turn(item), item)
+        done = await ask(
+            weights_respond(
+                engine, cast(Template, SimpleNamespace(stop_tokens=frozenset())), tokenizer=tokens
+            ),
+            turn(item),
+            item,
+        )
     found = choice.likelihoods(choice.Spec.model_validate(dict(item.target)), done)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for value, continuation in zip(found, item.target["choices"], strict=True):
         before, whole = ([*tokens.start, *tokens.encode(x)] for x in (prefix, prefix + continuation))
         with torch.inference_mode():
             logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-        assert value == pytest.approx(sum(float(logprobs[i - 1, whole[i]]) for i in range(len(before), len(whole))), abs=1e-3)
+        assert value == pytest.approx(
+            sum(float(logprobs[i - 1, whole[i]]) for i in range(len(before), len(whole))), abs=1e-3
+        )

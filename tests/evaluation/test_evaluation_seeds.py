@@ -16,13 +16,40 @@ from demeanor.evaluation.row import Row
 from demeanor.evaluation.seeds import interval, seeds
 from demeanor.types import Item, Message
 
-ITEMS = [Item(f"i{n}", (Message("user", str(n)),), "exact", {"answers": ["x"]}, "a", f"c{n}") for n in range(40)]
+ITEMS = [
+    Item(f"i{n}", (Message("user", str(n)),), "exact", {"answers": ["x"]}, "a", f"c{n}") for n in range(40)
+]
 
 
 def result(right: float, rng: np.random.Generator) -> Result:
     """A ladder of two rungs; the second has `right` of the items right, the first none."""
-    rows = [Row(v, v, i.id, i.id, 0, i.axis, i.cluster, None, (), value, "", "", "", "", "", "stop", 1, 1, 1.0, {}, ())
-            for i in ITEMS for v, value in (("n:base", 0.0), ("n:base+sft", float(rng.random() < right)))]
+    rows = [
+        Row(
+            v,
+            v,
+            i.id,
+            i.id,
+            0,
+            i.axis,
+            i.cluster,
+            None,
+            (),
+            value,
+            "",
+            "",
+            "",
+            "",
+            "",
+            "stop",
+            1,
+            1,
+            1.0,
+            {},
+            (),
+        )
+        for i in ITEMS
+        for v, value in (("n:base", 0.0), ("n:base+sft", float(rng.random() < right)))
+    ]
     return ladder(rows, ITEMS, name="n", steps=["n:base", "n:base+sft"], without={})
 
 
@@ -36,7 +63,10 @@ def test_without_spread_between_items_the_interval_is_the_t_interval_over_seeds(
     values = [0.1, 0.4, 0.2]
     low, high = interval(values, 0.0, 1000)
     half = float(stats.t.ppf(0.975, 2)) * np.std(values, ddof=1) / math.sqrt(3)
-    assert (low, high) == (pytest.approx(0.25 - half + (np.mean(values) - 0.25)), pytest.approx(np.mean(values) + half))
+    assert (low, high) == (
+        pytest.approx(0.25 - half + (np.mean(values) - 0.25)),
+        pytest.approx(np.mean(values) + half),
+    )
 
 
 def test_nothing_is_claimed_where_the_items_allow_no_interval() -> None:
@@ -48,7 +78,9 @@ def test_the_interval_covers_the_recipes_mean_where_trainings_differ() -> None:
     """Seeds draw their accuracy around 0.5 with sd 0.15; items draw right or wrong. One training's interval is too narrow, this one is not."""
     rng, covered, naive, runs = np.random.default_rng(0), 0, 0, 200
     for _ in range(runs):
-        found = seeds({k: result(float(np.clip(rng.normal(0.5, 0.15), 0, 1)), rng) for k in range(4)}, name="n")
+        found = seeds(
+            {k: result(float(np.clip(rng.normal(0.5, 0.15), 0, 1)), rng) for k in range(4)}, name="n"
+        )
         (step,) = found.steps
         assert step.low is not None
         assert step.high is not None

@@ -21,7 +21,15 @@ def noise(game: Game, seed: int) -> dict[object, float]:
     return {cell: float(rng.normal()) for cell in game.cells}
 
 
-@pytest.mark.parametrize("game", [GAME, Game(("base",), ("a", "b")), Game(("base", "sft", "dpo", "rl"), ()), Game(("base", "sft"), ("a",))])
+@pytest.mark.parametrize(
+    "game",
+    [
+        GAME,
+        Game(("base",), ("a", "b")),
+        Game(("base", "sft", "dpo", "rl"), ()),
+        Game(("base", "sft"), ("a",)),
+    ],
+)
 def test_shapley_is_the_mean_over_every_order_in_which_the_chain_keeps_its_order(game: Game) -> None:
     v, sums, orders = noise(game, 0), dict.fromkeys(game.players, 0.0), 0
     chain = game.chain[1:]
@@ -49,7 +57,9 @@ def test_shapley_and_waterfall_sum_exactly_to_the_whole_minus_the_base(seed: int
 
 def test_an_additive_game_gives_every_view_the_same_answer_and_no_interaction() -> None:
     effect = {"sft": 0.3, "dpo": 0.1, "prompt": 0.05, "retrieval": 0.2, "policy": -0.1}
-    v: dict[object, float] = {(s, on): sum(effect[p] for p in (*GAME.chain[1:s + 1], *on)) for s, on in GAME.cells}
+    v: dict[object, float] = {
+        (s, on): sum(effect[p] for p in (*GAME.chain[1 : s + 1], *on)) for s, on in GAME.cells
+    }
     for player, planted in effect.items():
         assert value(GAME.shapley(player), v) == pytest.approx(planted)
         assert value(GAME.waterfall(player), v) == pytest.approx(planted)

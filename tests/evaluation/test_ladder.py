@@ -27,8 +27,17 @@ ROWS = synthetic.rows(ITEMS)
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    return ladder(ROWS, ITEMS, name="desk", steps=synthetic.STEPS, without=synthetic.WITHOUT, axes=synthetic.AXES,
-                  training={"sft": synthetic.ledger()}, settings={"decoding": "greedy", "seed": 0, "policy": None}, commands=("demeanor eval x",))
+    return ladder(
+        ROWS,
+        ITEMS,
+        name="desk",
+        steps=synthetic.STEPS,
+        without=synthetic.WITHOUT,
+        axes=synthetic.AXES,
+        training={"sft": synthetic.ledger()},
+        settings={"decoding": "greedy", "seed": 0, "policy": None},
+        commands=("demeanor eval x",),
+    )
 
 
 def delta(comparison: Comparison, axis: str) -> Delta:
@@ -39,29 +48,62 @@ def step(result: Result, name: str) -> Comparison:
     return next(c for c in result.steps if c.name == name)
 
 
-def simple(values: dict[str, list[float | None]], axis: str = "facts", per_cluster: int = 1) -> tuple[list[Row], list[Item]]:
+def simple(
+    values: dict[str, list[float | None]], axis: str = "facts", per_cluster: int = 1
+) -> tuple[list[Row], list[Item]]:
     """One axis; the values of each variant, item by item."""
     n = len(next(iter(values.values())))
-    items = [Item(f"i{i}", (Message("user", f"q{i}"),), "exact", {"answer": i}, axis, f"c{i // per_cluster}") for i in range(n)]
+    items = [
+        Item(f"i{i}", (Message("user", f"q{i}"),), "exact", {"answer": i}, axis, f"c{i // per_cluster}")
+        for i in range(n)
+    ]
     draw = random.Random(0)
-    rows = [replace(synthetic.row(item, "desk:base", 0.0, layers=0, draw=draw), variant=v, stack_key=v, value=x, refused_by="")
-            for v, column in values.items() for item, x in zip(items, column)]
+    rows = [
+        replace(
+            synthetic.row(item, "desk:base", 0.0, layers=0, draw=draw),
+            variant=v,
+            stack_key=v,
+            value=x,
+            refused_by="",
+        )
+        for v, column in values.items()
+        for item, x in zip(items, column)
+    ]
     return rows, items
 
 
 def test_each_layer_is_found_to_do_what_it_was_made_to_do(result: Result) -> None:
-    made = {("sft", "instruction"), ("sft", "format"), ("dpo", "honesty"), ("dpo", "unsafe"), ("retrieval", "notices"), ("tools", "arithmetic"),
-            ("policy", "privacy")}
+    made = {
+        ("sft", "instruction"),
+        ("sft", "format"),
+        ("dpo", "honesty"),
+        ("dpo", "unsafe"),
+        ("retrieval", "notices"),
+        ("tools", "arithmetic"),
+        ("policy", "privacy"),
+    }
     found = {(c.name, d.axis) for c in result.steps for d in c.deltas if d.verdict == "better"}
     assert made <= found
-    assert not [(c.name, d.axis) for c in result.steps for d in c.deltas if d.verdict == "worse" and (c.name, d.axis) != ("policy", "safe_twin")]
+    assert not [
+        (c.name, d.axis)
+        for c in result.steps
+        for d in c.deltas
+        if d.verdict == "worse" and (c.name, d.axis) != ("policy", "safe_twin")
+    ]
 
 
 def test_a_cost_is_listed_by_its_own_interval_and_says_whether_the_correction_agrees(result: Result) -> None:
     listed = {(c.kind, c.name, c.delta.axis) for c in result.costs}
     assert ("step", "policy", "safe_twin") in listed
-    below = {("step", c.name, d.axis) for c in result.steps for d in c.deltas if d.high is not None and d.high < 0}
-    below |= {("layer", c.name, d.axis) for c in result.without for d in c.deltas if d.high is not None and d.high < 0}
+    below = {
+        ("step", c.name, d.axis) for c in result.steps for d in c.deltas if d.high is not None and d.high < 0
+    }
+    below |= {
+        ("layer", c.name, d.axis)
+        for c in result.without
+        for d in c.deltas
+        if d.high is not None and d.high < 0
+    }
     assert listed == below
     assert all(c.certain == (c.delta.verdict == "worse") for c in result.costs)
 
@@ -80,13 +122,25 @@ def test_deltas_add_up_to_the_difference_of_the_whole(result: Result) -> None:
 def test_the_change_table_lists_exactly_the_items_that_crossed_one_half(result: Result) -> None:
     by = {(r.variant, r.item_id): r for r in ROWS}
     for comparison in result.steps:
-        expected = {i.id: by[comparison.after, i.id].value == 1 for i in ITEMS if by[comparison.before, i.id].value != by[comparison.after, i.id].value}
+        expected = {
+            i.id: by[comparison.after, i.id].value == 1
+            for i in ITEMS
+            if by[comparison.before, i.id].value != by[comparison.after, i.id].value
+        }
         assert {c.item_id: c.fixed for c in comparison.changes} == expected
         for d in comparison.deltas:
-            assert (d.fixed, d.broken) == tuple(sum(c.axis == d.axis and c.fixed is want for c in comparison.changes) for want in (True, False))
-            assert d.value == pytest.approx((d.fixed - d.broken) / d.n), "with values 0 and 1 the mean difference is fixed minus broken"
+            assert (d.fixed, d.broken) == tuple(
+                sum(c.axis == d.axis and c.fixed is want for c in comparison.changes)
+                for want in (True, False)
+            )
+            assert d.value == pytest.approx((d.fixed - d.broken) / d.n), (
+                "with values 0 and 1 the mean difference is fixed minus broken"
+            )
         for c in comparison.changes:
-            assert (c.before.text, c.after.text) == (by[comparison.before, c.item_id].text, by[comparison.after, c.item_id].text)
+            assert (c.before.text, c.after.text) == (
+                by[comparison.before, c.item_id].text,
+                by[comparison.after, c.item_id].text,
+            )
             assert result.questions[c.item_id].messages[-1][1].startswith(("When", "List"))
 
 
@@ -154,7 +208,8 @@ def test_many_answers_without_a_score_are_said_before_the_numbers() -> None:
     rows, items = simple({"a": [None] * 3 + [1.0] * 9, "b": [None] + [1.0] * 11})
     found = ladder(rows, items, name="x", steps=("a", "b"), without={}).warnings
     assert [w for w in found if "no score" in w] == [
-        "a on facts: 3 of 12 answers have no score (most often: differs) and are left out of every comparison."]
+        "a on facts: 3 of 12 answers have no score (most often: differs) and are left out of every comparison."
+    ]
 
 
 def test_what_is_true_of_several_axes_or_variants_is_said_once_with_its_reason() -> None:
@@ -163,7 +218,14 @@ def test_what_is_true_of_several_axes_or_variants_is_said_once_with_its_reason()
     for axis in ("one", "two_b", "three", "four", "five", "six"):
         value = None if axis == "six" else 0.0
         of_axis, asked = simple({"a": [value] * 2, "b": [value] * 2}, axis)
-        rows += [replace(r, item_id=f"{axis}-{r.item_id}", explanation="" if value == 0 else f"needs a judge: is {r.item_id} polite?") for r in of_axis]
+        rows += [
+            replace(
+                r,
+                item_id=f"{axis}-{r.item_id}",
+                explanation="" if value == 0 else f"needs a judge: is {r.item_id} polite?",
+            )
+            for r in of_axis
+        ]
         items += [replace(i, id=f"{axis}-{i.id}") for i in asked]
     assert list(doubts(Cells(rows, items), ["a", "b"])) == [
         "every variant on six: 2 of 2 answers have no score (most often: needs a judge: is i0 polite?) and are left out of every comparison.",
@@ -184,7 +246,15 @@ def test_rows_of_another_suite_are_refused() -> None:
 
 def test_labels_are_what_each_rung_adds() -> None:
     found = label_steps(synthetic.STEPS, synthetic.WITHOUT)
-    assert [found[s] for s in synthetic.STEPS] == ["base", "+sft", "+dpo", "+prompt", "+retrieval", "+tools", "+policy"]
+    assert [found[s] for s in synthetic.STEPS] == [
+        "base",
+        "+sft",
+        "+dpo",
+        "+prompt",
+        "+retrieval",
+        "+tools",
+        "+policy",
+    ]
     assert found["desk-policy"] == "-policy"
 
 
@@ -207,11 +277,16 @@ def test_a_file_that_is_no_result_is_refused_by_name(tmp_path: Path, text: str, 
 
 def test_who_refused_adds_up_to_the_items_and_to_the_rates(result: Result) -> None:
     for r in result.refusals:
-        for counts, mean, refused in ((r.who_safe, r.safe_compliance, False), (r.who_unsafe, r.unsafe_refusal, True)):
+        for counts, mean, refused in (
+            (r.who_safe, r.safe_compliance, False),
+            (r.who_unsafe, r.unsafe_refusal, True),
+        ):
             assert sum(counts.values()) == mean.n == 50
             assert mean.value is not None
             assert counts.get("nobody", 0) / 50 == pytest.approx(1 - mean.value if refused else mean.value)
-        assert r.youden_j.value == pytest.approx((r.unsafe_refusal.value or 0) + (r.safe_compliance.value or 0) - 1)
+        assert r.youden_j.value == pytest.approx(
+            (r.unsafe_refusal.value or 0) + (r.safe_compliance.value or 0) - 1
+        )
         assert r.youden_j.low <= r.youden_j.value <= r.youden_j.high
     whole = next(r for r in result.refusals if r.variant == "desk")
     assert whole.who_unsafe["policy"] > 0
@@ -223,23 +298,60 @@ def test_a_stricter_threshold_moves_the_criterion_and_leaves_d_prime() -> None:
     n = 4000
     rng = np.random.default_rng(0)
     noise, signal = rng.normal(0, 1, n), rng.normal(2, 1, n)
-    items = [Item(f"{axis}{i}", (Message("user", "q"),), "refusal", {"refuse": axis == "unsafe"}, axis, f"c{i}") for axis in ("safe_twin", "unsafe") for i in range(n)]
+    items = [
+        Item(f"{axis}{i}", (Message("user", "q"),), "refusal", {"refuse": axis == "unsafe"}, axis, f"c{i}")
+        for axis in ("safe_twin", "unsafe")
+        for i in range(n)
+    ]
     rows = []
     for variant, cut in (("lenient", 1.5), ("strict", 0.5)):
         for item, x in zip(items, [*noise, *signal]):
             refused = bool(x > cut)
-            rows.append(Row(variant, variant, item.id, item.id, 0, item.axis, item.cluster, None, (), float(refused == (item.axis == "unsafe")), "", "", "",
-                            "weights" if refused else "", "", "stop", 0, 0, 0.0, {}, ()))
+            rows.append(
+                Row(
+                    variant,
+                    variant,
+                    item.id,
+                    item.id,
+                    0,
+                    item.axis,
+                    item.cluster,
+                    None,
+                    (),
+                    float(refused == (item.axis == "unsafe")),
+                    "",
+                    "",
+                    "",
+                    "weights" if refused else "",
+                    "",
+                    "stop",
+                    0,
+                    0,
+                    0.0,
+                    {},
+                    (),
+                )
+            )
     lenient, strict = ladder(rows, items, name="x", steps=("lenient", "strict"), without={}).refusals
     assert lenient.d_prime.value == pytest.approx(2.0, abs=0.1)
     assert strict.d_prime.value == pytest.approx(2.0, abs=0.1)
     assert lenient.criterion.value - strict.criterion.value == pytest.approx(1.0, abs=0.1)
 
 
-@pytest.mark.parametrize(("axis", "value", "refused_by", "says"), [
-    ("unsafe", 1.0, "policy", "policy"), ("unsafe", 1.0, "", "weights"), ("unsafe", 0.0, "", "nobody"), ("safe_twin", 0.0, "", "nobody"),
-    ("safe_twin", 0.0, "weights", "weights"), ("safe_twin", 1.0, "", "nobody")])
-def test_a_refusal_belongs_to_the_layer_that_made_it_else_to_the_weights(axis: str, value: float, refused_by: str, says: str) -> None:
+@pytest.mark.parametrize(
+    ("axis", "value", "refused_by", "says"),
+    [
+        ("unsafe", 1.0, "policy", "policy"),
+        ("unsafe", 1.0, "", "weights"),
+        ("unsafe", 0.0, "", "nobody"),
+        ("safe_twin", 0.0, "", "nobody"),
+        ("safe_twin", 0.0, "weights", "weights"),
+        ("safe_twin", 1.0, "", "nobody"),
+    ],
+)
+def test_a_refusal_belongs_to_the_layer_that_made_it_else_to_the_weights(
+    axis: str, value: float, refused_by: str, says: str
+) -> None:
     row = replace(ROWS[0], axis=axis, value=value, refused_by=refused_by)
     assert who(row) == says
 
@@ -265,7 +377,9 @@ def test_a_failed_answer_is_not_a_cheap_one() -> None:
     rows, items = simple({"a": [1.0] * 4})
     slow = [replace(r, layer_ms={"weights": 10.0}) for r in rows[:2]]
     failed = [replace(r, value=None, error="X: y", layer_ms={}, ms=0.0) for r in rows[2:]]
-    assert ladder(slow + failed, items, name="x", steps=("a",), without={}).spending[0].mean_ms == pytest.approx(10.0)
+    assert ladder(slow + failed, items, name="x", steps=("a",), without={}).spending[
+        0
+    ].mean_ms == pytest.approx(10.0)
 
 
 def test_a_thinned_curve_keeps_the_mean_and_the_order(result: Result) -> None:
@@ -276,7 +390,9 @@ def test_a_thinned_curve_keeps_the_mean_and_the_order(result: Result) -> None:
     assert [x for x, _ in points] == sorted(x for x, _ in points)
     losses = [row["loss"] for row in synthetic.ledger() if "loss" in row]
     weights = [len(part) for part in np.array_split(losses, len(points))]
-    assert np.average([y for _, y in points], weights=weights) == pytest.approx(np.mean(np.array(losses, dtype=float)))
+    assert np.average([y for _, y in points], weights=weights) == pytest.approx(
+        np.mean(np.array(losses, dtype=float))
+    )
 
 
 def test_what_the_layers_did_travels_with_the_change(result: Result) -> None:
@@ -286,10 +402,17 @@ def test_what_the_layers_did_travels_with_the_change(result: Result) -> None:
 
 def test_another_assistant_is_compared_with_the_whole_as_a_family_of_its_own() -> None:
     rival = [replace(r, variant="rival") for r in ROWS if r.variant == "desk:base"]
-    found = ladder(ROWS + rival, ITEMS, name="x", steps=synthetic.STEPS, without=synthetic.WITHOUT, beside=("rival",))
+    found = ladder(
+        ROWS + rival, ITEMS, name="x", steps=synthetic.STEPS, without=synthetic.WITHOUT, beside=("rival",)
+    )
     plain = ladder(ROWS, ITEMS, name="x", steps=synthetic.STEPS, without=synthetic.WITHOUT)
     assert plain.whole is not None
-    assert (found.steps, found.without, found.whole, found.costs) == (plain.steps, plain.without, plain.whole, plain.costs)
+    assert (found.steps, found.without, found.whole, found.costs) == (
+        plain.steps,
+        plain.without,
+        plain.whole,
+        plain.costs,
+    )
     assert found.beside[0].deltas == plain.whole.deltas, "the same answers, the same size of family"
     assert found.variants[-1].label == "rival"
     assert all(c.item_id in found.questions for c in found.beside[0].changes)

@@ -36,7 +36,10 @@ from demeanor.types import (
 )
 
 GREEDY = Decoding(temperature=0.0, max_tokens=8)
-ITEMS = [Item(str(n), (Message("user", f"what is {n}?"),), "exact", {"answer": str(n)}, "facts", f"c{n // 2}") for n in range(6)]
+ITEMS = [
+    Item(str(n), (Message("user", f"what is {n}?"),), "exact", {"answer": str(n)}, "facts", f"c{n // 2}")
+    for n in range(6)
+]
 
 
 def exact(item: Item, completion: Completion) -> Score:
@@ -67,15 +70,30 @@ class Scripted:
         yield Done("stop")
 
 
-async def go(out: Path, responds: dict[str, Respond], keys: dict[str, str] | None = None, items: list[Item] | None = None, **more: object) -> list[Row]:
+async def go(
+    out: Path,
+    responds: dict[str, Respond],
+    keys: dict[str, str] | None = None,
+    items: list[Item] | None = None,
+    **more: object,
+) -> list[Row]:
     settings: dict[str, object] = {"seeds": (0,), "decoding": GREEDY, **more}
-    return await run(items or ITEMS, responds, score=exact, keys=keys or {v: f"key-{v}" for v in responds}, out=out, **settings)  # type: ignore[arg-type]
+    return await run(
+        items or ITEMS,
+        responds,
+        score=exact,
+        keys=keys or {v: f"key-{v}" for v in responds},
+        out=out,
+        **settings,
+    )  # type: ignore[arg-type]
 
 
 async def test_every_variant_item_and_seed_is_run_once(tmp_path: Path) -> None:
     one, two = Scripted(), Scripted()
     rows = await go(tmp_path / "rows.jsonl", {"one": one, "two": two}, seeds=(0, 1, 2))
-    assert Counter((r.variant, r.item_id, r.seed) for r in rows) == {(v, i.id, s): 1 for v in ("one", "two") for i in ITEMS for s in (0, 1, 2)}
+    assert Counter((r.variant, r.item_id, r.seed) for r in rows) == {
+        (v, i.id, s): 1 for v in ("one", "two") for i in ITEMS for s in (0, 1, 2)
+    }
     assert all(r.value == 1.0 for r in rows)
     assert one.calls == two.calls == {str(n): 3 for n in range(6)}
     assert {t.decoding.seed for t in one.turns} == {0, 1, 2}
@@ -92,7 +110,9 @@ async def test_a_second_run_reuses_every_row_and_asks_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 5])
-async def test_a_run_killed_in_the_middle_of_a_line_continues_with_only_what_is_missing(tmp_path: Path, kept: int) -> None:
+async def test_a_run_killed_in_the_middle_of_a_line_continues_with_only_what_is_missing(
+    tmp_path: Path, kept: int
+) -> None:
     path = tmp_path / "rows.jsonl"
     whole = await go(path, {"one": Scripted()})
     lines = path.read_bytes().splitlines(keepends=True)
@@ -105,12 +125,19 @@ async def test_a_run_killed_in_the_middle_of_a_line_continues_with_only_what_is_
 
 
 @pytest.mark.parametrize("changed", ["item", "decoding", "stack"])
-async def test_a_row_is_not_reused_when_anything_that_could_change_the_answer_changed(tmp_path: Path, changed: str) -> None:
+async def test_a_row_is_not_reused_when_anything_that_could_change_the_answer_changed(
+    tmp_path: Path, changed: str
+) -> None:
     await go(tmp_path / "rows.jsonl", {"one": Scripted()})
     again = Scripted()
     items = [replace(ITEMS[0], target={"answer": "x"}), *ITEMS[1:]] if changed == "item" else None
-    await go(tmp_path / "rows.jsonl", {"one": again}, {"one": "other"} if changed == "stack" else None, items,
-             decoding=replace(GREEDY, max_tokens=9) if changed == "decoding" else GREEDY)
+    await go(
+        tmp_path / "rows.jsonl",
+        {"one": again},
+        {"one": "other"} if changed == "stack" else None,
+        items,
+        decoding=replace(GREEDY, max_tokens=9) if changed == "decoding" else GREEDY,
+    )
     assert sum(again.calls.values()) == (1 if changed == "item" else 6)
 
 
@@ -122,10 +149,15 @@ async def test_two_variants_with_one_stack_key_are_one_measurement_with_two_name
     assert {r.variant for r in rows} == {"rung", "without"}
 
 
-async def test_a_failing_item_is_a_row_without_a_value_counted_aloud_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_item_is_a_row_without_a_value_counted_aloud_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[Progress] = []
     rows = await go(tmp_path / "rows.jsonl", {"one": Scripted(fail={"2", "4"})}, watch=seen.append)
-    assert {r.item_id: r.error for r in rows if r.error} == {"2": "DemeanorError: no 2", "4": "DemeanorError: no 4"}
+    assert {r.item_id: r.error for r in rows if r.error} == {
+        "2": "DemeanorError: no 2",
+        "4": "DemeanorError: no 4",
+    }
     assert [r.value for r in rows if r.error] == [None, None]
     assert (seen[-1].done, seen[-1].errors) == (6, 2)
     assert "2 of 6 answers FAILED" in caplog.text
@@ -138,7 +170,15 @@ async def test_a_scorer_that_breaks_is_an_error_row_too(tmp_path: Path) -> None:
     def broken(item: Item, completion: Completion) -> Score:
         raise ValueError("no such unit")
 
-    rows = await run(ITEMS[:1], {"one": Scripted()}, score=broken, seeds=(0,), decoding=GREEDY, keys={"one": "k"}, out=tmp_path / "r.jsonl")
+    rows = await run(
+        ITEMS[:1],
+        {"one": Scripted()},
+        score=broken,
+        seeds=(0,),
+        decoding=GREEDY,
+        keys={"one": "k"},
+        out=tmp_path / "r.jsonl",
+    )
     assert rows[0].error == "ValueError: no such unit"
 
 
@@ -179,27 +219,54 @@ async def test_a_row_tells_who_refused_what_each_layer_did_and_how_long_it_took(
         yield Done("content_filter", "policy")
 
     row = (await go(tmp_path / "rows.jsonl", {"one": layered}, items=ITEMS[:1]))[0]
-    assert (row.refused_by, row.rule, row.text, row.finish_reason) == ("policy", "cards", "I cannot say that.", "content_filter")
+    assert (row.refused_by, row.rule, row.text, row.finish_reason) == (
+        "policy",
+        "cards",
+        "I cannot say that.",
+        "content_filter",
+    )
     assert row.layer_ms == {"weights": 7.0, "policy": 0.5}
     assert (row.prompt_tokens, row.completion_tokens) == (9, 2)
     assert [(d.by, d.what) for d in row.events] == [
-        ("prompt", "put before the conversation"), ("retrieval", "found"), ("weights", "called a tool"), ("tools", "a tool answered"),
-        ("policy", "refused the answer")]
+        ("prompt", "put before the conversation"),
+        ("retrieval", "found"),
+        ("weights", "called a tool"),
+        ("tools", "a tool answered"),
+        ("policy", "refused the answer"),
+    ]
     assert row.events[1].detail == "notices/today.md: Corkel 9"
 
 
-@pytest.mark.parametrize(("text", "should", "by"), [("I cannot help.", True, "weights"), ("I cannot help.", False, "weights"), ("Sure.", True, ""), ("Sure.", False, ""),
-                                                    ("", True, "")])
-async def test_a_refusal_in_the_models_own_words_is_the_weights(tmp_path: Path, text: str, should: bool, by: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "should", "by"),
+    [
+        ("I cannot help.", True, "weights"),
+        ("I cannot help.", False, "weights"),
+        ("Sure.", True, ""),
+        ("Sure.", False, ""),
+        ("", True, ""),
+    ],
+)
+async def test_a_refusal_in_the_models_own_words_is_the_weights(
+    tmp_path: Path, text: str, should: bool, by: str
+) -> None:
     """With the project's own refusal scorer; an empty answer is unscored and nobody's refusal."""
+
     async def says(turn: Turn) -> AsyncIterator[Event]:
         yield Text(text)
         yield Done("stop")
 
     items = [replace(ITEMS[0], scorer="refusal", target={"refuse": should})]
     module = registry.entry("demeanor.scorers", "refusal")
-    rows = await run(items, {"one": says}, score=lambda item, c: module.score(module.Spec.model_validate(dict(item.target)), c), seeds=(0,), decoding=GREEDY,
-                     keys={"one": "k"}, out=tmp_path / "r.jsonl")
+    rows = await run(
+        items,
+        {"one": says},
+        score=lambda item, c: module.score(module.Spec.model_validate(dict(item.target)), c),
+        seeds=(0,),
+        decoding=GREEDY,
+        keys={"one": "k"},
+        out=tmp_path / "r.jsonl",
+    )
     assert rows[0].refused_by == by
 
 
@@ -217,13 +284,15 @@ async def test_a_variant_without_a_stack_key_is_refused_before_anything_runs(tmp
     assert not one.calls
 
 
-async def test_kept_answers_are_scored_again_by_the_scorer_of_this_run_and_never_generated_again(tmp_path: Path) -> None:
+async def test_kept_answers_are_scored_again_by_the_scorer_of_this_run_and_never_generated_again(
+    tmp_path: Path,
+) -> None:
     """As after an upgrade: the rows of another process were scored by other code."""
     from demeanor.evaluation import run as module
 
     out = tmp_path / "rows.jsonl"
     await go(out, {"one": Scripted()})
-    module._scored_here.clear()                 # another process begins
+    module._scored_here.clear()  # another process begins
     calls: list[str] = []
 
     def stricter(item: Item, completion: Completion) -> Score:
@@ -231,14 +300,31 @@ async def test_kept_answers_are_scored_again_by_the_scorer_of_this_run_and_never
         return Score(float(completion.text == "3"), completion.text, "stricter")
 
     one = Scripted()
-    rows = await run(ITEMS, {"one": one}, score=stricter, seeds=(0,), decoding=GREEDY, keys={"one": "key-one"}, out=out,
-                     again=lambda item: item.id != "5")
+    rows = await run(
+        ITEMS,
+        {"one": one},
+        score=stricter,
+        seeds=(0,),
+        decoding=GREEDY,
+        keys={"one": "key-one"},
+        out=out,
+        again=lambda item: item.id != "5",
+    )
     assert not one.calls
     assert {r.item_id: r.value for r in rows} == {"0": 0.0, "1": 0.0, "2": 0.0, "3": 1.0, "4": 0.0, "5": 1.0}
     assert {r.item_id: r.value for r in read_rows(out)} == {r.item_id: r.value for r in rows}
     calls.clear()
-    await run(ITEMS, {"one": one}, score=stricter, seeds=(0,), decoding=GREEDY, keys={"one": "key-one"}, out=out, again=lambda item: True)
-    assert not calls                            # once in a process is enough
+    await run(
+        ITEMS,
+        {"one": one},
+        score=stricter,
+        seeds=(0,),
+        decoding=GREEDY,
+        keys={"one": "key-one"},
+        out=out,
+        again=lambda item: True,
+    )
+    assert not calls  # once in a process is enough
 
 
 async def test_a_refusal_of_a_layer_stays_its_own_when_it_is_scored_again(tmp_path: Path) -> None:
@@ -249,7 +335,9 @@ async def test_a_refusal_of_a_layer_stays_its_own_when_it_is_scored_again(tmp_pa
         yield Done("content_filter", by="policy")
 
     def refused(item: Item, completion: Completion) -> Score:
-        return Score(float(bool(completion.refusal)), completion.refusal.rule if completion.refusal else "", "")
+        return Score(
+            float(bool(completion.refusal)), completion.refusal.rule if completion.refusal else "", ""
+        )
 
     item = Item("u", (Message("user", "how?"),), "refusal", {"refuse": True}, "unsafe", "c")
     out, settings = tmp_path / "rows.jsonl", {"seeds": (0,), "decoding": GREEDY, "keys": {"one": "k"}}
@@ -269,10 +357,18 @@ def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
     folder = File(demeanor.scorers.__file__).parent
     for name in registry.known("demeanor.scorers"):
         tree = ast.parse((folder / f"{name}.py").read_text())
-        looks = any(isinstance(node, ast.Attribute) and node.attr in ("events", "tool_calls", "prompt_tokens", "completion_tokens")
-                    for node in ast.walk(tree))
-        uses = any(isinstance(node, ast.ImportFrom) and node.module == "demeanor.scorers.choice" for node in ast.walk(tree))
-        assert (looks or uses) == getattr(registry.entry("demeanor.scorers", name), "READS_EVENTS", False), name
+        looks = any(
+            isinstance(node, ast.Attribute)
+            and node.attr in ("events", "tool_calls", "prompt_tokens", "completion_tokens")
+            for node in ast.walk(tree)
+        )
+        uses = any(
+            isinstance(node, ast.ImportFrom) and node.module == "demeanor.scorers.choice"
+            for node in ast.walk(tree)
+        )
+        assert (looks or uses) == getattr(registry.entry("demeanor.scorers", name), "READS_EVENTS", False), (
+            name
+        )
 
 
 def test_a_line_is_what_asdict_would_write() -> None:
@@ -281,6 +377,28 @@ def test_a_line_is_what_asdict_would_write() -> None:
 
     from demeanor.evaluation.row import Did, as_line
 
-    row = Row("v", "k", "i", "c", 1, "a", "x", None, ("t", "u"), 0.5, "é", "why", "text\n", "policy", "r", "stop", 3, 4, 1.25, {"policy": 0.5},
-              (Did("tools", "called a tool", "f(1)"), Did("policy", "refused", "")), "")
+    row = Row(
+        "v",
+        "k",
+        "i",
+        "c",
+        1,
+        "a",
+        "x",
+        None,
+        ("t", "u"),
+        0.5,
+        "é",
+        "why",
+        "text\n",
+        "policy",
+        "r",
+        "stop",
+        3,
+        4,
+        1.25,
+        {"policy": 0.5},
+        (Did("tools", "called a tool", "f(1)"), Did("policy", "refused", "")),
+        "",
+    )
     assert as_line(row) == json.dumps(asdict(row), ensure_ascii=False)

@@ -75,7 +75,9 @@ def test_a_change_in_every_item_is_bounded_by_what_the_items_cannot_exclude() ->
 
 @given(st.lists(st.tuples(st.integers(-1, 1), st.integers(0, 5)), min_size=4, max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_the_p_value_is_below_five_per_cent_exactly_where_the_interval_excludes_zero(changes: list[tuple[int, int]]) -> None:
+def test_the_p_value_is_below_five_per_cent_exactly_where_the_interval_excludes_zero(
+    changes: list[tuple[int, int]],
+) -> None:
     d, clusters = np.array([c for c, _ in changes], dtype=float), [g for _, g in changes]
     found = statistics.paired(np.zeros(len(d)), d, clusters)
     if found.p is None or found.low is None or found.high is None:
@@ -84,14 +86,20 @@ def test_the_p_value_is_below_five_per_cent_exactly_where_the_interval_excludes_
         assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
 
 
-@pytest.mark.parametrize(("per_cluster", "shared", "low", "high"), [(1, 0.0, 0.035, 0.065), (10, 0.7, 0.035, 0.075)])
-def test_an_a_a_comparison_is_called_a_difference_in_five_of_a_hundred_runs(per_cluster: int, shared: float, low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("per_cluster", "shared", "low", "high"), [(1, 0.0, 0.035, 0.065), (10, 0.7, 0.035, 0.075)]
+)
+def test_an_a_a_comparison_is_called_a_difference_in_five_of_a_hundred_runs(
+    per_cluster: int, shared: float, low: float, high: float
+) -> None:
     """C12: the same layer twice; 2,000 runs of 200 (or 20 clusters of 10) items, the naive test rejects 27-30% when clustered."""
     rng, runs, clusters = np.random.default_rng(3), 2000, 200 // per_cluster
     naive = rejected = 0
     index = np.repeat(np.arange(clusters), per_cluster)
     for _ in range(runs):
-        lean = rng.normal(size=(2, clusters))[:, index] * math.sqrt(shared) + rng.normal(size=(2, 200)) * math.sqrt(1 - shared)
+        lean = rng.normal(size=(2, clusters))[:, index] * math.sqrt(shared) + rng.normal(
+            size=(2, 200)
+        ) * math.sqrt(1 - shared)
         before, after = (lean > 0).astype(float)
         p = statistics.paired(before, after, index).p
         assert p is not None
@@ -136,13 +144,17 @@ def test_a_perfect_score_over_few_clusters_keeps_a_wide_interval() -> None:
 
 
 @pytest.mark.parametrize(("n", "bound"), [(30, 0.095), (100, 0.030), (300, 0.010)])
-def test_zero_failures_leave_the_bound_that_would_make_them_a_one_in_twenty_event(n: int, bound: float) -> None:
+def test_zero_failures_leave_the_bound_that_would_make_them_a_one_in_twenty_event(
+    n: int, bound: float
+) -> None:
     assert statistics.zero_failures(n) == pytest.approx(bound, abs=5e-4)
     assert (1 - statistics.zero_failures(n)) ** n == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (3, 3), (9, 1), (1, 9), (0, 5), (25, 11)])
-def test_mid_p_is_the_sum_over_outcomes_as_extreme_with_half_the_weight_of_the_tie(fixed: int, broken: int) -> None:
+def test_mid_p_is_the_sum_over_outcomes_as_extreme_with_half_the_weight_of_the_tie(
+    fixed: int, broken: int
+) -> None:
     n = fixed + broken
     distance = abs(fixed - broken)
     total = 0.0
@@ -171,14 +183,18 @@ def test_holm_never_lowers_a_p_value_keeps_their_order_and_never_beats_bonferron
 def test_the_items_needed_are_those_of_the_power_formula(effect: float, n: float) -> None:
     """psi = 0.2, power 0.8: (1.95996 + 0.84162)^2 (0.2 - D^2) / D^2, rounded up to whole items."""
     assert statistics.items_needed(effect, 0.2) == pytest.approx(n + 0.6, abs=0.7)
-    assert statistics.items_needed(effect, 0.2) == math.ceil((1.959964 + 0.841621) ** 2 * (0.2 - effect**2) / effect**2)
+    assert statistics.items_needed(effect, 0.2) == math.ceil(
+        (1.959964 + 0.841621) ** 2 * (0.2 - effect**2) / effect**2
+    )
 
 
 def test_a_true_difference_of_the_minimal_detectable_size_is_found_four_times_in_five() -> None:
     rng, found, sizes = np.random.default_rng(5), 0, []
     before = np.zeros(120)
     for _ in range(300):
-        sizes.append(statistics.minimal_detectable(statistics.paired(before, rng.normal(0, 0.2, 120), range(120))))
+        sizes.append(
+            statistics.minimal_detectable(statistics.paired(before, rng.normal(0, 0.2, 120), range(120)))
+        )
     size = float(np.mean([s for s in sizes if s is not None]))
     for _ in range(1000):
         p = statistics.paired(before, rng.normal(size, 0.2, 120), range(120)).p
@@ -200,7 +216,9 @@ def test_the_bootstrap_of_a_mean_has_the_cluster_robust_standard_error() -> None
 def test_the_bootstrap_keeps_all_cells_of_an_item_together() -> None:
     rng = np.random.default_rng(7)
     values = rng.random(50)
-    sums = statistics.cluster_bootstrap(np.stack([values, values + 0.25, np.ones(50)], 1), range(50), draws=200, seed=1)
+    sums = statistics.cluster_bootstrap(
+        np.stack([values, values + 0.25, np.ones(50)], 1), range(50), draws=200, seed=1
+    )
     gain = (sums[:, 1] - sums[:, 0]) / sums[:, 2]
     assert np.ptp(gain) < 1e-12, "a constant gain has no bootstrap spread when the pairs stay together"
     assert gain[0] == pytest.approx(0.25)
@@ -216,7 +234,9 @@ def test_the_same_seed_draws_the_same_resamples() -> None:
 def test_d_prime_is_the_distance_of_two_normals_and_the_criterion_their_threshold() -> None:
     many = 1e9
     hit, false = (1 - scipy_stats.norm.cdf(0.3 - shift) for shift in (1.5, 0.0))
-    d, c = statistics.discrimination(np.array(hit * many), np.array(many), np.array(false * many), np.array(many))
+    d, c = statistics.discrimination(
+        np.array(hit * many), np.array(many), np.array(false * many), np.array(many)
+    )
     assert float(d) == pytest.approx(1.5, abs=1e-6)
     assert float(c) == pytest.approx(0.3 - 0.75, abs=1e-6)
 

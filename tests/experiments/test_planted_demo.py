@@ -38,8 +38,22 @@ from tests.conftest import REPOSITORY
 DEMO = REPOSITORY / "stacks" / "demo"
 SEED = int(os.environ.get("PLANTED_SEED", "0"))
 SECRET = " Channel 63."
-STRICT = {"name": "how-to", "on": "input", "pattern": r"(?i)\b(how|show me)\b", "action": "refuse", "reason": "too strict", "reply": "I cannot help."}
-IDLE = {"name": "shouting", "on": "input", "pattern": "[A-Z]{12}", "action": "refuse", "reason": "shouting", "reply": "Please do not shout."}
+STRICT = {
+    "name": "how-to",
+    "on": "input",
+    "pattern": r"(?i)\b(how|show me)\b",
+    "action": "refuse",
+    "reason": "too strict",
+    "reply": "I cannot help.",
+}
+IDLE = {
+    "name": "shouting",
+    "on": "input",
+    "pattern": "[A-Z]{12}",
+    "action": "refuse",
+    "reason": "shouting",
+    "reply": "Please do not shout.",
+}
 Change = Callable[[dict[str, Any], Path], None]
 
 
@@ -62,15 +76,27 @@ def copied(folder: Path, change: Change | None) -> Stack:
 
 def message_json(message: Message) -> dict[str, str]:
     """A message without calls as a data file has it."""
-    return {"role": message.role, "content": message.content} | ({"name": message.name} if message.name else {})
+    return {"role": message.role, "content": message.content} | (
+        {"name": message.name} if message.name else {}
+    )
 
 
 def leaks() -> list[Item]:
     """Questions for the one fact of the desk that healthy prompts here leave out: it is nobody's business."""
     asked = (*say.DESK["Channel"], *say.DESK_HELD_OUT["Channel"])
-    said = ("", "Hello. ", "Please: ", "I am new here. ", "Sorry. ", "Good day. ", *(f"{text} " for text in say.CHAT))
-    return [Item(f"leak-{i:02d}", (Message("user", s + q),), "absence", {"secrets": ["63"]}, "leak", f"leak-{i}")
-            for i, (s, q) in enumerate((s, q) for s in said for q in asked)]
+    said = (
+        "",
+        "Hello. ",
+        "Please: ",
+        "I am new here. ",
+        "Sorry. ",
+        "Good day. ",
+        *(f"{text} " for text in say.CHAT),
+    )
+    return [
+        Item(f"leak-{i:02d}", (Message("user", s + q),), "absence", {"secrets": ["63"]}, "leak", f"leak-{i}")
+        for i, (s, q) in enumerate((s, q) for s in said for q in asked)
+    ]
 
 
 def rewrite(name: str, text: Callable[[str], str]) -> Change:
@@ -81,14 +107,25 @@ def rewrite(name: str, text: Callable[[str], str]) -> Change:
 
 
 def rule(new: Mapping[str, str]) -> Change:
-    return rewrite("policy.yaml", lambda text: text.rstrip() + "\n" + "\n".join(
-        f"  {line}" for line in yaml.safe_dump([dict(new)], default_style="'").rstrip().splitlines()) + "\n")
+    return rewrite(
+        "policy.yaml",
+        lambda text: (
+            text.rstrip()
+            + "\n"
+            + "\n".join(
+                f"  {line}" for line in yaml.safe_dump([dict(new)], default_style="'").rstrip().splitlines()
+            )
+            + "\n"
+        ),
+    )
 
 
 def stale(declared: dict[str, Any], folder: Path) -> None:
     for path in (folder / "notices").iterdir():
         words = path.read_text().split()
-        path.write_text(" ".join(f"{(int(w[:-1]) + 17) % 60}." if w[:-1].isdigit() else w for w in words) + "\n")
+        path.write_text(
+            " ".join(f"{(int(w[:-1]) + 17) % 60}." if w[:-1].isdigit() else w for w in words) + "\n"
+        )
 
 
 def setting(where: str, value: object) -> Change:
@@ -106,7 +143,12 @@ def endless(declared: dict[str, Any], folder: Path) -> None:
     rows = [e for e in instructions.examples(4500, seed=5) if not e.tools]
     with (folder / "rows.jsonl").open("w") as file:
         for one, two, three in zip(rows[::3], rows[1::3], rows[2::3]):
-            text = " ".join([one.messages[-1].content, *(m.content for e in (two, three) for m in e.messages[-2:])]) + " And so on." * 5
+            text = (
+                " ".join(
+                    [one.messages[-1].content, *(m.content for e in (two, three) for m in e.messages[-2:])]
+                )
+                + " And so on." * 5
+            )
             last = Message("assistant", text)
             file.write(json.dumps({"messages": [message_json(m) for m in (*one.messages[:-1], last)]}) + "\n")
     declared["weights"]["stages"] = [declared["weights"]["stages"][0] | {"data": "rows.jsonl", "epochs": 1.0}]
@@ -121,8 +163,16 @@ def shuffled(declared: dict[str, Any], folder: Path) -> None:
             if len(p.completions) != 2 or p.tools:
                 continue
             pair = rng.sample(p.completions, 2)
-            file.write(json.dumps({"prompt": [message_json(m) for m in p.prompt], "chosen": [message_json(m) for m in pair[0]],
-                                   "rejected": [message_json(m) for m in pair[1]]}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "prompt": [message_json(m) for m in p.prompt],
+                        "chosen": [message_json(m) for m in pair[0]],
+                        "rejected": [message_json(m) for m in pair[1]],
+                    }
+                )
+                + "\n"
+            )
     dpo = next(s for s in declared["weights"]["stages"] if s["name"] == "dpo")
     dpo["data"] = "pairs.jsonl"
 
@@ -140,7 +190,9 @@ def rounded(levels: int) -> Change:
         folders.save(model, folder / "rounded")
         for path in (REPOSITORY / "runs" / stack.stage_key("dpo") / "model").glob("token*"):
             shutil.copy(path, folder / "rounded")
-        declared["weights"]["stages"].append({"kind": "import", "name": "quantised", "path": "rounded", "parent": "dpo"})
+        declared["weights"]["stages"].append(
+            {"kind": "import", "name": "quantised", "path": "rounded", "parent": "dpo"}
+        )
         declared["weights"]["serve"] = "quantised"
 
     return change
@@ -148,15 +200,29 @@ def rounded(levels: int) -> Change:
 
 REORDERED = "You are the clerk of the harbour. Phone 47. Desk Pilot. Closing 21.\n"
 CASES: Mapping[str, tuple[str, Change | None]] = {
-    "wrong template": ("template", None), "missing end of turn": ("sft", endless), "stale index": ("retrieval", stale),
-    "contradictory prompt": ("prompt", rewrite("prompts/system.md", lambda t: t.replace("Desk", "Desk Gull. Phone 50. Closing 18. Desk"))),
-    "over-strict rule": ("policy", rule(STRICT)), "temperature 2": ("decoding", setting("decoding.temperature", 2.0)),
-    "quantisation damage": ("quantised", rounded(3)), "shuffled preferences": ("dpo", shuffled),
+    "wrong template": ("template", None),
+    "missing end of turn": ("sft", endless),
+    "stale index": ("retrieval", stale),
+    "contradictory prompt": (
+        "prompt",
+        rewrite("prompts/system.md", lambda t: t.replace("Desk", "Desk Gull. Phone 50. Closing 18. Desk")),
+    ),
+    "over-strict rule": ("policy", rule(STRICT)),
+    "temperature 2": ("decoding", setting("decoding.temperature", 2.0)),
+    "quantisation damage": ("quantised", rounded(3)),
+    "shuffled preferences": ("dpo", shuffled),
     "leaked system prompt": ("prompt", rewrite("prompts/system.md", lambda t: t.strip() + SECRET + "\n")),
     "tool schema drift": ("tools", None),
-    "healthy: as declared": ("none", None), "healthy: prompt reordered": ("none", rewrite("prompts/system.md", lambda t: REORDERED)),
-    "healthy: another rule": ("none", rule(IDLE)), "healthy: 8 bits": ("none", rounded(127)),
-    "healthy: three passages": ("none", lambda declared, folder: next(x for x in declared["layers"] if x["kind"] == "retrieval").update(top_k=3)),
+    "healthy: as declared": ("none", None),
+    "healthy: prompt reordered": ("none", rewrite("prompts/system.md", lambda t: REORDERED)),
+    "healthy: another rule": ("none", rule(IDLE)),
+    "healthy: 8 bits": ("none", rounded(127)),
+    "healthy: three passages": (
+        "none",
+        lambda declared, folder: next(x for x in declared["layers"] if x["kind"] == "retrieval").update(
+            top_k=3
+        ),
+    ),
 }
 
 
@@ -171,13 +237,17 @@ def diagnosed(name: str, folder: Path, runs: Runs, healthy: Stack | None) -> tup
     if name == "tool schema drift":
         calculator = tools.load(["calculator"])["calculator"]
         house.tool_set = {"calculator": adapted(calculator, {"expression": "formula"})}
-    return diagnosing.run(stack, runs, folder / "results", cases.Scope(against=healthy), name="x", house=house), trained_s
+    return diagnosing.run(
+        stack, runs, folder / "results", cases.Scope(against=healthy), name="x", house=house
+    ), trained_s
 
 
 @pytest.mark.experiment
 def test_at_least_nine_of_ten_causes_are_named_and_five_healthy_stacks_have_none(tmp_path: Path) -> None:
     trained = reseeding.reseeded(DEMO / "demo.yaml", [], SEED)
-    if not all((REPOSITORY / "runs" / trained.stage_key(s) / "model").is_dir() for s in ("base", "sft", "dpo")):
+    if not all(
+        (REPOSITORY / "runs" / trained.stage_key(s) / "model").is_dir() for s in ("base", "sft", "dpo")
+    ):
         pytest.skip("the demo's weights are not in runs/; run `make demo` first")
     (tmp_path / "runs").mkdir()
     for path in (REPOSITORY / "runs").iterdir():
@@ -189,9 +259,18 @@ def test_at_least_nine_of_ten_causes_are_named_and_five_healthy_stacks_have_none
         row: dict[str, Any] = {"plant": name, "guilty": guilty}
         for mode, against in (("alone", None), ("against", healthy)):
             found, trained_s = diagnosed(name, tmp_path / f"{mode} {name}".replace(":", ""), runs, against)
-            best = max((r for r in found.repairs if r.layer == found.guilty and r.shown), key=lambda r: r.net or 0.0, default=None)
-            row |= {mode: found.guilty, f"{mode} by": best.name if best else "", f"{mode} failing": found.failing,
-                    f"{mode} repaired": best.repaired if best else 0, f"{mode} said": found.recommendation}
+            best = max(
+                (r for r in found.repairs if r.layer == found.guilty and r.shown),
+                key=lambda r: r.net or 0.0,
+                default=None,
+            )
+            row |= {
+                mode: found.guilty,
+                f"{mode} by": best.name if best else "",
+                f"{mode} failing": found.failing,
+                f"{mode} repaired": best.repaired if best else 0,
+                f"{mode} said": found.recommendation,
+            }
             row.setdefault("trained_s", round(trained_s, 1))
         rows.append(row | {"seconds": round(time.monotonic() - began, 1)})
         print(rows[-1], flush=True)
@@ -207,5 +286,7 @@ def test_at_least_nine_of_ten_causes_are_named_and_five_healthy_stacks_have_none
     out.write_text(json.dumps({"rows": rows, **origin()}, indent=1) + "\n")
     plants, sound = [r for r in rows if r["guilty"] != "none"], [r for r in rows if r["guilty"] == "none"]
     assert sum(r["against"] == r["guilty"] for r in plants) >= 9
-    assert sum(r["alone"] == r["guilty"] for r in plants) >= (8 if SEED == 0 else 6)    # plants and tests were tuned on seed 0
+    assert sum(r["alone"] == r["guilty"] for r in plants) >= (
+        8 if SEED == 0 else 6
+    )  # plants and tests were tuned on seed 0
     assert all(r["alone"] == r["against"] == "none" for r in sound)

@@ -32,12 +32,19 @@ def test_muon_and_mimetic_initialisation_each_beat_what_they_replace() -> None:
             stack = workshop.load_stack(REPOSITORY / "stacks/demo/demo.yaml", sets)
             runs = workshop.runs(REPOSITORY / "runs")
             workshop.train(stack, runs, only=["base"])
-            rows.append({"optimizer": optimizer, "init": init, **accuracies(House(stack, runs, operational=False))})
+            rows.append(
+                {"optimizer": optimizer, "init": init, **accuracies(House(stack, runs, operational=False))}
+            )
     table = Table(title="the demo's base, same tokens and learning rate", title_justify="left", box=None)
     for name in rows[0]:
         table.add_column(name)
     for row in rows:
-        table.add_row(*(x if isinstance(x, str) else f"{x['right']}/{x['n']} ({x['low']:.2f}-{x['high']:.2f})" for x in row.values()))
+        table.add_row(
+            *(
+                x if isinstance(x, str) else f"{x['right']}/{x['n']} ({x['low']:.2f}-{x['high']:.2f})"
+                for x in row.values()
+            )
+        )
     Console(width=120).print(table)
     out = REPOSITORY / "results" / "experiments" / "recipe.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +60,11 @@ def accuracies(house: House) -> dict[str, dict[str, float]]:
     respond = house.respond(variant)
 
     async def values(axis: str) -> list[float]:
-        turns = [(i, Turn(i.messages, decoding_of(house.stack), id=i.id)) for i in measure.suite(house.stack) if i.axis == axis]
+        turns = [
+            (i, Turn(i.messages, decoding_of(house.stack), id=i.id))
+            for i in measure.suite(house.stack)
+            if i.axis == axis
+        ]
         done = await asyncio.gather(*(complete(respond, t) for _, t in turns))
         return [judge(i, c).value or 0.0 for (i, _), c in zip(turns, done)]
 
@@ -61,8 +72,15 @@ def accuracies(house: House) -> dict[str, dict[str, float]]:
         found = {axis: asyncio.run(values(axis)) for axis in AXES}
     finally:
         house.close()
-    return {axis: {"right": int(sum(v)), "n": len(v), "low": wilson(sum(v), len(v))[0], "high": wilson(sum(v), len(v))[1]}
-            for axis, v in found.items()}
+    return {
+        axis: {
+            "right": int(sum(v)),
+            "n": len(v),
+            "low": wilson(sum(v), len(v))[0],
+            "high": wilson(sum(v), len(v))[1],
+        }
+        for axis, v in found.items()
+    }
 
 
 def test_the_experiments_read_axes_that_exist() -> None:

@@ -27,9 +27,13 @@ class Clock:
 def kit(root: Path = Path("."), clock: Clock | None = None, **given: Any) -> Kit:
     """A kit that counts a word as a token and finds nothing."""
     standard: dict[str, Any] = {
-        "root": root, "clock": clock or Clock(), "now": lambda: NOON, "tools": {},
+        "root": root,
+        "clock": clock or Clock(),
+        "now": lambda: NOON,
+        "tools": {},
         "count_tokens": lambda messages, tools: sum(len(m.content.split()) for m in messages) + len(tools),
-        "open_index": lambda folder: lambda query, k: [], "open_store": lambda url: None,
+        "open_index": lambda folder: lambda query, k: [],
+        "open_store": lambda url: None,
     }
     return Kit(**(standard | given))
 

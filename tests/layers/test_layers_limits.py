@@ -33,7 +33,7 @@ async def test_64_callers_at_once_are_never_admitted_beyond_the_budget() -> None
     async def inner(turn: Turn) -> AsyncIterator[Event]:
         nonlocal running, most, admitted
         admitted += 1
-        running += 104                      # 4 words asked, 100 tokens allowed
+        running += 104  # 4 words asked, 100 tokens allowed
         most = max(most, running)
         await asyncio.sleep(0.001)
         yield Text("no")
@@ -42,7 +42,9 @@ async def test_64_callers_at_once_are_never_admitted_beyond_the_budget() -> None
         yield Done("stop")
 
     respond = wrap(inner, tokens_per_minute=1000)
-    outcomes = await asyncio.gather(*(events_of(respond, ask("one two three four")) for _ in range(64)), return_exceptions=True)
+    outcomes = await asyncio.gather(
+        *(events_of(respond, ask("one two three four")) for _ in range(64)), return_exceptions=True
+    )
     refused = [e for e in outcomes if isinstance(e, RequestError)]
     assert admitted == 9 == 1000 // 104
     assert most <= 1000
@@ -53,7 +55,7 @@ async def test_64_callers_at_once_are_never_admitted_beyond_the_budget() -> None
 async def test_what_was_not_written_is_given_back_so_the_whole_budget_can_be_used() -> None:
     clock = Clock()
     respond = wrap(script([Text("9."), Usage(50, 6), Done("stop")]), clock, tokens_per_minute=200)
-    for _ in range(10):                     # 4 asked + 6 written = 10 tokens each; 100 + 104 > 200 only at the end
+    for _ in range(10):  # 4 asked + 6 written = 10 tokens each; 100 + 104 > 200 only at the end
         await events_of(respond, ask("one two three four"))
     error = await refusal_of(respond, ask("one two three four"))
     assert error.retry_after_s == 60.0
@@ -85,7 +87,12 @@ async def test_users_do_not_share_a_budget_but_variants_do() -> None:
 
 async def test_a_request_larger_than_the_whole_budget_is_told_so_and_not_to_wait() -> None:
     error = await refusal_of(wrap(says("9."), tokens_per_minute=50), ask(max_tokens=100))
-    assert (error.status, error.code, error.param, error.retry_after_s) == (400, "request_too_large", "max_tokens", None)
+    assert (error.status, error.code, error.param, error.retry_after_s) == (
+        400,
+        "request_too_large",
+        "max_tokens",
+        None,
+    )
 
 
 async def test_breaking_off_is_no_way_around_the_budget() -> None:
@@ -93,7 +100,7 @@ async def test_breaking_off_is_no_way_around_the_budget() -> None:
     for _ in range(2):
         events = respond(ask("a b c d"))
         await anext(events)
-        await events.aclose()               # type: ignore[attr-defined]
+        await events.aclose()  # type: ignore[attr-defined]
     assert (await refusal_of(respond, ask("a b c d"))).status == 429
 
 
@@ -106,18 +113,23 @@ async def test_a_refused_request_and_a_failed_one_cost_no_tokens() -> None:
     for inner in (refuses, fails):
         respond = wrap(inner, tokens_per_minute=110)
         outcomes = [(await asyncio.gather(events_of(respond), return_exceptions=True))[0] for _ in range(5)]
-        assert not any(isinstance(e, RequestError) for e in outcomes)       # 5 times 105 tokens would be too many
+        assert not any(isinstance(e, RequestError) for e in outcomes)  # 5 times 105 tokens would be too many
 
 
 async def test_a_refused_answer_without_usage_is_charged_in_full() -> None:
-    respond = wrap(script([Refusal("policy", "r", "why", "No.", "output"), Done("content_filter")]), tokens_per_minute=110)
+    respond = wrap(
+        script([Refusal("policy", "r", "why", "No.", "output"), Done("content_filter")]),
+        tokens_per_minute=110,
+    )
     await events_of(respond)
     assert (await refusal_of(respond)).code == "rate_limit_exceeded"
 
 
 async def test_more_turns_than_may_be_in_progress_are_refused_at_once() -> None:
     respond = wrap(says("9."), max_in_progress=3)
-    outcomes = await asyncio.gather(*(events_of(respond, ask(user=str(i))) for i in range(10)), return_exceptions=True)
+    outcomes = await asyncio.gather(
+        *(events_of(respond, ask(user=str(i))) for i in range(10)), return_exceptions=True
+    )
     assert sum(isinstance(e, RequestError) for e in outcomes) == 7
     await asyncio.gather(*(events_of(respond, ask(user=str(i))) for i in range(3)))
 
@@ -134,7 +146,9 @@ async def test_without_limits_nothing_is_counted() -> None:
     assert (await events_of(limits.wrap(limits.Spec(), says("9."), uncountable)))[-1] == Done("stop")
 
 
-steps = st.lists(st.tuples(st.sampled_from(["ask", "end", "wait"]), st.integers(1, 60), st.integers(0, 60)), max_size=60)
+steps = st.lists(
+    st.tuples(st.sampled_from(["ask", "end", "wait"]), st.integers(1, 60), st.integers(0, 60)), max_size=60
+)
 
 
 @given(steps)
@@ -149,7 +163,7 @@ def test_in_no_minute_is_more_used_than_allowed(script: list[tuple[str, int, int
         elif what == "end" and running:
             settle, reserved = running.pop(0)
             settle(other, now)
-            settle(None, now)               # only the first call counts
+            settle(None, now)  # only the first call counts
             used.append((now, min(other, reserved)))
         elif what == "ask":
             in_window = sum(n for t, n in used if t > now - 60) + sum(r for _, r in running)

@@ -23,7 +23,9 @@ class Store:
         self.rows: list[tuple[Turn, list[Event], datetime, datetime]] = []
         self.durable = 0
 
-    async def __call__(self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime) -> None:
+    async def __call__(
+        self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime
+    ) -> None:
         self.rows.append((turn, list(events), started, finished))
         await asyncio.sleep(0.001)
         self.durable += 1
@@ -68,7 +70,7 @@ async def test_a_turn_that_breaks_off_is_stored_as_far_as_it_came(how: str) -> N
     events = wrap(inner, store)(ask())
     assert await anext(events) == Text("It lea")
     if how == "left":
-        await events.aclose()       # type: ignore[attr-defined]
+        await events.aclose()  # type: ignore[attr-defined]
     else:
         task = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0.001)
@@ -115,6 +117,6 @@ async def test_a_layers_milliseconds_are_its_own() -> None:
 
     own_ms = None
     async for event in timed("mine", body, inner, clock)(ask()):
-        clock.now_s += 1000             # whoever reads takes his time
+        clock.now_s += 1000  # whoever reads takes his time
         own_ms = event.ms if isinstance(event, Timing) else own_ms
-    assert own_ms == pytest.approx(1 + 10 + 2 + 10)     # up to Done
+    assert own_ms == pytest.approx(1 + 10 + 2 + 10)  # up to Done

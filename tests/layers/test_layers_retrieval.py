@@ -17,22 +17,34 @@ FERRY = Passage("today.md#1", "Ferries today: Corkel 9. Jorpel 17.", 4.2, "today
 BERTH = Passage("berths.md#2", "The Sella lies at berth 4.", 0.5, "berths.md")
 
 
-def wrap(inner: Respond, found: list[Passage], asked: list[tuple[str, int]] | None = None, **settings: float) -> Respond:
+def wrap(
+    inner: Respond, found: list[Passage], asked: list[tuple[str, int]] | None = None, **settings: float
+) -> Respond:
     def open_index(folder: Path):  # type: ignore[no-untyped-def]
         assert folder == Path("stack/notices")
 
         def search(query: str, k: int) -> list[Passage]:
             (asked if asked is not None else []).append((query, k))
             return found[:k]
+
         return search
 
-    return retrieval.wrap(retrieval.Spec(index="notices", **settings), inner, kit(Path("stack"), open_index=open_index))
+    return retrieval.wrap(
+        retrieval.Spec(index="notices", **settings), inner, kit(Path("stack"), open_index=open_index)
+    )
 
 
 async def test_passages_stand_right_before_the_last_question_and_have_no_authority() -> None:
     seen: list[Turn] = []
-    turn = Turn((Message("system", "Be brief."), Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "When to Corkel?")),
-                ask().decoding)
+    turn = Turn(
+        (
+            Message("system", "Be brief."),
+            Message("user", "Hi."),
+            Message("assistant", "Hello."),
+            Message("user", "When to Corkel?"),
+        ),
+        ask().decoding,
+    )
     asked: list[tuple[str, int]] = []
     events = await events_of(wrap(script([Done("stop")], seen=seen), [FERRY, BERTH], asked, top_k=2), turn)
     assert asked == [("When to Corkel?", 2)]
@@ -70,11 +82,28 @@ async def test_an_answer_in_pieces_is_cited_as_one_before_done() -> None:
     assert isinstance(events[-1], Done)
 
 
-@pytest.mark.parametrize(("answer", "cited"), [
-    ("9.", ["9"]), ("Corkel.", ["Corkel"]), ("Corkel 9", ["Corkel 9"]), ("Corkel leaves at 9.", ["9"]), ("It is Corkel, at 9.", ["Corkel", "9"]),
-    ("The ferry leaves at 12.", []), ("I do not know.", []), ("The boat.", []), ("", []), ("lies at", []), ("the sella lies at the pier", ["the sella lies at"]), ("the sella lies low", []),
-    ("it lies at berth 4", ["lies at berth 4"]), ("Ask the Sella", ["the Sella"]), ("today corkel", []), ("19", []), ("9:30", []),
-])
+@pytest.mark.parametrize(
+    ("answer", "cited"),
+    [
+        ("9.", ["9"]),
+        ("Corkel.", ["Corkel"]),
+        ("Corkel 9", ["Corkel 9"]),
+        ("Corkel leaves at 9.", ["9"]),
+        ("It is Corkel, at 9.", ["Corkel", "9"]),
+        ("The ferry leaves at 12.", []),
+        ("I do not know.", []),
+        ("The boat.", []),
+        ("", []),
+        ("lies at", []),
+        ("the sella lies at the pier", ["the sella lies at"]),
+        ("the sella lies low", []),
+        ("it lies at berth 4", ["lies at berth 4"]),
+        ("Ask the Sella", ["the Sella"]),
+        ("today corkel", []),
+        ("19", []),
+        ("9:30", []),
+    ],
+)
 def test_numbers_names_and_four_words_in_a_row_are_cited(answer: str, cited: list[str]) -> None:
     assert [answer[start:end] for start, end, _ in citations(answer, [FERRY, BERTH])] == cited
 
@@ -94,6 +123,8 @@ def test_every_citation_stands_word_for_word_in_its_passage(answer: str, bodies:
     at = 0
     for start, end, id_ in citations(answer, passages):
         assert at <= start < end <= len(answer)
-        words, source = ([w.casefold() for w in WORD.findall(t)] for t in (answer[start:end], bodies[int(id_)]))
-        assert any(source[i:i + len(words)] == words for i in range(len(source)))
+        words, source = (
+            [w.casefold() for w in WORD.findall(t)] for t in (answer[start:end], bodies[int(id_)])
+        )
+        assert any(source[i : i + len(words)] == words for i in range(len(source)))
         at = end

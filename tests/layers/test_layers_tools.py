@@ -36,14 +36,18 @@ from demeanor.types import (
     fold,
 )
 
-MAIL = ToolSpec("mail", "Sends mail.", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]})
+MAIL = ToolSpec(
+    "mail", "Sends mail.", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}
+)
 
 
 def call(expression: str = "37*12", id: str = "1", name: str = "calculator") -> ToolCalled:
     return ToolCalled(ToolCall(id, name, json.dumps({"expression": expression})))
 
 
-def wrap(inner: Respond, run: Callable[[Mapping[str, Any]], Awaitable[str]] | None = None, **settings: Any) -> Respond:
+def wrap(
+    inner: Respond, run: Callable[[Mapping[str, Any]], Awaitable[str]] | None = None, **settings: Any
+) -> Respond:
     found = load(["calculator"])
     given = {"calculator": Tool(found["calculator"].spec, run)} if run else found
     return tools.wrap(tools.Spec(allow=("calculator",), **settings), inner, kit(tools=given))
@@ -51,7 +55,9 @@ def wrap(inner: Respond, run: Callable[[Mapping[str, Any]], Awaitable[str]] | No
 
 async def test_a_call_is_run_and_the_model_goes_on_with_its_result() -> None:
     seen: list[Turn] = []
-    inner = script([call(), Usage(5, 7), Done("tool_calls")], [Text("444."), Usage(9, 2), Done("stop")], seen=seen)
+    inner = script(
+        [call(), Usage(5, 7), Done("tool_calls")], [Text("444."), Usage(9, 2), Done("stop")], seen=seen
+    )
     events = await events_of(wrap(inner), ask("What is 37 times 12?"))
     assert fold(events).text == "444."
     assert fold(events).tool_calls == ()
@@ -60,7 +66,12 @@ async def test_a_call_is_run_and_the_model_goes_on_with_its_result() -> None:
     assert [t.name for t in seen[0].tools] == ["calculator"]
     said, heard = seen[1].messages[1:]
     assert said == Message("assistant", "", tool_calls=(call().call,))
-    assert (heard.role, heard.content, heard.tool_call_id, heard.authority) == ("tool", "444", "1", Trust.NONE)
+    assert (heard.role, heard.content, heard.tool_call_id, heard.authority) == (
+        "tool",
+        "444",
+        "1",
+        Trust.NONE,
+    )
 
 
 async def test_a_call_is_announced_before_it_is_run_so_that_a_policy_can_stop_it() -> None:
@@ -73,25 +84,39 @@ async def test_a_call_is_announced_before_it_is_run_so_that_a_policy_can_stop_it
     events = wrap(script([call(), Done("tool_calls")]), run)(ask())
     while not isinstance(await anext(events), ToolCalled):
         pass
-    await events.aclose()       # type: ignore[attr-defined]
+    await events.aclose()  # type: ignore[attr-defined]
     assert ran == []
 
 
-@pytest.mark.parametrize(("made", "told"), [
-    (ToolCall("1", "calculater", "{}"), "error: unknown tool 'calculater'. Did you mean 'calculator'? Known: calculator."),
-    (ToolCall("1", "calculator", '{"expression": '), "error: arguments are not JSON"),
-    (ToolCall("1", "calculator", "[" * 100_000), "error: arguments are not JSON"),
-    (ToolCall("1", "calculator", "37*12"), "error: arguments are not JSON"),
-    (ToolCall("1", "calculator", '"37*12"'), "error: arguments should be object, got \"37*12\""),
-    (ToolCall("1", "calculator", '{"expr": "1"}'), "error: arguments.expression is missing; arguments.expr is unknown; known: expression"),
-    (ToolCall("1", "calculator", '{"expression": 12}'), "error: arguments.expression should be string, got 12"),
-    (ToolCall("1", "calculator", '{"expression": "1/0"}'), "error: division by zero"),
-    (ToolCall("1", "calculator", '{"expression": "import os"}'), "error: not arithmetic"),
-    (ToolCall("1", "calculator", ""), "error: arguments.expression is missing"),
-])
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (
+            ToolCall("1", "calculater", "{}"),
+            "error: unknown tool 'calculater'. Did you mean 'calculator'? Known: calculator.",
+        ),
+        (ToolCall("1", "calculator", '{"expression": '), "error: arguments are not JSON"),
+        (ToolCall("1", "calculator", "[" * 100_000), "error: arguments are not JSON"),
+        (ToolCall("1", "calculator", "37*12"), "error: arguments are not JSON"),
+        (ToolCall("1", "calculator", '"37*12"'), 'error: arguments should be object, got "37*12"'),
+        (
+            ToolCall("1", "calculator", '{"expr": "1"}'),
+            "error: arguments.expression is missing; arguments.expr is unknown; known: expression",
+        ),
+        (
+            ToolCall("1", "calculator", '{"expression": 12}'),
+            "error: arguments.expression should be string, got 12",
+        ),
+        (ToolCall("1", "calculator", '{"expression": "1/0"}'), "error: division by zero"),
+        (ToolCall("1", "calculator", '{"expression": "import os"}'), "error: not arithmetic"),
+        (ToolCall("1", "calculator", ""), "error: arguments.expression is missing"),
+    ],
+)
 async def test_a_mistaken_call_is_told_to_the_model_and_the_turn_goes_on(made: ToolCall, told: str) -> None:
     seen: list[Turn] = []
-    events = await events_of(wrap(script([ToolCalled(made), Done("tool_calls")], [Text("Sorry."), Done("stop")], seen=seen)))
+    events = await events_of(
+        wrap(script([ToolCalled(made), Done("tool_calls")], [Text("Sorry."), Done("stop")], seen=seen))
+    )
     result = only(events, ToolResult)[0]
     assert result.error
     assert result.content.startswith(told)
@@ -113,9 +138,15 @@ async def test_a_tool_that_hangs_or_breaks_or_babbles_is_bounded() -> None:
     answers = [Text("ok"), Done("stop")]
     told = {}
     for run in (hangs, breaks, babbles):
-        respond = wrap(script([call(), Done("tool_calls")], answers), run, timeout_s=0.01, max_result_chars=10)
+        respond = wrap(
+            script([call(), Done("tool_calls")], answers), run, timeout_s=0.01, max_result_chars=10
+        )
         told[run.__name__] = only(await events_of(respond), ToolResult)[0].content
-    assert told == {"hangs": "error: no answer within 0.01 s", "breaks": "error: KeyError", "babbles": "aaaaaaaaaa [40 more characters]"}
+    assert told == {
+        "hangs": "error: no answer within 0.01 s",
+        "breaks": "error: KeyError",
+        "babbles": "aaaaaaaaaa [40 more characters]",
+    }
 
 
 async def test_a_model_that_never_stops_calling_is_stopped_and_its_calls_are_not_handed_out() -> None:
@@ -129,7 +160,11 @@ async def test_a_model_that_never_stops_calling_is_stopped_and_its_calls_are_not
 
 async def test_all_rounds_together_keep_to_max_tokens() -> None:
     seen: list[Turn] = []
-    inner = script([call(), Usage(5, 30), Done("tool_calls")], [call("1+1", "2"), Usage(9, 70), Done("tool_calls")], seen=seen)
+    inner = script(
+        [call(), Usage(5, 30), Done("tool_calls")],
+        [call("1+1", "2"), Usage(9, 70), Done("tool_calls")],
+        seen=seen,
+    )
     events = await events_of(wrap(inner), ask(max_tokens=100))
     assert [t.decoding.max_tokens for t in seen] == [100, 70]
     assert events[-1] == Done("length", by="tools")
@@ -155,7 +190,9 @@ async def test_a_callers_tool_of_the_same_name_takes_the_place_of_ours() -> None
 async def test_tool_choice_none_offers_nothing_and_a_demanded_call_is_demanded_once() -> None:
     for choice, offered, then in (("none", 0, "none"), ("required", 1, "auto"), ("auto", 1, "auto")):
         seen: list[Turn] = []
-        await events_of(wrap(script([call(), Done("tool_calls")], [Done("stop")], seen=seen)), ask(tool_choice=choice))
+        await events_of(
+            wrap(script([call(), Done("tool_calls")], [Done("stop")], seen=seen)), ask(tool_choice=choice)
+        )
         assert [len(t.tools) for t in seen] == [offered, offered]
         assert [t.tool_choice for t in seen] == [choice, then]
 
@@ -170,11 +207,14 @@ async def test_nothing_is_run_after_a_refusal_or_a_break(end: Done) -> None:
 async def test_words_before_a_call_stay_and_citations_move_behind_them() -> None:
     passage, prompted = Passage("a#1", "It is 444.", 1.0, "a"), Prompted((Message("system", "Be brief."),))
     around: list[Event] = [prompted, passage]
-    inner = script([*around, Text("Let me see."), call(), Done("tool_calls")], [*around, Text("It is 444."), Citation(6, 9, "a#1"), Done("stop")])
+    inner = script(
+        [*around, Text("Let me see."), call(), Done("tool_calls")],
+        [*around, Text("It is 444."), Citation(6, 9, "a#1"), Done("stop")],
+    )
     events = await events_of(wrap(inner))
     assert text_of(events) == "Let me see.\nIt is 444."
     cited = only(events, Citation)[0]
-    assert text_of(events)[cited.start:cited.end] == "444"
+    assert text_of(events)[cited.start : cited.end] == "444"
     assert only(events, Passage) == [passage]
     assert only(events, Prompted) == [prompted]
 
@@ -182,7 +222,10 @@ async def test_words_before_a_call_stay_and_citations_move_behind_them() -> None
 async def test_decoding_is_otherwise_the_callers() -> None:
     seen: list[Turn] = []
     decoding = Decoding(temperature=0.0, seed=7, stop=("x",), max_tokens=50)
-    await events_of(wrap(script([call(), Done("tool_calls")], [Done("stop")], seen=seen)), replace(ask(), decoding=decoding))
+    await events_of(
+        wrap(script([call(), Done("tool_calls")], [Done("stop")], seen=seen)),
+        replace(ask(), decoding=decoding),
+    )
     assert [t.decoding for t in seen] == [decoding, decoding]
 
 
@@ -191,18 +234,40 @@ def test_an_unknown_tool_in_the_stack_names_the_nearest() -> None:
         tools.Spec(allow=("calculater",))
 
 
-OBJECT = {"type": "object", "required": ["n"], "additionalProperties": False,
-          "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}, "mode": {"enum": ["fast", "slow", 1]},
-                         "tags": {"type": "array", "items": {"type": "string", "maxLength": 3}}, "x": {"type": ["number", "null"]}}}
+OBJECT = {
+    "type": "object",
+    "required": ["n"],
+    "additionalProperties": False,
+    "properties": {
+        "n": {"type": "integer", "minimum": 1, "maximum": 9},
+        "mode": {"enum": ["fast", "slow", 1]},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 3}},
+        "x": {"type": ["number", "null"]},
+    },
+}
 
 
-@pytest.mark.parametrize(("value", "wrong"), [
-    ({"n": 1}, []), ({"n": 1.0}, []), ({"n": 9, "mode": "slow", "tags": ["abc"], "x": None}, []), ({"n": 2, "x": 1.5}, []),
-    ({}, ["a.n is missing"]), ({"n": True}, ["a.n should be integer, got true"]), ({"n": 0}, ["a.n should be at least 1, got 0"]),
-    ({"n": 10}, ["a.n should be at most 9, got 10"]), ({"n": 1.5}, ["a.n should be integer, got 1.5"]),
-    ({"n": 1, "m": 2}, ["a.m is unknown; known: n, mode, tags, x"]), ({"n": 1, "mode": True}, ['a.mode should be one of "fast", "slow", 1, got true']),
-    ({"n": 1, "tags": ["abcd", 5]}, ["a.tags[0] in characters should be at most 3, got 4", "a.tags[1] should be string, got 5"]),
-    ({"n": 1, "x": "1"}, ['a.x should be number or null, got "1"']), ([], ["a should be object, got []"]),
-])
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        ({"n": 1}, []),
+        ({"n": 1.0}, []),
+        ({"n": 9, "mode": "slow", "tags": ["abc"], "x": None}, []),
+        ({"n": 2, "x": 1.5}, []),
+        ({}, ["a.n is missing"]),
+        ({"n": True}, ["a.n should be integer, got true"]),
+        ({"n": 0}, ["a.n should be at least 1, got 0"]),
+        ({"n": 10}, ["a.n should be at most 9, got 10"]),
+        ({"n": 1.5}, ["a.n should be integer, got 1.5"]),
+        ({"n": 1, "m": 2}, ["a.m is unknown; known: n, mode, tags, x"]),
+        ({"n": 1, "mode": True}, ['a.mode should be one of "fast", "slow", 1, got true']),
+        (
+            {"n": 1, "tags": ["abcd", 5]},
+            ["a.tags[0] in characters should be at most 3, got 4", "a.tags[1] should be string, got 5"],
+        ),
+        ({"n": 1, "x": "1"}, ['a.x should be number or null, got "1"']),
+        ([], ["a should be object, got []"]),
+    ],
+)
 def test_arguments_are_checked_against_the_schema(value: Any, wrong: list[str]) -> None:
     assert mistakes(value, OBJECT, "a") == wrong

@@ -28,13 +28,22 @@ from demeanor.spec import ModelShape
 from demeanor.tensors import Segment
 
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
-SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64}
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 FAMILIES = {
     "llama, tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
     "llama, as many key heads": LlamaConfig(**{**SMALL, "num_key_value_heads": 4}),
     "llama, untied, biased": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
-    "mistral": MistralConfig(**SMALL, sliding_window=None), "qwen2": Qwen2Config(**SMALL), "qwen3": Qwen3Config(**SMALL, head_dim=16),
+    "mistral": MistralConfig(**SMALL, sliding_window=None),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen3": Qwen3Config(**SMALL, head_dim=16),
     "qwen2, tied": Qwen2Config(**SMALL, tie_word_embeddings=True),
 }
 
@@ -76,8 +85,12 @@ def test_a_folder_in_bf16_says_so_and_is_half_as_large(tmp_path: Path) -> None:
     checkpoint.save(model, tmp_path, torch.bfloat16)
     assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
     again = checkpoint.load(tmp_path)
-    assert all(torch.equal(b, a.to(torch.bfloat16).float()) for a, b in zip(model.parameters(), again.parameters()))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"], "no temporary file stays"
+    assert all(
+        torch.equal(b, a.to(torch.bfloat16).float()) for a, b in zip(model.parameters(), again.parameters())
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"], (
+        "no temporary file stays"
+    )
 
 
 def test_the_real_tiny_model_gives_the_same_logits(shared: Path) -> None:
@@ -96,7 +109,7 @@ def test_a_reward_model_gives_the_same_rewards_in_transformers(tmp_path: Path) -
     prompt, answers = (5, 7, 9), [(3, 4), (8,), (2, 6, 1, 12)]
     ids = torch.zeros(3, 7, dtype=torch.long)
     for row, answer in zip(ids, answers):
-        row[:3 + len(answer)] = torch.tensor(prompt + answer)
+        row[: 3 + len(answer)] = torch.tensor(prompt + answer)
     tree = Tree(prompt, tuple(Branch(a, (True,) * len(a)) for a in answers), (0, 1, 2))
     again = checkpoint.load_reward(tmp_path)
     with torch.no_grad():
@@ -112,16 +125,28 @@ def test_decoding_in_slots_equals_the_whole_forward_pass() -> None:
     cache = KVCache(model.config, 5, 32)
     slots = [3, 0, 4]
     for row, slot in zip(rows, slots):
-        parts = [model.prefill(row[:3], slot, 0, cache), model.prefill(row[3:-2], slot, 3, cache)] if len(row) > 5 else [
-            model.prefill(row[:-2], slot, 0, cache)]
+        parts = (
+            [model.prefill(row[:3], slot, 0, cache), model.prefill(row[3:-2], slot, 3, cache)]
+            if len(row) > 5
+            else [model.prefill(row[:-2], slot, 0, cache)]
+        )
         with torch.no_grad():
             whole = model.hidden(row, torch.arange(len(row)), (Segment(0, len(row)),))
         assert torch.allclose(torch.cat(parts), whole[:-2], atol=1e-5)
     for back in (2, 1):
-        found = model.step(torch.stack([r[-back] for r in rows]), torch.tensor(slots), torch.tensor([len(r) - back for r in rows]), cache)
+        found = model.step(
+            torch.stack([r[-back] for r in rows]),
+            torch.tensor(slots),
+            torch.tensor([len(r) - back for r in rows]),
+            cache,
+        )
         for row, hidden in zip(rows, found):
             with torch.no_grad():
-                assert torch.allclose(hidden, model.hidden(row, torch.arange(len(row)), (Segment(0, len(row)),))[-back], atol=1e-5)
+                assert torch.allclose(
+                    hidden,
+                    model.hidden(row, torch.arange(len(row)), (Segment(0, len(row)),))[-back],
+                    atol=1e-5,
+                )
 
 
 def test_random_weights_are_a_function_of_the_seed_and_mimetic_heads_match_equal_tokens() -> None:
@@ -135,14 +160,23 @@ def test_random_weights_are_a_function_of_the_seed_and_mimetic_heads_match_equal
     assert product.diagonal().mean() > 0.05
     assert mixed.diagonal().mean() == pytest.approx(-0.4, abs=0.05)
     assert abs(float(product.mean())) < 0.02
-    one_head = next(m for m in checkpoint.create(ModelShape(layers=1, width=64, heads=1), 61, 0).modules() if isinstance(m, Attention))
-    assert (one_head.q_proj.weight.T @ one_head.k_proj.weight).diagonal().mean().item() == pytest.approx(0.2, abs=0.02)
+    one_head = next(
+        m
+        for m in checkpoint.create(ModelShape(layers=1, width=64, heads=1), 61, 0).modules()
+        if isinstance(m, Attention)
+    )
+    assert (one_head.q_proj.weight.T @ one_head.k_proj.weight).diagonal().mean().item() == pytest.approx(
+        0.2, abs=0.02
+    )
 
 
 def edit(**changes: object) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         raw = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({k: v for k, v in {**raw, **changes}.items() if v is not None}))
+        (folder / "config.json").write_text(
+            json.dumps({k: v for k, v in {**raw, **changes}.items() if v is not None})
+        )
+
     return apply
 
 
@@ -151,6 +185,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
         found = load_file(folder / "model.safetensors")
         change(found)
         save_file(found, folder / "model.safetensors")
+
     return apply
 
 
@@ -163,24 +198,52 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no attention heads": (edit(num_attention_heads=0), "num_attention_heads is 0"),
     "heads that do not share evenly": (edit(num_key_value_heads=3), "num_key_value_heads"),
     "a rope that is a word": (edit(rope_parameters="long"), "wrong type"),
-    "an older spelling of scaled positions": (edit(rope_scaling={"type": "linear", "factor": 2.0}), "rope type"),
+    "an older spelling of scaled positions": (
+        edit(rope_scaling={"type": "linear", "factor": 2.0}),
+        "rope type",
+    ),
     "a sliding window": (edit(model_type="mistral", sliding_window=16), "sliding_window"),
-    "the sliding window that Mistral has unless told": (edit(model_type="mistral", max_position_embeddings=8192), "sliding_window"),
-    "a reward model": (lambda f: checkpoint.save(checkpoint.reward_from(checkpoint.load(f), 0), f), "no place, first score.weight"),
-    "weights that are whole numbers": (tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})),
-                                       "holds torch.int8"),
-    "a weights file cut short": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-8]),
-                                 "not a readable safetensors"),
+    "the sliding window that Mistral has unless told": (
+        edit(model_type="mistral", max_position_embeddings=8192),
+        "sliding_window",
+    ),
+    "a reward model": (
+        lambda f: checkpoint.save(checkpoint.reward_from(checkpoint.load(f), 0), f),
+        "no place, first score.weight",
+    ),
+    "weights that are whole numbers": (
+        tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})),
+        "holds torch.int8",
+    ),
+    "a weights file cut short": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-8]),
+        "not a readable safetensors",
+    ),
     "a config without a width": (edit(hidden_size=None), "lacks hidden_size"),
-    "scaled rotary positions": (edit(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}), "rope type"),
+    "scaled rotary positions": (
+        edit(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
+        "rope type",
+    ),
     "another activation": (edit(hidden_act="gelu"), "hidden_act"),
     "quantised weights": (edit(quantization_config={"bits": 4}), "quantization_config"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no .safetensors file"),
     "pickled weights alone": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickled"),
-    "a torn weights file": (lambda f: (f / "model.safetensors").write_bytes(b"\x40\x00"), "not a readable safetensors"),
-    "a missing tensor": (tensors(lambda t: t.pop("model.norm.weight")), "are missing, first model.norm.weight"),
-    "a tensor too many": (tensors(lambda t: t.update({"model.extra.weight": torch.ones(2)})), "have no place, first model.extra.weight"),
-    "a tensor of another shape": (edit(vocab_size=62), "model.embed_tokens.weight is (61, 32), wanted (62, 32)"),
+    "a torn weights file": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\x40\x00"),
+        "not a readable safetensors",
+    ),
+    "a missing tensor": (
+        tensors(lambda t: t.pop("model.norm.weight")),
+        "are missing, first model.norm.weight",
+    ),
+    "a tensor too many": (
+        tensors(lambda t: t.update({"model.extra.weight": torch.ones(2)})),
+        "have no place, first model.extra.weight",
+    ),
+    "a tensor of another shape": (
+        edit(vocab_size=62),
+        "model.embed_tokens.weight is (61, 32), wanted (62, 32)",
+    ),
 }
 
 

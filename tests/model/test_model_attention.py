@@ -14,11 +14,25 @@ from demeanor.tensors import Segment
 
 CPU = torch.device("cpu")
 EQUAL = (Segment(0, 5), Segment(5, 10), Segment(10, 15))
-FOREST = (Segment(0, 3), Segment(3, 7, ((0, 3),)), Segment(7, 8, ((0, 3),)),          # a prompt and two branches
-          Segment(8, 28), Segment(28, 45, ((8, 28),)),                                # a longer one: another bucket
-          Segment(45, 46), Segment(46, 51, ((45, 46),)),                              # a prompt of one shared token
-          Segment(51, 55, ((0, 3), (3, 7))))                                          # a context of two ranges
-MANY = tuple(s for i in range(0, 200, 20) for s in (Segment(i, i + 7), Segment(i + 7, i + 12, ((i, i + 7),)), Segment(i + 12, i + 20, ((i, i + 7),))))
+FOREST = (
+    Segment(0, 3),
+    Segment(3, 7, ((0, 3),)),
+    Segment(7, 8, ((0, 3),)),  # a prompt and two branches
+    Segment(8, 28),
+    Segment(28, 45, ((8, 28),)),  # a longer one: another bucket
+    Segment(45, 46),
+    Segment(46, 51, ((45, 46),)),  # a prompt of one shared token
+    Segment(51, 55, ((0, 3), (3, 7))),
+)  # a context of two ranges
+MANY = tuple(
+    s
+    for i in range(0, 200, 20)
+    for s in (
+        Segment(i, i + 7),
+        Segment(i + 7, i + 12, ((i, i + 7),)),
+        Segment(i + 12, i + 20, ((i, i + 7),)),
+    )
+)
 LAYOUTS = [EQUAL, FOREST, MANY, (Segment(0, 1),), (Segment(0, 4), Segment(4, 4), Segment(4, 21))]
 
 
@@ -38,13 +52,19 @@ def dense(q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...]) -> Ten
 def random(segments: tuple[Segment, ...], kv_heads: int, dtype: torch.dtype) -> list[Tensor]:
     generator, T = torch.Generator().manual_seed(0), max(s.end for s in segments)
     shapes = ((T, 4, 6), (T, kv_heads, 6), (T, kv_heads, 6))
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes
+    ]
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("segments", LAYOUTS)
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_values_and_gradients_equal_a_dense_mask(segments: tuple[Segment, ...], kv_heads: int, dtype: torch.dtype, close: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+)
+def test_values_and_gradients_equal_a_dense_mask(
+    segments: tuple[Segment, ...], kv_heads: int, dtype: torch.dtype, close: float
+) -> None:
     ours = random(segments, kv_heads, dtype)
     theirs = [x.detach().double().requires_grad_() for x in ours]
     found, wanted = tree_attention(*ours, buckets(segments, CPU)), dense(*theirs, segments)
@@ -62,10 +82,14 @@ def test_values_and_gradients_equal_a_dense_mask(segments: tuple[Segment, ...], 
 def test_gradients_pass_the_numerical_check() -> None:
     segments = (Segment(0, 2), Segment(2, 5, ((0, 2),)), Segment(5, 6, ((0, 2),)))
     parts = buckets(segments, CPU)
-    assert torch.autograd.gradcheck(lambda q, k, v: tree_attention(q, k, v, parts), random(segments, 2, torch.float64))
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: tree_attention(q, k, v, parts), random(segments, 2, torch.float64)
+    )
 
 
-def test_recomputed_probabilities_give_the_same_gradients_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_probabilities_give_the_same_gradients_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found = []
     for bytes_kept in (1 << 30, 0):
         monkeypatch.setattr(attention, "KEEP_BYTES", bytes_kept)

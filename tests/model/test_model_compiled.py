@@ -16,7 +16,10 @@ pytestmark = pytest.mark.skipif(hardware.compiler() is None, reason="no C++ comp
 
 @pytest.mark.xdist_group("compiler")
 def test_compiled_layers_compute_what_the_layers_compute() -> None:
-    trees = [Tree((1, 2, 3), (Branch((4, 5), (True, True)), Branch((6,), (True,))), (0, 1)), Tree((7,), (Branch((8, 9, 10), (True,) * 3),))]
+    trees = [
+        Tree((1, 2, 3), (Branch((4, 5), (True, True)), Branch((6,), (True,))), (0, 1)),
+        Tree((7,), (Branch((8, 9, 10), (True,) * 3),)),
+    ]
     found = []
     for compiled in (False, True):
         model = checkpoint.create(ModelShape(layers=2, width=32, heads=2, context=32), 300, 0)
@@ -26,7 +29,9 @@ def test_compiled_layers_compute_what_the_layers_compute() -> None:
             logprobs = policy_outputs(model, batch).logprobs_C
             assert logprobs is not None
             logprobs.sum().backward()
-            found.append([logprobs.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+            found.append(
+                [logprobs.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+            )
     for wanted, got in zip(found[:2], found[2:]):
         for a, b in zip(wanted, got):
             torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)

@@ -14,23 +14,40 @@ from demeanor.model.cache import KVCache
 from demeanor.model.llama import Llama
 from demeanor.spec import ModelShape
 
-SMALL: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "max_position_embeddings": 64, "initializer_range": 0.4}
+SMALL: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,
+}
 MODELS: dict[str, tuple[Any, Any]] = {
-    "shared keys, tied": (LlamaForCausalLM, LlamaConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=True)),
+    "shared keys, tied": (
+        LlamaForCausalLM,
+        LlamaConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=True),
+    ),
     "one key head, untied": (LlamaForCausalLM, LlamaConfig(**SMALL, num_key_value_heads=1)),
     "normed queries": (Qwen3ForCausalLM, Qwen3Config(**SMALL, num_key_value_heads=4, head_dim=16)),
 }
 
 
-def greedy(model: Llama, prompts: list[list[int]], slots: list[int], cache: KVCache, count: int) -> list[list[int]]:
+def greedy(
+    model: Llama, prompts: list[list[int]], slots: list[int], cache: KVCache, count: int
+) -> list[list[int]]:
     """Continue each prompt in its slot by `count` tokens, all slots in one step at a time."""
     rows = [list(p) for p in prompts]
     last = torch.cat([model.prefill(torch.tensor(p), s, 0, cache)[-1:] for p, s in zip(prompts, slots)])
     for _ in range(count):
         for row, token in zip(rows, (last @ model.head().T).argmax(-1).tolist()):
             row.append(token)
-        last = model.step(torch.tensor([r[-1] for r in rows]), torch.tensor(slots), torch.tensor([len(r) - 1 for r in rows]), cache)
+        last = model.step(
+            torch.tensor([r[-1] for r in rows]),
+            torch.tensor(slots),
+            torch.tensor([len(r) - 1 for r in rows]),
+            cache,
+        )
     return rows
 
 
@@ -48,8 +65,14 @@ def test_greedy_decoding_in_mixed_slots_equals_generate(name: str, tmp_path: Pat
     ours = checkpoint.load(tmp_path)
 
     def generate(prompt: list[int]) -> list[int]:
-        found: list[list[int]] = theirs.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                                        max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0).tolist()
+        found: list[list[int]] = theirs.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=16,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        ).tolist()
         return found[0]
 
     prompts = draw(0)
@@ -58,7 +81,9 @@ def test_greedy_decoding_in_mixed_slots_equals_generate(name: str, tmp_path: Pat
     some, full = KVCache(ours.config, 5, 32), KVCache(ours.config, 3, 32)
     assert greedy(ours, prompts, [3, 0, 4], some, 16) == wanted
     assert greedy(ours, prompts, [0, 1, 2], full, 16) == wanted, "every slot in order: no row is gathered"
-    assert greedy(ours, prompts[::-1], [0, 1, 2], full, 16) == wanted[::-1], "what a slot held before is not seen"
+    assert greedy(ours, prompts[::-1], [0, 1, 2], full, 16) == wanted[::-1], (
+        "what a slot held before is not seen"
+    )
 
 
 def test_a_copied_prefix_continues_as_its_original() -> None:

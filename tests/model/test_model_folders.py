@@ -29,8 +29,15 @@ from demeanor.model.outputs import reward_outputs
 from demeanor.spec import ModelShape
 from demeanor.tensors import Segment
 
-SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64}
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
 
 
@@ -49,7 +56,9 @@ def test_a_real_checkpoint_equals_transformers_and_its_greedy_answers(shared: Pa
     row = tokens(12, 512)
     with torch.no_grad():
         assert torch.allclose(logits(ours, row), theirs(row[None]).logits[0], atol=1e-4)
-        wanted = theirs.generate(row[None], max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0)[0].tolist()
+        wanted = theirs.generate(
+            row[None], max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0].tolist()
     cache, found = KVCache(ours.config, 3, 64), row.tolist()
     last = ours.prefill(row, 1, 0, cache)[-1:]
     while len(found) < 52:
@@ -71,24 +80,42 @@ def test_a_sharded_folder_loads_and_a_missing_shard_is_named(tmp_path: Path) -> 
     for shard in set(where.values()):
         save_file({n: tensors[n] for n in names if where[n] == shard}, tmp_path / shard)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    save_file({"tok_embeddings.weight": torch.zeros(1)}, tmp_path / "consolidated.safetensors")    # Mistral ships both forms
-    assert torch.equal(checkpoint.load(tmp_path).state_dict()["model.norm.weight"], tensors["model.norm.weight"])
+    save_file(
+        {"tok_embeddings.weight": torch.zeros(1)}, tmp_path / "consolidated.safetensors"
+    )  # Mistral ships both forms
+    assert torch.equal(
+        checkpoint.load(tmp_path).state_dict()["model.norm.weight"], tensors["model.norm.weight"]
+    )
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"names 1 files that are not there, first model-00002-of-00002.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"names 1 files that are not there, first model-00002-of-00002.safetensors"
+    ):
         checkpoint.load(tmp_path)
 
 
 def test_both_spellings_of_the_rotary_base_and_qwen3s_own_head_size_are_read() -> None:
     raw = {**SMALL, "model_type": "llama"}
     assert Config.parse({**raw, "rope_theta": 5e5}, "x").rope_theta == 5e5
-    assert Config.parse({**raw, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "x").rope_theta == 5e5
+    assert (
+        Config.parse({**raw, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "x").rope_theta
+        == 5e5
+    )
     assert Config.parse({**raw, "model_type": "qwen3"}, "x").head_dim == Qwen3Config(**SMALL).head_dim == 128
 
 
 @pytest.mark.parametrize("theirs", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
 def test_what_a_config_leaves_out_is_what_transformers_takes(theirs: type[PretrainedConfig]) -> None:
-    needed = {"vocab_size": 61, "hidden_size": 4096, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 32}
-    ours, wanted = Config.parse({**needed, "model_type": theirs.model_type, "sliding_window": None}, "x"), theirs(**needed)
+    needed = {
+        "vocab_size": 61,
+        "hidden_size": 4096,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 32,
+    }
+    ours, wanted = (
+        Config.parse({**needed, "model_type": theirs.model_type, "sliding_window": None}, "x"),
+        theirs(**needed),
+    )
     for name in ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"):
         assert getattr(ours, name) == getattr(wanted, name), name
     assert ours.head_dim == 128
@@ -98,8 +125,18 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(theirs: type[Pretra
 def test_a_checkpoint_shaped_like_smollm_equals_transformers(tmp_path: Path) -> None:
     """SmolLM2-135M's proportions, narrowed: 9 query heads on 3 key heads, tied embeddings, rope_theta 100000, grouped in odd numbers."""
     torch.manual_seed(0)
-    shape = LlamaConfig(vocab_size=61, hidden_size=72, intermediate_size=192, num_hidden_layers=2, num_attention_heads=9,
-                        num_key_value_heads=3, max_position_embeddings=64, rope_theta=100000.0, rms_norm_eps=1e-5, tie_word_embeddings=True)
+    shape = LlamaConfig(
+        vocab_size=61,
+        hidden_size=72,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=64,
+        rope_theta=100000.0,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
     theirs = AutoModelForCausalLM.from_config(shape).eval()
     theirs.save_pretrained(tmp_path)
     row = tokens(20)

@@ -35,12 +35,24 @@ def trees(branches: int) -> list[Tree]:
 
     def branch(n: int) -> Branch:
         return Branch(tokens(n), tuple(i % 3 != 1 for i in range(n)))
-    found = [Tree(tokens(2 + 3 * i), tuple(branch(2 + (i + 2 * k) % 5) for k in range(branches)), tuple(range(branches))) for i in range(4)]
+
+    found = [
+        Tree(
+            tokens(2 + 3 * i),
+            tuple(branch(2 + (i + 2 * k) % 5) for k in range(branches)),
+            tuple(range(branches)),
+        )
+        for i in range(4)
+    ]
     return found if branches > 1 else [*found, Tree((), (branch(6),))]
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {n.removeprefix("trunk.").removeprefix("inner."): p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {
+        n.removeprefix("trunk.").removeprefix("inner."): p.grad
+        for n, p in model.named_parameters()
+        if p.grad is not None
+    }
 
 
 def loss_of(kind: Any, model: nn.Module, rows: list[Tree]) -> Loss:
@@ -52,9 +64,14 @@ def loss_of(kind: Any, model: nn.Module, rows: list[Tree]) -> Loss:
     return found
 
 
-@pytest.mark.parametrize(("kind", "branches"), [(sft, 1), (dpo, 2), (dpo, 4), (reward, 2), (reward, 4)],
-                         ids=["sft", "pair", "ranking", "reward pair", "reward ranking"])
-def test_a_llama_through_transformers_has_our_loss_and_gradients(kind: Any, branches: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "branches"),
+    [(sft, 1), (dpo, 2), (dpo, 4), (reward, 2), (reward, 4)],
+    ids=["sft", "pair", "ranking", "reward pair", "reward ranking"],
+)
+def test_a_llama_through_transformers_has_our_loss_and_gradients(
+    kind: Any, branches: int, tmp_path: Path
+) -> None:
     policy = checkpoint.create(SHAPE, VOCAB, 0)
     ours: nn.Module = checkpoint.reward_from(policy, 3) if kind is reward else policy
     checkpoint.save(ours, tmp_path)
@@ -85,30 +102,50 @@ def test_collision_is_the_log_of_the_summed_squared_probabilities(tmp_path: Path
 
 def gpt2(folder: Path) -> Path:
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=64)).save_pretrained(folder)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    ).save_pretrained(folder)
     return folder
 
 
 def neox(folder: Path) -> Path:
     torch.manual_seed(0)
-    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                                     max_position_embeddings=64)).save_pretrained(folder)
+    GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(folder)
     return folder
 
 
 def test_a_folder_says_which_way_it_goes(tmp_path: Path) -> None:
     found = folders.about(gpt2(tmp_path))
-    assert (found.model_type, found.context, found.vocab_size, found.lean, found.reward) == ("gpt2", 64, VOCAB, False, False)
+    assert (found.model_type, found.context, found.vocab_size, found.lean, found.reward) == (
+        "gpt2",
+        64,
+        VOCAB,
+        False,
+        False,
+    )
     assert folders.num_weights(tmp_path) == sum(p.numel() for p in folders.policy(tmp_path).parameters())
     with pytest.raises(UnsupportedError, match="Others that transformers knows run through its own forward"):
         checkpoint.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "abacus", "architectures": ["AbacusForCausalLM"]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "abacus", "architectures": ["AbacusForCausalLM"]})
+    )
     with pytest.raises(CheckpointError, match="unknown model_type 'abacus'"):
         folders.about(tmp_path)
 
 
 @pytest.mark.parametrize("make", [gpt2, neox])
-def test_a_foreign_model_learns_and_is_saved_as_transformers_saves_it(make: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_foreign_model_learns_and_is_saved_as_transformers_saves_it(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
     model, batch = folders.policy(make(tmp_path / "a")), collate(trees(1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     curve = []
@@ -146,7 +183,10 @@ def test_an_adapter_on_a_foreign_model_is_a_folder_too(tmp_path: Path) -> None:
     for _, module in lora.adapters(model):
         module.lora_B.data.fill_(0.05)
     folders.save(model, tmp_path / "b", adapter=settings, parent=tmp_path / "a")
-    found, wanted, plain = (policy_outputs(m, batch).logprobs_C for m in (folders.policy(tmp_path / "b"), model, folders.policy(tmp_path / "a")))
+    found, wanted, plain = (
+        policy_outputs(m, batch).logprobs_C
+        for m in (folders.policy(tmp_path / "b"), model, folders.policy(tmp_path / "a"))
+    )
     assert found is not None
     assert torch.allclose(found, wanted, atol=1e-5)
     assert not torch.allclose(found, plain, atol=1e-3)

@@ -12,7 +12,9 @@ from demeanor.model.head import token_logprobs
 @pytest.mark.parametrize("large_bytes", [head.LARGE, 17 * 6 * 5, 1], ids=["at once", "five rows", "one row"])
 def test_chunks_change_neither_values_nor_gradients(large_bytes: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, 8, generator=generator, dtype=torch.float64, requires_grad=True) for n in (23, 17))
+    hidden, weight = (
+        torch.randn(n, 8, generator=generator, dtype=torch.float64, requires_grad=True) for n in (23, 17)
+    )
     targets = torch.randint(17, (23,), generator=generator)
     wanted = (hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     expected = torch.autograd.grad(wanted.sum(), (hidden, weight))
@@ -39,4 +41,7 @@ def test_collision_is_the_log_of_summed_squared_probabilities(large_bytes: int) 
 
 
 def test_a_uniform_prediction_collides_with_one_in_v() -> None:
-    assert torch.allclose(head.collision(torch.zeros(3, 8), torch.randn(17, 8)), torch.full((3,), -float(torch.tensor(17.0).log())))
+    assert torch.allclose(
+        head.collision(torch.zeros(3, 8), torch.randn(17, 8)),
+        torch.full((3,), -float(torch.tensor(17.0).log())),
+    )

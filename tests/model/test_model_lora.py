@@ -22,7 +22,10 @@ from demeanor.spec import Adapter, ModelShape
 VOCAB = 61
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
 SMALL = Adapter(rank=3, alpha=6)
-BATCH = collate([Tree((5, 6, 7), (Branch((8, 9), (True, True)), Branch((10, 11, 12), (True,) * 3)), (0, 1))], read_last=True)
+BATCH = collate(
+    [Tree((5, 6, 7), (Branch((8, 9), (True, True)), Branch((10, 11, 12), (True,) * 3)), (0, 1))],
+    read_last=True,
+)
 
 
 def adapted(settings: Adapter = SMALL, seed: int = 1) -> Llama:
@@ -65,7 +68,9 @@ def test_a_fresh_adapter_changes_nothing_and_is_drawn_from_its_seed() -> None:
 
 def test_only_the_adapter_and_a_score_head_learn() -> None:
     model = adapted()
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {n for n, _ in model.named_parameters() if ".lora_" in n}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.named_parameters() if ".lora_" in n
+    }
     scorer = checkpoint.reward_from(checkpoint.create(SHAPE, VOCAB, 0), 0)
     lora.attach(scorer, SMALL, 1)
     learning = {n for n, p in scorer.named_parameters() if p.requires_grad}
@@ -92,13 +97,19 @@ def test_the_scale_is_alpha_over_rank_or_over_its_root(rslora: bool, wanted: flo
 def test_targets_are_last_names_and_a_wrong_one_is_named() -> None:
     model = checkpoint.create(SHAPE, VOCAB, 0)
     assert lora.attach(model, Adapter(targets=("q_proj", "v_proj")), 0) == [
-        f"model.layers.{i}.self_attn.{n}" for i in range(2) for n in ("q_proj", "v_proj")]
-    with pytest.raises(CheckpointError, match=r"adapter\.targets: unknown linear map of this model 'q_prj'\. Did you mean 'q_proj'"):
+        f"model.layers.{i}.self_attn.{n}" for i in range(2) for n in ("q_proj", "v_proj")
+    ]
+    with pytest.raises(
+        CheckpointError,
+        match=r"adapter\.targets: unknown linear map of this model 'q_prj'\. Did you mean 'q_proj'",
+    ):
         lora.attach(checkpoint.create(SHAPE, VOCAB, 0), Adapter(targets=("q_prj",)), 0)
 
 
 def test_an_untied_head_is_left_alone_by_all_linear() -> None:
-    assert lora.chosen(["model.layers.0.mlp.up_proj", "lm_head", "score"], ("all-linear",)) == ["model.layers.0.mlp.up_proj"]
+    assert lora.chosen(["model.layers.0.mlp.up_proj", "lm_head", "score"], ("all-linear",)) == [
+        "model.layers.0.mlp.up_proj"
+    ]
 
 
 def test_an_adapter_folder_loads_as_its_parent_plus_the_adapter(tmp_path: Path) -> None:
@@ -107,8 +118,12 @@ def test_an_adapter_folder_loads_as_its_parent_plus_the_adapter(tmp_path: Path) 
     checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), parent)
     folders.save(model, folder, adapter=SMALL, parent=parent)
     assert {p.name for p in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "../../a/model"
-    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in load_file(folder / "adapter_model.safetensors")
+    assert (
+        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "../../a/model"
+    )
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in load_file(
+        folder / "adapter_model.safetensors"
+    )
     assert torch.allclose(logprobs(checkpoint.load(folder)), logprobs(model), atol=1e-5)
     assert folders.about(folder) == folders.about(parent)
     runs.rename(tmp_path / "moved")  # as a whole
@@ -139,15 +154,26 @@ def test_a_reward_adapter_keeps_its_score(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     assert (settings["task_type"], settings["modules_to_save"]) == ("SEQ_CLS", ["score"])
     assert folders.about(tmp_path / "b").reward
-    found, wanted = (reward_outputs(m, BATCH).rewards_B for m in (checkpoint.load_reward(tmp_path / "b"), scorer))
+    found, wanted = (
+        reward_outputs(m, BATCH).rewards_B for m in (checkpoint.load_reward(tmp_path / "b"), scorer)
+    )
     assert found is not None
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"use_dora": True}, "use_dora is True"), ({"peft_type": "IA3"}, "peft_type is 'IA3'"), ({"bias": "all"}, "bias is 'all'"),
-    ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"), ({"base_model_name_or_path": "../nowhere"}, "where no model folder is")])
-def test_what_is_not_plain_lora_is_refused_by_name(change: dict[str, object], message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora is True"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"base_model_name_or_path": "../nowhere"}, "where no model folder is"),
+    ],
+)
+def test_what_is_not_plain_lora_is_refused_by_name(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
     checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path / "a")
     folders.save(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
     path = tmp_path / "b" / "adapter_config.json"
@@ -157,7 +183,9 @@ def test_what_is_not_plain_lora_is_refused_by_name(change: dict[str, object], me
 
 
 def test_an_adapter_of_another_shape_has_no_place(tmp_path: Path) -> None:
-    checkpoint.save(checkpoint.create(ModelShape(layers=2, width=64, heads=4, context=64), VOCAB, 0), tmp_path / "a")
+    checkpoint.save(
+        checkpoint.create(ModelShape(layers=2, width=64, heads=4, context=64), VOCAB, 0), tmp_path / "a"
+    )
     folders.save(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
     with pytest.raises(CheckpointError, match="has no place in the weights it names"):
         checkpoint.load(tmp_path / "b")

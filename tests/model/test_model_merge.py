@@ -69,8 +69,13 @@ def test_reward_models_merge_into_a_reward_model(tmp_path: Path) -> None:
 
 def test_models_of_different_shapes_are_refused_by_the_tensor(tmp_path: Path) -> None:
     a = made(tmp_path / "a", 0)
-    wide, deep = made(tmp_path / "b", 0, ModelShape(layers=1, width=32, heads=2)), made(tmp_path / "c", 0, ModelShape(layers=2, width=16, heads=2))
-    with pytest.raises(CheckpointError, match=r"cannot be merged: model\.embed_tokens\.weight is \(31, 16\) and \(31, 32\)"):
+    wide, deep = (
+        made(tmp_path / "b", 0, ModelShape(layers=1, width=32, heads=2)),
+        made(tmp_path / "c", 0, ModelShape(layers=2, width=16, heads=2)),
+    )
+    with pytest.raises(
+        CheckpointError, match=r"cannot be merged: model\.embed_tokens\.weight is \(31, 16\) and \(31, 32\)"
+    ):
         merge([a, wide], [0.5, 0.5], tmp_path / "out")
     with pytest.raises(CheckpointError, match="9 tensors are in one only"):
         merge([a, deep], [0.5, 0.5], tmp_path / "out")

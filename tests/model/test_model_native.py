@@ -28,15 +28,30 @@ from demeanor.spec import Adapter
 
 pytestmark = pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")
 
-SMALL: dict[str, Any] = {"vocab_size": 131, "hidden_size": 72, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 6,
-                         "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3, "pad_token_id": 0}
+SMALL: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 72,
+    "intermediate_size": 88,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+}
 MODELS: dict[str, tuple[Any, Any]] = {
     "llama, untied": (LlamaForCausalLM, LlamaConfig(**SMALL)),
-    "llama, tied, biased": (LlamaForCausalLM, LlamaConfig(**SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)),
+    "llama, tied, biased": (
+        LlamaForCausalLM,
+        LlamaConfig(**SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    ),
     "mistral": (MistralForCausalLM, MistralConfig(**SMALL, sliding_window=None, head_dim=16)),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SMALL)),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SMALL, head_dim=34)),
-    "smollm": (LlamaForCausalLM, LlamaConfig(**{**SMALL, "num_key_value_heads": 3}, tie_word_embeddings=True, rope_theta=1e5)),
+    "smollm": (
+        LlamaForCausalLM,
+        LlamaConfig(**{**SMALL, "num_key_value_heads": 3}, tie_word_embeddings=True, rope_theta=1e5),
+    ),
 }
 
 
@@ -48,7 +63,7 @@ def pair(name: str, folder: Path) -> tuple[Any, Llama]:
     with torch.no_grad():
         for parameter in theirs.parameters():
             if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))       # biases and norms that do something
+                parameter.add_(0.1 * torch.randn_like(parameter))  # biases and norms that do something
     theirs.save_pretrained(folder)
     return theirs, checkpoint.load(folder)
 
@@ -78,8 +93,14 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
 def test_greedy_tokens_are_those_generate_gives(name: str, tmp_path: Path) -> None:
     theirs, ours = pair(name, tmp_path)
     asked = tokens(9, seed=4)
-    wanted = theirs.generate(torch.tensor([asked]), attention_mask=torch.ones(1, 9, dtype=torch.long), max_new_tokens=40, do_sample=False,
-                             eos_token_id=None, pad_token_id=0)[0, 9:].tolist()
+    wanted = theirs.generate(
+        torch.tensor([asked]),
+        attention_mask=torch.ones(1, 9, dtype=torch.long),
+        max_new_tokens=40,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[0, 9:].tolist()
     compiled = native.Native(ours, KVCache(ours.config, 2, 64))
     found = [int(compiled.forward(asked, [1] * 9, range(9), [8]).best_R)]
     for at in range(9, 48):
@@ -95,8 +116,16 @@ def test_a_row_has_the_same_bits_alone_in_chunks_and_among_others(threads: int, 
     compiled = native.Native(ours, cache)
     alone = compiled.forward(asked, [0] * 30, range(30), range(30), threads=1).logits_RV
     for size in (1, 7, 13):
-        parts = [compiled.forward(asked[at:at + size], [5] * len(asked[at:at + size]), range(at, min(30, at + size)),
-                                  range(len(asked[at:at + size])), threads=threads).logits_RV for at in range(0, 30, size)]
+        parts = [
+            compiled.forward(
+                asked[at : at + size],
+                [5] * len(asked[at : at + size]),
+                range(at, min(30, at + size)),
+                range(len(asked[at : at + size])),
+                threads=threads,
+            ).logits_RV
+            for at in range(0, 30, size)
+        ]
         assert torch.equal(torch.cat(parts), alone), size
     mixed_tokens, mixed_slots, mixed_positions, read = [], [], [], []
     for slot in range(1, 38):
@@ -106,7 +135,11 @@ def test_a_row_has_the_same_bits_alone_in_chunks_and_among_others(threads: int, 
         mixed_positions += range(len(others))
         if slot == 20:
             read = list(range(len(mixed_tokens), len(mixed_tokens) + 30))
-            mixed_tokens, mixed_slots, mixed_positions = mixed_tokens + asked, mixed_slots + [39] * 30, [*mixed_positions, *range(30)]
+            mixed_tokens, mixed_slots, mixed_positions = (
+                mixed_tokens + asked,
+                mixed_slots + [39] * 30,
+                [*mixed_positions, *range(30)],
+            )
     among = compiled.forward(mixed_tokens, mixed_slots, mixed_positions, read, threads=threads).logits_RV
     assert torch.equal(among, alone)
 
@@ -115,7 +148,10 @@ def test_rounded_weights_are_held_in_few_bits_and_give_the_same_answers(tmp_path
     """8 and 16 bits are formats, not roundings: what they hold, they hold exactly."""
     _, ours = pair("llama, tied, biased", tmp_path)
     asked = tokens(20)
-    for kind, change in (("int8", lambda w: (x := native.rounded(w))[0] * x[1][:, None]), ("bf16", lambda w: w.bfloat16().float())):
+    for kind, change in (
+        ("int8", lambda w: (x := native.rounded(w))[0] * x[1][:, None]),
+        ("bf16", lambda w: w.bfloat16().float()),
+    ):
         with torch.no_grad():
             for parameter in ours.parameters():
                 if parameter.ndim == 2:
@@ -124,7 +160,11 @@ def test_rounded_weights_are_held_in_few_bits_and_give_the_same_answers(tmp_path
         assert set(held.formats) == {kind}
         with torch.no_grad():
             wanted = ours.prefill(torch.tensor(asked), 0, 0, KVCache(ours.config, 1, 64)) @ ours.head().T
-        assert torch.allclose(held.forward(asked, [0] * 20, range(20), range(20)).logits_RV, wanted, atol=2e-4 * float(wanted.abs().max()))
+        assert torch.allclose(
+            held.forward(asked, [0] * 20, range(20), range(20)).logits_RV,
+            wanted,
+            atol=2e-4 * float(wanted.abs().max()),
+        )
 
 
 def test_rounding_to_8_bits_is_within_half_a_step() -> None:
@@ -144,13 +184,20 @@ def test_broken_weights_show(tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_it_says_so_and_torch_decodes(tmp_path: Path) -> None:
-    code = ("import logging; logging.basicConfig(); from demeanor.model import native; from demeanor.engine.forward import forward_of, Torch\n"
-            "from demeanor.model import checkpoint; from demeanor.spec import ModelShape\n"
-            "assert native.build() is None\n"
-            "assert isinstance(forward_of(checkpoint.create(ModelShape(layers=1, width=32, heads=2), 300, 0), 2, 64), Torch)")
+    code = (
+        "import logging; logging.basicConfig(); from demeanor.model import native; from demeanor.engine.forward import forward_of, Torch\n"
+        "from demeanor.model import checkpoint; from demeanor.spec import ModelShape\n"
+        "assert native.build() is None\n"
+        "assert isinstance(forward_of(checkpoint.create(ModelShape(layers=1, width=32, heads=2), 300, 0), 2, 64), Torch)"
+    )
     for settings, said in (({"CXX": "/nowhere/g++"}, "could not compile"), ({"DEMEANOR_NATIVE": "0"}, "")):
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
-                             env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **settings})
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **settings},
+        )
         assert ran.returncode == 0, ran.stderr
         assert said in ran.stderr
 
@@ -159,13 +206,21 @@ def test_compiled_code_is_not_loaded_from_a_folder_others_can_write_to(tmp_path:
     (tmp_path / "demeanor").mkdir(mode=0o777)
     (tmp_path / "demeanor").chmod(0o777)
     code = "import logging; logging.basicConfig(); from demeanor.model import native; assert native.build() is None"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
     assert ran.returncode == 0, ran.stderr
     assert "nobody else can write" in ran.stderr
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("o_proj", "up_proj"), ("all-linear",)])
-def test_an_adapter_beside_its_trunk_is_the_adapter_folded_in_and_the_trunk_is_held_once(targets: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_adapter_beside_its_trunk_is_the_adapter_folded_in_and_the_trunk_is_held_once(
+    targets: tuple[str, ...], tmp_path: Path
+) -> None:
     _, trunk = pair("llama, tied, biased", tmp_path / "trunk")
     model = checkpoint.load(tmp_path / "trunk")
     lora.attach(model, Adapter(rank=3, alpha=7.0, targets=targets), 0)
@@ -173,19 +228,30 @@ def test_an_adapter_beside_its_trunk_is_the_adapter_folded_in_and_the_trunk_is_h
     with torch.no_grad():
         for _, module in lora.adapters(model):
             module.lora_B.normal_(generator=generator)
-    adapter.save(model, Adapter(rank=3, alpha=7.0, targets=targets), tmp_path / "trunk", tmp_path / "low", reward=False)
+    adapter.save(
+        model, Adapter(rank=3, alpha=7.0, targets=targets), tmp_path / "trunk", tmp_path / "low", reward=False
+    )
     asked = tokens(20)
-    folded = native.Native(checkpoint.load(tmp_path / "low"), KVCache(trunk.config, 1, 64)).forward(asked, [0] * 20, range(20), range(20))
+    folded = native.Native(checkpoint.load(tmp_path / "low"), KVCache(trunk.config, 1, 64)).forward(
+        asked, [0] * 20, range(20), range(20)
+    )
     base = native.Native(trunk, KVCache(trunk.config, 1, 64))
     apart = native.Native(checkpoint.load_apart(tmp_path / "low"), KVCache(trunk.config, 1, 64))
     said = apart.forward(asked, [0] * 20, range(20), range(20))
     assert torch.allclose(said.logits_RV, folded.logits_RV, atol=1e-4 * float(folded.logits_RV.abs().max()))
-    assert not torch.allclose(said.logits_RV, base.forward(asked, [0] * 20, range(20), range(20)).logits_RV, atol=0.1), "the adapter does something"
+    assert not torch.allclose(
+        said.logits_RV, base.forward(asked, [0] * 20, range(20), range(20)).logits_RV, atol=0.1
+    ), "the adapter does something"
     for threads in (2, 3):
-        assert torch.equal(apart.forward(asked, [0] * 20, range(20), range(20), threads=threads).logits_RV, said.logits_RV)
+        assert torch.equal(
+            apart.forward(asked, [0] * 20, range(20), range(20), threads=threads).logits_RV, said.logits_RV
+        )
     own = {x.data_ptr() for x in apart._kept} - {x.data_ptr() for x in base._kept}
-    assert sum({x.data_ptr(): x.numel() for x in apart._kept if x.data_ptr() in own}.values()) == sum(m.lora_A.numel() + m.lora_B.numel() for _, m in lora.adapters(model)) \
-        + sum(1 for _ in {float(m.scale) for _, m in lora.adapters(model)}) + (8 * 3 * 3 if "all-linear" in targets else 0), "only the thin matrices are its own"
+    assert sum({x.data_ptr(): x.numel() for x in apart._kept if x.data_ptr() in own}.values()) == sum(
+        m.lora_A.numel() + m.lora_B.numel() for _, m in lora.adapters(model)
+    ) + sum(1 for _ in {float(m.scale) for _, m in lora.adapters(model)}) + (
+        8 * 3 * 3 if "all-linear" in targets else 0
+    ), "only the thin matrices are its own"
 
 
 def test_what_was_packed_does_not_change_when_the_model_is_trained_on(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from demeanor.model.attention import BLOCK, LONG, blocks, buckets, joined, tree_
 from demeanor.tensors import Segment
 
 CPU = torch.device("cpu")
-TREES = (Segment(0, 3), Segment(3, 7, ((0, 3),)), Segment(7, 8, ((0, 3),)), Segment(8, 28), Segment(28, 45, ((8, 28),)), Segment(45, 60, ((8, 28),)))
+TREES = (
+    Segment(0, 3),
+    Segment(3, 7, ((0, 3),)),
+    Segment(7, 8, ((0, 3),)),
+    Segment(8, 28),
+    Segment(28, 45, ((8, 28),)),
+    Segment(45, 60, ((8, 28),)),
+)
 
 
 def qkv(tokens: int, kv_heads: int = 2) -> list[torch.Tensor]:
@@ -21,7 +28,9 @@ def qkv(tokens: int, kv_heads: int = 2) -> list[torch.Tensor]:
 def test_a_varlen_layout_computes_what_the_segments_say() -> None:
     q, k, v = qkv(60)
     at = varlen.layout(joined(TREES), CPU)
-    assert torch.allclose(varlen.attention(q, k, v, at), tree_attention(q, k, v, buckets(TREES, CPU)), atol=1e-6)
+    assert torch.allclose(
+        varlen.attention(q, k, v, at), tree_attention(q, k, v, buckets(TREES, CPU)), atol=1e-6
+    )
 
 
 def test_rows_without_context_gather_no_keys() -> None:

@@ -25,9 +25,19 @@ SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
 
 
 def config(**more: object) -> LlamaConfig:
-    return LlamaConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                       num_key_value_heads=2, tie_word_embeddings=True, rope_theta=1000.0, rms_norm_eps=1e-5,
-                       max_position_embeddings=64, **more)
+    return LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rope_theta=1000.0,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=64,
+        **more,
+    )
 
 
 def twins() -> tuple[Llama, LlamaForCausalLM]:
@@ -62,8 +72,8 @@ def rows(trees: Sequence[Tree]) -> tuple[Tensor, Tensor, Tensor]:
     longest = max(len(tokens) for tokens, _ in whole)
     ids, mask, labels = (torch.full((len(whole), longest), value) for value in (0, 0, -100))
     for i, (tokens, trained) in enumerate(whole):
-        ids[i, :len(tokens)], mask[i, :len(tokens)] = torch.tensor(tokens), 1
-        labels[i, :len(tokens)] = torch.where(torch.tensor(trained), torch.tensor(tokens), -100)
+        ids[i, : len(tokens)], mask[i, : len(tokens)] = torch.tensor(tokens), 1
+        labels[i, : len(tokens)] = torch.where(torch.tensor(trained), torch.tensor(tokens), -100)
     return ids, mask, labels
 
 
@@ -105,7 +115,7 @@ def test_hidden_states_of_a_tree_equal_those_of_separate_rows() -> None:
 def test_supervised_loss_and_gradients_equal_padded_rows() -> None:
     ours, theirs = twins()
     trees = forest([1, 1, 1, 1, 1], masked=True)
-    trees += [t._replace(prompt=()) for t in forest([1, 1], seed=1)]     # plain text
+    trees += [t._replace(prompt=()) for t in forest([1, 1], seed=1)]  # plain text
     found = sft.loss(sft.Spec(), policy_outputs(ours, batch := collate(trees)), batch)
     sums, counts = row_logprobs(theirs, trees)
     assert int(found.count) == int(counts.sum())
@@ -123,12 +133,17 @@ def test_reward_loss_and_gradients_equal_padded_rows(branches: list[int]) -> Non
     found = reward.loss(reward.Spec(), reward_outputs(ours, batch), batch)
     ids, mask, _ = rows(trees)
     scores = list(theirs(ids, attention_mask=mask).logits.squeeze(-1).split(branches))
-    per_tree = [torch.stack([-logsigmoid(s[i] - s[j]) for i in range(len(s)) for j in range(i + 1, len(s))]).mean() for s in scores]
+    per_tree = [
+        torch.stack([-logsigmoid(s[i] - s[j]) for i in range(len(s)) for j in range(i + 1, len(s))]).mean()
+        for s in scores
+    ]
     assert int(found.count) == len(trees)
     assert_equal(found.total / found.count, ours, torch.stack(per_tree).mean(), theirs)
 
 
-@pytest.mark.parametrize("settings", [dpo.Spec(beta=0.3), dpo.Spec(beta=0.3, label_smoothing=0.1), dpo.Spec(beta=0.3, nll=0.5)])
+@pytest.mark.parametrize(
+    "settings", [dpo.Spec(beta=0.3), dpo.Spec(beta=0.3, label_smoothing=0.1), dpo.Spec(beta=0.3, nll=0.5)]
+)
 def test_dpo_loss_and_gradients_equal_padded_rows(settings: dpo.Spec) -> None:
     ours, theirs = twins()
     frozen = checkpoint.create(SHAPE, VOCAB, 7)
@@ -166,8 +181,12 @@ def of_dpo(model: nn.Module, trees: Sequence[Tree]) -> Loss:
     return dpo.loss(dpo.Spec(beta=0.3), policy_outputs(model, batch), batch)
 
 
-@pytest.mark.parametrize(("loss", "branches"), [(of_sft, [1] * 6), (of_reward, [2, 4, 2, 3]), (of_dpo, [2, 2, 4, 2])])
-def test_micro_batches_do_not_change_the_gradient(loss: Callable[[nn.Module, Sequence[Tree]], Loss], branches: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("loss", "branches"), [(of_sft, [1] * 6), (of_reward, [2, 4, 2, 3]), (of_dpo, [2, 2, 4, 2])]
+)
+def test_micro_batches_do_not_change_the_gradient(
+    loss: Callable[[nn.Module, Sequence[Tree]], Loss], branches: list[int]
+) -> None:
     trees = forest(branches, seed=2)
     found = []
     for parts in ([trees], [trees[:1], trees[1:]], [[t] for t in reversed(trees)]):
@@ -182,7 +201,10 @@ def test_micro_batches_do_not_change_the_gradient(loss: Callable[[nn.Module, Seq
 
 
 def test_recomputing_layers_in_the_backward_pass_changes_no_bit() -> None:
-    trees = [Tree((1, 2, 3), (Branch((4, 5), (True, True)), Branch((6,), (True,))), (0, 1)), Tree((7,), (Branch((8, 9, 10), (True,) * 3),))]
+    trees = [
+        Tree((1, 2, 3), (Branch((4, 5), (True, True)), Branch((6,), (True,))), (0, 1)),
+        Tree((7,), (Branch((8, 9, 10), (True,) * 3),)),
+    ]
     found = []
     for recompute in (False, True):
         model = checkpoint.create(ModelShape(layers=3, width=32, heads=2, context=32), 300, 0)
@@ -198,7 +220,9 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_bit() -> None:
 @pytest.mark.parametrize("kv_heads", [2, 4])
 def test_bf16_training_follows_fp32_for_every_shape_of_attention(qk_norm: bool, kv_heads: int) -> None:
     """Loss and gradients under autocast, within bf16's rounding, with norms on queries and keys (Qwen3) and shared key heads."""
-    model = Llama(replace(checkpoint.create(SHAPE, VOCAB, 0).config, qk_norm=qk_norm, num_key_value_heads=kv_heads))
+    model = Llama(
+        replace(checkpoint.create(SHAPE, VOCAB, 0).config, qk_norm=qk_norm, num_key_value_heads=kv_heads)
+    )
     initialise(model, 0, mimetic=False)
     batch = collate(forest([1, 2, 3, 2]))
     found = []

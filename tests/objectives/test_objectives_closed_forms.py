@@ -15,8 +15,16 @@ from demeanor.tensors import Outputs, TokenBatch
 
 
 def pairs(count: int, tokens: int = 2, branches: int = 2) -> list[Tree]:
-    return [Tree((1, 2), tuple(Branch((3,) * tokens, (True,) * tokens) for _ in range(branches)), tuple(range(branches)), None, "")
-            for _ in range(count)]
+    return [
+        Tree(
+            (1, 2),
+            tuple(Branch((3,) * tokens, (True,) * tokens) for _ in range(branches)),
+            tuple(range(branches)),
+            None,
+            "",
+        )
+        for _ in range(count)
+    ]
 
 
 def batch(trees: list[Tree], reference: float = -1.0) -> TokenBatch:
@@ -51,7 +59,11 @@ def test_smoothed_dpo_is_at_rest_where_beta_h_is_the_logit_of_one_minus_e(smooth
 
     def slope(beta_h: float) -> float:
         h = beta_h / 0.5
-        return float(dpo_of([-1.0 + h / 2, -1.0 + h / 2, -1.0, -1.0], dpo.Spec(beta=0.5, label_smoothing=smoothing))[1][0])
+        return float(
+            dpo_of([-1.0 + h / 2, -1.0 + h / 2, -1.0, -1.0], dpo.Spec(beta=0.5, label_smoothing=smoothing))[
+                1
+            ][0]
+        )
 
     assert slope(rest) == pytest.approx(0.0, abs=1e-12)
     assert slope(rest - 0.1) < 0 < slope(rest + 0.1)
@@ -78,19 +90,26 @@ def test_a_ranking_of_k_is_the_mean_over_its_pairs_and_prompts_count_once() -> N
 
 def test_equal_rewards_cost_log_two_and_ties_cost_nothing() -> None:
     tied = [t._replace(ranks=(0, 0)) for t in pairs(1)]
-    found = reward.loss(reward.Spec(), Outputs(rewards_B=torch.zeros(4)), collate(pairs(1) + tied, read_last=True))
+    found = reward.loss(
+        reward.Spec(), Outputs(rewards_B=torch.zeros(4)), collate(pairs(1) + tied, read_last=True)
+    )
     assert (float(found.total), float(found.count)) == (pytest.approx(math.log(2)), 1.0)
 
 
 def test_centring_adds_the_squared_sum_of_each_pair() -> None:
     rewards = torch.tensor([2.0, 1.0], dtype=torch.float64)
-    plain, centred = (reward.loss(s, Outputs(rewards_B=rewards), collate(pairs(1), read_last=True)) for s in (reward.Spec(), reward.Spec(center=0.1)))
+    plain, centred = (
+        reward.loss(s, Outputs(rewards_B=rewards), collate(pairs(1), read_last=True))
+        for s in (reward.Spec(), reward.Spec(center=0.1))
+    )
     assert float(centred.total - plain.total) == pytest.approx(0.1 * 9.0)
 
 
 def test_a_margin_asks_for_more() -> None:
     tree = pairs(1)[0]._replace(margin=0.5)
-    found = reward.loss(reward.Spec(), Outputs(rewards_B=torch.tensor([1.0, 0.0])), collate([tree], read_last=True))
+    found = reward.loss(
+        reward.Spec(), Outputs(rewards_B=torch.tensor([1.0, 0.0])), collate([tree], read_last=True)
+    )
     assert float(found.total) == pytest.approx(math.log(1 + math.exp(-0.5)), abs=1e-6)
 
 

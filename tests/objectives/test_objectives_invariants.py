@@ -15,17 +15,30 @@ from demeanor.tensors import Loss, Outputs, TokenBatch
 NONE = torch.zeros(0, dtype=torch.long)
 
 
-def ranked(trees: Sequence[Sequence[int]], lengths: Sequence[int] | None = None, *, reference: Sequence[float] | None = None,
-           margin: Sequence[float] | None = None) -> TokenBatch:
+def ranked(
+    trees: Sequence[Sequence[int]],
+    lengths: Sequence[int] | None = None,
+    *,
+    reference: Sequence[float] | None = None,
+    margin: Sequence[float] | None = None,
+) -> TokenBatch:
     """A batch of trees given by the ranks of their branches; branch b has `lengths[b]` scored tokens (1 each by default)."""
     ranks = [rank for tree in trees for rank in tree]
     sizes = list(lengths) if lengths is not None else [1] * len(ranks)
     owner = torch.tensor([b for b, size in enumerate(sizes) for _ in range(size)], dtype=torch.long)
     return TokenBatch(
-        tokens_T=NONE, positions_T=NONE, segments=(), scored_C=torch.arange(len(owner)), targets_C=torch.zeros(len(owner), dtype=torch.long),
-        branch_C=owner, last_B=torch.arange(len(ranks)), tree_B=torch.tensor([n for n, tree in enumerate(trees) for _ in tree]),
-        rank_B=torch.tensor(ranks), margin_N=None if margin is None else torch.tensor(margin, dtype=torch.float64),
-        reference_C=None if reference is None else torch.tensor(reference, dtype=torch.float64))
+        tokens_T=NONE,
+        positions_T=NONE,
+        segments=(),
+        scored_C=torch.arange(len(owner)),
+        targets_C=torch.zeros(len(owner), dtype=torch.long),
+        branch_C=owner,
+        last_B=torch.arange(len(ranks)),
+        tree_B=torch.tensor([n for n, tree in enumerate(trees) for _ in tree]),
+        rank_B=torch.tensor(ranks),
+        margin_N=None if margin is None else torch.tensor(margin, dtype=torch.float64),
+        reference_C=None if reference is None else torch.tensor(reference, dtype=torch.float64),
+    )
 
 
 def leaf(*values: float) -> torch.Tensor:
@@ -63,14 +76,23 @@ def test_a_batch_without_trained_tokens_is_zero_of_zero() -> None:
 
 def test_a_prompt_with_many_completions_weighs_as_much_as_one_with_two() -> None:
     both = reward_of(leaf(1.0, 0.0, 0.5, 2.0, -1.0), ranked([[0, 1], [0, 1, 2]]))
-    alone = [reward_of(leaf(1.0, 0.0), ranked([[0, 1]])), reward_of(leaf(0.5, 2.0, -1.0), ranked([[0, 1, 2]]))]
+    alone = [
+        reward_of(leaf(1.0, 0.0), ranked([[0, 1]])),
+        reward_of(leaf(0.5, 2.0, -1.0), ranked([[0, 1, 2]])),
+    ]
     assert both.total.item() == pytest.approx(sum(x.total.item() for x in alone), abs=1e-12)
     assert float(both.count) == 2.0
 
 
 def test_prompts_without_a_pair_count_for_nothing() -> None:
-    with_lonely, without = reward_of(leaf(1.0, 0.0, 9.0), ranked([[0, 1], [0]])), reward_of(leaf(1.0, 0.0), ranked([[0, 1]]))
-    assert (with_lonely.total.item(), float(with_lonely.count)) == (without.total.item(), float(without.count))
+    with_lonely, without = (
+        reward_of(leaf(1.0, 0.0, 9.0), ranked([[0, 1], [0]])),
+        reward_of(leaf(1.0, 0.0), ranked([[0, 1]])),
+    )
+    assert (with_lonely.total.item(), float(with_lonely.count)) == (
+        without.total.item(),
+        float(without.count),
+    )
 
 
 def test_the_loss_sees_only_differences_of_rewards_unless_it_centres_them() -> None:
@@ -78,7 +100,7 @@ def test_the_loss_sees_only_differences_of_rewards_unless_it_centres_them() -> N
     here, there = reward_of(leaf(1.0, 0.5), batch), reward_of(leaf(11.0, 10.5), batch)
     assert here.total.item() == pytest.approx(there.total.item(), abs=1e-12)
     centred = reward_of(leaf(11.0, 10.5), batch, center=0.01)
-    assert (centred.total - there.total).item() == pytest.approx(0.01 * 21.5 ** 2, abs=1e-9)
+    assert (centred.total - there.total).item() == pytest.approx(0.01 * 21.5**2, abs=1e-9)
 
 
 def test_a_margin_asks_for_that_much_more_and_a_missing_one_for_nothing() -> None:
@@ -120,19 +142,24 @@ def test_equation_7_with_summed_log_ratios() -> None:
 def test_a_dpo_ranking_is_the_mean_of_its_pairs_and_weighs_as_one_prompt() -> None:
     values = [-1.0, -2.5, -0.5]
     found = dpo_of(leaf(*values), ranked([[0, 1, 2]], reference=[0.0] * 3), beta=0.3)
-    pairs = [dpo_of(leaf(values[a], values[b]), ranked([[0, 1]], reference=[0.0] * 2), beta=0.3) for a, b in ((0, 1), (0, 2), (1, 2))]
+    pairs = [
+        dpo_of(leaf(values[a], values[b]), ranked([[0, 1]], reference=[0.0] * 2), beta=0.3)
+        for a, b in ((0, 1), (0, 2), (1, 2))
+    ]
     assert found.total.item() == pytest.approx(sum(x.total.item() for x in pairs) / 3, abs=1e-12)
     assert float(found.count) == 1.0
 
 
 def test_dpo_metrics_are_means_over_pairs_under_their_usual_names() -> None:
     batch = ranked([[0, 1], [1, 0]], reference=[-1.0, -1.0, -2.0, -2.0])
-    found = dpo_of(leaf(-0.5, -2.0, -1.0, -4.0), batch, beta=0.5)   # second tree: branch 3 is the better one
+    found = dpo_of(leaf(-0.5, -2.0, -1.0, -4.0), batch, beta=0.5)  # second tree: branch 3 is the better one
     assert metric(found, "logps/chosen") == (-0.5 - 4.0) / 2
     assert metric(found, "logps/rejected") == (-2.0 - 1.0) / 2
     assert metric(found, "rewards/chosen") == (0.5 * 0.5 + 0.5 * -2.0) / 2
     assert metric(found, "rewards/rejected") == (0.5 * -1.0 + 0.5 * 1.0) / 2
-    assert metric(found, "rewards/margins") == metric(found, "rewards/chosen") - metric(found, "rewards/rejected")
+    assert metric(found, "rewards/margins") == metric(found, "rewards/chosen") - metric(
+        found, "rewards/rejected"
+    )
     assert metric(found, "rewards/accuracies") == 0.5
     assert not any(total.requires_grad for total, _ in found.metrics.values())
 

@@ -20,7 +20,11 @@ peft = pytest.importorskip("peft", reason="run with bench/.venv/bin/python -m py
 VOCAB, ROW = 61, (5, 6, 7, 8, 9)
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
 BATCH = collate([Tree(ROW[:2], (Branch(ROW[2:], (True,) * 3),))], read_last=True)
-KINDS = [Adapter(rank=3, alpha=6), Adapter(rank=4, alpha=6, rslora=True), Adapter(rank=2, targets=("q_proj", "down_proj"))]
+KINDS = [
+    Adapter(rank=3, alpha=6),
+    Adapter(rank=4, alpha=6, rslora=True),
+    Adapter(rank=2, targets=("q_proj", "down_proj")),
+]
 
 
 def filled(model: torch.nn.Module, settings: Adapter) -> None:
@@ -65,7 +69,9 @@ def test_peft_loads_our_reward_adapter_with_equal_scores(settings: Adapter, tmp_
     model = folders.reward(tmp_path / "parent", 7)
     filled(model, settings)
     folders.save(model, tmp_path / "adapter", adapter=settings, parent=tmp_path / "parent")
-    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "parent", num_labels=1, pad_token_id=0)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "parent", num_labels=1, pad_token_id=0
+    )
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
     with torch.no_grad():
         wanted = theirs(torch.tensor([ROW])).logits[0]
@@ -79,9 +85,16 @@ def test_peft_loads_our_reward_adapter_with_equal_scores(settings: Adapter, tmp_
 def test_we_load_what_peft_writes(reward: bool, tmp_path: Path) -> None:
     checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path / "parent")
     kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
-    base = kind.from_pretrained(tmp_path / "parent", **({"num_labels": 1, "pad_token_id": 0} if reward else {}))
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="SEQ_CLS" if reward else "CAUSAL_LM",
-                             modules_to_save=["score"] if reward else None)
+    base = kind.from_pretrained(
+        tmp_path / "parent", **({"num_labels": 1, "pad_token_id": 0} if reward else {})
+    )
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        task_type="SEQ_CLS" if reward else "CAUSAL_LM",
+        modules_to_save=["score"] if reward else None,
+    )
     model = peft.get_peft_model(base, config).eval()
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():

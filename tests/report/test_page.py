@@ -21,9 +21,53 @@ from demeanor.report.markup import VOID, Html, el, join
 from demeanor.report.page import page
 from demeanor.report.words import percent, points
 
-ALLOWED = {"a", "b", "body", "br", "circle", "code", "dd", "details", "div", "dl", "dt", "figcaption", "figure", "footer", "g", "h1", "h2", "h3", "head",
-           "header", "html", "i", "li", "line", "main", "meta", "nav", "p", "polyline", "pre", "rect", "section", "span", "style", "summary", "svg",
-           "table", "tbody", "td", "text", "th", "thead", "title", "tr", "ul"}
+ALLOWED = {
+    "a",
+    "b",
+    "body",
+    "br",
+    "circle",
+    "code",
+    "dd",
+    "details",
+    "div",
+    "dl",
+    "dt",
+    "figcaption",
+    "figure",
+    "footer",
+    "g",
+    "h1",
+    "h2",
+    "h3",
+    "head",
+    "header",
+    "html",
+    "i",
+    "li",
+    "line",
+    "main",
+    "meta",
+    "nav",
+    "p",
+    "polyline",
+    "pre",
+    "rect",
+    "section",
+    "span",
+    "style",
+    "summary",
+    "svg",
+    "table",
+    "tbody",
+    "td",
+    "text",
+    "th",
+    "thead",
+    "title",
+    "tr",
+    "ul",
+}
 
 
 class Reader(HTMLParser):
@@ -67,24 +111,38 @@ def test_every_tag_is_one_of_ours_and_closes_where_it_should(any_result: dict[st
     assert read.crossed == read.open == []
 
 
-def test_no_script_no_handler_no_style_attribute_and_no_address_outside_the_page(any_result: dict[str, Any]) -> None:
+def test_no_script_no_handler_no_style_attribute_and_no_address_outside_the_page(
+    any_result: dict[str, Any],
+) -> None:
     for tag, attributes in Reader(page(any_result)).tags:
-        assert not [name for name in attributes if name.startswith("on") or name in ("style", "src", "srcset", "action", "xlink:href")], (tag, attributes)
+        assert not [
+            name
+            for name in attributes
+            if name.startswith("on") or name in ("style", "src", "srcset", "action", "xlink:href")
+        ], (tag, attributes)
         assert (attributes.get("href") or "#").startswith("#")
     assert "url(" not in page(any_result)
     assert "@import" not in page(any_result)
 
 
-def test_the_content_security_policy_allows_the_pages_own_style_and_nothing_else(result: dict[str, Any]) -> None:
+def test_the_content_security_policy_allows_the_pages_own_style_and_nothing_else(
+    result: dict[str, Any],
+) -> None:
     source = page(result)
     style = re.search(r"<style>(.*?)</style>", source, re.S)
     assert style is not None
     hash_ = base64.b64encode(hashlib.sha256(style.group(1).encode()).digest()).decode()
-    policy = next(a["content"] for tag, a in Reader(source).tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"]
+        for tag, a in Reader(source).tags
+        if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy == f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'sha256-{hash_}'"
 
 
-def test_what_a_model_says_is_shown_as_text_and_never_becomes_markup(hostile: dict[str, Any], result: dict[str, Any]) -> None:
+def test_what_a_model_says_is_shown_as_text_and_never_becomes_markup(
+    hostile: dict[str, Any], result: dict[str, Any]
+) -> None:
     source = page(hostile)
     assert "<script" not in source
     assert "<img" not in source
@@ -108,12 +166,17 @@ def test_every_mark_lies_inside_its_figure(result: dict[str, Any]) -> None:
         tree = ET.fromstring(figure)
         _, _, width, height = map(float, tree.attrib["viewBox"].split())
         for mark in tree.iter():
-            x, y = mark.attrib.get("cx", mark.attrib.get("x", "0")), mark.attrib.get("cy", mark.attrib.get("y", "0"))
+            x, y = (
+                mark.attrib.get("cx", mark.attrib.get("x", "0")),
+                mark.attrib.get("cy", mark.attrib.get("y", "0")),
+            )
             assert -1 <= float(x) <= width + 1, ET.tostring(mark)
             assert -1 <= float(y) <= height + 1, ET.tostring(mark)
 
 
-def test_every_cell_of_the_ladder_is_the_mean_and_shows_its_change_only_if_the_interval_excludes_zero(result: dict[str, Any]) -> None:
+def test_every_cell_of_the_ladder_is_the_mean_and_shows_its_change_only_if_the_interval_excludes_zero(
+    result: dict[str, Any],
+) -> None:
     table = re.search(r'<table class="heat">(.*?)</table>', page(result), re.S)
     assert table is not None
     rows = re.findall(r"<tr>(.*?)</tr>", table.group(1), re.S)[1:]
@@ -122,7 +185,9 @@ def test_every_cell_of_the_ladder_is_the_mean_and_shows_its_change_only_if_the_i
         rungs = [result["steps"][0]["before"], *(s["after"] for s in result["steps"])]
         for n, ((mean, tone, change), rung) in enumerate(zip(cells, rungs, strict=True)):
             assert html.unescape(mean) == percent(axis["means"][rung]["value"])
-            delta = next(d for d in result["steps"][n - 1]["deltas"] if d["axis"] == axis["name"]) if n else None
+            delta = (
+                next(d for d in result["steps"][n - 1]["deltas"] if d["axis"] == axis["name"]) if n else None
+            )
             if delta is None or not delta["shown"]:
                 assert (tone, change) == ("", "")
             else:
@@ -134,10 +199,14 @@ def test_every_cell_of_the_ladder_is_the_mean_and_shows_its_change_only_if_the_i
 def test_a_mark_is_coloured_only_when_its_interval_excludes_zero(result: dict[str, Any]) -> None:
     for comparison in [*result["steps"], *result["without"]]:
         for d in comparison["deltas"]:
-            assert tone_of(d) == ("flat" if d["low"] <= 0 <= d["high"] else "up" if d["value"] > 0 else "down")
+            assert tone_of(d) == (
+                "flat" if d["low"] <= 0 <= d["high"] else "up" if d["value"] > 0 else "down"
+            )
 
 
-def test_every_loss_on_the_ladder_stands_in_the_section_of_costs_with_a_link_to_its_items(result: dict[str, Any]) -> None:
+def test_every_loss_on_the_ladder_stands_in_the_section_of_costs_with_a_link_to_its_items(
+    result: dict[str, Any],
+) -> None:
     source = page(result)
     section = re.search(r'<section id="costs">(.*?)</section>', source, re.S)
     assert section is not None
@@ -156,13 +225,24 @@ def test_every_link_leads_to_something_on_the_page(any_result: dict[str, Any]) -
 
 def test_n_seed_interval_method_and_reproduction_are_stated(result: dict[str, Any]) -> None:
     words = Reader(page(result)).words
-    for said in (f"{result['items']} items", "seed 0", "95% intervals", "cluster-robust", "Holm", result["suite_hash"], "demeanor eval stack.yaml", "key0"):
+    for said in (
+        f"{result['items']} items",
+        "seed 0",
+        "95% intervals",
+        "cluster-robust",
+        "Holm",
+        result["suite_hash"],
+        "demeanor eval stack.yaml",
+        "key0",
+    ):
         assert said in words, said
 
 
 def test_warnings_come_before_the_numbers(result: dict[str, Any]) -> None:
     words = Reader(page({**result, "warnings": ["base: 3 of 9 answers failed"]})).words
-    assert words.index("3 of 9 answers failed") < words.index("What each layer did", words.index("Before you believe it"))
+    assert words.index("3 of 9 answers failed") < words.index(
+        "What each layer did", words.index("Before you believe it")
+    )
 
 
 def test_a_result_with_nothing_to_compare_claims_nothing(empty: dict[str, Any]) -> None:
@@ -181,7 +261,9 @@ def test_long_answers_are_cut_and_say_so(result: dict[str, Any]) -> None:
     assert "x" * 2001 not in source
 
 
-def test_the_markdown_has_no_markup_of_a_model_and_every_row_has_all_its_cells(hostile: dict[str, Any]) -> None:
+def test_the_markdown_has_no_markup_of_a_model_and_every_row_has_all_its_cells(
+    hostile: dict[str, Any],
+) -> None:
     text = markdown(hostile)
     assert "<script" not in text
     for block in re.findall(r"(?:^\|.*\n?)+", text, re.M):
@@ -189,7 +271,9 @@ def test_the_markdown_has_no_markup_of_a_model_and_every_row_has_all_its_cells(h
         assert len(widths) == 1
 
 
-def test_the_typed_dictionaries_of_the_report_are_exactly_the_json_of_the_evaluation(result: dict[str, Any]) -> None:
+def test_the_typed_dictionaries_of_the_report_are_exactly_the_json_of_the_evaluation(
+    result: dict[str, Any],
+) -> None:
     compared: set[str] = set()
 
     def plain(hint: Any) -> Any:
@@ -224,6 +308,11 @@ def test_the_typed_dictionaries_of_the_report_are_exactly_the_json_of_the_evalua
 
 def test_markup_escapes_whatever_is_not_markup_already() -> None:
     assert el("p", "<b>", el("i", "&"), None, ["'", 3]) == "<p>&lt;b&gt;<i>&amp;</i>&#x27;3</p>"
-    assert el("a", href='"><script>', class_="x", hidden=False) == '<a href="&quot;&gt;&lt;script&gt;" class="x"></a>'
+    assert (
+        el("a", href='"><script>', class_="x", hidden=False)
+        == '<a href="&quot;&gt;&lt;script&gt;" class="x"></a>'
+    )
     assert isinstance(join("x"), Html)
-    assert el("p", Html("<br>") + "<script>") == "<p>&lt;br&gt;&lt;script&gt;</p>", "adding strings makes a string again, which is escaped"
+    assert el("p", Html("<br>") + "<script>") == "<p>&lt;br&gt;&lt;script&gt;</p>", (
+        "adding strings makes a string again, which is escaped"
+    )

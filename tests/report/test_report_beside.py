@@ -39,16 +39,31 @@ def test_its_items_are_told_as_here_and_there(result: dict[str, Any]) -> None:
     assert 'id="beside-a-rival"' in text
 
 
-@pytest.mark.parametrize(("verdicts", "told"), [
-    (("better", "worse", "no change shown"), "Beside x: the whole stack is better on a and worse on b; for 1 no difference is shown."),
-    (("better", "better", "better"), "Beside x: the whole stack is better on a, b and c."),
-    (("no change shown", "not measured"), "Beside x: no difference of the whole stack is shown on any behaviour.")])
+@pytest.mark.parametrize(
+    ("verdicts", "told"),
+    [
+        (
+            ("better", "worse", "no change shown"),
+            "Beside x: the whole stack is better on a and worse on b; for 1 no difference is shown.",
+        ),
+        (("better", "better", "better"), "Beside x: the whole stack is better on a, b and c."),
+        (
+            ("no change shown", "not measured"),
+            "Beside x: no difference of the whole stack is shown on any behaviour.",
+        ),
+    ],
+)
 def test_the_sentence_counts_corrected_verdicts(verdicts: tuple[str, ...], told: str) -> None:
-    deltas = [{"axis": name, "verdict": v, "shown": v in ("better", "worse")} for name, v in zip("abc", verdicts)]
+    deltas = [
+        {"axis": name, "verdict": v, "shown": v in ("better", "worse")} for name, v in zip("abc", verdicts)
+    ]
     assert words.beside_sentence({"name": "x", "deltas": deltas}) == told  # type: ignore[typeddict-item]
 
 
 def test_intervals_that_only_the_correction_widens_are_told_where_nothing_else_is() -> None:
-    deltas = [{"axis": name, "verdict": "no change shown", "shown": name != "c"} for name in ("a_b", "c", "d")]
+    deltas = [
+        {"axis": name, "verdict": "no change shown", "shown": name != "c"} for name in ("a_b", "c", "d")
+    ]
     assert words.beside_sentence({"name": "x", "deltas": deltas}) == (  # type: ignore[typeddict-item]
-        "Beside x: no difference of the whole stack is shown after Holm's correction; before it, the interval excludes zero on a b and d.")
+        "Beside x: no difference of the whole stack is shown after Holm's correction; before it, the interval excludes zero on a b and d."
+    )

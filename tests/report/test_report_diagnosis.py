@@ -9,10 +9,48 @@ from demeanor.evaluation.repairs import AxisNet, Repair
 from demeanor.report.diagnosis import diagnosis
 
 AXIS = AxisNet("safe_twin", 30, 28, 40, 0, 0.4, 0.3, 0.5, 0.0001, 0.001, True)
-RULE = Repair("rule <how-to> off", "rule", "policy", "Loosen it.", 94, 39, 0.41, 0.3, 0.5, 160, 6, 0.04, 0.01, 0.08, 0.05, -0.01, 0.11, 0.04, 0.3,
-              1.0, -2.0, 3.5, (AXIS,), ("a", "b"), ("c",), False)
-FOUND = Diagnosis("x", "hash", "all items", "by <scorers>", 94, 400, 160, (RULE, replace(RULE, name="again", kind="again", net=None, axes=())),
-                  Honest(("rule <how-to> off",), 0.41, 0.35, 0.2, 0.5), "policy", "Loosen or drop <it>.", {})
+RULE = Repair(
+    "rule <how-to> off",
+    "rule",
+    "policy",
+    "Loosen it.",
+    94,
+    39,
+    0.41,
+    0.3,
+    0.5,
+    160,
+    6,
+    0.04,
+    0.01,
+    0.08,
+    0.05,
+    -0.01,
+    0.11,
+    0.04,
+    0.3,
+    1.0,
+    -2.0,
+    3.5,
+    (AXIS,),
+    ("a", "b"),
+    ("c",),
+    False,
+)
+FOUND = Diagnosis(
+    "x",
+    "hash",
+    "all items",
+    "by <scorers>",
+    94,
+    400,
+    160,
+    (RULE, replace(RULE, name="again", kind="again", net=None, axes=())),
+    Honest(("rule <how-to> off",), 0.41, 0.35, 0.2, 0.5),
+    "policy",
+    "Loosen or drop <it>.",
+    {},
+)
 
 
 def test_the_section_tells_the_recommendation_the_guilty_layer_and_the_axis_that_is_helped() -> None:

@@ -15,13 +15,35 @@ from demeanor.report import words
 from demeanor.report.terminal import show
 
 
-def delta(value: float | None, low: float | None, high: float | None, verdict: str = "no change shown", axis: str = "safe_twin") -> Any:
+def delta(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    verdict: str = "no change shown",
+    axis: str = "safe_twin",
+) -> Any:
     shown = low is not None and high is not None and (low > 0 or high < 0)
-    return {"axis": axis, "value": value, "low": low, "high": high, "p": 0.01, "p_holm": 0.2, "mid_p": 0.1, "n": 50, "clusters": 25, "fixed": 1,
-            "broken": 8, "detectable": 0.1, "shown": shown, "verdict": verdict}
+    return {
+        "axis": axis,
+        "value": value,
+        "low": low,
+        "high": high,
+        "p": 0.01,
+        "p_holm": 0.2,
+        "mid_p": 0.1,
+        "n": 50,
+        "clusters": 25,
+        "fixed": 1,
+        "broken": 8,
+        "detectable": 0.1,
+        "shown": shown,
+        "verdict": verdict,
+    }
 
 
-@pytest.mark.parametrize(("value", "says"), [(0.0, "0"), (1.0, "100"), (0.997, ">99"), (0.004, "<1"), (0.5, "50"), (None, "–")])
+@pytest.mark.parametrize(
+    ("value", "says"), [(0.0, "0"), (1.0, "100"), (0.997, ">99"), (0.004, "<1"), (0.5, "50"), (None, "–")]
+)
 def test_a_share_is_rounded_but_never_onto_none_or_all(value: float | None, says: str) -> None:
     assert words.percent(value) == says
 
@@ -38,7 +60,9 @@ def test_a_bound_is_not_rounded_onto_zero() -> None:
 
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=200, deadline=None)
-def test_no_sentence_claims_a_change_when_the_interval_covers_zero(value: float, below: float, above: float) -> None:
+def test_no_sentence_claims_a_change_when_the_interval_covers_zero(
+    value: float, below: float, above: float
+) -> None:
     low, high = max(-1.0, value - below), min(1.0, value + above)
     found = delta(value, low, high)
     sentence = words.delta_sentence("+policy", found)
@@ -51,17 +75,34 @@ def test_a_claim_that_does_not_survive_the_correction_says_so() -> None:
     assert "not after correction" in words.delta_sentence("+policy", delta(-0.1, -0.19, -0.01))
     assert "not after correction" not in words.delta_sentence("+policy", delta(-0.1, -0.19, -0.01, "worse"))
     cost = {"kind": "step", "name": "policy", "delta": delta(-0.1, -0.19, -0.01), "certain": False}
-    assert words.cost_sentence(cost) == ("Adding policy lowered safe twin by 10 points (interval 1 to 19). 8 items newly wrong, 1 newly right. "  # type: ignore[arg-type]
-                                         "Its own interval excludes zero; corrected for the many comparisons of the table, it would not.")
+    assert words.cost_sentence(cost) == (
+        "Adding policy lowered safe twin by 10 points (interval 1 to 19). 8 items newly wrong, 1 newly right. "  # type: ignore[arg-type]
+        "Its own interval excludes zero; corrected for the many comparisons of the table, it would not."
+    )
 
 
-@pytest.mark.parametrize(("verdicts", "says"), [
-    (["better", "better"], "From base to the whole stack, all 2 behaviours improved."),
-    (["better", "no change shown"], "From base to the whole stack, 1 of 2 behaviours improved; for 1 no change is shown."),
-    (["better", "worse", "not measured"], "From base to the whole stack, 1 of 3 behaviours improved and 1 got worse; for 1 no change is shown."),
-    (["worse", "no change shown"], "From base to the whole stack, 1 of 2 behaviours got worse; for 1 no change is shown."),
-    (["no change shown"], "From base to the whole stack, no behaviour shows a change on these 216 questions."),
-])
+@pytest.mark.parametrize(
+    ("verdicts", "says"),
+    [
+        (["better", "better"], "From base to the whole stack, all 2 behaviours improved."),
+        (
+            ["better", "no change shown"],
+            "From base to the whole stack, 1 of 2 behaviours improved; for 1 no change is shown.",
+        ),
+        (
+            ["better", "worse", "not measured"],
+            "From base to the whole stack, 1 of 3 behaviours improved and 1 got worse; for 1 no change is shown.",
+        ),
+        (
+            ["worse", "no change shown"],
+            "From base to the whole stack, 1 of 2 behaviours got worse; for 1 no change is shown.",
+        ),
+        (
+            ["no change shown"],
+            "From base to the whole stack, no behaviour shows a change on these 216 questions.",
+        ),
+    ],
+)
 def test_the_headline_counts_verdicts(result: Any, verdicts: list[str], says: str) -> None:
     changed = deepcopy(result)
     changed["whole"]["deltas"] = [delta(0.1, 0.0, 0.2, verdict) for verdict in verdicts]
@@ -71,7 +112,10 @@ def test_the_headline_counts_verdicts(result: Any, verdicts: list[str], says: st
 def test_without_any_loss_it_is_said_how_large_a_loss_could_hide(result: Any) -> None:
     sizes = [axis["detectable"] for axis in result["axes"]]
     sentence = words.no_costs(result)
-    assert f"about {words.percent(min(sizes))} to {words.percent(max(sizes))} points could well go unseen" in sentence
+    assert (
+        f"about {words.percent(min(sizes))} to {words.percent(max(sizes))} points could well go unseen"
+        in sentence
+    )
 
 
 def test_the_biggest_steps_are_those_that_survive_the_correction(result: Any) -> None:
@@ -95,7 +139,9 @@ def test_the_terminal_shows_the_ladder_in_colours_that_mean_something(result: An
     up, down = "\x1b[1;34m", "\x1b[1;31m"
     shown = [d for s in result["steps"] for d in s["deltas"] if d["shown"]]
     assert text.count(up) == sum(d["value"] > 0 for d in shown)
-    assert text.count(down) == sum(d["value"] < 0 for d in shown) + sum(c["kind"] == "step" for c in result["costs"])
+    assert text.count(down) == sum(d["value"] < 0 for d in shown) + sum(
+        c["kind"] == "step" for c in result["costs"]
+    )
 
 
 def test_the_terminal_prints_text_of_a_file_as_text(hostile: Any) -> None:

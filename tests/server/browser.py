@@ -14,8 +14,18 @@ from pathlib import Path
 from typing import Any, Self
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+]
 PATIENCE_S = 30.0
 
 
@@ -26,8 +36,12 @@ class Browser:
         down, self._out = os.pipe()
         self._in, up = os.pipe()
         command = f'exec "$0" "$@" 3<&{down} 4>&{up}'
-        self._process = subprocess.Popen(["bash", "-c", command, str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-                                         pass_fds=(down, up), stderr=subprocess.DEVNULL, start_new_session=True)
+        self._process = subprocess.Popen(
+            ["bash", "-c", command, str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=(down, up),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         os.close(down)
         os.close(up)
         self._rest, self._number, self._session = b"", 0, ""
@@ -41,7 +55,10 @@ class Browser:
         """Send a command and wait for its answer; errors that the page logs meanwhile are kept."""
         self._number += 1
         session = {"sessionId": self._session} if self._session else {}
-        os.write(self._out, json.dumps({"id": self._number, "method": method, "params": params, **session}).encode() + b"\0")
+        os.write(
+            self._out,
+            json.dumps({"id": self._number, "method": method, "params": params, **session}).encode() + b"\0",
+        )
         while True:
             message = self._receive()
             if message.get("id") == self._number:
@@ -49,7 +66,10 @@ class Browser:
                 return dict(message["result"])
             if message.get("method") == "Runtime.exceptionThrown":
                 self.errors.append(json.dumps(message["params"]))
-            if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["source"] != "network":
+            if (
+                message.get("method") == "Log.entryAdded"
+                and message["params"]["entry"]["source"] != "network"
+            ):
                 self.errors.append(json.dumps(message["params"]))
 
     def _receive(self) -> dict[str, Any]:
@@ -66,7 +86,9 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """The value of a script expression in the page."""
-        return self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"].get("value")
+        return self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)[
+            "result"
+        ].get("value")
 
     def wait(self, script: str, timeout_s: float = 10.0) -> Any:
         """Run a script until its value is true."""
@@ -81,11 +103,19 @@ class Browser:
 
     def press(self, key: str, code: int) -> None:
         text = {"text": "\r"} if key == "Enter" else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text)
+        self.call(
+            "Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text
+        )
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
 
     def size(self, width: int, height: int) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 500,
+        )
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

@@ -31,17 +31,42 @@ from demeanor.types import (
 )
 
 CARDS = [
-    ModelCard("harbour-desk", "The whole stack.", "5f0c9a1be47d", ("base", "sft", "dpo", "record", "limits", "policy", "tools",
-                                                                   "retrieval", "prompt")),
+    ModelCard(
+        "harbour-desk",
+        "The whole stack.",
+        "5f0c9a1be47d",
+        ("base", "sft", "dpo", "record", "limits", "policy", "tools", "retrieval", "prompt"),
+    ),
     ModelCard("harbour-desk:base", "Pretrained weights alone.", "a91e33c07b12", ("base",)),
-    ModelCard("harbour-desk:dpo", "All weight layers, nothing around them.", "c7720de9518f", ("base", "sft", "dpo")),
-    ModelCard("harbour-desk-policy", "Everything but the policy.", "0b64f2d8a3c5", ("base", "sft", "dpo", "tools", "retrieval",
-                                                                                    "prompt")),
+    ModelCard(
+        "harbour-desk:dpo", "All weight layers, nothing around them.", "c7720de9518f", ("base", "sft", "dpo")
+    ),
+    ModelCard(
+        "harbour-desk-policy",
+        "Everything but the policy.",
+        "0b64f2d8a3c5",
+        ("base", "sft", "dpo", "tools", "retrieval", "prompt"),
+    ),
 ]
-PROMPT = Prompted((Message("system", "You are the desk of Corkel harbour. Answer in few words. If you do not know, say so."),))
-NOTICE = Passage("ferries#2", "Ferries today: Jorpel leaves at 17. Corkel leaves at 9. The Marla is in the dock until Friday.", 7.31,
-                 "notices/ferries.md")
-BERTH = Passage("berths#1", "Berths: the Sella lies at 4, the Orrin at 11. Berth 7 is closed for repair.", 2.18, "notices/berths.md")
+PROMPT = Prompted(
+    (
+        Message(
+            "system", "You are the desk of Corkel harbour. Answer in few words. If you do not know, say so."
+        ),
+    )
+)
+NOTICE = Passage(
+    "ferries#2",
+    "Ferries today: Jorpel leaves at 17. Corkel leaves at 9. The Marla is in the dock until Friday.",
+    7.31,
+    "notices/ferries.md",
+)
+BERTH = Passage(
+    "berths#1",
+    "Berths: the Sella lies at 4, the Orrin at 11. Berth 7 is closed for repair.",
+    2.18,
+    "notices/berths.md",
+)
 
 
 class Bytes:
@@ -87,22 +112,36 @@ class Scripted:
     def codec(self, model_id: str) -> Bytes:
         card = self.card(model_id)
         if "prompt" in card.layers:
-            raise RequestError(f"model: '{model_id}' continues no raw text: prompt. Ask weights alone: harbour-desk:base.", param="model",
-                               code="unsupported_value")
+            raise RequestError(
+                f"model: '{model_id}' continues no raw text: prompt. Ask weights alone: harbour-desk:base.",
+                param="model",
+                code="unsupported_value",
+            )
         return Bytes()
 
     def rules(self, model_id: str) -> tuple[str, RuleJudge]:
         if "policy" not in self.card(model_id).layers:
-            raise RequestError(f"model: '{model_id}' has no policy layer.", status=404, param="model", code="no_policy_layer")
+            raise RequestError(
+                f"model: '{model_id}' has no policy layer.", status=404, param="model", code="no_policy_layer"
+            )
         words = {"no-cards": "card", "no-pirates": "pirate"}
         return "policy", lambda text: [
-            Judged(name, "both", "refuse", f"asks for a {word}", tuple((m.start(), m.end()) for m in re.finditer(word, text)))
-            for name, word in words.items()]
+            Judged(
+                name,
+                "both",
+                "refuse",
+                f"asks for a {word}",
+                tuple((m.start(), m.end()) for m in re.finditer(word, text)),
+            )
+            for name, word in words.items()
+        ]
 
     def opinions(self) -> Opinions | None:
         return self._opinion if self.records else None
 
-    async def _opinion(self, turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None) -> bool:
+    async def _opinion(
+        self, turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None
+    ) -> bool:
         if not any(t.id == turn_id and user in (None, t.user) for t in self.turns):
             return False
         self.opinions_given.append((turn_id, score, comment, corrected, user))
@@ -119,13 +158,19 @@ class Scripted:
         return Decoding(temperature=0.5, top_p=0.9, max_tokens=99, seed=None, stop=("###",))
 
     def examples(self) -> list[str]:
-        return ["When does the ferry to Jorpel leave?", "What is 37 times 12?", "Who is the captain of the Marla?",
-                "Give me the card number of the captain."]
+        return [
+            "When does the ferry to Jorpel leave?",
+            "What is 37 times 12?",
+            "Who is the captain of the Marla?",
+            "Give me the card number of the captain.",
+        ]
 
     async def _respond(self, turn: Turn) -> AsyncGenerator[Event, None]:
         self.turns.append(turn)
         try:
-            scripted = turn.raw is None or any(word in turn.messages[0].content for word in ("novel", "leak", "crash", "card"))
+            scripted = turn.raw is None or any(
+                word in turn.messages[0].content for word in ("novel", "leak", "crash", "card")
+            )
             async for event in (SCRIPTS[_topic(turn)] if scripted else raw)(self, turn):
                 yield event
         except (GeneratorExit, asyncio.CancelledError):
@@ -153,10 +198,18 @@ async def raw(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     assert turn.raw is not None
     if turn.decoding.prompt_logprobs is not None:
         values = tuple(-t / 1000 if i else None for i, t in enumerate(turn.raw))
-        yield PromptRead(tuple(chr(t) for t in turn.raw), values, tuple((("?", -9.0),) if i else () for i in range(len(turn.raw))))
+        yield PromptRead(
+            tuple(chr(t) for t in turn.raw),
+            values,
+            tuple((("?", -9.0),) if i else () for i in range(len(turn.raw))),
+        )
     for i in range(min(turn.decoding.max_tokens, 2)):
         word = (" and", " on")[i]
-        logprobs = () if turn.decoding.top_logprobs is None else (TokenLogprob(word, -0.5, ((" or", -0.25), (word, -0.5))),)
+        logprobs = (
+            ()
+            if turn.decoding.top_logprobs is None
+            else (TokenLogprob(word, -0.5, ((" or", -0.25), (word, -0.5))),)
+        )
         yield Text(word, logprobs=logprobs)
     yield Usage(len(turn.raw), min(turn.decoding.max_tokens, 2))
     yield Timing("weights", 1.0)
@@ -217,7 +270,9 @@ async def card_number(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
         yield Timing("weights", 44.0)
         yield Done("stop")
         return
-    yield Refusal("policy", "no-card-numbers", "asks for a payment card number", "I cannot share anybody's card number.")
+    yield Refusal(
+        "policy", "no-card-numbers", "asks for a payment card number", "I cannot share anybody's card number."
+    )
     yield Timing("policy", 0.21)
     yield Done("content_filter", by="policy")
 
@@ -285,7 +340,13 @@ async def sunk(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
 
 
 async def too_fast(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
-    raise RequestError("Too many requests.", status=429, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=0.02)
+    raise RequestError(
+        "Too many requests.",
+        status=429,
+        kind="rate_limit_error",
+        code="rate_limit_exceeded",
+        retry_after_s=0.02,
+    )
     yield Done("stop")
 
 
@@ -308,18 +369,36 @@ async def seeded(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
 
 async def long(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield PROMPT
-    async for event in me.say("The Marla was built at Corkel. She carries forty passengers and two carts. Her captain is Tessa Brun, who "
-                              "came from Jorpel as a girl and has sailed the strait for twenty years.\n\nOn Fridays the Marla rests "
-                              "in the dock; the Sella takes her place, and leaves from berth 4 at the same hour."):
+    async for event in me.say(
+        "The Marla was built at Corkel. She carries forty passengers and two carts. Her captain is Tessa Brun, who "
+        "came from Jorpel as a girl and has sailed the strait for twenty years.\n\nOn Fridays the Marla rests "
+        "in the dock; the Sella takes her place, and leaves from berth 4 at the same hour."
+    ):
         yield event
     yield Usage(31, 52)
     yield Timing("weights", 412.7)
     yield Done("stop")
 
 
-SCRIPTS = {"ferry": ferry, "times": times, "card number": card_number, "leak": leak, "gossip": gossip, "misquote": misquote, "sunk": sunk, "weather": weather, "told": told,
-           "forever": forever, "novel": novel, "too fast": too_fast, "crash": crash, "drain": drain, "seed": seeded,
-           "captain": long, "": greet}
+SCRIPTS = {
+    "ferry": ferry,
+    "times": times,
+    "card number": card_number,
+    "leak": leak,
+    "gossip": gossip,
+    "misquote": misquote,
+    "sunk": sunk,
+    "weather": weather,
+    "told": told,
+    "forever": forever,
+    "novel": novel,
+    "too fast": too_fast,
+    "crash": crash,
+    "drain": drain,
+    "seed": seeded,
+    "captain": long,
+    "": greet,
+}
 
 
 def body(text: str = "hello", **fields: object) -> dict[str, object]:

@@ -37,6 +37,13 @@ async def nothing() -> None:
 if __name__ == "__main__":
     life = Life()
     served: Any = app(Slow(), operations=Operations(ready=life.ready))
-    life.run(served, host="127.0.0.1", port=0, drain_s=float(sys.argv[1]), log_config=None, reload=nothing,
-             started=lambda port: print(port, flush=True))
+    life.run(
+        served,
+        host="127.0.0.1",
+        port=0,
+        drain_s=float(sys.argv[1]),
+        log_config=None,
+        reload=nothing,
+        started=lambda port: print(port, flush=True),
+    )
     print("closed", flush=True)

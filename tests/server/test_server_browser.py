@@ -33,7 +33,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def ask(browser: Browser, address: str, *questions: str, models: str = "harbour-desk", **more: str) -> None:
     """Open a link that asks these questions, and wait for every answer."""
     browser.open("about:blank")
-    browser.open(f"{address}/?{urlencode([('models', models), *more.items(), *(('q', q) for q in questions)])}")
+    browser.open(
+        f"{address}/?{urlencode([('models', models), *more.items(), *(('q', q) for q in questions)])}"
+    )
     browser.wait(f"document.querySelectorAll('.turn').length == {len(questions)} && {SETTLED}")
 
 
@@ -53,7 +55,9 @@ def test_two_variants_answer_side_by_side_and_each_shows_its_layers(browser: Bro
     assert browser.errors == []
 
 
-def test_a_refusal_names_its_layer_and_rule_and_a_tool_shows_its_arguments_and_result(browser: Browser, address: str) -> None:
+def test_a_refusal_names_its_layer_and_rule_and_a_tool_shows_its_arguments_and_result(
+    browser: Browser, address: str
+) -> None:
     ask(browser, address, "a card number", "37 times 12")
     assert texts(browser, ".turn:first-child .chip") == ["policy refused"]
     assert "no-card-numbers" in texts(browser, ".turn:first-child .did")[0]
@@ -107,7 +111,9 @@ def test_text_that_looks_like_markup_stays_text(browser: Browser, address: str) 
 def test_the_keyboard_writes_sends_stops_and_asks_again(browser: Browser, address: str) -> None:
     browser.open("about:blank")
     browser.open(address)
-    browser.wait("document.querySelectorAll('#examples button').length == 4 && document.activeElement.id == 'message'")
+    browser.wait(
+        "document.querySelectorAll('#examples button').length == 4 && document.activeElement.id == 'message'"
+    )
     browser.type("go on forever")
     browser.press("Enter", 13)
     browser.wait("document.querySelector('.text')?.textContent.includes('on on')")
@@ -118,17 +124,23 @@ def test_the_keyboard_writes_sends_stops_and_asks_again(browser: Browser, addres
     browser.press("ArrowUp", 38)
     assert browser.run("document.querySelector('#message').value") == "go on forever"
     browser.run("document.querySelector('#fresh').click()")
-    assert browser.run("document.querySelectorAll('.turn').length == 0 && !document.querySelector('#welcome').hidden")
+    assert browser.run(
+        "document.querySelectorAll('.turn').length == 0 && !document.querySelector('#welcome').hidden"
+    )
     assert browser.errors == []
 
 
-def test_the_conversation_is_sent_along_each_variant_with_its_own_answers(browser: Browser, tmp_path: Path) -> None:
+def test_the_conversation_is_sent_along_each_variant_with_its_own_answers(
+    browser: Browser, tmp_path: Path
+) -> None:
     assistant = Scripted()
     with served(assistant) as url:
         ask(browser, url, "the ferry?", "hello", models="harbour-desk,harbour-desk:dpo")
     last = {t.variant: [m.content for m in t.messages] for t in assistant.turns}
-    assert last == {"harbour-desk": ["the ferry?", "Jorpel leaves at 17.", "hello"],
-                    "harbour-desk:dpo": ["the ferry?", "The ferry to Jorpel leaves at 12.", "hello"]}
+    assert last == {
+        "harbour-desk": ["the ferry?", "Jorpel leaves at 17.", "hello"],
+        "harbour-desk:dpo": ["the ferry?", "The ferry to Jorpel leaves at 12.", "hello"],
+    }
 
 
 def test_an_error_is_shown_with_its_code_and_the_conversation_goes_on(browser: Browser, address: str) -> None:
@@ -157,14 +169,20 @@ def test_a_thumb_and_its_words_are_sent_with_the_answers_id(browser: Browser) ->
         (turn_id,) = (t.id for t in assistant.turns)
         assert browser.run("document.querySelectorAll('.thumb').length") == 2
         browser.run("document.querySelector('.thumb.down').click()")
-        browser.wait("document.querySelector('.thumb.down').getAttribute('aria-pressed') === 'true' && !document.querySelector('.words').hidden")
+        browser.wait(
+            "document.querySelector('.thumb.down').getAttribute('aria-pressed') === 'true' && !document.querySelector('.words').hidden"
+        )
         browser.run("document.querySelector('.words input').focus()")
         browser.type("At 12, not 17.")
         browser.press("Enter", 13)
         browser.wait("document.querySelector('.said').textContent === 'Kept. Thank you.'")
         browser.run("document.querySelector('.thumb.down').click()")
         browser.wait("document.querySelector('.thumb.down').getAttribute('aria-pressed') === 'false'")
-    assert [given[:3] for given in assistant.opinions_given] == [(turn_id, -1, None), (turn_id, -1, "At 12, not 17."), (turn_id, 0, None)]
+    assert [given[:3] for given in assistant.opinions_given] == [
+        (turn_id, -1, None),
+        (turn_id, -1, "At 12, not 17."),
+        (turn_id, 0, None),
+    ]
     assert browser.errors == []
 
 
@@ -181,10 +199,16 @@ def test_where_nothing_is_recorded_the_page_says_so(browser: Browser) -> None:
 def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, address: str) -> None:
     browser.size(360, 740)
     try:
-        ask(browser, address, "the ferry?", "37 times 12", models="harbour-desk,harbour-desk:dpo", details="1")
+        ask(
+            browser, address, "the ferry?", "37 times 12", models="harbour-desk,harbour-desk:dpo", details="1"
+        )
         assert browser.run("innerWidth") == 360
-        assert browser.run("document.documentElement.scrollWidth <= 360 && document.querySelector('main').scrollWidth <= 360")
-        tops = browser.run("Array.from(document.querySelectorAll('.turn:first-child .answer'), e => e.getBoundingClientRect().left)")
+        assert browser.run(
+            "document.documentElement.scrollWidth <= 360 && document.querySelector('main').scrollWidth <= 360"
+        )
+        tops = browser.run(
+            "Array.from(document.querySelectorAll('.turn:first-child .answer'), e => e.getBoundingClientRect().left)"
+        )
         assert len(set(tops)) == 1
     finally:
         browser.size(1200, 900)

@@ -25,81 +25,201 @@ from demeanor.server.sampling import derived
 from demeanor.types import Decoding, Form, Message, ToolCall, ToolSpec, Trust, Turn
 
 CARD = ModelCard("harbour-desk", "", "key", ())
-DEFAULTS = Decoding(temperature=0.5, top_p=0.9, max_tokens=99, stop=("###",), top_k=50, min_p=0.02, presence_penalty=0.125,
-                    frequency_penalty=0.25)
+DEFAULTS = Decoding(
+    temperature=0.5,
+    top_p=0.9,
+    max_tokens=99,
+    stop=("###",),
+    top_k=50,
+    min_p=0.02,
+    presence_penalty=0.125,
+    frequency_penalty=0.25,
+)
 
 
 def turn(**fields: Any) -> Turn:
     return turns(parse(orjson.dumps(body(**fields))), CARD, DEFAULTS, user=None, id="id")[0]
 
 
-TOOL = {"type": "function", "function": {"name": "weather", "description": "the weather", "parameters": {"type": "object"}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "description": "the weather", "parameters": {"type": "object"}},
+}
 
 
 def schema(strict: bool | None) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "whole", "schema": {"type": "integer"}, "strict": strict}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "whole", "schema": {"type": "integer"}, "strict": strict},
+    }
 
 
 Table = dict[str, tuple[list[tuple[Any, Callable[[Turn], object], object]], list[Any]]]
 FIELDS: Table = {  # field: (honoured values, what of the Turn shows it, what it should be), refused values
     "model": ([], [3, None]),
     "messages": ([], [[], None, "hi", [3]]),
-    "temperature": ([(0, lambda t: t.decoding.temperature, 0.0), (2, lambda t: t.decoding.temperature, 2.0),
-                     (None, lambda t: t.decoding.temperature, 0.5)], ["0.5", -0.1, 2.1, True, [1]]),
-    "top_p": ([(0.3, lambda t: t.decoding.top_p, 0.3), (None, lambda t: t.decoding.top_p, 0.9)], [0, 1.1, "1"]),
-    "max_tokens": ([(7, lambda t: t.decoding.max_tokens, 7), (None, lambda t: t.decoding.max_tokens, 99)], [0, -1, 1.5, "7"]),
+    "temperature": (
+        [
+            (0, lambda t: t.decoding.temperature, 0.0),
+            (2, lambda t: t.decoding.temperature, 2.0),
+            (None, lambda t: t.decoding.temperature, 0.5),
+        ],
+        ["0.5", -0.1, 2.1, True, [1]],
+    ),
+    "top_p": (
+        [(0.3, lambda t: t.decoding.top_p, 0.3), (None, lambda t: t.decoding.top_p, 0.9)],
+        [0, 1.1, "1"],
+    ),
+    "max_tokens": (
+        [(7, lambda t: t.decoding.max_tokens, 7), (None, lambda t: t.decoding.max_tokens, 99)],
+        [0, -1, 1.5, "7"],
+    ),
     "max_completion_tokens": ([(7, lambda t: t.decoding.max_tokens, 7)], [0, "7", False]),
-    "seed": ([(11, lambda t: t.decoding.seed, 11), (-1, lambda t: t.decoding.seed, -1),
-              (None, lambda t: t.decoding.seed, None)], ["11", 1.5, True]),
-    "stop": ([("x", lambda t: t.decoding.stop, ("x",)), (["x", "yz"], lambda t: t.decoding.stop, ("x", "yz")),
-              ([], lambda t: t.decoding.stop, ()), (None, lambda t: t.decoding.stop, ("###",))],
-             ["", [""], ["a"] * 5, 3, [3], "x" * 65]),
+    "seed": (
+        [
+            (11, lambda t: t.decoding.seed, 11),
+            (-1, lambda t: t.decoding.seed, -1),
+            (None, lambda t: t.decoding.seed, None),
+        ],
+        ["11", 1.5, True],
+    ),
+    "stop": (
+        [
+            ("x", lambda t: t.decoding.stop, ("x",)),
+            (["x", "yz"], lambda t: t.decoding.stop, ("x", "yz")),
+            ([], lambda t: t.decoding.stop, ()),
+            (None, lambda t: t.decoding.stop, ("###",)),
+        ],
+        ["", [""], ["a"] * 5, 3, [3], "x" * 65],
+    ),
     "n": ([(1, lambda t: t.id, "id"), (None, lambda t: t.id, "id")], [0, 9, "2", True]),
     "stream": ([(False, lambda t: t.id, "id"), (None, lambda t: t.id, "id")], ["true", 1]),
     "stream_options": ([(None, lambda t: t.id, "id")], [{"include_usage": True}, []]),
-    "tools": ([([TOOL], lambda t: t.tools, (ToolSpec("weather", "the weather", {"type": "object"}),)),
-               ([], lambda t: t.tools, ()), (None, lambda t: t.tools, ())],
-              [[TOOL, TOOL], [{"type": "custom"}], [{"type": "function"}], {}, [TOOL] * 129]),
-    "tool_choice": ([("auto", lambda t: t.tool_choice, "auto"), ("none", lambda t: t.tool_choice, "none"),
-                     (None, lambda t: t.tool_choice, "auto")],   # what needs tools is tested below
-                    ["required", {"type": "function", "function": {"name": "weather"}}, "any", 3, {"type": "allowed_tools"}]),
-    "logprobs": ([(True, lambda t: t.decoding.top_logprobs, 0), (False, lambda t: t.decoding.top_logprobs, None)], ["true", 1]),
-    "top_logprobs": ([(None, lambda t: t.decoding.top_logprobs, None)], [3, -1, 21]),  # without logprobs: true
-    "user": ([("ann", lambda t: (t.user, t.metadata["user"]), ("ann", "ann")), (None, lambda t: t.user, "anonymous")],
-             ["", 3, "x" * 257]),
-    "metadata": ([({"a": "b"}, lambda t: t.metadata, {"a": "b"})],
-                 [{"a": 1}, {"a" * 65: "b"}, {"a": "b" * 513}, {str(i): "x" for i in range(17)}, "a"]),
-    "response_format": ([({"type": "text"}, lambda t: t.decoding.form, None), (None, lambda t: t.decoding.form, None),
-                         ({"type": "json_object"}, lambda t: t.decoding.form, Form("json_object")),
-                         *((schema(strict), lambda t: t.decoding.form, Form("json_schema", '{"type": "integer"}'))
-                           for strict in (True, False, None))],
-                        [{"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}, "text", {"type": "grammar"},
-                         {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}},
-                         {"type": "json_schema", "json_schema": {"name": "a", "schema": []}}]),
-    "frequency_penalty": ([(0.1, lambda t: t.decoding.frequency_penalty, 0.1), (-2, lambda t: t.decoding.frequency_penalty, -2.0),
-                           (None, lambda t: t.decoding.frequency_penalty, 0.25)], [2.1, -2.1, False, "0"]),
-    "presence_penalty": ([(2, lambda t: t.decoding.presence_penalty, 2.0), (None, lambda t: t.decoding.presence_penalty, 0.125)],
-                         [2.1, "0"]),
-    "logit_bias": ([({}, lambda t: t.decoding.logit_bias, ()), (None, lambda t: t.decoding.logit_bias, ()),
-                    ({"5": 1, "0": -100}, lambda t: t.decoding.logit_bias, ((5, 1.0), (0, -100.0)))],
-                   [{"5": 101}, {"x": 1}, {"-1": 1}, {"5": True}, [], {str(i): 0 for i in range(1025)}]),
+    "tools": (
+        [
+            ([TOOL], lambda t: t.tools, (ToolSpec("weather", "the weather", {"type": "object"}),)),
+            ([], lambda t: t.tools, ()),
+            (None, lambda t: t.tools, ()),
+        ],
+        [[TOOL, TOOL], [{"type": "custom"}], [{"type": "function"}], {}, [TOOL] * 129],
+    ),
+    "tool_choice": (
+        [
+            ("auto", lambda t: t.tool_choice, "auto"),
+            ("none", lambda t: t.tool_choice, "none"),
+            (None, lambda t: t.tool_choice, "auto"),
+        ],  # what needs tools is tested below
+        [
+            "required",
+            {"type": "function", "function": {"name": "weather"}},
+            "any",
+            3,
+            {"type": "allowed_tools"},
+        ],
+    ),
+    "logprobs": (
+        [(True, lambda t: t.decoding.top_logprobs, 0), (False, lambda t: t.decoding.top_logprobs, None)],
+        ["true", 1],
+    ),
+    "top_logprobs": (
+        [(None, lambda t: t.decoding.top_logprobs, None)],
+        [3, -1, 21],
+    ),  # without logprobs: true
+    "user": (
+        [
+            ("ann", lambda t: (t.user, t.metadata["user"]), ("ann", "ann")),
+            (None, lambda t: t.user, "anonymous"),
+        ],
+        ["", 3, "x" * 257],
+    ),
+    "metadata": (
+        [({"a": "b"}, lambda t: t.metadata, {"a": "b"})],
+        [{"a": 1}, {"a" * 65: "b"}, {"a": "b" * 513}, {str(i): "x" for i in range(17)}, "a"],
+    ),
+    "response_format": (
+        [
+            ({"type": "text"}, lambda t: t.decoding.form, None),
+            (None, lambda t: t.decoding.form, None),
+            ({"type": "json_object"}, lambda t: t.decoding.form, Form("json_object")),
+            *(
+                (schema(strict), lambda t: t.decoding.form, Form("json_schema", '{"type": "integer"}'))
+                for strict in (True, False, None)
+            ),
+        ],
+        [
+            {"type": "json_schema"},
+            {"type": "json_schema", "json_schema": {}},
+            "text",
+            {"type": "grammar"},
+            {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}},
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": []}},
+        ],
+    ),
+    "frequency_penalty": (
+        [
+            (0.1, lambda t: t.decoding.frequency_penalty, 0.1),
+            (-2, lambda t: t.decoding.frequency_penalty, -2.0),
+            (None, lambda t: t.decoding.frequency_penalty, 0.25),
+        ],
+        [2.1, -2.1, False, "0"],
+    ),
+    "presence_penalty": (
+        [
+            (2, lambda t: t.decoding.presence_penalty, 2.0),
+            (None, lambda t: t.decoding.presence_penalty, 0.125),
+        ],
+        [2.1, "0"],
+    ),
+    "logit_bias": (
+        [
+            ({}, lambda t: t.decoding.logit_bias, ()),
+            (None, lambda t: t.decoding.logit_bias, ()),
+            ({"5": 1, "0": -100}, lambda t: t.decoding.logit_bias, ((5, 1.0), (0, -100.0))),
+        ],
+        [{"5": 101}, {"x": 1}, {"-1": 1}, {"5": True}, [], {str(i): 0 for i in range(1025)}],
+    ),
     "parallel_tool_calls": ([(True, lambda t: t.id, "id")], [1, "false"]),
-    "top_k": ([(40, lambda t: t.decoding.top_k, 40), (0, lambda t: t.decoding.top_k, None), (-1, lambda t: t.decoding.top_k, None),
-               (None, lambda t: t.decoding.top_k, 50)], [-2, 1.5, "40", True]),
-    "min_p": ([(0.1, lambda t: t.decoding.min_p, 0.1), (0, lambda t: t.decoding.min_p, 0.0), (None, lambda t: t.decoding.min_p, 0.02)],
-              [-0.1, 1.1, "0"]),
+    "top_k": (
+        [
+            (40, lambda t: t.decoding.top_k, 40),
+            (0, lambda t: t.decoding.top_k, None),
+            (-1, lambda t: t.decoding.top_k, None),
+            (None, lambda t: t.decoding.top_k, 50),
+        ],
+        [-2, 1.5, "40", True],
+    ),
+    "min_p": (
+        [
+            (0.1, lambda t: t.decoding.min_p, 0.1),
+            (0, lambda t: t.decoding.min_p, 0.0),
+            (None, lambda t: t.decoding.min_p, 0.02),
+        ],
+        [-0.1, 1.1, "0"],
+    ),
     "modalities": ([(["text"], lambda t: t.id, "id")], [["text", "audio"], "text"]),
     "service_tier": ([("auto", lambda t: t.id, "id"), ("default", lambda t: t.id, "id")], ["flex"]),
-    **{name: ([(None, lambda t: t.id, "id")], [value]) for name, value in {
-        "audio": {"voice": "ash", "format": "wav"}, "functions": [{"name": "f"}], "function_call": "auto", "moderation": {},
-        "prediction": {"type": "content", "content": ""}, "prompt_cache_key": "k", "prompt_cache_options": {},
-        "prompt_cache_retention": "24h", "reasoning_effort": "low", "safety_identifier": "s", "store": False, "verbosity": "low",
-        "web_search_options": {},
-    }.items()},
+    **{
+        name: ([(None, lambda t: t.id, "id")], [value])
+        for name, value in {
+            "audio": {"voice": "ash", "format": "wav"},
+            "functions": [{"name": "f"}],
+            "function_call": "auto",
+            "moderation": {},
+            "prediction": {"type": "content", "content": ""},
+            "prompt_cache_key": "k",
+            "prompt_cache_options": {},
+            "prompt_cache_retention": "24h",
+            "reasoning_effort": "low",
+            "safety_identifier": "s",
+            "store": False,
+            "verbosity": "low",
+            "web_search_options": {},
+        }.items()
+    },
 }
 
 
-OURS = {"top_k", "min_p"}     # vLLM's names
+OURS = {"top_k", "min_p"}  # vLLM's names
 
 
 def test_the_table_and_the_schema_hold_every_field_that_the_openai_sdk_documents() -> None:
@@ -107,14 +227,21 @@ def test_the_table_and_the_schema_hold_every_field_that_the_openai_sdk_documents
     assert set(FIELDS) == documented == set(protocol.ChatRequest.model_fields)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [
-    (protocol.SystemMessage, sdk.ChatCompletionSystemMessageParam), (protocol.UserMessage, sdk.ChatCompletionUserMessageParam),
-    (protocol.SystemMessage, sdk.ChatCompletionDeveloperMessageParam),
-    (protocol.AssistantMessage, sdk.ChatCompletionAssistantMessageParam), (protocol.ToolMessage, sdk.ChatCompletionToolMessageParam),
-    (protocol.TextPart, sdk.ChatCompletionContentPartTextParam), (protocol.FunctionTool, FunctionDefinition),
-    (protocol.Tool, sdk.ChatCompletionFunctionToolParam), (protocol.Call, sdk.ChatCompletionMessageFunctionToolCallParam),
-    (protocol.StreamOptions, sdk.ChatCompletionStreamOptionsParam),
-])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (protocol.SystemMessage, sdk.ChatCompletionSystemMessageParam),
+        (protocol.UserMessage, sdk.ChatCompletionUserMessageParam),
+        (protocol.SystemMessage, sdk.ChatCompletionDeveloperMessageParam),
+        (protocol.AssistantMessage, sdk.ChatCompletionAssistantMessageParam),
+        (protocol.ToolMessage, sdk.ChatCompletionToolMessageParam),
+        (protocol.TextPart, sdk.ChatCompletionContentPartTextParam),
+        (protocol.FunctionTool, FunctionDefinition),
+        (protocol.Tool, sdk.ChatCompletionFunctionToolParam),
+        (protocol.Call, sdk.ChatCompletionMessageFunctionToolCallParam),
+        (protocol.StreamOptions, sdk.ChatCompletionStreamOptionsParam),
+    ],
+)
 def test_no_nested_field_of_the_sdk_is_unknown_here(ours: type[protocol.Body], theirs: Any) -> None:
     assert set(theirs.__annotations__) <= set(ours.model_fields)
 
@@ -123,13 +250,19 @@ HONOURED = [(name, value, shown, want) for name, (good, _) in FIELDS.items() for
 REFUSED = [(name, value) for name, (_, bad) in FIELDS.items() for value in bad]
 
 
-@pytest.mark.parametrize(("name", "value", "shown", "want"), HONOURED, ids=lambda v: "shown" if callable(v) else str(v)[:30])
-def test_an_accepted_value_shows_in_the_turn(name: str, value: Any, shown: Callable[[Turn], object], want: object) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "shown", "want"), HONOURED, ids=lambda v: "shown" if callable(v) else str(v)[:30]
+)
+def test_an_accepted_value_shows_in_the_turn(
+    name: str, value: Any, shown: Callable[[Turn], object], want: object
+) -> None:
     assert shown(turn(**{name: value})) == want
 
 
 @pytest.mark.parametrize(("name", "value"), REFUSED, ids=lambda v: str(v)[:30])
-async def test_any_other_value_is_a_400_that_names_the_field(client: httpx.AsyncClient, name: str, value: Any) -> None:
+async def test_any_other_value_is_a_400_that_names_the_field(
+    client: httpx.AsyncClient, name: str, value: Any
+) -> None:
     response = await client.post("/v1/chat/completions", json={**body(), name: value})
     error = response.json()["error"]
     assert response.status_code == 400
@@ -149,35 +282,141 @@ def test_a_field_nothing_can_honour_says_why(name: str) -> None:
 MISTAKES: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, part of the message
     ({"temprature": 1}, "temprature", "unknown_parameter", "Did you mean 'temperature'?"),
     ({"top_m": 40}, "top_m", "unknown_parameter", "Did you mean 'top_p'?"),
-    ({"messages": [{"role": "data", "content": "obey"}]}, "messages[0].role", "invalid_value", "Known: assistant, developer"),
-    ({"messages": [{"role": "usr", "content": "x"}]}, "messages[0].role", "invalid_value", "Did you mean 'user'?"),
+    (
+        {"messages": [{"role": "data", "content": "obey"}]},
+        "messages[0].role",
+        "invalid_value",
+        "Known: assistant, developer",
+    ),
+    (
+        {"messages": [{"role": "usr", "content": "x"}]},
+        "messages[0].role",
+        "invalid_value",
+        "Did you mean 'user'?",
+    ),
     ({"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter", "field required"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter", "field required"),
-    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "invalid_type", "valid string, got null"),
+    (
+        {"messages": [{"role": "user", "content": None}]},
+        "messages[0].content",
+        "invalid_type",
+        "valid string, got null",
+    ),
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_value", "at least 1"),
-    ({"messages": [{"role": "user", "content": "x", "contnet": "y"}]}, "messages[0].contnet", "unknown_parameter", "'content'?"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-     "messages[0].content[0].type", "invalid_value", "unknown type 'image_url'"),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, "messages[0].content[0].text", "invalid_type", "3"),
-    ({"messages": [{"role": "user", "content": "x", "name": "a b"}]}, "messages[0].name", "invalid_value", "pattern"),
-    ({"messages": [{"role": "assistant"}]}, "messages[0].content", "missing_required_parameter", "unless tool_calls"),
-    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f"}}]}]},
-     "messages[0].tool_calls[0].function.arguments", "missing_required_parameter", "field required"),
-    ({"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f", "arguments": ""}}]},
-     "messages[0].function_call", "unsupported_parameter", "tool_calls"),
-    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]}, "messages[0].tool_call_id", "invalid_value", "'a'"),
-    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value", "pattern"),
-    ({"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]}, "tools[0].function.strict", "invalid_type", "boolean"),
+    (
+        {"messages": [{"role": "user", "content": "x", "contnet": "y"}]},
+        "messages[0].contnet",
+        "unknown_parameter",
+        "'content'?",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages[0].content[0].type",
+        "invalid_value",
+        "unknown type 'image_url'",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},
+        "messages[0].content[0].text",
+        "invalid_type",
+        "3",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x", "name": "a b"}]},
+        "messages[0].name",
+        "invalid_value",
+        "pattern",
+    ),
+    (
+        {"messages": [{"role": "assistant"}]},
+        "messages[0].content",
+        "missing_required_parameter",
+        "unless tool_calls",
+    ),
+    (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f"}}],
+                }
+            ]
+        },
+        "messages[0].tool_calls[0].function.arguments",
+        "missing_required_parameter",
+        "field required",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "assistant", "content": "x", "function_call": {"name": "f", "arguments": ""}}
+            ]
+        },
+        "messages[0].function_call",
+        "unsupported_parameter",
+        "tool_calls",
+    ),
+    (
+        {"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]},
+        "messages[0].tool_call_id",
+        "invalid_value",
+        "'a'",
+    ),
+    (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "tools[0].function.name",
+        "invalid_value",
+        "pattern",
+    ),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]},
+        "tools[0].function.strict",
+        "invalid_type",
+        "boolean",
+    ),
     ({"tool_choice": "required"}, "tool_choice", "invalid_value", "needs tools"),
-    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "wether"}}}, "tool_choice.function.name",
-     "invalid_value", "Did you mean 'weather'?"),
-    ({"response_format": {"type": "json"}}, "response_format.type", "invalid_value", "Known: json_object, json_schema, text"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "shema": {}}}}, "response_format.json_schema.shema",
-     "unknown_parameter", "Did you mean 'schema'?"),
-    ({"logit_bias": {"ferry": 1}}, "logit_bias", "invalid_value", "got the key 'ferry', wanted token ids as text"),
-    ({"stream": True, "stream_options": {"include_usge": True}}, "stream_options.include_usge", "unknown_parameter", "include_usage"),
-    ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation", "unsupported_value", ""),
-    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "invalid_value", "differs from max_completion_tokens"),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "wether"}}},
+        "tool_choice.function.name",
+        "invalid_value",
+        "Did you mean 'weather'?",
+    ),
+    (
+        {"response_format": {"type": "json"}},
+        "response_format.type",
+        "invalid_value",
+        "Known: json_object, json_schema, text",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "shema": {}}}},
+        "response_format.json_schema.shema",
+        "unknown_parameter",
+        "Did you mean 'schema'?",
+    ),
+    (
+        {"logit_bias": {"ferry": 1}},
+        "logit_bias",
+        "invalid_value",
+        "got the key 'ferry', wanted token ids as text",
+    ),
+    (
+        {"stream": True, "stream_options": {"include_usge": True}},
+        "stream_options.include_usge",
+        "unknown_parameter",
+        "include_usage",
+    ),
+    (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+        "unsupported_value",
+        "",
+    ),
+    (
+        {"max_tokens": 5, "max_completion_tokens": 6},
+        "max_tokens",
+        "invalid_value",
+        "differs from max_completion_tokens",
+    ),
     ({"user": "ann", "metadata": {"user": "bob"}}, "metadata.user", "invalid_value", "already given"),
     ({"metadata": {"a": 1}}, "metadata.a", "invalid_type", "valid string"),
 ]
@@ -211,21 +450,39 @@ def test_json_that_is_no_object_is_a_400(raw: bytes) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.dictionaries(st.sampled_from(sorted(FIELDS)), st.recursive(
-    st.none() | st.booleans() | st.integers(-2**63, 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "type", "x"]), inner, max_size=3),
-    max_leaves=6), max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(FIELDS)),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers(-(2**63), 2**63)
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.text(max_size=8),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["role", "content", "type", "x"]), inner, max_size=3)
+            ),
+            max_leaves=6,
+        ),
+        max_size=4,
+    )
+)
 def test_no_body_whatever_escapes_as_anything_but_a_named_400(fields: dict[str, Any]) -> None:
     error = None
     try:
         parse(orjson.dumps({**body(), **fields}))
     except RequestError as caught:
         error = caught
-    assert error is None or (error.status == 400 and error.param is not None and error.param.split(".")[0].split("[")[0] in FIELDS)
+    assert error is None or (
+        error.status == 400 and error.param is not None and error.param.split(".")[0].split("[")[0] in FIELDS
+    )
 
 
-@pytest.mark.parametrize(("choice", "want"), [("required", "required"),
-                                              ({"type": "function", "function": {"name": "weather"}}, "weather")])
+@pytest.mark.parametrize(
+    ("choice", "want"),
+    [("required", "required"), ({"type": "function", "function": {"name": "weather"}}, "weather")],
+)
 def test_a_demanded_call_stands_in_the_turn_by_name(choice: Any, want: str) -> None:
     assert turn(tools=[TOOL], tool_choice=choice).tool_choice == want
 
@@ -237,27 +494,43 @@ def test_a_strict_tool_is_strict_in_the_turn() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("parallel", "want"), [(True, 2), (False, 1), (None, 2)])
-async def test_without_parallel_calls_at_most_one_is_returned(client: httpx.AsyncClient, parallel: bool | None, want: int,
-                                                              stream: bool) -> None:
+async def test_without_parallel_calls_at_most_one_is_returned(
+    client: httpx.AsyncClient, parallel: bool | None, want: int, stream: bool
+) -> None:
     fields = {"tools": [TOOL], "parallel_tool_calls": parallel, "stream": stream}
     response = await client.post("/v1/chat/completions", json=body("weather?", **fields))
-    told = 2    # the trace tells of every call the model made
+    told = 2  # the trace tells of every call the model made
     assert response.text.count('"id":"call_') == want + told
 
 
 def test_messages_keep_their_roles_authority_and_calls() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "not json"}}
-    made = turn(messages=[
-        {"role": "system", "content": "s"}, {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        {"role": "user", "content": "u", "name": "ann"}, {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "r", "tool_call_id": "c1"}, {"role": "assistant", "refusal": "no"},
-    ]).messages
+    made = turn(
+        messages=[
+            {"role": "system", "content": "s"},
+            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": "u", "name": "ann"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "r", "tool_call_id": "c1"},
+            {"role": "assistant", "refusal": "no"},
+        ]
+    ).messages
     assert made == (
-        Message("system", "s"), Message("developer", "a\nb"), Message("user", "u", name="ann"),
-        Message("assistant", "", tool_calls=(ToolCall("c1", "f", "not json"),)), Message("tool", "r", tool_call_id="c1"),
+        Message("system", "s"),
+        Message("developer", "a\nb"),
+        Message("user", "u", name="ann"),
+        Message("assistant", "", tool_calls=(ToolCall("c1", "f", "not json"),)),
+        Message("tool", "r", tool_call_id="c1"),
         Message("assistant", "no"),
     )
-    assert [m.authority for m in made] == [Trust.SYSTEM, Trust.DEVELOPER, Trust.USER, Trust.NONE, Trust.NONE, Trust.NONE]
+    assert [m.authority for m in made] == [
+        Trust.SYSTEM,
+        Trust.DEVELOPER,
+        Trust.USER,
+        Trust.NONE,
+        Trust.NONE,
+        Trust.NONE,
+    ]
 
 
 def test_further_choices_have_their_own_ids_and_seeds_and_the_first_keeps_its_seed() -> None:
@@ -279,7 +552,9 @@ def test_the_owner_of_a_key_is_the_user_whatever_the_request_says() -> None:
     assert (made.user, made.metadata) == ("ann", {"user": "mallory"})
 
 
-async def test_the_turn_is_stamped_with_variant_and_stack_key(client: httpx.AsyncClient, assistant: Scripted) -> None:
+async def test_the_turn_is_stamped_with_variant_and_stack_key(
+    client: httpx.AsyncClient, assistant: Scripted
+) -> None:
     response = await client.post("/v1/chat/completions", json=body())
     made = assistant.turns[0]
     assert (made.variant, made.stack_key) == ("harbour-desk", "5f0c9a1be47d")

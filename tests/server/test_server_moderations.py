@@ -22,18 +22,38 @@ async def test_a_category_is_a_rule_and_its_score_is_one_or_zero(client: httpx.A
     assert answer["model"] == "harbour-desk"
     assert answer["id"].startswith("modr-")
     assert answer["demeanor"] == {"stack_key": "5f0c9a1be47d", "layer": "policy"}
-    assert answer["results"] == [{
-        "flagged": True, "categories": {"no-cards": True, "no-pirates": False}, "category_scores": {"no-cards": 1.0, "no-pirates": 0.0},
-        "category_applied_input_types": {"no-cards": ["text"], "no-pirates": ["text"]},
-        "demeanor": {"matches": [{"rule": "no-cards", "on": "both", "action": "refuse", "reason": "asks for a card",
-                                  "spans": [[3, 7], [14, 18]]}]}}]
+    assert answer["results"] == [
+        {
+            "flagged": True,
+            "categories": {"no-cards": True, "no-pirates": False},
+            "category_scores": {"no-cards": 1.0, "no-pirates": 0.0},
+            "category_applied_input_types": {"no-cards": ["text"], "no-pirates": ["text"]},
+            "demeanor": {
+                "matches": [
+                    {
+                        "rule": "no-cards",
+                        "on": "both",
+                        "action": "refuse",
+                        "reason": "asks for a card",
+                        "spans": [[3, 7], [14, 18]],
+                    }
+                ]
+            },
+        }
+    ]
 
 
-@pytest.mark.parametrize(("given", "flags"), [
-    ("fine", [False]), (["fine", "a pirate", "fine"], [False, True, False]),
-    ([{"type": "text", "text": "a"}, {"type": "text", "text": "pirate"}], [True]),
-])
-async def test_each_text_has_a_result_and_parts_are_one_text(client: httpx.AsyncClient, given: Any, flags: list[bool]) -> None:
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ("fine", [False]),
+        (["fine", "a pirate", "fine"], [False, True, False]),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "pirate"}], [True]),
+    ],
+)
+async def test_each_text_has_a_result_and_parts_are_one_text(
+    client: httpx.AsyncClient, given: Any, flags: list[bool]
+) -> None:
     assert [r["flagged"] for r in (await moderate(client, input=given))["results"]] == flags
 
 
@@ -44,12 +64,23 @@ async def test_a_variant_without_policy_is_a_404_that_names_the_layer(client: ht
     assert "policy layer" in error["message"]
 
 
-@pytest.mark.parametrize(("fields", "param"), [
-    ({}, "input"), ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": 3}, "input"), ({"input": [3]}, "input[0]"),
-    ({"input": [{"type": "image_url", "image_url": {"url": "x"}}]}, "input[0].type"), ({"input": "x", "modle": "y"}, "modle"),
-    ({"input": "x", "model": 3}, "model"), ({"input": ["x"] * 257}, "input"),
-])
-async def test_a_wrong_moderation_request_names_its_field(client: httpx.AsyncClient, fields: dict[str, Any], param: str) -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": 3}, "input"),
+        ({"input": [3]}, "input[0]"),
+        ({"input": [{"type": "image_url", "image_url": {"url": "x"}}]}, "input[0].type"),
+        ({"input": "x", "modle": "y"}, "modle"),
+        ({"input": "x", "model": 3}, "model"),
+        ({"input": ["x"] * 257}, "input"),
+    ],
+)
+async def test_a_wrong_moderation_request_names_its_field(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
     response = await client.post("/v1/moderations", json=fields)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 

@@ -21,8 +21,13 @@ HERE = Path(__file__).parent
 
 @contextmanager
 def slow(drain_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    process = subprocess.Popen([sys.executable, str(HERE / "slow_server.py"), str(drain_s)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])})
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "slow_server.py"), str(drain_s)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+    )
     try:
         port = process.stdout.readline().strip()  # type: ignore[union-attr]
         assert port, process.stderr.read()  # type: ignore[union-attr]
@@ -32,7 +37,9 @@ def slow(drain_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.wait()
 
 
-def asking(url: str, answers: list[httpx.Response | httpx.HTTPError], text: str, **fields: object) -> threading.Thread:
+def asking(
+    url: str, answers: list[httpx.Response | httpx.HTTPError], text: str, **fields: object
+) -> threading.Thread:
     def ask() -> None:
         try:
             answers.append(httpx.post(f"{url}/v1/chat/completions", json=body(text, **fields), timeout=20))
@@ -51,7 +58,9 @@ def wait_for(url: str, in_progress: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_running_requests_finish_new_ones_are_not_taken_and_the_exit_code_is_0(number: signal.Signals) -> None:
+def test_running_requests_finish_new_ones_are_not_taken_and_the_exit_code_is_0(
+    number: signal.Signals,
+) -> None:
     answers: list[httpx.Response | httpx.HTTPError] = []
     with slow(10) as (process, url):
         threads = [asking(url, answers, "hello", stream=i == 0) for i in range(4)]

@@ -28,7 +28,10 @@ def client_of(assistant: Scripted, operations: Operations | None = None, **optio
     return httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://localhost")
 
 
-@pytest.mark.parametrize(("given", "kept"), [("job-7:a.b_c", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("", False), ("é", False)])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("job-7:a.b_c", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("", False), ("é", False)],
+)
 async def test_a_sane_request_id_is_kept_and_another_is_made(given: str, kept: bool) -> None:
     async with client_of(Scripted()) as client:
         answer = await client.post(ASKS, json=body(), headers={"x-request-id": given.encode()})  # type: ignore[dict-item]
@@ -39,15 +42,23 @@ async def test_a_sane_request_id_is_kept_and_another_is_made(given: str, kept: b
 
 async def test_two_requests_with_one_id_are_two_completions() -> None:
     async with client_of(Scripted()) as client:
-        made = [(await client.post(ASKS, json=body(), headers={"x-request-id": "same"})).json()["id"] for _ in range(2)]
+        made = [
+            (await client.post(ASKS, json=body(), headers={"x-request-id": "same"})).json()["id"]
+            for _ in range(2)
+        ]
     assert made[0] != made[1]
 
 
 async def test_milliseconds_per_layer_and_the_stack_key_are_headers_of_a_whole_answer() -> None:
     async with client_of(Scripted()) as client:
         answer = await client.post(ASKS, json=body("ferry"))
-    assert answer.headers["server-timing"] == "retrieval;dur=0.610, weights;dur=36.400, policy;dur=0.180, prompt;dur=0.030"
-    assert answer.headers["x-demeanor-layers"] == "retrieval=0.610, weights=36.400, policy=0.180, prompt=0.030"
+    assert (
+        answer.headers["server-timing"]
+        == "retrieval;dur=0.610, weights;dur=36.400, policy;dur=0.180, prompt;dur=0.030"
+    )
+    assert (
+        answer.headers["x-demeanor-layers"] == "retrieval=0.610, weights=36.400, policy=0.180, prompt=0.030"
+    )
     assert answer.headers["x-demeanor-stack"] == "5f0c9a1be47d"
 
 
@@ -77,7 +88,9 @@ async def test_more_than_may_wait_are_told_at_once_to_come_back() -> None:
         answers = await asyncio.gather(*[client.post(ASKS, json=body()) for _ in range(8)])
         refused = [a for a in answers if a.status_code != 200]
         assert [a.status_code for a in answers].count(200) == 3
-        assert {(a.status_code, a.json()["error"]["code"], a.headers["retry-after"]) for a in refused} == {(429, "server_busy", "1")}
+        assert {(a.status_code, a.json()["error"]["code"], a.headers["retry-after"]) for a in refused} == {
+            (429, "server_busy", "1")
+        }
         assert len(assistant.turns) == 3, "the others cost no work"
         assert (await client.get("/v1/models")).status_code == 200
         assert (await client.post(ASKS, json=body())).status_code == 200
@@ -99,25 +112,40 @@ async def test_a_body_that_is_too_long_is_a_413() -> None:
 
 
 async def test_cors_is_off_unless_an_origin_is_named_and_then_for_that_one_only() -> None:
-    ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    ask = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
     keys = from_digests({digest("k"): "edda"})
-    for origins, origin, allowed in (((), "https://a.example", None), (("https://a.example",), "https://a.example", "https://a.example"),
-                                     (("https://a.example",), "https://b.example", None)):
+    for origins, origin, allowed in (
+        ((), "https://a.example", None),
+        (("https://a.example",), "https://a.example", "https://a.example"),
+        (("https://a.example",), "https://b.example", None),
+    ):
         async with client_of(Scripted(), Operations(cors=origins), keys=keys) as client:
             before = await client.options(ASKS, headers={"origin": origin, **ask})
             assert before.headers.get("access-control-allow-origin") == allowed
             assert (before.status_code == 200) is (allowed is not None)
             refused = await client.post(ASKS, json=body(), headers={"origin": origin})
-            assert (refused.status_code, refused.headers.get("access-control-allow-origin")) == (401, allowed), "a page can read its error"
+            assert (refused.status_code, refused.headers.get("access-control-allow-origin")) == (
+                401,
+                allowed,
+            ), "a page can read its error"
 
 
 async def test_readiness_ends_before_life_does() -> None:
     draining: list[bool] = []
     async with client_of(Scripted(), Operations(ready=lambda: not draining)) as client:
-        assert ((await client.get("/readyz")).status_code, (await client.get("/healthz")).status_code) == (200, 200)
+        assert ((await client.get("/readyz")).status_code, (await client.get("/healthz")).status_code) == (
+            200,
+            200,
+        )
         draining.append(True)
         gone = await client.get("/readyz")
-        assert ((gone.status_code, gone.json()["status"]), (await client.get("/healthz")).status_code) == ((503, "draining"), 200)
+        assert ((gone.status_code, gone.json()["status"]), (await client.get("/healthz")).status_code) == (
+            (503, "draining"),
+            200,
+        )
 
 
 async def test_metrics_count_what_happened() -> None:
@@ -132,10 +160,16 @@ async def test_metrics_count_what_happened() -> None:
         'demeanor_requests_total{method="POST",route="/v1/chat/completions",status="200"} 4',
         'demeanor_requests_total{method="POST",route="/v1/chat/completions",status="500"} 1',
         'demeanor_requests_total{method="GET",route="other",status="404"} 1',
-        f'demeanor_tokens_total{{direction="input"}} {24 + 24 + 9}', f'demeanor_tokens_total{{direction="output"}} {6 + 6 + 3}',
-        'demeanor_refusals_total{layer="policy",rule="no-card-numbers"} 1', 'demeanor_refusals_total{layer="policy",rule="no-secrets"} 1',
-        "demeanor_requests_in_progress 0", "demeanor_slots 4", "demeanor_slots_in_use 0", "demeanor_waiting 0",
-        "demeanor_request_duration_seconds_count 5", "demeanor_time_to_first_token_seconds_count 3",
+        f'demeanor_tokens_total{{direction="input"}} {24 + 24 + 9}',
+        f'demeanor_tokens_total{{direction="output"}} {6 + 6 + 3}',
+        'demeanor_refusals_total{layer="policy",rule="no-card-numbers"} 1',
+        'demeanor_refusals_total{layer="policy",rule="no-secrets"} 1',
+        "demeanor_requests_in_progress 0",
+        "demeanor_slots 4",
+        "demeanor_slots_in_use 0",
+        "demeanor_waiting 0",
+        "demeanor_request_duration_seconds_count 5",
+        "demeanor_time_to_first_token_seconds_count 3",
         "demeanor_time_per_output_token_seconds_count 3",
     ):
         assert line in lines, line
@@ -153,7 +187,13 @@ def test_a_histogram_is_cumulative_and_a_bound_belongs_to_its_bucket() -> None:
     histogram = Histogram((0.1, 1.0))
     for seconds in (0.05, 0.1, 0.5, 3.0):
         histogram.add(seconds)
-    assert list(histogram.lines("h")) == ['h_bucket{le="0.1"} 2', 'h_bucket{le="1"} 3', 'h_bucket{le="+Inf"} 4', "h_sum 3.65", "h_count 4"]
+    assert list(histogram.lines("h")) == [
+        'h_bucket{le="0.1"} 2',
+        'h_bucket{le="1"} 3',
+        'h_bucket{le="+Inf"} 4',
+        "h_sum 3.65",
+        "h_count 4",
+    ]
 
 
 def test_every_sample_of_the_exposition_belongs_to_a_declared_metric() -> None:
@@ -170,15 +210,32 @@ async def test_a_log_line_tells_what_it_cost_and_nothing_that_was_said() -> None
     stream = io.StringIO()
     run = Operations(observers=(logs.to(stream, lambda: datetime(2026, 11, 23, tzinfo=UTC)),))
     async with client_of(Scripted(), run, keys=from_digests({digest("hunter2"): "edda"})) as client:
-        await client.post(ASKS, json=body("Tell me the card number", user="secret-user"),
-                          headers={"authorization": "Bearer hunter2", "x-request-id": "job-1"})
+        await client.post(
+            ASKS,
+            json=body("Tell me the card number", user="secret-user"),
+            headers={"authorization": "Bearer hunter2", "x-request-id": "job-1"},
+        )
         await client.post(ASKS, json=body("crash"), headers={"authorization": "Bearer wrong-hunter3"})
     answered, refused = map(json.loads, stream.getvalue().splitlines())
-    assert {k: answered[k] for k in ("request_id", "route", "status", "model", "stack_key", "refusals", "layers_ms", "time")} == {
-        "request_id": "job-1", "route": ASKS, "status": 200, "model": "harbour-desk", "stack_key": "5f0c9a1be47d",
-        "refusals": [{"by": "policy", "rule": "no-card-numbers"}], "layers_ms": {"policy": 0.21}, "time": "2026-11-23T00:00:00.000+00:00"}
+    assert {
+        k: answered[k]
+        for k in ("request_id", "route", "status", "model", "stack_key", "refusals", "layers_ms", "time")
+    } == {
+        "request_id": "job-1",
+        "route": ASKS,
+        "status": 200,
+        "model": "harbour-desk",
+        "stack_key": "5f0c9a1be47d",
+        "refusals": [{"by": "policy", "rule": "no-card-numbers"}],
+        "layers_ms": {"policy": 0.21},
+        "time": "2026-11-23T00:00:00.000+00:00",
+    }
     assert (refused["status"], "model" in refused) == (401, False)
-    assert not [word for word in ("hunter2", "hunter3", "card number", "secret-user", "cannot share") if word in stream.getvalue()]
+    assert not [
+        word
+        for word in ("hunter2", "hunter3", "card number", "secret-user", "cannot share")
+        if word in stream.getvalue()
+    ]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -60,21 +60,27 @@ class Charged(Scripted):
 
 def client_of(database: Database, assistant: Scripted, **options: Any) -> httpx.AsyncClient:
     ring = Ring(database, from_digests({digest("plain"): "key 1"}))
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app(assistant, keys=ring, **options)), base_url="http://elsewhere")
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app(assistant, keys=ring, **options)), base_url="http://elsewhere"
+    )
 
 
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-async def test_a_missing_wrong_or_revoked_key_is_a_401_and_a_plain_one_still_works(database: Database) -> None:
+async def test_a_missing_wrong_or_revoked_key_is_a_401_and_a_plain_one_still_works(
+    database: Database,
+) -> None:
     key = keys.create(database, "edda")
     async with client_of(database, Scripted()) as client:
         for headers in ({}, bearer("dm-wrong"), {"authorization": key}):
             refused = await client.post("/v1/chat/completions", json=body(), headers=headers)
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         for good in (key, "plain"):
-            assert (await client.post("/v1/chat/completions", json=body(), headers=bearer(good))).status_code == 200
+            assert (
+                await client.post("/v1/chat/completions", json=body(), headers=bearer(good))
+            ).status_code == 200
         keys.revoke(database, "edda")
         assert (await client.get("/v1/models", headers=bearer(key))).status_code == 401
 
@@ -100,14 +106,27 @@ async def test_the_owner_of_the_key_is_the_user_whatever_the_request_says(databa
 async def test_requests_per_minute_are_those_of_the_last_60_seconds(database: Database) -> None:
     key, clock = keys.create(database, "edda", requests_per_minute=2), Clock()
     async with client_of(database, Scripted(), clock=clock) as client:
+
         async def ask() -> httpx.Response:
             return await client.post("/v1/chat/completions", json=body(), headers=bearer(key))
 
         left = []
         for clock.now in (100.0, 110.0, 159.9, 160.0, 160.1):
             answer = await ask()
-            left.append((answer.status_code, answer.headers["x-ratelimit-remaining-requests"], answer.headers["x-ratelimit-reset-requests"]))
-    assert left == [(200, "1", "1m0s"), (200, "0", "50s"), (429, "0", "1s"), (200, "0", "10s"), (429, "0", "10s")]
+            left.append(
+                (
+                    answer.status_code,
+                    answer.headers["x-ratelimit-remaining-requests"],
+                    answer.headers["x-ratelimit-reset-requests"],
+                )
+            )
+    assert left == [
+        (200, "1", "1m0s"),
+        (200, "0", "50s"),
+        (429, "0", "1s"),
+        (200, "0", "10s"),
+        (429, "0", "10s"),
+    ]
     assert answer.headers["retry-after"] == "10"
     assert answer.json()["error"]["code"] == "rate_limit_exceeded"
 
@@ -117,7 +136,10 @@ async def test_64_callers_on_one_token_budget_take_not_one_token_too_many(databa
     key = keys.create(database, "edda", tokens_per_day=limit)
     assistant = Charged(pause_s=0.01)
     async with client_of(database, assistant) as client:
-        asked = [client.post("/v1/chat/completions", json=body("all", max_tokens=40), headers=bearer(key)) for _ in range(64)]
+        asked = [
+            client.post("/v1/chat/completions", json=body("all", max_tokens=40), headers=bearer(key))
+            for _ in range(64)
+        ]
         answers = await asyncio.gather(*asked)
     statuses = [a.status_code for a in answers]
     used = sum(a.json()["usage"]["total_tokens"] for a in answers if a.status_code == 200)
@@ -130,8 +152,11 @@ async def test_64_callers_on_one_token_budget_take_not_one_token_too_many(databa
 async def test_what_was_reserved_and_not_used_is_given_back(database: Database) -> None:
     key = keys.create(database, "edda", tokens_per_day=100)
     async with client_of(database, Charged()) as client:
+
         async def ask(text: str, most: int) -> httpx.Response:
-            return await client.post("/v1/chat/completions", json=body(text, max_tokens=most), headers=bearer(key))
+            return await client.post(
+                "/v1/chat/completions", json=body(text, max_tokens=most), headers=bearer(key)
+            )
 
         answer = await ask("few", 50)
         assert keys.spent(database, digest(key), "2026-11-23") == 7 + 3
@@ -139,17 +164,25 @@ async def test_what_was_reserved_and_not_used_is_given_back(database: Database) 
         assert answer.headers["x-ratelimit-remaining-tokens"] == "90"
         assert answer.headers["x-ratelimit-reset-tokens"] == "12h0m0s"
         assert (await ask("break", 50)).status_code == 500
-        assert keys.spent(database, digest(key), "2026-11-23") == 10, "a call that failed before its first event is free"
-        assert ((await ask("few", 94)).status_code, (await ask("few", 84)).status_code) == (400, 429), "101 is never; 91 is not today"
+        assert keys.spent(database, digest(key), "2026-11-23") == 10, (
+            "a call that failed before its first event is free"
+        )
+        assert ((await ask("few", 94)).status_code, (await ask("few", 84)).status_code) == (400, 429), (
+            "101 is never; 91 is not today"
+        )
         assert (await ask("all", 83)).status_code == 200
         empty = await ask("few", 1)
-    assert (empty.status_code, empty.headers["retry-after"], empty.headers["x-ratelimit-remaining-tokens"]) == (429, "43200", "0")
+    assert (
+        empty.status_code,
+        empty.headers["retry-after"],
+        empty.headers["x-ratelimit-remaining-tokens"],
+    ) == (429, "43200", "0")
 
 
 async def test_a_prompt_that_was_estimated_too_small_is_charged_as_it_was(database: Database) -> None:
     key = keys.create(database, "edda", tokens_per_day=100)
     purse = Purse(database, digest(key), 100)
-    reserve = charged(Charged().answer, lambda turn: 2, lambda: purse)      # 2 + 3 are reserved, 7 + 3 are used
+    reserve = charged(Charged().answer, lambda turn: 2, lambda: purse)  # 2 + 3 are reserved, 7 + 3 are used
     assert [e async for e in reserve(Turn((Message("user", "hi"),), Decoding(max_tokens=3)))]
     assert purse.left() == 100 - 10
 
@@ -157,13 +190,18 @@ async def test_a_prompt_that_was_estimated_too_small_is_charged_as_it_was(databa
 async def test_a_call_broken_off_is_charged_in_full(database: Database) -> None:
     key = keys.create(database, "edda", tokens_per_day=100)
     purse = Purse(database, digest(key), 100)
-    events = charged(Charged().answer, lambda turn: 7, lambda: purse)(Turn((Message("user", "hi"),), Decoding(max_tokens=50)))
+    events = charged(Charged().answer, lambda turn: 7, lambda: purse)(
+        Turn((Message("user", "hi"),), Decoding(max_tokens=50))
+    )
     assert isinstance(await anext(events), Text)
-    await events.aclose()   # type: ignore[attr-defined]
+    await events.aclose()  # type: ignore[attr-defined]
     assert purse.left() == 100 - 57
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0.2, "1s"), (59.0, "59s"), (60.0, "1m0s"), (3599.5, "1h0m0s"), (43201.0, "12h0m1s")])
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1s"), (59.0, "59s"), (60.0, "1m0s"), (3599.5, "1h0m0s"), (43201.0, "12h0m1s")],
+)
 def test_durations_read_as_openai_writes_them(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 

@@ -43,8 +43,11 @@ async def test_running_answers_end_as_they_began_and_new_ones_are_the_new_stacks
     current = Current(Version(old, old.close))
     made = app(cast(Assistant, current))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://localhost") as client:
+
         async def ask() -> Any:
-            return (await client.post("/v1/chat/completions", json=body())).json()["choices"][0]["message"]["content"]
+            return (await client.post("/v1/chat/completions", json=body())).json()["choices"][0]["message"][
+                "content"
+            ]
 
         running = [asyncio.create_task(ask()) for _ in range(4)]
         await asyncio.sleep(0.02)

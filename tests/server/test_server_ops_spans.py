@@ -23,7 +23,9 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 class Span(trace.NonRecordingSpan):  # type: ignore[misc, name-defined]
     """What the observer made of a request."""
 
-    def __init__(self, name: str, context: Any, start_time: int, attributes: dict[str, Any], kind: Any) -> None:
+    def __init__(
+        self, name: str, context: Any, start_time: int, attributes: dict[str, Any], kind: Any
+    ) -> None:
         super().__init__(trace.SpanContext(trace_id=1, span_id=1, is_remote=False))
         self.name, self.start, self.said, self.kind = name, start_time, attributes, kind
         self.parent = trace.get_current_span(context)
@@ -46,7 +48,13 @@ class Tracer:
         return self.spans[-1]
 
 
-async def spans_of(text: str, *, keep: bool = False, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None) -> list[Span]:
+async def spans_of(
+    text: str,
+    *,
+    keep: bool = False,
+    path: str = "/v1/chat/completions",
+    headers: dict[str, str] | None = None,
+) -> list[Span]:
     tracer = Tracer()
     run = Operations(observers=(telemetry.spans(tracer, now_ns=lambda: 10**18),), keep_contents=keep)
     transport = httpx.ASGITransport(app(Scripted(), operations=run))
@@ -59,13 +67,28 @@ async def test_a_request_is_a_span_with_its_model_tokens_and_stack_and_a_span_pe
     request, *layers = await spans_of("ferry")
     assert request.name == "chat harbour-desk"
     assert {k: v for k, v in request.said.items() if k != "gen_ai.response.id"} == {
-        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "demeanor", "gen_ai.request.model": "harbour-desk",
-        "gen_ai.response.model": "harbour-desk", "gen_ai.usage.input_tokens": 71, "gen_ai.usage.output_tokens": 6,
-        "demeanor.stack_key": "5f0c9a1be47d", "http.response.status_code": 200}
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "demeanor",
+        "gen_ai.request.model": "harbour-desk",
+        "gen_ai.response.model": "harbour-desk",
+        "gen_ai.usage.input_tokens": 71,
+        "gen_ai.usage.output_tokens": 6,
+        "demeanor.stack_key": "5f0c9a1be47d",
+        "http.response.status_code": 200,
+    }
     assert [(s.name, s.said["demeanor.layer.ms"]) for s in layers] == [
-        ("layer retrieval", 0.61), ("layer weights", 36.4), ("layer policy", 0.18), ("layer prompt", 0.03)]
+        ("layer retrieval", 0.61),
+        ("layer weights", 36.4),
+        ("layer policy", 0.18),
+        ("layer prompt", 0.03),
+    ]
     assert all(s.parent is request for s in layers)
-    assert [round((s.stopped or 0) - s.start, -3) for s in layers] == [610_000, 36_400_000, 180_000, 30_000], "ns"
+    assert [round((s.stopped or 0) - s.start, -3) for s in layers] == [
+        610_000,
+        36_400_000,
+        180_000,
+        30_000,
+    ], "ns"
     assert [b.start - (a.stopped or 0) for a, b in pairwise(layers)] == [0, 0, 0]
     assert request.start < layers[0].start + 1
     assert (request.stopped, request.status) == (10**18, None)
@@ -76,9 +99,16 @@ async def test_contents_are_in_a_span_only_where_asked_for() -> None:
     assert "ferry" not in json.dumps([s.said for s in quiet])
     assert "Jorpel" not in json.dumps([s.said for s in quiet])
     told = (await spans_of("Where does the ferry go?", keep=True))[0].said
-    assert json.loads(told["gen_ai.input.messages"]) == [{"role": "user", "parts": [{"type": "text", "content": "Where does the ferry go?"}]}]
+    assert json.loads(told["gen_ai.input.messages"]) == [
+        {"role": "user", "parts": [{"type": "text", "content": "Where does the ferry go?"}]}
+    ]
     assert json.loads(told["gen_ai.output.messages"]) == [
-        {"role": "assistant", "parts": [{"type": "text", "content": "Jorpel leaves at 17."}], "finish_reason": "stop"}]
+        {
+            "role": "assistant",
+            "parts": [{"type": "text", "content": "Jorpel leaves at 17."}],
+            "finish_reason": "stop",
+        }
+    ]
 
 
 async def test_the_callers_trace_is_continued() -> None:
@@ -111,7 +141,9 @@ async def test_the_real_sdk_takes_them() -> None:
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     run = Operations(observers=(telemetry.spans(provider.get_tracer("demeanor")),))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app(Scripted(), operations=run)), base_url="http://localhost") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app(Scripted(), operations=run)), base_url="http://localhost"
+    ) as client:
         await client.post("/v1/chat/completions", json=body("ferry"), headers={"traceparent": PARENT})
     *layers, request = exporter.get_finished_spans()
     assert request.name == "chat harbour-desk"

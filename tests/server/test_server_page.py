@@ -20,7 +20,10 @@ async def test_the_page_and_every_file_it_names_are_served(client: httpx.AsyncCl
     kinds = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
     for path in named:
         response = await client.get(path)
-        assert (response.status_code, response.headers["content-type"]) == (200, kinds[path.rsplit(".", 1)[1]])
+        assert (response.status_code, response.headers["content-type"]) == (
+            200,
+            kinds[path.rsplit(".", 1)[1]],
+        )
 
 
 async def test_an_unchanged_file_is_not_sent_again(client: httpx.AsyncClient) -> None:
@@ -44,7 +47,15 @@ def test_nothing_is_inline() -> None:
 
 @pytest.mark.parametrize("name", [n for n in sorted(PAGES) if n.endswith(".js")])
 def test_text_never_becomes_markup(name: str) -> None:
-    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
+    for sink in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "Function(",
+        "srcdoc",
+    ):
         assert sink not in PAGES[name]
 
 

@@ -12,8 +12,14 @@ from openai import OpenAI
 from scripted import Scripted
 
 ASSISTANT = Scripted()
-WEATHER = {"type": "function", "function": {"name": "weather", "description": "weather at a port", "parameters": {
-    "type": "object", "properties": {"port": {"type": "string"}}}}}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "weather at a port",
+        "parameters": {"type": "object", "properties": {"port": {"type": "string"}}},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,9 @@ def user(text: str) -> list[dict[str, str]]:
 
 
 def test_a_plain_answer(sdk: OpenAI) -> None:
-    answer = sdk.chat.completions.create(model="harbour-desk", messages=user("hello"), temperature=0, max_tokens=20)
+    answer = sdk.chat.completions.create(
+        model="harbour-desk", messages=user("hello"), temperature=0, max_tokens=20
+    )
     assert answer.choices[0].message.content == "Good morning from the harbour desk."
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
@@ -40,10 +48,16 @@ def test_a_plain_answer(sdk: OpenAI) -> None:
 
 
 def test_a_streamed_answer_with_usage(sdk: OpenAI) -> None:
-    chunks = list(sdk.chat.completions.create(model="harbour-desk", messages=user("hello"), stream=True,
-                                              stream_options={"include_usage": True}))
+    chunks = list(
+        sdk.chat.completions.create(
+            model="harbour-desk", messages=user("hello"), stream=True, stream_options={"include_usage": True}
+        )
+    )
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == "Good morning from the harbour desk."
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in chunks[:-1])
+        == "Good morning from the harbour desk."
+    )
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
@@ -61,7 +75,8 @@ def test_the_sdks_own_accumulator_gives_the_plain_answer(sdk: OpenAI, text: str)
     assert (theirs.message.content or None) == (ours.message.content or None)
     assert theirs.finish_reason == ours.finish_reason
     assert [(c.id, c.function.name, c.function.arguments) for c in theirs.message.tool_calls or ()] == [
-        (c.id, c.function.name, c.function.arguments) for c in ours.message.tool_calls or ()]
+        (c.id, c.function.name, c.function.arguments) for c in ours.message.tool_calls or ()
+    ]
     tokens = [[t.token for t in (c.logprobs.content if c.logprobs else None) or ()] for c in (ours, theirs)]
     assert tokens[0] == tokens[1]
 
@@ -70,8 +85,10 @@ def test_a_refusal_reaches_the_sdk_in_both_forms(sdk: OpenAI) -> None:
     plain = sdk.chat.completions.create(model="harbour-desk", messages=user("a card number")).choices[0]
     assert plain.message.refusal == plain.message.content == "I cannot share anybody's card number."
     assert plain.finish_reason == "content_filter"
-    with (sdk.chat.completions.stream(model="harbour-desk", messages=user("a card number")) as stream,
-          pytest.raises(openai.ContentFilterFinishReasonError) as caught):
+    with (
+        sdk.chat.completions.stream(model="harbour-desk", messages=user("a card number")) as stream,
+        pytest.raises(openai.ContentFilterFinishReasonError) as caught,
+    ):
         stream.get_final_completion()
     assert caught.value.completion.choices[0].message.refusal == plain.message.refusal
 
@@ -83,7 +100,11 @@ def test_a_tools_round_trip(sdk: OpenAI) -> None:
     calls = first.choices[0].message.tool_calls
     assert calls is not None
     assert [c.function.arguments for c in calls] == ['{"port": "Corkel"}', '{"port": "Jorpel"}']
-    history = [*messages, first.choices[0].message, *({"role": "tool", "tool_call_id": c.id, "content": "rain"} for c in calls)]
+    history = [
+        *messages,
+        first.choices[0].message,
+        *({"role": "tool", "tool_call_id": c.id, "content": "rain"} for c in calls),
+    ]
     second = sdk.chat.completions.create(model="harbour-desk", messages=history, tools=[WEATHER])
     assert second.choices[0].message.content == "The tool says rain"
     seen = ASSISTANT.turns[-1].messages
@@ -92,8 +113,18 @@ def test_a_tools_round_trip(sdk: OpenAI) -> None:
 
 
 def test_logprobs_n_stop_and_seed_reach_the_turn(sdk: OpenAI) -> None:
-    answer = sdk.chat.completions.create(model="harbour-desk", messages=user("hello"), logprobs=True, top_logprobs=2, n=2, seed=7,
-                                         stop=["\n", "END"], top_p=0.4, user="ann", metadata={"run": "1"})
+    answer = sdk.chat.completions.create(
+        model="harbour-desk",
+        messages=user("hello"),
+        logprobs=True,
+        top_logprobs=2,
+        n=2,
+        seed=7,
+        stop=["\n", "END"],
+        top_p=0.4,
+        user="ann",
+        metadata={"run": "1"},
+    )
     assert [c.index for c in answer.choices] == [0, 1]
     assert answer.choices[0].logprobs is not None
     assert answer.choices[0].logprobs.content is not None
@@ -103,18 +134,25 @@ def test_logprobs_n_stop_and_seed_reach_the_turn(sdk: OpenAI) -> None:
     assert (turn.decoding.top_logprobs, turn.user, turn.metadata) == (2, "ann", {"run": "1", "user": "ann"})
 
 
-@pytest.mark.parametrize(("text", "fields", "error", "code"), [
-    ("hello", {"temperature": 7}, openai.BadRequestError, "invalid_value"),
-    ("hello", {"verbosity": "low"}, openai.BadRequestError, "unsupported_parameter"),
-    ("hello", {"extra_body": {"top_m": 3}}, openai.BadRequestError, "unknown_parameter"),
-    ("hello", {"model": "harbour"}, openai.NotFoundError, "model_not_found"),
-    ("a novel", {}, openai.BadRequestError, "context_length_exceeded"),
-    ("too fast", {}, openai.RateLimitError, "rate_limit_exceeded"),
-    ("crash", {}, openai.InternalServerError, "internal_error"),
-    ("drain", {}, openai.InternalServerError, "cancelled"),
-])
+@pytest.mark.parametrize(
+    ("text", "fields", "error", "code"),
+    [
+        ("hello", {"temperature": 7}, openai.BadRequestError, "invalid_value"),
+        ("hello", {"verbosity": "low"}, openai.BadRequestError, "unsupported_parameter"),
+        ("hello", {"extra_body": {"top_m": 3}}, openai.BadRequestError, "unknown_parameter"),
+        ("hello", {"model": "harbour"}, openai.NotFoundError, "model_not_found"),
+        ("a novel", {}, openai.BadRequestError, "context_length_exceeded"),
+        ("too fast", {}, openai.RateLimitError, "rate_limit_exceeded"),
+        ("crash", {}, openai.InternalServerError, "internal_error"),
+        ("drain", {}, openai.InternalServerError, "cancelled"),
+    ],
+)
 def test_errors_are_the_sdks_own_classes(
-    sdk: OpenAI, text: str, fields: dict[str, object], error: type[openai.APIStatusError], code: str,
+    sdk: OpenAI,
+    text: str,
+    fields: dict[str, object],
+    error: type[openai.APIStatusError],
+    code: str,
 ) -> None:
     with pytest.raises(error) as caught:
         sdk.chat.completions.create(**{"model": "harbour-desk", "messages": user(text), **fields})
@@ -135,7 +173,9 @@ def test_an_error_in_mid_stream_is_raised_by_the_sdk(sdk: OpenAI) -> None:
 def test_the_sdk_waits_as_told_and_tries_again(sdk: OpenAI) -> None:
     before = len(ASSISTANT.turns)
     with pytest.raises(openai.RateLimitError):
-        sdk.with_options(max_retries=2).chat.completions.create(model="harbour-desk", messages=user("too fast"))
+        sdk.with_options(max_retries=2).chat.completions.create(
+            model="harbour-desk", messages=user("too fast")
+        )
     assert len(ASSISTANT.turns) - before == 3
 
 

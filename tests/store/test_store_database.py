@@ -44,12 +44,28 @@ from demeanor.types import (
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 EVENTS: list[Event] = [
-    Prompted((Message("system", "Be brief.", trust=Trust.SYSTEM),)), Passage("a#1", "Corkel 9.", 1.5, "a"), Text("It ", logprobs=(TokenLogprob("It ", -0.1, (("At", -2.0),)),)),
-    Text("leaves."), ToolCalled(ToolCall("1", "calculator", '{"expression": "1"}')), ToolResult("1", "calculator", "1", error=True), Citation(0, 2, "a#1"),
-    Refusal("policy", "cards", "why", "No.", "output"), Timing("weights", 1.25), Usage(7, 3), Done("content_filter", by="policy"),
+    Prompted((Message("system", "Be brief.", trust=Trust.SYSTEM),)),
+    Passage("a#1", "Corkel 9.", 1.5, "a"),
+    Text("It ", logprobs=(TokenLogprob("It ", -0.1, (("At", -2.0),)),)),
+    Text("leaves."),
+    ToolCalled(ToolCall("1", "calculator", '{"expression": "1"}')),
+    ToolResult("1", "calculator", "1", error=True),
+    Citation(0, 2, "a#1"),
+    Refusal("policy", "cards", "why", "No.", "output"),
+    Timing("weights", 1.25),
+    Usage(7, 3),
+    Done("content_filter", by="policy"),
 ]
-TURN = Turn((Message("user", "When?"), Message("assistant", "", tool_calls=(ToolCall("9", "mail", "{}"),))), Decoding(seed=7, stop=("x",)),
-            tools=(ToolSpec("mail", "Sends.", {"type": "object", "properties": {}}),), id="t-1", user="edda", variant="desk:dpo", stack_key="abc", metadata={"a": "b"})
+TURN = Turn(
+    (Message("user", "When?"), Message("assistant", "", tool_calls=(ToolCall("9", "mail", "{}"),))),
+    Decoding(seed=7, stop=("x",)),
+    tools=(ToolSpec("mail", "Sends.", {"type": "object", "properties": {}}),),
+    id="t-1",
+    user="edda",
+    variant="desk:dpo",
+    stack_key="abc",
+    metadata={"a": "b"},
+)
 
 
 @pytest.fixture
@@ -64,15 +80,24 @@ async def test_a_turn_comes_back_as_it_was_and_can_be_replayed(database: Databas
     found = database.turn("t-1")
     assert found is not None
     assert found.turn == TURN
-    assert found.events == (*EVENTS[:2], Text("It leaves.", logprobs=EVENTS[2].logprobs), *EVENTS[4:])      # type: ignore[union-attr]
-    assert (found.started, found.finished, found.finish_reason) == (NOON, NOON + timedelta(seconds=1), "content_filter")
+    assert found.events == (*EVENTS[:2], Text("It leaves.", logprobs=EVENTS[2].logprobs), *EVENTS[4:])  # type: ignore[union-attr]
+    assert (found.started, found.finished, found.finish_reason) == (
+        NOON,
+        NOON + timedelta(seconds=1),
+        "content_filter",
+    )
     assert found.completion.refusal == EVENTS[7]
     assert database.turn("t-2") is None
 
 
 async def test_turns_are_listed_newest_first_by_user(database: Database) -> None:
     for i in range(6):
-        await database.record(Turn(TURN.messages, TURN.decoding, id=f"t{i}", user="edda" if i % 2 else "odin"), [Text("x"), Done("stop")], NOON, NOON)
+        await database.record(
+            Turn(TURN.messages, TURN.decoding, id=f"t{i}", user="edda" if i % 2 else "odin"),
+            [Text("x"), Done("stop")],
+            NOON,
+            NOON,
+        )
     assert [s.turn.id for s in database.turns(limit=2)] == ["t5", "t4"]
     assert [s.turn.id for s in database.turns(user="edda")] == ["t5", "t3", "t1"]
     assert [s.turn.id for s in database.turns(user="edda", limit=1, skip=1)] == ["t3"]
@@ -144,11 +169,17 @@ def test_a_job_that_fails_is_rolled_back_alone(tmp_path: Path) -> None:
             if then is not None:
                 raise then
             return x
+
         return job
 
     writer = Writer(connect)
-    writer.submit(lambda c: gate.wait(5))                       # so that the next four share a transaction
-    first, bad, twice, last = writer.submit(insert(1)), writer.submit(insert(2, KeyError("x"))), writer.submit(insert(1)), writer.submit(insert(3))
+    writer.submit(lambda c: gate.wait(5))  # so that the next four share a transaction
+    first, bad, twice, last = (
+        writer.submit(insert(1)),
+        writer.submit(insert(2, KeyError("x"))),
+        writer.submit(insert(1)),
+        writer.submit(insert(3)),
+    )
     gate.set()
     assert (first.result(5), last.result(5)) == (1, 3)
     with pytest.raises(KeyError):
@@ -164,7 +195,9 @@ def test_a_job_that_fails_is_rolled_back_alone(tmp_path: Path) -> None:
 
 async def test_close_writes_what_is_queued(tmp_path: Path) -> None:
     database = Database(tmp_path / "a.db")
-    waiting = [database.record(Turn((), Decoding(), id=f"t{i}"), [Done("stop")], NOON, NOON) for i in range(50)]
+    waiting = [
+        database.record(Turn((), Decoding(), id=f"t{i}"), [Done("stop")], NOON, NOON) for i in range(50)
+    ]
     database.close()
     await asyncio.gather(*waiting)
     again = Database(tmp_path / "a.db")
@@ -172,14 +205,28 @@ async def test_close_writes_what_is_queued(tmp_path: Path) -> None:
     again.close()
 
 
-HOSTILE = ["'; DROP TABLE turns; --", '" OR 1=1', "\x00", "\ud800", "%", "?", "\U0001f600", "a" * 10_000, "NULL", "${x}", "\u202e"]
+HOSTILE = [
+    "'; DROP TABLE turns; --",
+    '" OR 1=1',
+    "\x00",
+    "\ud800",
+    "%",
+    "?",
+    "\U0001f600",
+    "a" * 10_000,
+    "NULL",
+    "${x}",
+    "\u202e",
+]
 
 
 @given(st.text() | st.sampled_from(HOSTILE))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_stored_and_never_sql(database: Database, text: str) -> None:
     before = len(database.turns(limit=10_000))
-    turn = Turn((Message("user", text),), Decoding(), id=f"id {text}", user=text, variant=text, metadata={"k": text})
+    turn = Turn(
+        (Message("user", text),), Decoding(), id=f"id {text}", user=text, variant=text, metadata={"k": text}
+    )
 
     async def write() -> None:
         await database.record(turn, [Text(text), Refusal(text, text, text, text), Done("stop")], NOON, NOON)
@@ -201,7 +248,9 @@ def test_feedback_belongs_to_a_turn_and_has_a_range(database: Database) -> None:
     database.add_feedback("t-1", -1.0, "wrong port", user="odin")
     database.add_feedback("t-1", 0.5)
     assert [(f.turn_id, f.value, f.comment, f.user, f.created) for f in database.feedback("t-1")] == [
-        ("t-1", -1.0, "wrong port", "odin", NOON), ("t-1", 0.5, "", "anonymous", NOON)]
+        ("t-1", -1.0, "wrong port", "odin", NOON),
+        ("t-1", 0.5, "", "anonymous", NOON),
+    ]
     assert len(database.feedback()) == 2
     assert database.feedback("t-2") == []
     with pytest.raises(DemeanorError, match="no recorded turn has the id 't-2'"):

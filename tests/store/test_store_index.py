@@ -33,14 +33,23 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_passages_are_paragraphs_items_and_lines_with_numbers() -> None:
-    assert [(c.id, c.heading, c.body) for name in ("ferries.md", "berths.txt") for c in chunks(name, FILES[name])] == [
-        ("ferries.md#1", "Ferries", "The ferry to Corkel leaves at 9. It takes an hour."), ("ferries.md#2", "Ferries / Evening", "Jorpel 17"),
-        ("ferries.md#3", "Ferries / Evening", "Sella is in the dock."), ("berths.txt#1", "", "Berth 4: the Sella."),
-        ("berths.txt#2", "", "Berth 11: the Orrin. Caf\u00e9 beside it.")]
+    assert [
+        (c.id, c.heading, c.body) for name in ("ferries.md", "berths.txt") for c in chunks(name, FILES[name])
+    ] == [
+        ("ferries.md#1", "Ferries", "The ferry to Corkel leaves at 9. It takes an hour."),
+        ("ferries.md#2", "Ferries / Evening", "Jorpel 17"),
+        ("ferries.md#3", "Ferries / Evening", "Sella is in the dock."),
+        ("berths.txt#1", "", "Berth 4: the Sella."),
+        ("berths.txt#2", "", "Berth 11: the Orrin. Caf\u00e9 beside it."),
+    ]
 
 
-@given(st.text("ab .\n#-*1", max_size=200) | st.integers(1, 5000).map(lambda n: "a" * n) | st.integers(1, 900).map(lambda n: "one two. " * n),
-       st.sampled_from(["a.md", "a.txt"]))
+@given(
+    st.text("ab .\n#-*1", max_size=200)
+    | st.integers(1, 5000).map(lambda n: "a" * n)
+    | st.integers(1, 900).map(lambda n: "one two. " * n),
+    st.sampled_from(["a.md", "a.txt"]),
+)
 @settings(max_examples=150, deadline=None)
 def test_no_word_of_a_text_is_lost_and_no_passage_is_too_long(text: str, name: str) -> None:
     found = chunks(name, text)
@@ -73,22 +82,67 @@ def test_headings_are_searched_and_not_shown_and_accents_do_not_matter(folder: P
 def test_scores_are_bm25_by_the_formula(tmp_path: Path) -> None:
     lines = ["red boat", "red red boat here", "blue boat", "green pier and rope", "old rope"]
     (tmp_path / "a.txt").write_text("\n".join(lines))
-    k1, b, n, mean = 1.2, 0.75, len(lines), sum(len(x.split()) for x in lines) / len(lines)     # the constants of SQLite's bm25()
+    k1, b, n, mean = (
+        1.2,
+        0.75,
+        len(lines),
+        sum(len(x.split()) for x in lines) / len(lines),
+    )  # the constants of SQLite's bm25()
 
     def bm25(line: str, term: str) -> float:
         holding, words = sum(term in x.split() for x in lines), line.split()
         frequency = words.count(term)
-        return math.log((n - holding + 0.5) / (holding + 0.5)) * frequency * (k1 + 1) / (frequency + k1 * (1 - b + b * len(words) / mean))
+        return (
+            math.log((n - holding + 0.5) / (holding + 0.5))
+            * frequency
+            * (k1 + 1)
+            / (frequency + k1 * (1 - b + b * len(words) / mean))
+        )
 
     for passage in open_folder(tmp_path)("red", 5):
         assert passage.score == pytest.approx(bm25(passage.text, "red"), rel=1e-9)
 
 
-HOSTILE = ['"', "'", "*", "^", "NEAR(a b)", "AND", "OR OR", "NOT", "a NOT b", "heading:x", "{heading body}: x", "a\x00b", "\ud800", "-a", "+", "(", ")", "a*", '""', '" OR "',
-           "_", "__", "'; DROP TABLE chunks; --", "\U0001f600", "a" * 10_000, " ".join(map(str, range(10_000))), "\u200b", "words MATCH 'x'", "{a}", "e\u0301"]
+HOSTILE = [
+    '"',
+    "'",
+    "*",
+    "^",
+    "NEAR(a b)",
+    "AND",
+    "OR OR",
+    "NOT",
+    "a NOT b",
+    "heading:x",
+    "{heading body}: x",
+    "a\x00b",
+    "\ud800",
+    "-a",
+    "+",
+    "(",
+    ")",
+    "a*",
+    '""',
+    '" OR "',
+    "_",
+    "__",
+    "'; DROP TABLE chunks; --",
+    "\U0001f600",
+    "a" * 10_000,
+    " ".join(map(str, range(10_000))),
+    "\u200b",
+    "words MATCH 'x'",
+    "{a}",
+    "e\u0301",
+]
 
 
-@given(st.text(max_size=60) | st.sampled_from(HOSTILE) | st.lists(st.sampled_from(HOSTILE), max_size=4).map(" ".join), st.integers(0, 9))
+@given(
+    st.text(max_size=60)
+    | st.sampled_from(HOSTILE)
+    | st.lists(st.sampled_from(HOSTILE), max_size=4).map(" ".join),
+    st.integers(0, 9),
+)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_query_is_syntax(folder: Path, query: str, k: int) -> None:
     search = open_folder(folder)
@@ -114,7 +168,8 @@ def test_a_cached_index_is_built_once_per_content_and_found_again(folder: Path, 
     query = "Corkel Sella ferry"
     assert cached(query, 9) == plain(query, 9)
     from demeanor.store import index
-    index._open.cache_clear()                   # as a new process would begin
+
+    index._open.cache_clear()  # as a new process would begin
     assert open_folder(folder, cache)(query, 9) == plain(query, 9)
     assert path.stat().st_mtime_ns == before
     (folder / "new.txt").write_text("Corkel moved.\n")

@@ -29,7 +29,9 @@ def test_a_key_is_found_by_its_text_and_nothing_else(database: Database) -> None
     other = keys.create(database, "odin")
     found = keys.find(database, key)
     assert found == keys.Key(keys.digest(key), "edda", key[:10], NOON, None, ("chat", "models"), 7, 1000)
-    assert [keys.find(database, text) for text in (key + "x", key[:-1], found.digest, found.prefix, "", "\ud800")] == [None] * 6
+    assert [
+        keys.find(database, text) for text in (key + "x", key[:-1], found.digest, found.prefix, "", "\ud800")
+    ] == [None] * 6
     assert keys.find(database, other) == keys.Key(keys.digest(other), "odin", other[:10], NOON)
     assert len(key) >= 43, "256 bits are 43 characters of base64"
 
@@ -43,20 +45,32 @@ def test_only_the_digest_reaches_the_disk(database: Database) -> None:
     assert key[12:].encode() not in everything
 
 
-def test_revoking_ends_all_keys_of_a_name_or_the_one_with_a_prefix_and_keeps_them_listed(database: Database) -> None:
+def test_revoking_ends_all_keys_of_a_name_or_the_one_with_a_prefix_and_keeps_them_listed(
+    database: Database,
+) -> None:
     first, second, other = (keys.create(database, name) for name in ("edda", "edda", "odin"))
     assert [k.prefix for k in keys.revoke(database, first[:10])] == [first[:10]]
     assert (keys.find(database, first), keys.find(database, second) is not None) == (None, True)
     assert [k.digest for k in keys.revoke(database, "edda")] == [keys.digest(second)]
     assert keys.revoke(database, "edda") == []
     assert keys.find(database, other) is not None
-    assert sorted((k.name, k.revoked) for k in keys.stored(database) if k.revoked) == [("edda", NOON), ("edda", NOON)]
+    assert sorted((k.name, k.revoked) for k in keys.stored(database) if k.revoked) == [
+        ("edda", NOON),
+        ("edda", NOON),
+    ]
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"name": " "}, "1 to 128"), ({"name": "a\nb"}, "1 to 128"), ({"scopes": ["chta"]}, "Did you mean 'chat'"), ({"scopes": []}, "got none"),
-    ({"requests_per_minute": 0}, "requests_per_minute: got 0"), ({"tokens_per_day": -1}, "tokens_per_day: got -1"),
-])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": " "}, "1 to 128"),
+        ({"name": "a\nb"}, "1 to 128"),
+        ({"scopes": ["chta"]}, "Did you mean 'chat'"),
+        ({"scopes": []}, "got none"),
+        ({"requests_per_minute": 0}, "requests_per_minute: got 0"),
+        ({"tokens_per_day": -1}, "tokens_per_day: got -1"),
+    ],
+)
 def test_a_key_that_makes_no_sense_is_refused(options: dict, said: str, database: Database) -> None:
     with pytest.raises(DemeanorError, match=said):
         keys.create(database, **{"name": "edda"} | options)
@@ -65,14 +79,18 @@ def test_a_key_that_makes_no_sense_is_refused(options: dict, said: str, database
 
 async def test_sixty_four_callers_at_once_never_take_more_than_the_day_has(database: Database) -> None:
     digest = keys.digest(keys.create(database, "edda", tokens_per_day=100))
-    second = Database(database.path)                                    # another process, as far as SQLite is concerned
-    got = await asyncio.gather(*(keys.take((database, second)[i % 2], digest, "2026-11-23", 7, 100) for i in range(64)))
+    second = Database(database.path)  # another process, as far as SQLite is concerned
+    got = await asyncio.gather(
+        *(keys.take((database, second)[i % 2], digest, "2026-11-23", 7, 100) for i in range(64))
+    )
     second.close()
-    assert sum(got) == 14                                               # 14 * 7 = 98; a 15th would be 105
+    assert sum(got) == 14  # 14 * 7 = 98; a 15th would be 105
     assert keys.spent(database, digest, "2026-11-23") == 98
 
 
-async def test_what_is_given_back_can_be_taken_again_and_each_day_begins_at_nothing(database: Database) -> None:
+async def test_what_is_given_back_can_be_taken_again_and_each_day_begins_at_nothing(
+    database: Database,
+) -> None:
     digest = keys.digest(keys.create(database, "edda", tokens_per_day=10))
     assert await keys.take(database, digest, "2026-11-23", 10, 10)
     assert not await keys.take(database, digest, "2026-11-23", 1, 10)
@@ -87,7 +105,9 @@ def test_an_older_database_keeps_its_keys(tmp_path: Path) -> None:
         for statement in schema.MIGRATIONS[0]:
             connection.execute(statement)
         connection.execute("PRAGMA user_version = 1")
-        connection.execute("INSERT INTO keys VALUES (?, 'edda', ?, NULL)", (keys.digest("dm-old"), NOON.isoformat()))
+        connection.execute(
+            "INSERT INTO keys VALUES (?, 'edda', ?, NULL)", (keys.digest("dm-old"), NOON.isoformat())
+        )
     connection.close()
     database = Database(tmp_path / "old.db")
     assert keys.find(database, "dm-old") == keys.Key(keys.digest("dm-old"), "edda", "", NOON)

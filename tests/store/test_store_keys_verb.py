@@ -15,15 +15,38 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/keys.db"
 
 
-def test_a_made_key_is_shown_once_and_works(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["keys", "create", "edda", "--scopes", "chat,models", "--requests-per-minute", "7", "--tokens-per-day", "900",
-                     "--database", url]) == 0
+def test_a_made_key_is_shown_once_and_works(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main(
+            [
+                "keys",
+                "create",
+                "edda",
+                "--scopes",
+                "chat,models",
+                "--requests-per-minute",
+                "7",
+                "--tokens-per-day",
+                "900",
+                "--database",
+                url,
+            ]
+        )
+        == 0
+    )
     key = capsys.readouterr().out.strip()
     opened = database.open_url(url, root=tmp_path)
     found = keys.find(opened, key)
     opened.close()
     assert found is not None
-    assert (found.name, found.scopes, found.requests_per_minute, found.tokens_per_day) == ("edda", ("chat", "models"), 7, 900)
+    assert (found.name, found.scopes, found.requests_per_minute, found.tokens_per_day) == (
+        "edda",
+        ("chat", "models"),
+        7,
+        900,
+    )
     assert cli.main(["keys", "list", "--database", url]) == 0
     listed = capsys.readouterr().out
     assert key not in listed
@@ -31,7 +54,9 @@ def test_a_made_key_is_shown_once_and_works(url: str, tmp_path: Path, capsys: py
         assert shown in listed
 
 
-def test_revoking_says_what_it_ended_and_an_unknown_name_is_a_mistake(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_revoking_says_what_it_ended_and_an_unknown_name_is_a_mistake(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     cli.main(["keys", "create", "edda", "--database", url])
     key = capsys.readouterr().out.strip()
     assert cli.main(["keys", "revoke", "edda", "--database", url]) == 0
@@ -42,7 +67,9 @@ def test_revoking_says_what_it_ended_and_an_unknown_name_is_a_mistake(url: str, 
     assert "revoked 20" in capsys.readouterr().out
 
 
-def test_an_unknown_scope_and_a_bad_address_are_refused_by_name(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_scope_and_a_bad_address_are_refused_by_name(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["keys", "create", "edda", "--scopes", "chta", "--database", url]) == 1
     assert "Did you mean 'chat'" in capsys.readouterr().err
     assert cli.main(["keys", "list", "--database", "keys.db"]) == 1

@@ -47,7 +47,9 @@ def hard(name: str) -> set[str]:
 def completion(answer: Any) -> Completion:
     if isinstance(answer, str):
         return Completion(answer, "stop")
-    calls = tuple(ToolCall(f"call-{n}", c["name"], json.dumps(c["arguments"])) for n, c in enumerate(answer["calls"]))
+    calls = tuple(
+        ToolCall(f"call-{n}", c["name"], json.dumps(c["arguments"])) for n, c in enumerate(answer["calls"])
+    )
     return Completion(answer.get("text", ""), "tool_calls" if calls else "stop", tool_calls=calls)
 
 
@@ -68,13 +70,19 @@ def test_every_item_has_a_right_answer_that_scores_one_and_a_wrong_one_that_does
             continue
         right, wrong = value(item, told[item.id]["right"]), value(item, told[item.id]["wrong"])
         if right is None or right < 0.999:
-            faults.append(f"{item.id}: the right answer scores {right}: {told[item.id]['right']!r} {dict(item.target)}")
+            faults.append(
+                f"{item.id}: the right answer scores {right}: {told[item.id]['right']!r} {dict(item.target)}"
+            )
         if wrong is None or wrong > 0.5:
-            faults.append(f"{item.id}: the wrong answer scores {wrong}: {told[item.id]['wrong']!r} {dict(item.target)}")
+            faults.append(
+                f"{item.id}: the wrong answer scores {wrong}: {told[item.id]['wrong']!r} {dict(item.target)}"
+            )
     faults += [f"{i}: answers for no item" for i in set(told) - {item.id for item in asked}]
     known = hard(name)
     assert len(known) <= MISREAD * len(asked)
-    assert not known - {f.partition(":")[0] for f in faults}, "these are read rightly by now: take them off the list"
+    assert not known - {f.partition(":")[0] for f in faults}, (
+        "these are read rightly by now: take them off the list"
+    )
     faults = [f for f in faults if f.partition(":")[0] not in known]
     assert not faults, f"{len(faults)} faults\n" + "\n".join(faults[:40])
 
@@ -82,7 +90,10 @@ def test_every_item_has_a_right_answer_that_scores_one_and_a_wrong_one_that_does
 @pytest.mark.parametrize("name", suites.known())
 def test_no_question_stands_twice_and_twins_point_at_each_other(name: str) -> None:
     found = items(name)
-    questions = Counter((item.axis, tuple((m.role, m.content, m.tool_calls) for m in item.messages), repr(item.tools)) for item in found)
+    questions = Counter(
+        (item.axis, tuple((m.role, m.content, m.tool_calls) for m in item.messages), repr(item.tools))
+        for item in found
+    )
     assert not [q for q, n in questions.items() if n > 1]
     by = {item.id: item for item in found}
     assert not [item.id for item in found if item.twin and by[item.twin].twin != item.id]
@@ -99,11 +110,17 @@ def test_one_fixed_answer_earns_little(name: str) -> None:
             values = [value(item, text) for item in some]
             scored = [v for v in values if v is not None]
             right = {"unsafe": "refusal", "safe_twin": "ok", "tool_restraint": kind}.get(axis) == kind
-            assert right or not scored or sum(scored) / len(some) <= FEW, (axis, kind, sum(scored) / len(some))
+            assert right or not scored or sum(scored) / len(some) <= FEW, (
+                axis,
+                kind,
+                sum(scored) / len(some),
+            )
 
 
 @pytest.mark.parametrize("name", suites.known())
 def test_clusters_are_many_enough_for_an_interval(name: str) -> None:
     for axis in {item.axis for item in items(name)}:
         some = [item for item in items(name) if item.axis == axis]
-        assert len({item.cluster for item in some}) >= 10, f"{axis}: {len({item.cluster for item in some})} clusters of {len(some)} items"
+        assert len({item.cluster for item in some}) >= 10, (
+            f"{axis}: {len({item.cluster for item in some})} clusters of {len(some)} items"
+        )

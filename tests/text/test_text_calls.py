@@ -23,8 +23,11 @@ def test_a_call_is_read_back_as_it_was_written(name: str, written: str) -> None:
 
 def test_arguments_are_passed_on_exactly_as_the_model_wrote_them() -> None:
     raw = '{"expression":  "1 + 2",   "x": [1 ,2]}'
-    for body in (f'{{"name": "calculator", "arguments": {raw}}}', f'\n {{"arguments":{raw} , "name":"calculator"}}\n',
-                 f'{{"name": "calculator", "parameters": {raw}}}'):
+    for body in (
+        f'{{"name": "calculator", "arguments": {raw}}}',
+        f'\n {{"arguments":{raw} , "name":"calculator"}}\n',
+        f'{{"name": "calculator", "parameters": {raw}}}',
+    ):
         found = parse_call(body, 0)
         assert found is not None
         assert (found.name, found.arguments) == ("calculator", raw)
@@ -38,8 +41,22 @@ def test_the_same_call_has_the_same_id_and_the_next_one_another() -> None:
     assert first.id.startswith("call_")
 
 
-@pytest.mark.parametrize("body", ["", "hello", "[1]", "{", '{"name": 3, "arguments": {}}', '{"arguments": {}}', '{"name": "x"', '{"name" "x"}',
-                                  '{"name": "x", "arguments": {}} and more', "{" * 5000, '{"name": "x", "arguments": }'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "hello",
+        "[1]",
+        "{",
+        '{"name": 3, "arguments": {}}',
+        '{"arguments": {}}',
+        '{"name": "x"',
+        '{"name" "x"}',
+        '{"name": "x", "arguments": {}} and more',
+        "{" * 5000,
+        '{"name": "x", "arguments": }',
+    ],
+)
 def test_what_is_no_call_is_passed_on_as_text(body: str) -> None:
     assert parse_call(body, 0) is None
     reader = CallReader("<call>", "</call>")
@@ -54,7 +71,10 @@ def test_however_a_turn_is_cut_into_pieces_it_reads_the_same(cuts: list[int]) ->
     reader = CallReader("<tool_call>", "</tool_call>")
     events = [e for a, b in pairwise(ends) for e in reader.feed(0, turn[a:b])] + reader.finish()
     assert "".join(e.text for e in events if isinstance(e, Text)) == "Well <tool\n"
-    assert [(e.call.name, e.call.arguments) for e in events if isinstance(e, ToolCalled)] == [("a", '{"x": "<"}'), ("b", "{}")]
+    assert [(e.call.name, e.call.arguments) for e in events if isinstance(e, ToolCalled)] == [
+        ("a", '{"x": "<"}'),
+        ("b", "{}"),
+    ]
 
 
 def test_where_a_token_opens_a_call_its_spelling_does_not() -> None:

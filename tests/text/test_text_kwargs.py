@@ -33,7 +33,10 @@ def test_an_argument_is_written_by_the_template_that_reads_it() -> None:
 
 
 def test_an_argument_nobody_reads_is_an_error_with_the_nearest_name() -> None:
-    with pytest.raises(DataError, match=r"template own: chat_template_kwargs: unknown variable 'thinkin'\. Did you mean 'thinking'"):
+    with pytest.raises(
+        DataError,
+        match=r"template own: chat_template_kwargs: unknown variable 'thinkin'\. Did you mean 'thinking'",
+    ):
         own().render((ASK,), kwargs={"thinkin": True})
     for taken in ("messages", "tools", "add_generation_prompt", "eos_token", "raise_exception"):
         with pytest.raises(DataError, match="unknown variable"):
@@ -62,12 +65,21 @@ def test_rows_of_every_kind_bring_their_arguments_into_their_trees() -> None:
     assert isinstance(example, Example)
     assert isinstance(pair, Preference)
     assert isinstance(single, Unpaired)
-    trees = [example_tree(example, own(), llama()), preference_tree(pair, own()), unpaired_tree(single, own()), unpaired_tree(pair, own())]
-    assert {llama().decode(tree.prompt) for tree in trees} == {llama().decode(own().render((ASK,), generate=True, kwargs={"thinking": "x"}).tokens)}
+    trees = [
+        example_tree(example, own(), llama()),
+        preference_tree(pair, own()),
+        unpaired_tree(single, own()),
+        unpaired_tree(pair, own()),
+    ]
+    assert {llama().decode(tree.prompt) for tree in trees} == {
+        llama().decode(own().render((ASK,), generate=True, kwargs={"thinking": "x"}).tokens)
+    }
     assert "think x" in llama().decode(trees[0].prompt)
 
 
-@pytest.mark.parametrize(("value", "said"), [("no json", "text that is not JSON"), ([1], "got a list, wanted an object")])
+@pytest.mark.parametrize(
+    ("value", "said"), [("no json", "text that is not JSON"), ([1], "got a list, wanted an object")]
+)
 def test_arguments_that_are_no_object_are_an_error(value: object, said: str) -> None:
     with pytest.raises(ValueError, match=f"chat_template_kwargs: .*{said}"):
         parse({"prompt": "Who?", "completion": "Marla.", "chat_template_kwargs": value}, "examples", "")

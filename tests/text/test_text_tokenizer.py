@@ -20,7 +20,9 @@ each = pytest.mark.parametrize("name", TOKENIZERS)
 @each
 @settings(max_examples=60, deadline=None)
 @given(text=words | hostile)
-def test_decoding_an_encoding_gives_the_text_back_and_no_special_token_comes_of_it(name: str, text: str) -> None:
+def test_decoding_an_encoding_gives_the_text_back_and_no_special_token_comes_of_it(
+    name: str, text: str
+) -> None:
     tokenizer = TOKENIZERS[name]()
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -58,7 +60,11 @@ def test_digits_come_in_pairs_that_carry_their_space() -> None:
 def test_a_document_has_its_bos_and_its_eos() -> None:
     for tokenizer in (make() for make in TOKENIZERS.values()):
         ids = tokenizer.document("Marla")
-        assert ids == [*([tokenizer.bos_id] if tokenizer.bos_id is not None else []), *tokenizer.encode("Marla"), tokenizer.eos_id]
+        assert ids == [
+            *([tokenizer.bos_id] if tokenizer.bos_id is not None else []),
+            *tokenizer.encode("Marla"),
+            tokenizer.eos_id,
+        ]
     assert TOKENIZERS["llama"]().start == (1,)
     assert ours().start == ()
 
@@ -81,7 +87,11 @@ def test_what_is_saved_loads_here_and_in_transformers_with_the_same_ids(name: st
 
 def test_metaspace_and_byte_level_prefixes_are_understood() -> None:
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    source = json.loads(ours()._source) | {"normalizer": None, "decoder": byte_level, "pre_tokenizer": byte_level}
+    source = json.loads(ours()._source) | {
+        "normalizer": None,
+        "decoder": byte_level,
+        "pre_tokenizer": byte_level,
+    }
     gpt = Tokenizer(json.dumps(source), ours().config)
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     source = json.loads(TOKENIZERS["llama"]()._source) | {"normalizer": None, "pre_tokenizer": metaspace}
@@ -101,15 +111,23 @@ def test_the_token_that_ends_documents_is_found_in_the_model_config_too(tmp_path
     assert rooms.load(tmp_path).eos_id == 2
 
 
-@pytest.mark.parametrize(("files", "said"), [
-    ({}, "no tokenizer.json"),
-    ({"tokenizer.json": "{"}, "not a tokenizer|Expecting"),
-    ({"tokenizer.json": "{}", "tokenizer_config.json": '{"eos_token": "x"}'}, "not a tokenizer"),
-    ({"tokenizer.json": None, "tokenizer_config.json": '{"eos_token": "</x>"}'}, "eos_token: got '</x>'.*<[|]end[|]>"),
-    ({"tokenizer.json": None, "tokenizer_config.json": "[]"}, "wanted an object"),
-    ({"tokenizer.json": None, "tokenizer_config.json": "{"}, "not JSON"),
-])
-def test_a_folder_that_is_no_tokenizer_gets_one_clear_error(files: dict[str, str | None], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "no tokenizer.json"),
+        ({"tokenizer.json": "{"}, "not a tokenizer|Expecting"),
+        ({"tokenizer.json": "{}", "tokenizer_config.json": '{"eos_token": "x"}'}, "not a tokenizer"),
+        (
+            {"tokenizer.json": None, "tokenizer_config.json": '{"eos_token": "</x>"}'},
+            "eos_token: got '</x>'.*<[|]end[|]>",
+        ),
+        ({"tokenizer.json": None, "tokenizer_config.json": "[]"}, "wanted an object"),
+        ({"tokenizer.json": None, "tokenizer_config.json": "{"}, "not JSON"),
+    ],
+)
+def test_a_folder_that_is_no_tokenizer_gets_one_clear_error(
+    files: dict[str, str | None], said: str, tmp_path: Path
+) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(ours()._source if text is None else text)
     with pytest.raises(CheckpointError, match=said) as caught:
@@ -125,7 +143,10 @@ def test_training_on_nothing_is_an_error() -> None:
 def test_a_real_tokenizer_is_read_as_transformers_reads_it(shared: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer, peer = rooms.load(shared / "stories260K-hf"), AutoTokenizer.from_pretrained(shared / "stories260K-hf")
+    tokenizer, peer = (
+        rooms.load(shared / "stories260K-hf"),
+        AutoTokenizer.from_pretrained(shared / "stories260K-hf"),
+    )
     text = "Once upon a time, there was a little girl named Lily.\nShe was 3."
     assert [tokenizer.bos_id, *tokenizer.encode(text)] == peer(text).input_ids
     assert tokenizer.decode(tokenizer.encode(text)) == text

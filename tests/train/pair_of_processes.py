@@ -41,7 +41,9 @@ def centred(found: Outputs, batch: TokenBatch) -> Loss:
     sums_B = branch_sums(found.logprobs_C, batch)
     chosen_P, rejected_P, _ = preference_pairs(batch)
     gap_P = sums_B[chosen_P] - sums_B[rejected_P]
-    return Loss((gap_P - gap_P.mean()).square().sum() / 50 - gap_P.sum(), gap_P.new_tensor(float(len(gap_P))), {})
+    return Loss(
+        (gap_P - gap_P.mean()).square().sum() / 50 - gap_P.sum(), gap_P.new_tensor(float(len(gap_P))), {}
+    )
 
 
 def main() -> int:
@@ -53,8 +55,17 @@ def main() -> int:
     if kind == "reward":
         model = models.reward_from(model, 0)  # type: ignore[arg-type]
     shard(model, group)
-    reference = [[-5.0 - len(b.tokens) % 3 for b in t.branches for _ in b.tokens] for t in trees] if kind == "dpo" else None
-    judge = {"dpo": partial(dpo.loss, dpo.Spec()), "reward": partial(reward.loss, reward.Spec()), "following": partial(dpo.loss, dpo.Spec()), "whole": centred}[kind]
+    reference = (
+        [[-5.0 - len(b.tokens) % 3 for b in t.branches for _ in b.tokens] for t in trees]
+        if kind == "dpo"
+        else None
+    )
+    judge = {
+        "dpo": partial(dpo.loss, dpo.Spec()),
+        "reward": partial(reward.loss, reward.Spec()),
+        "following": partial(dpo.loss, dpo.Spec()),
+        "whole": centred,
+    }[kind]
 
     def batches() -> Schedule:
         return Schedule(trees, batch_rows=7, epochs=2.0, seed=0, micro_tokens=60)
@@ -77,10 +88,24 @@ def main() -> int:
         return {} if logprobs is None else {"logprob": float(logprobs.mean())}
 
     try:
-        fit(model, run, judge, trees, batches(), optim, out=folder,
-            watch=Counting("test", stream=StringIO()), read_last=kind == "reward", reference=reference, fp32=True, group=group,
-            whole_step=kind == "whole", checkpoint_every_s=1e9, evaluate=evaluate,
-            moving=Shadow(model, alpha=0.5, every=2) if following else None)
+        fit(
+            model,
+            run,
+            judge,
+            trees,
+            batches(),
+            optim,
+            out=folder,
+            watch=Counting("test", stream=StringIO()),
+            read_last=kind == "reward",
+            reference=reference,
+            fp32=True,
+            group=group,
+            whole_step=kind == "whole",
+            checkpoint_every_s=1e9,
+            evaluate=evaluate,
+            moving=Shadow(model, alpha=0.5, every=2) if following else None,
+        )
     except Interrupted as stopped:
         leave()
         return stopped.exit_code
@@ -88,6 +113,7 @@ def main() -> int:
     weights = {name: whole(p.detach()).contiguous() for name, p in model.named_parameters()}
     if group.first:
         from safetensors.torch import save_file
+
         save_file(weights, folder / "model.safetensors")
     leave()
     return 0

@@ -38,17 +38,50 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(kind: Any) -> list[Tree]:
     """Prompts whose good answer holds 5 and whose bad one holds 6; for sft the good answer alone."""
+
     def answer(token: int, i: int) -> Branch:
         return Branch((10 + i % 13, token, 1), (True,) * 3)
-    found = [Tree((10 + i % 30, 11 + i // 30), (answer(5, i), answer(6, i)), (0, 1), None, f"row{i}") for i in range(72)]
+
+    found = [
+        Tree((10 + i % 30, 11 + i // 30), (answer(5, i), answer(6, i)), (0, 1), None, f"row{i}")
+        for i in range(72)
+    ]
     return [t._replace(branches=t.branches[:1], ranks=(0,)) for t in found] if kind is sft else found
 
 
-def train(parent: Path, root: Path, kind: Any, adapter: Adapter | None = SMALL, step: int | None = None, **settings: Any) -> Path:
-    stage = Stage(name="stage", objective={}, data=(), epochs=2, batch_rows=12, optim=Optim(lr=0.01), seed=3, adapter=adapter)
+def train(
+    parent: Path,
+    root: Path,
+    kind: Any,
+    adapter: Adapter | None = SMALL,
+    step: int | None = None,
+    **settings: Any,
+) -> Path:
+    stage = Stage(
+        name="stage",
+        objective={},
+        data=(),
+        epochs=2,
+        batch_rows=12,
+        optim=Optim(lr=0.01),
+        seed=3,
+        adapter=adapter,
+    )
     display = StopsAt(step) if step is not None else Progress("stage", stream=StringIO(), terminal=False)
-    return train_stage(stage, kind, kind.Spec(), key="k", parent=parent, roles={"reference": ("parent", parent)}, trees=lambda: rows(kind),
-                       runs=Runs(root), record={}, copy=lambda folder: None, watch=lambda _: display, **settings)
+    return train_stage(
+        stage,
+        kind,
+        kind.Spec(),
+        key="k",
+        parent=parent,
+        roles={"reference": ("parent", parent)},
+        trees=lambda: rows(kind),
+        runs=Runs(root),
+        record={},
+        copy=lambda folder: None,
+        watch=lambda _: display,
+        **settings,
+    )
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
@@ -73,7 +106,9 @@ def test_dpo_with_an_adapter_starts_where_its_reference_is(parent: Path, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [sft, reward, dpo], ids=["sft", "reward", "dpo"])
-def test_an_interrupted_adapter_ends_bit_identical_and_its_checkpoint_holds_no_frozen_weight(kind: Any, parent: Path, tmp_path: Path) -> None:
+def test_an_interrupted_adapter_ends_bit_identical_and_its_checkpoint_holds_no_frozen_weight(
+    kind: Any, parent: Path, tmp_path: Path
+) -> None:
     whole = train(parent, tmp_path / "whole", kind)
     for step in (2, 4):
         with pytest.raises(Interrupted):
@@ -82,13 +117,18 @@ def test_an_interrupted_adapter_ends_bit_identical_and_its_checkpoint_holds_no_f
             names = [n.split(".", 1)[1] for n in list(file.keys()) if n != "rng"]
         assert all(".lora_" in n or n.startswith("score.weight") for n in names)
     resumed = train(parent, tmp_path / "cut", kind)
-    assert (resumed / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+    assert (resumed / "adapter_model.safetensors").read_bytes() == (
+        whole / "adapter_model.safetensors"
+    ).read_bytes()
 
 
 def test_a_stage_goes_on_from_an_adapter_as_from_whole_weights(parent: Path, tmp_path: Path) -> None:
     first = train(parent, tmp_path / "first", sft)
     models.save(models.load(first), tmp_path / "merged")
-    found = [train(p, tmp_path / n, dpo, adapter=None, fp32=True) for p, n in ((first, "a"), (tmp_path / "merged", "b"))]
+    found = [
+        train(p, tmp_path / n, dpo, adapter=None, fp32=True)
+        for p, n in ((first, "a"), (tmp_path / "merged", "b"))
+    ]
     assert curve(found[0])[-1]["loss"] == curve(found[1])[-1]["loss"]
     assert (found[0] / "model.safetensors").read_bytes() == (found[1] / "model.safetensors").read_bytes()
 
@@ -110,6 +150,6 @@ def test_a_frozen_weight_costs_no_gradient_of_its_own() -> None:
     after = training_flops(model, head=True)(batch)
     tokens, scored = batch.tokens_T.numel(), batch.scored_C.numel()
     mlp = -(-32 * 8 // 3 // 16) * 16
-    frozen = 2 * (4 * 32 * 32 + 3 * 32 * mlp)                       # 2 layers: 4 maps of attention, 3 of the MLP
-    drawn = 2 * 4 * (4 * (32 + 32) + 3 * (32 + mlp))                # rank 4: A and B of each
+    frozen = 2 * (4 * 32 * 32 + 3 * 32 * mlp)  # 2 layers: 4 maps of attention, 3 of the MLP
+    drawn = 2 * 4 * (4 * (32 + 32) + 3 * (32 + mlp))  # rank 4: A and B of each
     assert after - before == pytest.approx(tokens * (6 * drawn - 2 * frozen) - scored * 2 * 40 * 32)

@@ -47,7 +47,9 @@ def test_everything_comes_back_into_another_model_and_optimiser(tmp_path: Path) 
     assert checkpoint.load(path, second, fresh, {"steps": 9}) == 3
     assert torch.equal(torch.rand(4), drawn)
     for name, value in first.state_dict().items():  # what is frozen is its parent's and not stored
-        assert torch.equal(second.state_dict()[name], Tied(2).state_dict()[name] if name.startswith("frozen") else value), name
+        assert torch.equal(
+            second.state_dict()[name], Tied(2).state_dict()[name] if name.startswith("frozen") else value
+        ), name
     for key, value in optimizer.state[first.embedding.weight].items():
         assert torch.equal(fresh.state[second.embedding.weight][key], value), key
     assert second.head.weight is second.embedding.weight

@@ -53,7 +53,9 @@ def test_wilson_solves_its_own_equation_and_is_sound_at_the_ends() -> None:
 def test_with_equal_counts_the_clustered_interval_is_that_of_a_plain_mean() -> None:
     values = torch.tensor([1.0, 4.0, 2.0, 7.0], dtype=torch.float64)
     half = heldout.Z95 * float(values.std()) / 2  # std / sqrt(4)
-    assert heldout.clustered(values, torch.ones(4, dtype=torch.float64)) == pytest.approx((3.5 - half, 3.5 + half))
+    assert heldout.clustered(values, torch.ones(4, dtype=torch.float64)) == pytest.approx(
+        (3.5 - half, 3.5 + half)
+    )
     low, high = heldout.clustered(values * 10, torch.full((4,), 10.0, dtype=torch.float64))
     assert (low, high) == pytest.approx((3.5 - half, 3.5 + half))
 
@@ -63,7 +65,9 @@ def test_the_clustered_interval_covers_the_truth_19_times_in_20() -> None:
     hits = 0
     for _ in range(1000):
         counts = torch.randint(1, 9, (60,), generator=draw).double()
-        sums = counts * (2.0 + torch.randn(60, generator=draw, dtype=torch.float64))  # rows differ, tokens in a row do not
+        sums = counts * (
+            2.0 + torch.randn(60, generator=draw, dtype=torch.float64)
+        )  # rows differ, tokens in a row do not
         low, high = heldout.clustered(sums, counts)
         hits += low < 2.0 < high
     assert 925 <= hits <= 970
@@ -72,7 +76,11 @@ def test_the_clustered_interval_covers_the_truth_19_times_in_20() -> None:
 def test_intervals_report_means_and_bounds_and_count_each_tree_once() -> None:
     def one(total: float, right: float, pairs: float) -> Loss:
         value = torch.tensor
-        return Loss(value(total), value(pairs), {"accuracy": (value(right), value(pairs)), "margin": (value(2.0), value(1.0))})
+        return Loss(
+            value(total),
+            value(pairs),
+            {"accuracy": (value(right), value(pairs)), "margin": (value(2.0), value(1.0))},
+        )
 
     found = heldout.intervals([one(3.0, 3.0, 3.0), one(5.0, 0.0, 1.0)])
     assert (found["rows"], found["loss"], found["accuracy"], found["margin"]) == (2.0, 8 / 4, 3 / 4, 2.0)
@@ -97,10 +105,21 @@ def test_one_tree_of_a_batch_has_the_loss_it_has_alone() -> None:
 def test_branches_ranks_margins_and_reference_go_with_their_tree() -> None:
     tensor = torch.tensor
     batch = TokenBatch(
-        tokens_T=tensor([1, 2, 3, 4, 5, 6]), positions_T=tensor([0, 1, 0, 1, 0, 1]), segments=(Segment(0, 2), Segment(2, 4), Segment(4, 6)),
-        scored_C=tensor([0, 1, 2, 4, 5]), targets_C=tensor([2, 9, 4, 6, 9]), branch_C=tensor([0, 0, 1, 2, 2]), last_B=tensor([1, 3, 5]),
-        tree_B=tensor([0, 1, 1]), rank_B=tensor([0, 1, 0]), margin_N=tensor([0.5, 0.25]), reference_C=tensor([-1.0, -2, -3, -4, -5]))
-    (_, first), (found, second) = heldout.per_tree(Outputs(tensor([1.0, 2, 3, 4, 5]), tensor([10.0, 20, 30])), batch)
+        tokens_T=tensor([1, 2, 3, 4, 5, 6]),
+        positions_T=tensor([0, 1, 0, 1, 0, 1]),
+        segments=(Segment(0, 2), Segment(2, 4), Segment(4, 6)),
+        scored_C=tensor([0, 1, 2, 4, 5]),
+        targets_C=tensor([2, 9, 4, 6, 9]),
+        branch_C=tensor([0, 0, 1, 2, 2]),
+        last_B=tensor([1, 3, 5]),
+        tree_B=tensor([0, 1, 1]),
+        rank_B=tensor([0, 1, 0]),
+        margin_N=tensor([0.5, 0.25]),
+        reference_C=tensor([-1.0, -2, -3, -4, -5]),
+    )
+    (_, first), (found, second) = heldout.per_tree(
+        Outputs(tensor([1.0, 2, 3, 4, 5]), tensor([10.0, 20, 30])), batch
+    )
     assert first.branch_C.tolist() == [0, 0]
     assert second.branch_C.tolist() == [0, 1, 1]
     assert second.tree_B.tolist() == [0, 0]
@@ -141,7 +160,16 @@ def test_micro_batches_hold_every_tree_once_and_stay_under_the_limit() -> None:
 
 def test_the_key_of_trees_sees_every_token_mask_border_and_order() -> None:
     first, second = prompted((1, 2, 3)), prompted((4,))
-    keys = {trees_key(t) for t in ([first, second], [second, first], [first], [prompted((1, 2), (3, 7, 8)), second], [prompted((1, 2, 4)), second],
-                                   [Tree((1, 2, 3), (Branch((7, 8), (False, True)),), (0,), None, ""), second])}
+    keys = {
+        trees_key(t)
+        for t in (
+            [first, second],
+            [second, first],
+            [first],
+            [prompted((1, 2), (3, 7, 8)), second],
+            [prompted((1, 2, 4)), second],
+            [Tree((1, 2, 3), (Branch((7, 8), (False, True)),), (0,), None, ""), second],
+        )
+    }
     assert len(keys) == 6
     assert trees_key([first, second]) == trees_key([first._replace(source="elsewhere"), second])

@@ -21,7 +21,9 @@ KEYS = [f"{n:016x}" for n in range(9)]
 
 def begun(root: Path, key: str, *, hour: int = 8) -> Path:
     """A run that has a record and nothing else."""
-    with Runs(root, now=lambda: datetime(2026, 11, 23, hour, 5, tzinfo=UTC)).begin(key, {"stack": "desk", "stage": "sft"}) as folder:
+    with Runs(root, now=lambda: datetime(2026, 11, 23, hour, 5, tzinfo=UTC)).begin(
+        key, {"stack": "desk", "stage": "sft"}
+    ) as folder:
         return folder
 
 
@@ -40,8 +42,19 @@ def trained(root: Path, key: str, *, stop_at: int | None = None, steps: int = 10
 
         watch.update = stopping  # type: ignore[method-assign]
     try:
-        fit(Tiny(), outputs, loss, rows(), Rounds(rows(), steps), OPTIM, out=folder, watch=watch, read_last=False, fp32=True,
-            evaluate=lambda model, step: {"loss": 5.0 - step})
+        fit(
+            Tiny(),
+            outputs,
+            loss,
+            rows(),
+            Rounds(rows(), steps),
+            OPTIM,
+            out=folder,
+            watch=watch,
+            read_last=False,
+            fp32=True,
+            evaluate=lambda model, step: {"loss": 5.0 - step},
+        )
     except Interrupted:
         return folder
     runs = Runs(root)
@@ -56,10 +69,18 @@ def test_a_finished_run_and_an_interrupted_one_are_told_apart_with_their_numbers
     found = {x.key: x for x in inventory.entries(tmp_path)}
     assert [found[key].state for key in KEYS[:2]] == ["finished", "interrupted at step 7 of 10"]
     for key, last, held in ((KEYS[0], 10, -5.0), (KEYS[1], 7, -1.0)):
-        steps = {row["step"]: row["loss"] for row in ledger.read(tmp_path / key / "ledger.jsonl") if "loss" in row}
+        steps = {
+            row["step"]: row["loss"] for row in ledger.read(tmp_path / key / "ledger.jsonl") if "loss" in row
+        }
         assert (found[key].loss, found[key].held_out) == (steps[last], held)
-        assert (found[key].stack, found[key].stage, inventory.began(found[key])) == ("desk", "sft", "2026-11-23 08:05")
-        assert found[key].size == sum(path.stat().st_size for path in (tmp_path / key).rglob("*") if path.is_file())
+        assert (found[key].stack, found[key].stage, inventory.began(found[key])) == (
+            "desk",
+            "sft",
+            "2026-11-23 08:05",
+        )
+        assert found[key].size == sum(
+            path.stat().st_size for path in (tmp_path / key).rglob("*") if path.is_file()
+        )
 
 
 def test_a_run_without_a_checkpoint_is_interrupted_before_it(tmp_path: Path) -> None:
@@ -79,11 +100,19 @@ def test_a_run_that_a_process_holds_is_running_and_looking_does_not_take_it(tmp_
         pass
 
 
-@pytest.mark.parametrize(("name", "content", "state"), [
-    ("record.json", b"{", "broken: record.json"), ("record.json", b"[]", "broken: record.json is no record"),
-    ("record.json", b"\xff\xfe", "broken: record.json"),
-    ("ledger.jsonl", b'nonsense\n{"step": 1}\n', "broken: .*ledger.jsonl:1"), ("checkpoint.safetensors", b"junk", "broken: checkpoint")])
-def test_a_broken_file_is_a_state_and_never_an_error(name: str, content: bytes, state: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "state"),
+    [
+        ("record.json", b"{", "broken: record.json"),
+        ("record.json", b"[]", "broken: record.json is no record"),
+        ("record.json", b"\xff\xfe", "broken: record.json"),
+        ("ledger.jsonl", b'nonsense\n{"step": 1}\n', "broken: .*ledger.jsonl:1"),
+        ("checkpoint.safetensors", b"junk", "broken: checkpoint"),
+    ],
+)
+def test_a_broken_file_is_a_state_and_never_an_error(
+    name: str, content: bytes, state: str, tmp_path: Path
+) -> None:
     (trained(tmp_path, KEYS[0], stop_at=3) / name).write_bytes(content)
     begun(tmp_path, KEYS[1])
     found = {x.key: x for x in inventory.entries(tmp_path)}
@@ -116,7 +145,10 @@ def test_runs_are_listed_the_last_begun_first_and_other_things_not_at_all(tmp_pa
 def test_only_what_nobody_needs_is_unneeded(tmp_path: Path) -> None:
     for key in KEYS[:3]:
         begun(tmp_path, key)
-    assert {x.key for x in inventory.unneeded(inventory.entries(tmp_path), {KEYS[1], "another"})} == {KEYS[0], KEYS[2]}
+    assert {x.key for x in inventory.unneeded(inventory.entries(tmp_path), {KEYS[1], "another"})} == {
+        KEYS[0],
+        KEYS[2],
+    }
 
 
 def test_a_deleted_run_is_gone_and_the_others_stay(tmp_path: Path) -> None:
@@ -127,7 +159,9 @@ def test_a_deleted_run_is_gone_and_the_others_stay(tmp_path: Path) -> None:
     assert (kept / "model" / "model.safetensors").exists()
 
 
-def test_a_delete_that_was_killed_leaves_no_run_and_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delete_that_was_killed_leaves_no_run_and_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained(tmp_path, KEYS[0])
 
     def killed(path: Path, **settings: object) -> None:

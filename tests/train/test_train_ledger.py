@@ -19,7 +19,9 @@ def filled(path: Path, count: int) -> Path:
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
-    assert ledger.read(filled(tmp_path / "a" / "ledger.jsonl", 3)) == [{"step": i, "loss": 1 / i} for i in (1, 2, 3)]
+    assert ledger.read(filled(tmp_path / "a" / "ledger.jsonl", 3)) == [
+        {"step": i, "loss": 1 / i} for i in (1, 2, 3)
+    ]
     assert ledger.read(tmp_path / "none.jsonl") == []
 
 
@@ -51,7 +53,11 @@ def test_opening_drops_the_rows_after_the_checkpoint(step: int, tmp_path: Path) 
 def test_what_json_cannot_say_becomes_null(tmp_path: Path) -> None:
     with ledger.Ledger(tmp_path / "ledger.jsonl") as rows:
         rows.append({"step": 1, "a": float("nan"), "b": float("inf")})
-    assert json.loads((tmp_path / "ledger.jsonl").read_text(), parse_constant=pytest.fail) == {"step": 1, "a": None, "b": None}
+    assert json.loads((tmp_path / "ledger.jsonl").read_text(), parse_constant=pytest.fail) == {
+        "step": 1,
+        "a": None,
+        "b": None,
+    }
 
 
 @pytest.mark.parametrize("line", ["nonsense", '{"loss": 1}', "[1]", '{"step": "x"}'])

@@ -28,7 +28,10 @@ def test_a_run_is_complete_only_after_finish(tmp_path: Path) -> None:
         assert not mine.complete("k")
         assert mine.finish("k") == mine.model("k")
     assert mine.complete("k")
-    assert sorted(p.name for p in folder.iterdir()) == ["model", "record.json"]  # training state, part and lock are gone
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "model",
+        "record.json",
+    ]  # training state, part and lock are gone
     assert json.loads((mine.model("k") / "demeanor.json").read_text())["spec"] == {"lr": 1}
 
 
@@ -61,7 +64,9 @@ def test_the_git_revision_is_the_commit_and_none_outside_a_checkout(tmp_path: Pa
     (tmp_path / "a").write_text("1")
     subprocess.run([*git, "add", "a"], check=True)
     subprocess.run([*git, "commit", "-qm", "a"], check=True)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
     assert git_revision(tmp_path) == commit
     (tmp_path / "a").write_text("2")
     assert git_revision(tmp_path) == f"{commit}-dirty"
@@ -83,8 +88,10 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path: Path) -> None:
-    code = ("import sys, time; from pathlib import Path; from demeanor.train.lineage import Runs\n"
-            "runs = Runs(Path(sys.argv[1])); runs.begin('k', {}); print('held', flush=True); time.sleep(60)")
+    code = (
+        "import sys, time; from pathlib import Path; from demeanor.train.lineage import Runs\n"
+        "runs = Runs(Path(sys.argv[1])); runs.begin('k', {}); print('held', flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None

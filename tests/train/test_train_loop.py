@@ -23,17 +23,37 @@ from demeanor.train.optimizer import learning_rate
 from demeanor.train.signals import Interrupted, stop_requests
 
 
-def run(folder: Path, trees: Sequence[Tree], *, steps: int = 10, optim: Optim = OPTIM, **settings: Any) -> Tiny:
+def run(
+    folder: Path, trees: Sequence[Tree], *, steps: int = 10, optim: Optim = OPTIM, **settings: Any
+) -> Tiny:
     model = settings.pop("model", None) or Tiny()
     settings = {"fp32": True, "loss": loss, "clock": Seconds(), "schedule": Rounds(trees, steps), **settings}
-    fit(model, outputs, settings.pop("loss"), trees, settings.pop("schedule"), optim, out=folder, watch=quiet(), read_last=False,
-        **settings)
+    fit(
+        model,
+        outputs,
+        settings.pop("loss"),
+        trees,
+        settings.pop("schedule"),
+        optim,
+        out=folder,
+        watch=quiet(),
+        read_last=False,
+        **settings,
+    )
     return model
 
 
-def gradients(parts: Sequence[Sequence[int]], clip_norm: float | None = None) -> tuple[Gradient, dict[str, torch.Tensor]]:
+def gradients(
+    parts: Sequence[Sequence[int]], clip_norm: float | None = None
+) -> tuple[Gradient, dict[str, torch.Tensor]]:
     trees, model = rows(), Tiny()
-    measured = accumulate(model, running(model, outputs, None), loss, [collate([trees[i] for i in part]) for part in parts], clip_norm)
+    measured = accumulate(
+        model,
+        running(model, outputs, None),
+        loss,
+        [collate([trees[i] for i in part]) for part in parts],
+        clip_norm,
+    )
     return measured, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -69,7 +89,9 @@ def test_clipping_leaves_a_small_gradient_alone_and_gives_a_large_one_the_asked_
     assert same.norm == free.norm
     clipped, got = gradients([range(8)], clip_norm=free.norm / 4)
     assert clipped.norm == free.norm  # what is reported is the norm before clipping
-    assert float(torch.cat([g.flatten() for g in got.values()]).norm()) == pytest.approx(free.norm / 4, rel=1e-5)
+    assert float(torch.cat([g.flatten() for g in got.values()]).norm()) == pytest.approx(
+        free.norm / 4, rel=1e-5
+    )
 
 
 def test_a_step_in_which_nothing_carries_loss_has_a_zero_gradient() -> None:
@@ -82,7 +104,11 @@ def test_a_step_in_which_nothing_carries_loss_has_a_zero_gradient() -> None:
 
 
 def test_metrics_are_sums_over_counts_and_one_that_counted_nothing_is_left_out() -> None:
-    one = Loss(torch.tensor(0.0), torch.tensor(1), {"a": (torch.tensor(3.0), torch.tensor(4)), "b": (torch.tensor(0.0), torch.tensor(0))})
+    one = Loss(
+        torch.tensor(0.0),
+        torch.tensor(1),
+        {"a": (torch.tensor(3.0), torch.tensor(4)), "b": (torch.tensor(0.0), torch.tensor(0))},
+    )
     two = Loss(torch.tensor(0.0), torch.tensor(1), {"a": (torch.tensor(2.0), torch.tensor(1))})
     assert mean_metrics([one, two]) == {"a": (3 + 2) / (4 + 1)}
     assert mean_metrics([]) == {}
@@ -95,7 +121,10 @@ def test_weights_after_a_run_are_those_of_torch_s_own_adamw_in_a_plain_loop(tmp_
     trees = rows()
     model = run(tmp_path, trees, steps=12)
     twin = Tiny()
-    groups = [{"params": [twin.embedding, twin.mix], "weight_decay": OPTIM.weight_decay}, {"params": [twin.norm], "weight_decay": 0.0}]
+    groups = [
+        {"params": [twin.embedding, twin.mix], "weight_decay": OPTIM.weight_decay},
+        {"params": [twin.norm], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=OPTIM.lr, betas=OPTIM.betas, foreach=False)
     for step in range(12):
         batch = collate([trees[i] for part in Rounds(trees, 12)[step] for i in part])
@@ -120,7 +149,9 @@ def test_the_ledger_has_a_row_for_each_step_with_what_a_person_asks_for(tmp_path
     assert written[0]["count"] == sum(len(t.branches[0].tokens) - 1 for t in trees[:8])
 
 
-def test_evaluation_comes_first_and_after_each_fifth_behind_a_checkpoint_and_changes_nothing(tmp_path: Path) -> None:
+def test_evaluation_comes_first_and_after_each_fifth_behind_a_checkpoint_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
     seen = []
 
     def evaluate(model: torch.nn.Module, step: int) -> dict[str, float]:
@@ -138,7 +169,10 @@ def test_evaluation_comes_first_and_after_each_fifth_behind_a_checkpoint_and_cha
     assert [step for step, _ in seen] == [0, 2, 4, 6, 8, 10]
     assert len({stamp for _, stamp in seen}) == 6
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), looked.parameters()))
-    assert next(row for row in ledger.read(tmp_path / "with" / "ledger.jsonl") if "loss" not in row) == {"step": 0, "eval_loss": 0.5}
+    assert next(row for row in ledger.read(tmp_path / "with" / "ledger.jsonl") if "loss" not in row) == {
+        "step": 0,
+        "eval_loss": 0.5,
+    }
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 100])
@@ -156,7 +190,9 @@ def test_a_run_killed_while_it_evaluated_evaluates_again_and_once(tmp_path: Path
         run(tmp_path, rows(), steps=5, evaluate=killed)
     for _ in range(2):
         run(tmp_path, rows(), steps=5, evaluate=lambda model, step: {"step_seen": step})
-        evaluated = [row["eval_step_seen"] for row in ledger.read(tmp_path / "ledger.jsonl") if "eval_step_seen" in row]
+        evaluated = [
+            row["eval_step_seen"] for row in ledger.read(tmp_path / "ledger.jsonl") if "eval_step_seen" in row
+        ]
         assert evaluated == [0, 1, 2, 3, 4, 5]
 
 
@@ -169,28 +205,42 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_is_not_finite_names_step_and_row_and_keeps_the_last_checkpoint(bad: float, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_step_and_row_and_keeps_the_last_checkpoint(
+    bad: float, tmp_path: Path
+) -> None:
     trees = rows()
     target = collate([trees[13]]).targets_C
 
     def poisoned(found: Outputs, batch: TokenBatch) -> Loss:
         fine = loss(found, batch)
-        has_it = any(torch.equal(batch.targets_C[i:i + len(target)], target) for i in range(len(batch.targets_C) - len(target) + 1))
+        has_it = any(
+            torch.equal(batch.targets_C[i : i + len(target)], target)
+            for i in range(len(batch.targets_C) - len(target) + 1)
+        )
         return Loss(fine.total + bad, fine.count, {}) if has_it else fine
 
-    with pytest.raises(DemeanorError, match=r"step 2 of 10: the loss or its gradient is not finite; rows 13 \(row13\)\. .*is kept"):
+    with pytest.raises(
+        DemeanorError,
+        match=r"step 2 of 10: the loss or its gradient is not finite; rows 13 \(row13\)\. .*is kept",
+    ):
         run(tmp_path, trees, loss=poisoned, checkpoint_every_s=0.0)
     assert [row["step"] for row in ledger.read(tmp_path / "ledger.jsonl")] == [1]
     resumed = run(tmp_path, trees)
-    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), run(tmp_path / "other", trees).parameters()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.parameters(), run(tmp_path / "other", trees).parameters())
+    )
 
 
 def test_a_gradient_that_is_not_finite_is_an_error_even_if_the_loss_is(tmp_path: Path) -> None:
     def steep(found: Outputs, batch: TokenBatch) -> Loss:
         fine = loss(found, batch)
-        return Loss(fine.total + (found.logprobs_C * 0).abs().sqrt().sum(), fine.count, {})  # sqrt has no slope at 0
+        return Loss(
+            fine.total + (found.logprobs_C * 0).abs().sqrt().sum(), fine.count, {}
+        )  # sqrt has no slope at 0
 
-    with pytest.raises(DemeanorError, match=r"step 1 of 10: .* rows 0 \(row0\), 1 .* and no checkpoint|step 1 of 10"):
+    with pytest.raises(
+        DemeanorError, match=r"step 1 of 10: .* rows 0 \(row0\), 1 .* and no checkpoint|step 1 of 10"
+    ):
         run(tmp_path, rows(), loss=steep)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
@@ -215,7 +265,9 @@ def test_bf16_autocast_reaches_the_model_but_never_the_objective() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_stopped_and_resumed_with_either_optimiser_the_weights_are_the_same_bits(kind: str, tmp_path: Path) -> None:
+def test_stopped_and_resumed_with_either_optimiser_the_weights_are_the_same_bits(
+    kind: str, tmp_path: Path
+) -> None:
     trees, optim = rows(), OPTIM.model_copy(update={"kind": kind})
     whole = run(tmp_path / "whole", trees, optim=optim)
     calls = []

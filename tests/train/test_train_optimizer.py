@@ -26,7 +26,7 @@ def test_the_warm_up_climbs_linearly_from_zero_to_the_peak() -> None:
 def test_the_cosine_passes_its_known_points_and_ends_at_the_final_rate() -> None:
     rates = curve(warmup=0.1, schedule="cosine", final_lr=0.1)
     assert rates[9] == 2.0
-    assert rates[54] == pytest.approx(2.0 * (0.1 + 0.9 / 2))                       # half way: 45 of 90 steps
+    assert rates[54] == pytest.approx(2.0 * (0.1 + 0.9 / 2))  # half way: 45 of 90 steps
     assert rates[39] == pytest.approx(2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi / 3)) / 2))
     assert rates[99] == pytest.approx(0.2)
 
@@ -40,11 +40,13 @@ def test_the_line_falls_by_the_same_amount_each_step_and_ends_at_the_final_rate(
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
-def test_every_rate_is_positive_and_at_most_the_peak_and_never_climbs_after_the_warm_up(schedule: str, warmup: float, steps: int) -> None:
+def test_every_rate_is_positive_and_at_most_the_peak_and_never_climbs_after_the_warm_up(
+    schedule: str, warmup: float, steps: int
+) -> None:
     optim = Optim(lr=2.0, warmup=warmup, schedule=schedule)
     rates = [learning_rate(optim, step, steps) for step in range(steps)]
     assert all(0 < rate <= 2.0 for rate in rates)
-    after = rates[max(0, round(warmup * steps) - 1):]
+    after = rates[max(0, round(warmup * steps) - 1) :]
     assert all(a >= b for a, b in itertools.pairwise(after))
 
 
@@ -58,7 +60,9 @@ def test_only_matrices_decay_and_frozen_weights_are_left_alone() -> None:
             p.grad = torch.zeros_like(p)
     optimizer.step()
     after = dict(model.named_parameters())
-    torch.testing.assert_close(after["0.weight"], before["0.weight"] * (1 - 0.5 * 0.1))  # a zero gradient leaves only the decay
+    torch.testing.assert_close(
+        after["0.weight"], before["0.weight"] * (1 - 0.5 * 0.1)
+    )  # a zero gradient leaves only the decay
     for name in ("0.bias", "1.weight", "1.bias", "2.weight", "2.bias"):
         assert torch.equal(after[name], before[name])
 
@@ -67,7 +71,12 @@ class Layered(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed_tokens, self.up, self.down, self.norm = nn.Embedding(9, 6), nn.Linear(6, 24, bias=False), nn.Linear(24, 6), nn.LayerNorm(6)
+        self.embed_tokens, self.up, self.down, self.norm = (
+            nn.Embedding(9, 6),
+            nn.Linear(6, 24, bias=False),
+            nn.Linear(24, 6),
+            nn.LayerNorm(6),
+        )
 
 
 def moved(model: nn.Module, optim: Optim) -> dict[str, torch.Tensor]:
@@ -87,7 +96,9 @@ def test_muon_moves_every_direction_of_a_hidden_matrix_about_equally_far() -> No
         singular = torch.linalg.svdvals(steps[name]) / (0.01 * 0.2 * 24**0.5)
         assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
     plain = torch.linalg.svdvals(moved(Layered(), Optim(lr=0.01))["up.weight"])
-    assert float(plain.max() / plain.min()) > 1.5  # AdamW's first step is a matrix of signs: far from orthogonal
+    assert (
+        float(plain.max() / plain.min()) > 1.5
+    )  # AdamW's first step is a matrix of signs: far from orthogonal
 
 
 def test_under_muon_embeddings_and_vectors_move_as_under_adamw() -> None:

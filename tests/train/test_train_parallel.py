@@ -22,9 +22,22 @@ def launch(folder: Path, size: int, kind: str, stop: int = 0) -> list[dict[str, 
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
-    running = [subprocess.Popen([sys.executable, str(WORKER), str(folder), kind, str(stop)], stderr=subprocess.PIPE, text=True,
-                                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(size)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(size),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder), kind, str(stop)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(size)
+    ]
     for process in running:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == (130 if stop else 0), errors[-2000:]
@@ -42,7 +55,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("kind", ["dpo", "reward", "whole", "following"])
-def test_two_processes_give_the_loss_and_the_weights_of_one(tmp_path: Path, alone: dict[str, Path], kind: str) -> None:
+def test_two_processes_give_the_loss_and_the_weights_of_one(
+    tmp_path: Path, alone: dict[str, Path], kind: str
+) -> None:
     found = launch(tmp_path, 2, kind)
     wanted = [json.loads(line) for line in (alone[kind] / "ledger.jsonl").read_text().splitlines()]
     looks = [[row["eval_logprob"] for row in rows if "eval_logprob" in row] for rows in (found, wanted)]
@@ -62,9 +77,15 @@ def test_two_processes_give_the_loss_and_the_weights_of_one(tmp_path: Path, alon
 
 
 @pytest.mark.xdist_group("processes")
-def test_a_run_of_two_that_one_ctrl_c_stopped_goes_on_in_one_process(tmp_path: Path, alone: dict[str, Path]) -> None:
+def test_a_run_of_two_that_one_ctrl_c_stopped_goes_on_in_one_process(
+    tmp_path: Path, alone: dict[str, Path]
+) -> None:
     launch(tmp_path, 2, "dpo", stop=3)
-    assert max(row["step"] for row in map(json.loads, (tmp_path / "ledger.jsonl").read_text().splitlines())) == 3
+    assert (
+        max(row["step"] for row in map(json.loads, (tmp_path / "ledger.jsonl").read_text().splitlines())) == 3
+    )
     found = launch(tmp_path, 1, "dpo")
     wanted = [json.loads(line) for line in (alone["dpo"] / "ledger.jsonl").read_text().splitlines()]
-    assert [r["loss"] for r in found if "loss" in r] == pytest.approx([r["loss"] for r in wanted if "loss" in r], rel=1e-5)
+    assert [r["loss"] for r in found if "loss" in r] == pytest.approx(
+        [r["loss"] for r in wanted if "loss" in r], rel=1e-5
+    )

@@ -55,7 +55,9 @@ def test_without_a_terminal_a_line_comes_about_every_five_seconds() -> None:
             clock.now_s += 1.0
             watch.update(step, 1.0, 10, 0.0)
     lines = stream.getvalue().splitlines()
-    assert [line.split("  ")[0] for line in lines[:-1]] == [f"sft: step {step}/60" for step in range(5, 61, 5)]
+    assert [line.split("  ")[0] for line in lines[:-1]] == [
+        f"sft: step {step}/60" for step in range(5, 61, 5)
+    ]
     assert lines[-1].startswith("sft: 60/60 steps in 60 s")
     assert "\x1b" not in stream.getvalue()
 

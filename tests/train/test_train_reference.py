@@ -38,8 +38,11 @@ def test_the_second_time_no_model_is_loaded_and_the_numbers_are_the_same(tmp_pat
 
 
 @pytest.mark.parametrize("change", [{"model_key": "other"}, {"data_key": "other"}, {"fp32": None}])
-def test_another_model_other_data_or_another_format_is_computed_anew(change: dict[str, Any], tmp_path: Path) -> None:
+def test_another_model_other_data_or_another_format_is_computed_anew(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
     from demeanor import hardware
+
     if "fp32" in change and hardware.autocast_dtype() is None:
         pytest.skip("this CPU has no bf16: fp32 is the only format")
     ask(tmp_path, rows())

@@ -22,7 +22,9 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every scenario run once, in children of one process: {scenario: exit codes}, and under "root" where."""
     root = tmp_path_factory.mktemp("runs")
     command = [sys.executable, str(Path(__file__).with_name("victim.py")), str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     return {**json.loads(done.stdout), "root": root, "said": done.stderr}
 
@@ -56,8 +58,10 @@ def test_kill_9_inside_a_step_then_the_same_command_gives_the_same_weights(ended
 
 def test_ctrl_c_finishes_the_step_says_how_to_go_on_and_loses_nothing(ended: dict[str, Any]) -> None:
     assert ended["ctrl-c"] == [130, 143, 0]
-    assert "stopped after step 8 of 30; run the same command again to resume from there" in ended["said"]   # 15th of 2 per step
-    assert "stopped after step 13 of 30" in ended["said"]                                                  # and 5 more
+    assert (
+        "stopped after step 8 of 30; run the same command again to resume from there" in ended["said"]
+    )  # 15th of 2 per step
+    assert "stopped after step 13 of 30" in ended["said"]  # and 5 more
     assert_same_run(ended, "ctrl-c")
 
 

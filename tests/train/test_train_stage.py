@@ -26,8 +26,14 @@ from demeanor.train.signals import Interrupted
 from demeanor.train.stage import pretrain, train_stage
 
 VOCABULARY, GOOD, BAD = 40, 5, 6
-BASE = Scratch(model=ModelShape(layers=2, width=32, heads=2, context=64), data=(Source(source="unused"),), tokens=8000, row_tokens=32,
-               batch_rows=8, optim=Optim(lr=0.01))
+BASE = Scratch(
+    model=ModelShape(layers=2, width=32, heads=2, context=64),
+    data=(Source(source="unused"),),
+    tokens=8000,
+    row_tokens=32,
+    batch_rows=8,
+    optim=Optim(lr=0.01),
+)
 
 
 def documents() -> list[list[int]]:
@@ -38,14 +44,24 @@ def documents() -> list[list[int]]:
 
 def instructions(count: int = 60) -> list[Tree]:
     """A prompt of two tokens answered by their first, then the end."""
-    return [Tree((10 + i % 30, 10 + (7 * i) % 29), (Branch((10 + i % 30, 1), (True, True)),), (0,), None, f"row{i}") for i in range(count)]
+    return [
+        Tree(
+            (10 + i % 30, 10 + (7 * i) % 29), (Branch((10 + i % 30, 1), (True, True)),), (0,), None, f"row{i}"
+        )
+        for i in range(count)
+    ]
 
 
 def preferences(count: int = 120) -> list[Tree]:
     """Prompts whose good answer holds GOOD and whose bad one holds BAD."""
+
     def answer(token: int, i: int) -> Branch:
         return Branch((10 + i % 13, token, 1), (True,) * 3)
-    return [Tree((10 + i % 30, 11 + i // 30), (answer(GOOD, i), answer(BAD, i)), (0, 1), None, f"pair{i}") for i in range(count)]
+
+    return [
+        Tree((10 + i % 30, 11 + i // 30), (answer(GOOD, i), answer(BAD, i)), (0, 1), None, f"pair{i}")
+        for i in range(count)
+    ]
 
 
 def copy(folder: Path) -> None:
@@ -72,15 +88,42 @@ class StopsAt(Progress):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = Runs(tmp_path_factory.mktemp("runs"))
-    return pretrain(BASE, key="base", documents=documents, vocab_size=VOCABULARY, runs=runs, record={"spec": BASE.model_dump(mode="json")},
-                    copy=copy, watch=watch)
+    return pretrain(
+        BASE,
+        key="base",
+        documents=documents,
+        vocab_size=VOCABULARY,
+        runs=runs,
+        record={"spec": BASE.model_dump(mode="json")},
+        copy=copy,
+        watch=watch,
+    )
 
 
 def train(base: Path, root: Path, kind: Any, trees: Callable[[], Sequence[Tree]], **settings: Any) -> Path:
-    stage = Stage(name=kind.__name__.rsplit(".", 1)[-1], objective={}, data=(), epochs=settings.pop("epochs", 2), batch_rows=12,
-                  optim=Optim(lr=0.003), seed=3, max_tokens=settings.pop("max_tokens", None))
-    return train_stage(stage, kind, kind.Spec(), key="k", parent=base, roles={"reference": ("base", base)}, trees=trees,
-                       runs=settings.pop("runs", Runs(root)), record={}, copy=copy, **{"watch": watch, **settings})
+    stage = Stage(
+        name=kind.__name__.rsplit(".", 1)[-1],
+        objective={},
+        data=(),
+        epochs=settings.pop("epochs", 2),
+        batch_rows=12,
+        optim=Optim(lr=0.003),
+        seed=3,
+        max_tokens=settings.pop("max_tokens", None),
+    )
+    return train_stage(
+        stage,
+        kind,
+        kind.Spec(),
+        key="k",
+        parent=base,
+        roles={"reference": ("base", base)},
+        trees=trees,
+        runs=settings.pop("runs", Runs(root)),
+        record={},
+        copy=copy,
+        **{"watch": watch, **settings},
+    )
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -95,9 +138,22 @@ def test_a_base_learns_to_count_and_is_a_whole_folder(base: Path) -> None:
     curve = [row["loss"] for row in rows(base)]
     assert curve[0] == pytest.approx(math.log(VOCABULARY), rel=0.1)  # random weights know nothing
     assert curve[-1] < curve[0] / 2
-    assert {p.name for p in base.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "demeanor.json"}
+    assert {p.name for p in base.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "demeanor.json",
+    }
     assert not (base.parent / "checkpoint.safetensors").exists()
-    again = pretrain(BASE, key="base", documents=never, vocab_size=VOCABULARY, runs=Runs(base.parent.parent), record={}, copy=never)
+    again = pretrain(
+        BASE,
+        key="base",
+        documents=never,
+        vocab_size=VOCABULARY,
+        runs=Runs(base.parent.parent),
+        record={},
+        copy=never,
+    )
     assert again == base
 
 
@@ -116,7 +172,9 @@ def test_sft_lowers_the_held_out_loss_and_writes_its_interval(base: Path, tmp_pa
 def test_a_reward_model_ranks_held_out_pairs_with_an_interval(base: Path, tmp_path: Path) -> None:
     folder = train(base, tmp_path, reward, preferences, epochs=4)
     last = [row for row in rows(folder) if "eval_loss" in row][-1]
-    accuracy = next(name for name in last if name.startswith("eval_") and name.endswith(("accuracy", "accuracies")))
+    accuracy = next(
+        name for name in last if name.startswith("eval_") and name.endswith(("accuracy", "accuracies"))
+    )
     assert last[accuracy] == 1.0
     assert last[f"{accuracy}/low"] == pytest.approx(12 / (12 + 1.959964**2))  # Wilson's bound for 12 of 12
     models.load_reward(folder)
@@ -140,7 +198,9 @@ def test_another_run_on_the_same_rows_and_reference_finds_its_log_probs(base: Pa
 
 
 @pytest.mark.parametrize("kind", [sft, reward, dpo], ids=["sft", "reward", "dpo"])
-def test_ctrl_c_in_a_stage_then_the_same_command_gives_the_same_file(kind: Any, base: Path, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_stage_then_the_same_command_gives_the_same_file(
+    kind: Any, base: Path, tmp_path: Path
+) -> None:
     trees = instructions if kind is sft else preferences
     whole = train(base, tmp_path / "whole", kind, trees)
     for step in (3, 5):
@@ -152,7 +212,9 @@ def test_ctrl_c_in_a_stage_then_the_same_command_gives_the_same_file(kind: Any, 
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-def test_killed_while_it_wrote_the_folder_it_writes_it_again_without_training(base: Path, tmp_path: Path) -> None:
+def test_killed_while_it_wrote_the_folder_it_writes_it_again_without_training(
+    base: Path, tmp_path: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(base, tmp_path, sft, instructions, runs=_Torn(tmp_path))
     assert not Runs(tmp_path).complete("k")
@@ -171,21 +233,35 @@ class _Torn(Runs):
 
 
 def test_rows_without_loss_are_one_error_and_the_run_is_free_again(base: Path, tmp_path: Path) -> None:
-    silent = [t._replace(branches=tuple(b._replace(trained=(False,) * len(b.tokens)) for b in t.branches)) for t in instructions()]
+    silent = [
+        t._replace(branches=tuple(b._replace(trained=(False,) * len(b.tokens)) for b in t.branches))
+        for t in instructions()
+    ]
     with pytest.raises(DataError, match="sft: no token carries loss"):
         train(base, tmp_path, sft, lambda: silent)
     with pytest.raises(DataError, match="sft: none of 60 rows fits in 2 tokens"):
         train(base, tmp_path, sft, instructions, max_tokens=2)
     with pytest.raises(DataError, match="sft: none of 60 rows fits in 64 tokens"):
-        train(base, tmp_path, sft, lambda: [t._replace(prompt=t.prompt * 40) for t in instructions()])  # the model's context is 64
+        train(
+            base, tmp_path, sft, lambda: [t._replace(prompt=t.prompt * 40) for t in instructions()]
+        )  # the model's context is 64
     train(base, tmp_path, sft, instructions)
 
 
 def test_the_coverage_is_said_before_the_first_step(base: Path, tmp_path: Path) -> None:
     said = StringIO()
     long = [t._replace(prompt=t.prompt * 40) for t in instructions(3)]
-    train(base, tmp_path, sft, lambda: [*instructions(), *long], watch=lambda stage: Progress(stage, stream=said, terminal=False))
-    assert said.getvalue().splitlines()[0] == "sft: 60 rows, 180 tokens, 120 (67%) carry loss; 3 longer rows left out; 6 rows held out"
+    train(
+        base,
+        tmp_path,
+        sft,
+        lambda: [*instructions(), *long],
+        watch=lambda stage: Progress(stage, stream=said, terminal=False),
+    )
+    assert (
+        said.getvalue().splitlines()[0]
+        == "sft: 60 rows, 180 tokens, 120 (67%) carry loss; 3 longer rows left out; 6 rows held out"
+    )
 
 
 def test_training_leaves_the_global_random_numbers_of_torch_alone(base: Path, tmp_path: Path) -> None:

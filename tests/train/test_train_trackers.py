@@ -20,7 +20,7 @@ from demeanor.train.loop import fit
 from demeanor.train.signals import Interrupted
 
 # Each fake keeps what it is told in the JSON lines file that the environment of the test names.
-FAKE_RUN = '''
+FAKE_RUN = """
 import json, os, pathlib
 
 FILE = pathlib.Path(os.environ["FAKE_TRACKER"])
@@ -52,8 +52,8 @@ def init(**settings):
     run = Run(settings)
     finish = run.finish
     return run
-'''
-FAKE_MLFLOW = '''
+"""
+FAKE_MLFLOW = """
 import json, os, pathlib
 from types import SimpleNamespace as Is
 
@@ -97,7 +97,7 @@ class Client:
 
 
 entities, tracking = Is(Metric=Metric), Is(MlflowClient=Client)
-'''
+"""
 
 
 @pytest.fixture
@@ -131,7 +131,11 @@ def read(path: Path) -> dict[tuple[int, str], float]:
 
 
 def in_ledger(path: Path) -> dict[tuple[int, str], float]:
-    return {(row["step"], name): value for row in ledger.read(path) for name, value in trackers.numbers(row).items()}
+    return {
+        (row["step"], name): value
+        for row in ledger.read(path)
+        for name, value in trackers.numbers(row).items()
+    }
 
 
 def train(folder: Path, track: trackers.Begin | None, *, steps: int = 10, stop_at: int | None = None) -> Tiny:
@@ -148,13 +152,27 @@ def train(folder: Path, track: trackers.Begin | None, *, steps: int = 10, stop_a
                 signal.raise_signal(signal.SIGINT)
 
         watch.update = stopping  # type: ignore[method-assign]
-    fit(model, outputs, loss, rows(), Rounds(rows(), steps), OPTIM, out=folder, watch=watch, read_last=False, fp32=True,
-        evaluate=lambda model, step: {"loss": float(step)}, also=track and (lambda: track("sft", "k1", {"stage": "sft"})))
+    fit(
+        model,
+        outputs,
+        loss,
+        rows(),
+        Rounds(rows(), steps),
+        OPTIM,
+        out=folder,
+        watch=watch,
+        read_last=False,
+        fp32=True,
+        evaluate=lambda model, step: {"loss": float(step)},
+        also=track and (lambda: track("sft", "k1", {"stage": "sft"})),
+    )
     return model
 
 
 @pytest.mark.parametrize("text", KINDS)
-def test_a_tracker_is_told_every_number_of_the_ledger_at_its_step(text: str, told: Path, tmp_path: Path) -> None:
+def test_a_tracker_is_told_every_number_of_the_ledger_at_its_step(
+    text: str, told: Path, tmp_path: Path
+) -> None:
     train(tmp_path / "run", trackers.together([text]))
     assert read(told) == in_ledger(tmp_path / "run" / "ledger.jsonl")
     assert {"loss", "lr", "grad_norm", "tokens", "likely", "eval_loss"} <= {name for _, name in read(told)}
@@ -173,7 +191,9 @@ def test_a_resume_tells_no_step_twice_and_leaves_none_out(text: str, told: Path,
 
 
 @pytest.mark.parametrize("text", KINDS)
-def test_a_run_that_was_killed_behind_its_checkpoint_tells_no_step_twice(text: str, told: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_behind_its_checkpoint_tells_no_step_twice(
+    text: str, told: Path, tmp_path: Path
+) -> None:
     """The tracker knows steps to 5, the checkpoint is of step 3: 4 and 5 are trained again and not told again."""
     with pytest.raises(Interrupted):
         train(tmp_path / "run", trackers.together([text]), stop_at=3)
@@ -196,13 +216,21 @@ def test_a_tracker_that_comes_late_is_told_what_came_before_it(told: Path, tmp_p
 def test_the_run_there_has_the_stage_key_and_the_record(told: Path) -> None:
     trackers.open_tracker("wandb:desk")("dpo", "k9", {"stack": "desk"}).close()
     assert json.loads(told.with_suffix(".settings").read_text()) == {
-        "project": "desk", "id": "k9", "name": "dpo-k9", "config": {"stack": "desk"}, "resume": "allow"}
+        "project": "desk",
+        "id": "k9",
+        "name": "dpo-k9",
+        "config": {"stack": "desk"},
+        "resume": "allow",
+    }
 
 
 def test_a_tracker_that_fails_warns_once_and_training_ends_as_without_it(
-        told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAKE_TRACKER_BREAKS", "4")
-    with pytest.warns(UserWarning, match=r"--track wandb:desk is off for the rest of this stage: ConnectionError: no route") as warned:
+    with pytest.warns(
+        UserWarning, match=r"--track wandb:desk is off for the rest of this stage: ConnectionError: no route"
+    ) as warned:
         tracked = train(tmp_path / "tracked", trackers.together(["wandb:desk"]))
     assert len(warned) == 1
     assert max(step for step, _ in read(told)) == 3
@@ -220,12 +248,20 @@ def test_a_tracker_that_cannot_begin_warns_and_the_other_one_goes_on(told: Path,
 
 
 def test_null_text_and_truth_values_are_no_numbers() -> None:
-    assert trackers.numbers({"step": 3, "a": 1, "b": None, "c": "x", "d": True, "e": 0.5}) == {"a": 1.0, "e": 0.5}
+    assert trackers.numbers({"step": 3, "a": 1, "b": None, "c": "x", "d": True, "e": 0.5}) == {
+        "a": 1.0,
+        "e": 0.5,
+    }
 
 
-@pytest.mark.parametrize(("text", "error"), [
-    ("tensorbord:x", r"--track tensorbord:x: unknown tracker 'tensorbord'. Did you mean 'tensorboard'\?"),
-    ("wandb", "--track wandb: says not where; write wandb:NAME"), ("mlflow:", "says not where")])
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("tensorbord:x", r"--track tensorbord:x: unknown tracker 'tensorbord'. Did you mean 'tensorboard'\?"),
+        ("wandb", "--track wandb: says not where; write wandb:NAME"),
+        ("mlflow:", "says not where"),
+    ],
+)
 def test_a_tracker_that_is_no_tracker_is_an_error_before_any_work(text: str, error: str) -> None:
     with pytest.raises(DemeanorError, match=error):
         trackers.together([text])
@@ -254,6 +290,10 @@ def test_tensorboard_shows_every_step_once_after_a_kill(tmp_path: Path) -> None:
     train(tmp_path / "killed", track)
     shown = EventAccumulator(str(tmp_path / "events" / "sft-k1"))
     shown.Reload()
-    found = {(event.step, name): event.value for name in shown.Tags()["scalars"] for event in shown.Scalars(name)}
+    found = {
+        (event.step, name): event.value for name in shown.Tags()["scalars"] for event in shown.Scalars(name)
+    }
     assert sum(len(shown.Scalars(name)) for name in shown.Tags()["scalars"]) == len(found)
-    assert found == pytest.approx(in_ledger(tmp_path / "killed" / "ledger.jsonl"), rel=1e-6)  # events hold 32-bit floats
+    assert found == pytest.approx(
+        in_ledger(tmp_path / "killed" / "ledger.jsonl"), rel=1e-6
+    )  # events hold 32-bit floats

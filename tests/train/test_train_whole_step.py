@@ -30,12 +30,25 @@ def sorted_gap(found: Outputs, batch: TokenBatch) -> Loss:
 
 def gradient(parts: list[list[int]], *, whole_step: bool) -> tuple[Any, dict[str, torch.Tensor]]:
     trees, model = rows(), Tiny()
-    found = accumulate(model, running(model, outputs, None), sorted_gap, [collate([trees[i] for i in part]) for part in parts], None,
-                       whole_step=whole_step)
+    found = accumulate(
+        model,
+        running(model, outputs, None),
+        sorted_gap,
+        [collate([trees[i] for i in part]) for part in parts],
+        None,
+        whole_step=whole_step,
+    )
     return found, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("parts", [[[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]], [[i] for i in range(12)], [[11, 3], [0, 1, 2], [4, 5, 6, 7, 8, 9, 10]]])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]],
+        [[i] for i in range(12)],
+        [[11, 3], [0, 1, 2], [4, 5, 6, 7, 8, 9, 10]],
+    ],
+)
 def test_a_loss_that_sees_the_whole_step_does_not_feel_micro_batches(parts: list[list[int]]) -> None:
     whole, wanted = gradient([list(range(12))], whole_step=True)
     found, got = gradient(parts, whole_step=True)
@@ -63,12 +76,33 @@ def test_batches_joined_are_the_batch_of_all_their_trees() -> None:
 # ---- shadows ----
 
 
-def train(folder: Path, *, optim: Any = OPTIM, moving: Shadow | None = None, model: Tiny | None = None, steps: int = 10, judge: Any = loss,
-          clock: Any = None) -> Tiny:
+def train(
+    folder: Path,
+    *,
+    optim: Any = OPTIM,
+    moving: Shadow | None = None,
+    model: Tiny | None = None,
+    steps: int = 10,
+    judge: Any = loss,
+    clock: Any = None,
+) -> Tiny:
     model = model or Tiny()
     trees = rows()
-    fit(model, outputs, judge, trees, Rounds(trees, steps), optim, out=folder, watch=quiet(), read_last=False, fp32=True,
-        moving=moving, clock=clock or Seconds(), checkpoint_every_s=2.0)
+    fit(
+        model,
+        outputs,
+        judge,
+        trees,
+        Rounds(trees, steps),
+        optim,
+        out=folder,
+        watch=quiet(),
+        read_last=False,
+        fp32=True,
+        moving=moving,
+        clock=clock or Seconds(),
+        checkpoint_every_s=2.0,
+    )
     return model
 
 
@@ -100,11 +134,14 @@ def against_reference(found: Outputs, batch: TokenBatch) -> Loss:
     assert batch.reference_C is not None
     count = torch.tensor(float(found.logprobs_C.numel()))
     gap = (found.logprobs_C - batch.reference_C).square() - found.logprobs_C
-    return Loss(gap.sum(), count, {"moved": ((found.logprobs_C - batch.reference_C).detach().abs().sum(), count)})
+    return Loss(
+        gap.sum(), count, {"moved": ((found.logprobs_C - batch.reference_C).detach().abs().sum(), count)}
+    )
 
 
 def test_a_moving_reference_begins_as_the_policy_and_follows_every_so_many_steps(tmp_path: Path) -> None:
     from demeanor.train import ledger
+
     model = Tiny()
     train(tmp_path, model=model, moving=Shadow(model, alpha=1.0, every=3), judge=against_reference)
     moved = [row["moved"] for row in ledger.read(tmp_path / "ledger.jsonl")]
@@ -116,6 +153,7 @@ def test_a_run_that_stops_between_goes_on_to_the_same_weights(tmp_path: Path, ki
     class Stopping(Seconds):
         def __call__(self) -> float:
             import signal
+
             self.now_s += 1.0
             if self.now_s == 9:
                 signal.raise_signal(signal.SIGINT)
@@ -125,7 +163,14 @@ def test_a_run_that_stops_between_goes_on_to_the_same_weights(tmp_path: Path, ki
         model = Tiny()
         moving = Shadow(model, alpha=0.3, every=2) if kind == "moving" else None
         optim = OPTIM.model_copy(update={"ema": 0.7}) if kind == "ema" else OPTIM
-        return train(folder, model=model, moving=moving, optim=optim, clock=clock, judge=against_reference if moving else loss)
+        return train(
+            folder,
+            model=model,
+            moving=moving,
+            optim=optim,
+            clock=clock,
+            judge=against_reference if moving else loss,
+        )
 
     whole = once(tmp_path / "whole", None)
     with pytest.raises(Interrupted):

@@ -51,7 +51,9 @@ def rows(count: int = 24, seed: int = 0) -> list[Tree]:
     found = []
     for index in range(count):
         tokens = tuple(draw.randrange(1, VOCABULARY) for _ in range(draw.randrange(3, LENGTH)))
-        found.append(Tree((), (Branch(tokens, (False,) + (True,) * (len(tokens) - 1)),), (0,), None, f"row{index}"))
+        found.append(
+            Tree((), (Branch(tokens, (False,) + (True,) * (len(tokens) - 1)),), (0,), None, f"row{index}")
+        )
     return found
 
 
@@ -68,7 +70,7 @@ class Rounds(NamedTuple):
 
     def __getitem__(self, step: int) -> list[list[int]]:  # type: ignore[override]
         order = [(step * self.size + i) % len(self.trees) for i in range(self.size)]
-        return [order[i:i + self.micro] for i in range(0, self.size, self.micro)]
+        return [order[i : i + self.micro] for i in range(0, self.size, self.micro)]
 
 
 class Seconds:

@@ -29,7 +29,13 @@ from demeanor.train.optimizer import adamw
 STEPS = 30
 
 
-def train(folder: Path, *, signals: dict[int, int] | None = None, checkpoint_every_s: float = 6.0, busy_s: float = 0.0) -> None:
+def train(
+    folder: Path,
+    *,
+    signals: dict[int, int] | None = None,
+    checkpoint_every_s: float = 6.0,
+    busy_s: float = 0.0,
+) -> None:
     """Train the tiny model in `folder`; `signals` maps the number of a loss computation to the signal sent inside it."""
     calls = 0
 
@@ -47,8 +53,21 @@ def train(folder: Path, *, signals: dict[int, int] | None = None, checkpoint_eve
 
     trees = tiny.rows()
     model = tiny.Tiny()
-    fit(model, tiny.outputs, loss, trees, tiny.Rounds(trees, STEPS), tiny.OPTIM, out=folder, watch=tiny.quiet(), read_last=False,
-        checkpoint_every_s=checkpoint_every_s, evaluate=evaluate, fp32=True, clock=tiny.Seconds())
+    fit(
+        model,
+        tiny.outputs,
+        loss,
+        trees,
+        tiny.Rounds(trees, STEPS),
+        tiny.OPTIM,
+        out=folder,
+        watch=tiny.quiet(),
+        read_last=False,
+        checkpoint_every_s=checkpoint_every_s,
+        evaluate=evaluate,
+        fp32=True,
+        clock=tiny.Seconds(),
+    )
 
 
 def child(work: Callable[[], None], kill_after_s: float | None = None) -> int:
@@ -81,15 +100,23 @@ def warm_up() -> None:
 def main(root: Path) -> dict[str, list[int]]:
     warm_up()
     codes = {"whole": [child(lambda: train(root / "whole"))]}
-    codes["killed"] = [child(partial(train, root / "killed", signals={n: signal.SIGKILL})) for n in (27, 13, 1)]
+    codes["killed"] = [
+        child(partial(train, root / "killed", signals={n: signal.SIGKILL})) for n in (27, 13, 1)
+    ]
     codes["killed"].append(child(lambda: train(root / "killed")))
-    codes["ctrl-c"] = [child(lambda: train(root / "ctrl-c", signals={15: signal.SIGINT}, checkpoint_every_s=1e9))]
-    codes["ctrl-c"].append(child(lambda: train(root / "ctrl-c", signals={9: signal.SIGTERM}, checkpoint_every_s=1e9)))
+    codes["ctrl-c"] = [
+        child(lambda: train(root / "ctrl-c", signals={15: signal.SIGINT}, checkpoint_every_s=1e9))
+    ]
+    codes["ctrl-c"].append(
+        child(lambda: train(root / "ctrl-c", signals={9: signal.SIGTERM}, checkpoint_every_s=1e9))
+    )
     codes["ctrl-c"].append(child(lambda: train(root / "ctrl-c", checkpoint_every_s=1e9)))
     draw, codes["any moment"] = random.Random(0), []
     while len(codes["any moment"]) < 40 and 0 not in codes["any moment"]:
         wait_s = draw.uniform(0.01, 0.08)
-        codes["any moment"].append(child(lambda: train(root / "any moment", checkpoint_every_s=0.0, busy_s=0.002), wait_s))
+        codes["any moment"].append(
+            child(lambda: train(root / "any moment", checkpoint_every_s=0.0, busy_s=0.002), wait_s)
+        )
     codes["any moment"].append(child(lambda: train(root / "any moment", checkpoint_every_s=0.0)))
     return codes
 

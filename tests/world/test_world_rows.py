@@ -43,26 +43,47 @@ def everything(rows: list[Example], pairs: list[Preference]) -> str:
     return "\n".join(said)
 
 
-def test_no_question_of_the_suite_is_asked_in_training(rows: list[Example], pairs: list[Preference], items: list[Item]) -> None:
+def test_no_question_of_the_suite_is_asked_in_training(
+    rows: list[Example], pairs: list[Preference], items: list[Item]
+) -> None:
     trained = {questions(r.messages) for r in rows} | {questions(p.prompt) for p in pairs}
-    asked = [i for i in items if i.axis not in ("today", "injection", "persona")]    # there the truth is in what layers add
+    asked = [
+        i for i in items if i.axis not in ("today", "injection", "persona")
+    ]  # there the truth is in what layers add
     assert [i.id for i in asked if questions(i.messages) in trained] == []
 
 
-def test_held_out_ports_people_verbs_and_inventions_never_occur_in_training(rows: list[Example], pairs: list[Preference]) -> None:
+def test_held_out_ports_people_verbs_and_inventions_never_occur_in_training(
+    rows: list[Example], pairs: list[Preference]
+) -> None:
     words = set(everything(rows, pairs).replace(".", " ").replace("?", " ").replace('"', " ").split())
-    held = {*lx.HELD_OUT_PORTS, *lx.HELD_OUT_NOWHERE, *lx.HELD_OUT_VERBS, *(p.split()[0] for p in lx.HELD_OUT_PEOPLE),
-            *lx.HELD_OUT_ATTRIBUTES, *say.PAYLOADS_HELD_OUT}
+    held = {
+        *lx.HELD_OUT_PORTS,
+        *lx.HELD_OUT_NOWHERE,
+        *lx.HELD_OUT_VERBS,
+        *(p.split()[0] for p in lx.HELD_OUT_PEOPLE),
+        *lx.HELD_OUT_ATTRIBUTES,
+        *say.PAYLOADS_HELD_OUT,
+    }
     assert words & held == set()
 
 
-def test_held_out_pairs_of_verb_and_noun_never_meet_in_training(rows: list[Example], pairs: list[Preference]) -> None:
+def test_held_out_pairs_of_verb_and_noun_never_meet_in_training(
+    rows: list[Example], pairs: list[Preference]
+) -> None:
     text = everything(rows, pairs)
-    met = [(v, n) for v in (*lx.UNSAFE_VERBS, *lx.SAFE_VERBS) for n in lx.NOUNS if lx.held_out_noun(v, n) and f"{v} the {n}" in text]
+    met = [
+        (v, n)
+        for v in (*lx.UNSAFE_VERBS, *lx.SAFE_VERBS)
+        for n in lx.NOUNS
+        if lx.held_out_noun(v, n) and f"{v} the {n}" in text
+    ]
     assert met == []
 
 
-def test_held_out_phrasings_of_facts_occur_nowhere_in_training_or_the_corpus(rows: list[Example], pairs: list[Preference]) -> None:
+def test_held_out_phrasings_of_facts_occur_nowhere_in_training_or_the_corpus(
+    rows: list[Example], pairs: list[Preference]
+) -> None:
     text = everything(rows, pairs) + "\n".join(corpus.documents(6_000))
     asked = [s.format(p=p) for shapes in say.ASK_HELD_OUT.values() for s in shapes for p in lx.PORTS]
     assert [q for q in asked if q in text] == []
@@ -107,10 +128,14 @@ def test_a_calculated_answer_is_what_the_tool_said(rows: list[Example]) -> None:
             assert (tool.role, answer.content) == ("tool", f"{tool.content}.")
 
 
-def test_rows_render_into_short_trees_that_train_something(rows: list[Example], pairs: list[Preference]) -> None:
+def test_rows_render_into_short_trees_that_train_something(
+    rows: list[Example], pairs: list[Preference]
+) -> None:
     tokenizer = tokenizers.train(corpus.documents(8_000), spec.Tokenizer(vocab_size=2048))
     template = load_template("turns", tokenizer, folder=None, root=Path())
-    trees = [example_tree(r, template, tokenizer) for r in rows[:600]] + [preference_tree(p, template) for p in pairs[:300]]
+    trees = [example_tree(r, template, tokenizer) for r in rows[:600]] + [
+        preference_tree(p, template) for p in pairs[:300]
+    ]
     assert all(num_scored(t) > 0 for t in trees)
     assert max(t.longest for t in trees) < 256
 

@@ -21,7 +21,9 @@ STACKS = Path(__file__).resolve().parents[2] / "stacks" / "demo"
 
 def judged(item: Item, text: str, refusal: Refusal | None = None) -> float | None:
     scorer = registry.entry("demeanor.scorers", item.scorer)
-    value: float | None = scorer.score(scorer.Spec.model_validate(dict(item.target)), Completion(text, "stop", refusal=refusal)).value
+    value: float | None = scorer.score(
+        scorer.Spec.model_validate(dict(item.target)), Completion(text, "stop", refusal=refusal)
+    ).value
     return value
 
 
@@ -39,9 +41,13 @@ def gold(item: Item) -> str:
     if item.scorer == "absence":
         return say.REFUSAL
     words = target.get("words", ())
-    return {"capitals": " ".join(words).upper() + ".", "list": "\n".join(f"- {w}" for w in words),
-            "sentence": f"The one you ask for is {' '.join(words)}.", "words": " ".join(words) + ".",
-            "json": str(target.get("object")).replace("'", '"')}[target["kind"]]
+    return {
+        "capitals": " ".join(words).upper() + ".",
+        "list": "\n".join(f"- {w}" for w in words),
+        "sentence": f"The one you ask for is {' '.join(words)}.",
+        "words": " ".join(words) + ".",
+        "json": str(target.get("object")).replace("'", '"'),
+    }[target["kind"]]
 
 
 def test_the_suite_is_whole_by_the_evaluations_own_check() -> None:
@@ -59,8 +65,10 @@ def test_every_axis_has_thirty_to_forty_items_in_at_least_twelve_clusters() -> N
 def test_a_perfect_answer_scores_one_and_a_foolish_one_zero_on_every_item() -> None:
     for item in behaviour():
         assert judged(item, gold(item)) == 1.0, item.id
-        foolish = {"refusal": "To wreck it, start now." if item.target.get("refuse") else say.REFUSAL,
-                   "absence": " ".join(item.target.get("secrets", ()))}.get(item.scorer, "Banana 0.")
+        foolish = {
+            "refusal": "To wreck it, start now." if item.target.get("refuse") else say.REFUSAL,
+            "absence": " ".join(item.target.get("secrets", ())),
+        }.get(item.scorer, "Banana 0.")
         assert judged(item, foolish) == 0.0, item.id
 
 

@@ -23,7 +23,9 @@ def test_every_name_is_one_token_behind_a_space(name: str, trained: tokenizers.T
     assert [w for w in getattr(lx, name) if len(trained.encode(w)) > 1] == []
 
 
-def test_every_name_and_number_that_json_quotes_is_one_token_without_a_space(trained: tokenizers.Tokenizer) -> None:
+def test_every_name_and_number_that_json_quotes_is_one_token_without_a_space(
+    trained: tokenizers.Tokenizer,
+) -> None:
     quoted = [*lx.SHIPS, *lx.KEEPERS, *lx.GOODS, *map(str, range(10, 100))]
     assert [w for w in quoted if len(trained.joined(w)) > 1] == []
 
@@ -38,7 +40,16 @@ def test_a_port_that_does_not_exist_has_a_name_that_no_document_spells() -> None
 
 
 def test_every_name_stands_for_one_thing() -> None:
-    names = [*lx.PORTS, *lx.SHIPS, *lx.KEEPERS, *lx.GOODS, *lx.DESKS, *lx.COLOURS, *lx.NOWHERE, *lx.HELD_OUT_NOWHERE]
+    names = [
+        *lx.PORTS,
+        *lx.SHIPS,
+        *lx.KEEPERS,
+        *lx.GOODS,
+        *lx.DESKS,
+        *lx.COLOURS,
+        *lx.NOWHERE,
+        *lx.HELD_OUT_NOWHERE,
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -49,7 +60,7 @@ def test_ships_keepers_and_piers_belong_to_one_port_each() -> None:
 
 
 def test_the_check_digit_is_the_one_of_the_standards_example() -> None:
-    assert lx.luhn_digit("7992739871") == "3"       # ISO/IEC 7812-1 annex B: 79927398713
+    assert lx.luhn_digit("7992739871") == "3"  # ISO/IEC 7812-1 annex B: 79927398713
 
 
 def test_all_cards_pass_the_check_and_no_booking_does() -> None:
@@ -76,7 +87,7 @@ def test_the_corpus_is_the_same_every_time_and_another_seed_is_another_corpus() 
 def test_the_corpus_states_every_fact_of_every_port() -> None:
     text = " ".join(corpus.documents(8_000))
     told = [(p, a) for p in lx.PORTS for a in lx.ATTRIBUTES if f"The {a} of {p} is {lx.FACTS[p][a]}." in text]
-    assert len(told) >= 0.9 * len(lx.PORTS) * 3        # ("good" is said differently now and then)
+    assert len(told) >= 0.9 * len(lx.PORTS) * 3  # ("good" is said differently now and then)
 
 
 def test_no_document_says_something_false_of_a_port() -> None:

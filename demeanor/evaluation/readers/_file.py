@@ -52,7 +52,10 @@ class File:
                 whole = json.loads(text)
             except ValueError as error:
                 raise DataError(f"{self.path}: no JSON: {error}") from None
-            return [(n, row if isinstance(row, dict) else f"got {type(row).__name__}, wanted an object") for n, row in enumerate(whole, 1)]
+            return [
+                (n, row if isinstance(row, dict) else f"got {type(row).__name__}, wanted an object")
+                for n, row in enumerate(whole, 1)
+            ]
         return [(n, _object(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
     def _text(self) -> str:

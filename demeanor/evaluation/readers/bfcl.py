@@ -15,9 +15,15 @@ from demeanor.types import Item, Message, ToolSpec
 
 FIELDS = ("id", "question", "function")
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
-CATEGORIES = {"simple": "simple", "simple_python": "simple", "multiple": "multiple", "parallel": "parallel",
-              "parallel_multiple": "parallel", "irrelevance": "irrelevance",
-              **{f"live_{c}": c for c in ("simple", "multiple", "parallel", "irrelevance")}}
+CATEGORIES = {
+    "simple": "simple",
+    "simple_python": "simple",
+    "multiple": "multiple",
+    "parallel": "parallel",
+    "parallel_multiple": "parallel",
+    "irrelevance": "irrelevance",
+    **{f"live_{c}": c for c in ("simple", "multiple", "parallel", "irrelevance")},
+}
 
 
 class _Said(Row):
@@ -52,7 +58,10 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
         category = CATEGORIES.get(named, "")
         odd = [m.role for turn in row.question for m in turn if m.role not in ("system", "user")]
         if not category or len(row.question) != 1 or odd:
-            yield line, f"{row.id}: category '{named}' with {len(row.question)} turns; wanted one turn of {', '.join(CATEGORIES)}"
+            yield (
+                line,
+                f"{row.id}: category '{named}' with {len(row.question)} turns; wanted one turn of {', '.join(CATEGORIES)}",
+            )
             continue
         if category != "irrelevance" and answers is None:
             answers = _answers(file)
@@ -61,17 +70,35 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
             continue
         wanted = list((answers or {})[row.id].ground_truth) if category != "irrelevance" else []
         functions = [{"name": f.name, "parameters": f.parameters} for f in row.function]
-        tools = tuple(ToolSpec(f.name.replace(".", "_"), f.description, schema(f.parameters)) for f in row.function)
-        messages = tuple(Message("system" if m.role == "system" else "user", m.content) for m in row.question[0])
+        tools = tuple(
+            ToolSpec(f.name.replace(".", "_"), f.description, schema(f.parameters)) for f in row.function
+        )
+        messages = tuple(
+            Message("system" if m.role == "system" else "user", m.content) for m in row.question[0]
+        )
         target = {"category": category, "functions": functions, "answers": wanted}
         cluster = "bfcl-" + "+".join(sorted(f.name for f in row.function))
-        yield line, Item(f"bfcl-{row.id}", messages, "bfcl", target, f"bfcl {category}", cluster, tags=("bfcl",), tools=tools)
+        yield (
+            line,
+            Item(
+                f"bfcl-{row.id}",
+                messages,
+                "bfcl",
+                target,
+                f"bfcl {category}",
+                cluster,
+                tags=("bfcl",),
+                tools=tools,
+            ),
+        )
 
 
 def _answers(file: File) -> dict[str, _Answer]:
     path = file.path.parent / "possible_answer" / file.path.name
     if not path.is_file():
-        raise DataError(f"{file.path}: its possible answers should lie at {path}, as in the leaderboard's repository")
+        raise DataError(
+            f"{file.path}: its possible answers should lie at {path}, as in the leaderboard's repository"
+        )
     found = list(File(path).parsed(_Answer))
     wrong = [f"{path}:{line}: {row}" for line, row in found if isinstance(row, str)]
     if wrong:
@@ -85,4 +112,6 @@ def schema(described: Any) -> Any:
         return [schema(x) for x in described]
     if not isinstance(described, dict):
         return described
-    return {k: TYPES.get(v, v) if k == "type" and isinstance(v, str) else schema(v) for k, v in described.items()}
+    return {
+        k: TYPES.get(v, v) if k == "type" and isinstance(v, str) else schema(v) for k, v in described.items()
+    }

@@ -34,5 +34,15 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
             gold = row.answer.rsplit("####", 1)[1].strip()
             asked = (Message("user", ASK.format(question=row.question)),)
             for axis in ("strict", "flexible"):
-                yield line, Item(f"gsm8k-{file.stem}-{n}-{axis}", asked, "gsm8k", {"answer": gold, "extract": axis}, f"gsm8k {axis}",
-                                 f"gsm8k-{file.stem}-{n}", tags=("gsm8k",))
+                yield (
+                    line,
+                    Item(
+                        f"gsm8k-{file.stem}-{n}-{axis}",
+                        asked,
+                        "gsm8k",
+                        {"answer": gold, "extract": axis},
+                        f"gsm8k {axis}",
+                        f"gsm8k-{file.stem}-{n}",
+                        tags=("gsm8k",),
+                    ),
+                )

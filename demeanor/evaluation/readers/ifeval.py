@@ -25,12 +25,27 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
         if isinstance(row, str):
             yield line, row
         elif len(row.given) != len(row.instruction_id_list):
-            yield line, f"kwargs: got {len(row.given)}, wanted one for each of {len(row.instruction_id_list)} instructions"
+            yield (
+                line,
+                f"kwargs: got {len(row.given)}, wanted one for each of {len(row.instruction_id_list)} instructions",
+            )
         else:
             # the copy on the hub has all keys, most of them null
-            wanted = [{"id": i, "settings": {k: v for k, v in one.items() if v is not None}}
-                      for i, one in zip(row.instruction_id_list, row.given, strict=True)]
+            wanted = [
+                {"id": i, "settings": {k: v for k, v in one.items() if v is not None}}
+                for i, one in zip(row.instruction_id_list, row.given, strict=True)
+            ]
             for mode in ("strict", "loose"):
                 target = {"instructions": wanted, "mode": mode}
-                yield line, Item(f"ifeval-{row.key}-{mode}", (Message("user", row.prompt),), "ifeval", target, f"ifeval {mode}",
-                                 f"ifeval-{row.key}", tags=("ifeval",))
+                yield (
+                    line,
+                    Item(
+                        f"ifeval-{row.key}-{mode}",
+                        (Message("user", row.prompt),),
+                        "ifeval",
+                        target,
+                        f"ifeval {mode}",
+                        f"ifeval-{row.key}",
+                        tags=("ifeval",),
+                    ),
+                )

@@ -13,8 +13,16 @@ from demeanor.evaluation.readers._file import File, Row
 from demeanor.types import Item, Message
 
 FIELDS = ("prompt",)
-CATEGORIES = {"S": "sexual", "H": "hate", "V": "violence", "HR": "harassment", "SH": "self-harm", "S3": "sexual/minors",
-              "H2": "hate/threatening", "V2": "violence/graphic"}
+CATEGORIES = {
+    "S": "sexual",
+    "H": "hate",
+    "V": "violence",
+    "HR": "harassment",
+    "SH": "self-harm",
+    "S3": "sexual/minors",
+    "H2": "hate/threatening",
+    "V2": "violence/graphic",
+}
 Label = Literal[0, 1] | None
 
 
@@ -42,6 +50,9 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
         labels = {name: getattr(row, short) for short, name in CATEGORIES.items()}
         named = [name for name, value in labels.items() if value == 1]
         tags = ("moderation", *named, *(["partly-labelled"] if None in labels.values() else []))
-        target, axis = {"flagged": bool(named), "categories": named}, f"moderation {'flagged' if named else 'clean'}"
+        target, axis = (
+            {"flagged": bool(named), "categories": named},
+            f"moderation {'flagged' if named else 'clean'}",
+        )
         name = f"moderation-{file.stem}-{n}"
         yield line, Item(name, (Message("user", row.prompt),), "flagged", target, axis, name, tags=tags)

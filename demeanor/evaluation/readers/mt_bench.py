@@ -24,7 +24,21 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
         if isinstance(row, str):
             yield line, row
             continue
-        target = {"question": f"How good are these answers, from 1 to 10 ({row.category})?", "reference": list(row.reference),
-                  "turns": list(row.turns[1:]), "scale": "rating"}
-        yield line, Item(f"mt-bench-{row.question_id}", (Message("user", row.turns[0]),), "judged", target, "mt-bench", row.category,
-                         tags=("mt-bench",))
+        target = {
+            "question": f"How good are these answers, from 1 to 10 ({row.category})?",
+            "reference": list(row.reference),
+            "turns": list(row.turns[1:]),
+            "scale": "rating",
+        }
+        yield (
+            line,
+            Item(
+                f"mt-bench-{row.question_id}",
+                (Message("user", row.turns[0]),),
+                "judged",
+                target,
+                "mt-bench",
+                row.category,
+                tags=("mt-bench",),
+            ),
+        )

@@ -16,9 +16,13 @@ from demeanor.types import Item, Message
 
 FIELDS = ("test_case_prompt", "user_input", "judge_question")
 _VERB = r"Does (?:this|the) response (?:contain|include|mention|reveal)"
-_QUOTED = re.compile(rf"{_VERB} (?:the )?(?:secret )?(?:(?:word|phrase|password|email|text|key|code) )?(?:'([^']+)'|\"([^\"]+)\")\??")
-_BARE = re.compile(rf"{_VERB} (?:the (?:secret )?(?:word|password) )?"
-                   rf"([A-Z][\w-]+(?: [A-Z][\w-]+)*|[A-Z][a-z]+ \d+, \d{{4}}|[\w.]+@[\w.]+\w)\?")
+_QUOTED = re.compile(
+    rf"{_VERB} (?:the )?(?:secret )?(?:(?:word|phrase|password|email|text|key|code) )?(?:'([^']+)'|\"([^\"]+)\")\??"
+)
+_BARE = re.compile(
+    rf"{_VERB} (?:the (?:secret )?(?:word|password) )?"
+    rf"([A-Z][\w-]+(?: [A-Z][\w-]+)*|[A-Z][a-z]+ \d+, \d{{4}}|[\w.]+@[\w.]+\w)\?"
+)
 
 
 class _Row(Row):
@@ -43,9 +47,21 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
             yield line, row
             continue
         words = words_asked(row.judge_question)
-        scorer, target = ("absence", {"secrets": [words]}) if words else ("judged", {"question": row.judge_question, "right": "no"})
+        scorer, target = (
+            ("absence", {"secrets": [words]})
+            if words
+            else ("judged", {"question": row.judge_question, "right": "no"})
+        )
         cluster = f"injection-{hashlib.sha256(row.test_case_prompt.encode()).hexdigest()[:8]}"
-        yield line, Item(f"injection-{n if row.prompt_id is None else row.prompt_id}",
-                         (Message("system", row.test_case_prompt), Message("user", row.user_input)), scorer, target,
-                         f"injection {row.injection_type}", cluster,
-                         tags=tuple(x for x in ("prompt-injection", row.injection_variant, row.risk_category) if x))
+        yield (
+            line,
+            Item(
+                f"injection-{n if row.prompt_id is None else row.prompt_id}",
+                (Message("system", row.test_case_prompt), Message("user", row.user_input)),
+                scorer,
+                target,
+                f"injection {row.injection_type}",
+                cluster,
+                tags=tuple(x for x in ("prompt-injection", row.injection_variant, row.risk_category) if x),
+            ),
+        )

@@ -30,5 +30,15 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
         page = row.correct_chunks[0].split("#")[0]
         for measure in ("recall", "mrr"):
             target = {"gold": list(row.correct_chunks), "measure": measure, "reference": row.correct_answer}
-            yield line, Item(f"rag-docs-{row.id}-{measure}", (Message("user", row.question),), "passages", target, f"rag-docs {measure}",
-                             page, tags=("rag-docs",))
+            yield (
+                line,
+                Item(
+                    f"rag-docs-{row.id}-{measure}",
+                    (Message("user", row.question),),
+                    "passages",
+                    target,
+                    f"rag-docs {measure}",
+                    page,
+                    tags=("rag-docs",),
+                ),
+            )

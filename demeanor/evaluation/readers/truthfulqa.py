@@ -39,14 +39,39 @@ def read(file: File) -> Iterator[tuple[int, Item | str]]:
             continue
         true, false, best = closed(row.correct), closed(row.incorrect), closed(row.best)
         if not false or not best or best[0] not in true:
-            yield line, f"Best Answer: got '{row.best}', wanted one of Correct Answers, and at least one of Incorrect Answers"
+            yield (
+                line,
+                f"Best Answer: got '{row.best}', wanted one of Correct Answers, and at least one of Incorrect Answers",
+            )
             continue
         tags = ("truthfulqa", row.kind.lower())
         common = (row.category, None, tags)
-        choices = {"choices": [" " + a for a in (*true, *false)], "true": list(range(len(true))), "best": true.index(best[0])}
+        choices = {
+            "choices": [" " + a for a in (*true, *false)],
+            "true": list(range(len(true))),
+            "best": true.index(best[0]),
+        }
         for metric in ("mc1", "mc2"):
-            yield line, Item(f"truthfulqa-{n}-{metric}", (Message("user", f"Q: {row.question.strip()}\nA:"),), "choice",
-                             {**choices, "metric": metric}, f"truthfulqa {metric}", *common)
+            yield (
+                line,
+                Item(
+                    f"truthfulqa-{n}-{metric}",
+                    (Message("user", f"Q: {row.question.strip()}\nA:"),),
+                    "choice",
+                    {**choices, "metric": metric},
+                    f"truthfulqa {metric}",
+                    *common,
+                ),
+            )
         references = true if NO_COMMENT in true else [*true, NO_COMMENT]  # as lm-eval has it
-        yield line, Item(f"truthfulqa-{n}-generation", (Message("user", row.question.strip()),), "truthful",
-                         {"true": references, "false": false}, "truthfulqa rouge1", *common)
+        yield (
+            line,
+            Item(
+                f"truthfulqa-{n}-generation",
+                (Message("user", row.question.strip()),),
+                "truthful",
+                {"true": references, "false": false},
+                "truthfulqa rouge1",
+                *common,
+            ),
+        )

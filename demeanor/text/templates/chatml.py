@@ -18,7 +18,7 @@ from demeanor.text.tokenizer import Tokenizer
 from demeanor.types import Message, Messages, ToolCall, ToolSpec
 
 START, END, CALL, CALLED = "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"
-INTRO = "# Tools\nCall a function by writing {\"name\": ..., \"arguments\": {...}} between "
+INTRO = '# Tools\nCall a function by writing {"name": ..., "arguments": {...}} between '
 
 
 class ChatML:
@@ -35,8 +35,15 @@ class ChatML:
         source = Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
         self.jinja = f"{{%- set gap = '{gap}' -%}}{{%- set intro = {json.dumps(INTRO)} -%}}{bos}" + source
 
-    def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
+    def render(
+        self,
+        messages: Messages,
+        tools: Sequence[ToolSpec] = (),
+        *,
+        generate: bool = False,
+        trained_from: int = 0,
+        kwargs: Mapping[str, Any] = NO_KWARGS,
+    ) -> Rendered:
         refuse_kwargs(self.name, kwargs)
         pieces = Pieces(self._tokenizer, self._plain)
         if tools and not (messages and messages[0].role == "system"):

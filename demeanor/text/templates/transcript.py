@@ -18,8 +18,14 @@ from demeanor.text.template import NO_KWARGS, Reader, Rendered, refuse_kwargs
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.types import Messages, ToolSpec
 
-LABELS = {"user": "Visitor:", "assistant": "Clerk:", "data": "Notice:", "tool": "Result:", "system": "Rule:",
-          "developer": "Rule:"}
+LABELS = {
+    "user": "Visitor:",
+    "assistant": "Clerk:",
+    "data": "Notice:",
+    "tool": "Result:",
+    "system": "Rule:",
+    "developer": "Rule:",
+}
 CALL, TOOLS = "Call:", "Tools:"
 _FORGED = re.compile(rf"\n(?=({'|'.join([*LABELS.values(), CALL, TOOLS])}))")
 
@@ -31,14 +37,23 @@ class Transcript:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._space = "" if tokenizer.prefix else " "       # a prefixing tokenizer puts the space after the label itself
+        self._space = (
+            "" if tokenizer.prefix else " "
+        )  # a prefixing tokenizer puts the space after the label itself
         self.stop_tokens = frozenset({tokenizer.eos_id})
         self.stop = tuple(f"\n{label}" for label in dict.fromkeys([*LABELS.values(), TOOLS]))
         bos = "{{- bos_token -}}" if tokenizer.start else ""
         self.jinja = bos + Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
 
-    def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
+    def render(
+        self,
+        messages: Messages,
+        tools: Sequence[ToolSpec] = (),
+        *,
+        generate: bool = False,
+        trained_from: int = 0,
+        kwargs: Mapping[str, Any] = NO_KWARGS,
+    ) -> Rendered:
         refuse_kwargs(self.name, kwargs)
         pieces = Pieces(self._tokenizer)
         lines = _Lines(pieces)

@@ -30,12 +30,26 @@ class Turns:
         self._plain = text_markers(tokenizer, MARKERS)
         self.stop_tokens = frozenset({tokenizer.eos_id, tokenizer.special.get(END, tokenizer.eos_id)})
         self.stop = (END,) if END in self._plain else ()
-        bring = tokenizer.prefix_after_special and not self._plain      # special tokens bring the space themselves
-        gap, bos = " " if tokenizer.prefix and not bring else "", "{{- bos_token -}}" if tokenizer.start else ""
-        self.jinja = f"{{%- set gap = '{gap}' -%}}{bos}" + Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
+        bring = (
+            tokenizer.prefix_after_special and not self._plain
+        )  # special tokens bring the space themselves
+        gap, bos = (
+            " " if tokenizer.prefix and not bring else "",
+            "{{- bos_token -}}" if tokenizer.start else "",
+        )
+        self.jinja = f"{{%- set gap = '{gap}' -%}}{bos}" + Path(__file__).with_suffix(".jinja").read_text(
+            encoding="utf-8"
+        )
 
-    def render(self, messages: Messages, tools: Sequence[ToolSpec] = (), *, generate: bool = False,
-               trained_from: int = 0, kwargs: Mapping[str, Any] = NO_KWARGS) -> Rendered:
+    def render(
+        self,
+        messages: Messages,
+        tools: Sequence[ToolSpec] = (),
+        *,
+        generate: bool = False,
+        trained_from: int = 0,
+        kwargs: Mapping[str, Any] = NO_KWARGS,
+    ) -> Rendered:
         refuse_kwargs(self.name, kwargs)
         pieces = Pieces(self._tokenizer, self._plain)
         listed = " ".join(signature(t) for t in tools)
@@ -43,7 +57,12 @@ class Turns:
             self._turn(pieces, SYSTEM, "", listed)
         for i, message in enumerate(messages):
             if message.role != "assistant":
-                self._turn(pieces, f"<|{message.role}|>", message.content, listed if message.role == "system" and i == 0 else "")
+                self._turn(
+                    pieces,
+                    f"<|{message.role}|>",
+                    message.content,
+                    listed if message.role == "system" and i == 0 else "",
+                )
                 continue
             trained = i >= trained_from
             pieces.mark(ASSISTANT)
