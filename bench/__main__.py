@@ -22,7 +22,7 @@ from rich.table import Table
 from scipy import stats
 
 from bench.work import Work, model_config, works
-from demeanor.train.lineage import origin
+from demeanor.train.runs import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, TUNED, DEFAULTS = "demeanor", "trl tuned", "trl defaults"
@@ -109,8 +109,8 @@ def useful_flops(work: Work, device: str) -> float:
 
     from demeanor.data.trees import Branch, Tree, collate
     from demeanor.model.llama import Llama
-    from demeanor.model.reward import RewardModel
-    from demeanor.train.flops import training_flops
+    from demeanor.model.reward_model import RewardModel
+    from demeanor.train.progress import training_flops
 
     with torch.device("meta"):
         trunk = Llama(model_config(work.vocabulary, device=device))
@@ -214,7 +214,7 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    from demeanor.train.flops import measured_peak
+    from demeanor.train.progress import measured_peak
 
     torch.set_num_threads(options.threads)
     options.peak = measured_peak(options.device, torch.bfloat16)

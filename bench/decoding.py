@@ -45,32 +45,34 @@ def prompts(count: int, round_: int) -> list[list[int]]:
 
 def make(folder: Path) -> None:
     """One checkpoint for everybody, and the same rounded to bf16 and int8."""
-    from demeanor import spec
-    from demeanor.model import checkpoint, rounding
+    from demeanor.model import checkpoints, quantize
+    from demeanor.stack import schema
     from demeanor.text import tokenizer
 
-    model = checkpoint.create(
-        spec.ModelShape(layers=6, width=320, heads=5, mlp_width=864, context=CONTEXT, init="normal"), VOCAB, 0
+    model = checkpoints.create(
+        schema.ModelShape(layers=6, width=320, heads=5, mlp_width=864, context=CONTEXT, init="normal"),
+        VOCAB,
+        0,
     )
-    checkpoint.save(model, folder / "fp32")
+    checkpoints.save(model, folder / "fp32")
     rng = random.Random(0)
     words = [
         "".join(rng.choice("bcdfglmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(1, 4)))
         for _ in range(6000)
     ]
     made = tokenizer.train(
-        [" ".join(rng.choices(words, k=40)) for _ in range(2000)], spec.Tokenizer(vocab_size=VOCAB)
+        [" ".join(rng.choices(words, k=40)) for _ in range(2000)], schema.TokenizerSpec(vocab_size=VOCAB)
     )
     assert made.vocab_size == VOCAB, made.vocab_size  # every token of the model is text
     made.save(folder / "fp32")
     for kind in ("bf16", "int8"):
-        rounding.write(folder / "fp32", folder / kind, kind)  # type: ignore[arg-type]
+        quantize.write(folder / "fp32", folder / kind, kind)  # type: ignore[arg-type]
 
 
 def ours(folder: Path) -> Run:
+    from demeanor.core.types import Decoding
     from demeanor.engine.local import LocalEngine, Request
-    from demeanor.model import checkpoint
-    from demeanor.types import Decoding
+    from demeanor.model import checkpoints
 
     class Numbers:
         vocab_size = VOCAB
@@ -78,7 +80,7 @@ def ours(folder: Path) -> Run:
         def decode(self, tokens: tuple[int, ...]) -> str:
             return "".join(f" {t}" for t in tokens)
 
-    engine = LocalEngine(checkpoint.load(folder), Numbers(), num_slots=max(SIZES))  # type: ignore[arg-type]
+    engine = LocalEngine(checkpoints.load(folder), Numbers(), num_slots=max(SIZES))  # type: ignore[arg-type]
     decoding = Decoding(temperature=0, max_tokens=NEW)
     return lambda asked: [
         [p.token for p in pieces] for pieces in engine.generate([Request(tuple(x), decoding) for x in asked])
@@ -179,7 +181,7 @@ def onnx(folder: Path) -> Run:
 
 def worker(who: str, folder: Path) -> None:
     """Answer lines `COUNT ROUND` with the seconds one run took and a check sum of its tokens."""
-    from demeanor import hardware
+    from demeanor.core import hardware
 
     hardware.prepare(int(os.environ["OMP_NUM_THREADS"]))
     import torch
@@ -260,7 +262,7 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from demeanor.train.lineage import origin
+    from demeanor.train.runs import origin
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.clients import HERE, KEY, NAME, ROOT, serve
-from demeanor.evaluation.suite import load_suite
-from demeanor.types import Item
+from demeanor.core.types import Item
+from demeanor.evaluation.items import load_suite
 from demeanor.world import catalog
 
 BIN = HERE / ".venv-clients" / "bin"

@@ -47,12 +47,11 @@ def quick_server(port: int) -> None:
 
     import uvicorn
 
-    from demeanor.build import workshop
-    from demeanor.build.house import House
-    from demeanor.build.served import Served
+    from demeanor.app import ServedStack, StackRuntime
+    from demeanor.core.types import Done, Event, Respond, Text, Turn, Usage
     from demeanor.server.app import app
     from demeanor.server.keys import digest, from_digests
-    from demeanor.types import Done, Event, Respond, Text, Turn, Usage
+    from demeanor.train import pipeline
 
     async def said(turn: Turn) -> AsyncIterator[Event]:
         for i in range(16):
@@ -60,11 +59,11 @@ def quick_server(port: int) -> None:
         yield Usage(40, 16)
         yield Done("stop")
 
-    class Quick(House):
+    class Quick(StackRuntime):
         def at_weights(self, stage: str, template: Any) -> Respond:
             return said
 
-    stack = workshop.load_stack(ROOT / "stacks" / "demo" / "demo.yaml")
+    stack = pipeline.load_stack(ROOT / "stacks" / "demo" / "demo.yaml")
     bounded = [x for x in stack.layers if x.kind == "limits"]
     if bounded:  # the demo's own limits would end the measurement after some requests
         generous = bounded[0].spec.model_copy(
@@ -76,9 +75,9 @@ def quick_server(port: int) -> None:
             stack, layers=tuple(replace(x, spec=generous) if x is bounded[0] else x for x in stack.layers)
         )
     os.chdir(tempfile.mkdtemp())
-    house = Quick(stack, workshop.runs(ROOT / "runs"))
+    house = Quick(stack, pipeline.runs(ROOT / "runs"))
     uvicorn.run(
-        app(Served(house), keys=from_digests({digest(KEY): "bench"})),
+        app(ServedStack(house), keys=from_digests({digest(KEY): "bench"})),
         host="127.0.0.1",
         port=port,
         log_level="error",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 
-from demeanor import hardware
+from demeanor.core import hardware
 
 WHO = ("demeanor", "trl tuned", "trl defaults")
 
@@ -78,7 +78,7 @@ def memory(device: str, before: float) -> float:
 
 def checkpoint(work: Work, folder: Path, device: str) -> None:
     """The same random weights for everybody, as Hugging Face folders."""
-    from demeanor.model import checkpoint as models
+    from demeanor.model import checkpoints as models
     from demeanor.model.initial import initialise
     from demeanor.model.llama import Llama
 
@@ -99,13 +99,13 @@ def ours(
     from functools import partial
 
     from demeanor.data.trees import Branch, Tree
-    from demeanor.model import checkpoint as models
-    from demeanor.model.outputs import policy_outputs, reward_outputs
+    from demeanor.model import checkpoints as models
+    from demeanor.model.heads import policy_outputs, reward_outputs
     from demeanor.objectives import dpo, reward, sft
-    from demeanor.spec import Optim
-    from demeanor.train import ledger
+    from demeanor.stack.schema import Optim
+    from demeanor.train import metrics
     from demeanor.train.loop import fit
-    from demeanor.train.progress import Progress
+    from demeanor.train.progress import StageProgress
     from demeanor.train.reference import reference_logprobs, trees_key
 
     rewards = work.kind == "reward"
@@ -145,13 +145,13 @@ def ours(
             steps,
             optim,
             out=out,
-            watch=Progress("bench", stream=io.StringIO()),
+            watch=StageProgress("bench", stream=io.StringIO()),
             read_last=rewards,
             reference=reference,
             checkpoint_every_s=1e9,
             fp32=not bf16,
         )
-        found = ledger.read(out / "ledger.jsonl")
+        found = metrics.read(out / "ledger.jsonl")
         return Pass([r["seconds"] for r in found], [r["loss"] for r in found])
 
     return run

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from demeanor import stack as stacks
-from demeanor.errors import DemeanorError, SpecError
+from demeanor.core.errors import DemeanorError, SpecError
+from demeanor.stack import stack as stacks
 
 NAMES = {"rows": ("corpus", "instructions", "preferences"), "suites": ("world:behaviour", "builtin:format")}
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demeanor import __version__, hardware
+from demeanor import __version__
 from demeanor.cli import (
     arguments,
     attribute,
@@ -29,10 +29,11 @@ from demeanor.cli import (
     serve,
     suites,
 )
-from demeanor.errors import DemeanorError
+from demeanor.core import hardware
+from demeanor.core.errors import DemeanorError
 
 if TYPE_CHECKING:
-    from demeanor.stack import Stack
+    from demeanor.stack.stack import Stack
 
 ABOUT = """Demeanor declares a ChatGPT-style assistant as one stack of layers (stack.yaml), trains its weight layers,
 serves its runtime layers behind an OpenAI-compatible API, and measures what each layer does on the same items.
@@ -242,9 +243,9 @@ def _verb(
 
 
 def _load(options: argparse.Namespace) -> Stack:
-    from demeanor.build import workshop
+    from demeanor.train import pipeline
 
-    return workshop.load_stack(options.stack, options.overrides)
+    return pipeline.load_stack(options.stack, options.overrides)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -263,20 +264,20 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from demeanor.build import workshop
     from demeanor.cli import explain
+    from demeanor.train import pipeline
 
-    explain.show(_load(options), workshop.runs(options.runs), full=options.full)
+    explain.show(_load(options), pipeline.runs(options.runs), full=options.full)
     return 0
 
 
 def _train(options: argparse.Namespace) -> int:
-    from demeanor.build import workshop
+    from demeanor.train import pipeline
 
-    stack = workshop.tolerant(_load(options)) if options.skip_bad else _load(options)
-    workshop.train(
+    stack = pipeline.tolerant(_load(options)) if options.skip_bad else _load(options)
+    pipeline.train(
         stack,
-        workshop.runs(options.runs),
+        pipeline.runs(options.runs),
         only=options.only,
         compiled=options.compile,
         recompute=options.recompute,
@@ -289,19 +290,20 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from demeanor.build import workshop
     from demeanor.cli import chat
+    from demeanor.train import pipeline
 
-    return chat.run(_load(options), workshop.runs(options.runs), model=options.model, ask=options.ask)
+    return chat.run(_load(options), pipeline.runs(options.runs), model=options.model, ask=options.ask)
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from demeanor.build import measure, workshop
+    from demeanor.evaluation import measure
+    from demeanor.train import pipeline
 
     stack = _load(options)
     result = measure.evaluate(
         stack,
-        workshop.runs(options.runs),
+        pipeline.runs(options.runs),
         options.results,
         variants=options.variants,
         limit=options.limit,
@@ -314,10 +316,10 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from demeanor.build import measure, publishing
+    from demeanor.evaluation import measure, published
 
-    if publishing.is_table(options.result):
-        publishing.render(options.result, options.out)
+    if published.is_table(options.result):
+        published.render(options.result, options.out)
         return 0
     measure.show(measure.read(options.result), options.result.parent, page=options.out)
     return 0

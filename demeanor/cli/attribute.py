@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from demeanor.evaluation.attribution import Attribution, Effect
-    from demeanor.evaluation.fairness import Fairness
-    from demeanor.stack import Stack
+    from demeanor.evaluation.base_prompting import BasePrompting
+    from demeanor.stack.stack import Stack
 
 VIEWS = (
     ("shapley", "Shapley, in the order of training"),
@@ -32,12 +32,13 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.build import factorial, measure, workshop
+        from demeanor.evaluation import attribution, measure
+        from demeanor.train import pipeline
 
         stack = load(options)
-        found = factorial.run(
+        found = attribution.run(
             stack,
-            workshop.runs(options.runs),
+            pipeline.runs(options.runs),
             options.results,
             weights=options.weights,
             layers=options.layers,
@@ -48,10 +49,10 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         show(found)
         print(f"\nwritten: {options.results / found.name}.attribution.json")
         if options.base_prompts:
-            from demeanor.build import asking_base
+            from demeanor.evaluation import base_prompting
 
-            asked = asking_base.run(
-                stack, workshop.runs(options.runs), options.results, limit=options.limit, name=options.name
+            asked = base_prompting.run(
+                stack, pipeline.runs(options.runs), options.results, limit=options.limit, name=options.name
             )
             show_base(asked)
             print(f"\nwritten: {options.results / found.name}.base.json")
@@ -139,7 +140,7 @@ def show(found: Attribution) -> None:
                 console.print(f"{moved.name} {verb} {len(ids)}: {', '.join(ids[:IDS])}{more}", markup=False)
 
 
-def show_base(found: Fairness) -> None:
+def show_base(found: BasePrompting) -> None:
     """Print the base's means by way of asking, and what the stage after it adds to the best."""
     from dataclasses import asdict
 

@@ -7,11 +7,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from demeanor.build.house import House, decoding_of
-from demeanor.errors import DemeanorError, RequestError
-from demeanor.stack import Stack
-from demeanor.train.lineage import Runs
-from demeanor.types import (
+from demeanor.app import StackRuntime, decoding_of
+from demeanor.core.errors import DemeanorError, RequestError
+from demeanor.core.types import (
     Event,
     Message,
     Messages,
@@ -25,13 +23,15 @@ from demeanor.types import (
     Turn,
     fold,
 )
+from demeanor.stack.stack import Stack
+from demeanor.train.runs import Runs
 
 HELP = "/model ID switches the variant, /models lists them, /new forgets the conversation, /quit (or Ctrl-D) ends"
 
 
 def run(stack: Stack, runs: Runs, *, model: str | None, ask: str | None) -> int:
     """Chat until the end of input, or ask one question."""
-    house = House(stack, runs)
+    house = StackRuntime(stack, runs)
     console = Console(highlight=False)
     try:
         variant = stack.resolve(model) if model else stack.resolve(stack.spec.name)
@@ -44,7 +44,7 @@ def run(stack: Stack, runs: Runs, *, model: str | None, ask: str | None) -> int:
         house.close()
 
 
-def _converse(house: House, variant: Stack, console: Console) -> int:
+def _converse(house: StackRuntime, variant: Stack, console: Console) -> int:
     messages: Messages = ()
     while True:
         try:
@@ -75,7 +75,7 @@ def _converse(house: House, variant: Stack, console: Console) -> int:
             console.print(str(error), style="red")
 
 
-async def _turn(house: House, variant: Stack, messages: Messages, console: Console) -> str:
+async def _turn(house: StackRuntime, variant: Stack, messages: Messages, console: Console) -> str:
     turn = Turn(messages, replace(decoding_of(house.stack)), id="chat", user="terminal")
     events: list[Event] = []
     async for event in house.respond(variant)(turn):

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from demeanor.build.cleaning import Curated
-    from demeanor.build.inspection import Inspection
-    from demeanor.spec import Source
+    from demeanor.data.curation import Curated
+    from demeanor.data.preview import Inspection
+    from demeanor.stack.schema import Source
 
 SOURCE = "a .jsonl/.json/.csv/.txt/.parquet/.arrow file, a folder, hf:owner/name[@revision], or world:NAME"
 
@@ -152,7 +152,7 @@ def _cleaning(
 
 
 def _source(options: argparse.Namespace) -> Source:
-    from demeanor.spec import Source
+    from demeanor.stack.schema import Source
 
     renamed = dict(pair.partition("=")[::2] for pair in options.column)
     if not all(renamed) or not all(renamed.values()):
@@ -178,12 +178,12 @@ def _show(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if options.source.endswith((".yaml", ".yml")):
         return _show_stack(options, console)
-    from demeanor.data import show, sources
+    from demeanor.data import preview, sources
     from demeanor.world import catalog
 
     found = sources.rows(_source(options), root=Path(), generated=catalog.GENERATED, want=options.want)
     for row in found[: options.count]:
-        console.print(show.show_row(row))
+        console.print(preview.show_row(row))
     console.print(
         f"{len(found):,} rows. Tokens, coverage and longest rows: name a stack, which has the tokenizer and the template."
     )
@@ -191,8 +191,9 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _show_stack(options: argparse.Namespace, console: Console) -> int:
-    from demeanor.build import inspection, workshop
-    from demeanor.spec import Stage
+    from demeanor.data import preview
+    from demeanor.stack.schema import Stage
+    from demeanor.train import pipeline
 
     given = [
         name
@@ -206,13 +207,11 @@ def _show_stack(options: argparse.Namespace, console: Console) -> int:
     ]
     if given:
         raise DataError(f"{given[0]}: a stack says it for each of its sources; leave it out, or use --set")
-    stack = workshop.load_stack(options.source, options.overrides)
+    stack = pipeline.load_stack(options.source, options.overrides)
     if options.skip_bad:
-        stack = workshop.tolerant(stack)
+        stack = pipeline.tolerant(stack)
     for name in options.stage or [s.name for s in stack.spec.weights.stages if isinstance(s, Stage)]:
-        _print_stage(
-            inspection.inspect(stack, workshop.runs(options.runs), name, count=options.count), console
-        )
+        _print_stage(preview.inspect(stack, pipeline.runs(options.runs), name, count=options.count), console)
     return 0
 
 
@@ -245,23 +244,23 @@ def _print_stage(found: Inspection, console: Console) -> None:
 
 
 def _dedup(options: argparse.Namespace) -> int:
-    from demeanor.build import cleaning
+    from demeanor.data import curation
 
     threshold = None if options.exact else options.threshold
     return _report(
         options,
-        cleaning.deduplicate(
+        curation.deduplicate(
             _source(options), options.out, threshold=threshold, show=options.show, force=options.force
         ),
     )
 
 
 def _decontaminate(options: argparse.Namespace) -> int:
-    from demeanor.build import cleaning
+    from demeanor.data import curation
 
     return _report(
         options,
-        cleaning.remove_overlaps(
+        curation.remove_overlaps(
             _source(options),
             options.out,
             suites=options.suite,
@@ -273,7 +272,7 @@ def _decontaminate(options: argparse.Namespace) -> int:
 
 
 def _filter(options: argparse.Namespace) -> int:
-    from demeanor.build import cleaning
+    from demeanor.data import curation
 
     if (
         options.min_chars is None
@@ -286,7 +285,7 @@ def _filter(options: argparse.Namespace) -> int:
         )
     return _report(
         options,
-        cleaning.keep_wanted(
+        curation.keep_wanted(
             _source(options),
             options.out,
             min_chars=options.min_chars,

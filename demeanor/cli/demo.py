@@ -10,23 +10,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from demeanor.build import (
-    asking_base,
-    cases,
-    diagnosing,
-    factorial,
-    gating,
-    measure,
-    serving,
-    tradeoffs,
-    workshop,
-)
 from demeanor.cli import attribute, frontier, gate
-from demeanor.errors import DemeanorError
+from demeanor.core.errors import DemeanorError
+from demeanor.evaluation import attribution, base_prompting, diagnosis, measure
+from demeanor.evaluation import frontier as tradeoffs
+from demeanor.evaluation import gate as gating
+from demeanor.evaluation.diagnosis import cases
 from demeanor.report import base
-from demeanor.stack import Stack
-from demeanor.train.lineage import Runs
-from demeanor.world import files
+from demeanor.server import serve as serving
+from demeanor.stack.stack import Stack
+from demeanor.train import pipeline
+from demeanor.train.runs import Runs
+from demeanor.world import catalog
 
 STACK = Path("stacks/demo/demo.yaml")
 WIDTH = 130
@@ -40,13 +35,13 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     started = time.monotonic()
     path = STACK if STACK.is_file() else _fresh()
-    stack = workshop.load_stack(path, overrides)
+    stack = pipeline.load_stack(path, overrides)
     console.rule(
         f"[bold]{stack.spec.name}[/]: from random weights to a measured assistant, offline, on this machine"
     )
     console.print("1. train the weight layers", style="bold")
-    runs = workshop.runs(runs_root)
-    workshop.train(stack, runs)
+    runs = pipeline.runs(runs_root)
+    pipeline.train(stack, runs)
     trained = time.monotonic()
     console.print("\n2. climb the ladder of layers on the same items", style="bold")
     result = measure.evaluate(stack, runs, results, variants=None, limit=None, name="demo")
@@ -64,7 +59,7 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
         soft_wrap=True,
     )
     if serve:
-        return serving.serve(lambda: workshop.load_stack(path, overrides), runs, serving.Settings(port=port))
+        return serving.serve(lambda: pipeline.load_stack(path, overrides), runs, serving.Settings(port=port))
     return 0
 
 
@@ -73,12 +68,12 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
     console.print(
         "\n3. split it among the layers: every set of weights x every subset of layers", style="bold"
     )
-    split = factorial.run(stack, runs, results, weights=None, layers=None, limit=None, name="demo")
+    split = attribution.run(stack, runs, results, weights=None, layers=None, limit=None, name="demo")
     console.print(attribute.generations(split))
     console.print(attribute.overall(split), markup=False)
     if len(stack.chain(stack.serve)) > 1:
         console.print(
-            base.sentence(asdict(asking_base.run(stack, runs, results, limit=None, name="demo"))),
+            base.sentence(asdict(base_prompting.run(stack, runs, results, limit=None, name="demo"))),
             markup=False,
         )
     console.print("\n4. what safety costs", style="bold")
@@ -93,7 +88,7 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
         )
         gate.show(judgement, brief=True)
     console.print("\n6. what would repair what fails", style="bold")
-    found = diagnosing.run(stack, runs, results, cases.Scope(), name="demo")
+    found = diagnosis.run(stack, runs, results, cases.Scope(), name="demo")
     console.print(f"guilty: {found.guilty}. {found.recommendation}", markup=False)
 
 
@@ -107,7 +102,7 @@ def _fresh() -> Path:
 
 def write_files(folder: Path, *, force: bool) -> list[Path]:
     """Write a stack and every file it names; raises DemeanorError rather than overwrite."""
-    planned = files.contents()
+    planned = catalog.contents()
     there = [name for name in planned if (folder / name).exists()]
     if there and not force:
         raise DemeanorError(

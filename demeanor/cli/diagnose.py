@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
-from demeanor.errors import UsageError
+from demeanor.core.errors import UsageError
 from demeanor.report.words import axis_name, p_value
 
 if TYPE_CHECKING:
-    from demeanor.evaluation.diagnosis import Diagnosis
-    from demeanor.evaluation.repairs import Repair
-    from demeanor.stack import Stack
+    from demeanor.evaluation.diagnosis.analysis import Diagnosis, Repair
+    from demeanor.stack.stack import Stack
 
 WIDTH = 170
 """Columns of the table where the output is not a terminal."""
@@ -25,11 +24,13 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.build import cases, diagnosing, measure, workshop
+        from demeanor.evaluation import diagnosis, measure
+        from demeanor.evaluation.diagnosis import cases
+        from demeanor.train import pipeline
 
         stack = load(options)
         result = options.against if options.against and options.against.suffix == ".jsonl" else None
-        healthy = workshop.load_stack(options.against) if options.against and not result else None
+        healthy = pipeline.load_stack(options.against) if options.against and not result else None
         if options.turns and (options.rows or options.against or options.limit or options.learning_curve):
             raise UsageError(
                 "--turns takes its items from the database: leave out --rows, --against, --limit and --learning-curve"
@@ -43,9 +44,9 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             options.rows,
             options.turns,
         )
-        found = diagnosing.run(
+        found = diagnosis.run(
             stack,
-            workshop.runs(options.runs),
+            pipeline.runs(options.runs),
             options.results,
             scope,
             name=options.name,

@@ -14,8 +14,8 @@ from demeanor.report import duel as told
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from demeanor.build.standings import Duels
-    from demeanor.stack import Stack
+    from demeanor.evaluation.duel import DuelResult
+    from demeanor.stack.stack import Stack
 
 WIDTH = 160
 """Columns of the tables where the output is not a terminal."""
@@ -25,17 +25,18 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.build import duelling, workshop
+        from demeanor.evaluation import duel
+        from demeanor.train import pipeline
 
-        given = duelling.Field(
+        given = duel.Field(
             options.variants or (), options.beside, options.beside_key, options.suite or (), options.limit
         )
-        found, court = duelling.run(
-            load(options), workshop.runs(options.runs), options.results, given, name=options.name
+        found, court = duel.run(
+            load(options), pipeline.runs(options.runs), options.results, given, name=options.name
         )
         show(found)
         print(f"{court.summary()}\nwritten: {options.results / found.name}.duel.json")
-        duelling.on_page(options.results, found)
+        duel.on_page(options.results, found)
         return 0
 
     parser = verb(
@@ -75,7 +76,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
 
-def show(found: Duels) -> None:
+def show(found: DuelResult) -> None:
     """Print a row per pair, the ratings, and what to doubt."""
     from rich.console import Console
     from rich.text import Text

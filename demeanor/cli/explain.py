@@ -6,9 +6,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.build import workshop
-from demeanor.stack import Stack, plain
-from demeanor.train.lineage import Runs
+from demeanor.stack.stack import Stack, plain
+from demeanor.train import pipeline
+from demeanor.train.runs import Runs
 
 
 def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
@@ -16,7 +16,7 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
     console = Console(highlight=False)
     console.print(f"[bold]{stack.spec.name}[/]  key {stack.key()}  {stack.path}")
     console.print(_weights(stack, runs))
-    for note in workshop.notes(stack):
+    for note in pipeline.notes(stack):
         console.print(note, markup=False)
     console.print(_layers(stack))
     console.print(
@@ -45,7 +45,7 @@ def _weights(stack: Stack, runs: Runs) -> Table:
     for name in ("stage", "objective", "from", "data", "key", "state", "to train"):
         table.add_column(name, justify="right" if name == "to train" else "left")
     total = 0.0
-    for plan in workshop.plans(stack, runs):
+    for plan in pipeline.plans(stack, runs):
         minutes = (
             ""
             if plan.state == "trained" or not plan.tokens

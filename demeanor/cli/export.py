@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from demeanor.stack import Stack
+    from demeanor.stack.stack import Stack
 
 
 def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.build import exporting, workshop
+        from demeanor.train import export, pipeline
 
-        stack, runs = load(options), workshop.runs(options.runs)
+        stack, runs = load(options), pipeline.runs(options.runs)
         if options.model:
             stack = replace(stack, serve=stack.resolve(options.model).serve)
-        out = exporting.export(stack, runs, options.out, target=options.to, dtype=options.dtype)
+        out = export.export(stack, runs, options.out, target=options.to, dtype=options.dtype)
         print(f"written: {out} ({stack.serve}, {options.to}, {options.dtype})")
         if not options.check:
             return 0
-        found = exporting.compare(stack, runs, out, target=options.to, limit=options.check)
-        print("\n".join(exporting.report(found)))
+        found = export.compare(stack, runs, out, target=options.to, limit=options.check)
+        print("\n".join(export.report(found)))
         return 0 if found.equal else 1
 
     parser = verb(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from demeanor.evaluation.frontier import Frontier
-    from demeanor.stack import Stack
+    from demeanor.stack.stack import Stack
 
 TAXES = 3
 """Lost items that the terminal shows of each point."""
@@ -24,11 +24,12 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.build import measure, tradeoffs, workshop
+        from demeanor.evaluation import frontier, measure
+        from demeanor.train import pipeline
 
-        found = tradeoffs.run(
+        found = frontier.run(
             load(options),
-            workshop.runs(options.runs),
+            pipeline.runs(options.runs),
             options.results,
             limit=options.limit,
             name=options.name,

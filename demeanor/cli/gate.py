@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
-from demeanor.errors import DemeanorError, UsageError
+from demeanor.core.errors import DemeanorError, UsageError
 
 MISTAKE = 3
 
 if TYPE_CHECKING:
-    from demeanor.evaluation.gate import Judgement
-    from demeanor.stack import Stack
+    from demeanor.evaluation.gate import GateReport
+    from demeanor.stack.stack import Stack
 
 
 def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
@@ -35,19 +35,20 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             return MISTAKE
 
     def judge(options: argparse.Namespace) -> int:
-        from demeanor.build import gating, measure, workshop
+        from demeanor.evaluation import gate, measure
+        from demeanor.train import pipeline
 
         if options.verify:
-            verdict = gating.verify(options.verify, os.environ.get(gating.KEY))
+            verdict = gate.verify(options.verify, os.environ.get(gate.KEY))
             print(f"{options.verify}: signature holds; verdict {verdict.name.lower()}")
             return verdict.value
         if not (options.stack and options.against and options.rules):
             raise UsageError(
                 "gate: wanted STACK.yaml --against RESULT.json|MODEL_ID --rules gate.yaml, or --verify RECORD.json"
             )
-        judgement, record = gating.run(
+        judgement, record = gate.run(
             load(options),
-            workshop.runs(options.runs),
+            pipeline.runs(options.runs),
             options.results,
             against=options.against,
             rules=options.rules,
@@ -56,7 +57,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         )
         show(judgement)
         print(
-            f"record: {record} ({'signed' if os.environ.get(gating.KEY) else f'not signed: {gating.KEY} is not set'})"
+            f"record: {record} ({'signed' if os.environ.get(gate.KEY) else f'not signed: {gate.KEY} is not set'})"
         )
         measure.refresh(options.results, record.name.removesuffix(".gate.json"))
         return judgement.verdict.value
@@ -94,7 +95,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     parser.set_defaults(failed=MISTAKE)
 
 
-def show(judgement: Judgement, *, brief: bool = False) -> None:
+def show(judgement: GateReport, *, brief: bool = False) -> None:
     """Print every finding and the verdict; `brief`: only the findings that are no pass."""
     from rich.console import Console
     from rich.table import Table

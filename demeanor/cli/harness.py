@@ -43,15 +43,15 @@ def add(verbs: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from demeanor.build import harnessing, measure
+    from demeanor.evaluation import logs, measure
 
     if options.as_suite is None:
-        found = harnessing.compare(
+        found = logs.compare(
             options.logs, options.results, options.name, metric=options.metric, cluster=options.cluster
         )
         measure.show(found, options.results)
         return 0
-    written, reasons = harnessing.write_suite(
+    written, reasons = logs.write_suite(
         options.logs, options.as_suite, metric=options.metric, cluster=options.cluster
     )
     told = f"{written} items" if written else "not written, no sample can be judged by a scorer of ours"

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
-from demeanor.errors import DemeanorError
+from demeanor.core.errors import DemeanorError
 
 if TYPE_CHECKING:
-    from demeanor.build.trust import Trust
-    from demeanor.evaluation.agreement import Agreement
+    from demeanor.evaluation.judge_validation import Agreement, JudgeValidation
     from demeanor.evaluation.statistics import Estimate
-    from demeanor.stack import Stack
+    from demeanor.stack.stack import Stack
 
 
 def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.build import measure, trust, verdicts
+        from demeanor.evaluation import judge as verdicts
+        from demeanor.evaluation import judge_validation, measure
 
         stack = load(options)
         judge = stack.spec.evaluation.judge
@@ -31,8 +31,10 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
                 "--set evaluation.judge='{url: http://127.0.0.1:8000/v1, model: NAME}'"
             )
         name = options.name or stack.spec.name
-        court = verdicts.court(judge, options.results / f"{name}.verdicts.jsonl")
-        found = trust.measure(court, trust.pairs(options.pairs, options.limit), name, options.pairs)
+        court = verdicts.judge_client(judge, options.results / f"{name}.verdicts.jsonl")
+        found = judge_validation.validate(
+            court, judge_validation.pairs(options.pairs, options.limit), name, options.pairs
+        )
         measure.write(options.results / f"{name}.judge.json", found.to_json())
         show(found)
         print(f"{court.summary()}\nwritten: {options.results / name}.judge.json")
@@ -53,7 +55,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     )
 
 
-def show(found: Trust) -> None:
+def show(found: JudgeValidation) -> None:
     """Print what was measured, a line each with its interval."""
     who = f"{found.judge['model']} at {found.judge['url']}"
     print(f"{who}: {found.pairs} pairs, {found.verdicts} verdicts, {found.unread} without a verdict")

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from demeanor.errors import DemeanorError
+from demeanor.core.errors import DemeanorError
 
 DATABASE = "sqlite:///runs/keys.db"
 

@@ -7,19 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demeanor.errors import UsageError
+from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from demeanor.stack import Stack
-    from demeanor.train.inventory import Entry
+    from demeanor.stack.stack import Stack
+    from demeanor.train.runs import Entry
 
 
 def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
     """Add the verb; `verb` makes a parser with the common options, `load` reads one stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.build import workshop
-        from demeanor.train import inventory
+        from demeanor.train import pipeline, runs
 
         if options.prune and not options.stacks:
             raise UsageError(
@@ -27,9 +26,9 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             )
         if options.yes and not options.prune:
             raise UsageError("runs --yes: is for --prune; without it nothing is deleted")
-        found, needed = inventory.entries(options.runs), set[str]()
+        found, needed = runs.entries(options.runs), set[str]()
         for path in options.stacks:
-            needed |= workshop.keys(load(argparse.Namespace(**vars(options) | {"stack": path})))
+            needed |= pipeline.keys(load(argparse.Namespace(**vars(options) | {"stack": path})))
         if not options.prune:
             print(
                 "\n".join(table([x for x in found if not options.stacks or x.key in needed]))
@@ -37,8 +36,8 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             )
             return 0
         if options.yes:
-            inventory.sweep(options.runs)
-        return _prune(options, inventory.unneeded(found, needed))
+            runs.sweep(options.runs)
+        return _prune(options, runs.unneeded(found, needed))
 
     parser = verb(
         "runs",
@@ -58,7 +57,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
 
 def _prune(options: argparse.Namespace, going: Sequence[Entry]) -> int:
-    from demeanor.train import inventory
+    from demeanor.train import runs
 
     total = sum(x.size for x in going)
     if not going:
@@ -71,7 +70,7 @@ def _prune(options: argparse.Namespace, going: Sequence[Entry]) -> int:
         )
         return 0
     for x in going:
-        inventory.delete(options.runs, x.key)
+        runs.delete(options.runs, x.key)
     print(f"\ndeleted {_runs(going)}, {size(total)}")
     return 0
 
@@ -82,7 +81,7 @@ def _runs(found: Sequence[Entry]) -> str:
 
 def table(found: Sequence[Entry]) -> list[str]:
     """Runs as lines under a heading, columns as wide as their widest entry; nothing where there are none."""
-    from demeanor.train import inventory
+    from demeanor.train import runs
 
     if not found:
         return []
@@ -92,7 +91,7 @@ def table(found: Sequence[Entry]) -> list[str]:
             x.key,
             x.stack,
             x.stage,
-            inventory.began(x),
+            runs.began(x),
             size(x.size),
             _number(x.loss),
             _number(x.held_out),

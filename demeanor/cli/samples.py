@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demeanor.errors import DemeanorError
+from demeanor.core.errors import DemeanorError
 
 if TYPE_CHECKING:
-    from demeanor.stack import Stack
+    from demeanor.stack.stack import Stack
 
 
 def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.train import ledger
-        from demeanor.train.probe import SAMPLES
+        from demeanor.train import metrics
+        from demeanor.train.generation_eval import SAMPLES
 
         folder = options.stack if options.stack.is_dir() else _folder(load(options), options)
-        rows = ledger.read(folder / SAMPLES)
+        rows = metrics.read(folder / SAMPLES)
         if not rows:
             raise DemeanorError(
                 f"{folder / SAMPLES}: no samples; a stage leaves them if it trains with `probe:` in the stack, or with "
@@ -40,12 +40,12 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
 
 def _folder(stack: Stack, options: argparse.Namespace) -> Path:
-    from demeanor.build import workshop
+    from demeanor.train import pipeline
 
     name = options.stage or stack.serve
     if name != "base":
         stack.stage(name)  # raises on a name that is none
-    return workshop.runs(options.runs).folder(stack.stage_key(name))
+    return pipeline.runs(options.runs).folder(stack.stage_key(name))
 
 
 def lines(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> Iterator[str]:

@@ -21,12 +21,14 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the verb; `verb` makes a parser with the common options."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.build import measure, reseeding, workshop
+        from demeanor.evaluation import measure
+        from demeanor.evaluation import seeds as reseeding
+        from demeanor.train import pipeline
 
         found = reseeding.run(
             options.stack,
             options.overrides,
-            workshop.runs(options.runs),
+            pipeline.runs(options.runs),
             options.results,
             chosen=options.seeds,
             limit=options.limit,

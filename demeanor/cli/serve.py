@@ -8,16 +8,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from demeanor.stack import Stack
+    from demeanor.stack.stack import Stack
 
 
 def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.build import serving, workshop
+        from demeanor.server import serve
+        from demeanor.train import pipeline
 
-        settings = serving.Settings(
+        settings = serve.Settings(
             host=options.host,
             port=options.port,
             api_keys=options.api_key,
@@ -33,7 +34,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             otel_content=options.otel_content,
             otel=options.otel or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         )
-        return serving.serve(lambda: load(options), workshop.runs(options.runs), settings)
+        return serve.serve(lambda: load(options), pipeline.runs(options.runs), settings)
 
     parser = verb("serve", run, "serve the OpenAI-compatible API and the chat page")
     parser.add_argument("--host", default="127.0.0.1")

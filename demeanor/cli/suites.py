@@ -11,8 +11,8 @@ from demeanor.cli import arguments
 from demeanor.report.words import axis_name
 
 if TYPE_CHECKING:
-    from demeanor.build.library import Measured
-    from demeanor.types import Item
+    from demeanor.core.types import Item
+    from demeanor.evaluation.suites import Measured
 
 LAST = "what it asks"
 WIDTH = 150
@@ -45,22 +45,21 @@ def run(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from demeanor.build import library
-    from demeanor.evaluation import power
+    from demeanor.evaluation import statistics, suites
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    quoted = [f'"{x}"' if x != "echo" else x for x in library.SILENT]
+    quoted = [f'"{x}"' if x != "echo" else x for x in suites.SILENT]
     for name in ("suite", "axis", "items", "clusters", "detectable", *quoted, LAST):
         table.add_column(
             name, justify="left" if name in ("suite", "axis", LAST) else "right", no_wrap=name != LAST
         )
     shown: list[Item] = []
-    for name in options.names or library.offered():
-        items = library.items(name, Path())
-        for i, axis in enumerate(library.measured(items)):
+    for name in options.names or suites.offered():
+        items = suites.items(name, Path())
+        for i, axis in enumerate(suites.measured(items)):
             least = (
-                f">{100 * power.DISCORDANCE:.0f}"
+                f">{100 * statistics.DISCORDANCE:.0f}"
                 if axis.detectable is None
                 else f"{100 * axis.detectable:.1f}"
             )
@@ -74,12 +73,12 @@ def run(options: argparse.Namespace) -> int:
                 axis.about,
             )
             shown += [item for item in items if item.axis == axis.axis][: options.show]
-        table.add_row(Text(f"  {len(items)} items, version {library.version(items)}", "dim"))
+        table.add_row(Text(f"  {len(items)} items, version {suites.version(items)}", "dim"))
     console.print(table)
     console.print(
         Text(
-            f"detectable: the smallest paired difference, in points, that is shown four times in five if {power.DISCORDANCE:.0%} of the items "
-            f"change and items of a cluster agree with a correlation of {power.WITHIN:g}. Quoted: what that one answer earns on "
+            f"detectable: the smallest paired difference, in points, that is shown four times in five if {statistics.DISCORDANCE:.0%} of the items "
+            f"change and items of a cluster agree with a correlation of {statistics.WITHIN:g}. Quoted: what that one answer earns on "
             "every item, in %; echo: the question itself.",
             "dim",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from demeanor.data.words import words
+from demeanor.data.similarity import words
 
 FUNCTION_WORDS: Mapping[str, frozenset[str]] = {
     code: frozenset(listed.split())

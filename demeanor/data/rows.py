@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
-from demeanor.errors import unknown
-from demeanor.types import (
+from demeanor.core.errors import unknown
+from demeanor.core.types import (
     Example,
     Message,
     Messages,

@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from demeanor.data import arrow, files
-from demeanor.data.files import Bad, RawRow
+from demeanor.core.errors import DataError, unknown
+from demeanor.core.types import Example, Preference, TrainingRow, Unpaired
+from demeanor.data import readers
+from demeanor.data.readers import Bad, RawRow
 from demeanor.data.rows import COLUMNS, Want, parse
-from demeanor.errors import DataError, unknown
-from demeanor.spec import Source
-from demeanor.types import Example, Preference, TrainingRow, Unpaired
+from demeanor.stack.schema import Source
 
 LISTED = 8  # bad rows that an error names one by one
 SKIPPED = 3  # bad rows that are named where they are skipped
@@ -108,13 +108,13 @@ def raw_rows(source: Source, root: Path) -> Iterator[RawRow]:
             f"{source.source}: got config '{source.config}', but config is for hub ids (hf:owner/name); leave it out"
         )
     if hub:
-        return arrow.hub(source.source, source.config, source.split, lazily=source.stream)
+        return readers.hub(source.source, source.config, source.split, lazily=source.stream)
     path = root / source.source
-    if source.split is not None and not arrow.is_saved(path):
+    if source.split is not None and not readers.is_saved(path):
         raise DataError(
             f"{path}: got split '{source.split}', but split is for hub ids (hf:owner/name) and saved datasets; leave it out"
         )
-    return files.raw_rows(path, source.split)
+    return readers.raw_rows(path, source.split)
 
 
 def renamed(row: Any, columns: Mapping[str, str] | None) -> Any:

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from demeanor.model import native
-from demeanor.model.cache import KVCache
-from demeanor.model.foreign import ForeignModel
-from demeanor.model.native import Said
+from demeanor.model.config import KVCache
+from demeanor.model.hf import ForeignModel
+from demeanor.model.native import NativeStep
 
 if TYPE_CHECKING:
     from demeanor.model.llama import Llama
@@ -46,7 +46,7 @@ class Forward(Protocol):
     exact: bool
     """Does a token read in a run of many say the same, to the last bit, as one fed alone?"""
 
-    def run(self, rows: Rows) -> Said:
+    def run(self, rows: Rows) -> NativeStep:
         """Write the rows' keys and values and return what those of `read` say."""
 
     def copy(self, source: int, target: int, tokens: int) -> None:
@@ -59,9 +59,9 @@ class Forward(Protocol):
 def forward_of(model: Llama | ForeignModel, num_slots: int, max_tokens: int) -> Forward:
     """The fastest forward that runs this model here; the KV cache of ours is allocated whole."""
     if isinstance(model, ForeignModel):
-        from demeanor.engine.theirs import Theirs
+        from demeanor.engine.theirs import TransformersForward
 
-        return Theirs(model, num_slots)
+        return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
         return Compiled(model, KVCache(model.config, num_slots, max_tokens))
     head = model.head()
@@ -78,7 +78,7 @@ class Compiled:
         self.vocab_size = model.config.vocab_size
         self.num_bytes = self._native.num_bytes + cache.num_bytes
 
-    def run(self, rows: Rows) -> Said:
+    def run(self, rows: Rows) -> NativeStep:
         return self._native.forward(rows.tokens, rows.slots, rows.positions, rows.read)
 
     def hidden(self, rows: Rows) -> Tensor:
@@ -100,9 +100,9 @@ class Torch:
             p.numel() for p in getattr(model, "parameters", list)()
         )
 
-    def run(self, rows: Rows) -> Said:
+    def run(self, rows: Rows) -> NativeStep:
         logits_RV = F.linear(self.hidden(rows), self._model.head()).float()
-        return Said(logits_RV, logits_RV.argmax(-1), logits_RV.logsumexp(-1))
+        return NativeStep(logits_RV, logits_RV.argmax(-1), logits_RV.logsumexp(-1))
 
     def hidden(self, rows: Rows) -> Tensor:
         head = self._model.head()

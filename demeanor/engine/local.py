@@ -1,8 +1,6 @@
-"""A model in this process behind one thread: requests from any thread or event loop in, pieces of their answers out.
+"""A lock that serves in order of arrival: engines that share a machine take turns, one decoding step each.
 
-Guaranteed: greedy text, and sampled text with a seed, is that of the request alone whatever shares its batch: exactly in compiled
-code, in torch up to the last bits of the logits (a matrix product of another height may round differently).
-Refuses to know messages, templates and HTTP.
+threading.Lock is not fair: a loop that releases and takes it again at once can keep everybody else out.
 """
 
 from __future__ import annotations
@@ -11,33 +9,116 @@ import asyncio
 import atexit
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Iterable
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from demeanor import hardware
-from demeanor.engine.batch import READ_PER_STEP, Batch
+from demeanor.core import hardware
+from demeanor.core.errors import ContextError, DecodingError, EngineError
+from demeanor.core.types import Decoding
 from demeanor.engine.forward import Rows, forward_of
-from demeanor.engine.mailbox import Address, Letter, LoopMailbox, ThreadMailbox, deliver
-from demeanor.engine.request import Piece, Request
-from demeanor.engine.sequence import Sequence
-from demeanor.engine.turnstile import Turnstile
-from demeanor.errors import ContextError, DecodingError, EngineError
-from demeanor.types import Decoding
+from demeanor.engine.scheduler import READ_PER_STEP, Batch, Piece, Request, Sequence
 
 if TYPE_CHECKING:
-    from demeanor.engine.forms import Forms, Guide
-    from demeanor.model.foreign import ForeignModel
+    from demeanor.engine.structured import Forms, Guide
+    from demeanor.model.hf import ForeignModel
     from demeanor.model.llama import Llama
     from demeanor.text.tokenizer import Tokenizer
 
+
+class FairLock:
+    """`with turnstile:` lets one thread in at a time, first come, first served."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._taken = False
+
+    def __enter__(self) -> None:
+        with self._mutex:
+            if not self._taken:
+                self._taken = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()  # released by the thread before us, which leaves the turnstile taken for us
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._mutex:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
+
+
+Delivery: TypeAlias = Piece | EngineError
+
+
+class Outbox(Protocol):
+    """Takes all letters of a step at once, each with its reader; RuntimeError if nobody is there any more."""
+
+    def post(self, letters: list[tuple[Any, Delivery]]) -> None: ...
+
+
+class Recipient(NamedTuple):
+    """Where the pieces of one request go."""
+
+    mailbox: Outbox
+    reader: Any
+
+
+@dataclass(frozen=True)
+class LoopOutbox:
+    """An event loop; a reader is an asyncio.Queue of that loop."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def post(self, letters: list[tuple[asyncio.Queue[Delivery], Delivery]]) -> None:
+        self.loop.call_soon_threadsafe(_hand_out, letters)
+
+
+@dataclass(frozen=True, eq=False)
+class ThreadOutbox:
+    """A thread that waits on `inbox`; a reader is the number of a request."""
+
+    inbox: queue.SimpleQueue[list[tuple[int, Delivery]]]
+
+    def post(self, letters: list[tuple[int, Delivery]]) -> None:
+        self.inbox.put(letters)
+
+
+def deliver(letters: Iterable[tuple[Recipient, Delivery]]) -> list[Outbox]:
+    """Post each mailbox its letters, in order and all at once; return the mailboxes where nobody is any more."""
+    bundles: defaultdict[Outbox, list[tuple[Any, Delivery]]] = defaultdict(list)
+    for address, letter in letters:
+        bundles[address.mailbox].append((address.reader, letter))
+    gone = []
+    for mailbox, bundle in bundles.items():
+        try:
+            mailbox.post(bundle)
+        except RuntimeError:  # what a closed event loop says
+            gone.append(mailbox)
+    return gone
+
+
+def _hand_out(letters: list[tuple[asyncio.Queue[Delivery], Delivery]]) -> None:
+    for reader, letter in letters:
+        reader.put_nowait(letter)
+
+
 __all__ = ["LocalEngine", "Piece", "Request"]
 
-_TURN = Turnstile()  # several engines (stages) are served from one process: one of them computes at a time
+_TURN = FairLock()  # several engines (stages) are served from one process: one of them computes at a time
 _DECODED = 1 << 16  # pairs of neighbouring tokens whose text is remembered
 
 
@@ -62,9 +143,9 @@ class LocalEngine:
             threading.Lock(),
         )
         self._batch = Batch(self._forward, num_slots)  # touched by the engine's own thread only
-        self._reading = Turnstile()  # one text at a time is in the slot of `hidden`
+        self._reading = FairLock()  # one text at a time is in the slot of `hidden`
         self._changed = threading.Condition()  # guards the five below
-        self._addresses: dict[Sequence, Address] = {}  # who still waits for an answer, and where
+        self._addresses: dict[Sequence, Recipient] = {}  # who still waits for an answer, and where
         self._new: list[Sequence] = []
         self._dropped: list[Sequence] = []
         self._closed = False
@@ -112,13 +193,13 @@ class LocalEngine:
         return self._batch.load
 
     async def _pieces(self, request: Request, limit: int) -> AsyncGenerator[Piece, None]:
-        reader: asyncio.Queue[Letter] = asyncio.Queue()
+        reader: asyncio.Queue[Delivery] = asyncio.Queue()
         bound = (
             request.decoding.form is not None
         )  # compiling a large schema takes a while, and others wait for this loop
         guide = await asyncio.to_thread(self._guide, request) if bound else None
         sequence = Sequence(request, limit, self._decode, guide)
-        self._submit([sequence], [Address(LoopMailbox(asyncio.get_running_loop()), reader)])
+        self._submit([sequence], [Recipient(LoopOutbox(asyncio.get_running_loop()), reader)])
         try:
             finished = False
             while not finished:
@@ -139,9 +220,9 @@ class LocalEngine:
             Sequence(request, self._limit(request), self._decode, self._guide(request))
             for request in requests
         ]
-        mailbox = ThreadMailbox(queue.SimpleQueue())
+        mailbox = ThreadOutbox(queue.SimpleQueue())
         answers: list[list[Piece]] = [[] for _ in sequences]
-        self._submit(sequences, [Address(mailbox, i) for i in range(len(sequences))])
+        self._submit(sequences, [Recipient(mailbox, i) for i in range(len(sequences))])
         try:
             left = len(sequences)
             while left:
@@ -194,12 +275,12 @@ class LocalEngine:
             return None
         with self._compiling:
             if self._forms is None:  # llguidance reads the tokenizer once, when first asked
-                from demeanor.engine.forms import Forms
+                from demeanor.engine.structured import Forms
 
                 self._forms = Forms(self._tokenizer, self._forward.vocab_size)
             return self._forms.guide(form)
 
-    def _submit(self, sequences: list[Sequence], addresses: list[Address]) -> None:
+    def _submit(self, sequences: list[Sequence], addresses: list[Recipient]) -> None:
         with self._changed:
             if self._failure is not None:
                 raise _broken(self._failure)

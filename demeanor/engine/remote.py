@@ -18,13 +18,13 @@ from contextlib import aclosing, suppress
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
-from demeanor.errors import EngineError, unknown
-from demeanor.types import (
+from demeanor.core.errors import EngineError, unknown
+from demeanor.core.types import (
     Done,
     Event,
     FinishReason,
-    Form,
     Message,
+    OutputFormat,
     Refusal,
     Respond,
     Text,
@@ -132,7 +132,7 @@ def body_of(turn: Turn, model: str) -> dict[str, Any]:
     return body
 
 
-def _form(form: Form) -> dict[str, Any]:
+def _form(form: OutputFormat) -> dict[str, Any]:
     """A form in OpenAI's `response_format`; what that has no words for in vLLM's `structured_outputs`."""
     match form.kind:
         case "json_schema":

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from demeanor.engine.forward import Rows
-from demeanor.model.native import Said
+from demeanor.model.native import NativeStep
 
 if TYPE_CHECKING:
-    from demeanor.model.foreign import ForeignModel
+    from demeanor.model.hf import ForeignModel
 
 
-class Theirs:
+class TransformersForward:
     """transformers' model over `num_slots` caches."""
 
     exact = False
@@ -34,9 +34,9 @@ class Theirs:
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
 
-    def run(self, rows: Rows) -> Said:
+    def run(self, rows: Rows) -> NativeStep:
         logits_RV = self._read(rows, "logits").float()
-        return Said(logits_RV, logits_RV.argmax(-1), logits_RV.logsumexp(-1))
+        return NativeStep(logits_RV, logits_RV.argmax(-1), logits_RV.logsumexp(-1))
 
     def hidden(self, rows: Rows) -> Tensor:
         return self._read(rows, "hidden")

@@ -7,23 +7,38 @@ cells together, p-values are the paired cluster-robust t test of those item valu
 
 from __future__ import annotations
 
+import asyncio
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from demeanor.errors import DataError
-from demeanor.evaluation import statistics
-from demeanor.evaluation.cells import Cells
+from demeanor.app import StackRuntime
+from demeanor.core.errors import DataError, UsageError, unknown
+from demeanor.core.types import Item
+from demeanor.evaluation import measure, statistics
 from demeanor.evaluation.design import benjamini_hochberg
-from demeanor.evaluation.diagnosis import guilty_among
-from demeanor.evaluation.fractions import Plan, plan
-from demeanor.evaluation.row import Row
-from demeanor.evaluation.shapley import Cell, Game, Weights, contrast
+from demeanor.evaluation.diagnosis.analysis import suspect_among
+from demeanor.evaluation.diagnosis.interventions import retemplated
+from demeanor.evaluation.factorial import (
+    Cell,
+    Factorial,
+    FractionalDesign,
+    Resolution,
+    Weights,
+    contrast,
+    plan,
+)
+from demeanor.evaluation.items import suite_hash
+from demeanor.evaluation.rows import Row
 from demeanor.evaluation.statistics import Floats
-from demeanor.evaluation.suite import suite_hash
-from demeanor.types import Item
+from demeanor.evaluation.table import PairedTable
+from demeanor.stack.schema import DecodingSpec
+from demeanor.stack.stack import Stack
+from demeanor.train.runs import Runs
 
 ALL = "all"
 """The axis of every item together, each item counting once."""
@@ -94,7 +109,7 @@ class Attribution:
 def attribute(
     rows: Sequence[Row],
     items: Sequence[Item],
-    game: Game,
+    game: Factorial,
     variants: Mapping[Cell, str],
     *,
     name: str,
@@ -102,7 +117,7 @@ def attribute(
     confirmed: int = 0,
     reused: int = 0,
     draws: int = DRAWS,
-    design: Plan | None = None,
+    design: FractionalDesign | None = None,
 ) -> Attribution:
     """Split every axis among the players; `variants` names the variant of each cell, `design` (None: all cells) says which.
 
@@ -114,7 +129,7 @@ def attribute(
         raise DataError(
             f"attribution: {len(absent)} of {len(design.cells)} cells are not measured, first {absent[0]}"
         )
-    cells = Cells(rows, items)
+    cells = PairedTable(rows, items)
     tables = {axis: _table(cells, axis, design, variants) for axis in cells.axes}
     whole = (
         np.concatenate([v for v, _ in tables.values()]),
@@ -177,11 +192,13 @@ def attribute(
         reused=reused,
         design=design.about,
         aliases=design.aliases,
-        guilty=guilty_among({e.name: (e.value, e.shown) for e in left_out if e.axis == whole_axis}),
+        guilty=suspect_among({e.name: (e.value, e.shown) for e in left_out if e.axis == whole_axis}),
     )
 
 
-def _table(cells: Cells, axis: str, design: Plan, variants: Mapping[Cell, str]) -> tuple[Floats, list[str]]:
+def _table(
+    cells: PairedTable, axis: str, design: FractionalDesign, variants: Mapping[Cell, str]
+) -> tuple[Floats, list[str]]:
     """Values of an axis (items x cells) and clusters, of the items that every cell has a score for."""
     values_NC = np.stack([cells.values_N(variants[cell], axis) for cell in design.cells], axis=1)
     scored_N = ~np.isnan(values_NC).any(1)
@@ -193,7 +210,7 @@ def _effect(
     axis: str,
     weights: Weights,
     span: float,
-    design: Plan,
+    design: FractionalDesign,
     values_NC: Floats,
     clusters: Sequence[str],
     draws: int,
@@ -241,7 +258,7 @@ def _corrected(
     return tuple(found)
 
 
-def _moved(cells: Cells, player: str, step: Weights, variants: Mapping[Cell, str]) -> Moved:
+def _moved(cells: PairedTable, player: str, step: Weights, variants: Mapping[Cell, str]) -> Moved:
     after, before = (next(cell for cell, w in step.items() if w == sign) for sign in (1.0, -1.0))
     fixed: dict[str, tuple[str, ...]] = {}
     broken: dict[str, tuple[str, ...]] = {}
@@ -253,3 +270,133 @@ def _moved(cells: Cells, player: str, step: Weights, variants: Mapping[Cell, str
             if mask.any():
                 where[axis] = tuple(item.id for item, moved in zip(items, mask) if moved)
     return Moved(player, variants[before], variants[after], fixed, broken)
+
+
+MOST_SWITCHES = 8
+MOST_OF_A_FRACTION = 11
+TEMPLATE, DECODING = "template", "decoding"
+PLAIN = "transcript"
+"""Without its template a stack is prompted as its base is, or else with this one."""
+
+
+def game_of(
+    stack: Stack, weights: Sequence[str] | None, layers: Sequence[str] | None, most: int = MOST_SWITCHES
+) -> Factorial:
+    """The game to play: default the whole chain of the served weights and every layer that can change an answer.
+
+    `template` and `decoding` may be switched as layers are: off is the base's template, and greedy. Raises DemeanorError for an
+    unknown name, a switch that changes nothing, weights out of training order, or more switches than anybody can wait for.
+    """
+    chain = stack.chain(stack.serve)
+    chosen, switches = list(weights or chain), list(stack.switches if layers is None else layers)
+    for name in chosen:
+        if name not in stack.policies:
+            raise UsageError(f"--weights: {unknown(name, stack.policies, noun='weights')}")
+    for name in switches:
+        if name not in (*stack.switches, TEMPLATE, DECODING):
+            raise UsageError(
+                f"--layers: {unknown(name, [*stack.switches, TEMPLATE, DECODING], noun='layer')}"
+            )
+    for name, same in (
+        (TEMPLATE, plain_template(stack) == stack.spec.template),
+        (DECODING, greedy(stack) == stack.spec.decoding),
+    ):
+        if name in switches and name not in stack.switches and same:
+            raise UsageError(
+                f"--layers {name}: the stack's {name} is the neutral one already, so there is nothing to switch"
+            )
+    line = stack.chain(chosen[-1])
+    if chosen != [name for name in line if name in chosen]:
+        raise UsageError(
+            f"--weights {' '.join(chosen)}: not in the order they were trained in, each from the one before. "
+            f"The way to '{chosen[-1]}' is: {' '.join(line)}"
+        )
+    if len(set(switches)) != len(switches) or len(switches) > most:
+        more = "" if most > MOST_SWITCHES else f" (with --fraction {MOST_OF_A_FRACTION})"
+        raise UsageError(
+            f"--layers: {len(switches)} switches make {2 ** len(switches)} subsets; wanted distinct ones, "
+            f"{most} at most{more}. Known: {', '.join([*stack.switches, TEMPLATE, DECODING])}"
+        )
+    return Factorial(tuple(chosen), tuple(switches))
+
+
+def plain_template(stack: Stack) -> str:
+    """The template that stands in for the stack's: its base's own, else `PLAIN`."""
+    return getattr(stack.spec.weights.base, "template", None) or PLAIN
+
+
+def greedy(stack: Stack) -> DecodingSpec:
+    """The decoding that stands in for the stack's: greedy, and nothing else but how long an answer may be and where it stops."""
+    return DecodingSpec(
+        temperature=0.0, max_tokens=stack.spec.decoding.max_tokens, stop=stack.spec.decoding.stop
+    )
+
+
+def variant_of(stack: Stack, game: Factorial, cell: Cell) -> Stack:
+    """The variant that a cell of the game stands for."""
+    stage, on = cell
+    found = stack.variant(
+        game.chain[stage], *(name for name in game.switches if name in on and name in stack.switches)
+    )
+    if (
+        TEMPLATE in game.switches
+        and TEMPLATE not in on
+        and TEMPLATE not in stack.switches
+        and found.template != plain_template(stack)
+    ):
+        found = replace(
+            retemplated(found, plain_template(stack)), model_id=f"{found.model_id}~{plain_template(stack)}"
+        )
+    if DECODING in game.switches and DECODING not in on and DECODING not in stack.switches:
+        found.key()
+        spec = found.spec.model_copy(update={"decoding": greedy(stack)})
+        found = replace(found, spec=spec, model_id=f"{found.model_id}~greedy")
+    return found
+
+
+def run(
+    stack: Stack,
+    runs: Runs,
+    folder: Path,
+    *,
+    weights: Sequence[str] | None,
+    layers: Sequence[str] | None,
+    limit: int | None,
+    name: str | None,
+    fraction: Resolution = "full",
+    house: StackRuntime | None = None,
+) -> Attribution:
+    """Measure every cell of the design and write the attribution; `house` (default: a new one) is closed at the end."""
+    name = measure.named(stack, name, limit)
+    stack.key()
+    game = game_of(stack, weights, layers, MOST_SWITCHES if fraction == "full" else MOST_OF_A_FRACTION)
+    design = plan(game, fraction)
+    variants = {cell: variant_of(stack, game, cell) for cell in design.cells}
+    items = measure.suite(stack, limit)
+    house = house or StackRuntime(stack, runs, memory={}, operational=False)
+    try:
+        rows, reused = asyncio.run(
+            measure.rows_of(
+                house, {v.model_id: v for v in variants.values()}, items, folder / f"{name}.rows.jsonl"
+            )
+        )
+    finally:
+        house.close()
+    ids = {cell: v.model_id for cell, v in variants.items()}
+    found = attribute(
+        rows,
+        items,
+        game,
+        ids,
+        name=name,
+        design=design,
+        reused=reused,
+        generations=None if house.memory is None else len(house.memory) - house.drafts.confirmed,
+        confirmed=house.drafts.confirmed,
+    )
+    tree = {"stack_key": stack.key(), **asdict(found)}
+    measure.write(
+        folder / f"{name}.attribution.json",
+        json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    )
+    return found

@@ -40,7 +40,7 @@ class Calibration(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class StatedConfidence:
     """What a variant's stated confidences are worth: ECE beside what a perfect forecaster would show at this n, Brier beside no skill."""
 
     variant: str
@@ -56,7 +56,7 @@ class Stated:
     brier_p: float
 
 
-def stated(variant: str, answers: Sequence[tuple[str, str]]) -> Stated | None:
+def stated(variant: str, answers: Sequence[tuple[str, str]]) -> StatedConfidence | None:
     """The calibration of answers, each with its cluster, that state a confidence ("80% right"); None where none does."""
     told = [(match, cluster) for answer, cluster in answers if (match := TOLD.fullmatch(answer))]
     if not told:
@@ -64,7 +64,7 @@ def stated(variant: str, answers: Sequence[tuple[str, str]]) -> Stated | None:
     confidences_N = np.array([float(m.group(1)) / 100 for m, _ in told])
     outcomes_N = np.array([float(m.group(2) == "right") for m, _ in told])
     found = calibration(confidences_N, outcomes_N, seed=0, clusters=[cluster for _, cluster in told])
-    return Stated(
+    return StatedConfidence(
         variant,
         found.n,
         float(confidences_N.mean()),

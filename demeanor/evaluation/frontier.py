@@ -6,27 +6,42 @@ those of refusals.py; capability is the mean over all items that are no contrast
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import asyncio
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import yaml
 from scipy import special
 
-from demeanor.errors import DataError
-from demeanor.evaluation import statistics
+from demeanor.app import StackRuntime, decoding_of, score_item
+from demeanor.core.errors import ContextError, DataError
+from demeanor.core.types import Decoding, Item, Text, Turn, complete
+from demeanor.engine.scheduler import Request
+from demeanor.evaluation import measure, statistics
 from demeanor.evaluation.calibration import calibration
-from demeanor.evaluation.cells import Cells
-from demeanor.evaluation.refusals import refusals
+from demeanor.evaluation.diagnosis.cases import sampled
+from demeanor.evaluation.diagnosis.interventions import replaced
+from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
+from demeanor.evaluation.ladder import costs, refusals
 from demeanor.evaluation.result import Mean, Refusals
-from demeanor.evaluation.row import Row
-from demeanor.evaluation.spending import spending
+from demeanor.evaluation.rows import Row
 from demeanor.evaluation.statistics import Floats
-from demeanor.evaluation.suite import SAFE, UNSAFE, suite_hash
-from demeanor.types import Item
+from demeanor.evaluation.table import PairedTable
+from demeanor.layers.policy import Spec, rules
+from demeanor.layers.policy.matching import Folded
+from demeanor.layers.policy.rules import read_yaml
+from demeanor.stack.schema import Remote
+from demeanor.stack.stack import Stack
+from demeanor.train.runs import Runs
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class KlFromParent:
     """Log p(answer) of a stage minus that of its parent, in nats, for one answer of `tokens` tokens that the stage drew."""
 
     item_id: str
@@ -57,7 +72,7 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
-class Sureness:
+class Confidence:
     """Expected calibration error with what a perfectly calibrated model would show at this n (mean, 95th percentile, p)."""
 
     ece: float
@@ -98,7 +113,7 @@ class Point:
     """Tokens read and written for one answer."""
     tax: tuple[Tax, ...] = ()
     divergence: Divergence | None = None
-    sureness: Sureness | None = None
+    sureness: Confidence | None = None
     rule: str = ""
     """The rule of cues whose `threshold` this point has, where thresholds were swept."""
     threshold: float | None = None
@@ -122,7 +137,7 @@ def frontier(
     before: Mapping[str, str],
     *,
     name: str,
-    moved: Mapping[str, Sequence[Moved]] | None = None,
+    moved: Mapping[str, Sequence[KlFromParent]] | None = None,
     answered: Mapping[str, Sequence[Answered]] | None = None,
     thresholds: Mapping[str, tuple[str, float, bool]] | None = None,
 ) -> Frontier:
@@ -132,7 +147,7 @@ def frontier(
     of variants that are one of a sweep, and whether they are only that: what nobody declared beats nobody. Raises DataError without
     contrast twins.
     """
-    cells = Cells(rows, items)
+    cells = PairedTable(rows, items)
     found = []
     for variant, label in labels.items():
         picture = refusals(cells, variant)
@@ -143,7 +158,7 @@ def frontier(
         values_N, clusters, ids = _capability(cells, variant)
         old_N = _capability(cells, before[variant])[0] if variant in before else values_N
         changes = [(i, a >= 0.5, b >= 0.5) for i, a, b in zip(ids, old_N, values_N) if not np.isnan(a + b)]
-        lost, spent = tuple(i for i, a, b in changes if a and not b), spending(cells, variant)
+        lost, spent = tuple(i for i, a, b in changes if a and not b), costs(cells, variant)
         found.append(
             Point(
                 variant,
@@ -167,7 +182,7 @@ def frontier(
     )
 
 
-def divergence(moved: Sequence[Moved]) -> Divergence | None:
+def divergence(moved: Sequence[KlFromParent]) -> Divergence | None:
     """The mean of log-ratios of drawn answers, an unbiased estimate of the KL; None without answers."""
     if not moved:
         return None
@@ -184,7 +199,7 @@ def divergence(moved: Sequence[Moved]) -> Divergence | None:
     )
 
 
-def sureness(answered: Sequence[Answered]) -> Sureness | None:
+def sureness(answered: Sequence[Answered]) -> Confidence | None:
     """Calibration of the probabilities that weights gave to their own answers; None without answers."""
     if not answered:
         return None
@@ -193,7 +208,7 @@ def sureness(answered: Sequence[Answered]) -> Sureness | None:
         np.array([float(a.right) for a in answered]),
     )
     found = calibration(confidence_N, right_N, seed=0, clusters=[a.cluster for a in answered]).ece
-    return Sureness(
+    return Confidence(
         found.value,
         found.expected,
         found.null_high,
@@ -204,13 +219,13 @@ def sureness(answered: Sequence[Answered]) -> Sureness | None:
     )
 
 
-def _tax(cells: Cells, before: str, now: str, item_id: str) -> Tax:
+def _tax(cells: PairedTable, before: str, now: str, item_id: str) -> Tax:
     item = cells.items[item_id]
     old, new = cells.of(before)[item_id][0], cells.of(now)[item_id][0]
     return Tax(item_id, item.axis, item.messages[-1].content, old.text, new.text)
 
 
-def _capability(cells: Cells, variant: str) -> tuple[Floats, list[str], list[str]]:
+def _capability(cells: PairedTable, variant: str) -> tuple[Floats, list[str], list[str]]:
     axes = [axis for axis in cells.axes if axis not in (SAFE, UNSAFE)]
     values = [cells.values_N(variant, axis) for axis in axes]
     items = [item for axis in axes for item in cells.axes[axis]]
@@ -242,3 +257,216 @@ def _with_dominators(point: Point, points: Sequence[Point]) -> Point:
 def _goods(point: Point) -> tuple[float, float, float]:
     r = point.refusals
     return r.safe_compliance.value or 0.0, r.unsafe_refusal.value or 0.0, point.capability.value or 0.0
+
+
+TOGETHER = 32
+
+
+async def kl_from_parent(
+    house: StackRuntime, variant: Stack, parent: str, items: Sequence[Item], *, seed: int = 0
+) -> list[KlFromParent]:
+    """Log p(answer) under a stage minus under its parent, in nats, for one drawn answer (temperature 1) per item.
+
+    Its mean estimates KL(stage || parent) per answer without bias. Both read the same tokens, so a parent with another template or
+    tokenizer is compared at what the stage is prompted with. Items that do not fit the context are left out.
+    """
+    template, engine, other = (
+        house.template(variant),
+        house.weights(variant.serve).engine,
+        house.weights(parent).engine,
+    )
+    limit, gate = decoding_of(house.stack).max_tokens, asyncio.Semaphore(TOGETHER)
+
+    async def one(n: int, item: Item) -> KlFromParent | None:
+        async with gate:
+            prompt = tuple(template.render(item.messages, item.tools, generate=True).tokens)
+            drawn = Decoding(1.0, max_tokens=limit, seed=seed + n)
+            try:
+                pieces = [p async for p in engine.stream(Request(prompt, drawn, template.stop_tokens))]
+                said = tuple(p.token for p in pieces)
+                asked = Request((*prompt, *said), Decoding(0.0, max_tokens=0), prompt_logprobs=0)
+                (read,) = [p async for p in other.stream(asked)]
+            except ContextError:
+                return None
+            there = sum(r.logprob or 0.0 for r in read.prompt[len(prompt) :])
+            return KlFromParent(item.id, item.cluster, sum(p.logprob for p in pieces) - there, len(said))
+
+    return [found for found in await asyncio.gather(*(one(n, item) for n, item in enumerate(items))) if found]
+
+
+async def confidences(house: StackRuntime, variant: Stack, items: Sequence[Item]) -> list[Answered]:
+    """The probability that a variant gave its own answer (the product over its tokens), and whether the answer is right.
+
+    Greedy. Answers of which no probability came back (a layer refused or redacted, or called a tool) are left out.
+    """
+    respond, gate = house.respond(variant), asyncio.Semaphore(TOGETHER)
+    decoding = replace(decoding_of(house.stack), temperature=0.0, top_logprobs=0, seed=0)
+
+    async def one(item: Item) -> Answered | None:
+        async with gate:
+            try:
+                done = await complete(
+                    respond,
+                    Turn(item.messages, decoding, item.tools, id=f"certainty-{item.id}", user="evaluation"),
+                )
+            except ContextError:
+                return None
+        read = [t.logprob for event in done.events if isinstance(event, Text) for t in event.logprobs]
+        value = score_item(item, done).value
+        if done.refusal or not read or value is None:
+            return None
+        return Answered(item.id, min(1.0, math.exp(sum(read))), value >= 0.5, item.cluster)
+
+    return [found for found in await asyncio.gather(*map(one, items)) if found]
+
+
+MOST = 8
+"""Thresholds of one rule; of more, so many evenly spread ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A variant whose rule refuses from `threshold` on; `declared`: as the file has it."""
+
+    rule: str
+    threshold: float
+    declared: bool
+    variant: Stack
+
+
+def operating_points(variant: Stack, items: Sequence[Item], scratch: Path) -> Iterator[OperatingPoint]:
+    """Every rule of cues that reads requests at every threshold worth looking at; `scratch` is a folder for the changed policy files."""
+    for layer in variant.layers:
+        if not isinstance(layer.spec, Spec):
+            continue
+        declared = read_yaml(variant.root / layer.spec.rules, rules.PolicySpec).rules
+        for spec in declared:
+            for threshold in thresholds(spec, items) if spec.cues and spec.on != "output" else ():
+                if threshold == spec.threshold:
+                    yield OperatingPoint(spec.name, threshold, True, variant)
+                    continue
+                changed = [
+                    {
+                        **r.model_dump(mode="json", exclude_unset=True),
+                        **({"threshold": threshold} if r is spec else {}),
+                    }
+                    for r in declared
+                ]
+                path = scratch / f"{layer.name}-{spec.name}-{threshold:.9g}.yaml"
+                path.write_text(yaml.safe_dump({"rules": changed}), encoding="utf-8")
+                other = layer.spec.model_copy(update={"rules": str(path.resolve())})
+                found = replaced(variant, layer.name, replace(layer, spec=other))
+                yield OperatingPoint(
+                    spec.name,
+                    threshold,
+                    False,
+                    replace(found, model_id=f"{variant.model_id}@{spec.name}={threshold:.9g}"),
+                )
+
+
+def thresholds(spec: rules.RuleSpec, items: Sequence[Item]) -> list[float]:
+    """The scores above 0 that the messages of the twins have (a threshold between two of them refuses the same), and the declared one."""
+    weigh = rules.rule(spec).weigh
+    assert weigh is not None, "only a rule of cues has a score"
+    scores = (
+        weigh(Folded(message.content).text)
+        for item in items
+        if item.axis in (SAFE, UNSAFE)
+        for message in item.messages
+    )
+    found: list[float] = []
+    for score in sorted(s for s in scores if s > rules.ROUNDING):
+        if (
+            not found or score - found[-1] > rules.ROUNDING
+        ):  # 0.1 + 0.2 and 0.3 are one score and refuse the same
+            found.append(score)
+    if len(found) > MOST:
+        found = [found[round(i * (len(found) - 1) / (MOST - 1))] for i in range(MOST)]
+    declared = spec.threshold or 0.0
+    return sorted(
+        [*(s for s in found if abs(s - declared) > rules.ROUNDING), *([declared] if declared else [])]
+    )
+
+
+POLICY = "policy"
+ASKED = 160
+"""Items, at most, that the weights of a stage are asked about their own answers."""
+
+
+def points(stack: Stack) -> tuple[dict[str, Stack], dict[str, str], dict[str, str]]:
+    """Variants to place, their labels, and what each came from: bare stages; each behind all layers but policy; and behind all."""
+    rules = [x.name for x in stack.layers if x.kind == POLICY]
+    others = [name for name in stack.switches if name not in rules]
+    variants: dict[str, Stack] = {}
+    labels: dict[str, str] = {}
+    before: dict[str, str] = {}
+    for on, suffix in (((), ""), (tuple(others), "+layers"), (tuple(stack.switches), "+policy")):
+        earlier = None
+        for stage in stack.chain(stack.serve):
+            variant = stack.variant(stage, *on)
+            if variant.model_id in variants:
+                continue
+            variants[variant.model_id], labels[variant.model_id] = variant, f"{stage}{suffix}"
+            came_from = stack.variant(stage, *others).model_id if suffix == "+policy" else earlier
+            if came_from:
+                before[variant.model_id] = came_from
+            earlier = variant.model_id
+    return variants, labels, before
+
+
+def sweep(
+    variants: dict[str, Stack],
+    labels: dict[str, str],
+    before: dict[str, str],
+    items: Sequence[Item],
+    scratch: Path,
+) -> dict[str, tuple[str, float, bool]]:
+    """Add every point with a policy at every threshold of its rules of cues; returns rule, threshold, and whether it was added."""
+    found: dict[str, tuple[str, float, bool]] = {}
+    for model_id, variant in list(variants.items()):
+        for cut in operating_points(variant, items, scratch):
+            if not cut.declared:
+                variants[cut.variant.model_id] = cut.variant
+                labels[cut.variant.model_id] = f"{labels[model_id]}@{cut.threshold:g}"
+                if model_id in before:
+                    before[cut.variant.model_id] = before[model_id]
+                found[cut.variant.model_id] = cut.rule, cut.threshold, True
+            else:
+                found[model_id] = cut.rule, cut.threshold, False
+    return found
+
+
+def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str | None) -> Frontier:
+    """Measure every point, and of the bare stages also how far they moved and how sure they are; write the frontier."""
+    name, items = measure.named(stack, name, limit), measure.suite(stack, limit)
+    variants, labels, before = points(stack)
+    house = StackRuntime(stack, runs, memory={}, operational=False)
+    with tempfile.TemporaryDirectory(prefix="demeanor-") as scratch:
+        swept = sweep(variants, labels, before, items, Path(scratch))
+        try:
+            rows, moved, answered = asyncio.run(
+                _measure(house, variants, items, folder / f"{name}.rows.jsonl")
+            )
+        finally:
+            house.close()
+    found = frontier(rows, items, labels, before, name=name, moved=moved, answered=answered, thresholds=swept)
+    tree = {"stack_key": stack.key(), **asdict(found)}
+    measure.write(folder / f"{name}.frontier.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    return found
+
+
+async def _measure(
+    house: StackRuntime, variants: dict[str, Stack], items: Sequence[Item], out: Path
+) -> tuple[list[Row], dict[str, list[KlFromParent]], dict[str, list[Answered]]]:
+    rows, _ = await measure.rows_of(house, variants, items, out)
+    if isinstance(house.stack.spec.weights.base, Remote):
+        return rows, {}, {}  # its tokens are another server's
+    bare = {i: v for i, v in variants.items() if not any(x.behaviour for x in v.layers)}
+    some = [item for item in sampled(items, ASKED) if item.messages]
+    able = [item for item in some if item.axis not in (SAFE, UNSAFE)]
+    moved = {
+        i: await kl_from_parent(house, v, house.stack.parent(v.serve), some)
+        for i, v in bare.items()
+        if v.serve != "base"
+    }
+    return rows, moved, {i: await confidences(house, v, able) for i, v in bare.items()}

@@ -7,16 +7,19 @@ report. It measures nothing and claims no interval: a size is what an assumed sh
 from __future__ import annotations
 
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.console import Console
 
-from demeanor.errors import DataError
-from demeanor.evaluation.power import DISCORDANCE, smallest
-from demeanor.evaluation.statistics import CONFIDENCE, POWER
+from demeanor.core.errors import DataError
+from demeanor.evaluation.measure import WIDTH, write
+from demeanor.evaluation.statistics import CONFIDENCE, DISCORDANCE, POWER, smallest
+from demeanor.report import published
 
 
 class PublishedRow(BaseModel):
@@ -75,7 +78,7 @@ def load(path: Path) -> Published:
         raise DataError(f"{path}: neither YAML nor JSON ({error})") from error
 
 
-def tree(table: Published, name: str) -> dict[str, Any]:
+def as_tree(table: Published, name: str) -> dict[str, Any]:
     """The table as the report reads it: rows with their changes in points, and every change, the largest loss first."""
     rows = [_row(row) for row in table.rows]
     changes = [
@@ -127,3 +130,25 @@ def _row(row: PublishedRow) -> dict[str, Any]:
 def _told(points: float, size: float | None) -> bool | None:
     """Whether a change is as large as the design could find; None where the number of items is not known."""
     return None if size is None else abs(points) >= size
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a published table and no result of ours: YAML, or JSON with columns."""
+    if path.suffix in (".yaml", ".yml"):
+        return True
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(tree, dict) and "columns" in tree
+
+
+def render(path: Path, page: Path | None = None) -> Path:
+    """Print a published table, write its page and its Markdown, and return where the page lies."""
+    tree = as_tree(load(path), path.stem)
+    target = page or path.with_suffix(".html")
+    write(target, published.page(tree))
+    write(target.with_suffix(".md"), published.markdown(tree))
+    published.show(tree, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+    print(f"\npage: {target}")
+    return target

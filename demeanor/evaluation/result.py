@@ -14,10 +14,10 @@ from typing import Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from demeanor.errors import DataError
-from demeanor.evaluation.calibration import Stated
-from demeanor.evaluation.row import Did
-from demeanor.evaluation.stability import Steadiness
+from demeanor.core.errors import DataError
+from demeanor.evaluation.calibration import StatedConfidence
+from demeanor.evaluation.robustness import Robustness
+from demeanor.evaluation.rows import LayerActivity
 
 Verdict: TypeAlias = Literal["better", "worse", "no change shown", "not measured"]
 Scalar: TypeAlias = str | int | float | bool | None
@@ -100,7 +100,7 @@ class Answer:
     value: float
     refused_by: str
     rule: str
-    did: tuple[Did, ...]
+    did: tuple[LayerActivity, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class Regression:
     """A step or layer that lowered an axis by more than its interval allows for chance; `certain` if Holm agrees."""
 
     kind: Literal["step", "layer"]
@@ -150,7 +150,7 @@ class Refusals:
 
 
 @dataclass(frozen=True, slots=True)
-class Spending:
+class Cost:
     """What one answer of a variant costs on average: milliseconds (also by layer) and tokens."""
 
     variant: str
@@ -194,17 +194,17 @@ class Result:
     steps: tuple[Comparison, ...]
     whole: Comparison | None
     without: tuple[Comparison, ...]
-    costs: tuple[Cost, ...]
+    costs: tuple[Regression, ...]
     refusals: tuple[Refusals, ...]
-    spending: tuple[Spending, ...]
+    spending: tuple[Cost, ...]
     questions: dict[str, Question]
     curves: tuple[Curve, ...] = ()
     settings: dict[str, Scalar] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     beside: tuple[Comparison, ...] = ()
-    confidences: tuple[Stated, ...] = ()
-    steadiness: tuple[Steadiness, ...] = ()
+    confidences: tuple[StatedConfidence, ...] = ()
+    steadiness: tuple[Robustness, ...] = ()
     format: Literal[1] = 1
 
     def to_json(self) -> str:

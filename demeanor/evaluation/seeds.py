@@ -6,16 +6,23 @@ another training and other items: the variances of seeds and of items add up, wi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import special
 
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError, DemeanorError, UsageError
+from demeanor.evaluation import measure
 from demeanor.evaluation.result import Delta, Result
 from demeanor.evaluation.statistics import CONFIDENCE
+from demeanor.stack.schema import Scratch, Stage
+from demeanor.stack.stack import Stack
+from demeanor.train import pipeline
+from demeanor.train.runs import Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +165,44 @@ def _spread(step: str, axis: str, deltas: list[Delta | None]) -> Spread | None:
 def _level(rung: str, axis: str, values: Sequence[float | None]) -> Level | None:
     known = tuple(v for v in values if v is not None)
     return Level(rung, axis, known) if len(known) == len(values) else None
+
+
+def reseeded(path: Path, overrides: Sequence[str], seed: int) -> Stack:
+    """The stack with every seed of its training set to one; raises DemeanorError if nothing of it is trained here."""
+    stack = pipeline.load_stack(path, overrides)
+    base = stack.spec.weights.base
+    places = ["weights.base.seed"] if isinstance(base, Scratch) else []
+    places += [f"weights.stages.{s.name}.seed" for s in stack.spec.weights.stages if isinstance(s, Stage)]
+    if not places:
+        raise DemeanorError(f"{path}: nothing of it is trained here, so there is no seed to change")
+    return pipeline.load_stack(path, [*overrides, *(f"{place}={seed}" for place in places)])
+
+
+def run(
+    path: Path,
+    overrides: Sequence[str],
+    runs: Runs,
+    folder: Path,
+    *,
+    chosen: Sequence[int],
+    limit: int | None,
+    name: str | None,
+) -> Seeds:
+    """Train and measure the stack with each seed, one after the other, and write what its steps did over all of them."""
+    if len(set(chosen)) != len(chosen) or len(chosen) < 2:
+        raise UsageError(f"--seeds: got {' '.join(map(str, chosen))}, wanted two or more, each once")
+    found: dict[int, Result] = {}
+    for number, seed in enumerate(chosen, 1):
+        stack = reseeded(path, overrides, seed)
+        name = measure.named(stack, name, limit)
+        print(f"\nseed {seed} ({number} of {len(chosen)})")
+        pipeline.train(stack, runs)
+        found[seed] = measure.evaluate(
+            stack, runs, folder, variants=None, limit=limit, name=f"{name}.seed{seed}"
+        )
+    whole = seeds(found, name=str(name))
+    tree = {"stack_key": pipeline.load_stack(path, overrides).key(), **asdict(whole)}
+    measure.write(
+        folder / f"{name}.seeds.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+    return whole

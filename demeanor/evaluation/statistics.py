@@ -192,3 +192,31 @@ def discrimination(
     z_hit = special.ndtri((hits + 0.5) / (n_signal + 1.0))
     z_false = special.ndtri((false_alarms + 0.5) / (n_noise + 1.0))
     return z_hit - z_false, -(z_hit + z_false) / 2
+
+
+DISCORDANCE = 0.2
+"""The assumed share of items on which two variants differ."""
+WITHIN = 0.1
+"""The assumed correlation of items of one cluster."""
+
+
+def effective(items: int, clusters: int, within: float = WITHIN) -> float:
+    """Independent items that tell as much as these: n / (1 + (m - 1) rho), m items a cluster (Kish 1965)."""
+    return items / (1 + (items / clusters - 1) * within)
+
+
+def smallest(n: float, discordance: float = DISCORDANCE) -> float:
+    """The paired difference that n independent items find four times in five when a share `discordance` of them changes at all.
+
+    D = z sqrt(psi / (n + z^2)) with z = z_{1-a/2} + z_power: `statistics.items_needed` (Connor 1987) solved for the difference.
+    """
+    z = float(special.ndtri((1 + CONFIDENCE) / 2) + special.ndtri(POWER))
+    return z * math.sqrt(discordance / (n + z * z))
+
+
+def detectable(
+    items: int, clusters: int, *, discordance: float = DISCORDANCE, within: float = WITHIN
+) -> float | None:
+    """The same of items in clusters; None with one cluster, and where nothing below `discordance` could be found."""
+    size = smallest(effective(items, clusters, within), discordance)
+    return None if clusters < 2 or size >= discordance else size

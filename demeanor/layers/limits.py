@@ -1,22 +1,151 @@
-"""Requests and tokens per minute and user, and how many turns may be in progress: reserved before the call, settled after it.
+"""Who has used how much in the last minute: a sliding window per user with open reservations.
 
-In: a turn. Out: the inner events, or RequestError 429 before any event. A turn reserves its prompt and max_tokens; what Usage
-says was not written is given back, so callers side by side can never write more than the budget. It counts the caller's own
-messages only: what inner layers add to the prompt is not the caller's.
+Ours and not the `limits` library, which takes the time from the system clock and cannot give back a part of what it counted.
+A request counts from its admission, tokens from their settlement, both for 60 s; an open reservation counts until settled.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
-from demeanor import registry
-from demeanor.errors import RequestError
-from demeanor.layers._kit import Kit
-from demeanor.layers._ledger import Full, Ledgers
-from demeanor.layers._timed import timed
-from demeanor.types import Done, Event, Refusal, Respond, Turn, Usage
+from demeanor.core import registry
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Done, Event, Refusal, Respond, Turn, Usage
+from demeanor.layers.base import Kit, timed
+
+WINDOW_S = 60.0
+BUSY_S = 1.0
+"""Advice on when to come back where only turns in progress stand in the way: when they end nobody knows."""
+SWEEP_USERS = 10_000
+"""From so many users on, those with nothing left to count are forgotten whenever their number has doubled."""
+Settle: TypeAlias = Callable[[int | None, float], None]
+"""Takes the tokens used (None: all that were reserved) and the time; only the first call counts."""
+What: TypeAlias = Literal["requests", "tokens", "in_progress", "size"]
+
+
+class Full(Exception):
+    """No room: what is used up, how many tokens were wanted, and after how many seconds there is room again."""
+
+    def __init__(self, what: What, wanted: int, retry_after_s: float = 0.0) -> None:
+        super().__init__(what)
+        self.what, self.wanted, self.retry_after_s = what, wanted, retry_after_s
+
+
+class Window:
+    """Amounts of the last 60 s, oldest first, with their sum."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[float, int]] = deque()
+        self.total = 0
+
+    def add(self, now: float, amount: int) -> None:
+        self._entries.append((now, amount))
+        self.total += amount
+
+    def expire(self, now: float) -> None:
+        while self._entries and self._entries[0][0] <= now - WINDOW_S:
+            self.total -= self._entries.popleft()[1]
+
+    def room_in_s(self, excess: int, now: float) -> float:
+        """Seconds until at least `excess` has expired; inf if there is not that much."""
+        for time, amount in self._entries:
+            excess -= amount
+            if excess <= 0:
+                return time + WINDOW_S - now
+        return float("inf")
+
+
+class TokenLedger:
+    """One user's windows, and the tokens reserved by turns in progress."""
+
+    def __init__(self) -> None:
+        self.requests, self.tokens, self.reserved = Window(), Window(), 0
+
+    def expire(self, now: float) -> None:
+        self.requests.expire(now)
+        self.tokens.expire(now)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.requests.total or self.tokens.total or self.reserved)
+
+
+class Ledgers:
+    """Everybody's ledgers under one set of limits; None is no limit. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        requests: int | None,
+        tokens: int | None,
+        in_progress: int | None,
+        sweep_users: int = SWEEP_USERS,
+    ) -> None:
+        self._max_requests, self._max_tokens, self._max_in_progress = requests, tokens, in_progress
+        self._users: dict[str, TokenLedger] = {}
+        self._sweep_users = self._sweep_at = sweep_users
+        self._in_progress = 0
+        self._lock = threading.Lock()
+
+    @property
+    def num_users(self) -> int:
+        return len(self._users)
+
+    def reserve(self, user: str, tokens: int, now: float) -> Settle:
+        """Count a request and set its tokens aside, or raise Full; checked and counted in one step."""
+        with self._lock:
+            ledger = self._ledger(user, now)
+            self._check(ledger, tokens, now)
+            ledger.requests.add(now, 1)
+            ledger.reserved += tokens
+            self._in_progress += 1
+        open_ = [True]
+
+        def settle(used: int | None, now: float) -> None:
+            with self._lock:
+                if not open_:
+                    return
+                open_.clear()
+                ledger.reserved -= tokens
+                self._in_progress -= 1
+                if used != 0:
+                    ledger.tokens.add(now, tokens if used is None else min(used, tokens))
+
+        return settle
+
+    def _check(self, ledger: TokenLedger, tokens: int, now: float) -> None:
+        if self._max_in_progress is not None and self._in_progress >= self._max_in_progress:
+            raise Full("in_progress", tokens, BUSY_S)
+        if self._max_requests is not None and ledger.requests.total >= self._max_requests:
+            raise Full(
+                "requests",
+                tokens,
+                ledger.requests.room_in_s(1 + ledger.requests.total - self._max_requests, now),
+            )
+        if self._max_tokens is None:
+            return
+        if tokens > self._max_tokens:
+            raise Full("size", tokens)
+        excess = ledger.tokens.total + ledger.reserved + tokens - self._max_tokens
+        if excess > 0:
+            wait_s = ledger.tokens.room_in_s(excess, now)
+            raise Full("tokens", tokens, BUSY_S if wait_s == float("inf") else wait_s)
+
+    def _ledger(self, user: str, now: float) -> TokenLedger:
+        """The user's ledger, brought up to date."""
+        if len(self._users) >= self._sweep_at:
+            for ledger in self._users.values():
+                ledger.expire(now)
+            self._users = {name: ledger for name, ledger in self._users.items() if not ledger.idle}
+            self._sweep_at = max(self._sweep_users, 2 * len(self._users))
+        ledger = self._users.setdefault(user, TokenLedger())
+        ledger.expire(now)
+        return ledger
+
 
 BEHAVIOUR = False
 

@@ -14,12 +14,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from demeanor import registry
-from demeanor.errors import Problem, SpecError
-from demeanor.layers._files import problems_of, read_text, read_yaml
-from demeanor.layers._kit import Kit
-from demeanor.layers._timed import timed
-from demeanor.types import Event, Message, Messages, Prompted, Respond, Trust, Turn
+from demeanor.core import registry
+from demeanor.core.errors import Problem, SpecError
+from demeanor.core.types import Event, Message, Messages, Prompted, Respond, Trust, Turn
+from demeanor.layers.base import Kit, timed
+from demeanor.layers.policy.rules import problems_of, read_text, read_yaml
 
 BEHAVIOUR = True
 

@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator
 
 from pydantic import Field
 
-from demeanor import registry
-from demeanor.layers._kit import Kit, Record
-from demeanor.layers._timed import timed
-from demeanor.types import Done, Event, Respond, Turn
+from demeanor.core import registry
+from demeanor.core.types import Done, Event, Respond, Turn
+from demeanor.layers.base import Kit, Record, timed
 
 BEHAVIOUR = False
 

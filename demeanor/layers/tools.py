@@ -1,25 +1,114 @@
-"""Runs the tools that the model calls and lets it go on with their results.
+"""Runs one tool call: arguments checked against the tool's schema, time and length bounded, every failure a result to read.
 
-In: a turn. Out: the model's events, a ToolResult after each call that was run, one Done. The model is asked again with the results
-as `tool` messages (no authority) until it answers. Text is passed on as it is written, so words before a call stay part of the
-answer. Calls to the caller's own tools are the caller's to run. Mistakes of a call are told to the model, not to the caller.
+In: a ToolCall and the tools there are. Out: a ToolResult. It never raises but when it is cancelled.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from demeanor import registry
-from demeanor.errors import unknown
-from demeanor.layers._call import called, failed
-from demeanor.layers._kit import Kit
-from demeanor.layers._round import Round
-from demeanor.layers._timed import timed
-from demeanor.types import Done, Event, Message, Respond, Text, ToolResult, Trust, Turn
+from demeanor.core import registry
+from demeanor.core.errors import unknown
+from demeanor.core.types import (
+    Citation,
+    Done,
+    Event,
+    Message,
+    Passage,
+    Prompted,
+    Respond,
+    Text,
+    ToolCall,
+    ToolCalled,
+    ToolResult,
+    Trust,
+    Turn,
+    Usage,
+)
+from demeanor.layers._schema import mistakes
+from demeanor.layers.base import Kit, RunnableTool, timed
+
+
+async def called(
+    call: ToolCall, tools: Mapping[str, RunnableTool], timeout_s: float, max_chars: int
+) -> ToolResult:
+    """Run a call. What a tool says of its arguments (ValueError, ArithmeticError) is told, other failures by their type only."""
+    tool = tools.get(call.name)
+    if tool is None:
+        return failed(call, unknown(call.name, tools, noun="tool"))
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        return failed(call, f"arguments are not JSON: {error}")
+    if wrong := mistakes(arguments, tool.spec.parameters):
+        return failed(call, "; ".join(wrong))
+    try:
+        text = await asyncio.wait_for(tool.run(arguments), timeout_s)
+    except TimeoutError:
+        return failed(call, f"no answer within {timeout_s:g} s")
+    except (ValueError, ArithmeticError) as error:
+        return failed(call, shortened(str(error), max_chars))
+    except Exception as error:
+        return failed(call, type(error).__name__)
+    return ToolResult(call.id, call.name, shortened(text, max_chars))
+
+
+def failed(call: ToolCall, why: str) -> ToolResult:
+    """A result that says what went wrong."""
+    return ToolResult(call.id, call.name, f"error: {why}", error=True)
+
+
+def shortened(text: str, max_chars: int) -> str:
+    """The text, or as much of it as allowed and how much is missing."""
+    return text if len(text) <= max_chars else f"{text[:max_chars]} [{len(text) - max_chars} more characters]"
+
+
+class Round:
+    """What one round said and called, how many tokens it wrote, and how it ended."""
+
+    def __init__(self, start: int = 0, told: frozenset[Event] = frozenset()) -> None:
+        """`start`: characters of the answer so far; `told`: passages and prompts that earlier rounds have shown."""
+        self.said = ""
+        self.calls: list[ToolCall] = []
+        self.written = 0
+        self.done = Done("cancelled", by="tools")
+        self._start, self._told = start, set(told)
+
+    async def events(self, inner: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        """Everything but Done, as it comes."""
+        async for event in inner:
+            if isinstance(event, Done):
+                self.done = event
+                continue
+            if isinstance(event, Passage | Prompted):
+                if event in self._told:
+                    continue
+                self._told.add(event)
+            elif isinstance(event, Text):
+                self.said += event.text
+            elif isinstance(event, ToolCalled):
+                self.calls.append(event.call)
+            elif isinstance(event, Usage):
+                self.written += event.completion_tokens
+            elif isinstance(event, Citation):
+                event = replace(event, start=event.start + self._start, end=event.end + self._start)
+            yield event
+
+    @property
+    def broken_off(self) -> bool:
+        """Whether the round was refused or cancelled, so that nothing it asked for is run."""
+        return self.done.finish_reason in ("cancelled", "content_filter")
+
+    def next(self, pause: str) -> Round:
+        """The round that follows after this one's text and a pause."""
+        return Round(self._start + len(self.said) + len(pause), frozenset(self._told))
+
 
 BEHAVIOUR = True
 TOOLS = "demeanor.tools"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from demeanor.model import varlen
-from demeanor.tensors import Segment
+from demeanor.model.tensors import Segment
 
 STEP = 16
 LONG, BLOCK = 384, 192

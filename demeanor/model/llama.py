@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from demeanor.model.attention import Parts, buckets, tree_attention
-from demeanor.model.cache import KVCache
-from demeanor.model.config import Config
-from demeanor.tensors import Segment
+from demeanor.model.config import Config, KVCache
+from demeanor.model.tensors import Segment
 
 
 class RMSNorm(nn.Module):

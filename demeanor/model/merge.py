@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from demeanor.errors import CheckpointError
-from demeanor.model import folders
+from demeanor.core.errors import CheckpointError
+from demeanor.model import checkpoints
 
 PARALLEL = 0.9995
 """Cosine above which two tensors are one direction and the arc is a line."""
@@ -49,7 +49,7 @@ def merge(
         parts = [*zip(sources[1:], weights[1:]), *([(origin, left)] if origin is not None and left else [])]
         for folder, weight in parts:
             _combine(model, _load(folder), [sources[0], folder], partial(torch.add, alpha=weight))
-    folders.save(model, out)
+    checkpoints.save_checkpoint(model, out)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -90,4 +90,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _load(folder: Path) -> nn.Module:
-    return folders.reward(folder, 0) if folders.about(folder).reward else folders.policy(folder)
+    return (
+        checkpoints.reward(folder, 0)
+        if checkpoints.checkpoint_info(folder).reward
+        else checkpoints.policy(folder)
+    )

@@ -25,9 +25,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from demeanor.model.cache import KVCache
+from demeanor.model.adapters import adapters
+from demeanor.model.config import KVCache
 from demeanor.model.llama import Llama, rotary
-from demeanor.model.lora import adapters
 
 log = logging.getLogger("demeanor.model")
 
@@ -49,7 +49,7 @@ MOST_RANK = 1024  # of an adapter, as in native.cpp
 SOURCE = Path(__file__).with_name("native.cpp")
 
 
-class Said(NamedTuple):
+class NativeStep(NamedTuple):
     """For each row that was read out: logits_RV (nats), the likeliest token best_R, the logsumexp of its logits total_R."""
 
     logits_RV: Tensor
@@ -179,7 +179,7 @@ class Native:
         read: Sequence[int],
         *,
         threads: int | None = None,
-    ) -> Said:
+    ) -> NativeStep:
         """Write the keys and values of N rows (a token of a slot at a position) and speak from the rows `read`.
 
         Rows may be of many slots, several of one slot too; every earlier position of a slot must have been written, now or before.
@@ -192,7 +192,7 @@ class Native:
             )
         else:
             self._call(tokens, slots, positions, read, 0, 0, 0, 0, threads)
-        return Said(out[:, : self.vocab], best, total)
+        return NativeStep(out[:, : self.vocab], best, total)
 
     def hidden(
         self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], read: Sequence[int]

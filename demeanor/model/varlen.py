@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from demeanor.tensors import Segment
+from demeanor.model.tensors import Segment
 
 
 class Layout(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from demeanor.tensors import Loss, Outputs, TokenBatch, branch_lengths, branch_sums, preference_pairs
+from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_lengths, branch_sums, preference_pairs
 
 
 class Gap(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from demeanor import registry
+from demeanor.core import registry
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
 from demeanor.objectives._pairs import gap, judged
-from demeanor.tensors import Loss, Outputs, TokenBatch
 
 ROWS = "preferences"
 READS = "logprobs"

@@ -12,8 +12,8 @@ from __future__ import annotations
 from pydantic import Field
 from torch.nn.functional import logsigmoid
 
-from demeanor import registry
-from demeanor.tensors import Loss, Outputs, TokenBatch, branch_sums
+from demeanor.core import registry
+from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_sums
 
 ROWS = "unpaired"
 READS = "logprobs"

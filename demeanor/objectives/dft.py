@@ -6,8 +6,8 @@ Page: docs/objectives/dft.md
 
 from __future__ import annotations
 
-from demeanor import registry
-from demeanor.tensors import Loss, Outputs, TokenBatch
+from demeanor.core import registry
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
 
 ROWS = "examples"
 READS = "logprobs"

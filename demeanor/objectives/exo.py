@@ -11,9 +11,9 @@ import math
 from pydantic import Field
 from torch.nn.functional import logsigmoid
 
-from demeanor import registry
+from demeanor.core import registry
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
 from demeanor.objectives._pairs import gap, judged
-from demeanor.tensors import Loss, Outputs, TokenBatch
 
 ROWS = "preferences"
 READS = "logprobs"

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from demeanor import registry
+from demeanor.core import registry
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
 from demeanor.objectives._pairs import gap, judged
-from demeanor.tensors import Loss, Outputs, TokenBatch
 
 ROWS = "preferences"
 READS = "logprobs"

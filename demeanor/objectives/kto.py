@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from demeanor import registry
-from demeanor.tensors import MISMATCHED, Loss, Outputs, TokenBatch, branch_sums
+from demeanor.core import registry
+from demeanor.model.tensors import MISMATCHED, Loss, Outputs, TokenBatch, branch_sums
 
 ROWS = "unpaired"
 READS = "logprobs"

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from demeanor import registry
-from demeanor.errors import DemeanorError
-from demeanor.tensors import Loss, Outputs, TokenBatch
+from demeanor.core import registry
+from demeanor.core.errors import DemeanorError
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
 
 PACKAGE = "demeanor.objectives"
 ROWS = "preferences"

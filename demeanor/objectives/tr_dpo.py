@@ -9,9 +9,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch.nn.functional import logsigmoid
 
-from demeanor import registry
+from demeanor.core import registry
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
 from demeanor.objectives._pairs import gap, judged
-from demeanor.tensors import Loss, Outputs, TokenBatch
 
 ROWS = "preferences"
 READS = "logprobs"

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch.nn.functional import logsigmoid
 
-from demeanor import registry
+from demeanor.core import registry
+from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_sums
 from demeanor.objectives._pairs import gap, judged
-from demeanor.tensors import Loss, Outputs, TokenBatch, branch_sums
 
 ROWS = "preferences"
 READS = "logprobs"

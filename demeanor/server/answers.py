@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from demeanor.errors import RequestError
-from demeanor.types import Citation, Completion, Event, Passage, Text, TokenLogprob, ToolCall
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Citation, Completion, Event, Passage, Text, TokenLogprob, ToolCall
 
 
 class Answer(BaseModel):

@@ -14,7 +14,8 @@ import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from demeanor.errors import EngineError, RequestError
+from demeanor.core.errors import EngineError, RequestError
+from demeanor.core.types import Event, fold
 from demeanor.server import problems
 from demeanor.server.answers import ChatCompletion, choice, usage
 from demeanor.server.assistant import Assistant, ModelCard
@@ -36,7 +37,6 @@ from demeanor.server.responses import responses
 from demeanor.server.static import page
 from demeanor.server.stream import EventStream, chunks
 from demeanor.server.trace import trace
-from demeanor.types import Event, fold
 
 MAX_BODY_BYTES = 1 << 20
 

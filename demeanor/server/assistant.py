@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from demeanor.errors import RequestError, unknown
+from demeanor.core.errors import RequestError, unknown
+from demeanor.core.types import Decoding, Respond
 from demeanor.store.database import Stored
-from demeanor.types import Decoding, Respond
 
 
 @dataclass(frozen=True, slots=True)

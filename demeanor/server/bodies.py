@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from demeanor.errors import unknown
+from demeanor.core.errors import unknown
 
 MAX_STOPS, MAX_CHOICES, MAX_LOGPROBS = 4, 8, 20
 MAX_LIMIT = 2**63 - 1

@@ -9,9 +9,9 @@ import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from demeanor.core.types import Event, Turn
 from demeanor.server.spending import Purse
 from demeanor.store.keys import Key
-from demeanor.types import Event, Turn
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from demeanor.core.types import Event, PromptRead, Refusal, Text, fold
 from demeanor.server.answers import Answer, UsageAnswer, finish_reason
-from demeanor.types import Event, PromptRead, Refusal, Text, fold
 
 Row = tuple[str, float | None, tuple[tuple[str, float], ...]]
 """A token: its text, its log-probability, its alternatives."""

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Self, TypeAlias
 from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from demeanor.errors import ContextError, RequestError
+from demeanor.core.errors import ContextError, RequestError
+from demeanor.core.types import Event, Message, Respond, Turn, fold
 from demeanor.server import problems
 from demeanor.server.answers import usage
 from demeanor.server.assistant import Assistant, Codec, ModelCard
@@ -27,7 +28,6 @@ from demeanor.server.parse import read
 from demeanor.server.sampling import Sampling, sampled
 from demeanor.server.stream import EventStream
 from demeanor.server.trace import trace
-from demeanor.types import Event, Message, Respond, Turn, fold
 
 MAX_PROMPTS = 256
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from demeanor.errors import ContextError, RequestError
+from demeanor.core.errors import ContextError, RequestError
 from demeanor.server.answers import Answer
 from demeanor.server.assistant import Assistant
 from demeanor.server.bodies import MAX_LIMIT, Body

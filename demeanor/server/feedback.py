@@ -10,7 +10,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
 from demeanor.server.answers import Answer
 from demeanor.server.assistant import Assistant
 from demeanor.server.bodies import Body

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from starlette.types import Receive
 
-from demeanor.types import Event, Respond, Turn
+from demeanor.core.types import Event, Respond, Turn
 
 T = TypeVar("T")
 Step: TypeAlias = tuple[int, Event | None]

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from demeanor.core.types import OutputFormat
 from demeanor.server.bodies import Body, FunctionName, one_of
-from demeanor.types import Form
 
 MAX_BIASES = 1024
 
@@ -55,11 +55,11 @@ ResponseFormat: TypeAlias = Annotated[
 ]
 
 
-def form(wanted: ResponseFormat | None) -> Form | None:
+def form(wanted: ResponseFormat | None) -> OutputFormat | None:
     """The form of a response_format; None where any text will do."""
     if isinstance(wanted, SchemaFormat):
-        return Form("json_schema", json.dumps(wanted.json_schema.schema_))
-    return Form("json_object") if isinstance(wanted, ObjectFormat) else None
+        return OutputFormat("json_schema", json.dumps(wanted.json_schema.schema_))
+    return OutputFormat("json_object") if isinstance(wanted, ObjectFormat) else None
 
 
 class Named(Body):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
 from demeanor.server import problems
 from demeanor.server.calls import CALL, Call
 from demeanor.server.keys import KeyStore, Ring, presented, user_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
 
 
 async def body(request: Request, max_bytes: int) -> bytes:

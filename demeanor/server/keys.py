@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
 from demeanor.store import keys as stored
 from demeanor.store.database import Database
 

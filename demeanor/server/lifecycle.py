@@ -15,8 +15,8 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from demeanor.core.types import Event, Respond, Turn
 from demeanor.server.assistant import Assistant
-from demeanor.types import Event, Respond, Turn
 
 log = logging.getLogger("demeanor.server")
 GRACE_S = 1.0

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from demeanor.core.types import Event, Refusal, Respond, Text, Timing, ToolCalled, Turn, Usage
 from demeanor.server.assistant import Assistant
 from demeanor.server.calls import CALL, Call
 from demeanor.server.operations import Load
-from demeanor.types import Event, Refusal, Respond, Text, Timing, ToolCalled, Turn, Usage
 
 
 @dataclass(frozen=True)

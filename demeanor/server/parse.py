@@ -12,13 +12,13 @@ import orjson
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Decoding, Message, Messages, ToolCall, ToolSpec, Turn
 from demeanor.server.assistant import ModelCard
 from demeanor.server.bodies import Body
 from demeanor.server.forms import choice_name, form
 from demeanor.server.protocol import AssistantMessage, ChatRequest, RequestMessage, ToolMessage, plain
 from demeanor.server.sampling import sampled
-from demeanor.types import Decoding, Message, Messages, ToolCall, ToolSpec, Turn
 
 B = TypeVar("B", bound=Body)
 MAX_LISTED = 5

@@ -13,7 +13,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from demeanor.errors import ContextError, DecodingError, EngineError, RequestError
+from demeanor.core.errors import ContextError, DecodingError, EngineError, RequestError
 
 log = logging.getLogger("demeanor.server")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from demeanor.errors import unknown
+from demeanor.core.errors import unknown
 from demeanor.server.bodies import (
     MAX_LIMIT,
     MAX_LOGPROBS,

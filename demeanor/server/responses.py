@@ -16,7 +16,8 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.types import Send
 
-from demeanor.errors import ContextError, DecodingError, RequestError
+from demeanor.core.errors import ContextError, DecodingError, RequestError
+from demeanor.core.types import Completion, Decoding, Event, Message, Respond, Turn, fold
 from demeanor.server import problems
 from demeanor.server.assistant import Assistant, Kept
 from demeanor.server.flow import flow, gathered, while_connected
@@ -38,7 +39,6 @@ from demeanor.server.responses_page import Asked, Page, paged
 from demeanor.server.stream import EventStream
 from demeanor.server.trace import trace
 from demeanor.store.database import Stored
-from demeanor.types import Completion, Decoding, Event, Message, Respond, Turn, fold
 
 FIELDS = {"response_format": "text.format", "max_tokens": "max_output_tokens"}
 """Fields of chat that have another name here."""

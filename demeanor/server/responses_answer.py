@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Completion, Event, Refusal, Text, fold
 from demeanor.server.answers import Answer, UrlCitation, cited, finish_reason, token_logprobs
-from demeanor.types import Completion, Event, Refusal, Text, fold
 
 
 class UrlAnnotation(UrlCitation):

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from demeanor.errors import unknown
+from demeanor.core.errors import unknown
+from demeanor.core.types import Message, OutputFormat, ToolCall, ToolSpec
 from demeanor.server.bodies import (
     MAX_LIMIT,
     MAX_LOGPROBS,
@@ -25,7 +26,6 @@ from demeanor.server.bodies import (
     wrong,
 )
 from demeanor.server.protocol import MAX_MESSAGES, MAX_TOOLS
-from demeanor.types import Form, Message, ToolCall, ToolSpec
 
 INCLUDED = "message.output_text.logprobs"
 OURS = "_response"
@@ -269,11 +269,11 @@ class ResponseRequest(Body):
         )
 
     @property
-    def form(self) -> Form | None:
+    def form(self) -> OutputFormat | None:
         wanted = self.text.format if self.text else None
         if isinstance(wanted, SchemaFormat):
-            return Form("json_schema", json.dumps(wanted.schema_))
-        return Form("json_object") if wanted is not None and wanted.type == "json_object" else None
+            return OutputFormat("json_schema", json.dumps(wanted.schema_))
+        return OutputFormat("json_object") if wanted is not None and wanted.type == "json_object" else None
 
     @property
     def offered(self) -> tuple[ToolSpec, ...]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import Request
 from pydantic import Field
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
 from demeanor.server.bodies import Body, never, only
 from demeanor.server.parse import checked
 

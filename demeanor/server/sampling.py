@@ -6,9 +6,9 @@ import hashlib
 
 from pydantic import Field
 
+from demeanor.core.types import Decoding
 from demeanor.server.bodies import MAX_CHOICES, MAX_LIMIT, Body, StopField
 from demeanor.server.forms import LogitBias
-from demeanor.types import Decoding
 
 
 class Sampling(Body):

@@ -10,10 +10,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Event, Respond, Turn, Usage
 from demeanor.store import keys
 from demeanor.store.database import Database
-from demeanor.types import Event, Respond, Turn, Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from demeanor.core.types import Completion, Event, Refusal, Text, fold
 from demeanor.server.answers import (
     Answer,
     ChatChunk,
@@ -27,7 +28,6 @@ from demeanor.server.answers import (
     usage,
 )
 from demeanor.server.flow import Step, while_connected
-from demeanor.types import Completion, Event, Refusal, Text, fold
 
 Head = dict[str, Any]
 """The fields that every chunk of a response shares: id, object, created, model, system_fingerprint."""

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from demeanor.errors import DemeanorError
+from demeanor.core.errors import DemeanorError
+from demeanor.core.types import Message, Turn, fold
 from demeanor.server import conventions as names
 from demeanor.server.calls import Call
-from demeanor.types import Message, Turn, fold
 
 OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
 MISSING = (

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from demeanor.server.assistant import ModelCard
-from demeanor.types import (
+from demeanor.core.types import (
     Citation,
     Done,
     Event,
@@ -24,6 +23,7 @@ from demeanor.types import (
     ToolResult,
     Usage,
 )
+from demeanor.server.assistant import ModelCard
 
 
 def trace(card: ModelCard, choices: Sequence[Sequence[Event]], total_ms: float) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from demeanor import types
-from demeanor.types import Event, Text, Turn
+from demeanor.core import types
+from demeanor.core.types import Event, Text, Turn
 
 EVENTS: dict[str, TypeAdapter[Event]] = {cls.__name__: TypeAdapter(cls) for cls in get_args(types.Event)}
 _TURN = TypeAdapter(Turn)

@@ -1,15 +1,11 @@
-"""The database: turns with their events, and feedback on them; one SQLite file in WAL mode. Keys are in `store/keys.py`.
-
-In: nouns. Out: nouns. What `record` has acknowledged survives kill -9 of this process (WAL, synchronous=NORMAL: a commit is in the
-operating system's hands; a power cut may lose the last moments and never corrupts). Contents go nowhere but into this file,
-which only its owner can read.
-"""
+"""The tables, as migrations: applied in order, each once, all or nothing. An applied migration is never edited; add another."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import queue
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,14 +15,161 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from demeanor.errors import DemeanorError
+from demeanor.core.errors import DemeanorError
+from demeanor.core.types import Completion, Done, Event, Turn, fold
 from demeanor.store import codec
-from demeanor.store.schema import migrate
-from demeanor.store.writer import Writer
-from demeanor.types import Completion, Done, Event, Turn, fold
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE turns (
+            row INTEGER PRIMARY KEY, id TEXT NOT NULL, started TEXT NOT NULL, finished TEXT NOT NULL, user TEXT NOT NULL,
+            variant TEXT NOT NULL, stack_key TEXT NOT NULL, turn TEXT NOT NULL, answer TEXT NOT NULL, finish_reason TEXT,
+            refused_by TEXT, rule TEXT, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL)""",
+        "CREATE INDEX turns_id ON turns (id)",
+        "CREATE INDEX turns_user ON turns (user, row)",
+        """CREATE TABLE events (
+            turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, number INTEGER NOT NULL, kind TEXT NOT NULL,
+            by TEXT NOT NULL, event TEXT NOT NULL, PRIMARY KEY (turn, number)) WITHOUT ROWID""",
+        """CREATE TABLE feedback (
+            row INTEGER PRIMARY KEY, turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, created TEXT NOT NULL,
+            user TEXT NOT NULL, value REAL NOT NULL CHECK (value BETWEEN -1 AND 1), comment TEXT NOT NULL)""",
+        "CREATE INDEX feedback_turn ON feedback (turn)",
+        """CREATE TABLE keys (
+            digest TEXT PRIMARY KEY, name TEXT NOT NULL, created TEXT NOT NULL, revoked TEXT) WITHOUT ROWID""",
+    ),
+    (
+        "ALTER TABLE keys ADD COLUMN prefix TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE keys ADD COLUMN scopes TEXT",
+        "ALTER TABLE keys ADD COLUMN requests_per_minute INTEGER",
+        "ALTER TABLE keys ADD COLUMN tokens_per_day INTEGER",
+        """CREATE TABLE spending (
+            digest TEXT NOT NULL REFERENCES keys (digest) ON DELETE CASCADE, day TEXT NOT NULL, tokens INTEGER NOT NULL CHECK (tokens >= 0),
+            PRIMARY KEY (digest, day)) WITHOUT ROWID""",
+    ),
+    ("ALTER TABLE feedback ADD COLUMN corrected TEXT",),
+)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring a database up to date. Raises DemeanorError for one that a newer version wrote, or that is not ours."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        tables = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
+        if version > len(MIGRATIONS):
+            raise DemeanorError(
+                f"the database has schema {version}; this version of demeanor knows {len(MIGRATIONS)}. Upgrade demeanor."
+            )
+        if version == 0 and tables:
+            raise DemeanorError(
+                f"the database has tables that are not ours: {', '.join(sorted(tables)[:5])}. Name another file."
+            )
+        for statement in (s for migration in MIGRATIONS[version:] for s in migration):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS):d}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
 
 T = TypeVar("T")
 Job: TypeAlias = Callable[[sqlite3.Connection], T]
+MAX_BATCH = 256
+
+
+class Writer:
+    """Owns the writing connection until `close`."""
+
+    def __init__(self, open_connection: Callable[[], sqlite3.Connection]) -> None:
+        """Open the connection in the writing thread; raises what opening it raises."""
+        self._jobs: queue.SimpleQueue[tuple[Job, Future[Any]] | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
+        opened: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(open_connection, opened), name="store-writer", daemon=True
+        )
+        self._thread.start()
+        opened.result()
+
+    def submit(self, job: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Queue a job. Raises DemeanorError after `close`."""
+        done: Future[T] = Future()
+        with self._closing:
+            if self._closed:
+                raise DemeanorError("the database is closed")
+            self._jobs.put((job, done))
+        return done
+
+    def close(self) -> None:
+        """Finish what is queued, then stop; a second call does nothing."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self, open_connection: Callable[[], sqlite3.Connection], opened: Future[None]) -> None:
+        try:
+            connection = open_connection()
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        opened.set_result(None)
+        with contextlib.closing(connection):
+            going = True
+            while going:
+                batch, going = self._batch()
+                _commit(connection, batch)
+
+    def _batch(self) -> tuple[list[tuple[Job, Future[Any]]], bool]:
+        """Everything queued, at least one job; false if the end is reached."""
+        batch: list[tuple[Job, Future[Any]]] = []
+        while len(batch) < MAX_BATCH:
+            try:
+                entry = self._jobs.get(block=not batch)
+            except queue.Empty:
+                break
+            if entry is None:
+                return batch, False
+            batch.append(entry)
+        return batch, True
+
+
+def _commit(connection: sqlite3.Connection, batch: list[tuple[Job, Future[Any]]]) -> None:
+    """Run jobs in one transaction, each in its own savepoint; tell their futures after the commit."""
+    outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        for job, done in batch:
+            connection.execute("SAVEPOINT job")
+            try:
+                outcomes.append((done, job(connection), None))
+            except Exception as error:
+                connection.execute("ROLLBACK TO job")
+                outcomes.append((done, None, error))
+            connection.execute("RELEASE job")
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        outcomes = [(done, None, error) for _, done in batch]
+    for done, result, failure in outcomes:
+        if not done.set_running_or_notify_cancel():
+            continue
+        if failure is None:
+            done.set_result(result)
+        else:
+            done.set_exception(
+                DemeanorError(f"the database cannot write: {failure}")
+                if isinstance(failure, sqlite3.Error)
+                else failure
+            )
+
+
 SCHEME = "sqlite:///"
 BUSY_S = 10.0
 

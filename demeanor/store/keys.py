@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from demeanor.errors import DemeanorError, unknown
+from demeanor.core.errors import DemeanorError, unknown
 from demeanor.store import codec
 from demeanor.store.database import Database
 

@@ -20,12 +20,12 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from demeanor.errors import DataError, unknown
-from demeanor.text.calls import CallReader, call_text, function
+from demeanor.core.errors import DataError, unknown
+from demeanor.core.types import Message, Messages, ToolSpec
 from demeanor.text.pieces import neutral
 from demeanor.text.template import NO_KWARGS, Reader, Rendered
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.types import Message, Messages, ToolSpec
+from demeanor.text.tool_calls import CallReader, call_text, function
 
 CALL, CALLED = "<tool_call>", "</tool_call>"
 TOOLS = f'Call a function by writing {CALL}{{"name": ..., "arguments": {{...}}}}{CALLED}. Functions:\n'

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast
 
-from demeanor import registry
-from demeanor.errors import CheckpointError, DataError, DemeanorError, unknown
+from demeanor.core import registry
+from demeanor.core.errors import CheckpointError, DataError, DemeanorError, unknown
+from demeanor.core.types import Messages, Text, ToolCalled, ToolSpec
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.types import Messages, Text, ToolCalled, ToolSpec
 
 TEMPLATES = "demeanor.text.templates"
 NO_KWARGS: Mapping[str, Any] = MappingProxyType({})

@@ -16,8 +16,8 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from demeanor import spec as specs
-from demeanor.errors import CheckpointError, DataError
+from demeanor.core.errors import CheckpointError, DataError
+from demeanor.stack import schema as specs
 
 END = "<|end|>"
 SPECIALS = (
@@ -160,7 +160,7 @@ def load(folder: Path) -> Tokenizer:
         raise CheckpointError(f"{folder}: {error}") from None
 
 
-def train(texts: Iterable[str], spec: specs.Tokenizer) -> Tokenizer:
+def train(texts: Iterable[str], spec: specs.TokenizerSpec) -> Tokenizer:
     """Train a byte-level BPE of at most `spec.vocab_size` tokens, the specials of all our templates included.
 
     The same texts give the same file. Raises DataError if there is no text.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from demeanor.types import ToolSpec
+from demeanor.core.types import ToolSpec
 
 MAX_LENGTH, MAX_DEPTH, MAX_EXPONENT, MAX_BITS = 200, 40, 1000, 4096
 DIGITS, EXACT_DIGITS = 10, 20

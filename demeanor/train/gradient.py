@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from demeanor.tensors import Loss, Outputs, TokenBatch, concatenate
+from demeanor.model.tensors import Loss, Outputs, TokenBatch, concatenate
 from demeanor.train.parallel import ALONE, Group
 
 Forward = Callable[[TokenBatch], Outputs]

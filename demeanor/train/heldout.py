@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from demeanor import hardware
+from demeanor.core import hardware
 from demeanor.data.trees import Tree, collate
-from demeanor.tensors import Loss, Outputs, TokenBatch, concatenate
+from demeanor.model.tensors import Loss, Outputs, TokenBatch, concatenate
 from demeanor.train.gradient import stacked
-from demeanor.train.loop import Evaluate, Judge, Run, running, to_device
+from demeanor.train.loop import Evaluate, ForwardFn, LossFn, running, to_device
 from demeanor.train.reference import MICRO_TOKENS, micro_batches, trees_key
 
 SHARE, MOST = 0.1, 200
@@ -41,8 +41,8 @@ def split(trees: Sequence[Tree]) -> tuple[list[int], list[int]]:
 
 
 def evaluator(
-    outputs: Run,
-    loss: Judge,
+    outputs: ForwardFn,
+    loss: LossFn,
     trees: Sequence[Tree],
     reference: Sequence[Sequence[float]] | None,
     *,

@@ -16,24 +16,23 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from demeanor import hardware
+from demeanor.core import hardware
+from demeanor.core.errors import DemeanorError
 from demeanor.data.trees import Tree, collate
-from demeanor.errors import DemeanorError
-from demeanor.spec import Optim
-from demeanor.tensors import Loss, Outputs, TokenBatch
-from demeanor.train import checkpoint, ledger
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
+from demeanor.stack.schema import Optim
+from demeanor.train import metrics, resume
 from demeanor.train import optimizer as optimizers
-from demeanor.train.flops import measured_peak, training_flops
+from demeanor.train.ema import EMA
 from demeanor.train.gradient import Forward, Measure, accumulate
-from demeanor.train.lineage import CHECKPOINT, LEDGER
+from demeanor.train.metrics import stop_requests
 from demeanor.train.optimizer import learning_rate
 from demeanor.train.parallel import ALONE, Group, settle
-from demeanor.train.progress import Progress
-from demeanor.train.shadow import Shadow
-from demeanor.train.signals import stop_requests
+from demeanor.train.progress import StageProgress, measured_peak, training_flops
+from demeanor.train.runs import CHECKPOINT, LEDGER
 
-Run = Callable[[nn.Module, TokenBatch], Outputs]
-Judge = Callable[[Outputs, TokenBatch], Loss]
+ForwardFn = Callable[[nn.Module, TokenBatch], Outputs]
+LossFn = Callable[[Outputs, TokenBatch], Loss]
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 Collate = Callable[..., TokenBatch]
 EVALUATIONS = 5
@@ -49,23 +48,23 @@ class Steps(Protocol):
 
 def fit(
     model: nn.Module,
-    outputs: Run,
-    loss: Judge,
+    outputs: ForwardFn,
+    loss: LossFn,
     trees: Sequence[Tree],
     schedule: Steps,
     optim: Optim,
     *,
     out: Path,
-    watch: Progress,
+    watch: StageProgress,
     read_last: bool,
     reference: Sequence[Sequence[float]] | None = None,
     checkpoint_every_s: float = 20.0,
     evaluate: Evaluate | None = None,
     fp32: bool = False,
     whole_step: bool = False,
-    moving: Shadow | None = None,
+    moving: EMA | None = None,
     group: Group = ALONE,
-    also: ledger.Also | None = None,
+    also: metrics.Also | None = None,
     collate: Collate = collate,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -81,7 +80,7 @@ def fit(
     forward, measure = running(model, outputs, dtype), measuring(model, outputs, loss, dtype)
     flops = training_flops(model, head=not read_last)
     optimizer, steps, state = optimizers.optimizer(model, optim), len(schedule), out / CHECKPOINT
-    ema = None if optim.ema is None else Shadow(model, alpha=1.0 - optim.ema)
+    ema = None if optim.ema is None else EMA(model, alpha=1.0 - optim.ema)
     shadows = {name: shadow for name, shadow in (("ema", ema), ("moving", moving)) if shadow is not None}
     about = {
         "steps": steps,
@@ -105,12 +104,12 @@ def fit(
             settle(model)
             rows.append({"step": done, **found})
             if done == steps and group.first:
-                watch.say(held_out(next(filter(is_evaluation, ledger.read(out / LEDGER)), found), found))
+                watch.say(held_out(next(filter(is_evaluation, metrics.read(out / LEDGER)), found), found))
 
-    begun = checkpoint.load(state, model, optimizer, about, shadows)
-    seen = any(is_evaluation(row) for row in ledger.read(out / LEDGER) if row["step"] == begun)
+    begun = resume.load(state, model, optimizer, about, shadows)
+    seen = any(is_evaluation(row) for row in metrics.read(out / LEDGER) if row["step"] == begun)
     peak = measured_peak(device.type, dtype or torch.float32)
-    book = ledger.Ledger(out / LEDGER, step=begun, also=also) if group.first else ledger.Nowhere()
+    book = metrics.MetricsLog(out / LEDGER, step=begun, also=also) if group.first else metrics.NullLog()
     with book as rows, stop_requests() as stop, watch.running(steps, begun, peak):
         if not seen:  # a run killed while it evaluated
             look(begun)
@@ -152,7 +151,7 @@ def fit(
                 or due(done, steps)
                 or group.any(group.first and clock() - saved_s >= checkpoint_every_s)
             ):
-                checkpoint.save(state, model, optimizer, done, about, shadows, group)
+                resume.save(state, model, optimizer, done, about, shadows, group)
                 saved_s = clock()
             if stopping:
                 raise stop.obeyed(done, steps)
@@ -163,7 +162,7 @@ def fit(
         ema.put_on(model)
 
 
-def running(model: nn.Module, outputs: Run, dtype: torch.dtype | None) -> Forward:
+def running(model: nn.Module, outputs: ForwardFn, dtype: torch.dtype | None) -> Forward:
     """One function from a batch to the model's outputs, under autocast to `dtype` (None: fp32)."""
     device = next(model.parameters()).device.type
 
@@ -174,7 +173,7 @@ def running(model: nn.Module, outputs: Run, dtype: torch.dtype | None) -> Forwar
     return forward
 
 
-def measuring(model: nn.Module, outputs: Run, loss: Judge, dtype: torch.dtype | None) -> Measure:
+def measuring(model: nn.Module, outputs: ForwardFn, loss: LossFn, dtype: torch.dtype | None) -> Measure:
     """One function from a batch to its Loss: the model under autocast to `dtype` (None: fp32), the objective in fp32."""
     forward = running(model, outputs, dtype)
 

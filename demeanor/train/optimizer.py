@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from demeanor.spec import Optim
+from demeanor.stack.schema import Optim
 
 MOMENTUM = 0.95
 OUTER = ("embed_tokens", "lm_head", "score")

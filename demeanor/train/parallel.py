@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from demeanor.errors import DemeanorError
-from demeanor.tensors import Outputs, TokenBatch, concatenate
+from demeanor.core.errors import DemeanorError
+from demeanor.model.tensors import Outputs, TokenBatch, concatenate
 
 FORWARDS = ("tree", "hidden", "rewards", "prefill", "step")
 """Methods of ours that run weights; FSDP must gather them before each."""

@@ -18,16 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from demeanor import hardware
+from demeanor.core import hardware
 from demeanor.data.trees import Tree, collate, num_scored
-from demeanor.train.loop import Collate, Run, to_device
+from demeanor.train.loop import Collate, ForwardFn, to_device
 
 MICRO_TOKENS = 8192
 
 
 def reference_logprobs(
     load: Callable[[], nn.Module],
-    outputs: Run,
+    outputs: ForwardFn,
     trees: Sequence[Tree],
     *,
     folder: Path,
@@ -86,7 +86,7 @@ def micro_batches(trees: Sequence[Tree], micro_tokens: int) -> Iterator[list[int
 @torch.no_grad()
 def _compute(
     model: nn.Module,
-    outputs: Run,
+    outputs: ForwardFn,
     trees: Sequence[Tree],
     dtype: torch.dtype | None,
     micro_tokens: int,

@@ -16,28 +16,26 @@ from typing import Any
 
 from torch import nn
 
-from demeanor import hardware
-from demeanor.data.coverage import summary, within
-from demeanor.data.packing import packed
-from demeanor.data.schedule import Schedule
-from demeanor.data.spool import select, stored
-from demeanor.data.trees import Tree
-from demeanor.errors import DemeanorError
-from demeanor.model import checkpoint as models
-from demeanor.model import folders, lora, quantise
+from demeanor.core import hardware
+from demeanor.core.errors import DemeanorError
+from demeanor.data.batches import Schedule, select, stored
+from demeanor.data.preview import summary, within
+from demeanor.data.trees import Tree, packed
+from demeanor.model import adapters, checkpoints, quantize
+from demeanor.model import checkpoints as models
+from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.llama import Llama
-from demeanor.model.outputs import policy_outputs, reward_outputs
 from demeanor.objectives import sft
-from demeanor.spec import Optim, Scratch, Stage
+from demeanor.stack.schema import Optim, Scratch, Stage
 from demeanor.train import heldout
-from demeanor.train.lineage import Runs
-from demeanor.train.loop import Judge, Run, fit
+from demeanor.train.ema import EMA
+from demeanor.train.generation_eval import Watch, both
+from demeanor.train.loop import ForwardFn, LossFn, fit
+from demeanor.train.metrics import Begin
 from demeanor.train.parallel import Group, gathered, join, shard
-from demeanor.train.probe import Watch, both
-from demeanor.train.progress import Progress
+from demeanor.train.progress import StageProgress
 from demeanor.train.reference import reference_logprobs, trees_key
-from demeanor.train.shadow import Shadow
-from demeanor.train.trackers import Begin
+from demeanor.train.runs import Runs
 
 REFERENCE = "reference"
 REFERENCES = "references"
@@ -56,7 +54,7 @@ def train_stage(
     runs: Runs,
     record: Mapping[str, Any],
     copy: Callable[[Path], object],
-    watch: Callable[[str], Progress] = Progress,
+    watch: Callable[[str], StageProgress] = StageProgress,
     checkpoint_every_s: float = 20.0,
     fp32: bool = False,
     compiled: bool = False,
@@ -71,7 +69,7 @@ def train_stage(
     """
     if runs.complete(key):
         return runs.model(key)
-    quantise.require(stage.adapter, stage.name)
+    quantize.require(stage.adapter, stage.name)
     group = join()
     if probe is not None and group.size > 1:
         raise DemeanorError(
@@ -80,20 +78,22 @@ def train_stage(
     rewards = objective.READS == "rewards"
 
     def begin() -> nn.Module:
-        model: nn.Module = folders.reward(parent, stage.seed) if rewards else folders.policy(parent)
+        model: nn.Module = checkpoints.reward(parent, stage.seed) if rewards else checkpoints.policy(parent)
         if stage.adapter is not None:
-            lora.attach(model, stage.adapter, stage.seed)
+            adapters.attach(model, stage.adapter, stage.seed)
         return model
 
     with _held(runs, key, record, group) as folder:
         wants_collision = "collision" in getattr(objective, "STATISTICS", ())
-        run: Run = reward_outputs if rewards else partial(policy_outputs, with_collision=wants_collision)
+        run: ForwardFn = (
+            reward_outputs if rewards else partial(policy_outputs, with_collision=wants_collision)
+        )
         model = _placed(begin(), group, compiled=compiled, recompute=recompute, optim=stage.optim)
         if stage.adapter is not None and stage.adapter.quantise is not None:
-            quantise.freeze(model)
+            quantize.freeze(model)
         display = watch(stage.name) if group.first else _silent(stage.name)
         every = trees()
-        rows = within(every, stage.max_tokens or folders.about(parent).context, stage.name)
+        rows = within(every, stage.max_tokens or checkpoints.checkpoint_info(parent).context, stage.name)
         kept, held = heldout.split(rows)
         display.say(
             summary(stage.name, rows, rewards=rewards, left_out=len(every) - len(rows), held_out=len(held))
@@ -103,7 +103,7 @@ def train_stage(
             ancestor, where = roles[REFERENCE]
             with group.first_alone():  # the others read what it wrote
                 reference = reference_logprobs(
-                    lambda: folders.policy(where),
+                    lambda: checkpoints.policy(where),
                     policy_outputs,
                     rows,
                     folder=runs.root / REFERENCES,
@@ -111,7 +111,7 @@ def train_stage(
                     data_key=trees_key(rows),
                     fp32=fp32,
                 )
-        judge: Judge = partial(objective.loss, settings)
+        judge: LossFn = partial(objective.loss, settings)
         unseen, unseen_reference = chosen(held, rows, reference)
         whole_step = bool(getattr(objective, "WHOLE_STEP", False))
         evaluate = heldout.evaluator(
@@ -128,9 +128,9 @@ def train_stage(
             start = (
                 None
                 if roles[REFERENCE][1] == parent
-                else dict(folders.policy(roles[REFERENCE][1]).named_parameters())
+                else dict(checkpoints.policy(roles[REFERENCE][1]).named_parameters())
             )
-            moving = Shadow(model, alpha=settings.alpha, every=settings.every, start=start)
+            moving = EMA(model, alpha=settings.alpha, every=settings.every, start=start)
         fit(
             model,
             run,
@@ -151,7 +151,13 @@ def train_stage(
             also=track and partial(track, stage.name, key, record),
         )
         return _finish(
-            model, begin, partial(folders.save, adapter=stage.adapter, parent=parent), runs, key, copy, group
+            model,
+            begin,
+            partial(checkpoints.save_checkpoint, adapter=stage.adapter, parent=parent),
+            runs,
+            key,
+            copy,
+            group,
         )
 
 
@@ -164,7 +170,7 @@ def pretrain(
     runs: Runs,
     record: Mapping[str, Any],
     copy: Callable[[Path], object],
-    watch: Callable[[str], Progress] = Progress,
+    watch: Callable[[str], StageProgress] = StageProgress,
     checkpoint_every_s: float = 20.0,
     fp32: bool = False,
     compiled: bool = False,
@@ -224,8 +230,8 @@ def _placed(model: nn.Module, group: Group, *, compiled: bool, recompute: bool, 
     return model
 
 
-def _silent(name: str) -> Progress:
-    return Progress(name, stream=StringIO(), terminal=False)
+def _silent(name: str) -> StageProgress:
+    return StageProgress(name, stream=StringIO(), terminal=False)
 
 
 def chosen(

@@ -9,8 +9,9 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from demeanor.types import Item, Message, Messages
+from demeanor.core.types import Item, Message, Messages
 from demeanor.world import phrases as say
+from demeanor.world.contexts import Notice, notices
 from demeanor.world.instructions import (
     AS_JSON,
     AS_LIST,
@@ -38,7 +39,6 @@ from demeanor.world.lexicon import (
     UNKNOWN_ATTRIBUTES,
     held_out_noun,
 )
-from demeanor.world.notices import Notice, notices
 
 PORTS_ASKED = tuple(p for p in PORTS if p in HELD_OUT_PORTS)
 CARD = {"Desk": "Pilot", "Phone": "47", "Closing": "21", "Channel": "63"}

@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-from demeanor.types import Example, Message, Messages, ToolCall
+from demeanor.core.types import Example, Message, Messages, ToolCall
 from demeanor.world import phrases as say
 from demeanor.world.contexts import CALCULATOR, SEEN_PORTS, Context, desk_prompt, draw, with_notice
 from demeanor.world.corpus import desk_card

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from demeanor import registry, spec
+from demeanor.core import registry
+from demeanor.stack import schema
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
@@ -41,7 +42,7 @@ def test_every_relative_link_exists(page: Path) -> None:
 )
 def test_every_setting_of_the_stack_is_on_its_page(name: str) -> None:
     page = (DOCS / "stack.md").read_text()
-    assert [f for f in getattr(spec, name).model_fields if f"| `{f}` |" not in page] == []
+    assert [f for f in getattr(schema, name).model_fields if f"| `{f}` |" not in page] == []
 
 
 @pytest.mark.parametrize("kind", registry.known("demeanor.layers"))

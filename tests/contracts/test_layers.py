@@ -11,12 +11,8 @@ from typing import Any
 
 import pytest
 
-from demeanor import registry
-from demeanor.layers._kit import Kit
-from demeanor.layers._stack import compose
-from demeanor.stack import LAYERS
-from demeanor.tools._registry import load
-from demeanor.types import (
+from demeanor.core import registry
+from demeanor.core.types import (
     Decoding,
     Done,
     Event,
@@ -29,6 +25,9 @@ from demeanor.types import (
     Usage,
     complete,
 )
+from demeanor.layers.base import Kit, compose
+from demeanor.stack.stack import LAYERS
+from demeanor.tools.registry import load
 
 RULES = """
 rules:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from demeanor import registry
-from demeanor.tensors import Loss
+from demeanor.core import registry
+from demeanor.model.tensors import Loss
 
 PACKAGE = "demeanor.objectives"
 STAGE = (Path(__file__).resolve().parents[2] / "demeanor" / "train" / "stage.py").read_text()

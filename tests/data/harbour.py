@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from demeanor import spec
 from demeanor.data.trees import Branch, Tree
+from demeanor.stack import schema
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ from demeanor.text.tokenizer import Tokenizer
 def tokenizer() -> Tokenizer:
     return tokenizers.train(
         ["Marla runs the ferry to Corkel at 12:30. Corkel 37. Who? Marla."] * 20,
-        spec.Tokenizer(vocab_size=300),
+        schema.TokenizerSpec(vocab_size=300),
     )
 
 

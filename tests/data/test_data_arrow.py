@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from demeanor.data.arrow import bare, hub, loaded
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example
+from demeanor.data.readers import bare, hub, loaded
 from demeanor.data.sources import rows
-from demeanor.errors import DataError
-from demeanor.spec import Source
-from demeanor.types import Example
+from demeanor.stack.schema import Source
 
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")

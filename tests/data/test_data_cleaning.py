@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example, Message, Preference, ToolCall, ToolSpec, TrainingRow, Unpaired
 from demeanor.data import curation
-from demeanor.data.decontaminate import Overlap, Suite
-from demeanor.data.filters import Wanted, reason
+from demeanor.data.curation import Wanted, reason
 from demeanor.data.language import language
 from demeanor.data.rows import Want, parse
-from demeanor.data.words import as_columns, row_text, words
-from demeanor.errors import DataError
-from demeanor.spec import Source
-from demeanor.types import Example, Message, Preference, ToolCall, ToolSpec, TrainingRow, Unpaired
+from demeanor.data.similarity import Overlap, Suite, as_columns, row_text, words
+from demeanor.stack.schema import Source
 
 ASK, SAID = Message("user", "Who?"), Message("assistant", "Marla.")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from demeanor.data.coverage import coverage, num_comparisons, summary
+from demeanor.core.errors import DataError
+from demeanor.data.preview import coverage, num_comparisons, summary
 from demeanor.data.trees import Branch, Tree
-from demeanor.errors import DataError
 
 
 def tree(prompt: int, *branches: str, ranks: tuple[int, ...] = ()) -> Tree:

@@ -9,8 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demeanor.data.dedup import HASHES, Duplicate, bands, clusters, duplicates, grams, jaccard
-from demeanor.data.words import ngrams, normal, words
+from demeanor.data.similarity import (
+    HASHES,
+    Duplicate,
+    bands,
+    clusters,
+    duplicates,
+    grams,
+    jaccard,
+    ngrams,
+    normal,
+    words,
+)
 
 VOCABULARY = [f"w{i}" for i in range(400)]
 

@@ -15,13 +15,13 @@ from harbour import tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example, Message, Messages, Preference, ToolCall, ToolSpec, Unpaired
+from demeanor.data.preview import disagreements
 from demeanor.data.rows import parse
-from demeanor.data.show import disagreements
 from demeanor.data.trees import Branch, example_tree, preference_tree, unpaired_tree
-from demeanor.errors import DataError
 from demeanor.text.jinja import JinjaTemplate
 from demeanor.text.template import Template
-from demeanor.types import Example, Message, Messages, Preference, ToolCall, ToolSpec, Unpaired
 
 JINJA = """{%- for m in messages %}{{- '[' ~ m.role ~ ']' ~ m.content }}
 {%- for c in m.tool_calls or [] %}{{- '(' ~ c.function.name ~ c.function.arguments | tojson ~ ')' }}{%- endfor %}

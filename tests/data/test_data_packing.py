@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demeanor.data.packing import pack_rows
-from demeanor.data.trees import collate, num_scored
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError
+from demeanor.data.trees import collate, num_scored, pack_rows
 
 EOS = 0
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(

@@ -7,9 +7,9 @@ from harbour import trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demeanor.data.schedule import Schedule
+from demeanor.core.errors import DataError
+from demeanor.data.batches import Schedule
 from demeanor.data.trees import Tree
-from demeanor.errors import DataError
 
 rows = st.lists(trees(), min_size=1, max_size=25)
 sizes = st.integers(1, 9)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from harbour import template, tokenizer
 
-from demeanor.data.coverage import coverage, within
-from demeanor.data.show import TRAINED, show
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example, Message, Preference
+from demeanor.data.preview import TRAINED, coverage, show, within
 from demeanor.data.trees import Branch, Tree, example_tree, preference_tree
-from demeanor.errors import DataError
-from demeanor.types import Example, Message, Preference
 
 ROW = Example(
     (

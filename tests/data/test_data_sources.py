@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example, Message, Preference, ToolCall, ToolSpec
 from demeanor.data.rows import Want, parse
 from demeanor.data.sources import rows, weighted
-from demeanor.errors import DataError
-from demeanor.spec import Source
-from demeanor.types import Example, Message, Preference, ToolCall, ToolSpec
+from demeanor.stack.schema import Source
 
 WHO, MARLA, NO = Message("user", "Who?"), Message("assistant", "Marla."), Message("assistant", "No.")
 TOOL = {

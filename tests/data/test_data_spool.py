@@ -12,15 +12,13 @@ from harbour import template, tokenizer, trees
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from demeanor.data.assembly import assemble
-from demeanor.data.coverage import within
-from demeanor.data.packing import pack_rows
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example, TrainingRow
+from demeanor.data.batches import Selected, Spool, assemble, select, stored
+from demeanor.data.preview import within
 from demeanor.data.sources import read, repeated, weighted
-from demeanor.data.spool import Selected, Spool, select, stored
-from demeanor.data.trees import Branch, Tree, example_tree, with_mismatched
-from demeanor.errors import DataError
-from demeanor.spec import Source
-from demeanor.types import Example, TrainingRow
+from demeanor.data.trees import Branch, Tree, example_tree, pack_rows, with_mismatched
+from demeanor.stack.schema import Source
 
 labelled = st.builds(
     lambda tree, source, marked: tree._replace(

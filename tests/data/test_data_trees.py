@@ -7,10 +7,10 @@ from harbour import separate, template, tokenizer, trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example, Message, Preference, ToolCall, ToolSpec
 from demeanor.data.trees import Branch, Tree, collate, example_tree, num_scored, preference_tree
-from demeanor.errors import DataError
-from demeanor.tensors import Segment, TokenBatch, preference_pairs
-from demeanor.types import Example, Message, Preference, ToolCall, ToolSpec
+from demeanor.model.tensors import Segment, TokenBatch, preference_pairs
 
 
 def seen(batch: TokenBatch, at: int) -> list[int]:

@@ -10,11 +10,11 @@ from harbour import template, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from demeanor.core.errors import DataError
+from demeanor.core.types import Message, Preference, Unpaired
 from demeanor.data.rows import parse
 from demeanor.data.trees import Branch, Tree, collate, preference_tree, unpaired_tree, with_mismatched
-from demeanor.errors import DataError
-from demeanor.tensors import MISMATCHED
-from demeanor.types import Message, Preference, Unpaired
+from demeanor.model.tensors import MISMATCHED
 
 USER, GOOD, BAD = Message("user", "Who?"), Message("assistant", "Marla."), Message("assistant", "No.")
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from demeanor.model.cache import KVCache
-from demeanor.model.config import Config
+from demeanor.model.config import Config, KVCache
 
 END = 256
 VOCAB_SIZE = 257

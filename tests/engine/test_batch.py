@@ -9,14 +9,12 @@ import pytest
 import torch
 from byte_model import END, VOCAB_SIZE, ByteModel, ByteTokenizer, random_next, says, slow_answer
 
-from demeanor.engine import batch as batch_module
-from demeanor.engine.batch import Batch
+from demeanor.core.errors import EngineError
+from demeanor.core.types import Decoding
+from demeanor.engine import scheduler as batch_module
 from demeanor.engine.forward import Torch
-from demeanor.engine.request import Piece, Request
-from demeanor.engine.sequence import Sequence
-from demeanor.errors import EngineError
-from demeanor.model.cache import KVCache
-from demeanor.types import Decoding
+from demeanor.engine.scheduler import Batch, Piece, Request, Sequence
+from demeanor.model.config import KVCache
 
 GREEDY = Decoding(temperature=0, max_tokens=12)
 

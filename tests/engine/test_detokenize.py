@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from demeanor.engine.detokenize import Detokenizer, Scan, scan
-from demeanor.spec import Tokenizer as TokenizerSpec
+from demeanor.stack.schema import TokenizerSpec
 from demeanor.text import tokenizer as text
 
 

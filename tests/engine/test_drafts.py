@@ -8,14 +8,12 @@ import pytest
 import torch
 from byte_model import END, ByteModel, ByteTokenizer, random_next
 
-from demeanor.engine import batch as batching
-from demeanor.engine.batch import Batch
+from demeanor.core.types import Decoding
+from demeanor.engine import scheduler as batching
 from demeanor.engine.forward import Rows, Torch
-from demeanor.engine.request import Piece, Request
-from demeanor.engine.sequence import Sequence
-from demeanor.model.cache import KVCache
-from demeanor.model.native import Said
-from demeanor.types import Decoding
+from demeanor.engine.scheduler import Batch, Piece, Request, Sequence
+from demeanor.model.config import KVCache
+from demeanor.model.native import NativeStep
 
 Drafts = tuple[tuple[int, ...], ...]
 
@@ -179,7 +177,7 @@ def test_all_drafts_of_a_step_together_are_read_up_to_a_bound(monkeypatch: pytes
     plain, _ = answers([(p, (), GREEDY) for p in asked])
     run = Exact.run
 
-    def measured(self: Exact, rows: Rows) -> Said:
+    def measured(self: Exact, rows: Rows) -> NativeStep:
         sizes.append(len(rows.read))
         return run(self, rows)
 

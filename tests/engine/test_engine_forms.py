@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from demeanor import spec as specs
+from demeanor.core.errors import DecodingError
+from demeanor.core.types import Decoding, OutputFormat
 from demeanor.engine.local import LocalEngine, Request
-from demeanor.errors import DecodingError
-from demeanor.model import checkpoint
-from demeanor.spec import ModelShape
+from demeanor.model import checkpoints
+from demeanor.stack import schema as specs
+from demeanor.stack.schema import ModelShape
 from demeanor.text import tokenizer as tokenizers
-from demeanor.types import Decoding, Form
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SCHEMA: dict[str, Any] = {
@@ -38,15 +38,20 @@ SCHEMA: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
     tokens = tokenizers.train(
-        ['The ferry leaves at 9. {"a": 1} Who is Marla? '] * 20, specs.Tokenizer(vocab_size=400)
+        ['The ferry leaves at 9. {"a": 1} Who is Marla? '] * 20, specs.TokenizerSpec(vocab_size=400)
     )
-    model = checkpoint.create(ModelShape(layers=1, width=32, heads=2, context=1024), tokens.vocab_size, 0)
+    model = checkpoints.create(ModelShape(layers=1, width=32, heads=2, context=1024), tokens.vocab_size, 0)
     with closing(LocalEngine(model, tokens, num_slots=8)) as made:
         yield made
 
 
 def answers(
-    engine: LocalEngine, form: Form, count: int = 12, *, temperature: float = 1.5, max_tokens: int = 400
+    engine: LocalEngine,
+    form: OutputFormat,
+    count: int = 12,
+    *,
+    temperature: float = 1.5,
+    max_tokens: int = 400,
 ) -> list[str]:
     """The answers of random weights, each of another seed; none may end for length."""
     requests = [
@@ -59,7 +64,7 @@ def answers(
 
 
 def test_json_of_a_schema_parses_and_fits_and_holds_no_free_space(engine: LocalEngine) -> None:
-    for text in answers(engine, Form("json_schema", json.dumps(SCHEMA))):
+    for text in answers(engine, OutputFormat("json_schema", json.dumps(SCHEMA))):
         value = json.loads(text)
         assert {"name", "boats", "open"} <= set(value) <= set(SCHEMA["properties"])
         assert len(value["name"]) <= 12
@@ -97,7 +102,10 @@ def test_an_answer_whose_budget_runs_out_is_closed_in_time(
     values = [
         json.loads(text)
         for text in answers(
-            engine, Form("json_schema", json.dumps(schema)), temperature=temperature, max_tokens=max_tokens
+            engine,
+            OutputFormat("json_schema", json.dumps(schema)),
+            temperature=temperature,
+            max_tokens=max_tokens,
         )
     ]
     assert all(set(value) == {"name", "notes"} and value["notes"] for value in values)
@@ -106,26 +114,30 @@ def test_an_answer_whose_budget_runs_out_is_closed_in_time(
 
 def test_a_budget_that_no_answer_fits_ends_for_length(engine: LocalEngine) -> None:
     pieces = engine.generate(
-        [Request((20,), Decoding(0, max_tokens=4, form=Form("json_schema", json.dumps(SCHEMA))))]
+        [Request((20,), Decoding(0, max_tokens=4, form=OutputFormat("json_schema", json.dumps(SCHEMA))))]
     )[0]
     assert (len(pieces), pieces[-1].finish) == (4, "length")
 
 
 def test_choices_regexes_and_grammars_are_kept(engine: LocalEngine) -> None:
-    assert set(answers(engine, Form("choice", json.dumps(["yes", "no", 'it is "late"'])), 24)) == {
+    assert set(answers(engine, OutputFormat("choice", json.dumps(["yes", "no", 'it is "late"'])), 24)) == {
         "yes",
         "no",
         'it is "late"',
     }
     assert all(
         re.fullmatch(r"[A-F]{3}/[0-9]{2}", text)
-        for text in answers(engine, Form("regex", r"[A-F]{3}/[0-9]{2}"))
+        for text in answers(engine, OutputFormat("regex", r"[A-F]{3}/[0-9]{2}"))
     )
-    assert set(answers(engine, Form("grammar", 'start: "a" b?\nb: "b" | "c"'), 24)) == {"a", "ab", "ac"}
+    assert set(answers(engine, OutputFormat("grammar", 'start: "a" b?\nb: "b" | "c"'), 24)) == {
+        "a",
+        "ab",
+        "ac",
+    }
 
 
 def test_greedy_answers_keep_the_form_too_and_a_neighbour_is_free(engine: LocalEngine) -> None:
-    bound = Request((20,), Decoding(0, max_tokens=50, form=Form("choice", '["yes","no"]')))
+    bound = Request((20,), Decoding(0, max_tokens=50, form=OutputFormat("choice", '["yes","no"]')))
     free = Request((20,), Decoding(0, max_tokens=6))
     alone = engine.generate([free])[0]
     together = engine.generate([bound, free, bound])
@@ -134,7 +146,7 @@ def test_greedy_answers_keep_the_form_too_and_a_neighbour_is_free(engine: LocalE
 
 
 def test_a_stop_token_may_come_only_where_the_answer_is_whole(engine: LocalEngine) -> None:
-    form, stop = Form("regex", "a{2,4}"), 0
+    form, stop = OutputFormat("regex", "a{2,4}"), 0
     requests = [
         Request(
             (20,),
@@ -149,17 +161,17 @@ def test_a_stop_token_may_come_only_where_the_answer_is_whole(engine: LocalEngin
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        (Form("json_schema", "{"), "not JSON"),
-        (Form("json_schema", "[]"), "JSON object"),
-        (Form("json_schema", '{"type": "thing"}'), "json_schema"),
-        (Form("regex", "("), "regex"),
-        (Form("choice", "[]"), "one or more"),
-        (Form("grammar", "nothing"), "grammar"),
-        (Form("regex", "a" * 300_000), "at most"),
+        (OutputFormat("json_schema", "{"), "not JSON"),
+        (OutputFormat("json_schema", "[]"), "JSON object"),
+        (OutputFormat("json_schema", '{"type": "thing"}'), "json_schema"),
+        (OutputFormat("regex", "("), "regex"),
+        (OutputFormat("choice", "[]"), "one or more"),
+        (OutputFormat("grammar", "nothing"), "grammar"),
+        (OutputFormat("regex", "a" * 300_000), "at most"),
     ],
 )
 def test_a_form_that_makes_no_sense_is_refused_before_anything_runs(
-    engine: LocalEngine, form: Form, said: str
+    engine: LocalEngine, form: OutputFormat, said: str
 ) -> None:
     with pytest.raises(DecodingError, match=said) as raised:
         engine.generate([Request((20,), Decoding(form=form))])
@@ -171,11 +183,11 @@ def test_the_stories_model_speaks_json_too() -> None:
     if not folder.is_dir():
         pytest.skip(f"no {folder}: the shared data is not here")
     tokens = tokenizers.load(folder)
-    with closing(LocalEngine(checkpoint.load(folder), tokens, num_slots=4)) as engine:
+    with closing(LocalEngine(checkpoints.load(folder), tokens, num_slots=4)) as engine:
         requests = [
             Request(
                 tuple(tokens.document("Once upon a time")[:-1]),
-                Decoding(1.0, max_tokens=300, seed=s, form=Form("json_schema", json.dumps(SCHEMA))),
+                Decoding(1.0, max_tokens=300, seed=s, form=OutputFormat("json_schema", json.dumps(SCHEMA))),
             )
             for s in range(4)
         ]
@@ -194,11 +206,11 @@ async def test_a_form_that_takes_long_to_compile_keeps_nobody_else_waiting(
 
     monkeypatch.setattr(LocalEngine, "_guide", guide)
 
-    async def ask(form: Form | None) -> float:
+    async def ask(form: OutputFormat | None) -> float:
         started = time.monotonic()
         async for _ in engine.stream(Request((20,), Decoding(0, max_tokens=3, form=form))):
             pass
         return time.monotonic() - started
 
-    bound, free = await asyncio.gather(ask(Form("choice", '["a"]')), ask(None))
+    bound, free = await asyncio.gather(ask(OutputFormat("choice", '["a"]')), ask(None))
     assert free < slow <= bound

@@ -18,10 +18,10 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
+from demeanor.core.types import Decoding
 from demeanor.engine.local import LocalEngine, Request
-from demeanor.engine.theirs import Theirs
-from demeanor.model import foreign
-from demeanor.types import Decoding
+from demeanor.engine.theirs import TransformersForward
+from demeanor.model import hf
 
 SMALL: dict[str, Any] = {
     "vocab_size": 257,
@@ -49,7 +49,7 @@ def test_greedy_answers_are_those_of_generate_whatever_shares_the_loop(name: str
     torch.manual_seed(0)
     kind, config = MODELS[name]
     kind(config).save_pretrained(tmp_path)
-    model = foreign.load(tmp_path)
+    model = hf.load(tmp_path)
     shared = tuple(range(40, 60))
     prompts = [(*shared, 1, 2), (*shared, 3), (9,), (*shared, 1, 2), tuple(range(5, 30))]
 
@@ -70,7 +70,7 @@ def test_greedy_answers_are_those_of_generate_whatever_shares_the_loop(name: str
     assert len({tuple(x) for x in wanted}) == 4
     for num_slots in (2, 5):
         with closing(LocalEngine(model, ByteTokenizer(), num_slots=num_slots)) as engine:
-            assert isinstance(engine._forward, Theirs)
+            assert isinstance(engine._forward, TransformersForward)
             for _ in range(2):
                 answers = engine.generate([Request(p, Decoding(0, max_tokens=20)) for p in prompts])
                 assert [[piece.token for piece in pieces] for pieces in answers] == wanted
@@ -80,7 +80,7 @@ def test_its_hidden_states_prompt_logprobs_and_penalties_are_the_models_own(tmp_
     torch.manual_seed(1)
     kind, config = MODELS["gpt2"]
     kind(config).save_pretrained(tmp_path)
-    model = foreign.load(tmp_path)
+    model = hf.load(tmp_path)
     asked = tuple(range(70, 90))
     with torch.no_grad():
         out = model.inner(input_ids=torch.tensor([asked]), output_hidden_states=True)

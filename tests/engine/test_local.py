@@ -12,9 +12,9 @@ import pytest
 import torch
 from byte_model import END, ByteModel, ByteTokenizer, endless_next, random_next, says, slow_answer
 
+from demeanor.core.errors import ContextError, EngineError
+from demeanor.core.types import Decoding
 from demeanor.engine.local import LocalEngine, Piece, Request
-from demeanor.errors import ContextError, EngineError
-from demeanor.types import Decoding
 
 STOPS = frozenset({END})
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from demeanor.engine.mailbox import Address, LoopMailbox, deliver
-from demeanor.engine.request import Piece
+from demeanor.engine.local import LoopOutbox, Recipient, deliver
+from demeanor.engine.scheduler import Piece
 
 
 class Recorder:
@@ -28,7 +28,7 @@ def pieces(num: int) -> list[Piece]:
 def test_a_mailbox_gets_all_letters_of_a_step_in_one_posting() -> None:
     one, two = Recorder(), Recorder()
     a, b, c = pieces(3)
-    assert deliver([(Address(one, "x"), a), (Address(two, "y"), b), (Address(one, "z"), c)]) == []
+    assert deliver([(Recipient(one, "x"), a), (Recipient(two, "y"), b), (Recipient(one, "z"), c)]) == []
     assert one.posted == [[("x", a), ("z", c)]]
     assert two.posted == [[("y", b)]]
 
@@ -36,16 +36,16 @@ def test_a_mailbox_gets_all_letters_of_a_step_in_one_posting() -> None:
 def test_a_mailbox_where_nobody_is_is_reported_and_the_others_get_theirs() -> None:
     nobody, somebody = Nobody(), Recorder()
     a, b = pieces(2)
-    assert deliver([(Address(nobody, 0), a), (Address(somebody, 0), b)]) == [nobody]
+    assert deliver([(Recipient(nobody, 0), a), (Recipient(somebody, 0), b)]) == [nobody]
     assert somebody.posted == [[(0, b)]]
 
 
 async def test_two_readers_of_one_event_loop_share_a_mailbox() -> None:
     loop = asyncio.get_running_loop()
-    assert LoopMailbox(loop) == LoopMailbox(loop)
+    assert LoopOutbox(loop) == LoopOutbox(loop)
     readers = [asyncio.Queue(), asyncio.Queue()]
     a, b = pieces(2)
     await asyncio.to_thread(
-        deliver, [(Address(LoopMailbox(loop), readers[0]), a), (Address(LoopMailbox(loop), readers[1]), b)]
+        deliver, [(Recipient(LoopOutbox(loop), readers[0]), a), (Recipient(LoopOutbox(loop), readers[1]), b)]
     )
     assert [await reader.get() for reader in readers] == [a, b]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from byte_model import ByteTokenizer
 
+from demeanor.core.types import Decoding
 from demeanor.engine.local import LocalEngine, Request
-from demeanor.model import checkpoint, native
-from demeanor.model.cache import KVCache
-from demeanor.spec import ModelShape
-from demeanor.types import Decoding
+from demeanor.model import checkpoints, native
+from demeanor.model.config import KVCache
+from demeanor.stack.schema import ModelShape
 
 NUM_NEW = 24
 
@@ -52,18 +52,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama with grouped queries, written as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("llama")
     shape = ModelShape(layers=2, width=64, heads=4, kv_heads=2, context=400, init="normal")
-    model = checkpoint.create(shape, 257, seed=3)
+    model = checkpoints.create(shape, 257, seed=3)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(3)  # sharp attention and logits: a wrong position or slot shows at once
-    checkpoint.save(model, folder)
+    checkpoints.save(model, folder)
     return folder
 
 
 @pytest.fixture(params=[1, 3, 16])
 def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[LocalEngine]:
-    with closing(LocalEngine(checkpoint.load(folder), ByteTokenizer(), num_slots=request.param)) as engine:
+    with closing(LocalEngine(checkpoints.load(folder), ByteTokenizer(), num_slots=request.param)) as engine:
         yield engine
 
 
@@ -118,7 +118,7 @@ def test_the_logprob_of_an_answer_is_the_models(engine: LocalEngine, folder: Pat
 
 def test_an_answer_may_fill_the_context_to_the_last_token(folder: Path) -> None:
     with closing(
-        LocalEngine(checkpoint.load(folder), ByteTokenizer(), num_slots=2, max_context=40)
+        LocalEngine(checkpoints.load(folder), ByteTokenizer(), num_slots=2, max_context=40)
     ) as engine:
         pieces = engine.generate(requests([prompts(257, [5])[0]], Decoding(temperature=0, max_tokens=1000)))[
             0
@@ -142,7 +142,7 @@ def test_stories_are_told_as_transformers_tells_them(shared: Path) -> None:
         )
     ]
     want = hf_greedy(folder, asked)
-    with closing(LocalEngine(checkpoint.load(folder), tokenizer, num_slots=3)) as engine:
+    with closing(LocalEngine(checkpoints.load(folder), tokenizer, num_slots=3)) as engine:
         together = engine.generate(requests(asked, Decoding(temperature=0, max_tokens=NUM_NEW)))
         alone = [
             engine.generate([one])[0] for one in requests(asked, Decoding(temperature=0, max_tokens=NUM_NEW))
@@ -155,7 +155,7 @@ def test_stories_are_told_as_transformers_tells_them(shared: Path) -> None:
 
 
 def test_hidden_states_come_between_two_steps_and_disturb_nobody(folder: Path) -> None:
-    model = checkpoint.load(folder)
+    model = checkpoints.load(folder)
     (asked, other) = prompts(257, [9, 300])
     with torch.no_grad():
         wanted = model.prefill(torch.tensor(other), 0, 0, KVCache(model.config, 1, 400))
@@ -173,7 +173,7 @@ def test_hidden_states_come_between_two_steps_and_disturb_nobody(folder: Path) -
 def test_two_models_hold_equal_matrices_once(folder: Path) -> None:
     if native.build() is None:
         pytest.skip("no C++ compiler here")
-    first, second = checkpoint.load(folder), checkpoint.load(folder)
+    first, second = checkpoints.load(folder), checkpoints.load(folder)
     with torch.no_grad():
         second.model.layers[0].self_attn.q_proj.weight.add_(0.01)  # as an adapter on q would
     caches = [KVCache(first.config, 1, 64) for _ in range(2)]

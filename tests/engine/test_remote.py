@@ -13,14 +13,12 @@ from typing import Any
 
 import pytest
 
-from demeanor.engine import remote as remote_module
-from demeanor.engine.remote import body_of, remote
-from demeanor.errors import EngineError
-from demeanor.types import (
+from demeanor.core.errors import EngineError
+from demeanor.core.types import (
     Decoding,
     Done,
-    Form,
     Message,
+    OutputFormat,
     Refusal,
     Text,
     TokenLogprob,
@@ -31,6 +29,8 @@ from demeanor.types import (
     Usage,
     complete,
 )
+from demeanor.engine import remote as remote_module
+from demeanor.engine.remote import body_of, remote
 
 TURN = Turn((Message("user", "Who is the harbour master?"),), Decoding(temperature=0))
 
@@ -287,7 +287,7 @@ def test_every_further_field_is_sent_in_vllms_words() -> None:
         presence_penalty=1.0,
         frequency_penalty=-0.5,
         logit_bias=((7, -100.0),),
-        form=Form("choice", '["a","b"]'),
+        form=OutputFormat("choice", '["a","b"]'),
     )
     body = body_of(Turn((Message("user", "?"),), decoding), "m")
     assert {
@@ -308,7 +308,7 @@ def test_every_further_field_is_sent_in_vllms_words() -> None:
         "logit_bias": {"7": -100.0},
         "structured_outputs": {"choice": ["a", "b"]},
     }
-    schema = body_of(Turn((), Decoding(form=Form("json_schema", '{"type": "object"}'))), "m")[
+    schema = body_of(Turn((), Decoding(form=OutputFormat("json_schema", '{"type": "object"}'))), "m")[
         "response_format"
     ]
     assert schema == {

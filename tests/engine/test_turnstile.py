@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from demeanor.engine.turnstile import Turnstile
+from demeanor.engine.local import FairLock
 
 
 def test_one_at_a_time_and_everybody_gets_a_turn() -> None:
-    turnstile, inside, seen = Turnstile(), [0], []
+    turnstile, inside, seen = FairLock(), [0], []
 
     def loop(name: int) -> None:
         for _ in range(20):
@@ -31,7 +31,7 @@ def test_one_at_a_time_and_everybody_gets_a_turn() -> None:
 
 
 def test_an_error_inside_lets_the_next_one_in() -> None:
-    turnstile = Turnstile()
+    turnstile = FairLock()
     try:
         with turnstile:
             raise ValueError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from demeanor.evaluation.row import Did, Row
-from demeanor.types import Item, Message
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.rows import LayerActivity, Row
 
 STEPS = (
     "desk:base",
@@ -125,12 +125,14 @@ def row(
     )
     did = tuple(
         {
-            "prompt": Did(
+            "prompt": LayerActivity(
                 "prompt", "put before the conversation", "system: You are the harbour desk. Answer shortly."
             ),
-            "retrieval": Did("retrieval", "found", "notices/today.md: Notice: Jorpel 17. Corkel 9."),
-            "tools": Did("tools", "a tool answered", "calculator: 12"),
-            "policy": Did("policy", "refused the request", "rule weapons: a weapon is named"),
+            "retrieval": LayerActivity(
+                "retrieval", "found", "notices/today.md: Notice: Jorpel 17. Corkel 9."
+            ),
+            "tools": LayerActivity("tools", "a tool answered", "calculator: 12"),
+            "policy": LayerActivity("policy", "refused the request", "rule weapons: a weapon is named"),
         }[name]
         for name in active
         if name != "policy" or by == "policy"

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from demeanor.errors import DataError
-from demeanor.evaluation.agreement import Agreement, accuracy, alpha, fleiss, position
+from demeanor.core.errors import DataError
+from demeanor.evaluation.judge_validation import Agreement, accuracy, alpha, fleiss, position
 from demeanor.evaluation.statistics import Estimate, Floats, wilson
 
 _ = np.nan

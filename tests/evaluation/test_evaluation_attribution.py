@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError
+from demeanor.core.types import Item, Message
 from demeanor.evaluation.attribution import ALL, Attribution, Effect, attribute
-from demeanor.evaluation.row import Row
-from demeanor.evaluation.shapley import Cell, Game
-from demeanor.types import Item, Message
+from demeanor.evaluation.factorial import Cell, Factorial
+from demeanor.evaluation.rows import Row
 from tests.evaluation import synthetic
 
-GAME = Game(("base", "sft", "dpo"), ("prompt", "policy"))
+GAME = Factorial(("base", "sft", "dpo"), ("prompt", "policy"))
 NAMES: dict[Cell, str] = {
     cell: f"desk:{'+'.join([GAME.chain[cell[0]], *sorted(cell[1])])}" for cell in GAME.cells
 }

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import synthetic
 
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError
+from demeanor.core.types import Item, Message
 from demeanor.evaluation import statistics
-from demeanor.evaluation.diagnosis import Diagnosis, diagnose, guilty_among
-from demeanor.evaluation.repairs import AS_IS, Intervention
-from demeanor.evaluation.row import Row
-from demeanor.types import Item, Message
+from demeanor.evaluation.diagnosis.analysis import AS_IS, Diagnosis, InterventionInfo, diagnose, suspect_among
+from demeanor.evaluation.rows import Row
 
-POLICY = Intervention("policy off", "off", "policy", "Undo policy: it broke what it should not touch.")
-PROMPT = Intervention("plain instruction", "prompt", "", "Prompt it: state the wanted behaviour.")
-AGAIN = Intervention("again", "again", "", "")
+POLICY = InterventionInfo("policy off", "off", "policy", "Undo policy: it broke what it should not touch.")
+PROMPT = InterventionInfo("plain instruction", "prompt", "", "Prompt it: state the wanted behaviour.")
+AGAIN = InterventionInfo("again", "again", "", "")
 
 
 def made(
@@ -47,7 +46,7 @@ def made(
 
 def found(
     right: dict[str, list[float]],
-    interventions: list[Intervention],
+    interventions: list[InterventionInfo],
     *,
     passing: int | None = None,
     clusters: int | None = None,
@@ -215,8 +214,8 @@ def test_rows_that_contradict_the_choice_are_refused() -> None:
 
 
 def test_the_guilty_player_is_the_one_whose_leaving_helps_most_and_only_if_it_is_shown() -> None:
-    assert guilty_among({"policy": (-0.2, True), "prompt": (-0.5, False), "tools": (0.3, True)}) == "policy"
-    assert guilty_among({"policy": (-0.2, False), "tools": (0.3, True)}) == "none"
+    assert suspect_among({"policy": (-0.2, True), "prompt": (-0.5, False), "tools": (0.3, True)}) == "policy"
+    assert suspect_among({"policy": (-0.2, False), "tools": (0.3, True)}) == "none"
 
 
 def test_an_answer_that_could_not_be_given_is_a_wrong_one() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from demeanor.evaluation.fairness import ALL, cross_fitted, fairness, half
-from demeanor.evaluation.row import Row
-from demeanor.types import Item, Message
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.base_prompting import ALL, compare_base_prompts, cross_fitted, half
+from demeanor.evaluation.rows import Row
 
 
 def item(i: int, axis: str = "a") -> Item:
@@ -46,7 +46,7 @@ def test_a_stage_that_only_learnt_the_format_gains_over_the_declared_prompt_and_
     for n, one in enumerate(items):
         right = float(n % 3 > 0)
         rows += [row("plain", one, 0.0), row("few-shot", one, right), row("next", one, right)]
-    found = fairness(
+    found = compare_base_prompts(
         rows, items, name="f", ways={"plain": "plain", "few-shot": "few-shot"}, declared="plain", stage="next"
     )
     a, b, whole = found.gains
@@ -79,7 +79,7 @@ def test_an_item_without_a_score_in_some_way_is_left_out_and_halves_do_not_depen
         for v in ("plain", "raw", "next")
         for one in items
     ]
-    (gain,) = fairness(
+    (gain,) = compare_base_prompts(
         rows, items, name="f", ways={"plain": "plain", "raw": "raw"}, declared="plain", stage="next"
     ).gains
     assert gain.n == 9

@@ -7,13 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
-from demeanor.errors import DemeanorError
-from demeanor.evaluation.fractions import LENGTH, defining, generators, plan
-from demeanor.evaluation.shapley import Cell, Game, contrast
+from demeanor.core.errors import DemeanorError
+from demeanor.evaluation.factorial import LENGTH, Cell, Factorial, contrast, defining, generators, plan
 
 
-def game(count: int, stages: int = 2) -> Game:
-    return Game(("base", "sft", "dpo")[:stages], tuple("abcdefghijk"[:count]))
+def game(count: int, stages: int = 2) -> Factorial:
+    return Factorial(("base", "sft", "dpo")[:stages], tuple("abcdefghijk"[:count]))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_all_on_is_measured_and_every_switch_is_on_in_half_of_the_runs(count: in
         assert sum(name in on for _, on in made.cells) == len(made.cells) / 2
 
 
-def quadratic(whole: Game, seed: int, *, pairs: bool) -> dict[Cell, float]:
+def quadratic(whole: Factorial, seed: int, *, pairs: bool) -> dict[Cell, float]:
     """Cells of a model with stage, switch, stage x switch and (maybe) pair effects."""
     rng = np.random.default_rng(seed)
     stage, on = rng.normal(size=len(whole.chain)), rng.normal(size=(len(whole.chain), len(whole.switches)))

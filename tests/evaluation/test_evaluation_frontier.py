@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from demeanor.errors import DataError
-from demeanor.evaluation.frontier import Answered, Moved, divergence, frontier, sureness
-from demeanor.types import Item, Message
+from demeanor.core.errors import DataError
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.frontier import Answered, KlFromParent, divergence, frontier, sureness
 from tests.evaluation import synthetic
 
 LABELS = {"desk:base": "base", "desk:sft": "sft", "desk:dpo": "dpo", "desk": "dpo+policy"}
@@ -76,7 +76,9 @@ def test_the_mean_log_ratio_of_drawn_answers_is_the_kl_in_closed_form() -> None:
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
     exact = float((p * np.log(p / q)).sum())
     draws = np.random.default_rng(0).choice(3, 4000, p=p)
-    found = divergence([Moved(str(i), str(i), float(np.log(p[d] / q[d])), 2) for i, d in enumerate(draws)])
+    found = divergence(
+        [KlFromParent(str(i), str(i), float(np.log(p[d] / q[d])), 2) for i, d in enumerate(draws)]
+    )
     assert found is not None
     assert found.low is not None
     assert found.high is not None

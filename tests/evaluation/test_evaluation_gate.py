@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from demeanor.errors import DataError, SpecError
-from demeanor.evaluation.gate import Finding, Judgement, Rules, judge
-from demeanor.evaluation.row import Row
-from demeanor.types import Item, Message, Verdict
+from demeanor.core.errors import DataError, SpecError
+from demeanor.core.types import Item, Message, Verdict
+from demeanor.evaluation.gate import Finding, GateReport, Rules, decide
+from demeanor.evaluation.rows import Row
 from tests.evaluation import synthetic
 
 
@@ -43,11 +43,11 @@ def rows(
     return out
 
 
-def gate(rules: dict[str, object], found: list[Item], measured: list[Row]) -> Judgement:
-    return judge(Rules.model_validate(rules), found, measured, candidate="new", baseline="old")
+def gate(rules: dict[str, object], found: list[Item], measured: list[Row]) -> GateReport:
+    return decide(Rules.model_validate(rules), found, measured, candidate="new", baseline="old")
 
 
-def only(judgement: Judgement) -> Finding:
+def only(judgement: GateReport) -> Finding:
     (finding,) = judgement.findings
     return finding
 

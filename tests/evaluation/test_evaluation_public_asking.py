@@ -11,12 +11,7 @@ from typing import cast
 
 import pytest
 
-from demeanor.evaluation.asking import ask
-from demeanor.evaluation.cells import Cells
-from demeanor.evaluation.doubts import doubts
-from demeanor.evaluation.run import run
-from demeanor.scorers import choice, judged
-from demeanor.types import (
+from demeanor.core.types import (
     Completion,
     Decoding,
     Done,
@@ -29,6 +24,10 @@ from demeanor.types import (
     Text,
     Turn,
 )
+from demeanor.evaluation.experiment import ask, run
+from demeanor.evaluation.ladder import caveats
+from demeanor.evaluation.scorers import choice, judged
+from demeanor.evaluation.table import PairedTable
 
 CHOICES = Item(
     "c", (Message("user", "Q: 1+1?\nA:"),), "choice", {"choices": [" two", " three"], "true": [0]}, "a", "c"
@@ -134,7 +133,7 @@ async def test_an_axis_that_needs_a_judge_is_called_unscored_and_not_zero(tmp_pa
         keys={"v": "k"},
         out=tmp_path / "rows.jsonl",
     )
-    told = " ".join(doubts(Cells(rows, [TALK]), ["v"]))
+    told = " ".join(caveats(PairedTable(rows, [TALK]), ["v"]))
     assert "1 of 1 answers have no score" in told
     assert "exactly 0" not in told
 
@@ -145,9 +144,9 @@ async def test_the_likelihood_of_a_choice_is_transformers_own(choice_of: str, sh
     import torch
     from transformers import LlamaForCausalLM
 
-    from demeanor.build.answering import weights_respond
     from demeanor.engine.local import LocalEngine
-    from demeanor.model import checkpoint
+    from demeanor.engine.respond import model_respond
+    from demeanor.model import checkpoints
     from demeanor.text import tokenizer as text
     from demeanor.text.template import Template
 
@@ -161,11 +160,9 @@ async def test_the_likelihood_of_a_choice_is_transformers_own(choice_of: str, sh
         "a",
         "c",
     )
-    with closing(LocalEngine(checkpoint.load(folder), tokens, num_slots=1)) as engine:
+    with closing(LocalEngine(checkpoints.load(folder), tokens, num_slots=1)) as engine:
         done = await ask(
-            weights_respond(
-                engine, cast(Template, SimpleNamespace(stop_tokens=frozenset())), tokenizer=tokens
-            ),
+            model_respond(engine, cast(Template, SimpleNamespace(stop_tokens=frozenset())), tokenizer=tokens),
             turn(item),
             item,
         )

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from demeanor import registry
-from demeanor.errors import DataError
-from demeanor.evaluation import public
+from demeanor.core import registry
+from demeanor.core.errors import DataError
+from demeanor.evaluation import items as public
+from demeanor.evaluation.items import load_suite
 from demeanor.evaluation.readers.bfcl import schema
 from demeanor.evaluation.readers.prompt_injection import words_asked
 from demeanor.evaluation.readers.truthfulqa import closed
-from demeanor.evaluation.suite import load_suite
 
 TRUTH = {
     "Type": "Adversarial",

@@ -13,9 +13,9 @@ import yaml
 from rich.console import Console
 
 from demeanor.cli import main
-from demeanor.errors import DataError
-from demeanor.evaluation import power
+from demeanor.core.errors import DataError
 from demeanor.evaluation import published as tables
+from demeanor.evaluation import statistics
 from demeanor.evaluation.design import mcnemar_exact, power_paired
 from demeanor.evaluation.statistics import items_needed
 from demeanor.report import published
@@ -34,20 +34,24 @@ def tree(**changes: Any) -> dict[str, Any]:
             {"name": "maths", "values": [10, 14], "n": 1319},
         ],
     }
-    return tables.tree(tables.Published.model_validate(base | changes), "t")
+    return tables.as_tree(tables.Published.model_validate(base | changes), "t")
 
 
 @pytest.mark.parametrize("n", [164, 541, 1319, 14042])
 def test_the_size_is_items_needed_solved_for_the_difference(n: int) -> None:
-    size = power.smallest(n)
-    assert items_needed(size, power.DISCORDANCE) in (n, n + 1)
-    assert items_needed(size * 1.01, power.DISCORDANCE) < n < items_needed(size * 0.99, power.DISCORDANCE)
-    assert power_paired(size, power.DISCORDANCE, n) == pytest.approx(0.8, abs=1e-3)
+    size = statistics.smallest(n)
+    assert items_needed(size, statistics.DISCORDANCE) in (n, n + 1)
+    assert (
+        items_needed(size * 1.01, statistics.DISCORDANCE)
+        < n
+        < items_needed(size * 0.99, statistics.DISCORDANCE)
+    )
+    assert power_paired(size, statistics.DISCORDANCE, n) == pytest.approx(0.8, abs=1e-3)
 
 
 def test_a_true_change_of_that_size_is_found_four_times_in_five_by_mcnemar() -> None:
-    n, psi = 1319, power.DISCORDANCE
-    size, draw = power.smallest(n), np.random.default_rng(0)
+    n, psi = 1319, statistics.DISCORDANCE
+    size, draw = statistics.smallest(n), np.random.default_rng(0)
     counts = draw.multinomial(n, [(psi + size) / 2, (psi - size) / 2, 1 - psi], size=3000)
     found = float(np.mean([mcnemar_exact(int(b), int(c)) < 0.05 for b, c, _ in counts]))
     assert found == pytest.approx(0.8, abs=0.03)
@@ -124,14 +128,14 @@ def renderings(found: dict[str, Any]) -> list[str]:
 
 
 def test_every_rendering_says_that_there_are_no_intervals_and_names_the_source() -> None:
-    for text in renderings(tables.tree(tables.load(TULU), "tulu3")):
+    for text in renderings(tables.as_tree(tables.load(TULU), "tulu3")):
         assert published.NO_INTERVALS in text
         assert (
             "DPO lowered Safety from 93.1 to 87.2 (−5.9 points). The number of items is not known: nothing can be said of chance."
             in text
         )
         assert "With 164 items, a change smaller than 9.6 points could not have been told." in text
-    assert "arXiv:2411.15124, Table 6" in renderings(tables.tree(tables.load(TULU), "tulu3"))[1]
+    assert "arXiv:2411.15124, Table 6" in renderings(tables.as_tree(tables.load(TULU), "tulu3"))[1]
 
 
 def test_what_a_file_says_becomes_no_markup() -> None:

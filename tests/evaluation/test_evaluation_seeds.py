@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError
+from demeanor.core.types import Item, Message
 from demeanor.evaluation.ladder import ladder
 from demeanor.evaluation.result import Result
-from demeanor.evaluation.row import Row
+from demeanor.evaluation.rows import Row
 from demeanor.evaluation.seeds import interval, seeds
-from demeanor.types import Item, Message
 
 ITEMS = [
     Item(f"i{n}", (Message("user", str(n)),), "exact", {"answers": ["x"]}, "a", f"c{n}") for n in range(40)

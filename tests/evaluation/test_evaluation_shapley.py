@@ -7,16 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from demeanor.evaluation.shapley import Game, Weights, contrast
+from demeanor.evaluation.factorial import Factorial, Weights, contrast
 
-GAME = Game(("base", "sft", "dpo"), ("prompt", "retrieval", "policy"))
+GAME = Factorial(("base", "sft", "dpo"), ("prompt", "retrieval", "policy"))
 
 
 def value(weights: Weights, v: dict[object, float]) -> float:
     return sum(w * v[cell] for cell, w in weights.items())
 
 
-def noise(game: Game, seed: int) -> dict[object, float]:
+def noise(game: Factorial, seed: int) -> dict[object, float]:
     rng = np.random.default_rng(seed)
     return {cell: float(rng.normal()) for cell in game.cells}
 
@@ -25,12 +25,12 @@ def noise(game: Game, seed: int) -> dict[object, float]:
     "game",
     [
         GAME,
-        Game(("base",), ("a", "b")),
-        Game(("base", "sft", "dpo", "rl"), ()),
-        Game(("base", "sft"), ("a",)),
+        Factorial(("base",), ("a", "b")),
+        Factorial(("base", "sft", "dpo", "rl"), ()),
+        Factorial(("base", "sft"), ("a",)),
     ],
 )
-def test_shapley_is_the_mean_over_every_order_in_which_the_chain_keeps_its_order(game: Game) -> None:
+def test_shapley_is_the_mean_over_every_order_in_which_the_chain_keeps_its_order(game: Factorial) -> None:
     v, sums, orders = noise(game, 0), dict.fromkeys(game.players, 0.0), 0
     chain = game.chain[1:]
     for order in itertools.permutations(game.players):

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from demeanor import suites
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError
+from demeanor.core.types import Item, Message
+from demeanor.evaluation import suites
 from demeanor.evaluation.design import clopper_pearson
-from demeanor.evaluation.gate import Rules, judge
-from demeanor.evaluation.row import Row
-from demeanor.evaluation.stability import Steadiness, stability
-from demeanor.evaluation.suite import load_suite
-from demeanor.types import Item, Message
+from demeanor.evaluation.gate import Rules, decide
+from demeanor.evaluation.items import load_suite
+from demeanor.evaluation.robustness import Robustness, robustness
+from demeanor.evaluation.rows import Row
 from tests.evaluation import synthetic
 
 WORDINGS = ("plain", "terse", "typos")
@@ -51,10 +51,10 @@ def row(of: Item, value: float | None, seed: int = 0, variant: str = "v") -> Row
     return replace(synthetic.row(of, variant, 0.0, layers=0, draw=random.Random(0)), value=value, seed=seed)
 
 
-def measured(table: Table, *, clusters: dict[str, str] | None = None) -> Steadiness:
+def measured(table: Table, *, clusters: dict[str, str] | None = None) -> Robustness:
     items = [item(g, w, cluster=(clusters or {}).get(g)) for g in table for w in WORDINGS]
     values = [v for g in table for v in table[g]]
-    (found,) = stability([row(i, v) for i, v in zip(items, values, strict=True)], items, "v")
+    (found,) = robustness([row(i, v) for i, v in zip(items, values, strict=True)], items, "v")
     return found
 
 
@@ -115,14 +115,14 @@ def test_a_group_with_an_unscored_wording_is_counted_apart() -> None:
 
 def test_a_wording_without_rows_is_unscored() -> None:
     items = [item("moon", w) for w in WORDINGS]
-    (found,) = stability([row(i, 1.0) for i in items[:2]], items, "v")
+    (found,) = robustness([row(i, 1.0) for i in items[:2]], items, "v")
     assert (found.groups, found.unscored) == (0, 1)
 
 
 def test_a_value_is_the_mean_over_seeds() -> None:
     items = [item("moon", w) for w in WORDINGS]
     seeds = {"plain": (1.0, 1.0), "terse": (1.0, 0.0), "typos": (0.0, 0.0)}
-    (found,) = stability(
+    (found,) = robustness(
         [row(i, v, n) for i, w in zip(items, WORDINGS) for n, v in enumerate(seeds[w])], items, "v"
     )
     assert (found.groups, found.mean, found.worst, found.best, found.flip_rate) == (
@@ -138,13 +138,13 @@ def test_a_value_is_the_mean_over_seeds() -> None:
 def test_wordings_are_compared_on_the_same_questions() -> None:
     """The hard question lacks the terse wording: it must not make `plain` look worse than `terse`."""
     items = [item("easy", "plain"), item("easy", "terse"), item("hard", "plain"), item("hard", None)]
-    (found,) = stability([row(i, v) for i, v in zip(items, (1.0, 1.0, 0.0, 0.0))], items, "v")
+    (found,) = robustness([row(i, v) for i, v in zip(items, (1.0, 1.0, 0.0, 0.0))], items, "v")
     assert (found.wordings, found.spread, found.drop) == ({"plain": 1.0, "terse": 1.0}, 0.0, 0.0)
 
 
 def test_without_wording_tags_there_is_neither_spread_nor_drop() -> None:
     items = [replace(item("moon", w), tags=("same:moon",)) for w in WORDINGS]
-    (found,) = stability([row(i, v) for i, v in zip(items, (1.0, 0.0, 1.0))], items, "v")
+    (found,) = robustness([row(i, v) for i, v in zip(items, (1.0, 0.0, 1.0))], items, "v")
     assert (found.wordings, found.spread, found.drop, found.flip_rate) == ({}, None, None, 1.0)
 
 
@@ -165,14 +165,14 @@ def test_every_axis_with_groups_is_told_and_only_those() -> None:
         item("alone", "plain", axis="lonely"),
         replace(item("untagged", None, axis="bare"), tags=()),
     ]
-    found = stability([row(i, 1.0, variant=v) for i in items for v in ("v", "w")], items, "w")
+    found = robustness([row(i, 1.0, variant=v) for i in items for v in ("v", "w")], items, "w")
     assert [(s.axis, s.variant, s.groups) for s in found] == [("stability", "w", 1), ("facts", "w", 1)]
 
 
 def test_a_variant_never_run_is_named() -> None:
     items = [item("moon", w) for w in WORDINGS]
     with pytest.raises(DataError, match="nobody has no rows"):
-        stability([row(i, 1.0) for i in items], items, "nobody")
+        robustness([row(i, 1.0) for i in items], items, "nobody")
 
 
 @given(
@@ -188,7 +188,7 @@ def test_a_wording_that_changes_nothing_changes_nothing(answers: list[list[float
     rows = [
         row(i, v, seed) for n, i in enumerate(items) for seed, v in enumerate(answers[n // len(WORDINGS)])
     ]
-    (found,) = stability(rows, items, "v")
+    (found,) = robustness(rows, items, "v")
     assert (found.flip_rate, found.flipped, found.spread, found.flip_low) == (0.0, (), 0.0, 0.0)
     assert found.drop == 0.0 or (found.drop is None and found.mean == 0.0)
     assert found.worst == found.best
@@ -218,7 +218,7 @@ def test_the_bounds_hold_and_the_gate_counts_the_same(table: dict[str, tuple[flo
         for i, v in zip(items, [v for g in table for v in table[g]], strict=True)
     ]
     rules = Rules.model_validate({"stability": [{"axis": "stability", "flip_rate": 0.5}]})
-    (finding,) = judge(rules, items, rows, candidate="v", baseline="old").findings
+    (finding,) = decide(rules, items, rows, candidate="v", baseline="old").findings
     assert (finding.value, finding.n) == (pytest.approx(found.flip_rate), found.groups)
 
 
@@ -237,7 +237,7 @@ def _flips(flipped: np.ndarray) -> tuple[float, float]:
 
 def test_the_built_in_suite_has_every_wording_of_every_question() -> None:
     items = load_suite(suites.path("stability"))
-    (found,) = stability([row(i, float("typos" not in i.id)) for i in items], items, "v")
+    (found,) = robustness([row(i, float("typos" not in i.id)) for i in items], items, "v")
     assert (found.groups, found.clusters, found.unscored) == (60, 60, 0)
     assert found.wordings == {"plain": 1.0, "polite": 1.0, "terse": 1.0, "typos": 0.0, "context": 1.0}
     assert (found.flip_rate, found.worst, found.best, found.drop) == (1.0, 0.0, 1.0, pytest.approx(0.25))

@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 import synthetic
 
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError
+from demeanor.core.types import Item, Message
 from demeanor.evaluation import result as results
-from demeanor.evaluation.cells import Cells
-from demeanor.evaluation.doubts import doubts
-from demeanor.evaluation.ladder import label_steps, ladder
-from demeanor.evaluation.refusals import who
+from demeanor.evaluation.ladder import caveats, label_steps, ladder, who
 from demeanor.evaluation.result import Comparison, Delta, Result
-from demeanor.evaluation.row import Did, Row
-from demeanor.types import Item, Message
+from demeanor.evaluation.rows import LayerActivity, Row
+from demeanor.evaluation.table import PairedTable
 
 ITEMS = synthetic.items()
 ROWS = synthetic.rows(ITEMS)
@@ -227,7 +225,7 @@ def test_what_is_true_of_several_axes_or_variants_is_said_once_with_its_reason()
             for r in of_axis
         ]
         items += [replace(i, id=f"{axis}-{i.id}") for i in asked]
-    assert list(doubts(Cells(rows, items), ["a", "b"])) == [
+    assert list(caveats(PairedTable(rows, items), ["a", "b"])) == [
         "every variant on six: 2 of 2 answers have no score (most often: needs a judge: is i0 polite?) and are left out of every comparison.",
         "one, two b, three, four and five: every variant scores exactly 0 on every item; usually a broken target or scorer, not a bad model.",
         "one, two b, three, four and 2 more: only 2 clusters of items, so intervals rest on 1 degree of freedom.",
@@ -397,7 +395,10 @@ def test_a_thinned_curve_keeps_the_mean_and_the_order(result: Result) -> None:
 
 def test_what_the_layers_did_travels_with_the_change(result: Result) -> None:
     changes = step(result, "retrieval").changes
-    assert Did("retrieval", "found", "notices/today.md: Notice: Jorpel 17. Corkel 9.") in changes[0].after.did
+    assert (
+        LayerActivity("retrieval", "found", "notices/today.md: Notice: Jorpel 17. Corkel 9.")
+        in changes[0].after.did
+    )
 
 
 def test_another_assistant_is_compared_with_the_whole_as_a_family_of_its_own() -> None:

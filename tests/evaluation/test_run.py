@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from demeanor import registry
-from demeanor.errors import DataError, DemeanorError, RequestError
-from demeanor.evaluation.row import Row, read_rows
-from demeanor.evaluation.run import Progress, run
-from demeanor.types import (
+from demeanor.core import registry
+from demeanor.core.errors import DataError, DemeanorError, RequestError
+from demeanor.core.types import (
     Completion,
     Decoding,
     Done,
@@ -34,6 +32,8 @@ from demeanor.types import (
     Turn,
     Usage,
 )
+from demeanor.evaluation.experiment import ExperimentProgress, run
+from demeanor.evaluation.rows import Row, read_rows
 
 GREEDY = Decoding(temperature=0.0, max_tokens=8)
 ITEMS = [
@@ -103,10 +103,10 @@ async def test_every_variant_item_and_seed_is_run_once(tmp_path: Path) -> None:
 async def test_a_second_run_reuses_every_row_and_asks_nothing(tmp_path: Path) -> None:
     first = await go(tmp_path / "rows.jsonl", {"one": Scripted()})
     again = Scripted()
-    seen: list[Progress] = []
+    seen: list[ExperimentProgress] = []
     assert await go(tmp_path / "rows.jsonl", {"one": again}, watch=seen.append) == first
     assert not again.calls
-    assert seen == [Progress(6, 6, 6, 0)]
+    assert seen == [ExperimentProgress(6, 6, 6, 0)]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 5])
@@ -152,7 +152,7 @@ async def test_two_variants_with_one_stack_key_are_one_measurement_with_two_name
 async def test_a_failing_item_is_a_row_without_a_value_counted_aloud_and_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen: list[Progress] = []
+    seen: list[ExperimentProgress] = []
     rows = await go(tmp_path / "rows.jsonl", {"one": Scripted(fail={"2", "4"})}, watch=seen.append)
     assert {r.item_id: r.error for r in rows if r.error} == {
         "2": "DemeanorError: no 2",
@@ -257,7 +257,7 @@ async def test_a_refusal_in_the_models_own_words_is_the_weights(
         yield Done("stop")
 
     items = [replace(ITEMS[0], scorer="refusal", target={"refuse": should})]
-    module = registry.entry("demeanor.scorers", "refusal")
+    module = registry.entry("demeanor.evaluation.scorers", "refusal")
     rows = await run(
         items,
         {"one": says},
@@ -288,7 +288,7 @@ async def test_kept_answers_are_scored_again_by_the_scorer_of_this_run_and_never
     tmp_path: Path,
 ) -> None:
     """As after an upgrade: the rows of another process were scored by other code."""
-    from demeanor.evaluation import run as module
+    from demeanor.evaluation import experiment as module
 
     out = tmp_path / "rows.jsonl"
     await go(out, {"one": Scripted()})
@@ -328,7 +328,7 @@ async def test_kept_answers_are_scored_again_by_the_scorer_of_this_run_and_never
 
 
 async def test_a_refusal_of_a_layer_stays_its_own_when_it_is_scored_again(tmp_path: Path) -> None:
-    from demeanor.evaluation import run as module
+    from demeanor.evaluation import experiment as module
 
     async def guarded(turn: Turn) -> AsyncIterator[Event]:
         yield Refusal("policy", "rule-1", "why", "I cannot.")
@@ -352,10 +352,10 @@ def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
     import ast
     from pathlib import Path as File
 
-    import demeanor.scorers
+    import demeanor.evaluation.scorers
 
     folder = File(demeanor.scorers.__file__).parent
-    for name in registry.known("demeanor.scorers"):
+    for name in registry.known("demeanor.evaluation.scorers"):
         tree = ast.parse((folder / f"{name}.py").read_text())
         looks = any(
             isinstance(node, ast.Attribute)
@@ -363,19 +363,19 @@ def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
             for node in ast.walk(tree)
         )
         uses = any(
-            isinstance(node, ast.ImportFrom) and node.module == "demeanor.scorers.choice"
+            isinstance(node, ast.ImportFrom) and node.module == "demeanor.evaluation.scorers.choice"
             for node in ast.walk(tree)
         )
-        assert (looks or uses) == getattr(registry.entry("demeanor.scorers", name), "READS_EVENTS", False), (
-            name
-        )
+        assert (looks or uses) == getattr(
+            registry.entry("demeanor.evaluation.scorers", name), "READS_EVENTS", False
+        ), name
 
 
 def test_a_line_is_what_asdict_would_write() -> None:
     import json
     from dataclasses import asdict
 
-    from demeanor.evaluation.row import Did, as_line
+    from demeanor.evaluation.rows import LayerActivity, as_line
 
     row = Row(
         "v",
@@ -398,7 +398,7 @@ def test_a_line_is_what_asdict_would_write() -> None:
         4,
         1.25,
         {"policy": 0.5},
-        (Did("tools", "called a tool", "f(1)"), Did("policy", "refused", "")),
+        (LayerActivity("tools", "called a tool", "f(1)"), LayerActivity("policy", "refused", "")),
         "",
     )
     assert as_line(row) == json.dumps(asdict(row), ensure_ascii=False)

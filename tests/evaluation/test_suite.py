@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from demeanor.errors import DataError
-from demeanor.evaluation import suite
-from demeanor.types import Item, Message, ToolCall, ToolSpec
+from demeanor.core.errors import DataError
+from demeanor.core.types import Item, Message, ToolCall, ToolSpec
+from demeanor.evaluation import items as suite
 
 
 def anything(item: Item) -> None:

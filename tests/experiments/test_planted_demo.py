@@ -21,16 +21,18 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.build import cases, diagnosing, interventions, reseeding, workshop
-from demeanor.build.grafts import adapted
-from demeanor.build.house import House
-from demeanor.evaluation.diagnosis import Diagnosis
-from demeanor.evaluation.suite import save_suite
-from demeanor.model import folders
-from demeanor.stack import Stack
-from demeanor.tools import _registry as tools
-from demeanor.train.lineage import Runs, origin
-from demeanor.types import Item, Message
+from demeanor.app import StackRuntime
+from demeanor.core.types import Item, Message
+from demeanor.evaluation import diagnosis, seeds
+from demeanor.evaluation.diagnosis import cases, interventions
+from demeanor.evaluation.diagnosis.analysis import Diagnosis
+from demeanor.evaluation.diagnosis.replay import adapted
+from demeanor.evaluation.items import save_suite
+from demeanor.model import checkpoints
+from demeanor.stack.stack import Stack
+from demeanor.tools import registry as tools
+from demeanor.train import pipeline
+from demeanor.train.runs import Runs, origin
 from demeanor.world import instructions, preferences
 from demeanor.world import phrases as say
 from tests.conftest import REPOSITORY
@@ -71,7 +73,7 @@ def copied(folder: Path, change: Change | None) -> Stack:
     if change:
         change(declared, folder)
     path.write_text(yaml.safe_dump(declared, sort_keys=False))
-    return workshop.load_stack(path)
+    return pipeline.load_stack(path)
 
 
 def message_json(message: Message) -> dict[str, str]:
@@ -181,13 +183,13 @@ def rounded(levels: int) -> Change:
     """A quantised stage whose matrices keep so many levels either side of zero."""
 
     def change(declared: dict[str, Any], folder: Path) -> None:
-        stack = reseeding.reseeded(DEMO / "demo.yaml", [], SEED)
-        model = folders.policy(REPOSITORY / "runs" / stack.stage_key("dpo") / "model")
+        stack = seeds.reseeded(DEMO / "demo.yaml", [], SEED)
+        model = checkpoints.policy(REPOSITORY / "runs" / stack.stage_key("dpo") / "model")
         with torch.no_grad():
             for weight in (p for p in model.parameters() if p.ndim == 2):
                 scale = weight.abs().amax(1, keepdim=True) / levels
                 weight.copy_((weight / scale).round() * scale)
-        folders.save(model, folder / "rounded")
+        checkpoints.save_checkpoint(model, folder / "rounded")
         for path in (REPOSITORY / "runs" / stack.stage_key("dpo") / "model").glob("token*"):
             shutil.copy(path, folder / "rounded")
         declared["weights"]["stages"].append(
@@ -229,22 +231,22 @@ CASES: Mapping[str, tuple[str, Change | None]] = {
 def diagnosed(name: str, folder: Path, runs: Runs, healthy: Stack | None) -> tuple[Diagnosis, float]:
     stack = copied(folder, CASES[name][1])
     began = time.monotonic()
-    workshop.train(stack, runs, only=[stack.serve])
+    pipeline.train(stack, runs, only=[stack.serve])
     trained_s = time.monotonic() - began
     if name == "wrong template":
         stack = interventions.retemplated(stack, "chatml")
-    house = House(stack, runs, memory={}, operational=False)
+    house = StackRuntime(stack, runs, memory={}, operational=False)
     if name == "tool schema drift":
         calculator = tools.load(["calculator"])["calculator"]
         house.tool_set = {"calculator": adapted(calculator, {"expression": "formula"})}
-    return diagnosing.run(
+    return diagnosis.run(
         stack, runs, folder / "results", cases.Scope(against=healthy), name="x", house=house
     ), trained_s
 
 
 @pytest.mark.experiment
 def test_at_least_nine_of_ten_causes_are_named_and_five_healthy_stacks_have_none(tmp_path: Path) -> None:
-    trained = reseeding.reseeded(DEMO / "demo.yaml", [], SEED)
+    trained = seeds.reseeded(DEMO / "demo.yaml", [], SEED)
     if not all(
         (REPOSITORY / "runs" / trained.stage_key(s) / "model").is_dir() for s in ("base", "sft", "dpo")
     ):
@@ -253,7 +255,7 @@ def test_at_least_nine_of_ten_causes_are_named_and_five_healthy_stacks_have_none
     for path in (REPOSITORY / "runs").iterdir():
         if (path / "model").is_dir():
             (tmp_path / "runs" / path.name).symlink_to(path)
-    runs, healthy, rows = workshop.runs(tmp_path / "runs"), copied(tmp_path / "healthy", None), []
+    runs, healthy, rows = pipeline.runs(tmp_path / "runs"), copied(tmp_path / "healthy", None), []
     for name, (guilty, _) in CASES.items():
         began = time.monotonic()
         row: dict[str, Any] = {"plant": name, "guilty": guilty}

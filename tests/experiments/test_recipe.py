@@ -13,11 +13,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.build import measure, workshop
-from demeanor.build.house import House, decoding_of, judge
+from demeanor.app import StackRuntime, decoding_of, score_item
+from demeanor.core.types import Turn, complete
+from demeanor.evaluation import measure
 from demeanor.evaluation.statistics import wilson
-from demeanor.train.lineage import origin
-from demeanor.types import Turn, complete
+from demeanor.train import pipeline
+from demeanor.train.runs import origin
 from tests.conftest import REPOSITORY
 
 AXES = ("facts", "extraction")
@@ -29,11 +30,15 @@ def test_muon_and_mimetic_initialisation_each_beat_what_they_replace() -> None:
     for optimizer in ("adamw", "muon"):
         for init in ("normal", "mimetic"):
             sets = [f"weights.base.optim.kind={optimizer}", f"weights.base.model.init={init}"]
-            stack = workshop.load_stack(REPOSITORY / "stacks/demo/demo.yaml", sets)
-            runs = workshop.runs(REPOSITORY / "runs")
-            workshop.train(stack, runs, only=["base"])
+            stack = pipeline.load_stack(REPOSITORY / "stacks/demo/demo.yaml", sets)
+            runs = pipeline.runs(REPOSITORY / "runs")
+            pipeline.train(stack, runs, only=["base"])
             rows.append(
-                {"optimizer": optimizer, "init": init, **accuracies(House(stack, runs, operational=False))}
+                {
+                    "optimizer": optimizer,
+                    "init": init,
+                    **accuracies(StackRuntime(stack, runs, operational=False)),
+                }
             )
     table = Table(title="the demo's base, same tokens and learning rate", title_justify="left", box=None)
     for name in rows[0]:
@@ -54,7 +59,7 @@ def test_muon_and_mimetic_initialisation_each_beat_what_they_replace() -> None:
     assert found["muon", "mimetic"]["extraction"]["right"] > found["muon", "normal"]["extraction"]["right"]
 
 
-def accuracies(house: House) -> dict[str, dict[str, float]]:
+def accuracies(house: StackRuntime) -> dict[str, dict[str, float]]:
     """Right answers of the base per axis, with Wilson intervals (items are not independent within a port: read them as narrow)."""
     variant = house.stack.resolve(f"{house.stack.spec.name}:base")
     respond = house.respond(variant)
@@ -66,7 +71,7 @@ def accuracies(house: House) -> dict[str, dict[str, float]]:
             if i.axis == axis
         ]
         done = await asyncio.gather(*(complete(respond, t) for _, t in turns))
-        return [judge(i, c).value or 0.0 for (i, _), c in zip(turns, done)]
+        return [score_item(i, c).value or 0.0 for (i, _), c in zip(turns, done)]
 
     try:
         found = {axis: asyncio.run(values(axis)) for axis in AXES}
@@ -84,6 +89,6 @@ def accuracies(house: House) -> dict[str, dict[str, float]]:
 
 
 def test_the_experiments_read_axes_that_exist() -> None:
-    stack = workshop.load_stack(REPOSITORY / "stacks/demo/demo.yaml")
+    stack = pipeline.load_stack(REPOSITORY / "stacks/demo/demo.yaml")
     assert set(AXES) <= {i.axis for i in measure.suite(stack)}
     assert Path(REPOSITORY / "stacks/demo/demo.yaml").is_file()

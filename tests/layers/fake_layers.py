@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from demeanor.layers._kit import Kit
-from demeanor.types import Decoding, Done, Event, Message, Respond, Text, Turn, Usage
+from demeanor.core.types import Decoding, Done, Event, Message, Respond, Text, Turn, Usage
+from demeanor.layers.base import Kit
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

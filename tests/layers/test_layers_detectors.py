@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from demeanor.layers import _cards
 from demeanor.layers._detectors import DETECTORS
-from demeanor.layers._folding import Folded
+from demeanor.layers.policy.matching import Folded
 
 
 def found(kind: str, text: str) -> str | None:

@@ -11,10 +11,10 @@ from fake_layers import Clock, ask, events_of, kit, says, script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Done, Event, Refusal, Respond, Text, Turn, Usage
 from demeanor.layers import limits
-from demeanor.layers._ledger import Full, Ledgers
-from demeanor.types import Done, Event, Refusal, Respond, Text, Turn, Usage
+from demeanor.layers.limits import Full, Ledgers
 
 
 def wrap(inner: Respond, clock: Clock | None = None, **settings: Any) -> Respond:

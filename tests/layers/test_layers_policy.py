@@ -12,11 +12,8 @@ from fake_layers import ask, events_of, kit, only, says, script, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demeanor.errors import SpecError
-from demeanor.layers import policy
-from demeanor.layers._judge import Judge, hits, redacted
-from demeanor.layers._rules import Rule, RuleSpec, rule
-from demeanor.types import (
+from demeanor.core.errors import SpecError
+from demeanor.core.types import (
     Citation,
     Done,
     Message,
@@ -34,6 +31,9 @@ from demeanor.types import (
     Usage,
     fold,
 )
+from demeanor.layers import policy
+from demeanor.layers.policy.matching import OutputFilter, hits, redacted
+from demeanor.layers.policy.rules import Rule, RuleSpec, rule
 
 CARD = "4429 5715 0901 7401"
 CARDS = {
@@ -303,7 +303,7 @@ def test_however_a_text_is_cut_the_redaction_is_that_of_the_whole(
         rule_of(name=f"r{i}", pattern=p, action="redact", reply=f"<{i}>", hold=hold)
         for i, p in enumerate(patterns)
     ]
-    judge, left = Judge(rules, "policy"), ""
+    judge, left = OutputFilter(rules, "policy"), ""
     for piece in cut:
         texts, refused = judge.add(Text(piece))
         assert refused is None
@@ -319,7 +319,7 @@ def test_however_a_text_is_cut_it_is_refused_if_and_only_if_the_whole_is(
     cut: list[str], pattern: str, hold: str
 ) -> None:
     one = rule_of(pattern=pattern, hold=hold)
-    judge, refused, left = Judge([one], "policy"), None, ""
+    judge, refused, left = OutputFilter([one], "policy"), None, ""
     for piece in [*cut, None]:
         texts, refused = judge.finish() if piece is None else judge.add(Text(piece))
         left += "".join(t.text for t in texts)
@@ -345,7 +345,7 @@ def test_a_refusal_beside_a_redaction_leaks_nothing(
         rule_of(name="redacts", pattern=patterns[0], action="redact", hold="window"),
         rule_of(name="refuses", pattern=patterns[1], hold="window"),
     ]
-    judge, left = Judge(rules, "policy"), ""
+    judge, left = OutputFilter(rules, "policy"), ""
     whole = "".join([*before, *after])
     for piece in [*before, *after]:
         texts, refused = judge.add(Text(piece))

@@ -9,8 +9,8 @@ import pytest
 from fake_layers import ask, events_of, kit, only, script
 from pydantic import ValidationError
 
+from demeanor.core.types import Done, Message, Messages, Prompted, Trust, Turn
 from demeanor.layers import prompt
-from demeanor.types import Done, Message, Messages, Prompted, Trust, Turn
 
 SHOTS = "messages:\n- {role: user, content: Hi.}\n- {role: assistant, content: Harbour desk.}\n"
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from fake_layers import NOON, Clock, ask, events_of, kit, only, says
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Done, Event, Respond, Text, Timing, Turn
 from demeanor.layers import record
-from demeanor.layers._timed import timed
-from demeanor.types import Done, Event, Respond, Text, Timing, Turn
+from demeanor.layers.base import timed
 
 
 class Store:

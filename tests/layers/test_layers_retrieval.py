@@ -9,9 +9,9 @@ from fake_layers import ask, events_of, kit, only, says, script
 from hypothesis import given
 from hypothesis import strategies as st
 
+from demeanor.core.types import Citation, Done, Message, Passage, Respond, Trust, Turn
 from demeanor.layers import retrieval
-from demeanor.layers._cite import WORD, citations
-from demeanor.types import Citation, Done, Message, Passage, Respond, Trust, Turn
+from demeanor.layers.retrieval import WORD, citations
 
 FERRY = Passage("today.md#1", "Ferries today: Corkel 9. Jorpel 17.", 4.2, "today.md")
 BERTH = Passage("berths.md#2", "The Sella lies at berth 4.", 0.5, "berths.md")

@@ -12,10 +12,7 @@ import pytest
 from fake_layers import ask, events_of, kit, only, script, text_of
 from pydantic import ValidationError
 
-from demeanor.layers import tools
-from demeanor.layers._schema import mistakes
-from demeanor.tools._registry import Tool, load
-from demeanor.types import (
+from demeanor.core.types import (
     Citation,
     Decoding,
     Done,
@@ -35,6 +32,9 @@ from demeanor.types import (
     Usage,
     fold,
 )
+from demeanor.layers import tools
+from demeanor.layers._schema import mistakes
+from demeanor.tools.registry import Tool, load
 
 MAIL = ToolSpec(
     "mail", "Sends mail.", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}

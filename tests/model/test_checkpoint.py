@@ -19,13 +19,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.errors import CheckpointError
-from demeanor.model import checkpoint
-from demeanor.model.cache import KVCache
+from demeanor.model import checkpoints
+from demeanor.model.config import KVCache
 from demeanor.model.llama import Attention, Llama
-from demeanor.spec import ModelShape
-from demeanor.tensors import Segment
+from demeanor.model.tensors import Segment
+from demeanor.stack.schema import ModelShape
 
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
 SMALL = {
@@ -67,13 +67,13 @@ def logits(model: Llama, ids: torch.Tensor) -> torch.Tensor:
 def test_a_transformers_folder_gives_the_same_logits_here_and_back(family: str, tmp_path: Path) -> None:
     theirs = foreign(family)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = checkpoint.load(tmp_path / "theirs")
+    ours = checkpoints.load(tmp_path / "theirs")
     ids = torch.randint(0, 61, (23,))
     with torch.no_grad():
         wanted = theirs(ids[None]).logits[0]
     assert wanted.std() > 0.5
     assert torch.allclose(logits(ours, ids), wanted, atol=1e-4)
-    checkpoint.save(ours, tmp_path / "ours")
+    checkpoints.save(ours, tmp_path / "ours")
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
     with torch.no_grad():
         assert torch.allclose(back(ids[None]).logits[0], wanted, atol=1e-5)
@@ -81,10 +81,10 @@ def test_a_transformers_folder_gives_the_same_logits_here_and_back(family: str, 
 
 
 def test_a_folder_in_bf16_says_so_and_is_half_as_large(tmp_path: Path) -> None:
-    model = checkpoint.create(SHAPE, 61, 0)
-    checkpoint.save(model, tmp_path, torch.bfloat16)
+    model = checkpoints.create(SHAPE, 61, 0)
+    checkpoints.save(model, tmp_path, torch.bfloat16)
     assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
-    again = checkpoint.load(tmp_path)
+    again = checkpoints.load(tmp_path)
     assert all(
         torch.equal(b, a.to(torch.bfloat16).float()) for a, b in zip(model.parameters(), again.parameters())
     )
@@ -98,20 +98,20 @@ def test_the_real_tiny_model_gives_the_same_logits(shared: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.randint(3, 512, (60,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.allclose(logits(checkpoint.load(folder), ids), theirs(ids[None]).logits[0], atol=1e-4)
+        assert torch.allclose(logits(checkpoints.load(folder), ids), theirs(ids[None]).logits[0], atol=1e-4)
 
 
 def test_a_reward_model_gives_the_same_rewards_in_transformers(tmp_path: Path) -> None:
     """Padded there, flat trees here."""
-    ours = checkpoint.reward_from(checkpoint.create(SHAPE, 61, 0), 1)
-    checkpoint.save(ours, tmp_path)
+    ours = checkpoints.reward_from(checkpoints.create(SHAPE, 61, 0), 1)
+    checkpoints.save(ours, tmp_path)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
     prompt, answers = (5, 7, 9), [(3, 4), (8,), (2, 6, 1, 12)]
     ids = torch.zeros(3, 7, dtype=torch.long)
     for row, answer in zip(ids, answers):
         row[: 3 + len(answer)] = torch.tensor(prompt + answer)
     tree = Tree(prompt, tuple(Branch(a, (True,) * len(a)) for a in answers), (0, 1, 2))
-    again = checkpoint.load_reward(tmp_path)
+    again = checkpoints.load_reward(tmp_path)
     with torch.no_grad():
         wanted = theirs(ids, attention_mask=(ids > 0).long()).logits.squeeze(-1)
         for model in (ours, again):
@@ -120,7 +120,7 @@ def test_a_reward_model_gives_the_same_rewards_in_transformers(tmp_path: Path) -
 
 
 def test_decoding_in_slots_equals_the_whole_forward_pass() -> None:
-    model = checkpoint.create(SHAPE, 61, 0)
+    model = checkpoints.create(SHAPE, 61, 0)
     rows = [torch.randint(0, 61, (n,)) for n in (9, 14, 5)]
     cache = KVCache(model.config, 5, 32)
     slots = [3, 0, 4]
@@ -151,7 +151,7 @@ def test_decoding_in_slots_equals_the_whole_forward_pass() -> None:
 
 def test_random_weights_are_a_function_of_the_seed_and_mimetic_heads_match_equal_tokens() -> None:
     shape = ModelShape(layers=2, width=64, heads=2)
-    one, same, other = (checkpoint.create(shape, 61, seed) for seed in (0, 0, 1))
+    one, same, other = (checkpoints.create(shape, 61, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters()))
     assert not torch.equal(one.head(), other.head())
     attention = next(m for m in one.modules() if isinstance(m, Attention))
@@ -162,7 +162,7 @@ def test_random_weights_are_a_function_of_the_seed_and_mimetic_heads_match_equal
     assert abs(float(product.mean())) < 0.02
     one_head = next(
         m
-        for m in checkpoint.create(ModelShape(layers=1, width=64, heads=1), 61, 0).modules()
+        for m in checkpoints.create(ModelShape(layers=1, width=64, heads=1), 61, 0).modules()
         if isinstance(m, Attention)
     )
     assert (one_head.q_proj.weight.T @ one_head.k_proj.weight).diagonal().mean().item() == pytest.approx(
@@ -208,7 +208,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
         "sliding_window",
     ),
     "a reward model": (
-        lambda f: checkpoint.save(checkpoint.reward_from(checkpoint.load(f), 0), f),
+        lambda f: checkpoints.save(checkpoints.reward_from(checkpoints.load(f), 0), f),
         "no place, first score.weight",
     ),
     "weights that are whole numbers": (
@@ -249,10 +249,10 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("mistake", FOREIGN)
 def test_a_foreign_checkpoint_gives_one_clear_error(mistake: str, tmp_path: Path) -> None:
-    checkpoint.save(checkpoint.create(SHAPE, 61, 0), tmp_path)
+    checkpoints.save(checkpoints.create(SHAPE, 61, 0), tmp_path)
     change, wanted = FOREIGN[mistake]
     change(tmp_path)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.load(tmp_path)
+        checkpoints.load(tmp_path)
     assert wanted in str(error.value)
     assert str(tmp_path) in str(error.value)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from demeanor.model import attention
 from demeanor.model.attention import buckets, joined, tree_attention
-from demeanor.tensors import Segment
+from demeanor.model.tensors import Segment
 
 CPU = torch.device("cpu")
 EQUAL = (Segment(0, 5), Segment(5, 10), Segment(10, 15))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from demeanor import hardware
+from demeanor.core import hardware
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.model import checkpoint
-from demeanor.model.outputs import policy_outputs
-from demeanor.spec import ModelShape
+from demeanor.model import checkpoints
+from demeanor.model.heads import policy_outputs
+from demeanor.stack.schema import ModelShape
 
 pytestmark = pytest.mark.skipif(hardware.compiler() is None, reason="no C++ compiler on this machine")
 
@@ -22,7 +22,7 @@ def test_compiled_layers_compute_what_the_layers_compute() -> None:
     ]
     found = []
     for compiled in (False, True):
-        model = checkpoint.create(ModelShape(layers=2, width=32, heads=2, context=32), 300, 0)
+        model = checkpoints.create(ModelShape(layers=2, width=32, heads=2, context=32), 300, 0)
         if compiled:
             model.compile_layers()
         for batch in (collate(trees), collate(trees[:1])):  # another length must not need another compilation

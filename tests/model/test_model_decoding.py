@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from demeanor.model import checkpoint
-from demeanor.model.cache import KVCache
+from demeanor.model import checkpoints
+from demeanor.model.config import KVCache
 from demeanor.model.llama import Llama
-from demeanor.spec import ModelShape
+from demeanor.stack.schema import ModelShape
 
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -62,7 +62,7 @@ def test_greedy_decoding_in_mixed_slots_equals_generate(name: str, tmp_path: Pat
     kind, config = MODELS[name]
     theirs = kind(config).eval()
     theirs.save_pretrained(tmp_path)
-    ours = checkpoint.load(tmp_path)
+    ours = checkpoints.load(tmp_path)
 
     def generate(prompt: list[int]) -> list[int]:
         found: list[list[int]] = theirs.generate(
@@ -87,7 +87,7 @@ def test_greedy_decoding_in_mixed_slots_equals_generate(name: str, tmp_path: Pat
 
 
 def test_a_copied_prefix_continues_as_its_original() -> None:
-    model = checkpoint.create(ModelShape(layers=2, width=32, heads=4, context=64), 61, 0)
+    model = checkpoints.create(ModelShape(layers=2, width=32, heads=4, context=64), 61, 0)
     cache, tokens = KVCache(model.config, 3, 32), torch.tensor(draw(2)[2])
     whole = model.prefill(tokens, 0, 0, cache)
     cache.copy(0, 2, 8)

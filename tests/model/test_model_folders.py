@@ -19,15 +19,14 @@ from transformers import (
     Qwen3Config,
 )
 
+from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.errors import CheckpointError
-from demeanor.model import checkpoint
-from demeanor.model.cache import KVCache
-from demeanor.model.config import Config
+from demeanor.model import checkpoints
+from demeanor.model.config import Config, KVCache
+from demeanor.model.heads import reward_outputs
 from demeanor.model.llama import Llama
-from demeanor.model.outputs import reward_outputs
-from demeanor.spec import ModelShape
-from demeanor.tensors import Segment
+from demeanor.model.tensors import Segment
+from demeanor.stack.schema import ModelShape
 
 SMALL = {
     "vocab_size": 61,
@@ -52,7 +51,7 @@ def tokens(count: int, vocab: int = 61) -> Tensor:
 
 def test_a_real_checkpoint_equals_transformers_and_its_greedy_answers(shared: Path) -> None:
     folder = shared / "stories260K-hf"
-    ours, theirs = checkpoint.load(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    ours, theirs = checkpoints.load(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     row = tokens(12, 512)
     with torch.no_grad():
         assert torch.allclose(logits(ours, row), theirs(row[None]).logits[0], atol=1e-4)
@@ -68,7 +67,7 @@ def test_a_real_checkpoint_equals_transformers_and_its_greedy_answers(shared: Pa
 
 
 def saved(folder: Path) -> dict[str, Tensor]:
-    checkpoint.save(checkpoint.create(SHAPE, 61, 0), folder)
+    checkpoints.save(checkpoints.create(SHAPE, 61, 0), folder)
     return load_file(folder / "model.safetensors")
 
 
@@ -84,13 +83,13 @@ def test_a_sharded_folder_loads_and_a_missing_shard_is_named(tmp_path: Path) -> 
         {"tok_embeddings.weight": torch.zeros(1)}, tmp_path / "consolidated.safetensors"
     )  # Mistral ships both forms
     assert torch.equal(
-        checkpoint.load(tmp_path).state_dict()["model.norm.weight"], tensors["model.norm.weight"]
+        checkpoints.load(tmp_path).state_dict()["model.norm.weight"], tensors["model.norm.weight"]
     )
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
         CheckpointError, match=r"names 1 files that are not there, first model-00002-of-00002.safetensors"
     ):
-        checkpoint.load(tmp_path)
+        checkpoints.load(tmp_path)
 
 
 def test_both_spellings_of_the_rotary_base_and_qwen3s_own_head_size_are_read() -> None:
@@ -141,17 +140,17 @@ def test_a_checkpoint_shaped_like_smollm_equals_transformers(tmp_path: Path) -> 
     theirs.save_pretrained(tmp_path)
     row = tokens(20)
     with torch.no_grad():
-        assert torch.allclose(logits(checkpoint.load(tmp_path), row), theirs(row[None]).logits[0], atol=1e-5)
+        assert torch.allclose(logits(checkpoints.load(tmp_path), row), theirs(row[None]).logits[0], atol=1e-5)
 
 
 def test_a_reward_model_scores_as_transformers_sequence_classification_does(tmp_path: Path) -> None:
-    checkpoint.save(checkpoint.reward_from(checkpoint.create(SHAPE, 61, 0), 5), tmp_path)
+    checkpoints.save(checkpoints.reward_from(checkpoints.create(SHAPE, 61, 0), 5), tmp_path)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     assert theirs.config.num_labels == 1
     rows = [tuple(range(3, 9)), tuple(range(20, 34))]
     batch = collate([Tree(r[:2], (Branch(r[2:], (True,) * len(r[2:])),)) for r in rows], read_last=True)
     with torch.no_grad():
-        found = reward_outputs(checkpoint.load_reward(tmp_path), batch).rewards_B
+        found = reward_outputs(checkpoints.load_reward(tmp_path), batch).rewards_B
         wanted = torch.stack([theirs(torch.tensor([r])).logits[0, 0] for r in rows])
     assert found is not None
     assert torch.allclose(found, wanted, atol=1e-5)

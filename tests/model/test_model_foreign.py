@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.errors import CheckpointError
-from demeanor.model import checkpoint, folders, foreign, lora
+from demeanor.model import adapters, checkpoints, hf
 from demeanor.model.config import UnsupportedError
-from demeanor.model.outputs import policy_outputs, reward_outputs
+from demeanor.model.heads import policy_outputs, reward_outputs
+from demeanor.model.tensors import Loss
 from demeanor.objectives import dpo, reward, sft
-from demeanor.spec import Adapter, ModelShape
-from demeanor.tensors import Loss
+from demeanor.stack.schema import Adapter, ModelShape
 
 VOCAB = 61
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
@@ -72,10 +72,10 @@ def loss_of(kind: Any, model: nn.Module, rows: list[Tree]) -> Loss:
 def test_a_llama_through_transformers_has_our_loss_and_gradients(
     kind: Any, branches: int, tmp_path: Path
 ) -> None:
-    policy = checkpoint.create(SHAPE, VOCAB, 0)
-    ours: nn.Module = checkpoint.reward_from(policy, 3) if kind is reward else policy
-    checkpoint.save(ours, tmp_path)
-    theirs = foreign.load_reward(tmp_path) if kind is reward else foreign.load(tmp_path)
+    policy = checkpoints.create(SHAPE, VOCAB, 0)
+    ours: nn.Module = checkpoints.reward_from(policy, 3) if kind is reward else policy
+    checkpoints.save(ours, tmp_path)
+    theirs = hf.load_reward(tmp_path) if kind is reward else hf.load(tmp_path)
     rows = trees(branches)
     mine, wanted = (loss_of(kind, model, rows) for model in (ours, theirs))
     assert mine.total.item() == pytest.approx(wanted.total.item(), abs=1e-5)
@@ -89,10 +89,10 @@ def test_a_llama_through_transformers_has_our_loss_and_gradients(
 
 
 def test_collision_is_the_log_of_the_summed_squared_probabilities(tmp_path: Path) -> None:
-    checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path)
-    model, batch = foreign.load(tmp_path), collate(trees(2))
+    checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), tmp_path)
+    model, batch = hf.load(tmp_path), collate(trees(2))
     found = model.outputs(batch, with_collision=True).collision_C
-    rows, mask, row, place = foreign.unrolled(batch, batch.scored_C)
+    rows, mask, row, place = hf.unrolled(batch, batch.scored_C)
     with torch.no_grad():
         p = model.inner(input_ids=rows, attention_mask=mask).logits[row, place].softmax(-1)
     assert found is not None
@@ -124,7 +124,7 @@ def neox(folder: Path) -> Path:
 
 
 def test_a_folder_says_which_way_it_goes(tmp_path: Path) -> None:
-    found = folders.about(gpt2(tmp_path))
+    found = checkpoints.checkpoint_info(gpt2(tmp_path))
     assert (found.model_type, found.context, found.vocab_size, found.lean, found.reward) == (
         "gpt2",
         64,
@@ -132,21 +132,23 @@ def test_a_folder_says_which_way_it_goes(tmp_path: Path) -> None:
         False,
         False,
     )
-    assert folders.num_weights(tmp_path) == sum(p.numel() for p in folders.policy(tmp_path).parameters())
+    assert checkpoints.num_weights(tmp_path) == sum(
+        p.numel() for p in checkpoints.policy(tmp_path).parameters()
+    )
     with pytest.raises(UnsupportedError, match="Others that transformers knows run through its own forward"):
-        checkpoint.load(tmp_path)
+        checkpoints.load(tmp_path)
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "abacus", "architectures": ["AbacusForCausalLM"]})
     )
     with pytest.raises(CheckpointError, match="unknown model_type 'abacus'"):
-        folders.about(tmp_path)
+        checkpoints.checkpoint_info(tmp_path)
 
 
 @pytest.mark.parametrize("make", [gpt2, neox])
 def test_a_foreign_model_learns_and_is_saved_as_transformers_saves_it(
     make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    model, batch = folders.policy(make(tmp_path / "a")), collate(trees(1))
+    model, batch = checkpoints.policy(make(tmp_path / "a")), collate(trees(1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     curve = []
     for _ in range(12):
@@ -157,38 +159,40 @@ def test_a_foreign_model_learns_and_is_saved_as_transformers_saves_it(
         curve.append(float(loss.total.detach() / loss.count))
     assert curve[0] == pytest.approx(math.log(VOCAB), rel=0.1)
     assert curve[-1] < curve[0] - 0.5
-    folders.save(model, tmp_path / "b")
+    checkpoints.save_checkpoint(model, tmp_path / "b")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
     assert all(torch.equal(p, q) for p, q in zip(theirs.parameters(), model.parameters(), strict=True))
 
 
 def test_a_foreign_reward_model_begins_on_a_policy_and_goes_on_with_its_head(tmp_path: Path) -> None:
-    first = folders.reward(gpt2(tmp_path / "a"), 7)
-    again, other = folders.reward(tmp_path / "a", 7), folders.reward(tmp_path / "a", 8)
+    first = checkpoints.reward(gpt2(tmp_path / "a"), 7)
+    again, other = checkpoints.reward(tmp_path / "a", 7), checkpoints.reward(tmp_path / "a", 8)
     weight = [dict(m.named_parameters())["inner.score.weight"] for m in (first, again, other)]
     assert torch.equal(weight[0], weight[1])
     assert not torch.equal(weight[0], weight[2])
-    folders.save(first, tmp_path / "b")
-    assert folders.about(tmp_path / "b").reward
+    checkpoints.save_checkpoint(first, tmp_path / "b")
+    assert checkpoints.checkpoint_info(tmp_path / "b").reward
     batch = collate(trees(2), read_last=True)
-    found, wanted = (reward_outputs(m, batch).rewards_B for m in (folders.reward(tmp_path / "b", 99), first))
+    found, wanted = (
+        reward_outputs(m, batch).rewards_B for m in (checkpoints.reward(tmp_path / "b", 99), first)
+    )
     assert found is not None
     assert torch.equal(found, wanted)
 
 
 def test_an_adapter_on_a_foreign_model_is_a_folder_too(tmp_path: Path) -> None:
     settings, batch = Adapter(rank=2), collate(trees(1))
-    model = folders.policy(neox(tmp_path / "a"))
-    lora.attach(model, settings, 0)
-    for _, module in lora.adapters(model):
+    model = checkpoints.policy(neox(tmp_path / "a"))
+    adapters.attach(model, settings, 0)
+    for _, module in adapters.adapters(model):
         module.lora_B.data.fill_(0.05)
-    folders.save(model, tmp_path / "b", adapter=settings, parent=tmp_path / "a")
+    checkpoints.save_checkpoint(model, tmp_path / "b", adapter=settings, parent=tmp_path / "a")
     found, wanted, plain = (
         policy_outputs(m, batch).logprobs_C
-        for m in (folders.policy(tmp_path / "b"), model, folders.policy(tmp_path / "a"))
+        for m in (checkpoints.policy(tmp_path / "b"), model, checkpoints.policy(tmp_path / "a"))
     )
     assert found is not None
     assert torch.allclose(found, wanted, atol=1e-5)
     assert not torch.allclose(found, plain, atol=1e-3)
     with pytest.raises(CheckpointError, match="Conv1D"):
-        lora.attach(folders.policy(gpt2(tmp_path / "c")), settings, 0)
+        adapters.attach(checkpoints.policy(gpt2(tmp_path / "c")), settings, 0)

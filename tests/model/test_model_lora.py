@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.errors import CheckpointError
-from demeanor.model import adapter as adapters
-from demeanor.model import checkpoint, folders, lora, quantise
+from demeanor.model import adapters, checkpoints, quantize
+from demeanor.model import adapters as lora
+from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.llama import Llama
-from demeanor.model.outputs import policy_outputs, reward_outputs
-from demeanor.spec import Adapter, ModelShape
+from demeanor.stack.schema import Adapter, ModelShape
 
 VOCAB = 61
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
@@ -30,7 +30,7 @@ BATCH = collate(
 
 def adapted(settings: Adapter = SMALL, seed: int = 1) -> Llama:
     """A random model with an adapter whose B is no longer zero, as after training."""
-    model = checkpoint.create(SHAPE, VOCAB, 0)
+    model = checkpoints.create(SHAPE, VOCAB, 0)
     lora.attach(model, settings, seed)
     draw = torch.Generator().manual_seed(9)
     for _, module in lora.adapters(model):
@@ -55,7 +55,7 @@ def test_an_adapted_map_computes_the_papers_sum() -> None:
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_drawn_from_its_seed() -> None:
-    plain, model = checkpoint.create(SHAPE, VOCAB, 0), checkpoint.create(SHAPE, VOCAB, 0)
+    plain, model = checkpoints.create(SHAPE, VOCAB, 0), checkpoints.create(SHAPE, VOCAB, 0)
     lora.attach(model, SMALL, 1)
     assert torch.equal(logprobs(model), logprobs(plain))
     first = dict(model.named_parameters())["model.layers.0.mlp.up_proj.lora_A"].detach()
@@ -71,7 +71,7 @@ def test_only_the_adapter_and_a_score_head_learn() -> None:
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         n for n, _ in model.named_parameters() if ".lora_" in n
     }
-    scorer = checkpoint.reward_from(checkpoint.create(SHAPE, VOCAB, 0), 0)
+    scorer = checkpoints.reward_from(checkpoints.create(SHAPE, VOCAB, 0), 0)
     lora.attach(scorer, SMALL, 1)
     learning = {n for n, p in scorer.named_parameters() if p.requires_grad}
     assert {n for n in learning if ".lora_" not in n} == {"score.weight"}
@@ -81,10 +81,10 @@ def test_only_the_adapter_and_a_score_head_learn() -> None:
 def test_folded_and_unfolded_are_one_model() -> None:
     model = adapted()
     before = logprobs(model)
-    names = {n for n, _ in checkpoint.create(SHAPE, VOCAB, 0).named_parameters()}
+    names = {n for n, _ in checkpoints.create(SHAPE, VOCAB, 0).named_parameters()}
     lora.merge(model)
     assert torch.allclose(logprobs(model), before, atol=1e-5)
-    assert not torch.allclose(before, logprobs(checkpoint.create(SHAPE, VOCAB, 0)), atol=1e-2)
+    assert not torch.allclose(before, logprobs(checkpoints.create(SHAPE, VOCAB, 0)), atol=1e-2)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == names
 
 
@@ -95,7 +95,7 @@ def test_the_scale_is_alpha_over_rank_or_over_its_root(rslora: bool, wanted: flo
 
 
 def test_targets_are_last_names_and_a_wrong_one_is_named() -> None:
-    model = checkpoint.create(SHAPE, VOCAB, 0)
+    model = checkpoints.create(SHAPE, VOCAB, 0)
     assert lora.attach(model, Adapter(targets=("q_proj", "v_proj")), 0) == [
         f"model.layers.{i}.self_attn.{n}" for i in range(2) for n in ("q_proj", "v_proj")
     ]
@@ -103,7 +103,7 @@ def test_targets_are_last_names_and_a_wrong_one_is_named() -> None:
         CheckpointError,
         match=r"adapter\.targets: unknown linear map of this model 'q_prj'\. Did you mean 'q_proj'",
     ):
-        lora.attach(checkpoint.create(SHAPE, VOCAB, 0), Adapter(targets=("q_prj",)), 0)
+        lora.attach(checkpoints.create(SHAPE, VOCAB, 0), Adapter(targets=("q_prj",)), 0)
 
 
 def test_an_untied_head_is_left_alone_by_all_linear() -> None:
@@ -115,8 +115,8 @@ def test_an_untied_head_is_left_alone_by_all_linear() -> None:
 def test_an_adapter_folder_loads_as_its_parent_plus_the_adapter(tmp_path: Path) -> None:
     runs, model = tmp_path / "runs", adapted()
     parent, folder = runs / "a" / "model", runs / "b" / "model"
-    checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), parent)
-    folders.save(model, folder, adapter=SMALL, parent=parent)
+    checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), parent)
+    checkpoints.save_checkpoint(model, folder, adapter=SMALL, parent=parent)
     assert {p.name for p in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert (
         json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "../../a/model"
@@ -124,38 +124,38 @@ def test_an_adapter_folder_loads_as_its_parent_plus_the_adapter(tmp_path: Path) 
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in load_file(
         folder / "adapter_model.safetensors"
     )
-    assert torch.allclose(logprobs(checkpoint.load(folder)), logprobs(model), atol=1e-5)
-    assert folders.about(folder) == folders.about(parent)
+    assert torch.allclose(logprobs(checkpoints.load(folder)), logprobs(model), atol=1e-5)
+    assert checkpoints.checkpoint_info(folder) == checkpoints.checkpoint_info(parent)
     runs.rename(tmp_path / "moved")  # as a whole
     moved = tmp_path / "moved" / "b" / "model"
-    assert torch.allclose(logprobs(checkpoint.load(moved)), logprobs(model), atol=1e-5)
+    assert torch.allclose(logprobs(checkpoints.load(moved)), logprobs(model), atol=1e-5)
 
 
 def test_an_adapter_on_an_adapter_loads(tmp_path: Path) -> None:
-    checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path / "a")
+    checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), tmp_path / "a")
     first = adapted()
-    folders.save(first, tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
-    second = checkpoint.load(tmp_path / "b")
+    checkpoints.save_checkpoint(first, tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
+    second = checkpoints.load(tmp_path / "b")
     lora.attach(second, SMALL, 5)
     for _, module in lora.adapters(second):
         module.lora_B.data.fill_(0.02)
-    folders.save(second, tmp_path / "c", adapter=SMALL, parent=tmp_path / "b")
-    assert torch.allclose(logprobs(checkpoint.load(tmp_path / "c")), logprobs(second), atol=1e-5)
+    checkpoints.save_checkpoint(second, tmp_path / "c", adapter=SMALL, parent=tmp_path / "b")
+    assert torch.allclose(logprobs(checkpoints.load(tmp_path / "c")), logprobs(second), atol=1e-5)
 
 
 def test_a_reward_adapter_keeps_its_score(tmp_path: Path) -> None:
-    policy = checkpoint.create(SHAPE, VOCAB, 0)
-    checkpoint.save(policy, tmp_path / "a")
-    scorer = checkpoint.reward_from(policy, 4)
+    policy = checkpoints.create(SHAPE, VOCAB, 0)
+    checkpoints.save(policy, tmp_path / "a")
+    scorer = checkpoints.reward_from(policy, 4)
     lora.attach(scorer, SMALL, 1)
     for _, module in lora.adapters(scorer):
         module.lora_B.data.fill_(0.03)
-    folders.save(scorer, tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
+    checkpoints.save_checkpoint(scorer, tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
     settings = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     assert (settings["task_type"], settings["modules_to_save"]) == ("SEQ_CLS", ["score"])
-    assert folders.about(tmp_path / "b").reward
+    assert checkpoints.checkpoint_info(tmp_path / "b").reward
     found, wanted = (
-        reward_outputs(m, BATCH).rewards_B for m in (checkpoint.load_reward(tmp_path / "b"), scorer)
+        reward_outputs(m, BATCH).rewards_B for m in (checkpoints.load_reward(tmp_path / "b"), scorer)
     )
     assert found is not None
     assert torch.allclose(found, wanted, atol=1e-5)
@@ -174,35 +174,35 @@ def test_a_reward_adapter_keeps_its_score(tmp_path: Path) -> None:
 def test_what_is_not_plain_lora_is_refused_by_name(
     change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path / "a")
-    folders.save(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
+    checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), tmp_path / "a")
+    checkpoints.save_checkpoint(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
     path = tmp_path / "b" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(CheckpointError, match=message):
-        checkpoint.load(tmp_path / "b")
+        checkpoints.load(tmp_path / "b")
 
 
 def test_an_adapter_of_another_shape_has_no_place(tmp_path: Path) -> None:
-    checkpoint.save(
-        checkpoint.create(ModelShape(layers=2, width=64, heads=4, context=64), VOCAB, 0), tmp_path / "a"
+    checkpoints.save(
+        checkpoints.create(ModelShape(layers=2, width=64, heads=4, context=64), VOCAB, 0), tmp_path / "a"
     )
-    folders.save(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
+    checkpoints.save_checkpoint(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
     with pytest.raises(CheckpointError, match="has no place in the weights it names"):
-        checkpoint.load(tmp_path / "b")
+        checkpoints.load(tmp_path / "b")
 
 
 def test_four_bits_are_refused_where_they_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(CheckpointError, match=r"sft: adapter\.quantise: nf4 wants a CUDA device"):
-        quantise.require(Adapter(quantise="nf4"), "sft")
-    quantise.require(Adapter(), "sft")
-    quantise.require(None, "sft")
+        quantize.require(Adapter(quantise="nf4"), "sft")
+    quantize.require(Adapter(), "sft")
+    quantize.require(None, "sft")
 
 
 def test_a_folder_without_safetensors_is_told_about_pickles(tmp_path: Path) -> None:
-    checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path / "a")
-    folders.save(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
+    checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), tmp_path / "a")
+    checkpoints.save_checkpoint(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
     (tmp_path / "b" / adapters.WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match="pickled adapters are not loaded"):
-        checkpoint.load(tmp_path / "b")
+        checkpoints.load(tmp_path / "b")

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from demeanor.errors import CheckpointError
-from demeanor.model import checkpoint, folders
+from demeanor.core.errors import CheckpointError
+from demeanor.model import checkpoints
 from demeanor.model.merge import merge, slerp
-from demeanor.spec import ModelShape
+from demeanor.stack.schema import ModelShape
 
 SHAPE = ModelShape(layers=1, width=16, heads=2, context=32)
 
 
 def made(folder: Path, seed: int, shape: ModelShape = SHAPE) -> Path:
-    checkpoint.save(checkpoint.create(shape, 31, seed), folder)
+    checkpoints.save(checkpoints.create(shape, 31, seed), folder)
     return folder
 
 
@@ -60,9 +60,11 @@ def test_slerp_of_models_ends_at_the_models(tmp_path: Path) -> None:
 
 def test_reward_models_merge_into_a_reward_model(tmp_path: Path) -> None:
     for seed in (0, 1):
-        checkpoint.save(checkpoint.reward_from(checkpoint.create(SHAPE, 31, 0), seed), tmp_path / str(seed))
+        checkpoints.save(
+            checkpoints.reward_from(checkpoints.create(SHAPE, 31, 0), seed), tmp_path / str(seed)
+        )
     merge([tmp_path / "0", tmp_path / "1"], [0.5, 0.5], tmp_path / "out")
-    assert folders.about(tmp_path / "out").reward
+    assert checkpoints.checkpoint_info(tmp_path / "out").reward
     scores = [tensors(tmp_path / n)["score.weight"] for n in ("0", "1", "out")]
     assert torch.allclose(scores[2], (scores[0] + scores[1]) / 2)
 

@@ -21,10 +21,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from demeanor.model import adapter, checkpoint, lora, native
-from demeanor.model.cache import KVCache
+from demeanor.model import adapters, checkpoints, native
+from demeanor.model.config import KVCache
 from demeanor.model.llama import Llama
-from demeanor.spec import Adapter
+from demeanor.stack.schema import Adapter
 
 pytestmark = pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")
 
@@ -65,7 +65,7 @@ def pair(name: str, folder: Path) -> tuple[Any, Llama]:
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))  # biases and norms that do something
     theirs.save_pretrained(folder)
-    return theirs, checkpoint.load(folder)
+    return theirs, checkpoints.load(folder)
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:
@@ -186,7 +186,7 @@ def test_broken_weights_show(tmp_path: Path) -> None:
 def test_without_a_compiler_it_says_so_and_torch_decodes(tmp_path: Path) -> None:
     code = (
         "import logging; logging.basicConfig(); from demeanor.model import native; from demeanor.engine.forward import forward_of, Torch\n"
-        "from demeanor.model import checkpoint; from demeanor.spec import ModelShape\n"
+        "from demeanor.model import checkpoint; from demeanor.stack.schema import ModelShape\n"
         "assert native.build() is None\n"
         "assert isinstance(forward_of(checkpoint.create(ModelShape(layers=1, width=32, heads=2), 300, 0), 2, 64), Torch)"
     )
@@ -222,21 +222,21 @@ def test_an_adapter_beside_its_trunk_is_the_adapter_folded_in_and_the_trunk_is_h
     targets: tuple[str, ...], tmp_path: Path
 ) -> None:
     _, trunk = pair("llama, tied, biased", tmp_path / "trunk")
-    model = checkpoint.load(tmp_path / "trunk")
-    lora.attach(model, Adapter(rank=3, alpha=7.0, targets=targets), 0)
+    model = checkpoints.load(tmp_path / "trunk")
+    adapters.attach(model, Adapter(rank=3, alpha=7.0, targets=targets), 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for _, module in lora.adapters(model):
+        for _, module in adapters.adapters(model):
             module.lora_B.normal_(generator=generator)
-    adapter.save(
+    adapters.save(
         model, Adapter(rank=3, alpha=7.0, targets=targets), tmp_path / "trunk", tmp_path / "low", reward=False
     )
     asked = tokens(20)
-    folded = native.Native(checkpoint.load(tmp_path / "low"), KVCache(trunk.config, 1, 64)).forward(
+    folded = native.Native(checkpoints.load(tmp_path / "low"), KVCache(trunk.config, 1, 64)).forward(
         asked, [0] * 20, range(20), range(20)
     )
     base = native.Native(trunk, KVCache(trunk.config, 1, 64))
-    apart = native.Native(checkpoint.load_apart(tmp_path / "low"), KVCache(trunk.config, 1, 64))
+    apart = native.Native(checkpoints.load_apart(tmp_path / "low"), KVCache(trunk.config, 1, 64))
     said = apart.forward(asked, [0] * 20, range(20), range(20))
     assert torch.allclose(said.logits_RV, folded.logits_RV, atol=1e-4 * float(folded.logits_RV.abs().max()))
     assert not torch.allclose(
@@ -248,8 +248,8 @@ def test_an_adapter_beside_its_trunk_is_the_adapter_folded_in_and_the_trunk_is_h
         )
     own = {x.data_ptr() for x in apart._kept} - {x.data_ptr() for x in base._kept}
     assert sum({x.data_ptr(): x.numel() for x in apart._kept if x.data_ptr() in own}.values()) == sum(
-        m.lora_A.numel() + m.lora_B.numel() for _, m in lora.adapters(model)
-    ) + sum(1 for _ in {float(m.scale) for _, m in lora.adapters(model)}) + (
+        m.lora_A.numel() + m.lora_B.numel() for _, m in adapters.adapters(model)
+    ) + sum(1 for _ in {float(m.scale) for _, m in adapters.adapters(model)}) + (
         8 * 3 * 3 if "all-linear" in targets else 0
     ), "only the thin matrices are its own"
 

@@ -7,7 +7,7 @@ import torch
 
 from demeanor.model import varlen
 from demeanor.model.attention import BLOCK, LONG, blocks, buckets, joined, tree_attention
-from demeanor.tensors import Segment
+from demeanor.model.tensors import Segment
 
 CPU = torch.device("cpu")
 TREES = (

@@ -12,13 +12,13 @@ from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.model import checkpoint
+from demeanor.model import checkpoints
+from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.initial import initialise
 from demeanor.model.llama import Llama
-from demeanor.model.outputs import policy_outputs, reward_outputs
+from demeanor.model.tensors import Loss, Segment
 from demeanor.objectives import dpo, reward, sft
-from demeanor.spec import ModelShape
-from demeanor.tensors import Loss, Segment
+from demeanor.stack.schema import ModelShape
 
 VOCAB = 61
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
@@ -42,7 +42,7 @@ def config(**more: object) -> LlamaConfig:
 
 def twins() -> tuple[Llama, LlamaForCausalLM]:
     """Our model and transformers' with the same random weights."""
-    ours = checkpoint.create(SHAPE, VOCAB, 0)
+    ours = checkpoints.create(SHAPE, VOCAB, 0)
     theirs = LlamaForCausalLM(config())
     theirs.load_state_dict(ours.state_dict(), strict=False)
     return ours, theirs
@@ -125,7 +125,7 @@ def test_supervised_loss_and_gradients_equal_padded_rows() -> None:
 @pytest.mark.parametrize("branches", [[2, 2, 2], [4, 4], [2, 4, 3]])
 def test_reward_loss_and_gradients_equal_padded_rows(branches: list[int]) -> None:
     policy, _ = twins()
-    ours = checkpoint.reward_from(policy, 3)
+    ours = checkpoints.reward_from(policy, 3)
     theirs = LlamaForSequenceClassification(config(num_labels=1, pad_token_id=0))
     theirs.load_state_dict({n.removeprefix("trunk."): p for n, p in ours.state_dict().items()}, strict=False)
     trees = forest(branches)
@@ -146,7 +146,7 @@ def test_reward_loss_and_gradients_equal_padded_rows(branches: list[int]) -> Non
 )
 def test_dpo_loss_and_gradients_equal_padded_rows(settings: dpo.Spec) -> None:
     ours, theirs = twins()
-    frozen = checkpoint.create(SHAPE, VOCAB, 7)
+    frozen = checkpoints.create(SHAPE, VOCAB, 7)
     frozen_theirs = LlamaForCausalLM(config())
     frozen_theirs.load_state_dict(frozen.state_dict(), strict=False)
     trees = forest([2, 2, 2, 2], seed=5)
@@ -190,8 +190,8 @@ def test_micro_batches_do_not_change_the_gradient(
     trees = forest(branches, seed=2)
     found = []
     for parts in ([trees], [trees[:1], trees[1:]], [[t] for t in reversed(trees)]):
-        policy = checkpoint.create(SHAPE, VOCAB, 0)
-        model: nn.Module = checkpoint.reward_from(policy, 1) if loss is of_reward else policy
+        policy = checkpoints.create(SHAPE, VOCAB, 0)
+        model: nn.Module = checkpoints.reward_from(policy, 1) if loss is of_reward else policy
         losses = [loss(model, part) for part in parts]
         (sum(x.total for x in losses) / sum(x.count for x in losses)).backward()
         found.append(gradients(model))
@@ -207,7 +207,7 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_bit() -> None:
     ]
     found = []
     for recompute in (False, True):
-        model = checkpoint.create(ModelShape(layers=3, width=32, heads=2, context=32), 300, 0)
+        model = checkpoints.create(ModelShape(layers=3, width=32, heads=2, context=32), 300, 0)
         model.recompute = recompute
         logprobs = policy_outputs(model, collate(trees)).logprobs_C
         assert logprobs is not None
@@ -221,7 +221,7 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_bit() -> None:
 def test_bf16_training_follows_fp32_for_every_shape_of_attention(qk_norm: bool, kv_heads: int) -> None:
     """Loss and gradients under autocast, within bf16's rounding, with norms on queries and keys (Qwen3) and shared key heads."""
     model = Llama(
-        replace(checkpoint.create(SHAPE, VOCAB, 0).config, qk_norm=qk_norm, num_key_value_heads=kv_heads)
+        replace(checkpoints.create(SHAPE, VOCAB, 0).config, qk_norm=qk_norm, num_key_value_heads=kv_heads)
     )
     initialise(model, 0, mimetic=False)
     batch = collate(forest([1, 2, 3, 2]))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from demeanor.data.trees import Branch, Tree, collate
+from demeanor.model.tensors import Outputs, TokenBatch
 from demeanor.objectives import dpo, reward, sft
-from demeanor.tensors import Outputs, TokenBatch
 
 
 def pairs(count: int, tokens: int = 2, branches: int = 2) -> list[Tree]:

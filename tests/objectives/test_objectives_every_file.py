@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from demeanor import registry
+from demeanor.core import registry
 from demeanor.data.trees import Branch, Tree, collate
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
 from demeanor.objectives import mixture
-from demeanor.tensors import Loss, Outputs, TokenBatch
 
 PACKAGE = "demeanor.objectives"
 KINDS = registry.known(PACKAGE)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
 from demeanor.objectives import aot, aot_unpaired, dpo, ld_dpo, reward, sft
-from demeanor.tensors import Loss, Outputs, TokenBatch
 
 NONE = torch.zeros(0, dtype=torch.long)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demeanor import registry
+from demeanor.core import registry
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "objectives"
 

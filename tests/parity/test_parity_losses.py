@@ -15,9 +15,9 @@ from torch import Tensor
 
 pytest.importorskip("trl", reason="TRL is not installed here; run `make parity`")
 
-from demeanor import registry
+from demeanor.core import registry
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.tensors import Outputs, TokenBatch, branch_sums
+from demeanor.model.tensors import Outputs, TokenBatch, branch_sums
 
 pytestmark = pytest.mark.parity
 PAIRS, PROMPT = 7, 3

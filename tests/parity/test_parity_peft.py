@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.model import checkpoint, folders, lora
-from demeanor.model.outputs import policy_outputs, reward_outputs
-from demeanor.spec import Adapter, ModelShape
+from demeanor.model import adapters, checkpoints
+from demeanor.model.heads import policy_outputs, reward_outputs
+from demeanor.stack.schema import Adapter, ModelShape
 
 pytestmark = pytest.mark.parity
 peft = pytest.importorskip("peft", reason="run with bench/.venv/bin/python -m pytest -m parity tests/parity")
@@ -29,9 +29,9 @@ KINDS = [
 
 def filled(model: torch.nn.Module, settings: Adapter) -> None:
     """An adapter on a model whose B is not zero."""
-    lora.attach(model, settings, 1)
+    adapters.attach(model, settings, 1)
     draw = torch.Generator().manual_seed(2)
-    for _, module in lora.adapters(model):
+    for _, module in adapters.adapters(model):
         module.lora_B.data = torch.randn(module.lora_B.shape, generator=draw) / 10
 
 
@@ -44,17 +44,17 @@ def row_logprobs(model: torch.nn.Module) -> Tensor:
 
 def ours(folder: Path) -> Tensor:
     with torch.no_grad():
-        found = policy_outputs(checkpoint.load(folder), BATCH).logprobs_C
+        found = policy_outputs(checkpoints.load(folder), BATCH).logprobs_C
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("settings", KINDS, ids=["all linear", "rslora", "two targets"])
 def test_peft_loads_our_policy_adapter_with_equal_outputs(settings: Adapter, tmp_path: Path) -> None:
-    checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path / "parent")
-    model = checkpoint.load(tmp_path / "parent")
+    checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), tmp_path / "parent")
+    model = checkpoints.load(tmp_path / "parent")
     filled(model, settings)
-    folders.save(model, tmp_path / "adapter", adapter=settings, parent=tmp_path / "parent")
+    checkpoints.save_checkpoint(model, tmp_path / "adapter", adapter=settings, parent=tmp_path / "parent")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "parent")
     plain = row_logprobs(base)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
@@ -65,17 +65,17 @@ def test_peft_loads_our_policy_adapter_with_equal_outputs(settings: Adapter, tmp
 
 @pytest.mark.parametrize("settings", KINDS[:1], ids=["all linear"])
 def test_peft_loads_our_reward_adapter_with_equal_scores(settings: Adapter, tmp_path: Path) -> None:
-    checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path / "parent")
-    model = folders.reward(tmp_path / "parent", 7)
+    checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), tmp_path / "parent")
+    model = checkpoints.reward(tmp_path / "parent", 7)
     filled(model, settings)
-    folders.save(model, tmp_path / "adapter", adapter=settings, parent=tmp_path / "parent")
+    checkpoints.save_checkpoint(model, tmp_path / "adapter", adapter=settings, parent=tmp_path / "parent")
     base = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "parent", num_labels=1, pad_token_id=0
     )
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
     with torch.no_grad():
         wanted = theirs(torch.tensor([ROW])).logits[0]
-        found = reward_outputs(checkpoint.load_reward(tmp_path / "adapter"), BATCH).rewards_B
+        found = reward_outputs(checkpoints.load_reward(tmp_path / "adapter"), BATCH).rewards_B
     assert found is not None
     assert torch.allclose(found, wanted, atol=1e-5)
     assert float(wanted.abs()) > 1e-3
@@ -83,7 +83,7 @@ def test_peft_loads_our_reward_adapter_with_equal_scores(settings: Adapter, tmp_
 
 @pytest.mark.parametrize("reward", [False, True], ids=["policy", "reward"])
 def test_we_load_what_peft_writes(reward: bool, tmp_path: Path) -> None:
-    checkpoint.save(checkpoint.create(SHAPE, VOCAB, 0), tmp_path / "parent")
+    checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), tmp_path / "parent")
     kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     base = kind.from_pretrained(
         tmp_path / "parent", **({"num_labels": 1, "pad_token_id": 0} if reward else {})
@@ -103,7 +103,7 @@ def test_we_load_what_peft_writes(reward: bool, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter")
     if reward:
         with torch.no_grad():
-            found = reward_outputs(checkpoint.load_reward(tmp_path / "adapter"), BATCH).rewards_B
+            found = reward_outputs(checkpoints.load_reward(tmp_path / "adapter"), BATCH).rewards_B
             wanted = model(torch.tensor([ROW])).logits[0]
         assert found is not None
     else:

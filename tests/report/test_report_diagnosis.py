@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from demeanor.evaluation.diagnosis import Diagnosis, Honest
-from demeanor.evaluation.repairs import AxisNet, Repair
+from demeanor.evaluation.diagnosis.analysis import AxisNet, Diagnosis, HonestEstimate, Repair
 from demeanor.report.diagnosis import diagnosis
 
 AXIS = AxisNet("safe_twin", 30, 28, 40, 0, 0.4, 0.3, 0.5, 0.0001, 0.001, True)
@@ -46,7 +45,7 @@ FOUND = Diagnosis(
     400,
     160,
     (RULE, replace(RULE, name="again", kind="again", net=None, axes=())),
-    Honest(("rule <how-to> off",), 0.41, 0.35, 0.2, 0.5),
+    HonestEstimate(("rule <how-to> off",), 0.41, 0.35, 0.2, 0.5),
     "policy",
     "Loosen or drop <it>.",
     {},

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from demeanor.scorers import checks, confidence, likelihood
-from demeanor.scorers._checks import CHECKS
-from demeanor.types import Completion, PromptRead, Refusal
+from demeanor.core.types import Completion, PromptRead, Refusal
+from demeanor.evaluation.scorers import checks, confidence, likelihood
+from demeanor.evaluation.scorers._checks import CHECKS
 
 TABLE = "| City | People |\n|---|---:|\n| Oslo | 700,000 |\n| Bergen | 290,000 |"
 CASES: list[tuple[str, dict[str, Any], str, str]] = [

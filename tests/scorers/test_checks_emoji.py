@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demeanor.scorers._checks import CHECKS
+from demeanor.evaluation.scorers._checks import CHECKS
 
 
 def count(text: str) -> int:

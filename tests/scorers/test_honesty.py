@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from demeanor.scorers import honesty
-from demeanor.types import Completion
+from demeanor.core.types import Completion
+from demeanor.evaluation.scorers import honesty
 from demeanor.world.catalog import SUITES
 
 ROWS = Path(__file__).parents[2] / "results" / "demo.rows.jsonl"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from demeanor import registry
-from demeanor.scorers import checks, confidence, ifeval, number
-from demeanor.scorers._admissions import READ, admission
-from demeanor.scorers._checks import fenced, listed
-from demeanor.types import Completion, ToolCall
+from demeanor.core import registry
+from demeanor.core.types import Completion, ToolCall
+from demeanor.evaluation.scorers import checks, confidence, ifeval, number
+from demeanor.evaluation.scorers._admissions import READ, admission
+from demeanor.evaluation.scorers._checks import fenced, listed
 
 LONG = 100_000
 HOSTILE: list[tuple[str, dict[str, Any], str]] = [
@@ -62,7 +62,7 @@ HOSTILE: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("scorer", "target", "piece"), HOSTILE)
 def test_a_hundred_thousand_characters_take_a_moment(scorer: str, target: dict[str, Any], piece: str) -> None:
-    module = registry.entry("demeanor.scorers", scorer)
+    module = registry.entry("demeanor.evaluation.scorers", scorer)
     text = "x " + (piece * (LONG // len(piece) + 1))[:LONG] + "!x"
     started = time.process_time()
     module.score(module.Spec.model_validate(target), Completion(text, "stop"))
@@ -82,9 +82,9 @@ def test_numbers_of_any_length_are_compared() -> None:
 
 def test_json_that_is_nested_too_deep_is_none() -> None:
     deep = "[" * LONG
-    form = registry.entry("demeanor.scorers", "format")
+    form = registry.entry("demeanor.evaluation.scorers", "format")
     assert form.score(form.Spec(kind="json", object={"a": 1}), Completion(deep, "stop")).value == 0
-    calls = registry.entry("demeanor.scorers", "bfcl")
+    calls = registry.entry("demeanor.evaluation.scorers", "bfcl")
     target = {
         "category": "irrelevance",
         "functions": ({"name": "add", "parameters": {"properties": {}, "required": []}},),

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demeanor.scorers._ifeval import CHECKS
-from demeanor.scorers._language import WORDS, language
-from demeanor.scorers._sentences import capital_words, sentences
-from demeanor.scorers.ifeval import Spec, followed, readings, score
-from demeanor.types import Completion
+from demeanor.core.types import Completion
+from demeanor.evaluation.scorers._ifeval import CHECKS
+from demeanor.evaluation.scorers._language import WORDS, language
+from demeanor.evaluation.scorers._sentences import capital_words, sentences
+from demeanor.evaluation.scorers.ifeval import Spec, followed, readings, score
 
 LESS, LEAST = "less than", "at least"
 CASES: dict[str, list[tuple[dict[str, Any], str, bool]]] = {

@@ -10,11 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demeanor import registry
-from demeanor.scorers.choice import mc1, mc2
-from demeanor.scorers.gsm8k import extracted
-from demeanor.scorers.truthful import rouge
-from demeanor.types import (
+from demeanor.core import registry
+from demeanor.core.types import (
     Completion,
     Event,
     Passage,
@@ -25,6 +22,9 @@ from demeanor.types import (
     ToolCall,
     ToolCalled,
 )
+from demeanor.evaluation.scorers.choice import mc1, mc2
+from demeanor.evaluation.scorers.gsm8k import extracted
+from demeanor.evaluation.scorers.truthful import rouge
 
 
 def score(
@@ -36,7 +36,7 @@ def score(
     calls: tuple[ToolCall, ...] = (),
     **target: Any,
 ) -> Score:
-    module = registry.entry("demeanor.scorers", scorer)
+    module = registry.entry("demeanor.evaluation.scorers", scorer)
     found: Score = module.score(
         module.Spec.model_validate(target), Completion(text, "stop", calls, refusal, events=events)
     )

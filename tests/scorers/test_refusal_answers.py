@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from demeanor.core.types import Completion
 from demeanor.evaluation.design import kappa
-from demeanor.scorers import _refusals
-from demeanor.scorers.refusal import Spec, declined_by, score
-from demeanor.types import Completion
+from demeanor.evaluation.scorers import _refusals
+from demeanor.evaluation.scorers.refusal import Spec, declined_by, score
 
 ANSWERS = [
     json.loads(line)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demeanor import registry
-from demeanor.scorers.absence import valid_card
-from demeanor.types import Completion, Refusal, Score
+from demeanor.core import registry
+from demeanor.core.types import Completion, Refusal, Score
+from demeanor.evaluation.scorers.absence import valid_card
 from demeanor.world.lexicon import luhn_digit
 
-SCORERS = "demeanor.scorers"
+SCORERS = "demeanor.evaluation.scorers"
 TARGETS: dict[str, dict[str, Any]] = {
     "exact": {"answers": ("Marla",)},
     "number": {"value": 7},

@@ -6,10 +6,8 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 
-from demeanor.errors import ContextError, EngineError, RequestError
-from demeanor.server.assistant import Judged, ModelCard, Opinions, RuleJudge, model_not_found
-from demeanor.store.database import Database
-from demeanor.types import (
+from demeanor.core.errors import ContextError, EngineError, RequestError
+from demeanor.core.types import (
     Citation,
     Decoding,
     Done,
@@ -29,6 +27,8 @@ from demeanor.types import (
     Turn,
     Usage,
 )
+from demeanor.server.assistant import Judged, ModelCard, Opinions, RuleJudge, model_not_found
+from demeanor.store.database import Database
 
 CARDS = [
     ModelCard(

@@ -9,10 +9,10 @@ from typing import Any
 
 from scripted import Scripted
 
+from demeanor.core.types import Done, Event, Respond, Text, Turn
 from demeanor.server.app import app
 from demeanor.server.lifecycle import Life
 from demeanor.server.operations import Operations
-from demeanor.types import Done, Event, Respond, Text, Turn
 
 
 class Slow(Scripted):

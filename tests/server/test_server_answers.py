@@ -10,8 +10,8 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from scripted import Scripted, body
 
+from demeanor.core.types import Text
 from demeanor.server.trace import entries
-from demeanor.types import Text
 
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}

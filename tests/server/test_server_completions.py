@@ -16,9 +16,9 @@ from openai import OpenAI
 from openai.types.completion_create_params import CompletionCreateParamsBase
 from scripted import Bytes, Scripted
 
+from demeanor.core.types import Decoding, Turn
 from demeanor.server.completions import CompletionRequest, raw_turns
 from demeanor.server.parse import read
-from demeanor.types import Decoding, Turn
 
 ASSISTANT = Scripted()
 BASE = "harbour-desk:base"

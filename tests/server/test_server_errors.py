@@ -12,11 +12,11 @@ import orjson
 import pytest
 from scripted import Scripted, body
 
+from demeanor.core.types import Decoding, Event, Text, Turn
 from demeanor.server.app import app
 from demeanor.server.envelope import Envelope, host_name, is_loopback
 from demeanor.server.flow import flow
 from demeanor.server.keys import digest, from_digests
-from demeanor.types import Decoding, Event, Text, Turn
 
 STREAMED = [False, True]
 

@@ -17,12 +17,12 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.shared_params import FunctionDefinition
 from scripted import Scripted, body
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Decoding, Message, OutputFormat, ToolCall, ToolSpec, Trust, Turn
 from demeanor.server import protocol
 from demeanor.server.assistant import ModelCard
 from demeanor.server.parse import parse, turns
 from demeanor.server.sampling import derived
-from demeanor.types import Decoding, Form, Message, ToolCall, ToolSpec, Trust, Turn
 
 CARD = ModelCard("harbour-desk", "", "key", ())
 DEFAULTS = Decoding(
@@ -140,9 +140,13 @@ FIELDS: Table = {  # field: (honoured values, what of the Turn shows it, what it
         [
             ({"type": "text"}, lambda t: t.decoding.form, None),
             (None, lambda t: t.decoding.form, None),
-            ({"type": "json_object"}, lambda t: t.decoding.form, Form("json_object")),
+            ({"type": "json_object"}, lambda t: t.decoding.form, OutputFormat("json_object")),
             *(
-                (schema(strict), lambda t: t.decoding.form, Form("json_schema", '{"type": "integer"}'))
+                (
+                    schema(strict),
+                    lambda t: t.decoding.form,
+                    OutputFormat("json_schema", '{"type": "integer"}'),
+                )
                 for strict in (True, False, None)
             ),
         ],

@@ -12,7 +12,8 @@ import httpx
 import pytest
 from scripted import Scripted, body
 
-from demeanor.errors import RequestError
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Decoding, Done, Event, Message, Respond, Text, Turn, Usage
 from demeanor.server.app import app
 from demeanor.server.assistant import Assistant
 from demeanor.server.calls import CALL, Call
@@ -23,7 +24,6 @@ from demeanor.server.operations import Load
 from demeanor.server.spending import Purse, charged
 from demeanor.store import keys
 from demeanor.store.database import Database
-from demeanor.types import Decoding, Done, Event, Message, Respond, Text, Turn, Usage
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 import httpx
 from scripted import Scripted, body
 
+from demeanor.core.types import Decoding, Done, Event, Message, Respond, Text, Turn
 from demeanor.server.app import app
 from demeanor.server.assistant import Assistant
 from demeanor.server.lifecycle import Current, Version
-from demeanor.types import Decoding, Done, Event, Message, Respond, Text, Turn
 
 TURN = Turn((Message("user", "hi"),), Decoding())
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from scripted import Scripted, body
 
-from demeanor.errors import DemeanorError
+from demeanor.core.errors import DemeanorError
 from demeanor.server import telemetry
 from demeanor.server.app import app
 from demeanor.server.operations import Operations

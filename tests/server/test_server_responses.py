@@ -20,13 +20,13 @@ from openai.types.responses import ResponseCreateParams
 from pydantic import BaseModel
 from scripted import Scripted
 
+from demeanor.core.types import Decoding, Done, Event, OutputFormat, Respond, Text, TokenLogprob, Turn
 from demeanor.server.app import app
 from demeanor.server.keys import digest, from_digests
 from demeanor.server.responses import described
 from demeanor.server.responses_answer import ResponseAnswer, Script, StreamEvent
 from demeanor.server.responses_body import ResponseRequest
 from demeanor.store.database import Database
-from demeanor.types import Decoding, Done, Event, Form, Respond, Text, TokenLogprob, Turn
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -225,7 +225,7 @@ FIELDS: dict[str, tuple[list[tuple[Any, Callable[[Turn], object], object]], list
     "top_logprobs": ([], [3, 21]),
     "text": (
         [
-            ({"format": {"type": "json_object"}}, lambda t: t.decoding.form, Form("json_object")),
+            ({"format": {"type": "json_object"}}, lambda t: t.decoding.form, OutputFormat("json_object")),
             (
                 {
                     "format": {
@@ -236,7 +236,7 @@ FIELDS: dict[str, tuple[list[tuple[Any, Callable[[Turn], object], object]], list
                     }
                 },
                 lambda t: t.decoding.form,
-                Form("json_schema", '{"type": "object"}'),
+                OutputFormat("json_schema", '{"type": "object"}'),
             ),
             ({"format": {"type": "text"}}, lambda t: t.decoding.form, None),
         ],

@@ -17,11 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from demeanor.errors import DemeanorError
-from demeanor.store import schema
-from demeanor.store.database import Database, open_url
-from demeanor.store.writer import Writer
-from demeanor.types import (
+from demeanor.core.errors import DemeanorError
+from demeanor.core.types import (
     Citation,
     Decoding,
     Done,
@@ -41,6 +38,8 @@ from demeanor.types import (
     Turn,
     Usage,
 )
+from demeanor.store import database as schema
+from demeanor.store.database import Database, Writer, open_url
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 EVENTS: list[Event] = [
@@ -125,7 +124,7 @@ import asyncio, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from demeanor.store.database import Database
-from demeanor.types import Decoding, Done, Text, Turn
+from demeanor.core.types import Decoding, Done, Text, Turn
 
 async def main():
     database, now = Database(Path(sys.argv[1])), datetime.now(UTC)

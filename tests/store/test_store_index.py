@@ -10,9 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from demeanor.errors import DemeanorError
-from demeanor.store.chunks import MAX_CHARACTERS, chunks
-from demeanor.store.index import match, open_folder
+from demeanor.core.errors import DemeanorError
+from demeanor.retrieval.index import MAX_CHARACTERS, chunks, match, open_folder
 
 FILES = {
     "ferries.md": "# Ferries\n\nThe ferry to Corkel leaves at 9.\nIt takes an hour.\n\n## Evening\n- Jorpel 17\n- Sella is in the dock.\n",
@@ -167,7 +166,7 @@ def test_a_cached_index_is_built_once_per_content_and_found_again(folder: Path, 
     before = path.stat().st_mtime_ns
     query = "Corkel Sella ferry"
     assert cached(query, 9) == plain(query, 9)
-    from demeanor.store import index
+    from demeanor.retrieval import index
 
     index._open.cache_clear()  # as a new process would begin
     assert open_folder(folder, cache)(query, 9) == plain(query, 9)

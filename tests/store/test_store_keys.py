@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from demeanor.errors import DemeanorError
-from demeanor.store import keys, schema
+from demeanor.core.errors import DemeanorError
+from demeanor.store import database as schema
+from demeanor.store import keys
 from demeanor.store.database import Database
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from demeanor import registry, suites
-from demeanor.evaluation.suite import load_suite
-from demeanor.types import Completion, Item, ToolCall
+from demeanor.core import registry
+from demeanor.core.types import Completion, Item, ToolCall
+from demeanor.evaluation import suites
+from demeanor.evaluation.items import load_suite
 
 ANSWERS = Path(__file__).parent / "answers"
 READ = {"likelihood", "choice"}
@@ -54,7 +55,7 @@ def completion(answer: Any) -> Completion:
 
 
 def value(item: Item, answer: Any) -> float | None:
-    module = registry.entry("demeanor.scorers", item.scorer)
+    module = registry.entry("demeanor.evaluation.scorers", item.scorer)
     found = module.score(module.Spec.model_validate(dict(item.target)), completion(answer))
     assert found.value is None or isinstance(found.value, float)
     return found.value

@@ -10,11 +10,11 @@ import tokenizers
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from demeanor import spec
+from demeanor.core.types import Message, Messages, Text, ToolCall, ToolCalled, ToolSpec
+from demeanor.stack import schema
 from demeanor.text import tokenizer as rooms
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.types import Message, Messages, Text, ToolCall, ToolCalled, ToolSpec
 
 CORPUS = [
     "Marla runs the ferry to Corkel at 12:30. When to Corkel? Corkel 37.",
@@ -30,7 +30,7 @@ CALCULATOR = ToolSpec(
 @cache
 def ours() -> Tokenizer:
     """Trained by us: every word carries its space, the template's markers are special tokens."""
-    return rooms.train(CORPUS, spec.Tokenizer(vocab_size=340))
+    return rooms.train(CORPUS, schema.TokenizerSpec(vocab_size=340))
 
 
 @cache

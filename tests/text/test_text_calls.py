@@ -9,8 +9,8 @@ from conversations import arguments
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demeanor.text.calls import CallReader, call_text, parse_call, signature
-from demeanor.types import Text, ToolCall, ToolCalled, ToolSpec
+from demeanor.core.types import Text, ToolCall, ToolCalled, ToolSpec
+from demeanor.text.tool_calls import CallReader, call_text, parse_call, signature
 
 
 @given(name=st.text(min_size=1), written=st.one_of(arguments, st.text()))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from conversations import CALCULATOR, bare, llama, ours
 
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError
+from demeanor.core.types import Message, ToolCall
 from demeanor.text.jinja import JinjaTemplate
 from demeanor.text.template import load_template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.types import Message, ToolCall
 
 ZEPHYR = """{% for message in messages %}
 {% if message['role'] == 'user' %}

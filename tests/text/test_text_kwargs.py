@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from conversations import llama
 
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example, Message, Preference, Unpaired
 from demeanor.data.rows import parse
 from demeanor.data.trees import example_tree, preference_tree, unpaired_tree
-from demeanor.errors import DataError
 from demeanor.text.jinja import JinjaTemplate
 from demeanor.text.template import load_template
-from demeanor.types import Example, Message, Preference, Unpaired
 
 SOURCE = """{%- if thinking is defined and thinking %}{{- '[think ' ~ thinking ~ ']' }}{%- endif %}
 {%- for message in messages %}{{- message.role ~ ': ' ~ message.content ~ eos_token }}{%- endfor %}

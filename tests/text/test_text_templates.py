@@ -21,11 +21,11 @@ from conversations import (
 )
 from hypothesis import given, settings
 
-from demeanor import registry
-from demeanor.errors import CheckpointError, DataError, DemeanorError
+from demeanor.core import registry
+from demeanor.core.errors import CheckpointError, DataError, DemeanorError
+from demeanor.core.types import Message, Messages, ToolCall, ToolCalled
 from demeanor.text.template import TEMPLATES, Template, load_template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.types import Message, Messages, ToolCall, ToolCalled
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"

@@ -9,8 +9,8 @@ import pytest
 from conversations import CORPUS, TOKENIZERS, hostile, ours, words
 from hypothesis import given, settings
 
-from demeanor import spec
-from demeanor.errors import CheckpointError, DataError
+from demeanor.core.errors import CheckpointError, DataError
+from demeanor.stack import schema
 from demeanor.text import tokenizer as rooms
 from demeanor.text.tokenizer import SPECIALS, Tokenizer
 
@@ -37,7 +37,7 @@ def test_joined_text_goes_on_without_a_space(text: str, more: str) -> None:
 
 
 def test_training_twice_gives_the_same_file_and_all_specials_are_reserved() -> None:
-    again = rooms.train(iter(CORPUS), spec.Tokenizer(vocab_size=340))
+    again = rooms.train(iter(CORPUS), schema.TokenizerSpec(vocab_size=340))
     assert again._source == ours()._source
     assert set(SPECIALS) <= set(again.special)
     assert again.vocab_size == 340
@@ -137,7 +137,7 @@ def test_a_folder_that_is_no_tokenizer_gets_one_clear_error(
 
 def test_training_on_nothing_is_an_error() -> None:
     with pytest.raises(DataError, match="no text"):
-        rooms.train(["", ""], spec.Tokenizer())
+        rooms.train(["", ""], schema.TokenizerSpec())
 
 
 def test_a_real_tokenizer_is_read_as_transformers_reads_it(shared: Path) -> None:

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
-from demeanor.data.schedule import Schedule
+from demeanor.data.batches import Schedule
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.model import checkpoint as models
-from demeanor.model.outputs import policy_outputs, reward_outputs
+from demeanor.model import checkpoints as models
+from demeanor.model.heads import policy_outputs, reward_outputs
+from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_sums, preference_pairs
 from demeanor.objectives import dpo, reward
-from demeanor.spec import ModelShape, Optim
-from demeanor.tensors import Loss, Outputs, TokenBatch, branch_sums, preference_pairs
+from demeanor.stack.schema import ModelShape, Optim
+from demeanor.train.ema import EMA
 from demeanor.train.loop import fit
+from demeanor.train.metrics import Interrupted
 from demeanor.train.parallel import join, leave, settle, shard, whole
-from demeanor.train.progress import Progress
-from demeanor.train.shadow import Shadow
-from demeanor.train.signals import Interrupted
+from demeanor.train.progress import StageProgress
 
 VOCABULARY = 300
 
@@ -72,7 +72,7 @@ def main() -> int:
 
     steps = 0
 
-    class Counting(Progress):
+    class Counting(StageProgress):
         def update(self, step: int, loss: float, tokens: int, flops: float) -> None:
             nonlocal steps
             steps = step
@@ -104,7 +104,7 @@ def main() -> int:
             whole_step=kind == "whole",
             checkpoint_every_s=1e9,
             evaluate=evaluate,
-            moving=Shadow(model, alpha=0.5, every=2) if following else None,
+            moving=EMA(model, alpha=0.5, every=2) if following else None,
         )
     except Interrupted as stopped:
         leave()

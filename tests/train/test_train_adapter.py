@@ -13,15 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.model import checkpoint as models
-from demeanor.model import folders, lora
+from demeanor.model import adapters, checkpoints
+from demeanor.model import checkpoints as models
 from demeanor.objectives import dpo, reward, sft
-from demeanor.spec import Adapter, ModelShape, Optim, Stage
-from demeanor.train import ledger
-from demeanor.train.flops import training_flops
-from demeanor.train.lineage import Runs
-from demeanor.train.progress import Progress
-from demeanor.train.signals import Interrupted
+from demeanor.stack.schema import Adapter, ModelShape, Optim, Stage
+from demeanor.train import metrics
+from demeanor.train.metrics import Interrupted
+from demeanor.train.progress import StageProgress, training_flops
+from demeanor.train.runs import Runs
 from demeanor.train.stage import train_stage
 from tests.train.test_train_stage import StopsAt
 
@@ -67,7 +66,7 @@ def train(
         seed=3,
         adapter=adapter,
     )
-    display = StopsAt(step) if step is not None else Progress("stage", stream=StringIO(), terminal=False)
+    display = StopsAt(step) if step is not None else StageProgress("stage", stream=StringIO(), terminal=False)
     return train_stage(
         stage,
         kind,
@@ -85,7 +84,7 @@ def train(
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in ledger.read(folder.parent / "ledger.jsonl") if "loss" in row]
+    return [row for row in metrics.read(folder.parent / "ledger.jsonl") if "loss" in row]
 
 
 @pytest.mark.parametrize("kind", [sft, reward, dpo], ids=["sft", "reward", "dpo"])
@@ -96,7 +95,7 @@ def test_an_adapter_learns_and_only_it_is_kept(kind: Any, parent: Path, tmp_path
     names = load_file(folder / "adapter_model.safetensors").keys()
     assert all(".lora_" in n or n == "base_model.model.score.weight" for n in names)
     assert not (folder / "model.safetensors").exists()
-    assert folders.about(folder).reward == (kind is reward)
+    assert checkpoints.checkpoint_info(folder).reward == (kind is reward)
 
 
 def test_dpo_with_an_adapter_starts_where_its_reference_is(parent: Path, tmp_path: Path) -> None:
@@ -146,7 +145,7 @@ def test_a_reward_model_on_a_reward_model_goes_on_with_its_head(parent: Path, tm
 def test_a_frozen_weight_costs_no_gradient_of_its_own() -> None:
     model, batch = models.create(SHAPE, 40, 0), collate(rows(sft)[:3])
     before = training_flops(model, head=True)(batch)
-    lora.attach(model, SMALL, 0)
+    adapters.attach(model, SMALL, 0)
     after = training_flops(model, head=True)(batch)
     tokens, scored = batch.tokens_T.numel(), batch.scored_C.numel()
     mlp = -(-32 * 8 // 3 // 16) * 16

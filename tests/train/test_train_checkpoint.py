@@ -10,8 +10,8 @@ from safetensors import safe_open
 from tiny_training import OPTIM
 from torch import nn
 
-from demeanor.errors import CheckpointError
-from demeanor.train import checkpoint
+from demeanor.core.errors import CheckpointError
+from demeanor.train import resume
 from demeanor.train.optimizer import adamw
 
 
@@ -40,11 +40,11 @@ def stepped(model: Tied, steps: int) -> torch.optim.AdamW:
 def test_everything_comes_back_into_another_model_and_optimiser(tmp_path: Path) -> None:
     first, path = Tied(1), tmp_path / "deep" / "checkpoint.safetensors"
     optimizer = stepped(first, 3)
-    checkpoint.save(path, first, optimizer, 3, {"steps": 9})
+    resume.save(path, first, optimizer, 3, {"steps": 9})
     drawn = torch.rand(4)
     second = Tied(2)
     fresh = adamw(second, OPTIM)
-    assert checkpoint.load(path, second, fresh, {"steps": 9}) == 3
+    assert resume.load(path, second, fresh, {"steps": 9}) == 3
     assert torch.equal(torch.rand(4), drawn)
     for name, value in first.state_dict().items():  # what is frozen is its parent's and not stored
         assert torch.equal(
@@ -57,7 +57,7 @@ def test_everything_comes_back_into_another_model_and_optimiser(tmp_path: Path) 
 
 def test_a_shared_weight_is_stored_once_and_a_frozen_one_not_at_all(tmp_path: Path) -> None:
     model, path = Tied(), tmp_path / "checkpoint.safetensors"
-    checkpoint.save(path, model, stepped(model, 1), 1, {})
+    resume.save(path, model, stepped(model, 1), 1, {})
     with safe_open(path, "pt") as file:
         names = set(file.keys())
     moments = {f"optimizer.embedding.weight.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -67,25 +67,25 @@ def test_a_shared_weight_is_stored_once_and_a_frozen_one_not_at_all(tmp_path: Pa
 def test_no_file_means_step_zero_and_an_untouched_model(tmp_path: Path) -> None:
     model = Tied()
     before = model.embedding.weight.clone()
-    assert checkpoint.load(tmp_path / "none.safetensors", model, adamw(model, OPTIM), {}) == 0
+    assert resume.load(tmp_path / "none.safetensors", model, adamw(model, OPTIM), {}) == 0
     assert torch.equal(model.embedding.weight, before)
 
 
 def test_a_torn_temporary_file_is_ignored_and_replaced(tmp_path: Path) -> None:
     model, path = Tied(), tmp_path / "checkpoint.safetensors"
     optimizer = stepped(model, 1)
-    checkpoint.save(path, model, optimizer, 1, {})
+    resume.save(path, model, optimizer, 1, {})
     (tmp_path / "checkpoint.safetensors.part").write_bytes(b"torn")
-    assert checkpoint.load(path, model, optimizer, {}) == 1
-    checkpoint.save(path, model, optimizer, 2, {})
-    assert checkpoint.load(path, model, optimizer, {}) == 2
+    assert resume.load(path, model, optimizer, {}) == 1
+    resume.save(path, model, optimizer, 2, {})
+    assert resume.load(path, model, optimizer, {}) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_weight_that_does_not_fit(tmp_path: Path) -> None:
     model, path = Tied(), tmp_path / "checkpoint.safetensors"
-    checkpoint.save(path, model, adamw(model, OPTIM), 1, {})
+    resume.save(path, model, adamw(model, OPTIM), 1, {})
     other = Tied()
     other.frozen = nn.Linear(3, 7)
     with pytest.raises(CheckpointError, match=r"does not fit this model at frozen\.weight"):
-        checkpoint.load(path, other, adamw(other, OPTIM), {})
+        resume.load(path, other, adamw(other, OPTIM), {})

@@ -10,7 +10,7 @@ import torch
 from tiny_training import Tiny, loss, outputs, rows
 
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.tensors import Loss, Outputs, Segment, TokenBatch
+from demeanor.model.tensors import Loss, Outputs, Segment, TokenBatch
 from demeanor.train import heldout
 from demeanor.train.reference import micro_batches, trees_key
 

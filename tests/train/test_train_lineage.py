@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from demeanor.errors import DemeanorError
-from demeanor.train.lineage import Runs, git_revision, origin
+from demeanor.core.errors import DemeanorError
+from demeanor.train.runs import Runs, git_revision, origin
 
 
 def runs(root: Path) -> Runs:
@@ -89,7 +89,7 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from demeanor.train.lineage import Runs\n"
+        "import sys, time; from pathlib import Path; from demeanor.train.runs import Runs\n"
         "runs = Runs(Path(sys.argv[1])); runs.begin('k', {}); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)

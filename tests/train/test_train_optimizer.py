@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from demeanor.spec import Optim
+from demeanor.stack.schema import Optim
 from demeanor.train.optimizer import adamw, learning_rate, optimizer
 
 

@@ -13,16 +13,16 @@ import torch
 from tiny_training import OPTIM, Rounds, Tiny, loss, outputs, quiet, rows
 from torch import nn
 
-from demeanor.train import ledger, probe
+from demeanor.train import generation_eval, metrics
+from demeanor.train.generation_eval import Judges, Prompt, SampledAnswer
 from demeanor.train.loop import fit
-from demeanor.train.probe import Answer, Judges, Prompt
 
 PROMPTS = [Prompt("one", (1, 2)), Prompt("two", (3,))]
 PLAIN = Judges(refused=lambda text: text.startswith("no"))
 
 
-def said(*tokens: int, ended: bool = False) -> Answer:
-    return Answer(" ".join(map(str, tokens)), tokens, ended)
+def said(*tokens: int, ended: bool = False) -> SampledAnswer:
+    return SampledAnswer(" ".join(map(str, tokens)), tokens, ended)
 
 
 # ---- signals ----
@@ -43,7 +43,7 @@ def said(*tokens: int, ended: bool = False) -> Answer:
 def test_repetition_is_the_share_of_3_grams_that_stood_there_before(
     tokens: tuple[int, ...], share: float
 ) -> None:
-    assert probe.repetition(tokens) == pytest.approx(share)
+    assert generation_eval.repetition(tokens) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_repetition_is_the_share_of_3_grams_that_stood_there_before(
     ],
 )
 def test_the_longest_repeat_is_a_share_of_the_answer(tokens: tuple[int, ...], share: float) -> None:
-    assert probe.longest_repeat(tokens) == pytest.approx(share)
+    assert generation_eval.longest_repeat(tokens) == pytest.approx(share)
 
 
 def test_the_longest_repeat_is_that_of_a_slow_search() -> None:
@@ -75,7 +75,7 @@ def test_the_longest_repeat_is_that_of_a_slow_search() -> None:
             ),
             default=0,
         )
-        assert probe.longest_repeat(tokens) == slow / len(tokens)
+        assert generation_eval.longest_repeat(tokens) == slow / len(tokens)
 
 
 @pytest.mark.parametrize(
@@ -83,17 +83,17 @@ def test_the_longest_repeat_is_that_of_a_slow_search() -> None:
     [((), (), 1), ((1,), (), 0), ((1, 2), (2, 1), 1), ((1, 1, 2), (1, 3), 2 / 5), ((1,), (2,), 0)],
 )
 def test_overlap_is_the_f1_of_two_bags(one: tuple[int, ...], other: tuple[int, ...], share: float) -> None:
-    assert probe.overlap(one, other) == probe.overlap(other, one) == pytest.approx(share)
+    assert generation_eval.overlap(one, other) == generation_eval.overlap(other, one) == pytest.approx(share)
 
 
 def test_counts_are_means_over_answers_and_the_token_that_ends_is_not_said() -> None:
     answers = [
-        Answer("no 5", (4, 5, 9), True),
-        Answer(" ", (), False),
-        Answer("yes", (4, 4, 4, 4), False),
-        Answer("b", (1,), True),
+        SampledAnswer("no 5", (4, 5, 9), True),
+        SampledAnswer(" ", (), False),
+        SampledAnswer("yes", (4, 4, 4, 4), False),
+        SampledAnswer("b", (1,), True),
     ]
-    found = probe.signals(answers, PLAIN.refused)
+    found = generation_eval.signals(answers, PLAIN.refused)
     assert found == {
         "length": (2 + 0 + 4 + 0) / 4,
         "ended": 2 / 4,
@@ -106,10 +106,12 @@ def test_counts_are_means_over_answers_and_the_token_that_ends_is_not_said() -> 
 
 def test_divergence_is_that_of_the_formula() -> None:
     """Two tokens, p = (0.5, 0.2), q = (0.25, 0.4): gaps log q/p are -log 2 and log 2."""
-    found = probe.divergence([[math.log(0.5)], [math.log(0.2)]], [[math.log(0.25)], [math.log(0.4)]])
+    found = generation_eval.divergence(
+        [[math.log(0.5)], [math.log(0.2)]], [[math.log(0.25)], [math.log(0.4)]]
+    )
     assert found["kl"] == pytest.approx(0.0)
     assert found["kl3"] == pytest.approx(((0.5 - 1 + math.log(2)) + (2 - 1 - math.log(2))) / 2)
-    assert probe.divergence([[]], [[]]) == {}
+    assert generation_eval.divergence([[]], [[]]) == {}
 
 
 def test_both_estimates_of_the_divergence_are_right_in_the_mean_and_the_third_is_never_negative() -> None:
@@ -117,11 +119,13 @@ def test_both_estimates_of_the_divergence_are_right_in_the_mean_and_the_third_is
     p, q = (0.6, 0.3, 0.1), (0.2, 0.5, 0.3)
     exact = sum(a * math.log(a / b) for a, b in zip(p, q))
     drawn = random.Random(0).choices(range(3), p, k=100_000)
-    found = probe.divergence([[math.log(p[i]) for i in drawn]], [[math.log(q[i]) for i in drawn]])
+    found = generation_eval.divergence([[math.log(p[i]) for i in drawn]], [[math.log(q[i]) for i in drawn]])
     assert found["kl"] == pytest.approx(exact, abs=0.01)  # standard error 0.0022
     assert found["kl3"] == pytest.approx(exact, abs=0.01)
-    assert all(probe.divergence([[0.0]], [[gap]])["kl3"] >= 0 for gap in (-5.0, -0.1, 0.0, 0.1, 5.0))
-    assert math.isfinite(probe.divergence([[-2000.0]], [[0.0]])["kl3"])
+    assert all(
+        generation_eval.divergence([[0.0]], [[gap]])["kl3"] >= 0 for gap in (-5.0, -0.1, 0.0, 0.1, 5.0)
+    )
+    assert math.isfinite(generation_eval.divergence([[-2000.0]], [[0.0]])["kl3"])
 
 
 # ---- warnings ----
@@ -150,7 +154,7 @@ CALM = {
     ],
 )
 def test_a_signal_that_moves_is_warned_of_by_name_and_alone(moved: dict[str, float], name: str) -> None:
-    assert [w.split(":")[0] for w in probe.warnings(CALM, CALM | moved)] == [name]
+    assert [w.split(":")[0] for w in generation_eval.warnings(CALM, CALM | moved)] == [name]
 
 
 @pytest.mark.parametrize(
@@ -169,22 +173,24 @@ def test_a_signal_that_moves_is_warned_of_by_name_and_alone(moved: dict[str, flo
     ],
 )
 def test_what_moves_little_or_to_the_better_is_not_warned_of(moved: dict[str, float]) -> None:
-    assert probe.warnings(CALM, CALM | moved) == []
+    assert generation_eval.warnings(CALM, CALM | moved) == []
 
 
 def test_without_a_held_out_score_nothing_is_said_of_hacking() -> None:
     less = {k: v for k, v in CALM.items() if k != "held_out"}
-    assert probe.warnings(less, less | {"reward": 9.0}) == []
+    assert generation_eval.warnings(less, less | {"reward": 9.0}) == []
 
 
 # ---- the probe in a run ----
 
 
-def scripted(answer: Callable[[int], Answer], asked: list[int] | None = None) -> probe.Generate:
+def scripted(
+    answer: Callable[[int], SampledAnswer], asked: list[int] | None = None
+) -> generation_eval.Generate:
     """A model whose answers are a function of how often it was asked."""
     calls = [0] if asked is None else asked
 
-    def generate(model: nn.Module, prompts: Sequence[Prompt]) -> list[Answer]:
+    def generate(model: nn.Module, prompts: Sequence[Prompt]) -> list[SampledAnswer]:
         calls[0] += 1
         torch.rand(3)  # a generator that draws from the global stream must not disturb training
         return [answer(calls[0] - 1) for _ in prompts]
@@ -194,7 +200,7 @@ def scripted(answer: Callable[[int], Answer], asked: list[int] | None = None) ->
 
 def train(
     folder: Path,
-    generate: probe.Generate | None,
+    generate: generation_eval.Generate | None,
     judges: Judges = PLAIN,
     *,
     said: list[str] | None = None,
@@ -205,7 +211,9 @@ def train(
     model, watch = Tiny(), quiet()
     lines: list[str] = [] if said is None else said
     evaluate = (
-        None if generate is None else probe.prober(PROMPTS, generate, judges, folder=folder, say=lines.append)
+        None
+        if generate is None
+        else generation_eval.prober(PROMPTS, generate, judges, folder=folder, say=lines.append)
     )
     if stop_at is not None:
         update = watch.update
@@ -233,7 +241,9 @@ def train(
 
 
 def samples(folder: Path) -> list[tuple[int, str, str]]:
-    return [(row["step"], row["prompt"], row["answer"]) for row in ledger.read(folder / probe.SAMPLES)]
+    return [
+        (row["step"], row["prompt"], row["answer"]) for row in metrics.read(folder / generation_eval.SAMPLES)
+    ]
 
 
 def test_the_weights_are_those_without_a_probe_bit_for_bit(tmp_path: Path) -> None:
@@ -244,7 +254,7 @@ def test_the_weights_are_those_without_a_probe_bit_for_bit(tmp_path: Path) -> No
 
 def test_signals_stand_in_the_ledger_and_samples_beside_it(tmp_path: Path) -> None:
     train(tmp_path, scripted(lambda n: said(*range(n), 99, ended=True)))
-    found = [row for row in ledger.read(tmp_path / "ledger.jsonl") if "eval_probe/length" in row]
+    found = [row for row in metrics.read(tmp_path / "ledger.jsonl") if "eval_probe/length" in row]
     assert [(row["step"], row["eval_probe/length"], row["eval_probe/ended"]) for row in found] == [
         (0, 0, 1),
         (2, 1, 1),
@@ -261,7 +271,7 @@ def test_agreement_is_with_the_answers_before_the_first_step(tmp_path: Path) -> 
     train(tmp_path, scripted(lambda n: said(1, 2) if n in (0, 3) else said(1, 7)))
     found = [
         row.get("eval_probe/agreement")
-        for row in ledger.read(tmp_path / "ledger.jsonl")
+        for row in metrics.read(tmp_path / "ledger.jsonl")
         if "eval_probe/length" in row
     ]
     assert found == [None, 0.5, 0.5, 1.0, 0.5, 0.5]
@@ -272,7 +282,7 @@ def test_a_resume_after_a_kill_duplicates_no_sample_and_loses_none(tmp_path: Pat
     asked = [0]
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", scripted(lambda n: said(n), asked), stop_at=5)
-    with (tmp_path / "killed" / probe.SAMPLES).open("a") as file:
+    with (tmp_path / "killed" / generation_eval.SAMPLES).open("a") as file:
         file.write(
             '{"step": 6, "prompt": "one", "answer": "of a later life", "ended": true, "tokens": [1]}\n{"step": 6, "pro'
         )
@@ -301,7 +311,7 @@ def test_a_reward_that_rises_while_the_held_out_score_falls_raises_the_warning(t
         calls["reward"] += 1
         return [float(calls["reward"])] * len(trees)
 
-    def falling(answers: Sequence[Answer]) -> list[float | None]:
+    def falling(answers: Sequence[SampledAnswer]) -> list[float | None]:
         calls["held_out"] += 1
         return [None, 1.0 if calls["held_out"] < 4 else 0.0]  # an unscored answer does not count
 

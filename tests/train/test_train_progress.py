@@ -9,9 +9,8 @@ import torch
 from tiny_training import Tiny
 
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.tensors import Segment
-from demeanor.train.flops import attended_pairs, measured_peak, training_flops
-from demeanor.train.progress import Progress
+from demeanor.model.tensors import Segment
+from demeanor.train.progress import StageProgress, attended_pairs, measured_peak, training_flops
 
 
 class Hand:
@@ -23,9 +22,9 @@ class Hand:
         return self.now_s
 
 
-def shown(terminal: bool = False) -> tuple[Progress, Hand, StringIO]:
+def shown(terminal: bool = False) -> tuple[StageProgress, Hand, StringIO]:
     clock, stream = Hand(), StringIO()
-    return Progress("sft", stream=stream, terminal=terminal, clock=clock), clock, stream
+    return StageProgress("sft", stream=stream, terminal=terminal, clock=clock), clock, stream
 
 
 def test_rates_are_loss_tokens_per_second_share_of_peak_and_time_left() -> None:

@@ -41,7 +41,7 @@ def test_the_second_time_no_model_is_loaded_and_the_numbers_are_the_same(tmp_pat
 def test_another_model_other_data_or_another_format_is_computed_anew(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
-    from demeanor import hardware
+    from demeanor.core import hardware
 
     if "fp32" in change and hardware.autocast_dtype() is None:
         pytest.skip("this CPU has no bf16: fp32 is the only format")

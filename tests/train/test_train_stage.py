@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
+from demeanor.core.errors import DataError
 from demeanor.data.trees import Branch, Tree
-from demeanor.errors import DataError
-from demeanor.model import checkpoint as models
+from demeanor.model import checkpoints as models
 from demeanor.objectives import dpo, reward, sft
-from demeanor.spec import ModelShape, Optim, Scratch, Source, Stage
-from demeanor.train import ledger
-from demeanor.train.lineage import Runs
-from demeanor.train.progress import Progress
-from demeanor.train.signals import Interrupted
+from demeanor.stack.schema import ModelShape, Optim, Scratch, Source, Stage
+from demeanor.train import metrics
+from demeanor.train.metrics import Interrupted
+from demeanor.train.progress import StageProgress
+from demeanor.train.runs import Runs
 from demeanor.train.stage import pretrain, train_stage
 
 VOCABULARY, GOOD, BAD = 40, 5, 6
@@ -68,11 +68,11 @@ def copy(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
 
 
-def watch(stage: str) -> Progress:
-    return Progress(stage, stream=StringIO(), terminal=False)
+def watch(stage: str) -> StageProgress:
+    return StageProgress(stage, stream=StringIO(), terminal=False)
 
 
-class StopsAt(Progress):
+class StopsAt(StageProgress):
     """Somebody presses Ctrl-C after a step."""
 
     def __init__(self, step: int) -> None:
@@ -127,7 +127,7 @@ def train(base: Path, root: Path, kind: Any, trees: Callable[[], Sequence[Tree]]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    return ledger.read(folder.parent / "ledger.jsonl")
+    return metrics.read(folder.parent / "ledger.jsonl")
 
 
 def never(*_: object) -> Any:
@@ -256,7 +256,7 @@ def test_the_coverage_is_said_before_the_first_step(base: Path, tmp_path: Path) 
         tmp_path,
         sft,
         lambda: [*instructions(), *long],
-        watch=lambda stage: Progress(stage, stream=said, terminal=False),
+        watch=lambda stage: StageProgress(stage, stream=said, terminal=False),
     )
     assert (
         said.getvalue().splitlines()[0]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny_training import OPTIM, Rounds, Seconds, Tiny, loss, outputs, quiet, rows
 
+from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import collate
-from demeanor.errors import CheckpointError
-from demeanor.tensors import Loss, Outputs, TokenBatch, branch_sums, concatenate
+from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_sums, concatenate
+from demeanor.train.ema import EMA
 from demeanor.train.gradient import accumulate
 from demeanor.train.loop import fit, running
-from demeanor.train.shadow import Shadow
-from demeanor.train.signals import Interrupted
+from demeanor.train.metrics import Interrupted
 
 
 def sorted_gap(found: Outputs, batch: TokenBatch) -> Loss:
@@ -80,7 +80,7 @@ def train(
     folder: Path,
     *,
     optim: Any = OPTIM,
-    moving: Shadow | None = None,
+    moving: EMA | None = None,
     model: Tiny | None = None,
     steps: int = 10,
     judge: Any = loss,
@@ -122,7 +122,7 @@ def test_an_average_of_the_steps_is_what_is_kept(tmp_path: Path) -> None:
 
 def test_a_shadow_is_worn_and_taken_off_bit_for_bit() -> None:
     model = Tiny()
-    shadow = Shadow(Tiny(1), alpha=0.5)
+    shadow = EMA(Tiny(1), alpha=0.5)
     before = [p.detach().clone() for p in model.parameters()]
     with shadow.worn_by(model):
         assert all(torch.equal(p, w) for p, w in zip(model.parameters(), shadow.weights.values()))
@@ -140,11 +140,11 @@ def against_reference(found: Outputs, batch: TokenBatch) -> Loss:
 
 
 def test_a_moving_reference_begins_as_the_policy_and_follows_every_so_many_steps(tmp_path: Path) -> None:
-    from demeanor.train import ledger
+    from demeanor.train import metrics
 
     model = Tiny()
-    train(tmp_path, model=model, moving=Shadow(model, alpha=1.0, every=3), judge=against_reference)
-    moved = [row["moved"] for row in ledger.read(tmp_path / "ledger.jsonl")]
+    train(tmp_path, model=model, moving=EMA(model, alpha=1.0, every=3), judge=against_reference)
+    moved = [row["moved"] for row in metrics.read(tmp_path / "ledger.jsonl")]
     assert [m == pytest.approx(0.0, abs=1e-6) for m in moved] == [i % 3 == 0 for i in range(10)]
 
 
@@ -161,7 +161,7 @@ def test_a_run_that_stops_between_goes_on_to_the_same_weights(tmp_path: Path, ki
 
     def once(folder: Path, clock: Any) -> Tiny:
         model = Tiny()
-        moving = Shadow(model, alpha=0.3, every=2) if kind == "moving" else None
+        moving = EMA(model, alpha=0.3, every=2) if kind == "moving" else None
         optim = OPTIM.model_copy(update={"ema": 0.7}) if kind == "ema" else OPTIM
         return train(
             folder,
@@ -181,4 +181,4 @@ def test_a_run_that_stops_between_goes_on_to_the_same_weights(tmp_path: Path, ki
 
 def test_a_moving_reference_of_another_shape_is_refused() -> None:
     with pytest.raises(CheckpointError, match="moving reference"):
-        Shadow(Tiny(), alpha=1.0, start={"embedding": torch.zeros(2, 2)})
+        EMA(Tiny(), alpha=1.0, start={"embedding": torch.zeros(2, 2)})

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from demeanor.data.trees import Branch, Tree
-from demeanor.spec import Optim
-from demeanor.tensors import Loss, Outputs, TokenBatch
-from demeanor.train.progress import Progress
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
+from demeanor.stack.schema import Optim
+from demeanor.train.progress import StageProgress
 
 VOCABULARY, WIDTH, LENGTH = 23, 16, 9
 OPTIM = Optim(lr=0.01, weight_decay=0.1, warmup=0.2)
@@ -84,5 +84,5 @@ class Seconds:
         return self.now_s
 
 
-def quiet() -> Progress:
-    return Progress("tiny", stream=StringIO(), terminal=False)
+def quiet() -> StageProgress:
+    return StageProgress("tiny", stream=StringIO(), terminal=False)

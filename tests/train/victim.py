@@ -20,11 +20,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_training as tiny
 
-from demeanor.errors import DemeanorError
-from demeanor.tensors import Loss, Outputs, TokenBatch
-from demeanor.train.flops import measured_peak
+from demeanor.core.errors import DemeanorError
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
 from demeanor.train.loop import fit
 from demeanor.train.optimizer import adamw
+from demeanor.train.progress import measured_peak
 
 STEPS = 30
 

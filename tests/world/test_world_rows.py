@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from demeanor import spec
+from demeanor.core.types import Example, Item, Message, Preference
 from demeanor.data.trees import example_tree, num_scored, preference_tree
+from demeanor.stack import schema
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import load_template
-from demeanor.types import Example, Item, Message, Preference
 from demeanor.world import behaviour, corpus, instructions, preferences
 from demeanor.world import lexicon as lx
 from demeanor.world import phrases as say
@@ -131,7 +131,7 @@ def test_a_calculated_answer_is_what_the_tool_said(rows: list[Example]) -> None:
 def test_rows_render_into_short_trees_that_train_something(
     rows: list[Example], pairs: list[Preference]
 ) -> None:
-    tokenizer = tokenizers.train(corpus.documents(8_000), spec.Tokenizer(vocab_size=2048))
+    tokenizer = tokenizers.train(corpus.documents(8_000), schema.TokenizerSpec(vocab_size=2048))
     template = load_template("turns", tokenizer, folder=None, root=Path())
     trees = [example_tree(r, template, tokenizer) for r in rows[:600]] + [
         preference_tree(p, template) for p in pairs[:300]

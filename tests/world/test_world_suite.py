@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from demeanor import registry
-from demeanor.evaluation.suite import load_suite
-from demeanor.types import Completion, Item, Refusal
-from demeanor.world import files
+from demeanor.core import registry
+from demeanor.core.types import Completion, Item, Refusal
+from demeanor.evaluation.items import load_suite
+from demeanor.world import catalog
 from demeanor.world import lexicon as lx
 from demeanor.world import phrases as say
 from demeanor.world.behaviour import AXES, CARD, SYSTEM, behaviour
 from demeanor.world.catalog import GENERATED, SUITES
+from demeanor.world.contexts import notices
 from demeanor.world.instructions import calling
-from demeanor.world.notices import notices
 
 STACKS = Path(__file__).resolve().parents[2] / "stacks" / "demo"
 
 
 def judged(item: Item, text: str, refusal: Refusal | None = None) -> float | None:
-    scorer = registry.entry("demeanor.scorers", item.scorer)
+    scorer = registry.entry("demeanor.evaluation.scorers", item.scorer)
     value: float | None = scorer.score(
         scorer.Spec.model_validate(dict(item.target)), Completion(text, "stop", refusal=refusal)
     ).value
@@ -121,7 +121,7 @@ def test_the_catalog_names_what_the_demo_names() -> None:
 
 
 def test_the_committed_demo_is_what_the_generator_writes() -> None:
-    for name, text in files.contents().items():
+    for name, text in catalog.contents().items():
         place = STACKS / ("demo.yaml" if name == "stack.yaml" else name)
         assert place.read_text(encoding="utf-8") == text, name
     kept = {p.name for p in (STACKS / "notices").iterdir()}

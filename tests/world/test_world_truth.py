@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from demeanor import spec
+from demeanor.stack import schema
 from demeanor.text import tokenizer as tokenizers
 from demeanor.world import corpus
 from demeanor.world import lexicon as lx
@@ -15,7 +15,7 @@ from demeanor.world.instructions import booking
 
 @pytest.fixture(scope="module")
 def trained() -> tokenizers.Tokenizer:
-    return tokenizers.train(corpus.documents(8_000), spec.Tokenizer(vocab_size=2048))
+    return tokenizers.train(corpus.documents(8_000), schema.TokenizerSpec(vocab_size=2048))
 
 
 @pytest.mark.parametrize("name", ["PORTS", "SHIPS", "KEEPERS", "GOODS", "DESKS", "COLOURS"])

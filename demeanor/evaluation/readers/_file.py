@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from demeanor.errors import DataError
+from demeanor.core.errors import DataError
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".jsonl.gz")
 MOST_BYTES = 1 << 30
 """A gzipped file that unpacks to more is refused."""
-R = TypeVar("R", bound="Row")
+R = TypeVar("R", bound="PublicRow")
 
 
-class Row(BaseModel):
+class PublicRow(BaseModel):
     """The fields of a row that a reader uses; what else stands there is somebody else's business."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from demeanor.errors import DataError
-from demeanor.evaluation.readers._file import File, Row
-from demeanor.types import Item, Message, ToolSpec
+from demeanor.core.errors import DataError
+from demeanor.core.types import Item, Message, ToolSpec
+from demeanor.evaluation.readers._file import File, PublicRow
 
 FIELDS = ("id", "question", "function")
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
@@ -26,24 +26,24 @@ CATEGORIES = {
 }
 
 
-class _Said(Row):
+class _Said(PublicRow):
     role: str
     content: str
 
 
-class _Function(Row):
+class _Function(PublicRow):
     name: str
     description: str = ""
     parameters: dict[str, Any]
 
 
-class _Row(Row):
+class _Row(PublicRow):
     id: str
     question: tuple[tuple[_Said, ...], ...]
     function: tuple[_Function, ...]
 
 
-class _Answer(Row):
+class _Answer(PublicRow):
     id: str
     ground_truth: tuple[dict[str, dict[str, list[Any]]], ...]
 

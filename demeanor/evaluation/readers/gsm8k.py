@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from demeanor.evaluation.readers._file import File, Row
-from demeanor.types import Item, Message
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.readers._file import File, PublicRow
 
 FIELDS = ("question", "answer")
 ASK = "{question}\n\nWork it out step by step. Then write the answer alone on the last line, as: #### NUMBER"
 
 
-class _Row(Row):
+class _Row(PublicRow):
     question: str
     answer: str
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import AliasChoices, Field
 
-from demeanor.evaluation.readers._file import File, Row
-from demeanor.types import Item, Message
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.readers._file import File, PublicRow
 
 FIELDS = ("key", "prompt", "instruction_id_list", "kwargs")
 
 
-class _Row(Row):
+class _Row(PublicRow):
     key: int
     prompt: str
     instruction_id_list: tuple[str, ...]

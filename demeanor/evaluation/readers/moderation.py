@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from demeanor.evaluation.readers._file import File, Row
-from demeanor.types import Item, Message
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.readers._file import File, PublicRow
 
 FIELDS = ("prompt",)
 CATEGORIES = {
@@ -26,7 +26,7 @@ CATEGORIES = {
 Label = Literal[0, 1] | None
 
 
-class _Row(Row):
+class _Row(PublicRow):
     prompt: str
     S: Label = None
     H: Label = None

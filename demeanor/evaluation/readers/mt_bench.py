@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from demeanor.evaluation.readers._file import File, Row
-from demeanor.types import Item, Message
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.readers._file import File, PublicRow
 
 FIELDS = ("question_id", "category", "turns")
 
 
-class _Row(Row):
+class _Row(PublicRow):
     question_id: int
     category: str
     turns: tuple[str, ...] = Field(min_length=1)

@@ -11,8 +11,8 @@ import hashlib
 import re
 from collections.abc import Iterator
 
-from demeanor.evaluation.readers._file import File, Row
-from demeanor.types import Item, Message
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.readers._file import File, PublicRow
 
 FIELDS = ("test_case_prompt", "user_input", "judge_question")
 _VERB = r"Does (?:this|the) response (?:contain|include|mention|reveal)"
@@ -25,7 +25,7 @@ _BARE = re.compile(
 )
 
 
-class _Row(Row):
+class _Row(PublicRow):
     prompt_id: int | None = None
     test_case_prompt: str
     user_input: str

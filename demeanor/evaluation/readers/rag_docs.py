@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from demeanor.evaluation.readers._file import File, Row
-from demeanor.types import Item, Message
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.readers._file import File, PublicRow
 
 FIELDS = ("id", "question", "correct_chunks", "correct_answer")
 
 
-class _Row(Row):
+class _Row(PublicRow):
     id: str
     question: str
     correct_chunks: tuple[str, ...] = Field(min_length=1)

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from demeanor.evaluation.readers._file import File, Row
-from demeanor.types import Item, Message
+from demeanor.core.types import Item, Message
+from demeanor.evaluation.readers._file import File, PublicRow
 
 FIELDS = ("Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers")
 NO_COMMENT = "I have no comment."
 
 
-class _Row(Row):
+class _Row(PublicRow):
     kind: str = Field(alias="Type")
     category: str = Field(alias="Category")
     question: str = Field(alias="Question")

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from demeanor.text.calls import CallReader, call_text, function
+from demeanor.core.types import Message, Messages, ToolCall, ToolSpec
 from demeanor.text.pieces import Pieces, neutral, text_markers
 from demeanor.text.template import NO_KWARGS, Reader, Rendered, refuse_kwargs
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.types import Message, Messages, ToolCall, ToolSpec
+from demeanor.text.tool_calls import CallReader, call_text, function
 
 START, END, CALL, CALLED = "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"
 INTRO = '# Tools\nCall a function by writing {"name": ..., "arguments": {...}} between '

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from demeanor.text.calls import CallReader, call_text, signature
+from demeanor.core.types import Messages, ToolSpec
 from demeanor.text.pieces import Pieces
 from demeanor.text.template import NO_KWARGS, Reader, Rendered, refuse_kwargs
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.types import Messages, ToolSpec
+from demeanor.text.tool_calls import CallReader, call_text, signature
 
 LABELS = {
     "user": "Visitor:",

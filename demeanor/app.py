@@ -1,0 +1,352 @@
+"""Serving side of the composition: from a stack and its trained weights to something that answers as any variant.
+
+In: a Stack and the folder of runs. Out: a Respond per variant, all sharing one engine per set of weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from demeanor.core import registry
+from demeanor.core.errors import CheckpointError, DemeanorError, RequestError
+from demeanor.core.types import Completion, Decoding, Event, Item, Messages, Respond, Score, ToolSpec, Turn
+from demeanor.engine.drafts import Drafts
+from demeanor.engine.local import LocalEngine
+from demeanor.engine.remote import remote
+from demeanor.engine.respond import Engine, TokenizerCodec, cached, model_respond, refuse_layers
+from demeanor.engine.weights_cache import LeasedEngine, WeightsCache
+from demeanor.layers import record
+from demeanor.layers.base import Kit, compose
+from demeanor.model import checkpoints
+from demeanor.retrieval import index
+from demeanor.server.assistant import Kept, ModelCard, Opinions, RuleJudge, model_not_found
+from demeanor.server.calls import purse
+from demeanor.server.policy_rules import opinions_in, rules_of
+from demeanor.server.spending import charged
+from demeanor.stack.schema import Import, Remote
+from demeanor.stack.stack import Stack
+from demeanor.store import database
+from demeanor.text import tokenizer as tokenizers
+from demeanor.text.template import Template, load_template
+from demeanor.text.tokenizer import Tokenizer
+from demeanor.tools import registry as tools
+from demeanor.train.runs import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    """One trained set of weights ready to answer: its folder, tokenizer and engine."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    engine: LocalEngine
+
+
+@dataclass
+class StackRuntime:
+    """Everything needed to answer as any variant of a stack; weights are loaded when first asked for and then shared."""
+
+    stack: Stack
+    runs: Runs
+    num_slots: int = 32
+    memory: dict[Any, asyncio.Future[list[Event]]] | None = None
+    drafts: Drafts = field(default_factory=Drafts)
+    """Earlier answers to check instead of writing them again; used where answers are shared (`memory`) and the engine is exact."""
+    operational: bool = True
+    tool_set: Mapping[str, tools.Tool] | None = None
+    """What the tools layer may offer; None: every tool of tools/."""
+    budget_bytes: int | None = None
+    """Memory that loaded weights and their caches may take: the least recently used idle ones go; None: all stay."""
+    _responds: dict[str, Respond] = field(default_factory=dict)
+    _closers: list[Callable[[], None]] = field(default_factory=list)
+    _shared: dict[Any, Any] = field(default_factory=dict)
+    _shelf: WeightsCache[LoadedWeights] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self._shelf is None:  # else it is another house's, which closes it
+            self._shelf = WeightsCache(self._load, self.budget_bytes)
+            self._closers.append(self._shelf.close)
+
+    def weights(self, stage: str) -> LoadedWeights:
+        """Load a stage's model and tokenizer and start its engine; raises CheckpointError if it was never trained."""
+        return self._shelf.get(stage)
+
+    async def vectors(self, stage: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        """One unit vector per text, from a stage's weights, which stay loaded meanwhile; other requests are answered between two texts."""
+        loaded = await asyncio.to_thread(self._shelf.take, stage)
+        try:
+            return [await asyncio.to_thread(_unit, loaded.engine, text) for text in texts]
+        finally:
+            self._shelf.put_back(stage)
+
+    def _load(self, stage: str) -> LoadedWeights:
+        folder = weights_folder(self.stack, self.runs, stage)
+        tokenizer = tokenizers.load(folder)
+        return LoadedWeights(
+            folder, tokenizer, LocalEngine(checkpoints.serving(folder), tokenizer, num_slots=self.num_slots)
+        )
+
+    def template(self, variant: Stack) -> Template:
+        weights = self.weights(variant.serve)
+        return load_template(variant.template, weights.tokenizer, folder=weights.folder, root=self.stack.root)
+
+    def at_weights(self, stage: str, template: Template) -> Respond:
+        weights = self.weights(stage)
+        engine: Engine = weights.engine if self.budget_bytes is None else LeasedEngine(self._shelf, stage)
+        drafts = self.drafts if self.memory is not None and weights.engine.exact else None
+        return model_respond(
+            engine, template, tokenizer=weights.tokenizer, drafts=drafts, weights=self.stack.stage_key(stage)
+        )
+
+    def respond(self, variant: Stack) -> Respond:
+        """The whole variant as one callable: its layers around its weights."""
+        key = f"{variant.model_id}@{variant.key()}"
+        if key not in self._responds:
+            base = variant.spec.weights.base
+            if isinstance(base, Remote):
+                inner, count = remote_respond(base), estimated_tokens
+            else:
+                template = self.template(variant)
+                inner, count = self.at_weights(variant.serve, template), partial(_counted, template)
+            inner = charged(inner, partial(_prompt_tokens, count), purse)
+            if self.memory is not None:
+                inner = cached(
+                    inner, f"{self.stack.stage_key(variant.serve)}/{variant.template}", self.memory
+                )
+            kept = [(x.spec, x.module) for x in variant.layers if x.behaviour or self.operational]
+            self._responds[key] = with_identity(
+                compose(kept, inner, self.kit(count)), variant.model_id, variant.key()
+            )
+        return self._responds[key]
+
+    def kit(self, count_tokens: Callable[[Messages, Sequence[ToolSpec]], int]) -> Kit:
+        """What the layers of this stack may ask for."""
+        return Kit(
+            root=self.stack.root,
+            clock=time.monotonic,
+            now=lambda: datetime.now(UTC),
+            count_tokens=count_tokens,
+            tools=self.kit_tools(),
+            open_index=index.open_folder,
+            open_store=self.open_store,
+            shared=self._shared,
+        )
+
+    def kit_tools(self) -> Mapping[str, tools.Tool]:
+        """The tools that layers may offer, by name."""
+        return tools.load(registry.known("demeanor.tools")) if self.tool_set is None else self.tool_set
+
+    def open_store(self, url: str) -> Any:
+        return self.opened(url).record
+
+    def opened(self, url: str) -> database.Database:
+        """The database at `url` (from the working folder), opened once."""
+        if ("database", url) not in self._shared:
+            store = self._shared["database", url] = database.open_url(url, root=Path.cwd())
+            self._closers.append(store.close)
+        found: database.Database = self._shared["database", url]
+        return found
+
+    def close(self) -> None:
+        while self._closers:
+            self._closers.pop()()
+
+
+def _counted(template: Template, messages: Messages, offered: Sequence[ToolSpec]) -> int:
+    return len(template.render(messages, offered, generate=True).tokens)
+
+
+def _prompt_tokens(count: Callable[[Messages, Sequence[ToolSpec]], int], turn: Turn) -> int:
+    return len(turn.raw) if turn.raw is not None else count(turn.messages, turn.tools)
+
+
+def estimated_tokens(messages: Messages, offered: Sequence[ToolSpec]) -> int:
+    """Tokens of a conversation whose tokenizer is elsewhere: a token for each 3 bytes and 4 a message, rather too many than too few."""
+    texts = [m.content for m in messages] + [
+        f"{t.name} {t.description} {dict(t.parameters)}" for t in offered
+    ]
+    return sum(4 + -(-len(text.encode()) // 3) for text in texts)
+
+
+def remote_respond(base: Remote) -> Respond:
+    """The innermost respond of a remote base; raises DemeanorError if its key is not in the environment."""
+    key = os.environ.get(base.key_env) if base.key_env else None
+    if base.key_env and not key:
+        raise DemeanorError(
+            f"weights.base.key_env: the environment variable {base.key_env} is not set; "
+            f"it should hold the API key of {base.url}"
+        )
+    return remote(base.url, base.model, key=key, timeout_s=base.timeout_s, retries=base.retries)
+
+
+def with_identity(inner: Respond, variant: str, key: str) -> Respond:
+    """Write the variant and its stack key into every turn that passes."""
+
+    def respond(turn: Turn) -> AsyncIterator[Event]:
+        return inner(replace(turn, variant=variant, stack_key=key))
+
+    return respond
+
+
+def weights_folder(stack: Stack, runs: Runs, stage: str) -> Path:
+    """Where the finished weights of a stage lie; raises CheckpointError with the command that trains them."""
+    base = stack.spec.weights.base
+    if isinstance(base, Remote):
+        raise CheckpointError(
+            f"{stage}: {base.model} is on another server ({base.url}); its weights are not here"
+        )
+    if stage == "base" and isinstance(base, Import):
+        return import_folder(stack, base.path)
+    key = stack.stage_key(stage)
+    if not runs.complete(key):
+        raise CheckpointError(
+            f"{stage}: not trained yet (no finished weights at {runs.folder(key)}). "
+            f"Run: demeanor train {stack.path}"
+        )
+    return runs.folder(key) / "model"
+
+
+def import_folder(stack: Stack, path: str) -> Path:
+    """A local checkpoint folder, or the snapshot of the hub id that the user named."""
+    if (stack.root / path).is_dir():
+        return stack.root / path
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = path.partition("@")
+    return Path(
+        snapshot_download(
+            name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
+        )
+    )
+
+
+def warm(house: StackRuntime, stages: set[str]) -> None:
+    """Load the weights of several stages before anything waits for them."""
+    if isinstance(house.stack.spec.weights.base, Remote):
+        return
+    for stage in sorted(stages):
+        house.weights(stage)
+
+
+def _unit(engine: LocalEngine, tokens: tuple[int, ...]) -> list[float]:
+    mean_D = engine.hidden(tokens).float().mean(0)
+    return [float(x) for x in (mean_D / mean_D.norm().clamp_min(1e-12)).tolist()]
+
+
+def decoding_of(stack: Stack) -> Decoding:
+    """The stack's decoding settings as the noun that travels with a turn."""
+    spec = stack.spec.decoding
+    return Decoding(
+        spec.temperature,
+        spec.top_p,
+        spec.max_tokens,
+        spec.seed,
+        spec.stop,
+        top_k=spec.top_k,
+        min_p=spec.min_p or 0.0,
+        presence_penalty=spec.presence_penalty or 0.0,
+        frequency_penalty=spec.frequency_penalty or 0.0,
+    )
+
+
+def score_item(item: Item, completion: Completion) -> Score:
+    """Score one completion with the item's scorer."""
+    module = registry.entry("demeanor.evaluation.scorers", item.scorer)
+    score: Score = module.score(module.Spec.model_validate(dict(item.target)), completion)
+    return score
+
+
+def scorable_from_text(item: Item) -> bool:
+    """Can an answer to this item be scored from what a row keeps: its text, and which layer refused?"""
+    return not getattr(registry.entry("demeanor.evaluation.scorers", item.scorer), "READS_EVENTS", False)
+
+
+@dataclass
+class ServedStack:
+    """A House as the server's Assistant: model ids in, cards and responds out."""
+
+    house: StackRuntime
+    questions: Sequence[str] = ()
+    _cards: dict[str, ModelCard] = field(default_factory=dict)
+    _variants: dict[str, Stack] = field(default_factory=dict)
+    _rules: dict[str, tuple[str, RuleJudge]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.house.stack.spec.name
+
+    @property
+    def stack_key(self) -> str:
+        return self.card(self.name).stack_key
+
+    def models(self) -> list[ModelCard]:
+        return [self.card(v.model_id) for v in self.house.stack.offered()]
+
+    def card(self, model_id: str) -> ModelCard:
+        if model_id not in self._cards:
+            try:
+                variant = self.house.stack.resolve(model_id)
+            except DemeanorError as error:
+                raise model_not_found(model_id, [v.model_id for v in self.house.stack.offered()]) from error
+            layers = (variant.serve, *(x.name for x in variant.layers))
+            self._variants[model_id] = variant
+            self._cards[model_id] = ModelCard(model_id, _describe(variant), variant.key(), layers)
+        return self._cards[model_id]
+
+    def respond(self, model_id: str) -> Respond:
+        self.card(model_id)
+        return self.house.respond(self._variants[model_id])
+
+    def codec(self, model_id: str) -> TokenizerCodec:
+        self.card(model_id)
+        variant = self._variants[model_id]
+        if isinstance(variant.spec.weights.base, Remote):
+            raise RequestError(
+                f"model: '{model_id}' has its weights on another server, which is asked for conversations only; send "
+                "messages to /v1/chat/completions",
+                param="model",
+                code="unsupported_value",
+            )
+        refuse_layers(variant)
+        return TokenizerCodec(self.house.weights(variant.serve).tokenizer)
+
+    def rules(self, model_id: str) -> tuple[str, RuleJudge]:
+        self.card(model_id)
+        if model_id not in self._rules:
+            self._rules[model_id] = rules_of(self._variants[model_id])
+        return self._rules[model_id]
+
+    def opinions(self) -> Opinions | None:
+        specs = [layer.spec for layer in self.house.stack.layers if isinstance(layer.spec, record.Spec)]
+        return opinions_in(self.house.opened(specs[0].database)) if specs else None
+
+    def kept(self) -> Kept | None:
+        outer = takewhile(
+            lambda layer: not layer.behaviour, self.house.stack.layers
+        )  # further in, it has what a policy hides
+        specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]
+        return self.house.opened(specs[0].database) if specs else None
+
+    async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        self.codec(model_id)
+        return await self.house.vectors(self._variants[model_id].serve, texts)
+
+    def defaults(self) -> Decoding:
+        return decoding_of(self.house.stack)
+
+    def examples(self) -> list[str]:
+        return list(self.questions)
+
+
+def _describe(variant: Stack) -> str:
+    names = [x.name for x in variant.layers if x.behaviour]
+    return f"{variant.serve} weights" + (f" behind {', '.join(names)}" if names else ", no runtime layer")

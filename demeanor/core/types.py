@@ -1,0 +1,373 @@
+"""The nouns that flow through the stack; no torch, no I/O.
+
+Text side: Message, Example, Preference, Unpaired. Runtime side: Turn, Event, Completion. Judgement side: Item, Score, Verdict.
+Everything is frozen. JSON forms are OpenAI's where OpenAI has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any, Literal, TypeAlias
+
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool", "data"]
+"""OpenAI's roles, and `data`: text somebody retrieved, which only layers may add and which has no authority."""
+
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
+
+
+class Trust(IntEnum):
+    """Whose word a text is; instructions count only from above, and NONE never instructs."""
+
+    NONE = 0
+    USER = 1
+    DEVELOPER = 2
+    SYSTEM = 3
+
+
+ROLE_TRUST: Mapping[str, Trust] = {
+    "system": Trust.SYSTEM,
+    "developer": Trust.DEVELOPER,
+    "user": Trust.USER,
+    "assistant": Trust.NONE,
+    "tool": Trust.NONE,
+    "data": Trust.NONE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model's request to run a tool; `arguments` is JSON text exactly as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as shown to the model: name, one-line description, JSON schema of its parameters; `strict`: calls are held to it."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation; `trust` is its authority and defaults to its role's."""
+
+    role: Role
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    trust: Trust | None = None
+
+    @property
+    def authority(self) -> Trust:
+        return ROLE_TRUST[self.role] if self.trust is None else self.trust
+
+
+Messages: TypeAlias = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row to imitate: plain `text`, or messages of which those from `trained_from` on are trained (assistant ones only)."""
+
+    messages: Messages = ()
+    text: str | None = None
+    trained_from: int = 0
+    tools: tuple[ToolSpec, ...] = ()
+    source: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One prompt with K >= 2 completions; `ranks` (0 is best, ties allowed) orders them, `margin` is optional strength."""
+
+    prompt: Messages
+    completions: tuple[Messages, ...]
+    ranks: tuple[int, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    margin: float | None = None
+    source: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """One prompt with one completion that is `desirable` or not (TRL's unpaired preference)."""
+
+    prompt: Messages
+    completion: Messages
+    desirable: bool
+    tools: tuple[ToolSpec, ...] = ()
+    source: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+TrainingRow: TypeAlias = Example | Preference | Unpaired
+"""What a data source yields; `template_kwargs` are further arguments of the row's chat template (TRL's chat_template_kwargs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """What every answer must parse as: a JSON schema (its text), any JSON object, a regex, a Lark grammar, or one of some texts."""
+
+    kind: Literal["json_schema", "json_object", "regex", "grammar", "choice"]
+    text: str = ""  # the schema as JSON text, the expression, the grammar; of `choice` a JSON list of strings
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How tokens are chosen; `temperature` 0 is greedy, `seed` fixes the draw of this request alone.
+
+    In this order: `form` forbids tokens, penalties (per occurrence in the answer so far; OpenAI's definition) and `logit_bias`
+    (token id, nats) move logits, then temperature, `top_k`, `top_p`, `min_p` (relative to the likeliest token) narrow the draw.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    top_k: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    form: OutputFormat | None = None
+    prompt_logprobs: int | None = None
+    """Of raw text: also tell how likely each prompt token was, with so many alternatives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A request on its way down the layers: what to answer, with what, for whom, on which variant.
+
+    `raw`: token ids to continue as they are, without a template; `messages` then is one user message with their text.
+    """
+
+    messages: Messages
+    decoding: Decoding
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: str = "auto"
+    id: str = ""
+    user: str = "anonymous"
+    variant: str = ""
+    stack_key: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    raw: tuple[int, ...] | None = None
+
+
+# ---- events: what comes back up. `by` is the layer that made it ("weights" for the model itself) ----
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token with its log-probability in nats and the most likely alternatives."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer."""
+
+    text: str
+    by: str = "weights"
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """The model asked for a tool."""
+
+    call: ToolCall
+    by: str = "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """A tool answered (or failed: `error`); its text carries no authority."""
+
+    call_id: str
+    name: str
+    content: str
+    error: bool = False
+    by: str = "tools"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A retrieved passage that was put before the model."""
+
+    id: str
+    text: str
+    score: float
+    source: str
+    by: str = "retrieval"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """A layer added messages (system prompt, few-shot) before the model saw the conversation."""
+
+    messages: Messages
+    by: str = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """The tokens of raw text: texts, log-probabilities (nats; None for the first, which nothing comes before), alternatives."""
+
+    tokens: tuple[str, ...]
+    logprobs: tuple[float | None, ...]
+    top: tuple[tuple[tuple[str, float], ...], ...]
+    by: str = "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A span of the answer (character offsets) that a passage supports."""
+
+    start: int
+    end: int
+    passage_id: str
+    by: str = "retrieval"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The request or the answer was stopped by layer `by` under its rule; `text` is what the user reads instead."""
+
+    by: str
+    rule: str
+    reason: str
+    text: str
+    stage: Literal["input", "output"] = "input"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds one layer spent on this turn, waiting on inner layers excluded."""
+
+    by: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and written for one model call."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    by: str = "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of a turn; always the last event, exactly once."""
+
+    finish_reason: FinishReason
+    by: str = "weights"
+
+
+Event: TypeAlias = (
+    Text
+    | ToolCalled
+    | ToolResult
+    | Passage
+    | Prompted
+    | PromptRead
+    | Citation
+    | Refusal
+    | Timing
+    | Usage
+    | Done
+)
+Respond: TypeAlias = Callable[[Turn], AsyncIterator[Event]]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The fold of a turn's events: the answer, why it ended, and everything that happened on the way."""
+
+    text: str
+    finish_reason: FinishReason
+    tool_calls: tuple[ToolCall, ...] = ()
+    refusal: Refusal | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    events: tuple[Event, ...] = ()
+
+
+async def complete(respond: Respond, turn: Turn) -> Completion:
+    """Run one turn to its end and fold its events."""
+    return fold([event async for event in respond(turn)])
+
+
+def fold(events: list[Event]) -> Completion:
+    """Fold a turn's events into its Completion; tool calls that a layer already answered are not returned."""
+    text = "".join(e.text for e in events if isinstance(e, Text))
+    refusal = next((e for e in events if isinstance(e, Refusal)), None)
+    answered = {e.call_id for e in events if isinstance(e, ToolResult)}
+    calls = tuple(e.call for e in events if isinstance(e, ToolCalled) and e.call.id not in answered)
+    usage = [e for e in events if isinstance(e, Usage)]
+    done = next((e for e in reversed(events) if isinstance(e, Done)), Done("cancelled"))
+    return Completion(
+        text=refusal.text if refusal else text,
+        finish_reason=done.finish_reason,
+        tool_calls=calls,
+        refusal=refusal,
+        prompt_tokens=sum(u.prompt_tokens for u in usage),
+        completion_tokens=sum(u.completion_tokens for u in usage),
+        events=tuple(events),
+    )
+
+
+# ---- judgement ----
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One evaluation item: messages, what is right (`target`, read by `scorer`), and where it belongs.
+
+    `axis` is the behaviour measured, `cluster` the source that items share (resampled together), `twin` the id of the
+    contrast item that differs in a word, `tags` free labels such as `held-out`.
+    """
+
+    id: str
+    messages: Messages
+    scorer: str
+    target: Mapping[str, Any]
+    axis: str
+    cluster: str
+    twin: str | None = None
+    tags: tuple[str, ...] = ()
+    tools: tuple[ToolSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A judgement of one completion: `value` in [0, 1] (None: unscored), the answer that was extracted, and why."""
+
+    value: float | None
+    answer: str = ""
+    explanation: str = ""
+
+
+class Verdict(Enum):
+    """May this version ship? The value is the exit code."""
+
+    PASS = 0
+    FAIL = 1
+    INCONCLUSIVE = 2

@@ -1,0 +1,265 @@
+"""Which trees make which optimiser step: a pure function of the seed and the step, so a resume needs nothing but its step.
+
+In: trees and sizes. Out: per step, micro-batches of tree indices. An epoch is a fresh permutation; steps run on over its end.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example, TrainingRow
+from demeanor.data.sources import Problems, Say, weighted
+from demeanor.data.trees import Branch, Tree
+from demeanor.stack.schema import Source
+
+
+class Schedule:
+    """`len` is the number of optimiser steps; `[step]` lists its micro-batches, each sorted by length.
+
+    Every row is used once per epoch; of a fractional last epoch, the first rows of its permutation.
+    """
+
+    def __init__(
+        self, trees: Sequence[Tree], *, batch_rows: int, epochs: float, seed: int, micro_tokens: int = 8192
+    ) -> None:
+        """`batch_rows` rows make a step; `micro_tokens` is what fits in memory at once and never changes the result."""
+        if not trees:
+            raise DataError("no rows to train on")
+        self._sizes = [tree.num_tokens for tree in trees]
+        self._batch_rows, self._seed, self._micro_tokens = batch_rows, seed, micro_tokens
+        self.num_rows = max(1, round(epochs * len(trees)))
+        self._orders: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self._batch_rows)
+
+    def __getitem__(self, step: int) -> list[list[int]]:
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of {len(self)}")
+        first = step * self._batch_rows
+        rows = [self._row(i) for i in range(first, min(first + self._batch_rows, self.num_rows))]
+        micro: list[list[int]] = []
+        room = 0
+        for row in sorted(rows, key=lambda r: (self._sizes[r], r)):
+            if not micro or self._sizes[row] > room:
+                micro.append([])
+                room = self._micro_tokens
+            micro[-1].append(row)
+            room -= self._sizes[row]
+        return micro
+
+    def _row(self, i: int) -> int:
+        epoch, place = divmod(i, len(self._sizes))
+        if epoch not in self._orders:
+            order = list(range(len(self._sizes)))
+            random.Random(f"{self._seed}/{epoch}").shuffle(order)
+            self._orders[epoch] = order
+        return self._orders[epoch][place]
+
+
+HEAD = 5  # int32 before a tree's tokens: prompt, branches, labels, source (bytes), whether there is a margin
+
+
+class Spool(Sequence[Tree]):
+    """Trees in an unnamed file in `folder`, 4 bytes a token; `append` before the first read, never after."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        number, name = tempfile.mkstemp(prefix="trees.", suffix=".part", dir=folder)
+        self._file = os.fdopen(number, "w+b")
+        os.unlink(name)
+        self._ends = array("q", [0])
+        self._map: np.ndarray[tuple[int], np.dtype[np.int32]] | None = None
+
+    def append(self, tree: Tree) -> None:
+        """Write one more tree."""
+        if self._map is not None:
+            raise ValueError("this spool is being read; nothing can be added to it")
+        record = array("i", _record(tree))
+        self._file.write(record.tobytes())
+        self._ends.append(self._ends[-1] + len(record))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> Tree: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
+    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
+        if isinstance(at, slice):
+            return select(self, range(*at.indices(len(self))))
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"tree {at} of {len(self)}")
+        at %= len(self)
+        if self._map is None:
+            self._file.flush()
+            self._map = np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), np.int32)
+        return _tree(self._map[self._ends[at] : self._ends[at + 1]].tolist())
+
+    def __iter__(self) -> Iterator[Tree]:
+        return (self[i] for i in range(len(self)))
+
+
+class Selected(Sequence[Tree]):
+    """Some trees of a sequence, in an order of their own, looked up when they are asked for."""
+
+    def __init__(self, trees: Sequence[Tree], indices: Iterable[int]) -> None:
+        self._trees, self._indices = trees, array("q", indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, at: int) -> Tree: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
+    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
+        return (
+            Selected(self._trees, self._indices[at])
+            if isinstance(at, slice)
+            else self._trees[self._indices[at]]
+        )
+
+
+def select(trees: Sequence[Tree], indices: Iterable[int]) -> Sequence[Tree]:
+    """The trees at `indices`: a list of them, or a view where they are kept in a file."""
+    return Selected(trees, indices) if isinstance(trees, Spool | Selected) else [trees[i] for i in indices]
+
+
+def stored(trees: Iterable[Tree], folder: Path | None) -> Sequence[Tree]:
+    """All trees: a list, or a spool in `folder` where one is given."""
+    if folder is None:
+        return list(trees)
+    spool = Spool(folder)
+    for tree in trees:
+        spool.append(tree)
+    return spool
+
+
+def _record(tree: Tree) -> list[int]:
+    """A tree as int32: its head, then what the head counts; a token and its trained flag share one number."""
+    if len(tree.ranks) != len(tree.branches):
+        raise ValueError(
+            f"{tree.source or 'tree'}: got {len(tree.ranks)} ranks for {len(tree.branches)} completions; wanted one each"
+        )
+    source = tree.source.encode()
+    margin = (
+        () if tree.margin is None else np.frombuffer(np.float64(tree.margin).tobytes(), np.int32).tolist()
+    )
+    flat: list[int] = [
+        len(tree.prompt),
+        len(tree.branches),
+        len(tree.labels),
+        len(source),
+        len(margin),
+        *margin,
+        *tree.ranks,
+        *tree.labels,
+        *(len(branch.tokens) for branch in tree.branches),
+        *tree.prompt,
+    ]
+    for branch in tree.branches:
+        flat += [2 * token + flag for token, flag in zip(branch.tokens, branch.trained, strict=True)]
+    flat += np.frombuffer(source + bytes(-len(source) % 4), np.int32).tolist()
+    return flat
+
+
+def _tree(flat: list[int]) -> Tree:
+    """The tree of a record."""
+    prompt, branches, labels, source, margin = flat[:HEAD]
+    at = HEAD
+
+    def take(count: int) -> list[int]:
+        nonlocal at
+        at += count
+        return flat[at - count : at]
+
+    strength = np.array(take(margin), np.int32).view(np.float64)
+    ranks, marks, lengths = take(branches), take(labels), take(branches)
+    tokens = take(prompt)
+    found = []
+    for length in lengths:
+        both = take(length)
+        found.append(Branch(tuple(x >> 1 for x in both), tuple(bool(x & 1) for x in both)))
+    name = np.array(flat[at:], np.int32).tobytes()[:source].decode()
+    return Tree(
+        tuple(tokens), tuple(found), tuple(ranks), float(strength[0]) if margin else None, name, tuple(marks)
+    )
+
+
+class Assembled(NamedTuple):
+    """Trees of what is rendered, and the tokens of each plain text, which is packed later."""
+
+    trees: Sequence[Tree]
+    documents: Sequence[list[int]]
+
+
+class Documents(Sequence[list[int]]):
+    """Trees that are a prompt alone, seen as lists of ids."""
+
+    def __init__(self, trees: Sequence[Tree]) -> None:
+        self._trees = trees
+
+    def __len__(self) -> int:
+        return len(self._trees)
+
+    @overload
+    def __getitem__(self, at: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[list[int]]: ...
+    def __getitem__(self, at: int | slice) -> list[int] | Sequence[list[int]]:
+        return Documents(self._trees[at]) if isinstance(at, slice) else list(self._trees[at].prompt)
+
+
+def assemble(
+    sources: Sequence[Source],
+    *,
+    read: Callable[[Source], Iterator[TrainingRow]],
+    render: Callable[[TrainingRow], Tree],
+    document: Callable[[str], list[int]],
+    folder: Path,
+    say: Say = print,
+) -> Assembled:
+    """Render every row of every source once, then repeat or thin each source by its weight.
+
+    `folder` is where trees are kept if a source says `stream`. Raises DataError at the first row that cannot be rendered, unless its
+    source says `skip_bad`.
+    """
+    streams = any(source.stream for source in sources)
+    trees: list[Tree] | Spool = Spool(folder) if streams else []
+    texts: list[Tree] | Spool = Spool(folder) if streams else []
+    chosen: list[int] = []  # a tree by its place, a text by the complement of its place
+    for source in sources:
+        places: list[int] = []
+        problems = Problems(source.source)
+        for row in read(source):
+            try:
+                if isinstance(row, Example) and row.text is not None:
+                    texts.append(Tree(tuple(document(row.text)), (), ()))
+                    places.append(~(len(texts) - 1))
+                else:
+                    trees.append(render(row))
+                    places.append(len(trees) - 1)
+            except DataError as error:
+                if not source.skip_bad:
+                    raise
+                problems.bad.append(str(error))
+        problems.good = len(places)
+        problems.close(source.skip_bad, say)
+        if not places:
+            raise DataError(f"{source.source}: none of its rows can be rendered; wanted at least one")
+        chosen += weighted(places, source.weight, source.source)
+    return Assembled(
+        select(trees, (i for i in chosen if i >= 0)), Documents(select(texts, (~i for i in chosen if i < 0)))
+    )

@@ -1,0 +1,302 @@
+"""What carries loss, counted and said before a run: a mask that trains nothing must not look like success.
+
+In: trees. Out: counts, one line for a person, the trees that fit; or a DataError.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from heapq import nlargest
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.text import Text
+
+from demeanor.app import import_folder
+from demeanor.core import registry
+from demeanor.core.errors import CheckpointError, DataError, DemeanorError
+from demeanor.core.types import Example, Message, TrainingRow, Unpaired
+from demeanor.data import sources
+from demeanor.data.batches import select
+from demeanor.data.rows import Want
+from demeanor.data.trees import Tree, num_scored
+from demeanor.model import checkpoints
+from demeanor.model.tensors import MISMATCHED
+from demeanor.stack.schema import Import, Remote, Source, Stage
+from demeanor.stack.stack import OBJECTIVES, Stack
+from demeanor.text import tokenizer as tokenizers
+from demeanor.text.jinja import JinjaTemplate
+from demeanor.text.template import Template, load_template
+from demeanor.text.tokenizer import Tokenizer
+from demeanor.train import pipeline
+from demeanor.train.runs import Runs
+from demeanor.world import catalog
+
+
+class Coverage(NamedTuple):
+    """How much carries loss: rows, tokens a model computes, tokens that are scored, comparisons, rows with none, longest row (tokens)."""
+
+    rows: int
+    tokens: int
+    trained: int
+    comparisons: int
+    untrained_rows: int
+    longest: int
+
+    def __str__(self) -> str:
+        share = self.trained / max(1, self.tokens)
+        return f"{self.rows:,} rows, {self.tokens:,} tokens, {self.trained:,} of them trained ({share:.0%}), longest row {self.longest:,}"
+
+
+def coverage(trees: Iterable[Tree], *, rewards: bool = False) -> Coverage:
+    """Count what carries loss; for a reward model (`rewards`) a row without a comparison carries none."""
+    rows = tokens = trained = comparisons = untrained = longest = 0
+    for tree in trees:
+        own, pairs = num_carrying(tree), num_comparisons(tree)
+        rows, tokens, trained, comparisons = (
+            rows + 1,
+            tokens + tree.num_tokens,
+            trained + own,
+            comparisons + pairs,
+        )
+        untrained += not (pairs if rewards else own)
+        longest = max(longest, tree.longest)
+    return Coverage(rows, tokens, trained, comparisons, untrained, longest)
+
+
+def summary(stage: str, trees: Iterable[Tree], *, rewards: bool, left_out: int = 0, held_out: int = 0) -> str:
+    """Say how much of the rows carries loss: tokens, or for a reward model comparisons of two completions.
+
+    Raises DataError when nothing does.
+    """
+    found = coverage(trees, rewards=rewards)
+    if not (found.comparisons if rewards else found.trained):
+        what = (
+            "no two completions differ in rank"
+            if rewards
+            else "no token carries loss; only assistant messages do"
+        )
+        raise DataError(f"{stage}: {what} (in {found.rows} rows, {found.tokens:,} tokens)")
+    trained = (
+        f"{found.comparisons:,} comparisons"
+        if rewards
+        else f"{found.trained:,} ({found.trained / found.tokens:.0%}) carry loss"
+    )
+    parts = [f"{found.rows:,} rows, {found.tokens:,} tokens, {trained}"]
+    parts += [f"{found.untrained_rows:,} rows carry none"] * (found.untrained_rows > 0)
+    parts += [f"{left_out:,} longer rows left out"] * (left_out > 0) + [f"{held_out:,} rows held out"] * (
+        held_out > 0
+    )
+    return "; ".join(parts)
+
+
+def num_carrying(tree: Tree) -> int:
+    """Tokens of a tree that carry loss; a completion of another prompt is scored but carries none."""
+    if MISMATCHED not in tree.labels:
+        return num_scored(tree)
+    own = [branch for branch, label in zip(tree.branches, tree.labels) if label != MISMATCHED]
+    return num_scored(tree._replace(branches=tuple(own)))
+
+
+def num_comparisons(tree: Tree) -> int:
+    """Pairs of completions of a tree whose ranks differ."""
+    return sum(a < b for a in tree.ranks for b in tree.ranks)
+
+
+def within(trees: Sequence[Tree], max_tokens: int, name: str = "data") -> Sequence[Tree]:
+    """Leave out trees whose longest path exceeds `max_tokens`; raises DataError if none is left."""
+    kept = [i for i, tree in enumerate(trees) if tree.longest <= max_tokens]
+    if not kept:
+        shortest = min((tree.longest for tree in trees), default=0)
+        raise DataError(
+            f"{name}: none of {len(trees)} rows fits in {max_tokens} tokens (the shortest has {shortest}); "
+            "raise max_tokens or the model's context"
+        )
+    return select(trees, kept)
+
+
+TRAINED, CONTEXT = "bold green", "dim"
+LABELS = {1: "desirable", 0: "undesirable", MISMATCHED: "of another prompt, no loss"}
+
+
+def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text:
+    """The coverage, then the first trees: prompts dim, each branch on a line of its own, trained tokens coloured.
+
+    Raises DataError if no token of any tree carries loss.
+    """
+    found = coverage(trees)
+    if not found.trained:
+        raise DataError(
+            f"none of {found.rows} rows has a token that carries loss; training would change nothing"
+        )
+    text = Text(f"{found}\n")
+    for tree in trees[:count]:
+        text.append(f"{tree.source or 'row'}\n", style="underline")
+        text.append(tokenizer.decode(tree.prompt), style=CONTEXT)
+        marks = [LABELS[label] for label in tree.labels] or [str(rank) for rank in tree.ranks]
+        for mark, branch in zip(marks, tree.branches):
+            text.append(f"\n  [{mark}] " if len(tree.branches) > 1 or tree.labels else "", style="cyan")
+            for tokens, trained in _runs(branch.tokens, branch.trained):
+                text.append(
+                    tokenizer.decode(tokens),
+                    style=TRAINED if trained and mark != LABELS[MISMATCHED] else CONTEXT,
+                )
+        text.append("\n")
+    return text
+
+
+def longest(trees: Sequence[Tree], count: int = 3) -> list[tuple[int, str]]:
+    """(tokens, source) of the longest rows, longest first."""
+    return nlargest(count, ((tree.longest, tree.source) for tree in trees))
+
+
+def disagreements(rows: Iterable[tuple[TrainingRow, Tree]], serve: Template) -> list[str]:
+    """Rows whose prompt is not, token for token, what the serving template gives the model for the same conversation."""
+    found = []
+    for row, tree in rows:
+        if isinstance(row, Example):
+            answered = (
+                i for i, m in enumerate(row.messages) if m.role == "assistant" and i >= row.trained_from
+            )
+            prompt = row.messages[: next(answered, 0)]
+        else:
+            prompt = row.prompt
+        served = serve.render(prompt, row.tools, generate=True, kwargs=row.template_kwargs).tokens
+        if tuple(served) != tree.prompt:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(served, tree.prompt)) if a != b),
+                min(len(served), len(tree.prompt)),
+            )
+            found.append(
+                f"{row.source or 'row'}: differ at token {at} of {len(tree.prompt)} (trained) and {len(served)} (served)"
+            )
+    return found
+
+
+def show_row(row: TrainingRow) -> Text:
+    """A row without a tokenizer: its messages by role, coloured where an assistant's words will be trained."""
+    text = Text(f"{row.source or 'row'}\n", style="underline")
+    if isinstance(row, Example) and row.text is not None:
+        return text.append(f"{row.text}\n", style=TRAINED)
+    shared = row.messages if isinstance(row, Example) else row.prompt
+    for i, message in enumerate(shared):
+        trained = isinstance(row, Example) and message.role == "assistant" and i >= row.trained_from
+        text.append(f"  {message.role}: ", style="cyan").append(
+            f"{_written(message)}\n", style=TRAINED if trained else CONTEXT
+        )
+    if isinstance(row, Example):
+        return text
+    answers = (
+        [("desirable" if row.desirable else "undesirable", row.completion)]
+        if isinstance(row, Unpaired)
+        else [(str(rank), completion) for rank, completion in zip(row.ranks, row.completions)]
+    )
+    for mark, completion in answers:
+        for message in completion:
+            style = TRAINED if message.role == "assistant" else CONTEXT
+            text.append(f"  [{mark}] {message.role}: ", style="cyan").append(
+                f"{_written(message)}\n", style=style
+            )
+    return text
+
+
+def _written(message: Message) -> str:
+    return " ".join(
+        [message.content, *(f"{call.name}({call.arguments})" for call in message.tool_calls)]
+    ).strip()
+
+
+def _runs(tokens: Sequence[int], trained: Sequence[bool]) -> list[tuple[list[int], bool]]:
+    runs: list[tuple[list[int], bool]] = []
+    for token, flag in zip(tokens, trained):
+        if not runs or runs[-1][1] != flag:
+            runs.append(([], flag))
+        runs[-1][0].append(token)
+    return runs
+
+
+CHECKED = 200
+"""Rows whose prompt is compared with what serving sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """One stage's data: what it holds, some of its rows, its longest ones, how many exceed `limit` tokens, and how prompts are served."""
+
+    stage: str
+    rows: Text
+    coverage: Coverage
+    longest: Sequence[tuple[int, str]]
+    limit: int
+    too_long: int
+    checked: int
+    disagreements: Sequence[str]
+
+
+def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
+    """Read and render a stage's rows as training would; raises CheckpointError if the base has no tokenizer yet."""
+    stage = stack.stage(name)
+    if not isinstance(stage, Stage):
+        raise DemeanorError(
+            f"{name}: is imported or merged and trains on no rows; name a stage that is trained"
+        )
+    folder = _tokenizer_folder(stack, runs)
+    tokenizer = tokenizers.load(folder)
+    template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)
+    base = stack.spec.weights.base
+    assert not isinstance(base, Remote), "a remote base has no stages"
+    context = checkpoints.checkpoint_info(folder).context if isinstance(base, Import) else base.model.context
+    limit = stage.max_tokens or context
+    wants = registry.entry(OBJECTIVES, stack.objective_kind(name)).ROWS
+    with tempfile.TemporaryDirectory() as spool:
+        trees = pipeline.stage_trees(stack, stage, template, tokenizer, context, Path(spool))
+    render = partial(pipeline.render, template, tokenizer, wants)
+    rows = [
+        row
+        for source in stage.data
+        for row in islice(_rows(stack, source, wants), CHECKED // len(stage.data) or 1)
+    ]
+    pairs = [(row, render(row)) for row in rows if not (isinstance(row, Example) and row.text is not None)]
+    serve = load_template(stack.template, tokenizer, folder=folder, root=stack.root)
+    other = JinjaTemplate(
+        f"{serve.name}.jinja", tokenizer, serve.jinja
+    )  # what is saved beside the weights for other servers
+    differ = [
+        *disagreements(pairs, serve),
+        *(f"{other.name}: {x}" for x in disagreements(pairs, other)),
+    ]
+    return Inspection(
+        name,
+        show(trees, tokenizer, count=count),
+        coverage(trees),
+        longest(trees),
+        limit,
+        sum(tree.longest > limit for tree in trees),
+        len(pairs),
+        differ,
+    )
+
+
+def _rows(stack: Stack, source: Source, wants: Want) -> Sequence[TrainingRow]:
+    return sources.rows(
+        source, root=stack.root, generated=catalog.GENERATED, want=wants, say=lambda said: None
+    )
+
+
+def _tokenizer_folder(stack: Stack, runs: Runs) -> Path:
+    """Where the base's tokenizer lies: every stage has the same."""
+    base = stack.spec.weights.base
+    if isinstance(base, Import):
+        return import_folder(stack, base.path)
+    key = stack.stage_key("base")
+    for folder in (runs.model(key), runs.folder(key) / "tokenizer"):
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(
+        f"{stack.path}: its base has no tokenizer yet, which comes with training. "
+        f"Run: demeanor train {stack.path} --only base"
+    )

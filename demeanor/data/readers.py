@@ -1,0 +1,272 @@
+"""Arrow tables to raw rows: .parquet and .arrow files, datasets that `datasets` saved to disk, and Hugging Face hub ids.
+
+In: a path, or a hub id with its config, split and revision. Out: (place, columns) pairs, read in parts; keys that Arrow filled with
+null, because another row has them, are taken off again. Nothing is downloaded unless a hub id is named.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from demeanor.core.errors import DataError, unknown
+
+HUB = re.compile(r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
+INSTALL = "pip install 'demeanor[hub]'"
+ROWS = 1000  # rows held in memory at once
+
+
+def parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a .parquet file; raises DataError if it is none."""
+    with _reading(path):
+        file = _library("pyarrow.parquet", path).ParquetFile(path)
+        yield from _numbered(path, (row for batch in file.iter_batches(ROWS) for row in batch.to_pylist()))
+
+
+def stream(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of an .arrow file, in the stream or the file format; raises DataError if it is neither."""
+    with _reading(path):
+        pyarrow = _library("pyarrow", path)
+        ipc = _library("pyarrow.ipc", path)
+        with pyarrow.memory_map(str(path)) as file:
+            if path.open("rb").read(6) == b"ARROW1":
+                table = ipc.open_file(file)
+                batches: Iterable[Any] = (table.get_batch(i) for i in range(table.num_record_batches))
+            else:
+                batches = ipc.open_stream(file)
+            yield from _numbered(path, (row for batch in batches for row in batch.to_pylist()))
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets` saved a dataset there."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def saved(folder: Path, split: str | None) -> Iterator[tuple[str, Any]]:
+    """The rows of a dataset saved to disk; raises DataError if it has several splits and none is named."""
+    with _reading(folder):
+        found = _library("datasets", folder).load_from_disk(str(folder))
+        if (folder / "dataset_dict.json").is_file():
+            found = found[_split(str(folder), list(found), split)]
+        elif split is not None:
+            raise DataError(
+                f"{folder}: got split '{split}', but it is a dataset without splits; leave split out"
+            )
+        yield from _numbered(folder, iter(found))
+
+
+def hub(source: str, config: str | None, split: str | None, *, lazily: bool) -> Iterator[tuple[str, Any]]:
+    """The rows of `hf:owner/name[@revision]`, downloaded once and cached by `datasets`, or read over the network (`lazily`).
+
+    Without `split` it is `train`, or the only one. Raises DataError if the hub does not give it.
+    """
+    match = HUB.fullmatch(source)
+    if match is None:
+        raise DataError(f"{source}: wanted hf:owner/name or hf:owner/name@revision")
+    yield from loaded(match["name"], source, config, split, match["revision"], lazily=lazily)
+
+
+def loaded(
+    name: str, where: str, config: str | None, split: str | None, revision: str | None = None, *, lazily: bool
+) -> Iterator[tuple[str, Any]]:
+    """The rows of what `datasets` calls `name`: a hub id, or a local folder of data files."""
+    datasets = _library("datasets", where)
+    with _reading(where):
+        splits = datasets.get_dataset_split_names(name, config, revision=revision)
+        chosen = _split(where, splits, split)
+        yield from _numbered(
+            where,
+            iter(datasets.load_dataset(name, config, split=chosen, revision=revision, streaming=lazily)),
+        )
+
+
+def bare(value: Any) -> Any:
+    """A value without the keys that hold null: Arrow gives every object of a column the keys of all."""
+    if isinstance(value, dict):
+        return {k: bare(v) for k, v in value.items() if v is not None}
+    return [bare(v) for v in value] if isinstance(value, list) else value
+
+
+def _split(where: str, splits: list[str], split: str | None) -> str:
+    wanted = split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
+    if wanted not in splits:
+        raise DataError(f"{where}: {unknown(wanted, splits, noun='split')} Name one of them as `split`.")
+    return wanted
+
+
+def _numbered(where: Path | str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for number, row in enumerate(rows, start=1):
+        yield f"{where}: row {number}", bare(row)
+
+
+def _library(name: str, where: Path | str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise DataError(f"{where}: reading it needs {name.partition('.')[0]}: {INSTALL}") from None
+
+
+class _reading:
+    """Whatever the library raises within is a DataError that says where."""
+
+    def __init__(self, where: Path | str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, DataError):
+            raise DataError(f"{self._where}: cannot be read: {type(error).__name__}: {error}") from None
+
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".txt", ".parquet", ".arrow")
+FOLDERS = ("*.txt", "*.parquet")
+_START = re.compile(r"^\*\*\* ?START OF (?:THIS|THE) PROJECT GUTENBERG EBOOK.*$", re.M)
+_END = re.compile(
+    r"^(?:\*\*\* ?END OF (?:THIS|THE) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg).*", re.M
+)
+
+RawRow = tuple[str, Any]
+
+
+class Bad(NamedTuple):
+    """Stands where a row should be that cannot be read."""
+
+    why: str
+
+
+def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
+    """Each row of a file or folder with its place; `split` chooses one of a saved dataset's.
+
+    Raises DataError if there is no such file or it is of no known kind.
+    """
+    if path.is_dir():
+        yield from _folder(path, split)
+        return
+    if not path.exists():
+        beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise DataError(f"{path}: no such file or folder. {unknown(path.name, beside)}")
+    readers = {
+        ".jsonl": _jsonl,
+        ".jsonl.gz": _jsonl,
+        ".json": _json,
+        ".csv": _csv,
+        ".txt": _txt,
+        ".parquet": parquet,
+        ".arrow": stream,
+    }
+    suffix = next((s for s in SUFFIXES if path.name.endswith(s)), path.suffix)
+    if suffix not in readers:
+        raise DataError(
+            f"{path}: unknown kind of file '{suffix}'; wanted {', '.join(SUFFIXES)}, or a folder of .txt or .parquet "
+            "files, or a dataset saved by `datasets`"
+        )
+    yield from readers[suffix](path)
+
+
+def _folder(path: Path, split: str | None) -> Iterator[RawRow]:
+    if is_saved(path):
+        yield from saved(path, split)
+        return
+    files = [
+        file for pattern in FOLDERS for file in sorted(path.glob(pattern)) if not file.name.startswith(".")
+    ]
+    if not files:
+        raise DataError(
+            f"{path}: has no .txt files (and no .parquet files); wanted a folder of them, or a file ({', '.join(SUFFIXES)})"
+        )
+    for file in files:
+        yield from raw_rows(file)
+
+
+def _txt(path: Path) -> Iterator[RawRow]:
+    """A text file's one row, without Project Gutenberg's header and licence."""
+    text = _read(path)
+    if start := _START.search(text):
+        text = text[start.end() :]
+        if end := _END.search(text):
+            text = text[: end.start()]
+    yield str(path), {"text": text.strip() if start else text}
+
+
+def _jsonl(path: Path) -> Iterator[RawRow]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            row = Bad(f"not JSON: {error}; wanted one object per line")
+        yield f"{path}:{number}", row
+
+
+def _json(path: Path) -> Iterator[RawRow]:
+    try:
+        found = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        hint = "; it looks like one object per line: name it .jsonl" if error.msg == "Extra data" else ""
+        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}{hint}") from None
+    if isinstance(found, dict):
+        found = _columns(path, found)
+    if not isinstance(found, list):
+        raise DataError(
+            f"{path}: got a JSON {type(found).__name__}, wanted a list of rows, or an object of equally long columns"
+        )
+    for number, row in enumerate(found, start=1):
+        yield f"{path}: row {number}", row
+
+
+def _columns(path: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    lengths = {name: len(values) if isinstance(values, list) else None for name, values in columns.items()}
+    if not lengths or None in lengths.values() or len(set(lengths.values())) > 1:
+        described = (
+            ", ".join(f"{n}: {'no list' if size is None else size}" for n, size in lengths.items())
+            or "nothing"
+        )
+        raise DataError(f"{path}: an object must hold equally long columns; got {described}")
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def _csv(path: Path) -> Iterator[RawRow]:
+    reader = csv.DictReader(_lines(path))
+    try:
+        if not reader.fieldnames:
+            raise DataError(f"{path}: is empty; wanted a first line with column names")
+        before = reader.line_num
+        for row in reader:
+            where, before = f"{path}:{before + 1}", reader.line_num
+            if None in row or None in row.values():
+                got = "more" if None in row else "fewer"
+                yield where, Bad(f"got {got} fields than the {len(reader.fieldnames)} column names")
+            else:
+                yield where, {k: v for k, v in row.items() if v != ""}
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+
+
+def _read(path: Path) -> str:
+    return "".join(_lines(path))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends as \\n; a byte order mark and gzip are taken off. Raises DataError."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            at = 0
+            for raw in file:
+                try:
+                    yield (raw.decode("utf-8-sig") if at == 0 else raw.decode("utf-8")).replace("\r\n", "\n")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path}: not UTF-8 text (byte {at + error.start}); save it as UTF-8"
+                    ) from None
+                at += len(raw)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None

@@ -1,0 +1,286 @@
+"""What a row says, as text and as words: what curation compares, measures and searches.
+
+In: raw columns, or rows. Out: text, words, n-grams; a row as columns again. It judges nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demeanor.core.types import Example, Message, Messages, Preference, ToolSpec, TrainingRow
+
+SAID = (
+    "system",
+    "text",
+    "prompt",
+    "instruction",
+    "input",
+    "messages",
+    "conversations",
+    "output",
+    "completion",
+    "chosen",
+    "rejected",
+    "completions",
+    "target",
+)
+SILENT = frozenset(
+    {"role", "from", "id", "type", "tool_call_id"}
+)  # keys of messages and calls that say nothing
+WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+
+def row_text(row: Any) -> str:
+    """Everything a raw row says, in the order of SAID, one part a line; all its texts if it has none of those columns."""
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, Mapping):
+        return ""
+    named = [row[name] for name in SAID if row.get(name) is not None]
+    return "\n".join(part for value in (named or list(row.values())) for part in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a column: itself, contents of messages, calls (no roles or ids); JSON text that holds messages is read."""
+    if isinstance(value, str):
+        if value.startswith("[{") and value.endswith("}]"):
+            try:
+                yield from _texts(json.loads(value))
+                return
+            except ValueError:
+                pass
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name not in SILENT:
+                yield from _texts(inner)
+    elif isinstance(value, Sequence):
+        for one in value:
+            yield from _texts(one)
+
+
+def normal(text: str) -> str:
+    """Text in one form: NFKC, lower case, words with single spaces and nothing between them."""
+    return " ".join(words(text))
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, punctuation left out."""
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def ngrams(tokens: Sequence[str], n: int) -> Iterator[str]:
+    """Every `n` words in a row, joined by spaces."""
+    return (" ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+def as_columns(row: TrainingRow) -> dict[str, Any]:
+    """A row as the columns that `rows.parse` reads it from."""
+    columns: dict[str, Any] = {}
+    if isinstance(row, Example):
+        if row.text is not None:
+            return {"text": row.text}
+        start = row.trained_from
+        columns = (
+            {"prompt": _messages(row.messages[:start]), "completion": _messages(row.messages[start:])}
+            if start
+            else {"messages": _messages(row.messages)}
+        )
+    elif isinstance(row, Preference):
+        columns = {"prompt": _messages(row.prompt)}
+        if row.ranks == (0, 1):
+            columns |= {"chosen": _messages(row.completions[0]), "rejected": _messages(row.completions[1])}
+        else:
+            columns |= {"completions": [_messages(c) for c in row.completions], "ranks": list(row.ranks)}
+        columns |= {"margin": row.margin} if row.margin is not None else {}
+    else:
+        columns = {
+            "prompt": _messages(row.prompt),
+            "completion": _messages(row.completion),
+            "label": row.desirable,
+        }
+    columns |= {"tools": [_tool(t) for t in row.tools]} if row.tools else {}
+    return columns | ({"chat_template_kwargs": dict(row.template_kwargs)} if row.template_kwargs else {})
+
+
+def _messages(messages: Messages) -> list[dict[str, Any]]:
+    return [_message(m) for m in messages]
+
+
+def _message(message: Message) -> dict[str, Any]:
+    calls = [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        for c in message.tool_calls
+    ]
+    extra = {"tool_calls": calls or None, "tool_call_id": message.tool_call_id, "name": message.name}
+    return {
+        "role": message.role,
+        "content": message.content,
+        **{k: v for k, v in extra.items() if v is not None},
+    }
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
+    }
+
+
+NGRAM, HASHES = 5, 128
+MISSED = 0.01  # share of pairs at the threshold that the bands may overlook
+
+Grams = NDArray[np.uint64]
+
+
+class Duplicate(NamedTuple):
+    """Text `row` repeats the earlier text `of`; `similarity` is their Jaccard similarity, 1 for equal normalised texts."""
+
+    row: int
+    of: int
+    similarity: float
+
+
+def duplicates(texts: Iterable[str], threshold: float | None = 0.8) -> list[Duplicate]:
+    """Every text that repeats one that stays: word by word, or with a similarity of at least `threshold` (null: exact only).
+
+    A text that is dropped is never what another is compared with, so a chain of small changes does not swallow distinct texts.
+    """
+    found: list[Duplicate] = []
+    exact: dict[bytes, int] = {}
+    near = None if threshold is None else _Near(threshold)
+    for i, text in enumerate(texts):
+        tokens = words(text)
+        digest = hashlib.blake2b(" ".join(tokens).encode(), digest_size=16).digest()
+        if digest in exact:
+            found.append(Duplicate(i, exact[digest], 1.0))
+            continue
+        match = near.match(grams(tokens)) if near and tokens else None
+        if match is not None:
+            found.append(Duplicate(i, *match))
+            continue
+        exact[digest] = i
+        if near and tokens:
+            near.keep(i)
+    return found
+
+
+def clusters(found: Iterable[Duplicate]) -> dict[int, list[Duplicate]]:
+    """Duplicates by the text that stays, most first."""
+    groups: defaultdict[int, list[Duplicate]] = defaultdict(list)
+    for duplicate in found:
+        groups[duplicate.of].append(duplicate)
+    return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def grams(tokens: list[str]) -> Grams:
+    """The distinct word 5-grams of a text, hashed and sorted; a shorter text is one gram of all its words."""
+    hashed = {
+        int.from_bytes(hashlib.blake2b(g.encode(), digest_size=8).digest(), "little")
+        for g in ngrams(tokens, min(NGRAM, len(tokens)))
+    }
+    return np.array(sorted(hashed), np.uint64)
+
+
+def jaccard(a: Grams, b: Grams) -> float:
+    """Share of the grams of both that both have: |A and B| / |A or B|."""
+    both = len(np.intersect1d(a, b, assume_unique=True))
+    return both / (len(a) + len(b) - both)
+
+
+def bands(threshold: float) -> tuple[int, int]:
+    """(bands, rows in each) of HASHES hashes: the longest rows with which a pair at the threshold is proposed 99 times in 100.
+
+    A pair of similarity s is proposed with probability 1 - (1 - s^rows)^bands.
+    """
+    fitting = [rows for rows in (1, 2, 4, 8, 16, 32) if (1 - threshold**rows) ** (HASHES // rows) <= MISSED]
+    rows = max(fitting, default=1)
+    return HASHES // rows, rows
+
+
+class _Near:
+    """Texts kept so far, by the bands of their signatures."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._bands, self._rows = bands(threshold)
+        rng = np.random.default_rng(0)
+        self._a = rng.integers(0, 2**63, HASHES, np.uint64) * np.uint64(2) + np.uint64(1)  # odd multipliers
+        self._b = rng.integers(0, 2**63, HASHES, np.uint64)
+        self._grams: dict[int, Grams] = {}
+        self._tables: list[defaultdict[bytes, list[int]]] = [defaultdict(list) for _ in range(self._bands)]
+        self._last: tuple[Grams, list[bytes]] | None = None
+
+    def match(self, found: Grams) -> tuple[int, float] | None:
+        """The kept text most like these grams, the earliest of equals; None if none reaches the threshold."""
+        keys = self._keys(found)
+        self._last = found, keys
+        proposed = sorted({i for table, key in zip(self._tables, keys) for i in table.get(key, ())})
+        alike = [(jaccard(found, self._grams[i]), i) for i in proposed]
+        similarity, i = max(alike, key=lambda pair: (pair[0], -pair[1]), default=(0.0, -1))
+        return (i, similarity) if i >= 0 and similarity >= self._threshold else None
+
+    def keep(self, i: int) -> None:
+        """Keep the text that was matched last, as number `i`."""
+        assert self._last is not None
+        self._grams[i], keys = self._last
+        for table, key in zip(self._tables, keys):
+            table[key].append(i)
+
+    def _keys(self, found: Grams) -> list[bytes]:
+        """The signature (least of every hash over the grams, multiply-shift) cut into bands."""
+        least = np.full(HASHES, np.iinfo(np.uint64).max, np.uint64)
+        for start in range(0, len(found), 1024):  # a long document in parts: the product is HASHES x grams
+            hashed = self._a[:, None] * found[None, start : start + 1024] + self._b[:, None]  # modulo 2^64
+            least = np.minimum(least, (hashed >> np.uint64(32)).min(axis=1))
+        signature = least.astype(np.uint32)
+        return [signature[i : i + self._rows].tobytes() for i in range(0, HASHES, self._rows)]
+
+
+MIN_WORDS = 4
+"""Items of fewer words are not looked for: their words turn up by chance."""
+
+
+class Overlap(NamedTuple):
+    """The words that a row shares with item `item`."""
+
+    item: str
+    ngram: str
+
+
+class Suite:
+    """The n-grams of a suite's items. An item of fewer than `n` words is looked for as a whole; `too_short` were left out."""
+
+    def __init__(self, items: Iterable[tuple[str, str]], n: int = 8) -> None:
+        """`items` are (id, text)."""
+        self.size, self.too_short = 0, 0
+        self._grams: dict[int, dict[str, str]] = {}  # by number of words: n-gram -> first item that has it
+        for item, text in items:
+            self.size += 1
+            tokens = words(text)
+            if len(tokens) < min(n, MIN_WORDS):
+                self.too_short += 1
+                continue
+            length = min(n, len(tokens))
+            table = self._grams.setdefault(length, {})
+            for gram in ngrams(tokens, length):
+                table.setdefault(gram, item)
+
+    def overlaps(self, text: str) -> list[Overlap]:
+        """The first shared n-gram with each item, in the order they stand in `text`."""
+        tokens = words(text)
+        found: dict[str, str] = {}
+        for length, table in sorted(self._grams.items(), reverse=True):
+            for gram in ngrams(tokens, length):
+                if gram in table:
+                    found.setdefault(table[gram], gram)
+        return [Overlap(item, gram) for item, gram in found.items()]

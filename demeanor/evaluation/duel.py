@@ -1,0 +1,659 @@
+"""Which of two answers a judge preferred: length-controlled win rates and Bradley-Terry ratings, with cluster-bootstrap intervals.
+
+In: preferences_N in [0, 1] (1: the candidate won, 0.5: a tie), lengths, opponents, clusters. Out: numbers.
+It refuses to know who judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from scipy import optimize, special
+
+from demeanor.app import StackRuntime, decoding_of
+from demeanor.core.errors import DataError, DemeanorError, UsageError
+from demeanor.core.types import Item, Respond
+from demeanor.evaluation import judge as rubrics
+from demeanor.evaluation import judge as verdicts
+from demeanor.evaluation import judge_validation, measure, statistics
+from demeanor.evaluation.experiment import JUDGED, READ
+from demeanor.evaluation.external import external_models, probe
+from demeanor.evaluation.items import suite_hash
+from demeanor.evaluation.judge import JudgeClient
+from demeanor.evaluation.judge_validation import Position
+from demeanor.evaluation.rows import Row
+from demeanor.evaluation.scorers import judged
+from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_index, percentile
+from demeanor.stack.schema import JudgeSpec
+from demeanor.stack.stack import Stack, digest
+from demeanor.train.runs import Runs, origin
+
+DRAWS = 500
+RIDGE = 1e-3
+"""Penalty that keeps separated data finite; in units of one preference."""
+ELO = 400 / np.log(10)
+
+
+class Wins(NamedTuple):
+    """A raw and a length-controlled win rate, each with its 95% interval, and the slope of the length term."""
+
+    raw: float
+    raw_low: float
+    raw_high: float
+    controlled: float
+    low: float
+    high: float
+    slope: float
+    n: int
+
+
+def win_rate(
+    preferences_N: Floats,
+    lengths_N: Floats,
+    other_lengths_N: Floats,
+    clusters: Labels,
+    *,
+    seed: int,
+    draws: int = DRAWS,
+) -> Wins:
+    """The win rate as it would be if both answers were equally long: sigma(b0) of P(win) = sigma(b0 + b1 tanh(dl / sd dl)).
+
+    The interval refits the regression in every cluster resample. Source: Dubois et al. 2024 (2404.04475) without its per-item
+    difficulty; AlpacaEval's own standard error ignores the coefficients' uncertainty.
+    """
+    y_N = np.asarray(preferences_N, dtype=float)
+    longer_N = np.asarray(lengths_N, dtype=float) - np.asarray(other_lengths_N, dtype=float)
+    spread = float(longer_N.std())
+    x_N = np.tanh(longer_N / spread) if spread > 0 else np.zeros_like(longer_N)
+    index_N, G = cluster_index(clusters)
+    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
+    b0, b1 = _logistic(x_N, y_N, np.ones_like(y_N))
+    fits = np.array([_logistic(x_N, y_N, counts_G[index_N].astype(float)) for counts_G in counts_RG])
+    weights_RN = counts_RG[:, index_N]
+    raw_low, raw_high = percentile(weights_RN @ y_N / weights_RN.sum(1))
+    low, high = percentile(special.expit(fits[:, 0]))
+    return Wins(float(y_N.mean()), raw_low, raw_high, float(special.expit(b0)), low, high, b1, len(y_N))
+
+
+def _logistic(x_N: Floats, y_N: Floats, weights_N: Floats) -> tuple[float, float]:
+    """Weighted logistic regression on one feature by Newton's method."""
+    design_N2 = np.stack([np.ones_like(x_N), x_N], axis=1)
+    b_2 = np.zeros(2)
+    for _ in range(50):
+        p_N = special.expit(design_N2 @ b_2)
+        gradient = design_N2.T @ (weights_N * (y_N - p_N)) - RIDGE * b_2
+        hessian = (design_N2 * (weights_N * p_N * (1 - p_N))[:, None]).T @ design_N2 + RIDGE * np.eye(2)
+        step = np.clip(np.linalg.solve(hessian, gradient), -4, 4)
+        b_2 = b_2 + step
+        if float(np.abs(step).max()) < 1e-9:
+            break
+    return float(b_2[0]), float(b_2[1])
+
+
+class Rating(NamedTuple):
+    """A Bradley-Terry strength in Elo points (mean of all players 0) with its 95% interval."""
+
+    player: str
+    rating: float
+    low: float
+    high: float
+    games: int
+
+
+def ratings(
+    first: Sequence[str],
+    second: Sequence[str],
+    preferences_N: Floats,
+    clusters: Labels,
+    *,
+    seed: int,
+    draws: int = DRAWS,
+) -> list[Rating]:
+    """Bradley-Terry by maximum likelihood, ties as half a win, best first; intervals resample clusters of duels.
+
+    P(first wins) = sigma(s_first - s_second); points are s * 400 / ln 10. Source: Bradley & Terry 1952.
+    """
+    players = sorted({*first, *second})
+    place = {name: i for i, name in enumerate(players)}
+    a_N, b_N = np.array([place[x] for x in first]), np.array([place[x] for x in second])
+    y_N = np.asarray(preferences_N, dtype=float)
+    index_N, G = cluster_index(clusters)
+    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
+    best_P = _strengths(a_N, b_N, y_N, np.ones_like(y_N), len(players))
+    draws_RP = np.array(
+        [_strengths(a_N, b_N, y_N, counts_G[index_N].astype(float), len(players)) for counts_G in counts_RG]
+    )
+    games = np.bincount(np.concatenate([a_N, b_N]), minlength=len(players))
+    found = [
+        Rating(name, float(best_P[i]), *percentile(draws_RP[:, i]), int(games[i]))
+        for name, i in place.items()
+    ]
+    return sorted(found, key=lambda r: -r.rating)
+
+
+def _strengths(
+    a_N: np.ndarray[tuple[int, ...], np.dtype[np.int_]],
+    b_N: np.ndarray[tuple[int, ...], np.dtype[np.int_]],
+    y_N: Floats,
+    weights_N: Floats,
+    players: int,
+) -> Floats:
+    wins_PP, lost_PP = np.zeros((players, players)), np.zeros((players, players))
+    np.add.at(wins_PP, (a_N, b_N), weights_N * y_N)
+    np.add.at(lost_PP, (a_N, b_N), weights_N * (1 - y_N))
+    won_PP = wins_PP + lost_PP.T
+
+    def loss(s_P: Floats) -> tuple[float, Floats]:
+        gap_PP = s_P[:, None] - s_P[None, :]
+        pull_PP = won_PP * special.expit(-gap_PP)
+        nll = -float((won_PP * special.log_expit(gap_PP)).sum()) + RIDGE / 2 * float(s_P @ s_P)
+        return nll, -(pull_PP.sum(1) - pull_PP.sum(0)) + RIDGE * s_P
+
+    s_P = np.asarray(
+        optimize.minimize(
+            loss, np.zeros(players), jac=True, method="L-BFGS-B", options={"gtol": 1e-8, "ftol": 1e-14}
+        ).x
+    )
+    return np.asarray((s_P - s_P.mean()) * ELO, dtype=float)
+
+
+SEED = 0
+FEWEST_CLUSTERS = 8
+"""Clusters below which resamples are so few and so alike that their interval would be far too narrow: none is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Two answers to one item and which was found better: 1 the candidate's, 0 the other's, None no verdict.
+
+    `as_given` has the other's answer first; `one_order`: only one order was asked, which the content decides.
+    """
+
+    item_id: str
+    seed: int
+    cluster: str
+    other: str
+    candidate: str
+    characters: tuple[int, int]
+    refused_by: tuple[str, str]
+    equal: bool
+    as_given: float | None = None
+    swapped: float | None = None
+    one_order: bool = False
+    problem: str = ""
+
+    @property
+    def tied_unasked(self) -> bool:
+        """A tie about which the judge is not asked: the texts are equal, or one of them is a refusal."""
+        return self.equal or any(self.refused_by)
+
+    @property
+    def won(self) -> float | None:
+        """1, 0, or 0.5 for a tie; None where an order has no verdict, since the other alone would favour a place."""
+        if self.tied_unasked:
+            return 0.5
+        if self.as_given is None or (self.swapped is None and not self.one_order):
+            return None
+        return self.as_given if self.swapped is None else (self.as_given + self.swapped) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Matchup:
+    """A pair of variants: what the candidate won of `n` duels, raw and at equal length, and what was left out of it."""
+
+    candidate: str
+    other: str
+    n: int
+    clusters: int
+    judged: int
+    left_out: int
+    ties: int
+    equal: int
+    refused_candidate: int
+    refused_other: int
+    refused_both: int
+    longer: float | None
+    raw: Estimate | None
+    controlled: float | None
+    low: float | None
+    high: float | None
+    slope: float | None
+    why_not: str
+    position: Position | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlayerRating:
+    """A Bradley-Terry rating in Elo points; `open_ended` where it won or lost all, so that only a penalty keeps it finite."""
+
+    player: str
+    rating: float
+    low: float | None
+    high: float | None
+    games: int
+    open_ended: str
+
+
+@dataclass(frozen=True, slots=True)
+class DuelResult:
+    """All that was found; `trust` is what the judge is worth against people, None where nobody has measured it."""
+
+    name: str
+    stack_key: str
+    suite_hash: str
+    suites: tuple[str, ...]
+    items: int
+    design: str
+    judge: Mapping[str, Any]
+    trust: Mapping[str, Any] | None
+    matchups: tuple[Matchup, ...]
+    ratings: tuple[PlayerRating, ...]
+    position: Position | None
+    positional: str
+    unread: int
+    missing: int
+    cost: Mapping[str, int | float]
+    made: Mapping[str, Any]
+    each: tuple[Duel, ...]
+
+    def to_json(self) -> str:
+        """As one tree; the named tuples of the statistics become mappings."""
+        tree = {key: getattr(self, key) for key in self.__slots__}
+        tree |= {
+            "matchups": [{key: _tree(getattr(m, key)) for key in m.__slots__} for m in self.matchups],
+            "player_ratings": [asdict(r) for r in self.ratings],
+            "position": _tree(self.position),
+            "each": [asdict(duel) | {"won": duel.won} for duel in self.each],
+        }
+        return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def duel_result(
+    each: Sequence[Duel],
+    missing: int,
+    pairs: Sequence[tuple[str, str]],
+    order: Sequence[str],
+    *,
+    name: str,
+    design: str,
+    court: JudgeClient,
+    folder: Path,
+    stack_key: str,
+    suites: tuple[str, ...],
+    suite: str,
+    items: int,
+) -> DuelResult:
+    """Everything that the duels say; raises DemeanorError where the judge was asked and not one verdict could be read."""
+    asked = [duel for duel in each if not duel.tied_unasked]
+    if asked and all(duel.won is None for duel in asked):
+        raise DemeanorError(
+            f"evaluation.judge: not one of {len(asked)} comparisons has a verdict that can be read; run again to ask again "
+            f"where the judge did not answer. The first: {asked[0].problem}"
+        )
+    if not each:
+        raise DemeanorError(
+            f"duel: none of {missing} pairs of answers is there, because answers failed; see the warnings above"
+        )
+    by = {pair: [duel for duel in each if (duel.other, duel.candidate) == pair] for pair in pairs}
+    place = positions(each)
+    judge = court.judge.model_dump(mode="json", exclude={"key_env"})
+    unread = sum((duel.as_given is None) + (duel.swapped is None and not duel.one_order) for duel in asked)
+    return DuelResult(
+        name,
+        stack_key,
+        suite,
+        suites,
+        items,
+        design,
+        judge,
+        trusted(folder, name, court.judge),
+        tuple(matchup(*pair, found) for pair, found in by.items()),
+        tuple(player_ratings(each, order)),
+        place,
+        positional(place),
+        unread,
+        missing,
+        court.cost(),
+        origin(),
+        tuple(each),
+    )
+
+
+def matchup(other: str, candidate: str, found: Sequence[Duel]) -> Matchup:
+    """One pair; a tie that nobody was asked about counts as one between answers of equal length."""
+    told = [duel for duel in found if duel.won is not None]
+    judged = [duel for duel in told if not duel.tied_unasked]
+    won_N, clusters = np.array([duel.won for duel in told], dtype=float), [duel.cluster for duel in told]
+    lengths_N2 = np.array(
+        [(0, 0) if duel.tied_unasked else duel.characters for duel in told], dtype=float
+    ).reshape(-1, 2)
+    longer_J = np.array([duel.characters[1] - duel.characters[0] for duel in judged], dtype=float)
+    wins = None
+    why, bounds = "nothing was judged", False
+    if judged:
+        wins = win_rate(won_N, lengths_N2[:, 1], lengths_N2[:, 0], clusters, seed=SEED)
+        bounds = len(set(clusters)) >= FEWEST_CLUSTERS
+        if why := undecided(longer_J, np.array([duel.won for duel in judged])):
+            wins, bounds = wins._replace(controlled=0.5, low=0.0, high=1.0), True
+    refused = [tuple(map(bool, duel.refused_by)) for duel in found if not duel.equal]
+    return Matchup(
+        candidate,
+        other,
+        len(told),
+        len(set(clusters)),
+        len(judged),
+        len(found) - len(told),
+        int((won_N == 0.5).sum()),
+        sum(duel.equal for duel in found),
+        refused.count((False, True)),
+        refused.count((True, False)),
+        refused.count((True, True)),
+        float((longer_J > 0).mean()) if judged else None,
+        statistics.mean(won_N, clusters) if told else None,
+        wins and wins.controlled,
+        wins.low if wins and bounds else None,
+        wins.high if wins and bounds else None,
+        wins and wins.slope,
+        why,
+        positions(found),
+    )
+
+
+def undecided(longer_J: statistics.Floats, won_J: statistics.Floats) -> str:
+    """Why nothing is known of answers of equal length, so that any rate would come from the penalty of the fit; empty where it is."""
+    if (longer_J == 0).any():
+        return ""
+    if (longer_J > 0).all() or (longer_J < 0).all():
+        return f"its answers are always the {'longer' if longer_J[0] > 0 else 'shorter'} ones, so length and quality cannot be told apart"
+    for longer, word in ((longer_J, "longer"), (-longer_J, "shorter")):
+        if (won_J == (longer > 0)).all():
+            return f"every verdict went to the {word} answer, so length explains all of them"
+    return ""
+
+
+def positions(found: Sequence[Duel]) -> Position | None:
+    """What swapping the order did to the verdicts; None where no duel has both."""
+    both = [duel for duel in found if duel.as_given is not None and duel.swapped is not None]
+    if not both:
+        return None
+    forward_N, swapped_N = (
+        np.array([1 - (d.as_given or 0) for d in both]),
+        np.array([d.swapped or 0 for d in both]),
+    )  # the first won
+    return judge_validation.position(forward_N, swapped_N, [duel.cluster for duel in both])
+
+
+def positional(place: Position | None) -> str:
+    """A warning where the verdicts follow the place more often than the answers, or lean to one place; else empty."""
+    if place is None:
+        return ""
+    which, share = max(("first", place.first.value), ("second", place.second.value), key=lambda x: x[1])
+    if place.follows.low is not None and place.follows.low > 0.5:
+        return f"positional: {place.follows.value:.0%} of its pairs of verdicts follow the place, mostly the {which}, and not the answers"
+    if place.p < 0.05:
+        p = "p < 0.001" if place.p < 0.001 else f"p {place.p:.3f}"
+        return f"leans to the answer shown {which}: {share:.0%} of its pairs of verdicts ({p})"
+    return ""
+
+
+def player_ratings(each: Sequence[Duel], order: Sequence[str]) -> list[PlayerRating]:
+    """Bradley-Terry over all duels with a result, best first; lengths are not controlled here."""
+    told = [(duel, won) for duel in each if (won := duel.won) is not None]
+    clusters = [duel.cluster for duel, _ in told]
+    found = ratings(
+        [d.candidate for d, _ in told],
+        [d.other for d, _ in told],
+        np.array([w for _, w in told]),
+        clusters,
+        seed=SEED,
+    )
+    points = {
+        name: [w if d.candidate == name else 1 - w for d, w in told if name in (d.candidate, d.other)]
+        for name in order
+    }
+    known = len(set(clusters)) >= FEWEST_CLUSTERS
+    return [
+        PlayerRating(
+            r.player,
+            r.rating,
+            r.low if known else None,
+            r.high if known else None,
+            r.games,
+            "won all" if min(points[r.player]) == 1 else "lost all" if max(points[r.player]) == 0 else "",
+        )
+        for r in found
+    ]
+
+
+def trusted(folder: Path, name: str, judge: JudgeSpec) -> dict[str, Any] | None:
+    """What `demeanor judge` measured of this server, model and longest verdict: NAME.judge.json first, then any other of the folder."""
+    for path in (folder / f"{name}.judge.json", *sorted(folder.glob("*.judge.json"))):
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            who = tree["judge"]
+            same = (who["url"].rstrip("/"), who["model"], who["max_tokens"]) == (
+                judge.url.rstrip("/"),
+                judge.model,
+                judge.max_tokens,
+            )
+            if same and tree["accuracy"]:
+                return {
+                    "file": str(path),
+                    "pairs_file": tree["pairs_file"],
+                    "pairs": tree["pairs"],
+                    "accuracy": tree["accuracy"],
+                }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def _tree(value: Any) -> Any:
+    """Named tuples as mappings, inside too."""
+    return {k: _tree(v) for k, v in value._asdict().items()} if hasattr(value, "_asdict") else value
+
+
+MOST_OF_ALL_PAIRS = 4
+"""Variants up to which every pair is compared; of more, each against the last rung."""
+CONCURRENCY = 16
+NO_JUDGE = (
+    "{stack}: evaluation.judge: got null, wanted the server and model that compares the answers, such as "
+    "--set evaluation.judge='{{url: http://127.0.0.1:8000/v1, model: NAME}}'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Who duels: variants of the stack by model id, `--beside` servers with their keys, and the suites if not the stack's."""
+
+    variants: Sequence[str] = ()
+    beside: Sequence[str] = ()
+    beside_keys: Sequence[str] = ()
+    suites: Sequence[str] = ()
+    limit: int | None = None
+
+
+def run(
+    stack: Stack,
+    runs: Runs,
+    folder: Path,
+    given: Field,
+    *,
+    name: str | None,
+    house: StackRuntime | None = None,
+    respond: Respond | None = None,
+) -> tuple[DuelResult, JudgeClient]:
+    """Answer, compare and write the duels; raises DemeanorError before anything runs where no judge is set.
+
+    `house` serves the stack and `respond` is the judge (default: new ones); the house is closed at the end.
+    """
+    judge = stack.spec.evaluation.judge
+    if judge is None:
+        raise DemeanorError(NO_JUDGE.format(stack=stack.path))
+    name = measure.named(stack, name, given.limit)
+    stack = with_suites(stack, given.suites) if given.suites else stack
+    chosen = {s.model_id: s for s in ([stack.resolve(v) for v in given.variants] or stack.ladder())}
+    others = external_models(given.beside, given.beside_keys, taken=chosen)
+    order = [*(peer.name for peer in others), *chosen]
+    pairs, design = paired(order)
+    items = [item for item in measure.suite(stack, given.limit) if item.messages and item.scorer not in READ]
+    if not items:
+        raise DataError(
+            f"{', '.join(stack.spec.evaluation.suites)}: no item of these suites is answered in words, so there is nothing to "
+            "compare; name another with --suite"
+        )
+    court = verdicts.judge_client(judge, folder / f"{name}.verdicts.jsonl", respond)
+    for peer in others:
+        probe(peer, decoding_of(stack))
+    house = house or StackRuntime(stack, runs, memory={}, operational=False)
+    try:
+        rows, _ = asyncio.run(measure.rows_of(house, chosen, items, folder / f"{name}.rows.jsonl", others))
+    finally:
+        house.close()
+    each, missing = asyncio.run(compare(court, items, rows, pairs))
+    found = duel_result(
+        each,
+        missing,
+        pairs,
+        order,
+        name=name,
+        design=design,
+        court=court,
+        folder=folder,
+        stack_key=stack.key(),
+        suites=stack.spec.evaluation.suites,
+        suite=suite_hash(measure.suite(stack, given.limit)),
+        items=len(items),
+    )
+    measure.write(folder / f"{name}.duel.json", found.to_json() + "\n")
+    return found, court
+
+
+def with_suites(stack: Stack, suites: Iterable[str]) -> Stack:
+    """The stack measured on other suites; a file is looked for where the command was called."""
+    names = tuple(
+        name if ":" in name and not Path(name).exists() else str(Path(name).resolve()) for name in suites
+    )
+    evaluation = stack.spec.evaluation.model_copy(update={"suites": names})
+    return replace(stack, spec=stack.spec.model_copy(update={"evaluation": evaluation}))
+
+
+def paired(order: Sequence[str]) -> tuple[list[tuple[str, str]], str]:
+    """Pairs (other, candidate), the later of `order` being the candidate, and how they were chosen in words."""
+    if len(order) < 2:
+        raise UsageError(
+            f"duel: got {len(order)} variant ({', '.join(order)}), wanted two or more; name them with --variants"
+        )
+    if len(order) <= MOST_OF_ALL_PAIRS:
+        return list(combinations(order, 2)), f"every pair of {len(order)} variants"
+    last = order[-1]
+    return (
+        [(other, last) for other in order[:-1]],
+        f"{len(order)} variants, more than {MOST_OF_ALL_PAIRS}, so the last one ({last}) against each of the others, not every pair",
+    )
+
+
+async def compare(
+    court: JudgeClient, items: Sequence[Item], rows: Sequence[Row], pairs: Sequence[tuple[str, str]]
+) -> tuple[list[Duel], int]:
+    """Every pair of answers to one item (and seed) as a Duel; and how many there are not because an answer failed."""
+    answers = {(row.variant, row.item_id, row.seed): row for row in rows if not row.error}
+    seeds = sorted({row.seed for row in rows})
+    wanted = [
+        (item, answers.get((other, item.id, seed)), answers.get((candidate, item.id, seed)))
+        for other, candidate in pairs
+        for item in items
+        for seed in seeds
+    ]
+    there = [(item, a, b) for item, a, b in wanted if a and b]
+    free = asyncio.Semaphore(CONCURRENCY)
+    columns = (
+        TextColumn("comparing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[about]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=len(there), about="")
+
+        async def one(item: Item, a: Row, b: Row) -> Duel:
+            async with free:
+                found = await duel(court, item, a, b)
+            bar.update(task, advance=1, about=f"{len(court.failures)} failed" if court.failures else "")
+            return found
+
+        return await asyncio.gather(*(one(*x) for x in there)), len(wanted) - len(there)
+
+
+async def duel(court: JudgeClient, item: Item, other: Row, candidate: Row) -> Duel:
+    """One comparison; a refused answer and equal texts are a tie that nobody is asked about."""
+    texts = other.text.strip(), candidate.text.strip()
+    about = Duel(
+        item.id,
+        candidate.seed,
+        item.cluster,
+        other.variant,
+        candidate.variant,
+        (len(texts[0]), len(texts[1])),
+        (other.refused_by, candidate.refused_by),
+        texts[0] == texts[1],
+    )
+    if about.tied_unasked:
+        return about
+    told: list[float | None] = []
+    problem = ""
+    request = asked(item)
+    for swap in _orders(court, request, texts[0]):
+        try:
+            words = await court.ask(rubrics.comparison(request, *(texts[::-1] if swap else texts)))
+        except DemeanorError as error:
+            court.failures.append(str(error))
+            problem = str(error)
+            told.append(None)
+            continue
+        place = rubrics.last_line(words, "better")
+        told.append(
+            None if place is None else float((place == "1") == swap)
+        )  # swapped, the candidate stands first
+        problem = problem if place else f"no verdict in: {words[-200:]}"
+    if court.judge.both_orders:
+        return replace(about, as_given=told[0], swapped=told[1], problem=problem)
+    return replace(about, as_given=told[0], one_order=True, problem=problem)
+
+
+def _orders(court: JudgeClient, request: str, text: str) -> tuple[bool, ...]:
+    """Both orders; or the one that the content decides, so that neither variant has a place of its own."""
+    return (False, True) if court.judge.both_orders else (bool(int(digest([request, text]), 16) % 2),)
+
+
+def asked(item: Item) -> str:
+    """What was asked, as the judge reads it: the conversation of the item, and the user's later turns."""
+    talk = (
+        [m.content for m in item.messages]
+        if len(item.messages) == 1
+        else [f"{m.role}: {m.content}" for m in item.messages]
+    )
+    later = judged.Spec.model_validate(dict(item.target)).turns if item.scorer == JUDGED else ()
+    return "\n\n".join([*talk, *(f"user, later turn {n}: {text}" for n, text in enumerate(later, 2))])
+
+
+def on_page(folder: Path, found: DuelResult) -> bool:
+    """Write NAME.html again if NAME.json was measured on the same suite; says why not."""
+    path = folder / f"{found.name}.json"
+    if path.is_file() and measure.read(path).suite_hash != found.suite_hash:
+        print(
+            f"page: {found.name}.html is about another suite, so the duels are not on it; choose a --name of their own to keep both"
+        )
+        return False
+    measure.refresh(folder, found.name)
+    return path.is_file()

@@ -1,0 +1,374 @@
+"""YAML files that layers read: parsed and checked against a schema, every mistake at once with its path in the file.
+
+In: a path and a pydantic type. Out: the value, or Problems. It is what `check.py` is to stack.yaml, which layers may not import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+import re2
+import yaml
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from demeanor.core import registry
+from demeanor.core.errors import Problem, SpecError, unknown
+from demeanor.core.types import Trust
+from demeanor.layers._detectors import DETECTORS, Find, Span
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML in which `on`, `off`, `yes` and `no` are words, as in YAML 1.2, and a key written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return dict(super().construct_mapping(node, deep))
+
+
+BOOL = "tag:yaml.org,2002:bool"
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != BOOL]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file; raises SpecError that names it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError([Problem(str(path), f"not UTF-8 text (byte {error.start})")]) from None
+    except OSError as error:
+        raise SpecError([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
+
+
+def read_yaml(path: Path, schema: type[M]) -> M:
+    """A YAML file as `schema`; raises SpecError with every mistake in it."""
+    try:
+        raw = yaml.load(read_text(path), Loader=Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise SpecError([Problem(where, f"not valid YAML: {getattr(error, 'problem', error)}")]) from None
+    if not isinstance(raw, dict):
+        raise SpecError(
+            [Problem(str(path), f"wanted a mapping with the keys {', '.join(schema.model_fields)}")]
+        )
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        inner = [
+            e
+            for e in found
+            if not any(len(o["loc"]) > len(e["loc"]) and o["loc"][: len(e["loc"])] == e["loc"] for o in found)
+        ]
+        raise SpecError(_problem(schema, e, path) for e in inner) from None
+
+
+def problems_of(path: Path, schema: type[BaseModel]) -> list[Problem]:
+    """The mistakes in a YAML file, none if it is right."""
+    try:
+        read_yaml(path, schema)
+    except SpecError as error:
+        return list(error.problems)
+    return []
+
+
+def _problem(schema: type[BaseModel], error: ErrorDetails, path: Path) -> Problem:
+    loc = error["loc"]
+    where = f"{path}: {_place(loc)}" if loc else str(path)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return Problem(where, unknown(str(loc[-1]), _fields_at(schema, loc[:-1]), noun="setting"))
+    if error["type"] == "missing":
+        return Problem(where, "missing; it has no default")
+    if error["type"] == "literal_error":
+        known = [str(x) for x in _known_at(schema, loc)]
+        return Problem(where, unknown(str(error["input"]), known, noun="value") if known else message)
+    if error["type"] == "value_error":
+        return Problem(where, message)
+    return Problem(where, f"got {str(error['input'])[:60]!r}, wanted: {message[:1].lower()}{message[1:]}")
+
+
+def _place(loc: Sequence[str | int]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).lstrip(".")
+
+
+def _schema_at(schema: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model that stands at `loc`, found by walking fields and the first model inside their types."""
+    here: type[BaseModel] | None = schema
+    for step in loc:
+        if here is not None and isinstance(step, str):
+            field = here.model_fields.get(step)
+            here = _model_in(field.annotation) if field else None
+    return here
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for m in map(_model_in, get_args(annotation)) if m is not None), None)
+
+
+def _fields_at(schema: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
+    here = _schema_at(schema, loc)
+    return list(here.model_fields) if here else []
+
+
+def _known_at(schema: type[BaseModel], loc: Sequence[str | int]) -> tuple[Any, ...]:
+    """The values that a Literal field at `loc` may have."""
+    here = _schema_at(schema, loc[:-1])
+    field = here.model_fields.get(str(loc[-1])) if here else None
+    return tuple(x for x in _literals(field.annotation if field else None))
+
+
+def _literals(annotation: Any) -> list[Any]:
+    args = get_args(annotation)
+    return [x for a in args for x in ([a] if isinstance(a, str) else _literals(a))]
+
+
+MAX_WIDTH = 10_000
+ROUNDING = 1e-9
+"""Sums of weights are compared with a threshold up to this."""
+Weigh: TypeAlias = Callable[[str], float]
+_OPTIONS = re2.Options()
+_OPTIONS.log_errors = False
+_PARSER = importlib.import_module(
+    "re._parser"
+)  # the standard library's own parser knows how long a match can be
+_RE2_ONLY = re.compile(r"\\\\|\\[pP](?:\{[^}]*\}|\w)|\\x\{[0-9A-Fa-f]+\}|\[:\^?\w+:\]|\\z")
+
+
+class RuleSpec(registry.Spec):
+    """One rule: what it looks for, where, and what happens then."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="stands in every refusal and trace")
+    on: Literal["input", "output", "both"] = Field(description="the request, the answer, or both")
+    pattern: str | None = Field(
+        None, min_length=1, description="RE2 pattern; case counts unless it begins with (?i)"
+    )
+    detector: Literal["card", "email", "iban", "phone"] | None = Field(
+        None, description="personal data, check digits included"
+    )
+    cues: dict[str, FiniteFloat] | None = Field(
+        None,
+        min_length=1,
+        description="RE2 patterns, each with a weight: the score is the sum over those that match",
+    )
+    threshold: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="cues: refused from this score on"
+    )
+    action: Literal["refuse", "redact"] = "refuse"
+    reason: str = Field(min_length=1, description="why, for whoever reads the trace")
+    reply: str | None = Field(
+        None,
+        min_length=1,
+        description="what the user reads instead: of everything (refuse), of the match "
+        "(redact; null: the rule's name in brackets)",
+    )
+    hold: Literal["buffer", "window", "stream"] = Field(
+        "buffer",
+        description="text not yet judged: all of it waits for the end, as much as one match needs waits, or nothing waits",
+    )
+    window: int | None = Field(
+        None, gt=0, description="characters that wait (hold: window); null: as many as the longest match"
+    )
+    trust: Literal["none", "user", "developer", "system"] | None = Field(
+        None, description="input: judge text of this authority or below; null: user"
+    )
+
+    @field_validator("cues")
+    @classmethod
+    def _cues_compile(cls, cues: dict[str, float] | None) -> dict[str, float] | None:
+        for pattern in cues or ():
+            cls._compiles(pattern)
+        return cues
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                matches_nothing = compiled(pattern).search("") is not None or _widths(pattern)[0] == 0
+            except re2.error as error:
+                raise ValueError(f"not an RE2 pattern: {_words(error)}; got {pattern!r}") from None
+            if matches_nothing:
+                raise ValueError(f"matches the empty text, so every text; got {pattern!r}")
+        return pattern
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> RuleSpec:
+        if sum(x is not None for x in (self.pattern, self.detector, self.cues)) != 1:
+            raise ValueError("wanted a pattern, a detector or cues, and one of them only")
+        if (self.cues is None) != (self.threshold is None):
+            raise ValueError("cues and threshold go together: from which score on is it refused?")
+        if self.cues is not None and (self.action == "redact" or self.hold != "buffer"):
+            raise ValueError("cues score a whole text. Wanted action: refuse and hold: buffer")
+        if self.action == "refuse" and self.reply is None:
+            raise ValueError("reply is missing: what the user reads instead of a refused answer")
+        if self.trust is not None and self.on == "output":
+            raise ValueError(
+                "trust is about who wrote a request; an answer is the model's. Wanted on: input, or no trust"
+            )
+        if self.on == "input" and (self.hold != "buffer" or self.window is not None):
+            raise ValueError(
+                "hold and window are about answers; a request is always judged whole. Wanted on: output or both"
+            )
+        if self.window is not None and self.hold != "window":
+            raise ValueError(f"window is read with hold: window only, and hold is {self.hold}")
+        if self.hold == "stream" and self.action == "redact":
+            raise ValueError("text that has left cannot be redacted. Wanted hold: window, or buffer")
+        if self.hold == "window":
+            self._window_holds_a_match()
+        return self
+
+    def _window_holds_a_match(self) -> None:
+        longest = self.longest
+        if longest is None:
+            raise ValueError(
+                "the pattern has no longest match, so no window is sure to hold it. Bound its repetitions "
+                "(\\d{1,9} for \\d+), or hold: buffer"
+            )
+        if self.window is not None and self.window < longest:
+            raise ValueError(
+                f"window is {self.window} characters and a match can have {longest}: its beginning would leave. "
+                f"Wanted at least {longest}, or null"
+            )
+
+    @property
+    def longest(self) -> int | None:
+        """Characters of the longest match; None if there is no bound."""
+        return DETECTORS[self.detector].width if self.detector else _widths(self.pattern or "")[1]
+
+
+class PolicySpec(registry.Spec):
+    """The whole of policy.yaml."""
+
+    rules: tuple[RuleSpec, ...] = Field(min_length=1)
+
+    @field_validator("rules")
+    @classmethod
+    def _named_once(cls, rules: tuple[RuleSpec, ...]) -> tuple[RuleSpec, ...]:
+        names = [rule.name for rule in rules]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"every rule needs a name of its own; twice: {', '.join(twice)}")
+        return rules
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule ready to use: `find` yields the first match that begins at or after a place of a folded text."""
+
+    name: str
+    on: Literal["input", "output", "both"]
+    refuses: bool
+    reason: str
+    reply: str
+    hold: Literal["buffer", "window", "stream"]
+    window: int
+    trust: Trust
+    find: Find
+    weigh: Weigh | None = None
+    """How much of what a rule of cues looks for a folded text has; None for rules that match or do not."""
+
+
+def load(path: Path) -> tuple[Rule, ...]:
+    """The rules of a file; raises SpecError with every mistake in it."""
+    return tuple(rule(spec) for spec in read_yaml(path, PolicySpec).rules)
+
+
+def rule(spec: RuleSpec) -> Rule:
+    """A checked rule, compiled."""
+    weigh: Weigh | None = None
+    if spec.cues:
+        find, weigh = _scored(spec.cues, spec.threshold or 0.0)
+    else:
+        find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "")
+    return Rule(
+        spec.name,
+        spec.on,
+        spec.action == "refuse",
+        spec.reason,
+        spec.reply or f"[{spec.name}]",
+        spec.hold,
+        spec.window or spec.longest or 0,
+        Trust[(spec.trust or "user").upper()],
+        find,
+        weigh,
+    )
+
+
+def compiled(pattern: str) -> re2._Regexp:
+    """An RE2 pattern; raises re2.error."""
+    return re2.compile(pattern, _OPTIONS)
+
+
+def _pattern(pattern: str) -> Find:
+    regexp = compiled(pattern)
+
+    def find(text: str, start: int) -> Span | None:
+        while (match := regexp.search(text, start)) is not None:
+            if match.end() > match.start():
+                return match.start(), match.end()
+            start = match.end() + 1
+            if start > len(text):
+                return None
+        return None
+
+    return find
+
+
+def _scored(cues: Mapping[str, float], threshold: float) -> tuple[Find, Weigh]:
+    """What finds, from the beginning of a text only, the span of all its cues where they weigh `threshold` or more; and their weight."""
+    known = [(compiled(pattern), weight) for pattern, weight in cues.items()]
+
+    def weigh(text: str) -> float:
+        return math.fsum(weight for regexp, weight in known if regexp.search(text) is not None)
+
+    def find(text: str, start: int) -> Span | None:
+        if start or (score := weigh(text)) <= 0 or score < threshold - ROUNDING:
+            return None
+        seen = [match for regexp, _ in known if (match := regexp.search(text)) is not None]
+        return min(match.start() for match in seen), max(match.end() for match in seen)
+
+    return find, weigh
+
+
+def _widths(pattern: str) -> tuple[int | None, int | None]:
+    """Characters of a pattern's shortest and longest match; None for both where the two syntaxes may differ."""
+    if "{," in pattern:
+        return None, None  # a repetition for Python, plain text for RE2
+    try:
+        shortest, longest = _PARSER.parse(_RE2_ONLY.sub(_as_python, pattern)).getwidth()
+    except (re.error, OverflowError, RecursionError):
+        return None, None
+    return shortest, longest if longest <= MAX_WIDTH else None
+
+
+def _as_python(match: re.Match[str]) -> str:
+    """What is written differently in RE2, in Python's words: the width is the same."""
+    text = match.group()
+    return text if text == r"\\" else r"\Z" if text == r"\z" else r"\w"
+
+
+def _words(error: re2.error) -> str:
+    text = error.args[0] if error.args else ""
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)

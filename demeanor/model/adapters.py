@@ -1,0 +1,281 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): frozen matrices, each with a trained product of two thin ones beside it.
+
+In: a model and the settings of an adapter. Out: the same model, in which only the adapter (and a score head) learns; or, merged,
+a plain model again. Parameter names stay: `q_proj.weight` is where it was. It knows no folders.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from demeanor.core.errors import CheckpointError, unknown
+from demeanor.stack.schema import Adapter
+
+HEADS = ("lm_head", "embed_out", "score")
+"""Linear maps that `all-linear` leaves alone, as PEFT does: the vocabulary's head, and the score (which is trained whole)."""
+
+
+class LoraLinear(nn.Module):
+    """x W^T + b + scale (x A^T) B^T with W and b frozen; A (rank, in) is drawn, B (out, rank) begins at zero."""
+
+    def __init__(
+        self, linear: nn.Linear, rank: int, scale: float, draw: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
+        out, inside = linear.weight.shape
+        self.lora_A = nn.Parameter(torch.empty(rank, inside))
+        self.lora_B = nn.Parameter(torch.zeros(out, rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=draw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(
+            F.linear(x, self.lora_A), self.lora_B
+        )
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """One plain linear map with the same outputs."""
+        out, inside = self.weight.shape
+        linear = nn.Linear(inside, out, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.weight + self.scale * (self.lora_B @ self.lora_A))
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach())
+        return linear
+
+
+def scale(rank: int, alpha: float, rslora: bool) -> float:
+    """alpha / rank, or alpha / sqrt(rank). Source of the second: Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2."""
+    return alpha / math.sqrt(rank) if rslora else alpha / rank
+
+
+def attach(model: nn.Module, adapter: Adapter, seed: int) -> list[str]:
+    """Freeze `model` and put adapters beside its target maps, drawn from `seed`; a score head stays trainable.
+
+    Returns the names of the maps. Raises CheckpointError where a target names none.
+    """
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    names = chosen(list(linears), adapter.targets)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("score" in name.split("."))
+    draw = torch.Generator().manual_seed(seed)
+    for name in names:
+        _put(
+            model,
+            name,
+            LoraLinear(linears[name], adapter.rank, scale(adapter.rank, adapter.alpha, adapter.rslora), draw),
+        )
+    return names
+
+
+def chosen(linears: list[str], targets: tuple[str, ...]) -> list[str]:
+    """The linear maps that `targets` means: all but heads, or those whose last name is listed. Raises CheckpointError."""
+    body = [name for name in linears if name.rsplit(".", 1)[-1] not in HEADS]
+    if targets == ("all-linear",):
+        if not body:
+            raise CheckpointError(
+                "adapter.targets: this model has no torch.nn.Linear to adapt (GPT-2's Conv1D is none); train it whole"
+            )
+        return body
+    known = {name.rsplit(".", 1)[-1] for name in body}
+    for target in targets:
+        if target not in known:
+            raise CheckpointError(
+                f"adapter.targets: {unknown(target, known, noun='linear map of this model')}"
+            )
+    return [name for name in body if name.rsplit(".", 1)[-1] in targets]
+
+
+def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    """Every adapted map of a model with its name."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Fold every adapter into its matrix, in place; the model is plain again and all of it may be trained."""
+    for name, module in list(adapters(model)):
+        _put(model, name, module.merged())
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    place, _, last = name.rpartition(".")
+    setattr(model.get_submodule(place), last, module)
+
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+
+REFUSED = {
+    "use_dora": False,
+    "use_qalora": False,
+    "fan_in_fan_out": False,
+    "bias": "none",
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "lora_bias": False,
+    "arrow_config": None,
+    "megatron_config": None,
+}
+"""Settings of PEFT's LoRA that would change the sum, and the values at which they do not."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no whole weights."""
+    return (folder / CONFIG).is_file()
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """The adapter's settings as PEFT writes them; raises CheckpointError for what is not plain LoRA."""
+    path = folder / CONFIG
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable ({error})") from None
+    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{path}: peft_type is {raw.get('peft_type') if isinstance(raw, dict) else raw!r}, wanted LORA; "
+            "merge it with peft first"
+        )
+    odd = [
+        f"{name} is {raw[name]!r}"
+        for name, off in REFUSED.items()
+        if raw.get(name) not in (off, None, [], {}, False)
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{path}: {', '.join(odd)}; only plain LoRA is added here, merge it with peft first"
+        )
+    return raw
+
+
+def base_folder(folder: Path) -> Path:
+    """The weights an adapter goes on: a path from its own folder, else from here, else a hub id (downloaded or cached)."""
+    name = str(config(folder).get("base_model_name_or_path") or "")
+    for found in (folder / name, Path(name)):
+        if (
+            name
+            and found.resolve() != folder.resolve()
+            and ((found / "config.json").is_file() or (found / CONFIG).is_file())
+        ):
+            return found
+    if name.count("/") == 1 and not name.startswith("."):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    raise CheckpointError(
+        f"{folder / CONFIG}: base_model_name_or_path is {name!r}, where no model folder is; "
+        "write the path of the weights that this adapter was trained on"
+    )
+
+
+def add(model: nn.Module, folder: Path, prefix: str = "") -> nn.Module:
+    """Put a folder's adapter into `model` (its matrices keep their names); `prefix` is what the model puts before PEFT's names.
+
+    Raises CheckpointError naming tensors that have no place.
+    """
+    raw, tensors = config(folder), _tensors(folder)
+    named = dict(model.named_modules())
+    pairs = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
+    rank_scale = scale(int(raw["r"]), float(raw["lora_alpha"]), bool(raw.get("use_rslora")))
+    for pair in pairs:
+        a, b = tensors.pop(f"{pair}.lora_A.weight"), tensors.pop(f"{pair}.lora_B.weight", None)
+        linear = named.get(prefix + pair)
+        if (
+            not isinstance(linear, nn.Linear)
+            or b is None
+            or (b.shape[0], a.shape[1]) != tuple(linear.weight.shape)
+        ):
+            raise CheckpointError(
+                f"{folder}: the adapter of {pair} has no place in the weights it names; was it trained on others?"
+            )
+        found = LoraLinear(linear, a.shape[0], rank_scale)
+        with torch.no_grad():
+            found.lora_A.copy_(a)
+            found.lora_B.copy_(b)
+        place, _, last = (prefix + pair).rpartition(".")
+        setattr(model.get_submodule(place), last, found)
+    whole = dict(model.named_parameters())
+    for name, tensor in tensors.items():  # what PEFT calls modules_to_save
+        own = next((n for n in (name, prefix + name) if n in whole and whole[n].shape == tensor.shape), None)
+        if own is None:
+            raise CheckpointError(
+                f"{folder}: {name} has no place in the weights it names; was it trained on others?"
+            )
+        with torch.no_grad():
+            whole[own].copy_(tensor)
+    return model
+
+
+def save(
+    model: nn.Module, adapter: Adapter, parent: Path, folder: Path, *, reward: bool, prefix: str = ""
+) -> None:
+    """Write a model's adapter (and a reward model's score) as a PEFT folder on `parent`, which is named relative to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [name.removeprefix(prefix) for name, _ in adapters(model)]
+    tensors: dict[str, Tensor] = {}
+    for name, module in adapters(model):
+        own = PREFIX + name.removeprefix(prefix)
+        tensors |= {f"{own}.lora_A.weight": module.lora_A, f"{own}.lora_B.weight": module.lora_B}
+    if reward:
+        tensors[f"{PREFIX}score.weight"] = next(
+            p for name, p in model.named_parameters() if name.endswith("score.weight")
+        )
+    part = folder / f"{WEIGHTS}.part"
+    save_file(
+        {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()},
+        part,
+        metadata={"format": "pt"},
+    )
+    os.replace(part, folder / WEIGHTS)
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
+        "inference_mode": True,
+        "bias": "none",
+        "base_model_name_or_path": os.path.relpath(parent.resolve(), folder.resolve()),
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "use_rslora": adapter.rslora,
+        "target_modules": sorted({n.rsplit(".", 1)[-1] for n in names}),
+        "modules_to_save": ["score"] if reward else None,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }
+    part = folder / f"{CONFIG}.part"
+    part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, folder / CONFIG)
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """The adapter's tensors, without PEFT's prefix."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: no {WEIGHTS}; pickled adapters are not loaded, save it with safe_serialization=True"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_tensor(name) for name in list(file.keys())}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+    return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}

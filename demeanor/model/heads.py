@@ -1,0 +1,89 @@
+"""Log-probabilities of given tokens, only where they are asked for.
+
+In: hidden states at scored positions, the output matrix, targets. Out: log-probs in nats. It refuses to see any other position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from demeanor.model.hf import ForeignModel, ForeignReward
+from demeanor.model.llama import Llama
+from demeanor.model.reward_model import RewardModel
+from demeanor.model.tensors import Outputs, TokenBatch
+
+LARGE = 256 << 20
+"""Bytes of logits (bf16 and fp32 copies, 6 a number) above which they are made in chunks and recomputed in the backward pass."""
+
+
+def token_logprobs(
+    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, *, chunk: int = 2048, large_bytes: int = LARGE
+) -> Tensor:
+    """Log-probabilities (nats, fp32) of `targets_C`, softmax in fp32; logits beyond `large_bytes` are never all alive."""
+    parts = [
+        _logprobs(h, weight_VD, t) if whole else _again(_logprobs, h, weight_VD, t)
+        for whole, h, t in _chunks(hidden_CD, weight_VD, targets_C, chunk, large_bytes)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@torch.no_grad()
+def collision(hidden_CD: Tensor, weight_VD: Tensor, *, chunk: int = 2048, large_bytes: int = LARGE) -> Tensor:
+    """log sum_v p(v)^2 (nats, fp32) of each predicted distribution; without gradient."""
+    parts = []
+    for _, h, _ in _chunks(hidden_CD, weight_VD, hidden_CD.new_zeros(len(hidden_CD)), chunk, large_bytes):
+        logits_CV = F.linear(h, weight_VD).float()
+        parts.append((2 * logits_CV).logsumexp(-1) - 2 * logits_CV.logsumexp(-1))
+    return torch.cat(parts)
+
+
+def _chunks(
+    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, chunk: int, large_bytes: int
+) -> Iterator[tuple[bool, Tensor, Tensor]]:
+    """Rows whose logits fit in memory together, and whether that is all of them."""
+    vocabulary = weight_VD.shape[0]
+    if hidden_CD.shape[0] * vocabulary * 6 <= large_bytes:
+        yield True, hidden_CD, targets_C
+        return
+    size = min(chunk, max(1, large_bytes // (6 * vocabulary)))
+    for h, t in zip(torch.split(hidden_CD, size), torch.split(targets_C, size)):
+        yield False, h, t
+
+
+def _again(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """Call without keeping what is inside for the backward pass, which computes it once more."""
+    found = checkpoint(function, *arguments, use_reentrant=False)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _logprobs(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> Tensor:
+    logits_CV = F.linear(hidden_CD, weight_VD)
+    return -F.cross_entropy(
+        logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)), targets_C, reduction="none"
+    )
+
+
+def policy_outputs(model: nn.Module, batch: TokenBatch, *, with_collision: bool = False) -> Outputs:
+    """Log-probs (nats) of every scored token under a policy; `with_collision`: also log sum_v p(v)^2 there."""
+    if isinstance(model, ForeignModel):
+        return model.outputs(batch, with_collision=with_collision)
+    assert isinstance(model, Llama), f"wanted a policy, got {type(model).__name__}"
+    hidden_CD = model.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.scored_C)
+    return Outputs(
+        logprobs_C=token_logprobs(hidden_CD, model.head(), batch.targets_C),
+        collision_C=collision(hidden_CD, model.head()) if with_collision else None,
+    )
+
+
+def reward_outputs(model: nn.Module, batch: TokenBatch) -> Outputs:
+    """One reward per branch under a reward model."""
+    assert isinstance(model, RewardModel | ForeignReward), (
+        f"wanted a reward model, got {type(model).__name__}"
+    )
+    return Outputs(rewards_B=model.rewards(batch))

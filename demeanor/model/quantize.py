@@ -1,0 +1,84 @@
+"""Frozen maps in 4 bits under an adapter (Dettmers et al. 2023, arXiv 2305.14314): bitsandbytes on CUDA, nothing elsewhere.
+
+In: a model with adapters, on its device. Out: the same with each adapted map's matrix in NF4. The adapter stays in fp32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from demeanor.core.errors import CheckpointError
+from demeanor.model import checkpoints
+from demeanor.model.adapters import LoraLinear, adapters
+from demeanor.model.llama import Llama
+from demeanor.model.native import Format, rounded
+from demeanor.stack.schema import Adapter
+
+
+def require(adapter: Adapter | None, stage: str) -> None:
+    """Raise CheckpointError, before any work, where an adapter asks for 4 bits and this machine cannot."""
+    if adapter is None or adapter.quantise is None:
+        return
+    missing = [] if torch.cuda.is_available() else ["a CUDA device"]
+    missing += (
+        []
+        if importlib.util.find_spec("bitsandbytes")
+        else ["the package bitsandbytes (pip install bitsandbytes)"]
+    )
+    if missing:
+        raise CheckpointError(
+            f"{stage}: adapter.quantise: {adapter.quantise} wants {' and '.join(missing)}, not found here; "
+            "set it to null for an ordinary adapter"
+        )
+
+
+class Packed(LoraLinear):
+    """An adapted map whose frozen matrix is held in NF4 and unpacked for each product."""
+
+    def __init__(self, plain: LoraLinear) -> None:
+        nn.Module.__init__(self)
+        import bitsandbytes.functional as bnb  # type: ignore[import-not-found,unused-ignore]
+
+        self.bias, self.scale, self.lora_A, self.lora_B = plain.bias, plain.scale, plain.lora_A, plain.lora_B
+        self._unpack: Any = bnb.dequantize_4bit
+        self._packed, self._state = bnb.quantize_4bit(plain.weight.detach(), quant_type="nf4")
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self._unpack(self._packed, self._state)
+        return F.linear(x, weight, self.bias) + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+
+def freeze(model: nn.Module) -> None:
+    """Hold the matrix of every adapted map in NF4, in place."""
+    for name, module in list(adapters(model)):
+        place, _, last = name.rpartition(".")
+        setattr(model.get_submodule(place), last, Packed(module))
+
+
+@torch.no_grad()
+def write(source: Path, out: Path, kind: Format) -> None:
+    """Write the policy of `source` to `out` with its linear maps, and its head, rounded to `kind`."""
+    model = checkpoints.policy(source)
+    done: set[int] = set()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Linear) and isinstance(weight, Tensor) and weight.data_ptr() not in done:
+            done.add(weight.data_ptr())
+            weight.copy_(nearest(weight, kind))
+    if isinstance(model, Llama) and model.head().data_ptr() not in done:  # tied: the embedding is the head
+        model.head().copy_(nearest(model.head(), kind))
+    checkpoints.save_checkpoint(model, out)
+
+
+def nearest(weight_OI: Tensor, kind: Format) -> Tensor:
+    """The nearest matrix that `kind` holds: int8 with one scale per output (symmetric, absolute maximum), or bf16."""
+    if kind == "int8":
+        small, scale_O = rounded(weight_OI.float())
+        return (small * scale_O[:, None]).to(weight_OI.dtype)
+    return weight_OI.bfloat16().to(weight_OI.dtype) if kind == "bf16" else weight_OI

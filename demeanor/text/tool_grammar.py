@@ -1,0 +1,109 @@
+"""Decoding that is held to the tools: a call that must be made, or calls whose arguments must fit their schema.
+
+In: a turn's decoding, its tools and the way its template writes calls. Out: the decoding with a grammar as its form. What
+the model may say besides calls (any text, or the request's response_format) stays what it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from demeanor.core.errors import DecodingError
+from demeanor.core.types import Decoding, OutputFormat, ToolSpec
+from demeanor.text.template import Reader
+from demeanor.text.tool_calls import CallReader
+
+ANY = {"type": "object"}
+
+
+def constrain_tool_calls(
+    decoding: Decoding, offered: Sequence[ToolSpec], choice: str, reader: Reader, special: Mapping[str, int]
+) -> Decoding:
+    """The decoding with the grammar that `choice` and strict tools ask for, or as it is; `special` are the tokenizer's special ids.
+
+    A demanded call (`required`, or a name) is one call and nothing else, held to its schema whether strict or not.
+    Raises DecodingError if the template has no form of calls, or the name is no offered tool.
+    """
+    demanded = choice not in ("auto", "none")
+    if not offered and not demanded:
+        return decoding
+    if not demanded and decoding.form is None and not any(tool.strict for tool in offered):
+        return decoding
+    if not isinstance(reader, CallReader):
+        raise DecodingError(
+            "this template has no form of tool calls that decoding could be held to; use tool_choice auto",
+            "tool_choice",
+        )
+    called = [tool for tool in offered if choice in ("auto", "required", tool.name)]
+    if not called:
+        raise DecodingError(f"tool_choice: '{choice}' is not among the tools that are offered", "tool_choice")
+    return replace(
+        decoding,
+        form=OutputFormat("grammar", _grammar(called, reader.marks, special, demanded, decoding.form)),
+    )
+
+
+def _grammar(
+    tools: Sequence[ToolSpec],
+    marks: tuple[str, str],
+    special: Mapping[str, int],
+    demanded: bool,
+    form: OutputFormat | None,
+) -> str:
+    """One Lark grammar of llguidance; a call is written as `call_text` writes it, so as the model has learned."""
+    opening, closing = (_mark(mark, special) for mark in marks)
+    gap = r'"\n"' if marks[1] else '" "?'
+    tail = f" {gap} {closing}" if marks[1] else ""
+    rules = [f"body: {gap} ({' | '.join(f'call_{i}' for i in range(len(tools)))}){tail}"]
+    for i, tool in enumerate(tools):
+        head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
+        rules += [
+            f'call_{i}: {json.dumps(head, ensure_ascii=False)} args_{i} "}}"',
+            f"args_{i}: %json {json.dumps(_schema(tool.parameters if tool.strict or demanded else ANY))}",
+        ]
+    if demanded:
+        start = [f"start: {opening} body"]
+    elif form is not None:
+        start = [
+            f'start: answer | calls\ncalls: {opening} body ("\\n"? {opening} body)*\nanswer: " "? json',
+            f"json: %json {json.dumps(_answer(form))}",
+        ]
+    else:
+        # lazy: the text ends where the opening is first complete, so no call escapes as text
+        before = f"TEXT {opening}" if marks[0] in special else f"/(?s:.*){_pattern(marks[0])}/"
+        option = "" if marks[0] in special else "[lazy]"
+        start = [f"start: (before body)* TEXT\nbefore{option}: {before}", "TEXT: /(?s:.*)/"]
+    return "\n".join([*start, *rules]) + "\n"
+
+
+def _mark(mark: str, special: Mapping[str, int]) -> str:
+    return f"<[{special[mark]}]>" if mark in special else json.dumps(mark, ensure_ascii=False)
+
+
+def _pattern(mark: str) -> str:
+    return re.escape(mark).replace("/", r"\/").replace("\\\n", r"\n").replace("\n", r"\n")
+
+
+def _answer(form: OutputFormat) -> dict[str, Any]:
+    """The schema of a form beside tools; raises DecodingError for a form that is no JSON."""
+    if form.kind == "json_object":
+        return {**ANY, "x-guidance": {"whitespace_flexible": False}}
+    if form.kind != "json_schema":
+        raise DecodingError(
+            f"response_format: {form.kind} cannot be combined with tools; leave one of them out",
+            "response_format",
+        )
+    schema: dict[str, Any] = json.loads(form.text)
+    return {**schema, "x-guidance": {"whitespace_flexible": False}}
+
+
+def _schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Written with the spaces that json.dumps puts, as in every call a model was trained on."""
+    return {
+        **parameters,
+        "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+    }

@@ -1,0 +1,489 @@
+"""Training side of the composition: every stage of a stack, from declaration to finished weights.
+
+In: a Stack and the folder of runs. Out: `runs/<stage key>/model` for each stage; what exists is reused, what was
+interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from demeanor.app import import_folder, weights_folder
+from demeanor.core import hardware, registry
+from demeanor.core.errors import DataError, DemeanorError
+from demeanor.core.types import Example, Preference, TrainingRow, Unpaired
+from demeanor.data import sources
+from demeanor.data.batches import assemble, stored
+from demeanor.data.rows import Want
+from demeanor.data.trees import Tree, example_tree, mismatched, packed, preference_tree, unpaired_tree
+from demeanor.evaluation import suites
+from demeanor.model import checkpoints, quantize
+from demeanor.stack import stack as stacks
+from demeanor.stack.schema import (
+    GenerationEvalSpec,
+    Import,
+    ImportStage,
+    MergeStage,
+    ModelShape,
+    QuantiseStage,
+    Remote,
+    Scratch,
+    Source,
+    Stage,
+)
+from demeanor.stack.stack import OBJECTIVES, Stack, plain
+from demeanor.text import tokenizer as tokenizers
+from demeanor.text.template import Template, load_template
+from demeanor.text.tokenizer import Tokenizer
+from demeanor.train import derived, generation_eval, metrics
+from demeanor.train import stage as training
+from demeanor.train.parallel import join
+from demeanor.train.progress import StageProgress
+from demeanor.train.runs import CHECKPOINT, Runs
+from demeanor.world import catalog
+
+TYPICAL_FLOPS = 2.5e11
+"""Training FLOP/s of two cores on small models (bf16), for the estimate of `explain` alone."""
+
+
+def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
+    """Read and check a stack file against what exists; raises SpecError with every mistake."""
+    return stacks.load(path, overrides, names={"rows": tuple(catalog.GENERATED), "suites": suites.offered()})
+
+
+def runs(root: Path) -> Runs:
+    return Runs(root)
+
+
+def train(
+    stack: Stack,
+    runs: Runs,
+    *,
+    only: Sequence[str] = (),
+    fp32: bool = False,
+    compiled: bool = False,
+    recompute: bool = False,
+    track: Sequence[str] = (),
+    probe: int | None = None,
+) -> None:
+    """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order.
+
+    `track` is as in `--track`; `probe`: let every policy without a probe of its own answer so many held-out prompts.
+    """
+    tracked = metrics.together(track)
+    wanted = {name for o in only for name in _needed(stack, o)} or {
+        "base",
+        *(s.name for s in stack.spec.weights.stages),
+    }
+    if compiled and hardware.compiler() is None:
+        raise DemeanorError(
+            "--compile: no C++ compiler (g++ or clang++) on this machine; install one, or leave --compile out"
+        )
+    for note in notes(stack):
+        print(note)
+    for stage in stack.spec.weights.stages:
+        if isinstance(stage, Stage) and stage.name in wanted:
+            quantize.require(stage.adapter, stage.name)
+    if "base" in wanted:
+        _train_base(stack, runs, fp32, compiled, recompute, tracked)
+    for stage in stack.spec.weights.stages:
+        if stage.name not in wanted:
+            continue
+        if isinstance(stage, Stage):
+            _train_stage(stack, runs, _probed(stage, probe), fp32, compiled, recompute, tracked)
+        else:
+            _make_stage(stack, runs, stage)
+
+
+def _probed(stage: Stage, count: int | None) -> Stage:
+    """The stage with a probe of `count` held-out prompts, if it has none and answers at all."""
+    if (
+        count is None
+        or stage.probe is not None
+        or not registry.entry(OBJECTIVES, str(stage.objective["kind"])).POLICY
+    ):
+        return stage
+    return stage.model_copy(update={"probe": GenerationEvalSpec(count=count)})
+
+
+def tolerant(stack: Stack) -> Stack:
+    """The stack with every source told to skip bad rows; keys stay, as they are of what the files hold."""
+
+    def skipping(data: Sequence[Source]) -> tuple[Source, ...]:
+        return tuple(source.model_copy(update={"skip_bad": True}) for source in data)
+
+    weights = stack.spec.weights
+    base = (
+        weights.base.model_copy(update={"data": skipping(weights.base.data)})
+        if isinstance(weights.base, Scratch)
+        else weights.base
+    )
+    stages = tuple(
+        s.model_copy(update={"data": skipping(s.data)}) if isinstance(s, Stage) else s for s in weights.stages
+    )
+    return replace(
+        stack,
+        spec=stack.spec.model_copy(
+            update={"weights": weights.model_copy(update={"base": base, "stages": stages})}
+        ),
+    )
+
+
+def keys(stack: Stack) -> set[str]:
+    """Keys of all runs that a stack's weights come from: base and every stage."""
+    base = {stack.stage_key("base")} if isinstance(stack.spec.weights.base, Scratch) else set()
+    return base | {stack.stage_key(stage.name) for stage in stack.spec.weights.stages}
+
+
+def _needed(stack: Stack, name: str) -> set[str]:
+    """A stage and everything its weights descend from, frozen ancestors included."""
+    stage = None if name == "base" else stack.stage(name)
+    watched = (
+        {stage.probe.reward} if isinstance(stage, Stage) and stage.probe and stage.probe.reward else set()
+    )
+    return {name}.union(*(_needed(stack, ancestor) for ancestor in {*stack.needs(name).values(), *watched}))
+
+
+def _train_base(
+    stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool, track: metrics.Begin | None
+) -> None:
+    base, key = stack.spec.weights.base, stack.stage_key("base")
+    if isinstance(base, Import):
+        StageProgress("base").say(f"imported from {import_folder(stack, base.path)}")
+        return
+    if isinstance(base, Remote):
+        StageProgress("base").say(f"{base.model} at {base.url}: nothing to train here")
+        return
+    if runs.complete(key):
+        StageProgress("base").say(f"trained already ({key})")
+        return
+    texts = _Texts(base.data, stack)
+    with join().first_alone():  # under torchrun the others read what the first one wrote
+        tokenizer = _tokenizer(base, texts, runs.folder(key))
+    training.pretrain(
+        base,
+        key=key,
+        documents=lambda: texts.documents(tokenizer, runs.folder(key)),
+        vocab_size=tokenizer.vocab_size,
+        runs=runs,
+        record=_record(stack, "base", base.data),
+        fp32=fp32,
+        compiled=compiled,
+        recompute=recompute,
+        track=track,
+        copy=partial(_write_tokenizer, stack, tokenizer),
+    )
+
+
+def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
+    """The base's tokenizer, trained once; kept beside the run so that a resume needs no second training."""
+    place = folder / "tokenizer"
+    if not place.is_dir():
+        part = folder / "tokenizer.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        tokenizers.train(texts, base.tokenizer).save(part)
+        part.rename(place)
+    return tokenizers.load(place)
+
+
+def _train_stage(
+    stack: Stack,
+    runs: Runs,
+    stage: Stage,
+    fp32: bool,
+    compiled: bool,
+    recompute: bool,
+    track: metrics.Begin | None,
+) -> None:
+    key = stack.stage_key(stage.name)
+    if runs.complete(key):
+        StageProgress(stage.name).say(f"trained already ({key})")
+        return
+    parent = weights_folder(stack, runs, stack.parent(stage.name))
+    tokenizer = tokenizers.load(parent)
+    template = load_template(stack.spec.template, tokenizer, folder=parent, root=stack.root)
+    roles = {
+        role: (stack.stage_key(a), weights_folder(stack, runs, a))
+        for role, a in stack.roles(stage.name).items()
+    }
+    training.train_stage(
+        stage,
+        registry.entry(OBJECTIVES, stack.objective_kind(stage.name)),
+        stack.objectives[stage.name],
+        key=key,
+        parent=parent,
+        roles=roles,
+        trees=lambda: stage_trees(stack, stage, template, tokenizer, _context(parent), runs.folder(key)),
+        runs=runs,
+        fp32=fp32,
+        compiled=compiled,
+        recompute=recompute,
+        track=track,
+        probe=generation_eval.watching(
+            stack,
+            runs,
+            stage,
+            tokenizer,
+            template,
+            parent=parent,
+            reference=roles.get("reference", ("", parent))[1],
+        ),
+        record=_record(stack, stage.name, stage.data),
+        copy=partial(_write_tokenizer, stack, tokenizer),
+    )
+
+
+def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage | QuantiseStage) -> None:
+    """Import, merge or round one stage."""
+    made = {"import": "imported", "merge": "merged", "quantise": "rounded"}[stage.kind]
+    key = stack.stage_key(stage.name)
+    ancestors = stage.of if isinstance(stage, MergeStage) else (stack.parent(stage.name),)
+    origin = stage.path if isinstance(stage, ImportStage) else ", ".join(ancestors)
+    if runs.complete(key):
+        StageProgress(stage.name).say(f"{made} already ({key})")
+        return
+    StageProgress(stage.name).say(f"{made} from {origin}")
+    derived.make(
+        stack, runs, stage, record=_record(stack, stage.name, ()), copy=partial(_write_tokenizer, stack)
+    )
+
+
+def stage_trees(
+    stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, context: int, folder: Path
+) -> Sequence[Tree]:
+    """The rows of a stage as token trees; plain text is packed into rows. They are kept in `folder` if a source streams."""
+    objective = registry.entry(OBJECTIVES, stack.objective_kind(stage.name))
+    wants: Want = objective.ROWS
+    found = assemble(
+        stage.data,
+        read=partial(_read, stack=stack, want=wants),
+        render=partial(render, template, tokenizer, wants),
+        document=tokenizer.document,
+        folder=folder,
+    )
+    kept = folder if any(source.stream for source in stage.data) else None
+    if wants == "unpaired" and getattr(objective, "KL", False):
+        return stored(mismatched(found.trees, stage.seed), kept)
+    if not found.documents:
+        return found.trees
+    row_tokens = (stage.max_tokens or context) - 1
+    rows = packed(found.documents, row_tokens, sum(map(len, found.documents)), stage.seed)
+    return stored(chain(rows, found.trees), kept)
+
+
+def render(template: Template, tokenizer: Tokenizer, wants: Want, row: TrainingRow) -> Tree:
+    """One row as a token tree, as an objective wants it."""
+    if isinstance(row, Example):
+        return example_tree(row, template, tokenizer)
+    return (
+        unpaired_tree(row, template)
+        if wants == "unpaired" or isinstance(row, Unpaired)
+        else preference_tree(row, template)
+    )
+
+
+def _context(folder: Path) -> int:
+    return checkpoints.checkpoint_info(folder).context
+
+
+def _read(source: Source, stack: Stack, want: Want, say: sources.Say = print) -> Iterator[TrainingRow]:
+    return sources.read(source, root=stack.root, generated=catalog.GENERATED, want=want, say=say)
+
+
+def _rows(source: Source, stack: Stack, want: Want) -> list[TrainingRow]:
+    return sources.rows(source, root=stack.root, generated=catalog.GENERATED, want=want)
+
+
+class _Texts:
+    """Documents to pretrain on: read once into memory, or anew each time where a source streams."""
+
+    def __init__(self, data: Sequence[Source], stack: Stack) -> None:
+        self._data, self._stack = data, stack
+        self.streams = any(source.stream for source in data)
+        self._kept = None if self.streams else list(self._read())
+
+    def __iter__(self) -> Iterator[str]:
+        return self._read() if self._kept is None else iter(self._kept)
+
+    def documents(self, tokenizer: Tokenizer, folder: Path) -> Iterable[list[int]]:
+        """Token ids of each text, weights included; in a file in `folder` where a source streams."""
+        if self.streams:
+            return assemble(
+                self._data,
+                read=partial(_read, stack=self._stack, want="text"),
+                render=_no_text,
+                document=tokenizer.document,
+                folder=folder,
+            ).documents
+        return map(tokenizer.document, self)
+
+    def _read(self) -> Iterator[str]:
+        for source in self._data:
+            again = partial(_read, source, self._stack, "text", say=_silent if source.stream else print)
+            found = (
+                sources.repeated(again, source.weight, source.source)
+                if source.stream
+                else _rows(source, self._stack, "text")
+            )
+            yield from (row.text for row in found if isinstance(row, Example) and row.text)
+
+
+def _silent(said: str) -> None:
+    """Bad rows of a text that is read more than once are named once."""
+
+
+def _no_text(row: TrainingRow) -> Tree:
+    raise DataError(f"{row.source or 'row'}: has no text to pretrain on")
+
+
+def _names(data: Sequence[Source]) -> str:
+    return ", ".join(s.source for s in data)
+
+
+def _write_tokenizer(stack: Stack, tokenizer: Tokenizer, folder: Path) -> None:
+    """Put tokenizer, chat template and stop tokens beside the weights, so that any other server renders and stops as we do."""
+    name = stack.spec.template
+    template = load_template(name, tokenizer, folder=None, root=stack.root) if name != "model" else None
+    tokenizer.save(folder, chat_template=template.jinja if template else None)
+    stops = sorted({tokenizer.eos_id, *(template.stop_tokens if template else ())})
+    config = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": tokenizer.eos_id}
+    (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _record(stack: Stack, name: str, data: Sequence[Source]) -> dict[str, Any]:
+    """What a run remembers of how it came to be."""
+    spec = stack.spec.weights.base if name == "base" else stack.stage(name)
+    ancestors = {role: stack.stage_key(ancestor) for role, ancestor in stack.needs(name).items()}
+    return {
+        "stack": stack.spec.name,
+        "stage": name,
+        "spec": plain(spec),
+        "ancestors": ancestors,
+        "template": stack.spec.template,
+        "data": {s.source: stacks.content_key(stack.root, s.source) for s in data},
+    }
+
+
+# ---- what training would cost ----
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """One weight layer as `explain` shows it: where it stands and what training it would cost (an estimate)."""
+
+    name: str
+    objective: str
+    parent: str
+    data: str
+    state: str
+    tokens: float
+    minutes: float
+
+
+def plans(stack: Stack, runs: Runs) -> list[TrainingPlan]:
+    """Every weight layer with its state and estimated cost; rows are read, tokens guessed from characters."""
+    base = stack.spec.weights.base
+    if isinstance(base, Remote):
+        return [TrainingPlan("base", "remote", "", f"{base.model} at {base.url}", "elsewhere", 0, 0)]
+    parameters = (
+        _parameters(base.model, base.tokenizer.vocab_size)
+        if isinstance(base, Scratch)
+        else checkpoints.num_weights(import_folder(stack, base.path))
+    )
+    found = [
+        TrainingPlan(
+            "base",
+            "import" if isinstance(base, Import) else "next token",
+            "",
+            base.path if isinstance(base, Import) else _names(base.data),
+            _state(stack, runs, "base"),
+            0 if isinstance(base, Import) else base.tokens,
+            0 if isinstance(base, Import) else 6 * parameters * base.tokens / TYPICAL_FLOPS / 60,
+        )
+    ]
+    for stage in stack.spec.weights.stages:
+        if not isinstance(stage, Stage):
+            what = (
+                stage.path
+                if isinstance(stage, ImportStage)
+                else f"{stage.method} of {', '.join(stage.of)}"
+                if isinstance(stage, MergeStage)
+                else stage.format
+            )
+            found.append(
+                TrainingPlan(
+                    stage.name,
+                    stage.kind,
+                    stack.parent(stage.name),
+                    what,
+                    _state(stack, runs, stage.name),
+                    0,
+                    0,
+                )
+            )
+            continue
+        wants = registry.entry(OBJECTIVES, stack.objective_kind(stage.name)).ROWS
+        tokens = stage.epochs * sum(_guessed_tokens(r) for s in stage.data for r in _rows(s, stack, wants))
+        found.append(
+            TrainingPlan(
+                stage.name,
+                stack.objective_kind(stage.name),
+                stack.parent(stage.name),
+                _names(stage.data),
+                _state(stack, runs, stage.name),
+                tokens,
+                6 * parameters * tokens / TYPICAL_FLOPS / 60,
+            )
+        )
+    return found
+
+
+def _state(stack: Stack, runs: Runs, name: str) -> str:
+    if name == "base" and isinstance(stack.spec.weights.base, Import):
+        return "trained"
+    key = stack.stage_key(name)
+    if runs.complete(key):
+        return "trained"
+    return "interrupted" if (runs.folder(key) / CHECKPOINT).exists() else "to train"
+
+
+def _guessed_tokens(row: TrainingRow) -> float:
+    """A third of the characters, and four tokens of markers for each message."""
+    if isinstance(row, Example) and row.text is not None:
+        return len(row.text) / 3
+    if isinstance(row, Example):
+        messages = row.messages
+    else:
+        completions = row.completions if isinstance(row, Preference) else (row.completion,)
+        messages = (*row.prompt, *(m for c in completions for m in c))
+    return sum(len(m.content) / 3 + 4 for m in messages)
+
+
+def notes(stack: Stack) -> list[str]:
+    """What a person should know of imported weights before work: architectures that run through transformers."""
+    base = stack.spec.weights.base
+    paths = [("base", base.path)] if isinstance(base, Import) else []
+    paths += [
+        (s.name, s.path)
+        for s in stack.spec.weights.stages
+        if isinstance(s, ImportStage) and (stack.root / s.path).is_dir()
+    ]
+    found = [(name, checkpoints.checkpoint_info(import_folder(stack, path))) for name, path in paths]
+    return [
+        f"{name}: {x.model_type} runs through transformers' own forward: slower, padded when training, one answer at a time served"
+        for name, x in found
+        if not x.lean
+    ]
+
+
+def _parameters(shape: ModelShape, vocab_size: int) -> float:
+    mlp = shape.mlp_width or 8 * shape.width / 3
+    return shape.layers * (4 * shape.width**2 + 3 * shape.width * mlp) + vocab_size * shape.width

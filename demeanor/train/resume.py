@@ -1,0 +1,123 @@
+"""Everything a run needs to go on, in one safetensors file that is replaced atomically: weights, moments, RNG, step.
+
+In: a model and its optimiser. Out: the same, as they were. Which rows come next is not saved: that is a pure function
+of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from demeanor.core.errors import CheckpointError
+from demeanor.train.ema import EMA
+from demeanor.train.parallel import ALONE, Group, like, put, whole
+
+
+class Optimizer(Protocol):
+    """What of an optimiser is state: a mapping from parameter to named tensors."""
+
+    @property
+    def state(self) -> Any: ...
+
+
+Shadows = Mapping[str, EMA]
+
+
+def save(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    about: Mapping[str, Any],
+    shadows: Shadows | None = None,
+    group: Group = ALONE,
+) -> None:
+    """Write the state after `step` optimiser steps; a reader, or a kill at any moment, sees the old file or the new one.
+
+    `about` describes the run; `load` refuses a file whose description differs. Shards are gathered; the first process writes.
+    """
+    part = path.with_name(path.name + ".part")
+    tensors = _tensors(model, optimizer, shadows or {})
+    if not group.first:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, part, metadata={"demeanor": json.dumps({"step": step, "about": dict(about)})})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+@torch.no_grad()
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    about: Mapping[str, Any],
+    shadows: Shadows | None = None,
+) -> int:
+    """Put a saved state back in place and return its number of finished steps; 0 where there is no file.
+
+    Raises CheckpointError if the file is unreadable or belongs to another run.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            saved = json.loads((file.metadata() or {})["demeanor"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, not a dict)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: not a training checkpoint ({error}); delete it to begin again"
+        ) from error
+    if saved["about"] != dict(about):
+        raise CheckpointError(
+            f"{path}: saved by another run ({saved['about']}; this is {dict(about)}); delete it to begin again"
+        )
+    weights = _weights(model)
+    wrong = [
+        n for n, t in weights.items() if f"model.{n}" not in tensors or tensors[f"model.{n}"].shape != t.shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: does not fit this model at {', '.join(wrong[:3])}; delete it to begin again"
+        )
+    for name, weight in weights.items():
+        put(weight, tensors[f"model.{name}"])
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if state:
+            optimizer.state[parameter] = {key: like(parameter, value) for key, value in state.items()}
+    for kind, shadow in (shadows or {}).items():
+        shadow.load({name: tensors[f"shadow.{kind}.{name}"] for name in shadow.weights})
+    torch.set_rng_state(tensors["rng"])
+    return int(saved["step"])
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that learn (a shared one once) and the buffers that are state; frozen weights are the parent's and stay there."""
+    state = model.state_dict()
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {**learning, **{name: b for name, b in model.named_buffers() if name in state}}
+
+
+def _tensors(model: nn.Module, optimizer: Optimizer, shadows: Shadows) -> dict[str, Tensor]:
+    found = {f"model.{name}": whole(weight.detach()).contiguous() for name, weight in _weights(model).items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"optimizer.{name}.{key}"] = whole(value).contiguous()
+    for kind, shadow in shadows.items():
+        found |= {
+            f"shadow.{kind}.{name}": whole(weight).contiguous() for name, weight in shadow.weights.items()
+        }
+    found["rng"] = torch.get_rng_state()
+    return found

@@ -1,0 +1,289 @@
+"""Where trained things lie and how they came to be: `runs/<key>/` with record, ledger, checkpoint and the finished model.
+
+In: a key by content and what to remember of it. Out: a folder one process at a time may write. `model/` exists only when
+it is complete. It refuses to know what a key means.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from safetensors import SafetensorError, safe_open
+
+from demeanor.core.errors import DemeanorError
+from demeanor.train import metrics
+
+PACKAGES = ("demeanor", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+MODEL, PART, RECORD, LOCK = "model", "model.part", "record.json", "lock"
+LEDGER, CHECKPOINT = "ledger.jsonl", "checkpoint.safetensors"
+
+
+class Runs:
+    """The folder of all runs; one sub-folder per key."""
+
+    def __init__(self, root: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.root, self._now = root, now
+        self._held: dict[str, IO[str]] = {}
+
+    def folder(self, key: str) -> Path:
+        return self.root / key
+
+    def model(self, key: str) -> Path:
+        """Where the finished model of a key is, or will be."""
+        return self.folder(key) / MODEL
+
+    def complete(self, key: str) -> bool:
+        """Whether the model of a key is finished: its folder gets its name last, in one rename."""
+        return self.model(key).is_dir()
+
+    def begin(self, key: str, record: Mapping[str, Any]) -> Held:
+        """Lock a key for this process and write down what is being made; use as `with runs.begin(...) as folder`.
+
+        Raises DemeanorError naming the process that holds it; the lock of a process that died is free.
+        """
+        folder = self.folder(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._held[key] = lock(folder / LOCK)
+        path = folder / RECORD
+        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
+        session = {
+            "began": self._now().isoformat(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            **origin(),
+        }
+        _write_json(path, {"key": key, **record, "sessions": [*sessions, session]})
+        return Held(self, key)
+
+    def part(self, key: str) -> Path:
+        """An empty folder to put the finished model into, before `finish` gives it its name."""
+        part = self.folder(key) / PART
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        return part
+
+    def finish(self, key: str) -> Path:
+        """Rename the filled `part` folder to the model, with the record inside it; the training state is deleted."""
+        folder = self.folder(key)
+        shutil.copyfile(folder / RECORD, folder / PART / "demeanor.json")
+        if not self.complete(key):  # somebody may have finished the same key between our look and our lock
+            os.replace(folder / PART, folder / MODEL)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        return folder / MODEL
+
+    def release(self, key: str) -> None:
+        """Free a key; its lock file goes while it is still held, so nobody can hold a deleted one."""
+        (self.folder(key) / LOCK).unlink(missing_ok=True)
+        self._held.pop(key).close()
+
+
+class Held:
+    """A locked key, as a context: gives its folder, and frees it whatever happens inside."""
+
+    def __init__(self, runs: Runs, key: str) -> None:
+        self._runs, self._key = runs, key
+
+    def __enter__(self) -> Path:
+        return self._runs.folder(self._key)
+
+    def __exit__(self, *error: object) -> None:
+        self._runs.release(self._key)
+
+
+def origin() -> dict[str, Any]:
+    """The code and machine that are about to compute: git revision (`-dirty` if edited), package versions, Python, CPU."""
+    return {
+        "git": git_revision(Path(__file__).parent),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """`git describe` of the checkout a folder is in; None where there is no git or no checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def lock(path: Path) -> IO[str]:
+    """Take the kernel's lock on a file that names our pid; the kernel frees it when a process dies, however it dies."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise DemeanorError(
+                f"{path.parent}: {holder} is training this; wait for it, or stop it"
+            ) from None
+        if os.fstat(file.fileno()).st_nlink:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()  # its holder deleted it between our open and our lock
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock file; it is not made, and not kept from anybody for longer than the look."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    os.replace(part, path)
+
+
+KEY = re.compile(r"[0-9a-f]{16}")
+"""Names of run folders (`stack.digest`); whatever else lies there (references, a person's files) is none and is left alone."""
+GONE = ".deleted-"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One run: `state` in words, size in bytes of all its files, the last session's begin (ISO), the last loss and held-out loss."""
+
+    key: str
+    stack: str
+    stage: str
+    state: str
+    size: int
+    began: str
+    loss: float | None
+    held_out: float | None
+
+    @property
+    def busy(self) -> bool:
+        return self.state == "running"
+
+
+def entries(root: Path) -> list[Entry]:
+    """Every run in a folder, the last begun first; empty where there is no folder."""
+    found = (
+        [entry(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and KEY.fullmatch(folder.name)]
+        if root.is_dir()
+        else []
+    )
+    return sorted(found, key=lambda x: x.began, reverse=True)
+
+
+def entry(folder: Path) -> Entry:
+    """One run, as its files say; whatever cannot be read makes it broken and is never an error."""
+    record, trouble = _record(folder / RECORD)
+    loss = held_out = None
+    try:
+        for row in metrics.read(folder / LEDGER):
+            loss, held_out = row.get("loss", loss), row.get("eval_loss", held_out)
+    except DemeanorError as error:
+        trouble = trouble or f"broken: {error}"
+    sessions = record.get("sessions") or [{}]
+    return Entry(
+        folder.name,
+        str(record.get("stack", "?")),
+        str(record.get("stage", "?")),
+        _state(folder, trouble),
+        _size(folder),
+        str(sessions[-1].get("began", "")),
+        loss,
+        held_out,
+    )
+
+
+def _record(path: Path) -> tuple[dict[str, Any], str | None]:
+    try:
+        record = json.loads(path.read_text())
+        return (record, None) if isinstance(record, dict) else ({}, f"broken: {path.name} is no record")
+    except FileNotFoundError:
+        return {}, f"broken: no {path.name}"
+    except (OSError, ValueError) as error:
+        return {}, f"broken: {path.name}: {error}"
+
+
+def _state(folder: Path, trouble: str | None) -> str:
+    if is_held(folder / LOCK):
+        return "running"
+    if (folder / MODEL).is_dir():
+        return trouble or "finished"
+    if trouble or not (folder / CHECKPOINT).exists():
+        return trouble or "interrupted before its first checkpoint"
+    try:
+        with safe_open(folder / CHECKPOINT, "np") as file:
+            saved = json.loads((file.metadata() or {})["demeanor"])
+        return f"interrupted at step {saved['step']} of {saved['about']['steps']}"
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        return f"broken: {CHECKPOINT}: {error}"
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size if path.is_file() or path.is_symlink() else 0
+        except FileNotFoundError:  # a run that goes on replaces its files
+            continue
+    return total
+
+
+def began(found: Entry) -> str:
+    """When, to the minute, in UTC as it was written; empty if the record does not say."""
+    try:
+        return datetime.fromisoformat(found.began).strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return ""
+
+
+def unneeded(found: Collection[Entry], needed: Collection[str]) -> list[Entry]:
+    """The runs whose key nobody needs and nobody holds."""
+    return [x for x in found if x.key not in needed and not x.busy]
+
+
+def delete(root: Path, key: str) -> None:
+    """Delete a run: it loses its name in one rename, so that nobody finds half of it. Raises DemeanorError if somebody holds it."""
+    held = lock(root / key / LOCK)
+    try:
+        gone = root / f"{GONE}{key}-{os.getpid()}"
+        os.replace(root / key, gone)
+        shutil.rmtree(gone)
+    finally:
+        held.close()
+
+
+def sweep(root: Path) -> None:
+    """Finish what a killed `delete` left."""
+    for gone in root.glob(f"{GONE}*"):
+        shutil.rmtree(gone, ignore_errors=True)

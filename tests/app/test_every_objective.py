@@ -1,0 +1,122 @@
+"""Every objective through stack.yaml, `train` and its ledger: it runs, moves weights, and logs only what its page explains."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from demeanor.core import registry
+from demeanor.stack.stack import Stack
+from demeanor.train import pipeline
+
+pytestmark = pytest.mark.xdist_group("every objective")
+KINDS = registry.known("demeanor.objectives")
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "objectives"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mixture": {"parts": [{"kind": "dpo", "weight": 0.8}, {"kind": "nca", "weight": 0.2}]},
+    "tr_dpo": {"alpha": 0.5, "every": 2},
+}
+LOOP = {"step", "loss", "lr", "grad_norm", "tokens", "count", "seconds"}
+
+
+def data(kind: str) -> list[dict[str, Any]]:
+    name = "instructions" if registry.entry("demeanor.objectives", kind).ROWS == "examples" else "preferences"
+    return [{"source": f"world:{name}", "limit": 24}]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Path]:
+    folder = tmp_path_factory.mktemp("objectives")
+    stages = [
+        {
+            "name": f"s_{kind}",
+            "objective": {"kind": kind, **SETTINGS.get(kind, {})},
+            "parent": "base",
+            "data": data(kind),
+            "batch_rows": 6,
+            "optim": {"lr": 1.0e-3, "ema": 0.5} if kind == "ipo" else {"lr": 1.0e-3},
+        }
+        for kind in KINDS
+    ]
+    stages.append(
+        {
+            "name": "s_lora",
+            "objective": {"kind": "dpo"},
+            "parent": "base",
+            "data": data("dpo"),
+            "batch_rows": 6,
+            "adapter": {"rank": 4},
+        }
+    )
+    stages.append({"name": "s_merge", "kind": "merge", "of": ["s_dpo", "s_kto"], "weights": [0.5, 0.5]})
+    base = {
+        "kind": "scratch",
+        "tokenizer": {"vocab_size": 1200},
+        "model": {"layers": 1, "width": 32, "heads": 2, "context": 256},
+        "data": [{"source": "world:corpus", "limit": 500}],
+        "tokens": 4000,
+        "row_tokens": 64,
+        "batch_rows": 8,
+        "template": "transcript",
+    }
+    path = folder / "stack.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {"name": "every-objective", "weights": {"base": base, "stages": stages, "serve": "s_dpo"}}
+        )
+    )
+    stack = pipeline.load_stack(path)
+    pipeline.train(stack, pipeline.runs(folder / "runs"))
+    return stack, folder / "runs"
+
+
+def ledger(trained: tuple[Stack, Path], kind: str) -> list[dict[str, Any]]:
+    stack, runs = trained
+    return [
+        json.loads(line)
+        for line in (runs / stack.stage_key(f"s_{kind}") / "ledger.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lora"])
+def test_an_objective_trains_through_a_stack_file(trained: tuple[Stack, Path], kind: str) -> None:
+    rows = [row for row in ledger(trained, kind) if "loss" in row]
+    assert len(rows) == 4  # 22 rows in steps of 6
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 and row["count"] > 0 for row in rows)
+    stack, runs = trained
+    if kind != "lora":
+        base, after = (
+            load_file(runs / stack.stage_key(name) / "model" / "model.safetensors")
+            for name in ("base", f"s_{kind}")
+        )
+        assert not base["model.embed_tokens.weight"].equal(after["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_an_objective_logs_stands_on_its_page(trained: tuple[Stack, Path], kind: str) -> None:
+    logged = {name for row in ledger(trained, kind) if "loss" in row for name in row} - LOOP
+    page = (DOCS / f"{kind}.md").read_text()
+    if kind == "mixture":  # the first part's metrics are on that part's page
+        page += (DOCS / "dpo.md").read_text() + "`loss/dpo` `loss/nca`"
+    assert [name for name in sorted(logged) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if registry.entry("demeanor.objectives", k).ROLES])
+def test_training_begins_where_policy_and_reference_are_one(trained: tuple[Stack, Path], kind: str) -> None:
+    first = next(row for row in ledger(trained, kind) if "loss" in row)
+    assert first.get("rewards/margins", 0.0) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_merge_is_the_mean_of_its_parts(trained: tuple[Stack, Path]) -> None:
+    stack, runs = trained
+    one, two, mean = (
+        load_file(runs / stack.stage_key(n) / "model" / "model.safetensors")["model.embed_tokens.weight"]
+        for n in ("s_dpo", "s_kto", "s_merge")
+    )
+    assert (0.5 * (one + two) - mean).abs().max() < 1e-6

@@ -1,0 +1,128 @@
+"""A stack whose weights are on another server: its layers work in front of it, it is measured like any other, and nothing trains."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from demeanor.app import StackRuntime, decoding_of
+from demeanor.core.errors import CheckpointError, DemeanorError, SpecError
+from demeanor.core.types import Message, Prompted, Turn, complete
+from demeanor.train import pipeline
+from demeanor.train.runs import Runs
+
+RULES = {
+    "rules": [
+        {
+            "name": "pins",
+            "on": "input",
+            "pattern": "\\bPIN\\b",
+            "action": "refuse",
+            "reason": "a PIN",
+            "reply": "I cannot help with that.",
+        }
+    ]
+}
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(
+                {
+                    "key": self.headers["authorization"],
+                    **json.loads(self.rfile.read(int(self.headers["content-length"]))),
+                }
+            )
+            self.send_response(200)
+            self.end_headers()
+            for chunk in (
+                {
+                    "choices": [
+                        {"index": 0, "delta": {"content": f"answer {len(asked)}"}, "finish_reason": "stop"}
+                    ]
+                },
+                {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}},
+            ):
+                self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_address[1]}/v1", asked
+        http.shutdown()
+        thread.join()
+
+
+def write(folder: Path, url: str, **base: Any) -> Path:
+    (folder / "policy.yaml").write_text(yaml.safe_dump(RULES))
+    stack = {
+        "name": "away",
+        "weights": {"base": {"kind": "remote", "url": url, "model": "big", **base}},
+        "decoding": {"temperature": 0, "max_tokens": 9},
+        "layers": [{"kind": "policy"}, {"kind": "prompt", "text": "Be brief."}],
+    }
+    (folder / "stack.yaml").write_text(yaml.safe_dump(stack))
+    return folder / "stack.yaml"
+
+
+def test_layers_work_in_front_of_a_model_that_is_elsewhere(
+    server: tuple[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, asked = server
+    monkeypatch.setenv("BIG_KEY", "secret")
+    stack = pipeline.load_stack(write(tmp_path, url, key_env="BIG_KEY"))
+    house = StackRuntime(stack, Runs(tmp_path / "runs"))
+
+    def ask(text: str) -> Any:
+        return asyncio.run(complete(house.respond(stack), Turn((Message("user", text),), decoding_of(stack))))
+
+    said, refused = ask("When does the ferry leave?"), ask("What is the PIN?")
+    house.close()
+    assert (said.text, said.completion_tokens) == ("answer 1", 2)
+    assert any(isinstance(e, Prompted) for e in said.events)
+    assert [m["role"] for m in asked[0]["messages"]] == ["system", "user"]
+    assert (asked[0]["model"], asked[0]["key"], asked[0]["max_tokens"]) == ("big", "Bearer secret", 9)
+    assert refused.refusal is not None
+    assert len(asked) == 1, "a refused question never leaves the house"
+
+
+def test_another_model_is_another_stack_and_a_key_is_not(tmp_path: Path) -> None:
+    keys = [
+        pipeline.load_stack(write(tmp_path, "http://127.0.0.1:9/v1", **more)).key()
+        for more in ({}, {"key_env": "A", "timeout_s": 5}, {"model": "other"})
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_what_cannot_be_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "http://127.0.0.1:9/v1", key_env="NO_SUCH_KEY")
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    stack = pipeline.load_stack(path)
+    house = StackRuntime(stack, Runs(tmp_path / "runs"))
+    with pytest.raises(DemeanorError, match="NO_SUCH_KEY is not set"):
+        house.respond(stack)
+    with pytest.raises(CheckpointError, match="on another server"):
+        house.weights("base")
+    raw = yaml.safe_load(path.read_text())
+    raw["weights"]["stages"] = [{"name": "sft", "objective": "sft", "data": "rows.jsonl"}]
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(SpecError, match="on another server: nothing can be trained"):
+        pipeline.load_stack(path)
+    for url in ("ftp://x/v1", "http://user:secret@x/v1"):
+        with pytest.raises(SpecError, match="url"):
+            pipeline.load_stack(write(tmp_path, url))
