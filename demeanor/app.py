@@ -36,7 +36,8 @@ from demeanor.stack.schema import Import, Remote
 from demeanor.stack.stack import Stack
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.template import Template, load_template
+from demeanor.text.chat_templates import load_template
+from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.tools import registry as tools
 from demeanor.train.runs import Runs

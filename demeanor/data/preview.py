@@ -29,8 +29,8 @@ from demeanor.model.tensors import MISMATCHED
 from demeanor.stack.schema import Import, Remote, Source, Stage
 from demeanor.stack.stack import OBJECTIVES, Stack
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.jinja import JinjaTemplate
-from demeanor.text.template import Template, load_template
+from demeanor.text.chat_templates import JinjaTemplate, load_template
+from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import pipeline
 from demeanor.train.runs import Runs

@@ -103,12 +103,11 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
         for s in b.segments
     )
     placed = {"scored_C": tokens, "last_B": tokens, "branch_C": branches, "tree_B": trees}
-    return TokenBatch(
-        **{
-            name: segments if name == "segments" else joined(name, placed.get(name))
-            for name in TokenBatch._fields
-        }
-    )  # type: ignore[arg-type]
+    fields = {
+        name: segments if name == "segments" else joined(name, placed.get(name))
+        for name in TokenBatch._fields
+    }
+    return TokenBatch(**fields)  # type: ignore[arg-type]
 
 
 def _offsets(sizes: Sequence[int]) -> list[int]:

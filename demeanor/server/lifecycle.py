@@ -114,8 +114,8 @@ class Life:
             log_config=log_config,
             access_log=False,
             lifespan="off",
-            timeout_graceful_shutdown=drain_s,
-        )  # type: ignore[arg-type]  # a fraction does as well
+            timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]  # a fraction of a second is allowed too
+        )
         server = uvicorn.Server(config)
         self.stopping = lambda: server.should_exit
         # uvicorn raises both again when it has drained

@@ -352,6 +352,10 @@ def parents(spec: StackSpec) -> dict[str, str]:
 # ---- hashing ----
 
 
+WORLD_REVISION = Path(__file__).parents[1] / "world" / "revision.txt"
+"""A hash of every generated row; tests/world/test_world_rows.py keeps it true."""
+
+
 def digest(value: Any) -> str:
     """16 hex digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -365,9 +369,9 @@ def plain(spec: Spec, drop: set[str] | frozenset[str] = frozenset()) -> dict[str
 
 
 def content_key(root: Path, source: str) -> str:
-    """What a data source is: hash of the file or folder; of the generator's source for `world:`; a hub id stands for itself."""
+    """Identity of a data source: hash of the file or folder; the revision of the world for `world:`; a hub id itself."""
     if source.startswith("world:"):
-        return f"{source}@{file_hash(Path(__file__).parent / 'world')}"
+        return f"{source}@{WORLD_REVISION.read_text(encoding='utf-8').strip()}"
     path = root / source
     return file_hash(path) if path.exists() else source
 

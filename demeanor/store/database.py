@@ -85,7 +85,7 @@ class Writer:
 
     def __init__(self, open_connection: Callable[[], sqlite3.Connection]) -> None:
         """Open the connection in the writing thread; raises what opening it raises."""
-        self._jobs: queue.SimpleQueue[tuple[Job, Future[Any]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Job[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
         opened: Future[None] = Future()
@@ -125,9 +125,9 @@ class Writer:
                 batch, going = self._batch()
                 _commit(connection, batch)
 
-    def _batch(self) -> tuple[list[tuple[Job, Future[Any]]], bool]:
+    def _batch(self) -> tuple[list[tuple[Job[Any], Future[Any]]], bool]:
         """Everything queued, at least one job; false if the end is reached."""
-        batch: list[tuple[Job, Future[Any]]] = []
+        batch: list[tuple[Job[Any], Future[Any]]] = []
         while len(batch) < MAX_BATCH:
             try:
                 entry = self._jobs.get(block=not batch)
@@ -139,7 +139,7 @@ class Writer:
         return batch, True
 
 
-def _commit(connection: sqlite3.Connection, batch: list[tuple[Job, Future[Any]]]) -> None:
+def _commit(connection: sqlite3.Connection, batch: list[tuple[Job[Any], Future[Any]]]) -> None:
     """Run jobs in one transaction, each in its own savepoint; tell their futures after the commit."""
     outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
     try:

@@ -6,13 +6,11 @@ carry loss (what an assistant wrote and what ends its turn) and that no content 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
-from demeanor.core import registry
-from demeanor.core.errors import CheckpointError, DataError, DemeanorError, unknown
+from demeanor.core.errors import DataError
 from demeanor.core.types import Messages, Text, ToolCalled, ToolSpec
 from demeanor.text.tokenizer import Tokenizer
 
@@ -77,35 +75,53 @@ def refuse_kwargs(name: str, kwargs: Mapping[str, Any]) -> None:
         )
 
 
-def load_template(name: str, tokenizer: Tokenizer, *, folder: Path | None, root: Path) -> Template:
-    """Find a template: one of ours by name, `model` (the chat_template in checkpoint `folder`), or a .jinja file under `root`.
+class Pieces:
+    """Tokens of a conversation so far, bos included."""
 
-    Raises DemeanorError with the known names, CheckpointError if the checkpoint has none, DataError if the jinja is broken.
-    """
-    from demeanor.text.jinja import JinjaTemplate
+    def __init__(self, tokenizer: Tokenizer, plain: Iterable[str] = ()) -> None:
+        """`plain` are the markers that are only text for this tokenizer: contents may not spell them."""
+        self._tokenizer, self._plain = tokenizer, tuple(plain)
+        self._tokens = list(tokenizer.start)
+        self._trained = [False] * len(self._tokens)
+        self._bare = True  # nothing yet, or a special token, stands right before
 
-    if name == "model":
-        return JinjaTemplate(name, tokenizer, _of_checkpoint(tokenizer, folder))
-    if name.endswith(".jinja"):
-        path = root / name
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; wanted a jinja chat template")
-        return JinjaTemplate(name, tokenizer, path.read_text(encoding="utf-8"))
-    known = registry.known(TEMPLATES)
-    if name not in known:
-        raise DemeanorError(
-            f"template: {unknown(name, [*known, 'model'], noun='template')} Or name a .jinja file."
-        )
-    return cast(Template, registry.entry(TEMPLATES, name).template(tokenizer))
+    def mark(self, marker: str, trained: bool = False) -> None:
+        """Add a marker: its special id, or its text."""
+        if marker not in self._tokenizer.special:
+            self.words(marker, trained)
+            return
+        self.end(self._tokenizer.special[marker], trained)
+
+    def words(self, text: str, trained: bool = False) -> None:
+        """Add text of the template itself, tokenized as Hugging Face tokenizes it in the whole text."""
+        self._add(self._tokenizer.encode(text) if self._bare else self._tokenizer.joined(text), trained)
+        self._bare = self._bare and not text
+
+    def content(self, text: str, trained: bool = False) -> None:
+        """Add somebody's text: always tokenized alone, so its first word is the token it is in the middle of a sentence."""
+        self._add(self._tokenizer.encode(neutral(text, self._plain)), trained)
+        self._bare = self._bare and not text
+
+    def end(self, token: int, trained: bool = False) -> None:
+        """Add a special token by its id."""
+        self._add([token], trained)
+        self._bare = self._tokenizer.prefix_after_special
+
+    def rendered(self) -> Rendered:
+        return Rendered(self._tokens, self._trained)
+
+    def _add(self, tokens: list[int], trained: bool) -> None:
+        self._tokens += tokens
+        self._trained += [trained] * len(tokens)
 
 
-def _of_checkpoint(tokenizer: Tokenizer, folder: Path | None) -> str:
-    source = tokenizer.config.get("chat_template")
-    if isinstance(source, list):  # older files hold several, by name
-        source = next((t.get("template") for t in source if t.get("name") == "default"), None)
-    if not isinstance(source, str):
-        raise CheckpointError(
-            f"{folder or 'this model'}: its tokenizer has no chat_template; write `template: chatml` "
-            "(to train one) or `template: transcript` (for a base model)"
-        )
-    return source
+def neutral(text: str, markers: Iterable[str]) -> str:
+    """Break up every marker that a text spells, by a space after the marker's first character."""
+    for marker in markers:
+        text = text.replace(marker, f"{marker[0]} {marker[1:]}")
+    return text
+
+
+def text_markers(tokenizer: Tokenizer, markers: Iterable[str]) -> tuple[str, ...]:
+    """Those markers which this tokenizer has no special token for."""
+    return tuple(m for m in markers if m not in tokenizer.special)

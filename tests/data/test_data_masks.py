@@ -20,7 +20,7 @@ from demeanor.core.types import Example, Message, Messages, Preference, ToolCall
 from demeanor.data.preview import disagreements
 from demeanor.data.rows import parse
 from demeanor.data.trees import Branch, example_tree, preference_tree, unpaired_tree
-from demeanor.text.jinja import JinjaTemplate
+from demeanor.text.chat_templates import JinjaTemplate
 from demeanor.text.template import Template
 
 JINJA = """{%- for m in messages %}{{- '[' ~ m.role ~ ']' ~ m.content }}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from demeanor.core.types import Example, Item, Message, Preference
 from demeanor.data.trees import example_tree, num_scored, preference_tree
 from demeanor.stack import schema
+from demeanor.stack import stack as stacks
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.template import load_template
-from demeanor.world import behaviour, corpus, instructions, preferences
+from demeanor.text.chat_templates import load_template
+from demeanor.world import behaviour, catalog, corpus, instructions, preferences
 from demeanor.world import lexicon as lx
 from demeanor.world import phrases as say
 
@@ -31,6 +33,16 @@ def pairs() -> list[Preference]:
 @pytest.fixture(scope="module")
 def items() -> list[Item]:
     return behaviour.behaviour()
+
+
+def test_the_revision_is_the_hash_of_everything_that_the_world_generates() -> None:
+    generated = [
+        [repr(row) for row in make()] for make in (*catalog.GENERATED.values(), *catalog.SUITES.values())
+    ]
+    found = hashlib.sha256(repr(generated).encode()).hexdigest()[:16]
+    assert stacks.WORLD_REVISION.read_text().strip() == found, (
+        f"the world changed: write {found} to world/revision.txt"
+    )
 
 
 def questions(messages: tuple[Message, ...]) -> str:

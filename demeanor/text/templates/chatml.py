@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.types import Message, Messages, ToolCall, ToolSpec
-from demeanor.text.pieces import Pieces, neutral, text_markers
-from demeanor.text.template import NO_KWARGS, Reader, Rendered, refuse_kwargs
+from demeanor.text.template import NO_KWARGS, Pieces, Reader, Rendered, neutral, refuse_kwargs, text_markers
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.text.tool_calls import CallReader, call_text, function
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.types import Messages, ToolSpec
-from demeanor.text.pieces import Pieces
-from demeanor.text.template import NO_KWARGS, Reader, Rendered, refuse_kwargs
+from demeanor.text.template import NO_KWARGS, Pieces, Reader, Rendered, refuse_kwargs
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.text.tool_calls import CallReader, call_text, signature
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.types import Messages, ToolSpec
-from demeanor.text.pieces import Pieces, text_markers
-from demeanor.text.template import NO_KWARGS, Reader, Rendered, refuse_kwargs
+from demeanor.text.template import NO_KWARGS, Pieces, Reader, Rendered, refuse_kwargs, text_markers
 from demeanor.text.tokenizer import END, Tokenizer
 from demeanor.text.tool_calls import CallReader, call_text, signature
 

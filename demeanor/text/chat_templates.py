@@ -11,7 +11,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import jinja2
 import jinja2.ext
@@ -20,10 +21,10 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from demeanor.core.errors import DataError, unknown
+from demeanor.core import registry
+from demeanor.core.errors import CheckpointError, DataError, DemeanorError, unknown
 from demeanor.core.types import Message, Messages, ToolSpec
-from demeanor.text.pieces import neutral
-from demeanor.text.template import NO_KWARGS, Reader, Rendered
+from demeanor.text.template import NO_KWARGS, TEMPLATES, Reader, Rendered, Template, neutral
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.text.tool_calls import CallReader, call_text, function
 
@@ -34,6 +35,38 @@ BLOCKS = {
     "data": "data",
     "tool": "tool_response",
 }  # how text without authority is fenced inside a user's turn
+
+
+def load_template(name: str, tokenizer: Tokenizer, *, folder: Path | None, root: Path) -> Template:
+    """Find a template: one of ours by name, `model` (the chat_template in checkpoint `folder`), or a .jinja file under `root`.
+
+    Raises DemeanorError with the known names, CheckpointError if the checkpoint has none, DataError if the jinja is broken.
+    """
+    if name == "model":
+        return JinjaTemplate(name, tokenizer, _of_checkpoint(tokenizer, folder))
+    if name.endswith(".jinja"):
+        path = root / name
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; wanted a jinja chat template")
+        return JinjaTemplate(name, tokenizer, path.read_text(encoding="utf-8"))
+    known = registry.known(TEMPLATES)
+    if name not in known:
+        raise DemeanorError(
+            f"template: {unknown(name, [*known, 'model'], noun='template')} Or name a .jinja file."
+        )
+    return cast(Template, registry.entry(TEMPLATES, name).template(tokenizer))
+
+
+def _of_checkpoint(tokenizer: Tokenizer, folder: Path | None) -> str:
+    source = tokenizer.config.get("chat_template")
+    if isinstance(source, list):  # older files hold several, by name
+        source = next((t.get("template") for t in source if t.get("name") == "default"), None)
+    if not isinstance(source, str):
+        raise CheckpointError(
+            f"{folder or 'this model'}: its tokenizer has no chat_template; write `template: chatml` "
+            "(to train one) or `template: transcript` (for a base model)"
+        )
+    return source
 
 
 class JinjaTemplate:
