@@ -6,41 +6,47 @@ In: a Stack and the folder of runs. Out: a Respond per variant, all sharing one 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from demeanor import tools
 from demeanor.core import registry
-from demeanor.core.errors import CheckpointError, DemeanorError, RequestError
-from demeanor.core.types import Completion, Decoding, Event, Item, Messages, Respond, Score, ToolSpec, Turn
+from demeanor.core.errors import DemeanorError, RequestError
+from demeanor.core.types import Decoding, Event, Messages, Respond, ToolSpec, Turn
 from demeanor.engine.drafts import Drafts
 from demeanor.engine.local import LocalEngine
-from demeanor.engine.remote import remote
-from demeanor.engine.respond import Engine, TokenizerCodec, cached, model_respond, refuse_layers
+from demeanor.engine.remote import estimated_tokens, remote_respond
+from demeanor.engine.respond import (
+    Engine,
+    TokenizerCodec,
+    cached,
+    model_respond,
+    refuse_layers,
+    with_identity,
+)
+from demeanor.engine.respond import unit_vector as _unit
 from demeanor.engine.weights_cache import LeasedEngine, WeightsCache
-from demeanor.layers import record
-from demeanor.layers.base import Kit, compose
+from demeanor.layers import Kit, compose, record
 from demeanor.model import checkpoints
 from demeanor.retrieval import index
 from demeanor.server.assistant import Kept, ModelCard, Opinions, RuleJudge, model_not_found
 from demeanor.server.calls import purse
 from demeanor.server.policy_rules import opinions_in, rules_of
 from demeanor.server.spending import charged
-from demeanor.stack.schema import Import, Remote
-from demeanor.stack.stack import Stack
+from demeanor.stack.schema import Remote
+from demeanor.stack.stack import Stack, decoding_of
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.tools import registry as tools
-from demeanor.train.runs import Runs
+from demeanor.train.runs import Runs, weights_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,105 +176,12 @@ def _prompt_tokens(count: Callable[[Messages, Sequence[ToolSpec]], int], turn: T
     return len(turn.raw) if turn.raw is not None else count(turn.messages, turn.tools)
 
 
-def estimated_tokens(messages: Messages, offered: Sequence[ToolSpec]) -> int:
-    """Tokens of a conversation whose tokenizer is elsewhere: a token for each 3 bytes and 4 a message, rather too many than too few."""
-    texts = [m.content for m in messages] + [
-        f"{t.name} {t.description} {dict(t.parameters)}" for t in offered
-    ]
-    return sum(4 + -(-len(text.encode()) // 3) for text in texts)
-
-
-def remote_respond(base: Remote) -> Respond:
-    """The innermost respond of a remote base; raises DemeanorError if its key is not in the environment."""
-    key = os.environ.get(base.key_env) if base.key_env else None
-    if base.key_env and not key:
-        raise DemeanorError(
-            f"weights.base.key_env: the environment variable {base.key_env} is not set; "
-            f"it should hold the API key of {base.url}"
-        )
-    return remote(base.url, base.model, key=key, timeout_s=base.timeout_s, retries=base.retries)
-
-
-def with_identity(inner: Respond, variant: str, key: str) -> Respond:
-    """Write the variant and its stack key into every turn that passes."""
-
-    def respond(turn: Turn) -> AsyncIterator[Event]:
-        return inner(replace(turn, variant=variant, stack_key=key))
-
-    return respond
-
-
-def weights_folder(stack: Stack, runs: Runs, stage: str) -> Path:
-    """Where the finished weights of a stage lie; raises CheckpointError with the command that trains them."""
-    base = stack.spec.weights.base
-    if isinstance(base, Remote):
-        raise CheckpointError(
-            f"{stage}: {base.model} is on another server ({base.url}); its weights are not here"
-        )
-    if stage == "base" and isinstance(base, Import):
-        return import_folder(stack, base.path)
-    key = stack.stage_key(stage)
-    if not runs.complete(key):
-        raise CheckpointError(
-            f"{stage}: not trained yet (no finished weights at {runs.folder(key)}). "
-            f"Run: demeanor train {stack.path}"
-        )
-    return runs.folder(key) / "model"
-
-
-def import_folder(stack: Stack, path: str) -> Path:
-    """A local checkpoint folder, or the snapshot of the hub id that the user named."""
-    if (stack.root / path).is_dir():
-        return stack.root / path
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = path.partition("@")
-    return Path(
-        snapshot_download(
-            name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
-        )
-    )
-
-
 def warm(house: StackRuntime, stages: set[str]) -> None:
     """Load the weights of several stages before anything waits for them."""
     if isinstance(house.stack.spec.weights.base, Remote):
         return
     for stage in sorted(stages):
         house.weights(stage)
-
-
-def _unit(engine: LocalEngine, tokens: tuple[int, ...]) -> list[float]:
-    mean_D = engine.hidden(tokens).float().mean(0)
-    return [float(x) for x in (mean_D / mean_D.norm().clamp_min(1e-12)).tolist()]
-
-
-def decoding_of(stack: Stack) -> Decoding:
-    """The stack's decoding settings as the noun that travels with a turn."""
-    spec = stack.spec.decoding
-    return Decoding(
-        spec.temperature,
-        spec.top_p,
-        spec.max_tokens,
-        spec.seed,
-        spec.stop,
-        top_k=spec.top_k,
-        min_p=spec.min_p or 0.0,
-        presence_penalty=spec.presence_penalty or 0.0,
-        frequency_penalty=spec.frequency_penalty or 0.0,
-    )
-
-
-def score_item(item: Item, completion: Completion) -> Score:
-    """Score one completion with the item's scorer."""
-    module = registry.entry("demeanor.evaluation.scorers", item.scorer)
-    score: Score = module.score(module.Spec.model_validate(dict(item.target)), completion)
-    return score
-
-
-def scorable_from_text(item: Item) -> bool:
-    """Can an answer to this item be scored from what a row keeps: its text, and which layer refused?"""
-    return not getattr(registry.entry("demeanor.evaluation.scorers", item.scorer), "READS_EVENTS", False)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from demeanor.app import StackRuntime, decoding_of
+from demeanor.app import StackRuntime
 from demeanor.core.errors import DemeanorError, RequestError
 from demeanor.core.types import (
     Event,
@@ -23,7 +23,7 @@ from demeanor.core.types import (
     Turn,
     fold,
 )
-from demeanor.stack.stack import Stack
+from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
 
 HELP = "/model ID switches the variant, /models lists them, /new forgets the conversation, /quit (or Ctrl-D) ends"

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
 from demeanor.core.errors import DataError
+from demeanor.train.inspection import inspect
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from demeanor.data.curation import Curated
-    from demeanor.data.preview import Inspection
     from demeanor.stack.schema import Source
+    from demeanor.train.inspection import Inspection
 
 SOURCE = "a .jsonl/.json/.csv/.txt/.parquet/.arrow file, a folder, hf:owner/name[@revision], or world:NAME"
 
@@ -191,7 +192,6 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _show_stack(options: argparse.Namespace, console: Console) -> int:
-    from demeanor.data import preview
     from demeanor.stack.schema import Stage
     from demeanor.train import pipeline
 
@@ -211,7 +211,7 @@ def _show_stack(options: argparse.Namespace, console: Console) -> int:
     if options.skip_bad:
         stack = pipeline.tolerant(stack)
     for name in options.stage or [s.name for s in stack.spec.weights.stages if isinstance(s, Stage)]:
-        _print_stage(preview.inspect(stack, pipeline.runs(options.runs), name, count=options.count), console)
+        _print_stage(inspect(stack, pipeline.runs(options.runs), name, count=options.count), console)
     return 0
 
 

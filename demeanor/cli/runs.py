@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor.core.errors import UsageError
+from demeanor.stack.stack import training_keys
 
 if TYPE_CHECKING:
     from demeanor.stack.stack import Stack
@@ -18,7 +19,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads one stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.train import pipeline, runs
+        from demeanor.train import runs
 
         if options.prune and not options.stacks:
             raise UsageError(
@@ -28,7 +29,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             raise UsageError("runs --yes: is for --prune; without it nothing is deleted")
         found, needed = runs.entries(options.runs), set[str]()
         for path in options.stacks:
-            needed |= pipeline.keys(load(argparse.Namespace(**vars(options) | {"stack": path})))
+            needed |= training_keys(load(argparse.Namespace(**vars(options) | {"stack": path})))
         if not options.prune:
             print(
                 "\n".join(table([x for x in found if not options.stacks or x.key in needed]))

@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import re
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
-from demeanor.core.errors import EngineError, unknown
+from demeanor.core.errors import DemeanorError, EngineError, unknown
 from demeanor.core.types import (
     Done,
     Event,
     FinishReason,
     Message,
+    Messages,
     OutputFormat,
     Refusal,
     Respond,
@@ -31,9 +33,11 @@ from demeanor.core.types import (
     TokenLogprob,
     ToolCall,
     ToolCalled,
+    ToolSpec,
     Turn,
     Usage,
 )
+from demeanor.stack.schema import Remote
 
 LONGEST_WAIT_S = 30.0  # between two attempts
 _LINE_BYTES = 1 << 20  # longest line of a stream that is read
@@ -318,3 +322,22 @@ def _refusal(body: bytes) -> str:
     except ValueError:
         return body[:200].decode("utf-8", errors="replace")
     return _words(value) if isinstance(value, dict) else str(value)
+
+
+def estimated_tokens(messages: Messages, offered: Sequence[ToolSpec]) -> int:
+    """Tokens of a conversation whose tokenizer is elsewhere: a token for each 3 bytes and 4 a message, rather too many than too few."""
+    texts = [m.content for m in messages] + [
+        f"{t.name} {t.description} {dict(t.parameters)}" for t in offered
+    ]
+    return sum(4 + -(-len(text.encode()) // 3) for text in texts)
+
+
+def remote_respond(base: Remote) -> Respond:
+    """The innermost respond of a remote base; raises DemeanorError if its key is not in the environment."""
+    key = os.environ.get(base.key_env) if base.key_env else None
+    if base.key_env and not key:
+        raise DemeanorError(
+            f"weights.base.key_env: the environment variable {base.key_env} is not set; "
+            f"it should hold the API key of {base.url}"
+        )
+    return remote(base.url, base.model, key=key, timeout_s=base.timeout_s, retries=base.retries)

@@ -28,6 +28,7 @@ from demeanor.core.types import (
     Usage,
 )
 from demeanor.engine.drafts import Drafts, topic
+from demeanor.engine.local import LocalEngine
 from demeanor.engine.scheduler import Piece, Request, draftable
 from demeanor.stack.stack import Stack
 from demeanor.text.template import Template
@@ -220,3 +221,17 @@ def cached(inner: Respond, key: str, memory: dict[Any, asyncio.Future[list[Event
             yield event
 
     return respond
+
+
+def with_identity(inner: Respond, variant: str, key: str) -> Respond:
+    """Write the variant and its stack key into every turn that passes."""
+
+    def respond(turn: Turn) -> AsyncIterator[Event]:
+        return inner(replace(turn, variant=variant, stack_key=key))
+
+    return respond
+
+
+def unit_vector(engine: LocalEngine, tokens: tuple[int, ...]) -> list[float]:
+    mean_D = engine.hidden(tokens).float().mean(0)
+    return [float(x) for x in (mean_D / mean_D.norm().clamp_min(1e-12)).tolist()]

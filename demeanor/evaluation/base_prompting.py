@@ -19,8 +19,8 @@ from demeanor.app import StackRuntime
 from demeanor.core.errors import DemeanorError
 from demeanor.core.types import Event, Item, Message, Messages, Respond, Turn
 from demeanor.evaluation import measure, statistics
-from demeanor.evaluation.diagnosis.analysis import InterventionInfo
-from demeanor.evaluation.diagnosis.interventions import TEMPLATES, Intervention, Wrap, retemplated
+from demeanor.evaluation.diagnosis.analysis import Intervention, InterventionInfo, Wrap
+from demeanor.evaluation.diagnosis.interventions import TEMPLATES, retemplated
 from demeanor.evaluation.diagnosis.replay import ReplayHarness, rows_of
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.rows import Row

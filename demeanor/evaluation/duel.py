@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from scipy import optimize, special
 
-from demeanor.app import StackRuntime, decoding_of
+from demeanor.app import StackRuntime
 from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.core.types import Item, Respond
 from demeanor.evaluation import judge as rubrics
@@ -34,7 +34,7 @@ from demeanor.evaluation.rows import Row
 from demeanor.evaluation.scorers import judged
 from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_index, percentile
 from demeanor.stack.schema import JudgeSpec
-from demeanor.stack.stack import Stack, digest
+from demeanor.stack.stack import Stack, decoding_of, digest
 from demeanor.train.runs import Runs, origin
 
 DRAWS = 500

@@ -18,25 +18,26 @@ import numpy as np
 import yaml
 from scipy import special
 
-from demeanor.app import StackRuntime, decoding_of, score_item
+from demeanor.app import StackRuntime
 from demeanor.core.errors import ContextError, DataError
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.engine.scheduler import Request
 from demeanor.evaluation import measure, statistics
 from demeanor.evaluation.calibration import calibration
-from demeanor.evaluation.diagnosis.cases import sampled
-from demeanor.evaluation.diagnosis.interventions import replaced
+from demeanor.evaluation.diagnosis.analysis import replaced
+from demeanor.evaluation.experiment import sampled
 from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
 from demeanor.evaluation.ladder import costs, refusals
 from demeanor.evaluation.result import Mean, Refusals
 from demeanor.evaluation.rows import Row
+from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.statistics import Floats
 from demeanor.evaluation.table import PairedTable
 from demeanor.layers.policy import Spec, rules
 from demeanor.layers.policy.matching import Folded
 from demeanor.layers.policy.rules import read_yaml
 from demeanor.stack.schema import Remote
-from demeanor.stack.stack import Stack
+from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
 
 

@@ -22,7 +22,6 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from demeanor.app import StackRuntime
-from demeanor.app import score_item as rule
 from demeanor.core.errors import DataError, Problem, SpecError, unknown
 from demeanor.core.registry import Spec
 from demeanor.core.types import Item, Verdict
@@ -31,13 +30,12 @@ from demeanor.evaluation import judge as verdicts
 from demeanor.evaluation.diagnosis import cases
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.rows import Row, read_rows
-from demeanor.evaluation.table import PairedTable
+from demeanor.evaluation.scorers import score_item as rule
+from demeanor.evaluation.table import SAME, PairedTable
 from demeanor.stack import validate
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs, origin
 
-SAME = "same:"
-"""Items that share a tag `same:NAME` say the same thing in other words."""
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Kind: TypeAlias = Literal["superiority", "non_inferiority", "zero_tolerance", "stability"]
 

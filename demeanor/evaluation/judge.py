@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from demeanor.app import score_item as rule
 from demeanor.core.errors import DataError, DemeanorError, EngineError
 from demeanor.core.types import Completion, Decoding, Item, Message, Messages, Respond, Score, Turn, complete
 from demeanor.engine.remote import remote
 from demeanor.evaluation.experiment import JUDGED
 from demeanor.evaluation.rows import whole_lines
 from demeanor.evaluation.scorers import judged
+from demeanor.evaluation.scorers import score_item as rule
 from demeanor.evaluation.scorers.judged import Spec
 from demeanor.stack.schema import JudgeSpec
 from demeanor.stack.stack import Stack, digest

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from demeanor.app import StackRuntime, decoding_of, scorable_from_text, score_item, warm
+from demeanor.app import StackRuntime, warm
 from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Respond
 from demeanor.evaluation import judge as verdicts
@@ -32,9 +32,11 @@ from demeanor.evaluation.experiment import run
 from demeanor.evaluation.external import ExternalModel, external_models, probe, responder
 from demeanor.evaluation.result import Result
 from demeanor.evaluation.rows import Row
+from demeanor.evaluation.scorers import score_item
+from demeanor.evaluation.scorers import scored_from_text as scorable_from_text
 from demeanor.report import attribution, base, diagnosis, duel, frontier, gate, markdown, seeds, terminal
 from demeanor.report import page as pages
-from demeanor.stack.stack import Stack
+from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train import metrics
 from demeanor.train.runs import LEDGER, Runs, origin
 

@@ -13,9 +13,8 @@ import numpy as np
 
 from demeanor.core.types import Item
 from demeanor.evaluation.design import clopper_pearson
-from demeanor.evaluation.gate import SAME
 from demeanor.evaluation.rows import Row
-from demeanor.evaluation.table import PairedTable, value
+from demeanor.evaluation.table import SAME, PairedTable, value
 
 WORDING = "wording:"
 """An item's tag `wording:NAME` says in which way it is worded."""

@@ -51,3 +51,7 @@ def value(rows: Sequence[Row]) -> float:
     if not rows:
         return float("nan")
     return float(np.mean([np.nan if row.value is None else row.value for row in rows]))
+
+
+SAME = "same:"
+"""Items that share a tag `same:NAME` say the same thing in other words."""

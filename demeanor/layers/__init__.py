@@ -1,0 +1,136 @@
+"""What a layer may ask for: callables only, handed in by whoever composes the stack.
+
+Nothing here knows an engine, a database or a tool; tests hand in stubs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias
+
+from demeanor.core.registry import Spec
+from demeanor.core.types import Done, Event, Messages, Passage, Respond, Timing, ToolSpec, Turn
+
+
+class RunnableTool(Protocol):
+    """A tool that can be run: how the model sees it, and the function behind it."""
+
+    @property
+    def spec(self) -> ToolSpec: ...
+
+    @property
+    def run(self) -> Callable[[Mapping[str, Any]], Awaitable[str]]: ...
+
+
+class Record(Protocol):
+    """Stores a finished turn. Calling it queues the write; what it returns is done once the write is durable."""
+
+    def __call__(
+        self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime
+    ) -> Awaitable[None]: ...
+
+
+Search: TypeAlias = Callable[[str, int], list[Passage]]
+"""Takes a query and a number of passages; returns the best, best first."""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What the composition hands to every layer; `shared` is state that all variants of one served stack have in common."""
+
+    root: Path
+    """The stack file's folder."""
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    now: Callable[[], datetime]
+    count_tokens: Callable[[Messages, Sequence[ToolSpec]], int]
+    tools: Mapping[str, RunnableTool]
+    open_index: Callable[[Path], Search]
+    open_store: Callable[[str], Record]
+    shared: MutableMapping[Any, Any] = field(default_factory=dict)
+
+
+def compose(layers: Sequence[tuple[Spec, ModuleType]], inner: Respond, kit: Kit) -> Respond:
+    """Wrap `inner` in layers given outermost first, so that a request passes them in that order."""
+    for spec, module in reversed(layers):
+        inner = module.wrap(spec, inner, kit)
+    return inner
+
+
+Body: TypeAlias = Callable[[Turn, Respond], AsyncIterator[Event]]
+
+
+class Meter:
+    """A stopwatch in seconds that can be stopped while others work."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._total_s, self._since = clock, 0.0, 0.0
+
+    def start(self) -> None:
+        self._since = self._clock()
+
+    def stop(self) -> None:
+        self._total_s += self._clock() - self._since
+
+    @property
+    def ms(self) -> float:
+        return 1000 * self._total_s
+
+
+class Outside:
+    """Inner events, read while the meter stands still."""
+
+    def __init__(self, events: AsyncIterator[Event], meter: Meter) -> None:
+        self._events, self._meter = events, meter
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        self._meter.stop()
+        try:
+            return await anext(self._events)
+        finally:
+            self._meter.start()
+
+
+def timed(by: str, body: Body, inner: Respond, clock: Callable[[], float]) -> Respond:
+    """The layer `body` around `inner`, with its own time as the last event before Done."""
+
+    async def respond(turn: Turn) -> AsyncIterator[Event]:
+        meter = Meter(clock)
+        opened: list[AsyncIterator[Event]] = []
+
+        def within(turn: Turn) -> AsyncIterator[Event]:
+            opened.append(inner(turn))
+            return Outside(opened[-1], meter)
+
+        events = body(turn, within)
+        try:
+            while True:
+                meter.start()
+                try:
+                    event = await anext(events)
+                except StopAsyncIteration:
+                    return
+                finally:
+                    meter.stop()
+                if isinstance(event, Done):
+                    yield Timing(by, meter.ms)
+                yield event
+        finally:
+            for each in (events, *reversed(opened)):
+                await close(each)
+
+    return respond
+
+
+async def close(events: AsyncIterator[Event]) -> None:
+    """End an answer that nobody reads any further, so that its engine slot is free at once."""
+    aclose = getattr(events, "aclose", None)
+    if aclose is not None:
+        await aclose()

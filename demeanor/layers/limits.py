@@ -16,7 +16,7 @@ from pydantic import Field
 from demeanor.core import registry
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Done, Event, Refusal, Respond, Turn, Usage
-from demeanor.layers.base import Kit, timed
+from demeanor.layers import Kit, timed
 
 WINDOW_S = 60.0
 BUSY_S = 1.0

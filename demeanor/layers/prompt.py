@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError
 from demeanor.core.types import Event, Message, Messages, Prompted, Respond, Trust, Turn
-from demeanor.layers.base import Kit, timed
+from demeanor.layers import Kit, timed
 from demeanor.layers.policy.rules import problems_of, read_text, read_yaml
 
 BEHAVIOUR = True

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from demeanor.core import registry
 from demeanor.core.types import Done, Event, Respond, Turn
-from demeanor.layers.base import Kit, Record, timed
+from demeanor.layers import Kit, Record, timed
 
 BEHAVIOUR = False
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from demeanor.core import registry
 from demeanor.core.types import Citation, Done, Event, Message, Messages, Passage, Respond, Text, Trust, Turn
-from demeanor.layers.base import Kit, timed
+from demeanor.layers import Kit, timed
 
 WORD = re.compile(r"\w+(?:[.,:'\u2019]\w+)*")
 MIN_WORDS = 4

@@ -31,8 +31,8 @@ from demeanor.core.types import (
     Turn,
     Usage,
 )
+from demeanor.layers import Kit, RunnableTool, timed
 from demeanor.layers._schema import mistakes
-from demeanor.layers.base import Kit, RunnableTool, timed
 
 
 async def called(

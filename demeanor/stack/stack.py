@@ -19,6 +19,7 @@ from typing import Any
 from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, SpecError, UsageError, unknown
 from demeanor.core.registry import Spec
+from demeanor.core.types import Decoding
 from demeanor.stack import validate
 from demeanor.stack.schema import (
     AnyStage,
@@ -399,3 +400,25 @@ def _hash_files(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
         label = "" if part == path else part.relative_to(path).as_posix()
         total.update(label.encode() + b"\0" + hashlib.sha256(part.read_bytes()).digest())
     return total.hexdigest()[:16]
+
+
+def decoding_of(stack: Stack) -> Decoding:
+    """The stack's decoding settings as the noun that travels with a turn."""
+    spec = stack.spec.decoding
+    return Decoding(
+        spec.temperature,
+        spec.top_p,
+        spec.max_tokens,
+        spec.seed,
+        spec.stop,
+        top_k=spec.top_k,
+        min_p=spec.min_p or 0.0,
+        presence_penalty=spec.presence_penalty or 0.0,
+        frequency_penalty=spec.frequency_penalty or 0.0,
+    )
+
+
+def training_keys(stack: Stack) -> set[str]:
+    """Keys of all runs that a stack's weights come from: base and every stage."""
+    base = {stack.stage_key("base")} if isinstance(stack.spec.weights.base, Scratch) else set()
+    return base | {stack.stage_key(stage.name) for stage in stack.spec.weights.stages}

@@ -13,7 +13,6 @@ from typing import Any
 
 import tokenizers as hf
 
-from demeanor.app import import_folder, weights_folder
 from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints, quantize
 from demeanor.model.merge import merge
@@ -21,7 +20,7 @@ from demeanor.stack.schema import ImportStage, MergeStage, QuantiseStage
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train.runs import Runs
+from demeanor.train.runs import Runs, import_folder, weights_folder
 
 PROBE = 'Ahoy, Bürger 12! The  ferry\tto Corkel 港 leaves at 07:45.\n\n{"a": [1, 2.5]}'
 """A text on which two tokenizers with one vocabulary but other merges or rules are likely to part."""

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from demeanor.app import StackRuntime, weights_folder
+from demeanor.app import StackRuntime
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.types import Decoding, Item, Message
 from demeanor.engine.local import Request
@@ -27,7 +27,7 @@ from demeanor.evaluation import measure
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.train.runs import Runs, weights_folder
 
 Target: TypeAlias = Literal["hf", "onnx"]
 Generate: TypeAlias = Callable[[list[int]], list[int]]

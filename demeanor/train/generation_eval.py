@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from demeanor.app import score_item, weights_folder
 from demeanor.core import hardware
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.types import Completion, Decoding, Item
@@ -25,7 +24,7 @@ from demeanor.data.trees import Branch, Tree, collate, num_scored
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.scheduler import Request
 from demeanor.evaluation import suites
-from demeanor.evaluation.scorers import refusal
+from demeanor.evaluation.scorers import refusal, score_item
 from demeanor.model import checkpoints
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.llama import Llama
@@ -36,7 +35,7 @@ from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import metrics
 from demeanor.train.loop import Evaluate, to_device
 from demeanor.train.reference import MICRO_TOKENS, micro_batches
-from demeanor.train.runs import LEDGER, Runs
+from demeanor.train.runs import LEDGER, Runs, weights_folder
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from demeanor.app import import_folder, weights_folder
 from demeanor.core import hardware, registry
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.types import Example, Preference, TrainingRow, Unpaired
@@ -47,7 +46,7 @@ from demeanor.train import derived, generation_eval, metrics
 from demeanor.train import stage as training
 from demeanor.train.parallel import join
 from demeanor.train.progress import StageProgress
-from demeanor.train.runs import CHECKPOINT, Runs
+from demeanor.train.runs import CHECKPOINT, Runs, import_folder, weights_folder
 from demeanor.world import catalog
 
 TYPICAL_FLOPS = 2.5e11
@@ -135,12 +134,6 @@ def tolerant(stack: Stack) -> Stack:
             update={"weights": weights.model_copy(update={"base": base, "stages": stages})}
         ),
     )
-
-
-def keys(stack: Stack) -> set[str]:
-    """Keys of all runs that a stack's weights come from: base and every stage."""
-    base = {stack.stage_key("base")} if isinstance(stack.spec.weights.base, Scratch) else set()
-    return base | {stack.stage_key(stage.name) for stage in stack.spec.weights.stages}
 
 
 def _needed(stack: Stack, name: str) -> set[str]:

@@ -23,7 +23,9 @@ from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 
-from demeanor.core.errors import DemeanorError
+from demeanor.core.errors import CheckpointError, DemeanorError
+from demeanor.stack.schema import Import, Remote
+from demeanor.stack.stack import Stack
 from demeanor.train import metrics
 
 PACKAGES = ("demeanor", "torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -287,3 +289,35 @@ def sweep(root: Path) -> None:
     """Finish what a killed `delete` left."""
     for gone in root.glob(f"{GONE}*"):
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def weights_folder(stack: Stack, runs: Runs, stage: str) -> Path:
+    """Where the finished weights of a stage lie; raises CheckpointError with the command that trains them."""
+    base = stack.spec.weights.base
+    if isinstance(base, Remote):
+        raise CheckpointError(
+            f"{stage}: {base.model} is on another server ({base.url}); its weights are not here"
+        )
+    if stage == "base" and isinstance(base, Import):
+        return import_folder(stack, base.path)
+    key = stack.stage_key(stage)
+    if not runs.complete(key):
+        raise CheckpointError(
+            f"{stage}: not trained yet (no finished weights at {runs.folder(key)}). "
+            f"Run: demeanor train {stack.path}"
+        )
+    return runs.folder(key) / "model"
+
+
+def import_folder(stack: Stack, path: str) -> Path:
+    """A local checkpoint folder, or the snapshot of the hub id that the user named."""
+    if (stack.root / path).is_dir():
+        return stack.root / path
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = path.partition("@")
+    return Path(
+        snapshot_download(
+            name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
+        )
+    )

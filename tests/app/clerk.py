@@ -19,7 +19,7 @@ from demeanor.engine.scheduler import Piece, Request
 from demeanor.engine.weights_cache import WeightsCache
 from demeanor.stack.stack import Stack
 from demeanor.text.tokenizer import END, Tokenizer
-from demeanor.tools.registry import Tool
+from demeanor.tools import Tool
 from demeanor.train.runs import Runs
 from demeanor.world.lexicon import FACTS, PORTS
 

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import yaml
 
+from demeanor import tools
 from demeanor.evaluation.diagnosis import interventions
 from demeanor.evaluation.diagnosis.replay import adapted
 from demeanor.evaluation.items import save_suite
 from demeanor.stack.stack import Stack
-from demeanor.tools import registry as tools
-from demeanor.tools.registry import Tool
+from demeanor.tools import Tool
 from tests.app import clerk, tiny
 from tests.app.clerk import Fault
 

@@ -14,12 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from demeanor.app import decoding_of
 from demeanor.core.errors import DemeanorError
 from demeanor.core.types import Decoding, Message, Timing, Turn, complete
 from demeanor.evaluation import external, measure
 from demeanor.evaluation.rows import read_rows
-from demeanor.stack.stack import Stack
+from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
 from tests.app import running
 from tests.server.live import live

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from demeanor.app import weights_folder
 from demeanor.core.errors import SpecError
 from demeanor.model import checkpoints
 from demeanor.stack.schema import GenerationEvalSpec
@@ -18,7 +17,7 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
 from demeanor.train import generation_eval, metrics, pipeline
 from demeanor.train import generation_eval as probing
-from demeanor.train.runs import Runs
+from demeanor.train.runs import Runs, weights_folder
 from tests.app import tiny
 
 PROBE = "weights.stages.dpo.probe={reward: rm, prompts: world:behaviour, count: 3, max_tokens: 8}"

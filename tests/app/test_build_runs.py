@@ -9,8 +9,7 @@ import pytest
 
 from demeanor.cli import main
 from demeanor.cli.runs import size
-from demeanor.stack.stack import Stack
-from demeanor.train import pipeline
+from demeanor.stack.stack import Stack, training_keys
 from demeanor.train.runs import Runs
 
 OTHER = "0123456789abcdef"
@@ -56,7 +55,7 @@ def test_prune_deletes_nothing_until_it_is_told_twice(
     assert main(["runs", str(stack.path), "--prune", "--yes", "--runs", str(folder)]) == 0
     assert {path.name for path in folder.iterdir()} == before - {OTHER}
     assert "deleted 1 run," in capsys.readouterr().out
-    assert all(Runs(folder).complete(key) for key in pipeline.keys(stack))
+    assert all(Runs(folder).complete(key) for key in training_keys(stack))
 
 
 def test_a_variant_of_the_stack_keeps_the_ancestors_they_share(

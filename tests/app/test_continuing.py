@@ -17,8 +17,7 @@ from demeanor.core.errors import RequestError
 from demeanor.core.types import Completion, Decoding, Message, Respond, Turn, complete
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.respond import TokenizerCodec, model_respond
-from demeanor.layers import policy
-from demeanor.layers.base import Kit
+from demeanor.layers import Kit, policy
 from demeanor.model import checkpoints
 from demeanor.server.app import app
 from demeanor.server.assistant import ModelCard

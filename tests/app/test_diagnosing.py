@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from demeanor import tools
 from demeanor.app import StackRuntime
 from demeanor.cli import diagnose as verb
 from demeanor.core.errors import DataError
@@ -30,13 +31,12 @@ from demeanor.core.types import (
 )
 from demeanor.evaluation import diagnosis, measure
 from demeanor.evaluation.diagnosis import cases, interventions, prompts, replay
-from demeanor.evaluation.diagnosis.interventions import Intervention
+from demeanor.evaluation.diagnosis.analysis import Intervention
 from demeanor.evaluation.diagnosis.replay import ReplayHarness, as_it_is
 from demeanor.evaluation.rows import LayerActivity, Row, read_rows
 from demeanor.evaluation.statistics import Estimate
 from demeanor.stack.stack import Stack
 from demeanor.store import database
-from demeanor.tools import registry as tools
 from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 

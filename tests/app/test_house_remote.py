@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from demeanor.app import StackRuntime, decoding_of
+from demeanor.app import StackRuntime
 from demeanor.core.errors import CheckpointError, DemeanorError, SpecError
 from demeanor.core.types import Message, Prompted, Turn, complete
+from demeanor.stack.stack import decoding_of
 from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 

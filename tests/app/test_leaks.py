@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 from demeanor.core.types import Decoding, Done, Event, Respond, Text, TokenLogprob, Turn, Usage
-from demeanor.layers import policy
-from demeanor.layers.base import Kit, compose
+from demeanor.layers import Kit, compose, policy
 from demeanor.server.app import app
 from demeanor.server.assistant import ModelCard
 

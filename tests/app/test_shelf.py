@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from demeanor.app import StackRuntime, decoding_of
+from demeanor.app import StackRuntime
 from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Message, Turn, complete
 from demeanor.engine.weights_cache import WeightsCache
-from demeanor.stack.stack import Stack
+from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")

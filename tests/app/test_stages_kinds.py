@@ -16,14 +16,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from demeanor.app import StackRuntime, decoding_of, weights_folder
+from demeanor.app import StackRuntime
 from demeanor.core.errors import CheckpointError, SpecError
 from demeanor.core.types import Decoding, Message, Turn, complete
 from demeanor.engine.local import Request
 from demeanor.model import checkpoints, native
-from demeanor.stack.stack import Stack
+from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train import pipeline
-from demeanor.train.runs import Runs
+from demeanor.train.runs import Runs, weights_folder
 from tests.app import tiny
 
 pytestmark = pytest.mark.xdist_group("tiny")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from demeanor.app import _unit
 from demeanor.engine.local import LocalEngine
+from demeanor.engine.respond import unit_vector as _unit
 from demeanor.model import checkpoints
 from demeanor.model.tensors import Segment
 from demeanor.stack.schema import ModelShape

@@ -25,9 +25,9 @@ from demeanor.core.types import (
     Usage,
     complete,
 )
-from demeanor.layers.base import Kit, compose
+from demeanor.layers import Kit, compose
 from demeanor.stack.stack import LAYERS
-from demeanor.tools.registry import load
+from demeanor.tools import load
 
 RULES = """
 rules:

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from demeanor.core.types import Decoding
+from demeanor.engine.forward import TransformersForward
 from demeanor.engine.local import LocalEngine, Request
-from demeanor.engine.theirs import TransformersForward
 from demeanor.model import hf
 
 SMALL: dict[str, Any] = {

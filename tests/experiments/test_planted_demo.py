@@ -21,6 +21,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from demeanor import tools
 from demeanor.app import StackRuntime
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import diagnosis, seeds
@@ -30,7 +31,6 @@ from demeanor.evaluation.diagnosis.replay import adapted
 from demeanor.evaluation.items import save_suite
 from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack
-from demeanor.tools import registry as tools
 from demeanor.train import pipeline
 from demeanor.train.runs import Runs, origin
 from demeanor.world import instructions, preferences

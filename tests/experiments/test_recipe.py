@@ -13,10 +13,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.app import StackRuntime, decoding_of, score_item
+from demeanor.app import StackRuntime
 from demeanor.core.types import Turn, complete
 from demeanor.evaluation import measure
+from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.statistics import wilson
+from demeanor.stack.stack import decoding_of
 from demeanor.train import pipeline
 from demeanor.train.runs import origin
 from tests.conftest import REPOSITORY

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.types import Decoding, Done, Event, Message, Respond, Text, Turn, Usage
-from demeanor.layers.base import Kit
+from demeanor.layers import Kit
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -12,8 +12,7 @@ from fake_layers import NOON, Clock, ask, events_of, kit, only, says
 
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Done, Event, Respond, Text, Timing, Turn
-from demeanor.layers import record
-from demeanor.layers.base import timed
+from demeanor.layers import record, timed
 
 
 class Store:

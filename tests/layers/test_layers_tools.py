@@ -34,7 +34,7 @@ from demeanor.core.types import (
 )
 from demeanor.layers import tools
 from demeanor.layers._schema import mistakes
-from demeanor.tools.registry import Tool, load
+from demeanor.tools import Tool, load
 
 MAIL = ToolSpec(
     "mail", "Sends mail.", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from demeanor import tools
 from demeanor.core.errors import DemeanorError
-from demeanor.tools import registry
 from demeanor.tools.calculator import MAX_LENGTH, SPEC, run, shown, value
 
 
@@ -193,7 +193,7 @@ def test_any_text_gives_a_number_or_a_sentence(text: str) -> None:
 
 
 def test_tools_are_loaded_by_name_and_an_unknown_one_names_the_nearest() -> None:
-    found = registry.load(["calculator"])
+    found = tools.load(["calculator"])
     assert (found["calculator"].spec, found["calculator"].run) == (SPEC, run)
     with pytest.raises(DemeanorError, match="Did you mean 'calculator'"):
-        registry.load(["calculater"])
+        tools.load(["calculater"])

@@ -25,6 +25,7 @@ from demeanor.evaluation.diagnosis.analysis import AS_IS, Diagnosis, diagnose
 from demeanor.evaluation.diagnosis.cases import Scope
 from demeanor.evaluation.diagnosis.interventions import interventions
 from demeanor.evaluation.diagnosis.replay import ReplayHarness, as_it_is, rows_of
+from demeanor.evaluation.experiment import sampled
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.table import PairedTable
 from demeanor.stack.schema import Stage
@@ -131,7 +132,7 @@ def run(
     if learn and found.failing:
         axes = {item.axis for item in items if item.id in found.wrong}
         points, said = curve(
-            stack, runs, cases.sampled([i for i in items if i.axis in axes], cases.MOST_FAILING), out
+            stack, runs, sampled([i for i in items if i.axis in axes], cases.MOST_FAILING), out
         )
         found = replace(found, curve=points, learnt=said)
     write(found, folder, stack.key())
@@ -163,9 +164,7 @@ async def _diagnose(
     )
     lent = replay.swaps(stack, scope.against) if scope.against else []
     rows, axes = {row.item_id: row for row in found.rows}, {item.axis for item in found.failing}
-    examples = [
-        (i, rows[i.id].text) for i in cases.sampled([i for i in found.spare if i.axis in axes], EXAMPLES)
-    ]
+    examples = [(i, rows[i.id].text) for i in sampled([i for i in found.spare if i.axis in axes], EXAMPLES)]
     trained = [s for s in stack.chain(stack.serve) if s == "base" or runs.complete(stack.stage_key(s))]
     tools = bench.house.kit_tools()
     planned = [

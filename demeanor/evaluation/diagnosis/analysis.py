@@ -7,21 +7,22 @@ weighs controls up to what they stand for, so an intervention that flips answers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
 from demeanor.core.errors import DataError
-from demeanor.core.types import Item
+from demeanor.core.types import Item, Messages, Respond
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.rows import Row
 from demeanor.evaluation.statistics import Floats
 from demeanor.evaluation.table import PairedTable
+from demeanor.stack.stack import Layer, Stack, digest
 
 Kind: TypeAlias = Literal[
     "again",
@@ -478,3 +479,39 @@ def suspect_among(effects: Mapping[str, tuple[float, bool]]) -> str:
     """The player whose leaving makes the whole better by most, of {player: (whole minus the whole without it, shown)}; else `none`."""
     harmful = {player: value for player, (value, shown) in effects.items() if shown and value < 0}
     return min(harmful, key=lambda player: harmful[player]) if harmful else "none"
+
+
+Wrap = Callable[[Respond], Respond]
+
+
+def unchanged(respond: Respond) -> Respond:
+    return respond
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """One intervention ready to be served: a variant, what is put around it, and what stands in for parts of the house.
+
+    `marks` is whatever of it is not in the variant's key; `renamed` maps argument names as the tool has them to those that the
+    weights write, `weights_of` lends the weights of another stack.
+    """
+
+    about: InterventionInfo
+    variant: Stack
+    wrap: Wrap = unchanged
+    marks: tuple[Any, ...] = ()
+    renamed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    weights_of: Stack | None = None
+    only: frozenset[Messages] | None = None
+    """Conversations that it changes (None: all); the others are answered by `otherwise`."""
+    otherwise: Stack | None = None
+
+    @property
+    def key(self) -> str:
+        lent = self.weights_of.stage_key(self.weights_of.serve) if self.weights_of else None
+        return digest([self.variant.key(), self.marks, {k: dict(v) for k, v in self.renamed.items()}, lent])
+
+
+def replaced(stack: Stack, name: str, layer: Layer) -> Stack:
+    """The stack with the named layer replaced."""
+    return replace(stack, layers=tuple(layer if x.name == name else x for x in stack.layers))

@@ -7,20 +7,19 @@ a liked one as broken when it does.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from demeanor.app import decoding_of, scorable_from_text
 from demeanor.core.errors import DataError, unknown
 from demeanor.core.types import Completion, Item, Score
 from demeanor.evaluation.diagnosis.replay import ReplayHarness, as_it_is, rows_of
-from demeanor.evaluation.experiment import JUDGED, Scorer, score_again
+from demeanor.evaluation.experiment import JUDGED, Scorer, sampled, score_again
 from demeanor.evaluation.items import item_hash
 from demeanor.evaluation.measure import CONCURRENCY
 from demeanor.evaluation.rows import Row, RowKey, read_rows, row_of
-from demeanor.stack.stack import Stack, digest
+from demeanor.evaluation.scorers import scored_from_text as scorable_from_text
+from demeanor.stack.stack import Stack, decoding_of, digest
 from demeanor.store import database
 from demeanor.store.database import Stored
 
@@ -263,11 +262,3 @@ def as_liked(item: Item, completion: Completion) -> Score:
 
 def _ms(stored: Stored) -> float:
     return (stored.finished - stored.started).total_seconds() * 1000
-
-
-def sampled(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many items, the same ones each time, in suite order."""
-    if len(items) <= most:
-        return list(items)
-    kept = set(random.Random(0).sample(range(len(items)), most))
-    return [item for n, item in enumerate(items) if n in kept]

@@ -7,60 +7,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from demeanor.core.types import Decoding, Done, Event, Item, Messages, Respond, Text, ToolSpec, Turn
+from demeanor.core.types import Decoding, Done, Event, Item, Respond, Text, ToolSpec, Turn
 from demeanor.evaluation.diagnosis import prompts
-from demeanor.evaluation.diagnosis.analysis import InterventionInfo
+from demeanor.evaluation.diagnosis.analysis import Intervention, InterventionInfo, Wrap, replaced
 from demeanor.evaluation.rows import Row
 from demeanor.layers.policy import Spec as PolicySpec
 from demeanor.layers.policy.rules import PolicySpec as Rules
 from demeanor.layers.policy.rules import read_yaml
 from demeanor.stack.schema import Import, Remote
-from demeanor.stack.stack import Layer, Stack, digest
+from demeanor.stack.stack import Layer, Stack
 from demeanor.stack.validate import file_fields
-from demeanor.tools.registry import Tool
-
-Wrap = Callable[[Respond], Respond]
-
-
-def unchanged(respond: Respond) -> Respond:
-    return respond
-
-
-@dataclass(frozen=True, slots=True)
-class Intervention:
-    """One intervention ready to be served: a variant, what is put around it, and what stands in for parts of the house.
-
-    `marks` is whatever of it is not in the variant's key; `renamed` maps argument names as the tool has them to those that the
-    weights write, `weights_of` lends the weights of another stack.
-    """
-
-    about: InterventionInfo
-    variant: Stack
-    wrap: Wrap = unchanged
-    marks: tuple[Any, ...] = ()
-    renamed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    weights_of: Stack | None = None
-    only: frozenset[Messages] | None = None
-    """Conversations that it changes (None: all); the others are answered by `otherwise`."""
-    otherwise: Stack | None = None
-
-    @property
-    def key(self) -> str:
-        lent = self.weights_of.stage_key(self.weights_of.serve) if self.weights_of else None
-        return digest([self.variant.key(), self.marks, {k: dict(v) for k, v in self.renamed.items()}, lent])
-
-
-def replaced(stack: Stack, name: str, layer: Layer) -> Stack:
-    """The stack with the named layer replaced."""
-    return replace(stack, layers=tuple(layer if x.name == name else x for x in stack.layers))
-
+from demeanor.tools import Tool
 
 SEED = 1000
 """Added to the seed of the same stack asked again."""

@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from demeanor.core.types import Event, Item, Message, Messages, Respond, Trust, Turn
-from demeanor.evaluation.diagnosis.analysis import InterventionInfo
-from demeanor.evaluation.diagnosis.interventions import Intervention, Wrap, replaced
+from demeanor.evaluation.diagnosis.analysis import Intervention, InterventionInfo, Wrap, replaced
 from demeanor.layers.policy.rules import read_text
 from demeanor.layers.prompt import Spec as PromptSpec
 from demeanor.stack.stack import Layer, Stack

@@ -15,20 +15,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from demeanor.app import StackRuntime, decoding_of, scorable_from_text, score_item
+from demeanor import tools
+from demeanor.app import StackRuntime
 from demeanor.core.errors import CheckpointError, DataError
 from demeanor.core.types import Item, Respond, ToolSpec
 from demeanor.engine.weights_cache import WeightsCache
 from demeanor.evaluation import judge as verdicts
 from demeanor.evaluation import measure
-from demeanor.evaluation.diagnosis.analysis import AS_IS, InterventionInfo
-from demeanor.evaluation.diagnosis.interventions import Intervention, absolute, decoded_as, retemplated
+from demeanor.evaluation.diagnosis.analysis import AS_IS, Intervention, InterventionInfo
+from demeanor.evaluation.diagnosis.interventions import absolute, decoded_as, retemplated
 from demeanor.evaluation.experiment import Scorer, run
 from demeanor.evaluation.judge import JudgeClient
 from demeanor.evaluation.rows import Row
-from demeanor.stack.stack import Stack, digest
-from demeanor.tools import registry as tools
-from demeanor.tools.registry import Tool
+from demeanor.evaluation.scorers import score_item
+from demeanor.evaluation.scorers import scored_from_text as scorable_from_text
+from demeanor.stack.stack import Stack, decoding_of, digest
+from demeanor.tools import Tool
 
 
 def swaps(stack: Stack, healthy: Stack) -> list[Intervention]:

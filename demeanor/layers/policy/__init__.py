@@ -17,7 +17,7 @@ from pydantic import Field
 from demeanor.core import registry
 from demeanor.core.errors import Problem
 from demeanor.core.types import Citation, Done, Event, Refusal, Respond, Text, TokenLogprob, ToolCalled, Turn
-from demeanor.layers.base import Kit, timed
+from demeanor.layers import Kit, timed
 from demeanor.layers.policy.matching import OutputFilter, judge_call, judge_turn, masked
 from demeanor.layers.policy.rules import PolicySpec, Rule, load, problems_of
 
