@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import takewhile
@@ -18,21 +18,24 @@ from typing import Any
 from demeanor import tools
 from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, RequestError
-from demeanor.core.types import Decoding, Event, Messages, Respond, ToolSpec, Turn
+from demeanor.core.types import Decoding, Event, Messages, Respond, RunnableTool, ToolSpec, Turn
 from demeanor.engine.drafts import Drafts
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.remote import estimated_tokens, remote_respond
 from demeanor.engine.respond import (
     Engine,
     TokenizerCodec,
+    answer_logprob,
     cached,
     model_respond,
     refuse_layers,
+    sampled,
     with_identity,
 )
 from demeanor.engine.respond import unit_vector as _unit
 from demeanor.engine.weights_cache import LeasedEngine, WeightsCache
-from demeanor.layers import Kit, compose, record
+from demeanor.evaluation.runtime import Runtime, Sampled
+from demeanor.layers import Kit, Search, compose, record
 from demeanor.model import checkpoints
 from demeanor.retrieval import index
 from demeanor.server.assistant import Kept, ModelCard, Opinions, RuleJudge, model_not_found
@@ -69,31 +72,31 @@ class StackRuntime:
     drafts: Drafts = field(default_factory=Drafts)
     """Earlier answers to check instead of writing them again; used where answers are shared (`memory`) and the engine is exact."""
     operational: bool = True
-    tool_set: Mapping[str, tools.Tool] | None = None
+    tool_set: Mapping[str, RunnableTool] | None = None
     """What the tools layer may offer; None: every tool of tools/."""
     budget_bytes: int | None = None
     """Memory that loaded weights and their caches may take: the least recently used idle ones go; None: all stay."""
     _responds: dict[str, Respond] = field(default_factory=dict)
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _shared: dict[Any, Any] = field(default_factory=dict)
-    _shelf: WeightsCache[LoadedWeights] = None  # type: ignore[assignment]
+    _weights: WeightsCache[LoadedWeights] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self._shelf is None:  # else it is another house's, which closes it
-            self._shelf = WeightsCache(self._load, self.budget_bytes)
-            self._closers.append(self._shelf.close)
+        if self._weights is None:  # else it belongs to another runtime, which closes it
+            self._weights = WeightsCache(self._load, self.budget_bytes)
+            self._closers.append(self._weights.close)
 
     def weights(self, stage: str) -> LoadedWeights:
         """Load a stage's model and tokenizer and start its engine; raises CheckpointError if it was never trained."""
-        return self._shelf.get(stage)
+        return self._weights.get(stage)
 
     async def vectors(self, stage: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """One unit vector per text, from a stage's weights, which stay loaded meanwhile; other requests are answered between two texts."""
-        loaded = await asyncio.to_thread(self._shelf.take, stage)
+        loaded = await asyncio.to_thread(self._weights.take, stage)
         try:
             return [await asyncio.to_thread(_unit, loaded.engine, text) for text in texts]
         finally:
-            self._shelf.put_back(stage)
+            self._weights.put_back(stage)
 
     def _load(self, stage: str) -> LoadedWeights:
         folder = weights_folder(self.stack, self.runs, stage)
@@ -108,7 +111,7 @@ class StackRuntime:
 
     def at_weights(self, stage: str, template: Template) -> Respond:
         weights = self.weights(stage)
-        engine: Engine = weights.engine if self.budget_bytes is None else LeasedEngine(self._shelf, stage)
+        engine: Engine = weights.engine if self.budget_bytes is None else LeasedEngine(self._weights, stage)
         drafts = self.drafts if self.memory is not None and weights.engine.exact else None
         return model_respond(
             engine, template, tokenizer=weights.tokenizer, drafts=drafts, weights=self.stack.stage_key(stage)
@@ -118,6 +121,7 @@ class StackRuntime:
         """The whole variant as one callable: its layers around its weights."""
         key = f"{variant.model_id}@{variant.key()}"
         if key not in self._responds:
+            variant.check_files(self._shared.setdefault("checked files", set()))
             base = variant.spec.weights.base
             if isinstance(base, Remote):
                 inner, count = remote_respond(base), estimated_tokens
@@ -142,15 +146,60 @@ class StackRuntime:
             clock=time.monotonic,
             now=lambda: datetime.now(UTC),
             count_tokens=count_tokens,
-            tools=self.kit_tools(),
-            open_index=index.open_folder,
+            tools=self.tools(),
+            open_index=self.open_index,
             open_store=self.open_store,
             shared=self._shared,
         )
 
-    def kit_tools(self) -> Mapping[str, tools.Tool]:
+    def tools(self) -> Mapping[str, RunnableTool]:
         """The tools that layers may offer, by name."""
         return tools.load(registry.known("demeanor.tools")) if self.tool_set is None else self.tool_set
+
+    @property
+    def num_generations(self) -> int:
+        """Distinct model calls so far; 0 where answers are not shared."""
+        return len(self.memory or ())
+
+    @property
+    def num_confirmed(self) -> int:
+        """Answers that an earlier answer of the same weights had word for word."""
+        return self.drafts.confirmed
+
+    def warm(self, stages: Collection[str]) -> None:
+        """Load the weights of several stages before anything waits for them."""
+        if not isinstance(self.stack.spec.weights.base, Remote):
+            for stage in sorted(stages):
+                self.weights(stage)
+
+    async def sample(self, variant: Stack, turn: Turn) -> Sampled:
+        """Draw one answer of the variant's bare weights. Raises ContextError if it does not fit."""
+        return Sampled(*await sampled(self.weights(variant.serve).engine, self.template(variant), turn))
+
+    async def logprob(self, stage: str, prompt: Sequence[int], answer: Sequence[int]) -> float:
+        """Log-probability (nats) of an answer after a prompt under the weights of a stage. Raises ContextError."""
+        return await answer_logprob(self.weights(stage).engine, prompt, answer)
+
+    def swapped(self, lender: Runtime | None, renamed: Mapping[str, Mapping[str, str]]) -> StackRuntime:
+        """This runtime with the weights that `lender` serves, and with renamed arguments of tools."""
+        weights = self._weights
+        if lender is not None:
+            assert isinstance(lender, StackRuntime), "weights are lent by another runtime of this process"
+            weights = WeightsCache(lambda stage: lender.weights(lender.stack.serve))
+        memory: dict[Any, asyncio.Future[list[Event]]] | None = None if self.memory is None else {}
+        found = replace(self, memory=memory, _weights=weights, _responds={}, _closers=[], _shared={})
+        if not renamed:
+            return found
+        known = self.tools()
+        changed = {name: tools.with_renamed_arguments(known[name], names) for name, names in renamed.items()}
+        return replace(found, tool_set={**known, **changed})
+
+    def open_index(self, folder: Path) -> Search:
+        """The passages of a folder, indexed once for all variants."""
+        if ("index", folder) not in self._shared:
+            self._shared["index", folder] = index.open_folder(folder)
+        found: Search = self._shared["index", folder]
+        return found
 
     def open_store(self, url: str) -> Any:
         return self.opened(url).record
@@ -176,19 +225,11 @@ def _prompt_tokens(count: Callable[[Messages, Sequence[ToolSpec]], int], turn: T
     return len(turn.raw) if turn.raw is not None else count(turn.messages, turn.tools)
 
 
-def warm(house: StackRuntime, stages: set[str]) -> None:
-    """Load the weights of several stages before anything waits for them."""
-    if isinstance(house.stack.spec.weights.base, Remote):
-        return
-    for stage in sorted(stages):
-        house.weights(stage)
-
-
 @dataclass
 class ServedStack:
-    """A House as the server's Assistant: model ids in, cards and responds out."""
+    """A StackRuntime as the server's Assistant: model ids in, cards and responds out."""
 
-    house: StackRuntime
+    runtime: StackRuntime
     questions: Sequence[str] = ()
     _cards: dict[str, ModelCard] = field(default_factory=dict)
     _variants: dict[str, Stack] = field(default_factory=dict)
@@ -196,21 +237,21 @@ class ServedStack:
 
     @property
     def name(self) -> str:
-        return self.house.stack.spec.name
+        return self.runtime.stack.spec.name
 
     @property
     def stack_key(self) -> str:
         return self.card(self.name).stack_key
 
     def models(self) -> list[ModelCard]:
-        return [self.card(v.model_id) for v in self.house.stack.offered()]
+        return [self.card(v.model_id) for v in self.runtime.stack.offered()]
 
     def card(self, model_id: str) -> ModelCard:
         if model_id not in self._cards:
             try:
-                variant = self.house.stack.resolve(model_id)
+                variant = self.runtime.stack.resolve(model_id)
             except DemeanorError as error:
-                raise model_not_found(model_id, [v.model_id for v in self.house.stack.offered()]) from error
+                raise model_not_found(model_id, [v.model_id for v in self.runtime.stack.offered()]) from error
             layers = (variant.serve, *(x.name for x in variant.layers))
             self._variants[model_id] = variant
             self._cards[model_id] = ModelCard(model_id, _describe(variant), variant.key(), layers)
@@ -218,7 +259,7 @@ class ServedStack:
 
     def respond(self, model_id: str) -> Respond:
         self.card(model_id)
-        return self.house.respond(self._variants[model_id])
+        return self.runtime.respond(self._variants[model_id])
 
     def codec(self, model_id: str) -> TokenizerCodec:
         self.card(model_id)
@@ -231,7 +272,7 @@ class ServedStack:
                 code="unsupported_value",
             )
         refuse_layers(variant)
-        return TokenizerCodec(self.house.weights(variant.serve).tokenizer)
+        return TokenizerCodec(self.runtime.weights(variant.serve).tokenizer)
 
     def rules(self, model_id: str) -> tuple[str, RuleJudge]:
         self.card(model_id)
@@ -240,22 +281,22 @@ class ServedStack:
         return self._rules[model_id]
 
     def opinions(self) -> Opinions | None:
-        specs = [layer.spec for layer in self.house.stack.layers if isinstance(layer.spec, record.Spec)]
-        return opinions_in(self.house.opened(specs[0].database)) if specs else None
+        specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
+        return opinions_in(self.runtime.opened(specs[0].database)) if specs else None
 
     def kept(self) -> Kept | None:
         outer = takewhile(
-            lambda layer: not layer.behaviour, self.house.stack.layers
+            lambda layer: not layer.behaviour, self.runtime.stack.layers
         )  # further in, it has what a policy hides
         specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]
-        return self.house.opened(specs[0].database) if specs else None
+        return self.runtime.opened(specs[0].database) if specs else None
 
     async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         self.codec(model_id)
-        return await self.house.vectors(self._variants[model_id].serve, texts)
+        return await self.runtime.vectors(self._variants[model_id].serve, texts)
 
     def defaults(self) -> Decoding:
-        return decoding_of(self.house.stack)
+        return decoding_of(self.runtime.stack)
 
     def examples(self) -> list[str]:
         return list(self.questions)

@@ -48,6 +48,10 @@ class SpecError(DemeanorError):
         )
 
 
+class StaleFileError(DemeanorError):
+    """A file that a loaded stack names has changed since: which file, and how to load it again."""
+
+
 class DataError(DemeanorError):
     """A row or a data file that cannot be used: which file, which line, what is wrong."""
 

@@ -34,7 +34,10 @@ def known(package: str) -> tuple[str, ...]:
     if found is None or not found.submodule_search_locations:
         raise DemeanorError(f"{package}: not a plug-in folder")
     folder = Path(next(iter(found.submodule_search_locations)))
-    return tuple(sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_")))
+    files = {path.stem for path in folder.glob("*.py")} | {
+        path.parent.name for path in folder.glob("*/__init__.py")
+    }
+    return tuple(sorted(name for name in files if not name.startswith("_")))
 
 
 def entry(package: str, key: str) -> ModuleType:

@@ -6,10 +6,10 @@ Everything is frozen. JSON forms are OpenAI's where OpenAI has one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool", "data"]
 """OpenAI's roles, and `data`: text somebody retrieved, which only layers may add and which has no authority."""
@@ -53,6 +53,16 @@ class ToolSpec:
     description: str
     parameters: Mapping[str, Any]
     strict: bool = False
+
+
+class RunnableTool(Protocol):
+    """A tool that can be run: how the model sees it, and the function behind it."""
+
+    @property
+    def spec(self) -> ToolSpec: ...
+
+    @property
+    def run(self) -> Callable[[Mapping[str, Any]], Awaitable[str]]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from demeanor.core.errors import DecodingError, RequestError
 from demeanor.core.types import (
+    Decoding,
     Done,
     Event,
     FinishReason,
@@ -235,3 +236,19 @@ def with_identity(inner: Respond, variant: str, key: str) -> Respond:
 def unit_vector(engine: LocalEngine, tokens: tuple[int, ...]) -> list[float]:
     mean_D = engine.hidden(tokens).float().mean(0)
     return [float(x) for x in (mean_D / mean_D.norm().clamp_min(1e-12)).tolist()]
+
+
+async def sampled(
+    engine: Engine, template: Template, turn: Turn
+) -> tuple[tuple[int, ...], tuple[int, ...], float]:
+    """Draw one answer of bare weights: tokens of the prompt and of the answer, and its log-probability (nats)."""
+    prompt = tuple(template.render(turn.messages, turn.tools, generate=True).tokens)
+    pieces = [piece async for piece in engine.stream(Request(prompt, turn.decoding, template.stop_tokens))]
+    return prompt, tuple(piece.token for piece in pieces), sum(piece.logprob for piece in pieces)
+
+
+async def answer_logprob(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """Log-probability (nats) of an answer after a prompt; nothing is generated."""
+    asked = Request((*prompt, *answer), Decoding(0.0, max_tokens=0), prompt_logprobs=0)
+    (read,) = [piece async for piece in engine.stream(asked)]
+    return sum(token.logprob or 0.0 for token in read.prompt[len(prompt) :])

@@ -103,14 +103,14 @@ class LeasedEngine(Generic[W]):
     """An engine that is on the shelf, or will be when it is asked."""
 
     def __init__(self, shelf: WeightsCache[W], stage: str) -> None:
-        self._shelf, self._stage = shelf, stage
+        self._weights, self._stage = shelf, stage
 
     async def stream(self, request: Request) -> AsyncIterator[Piece]:
         """As LocalEngine.stream; loads the weights first, in a thread, if they had to go."""
-        loaded = await asyncio.to_thread(self._shelf.take, self._stage)
+        loaded = await asyncio.to_thread(self._weights.take, self._stage)
         try:
             async with aclosing(loaded.engine.stream(request)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
-            self._shelf.put_back(self._stage)
+            self._weights.put_back(self._stage)

@@ -21,7 +21,6 @@ from scipy import special
 from demeanor.app import StackRuntime
 from demeanor.core.errors import ContextError, DataError
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
-from demeanor.engine.scheduler import Request
 from demeanor.evaluation import measure, statistics
 from demeanor.evaluation.calibration import calibration
 from demeanor.evaluation.diagnosis.analysis import replaced
@@ -271,26 +270,17 @@ async def kl_from_parent(
     Its mean estimates KL(stage || parent) per answer without bias. Both read the same tokens, so a parent with another template or
     tokenizer is compared at what the stage is prompted with. Items that do not fit the context are left out.
     """
-    template, engine, other = (
-        house.template(variant),
-        house.weights(variant.serve).engine,
-        house.weights(parent).engine,
-    )
     limit, gate = decoding_of(house.stack).max_tokens, asyncio.Semaphore(TOGETHER)
 
     async def one(n: int, item: Item) -> KlFromParent | None:
         async with gate:
-            prompt = tuple(template.render(item.messages, item.tools, generate=True).tokens)
-            drawn = Decoding(1.0, max_tokens=limit, seed=seed + n)
+            turn = Turn(item.messages, Decoding(1.0, max_tokens=limit, seed=seed + n), item.tools)
             try:
-                pieces = [p async for p in engine.stream(Request(prompt, drawn, template.stop_tokens))]
-                said = tuple(p.token for p in pieces)
-                asked = Request((*prompt, *said), Decoding(0.0, max_tokens=0), prompt_logprobs=0)
-                (read,) = [p async for p in other.stream(asked)]
+                prompt, answer, logprob = await house.sample(variant, turn)
+                there = await house.logprob(parent, prompt, answer)
             except ContextError:
                 return None
-            there = sum(r.logprob or 0.0 for r in read.prompt[len(prompt) :])
-            return KlFromParent(item.id, item.cluster, sum(p.logprob for p in pieces) - there, len(said))
+            return KlFromParent(item.id, item.cluster, logprob - there, len(answer))
 
     return [found for found in await asyncio.gather(*(one(n, item) for n, item in enumerate(items))) if found]
 

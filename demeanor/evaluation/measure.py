@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from demeanor.app import StackRuntime, warm
+from demeanor.app import StackRuntime
 from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Respond
 from demeanor.evaluation import judge as verdicts
@@ -151,7 +151,7 @@ async def rows_of(
 ) -> tuple[list[Row], int]:
     """Measure the variants (by model id) on the items; the rows, and how many of them an earlier run had left in `out`."""
     reused, court = 0, verdicts.of_suite(house.stack, items, out)
-    warm(house, {v.serve for v in variants.values()})
+    house.warm({v.serve for v in variants.values()})
     logging.getLogger("demeanor.evaluation").addHandler(logging.StreamHandler())
     columns = (
         TextColumn("measuring"),

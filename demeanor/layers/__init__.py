@@ -13,17 +13,7 @@ from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
 from demeanor.core.registry import Spec
-from demeanor.core.types import Done, Event, Messages, Passage, Respond, Timing, ToolSpec, Turn
-
-
-class RunnableTool(Protocol):
-    """A tool that can be run: how the model sees it, and the function behind it."""
-
-    @property
-    def spec(self) -> ToolSpec: ...
-
-    @property
-    def run(self) -> Callable[[Mapping[str, Any]], Awaitable[str]]: ...
+from demeanor.core.types import Done, Event, Messages, Passage, Respond, RunnableTool, Timing, ToolSpec, Turn
 
 
 class Record(Protocol):

@@ -23,6 +23,7 @@ from demeanor.core.types import (
     Passage,
     Prompted,
     Respond,
+    RunnableTool,
     Text,
     ToolCall,
     ToolCalled,
@@ -31,7 +32,7 @@ from demeanor.core.types import (
     Turn,
     Usage,
 )
-from demeanor.layers import Kit, RunnableTool, timed
+from demeanor.layers import Kit, timed
 from demeanor.layers._schema import mistakes
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from demeanor.app import ServedStack, StackRuntime, warm
+from demeanor.app import ServedStack, StackRuntime
 from demeanor.core.errors import DemeanorError
 from demeanor.server import logs, telemetry
 from demeanor.server.app import MAX_BODY_BYTES, app
@@ -174,12 +174,8 @@ class LiveVersions:
         try:
             if self.living:  # under a budget each version counts, and makes room, for itself
                 inherit(house, self.living[-1], weights=self.budget_bytes is None)
-            warm(
-                house,
-                set(stack.policies)
-                if len(stack.policies) <= 4 and self.budget_bytes is None
-                else {stack.serve},
-            )
+            every = len(stack.policies) <= 4 and self.budget_bytes is None
+            house.warm(stack.policies if every else [stack.serve])
             served = ServedStack(house, catalog.EXAMPLES if stack.uses_world else ())
             served.respond(
                 served.name
@@ -192,17 +188,19 @@ class LiveVersions:
 
     def leave(self, house: StackRuntime) -> None:
         """Close a house, but not the engines that living ones use."""
-        used = {id(w) for other in self.living if other is not house for w in other._shelf.held().values()}
-        for stage, weights in house._shelf.held().items():
+        used = {id(w) for other in self.living if other is not house for w in other._weights.held().values()}
+        for stage, weights in house._weights.held().items():
             if id(weights) in used:
-                house._shelf.drop(stage)
+                house._weights.drop(stage)
         if house in self.living:
             self.living.remove(house)
         house.close()
 
     def engine_load(self) -> tuple[int, int]:
         """Answers being written and answers waiting, in all engines."""
-        loads = {id(w): w.engine.load for house in self.living for w in house._shelf.held().values()}.values()
+        loads = {
+            id(w): w.engine.load for house in self.living for w in house._weights.held().values()
+        }.values()
         return sum(running for running, _ in loads), sum(waiting for _, waiting in loads)
 
     def close(self) -> None:
@@ -213,11 +211,11 @@ class LiveVersions:
 def inherit(new: StackRuntime, old: StackRuntime, *, weights: bool = True) -> None:
     """Give a house the loaded `weights` of another that are its own too, and the open accounts of the limits layer."""
     loaded = (
-        {old.stack.stage_key(stage): found for stage, found in old._shelf.held().items()} if weights else {}
+        {old.stack.stage_key(stage): found for stage, found in old._weights.held().items()} if weights else {}
     )
     for stage in ("base", *(s.name for s in new.stack.spec.weights.stages)):
         if (found := loaded.get(new.stack.stage_key(stage))) is not None:
-            new._shelf.put(stage, found)
+            new._weights.put(stage, found)
     new._shared.update({k: v for k, v in old._shared.items() if isinstance(k, tuple) and k[0] == "limits"})
 
 

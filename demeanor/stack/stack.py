@@ -11,13 +11,12 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from demeanor.core import registry
-from demeanor.core.errors import DemeanorError, SpecError, UsageError, unknown
+from demeanor.core.errors import DemeanorError, SpecError, StaleFileError, UsageError, unknown
 from demeanor.core.registry import Spec
 from demeanor.core.types import Decoding
 from demeanor.stack import validate
@@ -63,7 +62,10 @@ class Stack:
     serve: str
     model_id: str
     keys: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Stage keys as first computed: a file edited while a stage trains does not change what is being trained."""
+    """Keys of stages as first computed: a file edited while a stage trains does not change what is being trained."""
+    contents: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
+    """Hashes of named files as first read; all variants of a loaded stack share them, so they are of one moment."""
+    _key: list[str] = field(default_factory=list, compare=False, repr=False, init=False)
 
     # ---- lineage ----
 
@@ -187,7 +189,29 @@ class Stack:
         )
 
     def key(self) -> str:
-        """Hash of everything that can change an answer of this variant, the content of named files included."""
+        """Hash of everything that can change an answer of this variant, the content of named files included.
+
+        It is computed once: files that change afterwards belong to the next `load`.
+        """
+        if not self._key:
+            self._key.append(self._compute_key())
+        return self._key[0]
+
+    def check_files(self, checked: set[Path]) -> None:
+        """Raise StaleFileError if a file that a layer names is not what its key was computed from; `checked` ones are skipped."""
+        self.key()
+        for layer in self.layers:
+            for path in self._files(layer.spec):
+                if path in checked or path not in self.contents:
+                    continue
+                if self.contents[path] != file_hash(path):
+                    raise StaleFileError(
+                        f"{path}: changed after {self.path} was loaded (layer '{layer.name}'); reload the stack to "
+                        "use it: start again, or send SIGHUP to `demeanor serve` (or give it --watch)"
+                    )
+                checked.add(path)
+
+    def _compute_key(self) -> str:
         return digest(
             {
                 "weights": self.stage_key(self.serve),
@@ -204,7 +228,16 @@ class Stack:
         return (own or self.spec.template) if self.serve == "base" else self.spec.template
 
     def _template(self, name: str) -> str:
-        return file_hash(self.root / name) if name.endswith(".jinja") else name
+        return self._hash(self.root / name) if name.endswith(".jinja") else name
+
+    def _hash(self, path: Path) -> str:
+        if path not in self.contents:
+            self.contents[path] = file_hash(path)
+        return self.contents[path]
+
+    def _files(self, spec: Spec) -> list[Path]:
+        named = (getattr(spec, name) for name in validate.file_fields(type(spec)))
+        return [self.root / str(name) for name in named if name is not None]
 
     def _adapted(self, stage: ImportStage) -> str | None:
         """Content of the weights that an imported PEFT folder goes on; a hub id stands for itself."""
@@ -222,7 +255,7 @@ class Stack:
         values = plain(spec)
         for name in validate.file_fields(type(spec)):
             if values.get(name) is not None:
-                values[name] = file_hash(self.root / values[name])
+                values[name] = self._hash(self.root / values[name])
         return values
 
     # ---- variants ----
@@ -378,28 +411,21 @@ def content_key(root: Path, source: str) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content, or of the names and contents of a folder's files; unchanged files are not read twice."""
-    stamp = tuple((p.as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(path))
-    return _hash_files(path, stamp)
+    """SHA-256 of a file's content, or of the names and contents of a folder's files."""
+    total = hashlib.sha256()
+    for part in _content_files(path):
+        label = "" if part == path else part.relative_to(path).as_posix()
+        total.update(label.encode() + b"\0" + hashlib.sha256(part.read_bytes()).digest())
+    return total.hexdigest()[:16]
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _content_files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
         return
     for p in sorted(path.rglob("*")):
         if p.is_file() and "__pycache__" not in p.parts and not p.name.startswith("."):
             yield p
-
-
-@cache
-def _hash_files(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    total = hashlib.sha256()
-    for name, _, _ in stamp:
-        part = Path(name)
-        label = "" if part == path else part.relative_to(path).as_posix()
-        total.update(label.encode() + b"\0" + hashlib.sha256(part.read_bytes()).digest())
-    return total.hexdigest()[:16]
 
 
 def decoding_of(stack: Stack) -> Decoding:

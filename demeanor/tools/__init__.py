@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from demeanor.core import registry
-from demeanor.core.types import ToolSpec
+from demeanor.core.types import RunnableTool, ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +22,16 @@ def load(names: Iterable[str]) -> Mapping[str, Tool]:
     """The named tools; raises DemeanorError with the nearest and all known names."""
     modules = {name: registry.entry("demeanor.tools", name) for name in names}
     return {name: Tool(module.SPEC, module.run) for name, module in modules.items()}
+
+
+def with_renamed_arguments(tool: RunnableTool, names: Mapping[str, str]) -> Tool:
+    """The tool with its arguments under other names (`names`: its own name -> the other one)."""
+    own_names = {other: own for own, other in names.items()}
+    parameters = dict(tool.spec.parameters)
+    parameters["properties"] = {names.get(k, k): v for k, v in parameters.get("properties", {}).items()}
+    parameters["required"] = [names.get(k, k) for k in parameters.get("required", ())]
+
+    async def run(arguments: Mapping[str, Any]) -> str:
+        return await tool.run({own_names.get(k, k): v for k, v in arguments.items()})
+
+    return Tool(ToolSpec(tool.spec.name, tool.spec.description, parameters), run)

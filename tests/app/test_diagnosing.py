@@ -264,7 +264,7 @@ async def test_a_tool_is_given_the_argument_names_that_the_weights_wrote(
         "arguments as the weights write them"
     ]
     assert trial.renamed == {"calculator": {"expression": "sum"}}
-    tool = replay.adapted(tools.load(["calculator"])["calculator"], trial.renamed["calculator"])
+    tool = tools.with_renamed_arguments(tools.load(["calculator"])["calculator"], trial.renamed["calculator"])
     assert (list(tool.spec.parameters["properties"]), tool.spec.parameters["required"]) == (["sum"], ["sum"])
     assert await tool.run({"sum": "2 + 3"}) == "5"
     agreed = LayerActivity("weights", "called a tool", 'calculator({"expression": "2 + 3"})')

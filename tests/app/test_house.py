@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from demeanor.app import ServedStack, StackRuntime, warm
+from demeanor.app import ServedStack, StackRuntime
 from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Done, Message, Prompted, Refusal, Timing, Turn, complete
 from demeanor.evaluation import measure
@@ -108,7 +108,7 @@ def test_served_answers_equal_evaluated_answers(
 
 def test_many_at_once_answer_as_one_at_a_time(house: StackRuntime) -> None:
     variant = house.stack.resolve("tiny-desk:sft")
-    warm(house, {"sft"})
+    house.warm({"sft"})
     texts = [
         f"What ship serves {p}?"
         for p in ("Corkel", "Jorpel", "Brevik", "Tolmar", "Veska", "Durness", "Halmar")

@@ -109,4 +109,4 @@ async def test_weights_stay_while_they_embed_however_little_memory_there_is(
         wanted = [await roomy.vectors(stage, texts) for stage in ("sft", "dpo")]
         found = await asyncio.gather(*(tight.vectors(stage, texts) for stage in ("sft", "dpo", "sft", "dpo")))
         assert found == [*wanted, *wanted]
-        assert len(tight._shelf.stages) == 1, "what nobody uses has gone"
+        assert len(tight._weights.stages) == 1, "what nobody uses has gone"

@@ -91,11 +91,11 @@ def test_weights_that_two_versions_share_are_loaded_once_and_closed_with_the_las
     monkeypatch.chdir(tmp_path)
     houses = serve.LiveVersions(trained[1])
     old = houses.open(pipeline.load_stack(desk))
-    engines = {stage: w.engine for stage, w in houses.living[0]._shelf.held().items()}
+    engines = {stage: w.engine for stage, w in houses.living[0]._weights.held().items()}
     (desk.parent / "system.md").write_text("You are another clerk.\n")
     new = houses.open(pipeline.load_stack(desk))
     assert old.assistant.stack_key != new.assistant.stack_key
-    assert {stage: w.engine for stage, w in houses.living[1]._shelf.held().items()} == engines
+    assert {stage: w.engine for stage, w in houses.living[1]._weights.held().items()} == engines
     old.close()
     assert not any(engine._closed for engine in engines.values())
     houses.close()
@@ -111,7 +111,7 @@ def test_a_stack_that_cannot_be_served_leaves_the_old_one_as_it_is(
     with pytest.raises(DemeanorError, match="not trained yet"):
         houses.open(pipeline.load_stack(desk, ["weights.stages.dpo.objective.beta=0.7"]))
     assert len(houses.living) == 1
-    assert not any(w.engine._closed for w in houses.living[0]._shelf.held().values())
+    assert not any(w.engine._closed for w in houses.living[0]._weights.held().values())
     houses.close()
 
 

@@ -93,7 +93,7 @@ def test_a_served_stack_under_a_budget_of_one_set_of_weights_answers_as_one_with
             return [*one_by_one, *(x.text for x in at_once)]
 
         try:
-            return asyncio.run(ask()), house._shelf.stages
+            return asyncio.run(ask()), house._weights.stages
         finally:
             house.close()
 

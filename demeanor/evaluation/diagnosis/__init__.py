@@ -166,7 +166,7 @@ async def _diagnose(
     rows, axes = {row.item_id: row for row in found.rows}, {item.axis for item in found.failing}
     examples = [(i, rows[i.id].text) for i in sampled([i for i in found.spare if i.axis in axes], EXAMPLES)]
     trained = [s for s in stack.chain(stack.serve) if s == "base" or runs.complete(stack.stage_key(s))]
-    tools = bench.house.kit_tools()
+    tools = bench.house.tools()
     planned = [
         *lent,
         *interventions(stack, trained, found.failing, found.controls, rows, examples, tools, scratch),

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from demeanor.core.types import Decoding, Done, Event, Item, Respond, Text, ToolSpec, Turn
+from demeanor.core.types import Decoding, Done, Event, Item, Respond, RunnableTool, Text, ToolSpec, Turn
 from demeanor.evaluation.diagnosis import prompts
 from demeanor.evaluation.diagnosis.analysis import Intervention, InterventionInfo, Wrap, replaced
 from demeanor.evaluation.rows import Row
@@ -24,7 +24,6 @@ from demeanor.layers.policy.rules import read_yaml
 from demeanor.stack.schema import Import, Remote
 from demeanor.stack.stack import Layer, Stack
 from demeanor.stack.validate import file_fields
-from demeanor.tools import Tool
 
 SEED = 1000
 """Added to the seed of the same stack asked again."""
@@ -41,7 +40,7 @@ def interventions(
     controls: Sequence[Item],
     rows: Mapping[str, Row],
     examples: Sequence[tuple[Item, str]],
-    tools: Mapping[str, Tool],
+    tools: Mapping[str, RunnableTool],
     scratch: Path,
 ) -> list[Intervention]:
     """Every intervention that makes sense for this stack; `trained` are the weights that exist, `rows` how each item was answered.
@@ -203,7 +202,7 @@ def _decoding(stack: Stack, failing: Sequence[Item], rows: Mapping[str, Row]) ->
 
 
 def _tools(
-    stack: Stack, failing: Sequence[Item], rows: Mapping[str, Row], tools: Mapping[str, Tool]
+    stack: Stack, failing: Sequence[Item], rows: Mapping[str, Row], tools: Mapping[str, RunnableTool]
 ) -> Iterator[Intervention]:
     layer = next((x for x in stack.layers if x.kind == "tools"), None)
     if layer is None:

@@ -10,16 +10,13 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from demeanor import tools
 from demeanor.app import StackRuntime
 from demeanor.core.errors import CheckpointError, DataError
-from demeanor.core.types import Item, Respond, ToolSpec
-from demeanor.engine.weights_cache import WeightsCache
+from demeanor.core.types import Item, Respond
 from demeanor.evaluation import judge as verdicts
 from demeanor.evaluation import measure
 from demeanor.evaluation.diagnosis.analysis import AS_IS, Intervention, InterventionInfo
@@ -30,7 +27,6 @@ from demeanor.evaluation.rows import Row
 from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.scorers import scored_from_text as scorable_from_text
 from demeanor.stack.stack import Stack, decoding_of, digest
-from demeanor.tools import Tool
 
 
 def swaps(stack: Stack, healthy: Stack) -> list[Intervention]:
@@ -103,44 +99,6 @@ def _layers(stack: Stack, healthy: Stack) -> Iterator[Intervention]:
             yield Intervention(_about(layer.name, layer.name), lent)
 
 
-# ---- houses ----
-
-
-def with_swapped_weights(
-    house: StackRuntime, lender: StackRuntime | None, serve: str, renamed: Mapping[str, Mapping[str, str]]
-) -> StackRuntime:
-    """A house like `house` that shares its engines, but borrows the weights `serve` from `lender` and renames arguments of tools."""
-    shelf = house._shelf if lender is None else WeightsCache(lambda stage: lender.weights(lender.stack.serve))
-    found = replace(
-        house,
-        memory=None if house.memory is None else {},
-        _shelf=shelf,
-        _responds={},
-        _closers=[],
-        _shared={},
-    )
-    if renamed:
-        known = house.kit_tools()
-        found = replace(
-            found,
-            tool_set={**known, **{name: adapted(known[name], names) for name, names in renamed.items()}},
-        )
-    return found
-
-
-def adapted(tool: Tool, names: Mapping[str, str]) -> Tool:
-    """The tool with its arguments under other names (`names`: its own name to the other one)."""
-    back = {new: old for old, new in names.items()}
-    found = dict(tool.spec.parameters)
-    found["properties"] = {names.get(k, k): v for k, v in found.get("properties", {}).items()}
-    found["required"] = [names.get(k, k) for k in found.get("required", ())]
-
-    async def run(arguments: Mapping[str, Any]) -> str:
-        return await tool.run({back.get(k, k): v for k, v in arguments.items()})
-
-    return tools.Tool(ToolSpec(tool.spec.name, tool.spec.description, found), run)
-
-
 log = logging.getLogger("demeanor.evaluation")
 ROWS = re.compile(r"\.(?:diagnosis|base)\.rows\.jsonl$")
 """How the rows of trials are named, which `eval` has not measured."""
@@ -193,7 +151,7 @@ class ReplayHarness:
         lender = None if trial.weights_of is None else self.lender(trial.weights_of)
         key = json.dumps([{k: dict(v) for k, v in trial.renamed.items()}, lender and trial.variant.key()])
         if key not in self._others:
-            self._others[key] = with_swapped_weights(self.house, lender, trial.variant.serve, trial.renamed)
+            self._others[key] = self.house.swapped(lender, trial.renamed)
         return trial.wrap(self._others[key].respond(trial.variant))
 
     def lender(self, stack: Stack) -> StackRuntime:
