@@ -243,9 +243,9 @@ def _verb(
 
 
 def _load(options: argparse.Namespace) -> Stack:
-    from demeanor.train import pipeline
+    from demeanor.app import load_stack
 
-    return pipeline.load_stack(options.stack, options.overrides)
+    return load_stack(options.stack, options.overrides)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -265,19 +265,21 @@ def _init(options: argparse.Namespace) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     from demeanor.cli import explain
-    from demeanor.train import pipeline
+    from demeanor.train.runs import Runs
 
-    explain.show(_load(options), pipeline.runs(options.runs), full=options.full)
+    explain.show(_load(options), Runs(options.runs), full=options.full)
     return 0
 
 
 def _train(options: argparse.Namespace) -> int:
+    from demeanor import app
     from demeanor.train import pipeline
+    from demeanor.train.runs import Runs
 
     stack = pipeline.tolerant(_load(options)) if options.skip_bad else _load(options)
-    pipeline.train(
+    app.train(
         stack,
-        pipeline.runs(options.runs),
+        Runs(options.runs),
         only=options.only,
         compiled=options.compile,
         recompute=options.recompute,
@@ -291,19 +293,19 @@ def _train(options: argparse.Namespace) -> int:
 
 def _chat(options: argparse.Namespace) -> int:
     from demeanor.cli import chat
-    from demeanor.train import pipeline
+    from demeanor.train.runs import Runs
 
-    return chat.run(_load(options), pipeline.runs(options.runs), model=options.model, ask=options.ask)
+    return chat.run(_load(options), Runs(options.runs), model=options.model, ask=options.ask)
 
 
 def _eval(options: argparse.Namespace) -> int:
     from demeanor.evaluation import measure
-    from demeanor.train import pipeline
+    from demeanor.train.runs import Runs
 
     stack = _load(options)
     result = measure.evaluate(
         stack,
-        pipeline.runs(options.runs),
+        Runs(options.runs),
         options.results,
         variants=options.variants,
         limit=options.limit,

@@ -33,12 +33,12 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
     def run(options: argparse.Namespace) -> int:
         from demeanor.evaluation import attribution, measure
-        from demeanor.train import pipeline
+        from demeanor.train.runs import Runs
 
         stack = load(options)
         found = attribution.run(
             stack,
-            pipeline.runs(options.runs),
+            Runs(options.runs),
             options.results,
             weights=options.weights,
             layers=options.layers,
@@ -52,7 +52,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             from demeanor.evaluation import base_prompting
 
             asked = base_prompting.run(
-                stack, pipeline.runs(options.runs), options.results, limit=options.limit, name=options.name
+                stack, Runs(options.runs), options.results, limit=options.limit, name=options.name
             )
             show_base(asked)
             print(f"\nwritten: {options.results / found.name}.base.json")

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from demeanor import app
+from demeanor.app import load_stack
 from demeanor.cli import attribute, frontier, gate
 from demeanor.core.errors import DemeanorError
-from demeanor.evaluation import attribution, base_prompting, diagnosis, measure
+from demeanor.evaluation import attribution, base_prompting, measure
 from demeanor.evaluation import frontier as tradeoffs
 from demeanor.evaluation import gate as gating
-from demeanor.evaluation.diagnosis import cases
+from demeanor.evaluation.diagnosis import cases, diagnose
 from demeanor.report import base
 from demeanor.server import serve as serving
 from demeanor.stack.stack import Stack
-from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 from demeanor.world import catalog
 
@@ -35,13 +36,13 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     started = time.monotonic()
     path = STACK if STACK.is_file() else _fresh()
-    stack = pipeline.load_stack(path, overrides)
+    stack = load_stack(path, overrides)
     console.rule(
         f"[bold]{stack.spec.name}[/]: from random weights to a measured assistant, offline, on this machine"
     )
     console.print("1. train the weight layers", style="bold")
-    runs = pipeline.runs(runs_root)
-    pipeline.train(stack, runs)
+    runs = Runs(runs_root)
+    app.train(stack, runs)
     trained = time.monotonic()
     console.print("\n2. climb the ladder of layers on the same items", style="bold")
     result = measure.evaluate(stack, runs, results, variants=None, limit=None, name="demo")
@@ -59,7 +60,7 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
         soft_wrap=True,
     )
     if serve:
-        return serving.serve(lambda: pipeline.load_stack(path, overrides), runs, serving.Settings(port=port))
+        return serving.serve(lambda: load_stack(path, overrides), runs, serving.Settings(port=port))
     return 0
 
 
@@ -88,7 +89,7 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
         )
         gate.show(judgement, brief=True)
     console.print("\n6. what would repair what fails", style="bold")
-    found = diagnosis.run(stack, runs, results, cases.Scope(), name="demo")
+    found = diagnose.run(stack, runs, results, cases.Scope(), name="demo")
     console.print(f"guilty: {found.guilty}. {found.recommendation}", markup=False)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demeanor.app import load_stack
 from demeanor.cli import arguments
 from demeanor.core.errors import UsageError
 from demeanor.report.words import axis_name, p_value
@@ -24,13 +25,13 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.evaluation import diagnosis, measure
-        from demeanor.evaluation.diagnosis import cases
-        from demeanor.train import pipeline
+        from demeanor.evaluation import measure
+        from demeanor.evaluation.diagnosis import cases, diagnose
+        from demeanor.train.runs import Runs
 
         stack = load(options)
         result = options.against if options.against and options.against.suffix == ".jsonl" else None
-        healthy = pipeline.load_stack(options.against) if options.against and not result else None
+        healthy = load_stack(options.against) if options.against and not result else None
         if options.turns and (options.rows or options.against or options.limit or options.learning_curve):
             raise UsageError(
                 "--turns takes its items from the database: leave out --rows, --against, --limit and --learning-curve"
@@ -44,9 +45,9 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             options.rows,
             options.turns,
         )
-        found = diagnosis.run(
+        found = diagnose.run(
             stack,
-            pipeline.runs(options.runs),
+            Runs(options.runs),
             options.results,
             scope,
             name=options.name,

@@ -26,14 +26,12 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
     def run(options: argparse.Namespace) -> int:
         from demeanor.evaluation import duel
-        from demeanor.train import pipeline
+        from demeanor.train.runs import Runs
 
         given = duel.Field(
             options.variants or (), options.beside, options.beside_key, options.suite or (), options.limit
         )
-        found, court = duel.run(
-            load(options), pipeline.runs(options.runs), options.results, given, name=options.name
-        )
+        found, court = duel.run(load(options), Runs(options.runs), options.results, given, name=options.name)
         show(found)
         print(f"{court.summary()}\nwritten: {options.results / found.name}.duel.json")
         duel.on_page(options.results, found)

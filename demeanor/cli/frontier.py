@@ -25,11 +25,11 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
     def run(options: argparse.Namespace) -> int:
         from demeanor.evaluation import frontier, measure
-        from demeanor.train import pipeline
+        from demeanor.train.runs import Runs
 
         found = frontier.run(
             load(options),
-            pipeline.runs(options.runs),
+            Runs(options.runs),
             options.results,
             limit=options.limit,
             name=options.name,

@@ -36,7 +36,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
     def judge(options: argparse.Namespace) -> int:
         from demeanor.evaluation import gate, measure
-        from demeanor.train import pipeline
+        from demeanor.train.runs import Runs
 
         if options.verify:
             verdict = gate.verify(options.verify, os.environ.get(gate.KEY))
@@ -48,7 +48,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             )
         judgement, record = gate.run(
             load(options),
-            pipeline.runs(options.runs),
+            Runs(options.runs),
             options.results,
             against=options.against,
             rules=options.rules,

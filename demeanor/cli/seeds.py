@@ -23,12 +23,12 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     def run(options: argparse.Namespace) -> int:
         from demeanor.evaluation import measure
         from demeanor.evaluation import seeds as reseeding
-        from demeanor.train import pipeline
+        from demeanor.train.runs import Runs
 
         found = reseeding.run(
             options.stack,
             options.overrides,
-            pipeline.runs(options.runs),
+            Runs(options.runs),
             options.results,
             chosen=options.seeds,
             limit=options.limit,

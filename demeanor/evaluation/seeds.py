@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
+from demeanor import app
+from demeanor.app import load_stack
 from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.evaluation import measure
 from demeanor.evaluation.result import Delta, Result
 from demeanor.evaluation.statistics import CONFIDENCE
 from demeanor.stack.schema import Scratch, Stage
 from demeanor.stack.stack import Stack
-from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 
 
@@ -169,13 +170,13 @@ def _level(rung: str, axis: str, values: Sequence[float | None]) -> Level | None
 
 def reseeded(path: Path, overrides: Sequence[str], seed: int) -> Stack:
     """The stack with every seed of its training set to one; raises DemeanorError if nothing of it is trained here."""
-    stack = pipeline.load_stack(path, overrides)
+    stack = load_stack(path, overrides)
     base = stack.spec.weights.base
     places = ["weights.base.seed"] if isinstance(base, Scratch) else []
     places += [f"weights.stages.{s.name}.seed" for s in stack.spec.weights.stages if isinstance(s, Stage)]
     if not places:
         raise DemeanorError(f"{path}: nothing of it is trained here, so there is no seed to change")
-    return pipeline.load_stack(path, [*overrides, *(f"{place}={seed}" for place in places)])
+    return load_stack(path, [*overrides, *(f"{place}={seed}" for place in places)])
 
 
 def run(
@@ -196,12 +197,12 @@ def run(
         stack = reseeded(path, overrides, seed)
         name = measure.named(stack, name, limit)
         print(f"\nseed {seed} ({number} of {len(chosen)})")
-        pipeline.train(stack, runs)
+        app.train(stack, runs)
         found[seed] = measure.evaluate(
             stack, runs, folder, variants=None, limit=limit, name=f"{name}.seed{seed}"
         )
     whole = seeds(found, name=str(name))
-    tree = {"stack_key": pipeline.load_stack(path, overrides).key(), **asdict(whole)}
+    tree = {"stack_key": load_stack(path, overrides).key(), **asdict(whole)}
     measure.write(
         folder / f"{name}.seeds.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     )

@@ -98,7 +98,7 @@ HEALTHY: Mapping[str, Plant] = {
 
 def stack_of(plant: Plant, folder: Path) -> Stack:
     """Write the planted stack with its files and suite, and load it."""
-    from demeanor.train import pipeline
+    from demeanor.app import load_stack
 
     tiny.write(folder)
     truth = {
@@ -131,7 +131,7 @@ def stack_of(plant: Plant, folder: Path) -> Stack:
         stages, weights = [*stages, QUANTISED], weights | {"serve": "quantised"}
     declared["weights"] = weights | {"stages": stages}
     (folder / "stack.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
-    stack = pipeline.load_stack(folder / "stack.yaml")
+    stack = load_stack(folder / "stack.yaml")
     return interventions.retemplated(stack, plant.template) if plant.template else stack
 
 
