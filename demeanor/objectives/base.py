@@ -1,16 +1,63 @@
-"""What the pair losses share: log-ratios per completion, the mean over a prompt's pairs, TRL's metrics.
+"""What objectives share: how one declares itself, and log-ratios, averages and metrics of losses over pairs.
 
-In: outputs and a batch. Out: a Gap (everything a loss of pairs reads), and a Loss from one value per pair.
+An objective is a pure function (settings, outputs, batch) -> Loss(total, count); it never sees a model, tokenizer, optimiser
+or file. The files of this folder list their objectives in ENTRIES; what training must provide is declared there, not in train/.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_lengths, branch_sums, preference_pairs
+
+
+class MovingReference(NamedTuple):
+    """How a reference follows the policy: every `every` optimiser steps by the fraction `alpha`."""
+
+    alpha: float
+    every: int
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One objective: its settings, its loss, where it comes from, and (in capitals, as in a file with one entry) what it needs."""
+
+    Spec: type[registry.Spec]
+    loss: Callable[[Any, Outputs, TokenBatch], Loss]
+    source: str
+    """Paper, year, arXiv number and equation."""
+    ROWS: Literal["examples", "preferences", "unpaired"] = "preferences"
+    READS: Literal["logprobs", "rewards"] = "logprobs"
+    ROLES: tuple[str, ...] = ()
+    """Frozen ancestors whose log-probs it reads; `reference` is the only one so far."""
+    POLICY: bool = True
+    """False: it trains a reward model, which gives no answers."""
+    WHOLE_STEP: bool = False
+    """Its loss is not a sum over prompts: it must see all rows of an optimiser step at once."""
+    KL: bool = False
+    """Its rows come with a completion of another prompt beside theirs, on which a KL is estimated."""
+    STATISTICS: tuple[Literal["collision"], ...] = ()
+    """Fields of Outputs beyond the log-probs that it reads: `collision_C`."""
+    MOVING: Callable[[Any], MovingReference] | None = None
+    """From its settings, how its reference follows the policy; None: the reference is frozen."""
+
+
+REFERENCE = ("reference",)
+
+
+class BetaSpec(registry.Spec):
+    """Settings of a loss whose only setting is the pull to the reference."""
+
+    beta: float = Field(
+        0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
+    )
 
 
 class Gap(NamedTuple):
@@ -69,7 +116,7 @@ def per_prompt(each_P: Tensor, tree_P: Tensor, batch: TokenBatch) -> tuple[Tenso
     return total, (pairs_N > 0).sum().to(total.dtype)
 
 
-def judged(
+def pair_loss(
     each_P: Tensor, found: Gap, batch: TokenBatch, reward_B: Tensor, *, pooled: bool = False, **more_P: Tensor
 ) -> Loss:
     """The Loss of one value per pair, with TRL's metrics; `reward_B` is the implicit reward they show, `more_P` further means.
