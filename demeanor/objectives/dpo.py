@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs, TokenBatch
-from demeanor.objectives.base import REFERENCE, BetaSpec, Objective, gap, pair_loss, smoothed
+from demeanor.objectives import REFERENCE, BetaSpec, Objective, gap, pair_loss, smoothed
 
 
 class DpoSpec(BetaSpec):

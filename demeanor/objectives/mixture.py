@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from demeanor.core import registry
 from demeanor.core.errors import DemeanorError
 from demeanor.model.tensors import Loss, Outputs, TokenBatch
-from demeanor.objectives.base import REFERENCE, Objective
+from demeanor.objectives import REFERENCE, Objective
 
 PACKAGE = "demeanor.objectives"
 

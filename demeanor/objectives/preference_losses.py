@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_lengths, branch_sums
-from demeanor.objectives.base import (
+from demeanor.objectives import (
     REFERENCE,
     BetaSpec,
     MovingReference,

@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 
 from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs, TokenBatch
-from demeanor.objectives.base import Objective, gap, pair_loss, smoothed
+from demeanor.objectives import Objective, gap, pair_loss, smoothed
 
 
 class SimpoSpec(registry.Spec):

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, preference_pairs
-from demeanor.objectives.base import Objective, per_prompt
+from demeanor.objectives import Objective, per_prompt
 
 
 class RewardSpec(registry.Spec):

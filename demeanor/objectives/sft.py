@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs, TokenBatch
-from demeanor.objectives.base import Objective
+from demeanor.objectives import Objective
 
 
 class NoSettings(registry.Spec):

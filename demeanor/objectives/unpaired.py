@@ -21,7 +21,7 @@ from torch.nn.functional import logsigmoid
 
 from demeanor.core import registry
 from demeanor.model.tensors import MISMATCHED, Loss, Outputs, TokenBatch, branch_sums
-from demeanor.objectives.base import REFERENCE, Objective
+from demeanor.objectives import REFERENCE, Objective
 
 
 class Labelled(NamedTuple):
@@ -59,6 +59,7 @@ def kto(spec: KtoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
 
     Metrics: rewards/chosen and rewards/rejected (beta R of good, of bad ones), rewards/margins (their difference), kl (z0).
     """
+    assert batch.label_B is not None
     ratio_B, good_B, bad_B, good, bad = labelled(outputs, batch)
     other_B = batch.label_B == MISMATCHED
     z0 = ratio_B.detach()[other_B].sum().div(other_B.sum().clamp_min(1)).clamp_min(0)

@@ -24,7 +24,7 @@ from demeanor.model import adapters, checkpoints, quantize
 from demeanor.model import checkpoints as models
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.llama import Llama
-from demeanor.objectives.base import Objective
+from demeanor.objectives import Objective
 from demeanor.objectives.sft import NoSettings, sft
 from demeanor.stack.schema import Optim, Scratch, Stage
 from demeanor.train import heldout

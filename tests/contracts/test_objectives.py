@@ -13,7 +13,7 @@ import pytest
 
 from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs
-from demeanor.objectives.base import MovingReference, Objective
+from demeanor.objectives import MovingReference, Objective
 
 PACKAGE = "demeanor.objectives"
 ROOT = Path(__file__).resolve().parents[2]

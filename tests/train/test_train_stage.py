@@ -104,7 +104,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(base: Path, root: Path, kind: Any, trees: Callable[[], Sequence[Tree]], **settings: Any) -> Path:
     stage = Stage(
-        name=kind.__name__.rsplit(".", 1)[-1],
+        name=kind.loss.__name__,
         objective={},
         data=(),
         epochs=settings.pop("epochs", 2),
