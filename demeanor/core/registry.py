@@ -2,7 +2,7 @@
 
 Goes in: a package such as `demeanor.layers`. Comes out: an entry by its name. A file (or a folder with `__init__.py`) holds a
 docstring, a `Spec` and one function; a file with several entries assigns a dict literal, `ENTRIES = {"name": ..., ...}`,
-whose values have the same attributes. Adding an entry changes no other file.
+whose values have the same attributes. What entries share is the folder's own `__init__.py`. Adding an entry changes no other file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from demeanor.core.errors import DemeanorError, unknown
 CONTENT = "content"
 File = Annotated[str, CONTENT]
 """A path, relative to the stack file, whose content (a file, or a folder of files) is part of the stack's identity."""
-SHARED = ("base", "registry")
-"""Files of a plug-in folder that hold what its entries share; they are no entries, nor are files that start with `_`."""
 
 
 class Spec(BaseModel):
@@ -65,7 +63,7 @@ def _modules(package: str) -> Mapping[str, str]:
         raise DemeanorError(f"{package}: not a plug-in folder")
     modules: dict[str, str] = {}
     for path in sorted(Path(next(iter(found.submodule_search_locations))).iterdir()):
-        if path.stem.startswith("_") or path.stem in SHARED:
+        if path.stem.startswith("_"):
             continue
         if path.suffix == ".py":
             names = _declared(path)

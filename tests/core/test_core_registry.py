@@ -18,7 +18,7 @@ FILES = {
     "folder/__init__.py": "NAME = 'folder'\n",
     "folder/part.py": "NAME = 'no entry'\n",
     "data/words.txt": "no package\n",
-    "base.py": "raise AssertionError('what entries share is no entry')\n",
+    "__init__.py": "SHARED = 'what entries share is no entry'\n",
     "_private.py": "raise AssertionError('private')\n",
     "breaks.py": "raise RuntimeError('imported')\n",
 }
