@@ -12,11 +12,11 @@ import yaml
 
 from demeanor.cli import main
 from demeanor.core.errors import DataError, DemeanorError, EngineError
+from demeanor.core.intervals import wilson
 from demeanor.core.types import Respond
 from demeanor.evaluation import judge as verdicts
 from demeanor.evaluation import judge_validation
 from demeanor.evaluation.judge import JudgeClient
-from demeanor.evaluation.statistics import wilson
 from demeanor.stack.schema import JudgeSpec
 from demeanor.train import pipeline
 from tests.app.scripted_judge import Scripted

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from demeanor.app import StackRuntime
+from demeanor.core.intervals import wilson
 from demeanor.core.types import Turn, complete
 from demeanor.evaluation import measure
 from demeanor.evaluation.scorers import score_item
-from demeanor.evaluation.statistics import wilson
 from demeanor.stack.stack import decoding_of
 from demeanor.train import pipeline
 from demeanor.train.runs import origin
