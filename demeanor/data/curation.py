@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.errors import DataError, unknown
+from demeanor.core.personal_data import DETECTORS
 from demeanor.data import similarity
 from demeanor.data.language import KNOWN, language
 from demeanor.data.readers import Bad
@@ -22,7 +23,6 @@ from demeanor.data.similarity import as_columns, row_text
 from demeanor.data.sources import Generated, Problems, Say, raw_rows, renamed
 from demeanor.evaluation import suites
 from demeanor.evaluation import suites as library
-from demeanor.layers._detectors import DETECTORS
 from demeanor.layers.policy.matching import Folded
 from demeanor.stack.schema import Source
 from demeanor.world.catalog import GENERATED

@@ -256,7 +256,7 @@ def stage_trees(
         folder=folder,
     )
     kept = folder if any(source.stream for source in stage.data) else None
-    if wants == "unpaired" and getattr(objective, "KL", False):
+    if wants == "unpaired" and objective.KL:
         return stored(mismatched(found.trees, stage.seed), kept)
     if not found.documents:
         return found.trees

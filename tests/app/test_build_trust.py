@@ -13,11 +13,11 @@ import yaml
 from demeanor.app import load_stack
 from demeanor.cli import main
 from demeanor.core.errors import DataError, DemeanorError, EngineError
+from demeanor.core.intervals import wilson
 from demeanor.core.types import Respond
 from demeanor.evaluation import judge as verdicts
 from demeanor.evaluation import judge_validation
 from demeanor.evaluation.judge import JudgeClient
-from demeanor.evaluation.statistics import wilson
 from demeanor.stack.schema import JudgeSpec
 from tests.app.scripted_judge import Scripted
 from tests.server.live import served

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from demeanor import app
 from demeanor.app import StackRuntime, load_stack
+from demeanor.app import StackRuntime
+from demeanor.core.intervals import wilson
 from demeanor.core.types import Turn, complete
 from demeanor.evaluation import measure
 from demeanor.evaluation.scorers import score_item
-from demeanor.evaluation.statistics import wilson
 from demeanor.stack.stack import decoding_of
 from demeanor.train.runs import Runs, origin
 from tests.conftest import REPOSITORY
