@@ -14,7 +14,6 @@ import yaml
 
 from demeanor import tools
 from demeanor.evaluation.diagnosis import interventions
-from demeanor.evaluation.diagnosis.replay import adapted
 from demeanor.evaluation.items import save_suite
 from demeanor.stack.stack import Stack
 from demeanor.tools import Tool
@@ -137,4 +136,4 @@ def stack_of(plant: Plant, folder: Path) -> Stack:
 
 def drifted(names: Mapping[str, str]) -> dict[str, Tool] | None:
     """The tools with the calculator's arguments renamed."""
-    return {"calculator": adapted(tools.load(["calculator"])["calculator"], names)} if names else None
+    return {"calculator": tools.with_renamed_arguments(tools.load(["calculator"])["calculator"], names)} if names else None

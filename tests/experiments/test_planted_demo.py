@@ -27,7 +27,6 @@ from demeanor.core.types import Item, Message
 from demeanor.evaluation import seeds
 from demeanor.evaluation.diagnosis import cases, diagnose, interventions
 from demeanor.evaluation.diagnosis.analysis import Diagnosis
-from demeanor.evaluation.diagnosis.replay import adapted
 from demeanor.evaluation.items import save_suite
 from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack
@@ -237,7 +236,7 @@ def diagnosed(name: str, folder: Path, runs: Runs, healthy: Stack | None) -> tup
     house = StackRuntime(stack, runs, memory={}, operational=False)
     if name == "tool schema drift":
         calculator = tools.load(["calculator"])["calculator"]
-        house.tool_set = {"calculator": adapted(calculator, {"expression": "formula"})}
+        house.tool_set = {"calculator": tools.with_renamed_arguments(calculator, {"expression": "formula"})}
     return diagnose.run(
         stack, runs, folder / "results", cases.Scope(against=healthy), name="x", house=house
     ), trained_s
