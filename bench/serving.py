@@ -50,7 +50,8 @@ def quick_server(port: int) -> None:
     from demeanor.app import ServedStack, StackRuntime
     from demeanor.core.types import Done, Event, Respond, Text, Turn, Usage
     from demeanor.server.app import app
-    from demeanor.server.keys import digest, from_digests
+    from demeanor.server.auth import from_digests
+    from demeanor.store.keys import digest
     from demeanor.train import pipeline
 
     async def said(turn: Turn) -> AsyncIterator[Event]:
