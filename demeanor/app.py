@@ -50,6 +50,12 @@ from demeanor.server.policy_rules import opinions_in, rules_of
 from demeanor.server.spending import charged
 from demeanor.stack.schema import GenerationEvalSpec, Remote
 from demeanor.stack.stack import Stack, decoding_of, load
+from demeanor.server.assistant import FeedbackStore, ModelCard, RuleJudge, TurnStore, model_not_found
+from demeanor.server.policy_rules import feedback_store_in, rules_of
+from demeanor.server.request_context import current_token_budget
+from demeanor.server.token_budget import charged
+from demeanor.stack.schema import Remote
+from demeanor.stack.stack import Stack, decoding_of
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
@@ -136,7 +142,7 @@ class StackRuntime:
             else:
                 template = self.template(variant)
                 inner, count = self.at_weights(variant.serve, template), partial(_counted, template)
-            inner = charged(inner, partial(_prompt_tokens, count), purse)
+            inner = charged(inner, partial(_prompt_tokens, count), current_token_budget)
             if self.memory is not None:
                 inner = cached(
                     inner, f"{self.stack.stage_key(variant.serve)}/{variant.template}", self.memory
@@ -288,11 +294,11 @@ class ServedStack:
             self._rules[model_id] = rules_of(self._variants[model_id])
         return self._rules[model_id]
 
-    def opinions(self) -> Opinions | None:
+    def feedback_store(self) -> FeedbackStore | None:
         specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
-        return opinions_in(self.runtime.opened(specs[0].database)) if specs else None
+        return feedback_store_in(self.runtime.opened(specs[0].database)) if specs else None
 
-    def kept(self) -> Kept | None:
+    def turn_store(self) -> TurnStore | None:
         outer = takewhile(
             lambda layer: not layer.behaviour, self.runtime.stack.layers
         )  # further in, it has what a policy hides
