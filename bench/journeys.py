@@ -164,7 +164,16 @@ def evaluation(counting: Counting, stack: list[str]) -> None:
 
 def gate(counting: Counting, stack: list[str]) -> None:
     rules = str(Path(stack[0]).parent / "gate.yaml")
-    words = ["gate", *stack, "--against", os.environ.get("AG", f"{NAME}-policy"), "--rules", rules, "--limit", "2"]
+    words = [
+        "gate",
+        *stack,
+        "--against",
+        os.environ.get("AG", f"{NAME}-policy"),
+        "--rules",
+        rules,
+        "--limit",
+        "2",
+    ]
     code = verb(counting, words)
     need(any(Path("results").glob("*.gate.json")), f"gate ended with {code} and wrote no record")
 
@@ -273,7 +282,9 @@ def show(found: dict[str, Journey], listed: bool) -> None:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.journeys", description=__doc__)
-    parser.add_argument("--json", type=Path, help="where to write the numbers (default: results/journeys.json)")
+    parser.add_argument(
+        "--json", type=Path, help="where to write the numbers (default: results/journeys.json)"
+    )
     parser.add_argument("--folder", type=Path, help="work here and keep it (default: a temporary folder)")
     parser.add_argument("--runs", type=Path, help="trained weights of the demo, copied before use")
     parser.add_argument("--list", action="store_true", help="also print the files of each journey")

@@ -50,11 +50,9 @@ def quick_server(port: int) -> None:
     from demeanor.app import ServedStack, StackRuntime, load_stack
     from demeanor.core.types import Done, Event, Respond, Text, Turn, Usage
     from demeanor.server.app import app
-    from demeanor.server.keys import digest, from_digests
-    from demeanor.train.runs import Runs
     from demeanor.server.auth import from_digests
     from demeanor.store.keys import digest
-    from demeanor.train import pipeline
+    from demeanor.train.runs import Runs
 
     async def said(turn: Turn) -> AsyncIterator[Event]:
         for i in range(16):

@@ -1,12 +1,12 @@
 """Demeanor: build a chat assistant as a stack of layers, and measure what each layer does.
 
-    import demeanor
+import demeanor
 
-    stack = demeanor.load("stacks/demo/demo.yaml")
-    demeanor.train(stack)
-    with demeanor.assistant(stack) as desk:
-        print(desk.ask("What is 37 times 48?").text)
-    print(demeanor.evaluate(stack, limit=4).table())
+stack = demeanor.load("stacks/demo/demo.yaml")
+demeanor.train(stack)
+with demeanor.assistant(stack) as desk:
+    print(desk.ask("What is 37 times 48?").text)
+print(demeanor.evaluate(stack, limit=4).table())
 """
 
 from __future__ import annotations
@@ -30,19 +30,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from demeanor.api import (
-        Assistant,
-        Completion,
-        Message,
-        Stack,
-        assistant,
-        attribute,
-        evaluate,
-        gate,
-        load,
-        train,
-    )
+    from demeanor.api import Assistant, assistant, attribute, evaluate, gate, load, train
     from demeanor.core.errors import DemeanorError
+    from demeanor.core.types import Completion, Message
+    from demeanor.stack.stack import Stack
 
 
 def __getattr__(name: str) -> Any:

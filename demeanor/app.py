@@ -44,18 +44,18 @@ from demeanor.layers import Kit, Search, compose, record
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
 from demeanor.retrieval import index
-from demeanor.server.assistant import Kept, ModelCard, Opinions, RuleJudge, model_not_found
-from demeanor.server.calls import purse
-from demeanor.server.policy_rules import opinions_in, rules_of
-from demeanor.server.spending import charged
-from demeanor.stack.schema import GenerationEvalSpec, Remote
-from demeanor.stack.stack import Stack, decoding_of, load
-from demeanor.server.assistant import FeedbackStore, ModelCard, RuleJudge, TurnStore, model_not_found
+from demeanor.server.assistant import (
+    FeedbackStore,
+    ModelCard,
+    RuleJudge,
+    TurnStore,
+    model_not_found,
+)
 from demeanor.server.policy_rules import feedback_store_in, rules_of
 from demeanor.server.request_context import current_token_budget
 from demeanor.server.token_budget import charged
-from demeanor.stack.schema import Remote
-from demeanor.stack.stack import Stack, decoding_of
+from demeanor.stack.schema import GenerationEvalSpec, Remote
+from demeanor.stack.stack import Stack, decoding_of, load
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template

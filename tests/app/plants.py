@@ -136,4 +136,8 @@ def stack_of(plant: Plant, folder: Path) -> Stack:
 
 def drifted(names: Mapping[str, str]) -> dict[str, Tool] | None:
     """The tools with the calculator's arguments renamed."""
-    return {"calculator": tools.with_renamed_arguments(tools.load(["calculator"])["calculator"], names)} if names else None
+    return (
+        {"calculator": tools.with_renamed_arguments(tools.load(["calculator"])["calculator"], names)}
+        if names
+        else None
+    )

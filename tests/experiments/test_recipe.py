@@ -15,7 +15,6 @@ from rich.table import Table
 
 from demeanor import app
 from demeanor.app import StackRuntime, load_stack
-from demeanor.app import StackRuntime
 from demeanor.core.intervals import wilson
 from demeanor.core.types import Turn, complete
 from demeanor.evaluation import measure
