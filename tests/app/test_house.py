@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from demeanor.app import ServedStack, StackRuntime
+from demeanor.app import StackRuntime
 from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Done, Message, Prompted, Refusal, Timing, Turn, complete
 from demeanor.evaluation import measure
 from demeanor.server.app import app
+from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
 
