@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.errors import DataError, unknown
+from demeanor.core.language import KNOWN, certain_language
 from demeanor.core.personal_data import DETECTORS
 from demeanor.data import similarity
-from demeanor.data.language import KNOWN, language
 from demeanor.data.readers import Bad
 from demeanor.data.similarity import as_columns, row_text
 from demeanor.data.sources import Generated, Problems, Say, raw_rows, renamed
@@ -52,7 +52,7 @@ def reason(text: str, wanted: Wanted) -> str | None:
         return f"shorter than {wanted.min_chars} characters"
     if wanted.max_chars is not None and len(text) > wanted.max_chars:
         return f"longer than {wanted.max_chars} characters"
-    if wanted.language is not None and (found := language(text)) not in (wanted.language, None):
+    if wanted.language is not None and (found := certain_language(text)) not in (wanted.language, None):
         return f"language {found}"
     return next((f"personal data: {name}" for name, finds in wanted.detectors.items() if finds(text)), None)
 
