@@ -270,7 +270,7 @@ class DuelResult:
         tree = {key: getattr(self, key) for key in self.__slots__}
         tree |= {
             "matchups": [{key: _tree(getattr(m, key)) for key in m.__slots__} for m in self.matchups],
-            "player_ratings": [asdict(r) for r in self.ratings],
+            "ratings": [asdict(r) for r in self.ratings],
             "position": _tree(self.position),
             "each": [asdict(duel) | {"won": duel.won} for duel in self.each],
         }

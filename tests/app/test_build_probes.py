@@ -99,12 +99,10 @@ def test_the_last_answers_are_those_of_the_finished_weights(probed: tuple[Stack,
     found = metrics.read(folder.parent / probing.SAMPLES)
     tokenizer = tokenizers.load(folder)
     template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)
-    prompts = [
-        generation_eval.rendered(item, template)
-        for item in generation_eval.suite(stack, "world:behaviour")[:3]
-    ]
-    answers = generation_eval.generator(tokenizer, template, GenerationEvalSpec(max_tokens=8))(
-        checkpoints.policy(folder), prompts
+    items = generation_eval.suite(app.GENERATION, "world:behaviour", stack.root)[:3]
+    prompts = [generation_eval.rendered(item, template) for item in items]
+    answers = app.GENERATION.generate(
+        checkpoints.policy(folder), tokenizer, template, GenerationEvalSpec(max_tokens=8), prompts
     )
     last = [row for row in found if row["step"] == 5]
     assert [row["prompt"] for row in last] == [prompt.text for prompt in prompts]
@@ -133,7 +131,7 @@ def test_training_a_probed_stage_alone_trains_the_reward_model_that_judges_it(
         ("weights.stages.dpo.probe={prompts: nowhere.jsonl}", r"probe.prompts: no such file"),
         (
             "weights.stages.dpo.probe={prompts: world:nothing}",
-            r"probe.prompts: unknown source 'world:nothing'",
+            r"probe.prompts: unknown suite 'world:nothing'. Did you mean 'world:behaviour'",
         ),
         ("weights.stages.dpo.probe={count: 0}", r"probe.count"),
     ],

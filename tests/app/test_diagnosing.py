@@ -404,7 +404,7 @@ def test_the_verb_refuses_what_does_not_go_with_logged_turns(
 ) -> None:
     from demeanor.cli import main
 
-    assert main(["diagnose", str(trained[0].path), "--turns", "x.db", "--limit", "3"]) == 1
+    assert main(["diagnose", str(trained[0].path), "--turns", "x.db", "--limit", "3"]) == 2
     assert "--turns takes its items from the database" in capsys.readouterr().err
 
 
