@@ -58,19 +58,23 @@ def serve(load: Callable[[], Stack], runs: Runs, settings: Settings) -> int:
     """Serve the API and the chat page until Ctrl-C or SIGTERM; running requests are finished first. `load` reads the stack (again)."""
     given = checked(settings)
     plain = from_digests({stored.digest(k): f"key {i + 1}" for i, k in enumerate(given)}) if given else None
-    ring = None if settings.keys is None else database.open_url(settings.keys, root=Path.cwd())
-    if ring is not None and not given and not any(k.revoked is None for k in stored.stored(ring)):
+    key_database = None if settings.keys is None else database.open_url(settings.keys, root=Path.cwd())
+    if (
+        key_database is not None
+        and not given
+        and not any(k.revoked is None for k in stored.stored(key_database))
+    ):
         print(
             f"no key of {settings.keys} is in force: nobody can ask yet. Make one: demeanor keys create NAME --database {settings.keys}",
             flush=True,
         )
     houses = LiveVersions(runs, None if settings.memory_gib is None else int(settings.memory_gib * 2**30))
     try:
-        _serve(houses, load, settings, plain if ring is None else KeyRing(ring, plain))
+        _serve(houses, load, settings, plain if key_database is None else KeyRing(key_database, plain))
     finally:
         houses.close()
-        if ring is not None:
-            ring.close()
+        if key_database is not None:
+            key_database.close()
     return 0
 
 
