@@ -75,18 +75,22 @@ def serve(versions: Versions, settings: Settings) -> int:
     """Serve the API and the chat page until Ctrl-C or SIGTERM; running requests are finished first."""
     given = checked(settings)
     plain = from_digests({stored.digest(k): f"key {i + 1}" for i, k in enumerate(given)}) if given else None
-    ring = None if settings.keys is None else database.open_url(settings.keys, root=Path.cwd())
-    if ring is not None and not given and not any(k.revoked is None for k in stored.stored(ring)):
+    key_database = None if settings.keys is None else database.open_url(settings.keys, root=Path.cwd())
+    if (
+        key_database is not None
+        and not given
+        and not any(k.revoked is None for k in stored.stored(key_database))
+    ):
         print(
             f"no key of {settings.keys} is in force: nobody can ask yet. Make one: demeanor keys create NAME --database {settings.keys}",
             flush=True,
         )
     try:
-        _serve(versions, settings, plain if ring is None else KeyRing(ring, plain))
+        _serve(versions, settings, plain if key_database is None else KeyRing(key_database, plain))
     finally:
         versions.close()
-        if ring is not None:
-            ring.close()
+        if key_database is not None:
+            key_database.close()
     return 0
 
 
