@@ -20,6 +20,7 @@ from scipy import special
 
 from demeanor.app import StackRuntime
 from demeanor.core.errors import ContextError, DataError
+from demeanor.core.folding import Folded
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.evaluation import measure, statistics
 from demeanor.evaluation.calibration import calibration
@@ -33,7 +34,6 @@ from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.statistics import Floats
 from demeanor.evaluation.table import PairedTable
 from demeanor.layers.policy import Spec, rules
-from demeanor.layers.policy.matching import Folded
 from demeanor.layers.policy.rules import read_yaml
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of

@@ -354,7 +354,7 @@ def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
 
     import demeanor.evaluation.scorers
 
-    folder = File(demeanor.scorers.__file__).parent
+    folder = File(demeanor.evaluation.scorers.__file__).parent
     for name in registry.known("demeanor.evaluation.scorers"):
         tree = ast.parse((folder / f"{name}.py").read_text())
         looks = any(
