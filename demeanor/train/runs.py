@@ -24,6 +24,7 @@ from typing import IO, Any
 from safetensors import SafetensorError, safe_open
 
 from demeanor.core.errors import CheckpointError, DemeanorError
+from demeanor.core.files import write_json
 from demeanor.stack.schema import Import, Remote
 from demeanor.stack.stack import Stack
 from demeanor.train import metrics
@@ -67,7 +68,7 @@ class Runs:
             "pid": os.getpid(),
             **origin(),
         }
-        _write_json(path, {"key": key, **record, "sessions": [*sessions, session]})
+        write_json(path, {"key": key, **record, "sessions": [*sessions, session]})
         return Held(self, key)
 
     def part(self, key: str) -> Path:
@@ -163,12 +164,6 @@ def is_held(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    os.replace(part, path)
 
 
 KEY = re.compile(r"[0-9a-f]{16}")

@@ -9,9 +9,9 @@ import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from demeanor.core.files import read_text
 from demeanor.core.types import Event, Item, Message, Messages, Respond, Trust, Turn
 from demeanor.evaluation.diagnosis.analysis import Intervention, InterventionInfo, Wrap, replaced
-from demeanor.layers.policy.rules import read_text
 from demeanor.layers.prompt import Spec as PromptSpec
 from demeanor.stack.stack import Layer, Stack
 from demeanor.world.contexts import notices
