@@ -40,6 +40,11 @@ class Runtime(Protocol):
         ...
 
     @property
+    def tool_set(self) -> Mapping[str, RunnableTool] | None:
+        """The same where they are not the usual ones; None: every tool of tools/."""
+        ...
+
+    @property
     def num_generations(self) -> int:
         """Distinct model calls so far, those included that only confirmed a draft."""
         ...

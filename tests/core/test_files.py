@@ -18,9 +18,14 @@ def test_a_written_file_appears_whole_and_leaves_nothing_beside_it(tmp_path: Pat
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "old")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "a") as part:
-        part.write_text("half")
-        raise RuntimeError
+
+    def failing() -> None:
+        with replacing(tmp_path / "a") as part:
+            part.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
     assert (tmp_path / "a").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
