@@ -47,11 +47,12 @@ def quick_server(port: int) -> None:
 
     import uvicorn
 
-    from demeanor.app import ServedStack, StackRuntime
+    from demeanor.app import ServedStack, StackRuntime, load_stack
     from demeanor.core.types import Done, Event, Respond, Text, Turn, Usage
     from demeanor.server.app import app
-    from demeanor.server.keys import digest, from_digests
-    from demeanor.train import pipeline
+    from demeanor.server.auth import from_digests
+    from demeanor.store.keys import digest
+    from demeanor.train.runs import Runs
 
     async def said(turn: Turn) -> AsyncIterator[Event]:
         for i in range(16):
@@ -63,7 +64,7 @@ def quick_server(port: int) -> None:
         def at_weights(self, stage: str, template: Any) -> Respond:
             return said
 
-    stack = pipeline.load_stack(ROOT / "stacks" / "demo" / "demo.yaml")
+    stack = load_stack(ROOT / "stacks" / "demo" / "demo.yaml")
     bounded = [x for x in stack.layers if x.kind == "limits"]
     if bounded:  # the demo's own limits would end the measurement after some requests
         generous = bounded[0].spec.model_copy(
@@ -75,7 +76,7 @@ def quick_server(port: int) -> None:
             stack, layers=tuple(replace(x, spec=generous) if x is bounded[0] else x for x in stack.layers)
         )
     os.chdir(tempfile.mkdtemp())
-    house = Quick(stack, pipeline.runs(ROOT / "runs"))
+    house = Quick(stack, Runs(ROOT / "runs"))
     uvicorn.run(
         app(ServedStack(house), keys=from_digests({digest(KEY): "bench"})),
         host="127.0.0.1",

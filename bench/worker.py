@@ -101,7 +101,7 @@ def ours(
     from demeanor.data.trees import Branch, Tree
     from demeanor.model import checkpoints as models
     from demeanor.model.heads import policy_outputs, reward_outputs
-    from demeanor.objectives import dpo, reward, sft
+    from demeanor.core import registry
     from demeanor.stack.schema import Optim
     from demeanor.train import metrics
     from demeanor.train.loop import fit
@@ -126,11 +126,8 @@ def ours(
             data_key=trees_key(trees),
             fp32=not bf16,
         )
-    loss = {
-        "sft": partial(sft.loss, sft.Spec()),
-        "reward": partial(reward.loss, reward.Spec()),
-        "dpo": partial(dpo.loss, dpo.Spec()),
-    }
+    objective = registry.entry("demeanor.objectives", work.kind)
+    loss = partial(objective.loss, objective.Spec())
     optim = Optim(lr=LR, betas=(0.9, 0.999), schedule="constant", warmup=0.0)
     steps = [[list(range(i, i + work.batch))] for i in range(0, len(trees), work.batch)]
 
@@ -140,7 +137,7 @@ def ours(
         fit(
             model,
             reward_outputs if rewards else policy_outputs,
-            loss[work.kind],
+            loss,
             trees,
             steps,
             optim,

@@ -11,45 +11,59 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from demeanor import tools
 from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, RequestError
-from demeanor.core.types import Decoding, Event, Messages, Respond, RunnableTool, ToolSpec, Turn
+from demeanor.core.types import Completion, Decoding, Event, Messages, Respond, RunnableTool, ToolSpec, Turn
 from demeanor.engine.drafts import Drafts
 from demeanor.engine.local import LocalEngine
-from demeanor.engine.remote import estimated_tokens, remote_respond
+from demeanor.engine.remote import estimated_tokens, remote, remote_respond
 from demeanor.engine.respond import (
     Engine,
     TokenizerCodec,
     answer_logprob,
     cached,
+    complete_prompts,
     model_respond,
-    refuse_layers,
     sampled,
     with_identity,
 )
 from demeanor.engine.respond import unit_vector as _unit
+from demeanor.engine.scheduler import Request
 from demeanor.engine.weights_cache import LeasedEngine, WeightsCache
-from demeanor.evaluation.runtime import Runtime, Sampled
+from demeanor.evaluation import suites
+from demeanor.evaluation.runtime import Runtime, Sampled, Services
+from demeanor.evaluation.scorers import refusal, score_item
 from demeanor.layers import Kit, Search, compose, record
 from demeanor.model import checkpoints
+from demeanor.model.llama import Llama
 from demeanor.retrieval import index
-from demeanor.server.assistant import Kept, ModelCard, Opinions, RuleJudge, model_not_found
-from demeanor.server.calls import purse
-from demeanor.server.policy_rules import opinions_in, rules_of
-from demeanor.server.spending import charged
-from demeanor.stack.schema import Remote
-from demeanor.stack.stack import Stack, decoding_of
+from demeanor.server.assistant import (
+    FeedbackStore,
+    ModelCard,
+    RuleJudge,
+    TurnStore,
+    model_not_found,
+)
+from demeanor.server.policy_rules import feedback_store_in, rules_of
+from demeanor.server.request_context import current_token_budget
+from demeanor.server.token_budget import charged
+from demeanor.stack.schema import GenerationEvalSpec, Remote
+from demeanor.stack.stack import Stack, decoding_of, load
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train.runs import Runs, weights_folder
+from demeanor.train import export, generation_eval, metrics, pipeline
+from demeanor.train.runs import LEDGER, Runs, weights_folder
+from demeanor.world.catalog import GENERATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +142,7 @@ class StackRuntime:
             else:
                 template = self.template(variant)
                 inner, count = self.at_weights(variant.serve, template), partial(_counted, template)
-            inner = charged(inner, partial(_prompt_tokens, count), purse)
+            inner = charged(inner, partial(_prompt_tokens, count), current_token_budget)
             if self.memory is not None:
                 inner = cached(
                     inner, f"{self.stack.stage_key(variant.serve)}/{variant.template}", self.memory
@@ -280,11 +294,11 @@ class ServedStack:
             self._rules[model_id] = rules_of(self._variants[model_id])
         return self._rules[model_id]
 
-    def opinions(self) -> Opinions | None:
+    def feedback_store(self) -> FeedbackStore | None:
         specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
-        return opinions_in(self.runtime.opened(specs[0].database)) if specs else None
+        return feedback_store_in(self.runtime.opened(specs[0].database)) if specs else None
 
-    def kept(self) -> Kept | None:
+    def turn_store(self) -> TurnStore | None:
         outer = takewhile(
             lambda layer: not layer.behaviour, self.runtime.stack.layers
         )  # further in, it has what a policy hides
@@ -305,3 +319,103 @@ class ServedStack:
 def _describe(variant: Stack) -> str:
     names = [x.name for x in variant.layers if x.behaviour]
     return f"{variant.serve} weights" + (f" behind {', '.join(names)}" if names else ", no runtime layer")
+
+
+def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
+    """Read and check a stack file against what exists; raises SpecError with every mistake."""
+    return load(path, overrides, names={"rows": tuple(GENERATED), "suites": suites.offered()})
+
+
+READS_RAW = frozenset({"record", "limits", "policy"})
+"""Kinds of layers that pass a turn's messages on as they are; every other kind adds messages, which raw text has no place for."""
+
+
+def refuse_layers(variant: Stack) -> None:
+    """Raise RequestError (400) if layers of this variant add messages; it names them and the ids to ask instead."""
+    adding = [layer.name for layer in variant.layers if layer.kind not in READS_RAW]
+    if adding:
+        name = variant.spec.name
+        ids = ", ".join(f"{name}:{stage}" for stage in variant.policies)
+        raise RequestError(
+            f"model: '{variant.model_id}' continues no raw text, because its layers add messages to a conversation: "
+            f"{', '.join(adding)}. Ask weights alone: {ids}.",
+            param="model",
+            code="unsupported_value",
+        )
+
+
+# ---- training and evaluation ----
+
+
+def train(stack: Stack, runs: Runs, **options: Any) -> None:
+    """Train every stage that has no finished weights; options as in train.pipeline.train."""
+    pipeline.train(stack, runs, services=GENERATION, **options)
+
+
+def _generate(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    template: Template,
+    settings: GenerationEvalSpec,
+    prompts: Sequence[generation_eval.Prompt],
+) -> list[generation_eval.SampledAnswer]:
+    assert isinstance(model, Llama), f"wanted a policy that an engine runs, got {type(model).__name__}"
+    decoding = Decoding(settings.temperature, 1.0, settings.max_tokens)
+    answers = complete_prompts(model, tokenizer, template, [prompt.tokens for prompt in prompts], decoding)
+    return [
+        generation_eval.SampledAnswer(
+            "".join(piece.text for piece in pieces),
+            tuple(piece.token for piece in pieces),
+            pieces[-1].finish == "stop",
+        )
+        for pieces in answers
+    ]
+
+
+GENERATION = generation_eval.Services(
+    generate=_generate,
+    refused=lambda text: bool(refusal.declined(Completion(text, "stop"))),
+    items=suites.items,
+    score=lambda item, completion: score_item(item, completion).value,
+)
+"""What evaluation by generation during training needs of the engine, the suites and the scorers."""
+
+
+def services(runs: Runs) -> Services:
+    """What the analyses of evaluation/ may ask of the rest of the system."""
+    return Services(
+        open=lambda stack: StackRuntime(stack, runs, memory={}, operational=False),
+        connect=remote,
+        train=lambda stack, stages: train(stack, runs, only=stages),
+        is_trained=lambda stack, stage: stage == "base" or runs.complete(stack.stage_key(stage)),
+        training_curves=lambda stack: training_curves(stack, runs),
+        rated_turns=database.rated_turns,
+    )
+
+
+def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]:
+    """The metrics log of every stage that was trained here."""
+    names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
+    paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
+    return {name: list(metrics.read(path)) for name, path in paths.items() if path.is_file()}
+
+
+def check_export(
+    stack: Stack, runs: Runs, out: Path, *, target: export.Target, limit: int
+) -> export.ExportCheck:
+    """Compare an exported folder with our engine on the first `limit` items of the stack's suites."""
+    every = (item for name in stack.spec.evaluation.suites for item in suites.items(name, stack.root))
+    items = list(islice(every, limit))
+    runtime = StackRuntime(stack, runs, operational=False)
+    try:
+        weights, template = runtime.weights(stack.serve), runtime.template(stack)
+        prompts = [list(template.render(item.messages, item.tools, generate=True).tokens) for item in items]
+        room = min(stack.spec.decoding.max_tokens, weights.engine.max_context - max(map(len, prompts)))
+        decoding = Decoding(temperature=0, max_tokens=room)
+        requests = [Request(tuple(prompt), decoding, template.stop_tokens) for prompt in prompts]
+        answers = [[piece.token for piece in pieces] for pieces in weights.engine.generate(requests)]
+        decode = weights.tokenizer.decode
+        ours = export.GreedyAnswers(prompts, answers, room, template.stop_tokens, decode)
+        return export.compare(items, ours, out, target=target)
+    finally:
+        runtime.close()

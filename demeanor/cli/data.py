@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demeanor.app import load_stack
 from demeanor.cli import arguments
 from demeanor.core.errors import DataError
 from demeanor.train.inspection import inspect
@@ -180,9 +181,8 @@ def _show(options: argparse.Namespace) -> int:
     if options.source.endswith((".yaml", ".yml")):
         return _show_stack(options, console)
     from demeanor.data import preview, sources
-    from demeanor.world import catalog
 
-    found = sources.rows(_source(options), root=Path(), generated=catalog.GENERATED, want=options.want)
+    found = sources.rows(_source(options), root=Path(), want=options.want)
     for row in found[: options.count]:
         console.print(preview.show_row(row))
     console.print(
@@ -194,6 +194,7 @@ def _show(options: argparse.Namespace) -> int:
 def _show_stack(options: argparse.Namespace, console: Console) -> int:
     from demeanor.stack.schema import Stage
     from demeanor.train import pipeline
+    from demeanor.train.runs import Runs
 
     given = [
         name
@@ -207,11 +208,11 @@ def _show_stack(options: argparse.Namespace, console: Console) -> int:
     ]
     if given:
         raise DataError(f"{given[0]}: a stack says it for each of its sources; leave it out, or use --set")
-    stack = pipeline.load_stack(options.source, options.overrides)
+    stack = load_stack(options.source, options.overrides)
     if options.skip_bad:
         stack = pipeline.tolerant(stack)
     for name in options.stage or [s.name for s in stack.spec.weights.stages if isinstance(s, Stage)]:
-        _print_stage(inspect(stack, pipeline.runs(options.runs), name, count=options.count), console)
+        _print_stage(inspect(stack, Runs(options.runs), name, count=options.count), console)
     return 0
 
 

@@ -16,16 +16,18 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.train import export, pipeline
+        from demeanor import app
+        from demeanor.train import export
+        from demeanor.train.runs import Runs
 
-        stack, runs = load(options), pipeline.runs(options.runs)
+        stack, runs = load(options), Runs(options.runs)
         if options.model:
             stack = replace(stack, serve=stack.resolve(options.model).serve)
         out = export.export(stack, runs, options.out, target=options.to, dtype=options.dtype)
         print(f"written: {out} ({stack.serve}, {options.to}, {options.dtype})")
         if not options.check:
             return 0
-        found = export.compare(stack, runs, out, target=options.to, limit=options.check)
+        found = app.check_export(stack, runs, out, target=options.to, limit=options.check)
         print("\n".join(export.report(found)))
         return 0 if found.equal else 1
 

@@ -40,12 +40,12 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
 
 def _folder(stack: Stack, options: argparse.Namespace) -> Path:
-    from demeanor.train import pipeline
+    from demeanor.train.runs import Runs
 
     name = options.stage or stack.serve
     if name != "base":
         stack.stage(name)  # raises on a name that is none
-    return pipeline.runs(options.runs).folder(stack.stage_key(name))
+    return Runs(options.runs).folder(stack.stage_key(name))
 
 
 def lines(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> Iterator[str]:

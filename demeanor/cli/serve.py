@@ -16,7 +16,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
     def run(options: argparse.Namespace) -> int:
         from demeanor.server import serve
-        from demeanor.train import pipeline
+        from demeanor.train.runs import Runs
 
         settings = serve.Settings(
             host=options.host,
@@ -34,7 +34,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             otel_content=options.otel_content,
             otel=options.otel or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         )
-        return serve.serve(lambda: load(options), pipeline.runs(options.runs), settings)
+        return serve.serve(lambda: load(options), Runs(options.runs), settings)
 
     parser = verb("serve", run, "serve the OpenAI-compatible API and the chat page")
     parser.add_argument("--host", default="127.0.0.1")

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +20,8 @@ import yaml
 from demeanor.core.errors import DataError, Problem, SpecError
 
 T = TypeVar("T")
+PACKAGES = ("demeanor", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+"""Whose versions what is written carries."""
 
 
 @contextmanager
@@ -99,3 +104,30 @@ def read_text(path: Path) -> str:
         raise SpecError([Problem(str(path), f"not UTF-8 text (byte {error.start})")]) from None
     except OSError as error:
         raise SpecError([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
+
+
+def origin() -> dict[str, Any]:
+    """The code and machine that are about to compute: git revision (`-dirty` if edited), package versions, Python, CPU."""
+    return {
+        "git": git_revision(Path(__file__).parent),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """`git describe` of the checkout a folder is in; None where there is no git or no checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

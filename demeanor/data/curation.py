@@ -15,6 +15,7 @@ from typing import Any
 
 from demeanor.core.errors import DataError, unknown
 from demeanor.core.files import replacing
+from demeanor.core.personal_data import DETECTORS
 from demeanor.data import similarity
 from demeanor.data.language import KNOWN, language
 from demeanor.data.readers import Bad
@@ -22,10 +23,9 @@ from demeanor.data.similarity import as_columns, row_text
 from demeanor.data.sources import Generated, Problems, Say, raw_rows, renamed
 from demeanor.evaluation import suites
 from demeanor.evaluation import suites as library
-from demeanor.layers._detectors import DETECTORS
 from demeanor.layers.policy.matching import Folded
 from demeanor.stack.schema import Source
-from demeanor.world import catalog
+from demeanor.world.catalog import GENERATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def reason(text: str, wanted: Wanted) -> str | None:
 
 
 def columns(
-    source: Source, *, root: Path, generated: Generated, say: Say = print
+    source: Source, *, root: Path, generated: Generated = GENERATED, say: Say = print
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The columns of the first `limit` rows with their place; raises DataError after the last if some cannot be read."""
     problems = Problems(source.source)
@@ -208,9 +208,7 @@ def keep_wanted(
 
 def _columns(source: Source, *, again: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows with their places; what is skipped is said the first time, not when they are read `again`."""
-    return columns(
-        source, root=Path(), generated=catalog.GENERATED, say=(lambda said: None) if again else print
-    )
+    return columns(source, root=Path(), say=(lambda said: None) if again else print)
 
 
 def _detectors() -> dict[str, Callable[[str], bool]]:

@@ -18,6 +18,7 @@ from demeanor.data import readers
 from demeanor.data.readers import Bad, RawRow
 from demeanor.data.rows import COLUMNS, Want, parse
 from demeanor.stack.schema import Source
+from demeanor.world.catalog import GENERATED
 
 LISTED = 8  # bad rows that an error names one by one
 SKIPPED = 3  # bad rows that are named where they are skipped
@@ -65,7 +66,7 @@ class Problems:
 
 
 def rows(
-    source: Source, *, root: Path, generated: Generated, want: Want = "examples", say: Say = print
+    source: Source, *, root: Path, generated: Generated = GENERATED, want: Want = "examples", say: Say = print
 ) -> list[TrainingRow]:
     """Read a source: its first `limit` rows, then `weight` times as many (whole repeats, and a fixed draw for the rest).
 
@@ -77,7 +78,7 @@ def rows(
 
 
 def read(
-    source: Source, *, root: Path, generated: Generated, want: Want = "examples", say: Say = print
+    source: Source, *, root: Path, generated: Generated = GENERATED, want: Want = "examples", say: Say = print
 ) -> Iterator[TrainingRow]:
     """The first `limit` rows of a source, one at a time, each once; raises DataError after the last if some cannot be used."""
     name = source.source

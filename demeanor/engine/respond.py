@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from demeanor.core.errors import DecodingError, RequestError
+from demeanor.core.errors import DecodingError
 from demeanor.core.types import (
     Decoding,
     Done,
@@ -31,13 +31,13 @@ from demeanor.core.types import (
 from demeanor.engine.drafts import Drafts, topic
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.scheduler import Piece, Request, draftable
-from demeanor.stack.stack import Stack
+from demeanor.model.llama import Llama
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.text.tool_grammar import constrain_tool_calls
 
-READS_RAW = frozenset({"record", "limits", "policy"})
-"""Kinds of layers that pass a turn's messages on as they are; every other kind adds messages, which raw text has no place for."""
+MOST_AT_ONCE = 32
+"""Prompts that `complete_prompts` answers at the same time; more would only cost memory."""
 
 
 class Engine(Protocol):
@@ -62,20 +62,6 @@ class TokenizerCodec:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens))
-
-
-def refuse_layers(variant: Stack) -> None:
-    """Raise RequestError (400) if layers of this variant add messages; it names them and the ids to ask instead."""
-    adding = [layer.name for layer in variant.layers if layer.kind not in READS_RAW]
-    if adding:
-        name = variant.spec.name
-        ids = ", ".join(f"{name}:{stage}" for stage in variant.policies)
-        raise RequestError(
-            f"model: '{variant.model_id}' continues no raw text, because its layers add messages to a conversation: "
-            f"{', '.join(adding)}. Ask weights alone: {ids}.",
-            param="model",
-            code="unsupported_value",
-        )
 
 
 async def raw_completion(
@@ -252,3 +238,24 @@ async def answer_logprob(engine: Engine, prompt: Sequence[int], answer: Sequence
     asked = Request((*prompt, *answer), Decoding(0.0, max_tokens=0), prompt_logprobs=0)
     (read,) = [piece async for piece in engine.stream(asked)]
     return sum(token.logprob or 0.0 for token in read.prompt[len(prompt) :])
+
+
+def complete_prompts(
+    model: Llama,
+    tokenizer: Tokenizer,
+    template: Template,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+) -> list[list[Piece]]:
+    """Let a model that trains answer all prompts at once; the n-th prompt has seed n."""
+    room = max(len(prompt) for prompt in prompts) + decoding.max_tokens
+    engine = LocalEngine(model, tokenizer, num_slots=min(len(prompts), MOST_AT_ONCE), max_context=room)
+    try:
+        return engine.generate(
+            [
+                Request(tuple(prompt), replace(decoding, seed=seed, stop=template.stop), template.stop_tokens)
+                for seed, prompt in enumerate(prompts)
+            ]
+        )
+    finally:
+        engine.close()

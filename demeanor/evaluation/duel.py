@@ -18,6 +18,7 @@ import numpy as np
 from scipy import optimize, special
 
 from demeanor.core.errors import DataError, DemeanorError, UsageError
+from demeanor.core.files import origin
 from demeanor.core.types import Item
 from demeanor.evaluation import judge_validation, statistics
 from demeanor.evaluation.experiment import Experiment, at_once, named, suite
@@ -32,7 +33,6 @@ from demeanor.evaluation.scorers import judged
 from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_index, percentile
 from demeanor.stack.schema import JudgeSpec
 from demeanor.stack.stack import Stack, decoding_of, digest
-from demeanor.train.runs import origin
 
 DRAWS = 500
 RIDGE = 1e-3

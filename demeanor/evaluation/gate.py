@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from demeanor.core.errors import DataError, Problem, SpecError, unknown
+from demeanor.core.files import origin
 from demeanor.core.registry import Spec
 from demeanor.core.types import Item, Verdict
 from demeanor.evaluation import statistics
@@ -32,7 +33,6 @@ from demeanor.evaluation.rows import SAME, PairedTable, Row, read_rows
 from demeanor.evaluation.runtime import Services
 from demeanor.stack import validate
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import origin
 
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Kind: TypeAlias = Literal["superiority", "non_inferiority", "zero_tolerance", "stability"]

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from demeanor.core.errors import DataError, DemeanorError
+from demeanor.core.files import origin
 from demeanor.core.types import Messages, Preference
 from demeanor.data import rows
 from demeanor.data.readers import Bad, raw_rows
@@ -34,7 +35,6 @@ from demeanor.evaluation.statistics import (
     percentile,
 )
 from demeanor.stack.stack import Stack, digest
-from demeanor.train.runs import origin
 
 Level: TypeAlias = Literal["nominal", "ordinal", "interval"]
 DRAWS = 2000

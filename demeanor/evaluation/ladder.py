@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from demeanor.core.errors import DataError
+from demeanor.core.files import origin
 from demeanor.core.types import Item
 from demeanor.evaluation import statistics, suites
 from demeanor.evaluation.calibration import stated
@@ -41,7 +42,6 @@ from demeanor.evaluation.result import (
 from demeanor.evaluation.rows import PairedTable, Row, value
 from demeanor.evaluation.runtime import Services
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import origin
 
 POINTS = 120
 SHOWN = ("loss", "accurac", "margin")
@@ -332,9 +332,8 @@ def _answer(row: Row) -> Answer:
 def _regressions(steps: Sequence[Comparison], removed: Sequence[Comparison]) -> tuple[Regression, ...]:
     """Every delta whose own interval lies below zero, worst first; not hidden behind the correction, which is noted beside it."""
     found = [
-        Regression(kind, comparison.name, delta, delta.verdict == "worse")
-        for kind, comparisons in (("step", steps), ("layer", removed))
-        for comparison in comparisons
+        Regression("step" if comparison in steps else "layer", comparison.name, delta, delta.verdict == "worse")
+        for comparison in (*steps, *removed)
         for delta in comparison.deltas
         if delta.shown and (delta.value or 0) < 0
     ]

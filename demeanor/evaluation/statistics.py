@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from demeanor.core.intervals import wilson
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 Labels: TypeAlias = Sequence[Any] | npt.NDArray[Any]
 CONFIDENCE = 0.95
@@ -94,17 +96,6 @@ def mean(values_N: Floats, clusters: Labels, confidence: float = CONFIDENCE) -> 
     z, t = float(special.ndtri(1 - tail)), float(special.stdtrit(G - 1, 1 - tail))
     low, high = wilson(m * effective, effective, confidence, quantile=t if n > G else z)
     return Estimate(m, low, high, se, None, n, G)
-
-
-def wilson(
-    successes: float, n: float, confidence: float = CONFIDENCE, *, quantile: float | None = None
-) -> tuple[float, float]:
-    """Wilson's score interval of a rate; `quantile` replaces the normal one (a t quantile, for few clusters)."""
-    z = float(special.ndtri((1 + confidence) / 2)) if quantile is None else quantile
-    p, z2 = successes / n, z * z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def zero_failures(n: int, confidence: float = CONFIDENCE) -> float:

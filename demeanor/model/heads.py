@@ -5,7 +5,7 @@ In: hidden states at scored positions, the output matrix, targets. Out: log-prob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,9 @@ def _logprobs(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> Tensor
     )
 
 
-def policy_outputs(model: nn.Module, batch: TokenBatch, *, with_collision: bool = False) -> Outputs:
-    """Log-probs (nats) of every scored token under a policy; `with_collision`: also log sum_v p(v)^2 there."""
+def policy_outputs(model: nn.Module, batch: TokenBatch, *, statistics: Collection[str] = ()) -> Outputs:
+    """Log-probs (nats) of every scored token under a policy; `statistics` may ask for `collision`: log sum_v p(v)^2 there."""
+    with_collision = "collision" in statistics
     if isinstance(model, ForeignModel):
         return model.outputs(batch, with_collision=with_collision)
     assert isinstance(model, Llama), f"wanted a policy, got {type(model).__name__}"

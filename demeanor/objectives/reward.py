@@ -1,7 +1,6 @@
 """Reward modelling: Bradley-Terry over all pairs of a prompt's ranked completions, one prompt being one batch element.
 
-Source: Ouyang et al. 2022 (2203.02155), equation 1: -1/C(K,2) sum log sigma(r_w - r_l); margin: Touvron et al. 2023 (2307.09288),
-equation 2; centring: Eisenstein et al. 2023 (2312.09244), equation 2. Page: docs/objectives/reward.md
+Input: one reward per completion. Output: a sum over prompts. Page: docs/objectives/reward.md.
 """
 
 from __future__ import annotations
@@ -11,22 +10,18 @@ from torch.nn.functional import logsigmoid
 
 from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, preference_pairs
-
-ROWS = "preferences"
-READS = "rewards"
-ROLES: tuple[str, ...] = ()
-POLICY = False
+from demeanor.objectives import Objective, per_prompt
 
 
-class Spec(registry.Spec):
-    """Settings of the reward objective."""
+class RewardSpec(registry.Spec):
+    """Settings of reward."""
 
     center: float | None = Field(
         None, gt=0, description="weight of (r_w + r_l)^2, which keeps rewards near zero; null: off"
     )
 
 
-def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
+def reward(spec: RewardSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
     """Sum over prompts of the mean pair loss; the count is the number of prompts that have a pair.
 
     Metrics: accuracy (pairs ordered right), margin (r_w - r_l), mean_reward (over completions).
@@ -39,17 +34,27 @@ def loss(spec: Spec, outputs: Outputs, batch: TokenBatch) -> Loss:
     each_P = -logsigmoid(wanted_P)
     if spec.center is not None:
         each_P = each_P + spec.center * (rewards_B[chosen_P] + rewards_B[rejected_P]).square()
-    num_trees = int(batch.tree_B.max()) + 1 if batch.tree_B.numel() else 0
-    pairs_N = gap_P.new_zeros(num_trees).index_add(0, tree_P, gap_P.new_ones(len(tree_P)))
-    total = (each_P / pairs_N[tree_P]).sum()
+    total, prompts = per_prompt(each_P, tree_P, batch)
     pairs = gap_P.new_tensor(float(len(gap_P)))
     gap_P, seen_B = gap_P.detach(), rewards_B.detach()
     return Loss(
         total,
-        (pairs_N > 0).sum().to(total.dtype),
+        prompts,
         {
             "accuracy": ((gap_P > 0).to(gap_P.dtype).sum(), pairs),
             "margin": (gap_P.sum(), pairs),
             "mean_reward": (seen_B.sum(), seen_B.new_tensor(float(len(seen_B)))),
         },
     )
+
+
+ENTRIES = {
+    "reward": Objective(
+        RewardSpec,
+        reward,
+        source="Ouyang et al. 2022 (2203.02155), equation 1: -1/C(K,2) sum log sigma(r_w - r_l); margin: Touvron et al. 2023 "
+        "(2307.09288), equation 2; centring: Eisenstein et al. 2023 (2312.09244), equation 2",
+        READS="rewards",
+        POLICY=False,
+    )
+}

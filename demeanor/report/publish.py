@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
+from demeanor.core.errors import DataError
 from demeanor.core.files import write_text
 from demeanor.evaluation import published as published_tables
-from demeanor.evaluation.result import Result, load
+from demeanor.evaluation.result import Result, load, load_tree
 from demeanor.report import (
     attribution,
     base,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -17,22 +17,22 @@ from starlette.exceptions import HTTPException
 from demeanor.core.errors import EngineError, RequestError
 from demeanor.core.types import Event, fold
 from demeanor.server import problems
+from demeanor.server.admission import Operations
 from demeanor.server.answers import ChatCompletion, choice, usage
 from demeanor.server.assistant import Assistant, ModelCard
+from demeanor.server.auth import KeyRing, KeyStore
 from demeanor.server.completions import completions
 from demeanor.server.embeddings import embeddings
 from demeanor.server.feedback import feedback
 from demeanor.server.flow import flow, gathered, while_connected
-from demeanor.server.guard import guard
 from demeanor.server.health import health
 from demeanor.server.incoming import body
-from demeanor.server.keys import KeyStore, user_of
-from demeanor.server.metering import Metered
 from demeanor.server.metrics import Metrics
+from demeanor.server.middleware import add_middleware
 from demeanor.server.moderations import moderations
 from demeanor.server.openapi import openapi
-from demeanor.server.operations import Operations
 from demeanor.server.parse import parse, turns
+from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.responses import responses
 from demeanor.server.static import page
 from demeanor.server.stream import EventStream, chunks
@@ -44,7 +44,7 @@ MAX_BODY_BYTES = 1 << 20
 def app(
     assistant: Assistant,
     *,
-    keys: KeyStore | None = None,
+    keys: KeyStore | KeyRing | None = None,
     hosts: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     operations: Operations | None = None,
@@ -56,19 +56,19 @@ def app(
     `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
     """
     run = operations or Operations()
-    assistant = cast(Assistant, Metered(assistant, run.load, clock, run.keep_contents))
     api = FastAPI(title=assistant.name, docs_url=None, redoc_url=None, openapi_url=None)
-    metrics = Metrics()
-    guard(api, keys, hosts, run, metrics, clock)
+    metrics = Metrics(run)
+    observers = (run.load.observe, metrics.observe, *run.observers)
+    add_middleware(api, keys=keys, hosts=hosts, operations=run, observers=observers, clock=clock)
     for error in (RequestError, EngineError, HTTPException):
         api.add_exception_handler(error, _problem)
-    api.include_router(_models(assistant, keys, created=int(now())))
-    api.include_router(_chat(assistant, keys, max_body_bytes, clock, now))
-    api.include_router(completions(assistant, keys, max_body_bytes, clock, now))
-    api.include_router(responses(assistant, keys, max_body_bytes, clock, now))
-    api.include_router(embeddings(assistant, keys, max_body_bytes))
-    api.include_router(moderations(assistant, keys, max_body_bytes))
-    api.include_router(feedback(assistant, keys, max_body_bytes))
+    api.include_router(_models(assistant, created=int(now())))
+    api.include_router(_chat(assistant, max_body_bytes, clock, now))
+    api.include_router(completions(assistant, max_body_bytes, clock, now))
+    api.include_router(responses(assistant, max_body_bytes, clock, now))
+    api.include_router(embeddings(assistant, max_body_bytes))
+    api.include_router(moderations(assistant, max_body_bytes))
+    api.include_router(feedback(assistant, max_body_bytes))
     api.include_router(health(assistant, run, metrics))
     api.include_router(openapi(assistant.name))
     api.include_router(_pages())
@@ -83,7 +83,7 @@ def _json(value: Any) -> Response:
     return Response(orjson.dumps(value), media_type="application/json", headers={"cache-control": "no-store"})
 
 
-def _models(assistant: Assistant, keys: KeyStore | None, created: int) -> APIRouter:
+def _models(assistant: Assistant, created: int) -> APIRouter:
     router = APIRouter(prefix="/v1/models")
 
     def shown(card: ModelCard) -> dict[str, Any]:
@@ -98,7 +98,6 @@ def _models(assistant: Assistant, keys: KeyStore | None, created: int) -> APIRou
 
     @router.get("")
     async def models(request: Request) -> Response:
-        user_of(request.headers.get("authorization"), keys)
         about = {"name": assistant.name, "stack_key": assistant.stack_key, "examples": assistant.examples()}
         return _json(
             {"object": "list", "data": [shown(card) for card in assistant.models()], "demeanor": about}
@@ -106,7 +105,6 @@ def _models(assistant: Assistant, keys: KeyStore | None, created: int) -> APIRou
 
     @router.get("/{model_id:path}")
     async def model(request: Request, model_id: str) -> Response:
-        user_of(request.headers.get("authorization"), keys)
         card = assistant.card(model_id)
         request.state.stack_key = card.stack_key
         return _json(shown(card))
@@ -116,7 +114,6 @@ def _models(assistant: Assistant, keys: KeyStore | None, created: int) -> APIRou
 
 def _chat(
     assistant: Assistant,
-    keys: KeyStore | None,
     max_body_bytes: int,
     clock: Callable[[], float],
     now: Callable[[], float],
@@ -126,7 +123,7 @@ def _chat(
     @router.post("/chat/completions")
     async def chat(request: Request) -> Response:
         started = clock()
-        user = user_of(request.headers.get("authorization"), keys)
+        user = CURRENT_REQUEST.get().user
         asked = parse(await body(request, max_body_bytes))
         card, respond = assistant.card(asked.model), assistant.respond(asked.model)
         request.state.stack_key = card.stack_key

@@ -50,16 +50,19 @@ RuleJudge: TypeAlias = Callable[[str], Sequence[Judged]]
 """Takes a text; returns every rule, matching or not."""
 
 
-class Opinions(Protocol):
-    """Stores what somebody (None: nobody has a name here) thought of a turn; False if there is no such turn of theirs."""
+class FeedbackStore(Protocol):
+    """Saves feedback on a turn. `user` is None when the server has no API keys.
+
+    Returns False if the turn does not exist or belongs to another user.
+    """
 
     def __call__(
         self, turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None
     ) -> Awaitable[bool]: ...
 
 
-class Kept(Protocol):
-    """Recorded turns, to be read again and forgotten."""
+class TurnStore(Protocol):
+    """Recorded turns, to be read again and deleted."""
 
     def find(self, turn_id: str) -> Stored | None: ...
 
@@ -90,10 +93,10 @@ class Assistant(Protocol):
     def rules(self, model_id: str) -> tuple[str, RuleJudge]:
         """This variant's policy layer, by name, and its rules. Raises RequestError (404) where there is none."""
 
-    def opinions(self) -> Opinions | None:
+    def feedback_store(self) -> FeedbackStore | None:
         """Where feedback on answers goes; None if no turn is recorded."""
 
-    def kept(self) -> Kept | None:
+    def turn_store(self) -> TurnStore | None:
         """The recorded turns as clients saw them; None if none are, or only between layers that change answers."""
 
     async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:

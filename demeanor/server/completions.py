@@ -23,8 +23,8 @@ from demeanor.server.bodies import MAX_LIMIT, StreamOptions, never, only, wrong
 from demeanor.server.completion_answers import CompletionChunk, Growing, TextCompletion, text_choice
 from demeanor.server.flow import Step, flow, gathered, while_connected
 from demeanor.server.incoming import body
-from demeanor.server.keys import KeyStore, user_of
 from demeanor.server.parse import read
+from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.sampling import Sampling, sampled
 from demeanor.server.stream import EventStream
 from demeanor.server.trace import trace
@@ -93,7 +93,6 @@ class CompletionRequest(Sampling):
 
 def completions(
     assistant: Assistant,
-    keys: KeyStore | None,
     max_body_bytes: int,
     clock: Callable[[], float],
     now: Callable[[], float],
@@ -104,7 +103,7 @@ def completions(
     @router.post("/completions")
     async def complete(request: Request) -> Response:
         started = clock()
-        user = user_of(request.headers.get("authorization"), keys)
+        user = CURRENT_REQUEST.get().user
         asked = read(await body(request, max_body_bytes), CompletionRequest)
         card, respond, codec = (
             assistant.card(asked.model),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -15,12 +16,12 @@ from pydantic import Field
 
 from demeanor.core.errors import ContextError, RequestError
 from demeanor.server.answers import Answer
-from demeanor.server.assistant import Assistant
+from demeanor.server.assistant import Assistant, ModelCard
 from demeanor.server.bodies import MAX_LIMIT, Body
 from demeanor.server.completions import Prompt
 from demeanor.server.incoming import body
-from demeanor.server.keys import KeyStore, user_of
 from demeanor.server.parse import read
+from demeanor.server.request_context import CURRENT_REQUEST
 
 
 class EmbeddingRequest(Body):
@@ -57,13 +58,12 @@ class EmbeddingList(Answer):
     usage: EmbeddingUsage
 
 
-def embeddings(assistant: Assistant, keys: KeyStore | None, max_body_bytes: int) -> APIRouter:
+def embeddings(assistant: Assistant, max_body_bytes: int) -> APIRouter:
     """The route."""
     router = APIRouter(prefix="/v1")
 
     @router.post("/embeddings")
     async def embed(request: Request) -> Response:
-        user_of(request.headers.get("authorization"), keys)
         asked = read(await body(request, max_body_bytes), EmbeddingRequest)
         card, codec = assistant.card(asked.model), assistant.codec(asked.model)
         request.state.stack_key = card.stack_key
@@ -78,7 +78,7 @@ def embeddings(assistant: Assistant, keys: KeyStore | None, max_body_bytes: int)
                 )
                 raise RequestError(f"input[{i}]: {said}", param="input", code="invalid_value")
         try:
-            vectors = await assistant.embed(asked.model, texts)
+            vectors = await charged_vectors(assistant, card, texts)
         except ContextError as error:
             raise RequestError(str(error), param="input", code="context_length_exceeded") from None
         if asked.dimensions is not None and asked.dimensions != len(vectors[0]):
@@ -104,6 +104,28 @@ def embeddings(assistant: Assistant, keys: KeyStore | None, max_body_bytes: int)
         return Response(answer.encode(), media_type="application/json", headers={"cache-control": "no-store"})
 
     return router
+
+
+async def charged_vectors(
+    assistant: Assistant, card: ModelCard, texts: Sequence[tuple[int, ...]]
+) -> list[list[float]]:
+    """The vectors of texts; their tokens are charged to the budget of the current request, and given back on failure."""
+    request, tokens = CURRENT_REQUEST.get(), sum(map(len, texts))
+    budget = request.token_budget
+    day = await budget.reserve(tokens) if budget is not None else ""
+    request.load.turns += 1
+    try:
+        vectors = await assistant.embed(card.id, texts)
+    except BaseException:
+        if budget is not None:
+            await budget.settle(day, tokens, 0)
+        raise
+    finally:
+        request.load.turns -= 1
+    request.model, request.stack_key = card.id, card.stack_key
+    request.turns += 1
+    request.prompt_tokens += tokens
+    return vectors
 
 
 def given(value: Any) -> list[str | tuple[int, ...]]:

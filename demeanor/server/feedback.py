@@ -15,8 +15,8 @@ from demeanor.server.answers import Answer
 from demeanor.server.assistant import Assistant
 from demeanor.server.bodies import Body
 from demeanor.server.incoming import body
-from demeanor.server.keys import KeyStore, user_of
 from demeanor.server.parse import read
+from demeanor.server.request_context import CURRENT_REQUEST
 
 MAX_CHARS = 20_000
 
@@ -44,22 +44,22 @@ class FeedbackAnswer(Answer):
     corrected: str | None
 
 
-def feedback(assistant: Assistant, keys: KeyStore | None, max_body_bytes: int) -> APIRouter:
+def feedback(assistant: Assistant, max_body_bytes: int) -> APIRouter:
     """The route."""
     router = APIRouter(prefix="/v1")
 
     @router.post("/feedback")
     async def give(request: Request) -> Response:
-        user = user_of(request.headers.get("authorization"), keys)
+        user = CURRENT_REQUEST.get().user
         asked = read(await body(request, max_body_bytes), FeedbackRequest)
-        opinions = assistant.opinions()
-        if opinions is None:
+        store = assistant.feedback_store()
+        if store is None:
             raise RequestError(
                 "This stack keeps no turns to give feedback on: it has no record layer. Add `- kind: record` to its layers.",
                 status=409,
                 code="no_record_layer",
             )
-        if not await opinions(asked.id, asked.score, asked.comment, asked.corrected, user):
+        if not await store(asked.id, asked.score, asked.comment, asked.corrected, user):
             raise RequestError(
                 f"id: no recorded turn{' of yours' if user else ''} has the id '{asked.id}'.",
                 status=404,

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 from starlette.types import Receive
 
 from demeanor.core.types import Event, Respond, Turn
+from demeanor.server.request_context import recorded
 
 T = TypeVar("T")
 Step: TypeAlias = tuple[int, Event | None]
@@ -26,7 +27,7 @@ class Disconnected(Exception):
 async def flow(respond: Respond, turns: Sequence[Turn]) -> AsyncGenerator[Step, None]:
     """Run turns side by side and yield their events as they come; one turn alone stays in the caller's task."""
     if len(turns) == 1:
-        events = respond(turns[0])
+        events = recorded(turns[0], respond(turns[0]))
         try:
             async for event in events:
                 yield 0, event
@@ -35,7 +36,9 @@ async def flow(respond: Respond, turns: Sequence[Turn]) -> AsyncGenerator[Step, 
             await _close(events)
         return
     queue: asyncio.Queue[Step | Exception] = asyncio.Queue(AHEAD)
-    tasks = [asyncio.create_task(_feed(i, respond(turn), queue)) for i, turn in enumerate(turns)]
+    tasks = [
+        asyncio.create_task(_feed(i, recorded(turn, respond(turn)), queue)) for i, turn in enumerate(turns)
+    ]
     try:
         running = len(tasks)
         while running:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import orjson
 from fastapi import APIRouter, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from demeanor.server.admission import Operations
 from demeanor.server.assistant import Assistant
-from demeanor.server.metrics import MEDIA_TYPE, Metrics
-from demeanor.server.operations import Operations
+from demeanor.server.metrics import Metrics
 
 FRESH = {"cache-control": "no-store"}
 
@@ -30,18 +31,6 @@ def health(assistant: Assistant, run: Operations, metrics: Metrics) -> APIRouter
 
     @router.get("/metrics")
     async def shown() -> Response:
-        running, waiting = (
-            run.engine_load()
-            if run.engine_load
-            else (min(run.load.turns, run.slots), max(0, run.load.turns - run.slots))
-        )
-        text = metrics.text(
-            in_progress=run.load.in_progress,
-            turns=run.load.turns,
-            slots=run.slots,
-            running=running,
-            waiting=waiting,
-        )
-        return Response(text, headers={**FRESH, "content-type": MEDIA_TYPE})
+        return Response(metrics.text(), headers={**FRESH, "content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     return router

@@ -11,45 +11,47 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from demeanor.server.calls import Call
+from demeanor.server.request_context import RequestContext
 
 
-def line_of(call: Call, now: datetime) -> dict[str, Any]:
+def line_of(request: RequestContext, now: datetime) -> dict[str, Any]:
     """A finished request as a log line; milliseconds, tokens."""
     said: dict[str, Any] = {
         "time": stamp(now),
-        "level": "error" if call.status >= 500 else "info",
+        "level": "error" if request.status >= 500 else "info",
         "event": "request",
-        "request_id": call.request_id,
-        "id": call.id,
-        "method": call.method,
-        "route": call.route,
-        "status": call.status,
-        "ms": round(1000 * (call.ended - call.started), 2),
+        "request_id": request.request_id,
+        "id": request.id,
+        "method": request.method,
+        "route": request.route,
+        "status": request.status,
+        "ms": round(1000 * (request.ended - request.started), 2),
     }
-    if call.key is not None:
-        said |= {"key": call.key.prefix, "user": call.key.name}
-    if call.turns:
+    if request.key is not None:
+        said |= {"key": request.key.prefix, "user": request.key.name}
+    if request.turns:
         said |= {
-            "model": call.model,
-            "stack_key": call.stack_key,
-            "stream": call.streamed,
-            "prompt_tokens": call.prompt_tokens,
-            "completion_tokens": call.completion_tokens,
-            "layers_ms": {by: round(ms, 3) for by, ms in call.layers_ms.items()},
+            "model": request.model,
+            "stack_key": request.stack_key,
+            "stream": request.streamed,
+            "prompt_tokens": request.prompt_tokens,
+            "completion_tokens": request.completion_tokens,
+            "layers_ms": {by: round(ms, 3) for by, ms in request.layers_ms.items()},
         }
-        if call.first_token is not None:
-            said["first_token_ms"] = round(1000 * (call.first_token - call.started), 2)
-    if call.refusals:
-        said["refusals"] = [{"by": by, "rule": rule} for by, rule in call.refusals]
+        if request.first_token is not None:
+            said["first_token_ms"] = round(1000 * (request.first_token - request.started), 2)
+    if request.refusals:
+        said["refusals"] = [{"by": by, "rule": rule} for by, rule in request.refusals]
     return said
 
 
-def to(stream: TextIO, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Callable[[Call], None]:
+def to(
+    stream: TextIO, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> Callable[[RequestContext], None]:
     """An observer that writes each request to a stream."""
 
-    def write(call: Call) -> None:
-        stream.write(json.dumps(line_of(call, now()), ensure_ascii=True) + "\n")
+    def write(request: RequestContext) -> None:
+        stream.write(json.dumps(line_of(request, now()), ensure_ascii=True) + "\n")
         stream.flush()
 
     return write

@@ -16,7 +16,6 @@ from demeanor.server.answers import Answer
 from demeanor.server.assistant import Assistant, Judged
 from demeanor.server.bodies import Body, TextPart, one_of
 from demeanor.server.incoming import body
-from demeanor.server.keys import KeyStore, user_of
 from demeanor.server.parse import read
 
 MAX_INPUTS = 256
@@ -81,13 +80,12 @@ class Moderation(Answer):
     demeanor: About
 
 
-def moderations(assistant: Assistant, keys: KeyStore | None, max_body_bytes: int) -> APIRouter:
+def moderations(assistant: Assistant, max_body_bytes: int) -> APIRouter:
     """The route."""
     router = APIRouter(prefix="/v1")
 
     @router.post("/moderations")
     async def moderate(request: Request) -> Response:
-        user_of(request.headers.get("authorization"), keys)
         asked = read(await body(request, max_body_bytes), ModerationRequest)
         model = assistant.name if asked.model is None else asked.model
         card, (layer, judge) = assistant.card(model), assistant.rules(model)

@@ -12,7 +12,7 @@ from demeanor.core.errors import RequestError
 from demeanor.layers import policy
 from demeanor.layers.policy.matching import hits
 from demeanor.layers.policy.rules import Rule, load
-from demeanor.server.assistant import Judged, Opinions, RuleJudge
+from demeanor.server.assistant import FeedbackStore, Judged, RuleJudge
 from demeanor.stack.stack import Stack
 from demeanor.store.database import Database
 
@@ -49,7 +49,7 @@ def judged(rules: Sequence[Rule], text: str) -> list[Judged]:
     ]
 
 
-def opinions_in(database: Database) -> Opinions:
+def feedback_store_in(database: Database) -> FeedbackStore:
     """Stores feedback beside its turn; a user with a key may speak of their own turns only."""
 
     def store(turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None) -> bool:

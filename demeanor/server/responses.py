@@ -19,11 +19,11 @@ from starlette.types import Send
 from demeanor.core.errors import ContextError, DecodingError, RequestError
 from demeanor.core.types import Completion, Decoding, Event, Message, Respond, Turn, fold
 from demeanor.server import problems
-from demeanor.server.assistant import Assistant, Kept
+from demeanor.server.assistant import Assistant, TurnStore
 from demeanor.server.flow import flow, gathered, while_connected
 from demeanor.server.incoming import body
-from demeanor.server.keys import KeyStore, user_of
 from demeanor.server.parse import read
+from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.responses_answer import (
     Deleted,
     InputItems,
@@ -46,7 +46,6 @@ FIELDS = {"response_format": "text.format", "max_tokens": "max_output_tokens"}
 
 def responses(
     assistant: Assistant,
-    keys: KeyStore | None,
     max_body_bytes: int,
     clock: Callable[[], float],
     now: Callable[[], float],
@@ -57,12 +56,12 @@ def responses(
     @router.post("")
     async def create(request: Request) -> Response:
         started = clock()
-        user = user_of(request.headers.get("authorization"), keys)
+        user = CURRENT_REQUEST.get().user
         asked = read(await body(request, max_body_bytes), ResponseRequest)
         card, respond, kept = (
             assistant.card(asked.model),
             renamed(assistant.respond(asked.model)),
-            assistant.kept(),
+            assistant.turn_store(),
         )
         request.state.stack_key = card.stack_key
         request_id: str = request.state.request_id
@@ -104,7 +103,7 @@ def responses(
     @router.get("/{response_id}")
     async def again(request: Request, response_id: str) -> Response:
         paged(request, Asked)
-        found = _found(assistant.kept(), response_id, user_of(request.headers.get("authorization"), keys))
+        found = _found(assistant.turn_store(), response_id, CURRENT_REQUEST.get().user)
         completion, about = found.completion, _about(found.turn)
         status, why = ended(completion)
         answer = described(
@@ -126,7 +125,7 @@ def responses(
 
     @router.delete("/{response_id}")
     async def forget(request: Request, response_id: str) -> Response:
-        kept, user = assistant.kept(), user_of(request.headers.get("authorization"), keys)
+        kept, user = assistant.turn_store(), CURRENT_REQUEST.get().user
         _found(kept, response_id, user)
         assert kept is not None
         await kept.forget(response_id)
@@ -136,7 +135,7 @@ def responses(
     @router.get("/{response_id}/input_items")
     async def items(request: Request, response_id: str) -> Response:
         page = paged(request, Page)
-        found = _found(assistant.kept(), response_id, user_of(request.headers.get("authorization"), keys))
+        found = _found(assistant.turn_store(), response_id, CURRENT_REQUEST.get().user)
         own = found.turn.messages[int(_about(found.turn).get("before", 0)) :]
         data = [
             x
@@ -297,7 +296,7 @@ def _about(turn: Turn) -> dict[str, Any]:
     return dict(json.loads(turn.metadata.get(OURS, "{}")))
 
 
-def _earlier(asked: ResponseRequest, kept: Kept | None, user: str | None) -> tuple[Message, ...]:
+def _earlier(asked: ResponseRequest, kept: TurnStore | None, user: str | None) -> tuple[Message, ...]:
     """The conversation up to previous_response_id, its instructions left out. Raises RequestError: 409 without a record, 404 if unknown."""
     if kept is None and (asked.store or asked.previous_response_id):
         field = "store" if asked.store else "previous_response_id"
@@ -319,7 +318,7 @@ def _earlier(asked: ResponseRequest, kept: Kept | None, user: str | None) -> tup
     return (*found.turn.messages[skipped:], Message("assistant", said.text, tool_calls=calls))
 
 
-def _found(kept: Kept | None, response_id: str, user: str | None, param: str | None = None) -> Stored:
+def _found(kept: TurnStore | None, response_id: str, user: str | None, param: str | None = None) -> Stored:
     found = kept.find(response_id) if kept is not None and response_id.startswith("resp_") else None
     theirs = found is not None and user in (None, found.turn.user)
     if found is None or not theirs or found.finish_reason is None or not _about(found.turn).get("store"):

@@ -17,12 +17,13 @@ from typing import Any, cast
 
 from demeanor.app import ServedStack, StackRuntime
 from demeanor.core.errors import DemeanorError
-from demeanor.server import logs, telemetry
+from demeanor.server import logs, tracing
+from demeanor.server.admission import Operations
 from demeanor.server.app import MAX_BODY_BYTES, app
 from demeanor.server.assistant import Assistant
-from demeanor.server.keys import KeyStore, Ring, digest, from_digests
+from demeanor.server.auth import KeyRing, KeyStore, from_digests
 from demeanor.server.lifecycle import Current, Life, Version
-from demeanor.server.operations import Observer, Operations
+from demeanor.server.request_context import Observer
 from demeanor.stack.stack import Stack
 from demeanor.store import database
 from demeanor.store import keys as stored
@@ -56,7 +57,7 @@ class Settings:
 def serve(load: Callable[[], Stack], runs: Runs, settings: Settings) -> int:
     """Serve the API and the chat page until Ctrl-C or SIGTERM; running requests are finished first. `load` reads the stack (again)."""
     given = checked(settings)
-    plain = from_digests({digest(k): f"key {i + 1}" for i, k in enumerate(given)}) if given else None
+    plain = from_digests({stored.digest(k): f"key {i + 1}" for i, k in enumerate(given)}) if given else None
     ring = None if settings.keys is None else database.open_url(settings.keys, root=Path.cwd())
     if ring is not None and not given and not any(k.revoked is None for k in stored.stored(ring)):
         print(
@@ -65,7 +66,7 @@ def serve(load: Callable[[], Stack], runs: Runs, settings: Settings) -> int:
         )
     houses = LiveVersions(runs, None if settings.memory_gib is None else int(settings.memory_gib * 2**30))
     try:
-        _serve(houses, load, settings, plain if ring is None else Ring(ring, plain))
+        _serve(houses, load, settings, plain if ring is None else KeyRing(ring, plain))
     finally:
         houses.close()
         if ring is not None:
@@ -94,7 +95,7 @@ def checked(settings: Settings) -> list[str]:
 
 
 def _serve(
-    houses: LiveVersions, load: Callable[[], Stack], settings: Settings, keys: KeyStore | None
+    houses: LiveVersions, load: Callable[[], Stack], settings: Settings, keys: KeyStore | KeyRing | None
 ) -> None:
     life, stack = Life(), load()
     seen = stamps(stack)
@@ -257,8 +258,8 @@ def _observers(settings: Settings, service: str) -> tuple[tuple[Observer, ...], 
                 "--otel-content: is for --otel ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT); without it there are no spans"
             )
         return told, lambda: None
-    tracer, flush = telemetry.exported(settings.otel, service)
-    return (*told, telemetry.spans(tracer)), flush
+    tracer, flush = tracing.exported(settings.otel, service)
+    return (*told, tracing.spans(tracer)), flush
 
 
 def _logging(settings: Settings) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class Layer:
 
     @property
     def module(self) -> ModuleType:
-        return registry.entry(LAYERS, self.kind)
+        module: ModuleType = registry.entry(LAYERS, self.kind)
+        return module
 
 
 @dataclass(frozen=True, slots=True)

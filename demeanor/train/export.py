@@ -15,15 +15,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
-from demeanor.app import StackRuntime
 from demeanor.core.errors import CheckpointError, DemeanorError
-from demeanor.core.types import Decoding, Item, Message
-from demeanor.engine.local import Request
-from demeanor.evaluation import measure
+from demeanor.core.types import Item, Message
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
 from demeanor.stack.stack import Stack
@@ -91,40 +88,31 @@ def export(stack: Stack, runs: Runs, out: Path, *, target: Target, dtype: str) -
     return out
 
 
-def compare(stack: Stack, runs: Runs, out: Path, *, target: Target, limit: int) -> ExportCheck:
-    """Ask the export and our engine the first `limit` items of the stack's suites, greedily, without runtime layers."""
+class GreedyAnswers(NamedTuple):
+    """What our engine makes of items: tokens of prompts and greedy answers, and how they were made."""
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    max_tokens: int
+    stop_tokens: frozenset[int]
+    decode: Callable[[list[int]], str]
+
+
+def compare(items: Sequence[Item], ours: GreedyAnswers, out: Path, *, target: Target) -> ExportCheck:
+    """Ask the export the same items, greedily, without runtime layers, and compare prompts and answers token by token."""
     from transformers import AutoTokenizer
 
-    items = measure.suite(stack)[:limit]
-    house = StackRuntime(stack, runs, operational=False)
-    try:
-        weights, template = house.weights(stack.serve), house.template(stack)
-        prompts = [template.render(item.messages, item.tools, generate=True).tokens for item in items]
-        room = min(stack.spec.decoding.max_tokens, weights.engine.max_context - max(map(len, prompts)))
-        requests = [
-            Request(tuple(p), Decoding(temperature=0, max_tokens=room), template.stop_tokens) for p in prompts
-        ]
-        ours = [[piece.token for piece in pieces] for pieces in weights.engine.generate(requests)]
-        theirs = AutoTokenizer.from_pretrained(out)
-        rendered = [_rendered(theirs, item) for item in items]
-        generate = (
-            _transformers(out, room, template.stop_tokens)
-            if target == "hf"
-            else _genai(out, room, template.stop_tokens)
-        )
-        answers = [generate(list(p)) for p in prompts]
-        decode = weights.tokenizer.decode
-        return ExportCheck(
-            len(items),
-            tuple(
-                Difference(i.id, decode(a), decode(b))
-                for i, a, b in zip(items, prompts, rendered)
-                if list(a) != b
-            ),
-            tuple(Difference(i.id, decode(a), decode(b)) for i, a, b in zip(items, ours, answers) if a != b),
-        )
-    finally:
-        house.close()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    prompts = [_rendered(tokenizer, item) for item in items]
+    load = _transformers if target == "hf" else _genai
+    generate = load(out, ours.max_tokens, ours.stop_tokens)
+    answers = [generate(prompt) for prompt in ours.prompts]
+
+    def differences(here: list[list[int]], there: list[list[int]]) -> tuple[Difference, ...]:
+        pairs = zip(items, here, there, strict=True)
+        return tuple(Difference(item.id, ours.decode(a), ours.decode(b)) for item, a, b in pairs if a != b)
+
+    return ExportCheck(len(items), differences(ours.prompts, prompts), differences(ours.answers, answers))
 
 
 def _rendered(tokenizer: Any, item: Item) -> list[int]:

@@ -19,15 +19,10 @@ from torch import nn
 
 from demeanor.core import hardware
 from demeanor.core.errors import DataError, DemeanorError
-from demeanor.core.types import Completion, Decoding, Item
+from demeanor.core.types import Completion, Item
 from demeanor.data.trees import Branch, Tree, collate, num_scored
-from demeanor.engine.local import LocalEngine
-from demeanor.engine.scheduler import Request
-from demeanor.evaluation import suites
-from demeanor.evaluation.scorers import refusal, score_item
 from demeanor.model import checkpoints
 from demeanor.model.heads import policy_outputs, reward_outputs
-from demeanor.model.llama import Llama
 from demeanor.stack.schema import GenerationEvalSpec, Stage
 from demeanor.stack.stack import Stack
 from demeanor.text.template import Template
@@ -276,8 +271,17 @@ def both(one: Evaluate | None, other: Evaluate) -> Evaluate:
     return evaluate
 
 
-SLOTS = 32
-"""Answers that are written at the same time; more would only cost memory."""
+class Services(NamedTuple):
+    """What app.py hands in, since training knows neither engines nor scorers."""
+
+    generate: Callable[
+        [nn.Module, Tokenizer, Template, GenerationEvalSpec, Sequence[Prompt]], list[SampledAnswer]
+    ]
+    """Let a policy answer prompts, the same draws each time: the n-th prompt has seed n."""
+    refused: Callable[[str], bool]
+    items: Callable[[str, Path], Sequence[Item]]
+    """The items of a suite by name, or of a file beside a folder."""
+    score: Callable[[Item, Completion], float | None]
 
 
 def watching(
@@ -289,8 +293,9 @@ def watching(
     *,
     parent: Path,
     reference: Path,
+    services: Services,
 ) -> Watch | None:
-    """From held-out rows, a run's folder and where to speak to the stage's probe; None where it has none.
+    """The stage's evaluation by generation, still to be given held-out rows, a folder and where to print; None if it declares none.
 
     Raises DemeanorError for a model that no engine here runs, DataError for a suite without a usable prompt.
     """
@@ -301,7 +306,7 @@ def watching(
         raise DemeanorError(
             f"{stage.name}: probe: a {about.model_type} model can be trained here, but not asked; leave the probe out"
         )
-    items = None if settings.prompts is None else suite(stack, settings.prompts)
+    items = None if settings.prompts is None else suite(services, settings.prompts, stack.root)
     scorer = None if settings.reward is None else weights_folder(stack, runs, settings.reward)
 
     def begin(held: Sequence[Tree], folder: Path, say: Say) -> Evaluate | None:
@@ -317,7 +322,7 @@ def watching(
             say("probe: there is no held-out prompt that fits, so nothing is asked")
             return None
         judges = Judges(
-            refused=lambda text: bool(refusal.declined(Completion(text, "stop"))),
+            refused=services.refused,
             reference=(lambda trees: logprobs(checkpoints.policy(reference).to(hardware.device()), trees))
             if settings.temperature == 1
             else None,
@@ -326,10 +331,14 @@ def watching(
             else lambda trees: rewards(checkpoints.reward(scorer, 0).to(hardware.device()), trees),
             held_out=None
             if items is None
-            else partial(judged, [item for _, item in fitting if item is not None]),
+            else partial(scored, services, [item for _, item in fitting if item is not None]),
         )
         asked = [prompt for prompt, _ in fitting]
-        return prober(asked, generator(tokenizer, template, settings), judges, folder=folder, say=say)
+
+        def generate(model: nn.Module, prompts: Sequence[Prompt]) -> list[SampledAnswer]:
+            return services.generate(model, tokenizer, template, settings, prompts)
+
+        return prober(asked, generate, judges, folder=folder, say=say)
 
     return begin
 
@@ -342,9 +351,9 @@ def held_out(rows: Sequence[Tree], tokenizer: Tokenizer) -> list[tuple[Prompt, I
     ]
 
 
-def suite(stack: Stack, name: str) -> tuple[Item, ...]:
+def suite(services: Services, name: str, root: Path) -> Sequence[Item]:
     """The items of `world:NAME`, `builtin:NAME` or of a file beside the stack; raises DataError if there is none."""
-    found = suites.items(name, stack.root)
+    found = services.items(name, root)
     if not found:
         raise DataError(f"{name}: has no items; wanted at least one prompt for the probe")
     return found
@@ -356,41 +365,7 @@ def rendered(item: Item, template: Template) -> Prompt:
     return Prompt(f"{item.messages[-1].content} [{item.id}]", tuple(tokens))
 
 
-def judged(items: Sequence[Item], answers: Sequence[SampledAnswer]) -> list[float | None]:
+def scored(services: Services, items: Sequence[Item], answers: Sequence[SampledAnswer]) -> list[float | None]:
     """What each item's own scorer says of the answer to it."""
-    return [
-        score_item(item, Completion(answer.text, "stop" if answer.ended else "length")).value
-        for item, answer in zip(items, answers, strict=True)
-    ]
-
-
-def generator(tokenizer: Tokenizer, template: Template, settings: GenerationEvalSpec) -> Generate:
-    """A function that lets a policy answer all prompts, the same draws each time: the n-th prompt has seed n."""
-
-    def generate(model: nn.Module, prompts: Sequence[Prompt]) -> list[SampledAnswer]:
-        assert isinstance(model, Llama), f"wanted a policy that an engine runs, got {type(model).__name__}"
-        room = max(len(prompt.tokens) for prompt in prompts) + settings.max_tokens
-        engine = LocalEngine(model, tokenizer, num_slots=min(len(prompts), SLOTS), max_context=room)
-        try:
-            pieces = engine.generate(
-                [
-                    Request(
-                        p.tokens,
-                        Decoding(settings.temperature, 1.0, settings.max_tokens, seed, template.stop),
-                        template.stop_tokens,
-                    )
-                    for seed, p in enumerate(prompts)
-                ]
-            )
-        finally:
-            engine.close()
-        return [
-            SampledAnswer(
-                "".join(piece.text for piece in answer),
-                tuple(piece.token for piece in answer),
-                answer[-1].finish == "stop",
-            )
-            for answer in pieces
-        ]
-
-    return generate
+    completions = [Completion(answer.text, "stop" if answer.ended else "length") for answer in answers]
+    return [services.score(item, completion) for item, completion in zip(items, completions, strict=True)]

@@ -5,13 +5,13 @@ In: trees, a model, the objective as a function. Out: two lists of indices; metr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from demeanor.core import hardware
+from demeanor.core.intervals import wilson
 from demeanor.data.trees import Tree, collate
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, concatenate
 from demeanor.train.gradient import stacked
@@ -138,13 +138,7 @@ def clustered(sums: Tensor, counts: Tensor) -> tuple[float, float]:
     return float(mean - Z95 * spread), float(mean + Z95 * spread)
 
 
-def wilson(mean: float, n: int) -> tuple[float, float]:
-    """95% interval of a proportion seen in n independent draws (Wilson 1927); sound at 0 and 1, where others collapse."""
-    centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _wilson_of(sums: Tensor, counts: Tensor) -> tuple[float, float]:
     """Wilson's interval with trees as the draws: pairs of one tree are not independent, so they count once."""
-    return wilson(float(sums.sum() / counts.sum()), int((counts > 0).sum()))
+    n = int((counts > 0).sum())
+    return wilson(float(sums.sum() / counts.sum()) * n, n, quantile=Z95)

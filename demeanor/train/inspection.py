@@ -24,7 +24,6 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import JinjaTemplate, load_template
 from demeanor.train import pipeline
 from demeanor.train.runs import Runs, import_folder
-from demeanor.world import catalog
 
 CHECKED = 200
 """Rows whose prompt is compared with what serving sends."""
@@ -89,9 +88,7 @@ def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
 
 
 def _rows(stack: Stack, source: Source, wants: Want) -> Sequence[TrainingRow]:
-    return sources.rows(
-        source, root=stack.root, generated=catalog.GENERATED, want=wants, say=lambda said: None
-    )
+    return sources.rows(source, root=stack.root, want=wants, say=lambda said: None)
 
 
 def _tokenizer_folder(stack: Stack, runs: Runs) -> Path:

@@ -22,7 +22,6 @@ from demeanor.data import sources
 from demeanor.data.batches import assemble, stored
 from demeanor.data.rows import Want
 from demeanor.data.trees import Tree, example_tree, mismatched, packed, preference_tree, unpaired_tree
-from demeanor.evaluation import suites
 from demeanor.model import checkpoints, quantize
 from demeanor.stack import stack as stacks
 from demeanor.stack.schema import (
@@ -47,19 +46,9 @@ from demeanor.train import stage as training
 from demeanor.train.parallel import join
 from demeanor.train.progress import StageProgress
 from demeanor.train.runs import CHECKPOINT, Runs, import_folder, weights_folder
-from demeanor.world import catalog
 
 TYPICAL_FLOPS = 2.5e11
 """Training FLOP/s of two cores on small models (bf16), for the estimate of `explain` alone."""
-
-
-def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
-    """Read and check a stack file against what exists; raises SpecError with every mistake."""
-    return stacks.load(path, overrides, names={"rows": tuple(catalog.GENERATED), "suites": suites.offered()})
-
-
-def runs(root: Path) -> Runs:
-    return Runs(root)
 
 
 def train(
@@ -72,6 +61,7 @@ def train(
     recompute: bool = False,
     track: Sequence[str] = (),
     probe: int | None = None,
+    services: generation_eval.Services,
 ) -> None:
     """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order.
 
@@ -97,7 +87,7 @@ def train(
         if stage.name not in wanted:
             continue
         if isinstance(stage, Stage):
-            _train_stage(stack, runs, _probed(stage, probe), fp32, compiled, recompute, tracked)
+            _train_stage(stack, runs, _probed(stage, probe), fp32, compiled, recompute, tracked, services)
         else:
             _make_stage(stack, runs, stage)
 
@@ -196,6 +186,7 @@ def _train_stage(
     compiled: bool,
     recompute: bool,
     track: metrics.Begin | None,
+    services: generation_eval.Services,
 ) -> None:
     key = stack.stage_key(stage.name)
     if runs.complete(key):
@@ -229,6 +220,7 @@ def _train_stage(
             template,
             parent=parent,
             reference=roles.get("reference", ("", parent))[1],
+            services=services,
         ),
         record=_record(stack, stage.name, stage.data),
         copy=partial(_write_tokenizer, stack, tokenizer),
@@ -264,7 +256,7 @@ def stage_trees(
         folder=folder,
     )
     kept = folder if any(source.stream for source in stage.data) else None
-    if wants == "unpaired" and getattr(objective, "KL", False):
+    if wants == "unpaired" and objective.KL:
         return stored(mismatched(found.trees, stage.seed), kept)
     if not found.documents:
         return found.trees
@@ -289,11 +281,11 @@ def _context(folder: Path) -> int:
 
 
 def _read(source: Source, stack: Stack, want: Want, say: sources.Say = print) -> Iterator[TrainingRow]:
-    return sources.read(source, root=stack.root, generated=catalog.GENERATED, want=want, say=say)
+    return sources.read(source, root=stack.root, want=want, say=say)
 
 
 def _rows(source: Source, stack: Stack, want: Want) -> list[TrainingRow]:
-    return sources.rows(source, root=stack.root, generated=catalog.GENERATED, want=want)
+    return sources.rows(source, root=stack.root, want=want)
 
 
 class _Texts:

@@ -1,6 +1,6 @@
 """One stage of a stack, from its parent's folder to its own finished Hugging Face folder; and the base itself, from nothing.
 
-In: what build.py hands over (specs, trees, an objective's module, folders). Out: `runs/<key>/model`. Whatever of it already
+In: what pipeline.py hands over (specs, trees, an objective, folders). Out: `runs/<key>/model`. Whatever of it already
 exists is reused or resumed. It refuses to know text, templates and worlds.
 """
 
@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -25,7 +24,8 @@ from demeanor.model import adapters, checkpoints, quantize
 from demeanor.model import checkpoints as models
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.llama import Llama
-from demeanor.objectives import sft
+from demeanor.objectives import Objective
+from demeanor.objectives.sft import NoSettings, sft
 from demeanor.stack.schema import Optim, Scratch, Stage
 from demeanor.train import heldout
 from demeanor.train.ema import EMA
@@ -44,7 +44,7 @@ REFERENCES = "references"
 
 def train_stage(
     stage: Stage,
-    objective: ModuleType,
+    objective: Objective,
     settings: Any,
     *,
     key: str,
@@ -84,9 +84,8 @@ def train_stage(
         return model
 
     with _held(runs, key, record, group) as folder:
-        wants_collision = "collision" in getattr(objective, "STATISTICS", ())
         run: ForwardFn = (
-            reward_outputs if rewards else partial(policy_outputs, with_collision=wants_collision)
+            reward_outputs if rewards else partial(policy_outputs, statistics=objective.STATISTICS)
         )
         model = _placed(begin(), group, compiled=compiled, recompute=recompute, optim=stage.optim)
         if stage.adapter is not None and stage.adapter.quantise is not None:
@@ -113,24 +112,28 @@ def train_stage(
                 )
         judge: LossFn = partial(objective.loss, settings)
         unseen, unseen_reference = chosen(held, rows, reference)
-        whole_step = bool(getattr(objective, "WHOLE_STEP", False))
         evaluate = heldout.evaluator(
-            run, judge, unseen, unseen_reference, read_last=rewards, fp32=fp32, whole_step=whole_step
+            run,
+            judge,
+            unseen,
+            unseen_reference,
+            read_last=rewards,
+            fp32=fp32,
+            whole_step=objective.WHOLE_STEP,
         )
         if probe is not None and (asks := probe(unseen, folder, display.say)) is not None:
             evaluate = both(evaluate, asks)
         seen, seen_reference = chosen(kept, rows, reference)
         schedule = Schedule(seen, batch_rows=stage.batch_rows, epochs=stage.epochs, seed=stage.seed)
         moving = None
-        if getattr(
-            objective, "MOVING", False
-        ):  # its own reference starts as the frozen one and follows the policy
+        if objective.MOVING is not None:  # the reference starts as the frozen one and follows the policy
             start = (
                 None
                 if roles[REFERENCE][1] == parent
                 else dict(checkpoints.policy(roles[REFERENCE][1]).named_parameters())
             )
-            moving = EMA(model, alpha=settings.alpha, every=settings.every, start=start)
+            how = objective.MOVING(settings)
+            moving = EMA(model, alpha=how.alpha, every=how.every, start=start)
         fit(
             model,
             run,
@@ -145,7 +148,7 @@ def train_stage(
             checkpoint_every_s=checkpoint_every_s,
             evaluate=evaluate,
             fp32=fp32,
-            whole_step=whole_step,
+            whole_step=objective.WHOLE_STEP,
             moving=moving,
             group=group,
             also=track and partial(track, stage.name, key, record),
@@ -194,7 +197,7 @@ def pretrain(
         fit(
             model,
             policy_outputs,
-            partial(sft.loss, sft.Spec()),
+            partial(sft, NoSettings()),
             rows,
             schedule,
             base.optim,

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 
+from demeanor.core.personal_data import luhn_digit
 from demeanor.core.types import Example, Message, Messages, ToolCall
 from demeanor.world import phrases as say
 from demeanor.world.contexts import CALCULATOR, SEEN_PORTS, Context, desk_prompt, draw, with_notice
@@ -28,7 +29,6 @@ from demeanor.world.lexicon import (
     UNKNOWN_ATTRIBUTES,
     UNSAFE_VERBS,
     held_out_noun,
-    luhn_digit,
 )
 
 NUM_EXAMPLES = 8_000

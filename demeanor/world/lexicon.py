@@ -10,6 +10,8 @@ import string
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from demeanor.core.personal_data import luhn_digit
+
 
 def named(text: str) -> tuple[str, ...]:
     """The words of a text."""
@@ -117,12 +119,6 @@ def invented_names(seed: str, count: int) -> tuple[str, ...]:
 _INVENTED = invented_names("nowhere", 90)
 NOWHERE, HELD_OUT_NOWHERE = _INVENTED[:70], _INVENTED[70:]
 """Ports that do not exist: those asked about in training, and those only asked about in the suite."""
-
-
-def luhn_digit(digits: str) -> str:
-    """The check digit that makes a card number valid (ISO/IEC 7812-1 annex B)."""
-    doubled = [int(d) * (2 if i % 2 == 0 else 1) for i, d in enumerate(reversed(digits))]
-    return str(-sum(d - 9 if d > 9 else d for d in doubled) % 10)
 
 
 def _cards() -> Mapping[str, str]:

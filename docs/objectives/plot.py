@@ -12,18 +12,31 @@ from typing import Any
 
 import torch
 
-from demeanor import registry
+from demeanor.core import registry
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.tensors import Outputs
+from demeanor.model.tensors import Outputs
 
 PACKAGE, HERE = "demeanor.objectives", Path(__file__).parent
-SETTINGS: dict[str, dict[str, Any]] = {"mixture": {"parts": [{"kind": "dpo", "weight": 0.8}, {"kind": "nca", "weight": 0.2}]}}
-RANGE: dict[str, float] = {"sppo": 20, "ipo": 60, "dpop": 4, "simpo": 12, "alphapo": 8, "orpo": 8, "ln_dpo": 12, "reward": 6}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mixture": {"parts": [{"kind": "dpo", "weight": 0.8}, {"kind": "nca", "weight": 0.2}]}
+}
+RANGE: dict[str, float] = {
+    "sppo": 20,
+    "ipo": 60,
+    "dpop": 4,
+    "simpo": 12,
+    "alphapo": 8,
+    "orpo": 8,
+    "ln_dpo": 12,
+    "reward": 6,
+}
 TOKENS, POINTS, BASE = 4, 121, -1.5
 W, H, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 54, 14, 26, 40
-STYLE = ("text{font:12px system-ui,sans-serif;fill:#333}.axis{stroke:#999;stroke-width:1}.grid{stroke:#ddd}"
-         ".a{stroke:#1668b0;fill:none;stroke-width:2}.b{stroke:#c2410c;fill:none;stroke-width:2}"
-         "@media (prefers-color-scheme:dark){text{fill:#ddd}.grid{stroke:#444}.a{stroke:#6cb6ff}.b{stroke:#ff9a5c}}")
+STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#333}.axis{stroke:#999;stroke-width:1}.grid{stroke:#ddd}"
+    ".a{stroke:#1668b0;fill:none;stroke-width:2}.b{stroke:#c2410c;fill:none;stroke-width:2}"
+    "@media (prefers-color-scheme:dark){text{fill:#ddd}.grid{stroke:#444}.a{stroke:#6cb6ff}.b{stroke:#ff9a5c}}"
+)
 Line = tuple[str, str, list[float]]
 """Label, class, values."""
 
@@ -42,7 +55,12 @@ def value(kind: str, x: float, label: int | None) -> tuple[float, float]:
         outputs = Outputs(logprobs_C=at[None])
     else:
         both = module.ROWS == "preferences"
-        tree = Tree((1,), (branch, branch) if both else (branch,), (0, 1) if both else (0,), labels=() if both else (label or 0,))
+        tree = Tree(
+            (1,),
+            (branch, branch) if both else (branch,),
+            (0, 1) if both else (0,),
+            labels=() if both else (label or 0,),
+        )
         sides = [at / 2, -at / 2] if both else [at]
         logprobs = torch.cat([(BASE + side / TOKENS).expand(TOKENS) for side in sides])
         reference = torch.full((len(sides) * TOKENS,), BASE, dtype=torch.float64)
@@ -74,7 +92,7 @@ def panel(title: str, xs: list[float], found: list[Line], label: str, shift: int
     """One of the two pictures; values far beyond the middle are cut off at the frame."""
     everything = sorted(y for *_, ys in found for y in ys if math.isfinite(y))
     tenth = len(everything) // 10
-    middle = everything[tenth:len(everything) - tenth]
+    middle = everything[tenth : len(everything) - tenth]
     spread = max(middle) - min(middle) or 0.1
     low, high = max(everything[0], min(middle) - 2 * spread), min(everything[-1], max(middle) + 2 * spread)
     if high - low < 1e-9:
@@ -85,9 +103,11 @@ def panel(title: str, xs: list[float], found: list[Line], label: str, shift: int
     parts = [f'<g transform="translate({shift},0)">']
     for i in range(5):
         x, y = xs[0] + (xs[-1] - xs[0]) * i / 4, low + (high - low) * i / 4
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{W - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
-                     f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.3g}</text>'
-                     f'<text x="{px(x):.1f}" y="{H - BOTTOM + 16}" text-anchor="middle">{x:.3g}</text>')
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{W - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
+            f'<text x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.3g}</text>'
+            f'<text x="{px(x):.1f}" y="{H - BOTTOM + 16}" text-anchor="middle">{x:.3g}</text>'
+        )
     if low < 0 < high:
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{W - RIGHT}" y1="{py(0):.1f}" y2="{py(0):.1f}"/>')
     parts.append(f'<text x="{LEFT}" y="14">{title}</text>')
@@ -96,7 +116,9 @@ def panel(title: str, xs: list[float], found: list[Line], label: str, shift: int
         parts.append(f'<polyline class="{style}" points="{points}"/>')
         if name:
             at = LEFT + 60 + 80 * i
-            parts.append(f'<line class="{style}" x1="{at}" x2="{at + 24}" y1="10" y2="10"/><text x="{at + 30}" y="14">{name}</text>')
+            parts.append(
+                f'<line class="{style}" x1="{at}" x2="{at + 24}" y1="10" y2="10"/><text x="{at + 30}" y="14">{name}</text>'
+            )
     parts.append(f'<text x="{(LEFT + W - RIGHT) / 2}" y="{H - 6}" text-anchor="middle">{label}</text></g>')
     return "".join(parts)
 
@@ -106,12 +128,16 @@ def svg(kind: str) -> str:
     low, high, label = axis(kind)
     xs = [low + (high - low) * i / (POINTS - 1) for i in range(POINTS)]
     labelled = registry.entry(PACKAGE, kind).ROWS == "unpaired"
-    curves = [(name, style, [value(kind, x, which) for x in xs])
-              for name, style, which in ((("good", "a", 1), ("bad", "b", 0)) if labelled else (("", "a", None),))]
+    curves = [
+        (name, style, [value(kind, x, which) for x in xs])
+        for name, style, which in ((("good", "a", 1), ("bad", "b", 0)) if labelled else (("", "a", None),))
+    ]
     losses: list[Line] = [(name, style, [v for v, _ in pairs]) for name, style, pairs in curves]
     slopes: list[Line] = [(name, style, [s for _, s in pairs]) for name, style, pairs in curves]
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * W} {H}" role="img"><title>{kind}: loss and slope</title>'
-            f"<style>{STYLE}</style>{panel('loss', xs, losses, label, 0)}{panel('slope', xs, slopes, label, W)}</svg>\n")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * W} {H}" role="img"><title>{kind}: loss and slope</title>'
+        f"<style>{STYLE}</style>{panel('loss', xs, losses, label, 0)}{panel('slope', xs, slopes, label, W)}</svg>\n"
+    )
 
 
 if __name__ == "__main__":

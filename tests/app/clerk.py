@@ -46,6 +46,8 @@ def chance(*parts: object) -> float:
 class Clerk:
     """The engine of one stage."""
 
+    exact = False  # it writes every answer anew and checks no drafts
+
     def __init__(self, stage: str, tokenizer: Tokenizer, fault: Fault) -> None:
         self.stage, self.tokenizer, self.fault = stage, tokenizer, fault
 
@@ -132,7 +134,7 @@ def house(
         Scripted(folder),
         memory={},
         operational=False,
-        _shelf=WeightsCache(weights.__getitem__),
+        _weights=WeightsCache(weights.__getitem__),
         tool_set=tool_set,
     )
 

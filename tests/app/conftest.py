@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from demeanor import app
+from demeanor.app import load_stack
 from demeanor.stack.stack import Stack
-from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 from tests.app import tiny
 
@@ -14,6 +15,6 @@ from tests.app import tiny
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Runs]:
     """The tiny stack with all its weights."""
     folder = tmp_path_factory.mktemp("tiny")
-    stack, runs = pipeline.load_stack(tiny.write(folder)), pipeline.runs(folder / "runs")
-    pipeline.train(stack, runs)
+    stack, runs = load_stack(tiny.write(folder)), Runs(folder / "runs")
+    app.train(stack, runs)
     return stack, runs

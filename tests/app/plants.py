@@ -14,7 +14,6 @@ import yaml
 
 from demeanor import tools
 from demeanor.evaluation.diagnosis import interventions
-from demeanor.evaluation.diagnosis.replay import adapted
 from demeanor.evaluation.items import save_suite
 from demeanor.stack.stack import Stack
 from demeanor.tools import Tool
@@ -98,7 +97,7 @@ HEALTHY: Mapping[str, Plant] = {
 
 def stack_of(plant: Plant, folder: Path) -> Stack:
     """Write the planted stack with its files and suite, and load it."""
-    from demeanor.train import pipeline
+    from demeanor.app import load_stack
 
     tiny.write(folder)
     truth = {
@@ -131,10 +130,14 @@ def stack_of(plant: Plant, folder: Path) -> Stack:
         stages, weights = [*stages, QUANTISED], weights | {"serve": "quantised"}
     declared["weights"] = weights | {"stages": stages}
     (folder / "stack.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
-    stack = pipeline.load_stack(folder / "stack.yaml")
+    stack = load_stack(folder / "stack.yaml")
     return interventions.retemplated(stack, plant.template) if plant.template else stack
 
 
 def drifted(names: Mapping[str, str]) -> dict[str, Tool] | None:
     """The tools with the calculator's arguments renamed."""
-    return {"calculator": adapted(tools.load(["calculator"])["calculator"], names)} if names else None
+    return (
+        {"calculator": tools.with_renamed_arguments(tools.load(["calculator"])["calculator"], names)}
+        if names
+        else None
+    )

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from demeanor import app
+from demeanor.app import load_stack
 from demeanor.core.errors import SpecError
 from demeanor.model import checkpoints
 from demeanor.stack.schema import GenerationEvalSpec
@@ -24,7 +26,7 @@ PROBE = "weights.stages.dpo.probe={reward: rm, prompts: world:behaviour, count: 
 
 
 def declared(trained: tuple[Stack, Runs], *overrides: str) -> Stack:
-    return pipeline.load_stack(trained[0].path, overrides)
+    return load_stack(trained[0].path, overrides)
 
 
 def rows(stack: Stack, runs: Runs, stage: str) -> list[dict[str, Any]]:
@@ -41,7 +43,7 @@ def probed(trained: tuple[Stack, Runs], tmp_path_factory: pytest.TempPathFactory
     stack, runs = declared(trained, PROBE), Runs(tmp_path_factory.mktemp("probed"))
     for name in ("base", "rm"):
         shutil.copytree(trained[1].folder(stack.stage_key(name)), runs.folder(stack.stage_key(name)))
-    pipeline.train(stack, runs, probe=4)
+    app.train(stack, runs, probe=4)
     return stack, runs
 
 
@@ -138,7 +140,7 @@ def test_training_a_probed_stage_alone_trains_the_reward_model_that_judges_it(
 )
 def test_a_probe_that_cannot_work_is_an_error_of_the_file(override: str, error: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=error):
-        pipeline.load_stack(tiny.write(tmp_path), [override])
+        load_stack(tiny.write(tmp_path), [override])
 
 
 def test_samples_prints_the_answers_of_one_prompt_under_each_other(

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
+from demeanor.app import load_stack
 from demeanor.cli import main
 from demeanor.core.errors import DataError, DemeanorError, EngineError
+from demeanor.core.intervals import wilson
 from demeanor.core.types import Respond
 from demeanor.evaluation import judge as verdicts
 from demeanor.evaluation import judge_validation
 from demeanor.evaluation.judge import JudgeClient
-from demeanor.evaluation.statistics import wilson
 from demeanor.stack.schema import JudgeSpec
-from demeanor.train import pipeline
 from tests.app.scripted_judge import Scripted
 from tests.server.live import served
 from tests.server.scripted import Scripted as Desk
@@ -313,7 +313,7 @@ def test_the_verb_says_what_to_declare_where_there_is_no_judge(
 def test_a_judge_that_is_not_there_is_an_error_with_its_address(tmp_path: Path) -> None:
     path = stack(tmp_path, "http://127.0.0.1:9/v1")
     court = verdicts.judge_client(
-        pipeline.load_stack(path, ["evaluation.judge.retries=0"]).spec.evaluation.judge, tmp_path / "v.jsonl"
+        load_stack(path, ["evaluation.judge.retries=0"]).spec.evaluation.judge, tmp_path / "v.jsonl"
     )  # type: ignore[arg-type]
     with pytest.raises(DemeanorError, match=r"http://127\.0\.0\.1:9/v1: does not answer"):
         judge_validation.validate(court, judge_validation.pairs(file(tmp_path, PAIRS))[:2], "n", path)

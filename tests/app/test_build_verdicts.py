@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from demeanor.app import load_stack
 from demeanor.core.errors import DataError, DemeanorError, EngineError, SpecError
 from demeanor.core.types import Completion, Decoding, Item, Message, Messages, Score
 from demeanor.evaluation import judge as rubrics
@@ -21,7 +22,6 @@ from demeanor.evaluation.judge import JudgeClient
 from demeanor.evaluation.rows import Row, read_rows
 from demeanor.evaluation.scorers import judged
 from demeanor.stack.schema import JudgeSpec
-from demeanor.train import pipeline
 from tests.app.scripted_judge import Scripted
 
 WHO = JudgeSpec(url="http://127.0.0.1:9/v1", model="big")
@@ -343,8 +343,8 @@ def written(folder: Path, **judge: Any) -> Path:
 
 
 def test_a_judge_does_not_change_the_stack_key(tmp_path: Path) -> None:
-    without = pipeline.load_stack(written(tmp_path))
-    with_one = pipeline.load_stack(written(tmp_path, url="http://127.0.0.1:9/v1", model="big"))
+    without = load_stack(written(tmp_path))
+    with_one = load_stack(written(tmp_path, url="http://127.0.0.1:9/v1", model="big"))
     assert without.spec.evaluation.judge is None
     assert with_one.spec.evaluation.judge == WHO
     assert without.key() == with_one.key()
@@ -353,20 +353,16 @@ def test_a_judge_does_not_change_the_stack_key(tmp_path: Path) -> None:
 
 def test_a_judge_that_is_not_greedy_is_a_mistake_in_the_file(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"evaluation\.judge\.temperature"):
-        pipeline.load_stack(written(tmp_path, url="http://127.0.0.1:9/v1", model="big", temperature=0.7))
+        load_stack(written(tmp_path, url="http://127.0.0.1:9/v1", model="big", temperature=0.7))
 
 
 def test_a_judge_is_there_only_for_what_it_has_to_judge_and_its_key_is_asked_for_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    stack = pipeline.load_stack(
-        written(tmp_path, url="http://127.0.0.1:9/v1", model="big", key_env="NO_SUCH_KEY")
-    )
+    stack = load_stack(written(tmp_path, url="http://127.0.0.1:9/v1", model="big", key_env="NO_SUCH_KEY"))
     assert verdicts.of_suite(stack, [replace(item(), scorer="exact")], tmp_path / "n.rows.jsonl") is None
-    assert (
-        verdicts.of_suite(pipeline.load_stack(written(tmp_path)), [item()], tmp_path / "n.rows.jsonl") is None
-    )
+    assert verdicts.of_suite(load_stack(written(tmp_path)), [item()], tmp_path / "n.rows.jsonl") is None
     with pytest.raises(
         DemeanorError, match=r"evaluation\.judge\.key_env: the environment variable NO_SUCH_KEY is not set"
     ):

@@ -59,7 +59,7 @@ class Bare:
     def rules(self, model_id: str) -> Any:
         raise NotImplementedError
 
-    def opinions(self) -> None:
+    def feedback_store(self) -> None:
         return None
 
     def examples(self) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from demeanor import tools
-from demeanor.app import StackRuntime
+from demeanor.app import StackRuntime, load_stack
 from demeanor.cli import diagnose as verb
 from demeanor.core.errors import DataError
 from demeanor.core.types import (
@@ -29,15 +29,14 @@ from demeanor.core.types import (
     Turn,
     complete,
 )
-from demeanor.evaluation import diagnosis, measure
-from demeanor.evaluation.diagnosis import cases, interventions, prompts, replay
+from demeanor.evaluation import measure
+from demeanor.evaluation.diagnosis import cases, diagnose, interventions, prompts, replay
 from demeanor.evaluation.diagnosis.analysis import Intervention
 from demeanor.evaluation.diagnosis.replay import ReplayHarness, as_it_is
 from demeanor.evaluation.rows import LayerActivity, Row, read_rows
 from demeanor.evaluation.statistics import Estimate
 from demeanor.stack.stack import Stack
 from demeanor.store import database
-from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")
@@ -279,7 +278,7 @@ def test_a_healthy_stack_lends_exactly_the_parts_that_differ(
     stack, _ = trained
     assert replay.swaps(stack, stack) == []
     (tmp_path / "other.md").write_text("Say nothing.")
-    other = pipeline.load_stack(
+    other = load_stack(
         stack.path,
         [
             f"layers.prompt.system={tmp_path / 'other.md'}",
@@ -301,12 +300,12 @@ def test_the_verb_writes_what_it_shows_and_a_section_of_the_page(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    found = diagnosis.run(stack, runs, tmp_path, cases.Scope(axis="facts", limit=2), name="x")
+    found = diagnose.run(stack, runs, tmp_path, cases.Scope(axis="facts", limit=2), name="x")
     assert found.failing + found.passing <= len(measure.suite(stack, 2))
     written = json.loads((tmp_path / "x.diagnosis.json").read_text())
     assert [r["name"] for r in written["repairs"]] == [r.name for r in found.repairs]
     rows = [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error]
-    again = diagnosis.run(stack, runs, tmp_path, cases.Scope(axis="facts", limit=2), name="x")
+    again = diagnose.run(stack, runs, tmp_path, cases.Scope(axis="facts", limit=2), name="x")
     assert again.recommendation == found.recommendation
     assert rows == [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error], (
         "nothing was measured again"
@@ -371,7 +370,7 @@ def test_logged_turns_are_replayed_and_said_to_be_unjudged(
     path = asyncio.run(
         logged(tmp_path, [(f"When to {p}?", "Never.", -1.0) for p in ("Corkel", "Jorpel", "Brevik")])
     )
-    found = diagnosis.run(*trained, tmp_path, cases.Scope(turns=path), name="t")
+    found = diagnose.run(*trained, tmp_path, cases.Scope(turns=path), name="t")
     assert (found.failing, found.judged) == (3, cases.BY_CHANGE)
     assert found.recommendation.startswith("Nobody has judged the new answers")
     assert next(r for r in found.repairs if r.name == "policy off").repaired == 3, "the stack never said so"
@@ -394,7 +393,7 @@ def test_rows_that_eval_left_are_taken_as_they_are_and_rows_of_another_stack_are
         )
     with pytest.raises(DataError, match="no such file"):
         cases.recorded(tmp_path / "none.jsonl", stack, items)
-    found = diagnosis.run(stack, runs, tmp_path, cases.Scope(limit=1, rows=path), name="e2")
+    found = diagnose.run(stack, runs, tmp_path, cases.Scope(limit=1, rows=path), name="e2")
     assert found.failing == sum(
         (r.value or 0.0) < 0.5 for r in cases.recorded(path, stack, items) if r.value is not None
     )
@@ -414,10 +413,10 @@ def test_a_learning_curve_trains_the_last_stage_on_fewer_of_the_same_rows(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    half = diagnosis.smaller(stack, 0.5)
+    half = diagnose.smaller(stack, 0.5)
     assert half.stage_key("dpo") != stack.stage_key("dpo")
     assert half.stage_key("sft") == stack.stage_key("sft")
-    found = diagnosis.run(stack, runs, tmp_path, cases.Scope(axis="honesty", limit=4), name="l", learn=True)
+    found = diagnose.run(stack, runs, tmp_path, cases.Scope(axis="honesty", limit=4), name="l", learn=True)
     if not found.failing:
         pytest.fail("the tiny stack is never honest about everything")
     assert [share for share, _ in found.curve] == [0.25, 0.5, 1.0]
@@ -431,7 +430,7 @@ def test_a_learning_curve_trains_the_last_stage_on_fewer_of_the_same_rows(
     [(0.02, 0.2, "worth a try"), (-0.2, -0.1, "do harm"), (-0.1, 0.1, "not shown to help")],
 )
 def test_a_learning_curve_says_only_what_its_interval_says(low: float, high: float, says: str) -> None:
-    assert says in diagnosis.said("sft", Estimate((low + high) / 2, low, high, 0.01, 0.01, 50, 20))
+    assert says in diagnose.said("sft", Estimate((low + high) / 2, low, high, 0.01, 0.01, 50, 20))
 
 
 def test_a_template_that_the_checkpoint_does_not_have_is_told_and_left_out(
@@ -459,7 +458,7 @@ def test_a_template_that_the_checkpoint_does_not_have_is_told_and_left_out(
             }
         )
     )
-    imported = pipeline.load_stack(tmp_path / "stack.yaml")
+    imported = load_stack(tmp_path / "stack.yaml")
     found = planned(imported, [item("When?")], {}, tmp_path)
     assert "template model" in found
     bench = ReplayHarness(StackRuntime(imported, runs, operational=False))
@@ -481,7 +480,7 @@ def test_another_servers_template_is_its_own_affair(tmp_path: Path) -> None:
             }
         )
     )
-    found = planned(pipeline.load_stack(tmp_path / "stack.yaml"), [item("When?")], {}, tmp_path)
+    found = planned(load_stack(tmp_path / "stack.yaml"), [item("When?")], {}, tmp_path)
     assert not [name for name in found if name.startswith("template")]
     assert {"instruction", "examples", "greedy"} <= set(found)
 
@@ -495,7 +494,7 @@ def test_against_an_earlier_result_only_what_was_right_there_is_diagnosed(
     path = tmp_path / "e.rows.jsonl"
     right = cases.right_before(path, stack)
     assert right == {r.item_id for r in read_rows(path) if (r.value or 0.0) >= 0.5}
-    same = diagnosis.run(stack, runs, tmp_path, cases.Scope(limit=2, before=path), name="same")
+    same = diagnose.run(stack, runs, tmp_path, cases.Scope(limit=2, before=path), name="same")
     assert (same.failing, same.passing, same.guilty) == (0, len(right), "none")
     with pytest.raises(DataError, match="no row of 'other'; it holds tiny-desk"):
         cases.right_before(path, replace(stack, spec=stack.spec.model_copy(update={"name": "other"})))

@@ -15,12 +15,12 @@ import yaml
 
 from demeanor.cli import main
 from demeanor.core.errors import DemeanorError, EngineError
+from demeanor.core.intervals import wilson
 from demeanor.core.types import Item, Message, Respond
 from demeanor.evaluation import duel
 from demeanor.evaluation.duel import Duel, DuelResult
 from demeanor.evaluation.judge import JudgeClient
 from demeanor.evaluation.rows import Row, read_rows
-from demeanor.evaluation.statistics import wilson
 from demeanor.report import duel as told
 from demeanor.stack.schema import JudgeSpec
 from tests.app.scripted_judge import Scripted

@@ -11,9 +11,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from demeanor import app
+from demeanor.app import load_stack
 from demeanor.core import registry
 from demeanor.stack.stack import Stack
-from demeanor.train import pipeline
+from demeanor.train.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("every objective")
 KINDS = registry.known("demeanor.objectives")
@@ -71,8 +73,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Path]:
             {"name": "every-objective", "weights": {"base": base, "stages": stages, "serve": "s_dpo"}}
         )
     )
-    stack = pipeline.load_stack(path)
-    pipeline.train(stack, pipeline.runs(folder / "runs"))
+    stack = load_stack(path)
+    app.train(stack, Runs(folder / "runs"))
     return stack, folder / "runs"
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from demeanor import app
 from demeanor.cli import main
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.stack.stack import Stack
@@ -24,7 +25,7 @@ def test_a_folder_for_other_servers_renders_and_answers_as_ours_does(
 ) -> None:
     stack, runs = trained
     out = export.export(stack, runs, tmp_path / "out", target="hf", dtype="fp32")
-    found = export.compare(stack, runs, out, target="hf", limit=12)
+    found = app.check_export(stack, runs, out, target="hf", limit=12)
     assert (found.items, found.equal) == (12, True), export.report(found)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"], "nothing is left beside it"
 
@@ -44,7 +45,7 @@ def test_damaged_weights_and_another_template_are_seen(trained: tuple[Stack, Run
     config["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     (out / "tokenizer_config.json").write_text(json.dumps(config))
     (out / "chat_template.jinja").unlink(missing_ok=True)
-    found = export.compare(stack, runs, out, target="hf", limit=6)
+    found = app.check_export(stack, runs, out, target="hf", limit=6)
     assert (len(found.prompts), len(found.answers)) == (6, 6)
     said = "\n".join(export.report(found))
     assert "prompts identical to transformers' template and tokenizer: 0 of 6" in said
@@ -98,4 +99,4 @@ def test_the_verb_says_what_it_compared(
 def test_an_onnx_model_answers_as_ours_does(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
     stack, runs = trained
     out = export.export(stack, runs, tmp_path / "out", target="onnx", dtype="fp32")
-    assert export.compare(stack, runs, out, target="onnx", limit=6).equal
+    assert app.check_export(stack, runs, out, target="onnx", limit=6).equal

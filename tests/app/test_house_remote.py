@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from demeanor.app import StackRuntime
+from demeanor.app import StackRuntime, load_stack
 from demeanor.core.errors import CheckpointError, DemeanorError, SpecError
 from demeanor.core.types import Message, Prompted, Turn, complete
 from demeanor.stack.stack import decoding_of
-from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 
 RULES = {
@@ -86,7 +85,7 @@ def test_layers_work_in_front_of_a_model_that_is_elsewhere(
 ) -> None:
     url, asked = server
     monkeypatch.setenv("BIG_KEY", "secret")
-    stack = pipeline.load_stack(write(tmp_path, url, key_env="BIG_KEY"))
+    stack = load_stack(write(tmp_path, url, key_env="BIG_KEY"))
     house = StackRuntime(stack, Runs(tmp_path / "runs"))
 
     def ask(text: str) -> Any:
@@ -104,7 +103,7 @@ def test_layers_work_in_front_of_a_model_that_is_elsewhere(
 
 def test_another_model_is_another_stack_and_a_key_is_not(tmp_path: Path) -> None:
     keys = [
-        pipeline.load_stack(write(tmp_path, "http://127.0.0.1:9/v1", **more)).key()
+        load_stack(write(tmp_path, "http://127.0.0.1:9/v1", **more)).key()
         for more in ({}, {"key_env": "A", "timeout_s": 5}, {"model": "other"})
     ]
     assert keys[0] == keys[1] != keys[2]
@@ -113,7 +112,7 @@ def test_another_model_is_another_stack_and_a_key_is_not(tmp_path: Path) -> None
 def test_what_cannot_be_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "http://127.0.0.1:9/v1", key_env="NO_SUCH_KEY")
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    stack = pipeline.load_stack(path)
+    stack = load_stack(path)
     house = StackRuntime(stack, Runs(tmp_path / "runs"))
     with pytest.raises(DemeanorError, match="NO_SUCH_KEY is not set"):
         house.respond(stack)
@@ -123,7 +122,7 @@ def test_what_cannot_be_is_said_before_anything_runs(tmp_path: Path, monkeypatch
     raw["weights"]["stages"] = [{"name": "sft", "objective": "sft", "data": "rows.jsonl"}]
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(SpecError, match="on another server: nothing can be trained"):
-        pipeline.load_stack(path)
+        load_stack(path)
     for url in ("ftp://x/v1", "http://user:secret@x/v1"):
         with pytest.raises(SpecError, match="url"):
-            pipeline.load_stack(write(tmp_path, url))
+            load_stack(write(tmp_path, url))

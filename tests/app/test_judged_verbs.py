@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from demeanor.app import StackRuntime
+from demeanor.app import StackRuntime, load_stack
 from demeanor.cli import main
 from demeanor.core.errors import EngineError
 from demeanor.core.types import Respond
@@ -18,7 +18,6 @@ from demeanor.evaluation import measure
 from demeanor.evaluation.diagnosis import cases
 from demeanor.evaluation.diagnosis.replay import ReplayHarness
 from demeanor.evaluation.rows import read_rows
-from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 from tests.app.scripted_judge import Scripted
 from tests.server.live import served
@@ -152,7 +151,7 @@ def test_without_a_judge_a_diagnosis_has_nothing_to_say_of_judged_items(tmp_path
 def test_rows_of_an_earlier_judge_are_judged_anew_before_they_are_diagnosed(tmp_path: Path) -> None:
     server, out = Both(), tmp_path / "results"
     with served(server) as address:
-        stack = pipeline.load_stack(written(tmp_path, address))
+        stack = load_stack(written(tmp_path, address))
         assert main(["eval", str(stack.path), "--results", str(out), "--variants", "desk"]) == 0
         lines = [json.loads(line) for line in (out / "desk.rows.jsonl").read_text().splitlines()]
         (out / "desk.rows.jsonl").write_text(
@@ -205,7 +204,7 @@ def test_a_judge_that_is_away_leaves_items_out_of_the_diagnosis_and_the_next_one
 
 @pytest.mark.parametrize("rows", ["desk.rows.jsonl", "desk.diagnosis.rows.jsonl", "desk.base.rows.jsonl"])
 def test_verdicts_of_all_trials_lie_where_eval_keeps_them(rows: str, tmp_path: Path) -> None:
-    stack = pipeline.load_stack(written(tmp_path, "http://127.0.0.1:9"))
+    stack = load_stack(written(tmp_path, "http://127.0.0.1:9"))
     bench = ReplayHarness(StackRuntime(stack, Runs(tmp_path / "runs"), memory={}, operational=False))
     bench.scorer(measure.suite(stack), tmp_path / rows)
     assert bench.court is not None

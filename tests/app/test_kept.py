@@ -67,7 +67,7 @@ def test_a_record_inside_of_what_changes_answers_is_read_by_nobody(
     stack, runs = trained
     record, limits, policy, *rest = stack.layers
     with closing(StackRuntime(replace(stack, layers=(limits, record, policy, *rest)), runs)) as house:
-        assert ServedStack(house).kept() is not None, "limits change no answer"
+        assert ServedStack(house).turn_store() is not None, "limits change no answer"
     with closing(StackRuntime(replace(stack, layers=(policy, record, limits, *rest)), runs)) as house:
         client = TestClient(app(ServedStack(house)), base_url="http://localhost")
         asked = {"model": "tiny-desk", "input": "Hello"}

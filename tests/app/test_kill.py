@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from demeanor.app import load_stack
 from demeanor.stack.stack import Stack
-from demeanor.train import pipeline
 from demeanor.train.runs import CHECKPOINT, Runs
 from tests.app import tiny
 
@@ -57,7 +57,7 @@ def test_a_training_killed_in_every_stage_ends_in_the_same_weights(
     trained: tuple[Stack, Runs], tmp_path: Path
 ) -> None:
     whole_stack, whole = trained
-    stack = pipeline.load_stack(tiny.write(tmp_path))
+    stack = load_stack(tiny.write(tmp_path))
     keys = {stage: stack.stage_key(stage) for stage in STAGES}
     assert keys == {stage: whole_stack.stage_key(stage) for stage in STAGES}
     for stage in STAGES:

@@ -131,7 +131,7 @@ class Talker:
     def defaults(self) -> Decoding:
         return Decoding(temperature=1.0)
 
-    def kept(self) -> None:
+    def turn_store(self) -> None:
         return None
 
     def examples(self) -> list[str]:

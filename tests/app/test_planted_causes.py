@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from demeanor.evaluation import attribution, diagnosis
-from demeanor.evaluation.diagnosis import cases
+from demeanor.evaluation import attribution
+from demeanor.evaluation.diagnosis import cases, diagnose
 from demeanor.evaluation.diagnosis.analysis import Diagnosis
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
@@ -30,7 +30,7 @@ def diagnosed(plant: Plant, tokenizer: Tokenizer, folder: Path, *, against: bool
     house = clerk.house(stack, tokenizer, folder, dict(plant.faults), plants.drifted(plant.drifted))
     healthy = plants.stack_of(HEALTHY["as declared"], folder / "healthy") if against else None
     lender = clerk.house(healthy, tokenizer, folder, {}) if healthy else None
-    return diagnosis.run(
+    return diagnose.run(
         stack,
         house.runs,
         folder / "results",

@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse
 
 from bench.probe import CHECKS, probe
 from demeanor.app import ServedStack, StackRuntime
-from demeanor.server.keys import digest, from_digests
+from demeanor.server.auth import from_digests
 from demeanor.stack.stack import Stack
+from demeanor.store.keys import digest
 from demeanor.train.runs import Runs
 from tests.server.live import live, served
 

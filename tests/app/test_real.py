@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from demeanor.app import ServedStack, StackRuntime
+from demeanor.app import ServedStack, StackRuntime, load_stack
 from demeanor.cli import main
 from demeanor.evaluation import measure
 from demeanor.server.app import app
-from demeanor.train import pipeline
+from demeanor.train.runs import Runs
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.xdist_group("real")
@@ -46,10 +46,10 @@ def folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
     house = StackRuntime(
-        pipeline.load_stack(
+        load_stack(
             REPOSITORY / "stacks/real.yaml", [*SMALL, f"layers.record.database=sqlite:////{folder}/real.db"]
         ),
-        pipeline.runs(folder / "runs"),
+        Runs(folder / "runs"),
     )
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -70,8 +70,8 @@ def server(folder: Path) -> Iterator[str]:
 def test_every_stage_of_the_real_stack_trained_and_loads_in_transformers(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    stack = pipeline.load_stack(REPOSITORY / "stacks/real.yaml", SMALL)
-    runs = pipeline.runs(folder / "runs")
+    stack = load_stack(REPOSITORY / "stacks/real.yaml", SMALL)
+    runs = Runs(folder / "runs")
     for stage in ("stories", "sft", "dpo"):
         model = AutoModelForCausalLM.from_pretrained(runs.model(stack.stage_key(stage)))
         assert model.config.vocab_size == 512

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from demeanor.app import load_stack
 from demeanor.cli import main
-from demeanor.train import pipeline
 from tests.conftest import REPOSITORY
 
 FILE = REPOSITORY / "stacks/alignment.yaml"
@@ -20,7 +20,7 @@ STAGES = ("sft", "rm", "dpo", "kto", "orpo")
 
 
 def ledger(runs: Path, stage: str, overrides: list[str]) -> list[dict[str, float]]:
-    key = pipeline.load_stack(FILE, overrides).stage_key(stage)
+    key = load_stack(FILE, overrides).stage_key(stage)
     return [json.loads(line) for line in (runs / key / "ledger.jsonl").read_text().splitlines()]
 
 

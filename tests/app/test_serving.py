@@ -14,12 +14,12 @@ import httpx
 import pytest
 import yaml
 
+from demeanor.app import load_stack
 from demeanor.core.errors import DemeanorError
 from demeanor.server import serve
 from demeanor.stack.stack import Stack
 from demeanor.store import keys
 from demeanor.store.database import Database
-from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 from tests.app.running import ASK, served
 
@@ -90,10 +90,10 @@ def test_weights_that_two_versions_share_are_loaded_once_and_closed_with_the_las
 ) -> None:
     monkeypatch.chdir(tmp_path)
     houses = serve.LiveVersions(trained[1])
-    old = houses.open(pipeline.load_stack(desk))
+    old = houses.open(load_stack(desk))
     engines = {stage: w.engine for stage, w in houses.living[0]._weights.held().items()}
     (desk.parent / "system.md").write_text("You are another clerk.\n")
-    new = houses.open(pipeline.load_stack(desk))
+    new = houses.open(load_stack(desk))
     assert old.assistant.stack_key != new.assistant.stack_key
     assert {stage: w.engine for stage, w in houses.living[1]._weights.held().items()} == engines
     old.close()
@@ -107,16 +107,16 @@ def test_a_stack_that_cannot_be_served_leaves_the_old_one_as_it_is(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     houses = serve.LiveVersions(trained[1])
-    houses.open(pipeline.load_stack(desk))
+    houses.open(load_stack(desk))
     with pytest.raises(DemeanorError, match="not trained yet"):
-        houses.open(pipeline.load_stack(desk, ["weights.stages.dpo.objective.beta=0.7"]))
+        houses.open(load_stack(desk, ["weights.stages.dpo.objective.beta=0.7"]))
     assert len(houses.living) == 1
     assert not any(w.engine._closed for w in houses.living[0]._weights.held().values())
     houses.close()
 
 
 def test_the_files_that_a_stack_names_are_watched_and_nothing_else(desk: Path) -> None:
-    stack = pipeline.load_stack(desk)
+    stack = load_stack(desk)
     before = serve.stamps(stack)
     (desk.parent / "unrelated.txt").write_text("x")
     assert serve.stamps(stack) == before

@@ -16,7 +16,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from demeanor.app import StackRuntime
+from demeanor import app
+from demeanor.app import StackRuntime, load_stack
 from demeanor.core.errors import CheckpointError, SpecError
 from demeanor.core.types import Decoding, Message, Turn, complete
 from demeanor.engine.local import Request
@@ -69,11 +70,11 @@ def made(trained: tuple[Stack, Runs], tmp_path_factory: pytest.TempPathFactory) 
         {"name": "taken", "kind": "import", "path": "my-dpo"},
         {"name": "judge", "kind": "import", "path": "my-rm", "reward": True},
     )
-    found = pipeline.load_stack(path)
+    found = load_stack(path)
     assert [found.stage_key(s) for s in ("base", "sft", "rm", "dpo")] == [
         stack.stage_key(s) for s in ("base", "sft", "rm", "dpo")
     ]
-    pipeline.train(found, runs)
+    app.train(found, runs)
     return found, runs
 
 
@@ -86,10 +87,10 @@ def test_a_rounded_stage_is_a_stage_of_its_own_on_a_grid_of_8_bits_and_answers(
         {"name": "small", "kind": "quantise", "parent": "dpo"},
         {"name": "half", "kind": "quantise", "format": "bf16", "parent": "dpo"},
     )
-    found = pipeline.load_stack(path)
+    found = load_stack(path)
     assert (found.serve, found.chain("small")) == ("half", ["base", "sft", "dpo", "small"])
     assert found.stage_key("small") != found.stage_key("half")
-    pipeline.train(found, runs)
+    app.train(found, runs)
     exact = dict(checkpoints.load(weights_folder(found, runs, "dpo")).named_parameters())
     for stage, kind, most in (("small", "int8", 1 / 254), ("half", "bf16", 2**-8)):
         near = dict(checkpoints.load(weights_folder(found, runs, stage)).named_parameters())
@@ -116,7 +117,7 @@ def test_a_rounded_stage_is_a_stage_of_its_own_on_a_grid_of_8_bits_and_answers(
 
 def test_a_reward_model_is_not_rounded(made: tuple[Stack, Runs], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="only a policy is served in few bits"):
-        pipeline.load_stack(declare(tmp_path, {"name": "small", "kind": "quantise", "parent": "rm"}))
+        load_stack(declare(tmp_path, {"name": "small", "kind": "quantise", "parent": "rm"}))
 
 
 def tensors(made: tuple[Stack, Runs], stage: str) -> dict[str, torch.Tensor]:
@@ -174,7 +175,7 @@ def test_what_exists_is_not_made_again(made: tuple[Stack, Runs], capsys: pytest.
         s: (weights_folder(stack, runs, s) / "demeanor.json").stat().st_mtime_ns
         for s in ("low", "soup", "taken")
     }
-    pipeline.train(stack, runs)
+    app.train(stack, runs)
     assert {
         s: (weights_folder(stack, runs, s) / "demeanor.json").stat().st_mtime_ns for s in before
     } == before
@@ -198,7 +199,7 @@ def test_the_key_of_a_merge_holds_its_settings_and_its_ancestors(
     change: str, made: tuple[Stack, Runs]
 ) -> None:
     stack, _ = made
-    other = pipeline.load_stack(stack.path, [change])
+    other = load_stack(stack.path, [change])
     assert other.stage_key("soup") != stack.stage_key("soup")
     assert other.stage_key("rm") == stack.stage_key("rm") or "sft" in change
 
@@ -209,12 +210,12 @@ def test_the_key_of_an_import_follows_its_content(made: tuple[Stack, Runs], tmp_
         shutil.copytree(stack.root / name, tmp_path / name)
     shutil.copytree(stack.root / "notices", tmp_path / "notices")
     shutil.copy(stack.path, tmp_path)
-    same = pipeline.load_stack(tmp_path / "stack.yaml")
+    same = load_stack(tmp_path / "stack.yaml")
     assert same.stage_key("taken") == stack.stage_key("taken")
     model = checkpoints.load(tmp_path / "my-dpo")
     model.model.norm.weight.data += 1
     checkpoints.save(model, tmp_path / "my-dpo")
-    assert pipeline.load_stack(tmp_path / "stack.yaml").stage_key("taken") != stack.stage_key("taken")
+    assert load_stack(tmp_path / "stack.yaml").stage_key("taken") != stack.stage_key("taken")
 
 
 def test_an_adapted_a_merged_and_an_imported_stage_answer(made: tuple[Stack, Runs]) -> None:
@@ -252,10 +253,10 @@ def test_task_arithmetic_counts_from_the_nearest_common_ancestor(
             "method": "task_arithmetic",
         },
     )
-    found = pipeline.load_stack(path)
+    found = load_stack(path)
     assert found.needs("sum")["origin"] == "sft"
     assert found.stage_key("low") == stack.stage_key("low")
-    pipeline.train(found, runs)
+    app.train(found, runs)
     sft, dpo, low, total = (tensors((found, runs), s) for s in ("sft", "dpo", "low", "sum"))
     assert all(torch.allclose(total[n], dpo[n] + low[n] - sft[n], atol=1e-5) for n in sft)
 
@@ -267,8 +268,8 @@ def test_an_imported_adapter_goes_on_the_weights_it_names(made: tuple[Stack, Run
     settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = str(weights_folder(stack, runs, "sft"))
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(settings))
-    found = pipeline.load_stack(declare(tmp_path, {"name": "theirs", "kind": "import", "path": "peft"}))
-    pipeline.train(found, runs, only=["theirs"])
+    found = load_stack(declare(tmp_path, {"name": "theirs", "kind": "import", "path": "peft"}))
+    app.train(found, runs, only=["theirs"])
     one, other = tensors((found, runs), "theirs"), tensors(made, "low")
     assert all(torch.allclose(one[n], other[n], atol=1e-6) for n in other)
 
@@ -284,11 +285,11 @@ def test_a_model_with_another_tokenizer_is_refused_by_the_token(
     a, b = sorted(vocabulary, key=vocabulary.__getitem__)[700:702]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     path.write_text(json.dumps(raw))
-    found = pipeline.load_stack(declare(tmp_path, {"name": "other", "kind": "import", "path": "other"}))
+    found = load_stack(declare(tmp_path, {"name": "other", "kind": "import", "path": "other"}))
     with pytest.raises(
         CheckpointError, match=f"the tokenizer of .* is not the base's: token '{a}' is 701 there and 700 here"
     ):
-        pipeline.train(found, runs, only=["other"])
+        app.train(found, runs, only=["other"])
 
 
 WRONG: dict[str, tuple[list[dict[str, Any]], str]] = {
@@ -343,7 +344,7 @@ def test_a_stage_that_cannot_be_is_told_before_any_work(
     stages, message = WRONG[case]
     shutil.copytree(made[0].root / "my-rm", tmp_path / "my-rm")
     with pytest.raises(SpecError, match=message):
-        pipeline.load_stack(declare(tmp_path, *stages))
+        load_stack(declare(tmp_path, *stages))
 
 
 def test_a_reward_stage_may_go_on_from_a_reward_stage(made: tuple[Stack, Runs], tmp_path: Path) -> None:
@@ -353,9 +354,9 @@ def test_a_reward_stage_may_go_on_from_a_reward_stage(made: tuple[Stack, Runs], 
         "parent": "rm",
         "data": [{"source": "world:preferences", "limit": 40}],
     }
-    found = pipeline.load_stack(declare(tmp_path, more))
+    found = load_stack(declare(tmp_path, more))
     assert found.chain("rm2") == ["base", "sft", "rm", "rm2"]
-    pipeline.train(found, made[1], only=["rm2"])
+    app.train(found, made[1], only=["rm2"])
     heads = [checkpoints.load_reward(weights_folder(found, made[1], s)).score.weight for s in ("rm", "rm2")]
     assert torch.nn.functional.cosine_similarity(*heads) > 0.9
 
@@ -388,9 +389,9 @@ def test_a_gpt2_trains_in_a_stack_and_answers_through_transformers(
         "stages": [sft, rm, {"name": "copy", "kind": "merge", "of": ["sft"]}],
     }
     path.write_text(yaml.safe_dump(raw))
-    found = pipeline.load_stack(path)
+    found = load_stack(path)
     pipeline.plans(found, runs)
-    pipeline.train(found, runs)
+    app.train(found, runs)
     assert "base: gpt2 runs through transformers' own forward" in capsys.readouterr().out
     ledger = [
         json.loads(line)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from demeanor.app import load_stack
 from demeanor.cli import frontier as verb
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import frontier, measure
 from demeanor.evaluation.items import SAFE, UNSAFE
 from demeanor.layers.policy.rules import RuleSpec
 from demeanor.stack.stack import Stack
-from demeanor.train import pipeline
 from demeanor.train.runs import Runs
 
 HARM = {
@@ -69,7 +69,7 @@ def test_a_sweep_places_the_policy_at_every_threshold(
     rules = tmp_path / "scored.yaml"
     cues = {r"(?i)\bsabotage|steal|poison|burn|hide\b": 1.0, r"(?i)\bhow\b": 0.5}
     rules.write_text(yaml.safe_dump({"rules": [{**HARM, "cues": cues, "threshold": 1.5}]}))
-    stack = pipeline.load_stack(whole.path, [f"layers.policy.rules={rules}"])
+    stack = load_stack(whole.path, [f"layers.policy.rules={rules}"])
     items = [i for i in measure.suite(stack) if i.axis in (SAFE, UNSAFE)]
     variants, labels, before = frontier.points(stack)
     declared = dict(variants)
@@ -104,5 +104,5 @@ def test_a_rule_that_reads_answers_alone_has_no_thresholds_in_the_questions(
 ) -> None:
     rules = tmp_path / "scored.yaml"
     rules.write_text(yaml.safe_dump({"rules": [{**HARM, "on": "output"}]}))
-    stack = pipeline.load_stack(trained[0].path, [f"layers.policy.rules={rules}"])
+    stack = load_stack(trained[0].path, [f"layers.policy.rules={rules}"])
     assert not list(frontier.operating_points(stack, TWINS, tmp_path))

@@ -14,8 +14,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "stack": {"core"},
     "text": {"core", "stack"},
-    "data": {"core", "stack", "text", "model"},
-    "world": {"core", "data"},
+    "world": {"core"},
+    "data": {"core", "stack", "text", "model", "world"},
     "model": {"core", "stack"},
     "objectives": {"core", "model"},
     "engine": {"core", "stack", "text", "model"},
@@ -25,9 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"core"},
     "train": {"core", "stack", "text", "data", "model", "objectives"},
     "server": {"core", "store"},
-    "evaluation": {"core", "stack", "text", "data", "layers", "store", "train"},
+    "evaluation": {"core", "stack", "text", "data", "layers", "world"},
     "report": {"core", "evaluation"},
-    "cli": {"core", "stack", "evaluation", "report", "app", "data", "train", "store", "server"},
+    "cli": {"core", "stack", "data", "world", "store", "train", "server", "evaluation", "report", "app"},
 }
 """Rooms and what they may import; `app` is the composition root and imports everything."""
 ONLY: dict[tuple[str, str], set[str]] = {
@@ -37,11 +37,10 @@ ONLY: dict[tuple[str, str], set[str]] = {
     ("model", "stack"): {"demeanor.stack.schema"},
     ("data", "stack"): {"demeanor.stack.schema"},
     ("engine", "stack"): {"demeanor.stack.schema"},
-    ("evaluation", "train"): {"demeanor.train.runs", "demeanor.train.metrics"},
 }
 """Where only some files of a room may be imported."""
 EVERYTHING = {"app", "__main__", "__init__", "api"}
-NO_TORCH = {"core", "stack", "layers", "server", "store", "retrieval", "evaluation", "report", "cli"}
+NO_TORCH = {"stack", "layers", "server", "store", "retrieval", "evaluation", "report", "cli"}
 
 
 def modules() -> dict[str, Path]:
@@ -70,6 +69,12 @@ def imports(path: Path, *, lazy: bool = True) -> set[str]:
                 full = {f"{node.module}.{a.name}": a.name for a in node.names}
                 found |= {name if name in MODULES else str(node.module) for name in full}
     return found
+
+
+def runs_first(path: Path) -> set[str]:
+    """What Python runs before a file's own code: the modules that it imports and the `__init__` of their folders."""
+    found = imports(path)
+    return found | {name.rsplit(".", 1)[0] for name in found if name.count(".") > 1}
 
 
 def room_of(module: str) -> str:
@@ -107,7 +112,7 @@ def test_the_table_of_rooms_has_no_cycle() -> None:
 
 
 def test_no_files_form_a_cycle_not_even_by_imports_inside_functions() -> None:
-    assert cycle({module: imports(path) for module, path in MODULES.items()}) == []
+    assert cycle({module: runs_first(path) for module, path in MODULES.items()}) == []
 
 
 def test_a_cycle_is_found() -> None:

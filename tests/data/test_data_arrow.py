@@ -73,7 +73,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def read(root: Path, name: str, **settings: Any) -> list[Any]:
-    return rows(Source(source=name, **settings), root=root, generated={})
+    return rows(Source(source=name, **settings), root=root)
 
 
 def without_place(found: list[Any]) -> list[Any]:
@@ -197,7 +197,7 @@ def test_bad_rows_are_skipped_counted_and_the_first_three_are_said(tmp_path: Pat
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     said: list[str] = []
-    found = rows(Source(source="rows.jsonl", skip_bad=True), root=tmp_path, generated={}, say=said.append)
+    found = rows(Source(source="rows.jsonl", skip_bad=True), root=tmp_path, say=said.append)
     assert [r.source.rsplit(":", 1)[1] for r in found] == ["1", "3", "6"]
     (text,) = said
     assert "rows.jsonl: skipped 3 of 6 rows:" in text

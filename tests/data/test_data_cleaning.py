@@ -181,7 +181,7 @@ def test_wishes_that_nothing_can_meet_are_errors() -> None:
 def test_columns_come_out_as_they_went_in(tmp_path: Path) -> None:
     rows = [{"prompt": "ä", "completion": "b", "score": 0.5, "nothing": None}, {"text": "c"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found = [row for _, row in curation.columns(Source(source="in.jsonl"), root=tmp_path, generated={})]
+    found = [row for _, row in curation.columns(Source(source="in.jsonl"), root=tmp_path)]
     assert curation.write(tmp_path / "out.jsonl", found) == 2
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == rows
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from harbour import tokenizer
 
+from demeanor.app import load_stack
 from demeanor.cli import main
 from demeanor.train import pipeline
 
@@ -207,7 +208,7 @@ def test_a_stage_is_shown_as_it_will_be_trained_and_served(
     path = stack(data="rows.jsonl")
     assert main(["data", "show", str(path)]) == 2
     assert "Run: demeanor train stack.yaml --only base" in capsys.readouterr().err
-    tokenizer().save(Path("runs") / pipeline.load_stack(path).stage_key("base") / "tokenizer")
+    tokenizer().save(Path("runs") / load_stack(path).stage_key("base") / "tokenizer")
     assert main(["data", "show", str(path), "--stage", "sft", "--count", "1"]) == 0
     out = printed(capsys)
     assert out[0] == "sft"
@@ -222,7 +223,7 @@ def test_a_stage_is_shown_as_it_will_be_trained_and_served(
 
 def test_skip_bad_tells_every_source_and_changes_no_key(here: Path) -> None:
     write("rows.jsonl", PAIRS)
-    strict = pipeline.load_stack(stack(data=["rows.jsonl", "texts.jsonl"]))
+    strict = load_stack(stack(data=["rows.jsonl", "texts.jsonl"]))
     tolerant = pipeline.tolerant(strict)
     base, stage = tolerant.spec.weights.base, tolerant.spec.weights.stages[0]
     assert all(source.skip_bad for source in (*base.data, *stage.data))  # type: ignore[union-attr]
@@ -251,13 +252,13 @@ def test_a_source_that_cannot_be_is_found_before_anything_runs(
 
     write("rows.jsonl", PAIRS)
     with pytest.raises(SpecError, match=said):
-        pipeline.load_stack(stack(data=[source]))
+        load_stack(stack(data=[source]))
 
 
 def test_what_a_hub_id_is_asked_for_is_part_of_its_key(here: Path) -> None:
     pytest.importorskip("datasets")
     keys = {
-        pipeline.load_stack(stack(data=[{"source": source, **settings}])).stage_key("sft")
+        load_stack(stack(data=[{"source": source, **settings}])).stage_key("sft")
         for source, settings in (
             ("hf:a/b", {}),
             ("hf:a/b@v1", {}),

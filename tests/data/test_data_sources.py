@@ -31,7 +31,7 @@ def raw(*messages: Message) -> list[dict[str, str]]:
 
 
 def read(path: Path, want: Want = "examples", **settings: Any) -> list[Example | Preference]:
-    return rows(Source(source=path.name, **settings), root=path.parent, generated={}, want=want)
+    return rows(Source(source=path.name, **settings), root=path.parent, want=want)
 
 
 def lines(path: Path, found: Sequence[Any]) -> Path:
@@ -261,7 +261,7 @@ def test_a_folder_of_texts_is_one_document_each_without_gutenbergs_frame(tmp_pat
         "*** END OF THIS PROJECT GUTENBERG EBOOK ALICE ***\nLicence"
     )
     (tmp_path / "c.md").write_text("not a text")
-    found = rows(Source(source="."), root=tmp_path, generated={}, want="text")
+    found = rows(Source(source="."), root=tmp_path, want="text")
     assert [row.text for row in found if isinstance(row, Example)] == ["CHAPTER I", "Plain.\n"]
 
 
@@ -342,7 +342,7 @@ def test_generated_rows_are_read_by_name_and_checked_for_what_is_wanted() -> Non
 
 def test_real_files_are_read(shared: Path) -> None:
     def count(name: str, want: Want) -> int:
-        return len(rows(Source(source=name), root=shared, generated={}, want=want))
+        return len(rows(Source(source=name), root=shared, want=want))
 
     assert count("rasbt/instruction-data.json", "examples") == 1100
     assert count("rasbt/instruction-data-with-preference.json", "examples") == 1100
@@ -351,7 +351,7 @@ def test_real_files_are_read(shared: Path) -> None:
     assert count("gutenberg", "text") == 8
     assert count("json-mode/json_mode_dataset.jsonl", "examples") == 500
     assert count("xstest/xstest_prompts.csv", "examples") == 450
-    books = rows(Source(source="gutenberg"), root=shared, generated={}, want="text")
+    books = rows(Source(source="gutenberg"), root=shared, want="text")
     assert not any(
         "gutenberg license" in (row.text or "").lower() for row in books if isinstance(row, Example)
     )

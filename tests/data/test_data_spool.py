@@ -86,7 +86,7 @@ def sources(root: Path, *, stream: bool, skip_bad: bool = False) -> list[Source]
 def test_a_stage_that_streams_has_the_trees_of_one_that_does_not(name: str, tmp_path: Path) -> None:
     def made(stream: bool) -> tuple[list[Tree], list[Tree]]:
         def rows(source: Source) -> Iterator[TrainingRow]:
-            return read(source, root=tmp_path, generated={})
+            return read(source, root=tmp_path)
 
         def render(row: TrainingRow) -> Tree:
             assert isinstance(row, Example)
@@ -125,7 +125,7 @@ def test_a_row_that_cannot_be_rendered_stops_a_stage_or_is_skipped_and_said(tmp_
             return len(
                 assemble(
                     sources(tmp_path, stream=False, skip_bad=skip_bad)[:1],
-                    read=lambda s: read(s, root=tmp_path, generated={}),
+                    read=lambda s: read(s, root=tmp_path),
                     render=render,
                     document=tokenizer().document,
                     folder=tmp_path,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from demeanor.core.errors import DataError
+from demeanor.core.intervals import wilson
 from demeanor.evaluation.judge_validation import Agreement, accuracy, alpha, fleiss, position
-from demeanor.evaluation.statistics import Estimate, Floats, wilson
+from demeanor.evaluation.statistics import Estimate, Floats
 
 _ = np.nan
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", C: four observers, twelve units, missing data

@@ -21,18 +21,17 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor import tools
-from demeanor.app import StackRuntime
+from demeanor import app, tools
+from demeanor.app import StackRuntime, load_stack
 from demeanor.core.types import Item, Message
-from demeanor.evaluation import diagnosis, seeds
-from demeanor.evaluation.diagnosis import cases, interventions
+from demeanor.evaluation import seeds
+from demeanor.evaluation.diagnosis import cases, diagnose, interventions
 from demeanor.evaluation.diagnosis.analysis import Diagnosis
-from demeanor.evaluation.diagnosis.replay import adapted
 from demeanor.evaluation.items import save_suite
 from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack
-from demeanor.train import pipeline
-from demeanor.train.runs import Runs, origin
+from demeanor.core.files import origin
+from demeanor.train.runs import Runs
 from demeanor.world import instructions, preferences
 from demeanor.world import phrases as say
 from tests.conftest import REPOSITORY
@@ -73,7 +72,7 @@ def copied(folder: Path, change: Change | None) -> Stack:
     if change:
         change(declared, folder)
     path.write_text(yaml.safe_dump(declared, sort_keys=False))
-    return pipeline.load_stack(path)
+    return load_stack(path)
 
 
 def message_json(message: Message) -> dict[str, str]:
@@ -231,15 +230,15 @@ CASES: Mapping[str, tuple[str, Change | None]] = {
 def diagnosed(name: str, folder: Path, runs: Runs, healthy: Stack | None) -> tuple[Diagnosis, float]:
     stack = copied(folder, CASES[name][1])
     began = time.monotonic()
-    pipeline.train(stack, runs, only=[stack.serve])
+    app.train(stack, runs, only=[stack.serve])
     trained_s = time.monotonic() - began
     if name == "wrong template":
         stack = interventions.retemplated(stack, "chatml")
     house = StackRuntime(stack, runs, memory={}, operational=False)
     if name == "tool schema drift":
         calculator = tools.load(["calculator"])["calculator"]
-        house.tool_set = {"calculator": adapted(calculator, {"expression": "formula"})}
-    return diagnosis.run(
+        house.tool_set = {"calculator": tools.with_renamed_arguments(calculator, {"expression": "formula"})}
+    return diagnose.run(
         stack, runs, folder / "results", cases.Scope(against=healthy), name="x", house=house
     ), trained_s
 
@@ -255,7 +254,7 @@ def test_at_least_nine_of_ten_causes_are_named_and_five_healthy_stacks_have_none
     for path in (REPOSITORY / "runs").iterdir():
         if (path / "model").is_dir():
             (tmp_path / "runs" / path.name).symlink_to(path)
-    runs, healthy, rows = pipeline.runs(tmp_path / "runs"), copied(tmp_path / "healthy", None), []
+    runs, healthy, rows = Runs(tmp_path / "runs"), copied(tmp_path / "healthy", None), []
     for name, (guilty, _) in CASES.items():
         began = time.monotonic()
         row: dict[str, Any] = {"plant": name, "guilty": guilty}

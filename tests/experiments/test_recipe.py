@@ -13,14 +13,15 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.app import StackRuntime
+from demeanor import app
+from demeanor.app import StackRuntime, load_stack
+from demeanor.core.intervals import wilson
 from demeanor.core.types import Turn, complete
 from demeanor.evaluation import measure
 from demeanor.evaluation.scorers import score_item
-from demeanor.evaluation.statistics import wilson
 from demeanor.stack.stack import decoding_of
-from demeanor.train import pipeline
-from demeanor.train.runs import origin
+from demeanor.core.files import origin
+from demeanor.train.runs import Runs
 from tests.conftest import REPOSITORY
 
 AXES = ("facts", "extraction")
@@ -32,9 +33,9 @@ def test_muon_and_mimetic_initialisation_each_beat_what_they_replace() -> None:
     for optimizer in ("adamw", "muon"):
         for init in ("normal", "mimetic"):
             sets = [f"weights.base.optim.kind={optimizer}", f"weights.base.model.init={init}"]
-            stack = pipeline.load_stack(REPOSITORY / "stacks/demo/demo.yaml", sets)
-            runs = pipeline.runs(REPOSITORY / "runs")
-            pipeline.train(stack, runs, only=["base"])
+            stack = load_stack(REPOSITORY / "stacks/demo/demo.yaml", sets)
+            runs = Runs(REPOSITORY / "runs")
+            app.train(stack, runs, only=["base"])
             rows.append(
                 {
                     "optimizer": optimizer,
@@ -91,6 +92,6 @@ def accuracies(house: StackRuntime) -> dict[str, dict[str, float]]:
 
 
 def test_the_experiments_read_axes_that_exist() -> None:
-    stack = pipeline.load_stack(REPOSITORY / "stacks/demo/demo.yaml")
+    stack = load_stack(REPOSITORY / "stacks/demo/demo.yaml")
     assert set(AXES) <= {i.axis for i in measure.suite(stack)}
     assert Path(REPOSITORY / "stacks/demo/demo.yaml").is_file()

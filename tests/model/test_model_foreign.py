@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from demeanor.core import registry
 from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import adapters, checkpoints, hf
 from demeanor.model.config import UnsupportedError
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.tensors import Loss
-from demeanor.objectives import dpo, reward, sft
 from demeanor.stack.schema import Adapter, ModelShape
+
+dpo, reward, sft = (registry.entry("demeanor.objectives", kind) for kind in ("dpo", "reward", "sft"))
 
 VOCAB = 61
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from demeanor.core import registry
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import checkpoints
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.initial import initialise
 from demeanor.model.llama import Llama
 from demeanor.model.tensors import Loss, Segment
-from demeanor.objectives import dpo, reward, sft
 from demeanor.stack.schema import ModelShape
+
+dpo, reward, sft = (registry.entry("demeanor.objectives", kind) for kind in ("dpo", "reward", "sft"))
 
 VOCAB = 61
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
@@ -144,7 +147,7 @@ def test_reward_loss_and_gradients_equal_padded_rows(branches: list[int]) -> Non
 @pytest.mark.parametrize(
     "settings", [dpo.Spec(beta=0.3), dpo.Spec(beta=0.3, label_smoothing=0.1), dpo.Spec(beta=0.3, nll=0.5)]
 )
-def test_dpo_loss_and_gradients_equal_padded_rows(settings: dpo.Spec) -> None:
+def test_dpo_loss_and_gradients_equal_padded_rows(settings: Any) -> None:
     ours, theirs = twins()
     frozen = checkpoints.create(SHAPE, VOCAB, 7)
     frozen_theirs = LlamaForCausalLM(config())

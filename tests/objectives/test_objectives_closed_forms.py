@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from demeanor.core import registry
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model.tensors import Outputs, TokenBatch
-from demeanor.objectives import dpo, reward, sft
+
+dpo, reward, sft = (registry.entry("demeanor.objectives", kind) for kind in ("dpo", "reward", "sft"))
 
 
 def pairs(count: int, tokens: int = 2, branches: int = 2) -> list[Tree]:
@@ -31,7 +34,7 @@ def batch(trees: list[Tree], reference: float = -1.0) -> TokenBatch:
     return collate(trees, reference=[[reference] * sum(len(b.tokens) for b in t.branches) for t in trees])
 
 
-def dpo_of(values: list[float], settings: dpo.Spec) -> tuple[float, Tensor]:
+def dpo_of(values: list[float], settings: Any) -> tuple[float, Tensor]:
     """Loss of one pair whose two tokens per branch have these log-probs, and its gradient."""
     logprobs = torch.tensor(values, dtype=torch.float64, requires_grad=True)
     found = dpo.loss(settings, Outputs(logprobs_C=logprobs), batch(pairs(1)))

@@ -1,4 +1,4 @@
-"""Every file of the objectives folder: closed forms where the paper has one, and what no objective may feel."""
+"""Every objective: closed forms where the paper has one, and what no objective may feel."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from demeanor.core import registry
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model.tensors import Loss, Outputs, TokenBatch
-from demeanor.objectives import mixture
+from demeanor.objectives.mixture import MixtureSpec
 
 PACKAGE = "demeanor.objectives"
 KINDS = registry.known(PACKAGE)
 MODULES = {kind: registry.entry(PACKAGE, kind) for kind in KINDS}
 PARTS = {"mixture": {"parts": [{"kind": "dpo", "weight": 0.8}, {"kind": "nca", "weight": 0.2}]}}
 COMPARE = [k for k in KINDS if MODULES[k].ROWS == "preferences" and MODULES[k].READS == "logprobs"]
-SUMS = [k for k in COMPARE if not getattr(MODULES[k], "WHOLE_STEP", False)]
+SUMS = [k for k in COMPARE if not MODULES[k].WHOLE_STEP]
 LABELLED = [k for k in KINDS if MODULES[k].ROWS == "unpaired"]
 
 
@@ -108,7 +108,7 @@ def test_a_sum_over_prompts_is_the_sum_of_its_parts(kind: str) -> None:
     assert torch.allclose(torch.cat([g for _, g in halves]), slope, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if getattr(MODULES[k], "WHOLE_STEP", False)])
+@pytest.mark.parametrize("kind", [k for k in KINDS if MODULES[k].WHOLE_STEP])
 def test_what_asks_for_the_whole_step_does_need_it(kind: str) -> None:
     found = trees(labelled=kind in LABELLED)
     values = numbers(found)
@@ -370,6 +370,6 @@ def test_a_part_that_cannot_be_mixed_is_an_error_by_name(part: dict[str, Any], s
 def test_a_mixture_refuses_two_parts_of_a_kind_and_a_weight_without_end() -> None:
     """Two parts of a kind would write the same metric; an infinite weight makes every loss infinite."""
     with pytest.raises(ValueError, match="more than one part"):
-        mixture.Spec(parts=({"kind": "dpo"}, {"kind": "dpo", "beta": 0.5}))
+        MixtureSpec(parts=({"kind": "dpo"}, {"kind": "dpo", "beta": 0.5}))
     with pytest.raises(ValueError, match="above 0"):
-        mixture.Spec(parts=({"kind": "dpo", "weight": float("inf")}, {"kind": "nca"}))
+        MixtureSpec(parts=({"kind": "dpo", "weight": float("inf")}, {"kind": "nca"}))

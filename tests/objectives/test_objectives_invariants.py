@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs, TokenBatch
-from demeanor.objectives import aot, aot_unpaired, dpo, ld_dpo, reward, sft
+
+aot, aot_unpaired, dpo, ld_dpo, reward, sft = (
+    registry.entry("demeanor.objectives", kind)
+    for kind in ("aot", "aot_unpaired", "dpo", "ld_dpo", "reward", "sft")
+)
 
 NONE = torch.zeros(0, dtype=torch.long)
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demeanor.core import registry
+from demeanor.core.personal_data import luhn_digit
 from demeanor.core.types import Completion, Refusal, Score
 from demeanor.evaluation.scorers.absence import valid_card
-from demeanor.world.lexicon import luhn_digit
 
 SCORERS = "demeanor.evaluation.scorers"
 TARGETS: dict[str, dict[str, Any]] = {

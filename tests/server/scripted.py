@@ -27,7 +27,7 @@ from demeanor.core.types import (
     Turn,
     Usage,
 )
-from demeanor.server.assistant import Judged, ModelCard, Opinions, RuleJudge, model_not_found
+from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, RuleJudge, model_not_found
 from demeanor.store.database import Database
 
 CARDS = [
@@ -136,7 +136,7 @@ class Scripted:
             for name, word in words.items()
         ]
 
-    def opinions(self) -> Opinions | None:
+    def feedback_store(self) -> FeedbackStore | None:
         return self._opinion if self.records else None
 
     async def _opinion(
@@ -147,7 +147,7 @@ class Scripted:
         self.opinions_given.append((turn_id, score, comment, corrected, user))
         return True
 
-    def kept(self) -> Database | None:
+    def turn_store(self) -> Database | None:
         return self.database if self.records else None
 
     async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:

@@ -10,9 +10,9 @@ from typing import Any
 from scripted import Scripted
 
 from demeanor.core.types import Done, Event, Respond, Text, Turn
+from demeanor.server.admission import Operations
 from demeanor.server.app import app
 from demeanor.server.lifecycle import Life
-from demeanor.server.operations import Operations
 
 
 class Slow(Scripted):

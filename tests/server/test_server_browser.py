@@ -11,7 +11,8 @@ from browser import CHROMIUM, Browser
 from live import served
 from scripted import Scripted
 
-from demeanor.server.keys import digest, from_digests
+from demeanor.server.auth import from_digests
+from demeanor.store.keys import digest
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; the page's other tests run without")
 SETTLED = "document.querySelectorAll('.answer').length && !document.querySelector('.waiting') && !document.querySelector('body.running')"

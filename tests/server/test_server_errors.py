@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from scripted import Scripted, body
 
 from demeanor.core.types import Decoding, Event, Text, Turn
+from demeanor.server.admission import Operations
 from demeanor.server.app import app
-from demeanor.server.envelope import Envelope, host_name, is_loopback
+from demeanor.server.auth import from_digests
 from demeanor.server.flow import flow
-from demeanor.server.keys import digest, from_digests
+from demeanor.server.middleware import RequestContextMiddleware, host_name, is_loopback
+from demeanor.store.keys import digest
 
 STREAMED = [False, True]
 
@@ -111,7 +114,9 @@ async def test_a_response_that_failed_halfway_is_not_begun_again() -> None:
         sent.append(message["type"])
 
     with pytest.raises(ZeroDivisionError):
-        await Envelope(inner, hosts=None)({"type": "http", "headers": []}, send, send)
+        await RequestContextMiddleware(
+            inner, hosts=None, operations=Operations(), observers=(), clock=time.monotonic
+        )({"type": "http", "headers": []}, send, send)
     assert sent == ["http.response.start"]
 
 

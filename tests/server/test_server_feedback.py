@@ -9,7 +9,8 @@ import pytest
 from scripted import Scripted, body
 
 from demeanor.server.app import app
-from demeanor.server.keys import digest, from_digests
+from demeanor.server.auth import from_digests
+from demeanor.store.keys import digest
 
 
 async def answered(client: httpx.AsyncClient, **headers: str) -> str:

@@ -13,8 +13,9 @@ from openai.types.completion_create_params import CompletionCreateParamsBase
 from scripted import Scripted, body
 
 from demeanor.server.app import app
-from demeanor.server.keys import digest, from_digests
+from demeanor.server.auth import from_digests
 from demeanor.server.openapi import OPERATIONS, ErrorAnswer, Operation, document
+from demeanor.store.keys import digest
 
 DOCUMENT = document("harbour-desk")
 PAGE = ("/", "/static/")

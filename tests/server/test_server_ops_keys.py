@@ -10,20 +10,19 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from scripted import Scripted, body
+from scripted import CARDS, Scripted, body
 
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Decoding, Done, Event, Message, Respond, Text, Turn, Usage
 from demeanor.server.app import app
 from demeanor.server.assistant import Assistant
-from demeanor.server.calls import CALL, Call
-from demeanor.server.gate import duration
-from demeanor.server.keys import Ring, digest, from_digests
-from demeanor.server.metering import Metered
-from demeanor.server.operations import Load
-from demeanor.server.spending import Purse, charged
+from demeanor.server.auth import KeyRing, duration, from_digests
+from demeanor.server.embeddings import charged_vectors
+from demeanor.server.request_context import CURRENT_REQUEST, RequestContext, current_token_budget
+from demeanor.server.token_budget import TokenBudget, charged
 from demeanor.store import keys
 from demeanor.store.database import Database
+from demeanor.store.keys import digest
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -46,7 +45,7 @@ class Charged(Scripted):
     """A scripted assistant whose model calls are charged: a prompt of 7 tokens, and as many of the answer as were asked for."""
 
     def respond(self, model_id: str) -> Respond:
-        return charged(self.answer, lambda turn: 7, lambda: call.purse if (call := CALL.get()) else None)
+        return charged(self.answer, lambda turn: 7, current_token_budget)
 
     async def answer(self, turn: Turn) -> AsyncIterator[Event]:
         await asyncio.sleep(self.pause_s)
@@ -59,9 +58,9 @@ class Charged(Scripted):
 
 
 def client_of(database: Database, assistant: Scripted, **options: Any) -> httpx.AsyncClient:
-    ring = Ring(database, from_digests({digest("plain"): "key 1"}))
+    key_ring = KeyRing(database, from_digests({digest("plain"): "key 1"}))
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(app(assistant, keys=ring, **options)), base_url="http://elsewhere"
+        transport=httpx.ASGITransport(app(assistant, keys=key_ring, **options)), base_url="http://elsewhere"
     )
 
 
@@ -181,21 +180,21 @@ async def test_what_was_reserved_and_not_used_is_given_back(database: Database) 
 
 async def test_a_prompt_that_was_estimated_too_small_is_charged_as_it_was(database: Database) -> None:
     key = keys.create(database, "edda", tokens_per_day=100)
-    purse = Purse(database, digest(key), 100)
-    reserve = charged(Charged().answer, lambda turn: 2, lambda: purse)  # 2 + 3 are reserved, 7 + 3 are used
+    budget = TokenBudget(database, digest(key), 100)
+    reserve = charged(Charged().answer, lambda turn: 2, lambda: budget)  # 2 + 3 are reserved, 7 + 3 are used
     assert [e async for e in reserve(Turn((Message("user", "hi"),), Decoding(max_tokens=3)))]
-    assert purse.left() == 100 - 10
+    assert budget.left() == 100 - 10
 
 
 async def test_a_call_broken_off_is_charged_in_full(database: Database) -> None:
     key = keys.create(database, "edda", tokens_per_day=100)
-    purse = Purse(database, digest(key), 100)
-    events = charged(Charged().answer, lambda turn: 7, lambda: purse)(
+    budget = TokenBudget(database, digest(key), 100)
+    events = charged(Charged().answer, lambda turn: 7, lambda: budget)(
         Turn((Message("user", "hi"),), Decoding(max_tokens=50))
     )
     assert isinstance(await anext(events), Text)
     await events.aclose()  # type: ignore[attr-defined]
-    assert purse.left() == 100 - 57
+    assert budget.left() == 100 - 57
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_durations_read_as_openai_writes_them(seconds: float, said: str) -> None
 
 async def test_texts_to_embed_are_charged_by_their_tokens_and_free_if_they_fail(database: Database) -> None:
     key = keys.create(database, "edda", tokens_per_day=10)
-    call = Call("req_1", "req_1", purse=Purse(database, digest(key), 10))
+    request = RequestContext("req_1", "req_1", token_budget=TokenBudget(database, digest(key), 10))
 
     class Embedding(Scripted):
         async def embed(self, model_id: str, texts: list[tuple[int, ...]]) -> list[list[float]]:
@@ -216,14 +215,15 @@ async def test_texts_to_embed_are_charged_by_their_tokens_and_free_if_they_fail(
                 raise ZeroDivisionError
             return [[1.0]] * len(texts)
 
-    load = Load()
-    metered, token = Metered(cast(Assistant, Embedding()), load, Clock()), CALL.set(call)
+    assistant, card = cast(Assistant, Embedding()), CARDS[0]
+    token = CURRENT_REQUEST.set(request)
     try:
-        assert await metered.embed("harbour-desk", [(1, 2), (3, 4, 5)]) == [[1.0], [1.0]]
+        assert await charged_vectors(assistant, card, [(1, 2), (3, 4, 5)]) == [[1.0], [1.0]]
         with pytest.raises(ZeroDivisionError):
-            await metered.embed("harbour-desk", [(9,)])
+            await charged_vectors(assistant, card, [(9,)])
         with pytest.raises(RequestError, match="5 of 10 tokens left"):
-            await metered.embed("harbour-desk", [(1,) * 6])
+            await charged_vectors(assistant, card, [(1,) * 6])
     finally:
-        CALL.reset(token)
-    assert (keys.spent(database, digest(key), "2026-11-23"), call.prompt_tokens, load.turns) == (5, 5, 0)
+        CURRENT_REQUEST.reset(token)
+    assert (request.prompt_tokens, request.turns, request.load.turns) == (5, 1, 0)
+    assert keys.spent(database, digest(key), "2026-11-23") == 5

@@ -12,9 +12,9 @@ import pytest
 from scripted import Scripted, body
 
 from demeanor.core.errors import DemeanorError
-from demeanor.server import telemetry
+from demeanor.server import tracing
+from demeanor.server.admission import Operations
 from demeanor.server.app import app
-from demeanor.server.operations import Operations
 
 trace = pytest.importorskip("opentelemetry.trace", reason="the OpenTelemetry API is not installed")
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -56,7 +56,7 @@ async def spans_of(
     headers: dict[str, str] | None = None,
 ) -> list[Span]:
     tracer = Tracer()
-    run = Operations(observers=(telemetry.spans(tracer, now_ns=lambda: 10**18),), keep_contents=keep)
+    run = Operations(observers=(tracing.spans(tracer, now_ns=lambda: 10**18),), keep_contents=keep)
     transport = httpx.ASGITransport(app(Scripted(), operations=run))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         await client.post(path, json=body(text), headers=headers)
@@ -129,7 +129,7 @@ async def test_refusals_and_failures_are_told_and_a_request_without_a_model_make
 def test_without_the_sdk_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(DemeanorError, match=r"pip install 'demeanor\[otel\]'"):
-        telemetry.exported("http://localhost:4318", "desk")
+        tracing.exported("http://localhost:4318", "desk")
 
 
 async def test_the_real_sdk_takes_them() -> None:
@@ -140,7 +140,7 @@ async def test_the_real_sdk_takes_them() -> None:
 
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    run = Operations(observers=(telemetry.spans(provider.get_tracer("demeanor")),))
+    run = Operations(observers=(tracing.spans(provider.get_tracer("demeanor")),))
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app(Scripted(), operations=run)), base_url="http://localhost"
     ) as client:

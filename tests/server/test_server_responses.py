@@ -22,11 +22,12 @@ from scripted import Scripted
 
 from demeanor.core.types import Decoding, Done, Event, OutputFormat, Respond, Text, TokenLogprob, Turn
 from demeanor.server.app import app
-from demeanor.server.keys import digest, from_digests
+from demeanor.server.auth import from_digests
 from demeanor.server.responses import described
 from demeanor.server.responses_answer import ResponseAnswer, Script, StreamEvent
 from demeanor.server.responses_body import ResponseRequest
 from demeanor.store.database import Database
+from demeanor.store.keys import digest
 
 WEATHER: dict[str, Any] = {
     "type": "function",

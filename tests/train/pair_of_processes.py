@@ -12,18 +12,20 @@ from pathlib import Path
 
 import torch
 
+from demeanor.core import registry
 from demeanor.data.batches import Schedule
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import checkpoints as models
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_sums, preference_pairs
-from demeanor.objectives import dpo, reward
 from demeanor.stack.schema import ModelShape, Optim
 from demeanor.train.ema import EMA
 from demeanor.train.loop import fit
 from demeanor.train.metrics import Interrupted
 from demeanor.train.parallel import join, leave, settle, shard, whole
 from demeanor.train.progress import StageProgress
+
+dpo, reward = (registry.entry("demeanor.objectives", kind) for kind in ("dpo", "reward"))
 
 VOCABULARY = 300
 

@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from demeanor.core import registry
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import adapters, checkpoints
 from demeanor.model import checkpoints as models
-from demeanor.objectives import dpo, reward, sft
 from demeanor.stack.schema import Adapter, ModelShape, Optim, Stage
 from demeanor.train import metrics
 from demeanor.train.metrics import Interrupted
@@ -23,6 +23,8 @@ from demeanor.train.progress import StageProgress, training_flops
 from demeanor.train.runs import Runs
 from demeanor.train.stage import train_stage
 from tests.train.test_train_stage import StopsAt
+
+dpo, reward, sft = (registry.entry("demeanor.objectives", kind) for kind in ("dpo", "reward", "sft"))
 
 SHAPE = ModelShape(layers=2, width=32, heads=2, context=64)
 SMALL = Adapter(rank=4, alpha=8)

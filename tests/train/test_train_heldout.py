@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import pytest
 import torch
 from tiny_training import Tiny, loss, outputs, rows
 
+from demeanor.core.intervals import wilson
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model.tensors import Loss, Outputs, Segment, TokenBatch
 from demeanor.train import heldout
@@ -39,15 +39,6 @@ def test_a_prompt_never_stands_on_both_sides_even_with_another_answer() -> None:
     kept, held = heldout.split(trees)
     assert held
     assert not {trees[i].prompt for i in kept} & {trees[i].prompt for i in held}
-
-
-def test_wilson_solves_its_own_equation_and_is_sound_at_the_ends() -> None:
-    low, high = heldout.wilson(0.3, 50)
-    for edge in (low, high):  # the interval is where |mean - p| = z * sqrt(p (1 - p) / n)
-        assert abs(0.3 - edge) == pytest.approx(heldout.Z95 * math.sqrt(edge * (1 - edge) / 50))
-    low, high = heldout.wilson(1.0, 20)
-    assert high == 1.0
-    assert low == pytest.approx(20 / (20 + heldout.Z95**2))
 
 
 def test_with_equal_counts_the_clustered_interval_is_that_of_a_plain_mean() -> None:
@@ -84,7 +75,7 @@ def test_intervals_report_means_and_bounds_and_count_each_tree_once() -> None:
 
     found = heldout.intervals([one(3.0, 3.0, 3.0), one(5.0, 0.0, 1.0)])
     assert (found["rows"], found["loss"], found["accuracy"], found["margin"]) == (2.0, 8 / 4, 3 / 4, 2.0)
-    assert (found["accuracy/low"], found["accuracy/high"]) == heldout.wilson(0.75, 2)
+    assert (found["accuracy/low"], found["accuracy/high"]) == wilson(1.5, 2, quantile=heldout.Z95)
     assert found["loss/low"] < 2.0 < found["loss/high"]
     assert "margin/low" not in found
 

@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 import torch
 
+from demeanor.core import registry
 from demeanor.core.errors import DataError
 from demeanor.data.trees import Branch, Tree
 from demeanor.model import checkpoints as models
-from demeanor.objectives import dpo, reward, sft
 from demeanor.stack.schema import ModelShape, Optim, Scratch, Source, Stage
 from demeanor.train import metrics
 from demeanor.train.metrics import Interrupted
 from demeanor.train.progress import StageProgress
 from demeanor.train.runs import Runs
 from demeanor.train.stage import pretrain, train_stage
+
+dpo, reward, sft = (registry.entry("demeanor.objectives", kind) for kind in ("dpo", "reward", "sft"))
 
 VOCABULARY, GOOD, BAD = 40, 5, 6
 BASE = Scratch(
@@ -102,7 +104,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(base: Path, root: Path, kind: Any, trees: Callable[[], Sequence[Tree]], **settings: Any) -> Path:
     stage = Stage(
-        name=kind.__name__.rsplit(".", 1)[-1],
+        name=kind.loss.__name__,
         objective={},
         data=(),
         epochs=settings.pop("epochs", 2),

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demeanor.core.errors import DataError, unknown
-from demeanor.core.types import Completion, Item, Score
+from demeanor.core.types import Completion, Item, RatedTurn, Score
 from demeanor.evaluation.diagnosis.replay import ReplayHarness, as_it_is
 from demeanor.evaluation.experiment import Scorer, content_hash, sampled
 from demeanor.evaluation.rows import Row, RowKey, read_rows, row_of
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.store import database
-from demeanor.store.database import Stored
 
 CONTROLS, MOST_FAILING = 160, 200
 LOGGED, ANONYMOUS = "logged turns", "anonymous"
@@ -170,63 +168,32 @@ def right_before(path: Path, stack: Stack) -> set[str]:
 # ---- logged turns ----
 
 
-def of_turns(stack: Stack, path: Path) -> Cases:
-    """Turns of a database with bad feedback, and those with good feedback as controls; raises DataError where none is bad."""
-    if not path.is_file():
-        raise DataError(f"--turns {path}: no such database; the `record` layer writes one")
-    if not database.holds_turns(path):  # opening would make an empty one of it
-        raise DataError(f"--turns {path}: holds no turns; wanted a database that the `record` layer wrote")
-    store = database.open_url(f"sqlite:///{path.resolve()}", root=Path.cwd())
-    try:
-        given: dict[str, list[float]] = {}
-        for feedback in store.feedback():
-            given.setdefault(feedback.turn_id, []).append(feedback.value)
-        stored = {
-            i: turn for i in given if (turn := store.turn(i)) is not None and turn.finish_reason is not None
-        }
-    finally:
-        store.close()
-    opinion = {i: sum(given[i]) / len(given[i]) for i in stored}
-    items = {i: item_of(turn, opinion[i] > 0) for i, turn in stored.items()}
-    bad, good = (
-        [items[i] for i, v in opinion.items() if v < 0],
-        [items[i] for i, v in opinion.items() if v > 0],
-    )
+def of_turns(turns: Sequence[RatedTurn], path: Path) -> Cases:
+    """Turns with bad feedback, and those with good feedback as controls; raises DataError where none is bad."""
+    items = {turn.turn.id: item_of(turn) for turn in turns}
+    bad = [items[turn.turn.id] for turn in turns if turn.rating < 0]
+    good = [items[turn.turn.id] for turn in turns if turn.rating > 0]
     if not bad:
         raise DataError(
-            f"--turns {path}: none of {len(given)} turns with feedback was disliked (a value below 0), "
+            f"--turns {path}: none of {len(turns)} turns with feedback was disliked (a value below 0), "
             "so there is nothing to diagnose"
         )
-    rows = [
-        row_of(
-            RowKey(AS_LOGGED, turn.turn.stack_key, items[i], i, 0),
-            turn.completion,
-            Score(float(opinion[i] > 0)),
-            _ms(turn),
-        )
-        for i, turn in stored.items()
-    ]
+    rows = []
+    for turn in turns:
+        key = RowKey(AS_LOGGED, turn.turn.stack_key, items[turn.turn.id], turn.turn.id, 0)
+        rows.append(row_of(key, turn.completion, Score(float(turn.rating > 0)), turn.ms))
     return _cases(bad, good, rows, as_liked, BY_CHANGE)
 
 
 AS_LOGGED = "as logged"
 
 
-def item_of(stored: Stored, liked: bool) -> Item:
+def item_of(rated: RatedTurn) -> Item:
     """A recorded turn as an item; turns of one known user belong together."""
-    turn = stored.turn
+    turn = rated.turn
     cluster = turn.id if turn.user == ANONYMOUS else turn.user
-    return Item(
-        turn.id,
-        turn.messages,
-        LOGGED,
-        {"said": stored.completion.text, "liked": liked},
-        LOGGED,
-        cluster,
-        None,
-        (),
-        turn.tools,
-    )
+    target = {"said": rated.completion.text, "liked": rated.rating > 0}
+    return Item(turn.id, turn.messages, LOGGED, target, LOGGED, cluster, None, (), turn.tools)
 
 
 def as_liked(item: Item, completion: Completion) -> Score:
@@ -235,7 +202,3 @@ def as_liked(item: Item, completion: Completion) -> Score:
     return Score(
         float(same == item.target["liked"]), completion.text, "as logged" if same else "another answer"
     )
-
-
-def _ms(stored: Stored) -> float:
-    return (stored.finished - stored.started).total_seconds() * 1000

@@ -76,8 +76,10 @@ class ReplayHarness:
 
     def close(self) -> None:
         """Close what was opened beside the experiment."""
-        for opened in [*self._swapped.values(), *self._references.values()]:
-            opened.close()
+        for runtime in self._swapped.values():
+            runtime.close()
+        for reference in self._references.values():
+            reference.close()
 
     def reference(self, stack: Stack) -> Experiment:
         """Another stack, opened to be measured on the same items and scored as this one is."""

@@ -11,6 +11,7 @@ import re
 from pydantic import Field
 
 from demeanor.core import registry
+from demeanor.core.personal_data import luhn
 from demeanor.core.types import Completion, Score
 from demeanor.evaluation.scorers._words import contains, words
 
@@ -41,10 +42,7 @@ def score(target: Spec, completion: Completion) -> Score:
 
 def valid_card(digits: str) -> bool:
     """Whether 13 to 19 digits pass the check of ISO/IEC 7812-1 (Luhn)."""
-    if not 13 <= len(digits) <= 19:
-        return False
-    doubled = [int(d) * (2 if i % 2 else 1) for i, d in enumerate(reversed(digits))]
-    return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
+    return 13 <= len(digits) <= 19 and luhn(digits)
 
 
 def _digits(text: str) -> str:

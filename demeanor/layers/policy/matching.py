@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from demeanor.core.personal_data import Span
 from demeanor.core.types import Event, Message, Passage, Prompted, Text, ToolCall, ToolResult, Turn
-from demeanor.layers._detectors import Span
 from demeanor.layers.policy.rules import Rule
 
 INVISIBLE = frozenset({"Cf", "Cs"})

@@ -20,8 +20,8 @@ from pydantic_core import ErrorDetails
 
 from demeanor.core import files, registry
 from demeanor.core.errors import Problem, SpecError, unknown
+from demeanor.core.personal_data import DETECTORS, Find, Span
 from demeanor.core.types import Trust
-from demeanor.layers._detectors import DETECTORS, Find, Span
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -2,6 +2,8 @@
 
 An observer: spans are made when a request has ended, with the times it had. A layer's span is as long as the layer took by itself
 (inner layers excluded, as in Timing), and layers are laid one after another from the request's start. Contents only where asked for.
+The names are those of the conventions v0.1.0 (status "Development": they may change).
+Source: github.com/open-telemetry/semantic-conventions-genai, docs/gen-ai/gen-ai-spans.md.
 """
 
 from __future__ import annotations
@@ -12,9 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from demeanor.core.errors import DemeanorError
-from demeanor.core.types import Message, Turn, fold
-from demeanor.server import conventions as names
-from demeanor.server.calls import Call
+from demeanor.core.types import Message, fold
+from demeanor.server.request_context import RequestContext
 
 OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
 MISSING = (
@@ -42,68 +43,69 @@ def exported(endpoint: str, service: str) -> tuple[Any, Callable[[], None]]:
     return provider.get_tracer("demeanor"), provider.shutdown
 
 
-def spans(tracer: Any, *, now_ns: Callable[[], int] = time.time_ns) -> Callable[[Call], None]:
+def spans(tracer: Any, *, now_ns: Callable[[], int] = time.time_ns) -> Callable[[RequestContext], None]:
     """An observer that makes the spans of each request that asked a model."""
     from opentelemetry.propagate import extract
     from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
-    def observe(call: Call) -> None:
-        if not call.turns:
+    def observe(request: RequestContext) -> None:
+        if not request.turns:
             return
         end = now_ns()
-        start = end - round(1e9 * (call.ended - call.started))
+        start = end - round(1e9 * (request.ended - request.started))
         span = tracer.start_span(
-            f"{operation(call)} {call.model}",
-            context=extract(call.trace),
+            f"{operation(request)} {request.model}",
+            context=extract(request.trace_headers),
             kind=SpanKind.INTERNAL,
             start_time=start,
-            attributes=attributes(call),
+            attributes=attributes(request),
         )
         at = start
-        for by, ms in call.layers_ms.items():
+        for by, ms in request.layers_ms.items():
             child = tracer.start_span(
                 f"layer {by}",
                 context=set_span_in_context(span),
                 kind=SpanKind.INTERNAL,
                 start_time=at,
-                attributes={names.LAYER: by, names.LAYER_MS: ms},
+                attributes={"demeanor.layer": by, "demeanor.layer.ms": ms},
             )
             at += round(1e6 * ms)
             child.end(end_time=at)
-        if call.status >= 400:
+        if request.status >= 400:
             span.set_status(Status(StatusCode.ERROR))
         span.end(end_time=end)
 
     return observe
 
 
-def operation(call: Call) -> str:
-    return OPERATIONS.get(call.route, "chat")
+def operation(request: RequestContext) -> str:
+    return OPERATIONS.get(request.route, "chat")
 
 
-def attributes(call: Call) -> dict[str, Any]:
-    """What is said of a request; messages only if the call kept them."""
-    said: dict[str, Any] = {
-        names.OPERATION: operation(call),
-        names.PROVIDER: "demeanor",
-        names.REQUEST_MODEL: call.model,
-        names.RESPONSE_MODEL: call.model,
-        names.RESPONSE_ID: call.id,
-        names.INPUT_TOKENS: call.prompt_tokens,
-        names.OUTPUT_TOKENS: call.completion_tokens,
-        names.STACK_KEY: call.stack_key,
-        names.STATUS: call.status,
+def attributes(request: RequestContext) -> dict[str, Any]:
+    """The attributes of a request's span; messages only if the context has them."""
+    found: dict[str, Any] = {
+        "gen_ai.operation.name": operation(request),
+        "gen_ai.provider.name": "demeanor",
+        "gen_ai.request.model": request.model,
+        "gen_ai.response.model": request.model,
+        "gen_ai.response.id": request.id,
+        "gen_ai.usage.input_tokens": request.prompt_tokens,
+        "gen_ai.usage.output_tokens": request.completion_tokens,
+        "demeanor.stack_key": request.stack_key,
+        "http.response.status_code": request.status,
     }
-    if call.status >= 400:
-        said[names.ERROR_TYPE] = str(call.status)
-    if call.refusals:
-        said[names.REFUSED_BY] = [by for by, _ in call.refusals]
-        said[names.RULE] = [rule for _, rule in call.refusals]
-    if call.said:
-        asked: Turn = call.said[0][0]
-        said[names.INPUT_MESSAGES] = json.dumps([_message(m) for m in asked.messages], ensure_ascii=False)
-        done = [fold(events) for _, events in call.said]
-        said[names.OUTPUT_MESSAGES] = json.dumps(
+    if request.status >= 400:
+        found["error.type"] = str(request.status)
+    if request.refusals:
+        found["demeanor.refused_by"] = [by for by, _ in request.refusals]
+        found["demeanor.rule"] = [rule for _, rule in request.refusals]
+    if request.contents:
+        found["gen_ai.input.messages"] = json.dumps(
+            [_message(m) for m in request.contents[0][0].messages], ensure_ascii=False
+        )
+        done = [fold(events) for _, events in request.contents]
+        found["gen_ai.output.messages"] = json.dumps(
             [
                 {
                     "role": "assistant",
@@ -114,7 +116,7 @@ def attributes(call: Call) -> dict[str, Any]:
             ],
             ensure_ascii=False,
         )
-    return said
+    return found
 
 
 def _message(message: Message) -> dict[str, Any]:

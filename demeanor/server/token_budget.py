@@ -1,4 +1,4 @@
-"""A key's daily tokens: reserved before each model call, settled after it, in the database, so that nobody ever takes too many.
+"""A key's daily tokens: reserved before each model call, settled after it, in the database, so that no key ever takes too many.
 
 In: what one model call may use at most (its rendered prompt and max_tokens). Out: a refusal before any work, or the events.
 """
@@ -17,8 +17,8 @@ from demeanor.store.database import Database
 
 
 @dataclass(frozen=True, slots=True)
-class Purse:
-    """What one key may spend on a day (UTC)."""
+class TokenBudget:
+    """The tokens that one key may use on a day (UTC)."""
 
     database: Database
     digest: str
@@ -67,21 +67,23 @@ class Purse:
         )
 
 
-def charged(inner: Respond, count: Callable[[Turn], int], purse: Callable[[], Purse | None]) -> Respond:
-    """Charge each model call of a request to its purse, if it has one; `count` gives the tokens of a turn's prompt, or more.
+def charged(
+    inner: Respond, count: Callable[[Turn], int], budget: Callable[[], TokenBudget | None]
+) -> Respond:
+    """Charge each model call of a request to its budget, if it has one; `count` gives the tokens of a turn's prompt, or more.
 
     A call that fails before its first event is not charged; one broken off is charged in full, so that breaking off is no way around
     the budget.
     """
 
     async def respond(turn: Turn) -> AsyncIterator[Event]:
-        mine = purse()
-        if mine is None:
+        current = budget()
+        if current is None:
             async for event in inner(turn):
                 yield event
             return
         most = count(turn) + turn.decoding.max_tokens
-        day = await mine.reserve(most)
+        day = await current.reserve(most)
         used = 0
         try:
             async with aclosing(inner(turn)) as events:  # type: ignore[type-var]
@@ -92,6 +94,6 @@ def charged(inner: Respond, count: Callable[[Turn], int], purse: Callable[[], Pu
                         used = used or most
                     yield event
         finally:
-            await mine.settle(day, most, used)
+            await current.settle(day, most, used)
 
     return respond

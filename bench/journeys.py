@@ -1,0 +1,320 @@
+"""`python -m bench.journeys`: how many files of the package a reader must know to follow one request, step, evaluation and gate.
+
+Four journeys through the public entries (command line and HTTP), each in a process of its own: a warm chat request, one DPO step,
+`eval` of two variants, `gate`. A file counts when one of its functions runs, in any thread; the module-level code and the class
+bodies that an import runs do not count. Without --runs it trains a tiny copy of the demo first (under a minute).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import http.client
+import inspect
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+WANTED = {"chat": 35, "dpo": 35, "eval": 60, "gate": 60}
+TITLES = {
+    "chat": "one warm chat request",
+    "dpo": "one DPO step, 16 rows",
+    "eval": "eval, 2 variants, --limit 1",
+    "gate": "gate, --limit 2",
+}
+NAME = "harbour-desk"
+QUESTION = "When does the ferry to Corkel leave today?"
+SETTLE_S = 0.5  # after the last byte of an answer: what a request leaves to be written counts as well
+TINY = {
+    "weights.base.model": "{layers: 2, width: 64, heads: 2}",
+    "weights.base.data": "[{source: world:corpus, limit: 2000}]",
+    "weights.base.tokens": "24000",
+    "weights.stages.sft.data": "[{source: world:instructions, limit: 240}]",
+    "weights.stages.sft.epochs": "1",
+    "weights.stages.dpo.data": "[{source: world:preferences, limit: 80}]",
+}
+ONE_STEP = {
+    "weights.stages.dpo.data": "[{source: world:preferences, limit: 16}]",
+    "weights.stages.dpo.batch_rows": "16",
+    "weights.stages.dpo.epochs": "1",
+}
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What one journey entered; a jump is a call whose nearest caller inside the package lies in another file."""
+
+    files: list[str]
+    functions: int
+    calls: int
+    jumps: int
+    rooms: list[str]
+
+
+@dataclass
+class Counting:
+    """Notes the calls of functions that are defined below `package`, in every thread started after `install`, while `running`."""
+
+    package: Path
+    running: bool = False
+    calls: list[tuple[str, CodeType]] = field(default_factory=list)  # the caller's file or "", the function
+
+    def install(self) -> None:
+        self._below = f"{self.package}{os.sep}"
+        sys.setprofile(self._profile)
+        threading.setprofile(self._profile)
+
+    def remove(self) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+    def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event != "call" or not self.running:
+            return
+        code = frame.f_code
+        is_function = code.co_flags & inspect.CO_OPTIMIZED  # unset for modules and class bodies
+        if is_function and code.co_filename.startswith(self._below):
+            self.calls.append((self._caller(frame), code))
+
+    def _caller(self, frame: FrameType) -> str:
+        caller = frame.f_back
+        while caller is not None:
+            if caller.f_code.co_filename.startswith(self._below):
+                return caller.f_code.co_filename
+            caller = caller.f_back
+        return ""
+
+    def found(self) -> Journey:
+        functions = {code for _, code in self.calls}
+        files = sorted({str(Path(c.co_filename).relative_to(self.package)) for c in functions})
+        return Journey(
+            files=files,
+            functions=len(functions),
+            calls=len(self.calls),
+            jumps=sum(caller not in ("", code.co_filename) for caller, code in self.calls),
+            rooms=sorted({Path(file).parts[0].removesuffix(".py") for file in files}),
+        )
+
+
+# ---- the journeys; each runs in a process of its own, in a folder with the stack and its runs ----
+
+
+def overrides(settings: dict[str, str]) -> list[str]:
+    return [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
+
+
+def verb(counting: Counting, words: list[str]) -> int:
+    """Run one verb of the command line, counted from its first function on."""
+    from demeanor.cli import main
+
+    counting.running = True
+    code = main(words)
+    counting.running = False
+    return code
+
+
+def chat(counting: Counting, stack: list[str]) -> None:
+    """Serve in this thread; another one asks twice, and only the second request counts."""
+    from demeanor.cli import main
+
+    port = free_port()
+    answers: list[int] = []
+
+    def client() -> None:
+        try:
+            wait(port)
+            answers.append(ask(port))
+            time.sleep(SETTLE_S)
+            counting.running = True
+            answers.append(ask(port))
+            time.sleep(SETTLE_S)
+            counting.running = False
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=client)
+    asking.start()
+    main(["serve", *stack, "--port", str(port)])
+    asking.join()
+    need(answers == [200, 200], f"the requests ended with {answers}")
+
+
+def dpo(counting: Counting, stack: list[str]) -> None:
+    code = verb(counting, ["train", *stack, *overrides(ONE_STEP), "--only", "dpo"])
+    need(code == 0, f"train ended with {code}")
+
+
+def evaluation(counting: Counting, stack: list[str]) -> None:
+    code = verb(counting, ["eval", *stack, "--variants", f"{NAME}-policy", NAME, "--limit", "1"])
+    need(code == 0, f"eval ended with {code}")
+    need(any(Path("results").glob("*.html")), "eval wrote no page")
+
+
+def gate(counting: Counting, stack: list[str]) -> None:
+    rules = str(Path(stack[0]).parent / "gate.yaml")
+    words = [
+        "gate",
+        *stack,
+        "--against",
+        os.environ.get("AG", f"{NAME}-policy"),
+        "--rules",
+        rules,
+        "--limit",
+        "2",
+    ]
+    code = verb(counting, words)
+    need(any(Path("results").glob("*.gate.json")), f"gate ended with {code} and wrote no record")
+
+
+JOURNEYS: dict[str, Callable[[Counting, list[str]], None]] = {
+    "chat": chat,
+    "dpo": dpo,
+    "eval": evaluation,
+    "gate": gate,
+}
+
+
+def need(held: bool, instead: str) -> None:
+    if not held:
+        raise SystemExit(f"bench: {instead}")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait(port: int) -> None:
+    """Until the server listens, 180 s at most."""
+    until = time.monotonic() + 180
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+def ask(port: int) -> int:
+    """One chat completion of the whole stack, not streamed; its status."""
+    body = json.dumps({"model": NAME, "messages": [{"role": "user", "content": QUESTION}]})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status
+
+
+# ---- set-up, processes, table ----
+
+
+def installed() -> Path:
+    """The folder of the package that is counted: the one that `import demeanor` finds."""
+    import demeanor
+
+    return Path(demeanor.__file__).resolve().parent
+
+
+def prepare(folder: Path, root: Path, runs: Path | None) -> list[str]:
+    """Copy the demo's stack, and `runs` where given, into `folder`; train what is missing. Returns the stack's words for a verb."""
+    shutil.copytree(root / "stacks" / "demo", folder / "stack", dirs_exist_ok=True)
+    stack = [str(folder / "stack" / "demo.yaml")]
+    if runs is not None:
+        shutil.copytree(runs, folder / "runs", dirs_exist_ok=True)
+    else:
+        stack += overrides(TINY)
+    run(folder, root, "train", ["-m", "demeanor", "train", *stack, "--only", "dpo"])
+    return stack
+
+
+def run(folder: Path, root: Path, name: str, words: list[str]) -> None:
+    """Run Python in `folder`, its output in NAME.log; raises SystemExit with the last lines where it fails."""
+    log = folder / f"{name}.log"
+    environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+    with log.open("w") as out:
+        ended = subprocess.run(
+            [sys.executable, "-P", *words], cwd=folder, env=environment, stdout=out, stderr=out, check=False
+        )
+    if ended.returncode:
+        last = "\n".join(log.read_text().splitlines()[-15:])
+        raise SystemExit(f"bench: {name} ended with {ended.returncode}\n{last}")
+
+
+def measure(folder: Path, root: Path, runs: Path | None) -> dict[str, Journey]:
+    stack = prepare(folder, root, runs)
+    found: dict[str, Journey] = {}
+    for name in JOURNEYS:
+        out = folder / f"{name}.json"
+        run(folder, root, name, [__file__, "--journey", name, "--json", str(out), *stack])
+        found[name] = Journey(**json.loads(out.read_text()))
+    return found
+
+
+def show(found: dict[str, Journey], listed: bool) -> None:
+    print(
+        f"{'journey':<30}{'files':>6}{'wanted':>8}{'functions':>11}{'jumps':>8}{'of calls':>10}{'rooms':>7}"
+    )
+    for name, journey in found.items():
+        print(
+            f"{TITLES[name]:<30}{len(journey.files):>6}{f'<= {WANTED[name]}':>8}{journey.functions:>11,}"
+            f"{journey.jumps:>8,}{journey.calls:>10,}{len(journey.rooms):>7}"
+        )
+    if listed:
+        for name, journey in found.items():
+            print(f"\n{TITLES[name]}: {len(journey.files)} files", *journey.files, sep="\n  ")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.journeys", description=__doc__)
+    parser.add_argument(
+        "--json", type=Path, help="where to write the numbers (default: results/journeys.json)"
+    )
+    parser.add_argument("--folder", type=Path, help="work here and keep it (default: a temporary folder)")
+    parser.add_argument("--runs", type=Path, help="trained weights of the demo, copied before use")
+    parser.add_argument("--list", action="store_true", help="also print the files of each journey")
+    parser.add_argument("--journey", choices=JOURNEYS, help=argparse.SUPPRESS)  # the process of one journey
+    return parser
+
+
+def main() -> int:
+    """Measure the four journeys, print the table, write the numbers."""
+    options, stack = arguments().parse_known_args()
+    package = installed()
+    if options.journey:
+        counting = Counting(package)
+        counting.install()
+        JOURNEYS[options.journey](counting, stack)
+        counting.remove()
+        options.json.write_text(json.dumps(dataclasses.asdict(counting.found())))
+        return 0
+    out = (options.json or package.parent / "results" / "journeys.json").resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (options.folder or Path(scratch)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        found = measure(folder, package.parent, options.runs)
+    show(found, options.list)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {name: {**dataclasses.asdict(j), "wanted": WANTED[name]} for name, j in found.items()}
+    out.write_text(json.dumps(numbers, indent=1) + "\n")
+    print(f"written: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Authentication: the API key of a request becomes its user, its scopes and its limits, or the request is refused.
+
+An ASGI middleware around /v1 and /metrics; it writes the user and the token budget into the RequestContext, where routes read
+them, and the x-ratelimit headers. Keys themselves are never stored and never logged.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from demeanor.core.errors import RequestError
+from demeanor.server import problems
+from demeanor.server.request_context import CURRENT_REQUEST, RequestContext
+from demeanor.server.token_budget import TokenBudget
+from demeanor.store import keys as stored
+from demeanor.store.database import Database
+
+KeyStore: TypeAlias = Callable[[str], str | None]
+"""Takes the key a client sent; returns the name of its user, or None."""
+WINDOW_S = 60.0
+SCOPES = {
+    "chat": "chat",
+    "completions": "chat",
+    "responses": "chat",
+    "conversations": "chat",
+    "embeddings": "embeddings",
+    "models": "models",
+    "moderations": "moderations",
+    "feedback": "feedback",
+    "metrics": "metrics",
+}
+
+
+def from_digests(users: Mapping[str, str]) -> KeyStore:
+    """A KeyStore over {digest: user name}; every digest is compared, each in constant time."""
+
+    def user_of(key: str) -> str | None:
+        shown, found = stored.digest(key), None
+        for known, user in users.items():
+            if hmac.compare_digest(shown, known):
+                found = user
+        return found
+
+    return user_of
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """The keys of a database and, beside them, plain ones without scopes and limits."""
+
+    database: Database
+    plain: KeyStore | None = None
+
+
+class AuthMiddleware:
+    """Wrap `inner`: requests to /v1 and /metrics need a key in force, its scope, and something left of its limits."""
+
+    def __init__(
+        self, inner: ASGIApp, *, keys: KeyStore | KeyRing | None, clock: Callable[[], float]
+    ) -> None:
+        self.inner, self.keys, self.clock = inner, keys, clock
+        self._recent: dict[str, deque[float]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_api(scope):
+            await self.inner(scope, receive, send)
+            return
+        request = CURRENT_REQUEST.get()
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(rate_headers(request))
+            await send(message)
+
+        try:
+            if self.keys is not None:
+                self._authenticate(request, Headers(scope=scope).get("authorization", ""))
+            if request.key is not None:
+                _check_scope(request.key, scope["path"])
+                self._apply_limits(request, request.key, answers_turns(scope))
+        except RequestError as error:
+            await problems.response(error)(scope, receive, send_with_limits)
+            return
+        await self.inner(scope, receive, send_with_limits)
+
+    def _authenticate(self, request: RequestContext, authorization: str) -> None:
+        """Write the key and its user into the request. Raises RequestError (401)."""
+        scheme, _, key = authorization.partition(" ")
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key:
+            raise _unauthorised("No API key was given. Send it in the header `Authorization: Bearer KEY`.")
+        plain = self.keys
+        if isinstance(plain, KeyRing):
+            request.key = stored.find(plain.database, key)
+            plain = plain.plain
+        if request.key is not None:
+            request.user = request.key.name
+        elif plain is not None:
+            request.user = plain(key)
+        if request.user is None:
+            raise _unauthorised("The API key is not known here.")
+
+    def _apply_limits(self, request: RequestContext, key: stored.Key, answers: bool) -> None:
+        """Give the request its token budget and count it. Raises RequestError (429) if either limit of the key is used up."""
+        if key.tokens_per_day is not None and isinstance(self.keys, KeyRing):
+            request.token_budget = TokenBudget(self.keys.database, key.digest, key.tokens_per_day)
+        if key.requests_per_minute is not None:
+            self._count(request, key.digest, key.requests_per_minute)
+        if answers and request.token_budget is not None and not request.token_budget.left():
+            raise request.token_budget.empty(1)
+
+    def _count(self, request: RequestContext, digest: str, limit: int) -> None:
+        """Count a request of a key. Raises RequestError (429) if the last 60 s hold as many as it may make."""
+        now, recent = self.clock(), self._recent.setdefault(digest, deque())
+        while recent and recent[0] <= now - WINDOW_S:
+            recent.popleft()
+        full = len(recent) >= limit
+        if not full:
+            recent.append(now)
+        wait_s = recent[0] + WINDOW_S - now
+        request.requests_left = limit - len(recent), wait_s
+        if full:
+            raise RequestError(
+                f"Rate limit reached. At most {limit} requests a minute with this API key. Try again in {wait_s:.3g} s.",
+                status=429,
+                kind="rate_limit_error",
+                code="rate_limit_exceeded",
+                retry_after_s=wait_s,
+            )
+
+
+def is_api(scope: Scope) -> bool:
+    """Whether this is a request that needs a key: to the API or to the metrics, not to a page or a health check."""
+    return scope["type"] == "http" and bool(scope["path"].startswith("/v1/") or scope["path"] == "/metrics")
+
+
+def answers_turns(scope: Scope) -> bool:
+    """Whether a request asks the model for something, and so counts against slots and token budgets."""
+    return scope["method"] == "POST" and not scope["path"].startswith("/v1/feedback")
+
+
+def _unauthorised(message: str) -> RequestError:
+    return RequestError(message, status=401, kind="authentication_error", code="invalid_api_key")
+
+
+def _check_scope(key: stored.Key, path: str) -> None:
+    needed = SCOPES.get(path.removeprefix("/v1/").split("/")[0].removeprefix("/"))
+    if key.scopes is not None and needed is not None and needed not in key.scopes:
+        raise RequestError(
+            f"This API key may not do this: it needs the scope '{needed}' and has {', '.join(key.scopes)}.",
+            status=403,
+            kind="permission_error",
+            code="insufficient_scope",
+        )
+
+
+def rate_headers(request: RequestContext) -> dict[str, str]:
+    """What the key of a request has left, in OpenAI's headers; empty where it has no limits."""
+    found: dict[str, str] = {}
+    if request.key is not None and request.requests_left is not None:
+        left, wait_s = request.requests_left
+        found |= {
+            "x-ratelimit-limit-requests": str(request.key.requests_per_minute),
+            "x-ratelimit-remaining-requests": str(left),
+            "x-ratelimit-reset-requests": duration(wait_s),
+        }
+    if request.token_budget is not None:
+        found |= {
+            "x-ratelimit-limit-tokens": str(request.token_budget.limit),
+            "x-ratelimit-remaining-tokens": str(request.token_budget.left()),
+            "x-ratelimit-reset-tokens": duration(request.token_budget.reset_s()),
+        }
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds as OpenAI writes them: 59s, 6m0s, 23h59m1s; rounded up."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{rest}s"
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

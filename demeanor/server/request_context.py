@@ -1,0 +1,132 @@
+"""One HTTP request while it is answered: the user, the limits of the key, and what the request has used so far.
+
+The outermost middleware makes a RequestContext per request; any code that runs for the request, tasks it starts included, finds
+it in CURRENT_REQUEST. Metrics, log lines and spans are made from it when the request has ended.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from demeanor.core.types import Event, Refusal, Text, Timing, ToolCalled, Turn, Usage
+from demeanor.server.token_budget import TokenBudget
+from demeanor.store.keys import Key
+
+VALID_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+
+
+@dataclass
+class Load:
+    """The server's load: requests admitted and not yet answered, turns being answered, and the mean duration of a request."""
+
+    in_progress: int = 0
+    turns: int = 0
+    mean_s: float = 1.0
+
+    def observe(self, request: RequestContext) -> None:
+        """Count an answered request in the running mean."""
+        if request.method == "POST" and request.status == 200:
+            self.mean_s += 0.1 * (request.ended - request.started - self.mean_s)
+
+    def wait_s(self) -> float:
+        """Advice on when to come back: about when the next request will have ended, from 1 to 60 s."""
+        return min(60.0, max(1.0, self.mean_s))
+
+
+@dataclass(eq=False)
+class RequestContext:
+    """A request and its running counts; times in seconds of `clock`. `id` is ours and unique, `request_id` the one that is shown."""
+
+    id: str
+    request_id: str
+    method: str = ""
+    started: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    load: Load = field(default_factory=Load)
+    trace_headers: dict[str, str] = field(default_factory=dict)
+    """The W3C trace context headers (traceparent, tracestate) of the client."""
+    contents: list[tuple[Turn, list[Event]]] | None = None
+    """The turns with their events; None where observers must not see them."""
+    user: str | None = None
+    """The user that the API key names; None if the server has no API keys."""
+    key: Key | None = None
+    token_budget: TokenBudget | None = None
+    requests_left: tuple[int, float] | None = None
+    """Requests the key has left in this minute, and after how many seconds there is one more."""
+    route: str = "other"
+    status: int = 0
+    ended: float = 0.0
+    model: str = ""
+    stack_key: str = ""
+    streamed: bool = False
+    turns: int = 0
+    layers_ms: dict[str, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    refusals: list[tuple[str, str]] = field(default_factory=list)
+    first_token: float | None = None
+    last_token: float | None = None
+
+    async def record(self, turn: Turn, events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
+        """Count a turn and its events as they pass."""
+        self.model, self.stack_key = turn.variant, turn.stack_key
+        self.turns += 1
+        seen: list[Event] = []
+        if self.contents is not None:
+            self.contents.append((turn, seen))
+        self.load.turns += 1
+        try:
+            async for event in events:
+                self.add(event)
+                if self.contents is not None:
+                    seen.append(event)
+                yield event
+        finally:
+            self.load.turns -= 1
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
+
+    def add(self, event: Event) -> None:
+        """Count one event."""
+        match event:
+            case Timing(by, ms):
+                self.layers_ms[by] = self.layers_ms.get(by, 0.0) + ms
+            case Usage(prompt_tokens, completion_tokens):
+                self.prompt_tokens += prompt_tokens
+                self.completion_tokens += completion_tokens
+            case Refusal(by, rule):
+                self.refusals.append((by, rule))
+            case Text() | ToolCalled():
+                self.last_token = self.clock()
+                if self.first_token is None:
+                    self.first_token = self.last_token
+            case _:
+                pass
+
+
+Observer: TypeAlias = Callable[[RequestContext], None]
+"""Receives every request that has ended."""
+
+CURRENT_REQUEST: ContextVar[RequestContext] = ContextVar("demeanor_request")
+
+
+def recorded(turn: Turn, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    """The same events, counted in the current request if there is one."""
+    request = CURRENT_REQUEST.get(None)
+    return events if request is None else request.record(turn, events)
+
+
+def current_token_budget() -> TokenBudget | None:
+    """The token budget of the current request, if there is one."""
+    request = CURRENT_REQUEST.get(None)
+    return None if request is None else request.token_budget
+
+
+def valid_id(given: str | None, own: str) -> str:
+    """The id a client chose, if it is short and plain enough for a log; else our own."""
+    return given if given and VALID_ID.fullmatch(given) else own
