@@ -21,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from demeanor.core.errors import DataError, DemeanorError, unknown
+from demeanor.core.errors import DemeanorError, unknown
+from demeanor.core.files import json_lines
 
 
 class Listener(Protocol):
@@ -88,20 +89,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Rows with their sizes in bytes; a last line without its newline was torn by a kill and is no row."""
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            row = json.loads(line)
-            row["step"] + 0
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}:{number}: not a ledger row ({error}); move the file away to start a new one"
-            ) from error
-        yield row, len(line)
+    """Rows with their sizes in bytes, a torn last line left out."""
+    return json_lines(path, _row, "a row of a metrics log")
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    row["step"] + 0
+    return row
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

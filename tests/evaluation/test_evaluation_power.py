@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from demeanor.evaluation import statistics
-from demeanor.evaluation.design import power_paired
-from demeanor.evaluation.statistics import paired
+from demeanor.evaluation.statistics import paired, power_paired
 
 
 @pytest.mark.parametrize("items", [60, 120, 240, 1000])

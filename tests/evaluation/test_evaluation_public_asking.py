@@ -26,8 +26,8 @@ from demeanor.core.types import (
 )
 from demeanor.evaluation.experiment import ask, run
 from demeanor.evaluation.ladder import caveats
+from demeanor.evaluation.rows import PairedTable
 from demeanor.evaluation.scorers import choice, judged
-from demeanor.evaluation.table import PairedTable
 
 CHOICES = Item(
     "c", (Message("user", "Q: 1+1?\nA:"),), "choice", {"choices": [" two", " three"], "true": [0]}, "a", "c"

@@ -16,8 +16,7 @@ from demeanor.cli import main
 from demeanor.core.errors import DataError
 from demeanor.evaluation import published as tables
 from demeanor.evaluation import statistics
-from demeanor.evaluation.design import mcnemar_exact, power_paired
-from demeanor.evaluation.statistics import items_needed
+from demeanor.evaluation.statistics import items_needed, mcnemar_exact, power_paired
 from demeanor.report import published
 
 TULU = Path(__file__).resolve().parents[2] / "docs" / "examples" / "tulu3.yaml"

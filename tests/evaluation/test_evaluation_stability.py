@@ -14,11 +14,11 @@ from scipy import stats
 from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import suites
-from demeanor.evaluation.design import clopper_pearson
 from demeanor.evaluation.gate import Rules, decide
 from demeanor.evaluation.items import load_suite
 from demeanor.evaluation.robustness import Robustness, robustness
 from demeanor.evaluation.rows import Row
+from demeanor.evaluation.statistics import clopper_pearson
 from tests.evaluation import synthetic
 
 WORDINGS = ("plain", "terse", "typos")

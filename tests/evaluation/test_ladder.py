@@ -16,8 +16,7 @@ from demeanor.core.types import Item, Message
 from demeanor.evaluation import result as results
 from demeanor.evaluation.ladder import caveats, label_steps, ladder, who
 from demeanor.evaluation.result import Comparison, Delta, Result
-from demeanor.evaluation.rows import LayerActivity, Row
-from demeanor.evaluation.table import PairedTable
+from demeanor.evaluation.rows import LayerActivity, PairedTable, Row
 
 ITEMS = synthetic.items()
 ROWS = synthetic.rows(ITEMS)

@@ -30,7 +30,8 @@ from demeanor.evaluation.diagnosis.analysis import Diagnosis
 from demeanor.evaluation.items import save_suite
 from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs, origin
+from demeanor.core.files import origin
+from demeanor.train.runs import Runs
 from demeanor.world import instructions, preferences
 from demeanor.world import phrases as say
 from tests.conftest import REPOSITORY

@@ -20,7 +20,8 @@ from demeanor.core.types import Turn, complete
 from demeanor.evaluation import measure
 from demeanor.evaluation.scorers import score_item
 from demeanor.stack.stack import decoding_of
-from demeanor.train.runs import Runs, origin
+from demeanor.core.files import origin
+from demeanor.train.runs import Runs
 from tests.conftest import REPOSITORY
 
 AXES = ("facts", "extraction")

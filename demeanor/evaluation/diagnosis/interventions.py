@@ -1,6 +1,6 @@
-"""A Trial: one thing changed about a stack, ready to be served; and the few ways to change one.
+"""What is worth trying: every layer, rule, stage, template and decoding changed one at a time, and parts of a reference stack put in.
 
-In: stacks and responds. Out: the same, changed. What is worth trying is said in interventions.py and openings.py.
+In: a stack and its failing items. Out: interventions, nothing measured. Changes of the prompt stand in prompts.py.
 """
 
 from __future__ import annotations
@@ -8,27 +8,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from demeanor.core.types import Decoding, Done, Event, Item, Respond, RunnableTool, Text, ToolSpec, Turn
+from demeanor.core.types import Done, Event, Item, Respond, RunnableTool, Text, ToolSpec, Turn
 from demeanor.evaluation.diagnosis import prompts
-from demeanor.evaluation.diagnosis.analysis import Intervention, InterventionInfo, Wrap, replaced
+from demeanor.evaluation.diagnosis.analysis import InterventionInfo
+from demeanor.evaluation.diagnosis.replay import TEMPLATES, Intervention
+from demeanor.evaluation.experiment import decoded, decoded_as
 from demeanor.evaluation.rows import Row
 from demeanor.layers.policy import Spec as PolicySpec
 from demeanor.layers.policy.rules import PolicySpec as Rules
 from demeanor.layers.policy.rules import read_yaml
 from demeanor.stack.schema import Import, Remote
-from demeanor.stack.stack import Layer, Stack
+from demeanor.stack.stack import Layer, Stack, decoding_of
 from demeanor.stack.validate import file_fields
 
 SEED = 1000
 """Added to the seed of the same stack asked again."""
 LONGER = 4
-TEMPLATES = ("turns", "chatml", "transcript")
 END = re.compile(r"(?<=[.!?}\]])(?=\s|<)|\n|<\|")
 """Where a first sentence (or JSON object) ends."""
 
@@ -45,7 +45,7 @@ def interventions(
 ) -> list[Intervention]:
     """Every intervention that makes sense for this stack; `trained` are the weights that exist, `rows` how each item was answered.
 
-    `examples` are passing items with their answers; `tools` are those of the house, `scratch` a folder for policy files with one rule less.
+    `examples` are passing items with their answers; `tools` are those of the runtime, `scratch` a folder for policy files with one rule less.
     """
     return [
         *_off(stack, trained),
@@ -97,7 +97,7 @@ def _rules(stack: Stack, scratch: Path) -> Iterator[Intervention]:
             advice = f"Loosen or drop rule {name} of {layer.name}: it stops what is right."
             of = f" of {layer.name}" if len(policies) > 1 else ""  # two policies may name their rules alike
             about = InterventionInfo(f"rule {name}{of} off", "rule", layer.name, advice)
-            yield Intervention(about, replaced(stack, layer.name, replace(layer, spec=spec)))
+            yield Intervention(about, stack.with_layer(layer.name, replace(layer, spec=spec)))
 
 
 def _templates(stack: Stack) -> Iterator[Intervention]:
@@ -109,38 +109,12 @@ def _templates(stack: Stack) -> Iterator[Intervention]:
         if name != stack.template:
             advice = f"Prompt the weights with template {name}: they read it better."
             yield Intervention(
-                InterventionInfo(f"template {name}", "template", "template", advice), retemplated(stack, name)
+                InterventionInfo(f"template {name}", "template", "template", advice),
+                stack.with_template(name),
             )
 
 
-def retemplated(stack: Stack, name: str) -> Stack:
-    """The stack with the same weights prompted through another template."""
-    stack.key()
-    weights = stack.spec.weights
-    base = weights.base.model_copy(update={"template": name}) if stack.serve == "base" else weights.base
-    spec = stack.spec.model_copy(
-        update={"template": name, "weights": weights.model_copy(update={"base": base})}
-    )
-    return replace(stack, spec=spec)  # shares the stage keys computed above
-
-
 # ---- decoding ----
-
-
-def decoded(**changes: Any) -> Wrap:
-    """Change decoding settings of every turn."""
-
-    def wrap(inner: Respond) -> Respond:
-        return lambda turn: inner(replace(turn, decoding=replace(turn.decoding, **changes)))
-
-    return wrap
-
-
-def decoded_as(given: Decoding) -> Wrap:
-    """Decode every turn so, but for the seed and the form that the turn brings."""
-    return decoded(
-        **{f.name: getattr(given, f.name) for f in fields(given) if f.name not in ("seed", "form")}
-    )
 
 
 def reseeded(inner: Respond) -> Respond:
@@ -247,3 +221,76 @@ def absolute(layer: Layer, root: Path) -> Layer:
     files = {name: getattr(layer.spec, name) for name in file_fields(type(layer.spec))}
     moved = {name: str((root / value).resolve()) for name, value in files.items() if value is not None}
     return replace(layer, spec=layer.spec.model_copy(update=moved))
+
+
+# ---- parts of a reference stack ----
+
+
+def swaps(stack: Stack, reference: Stack) -> list[Intervention]:
+    """Every part in which the stacks differ, one at a time as the reference stack has it; a part implicates what it replaces."""
+    return [
+        *_weights(stack, reference),
+        *_template(stack, reference),
+        *_other_decoding(stack, reference),
+        *_layers(stack, reference),
+    ]
+
+
+def rooted(reference: Stack) -> Stack:
+    """The stack with its files named from the root of the file system, so that a runtime of another stack can serve it."""
+    reference.key()
+    found = replace(reference, layers=tuple(absolute(x, reference.root) for x in reference.layers))
+    name = reference.template
+    return found.with_template(str((reference.root / name).resolve())) if name.endswith(".jinja") else found
+
+
+def _about(part: str, layer: str) -> InterventionInfo:
+    return InterventionInfo(
+        f"{part} of the reference stack",
+        "reference",
+        layer,
+        f"Take back {part}: the reference stack's does better.",
+    )
+
+
+def _weights(stack: Stack, reference: Stack) -> Iterator[Intervention]:
+    if stack.stage_key(stack.serve) == reference.stage_key(reference.serve):
+        return
+    same = {reference.stage_key(name) for name in reference.chain(reference.serve)}
+    stage = next(
+        (name for name in stack.chain(stack.serve) if stack.stage_key(name) not in same), stack.serve
+    )
+    yield Intervention(_about("weights", stage), stack, weights_of=reference)
+
+
+def _template(stack: Stack, reference: Stack) -> Iterator[Intervention]:
+    lent = stack.with_template(rooted(reference).template)
+    if lent.key() != stack.key():
+        yield Intervention(_about("template", "template"), lent)
+
+
+def _other_decoding(stack: Stack, reference: Stack) -> Iterator[Intervention]:
+    if decoding_of(stack) != decoding_of(reference):
+        yield Intervention(
+            _about("decoding", "decoding"),
+            stack,
+            decoded_as(decoding_of(reference)),
+            ("decoding", asdict(decoding_of(reference))),
+        )
+
+
+def _layers(stack: Stack, reference: Stack) -> Iterator[Intervention]:
+    order = [x.name for x in reference.layers]
+    for layer in rooted(reference).layers:
+        if not layer.behaviour:
+            continue
+        ours = [x.name for x in stack.layers]
+        if layer.name in ours:
+            layers = tuple(layer if x.name == layer.name else x for x in stack.layers)
+        else:
+            later = set(order[order.index(layer.name) + 1 :])
+            at = next((n for n, name in enumerate(ours) if name in later), len(ours))
+            layers = (*stack.layers[:at], layer, *stack.layers[at:])
+        lent = replace(stack, layers=layers)
+        if lent.key() != stack.key():
+            yield Intervention(_about(layer.name, layer.name), lent)

@@ -1,6 +1,6 @@
 """Interventions on what stands before the conversation: another system prompt, a sentence less, examples, the right passage.
 
-In: a stack and its failing items. Out: Trials, as interventions.py collects them.
+In: a stack and its failing items. Out: interventions, which interventions.py collects.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from demeanor.core.files import read_text
 from demeanor.core.types import Event, Item, Message, Messages, Respond, Trust, Turn
-from demeanor.evaluation.diagnosis.analysis import Intervention, InterventionInfo, Wrap, replaced
-from demeanor.layers.policy.rules import read_text
+from demeanor.evaluation.diagnosis.analysis import InterventionInfo
+from demeanor.evaluation.diagnosis.replay import Intervention
+from demeanor.evaluation.experiment import Wrap
 from demeanor.layers.prompt import Spec as PromptSpec
 from demeanor.stack.stack import Layer, Stack
 from demeanor.world.contexts import notices
@@ -66,7 +68,7 @@ def prompts(stack: Stack, failing: Sequence[Item]) -> Iterator[Intervention]:
         InterventionInfo(
             "instruction alone", "prompt", layer.name, f"{advice} And leave out what it says now."
         ),
-        replaced(stack, layer.name, alone),
+        stack.with_layer(layer.name, alone),
     )
     yield Intervention(
         InterventionInfo("instruction added", "prompt", "", advice),
@@ -94,7 +96,7 @@ def sentences(stack: Stack) -> Iterator[Intervention]:
                 layer.name,
                 f"Take {gone!r} out of {layer.name}: it does harm.",
             )
-            yield Intervention(about, replaced(stack, layer.name, replace(layer, spec=spec)))
+            yield Intervention(about, stack.with_layer(layer.name, replace(layer, spec=spec)))
 
 
 def _runs(count: int) -> list[tuple[int, int]]:
