@@ -23,7 +23,7 @@ from demeanor.evaluation.judge import JudgeClient
 from demeanor.evaluation.rows import Row, read_rows
 from demeanor.report import duel as told
 from demeanor.stack.schema import JudgeSpec
-from tests.app.scripted_judge import Scripted
+from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served
 from tests.server.scripted import Scripted as Desk
 

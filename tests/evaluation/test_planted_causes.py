@@ -13,8 +13,8 @@ from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train.runs import Runs
-from tests.app import clerk, plants
-from tests.app.plants import HEALTHY, PLANTS, Plant
+from tests.evaluation import clerk, plants
+from tests.evaluation.plants import HEALTHY, PLANTS, Plant
 
 pytestmark = pytest.mark.xdist_group("tiny")
 

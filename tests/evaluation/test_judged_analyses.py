@@ -14,12 +14,12 @@ from demeanor.app import StackRuntime, load_stack
 from demeanor.cli import main
 from demeanor.core.errors import EngineError
 from demeanor.core.types import Respond
-from demeanor.evaluation import measure
 from demeanor.evaluation.diagnosis import cases
 from demeanor.evaluation.diagnosis.replay import ReplayHarness
+from demeanor.evaluation.experiment import suite
 from demeanor.evaluation.rows import read_rows
 from demeanor.train.runs import Runs
-from tests.app.scripted_judge import Scripted
+from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served
 from tests.server.scripted import Scripted as Desk
 
@@ -159,7 +159,7 @@ def test_rows_of_an_earlier_judge_are_judged_anew_before_they_are_diagnosed(tmp_
         )
         before = server.verdicts
         bench = ReplayHarness(StackRuntime(stack, Runs(tmp_path / "runs"), memory={}, operational=False))
-        items = measure.suite(stack)
+        items = suite(stack)
         found = asyncio.run(
             cases.of_suite(
                 bench,
@@ -206,7 +206,7 @@ def test_a_judge_that_is_away_leaves_items_out_of_the_diagnosis_and_the_next_one
 def test_verdicts_of_all_trials_lie_where_eval_keeps_them(rows: str, tmp_path: Path) -> None:
     stack = load_stack(written(tmp_path, "http://127.0.0.1:9"))
     bench = ReplayHarness(StackRuntime(stack, Runs(tmp_path / "runs"), memory={}, operational=False))
-    bench.scorer(measure.suite(stack), tmp_path / rows)
+    bench.scorer(suite(stack), tmp_path / rows)
     assert bench.court is not None
     assert bench.court.path == tmp_path / "desk.verdicts.jsonl"
 

@@ -17,8 +17,9 @@ from demeanor.evaluation.diagnosis import interventions
 from demeanor.evaluation.items import save_suite
 from demeanor.stack.stack import Stack
 from demeanor.tools import Tool
-from tests.app import clerk, tiny
-from tests.app.clerk import Fault
+from tests.app import tiny
+from tests.evaluation import clerk
+from tests.evaluation.clerk import Fault
 
 PROMPT = "You are the clerk of the harbour. " + " ".join(f"{k} {v}." for k, v in clerk.CARD.items())
 ROLE_PLAY = {

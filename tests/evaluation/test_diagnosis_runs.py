@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from demeanor import tools
-from demeanor.app import StackRuntime, load_stack
+from demeanor.app import StackRuntime, load_stack, services
 from demeanor.cli import diagnose as verb
 from demeanor.core.errors import DataError
 from demeanor.core.types import (
@@ -29,12 +29,14 @@ from demeanor.core.types import (
     Turn,
     complete,
 )
-from demeanor.evaluation import measure
+from demeanor.evaluation import ladder
 from demeanor.evaluation.diagnosis import cases, diagnose, interventions, prompts, replay
 from demeanor.evaluation.diagnosis.analysis import Intervention
 from demeanor.evaluation.diagnosis.replay import ReplayHarness, as_it_is
+from demeanor.evaluation.experiment import suite
 from demeanor.evaluation.rows import LayerActivity, Row, read_rows
 from demeanor.evaluation.statistics import Estimate
+from demeanor.report import publish
 from demeanor.stack.stack import Stack
 from demeanor.store import database
 from demeanor.train.runs import Runs
@@ -300,12 +302,12 @@ def test_the_verb_writes_what_it_shows_and_a_section_of_the_page(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    found = diagnose.run(stack, runs, tmp_path, cases.Scope(axis="facts", limit=2), name="x")
-    assert found.failing + found.passing <= len(measure.suite(stack, 2))
+    found = diagnose.run(stack, services(runs), tmp_path, cases.Scope(axis="facts", limit=2), name="x")
+    assert found.failing + found.passing <= len(suite(stack, 2))
     written = json.loads((tmp_path / "x.diagnosis.json").read_text())
     assert [r["name"] for r in written["repairs"]] == [r.name for r in found.repairs]
     rows = [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error]
-    again = diagnose.run(stack, runs, tmp_path, cases.Scope(axis="facts", limit=2), name="x")
+    again = diagnose.run(stack, services(runs), tmp_path, cases.Scope(axis="facts", limit=2), name="x")
     assert again.recommendation == found.recommendation
     assert rows == [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error], (
         "nothing was measured again"
@@ -314,12 +316,12 @@ def test_the_verb_writes_what_it_shows_and_a_section_of_the_page(
     printed = capsys.readouterr().out
     assert f"guilty: {found.guilty}" in printed
     assert all(r.name in printed for r in found.repairs)
-    result = measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk"], limit=2, name="x")
-    assert 'id="diagnosis"' in measure.show(result, tmp_path).read_text()
+    result = ladder.evaluate(stack, services(runs), tmp_path, variants=["tiny-desk"], limit=2, name="x")
+    assert 'id="diagnosis"' in publish.show(result, tmp_path).read_text()
 
 
 def test_an_axis_or_item_that_is_not_there_is_refused_by_name(trained: tuple[Stack, Runs]) -> None:
-    items = measure.suite(trained[0], 1)
+    items = suite(trained[0], 1)
     with pytest.raises(DataError, match=r"--axis.*Did you mean 'facts'"):
         cases.chosen(items, cases.Scope(axis="fact"))
     with pytest.raises(DataError, match=r"--items.*'facts-99'"):
@@ -370,7 +372,7 @@ def test_logged_turns_are_replayed_and_said_to_be_unjudged(
     path = asyncio.run(
         logged(tmp_path, [(f"When to {p}?", "Never.", -1.0) for p in ("Corkel", "Jorpel", "Brevik")])
     )
-    found = diagnose.run(*trained, tmp_path, cases.Scope(turns=path), name="t")
+    found = diagnose.run(trained[0], services(trained[1]), tmp_path, cases.Scope(turns=path), name="t")
     assert (found.failing, found.judged) == (3, cases.BY_CHANGE)
     assert found.recommendation.startswith("Nobody has judged the new answers")
     assert next(r for r in found.repairs if r.name == "policy off").repaired == 3, "the stack never said so"
@@ -381,8 +383,10 @@ def test_rows_that_eval_left_are_taken_as_they_are_and_rows_of_another_stack_are
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk", "tiny-desk:sft"], limit=1, name="e")
-    path, items = tmp_path / "e.rows.jsonl", measure.suite(stack, 1)
+    ladder.evaluate(
+        stack, services(runs), tmp_path, variants=["tiny-desk", "tiny-desk:sft"], limit=1, name="e"
+    )
+    path, items = tmp_path / "e.rows.jsonl", suite(stack, 1)
     assert {r.item_id for r in cases.recorded(path, stack, items)} == {i.id for i in items}
     assert {r.variant for r in cases.recorded(path, stack, items)} == {"tiny-desk"}
     with pytest.raises(DataError, match=r"no row of this stack .*it holds tiny-desk \("):
@@ -393,7 +397,7 @@ def test_rows_that_eval_left_are_taken_as_they_are_and_rows_of_another_stack_are
         )
     with pytest.raises(DataError, match="no such file"):
         cases.recorded(tmp_path / "none.jsonl", stack, items)
-    found = diagnose.run(stack, runs, tmp_path, cases.Scope(limit=1, rows=path), name="e2")
+    found = diagnose.run(stack, services(runs), tmp_path, cases.Scope(limit=1, rows=path), name="e2")
     assert found.failing == sum(
         (r.value or 0.0) < 0.5 for r in cases.recorded(path, stack, items) if r.value is not None
     )
@@ -416,11 +420,13 @@ def test_a_learning_curve_trains_the_last_stage_on_fewer_of_the_same_rows(
     half = diagnose.smaller(stack, 0.5)
     assert half.stage_key("dpo") != stack.stage_key("dpo")
     assert half.stage_key("sft") == stack.stage_key("sft")
-    found = diagnose.run(stack, runs, tmp_path, cases.Scope(axis="honesty", limit=4), name="l", learn=True)
+    found = diagnose.run(
+        stack, services(runs), tmp_path, cases.Scope(axis="honesty", limit=4), name="l", learn=True
+    )
     if not found.failing:
         pytest.fail("the tiny stack is never honest about everything")
     assert [share for share, _ in found.curve] == [0.25, 0.5, 1.0]
-    axis = [i for i in measure.suite(stack, 4) if i.axis == "honesty"]
+    axis = [i for i in suite(stack, 4) if i.axis == "honesty"]
     assert found.curve[-1][1] == pytest.approx(1 - len(found.wrong) / len(axis))
     assert "half of the rows of dpo" in found.learnt
 
@@ -490,11 +496,11 @@ def test_against_an_earlier_result_only_what_was_right_there_is_diagnosed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk"], limit=2, name="e")
+    ladder.evaluate(stack, services(runs), tmp_path, variants=["tiny-desk"], limit=2, name="e")
     path = tmp_path / "e.rows.jsonl"
     right = cases.right_before(path, stack)
     assert right == {r.item_id for r in read_rows(path) if (r.value or 0.0) >= 0.5}
-    same = diagnose.run(stack, runs, tmp_path, cases.Scope(limit=2, before=path), name="same")
+    same = diagnose.run(stack, services(runs), tmp_path, cases.Scope(limit=2, before=path), name="same")
     assert (same.failing, same.passing, same.guilty) == (0, len(right), "none")
     with pytest.raises(DataError, match="no row of 'other'; it holds tiny-desk"):
         cases.right_before(path, replace(stack, spec=stack.spec.model_copy(update={"name": "other"})))
