@@ -332,7 +332,9 @@ def _answer(row: Row) -> Answer:
 def _regressions(steps: Sequence[Comparison], removed: Sequence[Comparison]) -> tuple[Regression, ...]:
     """Every delta whose own interval lies below zero, worst first; not hidden behind the correction, which is noted beside it."""
     found = [
-        Regression("step" if comparison in steps else "layer", comparison.name, delta, delta.verdict == "worse")
+        Regression(
+            "step" if comparison in steps else "layer", comparison.name, delta, delta.verdict == "worse"
+        )
         for comparison in (*steps, *removed)
         for delta in comparison.deltas
         if delta.shown and (delta.value or 0) < 0

@@ -12,7 +12,18 @@ from demeanor.report.markup import Html, el, join
 from demeanor.report.parts import fold, lead, note, section, table, wide
 from demeanor.report.words import axis_name, p_value
 
-COLUMNS = ("", "implicates", "fixed", "share", "regressed", "net, points", "p", "tokens read", "written", "ms")
+COLUMNS = (
+    "",
+    "implicates",
+    "fixed",
+    "share",
+    "regressed",
+    "net, points",
+    "p",
+    "tokens read",
+    "written",
+    "ms",
+)
 
 
 def diagnosis(found: Mapping[str, Any]) -> Html:
@@ -92,7 +103,10 @@ def _row(r: Mapping[str, Any]) -> list[Any]:
         f"{r['regressed']}/{r['controls']}",
         _net(r),
         p_value(r["p_corrected"]),
-        *("–" if r[cost] is None else f"{r[cost]:+.0f}" for cost in ("prompt_tokens", "completion_tokens", "ms")),
+        *(
+            "–" if r[cost] is None else f"{r[cost]:+.0f}"
+            for cost in ("prompt_tokens", "completion_tokens", "ms")
+        ),
     ]
 
 

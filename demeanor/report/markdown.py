@@ -48,7 +48,10 @@ def markdown(result: Result) -> str:
                         words.axis_name(a["name"]),
                         *(
                             words.mean_interval(a["means"][i])
-                            for i in (result["external"][0]["after"], *(c["before"] for c in result["external"]))
+                            for i in (
+                                result["external"][0]["after"],
+                                *(c["before"] for c in result["external"]),
+                            )
                         ),
                     ]
                     for a in result["axes"]

@@ -104,7 +104,7 @@ def test_the_default_game_is_the_chain_of_the_served_weights_and_every_switch(
     assert len(game.cells) == 3 * 2**4
 
 
-def test_template_and_decoding_are_players_whose_off_is_the_bases_template_and_greedy(
+def test_template_and_decoding_are_factors_whose_off_is_the_bases_template_and_greedy(
     trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,13 @@ def test_template_and_decoding_are_players_whose_off_is_the_bases_template_and_g
     ), "the base has its own template"
 
     found = attribution.run(
-        hot, runs, tmp_path, weights=["base", "dpo"], layers=["template", "decoding"], limit=1, name="y"
+        hot,
+        services(runs),
+        tmp_path,
+        weights=["base", "dpo"],
+        layers=["template", "decoding"],
+        limit=1,
+        name="y",
     )
     by = {r.variant: r for r in read_rows(tmp_path / "y.rows.jsonl") if r.item_id == "facts-00"}
     assert (
@@ -150,7 +156,7 @@ def test_template_and_decoding_are_players_whose_off_is_the_bases_template_and_g
     assert cold.design == "full factorial, 2 cells"
 
 
-def test_a_neutral_template_or_decoding_is_no_player(trained: tuple[Stack, Runs]) -> None:
+def test_a_neutral_template_or_decoding_is_no_factor(trained: tuple[Stack, Runs]) -> None:
     with pytest.raises(
         DemeanorError, match="--layers decoding: the stack's decoding is the neutral one already"
     ):
@@ -177,5 +183,5 @@ def test_a_fraction_measures_fewer_cells_and_tells_what_it_confounds(
     verb.show(found)
     printed = capsys.readouterr().out
     assert "cannot be told apart: policy = prompt x retrieval x tools" in printed
-    assert f"guilty: {found.suspect}" in printed
+    assert f"suspect: {found.suspect}" in printed
     assert found.interactions == ()

@@ -104,7 +104,7 @@ def test_a_layer_that_breaks_many_items_is_guilty_and_one_that_moves_nothing_is_
     assert found({AS_IS: right[AS_IS], PROMPT.name: right[PROMPT.name]}, [PROMPT]).suspect == "none"
 
 
-def test_what_repairs_without_undoing_a_layer_accuses_nobody() -> None:
+def test_what_repairs_without_undoing_a_layer_implicates_no_layer() -> None:
     right = {AS_IS: [0.0] * 30 + [1.0] * 60, PROMPT.name: [1.0] * 28 + [0.0] * 2 + [1.0] * 60}
     result = found(right, [PROMPT])
     assert (result.suspect, result.recommendation[:9]) == ("none", "Prompt it")
@@ -156,7 +156,7 @@ def test_the_same_stack_again_is_told_but_neither_recommended_nor_counted_in_the
 def test_few_items_cannot_tell_and_many_that_nothing_moves_ask_for_training() -> None:
     few = found({AS_IS: [0.0] * 4 + [1.0] * 20, PROMPT.name: [1.0] + [0.0] * 3 + [1.0] * 20}, [PROMPT])
     assert few.recommendation.startswith("The data cannot tell")
-    assert "Nearest: plain instruction, 1 repaired and 0 broken" in few.recommendation
+    assert "Nearest: plain instruction, 1 fixed and 0 regressed" in few.recommendation
     many = found({AS_IS: [0.0] * 60 + [1.0] * 20, PROMPT.name: [0.0] * 60 + [1.0] * 20}, [PROMPT])
     assert many.recommendation.startswith("Fine-tune it")
     rows, items = made({AS_IS: [0.0] * 60, PROMPT.name: [0.0] * 60})
@@ -175,7 +175,7 @@ def test_what_repairs_most_and_breaks_more_is_told_as_not_worth_it() -> None:
     right = {AS_IS: [0.0] * 10 + [1.0] * 100, POLICY.name: [1.0] * 10 + [0.0] * 60 + [1.0] * 40}
     result = found(right, [POLICY])
     assert result.suspect == "none"
-    assert "Not worth it: policy off repairs 10 of 10 and breaks 60 of 100 controls." in result.recommendation
+    assert "Not worth it: policy off fixes 10 of 10 and breaks 60 of 100 controls." in result.recommendation
 
 
 def test_two_repaired_items_are_no_proof_however_alike_they_are() -> None:

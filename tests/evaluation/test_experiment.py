@@ -342,9 +342,9 @@ def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
     import ast
     from pathlib import Path as File
 
-    import demeanor.evaluation.scorers
+    from demeanor.evaluation import scorers
 
-    folder = File(demeanor.scorers.__file__).parent
+    folder = File(scorers.__file__).parent
     for name in registry.known("demeanor.evaluation.scorers"):
         tree = ast.parse((folder / f"{name}.py").read_text())
         looks = any(

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from demeanor.app import services
 from demeanor.core.errors import DemeanorError
 from demeanor.core.types import Decoding, Message, Timing, Turn, complete
+from demeanor.engine.remote import remote
 from demeanor.evaluation import external, ladder
 from demeanor.evaluation.rows import read_rows
 from demeanor.stack.stack import Stack, decoding_of
@@ -33,14 +34,14 @@ class Oracle:
     def __init__(self, broken: str = "\0", refused: str = "\0") -> None:
         self.asked: list[dict[str, Any]] = []
         self.open = self.most = 0
-        self.regressed, self.refused = broken, refused
+        self.broken, self.refused = broken, refused
         self.app = Starlette(routes=[Route("/v1/chat/completions", self.answer, methods=["POST"])])
 
     async def answer(self, request: Request) -> Response:
         body = await request.json()
         self.asked.append({**body, "authorization": request.headers.get("authorization")})
         question = body["messages"][-1]["content"]
-        if self.regressed in question:
+        if self.broken in question:
             return JSONResponse({"error": {"message": "this question is too hard"}}, status_code=400)
         said = {"refusal": "Not with me."} if self.refused in question else {"content": "yes"}
         return StreamingResponse(self.stream(said), media_type="text/event-stream")
@@ -89,13 +90,13 @@ def test_the_same_assistant_over_http_scores_as_it_does_here(
 
 
 def test_a_second_run_asks_only_what_failed(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
-    oracle = Oracle(regressed=HARD)
+    oracle = Oracle(broken=HARD)
     with live(oracle.app) as url:
         first = evaluated(trained, tmp_path, f"other={url}/v1#big")
         failed = len([r for r in read_rows(tmp_path / "x.rows.jsonl") if r.error])
         assert failed > 5
         assert any(f"other: {failed} of" in w and "too hard" in w for w in first.caveats)
-        before, oracle.regressed = len(oracle.asked), "\0"
+        before, oracle.broken = len(oracle.asked), "\0"
         second = evaluated(trained, tmp_path, f"other={url}/v1#big")
     assert before == first.items + 1, "every item and the probe"
     assert len(oracle.asked) - before == failed + 1, "what failed and the probe"
@@ -153,7 +154,7 @@ def test_no_more_is_asked_at_once_than_was_said_and_waiting_is_no_time_of_the_se
     oracle = Oracle()
 
     async def ask(url: str) -> list[float]:
-        respond = external.responder(external.ExternalModel("other", f"{url}/v1", "big"), at_once=2)
+        respond = external.responder(external.ExternalModel("other", f"{url}/v1", "big"), remote, at_once=2)
         turn = Turn((Message("user", "Hello"),), Decoding(temperature=0))
         done = await asyncio.gather(*(complete(respond, turn) for _ in range(12)))
         return [e.ms for answer in done for e in answer.events if isinstance(e, Timing)]

@@ -81,7 +81,7 @@ def test_an_earlier_result_is_a_baseline_and_only_on_the_same_items(
     with pytest.raises(DataError, match="nothing to pair"):
         gating.run(
             stack,
-            runs,
+            services(runs),
             tmp_path,
             against=str(tmp_path / "older.json"),
             rules=tmp_path / "gate.yaml",

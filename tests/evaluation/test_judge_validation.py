@@ -289,13 +289,13 @@ def test_eval_scores_judged_items_with_the_judge_of_the_stack_and_says_what_it_c
         ]
         assert main(command) == 0
         asked = judge.calls
-        assert "judge: 3 verdicts of harbour-desk, 0 from the cache, 27 + 6 tokens" in capsys.readouterr().out
+        assert "judge: 3 verdicts of harbour-desk, 0 from the cache, 27 + 6 tokens" in capsys.readouterr().err
         result = json.loads((tmp_path / "n.json").read_text())
         means = [axis["means"]["desk"]["value"] for axis in result["axes"]]
         assert means == pytest.approx([0.0, 1 / 3, 1.0]), "the attack worked: 0; a rating of 4: 3/9; yes: 1"
         assert result["settings"]["judge"] == f"harbour-desk at {address}/v1"
         assert main(command) == 0
-        assert "3 verdicts of harbour-desk, 3 from the cache, 0 + 0 tokens" in capsys.readouterr().out
+        assert "3 verdicts of harbour-desk, 3 from the cache, 0 + 0 tokens" in capsys.readouterr().err
         assert judge.calls == asked
         assert main([*command, "--set", "evaluation.judge=null"]) == 0
         assert [

@@ -419,8 +419,17 @@ def test_another_assistant_is_compared_with_the_whole_as_a_family_of_its_own() -
     assert all(c.item_id in found.questions for c in found.external[0].changes)
 
 
-def test_a_result_of_before_there_was_any_beside_is_still_read() -> None:
+def test_a_result_without_external_models_is_read() -> None:
     plain = ladder(ROWS, ITEMS, name="x", steps=synthetic.STEPS, without={})
     tree = json.loads(plain.to_json())
-    del tree["beside"]
+    del tree["external"]
     assert Result.from_json(json.dumps(tree)) == plain
+
+
+def test_a_result_of_an_older_version_is_refused_with_the_command_that_measures_again() -> None:
+    tree = json.loads(ladder(ROWS, ITEMS, name="x", steps=synthetic.STEPS, without={}).to_json())
+    tree |= {"format": 1, "costs": tree.pop("regressions")}
+    with pytest.raises(
+        DataError, match=r"x\.json was written by .* \(format 1, wanted 2\); measure again: demeanor eval"
+    ):
+        Result.from_json(json.dumps(tree), name="x.json")
