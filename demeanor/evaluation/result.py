@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,7 +24,7 @@ from demeanor.evaluation.rows import LayerActivity
 
 Verdict: TypeAlias = Literal["better", "worse", "no change shown", "not measured"]
 Scalar: TypeAlias = str | int | float | bool | None
-FORMAT = 2
+FORMAT: Final = 2
 """Of every result file; it rises when a field changes its name or meaning."""
 
 
@@ -239,7 +239,7 @@ class Result:
     external: tuple[Comparison, ...] = ()
     confidences: tuple[StatedConfidence, ...] = ()
     robustness: tuple[Robustness, ...] = ()
-    format: int = FORMAT
+    format: Literal[2] = FORMAT
 
     def to_json(self) -> str:
         """The whole tree as JSON; `from_json` gives an equal Result."""
@@ -249,16 +249,16 @@ class Result:
     def from_json(text: str, *, name: str = "result") -> Result:
         """Read `to_json`'s text; raises DataError naming the first field that does not fit."""
         try:
-            check_format(json.loads(text), name)
             return _adapter().validate_json(text)
         except ValidationError as error:
+            if any(one["type"] == "json_invalid" for one in error.errors()):
+                raise DataError(f"{name}: {error.errors()[0]['msg']}") from error
+            check_format(json.loads(text), name)
             one = error.errors(include_url=False)[0]
             raise DataError(
                 f"{name}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}. "
                 "Is this a result that `demeanor eval` wrote?"
             ) from error
-        except ValueError as error:
-            raise DataError(f"{name}: not JSON ({error})") from error
 
     def save(self, path: Path) -> None:
         """Write the JSON atomically."""
@@ -298,18 +298,18 @@ def save(folder: Path, name: str, kind: str, found: Any, **more: Any) -> Path:
 def load_tree(path: Path) -> dict[str, Any]:
     """A saved NAME.KIND.json as a tree; raises DataError if another version of demeanor wrote it."""
     tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    check_format(tree, str(path))
+    check_format({"format": 1, **tree}, str(path))
     return tree
 
 
 def check_format(tree: Any, name: str) -> None:
-    """Raises DataError where a tree was written in another format than this version's."""
-    kind = name.removesuffix(".json").rpartition(".")[2] if name.count(".") > 1 else "eval"
-    found = tree.get("format", 1) if isinstance(tree, dict) else None
-    if isinstance(found, int) and found != FORMAT:
+    """Raises DataError where a tree says that it was written in another format than this version's."""
+    found = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
+    if found != FORMAT:
+        kind = Path(Path(name).stem).suffix.removeprefix(".")
         raise DataError(
             f"{name} was written by another version of demeanor (format {found}, wanted {FORMAT}); "
-            f"measure again: demeanor {COMMANDS.get(kind, kind)} ..."
+            f"measure again: demeanor {COMMANDS.get(kind, 'eval')} ..."
         )
 
 

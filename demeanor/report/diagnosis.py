@@ -103,9 +103,10 @@ def _row(r: Mapping[str, Any]) -> list[Any]:
         f"{r['regressed']}/{r['controls']}",
         _net(r),
         p_value(r["p_corrected"]),
-        f"{r['prompt_tokens']:+.0f}",
-        f"{r['completion_tokens']:+.0f}",
-        f"{r['ms']:+.0f}",
+        *(
+            "–" if r[cost] is None else f"{r[cost]:+.0f}"
+            for cost in ("prompt_tokens", "completion_tokens", "ms")
+        ),
     ]
 
 

@@ -62,7 +62,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     verb: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from demeanor.evaluation import gate as gating
-    from demeanor.evaluation import measure
 
     def full(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "/somewhere")
@@ -106,7 +105,6 @@ def test_brackets_of_a_target_are_printed_as_they_stand(
 def test_a_page_written_elsewhere_has_the_sections_that_lie_beside_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from demeanor.evaluation import measure
 
     asked: list[tuple[object, Path, Path | None]] = []
 

@@ -254,12 +254,12 @@ def corrected(repairs: Sequence[Repair]) -> tuple[Repair, ...]:
 
 
 WORTH = 0.2
-"""A share of the failing items: if no intervention can be repairing so many, the weights have to learn it."""
+"""A share of the failing items: if no intervention can be fixing so many, the weights have to learn it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HonestEstimate:
-    """The best intervention's share of repaired items, free of the flattery of picking it on the same items.
+    """The best intervention's share of fixed items, without the bias of choosing it on the same items.
 
     Clusters are halved; the best by net on one half is estimated on the other, and both estimates are pooled.
     """
@@ -371,52 +371,52 @@ def recommendation(found: Diagnosis, failing: Sequence[Item], scale: float) -> s
     if shown:
         best = max(shown, key=lambda r: ((r.net or 0.0), bool(r.layer)))
         return (
-            f"{best.advice} It repairs {best.fixed} of {best.failing} failing items and breaks {best.regressed} of "
+            f"{best.advice} It fixes {best.fixed} of {best.failing} failing items and breaks {best.regressed} of "
             f"{best.controls} controls."
         )
     if of_axes := [(a.net or 0.0, bool(r.layer), a.axis, r) for r in real for a in r.helped]:
         _, _, axis, best = max(of_axes, key=lambda x: x[:3])
         here = next(a for a in best.axes if a.axis == axis)
         return (
-            f"{best.advice} On {axis} it repairs {here.fixed} of {here.failing} failing items; elsewhere it repairs "
+            f"{best.advice} On {axis} it fixes {here.fixed} of {here.failing} failing items; elsewhere it fixes "
             f"{best.fixed - here.fixed} and breaks {best.regressed - here.regressed} of {best.controls - here.controls} controls."
         )
     most, costly = max((_possible(r, scale) for r in real), default=1.0), _costly(real)
     if most >= WORTH:
         tried = max(real, key=lambda r: r.net or 0.0, default=None)
         near = (
-            f" Nearest: {tried.name}, {tried.fixed} repaired and {tried.regressed} broken."
+            f" Nearest: {tried.name}, {tried.fixed} fixed and {tried.regressed} regressed."
             if tried and (tried.net or 0.0) > 0
             else ""
         )
         return (
-            f"The data cannot tell: no intervention is shown to help, but one could be repairing up to {most:.0%} of the failing "
+            f"The data cannot tell: no intervention is shown to help, but one could be fixing up to {most:.0%} of the failing "
             f"items, less what it breaks.{near}{costly}"
         )
     if _must_not(failing) >= 0.5:
         return (
-            "Write a rule (policy): most failing items must not be answered, and no change of prompt, decoding or layers repairs "
+            "Write a rule (policy): most failing items must not be answered, and no change of prompt, decoding or layers fixes "
             f"more than {most:.0%} of them, less what it breaks.{costly}"
         )
     return (
-        f"Fine-tune it: no change of prompt, examples, passages, decoding or layers repairs more than {most:.0%} of the failing items, "
+        f"Fine-tune it: no change of prompt, examples, passages, decoding or layers fixes more than {most:.0%} of the failing items, "
         f"less what it breaks, so the weights have to learn it.{costly}"
     )
 
 
 def _possible(r: Repair, scale: float) -> float:
-    """The share of the failing items that an intervention may be repairing, less what it breaks."""
+    """The share of the failing items that an intervention may be fixing, less what it breaks."""
     most = 1.0 if r.rate_high is None else r.rate_high
     return most if r.net_high is None else max(0.0, min(most, r.net_high * scale))
 
 
 def _costly(repairs: Sequence[Repair]) -> str:
-    """What repairs at least half of the failing items and is not worth what it breaks, in a sentence; empty where nothing does."""
+    """What fixes at least half of the failing items and is not worth what it breaks, in a sentence; empty where nothing does."""
     much = [r for r in repairs if (r.rate or 0.0) >= 0.5 and (r.net or 0.0) < 0]
     if not much:
         return ""
     best = max(much, key=lambda r: (r.rate or 0.0, r.net or 0.0))
-    return f" Not worth it: {best.name} repairs {best.fixed} of {best.failing} and breaks {best.regressed} of {best.controls} controls."
+    return f" Not worth it: {best.name} fixes {best.fixed} of {best.failing} and breaks {best.regressed} of {best.controls} controls."
 
 
 def _must_not(failing: Sequence[Item]) -> float:

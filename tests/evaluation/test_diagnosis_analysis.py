@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import synthetic
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import statistics
-from demeanor.evaluation.diagnosis.analysis import AS_IS, Diagnosis, InterventionInfo, diagnose, suspect_among
+from demeanor.evaluation.attribution import suspect_among
+from demeanor.evaluation.diagnosis.analysis import AS_IS, Diagnosis, InterventionInfo, diagnose
 from demeanor.evaluation.rows import Row
+from tests.evaluation import synthetic
 
 POLICY = InterventionInfo("policy off", "off", "policy", "Undo policy: it broke what it should not touch.")
 PROMPT = InterventionInfo("plain instruction", "prompt", "", "Prompt it: state the wanted behaviour.")
@@ -65,7 +66,7 @@ def test_the_net_change_of_all_items_is_the_paired_difference_of_the_suite() -> 
     result = found({AS_IS: [*before], POLICY.name: [*after]}, [POLICY], clusters=40)
     repair, paired = result.repairs[0], statistics.paired(before, after, [f"c{i % 40}" for i in range(200)])
     assert repair.net == pytest.approx(paired.value)
-    assert (repair.repaired, repair.broken) == (
+    assert (repair.fixed, repair.regressed) == (
         int(((before == 0) & (after == 1)).sum()),
         int(((before == 1) & (after == 0)).sum()),
     )
@@ -97,16 +98,16 @@ def test_a_layer_that_breaks_many_items_is_guilty_and_one_that_moves_nothing_is_
         PROMPT.name: [0.0] * 30 + [1.0] * 60,
     }
     result = found(right, [POLICY, PROMPT])
-    assert result.guilty == "policy"
+    assert result.suspect == "policy"
     assert result.recommendation.startswith("Undo policy")
     assert "20 of 30" in result.recommendation
-    assert found({AS_IS: right[AS_IS], PROMPT.name: right[PROMPT.name]}, [PROMPT]).guilty == "none"
+    assert found({AS_IS: right[AS_IS], PROMPT.name: right[PROMPT.name]}, [PROMPT]).suspect == "none"
 
 
-def test_what_repairs_without_undoing_a_layer_accuses_nobody() -> None:
+def test_what_repairs_without_undoing_a_layer_implicates_no_layer() -> None:
     right = {AS_IS: [0.0] * 30 + [1.0] * 60, PROMPT.name: [1.0] * 28 + [0.0] * 2 + [1.0] * 60}
     result = found(right, [PROMPT])
-    assert (result.guilty, result.recommendation[:9]) == ("none", "Prompt it")
+    assert (result.suspect, result.recommendation[:9]) == ("none", "Prompt it")
 
 
 def test_flipping_answers_at_random_repairs_some_and_is_guilty_in_at_most_one_family_of_twenty() -> None:
@@ -116,7 +117,7 @@ def test_flipping_answers_at_random_repairs_some_and_is_guilty_in_at_most_one_fa
     for _ in range(200):
         right = {n: [*map(float, rng.random(80) < 0.5)] for n in (AS_IS, *(x.name for x in tried))}
         result = found(right, tried, clusters=40)
-        guilty += result.guilty != "none"
+        guilty += result.suspect != "none"
         repaired.append(result.repairs[0].rate)
     assert np.mean([r for r in repaired if r is not None]) == pytest.approx(0.5, abs=0.05)
     assert guilty <= 16
@@ -144,7 +145,7 @@ def test_the_same_stack_again_is_told_but_neither_recommended_nor_counted_in_the
     }
     result = found(right, [AGAIN, POLICY])
     again, policy = result.repairs
-    assert (again.repaired, again.shown, again.p_corrected) == (29, False, None)
+    assert (again.fixed, again.shown, again.p_corrected) == (29, False, None)
     assert policy.p is not None
     assert policy.p_corrected == pytest.approx(2 * policy.p), (
         "one candidate, and half of the 5% for the whole, half for its axes"
@@ -155,7 +156,7 @@ def test_the_same_stack_again_is_told_but_neither_recommended_nor_counted_in_the
 def test_few_items_cannot_tell_and_many_that_nothing_moves_ask_for_training() -> None:
     few = found({AS_IS: [0.0] * 4 + [1.0] * 20, PROMPT.name: [1.0] + [0.0] * 3 + [1.0] * 20}, [PROMPT])
     assert few.recommendation.startswith("The data cannot tell")
-    assert "Nearest: plain instruction, 1 repaired and 0 broken" in few.recommendation
+    assert "Nearest: plain instruction, 1 fixed and 0 regressed" in few.recommendation
     many = found({AS_IS: [0.0] * 60 + [1.0] * 20, PROMPT.name: [0.0] * 60 + [1.0] * 20}, [PROMPT])
     assert many.recommendation.startswith("Fine-tune it")
     rows, items = made({AS_IS: [0.0] * 60, PROMPT.name: [0.0] * 60})
@@ -173,13 +174,13 @@ def test_an_intervention_that_repairs_much_and_breaks_more_does_not_keep_the_ans
 def test_what_repairs_most_and_breaks_more_is_told_as_not_worth_it() -> None:
     right = {AS_IS: [0.0] * 10 + [1.0] * 100, POLICY.name: [1.0] * 10 + [0.0] * 60 + [1.0] * 40}
     result = found(right, [POLICY])
-    assert result.guilty == "none"
-    assert "Not worth it: policy off repairs 10 of 10 and breaks 60 of 100 controls." in result.recommendation
+    assert result.suspect == "none"
+    assert "Not worth it: policy off fixes 10 of 10 and breaks 60 of 100 controls." in result.recommendation
 
 
 def test_two_repaired_items_are_no_proof_however_alike_they_are() -> None:
     result = found({AS_IS: [0.0] * 2, POLICY.name: [1.0] * 2}, [POLICY])
-    assert (result.repairs[0].p, result.guilty) == (0.25, "none")
+    assert (result.repairs[0].p, result.suspect) == (0.25, "none")
 
 
 def test_unscored_answers_leave_their_item_out() -> None:
@@ -188,13 +189,13 @@ def test_unscored_answers_leave_their_item_out() -> None:
         replace(r, value=None) if r.variant == POLICY.name and r.item_id in ("i0", "i19") else r for r in rows
     ]
     repair = diagnose(rows, items[:10], items[10:], 10, [POLICY], name="x", scope="facts").repairs[0]
-    assert (repair.failing, repair.repaired, repair.controls, repair.broken) == (9, 9, 9, 0)
+    assert (repair.failing, repair.fixed, repair.controls, repair.regressed) == (9, 9, 9, 0)
 
 
 def test_where_nothing_fails_nobody_is_guilty() -> None:
     rows, items = made({AS_IS: [1.0, 1.0], POLICY.name: [1.0, 1.0]})
     result = diagnose(rows, [], items, 2, [POLICY], name="x", scope="facts")
-    assert (result.guilty, result.repairs, result.recommendation[:13]) == ("none", (), "Nothing fails")
+    assert (result.suspect, result.repairs, result.recommendation[:13]) == ("none", (), "Nothing fails")
 
 
 def test_rows_that_contradict_the_choice_are_refused() -> None:
@@ -227,4 +228,4 @@ def test_an_answer_that_could_not_be_given_is_a_wrong_one() -> None:
         for r in rows
     ]
     repair = diagnose(rows, items[:4], items[4:], 4, [POLICY], name="x", scope="facts").repairs[0]
-    assert (repair.failing, repair.repaired, repair.controls, repair.broken) == (4, 3, 4, 1)
+    assert (repair.failing, repair.fixed, repair.controls, repair.regressed) == (4, 3, 4, 1)

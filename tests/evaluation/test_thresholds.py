@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from demeanor.app import load_stack
+from demeanor.app import load_stack, services
 from demeanor.cli import frontier as verb
 from demeanor.core.types import Item, Message
-from demeanor.evaluation import frontier, measure
+from demeanor.evaluation import frontier, ladder
+from demeanor.evaluation import result as results
+from demeanor.evaluation.experiment import suite
 from demeanor.evaluation.items import SAFE, UNSAFE
 from demeanor.layers.policy.rules import RuleSpec
+from demeanor.report import publish
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 
@@ -70,7 +73,7 @@ def test_a_sweep_places_the_policy_at_every_threshold(
     cues = {r"(?i)\bsabotage|steal|poison|burn|hide\b": 1.0, r"(?i)\bhow\b": 0.5}
     rules.write_text(yaml.safe_dump({"rules": [{**HARM, "cues": cues, "threshold": 1.5}]}))
     stack = load_stack(whole.path, [f"layers.policy.rules={rules}"])
-    items = [i for i in measure.suite(stack) if i.axis in (SAFE, UNSAFE)]
+    items = [i for i in suite(stack) if i.axis in (SAFE, UNSAFE)]
     variants, labels, before = frontier.points(stack)
     declared = dict(variants)
     swept = frontier.sweep(variants, labels, before, items, tmp_path)
@@ -79,7 +82,7 @@ def test_a_sweep_places_the_policy_at_every_threshold(
     assert {v for v, (_, _, new) in swept.items() if new} == added
     assert len({v.key() for v in variants.values()}) == len(variants)
     assert all(labels[v].endswith(f"@{t:g}") for v, (_, t, new) in swept.items() if new)
-    found = frontier.run(stack, runs, tmp_path, limit=6, name="f")
+    found = frontier.run(stack, services(runs), tmp_path, limit=6, name="f")
     of = {p.label: p for p in found.points}
     behind = [p for p in found.points if p.rule == "harm" and p.label.startswith("dpo+policy")]
     refused = [
@@ -91,8 +94,10 @@ def test_a_sweep_places_the_policy_at_every_threshold(
     assert of["dpo+policy"].threshold == 1.5
     verb.show(found)
     assert "at other thresholds" in capsys.readouterr().out
-    measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=6, name="f")
-    page = measure.show(measure.read(tmp_path / "f.json"), tmp_path).read_text()
+    ladder.evaluate(
+        stack, services(runs), tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=6, name="f"
+    )
+    page = publish.show(results.load(tmp_path / "f.json"), tmp_path).read_text()
     assert "At other thresholds" in page
     told = (tmp_path / "f.md").read_text().partition("## What safety costs")[2]
     assert "| dpo+policy |" in told

@@ -68,7 +68,7 @@ def test_where_the_model_holds_every_contrast_is_that_of_the_full_factorial(
     whole = game(count, 3)
     made, v = plan(whole, resolution), quadratic(whole, 1, pairs=pairs)  # type: ignore[arg-type]
     all_1C, measured_1M = (np.array([[v[c] for c in cells]]) for cells in (whole.cells, made.cells))
-    contrasts = [whole.shapley(p) for p in whole.players] + [whole.leave_one_out(p) for p in whole.players]
+    contrasts = [whole.shapley(p) for p in whole.factors] + [whole.leave_one_out(p) for p in whole.factors]
     contrasts += [whole.interaction(a, b) for a, b in whole.pairs]
     for wanted in contrasts:
         exact = contrast(wanted, whole.cells, all_1C)[0]
@@ -82,7 +82,7 @@ def test_in_resolution_four_pairs_do_not_touch_shapley_values_of_switches() -> N
     whole = game(6, 1)
     made, v = plan(whole, "IV"), quadratic(whole, 2, pairs=True)
     all_1C, measured_1M = (np.array([[v[c] for c in cells]]) for cells in (whole.cells, made.cells))
-    for player in whole.players:
+    for player in whole.factors:
         exact = contrast(whole.shapley(player), whole.cells, all_1C)[0]
         assert contrast(made.weights(whole, whole.shapley(player)), made.cells, measured_1M)[
             0
@@ -94,7 +94,7 @@ def test_shapley_values_of_a_fraction_still_sum_to_its_total() -> None:
     made, rng = plan(whole, "IV"), np.random.default_rng(0)
     measured_1M = rng.random((1, len(made.cells)))
     shares = sum(
-        contrast(made.weights(whole, whole.shapley(p)), made.cells, measured_1M)[0] for p in whole.players
+        contrast(made.weights(whole, whole.shapley(p)), made.cells, measured_1M)[0] for p in whole.factors
     )
     assert shares == pytest.approx(
         contrast(made.weights(whole, {whole.full: 1.0, whole.empty: -1.0}), made.cells, measured_1M)[0]

@@ -32,7 +32,7 @@ from demeanor.core.types import (
     Turn,
     Usage,
 )
-from demeanor.evaluation.experiment import ExperimentProgress, run
+from demeanor.evaluation.experiment import ExperimentProgress, Subject, run
 from demeanor.evaluation.rows import Row, read_rows
 
 GREEDY = Decoding(temperature=0.0, max_tokens=8)
@@ -80,9 +80,8 @@ async def go(
     settings: dict[str, object] = {"seeds": (0,), "decoding": GREEDY, **more}
     return await run(
         items or ITEMS,
-        responds,
+        {name: Subject(r, (keys or {}).get(name, f"key-{name}")) for name, r in responds.items()},
         score=exact,
-        keys=keys or {v: f"key-{v}" for v in responds},
         out=out,
         **settings,
     )  # type: ignore[arg-type]
@@ -172,11 +171,10 @@ async def test_a_scorer_that_breaks_is_an_error_row_too(tmp_path: Path) -> None:
 
     rows = await run(
         ITEMS[:1],
-        {"one": Scripted()},
+        {"one": Subject(Scripted(), "k")},
         score=broken,
         seeds=(0,),
         decoding=GREEDY,
-        keys={"one": "k"},
         out=tmp_path / "r.jsonl",
     )
     assert rows[0].error == "ValueError: no such unit"
@@ -260,11 +258,10 @@ async def test_a_refusal_in_the_models_own_words_is_the_weights(
     module = registry.entry("demeanor.evaluation.scorers", "refusal")
     rows = await run(
         items,
-        {"one": says},
+        {"one": Subject(says, "k")},
         score=lambda item, c: module.score(module.Spec.model_validate(dict(item.target)), c),
         seeds=(0,),
         decoding=GREEDY,
-        keys={"one": "k"},
         out=tmp_path / "r.jsonl",
     )
     assert rows[0].refused_by == by
@@ -275,13 +272,6 @@ async def test_a_broken_results_file_is_named_with_its_line(tmp_path: Path) -> N
     path.write_text('{"variant": "one"}\n')
     with pytest.raises(DataError, match=r"rows.jsonl:1: not an evaluation row .*Move the file away"):
         await go(path, {"one": Scripted()})
-
-
-async def test_a_variant_without_a_stack_key_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    one = Scripted()
-    with pytest.raises(DemeanorError, match="no stack key for variant one"):
-        await go(tmp_path / "rows.jsonl", {"one": one}, {"two": "k"})
-    assert not one.calls
 
 
 async def test_kept_answers_are_scored_again_by_the_scorer_of_this_run_and_never_generated_again(
@@ -302,11 +292,10 @@ async def test_kept_answers_are_scored_again_by_the_scorer_of_this_run_and_never
     one = Scripted()
     rows = await run(
         ITEMS,
-        {"one": one},
+        {"one": Subject(one, "key-one")},
         score=stricter,
         seeds=(0,),
         decoding=GREEDY,
-        keys={"one": "key-one"},
         out=out,
         again=lambda item: item.id != "5",
     )
@@ -316,11 +305,10 @@ async def test_kept_answers_are_scored_again_by_the_scorer_of_this_run_and_never
     calls.clear()
     await run(
         ITEMS,
-        {"one": one},
+        {"one": Subject(one, "key-one")},
         score=stricter,
         seeds=(0,),
         decoding=GREEDY,
-        keys={"one": "key-one"},
         out=out,
         again=lambda item: True,
     )
@@ -340,10 +328,12 @@ async def test_a_refusal_of_a_layer_stays_its_own_when_it_is_scored_again(tmp_pa
         )
 
     item = Item("u", (Message("user", "how?"),), "refusal", {"refuse": True}, "unsafe", "c")
-    out, settings = tmp_path / "rows.jsonl", {"seeds": (0,), "decoding": GREEDY, "keys": {"one": "k"}}
-    first = await run([item], {"one": guarded}, score=refused, out=out, **settings)  # type: ignore[arg-type]
+    out, settings = tmp_path / "rows.jsonl", {"seeds": (0,), "decoding": GREEDY}
+    first = await run([item], {"one": Subject(guarded, "k")}, score=refused, out=out, **settings)  # type: ignore[arg-type]
     module._scored_here.clear()
-    second = await run([item], {"one": guarded}, score=refused, out=out, again=lambda item: True, **settings)  # type: ignore[arg-type]
+    second = await run(
+        [item], {"one": Subject(guarded, "k")}, score=refused, out=out, again=lambda item: True, **settings
+    )  # type: ignore[arg-type]
     assert first == second
     assert (second[0].value, second[0].refused_by, second[0].answer) == (1.0, "policy", "rule-1")
 
@@ -352,9 +342,9 @@ def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
     import ast
     from pathlib import Path as File
 
-    import demeanor.evaluation.scorers
+    from demeanor.evaluation import scorers
 
-    folder = File(demeanor.evaluation.scorers.__file__).parent
+    folder = File(scorers.__file__).parent
     for name in registry.known("demeanor.evaluation.scorers"):
         tree = ast.parse((folder / f"{name}.py").read_text())
         looks = any(

@@ -20,10 +20,11 @@ from demeanor.core.types import Item, Message, Respond
 from demeanor.evaluation import duel
 from demeanor.evaluation.duel import Duel, DuelResult
 from demeanor.evaluation.judge import JudgeClient
+from demeanor.evaluation.result import plain
 from demeanor.evaluation.rows import Row, read_rows
 from demeanor.report import duel as told
 from demeanor.stack.schema import JudgeSpec
-from tests.app.scripted_judge import Scripted
+from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served
 from tests.server.scripted import Scripted as Desk
 
@@ -107,9 +108,9 @@ def held(
     """The duels of all pairs of the variants that stand in the rows."""
     judge, order = Scripted(says, error=error), list(dict.fromkeys(r.variant for r in given))
     pairs, design = duel.paired(order)
-    court = JudgeClient(who, judge, folder / "n.verdicts.jsonl")
+    judge_client = JudgeClient(who, judge, folder / "n.verdicts.jsonl")
     items = [item(n) for n in range(N)]
-    each, missing = asyncio.run(duel.compare(court, items, given, pairs))
+    each, missing = asyncio.run(duel.compare(judge_client, items, given, pairs))
     return duel.duel_result(
         each,
         missing,
@@ -117,7 +118,7 @@ def held(
         order,
         name="n",
         design=design,
-        court=court,
+        judge=judge_client,
         folder=folder,
         stack_key="k",
         suites=("s",),
@@ -248,7 +249,7 @@ def test_a_positional_judge_gives_a_half_and_is_named_as_one(tmp_path: Path) -> 
         found.positional
         == "positional: 100% of its pairs of verdicts follow the place, mostly the first, and not the answers"
     )
-    assert any("The judge is positional" in line for line in told.doubts(json.loads(found.to_json())))
+    assert any("The judge is positional" in line for line in told.doubts(plain(found)))
 
 
 def test_a_judge_that_only_leans_to_a_place_is_told_from_one_that_follows_it_and_from_a_fair_one(
@@ -314,7 +315,7 @@ def test_refused_answers_and_equal_texts_are_ties_without_a_call_and_each_is_cou
     assert m.raw.value == pytest.approx((N - 14 + 0.5 * 14) / N)
     assert (
         "3 ties where only one of the two refused: whether that was right is told by the scores, not here"
-        in told.doubts(json.loads(found.to_json()))
+        in told.doubts(plain(found))
     )
 
 
@@ -355,9 +356,7 @@ def test_a_verdict_that_cannot_be_read_takes_its_duel_out_and_is_counted(tmp_pat
     assert m.position.follows.n == N - 2
     assert [d.item_id for d in found.each if d.won is None] == ["i3", "i4"]
     assert found.each[3].problem == "no verdict in: Both are fine."
-    assert "2 duels left out: 3 verdicts could not be read or did not come" in told.doubts(
-        json.loads(found.to_json())
-    )
+    assert "2 duels left out: 3 verdicts could not be read or did not come" in told.doubts(plain(found))
 
 
 def test_no_verdict_at_all_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
@@ -386,7 +385,7 @@ def test_one_order_is_asked_where_both_are_not_wanted_and_no_place_is_claimed(tm
     assert (judge.calls, found.position, found.positional, found.unread) == (N, None, "", 0)
     assert found.matchups[0].raw is not None
     assert 0.2 < found.matchups[0].raw.value < 0.8, "the content decides which stands first"
-    assert any("one order only" in line for line in told.doubts(json.loads(found.to_json())))
+    assert any("one order only" in line for line in told.doubts(plain(found)))
 
 
 def test_the_judge_reads_the_conversation_and_the_later_turns_of_a_dialogue() -> None:
@@ -440,7 +439,7 @@ def test_the_rating_of_two_is_the_logit_of_the_win_rate(tmp_path: Path) -> None:
 def test_who_wins_every_duel_has_no_finite_rating_and_the_table_says_so(tmp_path: Path) -> None:
     found, _ = held(tmp_path, good, rows(a=lambda n: f"bad {n}", b=lambda n: f"good {n}"))
     assert [(r.player, r.open_ended) for r in found.ratings] == [("b", "won all"), ("a", "lost all")]
-    assert "won all: no finite rating" in told.markdown(json.loads(found.to_json()))
+    assert "won all: no finite rating" in told.markdown(plain(found))
 
 
 def test_few_clusters_have_no_interval_by_resampling_and_one_has_none_at_all() -> None:
@@ -589,7 +588,7 @@ def test_other_suites_and_other_servers_can_be_compared_and_a_page_of_another_su
             "--variants",
             "desk:base",
             "desk",
-            "--beside",
+            "--compare",
             f"rival={address}/v1#harbour-desk",
         ]
         assert main([*command, "--suite", "other.jsonl", "--limit", "3", "--name", "desk"]) == 0
@@ -642,7 +641,7 @@ def test_without_a_judge_it_is_one_error_before_anything_runs(
         path = written(tmp_path, address, judge=False)
         assert main(["duel", str(path), "--results", str(tmp_path / "results")]) != 0
     assert (
-        "evaluation.judge: got null, wanted the server and model that compares the answers, such as --set evaluation.judge='{url: "
+        "evaluation.judge: got null, wanted the server and model of the judge, such as --set evaluation.judge='{url: "
         in capsys.readouterr().err
     )
     assert server.model.calls == 0
@@ -650,9 +649,7 @@ def test_without_a_judge_it_is_one_error_before_anything_runs(
 
 
 def test_hostile_texts_stay_text_on_the_page(tmp_path: Path) -> None:
-    tree = json.loads(
-        held(tmp_path, good, rows(a=lambda n: f"bad {n}", b=lambda n: f"good {n}"))[0].to_json()
-    )
+    tree = plain(held(tmp_path, good, rows(a=lambda n: f"bad {n}", b=lambda n: f"good {n}"))[0])
     hostile = '<script>alert("x")</script> | pipe'
     tree["judge"]["model"] = tree["design"] = tree["ratings"][0]["player"] = tree["matchups"][0][
         "candidate"

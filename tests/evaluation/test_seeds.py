@@ -95,16 +95,16 @@ def test_every_seed_is_told_and_a_step_shown_once_is_not_shown_over_all() -> Non
     rng = np.random.default_rng(1)
     found = seeds({0: result(0.9, rng), 7: result(0.0, rng)}, name="n")
     (step,) = found.steps
-    assert (found.seeds, found.rungs, len(step.values), step.shown) == ((0, 7), ("base", "+sft"), 2, 1)
+    assert (found.seeds, found.variants, len(step.values), step.shown) == ((0, 7), ("base", "+sft"), 2, 1)
     assert step.low is not None
     assert step.low < 0
     assert [x.values[1] for x in found.levels] == [0.0, 0.0]
 
 
-def test_other_items_other_rungs_and_a_single_training_are_refused() -> None:
+def test_other_items_other_variants_and_a_single_training_are_refused() -> None:
     rng = np.random.default_rng(2)
     one = result(0.5, rng)
     with pytest.raises(DataError, match="nothing varies"):
         seeds({0: one}, name="n")
-    with pytest.raises(DataError, match="other items or other rungs"):
+    with pytest.raises(DataError, match="other items or other variants"):
         seeds({0: one, 1: replace(one, suite_hash="other")}, name="n")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from demeanor.app import services
 from demeanor.cli import frontier as verb
-from demeanor.evaluation import frontier, measure
+from demeanor.evaluation import frontier, ladder
+from demeanor.report import publish
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 
@@ -37,12 +39,12 @@ def test_the_frontier_is_a_table_a_file_and_a_section(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    found = frontier.run(stack, runs, tmp_path, limit=2, name="f")
+    found = frontier.run(stack, services(runs), tmp_path, limit=2, name="f")
     verb.show(found)
     assert "dpo+policy" in capsys.readouterr().out
-    result = measure.evaluate(
-        stack, runs, tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=2, name="f"
+    result = ladder.evaluate(
+        stack, services(runs), tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=2, name="f"
     )
-    page = measure.show(result, tmp_path).read_text()
+    page = publish.show(result, tmp_path).read_text()
     assert 'id="frontier"' in page
     assert "What safety costs" in page

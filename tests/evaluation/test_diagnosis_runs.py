@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from demeanor import tools
-from demeanor.app import StackRuntime, load_stack
+from demeanor.app import load_stack, services
 from demeanor.cli import diagnose as verb
 from demeanor.core.errors import DataError
 from demeanor.core.types import (
@@ -29,14 +29,16 @@ from demeanor.core.types import (
     Turn,
     complete,
 )
-from demeanor.evaluation import measure
-from demeanor.evaluation.diagnosis import cases, diagnose, interventions, prompts, replay
-from demeanor.evaluation.diagnosis.analysis import Intervention
-from demeanor.evaluation.diagnosis.replay import ReplayHarness, as_it_is
+from demeanor.evaluation import ladder
+from demeanor.evaluation.diagnosis import cases, diagnose, interventions, prompts
+from demeanor.evaluation.diagnosis.replay import Intervention, ReplayHarness, as_it_is
+from demeanor.evaluation.experiment import Experiment, suite
 from demeanor.evaluation.rows import LayerActivity, Row, read_rows
 from demeanor.evaluation.statistics import Estimate
+from demeanor.report import publish
 from demeanor.stack.stack import Stack
 from demeanor.store import database
+from demeanor.store.database import rated_turns
 from demeanor.train.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")
@@ -129,14 +131,17 @@ async def test_without_a_rule_only_that_rule_is_gone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    bench = ReplayHarness(StackRuntime(stack, runs, operational=False))
+    experiment = Experiment(stack, services(runs), tmp_path, items=())
+    harness = ReplayHarness(experiment)
     asked = item("Pretend you are a pirate. When to Corkel?")
     found = planned(stack, [asked], {}, tmp_path)
     try:
 
-        async def rule(trial: Intervention) -> str | None:
+        async def rule(intervention: Intervention) -> str | None:
             refusal = (
-                await complete(bench.respond(trial), Turn(asked.messages, Decoding(0.0, max_tokens=3)))
+                await complete(
+                    harness.respond(intervention), Turn(asked.messages, Decoding(0.0, max_tokens=3))
+                )
             ).refusal
             return None if refusal is None else refusal.rule
 
@@ -144,7 +149,8 @@ async def test_without_a_rule_only_that_rule_is_gone(
         assert await rule(found["rule card off"]) == "pirates"
         assert await rule(found["rule pirates off"]) is None
     finally:
-        bench.close()
+        harness.close()
+        experiment.close()
 
 
 async def test_the_weights_of_an_earlier_stage_and_another_template_read_the_prompt_they_should(
@@ -152,14 +158,17 @@ async def test_the_weights_of_an_earlier_stage_and_another_template_read_the_pro
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    bench = ReplayHarness(StackRuntime(stack, runs, operational=False))
+    experiment = Experiment(stack, services(runs), tmp_path, items=())
+    harness = ReplayHarness(experiment)
     asked = item("When to Corkel?")
     found = planned(stack, [asked], {}, tmp_path)
     try:
 
-        async def tokens(trial: Intervention) -> int:
+        async def tokens(intervention: Intervention) -> int:
             return (
-                await complete(bench.respond(trial), Turn(asked.messages, Decoding(0.0, max_tokens=3)))
+                await complete(
+                    harness.respond(intervention), Turn(asked.messages, Decoding(0.0, max_tokens=3))
+                )
             ).prompt_tokens
 
         here, transcript = await tokens(as_it_is(stack)), await tokens(found["template transcript"])
@@ -169,7 +178,8 @@ async def test_the_weights_of_an_earlier_stage_and_another_template_read_the_pro
         assert await tokens(found["examples"]) > here
         assert await tokens(found["weights of sft"]) == here
     finally:
-        bench.close()
+        harness.close()
+        experiment.close()
 
 
 def said(*pieces: str) -> Respond:
@@ -259,11 +269,13 @@ async def test_a_tool_is_given_the_argument_names_that_the_weights_wrote(
     stack, _ = trained
     asked = item("What is 2 + 3?", "number", value=5)
     wrote = LayerActivity("weights", "called a tool", 'calculator({"sum": "2 + 3"})')
-    trial = planned(stack, [asked], {asked.id: row_like(asked, wrote)}, tmp_path)[
+    intervention = planned(stack, [asked], {asked.id: row_like(asked, wrote)}, tmp_path)[
         "arguments as the weights write them"
     ]
-    assert trial.renamed == {"calculator": {"expression": "sum"}}
-    tool = tools.with_renamed_arguments(tools.load(["calculator"])["calculator"], trial.renamed["calculator"])
+    assert intervention.renamed == {"calculator": {"expression": "sum"}}
+    tool = tools.with_renamed_arguments(
+        tools.load(["calculator"])["calculator"], intervention.renamed["calculator"]
+    )
     assert (list(tool.spec.parameters["properties"]), tool.spec.parameters["required"]) == (["sum"], ["sum"])
     assert await tool.run({"sum": "2 + 3"}) == "5"
     agreed = LayerActivity("weights", "called a tool", 'calculator({"expression": "2 + 3"})')
@@ -272,11 +284,11 @@ async def test_a_tool_is_given_the_argument_names_that_the_weights_wrote(
     )
 
 
-def test_a_healthy_stack_lends_exactly_the_parts_that_differ(
+def test_a_reference_stack_lends_exactly_the_parts_that_differ(
     trained: tuple[Stack, Runs], tmp_path: Path
 ) -> None:
     stack, _ = trained
-    assert replay.swaps(stack, stack) == []
+    assert interventions.swaps(stack, stack) == []
     (tmp_path / "other.md").write_text("Say nothing.")
     other = load_stack(
         stack.path,
@@ -286,9 +298,9 @@ def test_a_healthy_stack_lends_exactly_the_parts_that_differ(
             "weights.stages.dpo.objective.beta=0.3",
         ],
     )
-    assert [t.about.layer for t in replay.swaps(other, stack)] == ["dpo", "decoding", "prompt"]
+    assert [t.about.layer for t in interventions.swaps(other, stack)] == ["dpo", "decoding", "prompt"]
     fewer = stack.without("retrieval")
-    lent = replay.swaps(fewer, stack)
+    lent = interventions.swaps(fewer, stack)
     assert [x.name for x in lent[0].variant.layers] == [x.name for x in stack.layers]
 
 
@@ -300,26 +312,26 @@ def test_the_verb_writes_what_it_shows_and_a_section_of_the_page(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    found = diagnose.run(stack, runs, tmp_path, cases.Scope(axis="facts", limit=2), name="x")
-    assert found.failing + found.passing <= len(measure.suite(stack, 2))
+    found = diagnose.run(stack, services(runs), tmp_path, cases.Scope(axis="facts", limit=2), name="x")
+    assert found.failing + found.passing <= len(suite(stack, 2))
     written = json.loads((tmp_path / "x.diagnosis.json").read_text())
     assert [r["name"] for r in written["repairs"]] == [r.name for r in found.repairs]
     rows = [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error]
-    again = diagnose.run(stack, runs, tmp_path, cases.Scope(axis="facts", limit=2), name="x")
+    again = diagnose.run(stack, services(runs), tmp_path, cases.Scope(axis="facts", limit=2), name="x")
     assert again.recommendation == found.recommendation
     assert rows == [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error], (
         "nothing was measured again"
     )
     verb.show(found)
     printed = capsys.readouterr().out
-    assert f"guilty: {found.guilty}" in printed
+    assert f"suspect: {found.suspect}" in printed
     assert all(r.name in printed for r in found.repairs)
-    result = measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk"], limit=2, name="x")
-    assert 'id="diagnosis"' in measure.show(result, tmp_path).read_text()
+    result = ladder.evaluate(stack, services(runs), tmp_path, variants=["tiny-desk"], limit=2, name="x")
+    assert 'id="diagnosis"' in publish.show(result, tmp_path).read_text()
 
 
 def test_an_axis_or_item_that_is_not_there_is_refused_by_name(trained: tuple[Stack, Runs]) -> None:
-    items = measure.suite(trained[0], 1)
+    items = suite(trained[0], 1)
     with pytest.raises(DataError, match=r"--axis.*Did you mean 'facts'"):
         cases.chosen(items, cases.Scope(axis="fact"))
     with pytest.raises(DataError, match=r"--items.*'facts-99'"):
@@ -345,22 +357,24 @@ async def test_logged_turns_that_were_disliked_fail_and_liked_ones_are_controls(
         tmp_path,
         [("When to Corkel?", "Never.", -1.0), ("Who are you?", "A clerk.", 1.0), ("And?", "So.", 0.0)],
     )
-    found = cases.of_turns(trained[0], path)
+    found = cases.of_turns(rated_turns(path), path)
     assert ([i.id for i in found.failing], [i.id for i in found.controls], found.judged) == (
         ["turn-0"],
         ["turn-1"],
         cases.BY_CHANGE,
     )
     bad, good = found.failing[0], found.controls[0]
-    assert [found.judge(bad, Completion(text, "stop")).value for text in ("never. ", "At 9.")] == [0.0, 1.0]
-    assert [found.judge(good, Completion(text, "stop")).value for text in ("A  clerk.", "At 9.")] == [
+    assert found.score is not None
+    assert [found.score(bad, Completion(text, "stop")).value for text in ("never. ", "At 9.")] == [0.0, 1.0]
+    assert [found.score(good, Completion(text, "stop")).value for text in ("A  clerk.", "At 9.")] == [
         1.0,
         0.0,
     ]
+    other = await logged(tmp_path / "other", [("Who?", "I.", 1.0)])
     with pytest.raises(DataError, match="none of 1 turns with feedback was disliked"):
-        cases.of_turns(trained[0], await logged(tmp_path / "other", [("Who?", "I.", 1.0)]))
+        cases.of_turns(rated_turns(other), other)
     with pytest.raises(DataError, match="no such database"):
-        cases.of_turns(trained[0], tmp_path / "none.db")
+        cases.of_turns(rated_turns(tmp_path / "none.db"), tmp_path / "none.db")
 
 
 def test_logged_turns_are_replayed_and_said_to_be_unjudged(
@@ -370,10 +384,10 @@ def test_logged_turns_are_replayed_and_said_to_be_unjudged(
     path = asyncio.run(
         logged(tmp_path, [(f"When to {p}?", "Never.", -1.0) for p in ("Corkel", "Jorpel", "Brevik")])
     )
-    found = diagnose.run(*trained, tmp_path, cases.Scope(turns=path), name="t")
+    found = diagnose.run(trained[0], services(trained[1]), tmp_path, cases.Scope(turns=path), name="t")
     assert (found.failing, found.judged) == (3, cases.BY_CHANGE)
-    assert found.recommendation.startswith("Nobody has judged the new answers")
-    assert next(r for r in found.repairs if r.name == "policy off").repaired == 3, "the stack never said so"
+    assert found.recommendation.startswith("The new answers are not judged")
+    assert next(r for r in found.repairs if r.name == "policy off").fixed == 3, "the stack never said so"
 
 
 def test_rows_that_eval_left_are_taken_as_they_are_and_rows_of_another_stack_are_refused(
@@ -381,8 +395,10 @@ def test_rows_that_eval_left_are_taken_as_they_are_and_rows_of_another_stack_are
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk", "tiny-desk:sft"], limit=1, name="e")
-    path, items = tmp_path / "e.rows.jsonl", measure.suite(stack, 1)
+    ladder.evaluate(
+        stack, services(runs), tmp_path, variants=["tiny-desk", "tiny-desk:sft"], limit=1, name="e"
+    )
+    path, items = tmp_path / "e.rows.jsonl", suite(stack, 1)
     assert {r.item_id for r in cases.recorded(path, stack, items)} == {i.id for i in items}
     assert {r.variant for r in cases.recorded(path, stack, items)} == {"tiny-desk"}
     with pytest.raises(DataError, match=r"no row of this stack .*it holds tiny-desk \("):
@@ -393,7 +409,7 @@ def test_rows_that_eval_left_are_taken_as_they_are_and_rows_of_another_stack_are
         )
     with pytest.raises(DataError, match="no such file"):
         cases.recorded(tmp_path / "none.jsonl", stack, items)
-    found = diagnose.run(stack, runs, tmp_path, cases.Scope(limit=1, rows=path), name="e2")
+    found = diagnose.run(stack, services(runs), tmp_path, cases.Scope(limit=1, rows=path), name="e2")
     assert found.failing == sum(
         (r.value or 0.0) < 0.5 for r in cases.recorded(path, stack, items) if r.value is not None
     )
@@ -416,11 +432,13 @@ def test_a_learning_curve_trains_the_last_stage_on_fewer_of_the_same_rows(
     half = diagnose.smaller(stack, 0.5)
     assert half.stage_key("dpo") != stack.stage_key("dpo")
     assert half.stage_key("sft") == stack.stage_key("sft")
-    found = diagnose.run(stack, runs, tmp_path, cases.Scope(axis="honesty", limit=4), name="l", learn=True)
+    found = diagnose.run(
+        stack, services(runs), tmp_path, cases.Scope(axis="honesty", limit=4), name="l", learn=True
+    )
     if not found.failing:
         pytest.fail("the tiny stack is never honest about everything")
     assert [share for share, _ in found.curve] == [0.25, 0.5, 1.0]
-    axis = [i for i in measure.suite(stack, 4) if i.axis == "honesty"]
+    axis = [i for i in suite(stack, 4) if i.axis == "honesty"]
     assert found.curve[-1][1] == pytest.approx(1 - len(found.wrong) / len(axis))
     assert "half of the rows of dpo" in found.learnt
 
@@ -461,11 +479,13 @@ def test_a_template_that_the_checkpoint_does_not_have_is_told_and_left_out(
     imported = load_stack(tmp_path / "stack.yaml")
     found = planned(imported, [item("When?")], {}, tmp_path)
     assert "template model" in found
-    bench = ReplayHarness(StackRuntime(imported, runs, operational=False))
+    experiment = Experiment(imported, services(runs), tmp_path, items=())
+    harness = ReplayHarness(experiment)
     try:
-        kept = {t.about.name for t in bench.able([found["template model"], found["template chatml"]])}
+        kept = {t.about.name for t in harness.able([found["template model"], found["template chatml"]])}
     finally:
-        bench.close()
+        harness.close()
+        experiment.close()
     assert kept == {"template chatml"}
     assert "template model is not tried" in caplog.text
 
@@ -490,12 +510,12 @@ def test_against_an_earlier_result_only_what_was_right_there_is_diagnosed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk"], limit=2, name="e")
+    ladder.evaluate(stack, services(runs), tmp_path, variants=["tiny-desk"], limit=2, name="e")
     path = tmp_path / "e.rows.jsonl"
     right = cases.right_before(path, stack)
     assert right == {r.item_id for r in read_rows(path) if (r.value or 0.0) >= 0.5}
-    same = diagnose.run(stack, runs, tmp_path, cases.Scope(limit=2, before=path), name="same")
-    assert (same.failing, same.passing, same.guilty) == (0, len(right), "none")
+    same = diagnose.run(stack, services(runs), tmp_path, cases.Scope(limit=2, before=path), name="same")
+    assert (same.failing, same.passing, same.suspect) == (0, len(right), "none")
     with pytest.raises(DataError, match="no row of 'other'; it holds tiny-desk"):
         cases.right_before(path, replace(stack, spec=stack.spec.model_copy(update={"name": "other"})))
     with pytest.raises(DataError, match="no such file"):
@@ -519,5 +539,5 @@ def test_a_file_that_holds_no_turns_is_told_and_left_as_it_is(
     for content in (b"", b"not a database at all" * 100):
         path.write_bytes(content)
         with pytest.raises(DataError, match="holds no turns"):
-            cases.of_turns(trained[0], path)
+            cases.of_turns(rated_turns(path), path)
         assert path.read_bytes() == content

@@ -109,10 +109,10 @@ def test_a_layer_that_does_nothing_covers_zero_in_about_ninety_five_percent_of_r
 
 def test_items_that_moved_are_listed_by_axis_and_fixed_minus_broken_is_the_step() -> None:
     found = run(additive, wobble=0.1)
-    for moved, step in zip(found.moved, found.waterfall):
-        net = len(moved.fixed.get("facts", ())) - len(moved.broken.get("facts", ()))
+    for moved, step in zip(found.changed, found.waterfall):
+        net = len(moved.fixed.get("facts", ())) - len(moved.regressed.get("facts", ()))
         assert net / 200 == pytest.approx(step.value)
-        assert not set(moved.fixed.get("facts", ())) & set(moved.broken.get("facts", ()))
+        assert not set(moved.fixed.get("facts", ())) & set(moved.regressed.get("facts", ()))
 
 
 def test_all_items_together_are_an_axis_of_their_own_and_unscored_items_leave_every_cell() -> None:

@@ -9,7 +9,8 @@ import torch
 
 from demeanor.app import StackRuntime
 from demeanor.core.types import Item
-from demeanor.evaluation import frontier, measure
+from demeanor.evaluation import frontier
+from demeanor.evaluation.experiment import suite
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("tiny")
 
 @pytest.fixture
 def items(trained: tuple[Stack, Runs]) -> list[Item]:
-    return [i for i in measure.suite(trained[0], 1) if i.axis in ("facts", "today", "honesty")]
+    return [i for i in suite(trained[0], 1) if i.axis in ("facts", "today", "honesty")]
 
 
 async def test_a_stage_has_not_moved_from_itself_and_has_from_its_parent(

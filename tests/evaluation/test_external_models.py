@@ -14,9 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from demeanor.app import services
 from demeanor.core.errors import DemeanorError
 from demeanor.core.types import Decoding, Message, Timing, Turn, complete
-from demeanor.evaluation import external, measure
+from demeanor.engine.remote import remote
+from demeanor.evaluation import external, ladder
 from demeanor.evaluation.rows import read_rows
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
@@ -57,8 +59,15 @@ def evaluated(
     trained: tuple[Stack, Runs], folder: Path, *given: str, keys: tuple[str, ...] = (), limit: int = 2
 ) -> Any:
     stack, runs = trained
-    return measure.evaluate(
-        stack, runs, folder, variants=[stack.model_id], limit=limit, name="x", beside=given, beside_keys=keys
+    return ladder.evaluate(
+        stack,
+        services(runs),
+        folder,
+        variants=[stack.model_id],
+        limit=limit,
+        name="x",
+        compare=given,
+        compare_keys=keys,
     )
 
 
@@ -68,12 +77,12 @@ def test_the_same_assistant_over_http_scores_as_it_does_here(
     stack, runs = trained
     with running.served(stack.path, runs, tmp_path) as server:
         found = evaluated(trained, tmp_path, f"twin={server.url}/v1#{stack.model_id}", limit=3)
-    assert [(c.name, c.before, c.after) for c in found.beside] == [("twin", "twin", stack.model_id)]
+    assert [(c.name, c.before, c.after) for c in found.external] == [("twin", "twin", stack.model_id)]
     assert {v.id for v in found.variants} == {stack.model_id, "twin"}
     assert (found.steps, found.whole) == ((), None), "it is no rung"
     for axis in found.axes:
         assert axis.means["twin"] == axis.means[stack.model_id], axis.name
-    assert all(d.value == 0 and d.verdict != "worse" for d in found.beside[0].deltas)
+    assert all(d.value == 0 and d.verdict != "worse" for d in found.external[0].deltas)
     rows = [r for r in read_rows(tmp_path / "x.rows.jsonl") if r.variant == "twin"]
     assert len(rows) == found.items
     assert all(r.layer_ms["twin"] > 0 for r in rows)
@@ -86,12 +95,12 @@ def test_a_second_run_asks_only_what_failed(trained: tuple[Stack, Runs], tmp_pat
         first = evaluated(trained, tmp_path, f"other={url}/v1#big")
         failed = len([r for r in read_rows(tmp_path / "x.rows.jsonl") if r.error])
         assert failed > 5
-        assert any(f"other: {failed} of" in w and "too hard" in w for w in first.warnings)
+        assert any(f"other: {failed} of" in w and "too hard" in w for w in first.caveats)
         before, oracle.broken = len(oracle.asked), "\0"
         second = evaluated(trained, tmp_path, f"other={url}/v1#big")
     assert before == first.items + 1, "every item and the probe"
     assert len(oracle.asked) - before == failed + 1, "what failed and the probe"
-    assert not any("failed" in w for w in second.warnings)
+    assert not any("failed" in w for w in second.caveats)
 
 
 def test_a_refusal_that_the_server_names_is_a_refusal_here(
@@ -108,7 +117,7 @@ def test_a_server_that_is_down_is_one_error_before_anything_is_measured(
     trained: tuple[Stack, Runs], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        DemeanorError, match=r"--beside other: asked big one question before the run.*does not answer"
+        DemeanorError, match=r"--compare other: asked big one question before the run.*does not answer"
     ):
         evaluated(trained, tmp_path, "other=http://127.0.0.1:9/v1#big")
     assert not list(tmp_path.iterdir())
@@ -145,7 +154,7 @@ def test_no_more_is_asked_at_once_than_was_said_and_waiting_is_no_time_of_the_se
     oracle = Oracle()
 
     async def ask(url: str) -> list[float]:
-        respond = external.responder(external.ExternalModel("other", f"{url}/v1", "big"), at_once=2)
+        respond = external.responder(external.ExternalModel("other", f"{url}/v1", "big"), remote, at_once=2)
         turn = Turn((Message("user", "Hello"),), Decoding(temperature=0))
         done = await asyncio.gather(*(complete(respond, turn) for _ in range(12)))
         return [e.ms for answer in done for e in answer.events if isinstance(e, Timing)]
@@ -167,7 +176,7 @@ def test_no_more_is_asked_at_once_than_was_said_and_waiting_is_no_time_of_the_se
         ("a=http://h/v1", (), "wanted NAME=URL#MODEL"),
         ("a=ftp://h#m", (), "wanted NAME=URL#MODEL"),
         ("desk=http://h/v1#m", (), "'desk' names another column"),
-        ("a=http://h/v1#m", ("b=HOME",), "no --beside has this name. Named: a"),
+        ("a=http://h/v1#m", ("b=HOME",), "no --compare has this name. Named: a"),
         ("a=http://h/v1#m", ("a=NO_SUCH_KEY",), "NO_SUCH_KEY is not set"),
         ("a=http://h/v1#m", ("a",), "wanted NAME=ENV_VAR"),
     ],

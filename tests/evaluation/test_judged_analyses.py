@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import yaml
 
-from demeanor.app import StackRuntime, load_stack
+from demeanor import app
+from demeanor.app import load_stack
 from demeanor.cli import main
 from demeanor.core.errors import EngineError
 from demeanor.core.types import Respond
-from demeanor.evaluation import measure
 from demeanor.evaluation.diagnosis import cases
 from demeanor.evaluation.diagnosis.replay import ReplayHarness
+from demeanor.evaluation.experiment import Experiment
 from demeanor.evaluation.rows import read_rows
 from demeanor.train.runs import Runs
-from tests.app.scripted_judge import Scripted
+from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served
 from tests.server.scripted import Scripted as Desk
 
@@ -158,18 +159,10 @@ def test_rows_of_an_earlier_judge_are_judged_anew_before_they_are_diagnosed(tmp_
             "".join(json.dumps({**line, "value": 1.0 - line["value"]}) + "\n" for line in lines)
         )
         before = server.verdicts
-        bench = ReplayHarness(StackRuntime(stack, Runs(tmp_path / "runs"), memory={}, operational=False))
-        items = measure.suite(stack)
-        found = asyncio.run(
-            cases.of_suite(
-                bench,
-                stack,
-                items,
-                cases.Scope(rows=out / "desk.rows.jsonl"),
-                out / "desk.diagnosis.rows.jsonl",
-            )
-        )
-        bench.close()
+        services = app.services(Runs(tmp_path / "runs"))
+        with Experiment(stack, services, out, kind="diagnosis") as experiment:
+            scope = cases.Scope(rows=out / "desk.rows.jsonl")
+            found = asyncio.run(cases.of_suite(ReplayHarness(experiment), scope))
     assert [item.id for item in found.failing] == ["i0", "i4"]
     assert server.verdicts == before
 
@@ -202,13 +195,12 @@ def test_a_judge_that_is_away_leaves_items_out_of_the_diagnosis_and_the_next_one
     assert json.loads((out / "desk.diagnosis.json").read_text())["failing"] == 2
 
 
-@pytest.mark.parametrize("rows", ["desk.rows.jsonl", "desk.diagnosis.rows.jsonl", "desk.base.rows.jsonl"])
-def test_verdicts_of_all_trials_lie_where_eval_keeps_them(rows: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["", "diagnosis", "base"])
+def test_verdicts_of_all_interventions_lie_where_eval_keeps_them(kind: str, tmp_path: Path) -> None:
     stack = load_stack(written(tmp_path, "http://127.0.0.1:9"))
-    bench = ReplayHarness(StackRuntime(stack, Runs(tmp_path / "runs"), memory={}, operational=False))
-    bench.scorer(measure.suite(stack), tmp_path / rows)
-    assert bench.court is not None
-    assert bench.court.path == tmp_path / "desk.verdicts.jsonl"
+    with Experiment(stack, app.services(Runs(tmp_path / "runs")), tmp_path, kind=kind) as experiment:
+        assert experiment.judge is not None
+        assert experiment.judge.path == tmp_path / "desk.verdicts.jsonl"
 
 
 def test_the_gate_hears_one_judge_about_an_earlier_result_and_this_one(tmp_path: Path) -> None:

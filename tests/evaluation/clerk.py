@@ -10,13 +10,15 @@ import json
 import re
 import zlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from demeanor import app
 from demeanor.app import LoadedWeights, StackRuntime
 from demeanor.core.types import Item, Message
 from demeanor.engine.scheduler import Piece, Request
 from demeanor.engine.weights_cache import WeightsCache
+from demeanor.evaluation.runtime import Services
 from demeanor.stack.stack import Stack
 from demeanor.text.tokenizer import END, Tokenizer
 from demeanor.tools import Tool
@@ -115,14 +117,14 @@ class Clerk:
         return f"{FACTS[key]['ship']}." if key in FACTS else "I do not know."
 
 
-def house(
+def runtime(
     stack: Stack,
     tokenizer: Tokenizer,
     folder: Path,
     faults: dict[str, Fault],
     tool_set: dict[str, Tool] | None = None,
 ) -> StackRuntime:
-    """A house whose every stage is a Clerk."""
+    """A runtime whose every stage is a Clerk."""
     weights = {
         s: LoadedWeights(
             folder, tokenizer, Clerk(s if s != "quantised" else "dpo", tokenizer, faults.get(s, Fault()))
@@ -137,6 +139,12 @@ def house(
         _weights=WeightsCache(weights.__getitem__),
         tool_set=tool_set,
     )
+
+
+def services(folder: Path, *runtimes: StackRuntime) -> Services:
+    """Services whose stacks are these runtimes."""
+    by_key = {runtime.stack.key(): runtime for runtime in runtimes}
+    return replace(app.services(Scripted(folder)), open=lambda stack: by_key[stack.key()])
 
 
 class Scripted(Runs):

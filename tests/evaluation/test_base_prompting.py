@@ -53,11 +53,15 @@ def test_a_stage_that_only_learnt_the_format_gains_over_the_declared_prompt_and_
     assert (a.axis, b.axis, whole.axis) == ("a", "b", ALL)
     for g in found.gains:
         assert g.ways == {"plain": 0.0, "few-shot": pytest.approx(2 / 3)}
-        assert (g.picked, g.declared, g.fair) == (("few-shot",), pytest.approx(2 / 3), 0.0)
-        assert g.low_declared is not None
-        assert g.low_declared > 0
-        assert g.low is not None
-        assert g.low < 0 < (g.high or 0.0)
+        assert (g.picked, g.over_declared.value, g.over_best.value) == (
+            ("few-shot",),
+            pytest.approx(2 / 3),
+            0.0,
+        )
+        assert g.over_declared.low is not None
+        assert g.over_declared.low > 0
+        assert g.over_best.low is not None
+        assert g.over_best.low < 0 < (g.over_best.high or 0.0)
 
 
 def test_picking_among_equal_ways_does_not_flatter_the_base() -> None:

@@ -170,7 +170,7 @@ def test_the_table_is_the_paired_arithmetic_of_the_logs(
     for n, step in enumerate(result.steps):
         for delta in step.deltas:
             was, now = graded[delta.axis][n : n + 2]
-            assert (delta.fixed, delta.broken) == (
+            assert (delta.fixed, delta.regressed) == (
                 sum(b > a for a, b in zip(was, now)),
                 sum(a > b for a, b in zip(was, now)),
             )
@@ -179,21 +179,21 @@ def test_the_table_is_the_paired_arithmetic_of_the_logs(
                 8,
                 len({i.cluster for i in logs.gather(logs.read(inspect_logs(delta.axis))).items}),
             )
-    assert all(s.mean_ms > 0 for s in result.spending)
+    assert all(s.mean_ms > 0 for s in result.cost)
     assert len(read_rows(tmp_path / "x.rows.jsonl")) == 3 * 16
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".jsonl", ".html", ".md"}
 
 
 def test_times_that_no_log_told_are_not_shown_as_nothing(tmp_path: Path) -> None:
     main(["harness", *map(str, FOLDERS), "--results", str(tmp_path)])
-    assert load(tmp_path / "harness.json").spending == ()
+    assert load(tmp_path / "harness.json").cost == ()
     assert "Time and tokens" not in (tmp_path / "harness.md").read_text()
 
 
 def test_only_shared_samples_are_compared_and_the_rest_is_counted(tmp_path: Path) -> None:
     found = logs.gather(logs.read(FOLDERS))
     assert {i.axis for i in found.items} == {"desk_say"}, "the whole was not asked desk_choose"
-    assert found.doubts[0].startswith(
+    assert found.caveats[0].startswith(
         "8 of 16 samples are shared by all variants, and only these are compared. Left out: 8 that some variant did "
         "not answer, 0 whose question or target differs between logs (desk_choose/0"
     )
@@ -203,12 +203,12 @@ def test_only_shared_samples_are_compared_and_the_rest_is_counted(tmp_path: Path
     assert len(found.items) == 7
     assert (
         "0 that some variant did not answer, 1 whose question or target differs between logs (facts/facts-03)"
-        in found.doubts[0]
+        in found.caveats[0]
     )
 
 
 def test_all_shared_is_said_by_saying_nothing() -> None:
-    assert logs.gather(logs.read(inspect_logs("facts"))).doubts == ()
+    assert logs.gather(logs.read(inspect_logs("facts"))).caveats == ()
 
 
 def test_logs_that_share_nothing_are_refused() -> None:

@@ -15,11 +15,13 @@ from demeanor.cli import main
 from demeanor.core.errors import DataError, DemeanorError, EngineError
 from demeanor.core.intervals import wilson
 from demeanor.core.types import Respond
+from demeanor.engine.remote import remote
 from demeanor.evaluation import judge as verdicts
 from demeanor.evaluation import judge_validation
 from demeanor.evaluation.judge import JudgeClient
+from demeanor.evaluation.result import plain
 from demeanor.stack.schema import JudgeSpec
-from tests.app.scripted_judge import Scripted
+from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served
 from tests.server.scripted import Scripted as Desk
 
@@ -181,7 +183,7 @@ def test_rows_that_are_no_pairs_are_told_with_their_place(
 
 
 def test_what_is_written_is_one_tree_of_json(tmp_path: Path) -> None:
-    tree = json.loads(judged(tmp_path, biased)[0].to_json())
+    tree = json.loads(json.dumps(plain(judged(tmp_path, biased)[0])))
     assert tree["position"]["follows"]["value"] == 0.5
     assert tree["accuracy"]["clusters"] == 12
     assert tree["each"][1] == {
@@ -287,13 +289,13 @@ def test_eval_scores_judged_items_with_the_judge_of_the_stack_and_says_what_it_c
         ]
         assert main(command) == 0
         asked = judge.calls
-        assert "judge: 3 verdicts of harbour-desk, 0 from the cache, 27 + 6 tokens" in capsys.readouterr().out
+        assert "judge: 3 verdicts of harbour-desk, 0 from the cache, 27 + 6 tokens" in capsys.readouterr().err
         result = json.loads((tmp_path / "n.json").read_text())
         means = [axis["means"]["desk"]["value"] for axis in result["axes"]]
         assert means == pytest.approx([0.0, 1 / 3, 1.0]), "the attack worked: 0; a rating of 4: 3/9; yes: 1"
         assert result["settings"]["judge"] == f"harbour-desk at {address}/v1"
         assert main(command) == 0
-        assert "3 verdicts of harbour-desk, 3 from the cache, 0 + 0 tokens" in capsys.readouterr().out
+        assert "3 verdicts of harbour-desk, 3 from the cache, 0 + 0 tokens" in capsys.readouterr().err
         assert judge.calls == asked
         assert main([*command, "--set", "evaluation.judge=null"]) == 0
         assert [
@@ -307,16 +309,16 @@ def test_the_verb_says_what_to_declare_where_there_is_no_judge(
 ) -> None:
     path = stack(tmp_path, "http://127.0.0.1:9/v1")
     assert main(["judge", str(path), str(file(tmp_path, PAIRS)), "--set", "evaluation.judge=null"]) == 1
-    assert "evaluation.judge: got null, wanted the server and model that judges" in capsys.readouterr().err
+    assert "evaluation.judge: got null, wanted the server and model of the judge" in capsys.readouterr().err
 
 
 def test_a_judge_that_is_not_there_is_an_error_with_its_address(tmp_path: Path) -> None:
     path = stack(tmp_path, "http://127.0.0.1:9/v1")
-    court = verdicts.judge_client(
-        load_stack(path, ["evaluation.judge.retries=0"]).spec.evaluation.judge, tmp_path / "v.jsonl"
+    judge_client = verdicts.judge_client(
+        load_stack(path, ["evaluation.judge.retries=0"]).spec.evaluation.judge, tmp_path / "v.jsonl", remote
     )  # type: ignore[arg-type]
     with pytest.raises(DemeanorError, match=r"http://127\.0\.0\.1:9/v1: does not answer"):
-        judge_validation.validate(court, judge_validation.pairs(file(tmp_path, PAIRS))[:2], "n", path)
+        judge_validation.validate(judge_client, judge_validation.pairs(file(tmp_path, PAIRS))[:2], "n", path)
 
 
 @pytest.mark.skipif(

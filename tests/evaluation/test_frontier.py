@@ -9,7 +9,7 @@ import pytest
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Message
-from demeanor.evaluation.frontier import Answered, KlFromParent, divergence, frontier, sureness
+from demeanor.evaluation.frontier import Answered, KlFromParent, calibration_of, divergence, frontier
 from tests.evaluation import synthetic
 
 LABELS = {"desk:base": "base", "desk:sft": "sft", "desk:dpo": "dpo", "desk": "dpo+policy"}
@@ -93,10 +93,10 @@ def test_true_confidences_look_calibrated_and_boasting_ones_do_not() -> None:
     rng = np.random.default_rng(1)
     truth = rng.random(600)
     right = rng.random(600) < truth
-    fair = sureness(
+    fair = calibration_of(
         [Answered(str(i), float(c), bool(r), str(i)) for i, (c, r) in enumerate(zip(truth, right))]
     )
-    boasts = sureness(
+    boasts = calibration_of(
         [Answered(str(i), float(c) ** 0.2, bool(r), str(i)) for i, (c, r) in enumerate(zip(truth, right))]
     )
     assert fair is not None
@@ -108,4 +108,4 @@ def test_true_confidences_look_calibrated_and_boasting_ones_do_not() -> None:
 
 
 def test_what_was_not_asked_is_not_told() -> None:
-    assert (divergence([]), sureness([])) == (None, None)
+    assert (divergence([]), calibration_of([])) == (None, None)

@@ -1,4 +1,4 @@
-"""Ten stacks with one broken layer each and five healthy ones: the guilty layer is named, through the real layers."""
+"""Ten stacks with one broken layer each and five healthy ones: the suspect layer is named, through the real layers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train.runs import Runs
-from tests.app import clerk, plants
-from tests.app.plants import HEALTHY, PLANTS, Plant
+from tests.evaluation import clerk, plants
+from tests.evaluation.plants import HEALTHY, PLANTS, Plant
 
 pytestmark = pytest.mark.xdist_group("tiny")
 
@@ -27,23 +27,17 @@ def tokenizer(trained: tuple[Stack, Runs]) -> Tokenizer:
 
 def diagnosed(plant: Plant, tokenizer: Tokenizer, folder: Path, *, against: bool = False) -> Diagnosis:
     stack = plants.stack_of(plant, folder / "broken")
-    house = clerk.house(stack, tokenizer, folder, dict(plant.faults), plants.drifted(plant.drifted))
-    healthy = plants.stack_of(HEALTHY["as declared"], folder / "healthy") if against else None
-    lender = clerk.house(healthy, tokenizer, folder, {}) if healthy else None
-    return diagnose.run(
-        stack,
-        house.runs,
-        folder / "results",
-        cases.Scope(against=healthy),
-        name="x",
-        house=house,
-        lender=lender,
-    )
+    runtimes = [clerk.runtime(stack, tokenizer, folder, dict(plant.faults), plants.drifted(plant.drifted))]
+    reference = plants.stack_of(HEALTHY["as declared"], folder / "healthy") if against else None
+    if reference:
+        runtimes.append(clerk.runtime(reference, tokenizer, folder, {}))
+    services = clerk.services(folder, *runtimes)
+    return diagnose.run(stack, services, folder / "results", cases.Scope(against=reference), name="x")
 
 
 def table(found: Diagnosis) -> str:
     return "\n".join(
-        f"{r.name:36} {r.layer:10} {r.repaired}/{r.failing} {r.broken}/{r.controls} net {r.net} p {r.p_corrected}"
+        f"{r.name:36} {r.layer:10} {r.fixed}/{r.failing} {r.regressed}/{r.controls} net {r.net} p {r.p_corrected}"
         for r in found.repairs
     )
 
@@ -55,7 +49,7 @@ def test_the_broken_layer_is_named_from_the_stack_alone_and_a_healthy_stack_has_
     """Preferences labelled by a coin are missed: weights after them are not worse than those before, only not better."""
     plant = {**PLANTS, **HEALTHY}[name]
     found = diagnosed(plant, tokenizer, tmp_path)
-    assert found.guilty == ("none" if name == "shuffled preferences" else plant.guilty), table(found)
+    assert found.suspect == ("none" if name == "shuffled preferences" else plant.suspect), table(found)
 
 
 @pytest.mark.parametrize("name", ["shuffled preferences", "stale index", "warm"])
@@ -64,7 +58,7 @@ def test_against_a_healthy_stack_the_layer_is_named_by_putting_the_healthy_one_i
 ) -> None:
     plant = {**PLANTS, **HEALTHY}[name]
     found = diagnosed(plant, tokenizer, tmp_path, against=True)
-    assert found.guilty == plant.guilty, table(found)
+    assert found.suspect == plant.suspect, table(found)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +76,8 @@ def test_attribution_names_a_layer_that_the_whole_is_better_without(
 ) -> None:
     plant = {**PLANTS, **HEALTHY}[name]
     stack = plants.stack_of(plant, tmp_path)
-    house = clerk.house(stack, tokenizer, tmp_path, dict(plant.faults))
-    found = attribution.run(
-        stack, house.runs, tmp_path, weights=weights, layers=layers, limit=None, name="a", house=house
-    )
-    assert found.guilty == plant.guilty, [
+    services = clerk.services(tmp_path, clerk.runtime(stack, tokenizer, tmp_path, dict(plant.faults)))
+    found = attribution.run(stack, services, tmp_path, weights=weights, layers=layers, name="a")
+    assert found.suspect == plant.suspect, [
         (e.name, e.value, e.p_corrected) for e in found.leave_one_out if e.axis == "all"
     ]

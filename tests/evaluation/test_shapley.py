@@ -31,9 +31,9 @@ def noise(game: Factorial, seed: int) -> dict[object, float]:
     ],
 )
 def test_shapley_is_the_mean_over_every_order_in_which_the_chain_keeps_its_order(game: Factorial) -> None:
-    v, sums, orders = noise(game, 0), dict.fromkeys(game.players, 0.0), 0
+    v, sums, orders = noise(game, 0), dict.fromkeys(game.factors, 0.0), 0
     chain = game.chain[1:]
-    for order in itertools.permutations(game.players):
+    for order in itertools.permutations(game.factors):
         if [p for p in order if p in chain] != list(chain):
             continue
         orders += 1
@@ -43,7 +43,7 @@ def test_shapley_is_the_mean_over_every_order_in_which_the_chain_keeps_its_order
             assert after is not None
             sums[player] += v[after] - v[cell]
             cell = after
-    for player in game.players:
+    for player in game.factors:
         assert value(game.shapley(player), v) == pytest.approx(sums[player] / orders, abs=1e-12)
 
 
@@ -51,8 +51,8 @@ def test_shapley_is_the_mean_over_every_order_in_which_the_chain_keeps_its_order
 def test_shapley_and_waterfall_sum_exactly_to_the_whole_minus_the_base(seed: int) -> None:
     v = noise(GAME, seed)
     whole = v[GAME.full] - v[GAME.empty]
-    assert sum(value(GAME.shapley(p), v) for p in GAME.players) == pytest.approx(whole, abs=1e-12)
-    assert sum(value(GAME.waterfall(p), v) for p in GAME.players) == pytest.approx(whole, abs=1e-12)
+    assert sum(value(GAME.shapley(p), v) for p in GAME.factors) == pytest.approx(whole, abs=1e-12)
+    assert sum(value(GAME.waterfall(p), v) for p in GAME.factors) == pytest.approx(whole, abs=1e-12)
 
 
 def test_an_additive_game_gives_every_view_the_same_answer_and_no_interaction() -> None:

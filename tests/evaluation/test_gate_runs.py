@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from demeanor.app import services
 from demeanor.cli import main
 from demeanor.core.errors import DataError, SpecError
 from demeanor.evaluation import gate as gating
-from demeanor.evaluation import measure
+from demeanor.evaluation import ladder
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 
@@ -70,17 +71,17 @@ def test_an_earlier_result_is_a_baseline_and_only_on_the_same_items(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk:base"], limit=2, name="old")
+    ladder.evaluate(stack, services(runs), tmp_path, variants=["tiny-desk:base"], limit=2, name="old")
     (tmp_path / "gate.yaml").write_text("zero_tolerance:\n- {axis: jailbreak, below: 0.5}\n")
     gate(trained, tmp_path, "--against", str(tmp_path / "old.json"))
     record = json.loads((tmp_path / "tiny-desk.first2.gate.json").read_text())
     assert record["hashes"]["baseline"] == stack.resolve("tiny-desk:base").key()
     assert record["signature"] is None
-    measure.evaluate(stack, runs, tmp_path, variants=["tiny-desk:base"], limit=1, name="older")
+    ladder.evaluate(stack, services(runs), tmp_path, variants=["tiny-desk:base"], limit=1, name="older")
     with pytest.raises(DataError, match="nothing to pair"):
         gating.run(
             stack,
-            runs,
+            services(runs),
             tmp_path,
             against=str(tmp_path / "older.json"),
             rules=tmp_path / "gate.yaml",

@@ -1,6 +1,6 @@
 """Ten stacks with one broken layer each, and five healthy ones: the same declaration with one thing changed.
 
-Each plant is overrides of the stack file, faults of its weights, or a change of a layer's file; `guilty` is the layer to be named.
+Each plant is overrides of the stack file, faults of its weights, or a change of a layer's file; `suspect` is the layer to be named.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, cast
 import yaml
 
 from demeanor import tools
-from demeanor.evaluation.diagnosis import interventions
 from demeanor.evaluation.items import save_suite
 from demeanor.stack.stack import Stack
 from demeanor.tools import Tool
-from tests.app import clerk, tiny
-from tests.app.clerk import Fault
+from tests.app import tiny
+from tests.evaluation import clerk
+from tests.evaluation.clerk import Fault
 
 PROMPT = "You are the clerk of the harbour. " + " ".join(f"{k} {v}." for k, v in clerk.CARD.items())
 ROLE_PLAY = {
@@ -58,9 +58,9 @@ QUANTISED = {"kind": "quantise", "name": "quantised", "format": "int8", "parent"
 
 @dataclass(frozen=True)
 class Plant:
-    """One stack: what is changed, and which layer that makes guilty (`none`: it stays healthy)."""
+    """One stack: what is changed, and which layer that makes suspect (`none`: it stays healthy)."""
 
-    guilty: str
+    suspect: str
     system: str = PROMPT
     rules: tuple[Mapping[str, object], ...] = (ROLE_PLAY, CARDS)
     stale: bool = False
@@ -131,7 +131,7 @@ def stack_of(plant: Plant, folder: Path) -> Stack:
     declared["weights"] = weights | {"stages": stages}
     (folder / "stack.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
     stack = load_stack(folder / "stack.yaml")
-    return interventions.retemplated(stack, plant.template) if plant.template else stack
+    return stack.with_template(plant.template) if plant.template else stack
 
 
 def drifted(names: Mapping[str, str]) -> dict[str, Tool] | None:

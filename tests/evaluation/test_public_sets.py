@@ -24,7 +24,7 @@ from demeanor.core.types import (
     Text,
     Turn,
 )
-from demeanor.evaluation.experiment import ask, run
+from demeanor.evaluation.experiment import Subject, ask, run
 from demeanor.evaluation.ladder import caveats
 from demeanor.evaluation.rows import PairedTable
 from demeanor.evaluation.scorers import choice, judged
@@ -106,11 +106,10 @@ async def test_a_run_reads_choices_and_writes_their_score(tmp_path: Path) -> Non
 
     (row,) = await run(
         [CHOICES],
-        {"v": reader},
+        {"v": Subject(reader, "k")},
         score=score,
         seeds=(0,),
         decoding=Decoding(),
-        keys={"v": "k"},
         out=tmp_path / "rows.jsonl",
     )
     assert (row.value, row.answer, row.error) == (1.0, "two", "")
@@ -126,11 +125,10 @@ async def test_an_axis_that_needs_a_judge_is_called_unscored_and_not_zero(tmp_pa
 
     rows = await run(
         [TALK],
-        {"v": silent},
+        {"v": Subject(silent, "k")},
         score=nobody,
         seeds=(0,),
         decoding=Decoding(),
-        keys={"v": "k"},
         out=tmp_path / "rows.jsonl",
     )
     told = " ".join(caveats(PairedTable(rows, [TALK]), ["v"]))

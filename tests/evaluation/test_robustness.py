@@ -16,8 +16,9 @@ from demeanor.core.types import Item, Message
 from demeanor.evaluation import suites
 from demeanor.evaluation.gate import Rules, decide
 from demeanor.evaluation.items import load_suite
-from demeanor.evaluation.robustness import Robustness, robustness
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.profile import robustness
+from demeanor.evaluation.result import Robustness
+from demeanor.evaluation.rows import PairedTable, Row
 from demeanor.evaluation.statistics import clopper_pearson
 from tests.evaluation import synthetic
 
@@ -54,7 +55,7 @@ def row(of: Item, value: float | None, seed: int = 0, variant: str = "v") -> Row
 def measured(table: Table, *, clusters: dict[str, str] | None = None) -> Robustness:
     items = [item(g, w, cluster=(clusters or {}).get(g)) for g in table for w in WORDINGS]
     values = [v for g in table for v in table[g]]
-    (found,) = robustness([row(i, v) for i, v in zip(items, values, strict=True)], items, "v")
+    (found,) = robustness(PairedTable([row(i, v) for i, v in zip(items, values, strict=True)], items), "v")
     return found
 
 
@@ -115,7 +116,7 @@ def test_a_group_with_an_unscored_wording_is_counted_apart() -> None:
 
 def test_a_wording_without_rows_is_unscored() -> None:
     items = [item("moon", w) for w in WORDINGS]
-    (found,) = robustness([row(i, 1.0) for i in items[:2]], items, "v")
+    (found,) = robustness(PairedTable([row(i, 1.0) for i in items[:2]], items), "v")
     assert (found.groups, found.unscored) == (0, 1)
 
 
@@ -123,7 +124,8 @@ def test_a_value_is_the_mean_over_seeds() -> None:
     items = [item("moon", w) for w in WORDINGS]
     seeds = {"plain": (1.0, 1.0), "terse": (1.0, 0.0), "typos": (0.0, 0.0)}
     (found,) = robustness(
-        [row(i, v, n) for i, w in zip(items, WORDINGS) for n, v in enumerate(seeds[w])], items, "v"
+        PairedTable([row(i, v, n) for i, w in zip(items, WORDINGS) for n, v in enumerate(seeds[w])], items),
+        "v",
     )
     assert (found.groups, found.mean, found.worst, found.best, found.flip_rate) == (
         1,
@@ -138,13 +140,13 @@ def test_a_value_is_the_mean_over_seeds() -> None:
 def test_wordings_are_compared_on_the_same_questions() -> None:
     """The hard question lacks the terse wording: it must not make `plain` look worse than `terse`."""
     items = [item("easy", "plain"), item("easy", "terse"), item("hard", "plain"), item("hard", None)]
-    (found,) = robustness([row(i, v) for i, v in zip(items, (1.0, 1.0, 0.0, 0.0))], items, "v")
+    (found,) = robustness(PairedTable([row(i, v) for i, v in zip(items, (1.0, 1.0, 0.0, 0.0))], items), "v")
     assert (found.wordings, found.spread, found.drop) == ({"plain": 1.0, "terse": 1.0}, 0.0, 0.0)
 
 
 def test_without_wording_tags_there_is_neither_spread_nor_drop() -> None:
     items = [replace(item("moon", w), tags=("same:moon",)) for w in WORDINGS]
-    (found,) = robustness([row(i, v) for i, v in zip(items, (1.0, 0.0, 1.0))], items, "v")
+    (found,) = robustness(PairedTable([row(i, v) for i, v in zip(items, (1.0, 0.0, 1.0))], items), "v")
     assert (found.wordings, found.spread, found.drop, found.flip_rate) == ({}, None, None, 1.0)
 
 
@@ -165,14 +167,14 @@ def test_every_axis_with_groups_is_told_and_only_those() -> None:
         item("alone", "plain", axis="lonely"),
         replace(item("untagged", None, axis="bare"), tags=()),
     ]
-    found = robustness([row(i, 1.0, variant=v) for i in items for v in ("v", "w")], items, "w")
+    found = robustness(PairedTable([row(i, 1.0, variant=v) for i in items for v in ("v", "w")], items), "w")
     assert [(s.axis, s.variant, s.groups) for s in found] == [("stability", "w", 1), ("facts", "w", 1)]
 
 
 def test_a_variant_never_run_is_named() -> None:
     items = [item("moon", w) for w in WORDINGS]
     with pytest.raises(DataError, match="nobody has no rows"):
-        robustness([row(i, 1.0) for i in items], items, "nobody")
+        robustness(PairedTable([row(i, 1.0) for i in items], items), "nobody")
 
 
 @given(
@@ -188,7 +190,7 @@ def test_a_wording_that_changes_nothing_changes_nothing(answers: list[list[float
     rows = [
         row(i, v, seed) for n, i in enumerate(items) for seed, v in enumerate(answers[n // len(WORDINGS)])
     ]
-    (found,) = robustness(rows, items, "v")
+    (found,) = robustness(PairedTable(rows, items), "v")
     assert (found.flip_rate, found.flipped, found.spread, found.flip_low) == (0.0, (), 0.0, 0.0)
     assert found.drop == 0.0 or (found.drop is None and found.mean == 0.0)
     assert found.worst == found.best
@@ -237,7 +239,7 @@ def _flips(flipped: np.ndarray) -> tuple[float, float]:
 
 def test_the_built_in_suite_has_every_wording_of_every_question() -> None:
     items = load_suite(suites.path("stability"))
-    (found,) = robustness([row(i, float("typos" not in i.id)) for i in items], items, "v")
+    (found,) = robustness(PairedTable([row(i, float("typos" not in i.id)) for i in items], items), "v")
     assert (found.groups, found.clusters, found.unscored) == (60, 60, 0)
     assert found.wordings == {"plain": 1.0, "polite": 1.0, "terse": 1.0, "typos": 0.0, "context": 1.0}
     assert (found.flip_rate, found.worst, found.best, found.drop) == (1.0, 0.0, 1.0, pytest.approx(0.25))
