@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
-from demeanor.report import duel as told
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from demeanor.evaluation.duel import DuelResult
     from demeanor.stack.stack import Stack
-
-WIDTH = 160
-"""Columns of the tables where the output is not a terminal."""
 
 
 def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.Namespace], Stack]) -> None:
@@ -34,9 +26,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         )
         services = app.services(Runs(options.runs))
         found = duel.run(load(options), services, options.results, given, name=options.name)
-        show(found)
-        print(f"written: {options.results / found.name}.duel.json")
-        publish.duels_on_page(options.results, found.name, found.suite_hash)
+        publish.show_section(options.results, found.name, "duel")
         return 0
 
     parser = verb(
@@ -74,38 +64,3 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         "--limit", type=arguments.count, metavar="N", help="use the first N items of each axis"
     )
     parser.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
-
-
-def show(found: DuelResult) -> None:
-    """Print a row per pair, the ratings, and what to doubt."""
-    from rich.console import Console
-    from rich.text import Text
-
-    from demeanor.evaluation.result import plain
-
-    console, tree = (
-        Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH),
-        plain(found),
-    )
-    console.print(
-        Text(f"{found.name}: {found.items} items, {found.design}; judge {found.judge['model']}", "bold")
-    )
-    console.print(_table(told.COLUMNS, [told.row(m) for m in tree["matchups"]], left=2))
-    console.print(Text("shares in percent with 95% intervals; a tie is half a win", "dim"))
-    console.print(_table(told.RATED, [told.rated(r) for r in tree["ratings"]], left=1))
-    console.print(Text("Bradley-Terry, Elo points, mean 0; length is not controlled", "dim"))
-    for line in (told.worth(tree), *told.doubts(tree)):
-        console.print(
-            f"! {line}" if line != told.worth(tree) or found.judge_validation is None else line, markup=False
-        )
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for n, name in enumerate(columns):
-        table.add_column(name, justify="left" if n < left else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -15,7 +15,6 @@ from demeanor.core.errors import DemeanorError, UsageError
 MISTAKE = 3
 
 if TYPE_CHECKING:
-    from demeanor.evaluation.gate import GateReport
     from demeanor.stack.stack import Stack
 
 
@@ -57,11 +56,9 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             limit=options.limit,
             name=options.name,
         )
-        show(report)
-        print(
-            f"record: {record} ({'signed' if os.environ.get(gate.KEY) else f'not signed: {gate.KEY} is not set'})"
-        )
-        publish.refresh(options.results, record.name.removesuffix(".gate.json"))
+        publish.show_section(options.results, record.name.removesuffix(".gate.json"), "gate")
+        if not os.environ.get(gate.KEY):
+            print(f"The record is not signed, because {gate.KEY} is not set.")
         return report.verdict.value
 
     parser = verb(
@@ -95,42 +92,3 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         help="check a record's signature instead; exit code: its verdict",
     )
     parser.set_defaults(failed=MISTAKE)
-
-
-def show(report: GateReport, *, brief: bool = False) -> None:
-    """Print every finding and the verdict; `brief`: only the findings that are no pass."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console, table = Console(highlight=False, width=140), Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("rule", "on", "measured", "bounds", "limit", "clusters", "verdict"):
-        table.add_column(column, justify="left" if column in ("rule", "on", "verdict") else "right")
-    for f in report.findings:
-        if brief and not f.verdict.value:
-            continue
-        bounds = " to ".join("" if x is None else f"{100 * x:.1f}" for x in (f.low, f.high))
-        more = f" ({f.needed} clusters would decide)" if f.needed else ""
-        table.add_row(
-            f.kind.replace("_", " "),
-            f.what,
-            "–" if f.value is None else f"{100 * f.value:.1f}",
-            bounds,
-            f"{100 * f.limit:.1f}",
-            str(f.clusters),
-            f.verdict.name.lower() + more,
-        )
-    console.print(table)
-    for f in report.findings:
-        if f.items and f.verdict.value:
-            console.print(
-                f"{f.kind.replace('_', ' ')} on {f.what}, at fault: {', '.join(f.items[:8])}"
-                f"{f' and {len(f.items) - 8} more' if len(f.items) > 8 else ''}",
-                markup=False,
-            )
-    hold = (
-        f" ({sum(not f.verdict.value for f in report.findings)} of {len(report.findings)} rules hold)"
-        if brief
-        else ""
-    )
-    console.print(Text(f"verdict: {report.verdict.name.lower()}{hold}", "bold"))

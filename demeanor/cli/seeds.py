@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
-
-if TYPE_CHECKING:
-    from demeanor.evaluation.seeds import Seeds
-
-WIDTH = 150
-"""Columns of the tables where the output is not a terminal."""
 
 
 def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -34,9 +25,7 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
             limit=options.limit,
             name=options.name,
         )
-        show(found)
-        print(f"\nwritten: {options.results / found.name}.seeds.json")
-        publish.refresh(options.results, found.name)
+        publish.show_section(options.results, found.name, "seeds")
         return 0
 
     parser = verb(
@@ -60,34 +49,3 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
         type=arguments.name,
         help="name of the result (default: the stack's); each seed's own is NAME.seedN",
     )
-
-
-def show(found: Seeds) -> None:
-    """Print the ladder over seeds, and the steps that hold or were shown once."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from demeanor.report import seeds
-
-    tree, console = asdict(found), Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    for title, head, rows in (
-        (
-            "share right, %: mean over seeds (lowest to highest)",
-            ["axis", *found.variants],
-            seeds.ladder(tree),
-        ),
-        ("changes in points", list(seeds.STEPS), seeds.steps(tree)),
-    ):
-        table = Table(
-            box=None, padding=(0, 2, 0, 0), title=f"\n{title}", title_justify="left", title_style="dim"
-        )
-        for n, name in enumerate(head):
-            table.add_column(
-                name,
-                justify="right" if n > (0 if rows and len(head) != len(seeds.STEPS) else 1) else "left",
-                no_wrap=True,
-            )
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    console.print(seeds.sentence(tree), markup=False)

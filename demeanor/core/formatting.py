@@ -43,11 +43,11 @@ def number(value: float, places: int = 2) -> str:
     return f"{value:z.{places}f}".replace("-", MINUS)
 
 
-def interval(low: float | None, high: float | None) -> str:
+def interval(low: float | None, high: float | None, places: int = 0) -> str:
     """An interval of a difference in points: `+3 to +14`."""
     if low is None or high is None:
         return "no interval"
-    return f"{_bound(low)} to {_bound(high)}"
+    return f"{_bound(low, places)} to {_bound(high, places)}"
 
 
 def size(value: float, low: float | None, high: float | None) -> str:
@@ -58,12 +58,14 @@ def size(value: float, low: float | None, high: float | None) -> str:
     if low <= 0 <= high or value == 0:
         return f"{told} (interval {interval(low, high)})"
     nearest, furthest = sorted((abs(low), abs(high)))
-    return f"{told} (interval {_bound(nearest)} to {_bound(furthest)})".replace("+", "")
+    return f"{told} (interval {interval(nearest, furthest)})".replace("+", "")
 
 
-def _bound(value: float) -> str:
-    """A bound in points; with one decimal where rounding would move it onto zero."""
-    return points(value, 1 if value != 0 and round(100 * value) == 0 else 0)
+def _bound(value: float, places: int) -> str:
+    """A bound in points; with one decimal and its sign where rounding would move it onto zero."""
+    if value != 0 and round(100 * value, places) == 0:
+        return f"{'+' if value > 0 else MINUS}{abs(100 * value):.1f}"
+    return points(value, places)
 
 
 def share(value: float | None, low: float | None, high: float | None) -> str:

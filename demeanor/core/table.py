@@ -24,10 +24,11 @@ class Text:
     """A piece of a sentence or a cell: what it says, and what it is.
 
     `strong`: in a table it marks a difference that is shown. `change`: a difference to the column before. `tag`: a count or a verdict.
+    `aside`: an explanation that only the page has room for.
     """
 
     text: str
-    style: Literal["", "soft", "code", "change", "tag"] = ""
+    style: Literal["", "soft", "aside", "code", "change", "tag"] = ""
     tone: Tone = ""
     strong: bool = False
     hint: str = ""
@@ -68,12 +69,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under columns: the first `left` columns are names, the others numbers. `heat`: a ladder, coloured by its shares."""
+    """Rows under columns; `text` are the columns of words, the others hold numbers. `heat`: a ladder, colored by its shares."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Inline, ...], ...]
     title: str = ""
-    left: int = 1
+    text: tuple[int, ...] = (0,)
     heat: bool = False
 
 
@@ -106,6 +107,7 @@ class Group:
 
     blocks: tuple[Block, ...]
     style: Literal["two", "three", "steps"]
+    legend: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +155,19 @@ def tone_of(value: float | None, *, shown: bool) -> Tone:
 
 
 def difference(
-    value: float | None, low: float | None, high: float | None, *, shown: bool = False, places: int = 1
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    *,
+    shown: bool = False,
+    places: int = 1,
+    bound_places: int = 0,
 ) -> Inline:
     """A difference in points with its interval; strong where it is shown."""
     if value is None:
-        return Text(points(None))
-    bounds = "" if low is None or high is None else f" ({interval(low, high)})"
-    return (Text(points(value, places), strong=shown), Text(bounds, "soft"))
+        return points(None)
+    bounds = "" if low is None or high is None else f" ({interval(low, high, bound_places)})"
+    return Text(points(value, places), strong=shown), Text(bounds, "soft")
 
 
 def plain(text: Inline) -> str:

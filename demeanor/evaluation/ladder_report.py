@@ -61,6 +61,8 @@ from demeanor.evaluation.result import (
 )
 from demeanor.evaluation.rows import WEIGHTS
 
+APPENDIX = ("items", "cost", "training", "how")
+"""Anchors of the sections that come after those of other analyses."""
 ITEMS_SHOWN = 40
 """Changed items listed per step, axis and direction; the result file holds all of them."""
 CHARACTERS_SHOWN = 2000
@@ -69,8 +71,8 @@ NOT_CORRECTED = (
 )
 CHANGES = "Behind a mean: its change from the column before, in points, where the 95% interval excludes zero. *: also after Holm's correction."
 CLUSTERS = (
-    "On the page, point at a cell for its interval. Clusters are items of one source; intervals count clusters. “Smallest detectable” is "
-    "the change, in points, that the weakest step of the row would find four times in five."
+    "Clusters are items of one source; intervals count clusters. “Smallest detectable” is "
+    "the change, in points, that the weakest step of the row would find four times in five. Point at a cell of the page for its interval."
 )
 FOREST_LEGEND = (
     ("raised", "raised"),
@@ -324,7 +326,7 @@ def _ladder(result: Result, steps: Sequence[Variant]) -> Section:
 def _ladder_row(result: Result, axis: Axis, steps: Sequence[Variant]) -> tuple[Inline, ...]:
     deltas = [None, *(_delta_on(step, axis.name) for step in result.steps)]
     return (
-        (axis_name(axis.name), Text(axis.about, "soft")) if axis.about else axis_name(axis.name),
+        (axis_name(axis.name), Text(axis.about, "aside")) if axis.about else axis_name(axis.name),
         *(_ladder_cell(axis.means[variant.id], delta) for variant, delta in zip(steps, deltas)),
         Text(f"{axis.items} ({axis.clusters})", "soft"),
         Text(percent(axis.detectable), "soft"),
@@ -392,7 +394,7 @@ def _forest(comparisons: Sequence[Comparison], sign: str, label: str, caption: s
             caption=caption,
             legend=FOREST_LEGEND,
         ),
-        Only(WRITTEN, (Fold("The numbers", (Table(("", *NUMBERS), rows, left=2),)),)),
+        Only(WRITTEN, (Fold("The numbers", (Table(("", *NUMBERS), rows, text=(0, 1)),)),)),
     )
 
 
@@ -653,7 +655,7 @@ def _robustness(result: Result) -> Section | None:
                 "group alike; a flip is a group whose wordings are not all scored alike.",
                 "lead",
             ),
-            Table(columns, rows, left=2),
+            Table(columns, rows, text=(0, 1)),
             Paragraph(
                 "Flips: with their exact 95% interval. Best less worst: the best mean over wordings minus the worst, in points. Lost: "
                 "the share of its accuracy on plain wordings that other wordings cost.",
@@ -819,12 +821,9 @@ def _training(result: Result) -> Section | None:
         "The loss of every weight layer over its optimizer steps; each point is the mean of a few steps. Losses of different "
         "objectives are not comparable."
     )
-    if held:
-        lead += " The second line of a chart is the loss on held-out rows."
     figures = tuple(Figure("losses", {"curve": curve}, title=curve.name) for curve in result.curves)
-    return Section(
-        "training", "Training", "Training", (Only(PAGE, (Paragraph(lead, "lead"), Group(figures, "three"))),)
-    )
+    group = Group(figures, "three", (("s0", "training rows"), ("s1", "held-out rows")) if held else ())
+    return Section("training", "Training", "Training", (Only(PAGE, (Paragraph(lead, "lead"), group)),))
 
 
 def _method(result: Result) -> Section:
