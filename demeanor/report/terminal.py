@@ -29,7 +29,7 @@ from demeanor.core.table import (
     Text,
 )
 
-WIDTH = 150
+WIDTH = 160
 """Columns where the output is not a terminal."""
 TONES = {"up": "bold blue", "down": "bold red", "flat": "dim", "": ""}
 STYLES = {"lead": "dim", "note": "dim", "heading": "bold"}
@@ -101,7 +101,7 @@ def _printed(blocks: Iterable[Block]) -> Iterable[Block]:
 def _show_table(table: Table, out: Console) -> None:
     """Print a table, in parts where it is too wide."""
     cells = [[_cell(value) for value in row] for row in table.rows]
-    most = max(16, out.width // len(table.text) - 2)
+    most = max(16, min(44, out.width // len(table.text) - 2))
     widths = [_width(table, cells, n, most) for n in range(len(table.columns))]
     if table.title:
         out.print(RichText(f"\n{visible(table.title)}", "dim"))
