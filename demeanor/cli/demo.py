@@ -17,7 +17,7 @@ from demeanor.core.errors import DemeanorError
 from demeanor.evaluation import attribution, base_prompting, ladder
 from demeanor.evaluation import frontier as tradeoffs
 from demeanor.evaluation import gate as gating
-from demeanor.evaluation.diagnosis import cases, diagnose
+from demeanor.evaluation.diagnosis import diagnose
 from demeanor.report import base, publish
 from demeanor.server import serve as serving
 from demeanor.stack.stack import Stack
@@ -90,7 +90,7 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
         )
         gate.show(judgement, brief=True)
     console.print("\n6. what would repair what fails", style="bold")
-    found = diagnose.run(stack, services, results, cases.Scope(), name="demo")
+    found = diagnose.run(stack, services, results, diagnose.Scope(), name="demo")
     console.print(f"suspect: {found.suspect}. {found.recommendation}", markup=False)
 
 

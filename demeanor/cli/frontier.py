@@ -103,7 +103,7 @@ def show(found: Frontier) -> None:
         if (sure := point.calibration) is not None:
             console.print(
                 f"{point.label}: calibration error {sure.ece:.3f}, {sure.expected:.3f} (to {sure.null_high:.3f}) if perfect, "
-                f"p {p_value(sure.p)}; mean confidence {sure.confidence:.0%}, right {sure.right:.0%} of {sure.n}"
+                f"p {p_value(sure.p)}; mean confidence {sure.mean_confidence:.0%}, right {sure.right:.0%} of {sure.n}"
             )
     for point in [p for p in found.points if not p.swept]:
         for tax in point.tax[:TAXES]:

@@ -20,11 +20,10 @@ from scipy import special
 from demeanor.core.errors import ContextError, DataError
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.evaluation import statistics
-from demeanor.evaluation.calibration import calibration
 from demeanor.evaluation.experiment import Experiment, sampled
 from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
-from demeanor.evaluation.profile import cost_of, mean_of, refusals
-from demeanor.evaluation.result import Mean, Refusals, save
+from demeanor.evaluation.profile import calibration, cost_of, mean_of, refusals
+from demeanor.evaluation.result import Calibration, Mean, Refusals, save
 from demeanor.evaluation.rows import PairedTable, Row
 from demeanor.evaluation.runtime import Runtime, Services
 from demeanor.evaluation.scorers import score_item
@@ -68,19 +67,6 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfidenceCalibration:
-    """Expected calibration error with what a perfectly calibrated model would show at this n (mean, 95th percentile, p)."""
-
-    ece: float
-    expected: float
-    null_high: float
-    p: float
-    confidence: float
-    right: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
 class Tax:
     """An item that was right before and is wrong now, with both answers."""
 
@@ -109,7 +95,7 @@ class Point:
     """Tokens read and written for one answer."""
     tax: tuple[Tax, ...] = ()
     divergence: Divergence | None = None
-    calibration: ConfidenceCalibration | None = None
+    calibration: Calibration | None = None
     rule: str = ""
     """The rule of cues whose `threshold` this point has, where thresholds were swept."""
     threshold: float | None = None
@@ -169,7 +155,7 @@ def frontier(
                 spent.prompt_tokens + spent.completion_tokens,
                 tuple(_tax(cells, before[variant], variant, i) for i in lost),
                 divergence((moved or {}).get(variant, ())),
-                calibration_of((answered or {}).get(variant, ())),
+                calibration_of((answered or {}).get(variant, ()), variant),
                 *(thresholds or {}).get(variant, ("", None, False)),
             )
         )
@@ -195,24 +181,14 @@ def divergence(answers: Sequence[KlFromParent]) -> Divergence | None:
     )
 
 
-def calibration_of(answered: Sequence[Answered]) -> ConfidenceCalibration | None:
+def calibration_of(answered: Sequence[Answered], variant: str = "") -> Calibration | None:
     """Calibration of the probabilities that weights gave to their own answers; None without answers."""
     if not answered:
         return None
-    confidence_N, right_N = (
-        np.array([a.confidence for a in answered]),
-        np.array([float(a.right) for a in answered]),
-    )
-    found = calibration(confidence_N, right_N, seed=0, clusters=[a.cluster for a in answered]).ece
-    return ConfidenceCalibration(
-        found.value,
-        found.expected,
-        found.null_high,
-        found.p,
-        float(confidence_N.mean()),
-        float(right_N.mean()),
-        len(answered),
-    )
+    confidences_N = np.array([answer.confidence for answer in answered])
+    right_N = np.array([float(answer.right) for answer in answered])
+    clusters = [answer.cluster for answer in answered]
+    return calibration(confidences_N, right_N, seed=0, clusters=clusters, variant=variant)
 
 
 def _tax(cells: PairedTable, before: str, now: str, item_id: str) -> Tax:

@@ -142,7 +142,7 @@ def _own(p: Mapping[str, Any]) -> list[str]:
         f"{sure['ece']:.3f}",
         f"{sure['expected']:.3f} (to {sure['null_high']:.3f})",
         p_value(sure["p"]),
-        f"{sure['confidence']:.0%}",
+        f"{sure['mean_confidence']:.0%}",
         f"{sure['right']:.0%}",
     ]
 

@@ -26,7 +26,7 @@ from demeanor.app import StackRuntime, load_stack, services
 from demeanor.core.files import origin
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import seeds
-from demeanor.evaluation.diagnosis import cases, diagnose, interventions
+from demeanor.evaluation.diagnosis import diagnose, interventions
 from demeanor.evaluation.diagnosis.analysis import Diagnosis
 from demeanor.evaluation.items import save_suite
 from demeanor.model import checkpoints
@@ -239,7 +239,7 @@ def diagnosed(name: str, folder: Path, runs: Runs, healthy: Stack | None) -> tup
         calculator = tools.load(["calculator"])["calculator"]
         house.tool_set = {"calculator": tools.with_renamed_arguments(calculator, {"expression": "formula"})}
     return diagnose.run(
-        stack, services(runs), folder / "results", cases.Scope(against=healthy), name="x", house=house
+        stack, services(runs), folder / "results", diagnose.Scope(against=healthy), name="x", house=house
     ), trained_s
 
 
