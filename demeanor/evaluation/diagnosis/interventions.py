@@ -29,7 +29,7 @@ from demeanor.core.types import (
 )
 from demeanor.evaluation.diagnosis.analysis import InterventionInfo
 from demeanor.evaluation.diagnosis.replay import TEMPLATES, Intervention
-from demeanor.evaluation.experiment import Wrap, decoded, decoded_as
+from demeanor.evaluation.experiment import Wrap, decoded, decoded_as, turned
 from demeanor.evaluation.rows import Row
 from demeanor.layers.policy import Spec as PolicySpec
 from demeanor.layers.policy.rules import PolicySpec as Rules
@@ -131,11 +131,9 @@ def _templates(stack: Stack) -> Iterator[Intervention]:
 # ---- decoding ----
 
 
-def reseeded(inner: Respond) -> Respond:
-    """Draw every answer again."""
-    return lambda turn: inner(
-        replace(turn, decoding=replace(turn.decoding, seed=(turn.decoding.seed or 0) + SEED))
-    )
+def reseeded(turn: Turn) -> Turn:
+    """Draw the answer again."""
+    return replace(turn, decoding=replace(turn.decoding, seed=(turn.decoding.seed or 0) + SEED))
 
 
 def first_sentence(inner: Respond) -> Respond:
@@ -160,7 +158,9 @@ def first_sentence(inner: Respond) -> Respond:
 def _decoding(stack: Stack, failing: Sequence[Item], rows: Mapping[str, Row]) -> Iterator[Intervention]:
     spec = stack.spec.decoding
     if spec.temperature > 0:
-        yield Intervention(InterventionInfo("again", "again", "", ""), stack, reseeded, ("seed", SEED))
+        yield Intervention(
+            InterventionInfo("again", "again", "", ""), stack, turned(reseeded), ("seed", SEED)
+        )
         advice = "Lower decoding.temperature: the likeliest answer is better than a drawn one."
         about = InterventionInfo("greedy", "decoding", "decoding", advice)
         yield Intervention(about, stack, decoded(temperature=0.0), ("greedy",))
@@ -205,11 +205,7 @@ REFUSE, HELP = (
 
 def with_prompt(messages: Messages) -> Wrap:
     """Put messages before every conversation."""
-
-    def wrap(inner: Respond) -> Respond:
-        return lambda turn: inner(replace(turn, messages=(*messages, *turn.messages)))
-
-    return wrap
+    return turned(lambda turn: replace(turn, messages=(*messages, *turn.messages)))
 
 
 def wish(failing: Sequence[Item]) -> str:
@@ -302,19 +298,16 @@ def _passages(stack: Stack, failing: Sequence[Item], controls: Sequence[Item]) -
     layer = next((x for x in stack.layers if x.kind == "retrieval"), None)
     gold = {item.messages: text for item in (*failing, *controls) if (text := passage_of(stack, item))}
 
-    def wrap(inner: Respond) -> Respond:
-        def respond(turn: Turn) -> AsyncIterator[Event]:
-            data = Message("data", gold[turn.messages], name="gold", trust=Trust.NONE)
-            return inner(replace(turn, messages=(*turn.messages[:-1], data, turn.messages[-1])))
-
-        return respond
+    def change(turn: Turn) -> Turn:
+        data = Message("data", gold[turn.messages], name="gold", trust=Trust.NONE)
+        return replace(turn, messages=(*turn.messages[:-1], data, turn.messages[-1]))
 
     name = layer.name if layer else ""
     advice = f"{f'Repair {name}' if layer else 'Retrieve it'}: with the right passage the answers are right."
     yield Intervention(
         InterventionInfo("gold passage", "passage", name, advice),
         stack.without(name) if layer else stack,
-        wrap,
+        turned(change),
         ("gold", sorted(gold.values()), len(gold)),
         only=frozenset(gold),
         otherwise=stack,
