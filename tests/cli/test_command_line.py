@@ -140,7 +140,7 @@ def test_eval_says_at_once_what_leaves_nothing_to_compare(
 @pytest.mark.parametrize(
     "arguments_",
     [
-        ["eval", DEMO, "--beside", "bad"],
+        ["eval", DEMO, "--compare", "bad"],
         ["eval", DEMO, "--variants", "harbour-desk:sff"],
         ["eval", DEMO, "--variants", "harbour-desk:sft+nothing"],
         ["attribute", DEMO, "--layers", "nothing"],

@@ -22,18 +22,18 @@ def said(result: dict[str, Any]) -> str:
 def test_it_stands_in_every_rendering_under_its_own_name(result: dict[str, Any]) -> None:
     for text in (page(result), markdown(result), said(result)):  # type: ignore[arg-type]
         assert "a-rival" in text, "not a−rival: only a sign in front of a label is a minus"
-        assert words.beside_sentence(result["beside"][0]) in text
+        assert words.beside_sentence(result["external"][0]) in text
 
 
 def test_it_is_no_rung_and_no_cost(result: dict[str, Any]) -> None:
     assert "a-rival" not in {v["id"] for v in words.ladder_of(result)}  # type: ignore[arg-type]
-    assert "a-rival" not in {c["name"] for c in result["costs"]}
-    assert "a-rival" in {s["variant"] for s in result["spending"]}
+    assert "a-rival" not in {c["name"] for c in result["regressions"]}
+    assert "a-rival" in {s["variant"] for s in result["cost"]}
 
 
 def test_its_items_are_told_as_here_and_there(result: dict[str, Any]) -> None:
     text = page(result)  # type: ignore[arg-type]
-    broken = sum(not c["fixed"] for c in result["beside"][0]["changes"])
+    broken = sum(not c["fixed"] for c in result["external"][0]["changes"])
     assert broken
     assert f"{broken} wrong here, right there" in text
     assert 'id="beside-a-rival"' in text
