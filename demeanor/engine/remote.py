@@ -1,23 +1,23 @@
 """Any OpenAI-compatible server (vLLM, SGLang, llama.cpp, a gateway) as a `Respond`: a turn in, events out, streamed.
 
-Only the standard library: one thread per open answer reads the socket; leaving the iterator hangs up. OpenAI has no role for
-text without authority: a `data` message is sent as a user message that is one JSON string, so it cannot close its own block.
-Knows nothing of tokens; log-probabilities come through if the server sends them.
+Each answer has its own connection, which is closed when the iterator is left. OpenAI has no role for text without authority:
+a `data` message is sent as a user message that is one JSON string, so it cannot close its own block. Knows nothing of tokens;
+log-probabilities come through if the server sends them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http.client
+import functools
 import json
 import os
 import re
-import socket
-import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, get_args
-from urllib.parse import urlsplit
+
+import httpx
 
 from demeanor.core.errors import DemeanorError, EngineError, unknown
 from demeanor.core.types import (
@@ -40,7 +40,9 @@ from demeanor.core.types import (
 from demeanor.stack.schema import Remote
 
 LONGEST_WAIT_S = 30.0  # between two attempts
-_LINE_BYTES = 1 << 20  # longest line of a stream that is read
+LONGEST_END_S = 5.0  # from a finish reason to the usage and the end of the stream
+_EVENT_BYTES = 1 << 20  # longest line and longest event of a stream that is read
+_DONE = b"[DONE]"
 _HALF = re.compile("[\ud800-\udfff]")  # of a character: JSON can write it, UTF-8 and so a file cannot
 _FINISH: Mapping[str, FinishReason] = {reason: reason for reason in get_args(FinishReason)}
 
@@ -54,22 +56,33 @@ def remote(
     LONGEST_WAIT_S, else after 0.5, 1, 2 ... s; never once something of an answer has arrived. While iterating raises EngineError: the
     server's own words if it refuses, and which server if it does not answer.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EngineError(f"remote engine: '{url}' is no http(s) address, such as http://127.0.0.1:8000/v1")
+    address = _address(url)
+    if key and not (key.isascii() and key.isprintable()):
+        raise EngineError(f"remote engine: the API key of {url} should be printable ASCII, without line ends")
+    headers = {
+        "accept": "text/event-stream",
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+    }
+    if key:
+        headers["authorization"] = f"Bearer {key}"
 
     async def respond(turn: Turn) -> AsyncGenerator[Event, None]:
+        body = json.dumps(body_of(turn, model)).encode()
         for attempt in range(retries + 1):
-            reader, heard = _Reader(url), False
+            reader, heard, end = _Reader(url), False, None
             try:
-                async with aclosing(_lines(url, key, timeout_s, body_of(turn, model))) as lines:
-                    async for line in lines:
+                async with aclosing(_events(url, address, headers, body, timeout_s)) as received:
+                    while (data := await _next(received, end)) != _DONE:
                         heard = True
-                        if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
-                            for event in reader.feed(_json(line[5:], url)):
-                                yield event
+                        for event in reader.feed(_json(data, url)):
+                            yield event
+                        if reader.finished and end is None:
+                            end = asyncio.get_running_loop().time() + min(timeout_s, LONGEST_END_S)
                 break
             except _Unanswered as error:
+                if reader.finished:
+                    break
                 if heard or attempt == retries:
                     raise
                 await asyncio.sleep(
@@ -79,6 +92,25 @@ def remote(
             yield event
 
     return respond
+
+
+def _address(url: str) -> httpx.URL:
+    """Where to post; raises EngineError if `url` is no http(s) address."""
+    with suppress(httpx.InvalidURL):
+        base = httpx.URL(url)
+        if base.scheme in ("http", "https") and base.host and (base.port or 0) < 1 << 16:
+            path = base.raw_path.partition(b"?")[0].rstrip(b"/") + b"/chat/completions"
+            return base.copy_with(userinfo=b"", raw_path=path, fragment=None)
+    raise EngineError(f"remote engine: '{url}' is no http(s) address, such as http://127.0.0.1:8000/v1")
+
+
+async def _next(received: AsyncIterator[bytes], end: float | None) -> bytes:
+    """The data of the next event; `[DONE]` too if the stream is over or the loop's clock has reached `end`."""
+    try:
+        async with asyncio.timeout_at(end):
+            return (await anext(received)).strip()
+    except (StopAsyncIteration, TimeoutError):
+        return _DONE
 
 
 class _Unanswered(EngineError):
@@ -179,6 +211,11 @@ class _Reader:
         self._finish: str | None = None
         self._refusal = ""
 
+    @property
+    def finished(self) -> bool:
+        """Whether a finish reason has come: only the usage can follow."""
+        return self._finish is not None
+
     def feed(self, chunk: dict[str, Any]) -> list[Event]:
         """Take one chunk and return the text that came with it."""
         if "error" in chunk:
@@ -249,67 +286,94 @@ def _words(body: dict[str, Any]) -> str:
     return str(error["message"]) if isinstance(error, dict) and "message" in error else json.dumps(error)
 
 
-async def _lines(
-    url: str, key: str | None, timeout_s: float, body: dict[str, Any]
+async def _events(
+    url: str, address: httpx.URL, headers: Mapping[str, str], body: bytes, timeout_s: float
 ) -> AsyncGenerator[bytes, None]:
-    """Post a body and return the lines of the answer as they come; hangs up when left."""
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc.rpartition("@")[2], timeout=timeout_s)
+    """Post a body and yield the data of each event of the answer as it comes; closes the connection when left."""
     try:
-        await asyncio.to_thread(connection.connect)
-    except OSError as error:
-        raise _Unanswered(f"{url}: does not answer ({error})") from error
-    wire, loop = connection.sock, asyncio.get_running_loop()
-    inbox: asyncio.Queue[bytes | EngineError] = asyncio.Queue()
-
-    def post(line: bytes | EngineError) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to read
-            loop.call_soon_threadsafe(inbox.put_nowait, line)
-
-    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-    path = parts.path.rstrip("/") + "/chat/completions"
-    threading.Thread(
-        target=_read, args=(connection, url, path, json.dumps(body), headers, post), daemon=True
-    ).start()
-    try:
-        while line := await inbox.get():
-            if isinstance(line, EngineError):
-                raise line
-            yield line
-    finally:
-        with suppress(OSError):
-            wire.shutdown(socket.SHUT_RDWR)  # wakes the thread, which then closes everything
+        async with (
+            httpx.AsyncClient(verify=_tls(), trust_env=False, timeout=timeout_s) as client,
+            client.stream("POST", address, headers=headers, content=body) as response,
+        ):
+            if response.status_code != 200:
+                raise await _refused(url, response)
+            async for data in server_sent(response.aiter_bytes(), url):
+                yield data
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise _Unanswered(f"{url}: does not answer ({_cause(error, timeout_s)})") from error
+    except httpx.RequestError as error:
+        raise _Unanswered(f"{url}: the connection failed ({_cause(error, timeout_s)})") from error
 
 
-def _read(
-    connection: http.client.HTTPConnection,
-    url: str,
-    path: str,
-    body: str,
-    headers: Mapping[str, str],
-    post: Callable[[bytes | EngineError], None],
-) -> None:
-    """Runs in a thread: post every line of the answer, then b""; or the error that came instead."""
-    try:
-        connection.request("POST", path, body, dict(headers))
-        with connection.getresponse() as response:
-            if response.status != 200:
-                said = f"{url}: HTTP {response.status}: {_refusal(response.read(_LINE_BYTES))}"
-                again = response.status == 429 or response.status >= 500
-                post(
-                    _Unanswered(said, _seconds(response.getheader("retry-after")))
-                    if again
-                    else EngineError(said)
-                )
-                return
-            while line := response.readline(_LINE_BYTES):
-                post(line)
-            post(b"")
-    except (OSError, http.client.HTTPException) as error:
-        post(_Unanswered(f"{url}: the connection failed ({type(error).__name__}: {error})"))
-    finally:
-        connection.close()
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """The machine's own certificates, read once: reading them takes 20 ms."""
+    return ssl.create_default_context()
+
+
+def _cause(error: BaseException, timeout_s: float) -> str:
+    """What happened first: the errors of httpx that wrap it say less."""
+    if isinstance(error, httpx.TimeoutException):
+        return f"silent for {timeout_s:g} s"
+    while error.__cause__ is not None:
+        error = error.__cause__
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
+async def server_sent(chunks: AsyncIterator[bytes], url: str) -> AsyncGenerator[bytes, None]:
+    """The data of each server-sent event; an event that no blank line closes is dropped. Raises EngineError if one is too long.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+    """
+    data: list[bytes] = []
+    size_bytes = 0
+    async for line in _lines(chunks, url):
+        field, _, value = line.partition(b":")
+        if not line:
+            if data:
+                yield b"\n".join(data)
+            data, size_bytes = [], 0
+        elif field == b"data":
+            data.append(value.removeprefix(b" "))
+            size_bytes = _checked(size_bytes + len(line), url)
+
+
+async def _lines(chunks: AsyncIterator[bytes], url: str) -> AsyncGenerator[bytes, None]:
+    """Lines that end in \\n, \\r or \\r\\n, without their ends and the byte order mark."""
+    line, mark, after_return = bytearray(), b"\xef\xbb\xbf", False
+    async for chunk in chunks:
+        if after_return:
+            chunk = chunk.removeprefix(b"\n")
+        after_return = chunk.endswith(b"\r")
+        for part in chunk.splitlines(keepends=True):
+            line += part
+            _checked(len(line), url)
+            if part.endswith((b"\n", b"\r")):
+                yield bytes(line).rstrip(b"\r\n").removeprefix(mark)
+                line, mark = bytearray(), b""
+
+
+def _checked(size_bytes: int, url: str) -> int:
+    if size_bytes > _EVENT_BYTES:
+        raise EngineError(f"{url}: sent an event of more than {_EVENT_BYTES} bytes")
+    return size_bytes
+
+
+async def _refused(url: str, response: httpx.Response) -> EngineError:
+    """The error for an answer that is not 200, in the server's own words; a busy server may be asked again."""
+    body = bytearray()
+    with suppress(httpx.RequestError):
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) >= _EVENT_BYTES:
+                break
+    status = response.status_code
+    message = f"{url}: HTTP {status}: {_refusal(bytes(body))}"
+    if status == 429 or status >= 500:
+        return _Unanswered(message, _seconds(response.headers.get("retry-after")))
+    return EngineError(message)
 
 
 def _seconds(text: str | None) -> float | None:
