@@ -8,6 +8,7 @@ log-probabilities come through if the server sends them.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import functools
 import json
 import os
@@ -77,11 +78,11 @@ def remote(
                         heard = True
                         for event in reader.feed(_json(data, url)):
                             yield event
-                        if reader.finished and end is None:
+                        if reader.finish_reason and end is None:
                             end = asyncio.get_running_loop().time() + min(timeout_s, LONGEST_END_S)
                 break
             except _Unanswered as error:
-                if reader.finished:
+                if reader.finish_reason:
                     break
                 if heard or attempt == retries:
                     raise
@@ -208,13 +209,8 @@ class _Reader:
         self._url = url
         self._calls: dict[int, ToolCall] = {}
         self._usage: Usage | None = None
-        self._finish: str | None = None
+        self.finish_reason: str | None = None
         self._refusal = ""
-
-    @property
-    def finished(self) -> bool:
-        """Whether a finish reason has come: only the usage can follow."""
-        return self._finish is not None
 
     def feed(self, chunk: dict[str, Any]) -> list[Event]:
         """Take one chunk and return the text that came with it."""
@@ -231,22 +227,22 @@ class _Reader:
             logprobs = _logprobs(choice)
             if delta.get("content") or logprobs:
                 events.append(Text(delta.get("content") or "", logprobs=logprobs))
-            self._finish = choice.get("finish_reason") or self._finish
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
         return events
 
     def finish(self) -> list[Event]:
         """Return the tool calls, the refusal if the server named one, the usage and the end."""
-        if self._finish is None:
+        if self.finish_reason is None:
             raise EngineError(f"{self._url}: the answer broke off")
-        if self._finish not in _FINISH:
-            raise EngineError(f"{self._url}: " + unknown(self._finish, _FINISH, noun="finish_reason"))
+        if self.finish_reason not in _FINISH:
+            raise EngineError(f"{self._url}: " + unknown(self.finish_reason, _FINISH, noun="finish_reason"))
         calls: list[Event] = [ToolCalled(self._calls[index]) for index in sorted(self._calls)]
         usage: list[Event] = [self._usage] if self._usage else []
         said = self._refusal
         refused: list[Event] = (
             [Refusal("remote", "", "the server says that this is a refusal", said, "output")] if said else []
         )
-        return [*calls, *refused, *usage, Done(_FINISH[self._finish])]
+        return [*calls, *refused, *usage, Done(_FINISH[self.finish_reason])]
 
     def _add_call(self, part: dict[str, Any]) -> None:
         old, new = self._calls.get(part["index"], ToolCall("", "", "")), part.get("function") or {}
@@ -299,10 +295,10 @@ async def _events(
                 raise await _refused(url, response)
             async for data in server_sent(response.aiter_bytes(), url):
                 yield data
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise _Unanswered(f"{url}: does not answer ({_cause(error, timeout_s)})") from error
     except httpx.RequestError as error:
-        raise _Unanswered(f"{url}: the connection failed ({_cause(error, timeout_s)})") from error
+        connected = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        what = "the connection failed" if connected else "does not answer"
+        raise _Unanswered(f"{url}: {what} ({_cause(error, timeout_s)})") from error
 
 
 @functools.cache
@@ -311,14 +307,17 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _cause(error: BaseException, timeout_s: float) -> str:
-    """What happened first: the errors of httpx that wrap it say less."""
+def _cause(error: httpx.RequestError, timeout_s: float) -> str:
+    """The operating system's error inside one of httpx if there is one: it says more."""
     if isinstance(error, httpx.TimeoutException):
         return f"silent for {timeout_s:g} s"
-    while error.__cause__ is not None:
-        error = error.__cause__
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, BaseExceptionGroup):
+            inner = inner.exceptions[0]
+        if isinstance(inner, OSError) and inner.errno:
+            return f"{type(inner).__name__}: {inner}"
+        inner = inner.__cause__ or inner.__context__
     return f"{type(error).__name__}: {error}"
 
 
@@ -327,38 +326,22 @@ async def server_sent(chunks: AsyncIterator[bytes], url: str) -> AsyncGenerator[
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
     """
-    data: list[bytes] = []
-    size_bytes = 0
-    async for line in _lines(chunks, url):
-        field, _, value = line.partition(b":")
-        if not line:
-            if data:
-                yield b"\n".join(data)
-            data, size_bytes = [], 0
-        elif field == b"data":
-            data.append(value.removeprefix(b" "))
-            size_bytes = _checked(size_bytes + len(line), url)
-
-
-async def _lines(chunks: AsyncIterator[bytes], url: str) -> AsyncGenerator[bytes, None]:
-    """Lines that end in \\n, \\r or \\r\\n, without their ends and the byte order mark."""
-    line, mark, after_return = bytearray(), b"\xef\xbb\xbf", False
+    event, mark, after_return = bytearray(), codecs.BOM_UTF8, False
     async for chunk in chunks:
         if after_return:
             chunk = chunk.removeprefix(b"\n")
         after_return = chunk.endswith(b"\r")
-        for part in chunk.splitlines(keepends=True):
-            line += part
-            _checked(len(line), url)
-            if part.endswith((b"\n", b"\r")):
-                yield bytes(line).rstrip(b"\r\n").removeprefix(mark)
-                line, mark = bytearray(), b""
-
-
-def _checked(size_bytes: int, url: str) -> int:
-    if size_bytes > _EVENT_BYTES:
-        raise EngineError(f"{url}: sent an event of more than {_EVENT_BYTES} bytes")
-    return size_bytes
+        for part in chunk.splitlines(keepends=True):  # of bytes: ends are \n, \r and \r\n only
+            blank = part in (b"\n", b"\r", b"\r\n") and (not event or event.endswith((b"\n", b"\r")))
+            event += part
+            if len(event) > _EVENT_BYTES:
+                raise EngineError(f"{url}: sent an event of more than {_EVENT_BYTES} bytes")
+            if blank:
+                fields = [line.partition(b":") for line in bytes(event).removeprefix(mark).splitlines()]
+                data = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
+                if data:
+                    yield b"\n".join(data)
+                event, mark = bytearray(), b""
 
 
 async def _refused(url: str, response: httpx.Response) -> EngineError:

@@ -481,7 +481,7 @@ def test_a_key_that_no_header_can_hold_is_an_error_that_does_not_show_it() -> No
 async def test_an_error_names_its_first_cause() -> None:
     with server([]) as (url, _):
         pass
-    with pytest.raises(EngineError, match=r"does not answer \(ConnectionRefusedError: .*refused"):
+    with pytest.raises(EngineError, match=r"does not answer \(ConnectionRefusedError: "):
         await complete(remote(url, "m"), TURN)
     with pytest.raises(EngineError, match=r"does not answer \(gaierror: "):
         await complete(remote("http://nowhere.invalid/v1", "m"), TURN)
