@@ -41,6 +41,8 @@ from demeanor.core.types import (
 from demeanor.layers import Kit, timed
 
 MAX_REFS = 10_000  # references that one check of arguments follows
+_QUIET = re2.Options()
+_QUIET.log_errors = False
 
 
 async def called(
@@ -106,7 +108,7 @@ def mistakes(value: Any, schema: Mapping[str, Any], where: str = "arguments") ->
 
 
 def _pattern(checker: Any, pattern: str, value: Any, schema: Any) -> Iterator[ValidationError]:
-    if isinstance(value, str) and not re2.search(pattern, value):
+    if isinstance(value, str) and not re2.search(pattern, value, _QUIET):
         yield ValidationError("no match")
 
 
