@@ -20,7 +20,7 @@ from demeanor.layers.policy.rules import Rule, load
 from demeanor.server import serve as server
 from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, RuleJudge, TurnStore, model_not_found
 from demeanor.server.lifecycle import Version
-from demeanor.server.serve import Settings as Settings
+from demeanor.server.serve import Settings
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.store.database import Database

@@ -37,7 +37,7 @@ from demeanor.evaluation.scorers import scored_from_text as scorable_from_text
 from demeanor.report import attribution, base, diagnosis, duel, frontier, gate, markdown, seeds, terminal
 from demeanor.report import page as pages
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.train import metrics
+from demeanor.train import progress
 from demeanor.train.runs import LEDGER, Runs, origin
 
 CONCURRENCY = 48
@@ -229,7 +229,7 @@ def _training(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]:
     """The ledger of every stage that was trained here."""
     names = ["base", *(s.name for s in stack.spec.weights.stages)]
     paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
-    return {name: list(metrics.read(path)) for name, path in paths.items() if path.is_file()}
+    return {name: list(progress.read_log(path)) for name, path in paths.items() if path.is_file()}
 
 
 def read(path: Path) -> Result:

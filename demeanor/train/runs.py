@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.stack.schema import Import, Remote
 from demeanor.stack.stack import Stack
-from demeanor.train import metrics
+from demeanor.train import progress
 
 PACKAGES = ("demeanor", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 MODEL, PART, RECORD, LOCK = "model", "model.part", "record.json", "lock"
@@ -209,7 +209,7 @@ def entry(folder: Path) -> Entry:
     record, trouble = _record(folder / RECORD)
     loss = held_out = None
     try:
-        for row in metrics.read(folder / LEDGER):
+        for row in progress.read_log(folder / LEDGER):
             loss, held_out = row.get("loss", loss), row.get("eval_loss", held_out)
     except DemeanorError as error:
         trouble = trouble or f"broken: {error}"
