@@ -47,10 +47,11 @@ def quick_server(port: int) -> None:
 
     import uvicorn
 
-    from demeanor.app import ServedStack, StackRuntime, load_stack
+    from demeanor.app import StackRuntime, load_stack
     from demeanor.core.types import Done, Event, Respond, Text, Turn, Usage
     from demeanor.server.app import app
     from demeanor.server.auth import from_digests
+    from demeanor.serving import ServedStack
     from demeanor.store.keys import digest
     from demeanor.train.runs import Runs
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,12 @@ from torch import nn
 
 from demeanor import tools
 from demeanor.core import registry
-from demeanor.core.errors import DemeanorError, RequestError
 from demeanor.core.types import Completion, Decoding, Event, Messages, Respond, RunnableTool, ToolSpec, Turn
 from demeanor.engine.drafts import Drafts
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.remote import estimated_tokens, remote, remote_respond
 from demeanor.engine.respond import (
     Engine,
-    TokenizerCodec,
     answer_logprob,
     cached,
     complete_prompts,
@@ -40,28 +38,20 @@ from demeanor.engine.weights_cache import LeasedEngine, WeightsCache
 from demeanor.evaluation import suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.evaluation.scorers import refusal, score_item
-from demeanor.layers import Kit, Search, compose, record
+from demeanor.layers import Kit, Search, compose
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
 from demeanor.retrieval import index
-from demeanor.server.assistant import (
-    FeedbackStore,
-    ModelCard,
-    RuleJudge,
-    TurnStore,
-    model_not_found,
-)
-from demeanor.server.policy_rules import feedback_store_in, rules_of
 from demeanor.server.request_context import current_token_budget
 from demeanor.server.token_budget import charged
 from demeanor.stack.schema import GenerationEvalSpec, Remote
-from demeanor.stack.stack import Stack, decoding_of, load
+from demeanor.stack.stack import Stack, load
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train import export, generation_eval, metrics, pipeline
+from demeanor.train import export, generation_eval, pipeline, progress
 from demeanor.train.runs import LEDGER, Runs, weights_folder
 from demeanor.world.catalog import GENERATED
 
@@ -226,6 +216,26 @@ class StackRuntime:
         found: database.Database = self._shared["database", url]
         return found
 
+    @property
+    def loaded(self) -> Mapping[str, LoadedWeights]:
+        """The weights that are in memory, by stage."""
+        return self._weights.held()
+
+    def inherit(self, old: StackRuntime, *, weights: bool) -> None:
+        """Take over the loaded `weights` of another runtime that are this one's too, and the accounts of its limits layers."""
+        if weights:
+            keys = {old.stack.stage_key(stage): found for stage, found in old.loaded.items()}
+            for stage in ("base", *(stage.name for stage in self.stack.spec.weights.stages)):
+                if (found := keys.get(self.stack.stage_key(stage))) is not None:
+                    self._weights.put(stage, found)
+        limits = {k: v for k, v in old._shared.items() if isinstance(k, tuple) and k[0] == "limits"}
+        self._shared.update(limits)
+
+    def drop(self, stages: Collection[str]) -> None:
+        """Forget the weights of stages without stopping their engines: another runtime uses them."""
+        for stage in stages:
+            self._weights.drop(stage)
+
     def close(self) -> None:
         while self._closers:
             self._closers.pop()()
@@ -239,109 +249,9 @@ def _prompt_tokens(count: Callable[[Messages, Sequence[ToolSpec]], int], turn: T
     return len(turn.raw) if turn.raw is not None else count(turn.messages, turn.tools)
 
 
-@dataclass
-class ServedStack:
-    """A StackRuntime as the server's Assistant: model ids in, cards and responds out."""
-
-    runtime: StackRuntime
-    questions: Sequence[str] = ()
-    _cards: dict[str, ModelCard] = field(default_factory=dict)
-    _variants: dict[str, Stack] = field(default_factory=dict)
-    _rules: dict[str, tuple[str, RuleJudge]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.runtime.stack.spec.name
-
-    @property
-    def stack_key(self) -> str:
-        return self.card(self.name).stack_key
-
-    def models(self) -> list[ModelCard]:
-        return [self.card(v.model_id) for v in self.runtime.stack.offered()]
-
-    def card(self, model_id: str) -> ModelCard:
-        if model_id not in self._cards:
-            try:
-                variant = self.runtime.stack.resolve(model_id)
-            except DemeanorError as error:
-                raise model_not_found(model_id, [v.model_id for v in self.runtime.stack.offered()]) from error
-            layers = (variant.serve, *(x.name for x in variant.layers))
-            self._variants[model_id] = variant
-            self._cards[model_id] = ModelCard(model_id, _describe(variant), variant.key(), layers)
-        return self._cards[model_id]
-
-    def respond(self, model_id: str) -> Respond:
-        self.card(model_id)
-        return self.runtime.respond(self._variants[model_id])
-
-    def codec(self, model_id: str) -> TokenizerCodec:
-        self.card(model_id)
-        variant = self._variants[model_id]
-        if isinstance(variant.spec.weights.base, Remote):
-            raise RequestError(
-                f"model: '{model_id}' has its weights on another server, which is asked for conversations only; send "
-                "messages to /v1/chat/completions",
-                param="model",
-                code="unsupported_value",
-            )
-        refuse_layers(variant)
-        return TokenizerCodec(self.runtime.weights(variant.serve).tokenizer)
-
-    def rules(self, model_id: str) -> tuple[str, RuleJudge]:
-        self.card(model_id)
-        if model_id not in self._rules:
-            self._rules[model_id] = rules_of(self._variants[model_id])
-        return self._rules[model_id]
-
-    def feedback_store(self) -> FeedbackStore | None:
-        specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
-        return feedback_store_in(self.runtime.opened(specs[0].database)) if specs else None
-
-    def turn_store(self) -> TurnStore | None:
-        outer = takewhile(
-            lambda layer: not layer.behaviour, self.runtime.stack.layers
-        )  # further in, it has what a policy hides
-        specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]
-        return self.runtime.opened(specs[0].database) if specs else None
-
-    async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
-        self.codec(model_id)
-        return await self.runtime.vectors(self._variants[model_id].serve, texts)
-
-    def defaults(self) -> Decoding:
-        return decoding_of(self.runtime.stack)
-
-    def examples(self) -> list[str]:
-        return list(self.questions)
-
-
-def _describe(variant: Stack) -> str:
-    names = [x.name for x in variant.layers if x.behaviour]
-    return f"{variant.serve} weights" + (f" behind {', '.join(names)}" if names else ", no runtime layer")
-
-
 def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
     """Read and check a stack file against what exists; raises SpecError with every mistake."""
     return load(path, overrides, names={"rows": tuple(GENERATED), "suites": suites.offered()})
-
-
-READS_RAW = frozenset({"record", "limits", "policy"})
-"""Kinds of layers that pass a turn's messages on as they are; every other kind adds messages, which raw text has no place for."""
-
-
-def refuse_layers(variant: Stack) -> None:
-    """Raise RequestError (400) if layers of this variant add messages; it names them and the ids to ask instead."""
-    adding = [layer.name for layer in variant.layers if layer.kind not in READS_RAW]
-    if adding:
-        name = variant.spec.name
-        ids = ", ".join(f"{name}:{stage}" for stage in variant.policies)
-        raise RequestError(
-            f"model: '{variant.model_id}' continues no raw text, because its layers add messages to a conversation: "
-            f"{', '.join(adding)}. Ask weights alone: {ids}.",
-            param="model",
-            code="unsupported_value",
-        )
 
 
 # ---- training and evaluation ----
@@ -372,7 +282,7 @@ def _generate(
     ]
 
 
-GENERATION = generation_eval.Services(
+GENERATION = generation_eval.GenerationServices(
     generate=_generate,
     refused=lambda text: bool(refusal.declined(Completion(text, "stop"))),
     items=suites.items,
@@ -397,7 +307,7 @@ def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]
     """The metrics log of every stage that was trained here."""
     names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
     paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
-    return {name: list(metrics.read(path)) for name, path in paths.items() if path.is_file()}
+    return {name: list(progress.read_log(path)) for name, path in paths.items() if path.is_file()}
 
 
 def check_export(

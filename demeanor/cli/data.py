@@ -258,13 +258,14 @@ def _dedup(options: argparse.Namespace) -> int:
 
 def _decontaminate(options: argparse.Namespace) -> int:
     from demeanor.data import curation
+    from demeanor.evaluation.suites import texts
 
     return _report(
         options,
         curation.remove_overlaps(
             _source(options),
             options.out,
-            suites=options.suite,
+            suites={name: texts(name) or curation.texts(name) for name in options.suite},
             words=options.words,
             show=options.show,
             force=options.force,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from demeanor import app
+from demeanor import app, serving
 from demeanor.app import load_stack
 from demeanor.cli import attribute, frontier, gate
 from demeanor.core.errors import DemeanorError
@@ -19,7 +19,6 @@ from demeanor.evaluation import frontier as tradeoffs
 from demeanor.evaluation import gate as gating
 from demeanor.evaluation.diagnosis import diagnose
 from demeanor.report import base, publish
-from demeanor.server import serve as serving
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 from demeanor.world import catalog

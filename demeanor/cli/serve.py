@@ -15,6 +15,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
+        from demeanor import serving
         from demeanor.server import serve
         from demeanor.train.runs import Runs
 
@@ -34,7 +35,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             otel_content=options.otel_content,
             otel=options.otel or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         )
-        return serve.serve(lambda: load(options), Runs(options.runs), settings)
+        return serving.serve(lambda: load(options), Runs(options.runs), settings)
 
     parser = verb("serve", run, "serve the OpenAI-compatible API and the chat page")
     parser.add_argument("--host", default="127.0.0.1")

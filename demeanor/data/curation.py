@@ -15,15 +15,13 @@ from typing import Any
 
 from demeanor.core.errors import DataError, unknown
 from demeanor.core.files import replacing
+from demeanor.core.folding import Folded
+from demeanor.core.language import KNOWN, certain_language
 from demeanor.core.personal_data import DETECTORS
 from demeanor.data import similarity
-from demeanor.data.language import KNOWN, language
 from demeanor.data.readers import Bad
 from demeanor.data.similarity import as_columns, row_text
 from demeanor.data.sources import Generated, Problems, Say, raw_rows, renamed
-from demeanor.evaluation import suites
-from demeanor.evaluation import suites as library
-from demeanor.layers.policy.matching import Folded
 from demeanor.stack.schema import Source
 from demeanor.world.catalog import GENERATED
 
@@ -52,7 +50,7 @@ def reason(text: str, wanted: Wanted) -> str | None:
         return f"shorter than {wanted.min_chars} characters"
     if wanted.max_chars is not None and len(text) > wanted.max_chars:
         return f"longer than {wanted.max_chars} characters"
-    if wanted.language is not None and (found := language(text)) not in (wanted.language, None):
+    if wanted.language is not None and (found := certain_language(text)) not in (wanted.language, None):
         return f"language {found}"
     return next((f"personal data: {name}" for name, finds in wanted.detectors.items() if finds(text)), None)
 
@@ -149,15 +147,21 @@ def deduplicate(source: Source, out: Path, *, threshold: float | None, show: int
 
 
 def remove_overlaps(
-    source: Source, out: Path, *, suites: Sequence[str], words: int, show: int, force: bool
+    source: Source,
+    out: Path,
+    *,
+    suites: Mapping[str, Iterable[tuple[str, str]]],
+    words: int,
+    show: int,
+    force: bool,
 ) -> Curated:
-    """Drop rows that share `words` words in a row with an item of a suite."""
+    """Drop rows that share `words` words in a row with an item of a suite; `suites`: (id, text) of items by name."""
     check_out(out, force=force)
     if words < similarity.MIN_WORDS:
         raise DataError(
             f"--words: got {words}, wanted at least {similarity.MIN_WORDS}; fewer words are shared by chance"
         )
-    loaded = {name: similarity.Suite(_items(name), words) for name in suites}
+    loaded = {name: similarity.Suite(items, words) for name, items in suites.items()}
     dropped: Counter[str] = Counter()
     shown: list[str] = []
 
@@ -220,22 +224,8 @@ def _detectors() -> dict[str, Callable[[str], bool]]:
     return {name: finds(name) for name in DETECTORS}
 
 
-def _items(name: str) -> Iterator[tuple[str, str]]:
-    """(id, text) of a suite's items: `world:NAME`, `builtin:NAME`, or any file of rows."""
-    if name.startswith((library.WORLD, suites.PREFIX)):
-        if name not in library.offered():
-            raise DataError(f"--suite: {unknown(name, library.offered(), noun='suite')} Or name a file.")
-        for item in library.items(name, Path()):
-            yield (
-                item.id,
-                "\n".join(
-                    [
-                        *(m.content for m in item.messages),
-                        *(str(v) for v in item.target.values() if isinstance(v, str)),
-                    ]
-                ),
-            )
-        return
+def texts(name: str) -> Iterator[tuple[str, str]]:
+    """(id, text) of every row of a source, as `remove_overlaps` compares them."""
     for where, row in _columns(Source(source=name)):
         yield str(row.get("id", where)), row_text(row)
 

@@ -18,6 +18,7 @@ import yaml
 from scipy import special
 
 from demeanor.core.errors import ContextError, DataError
+from demeanor.core.folding import Folded
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.evaluation import statistics
 from demeanor.evaluation.experiment import Experiment, sampled
@@ -29,7 +30,6 @@ from demeanor.evaluation.runtime import Runtime, Services
 from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.statistics import Floats
 from demeanor.layers.policy import Spec, rules
-from demeanor.layers.policy.matching import Folded
 from demeanor.layers.policy.rules import read_yaml
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of

@@ -139,7 +139,8 @@ class AuthMiddleware:
 
 def is_api(scope: Scope) -> bool:
     """Whether this is a request that needs a key: to the API or to the metrics, not to a page or a health check."""
-    return scope["type"] == "http" and bool(scope["path"].startswith("/v1/") or scope["path"] == "/metrics")
+    path: str = scope.get("path", "")
+    return scope["type"] == "http" and (path.startswith("/v1/") or path == "/metrics")
 
 
 def answers_turns(scope: Scope) -> bool:

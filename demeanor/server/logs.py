@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from demeanor.server.request_context import RequestContext
+from demeanor.server.request_context import Observer, RequestContext
 
 
 def line_of(request: RequestContext, now: datetime) -> dict[str, Any]:
@@ -45,9 +45,7 @@ def line_of(request: RequestContext, now: datetime) -> dict[str, Any]:
     return said
 
 
-def to(
-    stream: TextIO, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-) -> Callable[[RequestContext], None]:
+def to(stream: TextIO, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Observer:
     """An observer that writes each request to a stream."""
 
     def write(request: RequestContext) -> None:

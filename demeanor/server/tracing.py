@@ -15,7 +15,7 @@ from typing import Any
 
 from demeanor.core.errors import DemeanorError
 from demeanor.core.types import Message, fold
-from demeanor.server.request_context import RequestContext
+from demeanor.server.request_context import Observer, RequestContext
 
 OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
 MISSING = (
@@ -43,7 +43,7 @@ def exported(endpoint: str, service: str) -> tuple[Any, Callable[[], None]]:
     return provider.get_tracer("demeanor"), provider.shutdown
 
 
-def spans(tracer: Any, *, now_ns: Callable[[], int] = time.time_ns) -> Callable[[RequestContext], None]:
+def spans(tracer: Any, *, now_ns: Callable[[], int] = time.time_ns) -> Observer:
     """An observer that makes the spans of each request that asked a model."""
     from opentelemetry.propagate import extract
     from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context

@@ -212,6 +212,24 @@ class Stack:
                     )
                 checked.add(path)
 
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Modification time (ns) and size of the stack file and of every file and folder that it names."""
+        named = [
+            self.path,
+            *(self.root / text for text in _texts(self.spec.model_dump(mode="json")) if 0 < len(text) < 256),
+        ]
+        found: dict[str, tuple[int, int]] = {}
+        for path in named:
+            try:
+                if path.resolve() in (self.root.resolve(), *self.root.resolve().parents):
+                    continue
+                for file in [path, *(path.rglob("*") if path.is_dir() else ())]:
+                    about = file.stat()
+                    found[str(file)] = about.st_mtime_ns, about.st_size
+            except (OSError, ValueError):
+                continue
+        return found
+
     def _compute_key(self) -> str:
         return digest(
             {
@@ -461,3 +479,10 @@ def training_keys(stack: Stack) -> set[str]:
     """Keys of all runs that a stack's weights come from: base and every stage."""
     base = {stack.stage_key("base")} if isinstance(stack.spec.weights.base, Scratch) else set()
     return base | {stack.stage_key(stage.name) for stage in stack.spec.weights.stages}
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [text for x in inside for text in _texts(x)]

@@ -81,8 +81,8 @@ def test_prune_without_a_stack_would_delete_everything_and_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = set(folder.iterdir())
-    assert main(["runs", "--prune", "--yes", "--runs", str(folder)]) == 1
-    assert main(["runs", "--yes", "--runs", str(folder)]) == 1
+    assert main(["runs", "--prune", "--yes", "--runs", str(folder)]) == 2
+    assert main(["runs", "--yes", "--runs", str(folder)]) == 2
     assert "wanted the stack files whose weights stay" in capsys.readouterr().err
     assert set(folder.iterdir()) == before
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from demeanor.app import ServedStack, StackRuntime
+from demeanor.app import StackRuntime
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Completion, Decoding, Message, Respond, Turn, complete
 from demeanor.engine.local import LocalEngine
@@ -21,6 +21,7 @@ from demeanor.layers import Kit, policy
 from demeanor.model import checkpoints
 from demeanor.server.app import app
 from demeanor.server.assistant import ModelCard
+from demeanor.serving import ServedStack
 from demeanor.stack import schema as specs
 from demeanor.stack.schema import ModelShape
 from demeanor.stack.stack import Stack

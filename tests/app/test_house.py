@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from demeanor.app import ServedStack, StackRuntime, services
+from demeanor.app import StackRuntime, services
 from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Done, Message, Prompted, Refusal, Timing, Turn, complete
 from demeanor.evaluation import ladder
 from demeanor.evaluation.experiment import suite
 from demeanor.server.app import app
+from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
 

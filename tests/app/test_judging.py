@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from demeanor.app import ServedStack, StackRuntime
+from demeanor.app import StackRuntime
 from demeanor.core.types import Decoding, Message, Turn
 from demeanor.layers import policy
 from demeanor.layers.policy.matching import judge_turn
 from demeanor.layers.policy.rules import Rule, load
 from demeanor.server.app import app
+from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
 from demeanor.store.database import Database, Feedback
 from demeanor.train.runs import Runs

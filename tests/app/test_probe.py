@@ -10,8 +10,9 @@ from fastapi import FastAPI
 from starlette.responses import JSONResponse
 
 from bench.probe import CHECKS, probe
-from demeanor.app import ServedStack, StackRuntime
+from demeanor.app import StackRuntime
 from demeanor.server.auth import from_digests
+from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
 from demeanor.store.keys import digest
 from demeanor.train.runs import Runs

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from demeanor.app import ServedStack, StackRuntime, load_stack
+from demeanor.app import StackRuntime, load_stack
 from demeanor.cli import main
 from demeanor.evaluation import result as results
 from demeanor.server.app import app
+from demeanor.serving import ServedStack
 from demeanor.train.runs import Runs
 from tests.conftest import REPOSITORY
 

@@ -14,9 +14,11 @@ import httpx
 import pytest
 import yaml
 
+from demeanor import serving
 from demeanor.app import load_stack
 from demeanor.core.errors import DemeanorError
 from demeanor.server import serve
+from demeanor.serving import Versions
 from demeanor.stack.stack import Stack
 from demeanor.store import keys
 from demeanor.store.database import Database
@@ -89,16 +91,16 @@ def test_weights_that_two_versions_share_are_loaded_once_and_closed_with_the_las
     trained: tuple[Stack, Runs], desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    houses = serve.LiveVersions(trained[1])
-    old = houses.open(load_stack(desk))
-    engines = {stage: w.engine for stage, w in houses.living[0]._weights.held().items()}
+    versions = Versions(lambda: load_stack(desk), trained[1])
+    old = versions.open()
+    engines = {stage: w.engine for stage, w in versions.living[0].loaded.items()}
     (desk.parent / "system.md").write_text("You are another clerk.\n")
-    new = houses.open(load_stack(desk))
+    new = versions.open()
     assert old.assistant.stack_key != new.assistant.stack_key
-    assert {stage: w.engine for stage, w in houses.living[1]._weights.held().items()} == engines
+    assert {stage: w.engine for stage, w in versions.living[1].loaded.items()} == engines
     old.close()
     assert not any(engine._closed for engine in engines.values())
-    houses.close()
+    versions.close()
     assert all(engine._closed for engine in engines.values())
 
 
@@ -106,29 +108,31 @@ def test_a_stack_that_cannot_be_served_leaves_the_old_one_as_it_is(
     trained: tuple[Stack, Runs], desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    houses = serve.LiveVersions(trained[1])
-    houses.open(load_stack(desk))
+    overrides: list[str] = []
+    versions = Versions(lambda: load_stack(desk, overrides), trained[1])
+    versions.open()
+    overrides.append("weights.stages.dpo.objective.beta=0.7")
     with pytest.raises(DemeanorError, match="not trained yet"):
-        houses.open(load_stack(desk, ["weights.stages.dpo.objective.beta=0.7"]))
-    assert len(houses.living) == 1
-    assert not any(w.engine._closed for w in houses.living[0]._weights.held().values())
-    houses.close()
+        versions.open()
+    assert len(versions.living) == 1
+    assert not any(w.engine._closed for w in versions.living[0].loaded.values())
+    versions.close()
 
 
 def test_the_files_that_a_stack_names_are_watched_and_nothing_else(desk: Path) -> None:
     stack = load_stack(desk)
-    before = serve.stamps(stack)
+    before = stack.stamps()
     (desk.parent / "unrelated.txt").write_text("x")
-    assert serve.stamps(stack) == before
+    assert stack.stamps() == before
     for name in ("stack.yaml", "policy.yaml", "system.md", "notices/today.md"):
-        seen = serve.stamps(stack)
+        seen = stack.stamps()
         (desk.parent / name).write_text((desk.parent / name).read_text() + "\n")
-        assert serve.stamps(stack) != seen, name
+        assert stack.stamps() != seen, name
 
 
 def test_a_public_address_without_keys_is_refused(trained: tuple[Stack, Runs]) -> None:
     with pytest.raises(DemeanorError, match="anybody who reaches this machine"):
-        serve.serve(lambda: trained[0], trained[1], serve.Settings(host="0.0.0.0"))
+        serving.serve(lambda: trained[0], trained[1], serve.Settings(host="0.0.0.0"))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(
     settings: dict[str, Any], said: str, trained: tuple[Stack, Runs]
 ) -> None:
     with pytest.raises(DemeanorError, match=said):
-        serve.serve(lambda: trained[0], trained[1], serve.Settings(**settings))
+        serving.serve(lambda: trained[0], trained[1], serve.Settings(**settings))
 
 
 def test_a_database_without_a_key_in_force_says_how_to_make_one(
@@ -160,7 +164,7 @@ def test_a_database_without_a_key_in_force_says_how_to_make_one(
         raise DemeanorError("enough")
 
     with pytest.raises(DemeanorError, match="enough"):
-        serve.serve(load, trained[1], serve.Settings(keys="sqlite:///keys.db"))
+        serving.serve(load, trained[1], serve.Settings(keys="sqlite:///keys.db"))
     assert "demeanor keys create NAME --database sqlite:///keys.db" in capsys.readouterr().out
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from demeanor.app import ServedStack, StackRuntime
+from demeanor.app import StackRuntime
+from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 from tests.app import tiny

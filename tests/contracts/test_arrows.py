@@ -27,9 +27,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"core", "store"},
     "evaluation": {"core", "stack", "text", "data", "layers", "world"},
     "report": {"core", "evaluation"},
-    "cli": {"core", "stack", "data", "world", "store", "train", "server", "evaluation", "report", "app"},
+    "cli": {
+        "core",
+        "stack",
+        "data",
+        "world",
+        "store",
+        "train",
+        "server",
+        "evaluation",
+        "report",
+        "app",
+        "serving",
+    },
 }
-"""Rooms and what they may import; `app` is the composition root and imports everything."""
+"""Rooms and what they may import; `app`, `serving` and `api` compose and import everything."""
 ONLY: dict[tuple[str, str], set[str]] = {
     ("data", "model"): {"demeanor.model.tensors"},
     ("objectives", "model"): {"demeanor.model.tensors"},
@@ -39,7 +51,7 @@ ONLY: dict[tuple[str, str], set[str]] = {
     ("engine", "stack"): {"demeanor.stack.schema"},
 }
 """Where only some files of a room may be imported."""
-EVERYTHING = {"app", "__main__", "__init__", "api"}
+EVERYTHING = {"app", "serving", "api", "__main__", "__init__"}
 NO_TORCH = {"stack", "layers", "server", "store", "retrieval", "evaluation", "report", "cli"}
 
 

@@ -24,10 +24,10 @@ def test_every_relative_link_exists(page: Path) -> None:
     "name",
     [
         "StackSpec",
-        "Weights",
+        "WeightsSpec",
         "Scratch",
         "Import",
-        "Tokenizer",
+        "TokenizerSpec",
         "ModelShape",
         "Stage",
         "Adapter",
@@ -36,8 +36,8 @@ def test_every_relative_link_exists(page: Path) -> None:
         "Optim",
         "Source",
         "DecodingSpec",
-        "Evaluation",
-        "Judge",
+        "EvaluationSpec",
+        "JudgeSpec",
     ],
 )
 def test_every_setting_of_the_stack_is_on_its_page(name: str) -> None:

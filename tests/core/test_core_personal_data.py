@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demeanor.core import personal_data
+from demeanor.core.folding import Folded
 from demeanor.core.personal_data import DETECTORS
-from demeanor.layers.policy.matching import Folded
 
 
 def found(kind: str, text: str) -> str | None:

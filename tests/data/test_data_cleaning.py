@@ -12,49 +12,11 @@ from demeanor.core.errors import DataError
 from demeanor.core.types import Example, Message, Preference, ToolCall, ToolSpec, TrainingRow, Unpaired
 from demeanor.data import curation
 from demeanor.data.curation import Wanted, reason
-from demeanor.data.language import language
 from demeanor.data.rows import Want, parse
 from demeanor.data.similarity import Overlap, Suite, as_columns, row_text, words
 from demeanor.stack.schema import Source
 
 ASK, SAID = Message("user", "Who?"), Message("assistant", "Marla.")
-
-# Article 1 of the Universal Declaration of Human Rights, two sentences, as the United Nations publish it.
-ARTICLE = {
-    "en": "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience and should act towards one another in a spirit of brotherhood.",
-    "de": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt und sollen einander im Geist der Brüderlichkeit begegnen.",
-    "fr": "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison et de conscience et doivent agir les uns envers les autres dans un esprit de fraternité.",
-    "es": "Todos los seres humanos nacen libres e iguales en dignidad y derechos y, dotados como están de razón y conciencia, deben comportarse fraternalmente los unos con los otros.",
-    "it": "Tutti gli esseri umani nascono liberi ed eguali in dignità e diritti. Essi sono dotati di ragione e di coscienza e devono agire gli uni verso gli altri in spirito di fratellanza.",
-    "pt": "Todos os seres humanos nascem livres e iguais em dignidade e em direitos. Dotados de razão e de consciência, devem agir uns para com os outros em espírito de fraternidade.",
-    "nl": "Alle mensen worden vrij en gelijk in waardigheid en rechten geboren. Zij zijn begiftigd met verstand en geweten, en behoren zich jegens elkander in een geest van broederschap te gedragen.",
-    "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
-    "zh": "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心,并应以兄弟关系的精神相对待。",
-    "ko": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
-    "el": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.",
-    "he": "כל בני אדם נולדו בני חורין ושווים בערכם ובזכויותיהם.",
-    "th": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
-}
-
-
-@pytest.mark.parametrize("code", ARTICLE)
-def test_each_known_language_is_told_from_two_sentences(code: str) -> None:
-    assert language(ARTICLE[code]) == code
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "37",
-        "Marla.",
-        "Corkel 12:30",
-        "Все люди рождаются свободными и равными в своем достоинстве и правах.",
-        "x = [i for i in range(10)]",
-    ],
-)
-def test_a_text_that_does_not_say_has_no_language(text: str) -> None:
-    assert language(text) is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from demeanor.core.types import Completion
 from demeanor.evaluation.scorers._ifeval import CHECKS
-from demeanor.evaluation.scorers._language import WORDS, language
 from demeanor.evaluation.scorers._sentences import capital_words, sentences
 from demeanor.evaluation.scorers.ifeval import Spec, followed, readings, score
 
@@ -318,11 +317,6 @@ def test_capital_words_are_those_of_the_treebank() -> None:
     assert (
         capital_words("I'M A DON'T CEO's NASA. A-B A,B a/B CANNOT 3D") == 13
     )  # I 'M A DO N'T CEO NASA. A-B A B CAN NOT 3D
-
-
-@pytest.mark.parametrize("code", WORDS)
-def test_a_text_of_its_commonest_words_is_in_that_language(code: str) -> None:
-    assert language(WORDS[code]) == code
 
 
 def test_the_real_prompts_are_all_judged(shared: Path) -> None:

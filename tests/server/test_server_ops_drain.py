@@ -53,7 +53,7 @@ def asking(
 
 def wait_for(url: str, in_progress: int) -> None:
     until = time.monotonic() + 10
-    while f"demeanor_turns_in_progress {in_progress}\n" not in httpx.get(f"{url}/metrics").text:
+    while f"demeanor_turns_in_progress {in_progress:.1f}\n" not in httpx.get(f"{url}/metrics").text:
         assert time.monotonic() < until
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from demeanor.evaluation.scorers._language import language
+from demeanor.core.language import likeliest_language
 from demeanor.evaluation.scorers._sentences import sentences
 from demeanor.evaluation.scorers._words import contains, words
 
@@ -358,7 +358,7 @@ CHECKS: Mapping[str, tuple[Check, frozenset[str], frozenset[str]]] = {
         frozenset(),
         frozenset(),
     ),
-    "language": (lambda t, k: language(t) == k["language"], frozenset({"language"}), frozenset()),
+    "language": (lambda t, k: likeliest_language(t) == k["language"], frozenset({"language"}), frozenset()),
     "repeats": (
         lambda t, k: words(t)[: len(words(k["text"]))] == words(k["text"]),
         frozenset({"text"}),

@@ -1,7 +1,7 @@
 """The 25 kinds of verifiable instructions of IFEval, each as one question to a text.
 
 Written from the definitions of google-research's instruction_following_eval (Zhou et al. 2023, arXiv 2311.07911; revision 83282e4),
-quirks included. Deviations: 1. languages by `_language` instead of langdetect; 2. sentences by `_sentences` instead of Punkt's trained
+quirks included. Deviations: 1. languages by `core/language.py` instead of langdetect; 2. sentences by `_sentences` instead of Punkt's trained
 file, and capital words by the same module's Treebank rules; 3. a letter outside a-z is counted (the official code draws another one).
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from demeanor.evaluation.scorers._language import language
+from demeanor.core.language import likeliest_language
 from demeanor.evaluation.scorers._sentences import capital_words, sentences
 
 Check = Callable[[str, Mapping[str, Any]], bool]
@@ -28,7 +28,7 @@ def _related(count: int, relation: str, wanted: int) -> bool:
 
 
 def _english(text: str) -> bool:
-    return language(text) in ("en", None)
+    return likeliest_language(text) in ("en", None)
 
 
 def _placeholders(text: str, k: Mapping[str, Any]) -> bool:
@@ -144,7 +144,10 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
         lambda t, k: _related(t.lower().count(k["letter"].lower()), k["let_relation"], k["let_frequency"]),
         ("letter", "let_frequency", "let_relation"),
     ),
-    "language:response_language": (lambda t, k: language(t) in (k["language"], None), ("language",)),
+    "language:response_language": (
+        lambda t, k: likeliest_language(t) in (k["language"], None),
+        ("language",),
+    ),
     "length_constraints:nth_paragraph_first_word": (
         _nth_paragraph,
         ("num_paragraphs", "nth_paragraph", "first_word"),

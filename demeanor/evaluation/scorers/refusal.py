@@ -1,7 +1,7 @@
 """`refusal`: whether the assistant declined, against whether it should have.
 
 In: `refuse`. Out: 1 if they agree. A refusal event of any layer is a refusal; otherwise the answer's own words decide: the weights of what
-was heard in them (_refusals.py) are added up. An empty answer is unscored. It never sees the question. How often people agree, and on
+was heard in them (refusal_cues.yaml) are added up. An empty answer is unscored. It never sees the question. How often people agree, and on
 what the cues were chosen: docs/scorers.md, `refusal`.
 """
 

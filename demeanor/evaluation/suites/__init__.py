@@ -5,7 +5,7 @@ All written for this project. Every item has an answer that scores 1 and one tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -133,3 +133,17 @@ def floor(some: Sequence[Item], text: str) -> float | None:
 def version(found: Sequence[Item]) -> str:
     """What a suite is, as a hash of all its items."""
     return suite_hash(found)
+
+
+def texts(name: str) -> Iterator[tuple[str, str]] | None:
+    """(id, text) of the items of `world:NAME` or `builtin:NAME`, targets included; None for any other name. Raises DataError."""
+    if not name.startswith((WORLD, PREFIX)):
+        return None
+    if name not in offered():
+        raise DataError(f"--suite: {unknown(name, offered(), noun='suite')} Or name a file.")
+    found = items(name, Path())
+    return ((item.id, "\n".join([*(m.content for m in item.messages), *_strings(item)])) for item in found)
+
+
+def _strings(item: Item) -> list[str]:
+    return [value for value in item.target.values() if isinstance(value, str)]

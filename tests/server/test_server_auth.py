@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi.openapi.utils import get_openapi
 from scripted import CARDS, Scripted, body
 
 from demeanor.core.errors import RequestError
@@ -82,6 +83,30 @@ async def test_a_missing_wrong_or_revoked_key_is_a_401_and_a_plain_one_still_wor
             ).status_code == 200
         keys.revoke(database, "edda")
         assert (await client.get("/v1/models", headers=bearer(key))).status_code == 401
+
+
+async def test_every_route_of_the_api_needs_a_key_and_each_request_looks_it_up_once(tmp_path: Path) -> None:
+    class Counting(Database):
+        lookups = 0
+
+        def rows(self, sql: str, *values: Any) -> list[Any]:
+            self.lookups += "FROM keys" in sql
+            return super().rows(sql, *values)
+
+    database = Counting(tmp_path / "keys.db", lambda: NOON)
+    made = app(Scripted(), keys=KeyRing(database, from_digests({digest("plain"): "key 1"})))
+    key, open_paths = keys.create(database, "edda"), {"/", "/healthz", "/readyz", "/openapi.json"}
+    transport = httpx.ASGITransport(made)
+    async with httpx.AsyncClient(transport=transport, base_url="http://elsewhere") as client:
+        for path, methods in get_openapi(title="", version="", routes=made.routes)["paths"].items():
+            for method in methods:
+                refused = (await client.request(method, path)).status_code == 401
+                assert refused is not (path in open_paths or path.startswith("/static/")), (method, path)
+        for headers in (bearer(key), bearer("plain"), bearer("wrong")):
+            database.lookups = 0
+            await client.post("/v1/chat/completions", json=body(), headers=headers)
+            assert database.lookups == 1
+    database.close()
 
 
 async def test_a_key_does_what_its_scopes_say_and_no_more(database: Database) -> None:

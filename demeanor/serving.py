@@ -1,0 +1,249 @@
+"""Serving composed: a stack as the server's Assistant, and the versions of it that live while a newer one is loaded.
+
+In: a function that reads the stack, the folder of runs, Settings. Out: `serve`, which runs until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from demeanor.app import StackRuntime
+from demeanor.core.errors import DemeanorError, RequestError, StaleFileError
+from demeanor.core.types import Decoding, Respond
+from demeanor.engine.respond import TokenizerCodec
+from demeanor.layers import policy, record
+from demeanor.layers.policy import matching
+from demeanor.layers.policy.rules import Rule, load
+from demeanor.server import serve as server
+from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, RuleJudge, TurnStore, model_not_found
+from demeanor.server.lifecycle import Version
+from demeanor.server.serve import Settings
+from demeanor.stack.schema import Remote
+from demeanor.stack.stack import Stack, decoding_of
+from demeanor.store.database import Database
+from demeanor.train.runs import Runs
+from demeanor.world import catalog
+
+
+def serve(load_stack: Callable[[], Stack], runs: Runs, settings: Settings) -> int:
+    """Serve the API and the chat page until Ctrl-C or SIGTERM; `load_stack` reads the stack, at every reload again."""
+    budget = None if settings.memory_gib is None else int(settings.memory_gib * 2**30)
+    return server.serve(Versions(load_stack, runs, budget), settings)
+
+
+@dataclass
+class Versions:
+    """The runtimes that live: the one whose stack is served, and those that end what they began."""
+
+    load_stack: Callable[[], Stack]
+    runs: Runs
+    budget_bytes: int | None = None
+    living: list[StackRuntime] = field(default_factory=list)
+    _seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def open(self) -> Version:
+        """Read the stack and make it ready to answer; loaded weights are shared. Raises DemeanorError if it cannot be served."""
+        if self.living:
+            self._seen = self.living[-1].stack.stamps()  # a broken file is tried again when it changes again
+        stack = self.load_stack()
+        seen, runtime = stack.stamps(), StackRuntime(stack, self.runs, budget_bytes=self.budget_bytes)
+        try:
+            if self.living:  # under a memory budget each version counts, and makes room, for itself
+                runtime.inherit(self.living[-1], weights=self.budget_bytes is None)
+            every = len(stack.policies) <= 4 and self.budget_bytes is None
+            runtime.warm(stack.policies if every else [stack.serve])
+            served = ServedStack(runtime, catalog.EXAMPLES if stack.uses_world else ())
+            served.respond(
+                served.name
+            )  # a layer that cannot be built is a mistake now, not at the first request
+        except BaseException:
+            self._leave(runtime)
+            raise
+        self._seen = seen
+        self.living.append(runtime)
+        return Version(served, lambda: self._leave(runtime))
+
+    def changed(self) -> bool:
+        """Whether the stack file, or a file that it names, has changed since it was read."""
+        return self.living[-1].stack.stamps() != self._seen
+
+    @property
+    def num_slots(self) -> int:
+        return self.living[-1].num_slots
+
+    def engine_load(self) -> tuple[int, int]:
+        """Answers being written and answers waiting, in all engines."""
+        engines = {
+            id(weights): weights.engine for runtime in self.living for weights in runtime.loaded.values()
+        }
+        loads = [engine.load for engine in engines.values()]
+        return sum(running for running, _ in loads), sum(waiting for _, waiting in loads)
+
+    def close(self) -> None:
+        while self.living:
+            self._leave(self.living[-1])
+
+    def _leave(self, runtime: StackRuntime) -> None:
+        """Close a runtime, but not the engines that living ones use."""
+        others = [other for other in self.living if other is not runtime]
+        used = {id(weights) for other in others for weights in other.loaded.values()}
+        runtime.drop({stage for stage, weights in runtime.loaded.items() if id(weights) in used})
+        if runtime in self.living:
+            self.living.remove(runtime)
+        runtime.close()
+
+
+@dataclass
+class ServedStack:
+    """A StackRuntime as the server's Assistant: model ids in, cards and responds out."""
+
+    runtime: StackRuntime
+    questions: Sequence[str] = ()
+    _cards: dict[str, ModelCard] = field(default_factory=dict)
+    _variants: dict[str, Stack] = field(default_factory=dict)
+    _rules: dict[str, tuple[str, RuleJudge]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.runtime.stack.spec.name
+
+    @property
+    def stack_key(self) -> str:
+        return self.card(self.name).stack_key
+
+    def models(self) -> list[ModelCard]:
+        return [self.card(v.model_id) for v in self.runtime.stack.offered()]
+
+    def card(self, model_id: str) -> ModelCard:
+        if model_id not in self._cards:
+            try:
+                variant = self.runtime.stack.resolve(model_id)
+            except DemeanorError as error:
+                raise model_not_found(model_id, [v.model_id for v in self.runtime.stack.offered()]) from error
+            layers = (variant.serve, *(x.name for x in variant.layers))
+            self._variants[model_id] = variant
+            self._cards[model_id] = ModelCard(model_id, _describe(variant), variant.key(), layers)
+        return self._cards[model_id]
+
+    def respond(self, model_id: str) -> Respond:
+        self.card(model_id)
+        try:
+            return self.runtime.respond(self._variants[model_id])
+        except StaleFileError as error:
+            raise RequestError(str(error), status=503, kind="server_error", code="stack_changed") from error
+
+    def codec(self, model_id: str) -> TokenizerCodec:
+        self.card(model_id)
+        variant = self._variants[model_id]
+        if isinstance(variant.spec.weights.base, Remote):
+            raise RequestError(
+                f"model: '{model_id}' has its weights on another server, which is asked for conversations only; send "
+                "messages to /v1/chat/completions",
+                param="model",
+                code="unsupported_value",
+            )
+        refuse_layers(variant)
+        return TokenizerCodec(self.runtime.weights(variant.serve).tokenizer)
+
+    def rules(self, model_id: str) -> tuple[str, RuleJudge]:
+        self.card(model_id)
+        if model_id not in self._rules:
+            self._rules[model_id] = rules_of(self._variants[model_id])
+        return self._rules[model_id]
+
+    def feedback_store(self) -> FeedbackStore | None:
+        specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
+        return feedback_store_in(self.runtime.opened(specs[0].database)) if specs else None
+
+    def turn_store(self) -> TurnStore | None:
+        outer = takewhile(
+            lambda layer: not layer.behaviour, self.runtime.stack.layers
+        )  # further in, it has what a policy hides
+        specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]
+        return self.runtime.opened(specs[0].database) if specs else None
+
+    async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        self.codec(model_id)
+        return await self.runtime.vectors(self._variants[model_id].serve, texts)
+
+    def defaults(self) -> Decoding:
+        return decoding_of(self.runtime.stack)
+
+    def examples(self) -> list[str]:
+        return list(self.questions)
+
+
+def _describe(variant: Stack) -> str:
+    names = [x.name for x in variant.layers if x.behaviour]
+    return f"{variant.serve} weights" + (f" behind {', '.join(names)}" if names else ", no runtime layer")
+
+
+READS_RAW = frozenset({"record", "limits", "policy"})
+"""Kinds of layers that pass a turn's messages on as they are; every other kind adds messages, which raw text has no place for."""
+
+
+def refuse_layers(variant: Stack) -> None:
+    """Raise RequestError (400) if layers of this variant add messages; it names them and the ids to ask instead."""
+    adding = [layer.name for layer in variant.layers if layer.kind not in READS_RAW]
+    if adding:
+        name = variant.spec.name
+        ids = ", ".join(f"{name}:{stage}" for stage in variant.policies)
+        raise RequestError(
+            f"model: '{variant.model_id}' continues no raw text, because its layers add messages to a conversation: "
+            f"{', '.join(adding)}. Ask weights alone: {ids}.",
+            param="model",
+            code="unsupported_value",
+        )
+
+
+def rules_of(variant: Stack) -> tuple[str, RuleJudge]:
+    """The name of the variant's policy layer and its judgement; raises RequestError (404) where there is none, or several."""
+    found = [(layer.name, layer.spec) for layer in variant.layers if isinstance(layer.spec, policy.Spec)]
+    if not found:
+        name = variant.spec.name
+        others = [x.name for x in variant.layers] or ["none"]
+        raise RequestError(
+            f"model: '{variant.model_id}' has no policy layer, so no rules to moderate by; its layers: {', '.join(others)}. Ask a "
+            f"variant that has one, or add `- kind: policy` to the layers of {name}.",
+            status=404,
+            param="model",
+            code="no_policy_layer",
+        )
+    rules = [rule for _, spec in found for rule in load(variant.root / spec.rules)]
+    return "+".join(name for name, _ in found), lambda text: judged(rules, text)
+
+
+def judged(rules: Sequence[Rule], text: str) -> list[Judged]:
+    """Every rule, with the spans of its matches in the text."""
+    found = matching.hits(rules, text)
+    return [
+        Judged(
+            r.name,
+            r.on,
+            "refuse" if r.refuses else "redact",
+            r.reason,
+            tuple(h.span for h in found if h.rule is r),
+        )
+        for r in rules
+    ]
+
+
+def feedback_store_in(database: Database) -> FeedbackStore:
+    """Stores feedback beside its turn; a user with a key may speak of their own turns only."""
+
+    def store(turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None) -> bool:
+        stored = database.turn(turn_id)
+        if stored is None or (user is not None and stored.turn.user != user):
+            return False
+        database.add_feedback(turn_id, score, comment or "", user or stored.turn.user, corrected)
+        return True
+
+    async def give(
+        turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None
+    ) -> bool:
+        return await asyncio.to_thread(store, turn_id, score, comment, corrected, user)
+
+    return give
