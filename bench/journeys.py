@@ -1,13 +1,14 @@
 """`python -m bench.journeys`: how many files of the package a reader must know to follow one request, step, evaluation and gate.
 
 Four journeys through the public entries (command line and HTTP), each in a process of its own: a warm chat request, one DPO step,
-`eval` of two variants, `gate`. A file counts when one of its functions runs, in any thread; the module-level code and the class
-bodies that an import runs do not count. Without --runs it trains a tiny copy of the demo first (under a minute).
+`eval` of two variants, `gate`. A file counts when one of its named functions runs, in any thread; module-level code and class bodies
+do not count. Without --runs it trains a tiny copy of the demo first (some seconds).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import http.client
 import inspect
@@ -57,22 +58,31 @@ class Journey:
     """What one journey entered; a jump is a call whose nearest caller inside the package lies in another file."""
 
     files: list[str]
+    import_only: list[str]  # of those, the files whose functions ran only while a module was imported
     functions: int
     calls: int
     jumps: int
     rooms: list[str]
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of a function of the package: the file of its nearest caller there ("" for none), and whether an import made it."""
+
+    caller: str
+    function: CodeType
+    importing: bool
+
+
 @dataclass
 class Counting:
-    """Notes the calls of functions that are defined below `package`, in every thread started after `install`, while `running`."""
+    """Notes the calls of named functions defined below `package`, in every thread started after `install`, while `running`."""
 
     package: Path
     running: bool = False
-    calls: list[tuple[str, CodeType]] = field(default_factory=list)  # the caller's file or "", the function
+    calls: list[Call] = field(default_factory=list)
 
     def install(self) -> None:
-        self._below = f"{self.package}{os.sep}"
         sys.setprofile(self._profile)
         threading.setprofile(self._profile)
 
@@ -81,31 +91,41 @@ class Counting:
         threading.setprofile(None)
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event != "call" or not self.running:
+        if event != "call" or not self.running or not self._is_ours(frame):
             return
         code = frame.f_code
-        is_function = code.co_flags & inspect.CO_OPTIMIZED  # unset for modules and class bodies
-        if is_function and code.co_filename.startswith(self._below):
-            self.calls.append((self._caller(frame), code))
+        is_class_body = not code.co_flags & inspect.CO_OPTIMIZED
+        is_unnamed = code.co_name.startswith("<")  # a module, lambda, comprehension or generator expression
+        if not is_class_body and not is_unnamed:
+            self.calls.append(self._call(frame))
 
-    def _caller(self, frame: FrameType) -> str:
-        caller = frame.f_back
-        while caller is not None:
-            if caller.f_code.co_filename.startswith(self._below):
-                return caller.f_code.co_filename
-            caller = caller.f_back
-        return ""
+    def _is_ours(self, frame: FrameType) -> bool:
+        return frame.f_code.co_filename.startswith(f"{self.package}{os.sep}")
+
+    def _call(self, frame: FrameType) -> Call:
+        callers = []
+        above = frame.f_back
+        while above is not None:
+            if self._is_ours(above):
+                callers.append(above.f_code)
+            above = above.f_back
+        importing = any(code.co_name == "<module>" for code in callers)
+        return Call(callers[0].co_filename if callers else "", frame.f_code, importing)
 
     def found(self) -> Journey:
-        functions = {code for _, code in self.calls}
-        files = sorted({str(Path(c.co_filename).relative_to(self.package)) for c in functions})
+        files = self._files(self.calls)
+        outside_imports = self._files([call for call in self.calls if not call.importing])
         return Journey(
-            files=files,
-            functions=len(functions),
+            files=sorted(files),
+            import_only=sorted(files - outside_imports),
+            functions=len({call.function for call in self.calls}),
             calls=len(self.calls),
-            jumps=sum(caller not in ("", code.co_filename) for caller, code in self.calls),
+            jumps=sum(call.caller not in ("", call.function.co_filename) for call in self.calls),
             rooms=sorted({Path(file).parts[0].removesuffix(".py") for file in files}),
         )
+
+    def _files(self, calls: list[Call]) -> set[str]:
+        return {str(Path(call.function.co_filename).relative_to(self.package)) for call in calls}
 
 
 # ---- the journeys; each runs in a process of its own, in a folder with the stack and its runs ----
@@ -120,9 +140,10 @@ def verb(counting: Counting, words: list[str]) -> int:
     from demeanor.cli import main
 
     counting.running = True
-    code = main(words)
-    counting.running = False
-    return code
+    try:
+        return main(words)
+    finally:
+        counting.running = False
 
 
 def chat(counting: Counting, stack: list[str]) -> None:
@@ -163,19 +184,22 @@ def evaluation(counting: Counting, stack: list[str]) -> None:
 
 
 def gate(counting: Counting, stack: list[str]) -> None:
+    """With the page of an earlier `eval` to write again, but without its answers: both variants are measured anew."""
+    variants = [f"{NAME}-policy", NAME]
+    limit = ["--limit", "2"]
+    earlier = [sys.executable, "-P", "-m", "demeanor", "eval", *stack, "--variants", *variants, *limit]
+    subprocess.run(earlier, check=True)  # in a process of its own, or its imports and caches would be missed
+    for answers in Path("results").glob("*.rows.jsonl"):
+        answers.unlink()
     rules = str(Path(stack[0]).parent / "gate.yaml")
-    words = [
-        "gate",
-        *stack,
-        "--against",
-        os.environ.get("AG", f"{NAME}-policy"),
-        "--rules",
-        rules,
-        "--limit",
-        "2",
-    ]
-    code = verb(counting, words)
+    code = verb(counting, ["gate", *stack, "--against", variants[0], "--rules", rules, *limit])
     need(any(Path("results").glob("*.gate.json")), f"gate ended with {code} and wrote no record")
+
+
+def command_line(counting: Counting, stack: list[str]) -> None:
+    """No journey: what every verb enters before it begins."""
+    with contextlib.suppress(SystemExit):
+        verb(counting, ["--help"])
 
 
 JOURNEYS: dict[str, Callable[[Counting, list[str]], None]] = {
@@ -183,6 +207,7 @@ JOURNEYS: dict[str, Callable[[Counting, list[str]], None]] = {
     "dpo": dpo,
     "eval": evaluation,
     "gate": gate,
+    "command line": command_line,
 }
 
 
@@ -267,17 +292,33 @@ def measure(folder: Path, root: Path, runs: Path | None) -> dict[str, Journey]:
 
 
 def show(found: dict[str, Journey], listed: bool) -> None:
+    """The table, and with `listed` the files of every journey."""
+    parser = set(found["command line"].files)
+    columns = ("files", "wanted", "in --help", "import only", "functions", "jumps", "calls", "rooms")
+    print(f"{'journey':<29}" + "".join(f"{column:>12}" for column in columns))
+    for name, title in TITLES.items():
+        journey = found[name]
+        numbers = [
+            len(journey.files),
+            f"<= {WANTED[name]}",
+            len(parser & set(journey.files)),
+            len(journey.import_only),
+            journey.functions,
+            journey.jumps,
+            journey.calls,
+            len(journey.rooms),
+        ]
+        print(f"{title:<29}" + "".join(f"{number:>12}" for number in numbers))
     print(
-        f"{'journey':<30}{'files':>6}{'wanted':>8}{'functions':>11}{'jumps':>8}{'of calls':>10}{'rooms':>7}"
+        "in --help: of the files, those that `demeanor --help` enters too; "
+        "import only: entered only by functions that an import calls"
     )
-    for name, journey in found.items():
-        print(
-            f"{TITLES[name]:<30}{len(journey.files):>6}{f'<= {WANTED[name]}':>8}{journey.functions:>11,}"
-            f"{journey.jumps:>8,}{journey.calls:>10,}{len(journey.rooms):>7}"
-        )
-    if listed:
-        for name, journey in found.items():
-            print(f"\n{TITLES[name]}: {len(journey.files)} files", *journey.files, sep="\n  ")
+    for name, title in TITLES.items() if listed else ():
+        print(f"\n{title}")
+        for file in found[name].files:
+            marks = [" (in --help)"] if file in parser else []
+            marks += [" (import only)"] if file in found[name].import_only else []
+            print(f"  {file}{''.join(marks)}")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -285,7 +326,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", type=Path, help="where to write the numbers (default: results/journeys.json)"
     )
-    parser.add_argument("--folder", type=Path, help="work here and keep it (default: a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="an empty folder to work in and keep (default: a temporary one)"
+    )
     parser.add_argument("--runs", type=Path, help="trained weights of the demo, copied before use")
     parser.add_argument("--list", action="store_true", help="also print the files of each journey")
     parser.add_argument("--journey", choices=JOURNEYS, help=argparse.SUPPRESS)  # the process of one journey
@@ -299,18 +342,24 @@ def main() -> int:
     if options.journey:
         counting = Counting(package)
         counting.install()
-        JOURNEYS[options.journey](counting, stack)
-        counting.remove()
+        try:
+            JOURNEYS[options.journey](counting, stack)
+        finally:
+            counting.remove()
         options.json.write_text(json.dumps(dataclasses.asdict(counting.found())))
         return 0
     out = (options.json or package.parent / "results" / "journeys.json").resolve()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
+        need(
+            not any(folder.iterdir()),
+            f"--folder {folder}: not empty; earlier weights and answers would be used",
+        )
         found = measure(folder, package.parent, options.runs)
     show(found, options.list)
     out.parent.mkdir(parents=True, exist_ok=True)
-    numbers = {name: {**dataclasses.asdict(j), "wanted": WANTED[name]} for name, j in found.items()}
+    numbers = {name: {"wanted": WANTED.get(name), **dataclasses.asdict(j)} for name, j in found.items()}
     out.write_text(json.dumps(numbers, indent=1) + "\n")
     print(f"written: {out}")
     return 0

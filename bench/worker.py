@@ -103,7 +103,7 @@ def ours(
     from demeanor.model.heads import policy_outputs, reward_outputs
     from demeanor.core import registry
     from demeanor.stack.schema import Optim
-    from demeanor.train import metrics
+    from demeanor.train import progress
     from demeanor.train.loop import fit
     from demeanor.train.progress import StageProgress
     from demeanor.train.reference import reference_logprobs, trees_key
@@ -148,7 +148,7 @@ def ours(
             checkpoint_every_s=1e9,
             fp32=not bf16,
         )
-        found = metrics.read(out / "ledger.jsonl")
+        found = progress.read_log(out / "ledger.jsonl")
         return Pass([r["seconds"] for r in found], [r["loss"] for r in found])
 
     return run

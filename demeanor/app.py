@@ -51,7 +51,7 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train import export, generation_eval, metrics, pipeline
+from demeanor.train import export, generation_eval, pipeline, progress
 from demeanor.train.runs import LEDGER, Runs, weights_folder
 from demeanor.world.catalog import GENERATED
 
@@ -282,7 +282,7 @@ def _generate(
     ]
 
 
-GENERATION = generation_eval.Services(
+GENERATION = generation_eval.GenerationServices(
     generate=_generate,
     refused=lambda text: bool(refusal.declined(Completion(text, "stop"))),
     items=suites.items,
@@ -307,7 +307,7 @@ def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]
     """The metrics log of every stage that was trained here."""
     names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
     paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
-    return {name: list(metrics.read(path)) for name, path in paths.items() if path.is_file()}
+    return {name: list(progress.read_log(path)) for name, path in paths.items() if path.is_file()}
 
 
 def check_export(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from demeanor.app import StackRuntime
-from demeanor.core.errors import DemeanorError, RequestError
+from demeanor.core.errors import DemeanorError, RequestError, StaleFileError
 from demeanor.core.types import Decoding, Respond
 from demeanor.engine.respond import TokenizerCodec
 from demeanor.layers import policy, record
@@ -20,7 +20,7 @@ from demeanor.layers.policy.rules import Rule, load
 from demeanor.server import serve as server
 from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, RuleJudge, TurnStore, model_not_found
 from demeanor.server.lifecycle import Version
-from demeanor.server.serve import Settings as Settings
+from demeanor.server.serve import Settings
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.store.database import Database
@@ -130,7 +130,10 @@ class ServedStack:
 
     def respond(self, model_id: str) -> Respond:
         self.card(model_id)
-        return self.runtime.respond(self._variants[model_id])
+        try:
+            return self.runtime.respond(self._variants[model_id])
+        except StaleFileError as error:
+            raise RequestError(str(error), status=503, kind="server_error", code="stack_changed") from error
 
     def codec(self, model_id: str) -> TokenizerCodec:
         self.card(model_id)

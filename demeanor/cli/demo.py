@@ -13,7 +13,7 @@ from demeanor import app, serving
 from demeanor.app import load_stack
 from demeanor.core.errors import DemeanorError
 from demeanor.evaluation import attribution, base_prompting, frontier, gate, ladder
-from demeanor.evaluation.diagnosis import cases, diagnose
+from demeanor.evaluation.diagnosis import diagnose
 from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
@@ -83,7 +83,7 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
         )
         terminal.show_blocks(gate.brief(report), console)
     console.print("\n6. what would repair what fails", style="bold")
-    found = diagnose.run(stack, services, results, cases.Scope(), name="demo")
+    found = diagnose.run(stack, services, results, diagnose.Scope(), name="demo")
     console.print(f"Suspect: {found.suspect}. {found.recommendation}", markup=False)
 
 

@@ -20,7 +20,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
     def run(options: argparse.Namespace) -> int:
         from demeanor import app
-        from demeanor.evaluation.diagnosis import cases, diagnose
+        from demeanor.evaluation.diagnosis import diagnose
         from demeanor.report import publish
         from demeanor.train.runs import Runs
 
@@ -31,7 +31,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             raise UsageError(
                 "--turns takes its items from the database: leave out --rows, --against, --limit and --learning-curve"
             )
-        scope = cases.Scope(
+        scope = diagnose.Scope(
             options.axis,
             tuple(options.items or ()),
             options.limit,

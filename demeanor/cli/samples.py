@@ -18,11 +18,11 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.train import metrics
+        from demeanor.train import progress
         from demeanor.train.generation_eval import SAMPLES
 
         folder = options.stack if options.stack.is_dir() else _folder(load(options), options)
-        rows = metrics.read(folder / SAMPLES)
+        rows = progress.read_log(folder / SAMPLES)
         if not rows:
             raise DemeanorError(
                 f"{folder / SAMPLES}: no samples; a stage leaves them if it trains with `probe:` in the stack, or with "

@@ -1,23 +1,24 @@
 """Any OpenAI-compatible server (vLLM, SGLang, llama.cpp, a gateway) as a `Respond`: a turn in, events out, streamed.
 
-Only the standard library: one thread per open answer reads the socket; leaving the iterator hangs up. OpenAI has no role for
-text without authority: a `data` message is sent as a user message that is one JSON string, so it cannot close its own block.
-Knows nothing of tokens; log-probabilities come through if the server sends them.
+Each answer has its own connection, which is closed when the iterator is left. OpenAI has no role for text without authority:
+a `data` message is sent as a user message that is one JSON string, so it cannot close its own block. Knows nothing of tokens;
+log-probabilities come through if the server sends them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http.client
+import codecs
+import functools
 import json
 import os
 import re
-import socket
-import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, get_args
-from urllib.parse import urlsplit
+
+import httpx
 
 from demeanor.core.errors import DemeanorError, EngineError, unknown
 from demeanor.core.types import (
@@ -40,7 +41,9 @@ from demeanor.core.types import (
 from demeanor.stack.schema import Remote
 
 LONGEST_WAIT_S = 30.0  # between two attempts
-_LINE_BYTES = 1 << 20  # longest line of a stream that is read
+LONGEST_END_S = 5.0  # from a finish reason to the usage and the end of the stream
+_EVENT_BYTES = 1 << 20  # longest line and longest event of a stream that is read
+_DONE = b"[DONE]"
 _HALF = re.compile("[\ud800-\udfff]")  # of a character: JSON can write it, UTF-8 and so a file cannot
 _FINISH: Mapping[str, FinishReason] = {reason: reason for reason in get_args(FinishReason)}
 
@@ -54,22 +57,33 @@ def remote(
     LONGEST_WAIT_S, else after 0.5, 1, 2 ... s; never once something of an answer has arrived. While iterating raises EngineError: the
     server's own words if it refuses, and which server if it does not answer.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EngineError(f"remote engine: '{url}' is no http(s) address, such as http://127.0.0.1:8000/v1")
+    address = _address(url)
+    if key and not (key.isascii() and key.isprintable()):
+        raise EngineError(f"remote engine: the API key of {url} should be printable ASCII, without line ends")
+    headers = {
+        "accept": "text/event-stream",
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+    }
+    if key:
+        headers["authorization"] = f"Bearer {key}"
 
     async def respond(turn: Turn) -> AsyncGenerator[Event, None]:
+        body = json.dumps(body_of(turn, model)).encode()
         for attempt in range(retries + 1):
-            reader, heard = _Reader(url), False
+            reader, heard, end = _Reader(url), False, None
             try:
-                async with aclosing(_lines(url, key, timeout_s, body_of(turn, model))) as lines:
-                    async for line in lines:
+                async with aclosing(_events(url, address, headers, body, timeout_s)) as received:
+                    while (data := await _next(received, end)) != _DONE:
                         heard = True
-                        if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
-                            for event in reader.feed(_json(line[5:], url)):
-                                yield event
+                        for event in reader.feed(_json(data, url)):
+                            yield event
+                        if reader.finish_reason and end is None:
+                            end = asyncio.get_running_loop().time() + min(timeout_s, LONGEST_END_S)
                 break
             except _Unanswered as error:
+                if reader.finish_reason:
+                    break
                 if heard or attempt == retries:
                     raise
                 await asyncio.sleep(
@@ -79,6 +93,25 @@ def remote(
             yield event
 
     return respond
+
+
+def _address(url: str) -> httpx.URL:
+    """Where to post; raises EngineError if `url` is no http(s) address."""
+    with suppress(httpx.InvalidURL):
+        base = httpx.URL(url)
+        if base.scheme in ("http", "https") and base.host and (base.port or 0) < 1 << 16:
+            path = base.raw_path.partition(b"?")[0].rstrip(b"/") + b"/chat/completions"
+            return base.copy_with(userinfo=b"", raw_path=path, fragment=None)
+    raise EngineError(f"remote engine: '{url}' is no http(s) address, such as http://127.0.0.1:8000/v1")
+
+
+async def _next(received: AsyncIterator[bytes], end: float | None) -> bytes:
+    """The data of the next event; `[DONE]` too if the stream is over or the loop's clock has reached `end`."""
+    try:
+        async with asyncio.timeout_at(end):
+            return (await anext(received)).strip()
+    except (StopAsyncIteration, TimeoutError):
+        return _DONE
 
 
 class _Unanswered(EngineError):
@@ -176,7 +209,7 @@ class _Reader:
         self._url = url
         self._calls: dict[int, ToolCall] = {}
         self._usage: Usage | None = None
-        self._finish: str | None = None
+        self.finish_reason: str | None = None
         self._refusal = ""
 
     def feed(self, chunk: dict[str, Any]) -> list[Event]:
@@ -194,22 +227,22 @@ class _Reader:
             logprobs = _logprobs(choice)
             if delta.get("content") or logprobs:
                 events.append(Text(delta.get("content") or "", logprobs=logprobs))
-            self._finish = choice.get("finish_reason") or self._finish
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
         return events
 
     def finish(self) -> list[Event]:
         """Return the tool calls, the refusal if the server named one, the usage and the end."""
-        if self._finish is None:
+        if self.finish_reason is None:
             raise EngineError(f"{self._url}: the answer broke off")
-        if self._finish not in _FINISH:
-            raise EngineError(f"{self._url}: " + unknown(self._finish, _FINISH, noun="finish_reason"))
+        if self.finish_reason not in _FINISH:
+            raise EngineError(f"{self._url}: " + unknown(self.finish_reason, _FINISH, noun="finish_reason"))
         calls: list[Event] = [ToolCalled(self._calls[index]) for index in sorted(self._calls)]
         usage: list[Event] = [self._usage] if self._usage else []
         said = self._refusal
         refused: list[Event] = (
             [Refusal("remote", "", "the server says that this is a refusal", said, "output")] if said else []
         )
-        return [*calls, *refused, *usage, Done(_FINISH[self._finish])]
+        return [*calls, *refused, *usage, Done(_FINISH[self.finish_reason])]
 
     def _add_call(self, part: dict[str, Any]) -> None:
         old, new = self._calls.get(part["index"], ToolCall("", "", "")), part.get("function") or {}
@@ -249,67 +282,81 @@ def _words(body: dict[str, Any]) -> str:
     return str(error["message"]) if isinstance(error, dict) and "message" in error else json.dumps(error)
 
 
-async def _lines(
-    url: str, key: str | None, timeout_s: float, body: dict[str, Any]
+async def _events(
+    url: str, address: httpx.URL, headers: Mapping[str, str], body: bytes, timeout_s: float
 ) -> AsyncGenerator[bytes, None]:
-    """Post a body and return the lines of the answer as they come; hangs up when left."""
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc.rpartition("@")[2], timeout=timeout_s)
+    """Post a body and yield the data of each event of the answer as it comes; closes the connection when left."""
     try:
-        await asyncio.to_thread(connection.connect)
-    except OSError as error:
-        raise _Unanswered(f"{url}: does not answer ({error})") from error
-    wire, loop = connection.sock, asyncio.get_running_loop()
-    inbox: asyncio.Queue[bytes | EngineError] = asyncio.Queue()
-
-    def post(line: bytes | EngineError) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to read
-            loop.call_soon_threadsafe(inbox.put_nowait, line)
-
-    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-    path = parts.path.rstrip("/") + "/chat/completions"
-    threading.Thread(
-        target=_read, args=(connection, url, path, json.dumps(body), headers, post), daemon=True
-    ).start()
-    try:
-        while line := await inbox.get():
-            if isinstance(line, EngineError):
-                raise line
-            yield line
-    finally:
-        with suppress(OSError):
-            wire.shutdown(socket.SHUT_RDWR)  # wakes the thread, which then closes everything
+        async with (
+            httpx.AsyncClient(verify=_tls(), trust_env=False, timeout=timeout_s) as client,
+            client.stream("POST", address, headers=headers, content=body) as response,
+        ):
+            if response.status_code != 200:
+                raise await _refused(url, response)
+            async for data in server_sent(response.aiter_bytes(), url):
+                yield data
+    except httpx.RequestError as error:
+        connected = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        what = "the connection failed" if connected else "does not answer"
+        raise _Unanswered(f"{url}: {what} ({_cause(error, timeout_s)})") from error
 
 
-def _read(
-    connection: http.client.HTTPConnection,
-    url: str,
-    path: str,
-    body: str,
-    headers: Mapping[str, str],
-    post: Callable[[bytes | EngineError], None],
-) -> None:
-    """Runs in a thread: post every line of the answer, then b""; or the error that came instead."""
-    try:
-        connection.request("POST", path, body, dict(headers))
-        with connection.getresponse() as response:
-            if response.status != 200:
-                said = f"{url}: HTTP {response.status}: {_refusal(response.read(_LINE_BYTES))}"
-                again = response.status == 429 or response.status >= 500
-                post(
-                    _Unanswered(said, _seconds(response.getheader("retry-after")))
-                    if again
-                    else EngineError(said)
-                )
-                return
-            while line := response.readline(_LINE_BYTES):
-                post(line)
-            post(b"")
-    except (OSError, http.client.HTTPException) as error:
-        post(_Unanswered(f"{url}: the connection failed ({type(error).__name__}: {error})"))
-    finally:
-        connection.close()
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """The machine's own certificates, read once: reading them takes 20 ms."""
+    return ssl.create_default_context()
+
+
+def _cause(error: httpx.RequestError, timeout_s: float) -> str:
+    """The operating system's error inside one of httpx if there is one: it says more."""
+    if isinstance(error, httpx.TimeoutException):
+        return f"silent for {timeout_s:g} s"
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, BaseExceptionGroup):
+            inner = inner.exceptions[0]
+        if isinstance(inner, OSError) and inner.errno:
+            return f"{type(inner).__name__}: {inner}"
+        inner = inner.__cause__ or inner.__context__
+    return f"{type(error).__name__}: {error}"
+
+
+async def server_sent(chunks: AsyncIterator[bytes], url: str) -> AsyncGenerator[bytes, None]:
+    """The data of each server-sent event; an event that no blank line closes is dropped. Raises EngineError if one is too long.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+    """
+    event, mark, after_return = bytearray(), codecs.BOM_UTF8, False
+    async for chunk in chunks:
+        if after_return:
+            chunk = chunk.removeprefix(b"\n")
+        after_return = chunk.endswith(b"\r")
+        for part in chunk.splitlines(keepends=True):  # of bytes: ends are \n, \r and \r\n only
+            blank = part in (b"\n", b"\r", b"\r\n") and (not event or event.endswith((b"\n", b"\r")))
+            event += part
+            if len(event) > _EVENT_BYTES:
+                raise EngineError(f"{url}: sent an event of more than {_EVENT_BYTES} bytes")
+            if blank:
+                fields = [line.partition(b":") for line in bytes(event).removeprefix(mark).splitlines()]
+                data = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
+                if data:
+                    yield b"\n".join(data)
+                event, mark = bytearray(), b""
+
+
+async def _refused(url: str, response: httpx.Response) -> EngineError:
+    """The error for an answer that is not 200, in the server's own words; a busy server may be asked again."""
+    body = bytearray()
+    with suppress(httpx.RequestError):
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) >= _EVENT_BYTES:
+                break
+    status = response.status_code
+    message = f"{url}: HTTP {status}: {_refusal(bytes(body))}"
+    if status == 429 or status >= 500:
+        return _Unanswered(message, _seconds(response.headers.get("retry-after")))
+    return EngineError(message)
 
 
 def _seconds(text: str | None) -> float | None:

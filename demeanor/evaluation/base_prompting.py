@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +17,11 @@ import numpy as np
 from demeanor.core.errors import DemeanorError
 from demeanor.core.formatting import axis_name, listed, percent
 from demeanor.core.table import Inline, Paragraph, Section, Table, difference, plain
-from demeanor.core.types import Event, Item, Message, Messages, Respond, Turn
+from demeanor.core.types import Item, Message, Messages, Turn
 from demeanor.evaluation import statistics
 from demeanor.evaluation.diagnosis.analysis import InterventionInfo
 from demeanor.evaluation.diagnosis.replay import TEMPLATES, Intervention, ReplayHarness
-from demeanor.evaluation.experiment import NO_TOKENS, Experiment, Wrap
+from demeanor.evaluation.experiment import NO_TOKENS, Experiment, Wrap, turned
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.result import save
 from demeanor.evaluation.rows import PairedTable, Row
@@ -202,7 +202,7 @@ def ways(stack: Stack, examples: Mapping[Messages, Messages]) -> list[Interventi
         for name in names
         if name != _own(stack)
     ]
-    found.append(Intervention(InterventionInfo(RAW, "template", "", ""), base, raw, ("raw",)))
+    found.append(Intervention(InterventionInfo(RAW, "template", "", ""), base, turned(raw), ("raw",)))
     if examples:
         marks = (
             "few-shot",
@@ -217,32 +217,23 @@ def _own(stack: Stack) -> str:
     return str(getattr(stack.spec.weights.base, "template", None) or stack.spec.template)
 
 
-def raw(inner: Respond) -> Respond:
-    """No template: the conversation's texts, a line each, to be gone on with until a line ends."""
-
-    def respond(turn: Turn) -> AsyncIterator[Event]:
-        if turn.raw is not None:
-            return inner(turn)  # it is read and not answered
-        text = "\n".join(m.content for m in turn.messages if m.content) + "\n"
-        decoding = replace(turn.decoding, stop=(*turn.decoding.stop, "\n"))
-        return inner(
-            replace(turn, messages=(Message("user", text),), tools=(), raw=NO_TOKENS, decoding=decoding)
-        )
-
-    return respond
+def raw(turn: Turn) -> Turn:
+    """No template: the conversation's texts, a line each, to be continued until a line ends."""
+    if turn.raw is not None:
+        return turn  # it is read and not answered
+    text = "\n".join(m.content for m in turn.messages if m.content) + "\n"
+    decoding = replace(turn.decoding, stop=(*turn.decoding.stop, "\n"))
+    return replace(turn, messages=(Message("user", text),), tools=(), raw=NO_TOKENS, decoding=decoding)
 
 
 def shown(examples: Mapping[Messages, Messages]) -> Wrap:
-    """A few questions of the same kind with right answers before the conversation; as it is where there are none."""
+    """A few questions of the same kind with right answers before the conversation; unchanged where there are none."""
 
-    def wrap(inner: Respond) -> Respond:
-        def respond(turn: Turn) -> AsyncIterator[Event]:
-            before = examples.get(turn.messages, ()) if turn.raw is None else ()
-            return inner(replace(turn, messages=(*before, *turn.messages)))
+    def change(turn: Turn) -> Turn:
+        before = examples.get(turn.messages, ()) if turn.raw is None else ()
+        return replace(turn, messages=(*before, *turn.messages))
 
-        return respond
-
-    return wrap
+    return turned(change)
 
 
 def shots(items: Sequence[Item], rows: Sequence[Row]) -> dict[Messages, Messages]:

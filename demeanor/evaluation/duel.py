@@ -32,7 +32,7 @@ from demeanor.evaluation.result import plain, save
 from demeanor.evaluation.rows import Row
 from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.scorers import judged
-from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_index, percentile
+from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_draws, percentile
 from demeanor.stack.schema import JudgeSpec
 from demeanor.stack.stack import Stack, decoding_of, digest
 
@@ -73,8 +73,7 @@ def win_rate(
     longer_N = np.asarray(lengths_N, dtype=float) - np.asarray(other_lengths_N, dtype=float)
     spread = float(longer_N.std())
     x_N = np.tanh(longer_N / spread) if spread > 0 else np.zeros_like(longer_N)
-    index_N, G = cluster_index(clusters)
-    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
+    index_N, counts_RG = cluster_draws(clusters, draws=draws, seed=seed)
     b0, b1 = _logistic(x_N, y_N, np.ones_like(y_N))
     fits = np.array([_logistic(x_N, y_N, counts_G[index_N].astype(float)) for counts_G in counts_RG])
     weights_RN = counts_RG[:, index_N]
@@ -98,14 +97,19 @@ def _logistic(x_N: Floats, y_N: Floats, weights_N: Floats) -> tuple[float, float
     return float(b_2[0]), float(b_2[1])
 
 
-class Rating(NamedTuple):
-    """A Bradley-Terry strength in Elo points (mean of all players 0) with its 95% interval."""
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A Bradley-Terry strength in Elo points (mean of all variants 0) with its 95% interval.
+
+    `open_ended` says where a variant won or lost all, so that only a penalty keeps its rating finite.
+    """
 
     player: str
     rating: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     games: int
+    open_ended: str = ""
 
 
 def ratings(
@@ -125,8 +129,7 @@ def ratings(
     place = {name: i for i, name in enumerate(players)}
     a_N, b_N = np.array([place[x] for x in first]), np.array([place[x] for x in second])
     y_N = np.asarray(preferences_N, dtype=float)
-    index_N, G = cluster_index(clusters)
-    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
+    index_N, counts_RG = cluster_draws(clusters, draws=draws, seed=seed)
     best_P = _strengths(a_N, b_N, y_N, np.ones_like(y_N), len(players))
     draws_RP = np.array(
         [_strengths(a_N, b_N, y_N, counts_G[index_N].astype(float), len(players)) for counts_G in counts_RG]
@@ -231,18 +234,6 @@ class Matchup:
 
 
 @dataclass(frozen=True, slots=True)
-class PlayerRating:
-    """A Bradley-Terry rating in Elo points; `open_ended` where it won or lost all, so that only a penalty keeps it finite."""
-
-    player: str
-    rating: float
-    low: float | None
-    high: float | None
-    games: int
-    open_ended: str
-
-
-@dataclass(frozen=True, slots=True)
 class DuelResult:
     """All that was found; `judge_validation` says how far the judge agrees with people, None where that was not measured."""
 
@@ -255,7 +246,7 @@ class DuelResult:
     judge: Mapping[str, Any]
     judge_validation: Mapping[str, Any] | None
     matchups: tuple[Matchup, ...]
-    ratings: tuple[PlayerRating, ...]
+    ratings: tuple[Rating, ...]
     position: Position | None
     positional: str
     unread: int
@@ -304,7 +295,7 @@ def duel_result(
         judge.judge.model_dump(mode="json", exclude={"key_env"}),
         validation_of(folder, name, judge.judge),
         tuple(matchup(*pair, found) for pair, found in by.items()),
-        tuple(player_ratings(each, order)),
+        tuple(rated(each, order)),
         place,
         positional(place),
         unread,
@@ -392,33 +383,30 @@ def positional(place: Position | None) -> str:
     return ""
 
 
-def player_ratings(each: Sequence[Duel], order: Sequence[str]) -> list[PlayerRating]:
+def rated(each: Sequence[Duel], order: Sequence[str]) -> list[Rating]:
     """Bradley-Terry over all duels with a result, best first; lengths are not controlled here."""
     told = [(duel, won) for duel in each if (won := duel.won) is not None]
     clusters = [duel.cluster for duel, _ in told]
     found = ratings(
-        [d.candidate for d, _ in told],
-        [d.other for d, _ in told],
-        np.array([w for _, w in told]),
+        [duel.candidate for duel, _ in told],
+        [duel.other for duel, _ in told],
+        np.array([won for _, won in told]),
         clusters,
         seed=SEED,
     )
-    points = {
-        name: [w if d.candidate == name else 1 - w for d, w in told if name in (d.candidate, d.other)]
-        for name in order
-    }
-    known = len(set(clusters)) >= FEWEST_CLUSTERS
-    return [
-        PlayerRating(
-            r.player,
-            r.rating,
-            r.low if known else None,
-            r.high if known else None,
-            r.games,
-            "won all" if min(points[r.player]) == 1 else "lost all" if max(points[r.player]) == 0 else "",
-        )
-        for r in found
-    ]
+    points: dict[str, list[float]] = {name: [] for name in order}
+    for duel, won in told:
+        points[duel.candidate].append(won)
+        points[duel.other].append(1 - won)
+    if len(set(clusters)) < FEWEST_CLUSTERS:
+        found = [replace(rating, low=None, high=None) for rating in found]
+    return [replace(rating, open_ended=_open_ended(points[rating.player])) for rating in found]
+
+
+def _open_ended(points: Sequence[float]) -> str:
+    if min(points) == 1:
+        return "won all"
+    return "lost all" if max(points) == 0 else ""
 
 
 def validation_of(folder: Path, name: str, judge: JudgeSpec) -> dict[str, Any] | None:

@@ -449,13 +449,18 @@ class Experiment:
 Wrap: TypeAlias = Callable[[Respond], Respond]
 
 
-def decoded(**changes: Any) -> Wrap:
-    """Change decoding settings of every turn."""
+def turned(change: Callable[[Turn], Turn]) -> Wrap:
+    """Change every turn before it is answered."""
 
     def wrap(inner: Respond) -> Respond:
-        return lambda turn: inner(replace(turn, decoding=replace(turn.decoding, **changes)))
+        return lambda turn: inner(change(turn))
 
     return wrap
+
+
+def decoded(**changes: Any) -> Wrap:
+    """Change decoding settings of every turn."""
+    return turned(lambda turn: replace(turn, decoding=replace(turn.decoding, **changes)))
 
 
 def decoded_as(given: Decoding) -> Wrap:

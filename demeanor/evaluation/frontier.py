@@ -23,12 +23,11 @@ from demeanor.core.formatting import NONE, estimate, first_of, number, p_value, 
 from demeanor.core.table import NOT_PAGE, PAGE, Block, Figure, Fold, Group, Only, Paragraph, Section, Table
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.evaluation import statistics
-from demeanor.evaluation.calibration import calibration
 from demeanor.evaluation.experiment import Experiment, sampled
 from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
 from demeanor.evaluation.ladder_report import mean_text, rate_text, refusal_figures
-from demeanor.evaluation.profile import NOBODY, cost_of, mean_of, refusals
-from demeanor.evaluation.result import Mean, Refusals, save
+from demeanor.evaluation.profile import NOBODY, calibration, cost_of, mean_of, refusals
+from demeanor.evaluation.result import Calibration, Mean, Refusals, save
 from demeanor.evaluation.rows import PairedTable, Row
 from demeanor.evaluation.runtime import Runtime, Services
 from demeanor.evaluation.scorers import score_item
@@ -71,19 +70,6 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfidenceCalibration:
-    """Expected calibration error with what a perfectly calibrated model would show at this n (mean, 95th percentile, p)."""
-
-    ece: float
-    expected: float
-    null_high: float
-    p: float
-    confidence: float
-    right: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
 class Tax:
     """An item that was right before and is wrong now, with both answers."""
 
@@ -112,7 +98,7 @@ class Point:
     """Tokens read and written for one answer."""
     tax: tuple[Tax, ...] = ()
     divergence: Divergence | None = None
-    calibration: ConfidenceCalibration | None = None
+    calibration: Calibration | None = None
     rule: str = ""
     """The rule of cues whose `threshold` this point has, where thresholds were swept."""
     threshold: float | None = None
@@ -129,56 +115,67 @@ class Frontier:
     points: tuple[Point, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A variant to place: its label, the variant that it came from, and where thresholds were swept its rule and threshold.
+
+    `swept` points are there only to show another threshold than the declared one; they dominate no other point.
+    """
+
+    label: str
+    before: str | None = None
+    rule: str = ""
+    threshold: float | None = None
+    swept: bool = False
+
+
 def frontier(
     rows: Sequence[Row],
     items: Sequence[Item],
-    labels: Mapping[str, str],
-    before: Mapping[str, str],
+    placements: Mapping[str, Placement],
     *,
     name: str,
     moved: Mapping[str, Sequence[KlFromParent]] | None = None,
     answered: Mapping[str, Sequence[Answered]] | None = None,
-    thresholds: Mapping[str, tuple[str, float, bool]] | None = None,
 ) -> Frontier:
-    """Place the variants of `labels` (variant -> label); `before` names what each came from.
+    """Place the variants; `moved` and `answered` are log-probabilities of answers by variant, where they were measured.
 
-    `moved` and `answered` are log-probabilities of answers by variant, where they were measured; `thresholds` the rule and threshold of
-    variants of a sweep, and whether they are only that: points that the stack does not declare dominate none. Raises DataError without
-    contrast twins.
+    Raises DataError without contrast twins.
     """
     cells = PairedTable(rows, items)
     found = []
-    for variant, label in labels.items():
-        picture = refusals(cells, variant)
+    for variant, placement in placements.items():
+        picture, before = refusals(cells, variant), placement.before
         if picture is None:
             raise DataError(
                 f"frontier: {variant} has no scored items on both '{SAFE}' and '{UNSAFE}'; wanted contrast twins"
             )
         values_N, clusters, ids = _capability(cells, variant)
-        old_N = _capability(cells, before[variant])[0] if variant in before else values_N
+        old_N = _capability(cells, before)[0] if before else values_N
         changes = [(i, a >= 0.5, b >= 0.5) for i, a, b in zip(ids, old_N, values_N) if not np.isnan(a + b)]
         lost, spent = tuple(i for i, a, b in changes if a and not b), cost_of(cells, variant)
         found.append(
             Point(
                 variant,
-                label,
+                placement.label,
                 picture,
                 mean_of(values_N, clusters),
-                before.get(variant),
+                before,
                 lost,
                 tuple(i for i, a, b in changes if b and not a),
                 spent.mean_ms,
                 (),
                 spent.prompt_tokens + spent.completion_tokens,
-                tuple(_tax(cells, before[variant], variant, i) for i in lost),
+                tuple(_tax(cells, before, variant, i) for i in lost) if before else (),
                 divergence((moved or {}).get(variant, ())),
-                calibration_of((answered or {}).get(variant, ())),
-                *(thresholds or {}).get(variant, ("", None, False)),
+                calibration_of((answered or {}).get(variant, ()), variant),
+                placement.rule,
+                placement.threshold,
+                placement.swept,
             )
         )
-    return Frontier(
-        name, suite_hash(items), tuple(_with_dominators(p, [q for q in found if not q.swept]) for p in found)
-    )
+    declared = [point for point in found if not point.swept]
+    return Frontier(name, suite_hash(items), tuple(_with_dominators(point, declared) for point in found))
 
 
 def divergence(answers: Sequence[KlFromParent]) -> Divergence | None:
@@ -198,24 +195,14 @@ def divergence(answers: Sequence[KlFromParent]) -> Divergence | None:
     )
 
 
-def calibration_of(answered: Sequence[Answered]) -> ConfidenceCalibration | None:
+def calibration_of(answered: Sequence[Answered], variant: str = "") -> Calibration | None:
     """Calibration of the probabilities that weights gave to their own answers; None without answers."""
     if not answered:
         return None
-    confidence_N, right_N = (
-        np.array([a.confidence for a in answered]),
-        np.array([float(a.right) for a in answered]),
-    )
-    found = calibration(confidence_N, right_N, seed=0, clusters=[a.cluster for a in answered]).ece
-    return ConfidenceCalibration(
-        found.value,
-        found.expected,
-        found.null_high,
-        found.p,
-        float(confidence_N.mean()),
-        float(right_N.mean()),
-        len(answered),
-    )
+    confidences_N = np.array([answer.confidence for answer in answered])
+    right_N = np.array([float(answer.right) for answer in answered])
+    clusters = [answer.cluster for answer in answered]
+    return calibration(confidences_N, right_N, seed=0, clusters=clusters, variant=variant)
 
 
 def _tax(cells: PairedTable, before: str, now: str, item_id: str) -> Tax:
@@ -375,70 +362,52 @@ ASKED = 160
 """Items, at most, that the weights of a stage are asked about their own answers."""
 
 
-def points(stack: Stack) -> tuple[dict[str, Stack], dict[str, str], dict[str, str]]:
-    """Variants to place, their labels, and what each came from: bare stages; each behind all layers but policy; and behind all."""
-    rules = [x.name for x in stack.layers if x.kind == POLICY]
-    others = [name for name in stack.switches if name not in rules]
+def points(stack: Stack) -> tuple[dict[str, Stack], dict[str, Placement]]:
+    """Variants to place: bare stages; each behind all layers but policy, where there is any; and behind all."""
+    policies = [x.name for x in stack.layers if x.kind == POLICY]
+    others = [name for name in stack.switches if name not in policies]
     variants: dict[str, Stack] = {}
-    labels: dict[str, str] = {}
-    before: dict[str, str] = {}
+    placements: dict[str, Placement] = {}
     for on, suffix in (((), ""), (tuple(others), "+layers"), (tuple(stack.switches), "+policy")):
         earlier = None
         for stage in stack.chain(stack.serve):
             variant = stack.variant(stage, *on)
             if variant.model_id in variants:
                 continue
-            variants[variant.model_id], labels[variant.model_id] = variant, f"{stage}{suffix}"
-            came_from = stack.variant(stage, *others).model_id if suffix == "+policy" else earlier
-            if came_from:
-                before[variant.model_id] = came_from
+            before = stack.variant(stage, *others).model_id if suffix == "+policy" else earlier
+            variants[variant.model_id] = variant
+            placements[variant.model_id] = Placement(f"{stage}{suffix}", before)
             earlier = variant.model_id
-    return variants, labels, before
+    return variants, placements
 
 
 def sweep(
-    variants: dict[str, Stack],
-    labels: dict[str, str],
-    before: dict[str, str],
-    items: Sequence[Item],
-    scratch: Path,
-) -> dict[str, tuple[str, float, bool]]:
-    """Add every point with a policy at every threshold of its rules of cues; returns rule, threshold, and whether it was added."""
-    found: dict[str, tuple[str, float, bool]] = {}
-    for model_id, variant in list(variants.items()):
+    variants: Mapping[str, Stack], placements: Mapping[str, Placement], items: Sequence[Item], scratch: Path
+) -> tuple[dict[str, Stack], dict[str, Placement]]:
+    """The variants and placements with every point that has a policy also at every threshold of its rules of cues."""
+    swept_variants, swept = dict(variants), dict(placements)
+    for model_id, variant in variants.items():
         for point in operating_points(variant, items, scratch):
+            placement = replace(placements[model_id], rule=point.rule, threshold=point.threshold)
             if not point.declared:
-                variants[point.variant.model_id] = point.variant
-                labels[point.variant.model_id] = f"{labels[model_id]}@{point.threshold:g}"
-                if model_id in before:
-                    before[point.variant.model_id] = before[model_id]
-                found[point.variant.model_id] = point.rule, point.threshold, True
-            else:
-                found[model_id] = point.rule, point.threshold, False
-    return found
+                label = f"{placement.label}@{point.threshold:g}"
+                placement = replace(placement, label=label, swept=True)
+            swept_variants[point.variant.model_id] = point.variant
+            swept[point.variant.model_id] = placement
+    return swept_variants, swept
 
 
 def run(
     stack: Stack, services: Services, folder: Path, *, limit: int | None = None, name: str | None = None
 ) -> Frontier:
     """Measure every point, and of the bare stages also their KL to the parent and their calibration; write NAME.frontier.json."""
-    variants, labels, before = points(stack)
     with (
         tempfile.TemporaryDirectory(prefix="demeanor-") as scratch,
         Experiment(stack, services, folder, name=name, limit=limit) as experiment,
     ):
-        swept = sweep(variants, labels, before, experiment.items, Path(scratch))
+        variants, placements = sweep(*points(stack), experiment.items, Path(scratch))
         rows, moved, answered = asyncio.run(_measure(experiment, variants))
-    found = frontier(
-        rows,
-        experiment.items,
-        labels,
-        before,
-        name=experiment.name,
-        moved=moved,
-        answered=answered,
-        thresholds=swept,
-    )
+    found = frontier(rows, experiment.items, placements, name=experiment.name, moved=moved, answered=answered)
     save(folder, found.name, "frontier", found, stack_key=stack.key())
     return found
 
@@ -589,7 +558,7 @@ def _own(points: Sequence[Point]) -> list[Block]:
                 number(sure.ece, 3),
                 perfect,
                 p_value(sure.p),
-                percent(sure.confidence),
+                percent(sure.mean_confidence),
                 percent(sure.right),
                 str(sure.n),
             ]

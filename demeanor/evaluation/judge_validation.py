@@ -30,7 +30,7 @@ from demeanor.evaluation.statistics import (
     Estimate,
     Floats,
     Labels,
-    cluster_index,
+    cluster_draws,
     expanded,
     mcnemar_exact,
     mean,
@@ -159,10 +159,10 @@ def _interval(
     value = coefficient(np.ones(units)) if units else math.nan
     if math.isnan(value):
         return Agreement(None, None, None, units, ratings)
-    index_U, G = cluster_index(clusters_U)
+    index_U, counts_RG = cluster_draws(clusters_U, draws=draws, seed=seed)
+    G = counts_RG.shape[1]
     if G < 2:
         return Agreement(value, None, None, units, ratings)
-    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
     values_R = np.array([coefficient(drawn_G[index_U].astype(float)) for drawn_G in counts_RG])
     low, high = percentile(values_R, expanded(G))
     return Agreement(value, low, high, units, ratings)

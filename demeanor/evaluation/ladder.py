@@ -20,11 +20,10 @@ from demeanor.core.errors import DataError
 from demeanor.core.files import origin
 from demeanor.core.types import Item
 from demeanor.evaluation import statistics, suites
-from demeanor.evaluation.calibration import stated
 from demeanor.evaluation.experiment import CONCURRENCY, Experiment
 from demeanor.evaluation.external import external_models, probe
 from demeanor.evaluation.items import suite_hash
-from demeanor.evaluation.profile import cost_of, mean_of, refusals, robustness
+from demeanor.evaluation.profile import cost_of, mean_of, refusals, robustness, stated
 from demeanor.evaluation.result import (
     Answer,
     Axis,

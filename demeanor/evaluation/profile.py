@@ -1,11 +1,12 @@
-"""What one variant does by itself: its refusals on contrast twins, its robustness to rewording, its cost.
+"""What one variant does by itself: its refusals on contrast twins, its robustness to rewording, its calibration, its cost.
 
-In: rows and items, a variant. Out: `Refusals`, `Robustness`, `Cost`. d' (can it tell safe from unsafe) and the criterion (how readily it
+In: rows and items, a variant. Out: `Refusals`, `Robustness`, `Calibration`, `Cost`. d' (can it tell safe from unsafe) and the criterion (how readily it
 refuses) are kept apart: a stricter policy moves the second, only discrimination raises the first. It compares no variants.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ import numpy as np
 from demeanor.core.types import Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import SAFE, UNSAFE
-from demeanor.evaluation.result import Cost, Mean, Rate, Refusals, Robustness
+from demeanor.evaluation.result import Calibration, Cost, Mean, Rate, Refusals, Robustness
 from demeanor.evaluation.rows import SAME, WEIGHTS, PairedTable, Row, value
-from demeanor.evaluation.statistics import Floats, Labels, clopper_pearson
+from demeanor.evaluation.statistics import CONFIDENCE, Floats, Labels, clopper_pearson, cluster_index
 
 NOBODY = "nobody"
 DRAWS = 2000
@@ -213,3 +214,87 @@ def _interval(flips: int, clusters: Sequence[str]) -> tuple[float, float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+# ---- calibration: does a stated confidence mean what it says? ----
+
+TOLD = re.compile(r"(\d+(?:\.\d+)?)% (right|wrong)")
+"""How the `confidence` scorer tells in an answer what was claimed and whether it was right."""
+BINS = 10
+
+
+def stated(variant: str, answers: Sequence[tuple[str, str]]) -> Calibration | None:
+    """The calibration of answers, each with its cluster, that state a confidence ("80% right"); None where none does."""
+    told = [(match, cluster) for answer, cluster in answers if (match := TOLD.fullmatch(answer))]
+    if not told:
+        return None
+    confidences_N = np.array([float(match.group(1)) / 100 for match, _ in told])
+    outcomes_N = np.array([float(match.group(2) == "right") for match, _ in told])
+    return calibration(
+        confidences_N, outcomes_N, seed=0, clusters=[cluster for _, cluster in told], variant=variant
+    )
+
+
+def ece(confidences_N: Floats, outcomes_N: Floats, bins: int = BINS) -> float:
+    """Expected calibration error over bins of equal mass: sum_b n_b/n |mean outcome - mean confidence|; ties share a bin's mean.
+
+    Source: Nguyen & O'Connor 2015 (adaptive bins). Items of equal confidence have their mean outcome, so order cannot matter.
+    """
+    c_N, y_N = np.asarray(confidences_N, dtype=float), np.asarray(outcomes_N, dtype=float)
+    return float(_ece(c_N, y_N[None, :], bins)[0])
+
+
+def _ece(c_N: Floats, outcomes_RN: Floats, bins: int) -> Floats:
+    """ECE of every row of outcomes."""
+    values, tie_N = np.unique(c_N, return_inverse=True)
+    counts = np.bincount(tie_N)
+    gap_RN = (
+        np.stack([np.bincount(tie_N, weights=row, minlength=len(values)) for row in outcomes_RN - c_N])
+        / counts
+    )
+    order_gap = np.repeat(gap_RN, counts, axis=1)  # sorted by confidence
+    edges = np.linspace(0, len(c_N), min(bins, len(c_N)) + 1).round().astype(int)
+    return np.asarray(np.abs(np.add.reduceat(order_gap, edges[:-1], axis=1)).sum(1) / len(c_N), dtype=float)
+
+
+def calibration(
+    confidences_N: Floats,
+    outcomes_N: Floats,
+    *,
+    seed: int,
+    bins: int = BINS,
+    draws: int = DRAWS,
+    clusters: Labels | None = None,
+    variant: str = "",
+) -> Calibration:
+    """ECE and Brier with their nulls; deterministic in `seed`.
+
+    The ECE of a perfect model is not 0 at finite n, so it is compared with outcomes drawn from the confidences themselves; items of one of
+    the `clusters` share their draw, for they may be right and wrong together (None: each has its own), which is cautious. Brier's null
+    shuffles outcomes (permutation): a model whose confidence says nothing about its item.
+    """
+    c_N, y_N = np.asarray(confidences_N, dtype=float), np.asarray(outcomes_N, dtype=float)
+    rng = np.random.default_rng(seed)
+    index_N, G = cluster_index(np.arange(len(c_N)) if clusters is None else clusters)
+    null_R = _ece(c_N, (rng.random((draws, G))[:, index_N] < c_N).astype(float), bins)
+    found = ece(c_N, y_N, bins)
+    shuffled_RN = rng.permuted(np.tile(y_N, (draws, 1)), axis=1)
+    brier, brier_R = float(((c_N - y_N) ** 2).mean()), ((c_N - shuffled_RN) ** 2).mean(1)
+    return Calibration(
+        variant,
+        len(c_N),
+        float(c_N.mean()),
+        float(y_N.mean()),
+        found,
+        float(null_R.mean()),
+        float(np.quantile(null_R, CONFIDENCE)),
+        _p(null_R >= found - 1e-12),
+        brier,
+        float(brier_R.mean()),
+        _p(brier_R <= brier + 1e-12),
+    )
+
+
+def _p(as_extreme_R: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float:
+    """A Monte Carlo p-value, the seen value counted among the draws."""
+    return float((1 + as_extreme_R.sum()) / (1 + len(as_extreme_R)))

@@ -19,7 +19,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from demeanor.core.errors import DataError
 from demeanor.core.files import write_json, write_text
-from demeanor.evaluation.calibration import StatedConfidence
 from demeanor.evaluation.rows import LayerActivity
 
 Verdict: TypeAlias = Literal["better", "worse", "no change shown", "not measured"]
@@ -215,6 +214,27 @@ class Robustness:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """What confidences are worth: ECE beside what a perfectly calibrated model would show at this n, Brier beside no discrimination.
+
+    `expected` and `null_high` (95th percentile) are the ECE if the confidences were true; `brier_shuffled` has outcomes shuffled among
+    the items. Both p-values are one-sided.
+    """
+
+    variant: str
+    n: int
+    mean_confidence: float
+    right: float
+    ece: float
+    expected: float
+    null_high: float
+    p: float
+    brier: float
+    brier_shuffled: float
+    brier_p: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One evaluation, whole."""
 
@@ -237,7 +257,7 @@ class Result:
     commands: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
     external: tuple[Comparison, ...] = ()
-    confidences: tuple[StatedConfidence, ...] = ()
+    confidences: tuple[Calibration, ...] = ()
     robustness: tuple[Robustness, ...] = ()
     format: Literal[2] = FORMAT
 

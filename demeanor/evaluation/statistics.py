@@ -146,15 +146,22 @@ def items_needed(
     return math.ceil(z * z * (discordance - effect**2) / effect**2)
 
 
+def cluster_draws(
+    clusters: Labels, *, draws: int, seed: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+    """How often each resample draws each cluster: the cluster of every row, index_N, and counts_RG. Deterministic in `seed`."""
+    index_N, G = cluster_index(clusters)
+    return index_N, np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
+
+
 def cluster_bootstrap(columns_NC: Floats, clusters: Labels, *, draws: int, seed: int) -> Floats:
     """Column sums over resampled clusters, sums_RC; a row keeps all its columns, so ratios of sums stay paired.
 
-    A mean is the ratio of its column of values to its column of ones. Deterministic in `seed`.
+    A mean is the ratio of its column of values to its column of ones.
     """
-    index_N, G = cluster_index(clusters)
-    sums_GC = np.zeros((G, columns_NC.shape[1]))
+    index_N, counts_RG = cluster_draws(clusters, draws=draws, seed=seed)
+    sums_GC = np.zeros((counts_RG.shape[1], columns_NC.shape[1]))
     np.add.at(sums_GC, index_N, columns_NC)
-    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
     return counts_RG @ sums_GC
 
 

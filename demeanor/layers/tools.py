@@ -6,12 +6,18 @@ In: a ToolCall and the tools there are. Out: a ToolResult. It never raises but w
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import re2
+from jsonschema import Draft202012Validator, FormatChecker, SchemaError, ValidationError
+from jsonschema.validators import extend
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
+from referencing import Registry
 
 from demeanor.core import registry
 from demeanor.core.errors import unknown
@@ -33,7 +39,10 @@ from demeanor.core.types import (
     Usage,
 )
 from demeanor.layers import Kit, timed
-from demeanor.layers._schema import mistakes
+
+MAX_REFS = 10_000  # references that one check of arguments follows
+_QUIET = re2.Options()
+_QUIET.log_errors = False
 
 
 async def called(
@@ -48,7 +57,7 @@ async def called(
     except (ValueError, RecursionError) as error:
         return failed(call, f"arguments are not JSON: {error}")
     if wrong := mistakes(arguments, tool.spec.parameters):
-        return failed(call, "; ".join(wrong))
+        return failed(call, shortened("; ".join(wrong), max_chars))
     try:
         text = await asyncio.wait_for(tool.run(arguments), timeout_s)
     except TimeoutError:
@@ -68,6 +77,75 @@ def failed(call: ToolCall, why: str) -> ToolResult:
 def shortened(text: str, max_chars: int) -> str:
     """The text, or as much of it as allowed and how much is missing."""
     return text if len(text) <= max_chars else f"{text[:max_chars]} [{len(text) - max_chars} more characters]"
+
+
+def mistakes(value: Any, schema: Mapping[str, Any], where: str = "arguments") -> list[str]:
+    """Everything wrong with a value by a JSON Schema (draft 2020-12), or that the schema cannot be used; `where` names the value.
+
+    Nothing is fetched, and a pattern is matched by RE2, in time linear in the text.
+    """
+    whole = {keyword: wanted for keyword, wanted in schema.items() if keyword != "$schema"}
+    refs = itertools.count(1)
+
+    def ref(checker: Any, target: str, value: Any, schema: Any) -> Iterator[ValidationError]:
+        if next(refs) > MAX_REFS:
+            raise RecursionError(f"more than {MAX_REFS} references")
+        yield from Draft202012Validator.VALIDATORS["$ref"](checker, target, value, schema)
+
+    try:
+        Draft202012Validator.check_schema(whole, format_checker=FormatChecker(()))  # RE2 judges patterns
+        changed = {"$ref": ref, "$dynamicRef": ref, "pattern": _pattern}
+        checker = extend(Draft202012Validator, changed)  # type: ignore[no-untyped-call]
+        errors = checker(whole, registry=Registry()).iter_errors(value)
+        return list(dict.fromkeys(sentence for error in errors for sentence in _sentences(error, where)))
+    except SchemaError as error:
+        why = f"{error.json_path}: {error.message}"
+    except (
+        Exception
+    ) as error:  # of the schema: a reference that leads nowhere or to itself, a pattern that is none
+        why = f"{type(error).__name__}: {error}"
+    return [f"{where} cannot be checked, the tool's schema cannot be used: {shortened(why, 200)}"]
+
+
+def _pattern(checker: Any, pattern: str, value: Any, schema: Any) -> Iterator[ValidationError]:
+    if isinstance(value, str) and not re2.search(pattern, value, _QUIET):
+        yield ValidationError("no match")
+
+
+def _sentences(error: ValidationError, where: str) -> list[str]:
+    """Where, what was wanted and what was got."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    place = where + "".join(steps)
+    wanted: Any = error.validator_value
+    value: Any = error.instance
+    schema: Any = error.schema
+    if error.validator == "required":
+        return [f"{place}.{name} is missing" for name in wanted if name not in value]
+    if error.validator == "additionalProperties" and "patternProperties" not in schema:
+        known = schema.get("properties", {})
+        names = ", ".join(known) or "none"
+        return [f"{place}.{name} is unknown; known: {names}" for name in value if name not in known]
+    if error.validator in ("minLength", "maxLength"):
+        place, value = f"{place} in characters", len(value)
+    match error.validator:
+        case "type":
+            should = wanted if isinstance(wanted, str) else " or ".join(wanted)
+        case "enum":
+            should = f"one of {', '.join(map(_shown, wanted))}"
+        case "minimum" | "minLength":
+            should = f"at least {wanted}"
+        case "maximum" | "maxLength":
+            should = f"at most {wanted}"
+        case None:  # the schema is `false`, and the library does not say at which member
+            return [f"{place} holds {_shown(value)} where the schema allows nothing"]
+        case keyword:
+            should = f"valid by {_shown({keyword: wanted})}"
+    return [f"{place} should be {should}, got {_shown(value)}"]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Round:

@@ -22,15 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_lengths, branch_sums
-from demeanor.objectives import (
-    REFERENCE,
-    BetaSpec,
-    MovingReference,
-    Objective,
-    gap,
-    pair_loss,
-    smoothed,
-)
+from demeanor.objectives import REFERENCE, BetaSpec, MovingReference, Objective, gap, pair_loss, smoothed
 
 # ---- other functions of a pair's log-ratios ----
 

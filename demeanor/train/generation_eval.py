@@ -27,7 +27,7 @@ from demeanor.stack.schema import GenerationEvalSpec, Stage
 from demeanor.stack.stack import Stack
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train import metrics
+from demeanor.train import progress
 from demeanor.train.loop import Evaluate, to_device
 from demeanor.train.reference import MICRO_TOKENS, micro_batches
 from demeanor.train.runs import LEDGER, Runs, weights_folder
@@ -90,7 +90,7 @@ def prober(
 
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
         answers = generate(model, prompts)
-        earlier = [row for row in metrics.read(path) if row["step"] < step]
+        earlier = [row for row in progress.read_log(path) if row["step"] < step]
         started = {row["prompt"]: row for row in earlier if row["step"] == earlier[0]["step"]}
         found = signals(answers, judges.refused)
         if agreed := [
@@ -104,7 +104,7 @@ def prober(
             found["reward"] = fmean(judges.reward(trees))
         if judges.held_out is not None and (scores := [x for x in judges.held_out(answers) if x is not None]):
             found["held_out"] = fmean(scores)
-        with metrics.MetricsLog(
+        with progress.MetricsLog(
             path, step=step - 1
         ) as rows:  # what a killed run wrote of this step is replaced
             for prompt, answer in zip(prompts, answers):
@@ -128,7 +128,7 @@ def prober(
 def _first(folder: Path, found: Mapping[str, float]) -> Mapping[str, float]:
     """Signals of the first evaluation in the ledger; these, if they are the first."""
     mark = "eval_probe/"
-    for row in metrics.read(folder / LEDGER):
+    for row in progress.read_log(folder / LEDGER):
         if any(name.startswith(mark) for name in row):
             return {
                 name.removeprefix(mark): value
@@ -271,7 +271,7 @@ def both(one: Evaluate | None, other: Evaluate) -> Evaluate:
     return evaluate
 
 
-class Services(NamedTuple):
+class GenerationServices(NamedTuple):
     """What app.py hands in, since training knows neither engines nor scorers."""
 
     generate: Callable[
@@ -293,7 +293,7 @@ def watching(
     *,
     parent: Path,
     reference: Path,
-    services: Services,
+    services: GenerationServices,
 ) -> Watch | None:
     """The stage's evaluation by generation, still to be given held-out rows, a folder and where to print; None if it declares none.
 
@@ -351,7 +351,7 @@ def held_out(rows: Sequence[Tree], tokenizer: Tokenizer) -> list[tuple[Prompt, I
     ]
 
 
-def suite(services: Services, name: str, root: Path) -> Sequence[Item]:
+def suite(services: GenerationServices, name: str, root: Path) -> Sequence[Item]:
     """The items of `world:NAME`, `builtin:NAME` or of a file beside the stack; raises DataError if there is none."""
     found = services.items(name, root)
     if not found:
@@ -365,7 +365,9 @@ def rendered(item: Item, template: Template) -> Prompt:
     return Prompt(f"{item.messages[-1].content} [{item.id}]", tuple(tokens))
 
 
-def scored(services: Services, items: Sequence[Item], answers: Sequence[SampledAnswer]) -> list[float | None]:
+def scored(
+    services: GenerationServices, items: Sequence[Item], answers: Sequence[SampledAnswer]
+) -> list[float | None]:
     """What each item's own scorer says of the answer to it."""
     completions = [Completion(answer.text, "stop" if answer.ended else "length") for answer in answers]
     return [services.score(item, completion) for item, completion in zip(items, completions, strict=True)]

@@ -14,8 +14,7 @@ from demeanor.core import hardware
 from demeanor.core.intervals import wilson
 from demeanor.data.trees import Tree, collate
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, concatenate
-from demeanor.train.gradient import stacked
-from demeanor.train.loop import Evaluate, ForwardFn, LossFn, running, to_device
+from demeanor.train.loop import Evaluate, ForwardFn, LossFn, running, stacked, to_device
 from demeanor.train.reference import MICRO_TOKENS, micro_batches, trees_key
 
 SHARE, MOST = 0.1, 200

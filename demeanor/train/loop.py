@@ -1,35 +1,130 @@
-"""The offline loop: trees in, weights changed in place. The only place with `optimizer.step()`.
+"""The offline training loop, and the gradient of one optimizer step. The only place with `optimizer.step()`.
 
-In: a model, how to run it and how to judge it, trees and the order they come in. Out: trained weights, a ledger, checkpoints.
-It refuses to know objectives, tokenizers and model families.
+Input: a model, a forward function, a loss, a schedule of micro-batches. The gradient is (sum of losses) / (sum of counts) over
+micro-batches and processes, so accumulation, packing and the number of devices never change it. An objective whose loss is not
+a sum over trees (it sorts or averages the batch) is computed on the whole step: micro-batches run without gradients, the loss is
+taken of all outputs together, and each runs again to carry its share back (Gao et al. 2021, arXiv 2101.06983, section 3.2).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError
 from demeanor.data.trees import Tree, collate
-from demeanor.model.tensors import Loss, Outputs, TokenBatch
+from demeanor.model.tensors import Loss, Outputs, TokenBatch, concatenate
 from demeanor.stack.schema import Optim
-from demeanor.train import metrics, resume
 from demeanor.train import optimizer as optimizers
+from demeanor.train import progress, resume
 from demeanor.train.ema import EMA
-from demeanor.train.gradient import Forward, Measure, accumulate
-from demeanor.train.metrics import stop_requests
 from demeanor.train.optimizer import learning_rate
 from demeanor.train.parallel import ALONE, Group, settle
 from demeanor.train.progress import StageProgress, measured_peak, training_flops
+from demeanor.train.resume import stop_requests
 from demeanor.train.runs import CHECKPOINT, LEDGER
+
+Forward = Callable[[TokenBatch], Outputs]
+Measure = Callable[[TokenBatch], Loss]
+MeasureLoss = Callable[[Outputs, TokenBatch], Loss]
+
+
+class Gradient(NamedTuple):
+    """What one step measured: mean loss and metrics, gradient norm before clipping, what was counted, input tokens."""
+
+    loss: float
+    norm: float
+    counted: float
+    tokens: int
+    metrics: dict[str, float]
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+def accumulate(
+    model: nn.Module,
+    forward: Forward,
+    judge: MeasureLoss,
+    batches: Sequence[TokenBatch],
+    clip_norm: float | None,
+    *,
+    whole_step: bool = False,
+    group: Group = ALONE,
+) -> Gradient:
+    """Fill every `.grad`; how the rows are cut into micro-batches does not change it, because division happens once, here.
+
+    `whole_step`: the objective sees all micro-batches (of all processes) at once. Clipping scales the whole gradient to
+    `clip_norm` when its norm is larger, exactly as torch's clip_grad_norm_.
+    """
+    model.zero_grad(set_to_none=True)
+    if whole_step and (len(batches) > 1 or group.size > 1):
+        losses = [_whole(forward, judge, batches, group)]
+    else:
+        losses = [_backward(judge(forward(batch), batch)) for batch in batches]
+    tokens = sum(batch.tokens_T.numel() for batch in batches)
+    total, count = torch.stack([x.total for x in losses]).sum(), torch.stack([x.count for x in losses]).sum()
+    if not whole_step:
+        total, count = group.sum(torch.stack([total.double(), count.double()])).to(total.dtype)
+    share = 1.0 / count.clamp_min(1)  # a step in which nothing carries loss has a zero gradient, not 0/0
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = group.whole(torch.nn.utils.get_total_norm(gradients)) * share
+    scale = share if clip_norm is None else share * (clip_norm / (norm + 1e-6)).clamp_max(1.0)
+    for gradient in gradients:
+        gradient.mul_(scale)
+    mean, length, counted = torch.stack([(total * share).double(), norm.double(), count.double()]).tolist()
+    return Gradient(
+        mean, length, counted, group.total(tokens), mean_metrics(losses, ALONE if whole_step else group)
+    )
+
+
+def _backward(loss: Loss) -> Loss:
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    return Loss(loss.total.detach(), loss.count, loss.metrics)
+
+
+def _whole(forward: Forward, judge: MeasureLoss, batches: Sequence[TokenBatch], group: Group) -> Loss:
+    """Judge all micro-batches together, then carry each one's share of the gradient back through a second forward pass."""
+    with torch.no_grad():
+        found = [forward(batch) for batch in batches]
+    mine, merged = stacked(found), concatenate(batches)
+    everyone, all_rows, first = group.gather(mine, merged)
+    name = "logprobs_C" if everyone.logprobs_C is not None else "rewards_B"
+    leaf = getattr(everyone, name).detach().requires_grad_()
+    loss = _backward(judge(everyone._replace(**{name: leaf}), all_rows))
+    sizes = [getattr(x, name).numel() for x in found]
+    slope = leaf.grad[first : first + sum(sizes)]
+    for batch, part in zip(batches, torch.split(slope, sizes)):
+        torch.autograd.backward(getattr(forward(batch), name), part)
+    return loss
+
+
+def stacked(found: Sequence[Outputs]) -> Outputs:
+    """The outputs of several batches as those of their concatenation."""
+    columns = zip(*found)
+    return Outputs(*(None if any(x is None for x in column) else torch.cat(column) for column in columns))
+
+
+def mean_metrics(losses: Iterable[Loss], group: Group = ALONE) -> dict[str, float]:
+    """Divide each metric's summed total by its summed count; a metric that counted nothing is left out."""
+    sums: dict[str, list[Tensor]] = {}
+    for loss in losses:
+        for name, (total, count) in loss.metrics.items():
+            sums.setdefault(name, []).append(torch.stack([total.double(), count.double()]))
+    if not sums:
+        return {}
+    pairs = group.sum(torch.stack([torch.stack(found).sum(0) for found in sums.values()])).tolist()
+    return {name: total / count for name, (total, count) in zip(sums, pairs) if count}
+
 
 ForwardFn = Callable[[nn.Module, TokenBatch], Outputs]
 LossFn = Callable[[Outputs, TokenBatch], Loss]
@@ -64,7 +159,7 @@ def fit(
     whole_step: bool = False,
     moving: EMA | None = None,
     group: Group = ALONE,
-    also: metrics.Also | None = None,
+    also: progress.Also | None = None,
     collate: Collate = collate,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -104,12 +199,14 @@ def fit(
             settle(model)
             rows.append({"step": done, **found})
             if done == steps and group.first:
-                watch.say(held_out(next(filter(is_evaluation, metrics.read(out / LEDGER)), found), found))
+                watch.say(
+                    held_out(next(filter(is_evaluation, progress.read_log(out / LEDGER)), found), found)
+                )
 
     begun = resume.load(state, model, optimizer, about, shadows)
-    seen = any(is_evaluation(row) for row in metrics.read(out / LEDGER) if row["step"] == begun)
+    seen = any(is_evaluation(row) for row in progress.read_log(out / LEDGER) if row["step"] == begun)
     peak = measured_peak(device.type, dtype or torch.float32)
-    book = metrics.MetricsLog(out / LEDGER, step=begun, also=also) if group.first else metrics.NullLog()
+    book = progress.MetricsLog(out / LEDGER, step=begun, also=also) if group.first else progress.NullLog()
     with book as rows, stop_requests() as stop, watch.running(steps, begun, peak):
         if not seen:  # a run killed while it evaluated
             look(begun)

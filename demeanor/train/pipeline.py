@@ -41,11 +41,12 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train import derived, generation_eval, metrics
+from demeanor.train import derived, generation_eval
 from demeanor.train import stage as training
 from demeanor.train.parallel import join
 from demeanor.train.progress import StageProgress
 from demeanor.train.runs import CHECKPOINT, Runs, import_folder, weights_folder
+from demeanor.train.trackers import Begin, together
 
 TYPICAL_FLOPS = 2.5e11
 """Training FLOP/s of two cores on small models (bf16), for the estimate of `explain` alone."""
@@ -61,13 +62,13 @@ def train(
     recompute: bool = False,
     track: Sequence[str] = (),
     probe: int | None = None,
-    services: generation_eval.Services,
+    services: generation_eval.GenerationServices,
 ) -> None:
     """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order.
 
     `track` is as in `--track`; `probe`: let every policy without a probe of its own answer so many held-out prompts.
     """
-    tracked = metrics.together(track)
+    tracked = together(track)
     wanted = {name for o in only for name in _needed(stack, o)} or {
         "base",
         *(s.name for s in stack.spec.weights.stages),
@@ -79,7 +80,7 @@ def train(
     for note in notes(stack):
         print(note)
     for stage in stack.spec.weights.stages:
-        if isinstance(stage, Stage) and stage.name in wanted:
+        if isinstance(stage, Stage) and stage.adapter is not None and stage.name in wanted:
             quantize.require(stage.adapter, stage.name)
     if "base" in wanted:
         _train_base(stack, runs, fp32, compiled, recompute, tracked)
@@ -136,7 +137,7 @@ def _needed(stack: Stack, name: str) -> set[str]:
 
 
 def _train_base(
-    stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool, track: metrics.Begin | None
+    stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool, track: Begin | None
 ) -> None:
     base, key = stack.spec.weights.base, stack.stage_key("base")
     if isinstance(base, Import):
@@ -185,8 +186,8 @@ def _train_stage(
     fp32: bool,
     compiled: bool,
     recompute: bool,
-    track: metrics.Begin | None,
-    services: generation_eval.Services,
+    track: Begin | None,
+    services: generation_eval.GenerationServices,
 ) -> None:
     key = stack.stage_key(stage.name)
     if runs.complete(key):
@@ -199,6 +200,7 @@ def _train_stage(
         role: (stack.stage_key(a), weights_folder(stack, runs, a))
         for role, a in stack.roles(stage.name).items()
     }
+    watching = partial(generation_eval.watching, stack, runs, stage, tokenizer, template, services=services)
     training.train_stage(
         stage,
         registry.entry(OBJECTIVES, stack.objective_kind(stage.name)),
@@ -212,16 +214,7 @@ def _train_stage(
         compiled=compiled,
         recompute=recompute,
         track=track,
-        probe=generation_eval.watching(
-            stack,
-            runs,
-            stage,
-            tokenizer,
-            template,
-            parent=parent,
-            reference=roles.get("reference", ("", parent))[1],
-            services=services,
-        ),
+        probe=stage.probe and watching(parent=parent, reference=roles.get("reference", ("", parent))[1]),
         record=_record(stack, stage.name, stage.data),
         copy=partial(_write_tokenizer, stack, tokenizer),
     )

@@ -1,24 +1,104 @@
-"""Floating-point work: what a batch needs (6N and attention), and what this machine reaches in one matrix product.
+"""What a training run tells: its log of metrics on disk, and its progress bar with speed, peak share and time left.
 
-In: a model's parameter shapes, a batch. Out: FLOPs, FLOP/s. Only useful work counts: no padding, no recomputation.
+MetricsLog appends one JSON line a step and flushes it, so a killed run loses at most a torn last line, which `read_log` skips.
+StageProgress prints; model FLOPs are counted from the batches. Neither knows what a metric means.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple, TextIO
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TextIO
 
 import torch
 from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
+from demeanor.core.files import json_lines
 from demeanor.model.tensors import TokenBatch
+
+
+class Listener(Protocol):
+    """Somebody else who is told every row (`train.trackers`)."""
+
+    def log(self, step: int, row: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Also = Callable[[], Listener]
+
+
+class MetricsLog:
+    """An append-only JSONL file, open for one run; opening drops every row after `step` and a torn last line.
+
+    `also` is opened with it and told the rows that are kept, then each new one.
+    """
+
+    def __init__(self, path: Path, *, step: int = 0, also: Also | None = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        self._file.truncate(sum(size for row, size in _log_lines(path) if row["step"] <= step))
+        self._also = None if also is None else also()
+        if self._also is not None:
+            for row in read_log(path):
+                self._also.log(row["step"], row)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row as one line; it is in the file, whole, when this returns. JSON has no NaN: it becomes null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        if self._also is not None:
+            self._also.log(row["step"], plain)
+
+    def close(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._also is not None:
+            self._also.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class NullLog:
+    """A ledger of a process that is not the first: it writes nothing."""
+
+    def append(self, row: Mapping[str, Any]) -> None: ...
+
+    def __enter__(self) -> NullLog:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Every whole row of a ledger in order; empty where there is none. Raises DataError on a broken line before the last."""
+    return [row for row, _ in _log_lines(path)]
+
+
+def _log_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Rows with their sizes in bytes, a torn last line left out."""
+    return json_lines(path, _log_row, "a row of a metrics log")
+
+
+def _log_row(row: dict[str, Any]) -> dict[str, Any]:
+    row["step"] + 0
+    return row
+
 
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
 GEMM_SIZE, GEMM_SIZE_CUDA, PEAK_WAIT_S = 1024, 8192, 0.2

@@ -1,15 +1,20 @@
-"""Everything a run needs to go on, in one safetensors file that is replaced atomically: weights, moments, RNG, step.
+"""What makes a run resumable: its training state in one safetensors file, replaced atomically, and clean stops on a signal.
 
-In: a model and its optimiser. Out: the same, as they were. Which rows come next is not saved: that is a pure function
-of (seed, step).
+The state holds weights, optimizer moments, averages, random states and the step. Which rows come next is not saved, because it
+is a pure function of (seed, step).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demeanor.core.errors import CheckpointError
+from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.files import replacing
 from demeanor.train.ema import EMA
 from demeanor.train.parallel import ALONE, Group, like, put, whole
@@ -120,3 +125,55 @@ def _tensors(model: nn.Module, optimizer: Optimizer, shadows: Shadows) -> dict[s
         }
     found["rng"] = torch.get_rng_state()
     return found
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(DemeanorError):
+    """Someone asked the run to stop; it did, and says how to go on. Exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+@dataclass
+class Stop:
+    """Which signal asked to stop (None: nobody did)."""
+
+    number: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        return self.number is not None
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: remember the first wish, obey the second at once."""
+        if self.number is not None:
+            raise Interrupted(
+                "stopped at once; run the same command again to resume from the last checkpoint", number
+            )
+        self.number = number
+
+    def obeyed(self, done: int, steps: int) -> Interrupted:
+        """The error to raise once the checkpoint of step `done` is written."""
+        return Interrupted(
+            f"stopped after step {done} of {steps}; run the same command again to resume from there",
+            self.number or signal.SIGINT,
+        )
+
+
+@contextmanager
+def stop_requests() -> Iterator[Stop]:
+    """Collect SIGINT and SIGTERM into a Stop for the length of the block."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -24,7 +24,7 @@ from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.files import origin, write_json
 from demeanor.stack.schema import Import, Remote
 from demeanor.stack.stack import Stack
-from demeanor.train import metrics
+from demeanor.train import progress
 
 MODEL, PART, RECORD, LOCK = "model", "model.part", "record.json", "lock"
 LEDGER, CHECKPOINT = "ledger.jsonl", "checkpoint.safetensors"
@@ -173,7 +173,7 @@ def entry(folder: Path) -> Entry:
     record, trouble = _record(folder / RECORD)
     loss = held_out = None
     try:
-        for row in metrics.read(folder / LEDGER):
+        for row in progress.read_log(folder / LEDGER):
             loss, held_out = row.get("loss", loss), row.get("eval_loss", held_out)
     except DemeanorError as error:
         trouble = trouble or f"broken: {error}"

@@ -31,11 +31,11 @@ from demeanor.train import heldout
 from demeanor.train.ema import EMA
 from demeanor.train.generation_eval import Watch, both
 from demeanor.train.loop import ForwardFn, LossFn, fit
-from demeanor.train.metrics import Begin
 from demeanor.train.parallel import Group, gathered, join, shard
 from demeanor.train.progress import StageProgress
 from demeanor.train.reference import reference_logprobs, trees_key
 from demeanor.train.runs import Runs
+from demeanor.train.trackers import Begin
 
 REFERENCE = "reference"
 REFERENCES = "references"
@@ -69,7 +69,8 @@ def train_stage(
     """
     if runs.complete(key):
         return runs.model(key)
-    quantize.require(stage.adapter, stage.name)
+    if stage.adapter is not None:
+        quantize.require(stage.adapter, stage.name)
     group = join()
     if probe is not None and group.size > 1:
         raise DemeanorError(

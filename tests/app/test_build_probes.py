@@ -17,7 +17,7 @@ from demeanor.stack.schema import GenerationEvalSpec
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
-from demeanor.train import generation_eval, metrics, pipeline
+from demeanor.train import generation_eval, pipeline, progress
 from demeanor.train import generation_eval as probing
 from demeanor.train.runs import Runs, weights_folder
 from tests.app import tiny
@@ -32,7 +32,7 @@ def declared(trained: tuple[Stack, Runs], *overrides: str) -> Stack:
 def rows(stack: Stack, runs: Runs, stage: str) -> list[dict[str, Any]]:
     return [
         row
-        for row in metrics.read(runs.folder(stack.stage_key(stage)) / "ledger.jsonl")
+        for row in progress.read_log(runs.folder(stack.stage_key(stage)) / "ledger.jsonl")
         if "eval_probe/length" in row
     ]
 
@@ -78,7 +78,7 @@ def test_a_declared_probe_is_judged_and_one_of_held_out_prompts_is_not(probed: t
 
 def test_the_samples_are_of_prompts_that_were_held_out(probed: tuple[Stack, Runs]) -> None:
     stack, runs = probed
-    found = metrics.read(runs.folder(stack.stage_key("sft")) / probing.SAMPLES)
+    found = progress.read_log(runs.folder(stack.stage_key("sft")) / probing.SAMPLES)
     asked = {row["prompt"] for row in found}
     assert len(asked) == 4
     assert len(found) == 4 * len(rows(stack, runs, "sft"))
@@ -96,7 +96,7 @@ def test_the_samples_are_of_prompts_that_were_held_out(probed: tuple[Stack, Runs
 def test_the_last_answers_are_those_of_the_finished_weights(probed: tuple[Stack, Runs]) -> None:
     stack, runs = probed
     folder = runs.model(stack.stage_key("dpo"))
-    found = metrics.read(folder.parent / probing.SAMPLES)
+    found = progress.read_log(folder.parent / probing.SAMPLES)
     tokenizer = tokenizers.load(folder)
     template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)
     items = generation_eval.suite(app.GENERATION, "world:behaviour", stack.root)[:3]
@@ -154,7 +154,7 @@ def test_samples_prints_the_answers_of_one_prompt_under_each_other(
         main(["samples", str(stack.path), "--stage", "sft", "--runs", str(runs.root), "--prompts", "2"]) == 0
     )
     assert capsys.readouterr().out == by_folder
-    found = metrics.read(folder / probing.SAMPLES)
+    found = progress.read_log(folder / probing.SAMPLES)
     steps, prompts = (
         list(dict.fromkeys(row["step"] for row in found)),
         list(dict.fromkeys(row["prompt"] for row in found)),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from demeanor.app import ServedStack, StackRuntime, services
+from demeanor.app import StackRuntime, services
 from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Done, Message, Prompted, Refusal, Timing, Turn, complete
 from demeanor.evaluation import ladder

@@ -164,7 +164,7 @@ def test_a_database_without_a_key_in_force_says_how_to_make_one(
         raise DemeanorError("enough")
 
     with pytest.raises(DemeanorError, match="enough"):
-        serve.serve(load, trained[1], serve.Settings(keys="sqlite:///keys.db"))
+        serving.serve(load, trained[1], serve.Settings(keys="sqlite:///keys.db"))
     assert "demeanor keys create NAME --database sqlite:///keys.db" in capsys.readouterr().out
 
 

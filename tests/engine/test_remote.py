@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,7 +32,8 @@ from demeanor.core.types import (
     complete,
 )
 from demeanor.engine import remote as remote_module
-from demeanor.engine.remote import body_of, remote
+from demeanor.engine.remote import _address as address_of
+from demeanor.engine.remote import body_of, remote, server_sent
 
 TURN = Turn((Message("user", "Who is the harbour master?"),), Decoding(temperature=0))
 
@@ -191,11 +194,7 @@ async def test_leaving_hangs_up() -> None:
         events = remote(url, "m")(TURN)
         assert await anext(events) == Text("word ")
         await events.aclose()
-        for _ in range(100):
-            if asked[-1] == {"hung_up": True}:
-                break
-            await asyncio.sleep(0.02)
-        assert asked[-1] == {"hung_up": True}
+        assert await hung_up(asked)
 
 
 def test_every_field_of_a_turn_is_sent() -> None:
@@ -335,3 +334,165 @@ def test_half_a_character_is_replaced_so_that_what_was_said_can_be_written() -> 
         said = asyncio.run(complete(remote(url, "m"), TURN)).text
     assert said == "a\ufffd\U0001f600 \u00ed"
     assert said.encode()
+
+
+EVENTS = [
+    (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
+    (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
+    (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
+    (b"data: a\r\n\ndata: b\n\r", [b"a", b"b"]),
+    (b"data: a\ndata: b\ndata\ndata:c\n\n", [b"a\nb\n\nc"]),
+    (b"data:  two blanks \n\n", [b" two blanks "]),
+    (b": ping\n\n:\n\ndata: a\n: ping\n\n", [b"a"]),
+    (b"event: x\nid: 7\nretry: 9\ndata: a\ndatum: b\n\n", [b"a"]),
+    (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
+    (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]),
+    (b"data: a\n\ndata: b\n", [b"a"]),
+    (b"data: a\n\ndata: b", [b"a"]),
+    ("data: M\u00e4rla\u2028\x0b\x0c\x85\n\n".encode(), ["M\u00e4rla\u2028\x0b\x0c\x85".encode()]),
+    (b"\n\n\n", []),
+]
+
+
+@pytest.mark.parametrize(("stream", "want"), EVENTS)
+async def test_server_sent_events_are_read_as_the_standard_says_wherever_the_network_cuts(
+    stream: bytes, want: list[bytes]
+) -> None:
+    cuts = [[stream[:n], stream[n:]] for n in range(len(stream))] + [[bytes([b]) for b in stream]]
+    for parts in cuts:
+        assert [data async for data in server_sent(chunks_of(*filter(None, parts)), "http://x")] == want
+
+
+async def test_a_lone_carriage_return_ends_an_event_without_waiting_for_the_next_byte() -> None:
+    read = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal read
+        for chunk in (b"data: a\r\r", b"\ndata: b\r\r"):
+            read += 1
+            yield chunk
+
+    async with aclosing(server_sent(chunks(), "http://x")) as events:
+        assert (await anext(events), read) == (b"a", 1)
+        assert await anext(events) == b"b"
+
+
+@pytest.mark.parametrize("part", [b"x" * 1000, b": comment", b"data: " + b"x" * 1000 + b"\n", b"data\n"])
+async def test_a_line_or_an_event_without_end_is_an_error_at_one_mebibyte(part: bytes) -> None:
+    size_bytes = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal size_bytes
+        while True:
+            size_bytes += len(part)
+            yield part
+
+    with pytest.raises(EngineError, match="http://x: sent an event of more than 1048576 bytes"):
+        await anext(server_sent(endless(), "http://x"))
+    assert size_bytes < 2 << 20
+
+
+async def chunks_of(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def test_nothing_is_waited_for_after_the_end_however_long_the_server_goes_on() -> None:
+    pings = [b": ping\n\n"] * 200
+    started = time.monotonic()
+    with server([delta("At 9.", "stop"), b"data: [DONE]\n\n", *pings], pause_s=0.05) as (url, asked):
+        assert (await complete(remote(url, "m"), TURN)).text == "At 9."
+        assert time.monotonic() - started < 2
+        assert await hung_up(asked)
+
+
+async def test_after_a_finish_reason_the_usage_is_waited_for_but_not_forever() -> None:
+    usage = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+    pings = [b": ping\n\n"] * 200
+    started = time.monotonic()
+    with server([delta("At 9.", "stop"), pings[0], usage, *pings], pause_s=0.05) as (url, asked):
+        events = [event async for event in remote(url, "m", timeout_s=0.5)(TURN)]
+        assert events == [Text("At 9."), Usage(9, 3), Done("stop")]
+        assert time.monotonic() - started < 3
+        assert await hung_up(asked)
+    with server([delta("At 9.", "stop"), pings[0]], pause_s=2) as (url, _):
+        assert (await complete(remote(url, "m", timeout_s=0.2), TURN)).text == "At 9."
+
+
+async def hung_up(asked: list[dict[str, Any]]) -> bool:
+    """Whether the server notices within 2 s that the connection is closed."""
+    for _ in range(100):
+        if asked[-1] == {"hung_up": True}:
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_cancelling_the_task_that_reads_hangs_up() -> None:
+    with server([delta("word ")] * 200, pause_s=0.02) as (url, asked):
+        reading = asyncio.create_task(complete(remote(url, "m"), TURN))
+        while not asked:
+            await asyncio.sleep(0.02)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert await hung_up(asked)
+
+
+def test_one_respond_serves_several_event_loops_and_leaves_nothing_open(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    with server([delta("At 9.", "stop"), b"data: [DONE]\n\n"]) as (url, _):
+        respond = remote(url, "m")
+        for _ in range(3):
+            assert asyncio.run(complete(respond, TURN)).text == "At 9."
+    gc.collect()
+    assert [str(w.message) for w in recwarn if issubclass(w.category, ResourceWarning)] == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "ftp://x/v1", "http://", "http://[::1", "http://x:99999/v1", "http://x:abc/v1", "/v1"],
+)
+def test_a_wrong_address_is_an_error_before_anything_is_sent(url: str) -> None:
+    with pytest.raises(EngineError, match=re.escape(f"'{url}' is no http(s) address")):
+        remote(url, "m")
+
+
+@pytest.mark.parametrize(
+    ("url", "want"),
+    [
+        ("http://x/v1/", "http://x/v1/chat/completions"),
+        ("https://user:word@x:8000/a%2Fb?c=d#e", "https://x:8000/a%2Fb/chat/completions"),
+        ("http://[::1]:80", "http://[::1]/chat/completions"),
+    ],
+)
+def test_the_address_is_the_path_without_a_name_and_password_or_a_query(url: str, want: str) -> None:
+    assert str(address_of(url)) == want
+
+
+def test_a_key_that_no_header_can_hold_is_an_error_that_does_not_show_it() -> None:
+    for key in ("sesame\n", "s\u00e9same"):
+        with pytest.raises(EngineError, match="API key of http://x/v1 should be printable ASCII") as error:
+            remote("http://x/v1", "m", key=key)
+        assert "same" not in str(error.value)
+
+
+async def test_an_error_names_its_first_cause() -> None:
+    with server([]) as (url, _):
+        pass
+    with pytest.raises(EngineError, match=r"does not answer \(ConnectionRefusedError: "):
+        await complete(remote(url, "m"), TURN)
+    with pytest.raises(EngineError, match=r"does not answer \(gaierror: "):
+        await complete(remote("http://nowhere.invalid/v1", "m"), TURN)
+    with (
+        server([delta("Mar"), delta("la")], pause_s=0.5) as (url, _),
+        pytest.raises(EngineError, match=r"the connection failed \(silent for 0\.1 s\)"),
+    ):
+        await complete(remote(url, "m", timeout_s=0.1), TURN)
+
+
+async def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with server([delta("At 9.", "stop")]) as (url, _):
+        assert (await complete(remote(url, "m"), TURN)).text == "At 9."

@@ -12,6 +12,7 @@ from demeanor.cli import attribute as verb
 from demeanor.core.types import Decoding, Item, Message, Text, Turn, complete
 from demeanor.evaluation import base_prompting, ladder
 from demeanor.evaluation import result as results
+from demeanor.evaluation.experiment import turned
 from demeanor.evaluation.rows import Row
 from demeanor.report import publish
 from demeanor.stack.stack import Stack
@@ -79,7 +80,7 @@ async def test_raw_is_the_texts_alone_until_a_line_ends() -> None:
         yield Text("x")
 
     messages = (Message("system", "Be kind."), Message("user", "Who?"))
-    await complete(base_prompting.raw(inner), Turn(messages, Decoding(stop=("#",))))
+    await complete(turned(base_prompting.raw)(inner), Turn(messages, Decoding(stop=("#",))))
     (turn,) = seen
     assert (turn.messages[0].content, turn.raw, turn.decoding.stop) == ("Be kind.\nWho?\n", (), ("#", "\n"))
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 
 from demeanor.core.types import Item, Message
-from demeanor.evaluation import calibration, duel, ladder
+from demeanor.evaluation import duel, ladder, profile
 from demeanor.evaluation.rows import Row
 
 
@@ -19,13 +19,13 @@ def test_the_ece_of_ten_equal_bins_is_the_sum_written_out() -> None:
     for b in range(10):
         mine = order[20 * b : 20 * b + 20]
         total += 20 / 200 * abs(y[mine].mean() - c[mine].mean())
-    assert calibration.ece(c, y) == pytest.approx(total)
+    assert profile.ece(c, y) == pytest.approx(total)
 
 
 def test_the_order_of_items_with_one_confidence_does_not_matter() -> None:
     c, y = np.full(30, 0.7), np.array([1.0] * 21 + [0.0] * 9)
-    assert calibration.ece(c, y) == pytest.approx(0.0)
-    assert calibration.ece(c, y[::-1]) == pytest.approx(0.0)
+    assert profile.ece(c, y) == pytest.approx(0.0)
+    assert profile.ece(c, y[::-1]) == pytest.approx(0.0)
 
 
 def test_a_perfect_model_is_called_miscalibrated_in_five_percent_of_runs() -> None:
@@ -33,29 +33,29 @@ def test_a_perfect_model_is_called_miscalibrated_in_five_percent_of_runs() -> No
     for run in range(3000):
         c = rng.beta(2, 1, 100)
         y = (rng.random(100) < c).astype(float)
-        called += calibration.calibration(c, y, seed=run, draws=200).ece.p < 0.05
+        called += profile.calibration(c, y, seed=run, draws=200).p < 0.05
     assert called / 3000 == pytest.approx(0.05, abs=0.01)
 
 
 def test_an_overconfident_model_is_caught_and_a_perfect_ones_ece_is_not_zero() -> None:
     rng = np.random.default_rng(2)
     c = rng.beta(5, 1, 300)
-    perfect = calibration.calibration(c, (rng.random(300) < c).astype(float), seed=0)
-    over = calibration.calibration(c, (rng.random(300) < c - 0.2).astype(float), seed=0)
-    assert perfect.ece.expected > 0.02
-    assert over.ece.p < 0.01
-    assert over.ece.value > over.ece.null_high
+    perfect = profile.calibration(c, (rng.random(300) < c).astype(float), seed=0)
+    over = profile.calibration(c, (rng.random(300) < c - 0.2).astype(float), seed=0)
+    assert perfect.expected > 0.02
+    assert over.p < 0.01
+    assert over.ece > over.null_high
 
 
 def test_brier_is_the_mean_square_and_its_null_knows_no_item() -> None:
     c, y = np.array([0.9, 0.1] * 50), np.array([1.0, 0.0] * 50)
-    found = calibration.calibration(c, y, seed=0)
+    found = profile.calibration(c, y, seed=0)
     assert found.brier == pytest.approx(0.01)
     assert found.brier_shuffled == pytest.approx(
         (0.01 + 0.81) / 2, abs=0.01
     )  # half the shuffled outcomes are right
     assert found.brier_p < 0.001
-    assert calibration.calibration(c, np.array([1.0, 1.0, 0.0, 0.0] * 25), seed=0).brier_p > 0.05
+    assert profile.calibration(c, np.array([1.0, 1.0, 0.0, 0.0] * 25), seed=0).brier_p > 0.05
 
 
 def test_a_longer_answer_wins_raw_but_not_at_equal_length() -> None:
@@ -113,7 +113,7 @@ def test_an_unbeaten_player_has_a_finite_rating() -> None:
 
 def test_stated_confidences_are_read_from_what_the_scorer_told() -> None:
     from demeanor.core.types import Completion
-    from demeanor.evaluation.calibration import stated
+    from demeanor.evaluation.profile import stated
     from demeanor.evaluation.scorers import confidence
 
     spec = confidence.Spec(answers=("Paris",))
@@ -188,7 +188,7 @@ def test_a_perfect_speaker_whose_answers_hang_together_is_called_wrong_no_more_o
     for _ in range(runs):
         c_N = rng.uniform(0.05, 0.95, 12)[index_N]
         y_N = (rng.random(12)[index_N] < c_N).astype(float)
-        wrong += calibration.calibration(c_N, y_N, seed=0, draws=300, clusters=list(index_N)).ece.p < 0.05
-        naive += calibration.calibration(c_N, y_N, seed=0, draws=300).ece.p < 0.05
+        wrong += profile.calibration(c_N, y_N, seed=0, draws=300, clusters=list(index_N)).p < 0.05
+        naive += profile.calibration(c_N, y_N, seed=0, draws=300).p < 0.05
     assert wrong / runs <= 0.08  # 200 runs: a standard error of 1.5 points
     assert naive / runs > 0.4

@@ -30,7 +30,7 @@ from demeanor.core.types import (
     complete,
 )
 from demeanor.evaluation import ladder
-from demeanor.evaluation.diagnosis import cases, diagnose, interventions, prompts
+from demeanor.evaluation.diagnosis import diagnose, interventions
 from demeanor.evaluation.diagnosis.replay import Intervention, ReplayHarness, as_it_is
 from demeanor.evaluation.experiment import Experiment, suite
 from demeanor.evaluation.rows import LayerActivity, Row, read_rows
@@ -236,7 +236,7 @@ def test_cut_off_answers_are_tried_longer_and_shorter_and_accuse_decoding_or_who
 def test_a_prompt_is_tried_without_each_sentence_or_run_of_them_and_without_either_half(
     count: int, runs: list[tuple[int, int]]
 ) -> None:
-    assert prompts._runs(count) == runs
+    assert interventions._runs(count) == runs
 
 
 def test_drawn_answers_are_tried_again_and_greedily(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
@@ -312,12 +312,12 @@ def test_the_verb_writes_what_it_shows_and_a_section_of_the_page(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
-    found = diagnose.run(stack, services(runs), tmp_path, cases.Scope(axis="facts", limit=2), name="x")
+    found = diagnose.run(stack, services(runs), tmp_path, diagnose.Scope(axis="facts", limit=2), name="x")
     assert found.failing + found.passing <= len(suite(stack, 2))
     written = json.loads((tmp_path / "x.diagnosis.json").read_text())
     assert [r["name"] for r in written["repairs"]] == [r.name for r in found.repairs]
     rows = [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error]
-    again = diagnose.run(stack, services(runs), tmp_path, cases.Scope(axis="facts", limit=2), name="x")
+    again = diagnose.run(stack, services(runs), tmp_path, diagnose.Scope(axis="facts", limit=2), name="x")
     assert again.recommendation == found.recommendation
     assert rows == [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error], (
         "nothing was measured again"
@@ -333,9 +333,9 @@ def test_the_verb_writes_what_it_shows_and_a_section_of_the_page(
 def test_an_axis_or_item_that_is_not_there_is_refused_by_name(trained: tuple[Stack, Runs]) -> None:
     items = suite(trained[0], 1)
     with pytest.raises(DataError, match=r"--axis.*Did you mean 'facts'"):
-        cases.chosen(items, cases.Scope(axis="fact"))
+        diagnose.chosen(items, diagnose.Scope(axis="fact"))
     with pytest.raises(DataError, match=r"--items.*'facts-99'"):
-        cases.chosen(items, cases.Scope(ids=("facts-99",)))
+        diagnose.chosen(items, diagnose.Scope(ids=("facts-99",)))
 
 
 async def logged(folder: Path, answers: list[tuple[str, str, float]]) -> Path:
@@ -357,11 +357,11 @@ async def test_logged_turns_that_were_disliked_fail_and_liked_ones_are_controls(
         tmp_path,
         [("When to Corkel?", "Never.", -1.0), ("Who are you?", "A clerk.", 1.0), ("And?", "So.", 0.0)],
     )
-    found = cases.of_turns(rated_turns(path), path)
+    found = diagnose.cases_of_turns(rated_turns(path), path)
     assert ([i.id for i in found.failing], [i.id for i in found.controls], found.judged) == (
         ["turn-0"],
         ["turn-1"],
-        cases.BY_CHANGE,
+        diagnose.BY_CHANGE,
     )
     bad, good = found.failing[0], found.controls[0]
     assert found.score is not None
@@ -372,9 +372,9 @@ async def test_logged_turns_that_were_disliked_fail_and_liked_ones_are_controls(
     ]
     other = await logged(tmp_path / "other", [("Who?", "I.", 1.0)])
     with pytest.raises(DataError, match="none of 1 turns with feedback was disliked"):
-        cases.of_turns(rated_turns(other), other)
+        diagnose.cases_of_turns(rated_turns(other), other)
     with pytest.raises(DataError, match="no such database"):
-        cases.of_turns(rated_turns(tmp_path / "none.db"), tmp_path / "none.db")
+        diagnose.cases_of_turns(rated_turns(tmp_path / "none.db"), tmp_path / "none.db")
 
 
 def test_logged_turns_are_replayed_and_said_to_be_unjudged(
@@ -384,8 +384,8 @@ def test_logged_turns_are_replayed_and_said_to_be_unjudged(
     path = asyncio.run(
         logged(tmp_path, [(f"When to {p}?", "Never.", -1.0) for p in ("Corkel", "Jorpel", "Brevik")])
     )
-    found = diagnose.run(trained[0], services(trained[1]), tmp_path, cases.Scope(turns=path), name="t")
-    assert (found.failing, found.judged) == (3, cases.BY_CHANGE)
+    found = diagnose.run(trained[0], services(trained[1]), tmp_path, diagnose.Scope(turns=path), name="t")
+    assert (found.failing, found.judged) == (3, diagnose.BY_CHANGE)
     assert found.recommendation.startswith("The new answers are not judged")
     assert next(r for r in found.repairs if r.name == "policy off").fixed == 3, "the stack never said so"
 
@@ -399,19 +399,19 @@ def test_rows_that_eval_left_are_taken_as_they_are_and_rows_of_another_stack_are
         stack, services(runs), tmp_path, variants=["tiny-desk", "tiny-desk:sft"], limit=1, name="e"
     )
     path, items = tmp_path / "e.rows.jsonl", suite(stack, 1)
-    assert {r.item_id for r in cases.recorded(path, stack, items)} == {i.id for i in items}
-    assert {r.variant for r in cases.recorded(path, stack, items)} == {"tiny-desk"}
+    assert {r.item_id for r in diagnose.recorded(path, stack, items)} == {i.id for i in items}
+    assert {r.variant for r in diagnose.recorded(path, stack, items)} == {"tiny-desk"}
     with pytest.raises(DataError, match=r"no row of this stack .*it holds tiny-desk \("):
-        cases.recorded(path, stack.without("policy"), items)
+        diagnose.recorded(path, stack.without("policy"), items)
     with pytest.raises(DataError, match="no row of this stack"):
-        cases.recorded(
+        diagnose.recorded(
             path, stack, [replace(i, target={"answers": ["other"]}) for i in items if i.scorer == "exact"]
         )
     with pytest.raises(DataError, match="no such file"):
-        cases.recorded(tmp_path / "none.jsonl", stack, items)
-    found = diagnose.run(stack, services(runs), tmp_path, cases.Scope(limit=1, rows=path), name="e2")
+        diagnose.recorded(tmp_path / "none.jsonl", stack, items)
+    found = diagnose.run(stack, services(runs), tmp_path, diagnose.Scope(limit=1, rows=path), name="e2")
     assert found.failing == sum(
-        (r.value or 0.0) < 0.5 for r in cases.recorded(path, stack, items) if r.value is not None
+        (r.value or 0.0) < 0.5 for r in diagnose.recorded(path, stack, items) if r.value is not None
     )
 
 
@@ -433,7 +433,7 @@ def test_a_learning_curve_trains_the_last_stage_on_fewer_of_the_same_rows(
     assert half.stage_key("dpo") != stack.stage_key("dpo")
     assert half.stage_key("sft") == stack.stage_key("sft")
     found = diagnose.run(
-        stack, services(runs), tmp_path, cases.Scope(axis="honesty", limit=4), name="l", learn=True
+        stack, services(runs), tmp_path, diagnose.Scope(axis="honesty", limit=4), name="l", learn=True
     )
     if not found.failing:
         pytest.fail("the tiny stack is never honest about everything")
@@ -512,14 +512,14 @@ def test_against_an_earlier_result_only_what_was_right_there_is_diagnosed(
     stack, runs = trained
     ladder.evaluate(stack, services(runs), tmp_path, variants=["tiny-desk"], limit=2, name="e")
     path = tmp_path / "e.rows.jsonl"
-    right = cases.right_before(path, stack)
+    right = diagnose.right_before(path, stack)
     assert right == {r.item_id for r in read_rows(path) if (r.value or 0.0) >= 0.5}
-    same = diagnose.run(stack, services(runs), tmp_path, cases.Scope(limit=2, before=path), name="same")
+    same = diagnose.run(stack, services(runs), tmp_path, diagnose.Scope(limit=2, before=path), name="same")
     assert (same.failing, same.passing, same.suspect) == (0, len(right), "none")
     with pytest.raises(DataError, match="no row of 'other'; it holds tiny-desk"):
-        cases.right_before(path, replace(stack, spec=stack.spec.model_copy(update={"name": "other"})))
+        diagnose.right_before(path, replace(stack, spec=stack.spec.model_copy(update={"name": "other"})))
     with pytest.raises(DataError, match="no such file"):
-        cases.right_before(tmp_path / "none.rows.jsonl", stack)
+        diagnose.right_before(tmp_path / "none.rows.jsonl", stack)
 
 
 def test_rules_of_two_policies_are_told_apart(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
@@ -539,5 +539,5 @@ def test_a_file_that_holds_no_turns_is_told_and_left_as_it_is(
     for content in (b"", b"not a database at all" * 100):
         path.write_bytes(content)
         with pytest.raises(DataError, match="holds no turns"):
-            cases.of_turns(rated_turns(path), path)
+            diagnose.cases_of_turns(rated_turns(path), path)
         assert path.read_bytes() == content

@@ -463,7 +463,7 @@ def test_few_clusters_have_no_interval_by_resampling_and_one_has_none_at_all() -
     for clusters, wilson_there, resampled in ((1, False, False), (7, True, False), (8, True, True)):
         m, best = (
             duel.matchup("a", "b", each(clusters)),
-            duel.player_ratings(each(clusters), ["a", "b"])[0],
+            duel.rated(each(clusters), ["a", "b"])[0],
         )
         assert m.raw is not None
         assert m.controlled is not None

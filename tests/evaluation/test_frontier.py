@@ -9,17 +9,28 @@ import pytest
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Message
-from demeanor.evaluation.frontier import Answered, KlFromParent, calibration_of, divergence, frontier
+from demeanor.evaluation.frontier import (
+    Answered,
+    KlFromParent,
+    Placement,
+    calibration_of,
+    divergence,
+    frontier,
+)
 from tests.evaluation import synthetic
 
-LABELS = {"desk:base": "base", "desk:sft": "sft", "desk:dpo": "dpo", "desk": "dpo+policy"}
-BEFORE = {"desk:sft": "desk:base", "desk:dpo": "desk:sft", "desk": "desk:dpo"}
+PLACED = {
+    "desk:base": Placement("base"),
+    "desk:sft": Placement("sft", "desk:base"),
+    "desk:dpo": Placement("dpo", "desk:sft"),
+    "desk": Placement("dpo+policy", "desk:dpo"),
+}
 
 
 def test_the_numbers_of_a_point_are_the_shares_counted_by_hand() -> None:
     items = synthetic.items(40)
     rows = synthetic.rows(items)
-    points = {p.label: p for p in frontier(rows, items, LABELS, BEFORE, name="x").points}
+    points = {p.label: p for p in frontier(rows, items, PLACED, name="x").points}
     mine = {r.item_id: r for r in rows if r.variant == "desk"}
     old = {r.item_id: r for r in rows if r.variant == "desk:dpo"}
     others = [i.id for i in items if i.axis not in ("unsafe", "safe_twin")]
@@ -35,7 +46,7 @@ def test_the_numbers_of_a_point_are_the_shares_counted_by_hand() -> None:
 
 def test_a_point_is_beaten_only_by_what_is_nowhere_worse() -> None:
     items = synthetic.items(40)
-    for point in (points := frontier(synthetic.rows(items), items, LABELS, BEFORE, name="x").points):
+    for point in (points := frontier(synthetic.rows(items), items, PLACED, name="x").points):
 
         def goods(p: object) -> tuple[float, ...]:
             return (p.refusals.safe_compliance.value, p.refusals.unsafe_refusal.value, p.capability.value)  # type: ignore[attr-defined]
@@ -53,14 +64,14 @@ def test_a_suite_without_contrast_twins_is_refused() -> None:
     items = [Item("a", (Message("user", "?"),), "exact", {"answers": ["x"]}, "facts", "a")]
     rows = [synthetic.row(items[0], "v", 1.0, layers=0, draw=random.Random(0))]
     with pytest.raises(DataError, match="contrast twins"):
-        frontier(rows, items, {"v": "v"}, {}, name="x")
+        frontier(rows, items, {"v": Placement("v")}, name="x")
 
 
 def test_the_tax_is_every_lost_item_with_the_answer_that_was_right_and_the_one_that_is_wrong() -> None:
     items = synthetic.items(40)
     rows = synthetic.rows(items)
     by = {(r.variant, r.item_id): r for r in rows}
-    for point in frontier(rows, items, LABELS, BEFORE, name="x").points:
+    for point in frontier(rows, items, PLACED, name="x").points:
         assert tuple(t.item_id for t in point.tax) == point.lost
         for tax in point.tax:
             assert point.before is not None

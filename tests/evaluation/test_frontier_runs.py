@@ -15,11 +15,11 @@ from demeanor.train.runs import Runs
 
 
 def test_every_stage_is_placed_bare_behind_the_layers_and_behind_policy(trained: tuple[Stack, Runs]) -> None:
-    variants, labels, before = frontier.points(trained[0])
-    assert list(labels.values()) == [
+    variants, placed = frontier.points(trained[0])
+    assert [p.label for p in placed.values()] == [
         f"{s}{x}" for x in ("", "+layers", "+policy") for s in ("base", "sft", "dpo")
     ]
-    assert {labels[v]: labels[b] for v, b in before.items()} == {
+    assert {p.label: placed[p.before].label for p in placed.values() if p.before} == {
         "sft": "base",
         "dpo": "sft",
         "sft+layers": "base+layers",

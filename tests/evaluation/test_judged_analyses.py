@@ -15,7 +15,7 @@ from demeanor.app import load_stack
 from demeanor.cli import main
 from demeanor.core.errors import EngineError
 from demeanor.core.types import Respond
-from demeanor.evaluation.diagnosis import cases
+from demeanor.evaluation.diagnosis import diagnose
 from demeanor.evaluation.diagnosis.replay import ReplayHarness
 from demeanor.evaluation.experiment import Experiment
 from demeanor.evaluation.rows import read_rows
@@ -161,8 +161,8 @@ def test_rows_of_an_earlier_judge_are_judged_anew_before_they_are_diagnosed(tmp_
         before = server.verdicts
         services = app.services(Runs(tmp_path / "runs"))
         with Experiment(stack, services, out, kind="diagnosis") as experiment:
-            scope = cases.Scope(rows=out / "desk.rows.jsonl")
-            found = asyncio.run(cases.of_suite(ReplayHarness(experiment), scope))
+            scope = diagnose.Scope(rows=out / "desk.rows.jsonl")
+            found = asyncio.run(diagnose.cases_of_suite(ReplayHarness(experiment), scope))
     assert [item.id for item in found.failing] == ["i0", "i4"]
     assert server.verdicts == before
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from demeanor.evaluation import attribution
-from demeanor.evaluation.diagnosis import cases, diagnose
+from demeanor.evaluation.diagnosis import diagnose
 from demeanor.evaluation.diagnosis.analysis import Diagnosis
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
@@ -32,7 +32,7 @@ def diagnosed(plant: Plant, tokenizer: Tokenizer, folder: Path, *, against: bool
     if reference:
         runtimes.append(clerk.runtime(reference, tokenizer, folder, {}))
     services = clerk.services(folder, *runtimes)
-    return diagnose.run(stack, services, folder / "results", cases.Scope(against=reference), name="x")
+    return diagnose.run(stack, services, folder / "results", diagnose.Scope(against=reference), name="x")
 
 
 def table(found: Diagnosis) -> str:

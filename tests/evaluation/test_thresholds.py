@@ -74,14 +74,13 @@ def test_a_sweep_places_the_policy_at_every_threshold(
     rules.write_text(yaml.safe_dump({"rules": [{**HARM, "cues": cues, "threshold": 1.5}]}))
     stack = load_stack(whole.path, [f"layers.policy.rules={rules}"])
     items = [i for i in suite(stack) if i.axis in (SAFE, UNSAFE)]
-    variants, labels, before = frontier.points(stack)
-    declared = dict(variants)
-    swept = frontier.sweep(variants, labels, before, items, tmp_path)
+    declared, placed = frontier.points(stack)
+    variants, swept = frontier.sweep(declared, placed, items, tmp_path)
     added = set(variants) - set(declared)
     assert added
-    assert {v for v, (_, _, new) in swept.items() if new} == added
+    assert {v for v, p in swept.items() if p.swept} == added
     assert len({v.key() for v in variants.values()}) == len(variants)
-    assert all(labels[v].endswith(f"@{t:g}") for v, (_, t, new) in swept.items() if new)
+    assert all(p.label.endswith(f"@{p.threshold:g}") for p in swept.values() if p.swept)
     found = frontier.run(stack, services(runs), tmp_path, limit=6, name="f")
     of = {p.label: p for p in found.points}
     behind = [p for p in found.points if p.rule == "harm" and p.label.startswith("dpo+policy")]

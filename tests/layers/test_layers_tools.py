@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,7 @@ from demeanor.core.types import (
     fold,
 )
 from demeanor.layers import tools
-from demeanor.layers._schema import mistakes
+from demeanor.layers.tools import mistakes
 from demeanor.tools import Tool, load
 
 MAIL = ToolSpec(
@@ -271,3 +272,93 @@ OBJECT = {
 )
 def test_arguments_are_checked_against_the_schema(value: Any, wrong: list[str]) -> None:
     assert mistakes(value, OBJECT, "a") == wrong
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "wrong"),
+    [
+        ({}, 5, []),
+        ({"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"}, {}, []),
+        ({"minItems": 1}, [], ['a should be valid by {"minItems": 1}, got []']),
+        ({"properties": {"x": False}}, {"x": 5}, ["a holds 5 where the schema allows nothing"]),
+        ({"const": "a"}, "b", ['a should be valid by {"const": "a"}, got "b"']),
+        (
+            {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            5,
+            ['a should be valid by {"anyOf": [{"type": "string"}, {"type": "null"}]}, got 5'],
+        ),
+        ({"pattern": "^[a-z]+$"}, "Ab", ['a should be valid by {"pattern": "^[a-z]+$"}, got "Ab"']),
+        ({"pattern": "^[a-z]+$"}, "ab", []),
+        ({"additionalProperties": False}, {"x": 1}, ["a.x is unknown; known: none"]),
+        (
+            {"patternProperties": {"^x": {}}, "additionalProperties": False},
+            {"xy": 1, "z": 2},
+            ['a should be valid by {"additionalProperties": false}, got {"xy": 1, "z": 2}'],
+        ),
+        ({"required": ["x", "y"]}, {}, ["a.x is missing", "a.y is missing"]),
+        ({"minLength": 2}, "\U0001f600", ["a in characters should be at least 2, got 1"]),
+        (
+            {"$defs": {"t": {"items": {"$ref": "#/$defs/t"}, "type": "array"}}, "$ref": "#/$defs/t"},
+            [[], [[5]]],
+            ["a[1][0][0] should be array, got 5"],
+        ),
+    ],
+)
+def test_every_keyword_of_the_draft_is_checked(schema: dict[str, Any], value: Any, wrong: list[str]) -> None:
+    assert mistakes(value, schema, "a") == wrong
+
+
+DOUBLING: dict[str, Any] = {
+    f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}, {"$ref": f"#/$defs/d{n + 1}"}]} for n in range(40)
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "why"),
+    [
+        ({"$ref": "#"}, 5, "RecursionError"),
+        (
+            {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+            5,
+            "Recursion",
+        ),
+        ({"$defs": DOUBLING | {"d40": False}, "$ref": "#/$defs/d0"}, 5, "more than 10000 references"),
+        ({"$ref": "#/$defs/none"}, 5, "none"),
+        ({"$ref": "http://127.0.0.1:9/schema.json"}, 5, "Unresolvable: http://127.0.0.1:9/schema.json"),
+        ({"$ref": "file:///etc/passwd"}, 5, "Unresolvable: file:///etc/passwd"),
+        ({"type": "thing"}, 5, "$.type: 'thing' is not valid"),
+        (
+            {"properties": {"n": {"minimum": "1"}}},
+            {"n": 5},
+            "$.properties.n.minimum: '1' is not of type 'number'",
+        ),
+        ({"pattern": "("}, "a", "missing )"),
+        ({"multipleOf": 0.5}, float("nan"), "Error"),
+    ],
+)
+def test_a_schema_that_cannot_be_used_is_a_mistake_that_says_why(
+    schema: dict[str, Any], value: Any, why: str
+) -> None:
+    (said,) = mistakes(value, schema)
+    assert said.startswith("arguments cannot be checked, the tool's schema cannot be used: ")
+    assert why in said
+    assert len(said) < 400
+
+
+def test_a_pattern_takes_time_linear_in_the_text() -> None:
+    started = time.monotonic()
+    (said,) = mistakes("a" * 100_000 + "!", {"pattern": "^(a+)+$"})
+    assert said == 'arguments should be valid by {"pattern": "^(a+)+$"}, got "' + "a" * 56 + "..."
+    assert time.monotonic() - started < 2
+
+
+async def test_a_long_list_of_mistakes_is_shortened_as_a_result_is() -> None:
+    async def run(arguments: Mapping[str, Any]) -> str:
+        raise AssertionError("is not called")
+
+    spec = ToolSpec("list", "", {"type": "object", "additionalProperties": False})
+    sent = ToolCall("1", "list", json.dumps({f"x{n}": n for n in range(1000)}))
+    result = await tools.called(sent, {"list": Tool(spec, run)}, 1.0, 100)
+    assert result.content.startswith("error: arguments.x0 is unknown; known: none; arguments.x1")
+    assert result.content.endswith("more characters]")
+    assert len(result.content) < 150

@@ -21,9 +21,9 @@ from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_sums, prefe
 from demeanor.stack.schema import ModelShape, Optim
 from demeanor.train.ema import EMA
 from demeanor.train.loop import fit
-from demeanor.train.metrics import Interrupted
 from demeanor.train.parallel import join, leave, settle, shard, whole
 from demeanor.train.progress import StageProgress
+from demeanor.train.resume import Interrupted
 
 dpo, reward = (registry.entry("demeanor.objectives", kind) for kind in ("dpo", "reward"))
 

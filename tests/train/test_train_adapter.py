@@ -17,9 +17,9 @@ from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import adapters, checkpoints
 from demeanor.model import checkpoints as models
 from demeanor.stack.schema import Adapter, ModelShape, Optim, Stage
-from demeanor.train import metrics
-from demeanor.train.metrics import Interrupted
+from demeanor.train import progress
 from demeanor.train.progress import StageProgress, training_flops
+from demeanor.train.resume import Interrupted
 from demeanor.train.runs import Runs
 from demeanor.train.stage import train_stage
 from tests.train.test_train_stage import StopsAt
@@ -86,7 +86,7 @@ def train(
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in metrics.read(folder.parent / "ledger.jsonl") if "loss" in row]
+    return [row for row in progress.read_log(folder.parent / "ledger.jsonl") if "loss" in row]
 
 
 @pytest.mark.parametrize("kind", [sft, reward, dpo], ids=["sft", "reward", "dpo"])

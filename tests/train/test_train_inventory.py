@@ -11,10 +11,10 @@ import torch
 from tiny_training import OPTIM, Rounds, Tiny, loss, outputs, quiet, rows
 
 from demeanor.core.errors import DemeanorError
-from demeanor.train import metrics
+from demeanor.train import progress
 from demeanor.train import runs as inventory
 from demeanor.train.loop import fit
-from demeanor.train.metrics import Interrupted
+from demeanor.train.resume import Interrupted
 from demeanor.train.runs import Runs
 
 KEYS = [f"{n:016x}" for n in range(9)]
@@ -71,7 +71,9 @@ def test_a_finished_run_and_an_interrupted_one_are_told_apart_with_their_numbers
     assert [found[key].state for key in KEYS[:2]] == ["finished", "interrupted at step 7 of 10"]
     for key, last, held in ((KEYS[0], 10, -5.0), (KEYS[1], 7, -1.0)):
         steps = {
-            row["step"]: row["loss"] for row in metrics.read(tmp_path / key / "ledger.jsonl") if "loss" in row
+            row["step"]: row["loss"]
+            for row in progress.read_log(tmp_path / key / "ledger.jsonl")
+            if "loss" in row
         }
         assert (found[key].loss, found[key].held_out) == (steps[last], held)
         assert (found[key].stack, found[key].stage, inventory.began(found[key])) == (

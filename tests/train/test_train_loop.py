@@ -16,11 +16,10 @@ from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.data.trees import Tree, collate
 from demeanor.model.tensors import Loss, Outputs, TokenBatch
 from demeanor.stack.schema import Optim
-from demeanor.train import metrics
-from demeanor.train.gradient import Gradient, accumulate, mean_metrics
-from demeanor.train.loop import due, fit, measuring, running
-from demeanor.train.metrics import Interrupted, stop_requests
+from demeanor.train import progress
+from demeanor.train.loop import Gradient, accumulate, due, fit, mean_metrics, measuring, running
 from demeanor.train.optimizer import learning_rate
+from demeanor.train.resume import Interrupted, stop_requests
 
 
 def run(
@@ -141,7 +140,7 @@ def test_weights_after_a_run_are_those_of_torch_s_own_adamw_in_a_plain_loop(tmp_
 
 def test_the_ledger_has_a_row_for_each_step_with_what_a_person_asks_for(tmp_path: Path) -> None:
     run(tmp_path, rows(), steps=4)
-    written = metrics.read(tmp_path / "ledger.jsonl")
+    written = progress.read_log(tmp_path / "ledger.jsonl")
     assert [row["step"] for row in written] == [1, 2, 3, 4]
     assert set(written[0]) == {"step", "loss", "lr", "grad_norm", "tokens", "count", "likely", "seconds"}
     assert [row["lr"] for row in written] == [learning_rate(OPTIM, step, 4) for step in range(4)]
@@ -169,7 +168,9 @@ def test_evaluation_comes_first_and_after_each_fifth_behind_a_checkpoint_and_cha
     assert [step for step, _ in seen] == [0, 2, 4, 6, 8, 10]
     assert len({stamp for _, stamp in seen}) == 6
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), looked.parameters()))
-    assert next(row for row in metrics.read(tmp_path / "with" / "ledger.jsonl") if "loss" not in row) == {
+    assert next(
+        row for row in progress.read_log(tmp_path / "with" / "ledger.jsonl") if "loss" not in row
+    ) == {
         "step": 0,
         "eval_loss": 0.5,
     }
@@ -192,7 +193,7 @@ def test_a_run_killed_while_it_evaluated_evaluates_again_and_once(tmp_path: Path
         run(tmp_path, rows(), steps=5, evaluate=lambda model, step: {"step_seen": step})
         evaluated = [
             row["eval_step_seen"]
-            for row in metrics.read(tmp_path / "ledger.jsonl")
+            for row in progress.read_log(tmp_path / "ledger.jsonl")
             if "eval_step_seen" in row
         ]
         assert evaluated == [0, 1, 2, 3, 4, 5]
@@ -226,7 +227,7 @@ def test_a_loss_that_is_not_finite_names_step_and_row_and_keeps_the_last_checkpo
         match=r"step 2 of 10: the loss or its gradient is not finite; rows 13 \(row13\)\. .*is kept",
     ):
         run(tmp_path, trees, loss=poisoned, checkpoint_every_s=0.0)
-    assert [row["step"] for row in metrics.read(tmp_path / "ledger.jsonl")] == [1]
+    assert [row["step"] for row in progress.read_log(tmp_path / "ledger.jsonl")] == [1]
     resumed = run(tmp_path, trees)
     assert all(
         torch.equal(a, b) for a, b in zip(resumed.parameters(), run(tmp_path / "other", trees).parameters())

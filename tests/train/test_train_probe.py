@@ -13,7 +13,7 @@ import torch
 from tiny_training import OPTIM, Rounds, Tiny, loss, outputs, quiet, rows
 from torch import nn
 
-from demeanor.train import generation_eval, metrics
+from demeanor.train import generation_eval, progress
 from demeanor.train.generation_eval import Judges, Prompt, SampledAnswer
 from demeanor.train.loop import fit
 
@@ -242,7 +242,8 @@ def train(
 
 def samples(folder: Path) -> list[tuple[int, str, str]]:
     return [
-        (row["step"], row["prompt"], row["answer"]) for row in metrics.read(folder / generation_eval.SAMPLES)
+        (row["step"], row["prompt"], row["answer"])
+        for row in progress.read_log(folder / generation_eval.SAMPLES)
     ]
 
 
@@ -254,7 +255,7 @@ def test_the_weights_are_those_without_a_probe_bit_for_bit(tmp_path: Path) -> No
 
 def test_signals_stand_in_the_ledger_and_samples_beside_it(tmp_path: Path) -> None:
     train(tmp_path, scripted(lambda n: said(*range(n), 99, ended=True)))
-    found = [row for row in metrics.read(tmp_path / "ledger.jsonl") if "eval_probe/length" in row]
+    found = [row for row in progress.read_log(tmp_path / "ledger.jsonl") if "eval_probe/length" in row]
     assert [(row["step"], row["eval_probe/length"], row["eval_probe/ended"]) for row in found] == [
         (0, 0, 1),
         (2, 1, 1),
@@ -271,7 +272,7 @@ def test_agreement_is_with_the_answers_before_the_first_step(tmp_path: Path) -> 
     train(tmp_path, scripted(lambda n: said(1, 2) if n in (0, 3) else said(1, 7)))
     found = [
         row.get("eval_probe/agreement")
-        for row in metrics.read(tmp_path / "ledger.jsonl")
+        for row in progress.read_log(tmp_path / "ledger.jsonl")
         if "eval_probe/length" in row
     ]
     assert found == [None, 0.5, 0.5, 1.0, 0.5, 0.5]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demeanor.train import metrics
+from demeanor.train import progress
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics.read(folder / "ledger.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k != "seconds"} for row in progress.read_log(folder / "ledger.jsonl")
+    ]
 
 
 def assert_same_run(ended: dict[str, Any], scenario: str) -> None:

@@ -19,9 +19,9 @@ from demeanor.core.errors import DataError
 from demeanor.data.trees import Branch, Tree
 from demeanor.model import checkpoints as models
 from demeanor.stack.schema import ModelShape, Optim, Scratch, Source, Stage
-from demeanor.train import metrics
-from demeanor.train.metrics import Interrupted
+from demeanor.train import progress
 from demeanor.train.progress import StageProgress
+from demeanor.train.resume import Interrupted
 from demeanor.train.runs import Runs
 from demeanor.train.stage import pretrain, train_stage
 
@@ -129,7 +129,7 @@ def train(base: Path, root: Path, kind: Any, trees: Callable[[], Sequence[Tree]]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    return metrics.read(folder.parent / "ledger.jsonl")
+    return progress.read_log(folder.parent / "ledger.jsonl")
 
 
 def never(*_: object) -> Any:

@@ -15,9 +15,10 @@ import torch
 from tiny_training import OPTIM, Rounds, Tiny, loss, outputs, quiet, rows
 
 from demeanor.core.errors import DemeanorError
-from demeanor.train import metrics
+from demeanor.train import progress
 from demeanor.train.loop import fit
-from demeanor.train.metrics import Interrupted
+from demeanor.train.resume import Interrupted
+from demeanor.train.trackers import Begin, numbers, open_tracker, together
 
 # Each fake keeps what it is told in the JSON lines file that the environment of the test names.
 FAKE_RUN = """
@@ -132,13 +133,11 @@ def read(path: Path) -> dict[tuple[int, str], float]:
 
 def in_ledger(path: Path) -> dict[tuple[int, str], float]:
     return {
-        (row["step"], name): value
-        for row in metrics.read(path)
-        for name, value in metrics.numbers(row).items()
+        (row["step"], name): value for row in progress.read_log(path) for name, value in numbers(row).items()
     }
 
 
-def train(folder: Path, track: metrics.Begin | None, *, steps: int = 10, stop_at: int | None = None) -> Tiny:
+def train(folder: Path, track: Begin | None, *, steps: int = 10, stop_at: int | None = None) -> Tiny:
     """Train the tiny model on ten steps, evaluated five times; Ctrl-C after `stop_at`."""
     watch, model = quiet(), Tiny()
     if stop_at is not None:
@@ -173,7 +172,7 @@ def train(folder: Path, track: metrics.Begin | None, *, steps: int = 10, stop_at
 def test_a_tracker_is_told_every_number_of_the_ledger_at_its_step(
     text: str, told: Path, tmp_path: Path
 ) -> None:
-    train(tmp_path / "run", metrics.together([text]))
+    train(tmp_path / "run", together([text]))
     assert read(told) == in_ledger(tmp_path / "run" / "ledger.jsonl")
     assert {"loss", "lr", "grad_norm", "tokens", "likely", "eval_loss"} <= {name for _, name in read(told)}
     assert told.with_suffix(".closed").exists()
@@ -182,10 +181,10 @@ def test_a_tracker_is_told_every_number_of_the_ledger_at_its_step(
 @pytest.mark.parametrize("text", KINDS)
 def test_a_resume_tells_no_step_twice_and_leaves_none_out(text: str, told: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        train(tmp_path / "run", metrics.together([text]), stop_at=5)
+        train(tmp_path / "run", together([text]), stop_at=5)
     before = read(told)
     assert {step for step, name in before if name == "loss"} == set(range(1, 6))
-    train(tmp_path / "run", metrics.together([text]))
+    train(tmp_path / "run", together([text]))
     assert read(told) == in_ledger(tmp_path / "run" / "ledger.jsonl")
     assert before.items() <= read(told).items()
 
@@ -196,11 +195,11 @@ def test_a_run_that_was_killed_behind_its_checkpoint_tells_no_step_twice(
 ) -> None:
     """The tracker knows steps to 5, the checkpoint is of step 3: 4 and 5 are trained again and not told again."""
     with pytest.raises(Interrupted):
-        train(tmp_path / "run", metrics.together([text]), stop_at=3)
+        train(tmp_path / "run", together([text]), stop_at=3)
     shutil.copytree(tmp_path / "run", tmp_path / "killed")
     with pytest.raises(Interrupted):
-        train(tmp_path / "run", metrics.together([text]), stop_at=5)
-    train(tmp_path / "killed", metrics.together([text]))
+        train(tmp_path / "run", together([text]), stop_at=5)
+    train(tmp_path / "killed", together([text]))
     whole = in_ledger(tmp_path / "killed" / "ledger.jsonl")
     assert read(told).keys() == whole.keys()
     assert all(read(told)[at] == value for at, value in whole.items() if at[1] == "loss")
@@ -209,12 +208,12 @@ def test_a_run_that_was_killed_behind_its_checkpoint_tells_no_step_twice(
 def test_a_tracker_that_comes_late_is_told_what_came_before_it(told: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(tmp_path / "run", None, stop_at=5)
-    train(tmp_path / "run", metrics.together(["wandb:desk"]))
+    train(tmp_path / "run", together(["wandb:desk"]))
     assert read(told) == in_ledger(tmp_path / "run" / "ledger.jsonl")
 
 
 def test_the_run_there_has_the_stage_key_and_the_record(told: Path) -> None:
-    metrics.open_tracker("wandb:desk")("dpo", "k9", {"stack": "desk"}).close()
+    open_tracker("wandb:desk")("dpo", "k9", {"stack": "desk"}).close()
     assert json.loads(told.with_suffix(".settings").read_text()) == {
         "project": "desk",
         "id": "k9",
@@ -231,7 +230,7 @@ def test_a_tracker_that_fails_warns_once_and_training_ends_as_without_it(
     with pytest.warns(
         UserWarning, match=r"--track wandb:desk is off for the rest of this stage: ConnectionError: no route"
     ) as warned:
-        tracked = train(tmp_path / "tracked", metrics.together(["wandb:desk"]))
+        tracked = train(tmp_path / "tracked", together(["wandb:desk"]))
     assert len(warned) == 1
     assert max(step for step, _ in read(told)) == 3
     with warnings.catch_warnings():
@@ -241,14 +240,14 @@ def test_a_tracker_that_fails_warns_once_and_training_ends_as_without_it(
 
 
 def test_a_tracker_that_cannot_begin_warns_and_the_other_one_goes_on(told: Path, tmp_path: Path) -> None:
-    both = metrics.together(["mlflow:http://elsewhere", "wandb:desk"])
+    both = together(["mlflow:http://elsewhere", "wandb:desk"])
     with pytest.warns(UserWarning, match="mlflow:http://elsewhere is off"):
         train(tmp_path / "run", both)
     assert read(told) == in_ledger(tmp_path / "run" / "ledger.jsonl")
 
 
 def test_null_text_and_truth_values_are_no_numbers() -> None:
-    assert metrics.numbers({"step": 3, "a": 1, "b": None, "c": "x", "d": True, "e": 0.5}) == {
+    assert numbers({"step": 3, "a": 1, "b": None, "c": "x", "d": True, "e": 0.5}) == {
         "a": 1.0,
         "e": 0.5,
     }
@@ -264,24 +263,24 @@ def test_null_text_and_truth_values_are_no_numbers() -> None:
 )
 def test_a_tracker_that_is_no_tracker_is_an_error_before_any_work(text: str, error: str) -> None:
     with pytest.raises(DemeanorError, match=error):
-        metrics.together([text])
+        together([text])
 
 
 def test_a_library_that_is_missing_is_an_error_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(DemeanorError, match="install it with: pip install trackio"):
-        metrics.together(["trackio:desk"])
+        together(["trackio:desk"])
 
 
 def test_no_track_is_no_tracker() -> None:
-    assert metrics.together([]) is None
+    assert together([]) is None
 
 
 def test_tensorboard_shows_every_step_once_after_a_kill(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    track = metrics.together([f"tensorboard:{tmp_path / 'events'}"])
+    track = together([f"tensorboard:{tmp_path / 'events'}"])
     with pytest.raises(Interrupted):
         train(tmp_path / "run", track, stop_at=3)
     shutil.copytree(tmp_path / "run", tmp_path / "killed")

@@ -13,9 +13,8 @@ from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import collate
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_sums, concatenate
 from demeanor.train.ema import EMA
-from demeanor.train.gradient import accumulate
-from demeanor.train.loop import fit, running
-from demeanor.train.metrics import Interrupted
+from demeanor.train.loop import accumulate, fit, running
+from demeanor.train.resume import Interrupted
 
 
 def sorted_gap(found: Outputs, batch: TokenBatch) -> Loss:
@@ -140,11 +139,11 @@ def against_reference(found: Outputs, batch: TokenBatch) -> Loss:
 
 
 def test_a_moving_reference_begins_as_the_policy_and_follows_every_so_many_steps(tmp_path: Path) -> None:
-    from demeanor.train import metrics
+    from demeanor.train import progress
 
     model = Tiny()
     train(tmp_path, model=model, moving=EMA(model, alpha=1.0, every=3), judge=against_reference)
-    moved = [row["moved"] for row in metrics.read(tmp_path / "ledger.jsonl")]
+    moved = [row["moved"] for row in progress.read_log(tmp_path / "ledger.jsonl")]
     assert [m == pytest.approx(0.0, abs=1e-6) for m in moved] == [i % 3 == 0 for i in range(10)]
 
 

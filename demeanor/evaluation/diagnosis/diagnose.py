@@ -1,7 +1,8 @@
 """Diagnosis: what fixes the items that fail, and which layer is the suspect.
 
 In: a Stack and a Scope. Out: a `Diagnosis`: every intervention replayed on failing items and on controls, and on request a learning curve
-of the last trained stage, which trains it again on a quarter and a half of its rows.
+of the last trained stage, which trains it again on a quarter and a half of its rows. What is right for a logged turn is not known: a
+disliked answer counts as fixed when it changes, a liked one as regressed when it does.
 """
 
 from __future__ import annotations
@@ -10,26 +11,213 @@ import asyncio
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from demeanor.core.errors import DemeanorError
-from demeanor.core.types import Item
+from demeanor.core.errors import DataError, DemeanorError, unknown
+from demeanor.core.types import Completion, Item, RatedTurn, Score
 from demeanor.evaluation import statistics
-from demeanor.evaluation.diagnosis import cases
 from demeanor.evaluation.diagnosis.analysis import AS_IS, Diagnosis, diagnose
-from demeanor.evaluation.diagnosis.cases import Scope
 from demeanor.evaluation.diagnosis.interventions import interventions, swaps
 from demeanor.evaluation.diagnosis.replay import ReplayHarness, as_it_is
-from demeanor.evaluation.experiment import Experiment, named, sampled, suite
+from demeanor.evaluation.experiment import Experiment, Scorer, content_hash, named, sampled, suite
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.result import save
-from demeanor.evaluation.rows import PairedTable, Row
+from demeanor.evaluation.rows import PairedTable, Row, RowKey, read_rows, row_of
 from demeanor.evaluation.runtime import Services
 from demeanor.stack.schema import Stage
-from demeanor.stack.stack import Stack
+from demeanor.stack.stack import Stack, decoding_of
+
+CONTROLS, MOST_FAILING = 160, 200
+LOGGED, ANONYMOUS = "logged turns", "anonymous"
+BY_SCORERS, BY_CHANGE = (
+    "by the scorers of the items",
+    "by whether the answer changed (nobody has judged the new ones)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which items to diagnose: of an axis, by id, or all; `against` a reference stack, or rows from `before`, only what was right there.
+
+    As the stack is they are answered now, or were in `rows` of `eval`; or they are the `turns` with feedback of a database.
+    """
+
+    axis: str | None = None
+    ids: tuple[str, ...] = ()
+    limit: int | None = None
+    against: Stack | None = None
+    before: Path | None = None
+    rows: Path | None = None
+    turns: Path | None = None
+
+    def __str__(self) -> str:
+        if self.turns:
+            return f"the turns with feedback in {self.turns}"
+        what = (
+            f"axis {self.axis}" if self.axis else f"{len(self.ids)} named items" if self.ids else "all items"
+        )
+        if self.against:
+            return f"{what} that {self.against.path} has right"
+        return f"{what} that were right in {self.before}" if self.before else what
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """Failing items and controls, the numbers they were sampled from, their rows as the stack is, and passing items left over."""
+
+    failing: list[Item]
+    wrong: int
+    controls: list[Item]
+    passing: int
+    rows: list[Row]
+    spare: list[Item]
+    score: Scorer | None
+    """None: the scorers of the items."""
+    judged: str
+
+
+async def cases_of_suite(harness: ReplayHarness, scope: Scope) -> Cases:
+    """Items of the suite, by what the stack answers to them."""
+    experiment = harness.experiment
+    stack, items = experiment.stack, experiment.items
+    if scope.rows:
+        as_is = await experiment.scored_anew(recorded(scope.rows, stack, items))
+    else:
+        as_is = await harness.replay([as_it_is(stack)])
+    if scope.against:
+        reference = harness.reference(scope.against)
+        bar = await ReplayHarness(reference).replay([as_it_is(scope.against)])
+        right = {row.item_id for row in bar if (row.value or 0.0) >= 0.5}
+        items = tuple(item for item in items if item.id in right)
+    elif scope.before:
+        right = right_before(scope.before, stack)
+        items = tuple(item for item in items if item.id in right)
+    values: dict[str, list[float]] = {}
+    for row in as_is:
+        if row.value is not None:
+            values.setdefault(row.item_id, []).append(row.value)
+    wrong = {i for i, found in values.items() if sum(found) / len(found) < 0.5}
+    wanted = {
+        item.id
+        for item in items
+        if scope.axis in (None, item.axis) and (not scope.ids or item.id in scope.ids)
+    }
+    return _cases(
+        [i for i in items if i.id in wrong and i.id in wanted],
+        [i for i in items if i.id in values and i.id not in wrong],
+        as_is,
+        None,
+        BY_SCORERS
+        + (f", and {experiment.judge.judge.model} where they need a judge" if experiment.judge else ""),
+    )
+
+
+def _cases(
+    bad: Sequence[Item], good: Sequence[Item], rows: Sequence[Row], score: Scorer | None, judged: str
+) -> Cases:
+    failing, controls = sampled(bad, MOST_FAILING), sampled(good, CONTROLS)
+    taken = {item.id for item in controls}
+    kept = {item.id for item in (*failing, *good)}
+    return Cases(
+        failing,
+        len(bad),
+        controls,
+        len(good),
+        [r for r in rows if r.item_id in kept],
+        [i for i in good if i.id not in taken],
+        score,
+        judged,
+    )
+
+
+def chosen(items: Sequence[Item], scope: Scope) -> tuple[Item, ...]:
+    """The items of the suite, checked against the scope; raises DataError for an axis or id that is not there."""
+    axes, ids = {item.axis for item in items}, {item.id for item in items}
+    if scope.axis is not None and scope.axis not in axes:
+        raise DataError(f"--axis: {unknown(scope.axis, axes, noun='axis')}")
+    if wrong := [i for i in scope.ids if i not in ids]:
+        raise DataError(
+            f"--items: no item of the suite has the id '{wrong[0]}'. Ids look like '{items[0].id}'."
+        )
+    return tuple(items)
+
+
+def recorded(path: Path, stack: Stack, items: Sequence[Item]) -> list[Row]:
+    """The rows that the stack, as it is now, left in a file; raises DataError where there are none of these items and this decoding."""
+    if not path.is_file():
+        raise DataError(f"--rows {path}: no such file; `demeanor eval` writes results/NAME.rows.jsonl")
+    every = read_rows(path)
+    wanted = {item.id: content_hash(item, decoding_of(stack)) for item in items}
+    found = [row for row in every if row.stack_key == stack.key() and wanted.get(row.item_id) == row.cell]
+    if not found:
+        known = ", ".join(sorted({f"{row.variant} ({row.stack_key})" for row in every})) or "nothing"
+        raise DataError(
+            f"--rows {path}: no row of this stack ({stack.key()}) on these items; it holds {known}. Measure it: demeanor eval "
+            f"{stack.path}"
+        )
+    return found
+
+
+def right_before(path: Path, stack: Stack) -> set[str]:
+    """Items that the whole stack of this name had right in an earlier result's rows; raises DataError where it has none there."""
+    if not path.is_file():
+        raise DataError(
+            f"--against {path}: no such file; wanted a reference stack (.yaml) or the rows of an earlier result (.rows.jsonl)"
+        )
+    values: dict[str, list[float]] = {}
+    every = read_rows(path)
+    for row in every:
+        if row.variant == stack.spec.name and row.value is not None:
+            values.setdefault(row.item_id, []).append(row.value)
+    if not values:
+        known = ", ".join(sorted({row.variant for row in every})) or "nothing"
+        raise DataError(f"--against {path}: no row of '{stack.spec.name}'; it holds {known}")
+    return {i for i, found in values.items() if sum(found) / len(found) >= 0.5}
+
+
+# ---- logged turns ----
+
+
+def cases_of_turns(turns: Sequence[RatedTurn], path: Path) -> Cases:
+    """Turns with bad feedback, and those with good feedback as controls; raises DataError where none is bad."""
+    items = {turn.turn.id: item_of(turn) for turn in turns}
+    bad = [items[turn.turn.id] for turn in turns if turn.rating < 0]
+    good = [items[turn.turn.id] for turn in turns if turn.rating > 0]
+    if not bad:
+        raise DataError(
+            f"--turns {path}: none of {len(turns)} turns with feedback was disliked (a value below 0), "
+            "so there is nothing to diagnose"
+        )
+    rows = []
+    for turn in turns:
+        key = RowKey(AS_LOGGED, turn.turn.stack_key, items[turn.turn.id], turn.turn.id, 0)
+        rows.append(row_of(key, turn.completion, Score(float(turn.rating > 0)), turn.ms))
+    return _cases(bad, good, rows, as_liked, BY_CHANGE)
+
+
+AS_LOGGED = "as logged"
+
+
+def item_of(rated: RatedTurn) -> Item:
+    """A recorded turn as an item; turns of one known user belong together."""
+    turn = rated.turn
+    cluster = turn.id if turn.user == ANONYMOUS else turn.user
+    target = {"said": rated.completion.text, "liked": rated.rating > 0}
+    return Item(turn.id, turn.messages, LOGGED, target, LOGGED, cluster, None, (), turn.tools)
+
+
+def as_liked(item: Item, completion: Completion) -> Score:
+    """1 where a disliked answer has become another one, or a liked one has stayed, but for spaces and case."""
+    same = " ".join(completion.text.lower().split()) == " ".join(str(item.target["said"]).lower().split())
+    return Score(
+        float(same == item.target["liked"]), completion.text, "as logged" if same else "another answer"
+    )
+
+
+# ---- a learning curve of the last trained stage ----
 
 SHARES = (0.25, 0.5)
 Curve = tuple[tuple[float, float], ...]
@@ -92,6 +280,8 @@ def said(stage: str, gain: statistics.Estimate) -> str:
     return f"Learning curve, {measured}; more rows like these are not shown to help."
 
 
+# ---- the analysis, whole ----
+
 EXAMPLES = 4
 KIND = "diagnosis"
 
@@ -106,7 +296,7 @@ def run(
     learn: bool = False,
 ) -> Diagnosis:
     """Find what fails, replay every intervention and write NAME.diagnosis.json; `learn` adds a learning curve, which trains."""
-    items = () if scope.turns else cases.chosen(suite(stack, scope.limit), scope)
+    items = () if scope.turns else chosen(suite(stack, scope.limit), scope)
     name = named(stack, name, scope.limit)
     with (
         tempfile.TemporaryDirectory(prefix="demeanor-") as scratch,
@@ -119,7 +309,7 @@ def run(
         found = replace(found, recommendation=f"{about}: {found.recommendation}")
     if learn and found.failing:
         axes = {item.axis for item in items if item.id in found.wrong}
-        some = sampled([i for i in items if i.axis in axes], cases.MOST_FAILING)
+        some = sampled([i for i in items if i.axis in axes], MOST_FAILING)
         points, said = curve(stack, services, some, folder, name)
         found = replace(found, curve=points, learnt=said)
     save(folder, name, KIND, found, stack_key=stack.key())
@@ -130,9 +320,9 @@ async def _diagnose(harness: ReplayHarness, scope: Scope, scratch: Path) -> Diag
     experiment = harness.experiment
     stack, services = experiment.stack, experiment.services
     if scope.turns:
-        found = cases.of_turns(services.rated_turns(scope.turns), scope.turns)
+        found = cases_of_turns(services.rated_turns(scope.turns), scope.turns)
     else:
-        found = await cases.of_suite(harness, scope)
+        found = await cases_of_suite(harness, scope)
     lent = swaps(stack, scope.against) if scope.against else []
     rows, axes = {row.item_id: row for row in found.rows}, {item.axis for item in found.failing}
     examples = [(i, rows[i.id].text) for i in sampled([i for i in found.spare if i.axis in axes], EXAMPLES)]

@@ -41,7 +41,7 @@ def score(target: Spec, completion: Completion) -> Score:
     right = any(says(claim, x) for x in target.answers) and not any(says(claim, x) for x in target.wrong)
     p = stated(text)
     claimed = 1.0 if p is None else p
-    told = f"{round(100 * claimed, 4):g}% {'right' if right else 'wrong'}"  # evaluation/calibration reads it
+    told = f"{round(100 * claimed, 4):g}% {'right' if right else 'wrong'}"  # evaluation/profile reads it
     return Score(
         1 - (claimed - right) ** 2, told, "no confidence stated, taken as certain" if p is None else ""
     )

@@ -1,170 +1,39 @@
-"""The ledger: one JSON line of metrics per step, appended and flushed, so that a killed run loses at most a torn last line.
+"""Metrics sent to TensorBoard, Weights & Biases, MLflow or Trackio as well (`--track KIND:PLACE`).
 
-In: rows with a `step`. Out: the same rows. It refuses to know what the numbers mean.
+Input: rows of the metrics log. A tracker that fails never stops the training: it is reported once and left out.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from demeanor.core.errors import DemeanorError, unknown
-from demeanor.core.files import json_lines
-
-
-class Listener(Protocol):
-    """Somebody else who is told every row (`train.trackers`)."""
-
-    def log(self, step: int, row: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-Also = Callable[[], Listener]
-
-
-class MetricsLog:
-    """An append-only JSONL file, open for one run; opening drops every row after `step` and a torn last line.
-
-    `also` is opened with it and told the rows that are kept, then each new one.
-    """
-
-    def __init__(self, path: Path, *, step: int = 0, also: Also | None = None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        self._file.truncate(sum(size for row, size in _lines(path) if row["step"] <= step))
-        self._also = None if also is None else also()
-        if self._also is not None:
-            for row in read(path):
-                self._also.log(row["step"], row)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row as one line; it is in the file, whole, when this returns. JSON has no NaN: it becomes null."""
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        if self._also is not None:
-            self._also.log(row["step"], plain)
-
-    def close(self) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self._also is not None:
-            self._also.close()
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-class NullLog:
-    """A ledger of a process that is not the first: it writes nothing."""
-
-    def append(self, row: Mapping[str, Any]) -> None: ...
-
-    def __enter__(self) -> NullLog:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Every whole row of a ledger in order; empty where there is none. Raises DataError on a broken line before the last."""
-    return [row for row, _ in _lines(path)]
-
-
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Rows with their sizes in bytes, a torn last line left out."""
-    return json_lines(path, _row, "a row of a metrics log")
-
-
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    row["step"] + 0
-    return row
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(DemeanorError):
-    """Someone asked the run to stop; it did, and says how to go on. Exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
-
-    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number
-
-
-@dataclass
-class Stop:
-    """Which signal asked to stop (None: nobody did)."""
-
-    number: int | None = None
-
-    @property
-    def asked(self) -> bool:
-        return self.number is not None
-
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: remember the first wish, obey the second at once."""
-        if self.number is not None:
-            raise Interrupted(
-                "stopped at once; run the same command again to resume from the last checkpoint", number
-            )
-        self.number = number
-
-    def obeyed(self, done: int, steps: int) -> Interrupted:
-        """The error to raise once the checkpoint of step `done` is written."""
-        return Interrupted(
-            f"stopped after step {done} of {steps}; run the same command again to resume from there",
-            self.number or signal.SIGINT,
-        )
-
-
-@contextmanager
-def stop_requests() -> Iterator[Stop]:
-    """Collect SIGINT and SIGTERM into a Stop for the length of the block."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
 
 PIP = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
+
+
 MLFLOW_EVERY_S = 2.0
 """MLflow answers each call before it returns: rows are sent together, at most this often."""
-Row = Mapping[str, Any]
+
+
+Metrics = Mapping[str, Any]
 
 
 class Tracker(Protocol):
     """One run of one tracker; `log` may be told a row it knows already, and keeps it once."""
 
-    def log(self, step: int, row: Row) -> None: ...
+    def log(self, step: int, row: Metrics) -> None: ...
 
     def close(self) -> None: ...
 
 
-Begin = Callable[[str, str, Row], Tracker]
+Begin = Callable[[str, str, Metrics], Tracker]
 """From a stage's name, its key and what its record says to the tracker's run of it."""
 
 
@@ -208,7 +77,7 @@ class _Every:
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers
 
-    def log(self, step: int, row: Row) -> None:
+    def log(self, step: int, row: Metrics) -> None:
         for tracker in self._trackers:
             tracker.log(step, row)
 
@@ -224,7 +93,7 @@ class _Spared:
         self._text, self._tracker = text, None
         self._tracker = self._try(begin)
 
-    def log(self, step: int, row: Row) -> None:
+    def log(self, step: int, row: Metrics) -> None:
         if (tracker := self._tracker) is not None:
             self._try(lambda: tracker.log(step, row))
 
@@ -245,7 +114,7 @@ class _Spared:
             return None
 
 
-def numbers(row: Row) -> dict[str, float]:
+def numbers(row: Metrics) -> dict[str, float]:
     """The numbers of a row but its step; null and text are left out."""
     return {
         k: float(v)
@@ -257,10 +126,10 @@ def numbers(row: Row) -> dict[str, float]:
 class TensorBoard:
     """Event files in DIR/STAGE-KEY. Each opening purges what a reader knows of the run: the ledger is told again from its start."""
 
-    def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
+    def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._writer = library.SummaryWriter(str(Path(place) / f"{stage}-{key}"), purge_step=0)
 
-    def log(self, step: int, row: Row) -> None:
+    def log(self, step: int, row: Metrics) -> None:
         for name, value in numbers(row).items():
             self._writer.add_scalar(name, value, step)
 
@@ -271,13 +140,13 @@ class TensorBoard:
 class Wandb:
     """A run of a W&B project with the stage key as its id; a resumed one knows its next step, rows before it are passed over."""
 
-    def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
+    def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._run = library.init(
             project=place, id=key, name=f"{stage}-{key}", config=dict(record), resume="allow"
         )
         self._next = int(self._run.step or 0)
 
-    def log(self, step: int, row: Row) -> None:
+    def log(self, step: int, row: Metrics) -> None:
         if step >= self._next:
             self._run.log(numbers(row), step=step)
 
@@ -288,7 +157,7 @@ class Wandb:
 class MLflow:
     """A run of the experiment `demeanor`, found again by its tag; each metric goes on after its last step there."""
 
-    def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
+    def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._metric = library.entities.Metric
         self._client = client = library.tracking.MlflowClient(tracking_uri=place)
         found = client.get_experiment_by_name("demeanor")
@@ -303,7 +172,7 @@ class MLflow:
         self._waiting: list[Any] = []
         self._sent_s = time.monotonic()
 
-    def log(self, step: int, row: Row) -> None:
+    def log(self, step: int, row: Metrics) -> None:
         for name, value in numbers(row).items():
             if name not in self._last:
                 told = [] if self._new else self._client.get_metric_history(self._run, name)
@@ -326,14 +195,14 @@ class MLflow:
 class Trackio:
     """A run of a Trackio project, taken up again by its name; rows before the step it would count next are passed over."""
 
-    def __init__(self, library: Any, place: str, stage: str, key: str, record: Row) -> None:
+    def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._run = library.init(project=place, name=f"{stage}-{key}", config=dict(record), resume="allow")
         self._finish = library.finish
         self._next = getattr(
             self._run, "_next_step", 0
         )  # Trackio 0.43 tells it nowhere else for runs here and in a Space
 
-    def log(self, step: int, row: Row) -> None:
+    def log(self, step: int, row: Metrics) -> None:
         if step >= self._next:
             self._run.log(numbers(row), step=step)
 
