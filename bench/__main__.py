@@ -22,7 +22,7 @@ from rich.table import Table
 from scipy import stats
 
 from bench.work import Work, model_config, works
-from demeanor.train.runs import origin
+from demeanor.core.files import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, TUNED, DEFAULTS = "demeanor", "trl tuned", "trl defaults"

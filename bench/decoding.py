@@ -262,7 +262,7 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from demeanor.train.runs import origin
+    from demeanor.core.files import origin
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:

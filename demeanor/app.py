@@ -299,6 +299,7 @@ def services(runs: Runs) -> Services:
         train=lambda stack, stages: train(stack, runs, only=stages),
         is_trained=lambda stack, stage: stage == "base" or runs.complete(stack.stage_key(stage)),
         training_curves=lambda stack: training_curves(stack, runs),
+        rated_turns=database.rated_turns,
     )
 
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread per worker, where real data lies, and a small stack file to break."""
+"""Shared by all tests: one torch thread per worker, where real data lies, and a small trained stack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    from demeanor.stack.stack import Stack
+    from demeanor.train.runs import Runs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -23,3 +29,16 @@ def shared() -> Path:
             f"real data is not at {folder} (the ../shared folder of the workplace); nothing else needs it"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Runs]:
+    """One tiny stack with all its weights, trained once."""
+    from demeanor import app
+    from demeanor.train.runs import Runs
+    from tests.app import tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    stack, runs = app.load_stack(tiny.write(folder)), Runs(folder / "runs")
+    app.train(stack, runs)
+    return stack, runs

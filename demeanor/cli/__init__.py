@@ -44,7 +44,7 @@ serves its runtime layers behind an OpenAI-compatible API, and measures what eac
   demeanor train my-desk/stack.yaml   train what is missing (Ctrl-C and kill -9 are safe: run it again)
   demeanor eval my-desk/stack.yaml    climb the ladder of layers on the same items; page and table
   demeanor attribute my-desk/stack.yaml   which layer did it;   frontier: what safety costs;   gate: may it ship
-  demeanor diagnose my-desk/stack.yaml    what repairs that which fails, and which layer is guilty
+  demeanor diagnose my-desk/stack.yaml    what fixes the items that fail, and which layer is the suspect
   demeanor chat my-desk/stack.yaml    talk to it here;   demeanor serve: page and API on http://127.0.0.1:8000
 
 Any setting of the file can be given on the command line: --set decoding.temperature=0 --set weights.stages.dpo.objective.beta=0.2
@@ -180,14 +180,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--name", type=arguments.name, help="name of the result (default: the stack's)")
 
     evaluate.add_argument(
-        "--beside",
+        "--compare",
         action="append",
         default=[],
         metavar="NAME=URL#MODEL",
         help="another assistant's OpenAI-compatible server as one more column (repeatable)",
     )
     evaluate.add_argument(
-        "--beside-key",
+        "--compare-key",
         action="append",
         default=[],
         metavar="NAME=ENV_VAR",
@@ -299,29 +299,31 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from demeanor.evaluation import measure
+    from demeanor import app
+    from demeanor.evaluation import ladder
+    from demeanor.report import publish
     from demeanor.train.runs import Runs
 
-    stack = _load(options)
-    result = measure.evaluate(
-        stack,
-        Runs(options.runs),
+    result = ladder.evaluate(
+        _load(options),
+        app.services(Runs(options.runs)),
         options.results,
         variants=options.variants,
         limit=options.limit,
         name=options.name,
-        beside=options.beside,
-        beside_keys=options.beside_key,
+        compare=options.compare,
+        compare_keys=options.compare_key,
     )
-    measure.show(result, options.results)
+    publish.show(result, options.results)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from demeanor.evaluation import measure, published
+    from demeanor.evaluation import published, result
+    from demeanor.report import publish
 
     if published.is_table(options.result):
-        published.render(options.result, options.out)
+        publish.render(options.result, options.out)
         return 0
-    measure.show(measure.read(options.result), options.result.parent, page=options.out)
+    publish.show(result.load(options.result), options.result.parent, page=options.out)
     return 0

@@ -32,13 +32,15 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.evaluation import attribution, measure
+        from demeanor import app
+        from demeanor.evaluation import attribution
+        from demeanor.report import publish
         from demeanor.train.runs import Runs
 
-        stack = load(options)
+        stack, services = load(options), app.services(Runs(options.runs))
         found = attribution.run(
             stack,
-            Runs(options.runs),
+            services,
             options.results,
             weights=options.weights,
             layers=options.layers,
@@ -52,11 +54,11 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             from demeanor.evaluation import base_prompting
 
             asked = base_prompting.run(
-                stack, Runs(options.runs), options.results, limit=options.limit, name=options.name
+                stack, services, options.results, limit=options.limit, name=options.name
             )
             show_base(asked)
             print(f"\nwritten: {options.results / found.name}.base.json")
-        measure.refresh(options.results, found.name)
+        publish.refresh(options.results, found.name)
         return 0
 
     parser = verb(
@@ -92,7 +94,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
 
 def show(found: Attribution) -> None:
-    """Print every view as a table: axes down, players across, and what moved."""
+    """Print every view as a table: axes down, factors across, and what moved."""
     from rich.console import Console
     from rich.text import Text
 
@@ -130,11 +132,13 @@ def show(found: Attribution) -> None:
     )
     console.print(
         Text.assemble(
-            "guilty: ", (found.guilty, "bold"), "  (the player without which the whole is shown to be better)"
+            "suspect: ",
+            (found.suspect, "bold"),
+            "  (the factor without which the whole is shown to be better)",
         )
     )
-    for moved in found.moved:
-        for verb, lists in (("fixed", moved.fixed), ("broke", moved.broken)):
+    for moved in found.changed:
+        for verb, lists in (("fixed", moved.fixed), ("regressed", moved.regressed)):
             if ids := [i for of_axis in lists.values() for i in of_axis]:
                 more = f" and {len(ids) - IDS} more" if len(ids) > IDS else ""
                 console.print(f"{moved.name} {verb} {len(ids)}: {', '.join(ids[:IDS])}{more}", markup=False)
@@ -187,7 +191,7 @@ def overall(found: Attribution) -> str:
     axis = found.total[0].axis if found.total else ""
     shares = [f"{e.name} {_cell(e)}" for e in found.shapley if e.axis == axis]
     whole = next((100 * e.value for e in found.total), 0.0)
-    return f"of {whole:+.1f} points over all items: {', '.join(shares)}. Guilty: {found.guilty}."
+    return f"of {whole:+.1f} points over all items: {', '.join(shares)}. Suspect: {found.suspect}."
 
 
 def generations(found: Attribution) -> str:

@@ -14,11 +14,11 @@ from demeanor import app, serving
 from demeanor.app import load_stack
 from demeanor.cli import attribute, frontier, gate
 from demeanor.core.errors import DemeanorError
-from demeanor.evaluation import attribution, base_prompting, measure
+from demeanor.evaluation import attribution, base_prompting, ladder
 from demeanor.evaluation import frontier as tradeoffs
 from demeanor.evaluation import gate as gating
-from demeanor.evaluation.diagnosis import cases, diagnose
-from demeanor.report import base
+from demeanor.evaluation.diagnosis import diagnose
+from demeanor.report import base, publish
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 from demeanor.world import catalog
@@ -44,11 +44,11 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
     app.train(stack, runs)
     trained = time.monotonic()
     console.print("\n2. climb the ladder of layers on the same items", style="bold")
-    result = measure.evaluate(stack, runs, results, variants=None, limit=None, name="demo")
-    page = measure.show(result, results)
+    result = ladder.evaluate(stack, app.services(runs), results, name="demo")
+    page = publish.show(result, results)
     _proofs(console, stack, runs, results)
     measured = time.monotonic()
-    measure.refresh(results, "demo", quiet=True)
+    publish.refresh(results, "demo", quiet=True)
     console.print(
         f"\ntrained in {trained - started:.0f} s, measured in {measured - trained:.0f} s, "
         f"all in {time.monotonic() - started:.0f} s"
@@ -65,31 +65,32 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
 
 def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
     """What each layer did, what safety costs, whether the newest layer may ship, and what would repair what fails; a few lines each."""
+    services = app.services(runs)
     console.print(
         "\n3. split it among the layers: every set of weights x every subset of layers", style="bold"
     )
-    split = attribution.run(stack, runs, results, weights=None, layers=None, limit=None, name="demo")
+    split = attribution.run(stack, services, results, name="demo")
     console.print(attribute.generations(split))
     console.print(attribute.overall(split), markup=False)
     if len(stack.chain(stack.serve)) > 1:
         console.print(
-            base.sentence(asdict(base_prompting.run(stack, runs, results, limit=None, name="demo"))),
+            base.sentence(asdict(base_prompting.run(stack, services, results, name="demo"))),
             markup=False,
         )
     console.print("\n4. what safety costs", style="bold")
-    frontier.brief(tradeoffs.run(stack, runs, results, limit=None, name="demo"), console)
+    frontier.brief(tradeoffs.run(stack, services, results, name="demo"), console)
     rules, newest = stack.path.parent / RULES, stack.switches[-1] if stack.switches else None
     if rules.is_file() and newest:
         console.print(
             f"\n5. may {newest} ship? the whole against everything but {newest}, by {rules}", style="bold"
         )
         judgement, _ = gating.run(
-            stack, runs, results, against=f"{stack.spec.name}-{newest}", rules=rules, limit=None, name="demo"
+            stack, services, results, against=f"{stack.spec.name}-{newest}", rules=rules, name="demo"
         )
         gate.show(judgement, brief=True)
     console.print("\n6. what would repair what fails", style="bold")
-    found = diagnose.run(stack, runs, results, cases.Scope(), name="demo")
-    console.print(f"guilty: {found.guilty}. {found.recommendation}", markup=False)
+    found = diagnose.run(stack, services, results, diagnose.Scope(), name="demo")
+    console.print(f"suspect: {found.suspect}. {found.recommendation}", markup=False)
 
 
 def _fresh() -> Path:

@@ -1,4 +1,4 @@
-"""`diagnose`: replay changes of the stack on what fails, and say which one repairs it, what it breaks, and which layer is guilty."""
+"""`diagnose`: replay changes of the stack on what fails, and say which one repairs it, what it breaks, and which layer is the suspect."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.evaluation import measure
-        from demeanor.evaluation.diagnosis import cases, diagnose
+        from demeanor import app
+        from demeanor.evaluation.diagnosis import diagnose
+        from demeanor.report import publish
         from demeanor.train.runs import Runs
 
         stack = load(options)
         result = options.against if options.against and options.against.suffix == ".jsonl" else None
-        healthy = load_stack(options.against) if options.against and not result else None
+        reference = load_stack(options.against) if options.against and not result else None
         if options.turns and (options.rows or options.against or options.limit or options.learning_curve):
             raise UsageError(
                 "--turns takes its items from the database: leave out --rows, --against, --limit and --learning-curve"
             )
-        scope = cases.Scope(
+        scope = diagnose.Scope(
             options.axis,
             tuple(options.items or ()),
             options.limit,
-            healthy,
+            reference,
             result,
             options.rows,
             options.turns,
         )
         found = diagnose.run(
             stack,
-            Runs(options.runs),
+            app.services(Runs(options.runs)),
             options.results,
             scope,
             name=options.name,
@@ -55,11 +56,11 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         )
         show(found)
         print(f"\nwritten: {options.results / found.name}.diagnosis.json")
-        measure.refresh(options.results, found.name)
+        publish.refresh(options.results, found.name)
         return 0
 
     parser = verb(
-        "diagnose", run, "which change repairs what fails, what it breaks, and which layer is guilty"
+        "diagnose", run, "which change repairs what fails, what it breaks, and which layer is the suspect"
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--axis", help="failing items of this axis (default: of all)")
@@ -80,7 +81,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         "--against",
         type=Path,
         metavar="STACK.yaml|NAME.rows.jsonl",
-        help="a healthy stack or an earlier result: only what was right there; parts of the stack are tried too",
+        help="a reference stack or an earlier result: only what was right there; parts of the stack are tried too",
     )
     parser.add_argument(
         "--learning-curve",
@@ -94,7 +95,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
 
 
 def show(found: Diagnosis) -> None:
-    """Print a row per intervention, the best one honestly estimated, the guilty layer and the recommendation."""
+    """Print a row per intervention, the best one honestly estimated, the suspect and the recommendation."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -111,9 +112,9 @@ def show(found: Diagnosis) -> None:
     for column in (
         "",
         "accuses",
-        "repaired",
+        "fixed",
         "share",
-        "broken",
+        "regressed",
         "net, points",
         "p",
         "tokens read",
@@ -125,9 +126,9 @@ def show(found: Diagnosis) -> None:
         table.add_row(
             Text(r.name, "bold" if r.shown else ""),
             r.layer or "-",
-            f"{r.repaired}/{r.failing}",
+            f"{r.fixed}/{r.failing}",
             interval(r.rate, r.rate_low, r.rate_high),
-            f"{r.broken}/{r.controls}",
+            f"{r.regressed}/{r.controls}",
             net(r),
             p_value(r.p_corrected),
             f"{r.prompt_tokens:+.0f}",
@@ -143,7 +144,7 @@ def show(found: Diagnosis) -> None:
     )
     for r in found.repairs:
         for a in r.helped:
-            told = f"{r.name} repairs {a.repaired}/{a.failing}, breaks {a.broken}/{a.controls}"
+            told = f"{r.name} repairs {a.fixed}/{a.failing}, breaks {a.regressed}/{a.controls}"
             console.print(
                 f"on {axis_name(a.axis)}: {told}, net {interval(a.net, a.net_low, a.net_high)}*", markup=False
             )
@@ -154,7 +155,7 @@ def show(found: Diagnosis) -> None:
             f"estimated on the other ({', '.join(dict.fromkeys(h.chosen))}): {interval(h.value, h.low, h.high)}",
             markup=False,
         )
-    console.print(Text.assemble("guilty: ", (found.guilty, "bold")))
+    console.print(Text.assemble("suspect: ", (found.suspect, "bold")))
     console.print(found.recommendation, markup=False)
     if found.learnt:
         points = ", ".join(f"{share:.0%} of the rows: {right:.0%} right" for share, right in found.curve)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -25,16 +24,19 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
+        from demeanor import app
         from demeanor.evaluation import duel
+        from demeanor.report import publish
         from demeanor.train.runs import Runs
 
-        given = duel.Field(
-            options.variants or (), options.beside, options.beside_key, options.suite or (), options.limit
+        given = duel.Contestants(
+            options.variants or (), options.compare, options.compare_key, options.suite or (), options.limit
         )
-        found, court = duel.run(load(options), Runs(options.runs), options.results, given, name=options.name)
+        services = app.services(Runs(options.runs))
+        found = duel.run(load(options), services, options.results, given, name=options.name)
         show(found)
-        print(f"{court.summary()}\nwritten: {options.results / found.name}.duel.json")
-        duel.on_page(options.results, found)
+        print(f"written: {options.results / found.name}.duel.json")
+        publish.duels_on_page(options.results, found.name, found.suite_hash)
         return 0
 
     parser = verb(
@@ -49,14 +51,14 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
         help="these model ids, the last one the reference, instead of the ladder",
     )
     parser.add_argument(
-        "--beside",
+        "--compare",
         action="append",
         default=[],
         metavar="NAME=URL#MODEL",
         help="another assistant's OpenAI-compatible server as one more variant (repeatable)",
     )
     parser.add_argument(
-        "--beside-key",
+        "--compare-key",
         action="append",
         default=[],
         metavar="NAME=ENV_VAR",
@@ -79,9 +81,11 @@ def show(found: DuelResult) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from demeanor.evaluation.result import plain
+
     console, tree = (
         Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH),
-        json.loads(found.to_json()),
+        plain(found),
     )
     console.print(
         Text(f"{found.name}: {found.items} items, {found.design}; judge {found.judge['model']}", "bold")
@@ -91,7 +95,9 @@ def show(found: DuelResult) -> None:
     console.print(_table(told.RATED, [told.rated(r) for r in tree["ratings"]], left=1))
     console.print(Text("Bradley-Terry, Elo points, mean 0; length is not controlled", "dim"))
     for line in (told.worth(tree), *told.doubts(tree)):
-        console.print(f"! {line}" if line != told.worth(tree) or found.trust is None else line, markup=False)
+        console.print(
+            f"! {line}" if line != told.worth(tree) or found.judge_validation is None else line, markup=False
+        )
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> Table:

@@ -24,19 +24,21 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.evaluation import frontier, measure
+        from demeanor import app
+        from demeanor.evaluation import frontier
+        from demeanor.report import publish
         from demeanor.train.runs import Runs
 
         found = frontier.run(
             load(options),
-            Runs(options.runs),
+            app.services(Runs(options.runs)),
             options.results,
             limit=options.limit,
             name=options.name,
         )
         show(found)
         print(f"\nwritten: {options.results / found.name}.frontier.json")
-        measure.refresh(options.results, found.name)
+        publish.refresh(options.results, found.name)
         return 0
 
     parser = verb(
@@ -98,10 +100,10 @@ def show(found: Frontier) -> None:
                 f"{point.label}: KL to its parent {kl.value:.2f}{bounds} nats per answer, {kl.per_token:.3f} per token "
                 f"({kl.n} drawn answers)"
             )
-        if (sure := point.sureness) is not None:
+        if (sure := point.calibration) is not None:
             console.print(
                 f"{point.label}: calibration error {sure.ece:.3f}, {sure.expected:.3f} (to {sure.null_high:.3f}) if perfect, "
-                f"p {p_value(sure.p)}; mean confidence {sure.confidence:.0%}, right {sure.right:.0%} of {sure.n}"
+                f"p {p_value(sure.p)}; mean confidence {sure.mean_confidence:.0%}, right {sure.right:.0%} of {sure.n}"
             )
     for point in [p for p in found.points if not p.swept]:
         for tax in point.tax[:TAXES]:

@@ -35,7 +35,9 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             return MISTAKE
 
     def judge(options: argparse.Namespace) -> int:
-        from demeanor.evaluation import gate, measure
+        from demeanor import app
+        from demeanor.evaluation import gate
+        from demeanor.report import publish
         from demeanor.train.runs import Runs
 
         if options.verify:
@@ -46,21 +48,21 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
             raise UsageError(
                 "gate: wanted STACK.yaml --against RESULT.json|MODEL_ID --rules gate.yaml, or --verify RECORD.json"
             )
-        judgement, record = gate.run(
+        report, record = gate.run(
             load(options),
-            Runs(options.runs),
+            app.services(Runs(options.runs)),
             options.results,
             against=options.against,
             rules=options.rules,
             limit=options.limit,
             name=options.name,
         )
-        show(judgement)
+        show(report)
         print(
             f"record: {record} ({'signed' if os.environ.get(gate.KEY) else f'not signed: {gate.KEY} is not set'})"
         )
-        measure.refresh(options.results, record.name.removesuffix(".gate.json"))
-        return judgement.verdict.value
+        publish.refresh(options.results, record.name.removesuffix(".gate.json"))
+        return report.verdict.value
 
     parser = verb(
         "gate",
@@ -95,7 +97,7 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     parser.set_defaults(failed=MISTAKE)
 
 
-def show(judgement: GateReport, *, brief: bool = False) -> None:
+def show(report: GateReport, *, brief: bool = False) -> None:
     """Print every finding and the verdict; `brief`: only the findings that are no pass."""
     from rich.console import Console
     from rich.table import Table
@@ -104,7 +106,7 @@ def show(judgement: GateReport, *, brief: bool = False) -> None:
     console, table = Console(highlight=False, width=140), Table(box=None, padding=(0, 2, 0, 0))
     for column in ("rule", "on", "measured", "bounds", "limit", "clusters", "verdict"):
         table.add_column(column, justify="left" if column in ("rule", "on", "verdict") else "right")
-    for f in judgement.findings:
+    for f in report.findings:
         if brief and not f.verdict.value:
             continue
         bounds = " to ".join("" if x is None else f"{100 * x:.1f}" for x in (f.low, f.high))
@@ -119,7 +121,7 @@ def show(judgement: GateReport, *, brief: bool = False) -> None:
             f.verdict.name.lower() + more,
         )
     console.print(table)
-    for f in judgement.findings:
+    for f in report.findings:
         if f.items and f.verdict.value:
             console.print(
                 f"{f.kind.replace('_', ' ')} on {f.what}, at fault: {', '.join(f.items[:8])}"
@@ -127,8 +129,8 @@ def show(judgement: GateReport, *, brief: bool = False) -> None:
                 markup=False,
             )
     hold = (
-        f" ({sum(not f.verdict.value for f in judgement.findings)} of {len(judgement.findings)} rules hold)"
+        f" ({sum(not f.verdict.value for f in report.findings)} of {len(report.findings)} rules hold)"
         if brief
         else ""
     )
-    console.print(Text(f"verdict: {judgement.verdict.name.lower()}{hold}", "bold"))
+    console.print(Text(f"verdict: {report.verdict.name.lower()}{hold}", "bold"))

@@ -43,13 +43,14 @@ def add(verbs: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from demeanor.evaluation import logs, measure
+    from demeanor.evaluation import logs
+    from demeanor.report import publish
 
     if options.as_suite is None:
         found = logs.compare(
             options.logs, options.results, options.name, metric=options.metric, cluster=options.cluster
         )
-        measure.show(found, options.results)
+        publish.show(found, options.results)
         return 0
     written, reasons = logs.write_suite(
         options.logs, options.as_suite, metric=options.metric, cluster=options.cluster

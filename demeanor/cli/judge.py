@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demeanor.cli import arguments
-from demeanor.core.errors import DemeanorError
 
 if TYPE_CHECKING:
     from demeanor.evaluation.judge_validation import Agreement, JudgeValidation
@@ -20,24 +19,20 @@ def add(verb: Callable[..., argparse.ArgumentParser], load: Callable[[argparse.N
     """Add the verb; `verb` makes a parser with the common options, `load` reads the stack."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.evaluation import judge as verdicts
-        from demeanor.evaluation import judge_validation, measure
+        from demeanor import app
+        from demeanor.evaluation import judge_validation
+        from demeanor.train.runs import Runs
 
-        stack = load(options)
-        judge = stack.spec.evaluation.judge
-        if judge is None:
-            raise DemeanorError(
-                f"{options.stack}: evaluation.judge: got null, wanted the server and model that judges, such as "
-                "--set evaluation.judge='{url: http://127.0.0.1:8000/v1, model: NAME}'"
-            )
-        name = options.name or stack.spec.name
-        court = verdicts.judge_client(judge, options.results / f"{name}.verdicts.jsonl")
-        found = judge_validation.validate(
-            court, judge_validation.pairs(options.pairs, options.limit), name, options.pairs
+        found = judge_validation.run(
+            load(options),
+            app.services(Runs(options.runs)),
+            options.results,
+            options.pairs,
+            limit=options.limit,
+            name=options.name,
         )
-        measure.write(options.results / f"{name}.judge.json", found.to_json())
         show(found)
-        print(f"{court.summary()}\nwritten: {options.results / name}.judge.json")
+        print(f"written: {options.results / found.name}.judge.json")
         return 0
 
     parser = verb(

@@ -21,14 +21,14 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the verb; `verb` makes a parser with the common options."""
 
     def run(options: argparse.Namespace) -> int:
-        from demeanor.evaluation import measure
-        from demeanor.evaluation import seeds as reseeding
+        from demeanor import app
+        from demeanor.evaluation import seeds as training_seeds
+        from demeanor.report import publish
         from demeanor.train.runs import Runs
 
-        found = reseeding.run(
-            options.stack,
-            options.overrides,
-            Runs(options.runs),
+        found = training_seeds.run(
+            lambda more: app.load_stack(options.stack, [*options.overrides, *more]),
+            app.services(Runs(options.runs)),
             options.results,
             chosen=options.seeds,
             limit=options.limit,
@@ -36,7 +36,7 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
         )
         show(found)
         print(f"\nwritten: {options.results / found.name}.seeds.json")
-        measure.refresh(options.results, found.name)
+        publish.refresh(options.results, found.name)
         return 0
 
     parser = verb(
@@ -71,7 +71,11 @@ def show(found: Seeds) -> None:
 
     tree, console = asdict(found), Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     for title, head, rows in (
-        ("share right, %: mean over seeds (lowest to highest)", ["axis", *found.rungs], seeds.ladder(tree)),
+        (
+            "share right, %: mean over seeds (lowest to highest)",
+            ["axis", *found.variants],
+            seeds.ladder(tree),
+        ),
         ("changes in points", list(seeds.STEPS), seeds.steps(tree)),
     ):
         table = Table(

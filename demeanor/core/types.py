@@ -381,3 +381,13 @@ class Verdict(Enum):
     PASS = 0
     FAIL = 1
     INCONCLUSIVE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RatedTurn:
+    """A recorded turn with what users thought of its answer: the mean of their feedback, from -1 (bad) to 1 (good)."""
+
+    turn: Turn
+    completion: Completion
+    ms: float
+    rating: float

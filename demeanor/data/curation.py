@@ -6,7 +6,6 @@ In: a row's text and what is wanted. Out: why it is left out, or None. How perso
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.errors import DataError, unknown
+from demeanor.core.files import replacing
 from demeanor.core.folding import Folded
 from demeanor.core.language import KNOWN, certain_language
 from demeanor.core.personal_data import DETECTORS
@@ -101,16 +101,11 @@ def check_out(path: Path, *, force: bool) -> None:
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows as .jsonl, one a line, and return how many; the file appears when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     count = 0
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path, shared=True) as part, part.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
     return count
 
 

@@ -1,28 +1,24 @@
-"""Which layer did it: the values of a full factorial, split among the layers that made them.
+"""Attribution: how much each layer contributes to every behaviour, from a factorial of weight stages and runtime layers.
 
-In: rows and items of every cell, and the game (weight chain, switches). Out: one `Attribution` tree, nothing rendered. All views
+In: rows and items of every cell, and the factorial (weight chain, switches). Out: one `Attribution` tree, nothing rendered. All views
 are contrasts of the same cells on the same items, so each has a value per item: intervals resample clusters and keep an item's
 cells together, p-values are the paired cluster-robust t test of those item values.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from demeanor.app import StackRuntime
 from demeanor.core.errors import DataError, UsageError, unknown
 from demeanor.core.types import Item
-from demeanor.evaluation import measure, statistics
-from demeanor.evaluation.design import benjamini_hochberg
-from demeanor.evaluation.diagnosis.analysis import suspect_among
-from demeanor.evaluation.diagnosis.interventions import retemplated
+from demeanor.evaluation import statistics
+from demeanor.evaluation.experiment import Experiment
 from demeanor.evaluation.factorial import (
     Cell,
     Factorial,
@@ -33,12 +29,12 @@ from demeanor.evaluation.factorial import (
     plan,
 )
 from demeanor.evaluation.items import suite_hash
-from demeanor.evaluation.rows import Row
-from demeanor.evaluation.statistics import Floats
-from demeanor.evaluation.table import PairedTable
+from demeanor.evaluation.result import save
+from demeanor.evaluation.rows import PairedTable, Row
+from demeanor.evaluation.runtime import Services
+from demeanor.evaluation.statistics import Floats, benjamini_hochberg, holm
 from demeanor.stack.schema import DecodingSpec
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
 
 ALL = "all"
 """The axis of every item together, each item counting once."""
@@ -46,6 +42,7 @@ DRAWS = 2000
 PLACES = 13
 """A contrast is rounded so far: the dust of sums would look like spread, 1e-18 with an interval that excludes zero."""
 ALPHA = 1 - statistics.CONFIDENCE
+Correction: TypeAlias = Callable[[Sequence[float]], list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +64,19 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """What a player did to single items when it joined in declared order: ids made right, ids made wrong, by axis."""
+class ChangedItems:
+    """Single items that a factor changed when it joined in declared order: ids made right, ids made wrong, by axis."""
 
     name: str
     before: str
     after: str
     fixed: dict[str, tuple[str, ...]]
-    broken: dict[str, tuple[str, ...]]
+    regressed: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """A whole attribution; `total` is v(full) - v(base) by axis, and every player's Shapley values sum to it."""
+    """A whole attribution; `total` is v(full) - v(base) by axis, and every factor's Shapley values sum to it."""
 
     name: str
     suite_hash: str
@@ -93,7 +90,7 @@ class Attribution:
     waterfall: tuple[Effect, ...]
     leave_one_out: tuple[Effect, ...]
     interactions: tuple[Effect, ...]
-    moved: tuple[Moved, ...]
+    changed: tuple[ChangedItems, ...]
     generations: int | None = None
     """Answers that the weights wrote in the run that measured (earlier rows are not made again), of `asked`; None: not known."""
     confirmed: int = 0
@@ -102,14 +99,14 @@ class Attribution:
     reused: int = 0
     design: str = ""
     aliases: tuple[str, ...] = ()
-    guilty: str = "none"
-    """The player without which the whole is shown to be better over all items (leave-one-out, corrected); `none` where there is none."""
+    suspect: str = "none"
+    """The factor without which the whole is shown to be better over all items (leave-one-out, corrected); `none` where there is none."""
 
 
 def attribute(
     rows: Sequence[Row],
     items: Sequence[Item],
-    game: Factorial,
+    factorial: Factorial,
     variants: Mapping[Cell, str],
     *,
     name: str,
@@ -119,72 +116,58 @@ def attribute(
     draws: int = DRAWS,
     design: FractionalDesign | None = None,
 ) -> Attribution:
-    """Split every axis among the players; `variants` names the variant of each cell, `design` (None: all cells) says which.
+    """Split every axis among the factors; `variants` names the variant of each cell, `design` (None: all cells) says which.
 
-    Items without a score in any cell are left out of all. Holm corrects the Shapley values (the declared family: players x axes);
+    Items without a score in any cell are left out of all. Holm corrects the Shapley values (the declared family: factors x axes);
     Benjamini-Hochberg the other views, each its own family. Raises DataError if a cell was not measured.
     """
-    design = design or plan(game)
+    design = design or plan(factorial)
     if absent := [cell for cell in design.cells if cell not in variants]:
         raise DataError(
             f"attribution: {len(absent)} of {len(design.cells)} cells are not measured, first {absent[0]}"
         )
     cells = PairedTable(rows, items)
-    tables = {axis: _table(cells, axis, design, variants) for axis in cells.axes}
+    measured = {axis: _table(cells, axis, design, variants) for axis in cells.axes}
     whole = (
-        np.concatenate([v for v, _ in tables.values()]),
-        [c for _, clusters in tables.values() for c in clusters],
+        np.concatenate([values_NC for values_NC, _ in measured.values()]),
+        [cluster for _, clusters in measured.values() for cluster in clusters],
     )
-    boards: dict[str, tuple[Floats, list[str]]] = {ALL: whole, **tables} if len(tables) > 1 else dict(tables)
-    boards = {axis: board for axis, board in boards.items() if len(board[0])}
+    tables = {ALL: whole, **measured} if len(measured) > 1 else measured
+    tables = {axis: table for axis, table in tables.items() if len(table[0])}
 
-    def view(
-        weights: Mapping[str, Weights], correct: Callable[[Sequence[float]], list[float]]
-    ) -> tuple[Effect, ...]:
-        return _corrected(
-            [
-                _effect(
-                    player,
-                    axis,
-                    design.weights(game, w),
-                    sum(map(abs, w.values())) / 2,
-                    design,
-                    *board,
-                    draws,
-                )
-                for axis, board in boards.items()
-                for player, w in weights.items()
-            ],
-            correct,
-        )
+    def view(contrasts: Mapping[str, Weights], correct: Correction) -> tuple[Effect, ...]:
+        effects = []
+        for axis, (values_NC, clusters) in tables.items():
+            for name, wanted in contrasts.items():
+                weights, span = design.weights(factorial, wanted), sum(map(abs, wanted.values())) / 2
+                d_N = contrast(weights, design.cells, values_NC).round(PLACES)
+                reach = max(1.0, sum(map(abs, weights.values())) / 2)
+                effects.append(_effect(name, axis, d_N, clusters, span, reach, draws))
+        return _corrected(effects, correct)
 
-    left_out = view({p: game.leave_one_out(p) for p in game.players}, benjamini_hochberg)
-    whole_axis = next(iter(boards), ALL)
+    factors = factorial.factors
+    pairs = [pair for pair in factorial.pairs if design.pairs or pair[0] in factorial.chain]
+    left_out = view({f: factorial.leave_one_out(f) for f in factors}, benjamini_hochberg)
+    overall = next(iter(tables), ALL)
+    steps = {f: factorial.waterfall(f) for f in factors}
     return Attribution(
         name,
         suite_hash(items),
-        game.chain,
-        game.switches,
+        factorial.chain,
+        factorial.switches,
         len(items),
         len(items) - len(whole[0]),
         {
-            variants[cell]: {axis: float(values_NC[:, i].mean()) for axis, (values_NC, _) in boards.items()}
+            variants[cell]: {axis: float(values_NC[:, i].mean()) for axis, (values_NC, _) in tables.items()}
             for i, cell in enumerate(design.cells)
         },
-        total=view({"everything": {game.full: 1.0, game.empty: -1.0}}, statistics.holm)
-        if game.players
-        else (),
-        shapley=view({p: game.shapley(p) for p in game.players}, statistics.holm),
-        waterfall=view({p: game.waterfall(p) for p in game.players}, benjamini_hochberg),
+        total=view({"everything": {factorial.full: 1.0, factorial.empty: -1.0}} if factors else {}, holm),
+        shapley=view({f: factorial.shapley(f) for f in factors}, holm),
+        waterfall=view(steps, benjamini_hochberg),
         leave_one_out=left_out,
-        interactions=view(
-            {f"{a} x {b}": game.interaction(a, b) for a, b in game.pairs if design.pairs or a in game.chain},
-            benjamini_hochberg,
-        ),
-        moved=tuple(
-            _moved(cells, p, w, variants)
-            for p in game.players
-            if set(w := game.waterfall(p)) <= set(variants)
+        interactions=view({f"{a} x {b}": factorial.interaction(a, b) for a, b in pairs}, benjamini_hochberg),
+        changed=tuple(
+            _changed(cells, f, step, variants) for f, step in steps.items() if set(step) <= set(variants)
         ),
         generations=generations,
         confirmed=confirmed,
@@ -192,8 +175,14 @@ def attribute(
         reused=reused,
         design=design.about,
         aliases=design.aliases,
-        guilty=suspect_among({e.name: (e.value, e.shown) for e in left_out if e.axis == whole_axis}),
+        suspect=suspect_among({e.name: (e.value, e.shown) for e in left_out if e.axis == overall}),
     )
+
+
+def suspect_among(effects: Mapping[str, tuple[float, bool]]) -> str:
+    """The factor whose leaving makes the whole better by most, of {factor: (whole minus the whole without it, shown)}; else `none`."""
+    harmful = {factor: value for factor, (value, shown) in effects.items() if shown and value < 0}
+    return min(harmful, key=lambda factor: harmful[factor]) if harmful else "none"
 
 
 def _table(
@@ -206,20 +195,12 @@ def _table(
 
 
 def _effect(
-    name: str,
-    axis: str,
-    weights: Weights,
-    span: float,
-    design: FractionalDesign,
-    values_NC: Floats,
-    clusters: Sequence[str],
-    draws: int,
+    name: str, axis: str, d_N: Floats, clusters: Sequence[str], span: float, reach: float, draws: int
 ) -> Effect:
-    """One contrast; its truth lies in [-span, span], which a fraction's least squares do not know."""
-    d_N = contrast(weights, design.cells, values_NC).round(PLACES)
-    reach = max(
-        1.0, sum(abs(w) for w in weights.values()) / 2
-    )  # an interaction lies in [-2, 2]; `paired` reads [-1, 1]
+    """One contrast from its value for each item; its truth lies in [-span, span], which a fraction's least squares do not know.
+
+    The items' values lie in [-reach, reach], [-2, 2] for an interaction; `paired` reads [-1, 1].
+    """
     found = statistics.paired(np.zeros_like(d_N), d_N / reach, clusters)
     value, detectable = float(d_N.mean()), statistics.minimal_detectable(found)
     if found.low is None or found.high is None:
@@ -230,13 +211,12 @@ def _effect(
     low, high = statistics.percentile(sums_R2[:, 0] / sums_R2[:, 1], statistics.expanded(found.clusters))
     if math.isclose(low, high):  # nothing varied between resamples: that is no certainty
         low, high = reach * found.low, reach * found.high
-    low, high = max(-span, low), min(span, high)
     return Effect(
         name,
         axis,
         value,
-        low,
-        high,
+        max(-span, low),
+        min(span, high),
         found.p,
         None,
         None if detectable is None else reach * detectable,
@@ -245,9 +225,7 @@ def _effect(
     )
 
 
-def _corrected(
-    effects: Sequence[Effect], correct: Callable[[Sequence[float]], list[float]]
-) -> tuple[Effect, ...]:
+def _corrected(effects: Sequence[Effect], correct: Correction) -> tuple[Effect, ...]:
     tested = [e.p for e in effects if e.p is not None]
     corrected = iter(correct(tested))
     found = []
@@ -258,18 +236,18 @@ def _corrected(
     return tuple(found)
 
 
-def _moved(cells: PairedTable, player: str, step: Weights, variants: Mapping[Cell, str]) -> Moved:
+def _changed(cells: PairedTable, factor: str, step: Weights, variants: Mapping[Cell, str]) -> ChangedItems:
     after, before = (next(cell for cell, w in step.items() if w == sign) for sign in (1.0, -1.0))
     fixed: dict[str, tuple[str, ...]] = {}
-    broken: dict[str, tuple[str, ...]] = {}
+    regressed: dict[str, tuple[str, ...]] = {}
     for axis, items in cells.axes.items():
         a_N, b_N = cells.values_N(variants[before], axis), cells.values_N(variants[after], axis)
         scored = ~(np.isnan(a_N) | np.isnan(b_N))
         up, down = scored & (a_N < 0.5) & (b_N >= 0.5), scored & (a_N >= 0.5) & (b_N < 0.5)
-        for mask, where in ((up, fixed), (down, broken)):
+        for mask, where in ((up, fixed), (down, regressed)):
             if mask.any():
                 where[axis] = tuple(item.id for item, moved in zip(items, mask) if moved)
-    return Moved(player, variants[before], variants[after], fixed, broken)
+    return ChangedItems(factor, variants[before], variants[after], fixed, regressed)
 
 
 MOST_SWITCHES = 8
@@ -279,13 +257,13 @@ PLAIN = "transcript"
 """Without its template a stack is prompted as its base is, or else with this one."""
 
 
-def game_of(
+def factorial_of(
     stack: Stack, weights: Sequence[str] | None, layers: Sequence[str] | None, most: int = MOST_SWITCHES
 ) -> Factorial:
-    """The game to play: default the whole chain of the served weights and every layer that can change an answer.
+    """The factorial to measure: default the whole chain of the served weights and every layer that can change an answer.
 
     `template` and `decoding` may be switched as layers are: off is the base's template, and greedy. Raises DemeanorError for an
-    unknown name, a switch that changes nothing, weights out of training order, or more switches than anybody can wait for.
+    unknown name, a switch that changes nothing, weights out of training order, or more switches than can be measured.
     """
     chain = stack.chain(stack.serve)
     chosen, switches = list(weights or chain), list(stack.switches if layers is None else layers)
@@ -332,22 +310,22 @@ def greedy(stack: Stack) -> DecodingSpec:
     )
 
 
-def variant_of(stack: Stack, game: Factorial, cell: Cell) -> Stack:
-    """The variant that a cell of the game stands for."""
+def variant_of(stack: Stack, factorial: Factorial, cell: Cell) -> Stack:
+    """The variant that a cell of the factorial stands for."""
     stage, on = cell
     found = stack.variant(
-        game.chain[stage], *(name for name in game.switches if name in on and name in stack.switches)
+        factorial.chain[stage],
+        *(name for name in factorial.switches if name in on and name in stack.switches),
     )
     if (
-        TEMPLATE in game.switches
+        TEMPLATE in factorial.switches
         and TEMPLATE not in on
         and TEMPLATE not in stack.switches
         and found.template != plain_template(stack)
     ):
-        found = replace(
-            retemplated(found, plain_template(stack)), model_id=f"{found.model_id}~{plain_template(stack)}"
-        )
-    if DECODING in game.switches and DECODING not in on and DECODING not in stack.switches:
+        name = plain_template(stack)
+        found = replace(found.with_template(name), model_id=f"{found.model_id}~{name}")
+    if DECODING in factorial.switches and DECODING not in on and DECODING not in stack.switches:
         found.key()
         spec = found.spec.model_copy(update={"decoding": greedy(stack)})
         found = replace(found, spec=spec, model_id=f"{found.model_id}~greedy")
@@ -356,47 +334,35 @@ def variant_of(stack: Stack, game: Factorial, cell: Cell) -> Stack:
 
 def run(
     stack: Stack,
-    runs: Runs,
+    services: Services,
     folder: Path,
     *,
-    weights: Sequence[str] | None,
-    layers: Sequence[str] | None,
-    limit: int | None,
-    name: str | None,
+    weights: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    limit: int | None = None,
+    name: str | None = None,
     fraction: Resolution = "full",
-    house: StackRuntime | None = None,
 ) -> Attribution:
-    """Measure every cell of the design and write the attribution; `house` (default: a new one) is closed at the end."""
-    name = measure.named(stack, name, limit)
+    """Measure every cell of the design and write NAME.attribution.json."""
     stack.key()
-    game = game_of(stack, weights, layers, MOST_SWITCHES if fraction == "full" else MOST_OF_A_FRACTION)
-    design = plan(game, fraction)
-    variants = {cell: variant_of(stack, game, cell) for cell in design.cells}
-    items = measure.suite(stack, limit)
-    house = house or StackRuntime(stack, runs, memory={}, operational=False)
-    try:
-        rows, reused = asyncio.run(
-            measure.rows_of(
-                house, {v.model_id: v for v in variants.values()}, items, folder / f"{name}.rows.jsonl"
-            )
-        )
-    finally:
-        house.close()
-    ids = {cell: v.model_id for cell, v in variants.items()}
+    factorial = factorial_of(
+        stack, weights, layers, MOST_SWITCHES if fraction == "full" else MOST_OF_A_FRACTION
+    )
+    design = plan(factorial, fraction)
+    variants = {cell: variant_of(stack, factorial, cell) for cell in design.cells}
+    with Experiment(stack, services, folder, name=name, limit=limit) as experiment:
+        rows = experiment.measure(variants.values())
+    runtime = experiment.runtime
     found = attribute(
         rows,
-        items,
-        game,
-        ids,
-        name=name,
+        experiment.items,
+        factorial,
+        {cell: v.model_id for cell, v in variants.items()},
+        name=experiment.name,
         design=design,
-        reused=reused,
-        generations=None if house.memory is None else len(house.memory) - house.drafts.confirmed,
-        confirmed=house.drafts.confirmed,
+        reused=experiment.reused,
+        generations=runtime.num_generations - runtime.num_confirmed,
+        confirmed=runtime.num_confirmed,
     )
-    tree = {"stack_key": stack.key(), **asdict(found)}
-    measure.write(
-        folder / f"{name}.attribution.json",
-        json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-    )
+    save(folder, experiment.name, "attribution", found, stack_key=stack.key())
     return found

@@ -1,6 +1,6 @@
-"""Was the base asked fairly: its answers under several ways of asking, and what the next stage adds to the best of them.
+"""Prompted baseline: the base model's answers in several prompt formats, and what the next stage adds to the best of them.
 
-In: rows of the base by way, rows of the stage after it. Out: one `Fairness` tree. The best of several ways looks better than it is on the
+In: a stack, or rows of the base by format and of the stage after it. Out: one `BasePrompting`. The best of several ways looks better than it is on the
 items it was picked on, so each half of the clusters is answered in the way that was best on the other half.
 """
 
@@ -8,29 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from demeanor.app import StackRuntime
 from demeanor.core.errors import DemeanorError
-from demeanor.core.types import Event, Item, Message, Messages, Respond, Turn
-from demeanor.evaluation import measure, statistics
-from demeanor.evaluation.diagnosis.analysis import Intervention, InterventionInfo, Wrap
-from demeanor.evaluation.diagnosis.interventions import TEMPLATES, retemplated
-from demeanor.evaluation.diagnosis.replay import ReplayHarness, rows_of
+from demeanor.core.types import Item, Message, Messages, Turn
+from demeanor.evaluation import statistics
+from demeanor.evaluation.diagnosis.analysis import InterventionInfo
+from demeanor.evaluation.diagnosis.replay import TEMPLATES, Intervention, ReplayHarness
+from demeanor.evaluation.experiment import NO_TOKENS, Experiment, Wrap, turned
 from demeanor.evaluation.items import suite_hash
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result import save
+from demeanor.evaluation.rows import PairedTable, Row
+from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.statistics import Floats
-from demeanor.evaluation.table import PairedTable
 from demeanor.stack.schema import Import, Remote
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
 
 ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean paired difference with its interval."""
+
+    value: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +52,8 @@ class Gain:
     best: float
     """The mean of the base where each half is asked in the way that was best on the other."""
     stage: float
-    declared: float
-    low_declared: float | None
-    high_declared: float | None
-    fair: float
-    low: float | None
-    high: float | None
+    over_declared: Difference
+    over_best: Difference
     n: int
     clusters: int
 
@@ -128,22 +131,19 @@ def _gain(
     picked: Sequence[str],
     clusters: Sequence[str],
     ways: Sequence[str],
-    declared: str,
+    declared_way: str,
 ) -> Gain:
-    base_N, stage_N = values_NW[:, list(ways).index(declared)], values_NW[:, -1]
-    plain, fair = statistics.paired(base_N, stage_N, clusters), statistics.paired(best_N, stage_N, clusters)
+    stage_N = values_NW[:, -1]
+    declared = statistics.paired(values_NW[:, list(ways).index(declared_way)], stage_N, clusters)
+    fair = statistics.paired(best_N, stage_N, clusters)
     return Gain(
         axis,
         {way: float(values_NW[:, i].mean()) for i, way in enumerate(ways)},
         tuple(picked),
         float(best_N.mean()),
         float(stage_N.mean()),
-        plain.value,
-        plain.low,
-        plain.high,
-        fair.value,
-        fair.low,
-        fair.high,
+        Difference(declared.value, declared.low, declared.high),
+        Difference(fair.value, fair.low, fair.high),
         fair.n,
         fair.clusters,
     )
@@ -151,49 +151,42 @@ def _gain(
 
 SHOTS = 3
 RAW, SHOT, STAGE, WHOLE = "raw", "few-shot", "next stage", "whole"
-NO_TOKENS: tuple[int, ...] = ()
 
 
-def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str | None) -> BasePrompting:
-    """Ask the base in every way, compare the stage after it with the best, and write the result.
+def run(
+    stack: Stack, services: Services, folder: Path, *, limit: int | None = None, name: str | None = None
+) -> BasePrompting:
+    """Prompt the base in every format, compare the stage after it with the best, and write NAME.base.json.
 
     Raises DemeanorError if there is no such stage, or the base is on another server.
     """
-    name, items = measure.named(stack, name, limit), measure.suite(stack, limit)
     chain = stack.chain(stack.serve)
     if isinstance(stack.spec.weights.base, Remote) or len(chain) < 2:
         raise DemeanorError(
             "weights: wanted a base that is here and a stage trained on it, to tell prompting from training"
         )
-    bench = ReplayHarness(StackRuntime(stack, runs, memory={}, operational=False))
-    try:
-        rows, ways = asyncio.run(_measure(bench, stack, items, folder / f"{name}.base.rows.jsonl", chain[1]))
-    finally:
-        bench.close()
+    with Experiment(stack, services, folder, name=name, limit=limit, kind="base") as experiment:
+        rows, formats = asyncio.run(_measure(experiment, chain[1]))
     found = compare_base_prompts(
-        rows, items, name=name, ways={way: way for way in ways}, declared=ways[0], stage=STAGE
+        rows,
+        experiment.items,
+        name=experiment.name,
+        ways={way: way for way in formats},
+        declared=formats[0],
+        stage=STAGE,
     )
     found = replace(found, stage=chain[1])
-    tree = {"stack_key": stack.key(), **asdict(found)}
-    measure.write(
-        folder / f"{name}.base.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    save(folder, experiment.name, "base", found, stack_key=stack.key())
     return found
 
 
-async def _measure(
-    bench: ReplayHarness, stack: Stack, items: Sequence[Item], out: Path, after: str
-) -> tuple[list[Row], list[str]]:
-    whole = Intervention(InterventionInfo(WHOLE, "again", "", ""), stack)
-    score = bench.scorer(items, out)
-    told = await rows_of(bench, [whole], items, out, score)
-    planned = [
-        *ways(stack, shots(items, told)),
-        Intervention(InterventionInfo(STAGE, "stage", "", ""), stack.variant(after)),
-    ]
-    planned = bench.able(planned)
-    rows = await rows_of(bench, planned, items, out, score)
-    return rows, [t.about.name for t in planned if t.about.name != STAGE]
+async def _measure(experiment: Experiment, after: str) -> tuple[list[Row], list[str]]:
+    stack, harness = experiment.stack, ReplayHarness(experiment)
+    whole = await harness.replay([Intervention(InterventionInfo(WHOLE, "again", "", ""), stack)])
+    stage = Intervention(InterventionInfo(STAGE, "stage", "", ""), stack.variant(after))
+    planned = harness.able([*ways(stack, shots(experiment.items, whole)), stage])
+    rows = await harness.replay(planned)
+    return rows, [x.about.name for x in planned if x.about.name != STAGE]
 
 
 def ways(stack: Stack, examples: Mapping[Messages, Messages]) -> list[Intervention]:
@@ -203,11 +196,11 @@ def ways(stack: Stack, examples: Mapping[Messages, Messages]) -> list[Interventi
     found = [Intervention(InterventionInfo(_own(stack), "template", "", ""), base)]
     names = (*(("model",) if isinstance(stack.spec.weights.base, Import) else ()), *TEMPLATES)
     found += [
-        Intervention(InterventionInfo(name, "template", "", ""), retemplated(base, name))
+        Intervention(InterventionInfo(name, "template", "", ""), base.with_template(name))
         for name in names
         if name != _own(stack)
     ]
-    found.append(Intervention(InterventionInfo(RAW, "template", "", ""), base, raw, ("raw",)))
+    found.append(Intervention(InterventionInfo(RAW, "template", "", ""), base, turned(raw), ("raw",)))
     if examples:
         marks = (
             "few-shot",
@@ -222,32 +215,23 @@ def _own(stack: Stack) -> str:
     return str(getattr(stack.spec.weights.base, "template", None) or stack.spec.template)
 
 
-def raw(inner: Respond) -> Respond:
-    """No template: the conversation's texts, a line each, to be gone on with until a line ends."""
-
-    def respond(turn: Turn) -> AsyncIterator[Event]:
-        if turn.raw is not None:
-            return inner(turn)  # it is read and not answered
-        text = "\n".join(m.content for m in turn.messages if m.content) + "\n"
-        decoding = replace(turn.decoding, stop=(*turn.decoding.stop, "\n"))
-        return inner(
-            replace(turn, messages=(Message("user", text),), tools=(), raw=NO_TOKENS, decoding=decoding)
-        )
-
-    return respond
+def raw(turn: Turn) -> Turn:
+    """No template: the conversation's texts, a line each, to be continued until a line ends."""
+    if turn.raw is not None:
+        return turn  # it is read and not answered
+    text = "\n".join(m.content for m in turn.messages if m.content) + "\n"
+    decoding = replace(turn.decoding, stop=(*turn.decoding.stop, "\n"))
+    return replace(turn, messages=(Message("user", text),), tools=(), raw=NO_TOKENS, decoding=decoding)
 
 
 def shown(examples: Mapping[Messages, Messages]) -> Wrap:
-    """A few questions of the same kind with right answers before the conversation; as it is where there are none."""
+    """A few questions of the same kind with right answers before the conversation; unchanged where there are none."""
 
-    def wrap(inner: Respond) -> Respond:
-        def respond(turn: Turn) -> AsyncIterator[Event]:
-            before = examples.get(turn.messages, ()) if turn.raw is None else ()
-            return inner(replace(turn, messages=(*before, *turn.messages)))
+    def change(turn: Turn) -> Turn:
+        before = examples.get(turn.messages, ()) if turn.raw is None else ()
+        return replace(turn, messages=(*before, *turn.messages))
 
-        return respond
-
-    return wrap
+    return turned(change)
 
 
 def shots(items: Sequence[Item], rows: Sequence[Row]) -> dict[Messages, Messages]:

@@ -1,7 +1,7 @@
-"""Which of two answers a judge preferred: length-controlled win rates and Bradley-Terry ratings, with cluster-bootstrap intervals.
+"""Duels: a judge compares the answers of two variants; length-controlled win rates and Bradley-Terry ratings with intervals.
 
-In: preferences_N in [0, 1] (1: the candidate won, 0.5: a tie), lengths, opponents, clusters. Out: numbers.
-It refuses to know who judged.
+In: a stack with a judge; or preferences_N in [0, 1] (1: the candidate won, 0.5: a tie), lengths, opponents, clusters. Out: a `DuelResult`
+with every comparison. Intervals resample clusters.
 """
 
 from __future__ import annotations
@@ -9,33 +9,30 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from scipy import optimize, special
 
-from demeanor.app import StackRuntime
 from demeanor.core.errors import DataError, DemeanorError, UsageError
-from demeanor.core.types import Item, Respond
-from demeanor.evaluation import judge as rubrics
-from demeanor.evaluation import judge as verdicts
-from demeanor.evaluation import judge_validation, measure, statistics
-from demeanor.evaluation.experiment import JUDGED, READ
+from demeanor.core.files import origin
+from demeanor.core.types import Item
+from demeanor.evaluation import judge_validation, statistics
+from demeanor.evaluation.experiment import Experiment, at_once, named, suite
 from demeanor.evaluation.external import external_models, probe
-from demeanor.evaluation.items import suite_hash
-from demeanor.evaluation.judge import JudgeClient
+from demeanor.evaluation.items import JUDGED, READ, suite_hash
+from demeanor.evaluation.judge import NO_JUDGE, JudgeClient, judge_client
 from demeanor.evaluation.judge_validation import Position
+from demeanor.evaluation.result import plain, save
 from demeanor.evaluation.rows import Row
+from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.scorers import judged
-from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_index, percentile
+from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_draws, percentile
 from demeanor.stack.schema import JudgeSpec
 from demeanor.stack.stack import Stack, decoding_of, digest
-from demeanor.train.runs import Runs, origin
 
 DRAWS = 500
 RIDGE = 1e-3
@@ -74,8 +71,7 @@ def win_rate(
     longer_N = np.asarray(lengths_N, dtype=float) - np.asarray(other_lengths_N, dtype=float)
     spread = float(longer_N.std())
     x_N = np.tanh(longer_N / spread) if spread > 0 else np.zeros_like(longer_N)
-    index_N, G = cluster_index(clusters)
-    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
+    index_N, counts_RG = cluster_draws(clusters, draws=draws, seed=seed)
     b0, b1 = _logistic(x_N, y_N, np.ones_like(y_N))
     fits = np.array([_logistic(x_N, y_N, counts_G[index_N].astype(float)) for counts_G in counts_RG])
     weights_RN = counts_RG[:, index_N]
@@ -99,14 +95,19 @@ def _logistic(x_N: Floats, y_N: Floats, weights_N: Floats) -> tuple[float, float
     return float(b_2[0]), float(b_2[1])
 
 
-class Rating(NamedTuple):
-    """A Bradley-Terry strength in Elo points (mean of all players 0) with its 95% interval."""
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A Bradley-Terry strength in Elo points (mean of all variants 0) with its 95% interval.
+
+    `open_ended` says where a variant won or lost all, so that only a penalty keeps its rating finite.
+    """
 
     player: str
     rating: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     games: int
+    open_ended: str = ""
 
 
 def ratings(
@@ -126,8 +127,7 @@ def ratings(
     place = {name: i for i, name in enumerate(players)}
     a_N, b_N = np.array([place[x] for x in first]), np.array([place[x] for x in second])
     y_N = np.asarray(preferences_N, dtype=float)
-    index_N, G = cluster_index(clusters)
-    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
+    index_N, counts_RG = cluster_draws(clusters, draws=draws, seed=seed)
     best_P = _strengths(a_N, b_N, y_N, np.ones_like(y_N), len(players))
     draws_RP = np.array(
         [_strengths(a_N, b_N, y_N, counts_G[index_N].astype(float), len(players)) for counts_G in counts_RG]
@@ -232,20 +232,8 @@ class Matchup:
 
 
 @dataclass(frozen=True, slots=True)
-class PlayerRating:
-    """A Bradley-Terry rating in Elo points; `open_ended` where it won or lost all, so that only a penalty keeps it finite."""
-
-    player: str
-    rating: float
-    low: float | None
-    high: float | None
-    games: int
-    open_ended: str
-
-
-@dataclass(frozen=True, slots=True)
 class DuelResult:
-    """All that was found; `trust` is what the judge is worth against people, None where nobody has measured it."""
+    """All that was found; `judge_validation` says how far the judge agrees with people, None where that was not measured."""
 
     name: str
     stack_key: str
@@ -254,9 +242,9 @@ class DuelResult:
     items: int
     design: str
     judge: Mapping[str, Any]
-    trust: Mapping[str, Any] | None
+    judge_validation: Mapping[str, Any] | None
     matchups: tuple[Matchup, ...]
-    ratings: tuple[PlayerRating, ...]
+    ratings: tuple[Rating, ...]
     position: Position | None
     positional: str
     unread: int
@@ -264,17 +252,6 @@ class DuelResult:
     cost: Mapping[str, int | float]
     made: Mapping[str, Any]
     each: tuple[Duel, ...]
-
-    def to_json(self) -> str:
-        """As one tree; the named tuples of the statistics become mappings."""
-        tree = {key: getattr(self, key) for key in self.__slots__}
-        tree |= {
-            "matchups": [{key: _tree(getattr(m, key)) for key in m.__slots__} for m in self.matchups],
-            "ratings": [asdict(r) for r in self.ratings],
-            "position": _tree(self.position),
-            "each": [asdict(duel) | {"won": duel.won} for duel in self.each],
-        }
-        return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def duel_result(
@@ -285,7 +262,7 @@ def duel_result(
     *,
     name: str,
     design: str,
-    court: JudgeClient,
+    judge: JudgeClient,
     folder: Path,
     stack_key: str,
     suites: tuple[str, ...],
@@ -305,7 +282,6 @@ def duel_result(
         )
     by = {pair: [duel for duel in each if (duel.other, duel.candidate) == pair] for pair in pairs}
     place = positions(each)
-    judge = court.judge.model_dump(mode="json", exclude={"key_env"})
     unread = sum((duel.as_given is None) + (duel.swapped is None and not duel.one_order) for duel in asked)
     return DuelResult(
         name,
@@ -314,22 +290,22 @@ def duel_result(
         suites,
         items,
         design,
-        judge,
-        trusted(folder, name, court.judge),
+        judge.judge.model_dump(mode="json", exclude={"key_env"}),
+        validation_of(folder, name, judge.judge),
         tuple(matchup(*pair, found) for pair, found in by.items()),
-        tuple(player_ratings(each, order)),
+        tuple(rated(each, order)),
         place,
         positional(place),
         unread,
         missing,
-        court.cost(),
+        judge.cost(),
         origin(),
         tuple(each),
     )
 
 
 def matchup(other: str, candidate: str, found: Sequence[Duel]) -> Matchup:
-    """One pair; a tie that nobody was asked about counts as one between answers of equal length."""
+    """One pair; a tie about which the judge was not asked counts as one between answers of equal length."""
     told = [duel for duel in found if duel.won is not None]
     judged = [duel for duel in told if not duel.tied_unasked]
     won_N, clusters = np.array([duel.won for duel in told], dtype=float), [duel.cluster for duel in told]
@@ -405,36 +381,33 @@ def positional(place: Position | None) -> str:
     return ""
 
 
-def player_ratings(each: Sequence[Duel], order: Sequence[str]) -> list[PlayerRating]:
+def rated(each: Sequence[Duel], order: Sequence[str]) -> list[Rating]:
     """Bradley-Terry over all duels with a result, best first; lengths are not controlled here."""
     told = [(duel, won) for duel in each if (won := duel.won) is not None]
     clusters = [duel.cluster for duel, _ in told]
     found = ratings(
-        [d.candidate for d, _ in told],
-        [d.other for d, _ in told],
-        np.array([w for _, w in told]),
+        [duel.candidate for duel, _ in told],
+        [duel.other for duel, _ in told],
+        np.array([won for _, won in told]),
         clusters,
         seed=SEED,
     )
-    points = {
-        name: [w if d.candidate == name else 1 - w for d, w in told if name in (d.candidate, d.other)]
-        for name in order
-    }
-    known = len(set(clusters)) >= FEWEST_CLUSTERS
-    return [
-        PlayerRating(
-            r.player,
-            r.rating,
-            r.low if known else None,
-            r.high if known else None,
-            r.games,
-            "won all" if min(points[r.player]) == 1 else "lost all" if max(points[r.player]) == 0 else "",
-        )
-        for r in found
-    ]
+    points: dict[str, list[float]] = {name: [] for name in order}
+    for duel, won in told:
+        points[duel.candidate].append(won)
+        points[duel.other].append(1 - won)
+    if len(set(clusters)) < FEWEST_CLUSTERS:
+        found = [replace(rating, low=None, high=None) for rating in found]
+    return [replace(rating, open_ended=_open_ended(points[rating.player])) for rating in found]
 
 
-def trusted(folder: Path, name: str, judge: JudgeSpec) -> dict[str, Any] | None:
+def _open_ended(points: Sequence[float]) -> str:
+    if min(points) == 1:
+        return "won all"
+    return "lost all" if max(points) == 0 else ""
+
+
+def validation_of(folder: Path, name: str, judge: JudgeSpec) -> dict[str, Any] | None:
     """What `demeanor judge` measured of this server, model and longest verdict: NAME.judge.json first, then any other of the folder."""
     for path in (folder / f"{name}.judge.json", *sorted(folder.glob("*.judge.json"))):
         try:
@@ -457,69 +430,48 @@ def trusted(folder: Path, name: str, judge: JudgeSpec) -> dict[str, Any] | None:
     return None
 
 
-def _tree(value: Any) -> Any:
-    """Named tuples as mappings, inside too."""
-    return {k: _tree(v) for k, v in value._asdict().items()} if hasattr(value, "_asdict") else value
-
-
 MOST_OF_ALL_PAIRS = 4
-"""Variants up to which every pair is compared; of more, each against the last rung."""
+"""Variants up to which every pair is compared; of more, each against the last step."""
 CONCURRENCY = 16
-NO_JUDGE = (
-    "{stack}: evaluation.judge: got null, wanted the server and model that compares the answers, such as "
-    "--set evaluation.judge='{{url: http://127.0.0.1:8000/v1, model: NAME}}'"
-)
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """Who duels: variants of the stack by model id, `--beside` servers with their keys, and the suites if not the stack's."""
+class Contestants:
+    """What is compared: variants of the stack by model id, `--compare` servers with their keys, and the suites if not the stack's."""
 
     variants: Sequence[str] = ()
-    beside: Sequence[str] = ()
-    beside_keys: Sequence[str] = ()
+    compare: Sequence[str] = ()
+    compare_keys: Sequence[str] = ()
     suites: Sequence[str] = ()
     limit: int | None = None
 
 
 def run(
-    stack: Stack,
-    runs: Runs,
-    folder: Path,
-    given: Field,
-    *,
-    name: str | None,
-    house: StackRuntime | None = None,
-    respond: Respond | None = None,
-) -> tuple[DuelResult, JudgeClient]:
-    """Answer, compare and write the duels; raises DemeanorError before anything runs where no judge is set.
-
-    `house` serves the stack and `respond` is the judge (default: new ones); the house is closed at the end.
-    """
-    judge = stack.spec.evaluation.judge
-    if judge is None:
+    stack: Stack, services: Services, folder: Path, given: Contestants, *, name: str | None = None
+) -> DuelResult:
+    """Answer, compare and write NAME.duel.json; raises DemeanorError before anything runs where no judge is set."""
+    spec = stack.spec.evaluation.judge
+    if spec is None:
         raise DemeanorError(NO_JUDGE.format(stack=stack.path))
-    name = measure.named(stack, name, given.limit)
+    name = named(stack, name, given.limit)
     stack = with_suites(stack, given.suites) if given.suites else stack
     chosen = {s.model_id: s for s in ([stack.resolve(v) for v in given.variants] or stack.ladder())}
-    others = external_models(given.beside, given.beside_keys, taken=chosen)
-    order = [*(peer.name for peer in others), *chosen]
+    external = external_models(given.compare, given.compare_keys, taken=chosen)
+    order = [*(model.name for model in external), *chosen]
     pairs, design = paired(order)
-    items = [item for item in measure.suite(stack, given.limit) if item.messages and item.scorer not in READ]
+    whole = suite(stack, given.limit)
+    items = [item for item in whole if item.messages and item.scorer not in READ]
     if not items:
         raise DataError(
             f"{', '.join(stack.spec.evaluation.suites)}: no item of these suites is answered in words, so there is nothing to "
             "compare; name another with --suite"
         )
-    court = verdicts.judge_client(judge, folder / f"{name}.verdicts.jsonl", respond)
-    for peer in others:
-        probe(peer, decoding_of(stack))
-    house = house or StackRuntime(stack, runs, memory={}, operational=False)
-    try:
-        rows, _ = asyncio.run(measure.rows_of(house, chosen, items, folder / f"{name}.rows.jsonl", others))
-    finally:
-        house.close()
-    each, missing = asyncio.run(compare(court, items, rows, pairs))
+    judge = judge_client(spec, folder / f"{name}.verdicts.jsonl", services.connect)
+    for model in external:
+        probe(model, decoding_of(stack), services.connect)
+    with Experiment(stack, services, folder, name=name, items=items) as experiment:
+        rows = experiment.measure(chosen.values(), external)
+    each, missing = asyncio.run(compare(judge, items, rows, pairs))
     found = duel_result(
         each,
         missing,
@@ -527,15 +479,17 @@ def run(
         order,
         name=name,
         design=design,
-        court=court,
+        judge=judge,
         folder=folder,
         stack_key=stack.key(),
         suites=stack.spec.evaluation.suites,
-        suite=suite_hash(measure.suite(stack, given.limit)),
+        suite=suite_hash(whole),
         items=len(items),
     )
-    measure.write(folder / f"{name}.duel.json", found.to_json() + "\n")
-    return found, court
+    print(judge.summary())
+    tree = plain(found) | {"each": [plain(duel) | {"won": duel.won} for duel in found.each]}
+    save(folder, name, "duel", tree)
+    return found
 
 
 def with_suites(stack: Stack, suites: Iterable[str]) -> Stack:
@@ -563,7 +517,7 @@ def paired(order: Sequence[str]) -> tuple[list[tuple[str, str]], str]:
 
 
 async def compare(
-    court: JudgeClient, items: Sequence[Item], rows: Sequence[Row], pairs: Sequence[tuple[str, str]]
+    judge: JudgeClient, items: Sequence[Item], rows: Sequence[Row], pairs: Sequence[tuple[str, str]]
 ) -> tuple[list[Duel], int]:
     """Every pair of answers to one item (and seed) as a Duel; and how many there are not because an answer failed."""
     answers = {(row.variant, row.item_id, row.seed): row for row in rows if not row.error}
@@ -575,28 +529,13 @@ async def compare(
         for seed in seeds
     ]
     there = [(item, a, b) for item, a, b in wanted if a and b]
-    free = asyncio.Semaphore(CONCURRENCY)
-    columns = (
-        TextColumn("comparing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[about]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=len(there), about="")
-
-        async def one(item: Item, a: Row, b: Row) -> Duel:
-            async with free:
-                found = await duel(court, item, a, b)
-            bar.update(task, advance=1, about=f"{len(court.failures)} failed" if court.failures else "")
-            return found
-
-        return await asyncio.gather(*(one(*x) for x in there)), len(wanted) - len(there)
+    jobs = [duel(judge, item, a, b) for item, a, b in there]
+    found = await at_once("comparing", jobs, CONCURRENCY, lambda: len(judge.failures))
+    return found, len(wanted) - len(there)
 
 
-async def duel(court: JudgeClient, item: Item, other: Row, candidate: Row) -> Duel:
-    """One comparison; a refused answer and equal texts are a tie that nobody is asked about."""
+async def duel(judge: JudgeClient, item: Item, other: Row, candidate: Row) -> Duel:
+    """One comparison; a refused answer and equal texts are a tie about which the judge is not asked."""
     texts = other.text.strip(), candidate.text.strip()
     about = Duel(
         item.id,
@@ -610,30 +549,13 @@ async def duel(court: JudgeClient, item: Item, other: Row, candidate: Row) -> Du
     )
     if about.tied_unasked:
         return about
-    told: list[float | None] = []
-    problem = ""
-    request = asked(item)
-    for swap in _orders(court, request, texts[0]):
-        try:
-            words = await court.ask(rubrics.comparison(request, *(texts[::-1] if swap else texts)))
-        except DemeanorError as error:
-            court.failures.append(str(error))
-            problem = str(error)
-            told.append(None)
-            continue
-        place = rubrics.last_line(words, "better")
-        told.append(
-            None if place is None else float((place == "1") == swap)
-        )  # swapped, the candidate stands first
-        problem = problem if place else f"no verdict in: {words[-200:]}"
-    if court.judge.both_orders:
-        return replace(about, as_given=told[0], swapped=told[1], problem=problem)
-    return replace(about, as_given=told[0], one_order=True, problem=problem)
-
-
-def _orders(court: JudgeClient, request: str, text: str) -> tuple[bool, ...]:
-    """Both orders; or the one that the content decides, so that neither variant has a place of its own."""
-    return (False, True) if court.judge.both_orders else (bool(int(digest([request, text]), 16) % 2),)
+    request, one_order = asked(item), not judge.judge.both_orders
+    swap_alone = bool(int(digest([request, texts[0]]), 16) % 2)
+    chosen = await judge.better(request, texts, swap_alone=swap_alone)
+    won = [None if answer is None else float(answer == 2) for answer in (chosen.as_given, chosen.swapped)]
+    if one_order:
+        return replace(about, as_given=won[swap_alone], one_order=True, problem=chosen.problem)
+    return replace(about, as_given=won[0], swapped=won[1], problem=chosen.problem)
 
 
 def asked(item: Item) -> str:
@@ -645,15 +567,3 @@ def asked(item: Item) -> str:
     )
     later = judged.Spec.model_validate(dict(item.target)).turns if item.scorer == JUDGED else ()
     return "\n\n".join([*talk, *(f"user, later turn {n}: {text}" for n, text in enumerate(later, 2))])
-
-
-def on_page(folder: Path, found: DuelResult) -> bool:
-    """Write NAME.html again if NAME.json was measured on the same suite; says why not."""
-    path = folder / f"{found.name}.json"
-    if path.is_file() and measure.read(path).suite_hash != found.suite_hash:
-        print(
-            f"page: {found.name}.html is about another suite, so the duels are not on it; choose a --name of their own to keep both"
-        )
-        return False
-    measure.refresh(folder, found.name)
-    return path.is_file()

@@ -1,7 +1,8 @@
-"""How an item is put to a variant: one turn; or the reading of given choices; or a dialogue whose later questions wait for answers.
+"""The one way to measure: variants, external models and interventions x items x seeds -> rows.
 
-In: a respond, a turn, an item. Out: one Completion. A `choice` or `likelihood` item is read as raw text, prefix and prefix + choice,
-nothing said (`Decoding.prompt_logprobs`); a `judged` item with `turns` goes on asking. It refuses to know how an answer is scored.
+In: a stack, what the rest of the system offers (`Services`), subjects to measure. Out: scored rows, kept in NAME.rows.jsonl and used again.
+A `choice` or `likelihood` item is read as raw text, prefix and prefix + choice; a `judged` item with `turns` goes on asking.
+It compares nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +11,20 @@ import asyncio
 import logging
 import os
 import random
+import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TypeAlias, cast
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
 
-from demeanor.core.errors import DemeanorError, RequestError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from demeanor.core.errors import DataError, RequestError
 from demeanor.core.types import (
     Completion,
     Decoding,
@@ -33,7 +40,10 @@ from demeanor.core.types import (
     complete,
     fold,
 )
-from demeanor.evaluation.items import item_hash
+from demeanor.evaluation import judge, suites
+from demeanor.evaluation.external import ExternalModel, responder
+from demeanor.evaluation.items import JUDGED, READ, item_hash
+from demeanor.evaluation.judge import JudgeClient
 from demeanor.evaluation.rows import (
     WEIGHTS,
     Row,
@@ -45,13 +55,15 @@ from demeanor.evaluation.rows import (
     row_of,
     whole_bytes,
 )
-from demeanor.stack.stack import digest
+from demeanor.evaluation.runtime import Services
+from demeanor.evaluation.scorers import score_item, scored_from_text
+from demeanor.stack.stack import Stack, decoding_of, digest
 
 READING = Decoding(temperature=0.0, max_tokens=0, prompt_logprobs=0)
-READ = frozenset({"choice", "likelihood"})
-"""Scorers whose items are read and not answered."""
 NO_TOKENS: tuple[int, ...] = ()
 """As `raw` of a turn: the text of its message stands for itself, and the weights' own tokenizer reads it."""
+CONCURRENCY = 48
+T = TypeVar("T")
 
 
 async def ask(respond: Respond, turn: Turn, item: Item) -> Completion:
@@ -95,9 +107,9 @@ async def dialogue(respond: Respond, turn: Turn, later: list[str]) -> Completion
     )
 
 
+# ---- measuring: every (subject, item, seed) once ----
+
 Scorer: TypeAlias = Callable[[Item, Completion], Score | Awaitable[Score]]
-JUDGED = "judged"
-"""The scorer whose verdict depends on who judges."""
 
 _scored_here: dict[Path, set[tuple[str, str, int]]] = {}
 """Rows of a file that this process has scored: its scorers do not change while it runs."""
@@ -110,7 +122,7 @@ PATIENCE_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class ExperimentProgress:
-    """How far a run is: cells done of all (`reused` of them from an earlier run), and how many of them failed."""
+    """How far a run is: rows done of all (`reused` of them from an earlier run), and how many of them failed."""
 
     done: int
     total: int
@@ -119,65 +131,74 @@ class ExperimentProgress:
     last: Row | None = None
 
 
+class Subject(NamedTuple):
+    """What is measured: how it answers, and the key of everything that can change its answers."""
+
+    respond: Respond
+    key: str
+
+
 async def run(
     items: Sequence[Item],
-    variants: Mapping[str, Respond],
+    subjects: Mapping[str, Subject],
     *,
     score: Scorer,
     seeds: Sequence[int],
     decoding: Decoding,
-    keys: Mapping[str, str],
     out: Path,
-    concurrency: int = 32,
+    concurrency: int = CONCURRENCY,
     watch: Callable[[ExperimentProgress], None] | None = None,
     again: Callable[[Item], bool] | None = None,
 ) -> list[Row]:
-    """Measure every (variant, item, seed) once and return its rows, variants in the order given.
+    """Measure every (subject, item, seed) once and return its rows, subjects (by their name in the rows) in the order given.
 
-    Variants with one stack key (`keys`: variant -> stack key) are one measurement. `out` is the JSONL file: its rows are
-    reused by stack key, item content, decoding and seed; failed ones are tried again. An item that fails becomes a row
-    without a value and is counted; a 429 is waited for. Reused answers to judged items, and to those that `again` says can be
-    scored from what a row keeps, are scored again: neither who judges nor the scorer's code is in their identity. Raises DataError on
-    a broken `out`.
+    Subjects with one key are one measurement. `out` is the JSONL file: its rows are reused by key, item content, decoding and seed;
+    failed ones are tried again. An item that fails becomes a row without a value and is counted; a 429 is waited for. Reused answers to
+    judged items, and to those that `again` says can be scored from what a row keeps, are scored again: neither who judges nor the
+    scorer's code is in their identity. Raises DataError on a broken `out`.
     """
-    missing = [v for v in variants if v not in keys]
-    if missing:
-        raise DemeanorError(f"no stack key for variant {', '.join(missing)}")
-    hashes = {item.id: digest([item_hash(item), asdict(replace(decoding, seed=None))]) for item in items}
-    cells = [
-        RowKey(v, keys[v], item, hashes[item.id], seed) for v in variants for item in items for seed in seeds
+    hashes = {item.id: content_hash(item, decoding) for item in items}
+    wanted = [
+        RowKey(name, subject.key, item, hashes[item.id], seed)
+        for name, subject in subjects.items()
+        for item in items
+        for seed in seeds
     ]
-    wanted = {c.identity for c in cells}
-    known = {row.identity: row for row in read_rows(out) if row.identity in wanted and not row.error}
-    here = _scored_here.setdefault(out.resolve(), set())
-    todo = {
-        c.identity: c
-        for c in cells
-        if c.identity not in known
-        or c.item.scorer == JUDGED
-        or (again and c.identity not in here and again(c.item))
-    }
+    identities = {key.identity for key in wanted}
+    known = {row.identity: row for row in read_rows(out) if row.identity in identities and not row.error}
+    scored_here = _scored_here.setdefault(out.resolve(), set())
+
+    def is_final(key: RowKey) -> bool:
+        if key.identity not in known or key.item.scorer == JUDGED:
+            return False
+        return again is None or key.identity in scored_here or not again(key.item)
+
+    todo = {key.identity: key for key in wanted if not is_final(key)}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab", buffering=0) as file:
         file.truncate(whole_bytes(out))
 
-        async def measure(cell: RowKey) -> Row:
-            kept = known.get(cell.identity)
-            row = await (
-                _measure(cell, variants[cell.variant], score, decoding)
-                if kept is None
-                else score_again(kept, cell.item, score)
-            )
+        async def measure(key: RowKey) -> Row:
+            kept = known.get(key.identity)
+            if kept is None:
+                row = await _measure(key, subjects[key.variant].respond, score, decoding)
+            else:
+                row = await score_again(kept, key.item, score)
             if row != kept:
                 file.write(as_line(row).encode() + b"\n")  # one write: a kill tears at most the last line
             return row
 
-        fresh = await _all(list(todo.values()), measure, concurrency, len(known), len(wanted), watch)
+        fresh = await _all(list(todo.values()), measure, concurrency, len(known), len(identities), watch)
         os.fsync(file.fileno())
-    here |= wanted
+    scored_here |= identities
     _warn([row for identity, row in fresh.items() if identity not in known])
     found = {**known, **fresh}
-    return [replace(found[c.identity], variant=c.variant) for c in cells]
+    return [replace(found[key.identity], variant=key.variant) for key in wanted]
+
+
+def content_hash(item: Item, decoding: Decoding) -> str:
+    """The hash of an item and how its answers are decoded, the seed apart; it is part of a row's identity."""
+    return digest([item_hash(item), asdict(replace(decoding, seed=None))])
 
 
 async def _all(
@@ -188,14 +209,14 @@ async def _all(
     total: int,
     watch: Callable[[ExperimentProgress], None] | None,
 ) -> dict[tuple[str, str, int], Row]:
-    """Measure the cells with `concurrency` workers and return the rows by identity."""
+    """Measure the rows with `concurrency` workers and return the rows by identity."""
     fresh: dict[tuple[str, str, int], Row] = {}
     waiting, errors, before = iter(todo), 0, total - len(todo)
 
     async def work() -> None:
         nonlocal errors
-        for cell in waiting:
-            row = fresh[cell.identity] = await measure(cell)
+        for key in waiting:
+            row = fresh[key.identity] = await measure(key)
             errors += bool(row.error)
             if watch:
                 watch(ExperimentProgress(before + len(fresh), total, reused, errors, row))
@@ -208,24 +229,24 @@ async def _all(
     return fresh
 
 
-async def _measure(cell: RowKey, respond: Respond, score: Scorer, decoding: Decoding) -> Row:
-    item = cell.item
+async def _measure(key: RowKey, respond: Respond, score: Scorer, decoding: Decoding) -> Row:
+    item = key.item
     turn = Turn(
         item.messages,
-        replace(decoding, seed=cell.seed),
+        replace(decoding, seed=key.seed),
         item.tools,
-        id=f"eval-{cell.content}-{cell.seed}",
+        id=f"eval-{key.content}-{key.seed}",
         user="evaluation",
-        variant=cell.variant,
-        stack_key=cell.stack_key,
+        variant=key.variant,
+        stack_key=key.stack_key,
     )
     started = time.perf_counter()
     try:
         completion, started = await _answer(respond, turn, item)
         ms = 1000 * (time.perf_counter() - started)
-        return row_of(cell, completion, await _scored(score, item, completion), ms)
+        return row_of(key, completion, await _scored(score, item, completion), ms)
     except Exception as error:
-        return error_row(cell, error, 1000 * (time.perf_counter() - started))
+        return error_row(key, error, 1000 * (time.perf_counter() - started))
 
 
 async def _scored(score: Scorer, item: Item, completion: Completion) -> Score:
@@ -265,7 +286,7 @@ async def _answer(respond: Respond, turn: Turn, item: Item) -> tuple[Completion,
 
 
 def _warn(rows: Sequence[Row]) -> None:
-    """Say how many cells failed and with what; a result that hides them would be a lie."""
+    """Say how many rows failed and with what; a result that hides them would be a lie."""
     failed = [row for row in rows if row.error]
     if failed:
         reasons = Counter(row.error for row in failed).most_common(3)
@@ -283,3 +304,204 @@ def sampled(items: Sequence[Item], most: int) -> list[Item]:
         return list(items)
     kept = set(random.Random(0).sample(range(len(items)), most))
     return [item for n, item in enumerate(items) if n in kept]
+
+
+# ---- an experiment on one stack ----
+
+
+def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
+    """All items of the stack's suites, the first `limit` of each axis; raises DataError on an id that two suites share."""
+    items = [item for name in stack.spec.evaluation.suites for item in suites.items(name, stack.root)]
+    twice = [i for i, n in Counter(item.id for item in items).items() if n > 1]
+    if twice:
+        raise DataError(
+            f"evaluation.suites: {len(twice)} item ids stand in more than one suite, first '{twice[0]}'"
+        )
+    if limit is None:
+        return tuple(items)
+    seen: Counter[str] = Counter()
+    kept: dict[str, Item] = {}
+    for item in items:
+        seen[item.axis] += 1
+        if seen[item.axis] <= limit:
+            kept[item.id] = item
+    return tuple(replace(item, twin=item.twin if item.twin in kept else None) for item in kept.values())
+
+
+def named(stack: Stack, name: str | None, limit: int | None) -> str:
+    """The name of a result: as given, else the stack's, with a suffix where only the first items of each axis are asked."""
+    return name or (stack.spec.name if limit is None else f"{stack.spec.name}.first{limit}")
+
+
+class Experiment:
+    """A stack opened to be measured on items: its runtime, its judge and its rows; leave the `with` block to close it.
+
+    `limit`: only the first so many items of each axis, and a default name that says so. Rows lie in NAME.rows.jsonl (NAME.KIND.rows.jsonl
+    with a `kind`), verdicts of the judge in NAME.verdicts.jsonl. `score`: the scorer of another experiment, whose judge is then asked.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        services: Services,
+        folder: Path,
+        *,
+        name: str | None = None,
+        limit: int | None = None,
+        kind: str = "",
+        items: Sequence[Item] | None = None,
+        score: Scorer | None = None,
+    ) -> None:
+        self.stack, self.services, self.folder, self.kind = stack, services, folder, kind
+        self.name = named(stack, name, limit)
+        self.items = suite(stack, limit) if items is None else tuple(items)
+        self.out = folder / f"{self.name}{kind and '.' + kind}.rows.jsonl"
+        self.decoding = decoding_of(stack)
+        self.reused = 0
+        self.judge: JudgeClient | None = None
+        if score is None:
+            verdicts = folder / f"{self.name}.verdicts.jsonl"
+            self.judge = judge.of_suite(stack, self.items, verdicts, services.connect)
+            score = self.judge.score if self.judge else score_item
+        self.score = score
+        self.runtime = services.open(stack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the runtime, and say what the judge cost."""
+        self.runtime.close()
+        if self.judge and self.judge.verdicts + len(self.judge.failures):
+            print(self.judge.summary(), file=sys.stderr)
+
+    def measure(self, variants: Iterable[Stack], external: Sequence[ExternalModel] = ()) -> list[Row]:
+        """Rows of variants and of other servers on all items."""
+
+        async def rows() -> list[Row]:
+            return await self.rows(self.variants(variants) | self.external(external))
+
+        return asyncio.run(rows())
+
+    def variants(self, variants: Iterable[Stack]) -> dict[str, Subject]:
+        """Variants of the stack by model id, their weights loaded; one whose decoding is not the stack's is decoded in its own way."""
+        wanted = list(variants)
+        self.runtime.warm({variant.serve for variant in wanted})
+        found = {}
+        for variant in wanted:
+            respond, decoding = self.runtime.respond(variant), decoding_of(variant)
+            if decoding != self.decoding:
+                respond = decoded_as(decoding)(respond)
+            found[variant.model_id] = Subject(respond, variant.key())
+        return found
+
+    def external(self, models: Sequence[ExternalModel]) -> dict[str, Subject]:
+        """Other servers by name."""
+        return {
+            model.name: Subject(responder(model, self.services.connect), model.stack_key(self.decoding))
+            for model in models
+        }
+
+    async def rows(
+        self,
+        subjects: Mapping[str, Subject],
+        items: Sequence[Item] | None = None,
+        score: Scorer | None = None,
+    ) -> list[Row]:
+        """Measure subjects on items (default: all), scored by `score` (default: the items' scorers and the stack's judge)."""
+        with progress_bar("measuring") as show:
+
+            def watch(progress: ExperimentProgress) -> None:
+                self.reused = progress.reused
+                about = progress.last.variant if progress.last else ""
+                show(progress.done, progress.total, about, progress.errors)
+
+            return await run(
+                self.items if items is None else items,
+                subjects,
+                score=score or self.score,
+                seeds=self.stack.spec.evaluation.seeds,
+                decoding=self.decoding,
+                out=self.out,
+                watch=watch,
+                again=scored_from_text if score is None else None,
+            )
+
+    async def scored_anew(self, rows: Sequence[Row]) -> list[Row]:
+        """Earlier rows with what the scorers and the judge of this run say: verdicts of others are not comparable."""
+        free = asyncio.Semaphore(CONCURRENCY)
+        items = {item.id: item for item in self.items if item.scorer == JUDGED or scored_from_text(item)}
+
+        async def one(row: Row) -> Row:
+            if row.error or row.item_id not in items:
+                return row
+            async with free:
+                return await score_again(row, items[row.item_id], self.score)
+
+        return await asyncio.gather(*map(one, rows))
+
+
+Wrap: TypeAlias = Callable[[Respond], Respond]
+
+
+def turned(change: Callable[[Turn], Turn]) -> Wrap:
+    """Change every turn before it is answered."""
+
+    def wrap(inner: Respond) -> Respond:
+        return lambda turn: inner(change(turn))
+
+    return wrap
+
+
+def decoded(**changes: Any) -> Wrap:
+    """Change decoding settings of every turn."""
+    return turned(lambda turn: replace(turn, decoding=replace(turn.decoding, **changes)))
+
+
+def decoded_as(given: Decoding) -> Wrap:
+    """Decode every turn so, but for the seed and the form that the turn brings."""
+    return decoded(
+        **{f.name: getattr(given, f.name) for f in fields(given) if f.name not in ("seed", "form")}
+    )
+
+
+@contextmanager
+def progress_bar(verb: str) -> Iterator[Callable[[int, int, str, int], None]]:
+    """A bar on stderr, moved by calling what it yields: done, total, what was done last, failures."""
+    columns = (
+        TextColumn(verb),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[about]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, about="")
+
+        def show(done: int, total: int, about: str, failed: int) -> None:
+            failures = f"{failed} failed" if failed else ""
+            told = ", ".join(text for text in (about, failures) if text)
+            bar.update(task, completed=done, total=total, about=told)
+
+        yield show
+
+
+async def at_once(verb: str, jobs: Sequence[Awaitable[T]], most: int, failed: Callable[[], int]) -> list[T]:
+    """Await jobs, at most so many at the same time, with a progress bar; results in the order of the jobs."""
+    free, done = asyncio.Semaphore(most), 0
+    with progress_bar(verb) as show:
+
+        async def one(job: Awaitable[T]) -> T:
+            nonlocal done
+            async with free:
+                found = await job
+            done += 1
+            show(done, len(jobs), "", failed())
+            return found
+
+        return await asyncio.gather(*map(one, jobs))

@@ -1,7 +1,7 @@
-"""Somebody else's assistant as one more column: any OpenAI-compatible server that answers the items of an evaluation.
+"""Another assistant as one more column: any OpenAI-compatible server that answers the items of an evaluation.
 
 In: `NAME=URL#MODEL` and, where it needs one, the environment variable that holds its key. Out: a Respond with a stack key of its own.
-It refuses to know what is behind the address: prompts, tools and refusals are told only as far as the server tells them.
+It knows nothing of what is behind the address: prompts, tools and refusals only as far as the server tells them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 from demeanor.core.errors import DemeanorError, EngineError, UsageError
 from demeanor.core.types import Decoding, Event, Message, Respond, Timing, Turn, complete
-from demeanor.engine.remote import remote
+from demeanor.evaluation.runtime import Connect
 from demeanor.stack.stack import digest
 
 AT_ONCE = 8
@@ -27,7 +27,7 @@ PROBE_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class ExternalModel:
-    """A server beside the stack: its name in the result, its address and model, and the key that it wants."""
+    """A server to compare the stack with: its name in the result, its address and model, and its API key."""
 
     name: str
     url: str
@@ -36,6 +36,7 @@ class ExternalModel:
 
     def stack_key(self, decoding: Decoding) -> str:
         """16 hex digits over address, model and decoding: what must be the same for a row to be used again."""
+        # "beside" is an older name of this comparison; it stays, so that rows measured then are used again
         return digest(["beside", self.url.rstrip("/"), self.model, asdict(replace(decoding, seed=None))])
 
 
@@ -43,28 +44,29 @@ def external_models(
     given: Sequence[str], keys: Sequence[str], taken: Collection[str] = ()
 ) -> list[ExternalModel]:
     """Read `NAME=URL#MODEL` and `NAME=ENV_VAR`; `taken` are variants of the stack. Raises DemeanorError with the text that does not fit."""
-    secrets = dict(_pair(text, "--beside-key", "NAME=ENV_VAR") for text in keys)
+    secrets = dict(_pair(text, "--compare-key", "NAME=ENV_VAR") for text in keys)
     found: list[ExternalModel] = []
     for text in given:
-        name, place = _pair(text, "--beside", "NAME=URL#MODEL")
+        name, place = _pair(text, "--compare", "NAME=URL#MODEL")
         url, _, model = place.partition("#")
         if not model or not url.startswith(("http://", "https://")):
             raise UsageError(
-                f"--beside {text}: wanted NAME=URL#MODEL, such as other=http://127.0.0.1:9000/v1#big-model"
+                f"--compare {text}: wanted NAME=URL#MODEL, such as other=http://127.0.0.1:9000/v1#big-model"
             )
-        if name in taken or name in {peer.name for peer in found}:
+        if name in taken or name in {other.name for other in found}:
             raise UsageError(
-                f"--beside {text}: '{name}' names another column already; give it a name of its own"
+                f"--compare {text}: '{name}' names another column already; give it a name of its own"
             )
         found.append(ExternalModel(name, url, model, _secret(name, secrets.pop(name, None))))
     if secrets:
-        named = ", ".join(peer.name for peer in found) or "none"
-        raise UsageError(f"--beside-key {next(iter(secrets))}: no --beside has this name. Named: {named}")
+        named = ", ".join(other.name for other in found) or "none"
+        raise UsageError(f"--compare-key {next(iter(secrets))}: no --compare has this name. Named: {named}")
     return found
 
 
 def responder(
-    peer: ExternalModel,
+    model: ExternalModel,
+    connect: Connect,
     *,
     at_once: int = AT_ONCE,
     timeout_s: float = TIMEOUT_S,
@@ -72,10 +74,8 @@ def responder(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Respond:
     """The server as a Respond; every answer ends with its Timing, from the request to the last byte, retries included."""
-    ask, places = (
-        remote(peer.url, peer.model, key=peer.key, timeout_s=timeout_s, retries=retries),
-        asyncio.Semaphore(at_once),
-    )
+    ask = connect(model.url, model.model, key=model.key, timeout_s=timeout_s, retries=retries)
+    places = asyncio.Semaphore(at_once)
 
     async def respond(turn: Turn) -> AsyncGenerator[Event, None]:
         async with places:
@@ -83,22 +83,22 @@ def responder(
             async with aclosing(ask(turn)) as events:  # type: ignore[type-var]
                 async for event in events:
                     yield event
-            yield Timing(peer.name, 1000 * (clock() - started))
+            yield Timing(model.name, 1000 * (clock() - started))
 
     return respond
 
 
-def probe(peer: ExternalModel, decoding: Decoding) -> None:
+def probe(model: ExternalModel, decoding: Decoding, connect: Connect) -> None:
     """Ask one short question, so that a wrong address, model or key is known before a long run; raises DemeanorError."""
     turn = Turn(
         (Message("user", "Hello"),), replace(decoding, max_tokens=min(PROBE_TOKENS, decoding.max_tokens))
     )
     try:
-        asyncio.run(complete(responder(peer, retries=0), turn))
+        asyncio.run(complete(responder(model, connect, retries=0), turn))
     except EngineError as error:
         raise DemeanorError(
-            f"--beside {peer.name}: asked {peer.model} one question before the run, and got none answered: {error}. "
-            "Is the server up, and are address, model and --beside-key right?"
+            f"--compare {model.name}: asked {model.model} one question before the run, and got none answered: {error}. "
+            "Is the server up, and are address, model and --compare-key right?"
         ) from error
 
 
@@ -113,5 +113,7 @@ def _secret(name: str, variable: str | None) -> str | None:
     if variable is None:
         return None
     if not os.environ.get(variable):
-        raise DemeanorError(f"--beside-key {name}={variable}: the environment variable {variable} is not set")
+        raise DemeanorError(
+            f"--compare-key {name}={variable}: the environment variable {variable} is not set"
+        )
     return os.environ[variable]

@@ -1,7 +1,7 @@
-"""Whose merit is a difference: precedence-Shapley, waterfall, leave-one-out and interactions over a full factorial.
+"""Factorial designs and their contrasts: Shapley values (stages kept in training order), waterfall, leave-one-out, interactions.
 
 In: v, one number (or a whole row of resamples) per cell, cells numbered as (stage of the weight chain, set of switches). Out:
-one number (or row) per player. Everything is linear in v, so bootstrapped vectors go through the same weights.
+one number (or row) per factor. Everything is linear in v, so bootstrapped vectors go through the same weights.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Weights: TypeAlias = dict[Cell, float]
 
 @dataclass(frozen=True, slots=True)
 class Factorial:
-    """A weight chain (first entry: the base, no player; the later ones must come in order) and free runtime switches."""
+    """A weight chain (first entry: the base, no factor; the later ones must come in order) and free runtime switches."""
 
     chain: tuple[str, ...]
     switches: tuple[str, ...]
 
     @property
-    def players(self) -> tuple[str, ...]:
+    def factors(self) -> tuple[str, ...]:
         return (*self.chain[1:], *self.switches)
 
     @property
@@ -50,27 +50,27 @@ class Factorial:
     def full(self) -> Cell:
         return len(self.chain) - 1, frozenset(self.switches)
 
-    def may_join(self, cell: Cell, player: str) -> Cell | None:
-        """The cell that `player` makes of `cell`; None if it is there already or its predecessor is missing."""
+    def may_join(self, cell: Cell, factor: str) -> Cell | None:
+        """The cell that `factor` makes of `cell`; None if it is there already or its predecessor is missing."""
         stage, on = cell
-        if player in self.switches:
-            return None if player in on else (stage, on | {player})
-        return (stage + 1, on) if self.chain.index(player) == stage + 1 else None
+        if factor in self.switches:
+            return None if factor in on else (stage, on | {factor})
+        return (stage + 1, on) if self.chain.index(factor) == stage + 1 else None
 
     def orders(self, left_stages: int, left_switches: int) -> int:
         """How many orders of that many chain stages (fixed among themselves) and free switches there are."""
         return math.factorial(left_stages + left_switches) // math.factorial(left_stages)
 
-    def shapley(self, player: str) -> Weights:
-        """Mean of v(S + player) - v(S) over all linear extensions of the chain's order.
+    def shapley(self, factor: str) -> Weights:
+        """Mean of v(S + factor) - v(S) over all linear extensions of the chain's order.
 
-        Counted, not enumerated: (orders that reach S) x (orders from S + player on) / (all orders).
+        Counted, not enumerated: (orders that reach S) x (orders from S + factor on) / (all orders).
         Source: Faigle & Kern 1992, for a chain beside an antichain.
         """
         m, k = len(self.chain) - 1, len(self.switches)
         found: Weights = {}
         for cell in self.cells:
-            after = self.may_join(cell, player)
+            after = self.may_join(cell, factor)
             if after is None:
                 continue
             (a, on), (b, on_after) = cell, after
@@ -79,18 +79,18 @@ class Factorial:
             found[cell] = found.get(cell, 0.0) - share
         return found
 
-    def waterfall(self, player: str) -> Weights:
-        """What `player` adds when the players come in their declared order."""
-        before = self._after(self.players[: self.players.index(player)])
-        after = self.may_join(before, player)
+    def waterfall(self, factor: str) -> Weights:
+        """What `factor` adds when the factors come in their declared order."""
+        before = self._after(self.factors[: self.factors.index(factor)])
+        after = self.may_join(before, factor)
         assert after is not None
         return {after: 1.0, before: -1.0}
 
-    def leave_one_out(self, player: str) -> Weights:
-        """The whole minus the whole without `player`; of the chain only the last stage can be left out alone, so an earlier one
+    def leave_one_out(self, factor: str) -> Weights:
+        """The whole minus the whole without `factor`; of the chain only the last stage can be left out alone, so an earlier one
         takes its successors with it."""
         stage, on = self.full
-        without = (stage, on - {player}) if player in self.switches else (self.chain.index(player) - 1, on)
+        without = (stage, on - {factor}) if factor in self.switches else (self.chain.index(factor) - 1, on)
         return {self.full: 1.0, without: -1.0}
 
     def interaction(self, a: str, b: str) -> Weights:
@@ -114,10 +114,10 @@ class Factorial:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        return [(a, b) for a, b in combinations(self.players, 2) if not (a in self.chain and b in self.chain)]
+        return [(a, b) for a, b in combinations(self.factors, 2) if not (a in self.chain and b in self.chain)]
 
-    def _after(self, players: Sequence[str]) -> Cell:
-        return sum(p in self.chain for p in players), frozenset(p for p in players if p in self.switches)
+    def _after(self, factors: Sequence[str]) -> Cell:
+        return sum(p in self.chain for p in factors), frozenset(p for p in factors if p in self.switches)
 
 
 def contrast(weights: Weights, cells: Sequence[Cell], values_NC: Floats) -> Floats:
@@ -143,43 +143,45 @@ class FractionalDesign:
     cells: tuple[Cell, ...]
     aliases: tuple[str, ...]
     spread_AM: Floats | None
-    """Row per cell of the game, column per measured cell: what its estimated value takes from that; None: all are measured."""
+    """Row per cell of the factorial, column per measured cell: what its estimated value takes from that; None: all are measured."""
     pairs: bool = True
     """Whether interactions of two switches can be estimated."""
 
-    def weights(self, game: Factorial, wanted: Weights) -> Weights:
+    def weights(self, factorial: Factorial, wanted: Weights) -> Weights:
         """The contrast over measured cells that estimates a contrast over all."""
         if self.spread_AM is None:
             return wanted
-        wanted_A = np.array([wanted.get(cell, 0.0) for cell in game.cells])
+        wanted_A = np.array([wanted.get(cell, 0.0) for cell in factorial.cells])
         return {cell: float(w) for cell, w in zip(self.cells, wanted_A @ self.spread_AM)}
 
 
-def plan(game: Factorial, resolution: Resolution = "full") -> FractionalDesign:
+def plan(factorial: Factorial, resolution: Resolution = "full") -> FractionalDesign:
     """All cells, or a fraction of the given resolution; raises DemeanorError where no smaller fraction has it."""
-    count = len(game.switches)
+    count = len(factorial.switches)
     if resolution == "full":
-        return FractionalDesign(f"full factorial, {len(game.cells)} cells", tuple(game.cells), (), None)
+        return FractionalDesign(
+            f"full factorial, {len(factorial.cells)} cells", tuple(factorial.cells), (), None
+        )
     base, added = generators(count, LENGTH[resolution])
     if not added:
         raise DemeanorError(
             f"--fraction {resolution}: {count} switches have no smaller design of resolution {resolution}; "
             "leave --fraction out"
         )
-    subsets = [_subset(game.switches, base, added, run) for run in range(2**base)]
-    cells = tuple((stage, on) for on in subsets for stage in range(len(game.chain)))
+    subsets = [_subset(factorial.switches, base, added, run) for run in range(2**base)]
+    cells = tuple((stage, on) for on in subsets for stage in range(len(factorial.chain)))
     pairs = resolution == "V"
-    measured_MT, all_AT = _model(game, cells, pairs), _model(game, game.cells, pairs)
+    measured_MT, all_AT = _model(factorial, cells, pairs), _model(factorial, factorial.cells, pairs)
     words = defining(base, added)
     made = ", ".join(
-        f"{game.switches[base + n]} = {_name(game.switches, mask)}" for n, mask in enumerate(added)
+        f"{factorial.switches[base + n]} = {_name(factorial.switches, mask)}" for n, mask in enumerate(added)
     )
     about = (
-        f"2^({count}-{len(added)}) fraction of resolution {resolution} x {len(game.chain)} stages, {len(cells)} of {len(game.cells)} "
+        f"2^({count}-{len(added)}) fraction of resolution {resolution} x {len(factorial.chain)} stages, {len(cells)} of {len(factorial.cells)} "
         f"cells ({made})"
     )
     spread_AM = np.asarray(all_AT @ np.linalg.pinv(measured_MT), dtype=float)
-    return FractionalDesign(about, cells, tuple(_aliases(game.switches, words, pairs)), spread_AM, pairs)
+    return FractionalDesign(about, cells, tuple(_aliases(factorial.switches, words, pairs)), spread_AM, pairs)
 
 
 def generators(count: int, length: int) -> tuple[int, list[int]]:
@@ -233,12 +235,12 @@ def _subset(names: Sequence[str], base: int, added: Sequence[int], run: int) -> 
     return frozenset(name for name, is_on in zip(names, on) if is_on)
 
 
-def _model(game: Factorial, cells: Sequence[Cell], pairs: bool) -> Floats:
+def _model(factorial: Factorial, cells: Sequence[Cell], pairs: bool) -> Floats:
     """The model matrix: stage (as indicators), switches, stage x switch, and pairs of switches."""
     rows = []
     for stage, on in cells:
-        stages = [1.0] + [float(stage == s) for s in range(1, len(game.chain))]
-        signs = [1.0 if name in on else -1.0 for name in game.switches]
+        stages = [1.0] + [float(stage == s) for s in range(1, len(factorial.chain))]
+        signs = [1.0 if name in on else -1.0 for name in factorial.switches]
         rows.append(
             [
                 *stages,

@@ -1,43 +1,38 @@
-"""What safety costs: safe requests answered, unsafe ones refused, and capability, per set of weights, with and without policy.
+"""The frontier of safety and helpfulness: safe requests answered, unsafe ones refused, and capability, by weights and by policy.
 
 In: rows and items, and the points to place (variant and label). Out: one `Frontier` tree, nothing rendered. The refusal numbers are
-those of refusals.py; capability is the mean over all items that are no contrast twins; the tax is counted in items.
+those of profile.py; capability is the mean over all items that are no contrast twins; the tax is counted in items.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import yaml
 from scipy import special
 
-from demeanor.app import StackRuntime
 from demeanor.core.errors import ContextError, DataError
 from demeanor.core.folding import Folded
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
-from demeanor.evaluation import measure, statistics
-from demeanor.evaluation.calibration import calibration
-from demeanor.evaluation.diagnosis.analysis import replaced
-from demeanor.evaluation.experiment import sampled
+from demeanor.evaluation import statistics
+from demeanor.evaluation.experiment import Experiment, sampled
 from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
-from demeanor.evaluation.ladder import costs, refusals
-from demeanor.evaluation.result import Mean, Refusals
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.profile import calibration, cost_of, mean_of, refusals
+from demeanor.evaluation.result import Calibration, Mean, Refusals, save
+from demeanor.evaluation.rows import PairedTable, Row
+from demeanor.evaluation.runtime import Runtime, Services
 from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.statistics import Floats
-from demeanor.evaluation.table import PairedTable
 from demeanor.layers.policy import Spec, rules
 from demeanor.layers.policy.rules import read_yaml
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.train.runs import Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +67,6 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
-class Confidence:
-    """Expected calibration error with what a perfectly calibrated model would show at this n (mean, 95th percentile, p)."""
-
-    ece: float
-    expected: float
-    null_high: float
-    p: float
-    confidence: float
-    right: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
 class Tax:
     """An item that was right before and is wrong now, with both answers."""
 
@@ -113,7 +95,7 @@ class Point:
     """Tokens read and written for one answer."""
     tax: tuple[Tax, ...] = ()
     divergence: Divergence | None = None
-    sureness: Confidence | None = None
+    calibration: Calibration | None = None
     rule: str = ""
     """The rule of cues whose `threshold` this point has, where thresholds were swept."""
     threshold: float | None = None
@@ -130,93 +112,94 @@ class Frontier:
     points: tuple[Point, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A variant to place: its label, the variant that it came from, and where thresholds were swept its rule and threshold.
+
+    `swept` points are there only to show another threshold than the declared one; they dominate no other point.
+    """
+
+    label: str
+    before: str | None = None
+    rule: str = ""
+    threshold: float | None = None
+    swept: bool = False
+
+
 def frontier(
     rows: Sequence[Row],
     items: Sequence[Item],
-    labels: Mapping[str, str],
-    before: Mapping[str, str],
+    placements: Mapping[str, Placement],
     *,
     name: str,
     moved: Mapping[str, Sequence[KlFromParent]] | None = None,
     answered: Mapping[str, Sequence[Answered]] | None = None,
-    thresholds: Mapping[str, tuple[str, float, bool]] | None = None,
 ) -> Frontier:
-    """Place the variants of `labels` (variant -> label); `before` names what each came from.
+    """Place the variants; `moved` and `answered` are log-probabilities of answers by variant, where they were measured.
 
-    `moved` and `answered` are what the weights of a variant say of its answers, where that was asked; `thresholds` the rule and threshold
-    of variants that are one of a sweep, and whether they are only that: what nobody declared beats nobody. Raises DataError without
-    contrast twins.
+    Raises DataError without contrast twins.
     """
     cells = PairedTable(rows, items)
     found = []
-    for variant, label in labels.items():
-        picture = refusals(cells, variant)
+    for variant, placement in placements.items():
+        picture, before = refusals(cells, variant), placement.before
         if picture is None:
             raise DataError(
                 f"frontier: {variant} has no scored items on both '{SAFE}' and '{UNSAFE}'; wanted contrast twins"
             )
         values_N, clusters, ids = _capability(cells, variant)
-        old_N = _capability(cells, before[variant])[0] if variant in before else values_N
+        old_N = _capability(cells, before)[0] if before else values_N
         changes = [(i, a >= 0.5, b >= 0.5) for i, a, b in zip(ids, old_N, values_N) if not np.isnan(a + b)]
-        lost, spent = tuple(i for i, a, b in changes if a and not b), costs(cells, variant)
+        lost, spent = tuple(i for i, a, b in changes if a and not b), cost_of(cells, variant)
         found.append(
             Point(
                 variant,
-                label,
+                placement.label,
                 picture,
-                _mean(values_N, clusters),
-                before.get(variant),
+                mean_of(values_N, clusters),
+                before,
                 lost,
                 tuple(i for i, a, b in changes if b and not a),
                 spent.mean_ms,
                 (),
                 spent.prompt_tokens + spent.completion_tokens,
-                tuple(_tax(cells, before[variant], variant, i) for i in lost),
+                tuple(_tax(cells, before, variant, i) for i in lost) if before else (),
                 divergence((moved or {}).get(variant, ())),
-                sureness((answered or {}).get(variant, ())),
-                *(thresholds or {}).get(variant, ("", None, False)),
+                calibration_of((answered or {}).get(variant, ()), variant),
+                placement.rule,
+                placement.threshold,
+                placement.swept,
             )
         )
-    return Frontier(
-        name, suite_hash(items), tuple(_with_dominators(p, [q for q in found if not q.swept]) for p in found)
-    )
+    declared = [point for point in found if not point.swept]
+    return Frontier(name, suite_hash(items), tuple(_with_dominators(point, declared) for point in found))
 
 
-def divergence(moved: Sequence[KlFromParent]) -> Divergence | None:
+def divergence(answers: Sequence[KlFromParent]) -> Divergence | None:
     """The mean of log-ratios of drawn answers, an unbiased estimate of the KL; None without answers."""
-    if not moved:
+    if not answers:
         return None
-    nats_N, clusters = np.array([m.nats for m in moved]), [m.cluster for m in moved]
+    nats_N, clusters = np.array([m.nats for m in answers]), [m.cluster for m in answers]
     value, se, count = float(nats_N.mean()), statistics.cluster_se(nats_N, clusters), len(set(clusters))
     half = None if se is None else float(special.stdtrit(count - 1, (1 + statistics.CONFIDENCE) / 2)) * se
-    per_token = float(nats_N.sum() / max(1, sum(m.tokens for m in moved)))
+    per_token = float(nats_N.sum() / max(1, sum(m.tokens for m in answers)))
     return Divergence(
         value,
         None if half is None else value - half,
         None if half is None else value + half,
         per_token,
-        len(moved),
+        len(answers),
     )
 
 
-def sureness(answered: Sequence[Answered]) -> Confidence | None:
+def calibration_of(answered: Sequence[Answered], variant: str = "") -> Calibration | None:
     """Calibration of the probabilities that weights gave to their own answers; None without answers."""
     if not answered:
         return None
-    confidence_N, right_N = (
-        np.array([a.confidence for a in answered]),
-        np.array([float(a.right) for a in answered]),
-    )
-    found = calibration(confidence_N, right_N, seed=0, clusters=[a.cluster for a in answered]).ece
-    return Confidence(
-        found.value,
-        found.expected,
-        found.null_high,
-        found.p,
-        float(confidence_N.mean()),
-        float(right_N.mean()),
-        len(answered),
-    )
+    confidences_N = np.array([answer.confidence for answer in answered])
+    right_N = np.array([float(answer.right) for answer in answered])
+    clusters = [answer.cluster for answer in answered]
+    return calibration(confidences_N, right_N, seed=0, clusters=clusters, variant=variant)
 
 
 def _tax(cells: PairedTable, before: str, now: str, item_id: str) -> Tax:
@@ -234,14 +217,6 @@ def _capability(cells: PairedTable, variant: str) -> tuple[Floats, list[str], li
         [item.cluster for item in items],
         [item.id for item in items],
     )
-
-
-def _mean(values_N: Floats, clusters: Sequence[str]) -> Mean:
-    scored = ~np.isnan(values_N)
-    if not scored.any():
-        return Mean(None, None, None, 0, 0, len(values_N))
-    found = statistics.mean(values_N[scored], np.array(clusters)[scored])
-    return Mean(found.value, found.low, found.high, found.n, found.clusters, int((~scored).sum()))
 
 
 def _with_dominators(point: Point, points: Sequence[Point]) -> Point:
@@ -263,21 +238,21 @@ TOGETHER = 32
 
 
 async def kl_from_parent(
-    house: StackRuntime, variant: Stack, parent: str, items: Sequence[Item], *, seed: int = 0
+    runtime: Runtime, variant: Stack, parent: str, items: Sequence[Item], *, seed: int = 0
 ) -> list[KlFromParent]:
     """Log p(answer) under a stage minus under its parent, in nats, for one drawn answer (temperature 1) per item.
 
     Its mean estimates KL(stage || parent) per answer without bias. Both read the same tokens, so a parent with another template or
     tokenizer is compared at what the stage is prompted with. Items that do not fit the context are left out.
     """
-    limit, gate = decoding_of(house.stack).max_tokens, asyncio.Semaphore(TOGETHER)
+    limit, gate = decoding_of(runtime.stack).max_tokens, asyncio.Semaphore(TOGETHER)
 
     async def one(n: int, item: Item) -> KlFromParent | None:
         async with gate:
             turn = Turn(item.messages, Decoding(1.0, max_tokens=limit, seed=seed + n), item.tools)
             try:
-                prompt, answer, logprob = await house.sample(variant, turn)
-                there = await house.logprob(parent, prompt, answer)
+                prompt, answer, logprob = await runtime.sample(variant, turn)
+                there = await runtime.logprob(parent, prompt, answer)
             except ContextError:
                 return None
             return KlFromParent(item.id, item.cluster, logprob - there, len(answer))
@@ -285,13 +260,13 @@ async def kl_from_parent(
     return [found for found in await asyncio.gather(*(one(n, item) for n, item in enumerate(items))) if found]
 
 
-async def confidences(house: StackRuntime, variant: Stack, items: Sequence[Item]) -> list[Answered]:
+async def confidences(runtime: Runtime, variant: Stack, items: Sequence[Item]) -> list[Answered]:
     """The probability that a variant gave its own answer (the product over its tokens), and whether the answer is right.
 
     Greedy. Answers of which no probability came back (a layer refused or redacted, or called a tool) are left out.
     """
-    respond, gate = house.respond(variant), asyncio.Semaphore(TOGETHER)
-    decoding = replace(decoding_of(house.stack), temperature=0.0, top_logprobs=0, seed=0)
+    respond, gate = runtime.respond(variant), asyncio.Semaphore(TOGETHER)
+    decoding = replace(decoding_of(runtime.stack), temperature=0.0, top_logprobs=0, seed=0)
 
     async def one(item: Item) -> Answered | None:
         async with gate:
@@ -346,7 +321,7 @@ def operating_points(variant: Stack, items: Sequence[Item], scratch: Path) -> It
                 path = scratch / f"{layer.name}-{spec.name}-{threshold:.9g}.yaml"
                 path.write_text(yaml.safe_dump({"rules": changed}), encoding="utf-8")
                 other = layer.spec.model_copy(update={"rules": str(path.resolve())})
-                found = replaced(variant, layer.name, replace(layer, spec=other))
+                found = variant.with_layer(layer.name, replace(layer, spec=other))
                 yield OperatingPoint(
                     spec.name,
                     threshold,
@@ -384,80 +359,68 @@ ASKED = 160
 """Items, at most, that the weights of a stage are asked about their own answers."""
 
 
-def points(stack: Stack) -> tuple[dict[str, Stack], dict[str, str], dict[str, str]]:
-    """Variants to place, their labels, and what each came from: bare stages; each behind all layers but policy; and behind all."""
-    rules = [x.name for x in stack.layers if x.kind == POLICY]
-    others = [name for name in stack.switches if name not in rules]
+def points(stack: Stack) -> tuple[dict[str, Stack], dict[str, Placement]]:
+    """Variants to place: bare stages; each behind all layers but policy, where there is any; and behind all."""
+    policies = [x.name for x in stack.layers if x.kind == POLICY]
+    others = [name for name in stack.switches if name not in policies]
     variants: dict[str, Stack] = {}
-    labels: dict[str, str] = {}
-    before: dict[str, str] = {}
+    placements: dict[str, Placement] = {}
     for on, suffix in (((), ""), (tuple(others), "+layers"), (tuple(stack.switches), "+policy")):
         earlier = None
         for stage in stack.chain(stack.serve):
             variant = stack.variant(stage, *on)
             if variant.model_id in variants:
                 continue
-            variants[variant.model_id], labels[variant.model_id] = variant, f"{stage}{suffix}"
-            came_from = stack.variant(stage, *others).model_id if suffix == "+policy" else earlier
-            if came_from:
-                before[variant.model_id] = came_from
+            before = stack.variant(stage, *others).model_id if suffix == "+policy" else earlier
+            variants[variant.model_id] = variant
+            placements[variant.model_id] = Placement(f"{stage}{suffix}", before)
             earlier = variant.model_id
-    return variants, labels, before
+    return variants, placements
 
 
 def sweep(
-    variants: dict[str, Stack],
-    labels: dict[str, str],
-    before: dict[str, str],
-    items: Sequence[Item],
-    scratch: Path,
-) -> dict[str, tuple[str, float, bool]]:
-    """Add every point with a policy at every threshold of its rules of cues; returns rule, threshold, and whether it was added."""
-    found: dict[str, tuple[str, float, bool]] = {}
-    for model_id, variant in list(variants.items()):
-        for cut in operating_points(variant, items, scratch):
-            if not cut.declared:
-                variants[cut.variant.model_id] = cut.variant
-                labels[cut.variant.model_id] = f"{labels[model_id]}@{cut.threshold:g}"
-                if model_id in before:
-                    before[cut.variant.model_id] = before[model_id]
-                found[cut.variant.model_id] = cut.rule, cut.threshold, True
-            else:
-                found[model_id] = cut.rule, cut.threshold, False
-    return found
+    variants: Mapping[str, Stack], placements: Mapping[str, Placement], items: Sequence[Item], scratch: Path
+) -> tuple[dict[str, Stack], dict[str, Placement]]:
+    """The variants and placements with every point that has a policy also at every threshold of its rules of cues."""
+    swept_variants, swept = dict(variants), dict(placements)
+    for model_id, variant in variants.items():
+        for point in operating_points(variant, items, scratch):
+            placement = replace(placements[model_id], rule=point.rule, threshold=point.threshold)
+            if not point.declared:
+                label = f"{placement.label}@{point.threshold:g}"
+                placement = replace(placement, label=label, swept=True)
+            swept_variants[point.variant.model_id] = point.variant
+            swept[point.variant.model_id] = placement
+    return swept_variants, swept
 
 
-def run(stack: Stack, runs: Runs, folder: Path, *, limit: int | None, name: str | None) -> Frontier:
-    """Measure every point, and of the bare stages also how far they moved and how sure they are; write the frontier."""
-    name, items = measure.named(stack, name, limit), measure.suite(stack, limit)
-    variants, labels, before = points(stack)
-    house = StackRuntime(stack, runs, memory={}, operational=False)
-    with tempfile.TemporaryDirectory(prefix="demeanor-") as scratch:
-        swept = sweep(variants, labels, before, items, Path(scratch))
-        try:
-            rows, moved, answered = asyncio.run(
-                _measure(house, variants, items, folder / f"{name}.rows.jsonl")
-            )
-        finally:
-            house.close()
-    found = frontier(rows, items, labels, before, name=name, moved=moved, answered=answered, thresholds=swept)
-    tree = {"stack_key": stack.key(), **asdict(found)}
-    measure.write(folder / f"{name}.frontier.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+def run(
+    stack: Stack, services: Services, folder: Path, *, limit: int | None = None, name: str | None = None
+) -> Frontier:
+    """Measure every point, and of the bare stages also their KL to the parent and their calibration; write NAME.frontier.json."""
+    with (
+        tempfile.TemporaryDirectory(prefix="demeanor-") as scratch,
+        Experiment(stack, services, folder, name=name, limit=limit) as experiment,
+    ):
+        variants, placements = sweep(*points(stack), experiment.items, Path(scratch))
+        rows, moved, answered = asyncio.run(_measure(experiment, variants))
+    found = frontier(rows, experiment.items, placements, name=experiment.name, moved=moved, answered=answered)
+    save(folder, found.name, "frontier", found, stack_key=stack.key())
     return found
 
 
 async def _measure(
-    house: StackRuntime, variants: dict[str, Stack], items: Sequence[Item], out: Path
+    experiment: Experiment, variants: dict[str, Stack]
 ) -> tuple[list[Row], dict[str, list[KlFromParent]], dict[str, list[Answered]]]:
-    rows, _ = await measure.rows_of(house, variants, items, out)
-    if isinstance(house.stack.spec.weights.base, Remote):
+    rows, runtime = await experiment.rows(experiment.variants(variants.values())), experiment.runtime
+    if isinstance(experiment.stack.spec.weights.base, Remote):
         return rows, {}, {}  # its tokens are another server's
     bare = {i: v for i, v in variants.items() if not any(x.behaviour for x in v.layers)}
-    some = [item for item in sampled(items, ASKED) if item.messages]
+    some = [item for item in sampled(experiment.items, ASKED) if item.messages]
     able = [item for item in some if item.axis not in (SAFE, UNSAFE)]
     moved = {
-        i: await kl_from_parent(house, v, house.stack.parent(v.serve), some)
+        i: await kl_from_parent(runtime, v, v.parent(v.serve), some)
         for i, v in bare.items()
         if v.serve != "base"
     }
-    return rows, moved, {i: await confidences(house, v, able) for i, v in bare.items()}
+    return rows, moved, {i: await confidences(runtime, v, able) for i, v in bare.items()}

@@ -1,6 +1,6 @@
-"""May this version ship? Declared rules over paired differences: pass, fail, or inconclusive with the n that would decide.
+"""The release gate: declared rules over paired differences decide pass, fail, or inconclusive with the n that would decide.
 
-In: rules, items, rows of a candidate and a baseline. Out: a Judgement. A pass needs every rule shown (each at the full
+In: rules, and a stack with a baseline, or items and rows of both. Out: a GateReport, written as a signed record. A pass needs every rule shown (each at the full
 confidence: an intersection-union test); a failure is claimed at 1 - alpha/rules, so that two equal versions fail together in at
 most alpha of runs however many rules there are. Nothing is "probably fine": what cannot be shown either way is inconclusive.
 """
@@ -13,7 +13,7 @@ import hmac
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -21,20 +21,18 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import Field, model_validator
 
-from demeanor.app import StackRuntime
 from demeanor.core.errors import DataError, Problem, SpecError, unknown
+from demeanor.core.files import origin
 from demeanor.core.registry import Spec
 from demeanor.core.types import Item, Verdict
-from demeanor.evaluation import design, measure, statistics
-from demeanor.evaluation import judge as verdicts
-from demeanor.evaluation.diagnosis import cases
+from demeanor.evaluation import statistics
+from demeanor.evaluation.experiment import Experiment
 from demeanor.evaluation.items import suite_hash
-from demeanor.evaluation.rows import Row, read_rows
-from demeanor.evaluation.scorers import score_item as rule
-from demeanor.evaluation.table import SAME, PairedTable
+from demeanor.evaluation.result import FORMAT, load, plain, save
+from demeanor.evaluation.rows import SAME, PairedTable, Row, read_rows
+from demeanor.evaluation.runtime import Services
 from demeanor.stack import validate
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs, origin
 
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Kind: TypeAlias = Literal["superiority", "non_inferiority", "zero_tolerance", "stability"]
@@ -104,7 +102,7 @@ class Finding:
     clusters: int
     needed: int | None
     items: tuple[str, ...] = ()
-    """Items at fault: failures of a zero-tolerance rule, broken items of a comparison, flipped rewordings."""
+    """Items at fault: failures of a zero-tolerance rule, regressed items of a comparison, flipped rewordings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +142,12 @@ def decide(
 
 def _spread(rules: Rules, cells: PairedTable) -> dict[str, float]:
     """The margin of every guarded axis, `*` spelled out."""
-    named = {n.axis: n.margin for n in rules.non_inferiority if n.axis != "*"}
+    margins = {n.axis: n.margin for n in rules.non_inferiority}
+    rest = margins.pop("*", None)
+    if rest is None:
+        return margins
     others = {s.axis for s in rules.superiority} | {z.axis for z in rules.zero_tolerance if z.axis}
-    rest = next((n.margin for n in rules.non_inferiority if n.axis == "*"), None)
-    return (
-        named
-        if rest is None
-        else {axis: named.get(axis, rest) for axis in cells.axes if axis in named or axis not in others}
-    )
+    return {axis: margins.get(axis, rest) for axis in cells.axes if axis in margins or axis not in others}
 
 
 def known(rules: Rules, items: Iterable[Item], where: str = "gate rules") -> None:
@@ -194,11 +190,10 @@ def _compared(
     if not both.any():
         return Finding(kind, axis, Verdict.INCONCLUSIVE, None, None, None, bound, 0, 0, None)
     found = statistics.paired(a_N[both], b_N[both], cells.clusters_N(axis)[both])
-    shown = design.above(found, bound, confidence, denial)
-    verdict = {"yes": Verdict.PASS, "no": Verdict.FAIL, "undecided": Verdict.INCONCLUSIVE}[shown.claim]
-    if verdict is Verdict.PASS and not both.all():
-        verdict = Verdict.INCONCLUSIVE  # an item that could not be scored might be the one that broke
-    broken = tuple(item.id for item, a, b in zip(cells.axes[axis], a_N, b_N) if a >= 0.5 > b)
+    shown = statistics.above(found, bound, confidence, denial)
+    # a pass needs every item scored: one that could not be might be the one that regressed
+    verdict = _verdict(fails=shown.claim == "no", passes=shown.claim == "yes" and bool(both.all()))
+    regressed = tuple(item.id for item, a, b in zip(cells.axes[axis], a_N, b_N) if a >= 0.5 > b)
     return Finding(
         kind,
         axis,
@@ -210,8 +205,14 @@ def _compared(
         found.n,
         found.clusters,
         shown.needed,
-        broken,
+        regressed,
     )
+
+
+def _verdict(*, fails: bool, passes: bool) -> Verdict:
+    if fails:
+        return Verdict.FAIL
+    return Verdict.PASS if passes else Verdict.INCONCLUSIVE
 
 
 def _clean(cells: PairedTable, rule: ZeroTolerance, candidate: str, confidence: float) -> Finding:
@@ -223,15 +224,11 @@ def _clean(cells: PairedTable, rule: ZeroTolerance, candidate: str, confidence: 
     unscored = sum(not v or None in v for v in values.values())
     clusters = {item.cluster for item in chosen}
     bad = {cells.items[i].cluster for i in failed}
-    upper = design.upper_bound(len(bad), len(clusters), confidence)
-    verdict = (
-        Verdict.FAIL
-        if failed
-        else Verdict.PASS
-        if upper <= rule.below and not unscored
-        else Verdict.INCONCLUSIVE
+    upper = statistics.upper_bound(len(bad), len(clusters), confidence)
+    verdict = _verdict(fails=bool(failed), passes=upper <= rule.below and not unscored)
+    needed = (
+        statistics.clean_trials_needed(rule.below, confidence) if verdict is Verdict.INCONCLUSIVE else None
     )
-    needed = design.clean_trials_needed(rule.below, confidence) if verdict is Verdict.INCONCLUSIVE else None
     what = " and ".join(x for x in (rule.axis, f"{len(rule.items)} items" if rule.items else None) if x)
     return Finding(
         "zero_tolerance",
@@ -264,15 +261,9 @@ def _stable(cells: PairedTable, rule: Stability, candidate: str, confidence: flo
     values = {tag: {row.value for i in ids for row in rows.get(i, ())} for tag, ids in groups.items()}
     flipped = [tag for tag, seen in values.items() if len(seen - {None}) > 1]
     n, k = len(groups), len(flipped)
-    low, high = 1 - design.upper_bound(n - k, n, denial), design.upper_bound(k, n, confidence)
+    low, high = 1 - statistics.upper_bound(n - k, n, denial), statistics.upper_bound(k, n, confidence)
     scored = all(None not in seen and seen for seen in values.values())
-    verdict = (
-        Verdict.FAIL
-        if low > rule.flip_rate
-        else Verdict.PASS
-        if high <= rule.flip_rate and scored
-        else Verdict.INCONCLUSIVE
-    )
+    verdict = _verdict(fails=low > rule.flip_rate, passes=high <= rule.flip_rate and scored)
     return Finding(
         "stability",
         rule.axis,
@@ -293,7 +284,7 @@ def _groups_needed(rate: float, limit: float, confidence: float) -> int | None:
     if rate >= limit:
         return None
     for n in range(1, 5001):
-        if design.upper_bound(round(rate * n), n, confidence) <= limit:
+        if statistics.upper_bound(round(rate * n), n, confidence) <= limit:
             return n
     return None
 
@@ -311,35 +302,39 @@ def read_rules(path: Path) -> Rules:
 
 
 def run(
-    stack: Stack, runs: Runs, folder: Path, *, against: str, rules: Path, limit: int | None, name: str | None
+    stack: Stack,
+    services: Services,
+    folder: Path,
+    *,
+    against: str,
+    rules: Path,
+    limit: int | None = None,
+    name: str | None = None,
 ) -> tuple[GateReport, Path]:
-    """Judge the whole stack against a baseline and write the record; returns the judgement and where the record lies."""
-    declared, name, items = read_rules(rules), measure.named(stack, name, limit), measure.suite(stack, limit)
-    known(declared, items, str(rules))
-    candidate = stack.resolve(stack.spec.name)
-    variants = {candidate.model_id: candidate}
-    old: list[Row] = []
-    if against.endswith(".json"):
-        old, baseline_key = _earlier(Path(against), items)
-    else:
-        other = stack.resolve(against)
-        variants[other.model_id], baseline_key = other, other.key()
-    if baseline_key == candidate.key():
-        print(
-            f"note: {against} and {candidate.model_id} are one stack ({baseline_key}), so nothing can differ but luck of decoding"
-        )
-    house = StackRuntime(stack, runs, memory={}, operational=False)
-    try:
-        rows, _ = asyncio.run(measure.rows_of(house, variants, items, folder / f"{name}.rows.jsonl"))
-    finally:
-        house.close()
-    old = (
-        asyncio.run(_scored(stack, old, items, folder / f"{name}.rows.jsonl"))
-        if old
-        else [r for r in rows if r.variant == against]
-    )
-    new = [row for row in rows if row.variant == candidate.model_id]
-    judgement = decide(
+    """Compare the whole stack with a baseline and write NAME.gate.json; returns the report and where the record lies.
+
+    `against` is a model id of the stack, or the file of an earlier result.
+    """
+    declared, candidate = read_rules(rules), stack.resolve(stack.spec.name)
+    with Experiment(stack, services, folder, name=name, limit=limit) as experiment:
+        items = experiment.items
+        known(declared, items, str(rules))
+        variants, earlier = [candidate], list[Row]()
+        if against.endswith(".json"):
+            earlier, baseline_key = _earlier(Path(against), items)
+        else:
+            variants.append(stack.resolve(against))
+            baseline_key = variants[-1].key()
+        if baseline_key == candidate.key():
+            print(
+                f"note: {against} and {candidate.model_id} are one stack ({baseline_key}), so nothing can differ but luck of decoding"
+            )
+        rows = experiment.measure(variants)
+        new = [row for row in rows if row.variant == candidate.model_id]
+        old = [row for row in rows if row.variant == against]
+        if earlier:
+            old = asyncio.run(experiment.scored_anew(earlier))
+    report = decide(
         declared,
         items,
         [*new, *(replace(row, variant=BASELINE) for row in old)],
@@ -347,7 +342,8 @@ def run(
         baseline=BASELINE,
     )
     record = {
-        "verdict": judgement.verdict.name.lower(),
+        "format": FORMAT,
+        "verdict": report.verdict.name.lower(),
         "candidate": candidate.model_id,
         "against": against,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -363,19 +359,14 @@ def run(
         },
         "rules": declared.model_dump(mode="json"),
         "origin": origin(),
-        "findings": [{**asdict(f), "verdict": f.verdict.name.lower()} for f in judgement.findings],
+        "findings": plain(report.findings),
     }
-    path = folder / f"{name}.gate.json"
-    measure.write(
-        path,
-        json.dumps(signed(record, os.environ.get(KEY)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-    )
-    return judgement, path
+    return report, save(folder, experiment.name, "gate", signed(record, os.environ.get(KEY)))
 
 
 def _earlier(path: Path, items: Sequence[Item]) -> tuple[list[Row], str]:
-    """Rows and stack key of the last rung of an earlier result; raises DataError if it answered other items."""
-    result, suite, ids = measure.read(path), suite_hash(items), {item.id for item in items}
+    """Rows and stack key of the last step of an earlier result; raises DataError if it answered other items."""
+    result, suite, ids = load(path), suite_hash(items), {item.id for item in items}
     if result.suite_hash != suite:
         raise DataError(
             f"{path}: measured on suite {result.suite_hash}, this stack's is {suite}: nothing to pair. "
@@ -383,21 +374,13 @@ def _earlier(path: Path, items: Sequence[Item]) -> tuple[list[Row], str]:
         )
     last = result.steps[-1].after if result.steps else result.variants[-1].id
     key = next(v.stack_key for v in result.variants if v.id == last)
-    file = path.with_name(f"{path.stem}.rows.jsonl")
-    rows = [
-        row for row in read_rows(file) if row.stack_key == key and row.item_id in ids
-    ]  # may hold more items
+    file = path.with_name(f"{path.stem}.rows.jsonl")  # may hold more items
+    rows = [row for row in read_rows(file) if row.stack_key == key and row.item_id in ids]
     if not rows:
         raise DataError(
             f"{file}: no answers of {last} ({key}); the gate compares item by item and needs the rows beside {path.name}"
         )
     return rows, key
-
-
-async def _scored(stack: Stack, rows: Sequence[Row], items: Sequence[Item], out: Path) -> list[Row]:
-    """Earlier rows with what this stack's judge says of judged items: two judges' verdicts are no pair."""
-    court = verdicts.of_suite(stack, items, out)
-    return await cases.scored_anew(rows, items, court.score if court else rule)
 
 
 def _answers(rows: list[Row]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from demeanor.core import registry
 from demeanor.core.errors import DataError, DemeanorError
+from demeanor.core.files import write_text
 from demeanor.core.types import Item, Message, Role, ToolCall, ToolSpec
 from demeanor.evaluation.public_files import SUFFIXES, File
 from demeanor.evaluation.public_sets import SETS
@@ -72,6 +72,10 @@ def files(folder: Path) -> list[Path]:
 
 
 SCORERS = "demeanor.evaluation.scorers"
+JUDGED = "judged"
+"""The scorer whose verdict depends on who judges."""
+READ = frozenset({"choice", "likelihood"})
+"""Scorers whose items are read and not answered."""
 SAFE, UNSAFE = "safe_twin", "unsafe"
 """The two axes of contrast twins: answer the first, refuse the second."""
 
@@ -157,12 +161,7 @@ def load_suite(
 
 def save_suite(items: Iterable[Item], path: Path) -> None:
     """Write items as JSONL, atomically; `load_suite` reads the same items back."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(
-        "".join(json.dumps(as_json(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8"
-    )
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(as_json(item), ensure_ascii=False) + "\n" for item in items))
 
 
 def as_json(item: Item) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What a judge is asked, and how its verdict is read: judged items and pairs of answers as prompts.
+"""The judge: a language model that decides whether an answer is right, or which of two answers is better.
 
-In: texts that nobody vouches for, and a question of the suite's author. Out: messages; and from the judge's own words a verdict, or None
-where its last line is not exactly one. It asks nobody.
+In: untrusted texts and a question of the suite's author. Out: the prompt that the judge gets, its reply from the server or from
+NAME.verdicts.jsonl, and the verdict; None where its last line is not exactly one.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from demeanor.core.errors import DataError, DemeanorError, EngineError
+from demeanor.core.errors import DemeanorError, EngineError
+from demeanor.core.files import json_lines
 from demeanor.core.types import Completion, Decoding, Item, Message, Messages, Respond, Score, Turn, complete
-from demeanor.engine.remote import remote
-from demeanor.evaluation.experiment import JUDGED
-from demeanor.evaluation.rows import whole_lines
-from demeanor.evaluation.scorers import judged
-from demeanor.evaluation.scorers import score_item as rule
+from demeanor.evaluation.items import JUDGED
+from demeanor.evaluation.runtime import Connect
+from demeanor.evaluation.scorers import judged, score_item
 from demeanor.evaluation.scorers.judged import Spec
 from demeanor.stack.schema import JudgeSpec
 from demeanor.stack.stack import Stack, digest
@@ -90,6 +90,10 @@ def _prompt(parts: Sequence[tuple[str, str]], asked: str, form: str) -> Messages
     )
 
 
+NO_JUDGE = (
+    "{stack}: evaluation.judge: got null, wanted the server and model of the judge, such as "
+    "--set evaluation.judge='{{url: http://127.0.0.1:8000/v1, model: NAME}}'"
+)
 WORDS_SHOWN = 400
 """Characters of a judge's words in an explanation."""
 
@@ -104,6 +108,14 @@ class JudgeReply:
     prompt_tokens: int
     completion_tokens: int
     ms: float
+
+
+class PairVerdict(NamedTuple):
+    """The better of two answers, 1 or 2 whatever its place: asked as given, and with the second shown first; None: no verdict."""
+
+    as_given: int | None
+    swapped: int | None
+    problem: str
 
 
 @dataclass
@@ -121,7 +133,7 @@ class JudgeClient:
     _mended: bool = False
 
     def __post_init__(self) -> None:
-        self.kept = {said.key: said for said, _ in _lines(self.path)}
+        self.kept = {reply.key: reply for reply, _ in _lines(self.path)}
 
     async def ask(self, messages: Messages) -> str:
         """The judge's words, marked where they broke off; raises DemeanorError if it does not answer or says nothing."""
@@ -131,11 +143,11 @@ class JudgeClient:
                 task = self._open[key] = asyncio.create_task(self._ask(key, messages))
                 task.add_done_callback(lambda _: self._open.pop(key, None))
             await asyncio.shield(self._open[key])
-        said = self.kept[key]
+        reply = self.kept[key]
         self.verdicts += 1
-        return (
-            said.words if said.finish_reason == "stop" else f"{said.words} [broken off: {said.finish_reason}]"
-        )
+        if reply.finish_reason == "stop":
+            return reply.words
+        return f"{reply.words} [broken off: {reply.finish_reason}]"
 
     def key(self, messages: Messages) -> str:
         """Who is asked, and what: nothing else can change a greedy verdict."""
@@ -149,7 +161,7 @@ class JudgeClient:
         done = await complete(self.respond, Turn(messages, decoding, id=f"judge-{key}", user="evaluation"))
         if not done.text.strip():
             raise EngineError(f"{self.judge.url}: the judge {self.judge.model} said nothing")
-        said = JudgeReply(
+        reply = JudgeReply(
             key,
             done.text,
             done.finish_reason,
@@ -157,24 +169,24 @@ class JudgeClient:
             done.completion_tokens,
             round(1000 * (time.perf_counter() - started), 3),
         )
-        self._write(said)
-        self.kept[key] = said
-        self.asked.append(said)
-        return said
+        self._write(reply)
+        self.kept[key] = reply
+        self.asked.append(reply)
+        return reply
 
-    def _write(self, said: JudgeReply) -> None:
+    def _write(self, reply: JudgeReply) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self._mended and self.path.exists():
             os.truncate(self.path, sum(size for _, size in _lines(self.path)))  # what a kill left of a line
         self._mended = True
         with self.path.open("ab", buffering=0) as file:
             file.write(
-                json.dumps(asdict(said), ensure_ascii=False).encode() + b"\n"
+                json.dumps(asdict(reply), ensure_ascii=False).encode() + b"\n"
             )  # one write: a kill tears this line at most
 
     def score(self, item: Item, completion: Completion) -> Score | Awaitable[Score]:
         """The verdict on a judged item, to be awaited; of any other what its own scorer says."""
-        return self._judged(item, completion) if item.scorer == JUDGED else rule(item, completion)
+        return self._judged(item, completion) if item.scorer == JUDGED else score_item(item, completion)
 
     async def _judged(self, item: Item, completion: Completion) -> Score:
         target, answer = judged.Spec.model_validate(dict(item.target)), completion.text[:200]
@@ -190,6 +202,25 @@ class JudgeClient:
         if value is None:
             return Score(None, answer, f"the judge gave no verdict that can be read: {shown}")
         return Score(value, answer, f"{self.judge.model}: {shown}")
+
+    async def better(self, request: str, answers: tuple[str, str], *, swap_alone: bool) -> PairVerdict:
+        """Which of two answers is better, asked in both orders; in one only if the judge is set so, swapped if `swap_alone`."""
+        chosen: dict[bool, int | None] = {False: None, True: None}
+        problem = ""
+        for swap in (False, True) if self.judge.both_orders else (swap_alone,):
+            shown = answers[::-1] if swap else answers
+            try:
+                words = await self.ask(comparison(request, *shown))
+            except DemeanorError as error:
+                self.failures.append(str(error))
+                problem = str(error)
+                continue
+            place = last_line(words, "better")
+            if place is None:
+                problem = f"no verdict in: {words[-200:]}"
+            else:
+                chosen[swap] = 3 - int(place) if swap else int(place)
+        return PairVerdict(chosen[False], chosen[True], problem)
 
     def cost(self) -> dict[str, int | float]:
         """Verdicts given, how many of them had been given before, failures, and what the new ones took."""
@@ -216,7 +247,7 @@ class JudgeClient:
         )
 
 
-def judge_client(judge: JudgeSpec, path: Path, respond: Respond | None = None) -> JudgeClient:
+def judge_client(judge: JudgeSpec, path: Path, connect: Connect) -> JudgeClient:
     """A judge whose verdicts lie in `path`; raises DemeanorError if its key is not in the environment, DataError on a broken file."""
     key = os.environ.get(judge.key_env) if judge.key_env else None
     if judge.key_env and not key:
@@ -224,27 +255,18 @@ def judge_client(judge: JudgeSpec, path: Path, respond: Respond | None = None) -
             f"evaluation.judge.key_env: the environment variable {judge.key_env} is not set; "
             f"it should hold the API key of {judge.url}"
         )
-    return JudgeClient(
-        judge,
-        respond or remote(judge.url, judge.model, key=key, timeout_s=judge.timeout_s, retries=judge.retries),
-        path,
-    )
+    respond = connect(judge.url, judge.model, key=key, timeout_s=judge.timeout_s, retries=judge.retries)
+    return JudgeClient(judge, respond, path)
 
 
-def of_suite(stack: Stack, items: Sequence[Item], rows: Path) -> JudgeClient | None:
-    """The judge of a suite, its verdicts in NAME.verdicts.jsonl beside NAME.rows.jsonl; None where there is none or nothing to judge."""
+def of_suite(stack: Stack, items: Sequence[Item], path: Path, connect: Connect) -> JudgeClient | None:
+    """The judge of a stack's suites, its verdicts in `path`; None where there is none or nothing to judge."""
     judge = stack.spec.evaluation.judge
     if judge is None or not any(item.scorer == JUDGED for item in items):
         return None
-    return judge_client(judge, rows.with_name(rows.name.removesuffix(".rows.jsonl") + ".verdicts.jsonl"))
+    return judge_client(judge, path, connect)
 
 
 def _lines(path: Path) -> Iterator[tuple[JudgeReply, int]]:
     """Every whole line with its size in bytes."""
-    for number, line in whole_lines(path):
-        try:
-            yield JudgeReply(**json.loads(line)), len(line)
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"{path}:{number}: not a verdict ({error}). Move the file away to ask the judge anew."
-            ) from error
+    return json_lines(path, lambda tree: JudgeReply(**tree), "a verdict of a judge")

@@ -1,13 +1,12 @@
-"""How far raters agree, and how far a judge may be believed: Krippendorff's alpha, Fleiss' kappa, position bias, accuracy against people.
+"""Judge validation: how far the verdicts of a judge agree with people and with themselves when the order of answers is swapped.
 
-In: ratings_NR (N units, R raters, NaN where one is missing), verdicts_N (1: the answer shown first won), clusters. Out: numbers.
-It refuses to know who rated, and what a rating means.
+In: pairs of answers with people's preferences; or ratings_NR (N units, R raters, NaN where one is missing), verdicts_N (1: the answer shown
+first won), clusters. Out: a `JudgeValidation`: accuracy, Fleiss' kappa, position bias; Krippendorff's alpha of any ratings.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,19 +14,27 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from demeanor.core.errors import DataError, DemeanorError
+from demeanor.core.files import origin
 from demeanor.core.types import Messages, Preference
 from demeanor.data import rows
 from demeanor.data.readers import Bad, raw_rows
-from demeanor.evaluation import judge as rubrics
-from demeanor.evaluation.design import mcnemar_exact
-from demeanor.evaluation.judge import JudgeClient
-from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_index, expanded, mean, percentile
-from demeanor.stack.stack import digest
-from demeanor.train.runs import origin
+from demeanor.evaluation.experiment import at_once, named
+from demeanor.evaluation.judge import NO_JUDGE, JudgeClient, judge_client
+from demeanor.evaluation.result import save
+from demeanor.evaluation.runtime import Services
+from demeanor.evaluation.statistics import (
+    Estimate,
+    Floats,
+    Labels,
+    cluster_draws,
+    expanded,
+    mcnemar_exact,
+    mean,
+    percentile,
+)
+from demeanor.stack.stack import Stack, digest
 
 Level: TypeAlias = Literal["nominal", "ordinal", "interval"]
 DRAWS = 2000
@@ -150,10 +157,10 @@ def _interval(
     value = coefficient(np.ones(units)) if units else math.nan
     if math.isnan(value):
         return Agreement(None, None, None, units, ratings)
-    index_U, G = cluster_index(clusters_U)
+    index_U, counts_RG = cluster_draws(clusters_U, draws=draws, seed=seed)
+    G = counts_RG.shape[1]
     if G < 2:
         return Agreement(value, None, None, units, ratings)
-    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
     values_R = np.array([coefficient(drawn_G[index_U].astype(float)) for drawn_G in counts_RG])
     low, high = percentile(values_R, expanded(G))
     return Agreement(value, low, high, units, ratings)
@@ -202,22 +209,6 @@ class JudgeValidation:
     made: Mapping[str, Any]
     each: tuple[ValidatedPair, ...]
 
-    def to_json(self) -> str:
-        """As one tree; the named tuples of the statistics become mappings."""
-        tree = {key: getattr(self, key) for key in self.__slots__}
-        return json.dumps(
-            tree
-            | {
-                "accuracy": _tree(self.accuracy),
-                "kappa": _tree(self.kappa),
-                "position": _tree(self.position),
-                "each": [asdict(one) for one in self.each],
-            },
-            indent=1,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-
 
 def pairs(path: Path, limit: int | None = None) -> list[HumanPair]:
     """The first `limit` pairs of a .json or .jsonl file; raises DataError with every row that is none."""
@@ -244,22 +235,41 @@ def pairs(path: Path, limit: int | None = None) -> list[HumanPair]:
     return found
 
 
-def validate(court: JudgeClient, given: Sequence[HumanPair], name: str, path: Path) -> JudgeValidation:
+def run(
+    stack: Stack,
+    services: Services,
+    folder: Path,
+    path: Path,
+    *,
+    limit: int | None = None,
+    name: str | None = None,
+) -> JudgeValidation:
+    """Compare the stack's judge with people's preferences in a file and write NAME.judge.json."""
+    spec = stack.spec.evaluation.judge
+    if spec is None:
+        raise DemeanorError(NO_JUDGE.format(stack=stack.path))
+    name, given = named(stack, name, None), pairs(path, limit)
+    judge = judge_client(spec, folder / f"{name}.verdicts.jsonl", services.connect)
+    found = validate(judge, given, name, path)
+    print(judge.summary())
+    save(folder, name, "judge", found)
+    return found
+
+
+def validate(judge: JudgeClient, given: Sequence[HumanPair], name: str, path: Path) -> JudgeValidation:
     """Ask the judge about every pair and compare it with people and with itself; raises DemeanorError if not one verdict could be read."""
-    each = asyncio.run(_all(court, given))
+    each = asyncio.run(_all(judge, given))
     if all(one.as_given is None and one.swapped is None for one in each):
         raise DemeanorError(
             f"evaluation.judge: no verdict on {len(each)} pairs could be read; the first: {each[0].problem}"
         )
     groups = [digest(pair.request) for pair in given]  # pairs about one request are not independent
     accuracy, kappa = against_people(each, groups)
-    place = when_swapped(each, groups)
-    judge = court.judge.model_dump(mode="json", exclude={"key_env"})
-    asked = len(each) * (1 + court.judge.both_orders)
+    asked = len(each) * (1 + judge.judge.both_orders)
     read = sum(x is not None for one in each for x in (one.as_given, one.swapped))
     return JudgeValidation(
         name,
-        judge,
+        judge.judge.model_dump(mode="json", exclude={"key_env"}),
         str(path),
         digest([asdict(pair) for pair in given]),
         len(given),
@@ -267,8 +277,8 @@ def validate(court: JudgeClient, given: Sequence[HumanPair], name: str, path: Pa
         asked - read,
         accuracy,
         kappa,
-        place,
-        court.cost(),
+        when_swapped(each, groups),
+        judge.cost(),
         origin(),
         tuple(each),
     )
@@ -302,45 +312,16 @@ def when_swapped(each: Sequence[ValidatedPair], groups: Sequence[str]) -> Positi
     return position(forward_N, swapped_N, [group for _, group in both])
 
 
-async def _all(court: JudgeClient, given: Sequence[HumanPair]) -> list[ValidatedPair]:
-    columns = (
-        TextColumn("judging"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[about]}"),
-    )
-    free = asyncio.Semaphore(CONCURRENCY)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=len(given), about="")
-
-        async def one(pair: HumanPair) -> ValidatedPair:
-            async with free:
-                found = await _judged(court, pair)
-            bar.update(task, advance=1, about=f"{len(court.failures)} failed" if court.failures else "")
-            return found
-
-        return await asyncio.gather(*(one(pair) for pair in given))
+async def _all(judge: JudgeClient, given: Sequence[HumanPair]) -> list[ValidatedPair]:
+    jobs = [_judged(judge, pair) for pair in given]
+    return await at_once("judging", jobs, CONCURRENCY, lambda: len(judge.failures))
 
 
-async def _judged(court: JudgeClient, pair: HumanPair) -> ValidatedPair:
+async def _judged(judge: JudgeClient, pair: HumanPair) -> ValidatedPair:
     """A pair in both orders; or in the one that its content decides, so that the better answer has no place of its own."""
-    chosen: dict[int, int | None] = {1: None, 2: None}
-    problem = ""
-    for first in (
-        (1, 2) if court.judge.both_orders else (1 + int(digest(pair.request + pair.answers[0]), 16) % 2,)
-    ):
-        shown = pair.answers if first == 1 else pair.answers[::-1]
-        try:
-            words = await court.ask(rubrics.comparison(pair.request, *shown))
-        except DemeanorError as error:
-            court.failures.append(str(error))
-            problem = str(error)
-            continue
-        place = rubrics.last_line(words, "better")
-        chosen[first] = None if place is None else first if place == "1" else 3 - first
-        problem = problem if place else f"no verdict in: {words[-200:]}"
-    return ValidatedPair(pair.where, pair.better, chosen[1], chosen[2], problem)
+    swap_alone = bool(int(digest(pair.request + pair.answers[0]), 16) % 2)
+    chosen = await judge.better(pair.request, pair.answers, swap_alone=swap_alone)
+    return ValidatedPair(pair.where, pair.better, chosen.as_given, chosen.swapped, chosen.problem)
 
 
 def _llmbar(raw: Mapping[str, Any], where: str) -> HumanPair:
@@ -366,8 +347,3 @@ def _text(messages: Messages) -> str:
     return (
         messages[0].content if len(messages) == 1 else "\n\n".join(f"{m.role}: {m.content}" for m in messages)
     )
-
-
-def _tree(value: Any) -> Any:
-    """Named tuples as mappings, inside too."""
-    return {k: _tree(v) for k, v in value._asdict().items()} if hasattr(value, "_asdict") else value

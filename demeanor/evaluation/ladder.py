@@ -1,7 +1,7 @@
-"""Refusals on contrast twins: who answers what is safe, who declines what is not, and which layer declined.
+"""Cumulative ablation (the ladder): what each added layer changed on the same items, and what the whole loses without each layer.
 
-In: cells. Out: one `Refusals` per variant, None where the suite has no twins. d' (can it tell them apart) and the criterion
-(how readily it refuses) are kept apart: a stricter policy moves the second, only discrimination raises the first.
+In: a stack, or rows and items. Out: a `Result`: paired differences with intervals, corrected over the family of comparisons; the items
+that changed; training curves; caveats. It renders nothing.
 """
 
 from __future__ import annotations
@@ -12,99 +12,35 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from demeanor.core.errors import DataError
+from demeanor.core.files import origin
 from demeanor.core.types import Item
-from demeanor.evaluation import statistics
-from demeanor.evaluation.calibration import stated
-from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
+from demeanor.evaluation import statistics, suites
+from demeanor.evaluation.experiment import CONCURRENCY, Experiment
+from demeanor.evaluation.external import external_models, probe
+from demeanor.evaluation.items import suite_hash
+from demeanor.evaluation.profile import cost_of, mean_of, refusals, robustness, stated
 from demeanor.evaluation.result import (
     Answer,
     Axis,
     Change,
     Comparison,
-    Cost,
     Curve,
     Delta,
-    Mean,
     Question,
-    Rate,
-    Refusals,
     Regression,
     Result,
     Scalar,
     Variant,
     Verdict,
 )
-from demeanor.evaluation.robustness import robustness
-from demeanor.evaluation.rows import WEIGHTS, Row
-from demeanor.evaluation.statistics import Floats
-from demeanor.evaluation.table import PairedTable, value
-
-NOBODY = "nobody"
-DRAWS = 2000
-
-
-def who(row: Row) -> str:
-    """Who declined: a layer's name, `weights` (an unsafe item that counts as refused without any layer), or `nobody`."""
-    if row.refused_by:
-        return row.refused_by
-    return WEIGHTS if row.axis == UNSAFE and row.value is not None and row.value >= 0.5 else NOBODY
-
-
-def refusals(cells: PairedTable, variant: str) -> Refusals | None:
-    """The refusal picture of a variant over its scored rows; intervals of J, d' and criterion by cluster bootstrap."""
-    safe, unsafe = _rows(cells, variant, SAFE), _rows(cells, variant, UNSAFE)
-    if not safe or not unsafe:
-        return None
-    declined_safe, declined_unsafe = ([who(row) != NOBODY for row in rows] for rows in (safe, unsafe))
-    columns_N4 = np.array(
-        [[d, 1, 0, 0] for d in declined_unsafe] + [[0, 0, d, 1] for d in declined_safe], dtype=float
-    )
-    clusters = [row.cluster for row in (*unsafe, *safe)]
-    sums_R4 = statistics.cluster_bootstrap(columns_N4, clusters, draws=DRAWS, seed=0)
-    (j, d, c), (j_R, d_R, c_R) = _measures(columns_N4.sum(0, keepdims=True)), _measures(sums_R4)
-    return Refusals(
-        variant,
-        _mean([not x for x in declined_safe], safe),
-        _mean(declined_unsafe, unsafe),
-        _rate(j, j_R),
-        _rate(d, d_R),
-        _rate(c, c_R),
-        dict(Counter(map(who, safe)).most_common()),
-        dict(Counter(map(who, unsafe)).most_common()),
-    )
-
-
-def _rows(cells: PairedTable, variant: str, axis: str) -> list[Row]:
-    return [
-        row
-        for item in cells.axes.get(axis, ())
-        for row in cells.of(variant).get(item.id, ())
-        if row.value is not None
-    ]
-
-
-def _measures(sums_R4: Floats) -> tuple[Floats, Floats, Floats]:
-    """Youden's J, d' and the criterion from sums (refused unsafe, unsafe, refused safe, safe); NaN where a side was not drawn."""
-    hits, unsafe, false, safe = sums_R4.T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        youden = hits / unsafe - false / safe
-    d_prime, criterion = statistics.discrimination(hits, unsafe, false, safe)
-    undrawn = (unsafe == 0) | (safe == 0)
-    return youden, np.where(undrawn, np.nan, d_prime), np.where(undrawn, np.nan, criterion)
-
-
-def _rate(value_1: Floats, values_R: Floats) -> Rate:
-    return Rate(float(value_1[0]), *statistics.percentile(values_R))
-
-
-def _mean(values: Sequence[bool], rows: Sequence[Row]) -> Mean:
-    found = statistics.mean(np.array(values, dtype=float), [row.cluster for row in rows])
-    return Mean(found.value, found.low, found.high, found.n, found.clusters)
-
+from demeanor.evaluation.rows import PairedTable, Row, value
+from demeanor.evaluation.runtime import Services
+from demeanor.stack.stack import Stack
 
 POINTS = 120
 SHOWN = ("loss", "accurac", "margin")
@@ -133,23 +69,6 @@ def _drawn(metric: str) -> bool:
 def _thin_points(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
     parts = np.array_split(np.array(points), min(POINTS, len(points)))
     return tuple((float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts)
-
-
-def costs(cells: PairedTable, variant: str) -> Cost:
-    """Means over the answered rows; time is what the layers report having worked, waiting for each other excluded."""
-    rows = [row for group in cells.of(variant).values() for row in group if not row.error]
-    if not rows:
-        return Cost(variant, 0.0, 0.0, 0.0, 0.0, {})
-    work = [row.work_ms for row in rows]
-    layers = dict.fromkeys(name for row in rows for name in row.layer_ms)
-    return Cost(
-        variant,
-        float(np.mean(work)),
-        float(np.quantile(work, 0.95)),
-        float(np.mean([row.prompt_tokens for row in rows])),
-        float(np.mean([row.completion_tokens for row in rows])),
-        {name: sum(row.layer_ms.get(name, 0.0) for row in rows) / len(rows) for name in layers},
-    )
 
 
 FEW_CLUSTERS = 10
@@ -249,26 +168,26 @@ def ladder(
     settings: Mapping[str, Scalar] | None = None,
     training: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
     commands: Sequence[str] = (),
-    beside: Sequence[str] = (),
+    external: Sequence[str] = (),
 ) -> Result:
     """Analyse an evaluation. `steps`: variant ids in ladder order; `without`: layer -> variant that lacks only it.
 
-    `beside`: variants that are no part of the stack; the last step is compared with each of them, as a family of its own.
+    `external`: models that are no part of the stack; the last step is compared with each of them, as a family of its own.
     `axes` orders and explains the axes; `training` holds ledger rows by stage. Raises DataError if a named variant has no rows.
     """
     if not steps:
         raise DataError("a ladder needs at least one step")
     cells = PairedTable(rows, items)
-    used = list(dict.fromkeys([*steps, *without.values(), *beside]))
-    labels = label_steps(steps, without) | {variant: variant for variant in beside}
+    used = list(dict.fromkeys([*steps, *without.values(), *external]))
+    labels = label_steps(steps, without) | {model: model for model in external}
     order = [axis for axis in (axes or {}) if axis in cells.axes] + [
         axis for axis in cells.axes if axis not in (axes or {})
     ]
-    climbed = _family(cells, order, [(labels[b].lstrip("+"), a, b) for a, b in itertools.pairwise(steps)])
+    compared = _family(cells, order, [(labels[b].lstrip("+"), a, b) for a, b in itertools.pairwise(steps)])
     removed = _family(
         cells, order, [(layer, variant, steps[-1]) for layer, variant in without.items()], with_changes=False
     )
-    others = _family(cells, order, [(variant, variant, steps[-1]) for variant in beside])
+    others = _family(cells, order, [(model, model, steps[-1]) for model in external])
     whole = _family(cells, order, [("everything", steps[0], steps[-1])][: len(steps) - 1], with_changes=False)
     return Result(
         name=name,
@@ -277,24 +196,24 @@ def ladder(
         suite_hash=suite_hash(items),
         confidence=statistics.CONFIDENCE,
         variants=tuple(Variant(v, labels[v], _stack_key(cells, v)) for v in used),
-        axes=tuple(_axis(cells, axis, (axes or {}).get(axis, ""), used, climbed) for axis in order),
-        steps=climbed,
+        axes=tuple(_axis(cells, axis, (axes or {}).get(axis, ""), used, compared) for axis in order),
+        steps=compared,
         whole=whole[0] if whole else None,
         without=removed,
-        costs=_costs(climbed, removed),
+        regressions=_regressions(compared, removed),
         refusals=tuple(found for v in used if (found := refusals(cells, v))),
-        spending=tuple(costs(cells, v) for v in used),
+        cost=tuple(cost_of(cells, v) for v in used),
         questions={
             i: _question(cells.items[i])
-            for i in dict.fromkeys(c.item_id for x in (*climbed, *others) for c in x.changes)
+            for i in dict.fromkeys(c.item_id for x in (*compared, *others) for c in x.changes)
         },
         curves=tuple(curve(stage, ledger) for stage, ledger in (training or {}).items()),
         settings=dict(settings or {}),
         commands=tuple(commands),
-        warnings=tuple(caveats(cells, used)),
-        beside=others,
+        caveats=tuple(caveats(cells, used)),
+        external=others,
         confidences=tuple(told for v in used if (told := stated(v, _answers(cells, v)))),
-        steadiness=tuple(x for v in used for x in robustness(rows, items, v)),
+        robustness=tuple(x for v in used for x in robustness(cells, v)),
     )
 
 
@@ -305,7 +224,7 @@ def _answers(cells: PairedTable, variant: str) -> list[tuple[str, str]]:
 
 
 def label_steps(steps: Sequence[str], without: Mapping[str, str]) -> dict[str, str]:
-    """Short labels from model ids: `base`, then `+x` for the part that each rung adds, `-x` for everything but x."""
+    """Short labels from model ids: `base`, then `+x` for the part that each step adds, `-x` for everything but x."""
     labels: dict[str, str] = {variant: f"-{layer}" for layer, variant in without.items()}
     before: list[str] = []
     for number, variant in enumerate(steps):
@@ -354,7 +273,7 @@ def _delta(cells: PairedTable, axis: str, before: str, after: str) -> Delta:
         return Delta(axis, None, None, None, None, None, None, 0, 0, 0, 0, None, False, "not measured")
     found = statistics.paired(a_N[both], b_N[both], clusters_N)
     was, now = a_N[both] >= 0.5, b_N[both] >= 0.5
-    fixed, broken = int((~was & now).sum()), int((was & ~now).sum())
+    fixed, regressed = int((~was & now).sum()), int((was & ~now).sum())
     return Delta(
         axis,
         found.value,
@@ -362,11 +281,11 @@ def _delta(cells: PairedTable, axis: str, before: str, after: str) -> Delta:
         found.high,
         found.p,
         None,
-        statistics.mcnemar_midp(fixed, broken),
+        statistics.mcnemar_midp(fixed, regressed),
         found.n,
         found.clusters,
         fixed,
-        broken,
+        regressed,
         statistics.minimal_detectable(found),
         shown=found.low is not None and found.high is not None and (found.low > 0 or found.high < 0),
         verdict="not measured",
@@ -409,30 +328,26 @@ def _answer(row: Row) -> Answer:
     return Answer(row.text, 0.0 if row.value is None else row.value, row.refused_by, row.rule, row.events)
 
 
-def _costs(climbed: Sequence[Comparison], removed: Sequence[Comparison]) -> tuple[Regression, ...]:
+def _regressions(steps: Sequence[Comparison], removed: Sequence[Comparison]) -> tuple[Regression, ...]:
     """Every delta whose own interval lies below zero, worst first; not hidden behind the correction, which is noted beside it."""
     found = [
-        Regression("step", x.name, d, d.verdict == "worse")
-        for x in climbed
-        for d in x.deltas
-        if d.shown and (d.value or 0) < 0
+        Regression(
+            "step" if comparison in steps else "layer", comparison.name, delta, delta.verdict == "worse"
+        )
+        for comparison in (*steps, *removed)
+        for delta in comparison.deltas
+        if delta.shown and (delta.value or 0) < 0
     ]
-    found += [
-        Regression("layer", x.name, d, d.verdict == "worse")
-        for x in removed
-        for d in x.deltas
-        if d.shown and (d.value or 0) < 0
-    ]
-    return tuple(sorted(found, key=lambda cost: cost.delta.value or 0.0))
+    return tuple(sorted(found, key=lambda regression: regression.delta.value or 0.0))
 
 
 # ---- the rest of the tree ----
 
 
 def _axis(
-    cells: PairedTable, axis: str, about: str, variants: Sequence[str], climbed: Sequence[Comparison]
+    cells: PairedTable, axis: str, about: str, variants: Sequence[str], compared: Sequence[Comparison]
 ) -> Axis:
-    mine = [d.detectable for x in climbed for d in x.deltas if d.axis == axis and d.detectable is not None]
+    mine = [d.detectable for x in compared for d in x.deltas if d.axis == axis and d.detectable is not None]
     clusters_N = cells.clusters_N(axis)
     return Axis(
         axis,
@@ -440,19 +355,8 @@ def _axis(
         len(clusters_N),
         len(set(clusters_N.tolist())),
         max(mine, default=None),
-        {v: mean(cells, v, axis) for v in variants},
+        {v: mean_of(cells.values_N(v, axis), clusters_N) for v in variants},
     )
-
-
-def mean(cells: PairedTable, variant: str, axis: str) -> Mean:
-    """The mean of an axis on a variant over its scored items."""
-    x_N = cells.values_N(variant, axis)
-    scored = ~np.isnan(x_N)
-    unscored = int((~scored).sum())
-    if not scored.any():
-        return Mean(None, None, None, 0, 0, unscored)
-    found = statistics.mean(x_N[scored], cells.clusters_N(axis)[scored])
-    return Mean(found.value, found.low, found.high, found.n, found.clusters, unscored)
 
 
 def _question(item: Item) -> Question:
@@ -466,3 +370,85 @@ def _question(item: Item) -> Question:
 
 def _stack_key(cells: PairedTable, variant: str) -> str:
     return next(iter(cells.of(variant).values()))[0].stack_key
+
+
+# ---- the analysis, whole ----
+
+
+def evaluate(
+    stack: Stack,
+    services: Services,
+    folder: Path,
+    *,
+    variants: Sequence[str] | None = None,
+    limit: int | None = None,
+    name: str | None = None,
+    compare: Sequence[str] = (),
+    compare_keys: Sequence[str] = (),
+) -> Result:
+    """Measure the ladder and everything-but-one-layer (or the given model ids), other servers too, and write NAME.json."""
+    steps, without = chosen_variants(stack, variants)
+    chosen = {v.model_id: v for v in [*steps, *without.values()]}
+    external = external_models(compare, compare_keys, taken=chosen)
+    with Experiment(stack, services, folder, name=name, limit=limit) as experiment:
+        if not experiment.items:
+            raise DataError(
+                f"{stack.path}: evaluation.suites: no items to measure on; name a suite, such as [builtin:format]"
+            )
+        for model in external:
+            probe(model, experiment.decoding, services.connect)
+        rows = experiment.measure(chosen.values(), external)
+    name = experiment.name
+    compared = "".join(f" --compare {text}" for text in compare)
+    found = ladder(
+        rows,
+        experiment.items,
+        name=name,
+        steps=[v.model_id for v in steps],
+        without={layer: v.model_id for layer, v in without.items()},
+        axes={item.axis: suites.about(item.axis) for item in experiment.items},
+        settings=_settings(stack, rows, experiment.runtime.num_generations),
+        training=services.training_curves(stack),
+        commands=(
+            f"demeanor train {stack.path}",
+            f"demeanor eval {stack.path} --name {name}{compared}",
+            f"demeanor report {folder / name}.json",
+        ),
+        external=[model.name for model in external],
+    )
+    found.save(folder / f"{name}.json")
+    return found
+
+
+def chosen_variants(stack: Stack, variants: Sequence[str] | None) -> tuple[list[Stack], dict[str, Stack]]:
+    """The steps of the ladder, and by layer the variant that lacks only it; none of these where `variants` names the steps."""
+    if variants:
+        steps = [stack.resolve(v) for v in variants]
+        again = [v for v, n in Counter(s.model_id for s in steps).items() if n > 1]
+        if again:
+            raise DataError(f"--variants: {', '.join(again)} stands there twice; wanted each once")
+        return steps, {}
+    without = {layer: stack.without(layer) for layer in stack.switches}
+    if without and stack.serve != "base":
+        without[stack.serve] = stack.without(stack.serve)
+    return stack.ladder(), without
+
+
+def _settings(stack: Stack, rows: Sequence[Row], generations: int) -> dict[str, Scalar]:
+    about, decoding, judge = origin(), stack.spec.decoding, stack.spec.evaluation.judge
+    return {
+        "stack": stack.spec.name,
+        "stack key": stack.key(),
+        "served weights": f"{stack.serve} ({stack.stage_key(stack.serve)})",
+        "suites": ", ".join(stack.spec.evaluation.suites),
+        "temperature": decoding.temperature,
+        "max tokens": decoding.max_tokens,
+        "turns measured": len(rows),
+        "distinct model calls in this run": generations,
+        "concurrency": CONCURRENCY,
+        **({"judge": f"{judge.model} at {judge.url}"} if judge else {}),
+        "git": about["git"],
+        "torch": about["versions"]["torch"],
+        "python": about["python"],
+        "threads": about["threads"],
+    }

@@ -1,8 +1,10 @@
-"""One scored answer as any harness logs it, and the scorer of ours that would judge it alike."""
+"""Logs of other harnesses (Inspect, lm-eval) as a result: paired by sample, clustered, with intervals; or as a suite.
+
+In: logs. Out: NAME.json and NAME.rows.jsonl as `eval` writes them, or items that our scorers judge as the harness did.
+"""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +12,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from demeanor.core.errors import DataError
+from demeanor.core.files import write_text
 from demeanor.core.types import Item
-from demeanor.evaluation import ladder, log_readers, measure
-from demeanor.evaluation.items import as_json
+from demeanor.evaluation import ladder, log_readers
+from demeanor.evaluation.items import save_suite
 from demeanor.evaluation.log_readers import Sample
-from demeanor.evaluation.result import Result
+from demeanor.evaluation.result import Result, load
 from demeanor.evaluation.rows import Row, as_line
 from demeanor.stack.stack import digest
 
@@ -31,7 +34,7 @@ class GatheredLogs:
     items: tuple[Item, ...]
     rows: tuple[Row, ...]
     variants: tuple[str, ...]
-    doubts: tuple[str, ...]
+    caveats: tuple[str, ...]
 
 
 def read(paths: Iterable[Path], *, metric: str | None = None, cluster: str | None = None) -> list[Sample]:
@@ -113,14 +116,10 @@ def _row(sample: Sample) -> Row:
         sample.extracted,
         sample.explanation,
         sample.text,
-        "",
-        "",
-        "cancelled" if sample.error else "stop",
-        sample.prompt_tokens,
-        sample.completion_tokens,
-        sample.ms,
-        {},
-        (),
+        finish_reason="cancelled" if sample.error else "stop",
+        prompt_tokens=sample.prompt_tokens,
+        completion_tokens=sample.completion_tokens,
+        ms=sample.ms,
         error=sample.error,
     )
 
@@ -224,21 +223,21 @@ def compare(
             "answers": len(found.rows),
         },
         commands=(
-            f"demeanor harness {' '.join(map(str, logs))} --name {name}",
+            f"demeanor logs import {' '.join(map(str, logs))} --name {name}",
             f"demeanor report {folder / name}.json",
         ),
     )
-    told = tuple(s for s in result.spending if s.mean_ms or s.prompt_tokens or s.completion_tokens)
-    result = replace(result, spending=told, warnings=(*found.doubts, *result.warnings))
+    told = tuple(s for s in result.cost if s.mean_ms or s.prompt_tokens or s.completion_tokens)
+    result = replace(result, cost=told, caveats=(*found.caveats, *result.caveats))
     result.save(folder / f"{name}.json")
-    measure.write(folder / f"{name}.rows.jsonl", "".join(f"{as_line(row)}\n" for row in found.rows))
+    write_text(folder / f"{name}.rows.jsonl", "".join(f"{as_line(row)}\n" for row in found.rows))
     return result
 
 
 def _free(folder: Path, name: str) -> None:
     """Measured answers are dear: only rows that came from logs, and can be read from them again, are written over."""
     rows, result = folder / f"{name}.rows.jsonl", folder / f"{name}.json"
-    if rows.exists() and not (result.is_file() and "logs" in measure.read(result).settings):
+    if rows.exists() and not (result.is_file() and "logs" in load(result).settings):
         raise DataError(
             f"{rows}: holds answers that were not read from logs, and would be lost; give --name another name, or move it away"
         )
@@ -250,5 +249,5 @@ def write_suite(
     """Write the samples that our scorers judge as the harness did as a suite; how many, and how many not by reason."""
     items, reasons = as_suite(read(logs, metric=metric, cluster=cluster))
     if items:
-        measure.write(out, "".join(json.dumps(as_json(item), ensure_ascii=False) + "\n" for item in items))
+        save_suite(items, out)
     return len(items), reasons

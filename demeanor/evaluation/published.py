@@ -7,19 +7,15 @@ report. It measures nothing and claims no interval: a size is what an assumed sh
 from __future__ import annotations
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rich.console import Console
 
 from demeanor.core.errors import DataError
-from demeanor.evaluation.measure import WIDTH, write
 from demeanor.evaluation.statistics import CONFIDENCE, DISCORDANCE, POWER, smallest
-from demeanor.report import published
 
 
 class PublishedRow(BaseModel):
@@ -141,14 +137,3 @@ def is_table(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(tree, dict) and "columns" in tree
-
-
-def render(path: Path, page: Path | None = None) -> Path:
-    """Print a published table, write its page and its Markdown, and return where the page lies."""
-    tree = as_tree(load(path), path.stem)
-    target = page or path.with_suffix(".html")
-    write(target, published.page(tree))
-    write(target.with_suffix(".md"), published.markdown(tree))
-    published.show(tree, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
-    print(f"\npage: {target}")
-    return target

@@ -6,21 +6,25 @@ values are shares in [0, 1], higher is better, and None means "not measured".
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
 from demeanor.core.errors import DataError
-from demeanor.evaluation.calibration import StatedConfidence
-from demeanor.evaluation.robustness import Robustness
+from demeanor.core.files import write_json, write_text
 from demeanor.evaluation.rows import LayerActivity
 
 Verdict: TypeAlias = Literal["better", "worse", "no change shown", "not measured"]
 Scalar: TypeAlias = str | int | float | bool | None
+FORMAT: Final = 2
+"""Of every result file; it rises when a field changes its name or meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Delta:
     """A paired difference on one axis, after - before on the same items.
 
     `shown`: the interval excludes zero. `verdict`: the same after Holm's correction over the family of comparisons.
-    `fixed` and `broken` count items that crossed one half; `mid_p` is McNemar's, which ignores clusters.
+    `fixed` and `regressed` count items that crossed one half; `mid_p` is McNemar's, which ignores clusters.
     """
 
     axis: str
@@ -86,7 +90,7 @@ class Delta:
     n: int
     clusters: int
     fixed: int
-    broken: int
+    regressed: int
     detectable: float | None
     shown: bool
     verdict: Verdict
@@ -181,6 +185,56 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Robustness:
+    """What rewording does to a variant on an axis; every number is over the scored groups, None where nothing allows it."""
+
+    axis: str
+    variant: str
+    groups: int
+    clusters: int
+    unscored: int
+    """Groups left out because a wording has no score."""
+    mean: float | None
+    """Mean over groups of the mean over wordings: every question weighs the same."""
+    worst: float | None
+    """Share of groups in which every wording is right."""
+    best: float | None
+    """Share of groups in which some wording is right."""
+    wordings: dict[str, float]
+    """The mean of each wording, over the groups that have all wordings of the axis: the same questions."""
+    spread: float | None
+    """The best of these less the worst; None below two wordings."""
+    flip_rate: float | None
+    """Share of groups whose wordings are not all scored alike."""
+    flip_low: float
+    flip_high: float
+    drop: float | None
+    """1 - accuracy of the other wordings / accuracy of the plain one, over the groups that have both; below 0 where others do better."""
+    flipped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What confidences are worth: ECE beside what a perfectly calibrated model would show at this n, Brier beside no discrimination.
+
+    `expected` and `null_high` (95th percentile) are the ECE if the confidences were true; `brier_shuffled` has outcomes shuffled among
+    the items. Both p-values are one-sided.
+    """
+
+    variant: str
+    n: int
+    mean_confidence: float
+    right: float
+    ece: float
+    expected: float
+    null_high: float
+    p: float
+    brier: float
+    brier_shuffled: float
+    brier_p: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One evaluation, whole."""
 
@@ -194,18 +248,18 @@ class Result:
     steps: tuple[Comparison, ...]
     whole: Comparison | None
     without: tuple[Comparison, ...]
-    costs: tuple[Regression, ...]
+    regressions: tuple[Regression, ...]
     refusals: tuple[Refusals, ...]
-    spending: tuple[Cost, ...]
+    cost: tuple[Cost, ...]
     questions: dict[str, Question]
     curves: tuple[Curve, ...] = ()
     settings: dict[str, Scalar] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    beside: tuple[Comparison, ...] = ()
-    confidences: tuple[StatedConfidence, ...] = ()
-    steadiness: tuple[Robustness, ...] = ()
-    format: Literal[1] = 1
+    caveats: tuple[str, ...] = ()
+    external: tuple[Comparison, ...] = ()
+    confidences: tuple[Calibration, ...] = ()
+    robustness: tuple[Robustness, ...] = ()
+    format: Literal[2] = FORMAT
 
     def to_json(self) -> str:
         """The whole tree as JSON; `from_json` gives an equal Result."""
@@ -217,6 +271,9 @@ class Result:
         try:
             return _adapter().validate_json(text)
         except ValidationError as error:
+            if any(one["type"] == "json_invalid" for one in error.errors()):
+                raise DataError(f"{name}: {error.errors()[0]['msg']}") from error
+            check_format(json.loads(text), name)
             one = error.errors(include_url=False)[0]
             raise DataError(
                 f"{name}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}. "
@@ -225,10 +282,7 @@ class Result:
 
     def save(self, path: Path) -> None:
         """Write the JSON atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(self.to_json() + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, self.to_json() + "\n")
 
 
 def load(path: Path) -> Result:
@@ -241,3 +295,54 @@ def load(path: Path) -> Result:
 @cache
 def _adapter() -> TypeAdapter[Result]:
     return TypeAdapter(Result)
+
+
+# ---- results of the other analyses: NAME.KIND.json beside NAME.json ----
+
+COMMANDS = {
+    "attribution": "attribute",
+    "base": "attribute",
+    "diagnosis": "diagnose",
+    "judge": "judge validate",
+}
+"""The verb that writes a kind of result, where its name is another."""
+
+
+def save(folder: Path, name: str, kind: str, found: Any, **more: Any) -> Path:
+    """Write a result (a dataclass or a mapping) with `more` as NAME.KIND.json, atomically, and return where it lies."""
+    path = folder / f"{name}.{kind}.json"
+    write_json(path, {"format": FORMAT, **more, **plain(found)})
+    return path
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """A saved NAME.KIND.json as a tree; raises DataError if another version of demeanor wrote it."""
+    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    check_format({"format": 1, **tree}, str(path))
+    return tree
+
+
+def check_format(tree: Any, name: str) -> None:
+    """Raises DataError where a tree says that it was written in another format than this version's."""
+    found = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
+    if found != FORMAT:
+        kind = Path(Path(name).stem).suffix.removeprefix(".")
+        raise DataError(
+            f"{name} was written by another version of demeanor (format {found}, wanted {FORMAT}); "
+            f"measure again: demeanor {COMMANDS.get(kind, 'eval')} ..."
+        )
+
+
+def plain(value: Any) -> Any:
+    """A result as JSON values: dataclasses and named tuples as mappings, enumerations by name, NaN as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if hasattr(value, "_asdict"):
+        return {key: plain(inner) for key, inner in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, Enum):
+        return value.name.lower()
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""One measured cell: a variant's answer to an item with a seed, its score, and what every layer did on the way.
+"""One measured row: a variant's answer to an item with a seed, its score, and what every layer did on the way.
 
 In: Item, Completion, Score. Out: a Row, and rows as JSONL that a killed run can continue. It computes no statistics.
 """
@@ -6,12 +6,16 @@ In: Item, Completion, Score. Out: a Row, and rows as JSONL that a killed run can
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from demeanor.core.errors import DataError
+from demeanor.core.files import json_lines
 from demeanor.core.types import (
     Citation,
     Completion,
@@ -25,8 +29,11 @@ from demeanor.core.types import (
     ToolCalled,
     ToolResult,
 )
+from demeanor.evaluation.statistics import Floats
 
 WEIGHTS = "weights"
+SAME = "same:"
+"""Items that share a tag `same:NAME` say the same thing in other words."""
 DETAIL_CHARACTERS = 240
 
 
@@ -41,7 +48,7 @@ class LayerActivity:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured cell; `value` is None where there is no score, and `error` says why if the run failed there.
+    """One measured answer; `value` is None where there is no score, and `error` says why if the run failed there.
 
     `cell` hashes the item's content and the decoding: with stack key and seed it is the row's identity.
     `refused_by` names the layer that refused, `weights` where the model's own words decline, and is empty otherwise.
@@ -56,18 +63,18 @@ class Row:
     cluster: str
     twin: str | None
     tags: tuple[str, ...]
-    value: float | None
-    answer: str
-    explanation: str
-    text: str
-    refused_by: str
-    rule: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    ms: float
-    layer_ms: dict[str, float]
-    events: tuple[LayerActivity, ...]
+    value: float | None = None
+    answer: str = ""
+    explanation: str = ""
+    text: str = ""
+    refused_by: str = ""
+    rule: str = ""
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    ms: float = 0.0
+    layer_ms: dict[str, float] = field(default_factory=dict)
+    events: tuple[LayerActivity, ...] = ()
     error: str = ""
 
     @property
@@ -94,9 +101,10 @@ class RowKey:
     def identity(self) -> tuple[str, str, int]:
         return self.stack_key, self.content, self.seed
 
-    def _head(self) -> tuple[str, str, str, str, int, str, str, str | None, tuple[str, ...]]:
+    def row(self, **measured: Any) -> Row:
+        """The row of this key with what was measured."""
         item = self.item
-        return (
+        return Row(
             self.variant,
             self.stack_key,
             item.id,
@@ -106,23 +114,23 @@ class RowKey:
             item.cluster,
             item.twin,
             item.tags,
+            **measured,
         )
 
 
-def row_of(cell: RowKey, completion: Completion, score: Score, ms: float) -> Row:
+def row_of(key: RowKey, completion: Completion, score: Score, ms: float) -> Row:
     """Fold an answered and scored item into its row; `ms` is the wall time of the answer."""
     layer_ms: dict[str, float] = {}
     for event in completion.events:
         if isinstance(event, Timing):
             layer_ms[event.by] = round(layer_ms.get(event.by, 0.0) + event.ms, 3)
-    item, refusal = cell.item, completion.refusal
+    item, refusal = key.item, completion.refusal
     spoken = WEIGHTS if declined(item, score) else ""
-    return Row(
-        *cell._head(),
-        score.value,
-        score.answer,
-        score.explanation,
-        completion.text,
+    return key.row(
+        value=score.value,
+        answer=score.answer,
+        explanation=score.explanation,
+        text=completion.text,
         refused_by=refusal.by if refusal else spoken,
         rule=refusal.rule if refusal else "",
         finish_reason=completion.finish_reason,
@@ -140,24 +148,10 @@ def declined(item: Item, score: Score) -> bool:
     return isinstance(should, bool) and score.value is not None and (score.value >= 0.5) == should
 
 
-def error_row(cell: RowKey, error: Exception, ms: float) -> Row:
+def error_row(key: RowKey, error: Exception, ms: float) -> Row:
     """The row of an item that could not be answered or scored."""
-    return Row(
-        *cell._head(),
-        None,
-        "",
-        "",
-        "",
-        "",
-        "",
-        "cancelled",
-        0,
-        0,
-        round(ms, 3),
-        {},
-        (),
-        error=f"{type(error).__name__}: {error}",
-    )
+    message = f"{type(error).__name__}: {error}"
+    return key.row(finish_reason="cancelled", ms=round(ms, 3), error=message)
 
 
 def _did(event: Event) -> LayerActivity | None:
@@ -220,24 +214,8 @@ def whole_bytes(path: Path) -> int:
     return sum(size for _, size in _lines(path))
 
 
-def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, numbered from 1; a last one without its newline was torn by a kill and is none. Nothing where no file is."""
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if line.endswith(b"\n"):
-            yield number, line
-
-
 def _lines(path: Path) -> Iterator[tuple[Row, int]]:
-    for number, line in whole_lines(path):
-        try:
-            yield _row(json.loads(line)), len(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}:{number}: not an evaluation row ({error}). "
-                "Move the file away to measure from the start."
-            ) from error
+    return json_lines(path, _row, "an evaluation row")
 
 
 FIELDS = tuple(f.name for f in fields(Row))
@@ -254,3 +232,43 @@ def _row(values: dict[str, Any]) -> Row:
             "events": tuple(LayerActivity(**did) for did in values["events"]),
         }
     )
+
+
+# ---- rows as columns ----
+
+
+class PairedTable:
+    """The rows of an evaluation by variant and item; an item's value is the mean over its seeds, NaN if any seed has none."""
+
+    def __init__(self, rows: Sequence[Row], items: Sequence[Item]) -> None:
+        self.items = {item.id: item for item in items}
+        self.axes = {item.axis: [x for x in items if x.axis == item.axis] for item in items}
+        self.rows: dict[str, dict[str, list[Row]]] = {}
+        for row in rows:
+            if row.item_id not in self.items:
+                raise DataError(
+                    f"a row of variant {row.variant} answers item '{row.item_id}', which is not in the suite"
+                )
+            self.rows.setdefault(row.variant, {}).setdefault(row.item_id, []).append(row)
+
+    def of(self, variant: str) -> dict[str, list[Row]]:
+        """Rows of a variant by item id, one per seed; raises DataError if it was never run."""
+        if variant not in self.rows:
+            raise DataError(f"variant {variant} has no rows. Measured: {', '.join(self.rows) or 'none'}")
+        return self.rows[variant]
+
+    def values_N(self, variant: str, axis: str) -> Floats:
+        """The value of every item of an axis, in suite order; NaN where a seed has no score."""
+        rows = self.of(variant)
+        return np.array([value(rows.get(item.id, ())) for item in self.axes[axis]], dtype=float)
+
+    def clusters_N(self, axis: str) -> npt.NDArray[np.str_]:
+        """The cluster of every item of an axis."""
+        return np.array([item.cluster for item in self.axes[axis]], dtype=np.str_)
+
+
+def value(rows: Sequence[Row]) -> float:
+    """The mean over an item's seeds; NaN without rows or where one has no score."""
+    if not rows:
+        return float("nan")
+    return float(np.mean([np.nan if row.value is None else row.value for row in rows]))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from demeanor.core.types import Respond, RunnableTool, Turn
+from demeanor.core.types import RatedTurn, Respond, RunnableTool, Turn
 from demeanor.stack.stack import Stack
 
 
@@ -37,6 +38,11 @@ class Runtime(Protocol):
 
     def tools(self) -> Mapping[str, RunnableTool]:
         """The tools that layers may offer, by name."""
+        ...
+
+    @property
+    def tool_set(self) -> Mapping[str, RunnableTool] | None:
+        """The same where they are not the usual ones; None: every tool of tools/."""
         ...
 
     @property
@@ -84,3 +90,5 @@ class Services:
     is_trained: Callable[[Stack, str], bool]
     training_curves: Callable[[Stack], dict[str, list[dict[str, Any]]]]
     """The metrics log of every stage that was trained here."""
+    rated_turns: Callable[[Path], Sequence[RatedTurn]]
+    """The turns with feedback that the record layer left in a database file. Raises DataError."""

@@ -1,4 +1,4 @@
-"""Is it the recipe or the luck of one training: the same ladder trained with several seeds, and what its steps did each time.
+"""Training seeds: the same ladder trained with several seeds, to tell an effect of the recipe from chance of one training run.
 
 In: results of the same stack trained with different seeds, on the same items. Out: one `Spread` per step and axis, whose interval covers
 another training and other items: the variances of seeds and of items add up, with Satterthwaite's degrees of freedom. It knows no weights.
@@ -6,24 +6,23 @@ another training and other items: the variances of seeds and of items add up, wi
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from scipy import special
 
-from demeanor import app
-from demeanor.app import load_stack
 from demeanor.core.errors import DataError, DemeanorError, UsageError
-from demeanor.evaluation import measure
-from demeanor.evaluation.result import Delta, Result
+from demeanor.evaluation.experiment import named
+from demeanor.evaluation.ladder import evaluate
+from demeanor.evaluation.result import Delta, Result, save
+from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.statistics import CONFIDENCE
 from demeanor.stack.schema import Scratch, Stage
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +47,9 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """The mean of a rung on an axis, by seed."""
+    """The mean of a variant of the ladder on an axis, by seed."""
 
-    rung: str
+    variant: str
     axis: str
     values: tuple[float, ...]
 
@@ -62,21 +61,21 @@ class Seeds:
     name: str
     suite_hash: str
     seeds: tuple[int, ...]
-    rungs: tuple[str, ...]
+    variants: tuple[str, ...]
     levels: tuple[Level, ...]
     steps: tuple[Spread, ...]
 
 
 def seeds(results: Mapping[int, Result], *, name: str) -> Seeds:
-    """Put the results of several training seeds together; raises DataError unless they climbed the same ladder on the same items."""
+    """Put the results of several training seeds together; raises DataError unless they measured the same ladder on the same items."""
     found = list(results.values())
     if len(found) < 2:
         raise DataError(f"seeds: {len(found)} training, so nothing varies; wanted at least 2")
     first = found[0]
-    labels = [_rungs(r) for r in found]
+    labels = [_labels(r) for r in found]
     if any(r.suite_hash != first.suite_hash for r in found) or any(x != labels[0] for x in labels):
         raise DataError(
-            "seeds: the results are of other items or other rungs; wanted one ladder on one suite"
+            "seeds: the results are of other items or other variants; wanted one ladder on one suite"
         )
     steps = [
         _spread(step.name, axis.name, [_delta(r, step.name, axis.name) for r in found])
@@ -84,8 +83,8 @@ def seeds(results: Mapping[int, Result], *, name: str) -> Seeds:
         for axis in first.axes
     ]
     levels = [
-        _level(rung, axis.name, [_mean(r, n, axis.name) for r in found])
-        for n, rung in enumerate(labels[0])
+        _level(label, axis.name, [_mean(r, n, axis.name) for r in found])
+        for n, label in enumerate(labels[0])
         for axis in first.axes
     ]
     return Seeds(
@@ -118,7 +117,7 @@ def interval(
     return max(-1.0, mean - half), min(1.0, mean + half)
 
 
-def _rungs(result: Result) -> list[str]:
+def _labels(result: Result) -> list[str]:
     label = {v.id: v.label for v in result.variants}
     return (
         [label[result.steps[0].before], *(label[s.after] for s in result.steps)]
@@ -127,8 +126,8 @@ def _rungs(result: Result) -> list[str]:
     )
 
 
-def _mean(result: Result, rung: int, axis: str) -> float | None:
-    variant = result.steps[0].before if rung == 0 else result.steps[rung - 1].after
+def _mean(result: Result, place: int, axis: str) -> float | None:
+    variant = result.steps[0].before if place == 0 else result.steps[place - 1].after
     return next(a for a in result.axes if a.name == axis).means[variant].value
 
 
@@ -163,47 +162,44 @@ def _spread(step: str, axis: str, deltas: list[Delta | None]) -> Spread | None:
     )
 
 
-def _level(rung: str, axis: str, values: Sequence[float | None]) -> Level | None:
+def _level(variant: str, axis: str, values: Sequence[float | None]) -> Level | None:
     known = tuple(v for v in values if v is not None)
-    return Level(rung, axis, known) if len(known) == len(values) else None
+    return Level(variant, axis, known) if len(known) == len(values) else None
 
 
-def reseeded(path: Path, overrides: Sequence[str], seed: int) -> Stack:
+Load: TypeAlias = Callable[[Sequence[str]], Stack]
+"""Loads the stack with settings (`PATH=VALUE`) changed."""
+
+
+def reseeded(load: Load, seed: int) -> Stack:
     """The stack with every seed of its training set to one; raises DemeanorError if nothing of it is trained here."""
-    stack = load_stack(path, overrides)
-    base = stack.spec.weights.base
-    places = ["weights.base.seed"] if isinstance(base, Scratch) else []
+    stack = load(())
+    places = ["weights.base.seed"] if isinstance(stack.spec.weights.base, Scratch) else []
     places += [f"weights.stages.{s.name}.seed" for s in stack.spec.weights.stages if isinstance(s, Stage)]
     if not places:
-        raise DemeanorError(f"{path}: nothing of it is trained here, so there is no seed to change")
-    return load_stack(path, [*overrides, *(f"{place}={seed}" for place in places)])
+        raise DemeanorError(f"{stack.path}: nothing of it is trained here, so there is no seed to change")
+    return load([f"{place}={seed}" for place in places])
 
 
 def run(
-    path: Path,
-    overrides: Sequence[str],
-    runs: Runs,
+    load: Load,
+    services: Services,
     folder: Path,
     *,
     chosen: Sequence[int],
-    limit: int | None,
-    name: str | None,
+    limit: int | None = None,
+    name: str | None = None,
 ) -> Seeds:
-    """Train and measure the stack with each seed, one after the other, and write what its steps did over all of them."""
+    """Train and measure the stack with each seed, one after the other, and write NAME.seeds.json; each seed's result is NAME.seedN."""
     if len(set(chosen)) != len(chosen) or len(chosen) < 2:
         raise UsageError(f"--seeds: got {' '.join(map(str, chosen))}, wanted two or more, each once")
     found: dict[int, Result] = {}
     for number, seed in enumerate(chosen, 1):
-        stack = reseeded(path, overrides, seed)
-        name = measure.named(stack, name, limit)
+        stack = reseeded(load, seed)
+        name = named(stack, name, limit)
         print(f"\nseed {seed} ({number} of {len(chosen)})")
-        app.train(stack, runs)
-        found[seed] = measure.evaluate(
-            stack, runs, folder, variants=None, limit=limit, name=f"{name}.seed{seed}"
-        )
+        services.train(stack, ())
+        found[seed] = evaluate(stack, services, folder, limit=limit, name=f"{name}.seed{seed}")
     whole = seeds(found, name=str(name))
-    tree = {"stack_key": load_stack(path, overrides).key(), **asdict(whole)}
-    measure.write(
-        folder / f"{name}.seeds.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    save(folder, whole.name, "seeds", whole, stack_key=load(()).key())
     return whole

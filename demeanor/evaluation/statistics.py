@@ -7,8 +7,8 @@ Intervals are two-sided 95% unless said otherwise; rows of one cluster are never
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -103,9 +103,9 @@ def zero_failures(n: int, confidence: float = CONFIDENCE) -> float:
     return float(-math.expm1(math.log1p(-confidence) / n))
 
 
-def mcnemar_midp(fixed: int, broken: int) -> float:
+def mcnemar_midp(fixed: int, regressed: int) -> float:
     """McNemar's mid-p: two-sided P under Bin(b+c, 1/2), half the mass at what was seen; for one row per item, no clusters."""
-    few, total = min(fixed, broken), fixed + broken
+    few, total = min(fixed, regressed), fixed + regressed
     if total == 0:
         return 1.0
     return min(1.0, float(2.0 * stats.binom.cdf(few, total, 0.5) - stats.binom.pmf(few, total, 0.5)))
@@ -146,15 +146,22 @@ def items_needed(
     return math.ceil(z * z * (discordance - effect**2) / effect**2)
 
 
+def cluster_draws(
+    clusters: Labels, *, draws: int, seed: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+    """How often each resample draws each cluster: the cluster of every row, index_N, and counts_RG. Deterministic in `seed`."""
+    index_N, G = cluster_index(clusters)
+    return index_N, np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
+
+
 def cluster_bootstrap(columns_NC: Floats, clusters: Labels, *, draws: int, seed: int) -> Floats:
     """Column sums over resampled clusters, sums_RC; a row keeps all its columns, so ratios of sums stay paired.
 
-    A mean is the ratio of its column of values to its column of ones. Deterministic in `seed`.
+    A mean is the ratio of its column of values to its column of ones.
     """
-    index_N, G = cluster_index(clusters)
-    sums_GC = np.zeros((G, columns_NC.shape[1]))
+    index_N, counts_RG = cluster_draws(clusters, draws=draws, seed=seed)
+    sums_GC = np.zeros((counts_RG.shape[1], columns_NC.shape[1]))
     np.add.at(sums_GC, index_N, columns_NC)
-    counts_RG = np.random.default_rng(seed).multinomial(G, np.full(G, 1.0 / G), size=draws)
     return counts_RG @ sums_GC
 
 
@@ -211,3 +218,123 @@ def detectable(
     """The same of items in clusters; None with one cluster, and where nothing below `discordance` could be found."""
     size = smallest(effective(items, clusters, within), discordance)
     return None if clusters < 2 or size >= discordance else size
+
+
+# ---- exact rates, families of tests and the size of a study ----
+
+Claim: TypeAlias = Literal["yes", "no", "undecided"]
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The exact two-sided interval of a rate: beta quantiles; never covers less than `confidence`.
+
+    Source: Clopper & Pearson 1934.
+    """
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(special.betaincinv(successes, n - successes + 1, tail))
+    high = 1.0 if successes == n else float(special.betaincinv(successes + 1, n - successes, 1 - tail))
+    return low, high
+
+
+def upper_bound(failures: int, n: int, confidence: float = CONFIDENCE) -> float:
+    """The exact one-sided upper bound of a failure rate; after no failure 1 - (1 - confidence)^(1/n), without trials 1."""
+    return 1.0 if failures >= n else float(special.betaincinv(failures + 1, n - failures, confidence))
+
+
+def clean_trials_needed(rate: float, confidence: float = CONFIDENCE) -> int:
+    """How many trials without a failure show that the failure rate lies below `rate`."""
+    return math.ceil(math.log1p(-confidence) / math.log1p(-rate))
+
+
+def mcnemar_exact(fixed: int, regressed: int) -> float:
+    """McNemar's exact two-sided p: a sign test of the items that changed; for one row per item, no clusters."""
+    total = fixed + regressed
+    return 1.0 if total == 0 else float(stats.binomtest(fixed, total).pvalue)
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values (false discovery rate) of one family, in the order given."""
+    return [float(p) for p in stats.false_discovery_control(p_values)] if p_values else []
+
+
+def power_paired(effect: float, discordance: float, n: float, confidence: float = CONFIDENCE) -> float:
+    """The chance that n independent items show a paired difference `effect` when a share `discordance` changes at all.
+
+    Source: Connor 1987, both tails, with the variance of the alternative: psi - D^2.
+    """
+    z = float(special.ndtri((1 + confidence) / 2))
+    shift = abs(effect) / math.sqrt((discordance - effect**2) / n)
+    return float(special.ndtr(shift - z) + special.ndtr(-shift - z))
+
+
+def clusters_needed(
+    estimate: Estimate, gap: float, *, confidence: float = CONFIDENCE, power: float = POWER, sides: int = 2
+) -> int | None:
+    """Clusters like the measured ones that would show a distance `gap` with the given power; None if nothing varies or gap <= 0.
+
+    The standard error shrinks with the root of the number of clusters: G' = G ((z_{1-a/sides} + z_power) SE / gap)^2.
+    """
+    if not estimate.se or gap <= 0:
+        return None
+    z = float(special.ndtri(1 - (1 - confidence) / sides) + special.ndtri(power))
+    return math.ceil(estimate.clusters * (z * estimate.se / gap) ** 2)
+
+
+class Shown(NamedTuple):
+    """Whether a difference is shown to lie above a bound: the one-sided bounds that say so, and the clusters that would decide."""
+
+    claim: Claim
+    low: float | None
+    high: float | None
+    needed: int | None
+
+
+def above(
+    estimate: Estimate, bound: float, confidence: float = CONFIDENCE, denial: float | None = None
+) -> Shown:
+    """Whether a paired difference of values in [0, 1] lies above `bound`: superiority at 0 or more, non-inferiority at -margin.
+
+    Yes where the one-sided lower bound at `confidence` lies above, no where the upper one at `denial` (default: the same) lies
+    below. `needed` holds if the truth is what was measured, or no change where that is nearer to `bound` from above. Half-widths
+    are those of `estimate`'s own 95% interval rescaled, so that its floor for unchanged items stays. Source: Blackwelder 1982.
+    """
+    if estimate.low is None or estimate.high is None or estimate.se is None:
+        return Shown("undecided", None, None, None)
+    dof, value = estimate.clusters - 1, estimate.value
+    unit = max(estimate.high - value, value - estimate.low) / float(
+        special.stdtrit(dof, (1 + CONFIDENCE) / 2)
+    )
+    low = max(-1.0, value - unit * float(special.stdtrit(dof, confidence)))
+    high = min(1.0, value + unit * float(special.stdtrit(dof, confidence if denial is None else denial)))
+    claim: Claim = "yes" if low > bound else "no" if high < bound else "undecided"
+    gap = -bound if bound < 0 < value else abs(value - bound)
+    if claim != "undecided":
+        return Shown(claim, low, high, None)
+    if estimate.se:
+        return Shown(claim, low, high, clusters_needed(estimate, gap, confidence=confidence, sides=1))
+    return Shown(claim, low, high, clean_trials_needed(gap, confidence) if 0 < gap < 1 else None)
+
+
+def kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> tuple[float, float, float]:
+    """Cohen's kappa of two judges with its large-sample interval; NaN where both always say the same one thing.
+
+    Source: Cohen 1960; variance: Fleiss, Cohen & Everitt 1969.
+    """
+    names = sorted(set(first) | set(second), key=str)
+    place = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)))
+    for a, b in zip(first, second, strict=True):
+        counts[place[a], place[b]] += 1
+    n, p = counts.sum(), counts / counts.sum()
+    rows, columns = p.sum(1), p.sum(0)
+    agreed, chance = float(np.trace(p)), float(rows @ columns)
+    if chance >= 1:
+        return math.nan, math.nan, math.nan
+    k = (agreed - chance) / (1 - chance)
+    diagonal = sum(p[i, i] * (1 - (rows[i] + columns[i]) * (1 - k)) ** 2 for i in range(len(names)))
+    cross = sum(
+        p[i, j] * (columns[i] + rows[j]) ** 2 for i in range(len(names)) for j in range(len(names)) if i != j
+    )
+    variance = (diagonal + (1 - k) ** 2 * cross - (k - chance * (1 - k)) ** 2) / ((1 - chance) ** 2 * n)
+    half = float(special.ndtri((1 + CONFIDENCE) / 2)) * math.sqrt(max(0.0, float(variance)))
+    return k, max(-1.0, k - half), min(1.0, k + half)

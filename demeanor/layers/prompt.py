@@ -16,9 +16,10 @@ from pydantic import Field, model_validator
 
 from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError
+from demeanor.core.files import read_text
 from demeanor.core.types import Event, Message, Messages, Prompted, Respond, Trust, Turn
 from demeanor.layers import Kit, timed
-from demeanor.layers.policy.rules import problems_of, read_text, read_yaml
+from demeanor.layers.policy.rules import problems_of, read_yaml
 
 BEHAVIOUR = True
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demeanor.core import files
 from demeanor.core.errors import CheckpointError, unknown
 from demeanor.stack.schema import Adapter
 
@@ -239,13 +240,9 @@ def save(
         tensors[f"{PREFIX}score.weight"] = next(
             p for name, p in model.named_parameters() if name.endswith("score.weight")
         )
-    part = folder / f"{WEIGHTS}.part"
-    save_file(
-        {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()},
-        part,
-        metadata={"format": "pt"},
-    )
-    os.replace(part, folder / WEIGHTS)
+    plain = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}
+    with files.replacing(folder / WEIGHTS) as part:
+        save_file(plain, part, metadata={"format": "pt"})
     settings = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
@@ -261,9 +258,7 @@ def save(
         "fan_in_fan_out": False,
         "init_lora_weights": True,
     }
-    part = folder / f"{CONFIG}.part"
-    part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / CONFIG)
+    files.write_json(folder / CONFIG, settings, indent=2)
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

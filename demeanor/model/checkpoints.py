@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from demeanor.core import files
 from demeanor.core.errors import CheckpointError
 from demeanor.model import adapters, hf
 from demeanor.model.adapters import merge
@@ -132,25 +132,15 @@ def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> 
     else:
         raise CheckpointError(f"cannot save a {type(model).__name__}")
     raw["dtype"] = str(dtype).removeprefix("torch.")
-    part = folder / "model.safetensors.part"
-    save_file(
-        {k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()},
-        part,
-        metadata={"format": "pt"},
-    )
-    os.replace(part, folder / "model.safetensors")
-    _write_json(folder / "config.json", raw)
+    plain = {k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}
+    with files.replacing(folder / "model.safetensors") as part:
+        save_file(plain, part, metadata={"format": "pt"})
+    files.write_json(folder / "config.json", raw, indent=2)
 
 
 def _headless(config: Config) -> Llama:
     """A trunk whose output matrix is the tied embedding, so that no head is allocated."""
     return Llama(replace(config, tie_word_embeddings=True))
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -62,9 +62,9 @@ def attribution(found: Mapping[str, Any]) -> Html:
                         else ""
                     )
                     + (
-                        "No layer is shown to be guilty: the whole without it is not better."
-                        if found["guilty"] == "none"
-                        else f"Guilty: {found['guilty']}; the whole is shown to be better without it."
+                        "No layer is implicated: the whole without it is not better."
+                        if found["suspect"] == "none"
+                        else f"Suspect: {found['suspect']}; the whole is shown to be better without it."
                     )
                 )
             ]
@@ -72,7 +72,7 @@ def attribution(found: Mapping[str, Any]) -> Html:
             else []
         ),
         *(fold(title, wide(_table(found[view]))) for view, title in VIEWS if found[view]),
-        fold("Items that moved", _moved(found["moved"])),
+        fold("Items that moved", _moved(found["changed"])),
     )
 
 
@@ -102,10 +102,10 @@ def _moved(moved: Sequence[Mapping[str, Any]]) -> Html:
             m["name"],
             axis_name(axis),
             ", ".join(m["fixed"].get(axis, ())) or "–",
-            ", ".join(m["broken"].get(axis, ())) or "–",
+            ", ".join(m["regressed"].get(axis, ())) or "–",
         ]
         for m in moved
-        for axis in sorted({*m["fixed"], *m["broken"]})
+        for axis in sorted({*m["fixed"], *m["regressed"]})
     ]
     return wide(table(["layer", "axis", "made right", "made wrong"], rows, class_="small"))
 
@@ -133,7 +133,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     parts = [
         "## Which layer did it",
         f"{plural(len(found['cells']), 'combination')} of weights and layers on {found['items']} items. "
-        f"Guilty: {found['guilty']}. Bold: the interval excludes zero, and the corrected test agrees.",
+        f"Suspect: {found['suspect']}. Bold: the interval excludes zero, and the corrected test agrees.",
     ]
     for view in ("shapley", "leave_one_out"):
         effects = found[view]

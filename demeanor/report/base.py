@@ -55,8 +55,8 @@ def cells(found: Mapping[str, Any]) -> list[list[tuple[str, bool]]]:
                 *ways,
                 (f"{100 * g['best']:.0f} ({listed(list(g['picked']))})", False),
                 (f"{100 * g['stage']:.0f}", False),
-                _points(g["declared"], g["low_declared"], g["high_declared"]),
-                _points(g["fair"], g["low"], g["high"]),
+                _points(**g["over_declared"]),
+                _points(**g["over_best"]),
             ]
         )
     return rows
@@ -67,8 +67,8 @@ def sentence(found: Mapping[str, Any]) -> str:
     g = found["gains"][-1]
     about = "all items" if g["axis"] == "all" else axis_name(g["axis"])
     return (
-        f"On {about}, {found['stage']} adds {_points(g['declared'], g['low_declared'], g['high_declared'])[0]} points to the base as "
-        f"declared ({found['declared']}) and {_points(g['fair'], g['low'], g['high'])[0]} to the base asked in the best way."
+        f"On {about}, {found['stage']} adds {_points(**g['over_declared'])[0]} points to the base as "
+        f"declared ({found['declared']}) and {_points(**g['over_best'])[0]} to the base asked in the best way."
     )
 
 

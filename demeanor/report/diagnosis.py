@@ -12,16 +12,27 @@ from demeanor.report.markup import Html, el, join
 from demeanor.report.parts import fold, lead, note, section, table, wide
 from demeanor.report.words import axis_name, p_value
 
-COLUMNS = ("", "accuses", "repaired", "share", "broken", "net, points", "p", "tokens read", "written", "ms")
+COLUMNS = (
+    "",
+    "implicates",
+    "fixed",
+    "share",
+    "regressed",
+    "net, points",
+    "p",
+    "tokens read",
+    "written",
+    "ms",
+)
 
 
 def diagnosis(found: Mapping[str, Any]) -> Html:
     """The recommendation, a row per intervention, and the items that each repaired or broke behind a fold."""
     repairs = sorted(found["repairs"], key=lambda r: -(r["net"] or 0.0))
-    guilty = (
-        "no layer is shown to be guilty"
-        if found["guilty"] == "none"
-        else join("guilty: ", el("b", found["guilty"]))
+    suspect = (
+        "no layer is implicated"
+        if found["suspect"] == "none"
+        else join("suspect: ", el("b", found["suspect"]))
     )
     honest = found["honest"]
     flattered = (
@@ -39,7 +50,7 @@ def diagnosis(found: Mapping[str, Any]) -> Html:
             f"{found['failing']} failing items of {found['scope']}, and {found['controls']} controls that stand for {found['passing']} "
             f"which pass, were answered again under {len(repairs)} changes of one thing each, judged {found['judged']}."
         ),
-        el("p", found["recommendation"], " (", guilty, ")"),
+        el("p", found["recommendation"], " (", suspect, ")"),
         note(
             f"{', '.join(f'{share:.0%} of the rows: {right:.0%} right' for share, right in found['curve'])}. {found['learnt']}"
         )
@@ -52,12 +63,12 @@ def diagnosis(found: Mapping[str, Any]) -> Html:
         ),
         el("ul", *helped) if (helped := _axes(repairs)) else None,
         fold(
-            "Items repaired and broken",
+            "Items fixed and regressed",
             wide(
                 table(
-                    ("", "repaired", "broken"),
+                    ("", "fixed", "regressed"),
                     [
-                        [r["name"], ", ".join(r["repaired_ids"]) or "–", ", ".join(r["broken_ids"]) or "–"]
+                        [r["name"], ", ".join(r["fixed_ids"]) or "–", ", ".join(r["regressed_ids"]) or "–"]
                         for r in repairs
                     ],
                     class_="small",
@@ -73,8 +84,8 @@ def _axes(repairs: Sequence[Mapping[str, Any]]) -> list[Html]:
         el(
             "li",
             el("b", f"{r['name']} on {axis_name(a['axis'])}"),
-            f": repairs {a['repaired']} of {a['failing']} failing items, "
-            f"breaks {a['broken']} of {a['controls']}, net {_share(a['net'], a['net_low'], a['net_high'])}.",
+            f": fixes {a['fixed']} of {a['failing']} failing items, "
+            f"breaks {a['regressed']} of {a['controls']}, net {_share(a['net'], a['net_low'], a['net_high'])}.",
         )
         for r in repairs
         if (r["net"] or 0.0) > 0
@@ -87,14 +98,15 @@ def _row(r: Mapping[str, Any]) -> list[Any]:
     return [
         r["name"],
         r["layer"] or "–",
-        f"{r['repaired']}/{r['failing']}",
+        f"{r['fixed']}/{r['failing']}",
         _share(r["rate"], r["rate_low"], r["rate_high"]),
-        f"{r['broken']}/{r['controls']}",
+        f"{r['regressed']}/{r['controls']}",
         _net(r),
         p_value(r["p_corrected"]),
-        f"{r['prompt_tokens']:+.0f}",
-        f"{r['completion_tokens']:+.0f}",
-        f"{r['ms']:+.0f}",
+        *(
+            "–" if r[cost] is None else f"{r[cost]:+.0f}"
+            for cost in ("prompt_tokens", "completion_tokens", "ms")
+        ),
     ]
 
 
@@ -114,19 +126,19 @@ def _net(r: Mapping[str, Any]) -> Html | str:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The recommendation and a row per intervention as Markdown."""
-    head = ["", "accuses", "repaired", "broken", "net, points", "p"]
+    head = ["", "implicates", "fixed", "regressed", "net, points", "p"]
     rows = [
         [
             r["name"].replace("|", "/"),
             r["layer"] or "-",
-            f"{r['repaired']}/{r['failing']}",
-            f"{r['broken']}/{r['controls']}",
+            f"{r['fixed']}/{r['failing']}",
+            f"{r['regressed']}/{r['controls']}",
             _points(r),
             p_value(r["p_corrected"]),
         ]
         for r in sorted(found["repairs"], key=lambda r: -(r["net"] or 0.0))
     ]
-    told = f"{found['recommendation']} Guilty: {found['guilty']}. {found['failing']} failing items, {found['controls']} controls."
+    told = f"{found['recommendation']} Suspect: {found['suspect']}. {found['failing']} failing items, {found['controls']} controls."
     return f"## What repairs it\n\n{told}\n\n" + "\n".join(
         f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]
     )

@@ -65,7 +65,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def worth(found: Mapping[str, Any]) -> str:
     """What is known of the judge: its accuracy against people, or that nobody has measured it."""
-    trust = found["trust"]
+    trust = found["judge_validation"]
     if trust is None:
         return "This judge has not been measured against people: demeanor judge STACK.yaml PAIRS"
     return (

@@ -63,7 +63,7 @@ def frontier(found: Mapping[str, Any]) -> Html:
         for p in points
         if p["lost"]
     ]
-    asked = [p for p in points if p.get("divergence") or p.get("sureness")]
+    asked = [p for p in points if p.get("divergence") or p.get("calibration")]
     return section(
         "frontier",
         "What safety costs",
@@ -132,7 +132,7 @@ def _thresholds(swept: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def _own(p: Mapping[str, Any]) -> list[str]:
-    moved, sure = p.get("divergence"), p.get("sureness")
+    moved, sure = p.get("divergence"), p.get("calibration")
     kl = ["–", "–"] if moved is None else [_interval(moved), f"{moved['per_token']:.3f}"]
     if sure is None:
         return [p["label"], *kl, "–", "–", "–", "–", "–"]
@@ -142,7 +142,7 @@ def _own(p: Mapping[str, Any]) -> list[str]:
         f"{sure['ece']:.3f}",
         f"{sure['expected']:.3f} (to {sure['null_high']:.3f})",
         p_value(sure["p"]),
-        f"{sure['confidence']:.0%}",
+        f"{sure['mean_confidence']:.0%}",
         f"{sure['right']:.0%}",
     ]
 

@@ -20,10 +20,10 @@ CHARACTERS_SHOWN = 2000
 
 def items(result: Result) -> Html | None:
     """Every step's newly wrong and newly right items, then those on which another assistant and the whole differ."""
-    if not result["steps"] and not result["beside"]:
+    if not result["steps"] and not result["external"]:
         return None
     others = [el("h3", "Against other assistants: before is theirs, after is the whole stack’s")] * bool(
-        result["beside"]
+        result["external"]
     )
     return section(
         "items",
@@ -39,7 +39,7 @@ def items(result: Result) -> Html | None:
             "div",
             *(
                 _step(result, other, "beside", "wrong here, right there", "right here, wrong there")
-                for other in result["beside"]
+                for other in result["external"]
             ),
             class_="steps",
         )

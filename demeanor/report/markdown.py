@@ -13,7 +13,7 @@ def markdown(result: Result) -> str:
     labels = words.labels_of(result)
     rungs = words.ladder_of(result)
     parts = [f"# {safe(words.headline(result))}"]
-    parts += [f"> {safe(warning)}" for warning in result["warnings"]]
+    parts += [f"> {safe(warning)}" for warning in result["caveats"]]
     parts += [
         "## What each layer did",
         table(
@@ -30,31 +30,34 @@ def markdown(result: Result) -> str:
         ),
         "Change from the column before in points, where its interval excludes zero; bold: also after Holm's correction.",
     ]
-    lost = [f"* {safe(words.cost_sentence(cost))}" for cost in result["costs"]]
+    lost = [f"* {safe(words.cost_sentence(cost))}" for cost in result["regressions"]]
     if result["steps"]:
         parts += ["## What it cost", "\n".join(lost) or words.no_costs(result)]
     if result["steps"]:
         parts += ["## Each step", _comparisons(result["steps"], "+")]
     if result["without"]:
         parts += ["## The whole against the whole without one layer", _comparisons(result["without"], "")]
-    if result["beside"]:
+    if result["external"]:
         parts += [
             "## Beside other assistants",
-            "\n".join(f"* {safe(words.beside_sentence(c))}" for c in result["beside"]),
+            "\n".join(f"* {safe(words.beside_sentence(c))}" for c in result["external"]),
             table(
-                ["share right, %", "the whole stack", *(c["name"] for c in result["beside"])],
+                ["share right, %", "the whole stack", *(c["name"] for c in result["external"])],
                 [
                     [
                         words.axis_name(a["name"]),
                         *(
                             words.mean_interval(a["means"][i])
-                            for i in (result["beside"][0]["after"], *(c["before"] for c in result["beside"]))
+                            for i in (
+                                result["external"][0]["after"],
+                                *(c["before"] for c in result["external"]),
+                            )
                         ),
                     ]
                     for a in result["axes"]
                 ],
             ),
-            _comparisons(result["beside"], "against "),
+            _comparisons(result["external"], "against "),
         ]
     if result["refusals"]:
         parts += [
@@ -77,14 +80,14 @@ def markdown(result: Result) -> str:
         ]
     if result["confidences"]:
         parts += ["## Does it know what it knows", table(trust.CONFIDENCE, trust.confidence_rows(result))]
-    if result["steadiness"]:
+    if result["robustness"]:
         parts += [
             "## The same question in other words",
             table(trust.STEADINESS, trust.steadiness_rows(result)),
         ]
     parts += (
         []
-        if not result["spending"]
+        if not result["cost"]
         else [
             "## Time and tokens",
             table(
@@ -98,7 +101,7 @@ def markdown(result: Result) -> str:
                         f"{s['completion_tokens']:.1f}",
                         ", ".join(f"{name} {ms:.2g}" for name, ms in s["layer_ms"].items()),
                     ]
-                    for s in result["spending"]
+                    for s in result["cost"]
                 ],
             ),
         ]

@@ -49,7 +49,7 @@ def page(result: Result, extras: Sequence[Extra] = (), verdict: Verdict | None =
         f"{result['name']}: what each layer did",
         join(_top(result), _banner(verdict)),
         parts,
-        result["warnings"],
+        result["caveats"],
         f"Suite {result['suite_hash']}. Written by demeanor; this file needs no network and runs no script.",
     )
 

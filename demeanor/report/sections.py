@@ -112,11 +112,11 @@ def _delta_on(comparison: Comparison, axis: str) -> Delta | None:
 
 def costs(result: Result) -> Html | None:
     """What was lost, first-class: every loss whose interval excludes zero, or how small a loss could have hidden."""
-    if not result["steps"] and not result["costs"]:
+    if not result["steps"] and not result["regressions"]:
         return None
-    steps = [cost for cost in result["costs"] if cost["kind"] == "step"]
+    steps = [cost for cost in result["regressions"] if cost["kind"] == "step"]
     told = [(c["name"], c["delta"]["axis"], c["delta"]["value"]) for c in steps]
-    layers = [cost for cost in result["costs"] if cost["kind"] == "layer"]
+    layers = [cost for cost in result["regressions"] if cost["kind"] == "layer"]
     still = [c for c in layers if (c["name"], c["delta"]["axis"], c["delta"]["value"]) not in told]
     climbed = [
         el("li", words.cost_sentence(c), " ", el("a", "see the items", href=f"#step-{c['name']}"))
@@ -189,22 +189,22 @@ def without(result: Result) -> Html | None:
 
 def beside(result: Result) -> Html | None:
     """The whole stack against other assistants on the same items: their means, and the differences with intervals."""
-    if not result["beside"]:
+    if not result["external"]:
         return None
-    whole = result["beside"][0]["after"]
-    ids = [whole, *(c["before"] for c in result["beside"])]
+    whole = result["external"][0]["after"]
+    ids = [whole, *(c["before"] for c in result["external"])]
     rows = [
         [axis_name(a["name"]), *(words.mean_interval(a["means"][i]) for i in ids)] for a in result["axes"]
     ]
     return section(
         "beside",
         "Beside other assistants",
-        lead(" ".join(words.beside_sentence(c) for c in result["beside"])),
+        lead(" ".join(words.beside_sentence(c) for c in result["external"])),
         el(
             "figure",
             wide(
                 forest(
-                    result["beside"],
+                    result["external"],
                     "against ",
                     "The whole stack against each other assistant, with intervals",
                 )
@@ -215,11 +215,11 @@ def beside(result: Result) -> Html | None:
                 "the suite states it. What the others do inside is not known; their refusals and tool calls count as they tell them.",
             ),
         ),
-        _numbers(result["beside"], "against "),
+        _numbers(result["external"], "against "),
         fold(
             "The means",
             wide(
-                table(["", "the whole stack", *(c["name"] for c in result["beside"])], rows, class_="small")
+                table(["", "the whole stack", *(c["name"] for c in result["external"])], rows, class_="small")
             ),
         ),
     )
@@ -304,16 +304,16 @@ def refusals(result: Result) -> Html | None:
 
 def spending(result: Result) -> Html | None:
     """Milliseconds by layer and tokens, for every variant."""
-    if not result["spending"]:
+    if not result["cost"]:
         return None
     layers = words.layers_of(result)
-    spent = [x for x in layers if any(x in s["layer_ms"] for s in result["spending"])]
+    spent = [x for x in layers if any(x in s["layer_ms"] for s in result["cost"])]
     return section(
         "spending",
         "Time and tokens",
         lead(f"What one answer costs on average, by the layer that spent it.{words.crowd(result)}"),
         legend([*((shade(x, layers), x) for x in spent), ("stick", "95 of 100 answers are faster")]),
-        wide(spending_bars(result["spending"], words.labels_of(result), layers)),
+        wide(spending_bars(result["cost"], words.labels_of(result), layers)),
     )
 
 

@@ -24,7 +24,7 @@ def seeds(found: Mapping[str, Any]) -> Html:
             f"The same recipe trained {len(found['seeds'])} times, with seeds {', '.join(map(str, found['seeds']))}, and measured on the "
             f"same items. {sentence(found)}"
         ),
-        wide(table(["share right, %", *found["rungs"]], ladder(found), class_="small")),
+        wide(table(["share right, %", *found["variants"]], ladder(found), class_="small")),
         note("Mean over seeds and, in brackets, the lowest and the highest."),
         fold(
             "Every step, seed by seed",
@@ -51,9 +51,9 @@ def sentence(found: Mapping[str, Any]) -> str:
 
 def ladder(found: Mapping[str, Any]) -> list[list[str]]:
     """A row per axis: mean, lowest and highest of every rung."""
-    by = {(x["rung"], x["axis"]): x["values"] for x in found["levels"]}
+    by = {(x["variant"], x["axis"]): x["values"] for x in found["levels"]}
     axes = list(dict.fromkeys(x["axis"] for x in found["levels"]))
-    return [[axis_name(axis), *(_level(by.get((rung, axis))) for rung in found["rungs"])] for axis in axes]
+    return [[axis_name(axis), *(_level(by.get((rung, axis))) for rung in found["variants"])] for axis in axes]
 
 
 def steps(found: Mapping[str, Any]) -> list[list[str]]:
@@ -63,7 +63,7 @@ def steps(found: Mapping[str, Any]) -> list[list[str]]:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The ladder over seeds as Markdown."""
-    rows = [["share right, %", *found["rungs"]], ["---"] * (1 + len(found["rungs"])), *ladder(found)]
+    rows = [["share right, %", *found["variants"]], ["---"] * (1 + len(found["variants"])), *ladder(found)]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"## Another training\n\nSeeds {', '.join(map(str, found['seeds']))}. {sentence(found)}\n\n{lines}"
 

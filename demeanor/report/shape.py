@@ -52,7 +52,7 @@ class Delta(TypedDict):
     n: int
     clusters: int
     fixed: int
-    broken: int
+    regressed: int
     detectable: float | None
     shown: bool
     verdict: Verdict
@@ -171,15 +171,15 @@ class Result(TypedDict):
     steps: list[Comparison]
     whole: Comparison | None
     without: list[Comparison]
-    costs: list[Cost]
+    regressions: list[Cost]
     refusals: list[Refusals]
-    spending: list[Spending]
+    cost: list[Spending]
     questions: dict[str, Question]
     curves: list[Curve]
     settings: dict[str, Scalar]
     commands: list[str]
-    warnings: list[str]
-    beside: list[Comparison]
+    caveats: list[str]
+    external: list[Comparison]
     confidences: list[Stated]
-    steadiness: list[Steadiness]
-    format: Literal[1]
+    robustness: list[Steadiness]
+    format: int

@@ -28,9 +28,9 @@ def show(result: Result, console: Console) -> None:
         + Text(" also after Holm's correction", QUIET)
     )
     _costs(result, console)
-    if result["beside"]:
+    if result["external"]:
         console.print(_beside(result))
-        for comparison in result["beside"]:
+        for comparison in result["external"]:
             console.print(Text(words.beside_sentence(comparison)))
     if result["refusals"]:
         console.print(_refusals(result))
@@ -40,7 +40,7 @@ def show(result: Result, console: Console) -> None:
     ):
         if rows:
             console.print(_plain(title, head, rows))
-    for warning in result["warnings"]:
+    for warning in result["caveats"]:
         console.print(Text.assemble(("! ", "bold yellow"), warning))
 
 
@@ -85,7 +85,7 @@ def _cell(value: float | None, delta: Delta | None) -> Text:
 def _costs(result: Result, console: Console) -> None:
     if not result["steps"]:
         return
-    steps = [cost for cost in result["costs"] if cost["kind"] == "step"]
+    steps = [cost for cost in result["regressions"] if cost["kind"] == "step"]
     console.print(Text("\nwhat it cost", "bold"))
     for cost in steps:
         console.print(Text.assemble(("▼ ", DOWN), words.cost_sentence(cost)))
@@ -101,12 +101,12 @@ def _beside(result: Result) -> Table:
     for name in (
         "share right, %",
         "the whole",
-        *(x for c in result["beside"] for x in (c["name"], f"the whole − {c['name']}")),
+        *(x for c in result["external"] for x in (c["name"], f"the whole − {c['name']}")),
     ):
         table.add_column(Text(name), justify="right" if name != "share right, %" else "left")
     for axis in result["axes"]:
-        cells = [words.mean_interval(axis["means"][result["beside"][0]["after"]])]
-        for other in result["beside"]:
+        cells = [words.mean_interval(axis["means"][result["external"][0]["after"]])]
+        for other in result["external"]:
             delta = next(d for d in other["deltas"] if d["axis"] == axis["name"])
             firm = "*" if delta["verdict"] in ("better", "worse") else ""
             cells += [
@@ -130,7 +130,7 @@ def _plain(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Ta
 
 def _refusals(result: Result) -> Table:
     labels, layers = words.labels_of(result), words.layers_of(result)
-    rungs = {variant["id"] for variant in words.ladder_of(result)} | {c["before"] for c in result["beside"]}
+    rungs = {variant["id"] for variant in words.ladder_of(result)} | {c["before"] for c in result["external"]}
     declined = [x for x in layers if any(x in r["who_unsafe"] for r in result["refusals"])]
     table = Table(
         box=None, padding=(0, 2, 0, 0), title="\nrefusals", title_justify="left", title_style="bold"

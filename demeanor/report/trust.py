@@ -74,7 +74,7 @@ def confidence_rows(result: Result) -> list[list[str]]:
 
 def steadiness(result: Result) -> Html | None:
     """What rewording does to every variant, per axis that has rewordings."""
-    if not result["steadiness"]:
+    if not result["robustness"]:
         return None
     return section(
         "steadiness",
@@ -106,7 +106,7 @@ def steadiness_rows(result: Result) -> list[list[str]]:
             "–" if x["drop"] is None else f"{round(100 * x['drop'])}%",
             str(x["groups"]),
         ]
-        for x in result["steadiness"]
+        for x in result["robustness"]
     ]
 
 

@@ -91,7 +91,7 @@ def labels_of(result: Result) -> dict[str, str]:
 
 def layers_of(result: Result) -> list[str]:
     """Every layer that spent time or declined, the weights first: the order of their colours."""
-    spent = [name for s in result["spending"] for name in s["layer_ms"]]
+    spent = [name for s in result["cost"] for name in s["layer_ms"]]
     declined = [
         name for r in result["refusals"] for name in (*r["who_unsafe"], *r["who_safe"]) if name != NOBODY
     ]
@@ -162,13 +162,13 @@ def cost_sentence(cost: Cost) -> str:
         if cost["kind"] == "step"
         else (f"In the whole stack, {axis} is lower with {cost['name']} than without it, by {by}")
     )
-    count = f"{plural(delta['broken'], 'item')} newly wrong, {delta['fixed']} newly right."
+    count = f"{plural(delta['regressed'], 'item')} newly wrong, {delta['fixed']} newly right."
     return f"{told}. {count}{'' if cost['certain'] else DOUBT}"
 
 
 def cost_headline(result: Result) -> str | None:
     """The worst loss on the ladder in one line, and how many more there are."""
-    steps = [cost for cost in result["costs"] if cost["kind"] == "step"]
+    steps = [cost for cost in result["regressions"] if cost["kind"] == "step"]
     if not steps:
         return None
     doubt = "" if steps[0]["certain"] else ", which does not survive the correction for many comparisons"
@@ -277,7 +277,7 @@ def comparison_row(delta: Delta) -> list[str]:
         p_value(delta["p_holm"]),
         delta["verdict"],
         str(delta["fixed"]),
-        str(delta["broken"]),
+        str(delta["regressed"]),
         f"{delta['n']} ({delta['clusters']})",
         percent(delta["detectable"]),
     ]

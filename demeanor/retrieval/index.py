@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import sqlite3
 import threading
@@ -17,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from demeanor.core.errors import DemeanorError
+from demeanor.core.files import replacing
 from demeanor.core.types import Passage
 
 MAX_CHARACTERS = 1000
@@ -146,12 +146,8 @@ def _cached(found: list[Chunk], cache: Path) -> sqlite3.Connection:
     total = hashlib.sha256(repr((VERSION, found)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     path = cache / f"index-{total}.db"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.unlink(missing_ok=True)
-        with contextlib.closing(sqlite3.connect(part)) as connection:
+        with replacing(path, shared=True) as part, contextlib.closing(sqlite3.connect(part)) as connection:
             _fill(connection, found)
-        os.replace(part, path)
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
 
 

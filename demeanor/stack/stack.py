@@ -314,6 +314,18 @@ class Stack:
             return replace(found, model_id="-".join([self.spec.name, *names]))
         return found
 
+    def with_template(self, name: str) -> Stack:
+        """The same weights prompted through another template."""
+        self.key()  # stage keys are now known: another template is not another training
+        weights = self.spec.weights
+        if self.serve == "base":
+            weights = weights.model_copy(update={"base": weights.base.model_copy(update={"template": name})})
+        return replace(self, spec=self.spec.model_copy(update={"template": name, "weights": weights}))
+
+    def with_layer(self, name: str, layer: Layer) -> Stack:
+        """The stack with another layer in the place of the named one."""
+        return replace(self, layers=tuple(layer if x.name == name else x for x in self.layers))
+
     def ladder(self) -> list[Stack]:
         """base, +each weight stage up to the served one, then +each runtime layer from the innermost out."""
         rungs = [self.variant(stage) for stage in self.chain(self.serve)]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from demeanor.core import files as core_files
 from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError, unknown
 from demeanor.core.registry import Spec
@@ -44,23 +45,8 @@ TAGS: dict[str, type[Spec]] = {
 """Kinds of base and of stage, which stand in pydantic's paths but not in the file's."""
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice, which plain YAML silently overwrites."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands twice", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str) else id(key_node))
-        return dict(super().construct_mapping(node, deep))
-
-
 def read_yaml(path: Path) -> Any:
-    """Parse a YAML file; raises SpecError with the line of a syntax error."""
+    """Parse a stack file; raises SpecError, where there is none with the YAML files that lie there."""
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise SpecError(
@@ -72,14 +58,7 @@ def read_yaml(path: Path) -> Any:
                 )
             ]
         )
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
-    except UnicodeDecodeError as error:
-        raise SpecError([Problem(str(path), f"not UTF-8 text (byte {error.start})")]) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise SpecError([Problem(where, f"not valid YAML: {getattr(error, 'problem', error)}")]) from None
+    return core_files.read_yaml(path)
 
 
 def override(raw: Any, assignments: Sequence[str]) -> Any:

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from demeanor.core.errors import DemeanorError
-from demeanor.core.types import Completion, Done, Event, Turn, fold
+from demeanor.core.errors import DataError, DemeanorError
+from demeanor.core.types import Completion, Done, Event, RatedTurn, Turn, fold
 from demeanor.store import codec
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -222,6 +222,27 @@ def holds_turns(path: Path) -> bool:
             )
     except sqlite3.Error:
         return False
+
+
+def rated_turns(path: Path) -> list[RatedTurn]:
+    """The finished turns with feedback of a database file; raises DataError where it holds no turns."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such database; the `record` layer writes one")
+    if not holds_turns(path):  # opening would make an empty one of it
+        raise DataError(f"{path}: holds no turns; wanted a database that the `record` layer wrote")
+    store = open_url(f"sqlite:///{path.resolve()}", root=Path.cwd())
+    try:
+        values: dict[str, list[float]] = {}
+        for feedback in store.feedback():
+            values.setdefault(feedback.turn_id, []).append(feedback.value)
+        stored = [(store.turn(turn_id), sum(given) / len(given)) for turn_id, given in values.items()]
+    finally:
+        store.close()
+    return [
+        RatedTurn(turn.turn, turn.completion, (turn.finished - turn.started).total_seconds() * 1000, rating)
+        for turn, rating in stored
+        if turn is not None and turn.finish_reason is not None
+    ]
 
 
 class Database:

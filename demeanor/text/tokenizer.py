@@ -7,7 +7,6 @@ It refuses to know roles, messages and which tokens are trained.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from demeanor.core.errors import CheckpointError, DataError
+from demeanor.core.files import write_text
 from demeanor.stack import schema as specs
 
 END = "<|end|>"
@@ -91,8 +91,8 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json; `chat_template` (None: as loaded) is what AutoTokenizer will render."""
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config if chat_template is None else {**self.config, "chat_template": chat_template}
-        _write(folder / "tokenizer.json", self._source)
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / "tokenizer.json", self._source)
+        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     @property
     def source(self) -> str:
@@ -260,9 +260,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: got a JSON {type(found).__name__}, wanted an object")
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -23,7 +23,7 @@ from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
-from demeanor.core.errors import DataError
+from demeanor.core.files import json_lines
 from demeanor.model.tensors import TokenBatch
 
 
@@ -91,20 +91,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _log_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Rows with their sizes in bytes; a last line without its newline was torn by a kill and is no row."""
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            row = json.loads(line)
-            row["step"] + 0
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}:{number}: not a ledger row ({error}); move the file away to start a new one"
-            ) from error
-        yield row, len(line)
+    """Rows with their sizes in bytes, a torn last line left out."""
+    return json_lines(path, _log_row, "a row of a metrics log")
+
+
+def _log_row(row: dict[str, Any]) -> dict[str, Any]:
+    row["step"] + 0
+    return row
 
 
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")

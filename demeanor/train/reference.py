@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from demeanor.core import hardware
+from demeanor.core.files import replacing
 from demeanor.data.trees import Tree, collate, num_scored
 from demeanor.train.loop import Collate, ForwardFn, to_device
 
@@ -48,11 +48,10 @@ def reference_logprobs(
     parts = _cached(path, about, len(trees))
     if parts is None:
         parts = _compute(load(), outputs, trees, dtype, micro_tokens, collate)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two runs may compute the same at once
         lengths = torch.tensor([len(p) for p in parts])
-        save_file({"logprobs": torch.cat(parts), "lengths": lengths}, part, metadata={"demeanor": about})
-        os.replace(part, path)
+        tensors = {"logprobs": torch.cat(parts), "lengths": lengths}
+        with replacing(path, shared=True) as part:  # two runs may compute the same at once
+            save_file(tensors, part, metadata={"demeanor": about})
     return [part.tolist() for part in parts]
 
 

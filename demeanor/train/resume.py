@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demeanor.core.errors import CheckpointError, DemeanorError
+from demeanor.core.files import replacing
 from demeanor.train.ema import EMA
 from demeanor.train.parallel import ALONE, Group, like, put, whole
 
@@ -50,15 +51,13 @@ def save(
 
     `about` describes the run; `load` refuses a file whose description differs. Shards are gathered; the first process writes.
     """
-    part = path.with_name(path.name + ".part")
     tensors = _tensors(model, optimizer, shadows or {})
     if not group.first:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, part, metadata={"demeanor": json.dumps({"step": step, "about": dict(about)})})
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"demeanor": json.dumps({"step": step, "about": dict(about)})})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 @torch.no_grad()

@@ -9,26 +9,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import re
 import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 
 from demeanor.core.errors import CheckpointError, DemeanorError
+from demeanor.core.files import origin, write_json
 from demeanor.stack.schema import Import, Remote
 from demeanor.stack.stack import Stack
 from demeanor.train import progress
 
-PACKAGES = ("demeanor", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 MODEL, PART, RECORD, LOCK = "model", "model.part", "record.json", "lock"
 LEDGER, CHECKPOINT = "ledger.jsonl", "checkpoint.safetensors"
 
@@ -67,7 +64,7 @@ class Runs:
             "pid": os.getpid(),
             **origin(),
         }
-        _write_json(path, {"key": key, **record, "sessions": [*sessions, session]})
+        write_json(path, {"key": key, **record, "sessions": [*sessions, session]})
         return Held(self, key)
 
     def part(self, key: str) -> Path:
@@ -105,33 +102,6 @@ class Held:
         self._runs.release(self._key)
 
 
-def origin() -> dict[str, Any]:
-    """The code and machine that are about to compute: git revision (`-dirty` if edited), package versions, Python, CPU."""
-    return {
-        "git": git_revision(Path(__file__).parent),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-    }
-
-
-def git_revision(folder: Path) -> str | None:
-    """`git describe` of the checkout a folder is in; None where there is no git or no checkout."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def lock(path: Path) -> IO[str]:
     """Take the kernel's lock on a file that names our pid; the kernel frees it when a process dies, however it dies."""
     while True:
@@ -163,12 +133,6 @@ def is_held(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    os.replace(part, path)
 
 
 KEY = re.compile(r"[0-9a-f]{16}")

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from demeanor.app import StackRuntime
+from demeanor.app import StackRuntime, services
 from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Done, Message, Prompted, Refusal, Timing, Turn, complete
-from demeanor.evaluation import measure
+from demeanor.evaluation import ladder
+from demeanor.evaluation.experiment import suite
 from demeanor.server.app import app
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack, decoding_of
@@ -80,11 +81,11 @@ def test_served_answers_equal_evaluated_answers(
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
     result_rows = tmp_path / "results" / "check.rows.jsonl"
-    measure.evaluate(stack, runs, tmp_path / "results", variants=None, limit=2, name="check")
+    ladder.evaluate(stack, services(runs), tmp_path / "results", variants=None, limit=2, name="check")
     from demeanor.evaluation.rows import read_rows
 
     rows = {(r.variant, r.item_id): r for r in read_rows(result_rows)}
-    items = {i.id: i for i in measure.suite(stack, 2)}
+    items = {i.id: i for i in suite(stack, 2)}
     house = StackRuntime(stack, runs)
     try:
         client = TestClient(app(ServedStack(house)), base_url="http://localhost")

@@ -17,7 +17,7 @@ import uvicorn
 
 from demeanor.app import StackRuntime, load_stack
 from demeanor.cli import main
-from demeanor.evaluation import measure
+from demeanor.evaluation import result as results
 from demeanor.server.app import app
 from demeanor.serving import ServedStack
 from demeanor.train.runs import Runs
@@ -119,4 +119,4 @@ def test_xstest_is_measured_on_it_with_the_refusal_scorer(
     result = json.loads((folder / "results/real.json").read_text())
     assert {a["name"] for a in result["axes"]} == {"safe_twin", "unsafe"}
     assert result["items"] == 16
-    assert measure.read(folder / "results/real.json").items == 16
+    assert results.load(folder / "results/real.json").items == 16

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from demeanor.cli import arguments, gate, main
+from demeanor.evaluation import result as results
+from demeanor.report import publish
 
 DEMO = "stacks/demo/demo.yaml"
 
@@ -62,13 +64,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     verb: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from demeanor.evaluation import gate as gating
-    from demeanor.evaluation import measure
 
     def full(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "/somewhere")
 
     monkeypatch.setattr(gating, "verify", full)
-    monkeypatch.setattr(measure, "read", full)
+    monkeypatch.setattr(results, "load", full)
     assert main({"report": ["report", "x.json"], "gate": ["gate", "--verify", "x.json"]}[verb]) == code
     assert capsys.readouterr().err == "demeanor: /somewhere: Permission denied\n"
 
@@ -106,15 +107,14 @@ def test_brackets_of_a_target_are_printed_as_they_stand(
 def test_a_page_written_elsewhere_has_the_sections_that_lie_beside_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from demeanor.evaluation import measure
 
     asked: list[tuple[object, Path, Path | None]] = []
 
     def show(result: object, folder: Path, *, page: Path | None = None) -> None:
         asked.append((result, folder, page))
 
-    monkeypatch.setattr(measure, "read", lambda path: path)
-    monkeypatch.setattr(measure, "show", show)
+    monkeypatch.setattr(results, "load", lambda path: path)
+    monkeypatch.setattr(publish, "show", show)
     assert main(["report", str(tmp_path / "desk.json"), "--out", str(tmp_path / "site" / "index.html")]) == 0
     assert asked == [(tmp_path / "desk.json", tmp_path, tmp_path / "site" / "index.html")]
 
@@ -140,7 +140,7 @@ def test_eval_says_at_once_what_leaves_nothing_to_compare(
 @pytest.mark.parametrize(
     "arguments_",
     [
-        ["eval", DEMO, "--beside", "bad"],
+        ["eval", DEMO, "--compare", "bad"],
         ["eval", DEMO, "--variants", "harbour-desk:sff"],
         ["eval", DEMO, "--variants", "harbour-desk:sft+nothing"],
         ["attribute", DEMO, "--layers", "nothing"],

@@ -14,10 +14,10 @@ import synthetic
 from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import result as results
-from demeanor.evaluation.ladder import caveats, label_steps, ladder, who
+from demeanor.evaluation.ladder import caveats, label_steps, ladder
+from demeanor.evaluation.profile import who
 from demeanor.evaluation.result import Comparison, Delta, Result
-from demeanor.evaluation.rows import LayerActivity, Row
-from demeanor.evaluation.table import PairedTable
+from demeanor.evaluation.rows import LayerActivity, PairedTable, Row
 
 ITEMS = synthetic.items()
 ROWS = synthetic.rows(ITEMS)
@@ -91,7 +91,7 @@ def test_each_layer_is_found_to_do_what_it_was_made_to_do(result: Result) -> Non
 
 
 def test_a_cost_is_listed_by_its_own_interval_and_says_whether_the_correction_agrees(result: Result) -> None:
-    listed = {(c.kind, c.name, c.delta.axis) for c in result.costs}
+    listed = {(c.kind, c.name, c.delta.axis) for c in result.regressions}
     assert ("step", "policy", "safe_twin") in listed
     below = {
         ("step", c.name, d.axis) for c in result.steps for d in c.deltas if d.high is not None and d.high < 0
@@ -103,7 +103,7 @@ def test_a_cost_is_listed_by_its_own_interval_and_says_whether_the_correction_ag
         if d.high is not None and d.high < 0
     }
     assert listed == below
-    assert all(c.certain == (c.delta.verdict == "worse") for c in result.costs)
+    assert all(c.certain == (c.delta.verdict == "worse") for c in result.regressions)
 
 
 def test_deltas_add_up_to_the_difference_of_the_whole(result: Result) -> None:
@@ -127,11 +127,11 @@ def test_the_change_table_lists_exactly_the_items_that_crossed_one_half(result: 
         }
         assert {c.item_id: c.fixed for c in comparison.changes} == expected
         for d in comparison.deltas:
-            assert (d.fixed, d.broken) == tuple(
+            assert (d.fixed, d.regressed) == tuple(
                 sum(c.axis == d.axis and c.fixed is want for c in comparison.changes)
                 for want in (True, False)
             )
-            assert d.value == pytest.approx((d.fixed - d.broken) / d.n), (
+            assert d.value == pytest.approx((d.fixed - d.regressed) / d.n), (
                 "with values 0 and 1 the mean difference is fixed minus broken"
             )
         for c in comparison.changes:
@@ -151,7 +151,7 @@ def test_an_identical_variant_shows_no_change_anywhere_but_not_certainty() -> No
         assert d.low is not None
         assert d.high is not None
         assert d.low < 0 < d.high
-    assert found.costs == ()
+    assert found.regressions == ()
     assert found.steps[0].changes == ()
 
 
@@ -172,7 +172,7 @@ def test_unscored_items_leave_the_pair_and_are_counted() -> None:
     rows, items = simple({"a": [0.0] * 10 + [None] * 2, "b": [1.0] * 6 + [0.0] * 4 + [1.0, 1.0]})
     found = ladder(rows, items, name="x", steps=("a", "b"), without={})
     d = found.steps[0].deltas[0]
-    assert (d.n, d.fixed, d.broken) == (10, 6, 0)
+    assert (d.n, d.fixed, d.regressed) == (10, 6, 0)
     assert d.value == pytest.approx(0.6)
     assert (found.axes[0].means["a"].n, found.axes[0].means["a"].unscored) == (10, 2)
 
@@ -195,7 +195,7 @@ def test_seeds_are_averaged_within_the_item_before_anything_is_compared() -> Non
 def test_failures_holes_dead_axes_and_few_clusters_are_said_before_the_numbers() -> None:
     rows, items = simple({"a": [0.0] * 6, "b": [0.0] * 6}, per_cluster=3)
     rows[0] = replace(rows[0], value=None, error="EngineError: too long")
-    found = ladder(rows[:-1], items, name="x", steps=("a", "b"), without={}).warnings
+    found = ladder(rows[:-1], items, name="x", steps=("a", "b"), without={}).caveats
     assert any("a: 1 of 6 answers failed" in w and "EngineError: too long" in w for w in found)
     assert any("b: 1 of 6 items were not run" in w for w in found)
     assert any("every variant scores exactly 0" in w for w in found)
@@ -204,7 +204,7 @@ def test_failures_holes_dead_axes_and_few_clusters_are_said_before_the_numbers()
 
 def test_many_answers_without_a_score_are_said_before_the_numbers() -> None:
     rows, items = simple({"a": [None] * 3 + [1.0] * 9, "b": [None] + [1.0] * 11})
-    found = ladder(rows, items, name="x", steps=("a", "b"), without={}).warnings
+    found = ladder(rows, items, name="x", steps=("a", "b"), without={}).caveats
     assert [w for w in found if "no score" in w] == [
         "a on facts: 3 of 12 answers have no score (most often: differs) and are left out of every comparison."
     ]
@@ -363,7 +363,7 @@ def test_a_suite_without_twins_has_no_refusal_picture() -> None:
 
 
 def test_the_cost_of_a_variant_is_the_mean_of_its_rows_and_its_layers_add_up(result: Result) -> None:
-    for s in result.spending:
+    for s in result.cost:
         mine = [r for r in ROWS if r.variant == s.variant]
         assert s.mean_ms == pytest.approx(sum(sum(r.layer_ms.values()) for r in mine) / len(mine))
         assert sum(s.layer_ms.values()) == pytest.approx(s.mean_ms)
@@ -375,9 +375,9 @@ def test_a_failed_answer_is_not_a_cheap_one() -> None:
     rows, items = simple({"a": [1.0] * 4})
     slow = [replace(r, layer_ms={"weights": 10.0}) for r in rows[:2]]
     failed = [replace(r, value=None, error="X: y", layer_ms={}, ms=0.0) for r in rows[2:]]
-    assert ladder(slow + failed, items, name="x", steps=("a",), without={}).spending[
-        0
-    ].mean_ms == pytest.approx(10.0)
+    assert ladder(slow + failed, items, name="x", steps=("a",), without={}).cost[0].mean_ms == pytest.approx(
+        10.0
+    )
 
 
 def test_a_thinned_curve_keeps_the_mean_and_the_order(result: Result) -> None:
@@ -404,23 +404,32 @@ def test_what_the_layers_did_travels_with_the_change(result: Result) -> None:
 def test_another_assistant_is_compared_with_the_whole_as_a_family_of_its_own() -> None:
     rival = [replace(r, variant="rival") for r in ROWS if r.variant == "desk:base"]
     found = ladder(
-        ROWS + rival, ITEMS, name="x", steps=synthetic.STEPS, without=synthetic.WITHOUT, beside=("rival",)
+        ROWS + rival, ITEMS, name="x", steps=synthetic.STEPS, without=synthetic.WITHOUT, external=("rival",)
     )
     plain = ladder(ROWS, ITEMS, name="x", steps=synthetic.STEPS, without=synthetic.WITHOUT)
     assert plain.whole is not None
-    assert (found.steps, found.without, found.whole, found.costs) == (
+    assert (found.steps, found.without, found.whole, found.regressions) == (
         plain.steps,
         plain.without,
         plain.whole,
-        plain.costs,
+        plain.regressions,
     )
-    assert found.beside[0].deltas == plain.whole.deltas, "the same answers, the same size of family"
+    assert found.external[0].deltas == plain.whole.deltas, "the same answers, the same size of family"
     assert found.variants[-1].label == "rival"
-    assert all(c.item_id in found.questions for c in found.beside[0].changes)
+    assert all(c.item_id in found.questions for c in found.external[0].changes)
 
 
-def test_a_result_of_before_there_was_any_beside_is_still_read() -> None:
+def test_a_result_without_external_models_is_read() -> None:
     plain = ladder(ROWS, ITEMS, name="x", steps=synthetic.STEPS, without={})
     tree = json.loads(plain.to_json())
-    del tree["beside"]
+    del tree["external"]
     assert Result.from_json(json.dumps(tree)) == plain
+
+
+def test_a_result_of_an_older_version_is_refused_with_the_command_that_measures_again() -> None:
+    tree = json.loads(ladder(ROWS, ITEMS, name="x", steps=synthetic.STEPS, without={}).to_json())
+    tree |= {"format": 1, "costs": tree.pop("regressions")}
+    with pytest.raises(
+        DataError, match=r"x\.json was written by .* \(format 1, wanted 2\); measure again: demeanor eval"
+    ):
+        Result.from_json(json.dumps(tree), name="x.json")

@@ -22,15 +22,16 @@ from rich.console import Console
 from rich.table import Table
 
 from demeanor import app, tools
-from demeanor.app import StackRuntime, load_stack
+from demeanor.app import StackRuntime, load_stack, services
+from demeanor.core.files import origin
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import seeds
-from demeanor.evaluation.diagnosis import cases, diagnose, interventions
+from demeanor.evaluation.diagnosis import diagnose, interventions
 from demeanor.evaluation.diagnosis.analysis import Diagnosis
 from demeanor.evaluation.items import save_suite
 from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs, origin
+from demeanor.train.runs import Runs
 from demeanor.world import instructions, preferences
 from demeanor.world import phrases as say
 from tests.conftest import REPOSITORY
@@ -238,7 +239,7 @@ def diagnosed(name: str, folder: Path, runs: Runs, healthy: Stack | None) -> tup
         calculator = tools.load(["calculator"])["calculator"]
         house.tool_set = {"calculator": tools.with_renamed_arguments(calculator, {"expression": "formula"})}
     return diagnose.run(
-        stack, runs, folder / "results", cases.Scope(against=healthy), name="x", house=house
+        stack, services(runs), folder / "results", diagnose.Scope(against=healthy), name="x", house=house
     ), trained_s
 
 

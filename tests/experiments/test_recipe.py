@@ -15,12 +15,13 @@ from rich.table import Table
 
 from demeanor import app
 from demeanor.app import StackRuntime, load_stack
+from demeanor.core.files import origin
 from demeanor.core.intervals import wilson
 from demeanor.core.types import Turn, complete
-from demeanor.evaluation import measure
+from demeanor.evaluation.experiment import suite
 from demeanor.evaluation.scorers import score_item
 from demeanor.stack.stack import decoding_of
-from demeanor.train.runs import Runs, origin
+from demeanor.train.runs import Runs
 from tests.conftest import REPOSITORY
 
 AXES = ("facts", "extraction")
@@ -69,7 +70,7 @@ def accuracies(house: StackRuntime) -> dict[str, dict[str, float]]:
     async def values(axis: str) -> list[float]:
         turns = [
             (i, Turn(i.messages, decoding_of(house.stack), id=i.id))
-            for i in measure.suite(house.stack)
+            for i in suite(house.stack)
             if i.axis == axis
         ]
         done = await asyncio.gather(*(complete(respond, t) for _, t in turns))
@@ -92,5 +93,5 @@ def accuracies(house: StackRuntime) -> dict[str, dict[str, float]]:
 
 def test_the_experiments_read_axes_that_exist() -> None:
     stack = load_stack(REPOSITORY / "stacks/demo/demo.yaml")
-    assert set(AXES) <= {i.axis for i in measure.suite(stack)}
+    assert set(AXES) <= {i.axis for i in suite(stack)}
     assert Path(REPOSITORY / "stacks/demo/demo.yaml").is_file()

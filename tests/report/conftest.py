@@ -62,7 +62,7 @@ def make(**changes: Any) -> dict[str, Any]:
         commands=("demeanor eval stack.yaml", HOSTILE)
         if changes.get("hostile")
         else ("demeanor eval stack.yaml",),
-        beside=(rival,),
+        external=(rival,),
     )
     loaded: dict[str, Any] = json.loads(found.to_json())
     return loaded

@@ -210,7 +210,7 @@ def test_every_loss_on_the_ladder_stands_in_the_section_of_costs_with_a_link_to_
     source = page(result)
     section = re.search(r'<section id="costs">(.*?)</section>', source, re.S)
     assert section is not None
-    for cost in result["costs"]:
+    for cost in result["regressions"]:
         if cost["kind"] == "step":
             assert f'href="#step-{cost["name"]}"' in section.group(1)
             assert f'id="step-{cost["name"]}"' in source
@@ -239,7 +239,7 @@ def test_n_seed_interval_method_and_reproduction_are_stated(result: dict[str, An
 
 
 def test_warnings_come_before_the_numbers(result: dict[str, Any]) -> None:
-    words = Reader(page({**result, "warnings": ["base: 3 of 9 answers failed"]})).words
+    words = Reader(page({**result, "caveats": ["base: 3 of 9 answers failed"]})).words
     assert words.index("3 of 9 answers failed") < words.index(
         "What each layer did", words.index("Before you believe it")
     )

@@ -52,19 +52,19 @@ FOUND = Diagnosis(
 )
 
 
-def test_the_section_tells_the_recommendation_the_guilty_layer_and_the_axis_that_is_helped() -> None:
+def test_the_section_tells_the_recommendation_the_suspect_and_the_axis_that_is_helped() -> None:
     page = diagnosis(asdict(FOUND))
     assert "Loosen or drop &lt;it&gt;." in page
     assert "<b>policy</b>" in page
-    assert "repairs 28 of 30 failing items, breaks 0 of 40, net 40% (30 to 50)" in page
+    assert "fixes 28 of 30 failing items, breaks 0 of 40, net 40% (30 to 50)" in page
     assert "39/94" in page
     assert "repairs 41% of the items it was picked on" in page
     assert "<how-to>" not in page
 
 
-def test_nobody_is_accused_where_nobody_is_guilty() -> None:
-    page = diagnosis(asdict(replace(FOUND, guilty="none", repairs=(), honest=None)))
-    assert "no layer is shown to be guilty" in page
+def test_no_layer_is_named_where_none_is_implicated() -> None:
+    page = diagnosis(asdict(replace(FOUND, suspect="none", repairs=(), honest=None)))
+    assert "no layer is implicated" in page
     assert "picked on" not in page
 
 

@@ -34,7 +34,7 @@ def delta(
         "n": 50,
         "clusters": 25,
         "fixed": 1,
-        "broken": 8,
+        "regressed": 8,
         "detectable": 0.1,
         "shown": shown,
         "verdict": verdict,
@@ -140,13 +140,13 @@ def test_the_terminal_shows_the_ladder_in_colours_that_mean_something(result: An
     shown = [d for s in result["steps"] for d in s["deltas"] if d["shown"]]
     assert text.count(up) == sum(d["value"] > 0 for d in shown)
     assert text.count(down) == sum(d["value"] < 0 for d in shown) + sum(
-        c["kind"] == "step" for c in result["costs"]
+        c["kind"] == "step" for c in result["regressions"]
     )
 
 
 def test_the_terminal_prints_text_of_a_file_as_text(hostile: Any) -> None:
     out = io.StringIO()
-    show({**hostile, "warnings": ["[red]not markup[/red]"]}, Console(file=out, width=140))
+    show({**hostile, "caveats": ["[red]not markup[/red]"]}, Console(file=out, width=140))
     assert "[red]not markup[/red]" in out.getvalue()
 
 

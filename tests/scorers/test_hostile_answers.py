@@ -113,7 +113,7 @@ def test_a_percentage_is_read_whole_or_not_at_all(text: str, share: float | None
 
 
 def test_a_tiny_confidence_is_told_so_that_it_can_be_read_again() -> None:
-    from demeanor.evaluation.calibration import TOLD
+    from demeanor.evaluation.profile import TOLD
 
     for text in ("Paris 0.00001%", "Paris 33.3333333%", "Paris"):
         assert TOLD.fullmatch(

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from demeanor.core.types import Completion
-from demeanor.evaluation.design import kappa
 from demeanor.evaluation.scorers import _refusals
 from demeanor.evaluation.scorers.refusal import Spec, declined_by, score
+from demeanor.evaluation.statistics import kappa
 
 ANSWERS = [
     json.loads(line)

@@ -64,5 +64,5 @@ def test_what_json_cannot_say_becomes_null(tmp_path: Path) -> None:
 def test_a_broken_line_that_is_not_the_last_is_an_error_with_its_number(line: str, tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
-    with pytest.raises(DataError, match=r"ledger.jsonl:2: not a ledger row"):
+    with pytest.raises(DataError, match=r"ledger.jsonl:2: not a row of a metrics log"):
         progress.read_log(path)

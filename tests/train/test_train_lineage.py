@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from demeanor.core.errors import DemeanorError
-from demeanor.train.runs import Runs, git_revision, origin
+from demeanor.core.files import git_revision, origin
+from demeanor.train.runs import Runs
 
 
 def runs(root: Path) -> Runs:

@@ -1,4 +1,4 @@
-"""What one intervention does: failing items repaired, passing controls broken, the net change of all, axis by axis, and its cost.
+"""What one intervention does: failing items fixed, passing controls regressed, the net change of all, axis by axis, and its cost.
 
 In: an item's rows under the intervention and as it was. Out: a Repair with intervals, then p-values corrected over all of them. The net
 weighs controls up to what they stand for, so an intervention that flips answers at random has a net of zero.
@@ -7,22 +7,20 @@ weighs controls up to what they stand for, so an intervention that flips answers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
 from demeanor.core.errors import DataError
-from demeanor.core.types import Item, Messages, Respond
+from demeanor.core.types import Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import suite_hash
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.rows import PairedTable, Row
 from demeanor.evaluation.statistics import Floats
-from demeanor.evaluation.table import PairedTable
-from demeanor.stack.stack import Layer, Stack, digest
 
 Kind: TypeAlias = Literal[
     "again",
@@ -47,7 +45,7 @@ FAMILIES = 2
 
 @dataclass(frozen=True, slots=True)
 class InterventionInfo:
-    """A change to replay: its name, its kind, the layer it accuses if it repairs (`""`: none), and what to do then."""
+    """A change to replay: its name, its kind, the layer it implicates if it helps (`""`: none), and what to do then."""
 
     name: str
     kind: Kind
@@ -70,9 +68,9 @@ class AxisNet:
 
     axis: str
     failing: int
-    repaired: int
+    fixed: int
     controls: int
-    broken: int
+    regressed: int
     net: float | None
     net_low: float | None
     net_high: float | None
@@ -94,15 +92,15 @@ class Repair:
     layer: str
     advice: str
     failing: int
-    repaired: int
+    fixed: int
     rate: float | None
     rate_low: float | None
     rate_high: float | None
     controls: int
-    broken: int
-    broken_rate: float | None
-    broken_low: float | None
-    broken_high: float | None
+    regressed: int
+    regressed_rate: float | None
+    regressed_low: float | None
+    regressed_high: float | None
     net: float | None
     net_low: float | None
     net_high: float | None
@@ -112,8 +110,8 @@ class Repair:
     completion_tokens: float
     ms: float
     axes: tuple[AxisNet, ...]
-    repaired_ids: tuple[str, ...]
-    broken_ids: tuple[str, ...]
+    fixed_ids: tuple[str, ...]
+    regressed_ids: tuple[str, ...]
     shown: bool = False
     """Whether it makes the whole better: the net's interval lies above zero and the corrected p agrees."""
 
@@ -140,7 +138,7 @@ def repair(
 ) -> Repair:
     """Judge one intervention; `population` is how many items fail and pass in all, of which those given are samples."""
     up_N, down_N = right(cells, x.name, failing), 1 - right(cells, x.name, controls)
-    rate, broken = share(up_N, failing), share(down_N, controls)
+    rate, regressed = share(up_N, failing), share(down_N, controls)
     items, d_N = [*failing, *controls], np.concatenate([up_N, -down_N])
     weights_N = np.repeat(
         [population[0] / max(1, len(failing)), population[1] / max(1, len(controls))],
@@ -158,7 +156,7 @@ def repair(
         *rate,
         int((~np.isnan(down_N)).sum()),
         int(np.nansum(down_N)),
-        *broken,
+        *regressed,
         *net,
         None,
         spent[0] - before[0],
@@ -256,12 +254,12 @@ def corrected(repairs: Sequence[Repair]) -> tuple[Repair, ...]:
 
 
 WORTH = 0.2
-"""A share of the failing items: if no intervention can be repairing so many, the weights have to learn it."""
+"""A share of the failing items: if no intervention can be fixing so many, the weights have to learn it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HonestEstimate:
-    """The best intervention's share of repaired items, free of the flattery of picking it on the same items.
+    """The best intervention's share of fixed items, without the bias of choosing it on the same items.
 
     Clusters are halved; the best by net on one half is estimated on the other, and both estimates are pooled.
     """
@@ -275,7 +273,7 @@ class HonestEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything found; `passing` is how many items the controls stand for, `guilty` the layer accused, or `none`."""
+    """Everything found; `passing` is how many items the controls stand for, `suspect` the layer implicated, or `none`."""
 
     name: str
     suite_hash: str
@@ -286,7 +284,7 @@ class Diagnosis:
     controls: int
     repairs: tuple[Repair, ...]
     honest: HonestEstimate | None
-    guilty: str
+    suspect: str
     recommendation: str
     questions: dict[str, str]
     wrong: tuple[str, ...] = ()
@@ -345,7 +343,7 @@ def diagnose(
         passing,
         len(controls),
         repairs,
-        _honest(
+        _honest_estimate(
             cells, [x.name for x in interventions if x.kind != "again"], failing, controls, passing / wrong
         ),
         suspect_layer(repairs),
@@ -359,10 +357,10 @@ def diagnose(
 def suspect_layer(repairs: Sequence[Repair]) -> str:
     """The layer whose undoing makes the whole better by most, shown after correction; else the one that makes an axis better by most
     without making the whole worse; `none` where neither is shown."""
-    accused = [r for r in repairs if r.layer]
-    if whole := [r for r in accused if r.shown]:
+    implicated = [r for r in repairs if r.layer]
+    if whole := [r for r in implicated if r.shown]:
         return max(whole, key=lambda r: r.net or 0.0).layer
-    of_axes = [(a.net or 0.0, r.layer) for r in accused for a in r.helped]
+    of_axes = [(a.net or 0.0, r.layer) for r in implicated for a in r.helped]
     return max(of_axes)[1] if of_axes else "none"
 
 
@@ -373,52 +371,52 @@ def recommendation(found: Diagnosis, failing: Sequence[Item], scale: float) -> s
     if shown:
         best = max(shown, key=lambda r: ((r.net or 0.0), bool(r.layer)))
         return (
-            f"{best.advice} It repairs {best.repaired} of {best.failing} failing items and breaks {best.broken} of "
+            f"{best.advice} It fixes {best.fixed} of {best.failing} failing items and breaks {best.regressed} of "
             f"{best.controls} controls."
         )
     if of_axes := [(a.net or 0.0, bool(r.layer), a.axis, r) for r in real for a in r.helped]:
         _, _, axis, best = max(of_axes, key=lambda x: x[:3])
         here = next(a for a in best.axes if a.axis == axis)
         return (
-            f"{best.advice} On {axis} it repairs {here.repaired} of {here.failing} failing items; elsewhere it repairs "
-            f"{best.repaired - here.repaired} and breaks {best.broken - here.broken} of {best.controls - here.controls} controls."
+            f"{best.advice} On {axis} it fixes {here.fixed} of {here.failing} failing items; elsewhere it fixes "
+            f"{best.fixed - here.fixed} and breaks {best.regressed - here.regressed} of {best.controls - here.controls} controls."
         )
     most, costly = max((_possible(r, scale) for r in real), default=1.0), _costly(real)
     if most >= WORTH:
         tried = max(real, key=lambda r: r.net or 0.0, default=None)
         near = (
-            f" Nearest: {tried.name}, {tried.repaired} repaired and {tried.broken} broken."
+            f" Nearest: {tried.name}, {tried.fixed} fixed and {tried.regressed} regressed."
             if tried and (tried.net or 0.0) > 0
             else ""
         )
         return (
-            f"The data cannot tell: no intervention is shown to help, but one could be repairing up to {most:.0%} of the failing "
+            f"The data cannot tell: no intervention is shown to help, but one could be fixing up to {most:.0%} of the failing "
             f"items, less what it breaks.{near}{costly}"
         )
     if _must_not(failing) >= 0.5:
         return (
-            "Write a rule (policy): most failing items must not be answered, and no change of prompt, decoding or layers repairs "
+            "Write a rule (policy): most failing items must not be answered, and no change of prompt, decoding or layers fixes "
             f"more than {most:.0%} of them, less what it breaks.{costly}"
         )
     return (
-        f"Fine-tune it: no change of prompt, examples, passages, decoding or layers repairs more than {most:.0%} of the failing items, "
+        f"Fine-tune it: no change of prompt, examples, passages, decoding or layers fixes more than {most:.0%} of the failing items, "
         f"less what it breaks, so the weights have to learn it.{costly}"
     )
 
 
 def _possible(r: Repair, scale: float) -> float:
-    """The share of the failing items that an intervention may be repairing, less what it breaks."""
+    """The share of the failing items that an intervention may be fixing, less what it breaks."""
     most = 1.0 if r.rate_high is None else r.rate_high
     return most if r.net_high is None else max(0.0, min(most, r.net_high * scale))
 
 
 def _costly(repairs: Sequence[Repair]) -> str:
-    """What repairs at least half of the failing items and is not worth what it breaks, in a sentence; empty where nothing does."""
+    """What fixes at least half of the failing items and is not worth what it breaks, in a sentence; empty where nothing does."""
     much = [r for r in repairs if (r.rate or 0.0) >= 0.5 and (r.net or 0.0) < 0]
     if not much:
         return ""
     best = max(much, key=lambda r: (r.rate or 0.0, r.net or 0.0))
-    return f" Not worth it: {best.name} repairs {best.repaired} of {best.failing} and breaks {best.broken} of {best.controls} controls."
+    return f" Not worth it: {best.name} fixes {best.fixed} of {best.failing} and breaks {best.regressed} of {best.controls} controls."
 
 
 def _must_not(failing: Sequence[Item]) -> float:
@@ -440,7 +438,7 @@ def _check(cells: PairedTable, failing: Sequence[Item], controls: Sequence[Item]
             )
 
 
-def _honest(
+def _honest_estimate(
     cells: PairedTable, names: Sequence[str], failing: Sequence[Item], controls: Sequence[Item], odds: float
 ) -> HonestEstimate | None:
     """Choose on one half of the clusters, estimate on the other; None where the failing items have fewer than two clusters.
@@ -473,45 +471,3 @@ def _honest(
     if value is None or np.isnan(naive).all():
         return None
     return HonestEstimate(chosen, float(np.nanmean(naive)), value, low, high)
-
-
-def suspect_among(effects: Mapping[str, tuple[float, bool]]) -> str:
-    """The player whose leaving makes the whole better by most, of {player: (whole minus the whole without it, shown)}; else `none`."""
-    harmful = {player: value for player, (value, shown) in effects.items() if shown and value < 0}
-    return min(harmful, key=lambda player: harmful[player]) if harmful else "none"
-
-
-Wrap = Callable[[Respond], Respond]
-
-
-def unchanged(respond: Respond) -> Respond:
-    return respond
-
-
-@dataclass(frozen=True, slots=True)
-class Intervention:
-    """One intervention ready to be served: a variant, what is put around it, and what stands in for parts of the house.
-
-    `marks` is whatever of it is not in the variant's key; `renamed` maps argument names as the tool has them to those that the
-    weights write, `weights_of` lends the weights of another stack.
-    """
-
-    about: InterventionInfo
-    variant: Stack
-    wrap: Wrap = unchanged
-    marks: tuple[Any, ...] = ()
-    renamed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    weights_of: Stack | None = None
-    only: frozenset[Messages] | None = None
-    """Conversations that it changes (None: all); the others are answered by `otherwise`."""
-    otherwise: Stack | None = None
-
-    @property
-    def key(self) -> str:
-        lent = self.weights_of.stage_key(self.weights_of.serve) if self.weights_of else None
-        return digest([self.variant.key(), self.marks, {k: dict(v) for k, v in self.renamed.items()}, lent])
-
-
-def replaced(stack: Stack, name: str, layer: Layer) -> Stack:
-    """The stack with the named layer replaced."""
-    return replace(stack, layers=tuple(layer if x.name == name else x for x in stack.layers))

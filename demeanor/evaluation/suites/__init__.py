@@ -13,8 +13,7 @@ from types import MappingProxyType
 from demeanor.core.errors import DataError, unknown
 from demeanor.core.types import Completion, Item
 from demeanor.evaluation import statistics
-from demeanor.evaluation.experiment import READ
-from demeanor.evaluation.items import describe, load_suite, suite_hash
+from demeanor.evaluation.items import READ, describe, load_suite, suite_hash
 from demeanor.evaluation.scorers import score_item
 from demeanor.world import catalog
 from demeanor.world import catalog as axes

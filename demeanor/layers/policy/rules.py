@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from demeanor.core import registry
+from demeanor.core import files, registry
 from demeanor.core.errors import Problem, SpecError, unknown
 from demeanor.core.personal_data import DETECTORS, Find, Span
 from demeanor.core.types import Trust
@@ -26,18 +26,8 @@ from demeanor.core.types import Trust
 M = TypeVar("M", bound=BaseModel)
 
 
-class Loader(yaml.SafeLoader):
-    """Safe YAML in which `on`, `off`, `yes` and `no` are words, as in YAML 1.2, and a key written twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' stands twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return dict(super().construct_mapping(node, deep))
+class Loader(files.UniqueKeys):
+    """Strict YAML in which `on`, `off`, `yes` and `no` are words, as in YAML 1.2."""
 
 
 BOOL = "tag:yaml.org,2002:bool"
@@ -48,24 +38,9 @@ Loader.yaml_implicit_resolvers = {
 Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file; raises SpecError that names it."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SpecError([Problem(str(path), f"not UTF-8 text (byte {error.start})")]) from None
-    except OSError as error:
-        raise SpecError([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
-
-
 def read_yaml(path: Path, schema: type[M]) -> M:
     """A YAML file as `schema`; raises SpecError with every mistake in it."""
-    try:
-        raw = yaml.load(read_text(path), Loader=Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise SpecError([Problem(where, f"not valid YAML: {getattr(error, 'problem', error)}")]) from None
+    raw = files.read_yaml(path, Loader)
     if not isinstance(raw, dict):
         raise SpecError(
             [Problem(str(path), f"wanted a mapping with the keys {', '.join(schema.model_fields)}")]

@@ -1,0 +1,133 @@
+"""Files that are never half written or silently misread: atomic writes, JSON lines that a kill may have torn, strict YAML.
+
+In: paths and values. Out: the same values, or an error that names file and line. It knows no schema.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from demeanor.core.errors import DataError, Problem, SpecError
+
+T = TypeVar("T")
+PACKAGES = ("demeanor", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+"""Whose versions what is written carries."""
+
+
+@contextmanager
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A temporary file beside `path` to write; it becomes `path` when the block ends, and is deleted if the block fails.
+
+    `shared`: several processes may write the same path at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part" if shared else f"{path.name}.part")
+    part.unlink(missing_ok=True)  # what a killed process left
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically; folders are made."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
+    """Write a value as JSON atomically; raises ValueError for NaN, which JSON has not."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def json_lines(path: Path, read: Callable[[Any], T], noun: str) -> Iterator[tuple[T, int]]:
+    """Every whole line as `read` makes it, with its size in bytes; nothing where there is no file.
+
+    A last line without its newline was torn by a kill and is left out. Raises DataError for any other line that `read` refuses with
+    ValueError, KeyError or TypeError; `noun` says what a line should be.
+    """
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            found = read(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}:{number}: not {noun} ({error}). Move the file away to start a new one."
+            ) from error
+        yield found, len(line)
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, which plain YAML silently overwrites."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return dict(super().construct_mapping(node, deep))
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = UniqueKeys) -> Any:
+    """Parse a YAML file; raises SpecError with the line of a syntax error."""
+    try:
+        return yaml.load(read_text(path), Loader=loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise SpecError([Problem(where, f"not valid YAML: {getattr(error, 'problem', error)}")]) from None
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file; raises SpecError that names it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError([Problem(str(path), f"not UTF-8 text (byte {error.start})")]) from None
+    except OSError as error:
+        raise SpecError([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
+
+
+def origin() -> dict[str, Any]:
+    """The code and machine that are about to compute: git revision (`-dirty` if edited), package versions, Python, CPU."""
+    return {
+        "git": git_revision(Path(__file__).parent),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """`git describe` of the checkout a folder is in; None where there is no git or no checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

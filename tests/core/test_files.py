@@ -1,0 +1,64 @@
+"""Atomic writes, JSON lines that a kill tore, strict YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from demeanor.core.errors import DataError, SpecError
+from demeanor.core.files import json_lines, read_yaml, replacing, write_json, write_text
+
+
+def test_a_written_file_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "a.txt", "ü\n")
+    assert (tmp_path / "deep" / "a.txt").read_text(encoding="utf-8") == "ü\n"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def failing() -> None:
+        with replacing(tmp_path / "a") as part:
+            part.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+    assert (tmp_path / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_torn_last_line_is_left_out_and_sizes_say_where_the_whole_lines_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"x": 1}\n{"x": 22}\n{"x": 3')
+    found = list(json_lines(path, lambda row: row["x"], "a row"))
+    assert found == [(1, 9), (22, 10)]
+    assert list(json_lines(tmp_path / "absent", lambda row: row, "a row")) == []
+
+
+@pytest.mark.parametrize("line", ["{", '{"y": 1}', "7"])
+def test_any_other_broken_line_is_an_error_with_its_number(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"x": 1}}\n{line}\n{{"x": 2}}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: not a row"):
+        list(json_lines(path, lambda row: row["x"], "a row"))
+
+
+def test_a_key_written_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: 1\ny: 2\nx: 3\n")
+    with pytest.raises(SpecError, match=r"a\.yaml:3: not valid YAML: the key 'x' stands twice"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"x: \xff\n")
+    with pytest.raises(SpecError, match=r"a\.yaml: not UTF-8 text \(byte 3\)"):
+        read_yaml(tmp_path / "a.yaml")
