@@ -1,6 +1,6 @@
-"""A data file of somebody else's as rows: JSON lines (also gzipped, also named .json), one JSON list, or CSV.
+"""Foreign data files as rows: JSON lines (also gzipped, also named .json), one JSON list, or CSV.
 
-In: a path. Out: (line, row) pairs. What is no row is told with its line. It refuses to know what the rows mean.
+Input: a path. Output: (line, row) pairs, or (line, mistake). It does not know what the rows mean.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ R = TypeVar("R", bound="PublicRow")
 
 
 class PublicRow(BaseModel):
-    """The fields of a row that a reader uses; what else stands there is somebody else's business."""
+    """The fields of a row that a reader uses; other fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -36,6 +36,8 @@ class File:
     """A data file and its rows, read once; a row that is no mapping is the text of a mistake."""
 
     path: Path
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What a set keeps of this file while it is read."""
 
     @property
     def stem(self) -> str:
