@@ -18,19 +18,16 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from demeanor.core.errors import ContextError, RequestError
 from demeanor.core.types import Decoding, Event, Message, PromptRead, Refusal, Respond, Text, Turn, fold
 from demeanor.server.assistant import Codec, ModelCard
-from demeanor.server.chat_request import SamplingFields, sampling
-from demeanor.server.chat_response import (
+from demeanor.server.chat import (
     CompletionBase,
     UsageAnswer,
+    completion_response,
     finish_reason,
-    stream_chunks,
-    trace,
-    usage,
 )
-from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
+from demeanor.server.chat_request import SamplingFields, sampling
+from demeanor.server.endpoint import GENERATED, documented, read_body, state_of
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import MAX_LIMIT, Answer, StreamOptions, never, only, wrong
-from demeanor.server.streaming import EventStream, all_events, interleaved
 
 MAX_PROMPTS = 256
 SAME_NATS = 1e-4
@@ -147,39 +144,24 @@ async def create_completion(request: Request) -> Response:
     card, respond = assistant.card(body.model), name_prompt(assistant.respond(body.model))
     codec = assistant.codec(body.model)
     request.state.stack_key = card.stack_key
-    request_id: str = request.state.request_id
-    completion_id = f"cmpl-{request_id.removeprefix('req_')}"
+    id = f"cmpl-{request.state.request_id.removeprefix('req_')}"
     user = CURRENT_REQUEST.get().user
-    turns = completion_turns(body, codec, card, assistant.defaults(), user=user, id=completion_id)
-    head = {
-        "id": completion_id,
-        "object": "text_completion",
-        "created": int(state.now()),
-        "model": card.id,
-        "system_fingerprint": card.stack_key,
-    }
+    turns = completion_turns(body, codec, card, assistant.defaults(), user=user, id=id)
     choices = [
-        StreamedText(i, turn.messages[0].content if body.echo else "", logprobs=body.logprobs is not None)
+        TextWriter(i, turn.messages[0].content if body.echo else "", logprobs=body.logprobs is not None)
         for i, turn in enumerate(turns)
     ]
-    traced = partial(trace, card, state.clock, started)
-    if body.stream:
-        chunks = stream_chunks(
-            interleaved(respond, turns),
-            choices,
-            partial(CompletionChunk, **head),
-            include_usage=bool(body.stream_options and body.stream_options.include_usage),
-            trace=traced,
-        )
-        return EventStream(chunks, request_id)
-    events = await all_events(request, respond, turns)
-    answer = TextCompletion(
-        **head,
-        choices=[text_choice(*pair) for pair in zip(choices, events)],
-        usage=usage([fold(e) for e in events]),
-        demeanor=traced(events),
+    return await completion_response(
+        request,
+        card,
+        respond,
+        turns,
+        choices,
+        partial(TextCompletion, id=id, object="text_completion"),
+        partial(CompletionChunk, id=id, object="text_completion") if body.stream else None,
+        stream_options=body.stream_options,
+        started=started,
     )
-    return json_response(answer, {"x-demeanor-ms": str(answer.demeanor["ms"])})
 
 
 def completion_turns(
@@ -245,13 +227,30 @@ def name_prompt(respond: Respond) -> Respond:
     return renamed
 
 
-class StreamedText:
-    """One continuation while it is streamed; `echo` is the prompt that stands before it ("": none)."""
+class TextWriter:
+    """Writes one continuation; `echo` is the prompt that stands before it ("": none)."""
 
     def __init__(self, index: int, echo: str, *, logprobs: bool) -> None:
         self.index, self.logprobs = index, logprobs
         self.events: list[Event] = []
         self._echo, self._offset, self._refused, self._began = echo, 0, False, False
+
+    def whole(self, events: Sequence[Event]) -> TextChoice:
+        """The parts put together."""
+        parts = [part for event in events for part in self.add(event)] + self.end()
+        choice = parts[-1].model_copy(update={"text": "".join(part.text for part in parts)})
+        refusal = fold(events).refusal
+        if refusal is not None:
+            choice.text = refusal.text
+        elif self.logprobs:
+            logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+            choice.logprobs = TextLogprobs(
+                tokens=[x for p in logprobs for x in p.tokens],
+                token_logprobs=[x for p in logprobs for x in p.token_logprobs],
+                top_logprobs=[x for p in logprobs for x in p.top_logprobs],
+                text_offset=[x for p in logprobs for x in p.text_offset],
+            )
+        return choice
 
     def start(self) -> list[TextChoice]:
         return []
@@ -292,24 +291,6 @@ class StreamedText:
             top_logprobs=[_top(row) for row in rows],
             text_offset=offsets,
         )
-
-
-def text_choice(choice: StreamedText, events: Sequence[Event]) -> TextChoice:
-    """A finished continuation: its parts put together. Raises RequestError (503) if the turn was cancelled from inside."""
-    parts = [part for event in events for part in choice.add(event)] + choice.end()
-    whole = parts[-1].model_copy(update={"text": "".join(part.text for part in parts)})
-    refusal = fold(list(events)).refusal
-    if refusal is not None:
-        whole.text = refusal.text
-    elif choice.logprobs:
-        logprobs = [part.logprobs for part in parts if part.logprobs is not None]
-        whole.logprobs = TextLogprobs(
-            tokens=[x for p in logprobs for x in p.tokens],
-            token_logprobs=[x for p in logprobs for x in p.token_logprobs],
-            top_logprobs=[x for p in logprobs for x in p.top_logprobs],
-            text_offset=[x for p in logprobs for x in p.text_offset],
-        )
-    return whole
 
 
 def _top(row: Row) -> dict[str, float] | None:

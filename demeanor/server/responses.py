@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from demeanor.core.errors import ContextError, DecodingError, RequestError
 from demeanor.core.types import Completion, Event, Message, Respond, Turn, fold
 from demeanor.server.assistant import TurnStore
-from demeanor.server.chat_response import sent_calls, trace
+from demeanor.server.chat import sent_calls, trace
 from demeanor.server.endpoint import (
     AUTHENTICATED,
     GENERATED,

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Completion, Event, Message, Refusal, Text, Turn, fold
-from demeanor.server.chat_response import UrlCitation, citations, finish_reason, sent_calls, token_logprobs
+from demeanor.server.chat import UrlCitation, citations, finish_reason, sent_calls, token_logprobs
 from demeanor.server.responses_request import ABOUT, response_fields
 from demeanor.server.schemas import Answer
 
