@@ -51,6 +51,7 @@ MEDIA_TYPES = {
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
 }
+ENDPOINTS = (models, chat, completions, responses, embeddings, moderations, feedback)
 router = APIRouter()
 
 
@@ -76,7 +77,7 @@ def app(
     add_middleware(api, keys=keys, hosts=hosts, operations=operations, observers=observers, clock=clock)
     for error in (RequestError, EngineError, HTTPException):
         api.add_exception_handler(error, _error_response)
-    for endpoint in (models, chat, completions, responses, embeddings, moderations, feedback):
+    for endpoint in ENDPOINTS:
         api.include_router(endpoint.router)
     api.include_router(router)
     for name in PAGES:
