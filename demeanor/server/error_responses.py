@@ -1,6 +1,6 @@
 """Errors as OpenAI-shaped responses: `{"error": {message, type, param, code}}`.
 
-What a client may fix is told in full; anything unexpected is logged with the request's id and told as that id only.
+An error that a client can fix is sent in full; an unexpected one is logged with the request's id, and only that id is sent.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import logging
 import math
 from http import HTTPStatus
 
-import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from demeanor.core.errors import ContextError, DecodingError, EngineError, RequestError
+from demeanor.server.schemas import ErrorAnswer, ErrorDetail
 
 log = logging.getLogger("demeanor.server")
 
@@ -60,13 +60,13 @@ def _http(status: int) -> RequestError:
     return RequestError(f"{HTTPStatus(status).phrase}.", status=status, code="http_error")
 
 
-def body(error: RequestError) -> bytes:
-    """The JSON of an error."""
-    shown = {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}
-    return orjson.dumps({"error": shown})
+def error_answer(error: RequestError) -> ErrorAnswer:
+    """The body of an error."""
+    detail = ErrorDetail(message=str(error), type=error.kind, param=error.param, code=error.code)
+    return ErrorAnswer(error=detail)
 
 
-def response(error: RequestError) -> Response:
+def error_response(error: RequestError) -> Response:
     """The HTTP response of an error, with `retry-after` where waiting helps."""
     headers = {"cache-control": "no-store"}
     if error.retry_after_s is not None:
@@ -74,4 +74,5 @@ def response(error: RequestError) -> Response:
         headers |= {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return Response(body(error), status_code=error.status, media_type="application/json", headers=headers)
+    content = error_answer(error).encode()
+    return Response(content, status_code=error.status, media_type="application/json", headers=headers)

@@ -19,10 +19,10 @@ from scripted import Scripted, body
 
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Decoding, Message, OutputFormat, ToolCall, ToolSpec, Trust, Turn
-from demeanor.server import protocol
+from demeanor.server import chat_request, schemas
 from demeanor.server.assistant import ModelCard
-from demeanor.server.parse import parse, turns
-from demeanor.server.sampling import derived
+from demeanor.server.chat_request import ChatRequest, chat_turns, derived_seed
+from demeanor.server.schemas import parse_body
 
 CARD = ModelCard("harbour-desk", "", "key", ())
 DEFAULTS = Decoding(
@@ -38,7 +38,9 @@ DEFAULTS = Decoding(
 
 
 def turn(**fields: Any) -> Turn:
-    return turns(parse(orjson.dumps(body(**fields))), CARD, DEFAULTS, user=None, id="id")[0]
+    return chat_turns(
+        parse_body(orjson.dumps(body(**fields)), ChatRequest), CARD, DEFAULTS, user=None, id="id"
+    )[0]
 
 
 TOOL = {
@@ -228,25 +230,25 @@ OURS = {"top_k", "min_p"}  # vLLM's names
 
 def test_the_table_and_the_schema_hold_every_field_that_the_openai_sdk_documents() -> None:
     documented = {*CompletionCreateParamsBase.__annotations__, "stream", *OURS}
-    assert set(FIELDS) == documented == set(protocol.ChatRequest.model_fields)
+    assert set(FIELDS) == documented == set(chat_request.ChatRequest.model_fields)
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (protocol.SystemMessage, sdk.ChatCompletionSystemMessageParam),
-        (protocol.UserMessage, sdk.ChatCompletionUserMessageParam),
-        (protocol.SystemMessage, sdk.ChatCompletionDeveloperMessageParam),
-        (protocol.AssistantMessage, sdk.ChatCompletionAssistantMessageParam),
-        (protocol.ToolMessage, sdk.ChatCompletionToolMessageParam),
-        (protocol.TextPart, sdk.ChatCompletionContentPartTextParam),
-        (protocol.FunctionTool, FunctionDefinition),
-        (protocol.Tool, sdk.ChatCompletionFunctionToolParam),
-        (protocol.Call, sdk.ChatCompletionMessageFunctionToolCallParam),
-        (protocol.StreamOptions, sdk.ChatCompletionStreamOptionsParam),
+        (chat_request.SystemMessage, sdk.ChatCompletionSystemMessageParam),
+        (chat_request.UserMessage, sdk.ChatCompletionUserMessageParam),
+        (chat_request.SystemMessage, sdk.ChatCompletionDeveloperMessageParam),
+        (chat_request.AssistantMessage, sdk.ChatCompletionAssistantMessageParam),
+        (chat_request.ToolMessage, sdk.ChatCompletionToolMessageParam),
+        (schemas.TextPart, sdk.ChatCompletionContentPartTextParam),
+        (chat_request.FunctionTool, FunctionDefinition),
+        (chat_request.Tool, sdk.ChatCompletionFunctionToolParam),
+        (chat_request.Call, sdk.ChatCompletionMessageFunctionToolCallParam),
+        (schemas.StreamOptions, sdk.ChatCompletionStreamOptionsParam),
     ],
 )
-def test_no_nested_field_of_the_sdk_is_unknown_here(ours: type[protocol.Body], theirs: Any) -> None:
+def test_no_nested_field_of_the_sdk_is_unknown_here(ours: type[schemas.Body], theirs: Any) -> None:
     assert set(theirs.__annotations__) <= set(ours.model_fields)
 
 
@@ -443,14 +445,14 @@ def test_several_mistakes_are_told_at_once() -> None:
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b'{"temperature": NaN}', b"[" * 5000])
 def test_what_is_not_json_is_a_400(raw: bytes) -> None:
     with pytest.raises(RequestError, match="not valid JSON") as caught:
-        parse(raw)
+        parse_body(raw, ChatRequest)
     assert (caught.value.status, caught.value.code) == (400, "invalid_json")
 
 
 @pytest.mark.parametrize("raw", [b"[]", b"3", b"null"])
 def test_json_that_is_no_object_is_a_400(raw: bytes) -> None:
     with pytest.raises(RequestError, match="should be a JSON object"):
-        parse(raw)
+        parse_body(raw, ChatRequest)
 
 
 @settings(max_examples=150, deadline=None)
@@ -475,7 +477,7 @@ def test_json_that_is_no_object_is_a_400(raw: bytes) -> None:
 def test_no_body_whatever_escapes_as_anything_but_a_named_400(fields: dict[str, Any]) -> None:
     error = None
     try:
-        parse(orjson.dumps({**body(), **fields}))
+        parse_body(orjson.dumps({**body(), **fields}), ChatRequest)
     except RequestError as caught:
         error = caught
     assert error is None or (
@@ -538,21 +540,25 @@ def test_messages_keep_their_roles_authority_and_calls() -> None:
 
 
 def test_further_choices_have_their_own_ids_and_seeds_and_the_first_keeps_its_seed() -> None:
-    made = turns(parse(orjson.dumps(body(n=3, seed=5))), CARD, DEFAULTS, user=None, id="id")
+    made = chat_turns(
+        parse_body(orjson.dumps(body(n=3, seed=5)), ChatRequest), CARD, DEFAULTS, user=None, id="id"
+    )
     assert [t.id for t in made] == ["id", "id-1", "id-2"]
     seeds = [t.decoding.seed for t in made]
-    assert seeds == [5, derived(5, 1), derived(5, 2)]
-    assert len({*seeds, derived(6, 1), derived(4, 2)}) == 5
-    assert all(0 <= derived(s, 1) < 2**53 for s in range(-50, 50))
+    assert seeds == [5, derived_seed(5, 1), derived_seed(5, 2)]
+    assert len({*seeds, derived_seed(6, 1), derived_seed(4, 2)}) == 5
+    assert all(0 <= derived_seed(s, 1) < 2**53 for s in range(-50, 50))
 
 
 def test_without_a_seed_no_choice_has_one() -> None:
-    made = turns(parse(orjson.dumps(body(n=2))), CARD, DEFAULTS, user=None, id="id")
+    made = chat_turns(parse_body(orjson.dumps(body(n=2)), ChatRequest), CARD, DEFAULTS, user=None, id="id")
     assert [t.decoding.seed for t in made] == [None, None]
 
 
 def test_the_owner_of_a_key_is_the_user_whatever_the_request_says() -> None:
-    made = turns(parse(orjson.dumps(body(user="mallory"))), CARD, DEFAULTS, user="ann", id="id")[0]
+    made = chat_turns(
+        parse_body(orjson.dumps(body(user="mallory")), ChatRequest), CARD, DEFAULTS, user="ann", id="id"
+    )[0]
     assert (made.user, made.metadata) == ("ann", {"user": "mallory"})
 
 

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from scripted import Scripted, body
 
 from demeanor.core.types import Text
-from demeanor.server.trace import entries
+from demeanor.server.chat import trace_entries
 
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -255,7 +255,7 @@ def test_neighbouring_texts_of_one_layer_are_one_span_counted_in_characters() ->
         Text("!", by="policy"),
         Text("?", by="weights"),
     ]
-    assert entries(texts) == [
+    assert trace_entries(texts) == [
         {"by": "weights", "kind": "text", "start": 0, "end": 6},
         {"by": "policy", "kind": "text", "start": 6, "end": 7},
         {"by": "weights", "kind": "text", "start": 7, "end": 8},

@@ -1,19 +1,27 @@
-"""The request of /v1/responses: every field that OpenAI documents, honoured or refused by name; and its items as messages.
+"""The body of /v1/responses and the queries of a kept response: every field that OpenAI documents, honoured or refused by name; and its Turn.
 
-In: parsed JSON. Out: a checked ResponseRequest, our Messages and ToolSpecs. null always means "not set".
+In: a ResponseRequest, checked as pydantic builds it, and the conversation so far. Out: the Turn. null always means "not set".
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from demeanor.core.errors import unknown
-from demeanor.core.types import Message, OutputFormat, ToolCall, ToolSpec
-from demeanor.server.bodies import (
+from demeanor.core.errors import RequestError
+from demeanor.core.types import Decoding, Message, OutputFormat, ToolCall, Turn
+from demeanor.server.chat_request import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    FunctionTool,
+    check_tool_names,
+    tool_spec,
+)
+from demeanor.server.schemas import (
     MAX_LIMIT,
     MAX_LOGPROBS,
     Body,
@@ -25,11 +33,16 @@ from demeanor.server.bodies import (
     only,
     wrong,
 )
-from demeanor.server.protocol import MAX_MESSAGES, MAX_TOOLS
 
+MAX_PAGE = 100
 INCLUDED = "message.output_text.logprobs"
-OURS = "_response"
-"""The key of a turn's metadata under which a response keeps what a turn has no place for."""
+ABOUT = "_response"
+"""The key of a turn's metadata under which a response keeps what a turn has no field for."""
+
+
+def _type(value: Any) -> Any:
+    """The type of an object of a union, before it is checked and after; a message may leave it out."""
+    return (value.get("type") or "message") if isinstance(value, dict) else value.type
 
 
 class InputText(Body):
@@ -50,13 +63,7 @@ class RefusalPart(Body):
 
 Part: TypeAlias = Annotated[
     Annotated[InputText, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
-    Discriminator(
-        lambda value: (
-            "<refusal>"
-            if (value.get("type") if isinstance(value, dict) else value.type) == "refusal"
-            else "<text>"
-        )
-    ),
+    Discriminator(lambda value: "<refusal>" if _type(value) == "refusal" else "<text>"),
     one_of("type", ["input_text", "output_text", "text", "refusal"]),
 ]
 Content: TypeAlias = Annotated[
@@ -87,8 +94,8 @@ class CallItem(Body):
     status: Literal["completed", "incomplete", "in_progress"] | None = None
 
 
-class OutputItem(Body):
-    """What a tool that the client ran has answered."""
+class CallOutputItem(Body):
+    """The result of a tool call, run by the client."""
 
     type: Literal["function_call_output"]
     call_id: Annotated[str, Field(min_length=1, max_length=128)]
@@ -97,31 +104,19 @@ class OutputItem(Body):
     status: Literal["completed", "incomplete", "in_progress"] | None = None
 
 
-def _item(value: Any) -> str:
-    return f"<{(value.get('type') or 'message') if isinstance(value, dict) else value.type}>"
-
-
-def _typed(value: Any) -> Any:
-    return {"type": "message", **value} if isinstance(value, dict) and "type" not in value else value
-
-
 Item: TypeAlias = Annotated[
     Annotated[MessageItem, Tag("<message>")]
     | Annotated[CallItem, Tag("<function_call>")]
-    | Annotated[OutputItem, Tag("<function_call_output>")],
-    Discriminator(_item),
+    | Annotated[CallOutputItem, Tag("<function_call_output>")],
+    Discriminator(lambda value: f"<{_type(value)}>"),
     one_of("type", ["message", "function_call", "function_call_output"]),
 ]
 
 
-class FunctionTool(Body):
+class ResponsesTool(FunctionTool):
     """A function that the model may ask the client to call."""
 
     type: Literal["function"]
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
     defer_loading: Annotated[Any, only(False, because="tools are shown at once")] = None
 
 
@@ -131,7 +126,7 @@ class PlainFormat(Body):
     type: Literal["text", "json_object"]
 
 
-class SchemaFormat(Body):
+class ResponsesSchemaFormat(Body):
     """JSON that fits a schema."""
 
     type: Literal["json_schema"]
@@ -142,24 +137,20 @@ class SchemaFormat(Body):
 
 
 Format: TypeAlias = Annotated[
-    Annotated[PlainFormat, Tag("<plain>")] | Annotated[SchemaFormat, Tag("<schema>")],
-    Discriminator(
-        lambda v: (
-            "<schema>" if (v.get("type") if isinstance(v, dict) else v.type) == "json_schema" else "<plain>"
-        )
-    ),
+    Annotated[PlainFormat, Tag("<plain>")] | Annotated[ResponsesSchemaFormat, Tag("<schema>")],
+    Discriminator(lambda value: "<schema>" if _type(value) == "json_schema" else "<plain>"),
     one_of("type", ["text", "json_object", "json_schema"]),
 ]
 
 
 class TextField(Body):
-    """What form the answer has."""
+    """The format of the answer."""
 
     format: Format | None = None
     verbosity: Annotated[Any, never("answers have no verbosity control")] = None
 
 
-class NamedChoice(Body):
+class ResponsesToolChoice(Body):
     """The function that must be called."""
 
     type: Literal["function"]
@@ -184,14 +175,16 @@ class ResponseRequest(Body):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     include: list[Literal["message.output_text.logprobs"]] | None = None
     text: TextField | None = None
-    tools: list[Annotated[FunctionTool, one_of("type", ["function"])]] | None = Field(
+    tools: list[Annotated[ResponsesTool, one_of("type", ["function"])]] | None = Field(
         None, max_length=MAX_TOOLS
     )
     tool_choice: (
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag("<word>")]
-            | Annotated[NamedChoice, Tag("<function>")],
-            Discriminator(lambda value: "<function>" if isinstance(value, dict | NamedChoice) else "<word>"),
+            | Annotated[ResponsesToolChoice, Tag("<function>")],
+            Discriminator(
+                lambda value: "<function>" if isinstance(value, dict | ResponsesToolChoice) else "<word>"
+            ),
         ]
         | None
     ) = None
@@ -230,25 +223,21 @@ class ResponseRequest(Body):
     @classmethod
     def _items_have_types(cls, value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("input"), list):
-            return {**value, "input": [_typed(x) for x in value["input"]]}
+            items = [
+                {"type": "message", **item} if isinstance(item, dict) and "type" not in item else item
+                for item in value["input"]
+            ]
+            return {**value, "input": items}
         return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         names = [tool.name for tool in self.tools or ()]
-        for i, name in enumerate(names):
-            if name in names[:i]:
-                raise wrong(f"tools[{i}].name", f"'{name}' is declared twice", "invalid_value")
-        if self.tool_choice == "required" and not names:
-            raise wrong("tool_choice", "'required' needs tools", "invalid_value")
-        if isinstance(self.tool_choice, NamedChoice) and self.tool_choice.name not in names:
-            raise wrong(
-                "tool_choice.name", unknown(self.tool_choice.name, names, noun="tool"), "invalid_value"
-            )
+        check_tool_names(names, self.tool_choice, self.chosen_tool, "name")
         if self.top_logprobs and not self.logprobs:
             raise wrong("top_logprobs", f'needs include: ["{INCLUDED}"]', "invalid_value")
-        if OURS in (self.metadata or {}):
-            raise wrong(f"metadata.{OURS}", "this name is the server's own; use another", "invalid_value")
+        if ABOUT in (self.metadata or {}):
+            raise wrong(f"metadata.{ABOUT}", "this name is the server's own; use another", "invalid_value")
         if self.user is not None and "user" in (self.metadata or {}):
             raise wrong("metadata.user", "already given as the field user", "invalid_value")
         return self
@@ -262,33 +251,58 @@ class ResponseRequest(Body):
         return self.parallel_tool_calls is not False
 
     @property
-    def choice(self) -> str:
+    def chosen_tool(self) -> str:
         """tool_choice as a Turn has it: auto, none, required, or a function's name."""
-        return (
-            self.tool_choice.name if isinstance(self.tool_choice, NamedChoice) else self.tool_choice or "auto"
-        )
+        if isinstance(self.tool_choice, ResponsesToolChoice):
+            return self.tool_choice.name
+        return self.tool_choice or "auto"
 
     @property
-    def form(self) -> OutputFormat | None:
+    def format(self) -> PlainFormat | ResponsesSchemaFormat:
+        """The format of the answer; any text unless the request says otherwise."""
         wanted = self.text.format if self.text else None
-        if isinstance(wanted, SchemaFormat):
-            return OutputFormat("json_schema", json.dumps(wanted.schema_))
-        return OutputFormat("json_object") if wanted is not None and wanted.type == "json_object" else None
+        return PlainFormat(type="text") if wanted is None else wanted
 
     @property
-    def offered(self) -> tuple[ToolSpec, ...]:
-        return tuple(
-            ToolSpec(
-                t.name,
-                t.description or "",
-                t.parameters or {"type": "object", "properties": {}},
-                bool(t.strict),
+    def output_format(self) -> OutputFormat | None:
+        """The format as a Turn has it; None where any text will do."""
+        if isinstance(self.format, ResponsesSchemaFormat):
+            return OutputFormat("json_schema", json.dumps(self.format.schema_))
+        return OutputFormat("json_object") if self.format.type == "json_object" else None
+
+
+class ResponseQuery(Body):
+    """The query of GET /v1/responses/{id}."""
+
+    stream: Annotated[Any, only("false", because="a kept response is whole")] = None
+    starting_after: Annotated[Any, never("a kept response is whole")] = None
+    include_obfuscation: Annotated[Any, only("false", because="events are not padded")] = None
+    include: Annotated[Any, never("log-probabilities are there if they were asked for")] = None
+
+
+class PageQuery(Body):
+    """The query of GET /v1/responses/{id}/input_items; the latest item is first unless `order` is asc."""
+
+    limit: int = Field(20, ge=1, le=MAX_PAGE, strict=False)
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = Field(None, min_length=1, max_length=256)
+    include: Annotated[Any, never("items are shown whole")] = None
+
+    def select(self, items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+        """This page of items that are given oldest first, and whether more follow. Raises RequestError if `after` is none of them."""
+        ordered = list(items) if self.order == "asc" else list(reversed(items))
+        ids = [item["id"] for item in ordered]
+        if self.after is not None and self.after not in ids:
+            raise RequestError(
+                f"after: no item of this response has the id '{self.after}'.",
+                param="after",
+                code="invalid_value",
             )
-            for t in self.tools or ()
-        )
+        start = 0 if self.after is None else ids.index(self.after) + 1
+        return ordered[start : start + self.limit], start + self.limit < len(ordered)
 
 
-def messages(items: str | Sequence[Item]) -> tuple[Message, ...]:
+def input_messages(items: str | Sequence[Item]) -> tuple[Message, ...]:
     """Input items as messages; neighbouring calls are one message of the assistant's."""
     if isinstance(items, str):
         return (Message("user", items),)
@@ -296,7 +310,7 @@ def messages(items: str | Sequence[Item]) -> tuple[Message, ...]:
     for item in items:
         if isinstance(item, MessageItem):
             found.append(Message(item.role, _plain(item.content)))
-        elif isinstance(item, OutputItem):
+        elif isinstance(item, CallOutputItem):
             found.append(Message("tool", item.output, tool_call_id=item.call_id))
         else:
             call = ToolCall(item.call_id, item.name, item.arguments)
@@ -312,3 +326,59 @@ def _plain(content: Content) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(part.text if isinstance(part, InputText) else part.refusal for part in content)
+
+
+def response_turn(
+    body: ResponseRequest,
+    defaults: Decoding,
+    earlier: tuple[Message, ...],
+    *,
+    user: str | None,
+    id: str,
+    recorded: bool,
+) -> Turn:
+    """The turn to answer: instructions, the earlier conversation, then the input. Raises RequestError for a result without its call."""
+    instructions = (Message("developer", body.instructions),) if body.instructions else ()
+    given = input_messages(body.input)
+    calls = {call.id for message in (*earlier, *given) for call in message.tool_calls}
+    for message in given:
+        if message.role == "tool" and message.tool_call_id not in calls:
+            raise RequestError(
+                f"input: no earlier function_call has the call_id '{message.tool_call_id}'.",
+                param="input",
+                code="invalid_value",
+            )
+    about = {
+        "format": body.format.model_dump(by_alias=True, exclude_unset=True),
+        "instructions": body.instructions,
+        "previous": body.previous_response_id,
+        "store": recorded if body.store is None else body.store,
+        "parallel": body.parallel,
+        "before": len(instructions) + len(earlier),
+    }
+    metadata = dict(body.metadata or {})
+    if body.user:
+        metadata["user"] = body.user
+    metadata[ABOUT] = json.dumps(about)
+    decoding = replace(
+        defaults,
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        max_tokens=body.max_output_tokens or defaults.max_tokens,
+        form=body.output_format,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    return Turn(
+        (*instructions, *earlier, *given),
+        decoding,
+        tuple(tool_spec(tool) for tool in body.tools or ()),
+        body.chosen_tool,
+        id,
+        user or body.user or "anonymous",
+        metadata=metadata,
+    )
+
+
+def response_fields(turn: Turn) -> Mapping[str, Any]:
+    """What a response keeps of its request beside the turn: format, instructions, previous, store, parallel, before."""
+    return dict(json.loads(turn.metadata.get(ABOUT, "{}")))

@@ -1,4 +1,4 @@
-"""What the bodies of all requests have in common: strict objects, fields that are refused by name, and fields of several addresses.
+"""The bases of all request and response models: strict bodies, fields that are refused by name, and errors that name a field's path.
 
 A field marked `never(...)` or `only(...)` is one that nothing here can honour: it is accepted when null or at the listed no-op
 values, and refused by name otherwise. null always means "not set".
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
+import orjson
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -20,14 +21,18 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Tag,
+    ValidationError,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from demeanor.core.errors import unknown
+from demeanor.core.errors import RequestError, unknown
 
 MAX_STOPS, MAX_CHOICES, MAX_LOGPROBS = 4, 8, 20
 MAX_LIMIT = 2**63 - 1
+MAX_LISTED = 5
+"""Mistakes of one body that its error message lists."""
+B = TypeVar("B", bound="Body")
 
 
 def wrong(field: str, message: str, code: str) -> PydanticCustomError:
@@ -56,15 +61,12 @@ class Only:
             value == a and isinstance(value, bool) == isinstance(a, bool) for a in self.accepted
         ):
             return value
-        values = (
-            f"accepted: {', '.join(json.dumps(a) for a in self.accepted)}"
-            if self.accepted
-            else "leave it out"
-        )
-        code = "unsupported_value" if self.accepted else "unsupported_parameter"
-        raise PydanticCustomError(
-            "api", "{message}", {"message": f"not supported: {self.because}; {values}", "code": code}
-        )
+        if self.accepted:
+            advice, code = f"accepted: {', '.join(map(json.dumps, self.accepted))}", "unsupported_value"
+        else:
+            advice, code = "leave it out", "unsupported_parameter"
+        message = f"not supported: {self.because}; {advice}"
+        raise PydanticCustomError("api", "{message}", {"message": message, "code": code})
 
 
 def only(*accepted: Any, because: str) -> Only:
@@ -131,3 +133,76 @@ class TextPart(Body):
     type: Literal["text"]
     text: str
     prompt_cache_breakpoint: Annotated[Any, never("there is no prompt cache to steer")] = None
+
+
+class Answer(BaseModel):
+    """Base of every object in a response."""
+
+    def encode(self) -> bytes:
+        """This object as JSON, fields that were never set left out."""
+        return self.model_dump_json(exclude_unset=True).encode()
+
+
+class ErrorDetail(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(Answer):
+    """Every error there is."""
+
+    error: ErrorDetail
+
+
+def parse_body(content: bytes, model: type[B]) -> B:
+    """Check the bytes of a request body. Raises RequestError (400) that lists the mistakes; `param` is the path of the first."""
+    try:
+        value = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise RequestError("The body should be a JSON object.", code="invalid_type")
+    return validated(value, model)
+
+
+def validated(value: dict[str, Any], model: type[B]) -> B:
+    """Check the fields of a body or a query. Raises RequestError as `parse_body` does."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _bad_request(error.errors(include_url=False)) from None
+
+
+def _bad_request(mistakes: list[ErrorDetails]) -> RequestError:
+    lines = [f"{_path(m)}: {_sentence(m)}" for m in mistakes[:MAX_LISTED]]
+    if len(mistakes) > MAX_LISTED:
+        lines.append(f"and {len(mistakes) - MAX_LISTED} more mistakes")
+    return RequestError("; ".join(lines), param=_path(mistakes[0]), code=_code(mistakes[0]))
+
+
+def _code(mistake: ErrorDetails) -> str:
+    if "code" in mistake.get("ctx", {}):
+        return str(mistake["ctx"]["code"])
+    if mistake["type"] == "missing":
+        return "missing_required_parameter"
+    return "invalid_type" if mistake["type"].endswith(("_type", "_parsing")) else "invalid_value"
+
+
+def _path(mistake: ErrorDetails) -> str:
+    """`messages[0].content`: tags of unions (in angle brackets) are ours and not part of the body."""
+    parts = [p for p in mistake["loc"] if not (isinstance(p, str) and p.startswith("<"))]
+    if "field" in mistake.get("ctx", {}):
+        parts.append(mistake["ctx"]["field"])
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
+
+
+def _sentence(mistake: ErrorDetails) -> str:
+    text = mistake["msg"][:1].lower() + mistake["msg"][1:]
+    return text if mistake["type"] in ("api", "missing") else f"{text}, got {_shown(mistake['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = orjson.dumps(value, default=str).decode()
+    return text if len(text) <= 60 else text[:57] + "..."
