@@ -680,9 +680,7 @@ def _pair_row(m: Matchup) -> tuple[str, ...]:
         m.candidate,
         m.other,
         _estimate(m.raw),
-        NONE
-        if m.controlled is None
-        else estimate(*(x and 100 * x for x in (m.controlled, m.low, m.high)), places=1),
+        _percent(m.controlled, m.low, m.high),
         NONE if m.longer is None else number(100 * m.longer, 0),
         str(m.ties),
         _estimate(m.position.follows if m.position else None),
@@ -691,7 +689,12 @@ def _pair_row(m: Matchup) -> tuple[str, ...]:
     )
 
 
-def _rating_row(r: PlayerRating) -> tuple[str, ...]:
+def _percent(value: float | None, low: float | None, high: float | None) -> str:
+    scaled = [None if x is None else 100 * x for x in (value, low, high)]
+    return estimate(scaled[0], scaled[1], scaled[2], places=1)
+
+
+def _rating_row(r: Rating) -> tuple[str, ...]:
     bounds = NONE if r.low is None or r.high is None else interval(r.low / 100, r.high / 100)
     open_ended = f"{r.open_ended}: no finite rating" if r.open_ended else ""
     return r.player, points(r.rating / 100), bounds, str(r.games), open_ended

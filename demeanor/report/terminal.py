@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -129,7 +130,7 @@ def _grid(
     grid = RichTable(box=None, padding=(0, 2, 0, 0))
     for n in columns:
         heading = RichText(visible(table.columns[n]))
-        side = "left" if n in table.text else "right"
+        side: Literal["left", "right"] = "left" if n in table.text else "right"
         grid.add_column(heading, justify=side, width=widths[n] - 2, overflow="fold")
     for row in cells:
         grid.add_row(*(row[n] if n < len(row) else RichText() for n in columns))

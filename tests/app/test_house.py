@@ -16,6 +16,7 @@ from demeanor.core.types import Done, Message, Prompted, Refusal, Timing, Turn, 
 from demeanor.evaluation import ladder
 from demeanor.evaluation.experiment import suite
 from demeanor.server.app import app
+from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
 
