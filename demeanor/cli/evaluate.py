@@ -90,16 +90,26 @@ def report(
         Path, typer.Argument(metavar="RESULT.json|TABLE.yaml", help="A result of eval, or a published table.")
     ],
     out: Annotated[Path | None, typer.Option(help="The HTML page (default: beside the result).")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Also draw the ladder as one standalone SVG.")
+    ] = None,
 ) -> None:
     """Render results/NAME.json again, or a published table of scores, as a page, Markdown and a table."""
+    from demeanor.core.files import write_text
     from demeanor.evaluation import published
     from demeanor.evaluation.result import load as read
     from demeanor.report import publish
 
     if published.is_table(result):
         publish.render(result, out)
-    else:
-        publish.show(read(result), result.parent, page=out)
+        return
+    found = read(result)
+    publish.show(found, result.parent, page=out)
+    if picture:
+        from demeanor.report.picture import picture as drawn
+
+        write_text(picture, drawn(found))
+        print(f"picture: {picture}")
 
 
 @app.command()
