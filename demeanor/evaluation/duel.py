@@ -19,7 +19,7 @@ from scipy import optimize, special
 
 from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.core.files import origin
-from demeanor.core.formatting import NONE, estimate, interval, number, plural, points
+from demeanor.core.formatting import NONE, interval, number, plural, points
 from demeanor.core.table import WRITTEN, Bullets, Fold, Only, Paragraph, Section, Table, Text
 from demeanor.core.types import Item
 from demeanor.evaluation import judge_validation, statistics
@@ -629,9 +629,11 @@ def judge_worth(found: DuelResult) -> str:
     validated = found.judge_validation
     if validated is None:
         return "This judge has not been compared with people. To do that: demeanor judge validate STACK.yaml PAIRS"
+    accuracy = validated["accuracy"]
+    right = _estimate(accuracy["value"], accuracy["low"], accuracy["high"])
     return (
-        f"This judge agrees with people in {_estimate(Estimate(**{**dict.fromkeys(Estimate._fields), **validated['accuracy']}))}% of its "
-        f"verdicts on {validated['pairs']} pairs of {validated['pairs_file']} ({validated['file']})"
+        f"This judge agrees with people in {right}% of its verdicts on {validated['pairs']} pairs of {validated['pairs_file']} "
+        f"({validated['file']})"
     )
 
 
@@ -679,19 +681,16 @@ def _pair_row(m: Matchup) -> tuple[str, ...]:
     return (
         m.candidate,
         m.other,
-        _estimate(m.raw),
-        _percent(m.controlled, m.low, m.high),
+        _estimate(m.raw.value, m.raw.low, m.raw.high) if m.raw else NONE,
+        _estimate(m.controlled, m.low, m.high),
         NONE if m.longer is None else number(100 * m.longer, 0),
         str(m.ties),
-        _estimate(m.position.follows if m.position else None),
+        _estimate(m.position.follows.value, m.position.follows.low, m.position.follows.high)
+        if m.position
+        else NONE,
         f"{m.n} ({m.clusters})",
         str(m.left_out),
     )
-
-
-def _percent(value: float | None, low: float | None, high: float | None) -> str:
-    scaled = [None if x is None else 100 * x for x in (value, low, high)]
-    return estimate(scaled[0], scaled[1], scaled[2], places=1)
 
 
 def _rating_row(r: Rating) -> tuple[str, ...]:
@@ -700,13 +699,9 @@ def _rating_row(r: Rating) -> tuple[str, ...]:
     return r.player, points(r.rating / 100), bounds, str(r.games), open_ended
 
 
-def _estimate(found: Estimate | None) -> str:
+def _estimate(value: float | None, low: float | None, high: float | None) -> str:
     """A share in percent with its interval."""
-    if found is None:
+    if value is None:
         return NONE
-    bounds = (
-        ""
-        if found.low is None or found.high is None
-        else f" ({100 * found.low:.0f} to {100 * found.high:.0f})"
-    )
-    return f"{100 * found.value:.1f}{bounds}"
+    bounds = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{100 * value:.1f}{bounds}"

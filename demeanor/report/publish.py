@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from demeanor.core.errors import DataError
 from demeanor.core.files import write_text
@@ -31,6 +31,8 @@ from demeanor.evaluation.result import Result, load, load_tree
 from demeanor.report import html, markdown, terminal
 
 T = TypeVar("T")
+Identity: TypeAlias = tuple[str, str | None]
+"""Suite and stack key that a result was measured on."""
 
 
 def _typed(kind: type[T], section: Callable[[T], Section], tree: Mapping[str, Any]) -> Section:
@@ -61,69 +63,70 @@ def show(result: Result, folder: Path, *, page: Path | None = None) -> Path:
 
 def show_section(folder: Path, name: str, kind: str) -> None:
     """Print what was just written as NAME.KIND.json, say where it lies, and write the page again with it."""
-    path = folder / f"{name}.{kind}.json"
-    terminal.show(SECTIONS[kind](load_tree(path)), terminal.console())
-    print(f"\nwritten: {path}")
+    section, _ = _read(folder, name, kind)
+    terminal.show(section, terminal.console())
+    print(f"\nwritten: {folder / name}.{kind}.json")
     refresh(folder, name, kind)
 
 
 def refresh(folder: Path, name: str, kind: str = "", *, quiet: bool = False) -> None:
     """Write NAME.html again with all that lies beside NAME.json; without that file, with what belongs to NAME.KIND.json."""
     path, target = folder / f"{name}.json", folder / f"{name}.html"
+    note = ""
     if path.is_file():
         result = load(path)
-        identity, whole = _identity(result), ladder_report.page(result)
-        missing = ""
-    elif kind in SECTIONS:
-        identity, whole = _identity_of(load_tree(folder / f"{name}.{kind}.json")), Page(name, name, "", ())
-        missing = f"; to add what each layer did: demeanor eval STACK.yaml --name {name}"
+        whole = _with_others(ladder_report.page(result), folder, name, _identity(result))
     else:
-        return
-    whole = _with_others(whole, folder, name, identity)
-    if not whole.headline:
-        titles = [section.verdict[1] if section.verdict else section.title for section in whole.sections]
-        whole = replace(whole, headline=titles[0])
+        section, identity = _read(folder, name, kind)
+        headline = section.verdict[1] if section.verdict else section.title
+        whole = _with_others(Page(f"{name}: {headline}", name, headline, ()), folder, name, identity)
+        note = f"; to add what each layer did: demeanor eval STACK.yaml --name {name}"
     _write(whole, target)
     shown = {section.anchor for section in whole.sections}
-    others = [f"{name}.{other}.json" for other in SECTIONS if other not in shown]
-    left_out = ", ".join(file for file in others if (folder / file).is_file())
+    files = [f"{name}.{other}.json" for other in SECTIONS if other not in shown]
+    left_out = ", ".join(file for file in files if (folder / file).is_file())
     if left_out:
-        missing += (
-            f"; without {left_out}: measured on other items or another stack (another --name keeps both)"
-        )
+        note += f"; without {left_out}: measured on other items or another stack (give it a --name of its own to keep both)"
     if not quiet:
-        print(f"page: {target}{missing}")
+        print(f"page: {target}{note}")
 
 
-def _with_others(whole: Page, folder: Path, name: str, identity: tuple[str, str | None]) -> Page:
-    """The page with the sections of all NAME.KIND.json that were measured on the same suite and stack."""
-    found = []
-    for kind, section in SECTIONS.items():
-        path = folder / f"{name}.{kind}.json"
-        if not path.is_file():
-            continue
-        try:
-            tree = load_tree(path)
-        except DataError as error:
-            print(f"page: without {path.name}: {error}")
-            continue
-        suite, key = _identity_of(tree)
-        if suite == identity[0] and key in (None, identity[1]):
-            found.append(section(tree))
-    first = [section for section in whole.sections if section.anchor not in ladder_report.APPENDIX]
-    last = [section for section in whole.sections if section.anchor in ladder_report.APPENDIX]
-    return replace(whole, sections=(*first, *found, *last))
+def _read(folder: Path, name: str, kind: str) -> tuple[Section, Identity]:
+    """The section of NAME.KIND.json, and what it was measured on; raises DataError."""
+    path = folder / f"{name}.{kind}.json"
+    tree = load_tree(path)
+    hashes = tree.get("hashes", {})
+    identity = tree.get("suite_hash", hashes.get("suite", "")), tree.get("stack_key", hashes.get("candidate"))
+    try:
+        return SECTIONS[kind](tree), identity
+    except (ValidationError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not a result of this version of demeanor ({type(error).__name__}); measure again"
+        ) from error
 
 
-def _identity(result: Result) -> tuple[str, str | None]:
-    """Suite and stack key of a result."""
+def _identity(result: Result) -> Identity:
     key = result.settings.get("stack key")
     return result.suite_hash, None if key is None else str(key)
 
 
-def _identity_of(tree: Mapping[str, Any]) -> tuple[str, str | None]:
-    hashes = tree.get("hashes", {})
-    return tree.get("suite_hash", hashes.get("suite", "")), tree.get("stack_key", hashes.get("candidate"))
+def _with_others(whole: Page, folder: Path, name: str, identity: Identity) -> Page:
+    """The page with the sections of all NAME.KIND.json that were measured on the same suite and stack."""
+    found = []
+    for kind in SECTIONS:
+        path = folder / f"{name}.{kind}.json"
+        if not path.is_file():
+            continue
+        try:
+            section, (suite, key) = _read(folder, name, kind)
+        except DataError as error:
+            print(f"page: without {path.name}: {error}")
+            continue
+        if suite == identity[0] and key in (None, identity[1]):
+            found.append(section)
+    first = [section for section in whole.sections if section.anchor not in ladder_report.APPENDIX]
+    last = [section for section in whole.sections if section.anchor in ladder_report.APPENDIX]
+    return replace(whole, sections=(*first, *found, *last))
 
 
 def _write(page: Page, target: Path) -> None:

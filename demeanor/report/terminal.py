@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -130,8 +129,8 @@ def _grid(
     grid = RichTable(box=None, padding=(0, 2, 0, 0))
     for n in columns:
         heading = RichText(visible(table.columns[n]))
-        side: Literal["left", "right"] = "left" if n in table.text else "right"
-        grid.add_column(heading, justify=side, width=widths[n] - 2, overflow="fold")
+        grid.add_column(heading, width=widths[n] - 2, overflow="fold")
+        grid.columns[-1].justify = "left" if n in table.text else "right"
     for row in cells:
         grid.add_row(*(row[n] if n < len(row) else RichText() for n in columns))
     return grid

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BeforeValidator
 from scipy import special
 
 from demeanor.core.errors import DataError
@@ -36,6 +37,8 @@ from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.rows import PairedTable, Row
 from demeanor.evaluation.statistics import Floats
 
+Amount: TypeAlias = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number that JSON holds as null where nothing was measured."""
 Kind: TypeAlias = Literal[
     "again",
     "off",
@@ -120,9 +123,9 @@ class Repair:
     net_high: float | None
     p: float | None
     p_corrected: float | None
-    prompt_tokens: float
-    completion_tokens: float
-    ms: float
+    prompt_tokens: Amount
+    completion_tokens: Amount
+    ms: Amount
     axes: tuple[AxisNet, ...]
     fixed_ids: tuple[str, ...]
     regressed_ids: tuple[str, ...]
