@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from demeanor.report.markup import Html, el, join
-from demeanor.report.shape import Axis, Comparison, Curve, Delta, Refusals, Spending
+from demeanor.report.shape import Axis, Comparison, Cost, Curve, Delta, Refusals
 from demeanor.report.words import NOBODY, axis_name, delta_sentence, mean_interval, number, percent, plural
 
 Scale: TypeAlias = Callable[[float], float]
@@ -269,7 +269,7 @@ def shade(layer: str, layers: Sequence[str]) -> str:
 
 
 def spending_bars(
-    spending: Sequence[Spending], labels: Mapping[str, str], layers: Sequence[str], width: float = 1040
+    spending: Sequence[Cost], labels: Mapping[str, str], layers: Sequence[str], width: float = 1040
 ) -> Html:
     """One bar per variant: mean milliseconds of an answer, by layer, the 95th percentile as a tick; tokens beside it."""
     left, right, bar, step = 96.0, 210.0, 15.0, 25.0

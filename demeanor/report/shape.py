@@ -58,7 +58,7 @@ class Delta(TypedDict):
     verdict: Verdict
 
 
-class Did(TypedDict):
+class LayerActivity(TypedDict):
     by: str
     what: str
     detail: str
@@ -69,7 +69,7 @@ class Answer(TypedDict):
     value: float
     refused_by: str
     rule: str
-    did: list[Did]
+    did: list[LayerActivity]
 
 
 class Change(TypedDict):
@@ -88,7 +88,7 @@ class Comparison(TypedDict):
     changes: list[Change]
 
 
-class Cost(TypedDict):
+class Regression(TypedDict):
     kind: Literal["step", "layer"]
     name: str
     delta: Delta
@@ -106,7 +106,7 @@ class Refusals(TypedDict):
     who_unsafe: dict[str, int]
 
 
-class Spending(TypedDict):
+class Cost(TypedDict):
     variant: str
     mean_ms: float
     p95_ms: float
@@ -115,7 +115,7 @@ class Spending(TypedDict):
     layer_ms: dict[str, float]
 
 
-class Stated(TypedDict):
+class Calibration(TypedDict):
     variant: str
     n: int
     mean_confidence: float
@@ -129,7 +129,7 @@ class Stated(TypedDict):
     brier_p: float
 
 
-class Steadiness(TypedDict):
+class Robustness(TypedDict):
     axis: str
     variant: str
     groups: int
@@ -171,15 +171,15 @@ class Result(TypedDict):
     steps: list[Comparison]
     whole: Comparison | None
     without: list[Comparison]
-    regressions: list[Cost]
+    regressions: list[Regression]
     refusals: list[Refusals]
-    cost: list[Spending]
+    cost: list[Cost]
     questions: dict[str, Question]
     curves: list[Curve]
     settings: dict[str, Scalar]
     commands: list[str]
     caveats: list[str]
     external: list[Comparison]
-    confidences: list[Stated]
-    robustness: list[Steadiness]
-    format: int
+    confidences: list[Calibration]
+    robustness: list[Robustness]
+    format: Literal[2]

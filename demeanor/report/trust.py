@@ -35,7 +35,7 @@ STEADINESS = (
 
 
 def confidences(result: Result) -> Html | None:
-    """Stated confidences against outcomes, per variant."""
+    """Calibration confidences against outcomes, per variant."""
     if not result["confidences"]:
         return None
     return section(

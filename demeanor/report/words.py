@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from demeanor.report.shape import Comparison, Cost, Delta, Mean, Rate, Result, Variant
+from demeanor.report.shape import Comparison, Delta, Mean, Rate, Regression, Result, Variant
 
 MINUS, WEIGHTS, NOBODY = "−", "weights", "nobody"
 DOUBT = " Its own interval excludes zero; corrected for the many comparisons of the table, it would not."
@@ -152,7 +152,7 @@ def idle_steps(result: Result) -> list[str]:
     return [step["name"] for step in result["steps"] if not any(d["shown"] for d in step["deltas"])]
 
 
-def cost_sentence(cost: Cost) -> str:
+def cost_sentence(cost: Regression) -> str:
     """One honest cost, with its interval and whether it survives the correction."""
     delta = cost["delta"]
     axis = axis_name(delta["axis"])
