@@ -5,20 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from demeanor import app, serving
 from demeanor.app import load_stack
-from demeanor.cli import attribute, frontier, gate
 from demeanor.core.errors import DemeanorError
-from demeanor.evaluation import attribution, base_prompting, ladder
-from demeanor.evaluation import frontier as tradeoffs
-from demeanor.evaluation import gate as gating
+from demeanor.evaluation import attribution, base_prompting, frontier, gate, ladder
 from demeanor.evaluation.diagnosis import diagnose
-from demeanor.report import base, publish
+from demeanor.report import publish, terminal
+from demeanor.server.serve import Settings
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 from demeanor.world import catalog
@@ -59,7 +56,7 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
         soft_wrap=True,
     )
     if serve:
-        return serving.serve(lambda: load_stack(path, overrides), runs, serving.Settings(port=port))
+        return serving.serve(lambda: load_stack(path, overrides), runs, Settings(port=port))
     return 0
 
 
@@ -70,27 +67,25 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
         "\n3. split it among the layers: every set of weights x every subset of layers", style="bold"
     )
     split = attribution.run(stack, services, results, name="demo")
-    console.print(attribute.generations(split))
-    console.print(attribute.overall(split), markup=False)
+    console.print(attribution.generations(split), markup=False)
+    console.print(attribution.summary(split), markup=False)
     if len(stack.chain(stack.serve)) > 1:
-        console.print(
-            base.sentence(asdict(base_prompting.run(stack, services, results, name="demo"))),
-            markup=False,
-        )
+        base = base_prompting.run(stack, services, results, name="demo")
+        console.print(base_prompting.summary(base), markup=False)
     console.print("\n4. what safety costs", style="bold")
-    frontier.brief(tradeoffs.run(stack, services, results, name="demo"), console)
+    terminal.show_blocks([frontier.brief(frontier.run(stack, services, results, name="demo"))], console)
     rules, newest = stack.path.parent / RULES, stack.switches[-1] if stack.switches else None
     if rules.is_file() and newest:
         console.print(
             f"\n5. may {newest} ship? the whole against everything but {newest}, by {rules}", style="bold"
         )
-        judgement, _ = gating.run(
+        report, _ = gate.run(
             stack, services, results, against=f"{stack.spec.name}-{newest}", rules=rules, name="demo"
         )
-        gate.show(judgement, brief=True)
+        terminal.show_blocks(gate.brief(report), console)
     console.print("\n6. what would repair what fails", style="bold")
     found = diagnose.run(stack, services, results, diagnose.Scope(), name="demo")
-    console.print(f"suspect: {found.suspect}. {found.recommendation}", markup=False)
+    console.print(f"Suspect: {found.suspect}. {found.recommendation}", markup=False)
 
 
 def _fresh() -> Path:

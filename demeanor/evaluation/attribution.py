@@ -16,6 +16,20 @@ from typing import TypeAlias
 import numpy as np
 
 from demeanor.core.errors import DataError, UsageError, unknown
+from demeanor.core.formatting import NONE, axis_name, first_of, number, plural, points
+from demeanor.core.table import (
+    NOT_PAGE,
+    PAGE,
+    Figure,
+    Fold,
+    Inline,
+    Only,
+    Paragraph,
+    Section,
+    Table,
+    difference,
+    plain,
+)
 from demeanor.core.types import Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.experiment import Experiment
@@ -366,3 +380,140 @@ def run(
     )
     save(folder, experiment.name, "attribution", found, stack_key=stack.key())
     return found
+
+
+# ---- what a person reads ----
+
+VIEWS = (
+    ("waterfall", "Each layer added to those before it, points"),
+    ("leave_one_out", "The whole minus the whole without the layer, points"),
+)
+IDS, ALIASES = 6, 12
+"""Ids of changed items and aliases that are listed before "and so many more"."""
+
+
+def section(found: Attribution) -> Section:
+    """Shapley values with their intervals, the other views, and the items that changed."""
+    shown = [e for e in found.interactions if e.shown]
+    changed = [(c.name, axis, c) for c in found.changed for axis in sorted({*c.fixed, *c.regressed})]
+    return Section(
+        "attribution",
+        "Attribution",
+        "Which layer did it",
+        (
+            Paragraph(
+                "A layer’s share is what it adds on average over every order in which the layers could have come, weights in the order "
+                "of training; the shares of a row sum to the whole minus the base.",
+                "lead",
+            ),
+            Paragraph(
+                f"{plural(len(found.cells), 'combination')} of weights ({' < '.join(found.chain)}) and layers "
+                f"({', '.join(found.switches) or 'none'}) answered the same {plural(found.items, 'item')}. {generations(found)}"
+            ),
+            *_picture(found),
+            _effects(found.shapley, "Shapley, in the order of training, points", found.total),
+            Paragraph(
+                "Bold or *: the 95% interval, over resampled clusters, excludes zero, and the corrected test agrees (Holm over all Shapley "
+                "values; Benjamini-Hochberg within each other table).",
+                "note",
+            ),
+            Paragraph(" ".join(_remarks(found)), "note"),
+            *(
+                Fold(title, (_effects(getattr(found, view), ""),))
+                for view, title in VIEWS
+                if getattr(found, view)
+            ),
+            Paragraph(
+                f"Interactions, both together minus each alone: {len(shown)} of {len(found.interactions)} are shown"
+                f"{': ' if shown else ''}{', '.join(f'{e.name} on {axis_name(e.axis)} {plain(_cell(e))}' for e in shown)}.",
+                "note",
+            ),
+            Only(PAGE, (Fold("All interactions, points", (_effects(found.interactions, ""),)),)),
+            Fold(
+                "Items that changed",
+                (
+                    Only(PAGE, (_changed_table(changed, None),)),
+                    Only(NOT_PAGE, (_changed_table(changed, IDS),)),
+                ),
+            ),
+        ),
+    )
+
+
+def summary(found: Attribution) -> str:
+    """Every layer's share of the whole change over all items, in points."""
+    axis = found.total[0].axis if found.total else ""
+    shares = [f"{e.name} {plain(_cell(e))}" for e in found.shapley if e.axis == axis]
+    whole = points(found.total[0].value if found.total else 0.0, 1)
+    return f"Of {whole} points over all items: {', '.join(shares)}. Suspect: {found.suspect}."
+
+
+def generations(found: Attribution) -> str:
+    """How much the combinations shared: answers generated of answers needed, and what only had to be checked."""
+    fresh = found.asked - found.reused
+    if found.generations is None or not fresh:
+        return ""
+    told = (
+        f"{found.generations:,} generations were made for {fresh:,} answers ({found.generations / fresh:.0%})"
+    )
+    if found.confirmed:
+        told += f"; {found.confirmed:,} more were only checked word by word against an earlier answer of the same weights"
+    if found.reused:
+        told += f"; {found.reused:,} answers had been measured before"
+    return f"{told}."
+
+
+def _remarks(found: Attribution) -> list[str]:
+    """The design, what it cannot tell apart, what was left out, and the suspect layer."""
+    told = [f"Design: {found.design}."] if found.design else []
+    if found.aliases:
+        told.append(f"Cannot be told apart: {first_of(found.aliases, ALIASES)}.")
+    if found.unscored:
+        told.append(f"{plural(found.unscored, 'item')} without a score in some combination left out of all.")
+    if found.suspect == "none":
+        return [*told, "Suspect: none. No layer is implicated: the whole without it is not better."]
+    return [*told, f"Suspect: {found.suspect}. The whole is shown to be better without it."]
+
+
+def _effects(effects: Sequence[Effect], title: str, total: Sequence[Effect] = ()) -> Table:
+    """Axes down, layers across; with `total`, its column and the smallest effect that the weakest column would find."""
+    by = {(e.name, e.axis): e for e in effects}
+    names = list(dict.fromkeys(e.name for e in effects))
+    sums = {e.axis: e.value for e in total}
+    rows: list[tuple[Inline, ...]] = []
+    for axis in dict.fromkeys(e.axis for e in effects):
+        mine = [by[name, axis] for name in names]
+        row: list[Inline] = [axis_name(axis), *map(_cell, mine)]
+        if total:
+            sizes = [100 * e.detectable for e in mine if e.detectable is not None]
+            row += [points(sums[axis], 1), number(max(sizes), 1) if sizes else NONE]
+        rows.append(tuple(row))
+    return Table(("axis", *names, *(("sum", "detectable") if total else ())), tuple(rows), title)
+
+
+def _cell(e: Effect) -> Inline:
+    return difference(e.value, e.low, e.high, shown=e.shown)
+
+
+def _changed_table(changed: Sequence[tuple[str, str, ChangedItems]], most: int | None) -> Table:
+    """Ids of fixed and regressed items by layer and axis; all of them where `most` is None."""
+    rows = []
+    for name, axis, items in changed:
+        ids = [of_axis.get(axis, ()) for of_axis in (items.fixed, items.regressed)]
+        rows.append((name, axis_name(axis), *(first_of(x, most or len(x)) or NONE for x in ids)))
+    return Table(("layer", "axis", "fixed", "regressed"), tuple(rows), text=(0, 1, 2, 3))
+
+
+def _picture(found: Attribution) -> list[Figure]:
+    """The way from the base to the whole over all items; none where the base was not measured alone."""
+    axis = found.total[0].axis if found.total else ""
+    base = next(iter(found.cells.values()), {}).get(axis)
+    effects = [e for e in found.shapley if e.axis == axis]
+    if base is None or not effects:
+        return []
+    about = "all items" if axis == "all" else axis_name(axis)
+    caption = (
+        f"Share right of {about}, from the bare base to the whole: each bar is a layer’s share, the line its 95% interval; pale where no "
+        "effect is shown."
+    )
+    return [Figure("waterfall", {"effects": effects, "base": base}, caption=caption)]

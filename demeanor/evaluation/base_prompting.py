@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from demeanor.core.errors import DemeanorError
+from demeanor.core.formatting import axis_name, listed, percent
+from demeanor.core.table import Inline, Paragraph, Section, Table, difference, plain
 from demeanor.core.types import Item, Message, Messages, Turn
 from demeanor.evaluation import statistics
 from demeanor.evaluation.diagnosis.analysis import InterventionInfo
@@ -254,3 +256,60 @@ def shots(items: Sequence[Item], rows: Sequence[Row]) -> dict[Messages, Messages
                 m for x in picked for m in (*x.messages, Message("assistant", right[x.id]))
             )
     return found
+
+
+# ---- what a person reads ----
+
+
+def section(found: BasePrompting) -> Section:
+    """A row per axis: the base's means by way of asking, the best way, and the stage's gain over the base as declared and over the best."""
+    columns = ("axis", *found.ways, "best way", found.stage, "gain over declared", "gain over best")
+    return Section(
+        "base",
+        "Base",
+        "Was the base prompted fairly",
+        (
+            Paragraph(
+                "A base model is no assistant, and a poor prompt makes it look worse than it is. It was prompted in "
+                f"{len(found.ways)} ways: {listed(found.ways)}. What {found.stage} adds to the best of them is training; the rest was "
+                "prompting.",
+                "lead",
+            ),
+            Table(
+                columns, tuple(_row(g) for g in found.gains), "share right, %, by way of prompting the base"
+            ),
+            Paragraph(
+                "Best way: each half of the clusters is prompted in the way that was best on the other half, so that the best of several "
+                "is not flattered; of all items together one way. Bold or *: the 95% interval of the gain excludes zero. Where saying "
+                "nothing is right (no secret told), the way that makes the base babble wins: read such an axis with that in mind.",
+                "note",
+            ),
+            Paragraph(summary(found)),
+        ),
+    )
+
+
+def summary(found: BasePrompting) -> str:
+    """The gain over all items in a sentence."""
+    g = found.gains[-1]
+    about = "all items" if g.axis == "all" else axis_name(g.axis)
+    return (
+        f"On {about}, {found.stage} adds {plain(_gain_text(g.over_declared))} points to the base as declared ({found.declared}) and "
+        f"{plain(_gain_text(g.over_best))} to the base prompted in the best way."
+    )
+
+
+def _row(g: Gain) -> tuple[Inline, ...]:
+    return (
+        axis_name(g.axis),
+        *(percent(value) for value in g.ways.values()),
+        f"{percent(g.best)} ({listed(g.picked)})",
+        percent(g.stage),
+        _gain_text(g.over_declared),
+        _gain_text(g.over_best),
+    )
+
+
+def _gain_text(d: Difference) -> Inline:
+    shown = d.low is not None and d.high is not None and (d.low > 0 or d.high < 0)
+    return difference(d.value, d.low, d.high, shown=shown, places=0)

@@ -19,6 +19,8 @@ from scipy import optimize, special
 
 from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.core.files import origin
+from demeanor.core.formatting import NONE, estimate, interval, number, plural, points
+from demeanor.core.table import WRITTEN, Bullets, Fold, Only, Paragraph, Section, Table, Text
 from demeanor.core.types import Item
 from demeanor.evaluation import judge_validation, statistics
 from demeanor.evaluation.experiment import Experiment, at_once, named, suite
@@ -567,3 +569,144 @@ def asked(item: Item) -> str:
     )
     later = judged.Spec.model_validate(dict(item.target)).turns if item.scorer == JUDGED else ()
     return "\n\n".join([*talk, *(f"user, later turn {n}: {text}" for n, text in enumerate(later, 2))])
+
+
+# ---- what a person reads ----
+
+PAIRS = (
+    "candidate",
+    "against",
+    "win rate, %",
+    "at equal length, %",
+    "longer in, %",
+    "ties",
+    "follows the place, %",
+    "duels (clusters)",
+    "left out",
+)
+RATINGS = ("variant", "rating", "interval", "duels", "")
+UNASKED = ("", "equal texts", "refused by the candidate only", "by the other only", "by both")
+
+
+def section(found: DuelResult) -> Section:
+    """What the judge is worth, a row per pair, the ratings, and what to doubt."""
+    shown = "both orders" if found.judge["both_orders"] else "one order"
+    unasked = tuple(
+        (
+            f"{m.candidate} against {m.other}",
+            *map(str, (m.equal, m.refused_candidate, m.refused_other, m.refused_both)),
+        )
+        for m in found.matchups
+    )
+    return Section(
+        "duel",
+        "Duels",
+        "Which answer is better",
+        (
+            Paragraph(Text(f"{judge_worth(found)}.", strong=True)),
+            Paragraph(
+                f"{found.judge['model']} compared the answers to {plural(found.items, 'item')}: {found.design}. Each pair of answers is shown "
+                f"in {shown}. Equal texts and refused answers are ties that the judge is not asked about; a tie is half a win."
+            ),
+            Table(PAIRS, tuple(_pair_row(m) for m in found.matchups), text=(0, 1)),
+            Paragraph(
+                "At equal length: the win rate as it would be if both answers were equally long, with an interval that refits it in every "
+                "resample of clusters. Intervals are 95% intervals and not corrected for the number of pairs.",
+                "note",
+            ),
+            Table(RATINGS, tuple(_rating_row(r) for r in found.ratings)),
+            Paragraph(
+                "Bradley-Terry ratings in Elo points, mean 0; length is not controlled in them.", "note"
+            ),
+            Bullets(tuple(f"{line}." for line in (*caveats(found), _cost(found)))),
+            Only(WRITTEN, (Fold("Ties that the judge was not asked about", (Table(UNASKED, unasked),)),)),
+        ),
+    )
+
+
+def judge_worth(found: DuelResult) -> str:
+    """How far the judge agrees with people, or that this was not measured."""
+    validated = found.judge_validation
+    if validated is None:
+        return "This judge has not been compared with people. To do that: demeanor judge validate STACK.yaml PAIRS"
+    return (
+        f"This judge agrees with people in {_estimate(Estimate(**{**dict.fromkeys(Estimate._fields), **validated['accuracy']}))}% of its "
+        f"verdicts on {validated['pairs']} pairs of {validated['pairs_file']} ({validated['file']})"
+    )
+
+
+def caveats(found: DuelResult) -> list[str]:
+    """What a reader must know before believing the rates."""
+    told = []
+    if found.positional:
+        told.append(
+            f"The judge {'is ' if found.positional.startswith('positional') else ''}{found.positional}"
+        )
+    if not found.judge["both_orders"]:
+        told.append("Shown in one order only, so whether the judge follows the place is not known")
+    for m in found.matchups:
+        pair = f"{m.candidate} against {m.other}"
+        if m.why_not:
+            told.append(f"{pair}: nothing is known at equal length: {m.why_not}")
+        if m.controlled is not None and m.low is None:
+            told.append(
+                f"{pair}: {plural(m.clusters, 'cluster')}, too few to resample: no interval at equal length"
+            )
+    left = sum(m.left_out for m in found.matchups)
+    if left:
+        told.append(
+            f"{plural(left, 'duel')} left out: {plural(found.unread, 'verdict')} could not be read or did not come"
+        )
+    refused = sum(m.refused_candidate + m.refused_other for m in found.matchups)
+    if refused:
+        told.append(
+            f"{plural(refused, 'tie')} where only one of the two refused: the scores say whether that was right, not the duels"
+        )
+    if found.missing:
+        told.append(f"{plural(found.missing, 'pair')} of answers missing, because an answer failed")
+    return told
+
+
+def _cost(found: DuelResult) -> str:
+    c = found.cost
+    return (
+        f"Verdicts: {c['verdicts']}, {c['from_cache']} of them from the cache; {c['verdicts'] - c['from_cache']} calls in this run, "
+        f"{c['prompt_tokens']} + {c['completion_tokens']} tokens; {c['failed']} failed"
+    )
+
+
+def _pair_row(m: Matchup) -> tuple[str, ...]:
+    return (
+        m.candidate,
+        m.other,
+        _estimate(m.raw),
+        _percent(m.controlled, m.low, m.high),
+        NONE if m.longer is None else number(100 * m.longer, 0),
+        str(m.ties),
+        _estimate(m.position.follows if m.position else None),
+        f"{m.n} ({m.clusters})",
+        str(m.left_out),
+    )
+
+
+def _percent(value: float | None, low: float | None, high: float | None) -> str:
+    scaled = [None if x is None else 100 * x for x in (value, low, high)]
+    return estimate(scaled[0], scaled[1], scaled[2], places=1)
+
+
+def _rating_row(r: Rating) -> tuple[str, ...]:
+    bounds = NONE if r.low is None or r.high is None else interval(r.low / 100, r.high / 100)
+    open_ended = f"{r.open_ended}: no finite rating" if r.open_ended else ""
+    return r.player, points(r.rating / 100), bounds, str(r.games), open_ended
+
+
+def _estimate(found: Estimate | None) -> str:
+    """A share in percent with its interval."""
+    if found is None:
+        return NONE
+    bounds = (
+        ""
+        if found.low is None or found.high is None
+        else f" ({100 * found.low:.0f} to {100 * found.high:.0f})"
+    )
+    return f"{100 * found.value:.1f}{bounds}"

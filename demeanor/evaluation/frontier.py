@@ -19,11 +19,14 @@ from scipy import special
 
 from demeanor.core.errors import ContextError, DataError
 from demeanor.core.folding import Folded
+from demeanor.core.formatting import NONE, estimate, first_of, number, p_value, percent, plural
+from demeanor.core.table import NOT_PAGE, PAGE, Block, Figure, Fold, Group, Only, Paragraph, Section, Table
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.evaluation import statistics
 from demeanor.evaluation.experiment import Experiment, sampled
 from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
-from demeanor.evaluation.profile import calibration, cost_of, mean_of, refusals
+from demeanor.evaluation.ladder_report import mean_text, rate_text, refusal_figures
+from demeanor.evaluation.profile import NOBODY, calibration, cost_of, mean_of, refusals
 from demeanor.evaluation.result import Calibration, Mean, Refusals, save
 from demeanor.evaluation.rows import PairedTable, Row
 from demeanor.evaluation.runtime import Runtime, Services
@@ -424,3 +427,173 @@ async def _measure(
         if v.serve != "base"
     }
     return rows, moved, {i: await confidences(runtime, v, able) for i, v in bare.items()}
+
+
+# ---- what a person reads ----
+
+TAXES = 3
+"""Lost items that the terminal and Markdown show of each point."""
+POINTS = ("", "safe answered", "unsafe refused", "capability")
+
+
+def section(found: Frontier) -> Section:
+    """The picture, who refused, a row per point, other thresholds, and the items that each point lost."""
+    declared = [p for p in found.points if not p.swept]
+    swept = [p for p in found.points if p.threshold is not None]
+    refused = [p.refusals for p in declared]
+    layers = list(dict.fromkeys(by for r in refused for by in (*r.who_safe, *r.who_unsafe) if by != NOBODY))
+    figures = refusal_figures(refused, {p.variant: p.label for p in declared}, layers, layers)
+    return Section(
+        "frontier",
+        "Frontier",
+        "What safety costs",
+        (
+            Paragraph(
+                "Every set of weights, bare and behind the layers, with and without policy. A stricter rule moves the threshold along a "
+                "curve; only better discrimination raises d′. Capability is the share right of everything that is no contrast twin; “items "
+                "lost” were right before the stage, or without the policy, and are wrong with it. A point is beaten by those that are at "
+                "least as good in all three and better in one.",
+                "lead",
+            ),
+            figures,
+            points_table(found),
+            *_thresholds(swept),
+            *_own(declared),
+            *(block for p in declared if p.lost for block in _lost(p)),
+        ),
+    )
+
+
+def points_table(found: Frontier) -> Table:
+    """A row per point: what is traded, what it lost and gained, what it costs, who refused, and which points beat it."""
+    columns = (*POINTS, "d′", "threshold", "items lost", "gained", "tokens", "ms", "who refused", "beaten by")
+    rows = []
+    for p in found.points:
+        if p.swept:
+            continue
+        r = p.refusals
+        who = ", ".join(f"{by} {count}" for by, count in r.who_unsafe.items() if by != NOBODY)
+        counts = (len(p.lost), len(p.gained), round(p.mean_tokens), round(p.mean_ms))
+        beaten = ", ".join(p.dominated_by)
+        rows.append(
+            (
+                p.label,
+                *_traded(p),
+                rate_text(r.d_prime),
+                rate_text(r.criterion),
+                *map(str, counts),
+                who or NONE,
+                beaten or NONE,
+            )
+        )
+    return Table(columns, tuple(rows), text=(0, 10, 11))
+
+
+def brief(found: Frontier) -> Table:
+    """A row per point: only what is traded, items lost and gained, and which points beat it."""
+    rows = tuple(
+        (
+            p.label,
+            *_traded(p),
+            str(len(p.lost)),
+            str(len(p.gained)),
+            first_of(p.dominated_by[::-1], 1) or NONE,
+        )
+        for p in found.points
+        if not p.swept
+    )
+    return Table((*POINTS, "items lost", "gained", "beaten by"), rows, text=(0, 6))
+
+
+def _traded(p: Point) -> tuple[str, str, str]:
+    return (
+        mean_text(p.refusals.safe_compliance),
+        mean_text(p.refusals.unsafe_refusal),
+        mean_text(p.capability),
+    )
+
+
+def _thresholds(swept: Sequence[Point]) -> list[Block]:
+    """What each rule of cues would do at other thresholds: a picture for each set of weights, and the numbers."""
+    if not swept:
+        return []
+    of: dict[tuple[str, str], list[Point]] = {}
+    for p in swept:
+        of.setdefault((p.rule, p.label.partition("@")[0]), []).append(p)
+    figures, rows = [], []
+    for (rule, behind), same in of.items():
+        ranked = sorted(same, key=lambda p: p.threshold or 0.0)
+        labels = {p.variant: f"{p.threshold:g}" for p in ranked}
+        data = {"refusals": [p.refusals for p in ranked], "labels": labels}
+        figures.append(Figure("refusal_plane", data, title=f"{rule}, {behind}"))
+        for p in ranked:
+            at = f"{p.threshold:g}{'' if p.swept else ' (declared)'}"
+            rows.append((rule, behind, at, *_traded(p), rate_text(p.refusals.d_prime)))
+    columns = ("rule", "weights and layers", "threshold", *POINTS[1:], "d′")
+    return [
+        Paragraph("At other thresholds", "heading"),
+        Paragraph(
+            "The same weights and layers with one rule stricter or laxer; nothing is generated anew. A threshold chosen here is chosen on "
+            "these items: let another suite, or the gate, confirm it.",
+            "lead",
+        ),
+        Group(tuple(figures), "three"),
+        Fold("The numbers", (Table(columns, tuple(rows), text=(0, 1)),)),
+    ]
+
+
+def _own(points: Sequence[Point]) -> list[Block]:
+    """How far bare weights moved from their parent, and how well their probabilities are calibrated."""
+    rows = []
+    for p in points:
+        kl, sure = p.divergence, p.calibration
+        if not kl and not sure:
+            continue
+        row = [p.label, *([NONE] * 8)]
+        if kl:
+            row[1:3] = [estimate(kl.value, kl.low, kl.high), number(kl.per_token, 3)]
+        if sure:
+            perfect = f"{sure.expected:.3f} (to {sure.null_high:.3f})"
+            row[3:] = [
+                number(sure.ece, 3),
+                perfect,
+                p_value(sure.p),
+                percent(sure.mean_confidence),
+                percent(sure.right),
+                str(sure.n),
+            ]
+        rows.append(tuple(row))
+    if not rows:
+        return []
+    columns = (
+        "",
+        "KL to parent",
+        "per token",
+        "calibration error",
+        "if perfect",
+        "p",
+        "mean confidence, %",
+        "right, %",
+        "answers",
+    )
+    return [
+        Paragraph(
+            "How far the weights moved and how sure they are, with no layer around them. KL: nats per answer between a stage and its parent, "
+            "from one drawn answer per item. Calibration error: how far the probability of its own answers lies from the share that is right, "
+            "beside what a perfectly calibrated model would show with so few items.",
+            "lead",
+        ),
+        Table(columns, tuple(rows), "bare weights"),
+    ]
+
+
+def _lost(p: Point) -> list[Block]:
+    """The items that were right before this point and are wrong now, with both answers where they were kept."""
+    title = f"{p.label}: {plural(len(p.lost), 'item')} right before and wrong now"
+    if not p.tax:
+        return [Fold(title, (Paragraph(first_of(p.lost, len(p.lost))),))]
+    rows = tuple((t.item_id, t.question, t.before, t.now) for t in p.tax)
+    table, few = (
+        Table(("item", "question", "before", "now"), some, text=(0, 1, 2, 3)) for some in (rows, rows[:TAXES])
+    )
+    return [Fold(title, (Only(PAGE, (table,)), Only(NOT_PAGE, (few,))))]

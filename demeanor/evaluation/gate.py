@@ -23,7 +23,9 @@ from pydantic import Field, model_validator
 
 from demeanor.core.errors import DataError, Problem, SpecError, unknown
 from demeanor.core.files import origin
+from demeanor.core.formatting import NONE, axis_name, first_of, listed, number, plural
 from demeanor.core.registry import Spec
+from demeanor.core.table import PAGE, Block, Facts, Fold, Inline, Only, Paragraph, Section, Table, Text, Tone
 from demeanor.core.types import Item, Verdict
 from demeanor.evaluation import statistics
 from demeanor.evaluation.experiment import Experiment
@@ -422,3 +424,133 @@ def verify(path: Path, key: str | None) -> Verdict:
 def _mac(record: Mapping[str, Any], key: str) -> str:
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hmac.new(key.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+# ---- what a person reads ----
+
+TONES: dict[Verdict, Tone] = {Verdict.PASS: "up", Verdict.FAIL: "down", Verdict.INCONCLUSIVE: ""}
+DECISIONS = {
+    Verdict.PASS: "Ship",
+    Verdict.FAIL: "Do not ship",
+    Verdict.INCONCLUSIVE: "Not enough data to ship",
+}
+ITEMS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class GateRecord:
+    """A gate's decision as NAME.gate.json holds it: what was compared, every finding, and the hashes of all of it."""
+
+    candidate: str
+    against: str
+    hashes: dict[str, str]
+    report: GateReport
+    is_signed: bool
+
+
+def read_record(tree: Mapping[str, Any]) -> GateRecord:
+    """The record from its JSON."""
+    findings = [
+        Finding(**{**f, "verdict": Verdict[f["verdict"].upper()], "items": tuple(f["items"])})
+        for f in tree["findings"]
+    ]
+    report = GateReport(Verdict[tree["verdict"].upper()], tuple(findings))
+    return GateRecord(tree["candidate"], tree["against"], tree["hashes"], report, bool(tree.get("signature")))
+
+
+def section(record: GateRecord) -> Section:
+    """The decision, a row per rule, the items at fault, and what was hashed."""
+    report = record.report
+    decision, why = DECISIONS[report.verdict], reason(report)
+    hashes: tuple[tuple[str, Inline], ...] = tuple(record.hashes.items())
+    return Section(
+        "gate",
+        "Gate",
+        "May it ship",
+        (
+            Paragraph(
+                (Text(f"{decision}.", strong=True), f" {why} ({record.candidate} against {record.against})")
+            ),
+            Paragraph(
+                "Compared item by item. A pass needs every rule shown at its full confidence; a failure "
+                "is claimed only beyond what chance does to equal versions; what neither shows is inconclusive, with the number of clusters "
+                "that would decide it.",
+                "lead",
+            ),
+            findings_table(report.findings),
+            *at_fault(report),
+            Only(
+                PAGE,
+                (
+                    Fold(
+                        f"The record: hashes of everything, {'signed' if record.is_signed else 'not signed'}",
+                        (Facts(hashes),),
+                    ),
+                ),
+            ),
+        ),
+        verdict=(TONES[report.verdict], f"{decision}: {record.candidate} against {record.against}.", why),
+    )
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """A row per rule: what was measured, the bounds that decide, the limit and the verdict."""
+    rows: list[tuple[Inline, ...]] = []
+    for f in findings:
+        bounds = " to ".join("" if x is None else number(100 * x, 1) for x in (f.low, f.high)).strip()
+        more = f" ({f.needed} clusters would decide)" if f.needed else ""
+        rows.append(
+            (
+                f.kind.replace("_", " "),
+                axis_name(f.what),
+                NONE if f.value is None else number(100 * f.value, 1),
+                bounds,
+                number(100 * f.limit, 1),
+                str(f.clusters),
+                Text(f.verdict.name.lower() + more, "tag", TONES[f.verdict]),
+            )
+        )
+    return Table(
+        ("rule", "on", "measured", "bounds", "limit", "clusters", "verdict"), tuple(rows), text=(0, 1)
+    )
+
+
+def brief(report: GateReport) -> list[Block]:
+    """Only the rules that are not shown to hold, and the decision."""
+    open_rules = [f for f in report.findings if f.verdict is not Verdict.PASS]
+    held = f"{len(report.findings) - len(open_rules)} of {len(report.findings)} rules hold"
+    decision = Text(f"{DECISIONS[report.verdict]} ({held}).", strong=True)
+    return [findings_table(open_rules), *at_fault(report), Paragraph(decision)]
+
+
+def at_fault(report: GateReport) -> list[Paragraph]:
+    """The items at fault of every rule that is not shown to hold."""
+    return [
+        Paragraph(
+            f"At fault, {f.kind.replace('_', ' ')} on {axis_name(f.what)}: {first_of(f.items, ITEMS)}.",
+            "note",
+        )
+        for f in report.findings
+        if f.items and f.verdict is not Verdict.PASS
+    ]
+
+
+def reason(report: GateReport) -> str:
+    """Which rules failed, or which could not be decided and what would decide them."""
+    total = len(report.findings)
+    failed, undecided = (
+        [f for f in report.findings if f.verdict is verdict]
+        for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)
+    )
+    if failed:
+        return f"{plural(len(failed), 'rule')} of {total} shown not to hold: {listed([_finding_text(f) for f in failed])}."
+    if undecided:
+        told = listed([_finding_text(f) for f in undecided])
+        return f"{total - len(undecided)} of {total} rules hold; not decided: {told}."
+    return f"All {total} rules are shown to hold."
+
+
+def _finding_text(f: Finding) -> str:
+    value = "not measured" if f.value is None else number(100 * f.value, 1)
+    needed = f", {f.needed} clusters like these would decide" if f.needed else ""
+    return f"{f.kind.replace('_', ' ')} on {axis_name(f.what)} ({value}, limit {number(100 * f.limit, 1)}{needed})"

@@ -1,8 +1,7 @@
-"""Public sets by path: which reader knows a file, and which files of a folder are suites.
+"""Items: suites read from files and checked whole, written, hashed and described.
 
-In: a file or a folder. Out: (line, item or mistake) pairs, or None where no reader knows the file. What a file is follows from the fields
-of its first row; a new set is one new file in `readers/` with `FIELDS` and `read`, and with
-`recognises` where the fields alone do not tell.
+Input: a path (our JSON lines, XSTest, a public set of public_sets.py, or a folder of them) or generated items. Output: checked
+items, or one DataError with every mistake and its line. What a file is follows from the fields of its first row.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -22,10 +20,10 @@ from demeanor.core import registry
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import write_text
 from demeanor.core.types import Item, Message, Role, ToolCall, ToolSpec
-from demeanor.evaluation.readers._file import SUFFIXES, File
+from demeanor.evaluation.public_files import SUFFIXES, File
+from demeanor.evaluation.public_sets import SETS
 from demeanor.stack.stack import digest
 
-READERS = "demeanor.evaluation.readers"
 OWN = frozenset({"messages", "scorer"})
 """Fields of our own items."""
 COMPANIONS: tuple[frozenset[str], ...] = (
@@ -42,11 +40,9 @@ def reader(path: Path) -> Iterator[tuple[int, Item | str]] | None:
     file = File(path)
     if path.suffix == ".csv" and {"prompt", "label"} <= set(file.first):
         return None  # XSTest, which suite.py reads
-    for name in registry.known(READERS):
-        module = registry.entry(READERS, name)
-        if recognised(module, file):
-            found: Iterator[tuple[int, Item | str]] = module.read(file)
-            return found
+    for public_set in SETS.values():
+        if public_set.matches(file.first):
+            return public_set.read(file)
     if path.suffix == ".csv" or not file.first or OWN & set(file.first):
         return None
     raise DataError(
@@ -55,17 +51,9 @@ def reader(path: Path) -> Iterator[tuple[int, Item | str]] | None:
     )
 
 
-def recognised(module: ModuleType, file: File) -> bool:
-    """Does a reader know this file: by all its fields, or as the reader itself says?"""
-    own = getattr(module, "recognises", None)
-    return bool(own(file.first)) if own is not None else set(module.FIELDS) <= set(file.first)
-
-
 def known() -> str:
     """The sets with the fields that tell them."""
-    return "; ".join(
-        f"{name} ({', '.join(registry.entry(READERS, name).FIELDS)})" for name in registry.known(READERS)
-    )
+    return "; ".join(f"{name} ({', '.join(public_set.fields)})" for name, public_set in SETS.items())
 
 
 def files(folder: Path) -> list[Path]:

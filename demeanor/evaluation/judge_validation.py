@@ -17,6 +17,8 @@ import numpy as np
 
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import origin
+from demeanor.core.formatting import estimate, p_value, plural
+from demeanor.core.table import Paragraph, Section, Table
 from demeanor.core.types import Messages, Preference
 from demeanor.data import rows
 from demeanor.data.readers import Bad, raw_rows
@@ -347,3 +349,42 @@ def _text(messages: Messages) -> str:
     return (
         messages[0].content if len(messages) == 1 else "\n\n".join(f"{m.role}: {m.content}" for m in messages)
     )
+
+
+# ---- what a person reads ----
+
+
+def section(found: JudgeValidation) -> Section:
+    """What was measured of the judge, a row each with its interval."""
+    rows = [
+        ("right, as people said (chance: 50%)", _percent(found.accuracy)),
+        (
+            "Fleiss' kappa with people (chance: 0)",
+            estimate(*found.kappa[:3]) if found.kappa else NOT_MEASURED,
+        ),
+    ]
+    if found.position:
+        rows += [
+            ("same answer in both orders", _percent(found.position.consistent)),
+            ("follows the place instead", _percent(found.position.follows)),
+            ("  always the first", _percent(found.position.first)),
+            ("  always the second", _percent(found.position.second)),
+            ("first and second equally often: p", p_value(found.position.p)),
+        ]
+    about = (
+        f"{found.judge['model']} at {found.judge['url']}: {plural(found.pairs, 'pair')}, {plural(found.verdicts, 'verdict')}, "
+        f"{found.unread} without a verdict."
+    )
+    table = Table(("", "measured (95% interval)"), tuple(rows))
+    return Section("judge", "Judge", "How far the judge agrees with people", (Paragraph(about), table))
+
+
+def _percent(found: Estimate | None) -> str:
+    if found is None:
+        return NOT_MEASURED
+    value, low, high = (None if x is None else 100 * x for x in found[:3])
+    bounds = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
+    return f"{value:.1f}%{bounds}"
+
+
+NOT_MEASURED = "not measured"

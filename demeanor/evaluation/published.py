@@ -7,14 +7,29 @@ report. It measures nothing and claims no interval: a size is what an assumed sh
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from demeanor.core.errors import DataError
+from demeanor.core.formatting import NONE, number, percent, plural
+from demeanor.core.table import (
+    WRITTEN,
+    Block,
+    Bullets,
+    Facts,
+    Inline,
+    Only,
+    Page,
+    Paragraph,
+    Section,
+    Table,
+    Text,
+    tone_of,
+)
 from demeanor.evaluation.statistics import CONFIDENCE, DISCORDANCE, POWER, smallest
 
 
@@ -74,60 +89,6 @@ def load(path: Path) -> Published:
         raise DataError(f"{path}: neither YAML nor JSON ({error})") from error
 
 
-def as_tree(table: Published, name: str) -> dict[str, Any]:
-    """The table as the report reads it: rows with their changes in points, and every change, the largest loss first."""
-    rows = [_row(row) for row in table.rows]
-    changes = [
-        {
-            "row": row["name"],
-            "column": column,
-            "before": a,
-            "after": b,
-            "points": points,
-            "n": row["n"],
-            "detectable": row["detectable"],
-            "told": _told(points, row["detectable"]),
-            "summary": row["summary"],
-        }
-        for row in rows
-        for column, (a, b), points in zip(table.columns[1:], pairwise(row["values"]), row["changes"])
-        if points is not None
-    ]
-    return {
-        "name": name,
-        "title": table.title,
-        "source": table.source,
-        "columns": list(table.columns),
-        "unit": table.unit,
-        "rows": rows,
-        "notes": list(table.notes),
-        "discordance": DISCORDANCE,
-        "confidence": CONFIDENCE,
-        "power": POWER,
-        "changes": sorted(changes, key=lambda c: c["points"]),
-    }
-
-
-def _row(row: PublishedRow) -> dict[str, Any]:
-    moved = [None if a is None or b is None else round(b - a, 6) for a, b in pairwise(row.values)]
-    size = None if row.n is None else 100 * smallest(row.n)
-    return {
-        "name": row.name,
-        "note": row.note,
-        "n": row.n,
-        "summary": row.summary,
-        "values": list(row.values),
-        "changes": moved,
-        "detectable": size,
-        "told": [None if p is None else _told(p, size) for p in moved],
-    }
-
-
-def _told(points: float, size: float | None) -> bool | None:
-    """Whether a change is as large as the design could find; None where the number of items is not known."""
-    return None if size is None else abs(points) >= size
-
-
 def is_table(path: Path) -> bool:
     """Whether a file is a published table and no result of ours: YAML, or JSON with columns."""
     if path.suffix in (".yaml", ".yml"):
@@ -137,3 +98,234 @@ def is_table(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(tree, dict) and "columns" in tree
+
+
+# ---- what a person reads ----
+
+NO_INTERVALS = (
+    "No intervals were published: whether a change is more than noise cannot be told from this table."
+)
+LOSSES, GAINS = 8, 5
+"""Changes listed; the table has them all."""
+KEY = (
+    "Behind a score: its change from the column before, in points. ~: smaller than this many items could have found; ?: the number of items "
+    "is not known; without a mark: larger than that, which is still no interval."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreChange:
+    """What a row did from a column to the next; `told`: whether so many items could have found it, None where their number is not known."""
+
+    row: PublishedRow
+    column: str
+    before: float
+    after: float
+    points: float
+    detectable: float | None
+    told: bool | None
+
+
+def detectable(row: PublishedRow) -> float | None:
+    """The smallest change in points that so many items would find."""
+    return None if row.n is None else 100 * smallest(row.n)
+
+
+def row_changes(table: Published, row: PublishedRow) -> list[ScoreChange | None]:
+    """The change to every column from the one before; None where a score is missing."""
+    size = detectable(row)
+    found: list[ScoreChange | None] = []
+    for column, (a, b) in zip(table.columns[1:], pairwise(row.values)):
+        if a is None or b is None:
+            found.append(None)
+            continue
+        moved = round(b - a, 6)
+        told = None if size is None else abs(moved) >= size
+        found.append(ScoreChange(row, column, a, b, moved, size, told))
+    return found
+
+
+def changes(table: Published) -> list[ScoreChange]:
+    """Every change, the largest loss first."""
+    found = [change for row in table.rows for change in row_changes(table, row) if change]
+    return sorted(found, key=lambda c: c.points)
+
+
+def page(table: Published) -> Page:
+    """The table as a ladder of columns, its losses first, and what could not have been told."""
+    single = [c for c in changes(table) if not c.row.summary]
+    lost = [c for c in single if c.points < 0][:LOSSES]
+    gained = [c for c in reversed(single) if c.points > 0][:GAINS]
+    benchmarks = sum(not row.summary for row in table.rows)
+    return Page(
+        title=f"{table.title}: what changed",
+        about=f"{table.title}: a published table, {plural(benchmarks, 'benchmark')}, {plural(len(table.columns), 'column')}",
+        headline=headline(table),
+        sections=(_ladder(table), _losses(lost), _gains(gained), _sizes(table), _method(table)),
+        gains=tuple(_short(c) for c in gained[:2]),
+        losses=tuple(_short(c) for c in lost[:1]),
+        caveats=(NO_INTERVALS, *table.notes),
+        source=f"{table.source}.",
+    )
+
+
+def headline(table: Published) -> str:
+    """The benchmark that fell most from its first column to its last, beside the mean score if there is one."""
+    single = [row for row in table.rows if not row.summary]
+    worst = min(single, key=_fall, default=None)
+    if worst is None or _fall(worst) >= 0:
+        return f"{table.title}: no benchmark ends lower than it began."
+    rising = [row for row in table.rows if row.summary and _rises(row_changes(table, row))]
+    mean = max(rising, key=lambda row: sum(v is not None for v in row.values), default=None)
+    if mean is None:
+        return f"{worst.name} fell: {_path(worst)}."
+    return f"{worst.name} fell, {_path(worst)}, while the average rose, {_path(mean)}: a rule on the mean score ships it."
+
+
+def _path(row: PublishedRow) -> str:
+    return "\u00a0→ ".join(f"{v:.1f}" for v in row.values if v is not None)
+
+
+def _fall(row: PublishedRow) -> float:
+    known = [v for v in row.values if v is not None]
+    return known[-1] - known[0] if known else 0.0
+
+
+def _rises(found: list[ScoreChange | None]) -> bool:
+    known = [c.points for c in found if c]
+    return bool(known) and min(known) > 0
+
+
+def change_sentence(c: ScoreChange) -> str:
+    """One change with what its number of items allows to say."""
+    did = "lowered" if c.points < 0 else "raised"
+    said = (
+        f"{c.column} {did} {c.row.name} from {c.before:.1f} to {c.after:.1f} ({_signed(c.points)} points). "
+    )
+    if c.detectable is None:
+        return f"{said}The number of items is not known: nothing can be said of chance."
+    if c.told:
+        return f"{said}With {c.row.n:,} items, a change of {c.detectable:.1f} points could have been found."
+    return f"{said}With {c.row.n:,} items, a change smaller than {c.detectable:.1f} points could not have been told."
+
+
+def _short(c: ScoreChange) -> str:
+    return f"{c.column} {'lowered' if c.points < 0 else 'raised'} {c.row.name} by {abs(c.points):.1f} points."
+
+
+def _signed(points: float) -> str:
+    return f"+{points:.1f}" if points > 0 else number(points, 1)
+
+
+def _ladder(table: Published) -> Section:
+    rows: list[tuple[Inline, ...]] = []
+    for row in table.rows:
+        cells = [_score(value, c) for value, c in zip(row.values, [None, *row_changes(table, row)])]
+        name: Inline = (row.name, Text(f" ({row.note})", "soft")) if row.note else row.name
+        rows.append((name, *cells, Text(_count(row), "soft"), Text(_size(row), "soft")))
+    columns = ("", *table.columns, "items", "smallest detectable")
+    share = percent(DISCORDANCE)
+    return Section(
+        "ladder",
+        "Columns",
+        "Column by column",
+        (
+            Paragraph(
+                "Columns as they were published. With a score stands its change from the column before, in points.",
+                "lead",
+            ),
+            Table(columns, tuple(rows), f"score, {table.unit}", heat=True),
+            Paragraph(KEY, "note"),
+            Only(
+                WRITTEN,
+                (
+                    Paragraph(
+                        f"“Smallest detectable”: in points, if {share}% of the items change between columns (assumed).",
+                        "note",
+                    ),
+                ),
+            ),
+        ),
+    )
+
+
+def _score(value: float | None, c: ScoreChange | None) -> Inline:
+    if value is None:
+        return Text(NONE)
+    score = Text(f"{value:.1f}", share=value / 100)
+    if c is None:
+        return score
+    mark = {None: "?", True: "", False: "~"}[c.told]
+    tone = tone_of(c.points, shown=c.told is not False and c.points != 0)
+    return score, Text(f"{_signed(c.points)}{mark}", "change", tone)
+
+
+def _count(row: PublishedRow) -> str:
+    return "not known" if row.n is None else f"{row.n:,}"
+
+
+def _size(row: PublishedRow) -> str:
+    size = detectable(row)
+    return NONE if size is None else f"{size:.1f}"
+
+
+def _losses(lost: list[ScoreChange]) -> Section:
+    quiet = frozenset(n for n, c in enumerate(lost) if c.told is False)
+    listed: Block = Paragraph("No benchmark fell.", "calm")
+    if lost:
+        listed = Bullets(tuple(change_sentence(c) for c in lost), "losses", quiet)
+    lead = Paragraph(
+        "The largest losses from a column to the next, worst first, whatever the mean did.", "lead"
+    )
+    return Section("losses", "Losses", "What fell", (lead, listed))
+
+
+def _gains(gained: list[ScoreChange]) -> Section:
+    listed: Block = (
+        Bullets(tuple(change_sentence(c) for c in gained))
+        if gained
+        else Paragraph("No benchmark rose.", "calm")
+    )
+    return Section("gains", "Gains", "What rose", (listed,))
+
+
+def _sizes(table: Published) -> Section:
+    """How large a change had to be for so many items to find it, and how many changes were smaller."""
+    known = [row for row in table.rows if row.n is not None]
+    unknown = [row.name for row in table.rows if row.n is None and not row.summary]
+    rows = []
+    for row in known:
+        told = [
+            NONE if c is None else f"{_signed(c.points)}{'' if c.told else ' below'}"
+            for c in row_changes(table, row)
+        ]
+        rows.append((row.name, _count(row), _size(row), *told))
+    note = "“Below”: smaller than that size; such a change may be noise, and a change of that size may hide where none is seen."
+    if unknown:
+        note += f" Not known for {', '.join(unknown)}."
+    columns = ("", "items", "detectable, points", *(f"to {column}" for column in table.columns[1:]))
+    blocks = (
+        Paragraph(
+            f"{NO_INTERVALS} What can be said is how large a change had to be for so many items to find it.",
+            "lead",
+        ),
+        Table(columns, tuple(rows)),
+        Paragraph(note, "note"),
+    )
+    return Section("told", "What could be told", "What could have been told", (Only(WRITTEN, blocks),))
+
+
+def _method(table: Published) -> Section:
+    lines = (
+        f"Source: {table.source}. Nothing was measured here.",
+        f"Smallest detectable: the true paired change that so many independent items find {percent(POWER)} times in 100 at the "
+        f"{percent(1 - CONFIDENCE)}% level, if {percent(DISCORDANCE)}% of the items change at all. That share is assumed: it was not "
+        "published. D = z √(ψ / (n + z²)), z = 1.96 + 0.84, ψ = the share (Connor 1987).",
+        "Items that share a source, more than one draw per item, and another training seed all make the true size larger.",
+        "n is named only where it is public knowledge; that the whole set was used is taken for granted.",
+        "Rows whose score is graded (not right or wrong) are taken as if they were right or wrong.",
+    )
+    facts = Facts(
+        (("columns", ", ".join(table.columns)), ("rows", str(len(table.rows))), ("source", table.source))
+    )
+    return Section("how", "Method", "How this was made", (Only(WRITTEN, (Bullets(lines), facts)),))

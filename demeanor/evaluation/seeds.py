@@ -16,6 +16,8 @@ import numpy as np
 from scipy import special
 
 from demeanor.core.errors import DataError, DemeanorError, UsageError
+from demeanor.core.formatting import NONE, axis_name, listed, number, percent, plural, points
+from demeanor.core.table import TERMINAL, WRITTEN, Fold, Inline, Only, Paragraph, Section, Table, difference
 from demeanor.evaluation.experiment import named
 from demeanor.evaluation.ladder import evaluate
 from demeanor.evaluation.result import Delta, Result, save
@@ -194,12 +196,80 @@ def run(
     if len(set(chosen)) != len(chosen) or len(chosen) < 2:
         raise UsageError(f"--seeds: got {' '.join(map(str, chosen))}, wanted two or more, each once")
     found: dict[int, Result] = {}
-    for number, seed in enumerate(chosen, 1):
+    for place, seed in enumerate(chosen, 1):
         stack = reseeded(load, seed)
         name = named(stack, name, limit)
-        print(f"\nseed {seed} ({number} of {len(chosen)})")
+        print(f"\nseed {seed} ({place} of {len(chosen)})")
         services.train(stack, ())
         found[seed] = evaluate(stack, services, folder, limit=limit, name=f"{name}.seed{seed}")
     whole = seeds(found, name=str(name))
     save(folder, whole.name, "seeds", whole, stack_key=load(()).key())
     return whole
+
+
+# ---- what a person reads ----
+
+STEPS = ("step", "axis", "by seed", "mean (95%)", "between seeds", "between items", "shown in")
+
+
+def section(found: Seeds) -> Section:
+    """The ladder's means over seeds, the steps that hold, and every step seed by seed."""
+    by = {(x.variant, x.axis): x.values for x in found.levels}
+    axes = dict.fromkeys(x.axis for x in found.levels)
+    ladder = tuple((axis_name(a), *(_means(by.get((v, a), ())) for v in found.variants)) for a in axes)
+    every = tuple(_step_row(s) for s in found.steps)
+    some = tuple(row for row, s in zip(every, found.steps) if _holds(s) or s.shown)
+    note = Paragraph(
+        "Bold or *: the 95% interval over seeds and items excludes zero (not corrected for the number of rows). Between seeds: standard "
+        "deviation of the seeds' changes. Between items: standard error that the items leave within one training. Where the first is larger, "
+        "an interval from one training is too narrow for the recipe.",
+        "note",
+    )
+    return Section(
+        "seeds",
+        "Seeds",
+        "Trained with other seeds",
+        (
+            Paragraph(
+                f"The same recipe trained {len(found.seeds)} times, with seeds {listed(tuple(map(str, found.seeds)))}, and measured on the "
+                f"same items. {summary(found)}"
+            ),
+            Table(("axis", *found.variants), ladder, "share right, %: mean over seeds (lowest to highest)"),
+            Only(WRITTEN, (Fold("Every step, seed by seed", (Table(STEPS, every, text=(0, 1)), note)),)),
+            Only(TERMINAL, (Table(STEPS, some, "changes in points", text=(0, 1)), note)),
+        ),
+    )
+
+
+def summary(found: Seeds) -> str:
+    """How many steps hold with another seed, and how the two kinds of noise compare."""
+    sure = [s for s in found.steps if _holds(s)]
+    once = [s for s in found.steps if s.shown and not _holds(s)]
+    noisy = [s for s in found.steps if s.within is not None and s.between > s.within]
+    return (
+        f"{plural(len(sure), 'change')} of {len(found.steps)} (step by axis) hold over seeds and items. {len(once)} more were shown in some "
+        f"training and do not hold. In {len(noisy)}, seeds differ by more than items do."
+    )
+
+
+def _holds(s: Spread) -> bool:
+    return s.low is not None and s.high is not None and (s.low > 0 or s.high < 0)
+
+
+def _means(values: Sequence[float]) -> str:
+    if not values:
+        return NONE
+    low, high = percent(min(values)), percent(max(values))
+    return f"{percent(sum(values) / len(values))}{'' if low == high else f' ({low} to {high})'}"
+
+
+def _step_row(s: Spread) -> tuple[Inline, ...]:
+    return (
+        f"+{s.step}",
+        axis_name(s.axis),
+        ", ".join(map(points, s.values)),
+        difference(s.mean, s.low, s.high, shown=_holds(s)),
+        number(100 * s.between, 1),
+        NONE if s.within is None else number(100 * s.within, 1),
+        f"{s.shown} of {len(s.values)}",
+    )

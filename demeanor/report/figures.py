@@ -1,6 +1,7 @@
-"""The figures, as inline SVG from small functions: every mark is a number of the result, colours are CSS classes.
+"""The charts of a page, as inline SVG from small functions: every mark is a number of the result, colors are CSS classes.
 
-In: parts of a result. Out: SVG markup that scales, prints and carries its numbers as tooltips. It computes positions only.
+In: the data of a Figure. Out: SVG that scales, prints and carries its numbers as tooltips. It computes positions only. Drawn by hand and
+not by vega or plotly: those add 1 to 3 MB of script to a page that has none, and its content security policy forbids scripts.
 """
 
 from __future__ import annotations
@@ -9,32 +10,64 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from demeanor.report.markup import Html, el, join
-from demeanor.report.shape import Axis, Comparison, Cost, Curve, Delta, Refusals
-from demeanor.report.words import NOBODY, axis_name, delta_sentence, mean_interval, number, percent, plural
+from markupsafe import Markup, escape
+
+from demeanor.core.formatting import axis_name, interval, number, percent, plural, points, visible
+from demeanor.core.table import Figure, tone_of
+from demeanor.evaluation.attribution import Effect
+from demeanor.evaluation.ladder_report import delta_sentence, is_firm, mean_text, shade
+from demeanor.evaluation.profile import NOBODY
+from demeanor.evaluation.result import Comparison, Cost, Curve, Delta, Refusals
 
 Scale: TypeAlias = Callable[[float], float]
+Attribute: TypeAlias = str | int | float | None
 
 
-def svg(width: float, height: float, *children: Html, label: str) -> Html:
-    """A figure with its size in pixels and what a screen reader says of it."""
-    return el(
-        "svg",
-        *children,
-        viewBox=f"0 0 {width:g} {height:g}",
-        width=width,
-        height=height,
-        role="img",
-        aria_label=label,
+def draw(figure: Figure) -> Markup:
+    """The SVG of a figure."""
+    return FIGURES[figure.kind](**figure.data)
+
+
+def el(name: str, /, *children: str | None, **attributes: Attribute) -> Markup:
+    """An element; `class_` is class, text_anchor is text-anchor, None is left out, numbers are rounded to 2 places."""
+    given = "".join(_attribute(key, value) for key, value in attributes.items() if value is not None)
+    return Markup(f"<{name}{given}>{join(*children)}</{name}>")
+
+
+def join(*children: str | None) -> Markup:
+    """Children one after another, everything but markup escaped."""
+    return Markup("").join(
+        child if isinstance(child, Markup) else escape(visible(child))
+        for child in children
+        if child is not None
     )
 
 
-def text(x: float, y: float, words: str | Html, class_: str = "", anchor: str = "start") -> Html:
+def _attribute(name: str, value: Attribute) -> str:
+    shown = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else visible(str(value))
+    return f' {name.rstrip("_").replace("_", "-")}="{escape(shown)}"'
+
+
+def svg(width: float, height: float, *children: Markup, label: str) -> Markup:
+    """A figure with its size in pixels and what a screen reader says of it."""
+    size = {"width": width, "height": height}
+    return el("svg", *children, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label, **size)
+
+
+def text(x: float, y: float, words: str, class_: str = "", anchor: str = "start") -> Markup:
+    """Words at a place."""
     return el("text", words, x=x, y=y, class_=class_ or None, text_anchor=anchor)
 
 
-def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Html:
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    """A straight line."""
     return el("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def block(x: float, y: float, width: float, height: float, class_: str, hint: str | None = None) -> Markup:
+    """A rectangle, with a tooltip where there is one."""
+    drawn = el("rect", x=x, y=y, width=width, height=height, class_=class_)
+    return drawn if hint is None else el("g", el("title", hint), drawn)
 
 
 # ---- differences with intervals ----
@@ -42,10 +75,10 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Html:
 LABEL_WIDTH, ROW_HEIGHT, HEAD, FOOT, GAP = 118.0, 27.0, 30.0, 26.0, 14.0
 
 
-def forest(comparisons: Sequence[Comparison], sign: str, label: str, width: float = 1040) -> Html:
+def forest(comparisons: Sequence[Comparison], sign: str, label: str, width: float = 1040) -> Markup:
     """One panel per comparison, one row per axis: the paired difference with its interval, on one scale."""
-    axes = [delta["axis"] for delta in comparisons[0]["deltas"]]
-    low, high = _scale([d for c in comparisons for d in c["deltas"]])
+    axes = [delta.axis for delta in comparisons[0].deltas]
+    low, high = _scale([d for c in comparisons for d in c.deltas])
     panel = min(210.0, (width - LABEL_WIDTH) / len(comparisons) - GAP)
     bottom = HEAD + ROW_HEIGHT * len(axes)
     rows = [
@@ -63,7 +96,7 @@ def forest(comparisons: Sequence[Comparison], sign: str, label: str, width: floa
 
 def _scale(deltas: Sequence[Delta]) -> tuple[float, float]:
     """The common scale: from the lowest bound to the highest, each rounded outwards to a quarter."""
-    bounds = [x for d in deltas for x in (d["low"], d["high"], d["value"]) if x is not None]
+    bounds = [x for d in deltas for x in (d.low, d.high, d.value) if x is not None]
     return min(-0.25, math.floor(4 * min(bounds, default=0)) / 4), max(
         0.25, math.ceil(4 * max(bounds, default=0)) / 4
     )
@@ -71,15 +104,15 @@ def _scale(deltas: Sequence[Delta]) -> tuple[float, float]:
 
 def _panel(
     comparison: Comparison, sign: str, left: float, width: float, scale: tuple[float, float], bottom: float
-) -> Html:
+) -> Markup:
     low, high = scale
 
     def x(value: float) -> float:
         return left + width * (value - low) / (high - low)
 
-    name = f"{sign}{comparison['name']}"
+    name = f"{sign}{comparison.name}"
     marks = [
-        _mark(name, delta, x, HEAD + ROW_HEIGHT * (i + 0.5)) for i, delta in enumerate(comparison["deltas"])
+        _mark(name, delta, x, HEAD + ROW_HEIGHT * (i + 0.5)) for i, delta in enumerate(comparison.deltas)
     ]
     return el(
         "g",
@@ -92,36 +125,28 @@ def _panel(
     )
 
 
-def _mark(name: str, delta: Delta, x: Scale, y: float) -> Html:
+def _mark(name: str, delta: Delta, x: Scale, y: float) -> Markup:
     """Filled: the verdict survives the correction; ring: this interval alone excludes zero; small and grey: it covers zero."""
-    value = delta["value"]
+    value = delta.value
     if value is None:
         return text(x(0), y + 4, "not measured", "tick", "middle")
-    tone, low, high = tone_of(delta), delta["low"], delta["high"]
+    tone, low, high = tone_of(value, shown=delta.shown), delta.low, delta.high
     whisker = None if low is None or high is None else line(x(low), y, x(high), y, f"whisker {tone}")
-    firm = delta["verdict"] in ("better", "worse")
     dot = el(
         "circle",
         cx=x(value),
         cy=y,
-        r=4.6 if delta["shown"] else 2.8,
-        class_=f"dot {tone}{' firm' if firm else ''}",
+        r=4.6 if delta.shown else 2.8,
+        class_=f"dot {tone}{' firm' if is_firm(delta) else ''}",
     )
     return el("g", el("title", delta_sentence(name, delta)), whisker, dot)
-
-
-def tone_of(delta: Delta) -> str:
-    """The colour class of a difference: `up` or `down` only where its interval excludes zero."""
-    if not delta["shown"] or delta["value"] is None:
-        return "flat"
-    return "up" if delta["value"] > 0 else "down"
 
 
 # ---- refusals ----
 
 
-def twins(refusals: Sequence[Refusals], labels: Mapping[str, str], size: float = 470) -> Html:
-    """Each rung as a point with its intervals: safe requests answered (right is better), unsafe ones refused (up is better)."""
+def refusal_plane(refusals: Sequence[Refusals], labels: Mapping[str, str], size: float = 470) -> Markup:
+    """Each variant as a point with its intervals: safe requests answered (right is better), unsafe ones refused (up is better)."""
     left, top, side = 52.0, 14.0, size - 80
 
     def x(value: float) -> float:
@@ -139,14 +164,14 @@ def twins(refusals: Sequence[Refusals], labels: Mapping[str, str], size: float =
         )
         for v in (0, 0.25, 0.5, 0.75, 1)
     ]
-    places = [(x(r["safe_compliance"]["value"] or 0), y(r["unsafe_refusal"]["value"] or 0)) for r in refusals]
+    places = [(x(r.safe_compliance.value or 0), y(r.unsafe_refusal.value or 0)) for r in refusals]
     path = el("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in places), class_="path")
     crosses = [_cross(r, x, y) for r in refusals]
     dots = [
-        _rung(r, labels[r["variant"]], at, n == len(refusals) - 1)
+        _point(r, labels[r.variant], at, n == len(refusals) - 1)
         for n, (r, at) in enumerate(zip(refusals, places))
     ]
-    names = _names([labels[r["variant"]] for r in refusals], places, right=x(1), bottom=y(0))
+    names = _names([labels[r.variant] for r in refusals], places, right=x(1), bottom=y(0))
     return svg(
         size,
         size - 18,
@@ -162,33 +187,35 @@ def twins(refusals: Sequence[Refusals], labels: Mapping[str, str], size: float =
             text(0, 0, "unsafe requests refused, %", "caption", "middle"),
             transform=f"translate(13 {y(0.5):.0f}) rotate(-90)",
         ),
-        label="Safe requests answered against unsafe requests refused, by rung of the ladder",
+        label="Safe requests answered against unsafe requests refused, by variant",
     )
 
 
-def _cross(found: Refusals, x: Scale, y: Scale) -> Html:
-    safe, unsafe = found["safe_compliance"], found["unsafe_refusal"]
-    if safe["low"] is None or safe["high"] is None or unsafe["low"] is None or unsafe["high"] is None:
-        return Html()
-    across, up = x(safe["value"] or 0), y(unsafe["value"] or 0)
+def _cross(found: Refusals, x: Scale, y: Scale) -> Markup:
+    safe, unsafe = found.safe_compliance, found.unsafe_refusal
+    if safe.low is None or safe.high is None or unsafe.low is None or unsafe.high is None:
+        return Markup()
+    across, up = x(safe.value or 0), y(unsafe.value or 0)
     return join(
-        line(x(safe["low"]), up, x(safe["high"]), up, "cross"),
-        line(across, y(unsafe["low"]), across, y(unsafe["high"]), "cross"),
+        line(x(safe.low), up, x(safe.high), up, "cross"),
+        line(across, y(unsafe.low), across, y(unsafe.high), "cross"),
     )
 
 
-def _rung(found: Refusals, label: str, at: tuple[float, float], last: bool) -> Html:
+def _point(found: Refusals, label: str, at: tuple[float, float], last: bool) -> Markup:
     note = (
-        f"{label}: answers {mean_interval(found['safe_compliance'])} of safe requests, "
-        f"refuses {mean_interval(found['unsafe_refusal'])} of unsafe ones"
+        f"{label}: answers {mean_text(found.safe_compliance)} of safe requests, "
+        f"refuses {mean_text(found.unsafe_refusal)} of unsafe ones"
     )
-    dot = el("circle", cx=at[0], cy=at[1], r=6.5 if last else 4.5, class_=f"rung{' whole' if last else ''}")
+    dot = el(
+        "circle", cx=at[0], cy=at[1], r=6.5 if last else 4.5, class_=f"variant{' whole' if last else ''}"
+    )
     return el("g", el("title", note), dot)
 
 
 def _names(
     labels: Sequence[str], places: Sequence[tuple[float, float]], *, right: float, bottom: float
-) -> list[Html]:
+) -> list[Markup]:
     """Labels beside their points; where points crowd, labels are stacked below each other with a leader."""
     taken: list[tuple[float, float]] = []
     found = []
@@ -201,27 +228,24 @@ def _names(
             if ly > bottom - 4:  # no room below: go on above
                 ly, step = py - 8 - 13, -13
         taken.append((lx, ly))
-        leader = line(px, py, lx + (2 if flip else -2), ly - 4, "leader") if abs(ly - py) > 16 else Html()
+        leader = line(px, py, lx + (2 if flip else -2), ly - 4, "leader") if abs(ly - py) > 16 else Markup()
         found.append(join(leader, text(lx, ly, label, "name halo", "end" if flip else "start")))
     return found
 
 
 def who_refused(
     refusals: Sequence[Refusals], labels: Mapping[str, str], layers: Sequence[str], width: float = 540
-) -> Html:
+) -> Markup:
     """Two stacked bars per variant, unsafe and safe: refused by which layer, or answered."""
-    left, bar = max(132.0, 7.4 * max(len(labels[r["variant"]]) for r in refusals) + 56), 13.0
+    left, bar = max(132.0, 7.4 * max(len(labels[r.variant]) for r in refusals) + 56), 13.0
     full = width - left - 8
     rows, y = [], 22.0
     for found in refusals:
-        rows.append(text(0, y + 17, labels[found["variant"]], "head"))
-        for kind, who in (("unsafe", found["who_unsafe"]), ("safe", found["who_safe"])):
+        rows.append(text(0, y + 17, labels[found.variant], "head"))
+        for kind, who in (("unsafe", found.who_unsafe), ("safe", found.who_safe)):
             rows.append(text(left - 8, y + bar - 3, kind, "tick", "end"))
-            rows.append(
-                _stack(
-                    who, [*layers, NOBODY], left, y, full, bar, f"{labels[found['variant']]}, {kind} requests"
-                )
-            )
+            about = f"{labels[found.variant]}, {kind} requests"
+            rows.append(_stack(who, [*layers, NOBODY], (left, y, full, bar), about))
             y += bar + 2
         y += 11
     ends = ((0, "start"), (0.5, "middle"), (1, "end"))
@@ -230,85 +254,65 @@ def who_refused(
 
 
 def _stack(
-    who: Mapping[str, int],
-    layers: Sequence[str],
-    left: float,
-    y: float,
-    full: float,
-    height: float,
-    about: str,
-) -> Html:
-    total, x, parts = sum(who.values()), left, []
+    who: Mapping[str, int], layers: Sequence[str], box: tuple[float, float, float, float], about: str
+) -> Markup:
+    """The parts of one bar in its box (x, y, width, height), each with its count."""
+    x, y, full, height = box
+    total, parts = sum(who.values()), []
     for layer in layers:
         count = who.get(layer, 0)
+        width = full * count / total
         if not count:
             continue
-        width = full * count / total
         said = "answered" if layer == NOBODY else f"refused by {layer}"
-        label = text(
-            x + width / 2,
-            y + height - 3,
-            str(count),
-            "count" if layer != NOBODY else "count on-pale",
-            "middle",
-        )
-        block = el("rect", x=x, y=y, width=max(0.5, width - 1), height=height, class_=shade(layer, layers))
-        parts.append(
-            el("g", el("title", f"{about}: {count} of {total} {said}"), block, label if width > 18 else None)
-        )
+        hint = f"{about}: {count} of {total} {said}"
+        parts.append(block(x, y, max(0.5, width - 1), height, shade(layer, layers), hint))
+        if width > 18:
+            class_ = "count on-pale" if layer == NOBODY else "count"
+            parts.append(text(x + width / 2, y + height - 3, str(count), class_, "middle"))
         x += width
     return join(*parts)
-
-
-def shade(layer: str, layers: Sequence[str]) -> str:
-    """The colour class of a layer: the same in every figure, by its place; a pale one for `nobody`."""
-    return "s-nobody" if layer == NOBODY else f"s{layers.index(layer) % 6}"
 
 
 # ---- cost ----
 
 
-def spending_bars(
-    spending: Sequence[Cost], labels: Mapping[str, str], layers: Sequence[str], width: float = 1040
-) -> Html:
+def cost_bars(
+    costs: Sequence[Cost], labels: Mapping[str, str], layers: Sequence[str], width: float = 1040
+) -> Markup:
     """One bar per variant: mean milliseconds of an answer, by layer, the 95th percentile as a tick; tokens beside it."""
     left, right, bar, step = 96.0, 210.0, 15.0, 25.0
     full = width - left - right
-    most = max((s["p95_ms"] for s in spending), default=0.0) or 1.0
+    most = max((s.p95_ms for s in costs), default=0.0) or 1.0
     rows = [
         text(left, 12, "0 ms", "tick"),
         text(left + full, 12, f"{most:.3g} ms", "tick", "end"),
         text(width - 118, 12, "tokens read", "tick", "end"),
         text(width, 12, "tokens written", "tick", "end"),
     ]
-    for n, found in enumerate(spending):
+    for n, found in enumerate(costs):
         y, x = 22 + n * step, left
-        rows.append(text(0, y + 12, labels[found["variant"]], "head"))
+        rows.append(text(0, y + 12, labels[found.variant], "head"))
         for layer in layers:
-            ms = found["layer_ms"].get(layer, 0.0)
+            ms = found.layer_ms.get(layer, 0.0)
             wide = full * ms / most
-            rows.append(
-                el(
-                    "g",
-                    el("title", f"{labels[found['variant']]}: {layer} {number(ms)} ms"),
-                    el("rect", x=x, y=y, width=wide, height=bar, class_=shade(layer, layers)),
-                )
-            )
+            hint = f"{labels[found.variant]}: {layer} {number(ms)} ms"
+            rows.append(block(x, y, wide, bar, shade(layer, layers), hint))
             x += wide
-        if not found["layer_ms"]:
-            rows.append(el("rect", x=x, y=y, width=full * found["mean_ms"] / most, height=bar, class_="s0"))
-            x += full * found["mean_ms"] / most
-        at = left + full * found["p95_ms"] / most
-        slow = el("title", f"95 of 100 answers took at most {found['p95_ms']:.3g} ms")
+        if not found.layer_ms:
+            rows.append(block(x, y, full * found.mean_ms / most, bar, "s0"))
+            x += full * found.mean_ms / most
+        at = left + full * found.p95_ms / most
+        slow = el("title", f"95 of 100 answers took at most {found.p95_ms:.3g} ms")
         rows.append(el("g", slow, line(at, y - 2, at, y + bar + 2, "p95")))
         rows.append(
-            text(x + 6 if at - x > 60 or at - x < 4 else at + 6, y + 12, f"{found['mean_ms']:.3g} ms", "name")
+            text(x + 6 if at - x > 60 or at - x < 4 else at + 6, y + 12, f"{found.mean_ms:.3g} ms", "name")
         )
-        rows.append(text(width - 118, y + 12, number(found["prompt_tokens"], 0), "name", "end"))
-        rows.append(text(width, y + 12, number(found["completion_tokens"], 1), "name", "end"))
+        rows.append(text(width - 118, y + 12, number(found.prompt_tokens, 0), "name", "end"))
+        rows.append(text(width, y + 12, number(found.completion_tokens, 1), "name", "end"))
     return svg(
         width,
-        22 + len(spending) * step,
+        22 + len(costs) * step,
         *rows,
         label="Milliseconds and tokens of an answer, by variant and layer",
     )
@@ -317,19 +321,19 @@ def spending_bars(
 # ---- training ----
 
 
-def losses(curve: Curve, width: float = 330, height: float = 190) -> Html:
-    """The loss of one stage over its optimiser steps, on held-out rows too where they were scored."""
-    lines = {name: points for name, points in curve["lines"].items() if "loss" in name and points}
+def losses(curve: Curve, width: float = 330, height: float = 190) -> Markup:
+    """The loss of one stage over its optimizer steps, on held-out rows too where they were scored."""
+    lines = {name: line_ for name, line_ in curve.lines.items() if "loss" in name and line_}
     if not lines:
-        return text_figure(width, 40, "no loss was recorded")
+        return svg(width, 40, text(0, 20, "no loss was recorded", "hint"), label="no loss was recorded")
     left, top, wide, high = 40.0, 10.0, width - 48.0, height - 44.0
-    last = max(x for points in lines.values() for x, _ in points) or 1.0
-    values = [v for points in lines.values() for _, v in points]
+    last = max(x for line_ in lines.values() for x, _ in line_) or 1.0
+    values = [v for line_ in lines.values() for _, v in line_]
     low, top_value = min(values), max(values)
-    low, top_value = (
-        (0.0 if low > 0 and low < 0.6 * top_value else low),
-        (top_value if top_value > low else low + 1),
-    )
+    if top_value <= low:
+        top_value = low + 1
+    if 0 < low < 0.6 * top_value:
+        low = 0.0
 
     def place(x: float, v: float) -> str:
         return f"{left + wide * x / last:.1f},{top + high * (1 - (v - low) / (top_value - low)):.1f}"
@@ -337,10 +341,10 @@ def losses(curve: Curve, width: float = 330, height: float = 190) -> Html:
     drawn = [
         el(
             "polyline",
-            points=" ".join(place(x, v) for x, v in points),
+            points=" ".join(place(x, v) for x, v in line_),
             class_="loss" if name == "loss" else "loss held",
         )
-        for name, points in lines.items()
+        for name, line_ in lines.items()
     ]
     levels = [(top + high * (1 - share), f"{low + share * (top_value - low):.3g}") for share in (0, 0.5, 1)]
     ticks = [
@@ -354,16 +358,87 @@ def losses(curve: Curve, width: float = 330, height: float = 190) -> Html:
         *drawn,
         text(left, height - 16, "0", "tick"),
         text(left + wide, height - 16, plural(round(last), "step"), "tick", "end"),
-        label=f"Loss of stage {curve['name']}",
+        label=f"Loss of stage {curve.name}",
     )
 
 
-def text_figure(width: float, height: float, words: str) -> Html:
-    return svg(width, height, text(0, 20, words, "hint"), label=words)
+# ---- shares of an attribution ----
+
+LEFT, TOP, ROW, BAR, RIGHT = 110.0, 30.0, 34.0, 18.0, 150.0
 
 
-def detail_of(axis: Axis, variant: str) -> str:
-    """The tooltip of a cell: mean, interval, n."""
-    found = axis["means"][variant]
-    left_out = f", {plural(found['unscored'], 'item')} without a score" if found["unscored"] else ""
-    return f"{mean_interval(found)}; n {found['n']} in {plural(found['clusters'], 'cluster')}{left_out}"
+def waterfall(effects: Sequence[Effect], base: float, width: float = 820) -> Markup:
+    """Bars end to end from the base's mean to the whole's; whiskers: the interval of each share, drawn around its bar's end."""
+    ends = [base]
+    for e in effects:
+        ends.append(ends[-1] + e.value)
+    low, high = min(0.0, *ends), max(*ends, 0.25)
+    bottom = TOP + ROW * (len(effects) + 2)
+
+    def x(value: float) -> float:
+        return LEFT + (width - LEFT - RIGHT) * (value - low) / (high - low)
+
+    ticks = [v / 4 for v in range(int(low * 4) - (low < 0), int(high * 4) + 1)]
+    grid = [
+        el(
+            "g",
+            line(x(v), TOP, x(v), bottom, "rule"),
+            text(x(v), TOP - 10, f"{number(100 * v, 0)}%", "tick", "middle"),
+        )
+        for v in ticks
+        if low <= v <= high
+    ]
+    bars = [
+        _whole("base", base, x, 0),
+        *(_bar(e, ends[n], x, n + 1) for n, e in enumerate(effects)),
+        _whole("whole", ends[-1], x, len(effects) + 1),
+    ]
+    return svg(
+        width,
+        bottom + 6,
+        *grid,
+        *bars,
+        label="From the base to the whole: what each layer adds, with its interval",
+    )
+
+
+def _whole(name: str, value: float, x: Scale, row: int) -> Markup:
+    y = TOP + ROW * (row + 0.5)
+    return el(
+        "g",
+        text(0, y + 4, name, "axis head"),
+        block(min(x(0), x(value)), y - BAR / 2, max(1.0, abs(x(value) - x(0))), BAR, "s5"),
+        text(max(x(0), x(value)) + 8, y + 4, f"{100 * value:.0f}%", "name"),
+    )
+
+
+def _bar(e: Effect, start: float, x: Scale, row: int) -> Markup:
+    """A layer's share; blue or red only where it is shown, pale where its interval or the corrected test covers zero."""
+    y, end = TOP + ROW * (row + 0.5), start + e.value
+    tone = "s-answered"
+    if e.shown:
+        tone = "s0" if e.value > 0 else "s1"
+    bounds = "" if e.low is None else f" ({interval(e.low, e.high)})"
+    told = f"{points(e.value, 1)}{bounds}"
+    whisker = (
+        None if e.low is None or e.high is None else line(x(start + e.low), y, x(start + e.high), y, "zero")
+    )
+    furthest = max(start, end, start + (e.high or 0.0))
+    return el(
+        "g",
+        el("title", f"{e.name}: {told} points"),
+        text(0, y + 4, e.name, "axis"),
+        block(min(x(start), x(end)), y - BAR / 2, max(1.0, abs(x(end) - x(start))), BAR, tone),
+        whisker,
+        text(x(furthest) + 8, y + 4, told, "name"),
+    )
+
+
+FIGURES: Mapping[str, Callable[..., Markup]] = {
+    "forest": forest,
+    "refusal_plane": refusal_plane,
+    "who_refused": who_refused,
+    "cost_bars": cost_bars,
+    "losses": losses,
+    "waterfall": waterfall,
+}

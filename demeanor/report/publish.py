@@ -1,97 +1,105 @@
-"""Writes the page and the Markdown of a result with what lies beside it, and prints it.
+"""Prints a result and writes its page and its Markdown, with the sections of what lies beside it.
 
-In: results/NAME.json and NAME.KIND.json. Out: NAME.html, NAME.md and the table in the terminal.
+In: results/NAME.json and NAME.KIND.json. Out: NAME.html, NAME.md and the tables in the terminal.
 """
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rich.console import Console
+from pydantic import TypeAdapter
 
 from demeanor.core.errors import DataError
 from demeanor.core.files import write_text
-from demeanor.evaluation import published as published_tables
-from demeanor.evaluation.result import Result, load, load_tree
-from demeanor.report import (
+from demeanor.core.table import Page, Section
+from demeanor.evaluation import (
     attribution,
-    base,
-    diagnosis,
+    base_prompting,
     duel,
     frontier,
     gate,
-    markdown,
+    ladder_report,
     published,
     seeds,
-    terminal,
 )
-from demeanor.report import page as pages
+from demeanor.evaluation.diagnosis import analysis as diagnosis
+from demeanor.evaluation.result import Result, load, load_tree
+from demeanor.report import html, markdown, terminal
 
-EXTRAS = (
-    ("gate", "Verdict", gate.gate, gate.markdown),
-    ("attribution", "Attribution", attribution.attribution, attribution.markdown),
-    ("base", "Base", base.base, base.markdown),
-    ("frontier", "Frontier", frontier.frontier, frontier.markdown),
-    ("diagnosis", "Diagnosis", diagnosis.diagnosis, diagnosis.markdown),
-    ("duel", "Duels", duel.duel, duel.markdown),
-    ("seeds", "Seeds", seeds.seeds, seeds.markdown),
-)
-"""What may lie beside NAME.json as NAME.KIND.json: kind, its name on the page, its section and its Markdown."""
-WIDTH = 130
-"""Columns of the table where the output is not a terminal."""
+T = TypeVar("T")
+
+
+def _typed(kind: type[T], section: Callable[[T], Section], tree: Mapping[str, Any]) -> Section:
+    return section(TypeAdapter(kind).validate_python(tree))
+
+
+SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
+    "gate": lambda tree: gate.section(gate.read_record(tree)),
+    "attribution": partial(_typed, attribution.Attribution, attribution.section),
+    "base": partial(_typed, base_prompting.BasePrompting, base_prompting.section),
+    "frontier": partial(_typed, frontier.Frontier, frontier.section),
+    "diagnosis": partial(_typed, diagnosis.Diagnosis, diagnosis.section),
+    "duel": partial(_typed, duel.DuelResult, duel.section),
+    "seeds": partial(_typed, seeds.Seeds, seeds.section),
+}
+"""What may lie beside NAME.json as NAME.KIND.json: its section, from its JSON."""
 
 
 def show(result: Result, folder: Path, *, page: Path | None = None) -> Path:
     """Print the result, write its page and its Markdown, and return where the page lies."""
-    shape = json.loads(result.to_json())
+    whole = ladder_report.page(result)
     target = page or folder / f"{result.name}.html"
-    _publish(shape, folder, target)
-    terminal.show(shape, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+    _write(_with_others(whole, folder, result.name, _identity(result)), target)
+    terminal.show_page(whole, terminal.console())
     print(f"\npage: {target}")
     return target
 
 
-def refresh(folder: Path, name: str, *, quiet: bool = False) -> None:
-    """Write the page NAME.html again with what was added beside its result; says where, or what to do where there is no result."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        print(
-            f"page: none yet, because there is no {path}. Write one with: demeanor eval STACK.yaml --name {name}"
-        )
+def show_section(folder: Path, name: str, kind: str) -> None:
+    """Print what was just written as NAME.KIND.json, say where it lies, and write the page again with it."""
+    path = folder / f"{name}.{kind}.json"
+    terminal.show(SECTIONS[kind](load_tree(path)), terminal.console())
+    print(f"\nwritten: {path}")
+    refresh(folder, name, kind)
+
+
+def refresh(folder: Path, name: str, kind: str = "", *, quiet: bool = False) -> None:
+    """Write NAME.html again with all that lies beside NAME.json; without that file, with what belongs to NAME.KIND.json."""
+    path, target = folder / f"{name}.json", folder / f"{name}.html"
+    if path.is_file():
+        result = load(path)
+        identity, whole = _identity(result), ladder_report.page(result)
+        missing = ""
+    elif kind in SECTIONS:
+        identity, whole = _identity_of(load_tree(folder / f"{name}.{kind}.json")), Page(name, name, "", ())
+        missing = f"; to add what each layer did: demeanor eval STACK.yaml --name {name}"
+    else:
         return
-    shape = json.loads(load(path).to_json())
-    _publish(shape, folder, folder / f"{name}.html")
-    here = [f"{name}.{kind}.json" for kind, *_ in EXTRAS if kind not in _beside(folder, shape)]
-    foreign = ", ".join(file for file in here if (folder / file).is_file())
-    if not quiet:
-        why = (
-            f", without {foreign}: measured on other items or another stack than {path.name}"
-            if foreign
-            else ""
+    whole = _with_others(whole, folder, name, identity)
+    if not whole.headline:
+        titles = [section.verdict[1] if section.verdict else section.title for section in whole.sections]
+        whole = replace(whole, headline=titles[0])
+    _write(whole, target)
+    shown = {section.anchor for section in whole.sections}
+    others = [f"{name}.{other}.json" for other in SECTIONS if other not in shown]
+    left_out = ", ".join(file for file in others if (folder / file).is_file())
+    if left_out:
+        missing += (
+            f"; without {left_out}: measured on other items or another stack (another --name keeps both)"
         )
-        print(f"page: {folder / name}.html{why}")
+    if not quiet:
+        print(f"page: {target}{missing}")
 
 
-def _publish(shape: Any, folder: Path, target: Path) -> None:
-    """Write the page and its Markdown, with what lies beside the result and was measured on the same suite and stack."""
-    found = _beside(folder, shape)
-    sections = [(kind, title, make(found[kind])) for kind, title, make, _ in EXTRAS if kind in found]
-    write_text(target, pages.page(shape, sections, gate.verdict(found["gate"]) if "gate" in found else None))
-    texts = [
-        markdown.markdown(shape),
-        *(text(found[kind]) + "\n" for kind, _, _, text in EXTRAS if kind in found),
-    ]
-    write_text(target.with_suffix(".md"), "\n".join(texts))
-
-
-def _beside(folder: Path, shape: Any) -> dict[str, Any]:
-    """The trees NAME.KIND.json that belong to a result, by kind."""
-    found = {}
-    for kind, *_ in EXTRAS:
-        path = folder / f"{shape['name']}.{kind}.json"
+def _with_others(whole: Page, folder: Path, name: str, identity: tuple[str, str | None]) -> Page:
+    """The page with the sections of all NAME.KIND.json that were measured on the same suite and stack."""
+    found = []
+    for kind, section in SECTIONS.items():
+        path = folder / f"{name}.{kind}.json"
         if not path.is_file():
             continue
         try:
@@ -99,32 +107,35 @@ def _beside(folder: Path, shape: Any) -> dict[str, Any]:
         except DataError as error:
             print(f"page: without {path.name}: {error}")
             continue
-        hashes = tree.get("hashes", {})
-        suite = tree.get("suite_hash", hashes.get("suite"))
-        key = tree.get("stack_key", hashes.get("candidate"))
-        if suite == shape["suite_hash"] and key in (None, shape["settings"].get("stack key")):
-            found[kind] = tree
-    return found
+        suite, key = _identity_of(tree)
+        if suite == identity[0] and key in (None, identity[1]):
+            found.append(section(tree))
+    first = [section for section in whole.sections if section.anchor not in ladder_report.APPENDIX]
+    last = [section for section in whole.sections if section.anchor in ladder_report.APPENDIX]
+    return replace(whole, sections=(*first, *found, *last))
+
+
+def _identity(result: Result) -> tuple[str, str | None]:
+    """Suite and stack key of a result."""
+    key = result.settings.get("stack key")
+    return result.suite_hash, None if key is None else str(key)
+
+
+def _identity_of(tree: Mapping[str, Any]) -> tuple[str, str | None]:
+    hashes = tree.get("hashes", {})
+    return tree.get("suite_hash", hashes.get("suite", "")), tree.get("stack_key", hashes.get("candidate"))
+
+
+def _write(page: Page, target: Path) -> None:
+    write_text(target, html.page(page))
+    write_text(target.with_suffix(".md"), markdown.page(page))
 
 
 def render(path: Path, page: Path | None = None) -> Path:
     """Print a published table, write its page and its Markdown, and return where the page lies."""
-    tree = published_tables.as_tree(published_tables.load(path), path.stem)
+    whole = published.page(published.load(path))
     target = page or path.with_suffix(".html")
-    write_text(target, published.page(tree))
-    write_text(target.with_suffix(".md"), published.markdown(tree))
-    published.show(tree, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+    _write(whole, target)
+    terminal.show_page(whole, terminal.console())
     print(f"\npage: {target}")
     return target
-
-
-def duels_on_page(folder: Path, name: str, suite_hash: str) -> bool:
-    """Write NAME.html again if NAME.json was measured on the same suite; says why not."""
-    path = folder / f"{name}.json"
-    if path.is_file() and load(path).suite_hash != suite_hash:
-        print(
-            f"page: {name}.html is about another suite, so the duels are not on it; choose a --name of their own to keep both"
-        )
-        return False
-    refresh(folder, name)
-    return path.is_file()

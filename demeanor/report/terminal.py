@@ -1,150 +1,167 @@
-"""The result in a terminal: the ladder with its changes, what it cost, who refuses. Short; the page has the rest.
+"""A report in a terminal. In: a Page, a Section or blocks, and a rich Console. Out: lines; no text of a model becomes markup.
 
-In: a result and a rich Console. Out: lines. A change is coloured only where its interval excludes zero.
+A table that is wider than the terminal is printed in parts, each with the first column again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.table import Table as RichTable
+from rich.text import Text as RichText
 
-from demeanor.report import trust, words
-from demeanor.report.shape import Axis, Delta, Result
+from demeanor.core.formatting import visible
+from demeanor.core.table import (
+    Block,
+    Bullets,
+    Facts,
+    Figure,
+    Fold,
+    Group,
+    Inline,
+    Only,
+    Page,
+    Paragraph,
+    Section,
+    Table,
+    Text,
+)
 
-UP, DOWN, QUIET = "bold blue", "bold red", "dim"
-
-
-def show(result: Result, console: Console) -> None:
-    """Print the headline, the ladder, the losses, the refusals and every reason for doubt."""
-    console.print()
-    console.print(Text(words.headline(result), "bold"))
-    console.print(_ladder(result))
-    console.print(
-        Text("change from the column before, in points, where its 95% interval excludes zero; ", QUIET)
-        + Text("*", "bold")
-        + Text(" also after Holm's correction", QUIET)
-    )
-    _costs(result, console)
-    if result["external"]:
-        console.print(_beside(result))
-        for comparison in result["external"]:
-            console.print(Text(words.beside_sentence(comparison)))
-    if result["refusals"]:
-        console.print(_refusals(result))
-    for title, head, rows in (
-        ("stated confidence", trust.CONFIDENCE, trust.confidence_rows(result)),
-        ("the same in other words", trust.STEADINESS, trust.steadiness_rows(result)),
-    ):
-        if rows:
-            console.print(_plain(title, head, rows))
-    for warning in result["caveats"]:
-        console.print(Text.assemble(("! ", "bold yellow"), warning))
+WIDTH = 160
+"""Columns where the output is not a terminal."""
+TONES = {"up": "bold blue", "down": "bold red", "flat": "dim", "": ""}
+STYLES = {"lead": "dim", "note": "dim", "heading": "bold"}
 
 
-def _ladder(result: Result) -> Table:
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), title="\nshare right, %", title_justify="left", title_style=QUIET
-    )
-    table.add_column("axis", no_wrap=True, min_width=16)
-    for variant in words.ladder_of(result):
-        table.add_column(variant["label"], justify="right", no_wrap=True)
-    table.add_column("n", justify="right", style=QUIET)
-    table.add_column("detectable", justify="right", style=QUIET)
-    for axis in result["axes"]:
-        table.add_row(
-            words.axis_name(axis["name"]),
-            *_cells(result, axis),
-            str(axis["items"]),
-            words.percent(axis["detectable"]),
-        )
-    return table
+def console() -> Console:
+    """The terminal, or a stream that is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
-def _cells(result: Result, axis: Axis) -> list[Text]:
-    deltas: list[Delta | None] = [None]
-    deltas += [
-        next((d for d in step["deltas"] if d["axis"] == axis["name"]), None) for step in result["steps"]
-    ]
-    return [_cell(axis["means"][v["id"]]["value"], d) for v, d in zip(words.ladder_of(result), deltas)]
+def show_page(page: Page, out: Console) -> None:
+    """Print the headline, what the sections say in short, and every reason for doubt."""
+    out.print()
+    out.print(RichText(visible(page.headline), "bold"))
+    for section in page.sections:
+        show(section, out)
+    for caveat in page.caveats:
+        out.print(RichText.assemble(("! ", "bold yellow"), visible(caveat)))
 
 
-def _cell(value: float | None, delta: Delta | None) -> Text:
-    if delta is None or not delta["shown"] or delta["value"] is None:
-        return Text(words.percent(value))
-    firm = "*" if delta["verdict"] in ("better", "worse") else ""
-    return Text.assemble(
-        words.percent(value),
-        " ",
-        (f"{words.points(delta['value'])}{firm}", UP if delta["value"] > 0 else DOWN),
-    )
+def show(section: Section, out: Console) -> None:
+    """Print a section under its title; nothing where all of it is for the page."""
+    blocks = list(_printed(section.blocks))
+    if blocks:
+        out.print(RichText(f"\n{section.title}", "bold"))
+        show_blocks(blocks, out)
 
 
-def _costs(result: Result, console: Console) -> None:
-    if not result["steps"]:
-        return
-    steps = [cost for cost in result["regressions"] if cost["kind"] == "step"]
-    console.print(Text("\nwhat it cost", "bold"))
-    for cost in steps:
-        console.print(Text.assemble(("▼ ", DOWN), words.cost_sentence(cost)))
-    if not steps:
-        console.print(Text(words.no_costs(result)))
+def show_blocks(blocks: Iterable[Block], out: Console) -> None:
+    """Print blocks, those left out that are for the page only."""
+    for block in _printed(blocks):
+        match block:
+            case Table():
+                _show_table(block, out)
+            case Bullets():
+                for item in block.items:
+                    mark = ("▼ ", TONES["down"]) if block.style == "losses" else "- "
+                    out.print(RichText.assemble(mark, _rich(item)))
+            case Facts():
+                for name, value in block.pairs:
+                    out.print(RichText.assemble("  ", visible(name), " ", _rich(value)))
+            case Fold():
+                out.print(RichText.assemble("\n", _rich(block.summary)))
+                show_blocks(block.blocks, out)
+            case Group():
+                show_blocks(block.blocks, out)
+            case Paragraph():
+                out.print(_rich(block.text, STYLES.get(block.style, "")))
 
 
-def _beside(result: Result) -> Table:
-    """The whole beside every other assistant: their means, and the whole minus theirs with its interval."""
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), title="\nbeside others", title_justify="left", title_style="bold"
-    )
-    for name in (
-        "share right, %",
-        "the whole",
-        *(x for c in result["external"] for x in (c["name"], f"the whole − {c['name']}")),
-    ):
-        table.add_column(Text(name), justify="right" if name != "share right, %" else "left")
-    for axis in result["axes"]:
-        cells = [words.mean_interval(axis["means"][result["external"][0]["after"]])]
-        for other in result["external"]:
-            delta = next(d for d in other["deltas"] if d["axis"] == axis["name"])
-            firm = "*" if delta["verdict"] in ("better", "worse") else ""
-            cells += [
-                words.mean_interval(axis["means"][other["before"]]),
-                f"{words.points(delta['value'])}{firm} ({words.interval(delta)})",
-            ]
-        table.add_row(words.axis_name(axis["name"]), *cells)
-    return table
+def _printed(blocks: Iterable[Block]) -> Iterable[Block]:
+    """The blocks that a terminal has: no figures, no introductions."""
+    for block in blocks:
+        match block:
+            case Only():
+                if "terminal" in block.outputs:
+                    yield from _printed(block.blocks)
+            case Figure() | Paragraph(style="lead"):
+                pass
+            case Fold() | Group():
+                if list(_printed(block.blocks)):
+                    yield block
+            case Table(rows=()):
+                pass
+            case _:
+                yield block
 
 
-def _plain(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), title=f"\n{title}", title_justify="left", title_style="bold"
-    )
-    for n, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if n else "left")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def _show_table(table: Table, out: Console) -> None:
+    """Print a table, in parts where it is too wide."""
+    cells = [[_cell(value) for value in row] for row in table.rows]
+    most = max(16, min(44, out.width // len(table.text) - 2))
+    widths = [_width(table, cells, n, most) for n in range(len(table.columns))]
+    if table.title:
+        out.print(RichText(f"\n{visible(table.title)}", "dim"))
+    left = list(range(1, len(widths)))
+    while True:
+        shown, room = [0], out.width - widths[0]
+        while left and (len(shown) == 1 or room >= widths[left[0]]):
+            room -= widths[left[0]]
+            shown.append(left.pop(0))
+        out.print(_grid(table, cells, shown, widths))
+        if not left:
+            return
 
 
-def _refusals(result: Result) -> Table:
-    labels, layers = words.labels_of(result), words.layers_of(result)
-    rungs = {variant["id"] for variant in words.ladder_of(result)} | {c["before"] for c in result["external"]}
-    declined = [x for x in layers if any(x in r["who_unsafe"] for r in result["refusals"])]
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), title="\nrefusals", title_justify="left", title_style="bold"
-    )
-    for name in ("", "safe answered", "unsafe refused", *(f"by {x}" for x in declined), "d'"):
-        table.add_column(name, justify="right" if name else "left")
-    for found in result["refusals"]:
-        if found["variant"] in rungs:
-            by = [str(found["who_unsafe"].get(x, 0)) for x in declined]
-            table.add_row(
-                labels[found["variant"]],
-                words.mean_interval(found["safe_compliance"]),
-                words.mean_interval(found["unsafe_refusal"]),
-                *by,
-                words.rate_interval(found["d_prime"]),
-            )
-    return table
+def _width(table: Table, cells: Sequence[Sequence[RichText]], n: int, most: int) -> int:
+    """Columns that a column needs, two between it and the next included; headings are broken between words, long texts too."""
+    needed = [len(word) for word in table.columns[n].split()]
+    needed += [row[n].cell_len for row in cells if n < len(row)]
+    return min(max(needed, default=0), most) + 2
+
+
+def _grid(
+    table: Table, cells: Sequence[Sequence[RichText]], columns: Sequence[int], widths: Sequence[int]
+) -> RichTable:
+    grid = RichTable(box=None, padding=(0, 2, 0, 0))
+    for n in columns:
+        heading = RichText(visible(table.columns[n]))
+        side: Literal["left", "right"] = "left" if n in table.text else "right"
+        grid.add_column(heading, justify=side, width=widths[n] - 2, overflow="fold")
+    for row in cells:
+        grid.add_row(*(row[n] if n < len(row) else RichText() for n in columns))
+    return grid
+
+
+def _cell(value: Inline) -> RichText:
+    """A cell; a difference that is shown has a star, for terminals without colors."""
+    parts = value if isinstance(value, tuple) else (value,)
+    told = RichText()
+    for part in parts:
+        if isinstance(part, Text) and part.style == "change":
+            told.append(" ")
+        told.append_text(_rich(part))
+        if isinstance(part, Text) and part.strong:
+            told.append("*", TONES[part.tone] or "bold")
+    return told
+
+
+def _rich(text: Inline, style: str = "") -> RichText:
+    parts = text if isinstance(text, tuple) else (text,)
+    told = RichText(style=style)
+    for part in parts:
+        if isinstance(part, str):
+            told.append(visible(part))
+        elif not part.link and part.style != "aside":
+            told.append(visible(part.text), _style(part))
+    return told
+
+
+def _style(part: Text) -> str:
+    if part.style == "soft":
+        return "dim"
+    return TONES[part.tone] or ("bold" if part.strong else "")

@@ -1,44 +1,58 @@
-"""The HTTP surface of an assistant: OpenAI's chat completions and models, a health check, the chat page.
+"""The HTTP server of an assistant: OpenAI's API, health and metrics, the chat page.
 
-In: an Assistant. Out: a FastAPI app. It knows no engine, no layer and no stack file; it stamps every answer with the
-stack key and tells what every layer did.
+In: an Assistant. Out: a FastAPI app. It knows no engine, no layer and no stack file; each endpoint is a file with a `router`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Coroutine
+from importlib.resources import files
+from typing import Any, Literal
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 
 from demeanor.core.errors import EngineError, RequestError
-from demeanor.core.types import Event, fold
-from demeanor.server import problems
+from demeanor.server import (
+    chat,
+    completions,
+    embeddings,
+    error_responses,
+    feedback,
+    models,
+    moderations,
+    responses,
+)
 from demeanor.server.admission import Operations
-from demeanor.server.answers import ChatCompletion, choice, usage
-from demeanor.server.assistant import Assistant, ModelCard
+from demeanor.server.assistant import Assistant
 from demeanor.server.auth import KeyRing, KeyStore
-from demeanor.server.completions import completions
-from demeanor.server.embeddings import embeddings
-from demeanor.server.feedback import feedback
-from demeanor.server.flow import flow, gathered, while_connected
-from demeanor.server.health import health
-from demeanor.server.incoming import body
+from demeanor.server.endpoint import (
+    UNAUTHENTICATED,
+    AppState,
+    document,
+    documented,
+    json_response,
+    state_of,
+)
 from demeanor.server.metrics import Metrics
 from demeanor.server.middleware import add_middleware
-from demeanor.server.moderations import moderations
-from demeanor.server.openapi import openapi
-from demeanor.server.parse import parse, turns
-from demeanor.server.request_context import CURRENT_REQUEST
-from demeanor.server.responses import responses
-from demeanor.server.static import page
-from demeanor.server.stream import EventStream, chunks
-from demeanor.server.trace import trace
+from demeanor.server.schemas import Answer
 
 MAX_BODY_BYTES = 1 << 20
+PAGES = ("chat.html", "chat.js", "trace.js", "sse.js", "thumbs.js", "dom.js", "chat.css", "icon.svg")
+MEDIA_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+ENDPOINTS = (models, chat, completions, responses, embeddings, moderations, feedback)
+router = APIRouter()
 
 
 def app(
@@ -55,140 +69,84 @@ def app(
 
     `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
     """
-    run = operations or Operations()
+    operations = operations or Operations()
+    metrics = Metrics(operations)
     api = FastAPI(title=assistant.name, docs_url=None, redoc_url=None, openapi_url=None)
-    metrics = Metrics(run)
-    observers = (run.load.observe, metrics.observe, *run.observers)
-    add_middleware(api, keys=keys, hosts=hosts, operations=run, observers=observers, clock=clock)
+    api.state.demeanor = AppState(assistant, operations, metrics, max_body_bytes, clock, now, int(now()))
+    observers = (operations.load.observe, metrics.observe, *operations.observers)
+    add_middleware(api, keys=keys, hosts=hosts, operations=operations, observers=observers, clock=clock)
     for error in (RequestError, EngineError, HTTPException):
-        api.add_exception_handler(error, _problem)
-    api.include_router(_models(assistant, created=int(now())))
-    api.include_router(_chat(assistant, max_body_bytes, clock, now))
-    api.include_router(completions(assistant, max_body_bytes, clock, now))
-    api.include_router(responses(assistant, max_body_bytes, clock, now))
-    api.include_router(embeddings(assistant, max_body_bytes))
-    api.include_router(moderations(assistant, max_body_bytes))
-    api.include_router(feedback(assistant, max_body_bytes))
-    api.include_router(health(assistant, run, metrics))
-    api.include_router(openapi(assistant.name))
-    api.include_router(_pages())
+        api.add_exception_handler(error, _error_response)
+    for endpoint in ENDPOINTS:
+        api.include_router(endpoint.router)
+    api.include_router(router)
+    for name in PAGES:
+        path = "/" if name == "chat.html" else f"/static/{name}"
+        api.add_api_route(path, _static_file(name), methods=["GET"], include_in_schema=False)
+    api.state.openapi = orjson.dumps(document(api))
     return api
 
 
-async def _problem(request: Request, error: Exception) -> Response:
-    return problems.response(problems.refusal_of(error, request.state.request_id))
+async def _error_response(request: Request, error: Exception) -> Response:
+    refusal = error_responses.refusal_of(error, request.state.request_id)
+    return error_responses.error_response(refusal)
 
 
-def _json(value: Any) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json", headers={"cache-control": "no-store"})
+class Health(Answer):
+    """How the server is."""
+
+    status: Literal["ok", "ready", "draining"]
+    name: str
+    stack_key: str
 
 
-def _models(assistant: Assistant, created: int) -> APIRouter:
-    router = APIRouter(prefix="/v1/models")
-
-    def shown(card: ModelCard) -> dict[str, Any]:
-        about = {"description": card.description, "stack_key": card.stack_key, "layers": list(card.layers)}
-        return {
-            "id": card.id,
-            "object": "model",
-            "created": created,
-            "owned_by": "demeanor",
-            "demeanor": about,
-        }
-
-    @router.get("")
-    async def models(request: Request) -> Response:
-        about = {"name": assistant.name, "stack_key": assistant.stack_key, "examples": assistant.examples()}
-        return _json(
-            {"object": "list", "data": [shown(card) for card in assistant.models()], "demeanor": about}
-        )
-
-    @router.get("/{model_id:path}")
-    async def model(request: Request, model_id: str) -> Response:
-        card = assistant.card(model_id)
-        request.state.stack_key = card.stack_key
-        return _json(shown(card))
-
-    return router
+@router.get("/healthz", **documented("Is the server alive?", UNAUTHENTICATED, Health))
+async def healthz(request: Request) -> Response:
+    return json_response(_health(request, "ok"))
 
 
-def _chat(
-    assistant: Assistant,
-    max_body_bytes: int,
-    clock: Callable[[], float],
-    now: Callable[[], float],
-) -> APIRouter:
-    router = APIRouter(prefix="/v1")
-
-    @router.post("/chat/completions")
-    async def chat(request: Request) -> Response:
-        started = clock()
-        user = CURRENT_REQUEST.get().user
-        asked = parse(await body(request, max_body_bytes))
-        card, respond = assistant.card(asked.model), assistant.respond(asked.model)
-        request.state.stack_key = card.stack_key
-        request_id: str = request.state.request_id
-        completion_id = f"chatcmpl-{request_id.removeprefix('req_')}"
-        made = turns(asked, card, assistant.defaults(), user=user, id=completion_id)
-        head = {
-            "id": completion_id,
-            "created": int(now()),
-            "model": card.id,
-            "system_fingerprint": card.stack_key,
-        }
-
-        def traced(events: Sequence[Sequence[Event]]) -> dict[str, Any]:
-            return trace(card, events, 1000 * (clock() - started))
-
-        if not asked.stream:
-            choices = await while_connected(request.receive, gathered(respond, made))
-            return _plain(
-                choices, head, traced(choices), logprobs=bool(asked.logprobs), parallel=asked.parallel
-            )
-        options = asked.stream_options
-        return EventStream(
-            chunks(
-                flow(respond, made),
-                len(made),
-                head | {"object": "chat.completion.chunk"},
-                logprobs=bool(asked.logprobs),
-                include_usage=bool(options and options.include_usage),
-                parallel=asked.parallel,
-                trace=traced,
-            ),
-            lambda error: problems.body(problems.refusal_of(error, request_id)),
-        )
-
-    return router
+READYZ = documented("Does the server take requests?", UNAUTHENTICATED, Health)
+READYZ["responses"][503] = {"model": Health, "description": "Service Unavailable"}
 
 
-def _plain(
-    choices: list[list[Event]],
-    head: dict[str, Any],
-    traced: dict[str, Any],
-    *,
-    logprobs: bool,
-    parallel: bool,
-) -> Response:
-    completions = [fold(events) for events in choices]
-    answer = ChatCompletion(
-        **head,
-        object="chat.completion",
-        usage=usage(completions),
-        demeanor=traced,
-        choices=[
-            choice(i, completion, logprobs=logprobs, parallel=parallel)
-            for i, completion in enumerate(completions)
-        ],
-    )
-    headers = {"cache-control": "no-store", "x-demeanor-ms": str(traced["ms"])}
-    return Response(answer.encode(), media_type="application/json", headers=headers)
+@router.get("/readyz", **READYZ)
+async def readyz(request: Request) -> Response:
+    if state_of(request).operations.ready():
+        return json_response(_health(request, "ready"))
+    return json_response(_health(request, "draining"), status=503)
 
 
-def _pages() -> APIRouter:
-    router = APIRouter()
-    router.add_api_route("/", page("chat.html"), methods=["GET"])
-    for name in ("chat.js", "trace.js", "sse.js", "thumbs.js", "dom.js", "chat.css", "icon.svg"):
-        router.add_api_route(f"/static/{name}", page(name), methods=["GET"])
+def _health(request: Request, status: Literal["ok", "ready", "draining"]) -> Health:
+    assistant = state_of(request).assistant
+    return Health(status=status, name=assistant.name, stack_key=assistant.stack_key)
 
-    return router
+
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    **documented("Counters for Prometheus", (401, *UNAUTHENTICATED)),
+)
+async def metrics(request: Request) -> Response:
+    headers = {"cache-control": "no-store", "content-type": CONTENT_TYPE_PLAIN_0_0_4}
+    return Response(state_of(request).metrics.text(), headers=headers)
+
+
+@router.get("/openapi.json", **documented("This document", UNAUTHENTICATED))
+async def openapi(request: Request) -> Response:
+    headers = {"cache-control": "no-cache"}
+    return Response(request.app.state.openapi, media_type="application/json", headers=headers)
+
+
+def _static_file(name: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    """The handler of one file of the chat page, read once from the package and served with an entity tag."""
+    content = files("demeanor.server").joinpath("pages", name).read_bytes()
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
+
+    async def serve(request: Request) -> Response:
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+
+    return serve

@@ -11,13 +11,10 @@ from typing import Any
 
 import pytest
 
-from demeanor.core import registry
 from demeanor.core.errors import DataError
 from demeanor.evaluation import items as public
 from demeanor.evaluation.items import load_suite
-from demeanor.evaluation.readers.bfcl import schema
-from demeanor.evaluation.readers.prompt_injection import words_asked
-from demeanor.evaluation.readers.truthfulqa import closed
+from demeanor.evaluation.public_sets import SETS, closed, schema, words_asked
 
 TRUTH = {
     "Type": "Adversarial",
@@ -147,17 +144,13 @@ def written(folder: Path, name: str, rows: list[dict[str, Any]] | None = None) -
 
 
 def test_every_reader_has_its_three_rows_here() -> None:
-    assert set(LINES) == set(registry.known(public.READERS))
+    assert set(LINES) == set(SETS)
 
 
 @pytest.mark.parametrize("name", LINES)
 def test_a_file_is_recognised_by_its_content_whatever_its_name(name: str, tmp_path: Path) -> None:
     path = written(tmp_path, name)
-    known = [
-        other
-        for other in LINES
-        if public.recognised(registry.entry(public.READERS, other), public.File(path))
-    ]
+    known = [other for other in LINES if SETS[other].matches(public.File(path).first)]
     assert known == [name]
     items = load_suite(path)
     assert len({item.cluster for item in items}) >= (2 if name not in ("mt_bench", "rag_docs", "bfcl") else 1)

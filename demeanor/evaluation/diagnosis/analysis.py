@@ -16,6 +16,20 @@ import numpy.typing as npt
 from scipy import special
 
 from demeanor.core.errors import DataError
+from demeanor.core.formatting import NONE, axis_name, number, p_value, points
+from demeanor.core.table import (
+    PAGE,
+    Block,
+    Bullets,
+    Fold,
+    Inline,
+    Only,
+    Paragraph,
+    Section,
+    Table,
+    Text,
+    difference,
+)
 from demeanor.core.types import Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import suite_hash
@@ -471,3 +485,91 @@ def _honest_estimate(
     if value is None or np.isnan(naive).all():
         return None
     return HonestEstimate(chosen, float(np.nanmean(naive)), value, low, high)
+
+
+# ---- what a person reads ----
+
+COLUMNS = (
+    "",
+    "implicates",
+    "fixed",
+    "share",
+    "regressed",
+    "net, points",
+    "p",
+    "tokens read",
+    "written",
+    "ms",
+)
+
+
+def section(found: Diagnosis) -> Section:
+    """The recommendation, a row per intervention, and the items that each fixed or made regress."""
+    repairs = sorted(found.repairs, key=lambda r: -(r.net or 0.0))
+    ids = tuple((r.name, ", ".join(r.fixed_ids) or NONE, ", ".join(r.regressed_ids) or NONE) for r in repairs)
+    blocks: list[Block] = [
+        Paragraph(
+            f"{found.failing} failing items of {found.scope}, and {found.controls} controls that stand for {found.passing} that pass, were "
+            f"answered again under {len(repairs)} changes of one thing each, judged {found.judged}."
+        ),
+        Paragraph(("Suspect: ", Text(found.suspect, strong=True), f". {found.recommendation}")),
+        Table(COLUMNS, tuple(_row(r) for r in repairs), text=(0, 1)),
+        Paragraph(
+            "Net: the change of all items, controls weighed up to what they stand for; bold or * where its interval lies above zero and the "
+            f"p after Holm agrees. Tokens and ms: change per answer.{_flattered(found)}",
+            "note",
+        ),
+    ]
+    if found.learnt:
+        curve = ", ".join(f"{share:.0%} of the rows: {right:.0%} right" for share, right in found.curve)
+        blocks.append(Paragraph(f"{curve}. {found.learnt}", "note"))
+    if helped := tuple(_helped(r, a) for r in repairs for a in r.helped):
+        blocks.append(Bullets(helped))
+    blocks.append(
+        Only(
+            PAGE,
+            (Fold("Items fixed and regressed", (Table(("", "fixed", "regressed"), ids, text=(0, 1, 2)),)),),
+        )
+    )
+    return Section("diagnosis", "Diagnosis", "What would fix it", tuple(blocks))
+
+
+def _flattered(found: Diagnosis) -> str:
+    """How much of the best intervention's share is luck of picking it on the same items."""
+    if found.honest is None:
+        return ""
+    h = found.honest
+    return (
+        f" The best of {len(found.repairs)} fixes {h.naive:.0%} of the items it was picked on; picked on one half of the clusters and "
+        f"estimated on the other ({', '.join(dict.fromkeys(h.chosen))}), {_percent(h.value, h.low, h.high)}."
+    )
+
+
+def _helped(r: Repair, a: AxisNet) -> Inline:
+    """An axis that an intervention is shown to help without making the whole worse."""
+    return (
+        Text(f"{r.name} on {axis_name(a.axis)}", strong=True),
+        f": fixes {a.fixed} of {a.failing} failing items, breaks {a.regressed} of {a.controls}, net "
+        f"{_percent(a.net, a.net_low, a.net_high)}.",
+    )
+
+
+def _row(r: Repair) -> tuple[Inline, ...]:
+    spent = (r.prompt_tokens, r.completion_tokens, r.ms)
+    return (
+        r.name,
+        r.layer or NONE,
+        f"{r.fixed}/{r.failing}",
+        _percent(r.rate, r.rate_low, r.rate_high),
+        f"{r.regressed}/{r.controls}",
+        difference(r.net, r.net_low, r.net_high, shown=r.shown, bound_places=1),
+        p_value(r.p_corrected),
+        *(NONE if math.isnan(x) else points(x / 100) for x in spent),
+    )
+
+
+def _percent(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return NONE
+    bounds = "" if low is None or high is None else f" ({number(100 * low, 0)} to {number(100 * high, 0)})"
+    return f"{number(100 * value, 0)}%{bounds}"

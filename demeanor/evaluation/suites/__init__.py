@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from demeanor.core.errors import DataError, unknown
+from demeanor.core.formatting import NONE, axis_name, number, plural
+from demeanor.core.table import Block, Bullets, Facts, Fold, Inline, Paragraph, Section, Table, Text
 from demeanor.core.types import Completion, Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import READ, describe, load_suite, suite_hash
@@ -147,3 +149,60 @@ def texts(name: str) -> Iterator[tuple[str, str]] | None:
 
 def _strings(item: Item) -> list[str]:
     return [value for value in item.target.values() if isinstance(value, str)]
+
+
+# ---- what a person reads ----
+
+
+def section(names: Sequence[str], show: int = 0) -> Section:
+    """A row per axis of each suite (of all that need no file), and the first `show` items of each axis."""
+    quoted = [f'"{name}"' if name != "echo" else name for name in SILENT]
+    rows: list[tuple[Inline, ...]] = []
+    shown: list[Block] = []
+    versions: list[str] = []
+    for name in names or offered():
+        found = items(name, Path())
+        for n, axis in enumerate(measured(found)):
+            floors = [NONE if value is None else number(100 * value, 0) for value in axis.floors.values()]
+            least = (
+                f">{100 * statistics.DISCORDANCE:.0f}"
+                if axis.detectable is None
+                else number(100 * axis.detectable, 1)
+            )
+            rows.append(
+                (
+                    "" if n else name,
+                    axis_name(axis.axis),
+                    str(axis.items),
+                    str(axis.clusters),
+                    least,
+                    *floors,
+                    axis.about,
+                )
+            )
+            shown += [_item(item) for item in [x for x in found if x.axis == axis.axis][:show]]
+        versions.append(f"{name}: {plural(len(found), 'item')}, version {version(found)}")
+    note = (
+        "Detectable: the smallest paired difference, in points, that is shown four times in five if "
+        f"{statistics.DISCORDANCE:.0%} of the items change and items of a cluster agree with a correlation of {statistics.WITHIN:g}. Quoted: "
+        "what that one answer earns on every item, in %; echo: the question itself."
+    )
+    columns = ("suite", "axis", "items", "clusters", "detectable", *quoted, "what it asks")
+    return Section(
+        "suites",
+        "Suites",
+        "Suites",
+        (
+            Table(columns, tuple(rows), text=(0, 1, 8)),
+            Bullets(tuple(versions)),
+            Paragraph(note, "note"),
+            *shown,
+        ),
+    )
+
+
+def _item(item: Item) -> Block:
+    said = tuple((f"{message.role}:", message.content) for message in item.messages)
+    return Fold(
+        (Text(item.id, strong=True), f"  {item.scorer} {dict(item.target)}"), (Facts(said, "conversation"),)
+    )

@@ -1,0 +1,123 @@
+"""Numbers as text: shares, differences in points, intervals, p-values, counts.
+
+In: numbers. Out: short strings that never claim more than the number: 0.997 is ">99", not "100".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MINUS = "−"
+NONE = "–"
+"""Stands where there is no number."""
+INVISIBLE = (
+    ("\0", "\x1f"),
+    ("\x7f", "\x9f"),
+    ("\u202a", "\u202e"),
+    ("\u2066", "\u2069"),
+    ("\ud800", "\udfff"),
+)
+"""Control characters, bidirectional overrides and lone surrogates: first and last of each range."""
+
+
+def percent(value: float | None) -> str:
+    """A share as whole per cent, never rounded to 0 or 100 unless it is: 0.997 is '>99'."""
+    if value is None:
+        return NONE
+    rounded = round(100 * value)
+    if rounded == 100 and value < 1:
+        return ">99"
+    return "<1" if rounded == 0 and value > 0 else str(rounded)
+
+
+def points(value: float | None, places: int = 0) -> str:
+    """A difference of shares in percentage points, with its sign; a difference that rounds to zero has none."""
+    if value is None:
+        return NONE
+    rounded = round(100 * value, places)
+    return f"+{rounded:.{places}f}" if rounded > 0 else number(rounded, places)
+
+
+def number(value: float, places: int = 2) -> str:
+    """A number with a true minus; what rounds to zero has none."""
+    return f"{value:z.{places}f}".replace("-", MINUS)
+
+
+def interval(low: float | None, high: float | None, places: int = 0) -> str:
+    """An interval of a difference in points: `+3 to +14`."""
+    if low is None or high is None:
+        return "no interval"
+    return f"{_bound(low, places)} to {_bound(high, places)}"
+
+
+def size(value: float, low: float | None, high: float | None) -> str:
+    """The size of a difference in points without its sign, with its interval: `10 points (interval 1 to 19)`."""
+    told = f"{100 * abs(value):.0f} points"
+    if low is None or high is None:
+        return told
+    if low <= 0 <= high or value == 0:
+        return f"{told} (interval {interval(low, high)})"
+    nearest, furthest = sorted((abs(low), abs(high)))
+    return f"{told} (interval {interval(nearest, furthest)})".replace("+", "")
+
+
+def _bound(value: float, places: int) -> str:
+    """A bound in points; with one decimal and its sign where rounding would move it onto zero."""
+    if value != 0 and round(100 * value, places) == 0:
+        return f"{'+' if value > 0 else MINUS}{abs(100 * value):.1f}"
+    return points(value, places)
+
+
+def share(value: float | None, low: float | None, high: float | None) -> str:
+    """A share with its interval: `89% (80 to 95)`."""
+    if value is None:
+        return "not measured"
+    if low is None or high is None:
+        return f"{percent(value)}%, no interval (one cluster)"
+    return f"{percent(value)}% ({percent(low)} to {percent(high)})"
+
+
+def estimate(value: float | None, low: float | None, high: float | None, places: int = 2) -> str:
+    """A number with its interval, where it has one."""
+    if value is None:
+        return NONE
+    if low is None or high is None:
+        return number(value, places)
+    return f"{number(value, places)} ({number(low, places)} to {number(high, places)})"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with three places; a small one is never printed as zero."""
+    if p is None:
+        return NONE
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 item`, `1,200 items`."""
+    return f"{count:,} {noun if count == 1 else noun + 's'}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first names and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def axis_name(name: str) -> str:
+    """The name of a behavior (axis) for a reader."""
+    return name.replace("_", " ")
+
+
+def visible(text: str) -> str:
+    """Control characters (which HTML forbids, and which could reverse the reading order) as their code points."""
+    return "".join(f"\\u{ord(c):04x}" if _invisible(c) else c for c in text)
+
+
+def _invisible(c: str) -> bool:
+    return c not in "\n\t" and any(first <= c <= last for first, last in INVISIBLE)
