@@ -333,7 +333,7 @@ def run(
             )
         rows = experiment.measure(variants)
         new = [row for row in rows if row.variant == candidate.model_id]
-        old = [row for row in rows if row.variant == against]
+        old = [row for row in rows if row.variant == variants[-1].model_id]
         if earlier:
             old = asyncio.run(experiment.scored_anew(earlier))
     report = decide(
