@@ -221,7 +221,7 @@ def finish_reason(completion: Completion) -> str:
 
 
 def sent_calls(completion: Completion, *, parallel: bool) -> Sequence[ToolCall]:
-    """The tool calls that the client is asked to run: all of them, or unless `parallel` the first."""
+    """The tool calls for the client to run: all of them, or unless `parallel` the first."""
     return completion.tool_calls if parallel else completion.tool_calls[:1]
 
 
@@ -272,7 +272,7 @@ class ChoiceWriter(Protocol):
 
     events: list[Event]
 
-    def whole(self, events: Sequence[Event]) -> Any:
+    def whole(self, events: list[Event]) -> Any:
         """The finished choice. Raises RequestError (503) if the turn was cancelled from inside."""
 
     def start(self) -> list[Any]:
@@ -327,7 +327,7 @@ class ChatChoice:
         self.events: list[Event] = []
         self.has_text = self.refused = False
 
-    def whole(self, events: Sequence[Event]) -> Choice:
+    def whole(self, events: list[Event]) -> Choice:
         completion = fold(events)
         message = MessageAnswer(role="assistant", content=completion.text, refusal=None, annotations=[])
         logprobs = token_logprobs(events) if self.logprobs else None
@@ -449,4 +449,4 @@ def _entry(event: Event) -> dict[str, Any]:
         case Done(finish_reason, by):
             return {"by": by, "kind": "done", "finish_reason": finish_reason}
         case Text():
-            raise TypeError("text is told as spans, see trace_entries()")
+            raise TypeError("text becomes spans, see trace_entries()")

@@ -32,6 +32,7 @@ from demeanor.server.schemas import (
     never,
     one_of,
     only,
+    refusing,
     wrong,
 )
 
@@ -80,6 +81,10 @@ class UserMessage(Body):
     name: Name | None = None
 
 
+@refusing(
+    audio=never("text only"),
+    function_call=never("deprecated by OpenAI; use tool_calls"),
+)
 class AssistantMessage(Body):
     """What the assistant said before; a message of an earlier response can be sent back as it came."""
 
@@ -93,8 +98,6 @@ class AssistantMessage(Body):
         description="accepted so that a response's message can be sent "
         "back; citations of an old answer are not shown to the model",
     )
-    audio: Annotated[Any, never("text only")] = None
-    function_call: Annotated[Any, never("deprecated by OpenAI; use tool_calls")] = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -229,6 +232,23 @@ class SamplingFields(Body):
     )
 
 
+@refusing(
+    modalities=only(["text"], because="text only"),
+    service_tier=only("auto", "default", because="there is one tier"),
+    audio=never("text only"),
+    functions=never("deprecated by OpenAI; use tools"),
+    function_call=never("deprecated by OpenAI; use tool_choice"),
+    moderation=never("rules belong in the stack's policy layer"),
+    prediction=never("decoding does not take a draft"),
+    prompt_cache_key=never("there is no prompt cache to steer"),
+    prompt_cache_options=never("there is no prompt cache to steer"),
+    prompt_cache_retention=never("there is no prompt cache to steer"),
+    reasoning_effort=never("the model has no separate reasoning"),
+    safety_identifier=never("use user"),
+    store=never("whether a turn is stored is decided by the stack's record layer"),
+    verbosity=never("answers have no verbosity control"),
+    web_search_options=never("nothing is looked up outside the stack"),
+)
 class ChatRequest(SamplingFields):
     """The body of POST /v1/chat/completions."""
 
@@ -250,22 +270,6 @@ class ChatRequest(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     user: str | None = Field(None, min_length=1, max_length=256)
     metadata: dict[Label, Value] | None = Field(None, max_length=16)
-
-    modalities: Annotated[Any, only(["text"], because="text only")] = None
-    service_tier: Annotated[Any, only("auto", "default", because="there is one tier")] = None
-    audio: Annotated[Any, never("text only")] = None
-    functions: Annotated[Any, never("deprecated by OpenAI; use tools")] = None
-    function_call: Annotated[Any, never("deprecated by OpenAI; use tool_choice")] = None
-    moderation: Annotated[Any, never("rules belong in the stack's policy layer")] = None
-    prediction: Annotated[Any, never("decoding does not take a draft")] = None
-    prompt_cache_key: Annotated[Any, never("there is no prompt cache to steer")] = None
-    prompt_cache_options: Annotated[Any, never("there is no prompt cache to steer")] = None
-    prompt_cache_retention: Annotated[Any, never("there is no prompt cache to steer")] = None
-    reasoning_effort: Annotated[Any, never("the model has no separate reasoning")] = None
-    safety_identifier: Annotated[Any, never("use user")] = None
-    store: Annotated[Any, never("whether a turn is stored is decided by the stack's record layer")] = None
-    verbosity: Annotated[Any, never("answers have no verbosity control")] = None
-    web_search_options: Annotated[Any, never("nothing is looked up outside the stack")] = None
 
     @property
     def parallel(self) -> bool:
@@ -306,15 +310,15 @@ class ChatRequest(SamplingFields):
         return self
 
     def _results_have_calls(self) -> None:
-        asked: list[str] = []
+        call_ids: list[str] = []
         for i, message in enumerate(self.messages):
             if isinstance(message, AssistantMessage):
-                asked += [call.id for call in message.tool_calls or ()]
-            if isinstance(message, ToolMessage) and message.tool_call_id not in asked:
+                call_ids += [call.id for call in message.tool_calls or ()]
+            if isinstance(message, ToolMessage) and message.tool_call_id not in call_ids:
                 raise wrong(
                     f"messages[{i}].tool_call_id",
                     "no earlier assistant message made this call; "
-                    + unknown(message.tool_call_id, asked, noun="call"),
+                    + unknown(message.tool_call_id, call_ids, noun="call"),
                     "invalid_value",
                 )
 

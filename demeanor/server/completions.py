@@ -27,7 +27,7 @@ from demeanor.server.chat import (
 from demeanor.server.chat_request import SamplingFields, sampling
 from demeanor.server.endpoint import GENERATED, documented, read_body, state_of
 from demeanor.server.request_context import CURRENT_REQUEST
-from demeanor.server.schemas import MAX_LIMIT, Answer, StreamOptions, never, only, wrong
+from demeanor.server.schemas import MAX_LIMIT, Answer, StreamOptions, never, only, refusing, wrong
 
 MAX_PROMPTS = 256
 SAME_NATS = 1e-4
@@ -55,6 +55,10 @@ Prompt: TypeAlias = Annotated[
 ]
 
 
+@refusing(
+    best_of=only(1, because="every answer is returned; use n"),
+    suffix=never("the weights only go on writing at the end"),
+)
 class CompletionRequest(SamplingFields):
     """The body of POST /v1/completions."""
 
@@ -70,8 +74,6 @@ class CompletionRequest(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, min_length=1, max_length=256)
-    best_of: Annotated[Any, only(1, because="every answer is returned; use n")] = None
-    suffix: Annotated[Any, never("the weights only go on writing at the end")] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -235,7 +237,7 @@ class TextWriter:
         self.events: list[Event] = []
         self._echo, self._offset, self._refused, self._began = echo, 0, False, False
 
-    def whole(self, events: Sequence[Event]) -> TextChoice:
+    def whole(self, events: list[Event]) -> TextChoice:
         """The parts put together."""
         parts = [part for event in events for part in self.add(event)] + self.end()
         choice = parts[-1].model_copy(update={"text": "".join(part.text for part in parts)})

@@ -1,4 +1,4 @@
-"""GET /v1/models: the variants of the stack that can be asked.
+"""GET /v1/models: the variants of the stack that can be requested.
 
 In: nothing. Out: OpenAI's list, with what each variant is made of in the field `demeanor`.
 """

@@ -121,7 +121,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
 
 @router.get(
     "/v1/responses/{response_id}/input_items",
-    **documented("What a kept response was asked", (400, 404, *AUTHENTICATED), InputItems, query=PageQuery),
+    **documented("The input of a kept response", (400, 404, *AUTHENTICATED), InputItems, query=PageQuery),
 )
 async def list_input_items(request: Request, response_id: str) -> Response:
     page = read_query(request, PageQuery)

@@ -150,11 +150,11 @@ def output(completion: Completion, stem: str, *, logprobs: bool, parallel: bool)
     """The items of a finished turn: a message if there is text or a refusal, then the tool calls for the client to run."""
     reason = finish_reason(completion)
     status: Status = "incomplete" if reason in ("length", "content_filter") else "completed"
-    said = before_refusal(completion.events)
+    text = before_refusal(completion.events)
     content: list[OutputText | OutputRefusal] = []
-    if said or (completion.refusal is None and not completion.tool_calls):
+    if text or (completion.refusal is None and not completion.tool_calls):
         content.append(
-            text_part(said, completion.events if completion.refusal is None else (), logprobs=logprobs)
+            text_part(text, completion.events if completion.refusal is None else (), logprobs=logprobs)
         )
     if completion.refusal is not None:
         content.append(OutputRefusal(type="refusal", refusal=completion.refusal.text))

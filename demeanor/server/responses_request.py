@@ -31,6 +31,7 @@ from demeanor.server.schemas import (
     never,
     one_of,
     only,
+    refusing,
     wrong,
 )
 
@@ -72,6 +73,7 @@ Content: TypeAlias = Annotated[
 ]
 
 
+@refusing(phase=never("answers have one phase"))
 class MessageItem(Body):
     """A message; the `type` may be left out."""
 
@@ -80,7 +82,6 @@ class MessageItem(Body):
     content: Content
     id: str | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
-    phase: Annotated[Any, never("answers have one phase")] = None
 
 
 class CallItem(Body):
@@ -113,11 +114,11 @@ Item: TypeAlias = Annotated[
 ]
 
 
+@refusing(defer_loading=only(False, because="tools are shown at once"))
 class ResponsesTool(FunctionTool):
     """A function that the model may ask the client to call."""
 
     type: Literal["function"]
-    defer_loading: Annotated[Any, only(False, because="tools are shown at once")] = None
 
 
 class PlainFormat(Body):
@@ -143,11 +144,11 @@ Format: TypeAlias = Annotated[
 ]
 
 
+@refusing(verbosity=never("answers have no verbosity control"))
 class TextField(Body):
     """The format of the answer."""
 
     format: Format | None = None
-    verbosity: Annotated[Any, never("answers have no verbosity control")] = None
 
 
 class ResponsesToolChoice(Body):
@@ -157,6 +158,25 @@ class ResponsesToolChoice(Body):
     name: FunctionName
 
 
+@refusing(
+    truncation=only("disabled", because="a conversation that is too long is refused, not cut"),
+    service_tier=only("auto", "default", because="there is one tier"),
+    background=only(False, because="an answer is given while you wait"),
+    stream_options=only({}, {"include_obfuscation": False}, because="events are not padded"),
+    access_programs=never("there are no programs to be let in by"),
+    background_options=never("an answer is given while you wait"),
+    image=never("text only"),
+    context_management=never("a conversation is not compacted"),
+    conversation=never("use previous_response_id"),
+    max_tool_calls=never("the stack's tools layer has its own limit"),
+    moderation=never("rules belong in the stack's policy layer"),
+    prompt=never("prompts are the stack's prompt layer"),
+    prompt_cache_key=never("there is no prompt cache to steer"),
+    prompt_cache_options=never("there is no prompt cache to steer"),
+    prompt_cache_retention=never("there is no prompt cache to steer"),
+    reasoning=never("the model has no separate reasoning"),
+    safety_identifier=never("use user"),
+)
 class ResponseRequest(Body):
     """The body of POST /v1/responses."""
 
@@ -196,28 +216,6 @@ class ResponseRequest(Body):
     previous_response_id: str | None = Field(None, min_length=1, max_length=256)
     metadata: dict[Label, Value] | None = Field(None, max_length=16)
     user: str | None = Field(None, min_length=1, max_length=256)
-
-    truncation: Annotated[
-        Any, only("disabled", because="a conversation that is too long is refused, not cut")
-    ] = None
-    service_tier: Annotated[Any, only("auto", "default", because="there is one tier")] = None
-    background: Annotated[Any, only(False, because="an answer is given while you wait")] = None
-    stream_options: Annotated[
-        Any, only({}, {"include_obfuscation": False}, because="events are not padded")
-    ] = None
-    access_programs: Annotated[Any, never("there are no programs to be let in by")] = None
-    background_options: Annotated[Any, never("an answer is given while you wait")] = None
-    image: Annotated[Any, never("text only")] = None
-    context_management: Annotated[Any, never("a conversation is not compacted")] = None
-    conversation: Annotated[Any, never("use previous_response_id")] = None
-    max_tool_calls: Annotated[Any, never("the stack's tools layer has its own limit")] = None
-    moderation: Annotated[Any, never("rules belong in the stack's policy layer")] = None
-    prompt: Annotated[Any, never("prompts are the stack's prompt layer")] = None
-    prompt_cache_key: Annotated[Any, never("there is no prompt cache to steer")] = None
-    prompt_cache_options: Annotated[Any, never("there is no prompt cache to steer")] = None
-    prompt_cache_retention: Annotated[Any, never("there is no prompt cache to steer")] = None
-    reasoning: Annotated[Any, never("the model has no separate reasoning")] = None
-    safety_identifier: Annotated[Any, never("use user")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -271,22 +269,23 @@ class ResponseRequest(Body):
         return OutputFormat("json_object") if self.format.type == "json_object" else None
 
 
+@refusing(
+    stream=only("false", because="a kept response is whole"),
+    starting_after=never("a kept response is whole"),
+    include_obfuscation=only("false", because="events are not padded"),
+    include=never("log-probabilities are there if they were asked for"),
+)
 class ResponseQuery(Body):
     """The query of GET /v1/responses/{id}."""
 
-    stream: Annotated[Any, only("false", because="a kept response is whole")] = None
-    starting_after: Annotated[Any, never("a kept response is whole")] = None
-    include_obfuscation: Annotated[Any, only("false", because="events are not padded")] = None
-    include: Annotated[Any, never("log-probabilities are there if they were asked for")] = None
 
-
+@refusing(include=never("items are shown whole"))
 class PageQuery(Body):
     """The query of GET /v1/responses/{id}/input_items; the latest item is first unless `order` is asc."""
 
     limit: int = Field(20, ge=1, le=MAX_PAGE, strict=False)
     order: Literal["asc", "desc"] = "desc"
     after: str | None = Field(None, min_length=1, max_length=256)
-    include: Annotated[Any, never("items are shown whole")] = None
 
     def select(self, items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
         """This page of items that are given oldest first, and whether more follow. Raises RequestError if `after` is none of them."""

@@ -1,13 +1,13 @@
 """The bases of all request and response models: strict bodies, fields that are refused by name, and errors that name a field's path.
 
-A field marked `never(...)` or `only(...)` is one that nothing here can honour: it is accepted when null or at the listed no-op
-values, and refused by name otherwise. null always means "not set".
+`@refusing(name=never(...))` adds a field that nothing here can honour: it is accepted when null or at the no-op values of `only(...)`,
+and refused by name otherwise. null always means "not set".
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -22,6 +22,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     Tag,
     ValidationError,
+    create_model,
     model_validator,
 )
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
@@ -109,6 +110,18 @@ class Body(BaseModel):
         return value
 
 
+def refusing(**fields: Only) -> Callable[[type[B]], type[B]]:
+    """Add fields that nothing here can honour to a body; they are checked after its own fields."""
+
+    def add(model: type[B]) -> type[B]:
+        refused: dict[str, Any] = {name: (Annotated[Any, marker], None) for name, marker in fields.items()}
+        return create_model(
+            model.__name__, __base__=model, __doc__=model.__doc__, __module__=model.__module__, **refused
+        )
+
+    return add
+
+
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$")]
 FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Stop: TypeAlias = Annotated[str, Field(min_length=1, max_length=64)]
@@ -120,19 +133,19 @@ Label: TypeAlias = Annotated[str, Field(max_length=64)]
 Value: TypeAlias = Annotated[str, Field(max_length=512)]
 
 
+@refusing(include_obfuscation=only(False, because="chunks are not padded"))
 class StreamOptions(Body):
     """Options of a streamed response."""
 
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, only(False, because="chunks are not padded")] = None
 
 
+@refusing(prompt_cache_breakpoint=never("there is no prompt cache to steer"))
 class TextPart(Body):
     """A piece of a message's content, or of a text."""
 
     type: Literal["text"]
     text: str
-    prompt_cache_breakpoint: Annotated[Any, never("there is no prompt cache to steer")] = None
 
 
 class Answer(BaseModel):
