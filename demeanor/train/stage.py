@@ -17,8 +17,7 @@ from torch import nn
 
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError
-from demeanor.data.batches import Schedule, select, stored
-from demeanor.data.preview import summary, within
+from demeanor.data.batches import Schedule, select, stored, summary, within
 from demeanor.data.trees import Tree, packed
 from demeanor.model import adapters, checkpoints, quantize
 from demeanor.model import checkpoints as models
