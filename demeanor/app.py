@@ -100,7 +100,7 @@ class StackRuntime:
         try:
             return [await asyncio.to_thread(_unit, loaded.engine, text) for text in texts]
         finally:
-            self._weights.put_back(stage)
+            self._weights.release(stage)
 
     def _load(self, stage: str) -> LoadedWeights:
         folder = weights_folder(self.stack, self.runs, stage)
@@ -219,7 +219,7 @@ class StackRuntime:
     @property
     def loaded(self) -> Mapping[str, LoadedWeights]:
         """The weights that are in memory, by stage."""
-        return self._weights.held()
+        return self._weights.loaded()
 
     def inherit(self, old: StackRuntime, *, weights: bool) -> None:
         """Take over the loaded `weights` of another runtime that are this one's too, and the accounts of its limits layers."""

@@ -137,7 +137,7 @@ def test_drafts_change_nothing_where_sequences_come_late_share_prefixes_and_are_
 ) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(batching, "READ_PER_STEP", rng.choice([4, 16, 256]))
-    monkeypatch.setattr(batching, "GUESSED_PER_STEP", rng.choice([1, 5, 512]))
+    monkeypatch.setattr(batching, "DRAFTED_PER_STEP", rng.choice([1, 5, 512]))
     heads = [tuple(rng.randrange(256) for _ in range(40)) for _ in range(3)]
     asked = [
         (*rng.choice(heads)[: rng.randint(1, 40)], *(rng.randrange(256) for _ in range(rng.randint(0, 12))))
@@ -182,7 +182,7 @@ def test_all_drafts_of_a_step_together_are_read_up_to_a_bound(monkeypatch: pytes
         return run(self, rows)
 
     monkeypatch.setattr(Exact, "run", measured)
-    monkeypatch.setattr(batching, "GUESSED_PER_STEP", 3)
+    monkeypatch.setattr(batching, "DRAFTED_PER_STEP", 3)
     monkeypatch.setattr(batching, "READ_PER_STEP", 1)  # so that all guessing is done behind the prompts
     drafted, _ = answers([(p, (tuple(x.token for x in a),), GREEDY) for p, a in zip(asked, plain)])
     assert drafted == plain
