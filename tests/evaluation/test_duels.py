@@ -21,7 +21,7 @@ from demeanor.evaluation import duel
 from demeanor.evaluation.duel import Duel, DuelResult
 from demeanor.evaluation.judge import JudgeClient
 from demeanor.evaluation.result import plain
-from demeanor.evaluation.rows import Row, read_rows
+from demeanor.evaluation.result_rows import Row, read_rows
 from demeanor.report import duel as told
 from demeanor.stack.schema import JudgeSpec
 from tests.evaluation.scripted_judge import Scripted
