@@ -42,8 +42,8 @@ from demeanor.layers import Kit, Search, compose
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
 from demeanor.retrieval import index
+from demeanor.server.auth import charged
 from demeanor.server.request_context import current_token_budget
-from demeanor.server.token_budget import charged
 from demeanor.stack.schema import GenerationEvalSpec, Remote
 from demeanor.stack.stack import Stack, load
 from demeanor.store import database
@@ -131,8 +131,9 @@ class StackRuntime:
                 inner, count = remote_respond(base), estimated_tokens
             else:
                 template = self.template(variant)
-                inner, count = self.at_weights(variant.serve, template), partial(_counted, template)
-            inner = charged(inner, partial(_prompt_tokens, count), current_token_budget)
+                inner, count = self.at_weights(variant.serve, template), partial(rendered_tokens, template)
+            if self.operational:
+                inner = charged(inner, partial(prompt_tokens, count), current_token_budget)
             if self.memory is not None:
                 inner = cached(
                     inner, f"{self.stack.stage_key(variant.serve)}/{variant.template}", self.memory
@@ -239,14 +240,6 @@ class StackRuntime:
     def close(self) -> None:
         while self._closers:
             self._closers.pop()()
-
-
-def _counted(template: Template, messages: Messages, offered: Sequence[ToolSpec]) -> int:
-    return len(template.render(messages, offered, generate=True).tokens)
-
-
-def _prompt_tokens(count: Callable[[Messages, Sequence[ToolSpec]], int], turn: Turn) -> int:
-    return len(turn.raw) if turn.raw is not None else count(turn.messages, turn.tools)
 
 
 def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:

@@ -104,6 +104,7 @@ class ServedStack:
     questions: Sequence[str] = ()
     _cards: dict[str, ModelCard] = field(default_factory=dict)
     _variants: dict[str, Stack] = field(default_factory=dict)
+    _responds: dict[str, Respond] = field(default_factory=dict)
     _rules: dict[str, tuple[str, RuleJudge]] = field(default_factory=dict)
 
     @property
@@ -130,8 +131,11 @@ class ServedStack:
 
     def respond(self, model_id: str) -> Respond:
         self.card(model_id)
+        if model_id in self._responds:
+            return self._responds[model_id]
         try:
-            return self.runtime.respond(self._variants[model_id])
+            found = self._responds[model_id] = self.runtime.respond(self._variants[model_id])
+            return found
         except StaleFileError as error:
             raise RequestError(str(error), status=503, kind="server_error", code="stack_changed") from error
 

@@ -133,9 +133,9 @@ def model_respond(
         decoding = replace(decoding, stop=(*decoding.stop, *template.stop))
         pending: list[TokenLogprob] = []
         answer, finish, called = list[int](), "stop", False
-        question = topic(weights, turn.messages)
         # The engine ignores drafts of other requests, so they must not count as confirmed.
-        tried = drafts.of(question) if drafts and draftable(decoding) else ()
+        question = topic(weights, turn.messages) if drafts and draftable(decoding) else None
+        tried = drafts.of(question) if drafts and question else ()
         request = Request(tokens, decoding, template.stop_tokens, drafts=tried)
         try:
             async with aclosing(engine.stream(request)) as stream:
@@ -156,7 +156,7 @@ def model_respond(
             yield _with_logprobs(event, pending)
         yield Timing("weights", 1000 * (clock() - started))
         yield Usage(len(tokens), len(answer))
-        if drafts and draftable(decoding):
+        if drafts and question:
             drafts.keep(question, answer, tried)
         reason: FinishReason = "tool_calls" if called else finish  # type: ignore[assignment]
         yield Done(reason)
@@ -251,3 +251,13 @@ def complete_prompts(
         )
     finally:
         engine.close()
+
+
+def rendered_tokens(template: Template, messages: Messages, tools: Sequence[ToolSpec]) -> int:
+    """Number of tokens of a prompt."""
+    return len(template.render(messages, tools, generate=True).tokens)
+
+
+def prompt_tokens(count: Callable[[Messages, Sequence[ToolSpec]], int], turn: Turn) -> int:
+    """Number of tokens that the weights read for a turn."""
+    return len(turn.raw) if turn.raw is not None else count(turn.messages, turn.tools)
