@@ -29,6 +29,8 @@ from demeanor.engine.respond import (
     cached,
     complete_prompts,
     model_respond,
+    prompt_tokens,
+    rendered_tokens,
     sampled,
     with_identity,
 )
@@ -42,8 +44,8 @@ from demeanor.layers import Kit, Search, compose
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
 from demeanor.retrieval import index
-from demeanor.server.auth import charged
 from demeanor.server.request_context import current_token_budget
+from demeanor.server.token_budget import charged
 from demeanor.stack.schema import GenerationEvalSpec, Remote
 from demeanor.stack.stack import Stack, load
 from demeanor.store import database

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from demeanor.core.types import Event, Refusal, Text, Timing, ToolCalled, Turn, Usage
-from demeanor.server.auth import TokenBudget
+from demeanor.server.token_budget import TokenBudget
 from demeanor.store.keys import Key
 
 VALID_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")

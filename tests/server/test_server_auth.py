@@ -17,9 +17,10 @@ from demeanor.core.errors import RequestError
 from demeanor.core.types import Decoding, Done, Event, Message, Respond, Text, Turn, Usage
 from demeanor.server.application import app
 from demeanor.server.assistant import ServedAssistant
-from demeanor.server.auth import KeyRing, TokenBudget, charged, duration, from_digests
+from demeanor.server.auth import KeyRing, duration, from_digests
 from demeanor.server.embeddings import charged_vectors
 from demeanor.server.request_context import CURRENT_REQUEST, RequestContext, current_token_budget
+from demeanor.server.token_budget import TokenBudget, charged
 from demeanor.store import keys
 from demeanor.store.database import Database
 from demeanor.store.keys import digest
