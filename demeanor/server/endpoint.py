@@ -159,7 +159,8 @@ def _event_schema(event: type[Answer]) -> dict[str, Any]:
 
 def operation_id(route: APIRoute) -> str:
     """The operationId of a route: its method and path."""
-    return min(route.methods).lower() + re.sub(r"\W+", "_", route.path_format).rstrip("_")
+    method = min(route.methods or {"GET"})
+    return method.lower() + re.sub(r"\W+", "_", route.path_format).rstrip("_")
 
 
 def document(api: FastAPI) -> dict[str, Any]:
