@@ -32,6 +32,15 @@ from demeanor.server.admission import Operations
 from demeanor.server.assistant import ServedAssistant
 from demeanor.server.auth import KeyRing, KeyStore
 from demeanor.server.endpoint import UNAUTHENTICATED, AppState, document, documented, json_response, state_of
+from demeanor.server.endpoint import (
+    UNAUTHENTICATED,
+    AppState,
+    document,
+    documented,
+    json_response,
+    operation_id,
+    state_of,
+)
 from demeanor.server.metrics import Metrics
 from demeanor.server.middleware import add_middleware
 from demeanor.server.schemas import ResponseObject
@@ -64,7 +73,13 @@ def app(
     """
     operations = operations or Operations()
     metrics = Metrics(operations)
-    api = FastAPI(title=assistant.name, docs_url=None, redoc_url=None, openapi_url=None)
+    api = FastAPI(
+        title=assistant.name,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        generate_unique_id_function=operation_id,
+    )
     api.state.demeanor = AppState(assistant, operations, metrics, max_body_bytes, clock, now, int(now()))
     observers = (operations.load.observe, metrics.observe, *operations.observers)
     add_middleware(api, keys=keys, hosts=hosts, operations=operations, observers=observers, clock=clock)

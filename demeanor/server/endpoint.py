@@ -6,6 +6,7 @@ tells FastAPI what it cannot see for that reason; `document` is the OpenAPI 3.1 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from demeanor.core.errors import RequestError
@@ -157,6 +159,12 @@ def _event_schema(event: type[ResponseObject]) -> dict[str, Any]:
     }
 
 
+def operation_id(route: APIRoute) -> str:
+    """The operationId of a route: its method and path."""
+    method = min(route.methods or {"GET"})
+    return method.lower() + re.sub(r"\W+", "_", route.path_format).rstrip("_")
+
+
 def document(api: FastAPI) -> dict[str, Any]:
     """The OpenAPI document of an app, as FastAPI makes it of the routes, with the schemas of bodies and events among its components."""
     description = "OpenAI's wire format; a model is a variant of the stack. See docs/api.md."
@@ -164,6 +172,10 @@ def document(api: FastAPI) -> dict[str, Any]:
     schemas = made["components"]["schemas"]
     for operation in [x for methods in made["paths"].values() for x in methods.values()]:
         operation["responses"].pop("422", None)  # what FastAPI answers to a wrong body; here it is a 400
+        for status, response in operation["responses"].items():
+            if status != "200":  # errors are JSON whatever the answer is
+                (content,) = response["content"].values()
+                response["content"] = {"application/json": content}
         if "requestBody" in operation:
             _move_schema(operation["requestBody"]["content"]["application/json"], "schema", schemas)
         stream = operation["responses"]["200"]["content"].get("text/event-stream")

@@ -60,6 +60,8 @@ def test_a_route_describes_its_answer_its_body_and_its_errors(route: APIRoute) -
     assert {"200", "500"} <= set(operation["responses"])
     assert set(operation["responses"]) == {str(status) for status in route.responses}
     assert ("requestBody" in operation) == (method == "post")
+    for status, response in operation["responses"].items():
+        assert status == "200" or set(response["content"]) == {"application/json"}
     assert route.response_model is not None or path in ("/metrics", "/openapi.json")
 
 
