@@ -10,6 +10,7 @@ import pytest
 
 from demeanor.app import services
 from demeanor.core.errors import DemeanorError
+from demeanor.core.formatting import points
 from demeanor.evaluation import attribution, ladder
 from demeanor.evaluation.rows import read_rows
 from demeanor.report import publish, terminal
@@ -63,8 +64,7 @@ def test_a_factorial_shares_generations_and_its_sums_are_exact(
     assert f"{found.generations} generations were made for {found.asked} answers" in " ".join(printed.split())
     honest = next(e for e in found.total if e.axis == "honesty")
     assert any(
-        line.split()[:1] == ["honesty"] and f"{100 * honest.value:+.1f}".replace("-", "−") in line
-        for line in printed.splitlines()
+        line.split()[:1] == ["honesty"] and points(honest.value, 1) in line for line in printed.splitlines()
     )
 
     result = ladder.evaluate(

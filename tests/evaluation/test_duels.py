@@ -315,7 +315,7 @@ def test_refused_answers_and_equal_texts_are_ties_without_a_call_and_each_is_cou
     assert m.raw is not None
     assert m.raw.value == pytest.approx((N - 14 + 0.5 * 14) / N)
     assert (
-        "3 ties where only one of the two refused: whether that was right is told by the scores, not here"
+        "3 ties where only one of the two refused: the scores say whether that was right, not the duels"
         in duel.caveats(found)
     )
 
@@ -541,7 +541,7 @@ def test_the_ladder_is_compared_once_and_the_page_of_the_same_suite_tells_it(
             assert main(["duel", str(path), "--results", str(out)]) == 0
             assert (server.asked_to_judge, server.model.calls) == (12, before + 12), "the answers were there"
     said = capsys.readouterr().out
-    assert "6 items, every pair of 2 variants; judge harbour-desk" in said
+    assert "harbour-desk compared the answers to 6 items: every pair of 2 variants." in " ".join(said.split())
     assert (
         "This judge has not been compared with people. To do that: demeanor judge validate STACK.yaml PAIRS"
         in " ".join(said.split())
@@ -604,7 +604,7 @@ def test_other_suites_and_other_servers_can_be_compared_and_a_page_of_another_su
         ("desk:base", "desk"),
     ]
     assert tree["matchups"][0]["equal"] == 3, "the rival is the same weights without a layer"
-    assert "page: desk.html is about another suite" in capsys.readouterr().out
+    assert "without desk.duel.json: measured on other items or another stack" in capsys.readouterr().out
     assert 'id="duel"' not in (out / "desk.html").read_text()
 
 

@@ -147,7 +147,8 @@ def test_the_table_is_the_paired_arithmetic_of_the_logs(
     assert (
         main(
             [
-                "harness",
+                "logs",
+                "import",
                 *map(str, inspect_logs("facts") + inspect_logs("arithmetic")),
                 "--name",
                 "x",

@@ -57,8 +57,7 @@ def test_a_true_change_of_that_size_is_found_four_times_in_five_by_mcnemar() -> 
 
 
 def test_changes_and_marks_are_the_tables_arithmetic() -> None:
-    found = table()
-    assert [(c["row"], c["points"], c["told"]) for c in found["changes"]] == [
+    assert [(c.row.name, c.points, c.told) for c in tables.changes(table())] == [
         ("safety", -10, None),
         ("mean", 2, None),
         ("maths", 4, True),
