@@ -96,7 +96,7 @@ class StackRuntime:
 
     async def vectors(self, stage: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """One unit vector per text, from a stage's weights, which stay loaded meanwhile; other requests are answered between two texts."""
-        loaded = await asyncio.to_thread(self._weights.take, stage)
+        loaded = await asyncio.to_thread(self._weights.acquire, stage)
         try:
             return [await asyncio.to_thread(_unit, loaded.engine, text) for text in texts]
         finally:

@@ -428,7 +428,7 @@ def import_logs(
     results: Results = RESULTS,
 ) -> None:
     """Compare what Inspect or lm-eval logged of several models: paired, clustered, with intervals."""
-    from demeanor.evaluation import logs as harness
+    from demeanor.evaluation import harness_logs as harness
     from demeanor.report import publish
 
     if as_suite is None:

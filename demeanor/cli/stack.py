@@ -191,7 +191,7 @@ def chat(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Talk to the assistant in the terminal."""
-    from demeanor.cli.chat import run
+    from demeanor.cli.terminal_chat import run
     from demeanor.train.runs import Runs
 
     raise typer.Exit(run(load(stack, overrides), Runs(runs), model=model, ask=ask))

@@ -25,7 +25,7 @@ from demeanor.core import hardware
 from demeanor.core.errors import ContextError, DecodingError, EngineError
 from demeanor.core.types import Decoding
 from demeanor.engine.forward import Rows, forward_of
-from demeanor.engine.scheduler import READ_PER_STEP, Batch, Piece, Request, Sequence
+from demeanor.engine.scheduler import READ_PER_STEP, Batch, Piece, Request, SequenceState
 
 if TYPE_CHECKING:
     from demeanor.engine.structured import Grammars, Guide
@@ -148,9 +148,9 @@ class LocalEngine:
         self._batch = Batch(self._forward, num_slots)  # used by the engine's own thread only
         self._hidden_lock = FairLock()  # the slot of `hidden` holds one text at a time
         self._changed = threading.Condition()  # guards the five below
-        self._recipients: dict[Sequence, Recipient] = {}  # of the requests that are not finished
-        self._new: list[Sequence] = []
-        self._dropped: list[Sequence] = []
+        self._recipients: dict[SequenceState, Recipient] = {}  # of the requests that are not finished
+        self._new: list[SequenceState] = []
+        self._dropped: list[SequenceState] = []
         self._closed = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="demeanor-engine", daemon=True)
@@ -202,7 +202,7 @@ class LocalEngine:
         if request.decoding.form is not None:
             # Compiling a large schema takes long, and this event loop serves other requests.
             guide = await asyncio.to_thread(self._guide, request)
-        sequence = Sequence(request, limit, self._decode, guide)
+        sequence = SequenceState(request, limit, self._decode, guide)
         self._submit([sequence], [Recipient(LoopOutbox(asyncio.get_running_loop()), inbox)])
         try:
             finished = False
@@ -221,7 +221,7 @@ class LocalEngine:
         Raises EngineError, before anything runs, if one of them does not fit.
         """
         sequences = [
-            Sequence(request, self._limit(request), self._decode, self._guide(request))
+            SequenceState(request, self._limit(request), self._decode, self._guide(request))
             for request in requests
         ]
         outbox = ThreadOutbox(queue.SimpleQueue())
@@ -285,7 +285,7 @@ class LocalEngine:
                 self._grammars = Grammars(self._tokenizer, self._forward.vocab_size)
             return self._grammars.guide(form)
 
-    def _submit(self, sequences: list[Sequence], recipients: list[Recipient]) -> None:
+    def _submit(self, sequences: list[SequenceState], recipients: list[Recipient]) -> None:
         with self._changed:
             if self._failure is not None:
                 raise _broken(self._failure)
@@ -295,7 +295,7 @@ class LocalEngine:
             self._new += sequences
             self._changed.notify()
 
-    def _cancel(self, sequences: list[Sequence]) -> None:
+    def _cancel(self, sequences: list[SequenceState]) -> None:
         with self._changed:
             self._dropped += [s for s in sequences if self._recipients.pop(s, None) is not None]
             self._changed.notify()
@@ -330,7 +330,7 @@ class LocalEngine:
             self._batch.drop(sequence)
         return not closed
 
-    def _post(self, pieces: list[tuple[Sequence, Piece]]) -> None:
+    def _post(self, pieces: list[tuple[SequenceState, Piece]]) -> None:
         """Deliver the pieces of a step to the requests that are not cancelled."""
         with self._changed:
             deliveries = [

@@ -1,15 +1,16 @@
-"""The scheduler: assigns requests to KV cache slots and runs batched decoding steps.
+"""Incremental detokenization: converts a growing list of tokens to text, one token at a time.
 
-In: requests (tokens with decoding settings). Out: one piece per new token. Prompts are read in chunks between
-decoding steps, common prefixes are copied between slots, and drafts are verified (speculative decoding).
-Knows nothing of threads or event loops.
+In: a function that decodes a tuple of tokens. Out: pieces of text whose concatenation is the decoding of all
+tokens. Incomplete characters and incomplete stop strings are held back until they are decided. Works with
+byte-level and byte-fallback tokenizers. Knows nothing of requests or threads.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +18,100 @@ from torch import Tensor
 from demeanor.core.errors import EngineError
 from demeanor.core.types import Decoding, FinishReason
 from demeanor.engine import sampling
-from demeanor.engine.detokenize import Decode, Detokenizer, scan
 from demeanor.engine.forward import Forward, Rows
 from demeanor.model.native import NativeStep
 
 if TYPE_CHECKING:
     from demeanor.engine.structured import Guide
+
+
+Decode = Callable[[tuple[int, ...]], str]
+
+_UNKNOWN = "\ufffd"  # decoders write it for bytes that do not form a character (yet)
+_UNSURE = 3  # a character has at most 4 bytes, so at most 3 trailing marks can still become one
+# Tokens. 3 marks stand for at most 9 bytes, and 3 more bytes find the start of the next character.
+_WINDOW, _KEPT = 24, 16
+
+
+class Detokenizer:
+    """The text of a growing list of tokens; each step decodes only the last few tokens again."""
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._window: tuple[int, ...] = ()
+        # The first tokens of the window are context only: a decoder may treat the first token differently.
+        self._num_context = 0
+        self._emitted = ""  # the part of the window's text that has been returned
+
+    def feed(self, token: int) -> str:
+        """Add a token and return the text that is now certain."""
+        self._window += (token,)
+        text = self._decode(self._window)
+        if not text.startswith(self._emitted):
+            # Byte fallback: an incomplete character changes the text of its whole run of bytes.
+            return self._flush() if len(self._window) > _WINDOW else ""
+        marks = len(text) - len(text.rstrip(_UNKNOWN))
+        # With byte fallback an incomplete character spoils the bytes before it: wait while the window allows.
+        undecided = marks if len(self._window) <= _WINDOW else min(marks, _UNSURE)
+        certain = max(len(self._emitted), len(text) - undecided)
+        new = text[len(self._emitted) : certain]
+        if certain == len(text):
+            self._slide()
+            return new
+        self._emitted = text[:certain]
+        if len(self._window) > _WINDOW:  # a window of garbage bytes; its last marks stay undecided
+            self._window, self._num_context = self._window[-_KEPT:], 0
+            shortened = self._decode(self._window)
+            self._emitted = shortened[: len(shortened) - (len(text) - certain)]
+        return new
+
+    def finish(self) -> str:
+        """Return the text held back; an incomplete character becomes U+FFFD, as in the decoding of all
+        tokens."""
+        text = self._decode(self._window)
+        if text.startswith(self._emitted):
+            return text[len(self._emitted) :]
+        return self._decode(self._window[self._num_context :])
+
+    def preview(self, token: int) -> str:
+        """Return the text that `token` would add here, with nothing held back."""
+        after, before = self._decode((*self._window, token)), self._decode(self._window)
+        return after[len(before) :] if after.startswith(before) else self._decode((token,))
+
+    def _slide(self) -> None:
+        """Drop the old context; the tokens since then become the context of the next ones."""
+        self._window = self._window[self._num_context :]
+        self._num_context = len(self._window)
+        self._emitted = self._decode(self._window)
+
+    def _flush(self) -> str:
+        new = self.finish()
+        self._slide()
+        return new
+
+
+class Scan(NamedTuple):
+    """Result of a scan: `text` may be shown, `held` may become a stop string, `stopped` if one follows
+    `text`."""
+
+    text: str
+    held: str
+    stopped: bool
+
+
+def scan(text: str, stops: Sequence[str]) -> Scan:
+    """Cut `text` (including text held before) at the first complete stop string; of two, at the earlier
+    start.
+
+    The result does not depend on how the text is split into pieces: a match is decided by where it ends.
+    """
+    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    if found:
+        return Scan(text[: min(found)[1]], "", True)
+    for size in range(min(len(text), max(map(len, stops), default=1) - 1), 0, -1):
+        if any(stop.startswith(text[-size:]) for stop in stops):
+            return Scan(text[:-size], text[-size:], False)
+    return Scan(text, "", False)
 
 
 def draftable(decoding: Decoding) -> bool:
@@ -78,7 +167,7 @@ class Piece:
     prompt: tuple[PromptToken, ...] = ()
 
 
-class Sequence:
+class SequenceState:
     """State of a request that runs or waits for a slot; `num_read` of its tokens are in the KV cache."""
 
     def __init__(self, request: Request, limit: int, decode: Decode, guide: Guide | None = None) -> None:
@@ -226,8 +315,8 @@ class Batch:
 
     def __init__(self, forward: Forward, num_slots: int) -> None:
         self._forward = forward
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # in order of admission
+        self._waiting: deque[SequenceState] = deque()
+        self._running: list[SequenceState] = []  # in order of admission
         self._free: list[int] = list(range(num_slots))  # longest free first
         self._contents: list[list[int]] = [[] for _ in range(num_slots)]  # tokens in each slot's cache
 
@@ -241,22 +330,22 @@ class Batch:
         return len(self._running), len(self._waiting)
 
     @property
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[SequenceState]:
         """All sequences, running and waiting."""
         return [*self._running, *self._waiting]
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: SequenceState) -> None:
         """Queue a sequence; it runs as soon as a slot is free, in order of arrival."""
         self._waiting.append(sequence)
 
-    def drop(self, sequence: Sequence) -> None:
+    def drop(self, sequence: SequenceState) -> None:
         """Remove a sequence and free its slot; does nothing if it has ended."""
         if sequence in self._running:
             self._release(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
 
-    def step(self) -> list[tuple[Sequence, Piece]]:
+    def step(self) -> list[tuple[SequenceState, Piece]]:
         """Admit sequences, feed the newest tokens and parts of the prompts in one forward, return the new
         pieces."""
         while self._free and self._waiting:
@@ -295,7 +384,7 @@ class Batch:
         return pieces
 
     def _sampled_row(
-        self, rows: Rows, sequence: Sequence, tokens: tuple[int, ...], start: int, room: int
+        self, rows: Rows, sequence: SequenceState, tokens: tuple[int, ...], start: int, room: int
     ) -> SampledRow:
         """Feed tokens from position `start` on and a draft after them; logits are read from the last on."""
         draft = sequence.draft(room) if self._forward.exact and not sequence.prompt_only else ()
@@ -304,7 +393,7 @@ class Batch:
         rows.read += range(len(rows.tokens) - len(draft) - 1, len(rows.tokens))
         return SampledRow(sequence, first, draft, fed=not sequence.reading)
 
-    def _admit(self, sequence: Sequence) -> None:
+    def _admit(self, sequence: SequenceState) -> None:
         prompt = sequence.tokens
         # Of equal slots, the longest free one.
         slot = max(self._free, key=lambda free: _common_prefix(self._contents[free], prompt))
@@ -318,7 +407,7 @@ class Batch:
         del self._contents[slot][sequence.num_read :]
         self._running.append(sequence)
 
-    def _copy_prefix(self, sequence: Sequence) -> None:
+    def _copy_prefix(self, sequence: SequenceState) -> None:
         """Copy a longer prefix of this prompt from another slot, if one has it."""
         prompt = sequence.tokens
         source = max(
@@ -330,14 +419,16 @@ class Batch:
             self._contents[sequence.slot] = prompt[:known]
             sequence.num_read = known
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: SequenceState) -> None:
         self._running.remove(sequence)
         self._free.append(sequence.slot)
 
-    def _read_prompts(self, rows: Rows, sampled: list[SampledRow]) -> list[tuple[Sequence, int, int, int]]:
+    def _read_prompts(
+        self, rows: Rows, sampled: list[SampledRow]
+    ) -> list[tuple[SequenceState, int, int, int]]:
         """Add up to READ_PER_STEP prompt tokens: (sequence, start, end, first read row), oldest first."""
         left = READ_PER_STEP
-        chunks: list[tuple[Sequence, int, int, int]] = []
+        chunks: list[tuple[SequenceState, int, int, int]] = []
         for sequence in self._running:
             if not left:
                 break
@@ -378,7 +469,7 @@ class SampledRow:
     `fed`: the row holds its newest token and not the end of its prompt.
     """
 
-    sequence: Sequence
+    sequence: SequenceState
     first: int
     draft: tuple[int, ...] = ()
     fed: bool = False
@@ -400,7 +491,7 @@ def _verify(row: SampledRow, output: NativeStep) -> list[Piece]:
     return pieces
 
 
-def _score_prompt(sequence: Sequence, start: int, end: int, output: NativeStep, first: int) -> None:
+def _score_prompt(sequence: SequenceState, start: int, end: int, output: NativeStep, first: int) -> None:
     """Store log-probabilities of prompt tokens after `start` to `end`; row `first` is position `start`."""
     count = end - start
     if not count:
@@ -415,7 +506,7 @@ def _score_prompt(sequence: Sequence, start: int, end: int, output: NativeStep, 
         sequence.add_prompt_token(token, logprob, top)
 
 
-def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[Sequence, Piece]]:
+def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[SequenceState, Piece]]:
     """Choose one token for each sequence; unmodified greedy ones take the best token of the forward."""
     pieces = [(row.sequence, row.sequence.end()) for row in sampled if row.sequence.prompt_only]
     generating = [row for row in sampled if not row.sequence.prompt_only]
@@ -436,7 +527,7 @@ def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[Sequenc
     ]
 
 
-def _choose(sequences: list[Sequence], logits_NV: Tensor) -> Tensor:
+def _choose(sequences: list[SequenceState], logits_NV: Tensor) -> Tensor:
     """Choose tokens of sequences that change logits (in place, on this copy) or draw: tokens_N."""
     for sequence, logits_V in zip(sequences, logits_NV):
         if sequence.adjusts:

@@ -29,8 +29,8 @@ class ForeignModel(nn.Module):
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
-        self.inner = inner
-        self.config = inner.config
+        self.inner: Any = inner
+        self.config: Any = inner.config
 
     def outputs(self, batch: TokenBatch, *, with_collision: bool = False) -> Outputs:
         """Return log-probabilities (nats, fp32) of `targets_C`, and log sum_v p(v)^2 there if asked for."""
@@ -52,8 +52,8 @@ class ForeignReward(nn.Module):
             raise CheckpointError(
                 f"{type(inner).__name__}: wanted a linear `score`, one label and no bias, as a reward model"
             )
-        self.inner = inner
-        self.config = inner.config
+        self.inner: Any = inner
+        self.config: Any = inner.config
 
     def rewards(self, batch: TokenBatch) -> Tensor:
         """Return one reward per branch, rewards_B."""

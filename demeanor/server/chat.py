@@ -39,19 +39,19 @@ from demeanor.server.assistant import ModelCard
 from demeanor.server.chat_request import ChatRequest, chat_turns
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
 from demeanor.server.request_context import CURRENT_REQUEST
-from demeanor.server.schemas import Answer, StreamOptions
+from demeanor.server.schemas import ResponseObject, StreamOptions
 from demeanor.server.streaming import EventStream, Step, all_events, interleaved
 
 C = TypeVar("C", bound="CompletionBase")
 router = APIRouter()
 
 
-class FunctionCall(Answer):
+class FunctionCall(ResponseObject):
     name: str
     arguments: str
 
 
-class CallAnswer(Answer):
+class CallAnswer(ResponseObject):
     """A tool call; `index` only in streams."""
 
     index: int | None = None
@@ -60,19 +60,19 @@ class CallAnswer(Answer):
     function: FunctionCall
 
 
-class UrlCitation(Answer):
+class UrlCitation(ResponseObject):
     start_index: int
     end_index: int
     title: str
     url: str
 
 
-class Annotation(Answer):
+class Annotation(ResponseObject):
     type: Literal["url_citation"]
     url_citation: UrlCitation
 
 
-class TopLogprob(Answer):
+class TopLogprob(ResponseObject):
     token: str
     logprob: float
     bytes: list[int] | None
@@ -82,12 +82,12 @@ class TokenAnswer(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class Logprobs(Answer):
+class Logprobs(ResponseObject):
     content: list[TokenAnswer] | None
     refusal: None
 
 
-class MessageAnswer(Answer):
+class MessageAnswer(ResponseObject):
     """A whole message, or (all fields optional) what a chunk adds to one."""
 
     role: Literal["assistant"] | None = None
@@ -97,27 +97,27 @@ class MessageAnswer(Answer):
     annotations: list[Annotation] | None = None
 
 
-class Choice(Answer):
+class Choice(ResponseObject):
     index: int
     message: MessageAnswer
     logprobs: Logprobs | None
     finish_reason: str
 
 
-class ChunkChoice(Answer):
+class ChunkChoice(ResponseObject):
     index: int
     delta: MessageAnswer
     logprobs: Logprobs | None
     finish_reason: str | None
 
 
-class UsageAnswer(Answer):
+class UsageAnswer(ResponseObject):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
-class CompletionBase(Answer):
+class CompletionBase(ResponseObject):
     """The fields that a response and its chunks share, here and in /v1/completions; `choices` in the shape of the endpoint."""
 
     id: str

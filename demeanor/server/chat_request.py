@@ -138,7 +138,7 @@ class FunctionTool(Body):
     strict: bool | None = Field(None, description="hold the arguments of every call to the schema")
 
 
-class Tool(Body):
+class OfferedTool(Body):
     """A tool offered with the request."""
 
     type: Literal["function"]
@@ -260,7 +260,7 @@ class ChatRequest(SamplingFields):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: list[OfferedTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = Field(
         None, description="whether a tool may, must not or must be called, or which"
     )

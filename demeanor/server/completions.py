@@ -18,16 +18,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from demeanor.core.errors import ContextError, RequestError
 from demeanor.core.types import Decoding, Event, Message, PromptRead, Refusal, Respond, Text, Turn, fold
 from demeanor.server.assistant import Codec, ModelCard
-from demeanor.server.chat import (
-    CompletionBase,
-    UsageAnswer,
-    completion_response,
-    finish_reason,
-)
+from demeanor.server.chat import CompletionBase, UsageAnswer, completion_response, finish_reason
 from demeanor.server.chat_request import SamplingFields, sampling
 from demeanor.server.endpoint import GENERATED, documented, read_body, state_of
 from demeanor.server.request_context import CURRENT_REQUEST
-from demeanor.server.schemas import MAX_LIMIT, Answer, StreamOptions, never, only, refusing, wrong
+from demeanor.server.schemas import MAX_LIMIT, ResponseObject, StreamOptions, never, only, refusing, wrong
 
 MAX_PROMPTS = 256
 SAME_NATS = 1e-4
@@ -97,7 +92,7 @@ Row = tuple[str, float | None, tuple[tuple[str, float], ...]]
 """A token: its text, its log-probability, its alternatives."""
 
 
-class TextLogprobs(Answer):
+class TextLogprobs(ResponseObject):
     """One entry per token in each list; the first token of a prompt has no log-probability."""
 
     tokens: list[str]
@@ -106,7 +101,7 @@ class TextLogprobs(Answer):
     text_offset: list[int]
 
 
-class TextChoice(Answer):
+class TextChoice(ResponseObject):
     index: int
     text: str
     logprobs: TextLogprobs | None

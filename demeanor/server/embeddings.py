@@ -15,11 +15,11 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from demeanor.core.errors import ContextError, RequestError
-from demeanor.server.assistant import Assistant, ModelCard
+from demeanor.server.assistant import ModelCard, ServedAssistant
 from demeanor.server.completions import Prompt, prompt_list
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
 from demeanor.server.request_context import CURRENT_REQUEST
-from demeanor.server.schemas import MAX_LIMIT, Answer, Body
+from demeanor.server.schemas import MAX_LIMIT, Body, ResponseObject
 
 router = APIRouter()
 
@@ -38,18 +38,18 @@ class EmbeddingRequest(Body):
     user: str | None = Field(None, min_length=1, max_length=256)
 
 
-class EmbeddingAnswer(Answer):
+class EmbeddingAnswer(ResponseObject):
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
 
 
-class EmbeddingUsage(Answer):
+class EmbeddingUsage(ResponseObject):
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingList(Answer):
+class EmbeddingList(ResponseObject):
     """One vector per text."""
 
     object: Literal["list"]
@@ -106,7 +106,7 @@ def check_tokens(index: int, tokens: Sequence[int], vocab_size: int) -> None:
 
 
 async def charged_vectors(
-    assistant: Assistant, card: ModelCard, texts: Sequence[tuple[int, ...]]
+    assistant: ServedAssistant, card: ModelCard, texts: Sequence[tuple[int, ...]]
 ) -> list[list[float]]:
     """The vectors of texts; their tokens are charged to the budget of the current request, and given back on failure."""
     request, tokens = CURRENT_REQUEST.get(), sum(map(len, texts))

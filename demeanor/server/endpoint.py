@@ -17,9 +17,9 @@ from pydantic import BaseModel
 
 from demeanor.core.errors import RequestError
 from demeanor.server.admission import Operations
-from demeanor.server.assistant import Assistant
+from demeanor.server.assistant import ServedAssistant
 from demeanor.server.metrics import Metrics
-from demeanor.server.schemas import Answer, Body, ErrorAnswer, parse_body, validated
+from demeanor.server.schemas import Body, ErrorAnswer, ResponseObject, parse_body, validated
 
 B = TypeVar("B", bound=Body)
 SCHEMA = "#/components/schemas/{model}"
@@ -34,7 +34,7 @@ GENERATED = (404, 503, 504, *WITH_BODY)
 class AppState:
     """What the app serves; `clock` in monotonic seconds, `now` in seconds since 1970, `created` when the app was made."""
 
-    assistant: Assistant
+    assistant: ServedAssistant
     operations: Operations
     metrics: Metrics
     max_body_bytes: int
@@ -82,7 +82,9 @@ async def body_bytes(request: Request, max_bytes: int) -> bytes:
     return bytes(content)
 
 
-def json_response(answer: Answer, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
+def json_response(
+    answer: ResponseObject, headers: Mapping[str, str] | None = None, status: int = 200
+) -> Response:
     """An answer that no cache may keep."""
     return Response(
         answer.encode(),
@@ -95,11 +97,11 @@ def json_response(answer: Answer, headers: Mapping[str, str] | None = None, stat
 def documented(
     summary: str,
     errors: tuple[int, ...],
-    answer: type[Answer] | None = None,
+    answer: type[ResponseObject] | None = None,
     *,
     body: type[Body] | None = None,
     query: type[Body] | None = None,
-    event: type[Answer] | None = None,
+    event: type[ResponseObject] | None = None,
 ) -> dict[str, Any]:
     """The arguments of a route that describe it: its answer, its error statuses, its body or query, and the events of a stream."""
     success: dict[str, Any] = {
@@ -139,7 +141,7 @@ def _schema(model: type[BaseModel], mode: Any) -> dict[str, Any]:
     return model.model_json_schema(ref_template=SCHEMA, mode=mode)
 
 
-def _event_schema(event: type[Answer]) -> dict[str, Any]:
+def _event_schema(event: type[ResponseObject]) -> dict[str, Any]:
     """The schema of each event of a stream, as OpenAPI 3.2 has it under itemSchema."""
     data = {
         "type": "string",

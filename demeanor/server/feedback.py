@@ -13,7 +13,7 @@ from pydantic import Field
 from demeanor.core.errors import RequestError
 from demeanor.server.endpoint import WITH_BODY, documented, json_response, read_body, state_of
 from demeanor.server.request_context import CURRENT_REQUEST
-from demeanor.server.schemas import Answer, Body
+from demeanor.server.schemas import Body, ResponseObject
 
 MAX_CHARS = 20_000
 router = APIRouter()
@@ -32,7 +32,7 @@ class FeedbackRequest(Body):
     )
 
 
-class FeedbackAnswer(Answer):
+class FeedbackAnswer(ResponseObject):
     """What was stored."""
 
     object: Literal["feedback"]

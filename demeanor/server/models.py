@@ -11,18 +11,18 @@ from fastapi import APIRouter, Request, Response
 
 from demeanor.server.assistant import ModelCard
 from demeanor.server.endpoint import AUTHENTICATED, documented, json_response, state_of
-from demeanor.server.schemas import Answer
+from demeanor.server.schemas import ResponseObject
 
 router = APIRouter()
 
 
-class AboutModel(Answer):
+class AboutModel(ResponseObject):
     description: str
     stack_key: str
     layers: list[str]
 
 
-class ModelAnswer(Answer):
+class ModelAnswer(ResponseObject):
     """One variant."""
 
     id: str
@@ -32,13 +32,13 @@ class ModelAnswer(Answer):
     demeanor: AboutModel
 
 
-class AboutStack(Answer):
+class AboutStack(ResponseObject):
     name: str
     stack_key: str
     examples: list[str]
 
 
-class ModelList(Answer):
+class ModelList(ResponseObject):
     """The offered variants."""
 
     object: Literal["list"]

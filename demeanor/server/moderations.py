@@ -14,7 +14,7 @@ from pydantic import Discriminator, Field, Tag
 
 from demeanor.server.assistant import Judged
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
-from demeanor.server.schemas import Answer, Body, TextPart, one_of
+from demeanor.server.schemas import Body, ResponseObject, TextPart, one_of
 
 MAX_INPUTS = 256
 router = APIRouter()
@@ -43,7 +43,7 @@ class ModerationRequest(Body):
     model: str | None = Field(None, description="a variant's id; null: the whole stack")
 
 
-class Matched(Answer):
+class Matched(ResponseObject):
     """A rule that matches: what it is about, what it does, and the character spans of its matches."""
 
     rule: str
@@ -53,11 +53,11 @@ class Matched(Answer):
     spans: list[tuple[int, int]]
 
 
-class MatchedRules(Answer):
+class MatchedRules(ResponseObject):
     matches: list[Matched]
 
 
-class ModerationResult(Answer):
+class ModerationResult(ResponseObject):
     flagged: bool
     categories: dict[str, bool]
     category_scores: dict[str, float]
@@ -65,12 +65,12 @@ class ModerationResult(Answer):
     demeanor: MatchedRules
 
 
-class About(Answer):
+class About(ResponseObject):
     stack_key: str
     layer: str
 
 
-class Moderation(Answer):
+class Moderation(ResponseObject):
     """The body of a response."""
 
     id: str

@@ -44,7 +44,7 @@ from demeanor.server.responses_request import (
     response_fields,
     response_turn,
 )
-from demeanor.server.schemas import Answer
+from demeanor.server.schemas import ResponseObject
 from demeanor.server.streaming import EventStream, Step, all_events, interleaved
 from demeanor.store.database import Stored
 
@@ -181,11 +181,11 @@ class ResponseStream(EventStream):
         super().__init__(events, request_id)
         self.streamed = streamed
 
-    def frame(self, chunk: Answer) -> bytes:
+    def frame(self, chunk: ResponseObject) -> bytes:
         name = chunk.type if isinstance(chunk, StreamEvent) else "error"
         return f"event: {name}\n".encode() + super().frame(chunk)
 
-    def last_chunk(self, error: RequestError) -> Answer:
+    def last_chunk(self, error: RequestError) -> ResponseObject:
         return self.streamed.failed(error)
 
 

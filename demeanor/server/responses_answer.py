@@ -15,21 +15,21 @@ from demeanor.core.errors import RequestError
 from demeanor.core.types import Completion, Event, Message, Refusal, Text, Turn, fold
 from demeanor.server.chat import UrlCitation, citations, finish_reason, sent_calls, token_logprobs
 from demeanor.server.responses_request import ABOUT, response_fields
-from demeanor.server.schemas import Answer
+from demeanor.server.schemas import ResponseObject
 
 
 class UrlAnnotation(UrlCitation):
     type: Literal["url_citation"]
 
 
-class OutputText(Answer):
+class OutputText(ResponseObject):
     type: Literal["output_text"]
     text: str
     annotations: list[UrlAnnotation]
     logprobs: list[dict[str, Any]]
 
 
-class OutputRefusal(Answer):
+class OutputRefusal(ResponseObject):
     type: Literal["refusal"]
     refusal: str
 
@@ -37,7 +37,7 @@ class OutputRefusal(Answer):
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputMessage(Answer):
+class OutputMessage(ResponseObject):
     type: Literal["message"]
     id: str
     status: Status
@@ -45,7 +45,7 @@ class OutputMessage(Answer):
     content: list[OutputText | OutputRefusal]
 
 
-class OutputCall(Answer):
+class OutputCall(ResponseObject):
     type: Literal["function_call"]
     id: str
     call_id: str
@@ -57,15 +57,15 @@ class OutputCall(Answer):
 OutputItem: TypeAlias = OutputMessage | OutputCall
 
 
-class Details(Answer):
+class Details(ResponseObject):
     cached_tokens: int = 0
 
 
-class ReasoningDetails(Answer):
+class ReasoningDetails(ResponseObject):
     reasoning_tokens: int = 0
 
 
-class ResponseUsage(Answer):
+class ResponseUsage(ResponseObject):
     input_tokens: int
     input_tokens_details: Details
     output_tokens: int
@@ -73,11 +73,11 @@ class ResponseUsage(Answer):
     total_tokens: int
 
 
-class Incomplete(Answer):
+class Incomplete(ResponseObject):
     reason: Literal["max_output_tokens", "content_filter"]
 
 
-class ResponseAnswer(Answer):
+class ResponseAnswer(ResponseObject):
     """A response; while it is written its output is empty and its usage null."""
 
     id: str
@@ -105,7 +105,7 @@ class ResponseAnswer(Answer):
     demeanor: dict[str, Any] | None = None
 
 
-class StreamEvent(Answer):
+class StreamEvent(ResponseObject):
     """One event of a streamed response; which fields it has depends on its type, as OpenAI documents."""
 
     type: str
@@ -128,7 +128,7 @@ class StreamEvent(Answer):
     error: dict[str, Any] | None = None
 
 
-class Deleted(Answer):
+class Deleted(ResponseObject):
     """A response that is gone."""
 
     id: str
@@ -136,7 +136,7 @@ class Deleted(Answer):
     deleted: Literal[True]
 
 
-class InputItems(Answer):
+class InputItems(ResponseObject):
     """What a kept response was requested with."""
 
     object: Literal["list"]

@@ -14,13 +14,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Decoding, Message, OutputFormat, ToolCall, Turn
-from demeanor.server.chat_request import (
-    MAX_MESSAGES,
-    MAX_TOOLS,
-    FunctionTool,
-    check_tool_names,
-    tool_spec,
-)
+from demeanor.server.chat_request import MAX_MESSAGES, MAX_TOOLS, FunctionTool, check_tool_names, tool_spec
 from demeanor.server.schemas import (
     MAX_LIMIT,
     MAX_LOGPROBS,

@@ -148,7 +148,7 @@ class TextPart(Body):
     text: str
 
 
-class Answer(BaseModel):
+class ResponseObject(BaseModel):
     """Base of every object in a response."""
 
     def encode(self) -> bytes:
@@ -156,14 +156,14 @@ class Answer(BaseModel):
         return self.model_dump_json(exclude_unset=True).encode()
 
 
-class ErrorDetail(Answer):
+class ErrorDetail(ResponseObject):
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(ResponseObject):
     """Every error there is."""
 
     error: ErrorDetail

@@ -19,7 +19,7 @@ from demeanor.core.errors import RequestError
 from demeanor.core.types import Event, Respond, Turn
 from demeanor.server import error_responses
 from demeanor.server.request_context import recorded
-from demeanor.server.schemas import Answer
+from demeanor.server.schemas import ResponseObject
 
 T = TypeVar("T")
 Step: TypeAlias = tuple[int, Event | None]
@@ -115,7 +115,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[Answer, None], request_id: str) -> None:
+    def __init__(self, chunks: AsyncGenerator[ResponseObject, None], request_id: str) -> None:
         """An error that comes too late for an HTTP status becomes the last event."""
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -145,10 +145,10 @@ class EventStream(Response):
     async def _send(self, send: Send, frame: bytes) -> None:
         await send({"type": "http.response.body", "body": frame, "more_body": True})
 
-    def frame(self, chunk: Answer) -> bytes:
+    def frame(self, chunk: ResponseObject) -> bytes:
         """One chunk as a server-sent event."""
         return b"data: " + chunk.encode() + b"\n\n"
 
-    def last_chunk(self, error: RequestError) -> Answer:
+    def last_chunk(self, error: RequestError) -> ResponseObject:
         """The chunk that tells an error."""
         return error_responses.error_answer(error)

@@ -15,7 +15,7 @@ from demeanor.layers import Kit, compose
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "contributing.md").read_text(encoding="utf-8")
 PLACES = re.findall(
-    r"`((?:layers|server|objectives|train|evaluation|stack|text|report|cli|app)[\w/.]*\.(?:py|yaml))(?::|`)",
+    r"`((?:(?:layers|server|objectives|train|evaluation|stack|text|report|cli)/[\w/]+|app)\.py)(?::|`)",
     PAGE,
 )
 

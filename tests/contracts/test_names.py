@@ -16,12 +16,8 @@ MODULES = {
     "bfcl",  # the scorer of a public set ...
     "gsm8k",
     "ifeval",
-    "data",  # ... and verbs of the command line, named as the room or file they call
-    "keys",
+    "keys",  # ... and verbs of the command line, named as the file they call
     "stack",
-    "retrieval",  # layers that are named as the room behind them
-    "tools",
-    "policy",
 }
 
 

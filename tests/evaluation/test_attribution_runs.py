@@ -12,7 +12,7 @@ from demeanor.app import services
 from demeanor.core.errors import DemeanorError
 from demeanor.core.formatting import points
 from demeanor.evaluation import attribution, ladder
-from demeanor.evaluation.rows import read_rows
+from demeanor.evaluation.result_rows import read_rows
 from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs

@@ -12,7 +12,7 @@ from demeanor.core.types import Decoding, Item, Message, Text, Turn, complete
 from demeanor.evaluation import base_prompting, ladder
 from demeanor.evaluation import result as results
 from demeanor.evaluation.experiment import turned
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs

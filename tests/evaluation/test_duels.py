@@ -22,7 +22,7 @@ from demeanor.core.types import Item, Message, Respond
 from demeanor.evaluation import duel
 from demeanor.evaluation.duel import Duel, DuelResult
 from demeanor.evaluation.judge import JudgeClient
-from demeanor.evaluation.rows import Row, read_rows
+from demeanor.evaluation.result_rows import Row, read_rows
 from demeanor.report import html, markdown
 from demeanor.stack.schema import JudgeSpec
 from tests.evaluation.scripted_judge import Scripted

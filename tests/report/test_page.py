@@ -12,14 +12,14 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from demeanor.report.markup import VOID, Html, el, join
+from demeanor.report.page import page
+from demeanor.report.words import percent, points
 
 from demeanor.evaluation import result as results
 from demeanor.report import shape
 from demeanor.report.figures import tone_of
 from demeanor.report.markdown import markdown
-from demeanor.report.markup import VOID, Html, el, join
-from demeanor.report.page import page
-from demeanor.report.words import percent, points
 
 ALLOWED = {
     "a",

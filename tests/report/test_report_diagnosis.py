@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from demeanor.evaluation.diagnosis.analysis import AxisNet, Diagnosis, HonestEstimate, Repair
 from demeanor.report.diagnosis import diagnosis
+
+from demeanor.evaluation.diagnosis.analysis import AxisNet, Diagnosis, HonestEstimate, Repair
 
 AXIS = AxisNet("safe_twin", 30, 28, 40, 0, 0.4, 0.3, 0.5, 0.0001, 0.001, True)
 RULE = Repair(

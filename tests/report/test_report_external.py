@@ -6,11 +6,11 @@ import io
 from typing import Any
 
 import pytest
+from demeanor.report.page import page
 from rich.console import Console
 
 from demeanor.report import terminal, words
 from demeanor.report.markdown import markdown
-from demeanor.report.page import page
 
 
 def said(result: dict[str, Any]) -> str:

@@ -243,7 +243,7 @@ def test_the_table_and_the_schema_hold_every_field_that_the_openai_sdk_documents
         (chat_request.ToolMessage, sdk.ChatCompletionToolMessageParam),
         (schemas.TextPart, sdk.ChatCompletionContentPartTextParam),
         (chat_request.FunctionTool, FunctionDefinition),
-        (chat_request.Tool, sdk.ChatCompletionFunctionToolParam),
+        (chat_request.OfferedTool, sdk.ChatCompletionFunctionToolParam),
         (chat_request.Call, sdk.ChatCompletionMessageFunctionToolCallParam),
         (schemas.StreamOptions, sdk.ChatCompletionStreamOptionsParam),
     ],

@@ -12,12 +12,12 @@ from fastapi.routing import APIRoute
 from openai.types.completion_create_params import CompletionCreateParamsBase
 from scripted import Scripted, body
 
-from demeanor.server.app import ENDPOINTS, app, router
+from demeanor.server.application import ENDPOINTS, app, router
 from demeanor.server.auth import from_digests
 from demeanor.server.chat import ChatChunk
 from demeanor.server.completions import CompletionChunk
 from demeanor.server.endpoint import document
-from demeanor.server.schemas import Answer, ErrorAnswer
+from demeanor.server.schemas import ErrorAnswer, ResponseObject
 from demeanor.store.keys import digest
 
 DOCUMENT = document(app(Scripted()))
@@ -27,7 +27,10 @@ ROUTES = [
     for route in routes
     if isinstance(route, APIRoute)
 ]
-CHUNKS: dict[str, type[Answer]] = {"/v1/chat/completions": ChatChunk, "/v1/completions": CompletionChunk}
+CHUNKS: dict[str, type[ResponseObject]] = {
+    "/v1/chat/completions": ChatChunk,
+    "/v1/completions": CompletionChunk,
+}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": body("the ferry?", logprobs=True),
     "/v1/completions": {"model": "harbour-desk:base", "prompt": "Hi", "logprobs": 1},

@@ -15,7 +15,7 @@ from scripted import Scripted, body
 
 from demeanor.core.types import Decoding, Event, Text, Turn
 from demeanor.server.admission import Operations
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.auth import from_digests
 from demeanor.server.middleware import RequestContextMiddleware, host_name, is_loopback
 from demeanor.server.streaming import interleaved

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from scripted import Scripted
 
 from demeanor.core.types import Decoding, Done, Event, OutputFormat, Respond, Text, TokenLogprob, Turn
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.auth import from_digests
 from demeanor.server.responses_answer import ResponseAnswer, StreamedResponse, StreamEvent, blank_response
 from demeanor.server.responses_request import ResponseRequest

@@ -18,7 +18,7 @@ from demeanor.evaluation import ladder, log_readers
 from demeanor.evaluation.items import save_suite
 from demeanor.evaluation.log_readers import Sample
 from demeanor.evaluation.result import Result, load
-from demeanor.evaluation.rows import Row, as_line
+from demeanor.evaluation.result_rows import Row, as_line
 from demeanor.stack.stack import digest
 
 Key: TypeAlias = tuple[str, int]

@@ -29,19 +29,12 @@ from demeanor.server import (
     responses,
 )
 from demeanor.server.admission import Operations
-from demeanor.server.assistant import Assistant
+from demeanor.server.assistant import ServedAssistant
 from demeanor.server.auth import KeyRing, KeyStore
-from demeanor.server.endpoint import (
-    UNAUTHENTICATED,
-    AppState,
-    document,
-    documented,
-    json_response,
-    state_of,
-)
+from demeanor.server.endpoint import UNAUTHENTICATED, AppState, document, documented, json_response, state_of
 from demeanor.server.metrics import Metrics
 from demeanor.server.middleware import add_middleware
-from demeanor.server.schemas import Answer
+from demeanor.server.schemas import ResponseObject
 
 MAX_BODY_BYTES = 1 << 20
 PAGES = ("chat.html", "chat.js", "trace.js", "sse.js", "thumbs.js", "dom.js", "chat.css", "icon.svg")
@@ -56,7 +49,7 @@ router = APIRouter()
 
 
 def app(
-    assistant: Assistant,
+    assistant: ServedAssistant,
     *,
     keys: KeyStore | KeyRing | None = None,
     hosts: Collection[str] = (),
@@ -92,7 +85,7 @@ async def _error_response(request: Request, error: Exception) -> Response:
     return error_responses.error_response(refusal)
 
 
-class Health(Answer):
+class Health(ResponseObject):
     """How the server is."""
 
     status: Literal["ok", "ready", "draining"]
