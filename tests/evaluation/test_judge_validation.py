@@ -222,11 +222,14 @@ def test_another_demeanor_can_be_the_judge_and_the_second_run_asks_it_nothing(
     with served(Wise()) as address:
         path, results = stack(tmp_path, f"{address}/v1"), tmp_path / "results"
         for calls in (24, 24):
-            assert main(["judge", str(path), str(file(tmp_path, PAIRS)), "--results", str(results)]) == 0
+            assert (
+                main(["judge", "validate", str(path), str(file(tmp_path, PAIRS)), "--results", str(results)])
+                == 0
+            )
             assert judge.calls == calls
     said = capsys.readouterr().out
-    assert "12 pairs, 24 verdicts, 0 without a verdict" in said
-    assert "75.0%  [" in said
+    assert "12 pairs" in said
+    assert "75.0% (" in said
     assert "24 verdicts of harbour-desk, 0 from the cache, 216 + 48 tokens" in said
     assert "24 verdicts of harbour-desk, 24 from the cache, 0 + 0 tokens" in said
     assert json.loads((results / "desk.judge.json").read_text())["accuracy"]["value"] == 0.75
@@ -308,7 +311,10 @@ def test_the_verb_says_what_to_declare_where_there_is_no_judge(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = stack(tmp_path, "http://127.0.0.1:9/v1")
-    assert main(["judge", str(path), str(file(tmp_path, PAIRS)), "--set", "evaluation.judge=null"]) == 1
+    assert (
+        main(["judge", "validate", str(path), str(file(tmp_path, PAIRS)), "--set", "evaluation.judge=null"])
+        == 3
+    )
     assert "evaluation.judge: got null, wanted the server and model of the judge" in capsys.readouterr().err
 
 

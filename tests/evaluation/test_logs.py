@@ -151,7 +151,8 @@ def test_the_table_is_the_paired_arithmetic_of_the_logs(
     assert (
         main(
             [
-                "harness",
+                "logs",
+                "import",
                 *map(str, inspect_logs("facts") + inspect_logs("arithmetic")),
                 "--name",
                 "x",
@@ -194,7 +195,7 @@ def test_the_table_is_the_paired_arithmetic_of_the_logs(
 
 
 def test_times_that_no_log_told_are_not_shown_as_nothing(tmp_path: Path) -> None:
-    main(["harness", *map(str, FOLDERS), "--results", str(tmp_path)])
+    main(["logs", "import", *map(str, FOLDERS), "--results", str(tmp_path)])
     assert load(tmp_path / "harness.json").cost == ()
     assert "Time and tokens" not in (tmp_path / "harness.md").read_text()
 
@@ -284,7 +285,7 @@ def test_every_logged_answer_is_judged_by_our_scorer_as_it_was_there() -> None:
 
 def test_a_suite_is_one_that_eval_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "suite.jsonl"
-    assert main(["harness", *map(str, FOLDERS), str(INSPECT), "--as-suite", str(out)]) == 0
+    assert main(["logs", "import", *map(str, FOLDERS), str(INSPECT), "--as-suite", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}: 32 items\n"
     items = load_suite(out)
     assert {i.axis: sum(j.axis == i.axis for j in items) for i in items} == {
@@ -324,7 +325,7 @@ def test_scorers_that_are_not_ours_are_named(
             s["scores"] = {scorer: s["scores"]["includes"]}
 
     log = changed(inspect_logs("facts")[0], tmp_path, renamed)
-    assert main(["harness", str(log), "--as-suite", str(tmp_path / "out.jsonl")]) == 1
+    assert main(["logs", "import", str(log), "--as-suite", str(tmp_path / "out.jsonl")]) == 1
     assert f"8 left out: {reason}" in capsys.readouterr().out
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -400,11 +401,25 @@ def test_rows_of_two_filters_of_one_task_are_all_read_back(tmp_path: Path) -> No
 def test_answers_that_eval_measured_are_not_written_over(tmp_path: Path) -> None:
     kept = tmp_path / "x.rows.jsonl"
     kept.write_text("measured\n")
-    assert main(["harness", str(FOLDERS[0]), str(FOLDERS[1]), "--results", str(tmp_path), "--name", "x"]) == 2
+    assert (
+        main(["logs", "import", str(FOLDERS[0]), str(FOLDERS[1]), "--results", str(tmp_path), "--name", "x"])
+        == 2
+    )
     assert kept.read_text() == "measured\n"
     kept.unlink()
     for _ in range(2):
         assert (
-            main(["harness", str(FOLDERS[0]), str(FOLDERS[1]), "--results", str(tmp_path), "--name", "x"])
+            main(
+                [
+                    "logs",
+                    "import",
+                    str(FOLDERS[0]),
+                    str(FOLDERS[1]),
+                    "--results",
+                    str(tmp_path),
+                    "--name",
+                    "x",
+                ]
+            )
             == 0
         )
