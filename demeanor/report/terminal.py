@@ -47,6 +47,8 @@ def show_page(page: Page, out: Console) -> None:
     out.print(RichText(visible(page.headline), "bold"))
     for section in page.sections:
         show(section, out)
+    if page.caveats:
+        out.print()
     for caveat in page.caveats:
         out.print(RichText.assemble(("! ", "bold yellow"), visible(caveat)))
 

@@ -15,7 +15,8 @@ from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Done, Message, Prompted, Refusal, Timing, Turn, complete
 from demeanor.evaluation import ladder
 from demeanor.evaluation.experiment import suite
-from demeanor.server.app import app
+from demeanor.server.application import app
+from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
 
@@ -81,7 +82,7 @@ def test_served_answers_equal_evaluated_answers(
     stack, runs = trained
     result_rows = tmp_path / "results" / "check.rows.jsonl"
     ladder.evaluate(stack, services(runs), tmp_path / "results", variants=None, limit=2, name="check")
-    from demeanor.evaluation.rows import read_rows
+    from demeanor.evaluation.result_rows import read_rows
 
     rows = {(r.variant, r.item_id): r for r in read_rows(result_rows)}
     items = {i.id: i for i in suite(stack, 2)}

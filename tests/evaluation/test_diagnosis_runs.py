@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from demeanor import tools
 from demeanor.app import load_stack, services
-from demeanor.cli import diagnose as verb
 from demeanor.core.errors import DataError
 from demeanor.core.types import (
     Completion,
@@ -31,11 +31,12 @@ from demeanor.core.types import (
 )
 from demeanor.evaluation import ladder
 from demeanor.evaluation.diagnosis import diagnose, interventions
+from demeanor.evaluation.diagnosis.analysis import section
 from demeanor.evaluation.diagnosis.replay import Intervention, ReplayHarness, as_it_is
 from demeanor.evaluation.experiment import Experiment, suite
 from demeanor.evaluation.rows import LayerActivity, Row, read_rows
 from demeanor.evaluation.statistics import Estimate
-from demeanor.report import publish
+from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
 from demeanor.store import database
 from demeanor.store.database import rated_turns
@@ -322,10 +323,10 @@ def test_the_verb_writes_what_it_shows_and_a_section_of_the_page(
     assert rows == [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error], (
         "nothing was measured again"
     )
-    verb.show(found)
+    terminal.show(section(found), Console(width=300))
     printed = capsys.readouterr().out
-    assert f"suspect: {found.suspect}" in printed
-    assert all(r.name in printed for r in found.repairs)
+    assert f"Suspect: {found.suspect}" in printed
+    assert all(" ".join(r.name.split()[:3]) in printed for r in found.repairs)
     result = ladder.evaluate(stack, services(runs), tmp_path, variants=["tiny-desk"], limit=2, name="x")
     assert 'id="diagnosis"' in publish.show(result, tmp_path).read_text()
 

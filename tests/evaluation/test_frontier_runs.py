@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from demeanor.app import services
-from demeanor.cli import frontier as verb
 from demeanor.evaluation import frontier, ladder
-from demeanor.report import publish
+from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 
@@ -40,7 +39,7 @@ def test_the_frontier_is_a_table_a_file_and_a_section(
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
     found = frontier.run(stack, services(runs), tmp_path, limit=2, name="f")
-    verb.show(found)
+    terminal.show(frontier.section(found), terminal.console())
     assert "dpo+policy" in capsys.readouterr().out
     result = ladder.evaluate(
         stack, services(runs), tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=2, name="f"

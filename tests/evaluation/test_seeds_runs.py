@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from demeanor.app import load_stack, services
-from demeanor.cli import seeds as verb
 from demeanor.core.errors import DemeanorError
 from demeanor.evaluation import ladder, seeds
 from demeanor.evaluation import result as results
-from demeanor.report import publish
+from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 
@@ -45,10 +44,10 @@ def test_two_seeds_are_trained_measured_and_told(
     )
     assert again == found
     assert "steps in" not in capsys.readouterr().err  # nothing was trained again
-    verb.show(found)
+    terminal.show(seeds.section(found), terminal.console())
     assert "hold over seeds and items" in " ".join(capsys.readouterr().out.split())
     ladder.evaluate(stack, services(runs), tmp_path, variants=None, limit=2, name="f")
-    assert "Another training" in publish.show(results.load(tmp_path / "f.json"), tmp_path).read_text()
+    assert "Trained with other seeds" in publish.show(results.load(tmp_path / "f.json"), tmp_path).read_text()
 
 
 def test_one_seed_or_one_twice_is_refused(tmp_path: Path, trained: tuple[Stack, Runs]) -> None:

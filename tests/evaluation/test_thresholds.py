@@ -8,14 +8,13 @@ import pytest
 import yaml
 
 from demeanor.app import load_stack, services
-from demeanor.cli import frontier as verb
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import frontier, ladder
 from demeanor.evaluation import result as results
 from demeanor.evaluation.experiment import suite
 from demeanor.evaluation.items import SAFE, UNSAFE
 from demeanor.layers.policy.rules import RuleSpec
-from demeanor.report import publish
+from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 
@@ -91,8 +90,8 @@ def test_a_sweep_places_the_policy_at_every_threshold(
     assert refused == sorted(refused, reverse=True)  # a laxer rule never refuses more
     assert not any("@" in label for p in found.points for label in p.dominated_by)
     assert of["dpo+policy"].threshold == 1.5
-    verb.show(found)
-    assert "at other thresholds" in capsys.readouterr().out
+    terminal.show(frontier.section(found), terminal.console())
+    assert "At other thresholds" in capsys.readouterr().out
     ladder.evaluate(
         stack, services(runs), tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=6, name="f"
     )
@@ -100,7 +99,8 @@ def test_a_sweep_places_the_policy_at_every_threshold(
     assert "At other thresholds" in page
     told = (tmp_path / "f.md").read_text().partition("## What safety costs")[2]
     assert "| dpo+policy |" in told
-    assert "@" not in told, "what nobody declared is not among the points"
+    points = told.partition("### At other thresholds")[0]
+    assert "@" not in points, "what nobody declared is not among the points"
 
 
 def test_a_rule_that_reads_answers_alone_has_no_thresholds_in_the_questions(
