@@ -180,7 +180,7 @@ def test_a_fraction_measures_fewer_cells_and_tells_what_it_confounds(
             total.value, abs=1e-9
         )
     terminal.show(attribution.section(found), terminal.console())
-    printed = capsys.readouterr().out
-    assert "Cannot be told apart: policy = prompt x retrieval x tools" in printed
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "policy = prompt x retrieval x tools" in printed.partition("Cannot be told apart: ")[2]
     assert f"Suspect: {found.suspect}" in printed
     assert found.interactions == ()

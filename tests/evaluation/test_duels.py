@@ -317,7 +317,7 @@ def test_refused_answers_and_equal_texts_are_ties_without_a_call_and_each_is_cou
     assert m.raw is not None
     assert m.raw.value == pytest.approx((N - 14 + 0.5 * 14) / N)
     assert (
-        "3 ties where only one of the two refused: whether that was right is told by the scores, not here"
+        "3 ties where only one of the two refused: the scores say whether that was right, not the duels"
         in duel.caveats(found)
     )
 
@@ -543,8 +543,11 @@ def test_the_ladder_is_compared_once_and_the_page_of_the_same_suite_tells_it(
             assert main(["duel", str(path), "--results", str(out)]) == 0
             assert (server.asked_to_judge, server.model.calls) == (12, before + 12), "the answers were there"
     said = capsys.readouterr().out
-    assert "6 items, every pair of 2 variants; judge harbour-desk" in said
-    assert "! This judge has not been compared with people: demeanor judge STACK.yaml PAIRS" in said
+    assert "harbour-desk compared the answers to 6 items: every pair of 2 variants" in said
+    assert (
+        "This judge has not been compared with people. To do that: demeanor judge validate STACK.yaml PAIRS"
+        in said
+    )
     assert "12 verdicts of harbour-desk, 12 from the cache, 0 + 0 tokens" in said
     tree = json.loads((out / "desk.duel.json").read_text())
     assert (
