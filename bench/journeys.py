@@ -173,7 +173,7 @@ def chat(counting: Counting, stack: list[str]) -> None:
 
 
 def dpo(counting: Counting, stack: list[str]) -> None:
-    code = verb(counting, ["train", *stack, *overrides(ONE_STEP), "--only", "dpo"])
+    code = verb(counting, ["train", *stack, *overrides(ONE_STEP), "--stage", "dpo"])
     need(code == 0, f"train ended with {code}")
 
 
@@ -264,7 +264,7 @@ def prepare(folder: Path, root: Path, runs: Path | None) -> list[str]:
         shutil.copytree(runs, folder / "runs", dirs_exist_ok=True)
     else:
         stack += overrides(TINY)
-    run(folder, root, "train", ["-m", "demeanor", "train", *stack, "--only", "dpo"])
+    run(folder, root, "train", ["-m", "demeanor", "train", *stack, "--stage", "dpo"])
     return stack
 
 

@@ -49,7 +49,7 @@ def quick_server(port: int) -> None:
 
     from demeanor.app import StackRuntime, load_stack
     from demeanor.core.types import Done, Event, Respond, Text, Turn, Usage
-    from demeanor.server.app import app
+    from demeanor.server.application import app
     from demeanor.server.auth import from_digests
     from demeanor.serving import ServedStack
     from demeanor.store.keys import digest

@@ -96,11 +96,11 @@ class StackRuntime:
 
     async def vectors(self, stage: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """One unit vector per text, from a stage's weights, which stay loaded meanwhile; other requests are answered between two texts."""
-        loaded = await asyncio.to_thread(self._weights.take, stage)
+        loaded = await asyncio.to_thread(self._weights.acquire, stage)
         try:
             return [await asyncio.to_thread(_unit, loaded.engine, text) for text in texts]
         finally:
-            self._weights.put_back(stage)
+            self._weights.release(stage)
 
     def _load(self, stage: str) -> LoadedWeights:
         folder = weights_folder(self.stack, self.runs, stage)
@@ -219,7 +219,7 @@ class StackRuntime:
     @property
     def loaded(self) -> Mapping[str, LoadedWeights]:
         """The weights that are in memory, by stage."""
-        return self._weights.held()
+        return self._weights.loaded()
 
     def inherit(self, old: StackRuntime, *, weights: bool) -> None:
         """Take over the loaded `weights` of another runtime that are this one's too, and the accounts of its limits layers."""

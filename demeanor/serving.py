@@ -31,11 +31,11 @@ from demeanor.world import catalog
 def serve(load_stack: Callable[[], Stack], runs: Runs, settings: Settings) -> int:
     """Serve the API and the chat page until Ctrl-C or SIGTERM; `load_stack` reads the stack, at every reload again."""
     budget = None if settings.memory_gib is None else int(settings.memory_gib * 2**30)
-    return server.serve(Versions(load_stack, runs, budget), settings)
+    return server.serve(StackVersions(load_stack, runs, budget), settings)
 
 
 @dataclass
-class Versions:
+class StackVersions:
     """The runtimes that live: the one whose stack is served, and those that end what they began."""
 
     load_stack: Callable[[], Stack]

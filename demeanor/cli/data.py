@@ -1,19 +1,18 @@
-"""`demeanor data`: look at what will be trained on, and clean it: repeats, leaks of what is measured, lengths, languages, personal data.
+"""`demeanor data`: look at training rows, and clean them of repeats, leaks of what is measured, lengths, languages, personal data.
 
-Each cleaning reads rows from any source and writes a .jsonl file; it says how many it kept, and dropped for which reason.
+Every cleaning reads rows from any source, writes a .jsonl file, and says how many rows it kept, and dropped for which reason.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from demeanor.app import load_stack
-from demeanor.cli import arguments
+import typer
+
+from demeanor.cli.options import RUNS, Overrides, RunsFolder, load
 from demeanor.core.errors import DataError
-from demeanor.train.inspection import inspect
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,198 +21,118 @@ if TYPE_CHECKING:
     from demeanor.stack.schema import Source
     from demeanor.train.inspection import Inspection
 
-SOURCE = "a .jsonl/.json/.csv/.txt/.parquet/.arrow file, a folder, hf:owner/name[@revision], or world:NAME"
+SOURCE = "A .jsonl/.json/.csv/.txt/.parquet/.arrow file, a folder, hf:owner/name[@revision], or world:NAME."
+
+Rows = Annotated[str, typer.Argument(metavar="IN", help=SOURCE)]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The .jsonl file to write.")]
+Config = Annotated[str | None, typer.Option(help="Configuration of a hub id.")]
+Split = Annotated[str | None, typer.Option(help="Split of a hub id or a saved dataset.")]
+Column = Annotated[
+    list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Read column THEIRS as OURS (repeatable).")
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N rows only.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and say how many.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT.")]
 
 
-def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare `data` and its commands."""
-    data = verbs.add_parser(
-        "data",
-        help="look at rows and clean them: show, dedup, decontaminate, filter",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    show = _command(
-        commands,
-        "show",
-        _show,
-        "print rows as they will be trained on, what of them is trained, and the longest",
-    )
-    show.add_argument("source", metavar="SOURCE|STACK.yaml", help=f"a stack, or {SOURCE}")
-    show.add_argument(
-        "--stage",
-        action="append",
-        default=[],
-        metavar="STAGE",
-        help="this stage of the stack only (repeatable)",
-    )
-    show.add_argument(
-        "--want",
-        choices=("examples", "preferences", "unpaired", "text"),
-        default="examples",
-        help="what to read the rows of a source as (default: examples; a stack's objectives know)",
-    )
-    show.add_argument("--count", type=int, default=3, metavar="N", help="rows to print (default: 3)")
-    show.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of trained weights (default: runs)"
-    )
-    show.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        dest="overrides",
-        help="change a setting of the stack",
-    )
-
-    dedup = _cleaning(
-        commands, "dedup", _dedup, "keep the first of rows that say the same, exactly or nearly"
-    )
-    dedup.add_argument(
-        "--threshold",
-        type=float,
-        default=0.8,
-        metavar="S",
-        help="similarity of word 5-grams (Jaccard) from which rows count as repeats (default: 0.8)",
-    )
-    dedup.add_argument(
-        "--exact", action="store_true", help="only rows with the same words, whatever case and punctuation"
-    )
-    dedup.add_argument(
-        "--show", type=int, default=5, metavar="N", help="groups of repeats to print (default: 5)"
-    )
-
-    leaks = _cleaning(
-        commands, "decontaminate", _decontaminate, "drop rows that share words in a row with what is measured"
-    )
-    leaks.add_argument(
-        "--suite",
-        nargs="+",
-        required=True,
-        metavar="FILE|SUITE",
-        help="world:behaviour, builtin:NAME, or files of rows",
-    )
-    leaks.add_argument(
-        "--words", type=int, default=8, metavar="N", help="words in a row that count as a leak (default: 8)"
-    )
-    leaks.add_argument("--show", type=int, default=10, metavar="N", help="matches to print (default: 10)")
-
-    keep = _cleaning(commands, "filter", _filter, "drop rows by length, language and personal data")
-    keep.add_argument("--min-chars", type=int, metavar="N", help="shortest text of a row that stays")
-    keep.add_argument("--max-chars", type=int, metavar="N", help="longest text of a row that stays")
-    keep.add_argument(
-        "--language",
-        metavar="CODE",
-        help="drop rows in another language: en de fr es it pt nl ja ko zh el he th; "
-        "rows that do not say (short ones) stay",
-    )
-    keep.add_argument(
-        "--no-personal-data",
-        action="store_true",
-        help="drop rows with a card number or IBAN (check digits hold), an e-mail address or a phone number",
-    )
+class Want(StrEnum):
+    examples = "examples"
+    preferences = "preferences"
+    unpaired = "unpaired"
+    text = "text"
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+app = typer.Typer(no_args_is_help=True, help="Look at rows and clean them.")
+
+
+def _source(
     name: str,
-    run: Callable[[argparse.Namespace], int],
-    text: str,
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    command.add_argument("--config", help="configuration of a hub id")
-    command.add_argument("--split", help="split of a hub id or a saved dataset")
-    command.add_argument(
-        "--column",
-        action="append",
-        default=[],
-        metavar="OURS=THEIRS",
-        help="read column THEIRS as OURS (repeatable)",
-    )
-    command.add_argument("--limit", type=arguments.count, metavar="N", help="the first N rows only")
-    command.add_argument(
-        "--skip-bad", action="store_true", help="leave out rows that cannot be read, and say how many"
-    )
-    command.set_defaults(run=run)
-    return command
-
-
-def _cleaning(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    text: str,
-) -> argparse.ArgumentParser:
-    command = _command(commands, name, run, text)
-    command.add_argument("source", metavar="IN", help=SOURCE)
-    command.add_argument("out", type=Path, metavar="OUT", help="the .jsonl file to write")
-    command.add_argument("--force", action="store_true", help="overwrite OUT")
-    return command
-
-
-def _source(options: argparse.Namespace) -> Source:
+    config: str | None,
+    split: str | None,
+    column: list[str] | None,
+    limit: int | None,
+    skip_bad: bool,
+) -> Source:
     from demeanor.stack.schema import Source
 
-    renamed = dict(pair.partition("=")[::2] for pair in options.column)
+    renamed = dict(pair.partition("=")[::2] for pair in column or ())
     if not all(renamed) or not all(renamed.values()):
-        raise DataError(f"--column: got {' '.join(options.column)}, wanted OURS=THEIRS, e.g. prompt=question")
-    if options.limit is not None and options.limit < 1:
-        raise DataError(f"--limit: got {options.limit}, wanted at least 1")
+        raise DataError(f"--column: got {' '.join(column or ())}, wanted OURS=THEIRS, e.g. prompt=question")
     return Source(
-        source=options.source,
-        config=options.config,
-        split=options.split,
-        columns=renamed or None,
-        limit=options.limit,
-        skip_bad=options.skip_bad,
+        source=name, config=config, split=split, columns=renamed or None, limit=limit, skip_bad=skip_bad
     )
 
 
 # ---- looking ----
 
 
-def _show(options: argparse.Namespace) -> int:
+@app.command()
+def show(
+    source: Annotated[str, typer.Argument(metavar="SOURCE|STACK.yaml", help=f"A stack, or: {SOURCE}")],
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="This stage of the stack only (repeatable)."),
+    ] = None,
+    want: Annotated[
+        Want, typer.Option(help="What to read the rows of a source as (a stack's objectives know).")
+    ] = Want.examples,
+    count: Annotated[int, typer.Option(metavar="N", help="Rows to print.")] = 3,
+    config: Config = None,
+    split: Split = None,
+    column: Column = None,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Print rows as they will be trained on, which of their tokens are trained, and the longest."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    if options.source.endswith((".yaml", ".yml")):
-        return _show_stack(options, console)
+    if source.endswith((".yaml", ".yml")):
+        given = {"--config": config, "--split": split, "--column": column, "--limit": limit}
+        for name, value in given.items():
+            if value:
+                raise DataError(
+                    f"{name}: a stack says it for each of its sources; leave it out, or use --set"
+                )
+        _show_stack(Path(source), stage, count, skip_bad, overrides, runs, console)
+        return
     from demeanor.data import preview, sources
 
-    found = sources.rows(_source(options), root=Path(), want=options.want)
-    for row in found[: options.count]:
+    found = sources.rows(
+        _source(source, config, split, column, limit, skip_bad), root=Path(), want=want.value
+    )
+    for row in found[:count]:
         console.print(preview.show_row(row))
     console.print(
-        f"{len(found):,} rows. Tokens, coverage and longest rows: name a stack, which has the tokenizer and the template."
+        f"{len(found):,} rows. Tokens, coverage and longest rows: name a stack, which has the tokenizer and the "
+        "template."
     )
-    return 0
 
 
-def _show_stack(options: argparse.Namespace, console: Console) -> int:
+def _show_stack(
+    path: Path,
+    stages: list[str] | None,
+    count: int,
+    skip_bad: bool,
+    overrides: list[str] | None,
+    runs: Path,
+    console: Console,
+) -> None:
     from demeanor.stack.schema import Stage
     from demeanor.train import pipeline
+    from demeanor.train.inspection import inspect
     from demeanor.train.runs import Runs
 
-    given = [
-        name
-        for name, value in (
-            ("--config", options.config),
-            ("--split", options.split),
-            ("--column", options.column),
-            ("--limit", options.limit),
-        )
-        if value
-    ]
-    if given:
-        raise DataError(f"{given[0]}: a stack says it for each of its sources; leave it out, or use --set")
-    stack = load_stack(options.source, options.overrides)
-    if options.skip_bad:
+    stack = load(path, overrides)
+    if skip_bad:
         stack = pipeline.tolerant(stack)
-    for name in options.stage or [s.name for s in stack.spec.weights.stages if isinstance(s, Stage)]:
-        _print_stage(inspect(stack, Runs(options.runs), name, count=options.count), console)
-    return 0
+    trained = [stage.name for stage in stack.spec.weights.stages if isinstance(stage, Stage)]
+    for name in stages or trained:
+        _print_stage(inspect(stack, Runs(runs), name, count=count), console)
 
 
 def _print_stage(found: Inspection, console: Console) -> None:
@@ -224,16 +143,12 @@ def _print_stage(found: Inspection, console: Console) -> None:
     for tokens, source in found.longest:
         console.print(Text(f"{tokens:,} tokens: {source}"))
     console.print(
-        f"{found.too_long:,} of {found.coverage.rows:,} rows are longer than {found.limit:,} tokens and would be left out"
+        f"{found.too_long:,} of {found.coverage.rows:,} rows are longer than {found.limit:,} tokens and would be left "
+        "out"
     )
     if found.disagreements:
-        console.print(
-            Text(
-                f"prompts as trained and as served differ in {len(found.disagreements)} of {found.checked} checks:\n  "
-                + "\n  ".join(found.disagreements[:3]),
-                style="red",
-            )
-        )
+        differ = f"prompts as trained and as served differ in {len(found.disagreements)} of {found.checked} checks:"
+        console.print(Text("\n  ".join([differ, *found.disagreements[:3]]), style="red"))
     else:
         console.print(
             f"prompts as trained are prompts as served, token for token ({found.checked} rows checked)"
@@ -244,62 +159,115 @@ def _print_stage(found: Inspection, console: Console) -> None:
 # ---- cleaning ----
 
 
-def _dedup(options: argparse.Namespace) -> int:
+@app.command()
+def dedup(
+    source: Rows,
+    out: Out,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            metavar="S", help="Similarity of word 5-grams (Jaccard) from which rows count as repeats."
+        ),
+    ] = 0.8,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Only rows with the same words, whatever case and punctuation.")
+    ] = False,
+    show_groups: Annotated[int, typer.Option("--show", metavar="N", help="Groups of repeats to print.")] = 5,
+    config: Config = None,
+    split: Split = None,
+    column: Column = None,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+    force: Force = False,
+) -> None:
+    """Keep the first of rows that say the same, exactly or nearly."""
     from demeanor.data import curation
 
-    threshold = None if options.exact else options.threshold
-    return _report(
-        options,
-        curation.deduplicate(
-            _source(options), options.out, threshold=threshold, show=options.show, force=options.force
-        ),
-    )
+    rows = _source(source, config, split, column, limit, skip_bad)
+    similar = None if exact else threshold
+    _report(out, curation.deduplicate(rows, out, threshold=similar, show=show_groups, force=force))
 
 
-def _decontaminate(options: argparse.Namespace) -> int:
+@app.command()
+def decontaminate(
+    source: Rows,
+    out: Out,
+    suite: Annotated[
+        list[str], typer.Option(metavar="FILE|SUITE", help="world:behaviour, builtin:NAME, or files of rows.")
+    ],
+    words: Annotated[int, typer.Option(metavar="N", help="Words in a row that count as a leak.")] = 8,
+    show_matches: Annotated[int, typer.Option("--show", metavar="N", help="Matches to print.")] = 10,
+    config: Config = None,
+    split: Split = None,
+    column: Column = None,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+    force: Force = False,
+) -> None:
+    """Drop rows that share words in a row with what is measured."""
     from demeanor.data import curation
     from demeanor.evaluation.suites import texts
 
-    return _report(
-        options,
-        curation.remove_overlaps(
-            _source(options),
-            options.out,
-            suites={name: texts(name) or curation.texts(name) for name in options.suite},
-            words=options.words,
-            show=options.show,
-            force=options.force,
-        ),
+    rows = _source(source, config, split, column, limit, skip_bad)
+    suites = {name: texts(name) or curation.texts(name) for name in suite}
+    _report(
+        out,
+        curation.remove_overlaps(rows, out, suites=suites, words=words, show=show_matches, force=force),
     )
 
 
-def _filter(options: argparse.Namespace) -> int:
+@app.command("filter")
+def keep(
+    source: Rows,
+    out: Out,
+    min_chars: Annotated[
+        int | None, typer.Option(metavar="N", help="Shortest text of a row that stays.")
+    ] = None,
+    max_chars: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest text of a row that stays.")
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODE",
+            help="Drop rows in another language: en de fr es it pt nl ja ko zh el he th. Rows too short to tell stay.",
+        ),
+    ] = None,
+    no_personal_data: Annotated[
+        bool,
+        typer.Option(
+            "--no-personal-data",
+            help="Drop rows with a card number or IBAN (check digits hold), an e-mail address or a phone number.",
+        ),
+    ] = False,
+    config: Config = None,
+    split: Split = None,
+    column: Column = None,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+    force: Force = False,
+) -> None:
+    """Drop rows by length, language and personal data."""
     from demeanor.data import curation
 
-    if (
-        options.min_chars is None
-        and options.max_chars is None
-        and options.language is None
-        and not options.no_personal_data
-    ):
+    if min_chars is None and max_chars is None and language is None and not no_personal_data:
         raise DataError(
             "data filter: nothing to filter by; give --min-chars, --max-chars, --language or --no-personal-data"
         )
-    return _report(
-        options,
-        curation.keep_wanted(
-            _source(options),
-            options.out,
-            min_chars=options.min_chars,
-            max_chars=options.max_chars,
-            language=options.language,
-            personal=not options.no_personal_data,
-            force=options.force,
-        ),
+    rows = _source(source, config, split, column, limit, skip_bad)
+    done = curation.keep_wanted(
+        rows,
+        out,
+        min_chars=min_chars,
+        max_chars=max_chars,
+        language=language,
+        personal=not no_personal_data,
+        force=force,
     )
+    _report(out, done)
 
 
-def _report(options: argparse.Namespace, done: Curated) -> int:
+def _report(out: Path, done: Curated) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -310,8 +278,7 @@ def _report(options: argparse.Namespace, done: Curated) -> int:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("rows", justify="right")
     table.add_column("what became of them")
-    table.add_row(f"{done.kept:,}", Text(f"kept in {options.out}"))
+    table.add_row(f"{done.kept:,}", Text(f"kept in {out}"))
     for why, count in sorted(done.dropped.items(), key=lambda item: (-item[1], item[0])):
         table.add_row(f"{count:,}", Text(f"dropped: {why}"))
     console.print(table)
-    return 0

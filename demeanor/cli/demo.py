@@ -15,6 +15,7 @@ from demeanor.core.errors import DemeanorError
 from demeanor.evaluation import attribution, base_prompting, frontier, gate, ladder
 from demeanor.evaluation.diagnosis import diagnose
 from demeanor.report import publish, terminal
+from demeanor.server.serve import Settings
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 from demeanor.world import catalog
@@ -55,7 +56,7 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
         soft_wrap=True,
     )
     if serve:
-        return serving.serve(lambda: load_stack(path, overrides), runs, serving.Settings(port=port))
+        return serving.serve(lambda: load_stack(path, overrides), runs, Settings(port=port))
     return 0
 
 

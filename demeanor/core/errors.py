@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 
 class DemeanorError(Exception):
-    """Something a person must fix; its text is the whole explanation and is printed without a traceback."""
+    """Something a person must fix; its text is the whole explanation and is printed without a traceback.
 
-    exit_code = 1
+    Exit codes: 2 is a mistake in the command line or a file, 3 anything else. 0, 1 and 4 are answers (done, no, inconclusive).
+    """
+
+    exit_code = 3
 
 
 class UsageError(DemeanorError):

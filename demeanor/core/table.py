@@ -20,7 +20,7 @@ NOT_PAGE: tuple[Output, ...] = ("markdown", "terminal")
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class StyledText:
     """A piece of a sentence or a cell: what it says, and what it is.
 
     `strong`: in a table it marks a difference that is shown. `change`: a difference to the column before. `tag`: a count or a verdict.
@@ -39,7 +39,7 @@ class Text:
     """The share that a cell of a ladder stands for, which colours it."""
 
 
-Inline: TypeAlias = str | Text | tuple[str | Text, ...]
+Inline: TypeAlias = str | StyledText | tuple[str | StyledText, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class BlockGroup:
     """Blocks that belong together: `two` or `three` side by side, `steps` below each other."""
 
     blocks: tuple[Block, ...]
@@ -111,14 +111,14 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Only:
+class OnlyFor:
     """Blocks for some renderings only."""
 
     outputs: tuple[Output, ...]
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = Paragraph | Bullets | Facts | Table | Figure | Fold | Group | Only
+Block: TypeAlias = Paragraph | Bullets | Facts | Table | Figure | Fold | BlockGroup | OnlyFor
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def difference(
     if value is None:
         return points(None)
     bounds = "" if low is None or high is None else f" ({interval(low, high, bound_places)})"
-    return Text(points(value, places), strong=shown), Text(bounds, "soft")
+    return StyledText(points(value, places), strong=shown), StyledText(bounds, "soft")
 
 
 def plain(text: Inline) -> str:

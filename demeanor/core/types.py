@@ -6,7 +6,7 @@ Everything is frozen. JSON forms are OpenAI's where OpenAI has one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, Literal, Protocol, TypeAlias
@@ -325,7 +325,7 @@ async def complete(respond: Respond, turn: Turn) -> Completion:
     return fold([event async for event in respond(turn)])
 
 
-def fold(events: list[Event]) -> Completion:
+def fold(events: Sequence[Event]) -> Completion:
     """Fold a turn's events into its Completion; tool calls that a layer already answered are not returned."""
     text = "".join(e.text for e in events if isinstance(e, Text))
     refusal = next((e for e in events if isinstance(e, Refusal)), None)
@@ -380,7 +380,7 @@ class Verdict(Enum):
 
     PASS = 0
     FAIL = 1
-    INCONCLUSIVE = 2
+    INCONCLUSIVE = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Tokens to tokens: a continuous-batching decode loop over the slots of one KV cache, sampling, and incremental text."""
+"""Inference over a KV cache: decode loop, sampling, incremental detokenization, remote servers."""

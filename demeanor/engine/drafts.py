@@ -1,7 +1,7 @@
-"""Answers given before as drafts of those to come: another variant of the same weights is often answered word for word alike.
+"""Earlier answers as drafts: variants of the same weights often give the same answer word for word.
 
-In: what was asked last, and what was said. Out: drafts for the engine, which checks many tokens at a time and says nothing that it
-would not have said without them. It counts the answers that an earlier one had word for word.
+In: the last question and the answers given to it. Out: drafts that the engine verifies many tokens at a time,
+so they never change an answer. Counts the answers that equalled a draft.
 """
 
 from __future__ import annotations
@@ -11,34 +11,30 @@ from dataclasses import dataclass, field
 
 from demeanor.core.types import Messages
 
-MOST = 4
-"""Drafts kept per question, the newest first; more are seldom right and cost a comparison each."""
+MOST = 4  # drafts kept for each question, newest first; more are seldom right and cost a comparison each
 ASKING = ("user", "tool")
 
 
 @dataclass
 class Drafts:
-    """What weights have said to each question, whatever stood before it."""
+    """Answers that some weights have given to each question, independent of the context before it."""
 
-    confirmed: int = 0
-    """Answers that a draft had word for word."""
-    _said: dict[Hashable, list[tuple[int, ...]]] = field(default_factory=dict)
+    confirmed: int = 0  # answers that equalled one of their drafts
+    _answers: dict[Hashable, list[tuple[int, ...]]] = field(default_factory=dict)
 
     def of(self, topic: Hashable) -> tuple[tuple[int, ...], ...]:
-        """Answers to try, the newest first."""
-        return tuple(self._said.get(topic, ()))
+        """Return the drafts for a topic, newest first."""
+        return tuple(self._answers.get(topic, ()))
 
-    def keep(self, topic: Hashable, said: Sequence[int], tried: Sequence[tuple[int, ...]]) -> None:
-        """Remember an answer; `tried` are the drafts that it was given."""
-        answer = tuple(said)
+    def keep(self, topic: Hashable, tokens: Sequence[int], tried: Sequence[tuple[int, ...]]) -> None:
+        """Store an answer; `tried` are the drafts that it was generated with."""
+        answer = tuple(tokens)
         self.confirmed += answer in tried
-        known = self._said.setdefault(topic, [])
-        if answer in known:
-            known.remove(answer)
-        self._said[topic] = [answer, *known][:MOST]
+        earlier = [known for known in self._answers.get(topic, ()) if known != answer]
+        self._answers[topic] = [answer, *earlier][:MOST]
 
 
 def topic(weights: str, messages: Messages) -> Hashable:
-    """What was asked last, and of whom: the system prompt, passages and examples around it do not count."""
+    """Return the key of a question: weights and last user or tool message, without the context before it."""
     last = next((m for m in reversed(messages) if m.role in ASKING), None)
     return weights, last and (last.role, last.content)

@@ -1,6 +1,7 @@
-"""Two ways to one forward over KV slots: compiled code on a CPU (model/native.py), torch wherever that does not run.
+"""One forward interface over KV cache slots, with three implementations: compiled C++, torch, transformers.
 
-In: rows, each a token of a slot at a position, prompts and answers mixed. Out: what the rows that are read say next.
+In: rows, each a token of a slot at a position; prompts and answers may be mixed. Out: logits of the rows
+listed in `read`. Knows nothing of requests or sampling.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from demeanor.model.native import NativeStep
 
 if TYPE_CHECKING:
     from demeanor.model.llama import Llama
-if TYPE_CHECKING:
-    from demeanor.model.hf import ForeignModel
 
 
 @dataclass(slots=True)
 class Rows:
-    """Tokens to feed in one step; rows of one slot stand together and in order. `read`: the rows that speak."""
+    """Tokens to feed in one step; rows of one slot are adjacent and in order. `read`: rows whose logits are
+    needed."""
 
     tokens: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
@@ -46,24 +46,22 @@ class Forward(Protocol):
 
     vocab_size: int
     num_bytes: int
-    exact: bool
-    """Does a token read in a run of many say the same, to the last bit, as one fed alone?"""
+    exact: bool  # a token read in a run of many gives the same bits as one fed alone
 
     def run(self, rows: Rows) -> NativeStep:
-        """Write the rows' keys and values and return what those of `read` say."""
+        """Write the rows' keys and values and return the logits of the rows in `read`."""
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of one slot to another (a shared prefix)."""
 
     def hidden(self, rows: Rows) -> Tensor:
-        """Write the rows' keys and values and return the hidden states of those of `read` after the final norm, hidden_RD."""
+        """Write the rows' keys and values and return the final hidden states of the rows in `read`:
+        hidden_RD."""
 
 
 def forward_of(model: Llama | ForeignModel, num_slots: int, max_tokens: int) -> Forward:
-    """The fastest forward that runs this model here; the KV cache of ours is allocated whole."""
+    """Return the fastest forward that runs this model here, with its KV cache."""
     if isinstance(model, ForeignModel):
-        pass
-
         return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
         return Compiled(model, KVCache(model.config, num_slots, max_tokens))
@@ -72,7 +70,7 @@ def forward_of(model: Llama | ForeignModel, num_slots: int, max_tokens: int) -> 
 
 
 class Compiled:
-    """One call into compiled code per step; the same to the last bit whatever shares it."""
+    """One call into compiled code per step; bit-equal whatever else is in the batch."""
 
     exact = True
 
@@ -92,7 +90,7 @@ class Compiled:
 
 
 class Torch:
-    """The model's own `prefill` and `step`: single rows of many slots in one step, runs of one slot each by itself."""
+    """The model's own `prefill` and `step`: single rows of many slots together, longer runs slot by slot."""
 
     exact = False
 
@@ -104,16 +102,13 @@ class Torch:
         )
 
     def run(self, rows: Rows) -> NativeStep:
-        logits_RV = F.linear(self.hidden(rows), self._model.head()).float()
-        return NativeStep(logits_RV, logits_RV.argmax(-1), logits_RV.logsumexp(-1))
+        return _step(F.linear(self.hidden(rows), self._model.head()))
 
     def hidden(self, rows: Rows) -> Tensor:
         head = self._model.head()
-        runs = [i for i, slot in enumerate(rows.slots) if i == 0 or rows.slots[i - 1] != slot] + [
-            len(rows.slots)
-        ]
+        bounds = _run_bounds(rows)
         ones = sorted(
-            (a for a, b in pairwise(runs) if b == a + 1 and rows.positions[a]), key=lambda i: rows.slots[i]
+            (a for a, b in pairwise(bounds) if b == a + 1 and rows.positions[a]), key=lambda i: rows.slots[i]
         )
         place, parts, size = {}, [], 0  # where each row's hidden state stands in the parts' concatenation
         if ones:
@@ -123,22 +118,21 @@ class Torch:
             )
             parts.append(self._model.step(tokens_N, slots_N, positions_N, self._cache))
             place, size = {i: at for at, i in enumerate(ones)}, len(ones)
-        for a, b in pairwise(runs):
+        for a, b in pairwise(bounds):
             if a not in place:
                 chunk_T = torch.tensor(rows.tokens[a:b], device=head.device)
                 parts.append(self._model.prefill(chunk_T, rows.slots[a], rows.positions[a], self._cache))
                 place |= {a + i: size + i for i in range(b - a)}
                 size += b - a
-        return torch.cat(parts)[
-            torch.tensor([place[i] for i in rows.read], dtype=torch.long, device=head.device)
-        ]
+        read = torch.tensor([place[i] for i in rows.read], dtype=torch.long, device=head.device)
+        return torch.cat(parts)[read]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         self._cache.copy(source, target, tokens)
 
 
 class TransformersForward:
-    """transformers' model over `num_slots` caches."""
+    """A transformers model with one transformers cache for each slot."""
 
     exact = False
 
@@ -152,37 +146,28 @@ class TransformersForward:
         self.num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
 
     def run(self, rows: Rows) -> NativeStep:
-        logits_RV = self._read(rows, "logits").float()
-        return NativeStep(logits_RV, logits_RV.argmax(-1), logits_RV.logsumexp(-1))
+        return _step(self._read(rows, hidden=False))
 
     def hidden(self, rows: Rows) -> Tensor:
-        return self._read(rows, "hidden")
+        return self._read(rows, hidden=True)
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         self._caches[target] = copy.deepcopy(self._caches[source])
         self._tokens[target] = list(self._tokens[source])
-        self._cut(target, tokens)
+        self._truncate(target, tokens)
 
-    def _read(self, rows: Rows, wanted: str) -> Tensor:
-        runs = [i for i, slot in enumerate(rows.slots) if i == 0 or rows.slots[i - 1] != slot] + [
-            len(rows.slots)
-        ]
+    def _read(self, rows: Rows, *, hidden: bool) -> Tensor:
         parts = []
-        for a, b in pairwise(runs):
+        for a, b in pairwise(_run_bounds(rows)):
             slot = rows.slots[a]
-            self._cut(slot, rows.positions[a])
-            out = self._go_on(slot, rows.tokens[a:b], hidden=wanted == "hidden")
-            found = out.hidden_states[-1][0] if wanted == "hidden" else out.logits[0]
-            parts.append(
-                found[
-                    torch.tensor(
-                        [i - a for i in rows.read if a <= i < b], dtype=torch.long, device=self._device
-                    )
-                ]
-            )
+            self._truncate(slot, rows.positions[a])
+            out = self._extend(slot, rows.tokens[a:b], hidden=hidden)
+            found = out.hidden_states[-1][0] if hidden else out.logits[0]
+            read = [i - a for i in rows.read if a <= i < b]
+            parts.append(found[torch.tensor(read, dtype=torch.long, device=self._device)])
         return torch.cat(parts)
 
-    def _go_on(self, slot: int, tokens: list[int], *, hidden: bool = False) -> Any:
+    def _extend(self, slot: int, tokens: list[int], *, hidden: bool = False) -> Any:
         if self._caches[slot] is None:
             from transformers import DynamicCache
 
@@ -196,22 +181,29 @@ class TransformersForward:
         self._tokens[slot] += tokens
         return out
 
-    def _cut(self, slot: int, length: int) -> None:
-        """Make a slot hold exactly its first `length` tokens."""
+    def _truncate(self, slot: int, length: int) -> None:
+        """Make a slot contain exactly its first `length` tokens."""
         before = self._tokens[slot]
         if len(before) == length:
             return
         self._tokens[slot] = before[:length]
         try:
             if length == 0:
-                raise ValueError("nothing is left of it")
+                raise ValueError("no token is left")
             self._caches[slot].crop(length)
-        except (
-            ValueError,
-            RuntimeError,
-            NotImplementedError,
-            AttributeError,
-        ):  # a sliding window that has slid, a state without places
+        except (ValueError, RuntimeError, NotImplementedError, AttributeError):
+            # A sliding window that has moved or a recurrent state cannot be cropped: read the tokens again.
             self._caches[slot], self._tokens[slot] = None, []
             if length:
-                self._go_on(slot, before[:length])
+                self._extend(slot, before[:length])
+
+
+def _run_bounds(rows: Rows) -> list[int]:
+    """Return the indices at which the slot changes, and the number of rows as the last."""
+    starts = [i for i, slot in enumerate(rows.slots) if i == 0 or rows.slots[i - 1] != slot]
+    return [*starts, len(rows.slots)]
+
+
+def _step(logits_RV: Tensor) -> NativeStep:
+    logits_RV = logits_RV.float()
+    return NativeStep(logits_RV, logits_RV.argmax(-1), logits_RV.logsumexp(-1))

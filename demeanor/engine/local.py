@@ -1,6 +1,7 @@
-"""A lock that serves in order of arrival: engines that share a machine take turns, one decoding step each.
+"""The local engine: one thread that runs the decode loop for requests from event loops and other threads.
 
-threading.Lock is not fair: a loop that releases and takes it again at once can keep everybody else out.
+In: requests (tokens with decoding settings). Out: pieces of the answers, or hidden states of a text. Engines
+of one process take turns, one decoding step each. Knows nothing of templates, layers or HTTP.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,17 +25,21 @@ from demeanor.core import hardware
 from demeanor.core.errors import ContextError, DecodingError, EngineError
 from demeanor.core.types import Decoding
 from demeanor.engine.forward import Rows, forward_of
-from demeanor.engine.scheduler import READ_PER_STEP, Batch, Piece, Request, Sequence
+from demeanor.engine.scheduler import READ_PER_STEP, Batch, Piece, Request, SequenceState
 
 if TYPE_CHECKING:
-    from demeanor.engine.structured import Forms, Guide
+    from demeanor.engine.structured import Grammars, Guide
     from demeanor.model.hf import ForeignModel
     from demeanor.model.llama import Llama
     from demeanor.text.tokenizer import Tokenizer
 
 
 class FairLock:
-    """`with turnstile:` lets one thread in at a time, first come, first served."""
+    """A lock that threads get in order of arrival.
+
+    threading.Lock is not fair: a loop that releases it and takes it again at once can starve the other
+    threads.
+    """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -49,7 +54,7 @@ class FairLock:
             turn = threading.Lock()
             turn.acquire()
             self._waiting.append(turn)
-        turn.acquire()  # released by the thread before us, which leaves the turnstile taken for us
+        turn.acquire()  # released by the thread before this one, which leaves the lock taken
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -65,55 +70,55 @@ Delivery: TypeAlias = Piece | EngineError
 
 
 class Outbox(Protocol):
-    """Takes all letters of a step at once, each with its reader; RuntimeError if nobody is there any more."""
+    """Delivers all results of one step at once; raises RuntimeError if the receiving loop is closed."""
 
-    def post(self, letters: list[tuple[Any, Delivery]]) -> None: ...
+    def post(self, deliveries: list[tuple[Any, Delivery]]) -> None: ...
 
 
 class Recipient(NamedTuple):
-    """Where the pieces of one request go."""
+    """Where the pieces of one request go: an outbox and a key that the outbox understands."""
 
-    mailbox: Outbox
-    reader: Any
+    outbox: Outbox
+    key: Any
 
 
 @dataclass(frozen=True)
 class LoopOutbox:
-    """An event loop; a reader is an asyncio.Queue of that loop."""
+    """An event loop; a key is an asyncio.Queue of that loop."""
 
     loop: asyncio.AbstractEventLoop
 
-    def post(self, letters: list[tuple[asyncio.Queue[Delivery], Delivery]]) -> None:
-        self.loop.call_soon_threadsafe(_hand_out, letters)
+    def post(self, deliveries: list[tuple[asyncio.Queue[Delivery], Delivery]]) -> None:
+        self.loop.call_soon_threadsafe(_put_all, deliveries)
 
 
 @dataclass(frozen=True, eq=False)
 class ThreadOutbox:
-    """A thread that waits on `inbox`; a reader is the number of a request."""
+    """A thread that waits on `inbox`; a key is the index of a request."""
 
     inbox: queue.SimpleQueue[list[tuple[int, Delivery]]]
 
-    def post(self, letters: list[tuple[int, Delivery]]) -> None:
-        self.inbox.put(letters)
+    def post(self, deliveries: list[tuple[int, Delivery]]) -> None:
+        self.inbox.put(deliveries)
 
 
-def deliver(letters: Iterable[tuple[Recipient, Delivery]]) -> list[Outbox]:
-    """Post each mailbox its letters, in order and all at once; return the mailboxes where nobody is any more."""
-    bundles: defaultdict[Outbox, list[tuple[Any, Delivery]]] = defaultdict(list)
-    for address, letter in letters:
-        bundles[address.mailbox].append((address.reader, letter))
-    gone = []
-    for mailbox, bundle in bundles.items():
+def deliver(deliveries: Iterable[tuple[Recipient, Delivery]]) -> list[Outbox]:
+    """Post each outbox its deliveries, in order and all at once; return the outboxes that are closed."""
+    by_outbox: defaultdict[Outbox, list[tuple[Any, Delivery]]] = defaultdict(list)
+    for recipient, delivery in deliveries:
+        by_outbox[recipient.outbox].append((recipient.key, delivery))
+    closed = []
+    for outbox, posted in by_outbox.items():
         try:
-            mailbox.post(bundle)
-        except RuntimeError:  # what a closed event loop says
-            gone.append(mailbox)
-    return gone
+            outbox.post(posted)
+        except RuntimeError:  # raised by a closed event loop
+            closed.append(outbox)
+    return closed
 
 
-def _hand_out(letters: list[tuple[asyncio.Queue[Delivery], Delivery]]) -> None:
-    for reader, letter in letters:
-        reader.put_nowait(letter)
+def _put_all(deliveries: list[tuple[asyncio.Queue[Delivery], Delivery]]) -> None:
+    for inbox, delivery in deliveries:
+        inbox.put_nowait(delivery)
 
 
 __all__ = ["LocalEngine", "Piece", "Request"]
@@ -123,7 +128,7 @@ _DECODED = 1 << 16  # pairs of neighbouring tokens whose text is remembered
 
 
 class LocalEngine:
-    """Continuous batching over `num_slots` sequences of at most `max_context` tokens (None: the model's own limit)."""
+    """Continuous batching over `num_slots` sequences of up to `max_context` tokens (None: the model's)."""
 
     def __init__(
         self,
@@ -137,17 +142,15 @@ class LocalEngine:
         self.max_context, self.num_slots = min(max_context or longest, longest), num_slots
         self._decode = lru_cache(_DECODED)(tokenizer.decode)
         self._forward = forward_of(model, num_slots + 1, self.max_context)  # the last slot is for `hidden`
-        self._tokenizer, self._forms, self._compiling = (
-            tokenizer,
-            cast("Forms | None", None),
-            threading.Lock(),
-        )
-        self._batch = Batch(self._forward, num_slots)  # touched by the engine's own thread only
-        self._reading = FairLock()  # one text at a time is in the slot of `hidden`
+        self._tokenizer = tokenizer
+        self._grammars: Grammars | None = None
+        self._compiling = threading.Lock()
+        self._batch = Batch(self._forward, num_slots)  # used by the engine's own thread only
+        self._hidden_lock = FairLock()  # the slot of `hidden` holds one text at a time
         self._changed = threading.Condition()  # guards the five below
-        self._addresses: dict[Sequence, Recipient] = {}  # who still waits for an answer, and where
-        self._new: list[Sequence] = []
-        self._dropped: list[Sequence] = []
+        self._recipients: dict[SequenceState, Recipient] = {}  # of the requests that are not finished
+        self._new: list[SequenceState] = []
+        self._dropped: list[SequenceState] = []
         self._closed = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="demeanor-engine", daemon=True)
@@ -155,21 +158,22 @@ class LocalEngine:
         atexit.register(self.close)  # a thread inside torch must not outlive the interpreter
 
     def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
-        """Answer piece by piece; closing or cancelling the iterator frees the slot within one step.
+        """Yield the answer piece by piece; closing or cancelling the iterator frees the slot within one step.
 
-        Raises EngineError at once if the request makes no sense (ContextError if its prompt is too long), and while
-        iterating if the engine is closed or fails.
+        Raises EngineError at once if the request is invalid (ContextError if its prompt is too long), and
+        while iterating if the engine is closed or fails.
         """
         return self._pieces(request, self._limit(request))
 
     def hidden(self, tokens: Many[int]) -> Tensor:
-        """Hidden states of a text's tokens after the final norm, hidden_TD; waits for its turn between two decoding steps.
+        """Return the hidden states of a text after the final norm, hidden_TD; runs between two decoding
+        steps.
 
         Raises EngineError as `stream` does.
         """
         self._limit(Request(tuple(tokens), Decoding(max_tokens=1)))
         parts = []
-        with self._reading:
+        with self._hidden_lock:
             for start in range(0, len(tokens), READ_PER_STEP):
                 rows = Rows(read=list(range(len(tokens[start : start + READ_PER_STEP]))))
                 rows.add(tuple(tokens[start : start + READ_PER_STEP]), self.num_slots, start)
@@ -179,64 +183,65 @@ class LocalEngine:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of weights and cache; what engines of one trunk share is counted in each."""
+        """Bytes of weights and cache; weights shared between engines count in each of them."""
         return self._forward.num_bytes
 
     @property
     def exact(self) -> bool:
-        """Does it say the same to the last bit whether tokens are read one by one or many at a time?"""
+        """True if tokens read one by one and many at a time give the same bits."""
         return self._forward.exact
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many requests run and how many wait for a slot (a moment's picture)."""
+        """Number of running requests and of requests that wait for a slot."""
         return self._batch.load
 
     async def _pieces(self, request: Request, limit: int) -> AsyncGenerator[Piece, None]:
-        reader: asyncio.Queue[Delivery] = asyncio.Queue()
-        bound = (
-            request.decoding.form is not None
-        )  # compiling a large schema takes a while, and others wait for this loop
-        guide = await asyncio.to_thread(self._guide, request) if bound else None
-        sequence = Sequence(request, limit, self._decode, guide)
-        self._submit([sequence], [Recipient(LoopOutbox(asyncio.get_running_loop()), reader)])
+        inbox: asyncio.Queue[Delivery] = asyncio.Queue()
+        guide = None
+        if request.decoding.form is not None:
+            # Compiling a large schema takes long, and this event loop serves other requests.
+            guide = await asyncio.to_thread(self._guide, request)
+        sequence = SequenceState(request, limit, self._decode, guide)
+        self._submit([sequence], [Recipient(LoopOutbox(asyncio.get_running_loop()), inbox)])
         try:
             finished = False
             while not finished:
-                letter = await reader.get()
-                if isinstance(letter, EngineError):
-                    raise letter
-                finished = letter.finish is not None
-                yield letter
+                delivery = await inbox.get()
+                if isinstance(delivery, EngineError):
+                    raise delivery
+                finished = delivery.finish is not None
+                yield delivery
         finally:
             self._cancel([sequence])
 
     def generate(self, requests: Many[Request]) -> list[list[Piece]]:
-        """Answer all requests and wait; the same as `stream` for each of them at once.
+        """Answer all requests at once and wait for them; the pieces equal those of `stream`.
 
         Raises EngineError, before anything runs, if one of them does not fit.
         """
         sequences = [
-            Sequence(request, self._limit(request), self._decode, self._guide(request))
+            SequenceState(request, self._limit(request), self._decode, self._guide(request))
             for request in requests
         ]
-        mailbox = ThreadOutbox(queue.SimpleQueue())
+        outbox = ThreadOutbox(queue.SimpleQueue())
         answers: list[list[Piece]] = [[] for _ in sequences]
-        self._submit(sequences, [Recipient(mailbox, i) for i in range(len(sequences))])
+        self._submit(sequences, [Recipient(outbox, i) for i in range(len(sequences))])
         try:
             left = len(sequences)
             while left:
-                for i, letter in mailbox.inbox.get():
-                    if isinstance(letter, EngineError):
-                        raise letter
-                    answers[i].append(letter)
-                    left -= letter.finish is not None
+                for i, delivery in outbox.inbox.get():
+                    if isinstance(delivery, EngineError):
+                        raise delivery
+                    answers[i].append(delivery)
+                    left -= delivery.finish is not None
         finally:
             self._cancel(sequences)
         return answers
 
     def close(self) -> None:
-        """Stop within one step and free the thread; whoever still waits for an answer gets an EngineError. Twice is once."""
+        """Stop within one step and join the thread; unfinished requests get an EngineError. Calling it again
+        is allowed."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -244,7 +249,7 @@ class LocalEngine:
         atexit.unregister(self.close)
 
     def _limit(self, request: Request) -> int:
-        """Tokens this request may say: max_tokens, clipped by the context."""
+        """Return the number of tokens this request may generate: max_tokens, limited by the context."""
         length, decoding = len(request.tokens), request.decoding
         if length == 0:
             raise EngineError("the prompt has no tokens; an engine continues a prompt of at least 1")
@@ -265,7 +270,7 @@ class LocalEngine:
             )
         if "" in decoding.stop:
             raise EngineError(
-                "decoding.stop holds an empty string, which would end every answer before it begins"
+                "decoding.stop contains an empty string, which would end every answer before it begins"
             )
         return min(decoding.max_tokens, self.max_context - length)
 
@@ -274,25 +279,25 @@ class LocalEngine:
         if form is None:
             return None
         with self._compiling:
-            if self._forms is None:  # llguidance reads the tokenizer once, when first asked
-                from demeanor.engine.structured import Forms
+            if self._grammars is None:  # llguidance reads the whole tokenizer, so only when needed
+                from demeanor.engine.structured import Grammars
 
-                self._forms = Forms(self._tokenizer, self._forward.vocab_size)
-            return self._forms.guide(form)
+                self._grammars = Grammars(self._tokenizer, self._forward.vocab_size)
+            return self._grammars.guide(form)
 
-    def _submit(self, sequences: list[Sequence], addresses: list[Recipient]) -> None:
+    def _submit(self, sequences: list[SequenceState], recipients: list[Recipient]) -> None:
         with self._changed:
             if self._failure is not None:
                 raise _broken(self._failure)
             if self._closed:
                 raise EngineError("the engine is closed")
-            self._addresses.update(zip(sequences, addresses))
+            self._recipients.update(zip(sequences, recipients))
             self._new += sequences
             self._changed.notify()
 
-    def _cancel(self, sequences: list[Sequence]) -> None:
+    def _cancel(self, sequences: list[SequenceState]) -> None:
         with self._changed:
-            self._dropped += [s for s in sequences if self._addresses.pop(s, None) is not None]
+            self._dropped += [s for s in sequences if self._recipients.pop(s, None) is not None]
             self._changed.notify()
 
     # ---- the engine's own thread ----
@@ -305,15 +310,15 @@ class LocalEngine:
                     with _TURN:
                         pieces = self._batch.step()
                     self._post(pieces)
-        except BaseException as error:  # whatever it was, nobody may wait for ever
+        except BaseException as error:  # any failure must reach the requests that wait
             with self._changed:
                 self._failure = failure = error
-            self._end(lambda: _broken(failure))
+            self._fail_all(lambda: _broken(failure))
         else:
-            self._end(lambda: EngineError("the engine was closed before the answer was complete"))
+            self._fail_all(lambda: EngineError("the engine was closed before the answer was complete"))
 
     def _take(self) -> bool:
-        """Wait for work, then take in what is new and put away what was cancelled; False once closed."""
+        """Wait for work, then add new sequences and drop cancelled ones; False once the engine is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._new or self._dropped or self._closed or self._batch.busy)
             new, self._new = self._new, []
@@ -325,31 +330,29 @@ class LocalEngine:
             self._batch.drop(sequence)
         return not closed
 
-    def _post(self, pieces: list[tuple[Sequence, Piece]]) -> None:
-        """Send this step's pieces to those who still wait for them."""
+    def _post(self, pieces: list[tuple[SequenceState, Piece]]) -> None:
+        """Deliver the pieces of a step to the requests that are not cancelled."""
         with self._changed:
-            letters = [
-                (self._addresses[sequence], piece)
+            deliveries = [
+                (self._recipients[sequence], piece)
                 for sequence, piece in pieces
-                if sequence in self._addresses
+                if sequence in self._recipients
             ]
             for sequence, piece in pieces:
                 if piece.finish is not None:
-                    self._addresses.pop(sequence, None)
-        gone = deliver(letters)
-        if gone:
+                    self._recipients.pop(sequence, None)
+        closed = deliver(deliveries)
+        if closed:
             with self._changed:
-                orphans = [
-                    sequence for sequence, address in self._addresses.items() if address.mailbox in gone
-                ]
+                orphans = [sequence for sequence, to in self._recipients.items() if to.outbox in closed]
             self._cancel(orphans)
 
-    def _end(self, reason: Callable[[], EngineError]) -> None:
-        """Tell everyone who still waits why there will be no more."""
+    def _fail_all(self, reason: Callable[[], EngineError]) -> None:
+        """Deliver an error to every request that is not finished."""
         with self._changed:
-            left = list(self._addresses.values())
-            self._addresses.clear()
-        deliver([(address, reason()) for address in left])
+            left = list(self._recipients.values())
+            self._recipients.clear()
+        deliver([(recipient, reason()) for recipient in left])
 
 
 def _broken(failure: BaseException) -> EngineError:

@@ -1,6 +1,8 @@
-"""Raw text to the weights, with no template around it: tokens in, what the model goes on to say and how likely it finds the prompt out.
+"""The innermost `respond`: render the prompt, decode, and parse the tokens back into events.
 
-In: a turn with `raw`. Out: its events. A layer that redacted the turn's text wins over `raw`: what is read is then the text.
+In: a turn of messages, or with `raw` a turn of plain tokens without a template (if a layer changed the turn's
+text, the text is used instead of `raw`). Out: its events, with log-probabilities on request. Also here:
+caching of answers, embeddings, sampling and scoring of single answers.
 """
 
 from __future__ import annotations
@@ -36,19 +38,18 @@ from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.text.tool_grammar import constrain_tool_calls
 
-MOST_AT_ONCE = 32
-"""Prompts that `complete_prompts` answers at the same time; more would only cost memory."""
+MOST_AT_ONCE = 32  # prompts that `complete_prompts` answers at the same time; limits memory
 
 
 class Engine(Protocol):
-    """Tokens to tokens: what a respond needs of an engine."""
+    """What a respond needs of an engine: pieces of the answer to a request."""
 
-    def stream(self, request: Request) -> AsyncIterator[Piece]: ...
+    def stream(self, request: Request) -> AsyncGenerator[Piece, None]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerCodec:
-    """Raw text as the tokens of one set of weights, and back."""
+    """Encodes and decodes raw text with the tokenizer of one set of weights."""
 
     tokenizer: Tokenizer
 
@@ -57,7 +58,7 @@ class TokenizerCodec:
         return self.tokenizer.vocab_size
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The bos token if the model has one, and the text; special strings in it are text."""
+        """Return the BOS token, if there is one, and the text's tokens; special strings are plain text."""
         return (*self.tokenizer.start, *self.tokenizer.encode(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -71,12 +72,12 @@ async def raw_completion(
     stop_tokens: frozenset[int],
     clock: Callable[[], float] = time.perf_counter,
 ) -> AsyncGenerator[Event, None]:
-    """Continue the turn's raw tokens; every new token has its log-probability, the one that ends the text included."""
+    """Continue the turn's raw tokens; top_logprobs covers every new token, the end token included."""
     started, text = clock(), turn.messages[-1].content
     tokens = turn.raw if turn.raw is not None and codec.decode(turn.raw) == text else codec.encode(text)
-    decoding, written, finish = turn.decoding, 0, "stop"
-    stream = engine.stream(Request(tokens, decoding, stop_tokens, decoding.prompt_logprobs))
-    try:
+    decoding, num_written, finish = turn.decoding, 0, "stop"
+    request = Request(tokens, decoding, stop_tokens, decoding.prompt_logprobs)
+    async with aclosing(engine.stream(request)) as stream:
         async for piece in stream:
             if piece.prompt:
                 yield PromptRead(
@@ -85,22 +86,16 @@ async def raw_completion(
                     tuple(r.top for r in piece.prompt),
                 )
             finish = piece.finish or finish
-            if piece.token < 0:  # nothing was to be said
+            if piece.token < 0:  # only the prompt was read
                 continue
-            written += 1
-            logprobs = (
-                ()
-                if decoding.top_logprobs is None
-                else (TokenLogprob(piece.own or piece.text, piece.logprob, piece.top),)
-            )
+            num_written += 1
+            logprobs: tuple[TokenLogprob, ...] = ()
+            if decoding.top_logprobs is not None:
+                logprobs = (TokenLogprob(piece.own or piece.text, piece.logprob, piece.top),)
             if piece.text or logprobs:
                 yield Text(piece.text, logprobs=logprobs)
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
     yield Timing("weights", 1000 * (clock() - started))
-    yield Usage(len(tokens), written)
+    yield Usage(len(tokens), num_written)
     reason: FinishReason = finish  # type: ignore[assignment]
     yield Done(reason)
 
@@ -114,9 +109,10 @@ def model_respond(
     drafts: Drafts | None = None,
     weights: str = "",
 ) -> Respond:
-    """The innermost respond: render the turn, decode, read the tokens back into events.
+    """Return the innermost respond: render the turn, decode, parse the tokens into events.
 
-    `tokenizer`: for raw turns and demanded calls. `drafts`: what these `weights` have said before, to be checked instead of written.
+    `tokenizer` is needed for raw turns and for enforced tool calls. `drafts` holds earlier answers of these
+    `weights`, which are verified instead of generated.
     """
 
     special: Mapping[str, int] = tokenizer.special if tokenizer else {}
@@ -124,9 +120,8 @@ def model_respond(
     async def respond(turn: Turn) -> AsyncIterator[Event]:
         started = clock()
         if turn.raw is not None and tokenizer is not None:
-            async with aclosing(
-                raw_completion(engine, TokenizerCodec(tokenizer), turn, template.stop_tokens, clock)
-            ) as events:
+            codec = TokenizerCodec(tokenizer)
+            async with aclosing(raw_completion(engine, codec, turn, template.stop_tokens, clock)) as events:
                 async for event in events:
                     yield event
             return
@@ -134,56 +129,51 @@ def model_respond(
         tokens = tuple(template.render(turn.messages, offered, generate=True).tokens)
         reader = template.reader()
         decoding = constrain_tool_calls(turn.decoding, offered, turn.tool_choice, reader, special)
-        by_tools = decoding.form is not turn.decoding.form
+        is_constrained = decoding.form is not turn.decoding.form
         decoding = replace(decoding, stop=(*decoding.stop, *template.stop))
-        waiting: list[TokenLogprob] = []
-        said, finish, called = list[int](), "stop", False
-        asked = topic(weights, turn.messages)
-        tried = (
-            drafts.of(asked) if drafts and draftable(decoding) else ()
-        )  # else none would be looked at, and none confirmed
-        stream = engine.stream(Request(tokens, decoding, template.stop_tokens, drafts=tried))
+        pending: list[TokenLogprob] = []
+        answer, finish, called = list[int](), "stop", False
+        question = topic(weights, turn.messages)
+        # The engine ignores drafts of other requests, so they must not count as confirmed.
+        tried = drafts.of(question) if drafts and draftable(decoding) else ()
+        request = Request(tokens, decoding, template.stop_tokens, drafts=tried)
         try:
-            async for piece in stream:
-                said.append(piece.token)
-                if decoding.top_logprobs is not None and piece.token not in template.stop_tokens:
-                    waiting.append(TokenLogprob(piece.own or piece.text, piece.logprob, piece.top))
-                for event in reader.feed(piece.token, piece.text):
-                    called |= isinstance(event, ToolCalled)
-                    yield _with_logprobs(event, waiting)
-                finish = piece.finish or finish
+            async with aclosing(engine.stream(request)) as stream:
+                async for piece in stream:
+                    answer.append(piece.token)
+                    if decoding.top_logprobs is not None and piece.token not in template.stop_tokens:
+                        pending.append(TokenLogprob(piece.own or piece.text, piece.logprob, piece.top))
+                    for event in reader.feed(piece.token, piece.text):
+                        called |= isinstance(event, ToolCalled)
+                        yield _with_logprobs(event, pending)
+                    finish = piece.finish or finish
         except DecodingError as error:
-            raise (
-                DecodingError(f"tools: {error}", "tools")
-                if by_tools and error.param == "response_format"
-                else error
-            ) from None
-        finally:
-            close = getattr(stream, "aclose", None)
-            if close is not None:
-                await close()
+            if is_constrained and error.param == "response_format":
+                raise DecodingError(f"tools: {error}", "tools") from None
+            raise
         for event in reader.finish():
             called |= isinstance(event, ToolCalled)
-            yield _with_logprobs(event, waiting)
+            yield _with_logprobs(event, pending)
         yield Timing("weights", 1000 * (clock() - started))
-        yield Usage(len(tokens), len(said))
+        yield Usage(len(tokens), len(answer))
         if drafts and draftable(decoding):
-            drafts.keep(asked, said, tried)
+            drafts.keep(question, answer, tried)
         reason: FinishReason = "tool_calls" if called else finish  # type: ignore[assignment]
         yield Done(reason)
 
     return respond
 
 
-def _with_logprobs(event: Event, waiting: list[TokenLogprob]) -> Event:
-    if isinstance(event, Text) and waiting:
-        event = replace(event, logprobs=tuple(waiting))
-        waiting.clear()
+def _with_logprobs(event: Event, pending: list[TokenLogprob]) -> Event:
+    if isinstance(event, Text) and pending:
+        event = replace(event, logprobs=tuple(pending))
+        pending.clear()
     return event
 
 
 def cached(inner: Respond, key: str, memory: dict[Any, asyncio.Future[list[Event]]]) -> Respond:
-    """Share answers between variants whose weights (`key`) read the same turn; only draws that repeat themselves are shared."""
+    """Share answers between variants whose weights (`key`) get the same turn; only repeatable draws are
+    shared."""
 
     async def respond(turn: Turn) -> AsyncIterator[Event]:
         if turn.decoding.temperature > 0 and turn.decoding.seed is None:
@@ -202,7 +192,7 @@ def cached(inner: Respond, key: str, memory: dict[Any, asyncio.Future[list[Event
             except BaseException as error:
                 failed = memory.pop(cell)
                 failed.set_exception(error)
-                failed.exception()  # whoever waits still gets it; nobody waiting is no second error
+                failed.exception()  # marks it as retrieved: without a waiter it is not reported again
                 raise
         for event in await memory[cell]:
             yield event
@@ -211,7 +201,7 @@ def cached(inner: Respond, key: str, memory: dict[Any, asyncio.Future[list[Event
 
 
 def with_identity(inner: Respond, variant: str, key: str) -> Respond:
-    """Write the variant and its stack key into every turn that passes."""
+    """Set the variant and its stack key on every turn."""
 
     def respond(turn: Turn) -> AsyncIterator[Event]:
         return inner(replace(turn, variant=variant, stack_key=key))
@@ -220,6 +210,7 @@ def with_identity(inner: Respond, variant: str, key: str) -> Respond:
 
 
 def unit_vector(engine: LocalEngine, tokens: tuple[int, ...]) -> list[float]:
+    """Return the mean hidden state of a text, scaled to length 1."""
     mean_D = engine.hidden(tokens).float().mean(0)
     return [float(x) for x in (mean_D / mean_D.norm().clamp_min(1e-12)).tolist()]
 
@@ -227,17 +218,18 @@ def unit_vector(engine: LocalEngine, tokens: tuple[int, ...]) -> list[float]:
 async def sampled(
     engine: Engine, template: Template, turn: Turn
 ) -> tuple[tuple[int, ...], tuple[int, ...], float]:
-    """Draw one answer of bare weights: tokens of the prompt and of the answer, and its log-probability (nats)."""
+    """Draw one answer from the weights: prompt tokens, answer tokens, and the answer's log-probability
+    (nats)."""
     prompt = tuple(template.render(turn.messages, turn.tools, generate=True).tokens)
     pieces = [piece async for piece in engine.stream(Request(prompt, turn.decoding, template.stop_tokens))]
     return prompt, tuple(piece.token for piece in pieces), sum(piece.logprob for piece in pieces)
 
 
 async def answer_logprob(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    """Log-probability (nats) of an answer after a prompt; nothing is generated."""
-    asked = Request((*prompt, *answer), Decoding(0.0, max_tokens=0), prompt_logprobs=0)
-    (read,) = [piece async for piece in engine.stream(asked)]
-    return sum(token.logprob or 0.0 for token in read.prompt[len(prompt) :])
+    """Return the log-probability (nats) of an answer after a prompt; nothing is generated."""
+    request = Request((*prompt, *answer), Decoding(0.0, max_tokens=0), prompt_logprobs=0)
+    (piece,) = [piece async for piece in engine.stream(request)]
+    return sum(token.logprob or 0.0 for token in piece.prompt[len(prompt) :])
 
 
 def complete_prompts(
@@ -247,7 +239,7 @@ def complete_prompts(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
 ) -> list[list[Piece]]:
-    """Let a model that trains answer all prompts at once; the n-th prompt has seed n."""
+    """Generate answers to all prompts with a model in training; the n-th prompt has seed n."""
     room = max(len(prompt) for prompt in prompts) + decoding.max_tokens
     engine = LocalEngine(model, tokenizer, num_slots=min(len(prompts), MOST_AT_ONCE), max_context=room)
     try:

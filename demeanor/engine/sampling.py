@@ -1,9 +1,9 @@
 """Logits to tokens: pure functions over a batch of rows; every random number comes in as an argument.
 
-A draw is an exponential race (Gumbel-max in other words): with E ~ Exp(1) per token, argmax p/E has distribution p.
-Why not the inverse CDF: a last-bit change of the logits (another batch size, another kernel) moves every edge of a CDF
-and changed 15-30 times more draws; a race changes only as many as the total variation distance demands.
-Knows nothing of requests, text or the model. Shapes: N rows, V vocabulary, K alternatives.
+A draw is an exponential race (equivalent to Gumbel-max): with E ~ Exp(1) per token, argmax p/E has
+distribution p. The inverse CDF is not used: a last-bit change of the logits moves every edge of a CDF and
+changed 15-30 times more draws; a race changes only as many as the total variation distance demands. Shapes: N
+rows, V vocabulary, K alternatives.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_HEAD = 64  # tokens looked at before a full sort of the vocabulary (a sort of 32 x 2048 costs 3 ms, this 0.4)
+_HEAD = 64  # tokens tried before the vocabulary is sorted (a sort of 32 x 2048 costs 3 ms, this 0.4 ms)
 _TINY = 1e-30
 
 
 def race_noise(generator: torch.Generator, vocab_size: int) -> Tensor:
-    """Draw the uniform numbers of one token: uniform_V in [0, 1), float32 but fine-grained near 0, where races are won."""
+    """Draw the uniform numbers of one token: uniform_V in [0, 1), float32 but fine-grained near 0."""
     return torch.rand(vocab_size, generator=generator, dtype=torch.float64).float()
 
 
@@ -35,10 +35,13 @@ def draw(
     top_k_N: Tensor | None = None,
     min_p_N: Tensor | None = None,
 ) -> Tensor:
-    """Draw one token per row from its tempered distribution, narrowed by top_k (0: not), top_p, min_p, by race: tokens_N.
+    """Draw one token per row by race from its tempered distribution, narrowed by top_k, top_p, min_p:
+    tokens_N.
 
-    Temperature must be above 0. Each narrowing renormalises what the one before left (as transformers and vLLM do).
-    Source: Gumbel 1954, "Statistical theory of extreme values"; nucleus: Holtzman et al. 2020, eq. 2; min-p: Nguyen et al. 2024.
+    Temperature must be above 0; top_k 0 is off. Each step renormalises what the one before left (as in
+    transformers and vLLM).
+    Source: Gumbel 1954, "Statistical theory of extreme values"; top_p: Holtzman et al. 2020, eq. 2; min_p:
+    Nguyen et al. 2024.
     """
     probs_NV = (logits_NV / temperature_N[:, None]).softmax(-1)
     if top_k_N is not None:
@@ -56,23 +59,23 @@ def draw(
 
 
 def likeliest(probs_NV: Tensor, top_k_N: Tensor) -> Tensor:
-    """Mark each row's top_k most likely tokens (of equals, the first): kept_NV (bool)."""
+    """Mark each row's top_k most likely tokens (of equal ones, the first): kept_NV (bool)."""
     kept_NV = torch.arange(probs_NV.shape[-1], device=probs_NV.device) < top_k_N[:, None]
     return torch.zeros_like(probs_NV, dtype=torch.bool).scatter_(
         -1, probs_NV.argsort(descending=True, stable=True), kept_NV
     )
 
 
-def penalise(logits_V: Tensor, said: Mapping[int, int], presence: float, frequency: float) -> None:
-    """Lower, in place, the logits of tokens said before: by `presence` once and by `frequency` for each time (OpenAI's definition)."""
-    if said and (presence or frequency):
-        ids = torch.tensor(list(said), device=logits_V.device)
-        times = torch.tensor(list(said.values()), dtype=logits_V.dtype, device=logits_V.device)
+def penalise(logits_V: Tensor, counts: Mapping[int, int], presence: float, frequency: float) -> None:
+    """Lower logits in place: by `presence` once and by `frequency` per earlier occurrence (OpenAI)."""
+    if counts and (presence or frequency):
+        ids = torch.tensor(list(counts), device=logits_V.device)
+        times = torch.tensor(list(counts.values()), dtype=logits_V.dtype, device=logits_V.device)
         logits_V[ids] -= presence + frequency * times
 
 
 def nucleus(probs_NV: Tensor, top_p_N: Tensor) -> Tensor:
-    """Mark each row's smallest set of most likely tokens whose mass reaches top_p: kept_NV (bool), never empty."""
+    """Mark each row's smallest set of most likely tokens whose mass reaches top_p: kept_NV (bool)."""
     top_NK, ids_NK = probs_NV.topk(min(_HEAD, probs_NV.shape[-1]))
     if bool((top_NK.double().sum(-1) < top_p_N).any()):
         top_NK, ids_NK = probs_NV.sort(descending=True, stable=True)
@@ -87,6 +90,7 @@ def token_logprobs(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
 
 
 def top_logprobs(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k most likely tokens of each row, best first: logprobs_NK (nats, unmodified distribution) and tokens_NK."""
+    """Return each row's k most likely tokens, best first: logprobs_NK (nats, before temperature) and
+    tokens_NK."""
     top_NK, tokens_NK = logits_NV.topk(min(k, logits_NV.shape[-1]))
     return top_NK - logits_NV.logsumexp(-1, keepdim=True), tokens_NK

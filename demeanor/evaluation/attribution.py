@@ -24,7 +24,7 @@ from demeanor.core.table import (
     Figure,
     Fold,
     Inline,
-    Only,
+    OnlyFor,
     Paragraph,
     Section,
     Table,
@@ -45,7 +45,7 @@ from demeanor.evaluation.factorial import (
 )
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.result import save
-from demeanor.evaluation.rows import PairedTable, Row
+from demeanor.evaluation.result_rows import PairedTable, Row
 from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.statistics import Floats, benjamini_hochberg, holm
 from demeanor.stack.schema import DecodingSpec
@@ -427,8 +427,8 @@ def section(found: Attribution) -> Section:
             Fold(
                 "Items that changed",
                 (
-                    Only(PAGE, (_changed_table(changed, None),)),
-                    Only(NOT_PAGE, (_changed_table(changed, IDS),)),
+                    OnlyFor(PAGE, (_changed_table(changed, None),)),
+                    OnlyFor(NOT_PAGE, (_changed_table(changed, IDS),)),
                 ),
             ),
         ),
@@ -480,7 +480,7 @@ def _interactions(found: Attribution) -> list[Block]:
     )
     return [
         Paragraph(f"{told}{': ' if shown else ''}{', '.join(shown)}.", "note"),
-        Only(PAGE, (Fold("All interactions, points", (_effects(found.interactions, ""),)),)),
+        OnlyFor(PAGE, (Fold("All interactions, points", (_effects(found.interactions, ""),)),)),
     ]
 
 

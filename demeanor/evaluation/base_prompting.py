@@ -24,7 +24,7 @@ from demeanor.evaluation.diagnosis.replay import TEMPLATES, Intervention, Replay
 from demeanor.evaluation.experiment import NO_TOKENS, Experiment, Wrap, turned
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.result import save
-from demeanor.evaluation.rows import PairedTable, Row
+from demeanor.evaluation.result_rows import PairedTable, Row
 from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.statistics import Floats
 from demeanor.stack.schema import Import, Remote

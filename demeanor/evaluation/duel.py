@@ -20,7 +20,7 @@ from scipy import optimize, special
 from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.core.files import origin
 from demeanor.core.formatting import NONE, interval, number, plural, points
-from demeanor.core.table import WRITTEN, Bullets, Fold, Only, Paragraph, Section, Table, Text
+from demeanor.core.table import WRITTEN, Bullets, Fold, OnlyFor, Paragraph, Section, StyledText, Table
 from demeanor.core.types import Item
 from demeanor.evaluation import judge_validation, statistics
 from demeanor.evaluation.experiment import Experiment, at_once, named, suite
@@ -29,7 +29,7 @@ from demeanor.evaluation.items import JUDGED, READ, suite_hash
 from demeanor.evaluation.judge import NO_JUDGE, JudgeClient, judge_client
 from demeanor.evaluation.judge_validation import Position
 from demeanor.evaluation.result import plain, save
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.scorers import judged
 from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_draws, percentile
@@ -603,7 +603,7 @@ def section(found: DuelResult) -> Section:
         "Duels",
         "Which answer is better",
         (
-            Paragraph(Text(f"{judge_worth(found)}.", strong=True)),
+            Paragraph(StyledText(f"{judge_worth(found)}.", strong=True)),
             Paragraph(
                 f"{found.judge['model']} compared the answers to {plural(found.items, 'item')}: {found.design}. Each pair of answers is shown "
                 f"in {shown}. Equal texts and refused answers are ties that the judge is not asked about; a tie is half a win."
@@ -619,7 +619,7 @@ def section(found: DuelResult) -> Section:
                 "Bradley-Terry ratings in Elo points, mean 0; length is not controlled in them.", "note"
             ),
             Bullets(tuple(f"{line}." for line in (*caveats(found), _cost(found)))),
-            Only(WRITTEN, (Fold("Ties that the judge was not asked about", (Table(UNASKED, unasked),)),)),
+            OnlyFor(WRITTEN, (Fold("Ties that the judge was not asked about", (Table(UNASKED, unasked),)),)),
         ),
     )
 

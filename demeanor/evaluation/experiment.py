@@ -44,7 +44,7 @@ from demeanor.evaluation import judge, suites
 from demeanor.evaluation.external import ExternalModel, responder
 from demeanor.evaluation.items import JUDGED, READ, item_hash
 from demeanor.evaluation.judge import JudgeClient
-from demeanor.evaluation.rows import (
+from demeanor.evaluation.result_rows import (
     WEIGHTS,
     Row,
     RowKey,

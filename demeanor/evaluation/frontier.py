@@ -20,7 +20,18 @@ from scipy import special
 from demeanor.core.errors import ContextError, DataError
 from demeanor.core.folding import Folded
 from demeanor.core.formatting import NONE, estimate, first_of, number, p_value, percent, plural
-from demeanor.core.table import NOT_PAGE, PAGE, Block, Figure, Fold, Group, Only, Paragraph, Section, Table
+from demeanor.core.table import (
+    NOT_PAGE,
+    PAGE,
+    Block,
+    BlockGroup,
+    Figure,
+    Fold,
+    OnlyFor,
+    Paragraph,
+    Section,
+    Table,
+)
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.evaluation import statistics
 from demeanor.evaluation.experiment import Experiment, sampled
@@ -28,7 +39,7 @@ from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
 from demeanor.evaluation.ladder_report import mean_text, rate_text, refusal_figures
 from demeanor.evaluation.profile import NOBODY, calibration, cost_of, mean_of, refusals
 from demeanor.evaluation.result import Calibration, Mean, Refusals, save
-from demeanor.evaluation.rows import PairedTable, Row
+from demeanor.evaluation.result_rows import PairedTable, Row
 from demeanor.evaluation.runtime import Runtime, Services
 from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.statistics import Floats
@@ -537,7 +548,7 @@ def _thresholds(swept: Sequence[Point]) -> list[Block]:
             "these items: let another suite, or the gate, confirm it.",
             "lead",
         ),
-        Group(tuple(figures), "three"),
+        BlockGroup(tuple(figures), "three"),
         Fold("The numbers", (Table(columns, tuple(rows), text=(0, 1)),)),
     ]
 
@@ -596,4 +607,4 @@ def _lost(p: Point) -> list[Block]:
     table, few = (
         Table(("item", "question", "before", "now"), some, text=(0, 1, 2, 3)) for some in (rows, rows[:TAXES])
     )
-    return [Fold(title, (Only(PAGE, (table,)), Only(NOT_PAGE, (few,))))]
+    return [Fold(title, (OnlyFor(PAGE, (table,)), OnlyFor(NOT_PAGE, (few,))))]

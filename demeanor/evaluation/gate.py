@@ -25,13 +25,25 @@ from demeanor.core.errors import DataError, Problem, SpecError, unknown
 from demeanor.core.files import origin
 from demeanor.core.formatting import NONE, axis_name, first_of, listed, number, plural
 from demeanor.core.registry import Spec
-from demeanor.core.table import PAGE, Block, Facts, Fold, Inline, Only, Paragraph, Section, Table, Text, Tone
+from demeanor.core.table import (
+    PAGE,
+    Block,
+    Facts,
+    Fold,
+    Inline,
+    OnlyFor,
+    Paragraph,
+    Section,
+    StyledText,
+    Table,
+    Tone,
+)
 from demeanor.core.types import Item, Verdict
 from demeanor.evaluation import statistics
 from demeanor.evaluation.experiment import Experiment
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.result import FORMAT, load, plain, save
-from demeanor.evaluation.rows import SAME, PairedTable, Row, read_rows
+from demeanor.evaluation.result_rows import SAME, PairedTable, Row, read_rows
 from demeanor.evaluation.runtime import Services
 from demeanor.stack import validate
 from demeanor.stack.stack import Stack
@@ -333,7 +345,7 @@ def run(
             )
         rows = experiment.measure(variants)
         new = [row for row in rows if row.variant == candidate.model_id]
-        old = [row for row in rows if row.variant == against]
+        old = [row for row in rows if row.variant == variants[-1].model_id]
         if earlier:
             old = asyncio.run(experiment.scored_anew(earlier))
     report = decide(
@@ -469,7 +481,10 @@ def section(record: GateRecord) -> Section:
         "May it ship",
         (
             Paragraph(
-                (Text(f"{decision}.", strong=True), f" {why} ({record.candidate} against {record.against})")
+                (
+                    StyledText(f"{decision}.", strong=True),
+                    f" {why} ({record.candidate} against {record.against})",
+                )
             ),
             Paragraph(
                 "Compared item by item. A pass needs every rule shown at its full confidence; a failure "
@@ -479,7 +494,7 @@ def section(record: GateRecord) -> Section:
             ),
             findings_table(report.findings),
             *at_fault(report),
-            Only(
+            OnlyFor(
                 PAGE,
                 (
                     Fold(
@@ -507,7 +522,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
                 bounds,
                 number(100 * f.limit, 1),
                 str(f.clusters),
-                Text(f.verdict.name.lower() + more, "tag", TONES[f.verdict]),
+                StyledText(f.verdict.name.lower() + more, "tag", TONES[f.verdict]),
             )
         )
     return Table(
@@ -519,7 +534,7 @@ def brief(report: GateReport) -> list[Block]:
     """Only the rules that are not shown to hold, and the decision."""
     open_rules = [f for f in report.findings if f.verdict is not Verdict.PASS]
     held = f"{len(report.findings) - len(open_rules)} of {len(report.findings)} rules hold"
-    decision = Text(f"{DECISIONS[report.verdict]} ({held}).", strong=True)
+    decision = StyledText(f"{DECISIONS[report.verdict]} ({held}).", strong=True)
     return [findings_table(open_rules), *at_fault(report), Paragraph(decision)]
 
 

@@ -38,7 +38,7 @@ from demeanor.evaluation.result import (
     Variant,
     Verdict,
 )
-from demeanor.evaluation.rows import PairedTable, Row, value
+from demeanor.evaluation.result_rows import PairedTable, Row, value
 from demeanor.evaluation.runtime import Services
 from demeanor.stack.stack import Stack
 

@@ -28,18 +28,18 @@ from demeanor.core.table import (
     TERMINAL,
     WRITTEN,
     Block,
+    BlockGroup,
     Bullets,
     Facts,
     Figure,
     Fold,
-    Group,
     Inline,
-    Only,
+    OnlyFor,
     Page,
     Paragraph,
     Section,
+    StyledText,
     Table,
-    Text,
     Tone,
     difference,
     tone_of,
@@ -59,7 +59,7 @@ from demeanor.evaluation.result import (
     Result,
     Variant,
 )
-from demeanor.evaluation.rows import WEIGHTS
+from demeanor.evaluation.result_rows import WEIGHTS
 
 APPENDIX = ("items", "cost", "training", "how")
 """Anchors of the sections that come after those of other analyses."""
@@ -317,8 +317,8 @@ def _ladder(result: Result, steps: Sequence[Variant]) -> Section:
                 "lead",
             ),
             Table(columns, rows, title="share right, %", heat=True),
-            Only(TERMINAL, (Paragraph(CHANGES, "note"),)),
-            Only(WRITTEN, (Paragraph(CLUSTERS, "note"),)),
+            OnlyFor(TERMINAL, (Paragraph(CHANGES, "note"),)),
+            OnlyFor(WRITTEN, (Paragraph(CLUSTERS, "note"),)),
         ),
     )
 
@@ -326,22 +326,22 @@ def _ladder(result: Result, steps: Sequence[Variant]) -> Section:
 def _ladder_row(result: Result, axis: Axis, steps: Sequence[Variant]) -> tuple[Inline, ...]:
     deltas = [None, *(_delta_on(step, axis.name) for step in result.steps)]
     return (
-        (axis_name(axis.name), Text(axis.about, "aside")) if axis.about else axis_name(axis.name),
+        (axis_name(axis.name), StyledText(axis.about, "aside")) if axis.about else axis_name(axis.name),
         *(_ladder_cell(axis.means[variant.id], delta) for variant, delta in zip(steps, deltas)),
-        Text(f"{axis.items} ({axis.clusters})", "soft"),
-        Text(percent(axis.detectable), "soft"),
+        StyledText(f"{axis.items} ({axis.clusters})", "soft"),
+        StyledText(percent(axis.detectable), "soft"),
     )
 
 
 def _ladder_cell(mean: Mean, delta: Delta | None) -> Inline:
     left_out = f", {plural(mean.unscored, 'item')} without a score" if mean.unscored else ""
     hint = f"{mean_text(mean)}; n {mean.n} in {plural(mean.clusters, 'cluster')}{left_out}"
-    cell = Text(percent(mean.value), hint=hint, share=mean.value)
+    cell = StyledText(percent(mean.value), hint=hint, share=mean.value)
     if delta is None or not delta.shown:
         return cell
     tone = tone_of(delta.value, shown=True)
     bounds = f"{interval(delta.low, delta.high)} points"
-    return cell, Text(points(delta.value), "change", tone, strong=is_firm(delta), hint=bounds)
+    return cell, StyledText(points(delta.value), "change", tone, strong=is_firm(delta), hint=bounds)
 
 
 def _regressions(result: Result) -> Section | None:
@@ -367,7 +367,7 @@ def _regressions(result: Result) -> Section | None:
         blocks.append(Paragraph(no_regressions(result), "calm"))
     if layers:
         blocks.append(
-            Only(WRITTEN, (Paragraph("Still there in the whole stack", "heading"), _losses(layers)))
+            OnlyFor(WRITTEN, (Paragraph("Still there in the whole stack", "heading"), _losses(layers)))
         )
     return Section("regressions", "Regressions", "What got worse", tuple(blocks))
 
@@ -375,7 +375,7 @@ def _regressions(result: Result) -> Section | None:
 def _losses(regressions: Sequence[Regression], *, linked: bool = False) -> Bullets:
     items = []
     for r in regressions:
-        link = (Text(" see the items", link=f"step-{r.name}"),) if linked else ()
+        link = (StyledText(" see the items", link=f"step-{r.name}"),) if linked else ()
         items.append((regression_sentence(r), *link))
     quiet = frozenset(n for n, r in enumerate(regressions) if not r.certain)
     return Bullets(tuple(items), "losses", quiet)
@@ -394,7 +394,7 @@ def _forest(comparisons: Sequence[Comparison], sign: str, label: str, caption: s
             caption=caption,
             legend=FOREST_LEGEND,
         ),
-        Only(WRITTEN, (Fold("The numbers", (Table(("", *NUMBERS), rows, text=(0, 1)),)),)),
+        OnlyFor(WRITTEN, (Fold("The numbers", (Table(("", *NUMBERS), rows, text=(0, 1)),)),)),
     )
 
 
@@ -405,7 +405,7 @@ def _numbers(delta: Delta) -> tuple[Inline, ...]:
         interval(delta.low, delta.high),
         p_value(delta.p),
         p_value(delta.p_holm),
-        Text(delta.verdict, strong=is_firm(delta)),
+        StyledText(delta.verdict, strong=is_firm(delta)),
         str(delta.fixed),
         str(delta.regressed),
         f"{delta.n} ({delta.clusters})",
@@ -526,22 +526,22 @@ def _refusals(result: Result, steps: set[str]) -> Section | None:
                 "lead",
             ),
             figures,
-            Only(
+            OnlyFor(
                 WRITTEN,
                 (Fold("The numbers, for every variant", (Table(columns, rows), Paragraph(note, "note"))),),
             ),
-            Only(TERMINAL, (Table((*columns[: 3 + len(refused)], "d′"), brief),)),
+            OnlyFor(TERMINAL, (Table((*columns[: 3 + len(refused)], "d′"), brief),)),
         ),
     )
 
 
 def refusal_figures(
     refusals: Sequence[Refusals], labels: dict[str, str], layers: Sequence[str], shown: Sequence[str]
-) -> Group:
+) -> BlockGroup:
     """Safe requests answered against unsafe ones refused, and who refused them."""
     caption = "Top right is ideal, crosses are intervals, the dashes are guessing."
     who = {"refusals": refusals, "labels": labels, "layers": layers}
-    return Group(
+    return BlockGroup(
         (
             Figure("refusal_plane", {"refusals": refusals, "labels": labels}, caption=caption),
             Figure("who_refused", who, legend=refused_key(layers, shown)),
@@ -692,12 +692,12 @@ def _items(result: Result) -> Section | None:
             "answers and what each layer did for them.",
             "lead",
         ),
-        Group(tuple(steps), "steps"),
+        BlockGroup(tuple(steps), "steps"),
     ]
     if others:
         about = "Against external models: before is the other's answer, after is the whole stack’s"
-        blocks += [Paragraph(about, "heading"), Group(tuple(others), "steps")]
-    return Section("items", "Items", "The items behind the numbers", (Only(PAGE, tuple(blocks)),))
+        blocks += [Paragraph(about, "heading"), BlockGroup(tuple(others), "steps")]
+    return Section("items", "Items", "The items behind the numbers", (OnlyFor(PAGE, tuple(blocks)),))
 
 
 def _changes(result: Result, step: Comparison, anchor: str, name: str, lost: str, won: str) -> Fold:
@@ -708,19 +708,19 @@ def _changes(result: Result, step: Comparison, anchor: str, name: str, lost: str
         if changes:
             inside += _changes_on(result, axis.name, changes, lost, won)
     if not inside:
-        inside.append(Paragraph(Text("No item changed from wrong to right or back.", "soft")))
-    summary = (Text(name, strong=True), _count(regressed, lost, "down"), _count(fixed, won, "up"))
+        inside.append(Paragraph(StyledText("No item changed from wrong to right or back.", "soft")))
+    summary = (StyledText(name, strong=True), _count(regressed, lost, "down"), _count(fixed, won, "up"))
     return Fold(summary, tuple(inside), anchor)
 
 
-def _count(count: int, said: str, tone: Tone) -> Text:
-    return Text(f"{count} {said}", "tag", tone if count else "")
+def _count(count: int, said: str, tone: Tone) -> StyledText:
+    return StyledText(f"{count} {said}", "tag", tone if count else "")
 
 
 def _changes_on(result: Result, axis: str, changes: Sequence[Change], lost: str, won: str) -> list[Block]:
     """The changed items of one axis: what regressed stands open, what was fixed is folded away."""
     regressed, fixed = ([c for c in changes if c.fixed is want] for want in (False, True))
-    counted = Text(f"  {len(regressed)} {lost}, {len(fixed)} {won}", "soft")
+    counted = StyledText(f"  {len(regressed)} {lost}, {len(fixed)} {won}", "soft")
     blocks: list[Block] = [Paragraph((axis_name(axis), counted), "heading"), *_listed(result, regressed)]
     if fixed:
         summary = f"{plural(len(fixed), 'item')} {won}"
@@ -732,13 +732,13 @@ def _listed(result: Result, changes: Sequence[Change]) -> list[Block]:
     shown: list[Block] = [_item(c, result.questions[c.item_id]) for c in changes[:ITEMS_SHOWN]]
     left = len(changes) - ITEMS_SHOWN
     if left > 0:
-        shown.append(Paragraph(Text(f"{plural(left, 'more item')} in the result file.", "soft")))
+        shown.append(Paragraph(StyledText(f"{plural(left, 'more item')} in the result file.", "soft")))
     return shown
 
 
 def _item(change: Change, question: Question) -> Fold:
     was, now = (_brief(answer.text, 44) or "(nothing)" for answer in (change.before, change.after))
-    summary = (_brief(question.messages[-1][1], 90), Text(f"    {was} → {now}", "soft"))
+    summary = (_brief(question.messages[-1][1], 90), StyledText(f"    {was} → {now}", "soft"))
     origin = ", ".join([change.item_id, f"cluster {question.cluster}", *question.tags])
     told: list[tuple[str, Inline]] = [(role, _long(content)) for role, content in question.messages]
     told += [
@@ -758,7 +758,7 @@ def _answered(answer: Answer, *, right: bool) -> Inline:
     refused = f"  refused by {answer.refused_by}{rule}" if answer.refused_by else ""
     did = "".join(f"\n{d.by}: {d.what}: {d.detail}" for d in answer.did)
     tone: Tone = "up" if right else "down"
-    return Text(_long(answer.text) or "(nothing)", tone=tone), Text(refused + did, "soft")
+    return StyledText(_long(answer.text) or "(nothing)", tone=tone), StyledText(refused + did, "soft")
 
 
 def _brief(text: str, most: int) -> str:
@@ -805,7 +805,7 @@ def _cost(result: Result) -> Section | None:
     )
     lead = Paragraph(f"What one answer costs on average, by the layer that took the time.{crowd}", "lead")
     numbers = Fold("The numbers", (Table(columns, rows),))
-    return Section("cost", "Time", "Time and tokens", (Only(WRITTEN, (lead, figure, numbers)),))
+    return Section("cost", "Time", "Time and tokens", (OnlyFor(WRITTEN, (lead, figure, numbers)),))
 
 
 def _milliseconds(ms: float) -> str:
@@ -822,8 +822,8 @@ def _training(result: Result) -> Section | None:
         "objectives are not comparable."
     )
     figures = tuple(Figure("losses", {"curve": curve}, title=curve.name) for curve in result.curves)
-    group = Group(figures, "three", (("s0", "training rows"), ("s1", "held-out rows")) if held else ())
-    return Section("training", "Training", "Training", (Only(PAGE, (Paragraph(lead, "lead"), group)),))
+    group = BlockGroup(figures, "three", (("s0", "training rows"), ("s1", "held-out rows")) if held else ())
+    return Section("training", "Training", "Training", (OnlyFor(PAGE, (Paragraph(lead, "lead"), group)),))
 
 
 def _method(result: Result) -> Section:
@@ -832,7 +832,9 @@ def _method(result: Result) -> Section:
         "suite": f"{plural(result.items, 'item')}, hash {result.suite_hash}",
         **{name: "off" if value is None else str(value) for name, value in result.settings.items()},
     }
-    keys = tuple((v.label, (Text(v.id, "code"), "  ", Text(v.stack_key, "code"))) for v in result.variants)
+    keys = tuple(
+        (v.label, (StyledText(v.id, "code"), "  ", StyledText(v.stack_key, "code"))) for v in result.variants
+    )
     blocks: list[Block] = [
         Bullets(tuple(method(result))),
         Paragraph("Settings", "heading"),
@@ -842,7 +844,7 @@ def _method(result: Result) -> Section:
     ]
     if result.commands:
         blocks += [Paragraph("Do it again", "heading"), Paragraph("\n".join(result.commands), "code")]
-    return Section("how", "Method", "How this was measured", (Only(WRITTEN, tuple(blocks)),))
+    return Section("how", "Method", "How this was measured", (OnlyFor(WRITTEN, tuple(blocks)),))
 
 
 def method(result: Result) -> list[str]:

@@ -17,7 +17,7 @@ from demeanor.core.types import Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import SAFE, UNSAFE
 from demeanor.evaluation.result import Calibration, Cost, Mean, Rate, Refusals, Robustness
-from demeanor.evaluation.rows import SAME, WEIGHTS, PairedTable, Row, value
+from demeanor.evaluation.result_rows import SAME, WEIGHTS, PairedTable, Row, value
 from demeanor.evaluation.statistics import CONFIDENCE, Floats, Labels, clopper_pearson, cluster_index
 
 NOBODY = "nobody"

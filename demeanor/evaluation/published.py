@@ -22,12 +22,12 @@ from demeanor.core.table import (
     Bullets,
     Facts,
     Inline,
-    Only,
+    OnlyFor,
     Page,
     Paragraph,
     Section,
+    StyledText,
     Table,
-    Text,
     tone_of,
 )
 from demeanor.evaluation.statistics import CONFIDENCE, DISCORDANCE, POWER, smallest
@@ -221,8 +221,8 @@ def _ladder(table: Published) -> Section:
     rows: list[tuple[Inline, ...]] = []
     for row in table.rows:
         cells = [_score(value, c) for value, c in zip(row.values, [None, *row_changes(table, row)])]
-        name: Inline = (row.name, Text(f" ({row.note})", "soft")) if row.note else row.name
-        rows.append((name, *cells, Text(_count(row), "soft"), Text(_size(row), "soft")))
+        name: Inline = (row.name, StyledText(f" ({row.note})", "soft")) if row.note else row.name
+        rows.append((name, *cells, StyledText(_count(row), "soft"), StyledText(_size(row), "soft")))
     columns = ("", *table.columns, "items", "smallest detectable")
     share = percent(DISCORDANCE)
     return Section(
@@ -236,7 +236,7 @@ def _ladder(table: Published) -> Section:
             ),
             Table(columns, tuple(rows), f"score, {table.unit}", heat=True),
             Paragraph(KEY, "note"),
-            Only(
+            OnlyFor(
                 WRITTEN,
                 (
                     Paragraph(
@@ -251,13 +251,13 @@ def _ladder(table: Published) -> Section:
 
 def _score(value: float | None, c: ScoreChange | None) -> Inline:
     if value is None:
-        return Text(NONE)
-    score = Text(f"{value:.1f}", share=value / 100)
+        return StyledText(NONE)
+    score = StyledText(f"{value:.1f}", share=value / 100)
     if c is None:
         return score
     mark = {None: "?", True: "", False: "~"}[c.told]
     tone = tone_of(c.points, shown=c.told is not False and c.points != 0)
-    return score, Text(f"{_signed(c.points)}{mark}", "change", tone)
+    return score, StyledText(f"{_signed(c.points)}{mark}", "change", tone)
 
 
 def _count(row: PublishedRow) -> str:
@@ -312,7 +312,7 @@ def _sizes(table: Published) -> Section:
         Table(columns, tuple(rows)),
         Paragraph(note, "note"),
     )
-    return Section("told", "What could be told", "What could have been told", (Only(WRITTEN, blocks),))
+    return Section("told", "What could be told", "What could have been told", (OnlyFor(WRITTEN, blocks),))
 
 
 def _method(table: Published) -> Section:
@@ -328,4 +328,4 @@ def _method(table: Published) -> Section:
     facts = Facts(
         (("columns", ", ".join(table.columns)), ("rows", str(len(table.rows))), ("source", table.source))
     )
-    return Section("how", "Method", "How this was made", (Only(WRITTEN, (Bullets(lines), facts)),))
+    return Section("how", "Method", "How this was made", (OnlyFor(WRITTEN, (Bullets(lines), facts)),))

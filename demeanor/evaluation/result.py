@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from demeanor.core.errors import DataError
 from demeanor.core.files import write_json, write_text
-from demeanor.evaluation.rows import LayerActivity
+from demeanor.evaluation.result_rows import LayerActivity
 
 Verdict: TypeAlias = Literal["better", "worse", "no change shown", "not measured"]
 Scalar: TypeAlias = str | int | float | bool | None

@@ -17,7 +17,17 @@ from scipy import special
 
 from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.core.formatting import NONE, axis_name, listed, number, percent, plural, points
-from demeanor.core.table import TERMINAL, WRITTEN, Fold, Inline, Only, Paragraph, Section, Table, difference
+from demeanor.core.table import (
+    TERMINAL,
+    WRITTEN,
+    Fold,
+    Inline,
+    OnlyFor,
+    Paragraph,
+    Section,
+    Table,
+    difference,
+)
 from demeanor.evaluation.experiment import named
 from demeanor.evaluation.ladder import evaluate
 from demeanor.evaluation.result import Delta, Result, save
@@ -235,8 +245,8 @@ def section(found: Seeds) -> Section:
                 f"same items. {summary(found)}"
             ),
             Table(("axis", *found.variants), ladder, "share right, %: mean over seeds (lowest to highest)"),
-            Only(WRITTEN, (Fold("Every step, seed by seed", (Table(STEPS, every, text=(0, 1)), note)),)),
-            Only(TERMINAL, (Table(STEPS, some, "changes in points", text=(0, 1)), note)),
+            OnlyFor(WRITTEN, (Fold("Every step, seed by seed", (Table(STEPS, every, text=(0, 1)), note)),)),
+            OnlyFor(TERMINAL, (Table(STEPS, some, "changes in points", text=(0, 1)), note)),
         ),
     )
 

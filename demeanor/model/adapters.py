@@ -1,7 +1,8 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): frozen matrices, each with a trained product of two thin ones beside it.
+"""Low-rank adapters: frozen linear maps, each with a trained low-rank product (LoRA).
 
-In: a model and the settings of an adapter. Out: the same model, in which only the adapter (and a score head) learns; or, merged,
-a plain model again. Parameter names stay: `q_proj.weight` is where it was. It knows no folders.
+In: a model and an adapter's settings, or a PEFT folder. Out: the same model, in which only the adapter (and a
+score head) is trainable, or the plain model with the adapter merged. Parameter names do not change.
+Source: Hu et al. 2021, arXiv 2106.09685.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from demeanor.core import files
 from demeanor.core.errors import CheckpointError, unknown
 from demeanor.stack.schema import Adapter
 
+# Linear maps that `all-linear` leaves out, as PEFT does: vocabulary heads, and the score (trained whole).
 HEADS = ("lm_head", "embed_out", "score")
-"""Linear maps that `all-linear` leaves alone, as PEFT does: the vocabulary's head, and the score (which is trained whole)."""
 
 
 class LoraLinear(nn.Module):
-    """x W^T + b + scale (x A^T) B^T with W and b frozen; A (rank, in) is drawn, B (out, rank) begins at zero."""
+    """x W^T + b + scale (x A^T) B^T with W and b frozen; A (rank, in) is random, B (out, rank) starts at
+    zero."""
 
     def __init__(
         self, linear: nn.Linear, rank: int, scale: float, draw: torch.Generator | None = None
@@ -41,13 +43,12 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=draw)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(
-            F.linear(x, self.lora_A), self.lora_B
-        )
+        low_rank = F.linear(F.linear(x, self.lora_A), self.lora_B)
+        return F.linear(x, self.weight, self.bias) + self.scale * low_rank
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """One plain linear map with the same outputs."""
+        """Return one plain linear map with the same outputs."""
         out, inside = self.weight.shape
         linear = nn.Linear(inside, out, bias=self.bias is not None, device="meta")
         linear.weight = nn.Parameter(self.weight + self.scale * (self.lora_B @ self.lora_A))
@@ -57,36 +58,36 @@ class LoraLinear(nn.Module):
 
 
 def scale(rank: int, alpha: float, rslora: bool) -> float:
-    """alpha / rank, or alpha / sqrt(rank). Source of the second: Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2."""
+    """Return alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+
+    Source: Hu et al. 2021, section 4.1; rsLoRA: Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2.
+    """
     return alpha / math.sqrt(rank) if rslora else alpha / rank
 
 
 def attach(model: nn.Module, adapter: Adapter, seed: int) -> list[str]:
-    """Freeze `model` and put adapters beside its target maps, drawn from `seed`; a score head stays trainable.
+    """Freeze `model` and add adapters to its target maps, drawn from `seed`; a score head stays trainable.
 
-    Returns the names of the maps. Raises CheckpointError where a target names none.
+    Returns the names of the adapted maps. Raises CheckpointError if a target matches no map.
     """
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    names = chosen(list(linears), adapter.targets)
+    names = target_names(list(linears), adapter.targets)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("score" in name.split("."))
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    factor = scale(adapter.rank, adapter.alpha, adapter.rslora)
     for name in names:
-        _put(
-            model,
-            name,
-            LoraLinear(linears[name], adapter.rank, scale(adapter.rank, adapter.alpha, adapter.rslora), draw),
-        )
+        replace_module(model, name, LoraLinear(linears[name], adapter.rank, factor, generator))
     return names
 
 
-def chosen(linears: list[str], targets: tuple[str, ...]) -> list[str]:
-    """The linear maps that `targets` means: all but heads, or those whose last name is listed. Raises CheckpointError."""
+def target_names(linears: list[str], targets: tuple[str, ...]) -> list[str]:
+    """Return the maps to adapt: all but heads, or those named in `targets`. Raises CheckpointError."""
     body = [name for name in linears if name.rsplit(".", 1)[-1] not in HEADS]
     if targets == ("all-linear",):
         if not body:
             raise CheckpointError(
-                "adapter.targets: this model has no torch.nn.Linear to adapt (GPT-2's Conv1D is none); train it whole"
+                "adapter.targets: this model has no torch.nn.Linear (GPT-2 uses Conv1D); train it whole"
             )
         return body
     known = {name.rsplit(".", 1)[-1] for name in body}
@@ -99,28 +100,30 @@ def chosen(linears: list[str], targets: tuple[str, ...]) -> list[str]:
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """Every adapted map of a model with its name."""
+    """Yield the name and module of every adapted map of a model."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             yield name, module
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Fold every adapter into its matrix, in place; the model is plain again and all of it may be trained."""
+    """Merge every adapter into its matrix, in place, and make all parameters trainable."""
     for name, module in list(adapters(model)):
-        _put(model, name, module.merged())
+        replace_module(model, name, module.merged())
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    place, _, last = name.rpartition(".")
-    setattr(model.get_submodule(place), last, module)
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule called `name`."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
 
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
+# Settings of PEFT's LoRA that would change the result, and the values at which they do not.
 REFUSED = {
     "use_dora": False,
     "use_qalora": False,
@@ -136,16 +139,15 @@ REFUSED = {
     "arrow_config": None,
     "megatron_config": None,
 }
-"""Settings of PEFT's LoRA that would change the sum, and the values at which they do not."""
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole weights."""
+    """True if a folder contains an adapter and no whole weights."""
     return (folder / CONFIG).is_file()
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """The adapter's settings as PEFT writes them; raises CheckpointError for what is not plain LoRA."""
+    """Return the adapter's settings as PEFT writes them; raises CheckpointError if it is not plain LoRA."""
     path = folder / CONFIG
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -169,58 +171,50 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def base_folder(folder: Path) -> Path:
-    """The weights an adapter goes on: a path from its own folder, else from here, else a hub id (downloaded or cached)."""
+    """Return the folder of the adapter's base: a path from its folder, else from here, else a hub id
+    (downloaded)."""
     name = str(config(folder).get("base_model_name_or_path") or "")
     for found in (folder / name, Path(name)):
-        if (
-            name
-            and found.resolve() != folder.resolve()
-            and ((found / "config.json").is_file() or (found / CONFIG).is_file())
-        ):
+        is_model = (found / "config.json").is_file() or (found / CONFIG).is_file()
+        if name and is_model and found.resolve() != folder.resolve():
             return found
     if name.count("/") == 1 and not name.startswith("."):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     raise CheckpointError(
-        f"{folder / CONFIG}: base_model_name_or_path is {name!r}, where no model folder is; "
+        f"{folder / CONFIG}: base_model_name_or_path is {name!r}, which is no model folder; "
         "write the path of the weights that this adapter was trained on"
     )
 
 
 def add(model: nn.Module, folder: Path, prefix: str = "") -> nn.Module:
-    """Put a folder's adapter into `model` (its matrices keep their names); `prefix` is what the model puts before PEFT's names.
+    """Add a folder's adapter to `model`; `prefix` is what the model puts before PEFT's names.
 
-    Raises CheckpointError naming tensors that have no place.
+    Raises CheckpointError naming a tensor that does not fit.
     """
-    raw, tensors = config(folder), _tensors(folder)
+    raw, tensors = config(folder), read_tensors(folder / WEIGHTS)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     named = dict(model.named_modules())
     pairs = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
-    rank_scale = scale(int(raw["r"]), float(raw["lora_alpha"]), bool(raw.get("use_rslora")))
+    factor = scale(int(raw["r"]), float(raw["lora_alpha"]), bool(raw.get("use_rslora")))
     for pair in pairs:
         a, b = tensors.pop(f"{pair}.lora_A.weight"), tensors.pop(f"{pair}.lora_B.weight", None)
         linear = named.get(prefix + pair)
-        if (
-            not isinstance(linear, nn.Linear)
-            or b is None
-            or (b.shape[0], a.shape[1]) != tuple(linear.weight.shape)
-        ):
-            raise CheckpointError(
-                f"{folder}: the adapter of {pair} has no place in the weights it names; was it trained on others?"
-            )
-        found = LoraLinear(linear, a.shape[0], rank_scale)
+        if not isinstance(linear, nn.Linear) or b is None:
+            raise _misfit(folder, f"the adapter of {pair}")
+        if (b.shape[0], a.shape[1]) != tuple(linear.weight.shape):
+            raise _misfit(folder, f"the adapter of {pair}")
+        adapted = LoraLinear(linear, a.shape[0], factor)
         with torch.no_grad():
-            found.lora_A.copy_(a)
-            found.lora_B.copy_(b)
-        place, _, last = (prefix + pair).rpartition(".")
-        setattr(model.get_submodule(place), last, found)
+            adapted.lora_A.copy_(a)
+            adapted.lora_B.copy_(b)
+        replace_module(model, prefix + pair, adapted)
     whole = dict(model.named_parameters())
     for name, tensor in tensors.items():  # what PEFT calls modules_to_save
         own = next((n for n in (name, prefix + name) if n in whole and whole[n].shape == tensor.shape), None)
         if own is None:
-            raise CheckpointError(
-                f"{folder}: {name} has no place in the weights it names; was it trained on others?"
-            )
+            raise _misfit(folder, name)
         with torch.no_grad():
             whole[own].copy_(tensor)
     return model
@@ -229,7 +223,8 @@ def add(model: nn.Module, folder: Path, prefix: str = "") -> nn.Module:
 def save(
     model: nn.Module, adapter: Adapter, parent: Path, folder: Path, *, reward: bool, prefix: str = ""
 ) -> None:
-    """Write a model's adapter (and a reward model's score) as a PEFT folder on `parent`, which is named relative to `folder`."""
+    """Write a model's adapter (and a reward model's score) as a PEFT folder; `parent` is stored as a
+    relative path."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [name.removeprefix(prefix) for name, _ in adapters(model)]
     tensors: dict[str, Tensor] = {}
@@ -261,16 +256,20 @@ def save(
     files.write_json(folder / CONFIG, settings, indent=2)
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """The adapter's tensors, without PEFT's prefix."""
-    path = folder / WEIGHTS
+def _misfit(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: {what} does not fit the weights it names; was it trained on other weights?"
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; raises CheckpointError if it is missing or unreadable."""
     if not path.is_file():
         raise CheckpointError(
-            f"{folder}: no {WEIGHTS}; pickled adapters are not loaded, save it with safe_serialization=True"
+            f"{path.parent}: no {path.name}; pickled weights are not loaded, use safe_serialization=True"
         )
     try:
         with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name) for name in list(file.keys())}
+            return {name: file.get_tensor(name) for name in list(file.keys())}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
-    return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}

@@ -1,11 +1,10 @@
-"""Attention over token trees: each segment attends to its context ranges, then causally to itself; no T x T mask, no padding.
+"""Attention over token trees: each segment attends to its context ranges, then causally to itself.
 
-In: q, k, v of a whole batch and its segments. Out: the mixed values. A segment alone is three products on slices of q, k and v; many
-short segments of about one shape are gathered, padded to a multiple of 16 inside attention alone, and run as one batched product.
-The slow twin with a dense mask is in the tests. On CUDA it is one varlen kernel (`varlen.py`).
-
-Probabilities are kept for the backward pass where they are small and recomputed where not (Dao et al. 2022, arXiv 2205.14135,
-section 3.1). Everything after the product of queries and keys is two fused passes over the scores, one softmax and its gradient.
+In: q, k, v of a whole batch and its segments. Out: the mixed values; no T x T mask and no padded batch. Many
+short segments of similar shape run as one padded product, others as slices. CUDA uses one varlen kernel
+(`varlen.py`); the tests compare with a dense mask. Small probabilities are kept for the backward pass, large
+ones recomputed.
+Source: Dao et al. 2022, arXiv 2205.14135, section 3.1.
 """
 
 from __future__ import annotations
@@ -21,19 +20,17 @@ from demeanor.model import varlen
 from demeanor.model.tensors import Segment
 
 STEP = 16
-LONG, BLOCK = 384, 192
-"""Segments longer than LONG are cut into blocks of BLOCK queries, which skips most of the triangle nobody may see."""
-MANY, SMALL = 3, 96
-"""From MANY members of at most SMALL queries on, gathering pays: the price of a product's call is more than that of padding."""
-KEEP_BYTES = 48 << 20
-"""Probabilities of one layer that are kept; beyond, they are recomputed in the backward pass."""
+LONG, BLOCK = 384, 192  # longer segments are cut into blocks of queries, which skips most masked products
+MANY, SMALL = 3, 96  # from MANY segments of at most SMALL queries on, one padded product is faster
+KEEP_BYTES = 48 << 20  # probabilities of one layer that are kept; larger ones are recomputed
 
 
 class Part(NamedTuple):
     """Segments that run as one product: G of them, L queries and S keys each (context first).
 
-    `queries` and `keys` say where they stand in T: ranges for a segment alone, indices (G*L, G*S) for many. `mask` is additive:
-    (L, S) where all members share it, else (G, 1, L, S). `rows_R` are the places in G x L that hold a token, None if all do.
+    `queries` and `keys` are their positions in T: ranges for one segment, indices (G*L, G*S) for many. `mask`
+    is additive: (L, S) if all members share it, else (G, 1, L, S). `rows_R` are the places in G x L that hold
+    a token, None if all do.
     """
 
     G: int
@@ -49,18 +46,14 @@ Parts = tuple[Part, ...] | varlen.Layout
 
 
 def buckets(segments: Sequence[Segment], device: torch.device) -> Parts:
-    """Say how the segments are run; made once per batch, used by every layer and the backward pass."""
+    """Return how the segments are run; made once per batch, used by every layer and the backward pass."""
     segments = joined(segments)
     if device.type == "cuda":
         return varlen.layout(segments, device)
     total = max((s.end for s in segments), default=0)
     lengths = {s.end - s.start for s in segments}
-    if (
-        len(lengths) == 1
-        and total <= LONG * len(segments)
-        and not any(s.context for s in segments)
-        and sum(s.end - s.start for s in segments) == total
-    ):
+    is_flat = not any(s.context for s in segments) and sum(s.end - s.start for s in segments) == total
+    if len(lengths) == 1 and total <= LONG * len(segments) and is_flat:
         length = lengths.pop()
         return (Part(len(segments), length, length, (0, total), ((0, total),), _causal(length, length)),)
     groups: dict[tuple[int, int], list[Segment]] = defaultdict(list)
@@ -69,29 +62,26 @@ def buckets(segments: Sequence[Segment], device: torch.device) -> Parts:
     parts: list[Part] = []
     for (length, context), members in groups.items():
         if len(members) >= MANY and length <= SMALL:
-            parts.append(_together(members, length, context))
+            parts.append(_batched(members, length, context))
         else:
-            parts += map(_alone, members)
+            parts += map(_single, members)
     return tuple(parts)
 
 
 def joined(segments: Sequence[Segment]) -> list[Segment]:
-    """The same attention with fewer segments: a branch right after its prompt goes on with the prompt's causal row."""
+    """Merge each branch that follows its prompt directly with it: the same attention in fewer segments."""
     found: list[Segment] = []
     for segment in segments:
-        if (
-            found
-            and found[-1].end == segment.start
-            and segment.context == (*found[-1].context, (found[-1].start, found[-1].end))
-        ):
-            found[-1] = Segment(found[-1].start, segment.end, found[-1].context)
+        last = found[-1] if found else None
+        if last and last.end == segment.start and segment.context == (*last.context, (last.start, last.end)):
+            found[-1] = Segment(last.start, segment.end, last.context)
         elif segment.end > segment.start:
             found.append(segment)
     return found
 
 
 def blocks(segments: Sequence[Segment]) -> Iterator[Segment]:
-    """The same attention with long segments cut up: each block sees the blocks before it as context."""
+    """Cut long segments into blocks that have the blocks before them as context: the same attention."""
     for segment in segments:
         if segment.end - segment.start <= LONG:
             yield segment
@@ -106,17 +96,17 @@ def _size(context: Sequence[tuple[int, int]]) -> int:
 
 
 def _up(count: int) -> int:
-    """Round up to a multiple of STEP, of 1/4 of the next power of two when that is more."""
+    """Round up to a multiple of STEP, or of 1/4 of the next power of two if that is more."""
     step = max(STEP, 1 << max(0, count.bit_length() - 3))
     return -(-count // step) * step
 
 
 def _causal(queries: int, keys: int) -> Tensor:
-    """Bottom-right causal additive mask, queries x keys, fp32."""
+    """Return the bottom-right causal additive mask, queries x keys, fp32."""
     return torch.full((queries, keys), float("-inf")).triu(1 + keys - queries)
 
 
-def _alone(segment: Segment) -> Part:
+def _single(segment: Segment) -> Part:
     ranges: list[tuple[int, int]] = []
     for a, b in (*segment.context, (segment.start, segment.end)):
         if ranges and ranges[-1][1] == a:
@@ -127,7 +117,7 @@ def _alone(segment: Segment) -> Part:
     return Part(1, L, S, (segment.start, segment.end), tuple(ranges), _causal(L, S))
 
 
-def _together(members: Sequence[Segment], length: int, context: int) -> Part:
+def _batched(members: Sequence[Segment], length: int, context: int) -> Part:
     own_L = torch.arange(length)
     starts, sizes = torch.tensor([(s.start, s.end - s.start) for s in members])[:, :, None].unbind(1)
     valid_GL = own_L < sizes
@@ -144,16 +134,16 @@ def _together(members: Sequence[Segment], length: int, context: int) -> Part:
         hidden_GC = torch.zeros(len(members), context).masked_fill_(
             torch.arange(context) >= before_G, float("-inf")
         )
-        mask = torch.cat([hidden_GC[:, None].expand(-1, length, -1), mask.expand(len(members), -1, -1)], -1)[
-            :, None
-        ]
+        expanded = mask.expand(len(members), -1, -1)
+        mask = torch.cat([hidden_GC[:, None].expand(-1, length, -1), expanded], -1)[:, None]
     rows_R = None if bool(valid_GL.all()) else valid_GL.flatten().nonzero().squeeze(-1)
     keys = torch.cat([seen_GC, queries_GL], 1).flatten()
     return Part(len(members), length, context + length, queries_GL.flatten(), keys, mask, rows_R)
 
 
 def tree_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, parts: Parts) -> Tensor:
-    """Mix values over a batch of token trees: q (T, H, D), k and v (T, K, D) with H a multiple of K; returns (T, H, D)."""
+    """Mix values over a batch of token trees: q (T, H, D), k and v (T, K, D), H a multiple of K; returns
+    (T, H, D)."""
     if isinstance(parts, varlen.Layout):
         return varlen.attention(q_THD, k_TKD, v_TKD, parts)
     mixed: Tensor = _TreeAttention.apply(q_THD, k_TKD, v_TKD, parts)  # type: ignore[no-untyped-call]
@@ -163,21 +153,16 @@ def tree_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, parts: Parts) ->
 # ---- rows of T to products and back ----
 
 
-def _taken(
+def _gathered(
     x_THD: Tensor, where: tuple[int, int] | tuple[tuple[int, int], ...] | Tensor, G: int, K: int
 ) -> Tensor:
-    """The named rows as (G*K, H/K * L, D): heads that share a key head stand in the rows."""
+    """Return rows as (G*K, H/K * L, D): the heads that share a key head are stacked in the rows."""
     if isinstance(where, Tensor):
         rows = x_THD.index_select(0, where)
-    elif isinstance(where[0], tuple):
-        ranges: Any = where
-        rows = (
-            x_THD[ranges[0][0] : ranges[0][1]]
-            if len(ranges) == 1
-            else torch.cat([x_THD[a:b] for a, b in ranges])
-        )
     else:
-        rows = x_THD[where[0] : where[1]]
+        ranges: Any = where if isinstance(where[0], tuple) else (where,)
+        slices = [x_THD[a:b] for a, b in ranges]
+        rows = slices[0] if len(slices) == 1 else torch.cat(slices)
     H, D = x_THD.shape[1:]
     if G == 1 and H == K:
         return rows.transpose(0, 1)
@@ -185,13 +170,13 @@ def _taken(
 
 
 def _rows(x: Tensor, G: int, K: int, L: int) -> Tensor:
-    """(G*K, H/K * L, D) back to (G * L, H, D)."""
+    """Turn (G*K, H/K * L, D) back into (G * L, H, D)."""
     D = x.shape[-1]
     return x.view(G, K, -1, L, D).permute(0, 3, 1, 2, 4).reshape(G * L, -1, D)
 
 
 def _probabilities(Q: Tensor, Kx: Tensor, part: Part, K: int, scale: float) -> Tensor:
-    """Who attends to whom: (G*K, H/K * L, S); scores in the number format of Q, softmax computed in fp32."""
+    """Return attention probabilities (G*K, H/K * L, S); scores in the dtype of Q, softmax in fp32."""
     repeat = Q.shape[1] // part.L
     mask = part.mask.to(Q.dtype)
     if mask.ndim == 2:
@@ -211,16 +196,12 @@ class _TreeAttention(torch.autograd.Function):
         kept: list[Tensor] = []
         for part in parts:
             Q, Kx, V = (
-                _taken(x, where, part.G, K)
+                _gathered(x, where, part.G, K)
                 for x, where in ((q, part.queries), (k, part.keys), (v, part.keys))
             )
             p = _probabilities(Q, Kx, part, K, D**-0.5)
             mixed = _rows(torch.bmm(p, V), part.G, K, part.L)
-            if isinstance(part.queries, Tensor):
-                tokens = part.queries if part.rows_R is None else part.queries[part.rows_R]
-                out[tokens] = mixed if part.rows_R is None else mixed[part.rows_R]
-            else:
-                out[part.queries[0] : part.queries[1]] = mixed
+            _write(out, part, mixed)
             if keep:
                 kept.append(p)
         ctx.save_for_backward(q, k, v, *kept)
@@ -236,29 +217,23 @@ class _TreeAttention(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
         for i, part in enumerate(ctx.parts):
             Q, dO, Kx, V = (
-                _taken(x, where, part.G, K)
+                _gathered(x, where, part.G, K)
                 for x, where in ((q, part.queries), (grad, part.queries), (k, part.keys), (v, part.keys))
             )
-            if part.rows_R is not None:  # what padding asked for must not flow back
-                asked = (
-                    torch.zeros(part.G * part.L, dtype=grad.dtype)
-                    .index_fill_(0, part.rows_R, 1.0)
-                    .view(part.G, 1, 1, part.L, 1)
-                )
-                dO = (dO.view(part.G, K, -1, part.L, D) * asked).view_as(dO)
+            if part.rows_R is not None:  # no gradient flows back from padding
+                real = torch.zeros(part.G * part.L, dtype=grad.dtype).index_fill_(0, part.rows_R, 1.0)
+                dO = (dO.view(part.G, K, -1, part.L, D) * real.view(part.G, 1, 1, part.L, 1)).view_as(dO)
             p = kept[i] if kept else _probabilities(Q, Kx, part, K, scale)
             dV = torch.bmm(p.transpose(1, 2), dO)
             ds = torch._softmax_backward_data(torch.bmm(dO, V.transpose(1, 2)), p, -1, p.dtype)
             dQ = _rows(torch.bmm(ds, Kx).mul_(scale), part.G, K, part.L)
             dK = torch.bmm(ds.transpose(1, 2), Q).mul_(scale)
             back_K, back_V = (_rows(x, part.G, K, part.S) for x in (dK, dV))
+            _write(dq, part, dQ)
             if isinstance(part.queries, Tensor):
-                tokens = part.queries if part.rows_R is None else part.queries[part.rows_R]
-                dq[tokens] = dQ if part.rows_R is None else dQ[part.rows_R]
                 dk.index_add_(0, part.keys, back_K.to(wide))
                 dv.index_add_(0, part.keys, back_V.to(wide))
                 continue
-            dq[part.queries[0] : part.queries[1]] = dQ
             at = 0
             for a, b in part.keys:
                 size = part.G * part.S if part.G > 1 else b - a
@@ -266,3 +241,13 @@ class _TreeAttention(torch.autograd.Function):
                 dv[a:b].add_(back_V[at : at + size])
                 at += size
         return dq, dk.to(k.dtype), dv.to(v.dtype), None
+
+
+def _write(out_THD: Tensor, part: Part, mixed: Tensor) -> None:
+    """Write the rows of a part to their positions in T, without its padding."""
+    if not isinstance(part.queries, Tensor):
+        out_THD[part.queries[0] : part.queries[1]] = mixed
+    elif part.rows_R is None:
+        out_THD[part.queries] = mixed
+    else:
+        out_THD[part.queries[part.rows_R]] = mixed[part.rows_R]

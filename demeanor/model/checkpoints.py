@@ -1,6 +1,7 @@
-"""Model folders in Hugging Face's own form: config.json and model.safetensors; nothing pickled is ever read.
+"""Model folders in Hugging Face's format: config.json and model.safetensors; pickled weights are never read.
 
 In: a folder, or a shape and a seed. Out: a model, or a folder that transformers, vLLM and llama.cpp load.
+Architectures other than the Llama family go to `hf.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
-    """A Llama with random weights, a function of the shape and the seed alone."""
+    """Create a Llama with random weights, determined by the shape and the seed."""
     mlp = shape.mlp_width or -(-shape.width * 8 // 3 // 16) * 16
     config = Config(
         "llama",
@@ -53,7 +54,8 @@ def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
 
 
 def load(folder: Path) -> Llama:
-    """Load a policy in fp32, an adapter folded into its parent; raises CheckpointError naming tensors missing, left over or misshapen."""
+    """Load a policy in fp32 with any adapter merged; raises CheckpointError naming a tensor that does not
+    fit."""
     if adapters.is_adapter(folder):
         policy = load(adapters.base_folder(folder))
         merge(adapters.add(policy, folder))
@@ -64,20 +66,18 @@ def load(folder: Path) -> Llama:
     tensors = _tensors(folder)
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
-    return _filled(model, tensors, folder)
+    return _fill(model, tensors, folder)
 
 
-def load_apart(folder: Path) -> Llama:
-    """As `load`, but an adapter stays beside its parent's matrices, so that engines of one trunk can hold those once."""
-    return (
-        cast(Llama, adapters.add(load(adapters.base_folder(folder)), folder))
-        if adapters.is_adapter(folder)
-        else load(folder)
-    )
+def load_unmerged(folder: Path) -> Llama:
+    """Load as `load` does but keep an adapter separate, so that engines share the base's matrices."""
+    if not adapters.is_adapter(folder):
+        return load(folder)
+    return cast(Llama, adapters.add(load(adapters.base_folder(folder)), folder))
 
 
 def load_reward(folder: Path) -> RewardModel:
-    """Load a reward model in fp32, an adapter folded into its parent; raises CheckpointError as `load` does."""
+    """Load a reward model in fp32 with any adapter merged; raises CheckpointError as `load` does."""
     if adapters.is_adapter(folder):
         parent = adapters.base_folder(folder)
         scorer = load_reward(parent) if is_reward(parent) else reward_from(load(parent), 0)
@@ -86,28 +86,25 @@ def load_reward(folder: Path) -> RewardModel:
     config = Config.load(folder)
     with torch.device("meta"):
         model = RewardModel(_headless(config))
-    tensors = {
-        (k if k == "score.weight" else f"trunk.{k}"): v
-        for k, v in _tensors(folder).items()
-        if k != "lm_head.weight"
-    }
-    return _filled(model, tensors, folder)
+    tensors = _tensors(folder)
+    tensors.pop("lm_head.weight", None)
+    renamed = {k if k == "score.weight" else f"trunk.{k}": v for k, v in tensors.items()}
+    return _fill(model, renamed, folder)
 
 
 def reward_from(policy: Llama, seed: int) -> RewardModel:
-    """A reward model on a policy's trunk, its score N(0, 1/(D+1)) from `seed` (Stiennon et al. 2020, appendix B)."""
+    """Start a reward model from a policy; its score is N(0, 1/(D+1)) from `seed`.
+
+    Source: Stiennon et al. 2020, appendix B.
+    """
     model = RewardModel(_headless(policy.config))
     model.trunk.model.load_state_dict(policy.model.state_dict())
-    width = policy.config.hidden_size
-    with torch.no_grad():
-        model.score.weight.copy_(
-            torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / (width + 1) ** 0.5
-        )
+    hf.draw_score(model.score.weight, seed)
     return model
 
 
 def is_reward(folder: Path) -> bool:
-    """Whether a folder says that it scores texts: sequence classification, or an adapter for it."""
+    """True if a folder contains a sequence classifier, or an adapter for one."""
     if adapters.is_adapter(folder):
         return bool(adapters.config(folder).get("task_type") == "SEQ_CLS")
     try:
@@ -139,12 +136,13 @@ def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> 
 
 
 def _headless(config: Config) -> Llama:
-    """A trunk whose output matrix is the tied embedding, so that no head is allocated."""
+    """Return a trunk whose output matrix is the tied embedding, so that no head is allocated."""
     return Llama(replace(config, tie_word_embeddings=True))
 
 
 def _files(folder: Path) -> list[Path]:
-    """The folder's weight files: those its index names, else model.safetensors, else all; raises CheckpointError if one is absent."""
+    """Return the weight files: those in the index, else model.safetensors, else all. Raises
+    CheckpointError."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         single = folder / "model.safetensors"
@@ -158,7 +156,7 @@ def _files(folder: Path) -> list[Path]:
     absent = [name for name in named if Path(name).name != name or not (folder / name).exists()]
     if absent:
         raise CheckpointError(
-            f"{folder}: {index.name} names {len(absent)} files that are not there, first {absent[0]}"
+            f"{folder}: {index.name} names {len(absent)} files that do not exist, first {absent[0]}"
         )
     return [folder / name for name in named]
 
@@ -167,25 +165,27 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     files = _files(folder)
     if not files:
         pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
-        why = (
-            f"; {pickled[0]} is pickled and is not loaded, convert it to safetensors first" if pickled else ""
-        )
-        raise CheckpointError(f"{folder}: no .safetensors file{why}")
+        if pickled:
+            raise CheckpointError(
+                f"{folder}: no .safetensors file; {pickled[0]} is pickled and is not loaded, convert it first"
+            )
+        raise CheckpointError(f"{folder}: no .safetensors file")
     found: dict[str, Tensor] = {}
     for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                found |= {name: file.get_tensor(name) for name in list(file.keys())}
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+        found |= adapters.read_tensors(path)
     return found
 
 
-def _filled(model: M, tensors: dict[str, Tensor], folder: Path) -> M:
+def _fill(model: M, tensors: dict[str, Tensor], folder: Path) -> M:
     wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problems = [
+        f"{len(names)} tensors {what}, first {names[0]}"
+        for what, names in (("are missing", missing), ("do not belong to the model", extra))
+        if names
+    ]
     wrong = [
         f"{n} is {shapes[n]}, wanted {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]
     ]
@@ -193,11 +193,6 @@ def _filled(model: M, tensors: dict[str, Tensor], folder: Path) -> M:
         f"{n} holds {tensors[n].dtype}, wanted floating point"
         for n in wanted
         if n in tensors and not tensors[n].is_floating_point()
-    ]
-    problems = [
-        f"{len(names)} tensors {what}, first {names[0]}"
-        for what, names in (("are missing", missing), ("have no place", extra))
-        if names
     ]
     problems += wrong[:1]
     if problems:
@@ -213,7 +208,8 @@ Model = Llama | RewardModel | ForeignModel | ForeignReward
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """What a folder says of itself: its architecture, longest sequence and vocabulary in tokens, and whether the lean forward runs it."""
+    """Architecture, context and vocabulary (tokens) of a folder; `lean`: the model of `llama.py` can run
+    it."""
 
     model_type: str
     context: int
@@ -223,7 +219,7 @@ class CheckpointInfo:
 
 
 def checkpoint_info(folder: Path) -> CheckpointInfo:
-    """Describe a folder without loading weights; raises CheckpointError if nothing here can run it."""
+    """Describe a folder without loading weights; raises CheckpointError if no model here can run it."""
     reward = is_reward(folder)
     whole = folder
     while adapters.is_adapter(whole):
@@ -242,7 +238,7 @@ def checkpoint_info(folder: Path) -> CheckpointInfo:
     context = getattr(found.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise CheckpointError(
-            f"{whole / 'config.json'}: {found.model_type} names no max_position_embeddings; it cannot be trained here"
+            f"{whole / 'config.json'}: {found.model_type} has no max_position_embeddings, needed for training"
         )
     return CheckpointInfo(
         str(found.model_type), context, int(found.get_text_config().vocab_size), False, reward
@@ -250,7 +246,7 @@ def checkpoint_info(folder: Path) -> CheckpointInfo:
 
 
 def num_weights(folder: Path) -> int:
-    """How many numbers the weights of a folder are, read from the headers of its files."""
+    """Return the number of weights of a folder, read from the headers of its files."""
     while adapters.is_adapter(folder):
         folder = adapters.base_folder(folder)
     total = 0
@@ -266,19 +262,19 @@ def policy(folder: Path) -> Llama | ForeignModel:
 
 
 def serving(folder: Path) -> Llama | ForeignModel:
-    """As `policy`, for decoding: an adapter of a lean model is not folded in."""
-    return load_apart(folder) if checkpoint_info(folder).lean else hf.load(folder)
+    """Load a policy for decoding: as `policy`, but the adapter of a lean model stays separate."""
+    return load_unmerged(folder) if checkpoint_info(folder).lean else hf.load(folder)
 
 
 def reward(folder: Path, seed: int) -> RewardModel | ForeignReward:
-    """Load the reward model of a folder with its head, or begin one on a policy with a head drawn from `seed`."""
+    """Load a reward model, or start one from a policy with a score drawn from `seed`."""
     found = checkpoint_info(folder)
     if found.lean:
         return load_reward(folder) if found.reward else reward_from(load(folder), seed)
     if found.reward or not adapters.is_adapter(folder):
         return hf.load_reward(folder, seed)
     raise CheckpointError(
-        f"{folder}: a reward model cannot begin on an adapter of a {found.model_type} model; "
+        f"{folder}: a reward model cannot start from an adapter of a {found.model_type} model; "
         "put a stage {kind: merge, of: [it]} between"
     )
 
@@ -286,23 +282,15 @@ def reward(folder: Path, seed: int) -> RewardModel | ForeignReward:
 def save_checkpoint(
     model: nn.Module, folder: Path, *, adapter: Adapter | None = None, parent: Path | None = None
 ) -> None:
-    """Write a model whole, or (with `adapter`, on `parent`) only what was trained."""
+    """Write a model whole, or with `adapter` only the adapter, whose base is `parent`."""
     if adapter is not None and parent is not None:
-        prefix = (
-            "trunk."
-            if isinstance(model, RewardModel)
-            else hf.PREFIX
-            if isinstance(model, ForeignModel | ForeignReward)
-            else ""
-        )
-        adapters.save(
-            model,
-            adapter,
-            parent,
-            folder,
-            reward=isinstance(model, RewardModel | ForeignReward),
-            prefix=prefix,
-        )
+        prefix = ""
+        if isinstance(model, RewardModel):
+            prefix = "trunk."
+        elif isinstance(model, ForeignModel | ForeignReward):
+            prefix = hf.PREFIX
+        is_reward_model = isinstance(model, RewardModel | ForeignReward)
+        adapters.save(model, adapter, parent, folder, reward=is_reward_model, prefix=prefix)
     elif isinstance(model, ForeignModel | ForeignReward):
         hf.save(model, folder)
     else:

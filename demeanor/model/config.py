@@ -1,7 +1,7 @@
-"""The shape of a Llama-family model, read from and written to Hugging Face's config.json.
+"""The shape of a Llama-family model, read from and written to Hugging Face's config.json; and its KV cache.
 
-Llama, Mistral, Qwen2 and Qwen3 fit; whatever would change the arithmetic (rope scaling, sliding windows, other activations)
-is refused by name.
+Supports Llama, Mistral, Qwen2 and Qwen3. Settings that would change the arithmetic (rope scaling, sliding
+windows, other activations) are refused by name.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 
+# transformers' defaults where config.json names none.
 POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
-"""transformers' context where config.json names none."""
 
 
 class UnsupportedError(CheckpointError):
-    """A sound checkpoint whose arithmetic the lean forward does not know; `foreign.py` may."""
+    """A valid checkpoint that the lean model cannot run; `hf.py` may."""
 
 
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -57,7 +57,8 @@ class Config:
 
     @classmethod
     def load(cls, folder: Path) -> Config:
-        """Read config.json of a checkpoint folder; raises CheckpointError naming what is missing or unsupported."""
+        """Read config.json of a model folder; raises CheckpointError naming what is missing or
+        unsupported."""
         path = folder / "config.json"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -75,12 +76,12 @@ class Config:
 
     @classmethod
     def parse(cls, raw: dict[str, Any], where: str) -> Config:
-        """Read a config mapping; raises CheckpointError naming what is missing or unsupported."""
+        """Parse the content of config.json; raises CheckpointError naming what is missing or unsupported."""
         kind = str(raw.get("model_type"))
         if kind not in ARCHITECTURES:
             raise UnsupportedError(
                 f"{where}: {unknown(kind, ARCHITECTURES, noun='model_type')} "
-                "Others that transformers knows run through its own forward."
+                "Other architectures of transformers run through its own forward."
             )
         missing = [k for k in NEEDED if k not in raw]
         if missing:
@@ -98,33 +99,27 @@ class Config:
         ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
         rope = {**ropes[0], **ropes[1]}
         positions = int(raw.get("max_position_embeddings", POSITIONS[kind]))
-        window = (
-            raw.get("sliding_window", 4096) or positions
-        )  # 4096 is transformers' default, null is no window
+        window = raw.get("sliding_window", 4096) or positions  # absent: transformers' 4096; null: no window
         heads = raw["num_attention_heads"]
         kv_heads = int(raw.get("num_key_value_heads", 8 if kind == "mistral" else None) or heads)
+        default = ("default", None)
+        has_window = kind != "llama" and raw.get("use_sliding_window", kind == "mistral")
+        rotary_factor = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
         refuse = {
-            "rope type": any(
-                r.get("rope_type", r.get("type", "default")) not in ("default", None) for r in ropes
-            ),
-            "sliding_window": kind != "llama"
-            and raw.get("use_sliding_window", kind == "mistral")
-            and window < positions,
+            "rope type": any(r.get("rope_type", r.get("type", "default")) not in default for r in ropes),
+            "sliding_window": has_window and window < positions,
             "num_key_value_heads": heads % kv_heads != 0,
             "hidden_act": raw.get("hidden_act", "silu") != "silu",
-            "partial_rotary_factor": rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
-            not in (1.0, None),
+            "partial_rotary_factor": rotary_factor not in (1.0, None),
             "quantization_config": bool(raw.get("quantization_config")),
         }
         bad = [name for name, wrong in refuse.items() if wrong]
         if bad:
             error = CheckpointError if "quantization_config" in bad else UnsupportedError
-            raise error(
-                f"{where}: {', '.join(bad)} of this checkpoint {'is' if len(bad) == 1 else 'are'} not supported"
-            )
-        bias = kind in ("llama", "qwen3") and bool(
-            raw.get("attention_bias", False)
-        )  # the others ignore the key
+            verb = "is" if len(bad) == 1 else "are"
+            raise error(f"{where}: {', '.join(bad)} of this checkpoint {verb} not supported")
+        # The other architectures ignore attention_bias.
+        bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))
         return cls(
             model_type=kind,
             vocab_size=raw["vocab_size"],
@@ -145,7 +140,7 @@ class Config:
         )
 
     def to_json(self, architecture: str | None = None, **extra: Any) -> dict[str, Any]:
-        """The config.json of this shape, as transformers reads it."""
+        """Return the config.json of this shape, as transformers reads it."""
         values = {
             "architectures": [architecture or ARCHITECTURES[self.model_type]],
             "model_type": self.model_type,
@@ -175,7 +170,7 @@ class Config:
 
 
 class KVCache:
-    """Keys and values, per layer (slots, kv heads, tokens, head dim)."""
+    """Keys and values: for each layer a tensor (slots, kv heads, tokens, head dim)."""
 
     def __init__(
         self,
@@ -187,16 +182,13 @@ class KVCache:
     ) -> None:
         shape = (num_slots, config.num_key_value_heads, max_tokens, config.head_dim)
         self.num_slots, self.max_tokens = num_slots, max_tokens
-        self.keys: list[Tensor] = [
-            torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)
-        ]
-        self.values: list[Tensor] = [
-            torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)
-        ]
+        layers = range(config.num_hidden_layers)
+        self.keys: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.values: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes it may come to hold."""
+        """Allocated bytes."""
         return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
 
     def copy(self, source: int, target: int, tokens: int) -> None:

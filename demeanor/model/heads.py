@@ -1,6 +1,7 @@
-"""Log-probabilities of given tokens, only where they are asked for.
+"""Outputs of a model for a batch: log-probabilities (nats) of the scored tokens, or rewards.
 
-In: hidden states at scored positions, the output matrix, targets. Out: log-probs in nats. It refuses to see any other position.
+In: a policy or reward model and a batch of token trees. Out: Outputs. Logits are computed at scored positions
+only, and in chunks where they would be large.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from demeanor.model.llama import Llama
 from demeanor.model.reward_model import RewardModel
 from demeanor.model.tensors import Outputs, TokenBatch
 
-LARGE = 256 << 20
-"""Bytes of logits (bf16 and fp32 copies, 6 a number) above which they are made in chunks and recomputed in the backward pass."""
+LARGE = (
+    256 << 20
+)  # bytes of logits (6 a number: bf16 and fp32 copies) above which they are chunked and recomputed
 
 
 def token_logprobs(
     hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, *, chunk: int = 2048, large_bytes: int = LARGE
 ) -> Tensor:
-    """Log-probabilities (nats, fp32) of `targets_C`, softmax in fp32; logits beyond `large_bytes` are never all alive."""
+    """Return log-probabilities (nats, fp32) of `targets_C`; beyond `large_bytes` logits are made in
+    chunks."""
     parts = [
-        _logprobs(h, weight_VD, t) if whole else _again(_logprobs, h, weight_VD, t)
+        _logprobs(h, weight_VD, t) if whole else _recomputed(_logprobs, h, weight_VD, t)
         for whole, h, t in _chunks(hidden_CD, weight_VD, targets_C, chunk, large_bytes)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -34,7 +37,7 @@ def token_logprobs(
 
 @torch.no_grad()
 def collision(hidden_CD: Tensor, weight_VD: Tensor, *, chunk: int = 2048, large_bytes: int = LARGE) -> Tensor:
-    """log sum_v p(v)^2 (nats, fp32) of each predicted distribution; without gradient."""
+    """Return log sum_v p(v)^2 (nats, fp32) of each predicted distribution, without gradient."""
     parts = []
     for _, h, _ in _chunks(hidden_CD, weight_VD, hidden_CD.new_zeros(len(hidden_CD)), chunk, large_bytes):
         logits_CV = F.linear(h, weight_VD).float()
@@ -45,7 +48,7 @@ def collision(hidden_CD: Tensor, weight_VD: Tensor, *, chunk: int = 2048, large_
 def _chunks(
     hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, chunk: int, large_bytes: int
 ) -> Iterator[tuple[bool, Tensor, Tensor]]:
-    """Rows whose logits fit in memory together, and whether that is all of them."""
+    """Yield rows whose logits fit in memory together, and whether these are all rows."""
     vocabulary = weight_VD.shape[0]
     if hidden_CD.shape[0] * vocabulary * 6 <= large_bytes:
         yield True, hidden_CD, targets_C
@@ -55,8 +58,8 @@ def _chunks(
         yield False, h, t
 
 
-def _again(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-    """Call without keeping what is inside for the backward pass, which computes it once more."""
+def _recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """Call a function whose intermediate tensors are recomputed in the backward pass."""
     found = checkpoint(function, *arguments, use_reentrant=False)
     assert isinstance(found, Tensor)
     return found
@@ -64,13 +67,13 @@ def _again(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
 
 def _logprobs(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> Tensor:
     logits_CV = F.linear(hidden_CD, weight_VD)
-    return -F.cross_entropy(
-        logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)), targets_C, reduction="none"
-    )
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    return -F.cross_entropy(wide_CV, targets_C, reduction="none")
 
 
 def policy_outputs(model: nn.Module, batch: TokenBatch, *, statistics: Collection[str] = ()) -> Outputs:
-    """Log-probs (nats) of every scored token under a policy; `statistics` may ask for `collision`: log sum_v p(v)^2 there."""
+    """Return the policy's log-probabilities (nats) of every scored token; `statistics` may include
+    `collision`."""
     with_collision = "collision" in statistics
     if isinstance(model, ForeignModel):
         return model.outputs(batch, with_collision=with_collision)
@@ -83,7 +86,7 @@ def policy_outputs(model: nn.Module, batch: TokenBatch, *, statistics: Collectio
 
 
 def reward_outputs(model: nn.Module, batch: TokenBatch) -> Outputs:
-    """One reward per branch under a reward model."""
+    """Return one reward per branch, rewards_B."""
     assert isinstance(model, RewardModel | ForeignReward), (
         f"wanted a reward model, got {type(model).__name__}"
     )

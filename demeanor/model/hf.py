@@ -1,7 +1,9 @@
-"""Architectures that the lean forward does not know (GPT-2, Phi-3, Gemma 2, ...): transformers' own forward on padded rows.
+"""Architectures outside the Llama family (GPT-2, Phi-3, Gemma 2, ...): transformers' own forward on padded
+rows.
 
-In: a folder; a batch of token trees. Out: log-probs of the scored tokens, or rewards, in the batch's order. A tree is unrolled
-into one row per branch, so a shared prompt is computed once per branch: slower than `llama.py`, equal in result. No dropout.
+In: a folder; a batch of token trees. Out: log-probabilities of the scored tokens, or rewards, in the batch's
+order. A tree becomes one row per branch, so a shared prompt is computed once per branch: slower than
+`llama.py`, with equal results. No dropout.
 """
 
 from __future__ import annotations
@@ -17,27 +19,27 @@ from torch.nn import functional as F
 from demeanor.core.errors import CheckpointError
 from demeanor.model import adapters
 from demeanor.model.adapters import merge
-from demeanor.model.tensors import Outputs, Segment, TokenBatch
+from demeanor.model.tensors import Outputs, TokenBatch
 
 PREFIX = "inner."
 
 
 class ForeignModel(nn.Module):
-    """A causal language model of transformers that gives log-probs of a batch of token trees."""
+    """A causal language model of transformers; computes log-probabilities for a batch of token trees."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
-        self.inner = inner
-        self.config = inner.config
+        self.inner: Any = inner
+        self.config: Any = inner.config
 
     def outputs(self, batch: TokenBatch, *, with_collision: bool = False) -> Outputs:
-        """Log-probs (nats, fp32) of `targets_C`, and log of the sum of squared probabilities there if asked for."""
+        """Return log-probabilities (nats, fp32) of `targets_C`, and log sum_v p(v)^2 there if asked for."""
         rows_RL, mask_RL, row_S, place_S = unrolled(batch, batch.scored_C)
         logits_RLV = self.inner(input_ids=rows_RL, attention_mask=mask_RL, use_cache=False).logits
         logits_CV = logits_RLV[row_S, place_S]
         log_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(-1)
-        sharp_C = (2 * log_CV.detach()).logsumexp(-1) if with_collision else None
-        return Outputs(logprobs_C=log_CV.gather(1, batch.targets_C[:, None])[:, 0], collision_C=sharp_C)
+        collision_C = (2 * log_CV.detach()).logsumexp(-1) if with_collision else None
+        return Outputs(logprobs_C=log_CV.gather(1, batch.targets_C[:, None])[:, 0], collision_C=collision_C)
 
 
 class ForeignReward(nn.Module):
@@ -45,34 +47,33 @@ class ForeignReward(nn.Module):
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
-        if (
-            not isinstance(getattr(inner, "score", None), nn.Linear)
-            or inner.score.weight.shape[0] != 1
-            or inner.score.bias is not None
-        ):
+        score = getattr(inner, "score", None)
+        if not isinstance(score, nn.Linear) or score.weight.shape[0] != 1 or score.bias is not None:
             raise CheckpointError(
-                f"{type(inner).__name__}: wanted a linear `score` with one label and no bias, as a reward model"
+                f"{type(inner).__name__}: wanted a linear `score`, one label and no bias, as a reward model"
             )
-        self.inner = inner
-        self.config = inner.config
+        self.inner: Any = inner
+        self.config: Any = inner.config
 
     def rewards(self, batch: TokenBatch) -> Tensor:
-        """One reward per branch, rewards_B."""
+        """Return one reward per branch, rewards_B."""
         rows_RL, mask_RL, row_S, place_S = unrolled(batch, batch.last_B)
         hidden_RLD = self.inner.base_model(input_ids=rows_RL, attention_mask=mask_RL, use_cache=False)[0]
         hidden_BD = hidden_RLD[row_S, place_S]
-        with torch.autocast(hidden_BD.device.type, enabled=False):  # as in reward.py
+        with torch.autocast(hidden_BD.device.type, enabled=False):  # as in reward_model.py
             return F.linear(hidden_BD.to(self.inner.score.weight.dtype), self.inner.score.weight).squeeze(-1)
 
 
 def unrolled(batch: TokenBatch, wanted_S: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Padded rows of every segment with a wanted position: tokens and mask (R, L), and row and place of each wanted one (S,).
+    """Return padded rows of every segment with a wanted position, and where the wanted positions are in them.
 
-    A row is a segment's context and the segment; padding stands to the right, where a causal model does not look.
+    Out: tokens and mask (R, L), row and column of each wanted position (S,). A row is a segment's context and
+    the segment; padding is on the right, where a causal model does not look.
     """
     wanted = wanted_S.tolist()
     starts = {segment.start: segment for segment in batch.segments}
-    owner = _owners(batch.segments, wanted)
+    by_position = {position: s.start for s in batch.segments for position in range(s.start, s.end)}
+    owner = [by_position[position] for position in wanted]  # start of the segment of each wanted position
     order = {start: row for row, start in enumerate(dict.fromkeys(owner))}
     paths = [
         torch.cat([torch.arange(a, b) for a, b in (*starts[s].context, (s, starts[s].end))]) for s in order
@@ -91,30 +92,22 @@ def unrolled(batch: TokenBatch, wanted_S: Tensor) -> tuple[Tensor, Tensor, Tenso
     )
 
 
-def _owners(segments: tuple[Segment, ...], positions: list[int]) -> list[int]:
-    """Where the segment of each position starts."""
-    by_position = {position: s.start for s in segments for position in range(s.start, s.end)}
-    return [by_position[position] for position in positions]
-
-
 # ---- folders ----
 
 
 def known(folder: Path) -> bool:
-    """Whether transformers has a model of this folder's type."""
+    """True if transformers has a model of this folder's type."""
     from transformers import CONFIG_MAPPING
 
     try:
-        return (
-            json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-            in CONFIG_MAPPING
-        )
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return raw.get("model_type") in CONFIG_MAPPING
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def load(folder: Path) -> ForeignModel:
-    """Load a policy in fp32, an adapter folded into its parent; raises CheckpointError with what transformers says."""
+    """Load a policy in fp32 with any adapter merged; raises CheckpointError with transformers' reason."""
     if adapters.is_adapter(folder):
         model = load(adapters.base_folder(folder))
         merge(adapters.add(model, folder, PREFIX))
@@ -125,7 +118,7 @@ def load(folder: Path) -> ForeignModel:
 
 
 def load_reward(folder: Path, seed: int = 0) -> ForeignReward:
-    """Load a reward model in fp32; from a policy's folder its score is drawn from `seed`: N(0, 1/(D+1)), as in checkpoint.py."""
+    """Load a reward model in fp32; from a policy's folder its score is drawn from `seed`."""
     if adapters.is_adapter(folder):
         model = load_reward(adapters.base_folder(folder))
         merge(adapters.add(model, folder, PREFIX))
@@ -135,13 +128,15 @@ def load_reward(folder: Path, seed: int = 0) -> ForeignReward:
     found = ForeignReward(_loaded(AutoModelForSequenceClassification, folder, num_labels=1))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
-        weight = found.inner.score.weight
-        with torch.no_grad():
-            weight.copy_(
-                torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
-                / (weight.shape[1] + 1) ** 0.5
-            )
+        draw_score(found.inner.score.weight, seed)
     return found
+
+
+@torch.no_grad()
+def draw_score(weight_1D: Tensor, seed: int) -> None:
+    """Fill a score with N(0, 1/(D+1)) from `seed` (Stiennon et al. 2020, appendix B), in place."""
+    drawn = torch.randn(weight_1D.shape, generator=torch.Generator().manual_seed(seed))
+    weight_1D.copy_(drawn / (weight_1D.shape[1] + 1) ** 0.5)
 
 
 def save(model: ForeignModel | ForeignReward, folder: Path) -> None:
@@ -155,7 +150,8 @@ def _loaded(kind: Any, folder: Path, **settings: Any) -> Any:
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # "some weights were newly initialized": the score, which is drawn below
+    # Silences "some weights were newly initialized": the score, which load_reward draws itself.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=[]):
             model = kind.from_pretrained(

@@ -1,11 +1,10 @@
-"""Random weights to start from: Hugging Face's normal initialisation, or mimetic attention.
+"""Random initial weights: Hugging Face's normal initialisation, optionally with mimetic attention.
 
-Mimetic initialisation (Trockman & Kolter 2023, arXiv 2305.09828) makes every head's query-key product near the identity and
-every layer's value-output product near minus the identity, so that matching equal tokens need not be discovered.
-
-Deviations: 1. the scale of the query-key product is 0.2, not 0.7: behind an RMS norm the paper's scale saturates the softmax
-(LOG.md, 2026-11-23). 2. With fewer key than query
-heads the query heads of a group start equal, and the value-output product keeps its normal initialisation.
+Mimetic initialisation makes each head's query-key product near the identity and each layer's value-output
+product near minus the identity, so that matching equal tokens need not be learned.
+Source: Trockman & Kolter 2023, arXiv 2305.09828. Deviations: 1. the query-key scale is 0.2, not 0.7, which
+saturates the softmax behind an RMS norm (LOG.md, 2026-11-23). 2. With fewer key than query heads, the query
+heads of a group start equal and the value-output product stays normal.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ STD, QK, VO = 0.02, 0.2, 0.4
 
 @torch.no_grad()
 def initialise(model: Llama, seed: int, *, mimetic: bool) -> None:
-    """Fill a model with random weights from `seed` alone."""
+    """Fill a model with random weights determined by `seed`."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -53,13 +52,12 @@ def _mimic(attention: Attention, config: Config, generator: torch.Generator) -> 
 
 
 def _near_identity(width: int, noise: float, identity: float, generator: torch.Generator) -> Tensor:
-    return noise * torch.randn(width, width, generator=generator) / math.sqrt(width) + identity * torch.eye(
-        width
-    )
+    random = torch.randn(width, width, generator=generator)
+    return noise * random / math.sqrt(width) + identity * torch.eye(width)
 
 
 def _factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best A, B (rank, width) with A^T B near `product`."""
+    """Return A and B (rank, width) such that A^T B is the best approximation of `product`."""
     U, S, Vh = torch.linalg.svd(product)
     root = S[:rank].sqrt()
     return (U[:, :rank] * root).T, (Vh[:rank].T * root).T

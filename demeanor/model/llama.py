@@ -1,6 +1,7 @@
-"""One lean forward for the Llama family over plain tensors with Hugging Face's names: trees when training, KV slots when decoding.
+"""The Llama family's forward over plain tensors with Hugging Face's parameter names.
 
-In: tokens, positions and who may see whom. Out: hidden states after the final norm. It knows no loss, no sampling, no text.
+In: tokens, positions, and the segments of token trees (training) or slots of a KV cache (decoding). Out:
+hidden states after the final norm. Knows no loss, no sampling, no text.
 """
 
 from __future__ import annotations
@@ -34,11 +35,9 @@ class RMSNorm(nn.Module):
 
 
 def rotary(config: Config, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin tables (T, 1, head_dim) of rotary position embedding (Su et al. 2021), fp32."""
-    half = (
-        torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=positions_T.device).float()
-        / config.head_dim
-    )
+    """Return cos and sin tables (T, 1, head_dim) of rotary position embeddings (Su et al. 2021), fp32."""
+    dims = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=positions_T.device)
+    half = dims.float() / config.head_dim
     angles = positions_T[:, None].float() * (1.0 / config.rope_theta**half)
     both = torch.cat([angles, angles], -1)[:, None]
     return both.cos(), both.sin()
@@ -51,7 +50,7 @@ def rotate(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Projections of one layer's attention; who attends to whom is the caller's."""
+    """QKV and output projections of one layer; the caller computes the attention between them."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -67,16 +66,14 @@ class Attention(nn.Module):
         self.qk_norm = config.qk_norm
 
     def project(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (T, H, D), keys and values (T, K, D), rotated."""
+        """Return rotated queries (T, H, D), and keys and values (T, K, D)."""
         T = x_TD.shape[0]
         q = self.q_proj(x_TD).view(T, self.heads, self.head)
         k = self.k_proj(x_TD).view(T, self.kv_heads, self.head)
         v = self.v_proj(x_TD).view(T, self.kv_heads, self.head)
         if self.qk_norm:
-            q, k = (
-                self.q_norm(q).to(v.dtype),
-                self.k_norm(k).to(v.dtype),
-            )  # under autocast a norm answers in fp32
+            # Under autocast a norm returns fp32.
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
@@ -126,7 +123,7 @@ Finish = Callable[[Block, Tensor, Tensor], Tensor]
 
 @cache
 def compiled_regions() -> tuple[Begin, Finish]:
-    """What comes before and after attention, compiled once for all layers and lengths; attention itself stays as it is."""
+    """Compile the regions before and after attention once for all layers and lengths."""
     return torch.compile(Block.begin, dynamic=True), torch.compile(Block.finish, dynamic=True)
 
 
@@ -146,8 +143,7 @@ class Llama(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False
-        """Keep only what goes into a layer and compute the layer again in the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
+        self.recompute = False  # recompute layers in the backward pass (Chen et al. 2016, arXiv 1604.06174)
         self.model = Trunk(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -157,7 +153,7 @@ class Llama(nn.Module):
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def compile_layers(self) -> None:
-        """Run what surrounds attention through torch.compile from now on when training (needs a C++ compiler)."""
+        """Run the regions around attention through torch.compile when training (needs a C++ compiler)."""
         for block in self._blocks:
             block.compiled = True
 
@@ -168,9 +164,10 @@ class Llama(nn.Module):
     def hidden(
         self, tokens_T: Tensor, positions_T: Tensor, segments: Sequence[Segment], read_R: Tensor | None = None
     ) -> Tensor:
-        """Hidden states (T, D) after the final norm, for a flat batch of token trees; only those at `read_R` (R, D) if it is given.
+        """Return hidden states (T, D) after the final norm of a batch of token trees; with `read_R` only
+        those (R, D).
 
-        What nobody reads is not computed: after its attention the last layer goes on with the rows that are read.
+        After its attention the last layer continues with the rows in `read_R` only.
         """
         cos, sin = rotary(self.config, positions_T)
         parts = buckets(segments, tokens_T.device)
@@ -184,21 +181,18 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def prefill(self, tokens_T: Tensor, slot: int, start: int, cache: KVCache) -> Tensor:
-        """Hidden states (T, D) of the next chunk of the sequence in `slot`, after its `start` tokens; writes keys and values."""
+        """Return hidden states (T, D) of the next chunk of `slot` after its `start` tokens; writes keys
+        and values."""
         T = len(tokens_T)
         cos, sin = rotary(self.config, torch.arange(start, start + T, device=tokens_T.device))
         x_TD = self.model.embed_tokens(tokens_T)
-        mask = (
-            torch.ones(T, start + T, dtype=torch.bool, device=tokens_T.device).tril(start)
-            if start and T > 1
-            else None
-        )
+        mask = None
+        if start and T > 1:
+            mask = torch.ones(T, start + T, dtype=torch.bool, device=tokens_T.device).tril(start)
         for block, keys, values in zip(self._blocks, cache.keys, cache.values):
             q, k, v = block.self_attn.project(block.input_layernorm(x_TD), cos, sin)
-            keys[slot, :, start : start + T], values[slot, :, start : start + T] = (
-                k.transpose(0, 1),
-                v.transpose(0, 1),
-            )
+            keys[slot, :, start : start + T] = k.transpose(0, 1)
+            values[slot, :, start : start + T] = v.transpose(0, 1)
             mixed = F.scaled_dot_product_attention(
                 q.transpose(0, 1)[None],
                 keys[slot : slot + 1, :, : start + T],
@@ -212,14 +206,13 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def step(self, tokens_N: Tensor, slots_N: Tensor, positions_N: Tensor, cache: KVCache) -> Tensor:
-        """Hidden states (N, D) of one new token for each of N slots; writes their keys and values."""
+        """Return hidden states (N, D) of one new token in each of N slots; writes their keys and values."""
         cos, sin = rotary(self.config, positions_N)
         x_ND = self.model.embed_tokens(tokens_N)
         longest = int(positions_N.max()) + 1
         mask = (torch.arange(longest, device=tokens_N.device)[None] <= positions_N[:, None])[:, None, None]
-        every = len(slots_N) == cache.num_slots and bool(
-            (slots_N == torch.arange(len(slots_N), device=slots_N.device)).all()
-        )
+        all_slots = torch.arange(cache.num_slots, device=slots_N.device)
+        every = len(slots_N) == cache.num_slots and bool((slots_N == all_slots).all())
         for block, keys, values in zip(self._blocks, cache.keys, cache.values):
             q, k, v = block.self_attn.project(block.input_layernorm(x_ND), cos, sin)
             keys[slots_N, :, positions_N], values[slots_N, :, positions_N] = k, v
@@ -230,7 +223,7 @@ class Llama(nn.Module):
 
 
 def _one_query(q_NHD: Tensor, k_NKSD: Tensor, v_NKSD: Tensor, mask: Tensor) -> Tensor:
-    """Attention of one query per sequence over its first keys; returns (N, H, D)."""
+    """Return the attention (N, H, D) of one query per sequence over its first keys."""
     N, H, D = q_NHD.shape
     K = k_NKSD.shape[1]
     q = q_NHD.view(N, K, H // K, D)

@@ -1,7 +1,8 @@
-"""Averages of models, tensor by tensor: one set of weights out of several that share an ancestor.
+"""Weight averaging: one model from several that share a base, tensor by tensor.
 
-In: folders of one architecture and one number each. Out: a plain Hugging Face folder (fp32). Averaging the policy with its
-ancestor buys back part of the alignment tax (Lin et al. 2023, arXiv 2309.06256). It refuses tensors of different names or shapes.
+In: model folders of one architecture and a weight for each. Out: a Hugging Face folder (fp32). Refuses
+tensors of different names or shapes. Averaging a policy with its base recovers part of the alignment tax.
+Source: Lin et al. 2023, arXiv 2309.06256.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from torch import Tensor, nn
 from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints
 
-PARALLEL = 0.9995
-"""Cosine above which two tensors are one direction and the arc is a line."""
+PARALLEL = 0.9995  # cosine above which two tensors count as parallel, and slerp is linear
 
 
 @torch.no_grad()
@@ -29,9 +29,10 @@ def merge(
     method: str = "linear",
     origin: Path | None = None,
 ) -> None:
-    """Write the merged model of `sources` to `out`; `origin` is what task arithmetic measures differences from.
+    """Write the merged model of `sources` to `out`; `origin` is the base of task arithmetic.
 
-    Models are loaded one at a time for linear and task_arithmetic. Raises CheckpointError where they do not fit together.
+    Linear and task_arithmetic load one model at a time. Raises CheckpointError if the models do not fit
+    together.
     """
     model = _load(sources[0])
     if method == "slerp":
@@ -39,12 +40,11 @@ def merge(
         _combine(model, _load(sources[1]), sources, lambda a, b: slerp(a, b, share))
     else:
         left = 0.0
-        if (
-            method == "task_arithmetic"
-        ):  # origin + sum w_i (theta_i - origin), Ilharco et al. 2022, arXiv 2212.04089
+        if method == "task_arithmetic":
+            # origin + sum w_i (theta_i - origin), Ilharco et al. 2022, arXiv 2212.04089
             assert origin is not None, "task arithmetic needs an origin"
             left = 1.0 - sum(weights)
-        for tensor in _tensors(model).values():
+        for tensor in model.parameters():
             tensor.mul_(weights[0])
         parts = [*zip(sources[1:], weights[1:]), *([(origin, left)] if origin is not None and left else [])]
         for folder, weight in parts:
@@ -53,10 +53,9 @@ def merge(
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """The point `share` of the way from a to b along the arc between their directions (Shoemake 1985), taken as vectors."""
-    cosine = torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0).clamp(
-        -1, 1
-    )
+    """Return the point `share` of the way from a to b on the arc between them (Shoemake 1985), as vectors."""
+    cosine = torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0)
+    cosine = cosine.clamp(-1, 1)
     if abs(cosine) > PARALLEL:
         return torch.lerp(a, b, share)
     angle = cosine.acos()
@@ -67,8 +66,8 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 def _combine(
     model: nn.Module, other: nn.Module, names: Sequence[Path], mix: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
-    """Overwrite every tensor of `model` by its mix with the other's."""
-    ours, theirs = _tensors(model), _tensors(other)
+    """Replace every tensor of `model` by its mix with the other's."""
+    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     strange = sorted(ours.keys() ^ theirs.keys())
     shapes = [
         f"{n} is {tuple(t.shape)} and {tuple(theirs[n].shape)}"
@@ -76,7 +75,7 @@ def _combine(
         if n in theirs and t.shape != theirs[n].shape
     ]
     if strange or shapes:
-        what = shapes[0] if shapes else f"{len(strange)} tensors are in one only, first {strange[0]}"
+        what = shapes[0] if shapes else f"{len(strange)} tensors are in only one of them, first {strange[0]}"
         raise CheckpointError(
             f"{names[0]} and {names[1]} cannot be merged: {what}; wanted stages of one base"
         )
@@ -84,14 +83,6 @@ def _combine(
         tensor.copy_(mix(tensor, theirs[name]))
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Each parameter once, also where two names share it."""
-    return dict(model.named_parameters())
-
-
 def _load(folder: Path) -> nn.Module:
-    return (
-        checkpoints.reward(folder, 0)
-        if checkpoints.checkpoint_info(folder).reward
-        else checkpoints.policy(folder)
-    )
+    is_reward = checkpoints.checkpoint_info(folder).reward
+    return checkpoints.reward(folder, 0) if is_reward else checkpoints.policy(folder)

@@ -1,7 +1,7 @@
-"""The forward of decoding as one call into compiled code on a CPU: `native.cpp`, built here on first use and kept in the user's cache.
+"""The decoding forward in C++ on a CPU: compiles `native.cpp` on first use into the user's cache folder.
 
-In: a Llama and its KV cache. Out: logits of mixed prompt and answer rows, the same to the last bit whatever shares the batch.
-Where there is no C++ compiler `build` says None and the engine decodes with torch.
+In: a Llama and its KV cache. Out: logits of mixed prompt and answer rows, bit-equal whatever else is in the
+batch. Without a C++ compiler `build` returns None and the engine decodes with torch.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from demeanor.model.llama import Llama, rotary
 
 log = logging.getLogger("demeanor.model")
 
-Format: TypeAlias = Literal["fp32", "bf16", "int8"]
-"""How a matrix is held: in 32 bits, in 16, or in 8 with one scale per output; sums are fp32 in all."""
+Format: TypeAlias = Literal["fp32", "bf16", "int8"]  # storage of a matrix; int8 has one scale per output
 
 KINDS: dict[Format, int] = {"fp32": 0, "bf16": 1, "int8": 2}
 FLAGS = (
@@ -50,7 +49,8 @@ SOURCE = Path(__file__).with_name("native.cpp")
 
 
 class NativeStep(NamedTuple):
-    """For each row that was read out: logits_RV (nats), the likeliest token best_R, the logsumexp of its logits total_R."""
+    """For each row that was read: logits_RV, the best token best_R, and the logsumexp of the logits
+    total_R."""
 
     logits_RV: Tensor
     best_R: Tensor
@@ -59,19 +59,21 @@ class NativeStep(NamedTuple):
 
 @cache
 def build() -> ctypes.CDLL | None:
-    """Compile (3 s) or find in the cache; None, with one line in the log, where that is impossible or DEMEANOR_NATIVE=0."""
+    """Compile (3 s) or load from the cache; None with a warning if that fails, or if DEMEANOR_NATIVE=0."""
     if os.environ.get("DEMEANOR_NATIVE", "1") == "0":
         return None
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
-        log.warning("no C++ compiler found: decoding runs in torch, slower; install g++ or clang++")
+        log.warning("no C++ compiler found: decoding uses torch, which is slower; install g++ or clang++")
         return None
     try:
         return _typed(ctypes.CDLL(str(_compiled(compiler))))
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", "") or str(error)
+        reason = getattr(error, "stderr", "") or str(error)
         log.warning(
-            "%s could not compile the decoder, which runs in torch, slower: %s", compiler, said[-500:]
+            "%s could not compile the decoder; decoding uses torch, which is slower: %s",
+            compiler,
+            reason[-500:],
         )
         return None
 
@@ -87,7 +89,7 @@ def _compiled(compiler: str) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid") and (folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022):
         raise OSError(
-            f"{folder}: compiled code is only loaded from a folder that nobody else can write to (chmod 700)"
+            f"{folder}: compiled code is only loaded from a folder that other users cannot write (chmod 700)"
         )
     library = folder / f"native-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not library.exists():
@@ -137,15 +139,15 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 class Native:
-    """A model packed for `native.cpp` over one KV cache (fp32); raises ValueError where `fits` says no.
+    """A model packed for `native.cpp` with one KV cache (fp32); raises ValueError if `fits` is False.
 
-    Each matrix is held in the narrowest format that holds it exactly, so rounding is a choice of whoever wrote the weights.
+    Each matrix is stored in the narrowest format that holds it exactly, so packing never rounds.
     """
 
     def __init__(self, model: Llama, cache: KVCache) -> None:
         library = build()
         if library is None or not fits(model):
-            raise ValueError("this model is not one that compiled code can run here")
+            raise ValueError("compiled code cannot run this model here; see `fits` and `build`")
         config = model.config
         self._library, self._cache = library, cache
         self._panel: int = library.panel_width()
@@ -180,24 +182,22 @@ class Native:
         *,
         threads: int | None = None,
     ) -> NativeStep:
-        """Write the keys and values of N rows (a token of a slot at a position) and speak from the rows `read`.
+        """Write the keys and values of N rows (a token of a slot at a position); return the logits of rows
+        `read`.
 
-        Rows may be of many slots, several of one slot too; every earlier position of a slot must have been written, now or before.
+        Rows may be of many slots, also several of one slot; all earlier positions of a slot must be written
+        by then.
         """
         out = torch.empty(len(read), -(-self.vocab // self._panel) * self._panel)
         best, total = torch.empty(len(read), dtype=torch.int64), torch.empty(len(read))
-        if read:
-            self._call(
-                tokens, slots, positions, read, 0, out.data_ptr(), best.data_ptr(), total.data_ptr(), threads
-            )
-        else:
-            self._call(tokens, slots, positions, read, 0, 0, 0, 0, threads)
+        pointers = (out.data_ptr(), best.data_ptr(), total.data_ptr()) if read else (0, 0, 0)
+        self._call(tokens, slots, positions, read, 0, *pointers, threads)
         return NativeStep(out[:, : self.vocab], best, total)
 
     def hidden(
         self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], read: Sequence[int]
     ) -> Tensor:
-        """As `forward`, but the hidden states after the final norm, hidden_RD."""
+        """Return hidden states after the final norm instead of logits: hidden_RD."""
         out = torch.empty(len(read), self.width)
         self._call(tokens, slots, positions, read, out.data_ptr(), 0, 0, 0, None)
         return out
@@ -235,7 +235,7 @@ class Native:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of what it holds, matrices that other models hold too counted in each."""
+        """Bytes of the packed tensors; those shared with other models count in each."""
         return sum({x.data_ptr(): x.numel() * x.element_size() for x in self._kept}.values())
 
     def __del__(self) -> None:
@@ -244,25 +244,28 @@ class Native:
 
 
 def rounded(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest int8 values and one scale per output: weight = int8 x scale (symmetric, absolute maximum)."""
+    """Return the nearest int8 values and one scale per output: weight = int8 x scale (symmetric, absolute
+    maximum)."""
     scale_O = weight_OI.abs().amax(1).clamp_min(1e-12) / 127
     return (weight_OI / scale_O[:, None]).round().to(torch.int8), scale_O
 
 
 class _Packing:
-    """A model's tensors as `model_new` wants them: lists of pointers, and numbers that pass for pointers; 0 is none.
+    """A model's tensors as `model_new` expects them: lists of pointers, and numbers in place of pointers; 0
+    is none.
 
-    Everything is a copy: whoever trains the model on does not change what is said, and equal copies are held once in a process.
+    Everything is copied, so training the model on does not change the packed one; equal copies are shared in
+    the process.
     """
 
     def __init__(self, model: Llama, panel: int) -> None:
         self._model, self._panel = model, panel
-        self._state, self._apart = model.state_dict(), dict(adapters(model))
+        self._state, self._adapters = model.state_dict(), dict(adapters(model))
         self.kept: list[Tensor] = []  # what the pointers point to
         self.formats: Counter[Format] = Counter()
 
     def outside(self, max_tokens: int) -> list[int]:
-        """Embedding, last norm, rotary tables, head."""
+        """Embedding, final norm, rotary tables, head."""
         cos, sin = rotary(self._model.config, torch.arange(max_tokens))
         half = self._model.config.head_dim // 2
         return [
@@ -274,38 +277,35 @@ class _Packing:
         ]
 
     def layer(self, i: int) -> list[int]:
-        """Norms, then the four matrices with what stands beside them."""
+        """Norms, then the four matrices with their adapters."""
 
-        def at(name: str) -> Tensor | None:
+        def tensor(name: str) -> Tensor | None:
             return self._state.get(f"model.layers.{i}.{name}")
 
-        def sole(name: str) -> tuple[Tensor, Tensor | None]:
-            return self._state[f"model.layers.{i}.{name}.weight"], at(f"{name}.bias")
+        def linear(name: str) -> tuple[Tensor, Tensor | None]:
+            return self._state[f"model.layers.{i}.{name}.weight"], tensor(f"{name}.bias")
 
         qkv = [f"self_attn.{x}_proj" for x in "qkv"]
-        weights, biases = zip(*map(sole, qkv))
-        (gate, gate_bias), (up, up_bias) = sole("mlp.gate_proj"), sole("mlp.up_proj")
-        out, (down, down_bias) = sole("self_attn.o_proj"), sole("mlp.down_proj")
+        weights, biases = zip(*map(linear, qkv))
+        (gate, gate_bias), (up, up_bias) = linear("mlp.gate_proj"), linear("mlp.up_proj")
+        out, (down, down_bias) = linear("self_attn.o_proj"), linear("mlp.down_proj")
         norms = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+        qkv_bias = None if biases[0] is None else torch.cat(biases)
+        paired_bias = None if gate_bias is None or up_bias is None else self._paired(gate_bias, up_bias)
+        paired_adapters = self._low_rank(i, "mlp.gate_proj", "mlp.up_proj", step=2)
         return [
-            *(self._plain(at(f"{norm}.weight")) for norm in norms),
-            *self._matrix(
-                torch.cat(weights), None if biases[0] is None else torch.cat(biases), self._low(i, *qkv)
-            ),
-            *self._matrix(*out, self._low(i, "self_attn.o_proj")),
-            *self._matrix(
-                self._paired(gate, up),
-                None if gate_bias is None or up_bias is None else self._paired(gate_bias, up_bias),
-                self._low(i, "mlp.gate_proj", "mlp.up_proj", step=2),
-            ),
-            *self._matrix(self._wide(down), down_bias, self._low(i, "mlp.down_proj")),
+            *(self._plain(tensor(f"{norm}.weight")) for norm in norms),
+            *self._matrix(torch.cat(weights), qkv_bias, self._low_rank(i, *qkv)),
+            *self._matrix(*out, self._low_rank(i, "self_attn.o_proj")),
+            *self._matrix(self._paired(gate, up), paired_bias, paired_adapters),
+            *self._matrix(self._wide(down), down_bias, self._low_rank(i, "mlp.down_proj")),
         ]
 
     def _plain(self, x: Tensor | None) -> int:
         return 0 if x is None else self._keep(x.detach().float().clone(memory_format=torch.contiguous_format))
 
-    def _matrix(self, weight: Tensor, bias: Tensor | None, beside: Sequence[list[int]] = ()) -> list[int]:
-        """Kind, panels, scales, bias, and the low-rank products beside it."""
+    def _matrix(self, weight: Tensor, bias: Tensor | None, low_rank: Sequence[list[int]] = ()) -> list[int]:
+        """Format, panels, scales, bias, and low-rank products of one matrix."""
         weight = self._rows(weight.detach().float())
         kind, scale = narrowest(weight), 0
         self.formats[kind] += 1
@@ -316,43 +316,35 @@ class _Packing:
             weight = weight.bfloat16()
         panels = weight.view(-1, self._panel, weight.shape[1]).transpose(1, 2).contiguous()
         shift = 0 if bias is None else self._plain(self._rows(bias.detach()))
-        return [
-            KINDS[kind],
-            self._keep(panels),
-            scale,
-            shift,
-            len(beside),
-            *(x for one in beside for x in one),
-        ]
+        products = [x for product in low_rank for x in product]
+        return [KINDS[kind], self._keep(panels), scale, shift, len(low_rank), *products]
 
-    def _low(self, i: int, *names: str, step: int = 1) -> list[list[int]]:
-        """Adapters of maps that stand one after another in a matrix; `step` 2: panel by panel in turn."""
+    def _low_rank(self, i: int, *names: str, step: int = 1) -> list[list[int]]:
+        """Adapters of maps that are stacked in one matrix; `step` 2: their panels alternate."""
         found, base = [], 0
         for n, name in enumerate(names):
-            own, outs = (
-                self._apart.get(f"model.layers.{i}.{name}"),
-                len(self._state[f"model.layers.{i}.{name}.weight"]),
-            )
+            own = self._adapters.get(f"model.layers.{i}.{name}")
+            outs = len(self._state[f"model.layers.{i}.{name}.weight"])
             if own is not None:
                 a = self._wide(own.lora_A) if name == "mlp.down_proj" else own.lora_A
-                place = [base if step == 1 else n * self._panel, outs, step * self._panel, len(own.lora_A)]
-                found.append(
-                    [*place, self._plain(a), self._plain(own.lora_B), self._plain(torch.tensor([own.scale]))]
-                )
+                start = base if step == 1 else n * self._panel
+                tensors = (a, own.lora_B, torch.tensor([own.scale]))
+                place = [start, outs, step * self._panel, len(own.lora_A)]
+                found.append([*place, *map(self._plain, tensors)])
             base += outs
         return found
 
     def _paired(self, gate: Tensor, up: Tensor) -> Tensor:
-        """A panel of the one, a panel of the other, and so on."""
+        """Alternate the panels of both."""
         panels = [self._rows(x.detach()).reshape(-1, self._panel, *x.shape[1:]) for x in (gate, up)]
         return torch.stack(panels, 1).flatten(0, 2)
 
     def _wide(self, weight: Tensor) -> Tensor:
-        """Zeros to the right, to whole panels: what comes out of the activation is that wide."""
+        """Pad columns with zeros to whole panels, which is the width of the activation."""
         return torch.nn.functional.pad(weight, (0, -weight.shape[1] % self._panel))
 
     def _rows(self, x: Tensor) -> Tensor:
-        """Zeros below, to whole panels."""
+        """Pad rows with zeros to whole panels."""
         missing = -len(x) % self._panel
         return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
@@ -366,17 +358,18 @@ _ALL: WeakValueDictionary[tuple[object, ...], Tensor] = WeakValueDictionary()
 
 
 def shared(x: Tensor) -> Tensor:
-    """An equal tensor that somebody holds already, else this one: stages of one trunk hold what they have in common once."""
-    mark = (x.dtype, tuple(x.shape), float(x.sum(dtype=torch.float64)))
-    other = _ALL.get(mark)
+    """Return an equal tensor that is already stored, else this one: stages of one base share their
+    tensors."""
+    key = (x.dtype, tuple(x.shape), float(x.sum(dtype=torch.float64)))
+    other = _ALL.get(key)
     if other is not None and torch.equal(other, x):
         return other
-    _ALL[mark] = x
+    _ALL[key] = x
     return x
 
 
 def narrowest(weight_OI: Tensor) -> Format:
-    """The narrowest format that holds a matrix (int8: up to the last bit of its scales)."""
+    """Return the narrowest format that holds a matrix (int8: up to the last bit of its scales)."""
     small, scale_O = rounded(weight_OI)
     if bool(((small * scale_O[:, None] - weight_OI).abs() <= 2e-6 * weight_OI.abs()).all()):
         return "int8"
@@ -384,7 +377,7 @@ def narrowest(weight_OI: Tensor) -> Format:
 
 
 def fits(model: Llama) -> bool:
-    """Is the model one for compiled code: in fp32 or 16 bits on a CPU, with an even head size?"""
+    """True if compiled code can run the model: on a CPU, with an even head size and small adapters."""
     head = model.head()
     ranks = [len(x.lora_A) for _, x in adapters(model)] if isinstance(model, Llama) else []
     return head.device.type == "cpu" and model.config.head_dim % 2 == 0 and max(ranks, default=0) <= MOST_RANK

@@ -1,6 +1,8 @@
-"""Frozen maps in 4 bits under an adapter (Dettmers et al. 2023, arXiv 2305.14314): bitsandbytes on CUDA, nothing elsewhere.
+"""Quantized weights: 4-bit matrices under an adapter while training, and rounding a policy to int8 or bf16.
 
-In: a model with adapters, on its device. Out: the same with each adapted map's matrix in NF4. The adapter stays in fp32.
+In: a model with adapters on its device, or a policy's folder. Out: the model with NF4 matrices (bitsandbytes,
+CUDA only; the adapter stays fp32), or a folder of rounded weights.
+Source: Dettmers et al. 2023, arXiv 2305.14314.
 """
 
 from __future__ import annotations
@@ -15,31 +17,28 @@ from torch.nn import functional as F
 
 from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints
-from demeanor.model.adapters import LoraLinear, adapters
+from demeanor.model.adapters import LoraLinear, adapters, replace_module
 from demeanor.model.llama import Llama
 from demeanor.model.native import Format, rounded
 from demeanor.stack.schema import Adapter
 
 
 def require(adapter: Adapter | None, stage: str) -> None:
-    """Raise CheckpointError, before any work, where an adapter asks for 4 bits and this machine cannot."""
+    """Raise CheckpointError if an adapter asks for 4 bits and this machine cannot provide them."""
     if adapter is None or adapter.quantise is None:
         return
     missing = [] if torch.cuda.is_available() else ["a CUDA device"]
-    missing += (
-        []
-        if importlib.util.find_spec("bitsandbytes")
-        else ["the package bitsandbytes (pip install bitsandbytes)"]
-    )
+    if not importlib.util.find_spec("bitsandbytes"):
+        missing.append("the package bitsandbytes (pip install bitsandbytes)")
     if missing:
         raise CheckpointError(
-            f"{stage}: adapter.quantise: {adapter.quantise} wants {' and '.join(missing)}, not found here; "
+            f"{stage}: adapter.quantise: {adapter.quantise} needs {' and '.join(missing)}, not found here; "
             "set it to null for an ordinary adapter"
         )
 
 
-class Packed(LoraLinear):
-    """An adapted map whose frozen matrix is held in NF4 and unpacked for each product."""
+class QuantizedLora(LoraLinear):
+    """An adapted map whose frozen matrix is stored in NF4 and unpacked for each product."""
 
     def __init__(self, plain: LoraLinear) -> None:
         nn.Module.__init__(self)
@@ -55,15 +54,14 @@ class Packed(LoraLinear):
 
 
 def freeze(model: nn.Module) -> None:
-    """Hold the matrix of every adapted map in NF4, in place."""
+    """Quantize the matrix of every adapted map to NF4, in place."""
     for name, module in list(adapters(model)):
-        place, _, last = name.rpartition(".")
-        setattr(model.get_submodule(place), last, Packed(module))
+        replace_module(model, name, QuantizedLora(module))
 
 
 @torch.no_grad()
 def write(source: Path, out: Path, kind: Format) -> None:
-    """Write the policy of `source` to `out` with its linear maps, and its head, rounded to `kind`."""
+    """Write the policy of `source` to `out` with its linear maps and its head rounded to `kind`."""
     model = checkpoints.policy(source)
     done: set[int] = set()
     for module in model.modules():
@@ -77,7 +75,8 @@ def write(source: Path, out: Path, kind: Format) -> None:
 
 
 def nearest(weight_OI: Tensor, kind: Format) -> Tensor:
-    """The nearest matrix that `kind` holds: int8 with one scale per output (symmetric, absolute maximum), or bf16."""
+    """Return the nearest matrix in a format: int8 with one scale per output (symmetric, absolute maximum),
+    or bf16."""
     if kind == "int8":
         small, scale_O = rounded(weight_OI.float())
         return (small * scale_O[:, None]).to(weight_OI.dtype)

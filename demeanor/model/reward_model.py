@@ -1,4 +1,5 @@
-"""A reward model: a trunk without a vocabulary head and one linear score, read at a completion's last token."""
+"""A reward model: a Llama without a vocabulary head and one linear score, read at a completion's last
+token."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from demeanor.model.tensors import TokenBatch
 
 
 class RewardModel(nn.Module):
-    """Scores completions; saved as transformers' sequence classification with one label."""
+    """Scores completions; saved as a sequence classifier of transformers with one label."""
 
     def __init__(self, trunk: Llama) -> None:
         super().__init__()
@@ -22,9 +23,8 @@ class RewardModel(nn.Module):
         return self.trunk.config
 
     def rewards(self, batch: TokenBatch) -> Tensor:
-        """One reward per branch, rewards_B, read at its last token."""
+        """Return one reward per branch, rewards_B, read at its last token."""
         hidden_BD = self.trunk.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.last_B)
-        with torch.autocast(
-            hidden_BD.device.type, enabled=False
-        ):  # a reward of 8 bits of mantissa would tie close completions
+        # In bf16, with 8 bits of mantissa, rewards of similar completions would tie.
+        with torch.autocast(hidden_BD.device.type, enabled=False):
             return hidden_BD.to(self.score.weight.dtype) @ self.score.weight[0]

@@ -1,9 +1,9 @@
-"""The tensors that cross functions. A name ends in its shape.
+"""The tensors that cross function boundaries; a name ends in its shape.
 
-T tokens in the batch, C scored tokens, B branches (completions), N trees (prompts), V vocabulary, D width, H heads, P pairs.
-
-A batch is a flat, unpadded list of *token trees*: a prompt segment and the branches that share it. Every branch after a
-prompt starts by replaying the prompt's last token (same position), so every scored position has exactly one label:
+T tokens in the batch, C scored tokens, B branches (completions), N trees (prompts), V vocabulary, D width, H
+heads, P pairs. A batch is a flat, unpadded list of *token trees*: a prompt segment and the branches that
+share it. Each branch starts by repeating the prompt's last token (same position), so every scored position
+has exactly one label:
   prompt  a b c      branches  x y | z      tokens_T  a b | c x y | c z      positions_T  0 1 | 2 3 4 | 2 3
 """
 
@@ -16,12 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MISMATCHED = -1
-"""Label of a completion that answers another prompt: it carries no loss, KTO estimates the KL term with it."""
+MISMATCHED = -1  # label of a completion to another prompt: no loss, KTO estimates the KL term with it
 
 
 class Segment(NamedTuple):
-    """Tokens `start:end` attend to all of the earlier ranges in `context`, in order, then causally to themselves."""
+    """Tokens `start:end` attend to the earlier ranges in `context`, in order, then causally to themselves."""
 
     start: int
     end: int
@@ -42,9 +41,7 @@ class TokenBatch(NamedTuple):
     rank_B: Tensor  # rank of each branch within its tree
     margin_N: Tensor | None = None  # strength of each tree's preference
     reference_C: Tensor | None = None  # frozen reference's log-probs (nats) of targets_C
-    label_B: Tensor | None = (
-        None  # unpaired rows: 1 desirable, 0 undesirable, MISMATCHED; None where branches are ranked
-    )
+    label_B: Tensor | None = None  # unpaired rows: 1 desirable, 0 undesirable, MISMATCHED; None if ranked
 
     @property
     def num_branches(self) -> int:
@@ -52,9 +49,10 @@ class TokenBatch(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a model says of a batch: log-probs (nats) of `targets_C`, or one reward per branch; never both empty.
+    """A model's outputs for a batch: log-probabilities (nats) of `targets_C`, or one reward per branch.
 
-    `collision_C` is log sum_v p(v)^2 (nats) where `targets_C` are predicted, without gradient; only where an objective asks for it.
+    `collision_C` is log sum_v p(v)^2 (nats) where `targets_C` are predicted, without gradient; only if an
+    objective needs it.
     """
 
     logprobs_C: Tensor | None = None
@@ -64,7 +62,7 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A sum and how many things it sums; the loop divides once per step, over all micro-batches and devices.
+    """A sum and the number of its terms; the loop divides once per step, over all micro-batches and devices.
 
     `metrics` holds (sum, count) pairs under TRL's names, detached, divided the same way.
     """
@@ -80,16 +78,11 @@ def branch_sums(values_C: Tensor, batch: TokenBatch) -> Tensor:
 
 
 def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
-    """One batch of all the trees of several, in order; a field that some batch with trees lacks is absent."""
+    """Return one batch with the trees of several, in order; a field that a batch with trees lacks is None."""
     batches = [b for b in batches if b.num_branches] or batches[:1]
-    tokens, branches, trees = (
-        _offsets(sizes)
-        for sizes in (
-            [b.tokens_T.numel() for b in batches],
-            [b.num_branches for b in batches],
-            [int(b.tree_B.max()) + 1 if b.tree_B.numel() else 0 for b in batches],
-        )
-    )
+    tokens = _offsets([b.tokens_T.numel() for b in batches])
+    branches = _offsets([b.num_branches for b in batches])
+    trees = _offsets([int(b.tree_B.max()) + 1 if b.tree_B.numel() else 0 for b in batches])
 
     def joined(name: str, offsets: Sequence[int] | None = None) -> Tensor | None:
         found = [getattr(b, name) for b in batches]
@@ -115,19 +108,12 @@ def _offsets(sizes: Sequence[int]) -> list[int]:
 
 
 def branch_lengths(batch: TokenBatch) -> Tensor:
-    """Scored tokens of each branch, lengths_B (int64)."""
+    """Return the number of scored tokens of each branch, lengths_B (int64)."""
     return torch.bincount(batch.branch_C, minlength=batch.num_branches)
 
 
-def place_in_branch(batch: TokenBatch) -> Tensor:
-    """How many scored tokens of its branch come before each scored token, place_C (scored tokens of a branch are adjacent)."""
-    lengths_B = branch_lengths(batch)
-    first_B = lengths_B.cumsum(0) - lengths_B
-    return torch.arange(len(batch.branch_C), device=batch.branch_C.device) - first_B[batch.branch_C]
-
-
 def preference_pairs(batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return every ordered pair of a tree as (chosen_P, rejected_P, tree_P): all C(K,2) where ranks differ."""
+    """Return all pairs of a tree with different ranks: (chosen_P, rejected_P, tree_P)."""
     same_tree = batch.tree_B[:, None] == batch.tree_B[None, :]
     better = batch.rank_B[:, None] < batch.rank_B[None, :]
     chosen_P, rejected_P = (same_tree & better).nonzero(as_tuple=True)

@@ -1,7 +1,7 @@
-"""Tree attention on CUDA: one varlen kernel over all segments, keys and values gathered along each segment's path.
+"""Tree attention on CUDA: one varlen kernel over all segments, keys and values gathered for each segment.
 
-In: segments. Out: a layout (indices and cumulative lengths) and the attention over it. The layout is the CPU's segment list as
-FlashAttention reads it: one "sequence" per segment, bottom-right causal; a context is paid for in copied keys and values.
+In: segments. Out: a layout (indices and cumulative lengths) and the attention over it. Each segment is one
+"sequence" of FlashAttention, bottom-right causal; its context is copied.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from demeanor.model.tensors import Segment
 
 
 class Layout(NamedTuple):
-    """Queries stand as in T, keys are those at `keys_K`; lengths are cumulative, int32."""
+    """Queries are in the order of T, keys are those at `keys_K`; lengths are cumulative, int32."""
 
     keys_K: Tensor
     ends_q: Tensor
     ends_k: Tensor
     longest_q: int
     longest_k: int
-    whole: bool
-    """Every segment is its own context: nothing is gathered."""
+    whole: bool  # no segment has a context, so nothing is gathered
 
 
 def layout(segments: Sequence[Segment], device: torch.device) -> Layout:
-    """Lay segments out for a varlen kernel; they must cover T in order, which `joined` segments do."""
+    """Lay segments out for a varlen kernel; they must cover T in order, as `joined` segments do."""
     at = 0
     keys: list[Tensor] = []
     ends_q, ends_k = [0], [0]
     for segment in segments:
         assert segment.start == at, (
-            f"segment begins at {segment.start}, wanted {at}: segments must cover the batch in order"
+            f"segment starts at {segment.start}, wanted {at}: segments must cover the batch in order"
         )
         at = segment.end
         ranges = (*segment.context, (segment.start, segment.end))
@@ -51,10 +50,11 @@ def layout(segments: Sequence[Segment], device: torch.device) -> Layout:
 
 
 def attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, at: Layout) -> Tensor:
-    """Mix values: q (T, H, D), k and v (T, K, D); the kernel where there is one for this number format, else a segment at a time."""
-    k, v = (
-        (k_TKD, v_TKD) if at.whole else (k_TKD.index_select(0, at.keys_K), v_TKD.index_select(0, at.keys_K))
-    )
+    """Mix values: q (T, H, D), k and v (T, K, D); uses the kernel if it supports the dtype, else
+    `one_by_one`."""
+    k, v = k_TKD, v_TKD
+    if not at.whole:
+        k, v = k_TKD.index_select(0, at.keys_K), v_TKD.index_select(0, at.keys_K)
     if q_THD.is_cuda and q_THD.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn  # type: ignore[import-not-found,unused-ignore]
 
@@ -75,19 +75,12 @@ def attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, at: Layout) -> Tensor
 
 
 def one_by_one(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, at: Layout) -> Tensor:
-    """What the kernel computes, a segment at a time: the slow twin, and the way for fp32 on CUDA."""
+    """Compute the same a segment at a time: for tests, and for fp32 on CUDA."""
     found = []
     q_ends, k_ends = at.ends_q.tolist(), at.ends_k.tolist()
     for (a, b), (c, d) in zip(pairwise(q_ends), pairwise(k_ends)):
-        q, k, v = (
-            q_THD[a:b].transpose(0, 1)[None],
-            k_KHD[c:d].transpose(0, 1)[None],
-            v_KHD[c:d].transpose(0, 1)[None],
-        )
+        q, k, v = (x.transpose(0, 1)[None] for x in (q_THD[a:b], k_KHD[c:d], v_KHD[c:d]))
         mask = torch.ones(b - a, d - c, dtype=torch.bool, device=q.device).tril(d - c - (b - a))
-        found.append(
-            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])[
-                0
-            ].transpose(0, 1)
-        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        found.append(mixed[0].transpose(0, 1))
     return torch.cat(found) if found else q_THD

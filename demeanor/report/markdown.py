@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator
 from demeanor.core.formatting import visible
 from demeanor.core.table import (
     Block,
+    BlockGroup,
     Bullets,
     Facts,
     Fold,
-    Group,
     Inline,
-    Only,
+    OnlyFor,
     Page,
     Paragraph,
     Section,
+    StyledText,
     Table,
-    Text,
     plain,
 )
 
@@ -43,10 +43,10 @@ def markdown(section: Section) -> str:
 def _blocks(blocks: Iterable[Block]) -> Iterator[str]:
     for block in blocks:
         match block:
-            case Only():
+            case OnlyFor():
                 if "markdown" in block.outputs:
                     yield from _blocks(block.blocks)
-            case Group():
+            case BlockGroup():
                 yield from _blocks(block.blocks)
             case Fold():
                 inside = list(_blocks(block.blocks))
@@ -84,7 +84,7 @@ def _inline(text: Inline, *, strong: bool = True) -> str:
     return "".join(_part(part, strong) for part in parts)
 
 
-def _part(part: str | Text, strong: bool) -> str:
+def _part(part: str | StyledText, strong: bool) -> str:
     if isinstance(part, str):
         return _safe(part)
     if part.link or part.style == "aside":

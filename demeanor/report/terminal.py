@@ -16,18 +16,18 @@ from rich.text import Text as RichText
 from demeanor.core.formatting import visible
 from demeanor.core.table import (
     Block,
+    BlockGroup,
     Bullets,
     Facts,
     Figure,
     Fold,
-    Group,
     Inline,
-    Only,
+    OnlyFor,
     Page,
     Paragraph,
     Section,
+    StyledText,
     Table,
-    Text,
 )
 
 WIDTH = 160
@@ -77,7 +77,7 @@ def show_blocks(blocks: Iterable[Block], out: Console) -> None:
             case Fold():
                 out.print(RichText.assemble("\n", _rich(block.summary)))
                 show_blocks(block.blocks, out)
-            case Group():
+            case BlockGroup():
                 show_blocks(block.blocks, out)
             case Paragraph():
                 out.print(_rich(block.text, STYLES.get(block.style, "")))
@@ -87,12 +87,12 @@ def _printed(blocks: Iterable[Block]) -> Iterable[Block]:
     """The blocks that a terminal has: no figures, no introductions."""
     for block in blocks:
         match block:
-            case Only():
+            case OnlyFor():
                 if "terminal" in block.outputs:
                     yield from _printed(block.blocks)
             case Figure() | Paragraph(style="lead"):
                 pass
-            case Fold() | Group():
+            case Fold() | BlockGroup():
                 if list(_printed(block.blocks)):
                     yield block
             case Table(rows=()):
@@ -144,9 +144,9 @@ def _cell(value: Inline) -> RichText:
     parts = value if isinstance(value, tuple) else (value,)
     told = RichText()
     for part in parts:
-        if isinstance(part, Text) and part.style == "change":
+        if isinstance(part, StyledText) and part.style == "change":
             told.append(" ")
-        if isinstance(part, Text) and part.strong:
+        if isinstance(part, StyledText) and part.strong:
             part = replace(part, text=f"{part.text}*")
         told.append_text(_rich(part))
     return told
@@ -162,7 +162,7 @@ def _rich(text: Inline, style: str = "") -> RichText:
     return told
 
 
-def _style(part: Text) -> str:
+def _style(part: StyledText) -> str:
     if part.style == "soft":
         return "dim"
     return TONES[part.tone] or ("bold" if part.strong else "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from demeanor.core.errors import RequestError
-from demeanor.server import problems
+from demeanor.server import error_responses
 from demeanor.server.auth import answers_turns, is_api
 from demeanor.server.request_context import CURRENT_REQUEST, Load, Observer
 
@@ -66,7 +66,7 @@ class AdmissionMiddleware:
                 code="server_busy",
                 retry_after_s=load.wait_s(),
             )
-            await problems.response(error)(scope, receive, send)
+            await error_responses.error_response(error)(scope, receive, send)
             return
         load.in_progress += counted
         try:
@@ -80,10 +80,10 @@ class AdmissionMiddleware:
 
         async def end(error: RequestError) -> None:
             if request.status:
-                event = b"data: " + problems.body(error) + b"\n\n"
+                event = b"data: " + error_responses.error_answer(error).encode() + b"\n\n"
                 await send({"type": "http.response.body", "body": event, "more_body": False})
             else:
-                await problems.response(error)(scope, receive, send)
+                await error_responses.error_response(error)(scope, receive, send)
 
         try:
             async with asyncio.timeout(deadline_s) as limit:

@@ -69,7 +69,7 @@ class TurnStore(Protocol):
     async def forget(self, turn_id: str) -> None: ...
 
 
-class Assistant(Protocol):
+class ServedAssistant(Protocol):
     """A served stack: `name` is the model id of the whole of it, `stack_key` its identity."""
 
     @property

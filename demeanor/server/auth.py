@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demeanor.core.errors import RequestError
-from demeanor.server import problems
+from demeanor.server import error_responses
 from demeanor.server.request_context import CURRENT_REQUEST, RequestContext
 from demeanor.server.token_budget import TokenBudget
 from demeanor.store import keys as stored
@@ -87,7 +87,7 @@ class AuthMiddleware:
                 _check_scope(request.key, scope["path"])
                 self._apply_limits(request, request.key, answers_turns(scope))
         except RequestError as error:
-            await problems.response(error)(scope, receive, send_with_limits)
+            await error_responses.error_response(error)(scope, receive, send_with_limits)
             return
         await self.inner(scope, receive, send_with_limits)
 

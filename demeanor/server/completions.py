@@ -1,46 +1,44 @@
-"""POST /v1/completions: raw text that the weights go on writing, with no template and no layer that adds messages.
+"""POST /v1/completions: raw text that the weights continue, with no template and no layer that adds messages.
 
-In: OpenAI's legacy body. Out: whole or streamed completions; with `echo` and `logprobs` how likely the prompt was, which is how
-evaluation harnesses score. It shares turns, layers and records with chat.
+In: OpenAI's legacy body. Out: whole or streamed completions; with `echo` and `logprobs` the log-probabilities of the prompt, from which
+evaluation harnesses score. It shares turns, layers and records with chat. A token's `text_offset` counts the characters before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
-from typing import Annotated, Any, Self, TypeAlias
+from functools import partial
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from demeanor.core.errors import ContextError, RequestError
-from demeanor.core.types import Event, Message, Respond, Turn, fold
-from demeanor.server import problems
-from demeanor.server.answers import usage
-from demeanor.server.assistant import Assistant, Codec, ModelCard
-from demeanor.server.bodies import MAX_LIMIT, StreamOptions, never, only, wrong
-from demeanor.server.completion_answers import CompletionChunk, Growing, TextCompletion, text_choice
-from demeanor.server.flow import Step, flow, gathered, while_connected
-from demeanor.server.incoming import body
-from demeanor.server.parse import read
+from demeanor.core.types import Decoding, Event, Message, PromptRead, Refusal, Respond, Text, Turn, fold
+from demeanor.server.assistant import Codec, ModelCard
+from demeanor.server.chat import CompletionBase, UsageAnswer, completion_response, finish_reason
+from demeanor.server.chat_request import SamplingFields, sampling
+from demeanor.server.endpoint import GENERATED, documented, read_body, state_of
 from demeanor.server.request_context import CURRENT_REQUEST
-from demeanor.server.sampling import Sampling, sampled
-from demeanor.server.stream import EventStream
-from demeanor.server.trace import trace
+from demeanor.server.schemas import MAX_LIMIT, ResponseObject, StreamOptions, never, only, refusing, wrong
 
 MAX_PROMPTS = 256
+SAME_NATS = 1e-4
+router = APIRouter()
 
 Token: TypeAlias = Annotated[int, Field(ge=0, le=MAX_LIMIT)]
 Tokens: TypeAlias = Annotated[list[Token], Field(min_length=1)]
 PromptText: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
-def _kind(value: Any) -> str:
+def _prompt_tag(value: Any) -> str:
     if not isinstance(value, list):
         return "<text>"
-    first = value[0] if value else None
-    return "<tokens>" if isinstance(first, int) else "<token lists>" if isinstance(first, list) else "<texts>"
+    if value and isinstance(value[0], int):
+        return "<tokens>"
+    return "<token lists>" if value and isinstance(value[0], list) else "<texts>"
 
 
 Prompt: TypeAlias = Annotated[
@@ -48,11 +46,15 @@ Prompt: TypeAlias = Annotated[
     | Annotated[Tokens, Tag("<tokens>")]
     | Annotated[Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)], Tag("<texts>")]
     | Annotated[Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)], Tag("<token lists>")],
-    Discriminator(_kind),
+    Discriminator(_prompt_tag),
 ]
 
 
-class CompletionRequest(Sampling):
+@refusing(
+    best_of=only(1, because="every answer is returned; use n"),
+    suffix=never("the weights only go on writing at the end"),
+)
+class CompletionRequest(SamplingFields):
     """The body of POST /v1/completions."""
 
     model: str = Field(description="a variant's id, see GET /v1/models; one without layers that add messages")
@@ -67,8 +69,6 @@ class CompletionRequest(Sampling):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, min_length=1, max_length=256)
-    best_of: Annotated[Any, only(1, because="every answer is returned; use n")] = None
-    suffix: Annotated[Any, never("the weights only go on writing at the end")] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -78,130 +78,141 @@ class CompletionRequest(Sampling):
             raise wrong("max_tokens", "0 needs echo: true; nothing would be said", "invalid_value")
         return self
 
-    @property
-    def prompts(self) -> list[str | tuple[int, ...]]:
-        """The prompts, one or more."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        one = tuple(x for x in self.prompt if isinstance(x, int))
-        return (
-            [one]
-            if one
-            else [x if isinstance(x, str) else tuple(x) for x in self.prompt if not isinstance(x, int)]
-        )
+
+def prompt_list(prompt: Prompt) -> list[str | tuple[int, ...]]:
+    """A field of one prompt or several as a list, each of them text or tokens."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [tuple(token for token in prompt if isinstance(token, int))]
+    return [p if isinstance(p, str) else tuple(p) for p in prompt if not isinstance(p, int)]
 
 
-def completions(
-    assistant: Assistant,
-    max_body_bytes: int,
-    clock: Callable[[], float],
-    now: Callable[[], float],
-) -> APIRouter:
-    """The route; `clock` in monotonic seconds, `now` in seconds since 1970."""
-    router = APIRouter(prefix="/v1")
-
-    @router.post("/completions")
-    async def complete(request: Request) -> Response:
-        started = clock()
-        user = CURRENT_REQUEST.get().user
-        asked = read(await body(request, max_body_bytes), CompletionRequest)
-        card, respond, codec = (
-            assistant.card(asked.model),
-            assistant.respond(asked.model),
-            assistant.codec(asked.model),
-        )
-        request.state.stack_key = card.stack_key
-        request_id: str = request.state.request_id
-        completion_id = f"cmpl-{request_id.removeprefix('req_')}"
-        turns = raw_turns(asked, codec, card, assistant, user=user, id=completion_id)
-        head = {
-            "id": completion_id,
-            "object": "text_completion",
-            "created": int(now()),
-            "model": card.id,
-            "system_fingerprint": card.stack_key,
-        }
-        drafts = [
-            Growing(i, turn.messages[0].content if asked.echo else "", logprobs=asked.logprobs is not None)
-            for i, turn in enumerate(turns)
-        ]
-
-        def traced(events: Sequence[Sequence[Event]]) -> dict[str, Any]:
-            return trace(card, events, 1000 * (clock() - started))
-
-        if not asked.stream:
-            choices = await while_connected(request.receive, gathered(about_prompt(respond), turns))
-            answer = TextCompletion(
-                **head,
-                choices=[text_choice(draft, events) for draft, events in zip(drafts, choices)],
-                usage=usage([fold(events) for events in choices]),
-                demeanor=traced(choices),
-            )
-            headers = {"cache-control": "no-store", "x-demeanor-ms": str(answer.demeanor["ms"])}
-            return Response(answer.encode(), media_type="application/json", headers=headers)
-        with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        return EventStream(
-            chunks(flow(about_prompt(respond), turns), drafts, head, include_usage=with_usage, trace=traced),
-            lambda error: problems.body(problems.refusal_of(error, request_id)),
-        )
-
-    return router
+Row = tuple[str, float | None, tuple[tuple[str, float], ...]]
+"""A token: its text, its log-probability, its alternatives."""
 
 
-def raw_turns(
-    asked: CompletionRequest,
-    codec: Codec,
-    card: ModelCard,
-    assistant: Assistant,
-    *,
-    user: str | None,
-    id: str,
+class TextLogprobs(ResponseObject):
+    """One entry per token in each list; the first token of a prompt has no log-probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(ResponseObject):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: str | None
+
+
+class TextCompletion(CompletionBase):
+    """The body of a plain response."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: UsageAnswer
+    demeanor: dict[str, Any]
+
+
+class CompletionChunk(CompletionBase):
+    """One `data:` line of a streamed response."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+@router.post(
+    "/v1/completions",
+    **documented(
+        "Raw text that the weights go on writing",
+        GENERATED,
+        TextCompletion,
+        body=CompletionRequest,
+        event=CompletionChunk,
+    ),
+)
+async def create_completion(request: Request) -> Response:
+    state = state_of(request)
+    assistant, started = state.assistant, state.clock()
+    body = await read_body(request, CompletionRequest)
+    card, respond = assistant.card(body.model), name_prompt(assistant.respond(body.model))
+    codec = assistant.codec(body.model)
+    request.state.stack_key = card.stack_key
+    id = f"cmpl-{request.state.request_id.removeprefix('req_')}"
+    user = CURRENT_REQUEST.get().user
+    turns = completion_turns(body, codec, card, assistant.defaults(), user=user, id=id)
+    choices = [
+        TextWriter(i, turn.messages[0].content if body.echo else "", logprobs=body.logprobs is not None)
+        for i, turn in enumerate(turns)
+    ]
+    return await completion_response(
+        request,
+        card,
+        respond,
+        turns,
+        choices,
+        partial(TextCompletion, id=id, object="text_completion"),
+        partial(CompletionChunk, id=id, object="text_completion") if body.stream else None,
+        stream_options=body.stream_options,
+        started=started,
+    )
+
+
+def completion_turns(
+    body: CompletionRequest, codec: Codec, card: ModelCard, defaults: Decoding, *, user: str | None, id: str
 ) -> list[Turn]:
-    """One Turn per prompt and choice, all choices of the first prompt first; a prompt is drawn alike alone or among others.
+    """One Turn per prompt and choice, all choices of the first prompt first; a prompt is sampled alike alone or among others.
 
-    Raises RequestError (400) for a token that the model has not.
+    Raises RequestError (400) for a token that the model does not have.
     """
-    found: list[Turn] = []
-    for i, prompt in enumerate(asked.prompts):
+    turns: list[Turn] = []
+    prompts = prompt_list(body.prompt)
+    for i, prompt in enumerate(prompts):
         tokens = codec.encode(prompt) if isinstance(prompt, str) else prompt
-        wrong_token = next((t for t in tokens if t >= codec.vocab_size), None)
-        if wrong_token is not None:
+        unknown = next((t for t in tokens if t >= codec.vocab_size), None)
+        if unknown is not None:
             raise RequestError(
-                f"prompt: {wrong_token} is not a token; wanted ids of 0 to {codec.vocab_size - 1}",
-                param="prompt" if len(asked.prompts) == 1 else f"prompt[{i}]",
+                f"prompt: {unknown} is not a token; wanted ids of 0 to {codec.vocab_size - 1}",
+                param="prompt" if len(prompts) == 1 else f"prompt[{i}]",
                 code="invalid_value",
             )
         text = prompt if isinstance(prompt, str) else codec.decode(tokens)
-        for choice in range(asked.n or 1):
-            decoding = sampled(asked, assistant.defaults(), choice)
-            limit = decoding.max_tokens if asked.max_tokens is None else asked.max_tokens
-            prompt_logprobs = (
-                asked.logprobs if asked.echo and asked.logprobs is not None else 0 if limit == 0 else None
-            )
-            found.append(
+        for choice in range(body.n or 1):
+            turns.append(
                 Turn(
                     (Message("user", text),),
-                    replace(
-                        decoding,
-                        max_tokens=limit,
-                        top_logprobs=asked.logprobs,
-                        prompt_logprobs=prompt_logprobs,
-                    ),
-                    id=f"{id}-{len(found)}" if found else id,
-                    user=user or asked.user or "anonymous",
+                    _decoding(body, defaults, choice),
+                    id=f"{id}-{len(turns)}" if turns else id,
+                    user=user or body.user or "anonymous",
                     variant=card.id,
                     stack_key=card.stack_key,
-                    metadata={} if asked.user is None else {"user": asked.user},
+                    metadata={} if body.user is None else {"user": body.user},
                     raw=tokens,
                 )
             )
-    return found
+    return turns
 
 
-def about_prompt(respond: Respond) -> Respond:
-    """The same, but a prompt that is too long is the mistake of the field `prompt`."""
+def _decoding(body: CompletionRequest, defaults: Decoding, choice: int) -> Decoding:
+    max_tokens = defaults.max_tokens if body.max_tokens is None else body.max_tokens
+    prompt_logprobs = 0 if max_tokens == 0 else None
+    if body.echo and body.logprobs is not None:
+        prompt_logprobs = body.logprobs
+    return replace(
+        sampling(body, defaults, choice),
+        max_tokens=max_tokens,
+        top_logprobs=body.logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
 
-    async def told(turn: Turn) -> AsyncIterator[Event]:
+
+def name_prompt(respond: Respond) -> Respond:
+    """The same, but the error of a prompt that is too long names the field `prompt`."""
+
+    async def renamed(turn: Turn) -> AsyncIterator[Event]:
         try:
             events = respond(turn)
             async with aclosing(events) if isinstance(events, AsyncGenerator) else nullcontext():
@@ -210,31 +221,86 @@ def about_prompt(respond: Respond) -> Respond:
         except ContextError as error:
             raise RequestError(str(error), param="prompt", code="context_length_exceeded") from error
 
-    return told
+    return renamed
 
 
-async def chunks(
-    steps: AsyncGenerator[Step, None],
-    drafts: Sequence[Growing],
-    head: dict[str, Any],
-    *,
-    include_usage: bool,
-    trace: Callable[[Sequence[Sequence[Event]]], dict[str, Any]],
-) -> AsyncGenerator[CompletionChunk, None]:
-    """Turn a flow of events into chunks; the last chunk carries the trace. Raises what the turns raise."""
-    shared = head | ({"usage": None} if include_usage else {})
-    running = len(drafts)
-    async with aclosing(steps):
-        async for index, event in steps:
-            told = drafts[index].end() if event is None else drafts[index].add(event)
-            running -= event is None
-            if told is not None:
-                last = not running and not include_usage
-                yield CompletionChunk(
-                    **shared,
-                    choices=[told],
-                    **({"demeanor": trace([d.events for d in drafts])} if last else {}),
-                )
-    if include_usage:
-        total = usage([fold(d.events) for d in drafts])
-        yield CompletionChunk(**head, choices=[], usage=total, demeanor=trace([d.events for d in drafts]))
+class TextWriter:
+    """Writes one continuation; `echo` is the prompt that stands before it ("": none)."""
+
+    def __init__(self, index: int, echo: str, *, logprobs: bool) -> None:
+        self.index, self.logprobs = index, logprobs
+        self.events: list[Event] = []
+        self._echo, self._offset, self._refused, self._began = echo, 0, False, False
+
+    def whole(self, events: list[Event]) -> TextChoice:
+        """The parts put together."""
+        parts = [part for event in events for part in self.add(event)] + self.end()
+        choice = parts[-1].model_copy(update={"text": "".join(part.text for part in parts)})
+        refusal = fold(events).refusal
+        if refusal is not None:
+            choice.text = refusal.text
+        elif self.logprobs:
+            logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+            choice.logprobs = TextLogprobs(
+                tokens=[x for p in logprobs for x in p.tokens],
+                token_logprobs=[x for p in logprobs for x in p.token_logprobs],
+                top_logprobs=[x for p in logprobs for x in p.top_logprobs],
+                text_offset=[x for p in logprobs for x in p.text_offset],
+            )
+        return choice
+
+    def start(self) -> list[TextChoice]:
+        return []
+
+    def add(self, event: Event) -> list[TextChoice]:
+        self.events.append(event)
+        if self._refused:
+            return []
+        if isinstance(event, Refusal):
+            self._refused = True
+            return [] if self._began else [self._part(event.text, [], echo=False)]
+        if isinstance(event, PromptRead) and self._echo:
+            return [self._part("", list(zip(event.tokens, event.logprobs, event.top)))]
+        if isinstance(event, Text) and (event.text or (self.logprobs and event.logprobs)):
+            return [self._part(event.text, [(t.token, t.logprob, t.top) for t in event.logprobs])]
+        return []
+
+    def end(self) -> list[TextChoice]:
+        reason = finish_reason(fold(self.events))
+        last = self._part("", [], echo=not self._refused)
+        return [last.model_copy(update={"finish_reason": reason, "logprobs": None})]
+
+    def _part(self, text: str, rows: Sequence[Row], *, echo: bool = True) -> TextChoice:
+        if echo:
+            text = self._echo + text
+        self._echo, self._began = "", True
+        logprobs = self._logprobs(rows) if self.logprobs else None
+        return TextChoice(index=self.index, text=text, logprobs=logprobs, finish_reason=None)
+
+    def _logprobs(self, rows: Sequence[Row]) -> TextLogprobs:
+        offsets = []
+        for token, _, _ in rows:
+            offsets.append(self._offset)
+            self._offset += len(token)
+        return TextLogprobs(
+            tokens=[token for token, _, _ in rows],
+            token_logprobs=[logprob for _, logprob, _ in rows],
+            top_logprobs=[_top(row) for row in rows],
+            text_offset=offsets,
+        )
+
+
+def _top(row: Row) -> dict[str, float] | None:
+    """The alternatives by text, the token itself among them; of two tokens with one text the likelier counts.
+
+    A harness asks whether the token's value equals the largest one: the token's own must not differ from it in a last bit.
+    """
+    token, logprob, top = row
+    if logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for text, value in top:
+        found.setdefault(text, value)
+    if token not in found or abs(found[token] - logprob) < SAME_NATS:
+        found[token] = logprob
+    return found

@@ -9,19 +9,19 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from demeanor.core.errors import ContextError, RequestError
-from demeanor.server.answers import Answer
-from demeanor.server.assistant import Assistant, ModelCard
-from demeanor.server.bodies import MAX_LIMIT, Body
-from demeanor.server.completions import Prompt
-from demeanor.server.incoming import body
-from demeanor.server.parse import read
+from demeanor.server.assistant import ModelCard, ServedAssistant
+from demeanor.server.completions import Prompt, prompt_list
+from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
 from demeanor.server.request_context import CURRENT_REQUEST
+from demeanor.server.schemas import MAX_LIMIT, Body, ResponseObject
+
+router = APIRouter()
 
 
 class EmbeddingRequest(Body):
@@ -38,18 +38,18 @@ class EmbeddingRequest(Body):
     user: str | None = Field(None, min_length=1, max_length=256)
 
 
-class EmbeddingAnswer(Answer):
+class EmbeddingAnswer(ResponseObject):
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
 
 
-class EmbeddingUsage(Answer):
+class EmbeddingUsage(ResponseObject):
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingList(Answer):
+class EmbeddingList(ResponseObject):
     """One vector per text."""
 
     object: Literal["list"]
@@ -58,56 +58,55 @@ class EmbeddingList(Answer):
     usage: EmbeddingUsage
 
 
-def embeddings(assistant: Assistant, max_body_bytes: int) -> APIRouter:
-    """The route."""
-    router = APIRouter(prefix="/v1")
-
-    @router.post("/embeddings")
-    async def embed(request: Request) -> Response:
-        asked = read(await body(request, max_body_bytes), EmbeddingRequest)
-        card, codec = assistant.card(asked.model), assistant.codec(asked.model)
-        request.state.stack_key = card.stack_key
-        texts = [codec.encode(x) if isinstance(x, str) else x for x in given(asked.input)]
-        for i, text in enumerate(texts):
-            wrong = next((t for t in text if t >= codec.vocab_size), None)
-            if wrong is not None or not text:
-                said = (
-                    "it has no tokens"
-                    if wrong is None
-                    else f"{wrong} is not a token; wanted ids of 0 to {codec.vocab_size - 1}"
-                )
-                raise RequestError(f"input[{i}]: {said}", param="input", code="invalid_value")
-        try:
-            vectors = await charged_vectors(assistant, card, texts)
-        except ContextError as error:
-            raise RequestError(str(error), param="input", code="context_length_exceeded") from None
-        if asked.dimensions is not None and asked.dimensions != len(vectors[0]):
-            raise RequestError(
-                f"dimensions: got {asked.dimensions}; this model's vectors have {len(vectors[0])}, and are not cut",
-                param="dimensions",
-                code="unsupported_value",
-            )
-        read_tokens = sum(map(len, texts))
-        answer = EmbeddingList(
-            object="list",
-            model=card.id,
-            usage=EmbeddingUsage(prompt_tokens=read_tokens, total_tokens=read_tokens),
-            data=[
-                EmbeddingAnswer(
-                    object="embedding",
-                    index=i,
-                    embedding=packed(v) if asked.encoding_format == "base64" else v,
-                )
-                for i, v in enumerate(vectors)
-            ],
+@router.post(
+    "/v1/embeddings", **documented("Texts as unit vectors", GENERATED, EmbeddingList, body=EmbeddingRequest)
+)
+async def create_embedding(request: Request) -> Response:
+    assistant = state_of(request).assistant
+    body = await read_body(request, EmbeddingRequest)
+    card, codec = assistant.card(body.model), assistant.codec(body.model)
+    request.state.stack_key = card.stack_key
+    texts = [codec.encode(x) if isinstance(x, str) else x for x in prompt_list(body.input)]
+    for i, text in enumerate(texts):
+        check_tokens(i, text, codec.vocab_size)
+    try:
+        vectors = await charged_vectors(assistant, card, texts)
+    except ContextError as error:
+        raise RequestError(str(error), param="input", code="context_length_exceeded") from None
+    width = len(vectors[0])
+    if body.dimensions not in (None, width):
+        raise RequestError(
+            f"dimensions: got {body.dimensions}; this model's vectors have {width}, and are not cut",
+            param="dimensions",
+            code="unsupported_value",
         )
-        return Response(answer.encode(), media_type="application/json", headers={"cache-control": "no-store"})
+    num_tokens = sum(map(len, texts))
+    data = [
+        EmbeddingAnswer(
+            object="embedding",
+            index=i,
+            embedding=packed(vector) if body.encoding_format == "base64" else vector,
+        )
+        for i, vector in enumerate(vectors)
+    ]
+    usage = EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
+    return json_response(EmbeddingList(object="list", model=card.id, data=data, usage=usage))
 
-    return router
+
+def check_tokens(index: int, tokens: Sequence[int], vocab_size: int) -> None:
+    """Raise RequestError (400) if a text has no tokens, or one that the model does not have."""
+    unknown = next((t for t in tokens if t >= vocab_size), None)
+    if unknown is not None:
+        message = f"{unknown} is not a token; wanted ids of 0 to {vocab_size - 1}"
+    elif not tokens:
+        message = "it has no tokens"
+    else:
+        return
+    raise RequestError(f"input[{index}]: {message}", param="input", code="invalid_value")
 
 
 async def charged_vectors(
-    assistant: Assistant, card: ModelCard, texts: Sequence[tuple[int, ...]]
+    assistant: ServedAssistant, card: ModelCard, texts: Sequence[tuple[int, ...]]
 ) -> list[list[float]]:
     """The vectors of texts; their tokens are charged to the budget of the current request, and given back on failure."""
     request, tokens = CURRENT_REQUEST.get(), sum(map(len, texts))
@@ -126,14 +125,6 @@ async def charged_vectors(
     request.turns += 1
     request.prompt_tokens += tokens
     return vectors
-
-
-def given(value: Any) -> list[str | tuple[int, ...]]:
-    """A field of one text or several, as text or as tokens, as a list."""
-    if isinstance(value, str):
-        return [value]
-    one = tuple(x for x in value if isinstance(x, int))
-    return [one] if one else [x if isinstance(x, str) else tuple(x) for x in value]
 
 
 def packed(vector: list[float]) -> str:

@@ -1,6 +1,6 @@
-"""POST /v1/feedback: what somebody thought of an answer, kept beside its recorded turn.
+"""POST /v1/feedback: a user's opinion of an answer, kept beside its recorded turn.
 
-In: the id of a completion, a thumb, perhaps words and a better answer. Out: what was stored. It is ours, not OpenAI's.
+In: the id of a completion, a score, optionally a comment and a better answer. Out: what was stored. It is ours, not OpenAI's.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from demeanor.core.errors import RequestError
-from demeanor.server.answers import Answer
-from demeanor.server.assistant import Assistant
-from demeanor.server.bodies import Body
-from demeanor.server.incoming import body
-from demeanor.server.parse import read
+from demeanor.server.endpoint import WITH_BODY, documented, json_response, read_body, state_of
 from demeanor.server.request_context import CURRENT_REQUEST
+from demeanor.server.schemas import Body, ResponseObject
 
 MAX_CHARS = 20_000
+router = APIRouter()
 
 
 class FeedbackRequest(Body):
@@ -34,7 +32,7 @@ class FeedbackRequest(Body):
     )
 
 
-class FeedbackAnswer(Answer):
+class FeedbackAnswer(ResponseObject):
     """What was stored."""
 
     object: Literal["feedback"]
@@ -44,29 +42,25 @@ class FeedbackAnswer(Answer):
     corrected: str | None
 
 
-def feedback(assistant: Assistant, max_body_bytes: int) -> APIRouter:
-    """The route."""
-    router = APIRouter(prefix="/v1")
-
-    @router.post("/feedback")
-    async def give(request: Request) -> Response:
-        user = CURRENT_REQUEST.get().user
-        asked = read(await body(request, max_body_bytes), FeedbackRequest)
-        store = assistant.feedback_store()
-        if store is None:
-            raise RequestError(
-                "This stack keeps no turns to give feedback on: it has no record layer. Add `- kind: record` to its layers.",
-                status=409,
-                code="no_record_layer",
-            )
-        if not await store(asked.id, asked.score, asked.comment, asked.corrected, user):
-            raise RequestError(
-                f"id: no recorded turn{' of yours' if user else ''} has the id '{asked.id}'.",
-                status=404,
-                param="id",
-                code="not_found",
-            )
-        answer = FeedbackAnswer(object="feedback", **asked.model_dump())
-        return Response(answer.encode(), media_type="application/json", headers={"cache-control": "no-store"})
-
-    return router
+@router.post(
+    "/v1/feedback",
+    **documented("Feedback on an answer", (404, 409, *WITH_BODY), FeedbackAnswer, body=FeedbackRequest),
+)
+async def create_feedback(request: Request) -> Response:
+    body = await read_body(request, FeedbackRequest)
+    user = CURRENT_REQUEST.get().user
+    store = state_of(request).assistant.feedback_store()
+    if store is None:
+        raise RequestError(
+            "This stack keeps no turns to give feedback on: it has no record layer. Add `- kind: record` to its layers.",
+            status=409,
+            code="no_record_layer",
+        )
+    if not await store(body.id, body.score, body.comment, body.corrected, user):
+        raise RequestError(
+            f"id: no recorded turn{' of yours' if user else ''} has the id '{body.id}'.",
+            status=404,
+            param="id",
+            code="not_found",
+        )
+    return json_response(FeedbackAnswer(object="feedback", **body.model_dump()))

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from demeanor.core.types import Event, Respond, Turn
-from demeanor.server.assistant import Assistant
+from demeanor.server.assistant import ServedAssistant
 
 log = logging.getLogger("demeanor.server")
 GRACE_S = 1.0
@@ -27,7 +27,7 @@ GRACE_S = 1.0
 class Version:
     """One assistant that is or was served; `close` frees what only it needs."""
 
-    assistant: Assistant
+    assistant: ServedAssistant
     close: Callable[[], None]
     turns: int = 0
 

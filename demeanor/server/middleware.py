@@ -17,11 +17,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demeanor.core.errors import RequestError
-from demeanor.server import problems
+from demeanor.server import error_responses
 from demeanor.server.admission import AdmissionMiddleware, Operations
 from demeanor.server.auth import AuthMiddleware, KeyRing, KeyStore
-from demeanor.server.flow import Disconnected
 from demeanor.server.request_context import CURRENT_REQUEST, Observer, RequestContext, valid_id
+from demeanor.server.streaming import Disconnected
 
 log = logging.getLogger("demeanor.server")
 SECURITY = {
@@ -128,7 +128,9 @@ class RequestContextMiddleware:
         except Exception as error:
             if request.status:
                 raise
-            await problems.response(problems.refusal_of(error, request.id))(scope, receive, send_with_headers)
+            await error_responses.error_response(error_responses.refusal_of(error, request.id))(
+                scope, receive, send_with_headers
+            )
         finally:
             CURRENT_REQUEST.reset(token)
             request.ended = self.clock()

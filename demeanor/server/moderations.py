@@ -1,7 +1,7 @@
 """POST /v1/moderations: the rules of a variant's policy layer as a classifier.
 
-In: texts. Out: per text which rules match; a category is a rule's name, its score is 1 or 0, for a rule knows no more. Every rule is
-asked, those for requests and those for answers; nothing is recorded.
+In: texts. Out: per text which rules match; a category is a rule's name, and its score is 1 or 0, because a rule has no probability. Rules
+for requests and rules for answers are both tried; nothing is recorded.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag
 
-from demeanor.server.answers import Answer
-from demeanor.server.assistant import Assistant, Judged
-from demeanor.server.bodies import Body, TextPart, one_of
-from demeanor.server.incoming import body
-from demeanor.server.parse import read
+from demeanor.server.assistant import Judged
+from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
+from demeanor.server.schemas import Body, ResponseObject, TextPart, one_of
 
 MAX_INPUTS = 256
+router = APIRouter()
 
 
-def _kind(value: Any) -> str:
+def _input_tag(value: Any) -> str:
     if not isinstance(value, list):
         return "<text>"
     return "<parts>" if value and not isinstance(value[0], str) else "<texts>"
@@ -33,7 +32,7 @@ Input: TypeAlias = Annotated[
     Annotated[InputText, Tag("<text>")]
     | Annotated[Annotated[list[InputText], Field(min_length=1, max_length=MAX_INPUTS)], Tag("<texts>")]
     | Annotated[Annotated[list[InputPart], Field(min_length=1, max_length=MAX_INPUTS)], Tag("<parts>")],
-    Discriminator(_kind),
+    Discriminator(_input_tag),
 ]
 
 
@@ -44,7 +43,7 @@ class ModerationRequest(Body):
     model: str | None = Field(None, description="a variant's id; null: the whole stack")
 
 
-class Matched(Answer):
+class Matched(ResponseObject):
     """A rule that matches: what it is about, what it does, and the character spans of its matches."""
 
     rule: str
@@ -54,11 +53,11 @@ class Matched(Answer):
     spans: list[tuple[int, int]]
 
 
-class MatchedRules(Answer):
+class MatchedRules(ResponseObject):
     matches: list[Matched]
 
 
-class ModerationResult(Answer):
+class ModerationResult(ResponseObject):
     flagged: bool
     categories: dict[str, bool]
     category_scores: dict[str, float]
@@ -66,12 +65,12 @@ class ModerationResult(Answer):
     demeanor: MatchedRules
 
 
-class About(Answer):
+class About(ResponseObject):
     stack_key: str
     layer: str
 
 
-class Moderation(Answer):
+class Moderation(ResponseObject):
     """The body of a response."""
 
     id: str
@@ -80,37 +79,35 @@ class Moderation(Answer):
     demeanor: About
 
 
-def moderations(assistant: Assistant, max_body_bytes: int) -> APIRouter:
-    """The route."""
-    router = APIRouter(prefix="/v1")
-
-    @router.post("/moderations")
-    async def moderate(request: Request) -> Response:
-        asked = read(await body(request, max_body_bytes), ModerationRequest)
-        model = assistant.name if asked.model is None else asked.model
-        card, (layer, judge) = assistant.card(model), assistant.rules(model)
-        request.state.stack_key = card.stack_key
-        answer = Moderation(
-            id=f"modr-{request.state.request_id.removeprefix('req_')}",
-            model=card.id,
-            results=[result(judge(t)) for t in texts(asked)],
-            demeanor=About(stack_key=card.stack_key, layer=layer),
-        )
-        return Response(answer.encode(), media_type="application/json", headers={"cache-control": "no-store"})
-
-    return router
+@router.post(
+    "/v1/moderations",
+    **documented("The policy layer's rules as a classifier", GENERATED, Moderation, body=ModerationRequest),
+)
+async def create_moderation(request: Request) -> Response:
+    assistant = state_of(request).assistant
+    body = await read_body(request, ModerationRequest)
+    model = assistant.name if body.model is None else body.model
+    card, (layer, judge) = assistant.card(model), assistant.rules(model)
+    request.state.stack_key = card.stack_key
+    answer = Moderation(
+        id=f"modr-{request.state.request_id.removeprefix('req_')}",
+        model=card.id,
+        results=[result(judge(text)) for text in texts(body)],
+        demeanor=About(stack_key=card.stack_key, layer=layer),
+    )
+    return json_response(answer)
 
 
-def texts(asked: ModerationRequest) -> list[str]:
+def texts(body: ModerationRequest) -> list[str]:
     """The texts to judge, one result each; parts are one text, as in a message."""
-    if isinstance(asked.input, str):
-        return [asked.input]
-    parts = [x.text for x in asked.input if not isinstance(x, str)]
-    return ["\n".join(parts)] if parts else [x for x in asked.input if isinstance(x, str)]
+    if isinstance(body.input, str):
+        return [body.input]
+    parts = [x.text for x in body.input if not isinstance(x, str)]
+    return ["\n".join(parts)] if parts else [x for x in body.input if isinstance(x, str)]
 
 
 def result(judged: Sequence[Judged]) -> ModerationResult:
-    """What all rules say of one text."""
+    """The matches of all rules in one text."""
     applied: dict[str, Any] = {rule.name: ["text"] for rule in judged}
     matches = [
         Matched(rule=r.name, on=r.on, action=r.action, reason=r.reason, spans=list(r.spans))

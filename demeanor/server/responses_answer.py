@@ -1,6 +1,6 @@
-"""Responses in OpenAI's shape: the object itself, its output items, and the events of a streamed one in their order.
+"""The answers of /v1/responses in OpenAI's shape: the response, its output and input items, and the events of a streamed one in order.
 
-In: a turn's events. Out: pydantic models, and event models numbered in sequence. The `demeanor` field is ours.
+In: a turn and its events. Out: pydantic models, and event models numbered in sequence. The `demeanor` field is ours.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field
 
 from demeanor.core.errors import RequestError
-from demeanor.core.types import Completion, Event, Refusal, Text, fold
-from demeanor.server.answers import Answer, UrlCitation, cited, finish_reason, token_logprobs
+from demeanor.core.types import Completion, Event, Message, Refusal, Text, Turn, fold
+from demeanor.server.chat import UrlCitation, citations, finish_reason, sent_calls, token_logprobs
+from demeanor.server.responses_request import ABOUT, response_fields
+from demeanor.server.schemas import ResponseObject
 
 
 class UrlAnnotation(UrlCitation):
     type: Literal["url_citation"]
 
 
-class OutputText(Answer):
+class OutputText(ResponseObject):
     type: Literal["output_text"]
     text: str
     annotations: list[UrlAnnotation]
     logprobs: list[dict[str, Any]]
 
 
-class OutputRefusal(Answer):
+class OutputRefusal(ResponseObject):
     type: Literal["refusal"]
     refusal: str
 
@@ -35,7 +37,7 @@ class OutputRefusal(Answer):
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputMessage(Answer):
+class OutputMessage(ResponseObject):
     type: Literal["message"]
     id: str
     status: Status
@@ -43,7 +45,7 @@ class OutputMessage(Answer):
     content: list[OutputText | OutputRefusal]
 
 
-class OutputCall(Answer):
+class OutputCall(ResponseObject):
     type: Literal["function_call"]
     id: str
     call_id: str
@@ -55,15 +57,15 @@ class OutputCall(Answer):
 OutputItem: TypeAlias = OutputMessage | OutputCall
 
 
-class Details(Answer):
+class Details(ResponseObject):
     cached_tokens: int = 0
 
 
-class ReasoningDetails(Answer):
+class ReasoningDetails(ResponseObject):
     reasoning_tokens: int = 0
 
 
-class ResponseUsage(Answer):
+class ResponseUsage(ResponseObject):
     input_tokens: int
     input_tokens_details: Details
     output_tokens: int
@@ -71,11 +73,11 @@ class ResponseUsage(Answer):
     total_tokens: int
 
 
-class Incomplete(Answer):
+class Incomplete(ResponseObject):
     reason: Literal["max_output_tokens", "content_filter"]
 
 
-class ResponseAnswer(Answer):
+class ResponseAnswer(ResponseObject):
     """A response; while it is written its output is empty and its usage null."""
 
     id: str
@@ -103,7 +105,7 @@ class ResponseAnswer(Answer):
     demeanor: dict[str, Any] | None = None
 
 
-class StreamEvent(Answer):
+class StreamEvent(ResponseObject):
     """One event of a streamed response; which fields it has depends on its type, as OpenAI documents."""
 
     type: str
@@ -126,7 +128,7 @@ class StreamEvent(Answer):
     error: dict[str, Any] | None = None
 
 
-class Deleted(Answer):
+class Deleted(ResponseObject):
     """A response that is gone."""
 
     id: str
@@ -134,8 +136,8 @@ class Deleted(Answer):
     deleted: Literal[True]
 
 
-class InputItems(Answer):
-    """What a stored response was asked."""
+class InputItems(ResponseObject):
+    """What a kept response was requested with."""
 
     object: Literal["list"]
     data: list[dict[str, Any]]
@@ -145,14 +147,14 @@ class InputItems(Answer):
 
 
 def output(completion: Completion, stem: str, *, logprobs: bool, parallel: bool) -> list[OutputItem]:
-    """The items of a finished turn: a message if something was said or refused, then the calls that nobody answered."""
+    """The items of a finished turn: a message if there is text or a refusal, then the tool calls for the client to run."""
     reason = finish_reason(completion)
     status: Status = "incomplete" if reason in ("length", "content_filter") else "completed"
-    said = before_refusal(completion.events)
+    text = before_refusal(completion.events)
     content: list[OutputText | OutputRefusal] = []
-    if said or (completion.refusal is None and not completion.tool_calls):
+    if text or (completion.refusal is None and not completion.tool_calls):
         content.append(
-            text_part(said, completion.events if completion.refusal is None else (), logprobs=logprobs)
+            text_part(text, completion.events if completion.refusal is None else (), logprobs=logprobs)
         )
     if completion.refusal is not None:
         content.append(OutputRefusal(type="refusal", refusal=completion.refusal.text))
@@ -171,32 +173,31 @@ def output(completion: Completion, stem: str, *, logprobs: bool, parallel: bool)
                 arguments=call.arguments,
                 status="completed",
             )
-            for i, call in enumerate(completion.tool_calls[: None if parallel else 1])
+            for i, call in enumerate(sent_calls(completion, parallel=parallel))
         ]
     return items
 
 
 def before_refusal(events: Sequence[Event]) -> str:
-    """What was said until a layer refused: what an inner layer says after that reaches nobody."""
-    told = takewhile(lambda e: not isinstance(e, Refusal), events)
-    return "".join(e.text for e in told if isinstance(e, Text))
+    """The text up to a refusal; the text of an inner layer after it is not sent."""
+    sent = takewhile(lambda e: not isinstance(e, Refusal), events)
+    return "".join(e.text for e in sent if isinstance(e, Text))
 
 
 def text_part(text: str, events: Sequence[Event], *, logprobs: bool) -> OutputText:
     """A text with its citations and, if asked for, its log-probabilities."""
-    spans = [UrlAnnotation(type="url_citation", **a.url_citation.model_dump()) for a in cited(events)]
+    spans = [UrlAnnotation(type="url_citation", **a.url_citation.model_dump()) for a in citations(events)]
     return OutputText(
-        type="output_text", text=text, annotations=spans, logprobs=listed(events) if logprobs else []
+        type="output_text", text=text, annotations=spans, logprobs=listed_logprobs(events) if logprobs else []
     )
 
 
-def listed(events: Sequence[Event]) -> list[dict[str, Any]]:
+def listed_logprobs(events: Sequence[Event]) -> list[dict[str, Any]]:
     """Log-probabilities of these events' tokens."""
     return [x.model_dump() for x in token_logprobs(events).content or ()]
 
 
-def ended(completion: Completion) -> tuple[Status, Incomplete | None]:
-    """How a response ended. Raises RequestError (503) if the turn was cancelled from inside."""
+def _ending(completion: Completion) -> tuple[Status, Incomplete | None]:
     match finish_reason(completion):
         case "length":
             return "incomplete", Incomplete(reason="max_output_tokens")
@@ -206,8 +207,7 @@ def ended(completion: Completion) -> tuple[Status, Incomplete | None]:
             return "completed", None
 
 
-def used(completion: Completion) -> ResponseUsage:
-    """Tokens of all model calls."""
+def _usage(completion: Completion) -> ResponseUsage:
     read, written = completion.prompt_tokens, completion.completion_tokens
     return ResponseUsage(
         input_tokens=read,
@@ -218,12 +218,105 @@ def used(completion: Completion) -> ResponseUsage:
     )
 
 
-class Script:
-    """The events of one streamed response, in OpenAI's order; `add` and `end` say what is to be sent now."""
+def blank_response(turn: Turn, created: int) -> ResponseAnswer:
+    """The response before there is any output: what was requested."""
+    about = response_fields(turn)
+    tool_choice: str | dict[str, str] = turn.tool_choice
+    if turn.tool_choice not in ("auto", "none", "required"):
+        tool_choice = {"type": "function", "name": turn.tool_choice}
+    tools = [
+        {
+            "type": "function",
+            "name": t.name,
+            "description": t.description,
+            "parameters": dict(t.parameters),
+            "strict": t.strict,
+        }
+        for t in turn.tools
+    ]
+    return ResponseAnswer(
+        id=turn.id,
+        object="response",
+        created_at=created,
+        status="in_progress",
+        error=None,
+        incomplete_details=None,
+        instructions=about.get("instructions"),
+        max_output_tokens=turn.decoding.max_tokens,
+        model=turn.variant,
+        output=[],
+        parallel_tool_calls=bool(about.get("parallel", True)),
+        previous_response_id=about.get("previous"),
+        store=bool(about.get("store")),
+        temperature=turn.decoding.temperature,
+        top_p=turn.decoding.top_p,
+        text={"format": about.get("format", {"type": "text"})},
+        tool_choice=tool_choice,
+        tools=tools,
+        truncation="disabled",
+        usage=None,
+        user=turn.metadata.get("user"),
+        metadata={k: v for k, v in turn.metadata.items() if k not in ("user", ABOUT)},
+    )
 
-    def __init__(self, blank: ResponseAnswer, stem: str, *, logprobs: bool, parallel: bool) -> None:
-        self.blank, self.stem, self.logprobs, self.parallel = blank, stem, logprobs, parallel
+
+def finished_response(blank: ResponseAnswer, completion: Completion, *, logprobs: bool) -> ResponseAnswer:
+    """The response with its output. Raises RequestError (503) if the turn was cancelled from inside."""
+    status, why = _ending(completion)
+    items = output(completion, stem_of(blank), logprobs=logprobs, parallel=blank.parallel_tool_calls)
+    fields = {"status": status, "incomplete_details": why, "usage": _usage(completion), "output": items}
+    return blank.model_copy(update=fields)
+
+
+def stem_of(response: ResponseAnswer) -> str:
+    """The part of a response's id that the ids of its items share."""
+    return response.id.removeprefix("resp_")
+
+
+def input_items(turn: Turn) -> list[dict[str, Any]]:
+    """The items that a kept response was requested with, oldest first, without the earlier conversation."""
+    own = turn.messages[int(response_fields(turn).get("before", 0)) :]
+    stem = turn.id.removeprefix("resp_")
+    return [item for i, message in enumerate(own) for item in _input_items(message, f"{stem}_{i}")]
+
+
+def _input_items(message: Message, stem: str) -> list[dict[str, Any]]:
+    if message.role == "tool":
+        output = {"call_id": message.tool_call_id, "output": message.content}
+        return [{"type": "function_call_output", "id": f"fco_{stem}", **output}]
+    items: list[dict[str, Any]] = []
+    if message.content or not message.tool_calls:
+        kind = "output_text" if message.role == "assistant" else "input_text"
+        items.append(
+            {
+                "type": "message",
+                "id": f"msg_{stem}",
+                "role": message.role,
+                "status": "completed",
+                "content": [{"type": kind, "text": message.content}],
+            }
+        )
+    for i, call in enumerate(message.tool_calls):
+        items.append(
+            {
+                "type": "function_call",
+                "id": f"fc_{stem}_{i}",
+                "call_id": call.id,
+                "name": call.name,
+                "arguments": call.arguments,
+                "status": "completed",
+            }
+        )
+    return items
+
+
+class StreamedResponse:
+    """The events of one streamed response, in OpenAI's order; `add` and `end` give those to send now."""
+
+    def __init__(self, blank: ResponseAnswer, *, logprobs: bool) -> None:
+        self.blank, self.logprobs = blank, logprobs
         self.events: list[Event] = []
+        self._message_id = f"msg_{stem_of(blank)}"
         self._number = 0
         self._open = False  # the message and its text part have been announced
         self._refused = False
@@ -237,107 +330,83 @@ class Script:
             self._refused = True
             yield from self._refusal(event)
         elif isinstance(event, Text) and (event.text or (self.logprobs and event.logprobs)):
-            yield from self._opened()
-            yield self._event(
-                "response.output_text.delta",
-                item_id=f"msg_{self.stem}",
-                output_index=0,
-                content_index=0,
-                delta=event.text,
-                logprobs=listed([event]) if self.logprobs else [],
-            )
+            yield from self._open_text()
+            logprobs = listed_logprobs([event]) if self.logprobs else []
+            yield self._content("output_text.delta", 0, delta=event.text, logprobs=logprobs)
 
-    def end(self, whole: ResponseAnswer) -> Iterator[StreamEvent]:
+    def end(self, response: ResponseAnswer) -> Iterator[StreamEvent]:
         """Close what is open and send the whole response."""
         if not self._number:
-            yield from self._greeting()
-        items = list(whole.output)
-        for index, item in enumerate(items):
+            yield from self._start()
+        for index, item in enumerate(response.output):
             if isinstance(item, OutputMessage):
                 if not self._refused:
-                    yield from self._opened()
-                    yield from self._text_done(item.content[0])
-                yield self._event("response.output_item.done", output_index=index, item=item)
-                continue
-            opened = item.model_copy(update={"arguments": "", "status": "in_progress"})
-            yield self._event("response.output_item.added", output_index=index, item=opened)
-            yield self._event(
-                "response.function_call_arguments.delta",
-                item_id=item.id,
-                output_index=index,
-                delta=item.arguments,
-            )
-            yield self._event(
-                "response.function_call_arguments.done",
-                item_id=item.id,
-                output_index=index,
-                arguments=item.arguments,
-                name=item.name,
-            )
-            yield self._event("response.output_item.done", output_index=index, item=item)
-        yield self._event(f"response.{whole.status}", response=whole)
+                    yield from self._open_text()
+                    yield from self._close_text(item.content[0])
+            else:
+                yield from self._call(index, item)
+            yield self._event("output_item.done", output_index=index, item=item)
+        yield self._event(response.status, response=response)
 
     def failed(self, error: RequestError) -> StreamEvent:
-        """The last event of a response that broke off; `error` repeats it as everywhere else here, which is what the SDKs raise."""
+        """The last event of a response that broke off; `error` repeats it in the shape of all other errors, which the SDKs raise."""
         about = {"code": error.code, "message": str(error), "param": error.param}
-        return self._event("error", **about, error=about | {"type": error.kind})
+        return self._numbered("error", **about, error=about | {"type": error.kind})
 
     def completion(self) -> Completion:
         return fold(self.events)
 
-    def _greeting(self) -> Iterator[StreamEvent]:
-        yield self._event("response.created", response=self.blank)
-        yield self._event("response.in_progress", response=self.blank)
+    def _start(self) -> Iterator[StreamEvent]:
+        yield self._event("created", response=self.blank)
+        yield self._event("in_progress", response=self.blank)
 
-    def _message(self) -> Iterator[StreamEvent]:
+    def _open_message(self) -> Iterator[StreamEvent]:
         if not self._number:
-            yield from self._greeting()
+            yield from self._start()
         item = OutputMessage(
-            type="message", id=f"msg_{self.stem}", status="in_progress", role="assistant", content=[]
+            type="message", id=self._message_id, status="in_progress", role="assistant", content=[]
         )
-        yield self._event("response.output_item.added", output_index=0, item=item)
+        yield self._event("output_item.added", output_index=0, item=item)
 
-    def _opened(self) -> Iterator[StreamEvent]:
+    def _open_text(self) -> Iterator[StreamEvent]:
         if not self._open:
             self._open = True
-            yield from self._message()
-            yield self._part("added", 0, text_part("", (), logprobs=False))
+            yield from self._open_message()
+            yield self._content("content_part.added", 0, part=text_part("", (), logprobs=False))
 
-    def _text_done(self, part: OutputText | OutputRefusal) -> Iterator[StreamEvent]:
+    def _close_text(self, part: OutputText | OutputRefusal) -> Iterator[StreamEvent]:
         assert isinstance(part, OutputText)
-        yield self._event(
-            "response.output_text.done",
-            item_id=f"msg_{self.stem}",
-            output_index=0,
-            content_index=0,
-            text=part.text,
-            logprobs=part.logprobs,
-        )
-        yield self._part("done", 0, part)
+        yield self._content("output_text.done", 0, text=part.text, logprobs=part.logprobs)
+        yield self._content("content_part.done", 0, part=part)
 
     def _refusal(self, event: Refusal) -> Iterator[StreamEvent]:
-        at = 0
+        index = 0
         if self._open:
-            yield from self._text_done(text_part(before_refusal(self.events), (), logprobs=False))
-            at = 1
+            index = 1
+            yield from self._close_text(text_part(before_refusal(self.events), (), logprobs=False))
         else:
-            yield from self._message()
-        place: dict[str, Any] = {"item_id": f"msg_{self.stem}", "output_index": 0, "content_index": at}
-        yield self._part("added", at, OutputRefusal(type="refusal", refusal=""))
-        yield self._event("response.refusal.delta", **place, delta=event.text)
-        yield self._event("response.refusal.done", **place, refusal=event.text)
-        yield self._part("done", at, OutputRefusal(type="refusal", refusal=event.text))
+            yield from self._open_message()
+        yield self._content("content_part.added", index, part=OutputRefusal(type="refusal", refusal=""))
+        yield self._content("refusal.delta", index, delta=event.text)
+        yield self._content("refusal.done", index, refusal=event.text)
+        part = OutputRefusal(type="refusal", refusal=event.text)
+        yield self._content("content_part.done", index, part=part)
 
-    def _part(self, what: str, at: int, part: OutputText | OutputRefusal) -> StreamEvent:
-        return self._event(
-            f"response.content_part.{what}",
-            item_id=f"msg_{self.stem}",
-            output_index=0,
-            content_index=at,
-            part=part,
-        )
+    def _call(self, index: int, item: OutputCall) -> Iterator[StreamEvent]:
+        started = item.model_copy(update={"arguments": "", "status": "in_progress"})
+        place = {"item_id": item.id, "output_index": index}
+        yield self._event("output_item.added", output_index=index, item=started)
+        yield self._event("function_call_arguments.delta", **place, delta=item.arguments)
+        yield self._event("function_call_arguments.done", **place, arguments=item.arguments, name=item.name)
+
+    def _content(self, kind: str, index: int, **fields: Any) -> StreamEvent:
+        """An event of one part of the message."""
+        return self._event(kind, item_id=self._message_id, output_index=0, content_index=index, **fields)
 
     def _event(self, kind: str, **fields: Any) -> StreamEvent:
+        return self._numbered(f"response.{kind}", **fields)
+
+    def _numbered(self, kind: str, **fields: Any) -> StreamEvent:
         event = StreamEvent(type=kind, sequence_number=self._number, **fields)
         self._number += 1
         return event

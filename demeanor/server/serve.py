@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from demeanor.core.errors import DemeanorError
-from demeanor.server import logs, tracing
+from demeanor.server import json_logs as logs
+from demeanor.server import tracing
 from demeanor.server.admission import Operations
-from demeanor.server.app import MAX_BODY_BYTES, app
-from demeanor.server.assistant import Assistant
+from demeanor.server.application import MAX_BODY_BYTES, app
+from demeanor.server.assistant import ServedAssistant
 from demeanor.server.auth import KeyRing, KeyStore, from_digests
 from demeanor.server.lifecycle import Current, Life, Version
 from demeanor.server.request_context import Observer
@@ -116,7 +117,7 @@ def checked(settings: Settings) -> list[str]:
 
 def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | None) -> None:
     life, current = Life(), Current(versions.open())
-    assistant = cast(Assistant, current)
+    assistant = cast(ServedAssistant, current)
     observers, flush = _observers(settings, assistant.name)
     operations = Operations(
         slots=versions.num_slots,

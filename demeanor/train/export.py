@@ -40,7 +40,7 @@ BESIDE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class ExportDifference:
     """One item on which the export and the engine part: what each says first."""
 
     item: str
@@ -53,8 +53,8 @@ class ExportCheck:
     """How many items were compared, prompts that differ (empty: the template says the same), answers that differ."""
 
     items: int
-    prompts: tuple[Difference, ...]
-    answers: tuple[Difference, ...]
+    prompts: tuple[ExportDifference, ...]
+    answers: tuple[ExportDifference, ...]
 
     @property
     def equal(self) -> bool:
@@ -108,9 +108,11 @@ def compare(items: Sequence[Item], ours: GreedyAnswers, out: Path, *, target: Ta
     generate = load(out, ours.max_tokens, ours.stop_tokens)
     answers = [generate(prompt) for prompt in ours.prompts]
 
-    def differences(here: list[list[int]], there: list[list[int]]) -> tuple[Difference, ...]:
+    def differences(here: list[list[int]], there: list[list[int]]) -> tuple[ExportDifference, ...]:
         pairs = zip(items, here, there, strict=True)
-        return tuple(Difference(item.id, ours.decode(a), ours.decode(b)) for item, a, b in pairs if a != b)
+        return tuple(
+            ExportDifference(item.id, ours.decode(a), ours.decode(b)) for item, a, b in pairs if a != b
+        )
 
     return ExportCheck(len(items), differences(ours.prompts, prompts), differences(ours.answers, answers))
 

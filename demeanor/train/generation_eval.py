@@ -6,9 +6,10 @@ samples.jsonl, lines for a person. It refuses to change weights, and to know eng
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -371,3 +372,19 @@ def scored(
     """What each item's own scorer says of the answer to it."""
     completions = [Completion(answer.text, "stop" if answer.ended else "length") for answer in answers]
     return [services.score(item, completion) for item, completion in zip(items, completions, strict=True)]
+
+
+def sample_lines(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> Iterator[str]:
+    """A heading for each prompt, then a line for each step: its number, tokens written (`+` if it did not end), the answer."""
+    for prompt in list(dict.fromkeys(row["prompt"] for row in rows))[:limit]:
+        yield f"## {_one_line(prompt)}"
+        for row in rows:
+            if row["prompt"] == prompt:
+                size = f"{len(row['tokens'])}{'' if row['ended'] else '+'}"
+                yield f"{row['step']:>7} {size:>5}  {_one_line(row['answer'])}"
+        yield ""
+
+
+def _one_line(text: str) -> str:
+    """Text as one line: line ends and control characters written out."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]

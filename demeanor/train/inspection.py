@@ -15,7 +15,8 @@ from demeanor.core import registry
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.types import Example, TrainingRow
 from demeanor.data import sources
-from demeanor.data.preview import Coverage, coverage, disagreements, longest, show
+from demeanor.data.batches import Coverage, coverage
+from demeanor.data.preview import disagreements, longest, show
 from demeanor.data.rows import Want
 from demeanor.model import checkpoints
 from demeanor.stack.schema import Import, Remote, Source, Stage

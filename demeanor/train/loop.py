@@ -27,7 +27,7 @@ from demeanor.train import optimizer as optimizers
 from demeanor.train import progress, resume
 from demeanor.train.ema import EMA
 from demeanor.train.optimizer import learning_rate
-from demeanor.train.parallel import ALONE, Group, settle
+from demeanor.train.parallel import ALONE, ProcessGroup, settle
 from demeanor.train.progress import StageProgress, measured_peak, training_flops
 from demeanor.train.resume import stop_requests
 from demeanor.train.runs import CHECKPOINT, LEDGER
@@ -59,7 +59,7 @@ def accumulate(
     clip_norm: float | None,
     *,
     whole_step: bool = False,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> Gradient:
     """Fill every `.grad`; how the rows are cut into micro-batches does not change it, because division happens once, here.
 
@@ -92,7 +92,7 @@ def _backward(loss: Loss) -> Loss:
     return Loss(loss.total.detach(), loss.count, loss.metrics)
 
 
-def _whole(forward: Forward, judge: MeasureLoss, batches: Sequence[TokenBatch], group: Group) -> Loss:
+def _whole(forward: Forward, judge: MeasureLoss, batches: Sequence[TokenBatch], group: ProcessGroup) -> Loss:
     """Judge all micro-batches together, then carry each one's share of the gradient back through a second forward pass."""
     with torch.no_grad():
         found = [forward(batch) for batch in batches]
@@ -114,7 +114,7 @@ def stacked(found: Sequence[Outputs]) -> Outputs:
     return Outputs(*(None if any(x is None for x in column) else torch.cat(column) for column in columns))
 
 
-def mean_metrics(losses: Iterable[Loss], group: Group = ALONE) -> dict[str, float]:
+def mean_metrics(losses: Iterable[Loss], group: ProcessGroup = ALONE) -> dict[str, float]:
     """Divide each metric's summed total by its summed count; a metric that counted nothing is left out."""
     sums: dict[str, list[Tensor]] = {}
     for loss in losses:
@@ -158,7 +158,7 @@ def fit(
     fp32: bool = False,
     whole_step: bool = False,
     moving: EMA | None = None,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
     also: progress.Also | None = None,
     collate: Collate = collate,
     clock: Callable[[], float] = time.monotonic,

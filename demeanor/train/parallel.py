@@ -24,7 +24,7 @@ FORWARDS = ("tree", "hidden", "rewards", "prefill", "step")
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ProcessGroup:
     """The processes of one run; alone, every method is the identity."""
 
     rank: int = 0
@@ -85,14 +85,14 @@ class Group:
         return Outputs(*(None if any(x is None for x in c) else torch.cat(c) for c in columns)), rows, first
 
 
-ALONE = Group()
+ALONE = ProcessGroup()
 
 
 def _plain(values: Outputs | TokenBatch) -> tuple[Any, ...]:
     return tuple(x.detach().cpu() if isinstance(x, Tensor) else x for x in values)
 
 
-def join() -> Group:
+def join() -> ProcessGroup:
     """The group torchrun started us in (WORLD_SIZE > 1), else ALONE; NCCL with CUDA, gloo without."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
@@ -103,7 +103,7 @@ def join() -> Group:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         atexit.register(leave, wait=False)  # after an error nobody waits for anybody
-    return Group(distributed.get_rank(), distributed.get_world_size())
+    return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
 
 
 def leave(wait: bool = True) -> None:
@@ -116,7 +116,7 @@ def leave(wait: bool = True) -> None:
         distributed.destroy_process_group()
 
 
-def shard(model: nn.Module, group: Group) -> None:
+def shard(model: nn.Module, group: ProcessGroup) -> None:
     """Cut every layer's weights, gradients and moments over the processes, in place (FSDP2: Zhao et al. 2023, arXiv 2304.11277).
 
     Gradients are summed, not averaged: the loop divides once, by what was counted everywhere.

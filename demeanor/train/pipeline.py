@@ -214,7 +214,9 @@ def _train_stage(
         compiled=compiled,
         recompute=recompute,
         track=track,
-        probe=stage.probe and watching(parent=parent, reference=roles.get("reference", ("", parent))[1]),
+        probe=None
+        if stage.probe is None
+        else watching(parent=parent, reference=roles.get("reference", ("", parent))[1]),
         record=_record(stack, stage.name, stage.data),
         copy=partial(_write_tokenizer, stack, tokenizer),
     )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.files import replacing
 from demeanor.train.ema import EMA
-from demeanor.train.parallel import ALONE, Group, like, put, whole
+from demeanor.train.parallel import ALONE, ProcessGroup, like, put, whole
 
 
 class Optimizer(Protocol):
@@ -45,7 +45,7 @@ def save(
     step: int,
     about: Mapping[str, Any],
     shadows: Shadows | None = None,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> None:
     """Write the state after `step` optimiser steps; a reader, or a kill at any moment, sees the old file or the new one.
 

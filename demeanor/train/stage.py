@@ -17,8 +17,7 @@ from torch import nn
 
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError
-from demeanor.data.batches import Schedule, select, stored
-from demeanor.data.preview import summary, within
+from demeanor.data.batches import Schedule, select, stored, summary, within
 from demeanor.data.trees import Tree, packed
 from demeanor.model import adapters, checkpoints, quantize
 from demeanor.model import checkpoints as models
@@ -31,7 +30,7 @@ from demeanor.train import heldout
 from demeanor.train.ema import EMA
 from demeanor.train.generation_eval import Watch, both
 from demeanor.train.loop import ForwardFn, LossFn, fit
-from demeanor.train.parallel import Group, gathered, join, shard
+from demeanor.train.parallel import ProcessGroup, gathered, join, shard
 from demeanor.train.progress import StageProgress
 from demeanor.train.reference import reference_logprobs, trees_key
 from demeanor.train.runs import Runs
@@ -213,12 +212,16 @@ def pretrain(
         return _finish(model, begin, models.save, runs, key, copy, group)
 
 
-def _held(runs: Runs, key: str, record: Mapping[str, Any], group: Group) -> AbstractContextManager[Path]:
+def _held(
+    runs: Runs, key: str, record: Mapping[str, Any], group: ProcessGroup
+) -> AbstractContextManager[Path]:
     """The run's folder: locked by the first process, shared by the others."""
     return runs.begin(key, record) if group.first else nullcontext(runs.folder(key))
 
 
-def _placed(model: nn.Module, group: Group, *, compiled: bool, recompute: bool, optim: Optim) -> nn.Module:
+def _placed(
+    model: nn.Module, group: ProcessGroup, *, compiled: bool, recompute: bool, optim: Optim
+) -> nn.Module:
     """The model on its device, cut into shards where there are several processes, compiled where asked."""
     if group.size > 1 and optim.kind == "muon":
         raise DemeanorError(
@@ -252,7 +255,7 @@ def _finish(
     runs: Runs,
     key: str,
     copy: Callable[[Path], object],
-    group: Group,
+    group: ProcessGroup,
 ) -> Path:
     """Write the finished folder; shards are gathered into a model that has none, the first process writes."""
     if group.size > 1:

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from demeanor.cli.runs import size
 
 from demeanor.cli import main
-from demeanor.cli.runs import size
 from demeanor.stack.stack import Stack, training_keys
 from demeanor.train.runs import Runs
 

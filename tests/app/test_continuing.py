@@ -19,7 +19,7 @@ from demeanor.engine.local import LocalEngine
 from demeanor.engine.respond import TokenizerCodec, model_respond
 from demeanor.layers import Kit, policy
 from demeanor.model import checkpoints
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.assistant import ModelCard
 from demeanor.serving import ServedStack
 from demeanor.stack import schema as specs

@@ -15,7 +15,7 @@ from demeanor.core.errors import DecodingError
 from demeanor.core.types import Completion, Decoding, Message, OutputFormat, Respond, ToolSpec, Turn, complete
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.respond import model_respond
-from demeanor.engine.structured import Forms
+from demeanor.engine.structured import Grammars
 from demeanor.model import checkpoints
 from demeanor.stack import schema as specs
 from demeanor.stack.schema import ModelShape
@@ -127,11 +127,11 @@ def test_after_free_text_only_a_call_that_fits_can_be_written(
     assert form is not None
 
     def goes(text: str) -> bool:
-        guide = Forms(tokens, tokens.vocab_size).guide(form)
+        guide = Grammars(tokens, tokens.vocab_size).guide(form)
         for part in re.split("(" + "|".join(re.escape(x) for x in ids or ["\0"]) + ")", text):
             for token in [ids[part]] if part in ids else tokens.encode(part):
                 try:
-                    guide.take(token)
+                    guide.accept(token)
                 except DecodingError:
                     return False
         return guide.may_end

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from demeanor.server.application import app
 from fastapi.testclient import TestClient
 
 from demeanor.app import StackRuntime, services
@@ -16,6 +15,7 @@ from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Done, Message, Prompted, Refusal, Timing, Turn, complete
 from demeanor.evaluation import ladder
 from demeanor.evaluation.experiment import suite
+from demeanor.server.application import app
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs

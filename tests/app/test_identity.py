@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 
 from demeanor.app import StackRuntime, load_stack
 from demeanor.core.errors import StaleFileError
-from demeanor.server.app import app
-from demeanor.serving import ServedStack, Versions
+from demeanor.server.application import app
+from demeanor.serving import ServedStack, StackVersions
 from demeanor.stack import stack as stacks
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
@@ -48,7 +48,7 @@ def answer(served: ServedStack, model: str) -> tuple[str, str, str, list[str]]:
 
 def test_a_changed_file_is_served_only_after_a_reload(desk: tuple[Path, Runs]) -> None:
     path, runs = desk
-    versions = Versions(lambda: load_stack(path), runs)
+    versions = StackVersions(lambda: load_stack(path), runs)
     try:
         old = versions.open().assistant
         assert isinstance(old, ServedStack)

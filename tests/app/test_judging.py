@@ -14,7 +14,7 @@ from demeanor.core.types import Decoding, Message, Turn
 from demeanor.layers import policy
 from demeanor.layers.policy.matching import judge_turn
 from demeanor.layers.policy.rules import Rule, load
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
 from demeanor.store.database import Database, Feedback

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from demeanor.app import StackRuntime
 from demeanor.model import checkpoints
 from demeanor.model.tensors import Segment
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs

@@ -17,7 +17,7 @@ import yaml
 
 from demeanor.core.types import Decoding, Done, Event, Respond, Text, TokenLogprob, Turn, Usage
 from demeanor.layers import Kit, compose, policy
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.assistant import ModelCard
 
 COUNT = 500  # of each of 6 ways and 2 ways to hold back: 6,000

@@ -18,7 +18,7 @@ import uvicorn
 from demeanor.app import StackRuntime, load_stack
 from demeanor.cli import main
 from demeanor.evaluation import result as results
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.serving import ServedStack
 from demeanor.train.runs import Runs
 from tests.conftest import REPOSITORY

@@ -18,7 +18,7 @@ from demeanor import serving
 from demeanor.app import load_stack
 from demeanor.core.errors import DemeanorError
 from demeanor.server import serve
-from demeanor.serving import Versions
+from demeanor.serving import StackVersions
 from demeanor.stack.stack import Stack
 from demeanor.store import keys
 from demeanor.store.database import Database
@@ -91,7 +91,7 @@ def test_weights_that_two_versions_share_are_loaded_once_and_closed_with_the_las
     trained: tuple[Stack, Runs], desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    versions = Versions(lambda: load_stack(desk), trained[1])
+    versions = StackVersions(lambda: load_stack(desk), trained[1])
     old = versions.open()
     engines = {stage: w.engine for stage, w in versions.living[0].loaded.items()}
     (desk.parent / "system.md").write_text("You are another clerk.\n")
@@ -109,7 +109,7 @@ def test_a_stack_that_cannot_be_served_leaves_the_old_one_as_it_is(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     overrides: list[str] = []
-    versions = Versions(lambda: load_stack(desk, overrides), trained[1])
+    versions = StackVersions(lambda: load_stack(desk, overrides), trained[1])
     versions.open()
     overrides.append("weights.stages.dpo.objective.beta=0.7")
     with pytest.raises(DemeanorError, match="not trained yet"):

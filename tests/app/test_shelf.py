@@ -55,12 +55,12 @@ def test_the_least_recently_used_goes_first_and_comes_back_when_asked() -> None:
 
 def test_what_somebody_uses_stays_and_goes_when_it_is_put_back() -> None:
     it = shelf(10, [])
-    used = it.take("a")
+    used = it.acquire("a")
     it.get("b")
     assert (it.stages, used.engine.closed) == (["a", "b"], False), (
         "over the budget rather than an answer lost"
     )
-    it.put_back("a")
+    it.release("a")
     assert (it.stages, used.engine.closed) == (["b"], True)
 
 
@@ -69,7 +69,7 @@ def test_without_a_budget_all_stay_and_a_load_that_fails_leaves_nothing() -> Non
     for stage in ("a", "b", "c"):
         it.get(stage)
     with pytest.raises(CheckpointError):
-        it.take("broken")
+        it.acquire("broken")
     assert it.stages == ["a", "b", "c"]
     it.close()
     assert it.stages == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from demeanor.core.errors import DataError
-from demeanor.data.preview import coverage, num_comparisons, summary
+from demeanor.data.batches import coverage, num_comparisons, summary
 from demeanor.data.trees import Branch, Tree
 
 

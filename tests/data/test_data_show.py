@@ -7,7 +7,8 @@ from harbour import template, tokenizer
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Example, Message, Preference
-from demeanor.data.preview import TRAINED, coverage, show, within
+from demeanor.data.batches import coverage, within
+from demeanor.data.preview import TRAINED, show
 from demeanor.data.trees import Branch, Tree, example_tree, preference_tree
 
 ROW = Example(

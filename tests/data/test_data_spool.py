@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Example, TrainingRow
-from demeanor.data.batches import Selected, Spool, assemble, select, stored
-from demeanor.data.preview import within
+from demeanor.data.batches import Selected, Spool, assemble, select, stored, within
 from demeanor.data.sources import read, repeated, weighted
 from demeanor.data.trees import Branch, Tree, example_tree, pack_rows, with_mismatched
 from demeanor.stack.schema import Source

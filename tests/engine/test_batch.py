@@ -13,27 +13,29 @@ from demeanor.core.errors import EngineError
 from demeanor.core.types import Decoding
 from demeanor.engine import scheduler as batch_module
 from demeanor.engine.forward import Torch
-from demeanor.engine.scheduler import Batch, Piece, Request, Sequence
+from demeanor.engine.scheduler import Batch, Piece, Request, SequenceState
 from demeanor.model.config import KVCache
 
 GREEDY = Decoding(temperature=0, max_tokens=12)
 
 
-def sequence(prompt: str | tuple[int, ...], decoding: Decoding = GREEDY) -> Sequence:
+def sequence(prompt: str | tuple[int, ...], decoding: Decoding = GREEDY) -> SequenceState:
     tokens = tuple(prompt.encode()) if isinstance(prompt, str) else prompt
-    return Sequence(Request(tokens, decoding, frozenset({END})), decoding.max_tokens, ByteTokenizer().decode)
+    return SequenceState(
+        Request(tokens, decoding, frozenset({END})), decoding.max_tokens, ByteTokenizer().decode
+    )
 
 
 def made(model: ByteModel, num_slots: int) -> Batch:
     return Batch(Torch(model, KVCache(model.config, num_slots, 2048)), num_slots)
 
 
-def run(model: ByteModel, sequences: list[Sequence], num_slots: int) -> list[list[Piece]]:
+def run(model: ByteModel, sequences: list[SequenceState], num_slots: int) -> list[list[Piece]]:
     """Step until all have ended; one list of pieces per sequence."""
     batch = made(model, num_slots)
     for one in sequences:
         batch.add(one)
-    said: dict[Sequence, list[Piece]] = {one: [] for one in sequences}
+    said: dict[SequenceState, list[Piece]] = {one: [] for one in sequences}
     while batch.busy:
         for one, piece in batch.step():
             said[one].append(piece)
@@ -119,7 +121,7 @@ def test_requests_are_admitted_in_order_of_arrival() -> None:
     waiting = [sequence(f"request {i}", Decoding(temperature=0, max_tokens=3 + i % 2)) for i in range(6)]
     for one in waiting:
         batch.add(one)
-    began: list[Sequence] = []
+    began: list[SequenceState] = []
     while batch.busy:
         began += [one for one, _ in batch.step() if one not in began]
     assert began == waiting
@@ -188,7 +190,7 @@ def test_what_a_running_neighbour_knows_is_copied_and_both_go_on_apart() -> None
     model = ByteModel(random_next)
     batch = made(model, 2)
     system = "You are the harbour desk. "
-    said: dict[Sequence, list[int]] = {sequence(system + "Who?"): [], sequence(system + "When?"): []}
+    said: dict[SequenceState, list[int]] = {sequence(system + "Who?"): [], sequence(system + "When?"): []}
     for one in said:
         batch.add(one)
         for neighbour, piece in batch.step():
@@ -206,7 +208,7 @@ def test_random_arrivals_and_departures_never_change_an_answer() -> None:
     model = ByteModel(random_next)
     batch = made(model, 3)
     stems = ["", "You are a desk. ", "You are a boat. "]
-    said: dict[Sequence, list[int]] = {}
+    said: dict[SequenceState, list[int]] = {}
     for _ in range(150):
         if rng.random() < 0.4:
             decoding = Decoding(temperature=0, max_tokens=rng.randint(1, 10))
@@ -408,7 +410,9 @@ class WholeByteModel(ByteModel):
 def test_prompt_logprobs_are_those_of_every_token_given_all_before_it(length: int) -> None:
     prompt = tuple(random.Random(length).randrange(256) for _ in range(length))
     asked = [
-        Sequence(Request(prompt, Decoding(0, max_tokens=n), prompt_logprobs=k), n, ByteTokenizer().decode)
+        SequenceState(
+            Request(prompt, Decoding(0, max_tokens=n), prompt_logprobs=k), n, ByteTokenizer().decode
+        )
         for n, k in ((2, 1), (0, 0), (1, 3))
     ]
     answers = run(WholeByteModel(random_next), [sequence("before"), *asked], 2)[1:]

@@ -11,7 +11,7 @@ from byte_model import END, ByteModel, ByteTokenizer, random_next
 from demeanor.core.types import Decoding
 from demeanor.engine import scheduler as batching
 from demeanor.engine.forward import Rows, Torch
-from demeanor.engine.scheduler import Batch, Piece, Request, Sequence
+from demeanor.engine.scheduler import Batch, Piece, Request, SequenceState
 from demeanor.model.config import KVCache
 from demeanor.model.native import NativeStep
 
@@ -41,9 +41,9 @@ def answers(
     model = Reader(random_next)
     forward = Exact if exact else Torch
     batch = Batch(forward(model, KVCache(model.config, num_slots, 2048)), num_slots)
-    said: dict[Sequence, list[Piece]] = {}
+    said: dict[SequenceState, list[Piece]] = {}
     for prompt, drafts, decoding in asked:
-        one = Sequence(
+        one = SequenceState(
             Request(prompt, decoding, frozenset({END}), drafts=drafts),
             decoding.max_tokens,
             ByteTokenizer().decode,
@@ -137,7 +137,7 @@ def test_drafts_change_nothing_where_sequences_come_late_share_prefixes_and_are_
 ) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(batching, "READ_PER_STEP", rng.choice([4, 16, 256]))
-    monkeypatch.setattr(batching, "GUESSED_PER_STEP", rng.choice([1, 5, 512]))
+    monkeypatch.setattr(batching, "DRAFTED_PER_STEP", rng.choice([1, 5, 512]))
     heads = [tuple(rng.randrange(256) for _ in range(40)) for _ in range(3)]
     asked = [
         (*rng.choice(heads)[: rng.randint(1, 40)], *(rng.randrange(256) for _ in range(rng.randint(0, 12))))
@@ -146,13 +146,13 @@ def test_drafts_change_nothing_where_sequences_come_late_share_prefixes_and_are_
     alone = [answers([(p, (), GREEDY)], 1)[0][0] for p in asked]
     model, slots = Reader(random_next), rng.choice([1, 2, 3, 5])
     batch = Batch(Exact(model, KVCache(model.config, slots, 2048)), slots)
-    said: dict[Sequence, tuple[list[Piece], list[Piece]]] = {}
+    said: dict[SequenceState, tuple[list[Piece], list[Piece]]] = {}
     for prompt, true in zip(asked, alone):
         answer = tuple(x.token for x in true)
         wrong = [*answer[:-1], answer[-1] ^ 1]
         drafts = (answer[: rng.randint(0, len(answer))], tuple(wrong), (*answer, 3))[: rng.randint(0, 3)]
         said[
-            Sequence(
+            SequenceState(
                 Request(prompt, GREEDY, frozenset({END}), drafts=drafts),
                 GREEDY.max_tokens,
                 ByteTokenizer().decode,
@@ -182,7 +182,7 @@ def test_all_drafts_of_a_step_together_are_read_up_to_a_bound(monkeypatch: pytes
         return run(self, rows)
 
     monkeypatch.setattr(Exact, "run", measured)
-    monkeypatch.setattr(batching, "GUESSED_PER_STEP", 3)
+    monkeypatch.setattr(batching, "DRAFTED_PER_STEP", 3)
     monkeypatch.setattr(batching, "READ_PER_STEP", 1)  # so that all guessing is done behind the prompts
     drafted, _ = answers([(p, (tuple(x.token for x in a),), GREEDY) for p, a in zip(asked, plain)])
     assert drafted == plain

@@ -89,7 +89,7 @@ async def test_a_caller_who_leaves_frees_the_slot_within_one_step(way: str) -> N
         assert len(answer) == 2
         steps_in_between = [kind for kind, _, tokens in model.calls[made:] if tokens != list(b"next")]
         assert len(steps_in_between) <= 3, "at most one step for the old request, and those of the new one"
-        assert not engine._addresses
+        assert not engine._recipients
 
 
 async def _drain(stream: object) -> None:
@@ -112,7 +112,7 @@ async def test_a_caller_who_leaves_while_waiting_for_a_slot_is_forgotten(engine:
 
 def test_a_stream_that_is_never_read_costs_nothing(engine: LocalEngine) -> None:
     engine.stream(request("unread"))
-    assert not engine._addresses
+    assert not engine._recipients
     assert len(engine.generate([request("next", max_tokens=3)])[0]) == 3
 
 
@@ -201,7 +201,7 @@ def test_an_event_loop_that_is_gone_frees_its_slots() -> None:
         loop.run_until_complete(anext(stream))
         loop.close()
         assert len(engine.generate([request("next", max_tokens=2)])[0]) == 2
-        assert not engine._addresses
+        assert not engine._recipients
         del stream
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from demeanor.core.types import Item, Message
-from demeanor.evaluation.rows import LayerActivity, Row
+from demeanor.evaluation.result_rows import LayerActivity, Row
 
 STEPS = (
     "desk:base",

@@ -13,7 +13,7 @@ from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Message
 from demeanor.evaluation.attribution import ALL, Attribution, Effect, attribute
 from demeanor.evaluation.factorial import Cell, Factorial
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 from tests.evaluation import synthetic
 
 GAME = Factorial(("base", "sft", "dpo"), ("prompt", "policy"))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from demeanor.app import services
+from demeanor.cli import attribute as verb
 from demeanor.core.errors import DemeanorError
-from demeanor.core.formatting import points
 from demeanor.evaluation import attribution, ladder
-from demeanor.evaluation.rows import read_rows
-from demeanor.report import publish, terminal
+from demeanor.evaluation.result_rows import read_rows
+from demeanor.report import publish
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 
@@ -59,12 +59,13 @@ def test_a_factorial_shares_generations_and_its_sums_are_exact(
     assert (again.reused, again.generations) == (again.asked, 0)
     assert again.shapley == found.shapley
 
-    terminal.show(attribution.section(found), terminal.console())
+    verb.show(found)
     printed = capsys.readouterr().out
-    assert f"{found.generations:,} generations were made for {found.asked:,} answers" in printed
+    assert f"generations made {found.generations} / {found.asked} cells x items x seeds" in printed
     honest = next(e for e in found.total if e.axis == "honesty")
     assert any(
-        line.split()[:1] == ["honesty"] and points(honest.value, 1) in line for line in printed.splitlines()
+        line.split()[:1] == ["honesty"] and f"{100 * honest.value:+.1f}" in line
+        for line in printed.splitlines()
     )
 
     result = ladder.evaluate(
@@ -179,8 +180,8 @@ def test_a_fraction_measures_fewer_cells_and_tells_what_it_confounds(
         assert sum(e.value for e in found.shapley if e.axis == total.axis) == pytest.approx(
             total.value, abs=1e-9
         )
-    terminal.show(attribution.section(found), terminal.console())
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "policy = prompt x retrieval x tools" in printed.partition("Cannot be told apart: ")[2]
-    assert f"Suspect: {found.suspect}" in printed
+    verb.show(found)
+    printed = capsys.readouterr().out
+    assert "cannot be told apart: policy = prompt x retrieval x tools" in printed
+    assert f"suspect: {found.suspect}" in printed
     assert found.interactions == ()

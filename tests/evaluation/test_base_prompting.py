@@ -7,7 +7,7 @@ import pytest
 
 from demeanor.core.types import Item, Message
 from demeanor.evaluation.base_prompting import ALL, compare_base_prompts, cross_fitted, half
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 
 
 def item(i: int, axis: str = "a") -> Item:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from demeanor.app import services
+from demeanor.cli import attribute as verb
 from demeanor.core.types import Decoding, Item, Message, Text, Turn, complete
 from demeanor.evaluation import base_prompting, ladder
 from demeanor.evaluation import result as results
 from demeanor.evaluation.experiment import turned
-from demeanor.evaluation.rows import Row
-from demeanor.report import publish, terminal
+from demeanor.evaluation.result_rows import Row
+from demeanor.report import publish
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 
@@ -97,10 +98,10 @@ def test_the_base_is_asked_in_every_way_and_the_page_says_so(
     assert {"turns", "chatml", "transcript", "raw"} <= set(found.ways)
     assert found.stage == "sft"
     assert json.loads((tmp_path / "f.base.json").read_text())["stack_key"] == stack.key()
-    terminal.show(base_prompting.section(found), terminal.console())
-    assert "to the base prompted in the best way" in " ".join(capsys.readouterr().out.split())
+    verb.show_base(found)
+    assert "to the base asked in the best way" in " ".join(capsys.readouterr().out.split())
     ladder.evaluate(
         stack, services(runs), tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=3, name="f"
     )
     page = publish.show(results.load(tmp_path / "f.json"), tmp_path).read_text()
-    assert "Was the base prompted fairly" in page
+    assert "Was the base asked fairly" in page

@@ -8,7 +8,7 @@ from scipy import special
 
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import duel, ladder, profile
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 
 
 def test_the_ece_of_ten_equal_bins_is_the_sum_written_out() -> None:

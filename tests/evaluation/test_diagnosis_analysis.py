@@ -13,7 +13,7 @@ from demeanor.core.types import Item, Message
 from demeanor.evaluation import statistics
 from demeanor.evaluation.attribution import suspect_among
 from demeanor.evaluation.diagnosis.analysis import AS_IS, Diagnosis, InterventionInfo, diagnose
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 from tests.evaluation import synthetic
 
 POLICY = InterventionInfo("policy off", "off", "policy", "Undo policy: it broke what it should not touch.")

@@ -34,7 +34,7 @@ from demeanor.evaluation.diagnosis import diagnose, interventions
 from demeanor.evaluation.diagnosis.analysis import section
 from demeanor.evaluation.diagnosis.replay import Intervention, ReplayHarness, as_it_is
 from demeanor.evaluation.experiment import Experiment, suite
-from demeanor.evaluation.rows import LayerActivity, Row, read_rows
+from demeanor.evaluation.result_rows import LayerActivity, Row, read_rows
 from demeanor.evaluation.statistics import Estimate
 from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack

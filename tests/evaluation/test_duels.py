@@ -6,26 +6,23 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from pydantic import TypeAdapter
 
 from demeanor.cli import main
 from demeanor.core.errors import DemeanorError, EngineError
 from demeanor.core.intervals import wilson
-from demeanor.core.table import Page
 from demeanor.core.types import Item, Message, Respond
 from demeanor.evaluation import duel
 from demeanor.evaluation.duel import Duel, DuelResult
 from demeanor.evaluation.judge import JudgeClient
 from demeanor.evaluation.result import plain
-from demeanor.evaluation.rows import Row, read_rows
-from demeanor.report import html, markdown
+from demeanor.evaluation.result_rows import Row, read_rows
+from demeanor.report import duel as told
 from demeanor.stack.schema import JudgeSpec
 from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served
@@ -252,7 +249,7 @@ def test_a_positional_judge_gives_a_half_and_is_named_as_one(tmp_path: Path) -> 
         found.positional
         == "positional: 100% of its pairs of verdicts follow the place, mostly the first, and not the answers"
     )
-    assert any("The judge is positional" in line for line in duel.caveats(found))
+    assert any("The judge is positional" in line for line in told.doubts(plain(found)))
 
 
 def test_a_judge_that_only_leans_to_a_place_is_told_from_one_that_follows_it_and_from_a_fair_one(
@@ -317,8 +314,8 @@ def test_refused_answers_and_equal_texts_are_ties_without_a_call_and_each_is_cou
     assert m.raw is not None
     assert m.raw.value == pytest.approx((N - 14 + 0.5 * 14) / N)
     assert (
-        "3 ties where only one of the two refused: the scores say whether that was right, not the duels"
-        in duel.caveats(found)
+        "3 ties where only one of the two refused: whether that was right is told by the scores, not here"
+        in told.doubts(plain(found))
     )
 
 
@@ -359,7 +356,7 @@ def test_a_verdict_that_cannot_be_read_takes_its_duel_out_and_is_counted(tmp_pat
     assert m.position.follows.n == N - 2
     assert [d.item_id for d in found.each if d.won is None] == ["i3", "i4"]
     assert found.each[3].problem == "no verdict in: Both are fine."
-    assert "2 duels left out: 3 verdicts could not be read or did not come" in duel.caveats(found)
+    assert "2 duels left out: 3 verdicts could not be read or did not come" in told.doubts(plain(found))
 
 
 def test_no_verdict_at_all_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
@@ -388,7 +385,7 @@ def test_one_order_is_asked_where_both_are_not_wanted_and_no_place_is_claimed(tm
     assert (judge.calls, found.position, found.positional, found.unread) == (N, None, "", 0)
     assert found.matchups[0].raw is not None
     assert 0.2 < found.matchups[0].raw.value < 0.8, "the content decides which stands first"
-    assert any("one order only" in line for line in duel.caveats(found))
+    assert any("one order only" in line for line in told.doubts(plain(found)))
 
 
 def test_the_judge_reads_the_conversation_and_the_later_turns_of_a_dialogue() -> None:
@@ -442,7 +439,7 @@ def test_the_rating_of_two_is_the_logit_of_the_win_rate(tmp_path: Path) -> None:
 def test_who_wins_every_duel_has_no_finite_rating_and_the_table_says_so(tmp_path: Path) -> None:
     found, _ = held(tmp_path, good, rows(a=lambda n: f"bad {n}", b=lambda n: f"good {n}"))
     assert [(r.player, r.open_ended) for r in found.ratings] == [("b", "won all"), ("a", "lost all")]
-    assert "won all: no finite rating" in markdown.markdown(duel.section(found))
+    assert "won all: no finite rating" in told.markdown(plain(found))
 
 
 def test_few_clusters_have_no_interval_by_resampling_and_one_has_none_at_all() -> None:
@@ -543,11 +540,8 @@ def test_the_ladder_is_compared_once_and_the_page_of_the_same_suite_tells_it(
             assert main(["duel", str(path), "--results", str(out)]) == 0
             assert (server.asked_to_judge, server.model.calls) == (12, before + 12), "the answers were there"
     said = capsys.readouterr().out
-    assert "harbour-desk compared the answers to 6 items: every pair of 2 variants" in said
-    assert (
-        "This judge has not been compared with people. To do that: demeanor judge validate STACK.yaml PAIRS"
-        in said
-    )
+    assert "6 items, every pair of 2 variants; judge harbour-desk" in said
+    assert "! This judge has not been measured against people: demeanor judge STACK.yaml PAIRS" in said
     assert "12 verdicts of harbour-desk, 12 from the cache, 0 + 0 tokens" in said
     tree = json.loads((out / "desk.duel.json").read_text())
     assert (
@@ -606,7 +600,7 @@ def test_other_suites_and_other_servers_can_be_compared_and_a_page_of_another_su
         ("desk:base", "desk"),
     ]
     assert tree["matchups"][0]["equal"] == 3, "the rival is the same weights without a layer"
-    assert "without desk.duel.json: measured on other items or another stack" in capsys.readouterr().out
+    assert "page: desk.html is about another suite" in capsys.readouterr().out
     assert 'id="duel"' not in (out / "desk.html").read_text()
 
 
@@ -628,15 +622,15 @@ def test_what_people_said_of_this_judge_is_told_and_of_another_judge_is_not(
         )
         assert main(["duel", str(path), "--results", str(out)]) == 0
         said = capsys.readouterr().out
-        assert "This judge agrees with people in 100.0 (" in said
-        assert "not been compared with people" not in said
+        assert "This judge says what people said in 100.0 (" in said
+        assert "not been measured against people" not in said
         tree = json.loads((out / "earlier.judge.json").read_text())
         (out / "earlier.judge.json").write_text(
             json.dumps({**tree, "judge": {**tree["judge"], "model": "other"}})
         )
         (out / "torn.judge.json").write_text("{")
         assert main(["duel", str(path), "--results", str(out)]) == 0
-    assert "not been compared with people" in capsys.readouterr().out
+    assert "not been measured against people" in capsys.readouterr().out
 
 
 def test_without_a_judge_it_is_one_error_before_anything_runs(
@@ -655,22 +649,10 @@ def test_without_a_judge_it_is_one_error_before_anything_runs(
 
 
 def test_hostile_texts_stay_text_on_the_page(tmp_path: Path) -> None:
-    found = held(tmp_path, good, rows(a=lambda n: f"bad {n}", b=lambda n: f"good {n}"))[0]
+    tree = plain(held(tmp_path, good, rows(a=lambda n: f"bad {n}", b=lambda n: f"good {n}"))[0])
     hostile = '<script>alert("x")</script> | pipe'
-    section = duel.section(
-        replace(
-            found,
-            design=hostile,
-            judge={**found.judge, "model": hostile},
-            ratings=(replace(found.ratings[0], player=hostile),),
-            matchups=(replace(found.matchups[0], candidate=hostile),),
-        )
-    )
-    assert "<script" not in html.page(Page("t", "a", "h", (section,)))
-    assert "<script" not in markdown.markdown(section)
-
-
-def test_a_saved_result_is_read_as_it_was(tmp_path: Path) -> None:
-    found = held(tmp_path, good, rows(a=lambda n: f"bad {n}", b=lambda n: f"good {n}"))[0]
-    read = TypeAdapter(duel.DuelResult).validate_python(plain(found))
-    assert (read.matchups, read.ratings, read.each) == (found.matchups, found.ratings, found.each)
+    tree["judge"]["model"] = tree["design"] = tree["ratings"][0]["player"] = tree["matchups"][0][
+        "candidate"
+    ] = hostile
+    assert "<script>" not in str(told.duel(tree))
+    assert "| <script>" not in told.markdown(tree)

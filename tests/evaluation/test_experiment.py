@@ -33,7 +33,7 @@ from demeanor.core.types import (
     Usage,
 )
 from demeanor.evaluation.experiment import ExperimentProgress, Subject, run
-from demeanor.evaluation.rows import Row, read_rows
+from demeanor.evaluation.result_rows import Row, read_rows
 
 GREEDY = Decoding(temperature=0.0, max_tokens=8)
 ITEMS = [
@@ -365,7 +365,7 @@ def test_a_line_is_what_asdict_would_write() -> None:
     import json
     from dataclasses import asdict
 
-    from demeanor.evaluation.rows import LayerActivity, as_line
+    from demeanor.evaluation.result_rows import LayerActivity, as_line
 
     row = Row(
         "v",

@@ -19,7 +19,7 @@ from demeanor.core.errors import DemeanorError
 from demeanor.core.types import Decoding, Message, Timing, Turn, complete
 from demeanor.engine.remote import remote
 from demeanor.evaluation import external, ladder
-from demeanor.evaluation.rows import read_rows
+from demeanor.evaluation.result_rows import read_rows
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.train.runs import Runs
 from tests.app import running

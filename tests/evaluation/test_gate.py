@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from demeanor.core.errors import DataError, SpecError
 from demeanor.core.types import Item, Message, Verdict
 from demeanor.evaluation.gate import Finding, GateReport, Rules, decide
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 from tests.evaluation import synthetic
 
 

@@ -110,3 +110,20 @@ def test_every_name_that_the_suite_does_not_have_is_told_before_anything_is_meas
     assert "zero_tolerance[0].items: 'nope-1' is not an item of the suite" in told
     assert str(tmp_path / "gate.yaml") in told
     assert not list(tmp_path.glob("*.rows.jsonl"))
+
+
+def test_a_baseline_may_name_its_layers_in_any_order(
+    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gate.yaml").write_text(RULES)
+    stack, runs = trained
+    report, _ = gating.run(
+        stack,
+        services(runs),
+        tmp_path,
+        against="tiny-desk:dpo+retrieval+prompt",
+        rules=tmp_path / "gate.yaml",
+        limit=1,
+    )
+    assert all(finding.n for finding in report.findings)

@@ -20,7 +20,7 @@ from demeanor.evaluation import judge as rubrics
 from demeanor.evaluation import judge as verdicts
 from demeanor.evaluation.experiment import Subject, run
 from demeanor.evaluation.judge import JudgeClient
-from demeanor.evaluation.rows import Row, read_rows
+from demeanor.evaluation.result_rows import Row, read_rows
 from demeanor.evaluation.scorers import judged, score_item
 from demeanor.stack.schema import JudgeSpec
 from tests.evaluation.scripted_judge import Scripted

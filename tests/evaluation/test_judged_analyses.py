@@ -18,7 +18,7 @@ from demeanor.core.types import Respond
 from demeanor.evaluation.diagnosis import diagnose
 from demeanor.evaluation.diagnosis.replay import ReplayHarness
 from demeanor.evaluation.experiment import Experiment
-from demeanor.evaluation.rows import read_rows
+from demeanor.evaluation.result_rows import read_rows
 from demeanor.train.runs import Runs
 from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served

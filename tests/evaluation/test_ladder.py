@@ -17,7 +17,7 @@ from demeanor.evaluation import result as results
 from demeanor.evaluation.ladder import caveats, label_steps, ladder
 from demeanor.evaluation.profile import who
 from demeanor.evaluation.result import Comparison, Delta, Result
-from demeanor.evaluation.rows import LayerActivity, PairedTable, Row
+from demeanor.evaluation.result_rows import LayerActivity, PairedTable, Row
 
 ITEMS = synthetic.items()
 ROWS = synthetic.rows(ITEMS)

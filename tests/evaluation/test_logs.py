@@ -12,10 +12,10 @@ import pytest
 
 from demeanor.cli import main
 from demeanor.core.errors import DataError
-from demeanor.evaluation import logs
+from demeanor.evaluation import harness_logs
 from demeanor.evaluation.items import load_suite
 from demeanor.evaluation.result import load
-from demeanor.evaluation.rows import read_rows
+from demeanor.evaluation.result_rows import read_rows
 
 HERE = Path(__file__).parent / "fixtures"
 INSPECT, LM = HERE / "inspect", HERE / "lm-eval"
@@ -41,7 +41,7 @@ def changed(path: Path, folder: Path, change: Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize("task", ["facts", "arithmetic"])
 def test_means_of_inspect_are_inspects_own(task: str) -> None:
     for path, model in zip(inspect_logs(task), MODELS):
-        found, log = logs.read([path]), json.loads(path.read_text())
+        found, log = harness_logs.read([path]), json.loads(path.read_text())
         assert {s.variant for s in found} == {model}, "the provider is a route, not a name"
         told = [next(iter(s["scores"].values()))["value"] for s in log["samples"]]
         assert [s.value for s in found] == [float(v == "C") for v in told]
@@ -50,7 +50,7 @@ def test_means_of_inspect_are_inspects_own(task: str) -> None:
 
 def test_values_of_lm_eval_are_the_metrics_it_logged() -> None:
     for path in sorted(LM.rglob("samples_*.jsonl")):
-        found = logs.read([path])
+        found = harness_logs.read([path])
         assert [s.value for s in found] == [
             next(x[m] for m in x["metrics"]) for x in map(json.loads, path.read_text().splitlines())
         ]
@@ -59,25 +59,29 @@ def test_values_of_lm_eval_are_the_metrics_it_logged() -> None:
 
 def test_clusters_come_from_the_field_cluster_or_the_one_named_else_from_the_document() -> None:
     log = inspect_logs("facts")[0]
-    assert {s.cluster for s in logs.read([log])} == {
+    assert {s.cluster for s in harness_logs.read([log])} == {
         s["metadata"]["cluster"] for s in json.loads(log.read_text())["samples"]
     }
     documents = FOLDERS[0]
-    assert {s.cluster for s in logs.read([documents], cluster="answer") if s.axis == "desk_say"} > {"Perla"}
+    assert {s.cluster for s in harness_logs.read([documents], cluster="answer") if s.axis == "desk_say"} > {
+        "Perla"
+    }
     with pytest.raises(DataError, match=r"facts-00: --cluster topic: no such field. Known: cluster"):
-        logs.read([log], cluster="topic")
+        harness_logs.read([log], cluster="topic")
 
 
 def test_samples_without_a_named_source_are_clusters_of_their_own(tmp_path: Path) -> None:
     log = changed(inspect_logs("facts")[0], tmp_path, lambda t: [s.update(metadata={}) for s in t["samples"]])
-    assert len({s.cluster for s in logs.read([log])}) == 8
+    assert len({s.cluster for s in harness_logs.read([log])}) == 8
 
 
 def test_epochs_are_seeds_of_one_item(tmp_path: Path) -> None:
     def twice(tree: dict[str, Any]) -> None:
         tree["samples"] += [{**s, "epoch": 2} for s in tree["samples"]]
 
-    found = logs.gather(logs.read([changed(p, tmp_path, twice) for p in inspect_logs("facts")]))
+    found = harness_logs.gather(
+        harness_logs.read([changed(p, tmp_path, twice) for p in inspect_logs("facts")])
+    )
     assert len(found.items) == 8
     assert {r.seed for r in found.rows} == {0, 1}
 
@@ -91,7 +95,7 @@ def test_grades_are_inspects_numbers(value: object, wanted: float, tmp_path: Pat
         tmp_path,
         lambda t: t["samples"][0]["scores"]["includes"].update(value=value),
     )
-    assert logs.read([log])[0].value == wanted
+    assert harness_logs.read([log])[0].value == wanted
 
 
 @pytest.mark.parametrize("value", [7, -1, "A+", {"a": 1}, None])
@@ -102,7 +106,7 @@ def test_a_value_that_is_no_share_is_named_with_its_sample(value: object, tmp_pa
         lambda t: t["samples"][0]["scores"]["includes"].update(value=value),
     )
     with pytest.raises(DataError, match=r"sample facts-00: includes: got .*, wanted a value from 0 to 1"):
-        logs.read([log])
+        harness_logs.read([log])
 
 
 def test_a_sample_that_failed_is_a_failed_row(tmp_path: Path) -> None:
@@ -110,7 +114,7 @@ def test_a_sample_that_failed_is_a_failed_row(tmp_path: Path) -> None:
         tree["samples"][0] |= {"error": {"message": "timed out"}, "scores": None}
 
     log = changed(inspect_logs("facts")[0], tmp_path, break_one)
-    row = logs.gather(logs.read([log])).rows[0]
+    row = harness_logs.gather(harness_logs.read([log])).rows[0]
     assert (row.value, row.error) == (None, "timed out")
 
 
@@ -120,7 +124,7 @@ def test_an_eval_file_is_read_like_its_json(tmp_path: Path) -> None:
         for s in log["samples"]:
             file.writestr(f"samples/{s['id']}_epoch_1.json", json.dumps(s))
         file.writestr("header.json", json.dumps({k: v for k, v in log.items() if k != "samples"}))
-    zipped, plain = logs.read([tmp_path / "a.eval"]), logs.read([inspect_logs("facts")[0]])
+    zipped, plain = harness_logs.read([tmp_path / "a.eval"]), harness_logs.read([inspect_logs("facts")[0]])
     assert [(s.id, s.value, s.content) for s in zipped] == [(s.id, s.value, s.content) for s in plain]
 
 
@@ -135,7 +139,7 @@ def test_an_eval_file_packed_as_this_python_cannot_says_how_to_convert_it(tmp_pa
     with pytest.raises(
         DataError, match=r"a.eval: compressed in a way .*inspect log convert .*a.eval --to json"
     ):
-        logs.read([tmp_path / "a.eval"])
+        harness_logs.read([tmp_path / "a.eval"])
 
 
 # ---- what is compared ----
@@ -177,7 +181,12 @@ def test_the_table_is_the_paired_arithmetic_of_the_logs(
             assert delta.value == pytest.approx((sum(now) - sum(was)) / 8)
             assert (delta.n, delta.clusters) == (
                 8,
-                len({i.cluster for i in logs.gather(logs.read(inspect_logs(delta.axis))).items}),
+                len(
+                    {
+                        i.cluster
+                        for i in harness_logs.gather(harness_logs.read(inspect_logs(delta.axis))).items
+                    }
+                ),
             )
     assert all(s.mean_ms > 0 for s in result.cost)
     assert len(read_rows(tmp_path / "x.rows.jsonl")) == 3 * 16
@@ -191,7 +200,7 @@ def test_times_that_no_log_told_are_not_shown_as_nothing(tmp_path: Path) -> None
 
 
 def test_only_shared_samples_are_compared_and_the_rest_is_counted(tmp_path: Path) -> None:
-    found = logs.gather(logs.read(FOLDERS))
+    found = harness_logs.gather(harness_logs.read(FOLDERS))
     assert {i.axis for i in found.items} == {"desk_say"}, "the whole was not asked desk_choose"
     assert found.caveats[0].startswith(
         "8 of 16 samples are shared by all variants, and only these are compared. Left out: 8 that some variant did "
@@ -199,7 +208,7 @@ def test_only_shared_samples_are_compared_and_the_rest_is_counted(tmp_path: Path
     )
     sft, dpo, whole = inspect_logs("facts")
     other = changed(dpo, tmp_path, lambda t: t["samples"][3].update(target="another"))
-    found = logs.gather(logs.read([sft, other, whole]))
+    found = harness_logs.gather(harness_logs.read([sft, other, whole]))
     assert len(found.items) == 7
     assert (
         "0 that some variant did not answer, 1 whose question or target differs between logs (facts/facts-03)"
@@ -208,14 +217,14 @@ def test_only_shared_samples_are_compared_and_the_rest_is_counted(tmp_path: Path
 
 
 def test_all_shared_is_said_by_saying_nothing() -> None:
-    assert logs.gather(logs.read(inspect_logs("facts"))).caveats == ()
+    assert harness_logs.gather(harness_logs.read(inspect_logs("facts"))).caveats == ()
 
 
 def test_logs_that_share_nothing_are_refused() -> None:
     with pytest.raises(
         DataError, match=r"the 2 variants share no sample \(harbour-desk:sft 8, harbour-desk 8\)"
     ):
-        logs.gather(logs.read([inspect_logs("facts")[0], inspect_logs("arithmetic")[2]]))
+        harness_logs.gather(harness_logs.read([inspect_logs("facts")[0], inspect_logs("arithmetic")[2]]))
 
 
 def test_one_run_told_twice_is_refused(tmp_path: Path) -> None:
@@ -223,7 +232,7 @@ def test_one_run_told_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"harbour-desk:sft answered facts/facts-00 \(epoch 0\) in .*facts_sft.json already"
     ):
-        logs.gather(logs.read([inspect_logs("facts")[0], copy]))
+        harness_logs.gather(harness_logs.read([inspect_logs("facts")[0], copy]))
 
 
 # ---- what cannot be read ----
@@ -237,33 +246,33 @@ def test_what_is_no_log_is_named(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(DataError, match=said):
-            logs.read([tmp_path / name])
+            harness_logs.read([tmp_path / name])
     (tmp_path / "results_2026-01-01T00-00-00.1.json").write_text('{"model_name": "m"}')
     with pytest.raises(DataError, match=r"jsonl:1: not a sample of lm-eval \(KeyError: 'metrics'\)"):
-        logs.read([tmp_path / "samples_t_2026-01-01T00-00-00.1.jsonl"])
+        harness_logs.read([tmp_path / "samples_t_2026-01-01T00-00-00.1.jsonl"])
     with pytest.raises(DataError, match="no such log"):
-        logs.read([tmp_path / "nothing"])
+        harness_logs.read([tmp_path / "nothing"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="Did lm-eval run with --log_samples"):
-        logs.read([tmp_path / "empty"])
+        harness_logs.read([tmp_path / "empty"])
 
 
 def test_a_metric_that_nobody_logged_and_one_where_less_is_better_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--metric f1: no sample has it. Read: acc, exact_match"):
-        logs.read(FOLDERS, metric="f1")
+        harness_logs.read(FOLDERS, metric="f1")
     for path in FOLDERS[2].iterdir():
         (tmp_path / path.name).write_text(
             path.read_text().replace('"exact_match": true}', '"exact_match": false}')
         )
     with pytest.raises(DataError, match=r"exact_match: lower is better"):
-        logs.read([tmp_path])
+        harness_logs.read([tmp_path])
 
 
 # ---- as a suite of ours ----
 
 
 def test_every_logged_answer_is_judged_by_our_scorer_as_it_was_there() -> None:
-    samples = logs.read([*FOLDERS, INSPECT])
+    samples = harness_logs.read([*FOLDERS, INSPECT])
     assert {(s.axis, s.repeat.scorer) for s in samples if not isinstance(s.repeat, str)} == {
         ("desk_say", "exact"),
         ("desk_choose", "choice"),
@@ -293,7 +302,7 @@ def test_what_our_scorer_judges_otherwise_is_left_out_and_counted(tmp_path: Path
     log = changed(
         inspect_logs("facts")[0], tmp_path, lambda t: t["samples"][0]["scores"]["includes"].update(value="I")
     )
-    items, reasons = logs.as_suite(logs.read([log]))
+    items, reasons = harness_logs.as_suite(harness_logs.read([log]))
     assert len(items) == 7
     assert reasons == {"our `exact` judges a logged answer otherwise than inspect includes": 1}
 
@@ -345,10 +354,10 @@ def lm_sample(folder: Path, task: str = "gsm8k_cot", **more: Any) -> Path:
 
 
 def test_gsm8k_of_lm_eval_is_our_gsm8k_and_a_filter_is_an_axis(tmp_path: Path) -> None:
-    (found,) = logs.read([lm_sample(tmp_path)])
+    (found,) = harness_logs.read([lm_sample(tmp_path)])
     assert found.axis == "gsm8k_cot strict-match"
     assert found.cluster == "gsm8k_cot/0"
-    ((item,), reasons) = logs.as_suite([found])
+    ((item,), reasons) = harness_logs.as_suite([found])
     assert (item.scorer, dict(item.target), reasons) == ("gsm8k", {"answer": "42", "extract": "strict"}, {})
 
 
@@ -367,7 +376,7 @@ def test_gsm8k_of_lm_eval_is_our_gsm8k_and_a_filter_is_an_axis(tmp_path: Path) -
 def test_samples_of_lm_eval_that_are_not_ours_are_named(
     more: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    assert logs.as_suite(logs.read([lm_sample(tmp_path, **more)])) == ([], {reason: 1})
+    assert harness_logs.as_suite(harness_logs.read([lm_sample(tmp_path, **more)])) == ([], {reason: 1})
 
 
 def test_rows_of_two_filters_of_one_task_are_all_read_back(tmp_path: Path) -> None:
@@ -380,11 +389,11 @@ def test_rows_of_two_filters_of_one_task_are_all_read_back(tmp_path: Path) -> No
                 for name in ("strict-match", "flexible-extract")
             ]
         (tmp_path / path.name).write_text("\n".join(lines) + "\n")
-    found = logs.gather(logs.read([tmp_path]))
+    found = harness_logs.gather(harness_logs.read([tmp_path]))
     assert (
         len({row.identity for row in found.rows})
         == len(found.rows)
-        == 2 * len(logs.read([LM / "harbour-desk__sft"]))
+        == 2 * len(harness_logs.read([LM / "harbour-desk__sft"]))
     )
 
 

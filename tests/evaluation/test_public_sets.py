@@ -26,7 +26,7 @@ from demeanor.core.types import (
 )
 from demeanor.evaluation.experiment import Subject, ask, run
 from demeanor.evaluation.ladder import caveats
-from demeanor.evaluation.rows import PairedTable
+from demeanor.evaluation.result_rows import PairedTable
 from demeanor.evaluation.scorers import choice, judged
 
 CHOICES = Item(

@@ -18,7 +18,7 @@ from demeanor.evaluation.gate import Rules, decide
 from demeanor.evaluation.items import load_suite
 from demeanor.evaluation.profile import robustness
 from demeanor.evaluation.result import Robustness
-from demeanor.evaluation.rows import PairedTable, Row
+from demeanor.evaluation.result_rows import PairedTable, Row
 from demeanor.evaluation.statistics import clopper_pearson
 from tests.evaluation import synthetic
 

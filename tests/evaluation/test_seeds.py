@@ -13,7 +13,7 @@ from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Message
 from demeanor.evaluation.ladder import ladder
 from demeanor.evaluation.result import Result
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 from demeanor.evaluation.seeds import interval, seeds
 
 ITEMS = [

@@ -209,7 +209,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a reward model": (
         lambda f: checkpoints.save(checkpoints.reward_from(checkpoints.load(f), 0), f),
-        "no place, first score.weight",
+        "not belong to the model, first score.weight",
     ),
     "weights that are whole numbers": (
         tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})),
@@ -238,7 +238,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a tensor too many": (
         tensors(lambda t: t.update({"model.extra.weight": torch.ones(2)})),
-        "have no place, first model.extra.weight",
+        "do not belong to the model, first model.extra.weight",
     ),
     "a tensor of another shape": (
         edit(vocab_size=62),

@@ -87,7 +87,7 @@ def test_a_sharded_folder_loads_and_a_missing_shard_is_named(tmp_path: Path) -> 
     )
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
-        CheckpointError, match=r"names 1 files that are not there, first model-00002-of-00002.safetensors"
+        CheckpointError, match=r"names 1 files that do not exist, first model-00002-of-00002.safetensors"
     ):
         checkpoints.load(tmp_path)
 

@@ -137,7 +137,9 @@ def test_a_folder_says_which_way_it_goes(tmp_path: Path) -> None:
     assert checkpoints.num_weights(tmp_path) == sum(
         p.numel() for p in checkpoints.policy(tmp_path).parameters()
     )
-    with pytest.raises(UnsupportedError, match="Others that transformers knows run through its own forward"):
+    with pytest.raises(
+        UnsupportedError, match="Other architectures of transformers run through its own forward"
+    ):
         checkpoints.load(tmp_path)
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "abacus", "architectures": ["AbacusForCausalLM"]})

@@ -107,7 +107,7 @@ def test_targets_are_last_names_and_a_wrong_one_is_named() -> None:
 
 
 def test_an_untied_head_is_left_alone_by_all_linear() -> None:
-    assert lora.chosen(["model.layers.0.mlp.up_proj", "lm_head", "score"], ("all-linear",)) == [
+    assert lora.target_names(["model.layers.0.mlp.up_proj", "lm_head", "score"], ("all-linear",)) == [
         "model.layers.0.mlp.up_proj"
     ]
 
@@ -168,7 +168,7 @@ def test_a_reward_adapter_keeps_its_score(tmp_path: Path) -> None:
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"base_model_name_or_path": "../nowhere"}, "where no model folder is"),
+        ({"base_model_name_or_path": "../nowhere"}, "which is no model folder"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused_by_name(
@@ -187,14 +187,14 @@ def test_an_adapter_of_another_shape_has_no_place(tmp_path: Path) -> None:
         checkpoints.create(ModelShape(layers=2, width=64, heads=4, context=64), VOCAB, 0), tmp_path / "a"
     )
     checkpoints.save_checkpoint(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
-    with pytest.raises(CheckpointError, match="has no place in the weights it names"):
+    with pytest.raises(CheckpointError, match="does not fit the weights it names"):
         checkpoints.load(tmp_path / "b")
 
 
 def test_four_bits_are_refused_where_they_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    with pytest.raises(CheckpointError, match=r"sft: adapter\.quantise: nf4 wants a CUDA device"):
+    with pytest.raises(CheckpointError, match=r"sft: adapter\.quantise: nf4 needs a CUDA device"):
         quantize.require(Adapter(quantise="nf4"), "sft")
     quantize.require(Adapter(), "sft")
     quantize.require(None, "sft")
@@ -204,5 +204,5 @@ def test_a_folder_without_safetensors_is_told_about_pickles(tmp_path: Path) -> N
     checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), tmp_path / "a")
     checkpoints.save_checkpoint(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
     (tmp_path / "b" / adapters.WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match="pickled adapters are not loaded"):
+    with pytest.raises(CheckpointError, match="pickled weights are not loaded"):
         checkpoints.load(tmp_path / "b")

@@ -186,9 +186,9 @@ def test_broken_weights_show(tmp_path: Path) -> None:
 def test_without_a_compiler_it_says_so_and_torch_decodes(tmp_path: Path) -> None:
     code = (
         "import logging; logging.basicConfig(); from demeanor.model import native; from demeanor.engine.forward import forward_of, Torch\n"
-        "from demeanor.model import checkpoint; from demeanor.stack.schema import ModelShape\n"
+        "from demeanor.model import checkpoints; from demeanor.stack.schema import ModelShape\n"
         "assert native.build() is None\n"
-        "assert isinstance(forward_of(checkpoint.create(ModelShape(layers=1, width=32, heads=2), 300, 0), 2, 64), Torch)"
+        "assert isinstance(forward_of(checkpoints.create(ModelShape(layers=1, width=32, heads=2), 300, 0), 2, 64), Torch)"
     )
     for settings, said in (({"CXX": "/nowhere/g++"}, "could not compile"), ({"DEMEANOR_NATIVE": "0"}, "")):
         ran = subprocess.run(
@@ -214,7 +214,7 @@ def test_compiled_code_is_not_loaded_from_a_folder_others_can_write_to(tmp_path:
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
     )
     assert ran.returncode == 0, ran.stderr
-    assert "nobody else can write" in ran.stderr
+    assert "other users cannot write" in ran.stderr
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("o_proj", "up_proj"), ("all-linear",)])
@@ -236,7 +236,7 @@ def test_an_adapter_beside_its_trunk_is_the_adapter_folded_in_and_the_trunk_is_h
         asked, [0] * 20, range(20), range(20)
     )
     base = native.Native(trunk, KVCache(trunk.config, 1, 64))
-    apart = native.Native(checkpoints.load_apart(tmp_path / "low"), KVCache(trunk.config, 1, 64))
+    apart = native.Native(checkpoints.load_unmerged(tmp_path / "low"), KVCache(trunk.config, 1, 64))
     said = apart.forward(asked, [0] * 20, range(20), range(20))
     assert torch.allclose(said.logits_RV, folded.logits_RV, atol=1e-4 * float(folded.logits_RV.abs().max()))
     assert not torch.allclose(

@@ -9,12 +9,14 @@ import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import get_args
 
 import pytest
+from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from demeanor.core.formatting import percent, points
-from demeanor.core.table import Fold, Page, Paragraph, Section, Table, Text, tone_of
+from demeanor.core.table import Block, Fold, Page, Paragraph, Section, StyledText, Table, tone_of
 from demeanor.evaluation import ladder_report
 from demeanor.evaluation.result import Result
 from demeanor.report import html as renderer
@@ -291,9 +293,11 @@ SECTION = Section(
     "X",
     HOSTILE,
     (
-        Paragraph((HOSTILE, Text(HOSTILE, "code"))),
+        Paragraph((HOSTILE, StyledText(HOSTILE, "code"))),
         Table(
-            (HOSTILE, "b"), ((HOSTILE, Text(HOSTILE, "change", "up", strong=True, hint=HOSTILE)),), HOSTILE
+            (HOSTILE, "b"),
+            ((HOSTILE, StyledText(HOSTILE, "change", "up", strong=True, hint=HOSTILE)),),
+            HOSTILE,
         ),
         Fold(HOSTILE, (Paragraph(HOSTILE, "note"),)),
     ),
@@ -318,3 +322,14 @@ def test_every_kind_of_text_is_text_in_markdown() -> None:
         3,
         3,
     ]
+
+
+@pytest.mark.parametrize("block", get_args(Block), ids=lambda block: block.__name__)
+def test_the_template_knows_every_kind_of_block(block: type) -> None:
+    source = (renderer.FOLDER / "page.html.jinja").read_text()
+    assert f'kind == "{block.__name__}"' in source
+
+
+def test_a_kind_of_block_that_the_template_does_not_know_is_an_error() -> None:
+    with pytest.raises(UndefinedError):
+        renderer.page(Page("t", "a", "h", (Section("x", "X", "X", (object(),)),)))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 
 from demeanor.core.errors import DemeanorError, SpecError
 from demeanor.evaluation.scorers._cues import expression, read
-from demeanor.evaluation.scorers._refusals import RefusalCues
+from demeanor.evaluation.scorers.refusal import RefusalCues
 
 CUE = "{name: polite no, weight: 4, place: start, patterns: [no thank you]}"
 

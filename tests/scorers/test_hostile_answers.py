@@ -9,9 +9,9 @@ import pytest
 
 from demeanor.core import registry
 from demeanor.core.types import Completion, ToolCall
-from demeanor.evaluation.scorers import checks, confidence, ifeval, number
-from demeanor.evaluation.scorers._admissions import READ, admission
+from demeanor.evaluation.scorers import checks, confidence, ifeval, text_match
 from demeanor.evaluation.scorers._checks import fenced, listed
+from demeanor.evaluation.scorers.honesty import READ, admission
 
 LONG = 100_000
 HOSTILE: list[tuple[str, dict[str, Any], str]] = [
@@ -76,8 +76,13 @@ def test_an_admission_is_looked_for_in_the_beginning_of_a_long_answer() -> None:
 
 def test_numbers_of_any_length_are_compared() -> None:
     digits = "7" * 5000
-    assert number.score(number.Spec(value=7), Completion(digits, "stop")).value == 0
-    assert number.score(number.Spec(value=7), Completion(f"{digits} or {'0' * 5000}7.0", "stop")).value == 1
+    assert text_match.number(text_match.NumberSpec(value=7), Completion(digits, "stop")).value == 0
+    assert (
+        text_match.number(
+            text_match.NumberSpec(value=7), Completion(f"{digits} or {'0' * 5000}7.0", "stop")
+        ).value
+        == 1
+    )
 
 
 def test_json_that_is_nested_too_deep_is_none() -> None:

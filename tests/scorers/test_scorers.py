@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from demeanor.core import registry
 from demeanor.core.personal_data import luhn_digit
 from demeanor.core.types import Completion, Refusal, Score
-from demeanor.evaluation.scorers.absence import valid_card
+from demeanor.evaluation.scorers.text_match import valid_card
 
 SCORERS = "demeanor.evaluation.scorers"
 TARGETS: dict[str, dict[str, Any]] = {

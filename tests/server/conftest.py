@@ -8,7 +8,7 @@ import httpx
 import pytest
 from scripted import Scripted
 
-from demeanor.server.app import app
+from demeanor.server.application import app
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 
 import uvicorn
 
-from demeanor.server.app import app
-from demeanor.server.assistant import Assistant
+from demeanor.server.application import app
+from demeanor.server.assistant import ServedAssistant
 
 
 @contextmanager
-def served(assistant: Assistant, **options: Any) -> Iterator[str]:
+def served(assistant: ServedAssistant, **options: Any) -> Iterator[str]:
     """Serve an assistant in a thread; gives its address."""
     with live(app(assistant, **options)) as address:
         yield address

@@ -11,7 +11,7 @@ from scripted import Scripted
 
 from demeanor.core.types import Done, Event, Respond, Text, Turn
 from demeanor.server.admission import Operations
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.lifecycle import Life
 
 

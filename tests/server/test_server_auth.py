@@ -15,8 +15,8 @@ from scripted import CARDS, Scripted, body
 
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Decoding, Done, Event, Message, Respond, Text, Turn, Usage
-from demeanor.server.app import app
-from demeanor.server.assistant import Assistant
+from demeanor.server.application import app
+from demeanor.server.assistant import ServedAssistant
 from demeanor.server.auth import KeyRing, duration, from_digests
 from demeanor.server.embeddings import charged_vectors
 from demeanor.server.request_context import CURRENT_REQUEST, RequestContext, current_token_budget
@@ -240,7 +240,7 @@ async def test_texts_to_embed_are_charged_by_their_tokens_and_free_if_they_fail(
                 raise ZeroDivisionError
             return [[1.0]] * len(texts)
 
-    assistant, card = cast(Assistant, Embedding()), CARDS[0]
+    assistant, card = cast(ServedAssistant, Embedding()), CARDS[0]
     token = CURRENT_REQUEST.set(request)
     try:
         assert await charged_vectors(assistant, card, [(1, 2), (3, 4, 5)]) == [[1.0], [1.0]]

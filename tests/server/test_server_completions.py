@@ -17,8 +17,8 @@ from openai.types.completion_create_params import CompletionCreateParamsBase
 from scripted import Bytes, Scripted
 
 from demeanor.core.types import Decoding, Turn
-from demeanor.server.completions import CompletionRequest, raw_turns
-from demeanor.server.parse import read
+from demeanor.server.completions import CompletionRequest, completion_turns
+from demeanor.server.schemas import parse_body
 
 ASSISTANT = Scripted()
 BASE = "harbour-desk:base"
@@ -29,8 +29,8 @@ def raw(prompt: Any = "The ferry", **fields: Any) -> dict[str, Any]:
 
 
 def turn(**fields: Any) -> Turn:
-    asked = read(orjson.dumps(raw() | fields), CompletionRequest)
-    return raw_turns(asked, Bytes(), ASSISTANT.card(BASE), ASSISTANT, user=None, id="id")[0]
+    asked = parse_body(orjson.dumps(raw() | fields), CompletionRequest)
+    return completion_turns(asked, Bytes(), ASSISTANT.card(BASE), ASSISTANT.defaults(), user=None, id="id")[0]
 
 
 FIELDS: dict[str, tuple[list[tuple[Any, Callable[[Turn], object], object]], list[Any]]] = {

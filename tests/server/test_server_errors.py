@@ -15,10 +15,10 @@ from scripted import Scripted, body
 
 from demeanor.core.types import Decoding, Event, Text, Turn
 from demeanor.server.admission import Operations
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.auth import from_digests
-from demeanor.server.flow import flow
 from demeanor.server.middleware import RequestContextMiddleware, host_name, is_loopback
+from demeanor.server.streaming import interleaved
 from demeanor.store.keys import digest
 
 STREAMED = [False, True]
@@ -339,7 +339,7 @@ async def test_closing_a_flow_closes_its_turns_before_it_returns(n: int) -> None
         kept.append(respond(turn))
         return kept[-1]
 
-    steps = flow(keeping, [Turn((), Decoding(), id=str(i)) for i in range(n)])
+    steps = interleaved(keeping, [Turn((), Decoding(), id=str(i)) for i in range(n)])
     assert (await anext(steps))[1] == Text("on")
     await steps.aclose()
     assert sorted(closed) == [str(i) for i in range(n)]

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from scripted import Scripted, body
 
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.auth import from_digests
 from demeanor.store.keys import digest
 

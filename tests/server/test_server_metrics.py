@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from scripted import Scripted, body
 
 from demeanor.server.admission import Operations
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.auth import from_digests
 from demeanor.server.metrics import Metrics
 from demeanor.server.request_context import RequestContext

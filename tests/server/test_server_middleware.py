@@ -14,9 +14,9 @@ import pytest
 from live import served
 from scripted import Scripted, body
 
-from demeanor.server import logs
+from demeanor.server import json_logs
 from demeanor.server.admission import Operations
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.auth import from_digests
 from demeanor.store.keys import digest
 
@@ -150,7 +150,7 @@ async def test_readiness_ends_before_life_does() -> None:
 
 async def test_a_log_line_tells_what_it_cost_and_nothing_that_was_said() -> None:
     stream = io.StringIO()
-    run = Operations(observers=(logs.to(stream, lambda: datetime(2026, 11, 23, tzinfo=UTC)),))
+    run = Operations(observers=(json_logs.to(stream, lambda: datetime(2026, 11, 23, tzinfo=UTC)),))
     async with client_of(Scripted(), run, keys=from_digests({digest("hunter2"): "edda"})) as client:
         await client.post(
             ASKS,

@@ -10,8 +10,8 @@ import httpx
 from scripted import Scripted, body
 
 from demeanor.core.types import Decoding, Done, Event, Message, Respond, Text, Turn
-from demeanor.server.app import app
-from demeanor.server.assistant import Assistant
+from demeanor.server.application import app
+from demeanor.server.assistant import ServedAssistant
 from demeanor.server.lifecycle import Current, Version
 
 TURN = Turn((Message("user", "hi"),), Decoding())
@@ -41,7 +41,7 @@ class Named(Scripted):
 async def test_running_answers_end_as_they_began_and_new_ones_are_the_new_stacks() -> None:
     old, new = Named("a"), Named("b")
     current = Current(Version(old, old.close))
-    made = app(cast(Assistant, current))
+    made = app(cast(ServedAssistant, current))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://localhost") as client:
 
         async def ask() -> Any:

@@ -21,11 +21,10 @@ from pydantic import BaseModel
 from scripted import Scripted
 
 from demeanor.core.types import Decoding, Done, Event, OutputFormat, Respond, Text, TokenLogprob, Turn
-from demeanor.server.app import app
+from demeanor.server.application import app
 from demeanor.server.auth import from_digests
-from demeanor.server.responses import described
-from demeanor.server.responses_answer import ResponseAnswer, Script, StreamEvent
-from demeanor.server.responses_body import ResponseRequest
+from demeanor.server.responses_answer import ResponseAnswer, StreamedResponse, StreamEvent, blank_response
+from demeanor.server.responses_request import ResponseRequest
 from demeanor.store.database import Database
 from demeanor.store.keys import digest
 
@@ -413,9 +412,9 @@ async def test_what_an_inner_layer_says_after_a_refusal_reaches_nobody(client: h
 
 def test_a_token_whose_text_is_held_back_is_told_with_its_log_probability() -> None:
     turn = Turn((), Decoding(), metadata={"_response": "{}"}, id="resp_1", variant="v")
-    script = Script(described(turn, 0, parallel=True), "1", logprobs=True, parallel=True)
+    streamed = StreamedResponse(blank_response(turn, 0), logprobs=True)
     pieces = [Text("", logprobs=(TokenLogprob("a", -1.0),)), Text("ab", logprobs=(TokenLogprob("b", -2.0),))]
-    told = [event for piece in pieces for event in script.add(piece)]
+    told = [event for piece in pieces for event in streamed.add(piece)]
     assert [(e.delta, [x["token"] for x in e.logprobs or ()]) for e in told if e.type.endswith(".delta")] == [
         ("", ["a"]),
         ("ab", ["b"]),

@@ -14,7 +14,7 @@ from scripted import Scripted, body
 from demeanor.core.errors import DemeanorError
 from demeanor.server import tracing
 from demeanor.server.admission import Operations
-from demeanor.server.app import app
+from demeanor.server.application import app
 
 trace = pytest.importorskip("opentelemetry.trace", reason="the OpenTelemetry API is not installed")
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -24,17 +24,17 @@ from demeanor.core.table import (
     Bullets,
     Fold,
     Inline,
-    Only,
+    OnlyFor,
     Paragraph,
     Section,
+    StyledText,
     Table,
-    Text,
     difference,
 )
 from demeanor.core.types import Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import suite_hash
-from demeanor.evaluation.rows import PairedTable, Row
+from demeanor.evaluation.result_rows import PairedTable, Row
 from demeanor.evaluation.statistics import Floats
 
 Amount: TypeAlias = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -515,7 +515,7 @@ def section(found: Diagnosis) -> Section:
             f"{found.failing} failing items of {found.scope}, and {found.controls} controls that stand for {found.passing} that pass, were "
             f"answered again under {len(repairs)} changes of one thing each, judged {found.judged}."
         ),
-        Paragraph(("Suspect: ", Text(found.suspect, strong=True), f". {found.recommendation}")),
+        Paragraph(("Suspect: ", StyledText(found.suspect, strong=True), f". {found.recommendation}")),
         Table(COLUMNS, tuple(_row(r) for r in repairs), text=(0, 1)),
         Paragraph(
             "Net: the change of all items, controls weighed up to what they stand for; bold or * where its interval lies above zero and the "
@@ -529,7 +529,7 @@ def section(found: Diagnosis) -> Section:
     if helped := tuple(_helped(r, a) for r in repairs for a in r.helped):
         blocks.append(Bullets(helped))
     blocks.append(
-        Only(
+        OnlyFor(
             PAGE,
             (Fold("Items fixed and regressed", (Table(("", "fixed", "regressed"), ids, text=(0, 1, 2)),)),),
         )
@@ -551,7 +551,7 @@ def _flattered(found: Diagnosis) -> str:
 def _helped(r: Repair, a: AxisNet) -> Inline:
     """An axis that an intervention is shown to help without making the whole worse."""
     return (
-        Text(f"{r.name} on {axis_name(a.axis)}", strong=True),
+        StyledText(f"{r.name} on {axis_name(a.axis)}", strong=True),
         f": fixes {a.fixed} of {a.failing} failing items, breaks {a.regressed} of {a.controls}, net "
         f"{_percent(a.net, a.net_low, a.net_high)}.",
     )

@@ -25,7 +25,7 @@ from demeanor.evaluation.diagnosis.replay import ReplayHarness, as_it_is
 from demeanor.evaluation.experiment import Experiment, Scorer, content_hash, named, sampled, suite
 from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.result import save
-from demeanor.evaluation.rows import PairedTable, Row, RowKey, read_rows, row_of
+from demeanor.evaluation.result_rows import PairedTable, Row, RowKey, read_rows, row_of
 from demeanor.evaluation.runtime import Services
 from demeanor.stack.schema import Stage
 from demeanor.stack.stack import Stack, decoding_of

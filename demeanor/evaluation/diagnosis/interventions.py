@@ -30,7 +30,7 @@ from demeanor.core.types import (
 from demeanor.evaluation.diagnosis.analysis import InterventionInfo
 from demeanor.evaluation.diagnosis.replay import TEMPLATES, Intervention
 from demeanor.evaluation.experiment import Wrap, decoded, decoded_as, turned
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 from demeanor.layers.policy import Spec as PolicySpec
 from demeanor.layers.policy.rules import PolicySpec as Rules
 from demeanor.layers.policy.rules import read_yaml

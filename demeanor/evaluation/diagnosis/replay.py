@@ -16,7 +16,7 @@ from demeanor.core.errors import CheckpointError, DataError
 from demeanor.core.types import Item, Messages, Respond
 from demeanor.evaluation.diagnosis.analysis import AS_IS, InterventionInfo
 from demeanor.evaluation.experiment import Experiment, Scorer, Subject, Wrap
-from demeanor.evaluation.rows import Row
+from demeanor.evaluation.result_rows import Row
 from demeanor.evaluation.runtime import Runtime
 from demeanor.stack.stack import Stack, digest
 

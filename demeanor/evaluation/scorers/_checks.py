@@ -18,7 +18,7 @@ from typing import Any
 
 from demeanor.core.language import likeliest_language
 from demeanor.evaluation.scorers._sentences import sentences
-from demeanor.evaluation.scorers._words import contains, words
+from demeanor.evaluation.scorers.text_match import contains, words
 
 Settings = Mapping[str, Any]
 Check = Callable[[str, Settings], bool]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from demeanor.core.errors import DataError, unknown
 from demeanor.core.formatting import NONE, axis_name, number, plural
-from demeanor.core.table import Block, Bullets, Facts, Fold, Inline, Paragraph, Section, Table, Text
+from demeanor.core.table import Block, Bullets, Facts, Fold, Inline, Paragraph, Section, StyledText, Table
 from demeanor.core.types import Completion, Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import READ, describe, load_suite, suite_hash
@@ -204,5 +204,6 @@ def section(names: Sequence[str], show: int = 0) -> Section:
 def _item(item: Item) -> Block:
     said = tuple((f"{message.role}:", message.content) for message in item.messages)
     return Fold(
-        (Text(item.id, strong=True), f"  {item.scorer} {dict(item.target)}"), (Facts(said, "conversation"),)
+        (StyledText(item.id, strong=True), f"  {item.scorer} {dict(item.target)}"),
+        (Facts(said, "conversation"),),
     )

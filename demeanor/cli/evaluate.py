@@ -1,0 +1,443 @@
+"""Verbs that measure: eval, report, attribute, frontier, gate, diagnose, duel, seeds, judge, suites, logs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from demeanor.cli.options import (
+    RESULTS,
+    RUNS,
+    Compare,
+    CompareKey,
+    Limit,
+    Overrides,
+    ResultName,
+    Results,
+    RunsFolder,
+    StackFile,
+    file_name,
+    load,
+)
+from demeanor.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from demeanor.evaluation.runtime import Services
+    from demeanor.stack.stack import Stack
+
+app = typer.Typer()
+judge_app = typer.Typer(no_args_is_help=True, help="The judge of a stack.")
+suites_app = typer.Typer(no_args_is_help=True, help="The built-in suites, and your own.")
+logs_app = typer.Typer(no_args_is_help=True, help="Results of other evaluation harnesses.")
+app.add_typer(judge_app, name="judge")
+app.add_typer(suites_app, name="suites")
+app.add_typer(logs_app, name="logs")
+
+
+class Fraction(StrEnum):
+    full = "full"
+    V = "V"
+    IV = "IV"
+
+
+def _services(runs: Path) -> Services:
+    from demeanor import app as composed
+    from demeanor.train.runs import Runs
+
+    return composed.services(Runs(runs))
+
+
+@app.command("eval")
+def evaluate(
+    stack: StackFile,
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL...", help="These model ids, in this order, instead of the whole ladder."),
+    ] = None,
+    compare: Compare = None,
+    compare_key: CompareKey = None,
+    limit: Limit = None,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Run the suites over the ladder of layers (cumulative ablation) on the same items; print it, write the page."""
+    from demeanor.evaluation import ladder
+    from demeanor.report import publish
+
+    result = ladder.evaluate(
+        load(stack, overrides),
+        _services(runs),
+        results,
+        variants=variants,
+        limit=limit,
+        name=name,
+        compare=compare or (),
+        compare_keys=compare_key or (),
+    )
+    publish.show(result, results)
+
+
+@app.command()
+def report(
+    result: Annotated[
+        Path, typer.Argument(metavar="RESULT.json|TABLE.yaml", help="A result of eval, or a published table.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The HTML page (default: beside the result).")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Also draw the ladder as one standalone SVG.")
+    ] = None,
+) -> None:
+    """Render results/NAME.json again, or a published table of scores, as a page, Markdown and a table."""
+    from demeanor.core.files import write_text
+    from demeanor.evaluation import published
+    from demeanor.evaluation.result import load as read
+    from demeanor.report import publish
+
+    if published.is_table(result):
+        publish.render(result, out)
+        return
+    found = read(result)
+    publish.show(found, result.parent, page=out)
+    if picture:
+        from demeanor.report.picture import picture as drawn
+
+        write_text(picture, drawn(found))
+        print(f"picture: {picture}")
+
+
+@app.command()
+def attribute(
+    stack: StackFile,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE...", help="Weights, in order of training (default: base to the served ones)."
+        ),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER...",
+            help="Runtime layers to switch (default: all that can change an answer); also: template, decoding.",
+        ),
+    ] = None,
+    fraction: Annotated[
+        Fraction,
+        typer.Option(
+            help="Measure a fraction of the subsets: V keeps pairs apart, IV keeps main effects apart from pairs."
+        ),
+    ] = Fraction.full,
+    base_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--base-prompts",
+            help="Also ask the base raw, with examples and through every template: training, or mere prompting?",
+        ),
+    ] = False,
+    limit: Limit = None,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Split what the stack does among its layers: a full factorial on the same items."""
+    from demeanor.evaluation import attribution, base_prompting
+    from demeanor.report import publish
+
+    declared, services = load(stack, overrides), _services(runs)
+    found = attribution.run(
+        declared,
+        services,
+        results,
+        weights=weights,
+        layers=None if layers is None else [layer for layer in layers if layer],
+        limit=limit,
+        name=name,
+        fraction=fraction.value,
+    )
+    publish.show_section(results, found.name, "attribution")
+    if base_prompts:
+        base_prompting.run(declared, services, results, limit=limit, name=name)
+        publish.show_section(results, found.name, "base")
+
+
+@app.command()
+def frontier(
+    stack: StackFile,
+    limit: Limit = None,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Show what safety costs: safe answered, unsafe refused, capability, by stage and by policy threshold."""
+    from demeanor.evaluation import frontier as tradeoff
+    from demeanor.report import publish
+
+    found = tradeoff.run(load(stack, overrides), _services(runs), results, limit=limit, name=name)
+    publish.show_section(results, found.name, "frontier")
+
+
+@app.command()
+def gate(
+    stack: Annotated[Path | None, typer.Argument(metavar="STACK.yaml")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RESULT.json|MODEL_ID",
+            help="The baseline: a result of `eval`, or a variant of this stack.",
+        ),
+    ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="gate.yaml", help="superiority, non_inferiority, zero_tolerance, stability."),
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECORD.json", help="Check a record's signature instead; exit code: its verdict."
+        ),
+    ] = None,
+    limit: Limit = None,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Decide whether this version may ship. Exit code 0 pass, 1 fail, 4 inconclusive; 2 and 3: nothing was decided."""
+    from demeanor.evaluation import gate as release
+    from demeanor.report import publish
+
+    key = os.environ.get(release.KEY)
+    if verify:
+        verdict = release.verify(verify, key)
+        print(f"{verify}: the signature holds; verdict {verdict.name.lower()}")
+        raise typer.Exit(verdict.value)
+    if not (stack and against and rules):
+        raise UsageError(
+            "gate: wanted STACK.yaml --against RESULT.json|MODEL_ID --rules gate.yaml, or --verify RECORD.json"
+        )
+    decision, record = release.run(
+        load(stack, overrides), _services(runs), results, against=against, rules=rules, limit=limit, name=name
+    )
+    publish.show_section(results, record.name.removesuffix(".gate.json"), "gate")
+    print("signed" if key else f"not signed: {release.KEY} is not set")
+    raise typer.Exit(decision.verdict.value)
+
+
+@app.command()
+def diagnose(
+    stack: StackFile,
+    axis: Annotated[
+        str | None, typer.Option(help="Failing items of this behavior (default: of all).")
+    ] = None,
+    items: Annotated[
+        list[str] | None, typer.Option(metavar="ID...", help="These items, as far as they fail.")
+    ] = None,
+    turns: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATABASE", help="Logged turns with bad feedback; those with good feedback are controls."
+        ),
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="NAME.rows.jsonl", help="What the stack answers now, from rows that eval left."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STACK.yaml|NAME.rows.jsonl",
+            help="A reference stack or an earlier result: only items that were right there; its parts are tried too.",
+        ),
+    ] = None,
+    learning_curve: Annotated[
+        bool,
+        typer.Option(
+            "--learning-curve",
+            help="Also train the last stage on a quarter and a half of its rows: would more help?",
+        ),
+    ] = False,
+    limit: Limit = None,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Find which change repairs the failing items, what it breaks, and which layer is the suspect."""
+    from demeanor.evaluation.diagnosis import diagnose as diagnosis
+    from demeanor.report import publish
+
+    if sum(choice is not None for choice in (axis, items, turns)) > 1:
+        raise UsageError(
+            "diagnose: --axis, --items and --turns exclude each other; wanted one of them at most"
+        )
+    if turns and (rows or against or limit or learning_curve):
+        raise UsageError(
+            "--turns takes its items from the database: leave out --rows, --against, --limit and --learning-curve"
+        )
+    earlier = against if against and against.suffix == ".jsonl" else None
+    reference = load(against) if against and not earlier else None
+    scope = diagnosis.Scope(axis, tuple(items or ()), limit, reference, earlier, rows, turns)
+    found = diagnosis.run(
+        load(stack, overrides), _services(runs), results, scope, name=name, learn=learning_curve
+    )
+    publish.show_section(results, found.name, "diagnosis")
+
+
+@app.command()
+def duel(
+    stack: StackFile,
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL...", help="These model ids, the last one the reference, instead of the ladder."
+        ),
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SUITE...", help="builtin:NAME, world:NAME or files, instead of the stack's suites."
+        ),
+    ] = None,
+    compare: Compare = None,
+    compare_key: CompareKey = None,
+    limit: Limit = None,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Let the judge compare variants pair by pair: win rates, also at equal length, and ratings."""
+    from demeanor.evaluation import duel as duels
+    from demeanor.report import publish
+
+    given = duels.Contestants(variants or (), compare or (), compare_key or (), suite or (), limit)
+    found = duels.run(load(stack, overrides), _services(runs), results, given, name=name)
+    publish.show_section(results, found.name, "duel")
+
+
+@app.command()
+def seeds(
+    stack: StackFile,
+    chosen: Annotated[
+        list[int] | None, typer.Option("--seeds", metavar="SEED...", help="Training seeds (default: 0 1 2).")
+    ] = None,
+    limit: Limit = None,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Train with several seeds and measure each: is a layer's effect due to the recipe or to one training?"""
+    from demeanor.evaluation import seeds as trainings
+    from demeanor.report import publish
+
+    def again(more: Sequence[str]) -> Stack:
+        return load(stack, [*(overrides or []), *more])
+
+    found = trainings.run(again, _services(runs), results, chosen=chosen or [0, 1, 2], limit=limit, name=name)
+    publish.show_section(results, found.name, "seeds")
+
+
+@judge_app.command("validate")
+def validate_judge(
+    stack: StackFile,
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS.json|jsonl", help="LLMBar's rows, or rows of prompt, chosen, rejected."
+        ),
+    ],
+    limit: Limit = None,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Measure how far the judge can be trusted: accuracy against people, and position bias, on pairs."""
+    from demeanor.evaluation import judge_validation
+    from demeanor.report import terminal
+
+    found = judge_validation.run(
+        load(stack, overrides), _services(runs), results, pairs, limit=limit, name=name
+    )
+    terminal.show(judge_validation.section(found), terminal.console())
+    print(f"written: {results / found.name}.judge.json")
+
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SUITE...", help="builtin:NAME, world:NAME or a file (default: all that need no file)."
+    ),
+]
+
+
+@suites_app.command("list")
+def list_suites(names: Names = None) -> None:
+    """List suites: items, clusters, the smallest difference they would show, and what one fixed answer earns."""
+    show_suites(names, items=0)
+
+
+@suites_app.command("show")
+def show_suites(
+    names: Names = None,
+    items: Annotated[int, typer.Option(min=0, metavar="N", help="Items to print of each behavior.")] = 3,
+) -> None:
+    """Print some items of each behavior of the suites, too."""
+    from demeanor.evaluation import suites
+    from demeanor.report import terminal
+
+    terminal.show(suites.section(names or suites.offered(), items), terminal.console())
+
+
+@logs_app.command("import")
+def import_logs(
+    logs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="LOG...",
+            help="Inspect's .json or .eval, lm-eval's samples_*.jsonl, or folders; models in the order of the ladder.",
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option("--name", parser=file_name, metavar="NAME", help="Name of the result.")
+    ] = "harness",
+    metric: Annotated[
+        str | None, typer.Option(help="The metric or scorer to read (default: the first of each sample).")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="The field of a document whose samples share a source (default: cluster, else group, else itself).",
+        ),
+    ] = None,
+    as_suite: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.jsonl", help="Write what our scorers can judge as a suite, and stop."),
+    ] = None,
+    results: Results = RESULTS,
+) -> None:
+    """Compare what Inspect or lm-eval logged of several models: paired, clustered, with intervals."""
+    from demeanor.evaluation import harness_logs as harness
+    from demeanor.report import publish
+
+    if as_suite is None:
+        publish.show(harness.compare(logs, results, name, metric=metric, cluster=cluster), results)
+        return
+    written, reasons = harness.write_suite(logs, as_suite, metric=metric, cluster=cluster)
+    print(
+        f"{as_suite}: {f'{written} items' if written else 'not written, no sample can be judged by a scorer of ours'}"
+    )
+    for reason, count in sorted(reasons.items(), key=lambda found: -found[1]):
+        print(f"  {count} left out: {reason}")
+    raise typer.Exit(0 if written else 1)

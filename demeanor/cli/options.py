@@ -1,0 +1,70 @@
+"""Arguments and options that several verbs have, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from demeanor.stack.stack import Stack
+
+
+def file_name(text: str) -> str:
+    """A name of files in the folder of results, so that no name writes elsewhere."""
+    if not text or text.startswith(".") or any(sign in text for sign in "/\\\0"):
+        raise typer.BadParameter(
+            f"got '{text}', wanted a name for files, without slashes or a full stop in front; "
+            "--results names their folder"
+        )
+    return text
+
+
+StackFile = Annotated[
+    Path, typer.Argument(metavar="STACK.yaml", help="The file that declares the assistant.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change a setting of the file, e.g. decoding.temperature=0 (repeatable).",
+    ),
+]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder of trained weights, by content.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder of results.")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="Use the first N items of each behavior (axis)."),
+]
+ResultName = Annotated[
+    str | None,
+    typer.Option(
+        "--name", parser=file_name, metavar="NAME", help="Name of the result (default: the stack's)."
+    ),
+]
+Compare = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compare",
+        metavar="NAME=URL#MODEL",
+        help="Another assistant's OpenAI-compatible server as one more column (repeatable).",
+    ),
+]
+CompareKey = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compare-key",
+        metavar="NAME=ENV_VAR",
+        help="The environment variable that holds that server's key (repeatable).",
+    ),
+]
+RUNS, RESULTS = Path("runs"), Path("results")
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Stack:
+    """Read and check a stack file; torch is imported here and not before, so that --help is fast."""
+    from demeanor.app import load_stack
+
+    return load_stack(path, overrides or [])

@@ -1,0 +1,412 @@
+"""Verbs about a stack itself: demo, init, explain, train, samples, runs, chat, serve, export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from demeanor.cli.options import RESULTS, RUNS, Overrides, Results, RunsFolder, StackFile, load
+from demeanor.cli.tables import columns
+from demeanor.core import hardware
+from demeanor.core.errors import DemeanorError, UsageError
+
+if TYPE_CHECKING:
+    from demeanor.train.runs import Entry
+
+app = typer.Typer()
+runs_app = typer.Typer(
+    no_args_is_help=True, help="List trained weights, and delete those that no stack needs."
+)
+
+
+app.add_typer(runs_app, name="runs")
+
+
+class LogFormat(StrEnum):
+    text = "text"
+    json = "json"
+
+
+class Target(StrEnum):
+    hf = "hf"
+    onnx = "onnx"
+
+
+class Dtype(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@app.command()
+def demo(
+    serving: Annotated[
+        bool, typer.Option("--serve", help="Serve the chat page and the API at the end.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of --serve.")] = 8000,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Train, align and measure the embedded world's assistant, then say how to talk to it."""
+    from demeanor.cli.demo import run
+
+    raise typer.Exit(run(runs, results, overrides or [], serve=serving, port=port))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+) -> None:
+    """Write a stack to start from: stack.yaml, notices, policy, prompts."""
+    from demeanor.cli.demo import write_files
+
+    for path in write_files(folder, force=force):
+        print(f"wrote {path}")
+    print(f"\nnext: demeanor explain {folder / 'stack.yaml'}")
+
+
+@app.command()
+def explain(
+    stack: StackFile,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print every setting with its effective value.")
+    ] = False,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Show what the stack is, what is trained, and what training would cost."""
+    from demeanor.cli.explain import show
+    from demeanor.train.runs import Runs
+
+    show(load(stack, overrides), Runs(runs), full=full)
+
+
+@app.command()
+def train(
+    stack: StackFile,
+    stages: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stage", metavar="STAGE", help="Train this stage and its ancestors only (repeatable)."
+        ),
+    ] = None,
+    recompute: Annotated[
+        bool,
+        typer.Option("--recompute", help="Activation checkpointing: less memory for a third more computing."),
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the layers (15 s to begin, then 15-20% faster).")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, and say how many.")
+    ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:PLACE",
+            help="Also send metrics to tensorboard:DIR, wandb:PROJECT, mlflow:URI or trackio:PROJECT (repeatable).",
+        ),
+    ] = None,
+    probe: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Let each policy answer N held-out prompts as it trains; see `demeanor samples`.",
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Train every stage that is missing; what was interrupted goes on where it stopped."""
+    hardware.prepare(threads)
+    from demeanor import app as composed
+    from demeanor.train import pipeline
+    from demeanor.train.runs import Runs
+
+    found = load(stack, overrides)
+    composed.train(
+        pipeline.tolerant(found) if skip_bad else found,
+        Runs(runs),
+        only=stages or [],
+        compiled=compiled,
+        recompute=recompute,
+        track=track or [],
+        probe=probe,
+    )
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks
+        print(f"\nnext: demeanor eval {stack}   or   demeanor chat {stack}")
+
+
+@app.command()
+def samples(
+    stack: Annotated[
+        Path, typer.Argument(metavar="STACK.yaml|RUN", help="A stack, or the folder of one run.")
+    ],
+    stage: Annotated[
+        str | None, typer.Option(help="Stage of the stack (default: the one that answers).")
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(metavar="N", help="The first N prompts (default: all).")
+    ] = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Print what a stage answered while it trained, prompt by prompt, step under step."""
+    from demeanor.train import generation_eval, progress
+    from demeanor.train.runs import Runs
+
+    folder = stack
+    if not stack.is_dir():
+        found = load(stack, overrides)
+        name = stage or found.serve
+        if name != "base":
+            found.stage(name)  # raises on an unknown name
+        folder = Runs(runs).folder(found.stage_key(name))
+    rows = progress.read_log(folder / generation_eval.SAMPLES)
+    if not rows:
+        raise DemeanorError(
+            f"{folder / generation_eval.SAMPLES}: no samples; a stage leaves them if it trains with `probe:` in the "
+            "stack, or with `demeanor train ... --probe 16`"
+        )
+    print("\n".join(generation_eval.sample_lines(rows, prompts)))
+
+
+@app.command()
+def chat(
+    stack: StackFile,
+    model: Annotated[
+        str | None, typer.Option(help="A variant, e.g. NAME:sft or NAME-policy (default: the whole stack).")
+    ] = None,
+    ask: Annotated[str | None, typer.Option(help="Ask one question, print the answer, exit.")] = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Talk to the assistant in the terminal."""
+    from demeanor.cli.terminal_chat import run
+    from demeanor.train.runs import Runs
+
+    raise typer.Exit(run(load(stack, overrides), Runs(runs), model=model, ask=ask))
+
+
+def _above_zero(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1e6:
+        raise typer.BadParameter(f"got {value:g}, wanted a number above 0")
+    return value
+
+
+@app.command()
+def serve(
+    stack: StackFile,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Require this key (repeatable); or DEMEANOR_API_KEYS=a,b."),
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Require a key of this database, e.g. sqlite:///runs/keys.db."),
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", callback=_above_zero, help="End a request that takes longer (default: never)."
+        ),
+    ] = None,
+    max_waiting: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Refuse requests at once (429) where N wait for a slot already."
+        ),
+    ] = None,
+    max_body: Annotated[int, typer.Option(min=0, metavar="BYTES", help="Refuse longer request bodies.")] = 1
+    << 20,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let pages of this origin call the API (repeatable)."),
+    ] = None,
+    drain: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", callback=_above_zero, help="How long running requests may go on after SIGTERM."
+        ),
+    ] = 20.0,
+    log: Annotated[
+        LogFormat, typer.Option(help="json: one line per request on stderr, no contents, no keys.")
+    ] = LogFormat.text,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Load the stack again when its file, or one it names, changes (SIGHUP does so too).",
+        ),
+    ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            callback=_above_zero,
+            help="Bound of weights and caches; the least recently used idle ones are unloaded (default: all stay).",
+        ),
+    ] = None,
+    otel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENDPOINT",
+            envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+            help="Send OpenTelemetry spans there (OTLP over HTTP), e.g. http://localhost:4318.",
+        ),
+    ] = None,
+    otel_content: Annotated[
+        bool, typer.Option("--otel-content", help="Put requests and answers into the spans, too.")
+    ] = False,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Serve the OpenAI-compatible API and the chat page."""
+    from demeanor.server.serve import Settings
+    from demeanor.serving import serve as run
+    from demeanor.train.runs import Runs
+
+    settings = Settings(
+        host=host,
+        port=port,
+        api_keys=api_key or [],
+        keys=keys,
+        deadline_s=deadline,
+        max_waiting=max_waiting,
+        max_body_bytes=max_body,
+        cors=cors or [],
+        drain_s=drain,
+        json_logs=log is LogFormat.json,
+        watch=watch,
+        memory_gib=memory,
+        otel=otel or None,
+        otel_content=otel_content,
+    )
+    raise typer.Exit(run(lambda: load(stack, overrides), Runs(runs), settings))
+
+
+@app.command()
+def export(
+    stack: StackFile,
+    out: Annotated[Path, typer.Argument(metavar="FOLDER")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A variant whose weights to export, e.g. NAME:sft (default: what is served)."),
+    ] = None,
+    to: Annotated[Target, typer.Option(help="A Hugging Face folder, or ONNX Runtime GenAI.")] = Target.hf,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights.")] = Dtype.fp32,
+    check: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Compare prompts and greedy answers on N items (0: do not); exit code 1 if they differ.",
+        ),
+    ] = 32,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Write the served weights as a folder for other servers, and compare their answers with ours on the stack's suite."""
+    from demeanor import app as composed
+    from demeanor.train import export as exporting
+    from demeanor.train.runs import Runs
+
+    found, folder = load(stack, overrides), Runs(runs)
+    if model:
+        found = replace(found, serve=found.resolve(model).serve)
+    written = exporting.export(found, folder, out, target=to.value, dtype=dtype.value)
+    print(f"written: {written} ({found.serve}, {to.value}, {dtype.value})")
+    if check:
+        compared = composed.check_export(found, folder, written, target=to.value, limit=check)
+        print("\n".join(exporting.report(compared)))
+        raise typer.Exit(0 if compared.equal else 1)
+
+
+# ---- runs ----
+
+Stacks = Annotated[list[Path] | None, typer.Argument(metavar="STACK.yaml...")]
+
+
+@runs_app.command("list")
+def list_runs(stacks: Stacks = None, overrides: Overrides = None, runs: RunsFolder = RUNS) -> None:
+    """List trained and half-trained weights (of the given stacks, or all)."""
+    from demeanor.train.runs import entries
+
+    found = entries(runs)
+    if stacks:
+        needed = _needed(stacks, overrides)
+        found = [entry for entry in found if entry.key in needed]
+    print("\n".join(_lines(found)) or f"{runs}: no runs")
+
+
+@runs_app.command()
+def prune(
+    stacks: Stacks = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them.")] = False,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Say which runs none of the given stacks needs, and with --yes delete them."""
+    from demeanor.train import runs as trained
+
+    if not stacks:
+        raise UsageError(
+            "runs prune: wanted the stack files whose weights stay: demeanor runs prune a.yaml b.yaml"
+        )
+    needed = _needed(stacks, overrides)
+    found = trained.entries(runs)
+    if yes:
+        trained.sweep(runs)
+    going = trained.unneeded(found, needed)
+    if not going:
+        print("every run is needed or running: nothing to delete")
+        return
+    total = f"{len(going)} run{'' if len(going) == 1 else 's'}, {size(sum(entry.size for entry in going))}"
+    print("\n".join(_lines(going)))
+    if not yes:
+        print(f"\n{total}, that no given stack needs. Nothing was deleted; --yes deletes.")
+        return
+    for entry in going:
+        trained.delete(runs, entry.key)
+    print(f"\ndeleted {total}")
+
+
+def _needed(stacks: list[Path], overrides: list[str] | None) -> set[str]:
+    from demeanor.stack.stack import training_keys
+
+    return set().union(*(training_keys(load(path, overrides)) for path in stacks))
+
+
+def _lines(found: Sequence[Entry]) -> list[str]:
+    from demeanor.train.runs import began
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.4f}"
+
+    heading = ("key", "stack", "stage", "begun (UTC)", "size", "loss", "held out", "state")
+    rows = [
+        (x.key, x.stack, x.stage, began(x), size(x.size), number(x.loss), number(x.held_out), x.state)
+        for x in found
+    ]
+    return columns(heading, rows, right=(4, 5, 6))
+
+
+def size(count: int) -> str:
+    """Bytes for a person: 999 B, 1.2 kB, 34.5 MB (powers of 1000)."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.95:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -1,0 +1,145 @@
+"""The HTTP server of an assistant: OpenAI's API, health and metrics, the chat page.
+
+In: an Assistant. Out: a FastAPI app. It knows no engine, no layer and no stack file; each endpoint is a file with a `router`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Coroutine
+from importlib.resources import files
+from typing import Any, Literal
+
+import orjson
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
+
+from demeanor.core.errors import EngineError, RequestError
+from demeanor.server import (
+    chat,
+    completions,
+    embeddings,
+    error_responses,
+    feedback,
+    models,
+    moderations,
+    responses,
+)
+from demeanor.server.admission import Operations
+from demeanor.server.assistant import ServedAssistant
+from demeanor.server.auth import KeyRing, KeyStore
+from demeanor.server.endpoint import UNAUTHENTICATED, AppState, document, documented, json_response, state_of
+from demeanor.server.metrics import Metrics
+from demeanor.server.middleware import add_middleware
+from demeanor.server.schemas import ResponseObject
+
+MAX_BODY_BYTES = 1 << 20
+PAGES = ("chat.html", "chat.js", "trace.js", "sse.js", "thumbs.js", "dom.js", "chat.css", "icon.svg")
+MEDIA_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+ENDPOINTS = (models, chat, completions, responses, embeddings, moderations, feedback)
+router = APIRouter()
+
+
+def app(
+    assistant: ServedAssistant,
+    *,
+    keys: KeyStore | KeyRing | None = None,
+    hosts: Collection[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+    operations: Operations | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    now: Callable[[], float] = time.time,
+) -> FastAPI:
+    """Serve an assistant. Without `keys` only requests to loopback names, and to `hosts`, are answered.
+
+    `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
+    """
+    operations = operations or Operations()
+    metrics = Metrics(operations)
+    api = FastAPI(title=assistant.name, docs_url=None, redoc_url=None, openapi_url=None)
+    api.state.demeanor = AppState(assistant, operations, metrics, max_body_bytes, clock, now, int(now()))
+    observers = (operations.load.observe, metrics.observe, *operations.observers)
+    add_middleware(api, keys=keys, hosts=hosts, operations=operations, observers=observers, clock=clock)
+    for error in (RequestError, EngineError, HTTPException):
+        api.add_exception_handler(error, _error_response)
+    for endpoint in ENDPOINTS:
+        api.include_router(endpoint.router)
+    api.include_router(router)
+    for name in PAGES:
+        path = "/" if name == "chat.html" else f"/static/{name}"
+        api.add_api_route(path, _static_file(name), methods=["GET"], include_in_schema=False)
+    api.state.openapi = orjson.dumps(document(api))
+    return api
+
+
+async def _error_response(request: Request, error: Exception) -> Response:
+    refusal = error_responses.refusal_of(error, request.state.request_id)
+    return error_responses.error_response(refusal)
+
+
+class Health(ResponseObject):
+    """How the server is."""
+
+    status: Literal["ok", "ready", "draining"]
+    name: str
+    stack_key: str
+
+
+@router.get("/healthz", **documented("Is the server alive?", UNAUTHENTICATED, Health))
+async def healthz(request: Request) -> Response:
+    return json_response(_health(request, "ok"))
+
+
+READYZ = documented("Does the server take requests?", UNAUTHENTICATED, Health)
+READYZ["responses"][503] = {"model": Health, "description": "Service Unavailable"}
+
+
+@router.get("/readyz", **READYZ)
+async def readyz(request: Request) -> Response:
+    if state_of(request).operations.ready():
+        return json_response(_health(request, "ready"))
+    return json_response(_health(request, "draining"), status=503)
+
+
+def _health(request: Request, status: Literal["ok", "ready", "draining"]) -> Health:
+    assistant = state_of(request).assistant
+    return Health(status=status, name=assistant.name, stack_key=assistant.stack_key)
+
+
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    **documented("Counters for Prometheus", (401, *UNAUTHENTICATED)),
+)
+async def metrics(request: Request) -> Response:
+    headers = {"cache-control": "no-store", "content-type": CONTENT_TYPE_PLAIN_0_0_4}
+    return Response(state_of(request).metrics.text(), headers=headers)
+
+
+@router.get("/openapi.json", **documented("This document", UNAUTHENTICATED))
+async def openapi(request: Request) -> Response:
+    headers = {"cache-control": "no-cache"}
+    return Response(request.app.state.openapi, media_type="application/json", headers=headers)
+
+
+def _static_file(name: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    """The handler of one file of the chat page, read once from the package and served with an entity tag."""
+    content = files("demeanor.server").joinpath("pages", name).read_bytes()
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
+
+    async def serve(request: Request) -> Response:
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+
+    return serve

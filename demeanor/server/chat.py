@@ -1,0 +1,452 @@
+"""POST /v1/chat/completions: one or more answers to a conversation, whole or streamed, in OpenAI's shape.
+
+In: a ChatRequest, then the events of each choice. Out: pydantic models; only fields that were set are written. The `demeanor` field is ours:
+every event of every layer, in the order in which it happened, with text as spans of the answer, so that nothing is sent twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+
+from demeanor.core.errors import RequestError
+from demeanor.core.types import (
+    Citation,
+    Completion,
+    Done,
+    Event,
+    Passage,
+    Prompted,
+    PromptRead,
+    Refusal,
+    Respond,
+    Text,
+    Timing,
+    TokenLogprob,
+    ToolCall,
+    ToolCalled,
+    ToolResult,
+    Turn,
+    Usage,
+    fold,
+)
+from demeanor.server.assistant import ModelCard
+from demeanor.server.chat_request import ChatRequest, chat_turns
+from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
+from demeanor.server.request_context import CURRENT_REQUEST
+from demeanor.server.schemas import ResponseObject, StreamOptions
+from demeanor.server.streaming import EventStream, Step, all_events, interleaved
+
+C = TypeVar("C", bound="CompletionBase")
+router = APIRouter()
+
+
+class FunctionCall(ResponseObject):
+    name: str
+    arguments: str
+
+
+class CallAnswer(ResponseObject):
+    """A tool call; `index` only in streams."""
+
+    index: int | None = None
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class UrlCitation(ResponseObject):
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+
+
+class Annotation(ResponseObject):
+    type: Literal["url_citation"]
+    url_citation: UrlCitation
+
+
+class TopLogprob(ResponseObject):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenAnswer(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(ResponseObject):
+    content: list[TokenAnswer] | None
+    refusal: None
+
+
+class MessageAnswer(ResponseObject):
+    """A whole message, or (all fields optional) what a chunk adds to one."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[CallAnswer] | None = None
+    annotations: list[Annotation] | None = None
+
+
+class Choice(ResponseObject):
+    index: int
+    message: MessageAnswer
+    logprobs: Logprobs | None
+    finish_reason: str
+
+
+class ChunkChoice(ResponseObject):
+    index: int
+    delta: MessageAnswer
+    logprobs: Logprobs | None
+    finish_reason: str | None
+
+
+class UsageAnswer(ResponseObject):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionBase(ResponseObject):
+    """The fields that a response and its chunks share, here and in /v1/completions; `choices` in the shape of the endpoint."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Any]
+    usage: UsageAnswer | None = None
+    demeanor: dict[str, Any] | None = None
+
+
+class ChatCompletion(CompletionBase):
+    """The body of a plain response."""
+
+    object: Literal["chat.completion"]
+    choices: list[Choice]
+    usage: UsageAnswer
+    demeanor: dict[str, Any]
+
+
+class ChatChunk(CompletionBase):
+    """One `data:` line of a streamed response."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChunkChoice]
+
+
+@router.post(
+    "/v1/chat/completions",
+    **documented(
+        "One or more answers to a conversation", GENERATED, ChatCompletion, body=ChatRequest, event=ChatChunk
+    ),
+)
+async def create_chat_completion(request: Request) -> Response:
+    state = state_of(request)
+    started = state.clock()
+    body = await read_body(request, ChatRequest)
+    card, respond = state.assistant.card(body.model), state.assistant.respond(body.model)
+    request.state.stack_key = card.stack_key
+    id = f"chatcmpl-{request.state.request_id.removeprefix('req_')}"
+    turns = chat_turns(body, card, state.assistant.defaults(), user=CURRENT_REQUEST.get().user, id=id)
+    choices = [ChatChoice(i, logprobs=bool(body.logprobs), parallel=body.parallel) for i in range(len(turns))]
+    return await completion_response(
+        request,
+        card,
+        respond,
+        turns,
+        choices,
+        partial(ChatCompletion, id=id, object="chat.completion"),
+        partial(ChatChunk, id=id, object="chat.completion.chunk") if body.stream else None,
+        stream_options=body.stream_options,
+        started=started,
+    )
+
+
+async def completion_response(
+    request: Request,
+    card: ModelCard,
+    respond: Respond,
+    turns: Sequence[Turn],
+    choices: Sequence[ChoiceWriter],
+    answer: Callable[..., CompletionBase],
+    chunk: Callable[..., CompletionBase] | None,
+    *,
+    stream_options: StreamOptions | None,
+    started: float,
+) -> Response:
+    """Answer turns as one completion with a choice per turn, as `answer` makes it, or streamed as `chunk` makes each part."""
+    state = state_of(request)
+    head = {"created": int(state.now()), "model": card.id, "system_fingerprint": card.stack_key}
+    traced = partial(trace, card, state.clock, started)
+    if chunk is not None:
+        chunks = stream_chunks(
+            interleaved(respond, turns),
+            choices,
+            partial(chunk, **head),
+            include_usage=bool(stream_options and stream_options.include_usage),
+            trace=traced,
+        )
+        return EventStream(chunks, request.state.request_id)
+    events = await all_events(request, respond, turns)
+    whole = [choice.whole(made) for choice, made in zip(choices, events)]
+    demeanor = traced(events)
+    completion = answer(**head, choices=whole, usage=usage([fold(e) for e in events]), demeanor=demeanor)
+    return json_response(completion, {"x-demeanor-ms": str(demeanor["ms"])})
+
+
+def finish_reason(completion: Completion) -> str:
+    """Why a choice ended, in OpenAI's words. Raises RequestError (503) if the turn was cancelled from inside."""
+    if completion.refusal is not None:
+        return "content_filter"
+    if completion.finish_reason == "cancelled":
+        raise RequestError(
+            "The answer was cut off: the server is stopping.",
+            status=503,
+            kind="server_error",
+            code="cancelled",
+        )
+    return "tool_calls" if completion.tool_calls else completion.finish_reason
+
+
+def sent_calls(completion: Completion, *, parallel: bool) -> Sequence[ToolCall]:
+    """The tool calls for the client to run: all of them, or unless `parallel` the first."""
+    return completion.tool_calls if parallel else completion.tool_calls[:1]
+
+
+def tool_calls(completion: Completion, *, parallel: bool) -> list[CallAnswer]:
+    """Tool calls for the client to run."""
+    return [
+        CallAnswer(id=c.id, type="function", function=FunctionCall(name=c.name, arguments=c.arguments))
+        for c in sent_calls(completion, parallel=parallel)
+    ]
+
+
+def token_logprobs(events: Sequence[Event]) -> Logprobs:
+    """Log-probabilities (nats) of the tokens of these events' text."""
+    tokens = [token for event in events if isinstance(event, Text) for token in event.logprobs]
+    return Logprobs(content=[_token(token) for token in tokens], refusal=None)
+
+
+def _token(token: TokenLogprob) -> TokenAnswer:
+    top = [TopLogprob(token=t, logprob=p, bytes=list(t.encode())) for t, p in token.top]
+    return TokenAnswer(
+        token=token.token, logprob=token.logprob, bytes=list(token.token.encode()), top_logprobs=top
+    )
+
+
+def citations(events: Sequence[Event]) -> list[Annotation]:
+    """Citations as OpenAI's `url_citation`; a passage without a web address is cited as `passage:ID`."""
+    passages = {e.id: e for e in events if isinstance(e, Passage)}
+    return [_annotation(e, passages.get(e.passage_id)) for e in events if isinstance(e, Citation)]
+
+
+def _annotation(citation: Citation, passage: Passage | None) -> Annotation:
+    source = passage.source if passage else citation.passage_id
+    url = source if source.startswith(("http://", "https://")) else f"passage:{quote(citation.passage_id)}"
+    return Annotation(
+        type="url_citation",
+        url_citation=UrlCitation(start_index=citation.start, end_index=citation.end, title=source, url=url),
+    )
+
+
+def usage(completions: Sequence[Completion]) -> UsageAnswer:
+    """Tokens read and written by all model calls of all choices."""
+    read, written = sum(c.prompt_tokens for c in completions), sum(c.completion_tokens for c in completions)
+    return UsageAnswer(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+class ChoiceWriter(Protocol):
+    """Writes one choice in the shape of its endpoint, whole or part by part; `events` are those so far."""
+
+    events: list[Event]
+
+    def whole(self, events: list[Event]) -> Any:
+        """The finished choice. Raises RequestError (503) if the turn was cancelled from inside."""
+
+    def start(self) -> list[Any]:
+        """The parts that are sent before the first part of any choice."""
+
+    def add(self, event: Event) -> list[Any]:
+        """Take an event; return the parts to send now."""
+
+    def end(self) -> list[Any]:
+        """The last parts, at least one. Raises RequestError (503) if the turn was cancelled from inside."""
+
+
+async def stream_chunks(
+    steps: AsyncGenerator[Step, None],
+    choices: Sequence[ChoiceWriter],
+    chunk: Callable[..., C],
+    *,
+    include_usage: bool,
+    trace: Callable[[Sequence[Sequence[Event]]], dict[str, Any]],
+) -> AsyncGenerator[C, None]:
+    """Turn the events of choices into chunks, the last of them with the trace; `chunk` makes one of its own fields.
+
+    Raises what the turns raise, and what the end of a choice raises.
+    """
+    usage_field = {"usage": None} if include_usage else {}
+    running, started = len(choices), False
+    async with aclosing(steps):
+        async for index, event in steps:
+            if event is None:
+                parts = choices[index].end()
+                running -= 1
+            else:
+                parts = choices[index].add(event)
+            if parts and not started:
+                started = True
+                for part in [part for choice in choices for part in choice.start()]:
+                    yield chunk(choices=[part], **usage_field)
+            for i, part in enumerate(parts, 1):
+                is_last = i == len(parts) and not running and not include_usage
+                trace_field = {"demeanor": trace([c.events for c in choices])} if is_last else {}
+                yield chunk(choices=[part], **usage_field, **trace_field)
+    if include_usage:
+        events = [choice.events for choice in choices]
+        yield chunk(choices=[], usage=usage([fold(e) for e in events]), demeanor=trace(events))
+
+
+class ChatChoice:
+    """A choice of a chat completion; its parts are a role, text as it comes, then the rest of the message and why it ended."""
+
+    def __init__(self, index: int, *, logprobs: bool, parallel: bool = True) -> None:
+        self.index, self.logprobs, self.parallel = index, logprobs, parallel
+        self.events: list[Event] = []
+        self.has_text = self.refused = False
+
+    def whole(self, events: list[Event]) -> Choice:
+        completion = fold(events)
+        message = MessageAnswer(role="assistant", content=completion.text, refusal=None, annotations=[])
+        logprobs = token_logprobs(events) if self.logprobs else None
+        if completion.refusal is not None:
+            message.refusal = completion.refusal.text
+            logprobs = token_logprobs(()) if self.logprobs else None
+        else:
+            message.annotations = citations(completion.events)
+            if completion.tool_calls:
+                message.content = completion.text or None
+                message.tool_calls = tool_calls(completion, parallel=self.parallel)
+        reason = finish_reason(completion)
+        return Choice(index=self.index, message=message, logprobs=logprobs, finish_reason=reason)
+
+    def start(self) -> list[ChunkChoice]:
+        return [self._part(MessageAnswer(role="assistant", content="", refusal=None))]
+
+    def add(self, event: Event) -> list[ChunkChoice]:
+        self.events.append(event)
+        if self.refused:
+            return []
+        if isinstance(event, Refusal):
+            self.refused = True
+            delta = MessageAnswer(refusal=event.text)
+            if not self.has_text:
+                delta.content = event.text
+            return [self._part(delta)]
+        if isinstance(event, Text) and (event.text or (self.logprobs and event.logprobs)):
+            self.has_text = True
+            logprobs = token_logprobs([event]) if self.logprobs else None
+            return [self._part(MessageAnswer(content=event.text), logprobs)]
+        return []
+
+    def end(self) -> list[ChunkChoice]:
+        """Tool calls that no layer answered, then citations and the reason for the end."""
+        completion = fold(self.events)
+        last = self._part(MessageAnswer(), reason=finish_reason(completion))
+        if completion.refusal is not None:
+            return [last]
+        if annotations := citations(completion.events):
+            last.delta.annotations = annotations
+        calls = tool_calls(completion, parallel=self.parallel)
+        for i, call in enumerate(calls):
+            call.index = i
+        return [self._part(MessageAnswer(tool_calls=calls)), last] if calls else [last]
+
+    def _part(
+        self, delta: MessageAnswer, logprobs: Logprobs | None = None, reason: str | None = None
+    ) -> ChunkChoice:
+        return ChunkChoice(index=self.index, delta=delta, logprobs=logprobs, finish_reason=reason)
+
+
+def trace(
+    card: ModelCard, clock: Callable[[], float], started: float, choices: Sequence[Sequence[Event]]
+) -> dict[str, Any]:
+    """The `demeanor` field: which variant answered, milliseconds since `started`, and one entry per event of every choice."""
+    total_ms = 1000 * (clock() - started)
+    events = [{"choice": i, **entry} for i, made in enumerate(choices) for entry in trace_entries(made)]
+    about = {"model": card.id, "stack_key": card.stack_key, "layers": list(card.layers)}
+    return {**about, "ms": round(total_ms, 2), "events": events}
+
+
+def trace_entries(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Events as `{by, kind, ...}`; neighbouring texts of one layer become one span [start, end) of the answer."""
+    found: list[dict[str, Any]] = []
+    at = 0
+    for event in events:
+        if not isinstance(event, Text):
+            found.append(_entry(event))
+        elif event.text:
+            if found and found[-1]["kind"] == "text" and found[-1]["by"] == event.by:
+                found[-1]["end"] = at + len(event.text)
+            else:
+                found.append({"by": event.by, "kind": "text", "start": at, "end": at + len(event.text)})
+            at += len(event.text)
+    return found
+
+
+def _entry(event: Event) -> dict[str, Any]:
+    """One event that is not text."""
+    match event:
+        case Prompted(messages, by):
+            shown = [{"role": m.role, "content": m.content} for m in messages]
+            return {"by": by, "kind": "prompted", "messages": shown}
+        case PromptRead(tokens, by=by):
+            return {"by": by, "kind": "prompt_read", "tokens": len(tokens)}
+        case Passage(id, text, score, source, by):
+            return {"by": by, "kind": "passage", "id": id, "text": text, "score": score, "source": source}
+        case Citation(start, end, passage_id, by):
+            return {"by": by, "kind": "citation", "start": start, "end": end, "passage_id": passage_id}
+        case ToolCalled(call, by):
+            return {
+                "by": by,
+                "kind": "tool_call",
+                "id": call.id,
+                "name": call.name,
+                "arguments": call.arguments,
+            }
+        case ToolResult(call_id, name, content, error, by):
+            return {
+                "by": by,
+                "kind": "tool_result",
+                "id": call_id,
+                "name": name,
+                "content": content,
+                "error": error,
+            }
+        case Refusal(by, rule, reason, text, stage):
+            return {"by": by, "kind": "refusal", "rule": rule, "reason": reason, "text": text, "stage": stage}
+        case Timing(by, ms):
+            return {"by": by, "kind": "timing", "ms": round(ms, 3)}
+        case Usage(prompt_tokens, completion_tokens, by):
+            return {
+                "by": by,
+                "kind": "usage",
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+            }
+        case Done(finish_reason, by):
+            return {"by": by, "kind": "done", "finish_reason": finish_reason}
+        case Text():
+            raise TypeError("text becomes spans, see trace_entries()")
