@@ -20,6 +20,7 @@ from demeanor.core.formatting import NONE, axis_name, first_of, number, plural, 
 from demeanor.core.table import (
     NOT_PAGE,
     PAGE,
+    Block,
     Figure,
     Fold,
     Inline,
@@ -394,7 +395,6 @@ IDS, ALIASES = 6, 12
 
 def section(found: Attribution) -> Section:
     """Shapley values with their intervals, the other views, and the items that changed."""
-    shown = [e for e in found.interactions if e.shown]
     changed = [(c.name, axis, c) for c in found.changed for axis in sorted({*c.fixed, *c.regressed})]
     return Section(
         "attribution",
@@ -423,12 +423,7 @@ def section(found: Attribution) -> Section:
                 for view, title in VIEWS
                 if getattr(found, view)
             ),
-            Paragraph(
-                f"Interactions, both together minus each alone: {len(shown)} of {len(found.interactions)} are shown"
-                f"{': ' if shown else ''}{', '.join(f'{e.name} on {axis_name(e.axis)} {plain(_cell(e))}' for e in shown)}.",
-                "note",
-            ),
-            OnlyFor(PAGE, (Fold("All interactions, points", (_effects(found.interactions, ""),)),)),
+            *_interactions(found),
             Fold(
                 "Items that changed",
                 (
@@ -473,6 +468,20 @@ def _remarks(found: Attribution) -> list[str]:
     if found.suspect == "none":
         return [*told, "Suspect: none. No layer is implicated: the whole without it is not better."]
     return [*told, f"Suspect: {found.suspect}. The whole is shown to be better without it."]
+
+
+def _interactions(found: Attribution) -> list[Block]:
+    """Those that are shown, and on the page all of them; none where the design cannot estimate any."""
+    if not found.interactions:
+        return []
+    shown = [f"{e.name} on {axis_name(e.axis)} {plain(_cell(e))}" for e in found.interactions if e.shown]
+    told = (
+        f"Interactions, both together minus each alone: {len(shown)} of {len(found.interactions)} are shown"
+    )
+    return [
+        Paragraph(f"{told}{': ' if shown else ''}{', '.join(shown)}.", "note"),
+        OnlyFor(PAGE, (Fold("All interactions, points", (_effects(found.interactions, ""),)),)),
+    ]
 
 
 def _effects(effects: Sequence[Effect], title: str, total: Sequence[Effect] = ()) -> Table:

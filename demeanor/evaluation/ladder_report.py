@@ -481,7 +481,7 @@ def _external(result: Result) -> Section | None:
         "external",
         "External models",
         "Compared with external models",
-        (Paragraph(sentences, "lead"), *figure[:1], means, *figure[1:]),
+        (Paragraph(sentences), *figure[:1], means, *figure[1:]),
     )
 
 

@@ -21,6 +21,7 @@ from demeanor.core.table import (
     Section,
     StyledText,
     Table,
+    plain,
 )
 
 
@@ -61,7 +62,7 @@ def _blocks(blocks: Iterable[Block]) -> Iterator[str]:
             case Paragraph(style="heading"):
                 yield f"### {_inline(block.text)}"
             case Paragraph(style="code"):
-                yield f"```\n{block.text}\n```"
+                yield "\n".join(f"    {_safe(line)}" for line in plain(block.text).splitlines())
             case Paragraph():
                 yield _inline(block.text)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -46,6 +47,8 @@ def show_page(page: Page, out: Console) -> None:
     out.print(RichText(visible(page.headline), "bold"))
     for section in page.sections:
         show(section, out)
+    if page.caveats:
+        out.print()
     for caveat in page.caveats:
         out.print(RichText.assemble(("! ", "bold yellow"), visible(caveat)))
 
@@ -143,16 +146,15 @@ def _cell(value: Inline) -> RichText:
     for part in parts:
         if isinstance(part, StyledText) and part.style == "change":
             told.append(" ")
-        told.append_text(_rich(part))
         if isinstance(part, StyledText) and part.strong:
-            told.append("*", TONES[part.tone] or "bold")
+            part = replace(part, text=f"{part.text}*")
+        told.append_text(_rich(part))
     return told
 
 
 def _rich(text: Inline, style: str = "") -> RichText:
-    parts = text if isinstance(text, tuple) else (text,)
     told = RichText(style=style)
-    for part in parts:
+    for part in text if isinstance(text, tuple) else (text,):
         if isinstance(part, str):
             told.append(visible(part))
         elif not part.link and part.style != "aside":

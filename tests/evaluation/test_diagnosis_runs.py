@@ -30,7 +30,8 @@ from demeanor.core.types import (
     complete,
 )
 from demeanor.evaluation import ladder
-from demeanor.evaluation.diagnosis import analysis, diagnose, interventions
+from demeanor.evaluation.diagnosis import diagnose, interventions
+from demeanor.evaluation.diagnosis.analysis import section
 from demeanor.evaluation.diagnosis.replay import Intervention, ReplayHarness, as_it_is
 from demeanor.evaluation.experiment import Experiment, suite
 from demeanor.evaluation.result_rows import LayerActivity, Row, read_rows
@@ -322,10 +323,10 @@ def test_the_verb_writes_what_it_shows_and_a_section_of_the_page(
     assert rows == [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error], (
         "nothing was measured again"
     )
-    terminal.show(analysis.section(found), Console(width=400))
+    terminal.show(section(found), Console(width=300))
     printed = capsys.readouterr().out
     assert f"Suspect: {found.suspect}" in printed
-    assert all(r.name[:40] in printed for r in found.repairs)
+    assert all(" ".join(r.name.split()[:3]) in printed for r in found.repairs)
     result = ladder.evaluate(stack, services(runs), tmp_path, variants=["tiny-desk"], limit=2, name="x")
     assert 'id="diagnosis"' in publish.show(result, tmp_path).read_text()
 

@@ -228,7 +228,7 @@ def test_another_demeanor_can_be_the_judge_and_the_second_run_asks_it_nothing(
             )
             assert judge.calls == calls
     said = capsys.readouterr().out
-    assert "12 pairs" in said
+    assert "12 pairs, 24 verdicts, 0 without a verdict" in said
     assert "75.0% (" in said
     assert "24 verdicts of harbour-desk, 0 from the cache, 216 + 48 tokens" in said
     assert "24 verdicts of harbour-desk, 24 from the cache, 0 + 0 tokens" in said

@@ -1,8 +1,7 @@
-"""A made-up result, through JSON as the report gets it, and a hostile twin of it."""
+"""A made-up result and a hostile twin of it."""
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "evaluation"))
 import synthetic
 
 from demeanor.evaluation.ladder import ladder
+from demeanor.evaluation.result import Result
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\u202e\x00 & "quoted" \'single\' | pipe'
 
 
-def make(**changes: Any) -> dict[str, Any]:
+def make(**changes: Any) -> Result:
     items = synthetic.items(per_axis=24)
     rows = synthetic.rows(items)
     rival = HOSTILE if changes.get("hostile") else "a-rival"
@@ -50,7 +50,7 @@ def make(**changes: Any) -> dict[str, Any]:
             )
             for r in rows
         ]
-    found = ladder(
+    return ladder(
         rows,
         items,
         name=HOSTILE if changes.get("hostile") else "harbour-desk",
@@ -64,26 +64,21 @@ def make(**changes: Any) -> dict[str, Any]:
         else ("demeanor eval stack.yaml",),
         external=(rival,),
     )
-    loaded: dict[str, Any] = json.loads(found.to_json())
-    return loaded
 
 
 @pytest.fixture(scope="session")
-def result() -> dict[str, Any]:
+def result() -> Result:
     return make()
 
 
 @pytest.fixture(scope="session")
-def hostile() -> dict[str, Any]:
+def hostile() -> Result:
     return make(hostile=True)
 
 
 @pytest.fixture(scope="session")
-def empty() -> dict[str, Any]:
+def empty() -> Result:
     """The least there can be: one variant, one item, nothing to compare."""
     item = synthetic.items(per_axis=2)[0]
     rows = [r for r in synthetic.rows([item]) if r.variant == "desk:base"]
-    loaded: dict[str, Any] = json.loads(
-        ladder(rows, [item], name="alone", steps=("desk:base",), without={}).to_json()
-    )
-    return loaded
+    return ladder(rows, [item], name="alone", steps=("desk:base",), without={})

@@ -7,19 +7,23 @@ import hashlib
 import html
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import get_args
 
 import pytest
-from demeanor.report.markup import VOID, Html, el, join
-from demeanor.report.page import page
-from demeanor.report.words import percent, points
+from jinja2 import UndefinedError
+from markupsafe import Markup
 
-from demeanor.evaluation import result as results
-from demeanor.report import shape
-from demeanor.report.figures import tone_of
-from demeanor.report.markdown import markdown
+from demeanor.core.formatting import percent, points
+from demeanor.core.table import Block, Fold, Page, Paragraph, Section, StyledText, Table, tone_of
+from demeanor.evaluation import ladder_report
+from demeanor.evaluation.result import Result
+from demeanor.report import html as renderer
+from demeanor.report import markdown as md
+from demeanor.report.figures import el, join
+
+VOID = frozenset({"meta", "br", "hr"})
 
 ALLOWED = {
     "a",
@@ -70,6 +74,14 @@ ALLOWED = {
 }
 
 
+def page(result: Result) -> str:
+    return renderer.page(ladder_report.page(result))
+
+
+def markdown(result: Result) -> str:
+    return md.page(ladder_report.page(result))
+
+
 class Reader(HTMLParser):
     """Every tag and attribute of a page, its text, and whether tags close in the order they opened."""
 
@@ -100,19 +112,19 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(params=["result", "hostile", "empty"])
-def any_result(request: pytest.FixtureRequest) -> dict[str, Any]:
-    found: dict[str, Any] = request.getfixturevalue(request.param)
+def any_result(request: pytest.FixtureRequest) -> Result:
+    found: Result = request.getfixturevalue(request.param)
     return found
 
 
-def test_every_tag_is_one_of_ours_and_closes_where_it_should(any_result: dict[str, Any]) -> None:
+def test_every_tag_is_one_of_ours_and_closes_where_it_should(any_result: Result) -> None:
     read = Reader(page(any_result))
     assert {tag for tag, _ in read.tags} <= ALLOWED
     assert read.crossed == read.open == []
 
 
 def test_no_script_no_handler_no_style_attribute_and_no_address_outside_the_page(
-    any_result: dict[str, Any],
+    any_result: Result,
 ) -> None:
     for tag, attributes in Reader(page(any_result)).tags:
         assert not [
@@ -126,7 +138,7 @@ def test_no_script_no_handler_no_style_attribute_and_no_address_outside_the_page
 
 
 def test_the_content_security_policy_allows_the_pages_own_style_and_nothing_else(
-    result: dict[str, Any],
+    result: Result,
 ) -> None:
     source = page(result)
     style = re.search(r"<style>(.*?)</style>", source, re.S)
@@ -140,9 +152,7 @@ def test_the_content_security_policy_allows_the_pages_own_style_and_nothing_else
     assert policy == f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'sha256-{hash_}'"
 
 
-def test_what_a_model_says_is_shown_as_text_and_never_becomes_markup(
-    hostile: dict[str, Any], result: dict[str, Any]
-) -> None:
+def test_what_a_model_says_is_shown_as_text_and_never_becomes_markup(hostile: Result, result: Result) -> None:
     source = page(hostile)
     assert "<script" not in source
     assert "<img" not in source
@@ -152,7 +162,7 @@ def test_what_a_model_says_is_shown_as_text_and_never_becomes_markup(
     assert {t for t, _ in Reader(source).tags} <= {t for t, _ in Reader(page(result)).tags}
 
 
-def test_the_figures_are_well_formed_svg_with_a_description(result: dict[str, Any]) -> None:
+def test_the_figures_are_well_formed_svg_with_a_description(result: Result) -> None:
     figures = re.findall(r"<svg.*?</svg>", page(result), re.S)
     assert len(figures) >= 6
     for figure in figures:
@@ -161,7 +171,7 @@ def test_the_figures_are_well_formed_svg_with_a_description(result: dict[str, An
         assert "inf" not in figure
 
 
-def test_every_mark_lies_inside_its_figure(result: dict[str, Any]) -> None:
+def test_every_mark_lies_inside_its_figure(result: Result) -> None:
     for figure in re.findall(r"<svg.*?</svg>", page(result), re.S):
         tree = ET.fromstring(figure)
         _, _, width, height = map(float, tree.attrib["viewBox"].split())
@@ -175,94 +185,90 @@ def test_every_mark_lies_inside_its_figure(result: dict[str, Any]) -> None:
 
 
 def test_every_cell_of_the_ladder_is_the_mean_and_shows_its_change_only_if_the_interval_excludes_zero(
-    result: dict[str, Any],
+    result: Result,
 ) -> None:
     table = re.search(r'<table class="heat">(.*?)</table>', page(result), re.S)
     assert table is not None
     rows = re.findall(r"<tr>(.*?)</tr>", table.group(1), re.S)[1:]
-    for row, axis in zip(rows, result["axes"], strict=True):
+    for row, axis in zip(rows, result.axes, strict=True):
         cells = re.findall(r"<b>(.*?)</b><span class=\"change ?([^\"]*)\"[^>]*>(.*?)</span>", row)
-        rungs = [result["steps"][0]["before"], *(s["after"] for s in result["steps"])]
+        rungs = [result.steps[0].before, *(s.after for s in result.steps)]
         for n, ((mean, tone, change), rung) in enumerate(zip(cells, rungs, strict=True)):
-            assert html.unescape(mean) == percent(axis["means"][rung]["value"])
-            delta = (
-                next(d for d in result["steps"][n - 1]["deltas"] if d["axis"] == axis["name"]) if n else None
-            )
-            if delta is None or not delta["shown"]:
+            assert html.unescape(mean) == percent(axis.means[rung].value)
+            delta = next(d for d in result.steps[n - 1].deltas if d.axis == axis.name) if n else None
+            if delta is None or not delta.shown:
                 assert (tone, change) == ("", "")
             else:
-                assert change[2:] == points(delta["value"])
-                assert tone.split()[0] == ("up" if delta["value"] > 0 else "down")
-                assert ("firm-word" in tone) == (delta["verdict"] in ("better", "worse"))
+                assert change[2:] == points(delta.value)
+                assert tone.split()[0] == ("up" if delta.value > 0 else "down")
+                assert ("firm-word" in tone) == (delta.verdict in ("better", "worse"))
 
 
-def test_a_mark_is_coloured_only_when_its_interval_excludes_zero(result: dict[str, Any]) -> None:
-    for comparison in [*result["steps"], *result["without"]]:
-        for d in comparison["deltas"]:
-            assert tone_of(d) == (
-                "flat" if d["low"] <= 0 <= d["high"] else "up" if d["value"] > 0 else "down"
+def test_a_mark_is_coloured_only_when_its_interval_excludes_zero(result: Result) -> None:
+    for comparison in [*result.steps, *result.without]:
+        for d in comparison.deltas:
+            assert tone_of(d.value, shown=d.shown) == (
+                "flat" if d.low <= 0 <= d.high else "up" if d.value > 0 else "down"
             )
 
 
 def test_every_loss_on_the_ladder_stands_in_the_section_of_costs_with_a_link_to_its_items(
-    result: dict[str, Any],
+    result: Result,
 ) -> None:
     source = page(result)
-    section = re.search(r'<section id="costs">(.*?)</section>', source, re.S)
+    section = re.search(r'<section id="regressions">(.*?)</section>', source, re.S)
     assert section is not None
-    for cost in result["regressions"]:
-        if cost["kind"] == "step":
-            assert f'href="#step-{cost["name"]}"' in section.group(1)
-            assert f'id="step-{cost["name"]}"' in source
+    for cost in result.regressions:
+        if cost.kind == "step":
+            assert f'href="#step-{cost.name}"' in section.group(1)
+            assert f'id="step-{cost.name}"' in source
 
 
-def test_every_link_leads_to_something_on_the_page(any_result: dict[str, Any]) -> None:
+def test_every_link_leads_to_something_on_the_page(any_result: Result) -> None:
     tags = Reader(page(any_result)).tags
     ids = [a["id"] for _, a in tags if a.get("id")]
     assert len(ids) == len(set(ids))
     assert {(a["href"] or "").lstrip("#") for _, a in tags if "href" in a} <= set(ids)
 
 
-def test_n_seed_interval_method_and_reproduction_are_stated(result: dict[str, Any]) -> None:
+def test_n_seed_interval_method_and_reproduction_are_stated(result: Result) -> None:
     words = Reader(page(result)).words
     for said in (
-        f"{result['items']} items",
+        f"{result.items} items",
         "seed 0",
         "95% intervals",
         "cluster-robust",
         "Holm",
-        result["suite_hash"],
+        result.suite_hash,
         "demeanor eval stack.yaml",
         "key0",
     ):
         assert said in words, said
 
 
-def test_warnings_come_before_the_numbers(result: dict[str, Any]) -> None:
-    words = Reader(page({**result, "caveats": ["base: 3 of 9 answers failed"]})).words
-    assert words.index("3 of 9 answers failed") < words.index(
-        "What each layer did", words.index("Before you believe it")
-    )
+def test_warnings_come_before_the_numbers(result: Result) -> None:
+    words = Reader(page(replace(result, caveats=("base: 3 of 9 answers failed",)))).words
+    assert words.index("3 of 9 answers failed") < words.index("What each layer did", words.index("Caveats"))
 
 
-def test_a_result_with_nothing_to_compare_claims_nothing(empty: dict[str, Any]) -> None:
+def test_a_result_with_nothing_to_compare_claims_nothing(empty: Result) -> None:
     words = Reader(re.sub(r"<style>.*?</style>", "", page(empty), flags=re.S)).words
     for claim in ("improved", "raised", "lowered", "got worse"):
         assert claim not in words.split("How this was measured")[0]
     assert "alone on 1 question" in words
 
 
-def test_long_answers_are_cut_and_say_so(result: dict[str, Any]) -> None:
-    step = dict(result["steps"][0])
-    change = dict(step["changes"][0])
-    change["after"] = {**change["after"], "text": "x" * 5000}
-    source = page({**result, "steps": [{**step, "changes": [change]}, *result["steps"][1:]]})
+def test_long_answers_are_cut_and_say_so(result: Result) -> None:
+    step = result.steps[0]
+    change = step.changes[0]
+    long = replace(change, after=replace(change.after, text="x" * 5000))
+    source = page(replace(result, steps=(replace(step, changes=(long,)), *result.steps[1:])))
     assert "(3,000 more characters)" in source
     assert "x" * 2001 not in source
 
 
 def test_the_markdown_has_no_markup_of_a_model_and_every_row_has_all_its_cells(
-    hostile: dict[str, Any],
+    hostile: Result,
 ) -> None:
     text = markdown(hostile)
     assert "<script" not in text
@@ -271,48 +277,59 @@ def test_the_markdown_has_no_markup_of_a_model_and_every_row_has_all_its_cells(
         assert len(widths) == 1
 
 
-def test_the_typed_dictionaries_of_the_report_are_exactly_the_json_of_the_evaluation(
-    result: dict[str, Any],
-) -> None:
-    compared: set[str] = set()
-
-    def plain(hint: Any) -> Any:
-        """A type as its JSON would be: tuples of one kind are lists, dataclasses and TypedDicts are their names."""
-        origin, parts = get_origin(hint), get_args(hint)
-        if origin is tuple and parts[-1] is Ellipsis:
-            return ("list", plain(parts[0]))
-        if origin in (Union, UnionType):
-            return frozenset(map(plain, parts))
-        if origin is Literal:
-            return parts
-        if origin is not None:
-            return (origin.__name__, *map(plain, parts))
-        if hasattr(shape, getattr(hint, "__name__", "")):
-            same(hint, getattr(shape, hint.__name__))
-            return hint.__name__
-        return hint
-
-    def same(ours: Any, theirs: Any) -> None:
-        if ours.__name__ in compared:
-            return
-        compared.add(ours.__name__)
-        left, right = get_type_hints(ours), get_type_hints(theirs)
-        assert set(left) == set(right), ours.__name__
-        for name in left:
-            assert plain(left[name]) == plain(right[name]), f"{ours.__name__}.{name}"
-
-    same(results.Result, shape.Result)
-    assert compared == {t.__name__ for t in vars(shape).values() if hasattr(t, "__required_keys__")}
-    assert set(result) == set(get_type_hints(shape.Result))
-
-
-def test_markup_escapes_whatever_is_not_markup_already() -> None:
-    assert el("p", "<b>", el("i", "&"), None, ["'", 3]) == "<p>&lt;b&gt;<i>&amp;</i>&#x27;3</p>"
+def test_a_figure_escapes_whatever_is_not_markup_already() -> None:
+    assert el("p", "<b>", el("i", "&"), None, "'") == "<p>&lt;b&gt;<i>&amp;</i>&#39;</p>"
     assert (
-        el("a", href='"><script>', class_="x", hidden=False)
-        == '<a href="&quot;&gt;&lt;script&gt;" class="x"></a>'
+        el("a", href='"><script>', class_="x", hidden=None)
+        == '<a href="&#34;&gt;&lt;script&gt;" class="x"></a>'
     )
-    assert isinstance(join("x"), Html)
-    assert el("p", Html("<br>") + "<script>") == "<p>&lt;br&gt;&lt;script&gt;</p>", (
-        "adding strings makes a string again, which is escaped"
+    assert isinstance(join("x"), Markup)
+    assert el("p", "a\u202eb") == "<p>a\\u202eb</p>", "nothing may reverse the reading order"
+
+
+HOSTILE = "<script>alert(1)</script> a | b [red]c[/red] \u202e"
+SECTION = Section(
+    "x",
+    "X",
+    HOSTILE,
+    (
+        Paragraph((HOSTILE, StyledText(HOSTILE, "code"))),
+        Table(
+            (HOSTILE, "b"),
+            ((HOSTILE, StyledText(HOSTILE, "change", "up", strong=True, hint=HOSTILE)),),
+            HOSTILE,
+        ),
+        Fold(HOSTILE, (Paragraph(HOSTILE, "note"),)),
+    ),
+)
+
+
+def test_every_kind_of_text_is_text_on_the_page() -> None:
+    source = renderer.page(
+        Page(HOSTILE, HOSTILE, HOSTILE, (SECTION,), (HOSTILE,), (HOSTILE,), (HOSTILE,), HOSTILE)
     )
+    assert "<script" not in source
+    assert "\u202e" not in source
+    assert html.unescape(source).count("<script>alert(1)</script>") == 17
+
+
+def test_every_kind_of_text_is_text_in_markdown() -> None:
+    text = md.markdown(SECTION)
+    assert "<script" not in text
+    assert "\u202e" not in text
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")] == [
+        3,
+        3,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("block", get_args(Block), ids=lambda block: block.__name__)
+def test_the_template_knows_every_kind_of_block(block: type) -> None:
+    source = (renderer.FOLDER / "page.html.jinja").read_text()
+    assert f'kind == "{block.__name__}"' in source
+
+
+def test_a_kind_of_block_that_the_template_does_not_know_is_an_error() -> None:
+    with pytest.raises(UndefinedError):
+        renderer.page(Page("t", "a", "h", (Section("x", "X", "X", (object(),)),)))  # type: ignore[arg-type]
