@@ -31,7 +31,6 @@ from demeanor.server import (
 from demeanor.server.admission import Operations
 from demeanor.server.assistant import ServedAssistant
 from demeanor.server.auth import KeyRing, KeyStore
-from demeanor.server.endpoint import UNAUTHENTICATED, AppState, document, documented, json_response, state_of
 from demeanor.server.endpoint import (
     UNAUTHENTICATED,
     AppState,

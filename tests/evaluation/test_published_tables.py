@@ -114,7 +114,7 @@ def test_the_headline_sets_the_worst_fall_beside_the_mean() -> None:
     falling = table(
         rows=[{"name": "mean", "values": [5, 4], "summary": True}, {"name": "x", "values": [9, 8]}]
     )
-    assert "ships" not in tables.headline(falling)
+    assert "ships" not in published.headline(falling)
 
 
 def renderings(found: published.Published) -> list[str]:
