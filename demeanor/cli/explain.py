@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demeanor.stack.stack import Stack, plain
-from demeanor.train import pipeline
+from demeanor.train.plan import notes, plans
 from demeanor.train.runs import Runs
 
 
@@ -16,7 +16,7 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
     console = Console(highlight=False)
     console.print(f"[bold]{stack.spec.name}[/]  key {stack.key()}  {stack.path}")
     console.print(_weights(stack, runs))
-    for note in pipeline.notes(stack):
+    for note in notes(stack):
         console.print(note, markup=False)
     console.print(_layers(stack))
     console.print(
@@ -45,7 +45,7 @@ def _weights(stack: Stack, runs: Runs) -> Table:
     for name in ("stage", "objective", "from", "data", "key", "state", "to train"):
         table.add_column(name, justify="right" if name == "to train" else "left")
     total = 0.0
-    for plan in pipeline.plans(stack, runs):
+    for plan in plans(stack, runs):
         minutes = (
             ""
             if plan.state == "trained" or not plan.tokens

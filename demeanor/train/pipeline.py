@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from demeanor.core import hardware, registry
 from demeanor.core.errors import DataError, DemeanorError
-from demeanor.core.types import Example, Preference, TrainingRow, Unpaired
+from demeanor.core.types import Example, TrainingRow, Unpaired
 from demeanor.data import sources
 from demeanor.data.batches import assemble, stored
 from demeanor.data.rows import Want
@@ -29,7 +29,6 @@ from demeanor.stack.schema import (
     Import,
     ImportStage,
     MergeStage,
-    ModelShape,
     QuantiseStage,
     Remote,
     Scratch,
@@ -44,12 +43,10 @@ from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import derived, generation_eval
 from demeanor.train import stage as training
 from demeanor.train.parallel import join
+from demeanor.train.plan import notes
 from demeanor.train.progress import StageProgress
-from demeanor.train.runs import CHECKPOINT, Runs, import_folder, weights_folder
+from demeanor.train.runs import Runs, import_folder, weights_folder
 from demeanor.train.trackers import Begin, together
-
-TYPICAL_FLOPS = 2.5e11
-"""Training FLOP/s of two cores on small models (bf16), for the estimate of `explain` alone."""
 
 
 def train(
@@ -354,117 +351,3 @@ def _record(stack: Stack, name: str, data: Sequence[Source]) -> dict[str, Any]:
 
 
 # ---- what training would cost ----
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingPlan:
-    """One weight layer as `explain` shows it: where it stands and what training it would cost (an estimate)."""
-
-    name: str
-    objective: str
-    parent: str
-    data: str
-    state: str
-    tokens: float
-    minutes: float
-
-
-def plans(stack: Stack, runs: Runs) -> list[TrainingPlan]:
-    """Every weight layer with its state and estimated cost; rows are read, tokens guessed from characters."""
-    base = stack.spec.weights.base
-    if isinstance(base, Remote):
-        return [TrainingPlan("base", "remote", "", f"{base.model} at {base.url}", "elsewhere", 0, 0)]
-    parameters = (
-        _parameters(base.model, base.tokenizer.vocab_size)
-        if isinstance(base, Scratch)
-        else checkpoints.num_weights(import_folder(stack, base.path))
-    )
-    found = [
-        TrainingPlan(
-            "base",
-            "import" if isinstance(base, Import) else "next token",
-            "",
-            base.path if isinstance(base, Import) else _names(base.data),
-            _state(stack, runs, "base"),
-            0 if isinstance(base, Import) else base.tokens,
-            0 if isinstance(base, Import) else 6 * parameters * base.tokens / TYPICAL_FLOPS / 60,
-        )
-    ]
-    for stage in stack.spec.weights.stages:
-        if not isinstance(stage, Stage):
-            what = (
-                stage.path
-                if isinstance(stage, ImportStage)
-                else f"{stage.method} of {', '.join(stage.of)}"
-                if isinstance(stage, MergeStage)
-                else stage.format
-            )
-            found.append(
-                TrainingPlan(
-                    stage.name,
-                    stage.kind,
-                    stack.parent(stage.name),
-                    what,
-                    _state(stack, runs, stage.name),
-                    0,
-                    0,
-                )
-            )
-            continue
-        wants = registry.entry(OBJECTIVES, stack.objective_kind(stage.name)).ROWS
-        tokens = stage.epochs * sum(_guessed_tokens(r) for s in stage.data for r in _rows(s, stack, wants))
-        found.append(
-            TrainingPlan(
-                stage.name,
-                stack.objective_kind(stage.name),
-                stack.parent(stage.name),
-                _names(stage.data),
-                _state(stack, runs, stage.name),
-                tokens,
-                6 * parameters * tokens / TYPICAL_FLOPS / 60,
-            )
-        )
-    return found
-
-
-def _state(stack: Stack, runs: Runs, name: str) -> str:
-    if name == "base" and isinstance(stack.spec.weights.base, Import):
-        return "trained"
-    key = stack.stage_key(name)
-    if runs.complete(key):
-        return "trained"
-    return "interrupted" if (runs.folder(key) / CHECKPOINT).exists() else "to train"
-
-
-def _guessed_tokens(row: TrainingRow) -> float:
-    """A third of the characters, and four tokens of markers for each message."""
-    if isinstance(row, Example) and row.text is not None:
-        return len(row.text) / 3
-    if isinstance(row, Example):
-        messages = row.messages
-    else:
-        completions = row.completions if isinstance(row, Preference) else (row.completion,)
-        messages = (*row.prompt, *(m for c in completions for m in c))
-    return sum(len(m.content) / 3 + 4 for m in messages)
-
-
-def notes(stack: Stack) -> list[str]:
-    """What a person should know of imported weights before work: architectures that run through transformers."""
-    base = stack.spec.weights.base
-    paths = [("base", base.path)] if isinstance(base, Import) else []
-    paths += [
-        (s.name, s.path)
-        for s in stack.spec.weights.stages
-        if isinstance(s, ImportStage) and (stack.root / s.path).is_dir()
-    ]
-    found = [(name, checkpoints.checkpoint_info(import_folder(stack, path))) for name, path in paths]
-    return [
-        f"{name}: {x.model_type} runs through transformers' own forward: slower, padded when training, one answer at a time served"
-        for name, x in found
-        if not x.lean
-    ]
-
-
-def _parameters(shape: ModelShape, vocab_size: int) -> float:
-    mlp = shape.mlp_width or 8 * shape.width / 3
-    return shape.layers * (4 * shape.width**2 + 3 * shape.width * mlp) + vocab_size * shape.width

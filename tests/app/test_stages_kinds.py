@@ -23,7 +23,7 @@ from demeanor.core.types import Decoding, Message, Turn, complete
 from demeanor.engine.local import Request
 from demeanor.model import checkpoints, native
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.train import pipeline
+from demeanor.train.plan import plans
 from demeanor.train.runs import Runs, weights_folder
 from tests.app import tiny
 
@@ -181,7 +181,7 @@ def test_what_exists_is_not_made_again(made: tuple[Stack, Runs], capsys: pytest.
     } == before
     said = capsys.readouterr()
     assert "merged already" in said.out + said.err
-    assert {p.name: p.state for p in pipeline.plans(stack, runs)} == dict.fromkeys(
+    assert {p.name: p.state for p in plans(stack, runs)} == dict.fromkeys(
         ["base", "sft", "rm", "dpo", "low", "soup", "taken", "judge"], "trained"
     )
 
@@ -390,7 +390,7 @@ def test_a_gpt2_trains_in_a_stack_and_answers_through_transformers(
     }
     path.write_text(yaml.safe_dump(raw))
     found = load_stack(path)
-    pipeline.plans(found, runs)
+    plans(found, runs)
     app.train(found, runs)
     assert "base: gpt2 runs through transformers' own forward" in capsys.readouterr().out
     ledger = [
