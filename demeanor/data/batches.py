@@ -1,6 +1,8 @@
-"""Which trees make which optimiser step: a pure function of the seed and the step, so a resume needs nothing but its step.
+"""Batches: token trees stored in memory or in a file, and the schedule of optimiser steps over them.
 
-In: trees and sizes. Out: per step, micro-batches of tree indices. An epoch is a fresh permutation; steps run on over its end.
+In: sources of rows, or trees with their sizes. Out: trees of all sources by weight; for each step,
+micro-batches of tree indices. The schedule depends on the seed and the step only, so resuming needs just the
+step number.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -22,17 +24,20 @@ from demeanor.data.sources import Problems, Say, weighted
 from demeanor.data.trees import Branch, Tree
 from demeanor.stack.schema import Source
 
+T = TypeVar("T")
+
 
 class Schedule:
-    """`len` is the number of optimiser steps; `[step]` lists its micro-batches, each sorted by length.
+    """The schedule: `len` is the number of optimiser steps, `[step]` its micro-batches, each sorted by
+    length.
 
-    Every row is used once per epoch; of a fractional last epoch, the first rows of its permutation.
+    Every row is used once per epoch; a fractional last epoch uses the first rows of its permutation.
     """
 
     def __init__(
         self, trees: Sequence[Tree], *, batch_rows: int, epochs: float, seed: int, micro_tokens: int = 8192
     ) -> None:
-        """`batch_rows` rows make a step; `micro_tokens` is what fits in memory at once and never changes the result."""
+        """`batch_rows` rows make a step; `micro_tokens` fit in memory at once and never change the result."""
         if not trees:
             raise DataError("no rows to train on")
         self._sizes = [tree.num_tokens for tree in trees]
@@ -71,7 +76,7 @@ HEAD = 5  # int32 before a tree's tokens: prompt, branches, labels, source (byte
 
 
 class Spool(Sequence[Tree]):
-    """Trees in an unnamed file in `folder`, 4 bytes a token; `append` before the first read, never after."""
+    """Trees in an unnamed file in `folder`, 4 bytes a token; append all trees before the first read."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +89,9 @@ class Spool(Sequence[Tree]):
     def append(self, tree: Tree) -> None:
         """Write one more tree."""
         if self._map is not None:
-            raise ValueError("this spool is being read; nothing can be added to it")
+            raise ValueError(
+                "the file of trees is already being read; append all trees before the first read"
+            )
         record = array("i", _record(tree))
         self._file.write(record.tobytes())
         self._ends.append(self._ends[-1] + len(record))
@@ -111,34 +118,34 @@ class Spool(Sequence[Tree]):
         return (self[i] for i in range(len(self)))
 
 
-class Selected(Sequence[Tree]):
-    """Some trees of a sequence, in an order of their own, looked up when they are asked for."""
+class View(Sequence[T]):
+    """Elements that `get` looks up when they are read, in the order of `indices`."""
 
-    def __init__(self, trees: Sequence[Tree], indices: Iterable[int]) -> None:
-        self._trees, self._indices = trees, array("q", indices)
+    def __init__(self, get: Callable[[int], T], indices: Iterable[int]) -> None:
+        self._get, self._indices = get, array("q", indices)
 
     def __len__(self) -> int:
         return len(self._indices)
 
     @overload
-    def __getitem__(self, at: int) -> Tree: ...
+    def __getitem__(self, at: int) -> T: ...
     @overload
-    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
-        return (
-            Selected(self._trees, self._indices[at])
-            if isinstance(at, slice)
-            else self._trees[self._indices[at]]
-        )
+    def __getitem__(self, at: slice) -> Sequence[T]: ...
+    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
+        if isinstance(at, slice):
+            return View(self._get, self._indices[at])
+        return self._get(self._indices[at])
 
 
 def select(trees: Sequence[Tree], indices: Iterable[int]) -> Sequence[Tree]:
-    """The trees at `indices`: a list of them, or a view where they are kept in a file."""
-    return Selected(trees, indices) if isinstance(trees, Spool | Selected) else [trees[i] for i in indices]
+    """Return the trees at `indices`: a list, or a view if the trees are stored in a file."""
+    if isinstance(trees, Spool | View):
+        return View(trees.__getitem__, indices)
+    return [trees[i] for i in indices]
 
 
 def stored(trees: Iterable[Tree], folder: Path | None) -> Sequence[Tree]:
-    """All trees: a list, or a spool in `folder` where one is given."""
+    """Return all trees: as a list, or as a file in `folder` if one is given."""
     if folder is None:
         return list(trees)
     spool = Spool(folder)
@@ -148,10 +155,12 @@ def stored(trees: Iterable[Tree], folder: Path | None) -> Sequence[Tree]:
 
 
 def _record(tree: Tree) -> list[int]:
-    """A tree as int32: its head, then what the head counts; a token and its trained flag share one number."""
+    """Encode a tree as int32: a header, then what it counts; a token and its trained flag share one
+    number."""
     if len(tree.ranks) != len(tree.branches):
         raise ValueError(
-            f"{tree.source or 'tree'}: got {len(tree.ranks)} ranks for {len(tree.branches)} completions; wanted one each"
+            f"{tree.source or 'tree'}: {len(tree.ranks)} ranks for {len(tree.branches)} completions; "
+            "wanted one each"
         )
     source = tree.source.encode()
     margin = (
@@ -176,7 +185,7 @@ def _record(tree: Tree) -> list[int]:
 
 
 def _tree(flat: list[int]) -> Tree:
-    """The tree of a record."""
+    """Decode a record into a tree."""
     prompt, branches, labels, source, margin = flat[:HEAD]
     at = HEAD
 
@@ -199,27 +208,10 @@ def _tree(flat: list[int]) -> Tree:
 
 
 class Assembled(NamedTuple):
-    """Trees of what is rendered, and the tokens of each plain text, which is packed later."""
+    """Rendered trees, and the tokens of each plain text, which are packed into rows later."""
 
     trees: Sequence[Tree]
     documents: Sequence[list[int]]
-
-
-class Documents(Sequence[list[int]]):
-    """Trees that are a prompt alone, seen as lists of ids."""
-
-    def __init__(self, trees: Sequence[Tree]) -> None:
-        self._trees = trees
-
-    def __len__(self) -> int:
-        return len(self._trees)
-
-    @overload
-    def __getitem__(self, at: int) -> list[int]: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[list[int]]: ...
-    def __getitem__(self, at: int | slice) -> list[int] | Sequence[list[int]]:
-        return Documents(self._trees[at]) if isinstance(at, slice) else list(self._trees[at].prompt)
 
 
 def assemble(
@@ -233,13 +225,13 @@ def assemble(
 ) -> Assembled:
     """Render every row of every source once, then repeat or thin each source by its weight.
 
-    `folder` is where trees are kept if a source says `stream`. Raises DataError at the first row that cannot be rendered, unless its
-    source says `skip_bad`.
+    `folder` stores the trees if a source says `stream`. Raises DataError at the first row that cannot be
+    rendered, unless its source says `skip_bad`.
     """
     streams = any(source.stream for source in sources)
     trees: list[Tree] | Spool = Spool(folder) if streams else []
     texts: list[Tree] | Spool = Spool(folder) if streams else []
-    chosen: list[int] = []  # a tree by its place, a text by the complement of its place
+    chosen: list[int] = []  # index of a tree, or ~index of a text
     for source in sources:
         places: list[int] = []
         problems = Problems(source.source)
@@ -260,6 +252,5 @@ def assemble(
         if not places:
             raise DataError(f"{source.source}: none of its rows can be rendered; wanted at least one")
         chosen += weighted(places, source.weight, source.source)
-    return Assembled(
-        select(trees, (i for i in chosen if i >= 0)), Documents(select(texts, (~i for i in chosen if i < 0)))
-    )
+    documents = View(lambda i: list(texts[i].prompt), (~i for i in chosen if i < 0))
+    return Assembled(select(trees, (i for i in chosen if i >= 0)), documents)

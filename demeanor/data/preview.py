@@ -1,6 +1,7 @@
-"""What carries loss, counted and said before a run: a mask that trains nothing must not look like success.
+"""Preview of training data: counts which tokens carry loss, and shows rows with the trained parts marked.
 
-In: trees. Out: counts, one line for a person, the trees that fit; or a DataError.
+In: trees or rows. Out: counts, one line of text, colored text, the trees that fit; DataError if nothing
+carries loss.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from demeanor.text.tokenizer import Tokenizer
 
 
 class Coverage(NamedTuple):
-    """How much carries loss: rows, tokens a model computes, tokens that are scored, comparisons, rows with none, longest row (tokens)."""
+    """Number of rows, computed tokens, trained tokens, comparisons, rows without loss; longest row
+    (tokens)."""
 
     rows: int
     tokens: int
@@ -32,7 +34,10 @@ class Coverage(NamedTuple):
 
     def __str__(self) -> str:
         share = self.trained / max(1, self.tokens)
-        return f"{self.rows:,} rows, {self.tokens:,} tokens, {self.trained:,} of them trained ({share:.0%}), longest row {self.longest:,}"
+        return (
+            f"{self.rows:,} rows, {self.tokens:,} tokens, {self.trained:,} of them trained ({share:.0%}), "
+            f"longest row {self.longest:,}"
+        )
 
 
 def coverage(trees: Iterable[Tree], *, rewards: bool = False) -> Coverage:
@@ -40,45 +45,39 @@ def coverage(trees: Iterable[Tree], *, rewards: bool = False) -> Coverage:
     rows = tokens = trained = comparisons = untrained = longest = 0
     for tree in trees:
         own, pairs = num_carrying(tree), num_comparisons(tree)
-        rows, tokens, trained, comparisons = (
-            rows + 1,
-            tokens + tree.num_tokens,
-            trained + own,
-            comparisons + pairs,
-        )
+        rows += 1
+        tokens += tree.num_tokens
+        trained += own
+        comparisons += pairs
         untrained += not (pairs if rewards else own)
         longest = max(longest, tree.longest)
     return Coverage(rows, tokens, trained, comparisons, untrained, longest)
 
 
 def summary(stage: str, trees: Iterable[Tree], *, rewards: bool, left_out: int = 0, held_out: int = 0) -> str:
-    """Say how much of the rows carries loss: tokens, or for a reward model comparisons of two completions.
+    """Return one line on how much carries loss: tokens, or for a reward model comparisons of two completions.
 
-    Raises DataError when nothing does.
+    Raises DataError if nothing does.
     """
     found = coverage(trees, rewards=rewards)
     if not (found.comparisons if rewards else found.trained):
-        what = (
-            "no two completions differ in rank"
-            if rewards
-            else "no token carries loss; only assistant messages do"
-        )
+        what = "no token carries loss; only assistant messages do"
+        if rewards:
+            what = "no two completions differ in rank"
         raise DataError(f"{stage}: {what} (in {found.rows} rows, {found.tokens:,} tokens)")
-    trained = (
-        f"{found.comparisons:,} comparisons"
-        if rewards
-        else f"{found.trained:,} ({found.trained / found.tokens:.0%}) carry loss"
-    )
+    trained = f"{found.trained:,} ({found.trained / found.tokens:.0%}) carry loss"
+    if rewards:
+        trained = f"{found.comparisons:,} comparisons"
     parts = [f"{found.rows:,} rows, {found.tokens:,} tokens, {trained}"]
     parts += [f"{found.untrained_rows:,} rows carry none"] * (found.untrained_rows > 0)
-    parts += [f"{left_out:,} longer rows left out"] * (left_out > 0) + [f"{held_out:,} rows held out"] * (
-        held_out > 0
-    )
+    parts += [f"{left_out:,} longer rows left out"] * (left_out > 0)
+    parts += [f"{held_out:,} rows held out"] * (held_out > 0)
     return "; ".join(parts)
 
 
 def num_carrying(tree: Tree) -> int:
-    """Tokens of a tree that carry loss; a completion of another prompt is scored but carries none."""
+    """Return the number of tokens that carry loss; a completion of another prompt is scored but carries
+    none."""
     if MISMATCHED not in tree.labels:
         return num_scored(tree)
     own = [branch for branch, label in zip(tree.branches, tree.labels) if label != MISMATCHED]
@@ -86,7 +85,7 @@ def num_carrying(tree: Tree) -> int:
 
 
 def num_comparisons(tree: Tree) -> int:
-    """Pairs of completions of a tree whose ranks differ."""
+    """Return the number of pairs of completions whose ranks differ."""
     return sum(a < b for a in tree.ranks for b in tree.ranks)
 
 
@@ -107,7 +106,7 @@ LABELS = {1: "desirable", 0: "undesirable", MISMATCHED: "of another prompt, no l
 
 
 def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text:
-    """The coverage, then the first trees: prompts dim, each branch on a line of its own, trained tokens coloured.
+    """Return the coverage and the first trees: prompts dim, one line for each branch, trained tokens colored.
 
     Raises DataError if no token of any tree carries loss.
     """
@@ -124,21 +123,20 @@ def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text
         for mark, branch in zip(marks, tree.branches):
             text.append(f"\n  [{mark}] " if len(tree.branches) > 1 or tree.labels else "", style="cyan")
             for tokens, trained in _runs(branch.tokens, branch.trained):
-                text.append(
-                    tokenizer.decode(tokens),
-                    style=TRAINED if trained and mark != LABELS[MISMATCHED] else CONTEXT,
-                )
+                is_trained = trained and mark != LABELS[MISMATCHED]
+                text.append(tokenizer.decode(tokens), style=TRAINED if is_trained else CONTEXT)
         text.append("\n")
     return text
 
 
 def longest(trees: Sequence[Tree], count: int = 3) -> list[tuple[int, str]]:
-    """(tokens, source) of the longest rows, longest first."""
+    """Return (tokens, source) of the longest rows, longest first."""
     return nlargest(count, ((tree.longest, tree.source) for tree in trees))
 
 
 def disagreements(rows: Iterable[tuple[TrainingRow, Tree]], serve: Template) -> list[str]:
-    """Rows whose prompt is not, token for token, what the serving template gives the model for the same conversation."""
+    """List rows whose prompt differs from the tokens that the serving template gives for the same
+    conversation."""
     found = []
     for row, tree in rows:
         if isinstance(row, Example):
@@ -155,42 +153,39 @@ def disagreements(rows: Iterable[tuple[TrainingRow, Tree]], serve: Template) -> 
                 min(len(served), len(tree.prompt)),
             )
             found.append(
-                f"{row.source or 'row'}: differ at token {at} of {len(tree.prompt)} (trained) and {len(served)} (served)"
+                f"{row.source or 'row'}: differ at token {at} of {len(tree.prompt)} (trained) "
+                f"and {len(served)} (served)"
             )
     return found
 
 
 def show_row(row: TrainingRow) -> Text:
-    """A row without a tokenizer: its messages by role, coloured where an assistant's words will be trained."""
+    """Return a row as text without a tokenizer: its messages by role, those that will be trained colored."""
     text = Text(f"{row.source or 'row'}\n", style="underline")
     if isinstance(row, Example) and row.text is not None:
         return text.append(f"{row.text}\n", style=TRAINED)
     shared = row.messages if isinstance(row, Example) else row.prompt
     for i, message in enumerate(shared):
         trained = isinstance(row, Example) and message.role == "assistant" and i >= row.trained_from
-        text.append(f"  {message.role}: ", style="cyan").append(
-            f"{_written(message)}\n", style=TRAINED if trained else CONTEXT
-        )
+        text.append(f"  {message.role}: ", style="cyan")
+        text.append(f"{_written(message)}\n", style=TRAINED if trained else CONTEXT)
     if isinstance(row, Example):
         return text
-    answers = (
-        [("desirable" if row.desirable else "undesirable", row.completion)]
-        if isinstance(row, Unpaired)
-        else [(str(rank), completion) for rank, completion in zip(row.ranks, row.completions)]
-    )
+    if isinstance(row, Unpaired):
+        answers = [("desirable" if row.desirable else "undesirable", row.completion)]
+    else:
+        answers = [(str(rank), completion) for rank, completion in zip(row.ranks, row.completions)]
     for mark, completion in answers:
         for message in completion:
             style = TRAINED if message.role == "assistant" else CONTEXT
-            text.append(f"  [{mark}] {message.role}: ", style="cyan").append(
-                f"{_written(message)}\n", style=style
-            )
+            text.append(f"  [{mark}] {message.role}: ", style="cyan")
+            text.append(f"{_written(message)}\n", style=style)
     return text
 
 
 def _written(message: Message) -> str:
-    return " ".join(
-        [message.content, *(f"{call.name}({call.arguments})" for call in message.tool_calls)]
-    ).strip()
+    calls = [f"{call.name}({call.arguments})" for call in message.tool_calls]
+    return " ".join([message.content, *calls]).strip()
 
 
 def _runs(tokens: Sequence[int], trained: Sequence[bool]) -> list[tuple[list[int], bool]]:
