@@ -84,6 +84,26 @@ class Message:
 Messages: TypeAlias = tuple[Message, ...]
 
 
+def message_json(message: Message) -> dict[str, Any]:
+    """Return a message in OpenAI's JSON form; fields that are not set are left out."""
+    calls = [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        for c in message.tool_calls
+    ]
+    optional = {"tool_calls": calls or None, "tool_call_id": message.tool_call_id, "name": message.name}
+    return {
+        "role": message.role,
+        "content": message.content,
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def tool_json(tool: ToolSpec) -> dict[str, Any]:
+    """Return a tool in OpenAI's JSON form."""
+    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+    return {"type": "function", "function": function}
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A row to imitate: plain `text`, or messages of which those from `trained_from` on are trained (assistant ones only)."""

@@ -1,6 +1,8 @@
-"""Which trees make which optimiser step: a pure function of the seed and the step, so a resume needs nothing but its step.
+"""Batches: token trees stored in memory or in a file, and the schedule of optimiser steps over them.
 
-In: trees and sizes. Out: per step, micro-batches of tree indices. An epoch is a fresh permutation; steps run on over its end.
+In: sources of rows, or trees with their sizes. Out: trees of all sources by weight; for each step,
+micro-batches of tree indices. The schedule depends on the seed and the step only, so resuming needs just the
+step number.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -23,17 +25,20 @@ from demeanor.data.trees import Branch, Tree, num_scored
 from demeanor.model.tensors import MISMATCHED
 from demeanor.stack.schema import Source
 
+T = TypeVar("T")
+
 
 class Schedule:
-    """`len` is the number of optimiser steps; `[step]` lists its micro-batches, each sorted by length.
+    """The schedule: `len` is the number of optimiser steps, `[step]` its micro-batches, each sorted by
+    length.
 
-    Every row is used once per epoch; of a fractional last epoch, the first rows of its permutation.
+    Every row is used once per epoch; a fractional last epoch uses the first rows of its permutation.
     """
 
     def __init__(
         self, trees: Sequence[Tree], *, batch_rows: int, epochs: float, seed: int, micro_tokens: int = 8192
     ) -> None:
-        """`batch_rows` rows make a step; `micro_tokens` is what fits in memory at once and never changes the result."""
+        """`batch_rows` rows make a step; `micro_tokens` fit in memory at once and never change the result."""
         if not trees:
             raise DataError("no rows to train on")
         self._sizes = [tree.num_tokens for tree in trees]
@@ -72,7 +77,7 @@ HEAD = 5  # int32 before a tree's tokens: prompt, branches, labels, source (byte
 
 
 class Spool(Sequence[Tree]):
-    """Trees in an unnamed file in `folder`, 4 bytes a token; `append` before the first read, never after."""
+    """Trees in an unnamed file in `folder`, 4 bytes a token; append all trees before the first read."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +90,9 @@ class Spool(Sequence[Tree]):
     def append(self, tree: Tree) -> None:
         """Write one more tree."""
         if self._map is not None:
-            raise ValueError("this spool is being read; nothing can be added to it")
+            raise ValueError(
+                "the file of trees is already being read; append all trees before the first read"
+            )
         record = array("i", _record(tree))
         self._file.write(record.tobytes())
         self._ends.append(self._ends[-1] + len(record))
@@ -112,34 +119,34 @@ class Spool(Sequence[Tree]):
         return (self[i] for i in range(len(self)))
 
 
-class Selected(Sequence[Tree]):
-    """Some trees of a sequence, in an order of their own, looked up when they are asked for."""
+class View(Sequence[T]):
+    """Elements that `get` looks up when they are read, in the order of `indices`."""
 
-    def __init__(self, trees: Sequence[Tree], indices: Iterable[int]) -> None:
-        self._trees, self._indices = trees, array("q", indices)
+    def __init__(self, get: Callable[[int], T], indices: Iterable[int]) -> None:
+        self._get, self._indices = get, array("q", indices)
 
     def __len__(self) -> int:
         return len(self._indices)
 
     @overload
-    def __getitem__(self, at: int) -> Tree: ...
+    def __getitem__(self, at: int) -> T: ...
     @overload
-    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
-        return (
-            Selected(self._trees, self._indices[at])
-            if isinstance(at, slice)
-            else self._trees[self._indices[at]]
-        )
+    def __getitem__(self, at: slice) -> Sequence[T]: ...
+    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
+        if isinstance(at, slice):
+            return View(self._get, self._indices[at])
+        return self._get(self._indices[at])
 
 
 def select(trees: Sequence[Tree], indices: Iterable[int]) -> Sequence[Tree]:
-    """The trees at `indices`: a list of them, or a view where they are kept in a file."""
-    return Selected(trees, indices) if isinstance(trees, Spool | Selected) else [trees[i] for i in indices]
+    """Return the trees at `indices`: a list, or a view if the trees are stored in a file."""
+    if isinstance(trees, Spool | View):
+        return View(trees.__getitem__, indices)
+    return [trees[i] for i in indices]
 
 
 def stored(trees: Iterable[Tree], folder: Path | None) -> Sequence[Tree]:
-    """All trees: a list, or a spool in `folder` where one is given."""
+    """Return all trees: as a list, or as a file in `folder` if one is given."""
     if folder is None:
         return list(trees)
     spool = Spool(folder)
@@ -149,10 +156,12 @@ def stored(trees: Iterable[Tree], folder: Path | None) -> Sequence[Tree]:
 
 
 def _record(tree: Tree) -> list[int]:
-    """A tree as int32: its head, then what the head counts; a token and its trained flag share one number."""
+    """Encode a tree as int32: a header, then what it counts; a token and its trained flag share one
+    number."""
     if len(tree.ranks) != len(tree.branches):
         raise ValueError(
-            f"{tree.source or 'tree'}: got {len(tree.ranks)} ranks for {len(tree.branches)} completions; wanted one each"
+            f"{tree.source or 'tree'}: {len(tree.ranks)} ranks for {len(tree.branches)} completions; "
+            "wanted one each"
         )
     source = tree.source.encode()
     margin = (
@@ -177,7 +186,7 @@ def _record(tree: Tree) -> list[int]:
 
 
 def _tree(flat: list[int]) -> Tree:
-    """The tree of a record."""
+    """Decode a record into a tree."""
     prompt, branches, labels, source, margin = flat[:HEAD]
     at = HEAD
 
@@ -200,27 +209,10 @@ def _tree(flat: list[int]) -> Tree:
 
 
 class Assembled(NamedTuple):
-    """Trees of what is rendered, and the tokens of each plain text, which is packed later."""
+    """Rendered trees, and the tokens of each plain text, which are packed into rows later."""
 
     trees: Sequence[Tree]
     documents: Sequence[list[int]]
-
-
-class Documents(Sequence[list[int]]):
-    """Trees that are a prompt alone, seen as lists of ids."""
-
-    def __init__(self, trees: Sequence[Tree]) -> None:
-        self._trees = trees
-
-    def __len__(self) -> int:
-        return len(self._trees)
-
-    @overload
-    def __getitem__(self, at: int) -> list[int]: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[list[int]]: ...
-    def __getitem__(self, at: int | slice) -> list[int] | Sequence[list[int]]:
-        return Documents(self._trees[at]) if isinstance(at, slice) else list(self._trees[at].prompt)
 
 
 def assemble(
@@ -234,13 +226,13 @@ def assemble(
 ) -> Assembled:
     """Render every row of every source once, then repeat or thin each source by its weight.
 
-    `folder` is where trees are kept if a source says `stream`. Raises DataError at the first row that cannot be rendered, unless its
-    source says `skip_bad`.
+    `folder` stores the trees if a source says `stream`. Raises DataError at the first row that cannot be
+    rendered, unless its source says `skip_bad`.
     """
     streams = any(source.stream for source in sources)
     trees: list[Tree] | Spool = Spool(folder) if streams else []
     texts: list[Tree] | Spool = Spool(folder) if streams else []
-    chosen: list[int] = []  # a tree by its place, a text by the complement of its place
+    chosen: list[int] = []  # index of a tree, or ~index of a text
     for source in sources:
         places: list[int] = []
         problems = Problems(source.source)
@@ -261,13 +253,13 @@ def assemble(
         if not places:
             raise DataError(f"{source.source}: none of its rows can be rendered; wanted at least one")
         chosen += weighted(places, source.weight, source.source)
-    return Assembled(
-        select(trees, (i for i in chosen if i >= 0)), Documents(select(texts, (~i for i in chosen if i < 0)))
-    )
+    documents = View(lambda i: list(texts[i].prompt), (~i for i in chosen if i < 0))
+    return Assembled(select(trees, (i for i in chosen if i >= 0)), documents)
 
 
 class Coverage(NamedTuple):
-    """How much carries loss: rows, tokens a model computes, tokens that are scored, comparisons, rows with none, longest row (tokens)."""
+    """Number of rows, computed tokens, trained tokens, comparisons, rows without loss; longest row
+    (tokens)."""
 
     rows: int
     tokens: int
@@ -278,7 +270,10 @@ class Coverage(NamedTuple):
 
     def __str__(self) -> str:
         share = self.trained / max(1, self.tokens)
-        return f"{self.rows:,} rows, {self.tokens:,} tokens, {self.trained:,} of them trained ({share:.0%}), longest row {self.longest:,}"
+        return (
+            f"{self.rows:,} rows, {self.tokens:,} tokens, {self.trained:,} of them trained ({share:.0%}), "
+            f"longest row {self.longest:,}"
+        )
 
 
 def coverage(trees: Iterable[Tree], *, rewards: bool = False) -> Coverage:
@@ -286,45 +281,39 @@ def coverage(trees: Iterable[Tree], *, rewards: bool = False) -> Coverage:
     rows = tokens = trained = comparisons = untrained = longest = 0
     for tree in trees:
         own, pairs = num_carrying(tree), num_comparisons(tree)
-        rows, tokens, trained, comparisons = (
-            rows + 1,
-            tokens + tree.num_tokens,
-            trained + own,
-            comparisons + pairs,
-        )
+        rows += 1
+        tokens += tree.num_tokens
+        trained += own
+        comparisons += pairs
         untrained += not (pairs if rewards else own)
         longest = max(longest, tree.longest)
     return Coverage(rows, tokens, trained, comparisons, untrained, longest)
 
 
 def summary(stage: str, trees: Iterable[Tree], *, rewards: bool, left_out: int = 0, held_out: int = 0) -> str:
-    """Say how much of the rows carries loss: tokens, or for a reward model comparisons of two completions.
+    """Return one line on how much carries loss: tokens, or for a reward model comparisons of two completions.
 
-    Raises DataError when nothing does.
+    Raises DataError if nothing does.
     """
     found = coverage(trees, rewards=rewards)
     if not (found.comparisons if rewards else found.trained):
-        what = (
-            "no two completions differ in rank"
-            if rewards
-            else "no token carries loss; only assistant messages do"
-        )
+        what = "no token carries loss; only assistant messages do"
+        if rewards:
+            what = "no two completions differ in rank"
         raise DataError(f"{stage}: {what} (in {found.rows} rows, {found.tokens:,} tokens)")
-    trained = (
-        f"{found.comparisons:,} comparisons"
-        if rewards
-        else f"{found.trained:,} ({found.trained / found.tokens:.0%}) carry loss"
-    )
+    trained = f"{found.trained:,} ({found.trained / found.tokens:.0%}) carry loss"
+    if rewards:
+        trained = f"{found.comparisons:,} comparisons"
     parts = [f"{found.rows:,} rows, {found.tokens:,} tokens, {trained}"]
     parts += [f"{found.untrained_rows:,} rows carry none"] * (found.untrained_rows > 0)
-    parts += [f"{left_out:,} longer rows left out"] * (left_out > 0) + [f"{held_out:,} rows held out"] * (
-        held_out > 0
-    )
+    parts += [f"{left_out:,} longer rows left out"] * (left_out > 0)
+    parts += [f"{held_out:,} rows held out"] * (held_out > 0)
     return "; ".join(parts)
 
 
 def num_carrying(tree: Tree) -> int:
-    """Tokens of a tree that carry loss; a completion of another prompt is scored but carries none."""
+    """Return the number of tokens that carry loss; a completion of another prompt is scored but carries
+    none."""
     if MISMATCHED not in tree.labels:
         return num_scored(tree)
     own = [branch for branch, label in zip(tree.branches, tree.labels) if label != MISMATCHED]
@@ -332,7 +321,7 @@ def num_carrying(tree: Tree) -> int:
 
 
 def num_comparisons(tree: Tree) -> int:
-    """Pairs of completions of a tree whose ranks differ."""
+    """Return the number of pairs of completions whose ranks differ."""
     return sum(a < b for a in tree.ranks for b in tree.ranks)
 
 

@@ -1,6 +1,8 @@
-"""Which rows to leave out, by length, language and personal data: one reason a row, the first that holds.
+"""Curation of training data: removes duplicates, overlaps with suites, and rows of unwanted length or
+content.
 
-In: a row's text and what is wanted. Out: why it is left out, or None. How personal data is recognised is handed in.
+In: a source and what is wanted. Out: a .jsonl file and counts of removed rows by reason. The texts of suites
+are passed in.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from demeanor.world.catalog import GENERATED
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a row must be to stay: its length in characters, its language, and free of what `detectors` find (null: any)."""
+    """Requirements of a row: length in characters, language, and no hits of `detectors` (None: no
+    requirement)."""
 
     min_chars: int | None = None
     max_chars: int | None = None
@@ -45,7 +48,7 @@ class Wanted:
 
 
 def reason(text: str, wanted: Wanted) -> str | None:
-    """Why a row is left out, None if it stays; a text whose language cannot be told (short, a number) stays."""
+    """Return why a row is left out, or None; a text whose language is uncertain (short, a number) stays."""
     if wanted.min_chars is not None and len(text) < wanted.min_chars:
         return f"shorter than {wanted.min_chars} characters"
     if wanted.max_chars is not None and len(text) > wanted.max_chars:
@@ -58,17 +61,16 @@ def reason(text: str, wanted: Wanted) -> str | None:
 def columns(
     source: Source, *, root: Path, generated: Generated = GENERATED, say: Say = print
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The columns of the first `limit` rows with their place; raises DataError after the last if some cannot be read."""
+    """Yield the place and columns of the first `limit` rows; raises DataError at the end if some are
+    unreadable."""
     problems = Problems(source.source)
     for where, raw in islice(_raw(source, root, generated), source.limit):
         row = {"text": raw} if isinstance(raw, str) else raw
         try:
-            if isinstance(row, Bad) or not isinstance(row, Mapping):
-                raise ValueError(
-                    row.why
-                    if isinstance(row, Bad)
-                    else f"got a {type(row).__name__}, wanted an object of columns"
-                )
+            if isinstance(row, Bad):
+                raise ValueError(row.why)
+            if not isinstance(row, Mapping):
+                raise ValueError(f"got a {type(row).__name__}, wanted an object of columns")
             named = dict(renamed(row, source.columns))
         except ValueError as error:
             problems.bad.append(f"{where}: {error}")
@@ -111,7 +113,7 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Curated:
-    """What a command did: rows kept, rows dropped by reason, and lines that show examples."""
+    """Result of a command: rows kept, rows dropped by reason, and lines that show examples."""
 
     kept: int
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -120,7 +122,7 @@ class Curated:
 
 
 def deduplicate(source: Source, out: Path, *, threshold: float | None, show: int, force: bool) -> Curated:
-    """Keep the first of rows that say the same; `threshold` null compares whole texts only."""
+    """Keep the first of each group of equal rows; `threshold` None compares whole texts only."""
     check_out(out, force=force)
     if threshold is not None and not 0 < threshold <= 1:
         raise DataError(f"--threshold: got {threshold:g}, wanted a similarity above 0 and at most 1")
@@ -130,7 +132,7 @@ def deduplicate(source: Source, out: Path, *, threshold: float | None, show: int
     groups = dict(list(similarity.clusters(found).items())[:show])
     wanted = {*groups, *(d.row for group in groups.values() for d in group[:show])}
     texts = {
-        i: f"{where}: {_short(row_text(row))}"
+        i: f"{where}: {_excerpt(row_text(row))}"
         for i, (where, row) in enumerate(_columns(source, again=True))
         if i in wanted
     }
@@ -155,13 +157,14 @@ def remove_overlaps(
     show: int,
     force: bool,
 ) -> Curated:
-    """Drop rows that share `words` words in a row with an item of a suite; `suites`: (id, text) of items by name."""
+    """Drop rows that share `words` consecutive words with an item; `suites` are (id, text) of items by
+    name."""
     check_out(out, force=force)
     if words < similarity.MIN_WORDS:
         raise DataError(
             f"--words: got {words}, wanted at least {similarity.MIN_WORDS}; fewer words are shared by chance"
         )
-    loaded = {name: similarity.Suite(items, words) for name, items in suites.items()}
+    loaded = {name: similarity.SuiteNgrams(items, words) for name, items in suites.items()}
     dropped: Counter[str] = Counter()
     shown: list[str] = []
 
@@ -199,7 +202,7 @@ def keep_wanted(
     wanted = Wanted(min_chars, max_chars, language, {} if personal else _detectors())
     dropped: Counter[str] = Counter()
 
-    def fitting() -> Iterator[Mapping[str, Any]]:
+    def kept() -> Iterator[Mapping[str, Any]]:
         for _, row in _columns(source):
             why = reason(row_text(row), wanted)
             if why is None:
@@ -207,16 +210,16 @@ def keep_wanted(
             else:
                 dropped[why] += 1
 
-    return Curated(write(out, fitting()), dropped)
+    return Curated(write(out, kept()), dropped)
 
 
 def _columns(source: Source, *, again: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with their places; what is skipped is said the first time, not when they are read `again`."""
-    return columns(source, root=Path(), say=(lambda said: None) if again else print)
+    """Yield rows with their places; skipped rows are reported the first time, not when read `again`."""
+    return columns(source, root=Path(), say=(lambda message: None) if again else print)
 
 
 def _detectors() -> dict[str, Callable[[str], bool]]:
-    """The policy layer's recognisers, on folded text."""
+    """Return the detectors of the policy layer, applied to folded text."""
 
     def finds(name: str) -> Callable[[str], bool]:
         return lambda text: DETECTORS[name].find(Folded(text).text, 0) is not None
@@ -225,11 +228,11 @@ def _detectors() -> dict[str, Callable[[str], bool]]:
 
 
 def texts(name: str) -> Iterator[tuple[str, str]]:
-    """(id, text) of every row of a source, as `remove_overlaps` compares them."""
+    """Yield (id, text) of every row of a source, as `remove_overlaps` compares them."""
     for where, row in _columns(Source(source=name)):
         yield str(row.get("id", where)), row_text(row)
 
 
-def _short(text: str, size: int = 100) -> str:
+def _excerpt(text: str, size: int = 100) -> str:
     line = " ".join(text.split())
     return line if len(line) <= size else f"{line[: size - 1]}…"

@@ -23,7 +23,7 @@ LABELS = {1: "desirable", 0: "undesirable", MISMATCHED: "of another prompt, no l
 
 
 def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text:
-    """The coverage, then the first trees: prompts dim, each branch on a line of its own, trained tokens coloured.
+    """Return the coverage and the first trees: prompts dim, one line for each branch, trained tokens colored.
 
     Raises DataError if no token of any tree carries loss.
     """
@@ -40,21 +40,20 @@ def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text
         for mark, branch in zip(marks, tree.branches):
             text.append(f"\n  [{mark}] " if len(tree.branches) > 1 or tree.labels else "", style="cyan")
             for tokens, trained in _runs(branch.tokens, branch.trained):
-                text.append(
-                    tokenizer.decode(tokens),
-                    style=TRAINED if trained and mark != LABELS[MISMATCHED] else CONTEXT,
-                )
+                is_trained = trained and mark != LABELS[MISMATCHED]
+                text.append(tokenizer.decode(tokens), style=TRAINED if is_trained else CONTEXT)
         text.append("\n")
     return text
 
 
 def longest(trees: Sequence[Tree], count: int = 3) -> list[tuple[int, str]]:
-    """(tokens, source) of the longest rows, longest first."""
+    """Return (tokens, source) of the longest rows, longest first."""
     return nlargest(count, ((tree.longest, tree.source) for tree in trees))
 
 
 def disagreements(rows: Iterable[tuple[TrainingRow, Tree]], serve: Template) -> list[str]:
-    """Rows whose prompt is not, token for token, what the serving template gives the model for the same conversation."""
+    """List rows whose prompt differs from the tokens that the serving template gives for the same
+    conversation."""
     found = []
     for row, tree in rows:
         if isinstance(row, Example):
@@ -71,42 +70,39 @@ def disagreements(rows: Iterable[tuple[TrainingRow, Tree]], serve: Template) -> 
                 min(len(served), len(tree.prompt)),
             )
             found.append(
-                f"{row.source or 'row'}: differ at token {at} of {len(tree.prompt)} (trained) and {len(served)} (served)"
+                f"{row.source or 'row'}: differ at token {at} of {len(tree.prompt)} (trained) "
+                f"and {len(served)} (served)"
             )
     return found
 
 
 def show_row(row: TrainingRow) -> Text:
-    """A row without a tokenizer: its messages by role, coloured where an assistant's words will be trained."""
+    """Return a row as text without a tokenizer: its messages by role, those that will be trained colored."""
     text = Text(f"{row.source or 'row'}\n", style="underline")
     if isinstance(row, Example) and row.text is not None:
         return text.append(f"{row.text}\n", style=TRAINED)
     shared = row.messages if isinstance(row, Example) else row.prompt
     for i, message in enumerate(shared):
         trained = isinstance(row, Example) and message.role == "assistant" and i >= row.trained_from
-        text.append(f"  {message.role}: ", style="cyan").append(
-            f"{_written(message)}\n", style=TRAINED if trained else CONTEXT
-        )
+        text.append(f"  {message.role}: ", style="cyan")
+        text.append(f"{_written(message)}\n", style=TRAINED if trained else CONTEXT)
     if isinstance(row, Example):
         return text
-    answers = (
-        [("desirable" if row.desirable else "undesirable", row.completion)]
-        if isinstance(row, Unpaired)
-        else [(str(rank), completion) for rank, completion in zip(row.ranks, row.completions)]
-    )
+    if isinstance(row, Unpaired):
+        answers = [("desirable" if row.desirable else "undesirable", row.completion)]
+    else:
+        answers = [(str(rank), completion) for rank, completion in zip(row.ranks, row.completions)]
     for mark, completion in answers:
         for message in completion:
             style = TRAINED if message.role == "assistant" else CONTEXT
-            text.append(f"  [{mark}] {message.role}: ", style="cyan").append(
-                f"{_written(message)}\n", style=style
-            )
+            text.append(f"  [{mark}] {message.role}: ", style="cyan")
+            text.append(f"{_written(message)}\n", style=style)
     return text
 
 
 def _written(message: Message) -> str:
-    return " ".join(
-        [message.content, *(f"{call.name}({call.arguments})" for call in message.tool_calls)]
-    ).strip()
+    calls = [f"{call.name}({call.arguments})" for call in message.tool_calls]
+    return " ".join([message.content, *calls]).strip()
 
 
 def _runs(tokens: Sequence[int], trained: Sequence[bool]) -> list[tuple[list[int], bool]]:

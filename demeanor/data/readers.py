@@ -1,7 +1,8 @@
-"""Arrow tables to raw rows: .parquet and .arrow files, datasets that `datasets` saved to disk, and Hugging Face hub ids.
+"""Readers of data files: .jsonl, .json, .csv, .txt, .parquet, .arrow, saved datasets, and Hugging Face hub
+ids.
 
-In: a path, or a hub id with its config, split and revision. Out: (place, columns) pairs, read in parts; keys that Arrow filled with
-null, because another row has them, are taken off again. Nothing is downloaded unless a hub id is named.
+In: a path, or a hub id with its config, split and revision. Out: (place, columns) pairs, read in parts. Keys
+that Arrow filled with null, because another row has them, are removed. Only hub ids cause downloads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +25,14 @@ ROWS = 1000  # rows held in memory at once
 
 
 def parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a .parquet file; raises DataError if it is none."""
+    """Yield the rows of a .parquet file; raises DataError if it is not one."""
     with _reading(path):
         file = _library("pyarrow.parquet", path).ParquetFile(path)
         yield from _numbered(path, (row for batch in file.iter_batches(ROWS) for row in batch.to_pylist()))
 
 
 def stream(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of an .arrow file, in the stream or the file format; raises DataError if it is neither."""
+    """Yield the rows of an .arrow file in the stream or the file format; raises DataError otherwise."""
     with _reading(path):
         pyarrow = _library("pyarrow", path)
         ipc = _library("pyarrow.ipc", path)
@@ -44,12 +46,12 @@ def stream(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `datasets` saved a dataset there."""
+    """True if the folder is a dataset that `datasets` saved."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def saved(folder: Path, split: str | None) -> Iterator[tuple[str, Any]]:
-    """The rows of a dataset saved to disk; raises DataError if it has several splits and none is named."""
+    """Yield the rows of a saved dataset; raises DataError if it has several splits and none is named."""
     with _reading(folder):
         found = _library("datasets", folder).load_from_disk(str(folder))
         if (folder / "dataset_dict.json").is_file():
@@ -62,9 +64,10 @@ def saved(folder: Path, split: str | None) -> Iterator[tuple[str, Any]]:
 
 
 def hub(source: str, config: str | None, split: str | None, *, lazily: bool) -> Iterator[tuple[str, Any]]:
-    """The rows of `hf:owner/name[@revision]`, downloaded once and cached by `datasets`, or read over the network (`lazily`).
+    """Yield the rows of `hf:owner/name[@revision]`, downloaded and cached, or read over the network
+    (`lazily`).
 
-    Without `split` it is `train`, or the only one. Raises DataError if the hub does not give it.
+    Without `split` it is `train`, or the only one. Raises DataError if the hub does not provide it.
     """
     match = HUB.fullmatch(source)
     if match is None:
@@ -75,19 +78,17 @@ def hub(source: str, config: str | None, split: str | None, *, lazily: bool) -> 
 def loaded(
     name: str, where: str, config: str | None, split: str | None, revision: str | None = None, *, lazily: bool
 ) -> Iterator[tuple[str, Any]]:
-    """The rows of what `datasets` calls `name`: a hub id, or a local folder of data files."""
+    """Yield the rows of what `datasets` calls `name`: a hub id, or a local folder of data files."""
     datasets = _library("datasets", where)
     with _reading(where):
         splits = datasets.get_dataset_split_names(name, config, revision=revision)
         chosen = _split(where, splits, split)
-        yield from _numbered(
-            where,
-            iter(datasets.load_dataset(name, config, split=chosen, revision=revision, streaming=lazily)),
-        )
+        rows = datasets.load_dataset(name, config, split=chosen, revision=revision, streaming=lazily)
+        yield from _numbered(where, iter(rows))
 
 
 def bare(value: Any) -> Any:
-    """A value without the keys that hold null: Arrow gives every object of a column the keys of all."""
+    """Return a value without keys that are null: Arrow gives every object of a column the keys of all."""
     if isinstance(value, dict):
         return {k: bare(v) for k, v in value.items() if v is not None}
     return [bare(v) for v in value] if isinstance(value, list) else value
@@ -112,18 +113,15 @@ def _library(name: str, where: Path | str) -> Any:
         raise DataError(f"{where}: reading it needs {name.partition('.')[0]}: {INSTALL}") from None
 
 
-class _reading:
-    """Whatever the library raises within is a DataError that says where."""
-
-    def __init__(self, where: Path | str) -> None:
-        self._where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError):
-            raise DataError(f"{self._where}: cannot be read: {type(error).__name__}: {error}") from None
+@contextmanager
+def _reading(where: Path | str) -> Iterator[None]:
+    """Turn any exception of a library into a DataError that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{where}: cannot be read: {type(error).__name__}: {error}") from None
 
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".txt", ".parquet", ".arrow")
@@ -137,22 +135,22 @@ RawRow = tuple[str, Any]
 
 
 class Bad(NamedTuple):
-    """Stands where a row should be that cannot be read."""
+    """An unreadable row, in place of its columns."""
 
     why: str
 
 
 def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
-    """Each row of a file or folder with its place; `split` chooses one of a saved dataset's.
+    """Yield each row of a file or folder with its place; `split` selects one of a saved dataset.
 
-    Raises DataError if there is no such file or it is of no known kind.
+    Raises DataError if the file does not exist or is of an unknown kind.
     """
     if path.is_dir():
         yield from _folder(path, split)
         return
     if not path.exists():
-        beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such file or folder. {unknown(path.name, beside)}")
+        siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise DataError(f"{path}: no such file or folder. {unknown(path.name, siblings)}")
     readers = {
         ".jsonl": _jsonl,
         ".jsonl.gz": _jsonl,
@@ -165,8 +163,8 @@ def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
     suffix = next((s for s in SUFFIXES if path.name.endswith(s)), path.suffix)
     if suffix not in readers:
         raise DataError(
-            f"{path}: unknown kind of file '{suffix}'; wanted {', '.join(SUFFIXES)}, or a folder of .txt or .parquet "
-            "files, or a dataset saved by `datasets`"
+            f"{path}: unknown kind of file '{suffix}'; wanted {', '.join(SUFFIXES)}, "
+            "or a folder of .txt or .parquet files, or a dataset saved by `datasets`"
         )
     yield from readers[suffix](path)
 
@@ -180,15 +178,16 @@ def _folder(path: Path, split: str | None) -> Iterator[RawRow]:
     ]
     if not files:
         raise DataError(
-            f"{path}: has no .txt files (and no .parquet files); wanted a folder of them, or a file ({', '.join(SUFFIXES)})"
+            f"{path}: has no .txt files (and no .parquet files); wanted a folder of them, "
+            f"or a file ({', '.join(SUFFIXES)})"
         )
     for file in files:
         yield from raw_rows(file)
 
 
 def _txt(path: Path) -> Iterator[RawRow]:
-    """A text file's one row, without Project Gutenberg's header and licence."""
-    text = _read(path)
+    """Yield a text file's one row, without Project Gutenberg's header and licence."""
+    text = "".join(_lines(path))
     if start := _START.search(text):
         text = text[start.end() :]
         if end := _END.search(text):
@@ -209,7 +208,7 @@ def _jsonl(path: Path) -> Iterator[RawRow]:
 
 def _json(path: Path) -> Iterator[RawRow]:
     try:
-        found = json.loads(_read(path))
+        found = json.loads("".join(_lines(path)))
     except json.JSONDecodeError as error:
         hint = "; it looks like one object per line: name it .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}{hint}") from None
@@ -217,7 +216,8 @@ def _json(path: Path) -> Iterator[RawRow]:
         found = _columns(path, found)
     if not isinstance(found, list):
         raise DataError(
-            f"{path}: got a JSON {type(found).__name__}, wanted a list of rows, or an object of equally long columns"
+            f"{path}: got a JSON {type(found).__name__}, wanted a list of rows, "
+            "or an object of equally long columns"
         )
     for number, row in enumerate(found, start=1):
         yield f"{path}: row {number}", row
@@ -226,11 +226,10 @@ def _json(path: Path) -> Iterator[RawRow]:
 def _columns(path: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     lengths = {name: len(values) if isinstance(values, list) else None for name, values in columns.items()}
     if not lengths or None in lengths.values() or len(set(lengths.values())) > 1:
-        described = (
-            ", ".join(f"{n}: {'no list' if size is None else size}" for n, size in lengths.items())
-            or "nothing"
+        sizes = [f"{n}: {'no list' if size is None else size}" for n, size in lengths.items()]
+        raise DataError(
+            f"{path}: an object must hold equally long columns; got {', '.join(sizes) or 'nothing'}"
         )
-        raise DataError(f"{path}: an object must hold equally long columns; got {described}")
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
@@ -251,12 +250,10 @@ def _csv(path: Path) -> Iterator[RawRow]:
         raise DataError(f"{path}:{reader.line_num}: not CSV: {error}") from None
 
 
-def _read(path: Path) -> str:
-    return "".join(_lines(path))
-
-
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their ends as \\n; a byte order mark and gzip are taken off. Raises DataError."""
+    """Yield the lines of a UTF-8 file with ends as \
+    , without byte order mark and gzip. Raises DataError.
+    """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             at = 0

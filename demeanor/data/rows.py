@@ -1,7 +1,7 @@
-"""One row of a data file to an Example, a Preference or an Unpaired: TRL's columns, Alpaca's, and dialogues written as text.
+"""Parses one row of a data file into an Example, a Preference or an Unpaired.
 
-In: a mapping of columns. Out: the row, or a ValueError whose text says what is wrong and what was wanted; the reader of the file
-adds where. It opens no files and renders nothing.
+In: a mapping of columns: TRL's, Alpaca's, or dialogues written as text. Out: the row, or a ValueError that
+says what is wrong and what was wanted; the caller adds the place. Opens no files and renders nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
 
 
 def parse(row: Any, want: Want, source: str) -> TrainingRow:
-    """Read a row as what is wanted; empty (null) columns do not count. Raises ValueError."""
+    """Parse a row as the wanted kind; null columns are ignored. Raises ValueError."""
     if isinstance(row, str):
         row = {"text": row}
     if not isinstance(row, Mapping):
@@ -62,7 +62,7 @@ def _example(row: Row, source: str) -> Example:
     if "messages" in row or "conversations" in row:
         messages = _system(row) + _messages(row, "messages" if "messages" in row else "conversations")
         if not any(m.role == "assistant" for m in messages):
-            raise ValueError("messages: none is an assistant's; wanted at least one, it is what is trained")
+            raise ValueError("messages: none is from the assistant; wanted at least one, to be trained")
         return Example(messages, tools=tools, source=source)
     if "instruction" in row and "output" in row:
         prompt = _alpaca(row)
@@ -74,7 +74,7 @@ def _example(row: Row, source: str) -> Example:
         answer = _completion(row["completion"], "completion")
         return Example(prompt + answer, trained_from=len(prompt), tools=tools, source=source)
     if "chosen" in row:
-        raise ValueError("a preference row; wanted one to imitate: " + EXAMPLES)
+        raise ValueError("a preference row; wanted a row with one answer: " + EXAMPLES)
     if "prompt" in row:
         prompt = _prompt(row)
         return Example(prompt, trained_from=len(prompt), tools=tools, source=source)
@@ -90,7 +90,8 @@ def _preference(row: Row, source: str) -> Preference:
         written, ranks = _json_list(row["completions"], "completions"), _json_list(row["ranks"], "ranks")
         if len(written) != len(ranks) or len(written) < 2:
             raise ValueError(
-                f"got {len(written)} completions and {len(ranks)} ranks; wanted as many of both, and at least 2"
+                f"got {len(written)} completions and {len(ranks)} ranks; "
+                "wanted equally many of both, and at least 2"
             )
         if not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks) or len(set(ranks)) < 2:
             raise ValueError(f"ranks: got {ranks!r}, wanted whole numbers, 0 the best, not all the same")
@@ -102,11 +103,8 @@ def _preference(row: Row, source: str) -> Preference:
         pair = (_answer(row, "chosen"),), (_answer(row, "rejected"),)
         return Preference(_alpaca(row), pair, (0, 1), tools, margin, source)
     if "prompt" in row and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
-        prompt, chosen, rejected = (
-            _prompt(row),
-            _completion(row["chosen"], "chosen"),
-            _completion(row["rejected"], "rejected"),
-        )
+        prompt = _prompt(row)
+        chosen, rejected = _completion(row["chosen"], "chosen"), _completion(row["rejected"], "rejected")
     else:
         given = _prompt(row) if "prompt" in row else ()
         prompt, chosen, rejected = _split(given, _dialogue(row, "chosen"), _dialogue(row, "rejected"))
@@ -114,21 +112,21 @@ def _preference(row: Row, source: str) -> Preference:
 
 
 def _split(given: Messages, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
-    """Part two conversations at the first message that differs; `given` is the prompt if the row has one."""
+    """Split two conversations at the first message that differs; `given` is the row's prompt, if it has
+    one."""
     if given:
         size = len(given)
         if chosen[:size] == given and rejected[:size] == given:
             chosen, rejected = chosen[size:], rejected[size:]
         prompt = given
     else:
-        size = next(
-            (i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected))
-        )
+        differing = (i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b)
+        size = next(differing, min(len(chosen), len(rejected)))
         prompt, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]
         if not prompt:
             raise ValueError(
                 "chosen and rejected share no first message, and there is no prompt; wanted a prompt column, "
-                "or conversations that begin alike"
+                "or conversations with the same beginning"
             )
         if prompt[-1].role == "assistant":
             raise ValueError(
@@ -140,7 +138,7 @@ def _split(given: Messages, chosen: Messages, rejected: Messages) -> tuple[Messa
 
 
 def _unpaired(row: Row, source: str) -> Unpaired | Preference:
-    """A completion with its label; a preference row is one of each and stays a preference."""
+    """Parse a completion with its label; a preference row stays a preference and counts as one of each."""
     if "label" not in row:
         if "chosen" in row or "completions" in row:
             return _preference(row, source)
@@ -153,9 +151,7 @@ def _unpaired(row: Row, source: str) -> Unpaired | Preference:
     whole = _system(row) + _dialogue(row, "completion")
     asked = max((i for i, m in enumerate(whole) if m.role == "user"), default=-1) + 1
     if not asked:
-        raise ValueError(
-            "completion: has no user's message and there is no prompt column; wanted one of them"
-        )
+        raise ValueError("completion: has no user message, and there is no prompt column; wanted one of them")
     _starts_with_answer(whole[asked:], "completion")
     return Unpaired(whole[:asked], whole[asked:], desirable, tools, source)
 
@@ -187,7 +183,7 @@ def _prompt(row: Row) -> Messages:
     messages = (Message("user", _text(row, "prompt")),) if _is_prose(value) else _messages(row, "prompt")
     messages = _system(row) + messages
     if messages[-1].role == "assistant":
-        raise ValueError("prompt: ends with an assistant's message; wanted one that an assistant answers")
+        raise ValueError("prompt: ends with an assistant message; wanted one that an assistant answers")
     return messages
 
 
@@ -202,11 +198,16 @@ def _completion(value: Any, name: str) -> Messages:
 def _starts_with_answer(messages: Messages, name: str) -> None:
     if not messages or messages[0].role != "assistant":
         got = f"a {messages[0].role} message" if messages else "nothing after the prompt"
-        raise ValueError(f"{name}: got {got}, wanted an assistant's message")
+        raise ValueError(f"{name}: got {got}, wanted an assistant message")
 
 
 def _dialogue(row: Row, name: str) -> Messages:
-    """A conversation: a list of messages, or text in turns of "\\n\\nHuman:" and "\\n\\nAssistant:"."""
+    """Parse a conversation: a list of messages, or text in turns of "\
+    \
+    Human:" and "\
+    \
+    Assistant:".
+    """
     value = row[name]
     if not _is_prose(value):
         return _messages(row, name)
@@ -218,8 +219,8 @@ def _dialogue(row: Row, name: str) -> Messages:
             f"{name}: is text without a prompt column; wanted a prompt, a list of messages, or turns of "
             "'\\n\\nHuman:' and '\\n\\nAssistant:'"
         )
-    speakers: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
-    return tuple(Message(speakers[who], said.strip()) for who, said in zip(parts[1::2], parts[2::2]))
+    roles: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
+    return tuple(Message(roles[role], text.strip()) for role, text in zip(parts[1::2], parts[2::2]))
 
 
 def _alpaca(row: Row) -> Messages:
@@ -258,7 +259,7 @@ def _message(raw: Any, where: str) -> Message:
 
 
 def _content(value: Any, where: str) -> str:
-    """A message's text: a string, null, or OpenAI's list of text parts."""
+    """Return a message's text from a string, null, or OpenAI's list of text parts."""
     if value is None:
         return ""
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -275,17 +276,16 @@ def _content(value: Any, where: str) -> str:
 
 def _call(raw: Any, where: str) -> ToolCall:
     inner = raw.get("function", raw) if isinstance(raw, Mapping) else {}
-    name, arguments = (
-        (inner.get("name"), inner.get("arguments", {})) if isinstance(inner, Mapping) else (None, None)
-    )
+    name = inner.get("name") if isinstance(inner, Mapping) else None
     if not isinstance(name, str) or not name:
         raise ValueError(f'{where}: wanted {{"function": {{"name": ..., "arguments": ...}}}}')
+    arguments = inner.get("arguments", {})
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return ToolCall(str(raw.get("id") or ""), name, written)
 
 
 def _tools(value: Any) -> tuple[ToolSpec, ...]:
-    """Tools as OpenAI writes them, bare functions, or either as JSON text."""
+    """Parse tools as OpenAI writes them, bare functions, or either as JSON text."""
     found = []
     for i, raw in enumerate(_json_list(value, "tools") if value is not None else ()):
         inner = raw.get("function", raw) if isinstance(raw, Mapping) else None
@@ -301,16 +301,13 @@ def _tools(value: Any) -> tuple[ToolSpec, ...]:
 
 
 def _is_prose(value: Any) -> bool:
-    """Text that is no JSON list of messages (which a .csv file writes as text)."""
+    """True for text that is not a JSON list of messages (which a .csv file holds as text)."""
     return isinstance(value, str) and not (value.lstrip().startswith("[{") and value.rstrip().endswith("}]"))
 
 
 def _json_list(value: Any, name: str) -> list[Any]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError(f"{name}: is text that is not JSON; wanted a list") from None
+        value = _from_json(value, name, "a list")
     if not isinstance(value, list):
         raise ValueError(f"{name}: got a {type(value).__name__}, wanted a list")
     if not value:
@@ -328,32 +325,34 @@ def _number(value: Any, name: str) -> float | None:
 
 
 def _truth(value: Any, name: str) -> bool:
-    """A label: a JSON truth value, 0 or 1, or either as text (which a .csv file holds)."""
+    """Parse a label: true or false, 0 or 1, or either as text (which a .csv file holds)."""
     known = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
-    found = (
-        known.get(value.strip().lower() if isinstance(value, str) else value)
-        if isinstance(value, str | int | float)
-        else None
-    )
+    found = None
+    if isinstance(value, str | int | float):
+        found = known.get(value.strip().lower() if isinstance(value, str) else value)
     if found is None:
         raise ValueError(f"{name}: got {value!r}, wanted true or false (or 1 or 0)")
     return found
 
 
 def _kwargs(value: Any) -> dict[str, Any]:
-    """Arguments of a chat template: an object, or one as JSON text."""
+    """Parse arguments of a chat template: an object, or one as JSON text."""
     if value is None or value == "":
         return {}
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError("chat_template_kwargs: is text that is not JSON; wanted an object") from None
+        value = _from_json(value, "chat_template_kwargs", "an object")
     if not isinstance(value, Mapping):
         raise ValueError(
             f"chat_template_kwargs: got a {type(value).__name__}, wanted an object of template arguments"
         )
     return dict(value)
+
+
+def _from_json(text: str, name: str, wanted: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError(f"{name}: is text that is not JSON; wanted {wanted}") from None
 
 
 def _missing(row: Row, want: Want) -> str:

@@ -1,6 +1,7 @@
-"""What a row says, as text and as words: what curation compares, measures and searches.
+"""Similarity of rows: their texts, words and n-grams; near duplicates and overlaps with suites.
 
-In: raw columns, or rows. Out: text, words, n-grams; a row as columns again. It judges nothing.
+In: raw columns, or rows. Out: text, words, a row as columns, duplicates by MinHash, shared n-grams. Decides
+nothing about which rows stay.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from demeanor.core.types import Example, Message, Messages, Preference, ToolSpec, TrainingRow
+from demeanor.core.types import Example, Messages, Preference, TrainingRow, message_json, tool_json
 
-SAID = (
+TEXT_COLUMNS = (
     "system",
     "text",
     "prompt",
@@ -33,24 +34,24 @@ SAID = (
     "completions",
     "target",
 )
-SILENT = frozenset(
-    {"role", "from", "id", "type", "tool_call_id"}
-)  # keys of messages and calls that say nothing
+NOT_TEXT = frozenset({"role", "from", "id", "type", "tool_call_id"})  # keys of messages and calls
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def row_text(row: Any) -> str:
-    """Everything a raw row says, in the order of SAID, one part a line; all its texts if it has none of those columns."""
+    """Return all text of a raw row in the order of TEXT_COLUMNS, one part a line; without them, all its
+    values."""
     if isinstance(row, str):
         return row
     if not isinstance(row, Mapping):
         return ""
-    named = [row[name] for name in SAID if row.get(name) is not None]
+    named = [row[name] for name in TEXT_COLUMNS if row.get(name) is not None]
     return "\n".join(part for value in (named or list(row.values())) for part in _texts(value))
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts in a column: itself, contents of messages, calls (no roles or ids); JSON text that holds messages is read."""
+    """Yield the texts in a column: itself, contents of messages, calls; JSON text that holds messages is
+    parsed."""
     if isinstance(value, str):
         if value.startswith("[{") and value.endswith("}]"):
             try:
@@ -61,40 +62,36 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            if name not in SILENT:
+            if name not in NOT_TEXT:
                 yield from _texts(inner)
     elif isinstance(value, Sequence):
         for one in value:
             yield from _texts(one)
 
 
-def normal(text: str) -> str:
-    """Text in one form: NFKC, lower case, words with single spaces and nothing between them."""
-    return " ".join(words(text))
-
-
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, punctuation left out."""
+    """Return the words of a text in lower case (NFKC), without punctuation."""
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def ngrams(tokens: Sequence[str], n: int) -> Iterator[str]:
-    """Every `n` words in a row, joined by spaces."""
+    """Yield every `n` consecutive words, joined by spaces."""
     return (" ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
 
 def as_columns(row: TrainingRow) -> dict[str, Any]:
-    """A row as the columns that `rows.parse` reads it from."""
+    """Return a row as the columns from which `rows.parse` reads it."""
     columns: dict[str, Any] = {}
     if isinstance(row, Example):
         if row.text is not None:
             return {"text": row.text}
         start = row.trained_from
-        columns = (
-            {"prompt": _messages(row.messages[:start]), "completion": _messages(row.messages[start:])}
-            if start
-            else {"messages": _messages(row.messages)}
-        )
+        columns = {"messages": _messages(row.messages)}
+        if start:
+            columns = {
+                "prompt": _messages(row.messages[:start]),
+                "completion": _messages(row.messages[start:]),
+            }
     elif isinstance(row, Preference):
         columns = {"prompt": _messages(row.prompt)}
         if row.ranks == (0, 1):
@@ -108,42 +105,23 @@ def as_columns(row: TrainingRow) -> dict[str, Any]:
             "completion": _messages(row.completion),
             "label": row.desirable,
         }
-    columns |= {"tools": [_tool(t) for t in row.tools]} if row.tools else {}
+    columns |= {"tools": [tool_json(t) for t in row.tools]} if row.tools else {}
     return columns | ({"chat_template_kwargs": dict(row.template_kwargs)} if row.template_kwargs else {})
 
 
 def _messages(messages: Messages) -> list[dict[str, Any]]:
-    return [_message(m) for m in messages]
-
-
-def _message(message: Message) -> dict[str, Any]:
-    calls = [
-        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-        for c in message.tool_calls
-    ]
-    extra = {"tool_calls": calls or None, "tool_call_id": message.tool_call_id, "name": message.name}
-    return {
-        "role": message.role,
-        "content": message.content,
-        **{k: v for k, v in extra.items() if v is not None},
-    }
-
-
-def _tool(tool: ToolSpec) -> dict[str, Any]:
-    return {
-        "type": "function",
-        "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
-    }
+    return [message_json(m) for m in messages]
 
 
 NGRAM, HASHES = 5, 128
-MISSED = 0.01  # share of pairs at the threshold that the bands may overlook
+MISSED = 0.01  # share of pairs at the threshold that the bands may miss
 
 Grams = NDArray[np.uint64]
 
 
 class Duplicate(NamedTuple):
-    """Text `row` repeats the earlier text `of`; `similarity` is their Jaccard similarity, 1 for equal normalised texts."""
+    """Text `row` repeats the earlier text `of` with Jaccard similarity `similarity` (1: equal normalised
+    texts)."""
 
     row: int
     of: int
@@ -151,9 +129,10 @@ class Duplicate(NamedTuple):
 
 
 def duplicates(texts: Iterable[str], threshold: float | None = 0.8) -> list[Duplicate]:
-    """Every text that repeats one that stays: word by word, or with a similarity of at least `threshold` (null: exact only).
+    """List the texts that repeat a kept one, exactly or with a similarity of at least `threshold` (None:
+    exactly).
 
-    A text that is dropped is never what another is compared with, so a chain of small changes does not swallow distinct texts.
+    Texts are compared with kept ones only, so a chain of small changes does not remove distinct texts.
     """
     found: list[Duplicate] = []
     exact: dict[bytes, int] = {}
@@ -175,7 +154,7 @@ def duplicates(texts: Iterable[str], threshold: float | None = 0.8) -> list[Dupl
 
 
 def clusters(found: Iterable[Duplicate]) -> dict[int, list[Duplicate]]:
-    """Duplicates by the text that stays, most first."""
+    """Group duplicates by the text that is kept, largest group first."""
     groups: defaultdict[int, list[Duplicate]] = defaultdict(list)
     for duplicate in found:
         groups[duplicate.of].append(duplicate)
@@ -183,7 +162,8 @@ def clusters(found: Iterable[Duplicate]) -> dict[int, list[Duplicate]]:
 
 
 def grams(tokens: list[str]) -> Grams:
-    """The distinct word 5-grams of a text, hashed and sorted; a shorter text is one gram of all its words."""
+    """Return the distinct word 5-grams of a text, hashed and sorted; a shorter text is one n-gram of all
+    words."""
     hashed = {
         int.from_bytes(hashlib.blake2b(g.encode(), digest_size=8).digest(), "little")
         for g in ngrams(tokens, min(NGRAM, len(tokens)))
@@ -192,13 +172,13 @@ def grams(tokens: list[str]) -> Grams:
 
 
 def jaccard(a: Grams, b: Grams) -> float:
-    """Share of the grams of both that both have: |A and B| / |A or B|."""
+    """Return the Jaccard similarity |A and B| / |A or B|."""
     both = len(np.intersect1d(a, b, assume_unique=True))
     return both / (len(a) + len(b) - both)
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows in each) of HASHES hashes: the longest rows with which a pair at the threshold is proposed 99 times in 100.
+    """Return (bands, rows in each) of HASHES: as many rows as find a pair at the threshold 99 times in 100.
 
     A pair of similarity s is proposed with probability 1 - (1 - s^rows)^bands.
     """
@@ -208,7 +188,7 @@ def bands(threshold: float) -> tuple[int, int]:
 
 
 class _Near:
-    """Texts kept so far, by the bands of their signatures."""
+    """Kept texts, by the bands of their MinHash signatures."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
@@ -221,7 +201,8 @@ class _Near:
         self._last: tuple[Grams, list[bytes]] | None = None
 
     def match(self, found: Grams) -> tuple[int, float] | None:
-        """The kept text most like these grams, the earliest of equals; None if none reaches the threshold."""
+        """Return the most similar kept text (of equal ones the earliest); None if none reaches the
+        threshold."""
         keys = self._keys(found)
         self._last = found, keys
         proposed = sorted({i for table, key in zip(self._tables, keys) for i in table.get(key, ())})
@@ -237,7 +218,7 @@ class _Near:
             table[key].append(i)
 
     def _keys(self, found: Grams) -> list[bytes]:
-        """The signature (least of every hash over the grams, multiply-shift) cut into bands."""
+        """Return the signature (minimum of each multiply-shift hash over the n-grams), cut into bands."""
         least = np.full(HASHES, np.iinfo(np.uint64).max, np.uint64)
         for start in range(0, len(found), 1024):  # a long document in parts: the product is HASHES x grams
             hashed = self._a[:, None] * found[None, start : start + 1024] + self._b[:, None]  # modulo 2^64
@@ -246,19 +227,18 @@ class _Near:
         return [signature[i : i + self._rows].tobytes() for i in range(0, HASHES, self._rows)]
 
 
-MIN_WORDS = 4
-"""Items of fewer words are not looked for: their words turn up by chance."""
+MIN_WORDS = 4  # items of fewer words are skipped: their words occur by chance
 
 
 class Overlap(NamedTuple):
-    """The words that a row shares with item `item`."""
+    """The words that a row shares with `item`."""
 
     item: str
     ngram: str
 
 
-class Suite:
-    """The n-grams of a suite's items. An item of fewer than `n` words is looked for as a whole; `too_short` were left out."""
+class SuiteNgrams:
+    """The n-grams of a suite's items; shorter items are matched whole, `too_short` of them were skipped."""
 
     def __init__(self, items: Iterable[tuple[str, str]], n: int = 8) -> None:
         """`items` are (id, text)."""
@@ -276,7 +256,7 @@ class Suite:
                 table.setdefault(gram, item)
 
     def overlaps(self, text: str) -> list[Overlap]:
-        """The first shared n-gram with each item, in the order they stand in `text`."""
+        """Return the first shared n-gram with each item, in the order of `text`."""
         tokens = words(text)
         found: dict[str, str] = {}
         for length, table in sorted(self._grams.items(), reverse=True):

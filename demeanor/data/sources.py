@@ -1,7 +1,7 @@
-"""Data sources to rows: files and folders, Hugging Face hub ids (`hf:NAME`), and generated rows (`world:NAME`).
+"""Data sources: files and folders, Hugging Face hub ids (`hf:NAME`), and generated rows (`world:NAME`).
 
-In: a declared Source. Out: Examples, Preferences or Unpaired, each knowing its file and line. Nothing is skipped silently: rows
-that cannot be used are one DataError that lists them, or are counted and said where the source says `skip_bad`.
+In: a declared Source. Out: Examples, Preferences or Unpaired with their file and line. No row is skipped
+silently: rows that cannot be used are listed in one DataError, or reported if the source says `skip_bad`.
 """
 
 from __future__ import annotations
@@ -35,52 +35,43 @@ KINDS: Mapping[Want, tuple[type[TrainingRow], ...]] = {
 
 
 class Problems:
-    """Rows of one source that cannot be used: collected, then one error, or one sentence where they are to be skipped."""
+    """The unusable rows of one source, reported in one error, or in one message if they may be skipped."""
 
     def __init__(self, name: str) -> None:
         self._name, self.good = name, 0
         self.bad: list[str] = []
 
     def close(self, skip: bool, say: Say) -> None:
-        """Raise DataError with the first of them, or say how many were skipped and the first three."""
+        """Raise DataError with the first of them, or report how many were skipped and the first three."""
         if not self.bad:
             return
         total = len(self.bad) + self.good
         if skip:
-            say(
-                "\n  ".join(
-                    [f"{self._name}: skipped {len(self.bad)} of {total} rows:", *_first(self.bad, SKIPPED)]
-                )
-            )
+            header = f"{self._name}: skipped {len(self.bad)} of {total} rows:"
+            say("\n  ".join([header, *_first(self.bad, SKIPPED)]))
         elif len(self.bad) == 1:
             raise DataError(self.bad[0])
         else:
-            raise DataError(
-                "\n  ".join(
-                    [
-                        f"{self._name}: {len(self.bad)} of {total} rows cannot be used:",
-                        *_first(self.bad, LISTED),
-                    ]
-                )
-            )
+            header = f"{self._name}: {len(self.bad)} of {total} rows cannot be used:"
+            raise DataError("\n  ".join([header, *_first(self.bad, LISTED)]))
 
 
 def rows(
     source: Source, *, root: Path, generated: Generated = GENERATED, want: Want = "examples", say: Say = print
 ) -> list[TrainingRow]:
-    """Read a source: its first `limit` rows, then `weight` times as many (whole repeats, and a fixed draw for the rest).
+    """Read a source: its first `limit` rows, repeated `weight` times (the fractional part is a fixed draw).
 
-    `generated` holds the rows of `world:NAME` under NAME. Raises DataError with file, line, what is wrong and what was wanted.
+    `generated` holds the rows of `world:NAME` under NAME. Raises DataError with the file, line and what was
+    wanted.
     """
-    return weighted(
-        list(read(source, root=root, generated=generated, want=want, say=say)), source.weight, source.source
-    )
+    found = list(read(source, root=root, generated=generated, want=want, say=say))
+    return weighted(found, source.weight, source.source)
 
 
 def read(
     source: Source, *, root: Path, generated: Generated = GENERATED, want: Want = "examples", say: Say = print
 ) -> Iterator[TrainingRow]:
-    """The first `limit` rows of a source, one at a time, each once; raises DataError after the last if some cannot be used."""
+    """Yield the first `limit` rows of a source; raises DataError at the end if some cannot be used."""
     name = source.source
     if name.startswith("world:"):
         yield from _generated(name, generated, want, source.limit)
@@ -102,24 +93,26 @@ def read(
 
 
 def raw_rows(source: Source, root: Path) -> Iterator[RawRow]:
-    """The columns of each row of a file, folder or hub id as they stand there, with their place."""
+    """Yield the unparsed columns of each row of a file, folder or hub id, with its place."""
     hub = source.source.startswith("hf:")
     if source.config is not None and not hub:
         raise DataError(
-            f"{source.source}: got config '{source.config}', but config is for hub ids (hf:owner/name); leave it out"
+            f"{source.source}: got config '{source.config}', but config is for hub ids (hf:owner/name); "
+            "leave it out"
         )
     if hub:
         return readers.hub(source.source, source.config, source.split, lazily=source.stream)
     path = root / source.source
     if source.split is not None and not readers.is_saved(path):
         raise DataError(
-            f"{path}: got split '{source.split}', but split is for hub ids (hf:owner/name) and saved datasets; leave it out"
+            f"{path}: got split '{source.split}', but split is for hub ids (hf:owner/name) "
+            "and saved datasets; leave it out"
         )
     return readers.raw_rows(path, source.split)
 
 
 def renamed(row: Any, columns: Mapping[str, str] | None) -> Any:
-    """A row whose columns are called as `columns` says (our name: the file's name); raises ValueError if one is not there."""
+    """Rename columns by `columns` (our name: the file's name); raises ValueError if one does not exist."""
     if not columns or not isinstance(row, Mapping):
         return row
     missing = [theirs for theirs in columns.values() if theirs not in row]
@@ -130,7 +123,7 @@ def renamed(row: Any, columns: Mapping[str, str] | None) -> Any:
 
 
 def weighted(found: Sequence[T], weight: float, name: str) -> list[T]:
-    """Repeat or thin rows to round(weight x rows), at least one; which ones are kept depends on `name` alone."""
+    """Repeat or thin rows to round(weight x rows), at least one; the draw depends on `name` only."""
     count = max(1, round(weight * len(found)))
     whole, part = divmod(count, len(found))
     kept = sorted(random.Random(name).sample(range(len(found)), part))
@@ -138,14 +131,13 @@ def weighted(found: Sequence[T], weight: float, name: str) -> list[T]:
 
 
 def repeated(read: Callable[[], Iterable[T]], weight: float, name: str) -> Iterator[T]:
-    """The rows of `weighted`, in its order, without holding them: they are read anew for each repeat."""
+    """Yield the rows of `weighted` in its order without storing them: each repeat reads them again."""
     if weight == 1:
         yield from read()
         return
-    count = weighted(range(sum(1 for _ in read())), weight, name)
-    order = iter(count)
+    order = iter(weighted(range(sum(1 for _ in read())), weight, name))
     wanted = next(order, None)
-    while wanted is not None:  # each pass goes as far as places rise
+    while wanted is not None:  # each pass goes on while places increase
         last = -1
         for place, row in enumerate(read()):
             if wanted == place:

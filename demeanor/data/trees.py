@@ -1,7 +1,7 @@
 """Rows to token trees, and trees to the flat batch that models read.
 
-In: Example, Preference, Unpaired and a template. Out: Tree (a prompt and the branches that share it), TokenBatch (layout: tensors.py).
-It refuses to know models, losses and how rows were found.
+In: Example, Preference, Unpaired and a template. Out: Tree (a prompt and its branches), TokenBatch (layout:
+model/tensors.py), packed rows of documents. Knows no models, losses or files.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from demeanor.text.tokenizer import Tokenizer
 
 
 class Branch(NamedTuple):
-    """One completion; `trained[i]`: token i carries loss."""
+    """One completion; `trained[i]` is True if token i carries loss."""
 
     tokens: tuple[int, ...]
     trained: tuple[bool, ...]
 
 
 class Tree(NamedTuple):
-    """A prompt and the completions that share it; `ranks` (0 is best) orders them, `source` says which row it was.
+    """A prompt and its completions; `ranks` (0 is best) orders them, `source` names the row.
 
-    `labels`, of unpaired rows only: 1 desirable, 0 not, MISMATCHED; one for each branch.
+    `labels`, for unpaired rows only: 1 desirable, 0 undesirable, MISMATCHED; one for each branch.
     """
 
     prompt: tuple[int, ...]
@@ -44,27 +44,24 @@ class Tree(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that a model computes for this tree (its branches' last tokens are only targets)."""
+        """Tokens that a model computes for this tree (the last tokens of branches are only targets)."""
         return max(0, len(self.prompt) - 1) + sum(len(b.tokens) - (not self.prompt) for b in self.branches)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest path from the prompt's first to a branch's last token: what must fit in the context."""
+        """Tokens of the longest path from prompt to branch end: what must fit in the context."""
         return len(self.prompt) + max(len(b.tokens) for b in self.branches)
 
 
 def example_tree(example: Example, template: Template, tokenizer: Tokenizer) -> Tree:
-    """One branch from the first trained token on, after the rest as prompt; plain text is all branch, all trained.
+    """Return one branch from the first trained token on, after the rest as prompt; plain text is one branch.
 
     Raises DataError if no token carries loss.
     """
     if example.text is not None:
         tokens = tokenizer.document(example.text)
-        return Tree(
-            (),
-            (_trimmed(tokens, [False] + [True] * (len(tokens) - 1), example.source),),
-            source=example.source,
-        )
+        trained = [False] + [True] * (len(tokens) - 1)
+        return Tree((), (_trimmed(tokens, trained, example.source),), source=example.source)
     rendered = template.render(
         example.messages, example.tools, trained_from=example.trained_from, kwargs=example.template_kwargs
     )
@@ -74,9 +71,9 @@ def example_tree(example: Example, template: Template, tokenizer: Tokenizer) -> 
 
 
 def preference_tree(preference: Preference, template: Template) -> Tree:
-    """One branch per completion after the prompt they share.
+    """Return one branch for each completion after the shared prompt.
 
-    Raises DataError if a completion trains nothing or its rendering does not begin with the rendered prompt.
+    Raises DataError if a completion trains nothing or its rendering does not start with the rendered prompt.
     """
     kwargs = preference.template_kwargs
     prompt = template.render(preference.prompt, preference.tools, generate=True, kwargs=kwargs).tokens
@@ -86,25 +83,21 @@ def preference_tree(preference: Preference, template: Template) -> Tree:
         whole: Rendered = template.render(
             messages, preference.tools, trained_from=len(preference.prompt), kwargs=kwargs
         )
+        where = f"{preference.source}: completion {i}"
         if whole.tokens[: len(prompt)] != prompt:
             raise DataError(
-                f"{preference.source}: completion {i}: template {template.name} writes the prompt differently when "
-                "an answer follows; wanted the same tokens (does the completion begin with an assistant message?)"
+                f"{where}: template {template.name} writes the prompt differently when an answer follows; "
+                "wanted the same tokens (does the completion begin with an assistant message?)"
             )
-        branches.append(
-            _trimmed(
-                whole.tokens[len(prompt) :],
-                whole.trained[len(prompt) :],
-                f"{preference.source}: completion {i}",
-            )
-        )
+        branches.append(_trimmed(whole.tokens[len(prompt) :], whole.trained[len(prompt) :], where))
     return Tree(tuple(prompt), tuple(branches), preference.ranks, preference.margin, preference.source)
 
 
 def unpaired_tree(row: Unpaired | Preference, template: Template) -> Tree:
-    """One branch and its label; a preference gives one labelled branch for each completion, the best 1 and the others 0.
+    """Return labelled branches: one for an Unpaired, and for a preference each completion, the best labelled
+    1.
 
-    Raises DataError for a ranking of more than two ranks: which of its middle ones are desirable nobody said.
+    Raises DataError for a ranking of more than two ranks, whose middle ranks have no clear label.
     """
     if isinstance(row, Unpaired):
         pair = Preference(
@@ -113,33 +106,29 @@ def unpaired_tree(row: Unpaired | Preference, template: Template) -> Tree:
         return preference_tree(pair, template)._replace(labels=(int(row.desirable),))
     if len(set(row.ranks)) != 2:
         raise DataError(
-            f"{row.source or 'row'}: ranks {list(row.ranks)}; wanted exactly two different ranks to call one desirable "
-            "and the other not. Write one row with a label for each completion"
+            f"{row.source or 'row'}: ranks {list(row.ranks)}; wanted exactly two different ranks, to label "
+            "one desirable and the other not. Write one row with a label for each completion"
         )
     labels = tuple(int(rank == min(row.ranks)) for rank in row.ranks)
     return preference_tree(row, template)._replace(ranks=(0,) * len(labels), margin=None, labels=labels)
 
 
-def with_mismatched(trees: Sequence[Tree], seed: int) -> list[Tree]:
-    """All trees of `mismatched`, at once."""
-    return list(mismatched(trees, seed))
-
-
 def mismatched(trees: Sequence[Tree], seed: int) -> Iterator[Tree]:
-    """Give each tree one more branch, labelled MISMATCHED: the first completion of the next tree with another prompt.
+    """Add to each tree a branch labelled MISMATCHED: the first completion of a tree with another prompt.
 
-    Next in an order drawn from the seed, around. Raises DataError if all prompts are the same.
+    That tree is the next in a circular order drawn from the seed. Raises DataError if all prompts are equal.
     """
     order = list(range(len(trees)))
     random.Random(f"mismatched/{seed}").shuffle(order)
     if all(tree.prompt == trees[0].prompt for tree in trees):
         raise DataError(
-            f"{len(trees)} rows share one prompt; wanted at least two prompts to pair one with the other's completion"
+            f"{len(trees)} rows share one prompt; wanted at least two prompts, "
+            "to pair each with another's completion"
         )
     other = next(order[k] for k in range(len(order)) if trees[order[k]].prompt != trees[order[-1]].prompt)
     partner: dict[int, int] = {}
     following = order[0]
-    for i in reversed(order):  # the next with another prompt is the neighbour, or the neighbour's own
+    for i in reversed(order):  # the neighbour if its prompt differs, else the neighbour's own partner
         if trees[following].prompt != trees[i].prompt:
             other = following
         partner[i], following = other, i
@@ -156,14 +145,15 @@ def mismatched(trees: Sequence[Tree], seed: int) -> Iterator[Tree]:
 def collate(
     trees: Sequence[Tree], *, read_last: bool = False, reference: Sequence[Sequence[float]] | None = None
 ) -> TokenBatch:
-    """Lay trees out flat, without padding; `read_last` also feeds each branch's last token (reward models read it).
+    """Lay trees out flat, without padding; `read_last` also feeds each branch's last token (reward models).
 
-    `reference` holds, per tree, the frozen reference's log-probs (nats) of its scored tokens in order.
+    `reference` holds, for each tree, the reference's log-probabilities (nats) of its scored tokens in order.
     """
     flat = _Flat()
     for tree in trees:
         flat.add(tree, read_last)
     margins = [tree.margin for tree in trees]
+    has_labels = any(tree.labels for tree in trees)
     return TokenBatch(
         tokens_T=_ints(flat.tokens),
         positions_T=_ints(flat.positions),
@@ -176,14 +166,12 @@ def collate(
         rank_B=_ints([rank for tree in trees for rank in tree.ranks]),
         margin_N=None if all(m is None for m in margins) else torch.tensor([m or 0.0 for m in margins]),
         reference_C=None if reference is None else _reference(trees, reference),
-        label_B=_ints([x for tree in trees for x in _labels(tree)])
-        if any(tree.labels for tree in trees)
-        else None,
+        label_B=_ints([x for tree in trees for x in _labels(tree)]) if has_labels else None,
     )
 
 
 def num_scored(tree: Tree) -> int:
-    """How many of a tree's tokens carry loss; without a prompt nothing predicts the first token."""
+    """Return how many tokens of a tree carry loss; without a prompt the first token is not predicted."""
     return sum(sum(b.trained[0 if tree.prompt else 1 :]) for b in tree.branches)
 
 
@@ -205,10 +193,7 @@ class _Flat:
         if shared:
             self._segment(tree.prompt[:-1], 0, ())
         for branch in tree.branches:
-            path = (
-                *tree.prompt[-1:],
-                *branch.tokens,
-            )  # the prompt's last token is replayed at its own position
+            path = (*tree.prompt[-1:], *branch.tokens)  # repeats the prompt's last token at its position
             start = len(self.tokens)
             self._segment(path if read_last else path[:-1], shared, context)
             self.last.append(len(self.tokens) - 1)
@@ -227,11 +212,11 @@ class _Flat:
 
 
 def _trimmed(tokens: list[int], trained: list[bool], source: str) -> Branch:
-    """A branch without what follows its last trained token: nothing learns from it."""
+    """Return a branch up to its last trained token; nothing after it carries loss."""
     end = max((i + 1 for i, flag in enumerate(trained) if flag), default=0)
     if not end:
         raise DataError(
-            f"{source or 'row'}: no token of it carries loss; wanted an assistant message (from `trained_from` on), "
+            f"{source or 'row'}: no token carries loss; wanted an assistant message (from `trained_from` on) "
             "or a text of at least one token"
         )
     return Branch(tuple(tokens[:end]), tuple(trained[:end]))
@@ -240,7 +225,8 @@ def _trimmed(tokens: list[int], trained: list[bool], source: str) -> Branch:
 def _labels(tree: Tree) -> tuple[int, ...]:
     if len(tree.labels) != len(tree.branches):
         raise DataError(
-            f"{tree.source or 'tree'}: got {len(tree.labels)} labels for {len(tree.branches)} completions; wanted one each"
+            f"{tree.source or 'tree'}: {len(tree.labels)} labels for {len(tree.branches)} completions; "
+            "wanted one each"
         )
     return tree.labels
 
@@ -249,8 +235,8 @@ def _reference(trees: Sequence[Tree], reference: Sequence[Sequence[float]]) -> t
     for tree, values in zip(trees, reference, strict=True):
         if len(values) != num_scored(tree):
             raise DataError(
-                f"{tree.source or 'tree'}: the reference scored {len(values)} tokens, wanted {num_scored(tree)}; "
-                "it was computed from other rows or with another template"
+                f"{tree.source or 'tree'}: the reference scored {len(values)} tokens, "
+                f"wanted {num_scored(tree)}; it was computed from other rows or with another template"
             )
     return torch.tensor([value for values in reference for value in values], dtype=torch.float32)
 
@@ -259,23 +245,15 @@ def _ints(values: Sequence[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
-BUFFER = 512
-"""Documents to choose from when filling a row: enough that most rows need no cut."""
-
-
-def pack_rows(documents: Iterable[list[int]], row_tokens: int, tokens: int, seed: int) -> list[Tree]:
-    """All rows of `packed`, at once."""
-    return list(packed(documents, row_tokens, tokens, seed))
+BUFFER = 512  # documents to choose from when filling a row: enough that most rows need no cut
 
 
 def packed(documents: Iterable[list[int]], row_tokens: int, tokens: int, seed: int) -> Iterator[Tree]:
-    """Pack documents, repeated as often as needed, into ceil(tokens / row_tokens) rows that predict `row_tokens` tokens each.
+    """Pack documents, repeated as needed, into ceil(tokens / row_tokens) rows that predict `row_tokens` each.
 
-    A row holds one token more than it predicts. Raises DataError if there is no document.
+    A row has one token more than it predicts. Raises DataError if there is no document.
     """
-    pool = (
-        documents if isinstance(documents, Sequence) else list(documents)
-    )  # what is kept in a file is not copied
+    pool = documents if isinstance(documents, Sequence) else list(documents)  # a view of a file is not copied
     if not any(pool):
         raise DataError("no documents to pretrain on; wanted at least one that is not empty")
     trained = (False, *[True] * row_tokens)
@@ -284,7 +262,7 @@ def packed(documents: Iterable[list[int]], row_tokens: int, tokens: int, seed: i
 
 
 def _rows(documents: Sequence[list[int]], size: int, rng: random.Random) -> Iterator[list[int]]:
-    """Endless rows of exactly `size` tokens."""
+    """Yield rows of exactly `size` tokens without end."""
     buffer = _Buffer()
     waiting: Iterator[list[int]] = iter(())
     while True:
@@ -293,7 +271,7 @@ def _rows(documents: Sequence[list[int]], size: int, rng: random.Random) -> Iter
         space = size
         while space:
             buffer.fill(waiting, BUFFER)
-            if not len(buffer):  # a pass is over; nothing of the next is used before
+            if not len(buffer):  # a pass ends before the next begins
                 waiting = _pass(documents, size, rng)
                 continue
             if (fitting := buffer.pop_at_most(space)) is not None:
@@ -308,7 +286,7 @@ def _rows(documents: Sequence[list[int]], size: int, rng: random.Random) -> Iter
 
 
 def _pass(documents: Sequence[list[int]], size: int, rng: random.Random) -> Iterator[list[int]]:
-    """All documents once, shuffled; those longer than a row in parts."""
+    """Yield all documents once, shuffled; documents longer than a row in parts."""
     order = list(range(len(documents)))
     rng.shuffle(order)
     for i in order:
@@ -317,7 +295,7 @@ def _pass(documents: Sequence[list[int]], size: int, rng: random.Random) -> Iter
 
 
 class _Buffer:
-    """Documents by length: the oldest of a length comes out first."""
+    """Documents by length, first in first out within each length."""
 
     def __init__(self) -> None:
         self._of_length: defaultdict[int, deque[list[int]]] = defaultdict(deque)
@@ -338,7 +316,7 @@ class _Buffer:
         self._count += 1
 
     def pop_at_most(self, length: int) -> list[int] | None:
-        """The longest document of at most `length` tokens, None if all are longer."""
+        """Return the longest document of at most `length` tokens, None if all are longer."""
         i = bisect.bisect_right(self._lengths, length)
         return self._pop(self._lengths[i - 1]) if i else None
 

@@ -13,7 +13,7 @@ from demeanor.core.types import Example, Message, Preference, ToolCall, ToolSpec
 from demeanor.data import curation
 from demeanor.data.curation import Wanted, reason
 from demeanor.data.rows import Want, parse
-from demeanor.data.similarity import Overlap, Suite, as_columns, row_text, words
+from demeanor.data.similarity import Overlap, SuiteNgrams, as_columns, row_text, words
 from demeanor.stack.schema import Source
 
 ASK, SAID = Message("user", "Who?"), Message("assistant", "Marla.")
@@ -96,7 +96,7 @@ def test_a_row_written_as_columns_is_read_as_the_same_row(row: TrainingRow, want
 
 
 def test_shared_words_are_found_and_shown() -> None:
-    suite = Suite(
+    suite = SuiteNgrams(
         [
             ("q1", "Which keeper runs the early ferry to Corkel from pier nine?"),
             ("q2", "What is 37 plus 1?"),
@@ -116,7 +116,7 @@ def test_shared_words_are_found_and_shown() -> None:
 
 
 def test_an_item_shorter_than_the_words_asked_for_is_looked_for_whole() -> None:
-    suite = Suite([("q", "What ship serves Corkel?")], n=8)
+    suite = SuiteNgrams([("q", "What ship serves Corkel?")], n=8)
     assert suite.overlaps("Tell me what ship serves Corkel today") == [
         Overlap("q", "what ship serves corkel")
     ]

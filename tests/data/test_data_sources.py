@@ -162,7 +162,7 @@ def test_tool_calls_keep_their_arguments() -> None:
         ({"messages": "hello"}, "examples", "messages: is text that is not JSON"),
         ({"messages": {"role": "user"}}, "examples", "messages: got a dict, wanted a list"),
         ({"messages": ["hi"]}, "examples", r"messages\[0\]: got a str"),
-        ({"messages": raw(WHO)}, "examples", "none is an assistant's"),
+        ({"messages": raw(WHO)}, "examples", "none is from the assistant"),
         (
             {"messages": [{"role": "asistant", "content": "x"}]},
             "examples",
@@ -187,7 +187,7 @@ def test_tool_calls_keep_their_arguments() -> None:
         (
             {"prompt": raw(WHO, MARLA), "completion": "x"},
             "examples",
-            "prompt: ends with an assistant's message",
+            "prompt: ends with an assistant message",
         ),
         ({"prompt": "x", "completion": raw(WHO)}, "examples", "completion: got a user message"),
         ({"prompt": "x", "completion": "y", "tools": [{}]}, "examples", r"tools\[0\]: wanted"),

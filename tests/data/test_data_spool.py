@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Example, TrainingRow
-from demeanor.data.batches import Selected, Spool, assemble, select, stored, within
+from demeanor.data.batches import Spool, View, assemble, select, stored, within
 from demeanor.data.sources import read, repeated, weighted
-from demeanor.data.trees import Branch, Tree, example_tree, pack_rows, with_mismatched
+from demeanor.data.trees import Branch, Tree, example_tree, mismatched, packed
 from demeanor.stack.schema import Source
 
 labelled = st.builds(
@@ -59,9 +59,9 @@ def test_the_empty_spool_is_an_empty_sequence(tmp_path: Path) -> None:
 
 def test_what_fits_is_a_view_that_copies_nothing(tmp_path: Path) -> None:
     rows = [Tree((1,), (Branch((2,) * n, (True,) * n),)) for n in (1, 9, 2)]
-    assert isinstance(within(stored(rows, tmp_path), 5), Selected)
+    assert isinstance(within(stored(rows, tmp_path), 5), View)
     assert list(within(stored(rows, tmp_path), 5)) == within(rows, 5) == [rows[0], rows[2]]
-    assert with_mismatched([r._replace(prompt=(i,)) for i, r in enumerate(rows)], 0)
+    assert list(mismatched([r._replace(prompt=(i,)) for i, r in enumerate(rows)], 0))
 
 
 @given(count=st.integers(1, 9), weight=st.sampled_from([0.1, 0.5, 1.0, 1.5, 2.0, 3.4]))
@@ -98,12 +98,12 @@ def test_a_stage_that_streams_has_the_trees_of_one_that_does_not(name: str, tmp_
             document=tokenizer().document,
             folder=tmp_path,
         )
-        assert isinstance(found.trees, Selected) == stream
-        return list(found.trees), pack_rows(found.documents, 16, 100, seed=3)
+        assert isinstance(found.trees, View) == stream
+        return list(found.trees), list(packed(found.documents, 16, 100, seed=3))
 
-    (kept, packed), (streamed, packed_streamed) = made(False), made(True)
+    (kept, rows), (streamed, packed_streamed) = made(False), made(True)
     assert kept == streamed
-    assert packed == packed_streamed
+    assert rows == packed_streamed
     assert len(kept) == 10  # 1.5 x 7 rows, rounded to even
     assert [t.source.rsplit(":", 1)[1] for t in kept[:7]] == list(
         "1234567"

@@ -152,7 +152,7 @@ def test_plain_text_is_trained_whole_and_ends_with_eos() -> None:
 
 
 def test_a_row_that_trains_nothing_is_an_error_that_says_which() -> None:
-    with pytest.raises(DataError, match=r"rows.jsonl:3: no token of it carries loss"):
+    with pytest.raises(DataError, match=r"rows.jsonl:3: no token carries loss"):
         example_tree(
             Example((Message("user", "Who?"),), source="rows.jsonl:3"), template("turns"), tokenizer()
         )

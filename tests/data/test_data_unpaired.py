@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from demeanor.core.errors import DataError
 from demeanor.core.types import Message, Preference, Unpaired
 from demeanor.data.rows import parse
-from demeanor.data.trees import Branch, Tree, collate, preference_tree, unpaired_tree, with_mismatched
+from demeanor.data.trees import Branch, Tree, collate, mismatched, preference_tree, unpaired_tree
 from demeanor.model.tensors import MISMATCHED
 
 USER, GOOD, BAD = Message("user", "Who?"), Message("assistant", "Marla."), Message("assistant", "No.")
@@ -65,7 +65,7 @@ def test_an_implicit_prompt_ends_with_the_last_question_never_within_a_message()
     )
     text = "\n\nHuman: Who?\n\nAssistant: Marla."
     assert parse({"completion": text, "label": False}, "unpaired", "") == Unpaired((USER,), (GOOD,), False)
-    with pytest.raises(ValueError, match="no user's message"):
+    with pytest.raises(ValueError, match="no user message"):
         parse({"completion": said[1:2], "label": False}, "unpaired", "")
     with pytest.raises(ValueError, match="nothing after the prompt"):
         parse({"completion": said[:1], "label": False}, "unpaired", "")
@@ -113,7 +113,7 @@ def test_a_mismatched_completion_is_the_next_one_of_another_prompt(prompts: list
     trees = [tree(prompt, 100 + i) for i, prompt in enumerate(prompts)]
     order = list(range(len(trees)))
     random.Random(f"mismatched/{seed}").shuffle(order)
-    found = with_mismatched(trees, seed)
+    found = list(mismatched(trees, seed))
     for place, i in enumerate(order):
         around = [*order[place + 1 :], *order[:place]]
         expected = next(j for j in around if prompts[j] != prompts[i])
@@ -124,18 +124,20 @@ def test_a_mismatched_completion_is_the_next_one_of_another_prompt(prompts: list
 
 def test_mismatched_completions_depend_on_the_seed_and_on_nothing_else() -> None:
     trees = [tree(i, 100 + i) for i in range(20)]
-    assert with_mismatched(trees, 1) == with_mismatched(trees, 1)
-    assert with_mismatched(trees, 1) != with_mismatched(trees, 2)
+    assert list(mismatched(trees, 1)) == list(mismatched(trees, 1))
+    assert list(mismatched(trees, 1)) != list(mismatched(trees, 2))
 
 
 def test_one_prompt_has_nothing_to_be_mismatched_with() -> None:
     with pytest.raises(DataError, match="2 rows share one prompt"):
-        with_mismatched([tree(1, 2), tree(1, 3)], 0)
+        list(mismatched([tree(1, 2), tree(1, 3)], 0))
 
 
 def test_labels_are_laid_out_with_their_branches() -> None:
-    rows = with_mismatched(
-        [unpaired_tree(Preference((USER,), ((GOOD,), (BAD,)), (0, 1)), template("turns")), tree(5, 6)], 0
+    rows = list(
+        mismatched(
+            [unpaired_tree(Preference((USER,), ((GOOD,), (BAD,)), (0, 1)), template("turns")), tree(5, 6)], 0
+        )
     )
     batch = collate(rows)
     assert batch.label_B is not None
