@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,10 @@ import pytest
 from demeanor.core import registry
 from demeanor.model.tensors import Loss, Outputs
 from demeanor.objectives import MovingReference, Objective
+from tests.objectives.page import PAGE, section
 
 PACKAGE = "demeanor.objectives"
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs" / "objectives"
 
 
 def read_by(function: Callable[..., Any]) -> set[str]:
@@ -54,10 +55,13 @@ def test_an_objective_declares_itself_and_reads_all_its_settings(name: str) -> N
 
 
 @pytest.mark.parametrize("name", registry.known(PACKAGE))
-def test_an_objective_has_its_page_with_every_setting(name: str) -> None:
-    page = (DOCS / f"{name}.md").read_text()
-    for field in registry.spec_of(PACKAGE, name).model_fields:
-        assert f"`{field}`" in page
+def test_an_objective_has_its_section_with_every_setting_and_its_source(name: str) -> None:
+    text = section(name)
+    assert [f for f in registry.spec_of(PACKAGE, name).model_fields if f"\n* `{f}` (" not in text] == []
+    assert "`L = " in text
+    papers = re.findall(r"\d{4}\.\d{5}", registry.entry(PACKAGE, name).source)
+    assert [paper for paper in papers if paper not in text] == []
+    assert f"[`{name}`](#{name})" in PAGE.read_text(), "a row of the table at the top"
 
 
 def test_a_stage_reads_no_setting_of_an_objective() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from demeanor.core import registry
+from tests.objectives.page import section
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "objectives"
 
@@ -20,4 +21,4 @@ def test_the_picture_on_an_objectives_page_is_drawn_by_the_objective(kind: str) 
     plot = importlib.util.module_from_spec(found)
     found.loader.exec_module(plot)
     assert (FOLDER / f"{kind}.svg").read_text() == plot.svg(kind), "run `python docs/objectives/plot.py`"
-    assert f"({kind}.svg)" in (FOLDER / f"{kind}.md").read_text()
+    assert f"(objectives/{kind}.svg)" in section(kind)
