@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
 
 from demeanor import __version__
@@ -29,6 +28,9 @@ RENAMED = {
     "--beside": "--compare NAME=URL#MODEL",
     "--beside-key": "--compare-key NAME=ENV_VAR",
     "--prune": "demeanor runs prune STACK.yaml...",
+    "runs": "demeanor runs list, or demeanor runs prune STACK.yaml...",
+    "judge": "demeanor judge validate STACK.yaml PAIRS.jsonl",
+    "suites": "demeanor suites list, or demeanor suites show SUITE...",
 }
 """Spellings of earlier versions and what to write instead."""
 
@@ -77,11 +79,13 @@ def main(words: Sequence[str] | None = None) -> int:
 
             leave()
         return int(code or 0)
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:
+        if error.format_message():  # without a command, the help has been printed
+            print(f"demeanor: {error.format_message()}", file=sys.stderr)
+            print(" ".join(["See: demeanor", *given[:1], "--help"]), file=sys.stderr)
         for word in given:
             if word in RENAMED:
-                print(f"'{word}' was renamed; write: {RENAMED[word]}", file=sys.stderr)
+                print(f"'{word}' is spelled differently now: {RENAMED[word]}", file=sys.stderr)
         return error.exit_code
     except DemeanorError as error:
         print(f"demeanor: {error}", file=sys.stderr)
@@ -95,7 +99,7 @@ def main(words: Sequence[str] | None = None) -> int:
         else:
             print(f"demeanor: {error.filename}: {error.strerror}", file=sys.stderr)
         return FAILED
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("\ndemeanor: stopped", file=sys.stderr)
         return STOPPED
     except Exception:  # a bug must not end with the code of a verdict

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from demeanor.cli.tables import columns
-from demeanor.core.errors import DemeanorError
+from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
     from demeanor.store.database import Database
@@ -100,7 +100,7 @@ def revoke(
     with _opened(url) as database:
         ended = keys.revoke(database, which)
     if not ended:
-        raise DemeanorError(
+        raise UsageError(
             f"keys revoke: got '{which}', wanted the name or first characters of a key in force. "
             f"See: demeanor keys list --database {url}"
         )

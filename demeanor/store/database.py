@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from demeanor.core.errors import DataError, DemeanorError
+from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.core.types import Completion, Done, Event, RatedTurn, Turn, fold
 from demeanor.store import codec
 
@@ -204,7 +204,7 @@ class Feedback:
 def open_url(url: str, *, root: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Database:
     """Open `sqlite:///PATH` (relative to `root`), made if it is not there. Raises DemeanorError that names what is wrong."""
     if not url.startswith(SCHEME) or not url[len(SCHEME) :]:
-        raise DemeanorError(f"database: got '{url}', wanted {SCHEME}PATH")
+        raise UsageError(f"database: got '{url}', wanted {SCHEME}PATH")
     return Database(root / url[len(SCHEME) :], now)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from demeanor.core.errors import DemeanorError, unknown
+from demeanor.core.errors import UsageError, unknown
 from demeanor.store import codec
 from demeanor.store.database import Database
 
@@ -55,17 +55,17 @@ def create(
     Raises DemeanorError for an empty name, an unknown scope, or a limit below 1.
     """
     if not name.strip() or len(name) > 128 or not name.isprintable():
-        raise DemeanorError(f"keys: name: got {name!r}, wanted 1 to 128 printable characters")
+        raise UsageError(f"keys: name: got {name!r}, wanted 1 to 128 printable characters")
     for scope in scopes or ():
         if scope not in SCOPES:
-            raise DemeanorError(f"keys: scopes: {unknown(scope, SCOPES, noun='scope')}")
+            raise UsageError(f"keys: scopes: {unknown(scope, SCOPES, noun='scope')}")
     if scopes is not None and not scopes:
-        raise DemeanorError(
+        raise UsageError(
             f"keys: scopes: got none, wanted at least one of {', '.join(SCOPES)}; leave it out to allow everything"
         )
     for what, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_day", tokens_per_day)):
         if limit is not None and limit < 1:
-            raise DemeanorError(f"keys: {what}: got {limit}, wanted 1 or more; leave it out for no limit")
+            raise UsageError(f"keys: {what}: got {limit}, wanted 1 or more; leave it out for no limit")
     key = f"dm-{secrets.token_urlsafe(32)}"
     row = (
         digest(key),

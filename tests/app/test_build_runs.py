@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from demeanor.cli.runs import size
 
 from demeanor.cli import main
+from demeanor.cli.stack import size
 from demeanor.stack.stack import Stack, training_keys
 from demeanor.train.runs import Runs
 
@@ -32,13 +32,13 @@ def test_every_run_is_listed_with_its_stage_and_state(
     trained: tuple[Stack, Runs], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stack = trained[0]
-    assert main(["runs", "--runs", str(folder)]) == 0
+    assert main(["runs", "list", "--runs", str(folder)]) == 0
     out = capsys.readouterr().out
     assert listed(out) == {stack.stage_key(name) for name in ("base", "sft", "rm", "dpo")} | {OTHER}
     line = next(line for line in out.splitlines() if line.startswith(stack.stage_key("dpo")))
     assert line.split()[1:3] == ["tiny-desk", "dpo"]
     assert line.endswith("finished")
-    assert main(["runs", str(stack.path), "--runs", str(folder)]) == 0
+    assert main(["runs", "list", str(stack.path), "--runs", str(folder)]) == 0
     assert OTHER not in capsys.readouterr().out
 
 
@@ -47,12 +47,12 @@ def test_prune_deletes_nothing_until_it_is_told_twice(
 ) -> None:
     stack = trained[0]
     before = {path.name for path in folder.iterdir()}
-    assert main(["runs", str(stack.path), "--prune", "--runs", str(folder)]) == 0
+    assert main(["runs", "prune", str(stack.path), "--runs", str(folder)]) == 0
     out = capsys.readouterr().out
     assert listed(out) == {OTHER}
     assert "Nothing was deleted" in out
     assert {path.name for path in folder.iterdir()} == before
-    assert main(["runs", str(stack.path), "--prune", "--yes", "--runs", str(folder)]) == 0
+    assert main(["runs", "prune", str(stack.path), "--yes", "--runs", str(folder)]) == 0
     assert {path.name for path in folder.iterdir()} == before - {OTHER}
     assert "deleted 1 run," in capsys.readouterr().out
     assert all(Runs(folder).complete(key) for key in training_keys(stack))
@@ -66,8 +66,8 @@ def test_a_variant_of_the_stack_keeps_the_ancestors_they_share(
     main(
         [
             "runs",
+            "prune",
             str(stack.path),
-            "--prune",
             "--set",
             "weights.stages.dpo.objective.beta=0.5",
             "--runs",
@@ -81,14 +81,13 @@ def test_prune_without_a_stack_would_delete_everything_and_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = set(folder.iterdir())
-    assert main(["runs", "--prune", "--yes", "--runs", str(folder)]) == 2
-    assert main(["runs", "--yes", "--runs", str(folder)]) == 2
+    assert main(["runs", "prune", "--yes", "--runs", str(folder)]) == 2
     assert "wanted the stack files whose weights stay" in capsys.readouterr().err
     assert set(folder.iterdir()) == before
 
 
 def test_a_folder_without_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", "--runs", str(tmp_path / "none")]) == 0
+    assert main(["runs", "list", "--runs", str(tmp_path / "none")]) == 0
     assert "no runs" in capsys.readouterr().out
 
 

@@ -1,84 +1,145 @@
-"""The command line: mistakes are told in one text with the code that the docs promise, and of `gate` never with the code of a verdict."""
+"""The command line: mistakes are told in one text, with the exit code that the docs promise, never that of a verdict."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from demeanor.cli import arguments, gate, main
-from demeanor.evaluation import result as results
-from demeanor.report import publish
+from demeanor.cli import RENAMED, app, main, repeated
+from demeanor.cli.options import file_name
 
 DEMO = "stacks/demo/demo.yaml"
+COMMANDS = typer.main.get_command(app)
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "x", "", "1.5", "²"])
-def test_a_count_is_at_least_one(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="wanted a number of at least 1"):
-        arguments.count(text)
-    assert arguments.count("7") == 7
+def verbs(command: Any, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every verb and group of a command, as words."""
+    found = [words]
+    for name, inner in getattr(command, "commands", {}).items():
+        found += verbs(inner, (*words, name))
+    return found
+
+
+@pytest.mark.parametrize("words", verbs(COMMANDS), ids=" ".join)
+def test_every_verb_explains_itself(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--help"]) == 0
+    assert " ".join(["Usage: demeanor", *words]) in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from demeanor.cli import main; main(['eval', '--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_the_shell_can_complete_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "--install-completion" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["../evil", "a/b", "", ".hidden", "a\\b", "/tmp/x"])
 def test_no_name_writes_outside_the_folder_of_results(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="wanted a name for files"):
-        arguments.name(text)
-    assert arguments.name("desk 2.new") == "desk 2.new"
+    with pytest.raises(typer.BadParameter, match="wanted a name for files"):
+        file_name(text)
+    assert file_name("desk 2.new") == "desk 2.new"
 
 
 @pytest.mark.parametrize("verb", ["eval", "attribute", "frontier", "diagnose", "duel", "seeds", "gate"])
+@pytest.mark.parametrize("wrong", [["--limit", "0"], ["--limit", "x"], ["--name", "../x"]])
 def test_every_verb_that_measures_refuses_a_limit_of_nothing_and_a_name_with_a_slash(
-    verb: str, capsys: pytest.CaptureFixture[str]
+    verb: str, wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for wrong in (["--limit", "0"], ["--name", "../x"]):
-        with pytest.raises(SystemExit) as stop:
-            main([verb, DEMO, *wrong])
-        assert stop.value.code == (gate.MISTAKE if verb == "gate" else 2)
-        assert wrong[0] in capsys.readouterr().err
+    assert main([verb, DEMO, *wrong]) == 2
+    assert wrong[0] in capsys.readouterr().err
 
 
-def test_an_unknown_option_of_gate_is_not_read_as_inconclusive() -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["gate", "--foo"])
-    assert stop.value.code == gate.MISTAKE
+@pytest.mark.parametrize("words", [["gate", "--foo"], ["evaluate", DEMO], ["eval"], []])
+def test_a_command_line_that_is_no_command_line_has_code_2(words: list[str]) -> None:
+    assert main(words) == 2
 
 
-def test_a_crash_of_gate_is_not_read_as_a_failure(
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["harness", "x.json"], "demeanor logs import"),
+        (["train", DEMO, "--only", "dpo"], "--stage"),
+        (["eval", DEMO, "--beside", "a=http://x/v1#m"], "--compare"),
+        (["runs", "--prune"], "demeanor runs prune"),
+        (["runs", DEMO], "demeanor runs list"),
+        (["judge", DEMO, "pairs.jsonl"], "demeanor judge validate"),
+    ],
+)
+def test_an_old_spelling_is_answered_with_the_new_one(
+    words: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert wanted in capsys.readouterr().err
+    assert RENAMED
+
+
+def test_several_values_may_follow_an_option_or_repeat_it() -> None:
+    several = ["eval", DEMO, "--variants", "a", "b", "--limit", "3"]
+    assert repeated(several) == ["eval", DEMO, "--variants", "a", "--variants", "b", "--limit", "3"]
+    assert repeated(repeated(several)) == repeated(several)
+    assert repeated(["seeds", DEMO, "--seeds", "0", "-1", "2"])[2:] == [
+        "--seeds",
+        "0",
+        "--seeds",
+        "-1",
+        "--seeds",
+        "2",
+    ]
+    assert repeated(["attribute", DEMO, "--layers"]) == ["attribute", DEMO, "--layers", ""]
+
+
+def test_a_crash_of_gate_is_not_read_as_a_verdict(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from demeanor.evaluation import gate as gating
+    from demeanor.evaluation import gate
 
     def crash(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(gating, "verify", crash)
-    assert main(["gate", "--verify", "x.json"]) == gate.MISTAKE
+    monkeypatch.setattr(gate, "verify", crash)
+    assert main(["gate", "--verify", "x.json"]) == 3
     assert "a bug" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("verb", "code"), [("report", 1), ("gate", gate.MISTAKE)])
+@pytest.mark.parametrize("words", [["report", "x.json"], ["gate", "--verify", "x.json"]])
 def test_a_folder_that_cannot_be_written_is_one_line(
-    verb: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from demeanor.evaluation import gate as gating
+    from demeanor.evaluation import gate, result
 
     def full(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "/somewhere")
 
-    monkeypatch.setattr(gating, "verify", full)
-    monkeypatch.setattr(results, "load", full)
-    assert main({"report": ["report", "x.json"], "gate": ["gate", "--verify", "x.json"]}[verb]) == code
+    monkeypatch.setattr(gate, "verify", full)
+    monkeypatch.setattr(result, "load", full)
+    assert main(words) == 3
     assert capsys.readouterr().err == "demeanor: /somewhere: Permission denied\n"
+
+
+def test_ctrl_c_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from demeanor.evaluation import result
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(result, "load", stopped)
+    assert main(["report", "x.json"]) == 130
 
 
 @pytest.mark.parametrize("name", ["world:corpus", "builtin:honest", "builtin:"])
 def test_an_unknown_suite_is_a_mistake_on_the_command_line(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["suites", name]) == 2
+    assert main(["suites", "list", name]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"demeanor: unknown suite '{name}'.")
     assert "builtin:honesty" in told
@@ -97,7 +158,7 @@ def test_brackets_of_a_target_are_printed_as_they_stand(
     }
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps(item) + "\n")
-    assert main(["suites", str(file), "--show", "1"]) == 0
+    assert main(["suites", "show", str(file), "--items", "1"]) == 0
     told = capsys.readouterr().out
     assert "a[b]  exact {'answers': ['[/bold]', '[red]']}" in told
     assert "[/b] x" in told
@@ -107,6 +168,8 @@ def test_brackets_of_a_target_are_printed_as_they_stand(
 def test_a_page_written_elsewhere_has_the_sections_that_lie_beside_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from demeanor.evaluation import result as results
+    from demeanor.report import publish
 
     asked: list[tuple[object, Path, Path | None]] = []
 
@@ -147,7 +210,7 @@ def test_eval_says_at_once_what_leaves_nothing_to_compare(
         ["attribute", DEMO, "--weights", "dpo", "sft"],
         ["seeds", DEMO, "--seeds", "1"],
         ["diagnose", DEMO, "--turns", "x.db", "--limit", "3"],
-        ["runs", "--yes"],
+        ["runs", "prune", "--yes"],
     ],
 )
 def test_a_command_line_that_cannot_be_meant_has_the_code_of_a_mistake(

@@ -61,7 +61,7 @@ def test_revoking_says_what_it_ended_and_an_unknown_name_is_a_mistake(
     key = capsys.readouterr().out.strip()
     assert cli.main(["keys", "revoke", "edda", "--database", url]) == 0
     assert capsys.readouterr().out == f"revoked {key[:10]}... of edda\n"
-    assert cli.main(["keys", "revoke", "edda", "--database", url]) == 1
+    assert cli.main(["keys", "revoke", "edda", "--database", url]) == 2
     assert "keys revoke: got 'edda'" in capsys.readouterr().err
     cli.main(["keys", "list", "--database", url])
     assert "revoked 20" in capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_revoking_says_what_it_ended_and_an_unknown_name_is_a_mistake(
 def test_an_unknown_scope_and_a_bad_address_are_refused_by_name(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["keys", "create", "edda", "--scopes", "chta", "--database", url]) == 1
+    assert cli.main(["keys", "create", "edda", "--scopes", "chta", "--database", url]) == 2
     assert "Did you mean 'chat'" in capsys.readouterr().err
-    assert cli.main(["keys", "list", "--database", "keys.db"]) == 1
+    assert cli.main(["keys", "list", "--database", "keys.db"]) == 2
     assert "wanted sqlite:///PATH" in capsys.readouterr().err
