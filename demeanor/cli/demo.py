@@ -40,7 +40,7 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
     runs = Runs(runs_root)
     app.train(stack, runs)
     trained = time.monotonic()
-    console.print("\n2. climb the ladder of layers on the same items", style="bold")
+    console.print("\n2. measure the stack with one more layer at each step, on the same items", style="bold")
     result = ladder.evaluate(stack, app.services(runs), results, name="demo")
     page = publish.show(result, results)
     _proofs(console, stack, runs, results)
@@ -64,7 +64,8 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
     """What each layer did, what safety costs, whether the newest layer may ship, and what would repair what fails; a few lines each."""
     services = app.services(runs)
     console.print(
-        "\n3. split it among the layers: every set of weights x every subset of layers", style="bold"
+        "\n3. attribute the difference to the layers: every set of weights with every subset of layers",
+        style="bold",
     )
     split = attribution.run(stack, services, results, name="demo")
     console.print(attribution.generations(split), markup=False)
@@ -83,7 +84,7 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
             stack, services, results, against=f"{stack.spec.name}-{newest}", rules=rules, name="demo"
         )
         terminal.show_blocks(gate.brief(report), console)
-    console.print("\n6. what would repair what fails", style="bold")
+    console.print("\n6. diagnose: which change would fix the failing items", style="bold")
     found = diagnose.run(stack, services, results, diagnose.Scope(), name="demo")
     console.print(f"Suspect: {found.suspect}. {found.recommendation}", markup=False)
 

@@ -20,14 +20,13 @@ INVISIBLE = (
 """Control characters, bidirectional overrides and lone surrogates: first and last of each range."""
 
 
-def percent(value: float | None) -> str:
-    """A share as whole per cent, never rounded to 0 or 100 unless it is: 0.997 is '>99'."""
+def percent(value: float | None, places: int = 0) -> str:
+    """A share in per cent; a whole number is never rounded to 0 or 100 unless it is: 0.997 is '>99'."""
     if value is None:
         return NONE
-    rounded = round(100 * value)
-    if rounded == 100 and value < 1:
+    if places == 0 and 0.995 <= value < 1:
         return ">99"
-    return "<1" if rounded == 0 and value > 0 else str(rounded)
+    return "<1" if places == 0 and 0 < value <= 0.005 else number(100 * value, places)
 
 
 def points(value: float | None, places: int = 0) -> str:
@@ -68,13 +67,12 @@ def _bound(value: float, places: int) -> str:
     return points(value, places)
 
 
-def share(value: float | None, low: float | None, high: float | None) -> str:
+def share(value: float | None, low: float | None, high: float | None, places: int = 0) -> str:
     """A share with its interval: `89% (80 to 95)`."""
     if value is None:
         return "not measured"
-    if low is None or high is None:
-        return f"{percent(value)}%, no interval (one cluster)"
-    return f"{percent(value)}% ({percent(low)} to {percent(high)})"
+    bounds = "" if low is None or high is None else f" ({percent(low, places)} to {percent(high, places)})"
+    return f"{percent(value, places)}%{bounds or ', no interval (one cluster)'}"
 
 
 def estimate(value: float | None, low: float | None, high: float | None, places: int = 2) -> str:

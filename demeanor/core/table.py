@@ -171,6 +171,6 @@ def difference(
 
 
 def plain(text: Inline) -> str:
-    """The words alone."""
+    """The words alone, a star where they are strong."""
     parts = text if isinstance(text, tuple) else (text,)
-    return "".join(part if isinstance(part, str) else part.text for part in parts)
+    return "".join(x if isinstance(x, str) else f"{x.text}{'*' if x.strong else ''}" for x in parts)

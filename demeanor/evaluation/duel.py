@@ -19,7 +19,7 @@ from scipy import optimize, special
 
 from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.core.files import origin
-from demeanor.core.formatting import NONE, interval, number, plural, points
+from demeanor.core.formatting import NONE, interval, percent, plural, points, share
 from demeanor.core.table import WRITTEN, Bullets, Fold, OnlyFor, Paragraph, Section, StyledText, Table
 from demeanor.core.types import Item
 from demeanor.evaluation import judge_validation, statistics
@@ -576,11 +576,11 @@ def asked(item: Item) -> str:
 PAIRS = (
     "candidate",
     "against",
-    "win rate, %",
-    "at equal length, %",
-    "longer in, %",
+    "win rate",
+    "at equal length",
+    "longer in",
     "ties",
-    "follows the place, %",
+    "follows the place",
     "duels (clusters)",
     "left out",
 )
@@ -630,9 +630,9 @@ def judge_worth(found: DuelResult) -> str:
     if validated is None:
         return "This judge has not been compared with people. To do that: demeanor judge validate STACK.yaml PAIRS"
     accuracy = validated["accuracy"]
-    right = _estimate(accuracy["value"], accuracy["low"], accuracy["high"])
+    right = share(accuracy["value"], accuracy["low"], accuracy["high"], places=1)
     return (
-        f"This judge agrees with people in {right}% of its verdicts on {validated['pairs']} pairs of {validated['pairs_file']} "
+        f"This judge agrees with people in {right} of its verdicts on {validated['pairs']} pairs of {validated['pairs_file']} "
         f"({validated['file']})"
     )
 
@@ -681,13 +681,11 @@ def _pair_row(m: Matchup) -> tuple[str, ...]:
     return (
         m.candidate,
         m.other,
-        _estimate(m.raw.value, m.raw.low, m.raw.high) if m.raw else NONE,
-        _estimate(m.controlled, m.low, m.high),
-        NONE if m.longer is None else number(100 * m.longer, 0),
+        share(*m.raw[:3], places=1) if m.raw else NONE,
+        NONE if m.controlled is None else share(m.controlled, m.low, m.high, places=1),
+        NONE if m.longer is None else f"{percent(m.longer)}%",
         str(m.ties),
-        _estimate(m.position.follows.value, m.position.follows.low, m.position.follows.high)
-        if m.position
-        else NONE,
+        share(*m.position.follows[:3], places=1) if m.position else NONE,
         f"{m.n} ({m.clusters})",
         str(m.left_out),
     )
@@ -697,11 +695,3 @@ def _rating_row(r: Rating) -> tuple[str, ...]:
     bounds = NONE if r.low is None or r.high is None else interval(r.low / 100, r.high / 100)
     open_ended = f"{r.open_ended}: no finite rating" if r.open_ended else ""
     return r.player, points(r.rating / 100), bounds, str(r.games), open_ended
-
-
-def _estimate(value: float | None, low: float | None, high: float | None) -> str:
-    """A share in percent with its interval."""
-    if value is None:
-        return NONE
-    bounds = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
-    return f"{100 * value:.1f}{bounds}"

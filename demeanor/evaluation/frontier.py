@@ -497,7 +497,7 @@ def points_table(found: Frontier) -> Table:
                 beaten or NONE,
             )
         )
-    return Table(columns, tuple(rows), text=(0, 10, 11))
+    return Table(columns, tuple(rows))
 
 
 def brief(found: Frontier) -> Table:

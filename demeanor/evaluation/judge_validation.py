@@ -17,7 +17,7 @@ import numpy as np
 
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import origin
-from demeanor.core.formatting import estimate, p_value, plural
+from demeanor.core.formatting import NONE, estimate, p_value, plural, share
 from demeanor.core.table import Paragraph, Section, Table
 from demeanor.core.types import Messages, Preference
 from demeanor.data import rows
@@ -356,35 +356,20 @@ def _text(messages: Messages) -> str:
 
 def section(found: JudgeValidation) -> Section:
     """What was measured of the judge, a row each with its interval."""
-    rows = [
-        ("right, as people said (chance: 50%)", _percent(found.accuracy)),
-        (
-            "Fleiss' kappa with people (chance: 0)",
-            estimate(*found.kappa[:3]) if found.kappa else NOT_MEASURED,
-        ),
-    ]
+    shares: list[tuple[str, Estimate | None]] = [("right, as people said (chance: 50%)", found.accuracy)]
+    rows = [("Fleiss' kappa with people (chance: 0)", estimate(*found.kappa[:3]) if found.kappa else NONE)]
     if found.position:
-        rows += [
-            ("same answer in both orders", _percent(found.position.consistent)),
-            ("follows the place instead", _percent(found.position.follows)),
-            ("  always the first", _percent(found.position.first)),
-            ("  always the second", _percent(found.position.second)),
-            ("first and second equally often: p", p_value(found.position.p)),
+        shares += [
+            ("same answer in both orders", found.position.consistent),
+            ("follows the place instead", found.position.follows),
+            ("  always the first", found.position.first),
+            ("  always the second", found.position.second),
         ]
+        rows.append(("first and second equally often: p", p_value(found.position.p)))
+    measured = [(name, share(*value[:3], places=1) if value else NONE) for name, value in shares]
     about = (
         f"{found.judge['model']} at {found.judge['url']}: {plural(found.pairs, 'pair')}, {plural(found.verdicts, 'verdict')}, "
         f"{found.unread} without a verdict."
     )
-    table = Table(("", "measured (95% interval)"), tuple(rows))
+    table = Table(("", "measured (95% interval)"), (*measured, *rows))
     return Section("judge", "Judge", "How far the judge agrees with people", (Paragraph(about), table))
-
-
-def _percent(found: Estimate | None) -> str:
-    if found is None:
-        return NOT_MEASURED
-    value, low, high = (None if x is None else 100 * x for x in found[:3])
-    bounds = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
-    return f"{value:.1f}%{bounds}"
-
-
-NOT_MEASURED = "not measured"

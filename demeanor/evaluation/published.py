@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -161,7 +162,25 @@ def page(table: Published) -> Page:
         title=f"{table.title}: what changed",
         about=f"{table.title}: a published table, {plural(benchmarks, 'benchmark')}, {plural(len(table.columns), 'column')}",
         headline=headline(table),
-        sections=(_ladder(table), _losses(lost), _gains(gained), _sizes(table), _method(table)),
+        sections=(
+            _ladder(table),
+            _listing(
+                "losses",
+                "What fell",
+                "The largest losses from a column to the next, worst first, whatever the mean did.",
+                lost,
+                "No benchmark fell.",
+            ),
+            _listing(
+                "gains",
+                "What rose",
+                "The largest gains from a column to the next.",
+                gained,
+                "No benchmark rose.",
+            ),
+            _sizes(table),
+            _method(table),
+        ),
         gains=tuple(_short(c) for c in gained[:2]),
         losses=tuple(_short(c) for c in lost[:1]),
         caveats=(NO_INTERVALS, *table.notes),
@@ -269,24 +288,14 @@ def _size(row: PublishedRow) -> str:
     return NONE if size is None else f"{size:.1f}"
 
 
-def _losses(lost: list[ScoreChange]) -> Section:
-    quiet = frozenset(n for n, c in enumerate(lost) if c.told is False)
-    listed: Block = Paragraph("No benchmark fell.", "calm")
-    if lost:
-        listed = Bullets(tuple(change_sentence(c) for c in lost), "losses", quiet)
-    lead = Paragraph(
-        "The largest losses from a column to the next, worst first, whatever the mean did.", "lead"
-    )
-    return Section("losses", "Losses", "What fell", (lead, listed))
-
-
-def _gains(gained: list[ScoreChange]) -> Section:
+def _listing(anchor: str, title: str, lead: str, found: list[ScoreChange], none: str) -> Section:
+    """Changes in words; a small loss is quiet."""
+    quiet = frozenset(n for n, c in enumerate(found) if c.told is False)
+    style: Literal["", "losses"] = "losses" if anchor == "losses" else ""
     listed: Block = (
-        Bullets(tuple(change_sentence(c) for c in gained))
-        if gained
-        else Paragraph("No benchmark rose.", "calm")
+        Bullets(tuple(map(change_sentence, found)), style, quiet) if found else Paragraph(none, "calm")
     )
-    return Section("gains", "Gains", "What rose", (listed,))
+    return Section(anchor, anchor.capitalize(), title, (Paragraph(lead, "lead"), listed))
 
 
 def _sizes(table: Published) -> Section:

@@ -303,9 +303,13 @@ COMMANDS = {
     "attribution": "attribute",
     "base": "attribute",
     "diagnosis": "diagnose",
+    "duel": "duel",
+    "frontier": "frontier",
+    "gate": "gate",
     "judge": "judge validate",
+    "seeds": "seeds",
 }
-"""The verb that writes a kind of result, where its name is another."""
+"""The command that writes each kind of result; any other is written by `eval`."""
 
 
 def save(folder: Path, name: str, kind: str, found: Any, **more: Any) -> Path:

@@ -73,7 +73,7 @@ def refresh(folder: Path, name: str, kind: str = "", *, quiet: bool = False) -> 
     """Write NAME.html again with all that lies beside NAME.json; without that file, with what belongs to NAME.KIND.json."""
     path, target = folder / f"{name}.json", folder / f"{name}.html"
     note = ""
-    if path.is_file():
+    if path.is_file() or not kind:
         result = load(path)
         whole = _with_others(ladder_report.page(result), folder, name, _identity(result))
     else:

@@ -17,7 +17,8 @@ from pydantic import BeforeValidator
 from scipy import special
 
 from demeanor.core.errors import DataError
-from demeanor.core.formatting import NONE, axis_name, number, p_value, points
+from demeanor.core.formatting import NONE, axis_name, p_value, points
+from demeanor.core.formatting import share as share_text
 from demeanor.core.table import (
     PAGE,
     Block,
@@ -544,7 +545,7 @@ def _flattered(found: Diagnosis) -> str:
     h = found.honest
     return (
         f" The best of {len(found.repairs)} fixes {h.naive:.0%} of the items it was picked on; picked on one half of the clusters and "
-        f"estimated on the other ({', '.join(dict.fromkeys(h.chosen))}), {_percent(h.value, h.low, h.high)}."
+        f"estimated on the other ({', '.join(dict.fromkeys(h.chosen))}), {share_text(h.value, h.low, h.high)}."
     )
 
 
@@ -553,7 +554,7 @@ def _helped(r: Repair, a: AxisNet) -> Inline:
     return (
         StyledText(f"{r.name} on {axis_name(a.axis)}", strong=True),
         f": fixes {a.fixed} of {a.failing} failing items, breaks {a.regressed} of {a.controls}, net "
-        f"{_percent(a.net, a.net_low, a.net_high)}.",
+        f"{share_text(a.net, a.net_low, a.net_high)}.",
     )
 
 
@@ -563,16 +564,9 @@ def _row(r: Repair) -> tuple[Inline, ...]:
         r.name,
         r.layer or NONE,
         f"{r.fixed}/{r.failing}",
-        _percent(r.rate, r.rate_low, r.rate_high),
+        share_text(r.rate, r.rate_low, r.rate_high),
         f"{r.regressed}/{r.controls}",
         difference(r.net, r.net_low, r.net_high, shown=r.shown, bound_places=1),
         p_value(r.p_corrected),
         *(NONE if math.isnan(x) else points(x / 100) for x in spent),
     )
-
-
-def _percent(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return NONE
-    bounds = "" if low is None or high is None else f" ({number(100 * low, 0)} to {number(100 * high, 0)})"
-    return f"{number(100 * value, 0)}%{bounds}"
