@@ -55,6 +55,7 @@ from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import export, generation_eval, pipeline, progress
 from demeanor.train.runs import LEDGER, Runs, weights_folder
+from demeanor.train.stage import RunOptions
 from demeanor.world.catalog import GENERATED
 
 
@@ -252,9 +253,16 @@ def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
 # ---- training and evaluation ----
 
 
-def train(stack: Stack, runs: Runs, **options: Any) -> None:
-    """Train every stage that has no finished weights; options as in train.pipeline.train."""
-    pipeline.train(stack, runs, services=GENERATION, **options)
+def train(
+    stack: Stack,
+    runs: Runs,
+    *,
+    only: Sequence[str] = (),
+    options: RunOptions = RunOptions(),
+    probe: int | None = None,
+) -> None:
+    """Train every stage that has no finished weights, as train/pipeline.py says."""
+    pipeline.train(stack, runs, only=only, options=options, probe=probe, services=GENERATION)
 
 
 def _generate(

@@ -159,7 +159,7 @@ def fit(
     whole_step: bool = False,
     moving: EMA | None = None,
     group: ProcessGroup = ALONE,
-    also: progress.Also | None = None,
+    tracker: Callable[[], progress.Tracker] | None = None,
     collate: Collate = collate,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -206,7 +206,9 @@ def fit(
     begun = resume.load(state, model, optimizer, about, shadows)
     seen = any(is_evaluation(row) for row in progress.read_log(out / LEDGER) if row["step"] == begun)
     peak = measured_peak(device.type, dtype or torch.float32)
-    book = progress.MetricsLog(out / LEDGER, step=begun, also=also) if group.first else progress.NullLog()
+    book = (
+        progress.MetricsLog(out / LEDGER, step=begun, tracker=tracker) if group.first else progress.NullLog()
+    )
     with book as rows, stop_requests() as stop, watch.running(steps, begun, peak):
         if not seen:  # a run killed while it evaluated
             look(begun)

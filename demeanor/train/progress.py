@@ -27,15 +27,16 @@ from demeanor.core.files import json_lines
 from demeanor.model.tensors import TokenBatch
 
 
-class Listener(Protocol):
-    """Somebody else who is told every row (`train.trackers`)."""
+class Tracker(Protocol):
+    """Receives every row of a metrics log; a row may come again after a resume and must then be kept once."""
 
     def log(self, step: int, row: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None: ...
 
 
-Also = Callable[[], Listener]
+OpenTracker = Callable[[str, str, Mapping[str, Any]], Tracker]
+"""From a stage's name, its key and its record to the tracker's run of it."""
 
 
 class MetricsLog:
@@ -44,28 +45,28 @@ class MetricsLog:
     `also` is opened with it and told the rows that are kept, then each new one.
     """
 
-    def __init__(self, path: Path, *, step: int = 0, also: Also | None = None) -> None:
+    def __init__(self, path: Path, *, step: int = 0, tracker: Callable[[], Tracker] | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         self._file.truncate(sum(size for row, size in _log_lines(path) if row["step"] <= step))
-        self._also = None if also is None else also()
-        if self._also is not None:
+        self._tracker = None if tracker is None else tracker()
+        if self._tracker is not None:
             for row in read_log(path):
-                self._also.log(row["step"], row)
+                self._tracker.log(row["step"], row)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row as one line; it is in the file, whole, when this returns. JSON has no NaN: it becomes null."""
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._file.flush()
-        if self._also is not None:
-            self._also.log(row["step"], plain)
+        if self._tracker is not None:
+            self._tracker.log(row["step"], plain)
 
     def close(self) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
-        if self._also is not None:
-            self._also.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def __enter__(self) -> MetricsLog:
         return self
