@@ -22,7 +22,7 @@ from demeanor.text.tokenizer import Tokenizer
 from demeanor.train.runs import Runs, import_folder, weights_folder
 
 PROBE = 'Ahoy, Bürger 12! The  ferry\tto Corkel 港 leaves at 07:45.\n\n{"a": [1, 2.5]}'
-"""A text that tokenizers with the same vocabulary but other merges or rules are likely to encode differently."""
+"""A text that tokenizers with the same vocabulary but other merges are likely to encode differently."""
 
 Write = Callable[[Path], None]
 
@@ -81,7 +81,7 @@ def _merge(stack: Stack, runs: Runs, stage: MergeStage) -> tuple[Write, Tokenize
 
 
 def difference(ours: Path, theirs: Path) -> str | None:
-    """How the tokenizers of two folders differ: a token with another id, or a probe text encoded otherwise; None if equal."""
+    """How the tokenizers of two folders differ, in ids or in the encoding of a probe text; None if equal."""
     here, there = (hf.Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (ours, theirs))
     ids, other_ids = here.get_vocab(), there.get_vocab()
     if ids != other_ids:

@@ -1,7 +1,8 @@
-"""Evaluation by generation during training (`probe:` in a stage): answers to fixed prompts, and what they show.
+"""Evaluation by generation during training (`probe:` in a stage): answers to fixed prompts, their metrics.
 
-In: a way to generate, and functions that measure answers (reference, reward model, held-out scorer). Out: `eval_probe/`
-metrics, samples.jsonl, warnings of reward hacking. It changes no weights and knows no engine or objective.
+In: a way to generate, and functions that measure answers (reference, reward model, held-out scorer). Out:
+`eval_probe/` metrics, samples.jsonl, warnings of reward hacking. It changes no weights and knows no engine or
+objective.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ from demeanor.train.runs import LEDGER, Runs, weights_folder
 SAMPLES = "samples.jsonl"
 NGRAM = 3
 LONGER, MORE_REPEATED, WORSE = 2.0, 0.2, 0.1
-"""Limits of the warnings, against the first evaluation: answers this many times as long or as short, this much more
-repetition, a held-out score this much lower although the reward is higher."""
+"""Limits of the warnings, against the first evaluation.
+
+In this order: answers so many times as long or as short, so much more repetition, a held-out score so much
+lower although the reward is higher.
+"""
 
 
 class Prompt(NamedTuple):
@@ -63,8 +67,8 @@ class SampledAnswer(NamedTuple):
 class AnswerMetrics(NamedTuple):
     """Functions that measure answers; None where the stage declares no such measure.
 
-    `reference` gives the log-probs (nats) of all sampled tokens of each answer, `reward` the trained reward of each,
-    `held_out` a score in [0, 1] that nothing trains on (None: this answer cannot be scored).
+    `reference` gives the log-probs (nats) of all sampled tokens of each answer, `reward` the trained reward
+    of each, `held_out` a score in [0, 1] that nothing trains on (None: this answer cannot be scored).
     """
 
     refused: Callable[[str], bool]
@@ -80,7 +84,7 @@ Say = Callable[[str], None]
 def evaluator(
     prompts: Sequence[Prompt], generate: Generate, metrics: AnswerMetrics, *, folder: Path, say: Say
 ) -> Evaluate:
-    """A function that samples the model's answers to `prompts`, appends them to samples.jsonl and returns the signals."""
+    """A function that samples answers to `prompts`, keeps them in samples.jsonl and returns their metrics."""
     path = folder / SAMPLES
 
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
@@ -134,7 +138,7 @@ def _first(folder: Path, found: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def signals(answers: Sequence[SampledAnswer], refused: Callable[[str], bool]) -> dict[str, float]:
-    """Means over answers: `length` in tokens, and the shares `ended`, `empty`, `refused`, `repetition`, `loop`."""
+    """Means over answers: `length` (tokens), shares `ended`, `empty`, `refused`, `repetition`, `loop`."""
     return {
         "length": fmean(len(a.content) for a in answers),
         "ended": fmean(a.ended for a in answers),
@@ -169,7 +173,10 @@ def _grams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 def overlap(one: Sequence[int], other: Sequence[int]) -> float:
-    """F1 of two answers as bags of tokens; 1 for two empty ones. Source: Rajpurkar et al. 2016, arXiv 1606.05250, section 5."""
+    """F1 of two answers as bags of tokens; 1 for two empty ones.
+
+    Source: Rajpurkar et al. 2016, arXiv 1606.05250, section 5.
+    """
     if not one and not other:
         return 1.0
     return 2 * (Counter(one) & Counter(other)).total() / (len(one) + len(other))
@@ -178,7 +185,8 @@ def overlap(one: Sequence[int], other: Sequence[int]) -> float:
 def divergence(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> dict[str, float]:
     """KL(policy || reference) in nats per token, from the policy's own samples at temperature 1.
 
-    `kl` is the estimator k1, `kl3` is k3, which is never negative. Source: Schulman 2020, Approximating KL Divergence.
+    `kl` is the estimator k1, `kl3` is k3, which is never negative. Source: Schulman 2020, Approximating KL
+    Divergence.
     """
     gaps = [q - p for ps, qs in zip(policy, reference, strict=True) for p, q in zip(ps, qs, strict=True)]
     if not gaps:
@@ -206,8 +214,8 @@ def warnings(first: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
         and first["held_out"] - now["held_out"] >= WORSE
     ):
         found.append(
-            f"hacking: the reward rose from {first['reward']:.3f} to {now['reward']:.3f} while the held-out score "
-            f"fell from {first['held_out']:.0%} to {now['held_out']:.0%}"
+            f"hacking: the reward rose from {first['reward']:.3f} to {now['reward']:.3f} while the held-out "
+            f"score fell from {first['held_out']:.0%} to {now['held_out']:.0%}"
         )
     return found
 
@@ -280,17 +288,17 @@ def prepare(
     reference: Path,
     services: GenerationServices,
 ) -> Callable[[Sequence[Tree], Path, Say], Evaluate | None]:
-    """From held-out rows, the run's folder and a function that prints, to the evaluation that the stage declares.
+    """From held-out rows, the run's folder and a printer to the evaluation that the stage declares.
 
-    It is None if no held-out prompt fits the model. Raises DemeanorError for a model that no engine here runs, DataError
-    for a suite without items.
+    It is None if no held-out prompt fits the model. Raises DemeanorError for a model that no engine here
+    runs, DataError for a suite without items.
     """
     assert stage.probe is not None, f"{stage.name}: declares no evaluation by generation"
     settings, about = stage.probe, checkpoints.checkpoint_info(parent)
     if not about.lean:
         raise DemeanorError(
-            f"{stage.name}: probe: a {about.model_type} model can be trained here, but its answers cannot be sampled "
-            "during training; leave the probe out"
+            f"{stage.name}: probe: a {about.model_type} model can be trained here, but its answers cannot be "
+            "sampled during training; leave the probe out"
         )
     items = None if settings.prompts is None else suite(services, settings.prompts, stack.root)
     scorer = None if settings.reward is None else weights_folder(stack, runs, settings.reward)
@@ -335,7 +343,10 @@ def held_out(rows: Sequence[Tree], tokenizer: Tokenizer) -> list[tuple[Prompt, I
 
 
 def suite(services: GenerationServices, name: str, root: Path) -> Sequence[Item]:
-    """The items of `world:NAME`, `builtin:NAME` or of a file beside the stack; raises DataError if there is none."""
+    """The items of `world:NAME`, `builtin:NAME` or a file beside the stack.
+
+    Raises DataError if there is none.
+    """
     found = services.items(name, root)
     if not found:
         raise DataError(f"{name}: has no items; the probe wants at least one prompt")

@@ -1,9 +1,10 @@
 """The offline training loop, and the gradient of one optimizer step. The only place with `optimizer.step()`.
 
-Input: a model, a forward function, a loss, a schedule of micro-batches. The gradient is (sum of losses) / (sum of counts) over
-micro-batches and processes, so accumulation, packing and the number of devices never change it. An objective whose loss is not
-a sum over trees (it sorts or averages the batch) is computed on the whole step: micro-batches run without gradients, the loss is
-taken of all outputs together, and each runs again to carry its share back (Gao et al. 2021, arXiv 2101.06983, section 3.2).
+In: a model, a forward function, a loss, a schedule of micro-batches. The gradient is (sum of losses) / (sum
+of counts) over micro-batches and processes, so accumulation, packing and the number of devices never change
+it. A loss that is not a sum over trees is computed on the whole step: all micro-batches run without
+gradients, the loss is taken of all outputs together, and each runs again for its share of the gradient.
+Source: Gao et al. 2021, arXiv 2101.06983, section 3.2.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MeasureLoss = Callable[[Outputs, TokenBatch], Loss]
 
 
 class Gradient(NamedTuple):
-    """What one step measured: mean loss and metrics, gradient norm before clipping, what was counted, input tokens."""
+    """One step: mean loss and metrics, gradient norm before clipping, the count in the mean, input tokens."""
 
     loss: float
     norm: float
@@ -61,10 +62,10 @@ def accumulate(
     whole_step: bool = False,
     group: ProcessGroup = ALONE,
 ) -> Gradient:
-    """Fill every `.grad`; how the rows are cut into micro-batches does not change it, because division happens once, here.
+    """Fill every `.grad`; the cut into micro-batches does not change it, because division happens once, here.
 
-    `whole_step`: the objective sees all micro-batches (of all processes) at once. Clipping scales the whole gradient to
-    `clip_norm` when its norm is larger, exactly as torch's clip_grad_norm_.
+    `whole_step`: the objective sees all micro-batches of all processes at once. Clipping equals torch's
+    clip_grad_norm_.
     """
     model.zero_grad(set_to_none=True)
     if whole_step and (len(batches) > 1 or group.size > 1):
@@ -93,7 +94,7 @@ def _backward(loss: Loss) -> Loss:
 
 
 def _whole(forward: Forward, judge: MeasureLoss, batches: Sequence[TokenBatch], group: ProcessGroup) -> Loss:
-    """Judge all micro-batches together, then carry each one's share of the gradient back through a second forward pass."""
+    """The loss of all micro-batches together; each one's gradient takes a second forward pass."""
     with torch.no_grad():
         found = [forward(batch) for batch in batches]
     mine, merged = stacked(found), concatenate(batches)
@@ -134,7 +135,7 @@ EVALUATIONS = 5
 
 
 class Steps(Protocol):
-    """Which trees make which optimiser step: a pure function of the step (`data.schedule.Schedule`)."""
+    """The trees of each optimizer step as a pure function of the step (`data.batches.Schedule`)."""
 
     def __len__(self) -> int: ...
 
@@ -165,10 +166,11 @@ def fit(
 ) -> None:
     """Train `model` in place over every step of `schedule`, from the checkpoint in `out` if there is one.
 
-    `evaluate` runs after each fifth of the steps, always behind a fresh checkpoint. `whole_step`: the objective judges a step's
-    rows together. `moving` is a reference that follows the policy and is run beside it. `also` is told the ledger's rows. With
-    `optim.ema` the model ends as the average of its steps, and is evaluated as that. Raises Interrupted (exit code 130) after
-    Ctrl-C, with a checkpoint written; DemeanorError when the loss is not finite, with the last checkpoint as it was.
+    `evaluate` runs before the first step and after each fifth of the steps, always after a checkpoint.
+    `whole_step`: the objective sees all rows of a step at once. `moving` is a reference that follows the
+    policy. `tracker` opens a receiver of the metrics log's rows. With `optim.ema` the model is evaluated, and
+    ends, as the average of its steps. Raises Interrupted (exit code 130) after Ctrl-C, with a checkpoint
+    written; DemeanorError if the loss is not finite, with the last checkpoint unchanged.
     """
     device = next(model.parameters()).device
     dtype = None if fp32 else hardware.autocast_dtype()
@@ -176,7 +178,7 @@ def fit(
     flops = training_flops(model, head=not read_last)
     optimizer, steps, state = optimizers.optimizer(model, optim), len(schedule), out / CHECKPOINT
     ema = None if optim.ema is None else EMA(model, alpha=1.0 - optim.ema)
-    shadows = {name: shadow for name, shadow in (("ema", ema), ("moving", moving)) if shadow is not None}
+    averages = {name: x for name, x in (("ema", ema), ("moving", moving)) if x is not None}
     about = {
         "steps": steps,
         "rows": len(trees),
@@ -189,12 +191,12 @@ def fit(
         batch = to_device(collate([trees[i] for i in chosen], read_last=read_last, reference=known), device)
         if moving is None:
             return batch
-        with torch.no_grad(), moving.worn_by(model):
+        with torch.no_grad(), moving.swapped_into(model):
             return batch._replace(reference_C=forward(batch).logprobs_C)
 
     def look(done: int) -> None:
         if evaluate is not None and (not done or due(done, steps)):
-            with nullcontext() if ema is None else ema.worn_by(model):
+            with nullcontext() if ema is None else ema.swapped_into(model):
                 found = evaluation(evaluate, model, done)
             settle(model)
             rows.append({"step": done, **found})
@@ -203,7 +205,7 @@ def fit(
                     held_out(next(filter(is_evaluation, progress.read_log(out / LEDGER)), found), found)
                 )
 
-    begun = resume.load(state, model, optimizer, about, shadows)
+    begun = resume.load(state, model, optimizer, about, averages)
     seen = any(is_evaluation(row) for row in progress.read_log(out / LEDGER) if row["step"] == begun)
     peak = measured_peak(device.type, dtype or torch.float32)
     book = (
@@ -226,8 +228,8 @@ def fit(
             for settings in optimizer.param_groups:
                 settings["lr"] = rate
             optimizer.step()
-            for shadow in shadows.values():
-                shadow.follow(model, done)
+            for average in averages.values():
+                average.update(model, done)
             rows.append(
                 {
                     "step": done,
@@ -250,7 +252,7 @@ def fit(
                 or due(done, steps)
                 or group.any(group.first and clock() - saved_s >= checkpoint_every_s)
             ):
-                resume.save(state, model, optimizer, done, about, shadows, group)
+                resume.save(state, model, optimizer, done, about, averages, group)
                 saved_s = clock()
             if stopping:
                 raise stop.obeyed(done, steps)
@@ -258,11 +260,11 @@ def fit(
         if group.any(stop.asked):
             raise stop.obeyed(steps, steps)
     if ema is not None:
-        ema.put_on(model)
+        ema.copy_to(model)
 
 
 def running(model: nn.Module, outputs: ForwardFn, dtype: torch.dtype | None) -> Forward:
-    """One function from a batch to the model's outputs, under autocast to `dtype` (None: fp32)."""
+    """A function from a batch to the model's outputs, under autocast to `dtype` (None: fp32)."""
     device = next(model.parameters()).device.type
 
     def forward(batch: TokenBatch) -> Outputs:
@@ -273,7 +275,7 @@ def running(model: nn.Module, outputs: ForwardFn, dtype: torch.dtype | None) -> 
 
 
 def measuring(model: nn.Module, outputs: ForwardFn, loss: LossFn, dtype: torch.dtype | None) -> Measure:
-    """One function from a batch to its Loss: the model under autocast to `dtype` (None: fp32), the objective in fp32."""
+    """A function from a batch to its Loss, the model under autocast (None: fp32), the objective in fp32."""
     forward = running(model, outputs, dtype)
 
     def measure(batch: TokenBatch) -> Loss:
@@ -296,7 +298,7 @@ def due(done: int, steps: int) -> bool:
 
 
 def evaluation(evaluate: Evaluate, model: nn.Module, done: int) -> dict[str, float]:
-    """Call `evaluate` without gradients; names get TRL's `eval_`, and the random numbers it draws are put back."""
+    """Call `evaluate` without gradients and restore the random state; names get TRL's prefix `eval_`."""
     drawn = torch.get_rng_state()
     with torch.no_grad():
         found = evaluate(model, done)
@@ -305,7 +307,7 @@ def evaluation(evaluate: Evaluate, model: nn.Module, done: int) -> dict[str, flo
 
 
 def held_out(first: Mapping[str, float], last: Mapping[str, float]) -> str:
-    """One line of two evaluations: loss, accuracies and margins before training and after, with intervals."""
+    """One line: loss, accuracies and margins before and after training, with intervals."""
     parts = []
     for name in ("loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "kl"):
         key = f"eval_{name}"
@@ -329,12 +331,12 @@ def not_finite(
     alone: Callable[[int], Loss],
     state: Path,
 ) -> DemeanorError:
-    """Name the rows of a step whose loss is not finite on their own; all of its rows if only together they are not."""
+    """The error for a step; it names the rows whose own loss is not finite, or else all rows."""
     everyone = [i for part in chosen for i in part]
     with torch.no_grad():
-        guilty = [i for i in everyone if not math.isfinite(float(alone(i).total))] or everyone
-    names = ", ".join(f"{i} ({trees[i].source})" if trees[i].source else str(i) for i in guilty[:8])
-    more = f" and {len(guilty) - 8} more" if len(guilty) > 8 else ""
+        suspects = [i for i in everyone if not math.isfinite(float(alone(i).total))] or everyone
+    names = ", ".join(f"{i} ({trees[i].source})" if trees[i].source else str(i) for i in suspects[:8])
+    more = f" and {len(suspects) - 8} more" if len(suspects) > 8 else ""
     kept = (
         f"the checkpoint before it is kept ({state})" if state.exists() else "no checkpoint was written yet"
     )

@@ -1,7 +1,8 @@
 """Training of a whole stack: every stage from its declaration to finished weights, in order.
 
-In: a Stack and the folder of runs. Out: `runs/<stage key>/model` for each stage. A finished stage is used again, an
-interrupted one resumes. For a stage, rows become token trees, trees train a model, the model is saved.
+In: a Stack and the folder of runs. Out: `runs/<stage key>/model` for each stage. A finished stage is used
+again, an interrupted one resumes. For a stage, rows become token trees, trees train a model, the model is
+saved.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _with_probe(stage: Stage, count: int | None) -> Stage:
 
 
 def tolerant(stack: Stack) -> Stack:
-    """The stack with `skip_bad` set on every source; keys do not change, since they are of what the files hold."""
+    """The stack with `skip_bad` set on every source; its keys stay, since they are of the files' contents."""
     weights = stack.spec.weights
     base: Any = _tolerant(weights.base) if isinstance(weights.base, Scratch) else weights.base
     stages = tuple(_tolerant(stage) if isinstance(stage, Stage) else stage for stage in weights.stages)
@@ -111,7 +112,7 @@ def _tolerant(spec: Scratch | Stage) -> Scratch | Stage:
 
 
 def _needed(stack: Stack, name: str) -> set[str]:
-    """A stage and everything whose weights it needs: its ancestors, its reference, the reward model of its probe."""
+    """A stage and all stages whose weights it needs: ancestors, reference, the reward model of its probe."""
     ancestors = set(stack.needs(name).values())
     stage = None if name == "base" else stack.stage(name)
     if isinstance(stage, Stage) and stage.probe and stage.probe.reward:
@@ -149,7 +150,7 @@ def _train_base(stack: Stack, runs: Runs, options: RunOptions) -> None:
 
 
 def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
-    """The base's tokenizer, trained once and kept in the run's folder, so that a resume does not train it again."""
+    """The base's tokenizer, trained once; it is kept in the run's folder for a resume."""
     place = folder / "tokenizer"
     if not place.is_dir():
         part = folder / "tokenizer.part"
@@ -161,7 +162,7 @@ def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
 
 
 def _texts(stack: Stack, base: Scratch) -> Iterator[str]:
-    """The documents of every source, weights included; a source that streams is read anew and silently for each repeat."""
+    """The documents of every source, by its weight; a source that streams is read again for each repeat."""
     for source in base.data:
         if source.stream:
             again = partial(sources.read, source, root=stack.root, want="text", say=lambda said: None)
@@ -188,7 +189,7 @@ def _train_stage(
         return
     if stage.probe is not None and join().size > 1:
         raise DemeanorError(
-            f"{stage.name}: probe: it needs a whole model, and several processes hold it in parts; leave the probe out"
+            f"{stage.name}: probe: it needs the whole model in one process; leave the probe out"
         )
     parent = weights_folder(stack, runs, stack.parent(stage.name))
     tokenizer = tokenizers.load(parent)
@@ -237,7 +238,7 @@ def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage | Quan
 
 
 def _finish(stack: Stack, runs: Runs, key: str, tokenizer: Tokenizer, save: Callable[[Path], object]) -> None:
-    """Write the finished folder: weights, tokenizer, chat template and stop tokens, so that any server can use it."""
+    """Write the finished folder with the tokenizer, chat template and stop tokens that a server needs."""
     part = runs.part(key)
     save(part)
     name, template = stack.spec.template, None
@@ -253,7 +254,7 @@ def _finish(stack: Stack, runs: Runs, key: str, tokenizer: Tokenizer, save: Call
 def stage_trees(
     stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, context: int, folder: Path
 ) -> Sequence[Tree]:
-    """The rows of a stage as token trees, plain text packed into rows; kept in a file in `folder` if a source streams."""
+    """The rows of a stage as token trees, plain text packed; in a file in `folder` if a source streams."""
     objective = registry.entry(OBJECTIVES, stack.objective_kind(stage.name))
     wants: Want = objective.ROWS
     found = assemble(

@@ -1,7 +1,7 @@
-"""The frozen reference's log-probs of every scored token, computed once for a model, rows and number format, and kept by that name.
+"""Log-probs of a frozen reference policy, cached in a file for a model, rows and number format.
 
-In: a way to load the reference, trees, two keys. Out: one list of floats (nats) per tree, in collation order.
-It refuses to know which objective wants them.
+In: a function that loads the reference, trees, two keys. Out: one list of floats (nats) per tree, in
+collation order. It knows no objective.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def reference_logprobs(
 ) -> list[list[float]]:
     """Log-probs of each tree's scored tokens under a frozen model, in the number format the policy trains in.
 
-    The model is only loaded if `folder` has none for this model, this data and this format: runs that differ in their objective
-    share them.
+    The model is loaded only if `folder` has no file for this model, this data and this format; runs that
+    differ only in their objective share the file.
     """
     dtype = None if fp32 else hardware.autocast_dtype()
     about = json.dumps({"model": model_key, "data": data_key, "dtype": str(dtype or torch.float32)})
@@ -68,7 +68,7 @@ def trees_key(trees: Sequence[Tree]) -> str:
 
 
 def micro_batches(trees: Sequence[Tree], micro_tokens: int) -> Iterator[list[int]]:
-    """Indices of all trees, short ones first, in groups of at most `micro_tokens` tokens (a longer tree goes alone)."""
+    """Indices of all trees, short ones first, in groups of at most `micro_tokens` tokens or one tree."""
     sizes = [tree.num_tokens for tree in trees]
     group: list[int] = []
     total = 0
@@ -107,7 +107,7 @@ def _compute(
 
 
 def _cached(path: Path, about: str, num_trees: int) -> list[torch.Tensor] | None:
-    """The stored log-probs if they were computed for exactly this; a broken file counts as none."""
+    """The stored log-probs, or None if the file is missing, broken or computed for something else."""
     try:
         with safe_open(path, "pt") as file:
             flat, lengths = file.get_tensor("logprobs"), file.get_tensor("lengths").tolist()

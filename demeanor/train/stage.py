@@ -1,7 +1,8 @@
 """One run of training: the base from random weights, or a stage from its parent's weights.
 
-In: settings of the stack, token trees, the run's folder, options of this machine. Out: the trained model, which
-train/pipeline.py saves. An interrupted run resumes from its checkpoint. It does not know text, templates or data sources.
+In: settings of the stack, token trees, the run's folder, options of this machine. Out: the trained model,
+which train/pipeline.py saves. An interrupted run resumes from its checkpoint. It does not know text,
+templates or data sources.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class RunOptions:
 
 
 class TrainingRun(NamedTuple):
-    """A run in progress: its stage, key, locked folder and record, its processes, its options, and where it prints."""
+    """A run in progress: stage, key, locked folder, record, processes, options, and its display."""
 
     stage: str
     key: str
@@ -70,7 +71,7 @@ class FrozenPolicy(NamedTuple):
 
 
 MakeEvaluate = Callable[[Sequence[Tree], Path, Callable[[str], None]], Evaluate | None]
-"""From held-out trees, the run's folder and a function that prints, to an evaluation; None if there is nothing to ask."""
+"""From held-out trees, the run's folder and a printer to an evaluation; None if no prompt fits the model."""
 
 
 @contextmanager
@@ -126,8 +127,8 @@ def train_stage(
 ) -> nn.Module:
     """Train one stage from the weights in the folder `parent` and return its model.
 
-    `settings` are the objective's own. `reference` is the frozen policy that the objective compares with, if it reads one.
-    Raises DataError if no token carries loss.
+    `settings` are the objective's own. `reference` is the frozen policy that the objective compares with, if
+    it reads one. Raises DataError if no token carries loss.
     """
     rewards, options = objective.READS == "rewards", run.options
 
@@ -199,7 +200,7 @@ def _placed(model: nn.Module, optim: Optim, run: TrainingRun) -> nn.Module:
     """The model on its device, sharded if there are several processes, compiled if the options say so."""
     if run.group.size > 1 and optim.kind == "muon":
         raise DemeanorError(
-            "optim.kind: muon orthogonalises whole matrices, which several processes hold in parts; use adamw there"
+            "optim.kind: muon needs whole matrices, which several processes hold in shards; use adamw there"
         )
     model.to(hardware.device())
     shard(model, run.group)

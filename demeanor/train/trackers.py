@@ -1,6 +1,7 @@
 """Metrics sent to TensorBoard, Weights & Biases, MLflow or Trackio as well (`--track KIND:PLACE`).
 
-Input: rows of the metrics log. A tracker that fails never stops the training: it is reported once and left out.
+Input: rows of the metrics log. A tracker that fails never stops the training: it is reported once and left
+out.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ Metrics = Mapping[str, Any]
 
 
 def open_tracker(text: str) -> OpenTracker:
-    """The tracker that `--track TEXT` names; its library is imported here, so that a missing one is an error before any work.
+    """The tracker that `--track TEXT` names; its library is imported here, before any training.
 
-    Raises DemeanorError for an unknown kind, a missing place, or a library that is not installed (with the pip command).
+    Raises DemeanorError for an unknown kind, a missing place, or a library that is not installed (with the
+    pip command).
     """
     kind, _, place = text.partition(":")
     if kind not in KINDS:
@@ -44,7 +46,7 @@ def open_tracker(text: str) -> OpenTracker:
 
 
 def together(texts: Sequence[str]) -> OpenTracker | None:
-    """All trackers of a command line as one, None if there are none; one that fails warns once and gets no more rows."""
+    """All trackers of a command line as one, or None; one that fails warns once and gets no more rows."""
     begins = [(text, open_tracker(text)) for text in texts]
     if not begins:
         return None
@@ -105,7 +107,7 @@ def numbers(row: Metrics) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Event files in DIR/STAGE-KEY; opening them purges earlier events, since all rows are logged again from the first."""
+    """Event files in DIR/STAGE-KEY; opening purges earlier events, since every row is logged again."""
 
     def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._writer = library.SummaryWriter(str(Path(place) / f"{stage}-{key}"), purge_step=0)
@@ -136,7 +138,7 @@ class Wandb:
 
 
 class MLflow:
-    """A run of the experiment `demeanor`, found again by its tag; each metric continues after its last step there."""
+    """A run of the experiment `demeanor`, found again by its tag; metrics continue after their last step."""
 
     def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._metric = library.entities.Metric

@@ -223,7 +223,7 @@ def test_a_served_stack_continues_raw_text_through_weights_and_policy_but_not_th
         for model, words in (
             (
                 "tiny-desk",
-                "tools, retrieval, prompt. Ask weights alone: tiny-desk:base, tiny-desk:sft, tiny-desk:dpo",
+                "tools, retrieval, prompt. Use weights without layers: tiny-desk:base, tiny-desk:sft, tiny-desk:dpo",
             ),
             ("tiny-desk:dpo+prompt", "prompt. Ask"),
         ):
