@@ -40,9 +40,13 @@ def open_tracker(text: str) -> OpenTracker:
         library = import_module("torch.utils.tensorboard" if kind == "tensorboard" else kind)
     except ImportError as error:
         raise DemeanorError(f"--track {text}: {error}; install it with: pip install {kind}") from error
-    adapters = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow, "trackio": Trackio}
-    adapter: Callable[..., Tracker] = adapters[kind]
-    return partial(adapter, library, place)
+    adapters: dict[str, Callable[..., Tracker]] = {
+        "tensorboard": TensorBoard,
+        "wandb": Wandb,
+        "mlflow": MLflow,
+        "trackio": Trackio,
+    }
+    return partial(adapters[kind], library, place)
 
 
 def together(texts: Sequence[str]) -> OpenTracker | None:
