@@ -1,4 +1,4 @@
-"""One contender at one task, in its own process: `python -m bench.worker WORK WHO DTYPE`.
+"""One contender at one task, in its own process: `python -m bench.worker WORK WHO DTYPE DEVICE`.
 
 It answers "go\\n" with one JSON line per pass over the rows: seconds and loss of every step, and how much
 memory the passes needed beyond the loaded model.
@@ -42,6 +42,8 @@ class Pass(NamedTuple):
 
 
 def main() -> None:
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
     name, who, dtype, device = sys.argv[1:5]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 2))
     work = next(w for w in works(device) if w.name == name)

@@ -55,8 +55,8 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train import export, generation_eval, pipeline, progress
-from demeanor.train.runs import LEDGER, Runs, weights_folder
+from demeanor.train import export, generation_eval, pipeline
+from demeanor.train.runs import Runs, training_curves, weights_folder
 from demeanor.train.stage import RunOptions
 from demeanor.world.catalog import GENERATED
 
@@ -309,13 +309,6 @@ def services(runs: Runs) -> Services:
         training_curves=lambda stack: training_curves(stack, runs),
         rated_turns=database.rated_turns,
     )
-
-
-def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]:
-    """The metrics log of every stage that was trained here."""
-    names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
-    paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
-    return {name: list(progress.read_log(path)) for name, path in paths.items() if path.is_file()}
 
 
 def check_export(

@@ -22,7 +22,7 @@ from torch import nn
 from demeanor.core import hardware
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.types import Completion, Item
-from demeanor.data.trees import Branch, Tree, collate, num_scored
+from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import checkpoints
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.stack.schema import GenerationEvalSpec, Stage
@@ -31,7 +31,7 @@ from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import progress
 from demeanor.train.loop import Evaluate, to_device
-from demeanor.train.reference import MICRO_TOKENS, micro_batches
+from demeanor.train.reference import MICRO_TOKENS, micro_batches, scored_logprobs
 from demeanor.train.runs import LEDGER, Runs, weights_folder
 
 SAMPLES = "samples.jsonl"
@@ -238,16 +238,9 @@ def tree(prompt: Prompt, answer: SampledAnswer) -> Tree:
     )
 
 
-@torch.no_grad()
 def logprobs(model: nn.Module, trees: Sequence[Tree]) -> list[list[float]]:
     """Log-probs (nats, fp32) of each tree's scored tokens under a policy."""
-    device, found = next(model.parameters()).device, [list[float]() for _ in trees]
-    for group in micro_batches(trees, MICRO_TOKENS):
-        flat_C = policy_outputs(model, to_device(collate([trees[i] for i in group]), device)).logprobs_C
-        assert flat_C is not None
-        for i, part_C in zip(group, torch.split(flat_C.float().cpu(), [num_scored(trees[i]) for i in group])):
-            found[i] = part_C.tolist()
-    return found
+    return [part.tolist() for part in scored_logprobs(model, policy_outputs, trees)]
 
 
 @torch.no_grad()

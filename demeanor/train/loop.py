@@ -28,14 +28,13 @@ from demeanor.train import optimizer as optimizers
 from demeanor.train import progress, resume
 from demeanor.train.ema import EMA
 from demeanor.train.optimizer import learning_rate
-from demeanor.train.parallel import ALONE, ProcessGroup, settle
+from demeanor.train.parallel import ALONE, ProcessGroup, settle, whole
 from demeanor.train.progress import StageProgress, measured_peak, training_flops
 from demeanor.train.resume import stop_requests
 from demeanor.train.runs import CHECKPOINT, LEDGER
 
 Forward = Callable[[TokenBatch], Outputs]
-Measure = Callable[[TokenBatch], Loss]
-MeasureLoss = Callable[[Outputs, TokenBatch], Loss]
+LossFn = Callable[[Outputs, TokenBatch], Loss]
 
 
 class Gradient(NamedTuple):
@@ -55,7 +54,7 @@ class Gradient(NamedTuple):
 def accumulate(
     model: nn.Module,
     forward: Forward,
-    judge: MeasureLoss,
+    loss: LossFn,
     batches: Sequence[TokenBatch],
     clip_norm: float | None,
     *,
@@ -69,16 +68,16 @@ def accumulate(
     """
     model.zero_grad(set_to_none=True)
     if whole_step and (len(batches) > 1 or group.size > 1):
-        losses = [_whole(forward, judge, batches, group)]
+        losses = [_whole(forward, loss, batches, group)]
     else:
-        losses = [_backward(judge(forward(batch), batch)) for batch in batches]
+        losses = [_backward(loss(forward(batch), batch)) for batch in batches]
     tokens = sum(batch.tokens_T.numel() for batch in batches)
     total, count = torch.stack([x.total for x in losses]).sum(), torch.stack([x.count for x in losses]).sum()
     if not whole_step:
         total, count = group.sum(torch.stack([total.double(), count.double()])).to(total.dtype)
     share = 1.0 / count.clamp_min(1)  # a step in which nothing carries loss has a zero gradient, not 0/0
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = group.whole(torch.nn.utils.get_total_norm(gradients)) * share
+    norm = whole(torch.nn.utils.get_total_norm(gradients)) * share
     scale = share if clip_norm is None else share * (clip_norm / (norm + 1e-6)).clamp_max(1.0)
     for gradient in gradients:
         gradient.mul_(scale)
@@ -93,7 +92,7 @@ def _backward(loss: Loss) -> Loss:
     return Loss(loss.total.detach(), loss.count, loss.metrics)
 
 
-def _whole(forward: Forward, judge: MeasureLoss, batches: Sequence[TokenBatch], group: ProcessGroup) -> Loss:
+def _whole(forward: Forward, loss: LossFn, batches: Sequence[TokenBatch], group: ProcessGroup) -> Loss:
     """The loss of all micro-batches together; each one's gradient takes a second forward pass."""
     with torch.no_grad():
         found = [forward(batch) for batch in batches]
@@ -101,12 +100,12 @@ def _whole(forward: Forward, judge: MeasureLoss, batches: Sequence[TokenBatch], 
     everyone, all_rows, first = group.gather(mine, merged)
     name = "logprobs_C" if everyone.logprobs_C is not None else "rewards_B"
     leaf = getattr(everyone, name).detach().requires_grad_()
-    loss = _backward(judge(everyone._replace(**{name: leaf}), all_rows))
+    together = _backward(loss(everyone._replace(**{name: leaf}), all_rows))
     sizes = [getattr(x, name).numel() for x in found]
     slope = leaf.grad[first : first + sum(sizes)]
     for batch, part in zip(batches, torch.split(slope, sizes)):
         torch.autograd.backward(getattr(forward(batch), name), part)
-    return loss
+    return together
 
 
 def stacked(found: Sequence[Outputs]) -> Outputs:
@@ -128,7 +127,6 @@ def mean_metrics(losses: Iterable[Loss], group: ProcessGroup = ALONE) -> dict[st
 
 
 ForwardFn = Callable[[nn.Module, TokenBatch], Outputs]
-LossFn = Callable[[Outputs, TokenBatch], Loss]
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 Collate = Callable[..., TokenBatch]
 EVALUATIONS = 5
@@ -174,7 +172,7 @@ def fit(
     """
     device = next(model.parameters()).device
     dtype = None if fp32 else hardware.autocast_dtype()
-    forward, measure = running(model, outputs, dtype), measuring(model, outputs, loss, dtype)
+    forward = running(model, outputs, dtype)
     flops = training_flops(model, head=not read_last)
     optimizer, steps, state = optimizers.optimizer(model, optim), len(schedule), out / CHECKPOINT
     ema = None if optim.ema is None else EMA(model, alpha=1.0 - optim.ema)
@@ -193,6 +191,10 @@ def fit(
             return batch
         with torch.no_grad(), moving.swapped_into(model):
             return batch._replace(reference_C=forward(batch).logprobs_C)
+
+    def loss_of(row: int) -> Loss:
+        batch = load([row])
+        return loss(forward(batch), batch)
 
     def look(done: int) -> None:
         if evaluate is not None and (not done or due(done, steps)):
@@ -223,7 +225,7 @@ def fit(
                 model, forward, loss, batches, optim.clip_norm, whole_step=whole_step, group=group
             )
             if not gradient.finite:
-                raise not_finite(done, steps, chosen, trees, lambda i: measure(load([i])), state)
+                raise not_finite(done, steps, chosen, trees, loss_of, state)
             rate = learning_rate(optim, step, steps)
             for settings in optimizer.param_groups:
                 settings["lr"] = rate
@@ -245,7 +247,7 @@ def fit(
             watch.update(done, gradient.loss, gradient.tokens, sum(map(flops, batches)))
             stopping = group.any(
                 stop.asked
-            )  # read once: whoever asks later is heard one step later, behind that step's checkpoint
+            )  # read once: a later signal stops after the next step's checkpoint
             if (
                 stopping
                 or done == steps
@@ -272,16 +274,6 @@ def running(model: nn.Module, outputs: ForwardFn, dtype: torch.dtype | None) -> 
             return outputs(model, batch)
 
     return forward
-
-
-def measuring(model: nn.Module, outputs: ForwardFn, loss: LossFn, dtype: torch.dtype | None) -> Measure:
-    """A function from a batch to its Loss, the model under autocast (None: fp32), the objective in fp32."""
-    forward = running(model, outputs, dtype)
-
-    def measure(batch: TokenBatch) -> Loss:
-        return loss(forward(batch), batch)
-
-    return measure
 
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:

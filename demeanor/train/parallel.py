@@ -49,10 +49,6 @@ class ProcessGroup:
         """Whether it is true in any process: a Ctrl-C that reached one stops all at the same step."""
         return bool(self.total(int(claim)))
 
-    def whole(self, value: Tensor) -> Tensor:
-        """A sharded tensor in full, any other as it is."""
-        return whole(value)
-
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:

@@ -201,13 +201,6 @@ class StageProgress:
     @contextmanager
     def running(self, steps: int, done: int, peak_flops: float | None = None) -> Iterator[None]:
         """Show steps `done` to `steps` during the block, and the share of `peak_flops` (FLOP/s)."""
-        self._begin(steps, done, peak_flops)
-        try:
-            yield
-        finally:
-            self._end()
-
-    def _begin(self, steps: int, done: int, peak_flops: float | None) -> None:
         self._steps, self._peak = steps, peak_flops
         self._began = _Mark(self._clock(), done, 0, 0.0, 0.0)
         self._marks = deque([self._began])
@@ -224,6 +217,17 @@ class StageProgress:
             self._bar = bars.Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
             self._bar.add_task(self.stage, total=steps, completed=done, rates="")
             self._bar.start()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+            if len(self._marks) > 1:
+                last = self._marks[-1]
+                self.say(
+                    f"{last.step}/{self._steps} steps in {last.at_s - self._began.at_s:.0f} s  {self.rates()}"
+                )
 
     def update(self, step: int, loss: float, tokens: int, flops: float) -> None:
         """Count one finished step (`step` of all), its loss, its input tokens and its FLOPs."""
@@ -241,16 +245,6 @@ class StageProgress:
         """Loss, tokens per second, utilisation and time left, as shown; empty before the first step."""
         first, last = self._marks[0], self._marks[-1]
         return _rates(first, last, self._peak, self._steps - last.step)
-
-    def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        if len(self._marks) > 1:
-            last = self._marks[-1]
-            self.say(
-                f"{last.step}/{self._steps} steps in {last.at_s - self._began.at_s:.0f} s  {self.rates()}"
-            )
 
 
 def _rates(first: _Mark, last: _Mark, peak: float | None, left: int) -> str:

@@ -47,7 +47,10 @@ def reference_logprobs(
     path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
     parts = _cached(path, about, len(trees))
     if parts is None:
-        parts = _compute(load(), outputs, trees, dtype, micro_tokens, collate)
+        model = load().to(hardware.device()).eval()
+        parts = scored_logprobs(
+            model, outputs, trees, dtype=dtype, micro_tokens=micro_tokens, collate=collate
+        )
         lengths = torch.tensor([len(p) for p in parts])
         tensors = {"logprobs": torch.cat(parts), "lengths": lengths}
         with replacing(path, shared=True) as part:  # two runs may compute the same at once
@@ -83,25 +86,25 @@ def micro_batches(trees: Sequence[Tree], micro_tokens: int) -> Iterator[list[int
 
 
 @torch.no_grad()
-def _compute(
+def scored_logprobs(
     model: nn.Module,
     outputs: ForwardFn,
     trees: Sequence[Tree],
-    dtype: torch.dtype | None,
-    micro_tokens: int,
-    collate: Collate,
+    *,
+    dtype: torch.dtype | None = None,
+    micro_tokens: int = MICRO_TOKENS,
+    collate: Collate = collate,
 ) -> list[torch.Tensor]:
-    device = hardware.device()
-    model.to(device).eval()
+    """Log-probs (nats, fp32) of each tree's scored tokens, the model under autocast to `dtype` (None: fp32)."""
+    device = next(model.parameters()).device
     found = [torch.empty(0)] * len(trees)
     for group in micro_batches(trees, micro_tokens):
         batch = to_device(collate([trees[i] for i in group]), device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logprobs_C = outputs(model, batch).logprobs_C
-        assert logprobs_C is not None, "a reference is a policy: it gives log-probs"
-        for i, part in zip(
-            group, torch.split(logprobs_C.float().cpu(), [num_scored(trees[i]) for i in group])
-        ):
+        assert logprobs_C is not None, "a policy gives log-probs"
+        sizes = [num_scored(trees[i]) for i in group]
+        for i, part in zip(group, torch.split(logprobs_C.float().cpu(), sizes)):
             found[i] = part
     return found
 

@@ -288,3 +288,10 @@ def import_folder(stack: Stack, path: str) -> Path:
             name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
         )
     )
+
+
+def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]:
+    """The metrics log of every stage that was trained here."""
+    names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
+    paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
+    return {name: list(progress.read_log(path)) for name, path in paths.items() if path.is_file()}

@@ -172,5 +172,5 @@ def test_samples_of_a_run_without_any_say_how_to_get_them(
     from demeanor.cli import main
 
     stack, runs = trained
-    assert main(["samples", str(stack.path), "--stage", "dpo", "--runs", str(runs.root)]) == 1
+    assert main(["samples", str(stack.path), "--stage", "dpo", "--runs", str(runs.root)]) == 3
     assert "--probe 16" in capsys.readouterr().err
