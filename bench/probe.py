@@ -255,7 +255,7 @@ def moderations(s: Server) -> None:
 def keys(s: Server) -> None:
     stranger = s.client.with_options(
         api_key="wrong-key-of-nobody"
-    )  # shares the connection, so nobody closes it here
+    )  # shares the connection, so it is not closed here
     status, _ = Server(stranger, s.model).status()
     need(status == 401, f"a wrong key: status {status}")
 

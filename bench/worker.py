@@ -98,7 +98,7 @@ def checkpoint(work: Work, folder: Path, device: str) -> None:
 def ours(
     work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str
 ) -> Callable[[], Pass]:
-    """The loop of `demeanor train` itself, its ledger read for loss and time."""
+    """The loop of `demeanor train` itself, its metrics log read for loss and time."""
     import shutil
     from functools import partial
 

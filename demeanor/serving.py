@@ -50,18 +50,16 @@ class StackVersions:
         Raises DemeanorError if it cannot be served.
         """
         if self.living:
-            self._seen = self.living[-1].stack.stamps()  # a broken file is tried again when it changes again
+            self._seen = self.living[-1].stack.stamps()  # a broken file is read again after its next change
         stack = self.load_stack()
         seen, runtime = stack.stamps(), StackRuntime(stack, self.runs, budget_bytes=self.budget_bytes)
         try:
-            if self.living:  # under a memory budget each version counts, and makes room, for itself
+            if self.living:  # under a memory budget each version loads its own
                 runtime.inherit(self.living[-1], weights=self.budget_bytes is None)
             every = len(stack.policies) <= 4 and self.budget_bytes is None
             runtime.warm(stack.policies if every else [stack.serve])
             served = ServedStack(runtime, catalog.EXAMPLES if stack.uses_world else ())
-            served.respond(
-                served.name
-            )  # a layer that cannot be built is a mistake now, not at the first request
+            served.respond(served.name)  # a layer that cannot be built is an error now, not at a request
         except BaseException:
             self._leave(runtime)
             raise
@@ -166,9 +164,8 @@ class ServedStack:
         return feedback_store_in(self.runtime.opened(specs[0].database)) if specs else None
 
     def turn_store(self) -> TurnStore | None:
-        outer = takewhile(
-            lambda layer: not layer.behaviour, self.runtime.stack.layers
-        )  # further in, it has what a policy hides
+        # a record layer further in also holds what a policy layer hides
+        outer = takewhile(lambda layer: not layer.behaviour, self.runtime.stack.layers)
         specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]
         return self.runtime.opened(specs[0].database) if specs else None
 

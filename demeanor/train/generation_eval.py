@@ -122,7 +122,7 @@ def first_answers(rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, lis
 
 
 def _first(folder: Path, found: Mapping[str, float]) -> Mapping[str, float]:
-    """Signals of the first evaluation in the ledger; these, if they are the first."""
+    """The metrics of the first evaluation in the metrics log, or `found` if there is none."""
     mark = "eval_probe/"
     for row in progress.read_log(folder / LEDGER):
         if any(name.startswith(mark) for name in row):

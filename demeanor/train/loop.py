@@ -245,9 +245,8 @@ def fit(
                 }
             )
             watch.update(done, gradient.loss, gradient.tokens, sum(map(flops, batches)))
-            stopping = group.any(
-                stop.asked
-            )  # read once: a later signal stops after the next step's checkpoint
+            # read once: a later signal stops the run after the checkpoint of the next step
+            stopping = group.any(stop.asked)
             if (
                 stopping
                 or done == steps
