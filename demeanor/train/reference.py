@@ -95,7 +95,7 @@ def scored_logprobs(
     micro_tokens: int = MICRO_TOKENS,
     collate: Collate = collate,
 ) -> list[torch.Tensor]:
-    """Log-probs (nats, fp32) of each tree's scored tokens, the model under autocast to `dtype` (None: fp32)."""
+    """Log-probs (nats, fp32) of each tree's scored tokens, under autocast to `dtype` (None: fp32)."""
     device = next(model.parameters()).device
     found = [torch.empty(0)] * len(trees)
     for group in micro_batches(trees, micro_tokens):

@@ -225,7 +225,7 @@ def test_a_served_stack_continues_raw_text_through_weights_and_policy_but_not_th
                 "tiny-desk",
                 "tools, retrieval, prompt. Use weights without layers: tiny-desk:base, tiny-desk:sft, tiny-desk:dpo",
             ),
-            ("tiny-desk:dpo+prompt", "prompt. Ask"),
+            ("tiny-desk:dpo+prompt", "prompt. Use"),
         ):
             error = client.post("/v1/completions", json={"model": model, "prompt": "Visitor: When?"}).json()[
                 "error"
