@@ -247,7 +247,7 @@ def test_a_served_stack_continues_raw_text_through_weights_and_policy_but_not_th
             "logprobs": None,
             "finish_reason": "content_filter",
         }
-        with pytest.raises(RequestError, match="weights alone"):
+        with pytest.raises(RequestError, match="weights without layers"):
             ServedStack(house).codec("tiny-desk")
 
 
