@@ -1,7 +1,7 @@
 """`make bench`: training against TRL, decoding against transformers; tables, and JSON under results/.
 
-Contenders take turns on one machine, each in a process of its own that keeps its model: round after round, pass after pass over
-the same rows. A row of the table is seconds per row (pair, prompt) and how many times faster, with a 95% interval over rounds.
+Contenders take turns on one machine, each in its own process with its model loaded, over the same rows. A row
+of the table is seconds per row (pair, prompt) and how many times faster, with a 95% interval over rounds.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Contender:
 
 
 def loss_gap(work: Work, device: str, threads: int) -> float:
-    """Largest difference of the losses of the first steps in fp32: the same rows, the same weights, the same optimiser."""
+    """Largest difference of the first losses in fp32, with the same rows, weights and optimizer."""
     losses = []
     for who in (OURS, TUNED):
         contender = Contender(work, who, "fp32", device, threads)
@@ -81,7 +81,8 @@ def loss_gap(work: Work, device: str, threads: int) -> float:
 def race(
     work: Work, whos: list[str], rounds: int, device: str, threads: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Passes of every contender, in turn; the first pass of each only warms up. TRL as shipped takes part in one timed round."""
+    """Passes of every contender, in turn; the first of each is a warm-up, and TRL as shipped runs one timed
+    round."""
     contenders = [Contender(work, who, "bf16", device, threads) for who in whos]
     found: dict[str, list[dict[str, Any]]] = {who: [] for who in whos}
     for turn in range(rounds + 1):
@@ -104,7 +105,8 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
 
 
 def useful_flops(work: Work, device: str) -> float:
-    """FLOPs a pass needs: 6 per weight and token of the trees, 12 per width and attended pair, head only where it is read."""
+    """FLOPs of a pass: 6 per weight and token, 12 per width and attended pair, the head only where it is
+    read."""
     import torch
 
     from demeanor.data.trees import Branch, Tree, collate

@@ -1,7 +1,8 @@
 """`make clients`: real clients against a served stack, each its own way; a table of what passed.
 
-The server is `demeanor serve` in a process of its own with a key; every client is a process in bench/.venv-clients (Python) or
-bench/.node (Node), so that none can help another. Needs the demo's weights: `make demo` first. Nothing leaves this machine.
+The server is `demeanor serve` in a process of its own with a key; every client is a process in
+bench/.venv-clients (Python) or bench/.node (Node), so that none can help another. Needs the demo's weights:
+`make demo` first. Nothing leaves this machine.
 """
 
 from __future__ import annotations
@@ -199,7 +200,10 @@ def lm_eval(url: str, key: str, model: str) -> str:
         for h in range(6, 11)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    common = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/rows.jsonl\ntest_split: test\ndoc_to_text: '{{{{q}}}}'\n"
+    common = (
+        f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/rows.jsonl\n"
+        "test_split: test\ndoc_to_text: '{{q}}'\n"
+    )
     (folder / "choice.yaml").write_text(
         "task: demeanor_choice\noutput_type: multiple_choice\ndoc_to_choice: ['{{right}}', '{{wrong}}']\n"
         "doc_to_target: 0\ntarget_delimiter: ''\nmetric_list:\n  - metric: acc\n" + common
@@ -323,11 +327,13 @@ def openai_node(url: str, key: str, model: str) -> str:
     const plain = await client.chat.completions.create({ model, messages });
     if (!plain.choices[0].message.content) throw new Error('no text');
     let text = '';
-    for await (const chunk of await client.chat.completions.create({ model, messages, stream: true })) text += chunk.choices[0]?.delta?.content ?? '';
+    for await (const chunk of await client.chat.completions.create({ model, messages, stream: true }))
+      text += chunk.choices[0]?.delta?.content ?? '';
     if (text !== plain.choices[0].message.content) throw new Error('stream differs: ' + text);
     const runner = client.chat.completions.stream({ model, messages });
     if ((await runner.finalContent()) !== text) throw new Error('helper differs');
-    const scored = await client.completions.create({ model: 'harbour-desk:base', prompt: 'The ferry', echo: true, logprobs: 1, max_tokens: 1 });
+    const scored = await client.completions.create({
+      model: 'harbour-desk:base', prompt: 'The ferry', echo: true, logprobs: 1, max_tokens: 1 });
     if (scored.choices[0].logprobs.token_logprobs[0] !== null) throw new Error('no prompt log-probs');
     try { await client.chat.completions.create({ model: 'nothing', messages }); throw new Error('accepted'); }
     catch (error) { if (error.status !== 404 || error.code !== 'model_not_found') throw error; }
@@ -482,7 +488,8 @@ def main() -> int:
                     }
                 )
                 print(
-                    f"{'pass' if passed else 'FAIL'}  {name:<18} {found[-1]['seconds']:>6} s  {why if passed else ''}",
+                    f"{'pass' if passed else 'FAIL'}  {name:<18} {found[-1]['seconds']:>6} s  "
+                    f"{why if passed else ''}",
                     flush=True,
                 )
                 if not passed:
@@ -491,9 +498,8 @@ def main() -> int:
             server.terminate()
             code = server.wait(30)
             if code:
-                print(
-                    f"      the server ended with {code}: {(Path(scratch) / 'server.log').read_text()[-1500:]}"
-                )
+                log = (Path(scratch) / "server.log").read_text()
+                print(f"      the server ended with {code}: {log[-1500:]}")
             shutil.copy(Path(scratch) / "server.log", "/tmp/demeanor-clients-server.log")
     (ROOT / "results").mkdir(exist_ok=True)
     (ROOT / "results" / "clients.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -1,8 +1,10 @@
-"""`python -m bench.decoding`: tokens per second against transformers' `generate`, its continuous batching, and ONNX Runtime GenAI.
+"""`python -m bench.decoding`: tokens per second against transformers and ONNX Runtime GenAI.
 
-One random Llama (8.7 M weights, 6 x 320, vocabulary 4096), prompts of 32 tokens, 128 new tokens, greedy, no end token. Every contender
-is a process of its own that keeps its model; they take turns, round after round. Fair to the peers: equal lengths (nothing is
-padded), warm managers, cache sizes given, each peer's faster number format as a row of its own.
+The peers are `generate` of transformers, its continuous batching, and ONNX Runtime GenAI. One random Llama
+(8.7 M weights, 6 x 320, vocabulary 4096), prompts of 32 tokens, 128 new tokens, greedy, no end token. Every
+contender is a process of its own that keeps its model; they take turns, round after round. Fair to the peers:
+equal lengths (nothing is padded), warm managers, cache sizes given, each peer's faster number format as a row
+of its own.
 """
 
 from __future__ import annotations
@@ -299,8 +301,8 @@ def main() -> int:
                     }
                 )
     table = Table(
-        title=f"tokens per second, median of {options.rounds} rounds (lowest-highest); in brackets: share of tokens equal to "
-        "transformers fp32",
+        title=f"tokens per second, median of {options.rounds} rounds (lowest-highest); in brackets: share of "
+        "tokens equal to transformers fp32",
         box=None,
         title_justify="left",
     )

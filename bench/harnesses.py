@@ -1,7 +1,8 @@
-"""`python -m bench.harnesses`: Inspect and lm-eval run against the served demo, one model per variant, and read back as one paired table.
+"""`python -m bench.harnesses`: Inspect and lm-eval run on the served demo, read back as one paired table.
 
-The server is `demeanor serve` in a process of its own; the harnesses run from bench/.venv-clients on small tasks made of the world's items.
-Needs the demo's weights (`make demo`) and bench/.venv-clients. Nothing leaves this machine.
+The server is `demeanor serve` in a process of its own; the harnesses run from bench/.venv-clients on small
+tasks made of the world's items. Needs the demo's weights (`make demo`) and bench/.venv-clients. Nothing
+leaves this machine.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def facts():
 
 @task
 def arithmetic():
-    return Task(dataset=json_dataset("arithmetic.jsonl", FIELDS), solver=generate(), scorer=match(numeric=True))
+    dataset = json_dataset("arithmetic.jsonl", FIELDS)
+    return Task(dataset=dataset, solver=generate(), scorer=match(numeric=True))
 """
 COMMON = (
     "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/{file}\n"
@@ -117,7 +119,8 @@ def inspect(url: str, folder: Path, kind: str = "json") -> list[Path]:
 
 
 def lm_eval(url: str, folder: Path, task: str, models: Sequence[str], *, chat: bool) -> list[Path]:
-    """Run lm-eval on some variants, in chat or on raw text; the folders of its samples, in the order of the ladder."""
+    """Run lm-eval on some variants, in chat or on raw text; returns the folders of its samples, in ladder
+    order."""
     tokenizer = next(p.parent for p in (ROOT / "runs").glob("*/model/tokenizer.json"))
     out = folder / f"lm-eval-{task}"
     for model in models:
@@ -162,7 +165,8 @@ def _do(command: Sequence[str], folder: Path, **environment: str) -> None:
     )
     if ran.returncode:
         raise SystemExit(
-            f"harnesses: {' '.join(command[:4])} ended with {ran.returncode}:\n{(ran.stdout + ran.stderr)[-3000:]}"
+            f"harnesses: {' '.join(command[:4])} ended with {ran.returncode}:\n"
+            f"{(ran.stdout + ran.stderr)[-3000:]}"
         )
 
 

@@ -1,8 +1,9 @@
-"""`python -m bench.journeys`: how many files of the package a reader must know to follow one request, step, evaluation and gate.
+"""`python -m bench.journeys`: how many files of the package one request, step, evaluation and gate enter.
 
-Four journeys through the public entries (command line and HTTP), each in a process of its own: a warm chat request, one DPO step,
-`eval` of two variants, `gate`. A file counts when one of its named functions runs, in any thread; module-level code and class bodies
-do not count. Without --runs it trains a tiny copy of the demo first (some seconds).
+Four journeys through the public entries (command line and HTTP), each in a process of its own: a warm chat
+request, one DPO step, `eval` of two variants, `gate`. A file counts when one of its named functions runs, in
+any thread; module-level code and class bodies do not count. Without --runs it trains a tiny copy of the demo
+first (some seconds).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ ONE_STEP = {
 
 @dataclass(frozen=True)
 class Journey:
-    """What one journey entered; a jump is a call whose nearest caller inside the package lies in another file."""
+    """What one journey entered; a jump is a call whose nearest caller in the package is in another file."""
 
     files: list[str]
     import_only: list[str]  # of those, the files whose functions ran only while a module was imported
@@ -67,7 +68,7 @@ class Journey:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a function of the package: the file of its nearest caller there ("" for none), and whether an import made it."""
+    """One call: the file of its nearest caller in the package ("": none), and whether an import made it."""
 
     caller: str
     function: CodeType
@@ -76,7 +77,7 @@ class Call:
 
 @dataclass
 class Counting:
-    """Notes the calls of named functions defined below `package`, in every thread started after `install`, while `running`."""
+    """Records calls of functions below `package`, in threads started after `install`, while `running`."""
 
     package: Path
     running: bool = False
@@ -184,7 +185,7 @@ def evaluation(counting: Counting, stack: list[str]) -> None:
 
 
 def gate(counting: Counting, stack: list[str]) -> None:
-    """With the page of an earlier `eval` to write again, but without its answers: both variants are measured anew."""
+    """With the page of an earlier `eval`, but without its answers: both variants are measured again."""
     variants = [f"{NAME}-policy", NAME]
     limit = ["--limit", "2"]
     earlier = [sys.executable, "-P", "-m", "demeanor", "eval", *stack, "--variants", *variants, *limit]
@@ -257,7 +258,10 @@ def installed() -> Path:
 
 
 def prepare(folder: Path, root: Path, runs: Path | None) -> list[str]:
-    """Copy the demo's stack, and `runs` where given, into `folder`; train what is missing. Returns the stack's words for a verb."""
+    """Copy the demo's stack, and `runs` if given, into `folder`; train what is missing.
+
+    Returns a verb's arguments.
+    """
     shutil.copytree(root / "stacks" / "demo", folder / "stack", dirs_exist_ok=True)
     stack = [str(folder / "stack" / "demo.yaml")]
     if runs is not None:
@@ -269,7 +273,7 @@ def prepare(folder: Path, root: Path, runs: Path | None) -> list[str]:
 
 
 def run(folder: Path, root: Path, name: str, words: list[str]) -> None:
-    """Run Python in `folder`, its output in NAME.log; raises SystemExit with the last lines where it fails."""
+    """Run Python in `folder`, its output in NAME.log; raises SystemExit with the last lines if it fails."""
     log = folder / f"{name}.log"
     environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
     with log.open("w") as out:

@@ -1,9 +1,10 @@
-"""Which of OpenAI's request fields a server honours: 21 checks with the openai SDK against any base URL, as a table.
+"""Which of OpenAI's request fields a server honours: 21 checks with the openai SDK, as a table.
 
-    python -m bench.probe http://127.0.0.1:8000/v1 --model harbour-desk:dpo [--key KEY]
+python -m bench.probe http://127.0.0.1:8000/v1 --model harbour-desk:dpo [--key KEY]
 
-A check asks for something whose absence shows in the answer; a field that is accepted and ignored counts as missing. It needs no more than
-the `openai` package, so it runs against `transformers serve`, vLLM or a gateway as well. The model may be of any quality.
+A check asks for something whose absence shows in the answer; a field that is accepted and ignored counts as
+missing. It needs no more than the `openai` package, so it runs against `transformers serve`, vLLM or a
+gateway as well. The model may be of any quality.
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ def moderations(s: Server) -> None:
 def keys(s: Server) -> None:
     stranger = s.client.with_options(
         api_key="wrong-key-of-nobody"
-    )  # shares the connection, so nobody closes it here
+    )  # shares the connection, so it is not closed here
     status, _ = Server(stranger, s.model).status()
     need(status == 401, f"a wrong key: status {status}")
 
@@ -304,7 +305,7 @@ CHECKS: dict[str, Callable[[Server], None]] = {
 def probe(
     base_url: str, model: str | None = None, key: str = "unused", timeout_s: float = 60.0
 ) -> dict[str, str | None]:
-    """Run every check; None where it held, else what the server did instead. `model` None: the first that it lists."""
+    """Run every check; None if it passed, else what the server did. `model` None: the first that it lists."""
     found: dict[str, str | None] = {}
     with OpenAI(base_url=base_url, api_key=key, max_retries=1, timeout=timeout_s) as client:
         server = Server(client, model or client.models.list().data[0].id)

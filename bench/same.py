@@ -1,8 +1,9 @@
 """`python -m bench.same BEFORE AFTER`: are two demos the same, bit for bit?
 
-BEFORE and AFTER are folders that hold `runs/` and `results/` of `demeanor demo` (of two commits, say). Compared are the weights of every
-stage, every step's loss, and every answer with its score (demo.rows.jsonl: the whole ladder and all 48 cells; base and diagnosis too).
-Exit code 0 if nothing differs, 1 otherwise. Keys and timings may differ.
+BEFORE and AFTER are folders that hold `runs/` and `results/` of `demeanor demo` (of two commits, say).
+Compared are the weights of every stage, every step's loss, and every answer with its score (demo.rows.jsonl:
+the whole ladder and all 48 cells; base and diagnosis too). Exit code 0 if nothing differs, 1 otherwise. Keys
+and timings may differ.
 """
 
 from __future__ import annotations
@@ -48,14 +49,16 @@ def main() -> int:
         equal = weights == found and losses == again
         different += not equal
         print(
-            f"{stage:6} weights {weights} {found}, losses of {len(losses)} steps: {'equal' if equal else 'DIFFER'}"
+            f"{stage:6} weights {weights} {found}, losses of {len(losses)} steps: "
+            f"{'equal' if equal else 'DIFFER'}"
         )
     for name in ROWS:
         left, right = answers(before / "results" / name), answers(after / "results" / name)
         odd = [key for key in left.keys() | right.keys() if left.get(key) != right.get(key)]
         different += len(odd)
         print(
-            f"{name}: {len(left)} answers before, {len(right)} after, {len(odd)} differ {odd[:3] if odd else ''}"
+            f"{name}: {len(left)} answers before, {len(right)} after, {len(odd)} differ "
+            f"{odd[:3] if odd else ''}"
         )
     return 1 if different else 0
 

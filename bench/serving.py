@@ -1,8 +1,9 @@
-"""`python -m bench.serving`: what the layers add to a request, and time to first token and throughput beside `transformers serve`.
+"""`python -m bench.serving`: cost of the layers; latency and throughput against `transformers serve`.
 
-Part 1: the demo's whole stack (key, record, limits, policy, prompt, retrieval, tools) around weights that answer at once with 16
-pieces, over HTTP; so all that is measured is ours. Part 2: one random Llama (bench.decoding's), 64 new tokens a request, streamed,
-at 1 to 64 concurrent callers, server and client on the same cores; each server's own best settings for this machine.
+Part 1: the demo's whole stack (key, record, limits, policy, prompt, retrieval, tools) around weights that
+answer at once with 16 pieces, over HTTP; so all that is measured is ours. Part 2: one random Llama
+(bench.decoding's), 64 new tokens a request, streamed, at 1 to 64 concurrent callers, server and client on the
+same cores; each server's own best settings for this machine.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def _per_layer(trace: dict[str, Any]) -> dict[str, float]:
 
 
 async def one(port: int, model: str, prompt: str, new: int) -> tuple[float, list[float], int]:
-    """Seconds to the first piece, gaps between pieces, tokens; over a bare socket, so that the client costs little."""
+    """Seconds to the first piece, gaps between pieces, tokens; over a bare socket, to save client time."""
     body = json.dumps(
         {
             "model": model,
@@ -165,7 +166,8 @@ async def one(port: int, model: str, prompt: str, new: int) -> tuple[float, list
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
+        b"content-type: application/json\r\n"
         + f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
         + body
     )
@@ -320,8 +322,8 @@ def main() -> int:
         found["latency"] = latency(options.count)
         for row in found["latency"]:
             print(
-                f"{row['what']:<28} {'streamed' if row['stream'] else 'plain':<9} p50 {row['p50']:.2f}  p95 {row['p95']:.2f}  "
-                f"p99 {row['p99']:.2f} ms   {row['layers_p50_ms']}",
+                f"{row['what']:<28} {'streamed' if row['stream'] else 'plain':<9} p50 {row['p50']:.2f}  "
+                f"p95 {row['p95']:.2f}  p99 {row['p99']:.2f} ms   {row['layers_p50_ms']}",
                 flush=True,
             )
     if options.part != 1:

@@ -69,7 +69,7 @@ def _ids(text: str, most: int) -> list[int]:
 
 
 def real(texts: Callable[[], Iterator[tuple[str, list[str]]]], most: int) -> Callable[[int], list[Row]]:
-    """Rows of real texts in GPT-2's tokens, drawn with a fixed seed; prompt and completion are each cut at `most` / 2 tokens."""
+    """Rows of real texts as GPT-2 tokens, drawn with a fixed seed; each part is cut at `most` / 2 tokens."""
 
     def rows(count: int) -> list[Row]:
         found = list(texts())
@@ -162,7 +162,7 @@ def model_config(vocabulary: int, *, device: str) -> Any:
 
 
 def grouped(rows: list[Row], batch: int) -> list[Row]:
-    """The rows in batches of similar length (what `group_by_length` does), batches in a fixed random order."""
+    """The rows in batches of similar length, as `group_by_length` makes them, in a fixed random order."""
     size = lambda r: len(r[0]) + max(map(len, r[1]))  # noqa: E731
     ordered = sorted(rows, key=size)
     batches = [ordered[i : i + batch] for i in range(0, len(ordered), batch)]

@@ -1,5 +1,7 @@
-"""One contender at one piece of work, in a process of its own: `python -m bench.worker WORK WHO DTYPE` answers "go\\n" with one
-JSON line per pass over the rows: seconds and loss of every step, and how much memory the passes needed beyond the loaded model.
+"""One contender at one task, in its own process: `python -m bench.worker WORK WHO DTYPE DEVICE`.
+
+It answers "go\\n" with one JSON line per pass over the rows: seconds and loss of every step, and how much
+memory the passes needed beyond the loaded model.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ class Pass(NamedTuple):
 
 
 def main() -> None:
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
     name, who, dtype, device = sys.argv[1:5]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 2))
     work = next(w for w in works(device) if w.name == name)
@@ -70,7 +74,7 @@ def rss() -> float:
 
 
 def memory(device: str, before: float) -> float:
-    """Peak of the process so far (CPU), or of the GPU, in MB, without what stood there before the first step."""
+    """Peak memory of the process (CPU) or the GPU in MB, without what was in use before the first step."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before
@@ -94,7 +98,7 @@ def checkpoint(work: Work, folder: Path, device: str) -> None:
 def ours(
     work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str
 ) -> Callable[[], Pass]:
-    """The loop of `demeanor train` itself, its ledger read for loss and time."""
+    """The loop of `demeanor train` itself, its metrics log read for loss and time."""
     import shutil
     from functools import partial
 
@@ -160,7 +164,7 @@ def ours(
 def trl(
     work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str
 ) -> Callable[[], Pass]:
-    """TRL's own trainers and `train()`; `tuned`: no checkpointing, batches of like length, precomputed reference."""
+    """TRL's own trainers and `train()`; `tuned`: no checkpointing, grouped lengths, precomputed reference."""
     os.environ.update(HF_HUB_OFFLINE="1", CI="1", TRL_EXPERIMENTAL_SILENCE="1", WANDB_DISABLED="true")
     from datasets import Dataset
     from transformers import (

@@ -1,6 +1,8 @@
-"""Serving side of the composition: from a stack and its trained weights to something that answers as any variant.
+"""Composition root: builds from a Stack what answers, trains and is evaluated.
 
-In: a Stack and the folder of runs. Out: a Respond per variant, all sharing one engine per set of weights.
+In: a Stack and the folder of runs. Out: a Respond for each variant, all sharing one engine per set of
+weights; the services of training and evaluation. It alone knows the classes of every room, and it only
+builds: it measures, judges, writes and prints nothing.
 """
 
 from __future__ import annotations
@@ -53,8 +55,9 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.chat_templates import load_template
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train import export, generation_eval, pipeline, progress
-from demeanor.train.runs import LEDGER, Runs, weights_folder
+from demeanor.train import export, generation_eval, pipeline
+from demeanor.train.runs import Runs, training_curves, weights_folder
+from demeanor.train.stage import RunOptions
 from demeanor.world.catalog import GENERATED
 
 
@@ -69,19 +72,19 @@ class LoadedWeights:
 
 @dataclass
 class StackRuntime:
-    """Everything needed to answer as any variant of a stack; weights are loaded when first asked for and then shared."""
+    """Answers as any variant of a stack; weights are loaded at their first use and shared by all variants."""
 
     stack: Stack
     runs: Runs
     num_slots: int = 32
     memory: dict[Any, asyncio.Future[list[Event]]] | None = None
     drafts: Drafts = field(default_factory=Drafts)
-    """Earlier answers to check instead of writing them again; used where answers are shared (`memory`) and the engine is exact."""
+    """Earlier answers, verified instead of generated again; used with `memory` if the engine is exact."""
     operational: bool = True
     tool_set: Mapping[str, RunnableTool] | None = None
-    """What the tools layer may offer; None: every tool of tools/."""
+    """Tools that the tools layer may offer; None: every tool of tools/."""
     budget_bytes: int | None = None
-    """Memory that loaded weights and their caches may take: the least recently used idle ones go; None: all stay."""
+    """Memory for weights and caches; the least recently used idle ones are unloaded. None: no limit."""
     _responds: dict[str, Respond] = field(default_factory=dict)
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _shared: dict[Any, Any] = field(default_factory=dict)
@@ -93,11 +96,14 @@ class StackRuntime:
             self._closers.append(self._weights.close)
 
     def weights(self, stage: str) -> LoadedWeights:
-        """Load a stage's model and tokenizer and start its engine; raises CheckpointError if it was never trained."""
+        """A stage's tokenizer and running engine, loaded if need be.
+
+        Raises CheckpointError if it was never trained.
+        """
         return self._weights.get(stage)
 
     async def vectors(self, stage: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
-        """One unit vector per text, from a stage's weights, which stay loaded meanwhile; other requests are answered between two texts."""
+        """One unit vector per text from a stage's weights; other requests are answered between two texts."""
         loaded = await asyncio.to_thread(self._weights.acquire, stage)
         try:
             return [await asyncio.to_thread(_unit, loaded.engine, text) for text in texts]
@@ -147,7 +153,7 @@ class StackRuntime:
         return self._responds[key]
 
     def kit(self, count_tokens: Callable[[Messages, Sequence[ToolSpec]], int]) -> Kit:
-        """What the layers of this stack may ask for."""
+        """What the layers of this stack may use."""
         return Kit(
             root=self.stack.root,
             clock=time.monotonic,
@@ -170,11 +176,11 @@ class StackRuntime:
 
     @property
     def num_confirmed(self) -> int:
-        """Answers that an earlier answer of the same weights had word for word."""
+        """Answers that repeated an earlier answer of the same weights word for word."""
         return self.drafts.confirmed
 
     def warm(self, stages: Collection[str]) -> None:
-        """Load the weights of several stages before anything waits for them."""
+        """Load the weights of several stages before the first request."""
         if not isinstance(self.stack.spec.weights.base, Remote):
             for stage in sorted(stages):
                 self.weights(stage)
@@ -184,7 +190,7 @@ class StackRuntime:
         return Sampled(*await sampled(self.weights(variant.serve).engine, self.template(variant), turn))
 
     async def logprob(self, stage: str, prompt: Sequence[int], answer: Sequence[int]) -> float:
-        """Log-probability (nats) of an answer after a prompt under the weights of a stage. Raises ContextError."""
+        """Log-probability (nats) of an answer after a prompt under a stage's weights. Raises ContextError."""
         return await answer_logprob(self.weights(stage).engine, prompt, answer)
 
     def swapped(self, lender: Runtime | None, renamed: Mapping[str, Mapping[str, str]]) -> StackRuntime:
@@ -225,7 +231,7 @@ class StackRuntime:
         return self._weights.loaded()
 
     def inherit(self, old: StackRuntime, *, weights: bool) -> None:
-        """Take over the loaded `weights` of another runtime that are this one's too, and the accounts of its limits layers."""
+        """Take over another runtime's limit counters and, with `weights`, its loaded weights of equal key."""
         if weights:
             keys = {old.stack.stage_key(stage): found for stage, found in old.loaded.items()}
             for stage in ("base", *(stage.name for stage in self.stack.spec.weights.stages)):
@@ -235,7 +241,7 @@ class StackRuntime:
         self._shared.update(limits)
 
     def drop(self, stages: Collection[str]) -> None:
-        """Forget the weights of stages without stopping their engines: another runtime uses them."""
+        """Remove the weights of stages without stopping their engines, which another runtime uses."""
         for stage in stages:
             self._weights.drop(stage)
 
@@ -252,9 +258,16 @@ def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
 # ---- training and evaluation ----
 
 
-def train(stack: Stack, runs: Runs, **options: Any) -> None:
-    """Train every stage that has no finished weights; options as in train.pipeline.train."""
-    pipeline.train(stack, runs, services=GENERATION, **options)
+def train(
+    stack: Stack,
+    runs: Runs,
+    *,
+    only: Sequence[str] = (),
+    options: RunOptions = RunOptions(),
+    probe: int | None = None,
+) -> None:
+    """Train every stage that has no finished weights, as train/pipeline.py says."""
+    pipeline.train(stack, runs, only=only, options=options, probe=probe, services=GENERATION)
 
 
 def _generate(
@@ -287,7 +300,7 @@ GENERATION = generation_eval.GenerationServices(
 
 
 def services(runs: Runs) -> Services:
-    """What the analyses of evaluation/ may ask of the rest of the system."""
+    """What the analyses of evaluation/ need of the rest of the system."""
     return Services(
         open=lambda stack: StackRuntime(stack, runs, memory={}, operational=False),
         connect=remote,
@@ -296,13 +309,6 @@ def services(runs: Runs) -> Services:
         training_curves=lambda stack: training_curves(stack, runs),
         rated_turns=database.rated_turns,
     )
-
-
-def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]:
-    """The metrics log of every stage that was trained here."""
-    names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
-    paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
-    return {name: list(progress.read_log(path)) for name, path in paths.items() if path.is_file()}
 
 
 def check_export(

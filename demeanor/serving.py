@@ -1,4 +1,4 @@
-"""Serving composed: a stack as the server's Assistant, and the versions of it that live while a newer one is loaded.
+"""Composition of the server: a stack as the server's Assistant, and its versions during a reload.
 
 In: a function that reads the stack, the folder of runs, Settings. Out: `serve`, which runs until Ctrl-C.
 """
@@ -29,14 +29,14 @@ from demeanor.world import catalog
 
 
 def serve(load_stack: Callable[[], Stack], runs: Runs, settings: Settings) -> int:
-    """Serve the API and the chat page until Ctrl-C or SIGTERM; `load_stack` reads the stack, at every reload again."""
+    """Serve the API and the chat page until Ctrl-C or SIGTERM; each reload calls `load_stack` again."""
     budget = None if settings.memory_gib is None else int(settings.memory_gib * 2**30)
     return server.serve(StackVersions(load_stack, runs, budget), settings)
 
 
 @dataclass
 class StackVersions:
-    """The runtimes that live: the one whose stack is served, and those that end what they began."""
+    """The runtimes in use: the last one is served, earlier ones finish the answers that they began."""
 
     load_stack: Callable[[], Stack]
     runs: Runs
@@ -45,20 +45,21 @@ class StackVersions:
     _seen: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def open(self) -> Version:
-        """Read the stack and make it ready to answer; loaded weights are shared. Raises DemeanorError if it cannot be served."""
+        """Read the stack, reuse loaded weights, load the others.
+
+        Raises DemeanorError if it cannot be served.
+        """
         if self.living:
-            self._seen = self.living[-1].stack.stamps()  # a broken file is tried again when it changes again
+            self._seen = self.living[-1].stack.stamps()  # a broken file is read again after its next change
         stack = self.load_stack()
         seen, runtime = stack.stamps(), StackRuntime(stack, self.runs, budget_bytes=self.budget_bytes)
         try:
-            if self.living:  # under a memory budget each version counts, and makes room, for itself
+            if self.living:  # under a memory budget each version loads its own
                 runtime.inherit(self.living[-1], weights=self.budget_bytes is None)
             every = len(stack.policies) <= 4 and self.budget_bytes is None
             runtime.warm(stack.policies if every else [stack.serve])
             served = ServedStack(runtime, catalog.EXAMPLES if stack.uses_world else ())
-            served.respond(
-                served.name
-            )  # a layer that cannot be built is a mistake now, not at the first request
+            served.respond(served.name)  # a layer that cannot be built is an error now, not at a request
         except BaseException:
             self._leave(runtime)
             raise
@@ -144,8 +145,8 @@ class ServedStack:
         variant = self._variants[model_id]
         if isinstance(variant.spec.weights.base, Remote):
             raise RequestError(
-                f"model: '{model_id}' has its weights on another server, which is asked for conversations only; send "
-                "messages to /v1/chat/completions",
+                f"model: '{model_id}' has its weights on another server, which only takes conversations; "
+                "send messages to /v1/chat/completions",
                 param="model",
                 code="unsupported_value",
             )
@@ -163,9 +164,8 @@ class ServedStack:
         return feedback_store_in(self.runtime.opened(specs[0].database)) if specs else None
 
     def turn_store(self) -> TurnStore | None:
-        outer = takewhile(
-            lambda layer: not layer.behaviour, self.runtime.stack.layers
-        )  # further in, it has what a policy hides
+        # a record layer further in also holds what a policy layer hides
+        outer = takewhile(lambda layer: not layer.behaviour, self.runtime.stack.layers)
         specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]
         return self.runtime.opened(specs[0].database) if specs else None
 
@@ -186,32 +186,36 @@ def _describe(variant: Stack) -> str:
 
 
 READS_RAW = frozenset({"record", "limits", "policy"})
-"""Kinds of layers that pass a turn's messages on as they are; every other kind adds messages, which raw text has no place for."""
+"""Kinds of layers that add no messages to a turn, so that raw text can pass them."""
 
 
 def refuse_layers(variant: Stack) -> None:
-    """Raise RequestError (400) if layers of this variant add messages; it names them and the ids to ask instead."""
+    """Raise RequestError (400) if layers of this variant add messages; it names the model ids to use."""
     adding = [layer.name for layer in variant.layers if layer.kind not in READS_RAW]
     if adding:
         name = variant.spec.name
         ids = ", ".join(f"{name}:{stage}" for stage in variant.policies)
         raise RequestError(
-            f"model: '{variant.model_id}' continues no raw text, because its layers add messages to a conversation: "
-            f"{', '.join(adding)}. Ask weights alone: {ids}.",
+            f"model: '{variant.model_id}' cannot continue raw text, because its layers add messages to a "
+            f"conversation: {', '.join(adding)}. Use weights without layers: {ids}.",
             param="model",
             code="unsupported_value",
         )
 
 
 def rules_of(variant: Stack) -> tuple[str, RuleJudge]:
-    """The name of the variant's policy layer and its judgement; raises RequestError (404) where there is none, or several."""
+    """The names of the variant's policy layers and their rules as one check.
+
+    Raises RequestError (404) without any.
+    """
     found = [(layer.name, layer.spec) for layer in variant.layers if isinstance(layer.spec, policy.Spec)]
     if not found:
         name = variant.spec.name
         others = [x.name for x in variant.layers] or ["none"]
         raise RequestError(
-            f"model: '{variant.model_id}' has no policy layer, so no rules to moderate by; its layers: {', '.join(others)}. Ask a "
-            f"variant that has one, or add `- kind: policy` to the layers of {name}.",
+            f"model: '{variant.model_id}' has no policy layer and so no rules to moderate by; its layers: "
+            f"{', '.join(others)}. Use a variant that has one, or add `- kind: policy` to the layers of "
+            f"{name}.",
             status=404,
             param="model",
             code="no_policy_layer",
@@ -236,7 +240,7 @@ def judged(rules: Sequence[Rule], text: str) -> list[Judged]:
 
 
 def feedback_store_in(database: Database) -> FeedbackStore:
-    """Stores feedback beside its turn; a user with a key may speak of their own turns only."""
+    """Stores feedback with its turn; a user with a key may give it on their own turns only."""
 
     def store(turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None) -> bool:
         stored = database.turn(turn_id)

@@ -131,15 +131,15 @@ def train(
     from demeanor import app as composed
     from demeanor.train import pipeline
     from demeanor.train.runs import Runs
+    from demeanor.train.stage import RunOptions
+    from demeanor.train.trackers import together
 
     found = load(stack, overrides)
     composed.train(
         pipeline.tolerant(found) if skip_bad else found,
         Runs(runs),
         only=stages or [],
-        compiled=compiled,
-        recompute=recompute,
-        track=track or [],
+        options=RunOptions(compiled=compiled, recompute=recompute, track=together(track or [])),
         probe=probe,
     )
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks

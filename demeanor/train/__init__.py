@@ -1,1 +1,1 @@
-"""Batches to weights: the offline loop, optimiser, checkpoint, ledger, lineage, and one stage from parent to finished folder."""
+"""Training: a stack's pipeline, one stage, the offline loop, optimizer, checkpoints, metrics, run folders."""

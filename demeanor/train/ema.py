@@ -1,7 +1,7 @@
-"""Weights that follow the trained ones: an exponential moving average, or DPO's moving reference.
+"""Exponential moving average of the trained weights; also the moving reference policy of TR-DPO.
 
-In: a model and how fast to follow. Out: a second set of its trained parameters that the model can wear for a while. It never
-trains and knows no objective.
+In: a model and a decay. Out: a second copy of its trainable parameters, updated after each optimizer step,
+that can be swapped into the model temporarily. It never trains and knows no objective.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ from demeanor.train.parallel import put, settle
 
 
 class EMA:
-    """The trained parameters of a model, moved to `alpha * theirs + (1 - alpha) * own` after each `every`-th step.
+    """A copy of a model's trainable parameters that follows the model.
 
-    `every` 1 and alpha 1 - d is an exponential moving average with decay d; alpha 1 copies. Source: Gorbatovski et al. 2024
-    (2404.09656), equations 2 and 3.
+    After every `every` steps, copy <- alpha * model + (1 - alpha) * copy.
+
+    `every` 1 and alpha 1 - d give an exponential moving average with decay d; alpha 1 copies the model.
+    Source: Gorbatovski et al. 2024 (arXiv 2404.09656), equations 2 and 3.
     """
 
     def __init__(
         self, model: nn.Module, *, alpha: float, every: int = 1, start: Mapping[str, Tensor] | None = None
     ) -> None:
-        """`start`: weights to begin with instead of the model's own; raises CheckpointError if names or shapes differ."""
+        """`start`: initial weights instead of the model's own.
+
+        Raises CheckpointError if names or shapes differ.
+        """
         self._alpha, self._every = alpha, every
         self.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         if start is not None:
@@ -39,19 +44,19 @@ class EMA:
             self.load(start)
 
     @torch.no_grad()
-    def follow(self, model: nn.Module, done: int) -> None:
-        """Move after optimiser step `done` (1-based)."""
+    def update(self, model: nn.Module, done: int) -> None:
+        """Update the copy after optimizer step `done` (1-based)."""
         if done % self._every == 0:
             for name, parameter in model.named_parameters():
                 if name in self.weights:
                     self.weights[name].lerp_(parameter, self._alpha)
 
     @contextmanager
-    def worn_by(self, model: nn.Module) -> Iterator[None]:
-        """Run the block with the shadow's weights in the model; its own come back after it, bit for bit."""
+    def swapped_into(self, model: nn.Module) -> Iterator[None]:
+        """Run the block with the averaged weights in the model, then restore its own bit for bit."""
         settle(model)
         own = {n: p.detach().clone() for n, p in model.named_parameters() if n in self.weights}
-        self.put_on(model)
+        self.copy_to(model)
         try:
             yield
         finally:
@@ -62,8 +67,8 @@ class EMA:
                         parameter.copy_(own[name])
 
     @torch.no_grad()
-    def put_on(self, model: nn.Module) -> None:
-        """Write the shadow's weights into the model."""
+    def copy_to(self, model: nn.Module) -> None:
+        """Write the averaged weights into the model."""
         settle(model)
         for name, parameter in model.named_parameters():
             if name in self.weights:
@@ -71,6 +76,6 @@ class EMA:
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Take these weights (full tensors) for the shadow's own."""
-        for name, mine in self.weights.items():
-            put(mine, weights[name])
+        """Replace the averaged weights by these full tensors."""
+        for name, own in self.weights.items():
+            put(own, weights[name])

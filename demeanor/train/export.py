@@ -1,7 +1,8 @@
-"""Weights for other servers: a merged Hugging Face folder or an ONNX Runtime GenAI model, and whether it answers as ours does.
+"""Export of the served weights as a Hugging Face folder or an ONNX Runtime GenAI model, and its check.
 
-In: a Stack with trained weights. Out: a folder, and a comparison on the stack's own suite: the same prompts token for token (the
-template of transformers against ours), the same greedy answers. It refuses to write over a folder that holds something.
+In: a Stack with trained weights. Out: a new folder; a comparison of prompts (our chat template against
+transformers') and of greedy answers, token by token, on the stack's suites. It never writes into a folder
+that has files.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ BESIDE = (
 
 @dataclass(frozen=True, slots=True)
 class ExportDifference:
-    """One item on which the export and the engine part: what each says first."""
+    """One item on which the export and our engine differ: the prompt or answer of each."""
 
     item: str
     ours: str
@@ -50,7 +51,7 @@ class ExportDifference:
 
 @dataclass(frozen=True, slots=True)
 class ExportCheck:
-    """How many items were compared, prompts that differ (empty: the template says the same), answers that differ."""
+    """Number of items compared, the prompts that differ and the answers that differ."""
 
     items: int
     prompts: tuple[ExportDifference, ...]
@@ -62,9 +63,12 @@ class ExportCheck:
 
 
 def export(stack: Stack, runs: Runs, out: Path, *, target: Target, dtype: str) -> Path:
-    """Write the served weights, adapters folded in, to `out`; raises CheckpointError before any work where that cannot be."""
+    """Write the served weights, adapters merged, to `out`.
+
+    Raises CheckpointError before any work if it cannot.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there already and holds something; name a new folder, or empty it")
+        raise CheckpointError(f"{out}: exists and is not empty; name a new folder, or empty it")
     if target == "onnx":
         _need_onnx()
     source = weights_folder(stack, runs, stack.serve)
@@ -89,7 +93,7 @@ def export(stack: Stack, runs: Runs, out: Path, *, target: Target, dtype: str) -
 
 
 class GreedyAnswers(NamedTuple):
-    """What our engine makes of items: tokens of prompts and greedy answers, and how they were made."""
+    """Our engine's prompts and greedy answers as tokens, and the settings that made them."""
 
     prompts: list[list[int]]
     answers: list[list[int]]
@@ -99,7 +103,7 @@ class GreedyAnswers(NamedTuple):
 
 
 def compare(items: Sequence[Item], ours: GreedyAnswers, out: Path, *, target: Target) -> ExportCheck:
-    """Ask the export the same items, greedily, without runtime layers, and compare prompts and answers token by token."""
+    """Let the export answer the items greedily, and compare its prompts and answers token by token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(out)
@@ -118,7 +122,7 @@ def compare(items: Sequence[Item], ours: GreedyAnswers, out: Path, *, target: Ta
 
 
 def _rendered(tokenizer: Any, item: Item) -> list[int]:
-    """The prompt as transformers' own chat template and tokenizer make it."""
+    """The prompt as the chat template and tokenizer of transformers make it."""
     text = tokenizer.apply_chat_template(
         [_said(m) for m in item.messages], add_generation_prompt=True, tokenize=False
     )
@@ -159,12 +163,12 @@ def _need_onnx() -> None:
     ]
     if missing:
         raise DemeanorError(
-            f"--to onnx wants {', '.join(missing)}, not found here: pip install onnxruntime-genai onnx onnx-ir"
+            f"--to onnx: {', '.join(missing)} not installed; pip install onnxruntime-genai onnx onnx-ir"
         )
 
 
 def _onnx(whole: Path, scratch: Path, dtype: str) -> Path:
-    """Build with onnxruntime_genai's own model builder, offline; the tokenizer and template of the folder go along."""
+    """Build the model offline with onnxruntime_genai's builder; tokenizer and template are copied."""
     made = scratch / "onnx"
     ran = subprocess.run(
         [
@@ -218,7 +222,7 @@ def _genai(folder: Path, room: int, stops: frozenset[int]) -> Generate:
 
 
 def report(comparison: ExportCheck, shown: int = 3) -> Sequence[str]:
-    """Lines that say what was compared and where the two part."""
+    """Lines about what was compared, and the first differences."""
     n = comparison.items
     found = [
         f"{n} items of the stack's suites, greedy, without runtime layers",

@@ -1,7 +1,8 @@
-"""What a policy says while it trains, on a fixed set of prompts: signals of reward hacking, the samples, warnings.
+"""Evaluation by generation during training (`probe:` in a stage): answers to fixed prompts, their metrics.
 
-In: a way to generate, and whatever else can judge an answer (reference, reward model, held-out scorer). Out: `eval_probe/` numbers,
-samples.jsonl, lines for a person. It refuses to change weights, and to know engines, tokenizers and objectives.
+In: a way to generate, and functions that measure answers (reference, reward model, held-out scorer). Out:
+`eval_probe/` metrics, samples.jsonl, warnings of reward hacking. It changes no weights and knows no engine or
+objective.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from torch import nn
 from demeanor.core import hardware
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.types import Completion, Item
-from demeanor.data.trees import Branch, Tree, collate, num_scored
+from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import checkpoints
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.stack.schema import GenerationEvalSpec, Stage
@@ -30,45 +31,44 @@ from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import progress
 from demeanor.train.loop import Evaluate, to_device
-from demeanor.train.reference import MICRO_TOKENS, micro_batches
+from demeanor.train.reference import MICRO_TOKENS, micro_batches, scored_logprobs
 from demeanor.train.runs import LEDGER, Runs, weights_folder
-
-if TYPE_CHECKING:
-    from torch import nn
-
 
 SAMPLES = "samples.jsonl"
 NGRAM = 3
 LONGER, MORE_REPEATED, WORSE = 2.0, 0.2, 0.1
-"""What is warned of, against the first evaluation: answers this many times as long (or as short), this much more repetition,
-a held-out score this much lower while the reward is higher."""
+"""Limits of the warnings, against the first evaluation.
+
+In this order: answers so many times as long or as short, so much more repetition, a held-out score so much
+lower although the reward is higher.
+"""
 
 
 class Prompt(NamedTuple):
-    """What is asked: its text for a person, its tokens for a model."""
+    """One prompt: its text for a reader, its tokens for a model."""
 
     text: str
     tokens: tuple[int, ...]
 
 
 class SampledAnswer(NamedTuple):
-    """What was said: its text, all tokens that were drawn, and whether the last of them ended it (or room ran out)."""
+    """One sampled answer: its text, all sampled tokens, and whether the last of them is a stop token."""
 
     text: str
     tokens: tuple[int, ...]
     ended: bool
 
     @property
-    def said(self) -> tuple[int, ...]:
-        """The tokens without the one that ends."""
+    def content(self) -> tuple[int, ...]:
+        """The tokens without the stop token."""
         return self.tokens[:-1] if self.ended else self.tokens
 
 
-class Judges(NamedTuple):
-    """Who looks at the answers besides counting; None where there is nobody.
+class AnswerMetrics(NamedTuple):
+    """Functions that measure answers; None where the stage declares no such measure.
 
-    `reference` gives the log-probs (nats) of all drawn tokens per answer, `reward` the trained reward of each, `held_out` a score
-    in [0, 1] that nothing trains on, None where it cannot say.
+    `reference` gives the log-probs (nats) of all sampled tokens of each answer, `reward` the trained reward
+    of each, `held_out` a score in [0, 1] that nothing trains on (None: this answer cannot be scored).
     """
 
     refused: Callable[[str], bool]
@@ -79,45 +79,34 @@ class Judges(NamedTuple):
 
 Generate = Callable[[nn.Module, Sequence[Prompt]], list[SampledAnswer]]
 Say = Callable[[str], None]
-Watch = Callable[[Sequence[Tree], Path, Say], Evaluate | None]
-"""From held-out rows, the run's folder and where to speak to the probe; None where nothing can be asked."""
 
 
-def prober(
-    prompts: Sequence[Prompt], generate: Generate, judges: Judges, *, folder: Path, say: Say
+def evaluator(
+    prompts: Sequence[Prompt], generate: Generate, metrics: AnswerMetrics, *, folder: Path, say: Say
 ) -> Evaluate:
-    """A function that lets the model answer `prompts` after a step, keeps the answers in `folder` and returns the signals."""
+    """A function that samples answers to `prompts`, keeps them in samples.jsonl and returns their metrics."""
     path = folder / SAMPLES
 
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
         answers = generate(model, prompts)
-        earlier = [row for row in progress.read_log(path) if row["step"] < step]
-        started = {row["prompt"]: row for row in earlier if row["step"] == earlier[0]["step"]}
-        found = signals(answers, judges.refused)
-        if agreed := [
-            overlap(a.said, started[p.text]["tokens"]) for p, a in zip(prompts, answers) if p.text in started
-        ]:
-            found["agreement"] = fmean(agreed)  # with the weights it began with: the parent's
-        trees = [tree(p, a) for p, a in zip(prompts, answers)]
-        if judges.reference is not None:
-            found |= divergence(logprobs(model, trees), judges.reference(trees))
-        if judges.reward is not None:
-            found["reward"] = fmean(judges.reward(trees))
-        if judges.held_out is not None and (scores := [x for x in judges.held_out(answers) if x is not None]):
-            found["held_out"] = fmean(scores)
-        with progress.MetricsLog(
-            path, step=step - 1
-        ) as rows:  # what a killed run wrote of this step is replaced
+        found = signals(answers, metrics.refused)
+        first = first_answers(progress.read_log(path), step)
+        pairs = [(a.content, first[p.text]) for p, a in zip(prompts, answers) if p.text in first]
+        if pairs:
+            found["agreement"] = fmean(overlap(now, then) for now, then in pairs)
+        trees = [tree(prompt, answer) for prompt, answer in zip(prompts, answers)]
+        if metrics.reference is not None:
+            found |= divergence(logprobs(model, trees), metrics.reference(trees))
+        if metrics.reward is not None:
+            found["reward"] = fmean(metrics.reward(trees))
+        if metrics.held_out is not None:
+            scores = [score for score in metrics.held_out(answers) if score is not None]
+            if scores:
+                found["held_out"] = fmean(scores)
+        with progress.MetricsLog(path, step=step - 1) as rows:  # drops what a killed run wrote of this step
             for prompt, answer in zip(prompts, answers):
-                rows.append(
-                    {
-                        "step": step,
-                        "prompt": prompt.text,
-                        "answer": answer.text,
-                        "ended": answer.ended,
-                        "tokens": answer.said,
-                    }
-                )
+                row = {"prompt": prompt.text, "answer": answer.text, "ended": answer.ended}
+                rows.append({"step": step, **row, "tokens": answer.content})
         say(f"probe after step {step}: {line(found)}")
         for warning in warnings(_first(folder, found), found):
             say(f"probe after step {step}: WARNING {warning}")
@@ -126,8 +115,14 @@ def prober(
     return evaluate
 
 
+def first_answers(rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, list[int]]:
+    """Tokens of the first evaluation's answers by prompt; empty if that is the one of `step`."""
+    earlier = [row for row in rows if row["step"] < step]
+    return {row["prompt"]: row["tokens"] for row in earlier if row["step"] == earlier[0]["step"]}
+
+
 def _first(folder: Path, found: Mapping[str, float]) -> Mapping[str, float]:
-    """Signals of the first evaluation in the ledger; these, if they are the first."""
+    """The metrics of the first evaluation in the metrics log, or `found` if there is none."""
     mark = "eval_probe/"
     for row in progress.read_log(folder / LEDGER):
         if any(name.startswith(mark) for name in row):
@@ -143,25 +138,28 @@ def _first(folder: Path, found: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def signals(answers: Sequence[SampledAnswer], refused: Callable[[str], bool]) -> dict[str, float]:
-    """What counting shows: `length` (tokens), and the shares `ended`, `empty`, `refused`, `repetition`, `loop`; means over answers."""
+    """Means over answers: `length` (tokens), shares `ended`, `empty`, `refused`, `repetition`, `loop`."""
     return {
-        "length": fmean(len(a.said) for a in answers),
+        "length": fmean(len(a.content) for a in answers),
         "ended": fmean(a.ended for a in answers),
         "empty": fmean(not a.text.strip() for a in answers),
         "refused": fmean(refused(a.text) for a in answers),
-        "repetition": fmean(repetition(a.said) for a in answers),
-        "loop": fmean(longest_repeat(a.said) for a in answers),
+        "repetition": fmean(repetition(a.content) for a in answers),
+        "loop": fmean(longest_repeat(a.content) for a in answers),
     }
 
 
 def repetition(tokens: Sequence[int]) -> float:
-    """1 - distinct-3: the share of 3-grams that stood there before; 0 for fewer than two (Li et al. 2016, arXiv 1510.03055)."""
+    """1 - distinct-3, the share of 3-grams that occurred before; 0 for fewer than two.
+
+    Source: Li et al. 2016, arXiv 1510.03055.
+    """
     grams = _grams(tokens, NGRAM)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def longest_repeat(tokens: Sequence[int]) -> float:
-    """Length of the longest n-gram that stands there twice (overlaps count), as a share of the answer."""
+    """Length of the longest n-gram that occurs twice (overlaps count), as a share of the answer."""
     low, high = 0, max(len(tokens) - 1, 0)
     while low < high:  # if one of n repeats, so does one of n - 1
         middle = (low + high + 1) // 2
@@ -175,45 +173,49 @@ def _grams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 def overlap(one: Sequence[int], other: Sequence[int]) -> float:
-    """F1 of two answers as bags of tokens; two empty ones agree (Rajpurkar et al. 2016, arXiv 1606.05250, section 5)."""
+    """F1 of two answers as bags of tokens; 1 for two empty ones.
+
+    Source: Rajpurkar et al. 2016, arXiv 1606.05250, section 5.
+    """
     if not one and not other:
         return 1.0
     return 2 * (Counter(one) & Counter(other)).total() / (len(one) + len(other))
 
 
 def divergence(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> dict[str, float]:
-    """KL(policy to reference) in nats per token on the policy's own draws at temperature 1: `kl` is k1, `kl3` is k3 (never negative).
+    """KL(policy || reference) in nats per token, from the policy's own samples at temperature 1.
 
-    Source: Schulman 2020, Approximating KL Divergence.
+    `kl` is the estimator k1, `kl3` is k3, which is never negative. Source: Schulman 2020, Approximating KL
+    Divergence.
     """
     gaps = [q - p for ps, qs in zip(policy, reference, strict=True) for p, q in zip(ps, qs, strict=True)]
-    return (
-        {"kl": -fmean(gaps), "kl3": fmean(math.expm1(min(gap, 80.0)) - gap for gap in gaps)} if gaps else {}
-    )
+    if not gaps:
+        return {}
+    return {"kl": -fmean(gaps), "kl3": fmean(math.expm1(min(gap, 80.0)) - gap for gap in gaps)}
 
 
 def warnings(first: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
-    """What moved too far since the first evaluation, as sentences."""
+    """Sentences about signals that moved too far since the first evaluation."""
     found = []
     before, length = first["length"], now["length"]
     if length >= LONGER * before > 0 or before >= LONGER * length > 0:
         found.append(f"length: answers have {length:.1f} tokens, {before:.1f} at first")
     for name, what in (
-        ("repetition", "3-grams that stood there before"),
+        ("repetition", "repeated 3-grams"),
         ("loop", "the longest repeated passage"),
     ):
         if now[name] - first[name] >= MORE_REPEATED:
             found.append(f"{name}: {what} make {now[name]:.0%} of an answer, {first[name]:.0%} at first")
     if now["empty"] - first["empty"] >= MORE_REPEATED:
-        found.append(f"empty: {now['empty']:.0%} of the answers say nothing, {first['empty']:.0%} at first")
+        found.append(f"empty: {now['empty']:.0%} of the answers are empty, {first['empty']:.0%} at first")
     if (
         {"reward", "held_out"} <= first.keys() & now.keys()
         and now["reward"] > first["reward"]
         and first["held_out"] - now["held_out"] >= WORSE
     ):
         found.append(
-            f"hacking: the reward rose from {first['reward']:.3f} to {now['reward']:.3f} while the held-out score "
-            f"fell from {first['held_out']:.0%} to {now['held_out']:.0%}"
+            f"hacking: the reward rose from {first['reward']:.3f} to {now['reward']:.3f} while the held-out "
+            f"score fell from {first['held_out']:.0%} to {now['held_out']:.0%}"
         )
     return found
 
@@ -230,22 +232,15 @@ def line(found: Mapping[str, float]) -> str:
 
 
 def tree(prompt: Prompt, answer: SampledAnswer) -> Tree:
-    """The answer as a row whose every drawn token is scored."""
+    """The answer as a row whose sampled tokens are all scored."""
     return Tree(
         prompt.tokens, (Branch(answer.tokens, (True,) * len(answer.tokens)),), source=prompt.text[:40]
     )
 
 
-@torch.no_grad()
 def logprobs(model: nn.Module, trees: Sequence[Tree]) -> list[list[float]]:
-    """Log-probs (nats, fp32) of each tree's scored tokens under a policy, as it stands."""
-    device, found = next(model.parameters()).device, [list[float]() for _ in trees]
-    for group in micro_batches(trees, MICRO_TOKENS):
-        flat_C = policy_outputs(model, to_device(collate([trees[i] for i in group]), device)).logprobs_C
-        assert flat_C is not None
-        for i, part_C in zip(group, torch.split(flat_C.float().cpu(), [num_scored(trees[i]) for i in group])):
-            found[i] = part_C.tolist()
-    return found
+    """Log-probs (nats, fp32) of each tree's scored tokens under a policy."""
+    return [part.tolist() for part in scored_logprobs(model, policy_outputs, trees)]
 
 
 @torch.no_grad()
@@ -262,30 +257,20 @@ def rewards(model: nn.Module, trees: Sequence[Tree]) -> list[float]:
     return found
 
 
-def both(one: Evaluate | None, other: Evaluate) -> Evaluate:
-    """Two evaluations as one."""
-
-    def evaluate(model: nn.Module, step: int) -> Mapping[str, float]:
-        found: dict[str, Any] = {} if one is None else dict(one(model, step))
-        return found | dict(other(model, step))
-
-    return evaluate
-
-
 class GenerationServices(NamedTuple):
-    """What app.py hands in, since training knows neither engines nor scorers."""
+    """What app.py provides, since training knows neither engines nor scorers."""
 
     generate: Callable[
         [nn.Module, Tokenizer, Template, GenerationEvalSpec, Sequence[Prompt]], list[SampledAnswer]
     ]
-    """Let a policy answer prompts, the same draws each time: the n-th prompt has seed n."""
+    """Sample a policy's answers, the same draws each time: the n-th prompt has seed n."""
     refused: Callable[[str], bool]
     items: Callable[[str, Path], Sequence[Item]]
-    """The items of a suite by name, or of a file beside a folder."""
+    """The items of a suite by name, or of a file in a folder."""
     score: Callable[[Item, Completion], float | None]
 
 
-def watching(
+def prepare(
     stack: Stack,
     runs: Runs,
     stage: Stage,
@@ -295,57 +280,55 @@ def watching(
     parent: Path,
     reference: Path,
     services: GenerationServices,
-) -> Watch | None:
-    """The stage's evaluation by generation, still to be given held-out rows, a folder and where to print; None if it declares none.
+) -> Callable[[Sequence[Tree], Path, Say], Evaluate | None]:
+    """From held-out rows, the run's folder and a printer to the evaluation that the stage declares.
 
-    Raises DemeanorError for a model that no engine here runs, DataError for a suite without a usable prompt.
+    It is None if no held-out prompt fits the model. Raises DemeanorError for a model that no engine here
+    runs, DataError for a suite without items.
     """
-    if stage.probe is None:
-        return None
+    assert stage.probe is not None, f"{stage.name}: declares no evaluation by generation"
     settings, about = stage.probe, checkpoints.checkpoint_info(parent)
     if not about.lean:
         raise DemeanorError(
-            f"{stage.name}: probe: a {about.model_type} model can be trained here, but not asked; leave the probe out"
+            f"{stage.name}: probe: a {about.model_type} model can be trained here, but its answers cannot be "
+            "sampled during training; leave the probe out"
         )
     items = None if settings.prompts is None else suite(services, settings.prompts, stack.root)
     scorer = None if settings.reward is None else weights_folder(stack, runs, settings.reward)
 
+    def reference_logprobs(trees: Sequence[Tree]) -> list[list[float]]:
+        return logprobs(checkpoints.policy(reference).to(hardware.device()), trees)
+
+    def reward(trees: Sequence[Tree]) -> list[float]:
+        assert scorer is not None
+        return rewards(checkpoints.reward(scorer, 0).to(hardware.device()), trees)
+
+    def generate(model: nn.Module, prompts: Sequence[Prompt]) -> list[SampledAnswer]:
+        return services.generate(model, tokenizer, template, settings, prompts)
+
     def begin(held: Sequence[Tree], folder: Path, say: Say) -> Evaluate | None:
-        every = (
-            held_out(held, tokenizer)
-            if items is None
-            else [(rendered(item, template), item) for item in items]
-        )
-        fitting = [(prompt, item) for prompt, item in every if len(prompt.tokens) < about.context][
-            : settings.count
-        ]
+        if items is None:
+            every = held_out(held, tokenizer)
+        else:
+            every = [(rendered(item, template), item) for item in items]
+        fitting = [(p, item) for p, item in every if len(p.tokens) < about.context][: settings.count]
         if not fitting:
-            say("probe: there is no held-out prompt that fits, so nothing is asked")
+            say("probe: no held-out prompt fits the model's context, so no answer is sampled")
             return None
-        judges = Judges(
+        used = [item for _, item in fitting if item is not None]
+        metrics = AnswerMetrics(
             refused=services.refused,
-            reference=(lambda trees: logprobs(checkpoints.policy(reference).to(hardware.device()), trees))
-            if settings.temperature == 1
-            else None,
-            reward=None
-            if scorer is None
-            else lambda trees: rewards(checkpoints.reward(scorer, 0).to(hardware.device()), trees),
-            held_out=None
-            if items is None
-            else partial(scored, services, [item for _, item in fitting if item is not None]),
+            reference=reference_logprobs if settings.temperature == 1 else None,
+            reward=None if scorer is None else reward,
+            held_out=None if items is None else partial(scored, services, used),
         )
-        asked = [prompt for prompt, _ in fitting]
-
-        def generate(model: nn.Module, prompts: Sequence[Prompt]) -> list[SampledAnswer]:
-            return services.generate(model, tokenizer, template, settings, prompts)
-
-        return prober(asked, generate, judges, folder=folder, say=say)
+        return evaluator([prompt for prompt, _ in fitting], generate, metrics, folder=folder, say=say)
 
     return begin
 
 
 def held_out(rows: Sequence[Tree], tokenizer: Tokenizer) -> list[tuple[Prompt, Item | None]]:
-    """The different prompts of rows that have one."""
+    """The distinct prompts of rows; no item belongs to them."""
     return [
         (Prompt(tokenizer.decode(tokens), tokens), None)
         for tokens in dict.fromkeys(row.prompt for row in rows if row.prompt)
@@ -353,15 +336,18 @@ def held_out(rows: Sequence[Tree], tokenizer: Tokenizer) -> list[tuple[Prompt, I
 
 
 def suite(services: GenerationServices, name: str, root: Path) -> Sequence[Item]:
-    """The items of `world:NAME`, `builtin:NAME` or of a file beside the stack; raises DataError if there is none."""
+    """The items of `world:NAME`, `builtin:NAME` or a file beside the stack.
+
+    Raises DataError if there is none.
+    """
     found = services.items(name, root)
     if not found:
-        raise DataError(f"{name}: has no items; wanted at least one prompt for the probe")
+        raise DataError(f"{name}: has no items; the probe wants at least one prompt")
     return found
 
 
 def rendered(item: Item, template: Template) -> Prompt:
-    """The item as a prompt; what a person reads is its last message and its id."""
+    """The item as a prompt; its text is the last message and the item's id."""
     tokens = template.render(item.messages, item.tools, generate=True).tokens
     return Prompt(f"{item.messages[-1].content} [{item.id}]", tuple(tokens))
 
@@ -369,13 +355,13 @@ def rendered(item: Item, template: Template) -> Prompt:
 def scored(
     services: GenerationServices, items: Sequence[Item], answers: Sequence[SampledAnswer]
 ) -> list[float | None]:
-    """What each item's own scorer says of the answer to it."""
+    """The score of each answer by its item's own scorer."""
     completions = [Completion(answer.text, "stop" if answer.ended else "length") for answer in answers]
     return [services.score(item, completion) for item, completion in zip(items, completions, strict=True)]
 
 
 def sample_lines(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> Iterator[str]:
-    """A heading for each prompt, then a line for each step: its number, tokens written (`+` if it did not end), the answer."""
+    """A heading for each prompt, then a line for each step: step, tokens (`+`: no stop token), the answer."""
     for prompt in list(dict.fromkeys(row["prompt"] for row in rows))[:limit]:
         yield f"## {_one_line(prompt)}"
         for row in rows:

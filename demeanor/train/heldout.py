@@ -1,6 +1,6 @@
-"""What training may not see: a slice of the rows chosen by content, and the objective's numbers on it with 95% intervals.
+"""Held-out rows: a split by content, and the objective's metrics on it with 95% intervals.
 
-In: trees, a model, the objective as a function. Out: two lists of indices; metrics. It refuses to generate text.
+In: trees, a model, the objective as a function. Out: two lists of indices; metrics. It generates no text.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def evaluator(
     fp32: bool,
     whole_step: bool = False,
 ) -> Evaluate | None:
-    """A function that measures the objective on held-out trees, with intervals; None where there are no trees.
+    """A function that measures the objective on held-out trees, with intervals; None without trees.
 
-    An objective that judges rows together (`whole_step`) gets all held-out trees at once, and no interval.
+    An objective with `whole_step` gets all held-out trees at once, and no interval.
     """
     if not trees:
         return None
@@ -80,7 +80,7 @@ def evaluator(
 
 
 def per_tree(outputs: Outputs, batch: TokenBatch) -> list[tuple[Outputs, TokenBatch]]:
-    """Cut a batch that already ran into its trees, as the objective sees them (model inputs are left whole)."""
+    """Cut outputs and batch into one pair for each tree; model inputs stay whole."""
     found = []
     for tree in range(int(batch.tree_B.max()) + 1):
         mine_B = batch.tree_B == tree
@@ -111,9 +111,10 @@ def per_tree(outputs: Outputs, batch: TokenBatch) -> list[tuple[Outputs, TokenBa
 
 
 def intervals(losses: Sequence[Loss]) -> dict[str, float]:
-    """Loss and metrics over trees (one Loss each): means, `/low` and `/high` of a 95% interval for the loss and accuracies.
+    """Means of loss and metrics over trees (one Loss each), with `/low` and `/high` for loss and accuracies.
 
-    A mean is sum over sum; the loss gets a normal interval with trees as clusters, an accuracy Wilson's with n = trees.
+    A mean is sum over sum. The 95% interval of the loss is normal with trees as clusters; that of an accuracy
+    is Wilson's with n = trees.
     """
     names = {name for loss in losses for name in loss.metrics}
     found = {"rows": float(len(losses))}
@@ -131,13 +132,16 @@ def intervals(losses: Sequence[Loss]) -> dict[str, float]:
 
 
 def clustered(sums: Tensor, counts: Tensor) -> tuple[float, float]:
-    """95% normal interval of sum(sums) / sum(counts) when each entry is one cluster (Cochran 1977, eq. 6.13)."""
+    """95% normal interval of sum(sums) / sum(counts), one cluster an entry.
+
+    Source: Cochran 1977, eq. 6.13.
+    """
     mean, n = sums.sum() / counts.sum(), sums.numel()
     spread = ((sums - mean * counts).square().sum() * (n / max(n - 1, 1))).sqrt() / counts.sum()
     return float(mean - Z95 * spread), float(mean + Z95 * spread)
 
 
 def _wilson_of(sums: Tensor, counts: Tensor) -> tuple[float, float]:
-    """Wilson's interval with trees as the draws: pairs of one tree are not independent, so they count once."""
+    """Wilson's interval with n = trees, since the pairs of one tree are not independent."""
     n = int((counts > 0).sum())
     return wilson(float(sums.sum() / counts.sum()) * n, n, quantile=Z95)

@@ -1,4 +1,7 @@
-"""TODO."""
+"""One stage's data as training sees it, for `demeanor data show STACK`.
+
+In: a Stack, the folder of runs, a stage. Out: an Inspection. Rows are read and rendered; nothing is trained.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,12 @@ from demeanor.train import pipeline
 from demeanor.train.runs import Runs, import_folder
 
 CHECKED = 200
-"""Rows whose prompt is compared with what serving sends."""
+"""Rows whose prompt is compared with the prompt that serving renders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """One stage's data: what it holds, some of its rows, its longest ones, how many exceed `limit` tokens, and how prompts are served."""
+    """One stage's data: coverage, some rows, the longest, rows above `limit` tokens, prompt differences."""
 
     stage: str
     rows: Text
@@ -45,12 +48,13 @@ class Inspection:
 
 
 def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
-    """Read and render a stage's rows as training would; raises CheckpointError if the base has no tokenizer yet."""
+    """Read and render a stage's rows as training does.
+
+    Raises CheckpointError if the base has no tokenizer yet.
+    """
     stage = stack.stage(name)
     if not isinstance(stage, Stage):
-        raise DemeanorError(
-            f"{name}: is imported or merged and trains on no rows; name a stage that is trained"
-        )
+        raise DemeanorError(f"{name}: is not trained and so has no rows; name a stage that is trained")
     folder = _tokenizer_folder(stack, runs)
     tokenizer = tokenizers.load(folder)
     template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)
@@ -93,7 +97,7 @@ def _rows(stack: Stack, source: Source, wants: Want) -> Sequence[TrainingRow]:
 
 
 def _tokenizer_folder(stack: Stack, runs: Runs) -> Path:
-    """Where the base's tokenizer lies: every stage has the same."""
+    """The folder of the base's tokenizer, which every stage shares."""
     base = stack.spec.weights.base
     if isinstance(base, Import):
         return import_folder(stack, base.path)
@@ -102,6 +106,6 @@ def _tokenizer_folder(stack: Stack, runs: Runs) -> Path:
         if folder.is_dir():
             return folder
     raise CheckpointError(
-        f"{stack.path}: its base has no tokenizer yet, which comes with training. "
-        f"Run: demeanor train {stack.path} --only base"
+        f"{stack.path}: the base has no tokenizer before it is trained. "
+        f"Run: demeanor train {stack.path} --stage base"
     )

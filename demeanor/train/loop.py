@@ -1,9 +1,10 @@
 """The offline training loop, and the gradient of one optimizer step. The only place with `optimizer.step()`.
 
-Input: a model, a forward function, a loss, a schedule of micro-batches. The gradient is (sum of losses) / (sum of counts) over
-micro-batches and processes, so accumulation, packing and the number of devices never change it. An objective whose loss is not
-a sum over trees (it sorts or averages the batch) is computed on the whole step: micro-batches run without gradients, the loss is
-taken of all outputs together, and each runs again to carry its share back (Gao et al. 2021, arXiv 2101.06983, section 3.2).
+In: a model, a forward function, a loss, a schedule of micro-batches. The gradient is (sum of losses) / (sum
+of counts) over micro-batches and processes, so accumulation, packing and the number of devices never change
+it. A loss that is not a sum over trees is computed on the whole step: all micro-batches run without
+gradients, the loss is taken of all outputs together, and each runs again for its share of the gradient.
+Source: Gao et al. 2021, arXiv 2101.06983, section 3.2.
 """
 
 from __future__ import annotations
@@ -27,18 +28,17 @@ from demeanor.train import optimizer as optimizers
 from demeanor.train import progress, resume
 from demeanor.train.ema import EMA
 from demeanor.train.optimizer import learning_rate
-from demeanor.train.parallel import ALONE, ProcessGroup, settle
+from demeanor.train.parallel import ALONE, ProcessGroup, settle, whole
 from demeanor.train.progress import StageProgress, measured_peak, training_flops
 from demeanor.train.resume import stop_requests
 from demeanor.train.runs import CHECKPOINT, LEDGER
 
 Forward = Callable[[TokenBatch], Outputs]
-Measure = Callable[[TokenBatch], Loss]
-MeasureLoss = Callable[[Outputs, TokenBatch], Loss]
+LossFn = Callable[[Outputs, TokenBatch], Loss]
 
 
 class Gradient(NamedTuple):
-    """What one step measured: mean loss and metrics, gradient norm before clipping, what was counted, input tokens."""
+    """One step: mean loss and metrics, gradient norm before clipping, the count in the mean, input tokens."""
 
     loss: float
     norm: float
@@ -54,30 +54,30 @@ class Gradient(NamedTuple):
 def accumulate(
     model: nn.Module,
     forward: Forward,
-    judge: MeasureLoss,
+    loss: LossFn,
     batches: Sequence[TokenBatch],
     clip_norm: float | None,
     *,
     whole_step: bool = False,
     group: ProcessGroup = ALONE,
 ) -> Gradient:
-    """Fill every `.grad`; how the rows are cut into micro-batches does not change it, because division happens once, here.
+    """Fill every `.grad`; the cut into micro-batches does not change it, because division happens once, here.
 
-    `whole_step`: the objective sees all micro-batches (of all processes) at once. Clipping scales the whole gradient to
-    `clip_norm` when its norm is larger, exactly as torch's clip_grad_norm_.
+    `whole_step`: the objective sees all micro-batches of all processes at once. Clipping equals torch's
+    clip_grad_norm_.
     """
     model.zero_grad(set_to_none=True)
     if whole_step and (len(batches) > 1 or group.size > 1):
-        losses = [_whole(forward, judge, batches, group)]
+        losses = [_whole(forward, loss, batches, group)]
     else:
-        losses = [_backward(judge(forward(batch), batch)) for batch in batches]
+        losses = [_backward(loss(forward(batch), batch)) for batch in batches]
     tokens = sum(batch.tokens_T.numel() for batch in batches)
     total, count = torch.stack([x.total for x in losses]).sum(), torch.stack([x.count for x in losses]).sum()
     if not whole_step:
         total, count = group.sum(torch.stack([total.double(), count.double()])).to(total.dtype)
     share = 1.0 / count.clamp_min(1)  # a step in which nothing carries loss has a zero gradient, not 0/0
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = group.whole(torch.nn.utils.get_total_norm(gradients)) * share
+    norm = whole(torch.nn.utils.get_total_norm(gradients)) * share
     scale = share if clip_norm is None else share * (clip_norm / (norm + 1e-6)).clamp_max(1.0)
     for gradient in gradients:
         gradient.mul_(scale)
@@ -92,20 +92,20 @@ def _backward(loss: Loss) -> Loss:
     return Loss(loss.total.detach(), loss.count, loss.metrics)
 
 
-def _whole(forward: Forward, judge: MeasureLoss, batches: Sequence[TokenBatch], group: ProcessGroup) -> Loss:
-    """Judge all micro-batches together, then carry each one's share of the gradient back through a second forward pass."""
+def _whole(forward: Forward, loss: LossFn, batches: Sequence[TokenBatch], group: ProcessGroup) -> Loss:
+    """The loss of all micro-batches together; each one's gradient takes a second forward pass."""
     with torch.no_grad():
         found = [forward(batch) for batch in batches]
     mine, merged = stacked(found), concatenate(batches)
     everyone, all_rows, first = group.gather(mine, merged)
     name = "logprobs_C" if everyone.logprobs_C is not None else "rewards_B"
     leaf = getattr(everyone, name).detach().requires_grad_()
-    loss = _backward(judge(everyone._replace(**{name: leaf}), all_rows))
+    together = _backward(loss(everyone._replace(**{name: leaf}), all_rows))
     sizes = [getattr(x, name).numel() for x in found]
     slope = leaf.grad[first : first + sum(sizes)]
     for batch, part in zip(batches, torch.split(slope, sizes)):
         torch.autograd.backward(getattr(forward(batch), name), part)
-    return loss
+    return together
 
 
 def stacked(found: Sequence[Outputs]) -> Outputs:
@@ -127,14 +127,13 @@ def mean_metrics(losses: Iterable[Loss], group: ProcessGroup = ALONE) -> dict[st
 
 
 ForwardFn = Callable[[nn.Module, TokenBatch], Outputs]
-LossFn = Callable[[Outputs, TokenBatch], Loss]
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 Collate = Callable[..., TokenBatch]
 EVALUATIONS = 5
 
 
 class Steps(Protocol):
-    """Which trees make which optimiser step: a pure function of the step (`data.schedule.Schedule`)."""
+    """The trees of each optimizer step as a pure function of the step (`data.batches.Schedule`)."""
 
     def __len__(self) -> int: ...
 
@@ -159,24 +158,25 @@ def fit(
     whole_step: bool = False,
     moving: EMA | None = None,
     group: ProcessGroup = ALONE,
-    also: progress.Also | None = None,
+    tracker: Callable[[], progress.Tracker] | None = None,
     collate: Collate = collate,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Train `model` in place over every step of `schedule`, from the checkpoint in `out` if there is one.
 
-    `evaluate` runs after each fifth of the steps, always behind a fresh checkpoint. `whole_step`: the objective judges a step's
-    rows together. `moving` is a reference that follows the policy and is run beside it. `also` is told the ledger's rows. With
-    `optim.ema` the model ends as the average of its steps, and is evaluated as that. Raises Interrupted (exit code 130) after
-    Ctrl-C, with a checkpoint written; DemeanorError when the loss is not finite, with the last checkpoint as it was.
+    `evaluate` runs before the first step and after each fifth of the steps, always after a checkpoint.
+    `whole_step`: the objective sees all rows of a step at once. `moving` is a reference that follows the
+    policy. `tracker` opens a receiver of the metrics log's rows. With `optim.ema` the model is evaluated, and
+    ends, as the average of its steps. Raises Interrupted (exit code 130) after Ctrl-C, with a checkpoint
+    written; DemeanorError if the loss is not finite, with the last checkpoint unchanged.
     """
     device = next(model.parameters()).device
     dtype = None if fp32 else hardware.autocast_dtype()
-    forward, measure = running(model, outputs, dtype), measuring(model, outputs, loss, dtype)
+    forward = running(model, outputs, dtype)
     flops = training_flops(model, head=not read_last)
     optimizer, steps, state = optimizers.optimizer(model, optim), len(schedule), out / CHECKPOINT
     ema = None if optim.ema is None else EMA(model, alpha=1.0 - optim.ema)
-    shadows = {name: shadow for name, shadow in (("ema", ema), ("moving", moving)) if shadow is not None}
+    averages = {name: x for name, x in (("ema", ema), ("moving", moving)) if x is not None}
     about = {
         "steps": steps,
         "rows": len(trees),
@@ -189,12 +189,16 @@ def fit(
         batch = to_device(collate([trees[i] for i in chosen], read_last=read_last, reference=known), device)
         if moving is None:
             return batch
-        with torch.no_grad(), moving.worn_by(model):
+        with torch.no_grad(), moving.swapped_into(model):
             return batch._replace(reference_C=forward(batch).logprobs_C)
+
+    def loss_of(row: int) -> Loss:
+        batch = load([row])
+        return loss(forward(batch), batch)
 
     def look(done: int) -> None:
         if evaluate is not None and (not done or due(done, steps)):
-            with nullcontext() if ema is None else ema.worn_by(model):
+            with nullcontext() if ema is None else ema.swapped_into(model):
                 found = evaluation(evaluate, model, done)
             settle(model)
             rows.append({"step": done, **found})
@@ -203,10 +207,12 @@ def fit(
                     held_out(next(filter(is_evaluation, progress.read_log(out / LEDGER)), found), found)
                 )
 
-    begun = resume.load(state, model, optimizer, about, shadows)
+    begun = resume.load(state, model, optimizer, about, averages)
     seen = any(is_evaluation(row) for row in progress.read_log(out / LEDGER) if row["step"] == begun)
     peak = measured_peak(device.type, dtype or torch.float32)
-    book = progress.MetricsLog(out / LEDGER, step=begun, also=also) if group.first else progress.NullLog()
+    book = (
+        progress.MetricsLog(out / LEDGER, step=begun, tracker=tracker) if group.first else progress.NullLog()
+    )
     with book as rows, stop_requests() as stop, watch.running(steps, begun, peak):
         if not seen:  # a run killed while it evaluated
             look(begun)
@@ -219,13 +225,13 @@ def fit(
                 model, forward, loss, batches, optim.clip_norm, whole_step=whole_step, group=group
             )
             if not gradient.finite:
-                raise not_finite(done, steps, chosen, trees, lambda i: measure(load([i])), state)
+                raise not_finite(done, steps, chosen, trees, loss_of, state)
             rate = learning_rate(optim, step, steps)
             for settings in optimizer.param_groups:
                 settings["lr"] = rate
             optimizer.step()
-            for shadow in shadows.values():
-                shadow.follow(model, done)
+            for average in averages.values():
+                average.update(model, done)
             rows.append(
                 {
                     "step": done,
@@ -239,16 +245,15 @@ def fit(
                 }
             )
             watch.update(done, gradient.loss, gradient.tokens, sum(map(flops, batches)))
-            stopping = group.any(
-                stop.asked
-            )  # read once: whoever asks later is heard one step later, behind that step's checkpoint
+            # read once: a later signal stops the run after the checkpoint of the next step
+            stopping = group.any(stop.asked)
             if (
                 stopping
                 or done == steps
                 or due(done, steps)
                 or group.any(group.first and clock() - saved_s >= checkpoint_every_s)
             ):
-                resume.save(state, model, optimizer, done, about, shadows, group)
+                resume.save(state, model, optimizer, done, about, averages, group)
                 saved_s = clock()
             if stopping:
                 raise stop.obeyed(done, steps)
@@ -256,11 +261,11 @@ def fit(
         if group.any(stop.asked):
             raise stop.obeyed(steps, steps)
     if ema is not None:
-        ema.put_on(model)
+        ema.copy_to(model)
 
 
 def running(model: nn.Module, outputs: ForwardFn, dtype: torch.dtype | None) -> Forward:
-    """One function from a batch to the model's outputs, under autocast to `dtype` (None: fp32)."""
+    """A function from a batch to the model's outputs, under autocast to `dtype` (None: fp32)."""
     device = next(model.parameters()).device.type
 
     def forward(batch: TokenBatch) -> Outputs:
@@ -268,16 +273,6 @@ def running(model: nn.Module, outputs: ForwardFn, dtype: torch.dtype | None) -> 
             return outputs(model, batch)
 
     return forward
-
-
-def measuring(model: nn.Module, outputs: ForwardFn, loss: LossFn, dtype: torch.dtype | None) -> Measure:
-    """One function from a batch to its Loss: the model under autocast to `dtype` (None: fp32), the objective in fp32."""
-    forward = running(model, outputs, dtype)
-
-    def measure(batch: TokenBatch) -> Loss:
-        return loss(forward(batch), batch)
-
-    return measure
 
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
@@ -294,7 +289,7 @@ def due(done: int, steps: int) -> bool:
 
 
 def evaluation(evaluate: Evaluate, model: nn.Module, done: int) -> dict[str, float]:
-    """Call `evaluate` without gradients; names get TRL's `eval_`, and the random numbers it draws are put back."""
+    """Call `evaluate` without gradients and restore the random state; names get TRL's prefix `eval_`."""
     drawn = torch.get_rng_state()
     with torch.no_grad():
         found = evaluate(model, done)
@@ -303,7 +298,7 @@ def evaluation(evaluate: Evaluate, model: nn.Module, done: int) -> dict[str, flo
 
 
 def held_out(first: Mapping[str, float], last: Mapping[str, float]) -> str:
-    """One line of two evaluations: loss, accuracies and margins before training and after, with intervals."""
+    """One line: loss, accuracies and margins before and after training, with intervals."""
     parts = []
     for name in ("loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "kl"):
         key = f"eval_{name}"
@@ -327,12 +322,12 @@ def not_finite(
     alone: Callable[[int], Loss],
     state: Path,
 ) -> DemeanorError:
-    """Name the rows of a step whose loss is not finite on their own; all of its rows if only together they are not."""
+    """The error for a step; it names the rows whose own loss is not finite, or else all rows."""
     everyone = [i for part in chosen for i in part]
     with torch.no_grad():
-        guilty = [i for i in everyone if not math.isfinite(float(alone(i).total))] or everyone
-    names = ", ".join(f"{i} ({trees[i].source})" if trees[i].source else str(i) for i in guilty[:8])
-    more = f" and {len(guilty) - 8} more" if len(guilty) > 8 else ""
+        suspects = [i for i in everyone if not math.isfinite(float(alone(i).total))] or everyone
+    names = ", ".join(f"{i} ({trees[i].source})" if trees[i].source else str(i) for i in suspects[:8])
+    more = f" and {len(suspects) - 8} more" if len(suspects) > 8 else ""
     kept = (
         f"the checkpoint before it is kept ({state})" if state.exists() else "no checkpoint was written yet"
     )

@@ -1,6 +1,7 @@
-"""How weights move: AdamW (decay on matrices only), Muon on hidden matrices, the learning rate as a pure function of the step.
+"""Optimizers and learning rate: AdamW with decay on matrices only, Muon on hidden matrices.
 
-In: a model and spec.Optim. Out: an optimiser, a learning rate. It never steps: only `loop.py` does.
+In: a model and its Optim settings. Out: an optimizer; the learning rate as a pure function of the step. It
+never steps: only `loop.py` does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from demeanor.stack.schema import Optim
 
 MOMENTUM = 0.95
 OUTER = ("embed_tokens", "lm_head", "score")
-"""Parameters that meet tokens or scores one by one; orthogonalising their updates makes no sense."""
+"""Parameters whose rows belong to single tokens or scores, so that orthogonalised updates make no sense."""
 
 
 def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
@@ -33,15 +34,15 @@ def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
 
 
 def optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW | Muon:
-    """The optimiser that `optim.kind` names."""
+    """The optimizer that `optim.kind` names."""
     return adamw(model, optim) if optim.kind == "adamw" else Muon(model, optim)
 
 
 class Muon:
-    """Muon on the matrices between embedding and head, AdamW on everything else, behind one optimiser's interface.
+    """Muon on the matrices between embedding and head, AdamW on all other parameters.
 
-    Source: Jordan et al. 2024 (Muon); learning rates scaled to AdamW's update size as in Liu et al. 2025, arXiv 2502.16982,
-    equation 4, so that one `lr` serves both.
+    Updates are scaled to the size of AdamW's, so that one `lr` serves both. Source: Jordan et al. 2024
+    (Muon); Liu et al. 2025, arXiv 2502.16982, equation 4.
     """
 
     def __init__(self, model: nn.Module, optim: Optim) -> None:
@@ -83,7 +84,7 @@ class Muon:
 
 
 class States:
-    """The states of several optimisers as one mapping from parameter to state."""
+    """The states of several optimizers as one mapping from parameter to state."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self._of = {p: part.state for part in parts for group in part.param_groups for p in group["params"]}
@@ -99,10 +100,10 @@ class States:
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
-    """Learning rate of optimiser step `step` (0-based) of `steps`.
+    """Learning rate of optimizer step `step` (0-based) of `steps`.
 
-    It climbs linearly from 0 (before the first step) to the peak over `warmup * steps` steps, then decays so that the
-    very last step uses `final_lr * lr`; `constant` stays at the peak.
+    It rises linearly from 0 to the peak over the first `warmup * steps` steps, then decays to `final_lr * lr`
+    at the last step; `constant` stays at the peak.
     """
     warm = round(optim.warmup * steps)
     if step < warm:

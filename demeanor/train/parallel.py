@@ -1,7 +1,7 @@
-"""Several processes that train one model: FSDP2 under `torchrun`, or one process alone; the same loop, the same loss.
+"""Training in several processes (FSDP2 under `torchrun`) or one, with the same loop and the same loss.
 
-In: the environment that torchrun sets. Out: a Group: who we are, sums over everyone, the model cut into shards. It refuses to know
-optimisers and objectives. On CPU the processes talk through gloo: correct, and no faster than one (tests/train/test_train_parallel.py).
+In: the environment that torchrun sets. Out: a ProcessGroup (rank, sums over processes) and a sharded model.
+It knows no optimizer and no objective. On CPU the backend is gloo: correct, and no faster than one process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from demeanor.core.errors import DemeanorError
 from demeanor.model.tensors import Outputs, TokenBatch, concatenate
 
 FORWARDS = ("tree", "hidden", "rewards", "prefill", "step")
-"""Methods of ours that run weights; FSDP must gather them before each."""
+"""Methods of our models that read weights; FSDP must gather the weights before each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class ProcessGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -46,21 +46,17 @@ class ProcessGroup:
         return count if self.size == 1 else int(self.sum(torch.tensor(float(count), dtype=torch.float64)))
 
     def any(self, claim: bool) -> bool:
-        """Whether it holds in any process: a Ctrl-C that reached one stops all at the same step."""
+        """Whether it is true in any process: a Ctrl-C that reached one stops all at the same step."""
         return bool(self.total(int(claim)))
 
-    def whole(self, value: Tensor) -> Tensor:
-        """A sharded tensor in full, any other as it is."""
-        return whole(value)
-
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self.size > 1:
             torch.distributed.barrier()
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """The first process runs the block, then all others do: what it wrote is there for them to read."""
+        """The first process runs the block, then all others do, so that they can read what it wrote."""
         if not self.first:
             self.wait()
         yield
@@ -72,7 +68,7 @@ class ProcessGroup:
         return list(rows[self.rank :: self.size])
 
     def gather(self, outputs: Outputs, batch: TokenBatch) -> tuple[Outputs, TokenBatch, int]:
-        """Outputs and rows of all processes, in order of rank, and where ours begin among the scored values."""
+        """Outputs and rows of all processes in order of rank, and the index of our first scored value."""
         if self.size == 1:
             return outputs, batch, 0
         found: list[Any] = [None] * self.size
@@ -93,7 +89,7 @@ def _plain(values: Outputs | TokenBatch) -> tuple[Any, ...]:
 
 
 def join() -> ProcessGroup:
-    """The group torchrun started us in (WORLD_SIZE > 1), else ALONE; NCCL with CUDA, gloo without."""
+    """The processes that torchrun started (WORLD_SIZE > 1), else ALONE; NCCL with CUDA, gloo without."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
     import torch.distributed as distributed
@@ -102,12 +98,12 @@ def join() -> ProcessGroup:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        atexit.register(leave, wait=False)  # after an error nobody waits for anybody
+        atexit.register(leave, wait=False)  # after an error no process waits for the others
     return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
 
 
 def leave(wait: bool = True) -> None:
-    """End the group, all processes together (`wait`): one that just exits can take the others' threads with it."""
+    """End the group; `wait`: all together, since a process that exits early can end the threads of others."""
     import torch.distributed as distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -117,9 +113,10 @@ def leave(wait: bool = True) -> None:
 
 
 def shard(model: nn.Module, group: ProcessGroup) -> None:
-    """Cut every layer's weights, gradients and moments over the processes, in place (FSDP2: Zhao et al. 2023, arXiv 2304.11277).
+    """Shard every layer's weights, gradients and moments over the processes, in place.
 
-    Gradients are summed, not averaged: the loop divides once, by what was counted everywhere.
+    Gradients are summed, not averaged: the loop divides once, by the count of all processes.
+    Source: FSDP, Zhao et al. 2023, arXiv 2304.11277.
     """
     if group.size == 1:
         return
@@ -145,7 +142,7 @@ def shard(model: nn.Module, group: ProcessGroup) -> None:
 
 
 def settle(model: nn.Module) -> None:
-    """Put every weight back into its shards: after a forward pass without a backward one the outermost are still whole."""
+    """Shard every weight again; without a backward pass the outermost stay gathered."""
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(model, FSDPModule):
@@ -153,7 +150,7 @@ def settle(model: nn.Module) -> None:
 
 
 def gathered(model: nn.Module, plain: nn.Module) -> nn.Module:
-    """`plain` (the same model, not cut) with the weights of all shards; every process must ask."""
+    """`plain` (the same model without shards) with the gathered weights; every process must call it."""
     weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
     for name, parameter in plain.named_parameters():
         put(parameter, weights[name].to(parameter.device))
@@ -161,7 +158,7 @@ def gathered(model: nn.Module, plain: nn.Module) -> nn.Module:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A sharded tensor in full (all processes must ask), any other as it is."""
+    """A sharded tensor in full (every process must call it), any other as it is."""
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value
@@ -178,7 +175,7 @@ def put(target: Tensor, value: Tensor) -> None:
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A saved moment as its parameter is laid out: cut into the same shards, on the same device."""
+    """A saved moment in the layout of its parameter: the same shards, the same device."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:

@@ -1,14 +1,15 @@
-"""Training side of the composition: every stage of a stack, from declaration to finished weights.
+"""Training of a whole stack: every stage from its declaration to finished weights, in order.
 
-In: a Stack and the folder of runs. Out: `runs/<stage key>/model` for each stage; what exists is reused, what was
-interrupted goes on.
+In: a Stack and the folder of runs. Out: `runs/<stage key>/model` for each stage. A finished stage is used
+again, an interrupted one resumes. For a stage, rows become token trees, trees train a model, the model is
+saved.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -46,7 +47,7 @@ from demeanor.train.parallel import join
 from demeanor.train.plan import notes
 from demeanor.train.progress import StageProgress
 from demeanor.train.runs import Runs, import_folder, weights_folder
-from demeanor.train.trackers import Begin, together
+from demeanor.train.stage import REFERENCE, FrozenPolicy, RunOptions
 
 
 def train(
@@ -54,118 +55,102 @@ def train(
     runs: Runs,
     *,
     only: Sequence[str] = (),
-    fp32: bool = False,
-    compiled: bool = False,
-    recompute: bool = False,
-    track: Sequence[str] = (),
+    options: RunOptions = RunOptions(),
     probe: int | None = None,
     services: generation_eval.GenerationServices,
 ) -> None:
     """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order.
 
-    `track` is as in `--track`; `probe`: let every policy without a probe of its own answer so many held-out prompts.
+    `probe`: every policy that declares no evaluation by generation answers this many held-out prompts.
+    Raises DemeanorError before any work if this machine cannot compile or quantise as asked.
     """
-    tracked = together(track)
-    wanted = {name for o in only for name in _needed(stack, o)} or {
-        "base",
-        *(s.name for s in stack.spec.weights.stages),
-    }
-    if compiled and hardware.compiler() is None:
+    stages = stack.spec.weights.stages
+    wanted = {"base", *(stage.name for stage in stages)}
+    if only:
+        wanted = {name for stage in only for name in _needed(stack, stage)}
+    if options.compiled and hardware.compiler() is None:
         raise DemeanorError(
             "--compile: no C++ compiler (g++ or clang++) on this machine; install one, or leave --compile out"
         )
     for note in notes(stack):
         print(note)
-    for stage in stack.spec.weights.stages:
+    for stage in stages:
         if isinstance(stage, Stage) and stage.adapter is not None and stage.name in wanted:
             quantize.require(stage.adapter, stage.name)
     if "base" in wanted:
-        _train_base(stack, runs, fp32, compiled, recompute, tracked)
-    for stage in stack.spec.weights.stages:
+        _train_base(stack, runs, options)
+    for stage in stages:
         if stage.name not in wanted:
             continue
         if isinstance(stage, Stage):
-            _train_stage(stack, runs, _probed(stage, probe), fp32, compiled, recompute, tracked, services)
+            _train_stage(stack, runs, _with_probe(stage, probe), options, services)
         else:
             _make_stage(stack, runs, stage)
 
 
-def _probed(stage: Stage, count: int | None) -> Stage:
-    """The stage with a probe of `count` held-out prompts, if it has none and answers at all."""
-    if (
-        count is None
-        or stage.probe is not None
-        or not registry.entry(OBJECTIVES, str(stage.objective["kind"])).POLICY
-    ):
+def _with_probe(stage: Stage, count: int | None) -> Stage:
+    """The stage, evaluated on `count` held-out prompts if it declares no probe and trains a policy."""
+    if count is None or stage.probe is not None:
+        return stage
+    if not registry.entry(OBJECTIVES, str(stage.objective["kind"])).POLICY:
         return stage
     return stage.model_copy(update={"probe": GenerationEvalSpec(count=count)})
 
 
 def tolerant(stack: Stack) -> Stack:
-    """The stack with every source told to skip bad rows; keys stay, as they are of what the files hold."""
-
-    def skipping(data: Sequence[Source]) -> tuple[Source, ...]:
-        return tuple(source.model_copy(update={"skip_bad": True}) for source in data)
-
+    """The stack with `skip_bad` set on every source; its keys stay, since they are of the files' contents."""
     weights = stack.spec.weights
-    base = (
-        weights.base.model_copy(update={"data": skipping(weights.base.data)})
-        if isinstance(weights.base, Scratch)
-        else weights.base
-    )
-    stages = tuple(
-        s.model_copy(update={"data": skipping(s.data)}) if isinstance(s, Stage) else s for s in weights.stages
-    )
-    return replace(
-        stack,
-        spec=stack.spec.model_copy(
-            update={"weights": weights.model_copy(update={"base": base, "stages": stages})}
-        ),
-    )
+    base: Any = _tolerant(weights.base) if isinstance(weights.base, Scratch) else weights.base
+    stages = tuple(_tolerant(stage) if isinstance(stage, Stage) else stage for stage in weights.stages)
+    changed = weights.model_copy(update={"base": base, "stages": stages})
+    return replace(stack, spec=stack.spec.model_copy(update={"weights": changed}))
+
+
+def _tolerant(spec: Scratch | Stage) -> Scratch | Stage:
+    data = tuple(source.model_copy(update={"skip_bad": True}) for source in spec.data)
+    return spec.model_copy(update={"data": data})
 
 
 def _needed(stack: Stack, name: str) -> set[str]:
-    """A stage and everything its weights descend from, frozen ancestors included."""
+    """A stage and all stages whose weights it needs: ancestors, reference, the reward model of its probe."""
+    ancestors = set(stack.needs(name).values())
     stage = None if name == "base" else stack.stage(name)
-    watched = (
-        {stage.probe.reward} if isinstance(stage, Stage) and stage.probe and stage.probe.reward else set()
-    )
-    return {name}.union(*(_needed(stack, ancestor) for ancestor in {*stack.needs(name).values(), *watched}))
+    if isinstance(stage, Stage) and stage.probe and stage.probe.reward:
+        ancestors.add(stage.probe.reward)
+    return {name}.union(*(_needed(stack, ancestor) for ancestor in ancestors))
 
 
-def _train_base(
-    stack: Stack, runs: Runs, fp32: bool, compiled: bool, recompute: bool, track: Begin | None
-) -> None:
-    base, key = stack.spec.weights.base, stack.stage_key("base")
+def _train_base(stack: Stack, runs: Runs, options: RunOptions) -> None:
+    base, key, say = stack.spec.weights.base, stack.stage_key("base"), StageProgress("base").say
     if isinstance(base, Import):
-        StageProgress("base").say(f"imported from {import_folder(stack, base.path)}")
+        say(f"imported from {import_folder(stack, base.path)}")
         return
     if isinstance(base, Remote):
-        StageProgress("base").say(f"{base.model} at {base.url}: nothing to train here")
+        say(f"{base.model} at {base.url}: nothing to train here")
         return
     if runs.complete(key):
-        StageProgress("base").say(f"trained already ({key})")
+        say(f"trained already ({key})")
         return
-    texts = _Texts(base.data, stack)
+    streams = any(source.stream for source in base.data)
+    texts: Iterable[str] = _texts(stack, base) if streams else list(_texts(stack, base))
     with join().first_alone():  # under torchrun the others read what the first one wrote
         tokenizer = _tokenizer(base, texts, runs.folder(key))
-    training.pretrain(
-        base,
-        key=key,
-        documents=lambda: texts.documents(tokenizer, runs.folder(key)),
-        vocab_size=tokenizer.vocab_size,
-        runs=runs,
-        record=_record(stack, "base", base.data),
-        fp32=fp32,
-        compiled=compiled,
-        recompute=recompute,
-        track=track,
-        copy=partial(_write_tokenizer, stack, tokenizer),
-    )
+    with training.start(runs, "base", key, _record(stack, "base", base.data), options) as run:
+        documents: Iterable[list[int]] = map(tokenizer.document, texts)
+        if streams:  # read once more, into a file
+            read = partial(sources.read, root=stack.root, want="text")
+            documents = assemble(
+                base.data, read=read, render=_no_text, document=tokenizer.document, folder=run.folder
+            ).documents
+        packs = packed(documents, base.row_tokens, base.tokens, base.seed)
+        rows = stored(packs, run.folder if streams else None)
+        model = training.pretrain(base, tokenizer.vocab_size, rows, run)
+        if run.group.first:
+            _finish(stack, runs, key, tokenizer, partial(checkpoints.save, model))
 
 
 def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
-    """The base's tokenizer, trained once; kept beside the run so that a resume needs no second training."""
+    """The base's tokenizer, trained once; it is kept in the run's folder for a resume."""
     place = folder / "tokenizer"
     if not place.is_dir():
         part = folder / "tokenizer.part"
@@ -176,73 +161,105 @@ def _tokenizer(base: Scratch, texts: Iterable[str], folder: Path) -> Tokenizer:
     return tokenizers.load(place)
 
 
+def _texts(stack: Stack, base: Scratch) -> Iterator[str]:
+    """The documents of every source, by its weight; a source that streams is read again for each repeat."""
+    for source in base.data:
+        if source.stream:
+            again = partial(sources.read, source, root=stack.root, want="text", say=lambda said: None)
+            rows: Iterable[TrainingRow] = sources.repeated(again, source.weight, source.source)
+        else:
+            rows = sources.rows(source, root=stack.root, want="text")
+        yield from (row.text for row in rows if isinstance(row, Example) and row.text)
+
+
+def _no_text(row: TrainingRow) -> Tree:
+    raise DataError(f"{row.source or 'row'}: has no text to pretrain on")
+
+
 def _train_stage(
     stack: Stack,
     runs: Runs,
     stage: Stage,
-    fp32: bool,
-    compiled: bool,
-    recompute: bool,
-    track: Begin | None,
+    options: RunOptions,
     services: generation_eval.GenerationServices,
 ) -> None:
     key = stack.stage_key(stage.name)
     if runs.complete(key):
         StageProgress(stage.name).say(f"trained already ({key})")
         return
+    if stage.probe is not None and join().size > 1:
+        raise DemeanorError(
+            f"{stage.name}: probe: it needs the whole model in one process; leave the probe out"
+        )
     parent = weights_folder(stack, runs, stack.parent(stage.name))
     tokenizer = tokenizers.load(parent)
     template = load_template(stack.spec.template, tokenizer, folder=parent, root=stack.root)
-    roles = {
-        role: (stack.stage_key(a), weights_folder(stack, runs, a))
-        for role, a in stack.roles(stage.name).items()
-    }
-    watching = partial(generation_eval.watching, stack, runs, stage, tokenizer, template, services=services)
-    training.train_stage(
-        stage,
-        registry.entry(OBJECTIVES, stack.objective_kind(stage.name)),
-        stack.objectives[stage.name],
-        key=key,
-        parent=parent,
-        roles=roles,
-        trees=lambda: stage_trees(stack, stage, template, tokenizer, _context(parent), runs.folder(key)),
-        runs=runs,
-        fp32=fp32,
-        compiled=compiled,
-        recompute=recompute,
-        track=track,
-        probe=None
-        if stage.probe is None
-        else watching(parent=parent, reference=roles.get("reference", ("", parent))[1]),
-        record=_record(stack, stage.name, stage.data),
-        copy=partial(_write_tokenizer, stack, tokenizer),
-    )
+    objective = registry.entry(OBJECTIVES, stack.objective_kind(stage.name))
+    ancestor = stack.roles(stage.name).get(REFERENCE)
+    reference = None
+    if ancestor is not None:
+        reference = FrozenPolicy(stack.stage_key(ancestor), weights_folder(stack, runs, ancestor))
+    evaluation = None
+    if stage.probe is not None:
+        frozen = parent if reference is None else reference.folder
+        evaluation = generation_eval.prepare(
+            stack, runs, stage, tokenizer, template, parent=parent, reference=frozen, services=services
+        )
+    with training.start(runs, stage.name, key, _record(stack, stage.name, stage.data), options) as run:
+        context = checkpoints.checkpoint_info(parent).context
+        trees = stage_trees(stack, stage, template, tokenizer, context, run.folder)
+        model = training.train_stage(
+            stage,
+            objective,
+            stack.objectives[stage.name],
+            trees,
+            run,
+            parent=parent,
+            reference=reference,
+            generation_eval=evaluation,
+        )
+        if run.group.first:
+            save = partial(checkpoints.save_checkpoint, model, adapter=stage.adapter, parent=parent)
+            _finish(stack, runs, key, tokenizer, save)
 
 
 def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage | QuantiseStage) -> None:
-    """Import, merge or round one stage."""
+    """Import, merge or quantise one stage."""
     made = {"import": "imported", "merge": "merged", "quantise": "rounded"}[stage.kind]
-    key = stack.stage_key(stage.name)
-    ancestors = stage.of if isinstance(stage, MergeStage) else (stack.parent(stage.name),)
-    origin = stage.path if isinstance(stage, ImportStage) else ", ".join(ancestors)
+    key, say = stack.stage_key(stage.name), StageProgress(stage.name).say
     if runs.complete(key):
-        StageProgress(stage.name).say(f"{made} already ({key})")
+        say(f"{made} already ({key})")
         return
-    StageProgress(stage.name).say(f"{made} from {origin}")
-    derived.make(
-        stack, runs, stage, record=_record(stack, stage.name, ()), copy=partial(_write_tokenizer, stack)
-    )
+    ancestors = stage.of if isinstance(stage, MergeStage) else (stack.parent(stage.name),)
+    say(f"{made} from {stage.path if isinstance(stage, ImportStage) else ', '.join(ancestors)}")
+    write, tokenizer = derived.prepare(stack, runs, stage)
+    with runs.begin(key, _record(stack, stage.name, ())):
+        _finish(stack, runs, key, tokenizer, write)
+
+
+def _finish(stack: Stack, runs: Runs, key: str, tokenizer: Tokenizer, save: Callable[[Path], object]) -> None:
+    """Write the finished folder with the tokenizer, chat template and stop tokens that a server needs."""
+    part = runs.part(key)
+    save(part)
+    name, template = stack.spec.template, None
+    if name != "model":
+        template = load_template(name, tokenizer, folder=None, root=stack.root)
+    tokenizer.save(part, chat_template=template.jinja if template else None)
+    stops = sorted({tokenizer.eos_id, *(template.stop_tokens if template else ())})
+    config = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": tokenizer.eos_id}
+    (part / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    runs.finish(key)
 
 
 def stage_trees(
     stack: Stack, stage: Stage, template: Template, tokenizer: Tokenizer, context: int, folder: Path
 ) -> Sequence[Tree]:
-    """The rows of a stage as token trees; plain text is packed into rows. They are kept in `folder` if a source streams."""
+    """The rows of a stage as token trees, plain text packed; in a file in `folder` if a source streams."""
     objective = registry.entry(OBJECTIVES, stack.objective_kind(stage.name))
     wants: Want = objective.ROWS
     found = assemble(
         stage.data,
-        read=partial(_read, stack=stack, want=wants),
+        read=partial(sources.read, root=stack.root, want=wants),
         render=partial(render, template, tokenizer, wants),
         document=tokenizer.document,
         folder=folder,
@@ -258,96 +275,22 @@ def stage_trees(
 
 
 def render(template: Template, tokenizer: Tokenizer, wants: Want, row: TrainingRow) -> Tree:
-    """One row as a token tree, as an objective wants it."""
+    """One row as a token tree, in the form that the objective reads."""
     if isinstance(row, Example):
         return example_tree(row, template, tokenizer)
-    return (
-        unpaired_tree(row, template)
-        if wants == "unpaired" or isinstance(row, Unpaired)
-        else preference_tree(row, template)
-    )
-
-
-def _context(folder: Path) -> int:
-    return checkpoints.checkpoint_info(folder).context
-
-
-def _read(source: Source, stack: Stack, want: Want, say: sources.Say = print) -> Iterator[TrainingRow]:
-    return sources.read(source, root=stack.root, want=want, say=say)
-
-
-def _rows(source: Source, stack: Stack, want: Want) -> list[TrainingRow]:
-    return sources.rows(source, root=stack.root, want=want)
-
-
-class _Texts:
-    """Documents to pretrain on: read once into memory, or anew each time where a source streams."""
-
-    def __init__(self, data: Sequence[Source], stack: Stack) -> None:
-        self._data, self._stack = data, stack
-        self.streams = any(source.stream for source in data)
-        self._kept = None if self.streams else list(self._read())
-
-    def __iter__(self) -> Iterator[str]:
-        return self._read() if self._kept is None else iter(self._kept)
-
-    def documents(self, tokenizer: Tokenizer, folder: Path) -> Iterable[list[int]]:
-        """Token ids of each text, weights included; in a file in `folder` where a source streams."""
-        if self.streams:
-            return assemble(
-                self._data,
-                read=partial(_read, stack=self._stack, want="text"),
-                render=_no_text,
-                document=tokenizer.document,
-                folder=folder,
-            ).documents
-        return map(tokenizer.document, self)
-
-    def _read(self) -> Iterator[str]:
-        for source in self._data:
-            again = partial(_read, source, self._stack, "text", say=_silent if source.stream else print)
-            found = (
-                sources.repeated(again, source.weight, source.source)
-                if source.stream
-                else _rows(source, self._stack, "text")
-            )
-            yield from (row.text for row in found if isinstance(row, Example) and row.text)
-
-
-def _silent(said: str) -> None:
-    """Bad rows of a text that is read more than once are named once."""
-
-
-def _no_text(row: TrainingRow) -> Tree:
-    raise DataError(f"{row.source or 'row'}: has no text to pretrain on")
-
-
-def _names(data: Sequence[Source]) -> str:
-    return ", ".join(s.source for s in data)
-
-
-def _write_tokenizer(stack: Stack, tokenizer: Tokenizer, folder: Path) -> None:
-    """Put tokenizer, chat template and stop tokens beside the weights, so that any other server renders and stops as we do."""
-    name = stack.spec.template
-    template = load_template(name, tokenizer, folder=None, root=stack.root) if name != "model" else None
-    tokenizer.save(folder, chat_template=template.jinja if template else None)
-    stops = sorted({tokenizer.eos_id, *(template.stop_tokens if template else ())})
-    config = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": tokenizer.eos_id}
-    (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if wants == "unpaired" or isinstance(row, Unpaired):
+        return unpaired_tree(row, template)
+    return preference_tree(row, template)
 
 
 def _record(stack: Stack, name: str, data: Sequence[Source]) -> dict[str, Any]:
-    """What a run remembers of how it came to be."""
+    """What the run's record keeps: the resolved settings, the keys of its ancestors and of its data."""
     spec = stack.spec.weights.base if name == "base" else stack.stage(name)
-    ancestors = {role: stack.stage_key(ancestor) for role, ancestor in stack.needs(name).items()}
     return {
         "stack": stack.spec.name,
         "stage": name,
         "spec": plain(spec),
-        "ancestors": ancestors,
+        "ancestors": {role: stack.stage_key(ancestor) for role, ancestor in stack.needs(name).items()},
         "template": stack.spec.template,
-        "data": {s.source: stacks.content_key(stack.root, s.source) for s in data},
+        "data": {source.source: stacks.content_key(stack.root, source.source) for source in data},
     }
-
-
-# ---- what training would cost ----

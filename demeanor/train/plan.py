@@ -1,7 +1,7 @@
 """The weight layers of a stack before training: their state and an estimate of what training would cost.
 
-In: a Stack and the folder of runs. Out: one TrainingPlan a layer, as `demeanor explain` prints it. It trains nothing; rows
-are read to be counted, and tokens are guessed from characters.
+In: a Stack and the folder of runs. Out: one TrainingPlan a layer, as `demeanor explain` prints it. It trains
+nothing; rows are read to be counted, and tokens are guessed from characters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TYPICAL_FLOPS = 2.5e11  # training FLOP/s of two cores on small models (bf16)
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """One weight layer: its origin, its state in words, and the tokens and minutes that training would take."""
+    """One weight layer: its origin, its state in words, and the tokens and minutes of its training."""
 
     name: str
     objective: str
@@ -116,8 +116,8 @@ def notes(stack: Stack) -> list[str]:
             paths[stage.name] = stage.path
     found = {name: checkpoints.checkpoint_info(import_folder(stack, path)) for name, path in paths.items()}
     return [
-        f"{name}: {info.model_type} runs through transformers' own forward pass: slower, training pads its rows, and "
-        "serving writes one answer at a time"
+        f"{name}: {info.model_type} runs through transformers' own forward pass: slower, training pads its "
+        "rows, and serving writes one answer at a time"
         for name, info in found.items()
         if not info.lean
     ]

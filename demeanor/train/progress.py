@@ -1,7 +1,8 @@
-"""What a training run tells: its log of metrics on disk, and its progress bar with speed, peak share and time left.
+"""Metrics log and progress display of a training run.
 
-MetricsLog appends one JSON line a step and flushes it, so a killed run loses at most a torn last line, which `read_log` skips.
-StageProgress prints; model FLOPs are counted from the batches. Neither knows what a metric means.
+In: rows of metrics, batches. Out: one flushed JSON line a step (a killed run loses at most a torn last line,
+which `read_log` skips); a progress bar with loss, speed, share of peak FLOP/s and time left. It does not know
+what a metric means.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ from demeanor.core.files import json_lines
 from demeanor.model.tensors import TokenBatch
 
 
-class Listener(Protocol):
-    """Somebody else who is told every row (`train.trackers`)."""
+class Tracker(Protocol):
+    """Receives every row of a metrics log; a row may come again after a resume and must then be kept once."""
 
     def log(self, step: int, row: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None: ...
 
 
-Also = Callable[[], Listener]
+OpenTracker = Callable[[str, str, Mapping[str, Any]], Tracker]
+"""From a stage's name, its key and its record to the tracker's run of it."""
 
 
 class MetricsLog:
@@ -44,28 +46,28 @@ class MetricsLog:
     `also` is opened with it and told the rows that are kept, then each new one.
     """
 
-    def __init__(self, path: Path, *, step: int = 0, also: Also | None = None) -> None:
+    def __init__(self, path: Path, *, step: int = 0, tracker: Callable[[], Tracker] | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         self._file.truncate(sum(size for row, size in _log_lines(path) if row["step"] <= step))
-        self._also = None if also is None else also()
-        if self._also is not None:
+        self._tracker = None if tracker is None else tracker()
+        if self._tracker is not None:
             for row in read_log(path):
-                self._also.log(row["step"], row)
+                self._tracker.log(row["step"], row)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row as one line; it is in the file, whole, when this returns. JSON has no NaN: it becomes null."""
+        """Write and flush one row as one line; NaN and infinities become null, since JSON has neither."""
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._file.flush()
-        if self._also is not None:
-            self._also.log(row["step"], plain)
+        if self._tracker is not None:
+            self._tracker.log(row["step"], plain)
 
     def close(self) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
-        if self._also is not None:
-            self._also.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -75,7 +77,7 @@ class MetricsLog:
 
 
 class NullLog:
-    """A ledger of a process that is not the first: it writes nothing."""
+    """The log of a process that is not the first: it writes nothing."""
 
     def append(self, row: Mapping[str, Any]) -> None: ...
 
@@ -86,7 +88,10 @@ class NullLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Every whole row of a ledger in order; empty where there is none. Raises DataError on a broken line before the last."""
+    """Every whole row of a log in order; empty without a file.
+
+    Raises DataError for a broken line before the last.
+    """
     return [row for row, _ in _log_lines(path)]
 
 
@@ -105,9 +110,10 @@ GEMM_SIZE, GEMM_SIZE_CUDA, PEAK_WAIT_S = 1024, 8192, 0.2
 
 
 def training_flops(model: nn.Module, *, head: bool) -> Callable[[TokenBatch], float]:
-    """Count forward-and-backward FLOPs of a batch: 6 per weight and token (4 if it is frozen), 12 per width and attended pair.
+    """A function that counts the training FLOPs of a batch.
 
-    The vocabulary head (`head`) is paid only at scored tokens. Source: Kaplan et al., arXiv 2001.08361, table 1.
+    6 per weight and token (4 if it is frozen), 12 per width and attended pair; the vocabulary head (`head`)
+    counts at scored tokens only. Source: Kaplan et al. 2020, arXiv 2001.08361, table 1.
     """
     shapes = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
     work = {name: (6.0 if p.requires_grad else 4.0) * p.numel() for name, p in shapes.items()}
@@ -127,7 +133,7 @@ def training_flops(model: nn.Module, *, head: bool) -> Callable[[TokenBatch], fl
 
 
 def attended_pairs(batch: TokenBatch) -> int:
-    """How many (query, key) pairs attention computes: all of the context, and causally the segment itself."""
+    """Number of (query, key) pairs that attention computes: the whole context, and the segment causally."""
     total = 0
     for segment in batch.segments:
         size = segment.end - segment.start
@@ -137,7 +143,7 @@ def attended_pairs(batch: TokenBatch) -> int:
 
 @cache
 def measured_peak(device: str, dtype: torch.dtype) -> float:
-    """Best FLOP/s of a square matrix product on this device now; takes about 0.2 s, once per process."""
+    """Best FLOP/s of a square matrix product on this device; takes about 0.2 s, once per process."""
     size = GEMM_SIZE_CUDA if device == "cuda" else GEMM_SIZE
     a = torch.ones(size, size, device=device, dtype=dtype)
     best, begun = float("inf"), time.perf_counter()
@@ -194,14 +200,7 @@ class StageProgress:
 
     @contextmanager
     def running(self, steps: int, done: int, peak_flops: float | None = None) -> Iterator[None]:
-        """Show steps `done` to `steps` for the length of the block; `peak_flops` (FLOP/s) is what utilisation is a share of."""
-        self._begin(steps, done, peak_flops)
-        try:
-            yield
-        finally:
-            self._end()
-
-    def _begin(self, steps: int, done: int, peak_flops: float | None) -> None:
+        """Show steps `done` to `steps` during the block, and the share of `peak_flops` (FLOP/s)."""
         self._steps, self._peak = steps, peak_flops
         self._began = _Mark(self._clock(), done, 0, 0.0, 0.0)
         self._marks = deque([self._began])
@@ -218,6 +217,17 @@ class StageProgress:
             self._bar = bars.Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
             self._bar.add_task(self.stage, total=steps, completed=done, rates="")
             self._bar.start()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+            if len(self._marks) > 1:
+                last = self._marks[-1]
+                self.say(
+                    f"{last.step}/{self._steps} steps in {last.at_s - self._began.at_s:.0f} s  {self.rates()}"
+                )
 
     def update(self, step: int, loss: float, tokens: int, flops: float) -> None:
         """Count one finished step (`step` of all), its loss, its input tokens and its FLOPs."""
@@ -235,16 +245,6 @@ class StageProgress:
         """Loss, tokens per second, utilisation and time left, as shown; empty before the first step."""
         first, last = self._marks[0], self._marks[-1]
         return _rates(first, last, self._peak, self._steps - last.step)
-
-    def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        if len(self._marks) > 1:
-            last = self._marks[-1]
-            self.say(
-                f"{last.step}/{self._steps} steps in {last.at_s - self._began.at_s:.0f} s  {self.rates()}"
-            )
 
 
 def _rates(first: _Mark, last: _Mark, peak: float | None, left: int) -> str:

@@ -1,7 +1,7 @@
-"""The frozen reference's log-probs of every scored token, computed once for a model, rows and number format, and kept by that name.
+"""Log-probs of a frozen reference policy, cached in a file for a model, rows and number format.
 
-In: a way to load the reference, trees, two keys. Out: one list of floats (nats) per tree, in collation order.
-It refuses to know which objective wants them.
+In: a function that loads the reference, trees, two keys. Out: one list of floats (nats) per tree, in
+collation order. It knows no objective.
 """
 
 from __future__ import annotations
@@ -39,15 +39,18 @@ def reference_logprobs(
 ) -> list[list[float]]:
     """Log-probs of each tree's scored tokens under a frozen model, in the number format the policy trains in.
 
-    The model is only loaded if `folder` has none for this model, this data and this format: runs that differ in their objective
-    share them.
+    The model is loaded only if `folder` has no file for this model, this data and this format; runs that
+    differ only in their objective share the file.
     """
     dtype = None if fp32 else hardware.autocast_dtype()
     about = json.dumps({"model": model_key, "data": data_key, "dtype": str(dtype or torch.float32)})
     path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
     parts = _cached(path, about, len(trees))
     if parts is None:
-        parts = _compute(load(), outputs, trees, dtype, micro_tokens, collate)
+        model = load().to(hardware.device()).eval()
+        parts = scored_logprobs(
+            model, outputs, trees, dtype=dtype, micro_tokens=micro_tokens, collate=collate
+        )
         lengths = torch.tensor([len(p) for p in parts])
         tensors = {"logprobs": torch.cat(parts), "lengths": lengths}
         with replacing(path, shared=True) as part:  # two runs may compute the same at once
@@ -68,7 +71,7 @@ def trees_key(trees: Sequence[Tree]) -> str:
 
 
 def micro_batches(trees: Sequence[Tree], micro_tokens: int) -> Iterator[list[int]]:
-    """Indices of all trees, short ones first, in groups of at most `micro_tokens` tokens (a longer tree goes alone)."""
+    """Indices of all trees, short ones first, in groups of at most `micro_tokens` tokens or one tree."""
     sizes = [tree.num_tokens for tree in trees]
     group: list[int] = []
     total = 0
@@ -83,31 +86,31 @@ def micro_batches(trees: Sequence[Tree], micro_tokens: int) -> Iterator[list[int
 
 
 @torch.no_grad()
-def _compute(
+def scored_logprobs(
     model: nn.Module,
     outputs: ForwardFn,
     trees: Sequence[Tree],
-    dtype: torch.dtype | None,
-    micro_tokens: int,
-    collate: Collate,
+    *,
+    dtype: torch.dtype | None = None,
+    micro_tokens: int = MICRO_TOKENS,
+    collate: Collate = collate,
 ) -> list[torch.Tensor]:
-    device = hardware.device()
-    model.to(device).eval()
+    """Log-probs (nats, fp32) of each tree's scored tokens, under autocast to `dtype` (None: fp32)."""
+    device = next(model.parameters()).device
     found = [torch.empty(0)] * len(trees)
     for group in micro_batches(trees, micro_tokens):
         batch = to_device(collate([trees[i] for i in group]), device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logprobs_C = outputs(model, batch).logprobs_C
-        assert logprobs_C is not None, "a reference is a policy: it gives log-probs"
-        for i, part in zip(
-            group, torch.split(logprobs_C.float().cpu(), [num_scored(trees[i]) for i in group])
-        ):
+        assert logprobs_C is not None, "a policy gives log-probs"
+        sizes = [num_scored(trees[i]) for i in group]
+        for i, part in zip(group, torch.split(logprobs_C.float().cpu(), sizes)):
             found[i] = part
     return found
 
 
 def _cached(path: Path, about: str, num_trees: int) -> list[torch.Tensor] | None:
-    """The stored log-probs if they were computed for exactly this; a broken file counts as none."""
+    """The stored log-probs, or None if the file is missing, broken or computed for something else."""
     try:
         with safe_open(path, "pt") as file:
             flat, lengths = file.get_tensor("logprobs"), file.get_tensor("lengths").tolist()

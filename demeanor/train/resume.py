@@ -1,7 +1,7 @@
-"""What makes a run resumable: its training state in one safetensors file, replaced atomically, and clean stops on a signal.
+"""Resumable runs: the training state in one safetensors file, and clean stops on a signal.
 
-The state holds weights, optimizer moments, averages, random states and the step. Which rows come next is not saved, because it
-is a pure function of (seed, step).
+In: a model, an optimizer, averages, the step. Out: the file with all of them and the random state; `load`
+restores it. The order of rows is not saved, because it is a pure function of (seed, step).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from demeanor.train.parallel import ALONE, ProcessGroup, like, put, whole
 
 
 class Optimizer(Protocol):
-    """What of an optimiser is state: a mapping from parameter to named tensors."""
+    """The part of an optimizer that is saved: a mapping from parameter to named tensors."""
 
     @property
     def state(self) -> Any: ...
 
 
-Shadows = Mapping[str, EMA]
+Averages = Mapping[str, EMA]
 
 
 def save(
@@ -44,14 +44,15 @@ def save(
     optimizer: Optimizer,
     step: int,
     about: Mapping[str, Any],
-    shadows: Shadows | None = None,
+    averages: Averages | None = None,
     group: ProcessGroup = ALONE,
 ) -> None:
-    """Write the state after `step` optimiser steps; a reader, or a kill at any moment, sees the old file or the new one.
+    """Write the state after `step` optimizer steps, atomically even if the process is killed.
 
-    `about` describes the run; `load` refuses a file whose description differs. Shards are gathered; the first process writes.
+    `about` describes the run; `load` refuses a file whose description differs. Shards are gathered; the first
+    process writes.
     """
-    tensors = _tensors(model, optimizer, shadows or {})
+    tensors = _tensors(model, optimizer, averages or {})
     if not group.first:
         return
     with replacing(path) as part:
@@ -66,9 +67,9 @@ def load(
     model: nn.Module,
     optimizer: Optimizer,
     about: Mapping[str, Any],
-    shadows: Shadows | None = None,
+    averages: Averages | None = None,
 ) -> int:
-    """Put a saved state back in place and return its number of finished steps; 0 where there is no file.
+    """Restore a saved state and return its number of finished steps; 0 without a file.
 
     Raises CheckpointError if the file is unreadable or belongs to another run.
     """
@@ -84,7 +85,8 @@ def load(
         ) from error
     if saved["about"] != dict(about):
         raise CheckpointError(
-            f"{path}: saved by another run ({saved['about']}; this is {dict(about)}); delete it to begin again"
+            f"{path}: saved by another run ({saved['about']}; this is {dict(about)}); "
+            "delete it to begin again"
         )
     weights = _weights(model)
     wrong = [
@@ -101,27 +103,27 @@ def load(
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if state:
             optimizer.state[parameter] = {key: like(parameter, value) for key, value in state.items()}
-    for kind, shadow in (shadows or {}).items():
-        shadow.load({name: tensors[f"shadow.{kind}.{name}"] for name in shadow.weights})
+    for kind, average in (averages or {}).items():
+        average.load({name: tensors[f"shadow.{kind}.{name}"] for name in average.weights})
     torch.set_rng_state(tensors["rng"])
     return int(saved["step"])
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that learn (a shared one once) and the buffers that are state; frozen weights are the parent's and stay there."""
+    """Trainable parameters (a shared one once) and persistent buffers; the parent has the frozen weights."""
     state = model.state_dict()
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return {**learning, **{name: b for name, b in model.named_buffers() if name in state}}
 
 
-def _tensors(model: nn.Module, optimizer: Optimizer, shadows: Shadows) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, optimizer: Optimizer, averages: Averages) -> dict[str, Tensor]:
     found = {f"model.{name}": whole(weight.detach()).contiguous() for name, weight in _weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             found[f"optimizer.{name}.{key}"] = whole(value).contiguous()
-    for kind, shadow in shadows.items():
+    for kind, average in averages.items():
         found |= {
-            f"shadow.{kind}.{name}": whole(weight).contiguous() for name, weight in shadow.weights.items()
+            f"shadow.{kind}.{name}": whole(weight).contiguous() for name, weight in average.weights.items()
         }
     found["rng"] = torch.get_rng_state()
     return found
@@ -131,7 +133,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(DemeanorError):
-    """Someone asked the run to stop; it did, and says how to go on. Exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """The run stopped on a signal and can be resumed. Exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -140,7 +142,7 @@ class Interrupted(DemeanorError):
 
 @dataclass
 class Stop:
-    """Which signal asked to stop (None: nobody did)."""
+    """The signal that asked the run to stop; None: no signal came."""
 
     number: int | None = None
 
@@ -149,7 +151,7 @@ class Stop:
         return self.number is not None
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: remember the first wish, obey the second at once."""
+        """Signal handler: remember the first signal, stop at once on the second."""
         if self.number is not None:
             raise Interrupted(
                 "stopped at once; run the same command again to resume from the last checkpoint", number
@@ -166,7 +168,7 @@ class Stop:
 
 @contextmanager
 def stop_requests() -> Iterator[Stop]:
-    """Collect SIGINT and SIGTERM into a Stop for the length of the block."""
+    """Collect SIGINT and SIGTERM into a Stop during the block."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

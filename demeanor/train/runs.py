@@ -1,7 +1,7 @@
-"""Where trained things lie and how they came to be: `runs/<key>/` with record, ledger, checkpoint and the finished model.
+"""Folders of runs: `runs/<key>/` with record, metrics log, checkpoint and finished model.
 
-In: a key by content and what to remember of it. Out: a folder one process at a time may write. `model/` exists only when
-it is complete. It refuses to know what a key means.
+In: a key by content and a record. Out: a folder that one process at a time may write; `model/` exists only
+when it is complete. It does not know what a key means.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Runs:
         return self.model(key).is_dir()
 
     def begin(self, key: str, record: Mapping[str, Any]) -> Held:
-        """Lock a key for this process and write down what is being made; use as `with runs.begin(...) as folder`.
+        """Lock a key for this process and write its record; use as `with runs.begin(...) as folder`.
 
         Raises DemeanorError naming the process that holds it; the lock of a process that died is free.
         """
@@ -75,16 +75,16 @@ class Runs:
         return part
 
     def finish(self, key: str) -> Path:
-        """Rename the filled `part` folder to the model, with the record inside it; the training state is deleted."""
+        """Rename the filled `part` folder to the model, add the record, delete the training state."""
         folder = self.folder(key)
         shutil.copyfile(folder / RECORD, folder / PART / "demeanor.json")
-        if not self.complete(key):  # somebody may have finished the same key between our look and our lock
+        if not self.complete(key):  # another process may have finished it before we had the lock
             os.replace(folder / PART, folder / MODEL)
         (folder / CHECKPOINT).unlink(missing_ok=True)
         return folder / MODEL
 
     def release(self, key: str) -> None:
-        """Free a key; its lock file goes while it is still held, so nobody can hold a deleted one."""
+        """Free a key; its lock file is deleted while held, so that no process locks a deleted file."""
         (self.folder(key) / LOCK).unlink(missing_ok=True)
         self._held.pop(key).close()
 
@@ -103,7 +103,7 @@ class Held:
 
 
 def lock(path: Path) -> IO[str]:
-    """Take the kernel's lock on a file that names our pid; the kernel frees it when a process dies, however it dies."""
+    """Lock a file and write our pid into it; the kernel frees the lock when the process dies."""
     while True:
         file = path.open("a+")
         try:
@@ -124,7 +124,7 @@ def lock(path: Path) -> IO[str]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds a lock file; it is not made, and not kept from anybody for longer than the look."""
+    """Whether a process holds a lock file, which is not created and only locked during the check."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -136,13 +136,13 @@ def is_held(path: Path) -> bool:
 
 
 KEY = re.compile(r"[0-9a-f]{16}")
-"""Names of run folders (`stack.digest`); whatever else lies there (references, a person's files) is none and is left alone."""
+"""Names of run folders (`stack.digest`); other folders and files there are never listed or deleted."""
 GONE = ".deleted-"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One run: `state` in words, size in bytes of all its files, the last session's begin (ISO), the last loss and held-out loss."""
+    """One run: state in words, size in bytes, begin of its last session (ISO), last losses."""
 
     key: str
     stack: str
@@ -169,7 +169,7 @@ def entries(root: Path) -> list[Entry]:
 
 
 def entry(folder: Path) -> Entry:
-    """One run, as its files say; whatever cannot be read makes it broken and is never an error."""
+    """One run, read from its files; a file that cannot be read makes the run broken and raises no error."""
     record, trouble = _record(folder / RECORD)
     loss = held_out = None
     try:
@@ -226,7 +226,7 @@ def _size(folder: Path) -> int:
 
 
 def began(found: Entry) -> str:
-    """When, to the minute, in UTC as it was written; empty if the record does not say."""
+    """The begin of the last session to the minute, in UTC; empty if the record has none."""
     try:
         return datetime.fromisoformat(found.began).strftime("%Y-%m-%d %H:%M")
     except ValueError:
@@ -234,12 +234,15 @@ def began(found: Entry) -> str:
 
 
 def unneeded(found: Collection[Entry], needed: Collection[str]) -> list[Entry]:
-    """The runs whose key nobody needs and nobody holds."""
+    """The runs whose key is not needed and that no process trains."""
     return [x for x in found if x.key not in needed and not x.busy]
 
 
 def delete(root: Path, key: str) -> None:
-    """Delete a run: it loses its name in one rename, so that nobody finds half of it. Raises DemeanorError if somebody holds it."""
+    """Delete a run; it is renamed first, so that half a run is never found.
+
+    Raises DemeanorError if it is running.
+    """
     held = lock(root / key / LOCK)
     try:
         gone = root / f"{GONE}{key}-{os.getpid()}"
@@ -250,13 +253,13 @@ def delete(root: Path, key: str) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Finish what a killed `delete` left."""
+    """Delete what a killed `delete` left."""
     for gone in root.glob(f"{GONE}*"):
         shutil.rmtree(gone, ignore_errors=True)
 
 
 def weights_folder(stack: Stack, runs: Runs, stage: str) -> Path:
-    """Where the finished weights of a stage lie; raises CheckpointError with the command that trains them."""
+    """The folder of a stage's finished weights. Raises CheckpointError with the command that trains them."""
     base = stack.spec.weights.base
     if isinstance(base, Remote):
         raise CheckpointError(
@@ -285,3 +288,10 @@ def import_folder(stack: Stack, path: str) -> Path:
             name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
         )
     )
+
+
+def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]:
+    """The metrics log of every stage that was trained here."""
+    names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
+    paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
+    return {name: list(progress.read_log(path)) for name, path in paths.items() if path.is_file()}

@@ -1,6 +1,7 @@
 """Metrics sent to TensorBoard, Weights & Biases, MLflow or Trackio as well (`--track KIND:PLACE`).
 
-Input: rows of the metrics log. A tracker that fails never stops the training: it is reported once and left out.
+Input: rows of the metrics log. A tracker that fails never stops the training: it is reported once and left
+out.
 """
 
 from __future__ import annotations
@@ -11,65 +12,50 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from demeanor.core.errors import DemeanorError, unknown
+from demeanor.train.progress import OpenTracker, Tracker
 
-PIP = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
-
-
+KINDS = ("tensorboard", "wandb", "mlflow", "trackio")  # also the names of their packages
 MLFLOW_EVERY_S = 2.0
 """MLflow answers each call before it returns: rows are sent together, at most this often."""
-
 
 Metrics = Mapping[str, Any]
 
 
-class Tracker(Protocol):
-    """One run of one tracker; `log` may be told a row it knows already, and keeps it once."""
+def open_tracker(text: str) -> OpenTracker:
+    """The tracker that `--track TEXT` names; its library is imported here, before any training.
 
-    def log(self, step: int, row: Metrics) -> None: ...
-
-    def close(self) -> None: ...
-
-
-Begin = Callable[[str, str, Metrics], Tracker]
-"""From a stage's name, its key and what its record says to the tracker's run of it."""
-
-
-def open_tracker(text: str) -> Begin:
-    """What `--track TEXT` names; its library is imported here, so that a missing one is an error before any work.
-
-    Raises DemeanorError for an unknown kind, a missing place, or a library that is not installed (with the pip command).
+    Raises DemeanorError for an unknown kind, a missing place, or a library that is not installed (with the
+    pip command).
     """
     kind, _, place = text.partition(":")
-    if kind not in PIP:
-        raise DemeanorError(f"--track {text}: {unknown(kind, PIP, noun='tracker')}")
+    if kind not in KINDS:
+        raise DemeanorError(f"--track {text}: {unknown(kind, KINDS, noun='tracker')}")
     if not place:
-        raise DemeanorError(
-            f"--track {text}: says not where; write {kind}:{'DIR' if kind == 'tensorboard' else 'NAME'}"
-        )
+        wanted = "DIR" if kind == "tensorboard" else "NAME"
+        raise DemeanorError(f"--track {text}: has no place; write {kind}:{wanted}")
     try:
         library = import_module("torch.utils.tensorboard" if kind == "tensorboard" else kind)
     except ImportError as error:
-        raise DemeanorError(f"--track {text}: {error}; install it with: pip install {PIP[kind]}") from error
+        raise DemeanorError(f"--track {text}: {error}; install it with: pip install {kind}") from error
     adapters: dict[str, Callable[..., Tracker]] = {
         "tensorboard": TensorBoard,
         "wandb": Wandb,
         "mlflow": MLflow,
         "trackio": Trackio,
     }
-    adapter = adapters[kind]
-    return lambda stage, key, record: adapter(library, place, stage, key, record)
+    return partial(adapters[kind], library, place)
 
 
-def together(texts: Sequence[str]) -> Begin | None:
-    """All trackers of a command line as one; each that fails warns once and is told nothing more. None where there are none."""
+def together(texts: Sequence[str]) -> OpenTracker | None:
+    """All trackers of a command line as one, or None; one that fails warns once and gets no more rows."""
     begins = [(text, open_tracker(text)) for text in texts]
     if not begins:
         return None
     return lambda stage, key, record: _Every(
-        [_Spared(text, partial(begin, stage, key, record)) for text, begin in begins]
+        [_WithoutErrors(text, partial(begin, stage, key, record)) for text, begin in begins]
     )
 
 
@@ -86,20 +72,21 @@ class _Every:
             tracker.close()
 
 
-class _Spared:
-    """A tracker whose failures cost one warning and never the training."""
+class _WithoutErrors:
+    """A tracker whose failures give one warning and never stop the training."""
 
     def __init__(self, text: str, begin: Callable[[], Tracker]) -> None:
         self._text, self._tracker = text, None
         self._tracker = self._try(begin)
 
     def log(self, step: int, row: Metrics) -> None:
-        if (tracker := self._tracker) is not None:
+        tracker = self._tracker
+        if tracker is not None:
             self._try(lambda: tracker.log(step, row))
 
     def close(self) -> None:
-        if (tracker := self._tracker) is not None:
-            self._try(tracker.close)
+        if self._tracker is not None:
+            self._try(self._tracker.close)
             self._tracker = None
 
     def _try(self, act: Callable[[], Any]) -> Any:
@@ -124,7 +111,7 @@ def numbers(row: Metrics) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Event files in DIR/STAGE-KEY. Each opening purges what a reader knows of the run: the ledger is told again from its start."""
+    """Event files in DIR/STAGE-KEY; opening purges earlier events, since every row is logged again."""
 
     def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._writer = library.SummaryWriter(str(Path(place) / f"{stage}-{key}"), purge_step=0)
@@ -138,7 +125,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of a W&B project with the stage key as its id; a resumed one knows its next step, rows before it are passed over."""
+    """A run of a W&B project whose id is the stage key; a resumed run skips rows before its next step."""
 
     def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._run = library.init(
@@ -155,7 +142,7 @@ class Wandb:
 
 
 class MLflow:
-    """A run of the experiment `demeanor`, found again by its tag; each metric goes on after its last step there."""
+    """A run of the experiment `demeanor`, found again by its tag; metrics continue after their last step."""
 
     def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._metric = library.entities.Metric
@@ -165,9 +152,8 @@ class MLflow:
         known = client.search_runs([experiment], f"tags.`demeanor.key` = '{key}'")
         tags = {"demeanor.key": key, "demeanor.stage": stage, "demeanor.record": str(dict(record))[:4000]}
         self._new = not known
-        self._run = (
-            known[0] if known else client.create_run(experiment, tags=tags, run_name=f"{stage}-{key}")
-        ).info.run_id
+        run = known[0] if known else client.create_run(experiment, tags=tags, run_name=f"{stage}-{key}")
+        self._run = run.info.run_id
         self._last: dict[str, int] = {}
         self._waiting: list[Any] = []
         self._sent_s = time.monotonic()
@@ -193,14 +179,13 @@ class MLflow:
 
 
 class Trackio:
-    """A run of a Trackio project, taken up again by its name; rows before the step it would count next are passed over."""
+    """A run of a Trackio project, found again by its name; a resumed run skips rows before its next step."""
 
     def __init__(self, library: Any, place: str, stage: str, key: str, record: Metrics) -> None:
         self._run = library.init(project=place, name=f"{stage}-{key}", config=dict(record), resume="allow")
         self._finish = library.finish
-        self._next = getattr(
-            self._run, "_next_step", 0
-        )  # Trackio 0.43 tells it nowhere else for runs here and in a Space
+        # Trackio 0.43 has no public name for it, neither for local runs nor for those in a Space
+        self._next = getattr(self._run, "_next_step", 0)
 
     def log(self, step: int, row: Metrics) -> None:
         if step >= self._next:

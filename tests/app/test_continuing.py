@@ -223,9 +223,9 @@ def test_a_served_stack_continues_raw_text_through_weights_and_policy_but_not_th
         for model, words in (
             (
                 "tiny-desk",
-                "tools, retrieval, prompt. Ask weights alone: tiny-desk:base, tiny-desk:sft, tiny-desk:dpo",
+                "tools, retrieval, prompt. Use weights without layers: tiny-desk:base, tiny-desk:sft, tiny-desk:dpo",
             ),
-            ("tiny-desk:dpo+prompt", "prompt. Ask"),
+            ("tiny-desk:dpo+prompt", "prompt. Use"),
         ):
             error = client.post("/v1/completions", json={"model": model, "prompt": "Visitor: When?"}).json()[
                 "error"
@@ -247,7 +247,7 @@ def test_a_served_stack_continues_raw_text_through_weights_and_policy_but_not_th
             "logprobs": None,
             "finish_reason": "content_filter",
         }
-        with pytest.raises(RequestError, match="weights alone"):
+        with pytest.raises(RequestError, match="weights without layers"):
             ServedStack(house).codec("tiny-desk")
 
 

@@ -56,7 +56,7 @@ def test_nothing_is_written_over_and_a_missing_library_is_named_before_any_work(
     trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="holds something"):
+    with pytest.raises(CheckpointError, match="is not empty"):
         export.export(*trained, tmp_path, target="hf", dtype="fp32")
     assert (tmp_path / "mine.txt").read_text() == "mine"
     real = importlib.util.find_spec

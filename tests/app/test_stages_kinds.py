@@ -436,3 +436,17 @@ def test_explain_shows_every_kind(made: tuple[Stack, Runs], monkeypatch: pytest.
     assert "linear of sft, low" in page.getvalue()
     assert "my-dpo" in page.getvalue()
     assert "rank: 4" in page.getvalue()
+
+
+def test_a_finished_stage_is_not_made_again(
+    trained: tuple[Stack, Runs], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack, runs = trained
+    files = [runs.model(stack.stage_key(n)) / "model.safetensors" for n in ("base", "sft", "rm", "dpo")]
+    before = [path.stat().st_mtime_ns for path in files]
+    app.train(stack, runs)
+    assert [path.stat().st_mtime_ns for path in files] == before
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in said] == [
+        f"{n}: trained already" for n in ("base", "sft", "rm", "dpo")
+    ]

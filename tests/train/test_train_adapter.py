@@ -21,7 +21,7 @@ from demeanor.train import progress
 from demeanor.train.progress import StageProgress, training_flops
 from demeanor.train.resume import Interrupted
 from demeanor.train.runs import Runs
-from demeanor.train.stage import train_stage
+from demeanor.train.stage import FrozenPolicy, RunOptions, start, train_stage
 from tests.train.test_train_stage import StopsAt
 
 dpo, reward, sft = (registry.entry("demeanor.objectives", kind) for kind in ("dpo", "reward", "sft"))
@@ -69,20 +69,13 @@ def train(
         adapter=adapter,
     )
     display = StopsAt(step) if step is not None else StageProgress("stage", stream=StringIO(), terminal=False)
-    return train_stage(
-        stage,
-        kind,
-        kind.Spec(),
-        key="k",
-        parent=parent,
-        roles={"reference": ("parent", parent)},
-        trees=lambda: rows(kind),
-        runs=Runs(root),
-        record={},
-        copy=lambda folder: None,
-        watch=lambda _: display,
-        **settings,
-    )
+    runs = Runs(root)
+    with start(runs, "stage", "k", {}, RunOptions(watch=lambda _: display, **settings)) as run:
+        model = train_stage(
+            stage, kind, kind.Spec(), rows(kind), run, parent=parent, reference=FrozenPolicy("parent", parent)
+        )
+        checkpoints.save_checkpoint(model, runs.part("k"), adapter=adapter, parent=parent)
+        return runs.finish("k")
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:

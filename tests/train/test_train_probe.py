@@ -14,11 +14,11 @@ from tiny_training import OPTIM, Rounds, Tiny, loss, outputs, quiet, rows
 from torch import nn
 
 from demeanor.train import generation_eval, progress
-from demeanor.train.generation_eval import Judges, Prompt, SampledAnswer
+from demeanor.train.generation_eval import AnswerMetrics, Prompt, SampledAnswer
 from demeanor.train.loop import fit
 
 PROMPTS = [Prompt("one", (1, 2)), Prompt("two", (3,))]
-PLAIN = Judges(refused=lambda text: text.startswith("no"))
+PLAIN = AnswerMetrics(refused=lambda text: text.startswith("no"))
 
 
 def said(*tokens: int, ended: bool = False) -> SampledAnswer:
@@ -201,7 +201,7 @@ def scripted(
 def train(
     folder: Path,
     generate: generation_eval.Generate | None,
-    judges: Judges = PLAIN,
+    metrics: AnswerMetrics = PLAIN,
     *,
     said: list[str] | None = None,
     steps: int = 10,
@@ -213,7 +213,7 @@ def train(
     evaluate = (
         None
         if generate is None
-        else generation_eval.prober(PROMPTS, generate, judges, folder=folder, say=lines.append)
+        else generation_eval.evaluator(PROMPTS, generate, metrics, folder=folder, say=lines.append)
     )
     if stop_at is not None:
         update = watch.update

@@ -17,8 +17,9 @@ from tiny_training import OPTIM, Rounds, Tiny, loss, outputs, quiet, rows
 from demeanor.core.errors import DemeanorError
 from demeanor.train import progress
 from demeanor.train.loop import fit
+from demeanor.train.progress import OpenTracker
 from demeanor.train.resume import Interrupted
-from demeanor.train.trackers import Begin, numbers, open_tracker, together
+from demeanor.train.trackers import numbers, open_tracker, together
 
 # Each fake keeps what it is told in the JSON lines file that the environment of the test names.
 FAKE_RUN = """
@@ -137,7 +138,7 @@ def in_ledger(path: Path) -> dict[tuple[int, str], float]:
     }
 
 
-def train(folder: Path, track: Begin | None, *, steps: int = 10, stop_at: int | None = None) -> Tiny:
+def train(folder: Path, track: OpenTracker | None, *, steps: int = 10, stop_at: int | None = None) -> Tiny:
     """Train the tiny model on ten steps, evaluated five times; Ctrl-C after `stop_at`."""
     watch, model = quiet(), Tiny()
     if stop_at is not None:
@@ -163,7 +164,7 @@ def train(folder: Path, track: Begin | None, *, steps: int = 10, stop_at: int | 
         read_last=False,
         fp32=True,
         evaluate=lambda model, step: {"loss": float(step)},
-        also=track and (lambda: track("sft", "k1", {"stage": "sft"})),
+        tracker=track and (lambda: track("sft", "k1", {"stage": "sft"})),
     )
     return model
 
@@ -257,8 +258,8 @@ def test_null_text_and_truth_values_are_no_numbers() -> None:
     ("text", "error"),
     [
         ("tensorbord:x", r"--track tensorbord:x: unknown tracker 'tensorbord'. Did you mean 'tensorboard'\?"),
-        ("wandb", "--track wandb: says not where; write wandb:NAME"),
-        ("mlflow:", "says not where"),
+        ("wandb", "--track wandb: has no place; write wandb:NAME"),
+        ("mlflow:", "has no place"),
     ],
 )
 def test_a_tracker_that_is_no_tracker_is_an_error_before_any_work(text: str, error: str) -> None:

@@ -123,7 +123,7 @@ def test_a_shadow_is_worn_and_taken_off_bit_for_bit() -> None:
     model = Tiny()
     shadow = EMA(Tiny(1), alpha=0.5)
     before = [p.detach().clone() for p in model.parameters()]
-    with shadow.worn_by(model):
+    with shadow.swapped_into(model):
         assert all(torch.equal(p, w) for p, w in zip(model.parameters(), shadow.weights.values()))
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before))
 
