@@ -84,12 +84,17 @@ class Message:
 Messages: TypeAlias = tuple[Message, ...]
 
 
+def call_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """Return tool calls in OpenAI's JSON form."""
+    return [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        for c in calls
+    ]
+
+
 def message_json(message: Message) -> dict[str, Any]:
     """Return a message in OpenAI's JSON form; fields that are not set are left out."""
-    calls = [
-        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-        for c in message.tool_calls
-    ]
+    calls = call_json(message.tool_calls)
     optional = {"tool_calls": calls or None, "tool_call_id": message.tool_call_id, "name": message.name}
     return {
         "role": message.role,

@@ -8,20 +8,20 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, TypeAlias, TypeVar
 
 import re2
 import yaml
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_validator
 
 from demeanor.core import files, registry
-from demeanor.core.errors import Problem, SpecError, unknown
+from demeanor.core.errors import Problem, SpecError
 from demeanor.core.personal_data import DETECTORS, Find, Span
 from demeanor.core.types import Trust
+from demeanor.core.validation import parse
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,22 +39,11 @@ Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|F
 
 
 def read_yaml(path: Path, schema: type[M]) -> M:
-    """A YAML file as `schema`; raises SpecError with every mistake in it."""
-    raw = files.read_yaml(path, Loader)
-    if not isinstance(raw, dict):
-        raise SpecError(
-            [Problem(str(path), f"wanted a mapping with the keys {', '.join(schema.model_fields)}")]
-        )
-    try:
-        return schema.model_validate(raw)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        inner = [
-            e
-            for e in found
-            if not any(len(o["loc"]) > len(e["loc"]) and o["loc"][: len(e["loc"])] == e["loc"] for o in found)
-        ]
-        raise SpecError(_problem(schema, e, path) for e in inner) from None
+    """Read a YAML file as `schema`; raises SpecError with every mistake in it."""
+    found, problems = parse(schema, files.read_yaml(path, Loader), str(path))
+    if found is None:
+        raise SpecError(problems)
+    return found
 
 
 def problems_of(path: Path, schema: type[BaseModel]) -> list[Problem]:
@@ -64,59 +53,6 @@ def problems_of(path: Path, schema: type[BaseModel]) -> list[Problem]:
     except SpecError as error:
         return list(error.problems)
     return []
-
-
-def _problem(schema: type[BaseModel], error: ErrorDetails, path: Path) -> Problem:
-    loc = error["loc"]
-    where = f"{path}: {_place(loc)}" if loc else str(path)
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        return Problem(where, unknown(str(loc[-1]), _fields_at(schema, loc[:-1]), noun="setting"))
-    if error["type"] == "missing":
-        return Problem(where, "missing; it has no default")
-    if error["type"] == "literal_error":
-        known = [str(x) for x in _known_at(schema, loc)]
-        return Problem(where, unknown(str(error["input"]), known, noun="value") if known else message)
-    if error["type"] == "value_error":
-        return Problem(where, message)
-    return Problem(where, f"got {str(error['input'])[:60]!r}, wanted: {message[:1].lower()}{message[1:]}")
-
-
-def _place(loc: Sequence[str | int]) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).lstrip(".")
-
-
-def _schema_at(schema: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
-    """The model that stands at `loc`, found by walking fields and the first model inside their types."""
-    here: type[BaseModel] | None = schema
-    for step in loc:
-        if here is not None and isinstance(step, str):
-            field = here.model_fields.get(step)
-            here = _model_in(field.annotation) if field else None
-    return here
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for m in map(_model_in, get_args(annotation)) if m is not None), None)
-
-
-def _fields_at(schema: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
-    here = _schema_at(schema, loc)
-    return list(here.model_fields) if here else []
-
-
-def _known_at(schema: type[BaseModel], loc: Sequence[str | int]) -> tuple[Any, ...]:
-    """The values that a Literal field at `loc` may have."""
-    here = _schema_at(schema, loc[:-1])
-    field = here.model_fields.get(str(loc[-1])) if here else None
-    return tuple(x for x in _literals(field.annotation if field else None))
-
-
-def _literals(annotation: Any) -> list[Any]:
-    args = get_args(annotation)
-    return [x for a in args for x in ([a] if isinstance(a, str) else _literals(a))]
 
 
 MAX_WIDTH = 10_000
