@@ -253,7 +253,7 @@ def _trained(stage: Stage, earlier: Mapping[str, bool], here: str) -> list[Probl
     problems: list[Problem] = []
     kind = stage.objective.get("kind")
     known = kind in registry.known("demeanor.objectives")
-    module = registry.entry("demeanor.objectives", kind) if known else None
+    module = registry.entry("demeanor.objectives", str(kind)) if known else None
     if stage.parent is not None:
         if stage.parent not in earlier:
             problems.append(Problem(f"{here}.parent", unknown(stage.parent, earlier, noun="earlier stage")))
