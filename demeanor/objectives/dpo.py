@@ -62,7 +62,7 @@ class IpoSpec(registry.Spec):
     beta: float = Field(0.1, gt=0, description="tau of the paper: the gap is pulled to 1 / (2 beta)")
     normalise: Literal["sum", "mean"] = Field(
         "mean",
-        description="sum: log-ratios of whole completions; mean: per token, as the paper's authors and TRL do",
+        description="sum: log-ratios of whole completions; mean: per token, as its authors and TRL do",
     )
 
 

@@ -36,7 +36,7 @@ ENTRIES = {
     "sft": Objective(
         NoSettings,
         sft,
-        source="Radford et al. 2018, section 3.1; response-only: Ouyang et al. 2022 (2203.02155), section 3.5",
+        source="Radford et al. 2018, section 3.1; responses only: Ouyang et al. 2022 (2203.02155), 3.5",
         ROWS="examples",
     ),
     "dft": Objective(NoSettings, dft, source="Wu et al. 2025 (2508.05629), equation 9", ROWS="examples"),
