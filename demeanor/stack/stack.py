@@ -211,7 +211,8 @@ class Stack:
                 if self.contents[path] != file_hash(path):
                     raise StaleFileError(
                         f"{path}: changed after {self.path} was loaded (layer '{layer.name}'); "
-                        "reload the stack to use it: start again, or send SIGHUP to `demeanor serve` (or give it --watch)"
+                        "reload the stack to use it: start again, "
+                        "or send SIGHUP to `demeanor serve` (or give it --watch)"
                     )
                 checked.add(path)
 
