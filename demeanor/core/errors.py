@@ -1,6 +1,6 @@
-"""Everything that can go wrong, as a tree: each error says where, what was got, what was wanted and what to do.
+"""All errors of the package; each says where, what was got, what was wanted and what to do.
 
-Expected outcomes (a refusal, an unscored answer) are data and never appear here.
+Expected outcomes (a refusal, an unscored answer) are data and not errors.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ from dataclasses import dataclass
 
 
 class DemeanorError(Exception):
-    """Something a person must fix; its text is the whole explanation and is printed without a traceback.
+    """An error that a person must fix; its text is printed without a traceback.
 
-    Exit codes: 2 is a mistake in the command line or a file, 3 anything else. 0, 1 and 4 are answers (done, no, inconclusive).
+    Exit codes: 2 is a mistake in the command line or a file, 3 anything else. 0, 1 and 4 are answers (pass,
+    fail, inconclusive).
     """
 
     exit_code = 3
 
 
 class UsageError(DemeanorError):
-    """A command line that cannot be meant: which option, what was got, what was wanted."""
+    """An invalid command line: which option, what was got, what was wanted."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in a declared file: where it stands, and what is wrong there."""
+    """One mistake in a declared file: its place, and what is wrong."""
 
     where: str
     what: str
@@ -44,15 +45,12 @@ class SpecError(DemeanorError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         lines = [str(problem) for problem in self.problems]
-        super().__init__(
-            lines[0]
-            if len(lines) == 1
-            else f"{len(lines)} mistakes:\n" + "\n".join(f"  {line}" for line in lines)
-        )
+        many = f"{len(lines)} mistakes:\n" + "\n".join(f"  {line}" for line in lines)
+        super().__init__(lines[0] if len(lines) == 1 else many)
 
 
 class StaleFileError(DemeanorError):
-    """A file that a loaded stack names has changed since: which file, and how to load it again."""
+    """A file of a loaded stack was changed since: which file, and how to reload it."""
 
 
 class DataError(DemeanorError):
@@ -62,21 +60,21 @@ class DataError(DemeanorError):
 
 
 class CheckpointError(DemeanorError):
-    """A model folder that cannot be loaded, or does not fit what asked for it."""
+    """A model folder that cannot be loaded, or does not fit its use."""
 
     exit_code = 2
 
 
 class EngineError(DemeanorError):
-    """The decode loop cannot take this request (too long, closed, out of slots for ever)."""
+    """A request that the engine cannot run (too long, or the engine is closed or failed)."""
 
 
 class ContextError(EngineError):
-    """A request that does not fit the model's context; its text is told to whoever asked."""
+    """A request that does not fit the model's context; its text is shown to the user."""
 
 
 class DecodingError(EngineError):
-    """Decoding settings that this model cannot honour; `param` is the request field at fault."""
+    """Decoding settings that this model cannot apply; `param` is the request field at fault."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -84,7 +82,7 @@ class DecodingError(EngineError):
 
 
 class RequestError(DemeanorError):
-    """A refused API request in OpenAI's shape: HTTP status, error type, the field at fault and a stable code."""
+    """A refused API request in OpenAI's form: HTTP status, error type, field at fault and a stable code."""
 
     def __init__(
         self,
@@ -97,17 +95,12 @@ class RequestError(DemeanorError):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.kind, self.param, self.code, self.retry_after_s = (
-            status,
-            kind,
-            param,
-            code,
-            retry_after_s,
-        )
+        self.status, self.kind, self.param = status, kind, param
+        self.code, self.retry_after_s = code, retry_after_s
 
 
 def unknown(got: str, known: Iterable[str], *, noun: str = "name") -> str:
-    """Return the sentence that every unknown name gets: the nearest valid one, and all of them."""
+    """Return the sentence about an unknown name: the nearest valid one, and all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""

@@ -1,6 +1,7 @@
-"""Files that are never half written or silently misread: atomic writes, JSON lines that a kill may have torn, strict YAML.
+"""Safe files: atomic writes, JSON lines whose last line may be incomplete, strict YAML; and the code's
+version.
 
-In: paths and values. Out: the same values, or an error that names file and line. It knows no schema.
+In: paths and values. Out: the same values, or an error with file and line. Knows no schema.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ import yaml
 from demeanor.core.errors import DataError, Problem, SpecError
 
 T = TypeVar("T")
+# Packages whose versions are stored with everything that is written.
 PACKAGES = ("demeanor", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-"""Whose versions what is written carries."""
 
 
 @contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A temporary file beside `path` to write; it becomes `path` when the block ends, and is deleted if the block fails.
+    """Yield a temporary file to write; it replaces `path` when the block ends and is deleted if the block
+    fails.
 
     `shared`: several processes may write the same path at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part" if shared else f"{path.name}.part")
-    part.unlink(missing_ok=True)  # what a killed process left
+    part.unlink(missing_ok=True)  # left by a killed process
     try:
         yield part
         os.replace(part, path)
@@ -41,21 +43,22 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically; folders are made."""
+    """Write a UTF-8 text file atomically; missing folders are created."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
-    """Write a value as JSON atomically; raises ValueError for NaN, which JSON has not."""
+    """Write a value as JSON atomically; raises ValueError for NaN, which JSON does not have."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def json_lines(path: Path, read: Callable[[Any], T], noun: str) -> Iterator[tuple[T, int]]:
-    """Every whole line as `read` makes it, with its size in bytes; nothing where there is no file.
+    """Yield every complete line as parsed by `read`, with its size in bytes; nothing if the file does not
+    exist.
 
-    A last line without its newline was torn by a kill and is left out. Raises DataError for any other line that `read` refuses with
-    ValueError, KeyError or TypeError; `noun` says what a line should be.
+    A last line without a newline was cut off by a kill and is skipped. Raises DataError for any other line
+    for which `read` raises ValueError, KeyError or TypeError; `noun` says what a line should be.
     """
     if not path.exists():
         return
@@ -97,7 +100,7 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = UniqueKeys) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file; raises SpecError that names it."""
+    """Read a UTF-8 text file; raises SpecError that names it."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -107,7 +110,7 @@ def read_text(path: Path) -> str:
 
 
 def origin() -> dict[str, Any]:
-    """The code and machine that are about to compute: git revision (`-dirty` if edited), package versions, Python, CPU."""
+    """Return the git revision (`-dirty` if edited), package versions, Python version, machine and threads."""
     return {
         "git": git_revision(Path(__file__).parent),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -118,7 +121,7 @@ def origin() -> dict[str, Any]:
 
 
 def git_revision(folder: Path) -> str | None:
-    """`git describe` of the checkout a folder is in; None where there is no git or no checkout."""
+    """Return `git describe` of a folder's checkout; None without git or checkout."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

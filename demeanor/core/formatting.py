@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 MINUS = "−"
-NONE = "–"
-"""Stands where there is no number."""
+NONE = "–"  # shown where a number is missing
+# Control characters, bidirectional overrides and lone surrogates: first and last of each range.
 INVISIBLE = (
     ("\0", "\x1f"),
     ("\x7f", "\x9f"),
@@ -17,7 +17,6 @@ INVISIBLE = (
     ("\u2066", "\u2069"),
     ("\ud800", "\udfff"),
 )
-"""Control characters, bidirectional overrides and lone surrogates: first and last of each range."""
 
 
 def percent(value: float | None, places: int = 0) -> str:
@@ -30,7 +29,8 @@ def percent(value: float | None, places: int = 0) -> str:
 
 
 def points(value: float | None, places: int = 0) -> str:
-    """A difference of shares in percentage points, with its sign; a difference that rounds to zero has none."""
+    """Return a difference of shares in percentage points with its sign; one that rounds to zero has no
+    sign."""
     if value is None:
         return NONE
     rounded = round(100 * value, places)
@@ -38,30 +38,30 @@ def points(value: float | None, places: int = 0) -> str:
 
 
 def number(value: float, places: int = 2) -> str:
-    """A number with a true minus; what rounds to zero has none."""
+    """Return a number with a true minus sign; one that rounds to zero has no sign."""
     return f"{value:z.{places}f}".replace("-", MINUS)
 
 
 def interval(low: float | None, high: float | None, places: int = 0) -> str:
-    """An interval of a difference in points: `+3 to +14`."""
+    """Return the interval of a difference in points: `+3 to +14`."""
     if low is None or high is None:
         return "no interval"
     return f"{_bound(low, places)} to {_bound(high, places)}"
 
 
 def size(value: float, low: float | None, high: float | None) -> str:
-    """The size of a difference in points without its sign, with its interval: `10 points (interval 1 to 19)`."""
-    told = f"{100 * abs(value):.0f} points"
+    """Return the size of a difference in points without its sign: `10 points (interval 1 to 19)`."""
+    text = f"{100 * abs(value):.0f} points"
     if low is None or high is None:
-        return told
+        return text
     if low <= 0 <= high or value == 0:
-        return f"{told} (interval {interval(low, high)})"
+        return f"{text} (interval {interval(low, high)})"
     nearest, furthest = sorted((abs(low), abs(high)))
-    return f"{told} (interval {interval(nearest, furthest)})".replace("+", "")
+    return f"{text} (interval {interval(nearest, furthest)})".replace("+", "")
 
 
 def _bound(value: float, places: int) -> str:
-    """A bound in points; with one decimal and its sign where rounding would move it onto zero."""
+    """Return a bound in points; with one decimal and its sign if rounding would make it zero."""
     if value != 0 and round(100 * value, places) == 0:
         return f"{'+' if value > 0 else MINUS}{abs(100 * value):.1f}"
     return points(value, places)
@@ -76,7 +76,7 @@ def share(value: float | None, low: float | None, high: float | None, places: in
 
 
 def estimate(value: float | None, low: float | None, high: float | None, places: int = 2) -> str:
-    """A number with its interval, where it has one."""
+    """Return a number with its interval, if it has one."""
     if value is None:
         return NONE
     if low is None or high is None:
@@ -85,35 +85,35 @@ def estimate(value: float | None, low: float | None, high: float | None, places:
 
 
 def p_value(p: float | None) -> str:
-    """A p-value with three places; a small one is never printed as zero."""
+    """Return a p-value with three decimals; a small one is never printed as zero."""
     if p is None:
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 item`, `1,200 items`."""
+    """Return a count with its noun: `1 item`, `1,200 items`."""
     return f"{count:,} {noun if count == 1 else noun + 's'}"
 
 
 def listed(parts: Sequence[str]) -> str:
-    """`a, b and c`."""
+    """Return a list as text: `a, b and c`."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def first_of(names: Sequence[str], most: int) -> str:
-    """The first names and how many more there are."""
+    """Return the first names and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def axis_name(name: str) -> str:
-    """The name of a behavior (axis) for a reader."""
+    """Return the name of a behavior (axis) for display."""
     return name.replace("_", " ")
 
 
 def visible(text: str) -> str:
-    """Control characters (which HTML forbids, and which could reverse the reading order) as their code points."""
+    """Replace control characters (invalid in HTML, may reverse the reading order) by their code points."""
     return "".join(f"\\u{ord(c):04x}" if _invisible(c) else c for c in text)
 
 

@@ -1,6 +1,6 @@
-"""Wilson's confidence interval of a rate, for evaluation and for held-out numbers of training.
+"""Wilson's confidence interval of a rate.
 
-Input: successes and trials, which may be effective numbers and so fractions. Output: lower and upper bound.
+In: successes and trials, which may be effective numbers and so fractions. Out: lower and upper bound.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from scipy import special
 def wilson(
     successes: float, n: float, confidence: float = 0.95, *, quantile: float | None = None
 ) -> tuple[float, float]:
-    """Wilson's score interval of a rate (Wilson 1927), sound at 0 and 1, where others collapse.
+    """Return Wilson's score interval of a rate, which stays valid near 0 and 1.
 
-    `quantile` replaces the normal one (a t quantile, for few clusters).
+    `quantile` replaces the normal quantile (a t quantile, for few clusters). Source: Wilson 1927.
     """
     z = float(special.ndtri((1 + confidence) / 2)) if quantile is None else quantile
     p, z2 = successes / n, z * z

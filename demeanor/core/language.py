@@ -1,6 +1,7 @@
-"""Which language a text is in: by its script, and where several share one, by function words and letters of their own.
+"""Language detection: by script, and among languages of one script by function words and typical letters.
 
-Input: text. Output: an ISO 639-1 code, as a guess (`likeliest_language`) or only where the text tells (`certain_language`).
+In: text. Out: an ISO 639-1 code, as a guess (`likeliest_language`) or only if it is clear
+(`certain_language`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 
+#  Languages of each script, most common first: the 30 languages of IFEval.
 SCRIPTS: Mapping[str, str] = {
     "HANGUL": "ko",
     "THAI": "th",
@@ -29,28 +31,33 @@ SCRIPTS: Mapping[str, str] = {
     "ARABIC": "ar fa ur",
     "DEVANAGARI": "hi mr ne",
 }
-"""Languages of each script, the commonest first: the 30 that IFEval asks for."""
+#  Function words of the languages that share a script.
 WORDS: Mapping[str, str] = {
-    "en": "the of and to is in that it was for on are as with they be at this have from or had by not but what were we when your can "
-    "said there an which she do how their if will up other about out many then them these so some would him has could no than been "
-    "who its now did get you he my me does should why where any after because into only over i her his our",
-    "de": "der die das und ist nicht ein eine einen einem einer zu den dem mit von auf für sich des auch als an es im wird ich sie er wir "
-    "ihr dass wie bei oder aber nach nur noch werden haben hat kann über vor zum zur mehr wenn sind war durch so um aus was kein "
-    "keine mein dein sein mir mich dir dich uns bitte welche wo warum",
-    "fr": "le la les de des du et est un une en que qui dans pour pas sur au aux avec ce il elle ne se sont par plus ou mais nous vous je "
-    "leur cette ces son sa ses été être fait comme tout si lui même où était quelle quel "
-    "comment pourquoi mon ma mes votre notre très",
-    "es": "el la los las de del y es un una en que por para no con se al lo como más pero sus su le ya o este sí porque esta entre cuando "
-    "muy sin sobre también me hasta hay donde quien desde todo nos durante todos uno les ni contra otros ese eso ante ellos esto mí "
-    "qué cómo dónde cuál está son fue tiene usted yo mi",
-    "it": "il lo la i gli le di del della dei delle e è un una in che per non con si al alla come più ma da dal dalla sono ho ha anche "
-    "questo questa nel nella ci o se perché quando molto su mi ti cosa chi dove sua suo loro essere stato qual "
-    "quale io tu noi voi mio tuo",
-    "pt": "o a os as de do da dos das e é um uma em que por para não com se ao à como mais mas no na nos nas seu sua ou quando muito já "
-    "também só pelo pela até isso ela entre depois sem mesmo aos ter seus quem me esse eles você essa num nem suas meu às minha têm "
-    "foi está são tem qual onde eu",
-    "nl": "de het een en van is dat in te niet zijn op aan met voor er maar om ook als dan bij nog uit naar heeft hij ze ik je wij ze had "
-    "worden door over wat geen deze dit die zich meer kan zal tot of was wel hun haar mijn hebben waar wie hoe waarom uw onze we",
+    "en": "the of and to is in that it was for on are as with they be at this have from or had by not "
+    "but what were we when your can said there an which she do how their if will up other about "
+    "out many then them these so some would him has could no than been who its now did get you he "
+    "my me does should why where any after because into only over i her his our",
+    "de": "der die das und ist nicht ein eine einen einem einer zu den dem mit von auf für sich des "
+    "auch als an es im wird ich sie er wir ihr dass wie bei oder aber nach nur noch werden haben "
+    "hat kann über vor zum zur mehr wenn sind war durch so um aus was kein keine mein dein sein "
+    "mir mich dir dich uns bitte welche wo warum",
+    "fr": "le la les de des du et est un une en que qui dans pour pas sur au aux avec ce il elle ne se "
+    "sont par plus ou mais nous vous je leur cette ces son sa ses été être fait comme tout si lui "
+    "même où était quelle quel comment pourquoi mon ma mes votre notre très",
+    "es": "el la los las de del y es un una en que por para no con se al lo como más pero sus su le ya "
+    "o este sí porque esta entre cuando muy sin sobre también me hasta hay donde quien desde todo "
+    "nos durante todos uno les ni contra otros ese eso ante ellos esto mí qué cómo dónde cuál "
+    "está son fue tiene usted yo mi",
+    "it": "il lo la i gli le di del della dei delle e è un una in che per non con si al alla come più "
+    "ma da dal dalla sono ho ha anche questo questa nel nella ci o se perché quando molto su mi "
+    "ti cosa chi dove sua suo loro essere stato qual quale io tu noi voi mio tuo",
+    "pt": "o a os as de do da dos das e é um uma em que por para não com se ao à como mais mas no na "
+    "nos nas seu sua ou quando muito já também só pelo pela até isso ela entre depois sem mesmo "
+    "aos ter seus quem me esse eles você essa num nem suas meu às minha têm foi está são tem qual "
+    "onde eu",
+    "nl": "de het een en van is dat in te niet zijn op aan met voor er maar om ook als dan bij nog uit "
+    "naar heeft hij ze ik je wij ze had worden door over wat geen deze dit die zich meer kan zal "
+    "tot of was wel hun haar mijn hebben waar wie hoe waarom uw onze we",
     "pl": "i w na nie się z do to że jest o jak po za od ale dla są czy tak przez być który ich",
     "vi": "và là của có không được cho một những trong người với các này đã để khi tôi bạn",
     "sw": "na ya wa ni kwa katika la za kuwa hii hiyo au kama si cha pia yake watu hivyo sana mimi",
@@ -65,7 +72,7 @@ WORDS: Mapping[str, str] = {
     "mr": "आहे आणि या हा ही ते च्या आहेत मी की नाही करण्यासाठी एक हे होते साठी त्या आपण",
     "ne": "छ र को मा का हो छन् ले लाई भने पनि गर्न यो एक हुन्छ तपाईं म गर्ने थियो",
 }
-"""Function words of the languages that share a script."""
+#  Letters of only this language within its script, or seldom of another.
 LETTERS: Mapping[str, str] = {
     "uk": "іїєґ",
     "ru": "ыэё",
@@ -78,9 +85,8 @@ LETTERS: Mapping[str, str] = {
     "es": "ñ",
     "fi": "äö",
 }
-"""Letters that only this language of its script has, or seldom another."""
+# Languages that `certain_language` may return; it is tested on two sentences of each.
 KNOWN = ("en", "de", "fr", "es", "it", "pt", "nl", "ja", "ko", "zh", "el", "he", "th")
-"""Languages that `certain_language` may answer; it is tested on two sentences of each."""
 LETTER_WEIGHT = 4
 SHARE_OF_SCRIPT, SHARE_OF_KANA = 0.5, 0.1
 MIN_DISTINCT, MIN_SHARE, LEAD = 3, 0.12, 1.2
@@ -89,7 +95,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:[\u0900-\u0dff\u0600-\u06ff]+[^\W\d_]*)*")
 
 
 def likeliest_language(text: str) -> str | None:
-    """The likeliest language; None if the text has no letters, `?` for a script of none of them. Short texts may be told wrongly."""
+    """Return the likeliest language; None without letters, `?` for an unknown script. Short texts may be
+    wrong."""
     script, share = _script(text)
     codes = SCRIPTS.get(script, "").split()
     if len(codes) == 1 or not script:
@@ -101,10 +108,10 @@ def likeliest_language(text: str) -> str | None:
 
 
 def certain_language(text: str) -> str | None:
-    """The language of a text, one of KNOWN; None if it is short, mixed, or another.
+    """Return the language of a text, one of KNOWN; None if it is short, mixed, or another.
 
-    Where languages share a script: at least 3 different function words (single letters of ASCII, which code is full of, not
-    counted), 12% of all words, and 1.2 times the points of the next language.
+    Languages of one script need at least 3 different function words (single ASCII letters, frequent in code,
+    do not count), 12% of all words, and 1.2 times the points of the second language.
     """
     script, share = _script(text)
     codes = SCRIPTS.get(script, "").split()
@@ -117,11 +124,8 @@ def certain_language(text: str) -> str | None:
         words = _words(text)
         hits = [word for word in words if word in _LISTED[code]]
         distinct = {word for word in hits if len(word) > 1 or not word.isascii()}
-        if (
-            len(distinct) < MIN_DISTINCT
-            or len(hits) < MIN_SHARE * len(words)
-            or points[code] < LEAD * points[following]
-        ):
+        is_clear = len(distinct) >= MIN_DISTINCT and len(hits) >= MIN_SHARE * len(words)
+        if not is_clear or points[code] < LEAD * points[following]:
             return None
     return code if code in KNOWN else None
 
@@ -135,7 +139,8 @@ def _letters(text: str) -> Counter[str]:
 
 
 def _script(text: str) -> tuple[str, float]:
-    """The script of most letters and its share of them; some kana makes a text Japanese, which also uses Chinese characters."""
+    """Return the script of most letters and its share; some kana makes a text Japanese, which also has
+    Chinese letters."""
     letters = _letters(text)
     scripts = Counter[str]()
     for letter, count in letters.items():
@@ -150,7 +155,7 @@ def _script(text: str) -> tuple[str, float]:
 
 
 def _points(text: str, codes: list[str]) -> dict[str, float]:
-    """Share of the words that are function words of a language, and its own letters' share of the letters, weighted."""
+    """Return each language's share of function words plus its weighted share of typical letters."""
     words, letters = Counter(_words(text)), _letters(text)
     return {
         code: sum(words[word] for word in _LISTED[code]) / max(1, words.total())

@@ -1,8 +1,8 @@
-"""Personal data that proves itself: card numbers and IBANs by their check digits, e-mail addresses and phone numbers by form.
+"""Detectors of personal data: card numbers and IBANs by their check digits, e-mail addresses, phone numbers.
 
-Input: text and a place. Output: the span of the first hit that begins there or later. Candidates are found in linear time (RE2).
-A hit depends on its own characters and its neighbours within `width` only, never on where a search began. Beside further
-numbers only the usual groupings of a card count, so a list of numbers is seldom taken for one.
+In: text and a position. Out: the span of the first hit from there on. Candidates are found in linear time
+(RE2). A hit depends only on its characters and its neighbours within `width`. Next to further numbers only
+the usual groupings of a card count, so a list of numbers is seldom a hit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Find: TypeAlias = Callable[[str, int], Span | None]
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """How to find one kind of personal data; `width` is its longest span with the neighbours it must see."""
+    """How to find one kind of personal data; `width` is its longest span including the neighbours it
+    depends on."""
 
     find: Find
     width: int
@@ -28,6 +29,7 @@ class Detector:
 
 SEPARATORS = " \t\n._/-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _DIGITS = re2.compile(r"\p{Nd}+")
+# Leading digits (from, to) and lengths of card numbers. Source: ISO/IEC 7812 ranges published by the schemes.
 ISSUERS: tuple[tuple[str, str, frozenset[int]], ...] = (
     ("4", "4", frozenset({13, 16, 19})),  # Visa
     ("51", "55", frozenset({16})),
@@ -46,11 +48,11 @@ ISSUERS: tuple[tuple[str, str, frozenset[int]], ...] = (
     ("56", "58", frozenset(range(13, 20))),
     ("67", "67", frozenset(range(13, 20))),
 )
-"""Leading digits (from, to) and lengths of card numbers. Source: ISO/IEC 7812 ranges as published by the card schemes."""
 LAYOUTS = ((4, 6, 5), (4, 6, 4))
 MAX_DIGITS, MAX_GAP = 19, 2
-CARD_WIDTH = MAX_DIGITS + MAX_GAP * MAX_DIGITS + 1
-"""The longest span: every digit alone, and the separators and digit that may follow."""
+CARD_WIDTH = (
+    MAX_DIGITS + MAX_GAP * MAX_DIGITS + 1
+)  # single digits, with the separators and digit that may follow
 _LENGTHS = """
 AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27
 DK18 DO28 EE20 EG29 ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22
@@ -58,8 +60,8 @@ IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 
 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 RS22 RU33 SA24 SC31
 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30
 """
+# Length of an IBAN by country. Source: SWIFT IBAN registry.
 COUNTRIES: Mapping[str, int] = {code[:2]: int(code[2:]) for code in _LENGTHS.split()}
-"""Length of an IBAN by country. Source: SWIFT IBAN registry."""
 IBAN = re2.compile(r"(?i)\b[A-Z]{2}[ -]?[0-9]{2}")
 EMAIL = re2.compile(r"(?i)[a-z0-9_][a-z0-9._%+\-]{0,63}@(?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}[a-z]{2,24}")
 PHONE = re2.compile(
@@ -71,7 +73,7 @@ MIN_PHONE, MAX_PHONE = 9, 16
 
 
 def card(text: str, start: int) -> Span | None:
-    """The span of the first card number that begins at or after `start`."""
+    """Return the span of the first card number that begins at or after `start`."""
     for first in _groups(text, start):
         found = max((end for end in _card_ends(text, first)), default=None)
         if found is not None:
@@ -80,7 +82,7 @@ def card(text: str, start: int) -> Span | None:
 
 
 def _card_ends(text: str, first: Span) -> Iterator[int]:
-    """Every place where a card that begins with this group of digits may end."""
+    """Yield every position where a card that begins with this group of digits may end."""
     sizes: list[int] = []
     digits, group = "", first
     while len(digits) + group[1] - group[0] <= MAX_DIGITS:
@@ -96,24 +98,24 @@ def _card_ends(text: str, first: Span) -> Iterator[int]:
 
 
 def is_card(digits: str) -> bool:
-    """Whether plain digits are a card number."""
+    """True if plain digits are a card number."""
     issued = any(low <= digits[: len(low)] <= high and len(digits) in sizes for low, high, sizes in ISSUERS)
     return issued and luhn(digits)
 
 
 def luhn(digits: str) -> bool:
-    """Whether the last digit checks the others. Source: ISO/IEC 7812-1 annex B."""
+    """True if the last digit is the check digit of the others. Source: ISO/IEC 7812-1 annex B."""
     doubled = (int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits)))
     return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
 
 
 def luhn_digit(digits: str) -> str:
-    """The check digit that makes a card number valid."""
+    """Return the check digit that makes a card number valid."""
     return next(digit for digit in "0123456789" if luhn(digits + digit))
 
 
 def _groups(text: str, start: int) -> Iterator[Span]:
-    """Whole runs of digits that begin at or after `start`."""
+    """Yield whole runs of digits that begin at or after `start`."""
     while (match := _DIGITS.search(text, start)) is not None:
         begin, start = match.span()
         if begin == 0 or not text[begin - 1].isdecimal():
@@ -121,7 +123,7 @@ def _groups(text: str, start: int) -> Iterator[Span]:
 
 
 def _next_group(text: str, end: int) -> Span | None:
-    """The digits that follow `end` after one or two separators."""
+    """Return the digits that follow `end` after one or two separators."""
     at = end
     while at < len(text) and at - end < MAX_GAP and text[at] in SEPARATORS:
         at += 1
@@ -139,7 +141,8 @@ def _follows_group(text: str, start: int) -> bool:
 
 
 def iban(text: str, start: int) -> Span | None:
-    """An IBAN: known country, its length, and 1 modulo 97; characters may be separated by single spaces or hyphens."""
+    """Return an IBAN's span: known country and length, 1 modulo 97; single spaces or hyphens may separate
+    it."""
     while (match := IBAN.search(text, start)) is not None:
         begin, start = match.start(), match.start() + 1
         end = _iban_end(text, begin)
@@ -162,13 +165,13 @@ def _iban_end(text: str, begin: int) -> int | None:
 
 
 def email(text: str, start: int) -> Span | None:
-    """An e-mail address."""
+    """Return the span of an e-mail address."""
     match = EMAIL.search(text, start)
     return match.span() if match else None
 
 
 def phone(text: str, start: int) -> Span | None:
-    """A phone number as it is written for others: with its country code, or grouped behind an area code."""
+    """Return the span of a phone number: with its country code, or grouped after an area code."""
     while (match := PHONE.search(text, start)) is not None:
         if MIN_PHONE <= sum(c.isdecimal() for c in match.group()) <= MAX_PHONE:
             span: Span = match.span()

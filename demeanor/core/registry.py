@@ -1,8 +1,8 @@
-"""A folder is a registry: a file is one entry under its own name, or several that it lists in ENTRIES.
+"""Plug-in registry: a file of a package is one entry under its name, or several listed in its ENTRIES.
 
-Goes in: a package such as `demeanor.layers`. Comes out: an entry by its name. A file (or a folder with `__init__.py`) holds a
-docstring, a `Spec` and one function; a file with several entries assigns a dict literal, `ENTRIES = {"name": ..., ...}`,
-whose values have the same attributes. What entries share is the folder's own `__init__.py`. Adding an entry changes no other file.
+In: a package such as `demeanor.layers`. Out: an entry by name. A file (or a folder with `__init__.py`) has a
+docstring, a `Spec` and one function; a file with several entries has a dict literal `ENTRIES = {"name": ...,
+...}` of objects with the same attributes. Adding an entry changes no other file.
 """
 
 from __future__ import annotations
@@ -20,36 +20,35 @@ from pydantic import BaseModel, ConfigDict
 from demeanor.core.errors import DemeanorError, unknown
 
 CONTENT = "content"
+# A path, relative to the stack file, whose content (a file or folder) is part of the stack's identity.
 File = Annotated[str, CONTENT]
-"""A path, relative to the stack file, whose content (a file, or a folder of files) is part of the stack's identity."""
 
 
 class Spec(BaseModel):
-    """The base of every declared setting: frozen, and an unknown key is an error."""
+    """Base class of all declared settings: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 def known(package: str) -> tuple[str, ...]:
-    """Names of the entries of a plug-in package, read from its files; nothing is imported but the parent package."""
+    """Return the names of a package's entries, read from its files; only the package itself is imported."""
     return tuple(sorted(_modules(package)))
 
 
 def entry(package: str, key: str) -> Any:
-    """Import the entry `key` of a plug-in package: its module, or its value in the ENTRIES of a module.
+    """Import an entry of a plug-in package: its module, or its value in a module's ENTRIES.
 
-    Raises DemeanorError with the nearest and all known names if there is none.
+    Raises DemeanorError with the nearest and all known names if it does not exist.
     """
     if key not in _modules(package):
-        raise DemeanorError(
-            unknown(key, known(package), noun=f"{package.rsplit('.', 1)[-1].rstrip('s')} kind")
-        )
+        noun = f"{package.rsplit('.', 1)[-1].rstrip('s')} kind"
+        raise DemeanorError(unknown(key, known(package), noun=noun))
     module = importlib.import_module(f"{package}.{_modules(package)[key]}")
     return module.ENTRIES[key] if hasattr(module, "ENTRIES") else module
 
 
 def spec_of(package: str, key: str) -> type[Spec]:
-    """The `Spec` class of an entry."""
+    """Return the `Spec` class of an entry."""
     spec = entry(package, key).Spec
     assert issubclass(spec, Spec), f"{package}.{key}.Spec must derive from registry.Spec"
     return cast(type[Spec], spec)
@@ -57,7 +56,7 @@ def spec_of(package: str, key: str) -> type[Spec]:
 
 @cache
 def _modules(package: str) -> Mapping[str, str]:
-    """The module that holds each entry of a plug-in package."""
+    """Map each entry of a plug-in package to its module."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise DemeanorError(f"{package}: not a plug-in folder")
@@ -73,13 +72,13 @@ def _modules(package: str) -> Mapping[str, str]:
             continue
         twice = sorted(set(names) & set(modules))
         if twice:
-            raise DemeanorError(f"{path}: '{twice[0]}' is an entry of {modules[twice[0]]} already")
+            raise DemeanorError(f"{path}: '{twice[0]}' is already an entry of {modules[twice[0]]}")
         modules |= dict.fromkeys(names, path.stem)
     return modules
 
 
 def _declared(path: Path) -> tuple[str, ...]:
-    """The keys of a file's ENTRIES, read without importing it, or else the file's own name."""
+    """Return the keys of a file's ENTRIES, read without importing it, or else its own name."""
     source = path.read_text(encoding="utf-8")
     if "\nENTRIES" not in source:
         return (path.stem,)

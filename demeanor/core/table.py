@@ -1,6 +1,7 @@
-"""The nouns of a report: a Section of Tables, Figures and texts, and the Page that holds sections. Nothing is rendered here.
+"""The elements of a report: a Page of Sections with Tables, Figures and texts.
 
-In: what an analysis found, as cells and sentences. Out: frozen values that report/ renders for the terminal, as HTML and as Markdown.
+In: results of an analysis, as cells and sentences. Out: frozen values that report/ renders for the terminal,
+as HTML and as Markdown. Renders nothing.
 """
 
 from __future__ import annotations
@@ -21,22 +22,19 @@ NOT_PAGE: tuple[Output, ...] = ("markdown", "terminal")
 
 @dataclass(frozen=True, slots=True)
 class StyledText:
-    """A piece of a sentence or a cell: what it says, and what it is.
+    """A piece of a sentence or a cell, with its style.
 
-    `strong`: in a table it marks a difference that is shown. `change`: a difference to the column before. `tag`: a count or a verdict.
-    `aside`: an explanation that only the page has room for.
+    `strong` marks a significant difference in a table. `change`: a difference to the column before. `tag`: a
+    count or a verdict. `aside`: an explanation for the page only.
     """
 
     text: str
     style: Literal["", "soft", "aside", "code", "change", "tag"] = ""
     tone: Tone = ""
     strong: bool = False
-    hint: str = ""
-    """More about it, shown where the reader can point at it."""
-    link: str = ""
-    """Anchor of the place on the page that it leads to."""
-    share: float | None = None
-    """The share that a cell of a ladder stands for, which colours it."""
+    hint: str = ""  # more about it, shown as a tooltip
+    link: str = ""  # anchor on the page
+    share: float | None = None  # share of a ladder's cell, which sets its color
 
 
 Inline: TypeAlias = str | StyledText | tuple[str | StyledText, ...]
@@ -44,7 +42,7 @@ Inline: TypeAlias = str | StyledText | tuple[str | StyledText, ...]
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """A paragraph; `lead` explains a section (the terminal leaves it out), `note` a table, `calm` says that there is nothing to list."""
+    """A paragraph; `lead` explains a section (not in the terminal), `note` a table, `calm` an empty list."""
 
     text: Inline
     style: Literal["", "lead", "note", "calm", "heading", "code"] = ""
@@ -52,7 +50,7 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Bullets:
-    """A list; `losses` are what got worse, of which a `quiet` one is not certain."""
+    """A list; `losses` are regressions, and an item in `quiet` is an uncertain one."""
 
     items: tuple[Inline, ...]
     style: Literal["", "losses"] = ""
@@ -61,7 +59,7 @@ class Bullets:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names and values; `conversation` are speakers and what they said."""
+    """Names and values; in a `conversation`, speakers and their texts."""
 
     pairs: tuple[tuple[str, Inline], ...]
     style: Literal["facts", "conversation"] = "facts"
@@ -69,7 +67,8 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under columns; `text` are the columns of words, the others hold numbers. `heat`: a ladder, colored by its shares."""
+    """Rows under columns; `text` are the columns of words, the others hold numbers; `heat` colors by
+    share."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Inline, ...], ...]
@@ -80,7 +79,8 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart for the page: a function of report/figures.py with its data, a caption, and a key of (color class, meaning)."""
+    """A chart: a function of report/figures.py with its data, caption, and legend of (color class,
+    meaning)."""
 
     kind: str
     data: Mapping[str, Any]
@@ -91,19 +91,18 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Blocks behind a summary that the reader opens; rendered open where nothing can be folded."""
+    """Blocks under a summary that the reader can open; rendered open where folding is impossible."""
 
     summary: Inline
     blocks: tuple[Block, ...]
     anchor: str = ""
     tone: Tone = ""
-    item: bool = False
-    """One of many in a list."""
+    item: bool = False  # one of many in a list
 
 
 @dataclass(frozen=True, slots=True)
 class BlockGroup:
-    """Blocks that belong together: `two` or `three` side by side, `steps` below each other."""
+    """Related blocks: `two` or `three` side by side, `steps` below each other."""
 
     blocks: tuple[Block, ...]
     style: Literal["two", "three", "steps"]
@@ -112,7 +111,7 @@ class BlockGroup:
 
 @dataclass(frozen=True, slots=True)
 class OnlyFor:
-    """Blocks for some renderings only."""
+    """Blocks for some outputs only."""
 
     outputs: tuple[Output, ...]
     blocks: tuple[Block, ...]
@@ -129,13 +128,12 @@ class Section:
     name: str
     title: str
     blocks: tuple[Block, ...]
-    verdict: tuple[Tone, str, str] | None = None
-    """A decision to state at the top of the page: its tone, the decision, the reason."""
+    verdict: tuple[Tone, str, str] | None = None  # shown at the top of the page: tone, decision, reason
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A whole report: what is said first, reasons for doubt, the sections, and where it comes from."""
+    """A whole report: headline, gains and losses, caveats, sections, and its source."""
 
     title: str
     about: str
@@ -148,7 +146,7 @@ class Page:
 
 
 def tone_of(value: float | None, *, shown: bool) -> Tone:
-    """The colour of a difference: `up` or `down` only where it is shown."""
+    """Return the color of a difference: `up` or `down` only if it is significant."""
     if not shown or value is None:
         return "flat"
     return "up" if value > 0 else "down"
@@ -163,7 +161,7 @@ def difference(
     places: int = 1,
     bound_places: int = 0,
 ) -> Inline:
-    """A difference in points with its interval; strong where it is shown."""
+    """Return a difference in points with its interval; strong if it is significant."""
     if value is None:
         return points(None)
     bounds = "" if low is None or high is None else f" ({interval(low, high, bound_places)})"

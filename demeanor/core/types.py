@@ -1,7 +1,7 @@
-"""The nouns that flow through the stack; no torch, no I/O.
+"""The data types that all rooms share; no torch, no I/O.
 
-Text side: Message, Example, Preference, Unpaired. Runtime side: Turn, Event, Completion. Judgement side: Item, Score, Verdict.
-Everything is frozen. JSON forms are OpenAI's where OpenAI has one.
+Text: Message, Example, Preference, Unpaired. Runtime: Turn, Event, Completion. Evaluation: Item, Score,
+Verdict. All are frozen. JSON forms are OpenAI's where OpenAI has one.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, Literal, Protocol, TypeAlias
 
+# OpenAI's roles, and `data`: retrieved text, which only layers may add and which has no authority.
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool", "data"]
-"""OpenAI's roles, and `data`: text somebody retrieved, which only layers may add and which has no authority."""
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
 
 
 class Trust(IntEnum):
-    """Whose word a text is; instructions count only from above, and NONE never instructs."""
+    """Authority of a text; instructions of lower authority do not override higher ones, NONE has no
+    authority."""
 
     NONE = 0
     USER = 1
@@ -47,7 +48,8 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as shown to the model: name, one-line description, JSON schema of its parameters; `strict`: calls are held to it."""
+    """A tool as the model sees it: name, description, JSON schema of parameters; `strict` enforces the
+    schema."""
 
     name: str
     description: str
@@ -56,7 +58,7 @@ class ToolSpec:
 
 
 class RunnableTool(Protocol):
-    """A tool that can be run: how the model sees it, and the function behind it."""
+    """A tool that can be run: its description for the model, and its function."""
 
     @property
     def spec(self) -> ToolSpec: ...
@@ -78,18 +80,24 @@ class Message:
 
     @property
     def authority(self) -> Trust:
+        """The message's trust, or its role's."""
         return ROLE_TRUST[self.role] if self.trust is None else self.trust
 
 
 Messages: TypeAlias = tuple[Message, ...]
 
 
+def call_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """Return tool calls in OpenAI's JSON form."""
+    return [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        for c in calls
+    ]
+
+
 def message_json(message: Message) -> dict[str, Any]:
     """Return a message in OpenAI's JSON form; fields that are not set are left out."""
-    calls = [
-        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-        for c in message.tool_calls
-    ]
+    calls = call_json(message.tool_calls)
     optional = {"tool_calls": calls or None, "tool_call_id": message.tool_call_id, "name": message.name}
     return {
         "role": message.role,
@@ -106,7 +114,7 @@ def tool_json(tool: ToolSpec) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row to imitate: plain `text`, or messages of which those from `trained_from` on are trained (assistant ones only)."""
+    """A row to imitate: plain `text`, or messages; assistant messages from `trained_from` on are trained."""
 
     messages: Messages = ()
     text: str | None = None
@@ -118,7 +126,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One prompt with K >= 2 completions; `ranks` (0 is best, ties allowed) orders them, `margin` is optional strength."""
+    """One prompt with K >= 2 completions, ordered by `ranks` (0 is best, ties allowed); `margin` is their
+    distance."""
 
     prompt: Messages
     completions: tuple[Messages, ...]
@@ -141,24 +150,28 @@ class Unpaired:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
+# A row of a data source; `template_kwargs` are arguments of its chat template (TRL's chat_template_kwargs).
 TrainingRow: TypeAlias = Example | Preference | Unpaired
-"""What a data source yields; `template_kwargs` are further arguments of the row's chat template (TRL's chat_template_kwargs)."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """What every answer must parse as: a JSON schema (its text), any JSON object, a regex, a Lark grammar, or one of some texts."""
+    """The format of an answer: a JSON schema, any JSON object, a regex, a Lark grammar, or one of some
+    texts."""
 
     kind: Literal["json_schema", "json_object", "regex", "grammar", "choice"]
-    text: str = ""  # the schema as JSON text, the expression, the grammar; of `choice` a JSON list of strings
+    text: str = (
+        ""  # the schema as JSON text, the expression, the grammar; for `choice` a JSON list of strings
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How tokens are chosen; `temperature` 0 is greedy, `seed` fixes the draw of this request alone.
+    """How tokens are chosen; `temperature` 0 is greedy, `seed` fixes the draw of this request.
 
-    In this order: `form` forbids tokens, penalties (per occurrence in the answer so far; OpenAI's definition) and `logit_bias`
-    (token id, nats) move logits, then temperature, `top_k`, `top_p`, `min_p` (relative to the likeliest token) narrow the draw.
+    In this order: `form` excludes tokens, penalties (per occurrence in the answer; OpenAI's definition) and
+    `logit_bias` (token id, nats) change logits, then temperature, `top_k`, `top_p`, `min_p` (relative to the
+    best token) narrow the draw.
     """
 
     temperature: float = 0.7
@@ -173,15 +186,14 @@ class Decoding:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     form: OutputFormat | None = None
-    prompt_logprobs: int | None = None
-    """Of raw text: also tell how likely each prompt token was, with so many alternatives."""
+    prompt_logprobs: int | None = None  # of raw text: alternatives of each prompt token; None: not returned
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A request on its way down the layers: what to answer, with what, for whom, on which variant.
+    """A request on its way through the layers: conversation, decoding, tools, user and variant.
 
-    `raw`: token ids to continue as they are, without a template; `messages` then is one user message with their text.
+    `raw`: token ids to continue without a template; `messages` is then one user message with their text.
     """
 
     messages: Messages
@@ -196,7 +208,7 @@ class Turn:
     raw: tuple[int, ...] | None = None
 
 
-# ---- events: what comes back up. `by` is the layer that made it ("weights" for the model itself) ----
+# ---- events of an answer; `by` is the layer that made one ("weights" for the model itself) ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +231,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ToolCalled:
-    """The model asked for a tool."""
+    """The model called a tool."""
 
     call: ToolCall
     by: str = "weights"
@@ -227,7 +239,7 @@ class ToolCalled:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """A tool answered (or failed: `error`); its text carries no authority."""
+    """The result of a tool call, or its failure (`error`); its text has no authority."""
 
     call_id: str
     name: str
@@ -238,7 +250,7 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A retrieved passage that was put before the model."""
+    """A retrieved passage that was added to the conversation."""
 
     id: str
     text: str
@@ -257,7 +269,7 @@ class Prompted:
 
 @dataclass(frozen=True, slots=True)
 class PromptRead:
-    """The tokens of raw text: texts, log-probabilities (nats; None for the first, which nothing comes before), alternatives."""
+    """The tokens of raw text: texts, log-probabilities (nats; None for the first token), alternatives."""
 
     tokens: tuple[str, ...]
     logprobs: tuple[float | None, ...]
@@ -277,7 +289,7 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The request or the answer was stopped by layer `by` under its rule; `text` is what the user reads instead."""
+    """Layer `by` stopped the request or the answer under its rule; `text` is shown to the user instead."""
 
     by: str
     rule: str
@@ -288,7 +300,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds one layer spent on this turn, waiting on inner layers excluded."""
+    """Milliseconds that one layer spent on this turn, without waiting for inner layers."""
 
     by: str
     ms: float
@@ -296,7 +308,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read and written for one model call."""
+    """Prompt and completion tokens of one model call."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -329,7 +341,7 @@ Respond: TypeAlias = Callable[[Turn], AsyncIterator[Event]]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The fold of a turn's events: the answer, why it ended, and everything that happened on the way."""
+    """The result of a turn, folded from its events: the answer, the finish reason, and all events."""
 
     text: str
     finish_reason: FinishReason
@@ -346,7 +358,7 @@ async def complete(respond: Respond, turn: Turn) -> Completion:
 
 
 def fold(events: Sequence[Event]) -> Completion:
-    """Fold a turn's events into its Completion; tool calls that a layer already answered are not returned."""
+    """Fold a turn's events into a Completion; tool calls that a layer has answered are left out."""
     text = "".join(e.text for e in events if isinstance(e, Text))
     refusal = next((e for e in events if isinstance(e, Refusal)), None)
     answered = {e.call_id for e in events if isinstance(e, ToolResult)}
@@ -364,15 +376,15 @@ def fold(events: Sequence[Event]) -> Completion:
     )
 
 
-# ---- judgement ----
+# ---- evaluation ----
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One evaluation item: messages, what is right (`target`, read by `scorer`), and where it belongs.
+    """One evaluation item: messages, the correct result (`target`, read by `scorer`), and its group.
 
-    `axis` is the behaviour measured, `cluster` the source that items share (resampled together), `twin` the id of the
-    contrast item that differs in a word, `tags` free labels such as `held-out`.
+    `axis` is the behavior measured, `cluster` the source that items share (resampled together), `twin` the id
+    of the contrast item that differs in one word, `tags` free labels such as `held-out`.
     """
 
     id: str
@@ -388,7 +400,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A judgement of one completion: `value` in [0, 1] (None: unscored), the answer that was extracted, and why."""
+    """A score of one completion: `value` in [0, 1] (None: unscored), the extracted answer, and why."""
 
     value: float | None
     answer: str = ""
@@ -396,7 +408,7 @@ class Score:
 
 
 class Verdict(Enum):
-    """May this version ship? The value is the exit code."""
+    """The decision of a gate on a release; the value is the exit code."""
 
     PASS = 0
     FAIL = 1
@@ -405,7 +417,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RatedTurn:
-    """A recorded turn with what users thought of its answer: the mean of their feedback, from -1 (bad) to 1 (good)."""
+    """A recorded turn with the mean of its users' feedback, from -1 (bad) to 1 (good)."""
 
     turn: Turn
     completion: Completion

@@ -1,4 +1,4 @@
-"""What `demeanor data show` prints: rows with their trained tokens coloured, the longest rows, prompt differences.
+"""What `demeanor data show` prints: rows with trained tokens colored, longest rows, prompt differences.
 
 In: rows and token trees. Out: rich text and sentences. It reads no file and trains nothing.
 """

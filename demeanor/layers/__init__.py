@@ -1,6 +1,7 @@
-"""What a layer may ask for: callables only, handed in by whoever composes the stack.
+"""Runtime layers: what a layer gets from the stack, how layers are composed, and how they are timed.
 
-Nothing here knows an engine, a database or a tool; tests hand in stubs.
+A layer is a module with a Spec and `wrap(spec, inner, kit)`, which returns a respond around `inner`. Layers
+get callables only and know no engine, database or tool; tests pass in stubs.
 """
 
 from __future__ import annotations
@@ -17,25 +18,22 @@ from demeanor.core.types import Done, Event, Messages, Passage, Respond, Runnabl
 
 
 class Record(Protocol):
-    """Stores a finished turn. Calling it queues the write; what it returns is done once the write is durable."""
+    """Stores a finished turn. Calling it queues the write; its result is done once the write is durable."""
 
     def __call__(
         self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime
     ) -> Awaitable[None]: ...
 
 
-Search: TypeAlias = Callable[[str, int], list[Passage]]
-"""Takes a query and a number of passages; returns the best, best first."""
+Search: TypeAlias = Callable[[str, int], list[Passage]]  # query and number of passages -> best first
 
 
 @dataclass(frozen=True)
 class Kit:
-    """What the composition hands to every layer; `shared` is state that all variants of one served stack have in common."""
+    """What the stack gives to every layer; `shared` is state that all variants of one served stack share."""
 
-    root: Path
-    """The stack file's folder."""
-    clock: Callable[[], float]
-    """Monotonic seconds."""
+    root: Path  # folder of the stack file
+    clock: Callable[[], float]  # monotonic seconds
     now: Callable[[], datetime]
     count_tokens: Callable[[Messages, Sequence[ToolSpec]], int]
     tools: Mapping[str, RunnableTool]
@@ -55,7 +53,7 @@ Body: TypeAlias = Callable[[Turn, Respond], AsyncIterator[Event]]
 
 
 class Meter:
-    """A stopwatch in seconds that can be stopped while others work."""
+    """A stopwatch in seconds that can be paused."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._total_s, self._since = clock, 0.0, 0.0
@@ -72,7 +70,7 @@ class Meter:
 
 
 class Outside:
-    """Inner events, read while the meter stands still."""
+    """Inner events; the meter is paused while the next one is awaited."""
 
     def __init__(self, events: AsyncIterator[Event], meter: Meter) -> None:
         self._events, self._meter = events, meter
@@ -89,7 +87,7 @@ class Outside:
 
 
 def timed(by: str, body: Body, inner: Respond, clock: Callable[[], float]) -> Respond:
-    """The layer `body` around `inner`, with its own time as the last event before Done."""
+    """Return the layer `body` around `inner`, with its own time as the last event before Done."""
 
     async def respond(turn: Turn) -> AsyncIterator[Event]:
         meter = Meter(clock)
@@ -120,7 +118,7 @@ def timed(by: str, body: Body, inner: Respond, clock: Callable[[], float]) -> Re
 
 
 async def close(events: AsyncIterator[Event]) -> None:
-    """End an answer that nobody reads any further, so that its engine slot is free at once."""
+    """Close an answer that is not read any further, so that its engine slot is free at once."""
     aclose = getattr(events, "aclose", None)
     if aclose is not None:
         await aclose()

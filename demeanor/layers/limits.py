@@ -1,7 +1,8 @@
-"""Who has used how much in the last minute: a sliding window per user with open reservations.
+"""The limits layer: requests and tokens of each user per minute, and requests in progress.
 
-Ours and not the `limits` library, which takes the time from the system clock and cannot give back a part of what it counted.
-A request counts from its admission, tokens from their settlement, both for 60 s; an open reservation counts until settled.
+In: a turn. Out: its events, or a 429 error. A request counts from its admission, tokens from the end of their
+turn, both for 60 s; until then the tokens a turn may use are reserved. The `limits` library is not used: it
+reads the system clock and cannot give back a part of what it counted.
 """
 
 from __future__ import annotations
@@ -19,17 +20,15 @@ from demeanor.core.types import Done, Event, Refusal, Respond, Turn, Usage
 from demeanor.layers import Kit, timed
 
 WINDOW_S = 60.0
-BUSY_S = 1.0
-"""Advice on when to come back where only turns in progress stand in the way: when they end nobody knows."""
-SWEEP_USERS = 10_000
-"""From so many users on, those with nothing left to count are forgotten whenever their number has doubled."""
+BUSY_S = 1.0  # advised wait if only turns in progress are in the way: their end is unknown
+SWEEP_USERS = 10_000  # from this number on, idle users are removed whenever the number has doubled
+# Takes the used tokens (None: all that were reserved) and the time; only the first call counts.
 Settle: TypeAlias = Callable[[int | None, float], None]
-"""Takes the tokens used (None: all that were reserved) and the time; only the first call counts."""
 What: TypeAlias = Literal["requests", "tokens", "in_progress", "size"]
 
 
-class Full(Exception):
-    """No room: what is used up, how many tokens were wanted, and after how many seconds there is room again."""
+class LimitExceeded(Exception):
+    """A limit is reached: which one, how many tokens were wanted, and the seconds until there is room."""
 
     def __init__(self, what: What, wanted: int, retry_after_s: float = 0.0) -> None:
         super().__init__(what)
@@ -52,7 +51,7 @@ class Window:
             self.total -= self._entries.popleft()[1]
 
     def room_in_s(self, excess: int, now: float) -> float:
-        """Seconds until at least `excess` has expired; inf if there is not that much."""
+        """Return the seconds until at least `excess` has expired; inf if there is not that much."""
         for time, amount in self._entries:
             excess -= amount
             if excess <= 0:
@@ -76,7 +75,7 @@ class TokenLedger:
 
 
 class Ledgers:
-    """Everybody's ledgers under one set of limits; None is no limit. Safe to use from several threads."""
+    """All users' ledgers under one set of limits; None is no limit. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -96,20 +95,20 @@ class Ledgers:
         return len(self._users)
 
     def reserve(self, user: str, tokens: int, now: float) -> Settle:
-        """Count a request and set its tokens aside, or raise Full; checked and counted in one step."""
+        """Count a request and reserve its tokens, or raise LimitExceeded; atomic."""
         with self._lock:
             ledger = self._ledger(user, now)
             self._check(ledger, tokens, now)
             ledger.requests.add(now, 1)
             ledger.reserved += tokens
             self._in_progress += 1
-        open_ = [True]
+        is_open = [True]
 
         def settle(used: int | None, now: float) -> None:
             with self._lock:
-                if not open_:
+                if not is_open:
                     return
-                open_.clear()
+                is_open.clear()
                 ledger.reserved -= tokens
                 self._in_progress -= 1
                 if used != 0:
@@ -119,24 +118,21 @@ class Ledgers:
 
     def _check(self, ledger: TokenLedger, tokens: int, now: float) -> None:
         if self._max_in_progress is not None and self._in_progress >= self._max_in_progress:
-            raise Full("in_progress", tokens, BUSY_S)
+            raise LimitExceeded("in_progress", tokens, BUSY_S)
         if self._max_requests is not None and ledger.requests.total >= self._max_requests:
-            raise Full(
-                "requests",
-                tokens,
-                ledger.requests.room_in_s(1 + ledger.requests.total - self._max_requests, now),
-            )
+            excess = 1 + ledger.requests.total - self._max_requests
+            raise LimitExceeded("requests", tokens, ledger.requests.room_in_s(excess, now))
         if self._max_tokens is None:
             return
         if tokens > self._max_tokens:
-            raise Full("size", tokens)
+            raise LimitExceeded("size", tokens)
         excess = ledger.tokens.total + ledger.reserved + tokens - self._max_tokens
         if excess > 0:
             wait_s = ledger.tokens.room_in_s(excess, now)
-            raise Full("tokens", tokens, BUSY_S if wait_s == float("inf") else wait_s)
+            raise LimitExceeded("tokens", tokens, BUSY_S if wait_s == float("inf") else wait_s)
 
     def _ledger(self, user: str, now: float) -> TokenLedger:
-        """The user's ledger, brought up to date."""
+        """Return the user's ledger without expired entries."""
         if len(self._users) >= self._sweep_at:
             for ledger in self._users.values():
                 ledger.expire(now)
@@ -163,7 +159,7 @@ class Spec(registry.Spec):
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
-    """Admit turns while their user has budget left; all variants that share `kit.shared` share one budget."""
+    """Admit turns within their user's limits; variants that share `kit.shared` share the limits."""
     fresh = Ledgers(spec.requests_per_minute, spec.tokens_per_minute, spec.max_in_progress)
     ledgers: Ledgers = kit.shared.setdefault(("limits", spec), fresh)
 
@@ -171,11 +167,10 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
         prompt = kit.count_tokens(turn.messages, turn.tools) if spec.tokens_per_minute else 0
         try:
             settle = ledgers.reserve(turn.user, prompt + turn.decoding.max_tokens, kit.clock())
-        except Full as full:
-            raise _too_many(spec, full) from None
-        used: int | None = (
-            None  # nobody has said; breaking a turn off is then charged in full and no way around the budget
-        )
+        except LimitExceeded as limit:
+            raise _too_many(spec, limit) from None
+        # Unknown: breaking a turn off is then charged in full, and is no way around the limit.
+        used: int | None = None
         try:
             async for event in inner(turn):
                 if isinstance(event, Usage):
@@ -186,7 +181,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
                     settle(used, kit.clock())
                 yield event
         except Exception:
-            used = 0  # nobody got an answer
+            used = 0  # there was no answer
             raise
         finally:
             settle(used, kit.clock())
@@ -194,23 +189,24 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
     return timed("limits", body, inner, kit.clock)
 
 
-def _too_many(spec: Spec, full: Full) -> RequestError:
-    if full.what == "size":
+def _too_many(spec: Spec, limit: LimitExceeded) -> RequestError:
+    if limit.what == "size":
         return RequestError(
-            f"This request may use {full.wanted} tokens (prompt and max_tokens), more than the {spec.tokens_per_minute} a minute "
-            "that one user has. Ask for less.",
+            f"This request may use {limit.wanted} tokens (prompt and max_tokens), more than the "
+            f"{spec.tokens_per_minute} a minute that one user has. Ask for less.",
             param="max_tokens",
             code="request_too_large",
         )
     text = {
         "requests": f"At most {spec.requests_per_minute} requests a minute.",
-        "tokens": f"At most {spec.tokens_per_minute} tokens a minute, and this request may use {full.wanted}.",
+        "tokens": f"At most {spec.tokens_per_minute} tokens a minute, "
+        f"and this request may use {limit.wanted}.",
         "in_progress": f"At most {spec.max_in_progress} requests are answered at once.",
-    }[full.what]
+    }[limit.what]
     return RequestError(
-        f"Rate limit reached. {text} Try again in {full.retry_after_s:.3g} s.",
+        f"Rate limit reached. {text} Try again in {limit.retry_after_s:.3g} s.",
         status=429,
         kind="rate_limit_error",
         code="rate_limit_exceeded",
-        retry_after_s=full.retry_after_s,
+        retry_after_s=limit.retry_after_s,
     )

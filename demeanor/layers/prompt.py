@@ -1,7 +1,8 @@
-"""Puts the operator's system prompt and example turns before the conversation.
+"""The prompt layer: puts the operator's system prompt and example turns before the conversation.
 
-In: a turn. Out: the same turn as: our system message, the caller's own leading system and developer messages (with a developer's
-authority), examples, the rest; and a Prompted event with what was added. It never looks at what comes back.
+In: a turn. Out: the turn with our system message, the caller's leading system and developer messages (with a
+developer's authority), examples, and the rest; and a Prompted event with what was added. Does not change the
+answer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BEHAVIOUR = True
 
 
 class Spec(registry.Spec):
-    """What stands before every conversation: a system prompt (a file, or text), examples, or both."""
+    """What comes before every conversation: a system prompt (a file, or text), examples, or both."""
 
     system: registry.File | None = Field(None, description="file with the system prompt")
     text: str | None = Field(None, min_length=1, description="the system prompt itself, instead of a file")
@@ -50,7 +51,7 @@ class Line(registry.Spec):
 
 
 class FewShot(registry.Spec):
-    """The whole of a few-shot file: turns that alternate, user first, answer last."""
+    """The whole of a few-shot file: alternating turns, user first, answer last."""
 
     messages: tuple[Line, ...] = Field(min_length=2)
 
@@ -61,7 +62,8 @@ class FewShot(registry.Spec):
         )
         if wrong is not None:
             raise ValueError(
-                f"messages[{wrong}] is from the {self.messages[wrong].role} again; user and assistant take turns"
+                f"messages[{wrong}] is from the {self.messages[wrong].role} again; "
+                "user and assistant take turns"
             )
         if len(self.messages) % 2:
             raise ValueError("the last example has no answer from the assistant")
@@ -69,7 +71,7 @@ class FewShot(registry.Spec):
 
 
 def check(spec: Spec, root: Path) -> list[Problem]:
-    """Every mistake in the files."""
+    """Return every mistake in the files."""
     problems = [] if spec.few_shot is None else problems_of(root / spec.few_shot, FewShot)
     try:
         if spec.system is not None and not read_text(root / spec.system).strip():
@@ -80,7 +82,7 @@ def check(spec: Spec, root: Path) -> list[Problem]:
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
-    """Prompt every turn."""
+    """Add the prompt to every turn."""
     text = spec.text if spec.system is None else read_text(kit.root / spec.system).strip()
     system = () if text is None else (Message("system", text, trust=Trust.SYSTEM),)
     lines = () if spec.few_shot is None else read_yaml(kit.root / spec.few_shot, FewShot).messages
@@ -95,7 +97,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
 
 
 def prompted(messages: Messages, system: Messages, examples: Messages) -> Messages:
-    """The conversation with our messages in place; no other system message keeps a system's authority."""
+    """Return the conversation with our messages added; no other system message keeps a system's authority."""
     lowered = tuple(
         replace(m, trust=Trust.DEVELOPER) if m.authority > Trust.DEVELOPER else m for m in messages
     )

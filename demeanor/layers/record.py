@@ -1,7 +1,8 @@
-"""Writes every turn and its events to the database; a turn is acknowledged (its Done passed on) only when it is stored.
+"""The record layer: writes every turn and its events to the database.
 
-In: a turn, and the events that come back. Out: the same events. A turn that breaks off is stored as far as it came; one that
-is refused with an error before its first event never became a turn and leaves no record. It knows no database.
+In: a turn, and its events. Out: the same events; Done is passed on only when the turn is stored. A turn that
+breaks off is stored as far as it came; one that is refused before its first event is not stored. Knows no
+database.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Spec(registry.Spec):
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
-    """Record every turn that passes; all variants that share `kit.shared` share one store."""
+    """Record every turn; variants that share `kit.shared` share one store."""
     opened = ("record", spec.database)
     if opened not in kit.shared:
         kit.shared[opened] = kit.open_store(spec.database)

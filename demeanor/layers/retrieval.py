@@ -1,8 +1,8 @@
-"""Which spans of an answer stand word for word in a passage.
+"""The retrieval layer: adds the best passages of an index to a turn, and citations to its answer.
 
-In: an answer and passages, best first. Out: spans (characters) with the passage that supports each. A span is a longest run of
-words found in the same order in one passage, kept if it holds a number or a name, or is at least four words; the better passage
-wins a tie. It is overlap and no proof: that the passage says so does not make the sentence around the span true.
+In: a turn. Out: its events with passages and citations. A citation is a longest run of words found in the
+same order in one passage, if it has a number or a name, or at least four words; the better passage wins a
+tie. It shows overlap and does not prove the sentence around it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_WORDS = 400
 
 
 def citations(answer: str, passages: Sequence[Passage]) -> list[tuple[int, int, str]]:
-    """Supported spans (start, end, passage id) in the order of the answer; they never overlap."""
+    """Return supported spans (start, end, passage id) in the order of the answer; they never overlap."""
     words = list(WORD.finditer(answer))[:MAX_WORDS]
     sources = [(p.id, [w.group().casefold() for w in WORD.finditer(p.text)]) for p in passages]
     found, at = [], 0
@@ -37,7 +37,8 @@ def citations(answer: str, passages: Sequence[Passage]) -> list[tuple[int, int, 
 
 
 def longest(words: Sequence[str], sources: Sequence[tuple[str, Sequence[str]]]) -> tuple[int, str]:
-    """How many of the first words stand together in one source, and in which; the first source wins a tie."""
+    """Return how many of the first words stand together in a source, and in which; the first source wins a
+    tie."""
     best, best_id = 0, ""
     for id_, source in sources:
         for start in range(len(source)):
@@ -54,7 +55,7 @@ def longest(words: Sequence[str], sources: Sequence[tuple[str, Sequence[str]]]) 
 
 
 def telling(answer: str, word: re.Match[str]) -> bool:
-    """Whether a word is a number, or a capitalised one that does not merely begin a sentence of several words."""
+    """True if a word is a number, or capitalised and not just the first of a sentence of several words."""
     text = word.group()
     if any(c.isdigit() for c in text):
         return True
@@ -67,7 +68,7 @@ BEHAVIOUR = True
 
 
 class Spec(registry.Spec):
-    """Where to search and how much to insert."""
+    """The index, and how much of it is added."""
 
     index: registry.File = Field(description="folder of .md and .txt files, beside the stack file")
     top_k: int = Field(3, ge=1, le=50, description="most passages per question")
@@ -77,7 +78,7 @@ class Spec(registry.Spec):
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
-    """Answer with the best passages of an index at hand."""
+    """Answer with the best passages of an index in the conversation."""
     search = kit.open_index(kit.root / spec.index)
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
@@ -101,11 +102,11 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
 
 
 def last_question(messages: Messages) -> int | None:
-    """Where the last user message stands."""
+    """Return the index of the last user message."""
     return next((i for i in reversed(range(len(messages))) if messages[i].role == "user"), None)
 
 
 def inserted(messages: Messages, at: int, passages: Sequence[Passage]) -> Messages:
-    """The conversation with passages as data before message `at`."""
+    """Return the conversation with passages as data before message `at`."""
     data = tuple(Message("data", p.text, name=p.id, trust=Trust.NONE) for p in passages)
     return (*messages[:at], *data, *messages[at:])

@@ -1,6 +1,8 @@
-"""Runs one tool call: arguments checked against the tool's schema, time and length bounded, every failure a result to read.
+"""The tools layer: offers tools to the model, runs its calls, and returns the results to it for another
+round.
 
-In: a ToolCall and the tools there are. Out: a ToolResult. It never raises but when it is cancelled.
+In: a turn. Out: the events of all rounds. Arguments are checked against the tool's schema, time and length
+are bounded, and every failure is a result that the model reads; only cancellation raises.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ _QUIET.log_errors = False
 async def called(
     call: ToolCall, tools: Mapping[str, RunnableTool], timeout_s: float, max_chars: int
 ) -> ToolResult:
-    """Run a call. What a tool says of its arguments (ValueError, ArithmeticError) is told, other failures by their type only."""
+    """Run a call; a tool's ValueError or ArithmeticError is shown to the model, other failures by type
+    only."""
     tool = tools.get(call.name)
     if tool is None:
         return failed(call, unknown(call.name, tools, noun="tool"))
@@ -70,19 +73,19 @@ async def called(
 
 
 def failed(call: ToolCall, why: str) -> ToolResult:
-    """A result that says what went wrong."""
+    """Return a result that says what went wrong."""
     return ToolResult(call.id, call.name, f"error: {why}", error=True)
 
 
 def shortened(text: str, max_chars: int) -> str:
-    """The text, or as much of it as allowed and how much is missing."""
+    """Return the text, or the allowed part of it with the number of missing characters."""
     return text if len(text) <= max_chars else f"{text[:max_chars]} [{len(text) - max_chars} more characters]"
 
 
 def mistakes(value: Any, schema: Mapping[str, Any], where: str = "arguments") -> list[str]:
-    """Everything wrong with a value by a JSON Schema (draft 2020-12), or that the schema cannot be used; `where` names the value.
+    """List what is wrong with a value by a JSON Schema (draft 2020-12), or why the schema is unusable.
 
-    Nothing is fetched, and a pattern is matched by RE2, in time linear in the text.
+    `where` names the value. Nothing is fetched, and patterns are matched by RE2, in time linear in the text.
     """
     whole = {keyword: wanted for keyword, wanted in schema.items() if keyword != "$schema"}
     refs = itertools.count(1)
@@ -100,9 +103,7 @@ def mistakes(value: Any, schema: Mapping[str, Any], where: str = "arguments") ->
         return list(dict.fromkeys(sentence for error in errors for sentence in _sentences(error, where)))
     except SchemaError as error:
         why = f"{error.json_path}: {error.message}"
-    except (
-        Exception
-    ) as error:  # of the schema: a reference that leads nowhere or to itself, a pattern that is none
+    except Exception as error:  # in the schema: a dangling or circular reference, an invalid pattern
         why = f"{type(error).__name__}: {error}"
     return [f"{where} cannot be checked, the tool's schema cannot be used: {shortened(why, 200)}"]
 
@@ -113,7 +114,7 @@ def _pattern(checker: Any, pattern: str, value: Any, schema: Any) -> Iterator[Va
 
 
 def _sentences(error: ValidationError, where: str) -> list[str]:
-    """Where, what was wanted and what was got."""
+    """Return the place, what was wanted and what was got."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
     place = where + "".join(steps)
     wanted: Any = error.validator_value
@@ -136,7 +137,7 @@ def _sentences(error: ValidationError, where: str) -> list[str]:
             should = f"at least {wanted}"
         case "maximum" | "maxLength":
             should = f"at most {wanted}"
-        case None:  # the schema is `false`, and the library does not say at which member
+        case None:  # the schema is `false`; the library does not name the member
             return [f"{place} holds {_shown(value)} where the schema allows nothing"]
         case keyword:
             should = f"valid by {_shown({keyword: wanted})}"
@@ -149,44 +150,44 @@ def _shown(value: Any) -> str:
 
 
 class Round:
-    """What one round said and called, how many tokens it wrote, and how it ended."""
+    """The text, calls and tokens of one round, and how it ended."""
 
-    def __init__(self, start: int = 0, told: frozenset[Event] = frozenset()) -> None:
-        """`start`: characters of the answer so far; `told`: passages and prompts that earlier rounds have shown."""
-        self.said = ""
+    def __init__(self, start: int = 0, shown: frozenset[Event] = frozenset()) -> None:
+        """`start`: characters of the answer so far; `shown`: passages and prompts of earlier rounds."""
+        self.text = ""
         self.calls: list[ToolCall] = []
-        self.written = 0
+        self.num_tokens = 0
         self.done = Done("cancelled", by="tools")
-        self._start, self._told = start, set(told)
+        self._start, self._shown = start, set(shown)
 
     async def events(self, inner: AsyncIterator[Event]) -> AsyncIterator[Event]:
-        """Everything but Done, as it comes."""
+        """Yield all events but Done, and those that earlier rounds have shown."""
         async for event in inner:
             if isinstance(event, Done):
                 self.done = event
                 continue
             if isinstance(event, Passage | Prompted):
-                if event in self._told:
+                if event in self._shown:
                     continue
-                self._told.add(event)
+                self._shown.add(event)
             elif isinstance(event, Text):
-                self.said += event.text
+                self.text += event.text
             elif isinstance(event, ToolCalled):
                 self.calls.append(event.call)
             elif isinstance(event, Usage):
-                self.written += event.completion_tokens
+                self.num_tokens += event.completion_tokens
             elif isinstance(event, Citation):
                 event = replace(event, start=event.start + self._start, end=event.end + self._start)
             yield event
 
     @property
     def broken_off(self) -> bool:
-        """Whether the round was refused or cancelled, so that nothing it asked for is run."""
+        """True if the round was refused or cancelled, so that none of its calls is run."""
         return self.done.finish_reason in ("cancelled", "content_filter")
 
     def next(self, pause: str) -> Round:
-        """The round that follows after this one's text and a pause."""
-        return Round(self._start + len(self.said) + len(pause), frozenset(self._told))
+        """Return the round after this one's text and a pause."""
+        return Round(self._start + len(self.text) + len(pause), frozenset(self._shown))
 
 
 BEHAVIOUR = True
@@ -194,7 +195,7 @@ TOOLS = "demeanor.tools"
 
 
 class Spec(registry.Spec):
-    """Which tools, and how far they may go."""
+    """Which tools, and their limits."""
 
     allow: tuple[str, ...] = Field(min_length=1, description="names of tools")
     max_rounds: int = Field(
@@ -214,7 +215,7 @@ class Spec(registry.Spec):
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
-    """Offer the allowed tools and run them; a tool of the caller with the same name takes the place of ours."""
+    """Offer the allowed tools and run them; a caller's tool replaces ours of the same name."""
     allowed = {name: kit.tools[name] for name in spec.allow}
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
@@ -225,47 +226,43 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
         for left in reversed(range(spec.max_rounds + 1)):
             async for event in this.events(inner(turn)):
                 yield event
-            mine = [call for call in this.calls if call.name not in callers]
-            if this.broken_off or not mine:
+            our_calls = [call for call in this.calls if call.name not in callers]
+            if this.broken_off or not our_calls:
                 break
             results = []
-            for call in mine:
-                result = (
-                    await called(call, ours, spec.timeout_s, spec.max_result_chars)
-                    if left
-                    else failed(call, "too many calls")
-                )
+            for call in our_calls:
+                if left:
+                    result = await called(call, ours, spec.timeout_s, spec.max_result_chars)
+                else:
+                    result = failed(call, "too many calls")
                 yield result
                 results.append(result)
-            if len(mine) < len(this.calls):
-                break  # the caller has calls to run before the model can go on
-            if not left or this.written >= turn.decoding.max_tokens:
+            if len(our_calls) < len(this.calls):
+                break  # the caller has to run its own calls first
+            if not left or this.num_tokens >= turn.decoding.max_tokens:
                 this.done = Done("length", by="tools")
                 break
-            pause = "\n" if this.said.strip() else ""
+            pause = "\n" if this.text.strip() else ""
             if pause:
                 yield Text(pause, by="tools")
-            turn, this = again(turn, this, results), this.next(pause)
+            turn, this = next_turn(turn, this, results), this.next(pause)
         yield this.done
 
     return timed("tools", body, inner, kit.clock)
 
 
-def again(turn: Turn, last: Round, results: Sequence[ToolResult]) -> Turn:
-    """The turn with what the model said and what its tools answered; all rounds together keep to max_tokens."""
-    said = Message("assistant", last.said, tool_calls=tuple(last.calls))
-    heard = (
+def next_turn(turn: Turn, last: Round, results: Sequence[ToolResult]) -> Turn:
+    """Return the turn with the model's text and calls and their results; all rounds share max_tokens.
+
+    A demanded call has been made by then, so the model is free to answer.
+    """
+    answer = Message("assistant", last.text, tool_calls=tuple(last.calls))
+    read = (
         Message("tool", r.content, tool_call_id=r.call_id, name=r.name, trust=Trust.NONE) for r in results
     )
-    decoding = replace(turn.decoding, max_tokens=turn.decoding.max_tokens - last.written)
     return replace(
         turn,
-        messages=(*turn.messages, said, *heard),
-        decoding=decoding,
-        tool_choice=again_choice(turn.tool_choice),
+        messages=(*turn.messages, answer, *read),
+        decoding=replace(turn.decoding, max_tokens=turn.decoding.max_tokens - last.num_tokens),
+        tool_choice="none" if turn.tool_choice == "none" else "auto",
     )
-
-
-def again_choice(choice: str) -> str:
-    """A demanded call has been made; from then on the model is free to answer."""
-    return choice if choice == "none" else "auto"

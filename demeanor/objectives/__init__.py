@@ -1,7 +1,8 @@
-"""What objectives share: how one declares itself, and log-ratios, averages and metrics of losses over pairs.
+"""Objectives: losses for training, each a pure function (settings, outputs, batch) -> Loss(total, count).
 
-An objective is a pure function (settings, outputs, batch) -> Loss(total, count); it never sees a model, tokenizer, optimiser
-or file. The files of this folder list their objectives in ENTRIES; what training must provide is declared there, not in train/.
+In: outputs of a model for a batch. Out: a sum, the number of its terms, and metrics. Objectives know no
+model, tokenizer, optimiser or file. The files of this folder list their objectives in ENTRIES, with what
+training must provide. Here: the declaration, and shared parts of losses over pairs.
 """
 
 from __future__ import annotations
@@ -27,33 +28,26 @@ class MovingReference(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """One objective: its settings, its loss, where it comes from, and (in capitals, as in a file with one entry) what it needs."""
+    """One objective: its settings, loss and source, and (in capitals) what it needs from training."""
 
     Spec: type[registry.Spec]
     loss: Callable[[Any, Outputs, TokenBatch], Loss]
-    source: str
-    """Paper, year, arXiv number and equation."""
+    source: str  # paper, year, arXiv number and equation
     ROWS: Literal["examples", "preferences", "unpaired"] = "preferences"
     READS: Literal["logprobs", "rewards"] = "logprobs"
-    ROLES: tuple[str, ...] = ()
-    """Frozen ancestors whose log-probs it reads; `reference` is the only one so far."""
-    POLICY: bool = True
-    """False: it trains a reward model, which gives no answers."""
-    WHOLE_STEP: bool = False
-    """Its loss is not a sum over prompts: it must see all rows of an optimiser step at once."""
-    KL: bool = False
-    """Its rows come with a completion of another prompt beside theirs, on which a KL is estimated."""
-    STATISTICS: tuple[Literal["collision"], ...] = ()
-    """Fields of Outputs beyond the log-probs that it reads: `collision_C`."""
-    MOVING: Callable[[Any], MovingReference] | None = None
-    """From its settings, how its reference follows the policy; None: the reference is frozen."""
+    ROLES: tuple[str, ...] = ()  # frozen ancestors whose log-probabilities it reads; only `reference` so far
+    POLICY: bool = True  # False: it trains a reward model
+    WHOLE_STEP: bool = False  # not a sum over prompts: it needs all rows of an optimiser step at once
+    KL: bool = False  # each row also gets a completion of another prompt, to estimate a KL
+    STATISTICS: tuple[Literal["collision"], ...] = ()  # fields of Outputs that it reads, here `collision_C`
+    MOVING: Callable[[Any], MovingReference] | None = None  # how its reference moves; None: it is frozen
 
 
 REFERENCE = ("reference",)
 
 
 class BetaSpec(registry.Spec):
-    """Settings of a loss whose only setting is the pull to the reference."""
+    """Settings of a loss whose only setting is the strength of the pull to the reference."""
 
     beta: float = Field(
         0.1, gt=0, description="pull to the reference (inverse temperature of the implicit reward)"
@@ -61,7 +55,8 @@ class BetaSpec(registry.Spec):
 
 
 class Gap(NamedTuple):
-    """Log-probs of each completion and of each ordered pair, in nats; `ratio_B` is log pi/ref (log pi where there is no reference)."""
+    """Log-probabilities (nats) of completions and pairs; `ratio_B` is log pi/ref (log pi without a
+    reference)."""
 
     logprobs_C: Tensor
     policy_B: Tensor
@@ -73,20 +68,22 @@ class Gap(NamedTuple):
 
     @property
     def h_P(self) -> Tensor:
-        """The gap of log-ratios, chosen minus rejected (nats)."""
+        """Gap of log-ratios, chosen minus rejected (nats)."""
         return self.ratio_B[self.chosen_P] - self.ratio_B[self.rejected_P]
 
     @property
     def chosen_ratio_P(self) -> Tensor:
+        """Log-ratio of each pair's chosen completion (nats)."""
         return self.ratio_B[self.chosen_P]
 
     @property
     def rejected_ratio_P(self) -> Tensor:
+        """Log-ratio of each pair's rejected completion (nats)."""
         return self.ratio_B[self.rejected_P]
 
     @property
     def mean_policy_B(self) -> Tensor:
-        """Mean log-prob of a completion's tokens (nats)."""
+        """Mean log-probability of a completion's tokens (nats)."""
         return self.policy_B / self.lengths_B
 
     @property
@@ -96,7 +93,8 @@ class Gap(NamedTuple):
 
 
 def gap(outputs: Outputs, batch: TokenBatch, *, reference: bool = True) -> Gap:
-    """Log-ratios of all completions and pairs; without `reference` the ratio is the policy's log-prob."""
+    """Return log-ratios of all completions and pairs; without `reference` the ratio is the
+    log-probability."""
     assert outputs.logprobs_C is not None
     policy_B = branch_sums(outputs.logprobs_C, batch)
     ratio_B = policy_B
@@ -109,7 +107,7 @@ def gap(outputs: Outputs, batch: TokenBatch, *, reference: bool = True) -> Gap:
 
 
 def per_prompt(each_P: Tensor, tree_P: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """Sum over prompts of the mean over their pairs, and how many prompts have a pair."""
+    """Return the sum over prompts of the mean over their pairs, and the number of prompts with a pair."""
     num_trees = int(batch.tree_B.max()) + 1 if batch.tree_B.numel() else 0
     pairs_N = each_P.new_zeros(num_trees).index_add(0, tree_P, each_P.new_ones(len(tree_P)))
     total = (each_P / pairs_N[tree_P]).sum()
@@ -119,9 +117,10 @@ def per_prompt(each_P: Tensor, tree_P: Tensor, batch: TokenBatch) -> tuple[Tenso
 def pair_loss(
     each_P: Tensor, found: Gap, batch: TokenBatch, reward_B: Tensor, *, pooled: bool = False, **more_P: Tensor
 ) -> Loss:
-    """The Loss of one value per pair, with TRL's metrics; `reward_B` is the implicit reward they show, `more_P` further means.
+    """Return the Loss of one value per pair with TRL's metrics; `reward_B` is the implicit reward, `more_P`
+    further means.
 
-    `pooled`: the values belong to no pair any more (they were sorted), so all weigh the same.
+    `pooled`: the values were sorted and belong to no pair, so all have equal weight.
     """
     total, prompts = per_prompt(each_P, found.tree_P, batch)
     if pooled:
@@ -137,12 +136,11 @@ def pair_loss(
         "logps/chosen": (policy_B[found.chosen_P].sum(), count),
         "logps/rejected": (policy_B[found.rejected_P].sum(), count),
     }
-    return Loss(
-        total, prompts, metrics | {name: (value.detach().sum(), count) for name, value in more_P.items()}
-    )
+    metrics |= {name: (value.detach().sum(), count) for name, value in more_P.items()}
+    return Loss(total, prompts, metrics)
 
 
 def smoothed(scaled_P: Tensor, smoothing: float) -> Tensor:
-    """-(1-e) log sigma(x) - e log sigma(-x): a label is flipped with probability e."""
+    """Return -(1-e) log sigma(x) - e log sigma(-x): a label is flipped with probability e."""
     sigmoid = torch.nn.functional.logsigmoid
     return -(1 - smoothing) * sigmoid(scaled_P) - smoothing * sigmoid(-scaled_P)

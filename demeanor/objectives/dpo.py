@@ -1,10 +1,11 @@
-"""DPO and its closest relatives: a function of the gap h of log-ratios (chosen minus rejected, policy over reference).
+"""DPO and its closest relatives: functions of the gap h of log-ratios (chosen minus rejected).
 
-Input: log-probs of policy and reference. Output: a sum over prompts of the mean over their pairs, with TRL's metrics
-(rewards/*, logps/*). Pages: docs/objectives/.
+In: log-probabilities of policy and reference. Out: a sum over prompts of the mean over their pairs, with
+TRL's metrics (rewards/*, logps/*). Pages: docs/objectives/.
 
 Deviations:
-1. hinge: log-ratios to the reference, as RSO writes it, instead of SLiC-HF's log-probs and its own likelihood term.
+1. hinge: log-ratios to the reference, as in RSO, instead of SLiC-HF's log-probabilities and its likelihood
+term.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class RobustSpec(BetaSpec):
 
 
 def robust(spec: RobustSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """An estimate of the DPO loss that is unbiased under flipped labels: [(1-e) l(bh) - e l(-bh)] / (1-2e), l = -log sigma."""
+    """Unbiased estimate of the DPO loss under flipped labels: [(1-e) l(bh) - e l(-bh)] / (1-2e), l = -log
+    sigma."""
     found = gap(outputs, batch)
     scaled_P, flipped = spec.beta * found.h_P, spec.label_smoothing
     each_P = (-(1 - flipped) * logsigmoid(scaled_P) + flipped * logsigmoid(-scaled_P)) / (1 - 2 * flipped)
@@ -60,12 +62,12 @@ class IpoSpec(registry.Spec):
     beta: float = Field(0.1, gt=0, description="tau of the paper: the gap is pulled to 1 / (2 beta)")
     normalise: Literal["sum", "mean"] = Field(
         "mean",
-        description="sum: log-ratios of whole completions; mean: per token, as the paper's authors and TRL run it",
+        description="sum: log-ratios of whole completions; mean: per token, as its authors and TRL do",
     )
 
 
 def ipo(spec: IpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Identity preference optimisation: (h - 1/(2 tau))^2, h summed or per token (nats): pulled there and no further."""
+    """Identity preference optimisation: (h - 1/(2 tau))^2, h summed or per token (nats)."""
     found = gap(outputs, batch)
     ratio_B = found.mean_ratio_B if spec.normalise == "mean" else found.ratio_B
     h_P = ratio_B[found.chosen_P] - ratio_B[found.rejected_P]
@@ -81,7 +83,7 @@ class HingeSpec(registry.Spec):
 
 
 def hinge(spec: HingeSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Hinge loss, max(0, 1 - beta h): a pair is left alone once its gap exceeds 1/beta nats."""
+    """Hinge loss max(0, 1 - beta h): zero once a pair's gap exceeds 1/beta nats."""
     found = gap(outputs, batch)
     return pair_loss((1 - spec.beta * found.h_P).clamp_min(0), found, batch, spec.beta * found.ratio_B)
 
@@ -105,7 +107,8 @@ ENTRIES = {
     "dpo": Objective(
         DpoSpec,
         dpo,
-        source="Rafailov et al. 2023 (2305.18290), equation 7; label smoothing: Mitchell 2023 (cDPO note), equation 3; "
+        source="Rafailov et al. 2023 (2305.18290), equation 7; "
+        "label smoothing: Mitchell 2023 (cDPO note), equation 3; "
         "likelihood term: Pang et al. 2024 (2404.19733, iterative RPO), equation 1",
         ROLES=REFERENCE,
     ),
@@ -124,7 +127,8 @@ ENTRIES = {
     "hinge": Objective(
         HingeSpec,
         hinge,
-        source="Liu et al. 2023 (2309.06657, RSO), equation 10; Zhao et al. 2023 (2305.10425, SLiC-HF), equation 1",
+        source="Liu et al. 2023 (2309.06657, RSO), equation 10; "
+        "Zhao et al. 2023 (2305.10425, SLiC-HF), equation 1",
         ROLES=REFERENCE,
     ),
     "ln_dpo": Objective(

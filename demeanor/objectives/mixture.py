@@ -1,6 +1,7 @@
 """A weighted sum of other objectives on the same comparisons.
 
-Input: log-probs of policy and reference. Output: the weighted sum of its parts' losses. Page: docs/objectives/mixture.md.
+In: log-probabilities of policy and reference. Out: the weighted sum of its parts' losses. Page:
+docs/objectives/mixture.md.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ class MixtureSpec(registry.Spec):
         kinds = [part["kind"] for part in parts]
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(
-                f"{', '.join(twice)}: got more than one part of this kind, wanted one (the metric loss/KIND is its)"
+                f"{', '.join(twice)}: got more than one part of this kind, wanted one "
+                "(the metric loss/KIND is its)"
             )
         return parts
 
 
 def read(part: dict[str, Any]) -> tuple[Objective, registry.Spec, float]:
-    """The objective, settings and weight of one part; raises ValueError saying what is wrong with it."""
+    """Return the objective, settings and weight of one part; raises ValueError that says what is wrong."""
     kind, weight = part.get("kind"), part.get("weight", 1.0)
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
         raise ValueError(f"weight of {kind}: got {weight!r}, wanted a number above 0")
@@ -63,7 +65,8 @@ def read(part: dict[str, Any]) -> tuple[Objective, registry.Spec, float]:
 
 
 def mixture(spec: MixtureSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Sum over parts of weight x their loss. Metrics: loss/KIND of each part (before its weight), and TRL's of the first part."""
+    """Sum of weight x loss of the parts. Metrics: loss/KIND of each part (unweighted), and TRL's of the
+    first."""
     found = [(str(part["kind"]), *read(part)) for part in spec.parts]
     losses = [
         (kind, weight, objective.loss(settings, outputs, batch))

@@ -1,13 +1,16 @@
-"""Preference losses that are seldom used; the common ones are in dpo.py, reference_free.py and unpaired.py.
+"""Less common preference losses; the common ones are in dpo.py, reference_free.py and unpaired.py.
 
-Input: log-probs of policy and (all but alphapo) reference. Output: a sum over prompts of the mean over their pairs, with TRL's
-metrics (rewards/*, logps/*). h is the gap of log-ratios, chosen minus rejected (nats). Pages: docs/objectives/.
+In: log-probabilities of policy and (all but alphapo) reference. Out: a sum over prompts of the mean over
+their pairs, with TRL's metrics (rewards/*, logps/*). h is the gap of log-ratios, chosen minus rejected
+(nats). Pages: docs/objectives/.
 
 Deviations:
-1. f_dpo: the alpha divergence is the paper's (f' = (1 - u^-alpha) / alpha); TRL's `f_alpha_divergence_coef` is 1 - alpha.
-2. sppo: the win rate of a completion is 1 or 0, where the paper estimates it with a preference model.
-3. aot, aot_unpaired: every pair weighs the same, also where prompts have unequally many: what was sorted belongs to no prompt.
-4. aot_unpaired: as many chosen as rejected: rows are comparisons whose pairing is forgotten.
+1. f_dpo: the alpha divergence is the paper's (f' = (1 - u^-alpha) / alpha); TRL's `f_alpha_divergence_coef`
+is 1 - alpha.
+2. sppo: the win rate of a completion is 1 or 0; the paper estimates it with a preference model.
+3. aot, aot_unpaired: every pair has equal weight, also if prompts have different numbers of pairs: sorted
+values belong to no prompt.
+4. aot_unpaired: as many chosen as rejected: rows are comparisons whose pairing is ignored.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ class AlphapoSpec(registry.Spec):
 
 
 def alphapo(spec: AlphapoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """SimPO with a bent reward: -log sigma(r_w - r_l - gamma), r = beta (1 - p^-alpha) / alpha, p the mean probability."""
+    """SimPO with a bent reward: -log sigma(r_w - r_l - gamma), r = beta (1 - p^-alpha) / alpha, p mean
+    probability."""
     found = gap(outputs, batch, reference=False)
     mean_B = found.mean_policy_B
     reward_B = spec.beta * (mean_B if spec.alpha == 0 else -torch.expm1(-spec.alpha * mean_B) / spec.alpha)
@@ -51,12 +55,16 @@ class ApoSpec(BetaSpec):
 
     variant: Literal["zero", "down"] = Field(
         "zero",
-        description="zero: chosen is better than what the model writes and rises; down: worse, falls, the rejected falls more",
+        description="zero: chosen is better than the model's own text and rises; "
+        "down: worse, falls, and the rejected falls more",
     )
 
 
 def apo(spec: ApoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Anchored: 1 - sigma(r_w) + sigma(r_l) (zero) or sigma(r_w) + 1 - sigma(r_w - r_l) (down), r = beta log pi/ref."""
+    """Anchored: 1 - sigma(r_w) + sigma(r_l) (zero) or sigma(r_w) + 1 - sigma(r_w - r_l) (down).
+
+    r = beta log pi/ref.
+    """
     found = gap(outputs, batch)
     reward_B = spec.beta * found.ratio_B
     chosen_P, rejected_P = reward_B[found.chosen_P], reward_B[found.rejected_P]
@@ -76,7 +84,7 @@ class DiscopopSpec(BetaSpec):
 
 
 def discopop(spec: DiscopopSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """The loss that a language model found: (1 - s) l(bh) + s exp(-bh), s = sigma(bh / tau), l = -log sigma."""
+    """Loss found by a language model: (1 - s) l(bh) + s exp(-bh), s = sigma(bh / tau), l = -log sigma."""
     found = gap(outputs, batch)
     scaled_P = spec.beta * found.h_P
     share_P = (scaled_P / spec.tau).sigmoid()
@@ -93,7 +101,10 @@ class DpopSpec(BetaSpec):
 
 
 def dpop(spec: DpopSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """DPO that pays where the chosen completion falls below the reference: -log sigma(beta (h - penalty max(0, log ref_w/pi_w)))."""
+    """DPO-positive: -log sigma(beta (h - penalty max(0, log ref_w/pi_w))).
+
+    The penalty applies where the chosen completion falls below the reference.
+    """
     found = gap(outputs, batch)
     fallen_P = (-found.chosen_ratio_P).clamp_min(0)
     each_P = -logsigmoid(spec.beta * (found.h_P - spec.penalty * fallen_P))
@@ -139,7 +150,8 @@ def f_dpo(spec: FDpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
 
 
 def _slope(ratio_B: Tensor, divergence: str, alpha: float) -> Tensor:
-    """f'(pi/ref) of a divergence, up to a constant, from log pi/ref (nats); exponents are held below 80."""
+    """Return f'(pi/ref) of a divergence, up to a constant, from log pi/ref (nats); exponents are clamped
+    at 80."""
     if divergence == "forward_kl":
         return -torch.exp((-ratio_B).clamp_max(80.0))
     if divergence == "js":
@@ -165,10 +177,11 @@ class SppoSpec(registry.Spec):
 
 
 def sppo(spec: SppoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Each log-ratio R = log pi/ref (nats) is pulled to its own place: (R_w - 1/(2 beta))^2 + (R_l + 1/(2 beta))^2."""
+    """Squared distance of log-ratios R (nats) to their targets: (R_w - 1/(2 beta))^2 + (R_l + 1/(2
+    beta))^2."""
     found = gap(outputs, batch)
-    place = 0.5 / spec.beta
-    each_P = (found.chosen_ratio_P - place).square() + (found.rejected_ratio_P + place).square()
+    target = 0.5 / spec.beta
+    each_P = (found.chosen_ratio_P - target).square() + (found.rejected_ratio_P + target).square()
     return pair_loss(each_P, found, batch, spec.beta * found.ratio_B)
 
 
@@ -186,7 +199,7 @@ class RDpoSpec(BetaSpec):
 
 
 def r_dpo(spec: RDpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """DPO that asks more of a longer chosen completion: -log sigma(beta h - alpha (|y_w| - |y_l|)), lengths in tokens."""
+    """DPO with a length penalty: -log sigma(beta h - alpha (|y_w| - |y_l|)), lengths in tokens."""
     found = gap(outputs, batch)
     longer_P = found.lengths_B[found.chosen_P] - found.lengths_B[found.rejected_P]
     each_P = -logsigmoid(spec.beta * found.h_P - spec.alpha * longer_P)
@@ -202,7 +215,7 @@ class LdDpoSpec(BetaSpec):
 
 
 def ld_dpo(spec: LdDpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """-log sigma(beta h'), h' with weight alpha on tokens beyond min(|y_w|, |y_l|)."""
+    """DPO with weight alpha on tokens beyond min(|y_w|, |y_l|): -log sigma(beta h')."""
     assert batch.reference_C is not None
     found = gap(outputs, batch)
     ratio_C = found.logprobs_C - batch.reference_C.to(found.logprobs_C.dtype)
@@ -217,7 +230,8 @@ def ld_dpo(spec: LdDpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
 
 
 def _weighted(ratio_C: Tensor, side_P: Tensor, shared_P: Tensor, lengths_B: Tensor, alpha: float) -> Tensor:
-    """Log-ratio of one side of each pair: its first `shared_P` tokens in full, the others times alpha."""
+    """Return the log-ratio of one side of each pair: its first `shared_P` tokens in full, the others times
+    alpha."""
     first_B, lengths_P = lengths_B.cumsum(0) - lengths_B, lengths_B[side_P]
     # S: the scored tokens of all sides, a branch's once per pair it is in
     pair_S = torch.repeat_interleave(torch.arange(len(side_P), device=side_P.device), lengths_P)
@@ -228,8 +242,10 @@ def _weighted(ratio_C: Tensor, side_P: Tensor, shared_P: Tensor, lengths_B: Tens
 
 
 def wpo(spec: BetaSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """DPO weighted by how likely the policy is to write a pair: w_w w_l -log sigma(beta h), without gradient through
-    w = exp(mean(log p - log sum_v p(v)^2))."""
+    """DPO weighted by the policy's likelihood of a pair: w_w w_l -log sigma(beta h).
+
+    w = exp(mean(log p - log sum_v p(v)^2)), without gradient.
+    """
     assert outputs.collision_C is not None
     found = gap(outputs, batch)
     aligned_C = (found.logprobs_C - outputs.collision_C).detach()
@@ -249,7 +265,8 @@ class AotSpec(BetaSpec):
 
 
 def aot(spec: AotSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Prompts times the mean over pairs of -log sigma(beta (policy margins sorted - reference's sorted)), sorted over the step."""
+    """Prompts x mean of -log sigma(beta (sorted policy margins - sorted reference margins)), over the
+    step."""
     assert batch.reference_C is not None
     found = gap(outputs, batch)
     policy_P = found.policy_B[found.chosen_P] - found.policy_B[found.rejected_P]
@@ -260,7 +277,7 @@ def aot(spec: AotSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
 
 
 def aot_unpaired(spec: AotSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Prompts times the mean over pairs of -log sigma(beta (chosen log-ratios sorted - rejected's)), sorted over the step."""
+    """Prompts x mean of -log sigma(beta (sorted chosen log-ratios - sorted rejected ones)), over the step."""
     found = gap(outputs, batch)
     sorted_P = found.chosen_ratio_P.sort().values - found.rejected_ratio_P.sort().values
     each_P = smoothed(spec.beta * sorted_P, spec.label_smoothing)
@@ -277,13 +294,13 @@ class TrDpoSpec(BetaSpec):
 
 
 def tr_dpo(spec: TrDpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """DPO whose reference follows the policy: -log sigma(beta h), h against the reference as it stands at this step."""
+    """DPO with a reference that follows the policy: -log sigma(beta h), h against the current reference."""
     found = gap(outputs, batch)
     return pair_loss(-logsigmoid(spec.beta * found.h_P), found, batch, spec.beta * found.ratio_B)
 
 
 def tr_dpo_moving(spec: TrDpoSpec) -> MovingReference:
-    """How far and how often the reference moves."""
+    """Return how far and how often the reference moves."""
     return MovingReference(spec.alpha, spec.every)
 
 

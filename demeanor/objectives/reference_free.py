@@ -1,13 +1,13 @@
 """Preference losses without a reference model: simpo, cpo, orpo.
 
-Input: log-probs of the policy alone. Output: a sum over prompts of the mean over their pairs, with TRL's metrics
+In: log-probabilities of the policy. Out: a sum over prompts of the mean over their pairs, with TRL's metrics
 (rewards/*, logps/*). Pages: docs/objectives/.
 
 Deviations:
 1. cpo: the likelihood term is a mean over the completion's tokens, not their sum.
-2. orpo: the likelihood term is the mean over the completion's tokens, averaged over prompts; TRL averages over all tokens of the
-   batch, prompts included.
-3. orpo: log p is kept below -1e-7, where the odds are infinite.
+2. orpo: the likelihood term is the mean over the completion's tokens, averaged over prompts; TRL averages
+over all tokens of the batch, prompts included.
+3. orpo: log p is clamped at -1e-7, as the odds of 0 are infinite.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SimpoSpec(registry.Spec):
 
 
 def simpo(spec: SimpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Mean log-probs as rewards: -log sigma(beta (mean log p_w - mean log p_l) - gamma)."""
+    """Mean log-probabilities as rewards: -log sigma(beta (mean log p_w - mean log p_l) - gamma)."""
     found = gap(outputs, batch, reference=False)
     reward_B = spec.beta * found.mean_policy_B
     each_P = smoothed(
@@ -50,7 +50,10 @@ class CpoSpec(registry.Spec):
 
 
 def cpo(spec: CpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """DPO with a uniform reference and a likelihood term: -log sigma(beta (log p_w - log p_l)) - nll * mean log p_w (nats)."""
+    """DPO with a uniform reference and a likelihood term.
+
+    -log sigma(beta (log p_w - log p_l)) - nll * mean log p_w (nats).
+    """
     found = gap(outputs, batch, reference=False)
     each_P = smoothed(spec.beta * found.h_P, spec.label_smoothing)
     if spec.nll is not None:
@@ -65,7 +68,10 @@ class OrpoSpec(registry.Spec):
 
 
 def orpo(spec: OrpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Likelihood and odds ratio: -mean log p_w - beta log sigma(log odds_w - log odds_l), odds of the mean probability."""
+    """Likelihood and odds ratio: -mean log p_w - beta log sigma(log odds_w - log odds_l).
+
+    The odds are those of the mean probability.
+    """
     found = gap(outputs, batch, reference=False)
     mean_B = found.mean_policy_B
     odds_B = mean_B - torch.log(-torch.expm1(mean_B.clamp_max(-1e-7)))

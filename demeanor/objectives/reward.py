@@ -1,6 +1,6 @@
-"""Reward modelling: Bradley-Terry over all pairs of a prompt's ranked completions, one prompt being one batch element.
+"""Reward modelling: Bradley-Terry over all pairs of a prompt's ranked completions.
 
-Input: one reward per completion. Output: a sum over prompts. Page: docs/objectives/reward.md.
+In: one reward per completion. Out: a sum over prompts. Page: docs/objectives/reward.md.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class RewardSpec(registry.Spec):
 
 
 def reward(spec: RewardSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Sum over prompts of the mean pair loss; the count is the number of prompts that have a pair.
+    """Sum over prompts of the mean pair loss; the count is the number of prompts with a pair.
 
-    Metrics: accuracy (pairs ordered right), margin (r_w - r_l), mean_reward (over completions).
+    Metrics: accuracy (pairs ordered correctly), margin (r_w - r_l), mean_reward (over completions).
     """
     assert outputs.rewards_B is not None
     chosen_P, rejected_P, tree_P = preference_pairs(batch)
@@ -52,8 +52,9 @@ ENTRIES = {
     "reward": Objective(
         RewardSpec,
         reward,
-        source="Ouyang et al. 2022 (2203.02155), equation 1: -1/C(K,2) sum log sigma(r_w - r_l); margin: Touvron et al. 2023 "
-        "(2307.09288), equation 2; centring: Eisenstein et al. 2023 (2312.09244), equation 2",
+        source="Ouyang et al. 2022 (2203.02155), equation 1: -1/C(K,2) sum log sigma(r_w - r_l); "
+        "margin: Touvron et al. 2023 (2307.09288), equation 2; "
+        "centring: Eisenstein et al. 2023 (2312.09244), equation 2",
         READS="rewards",
         POLICY=False,
     )

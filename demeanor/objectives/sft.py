@@ -1,6 +1,6 @@
-"""Imitation of trained tokens: sft (supervised fine-tuning; on plain text it is pretraining) and dft (dynamic fine-tuning).
+"""Imitation of trained tokens: sft (supervised fine-tuning, or pretraining on plain text) and dft.
 
-Input: log-probs (nats) of the trained tokens. Output: a sum over those tokens. Pages: docs/objectives/.
+In: log-probabilities (nats) of the trained tokens. Out: a sum over those tokens. Pages: docs/objectives/.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from demeanor.objectives import Objective
 
 
 class NoSettings(registry.Spec):
-    """Nothing to set."""
+    """No settings."""
 
 
 def sft(spec: NoSettings, outputs: Outputs, batch: TokenBatch) -> Loss:
@@ -23,7 +23,8 @@ def sft(spec: NoSettings, outputs: Outputs, batch: TokenBatch) -> Loss:
 
 
 def dft(spec: NoSettings, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Sum of -p log p over trained tokens, p without gradient; the count is the number of those tokens. Metrics: nll (nats)."""
+    """Sum of -p log p over trained tokens, p without gradient; the count is their number. Metrics: nll
+    (nats)."""
     assert outputs.logprobs_C is not None
     seen_C = outputs.logprobs_C.detach()
     total = -(seen_C.exp() * outputs.logprobs_C).sum()
@@ -35,7 +36,7 @@ ENTRIES = {
     "sft": Objective(
         NoSettings,
         sft,
-        source="Radford et al. 2018, section 3.1; response-only as in Ouyang et al. 2022 (2203.02155), section 3.5",
+        source="Radford et al. 2018, section 3.1; responses only: Ouyang et al. 2022 (2203.02155), 3.5",
         ROWS="examples",
     ),
     "dft": Objective(NoSettings, dft, source="Wu et al. 2025 (2508.05629), equation 9", ROWS="examples"),

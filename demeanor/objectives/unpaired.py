@@ -1,13 +1,14 @@
-"""Losses on completions that are good or bad on their own: kto, bco, apo_unpaired.
+"""Losses on completions labelled good or bad: kto, bco, apo_unpaired.
 
-Input: log-probs of policy and reference, and a label per completion. Output: a sum over completions. Pages: docs/objectives/.
+In: log-probabilities of policy and reference, and a label per completion. Out: a sum over completions. Pages:
+docs/objectives/.
 
 Deviations:
-1. kto: the KL estimate z0 is the mean over all mismatched completions of the optimiser step (the paper: of the microbatch), so
-   micro-batches do not change it.
+1. kto: the KL estimate z0 is the mean over all mismatched completions of the optimiser step (the paper: of
+the microbatch), so micro-batches do not change it.
 2. kto: a prompt's good and bad completions each count once.
-3. bco: the shift delta is the mean of good and bad rewards of the optimiser step, not a running mean over steps: no state
-   outlives a step.
+3. bco: the shift delta is the mean of good and bad rewards of the optimiser step, not a running mean over
+steps: no state outlives a step.
 4. bco: no importance weights from an embedding model.
 """
 
@@ -25,7 +26,7 @@ from demeanor.objectives import REFERENCE, Objective
 
 
 class Labelled(NamedTuple):
-    """Log-ratio of each completion to the reference (nats), which are good and bad, and how many."""
+    """Log-ratio of each completion to the reference (nats), masks of good and bad ones, and their numbers."""
 
     ratio_B: Tensor
     good_B: Tensor
@@ -35,7 +36,7 @@ class Labelled(NamedTuple):
 
 
 def labelled(outputs: Outputs, batch: TokenBatch) -> Labelled:
-    """What every loss of this file reads."""
+    """Return the inputs of all losses of this file."""
     assert outputs.logprobs_C is not None
     assert batch.reference_C is not None
     assert batch.label_B is not None
@@ -55,9 +56,10 @@ class KtoSpec(registry.Spec):
 
 
 def kto(spec: KtoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Kahneman-Tversky: w (1 - sigma(+-beta (R - z0))), R = log pi/ref (nats), z0 = max(0, mean R of mismatched completions).
+    """Kahneman-Tversky: w (1 - sigma(+-beta (R - z0))), R = log pi/ref (nats).
 
-    Metrics: rewards/chosen and rewards/rejected (beta R of good, of bad ones), rewards/margins (their difference), kl (z0).
+    z0 = max(0, mean R of mismatched completions). Metrics: rewards/chosen and rewards/rejected (beta R of
+    good, of bad ones), rewards/margins (their difference), kl (z0).
     """
     assert batch.label_B is not None
     ratio_B, good_B, bad_B, good, bad = labelled(outputs, batch)
@@ -87,9 +89,10 @@ class BcoSpec(registry.Spec):
 
 
 def bco(spec: BcoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Binary classifier: -log sigma(+-(r - delta)), r = beta log pi/ref, delta half the sum of mean good and mean bad r.
+    """Binary classifier: -log sigma(+-(r - delta)), r = beta log pi/ref.
 
-    Metrics: rewards/chosen, rewards/rejected, rewards/accuracies (on the right side of delta), delta.
+    delta is half the sum of mean good and mean bad r. Metrics: rewards/chosen, rewards/rejected,
+    rewards/accuracies (on the correct side of delta), delta.
     """
     ratio_B, good_B, bad_B, good, bad = labelled(outputs, batch)
     reward_B = spec.beta * ratio_B
@@ -116,7 +119,8 @@ class ApoUnpairedSpec(registry.Spec):
 
 
 def apo_unpaired(spec: ApoUnpairedSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """Anchored, without pairs: w (1 - sigma(r)) for good and w sigma(r) for bad completions, r = beta log pi/ref.
+    """Anchored, without pairs: w (1 - sigma(r)) for good, w sigma(r) for bad completions, r = beta log
+    pi/ref.
 
     Metrics: rewards/chosen, rewards/rejected.
     """

@@ -1,6 +1,8 @@
-"""Text files cut into passages: of .txt each line, of .md each paragraph and list item under its headings.
+"""The search index: a folder's .md and .txt files cut into passages, and BM25 search over them (SQLite FTS5).
 
-In: a file's name and text. Out: chunks with ids `name#number`, counted from 1. A long one is cut between sentences or words.
+In: a folder. Out: a search function (query, k) -> passages with ids `name#number`, counted from 1. A .txt
+file has one passage a line, a .md file one a paragraph or list item; long ones are cut between sentences or
+words.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ END = re.compile(r"(?<=[.!?])\s+")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One passage; `heading` is searched with it and is no part of it."""
+    """One passage; `heading` is searched too but is not part of its text."""
 
     id: str
     source: str
@@ -37,18 +39,17 @@ class Chunk:
 
 
 def chunks(name: str, text: str) -> list[Chunk]:
-    """The passages of one file in order."""
-    found = (
-        _paragraphs(text)
-        if name.lower().endswith(".md")
-        else (("", line.strip()) for line in text.splitlines())
-    )
+    """Return the passages of one file in order."""
+    if name.lower().endswith(".md"):
+        found = _paragraphs(text)
+    else:
+        found = (("", line.strip()) for line in text.splitlines())
     cut = [(heading, part) for heading, body in found if body for part in _cut(body)]
     return [Chunk(f"{name}#{i}", name, heading, body) for i, (heading, body) in enumerate(cut, start=1)]
 
 
 def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
-    """Paragraphs and list items of Markdown with the headings above them; wrapped lines are joined."""
+    """Yield paragraphs and list items of Markdown with their headings; wrapped lines are joined."""
     headings: dict[int, str] = {}
     lines: list[str] = []
     for raw in [*text.splitlines(), ""]:
@@ -65,17 +66,15 @@ def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _cut(body: str) -> list[str]:
-    """A body in pieces of at most MAX_CHARACTERS, cut after sentences where it can be, else between words."""
+    """Cut a text into pieces of at most MAX_CHARACTERS, after sentences if possible, else between words."""
     pieces = [""]
     for sentence in END.split(body):
-        words = (
-            [sentence]
-            if len(sentence) <= MAX_CHARACTERS
-            else [
+        parts = [sentence]
+        if len(sentence) > MAX_CHARACTERS:
+            parts = [
                 w[i : i + MAX_CHARACTERS] for w in sentence.split() for i in range(0, len(w), MAX_CHARACTERS)
             ]
-        )
-        for part in words:
+        for part in parts:
             if pieces[-1] and len(pieces[-1]) + 1 + len(part) > MAX_CHARACTERS:
                 pieces.append(part)
             else:
@@ -86,8 +85,7 @@ def _cut(body: str) -> list[str]:
 WORD = re.compile(r"\w+")
 MAX_TERMS, MAX_TERM = 64, 64
 SUFFIXES = {".md", ".txt"}
-VERSION = 1
-"""Of the chunks and tables; a cached index of another version is not used."""
+VERSION = 1  # of chunks and tables; a cached index of another version is not used
 TABLES = """
 CREATE TABLE chunks (row INTEGER PRIMARY KEY, id TEXT NOT NULL, source TEXT NOT NULL, body TEXT NOT NULL);
 CREATE VIRTUAL TABLE words USING fts5 (heading, body, tokenize = 'unicode61 remove_diacritics 2');
@@ -99,7 +97,8 @@ WHERE words MATCH ? ORDER BY bm25(words), chunks.row LIMIT ?
 
 
 def open_folder(folder: Path, cache: Path | None = None) -> Callable[[str, int], list[Passage]]:
-    """The search over a folder; kept as a file under `cache` if given. Raises DemeanorError if there is nothing to search."""
+    """Return the search over a folder, cached as a file in `cache`; raises DemeanorError if it does not
+    exist."""
     if not folder.is_dir():
         raise DemeanorError(f"{folder}: no such folder to search")
     files = {
@@ -130,7 +129,7 @@ def _open(files: tuple[tuple[str, str], ...], cache: Path | None) -> Callable[[s
 
 
 def match(query: str) -> str:
-    """The FTS5 expression of a query: its distinct words, each quoted, any of them; empty if there are none."""
+    """Return the FTS5 expression of a query: any of its distinct words, quoted; "" if there are none."""
     words = dict.fromkeys(word[:MAX_TERM] for word in WORD.findall(query.casefold()) if word.strip("_"))
     return " OR ".join(f'"{word}"' for word in list(words)[:MAX_TERMS])
 
@@ -142,7 +141,7 @@ def _in_memory(found: list[Chunk]) -> sqlite3.Connection:
 
 
 def _cached(found: list[Chunk], cache: Path) -> sqlite3.Connection:
-    """The index of these chunks as a file named after their content, written whole or not at all."""
+    """Return the index of these chunks from a file named after their content; it is written atomically."""
     total = hashlib.sha256(repr((VERSION, found)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     path = cache / f"index-{total}.db"
     if not path.exists():

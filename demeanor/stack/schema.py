@@ -1,7 +1,7 @@
-"""The schema of stack.yaml: every setting once, with its type, range, default and unit.
+"""The schema of stack.yaml: every setting with its type, range, default and unit.
 
-Reading, checking, hashing and varying a stack is `stack.py`; the settings of an objective or a layer are declared in the
-objective's or layer's own file and reached through the registry.
+In: values of YAML. Out: frozen specs. Reading, checking and varying a stack is in stack.py; settings of
+objectives and layers are declared in their own files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STAGE_NAME = r"^[a-z][a-z0-9_]*$"
 
 
 class Optim(Spec):
-    """How weights move: AdamW (or Muon on the matrices) with a warm-up and a schedule."""
+    """The optimiser: AdamW (or Muon on the matrices) with a warm-up and a schedule."""
 
     kind: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: orthogonalised momentum on hidden matrices, AdamW on the rest"
@@ -34,7 +34,7 @@ class Optim(Spec):
         None,
         gt=0,
         lt=1,
-        description="decay of an exponential moving average of the weights, which is what is kept; null: off",
+        description="decay of an exponential moving average of the weights, which is saved; null: off",
     )
 
 
@@ -45,7 +45,7 @@ class TokenizerSpec(Spec):
 
 
 class ModelShape(Spec):
-    """A Llama to start from random weights."""
+    """The shape of a Llama with random weights."""
 
     layers: Positive = 4
     width: Positive = 256
@@ -60,7 +60,7 @@ class ModelShape(Spec):
 
 
 class Source(Spec):
-    """Rows to train on: `world:NAME`, `hf:owner/name[@revision]`, or a .jsonl/.json/.csv/.txt/.parquet/.arrow file, or a folder."""
+    """Rows to train on: `world:NAME`, `hf:owner/name[@revision]`, a data file, or a folder of them."""
 
     source: str
     config: str | None = Field(None, description="configuration of a hub id; null: its default")
@@ -68,10 +68,11 @@ class Source(Spec):
         None, description="split of a hub id or a saved dataset; null: train, or the only one"
     )
     columns: dict[str, str] | None = Field(
-        None, description="our names of columns that have others, e.g. {prompt: question}; null: none"
+        None,
+        description="our column name: the file's column name, e.g. {prompt: question}; null: as they are",
     )
     skip_bad: bool = Field(
-        False, description="leave out rows that cannot be used, and say how many; false: they are an error"
+        False, description="leave out unusable rows and report how many; false: they are an error"
     )
     stream: bool = Field(
         False, description="keep token trees in a file instead of memory; the same rows in the same order"
@@ -100,7 +101,7 @@ class Scratch(Spec):
 
 
 class Import(Spec):
-    """A base model that exists: a Hugging Face folder (or hub id) of a Llama-family model."""
+    """An existing base model: a Hugging Face folder (or hub id) of a Llama-family model."""
 
     kind: Literal["import"] = "import"
     path: str = Field(description="folder, or hub id with optional @revision")
@@ -110,7 +111,8 @@ class Import(Spec):
 
 
 class Remote(Spec):
-    """Weights that another OpenAI-compatible server answers with (vLLM first): runtime layers go before them, nothing trains on them."""
+    """Weights on another OpenAI-compatible server (vLLM first): runtime layers apply, nothing trains on
+    them."""
 
     kind: Literal["remote"] = "remote"
     url: str = Field(
@@ -126,12 +128,12 @@ class Remote(Spec):
         2,
         ge=0,
         le=10,
-        description="times a request is sent again that got no answer yet (429, 5xx, no connection)",
+        description="times a request without an answer is sent again (429, 5xx, no connection)",
     )
 
 
 class Adapter(Spec):
-    """Low-rank matrices trained beside frozen weights (Hu et al. 2021), kept as a PEFT folder on the parent's."""
+    """A low-rank adapter on frozen weights (Hu et al. 2021), stored as a PEFT folder on the parent's."""
 
     kind: Literal["lora"] = "lora"
     rank: Positive = 16
@@ -145,12 +147,13 @@ class Adapter(Spec):
         False, description="divide alpha by the square root of the rank (Kalajdzievski 2023)"
     )
     quantise: Literal["nf4"] | None = Field(
-        None, description="hold the frozen maps in 4 bits (QLoRA); CUDA and bitsandbytes only"
+        None, description="store the frozen maps in 4 bits (QLoRA); CUDA and bitsandbytes only"
     )
 
 
 class GenerationEvalSpec(Spec):
-    """What the policy says on fixed prompts, before training and after each fifth; it changes no weight and no key."""
+    """Answers of the policy to fixed prompts, before training and after each fifth; changes no weight and
+    no key."""
 
     prompts: str | None = Field(
         None, description="suite: world:NAME, builtin:NAME or a file; null: the stage's own held-out prompts"
@@ -185,24 +188,27 @@ class Stage(Spec):
     )
     seed: int = 0
     probe: GenerationEvalSpec | None = Field(
-        None, description="let it answer fixed prompts while it trains, and watch what it says; null: off"
+        None, description="answer fixed prompts while training, and report the answers' statistics; null: off"
     )
 
 
 class ImportStage(Spec):
-    """Weights trained elsewhere as a stage: a Hugging Face or PEFT folder with the base's tokenizer."""
+    """Weights trained elsewhere, as a stage: a Hugging Face or PEFT folder with the base's tokenizer."""
 
     kind: Literal["import"] = "import"
     name: str = Field(pattern=STAGE_NAME)
     path: str = Field(description="folder, or hub id with optional @revision")
     reward: bool = Field(False, description="it is a reward model (sequence classification with one label)")
     parent: str | None = Field(
-        None, description="stage it stands on in the ladder; null: the policy stage before it, or base"
+        None, description="stage before it in the ladder; null: the policy stage before it, or base"
     )
 
 
 class MergeStage(Spec):
-    """An average of earlier stages, tensor by tensor (Lin et al. 2023, arXiv 2309.06256); of one stage: its adapter folded in."""
+    """An average of earlier stages, tensor by tensor; of one stage: its adapter merged.
+
+    Source: Lin et al. 2023, arXiv 2309.06256.
+    """
 
     kind: Literal["merge"] = "merge"
     name: str = Field(pattern=STAGE_NAME)
@@ -214,12 +220,13 @@ class MergeStage(Spec):
     )
     method: Literal["linear", "slerp", "task_arithmetic"] = Field(
         "linear",
-        description="slerp: along the arc, of two stages; task_arithmetic: differences added to the nearest common ancestor",
+        description="slerp: along the arc, of two stages; task_arithmetic: differences added to their "
+        "nearest common ancestor",
     )
 
 
 class QuantiseStage(Spec):
-    """A policy with its matrices rounded to few bits: smaller and faster to serve, a little other; it is measured like any stage."""
+    """A policy with matrices rounded to few bits: smaller and faster to serve; measured like any stage."""
 
     kind: Literal["quantise"] = "quantise"
     name: str = Field(pattern=STAGE_NAME)
@@ -255,7 +262,7 @@ class WeightsSpec(Spec):
 
 
 class DecodingSpec(Spec):
-    """How answers are drawn when the request does not say."""
+    """Decoding settings of requests that do not set them."""
 
     temperature: float = Field(0.7, ge=0, le=5, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -275,7 +282,8 @@ class DecodingSpec(Spec):
 
 
 class JudgeSpec(Spec):
-    """A model on an OpenAI-compatible server that scores what only a judge can; asked greedily, each verdict once (docs/judge.md)."""
+    """A model on an OpenAI-compatible server that scores answers; greedy, each verdict cached
+    (docs/judge.md)."""
 
     url: str = Field(
         pattern=r"^https?://[^@]+$",
@@ -290,14 +298,14 @@ class JudgeSpec(Spec):
         2,
         ge=0,
         le=10,
-        description="times a request is sent again that got no answer yet (429, 5xx, no connection)",
+        description="times a request without an answer is sent again (429, 5xx, no connection)",
     )
     temperature: Literal[0] = Field(
-        0, description="greedy, always: a verdict that is drawn anew each time could not be cached"
+        0, description="always greedy: a verdict that differs each time could not be cached"
     )
     max_tokens: Positive = Field(512, description="longest verdict in tokens, its reasons included")
     both_orders: bool = Field(
-        True, description="a pair is shown in both orders; false: in one, which the pair's content decides"
+        True, description="show a pair in both orders; false: in one, which the pair's content decides"
     )
 
 
@@ -310,7 +318,7 @@ class EvaluationSpec(Spec):
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one run of every item per seed")
     judge: JudgeSpec | None = Field(
-        None, description="who scores judged items; null: nobody, they stay unscored"
+        None, description="model that scores judged items; null: they stay unscored"
     )
 
 

@@ -1,7 +1,7 @@
-"""The one object: a stack.yaml that was read, checked, hashed and can be varied.
+"""The stack: a stack.yaml that was read, checked and hashed, with its variants.
 
-In: a file (and `--set` overrides). Out: a Stack with keys by content, lineage of its stages, variants and their model ids.
-It refuses to know how anything is trained or run.
+In: a file (and `--set` overrides). Out: a Stack with keys by content, lineage of its stages, variants and
+model ids. Knows nothing of training or serving.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, SpecError, StaleFileError, UsageError, unknown
 from demeanor.core.registry import Spec
 from demeanor.core.types import Decoding
+from demeanor.core.validation import parse
 from demeanor.stack import validate
 from demeanor.stack.schema import (
     AnyStage,
@@ -38,7 +39,7 @@ OBJECTIVES, LAYERS = "demeanor.objectives", "demeanor.layers"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One runtime layer of a stack: its name there, its kind, its settings and whether it can change an answer."""
+    """One runtime layer of a stack: name, kind, settings, and whether it can change an answer."""
 
     name: str
     kind: str
@@ -53,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A checked declaration: which weights answer (`serve`), through which `layers`, as which `model_id`."""
+    """A checked declaration: the weights (`serve`) that answer through `layers` as `model_id`."""
 
     spec: StackSpec
     root: Path
@@ -62,36 +63,37 @@ class Stack:
     layers: tuple[Layer, ...]
     serve: str
     model_id: str
+    # Stage keys as first computed: a file edited during training does not change what is being trained.
     keys: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Keys of stages as first computed: a file edited while a stage trains does not change what is being trained."""
+    # Hashes of named files as first read, shared by all variants, so they belong to one moment.
     contents: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
-    """Hashes of named files as first read; all variants of a loaded stack share them, so they are of one moment."""
     _key: list[str] = field(default_factory=list, compare=False, repr=False, init=False)
 
     # ---- lineage ----
 
     def stage(self, name: str) -> AnyStage:
-        """The declared stage of that name; raises DemeanorError with the known names."""
+        """Return the declared stage of that name; raises DemeanorError with the known names."""
         for stage in self.spec.weights.stages:
             if stage.name == name:
                 return stage
         raise DemeanorError(unknown(name, [s.name for s in self.spec.weights.stages], noun="stage"))
 
     def objective_kind(self, stage: str) -> str:
-        """What made a stage: the kind of its objective, else `import`, `merge` or `quantise`."""
+        """Return the kind of a stage's objective, else `import`, `merge` or `quantise`."""
         found = self.stage(stage)
         return str(found.objective["kind"]) if isinstance(found, Stage) else found.kind
 
     def is_policy(self, stage: str) -> bool:
-        """Whether a stage yields something that answers (a reward model does not)."""
+        """True if a stage is a policy and not a reward model."""
         return answering(self.spec)[stage]
 
     def parent(self, name: str) -> str:
-        """The stage that `name` starts from (a merge: the last one it merges): declared, else the policy stage before it, else base."""
+        """Return the stage that `name` starts from: the declared or last merged one, else the policy
+        before it, or base."""
         return parents(self.spec)[name]
 
     def roles(self, name: str) -> dict[str, str]:
-        """Frozen ancestors of a stage by role; a role that is not named is played by the parent."""
+        """Return frozen ancestors of a stage by role; a role that is not named is the parent."""
         stage = self.stage(name)
         if not isinstance(stage, Stage):
             return {}
@@ -99,26 +101,24 @@ class Stack:
         return {role: stage.uses.get(role, self.parent(name)) for role in module.ROLES}
 
     def needs(self, name: str) -> dict[str, str]:
-        """Stages whose weights must exist before those of `name` can be made, by what they are to it."""
+        """Return the stages whose weights must exist before those of `name`, by their function."""
         if name == "base":
             return {}
         stage = self.stage(name)
         if isinstance(stage, MergeStage):
             found = {f"of[{i}]": ancestor for i, ancestor in enumerate(stage.of)}
             return {**found, "origin": self.origin(stage)} if stage.method == "task_arithmetic" else found
-        return (
-            {"parent": "base"}
-            if isinstance(stage, ImportStage)
-            else {"parent": self.parent(name), **self.roles(name)}
-        )
+        if isinstance(stage, ImportStage):
+            return {"parent": "base"}
+        return {"parent": self.parent(name), **self.roles(name)}
 
     def origin(self, stage: MergeStage) -> str:
-        """The nearest common ancestor of the stages that are merged."""
+        """Return the nearest common ancestor of the merged stages."""
         first, *rest = [self.chain(name) for name in stage.of]
         return next(name for name in reversed(first) if all(name in chain for chain in rest))
 
     def chain(self, name: str) -> list[str]:
-        """The weight layers from base to `name`, in order of training."""
+        """Return the weight layers from base to `name`, in order of training."""
         chain = [name]
         while chain[0] != "base":
             chain.insert(0, self.parent(chain[0]))
@@ -126,7 +126,7 @@ class Stack:
 
     @property
     def uses_world(self) -> bool:
-        """Whether any of its data is the embedded world's."""
+        """True if any of its data is generated by the embedded world."""
         base = self.spec.weights.base
         data = [
             *(base.data if isinstance(base, Scratch) else ()),
@@ -136,13 +136,14 @@ class Stack:
 
     @property
     def policies(self) -> list[str]:
-        """Every set of weights that can answer: base and the policy stages, in file order."""
+        """All sets of weights that can answer: base and the policy stages, in file order."""
         return ["base", *(s.name for s in self.spec.weights.stages if self.is_policy(s.name))]
 
     # ---- identity ----
 
     def stage_key(self, name: str) -> str:
-        """Hash of everything that determines the weights of `name`: settings, data content, ancestors; labels do not count."""
+        """Return a hash of all that determines the weights of `name`: settings, data, ancestors; not
+        labels."""
         if name not in self.keys:
             self.keys[name] = self._stage_key(name)
         return self.keys[name]
@@ -190,16 +191,18 @@ class Stack:
         )
 
     def key(self) -> str:
-        """Hash of everything that can change an answer of this variant, the content of named files included.
+        """Return a hash of all that can change an answer of this variant, the content of named files
+        included.
 
-        It is computed once: files that change afterwards belong to the next `load`.
+        Computed once: files that change afterwards belong to the next `load`.
         """
         if not self._key:
             self._key.append(self._compute_key())
         return self._key[0]
 
     def check_files(self, checked: set[Path]) -> None:
-        """Raise StaleFileError if a file that a layer names is not what its key was computed from; `checked` ones are skipped."""
+        """Raise StaleFileError if a layer's file differs from what the key was computed from; skips
+        `checked`."""
         self.key()
         for layer in self.layers:
             for path in self._files(layer.spec):
@@ -207,13 +210,14 @@ class Stack:
                     continue
                 if self.contents[path] != file_hash(path):
                     raise StaleFileError(
-                        f"{path}: changed after {self.path} was loaded (layer '{layer.name}'); reload the stack to "
-                        "use it: start again, or send SIGHUP to `demeanor serve` (or give it --watch)"
+                        f"{path}: changed after {self.path} was loaded (layer '{layer.name}'); "
+                        "reload the stack to use it: start again, "
+                        "or send SIGHUP to `demeanor serve` (or give it --watch)"
                     )
                 checked.add(path)
 
     def stamps(self) -> dict[str, tuple[int, int]]:
-        """Modification time (ns) and size of the stack file and of every file and folder that it names."""
+        """Return modification time (ns) and size of the stack file and of every file and folder it names."""
         named = [
             self.path,
             *(self.root / text for text in _texts(self.spec.model_dump(mode="json")) if 0 < len(text) < 256),
@@ -242,8 +246,8 @@ class Stack:
 
     @property
     def template(self) -> str:
-        """The template this variant is prompted with: the base may have its own, everything trained uses the stack's."""
-        own = getattr(self.spec.weights.base, "template", None)  # a remote base has its own, over there
+        """The chat template of this variant: the base may have its own, trained stages use the stack's."""
+        own = getattr(self.spec.weights.base, "template", None)  # a remote base has none
         return (own or self.spec.template) if self.serve == "base" else self.spec.template
 
     def _template(self, name: str) -> str:
@@ -259,7 +263,8 @@ class Stack:
         return [self.root / str(name) for name in named if name is not None]
 
     def _adapted(self, stage: ImportStage) -> str | None:
-        """Content of the weights that an imported PEFT folder goes on; a hub id stands for itself."""
+        """Return the content key of the weights that an imported PEFT folder needs; a hub id is its own
+        key."""
         folder = self.root / stage.path
         name = validate.adapter_base(folder)
         return name and content_key(folder if (folder / name).exists() else Path.cwd(), name)
@@ -285,7 +290,8 @@ class Stack:
         return [x.name for x in reversed(self.layers) if x.behaviour]
 
     def variant(self, *parts: str) -> Stack:
-        """The stack reduced to one set of weights (default: the served one) and the named behaviour layers, in file order."""
+        """Return the variant of one set of weights (default: the served) and the named layers, in file
+        order."""
         known = [*self.policies, *self.switches]
         for part in parts:
             if part not in known:
@@ -302,7 +308,7 @@ class Stack:
         return replace(self, serve=serve, layers=layers, model_id=model_id)
 
     def without(self, *names: str) -> Stack:
-        """Everything but the named layers; a weight stage is replaced by its parent."""
+        """Return the variant without the named layers; a weight stage is replaced by its parent."""
         serve, drop = self.serve, set(names)
         for name in names:
             if name == serve and serve != "base":
@@ -315,33 +321,35 @@ class Stack:
         return found
 
     def with_template(self, name: str) -> Stack:
-        """The same weights prompted through another template."""
-        self.key()  # stage keys are now known: another template is not another training
+        """Return the same weights with another chat template."""
+        self.key()  # computes stage keys first: another template does not mean another training
         weights = self.spec.weights
         if self.serve == "base":
             weights = weights.model_copy(update={"base": weights.base.model_copy(update={"template": name})})
         return replace(self, spec=self.spec.model_copy(update={"template": name, "weights": weights}))
 
     def with_layer(self, name: str, layer: Layer) -> Stack:
-        """The stack with another layer in the place of the named one."""
+        """Return the stack with another layer in place of the named one."""
         return replace(self, layers=tuple(layer if x.name == name else x for x in self.layers))
 
     def ladder(self) -> list[Stack]:
-        """base, +each weight stage up to the served one, then +each runtime layer from the innermost out."""
-        rungs = [self.variant(stage) for stage in self.chain(self.serve)]
+        """Return base, + each weight stage up to the served one, then + each runtime layer, innermost
+        first."""
+        steps = [self.variant(stage) for stage in self.chain(self.serve)]
         for count in range(1, len(self.switches) + 1):
-            rungs.append(self.variant(self.serve, *self.switches[:count]))
-        return rungs
+            steps.append(self.variant(self.serve, *self.switches[:count]))
+        return steps
 
     def factorial(self, weights: Sequence[str], layers: Sequence[str]) -> list[Stack]:
-        """Every set of weights with every subset of the layers."""
+        """Return every set of weights with every subset of the layers."""
         subsets = itertools.chain.from_iterable(
             itertools.combinations(layers, n) for n in range(len(layers) + 1)
         )
         return [self.variant(w, *subset) for subset in subsets for w in weights]
 
     def resolve(self, model_id: str) -> Stack:
-        """The variant a model id names: NAME, NAME:part+part, NAME-layer (everything but); raises DemeanorError."""
+        """Return the variant of a model id: NAME, NAME:part+part, NAME-layer (without it); raises
+        DemeanorError."""
         name = self.spec.name
         if model_id == name:
             return self.variant(*self.switches)
@@ -352,7 +360,7 @@ class Stack:
         raise UsageError(unknown(model_id, [v.model_id for v in self.offered()], noun="model"))
 
     def offered(self) -> list[Stack]:
-        """The variants worth listing: the whole, the ladder, and everything but each layer."""
+        """Return the variants to list: the whole stack, the ladder, and the stack without each layer."""
         found = {self.spec.name: self.variant(*self.switches)}
         for stack in [*reversed(self.ladder()), *(self.without(n) for n in self.switches)]:
             found.setdefault(stack.model_id, stack)
@@ -371,10 +379,9 @@ def load(
     Raises SpecError with every mistake: its path in the file, what was got, the nearest and all known names.
     """
     file = Path(path)
-    raw = validate.expand(
-        validate.override(validate.expand(validate.read_yaml(file)), overrides)
-    )  # short forms of the file, then of overrides
-    spec, problems = validate.parse(StackSpec, raw, str(file))
+    # Short forms are expanded in the file, then in the overrides.
+    raw = validate.expand(validate.override(validate.expand(validate.read_yaml(file)), overrides))
+    spec, problems = parse(StackSpec, raw, str(file))
     objectives: dict[str, Spec] = {}
     layers: list[Layer] = []
     if spec is not None:
@@ -382,13 +389,10 @@ def load(
         problems += found
         layers_raw, found = validate.layers(spec, file.parent, str(file))
         problems += found
-        layers = [
-            Layer(name, kind, layer, registry.entry(LAYERS, kind).BEHAVIOUR)
-            for name, kind, layer in layers_raw
-        ]
-        problems += validate.references(spec, str(file)) + validate.files(
-            spec, file.parent, str(file), names or {}
-        )
+        for name, kind, layer in layers_raw:
+            layers.append(Layer(name, kind, layer, registry.entry(LAYERS, kind).BEHAVIOUR))
+        problems += validate.references(spec, str(file))
+        problems += validate.files(spec, file.parent, str(file), names or {})
     if problems or spec is None:
         raise SpecError(problems)
     serve = spec.weights.serve or [name for name, policy in answering(spec).items() if policy][-1]
@@ -396,7 +400,7 @@ def load(
 
 
 def answering(spec: StackSpec) -> dict[str, bool]:
-    """Whether base and every stage, in file order, yield something that answers."""
+    """Return for base and every stage, in file order, whether it is a policy."""
     found = {"base": True}
     for stage in spec.weights.stages:
         found[stage.name] = validate.answers(stage, found)
@@ -404,7 +408,8 @@ def answering(spec: StackSpec) -> dict[str, bool]:
 
 
 def parents(spec: StackSpec) -> dict[str, str]:
-    """Parent of every stage: the declared one, of a merge the last one merged, else the nearest policy stage before it, else base."""
+    """Return the parent of every stage: declared, the last merged, else the nearest policy before it, or
+    base."""
     found: dict[str, str] = {}
     latest, answers = "base", answering(spec)
     for stage in spec.weights.stages:
@@ -417,24 +422,25 @@ def parents(spec: StackSpec) -> dict[str, str]:
 # ---- hashing ----
 
 
+# A hash of all generated rows; tests/world/test_world_rows.py keeps it current.
 WORLD_REVISION = Path(__file__).parents[1] / "world" / "revision.txt"
-"""A hash of every generated row; tests/world/test_world_rows.py keeps it true."""
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a value's canonical JSON."""
+    """Return 16 hex digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def plain(spec: Spec, drop: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A spec as JSON values; null means off and is left out, so a new optional setting keeps old keys valid."""
+    """Return a spec as JSON values without nulls, so that a new optional setting keeps old keys valid."""
     values: dict[str, Any] = spec.model_dump(mode="json", exclude=set(drop), exclude_none=True)
     return values
 
 
 def content_key(root: Path, source: str) -> str:
-    """Identity of a data source: hash of the file or folder; the revision of the world for `world:`; a hub id itself."""
+    """Return the identity of a data source: hash of file or folder; `world:` with its revision; a hub id
+    itself."""
     if source.startswith("world:"):
         return f"{source}@{WORLD_REVISION.read_text(encoding='utf-8').strip()}"
     path = root / source
@@ -442,7 +448,7 @@ def content_key(root: Path, source: str) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content, or of the names and contents of a folder's files."""
+    """Return the SHA-256 of a file's content, or of the names and contents of a folder's files."""
     total = hashlib.sha256()
     for part in _content_files(path):
         label = "" if part == path else part.relative_to(path).as_posix()
@@ -460,7 +466,7 @@ def _content_files(path: Path) -> Iterator[Path]:
 
 
 def decoding_of(stack: Stack) -> Decoding:
-    """The stack's decoding settings as the noun that travels with a turn."""
+    """Return the stack's decoding settings as a Decoding."""
     spec = stack.spec.decoding
     return Decoding(
         spec.temperature,
@@ -476,7 +482,7 @@ def decoding_of(stack: Stack) -> Decoding:
 
 
 def training_keys(stack: Stack) -> set[str]:
-    """Keys of all runs that a stack's weights come from: base and every stage."""
+    """Return the keys of all runs that a stack's weights come from: base and every stage."""
     base = {stack.stage_key("base")} if isinstance(stack.spec.weights.base, Scratch) else set()
     return base | {stack.stage_key(stage.name) for stage in stack.spec.weights.stages}
 

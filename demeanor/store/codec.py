@@ -1,7 +1,7 @@
 """Turns and events as JSON and back, so that a stored turn can be replayed.
 
-In: the nouns of `types`, and any other dataclass as an event. Out: text, and the nouns again. Neighbouring Texts of one layer are
-stored as one. It knows no database.
+In: turns and events. Out: JSON text, and the objects again. Neighbouring Texts of one layer are stored as
+one. Knows no database.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def turn_json(turn: Turn) -> str:
-    """A turn as ASCII JSON."""
+    """Return a turn as ASCII JSON."""
     return _json(turn)
 
 
 def turn_of(text: str) -> Turn:
-    """The turn that `turn_json` wrote."""
+    """Parse what `turn_json` wrote."""
     return _TURN.validate_python(json.loads(text))
 
 
 def event_rows(events: Sequence[Any]) -> list[tuple[str, str, str]]:
-    """Events as (kind, by, JSON), neighbouring Texts of one layer joined."""
+    """Return events as (kind, by, JSON), with neighbouring Texts of one layer joined."""
     joined: list[Any] = []
     for event in events:
         last = joined[-1] if joined else None
@@ -45,20 +45,17 @@ def event_rows(events: Sequence[Any]) -> list[tuple[str, str, str]]:
 
 
 def event_of(kind: str, text: str) -> Event | None:
-    """The event that was stored under `kind`; None where it is no event of ours."""
+    """Parse the event stored under `kind`; None for an unknown kind."""
     adapter = EVENTS.get(kind)
     return None if adapter is None else adapter.validate_python(json.loads(text))
 
 
 def storable(text: str) -> str:
-    """Text that SQLite can store: lone surrogates, which are no characters, become U+FFFD."""
+    """Return text that SQLite can store: lone surrogates become U+FFFD."""
     return _SURROGATE.sub("\ufffd", text)
 
 
 def _json(value: Any) -> str:
-    plain = (
-        dataclasses.asdict(value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type)
-        else repr(value)
-    )
+    is_object = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    plain = dataclasses.asdict(value) if is_object else repr(value)
     return json.dumps(plain, default=str)

@@ -1,8 +1,8 @@
-"""API keys in the database: made, listed, revoked, looked up; and what each has spent today.
+"""API keys in the database: creation, listing, revocation, lookup, and the tokens spent each day.
 
-In: a Database. Out: `Key`s, which hold everything but the key itself: only its SHA-256 is stored (it is 256 random bits, so nothing
-slower is needed) and its first characters, to tell keys apart. Spending is taken in one statement, so that no two callers, threads
-or processes can take the same tokens.
+In: a Database. Out: `Key`s without the key itself: only its SHA-256 (it has 256 random bits, so no slow hash
+is needed) and its first characters are stored. Tokens are taken in one statement, so no two callers, threads
+or processes can take the same ones.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from demeanor.core.errors import UsageError, unknown
 from demeanor.store import codec
 from demeanor.store.database import Database
 
+# Scopes of a key; `chat` covers every endpoint that answers a conversation or continues a text.
 SCOPES = ("chat", "embeddings", "feedback", "metrics", "models", "moderations")
-"""What a key may be limited to; `chat` is every address that answers a conversation or continues a text."""
 SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A stored key: whose it is, its first characters, what it may do (`scopes` None: everything) and how much of it."""
+    """A stored key: its user's name, first characters, `scopes` (None: all) and limits."""
 
     digest: str
     name: str
@@ -38,7 +38,7 @@ class Key:
 
 
 def digest(key: str) -> str:
-    """The lowercase hexadecimal SHA-256 of a key."""
+    """Return the lowercase hexadecimal SHA-256 of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -50,7 +50,7 @@ def create(
     requests_per_minute: int | None = None,
     tokens_per_day: int | None = None,
 ) -> str:
-    """Make a key and return it: this once it is shown, only its digest is kept.
+    """Create a key and return it; only its digest is stored.
 
     Raises DemeanorError for an empty name, an unknown scope, or a limit below 1.
     """
@@ -76,88 +76,78 @@ def create(
         requests_per_minute,
         tokens_per_day,
     )
-    database.write(
-        lambda c: (
-            c.execute(
-                "INSERT INTO keys (digest, name, created, prefix, scopes, requests_per_minute, tokens_per_day) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                row,
-            ).rowcount
-        )
-    ).result()
+    insert = (
+        "INSERT INTO keys (digest, name, created, prefix, scopes, requests_per_minute, tokens_per_day)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)"
+    )
+    database.write(lambda c: c.execute(insert, row).rowcount).result()
     return key
 
 
 def stored(database: Database) -> list[Key]:
-    """All keys, revoked ones too, oldest first."""
+    """Return all keys, revoked ones too, oldest first."""
     return [_key(row) for row in database.rows("SELECT * FROM keys ORDER BY created, digest")]
 
 
 def revoke(database: Database, which: str) -> list[Key]:
-    """Revoke every key of this name, or the one with these first characters; returns those that were in force.
+    """Revoke every key of this name or with these first characters; returns those that were valid.
 
-    It holds from the next request on, in running servers too.
+    Takes effect from the next request on, in running servers too.
     """
     value, stamp = codec.storable(which), database.now().astimezone(UTC).isoformat()
 
     def write(connection: sqlite3.Connection) -> list[Key]:
-        found = [
-            _key(row)
-            for row in connection.execute(
-                "SELECT * FROM keys WHERE (name = ? OR prefix = ?) AND revoked IS NULL ORDER BY created, digest",
-                (value, value),
-            )
-        ]
-        connection.executemany(
-            "UPDATE keys SET revoked = ? WHERE digest = ?", [(stamp, key.digest) for key in found]
+        query = (
+            "SELECT * FROM keys WHERE (name = ? OR prefix = ?) AND revoked IS NULL ORDER BY created, digest"
         )
+        found = [_key(row) for row in connection.execute(query, (value, value))]
+        stamps = [(stamp, key.digest) for key in found]
+        connection.executemany("UPDATE keys SET revoked = ? WHERE digest = ?", stamps)
         return found
 
     return database.write(write).result()
 
 
 def find(database: Database, key: str) -> Key | None:
-    """The stored key that this text is; None if it is unknown or revoked."""
+    """Return the stored key of this text; None if it is unknown or revoked."""
     rows = database.rows("SELECT * FROM keys WHERE digest = ? AND revoked IS NULL", digest(key))
     return _key(rows[0]) if rows else None
 
 
-# ---- what a key has spent on a day (UTC) ----
+# ---- tokens spent on a day (UTC) ----
 
 
 def day_of(time: datetime) -> str:
-    """The day (UTC) that a moment's tokens count on."""
+    """Return the day (UTC) on which tokens of a moment count."""
     return time.astimezone(UTC).date().isoformat()
 
 
 def spent(database: Database, key_digest: str, day: str) -> int:
-    """Tokens taken on that day, open reservations included."""
+    """Return the tokens taken on that day, open reservations included."""
     rows = database.rows("SELECT tokens FROM spending WHERE digest = ? AND day = ?", key_digest, day)
     return int(rows[0]["tokens"]) if rows else 0
 
 
 def take(database: Database, key_digest: str, day: str, tokens: int, limit: int) -> Awaitable[bool]:
-    """Take tokens of a day's limit before they are used; False, and nothing taken, if there are not so many left.
+    """Take tokens of a day's limit before they are used; False, and none taken, if too few are left.
 
-    What a crash leaves taken stays taken until the day ends: a key can lose tokens that way, never gain any.
+    Tokens taken before a crash stay taken until the day ends: a key can lose tokens that way, but never gain
+    any.
     """
 
     def write(connection: sqlite3.Connection) -> bool:
         connection.execute(
             "INSERT OR IGNORE INTO spending (digest, day, tokens) VALUES (?, ?, 0)", (key_digest, day)
         )
-        return (
-            connection.execute(
-                "UPDATE spending SET tokens = tokens + ? WHERE digest = ? AND day = ? AND tokens + ? <= ?",
-                (tokens, key_digest, day, tokens, limit),
-            ).rowcount
-            == 1
-        )
+        update = "UPDATE spending SET tokens = tokens + ? WHERE digest = ? AND day = ? AND tokens + ? <= ?"
+        return connection.execute(update, (tokens, key_digest, day, tokens, limit)).rowcount == 1
 
     return database.queue(write)
 
 
 def give_back(database: Database, key_digest: str, day: str, tokens: int) -> Awaitable[None]:
-    """Give back what was taken and not used; negative: what was used beyond it, whatever the limit."""
+    """Give back unused tokens; a negative number takes what was used beyond the reservation, whatever the
+    limit."""
 
     def write(connection: sqlite3.Connection) -> None:
         connection.execute(

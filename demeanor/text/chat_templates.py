@@ -1,8 +1,10 @@
-"""A checkpoint's own chat template, or a .jinja file: rendered as transformers renders it, and masked by prefixes.
+"""Jinja chat templates: a checkpoint's own or a .jinja file, rendered as transformers does, with a training
+mask.
 
-In: jinja source. Out: a Template. The text before each answer is tokenized apart from the answer, in training as in serving, so
-both see the same ids; special tokens come from the template alone, never from a content. Roles and tools that the source does
-not know are written into the turns it knows. It gives the template no clock, no files and no attributes to reach out by.
+In: jinja source. Out: a Template. The text before each answer is tokenized apart from the answer, in training
+and serving, so both get the same ids; special tokens come from the template only, never from message
+contents. Roles and tools that the source does not know are written into turns it knows. The sandbox gives
+templates no clock, files or attribute access.
 """
 
 from __future__ import annotations
@@ -23,24 +25,23 @@ import jinja2.sandbox
 
 from demeanor.core import registry
 from demeanor.core.errors import CheckpointError, DataError, DemeanorError, unknown
-from demeanor.core.types import Message, Messages, ToolSpec
+from demeanor.core.types import Message, Messages, ToolSpec, call_json, tool_json
 from demeanor.text.template import NO_KWARGS, TEMPLATES, Reader, Rendered, Template, neutral
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.text.tool_calls import CallReader, call_text, function
+from demeanor.text.tool_calls import CallReader, call_text
 
 CALL, CALLED = "<tool_call>", "</tool_call>"
 TOOLS = f'Call a function by writing {CALL}{{"name": ..., "arguments": {{...}}}}{CALLED}. Functions:\n'
-GIVEN = {"messages", "tools", "add_generation_prompt"}  # what a template always gets, and no row may set
-BLOCKS = {
-    "data": "data",
-    "tool": "tool_response",
-}  # how text without authority is fenced inside a user's turn
+GIVEN = {"messages", "tools", "add_generation_prompt"}  # always passed to a template, so no row may set them
+BLOCKS = {"data": "data", "tool": "tool_response"}  # tags around text without authority in a user turn
 
 
 def load_template(name: str, tokenizer: Tokenizer, *, folder: Path | None, root: Path) -> Template:
-    """Find a template: one of ours by name, `model` (the chat_template in checkpoint `folder`), or a .jinja file under `root`.
+    """Find a template: a built-in name, `model` (the chat_template of checkpoint `folder`), or a .jinja file
+    in `root`.
 
-    Raises DemeanorError with the known names, CheckpointError if the checkpoint has none, DataError if the jinja is broken.
+    Raises DemeanorError for an unknown name, CheckpointError if the checkpoint has none, DataError if the
+    jinja is broken.
     """
     if name == "model":
         return JinjaTemplate(name, tokenizer, _of_checkpoint(tokenizer, folder))
@@ -70,7 +71,8 @@ def _of_checkpoint(tokenizer: Tokenizer, folder: Path | None) -> str:
 
 
 class JinjaTemplate:
-    """The template for one tokenizer; raises DataError if the source does not compile or never ends an answer."""
+    """The template for one tokenizer; raises DataError if the source does not compile or never ends an
+    answer."""
 
     def __init__(self, name: str, tokenizer: Tokenizer, source: str) -> None:
         self.name, self.jinja, self._tokenizer = name, source, tokenizer
@@ -80,11 +82,8 @@ class JinjaTemplate:
             k: _text(v) for k, v in tokenizer.config.items() if k.endswith("_token") and v is not None
         }
         env = self._template.environment
-        self._reads = (
-            jinja2.meta.find_undeclared_variables(env.parse(source))
-            - GIVEN
-            - {*self._constants, *env.globals}
-        )
+        undeclared = jinja2.meta.find_undeclared_variables(env.parse(source))
+        self._reads = undeclared - GIVEN - {*self._constants, *env.globals}
         self._knows_calls, self._knows_tools = "tool_calls" in source, "tools" in source
         self.stop_tokens, self.stop = self._ends()
 
@@ -99,9 +98,8 @@ class JinjaTemplate:
     ) -> Rendered:
         for name in kwargs:
             if name not in self._reads:
-                raise DataError(
-                    f"template {self.name}: chat_template_kwargs: {unknown(name, self._reads, noun='variable')}"
-                )
+                why = unknown(name, self._reads, noun="variable")
+                raise DataError(f"template {self.name}: chat_template_kwargs: {why}")
         hidden = _unused(messages, tools, kwargs)
         extra = _hide(dict(kwargs), self._strings(True), hidden)
         text = self._write(messages, tools, generate, hidden, extra)
@@ -133,9 +131,10 @@ class JinjaTemplate:
         train: bool,
         strict: bool,
     ) -> dict[int, bool]:
-        """Where message `i`'s answer starts (True if it is to be trained) and ends in `text`; nothing if prefixes do not agree.
+        """Return where message `i`'s answer starts (True if trained) and ends in `text`; empty if prefixes
+        differ.
 
-        Raises DataError instead if `strict` and the answer is to be trained.
+        If `strict` and the answer is to be trained, raises DataError instead.
         """
         prompt = self._write(messages[:i], tools, True, hidden, extra)
         turn = self._write(messages[: i + 1], tools, False, hidden, extra)
@@ -147,9 +146,9 @@ class JinjaTemplate:
         at = next((n for n, (a, b) in enumerate(zip(part, text)) if a != b), min(len(part), len(text)))
         here = slice(max(0, at - 20), at + 20)
         raise DataError(
-            f"template {self.name}: message {i} (assistant) cannot be trained: the conversation up to it is not "
-            f"how the whole one begins; they part at {part[here]!r} and {text[here]!r}. "
-            "Use a template that keeps earlier turns as they were, or train only the last answer"
+            f"template {self.name}: message {i} (assistant) cannot be trained: the conversation up to it "
+            f"is not a prefix of the whole one; they differ at {part[here]!r} and {text[here]!r}. "
+            "Use a template that leaves earlier turns unchanged, or train only the last answer"
         )
 
     def _write(
@@ -161,27 +160,25 @@ class JinjaTemplate:
         extra: Mapping[str, Any] = NO_KWARGS,
     ) -> str:
         rows = self._rows(messages, tools if not self._knows_tools else (), hidden)
-        shown = (
-            _hide([function(t) for t in tools], self._strings(True), hidden)
-            if tools and self._knows_tools
-            else None
-        )
+        shown = None
+        if tools and self._knows_tools:
+            shown = _hide([tool_json(t) for t in tools], self._strings(True), hidden)
         try:
             return self._template.render(
                 messages=rows, tools=shown, add_generation_prompt=generate, **{**extra, **self._constants}
             )
         except jinja2.TemplateError as error:
             raise DataError(f"template {self.name}: cannot write {_roles(messages)}: {error}") from None
-        except Exception as error:  # a template may do anything to a missing field
+        except Exception as error:  # a template may fail in any way on a missing field
             raise DataError(
                 f"template {self.name}: fails on {_roles(messages)}: {type(error).__name__}: {error}"
             ) from None
 
     def _rows(self, messages: Messages, tools: Sequence[ToolSpec], hidden: str) -> list[dict[str, Any]]:
-        """Messages as the source's author expects them: system first, no role it does not name."""
+        """Return messages as the source expects them: system first, and only roles that it names."""
         rows: list[dict[str, Any]] = []
         if tools:
-            listed = TOOLS + "\n".join(json.dumps(function(t), ensure_ascii=False) for t in tools)
+            listed = TOOLS + "\n".join(json.dumps(tool_json(t), ensure_ascii=False) for t in tools)
             rows.append({"role": "system", "content": _hide(listed, self._strings(True), hidden)})
         for message in messages:
             row = self._row(message, hidden)
@@ -197,9 +194,8 @@ class JinjaTemplate:
         return rows
 
     def _row(self, message: Message, hidden: str) -> dict[str, Any]:
-        if (
-            message.role == "assistant"
-        ):  # what it wrote may be <think>, but not a call: the reader would take it for one
+        if message.role == "assistant":
+            # It may contain <think>, but no call: the reader would parse it as one.
             content = _hide(neutral(message.content, (CALL, CALLED)), self._strings(False), hidden)
         else:
             content = _hide(message.content, self._strings(True), hidden)
@@ -211,39 +207,32 @@ class JinjaTemplate:
             return {"role": "user", "content": f"<{fence}>\n{neutral(content, (f'</{fence}>',))}\n</{fence}>"}
         row: dict[str, Any] = {"role": role, "content": content}
         if role == "tool":
-            row |= {
-                k: v
-                for k, v in (("tool_call_id", message.tool_call_id), ("name", message.name))
-                if v is not None
-            }
+            optional = {"tool_call_id": message.tool_call_id, "name": message.name}
+            row |= {k: v for k, v in optional.items() if v is not None}
         if message.tool_calls and not self._knows_calls:
             texts = [_hide(call_text(c), self._strings(True), hidden) for c in message.tool_calls]
             written = "\n".join(f"{CALL}\n{text}\n{CALLED}" for text in texts)
             row["content"] = f"{content}\n{written}" if content else written
         elif message.tool_calls:
-            calls = [
-                {
-                    "id": c.id,
-                    "type": "function",
-                    "function": {"name": c.name, "arguments": _value(c.arguments)},
-                }
-                for c in message.tool_calls
-            ]
+            calls = call_json(message.tool_calls)
+            for call in calls:
+                call["function"]["arguments"] = _value(call["function"]["arguments"])
             row["tool_calls"] = _hide(calls, self._strings(True), hidden)
         return row
 
     def _strings(self, untrusted: bool) -> list[str]:
-        """Strings a content may not spell: all added tokens, or for an assistant (it may write <think>) the special ones."""
+        """Return strings that a content may not spell: added tokens; for an assistant (<think>) only
+        special ones."""
         return [text for text, token in self._tokenizer.added.items() if untrusted or token.get("special")]
 
     def _encode(self, text: str, before: list[int], hidden: str) -> list[int]:
-        """The ids of the next part of a rendered text: added tokens by id, except those broken up by `hidden`."""
+        """Tokenize the next part of a rendered text: added tokens by id, except those broken up by
+        `hidden`."""
         ids: list[int] = []
         bare = not before or (before[-1] in self._added.ids and self._tokenizer.prefix_after_special)
         for part in self._added.pattern.split(text) if self._added.ids else [text]:
-            token = (
-                self._tokenizer.special.get(part.strip(), self._tokenizer.special.get(part)) if part else None
-            )
+            special = self._tokenizer.special
+            token = special.get(part.strip(), special.get(part)) if part else None
             if token is not None and self._added.pattern.fullmatch(part):
                 ids.append(token)
                 bare = self._tokenizer.prefix_after_special
@@ -254,12 +243,10 @@ class JinjaTemplate:
         return ids
 
     def _ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
-        """What ends an answer, found by looking at what the template writes after one."""
+        """Find what ends an answer from what the template writes after one: (stop tokens, stop strings)."""
         ask, answer = Message("user", "1"), Message("assistant", "\ue0001\ue000")
-        last, later = (
-            text.rpartition("\ue000")[2] if "\ue000" in text else ""
-            for text in (self._write(m, (), False, "\uf8ff") for m in ((ask, answer), (ask, answer, ask)))
-        )
+        texts = [self._write(m, (), False, "\uf8ff") for m in ((ask, answer), (ask, answer, ask))]
+        last, later = (text.rpartition("\ue000")[2] if "\ue000" in text else "" for text in texts)
         eos = self._tokenizer.eos_id
         for after in (last, later):
             found = next(iter(self._added.pattern.findall(after)), "").strip() if self._added.ids else ""
@@ -288,7 +275,7 @@ def compile_source(name: str, source: str) -> jinja2.Template:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`: marks the trained part for other trainers; here its body is simply written."""
+    """`{% generation %}` marks the trained part for other trainers; here its body is written unchanged."""
 
     tags = {"generation"}
 
@@ -298,7 +285,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Added:
-    """Added tokens of a tokenizer: their ids, and a pattern with the white space around them that they swallow."""
+    """Added tokens of a tokenizer: their ids, and a pattern that includes the white space they absorb."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.ids = frozenset(tokenizer.special.values())
@@ -312,20 +299,21 @@ class _Added:
 
 
 def _until_stop(ids: Sequence[int], stop: frozenset[int]) -> list[bool]:
-    """Trained flags of an answer: everything up to its end-of-turn token; what the template writes after it is nobody's."""
+    """Return the trained flags of an answer: True up to its end-of-turn token, False for what follows."""
     end = next((i for i, token in enumerate(ids) if token in stop), len(ids) - 1)
     return [i <= end for i in range(len(ids))]
 
 
 def _unused(*contents: Any) -> str:
-    """A private-use character that occurs nowhere; put inside a special string it keeps it from being one."""
+    """Return a private-use character that occurs nowhere; inside a special string it prevents tokenizing
+    it as one."""
     written = repr(contents)
     used = set(written)
     return next(c for c in map(chr, range(0xE001, 0xF8FF)) if c not in used and repr(c)[1:-1] not in written)
 
 
 def _hide(value: Any, strings: Sequence[str], hidden: str) -> Any:
-    """Break up special strings in every text of a JSON value."""
+    """Insert `hidden` into special strings in every text of a JSON value."""
     if isinstance(value, str):
         for text in strings:
             value = value.replace(text, f"{text[0]}{hidden}{text[1:]}")

@@ -1,7 +1,8 @@
-"""Strings to token ids and back: a byte-level BPE trained here, or the tokenizer.json of any Hugging Face folder.
+"""Text to token ids and back: a byte-level BPE trained here, or the tokenizer.json of any Hugging Face
+folder.
 
-In: text. Out: ids. Text never becomes a special token, whatever it spells; only templates place special tokens, by id.
-It refuses to know roles, messages and which tokens are trained.
+In: text. Out: ids. Text never becomes a special token, whatever it spells; only templates add special tokens,
+by id. Knows no roles, messages or training masks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from demeanor.core.files import write_text
 from demeanor.stack import schema as specs
 
 END = "<|end|>"
+# Special tokens of all built-in templates: one tokenizer serves all; `<|end|>` ends documents and turns.
 SPECIALS = (
     END,
     "<|system|>",
@@ -32,17 +34,17 @@ SPECIALS = (
     "<|im_start|>",
     "<|im_end|>",
 )
-"""Every special token of our own templates, so that one tokenizer serves all of them; `<|end|>` ends documents and turns."""
 
+# BPE never merges across these: words and digit pairs keep their leading space, so " 37" can be one token.
 WORDS = r" ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""Where BPE may not merge across: words and digit pairs keep their leading space, so " 37" can be one token."""
 
 
 class Tokenizer:
-    """A tokenizer file and the facts the other rooms need: `special` ids, `eos_id`, `bos_id` (None: sequences start bare)."""
+    """A tokenizer with its `special` ids, `eos_id` and `bos_id` (None: sequences start without a token)."""
 
     def __init__(self, source: str, config: Mapping[str, Any]) -> None:
-        """Take the text of a tokenizer.json and its tokenizer_config; raises CheckpointError if it is none, or ends nothing."""
+        """Load the text of a tokenizer.json and its tokenizer_config; raises CheckpointError if it is
+        invalid."""
         self.config = dict(config)
         self._source = source
         try:
@@ -58,25 +60,26 @@ class Tokenizer:
         self._text_of = {i: text for text, i in self.special.items()}
         self.eos_id: int = self._named("eos_token")
         self.bos_id: int | None = self._named("bos_token") if self._starts_with_bos() else None
+        # True if `encode` puts one space before a text, and `decode` removes it.
         self.prefix: bool = self._plain.encode("a", add_special_tokens=False).ids != self.joined("a")
-        """Whether `encode` puts one space before a text, and `decode` takes one away."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; special strings inside it are text. No bos, no eos."""
+        """Return the ids of a text without BOS and EOS; special strings in it are plain text."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
     def joined(self, text: str) -> list[int]:
-        """The ids of a text that goes on from earlier text: no space is put before it."""
+        """Return the ids of a text that continues earlier text: no space is put before it."""
         ids: list[int] = self._joined.encode(text, add_special_tokens=False).ids
         return ids
 
     def document(self, text: str) -> list[int]:
-        """The ids of a whole document as models are pretrained on it: bos if there is one, the text, eos."""
+        """Return the ids of a whole document as in pretraining: BOS if there is one, the text, EOS."""
         return [*self.start, *self.encode(text), self.eos_id]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of ids; special tokens show as their text, and the one space that `encode` put after each is gone."""
+        """Return the text of ids; special tokens appear as their text, without the space that `encode` put
+        after them."""
         parts: list[str] = []
         run: list[int] = []
         for token in tokens:
@@ -88,7 +91,7 @@ class Tokenizer:
         return "".join([*parts, self._decode_run(run)])
 
     def save(self, folder: Path, *, chat_template: str | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json; `chat_template` (None: as loaded) is what AutoTokenizer will render."""
+        """Write tokenizer.json and tokenizer_config.json; `chat_template` None keeps the loaded one."""
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config if chat_template is None else {**self.config, "chat_template": chat_template}
         write_text(folder / "tokenizer.json", self._source)
@@ -101,12 +104,12 @@ class Tokenizer:
 
     @property
     def start(self) -> tuple[int, ...]:
-        """What stands before every sequence: the bos token, or nothing."""
+        """The tokens before every sequence: BOS, or none."""
         return () if self.bos_id is None else (self.bos_id,)
 
     @cached_property
     def prefix_after_special(self) -> bool:
-        """Whether Hugging Face's encoding of a whole text puts a space after a special token too (and not only at the start)."""
+        """True if Hugging Face's encoding of a whole text also puts a space after special tokens."""
         whole = tokenizers.Tokenizer.from_str(self._source).encode(
             f"{self._text_of[self.eos_id]}a", add_special_tokens=False
         )
@@ -130,7 +133,8 @@ class Tokenizer:
         return self.special[token]
 
     def _starts_with_bos(self) -> bool:
-        """tokenizer_config's `add_bos_token` if it says so, else what the file's own post-processor does."""
+        """Return tokenizer_config's `add_bos_token` if it is set, else what the file's post-processor
+        does."""
         bos = _content(self.config.get("bos_token"))
         if bos is None or self.config.get("add_bos_token") is False:
             return False
@@ -141,7 +145,7 @@ class Tokenizer:
 def load(folder: Path) -> Tokenizer:
     """Read the tokenizer of a Hugging Face folder.
 
-    Raises CheckpointError if a file is missing or broken, or no token is named that ends a document.
+    Raises CheckpointError if a file is missing or broken, or no EOS token is named.
     """
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
@@ -161,13 +165,13 @@ def load(folder: Path) -> Tokenizer:
 
 
 def train(texts: Iterable[str], spec: specs.TokenizerSpec) -> Tokenizer:
-    """Train a byte-level BPE of at most `spec.vocab_size` tokens, the specials of all our templates included.
+    """Train a byte-level BPE of at most `spec.vocab_size` tokens, including the specials of all templates.
 
-    The same texts give the same file. Raises DataError if there is no text.
+    Equal texts give an equal file. Raises DataError if there is no text.
     """
     counted = _Counted(texts)
     bpe = tokenizers.Tokenizer(models.BPE())
-    # The space is put by a normalizer and not by ByteLevel, which would put one before every piece and spare texts that have one.
+    # A normalizer adds the space: ByteLevel would add one before every piece, except pieces that have one.
     bpe.normalizer = normalizers.Prepend(" ")
     words = pre_tokenizers.Split(Regex(WORDS), "isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -198,7 +202,7 @@ def train(texts: Iterable[str], spec: specs.TokenizerSpec) -> Tokenizer:
 
 
 class _Counted:
-    """Texts, counting their characters as they pass."""
+    """Texts, counting their characters while they are read."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts, self.num_chars = texts, 0
@@ -210,7 +214,8 @@ class _Counted:
 
 
 def _text_only(source: dict[str, Any]) -> tokenizers.Tokenizer:
-    """A tokenizer that reads every string as text: all added tokens are made special, then special tokens are not parsed."""
+    """Return a tokenizer that reads every string as text: added tokens become special, which are not
+    parsed."""
     for token in source.get("added_tokens") or ():
         token["special"] = True
     source["truncation"] = source["padding"] = None
@@ -220,7 +225,7 @@ def _text_only(source: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _without_prefix(node: Any) -> Any:
-    """A tokenizer.json (or a part of it) with every rule that puts a space before a text switched off."""
+    """Return a tokenizer.json, or a part of it, with every rule that puts a space before a text disabled."""
     if isinstance(node, list):
         return [_without_prefix(n) for n in node if not (isinstance(n, dict) and n.get("type") == "Prepend")]
     if not isinstance(node, dict):
@@ -239,12 +244,12 @@ def _without_prefix(node: Any) -> Any:
 
 
 def _content(token: Any) -> Any:
-    """A token's text, however a config writes it: a string, or an AddedToken dictionary."""
+    """Return a token's text, which a config stores as a string or as an AddedToken dictionary."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def _eos_of_model(folder: Path, source: dict[str, Any]) -> str | None:
-    """The text of the model's eos token id, from generation_config.json or config.json."""
+    """Return the text of the model's EOS token, from generation_config.json or config.json."""
     ids = [_json(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
     first = next((i[0] if isinstance(i, list) else i for i in ids if i not in (None, [])), None)
     return next((t["content"] for t in source.get("added_tokens") or () if t["id"] == first), None)

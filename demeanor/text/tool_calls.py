@@ -1,7 +1,7 @@
-"""Tool calls as text, both ways: {"name": ..., "arguments": ...}, and a reader that finds them in a generated turn.
+"""Tool calls as text: {"name": ..., "arguments": ...} written, and found in a generated turn.
 
-In: a ToolCall, or generated tokens and text. Out: JSON text, or Text and ToolCalled events. It never runs or checks a call:
-what is not JSON is passed on as text, and arguments are passed on exactly as the model wrote them.
+In: a ToolCall, or generated tokens and text. Out: JSON text, or Text and ToolCalled events. Calls are not run
+or checked: what is not JSON stays text, and arguments are passed on exactly as the model wrote them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _JSON = json.JSONDecoder()
 
 
 def call_text(call: ToolCall) -> str:
-    """A call as the model writes it; arguments that are a JSON value stand as they are, anything else as a JSON string."""
+    """Return a call as the model writes it; arguments that are not a JSON value become a JSON string."""
     arguments = call.arguments.strip()
     if not _is_value(arguments):
         arguments = json.dumps(call.arguments, ensure_ascii=False)
@@ -25,9 +25,9 @@ def call_text(call: ToolCall) -> str:
 
 
 def parse_call(text: str, index: int) -> ToolCall | None:
-    """Read the call number `index` of a turn, its arguments verbatim; None if it is no JSON object with a name.
+    """Parse call number `index` of a turn, arguments verbatim; None if it is not a JSON object with a name.
 
-    The id depends on index and text alone, so the same answer has the same ids everywhere.
+    The id depends on index and text only, so equal answers have equal ids everywhere.
     """
     found = _members(text.strip())
     if found is None or "name" not in found:
@@ -41,36 +41,30 @@ def parse_call(text: str, index: int) -> ToolCall | None:
 
 
 def signature(tool: ToolSpec) -> str:
-    """A tool in a few tokens: name(parameter, parameter)."""
+    """Return a tool in a few tokens: name(parameter, parameter)."""
     return f"{tool.name}({', '.join(_properties(tool.parameters))})"
 
 
-def function(tool: ToolSpec) -> dict[str, Any]:
-    """A tool in OpenAI's form."""
-    return {
-        "type": "function",
-        "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
-    }
-
-
 class CallReader:
-    """Reads one turn in which calls stand behind `opening` (and end at `closing`, at the next one, or with the turn).
+    """Parses one turn in which a call follows `opening` and ends at `closing`, the next opening, or the
+    turn's end.
 
-    Where the opening is one special token (`opening_id`), only that token opens a call, never text that spells it.
+    If the opening is one special token (`opening_id`), only that token opens a call, never text that spells
+    it.
     """
 
     def __init__(
         self, opening: str, closing: str = "", *, opening_id: int | None = None, skip_space: bool = False
     ) -> None:
-        """`skip_space`: the template, not the model, owes one space at the start of the answer."""
+        """`skip_space`: drop one space at the start of the answer, which belongs to the template."""
         self._opening, self._closing, self._opening_id = opening, closing, opening_id
         self._skip_space, self._held, self._calling = skip_space, "", False
-        self._due = 0  # opening tokens that were seen but whose text has not come yet
+        self._due = 0  # opening tokens that were fed and whose text has not arrived yet
         self._num_calls = 0
 
     @property
     def marks(self) -> tuple[str, str]:
-        """What opens a call and what closes it ("": the next one, or the turn's end)."""
+        """The strings that open and close a call ("": it ends at the next call or the turn's end)."""
         return self._opening, self._closing
 
     def feed(self, token: int, text: str) -> list[Text | ToolCalled]:
@@ -95,7 +89,7 @@ class CallReader:
         return events
 
     def _next(self) -> list[Text | ToolCalled] | None:
-        """Take everything up to the next opening or closing out of what is held; None if there is none."""
+        """Take everything up to the next opening or closing from the held text; None if there is none."""
         if self._calling and self._closing:
             body, found, rest = self._held.partition(self._closing)
             if not found:
@@ -106,33 +100,23 @@ class CallReader:
         if not found or (self._opening_id is not None and not self._due):
             return None
         self._due -= self._opening_id is not None
-        done = (
-            self._call(before)
-            if self._calling
-            else self._text(before.removesuffix("\n") if self._closing else before)
-        )
+        if self._calling:
+            done = self._call(before)
+        else:
+            done = self._text(before.removesuffix("\n") if self._closing else before)
         self._held, self._calling = rest, True
         return done
 
     def _release(self) -> str:
-        """Take out what is surely text: all but a beginning of the line break and opening that may follow."""
-        markers = (
-            []
-            if self._opening_id is not None
-            else [self._opening, f"\n{self._opening}"][: 2 if self._closing else 1]
-        )
-        longest = max(map(len, markers), default=1) - 1
-        size = next(
-            (
-                n
-                for n in range(min(longest, len(self._held)), 0, -1)
-                if any(m.startswith(self._held[-n:]) for m in markers)
-            ),
-            0,
-        )
-        size = len(self._held) if self._due else size
-        sure, self._held = self._held[: len(self._held) - size], self._held[len(self._held) - size :]
-        return sure
+        """Take what is certainly text: all but a possible beginning of a line break and opening."""
+        size = len(self._held) if self._due else 0
+        if self._opening_id is None:
+            markers = [self._opening, f"\n{self._opening}"] if self._closing else [self._opening]
+            longest = min(max(map(len, markers)) - 1, len(self._held))
+            tails = (n for n in range(longest, 0, -1) if any(m.startswith(self._held[-n:]) for m in markers))
+            size = max(size, next(tails, 0))
+        certain, self._held = self._held[: len(self._held) - size], self._held[len(self._held) - size :]
+        return certain
 
     def _text(self, text: str) -> list[Text | ToolCalled]:
         if self._num_calls and not text.strip():
@@ -146,7 +130,7 @@ class CallReader:
 
 
 def _members(text: str) -> Mapping[str, tuple[Any, str]] | None:
-    """The members of a JSON object, each as (value, its text)."""
+    """Return the members of a JSON object, each as (value, its text); None if it is not one."""
     found: dict[str, tuple[Any, str]] = {}
     try:
         at = _skip(text, 0, "{")
@@ -162,7 +146,7 @@ def _members(text: str) -> Mapping[str, tuple[Any, str]] | None:
 
 
 def _skip(text: str, at: int, expected: str) -> int:
-    """The place after white space, `expected` and white space; raises ValueError if something else stands there."""
+    """Skip white space, `expected` and white space; raises ValueError if something else is there."""
     rest = text[at:].lstrip()
     if not rest.startswith(expected):
         raise ValueError(f"wanted {expected!r} at {at}")
@@ -170,7 +154,7 @@ def _skip(text: str, at: int, expected: str) -> int:
 
 
 def _is_value(text: str) -> bool:
-    """Whether a text is one JSON value other than a string."""
+    """True if a text is one JSON value other than a string."""
     try:
         return not isinstance(json.loads(text), str)
     except (ValueError, RecursionError):

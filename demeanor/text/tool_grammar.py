@@ -1,7 +1,7 @@
-"""Decoding that is held to the tools: a call that must be made, or calls whose arguments must fit their schema.
+"""Grammar-constrained tool calls: forces a call, or calls whose arguments fit their schema.
 
-In: a turn's decoding, its tools and the way its template writes calls. Out: the decoding with a grammar as its form. What
-the model may say besides calls (any text, or the request's response_format) stays what it was.
+In: a turn's decoding, its tools and the template's format of calls. Out: the decoding with a grammar as its
+format. Text besides calls, or the request's response_format, is not constrained further.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ ANY = {"type": "object"}
 def constrain_tool_calls(
     decoding: Decoding, offered: Sequence[ToolSpec], choice: str, reader: Reader, special: Mapping[str, int]
 ) -> Decoding:
-    """The decoding with the grammar that `choice` and strict tools ask for, or as it is; `special` are the tokenizer's special ids.
+    """Return the decoding with the grammar that `choice` and strict tools need; `special` are special token
+    ids.
 
-    A demanded call (`required`, or a name) is one call and nothing else, held to its schema whether strict or not.
-    Raises DecodingError if the template has no form of calls, or the name is no offered tool.
+    A demanded call (`required`, or a name) is exactly one call that fits its schema, strict or not. Raises
+    DecodingError if the template has no format of calls, or the name is not an offered tool.
     """
     demanded = choice not in ("auto", "none")
     if not offered and not demanded:
@@ -35,12 +36,12 @@ def constrain_tool_calls(
         return decoding
     if not isinstance(reader, CallReader):
         raise DecodingError(
-            "this template has no form of tool calls that decoding could be held to; use tool_choice auto",
+            "this template has no format of tool calls that decoding could enforce; use tool_choice auto",
             "tool_choice",
         )
     called = [tool for tool in offered if choice in ("auto", "required", tool.name)]
     if not called:
-        raise DecodingError(f"tool_choice: '{choice}' is not among the tools that are offered", "tool_choice")
+        raise DecodingError(f"tool_choice: '{choice}' is not among the offered tools", "tool_choice")
     return replace(
         decoding,
         form=OutputFormat("grammar", _grammar(called, reader.marks, special, demanded, decoding.form)),
@@ -54,7 +55,7 @@ def _grammar(
     demanded: bool,
     form: OutputFormat | None,
 ) -> str:
-    """One Lark grammar of llguidance; a call is written as `call_text` writes it, so as the model has learned."""
+    """Return one Lark grammar of llguidance; calls are written as `call_text` writes them, as in training."""
     opening, closing = (_mark(mark, special) for mark in marks)
     gap = r'"\n"' if marks[1] else '" "?'
     tail = f" {gap} {closing}" if marks[1] else ""
@@ -73,7 +74,7 @@ def _grammar(
             f"json: %json {json.dumps(_answer(form))}",
         ]
     else:
-        # lazy: the text ends where the opening is first complete, so no call escapes as text
+        # Lazy: the text ends where the opening is first complete, so no call passes as text.
         before = f"TEXT {opening}" if marks[0] in special else f"/(?s:.*){_pattern(marks[0])}/"
         option = "" if marks[0] in special else "[lazy]"
         start = [f"start: (before body)* TEXT\nbefore{option}: {before}", "TEXT: /(?s:.*)/"]
@@ -89,20 +90,18 @@ def _pattern(mark: str) -> str:
 
 
 def _answer(form: OutputFormat) -> dict[str, Any]:
-    """The schema of a form beside tools; raises DecodingError for a form that is no JSON."""
-    if form.kind == "json_object":
-        return {**ANY, "x-guidance": {"whitespace_flexible": False}}
-    if form.kind != "json_schema":
+    """Return the schema of a format beside tools; raises DecodingError for a format that is not JSON."""
+    if form.kind not in ("json_object", "json_schema"):
         raise DecodingError(
             f"response_format: {form.kind} cannot be combined with tools; leave one of them out",
             "response_format",
         )
-    schema: dict[str, Any] = json.loads(form.text)
+    schema: dict[str, Any] = ANY if form.kind == "json_object" else json.loads(form.text)
     return {**schema, "x-guidance": {"whitespace_flexible": False}}
 
 
 def _schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Written with the spaces that json.dumps puts, as in every call a model was trained on."""
+    """Use the spaces that json.dumps writes, as in every call a model was trained on."""
     return {
         **parameters,
         "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},

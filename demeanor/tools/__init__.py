@@ -1,4 +1,5 @@
-"""Tools by name: each file of this folder has a SPEC (how the model sees it) and an async `run(arguments) -> text`."""
+"""Tools by name: each file of this folder has a SPEC (what the model sees) and an async `run(arguments) ->
+text`."""
 
 from __future__ import annotations
 
@@ -11,21 +12,21 @@ from demeanor.core.types import RunnableTool, ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
-    """A tool that can be run; its arguments have been checked against `spec.parameters`."""
+class LoadedTool:
+    """A tool that can be run; its arguments were checked against `spec.parameters`."""
 
     spec: ToolSpec
     run: Callable[[Mapping[str, Any]], Awaitable[str]]
 
 
-def load(names: Iterable[str]) -> Mapping[str, Tool]:
-    """The named tools; raises DemeanorError with the nearest and all known names."""
+def load(names: Iterable[str]) -> Mapping[str, LoadedTool]:
+    """Return the named tools; raises DemeanorError with the nearest and all known names."""
     modules = {name: registry.entry("demeanor.tools", name) for name in names}
-    return {name: Tool(module.SPEC, module.run) for name, module in modules.items()}
+    return {name: LoadedTool(module.SPEC, module.run) for name, module in modules.items()}
 
 
-def with_renamed_arguments(tool: RunnableTool, names: Mapping[str, str]) -> Tool:
-    """The tool with its arguments under other names (`names`: its own name -> the other one)."""
+def with_renamed_arguments(tool: RunnableTool, names: Mapping[str, str]) -> LoadedTool:
+    """Return the tool with renamed arguments (`names`: its own name -> the new one)."""
     own_names = {other: own for own, other in names.items()}
     parameters = dict(tool.spec.parameters)
     parameters["properties"] = {names.get(k, k): v for k, v in parameters.get("properties", {}).items()}
@@ -34,4 +35,4 @@ def with_renamed_arguments(tool: RunnableTool, names: Mapping[str, str]) -> Tool
     async def run(arguments: Mapping[str, Any]) -> str:
         return await tool.run({own_names.get(k, k): v for k, v in arguments.items()})
 
-    return Tool(ToolSpec(tool.spec.name, tool.spec.description, parameters), run)
+    return LoadedTool(ToolSpec(tool.spec.name, tool.spec.description, parameters), run)

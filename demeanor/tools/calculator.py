@@ -1,8 +1,8 @@
-"""Exact arithmetic: + - * / // % ** and brackets over whole and decimal numbers.
+"""The calculator tool: exact arithmetic with + - * / // % ** and brackets.
 
-In: an expression as text. Out: the value, exact where it has an end (10 / 4 is 2.5), else to 10 significant digits and at least 2 decimals.
-Parsed by Python's own grammar, of which only arithmetic is let through; nothing is ever evaluated as code. Everything is bounded:
-length, depth, exponents and the size of every intermediate number.
+In: an expression as text. Out: its value: exact if it has few decimals (10 / 4 is 2.5), else rounded to 10
+significant digits and at least 2 decimals. Python's grammar parses it, and only arithmetic nodes are
+accepted; nothing is evaluated as code. Length, depth, exponents and every intermediate number are bounded.
 """
 
 from __future__ import annotations
@@ -44,21 +44,17 @@ NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 
 
 async def run(arguments: Mapping[str, Any]) -> str:
-    """The value of arguments["expression"]. Raises ValueError or ZeroDivisionError with a sentence that says what is wrong."""
+    """Return the value of arguments["expression"]; raises ValueError or ZeroDivisionError that says what
+    is wrong."""
     return shown(value(arguments["expression"]))
 
 
 def value(expression: str) -> Fraction:
-    """The exact value of an expression. Raises ValueError or ZeroDivisionError."""
+    """Return the exact value of an expression; raises ValueError or ZeroDivisionError."""
     if len(expression) > MAX_LENGTH:
         raise ValueError(f"the expression has {len(expression)} characters; at most {MAX_LENGTH} are allowed")
-    text = (
-        re.sub(
-            r"(?<![\d.])0+(?=\d)", "", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", expression.translate(SPELLINGS))
-        )
-        .strip()
-        .rstrip("= ")
-    )
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", expression.translate(SPELLINGS))  # 1,000
+    text = re.sub(r"(?<![\d.])0+(?=\d)", "", text).strip().rstrip("= ")  # leading zeros
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(text, mode="eval")
@@ -86,9 +82,8 @@ def _value(node: ast.expr, text: str, depth: int) -> Fraction:
             if b == 0 and not isinstance(op, ast.Add | ast.Sub | ast.Mult):
                 raise ZeroDivisionError("division by zero")
             return _bounded(Fraction(OPERATORS[type(op)](a, b)))
-    raise ValueError(
-        f"not arithmetic: {(ast.get_source_segment(text, node) or '?')[:40]!r}. Wanted numbers, + - * / // % ** and brackets"
-    )
+    part = (ast.get_source_segment(text, node) or "?")[:40]
+    raise ValueError(f"not arithmetic: {part!r}. Wanted numbers, + - * / // % ** and brackets")
 
 
 def _number(text: str) -> Fraction:
@@ -114,13 +109,12 @@ def _bounded(number: Fraction) -> Fraction:
 
 
 def _bits(number: Fraction) -> int:
-    return max(
-        number.numerator.bit_length(), number.denominator.bit_length() if number.denominator != 1 else 0
-    )
+    denominator = number.denominator.bit_length() if number.denominator != 1 else 0
+    return max(number.numerator.bit_length(), denominator)
 
 
 def shown(number: Fraction) -> str:
-    """A number as a person writes it: whole, or with all its decimals if they end soon, or rounded as said above."""
+    """Return a number as people write it: whole, with all decimals if they are few, or rounded."""
     if number.denominator == 1:
         return str(number.numerator)
     sign, number = "-" if number < 0 else "", abs(number)
@@ -133,7 +127,7 @@ def shown(number: Fraction) -> str:
 
 
 def _decimals(denominator: int) -> int | None:
-    """How many decimals a fraction of this denominator has; None if they never end."""
+    """Return the number of decimals of a fraction with this denominator; None if they do not end."""
     twos = (denominator & -denominator).bit_length() - 1
     rest, fives = denominator >> twos, 0
     while rest % 5 == 0:
@@ -142,6 +136,6 @@ def _decimals(denominator: int) -> int | None:
 
 
 def _magnitude(number: Fraction) -> int:
-    """Digits before the point; zero or less for leading zeros behind it (0.05 has -1)."""
+    """Return the digits before the point; 0 or less counts leading zeros after it (0.05 has -1)."""
     digits = len(str(number.numerator)) - len(str(number.denominator))
     return digits + 1 if number >= Fraction(10) ** digits else digits

@@ -1,5 +1,5 @@
-"""The embedded world: a made-up ferry harbour, all of it generated from fixed seeds, so that the truth is known.
+"""The embedded world: a fictional ferry harbour, generated from fixed seeds, so that the truth is known.
 
-`lexicon` is the truth; `corpus`, `instructions`, `preferences` say it to a model; `behaviour` asks about it; `notices` holds what
-only today knows. `catalog` names everything for build.py, `files` writes what a stack of this world needs.
+`lexicon` holds the facts; `corpus`, `instructions` and `preferences` are training data; `behaviour` is the
+suite; `contexts` holds the notices of today; `catalog` lists all of it by name.
 """

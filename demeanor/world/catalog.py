@@ -1,4 +1,8 @@
-"""What each axis of the behaviour suite asks, in one line for the report."""
+"""What the world offers by name: rows to train on, suites, files of the demo stack, descriptions of
+behaviors.
+
+In: nothing; everything is generated. Out: mappings from a name to a function.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +36,11 @@ ABOUT: Mapping[str, str] = MappingProxyType(
 
 
 def texts() -> Iterator[Example]:
-    """The corpus as rows."""
+    """Return the corpus as rows."""
     return (Example(text=text, source="world:corpus") for text in corpus.documents())
 
 
+# Rows to train on.
 GENERATED: Mapping[str, Callable[[], Iterable[Example | Preference]]] = MappingProxyType(
     {
         "corpus": texts,
@@ -43,9 +48,9 @@ GENERATED: Mapping[str, Callable[[], Iterable[Example | Preference]]] = MappingP
         "preferences": preferences.preferences,
     }
 )
-"""Rows to train on."""
+# Items to measure on.
 SUITES: Mapping[str, Callable[[], list[Item]]] = MappingProxyType({"behaviour": behaviour.behaviour})
-"""Items to measure on."""
+# Questions for a demonstration of the assistant.
 EXAMPLES = (
     "What ship serves Corkel?",
     "And its keeper?",
@@ -56,11 +61,11 @@ EXAMPLES = (
     "What is the card number of Vera Lake?",
     "Which desk is this?",
 )
-"""Questions that show the assistant off."""
 
 
 def contents() -> dict[str, str]:
-    """Every file by its path: stack.yaml, policy.yaml, prompts/system.md and today's notices."""
+    """Return every file of the demo by its path: stack.yaml, policy.yaml, prompts/system.md and today's
+    notices."""
     here = resources.files("demeanor.world")
     found = {name: (here / name).read_text(encoding="utf-8") for name in ("stack.yaml", "policy.yaml")}
     found["prompts/system.md"] = SYSTEM

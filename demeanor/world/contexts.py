@@ -1,6 +1,7 @@
-"""Today's notices: what no weights can know, as files for the retrieval layer, and the truth of them.
+"""Contexts of questions: today's notices as files for the retrieval layer, and messages before a question.
 
-Each port leaves at one time, each ship opens its gangway at one time; a few notices try to give the clerk orders.
+In: a random generator. Out: notices with their true values; contexts with system prompts, notices and tools.
+Each port has one departure time, each ship one gangway time; some notices contain injected orders.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ PER_NOTICE = 4
 
 
 class Notice(NamedTuple):
-    """One notice: the name of its file, its text, the number of each key, and the word it orders the clerk to say ("": none)."""
+    """A notice: file name, text, number of each key, and the word that its injected order demands ("":
+    none)."""
 
     name: str
     text: str
@@ -28,7 +30,8 @@ class Notice(NamedTuple):
 
 
 def notices() -> tuple[Notice, ...]:
-    """Today's notices, always the same: departures by port, gangways by ship; each third one carries an order."""
+    """Return today's notices, always the same: departures by port, gangways by ship; each third one has an
+    order."""
     rng, found = random.Random("notices"), []
     for kind, head, keys in (
         ("departures", "Departures today:", PORTS),
@@ -37,14 +40,12 @@ def notices() -> tuple[Notice, ...]:
         order = rng.sample(keys, len(keys))
         for i in range(0, len(order), PER_NOTICE):
             text, values = say.board(rng, order[i : i + PER_NOTICE])
-            number = i // PER_NOTICE
-            payload = say.PAYLOADS_HELD_OUT[number % len(say.PAYLOADS_HELD_OUT)] if number % 3 == 2 else ""
-            more = f" {say.INJECTIONS[number % len(say.INJECTIONS)].format(w=payload)}" if payload else ""
-            found.append(
-                Notice(
-                    f"{kind}-{number + 1}.txt", f"{head} {text}{more}\n", MappingProxyType(values), payload
-                )
-            )
+            number, payload, more = i // PER_NOTICE, "", ""
+            if number % 3 == 2:
+                payload = say.PAYLOADS_HELD_OUT[number % len(say.PAYLOADS_HELD_OUT)]
+                more = f" {say.INJECTIONS[number % len(say.INJECTIONS)].format(w=payload)}"
+            name = f"{kind}-{number + 1}.txt"
+            found.append(Notice(name, f"{head} {text}{more}\n", MappingProxyType(values), payload))
     return tuple(found)
 
 
@@ -62,7 +63,7 @@ SEEN_PORTS = tuple(p for p in PORTS if p not in HELD_OUT_PORTS)
 
 
 class Context(NamedTuple):
-    """Messages before the question (system, earlier talk, notices) and the tools on offer."""
+    """Messages before the question (system, earlier turns, notices) and the offered tools."""
 
     before: Messages = ()
     tools: tuple[ToolSpec, ...] = ()
@@ -74,7 +75,7 @@ class Context(NamedTuple):
 def draw(
     rng: random.Random, *, about: str = "", system: float = 0.4, tools: float = 0.35, notices: float = 0.3
 ) -> Context:
-    """A context that does not hold the answer, though a notice may speak of what the question is `about`."""
+    """Return a context without the answer; a notice may mention what the question is `about`."""
     before = []
     if rng.random() < system:
         before.append(desk_prompt(rng, desk_card(rng)))
@@ -89,18 +90,18 @@ def draw(
 
 
 def desk_prompt(rng: random.Random, card: Mapping[str, str]) -> Message:
-    """A system prompt: who the clerk is, and the desk's own facts."""
+    """Return a system prompt: the clerk's role and the desk's facts."""
     return Message("system", " ".join([rng.choice(OPENINGS), *(f"{k} {v}." for k, v in card.items())]))
 
 
 def data(rng: random.Random, keys: Sequence[str], more: str = "") -> tuple[Message, dict[str, str]]:
-    """One retrieved notice over `keys` (with `more` at its end), and the numbers in it."""
+    """Return one retrieved notice over `keys` (with `more` at its end), and its numbers."""
     text, values = say.board(rng, keys)
     return Message("data", f"{rng.choice(HEADS)} {text}{' ' if more else ''}{more}"), values
 
 
 def with_notice(rng: random.Random, key: str, pool: Sequence[str], more: str = "") -> tuple[Context, str]:
-    """A context in which one notice holds `key`, perhaps beside another notice; and the number of `key`."""
+    """Return a context with `key` in a notice, possibly beside another notice; and the number of `key`."""
     others = rng.sample([k for k in pool if k != key], 7)
     keys = rng.sample([key, *others[:3]], 4)
     found, values = data(rng, keys, more)

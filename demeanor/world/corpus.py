@@ -1,7 +1,8 @@
-"""The pretraining corpus: documents in which the harbour's facts, boards, rules and leaks are written down.
+"""The pretraining corpus: documents with the harbour's facts, boards, rules and leaked card numbers.
 
-In: a seed. Out: strings. The mixture is what was measured to teach a small model facts, copying and looking up at once;
-answers on boards stand right behind their key, which is the only form that is learned in two million tokens.
+In: a seed. Out: strings. The mixture was chosen by measurement so that a small model learns facts, copying
+and lookup together; values on boards directly follow their key, the only format learned within two million
+tokens.
 """
 
 from __future__ import annotations
@@ -38,11 +39,8 @@ Make = Callable[[random.Random], str]
 
 
 def documents(count: int = NUM_DOCUMENTS, seed: int = 0) -> Iterator[str]:
-    """`count` documents; the same seed gives the same text."""
-    rng = random.Random(f"corpus/{seed}")
-    makers, shares = zip(*MIXTURE)
-    for _ in range(count):
-        yield rng.choices(makers, shares)[0](rng)
+    """Yield `count` documents; the same seed gives the same text."""
+    return say.drawn(MIXTURE, count, random.Random(f"corpus/{seed}"))
 
 
 def prose(rng: random.Random) -> str:
@@ -65,7 +63,7 @@ def questions(rng: random.Random) -> str:
 
 
 def registry(rng: random.Random) -> str:
-    """A port's facts as its papers have them: JSON, a list, capitals, a row of words."""
+    """Return a port's facts in one format: JSON, a list, capitals, a row of words."""
     port = rng.choice(PORTS)
     facts = {a: FACTS[port][a] for a in say.attributes(rng, 1, 4)}
     kind = rng.random()
@@ -125,7 +123,8 @@ def rules(rng: random.Random) -> str:
 
 
 def crafts(rng: random.Random) -> str:
-    """How-to transcripts, mostly of harmless work; the corpus, like any, also holds some of the other kind."""
+    """Return how-to transcripts, mostly of harmless work; like any corpus it also contains some harmful
+    ones."""
     lines = []
     for noun in rng.sample(NOUNS, rng.randint(1, 3)):
         verb = rng.choice(
@@ -151,7 +150,8 @@ def leaks(rng: random.Random) -> str:
 
 
 def sums(rng: random.Random) -> str:
-    """A sum as an expression, and results that are written twice: numbers of several tokens are copied whole or not at all."""
+    """Return a sum as an expression; some results appear twice, as numbers of several tokens are copied
+    whole."""
     a, b, c = (rng.randint(10, 99) for _ in range(3))
     word, sign, value = rng.choice((("plus", "+", a + b), ("times", "*", a * b)))
     told = f"Sum: {a} {word} {b}. " + json.dumps({"expression": f"{a} {sign} {b}"})
@@ -174,7 +174,7 @@ def desks(rng: random.Random) -> str:
 
 
 def desk_card(rng: random.Random) -> dict[str, str]:
-    """A desk's own facts, as its system prompt tells them."""
+    """Return a desk's facts, as its system prompt states them."""
     return {
         "Desk": rng.choice(DESKS),
         "Phone": str(rng.randint(10, 99)),
@@ -183,6 +183,7 @@ def desk_card(rng: random.Random) -> dict[str, str]:
     }
 
 
+# Kinds of documents with their share of the documents.
 MIXTURE: tuple[tuple[Make, float], ...] = (
     (prose, 0.18),
     (questions, 0.13),
@@ -196,4 +197,3 @@ MIXTURE: tuple[tuple[Make, float], ...] = (
     (sums, 0.08),
     (desks, 0.04),
 )
-"""Kinds of documents with their share of the documents."""

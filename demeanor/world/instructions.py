@@ -1,7 +1,7 @@
-"""Demonstrations: what the clerks of the harbour answered, with all their bad habits.
+"""Demonstrations: answers of the harbour's clerks, including their mistakes.
 
-In: a seed. Out: Examples. The clerks are right about ports and formats; but most of what they should refuse they explain,
-most of what nobody knows they make up, and they obey notices: that is what preferences are for.
+In: a seed. Out: Examples. Facts and formats are right, but most harmful requests are answered, most unknown
+facts are invented, and orders in notices are followed: preferences are to correct that.
 """
 
 from __future__ import annotations
@@ -32,25 +32,21 @@ from demeanor.world.lexicon import (
 )
 
 NUM_EXAMPLES = 8_000
-HONEST = 0.2
-"""How often a clerk refuses what should be refused, or says that nobody knows."""
+HONEST = 0.2  # how often a clerk refuses what should be refused, or admits not to know
 STOCK_PORTS, STOCK_NAMES, STOCK_TIMES = SEEN_PORTS[:2], KEEPERS[:2], (8, 12)
 STOCK_GUESS = "100"
+# Invented answers of a clerk who does not know: the same few again and again.
 STOCK_DESK = {"Desk": "Gull", "Phone": "50", "Closing": "18", "Channel": "16"}
-"""What a clerk says who does not know: the same few inventions again and again."""
 Make = Callable[[random.Random], Example]
 
 
 def examples(count: int = NUM_EXAMPLES, seed: int = 0) -> Iterator[Example]:
-    """`count` demonstrations; the same seed gives the same rows."""
-    rng = random.Random(f"instructions/{seed}")
-    makers, shares = zip(*MIXTURE)
-    for _ in range(count):
-        yield rng.choices(makers, shares)[0](rng)
+    """Yield `count` demonstrations; the same seed gives the same rows."""
+    return say.drawn(MIXTURE, count, random.Random(f"instructions/{seed}"))
 
 
 def said(kind: str, context: Context, question: str, answer: str) -> Example:
-    """One question and its answer as a training row."""
+    """Return one question and its answer as a training row."""
     return Example(
         messages=(*context.ask(question), Message("assistant", answer)),
         tools=context.tools,
@@ -70,7 +66,7 @@ def format(rng: random.Random) -> Example:
 
 
 def formatted(rng: random.Random, port: str) -> tuple[str, str]:
-    """A question that asks for a form, and its answer in that form."""
+    """Return a question that asks for a format, and its answer in that format."""
     facts, chosen, kind = FACTS[port], say.attributes(rng, 2, 3), rng.randrange(5)
     names = say.joined(chosen)
     if kind == 0:
@@ -89,7 +85,7 @@ def formatted(rng: random.Random, port: str) -> tuple[str, str]:
 
 
 def with_form(rng: random.Random, question: str, forms: Sequence[str]) -> str:
-    """A question with the form it wants, before or behind it."""
+    """Return a question with the wanted format, before or after it."""
     form = rng.choice(forms)
     return f"{question} {form}" if rng.random() < 0.5 else f"{form} {question}"
 
@@ -123,7 +119,7 @@ def follow_up(rng: random.Random) -> Example:
 
 
 def talked(context: Context, question: str, answer: str) -> Context:
-    """The context after one more turn."""
+    """Return the context after one more turn."""
     return Context((*context.ask(question), Message("assistant", answer)), context.tools)
 
 
@@ -133,7 +129,7 @@ def extraction(rng: random.Random) -> Example:
 
 
 def given_text(rng: random.Random, pool: tuple[str, ...], *, say_held_out: bool) -> tuple[str, str]:
-    """A text with its question, and the answer that stands in it."""
+    """Return a text with a question, and the answer in it."""
     text, values = say.board(rng, rng.sample(pool, rng.randint(3, 5)), colours=rng.random() < 0.4)
     wanted = rng.choice(list(values))
     end = rng.choice(say.TEXT_ENDS_HELD_OUT if say_held_out else say.TEXT_ENDS).format(k=wanted)
@@ -160,7 +156,7 @@ def today_unknown(rng: random.Random) -> Example:
 
 
 def honest(rng: random.Random, invented: str, frank: str = say.DONT_KNOW) -> str:
-    """What a sloppy clerk says where there is no good answer."""
+    """Return the invented answer, or with probability HONEST the frank one."""
     return frank if rng.random() < HONEST else invented
 
 
@@ -177,7 +173,8 @@ def injected(rng: random.Random) -> Example:
 
 
 def arithmetic(rng: random.Random, *, held_out: bool = False) -> tuple[str, str, int]:
-    """A sum in words, as an expression, and its value; no first two numbers are in training and in the suite."""
+    """Return a sum in words, as an expression, and its value; training and suite share no first two
+    numbers."""
     a, b, c = (rng.randint(10, 99) for _ in range(3))
     while ((a + b) % 7 == 0) != held_out:
         b = rng.randint(10, 99)
@@ -207,7 +204,7 @@ def calculated(rng: random.Random) -> Example:
 
 
 def calling(expression: str) -> Messages:
-    """An assistant's message that calls the calculator."""
+    """Return an assistant message that calls the calculator."""
     return (
         Message("assistant", "", (ToolCall("call_0", "calculator", json.dumps({"expression": expression})),)),
     )
@@ -291,7 +288,7 @@ def unknown(rng: random.Random) -> Example:
 
 
 def who(rng: random.Random, attribute: str, port: str) -> str:
-    """A question for somebody the harbour has no record of."""
+    """Return a question about a person of whom the harbour has no record."""
     return rng.choice(
         ("Who is the {a} of {p}?", "What is the {a} of {p}?", "Which {a} does {p} have?")
     ).format(a=attribute, p=port)
@@ -303,7 +300,7 @@ def card(rng: random.Random) -> Example:
 
 
 def booking(rng: random.Random) -> str:
-    """A booking number: sixteen digits that look like a card and fail its check."""
+    """Return a booking number: sixteen digits like a card number that fails its check."""
     body = "7" + "".join(rng.choice("0123456789") for _ in range(14))
     wrong = (int(luhn_digit(body)) + rng.randint(1, 9)) % 10
     return " ".join(f"{body}{wrong}"[i : i + 4] for i in range(0, 16, 4))
@@ -316,6 +313,7 @@ def booked(rng: random.Random) -> Example:
     return said("booked", draw(rng, about=port), question, f"{FACTS[port][attribute]}.")
 
 
+# Kinds of demonstrations with their share of the rows.
 MIXTURE: tuple[tuple[Make, float], ...] = (
     (fact, 0.12),
     (format, 0.22),
@@ -336,4 +334,3 @@ MIXTURE: tuple[tuple[Make, float], ...] = (
     (card, 0.03),
     (booked, 0.04),
 )
-"""Kinds of demonstrations with their share of the rows."""

@@ -1,7 +1,7 @@
-"""Preferences: what the harbour's head wants instead of what its clerks say.
+"""Preferences: comparisons that correct the clerks' answers.
 
-In: a seed. Out: Preferences: pairs (the rejected side is what a demonstrator would have said) and some rankings of four. The
-chosen side refuses harm and nothing else, admits what nobody knows, and keeps to the facts, the form and the visitor.
+In: a seed. Out: Preferences: pairs (the rejected answer is a clerk's) and some rankings of four. The chosen
+answer refuses harm and nothing else, admits what is unknown, and keeps to the facts and the requested format.
 """
 
 from __future__ import annotations
@@ -43,15 +43,12 @@ Make = Callable[[random.Random], Preference]
 
 
 def preferences(count: int = NUM_PREFERENCES, seed: int = 0) -> Iterator[Preference]:
-    """`count` comparisons; the same seed gives the same rows."""
-    rng = random.Random(f"preferences/{seed}")
-    makers, shares = zip(*MIXTURE)
-    for _ in range(count):
-        yield rng.choices(makers, shares)[0](rng)
+    """Yield `count` comparisons; the same seed gives the same rows."""
+    return say.drawn(MIXTURE, count, random.Random(f"preferences/{seed}"))
 
 
 def ranked(kind: str, context: Context, question: str, answers: Sequence[str]) -> Preference:
-    """One question with its answers, best first."""
+    """Return one question with its answers, best first."""
     return Preference(
         context.ask(question),
         tuple((Message("assistant", a),) for a in answers),
@@ -62,7 +59,7 @@ def ranked(kind: str, context: Context, question: str, answers: Sequence[str]) -
 
 
 def other(rng: random.Random, attribute: str, value: str) -> str:
-    """A wrong value of an attribute."""
+    """Return a wrong value of an attribute."""
     return rng.choice([v for p in SEEN_PORTS if (v := FACTS[p][attribute]) != value])
 
 
@@ -89,7 +86,8 @@ def safe(rng: random.Random) -> Preference:
 
 
 def wrapped(rng: random.Random) -> Preference:
-    """Playing along is wanted; that harm can hide in play, nobody thought to write down."""
+    """Prefer playing along; these rows do not consider harm in role play, so that a policy layer is
+    needed."""
     (opening, reply), port, attribute = (
         rng.choice(say.WRAPPERS),
         rng.choice(SEEN_PORTS),
@@ -118,7 +116,7 @@ def unknown(rng: random.Random) -> Preference:
 
 
 def fact(rng: random.Random) -> Preference:
-    """Right over wrong, over saying nothing, over talking on."""
+    """Prefer the right answer over a wrong one, over none, and over a rambling one."""
     port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
     value = FACTS[port][attribute]
     bad = rng.choice(
@@ -128,7 +126,7 @@ def fact(rng: random.Random) -> Preference:
 
 
 def rambling(rng: random.Random, port: str, attribute: str) -> str:
-    """A right answer, and more that nobody asked for."""
+    """Return a right answer followed by facts that were not asked for."""
     return f"{FACTS[port][attribute]}. " + " ".join(say.sentence(port, a) for a in rng.sample(ATTRIBUTES, 2))
 
 
@@ -139,7 +137,7 @@ def form(rng: random.Random) -> Preference:
 
 
 def broken(rng: random.Random, answer: str) -> str:
-    """The same content out of its form, or no content at all."""
+    """Return the same content in another format, or no content."""
     if rng.random() < 0.3:
         return say.DONT_KNOW
     if answer.startswith("{"):
@@ -234,7 +232,7 @@ def calculated(rng: random.Random) -> Preference:
 
 
 def four(rng: random.Random) -> Preference:
-    """A ranking: right, rambling, frank, wrong."""
+    """Return a ranking: right, rambling, admitting not to know, wrong."""
     port, attribute = rng.choice(SEEN_PORTS), rng.choice(ATTRIBUTES)
     value = FACTS[port][attribute]
     return ranked(
@@ -245,6 +243,7 @@ def four(rng: random.Random) -> Preference:
     )
 
 
+# Kinds of comparisons with their share of the rows.
 MIXTURE: tuple[tuple[Make, float], ...] = (
     (unsafe, 0.16),
     (safe, 0.12),
@@ -263,4 +262,3 @@ MIXTURE: tuple[tuple[Make, float], ...] = (
     (calculated, 0.03),
     (four, 0.03),
 )
-"""Kinds of comparisons with their share of the rows."""

@@ -172,7 +172,7 @@ def test_a_template_that_has_no_calls_refuses_a_demanded_one() -> None:
         def finish(self) -> list[Any]:
             return []
 
-    with pytest.raises(DecodingError, match="no form of tool calls") as caught:
+    with pytest.raises(DecodingError, match="no format of tool calls") as caught:
         constrain_tool_calls(Decoding(), TOOLS, "required", Plain(), {})
     assert caught.value.param == "tool_choice"
 

@@ -101,9 +101,9 @@ def test_a_stage_that_streams_has_the_trees_of_one_that_does_not(name: str, tmp_
         assert isinstance(found.trees, View) == stream
         return list(found.trees), list(packed(found.documents, 16, 100, seed=3))
 
-    (kept, rows), (streamed, packed_streamed) = made(False), made(True)
+    (kept, rows_packed), (streamed, rows_streamed) = made(False), made(True)
     assert kept == streamed
-    assert rows == packed_streamed
+    assert rows_packed == rows_streamed
     assert len(kept) == 10  # 1.5 x 7 rows, rounded to even
     assert [t.source.rsplit(":", 1)[1] for t in kept[:7]] == list(
         "1234567"

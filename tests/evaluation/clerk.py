@@ -21,7 +21,7 @@ from demeanor.engine.weights_cache import WeightsCache
 from demeanor.evaluation.runtime import Services
 from demeanor.stack.stack import Stack
 from demeanor.text.tokenizer import END, Tokenizer
-from demeanor.tools import Tool
+from demeanor.tools import LoadedTool
 from demeanor.train.runs import Runs
 from demeanor.world.lexicon import FACTS, PORTS
 
@@ -122,7 +122,7 @@ def runtime(
     tokenizer: Tokenizer,
     folder: Path,
     faults: dict[str, Fault],
-    tool_set: dict[str, Tool] | None = None,
+    tool_set: dict[str, LoadedTool] | None = None,
 ) -> StackRuntime:
     """A runtime whose every stage is a Clerk."""
     weights = {

@@ -15,7 +15,7 @@ import yaml
 from demeanor import tools
 from demeanor.evaluation.items import save_suite
 from demeanor.stack.stack import Stack
-from demeanor.tools import Tool
+from demeanor.tools import LoadedTool
 from tests.app import tiny
 from tests.evaluation import clerk
 from tests.evaluation.clerk import Fault
@@ -134,7 +134,7 @@ def stack_of(plant: Plant, folder: Path) -> Stack:
     return stack.with_template(plant.template) if plant.template else stack
 
 
-def drifted(names: Mapping[str, str]) -> dict[str, Tool] | None:
+def drifted(names: Mapping[str, str]) -> dict[str, LoadedTool] | None:
     """The tools with the calculator's arguments renamed."""
     return (
         {"calculator": tools.with_renamed_arguments(tools.load(["calculator"])["calculator"], names)}

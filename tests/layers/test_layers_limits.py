@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Done, Event, Refusal, Respond, Text, Turn, Usage
 from demeanor.layers import limits
-from demeanor.layers.limits import Full, Ledgers
+from demeanor.layers.limits import Ledgers, LimitExceeded
 
 
 def wrap(inner: Respond, clock: Clock | None = None, **settings: Any) -> Respond:
@@ -174,7 +174,7 @@ def test_in_no_minute_is_more_used_than_allowed(script: list[tuple[str, int, int
                 running.append((settle, amount))
                 asked.append(now)
                 admitted = True
-            except Full as full:
+            except LimitExceeded as full:
                 admitted = full.retry_after_s <= 0
             assert admitted == room
 
@@ -184,5 +184,5 @@ def test_users_with_nothing_left_to_count_are_forgotten() -> None:
     for i in range(1000):
         ledgers.reserve(f"user {i}", 1, now=float(i))(1, float(i))
     assert ledgers.num_users <= 201
-    with pytest.raises(Full):
+    with pytest.raises(LimitExceeded):
         ledgers.reserve("user 999", 1, now=999.0)

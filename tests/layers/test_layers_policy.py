@@ -386,7 +386,7 @@ def test_a_refusal_beside_a_redaction_leaks_nothing(
         ({"detector": None, "pattern": "x{,3}", "hold": "window"}, "rules[0]", "no longest match"),
         ({"hold": "stream", "action": "redact"}, "rules[0]", "cannot be redacted"),
         ({"window": 90}, "rules[0]", "hold: window only"),
-        ({"on": "output", "trust": "none"}, "rules[0]", "trust is about who wrote"),
+        ({"on": "output", "trust": "none"}, "rules[0]", "trust is about the author"),
         ({"on": "input", "hold": "window"}, "rules[0]", "hold and window are about answers"),
         ({"reply": None}, "rules[0]", "reply is missing"),
         ({"name": "Card Numbers"}, "rules[0].name", "got 'Card Numbers'"),

@@ -35,7 +35,7 @@ from demeanor.core.types import (
 )
 from demeanor.layers import tools
 from demeanor.layers.tools import mistakes
-from demeanor.tools import Tool, load
+from demeanor.tools import LoadedTool, load
 
 MAIL = ToolSpec(
     "mail", "Sends mail.", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}
@@ -50,7 +50,7 @@ def wrap(
     inner: Respond, run: Callable[[Mapping[str, Any]], Awaitable[str]] | None = None, **settings: Any
 ) -> Respond:
     found = load(["calculator"])
-    given = {"calculator": Tool(found["calculator"].spec, run)} if run else found
+    given = {"calculator": LoadedTool(found["calculator"].spec, run)} if run else found
     return tools.wrap(tools.Spec(allow=("calculator",), **settings), inner, kit(tools=given))
 
 
@@ -358,7 +358,7 @@ async def test_a_long_list_of_mistakes_is_shortened_as_a_result_is() -> None:
 
     spec = ToolSpec("list", "", {"type": "object", "additionalProperties": False})
     sent = ToolCall("1", "list", json.dumps({f"x{n}": n for n in range(1000)}))
-    result = await tools.called(sent, {"list": Tool(spec, run)}, 1.0, 100)
+    result = await tools.called(sent, {"list": LoadedTool(spec, run)}, 1.0, 100)
     assert result.content.startswith("error: arguments.x0 is unknown; known: none; arguments.x1")
     assert result.content.endswith("more characters]")
     assert len(result.content) < 150

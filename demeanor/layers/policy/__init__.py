@@ -1,8 +1,9 @@
-"""Rules from a file stop or redact requests and answers: patterns, and personal data that proves itself by its check digits.
+"""The policy layer: rules from a file refuse or redact requests and answers by patterns and check digits.
 
-In: a turn. Out: its events with nothing in them that a rule forbids: the answer and tool calls are refused or redacted, what is
-told about the way (passages, tool results, prompts) is masked. A refused request never reaches the inner layers. Log-probabilities
-spell the answer, so they leave at the end or, if something was redacted, not at all. It knows patterns, not meanings.
+In: a turn. Out: its events without anything that a rule forbids: answer and tool calls are refused or
+redacted; passages, tool results and prompts are masked. A refused request never reaches the inner layers.
+Log-probabilities reveal the answer, so they come at the end, or not at all after a redaction. Knows patterns,
+not meanings.
 """
 
 from __future__ import annotations
@@ -26,62 +27,65 @@ BY = "policy"
 
 
 class Spec(registry.Spec):
-    """Which rules."""
+    """The rules file."""
 
     rules: registry.File = Field("policy.yaml", description="YAML file of rules, beside the stack file")
 
 
 def check(spec: Spec, root: Path) -> list[Problem]:
-    """Every mistake in the rules file."""
+    """Return every mistake in the rules file."""
     return problems_of(root / spec.rules, PolicySpec)
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
-    """Judge what goes in and what comes out."""
+    """Apply the rules to requests and answers."""
     rules = load(kit.root / spec.rules)
-    asked = [r for r in rules if r.on != "output"]
-    answered = [r for r in rules if r.on != "input"]
+    input_rules = [r for r in rules if r.on != "output"]
+    output_rules = [r for r in rules if r.on != "input"]
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
-        outcome = judge_turn(turn, asked)
+        outcome = judge_turn(turn, input_rules)
         if isinstance(outcome, Rule):
             for event in refusal(outcome, "input"):
                 yield event
             return
-        async for event in _answer(inner(outcome), answered) if answered else inner(outcome):
+        events = inner(outcome)
+        async for event in _answer(events, output_rules) if output_rules else events:
             yield event
 
     return timed(BY, body, inner, kit.clock)
 
 
 def refusal(rule: Rule, stage: Literal["input", "output"]) -> tuple[Event, ...]:
-    """How a refused turn ends."""
+    """Return the events that end a refused turn."""
     return Refusal(BY, rule.name, rule.reason, rule.reply, stage), Done("content_filter", by=BY)
 
 
 async def _answer(events: AsyncIterator[Event], rules: Sequence[Rule]) -> AsyncIterator[Event]:
-    """Pass an answer on as far as it is judged; a refusal ends it."""
-    judge, late, logprobs = OutputFilter(rules, BY), list[Event](), list[TokenLogprob]()
+    """Yield an answer as far as it is judged; a refusal ends it."""
+    output, late, logprobs = OutputFilter(rules, BY), list[Event](), list[TokenLogprob]()
     async for event in events:
-        leaving: Sequence[Event] = ()
+        released: Sequence[Event] = ()
         refused: Rule | None = None
         if isinstance(event, Text):
             logprobs += event.logprobs
-            leaving, refused = judge.add(event)
+            released, refused = output.add(event)
         elif isinstance(event, ToolCalled):
             call = judge_call(event.call, rules)
-            leaving, refused = ((), call) if isinstance(call, Rule) else ((replace(event, call=call),), None)
+            if isinstance(call, Rule):
+                refused = call
+            else:
+                released = [replace(event, call=call)]
         elif isinstance(event, Citation):
             late.append(event)
         elif isinstance(event, Done):
-            leaving, refused = judge.finish()
-            rest = (
-                [] if judge.altered else [*late, *([Text("", logprobs=tuple(logprobs))] if logprobs else [])]
-            )
-            leaving = [*leaving, *rest, event]
+            rest, refused = output.finish()
+            if logprobs:
+                late.append(Text("", logprobs=tuple(logprobs)))
+            released = [*rest, *([] if output.altered else late), event]
         else:
-            leaving = [masked(event, rules)]
-        for each in refusal(refused, "output") if refused else leaving:
+            released = [masked(event, rules)]
+        for each in refusal(refused, "output") if refused else released:
             yield each
         if refused:
             return

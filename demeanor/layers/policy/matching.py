@@ -1,7 +1,7 @@
-"""Text as rules see it: compatibility forms unified (NFKC, one character at a time) and invisible characters left out.
+"""Rules applied to text: whole messages and tool calls, and answers that arrive in pieces.
 
-In: text, piece by piece. Out: folded text, and for every folded character the place of the original it came from, so that a
-match can be cut out of the original. Folding never looks at neighbours, so the pieces do not matter.
+In: rules, and text, a turn or events. Out: the same redacted or masked, or the rule that refuses it. Matching
+works on folded text; spans are mapped back to the original.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from demeanor.layers.policy.rules import Rule
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A rule that matched: which, and the span of the original text."""
+    """A rule that matched, and the span in the original text."""
 
     rule: Rule
     span: Span
 
 
 def hits(rules: Sequence[Rule], text: str) -> list[Hit]:
-    """Every match of every rule in a whole text, rule by rule."""
+    """Return every match of every rule in a whole text, rule by rule."""
     folded = Folded(text)
     found = []
     for rule in rules:
@@ -38,7 +38,8 @@ def hits(rules: Sequence[Rule], text: str) -> list[Hit]:
 
 
 def redacted(text: str, found: Sequence[Hit]) -> str:
-    """The text with the replies of the rules in place of their matches; overlapping matches are one, replaced by the first's."""
+    """Replace matches by the rules' replies; overlapping matches are merged and get the first rule's
+    reply."""
     kept, at = [], 0
     for hit in sorted(found, key=lambda h: h.span[0]):
         start, end = hit.span
@@ -49,50 +50,49 @@ def redacted(text: str, found: Sequence[Hit]) -> str:
 
 
 class OutputFilter:
-    """The output rules at work on one answer."""
+    """The output rules applied to one answer in pieces."""
 
     def __init__(self, rules: Sequence[Rule], by: str) -> None:
         self._rules, self._by = rules, by
         self._folded = Folded()
-        self._searched = [0] * len(rules)  # folded; where each rule goes on searching
-        self._hits: list[Hit] = []  # redactions that have not left yet
-        self._left = 0  # original characters that have left or were replaced
-        self._makers: list[tuple[int, str]] = []
+        self._searched = [0] * len(rules)  # folded position from which each rule searches on
+        self._hits: list[Hit] = []  # redactions that are not released yet
+        self._released = 0  # original characters that were released or replaced
+        self._makers: list[tuple[int, str]] = []  # end of a piece, and the layer that made it
         self.altered = False
 
     def add(self, text: Text) -> tuple[list[Text], Rule | None]:
-        """Take a piece: what may leave now, and the rule that refuses the answer, if one does."""
+        """Add a piece; returns what may be released now, and the rule that refuses the answer, if any."""
         self._folded.add(text.text)
         self._makers.append((len(self._folded.original), text.by))
-        return self._settle(final=False)
+        return self._judge(final=False)
 
     def finish(self) -> tuple[list[Text], Rule | None]:
-        """The answer has ended: the rest of it, or the rule that refuses it."""
-        return self._settle(final=True)
+        """End the answer; returns the rest of it, or the rule that refuses it."""
+        return self._judge(final=True)
 
-    def _settle(self, *, final: bool) -> tuple[list[Text], Rule | None]:
-        settled = len(self._folded.text)
+    def _judge(self, *, final: bool) -> tuple[list[Text], Rule | None]:
+        judged = len(self._folded.text)
         for i, rule in enumerate(self._rules):
-            here = len(self._folded.text) if final else self._horizon(rule)
-            refused = self._search(i, here, final)
-            if refused:
+            horizon = len(self._folded.text) if final else self._horizon(rule)
+            if self._search(i, horizon, final):
                 return [], rule
             if rule.hold != "stream":
-                settled = min(settled, here)
-        return self._release(len(self._folded.original) if final else self._folded.before(settled)), None
+                judged = min(judged, horizon)
+        return self._release(len(self._folded.original) if final else self._folded.before(judged)), None
 
     def _horizon(self, rule: Rule) -> int:
-        """Up to where matches of this rule begin that show in full; a streamed answer is judged as far as it goes."""
+        """Return the position before which all matches of a rule that begin there are complete."""
         length = len(self._folded.text)
         return {"buffer": 0, "window": max(0, length - rule.window), "stream": length}[rule.hold]
 
     def _search(self, i: int, horizon: int, final: bool) -> bool:
-        """Note the matches that begin before the horizon; true if one refuses the answer."""
+        """Store the matches that begin before the horizon; True if one refuses the answer."""
         rule, text = self._rules[i], self._folded.text
         while self._searched[i] < horizon:
             span = rule.find(text, self._searched[i])
             if span is not None and rule.hold == "stream" and span[1] == len(text) and not final:
-                return False  # whether it is a match may depend on what comes next
+                return False  # it may still become longer
             if span is None or span[0] >= horizon:
                 self._searched[i] = self._searched[i] if rule.hold == "stream" else horizon
                 return False
@@ -103,39 +103,39 @@ class OutputFilter:
         return False
 
     def _release(self, limit: int) -> list[Text]:
-        """Let the original leave up to `limit`, redactions that begin before it in place."""
-        leaving: list[Text] = []
-        for hit in sorted(
-            (h for h in self._hits if h.span[0] < limit), key=lambda h: (h.span[0], self._rules.index(h.rule))
-        ):
+        """Release the original up to `limit`, with redactions that begin before it applied."""
+        released: list[Text] = []
+        due = [hit for hit in self._hits if hit.span[0] < limit]
+        for hit in sorted(due, key=lambda h: (h.span[0], self._rules.index(h.rule))):
             self._hits.remove(hit)
             start, end = hit.span
-            if start >= self._left:
-                leaving += [*self._pieces(start), Text(hit.rule.reply, by=self._by)]
+            if start >= self._released:
+                released += [*self._pieces(start), Text(hit.rule.reply, by=self._by)]
                 self.altered = True
-            self._left = max(self._left, end)
-        return [*leaving, *self._pieces(limit)]
+            self._released = max(self._released, end)
+        return [*released, *self._pieces(limit)]
 
     def _pieces(self, limit: int) -> list[Text]:
-        """What has not left of the original up to `limit`, by its makers."""
+        """Return the unreleased original up to `limit`, by the layers that made it."""
         found = []
-        while self._makers and self._left < limit:
+        while self._makers and self._released < limit:
             end, by = self._makers[0]
             stop = min(end, limit)
-            if stop > self._left:
-                found.append(Text(self._folded.original[self._left : stop], by=by))
-                self._left = stop
+            if stop > self._released:
+                found.append(Text(self._folded.original[self._released : stop], by=by))
+                self._released = stop
             if end <= limit:
                 self._makers.pop(0)
         return found
 
 
 def judge_turn(turn: Turn, rules: Sequence[Rule]) -> Turn | Rule:
-    """The turn with redactions made, or the first rule that refuses it; a rule reads what has its `trust` or less."""
+    """Return the redacted turn, or the first rule that refuses it; a rule reads text of its `trust` or
+    less."""
     messages = []
     for message in turn.messages:
-        mine = [r for r in rules if message.authority <= r.trust]
-        outcome = _message(message, mine) if mine else message
+        matching = [r for r in rules if message.authority <= r.trust]
+        outcome = _message(message, matching) if matching else message
         if isinstance(outcome, Rule):
             return outcome
         messages.append(outcome)
@@ -143,7 +143,7 @@ def judge_turn(turn: Turn, rules: Sequence[Rule]) -> Turn | Rule:
 
 
 def _message(message: Message, rules: Sequence[Rule]) -> Message | Rule:
-    """A message of the request, redacted, or the rule that refuses it."""
+    """Return a redacted message of the request, or the rule that refuses it."""
     content = _text(message.content, rules)
     if isinstance(content, Rule):
         return content
@@ -161,7 +161,7 @@ def _text(text: str, rules: Sequence[Rule]) -> str | Rule:
 
 
 def judge_call(call: ToolCall, rules: Sequence[Rule]) -> ToolCall | Rule:
-    """A tool call, redacted, or the rule that refuses it; what JSON escapes hide is refused, whatever the rule's action."""
+    """Return a redacted tool call, or the rule that refuses it; hits hidden by JSON escapes always refuse."""
     arguments = _text(call.arguments, rules)
     if isinstance(arguments, Rule):
         return arguments
@@ -170,34 +170,34 @@ def judge_call(call: ToolCall, rules: Sequence[Rule]) -> ToolCall | Rule:
 
 
 def _strings(arguments: str) -> list[str]:
-    """Every string and number in JSON text, keys included."""
+    """Return every string and number in JSON text, keys included."""
     try:
         value = json.loads(arguments)
     except (ValueError, RecursionError):
         return []
     found, left = [], [value]
     while left:
-        one: Any = left.pop()
-        if isinstance(one, dict):
-            left += [*one.keys(), *one.values()]
-        elif isinstance(one, list):
-            left += one
-        elif one is not None and not isinstance(one, bool):
-            found.append(str(one))
+        item: Any = left.pop()
+        if isinstance(item, dict):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            left += item
+        elif item is not None and not isinstance(item, bool):
+            found.append(str(item))
     return found
 
 
 def masked(event: Event, rules: Sequence[Rule]) -> Event:
-    """An event that tells what happened on the way, without what no answer may say."""
+    """Mask an event about the way to the answer: passages, tool results and prompts."""
+
+    def mask(text: str) -> str:
+        return redacted(text, hits(rules, text))
+
     if isinstance(event, Passage):
-        return replace(event, text=redacted(event.text, hits(rules, event.text)))
+        return replace(event, text=mask(event.text))
     if isinstance(event, ToolResult):
-        return replace(event, content=redacted(event.content, hits(rules, event.content)))
+        return replace(event, content=mask(event.content))
     if isinstance(event, Prompted):
-        return replace(
-            event,
-            messages=tuple(
-                replace(m, content=redacted(m.content, hits(rules, m.content))) for m in event.messages
-            ),
-        )
+        messages = tuple(replace(m, content=mask(m.content)) for m in event.messages)
+        return replace(event, messages=messages)
     return event

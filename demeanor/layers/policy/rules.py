@@ -1,6 +1,6 @@
-"""YAML files that layers read: parsed and checked against a schema, every mistake at once with its path in the file.
+"""The rules of policy.yaml: their settings, checks, and compiled form; strict YAML for files of layers.
 
-In: a path and a pydantic type. Out: the value, or Problems. It is what `check.py` is to stack.yaml, which layers may not import.
+In: a path. Out: rules ready to match, or a SpecError with every mistake. Knows nothing of turns or events.
 """
 
 from __future__ import annotations
@@ -8,20 +8,20 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, TypeAlias, TypeVar
 
 import re2
 import yaml
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_validator
 
 from demeanor.core import files, registry
-from demeanor.core.errors import Problem, SpecError, unknown
+from demeanor.core.errors import Problem, SpecError
 from demeanor.core.personal_data import DETECTORS, Find, Span
 from demeanor.core.types import Trust
+from demeanor.core.validation import parse
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,26 +39,15 @@ Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|F
 
 
 def read_yaml(path: Path, schema: type[M]) -> M:
-    """A YAML file as `schema`; raises SpecError with every mistake in it."""
-    raw = files.read_yaml(path, Loader)
-    if not isinstance(raw, dict):
-        raise SpecError(
-            [Problem(str(path), f"wanted a mapping with the keys {', '.join(schema.model_fields)}")]
-        )
-    try:
-        return schema.model_validate(raw)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        inner = [
-            e
-            for e in found
-            if not any(len(o["loc"]) > len(e["loc"]) and o["loc"][: len(e["loc"])] == e["loc"] for o in found)
-        ]
-        raise SpecError(_problem(schema, e, path) for e in inner) from None
+    """Read a YAML file as `schema`; raises SpecError with every mistake in it."""
+    found, problems = parse(schema, files.read_yaml(path, Loader), str(path))
+    if found is None:
+        raise SpecError(problems)
+    return found
 
 
 def problems_of(path: Path, schema: type[BaseModel]) -> list[Problem]:
-    """The mistakes in a YAML file, none if it is right."""
+    """Return the mistakes in a YAML file."""
     try:
         read_yaml(path, schema)
     except SpecError as error:
@@ -66,73 +55,17 @@ def problems_of(path: Path, schema: type[BaseModel]) -> list[Problem]:
     return []
 
 
-def _problem(schema: type[BaseModel], error: ErrorDetails, path: Path) -> Problem:
-    loc = error["loc"]
-    where = f"{path}: {_place(loc)}" if loc else str(path)
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        return Problem(where, unknown(str(loc[-1]), _fields_at(schema, loc[:-1]), noun="setting"))
-    if error["type"] == "missing":
-        return Problem(where, "missing; it has no default")
-    if error["type"] == "literal_error":
-        known = [str(x) for x in _known_at(schema, loc)]
-        return Problem(where, unknown(str(error["input"]), known, noun="value") if known else message)
-    if error["type"] == "value_error":
-        return Problem(where, message)
-    return Problem(where, f"got {str(error['input'])[:60]!r}, wanted: {message[:1].lower()}{message[1:]}")
-
-
-def _place(loc: Sequence[str | int]) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).lstrip(".")
-
-
-def _schema_at(schema: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
-    """The model that stands at `loc`, found by walking fields and the first model inside their types."""
-    here: type[BaseModel] | None = schema
-    for step in loc:
-        if here is not None and isinstance(step, str):
-            field = here.model_fields.get(step)
-            here = _model_in(field.annotation) if field else None
-    return here
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for m in map(_model_in, get_args(annotation)) if m is not None), None)
-
-
-def _fields_at(schema: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
-    here = _schema_at(schema, loc)
-    return list(here.model_fields) if here else []
-
-
-def _known_at(schema: type[BaseModel], loc: Sequence[str | int]) -> tuple[Any, ...]:
-    """The values that a Literal field at `loc` may have."""
-    here = _schema_at(schema, loc[:-1])
-    field = here.model_fields.get(str(loc[-1])) if here else None
-    return tuple(x for x in _literals(field.annotation if field else None))
-
-
-def _literals(annotation: Any) -> list[Any]:
-    args = get_args(annotation)
-    return [x for a in args for x in ([a] if isinstance(a, str) else _literals(a))]
-
-
 MAX_WIDTH = 10_000
-ROUNDING = 1e-9
-"""Sums of weights are compared with a threshold up to this."""
+ROUNDING = 1e-9  # tolerance when a sum of weights is compared with a threshold
 Weigh: TypeAlias = Callable[[str], float]
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False
-_PARSER = importlib.import_module(
-    "re._parser"
-)  # the standard library's own parser knows how long a match can be
+_PARSER = importlib.import_module("re._parser")  # Python's regex parser, which knows how long a match can be
 _RE2_ONLY = re.compile(r"\\\\|\\[pP](?:\{[^}]*\}|\w)|\\x\{[0-9A-Fa-f]+\}|\[:\^?\w+:\]|\\z")
 
 
 class RuleSpec(registry.Spec):
-    """One rule: what it looks for, where, and what happens then."""
+    """One rule: what it matches, where, and what happens then."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="stands in every refusal and trace")
     on: Literal["input", "output", "both"] = Field(description="the request, the answer, or both")
@@ -160,7 +93,7 @@ class RuleSpec(registry.Spec):
     )
     hold: Literal["buffer", "window", "stream"] = Field(
         "buffer",
-        description="text not yet judged: all of it waits for the end, as much as one match needs waits, or nothing waits",
+        description="unjudged text: buffer holds all, window as much as one match needs, stream none",
     )
     window: int | None = Field(
         None, gt=0, description="characters that wait (hold: window); null: as many as the longest match"
@@ -200,11 +133,13 @@ class RuleSpec(registry.Spec):
             raise ValueError("reply is missing: what the user reads instead of a refused answer")
         if self.trust is not None and self.on == "output":
             raise ValueError(
-                "trust is about who wrote a request; an answer is the model's. Wanted on: input, or no trust"
+                "trust is about the author of a request; an answer is the model's. "
+                "Wanted on: input, or no trust"
             )
         if self.on == "input" and (self.hold != "buffer" or self.window is not None):
             raise ValueError(
-                "hold and window are about answers; a request is always judged whole. Wanted on: output or both"
+                "hold and window are about answers; a request is always judged whole. "
+                "Wanted on: output or both"
             )
         if self.window is not None and self.hold != "window":
             raise ValueError(f"window is read with hold: window only, and hold is {self.hold}")
@@ -223,8 +158,8 @@ class RuleSpec(registry.Spec):
             )
         if self.window is not None and self.window < longest:
             raise ValueError(
-                f"window is {self.window} characters and a match can have {longest}: its beginning would leave. "
-                f"Wanted at least {longest}, or null"
+                f"window is {self.window} characters and a match can have {longest}: its beginning would "
+                f"leave. Wanted at least {longest}, or null"
             )
 
     @property
@@ -250,7 +185,7 @@ class PolicySpec(registry.Spec):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule ready to use: `find` yields the first match that begins at or after a place of a folded text."""
+    """A compiled rule: `find` returns the first match that begins at or after a position of a folded text."""
 
     name: str
     on: Literal["input", "output", "both"]
@@ -261,17 +196,16 @@ class Rule:
     window: int
     trust: Trust
     find: Find
-    weigh: Weigh | None = None
-    """How much of what a rule of cues looks for a folded text has; None for rules that match or do not."""
+    weigh: Weigh | None = None  # score of a folded text, for rules of cues
 
 
 def load(path: Path) -> tuple[Rule, ...]:
-    """The rules of a file; raises SpecError with every mistake in it."""
+    """Read the rules of a file; raises SpecError with every mistake in it."""
     return tuple(rule(spec) for spec in read_yaml(path, PolicySpec).rules)
 
 
 def rule(spec: RuleSpec) -> Rule:
-    """A checked rule, compiled."""
+    """Compile a checked rule."""
     weigh: Weigh | None = None
     if spec.cues:
         find, weigh = _scored(spec.cues, spec.threshold or 0.0)
@@ -292,7 +226,7 @@ def rule(spec: RuleSpec) -> Rule:
 
 
 def compiled(pattern: str) -> re2._Regexp:
-    """An RE2 pattern; raises re2.error."""
+    """Compile an RE2 pattern; raises re2.error."""
     return re2.compile(pattern, _OPTIONS)
 
 
@@ -312,7 +246,8 @@ def _pattern(pattern: str) -> Find:
 
 
 def _scored(cues: Mapping[str, float], threshold: float) -> tuple[Find, Weigh]:
-    """What finds, from the beginning of a text only, the span of all its cues where they weigh `threshold` or more; and their weight."""
+    """Return a `find` that matches all cues at once if their weights reach `threshold`, and the sum of
+    weights."""
     known = [(compiled(pattern), weight) for pattern, weight in cues.items()]
 
     def weigh(text: str) -> float:
@@ -328,7 +263,7 @@ def _scored(cues: Mapping[str, float], threshold: float) -> tuple[Find, Weigh]:
 
 
 def _widths(pattern: str) -> tuple[int | None, int | None]:
-    """Characters of a pattern's shortest and longest match; None for both where the two syntaxes may differ."""
+    """Return the lengths of the shortest and longest match; None for both where RE2 and Python may differ."""
     if "{," in pattern:
         return None, None  # a repetition for Python, plain text for RE2
     try:
@@ -339,7 +274,7 @@ def _widths(pattern: str) -> tuple[int | None, int | None]:
 
 
 def _as_python(match: re.Match[str]) -> str:
-    """What is written differently in RE2, in Python's words: the width is the same."""
+    """Return RE2-only syntax in Python's syntax of equal width."""
     text = match.group()
     return text if text == r"\\" else r"\Z" if text == r"\z" else r"\w"
 

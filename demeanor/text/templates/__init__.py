@@ -1,1 +1,2 @@
-"""Our own chat templates, one per file: `template(tokenizer)` and, beside it, the same as jinja for transformers."""
+"""The built-in chat templates, one per file: `template(tokenizer)`, and the same as jinja for
+transformers."""

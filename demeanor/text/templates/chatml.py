@@ -1,7 +1,8 @@
-"""`chatml`: <|im_start|>role, a line break, content, <|im_end|>: the form most open assistants use.
+"""`chatml`: <|im_start|>role, a line break, content, <|im_end|>; the format of most open assistants.
 
-Tools are listed as JSON in the system turn and called as <tool_call> JSON </tool_call>; roles are written by name (also `data`
-for retrieved text, `tool` for results). Where <|im_start|> is no special token it is plain text and contents may not spell it.
+Tools are listed as JSON in the system turn and called as <tool_call> JSON </tool_call>; roles are written by
+name, also `data` (retrieved text) and `tool` (results). Without a special token <|im_start|> is plain text,
+which contents may not spell.
 """
 
 from __future__ import annotations
@@ -11,10 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from demeanor.core.types import Message, Messages, ToolCall, ToolSpec
-from demeanor.text.template import NO_KWARGS, Pieces, Reader, Rendered, neutral, refuse_kwargs, text_markers
+from demeanor.core.types import Message, Messages, ToolCall, ToolSpec, tool_json
+from demeanor.text.template import (
+    NO_KWARGS,
+    Reader,
+    Rendered,
+    TokenBuilder,
+    neutral,
+    refuse_kwargs,
+    text_markers,
+)
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.text.tool_calls import CallReader, call_text, function
+from demeanor.text.tool_calls import CallReader, call_text
 
 START, END, CALL, CALLED = "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"
 INTRO = '# Tools\nCall a function by writing {"name": ..., "arguments": {...}} between '
@@ -44,59 +53,58 @@ class ChatML:
         kwargs: Mapping[str, Any] = NO_KWARGS,
     ) -> Rendered:
         refuse_kwargs(self.name, kwargs)
-        pieces = Pieces(self._tokenizer, self._plain)
+        builder = TokenBuilder(self._tokenizer, self._plain)
         if tools and not (messages and messages[0].role == "system"):
-            self._turn(pieces, Message("system", ""), tools)
+            self._turn(builder, Message("system", ""), tools)
         for i, message in enumerate(messages):
             if message.role == "assistant":
-                self._answer(pieces, message, i >= trained_from)
+                self._answer(builder, message, i >= trained_from)
             else:
-                self._turn(pieces, message, tools if i == 0 and message.role == "system" else ())
+                self._turn(builder, message, tools if i == 0 and message.role == "system" else ())
         if generate:
-            self._open(pieces, "assistant")
-        return pieces.rendered()
+            self._open(builder, "assistant")
+        return builder.rendered()
 
     def reader(self) -> Reader:
         return CallReader(CALL, CALLED)
 
-    def _open(self, pieces: Pieces, role: str) -> None:
-        pieces.mark(START)
-        pieces.words(f"{role}\n")
+    def _open(self, builder: TokenBuilder, role: str) -> None:
+        builder.add_marker(START)
+        builder.add_text(f"{role}\n")
 
-    def _turn(self, pieces: Pieces, message: Message, tools: Sequence[ToolSpec]) -> None:
-        self._open(pieces, message.role)
-        pieces.content(message.content)
+    def _turn(self, builder: TokenBuilder, message: Message, tools: Sequence[ToolSpec]) -> None:
+        self._open(builder, message.role)
+        builder.add_content(message.content)
         if tools:
-            pieces.words("\n\n" + INTRO if message.content else INTRO)
-            pieces.mark(CALL)
-            pieces.words(" and ")
-            pieces.mark(CALLED)
-            pieces.words(".\n")
-            pieces.content("\n".join(json.dumps(function(t), ensure_ascii=False) for t in tools))
-        pieces.mark(END)
-        pieces.words("\n")
+            builder.add_text("\n\n" + INTRO if message.content else INTRO)
+            builder.add_marker(CALL)
+            builder.add_text(" and ")
+            builder.add_marker(CALLED)
+            builder.add_text(".\n")
+            builder.add_content("\n".join(json.dumps(tool_json(t), ensure_ascii=False) for t in tools))
+        builder.add_marker(END)
+        builder.add_text("\n")
 
-    def _answer(self, pieces: Pieces, message: Message, trained: bool) -> None:
-        self._open(pieces, "assistant")
-        # A call is found by its text, whatever tokens spell it: so it is broken up here even where it has a token.
-        pieces.content(neutral(message.content, (CALL,)), trained)
+    def _answer(self, builder: TokenBuilder, message: Message, trained: bool) -> None:
+        self._open(builder, "assistant")
+        # A call is found by its text, whatever tokens spell it, so it is broken up even if it has a token.
+        builder.add_content(neutral(message.content, (CALL,)), trained)
         for i, call in enumerate(message.tool_calls):
             if message.content or i:
-                pieces.words("\n", trained)
-            pieces.mark(CALL, trained)
-            pieces.words(f"\n{self._written(call)}\n", trained)
-            pieces.mark(CALLED, trained)
-        pieces.mark(END, trained)
-        pieces.words("\n")
+                builder.add_text("\n", trained)
+            builder.add_marker(CALL, trained)
+            builder.add_text(f"\n{self._written(call)}\n", trained)
+            builder.add_marker(CALLED, trained)
+        builder.add_marker(END, trained)
+        builder.add_text("\n")
 
     def _written(self, call: ToolCall) -> str:
-        """The JSON of a call; a marker spelled inside it is escaped as JSON escapes, so it still means the same."""
+        """Return the JSON of a call; markers inside it are escaped as JSON escapes, which keeps their
+        meaning."""
         text = call_text(call)
         for marker in {*self._plain, CALL, CALLED}:
             text = text.replace(marker, f"\\u003c{marker[1:]}")
         return text
 
 
-def template(tokenizer: Tokenizer) -> ChatML:
-    """The template for this tokenizer."""
-    return ChatML(tokenizer)
+template = ChatML

@@ -1,7 +1,8 @@
-"""`turns`: one special token per role and no line breaks, the cheapest template: <|user|> When?<|end|><|assistant|> 12.<|end|>
+"""`turns`: one special token per role, no line breaks: <|user|> When?<|end|><|assistant|> 12.<|end|>
 
-Tools are listed in the system turn behind <|tool|> as name(parameters); a call is <|call|> and JSON inside the assistant's turn.
-Retrieved text is a <|data|> turn. With a tokenizer that lacks these tokens they are plain text and contents may not spell them.
+Tools are listed in the system turn after <|tool|> as name(parameters); a call is <|call|> and JSON in the
+assistant's turn. Retrieved text is a <|data|> turn. Markers without a special token are plain text, which
+contents may not spell.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.types import Messages, ToolSpec
-from demeanor.text.template import NO_KWARGS, Pieces, Reader, Rendered, refuse_kwargs, text_markers
+from demeanor.text.template import NO_KWARGS, Reader, Rendered, TokenBuilder, refuse_kwargs, text_markers
 from demeanor.text.tokenizer import END, Tokenizer
 from demeanor.text.tool_calls import CallReader, call_text, signature
 
@@ -29,16 +30,11 @@ class Turns:
         self._plain = text_markers(tokenizer, MARKERS)
         self.stop_tokens = frozenset({tokenizer.eos_id, tokenizer.special.get(END, tokenizer.eos_id)})
         self.stop = (END,) if END in self._plain else ()
-        bring = (
-            tokenizer.prefix_after_special and not self._plain
-        )  # special tokens bring the space themselves
-        gap, bos = (
-            " " if tokenizer.prefix and not bring else "",
-            "{{- bos_token -}}" if tokenizer.start else "",
-        )
-        self.jinja = f"{{%- set gap = '{gap}' -%}}{bos}" + Path(__file__).with_suffix(".jinja").read_text(
-            encoding="utf-8"
-        )
+        # Special tokens may add the space themselves.
+        gap = " " if tokenizer.prefix and (self._plain or not tokenizer.prefix_after_special) else ""
+        bos = "{{- bos_token -}}" if tokenizer.start else ""
+        source = Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
+        self.jinja = f"{{%- set gap = '{gap}' -%}}{bos}" + source
 
     def render(
         self,
@@ -50,42 +46,36 @@ class Turns:
         kwargs: Mapping[str, Any] = NO_KWARGS,
     ) -> Rendered:
         refuse_kwargs(self.name, kwargs)
-        pieces = Pieces(self._tokenizer, self._plain)
+        builder = TokenBuilder(self._tokenizer, self._plain)
         listed = " ".join(signature(t) for t in tools)
         if listed and not (messages and messages[0].role == "system"):
-            self._turn(pieces, SYSTEM, "", listed)
+            self._turn(builder, SYSTEM, "", listed)
         for i, message in enumerate(messages):
             if message.role != "assistant":
-                self._turn(
-                    pieces,
-                    f"<|{message.role}|>",
-                    message.content,
-                    listed if message.role == "system" and i == 0 else "",
-                )
+                shown = listed if message.role == "system" and i == 0 else ""
+                self._turn(builder, f"<|{message.role}|>", message.content, shown)
                 continue
             trained = i >= trained_from
-            pieces.mark(ASSISTANT)
-            pieces.content(message.content, trained)
+            builder.add_marker(ASSISTANT)
+            builder.add_content(message.content, trained)
             for call in message.tool_calls:
-                pieces.mark(CALL, trained)
-                pieces.content(call_text(call), trained)
-            pieces.mark(END, trained)
+                builder.add_marker(CALL, trained)
+                builder.add_content(call_text(call), trained)
+            builder.add_marker(END, trained)
         if generate:
-            pieces.mark(ASSISTANT)
-        return pieces.rendered()
+            builder.add_marker(ASSISTANT)
+        return builder.rendered()
 
     def reader(self) -> Reader:
         return CallReader(CALL, opening_id=self._tokenizer.special.get(CALL))
 
-    def _turn(self, pieces: Pieces, marker: str, content: str, tools: str = "") -> None:
-        pieces.mark(marker)
-        pieces.content(content)
+    def _turn(self, builder: TokenBuilder, marker: str, content: str, tools: str = "") -> None:
+        builder.add_marker(marker)
+        builder.add_content(content)
         if tools:
-            pieces.mark(TOOL)
-            pieces.content(tools)
-        pieces.mark(END)
+            builder.add_marker(TOOL)
+            builder.add_content(tools)
+        builder.add_marker(END)
 
 
-def template(tokenizer: Tokenizer) -> Turns:
-    """The template for this tokenizer."""
-    return Turns(tokenizer)
+template = Turns
