@@ -1,23 +1,153 @@
-"""The documentation names what exists: links, settings, plug-ins."""
+"""The documentation names what exists: links, settings, plug-ins, commands with their options, tests and files."""
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 
+from demeanor import cli
 from demeanor.core import registry
 from demeanor.stack import schema
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
+GENERATED = DOCS / "examples" / "tulu3.md"
+WRITTEN = [page for page in PAGES if page != GENERATED]
+EXAMPLES = {
+    "demeanor/evaluation/scorers/brief.py",
+    "demeanor/text/templates/plain.py",
+    "demeanor/tools/clock.py",
+}
+"""Files that a page shows how to write."""
+
+name_of = pytest.mark.parametrize("page", WRITTEN, ids=lambda p: p.name)
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a language; without one, blocks of commands and output."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S)
+    return [text for kind, text in fenced if kind == language]
+
+
+def inline(page: Path) -> list[str]:
+    """What stands in backticks outside of blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S))
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Every command line of demeanor on a page, as words; of a block of commands also what a CI file runs."""
+    found = "\n".join([*blocks(page), *blocks(page, "yaml")]).replace("\\\n", " ")
+    lines = found.splitlines()
+    for text in [*lines, *inline(page)]:
+        line = re.sub(r"^\s*(\$ |- run: |\.venv/bin/)+", "", text)
+        if line.startswith("demeanor ") and not line.startswith("demeanor:"):
+            yield shlex.split(line.split("  #")[0].replace("$(", "("), comments=False)[1:]
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_relative_link_exists(page: Path) -> None:
-    links = [x for x in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in x]
-    assert [x for x in links if not (page.parent / x).exists()] == []
+def test_every_relative_link_and_its_anchor_exist(page: Path) -> None:
+    wrong = []
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        other = page.parent / path if path else page
+        if not other.exists():
+            wrong.append(target)
+        elif anchor:
+            headings = re.findall(r"^#+ (.+)$", other.read_text(), re.M)
+            wrong += [] if anchor in map(slug, headings) else [target]
+    assert wrong == []
+
+
+def test_every_page_is_linked_from_the_index() -> None:
+    index = (DOCS / "README.md").read_text()
+    pages = [page.name for page in DOCS.glob("*.md") if page.name != "README.md"]
+    assert [page for page in pages if f"({page}" not in index] == []
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in WRITTEN if p.parent == DOCS and p.name != "README.md"], ids=lambda p: p.name
+)
+def test_a_page_starts_with_an_example(page: Path) -> None:
+    """A command, a configuration or code stands before the first section."""
+    assert "\n```" in page.read_text().split("\n## ")[0]
+
+
+@name_of
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(r"\btests/[\w./-]*\w", page.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@name_of
+def test_every_file_of_the_package_that_a_page_names_exists(page: Path) -> None:
+    """`demeanor/room/file.py`, or `room/file.py: Name`, which then stands in that file."""
+    wrong = []
+    rooms = [path.name for path in (ROOT / "demeanor").iterdir() if path.is_dir()]
+    for text in inline(page):
+        path, _, symbols = text.partition(": ")
+        if (
+            "NAME" in path
+            or not re.fullmatch(rf"(demeanor/)?({'|'.join(rooms)})/[\w./]*", path)
+            or path in EXAMPLES
+        ):
+            continue
+        file = ROOT / "demeanor" / path.removeprefix("demeanor/")
+        names = re.findall(r"\w+", symbols) if file.suffix == ".py" else []
+        if not file.exists() or any(not re.search(rf"\b{name}\b", file.read_text()) for name in names):
+            wrong.append(text)
+    assert wrong == []
+
+
+@name_of
+def test_every_module_of_bench_and_target_of_make_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    modules = re.findall(r"python -m bench\.(\w+)", text)
+    assert [name for name in modules if not (ROOT / "bench" / f"{name}.py").exists()] == []
+    runs = [line for block in blocks(page) for line in block.splitlines()] + inline(page)
+    targets = [found[1] for line in runs if (found := re.match(r"(?:\$ )?make ([a-z]+)\b", line))]
+    makefile = (ROOT / "Makefile").read_text()
+    assert [name for name in targets if not re.search(rf"^{name}:", makefile, re.M)] == []
+
+
+@name_of
+def test_every_command_that_a_page_names_exists_with_its_options(page: Path) -> None:
+    wrong = []
+    for words in commands(page):
+        if words[0] in ("VERB", "demeanor"):
+            continue
+        command = typer.main.get_command(cli.app)
+        while hasattr(command, "commands") and words and words[0] in command.commands:
+            command, words = command.commands[words[0]], words[1:]
+        options = {name for p in command.params for name in p.opts} | {"--help"}
+        given = [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+        unknown = [option for option in given if option not in options]
+        if hasattr(command, "commands") and words and not words[0].startswith("-"):
+            unknown.append(words[0])
+        wrong += [(" ".join(words), unknown)] if unknown else []
+    assert wrong == []
+
+
+@name_of
+def test_every_block_of_python_and_yaml_parses(page: Path) -> None:
+    for code in blocks(page, "python"):
+        ast.parse(code)
+    for text in blocks(page, "yaml"):
+        yaml.safe_load(text)
 
 
 @pytest.mark.parametrize(
@@ -51,3 +181,11 @@ def test_every_layer_and_its_settings_are_on_the_page_of_layers(kind: str) -> No
     assert [
         f for f in registry.spec_of("demeanor.layers", kind).model_fields if f"| `{f}` |" not in page
     ] == []
+
+
+@pytest.mark.parametrize("kind", registry.known("demeanor.evaluation.scorers"))
+def test_every_scorer_and_its_settings_are_on_the_page_of_scorers(kind: str) -> None:
+    page = (DOCS / "scorers.md").read_text().split(f"\n## {kind}\n", 1)[1].split("\n## ")[0]
+    spec = registry.spec_of("demeanor.evaluation.scorers", kind)
+    names = [field.alias or name for name, field in spec.model_fields.items()]
+    assert [name for name in names if f"`{name}`" not in page] == []
