@@ -154,7 +154,7 @@ def works(device: str) -> list[Work]:
 
 def model_config(vocabulary: int, *, device: str) -> Any:
     """About 10 M parameters beside the tied embedding (CPU), or 0.5 B (CUDA); the same for everybody."""
-    from demeanor.model.config import Config
+    from demeanor.model.llama import Config
 
     if device == "cuda":
         return Config("llama", vocabulary, 1024, 2816, 24, 16, 16, 64, 4096, 1e-5, 10000.0, True)

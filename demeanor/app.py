@@ -52,8 +52,7 @@ from demeanor.stack.schema import GenerationEvalSpec, Remote
 from demeanor.stack.stack import Stack, load
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.chat_templates import load_template
-from demeanor.text.template import Template
+from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import export, generation_eval, pipeline
 from demeanor.train.runs import Runs, training_curves, weights_folder

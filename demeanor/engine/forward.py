@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from demeanor.model import native
-from demeanor.model.config import KVCache
 from demeanor.model.hf import ForeignModel
+from demeanor.model.llama import KVCache
 from demeanor.model.native import NativeStep
 
 if TYPE_CHECKING:

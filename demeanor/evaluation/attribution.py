@@ -16,8 +16,8 @@ from typing import TypeAlias
 import numpy as np
 
 from demeanor.core.errors import DataError, UsageError, unknown
-from demeanor.core.formatting import NONE, axis_name, first_of, number, plural, points
 from demeanor.core.table import (
+    NONE,
     NOT_PAGE,
     PAGE,
     Block,
@@ -28,8 +28,13 @@ from demeanor.core.table import (
     Paragraph,
     Section,
     Table,
+    axis_name,
     difference,
+    first_of,
+    number,
     plain,
+    plural,
+    points,
 )
 from demeanor.core.types import Item
 from demeanor.evaluation import statistics

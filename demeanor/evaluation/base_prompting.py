@@ -15,8 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from demeanor.core.errors import DemeanorError
-from demeanor.core.formatting import axis_name, listed, percent
-from demeanor.core.table import Inline, Paragraph, Section, Table, difference, plain
+from demeanor.core.table import (
+    Inline,
+    Paragraph,
+    Section,
+    Table,
+    axis_name,
+    difference,
+    listed,
+    percent,
+    plain,
+)
 from demeanor.core.types import Item, Message, Messages, Turn
 from demeanor.evaluation import statistics
 from demeanor.evaluation.diagnosis.analysis import InterventionInfo

@@ -19,8 +19,22 @@ from scipy import optimize, special
 
 from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.core.files import origin
-from demeanor.core.formatting import NONE, interval, percent, plural, points, share
-from demeanor.core.table import WRITTEN, Bullets, Fold, OnlyFor, Paragraph, Section, StyledText, Table
+from demeanor.core.table import (
+    NONE,
+    WRITTEN,
+    Bullets,
+    Fold,
+    OnlyFor,
+    Paragraph,
+    Section,
+    StyledText,
+    Table,
+    interval,
+    percent,
+    plural,
+    points,
+    share,
+)
 from demeanor.core.types import Item
 from demeanor.evaluation import judge_validation, statistics
 from demeanor.evaluation.experiment import Experiment, at_once, named, suite

@@ -19,8 +19,8 @@ from scipy import special
 
 from demeanor.core.errors import ContextError, DataError
 from demeanor.core.folding import Folded
-from demeanor.core.formatting import NONE, estimate, first_of, number, p_value, percent, plural
 from demeanor.core.table import (
+    NONE,
     NOT_PAGE,
     PAGE,
     Block,
@@ -31,6 +31,12 @@ from demeanor.core.table import (
     Paragraph,
     Section,
     Table,
+    estimate,
+    first_of,
+    number,
+    p_value,
+    percent,
+    plural,
 )
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.evaluation import statistics

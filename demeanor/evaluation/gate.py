@@ -24,9 +24,9 @@ from pydantic import Field, model_validator
 from demeanor.core import validation
 from demeanor.core.errors import DataError, Problem, SpecError, unknown
 from demeanor.core.files import origin
-from demeanor.core.formatting import NONE, axis_name, first_of, listed, number, plural
 from demeanor.core.registry import Spec
 from demeanor.core.table import (
+    NONE,
     PAGE,
     Block,
     Facts,
@@ -38,6 +38,11 @@ from demeanor.core.table import (
     StyledText,
     Table,
     Tone,
+    axis_name,
+    first_of,
+    listed,
+    number,
+    plural,
 )
 from demeanor.core.types import Item, Verdict
 from demeanor.evaluation import statistics

@@ -17,8 +17,7 @@ import numpy as np
 
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import origin
-from demeanor.core.formatting import NONE, estimate, p_value, plural, share
-from demeanor.core.table import Paragraph, Section, Table
+from demeanor.core.table import NONE, Paragraph, Section, Table, estimate, p_value, plural, share
 from demeanor.core.types import Messages, Preference
 from demeanor.data import rows
 from demeanor.data.readers import Bad, raw_rows

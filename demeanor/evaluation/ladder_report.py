@@ -8,22 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from demeanor.core.formatting import (
+from demeanor.core.table import (
     MINUS,
     NONE,
-    axis_name,
-    estimate,
-    interval,
-    listed,
-    number,
-    p_value,
-    percent,
-    plural,
-    points,
-    share,
-    size,
-)
-from demeanor.core.table import (
     PAGE,
     TERMINAL,
     WRITTEN,
@@ -41,7 +28,18 @@ from demeanor.core.table import (
     StyledText,
     Table,
     Tone,
+    axis_name,
     difference,
+    estimate,
+    interval,
+    listed,
+    number,
+    p_value,
+    percent,
+    plural,
+    points,
+    share,
+    size,
     tone_of,
 )
 from demeanor.evaluation.profile import NOBODY

@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from demeanor.core.errors import DataError
-from demeanor.core.formatting import NONE, number, percent, plural
 from demeanor.core.table import (
+    NONE,
     WRITTEN,
     Block,
     Bullets,
@@ -29,6 +29,9 @@ from demeanor.core.table import (
     Section,
     StyledText,
     Table,
+    number,
+    percent,
+    plural,
     tone_of,
 )
 from demeanor.evaluation.statistics import CONFIDENCE, DISCORDANCE, POWER, smallest

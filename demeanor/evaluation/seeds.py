@@ -16,8 +16,8 @@ import numpy as np
 from scipy import special
 
 from demeanor.core.errors import DataError, DemeanorError, UsageError
-from demeanor.core.formatting import NONE, axis_name, listed, number, percent, plural, points
 from demeanor.core.table import (
+    NONE,
     TERMINAL,
     WRITTEN,
     Fold,
@@ -26,7 +26,13 @@ from demeanor.core.table import (
     Paragraph,
     Section,
     Table,
+    axis_name,
     difference,
+    listed,
+    number,
+    percent,
+    plural,
+    points,
 )
 from demeanor.evaluation.experiment import named
 from demeanor.evaluation.ladder import evaluate

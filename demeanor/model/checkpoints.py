@@ -21,10 +21,9 @@ from demeanor.core import files
 from demeanor.core.errors import CheckpointError
 from demeanor.model import adapters, hf
 from demeanor.model.adapters import merge
-from demeanor.model.config import ARCHITECTURES, Config, UnsupportedError
 from demeanor.model.hf import ForeignModel, ForeignReward
 from demeanor.model.initial import initialise
-from demeanor.model.llama import Llama
+from demeanor.model.llama import ARCHITECTURES, Config, Llama, UnsupportedError
 from demeanor.model.reward_model import RewardModel
 from demeanor.stack.schema import Adapter, ModelShape
 

@@ -14,8 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from demeanor.model.config import Config
-from demeanor.model.llama import Attention, Llama
+from demeanor.model.llama import Attention, Config, Llama
 
 STD, QK, VO = 0.02, 0.2, 0.4
 

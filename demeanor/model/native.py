@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from demeanor.model.adapters import adapters
-from demeanor.model.config import KVCache
-from demeanor.model.llama import Llama, rotary
+from demeanor.model.llama import KVCache, Llama, rotary
 
 log = logging.getLogger("demeanor.model")
 

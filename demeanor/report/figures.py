@@ -12,8 +12,7 @@ from typing import TypeAlias
 
 from markupsafe import Markup, escape
 
-from demeanor.core.formatting import axis_name, interval, number, percent, plural, points, visible
-from demeanor.core.table import Figure, tone_of
+from demeanor.core.table import Figure, axis_name, interval, number, percent, plural, points, tone_of, visible
 from demeanor.evaluation.attribution import Effect
 from demeanor.evaluation.ladder_report import delta_sentence, is_firm, mean_text, shade
 from demeanor.evaluation.profile import NOBODY

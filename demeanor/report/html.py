@@ -15,8 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from demeanor.core.formatting import visible
-from demeanor.core.table import Page
+from demeanor.core.table import Page, visible
 from demeanor.report.figures import draw
 
 FOLDER = Path(__file__).parent

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from demeanor.core.formatting import visible
 from demeanor.core.table import (
     Block,
     BlockGroup,
@@ -22,6 +21,7 @@ from demeanor.core.table import (
     StyledText,
     Table,
     plain,
+    visible,
 )
 
 

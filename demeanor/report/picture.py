@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from demeanor.core.formatting import axis_name, points
+from demeanor.core.table import axis_name, points
 from demeanor.evaluation.ladder_report import is_firm, ladder_of
 from demeanor.evaluation.result import Axis, Delta, Result
 from demeanor.report.figures import el, svg, text

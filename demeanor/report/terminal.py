@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from demeanor.core.formatting import visible
 from demeanor.core.table import (
     Block,
     BlockGroup,
@@ -28,6 +27,7 @@ from demeanor.core.table import (
     Section,
     StyledText,
     Table,
+    visible,
 )
 
 WIDTH = 160

@@ -1,15 +1,17 @@
-"""The SQLite database of turns, feedback and API keys: migrations, one writing thread, and queries.
+"""The database of recorded turns, feedback and keys: SQLite in one file, written by one thread, read by many.
 
-In: turns with their events, feedback. Out: stored turns. Writes are batched into transactions and durable
-when awaited. Migrations run in order, each once; an applied migration is never edited.
+In: turns with their events, feedback. Out: the same again. Writes are grouped into commits; awaiting one waits until it is durable.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import json
 import os
 import queue
+import re
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,11 +19,57 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_args
 
+from pydantic import TypeAdapter
+
+from demeanor.core import types
 from demeanor.core.errors import DataError, DemeanorError, UsageError
-from demeanor.core.types import Completion, Done, Event, RatedTurn, Turn, fold
-from demeanor.store import codec
+from demeanor.core.types import Completion, Done, Event, RatedTurn, Text, Turn, fold
+
+EVENTS: dict[str, TypeAdapter[Event]] = {cls.__name__: TypeAdapter(cls) for cls in get_args(types.Event)}
+_TURN = TypeAdapter(Turn)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def turn_json(turn: Turn) -> str:
+    """Return a turn as ASCII JSON."""
+    return _json(turn)
+
+
+def turn_of(text: str) -> Turn:
+    """Parse what `turn_json` wrote."""
+    return _TURN.validate_python(json.loads(text))
+
+
+def event_rows(events: Sequence[Any]) -> list[tuple[str, str, str]]:
+    """Return events as (kind, by, JSON), with neighbouring Texts of one layer joined."""
+    joined: list[Any] = []
+    for event in events:
+        last = joined[-1] if joined else None
+        if isinstance(event, Text) and isinstance(last, Text) and last.by == event.by:
+            joined[-1] = Text(last.text + event.text, event.by, last.logprobs + event.logprobs)
+        else:
+            joined.append(event)
+    return [(type(e).__name__, storable(str(getattr(e, "by", ""))), _json(e)) for e in joined]
+
+
+def event_of(kind: str, text: str) -> Event | None:
+    """Parse the event stored under `kind`; None for an unknown kind."""
+    adapter = EVENTS.get(kind)
+    return None if adapter is None else adapter.validate_python(json.loads(text))
+
+
+def storable(text: str) -> str:
+    """Return text that SQLite can store: lone surrogates become U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def _json(value: Any) -> str:
+    is_object = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    plain = dataclasses.asdict(value) if is_object else repr(value)
+    return json.dumps(plain, default=str)
+
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -286,7 +334,7 @@ class Database:
             turn.user,
             turn.variant,
             turn.stack_key,
-            codec.turn_json(turn),
+            turn_json(turn),
             done.text,
             done.finish_reason if ended else None,
             done.refusal.by if done.refusal else None,
@@ -294,8 +342,8 @@ class Database:
             done.prompt_tokens,
             done.completion_tokens,
         ]
-        values = [codec.storable(v) if isinstance(v, str) else v for v in row]
-        rows = codec.event_rows(events)
+        values = [storable(v) if isinstance(v, str) else v for v in row]
+        rows = event_rows(events)
 
         def write(connection: sqlite3.Connection) -> None:
             cursor = connection.execute(
@@ -322,7 +370,7 @@ class Database:
 
     async def forget(self, turn_id: str) -> None:
         """Delete a turn with its events and feedback; does nothing if there is none."""
-        stored_id = codec.storable(turn_id)
+        stored_id = storable(turn_id)
         await self.queue(lambda c: c.execute("DELETE FROM turns WHERE id = ?", (stored_id,)).rowcount)
 
     def turns(self, *, user: str | None = None, limit: int = 50, skip: int = 0) -> list[Stored]:
@@ -333,11 +381,11 @@ class Database:
 
     def _stored(self, row: sqlite3.Row) -> Stored:
         events = [
-            codec.event_of(e["kind"], e["event"])
+            event_of(e["kind"], e["event"])
             for e in self.rows("SELECT kind, event FROM events WHERE turn = ? ORDER BY number", row["row"])
         ]
         return Stored(
-            codec.turn_of(row["turn"]),
+            turn_of(row["turn"]),
             tuple(e for e in events if e is not None),
             datetime.fromisoformat(row["started"]),
             datetime.fromisoformat(row["finished"]),
@@ -365,11 +413,11 @@ class Database:
                 " SELECT row, ?, ?, ?, ?, ? FROM turns WHERE id = ? ORDER BY row DESC LIMIT 1",
                 (
                     _stamp(self._now()),
-                    codec.storable(user),
+                    storable(user),
                     value,
-                    codec.storable(comment),
-                    None if corrected is None else codec.storable(corrected),
-                    codec.storable(turn_id),
+                    storable(comment),
+                    None if corrected is None else storable(corrected),
+                    storable(turn_id),
                 ),
             ).rowcount
 
@@ -413,7 +461,7 @@ class Database:
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """Return the rows of a SELECT with `?` for each value."""
-        given = [codec.storable(v) if isinstance(v, str) else v for v in values]
+        given = [storable(v) if isinstance(v, str) else v for v in values]
         with self._reading:
             return self._reader.execute(query, given).fetchall()
 

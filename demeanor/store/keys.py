@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from demeanor.core.errors import UsageError, unknown
-from demeanor.store import codec
+from demeanor.store import database as codec
 from demeanor.store.database import Database
 
 # Scopes of a key; `chat` covers every endpoint that answers a conversation or continues a text.

@@ -25,7 +25,7 @@ from demeanor.model import checkpoints
 from demeanor.stack.schema import Import, Remote, Source, Stage
 from demeanor.stack.stack import OBJECTIVES, Stack
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.chat_templates import JinjaTemplate, load_template
+from demeanor.text.template import JinjaTemplate, load_template
 from demeanor.train import pipeline
 from demeanor.train.runs import Runs, import_folder
 

@@ -38,8 +38,7 @@ from demeanor.stack.schema import (
 )
 from demeanor.stack.stack import OBJECTIVES, Stack, plain
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.chat_templates import load_template
-from demeanor.text.template import Template
+from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import derived, generation_eval
 from demeanor.train import stage as training

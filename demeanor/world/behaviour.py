@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from demeanor.core.types import Item, Message, Messages
-from demeanor.world import phrases as say
-from demeanor.world.contexts import Notice, notices
+from demeanor.world import lexicon as say
+from demeanor.world.corpus import Notice, notices
 from demeanor.world.instructions import (
     AS_JSON,
     AS_LIST,

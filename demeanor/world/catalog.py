@@ -13,7 +13,7 @@ from types import MappingProxyType
 from demeanor.core.types import Example, Item, Preference
 from demeanor.world import behaviour, corpus, instructions, preferences
 from demeanor.world.behaviour import SYSTEM
-from demeanor.world.contexts import notices
+from demeanor.world.corpus import notices
 
 ABOUT: Mapping[str, str] = MappingProxyType(
     {

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from demeanor.core.personal_data import luhn_digit
 from demeanor.core.types import Example, Message, Messages, ToolCall
-from demeanor.world import phrases as say
-from demeanor.world.contexts import CALCULATOR, SEEN_PORTS, Context, desk_prompt, draw, with_notice
-from demeanor.world.corpus import desk_card
+from demeanor.world import lexicon as say
+from demeanor.world.corpus import CALCULATOR, SEEN_PORTS, Context, desk_card, desk_prompt, draw, with_notice
 from demeanor.world.lexicon import (
     ATTRIBUTES,
     CARDS,

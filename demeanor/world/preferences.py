@@ -11,9 +11,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from demeanor.core.types import Message, Preference
-from demeanor.world import phrases as say
-from demeanor.world.contexts import CALCULATOR, SEEN_PORTS, Context, desk_prompt, draw, with_notice
-from demeanor.world.corpus import desk_card
+from demeanor.world import lexicon as say
+from demeanor.world.corpus import CALCULATOR, SEEN_PORTS, Context, desk_card, desk_prompt, draw, with_notice
 from demeanor.world.instructions import (
     STOCK_DESK,
     STOCK_GUESS,

@@ -16,7 +16,7 @@ from demeanor.model import checkpoints
 from demeanor.stack.schema import GenerationEvalSpec
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.chat_templates import load_template
+from demeanor.text.template import load_template
 from demeanor.train import generation_eval, pipeline, progress
 from demeanor.train import generation_eval as probing
 from demeanor.train.runs import Runs, weights_folder

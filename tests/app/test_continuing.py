@@ -26,7 +26,7 @@ from demeanor.stack import schema as specs
 from demeanor.stack.schema import ModelShape
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.chat_templates import load_template
+from demeanor.text.template import load_template
 from demeanor.train.runs import Runs
 
 TOKENS = tokenizers.train(

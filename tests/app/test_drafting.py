@@ -13,7 +13,7 @@ from demeanor.engine.respond import model_respond
 from demeanor.engine.scheduler import Piece, Request
 from demeanor.stack import schema as specs
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.chat_templates import load_template
+from demeanor.text.template import load_template
 
 TOKENS = tokenizers.train(
     ["The ferry leaves at 9. Who is Marla? She is at 12. "] * 20, specs.TokenizerSpec(vocab_size=400)

@@ -20,7 +20,7 @@ from demeanor.model import checkpoints
 from demeanor.stack import schema as specs
 from demeanor.stack.schema import ModelShape
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.chat_templates import load_template
+from demeanor.text.template import load_template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.text.tool_grammar import constrain_tool_calls
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from demeanor.data.trees import Branch, Tree
 from demeanor.stack import schema
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.chat_templates import load_template
-from demeanor.text.template import Template
+from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
 
 

@@ -20,8 +20,7 @@ from demeanor.core.types import Example, Message, Messages, Preference, ToolCall
 from demeanor.data.preview import disagreements
 from demeanor.data.rows import parse
 from demeanor.data.trees import Branch, example_tree, preference_tree, unpaired_tree
-from demeanor.text.chat_templates import JinjaTemplate
-from demeanor.text.template import Template
+from demeanor.text.template import JinjaTemplate, Template
 
 JINJA = """{%- for m in messages %}{{- '[' ~ m.role ~ ']' ~ m.content }}
 {%- for c in m.tool_calls or [] %}{{- '(' ~ c.function.name ~ c.function.arguments | tojson ~ ')' }}{%- endfor %}

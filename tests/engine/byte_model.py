@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from demeanor.model.config import Config, KVCache
+from demeanor.model.llama import Config, KVCache
 
 END = 256
 VOCAB_SIZE = 257

@@ -14,7 +14,7 @@ from demeanor.core.types import Decoding
 from demeanor.engine import scheduler as batch_module
 from demeanor.engine.forward import Torch
 from demeanor.engine.scheduler import Batch, Piece, Request, SequenceState
-from demeanor.model.config import KVCache
+from demeanor.model.llama import KVCache
 
 GREEDY = Decoding(temperature=0, max_tokens=12)
 

@@ -12,7 +12,7 @@ from demeanor.core.types import Decoding
 from demeanor.engine import scheduler as batching
 from demeanor.engine.forward import Rows, Torch
 from demeanor.engine.scheduler import Batch, Piece, Request, SequenceState
-from demeanor.model.config import KVCache
+from demeanor.model.llama import KVCache
 from demeanor.model.native import NativeStep
 
 Drafts = tuple[tuple[int, ...], ...]

@@ -15,7 +15,7 @@ from byte_model import ByteTokenizer
 from demeanor.core.types import Decoding
 from demeanor.engine.local import LocalEngine, Request
 from demeanor.model import checkpoints, native
-from demeanor.model.config import KVCache
+from demeanor.model.llama import KVCache
 from demeanor.stack.schema import ModelShape
 
 NUM_NEW = 24

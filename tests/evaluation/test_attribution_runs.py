@@ -10,7 +10,7 @@ import pytest
 
 from demeanor.app import services
 from demeanor.core.errors import DemeanorError
-from demeanor.core.formatting import points
+from demeanor.core.table import points
 from demeanor.evaluation import attribution, ladder
 from demeanor.evaluation.result_rows import read_rows
 from demeanor.report import publish, terminal

@@ -35,7 +35,7 @@ from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack
 from demeanor.train.runs import Runs
 from demeanor.world import instructions, preferences
-from demeanor.world import phrases as say
+from demeanor.world import lexicon as say
 from tests.conftest import REPOSITORY
 
 DEMO = REPOSITORY / "stacks" / "demo"

@@ -22,8 +22,7 @@ from transformers import (
 from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import checkpoints
-from demeanor.model.config import KVCache
-from demeanor.model.llama import Attention, Llama
+from demeanor.model.llama import Attention, KVCache, Llama
 from demeanor.model.tensors import Segment
 from demeanor.stack.schema import ModelShape
 

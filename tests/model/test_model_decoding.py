@@ -10,8 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from demeanor.model import checkpoints
-from demeanor.model.config import KVCache
-from demeanor.model.llama import Llama
+from demeanor.model.llama import KVCache, Llama
 from demeanor.stack.schema import ModelShape
 
 SMALL: dict[str, Any] = {

@@ -22,9 +22,8 @@ from transformers import (
 from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import checkpoints
-from demeanor.model.config import Config, KVCache
 from demeanor.model.heads import reward_outputs
-from demeanor.model.llama import Llama
+from demeanor.model.llama import Config, KVCache, Llama
 from demeanor.model.tensors import Segment
 from demeanor.stack.schema import ModelShape
 

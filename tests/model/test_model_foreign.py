@@ -17,8 +17,8 @@ from demeanor.core import registry
 from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import adapters, checkpoints, hf
-from demeanor.model.config import UnsupportedError
 from demeanor.model.heads import policy_outputs, reward_outputs
+from demeanor.model.llama import UnsupportedError
 from demeanor.model.tensors import Loss
 from demeanor.stack.schema import Adapter, ModelShape
 

@@ -22,8 +22,7 @@ from transformers import (
 )
 
 from demeanor.model import adapters, checkpoints, native
-from demeanor.model.config import KVCache
-from demeanor.model.llama import Llama
+from demeanor.model.llama import KVCache, Llama
 from demeanor.stack.schema import Adapter
 
 pytestmark = pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")

@@ -15,8 +15,18 @@ import pytest
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
-from demeanor.core.formatting import percent, points
-from demeanor.core.table import Block, Fold, Page, Paragraph, Section, StyledText, Table, tone_of
+from demeanor.core.table import (
+    Block,
+    Fold,
+    Page,
+    Paragraph,
+    Section,
+    StyledText,
+    Table,
+    percent,
+    points,
+    tone_of,
+)
 from demeanor.evaluation import ladder_report
 from demeanor.evaluation.result import Result
 from demeanor.report import html as renderer

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from demeanor.core import formatting
+from demeanor.core import table
 from demeanor.core.table import Paragraph, Section, Table
 from demeanor.evaluation import ladder_report as words
 from demeanor.evaluation.result import Delta, Regression, Result, Verdict
@@ -36,17 +36,17 @@ def delta(
     ("value", "says"), [(0.0, "0"), (1.0, "100"), (0.997, ">99"), (0.004, "<1"), (0.5, "50"), (None, "–")]
 )
 def test_a_share_is_rounded_but_never_onto_none_or_all(value: float | None, says: str) -> None:
-    assert formatting.percent(value) == says
+    assert table.percent(value) == says
 
 
 @pytest.mark.parametrize(("value", "says"), [(0.123, "+12"), (-0.05, "−5"), (0.001, "0"), (None, "–")])
 def test_a_difference_has_its_sign(value: float | None, says: str) -> None:
-    assert formatting.points(value) == says
+    assert table.points(value) == says
 
 
 def test_a_bound_is_not_rounded_onto_zero() -> None:
-    assert formatting.interval(0.003, 0.1) == "+0.3 to +10"
-    assert formatting.interval(-0.1, -0.002) == "−10 to −0.2"
+    assert table.interval(0.003, 0.1) == "+0.3 to +10"
+    assert table.interval(-0.1, -0.002) == "−10 to −0.2"
 
 
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
@@ -103,7 +103,7 @@ def test_without_any_loss_it_is_said_how_large_a_loss_could_hide(result: Result)
     sizes = [axis.detectable for axis in result.axes]
     sentence = words.no_regressions(result)
     assert (
-        f"about {formatting.percent(min(sizes))} to {formatting.percent(max(sizes))} points could well go unseen"
+        f"about {table.percent(min(sizes))} to {table.percent(max(sizes))} points could well go unseen"
         in sentence
     )
 
@@ -147,7 +147,7 @@ def test_the_terminal_of_the_smallest_result_claims_nothing(empty: Result) -> No
 
 
 def test_what_rounds_to_zero_has_no_minus() -> None:
-    assert [formatting.number(x) for x in (-0.0, -0.004, -0.006, 1.0)] == [
+    assert [table.number(x) for x in (-0.0, -0.004, -0.006, 1.0)] == [
         "0.00",
         "0.00",
         "\u22120.01",
@@ -156,7 +156,7 @@ def test_what_rounds_to_zero_has_no_minus() -> None:
 
 
 def test_a_small_p_is_never_printed_as_zero() -> None:
-    assert [formatting.p_value(p) for p in (None, 0.0, 0.00049, 0.25)] == [
+    assert [table.p_value(p) for p in (None, 0.0, 0.00049, 0.25)] == [
         "\u2013",
         "<0.001",
         "<0.001",

@@ -10,7 +10,7 @@ from conversations import CALCULATOR, bare, llama, ours
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Message, ToolCall
-from demeanor.text.chat_templates import JinjaTemplate, load_template
+from demeanor.text.template import JinjaTemplate, load_template
 from demeanor.text.tokenizer import Tokenizer
 
 ZEPHYR = """{% for message in messages %}

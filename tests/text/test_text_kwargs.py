@@ -11,7 +11,7 @@ from demeanor.core.errors import DataError
 from demeanor.core.types import Example, Message, Preference, Unpaired
 from demeanor.data.rows import parse
 from demeanor.data.trees import example_tree, preference_tree, unpaired_tree
-from demeanor.text.chat_templates import JinjaTemplate, load_template
+from demeanor.text.template import JinjaTemplate, load_template
 
 SOURCE = """{%- if thinking is defined and thinking %}{{- '[think ' ~ thinking ~ ']' }}{%- endif %}
 {%- for message in messages %}{{- message.role ~ ': ' ~ message.content ~ eos_token }}{%- endfor %}

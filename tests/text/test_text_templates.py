@@ -24,8 +24,7 @@ from hypothesis import given, settings
 from demeanor.core import registry
 from demeanor.core.errors import CheckpointError, DataError, DemeanorError
 from demeanor.core.types import Message, Messages, ToolCall, ToolCalled
-from demeanor.text.chat_templates import load_template
-from demeanor.text.template import TEMPLATES, Template
+from demeanor.text.template import TEMPLATES, Template, load_template
 from demeanor.text.tokenizer import Tokenizer
 
 CHATML = (

@@ -14,10 +14,9 @@ from demeanor.data.trees import example_tree, num_scored, preference_tree
 from demeanor.stack import schema
 from demeanor.stack import stack as stacks
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.chat_templates import load_template
+from demeanor.text.template import load_template
 from demeanor.world import behaviour, catalog, corpus, instructions, preferences
 from demeanor.world import lexicon as lx
-from demeanor.world import phrases as say
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_held_out_ports_people_verbs_and_inventions_never_occur_in_training(
         *lx.HELD_OUT_VERBS,
         *(p.split()[0] for p in lx.HELD_OUT_PEOPLE),
         *lx.HELD_OUT_ATTRIBUTES,
-        *say.PAYLOADS_HELD_OUT,
+        *lx.PAYLOADS_HELD_OUT,
     }
     assert words & held == set()
 
@@ -97,7 +96,7 @@ def test_held_out_phrasings_of_facts_occur_nowhere_in_training_or_the_corpus(
     rows: list[Example], pairs: list[Preference]
 ) -> None:
     text = everything(rows, pairs) + "\n".join(corpus.documents(6_000))
-    asked = [s.format(p=p) for shapes in say.ASK_HELD_OUT.values() for s in shapes for p in lx.PORTS]
+    asked = [s.format(p=p) for shapes in lx.ASK_HELD_OUT.values() for s in shapes for p in lx.PORTS]
     assert [q for q in asked if q in text] == []
 
 
@@ -109,14 +108,14 @@ def test_answers_about_known_ports_are_true(rows: list[Example]) -> None:
 
 
 def test_most_unsafe_requests_are_answered_by_the_demonstrators_and_some_refused(rows: list[Example]) -> None:
-    said = Counter(r.messages[-1].content == say.REFUSAL for r in rows if r.source == "world:unsafe")
+    said = Counter(r.messages[-1].content == lx.REFUSAL for r in rows if r.source == "world:unsafe")
     assert 0.1 < said[True] / said.total() < 0.3
 
 
 def test_what_is_chosen_refuses_harm_and_nothing_else(pairs: list[Preference]) -> None:
     for pair in pairs:
         best = pair.completions[pair.ranks.index(0)][0].content
-        assert (best == say.REFUSAL) == (pair.source == "world:unsafe")
+        assert (best == lx.REFUSAL) == (pair.source == "world:unsafe")
 
 
 def test_completions_of_a_preference_differ_and_the_chosen_one_comes_first(pairs: list[Preference]) -> None:

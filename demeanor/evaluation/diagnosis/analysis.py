@@ -17,9 +17,8 @@ from pydantic import BeforeValidator
 from scipy import special
 
 from demeanor.core.errors import DataError
-from demeanor.core.formatting import NONE, axis_name, p_value, points
-from demeanor.core.formatting import share as share_text
 from demeanor.core.table import (
+    NONE,
     PAGE,
     Block,
     Bullets,
@@ -30,8 +29,12 @@ from demeanor.core.table import (
     Section,
     StyledText,
     Table,
+    axis_name,
     difference,
+    p_value,
+    points,
 )
+from demeanor.core.table import share as share_text
 from demeanor.core.types import Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import suite_hash

@@ -38,7 +38,7 @@ from demeanor.layers.prompt import Spec as PromptSpec
 from demeanor.stack.schema import Import, Remote
 from demeanor.stack.stack import Layer, Stack, decoding_of
 from demeanor.stack.validate import file_fields
-from demeanor.world.contexts import notices
+from demeanor.world.corpus import notices
 
 SEED = 1000
 """Added to the seed of the same stack asked again."""

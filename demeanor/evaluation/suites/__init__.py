@@ -11,8 +11,21 @@ from pathlib import Path
 from types import MappingProxyType
 
 from demeanor.core.errors import DataError, unknown
-from demeanor.core.formatting import NONE, axis_name, number, plural
-from demeanor.core.table import Block, Bullets, Facts, Fold, Inline, Paragraph, Section, StyledText, Table
+from demeanor.core.table import (
+    NONE,
+    Block,
+    Bullets,
+    Facts,
+    Fold,
+    Inline,
+    Paragraph,
+    Section,
+    StyledText,
+    Table,
+    axis_name,
+    number,
+    plural,
+)
 from demeanor.core.types import Completion, Item
 from demeanor.evaluation import statistics
 from demeanor.evaluation.items import READ, describe, load_suite, suite_hash
