@@ -46,8 +46,7 @@ from demeanor.layers import Kit, Search, compose
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
 from demeanor.retrieval import index
-from demeanor.server.request_context import current_token_budget
-from demeanor.server.token_budget import charged
+from demeanor.server.request_context import charged, current_token_budget
 from demeanor.stack.schema import GenerationEvalSpec, Remote
 from demeanor.stack.stack import Stack, load
 from demeanor.store import database

@@ -106,6 +106,10 @@ class ServedStack:
     _cards: dict[str, ModelCard] = field(default_factory=dict)
     _variants: dict[str, Stack] = field(default_factory=dict)
     _responds: dict[str, Respond] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._defaults = decoding_of(self.runtime.stack)
+
     _rules: dict[str, tuple[str, RuleJudge]] = field(default_factory=dict)
 
     @property
@@ -174,7 +178,7 @@ class ServedStack:
         return await self.runtime.vectors(self._variants[model_id].serve, texts)
 
     def defaults(self) -> Decoding:
-        return decoding_of(self.runtime.stack)
+        return self._defaults
 
     def examples(self) -> list[str]:
         return list(self.questions)

@@ -38,6 +38,7 @@ from demeanor.engine.scheduler import Piece, Request, draftable
 from demeanor.model.llama import Llama
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
+from demeanor.text.tool_calls import needs_grammar
 from demeanor.text.tool_grammar import constrain_tool_calls
 
 MOST_AT_ONCE = 32  # prompts that `complete_prompts` answers at the same time; limits memory
@@ -130,7 +131,9 @@ def model_respond(
         offered = () if turn.tool_choice == "none" else turn.tools
         tokens = tuple(template.render(turn.messages, offered, generate=True).tokens)
         reader = template.reader()
-        decoding = constrain_tool_calls(turn.decoding, offered, turn.tool_choice, reader, special)
+        decoding = turn.decoding
+        if needs_grammar(decoding, offered, turn.tool_choice):
+            decoding = constrain_tool_calls(decoding, offered, turn.tool_choice, reader, special)
         is_constrained = decoding.form is not turn.decoding.form
         decoding = replace(decoding, stop=(*decoding.stop, *template.stop))
         pending: list[TokenLogprob] = []

@@ -389,7 +389,7 @@ def evaluate(
     """Measure the ladder and everything-but-one-layer (or the given model ids), other servers too, and write NAME.json."""
     steps, without = chosen_variants(stack, variants)
     chosen = {v.model_id: v for v in [*steps, *without.values()]}
-    external = external_models(compare, compare_keys, taken=chosen)
+    external = external_models(compare, compare_keys, taken=chosen) if compare or compare_keys else []
     with Experiment(stack, services, folder, name=name, limit=limit) as experiment:
         if not experiment.items:
             raise DataError(

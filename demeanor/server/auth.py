@@ -18,8 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demeanor.core.errors import RequestError
 from demeanor.server import error_responses
-from demeanor.server.request_context import CURRENT_REQUEST, RequestContext
-from demeanor.server.token_budget import TokenBudget
+from demeanor.server.request_context import CURRENT_REQUEST, RequestContext, TokenBudget
 from demeanor.store import keys as stored
 from demeanor.store.database import Database
 

@@ -73,14 +73,15 @@ async def body_bytes(request: Request, max_bytes: int) -> bytes:
             status=415,
             code="unsupported_media_type",
         )
-    too_long = RequestError(f"The body is longer than {max_bytes} bytes.", status=413, code="body_too_large")
-    if int(request.headers.get("content-length", "0") or 0) > max_bytes:
-        raise too_long
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > max_bytes:
-            raise too_long
+    content, is_long = bytearray(), int(request.headers.get("content-length", "0") or 0) > max_bytes
+    if not is_long:
+        async for part in request.stream():
+            content += part
+            is_long = len(content) > max_bytes
+            if is_long:
+                break
+    if is_long:
+        raise RequestError(f"The body is longer than {max_bytes} bytes.", status=413, code="body_too_large")
     return bytes(content)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from demeanor.core.types import Text, ToolCall, ToolCalled, ToolSpec
+from demeanor.core.types import Decoding, Text, ToolCall, ToolCalled, ToolSpec
 
 _JSON = json.JSONDecoder()
 
@@ -43,6 +43,13 @@ def parse_call(text: str, index: int) -> ToolCall | None:
 def signature(tool: ToolSpec) -> str:
     """Return a tool in a few tokens: name(parameter, parameter)."""
     return f"{tool.name}({', '.join(_properties(tool.parameters))})"
+
+
+def needs_grammar(decoding: Decoding, offered: Sequence[ToolSpec], choice: str) -> bool:
+    """Whether decoding must be held to tools: a call is demanded, or calls stand beside a format or are strict."""
+    if choice not in ("auto", "none"):
+        return True
+    return bool(offered) and (decoding.form is not None or any(tool.strict for tool in offered))
 
 
 class CallReader:

@@ -15,7 +15,7 @@ from typing import Any
 from demeanor.core.errors import DecodingError
 from demeanor.core.types import Decoding, OutputFormat, ToolSpec
 from demeanor.text.template import Reader
-from demeanor.text.tool_calls import CallReader
+from demeanor.text.tool_calls import CallReader, needs_grammar
 
 ANY = {"type": "object"}
 
@@ -29,11 +29,9 @@ def constrain_tool_calls(
     A demanded call (`required`, or a name) is exactly one call that fits its schema, strict or not. Raises
     DecodingError if the template has no format of calls, or the name is not an offered tool.
     """
+    if not needs_grammar(decoding, offered, choice):
+        return decoding
     demanded = choice not in ("auto", "none")
-    if not offered and not demanded:
-        return decoding
-    if not demanded and decoding.form is None and not any(tool.strict for tool in offered):
-        return decoding
     if not isinstance(reader, CallReader):
         raise DecodingError(
             "this template has no format of tool calls that decoding could enforce; use tool_choice auto",

@@ -43,9 +43,8 @@ from demeanor.text.tokenizer import Tokenizer
 from demeanor.train import derived, generation_eval
 from demeanor.train import stage as training
 from demeanor.train.parallel import join
-from demeanor.train.plan import notes
 from demeanor.train.progress import StageProgress
-from demeanor.train.runs import Runs, import_folder, weights_folder
+from demeanor.train.runs import Runs, import_folder, notes, weights_folder
 from demeanor.train.stage import REFERENCE, FrozenPolicy, RunOptions
 
 

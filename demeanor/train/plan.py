@@ -105,19 +105,3 @@ def _guessed_tokens(row: TrainingRow) -> float:
 def _parameters(shape: ModelShape, vocab_size: int) -> float:
     mlp = shape.mlp_width or 8 * shape.width / 3
     return shape.layers * (4 * shape.width**2 + 3 * shape.width * mlp) + vocab_size * shape.width
-
-
-def notes(stack: Stack) -> list[str]:
-    """One sentence for each imported model whose architecture only runs through transformers."""
-    base = stack.spec.weights.base
-    paths = {"base": base.path} if isinstance(base, Import) else {}
-    for stage in stack.spec.weights.stages:
-        if isinstance(stage, ImportStage) and (stack.root / stage.path).is_dir():
-            paths[stage.name] = stage.path
-    found = {name: checkpoints.checkpoint_info(import_folder(stack, path)) for name, path in paths.items()}
-    return [
-        f"{name}: {info.model_type} runs through transformers' own forward pass: slower, training pads its "
-        "rows, and serving writes one answer at a time"
-        for name, info in found.items()
-        if not info.lean
-    ]

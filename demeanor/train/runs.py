@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.files import origin, write_json
-from demeanor.stack.schema import Import, Remote
+from demeanor.model import checkpoints
+from demeanor.stack.schema import Import, ImportStage, Remote
 from demeanor.stack.stack import Stack
 from demeanor.train import progress
 
@@ -295,3 +296,19 @@ def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]
     names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
     paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
     return {name: list(progress.read_log(path)) for name, path in paths.items() if path.is_file()}
+
+
+def notes(stack: Stack) -> list[str]:
+    """One sentence for each imported model whose architecture only runs through transformers."""
+    base = stack.spec.weights.base
+    paths = {"base": base.path} if isinstance(base, Import) else {}
+    for stage in stack.spec.weights.stages:
+        if isinstance(stage, ImportStage) and (stack.root / stage.path).is_dir():
+            paths[stage.name] = stage.path
+    found = {name: checkpoints.checkpoint_info(import_folder(stack, path)) for name, path in paths.items()}
+    return [
+        f"{name}: {info.model_type} runs through transformers' own forward pass: slower, training pads its "
+        "rows, and serving writes one answer at a time"
+        for name, info in found.items()
+        if not info.lean
+    ]

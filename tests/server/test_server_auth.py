@@ -19,8 +19,13 @@ from demeanor.server.application import app
 from demeanor.server.assistant import ServedAssistant
 from demeanor.server.auth import KeyRing, duration, from_digests
 from demeanor.server.embeddings import charged_vectors
-from demeanor.server.request_context import CURRENT_REQUEST, RequestContext, current_token_budget
-from demeanor.server.token_budget import TokenBudget, charged
+from demeanor.server.request_context import (
+    CURRENT_REQUEST,
+    RequestContext,
+    TokenBudget,
+    charged,
+    current_token_budget,
+)
 from demeanor.store import keys
 from demeanor.store.database import Database
 from demeanor.store.keys import digest
