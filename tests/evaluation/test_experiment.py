@@ -340,25 +340,22 @@ async def test_a_refusal_of_a_layer_stays_its_own_when_it_is_scored_again(tmp_pa
 
 def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
     import ast
+    import inspect
     from pathlib import Path as File
 
-    from demeanor.evaluation import scorers
-
-    folder = File(scorers.__file__).parent
-    for name in registry.known("demeanor.evaluation.scorers"):
-        tree = ast.parse((folder / f"{name}.py").read_text())
+    package = "demeanor.evaluation.scorers"
+    for name in registry.known(package):
+        scorer = registry.entry(package, name)
+        tree = ast.parse(File(inspect.getfile(scorer.score)).read_text())
         looks = any(
             isinstance(node, ast.Attribute)
             and node.attr in ("events", "tool_calls", "prompt_tokens", "completion_tokens")
             for node in ast.walk(tree)
         )
         uses = any(
-            isinstance(node, ast.ImportFrom) and node.module == "demeanor.evaluation.scorers.choice"
-            for node in ast.walk(tree)
+            isinstance(node, ast.ImportFrom) and node.module == f"{package}.choice" for node in ast.walk(tree)
         )
-        assert (looks or uses) == getattr(
-            registry.entry("demeanor.evaluation.scorers", name), "READS_EVENTS", False
-        ), name
+        assert (looks or uses) == getattr(scorer, "READS_EVENTS", False), name
 
 
 def test_a_line_is_what_asdict_would_write() -> None:
