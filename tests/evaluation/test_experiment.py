@@ -343,25 +343,20 @@ def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
     import inspect
     from pathlib import Path as File
 
-    from demeanor.evaluation import scorers
-
-    folder = File(scorers.__file__).parent
-    for name in registry.known("demeanor.evaluation.scorers"):
-        source = (folder / f"{name}.py").read_text() if (folder / f"{name}.py").is_file() else ""
-        entry = registry.entry("demeanor.evaluation.scorers", name)
-        tree = ast.parse(source or inspect.getsource(entry.score))
+    package = "demeanor.evaluation.scorers"
+    for name in registry.known(package):
+        scorer = registry.entry(package, name)
+        alone = inspect.ismodule(scorer)  # else it shares its file, and only its function is its own
+        tree = ast.parse(File(scorer.__file__).read_text() if alone else inspect.getsource(scorer.score))
         looks = any(
             isinstance(node, ast.Attribute)
             and node.attr in ("events", "tool_calls", "prompt_tokens", "completion_tokens")
             for node in ast.walk(tree)
         )
         uses = any(
-            isinstance(node, ast.ImportFrom) and node.module == "demeanor.evaluation.scorers.choice"
-            for node in ast.walk(tree)
+            isinstance(node, ast.ImportFrom) and node.module == f"{package}.choice" for node in ast.walk(tree)
         )
-        assert (looks or uses) == getattr(
-            registry.entry("demeanor.evaluation.scorers", name), "READS_EVENTS", False
-        ), name
+        assert (looks or uses) == getattr(scorer, "READS_EVENTS", False), name
 
 
 def test_a_line_is_what_asdict_would_write() -> None:
