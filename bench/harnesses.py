@@ -199,13 +199,14 @@ def main() -> int:
             server.wait(30)
         for name, found in logs.items():
             kept = [options.keep / path.relative_to(folder) for path in found]
-            print(f"\n$ demeanor harness {' '.join(map(str, kept))} --name {name}", flush=True)
+            print(f"\n$ demeanor logs import {' '.join(map(str, kept))} --name {name}", flush=True)
             subprocess.run(
                 [
                     sys.executable,
                     "-m",
                     "demeanor",
-                    "harness",
+                    "logs",
+                    "import",
                     *map(str, kept),
                     "--name",
                     name,

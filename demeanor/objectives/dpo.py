@@ -1,7 +1,7 @@
 """DPO and its closest relatives: functions of the gap h of log-ratios (chosen minus rejected).
 
 In: log-probabilities of policy and reference. Out: a sum over prompts of the mean over their pairs, with
-TRL's metrics (rewards/*, logps/*). Pages: docs/objectives/.
+TRL's metrics (rewards/*, logps/*). Page: docs/objectives.md.
 
 Deviations:
 1. hinge: log-ratios to the reference, as in RSO, instead of SLiC-HF's log-probabilities and its likelihood

@@ -1,7 +1,7 @@
 """A weighted sum of other objectives on the same comparisons.
 
 In: log-probabilities of policy and reference. Out: the weighted sum of its parts' losses. Page:
-docs/objectives/mixture.md.
+docs/objectives.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: log-probabilities of policy and (all but alphapo) reference. Out: a sum over prompts of the mean over
 their pairs, with TRL's metrics (rewards/*, logps/*). h is the gap of log-ratios, chosen minus rejected
-(nats). Pages: docs/objectives/.
+(nats). Page: docs/objectives.md.
 
 Deviations:
 1. f_dpo: the alpha divergence is the paper's (f' = (1 - u^-alpha) / alpha); TRL's `f_alpha_divergence_coef`

@@ -1,7 +1,7 @@
 """Preference losses without a reference model: simpo, cpo, orpo.
 
 In: log-probabilities of the policy. Out: a sum over prompts of the mean over their pairs, with TRL's metrics
-(rewards/*, logps/*). Pages: docs/objectives/.
+(rewards/*, logps/*). Page: docs/objectives.md.
 
 Deviations:
 1. cpo: the likelihood term is a mean over the completion's tokens, not their sum.

@@ -1,6 +1,6 @@
 """Reward modelling: Bradley-Terry over all pairs of a prompt's ranked completions.
 
-In: one reward per completion. Out: a sum over prompts. Page: docs/objectives/reward.md.
+In: one reward per completion. Out: a sum over prompts. Page: docs/objectives.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Imitation of trained tokens: sft (supervised fine-tuning, or pretraining on plain text) and dft.
 
-In: log-probabilities (nats) of the trained tokens. Out: a sum over those tokens. Pages: docs/objectives/.
+In: log-probabilities (nats) of the trained tokens. Out: a sum over those tokens. Page: docs/objectives.md.
 """
 
 from __future__ import annotations

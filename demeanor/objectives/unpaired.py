@@ -1,7 +1,7 @@
 """Losses on completions labelled good or bad: kto, bco, apo_unpaired.
 
-In: log-probabilities of policy and reference, and a label per completion. Out: a sum over completions. Pages:
-docs/objectives/.
+In: log-probabilities of policy and reference, and a label per completion. Out: a sum over completions. Page:
+docs/objectives.md.
 
 Deviations:
 1. kto: the KL estimate z0 is the mean over all mismatched completions of the optimiser step (the paper: of
