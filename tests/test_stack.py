@@ -328,3 +328,38 @@ def test_the_keys_of_older_stacks_stay_so_that_nothing_is_trained_again(
         "746610b13a8112c0",
     ]
     assert stack.key() == "f7ad59eb55417358"
+
+
+def test_keys_of_earlier_versions_stay_valid_so_trained_weights_are_found_again(tmp_path: Path) -> None:
+    """Computed at commit 6d087e3, before the package was reorganised."""
+    (tmp_path / "notices").mkdir()
+    (tmp_path / "notices" / "a.md").write_text("a\n")
+    (tmp_path / "t.jsonl").write_text('{"text":"abc def"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt":"a","chosen":"b","rejected":"c"}\n')
+    (tmp_path / "stack.yaml").write_text(
+        """
+name: desk
+weights:
+  base: {kind: scratch, data: t.jsonl, tokens: 2000}
+  stages:
+    - {name: sft, objective: sft, data: t.jsonl, optim: {lr: 1.0e-3}, probe: {count: 4}}
+    - {name: dpo, objective: {kind: dpo, beta: 0.2}, data: p.jsonl, adapter: lora}
+    - {name: kto, objective: {kind: aot, beta: 0.2}, data: p.jsonl, parent: sft}
+    - {name: q, kind: quantise, format: int8, parent: dpo}
+  serve: dpo
+layers:
+  - {kind: limits, requests_per_minute: 6, tokens_per_minute: 200}
+  - {kind: tools, allow: [calculator]}
+  - {kind: retrieval, index: notices}
+  - {kind: prompt, text: "hello"}
+"""
+    )
+    stack = load(tmp_path / "stack.yaml")
+    assert stack.key() == "856fac3423a56eed"
+    assert {name: stack.stage_key(name) for name in ("base", "sft", "dpo", "kto", "q")} == {
+        "base": "4f2942239f4be9b5",
+        "sft": "d0c7647a2b3ed3bd",
+        "dpo": "7eb906f2df7cb9ce",
+        "kto": "322cfb18279459a1",
+        "q": "f39e23234b00e3fd",
+    }
