@@ -1,7 +1,7 @@
 """The elements of a report (Page, Section, Table, Figure, text) and how numbers are written in it.
 
-In: results of an analysis, as cells and sentences. Out: frozen values that report/ renders for the terminal, as
-HTML and as Markdown. Renders nothing.
+In: results of an analysis, as cells and sentences. Out: frozen values that report/ renders for the
+terminal, as HTML and as Markdown. Renders nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM): settings, KV cache, one forward over token trees.
 
-In: tokens with the segments of token trees (training), or with slots of a KV cache (decoding). Out: hidden states
-after the final norm. Trainer and engine share it, so their log-probabilities agree. Weights have Hugging Face's
-names. Knows no loss, no sampling, no text.
+In: tokens with the segments of token trees (training), or with slots of a KV cache (decoding). Out: hidden
+states after the final norm. Trainer and engine share it, so their log-probabilities agree. Weights have
+Hugging Face's names. Knows no loss, no sampling, no text.
 """
 
 from __future__ import annotations
