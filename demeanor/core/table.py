@@ -1,6 +1,7 @@
-"""The nouns of a report (Page, Section, Table, Figure, text) and how numbers are written in it. Nothing is rendered here.
+"""The elements of a report (Page, Section, Table, Figure, text) and how numbers are written in it.
 
-In: what an analysis found, as cells and sentences. Out: frozen values that report/ renders for the terminal, as HTML and as Markdown.
+In: results of an analysis, as cells and sentences. Out: frozen values that report/ renders for the
+terminal, as HTML and as Markdown. Renders nothing.
 """
 
 from __future__ import annotations

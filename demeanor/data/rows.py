@@ -149,11 +149,11 @@ def _unpaired(row: Row, source: str) -> Unpaired | Preference:
     if "prompt" in row:
         return Unpaired(_prompt(row), _completion(row["completion"], "completion"), desirable, tools, source)
     whole = _system(row) + _dialogue(row, "completion")
-    asked = max((i for i, m in enumerate(whole) if m.role == "user"), default=-1) + 1
-    if not asked:
+    num_prompt = max((i for i, m in enumerate(whole) if m.role == "user"), default=-1) + 1
+    if not num_prompt:
         raise ValueError("completion: has no user message, and there is no prompt column; wanted one of them")
-    _starts_with_answer(whole[asked:], "completion")
-    return Unpaired(whole[:asked], whole[asked:], desirable, tools, source)
+    _starts_with_answer(whole[num_prompt:], "completion")
+    return Unpaired(whole[:num_prompt], whole[num_prompt:], desirable, tools, source)
 
 
 _READERS: Mapping[Want, Callable[[Row, str], TrainingRow]] = {

@@ -76,11 +76,11 @@ def remote(
     async def respond(turn: Turn) -> AsyncGenerator[Event, None]:
         body = json.dumps(body_of(turn, model)).encode()
         for attempt in range(retries + 1):
-            reader, heard, end = _Reader(url), False, None
+            reader, started, end = _Reader(url), False, None
             try:
                 async with aclosing(_events(url, address, headers, body, timeout_s)) as received:
                     while (data := await _next(received, end)) != _DONE:
-                        heard = True
+                        started = True
                         for event in reader.feed(_json(data, url)):
                             yield event
                         if reader.finish_reason and end is None:
@@ -89,7 +89,7 @@ def remote(
             except _Unanswered as error:
                 if reader.finish_reason:
                     break
-                if heard or attempt == retries:
+                if started or attempt == retries:
                     raise
                 wait_s = 0.5 * 2**attempt if error.wait_s is None else error.wait_s
                 await asyncio.sleep(min(LONGEST_WAIT_S, wait_s))

@@ -151,7 +151,7 @@ class Spec(registry.Spec):
 
     requests_per_minute: int | None = Field(None, gt=0, description="turns of one user in any 60 s")
     tokens_per_minute: int | None = Field(
-        None, gt=0, description="tokens of one user in any 60 s, asked and answered together"
+        None, gt=0, description="tokens of one user in any 60 s, of prompts and answers together"
     )
     max_in_progress: int | None = Field(
         None, gt=0, description="turns in progress at once, all users together; more are refused"

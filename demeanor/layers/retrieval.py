@@ -82,19 +82,19 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
     search = kit.open_index(kit.root / spec.index)
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
-        asked = last_question(turn.messages)
-        found = [] if asked is None else search(turn.messages[asked].content, spec.top_k)
+        question = last_question(turn.messages)
+        found = [] if question is None else search(turn.messages[question].content, spec.top_k)
         found = [p for p in found if p.score >= (spec.min_score or 0)]
-        if asked is not None and found:
-            turn = replace(turn, messages=inserted(turn.messages, asked, found))
+        if question is not None and found:
+            turn = replace(turn, messages=inserted(turn.messages, question, found))
         for passage in found:
             yield passage
-        said: list[str] = []
+        answer: list[str] = []
         async for event in inner(turn):
             if isinstance(event, Text):
-                said.append(event.text)
+                answer.append(event.text)
             elif isinstance(event, Done):
-                for start, end, passage_id in citations("".join(said), found):
+                for start, end, passage_id in citations("".join(answer), found):
                     yield Citation(start, end, passage_id)
             yield event
 

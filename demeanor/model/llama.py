@@ -1,7 +1,8 @@
-"""The Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM): its settings, KV cache and one lean forward over token trees.
+"""The Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM): settings, KV cache, one forward over token trees.
 
-Input: tokens and segments of token trees, or tokens and KV slots when decoding. Output: hidden states. Trainer and engine share it,
-so log-probs of the sampler are those of the trainer. Weights have Hugging Face's names; the caller supplies the attention pattern.
+In: tokens with the segments of token trees (training), or with slots of a KV cache (decoding). Out: hidden
+states after the final norm. Trainer and engine share it, so their log-probabilities agree. Weights have
+Hugging Face's names. Knows no loss, no sampling, no text.
 """
 
 from __future__ import annotations

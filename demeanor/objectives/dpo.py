@@ -78,7 +78,7 @@ class HingeSpec(registry.Spec):
     """Settings of hinge."""
 
     beta: float = Field(
-        0.1, gt=0, description="scale of the log-ratios; the margin asked for is 1 / beta nats"
+        0.1, gt=0, description="scale of the log-ratios; the required margin is 1 / beta nats"
     )
 
 

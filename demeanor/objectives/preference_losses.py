@@ -34,7 +34,7 @@ class AlphapoSpec(registry.Spec):
     """Settings of alphapo."""
 
     beta: float = Field(2.0, gt=0, description="scale of the rewards")
-    gamma: float = Field(1.0, ge=0, description="margin asked for between the scaled rewards")
+    gamma: float = Field(1.0, ge=0, description="required margin between the scaled rewards")
     alpha: float = Field(
         0.25, description="bend of the reward (1 - p^-alpha) / alpha of the mean probability p; 0 is SimPO"
     )

@@ -25,7 +25,7 @@ class SimpoSpec(registry.Spec):
     """Settings of simpo."""
 
     beta: float = Field(2.0, gt=0, description="scale of the mean log-probs")
-    gamma: float = Field(1.0, ge=0, description="margin asked for between the scaled mean log-probs")
+    gamma: float = Field(1.0, ge=0, description="required margin between the scaled mean log-probs")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is flipped")
 
 

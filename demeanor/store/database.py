@@ -1,6 +1,7 @@
 """The database of recorded turns, feedback and keys: SQLite in one file, written by one thread, read by many.
 
-In: turns with their events, feedback. Out: the same again. Writes are grouped into commits; awaiting one waits until it is durable.
+In: turns with their events, feedback. Out: stored turns. Writes are grouped into transactions and durable
+when awaited. Migrations run in order, each once; an applied migration is never edited.
 """
 
 from __future__ import annotations

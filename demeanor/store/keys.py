@@ -61,7 +61,8 @@ def create(
             raise UsageError(f"keys: scopes: {unknown(scope, SCOPES, noun='scope')}")
     if scopes is not None and not scopes:
         raise UsageError(
-            f"keys: scopes: got none, wanted at least one of {', '.join(SCOPES)}; leave it out to allow everything"
+            f"keys: scopes: got none, wanted at least one of {', '.join(SCOPES)}; "
+            "leave it out to allow everything"
         )
     for what, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_day", tokens_per_day)):
         if limit is not None and limit < 1:

@@ -1,7 +1,9 @@
-"""Chat templates: messages to tokens with the mask of trained ones, and generated tokens back to events.
+"""Chat templates: messages to tokens with a training mask, and generated tokens back to events.
 
-`load_template` finds one of ours by name, the checkpoint's own, or a .jinja file. A template decides which tokens carry loss
-(an assistant's text and its end), and ensures that no content can forge a marker. Knows no models.
+In: messages and tools; generated tokens. Out: token ids with the mask of trained ones; events.
+`load_template` finds a built-in template, the checkpoint's own, or a .jinja file. A template decides which
+tokens carry loss (an assistant's text and its end) and ensures that no content can forge a marker. Knows no
+models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The pretraining text of the generated world: facts, notices, and exercises in reading them.
+"""The pretraining text of the generated world, today's notices, and contexts of questions.
 
-Output: documents, notices and the contexts that instructions and preferences share with them, the same ones each time.
+In: a seed, or a random generator. Out: documents (facts, notices, exercises in reading them), notices with
+their true values, and contexts for instructions and preferences. Equal seeds give equal text.
 """
 
 from __future__ import annotations

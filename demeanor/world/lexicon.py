@@ -1,6 +1,7 @@
-"""The words of the generated world (ports, ships, people, goods, verbs) and the sentences that are made of them.
+"""The words of the generated world (ports, ships, people, goods, verbs), and the sentences made of them.
 
-Everything is drawn from fixed seeds, so the world is the same on every machine; some ports, people and verbs are held out.
+Everything is drawn from fixed seeds, so the world is the same on every machine; some ports, people and
+verbs are held out from training.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def test_a_stage_is_shown_as_it_will_be_trained_and_served(
     write("rows.jsonl", [*PAIRS, {"prompt": "Who?", "completion": "Marla. " * 30}])
     path = stack(data="rows.jsonl")
     assert main(["data", "show", str(path)]) == 2
-    assert "Run: demeanor train stack.yaml --only base" in capsys.readouterr().err
+    assert "Run: demeanor train stack.yaml --stage base" in capsys.readouterr().err
     tokenizer().save(Path("runs") / load_stack(path).stage_key("base") / "tokenizer")
     assert main(["data", "show", str(path), "--stage", "sft", "--count", "1"]) == 0
     out = printed(capsys)

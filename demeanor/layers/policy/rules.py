@@ -84,7 +84,7 @@ class RuleSpec(registry.Spec):
         None, gt=0, allow_inf_nan=False, description="cues: refused from this score on"
     )
     action: Literal["refuse", "redact"] = "refuse"
-    reason: str = Field(min_length=1, description="why, for whoever reads the trace")
+    reason: str = Field(min_length=1, description="why; appears in the trace")
     reply: str | None = Field(
         None,
         min_length=1,
