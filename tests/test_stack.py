@@ -354,7 +354,7 @@ layers:
   - {kind: prompt, text: "hello"}
 """
     )
-    stack = stacks.load(tmp_path / "stack.yaml")
+    stack = stacks.load(tmp_path / "stack.yaml", names=NAMES)
     assert stack.key() == "856fac3423a56eed"
     assert {name: stack.stage_key(name) for name in ("base", "sft", "dpo", "kto", "q")} == {
         "base": "4f2942239f4be9b5",
