@@ -1,4 +1,4 @@
-"""The command line (typer): one function a verb. A verb reads the stack, calls app or evaluation, and prints; it computes nothing.
+"""The command line (typer): one function a verb. A verb reads the stack, calls app or evaluation, and prints the outcome.
 
 Exit codes: 0 done; 1 a negative answer (gate: fail, export: differs); 2 a mistake in the command line or a file;
 3 anything else that went wrong; 4 gate: inconclusive; 130 stopped by Ctrl-C.
@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a negative answer (gate: fail, export: differs); 2 a mista
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,19 +21,26 @@ from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError
 
 FAILED, STOPPED, BROKEN_PIPE = 3, 130, 141
-MULTIPLE = ("--variants", "--weights", "--layers", "--items", "--seeds", "--suite")
-"""Options with several values behind one name: `--variants A B` is read as `--variants A --variants B`."""
+MULTIPLE = {
+    "eval": ("--variants",),
+    "attribute": ("--weights", "--layers"),
+    "diagnose": ("--items",),
+    "duel": ("--variants", "--suite"),
+    "seeds": ("--seeds",),
+    "data": ("--suite",),
+}
+"""Options that take several values, by verb: `--variants A B` means `--variants A --variants B`."""
 RENAMED = {
-    "harness": "demeanor logs import LOG...",
     "--only": "--stage STAGE",
     "--beside": "--compare NAME=URL#MODEL",
     "--beside-key": "--compare-key NAME=ENV_VAR",
     "--prune": "demeanor runs prune STACK.yaml...",
+    "harness": "demeanor logs import LOG...",
     "runs": "demeanor runs list, or demeanor runs prune STACK.yaml...",
     "judge": "demeanor judge validate STACK.yaml PAIRS.jsonl",
     "suites": "demeanor suites list, or demeanor suites show SUITE...",
 }
-"""Spellings of earlier versions and what to write instead."""
+"""Options and verbs of earlier versions, and what to write instead."""
 
 app = typer.Typer(
     name="demeanor",
@@ -80,12 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
             leave()
         return int(code or 0)
     except typer.TyperException as error:
-        if error.format_message():  # without a command, the help has been printed
-            print(f"demeanor: {error.format_message()}", file=sys.stderr)
-            print(" ".join(["See: demeanor", *given[:1], "--help"]), file=sys.stderr)
-        for word in given:
-            if word in RENAMED:
-                print(f"'{word}' is spelled differently now: {RENAMED[word]}", file=sys.stderr)
+        print(_mistake(error), end="", file=sys.stderr)
         return error.exit_code
     except DemeanorError as error:
         print(f"demeanor: {error}", file=sys.stderr)
@@ -107,15 +110,26 @@ def main(words: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def _mistake(error: typer.TyperException) -> str:
+    """What is wrong with the command line: one sentence for an old spelling, else the error and where to read on."""
+    context, message = getattr(error, "ctx", None), error.format_message()
+    command = context.command_path if context else "demeanor"
+    for word in (*re.findall(r"[\w-]+", message), command.split()[-1]):
+        if word in RENAMED:
+            return f"demeanor: '{word}' is an earlier spelling; write: {RENAMED[word]}\n"
+    return f"demeanor: {message}\nSee: {command} --help\n" if message else ""  # without a verb, help was printed
+
+
 def repeated(words: Sequence[str]) -> list[str]:
     """The command line with `--variants A B` written as `--variants A --variants B`."""
+    multiple = MULTIPLE.get(words[0], ()) if words else ()
     found: list[str] = []
     option, values = "", 0
     for word in [*words, "--"]:
         if word.startswith("-") and not word[1:].isdigit():
             if option and not values:
                 found += [option, ""]  # the empty list
-            option, values = (word, 0) if word in MULTIPLE else ("", 0)
+            option, values = (word, 0) if word in multiple else ("", 0)
             found += [] if option else [word]
         elif option:
             found += [option, word]

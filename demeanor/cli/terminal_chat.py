@@ -31,20 +31,20 @@ HELP = "/model ID switches the variant, /models lists them, /new forgets the con
 
 def run(stack: Stack, runs: Runs, *, model: str | None, ask: str | None) -> int:
     """Chat until the end of input, or ask one question."""
-    house = StackRuntime(stack, runs)
+    runtime = StackRuntime(stack, runs)
     console = Console(highlight=False)
     try:
         variant = stack.resolve(model) if model else stack.resolve(stack.spec.name)
         if ask is not None:
-            asyncio.run(_turn(house, variant, (Message("user", ask),), console))
+            asyncio.run(_turn(runtime, variant, (Message("user", ask),), console))
             return 0
         console.print(f"[bold]{variant.model_id}[/]  {HELP}", style="dim")
-        return _converse(house, variant, console)
+        return _converse(runtime, variant, console)
     finally:
-        house.close()
+        runtime.close()
 
 
-def _converse(house: StackRuntime, variant: Stack, console: Console) -> int:
+def _converse(runtime: StackRuntime, variant: Stack, console: Console) -> int:
     messages: Messages = ()
     while True:
         try:
@@ -61,24 +61,24 @@ def _converse(house: StackRuntime, variant: Stack, console: Console) -> int:
             if command == "/new":
                 messages = ()
             elif command == "/models":
-                console.print("\n".join(v.model_id for v in house.stack.offered()), style="dim")
+                console.print("\n".join(v.model_id for v in runtime.stack.offered()), style="dim")
             elif command == "/model":
-                variant, messages = house.stack.resolve(rest.strip()), ()
+                variant, messages = runtime.stack.resolve(rest.strip()), ()
                 console.print(f"now {variant.model_id}", style="dim")
             elif command.startswith("/"):
                 console.print(HELP, style="dim")
             else:
                 asked = (*messages, Message("user", line))
-                answer = asyncio.run(_turn(house, variant, asked, console))
+                answer = asyncio.run(_turn(runtime, variant, asked, console))
                 messages = (*asked, Message("assistant", answer))
         except (DemeanorError, RequestError) as error:
             console.print(str(error), style="red")
 
 
-async def _turn(house: StackRuntime, variant: Stack, messages: Messages, console: Console) -> str:
-    turn = Turn(messages, replace(decoding_of(house.stack)), id="chat", user="terminal")
+async def _turn(runtime: StackRuntime, variant: Stack, messages: Messages, console: Console) -> str:
+    turn = Turn(messages, replace(decoding_of(runtime.stack)), id="chat", user="terminal")
     events: list[Event] = []
-    async for event in house.respond(variant)(turn):
+    async for event in runtime.respond(variant)(turn):
         events.append(event)
         if isinstance(event, Text):
             console.out(event.text, end="", highlight=False)

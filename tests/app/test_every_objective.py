@@ -1,4 +1,4 @@
-"""Every objective through stack.yaml, `train` and its ledger: it runs, moves weights, and logs only what its page explains."""
+"""Every objective through stack.yaml, `train` and its metrics log: it runs, moves weights, and logs only what its page explains."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Path]:
     return stack, folder / "runs"
 
 
-def ledger(trained: tuple[Stack, Path], kind: str) -> list[dict[str, Any]]:
+def metrics_log(trained: tuple[Stack, Path], kind: str) -> list[dict[str, Any]]:
     stack, runs = trained
     return [
         json.loads(line)
@@ -88,7 +88,7 @@ def ledger(trained: tuple[Stack, Path], kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", [*KINDS, "lora"])
 def test_an_objective_trains_through_a_stack_file(trained: tuple[Stack, Path], kind: str) -> None:
-    rows = [row for row in ledger(trained, kind) if "loss" in row]
+    rows = [row for row in metrics_log(trained, kind) if "loss" in row]
     assert len(rows) == 4  # 22 rows in steps of 6
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 and row["count"] > 0 for row in rows)
     stack, runs = trained
@@ -102,7 +102,7 @@ def test_an_objective_trains_through_a_stack_file(trained: tuple[Stack, Path], k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_an_objective_logs_stands_on_its_page(trained: tuple[Stack, Path], kind: str) -> None:
-    logged = {name for row in ledger(trained, kind) if "loss" in row for name in row} - LOOP
+    logged = {name for row in metrics_log(trained, kind) if "loss" in row for name in row} - LOOP
     page = metrics(kind)
     if kind == "mixture":  # the first part's metrics are in that part's section
         page += metrics("dpo")
@@ -111,7 +111,7 @@ def test_what_an_objective_logs_stands_on_its_page(trained: tuple[Stack, Path], 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if registry.entry("demeanor.objectives", k).ROLES])
 def test_training_begins_where_policy_and_reference_are_one(trained: tuple[Stack, Path], kind: str) -> None:
-    first = next(row for row in ledger(trained, kind) if "loss" in row)
+    first = next(row for row in metrics_log(trained, kind) if "loss" in row)
     assert first.get("rewards/margins", 0.0) == pytest.approx(0.0, abs=1e-5)
 
 

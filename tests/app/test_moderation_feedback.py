@@ -36,8 +36,8 @@ def client(
     trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TestClient]:
     monkeypatch.chdir(tmp_path)
-    with closing(StackRuntime(*trained)) as house:
-        yield TestClient(app(ServedStack(house)), base_url="http://localhost")
+    with closing(StackRuntime(*trained)) as runtime:
+        yield TestClient(app(ServedStack(runtime)), base_url="http://localhost")
 
 
 def test_a_text_is_flagged_by_the_rules_that_the_layer_would_apply(

@@ -19,7 +19,7 @@ FILE = REPOSITORY / "stacks/alignment.yaml"
 STAGES = ("sft", "rm", "dpo", "kto", "orpo")
 
 
-def ledger(runs: Path, stage: str, overrides: list[str]) -> list[dict[str, float]]:
+def metrics_log(runs: Path, stage: str, overrides: list[str]) -> list[dict[str, float]]:
     key = load_stack(FILE, overrides).stage_key(stage)
     return [json.loads(line) for line in (runs / key / "ledger.jsonl").read_text().splitlines()]
 
@@ -36,11 +36,11 @@ def test_every_stage_trains_on_a_few_real_rows(shared: Path, tmp_path: Path) -> 
         == 0
     )
     for stage in STAGES:
-        losses = [row["loss"] for row in ledger(tmp_path, stage, overrides) if "loss" in row]
+        losses = [row["loss"] for row in metrics_log(tmp_path, stage, overrides) if "loss" in row]
         assert losses
         assert all(map(math.isfinite, losses))
     first = {
-        stage: next(row["loss"] for row in ledger(tmp_path, stage, overrides) if "loss" in row)
+        stage: next(row["loss"] for row in metrics_log(tmp_path, stage, overrides) if "loss" in row)
         for stage in ("dpo", "kto")
     }
     assert first["dpo"] == pytest.approx(
@@ -53,7 +53,7 @@ def test_every_stage_trains_on_a_few_real_rows(shared: Path, tmp_path: Path) -> 
 def test_all_real_rows_and_what_the_reward_model_learned(shared: Path, tmp_path: Path) -> None:
     assert main(["train", str(FILE), "--runs", str(tmp_path)]) == 0
     last = {
-        stage: next(row for row in reversed(ledger(tmp_path, stage, [])) if "eval_loss" in row)
+        stage: next(row for row in reversed(metrics_log(tmp_path, stage, [])) if "eval_loss" in row)
         for stage in STAGES
     }
     accuracy = [last["rm"][f"eval_accuracy{end}"] for end in ("", "/low", "/high")]

@@ -46,7 +46,7 @@ def folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
-    house = StackRuntime(
+    runtime = StackRuntime(
         load_stack(
             REPOSITORY / "stacks/real.yaml", [*SMALL, f"layers.record.database=sqlite:////{folder}/real.db"]
         ),
@@ -56,7 +56,7 @@ def server(folder: Path) -> Iterator[str]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     running = uvicorn.Server(
-        uvicorn.Config(app(ServedStack(house)), host="127.0.0.1", port=port, log_level="warning")
+        uvicorn.Config(app(ServedStack(runtime)), host="127.0.0.1", port=port, log_level="warning")
     )
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
@@ -65,7 +65,7 @@ def server(folder: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/v1"
     running.should_exit = True
     thread.join(10)
-    house.close()
+    runtime.close()
 
 
 def test_every_stage_of_the_real_stack_trained_and_loads_in_transformers(folder: Path) -> None:

@@ -86,19 +86,19 @@ def test_layers_work_in_front_of_a_model_that_is_elsewhere(
     url, asked = server
     monkeypatch.setenv("BIG_KEY", "secret")
     stack = load_stack(write(tmp_path, url, key_env="BIG_KEY"))
-    house = StackRuntime(stack, Runs(tmp_path / "runs"))
+    runtime = StackRuntime(stack, Runs(tmp_path / "runs"))
 
     def ask(text: str) -> Any:
-        return asyncio.run(complete(house.respond(stack), Turn((Message("user", text),), decoding_of(stack))))
+        return asyncio.run(complete(runtime.respond(stack), Turn((Message("user", text),), decoding_of(stack))))
 
     said, refused = ask("When does the ferry leave?"), ask("What is the PIN?")
-    house.close()
+    runtime.close()
     assert (said.text, said.completion_tokens) == ("answer 1", 2)
     assert any(isinstance(e, Prompted) for e in said.events)
     assert [m["role"] for m in asked[0]["messages"]] == ["system", "user"]
     assert (asked[0]["model"], asked[0]["key"], asked[0]["max_tokens"]) == ("big", "Bearer secret", 9)
     assert refused.refusal is not None
-    assert len(asked) == 1, "a refused question never leaves the house"
+    assert len(asked) == 1, "a refused question never reaches the server"
 
 
 def test_another_model_is_another_stack_and_a_key_is_not(tmp_path: Path) -> None:
@@ -113,11 +113,11 @@ def test_what_cannot_be_is_said_before_anything_runs(tmp_path: Path, monkeypatch
     path = write(tmp_path, "http://127.0.0.1:9/v1", key_env="NO_SUCH_KEY")
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     stack = load_stack(path)
-    house = StackRuntime(stack, Runs(tmp_path / "runs"))
+    runtime = StackRuntime(stack, Runs(tmp_path / "runs"))
     with pytest.raises(DemeanorError, match="NO_SUCH_KEY is not set"):
-        house.respond(stack)
+        runtime.respond(stack)
     with pytest.raises(CheckpointError, match="on another server"):
-        house.weights("base")
+        runtime.weights("base")
     raw = yaml.safe_load(path.read_text())
     raw["weights"]["stages"] = [{"name": "sft", "objective": "sft", "data": "rows.jsonl"}]
     path.write_text(yaml.safe_dump(raw))

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.xdist_group("tiny")
 
 
 @pytest.fixture
-def house(
+def runtime(
     trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[StackRuntime]:
     monkeypatch.chdir(tmp_path)
@@ -33,15 +33,15 @@ def house(
     found.close()
 
 
-def ask(house: StackRuntime, variant: Stack, text: str) -> Turn:
+def ask(runtime: StackRuntime, variant: Stack, text: str) -> Turn:
     return Turn(
-        (Message("user", text),), decoding_of(house.stack), id=f"t-{abs(hash((variant.model_id, text)))}"
+        (Message("user", text),), decoding_of(runtime.stack), id=f"t-{abs(hash((variant.model_id, text)))}"
     )
 
 
-async def test_the_whole_stack_answers_and_says_what_each_layer_did(house: StackRuntime) -> None:
-    whole = house.stack.resolve("tiny-desk")
-    done = await complete(house.respond(whole), ask(house, whole, "When to Corkel?"))
+async def test_the_whole_stack_answers_and_says_what_each_layer_did(runtime: StackRuntime) -> None:
+    whole = runtime.stack.resolve("tiny-desk")
+    done = await complete(runtime.respond(whole), ask(runtime, whole, "When to Corkel?"))
     kinds = [type(e) for e in done.events]
     assert kinds[-1] is Done
     assert kinds.count(Done) == 1
@@ -60,13 +60,13 @@ async def test_the_whole_stack_answers_and_says_what_each_layer_did(house: Stack
     ]
 
 
-async def test_a_policy_refusal_is_the_policys_and_never_reaches_the_weights(house: StackRuntime) -> None:
-    whole, bare = house.stack.resolve("tiny-desk"), house.stack.resolve("tiny-desk-policy")
+async def test_a_policy_refusal_is_the_policys_and_never_reaches_the_weights(runtime: StackRuntime) -> None:
+    whole, bare = runtime.stack.resolve("tiny-desk"), runtime.stack.resolve("tiny-desk-policy")
     stopped = await complete(
-        house.respond(whole), ask(house, whole, "Pretend you are a pirate. What ship serves Corkel?")
+        runtime.respond(whole), ask(runtime, whole, "Pretend you are a pirate. What ship serves Corkel?")
     )
     let_through = await complete(
-        house.respond(bare), ask(house, bare, "Pretend you are a pirate. What ship serves Corkel?")
+        runtime.respond(bare), ask(runtime, bare, "Pretend you are a pirate. What ship serves Corkel?")
     )
     assert isinstance(stopped.refusal, Refusal)
     assert (stopped.refusal.by, stopped.refusal.rule, stopped.text) == ("policy", "pirates", "No games.")
@@ -86,9 +86,9 @@ def test_served_answers_equal_evaluated_answers(
 
     rows = {(r.variant, r.item_id): r for r in read_rows(result_rows)}
     items = {i.id: i for i in suite(stack, 2)}
-    house = StackRuntime(stack, runs)
+    runtime = StackRuntime(stack, runs)
     try:
-        client = TestClient(app(ServedStack(house)), base_url="http://localhost")
+        client = TestClient(app(ServedStack(runtime)), base_url="http://localhost")
         checked = 0
         for (variant, item_id), row in sorted(rows.items()):
             if variant not in ("tiny-desk", "tiny-desk:base", "tiny-desk:sft", "tiny-desk-policy"):
@@ -105,23 +105,23 @@ def test_served_answers_equal_evaluated_answers(
             checked += 1
         assert checked == 4 * len(items)
     finally:
-        house.close()
+        runtime.close()
 
 
-def test_many_at_once_answer_as_one_at_a_time(house: StackRuntime) -> None:
-    variant = house.stack.resolve("tiny-desk:sft")
-    house.warm({"sft"})
+def test_many_at_once_answer_as_one_at_a_time(runtime: StackRuntime) -> None:
+    variant = runtime.stack.resolve("tiny-desk:sft")
+    runtime.warm({"sft"})
     texts = [
         f"What ship serves {p}?"
         for p in ("Corkel", "Jorpel", "Brevik", "Tolmar", "Veska", "Durness", "Halmar")
     ]
 
     async def together() -> list[str]:
-        turns = [complete(house.respond(variant), ask(house, variant, t)) for t in texts]
+        turns = [complete(runtime.respond(variant), ask(runtime, variant, t)) for t in texts]
         return [c.text for c in await asyncio.gather(*turns)]
 
     async def apart() -> list[str]:
-        return [(await complete(house.respond(variant), ask(house, variant, t))).text for t in texts]
+        return [(await complete(runtime.respond(variant), ask(runtime, variant, t))).text for t in texts]
 
     assert asyncio.run(together()) == asyncio.run(apart())
 
@@ -151,11 +151,11 @@ def test_a_checkpoint_of_the_stack_is_an_ordinary_hugging_face_folder(trained: t
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
     theirs = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
-    house = StackRuntime(stack, runs, operational=False)
+    runtime = StackRuntime(stack, runs, operational=False)
     try:
         variant = stack.resolve("tiny-desk:sft")
-        ours = asyncio.run(complete(house.respond(variant), ask(house, variant, "What ship serves Corkel?")))
+        ours = asyncio.run(complete(runtime.respond(variant), ask(runtime, variant, "What ship serves Corkel?")))
         assert ours.prompt_tokens == ids.shape[1]
         assert ours.text.strip() == tokenizer.decode(theirs, skip_special_tokens=True).strip()
     finally:
-        house.close()
+        runtime.close()

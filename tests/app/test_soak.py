@@ -72,7 +72,7 @@ def soak(
     monkeypatch.chdir(folder)
     tiny.write(folder)
     stack, runs = trained
-    house = StackRuntime(stack, runs, num_slots=8)
+    runtime = StackRuntime(stack, runs, num_slots=8)
     rng, acknowledged, sizes = random.Random(0), list[str](), list[float]()
 
     async def storm(port: int) -> None:
@@ -88,15 +88,15 @@ def soak(
         await asyncio.gather(*(caller() for _ in range(12)))
 
     started = time.monotonic()
-    with served(ServedStack(house)) as address:  # type: ignore[arg-type]
+    with served(ServedStack(runtime)) as address:  # type: ignore[arg-type]
         asyncio.run(storm(int(address.rpartition(":")[2])))
-        engines = [house.weights(s).engine for s in ("sft", "dpo")]
+        engines = [runtime.weights(s).engine for s in ("sft", "dpo")]
         until = time.monotonic() + 10
         while any(e.load != (0, 0) for e in engines) and time.monotonic() < until:
             time.sleep(0.05)
         loads = [e.load for e in engines]
         free = [len(e._batch._free) for e in engines]
-    house.close()
+    runtime.close()
     rows = {row[0] for row in sqlite3.connect(folder / "tiny.db").execute("SELECT id FROM turns")}
     return {
         "turns": turns,

@@ -103,16 +103,16 @@ def test_a_rounded_stage_is_a_stage_of_its_own_on_a_grid_of_8_bits_and_answers(
                 )
             else:
                 assert torch.equal(tensor, exact[name])
-    house = StackRuntime(found, runs, num_slots=2)
+    runtime = StackRuntime(found, runs, num_slots=2)
     try:
         turn = Turn((Message("user", "Who runs the ferry?"),), decoding_of(found))
         answers = [
-            asyncio.run(complete(house.respond(found.resolve(f"{found.spec.name}:{s}")), turn))
+            asyncio.run(complete(runtime.respond(found.resolve(f"{found.spec.name}:{s}")), turn))
             for s in ("dpo", "small", "half")
         ]
         assert all(a.completion_tokens for a in answers)
     finally:
-        house.close()
+        runtime.close()
 
 
 def test_a_reward_model_is_not_rounded(made: tuple[Stack, Runs], tmp_path: Path) -> None:
@@ -220,13 +220,13 @@ def test_the_key_of_an_import_follows_its_content(made: tuple[Stack, Runs], tmp_
 
 def test_an_adapted_a_merged_and_an_imported_stage_answer(made: tuple[Stack, Runs]) -> None:
     stack, runs = made
-    house = StackRuntime(stack, runs)
+    runtime = StackRuntime(stack, runs)
 
     def answer(stage: str) -> str:
         variant = stack.variant(stage)
         return asyncio.run(
             complete(
-                house.respond(variant),
+                runtime.respond(variant),
                 Turn((Message("user", "When to Corkel?"),), decoding_of(stack), id=stage),
             )
         ).text
@@ -235,7 +235,7 @@ def test_an_adapted_a_merged_and_an_imported_stage_answer(made: tuple[Stack, Run
         assert answer("taken") == answer("dpo")  # one set of weights, twice
         assert all(answer(stage) for stage in ("low", "soup"))
     finally:
-        house.close()
+        runtime.close()
 
 
 def test_task_arithmetic_counts_from_the_nearest_common_ancestor(
@@ -400,15 +400,15 @@ def test_a_gpt2_trains_in_a_stack_and_answers_through_transformers(
     losses = [row["loss"] for row in ledger if "loss" in row]
     assert losses[-1] < losses[0] - 0.3
     assert checkpoints.checkpoint_info(weights_folder(found, runs, "rm")).reward
-    house = StackRuntime(found, runs, num_slots=2)
+    runtime = StackRuntime(found, runs, num_slots=2)
     try:
         turn = Turn((Message("user", "Who runs the ferry?"),), Decoding(temperature=0, max_tokens=8))
         prompt = (
-            house.template(found.resolve(f"{found.spec.name}:sft"))
+            runtime.template(found.resolve(f"{found.spec.name}:sft"))
             .render(turn.messages, (), generate=True)
             .tokens
         )
-        said = asyncio.run(complete(house.respond(found.resolve(f"{found.spec.name}:sft")), turn))
+        said = asyncio.run(complete(runtime.respond(found.resolve(f"{found.spec.name}:sft")), turn))
         with torch.no_grad():
             best = int(
                 checkpoints.policy(weights_folder(found, runs, "sft"))
@@ -418,13 +418,13 @@ def test_a_gpt2_trains_in_a_stack_and_answers_through_transformers(
             )
         assert said.completion_tokens
         assert (
-            house.weights("sft")
+            runtime.weights("sft")
             .engine.generate([Request(tuple(prompt), Decoding(temperature=0, max_tokens=1))])[0][0]
             .token
             == best
         )
     finally:
-        house.close()
+        runtime.close()
 
 
 def test_explain_shows_every_kind(made: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch) -> None:

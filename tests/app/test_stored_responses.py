@@ -26,8 +26,8 @@ def test_a_real_stack_keeps_a_response_and_goes_on_from_it(
     trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with closing(StackRuntime(*trained)) as house:
-        client = TestClient(app(ServedStack(house)), base_url="http://localhost")
+    with closing(StackRuntime(*trained)) as runtime:
+        client = TestClient(app(ServedStack(runtime)), base_url="http://localhost")
         first = client.post(
             "/v1/responses", json={"model": "tiny-desk", "input": "When does the ferry leave?"}
         ).json()
@@ -67,10 +67,10 @@ def test_a_record_inside_of_what_changes_answers_is_read_by_nobody(
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
     record, limits, policy, *rest = stack.layers
-    with closing(StackRuntime(replace(stack, layers=(limits, record, policy, *rest)), runs)) as house:
-        assert ServedStack(house).turn_store() is not None, "limits change no answer"
-    with closing(StackRuntime(replace(stack, layers=(policy, record, limits, *rest)), runs)) as house:
-        client = TestClient(app(ServedStack(house)), base_url="http://localhost")
+    with closing(StackRuntime(replace(stack, layers=(limits, record, policy, *rest)), runs)) as runtime:
+        assert ServedStack(runtime).turn_store() is not None, "limits change no answer"
+    with closing(StackRuntime(replace(stack, layers=(policy, record, limits, *rest)), runs)) as runtime:
+        client = TestClient(app(ServedStack(runtime)), base_url="http://localhost")
         asked = {"model": "tiny-desk", "input": "Hello"}
         assert client.post("/v1/responses", json=asked).json()["store"] is False
         refused = client.post("/v1/responses", json=asked | {"store": True})
@@ -81,9 +81,9 @@ def test_vectors_over_http_are_the_mean_of_the_weights_states(
     trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with closing(StackRuntime(*trained)) as house:
-        client = TestClient(app(ServedStack(house)), base_url="http://localhost")
-        tokens = house.weights("dpo").tokenizer.encode("The ferry to Jorpel leaves at 17.")
+    with closing(StackRuntime(*trained)) as runtime:
+        client = TestClient(app(ServedStack(runtime)), base_url="http://localhost")
+        tokens = runtime.weights("dpo").tokenizer.encode("The ferry to Jorpel leaves at 17.")
         model = checkpoints.load(trained[1].model(trained[0].stage_key("dpo")))
         with torch.no_grad():
             mean_D = model.hidden(

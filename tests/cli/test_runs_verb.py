@@ -17,7 +17,7 @@ OTHER = "0123456789abcdef"
 
 @pytest.fixture
 def folder(trained: tuple[Stack, Runs], tmp_path: Path) -> Path:
-    """The tiny stack's runs and one of nobody's."""
+    """The tiny stack's runs and one of no stack."""
     shutil.copytree(trained[1].root, tmp_path / "runs")
     with Runs(tmp_path / "runs").begin(OTHER, {"stack": "old-desk", "stage": "sft"}):
         pass

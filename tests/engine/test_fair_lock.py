@@ -1,4 +1,4 @@
-"""Who came first goes first, and nobody is kept out by a thread that comes back at once."""
+"""Threads get the lock in the order they asked for it, even against a thread that asks again at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from demeanor.engine.local import FairLock
 
 
-def test_one_at_a_time_and_everybody_gets_a_turn() -> None:
-    turnstile, inside, seen = FairLock(), [0], []
+def test_one_thread_at_a_time_and_every_thread_gets_a_turn() -> None:
+    lock, inside, seen = FairLock(), [0], []
 
     def loop(name: int) -> None:
         for _ in range(20):
-            with turnstile:
+            with lock:
                 inside[0] += 1
                 assert inside[0] == 1
                 time.sleep(0.0005)
@@ -31,16 +31,16 @@ def test_one_at_a_time_and_everybody_gets_a_turn() -> None:
 
 
 def test_an_error_inside_lets_the_next_one_in() -> None:
-    turnstile = FairLock()
+    lock = FairLock()
     try:
-        with turnstile:
+        with lock:
             raise ValueError
     except ValueError:
         pass
     entered = threading.Event()
 
     def enter() -> None:
-        with turnstile:
+        with lock:
             entered.set()
 
     thread = threading.Thread(target=enter)

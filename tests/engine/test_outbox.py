@@ -1,4 +1,4 @@
-"""All letters of a step reach a mailbox in one posting, in order; a mailbox where nobody is does not stop the others."""
+"""All deliveries of a step reach an outbox in one call, in order; a closed outbox does not stop the others."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Recorder:
     def __init__(self) -> None:
         self.posted: list[list[tuple[object, object]]] = []
 
-    def post(self, letters: list[tuple[object, object]]) -> None:
-        self.posted.append(letters)
+    def post(self, deliveries: list[tuple[object, object]]) -> None:
+        self.posted.append(deliveries)
 
 
-class Nobody:
-    def post(self, letters: list[tuple[object, object]]) -> None:
+class Closed:
+    def post(self, deliveries: list[tuple[object, object]]) -> None:
         raise RuntimeError("Event loop is closed")
 
 
@@ -25,7 +25,7 @@ def pieces(num: int) -> list[Piece]:
     return [Piece(i, str(i), 0.0) for i in range(num)]
 
 
-def test_a_mailbox_gets_all_letters_of_a_step_in_one_posting() -> None:
+def test_an_outbox_gets_all_deliveries_of_a_step_in_one_call() -> None:
     one, two = Recorder(), Recorder()
     a, b, c = pieces(3)
     assert deliver([(Recipient(one, "x"), a), (Recipient(two, "y"), b), (Recipient(one, "z"), c)]) == []
@@ -33,14 +33,14 @@ def test_a_mailbox_gets_all_letters_of_a_step_in_one_posting() -> None:
     assert two.posted == [[("y", b)]]
 
 
-def test_a_mailbox_where_nobody_is_is_reported_and_the_others_get_theirs() -> None:
-    nobody, somebody = Nobody(), Recorder()
+def test_a_closed_outbox_is_reported_and_the_others_get_theirs() -> None:
+    closed, open_ = Closed(), Recorder()
     a, b = pieces(2)
-    assert deliver([(Recipient(nobody, 0), a), (Recipient(somebody, 0), b)]) == [nobody]
-    assert somebody.posted == [[(0, b)]]
+    assert deliver([(Recipient(closed, 0), a), (Recipient(open_, 0), b)]) == [closed]
+    assert open_.posted == [[(0, b)]]
 
 
-async def test_two_readers_of_one_event_loop_share_a_mailbox() -> None:
+async def test_two_readers_of_one_event_loop_share_an_outbox() -> None:
     loop = asyncio.get_running_loop()
     assert LoopOutbox(loop) == LoopOutbox(loop)
     readers = [asyncio.Queue(), asyncio.Queue()]

@@ -218,8 +218,8 @@ def test_a_served_stack_continues_raw_text_through_weights_and_policy_but_not_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with closing(StackRuntime(*trained)) as house:
-        client = TestClient(app(ServedStack(house)), base_url="http://localhost")
+    with closing(StackRuntime(*trained)) as runtime:
+        client = TestClient(app(ServedStack(runtime)), base_url="http://localhost")
         for model, words in (
             (
                 "tiny-desk",
@@ -248,7 +248,7 @@ def test_a_served_stack_continues_raw_text_through_weights_and_policy_but_not_th
             "finish_reason": "content_filter",
         }
         with pytest.raises(RequestError, match="weights without layers"):
-            ServedStack(house).codec("tiny-desk")
+            ServedStack(runtime).codec("tiny-desk")
 
 
 @pytest.mark.parametrize(

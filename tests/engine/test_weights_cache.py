@@ -1,4 +1,4 @@
-"""Weights under a memory budget: the oldest idle ones go and come back, nobody loses an answer."""
+"""Weights under a memory budget: the least recently used idle ones are unloaded and loaded again, and no answer is lost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Held:
     engine: Engine
 
 
-def shelf(budget: int | None, loads: list[str]) -> WeightsCache[Held]:
+def cache(budget: int | None, loads: list[str]) -> WeightsCache[Held]:
     def load(stage: str) -> Held:
         if stage == "broken":
             raise CheckpointError("broken")
@@ -44,7 +44,7 @@ def shelf(budget: int | None, loads: list[str]) -> WeightsCache[Held]:
 
 def test_the_least_recently_used_goes_first_and_comes_back_when_asked() -> None:
     loads: list[str] = []
-    it = shelf(20, loads)
+    it = cache(20, loads)
     first = it.get("a")
     for stage in ("b", "a", "c"):
         it.get(stage)
@@ -53,8 +53,8 @@ def test_the_least_recently_used_goes_first_and_comes_back_when_asked() -> None:
     assert (it.stages, loads[-1], first.engine.closed) == (["c", "b"], "b", True)
 
 
-def test_what_somebody_uses_stays_and_goes_when_it_is_put_back() -> None:
-    it = shelf(10, [])
+def test_weights_in_use_stay_and_may_be_unloaded_once_released() -> None:
+    it = cache(10, [])
     used = it.acquire("a")
     it.get("b")
     assert (it.stages, used.engine.closed) == (["a", "b"], False), (
@@ -65,7 +65,7 @@ def test_what_somebody_uses_stays_and_goes_when_it_is_put_back() -> None:
 
 
 def test_without_a_budget_all_stay_and_a_load_that_fails_leaves_nothing() -> None:
-    it = shelf(None, [])
+    it = cache(None, [])
     for stage in ("a", "b", "c"):
         it.get(stage)
     with pytest.raises(CheckpointError):
@@ -81,21 +81,21 @@ def test_a_served_stack_under_a_budget_of_one_set_of_weights_answers_as_one_with
     stack, runs = trained
 
     def answers(budget: int | None) -> tuple[list[str], list[str]]:
-        house = StackRuntime(stack, runs, num_slots=2, budget_bytes=budget, operational=False)
+        runtime = StackRuntime(stack, runs, num_slots=2, budget_bytes=budget, operational=False)
         names = [f"{stack.spec.name}:{stage}" for stage in ("base", "sft", "dpo")] * 2
         turn = Turn((Message("user", "Who runs the ferry?"),), decoding_of(stack))
 
         async def ask() -> list[str]:
-            one_by_one = [(await complete(house.respond(stack.resolve(name)), turn)).text for name in names]
+            one_by_one = [(await complete(runtime.respond(stack.resolve(name)), turn)).text for name in names]
             at_once = await asyncio.gather(
-                *(complete(house.respond(stack.resolve(name)), turn) for name in names)
+                *(complete(runtime.respond(stack.resolve(name)), turn) for name in names)
             )
             return [*one_by_one, *(x.text for x in at_once)]
 
         try:
-            return asyncio.run(ask()), house._weights.stages
+            return asyncio.run(ask()), runtime._weights.stages
         finally:
-            house.close()
+            runtime.close()
 
     (free, all_loaded), (tight, loaded) = answers(None), answers(1)
     assert tight == free

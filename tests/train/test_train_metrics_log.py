@@ -1,4 +1,4 @@
-"""The ledger survives being cut anywhere."""
+"""The metrics log survives being cut anywhere."""
 
 from __future__ import annotations
 
