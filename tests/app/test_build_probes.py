@@ -126,7 +126,7 @@ def test_training_a_probed_stage_alone_trains_the_reward_model_that_judges_it(
         ("weights.stages.sft.probe={reward: rm}", r"probe.reward: unknown earlier reward stage 'rm'"),
         (
             "weights.stages.rm.probe={count: 2}",
-            "reward trains a reward model: it scores answers and writes none",
+            "reward trains a reward model: it scores answers and does not write any",
         ),
         ("weights.stages.dpo.probe={prompts: nowhere.jsonl}", r"probe.prompts: no such file"),
         (

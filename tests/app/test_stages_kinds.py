@@ -328,7 +328,7 @@ WRONG: dict[str, tuple[list[dict[str, Any]], str]] = {
     ),
     "a policy trained on a reward model": (
         [{**LORA, "parent": "rm"}],
-        "'rm' is a reward model, which cannot go on as a policy",
+        "'rm' is a reward model, which cannot be trained on as a policy",
     ),
     "a misspelt adapter": (
         [{**LORA, "adapter": {"ranc": 3}}],
