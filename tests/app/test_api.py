@@ -12,12 +12,12 @@ import pytest
 import demeanor
 from demeanor.core.types import Done, Text, Verdict
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")
 RULES = """
 non_inferiority:
-- {axes: [facts], margin: 0.1}
+- {axis: facts, margin: 0.1}
 """
 
 

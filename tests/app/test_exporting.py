@@ -14,8 +14,8 @@ from demeanor import app
 from demeanor.cli import main
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.stack.stack import Stack
-from demeanor.train import export
-from demeanor.train.runs import Runs
+from demeanor.training import export
+from demeanor.training.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")
 
