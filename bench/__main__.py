@@ -112,7 +112,7 @@ def useful_flops(work: Work, device: str) -> float:
     from demeanor.data.trees import Branch, Tree, collate
     from demeanor.model.llama import Llama
     from demeanor.model.reward_model import RewardModel
-    from demeanor.train.progress import training_flops
+    from demeanor.training.progress import training_flops
 
     with torch.device("meta"):
         trunk = Llama(model_config(work.vocabulary, device=device))
@@ -216,7 +216,7 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    from demeanor.train.progress import measured_peak
+    from demeanor.training.progress import measured_peak
 
     torch.set_num_threads(options.threads)
     options.peak = measured_peak(options.device, torch.bfloat16)

@@ -54,7 +54,7 @@ def quick_server(port: int) -> None:
     from demeanor.server.auth import from_digests
     from demeanor.serving import ServedStack
     from demeanor.store.keys import digest
-    from demeanor.train.runs import Runs
+    from demeanor.training.runs import Runs
 
     async def said(turn: Turn) -> AsyncIterator[Event]:
         for i in range(16):

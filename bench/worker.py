@@ -107,10 +107,10 @@ def ours(
     from demeanor.model.heads import policy_outputs, reward_outputs
     from demeanor.core import registry
     from demeanor.stack.schema import Optim
-    from demeanor.train import progress
-    from demeanor.train.loop import fit
-    from demeanor.train.progress import StageProgress
-    from demeanor.train.reference import reference_logprobs, trees_key
+    from demeanor.training import progress
+    from demeanor.training.loop import fit
+    from demeanor.training.progress import StageProgress
+    from demeanor.training.reference import reference_logprobs, trees_key
 
     rewards = work.kind == "reward"
     trees = [

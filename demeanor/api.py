@@ -23,7 +23,7 @@ from demeanor.evaluation.attribution import Attribution
 from demeanor.evaluation.gate import GateReport
 from demeanor.evaluation.result import Result
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 T = TypeVar("T")
 Messages: TypeAlias = str | Sequence[Mapping[str, Any] | Message]

@@ -53,9 +53,9 @@ from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train import export, generation_eval, pipeline
-from demeanor.train.runs import Runs, training_curves, weights_folder
-from demeanor.train.stage import RunOptions
+from demeanor.training import export, generation_eval, pipeline
+from demeanor.training.runs import Runs, training_curves, weights_folder
+from demeanor.training.stage import RunOptions
 from demeanor.world.catalog import GENERATED
 
 
@@ -264,7 +264,7 @@ def train(
     options: RunOptions = RunOptions(),
     probe: int | None = None,
 ) -> None:
-    """Train every stage that has no finished weights, as train/pipeline.py says."""
+    """Train every stage that has no finished weights, as training/pipeline.py says."""
     pipeline.train(stack, runs, only=only, options=options, probe=probe, services=GENERATION)
 
 

@@ -24,7 +24,7 @@ from demeanor.server.serve import Settings
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.store.database import Database
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from demeanor.world import catalog
 
 

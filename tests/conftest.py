@@ -15,7 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from demeanor.stack.stack import Stack
-    from demeanor.train.runs import Runs
+    from demeanor.training.runs import Runs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -35,7 +35,7 @@ def shared() -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Runs]:
     """One tiny stack with all its weights, trained once."""
     from demeanor import app
-    from demeanor.train.runs import Runs
+    from demeanor.training.runs import Runs
     from tests.app import tiny
 
     folder = tmp_path_factory.mktemp("tiny")

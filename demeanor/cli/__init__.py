@@ -83,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> int:
         command = typer.main.get_command(app)
         code = command.main(args=repeated(given), prog_name="demeanor", standalone_mode=False)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # under torchrun
-            from demeanor.train.parallel import leave
+            from demeanor.training.parallel import leave
 
             leave()
         return int(code or 0)

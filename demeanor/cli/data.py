@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from demeanor.data.curation import Curated
     from demeanor.stack.schema import Source
-    from demeanor.train.inspection import Inspection
+    from demeanor.training.inspection import Inspection
 
 SOURCE = "A .jsonl/.json/.csv/.txt/.parquet/.arrow file, a folder, hf:owner/name[@revision], or world:NAME."
 
@@ -123,9 +123,9 @@ def _show_stack(
     console: Console,
 ) -> None:
     from demeanor.stack.schema import Stage
-    from demeanor.train import pipeline
-    from demeanor.train.inspection import inspect
-    from demeanor.train.runs import Runs
+    from demeanor.training import pipeline
+    from demeanor.training.inspection import inspect
+    from demeanor.training.runs import Runs
 
     stack = load(path, overrides)
     if skip_bad:

@@ -17,7 +17,7 @@ from demeanor.evaluation.diagnosis import diagnose
 from demeanor.report import publish, terminal
 from demeanor.server.serve import Settings
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from demeanor.world import catalog
 
 STACK = Path("stacks/demo/demo.yaml")

@@ -47,7 +47,7 @@ class Fraction(StrEnum):
 
 def _services(runs: Path) -> Services:
     from demeanor import app as composed
-    from demeanor.train.runs import Runs
+    from demeanor.training.runs import Runs
 
     return composed.services(Runs(runs))
 

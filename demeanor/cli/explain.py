@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from demeanor.stack.stack import Stack, plain
-from demeanor.train.plan import plans
-from demeanor.train.runs import Runs, notes
+from demeanor.training.plan import plans
+from demeanor.training.runs import Runs, notes
 
 
 def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:

@@ -17,7 +17,7 @@ from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
 
 if TYPE_CHECKING:
-    from demeanor.train.runs import Entry
+    from demeanor.training.runs import Entry
 
 app = typer.Typer()
 runs_app = typer.Typer(
@@ -83,7 +83,7 @@ def explain(
 ) -> None:
     """Show what the stack is, what is trained, and what training would cost."""
     from demeanor.cli.explain import show
-    from demeanor.train.runs import Runs
+    from demeanor.training.runs import Runs
 
     show(load(stack, overrides), Runs(runs), full=full)
 
@@ -129,10 +129,10 @@ def train(
     """Train every stage that is missing; what was interrupted goes on where it stopped."""
     hardware.prepare(threads)
     from demeanor import app as composed
-    from demeanor.train import pipeline
-    from demeanor.train.runs import Runs
-    from demeanor.train.stage import RunOptions
-    from demeanor.train.trackers import together
+    from demeanor.training import pipeline
+    from demeanor.training.runs import Runs
+    from demeanor.training.stage import RunOptions
+    from demeanor.training.trackers import together
 
     found = load(stack, overrides)
     composed.train(
@@ -161,8 +161,8 @@ def samples(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Print what a stage answered while it trained, prompt by prompt, step under step."""
-    from demeanor.train import generation_eval, progress
-    from demeanor.train.runs import Runs
+    from demeanor.training import generation_eval, progress
+    from demeanor.training.runs import Runs
 
     folder = stack
     if not stack.is_dir():
@@ -192,7 +192,7 @@ def chat(
 ) -> None:
     """Talk to the assistant in the terminal."""
     from demeanor.cli.terminal_chat import run
-    from demeanor.train.runs import Runs
+    from demeanor.training.runs import Runs
 
     raise typer.Exit(run(load(stack, overrides), Runs(runs), model=model, ask=ask))
 
@@ -275,7 +275,7 @@ def serve(
     """Serve the OpenAI-compatible API and the chat page."""
     from demeanor.server.serve import Settings
     from demeanor.serving import serve as run
-    from demeanor.train.runs import Runs
+    from demeanor.training.runs import Runs
 
     settings = Settings(
         host=host,
@@ -319,8 +319,8 @@ def export(
 ) -> None:
     """Write the served weights as a folder for other servers, and compare their answers with ours on the stack's suite."""
     from demeanor import app as composed
-    from demeanor.train import export as exporting
-    from demeanor.train.runs import Runs
+    from demeanor.training import export as exporting
+    from demeanor.training.runs import Runs
 
     found, folder = load(stack, overrides), Runs(runs)
     if model:
@@ -341,7 +341,7 @@ Stacks = Annotated[list[Path] | None, typer.Argument(metavar="STACK.yaml...")]
 @runs_app.command("list")
 def list_runs(stacks: Stacks = None, overrides: Overrides = None, runs: RunsFolder = RUNS) -> None:
     """List trained and half-trained weights (of the given stacks, or all)."""
-    from demeanor.train.runs import entries
+    from demeanor.training.runs import entries
 
     found = entries(runs)
     if stacks:
@@ -358,7 +358,7 @@ def prune(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Say which runs none of the given stacks needs, and with --yes delete them."""
-    from demeanor.train import runs as trained
+    from demeanor.training import runs as trained
 
     if not stacks:
         raise UsageError(
@@ -389,7 +389,7 @@ def _needed(stacks: list[Path], overrides: list[str] | None) -> set[str]:
 
 
 def _lines(found: Sequence[Entry]) -> list[str]:
-    from demeanor.train.runs import began
+    from demeanor.training.runs import began
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"

@@ -24,7 +24,7 @@ from demeanor.core.types import (
     fold,
 )
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 HELP = "/model ID switches the variant, /models lists them, /new forgets the conversation, /quit (or Ctrl-D) ends"
 

@@ -7,7 +7,7 @@ terminal, as HTML and as Markdown. Renders nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 MINUS = "−"
@@ -188,6 +188,18 @@ class Table:
     text: tuple[int, ...] = (0,)
     heat: bool = False
 
+    def __str__(self) -> str:
+        """The table as aligned plain text, without explanations."""
+        lines = [self.columns, *(tuple(plain(_short(cell)) for cell in row) for row in self.rows)]
+        widths = [max(len(line[n]) for line in lines if n < len(line)) for n in range(len(self.columns))]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if n in self.text else cell.rjust(width)
+                for n, (cell, width) in enumerate(zip(line, widths))
+            ).rstrip()
+            for line in lines
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -278,6 +290,18 @@ def difference(
         return points(None)
     bounds = "" if low is None or high is None else f" ({interval(low, high, bound_places)})"
     return StyledText(points(value, places), strong=shown), StyledText(bounds, "soft")
+
+
+def _short(text: Inline) -> Inline:
+    """Return a cell without its asides, a space before a change."""
+    parts = text if isinstance(text, tuple) else (text,)
+    kept = [part for part in parts if isinstance(part, str) or part.style != "aside"]
+    return tuple(
+        replace(part, text=f" {part.text}")
+        if isinstance(part, StyledText) and part.style == "change"
+        else part
+        for part in kept
+    )
 
 
 def plain(text: Inline) -> str:

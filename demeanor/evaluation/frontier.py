@@ -42,9 +42,9 @@ from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.evaluation import statistics
 from demeanor.evaluation.experiment import Experiment, sampled
 from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
-from demeanor.evaluation.ladder_report import mean_text, rate_text, refusal_figures
+from demeanor.evaluation.ladder_report import rate_text, refusal_figures
 from demeanor.evaluation.profile import NOBODY, calibration, cost_of, mean_of, refusals
-from demeanor.evaluation.result import Calibration, Mean, Refusals, save
+from demeanor.evaluation.result import Calibration, Mean, Refusals, mean_text, save
 from demeanor.evaluation.result_rows import PairedTable, Row
 from demeanor.evaluation.runtime import Runtime, Services
 from demeanor.evaluation.scorers import score_item

@@ -38,24 +38,23 @@ from demeanor.core.table import (
     percent,
     plural,
     points,
-    share,
     size,
-    tone_of,
 )
 from demeanor.evaluation.profile import NOBODY
 from demeanor.evaluation.result import (
     Answer,
-    Axis,
     Change,
     Comparison,
     Delta,
-    Mean,
     Question,
     Rate,
     Refusals,
     Regression,
     Result,
-    Variant,
+    _delta_on,
+    is_firm,
+    ladder_of,
+    mean_text,
 )
 from demeanor.evaluation.result_rows import WEIGHTS
 
@@ -103,7 +102,7 @@ def page(result: Result) -> Page:
     ]
     worst = regression_headline(result)
     sections = (
-        _ladder(result, steps),
+        _ladder(result),
         _regressions(result),
         _certainty(result),
         _without(result),
@@ -131,14 +130,6 @@ def page(result: Result) -> Page:
 # ---- parts of a result ----
 
 
-def ladder_of(result: Result) -> list[Variant]:
-    """The variants of the ladder in order."""
-    known = {variant.id: variant for variant in result.variants}
-    steps = result.steps
-    ids = [steps[0].before, *(step.after for step in steps)] if steps else [result.variants[0].id]
-    return [known[i] for i in ids]
-
-
 def labels_of(result: Result) -> dict[str, str]:
     """Variant id -> short label."""
     return {variant.id: re.sub("^-", MINUS, variant.label) for variant in result.variants}
@@ -162,23 +153,9 @@ def shade(layer: str, layers: Sequence[str]) -> str:
     return "s-answered" if layer == NOBODY else f"s{list(layers).index(layer) % 6}"
 
 
-def mean_text(found: Mean) -> str:
-    """A mean with its interval."""
-    return share(found.value, found.low, found.high)
-
-
 def rate_text(found: Rate) -> str:
     """A number with its interval."""
     return estimate(found.value, found.low, found.high)
-
-
-def is_firm(delta: Delta) -> bool:
-    """Whether a difference stands after Holm's correction."""
-    return delta.verdict in ("better", "worse")
-
-
-def _delta_on(comparison: Comparison, axis: str) -> Delta | None:
-    return next((d for d in comparison.deltas if d.axis == axis), None)
 
 
 # ---- sentences ----
@@ -298,12 +275,10 @@ def _by(delta: Delta) -> str:
 # ---- what each layer did, and what got worse ----
 
 
-def _ladder(result: Result, steps: Sequence[Variant]) -> Section:
+def _ladder(result: Result) -> Section:
     idle = [f"+{name}" for name in idle_steps(result.steps)]
     quiet = f" No change is shown for {listed(idle)} on any axis." if idle else ""
     adds = "adds one layer to the column before it and answers" if result.without else "answers"
-    rows = tuple(_ladder_row(result, axis, steps) for axis in result.axes)
-    columns = ("axis", *(v.label for v in steps), "items (clusters)", "smallest detectable")
     return Section(
         "ladder",
         "Layers",
@@ -314,32 +289,11 @@ def _ladder(result: Result, steps: Sequence[Variant]) -> Section:
                 f"excludes zero; bold where it also survives the correction for many comparisons.{quiet}",
                 "lead",
             ),
-            Table(columns, rows, title="share right, %", heat=True),
+            result.table(),
             OnlyFor(TERMINAL, (Paragraph(CHANGES, "note"),)),
             OnlyFor(WRITTEN, (Paragraph(CLUSTERS, "note"),)),
         ),
     )
-
-
-def _ladder_row(result: Result, axis: Axis, steps: Sequence[Variant]) -> tuple[Inline, ...]:
-    deltas = [None, *(_delta_on(step, axis.name) for step in result.steps)]
-    return (
-        (axis_name(axis.name), StyledText(axis.about, "aside")) if axis.about else axis_name(axis.name),
-        *(_ladder_cell(axis.means[variant.id], delta) for variant, delta in zip(steps, deltas)),
-        StyledText(f"{axis.items} ({axis.clusters})", "soft"),
-        StyledText(percent(axis.detectable), "soft"),
-    )
-
-
-def _ladder_cell(mean: Mean, delta: Delta | None) -> Inline:
-    left_out = f", {plural(mean.unscored, 'item')} without a score" if mean.unscored else ""
-    hint = f"{mean_text(mean)}; n {mean.n} in {plural(mean.clusters, 'cluster')}{left_out}"
-    cell = StyledText(percent(mean.value), hint=hint, share=mean.value)
-    if delta is None or not delta.shown:
-        return cell
-    tone = tone_of(delta.value, shown=True)
-    bounds = f"{interval(delta.low, delta.high)} points"
-    return cell, StyledText(points(delta.value), "change", tone, strong=is_firm(delta), hint=bounds)
 
 
 def _regressions(result: Result) -> Section | None:

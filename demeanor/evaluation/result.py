@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -19,6 +19,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from demeanor.core.errors import DataError
 from demeanor.core.files import write_json, write_text
+from demeanor.core.table import (
+    Inline,
+    StyledText,
+    Table,
+    axis_name,
+    interval,
+    percent,
+    plural,
+    points,
+    share,
+    tone_of,
+)
 from demeanor.evaluation.result_rows import LayerActivity
 
 Verdict: TypeAlias = Literal["better", "worse", "no change shown", "not measured"]
@@ -261,6 +273,13 @@ class Result:
     robustness: tuple[Robustness, ...] = ()
     format: Literal[2] = FORMAT
 
+    def table(self) -> Table:
+        """The ladder: behaviors down, steps across, the share right in percent with its change where that is shown."""
+        steps = ladder_of(self)
+        columns = ("axis", *(variant.label for variant in steps), "items (clusters)", "smallest detectable")
+        rows = tuple(_ladder_row(self, axis, steps) for axis in self.axes)
+        return Table(columns, rows, title="share right, %", heat=True)
+
     def to_json(self) -> str:
         """The whole tree as JSON; `from_json` gives an equal Result."""
         return _adapter().dump_json(self, indent=1).decode()
@@ -350,3 +369,46 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name.lower()
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def ladder_of(result: Result) -> list[Variant]:
+    """The variants of the ladder in order."""
+    known = {variant.id: variant for variant in result.variants}
+    steps = result.steps
+    ids = [steps[0].before, *(step.after for step in steps)] if steps else [result.variants[0].id]
+    return [known[i] for i in ids]
+
+
+def mean_text(found: Mean) -> str:
+    """A mean with its interval."""
+    return share(found.value, found.low, found.high)
+
+
+def is_firm(delta: Delta) -> bool:
+    """Whether a difference stands after Holm's correction."""
+    return delta.verdict in ("better", "worse")
+
+
+def _delta_on(comparison: Comparison, axis: str) -> Delta | None:
+    return next((d for d in comparison.deltas if d.axis == axis), None)
+
+
+def _ladder_row(result: Result, axis: Axis, steps: Sequence[Variant]) -> tuple[Inline, ...]:
+    deltas = [None, *(_delta_on(step, axis.name) for step in result.steps)]
+    return (
+        (axis_name(axis.name), StyledText(axis.about, "aside")) if axis.about else axis_name(axis.name),
+        *(_ladder_cell(axis.means[variant.id], delta) for variant, delta in zip(steps, deltas)),
+        StyledText(f"{axis.items} ({axis.clusters})", "soft"),
+        StyledText(percent(axis.detectable), "soft"),
+    )
+
+
+def _ladder_cell(mean: Mean, delta: Delta | None) -> Inline:
+    left_out = f", {plural(mean.unscored, 'item')} without a score" if mean.unscored else ""
+    hint = f"{mean_text(mean)}; n {mean.n} in {plural(mean.clusters, 'cluster')}{left_out}"
+    cell = StyledText(percent(mean.value), hint=hint, share=mean.value)
+    if delta is None or not delta.shown:
+        return cell
+    tone = tone_of(delta.value, shown=True)
+    bounds = f"{interval(delta.low, delta.high)} points"
+    return cell, StyledText(points(delta.value), "change", tone, strong=is_firm(delta), hint=bounds)

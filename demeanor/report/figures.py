@@ -14,9 +14,9 @@ from markupsafe import Markup, escape
 
 from demeanor.core.table import Figure, axis_name, interval, number, percent, plural, points, tone_of, visible
 from demeanor.evaluation.attribution import Effect
-from demeanor.evaluation.ladder_report import delta_sentence, is_firm, mean_text, shade
+from demeanor.evaluation.ladder_report import delta_sentence, shade
 from demeanor.evaluation.profile import NOBODY
-from demeanor.evaluation.result import Comparison, Cost, Curve, Delta, Refusals
+from demeanor.evaluation.result import Comparison, Cost, Curve, Delta, Refusals, is_firm, mean_text
 
 Scale: TypeAlias = Callable[[float], float]
 Attribute: TypeAlias = str | int | float | None

@@ -8,8 +8,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from demeanor.core.table import axis_name, points
-from demeanor.evaluation.ladder_report import is_firm, ladder_of
-from demeanor.evaluation.result import Axis, Delta, Result
+from demeanor.evaluation.result import Axis, Delta, Result, is_firm, ladder_of
 from demeanor.report.figures import el, svg, text
 
 LABEL, CELL, ROW, HEAD, FOOT = 138.0, 98.0, 30.0, 44.0, 46.0

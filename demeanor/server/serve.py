@@ -112,6 +112,10 @@ def checked(settings: Settings) -> list[str]:
             raise DemeanorError(
                 "--cors '*': every page that is open on this machine could use it. Give --keys DATABASE or --api-key KEY."
             )
+    if settings.otel_content and settings.otel is None:
+        raise DemeanorError(
+            "--otel-content: is for --otel ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT); without it there are no spans"
+        )
     return given
 
 
@@ -178,10 +182,6 @@ def _observers(settings: Settings, service: str) -> tuple[tuple[Observer, ...], 
     """Who is told of every finished request, and what sends the last spans. Raises DemeanorError if spans cannot be sent."""
     told: tuple[Observer, ...] = (logs.to(sys.stderr),) if settings.json_logs else ()
     if settings.otel is None:
-        if settings.otel_content:
-            raise DemeanorError(
-                "--otel-content: is for --otel ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT); without it there are no spans"
-            )
         return told, lambda: None
     tracer, flush = tracing.exported(settings.otel, service)
     return (*told, tracing.spans(tracer)), flush

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import demeanor
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 ASK = {
     "model": "tiny-desk",

@@ -15,7 +15,7 @@ from demeanor import app
 from demeanor.app import load_stack
 from demeanor.core import registry
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.objectives.page import metrics
 
 pytestmark = pytest.mark.xdist_group("every objective")

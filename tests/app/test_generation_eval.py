@@ -17,9 +17,9 @@ from demeanor.stack.schema import GenerationEvalSpec
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import load_template
-from demeanor.train import generation_eval, pipeline, progress
-from demeanor.train import generation_eval as probing
-from demeanor.train.runs import Runs, weights_folder
+from demeanor.training import generation_eval, pipeline, progress
+from demeanor.training import generation_eval as probing
+from demeanor.training.runs import Runs, weights_folder
 from tests.app import tiny
 
 PROBE = "weights.stages.dpo.probe={reward: rm, prompts: world:behaviour, count: 3, max_tokens: 8}"
@@ -85,7 +85,7 @@ def test_the_samples_are_of_prompts_that_were_held_out(probed: tuple[Stack, Runs
     stage = stack.stage("sft")
     tokenizer = tokenizers.load(weights_folder(stack, runs, "base"))
     template = load_template(stack.spec.template, tokenizer, folder=None, root=stack.root)
-    from demeanor.train import heldout
+    from demeanor.training import heldout
 
     trees = pipeline.stage_trees(stack, stage, template, tokenizer, 256, runs.root)  # type: ignore[arg-type]
     kept, held = heldout.split(trees)
@@ -126,7 +126,7 @@ def test_training_a_probed_stage_alone_trains_the_reward_model_that_judges_it(
         ("weights.stages.sft.probe={reward: rm}", r"probe.reward: unknown earlier reward stage 'rm'"),
         (
             "weights.stages.rm.probe={count: 2}",
-            "reward trains a reward model: it scores answers and writes none",
+            "reward trains a reward model: it scores answers and does not write any",
         ),
         ("weights.stages.dpo.probe={prompts: nowhere.jsonl}", r"probe.prompts: no such file"),
         (

@@ -18,7 +18,7 @@ from demeanor.server.application import app
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
 from demeanor.store.database import Database, Feedback
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")
 TEXTS = [

@@ -20,7 +20,7 @@ from demeanor.cli import main
 from demeanor.evaluation import result as results
 from demeanor.server.application import app
 from demeanor.serving import ServedStack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.xdist_group("real")

@@ -17,7 +17,7 @@ from demeanor.app import StackRuntime, load_stack
 from demeanor.core.errors import CheckpointError, DemeanorError, SpecError
 from demeanor.core.types import Message, Prompted, Turn, complete
 from demeanor.stack.stack import decoding_of
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 RULES = {
     "rules": [

@@ -18,7 +18,7 @@ from demeanor.evaluation.experiment import suite
 from demeanor.server.application import app
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")
 

@@ -12,7 +12,7 @@ import orjson
 from demeanor.core.types import Done
 from demeanor.stack.stack import Stack
 from demeanor.store.database import Database
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.app.running import ASK, served
 
 CALLERS = 8

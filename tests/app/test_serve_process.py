@@ -22,7 +22,7 @@ from demeanor.serving import StackVersions
 from demeanor.stack.stack import Stack
 from demeanor.store import keys
 from demeanor.store.database import Database
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.app.running import ASK, served
 
 

@@ -15,7 +15,7 @@ import pytest
 from demeanor.app import StackRuntime
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.app import tiny
 from tests.server.live import served
 

@@ -14,7 +14,7 @@ from demeanor.server.application import app
 from demeanor.serving import ServedStack, StackVersions
 from demeanor.stack import stack as stacks
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.app import tiny
 
 pytestmark = pytest.mark.xdist_group("tiny")

@@ -23,8 +23,8 @@ from demeanor.core.types import Decoding, Message, Turn, complete
 from demeanor.engine.local import Request
 from demeanor.model import checkpoints, native
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.train.plan import plans
-from demeanor.train.runs import Runs, weights_folder
+from demeanor.training.plan import plans
+from demeanor.training.runs import Runs, weights_folder
 from tests.app import tiny
 
 pytestmark = pytest.mark.xdist_group("tiny")
@@ -328,7 +328,7 @@ WRONG: dict[str, tuple[list[dict[str, Any]], str]] = {
     ),
     "a policy trained on a reward model": (
         [{**LORA, "parent": "rm"}],
-        "'rm' is a reward model, which cannot go on as a policy",
+        "'rm' is a reward model, which cannot be trained on as a policy",
     ),
     "a misspelt adapter": (
         [{**LORA, "adapter": {"ranc": 3}}],

@@ -19,7 +19,7 @@ from demeanor.model.tensors import Segment
 from demeanor.server.application import app
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 
 def test_a_real_stack_keeps_a_response_and_goes_on_from_it(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from demeanor.app import load_stack
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import CHECKPOINT, Runs
+from demeanor.training.runs import CHECKPOINT, Runs
 from tests.app import tiny
 
 pytestmark = pytest.mark.xdist_group("tiny")

@@ -15,7 +15,7 @@ from demeanor.server.auth import from_digests
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
 from demeanor.store.keys import digest
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.server.live import live, served
 
 pytestmark = pytest.mark.xdist_group("tiny")

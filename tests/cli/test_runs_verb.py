@@ -10,7 +10,7 @@ import pytest
 from demeanor.cli import main
 from demeanor.cli.stack import size
 from demeanor.stack.stack import Stack, training_keys
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 OTHER = "0123456789abcdef"
 

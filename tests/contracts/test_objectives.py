@@ -66,7 +66,7 @@ def test_an_objective_has_its_section_with_every_setting_and_its_source(name: st
 
 def test_a_stage_reads_no_setting_of_an_objective() -> None:
     """What training must provide is declared by the objective, so a new one changes no file of train/."""
-    tree = ast.parse((ROOT / "demeanor" / "train" / "stage.py").read_text())
+    tree = ast.parse((ROOT / "demeanor" / "training" / "stage.py").read_text())
     attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
     reads = {n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id == "settings"}
     assert not reads

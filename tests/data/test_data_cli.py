@@ -12,7 +12,7 @@ from harbour import tokenizer
 
 from demeanor.app import load_stack
 from demeanor.cli import main
-from demeanor.train import pipeline
+from demeanor.training import pipeline
 
 
 @pytest.fixture

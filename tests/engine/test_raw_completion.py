@@ -27,7 +27,7 @@ from demeanor.stack.schema import ModelShape
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import load_template
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 TOKENS = tokenizers.train(
     ["The ferry leaves at 9. Who is Marla? She is at 12. "] * 20, specs.TokenizerSpec(vocab_size=400)

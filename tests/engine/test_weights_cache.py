@@ -12,7 +12,7 @@ from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Message, Turn, complete
 from demeanor.engine.weights_cache import WeightsCache
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")
 

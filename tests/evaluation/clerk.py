@@ -22,7 +22,7 @@ from demeanor.evaluation.runtime import Services
 from demeanor.stack.stack import Stack
 from demeanor.text.tokenizer import END, Tokenizer
 from demeanor.tools import LoadedTool
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from demeanor.world.lexicon import FACTS, PORTS
 
 ASKED = PORTS[:20]

@@ -15,7 +15,7 @@ from demeanor.evaluation import attribution, ladder
 from demeanor.evaluation.result_rows import read_rows
 from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 
 def test_a_factorial_shares_generations_and_its_sums_are_exact(

@@ -15,7 +15,7 @@ from demeanor.evaluation.experiment import turned
 from demeanor.evaluation.result_rows import Row
 from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 
 def item(i: str, cluster: str, axis: str = "a") -> Item:

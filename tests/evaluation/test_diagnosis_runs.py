@@ -40,7 +40,7 @@ from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
 from demeanor.store import database
 from demeanor.store.database import rated_turns
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")
 

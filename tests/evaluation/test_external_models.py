@@ -21,7 +21,7 @@ from demeanor.engine.remote import remote
 from demeanor.evaluation import external, ladder
 from demeanor.evaluation.result_rows import read_rows
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.app import running
 from tests.server.live import live
 

@@ -12,7 +12,7 @@ from demeanor.core.types import Item
 from demeanor.evaluation import frontier
 from demeanor.evaluation.experiment import suite
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 pytestmark = pytest.mark.xdist_group("tiny")
 

@@ -10,7 +10,7 @@ from demeanor.app import services
 from demeanor.evaluation import frontier, ladder
 from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 
 def test_every_stage_is_placed_bare_behind_the_layers_and_behind_policy(trained: tuple[Stack, Runs]) -> None:

@@ -13,7 +13,7 @@ from demeanor.core.errors import DataError, SpecError
 from demeanor.evaluation import gate as gating
 from demeanor.evaluation import ladder
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 RULES = "non_inferiority:\n- {axis: '*', margin: 0.9}\n"
 

@@ -19,7 +19,7 @@ from demeanor.evaluation.diagnosis import diagnose
 from demeanor.evaluation.diagnosis.replay import ReplayHarness
 from demeanor.evaluation.experiment import Experiment
 from demeanor.evaluation.result_rows import read_rows
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served
 from tests.server.scripted import Scripted as Desk

@@ -12,7 +12,7 @@ from demeanor.evaluation.diagnosis.analysis import Diagnosis
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.evaluation import clerk, plants
 from tests.evaluation.plants import HEALTHY, PLANTS, Plant
 

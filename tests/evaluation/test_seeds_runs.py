@@ -13,7 +13,7 @@ from demeanor.evaluation import ladder, seeds
 from demeanor.evaluation import result as results
 from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 
 def test_another_seed_is_another_training_of_every_stage(trained: tuple[Stack, Runs]) -> None:

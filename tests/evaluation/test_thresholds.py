@@ -16,7 +16,7 @@ from demeanor.evaluation.items import SAFE, UNSAFE
 from demeanor.layers.policy.rules import RuleSpec
 from demeanor.report import publish, terminal
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 
 HARM = {
     "name": "harm",

@@ -33,7 +33,7 @@ from demeanor.evaluation.diagnosis.analysis import Diagnosis
 from demeanor.evaluation.items import save_suite
 from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from demeanor.world import instructions, preferences
 from demeanor.world import lexicon as say
 from tests.conftest import REPOSITORY

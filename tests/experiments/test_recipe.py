@@ -21,7 +21,7 @@ from demeanor.core.types import Turn, complete
 from demeanor.evaluation.experiment import suite
 from demeanor.evaluation.scorers import score_item
 from demeanor.stack.stack import decoding_of
-from demeanor.train.runs import Runs
+from demeanor.training.runs import Runs
 from tests.conftest import REPOSITORY
 
 AXES = ("facts", "extraction")

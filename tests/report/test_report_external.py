@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from demeanor.evaluation import ladder_report
-from demeanor.evaluation.result import Comparison, Delta, Result, Verdict
+from demeanor.evaluation.result import Comparison, Delta, Result, Verdict, ladder_of
 from demeanor.report import html, markdown, terminal
 
 
@@ -27,7 +27,7 @@ def test_it_stands_in_every_rendering_under_its_own_name(result: Result) -> None
 
 
 def test_it_is_no_step_and_no_regression(result: Result) -> None:
-    assert "a-rival" not in {v.id for v in ladder_report.ladder_of(result)}
+    assert "a-rival" not in {v.id for v in ladder_of(result)}
     assert "a-rival" not in {r.name for r in result.regressions}
     assert "a-rival" in {cost.variant for cost in result.cost}
 

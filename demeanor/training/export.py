@@ -1,0 +1,238 @@
+"""Export of the served weights as a Hugging Face folder or an ONNX Runtime GenAI model, and its check.
+
+In: a Stack with trained weights. Out: a new folder; a comparison of prompts (our chat template against
+transformers') and of greedy answers, token by token, on the stack's suites. It never writes into a folder
+that has files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+
+from demeanor.core.errors import CheckpointError, DemeanorError
+from demeanor.core.types import Item, Message
+from demeanor.model import checkpoints
+from demeanor.model.llama import Llama
+from demeanor.stack.stack import Stack
+from demeanor.training.runs import Runs, weights_folder
+
+Target: TypeAlias = Literal["hf", "onnx"]
+Generate: TypeAlias = Callable[[list[int]], list[int]]
+"""Prompt tokens in, new tokens out, greedily."""
+
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportDifference:
+    """One item on which the export and our engine differ: the prompt or answer of each."""
+
+    item: str
+    ours: str
+    theirs: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportCheck:
+    """Number of items compared, the prompts that differ and the answers that differ."""
+
+    items: int
+    prompts: tuple[ExportDifference, ...]
+    answers: tuple[ExportDifference, ...]
+
+    @property
+    def equal(self) -> bool:
+        return not self.prompts and not self.answers
+
+
+def export(stack: Stack, runs: Runs, out: Path, *, target: Target, dtype: str) -> Path:
+    """Write the served weights, adapters merged, to `out`.
+
+    Raises CheckpointError before any work if it cannot.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists and is not empty; name a new folder, or empty it")
+    if target == "onnx":
+        _need_onnx()
+    source = weights_folder(stack, runs, stack.serve)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        whole = Path(scratch) / "hf"
+        whole.mkdir()
+        wide = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        model = checkpoints.policy(source)
+        if isinstance(model, Llama):
+            checkpoints.save(model, whole, wide)
+        else:
+            checkpoints.save_checkpoint(model.to(wide), whole)
+        for name in BESIDE:
+            if (source / name).is_file():
+                shutil.copy(source / name, whole / name)
+        made = whole if target == "hf" else _onnx(whole, Path(scratch), dtype)
+        if out.exists():
+            out.rmdir()
+        made.rename(out)
+    return out
+
+
+class GreedyAnswers(NamedTuple):
+    """Our engine's prompts and greedy answers as tokens, and the settings that made them."""
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    max_tokens: int
+    stop_tokens: frozenset[int]
+    decode: Callable[[list[int]], str]
+
+
+def compare(items: Sequence[Item], ours: GreedyAnswers, out: Path, *, target: Target) -> ExportCheck:
+    """Let the export answer the items greedily, and compare its prompts and answers token by token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    prompts = [_rendered(tokenizer, item) for item in items]
+    load = _transformers if target == "hf" else _genai
+    generate = load(out, ours.max_tokens, ours.stop_tokens)
+    answers = [generate(prompt) for prompt in ours.prompts]
+
+    def differences(here: list[list[int]], there: list[list[int]]) -> tuple[ExportDifference, ...]:
+        pairs = zip(items, here, there, strict=True)
+        return tuple(
+            ExportDifference(item.id, ours.decode(a), ours.decode(b)) for item, a, b in pairs if a != b
+        )
+
+    return ExportCheck(len(items), differences(ours.prompts, prompts), differences(ours.answers, answers))
+
+
+def _rendered(tokenizer: Any, item: Item) -> list[int]:
+    """The prompt as the chat template and tokenizer of transformers make it."""
+    text = tokenizer.apply_chat_template(
+        [_said(m) for m in item.messages], add_generation_prompt=True, tokenize=False
+    )
+    return [int(t) for t in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def _said(message: Message) -> dict[str, str]:
+    return {"role": message.role, "content": message.content}
+
+
+def _transformers(folder: Path, room: int, stops: frozenset[int]) -> Generate:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model.eval()
+
+    def generate(prompt: list[int]) -> list[int]:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            found = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=room,
+                do_sample=False,
+                eos_token_id=sorted(stops),
+                pad_token_id=min(stops),
+            )
+        return [int(t) for t in found[0, len(prompt) :]]
+
+    return generate
+
+
+def _need_onnx() -> None:
+    missing = [
+        name for name in ("onnxruntime_genai", "onnx", "onnx_ir") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise DemeanorError(
+            f"--to onnx: {', '.join(missing)} not installed; pip install onnxruntime-genai onnx onnx-ir"
+        )
+
+
+def _onnx(whole: Path, scratch: Path, dtype: str) -> Path:
+    """Build the model offline with onnxruntime_genai's builder; tokenizer and template are copied."""
+    made = scratch / "onnx"
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            str(whole),
+            "-o",
+            str(made),
+            "-p",
+            dtype,
+            "-e",
+            "cpu",
+            "-c",
+            str(scratch / "cache"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    if ran.returncode:
+        raise CheckpointError(
+            f"onnxruntime_genai's builder failed: {(ran.stderr.strip() or ran.stdout.strip())[-300:]}"
+        )
+    for name in (*BESIDE, "config.json"):
+        if (whole / name).is_file() and not (made / name).is_file():
+            shutil.copy(whole / name, made / name)
+    return made
+
+
+def _genai(folder: Path, room: int, stops: frozenset[int]) -> Generate:
+    import numpy as np
+    import onnxruntime_genai as og  # type: ignore[import-not-found,unused-ignore]
+
+    model = og.Model(str(folder))
+
+    def generate(prompt: list[int]) -> list[int]:
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=len(prompt) + room, do_sample=False)
+        generator = og.Generator(model, params)
+        generator.append_tokens(np.array([prompt], dtype=np.int32))
+        found: list[int] = []
+        while not generator.is_done() and len(found) < room:
+            generator.generate_next_token()
+            found.append(int(generator.get_next_tokens()[0]))
+            if found[-1] in stops:
+                break
+        return found
+
+    return generate
+
+
+def report(comparison: ExportCheck, shown: int = 3) -> Sequence[str]:
+    """Lines about what was compared, and the first differences."""
+    n = comparison.items
+    found = [
+        f"{n} items of the stack's suites, greedy, without runtime layers",
+        f"  prompts identical to transformers' template and tokenizer: {n - len(comparison.prompts)} of {n}",
+        f"  answers identical token for token: {n - len(comparison.answers)} of {n}",
+    ]
+    for what, differences in (("prompt", comparison.prompts), ("answer", comparison.answers)):
+        for d in differences[:shown]:
+            found.append(
+                f"  {what} of {d.item}: ours {json.dumps(d.ours[-120:], ensure_ascii=False)}, "
+                f"export's {json.dumps(d.theirs[-120:], ensure_ascii=False)}"
+            )
+    return found

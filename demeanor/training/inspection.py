@@ -1,0 +1,111 @@
+"""One stage's data as training sees it, for `demeanor data show STACK`.
+
+In: a Stack, the folder of runs, a stage. Out: an Inspection. Rows are read and rendered; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from rich.text import Text
+
+from demeanor.core import registry
+from demeanor.core.errors import CheckpointError, DemeanorError
+from demeanor.core.types import Example, TrainingRow
+from demeanor.data import sources
+from demeanor.data.batches import Coverage, coverage
+from demeanor.data.preview import disagreements, longest, show
+from demeanor.data.rows import Want
+from demeanor.model import checkpoints
+from demeanor.stack.schema import Import, Remote, Source, Stage
+from demeanor.stack.stack import OBJECTIVES, Stack
+from demeanor.text import tokenizer as tokenizers
+from demeanor.text.template import JinjaTemplate, load_template
+from demeanor.training import pipeline
+from demeanor.training.runs import Runs, import_folder
+
+CHECKED = 200
+"""Rows whose prompt is compared with the prompt that serving renders."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """One stage's data: coverage, some rows, the longest, rows above `limit` tokens, prompt differences."""
+
+    stage: str
+    rows: Text
+    coverage: Coverage
+    longest: Sequence[tuple[int, str]]
+    limit: int
+    too_long: int
+    checked: int
+    disagreements: Sequence[str]
+
+
+def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
+    """Read and render a stage's rows as training does.
+
+    Raises CheckpointError if the base has no tokenizer yet.
+    """
+    stage = stack.stage(name)
+    if not isinstance(stage, Stage):
+        raise DemeanorError(f"{name}: is not trained and so has no rows; name a stage that is trained")
+    folder = _tokenizer_folder(stack, runs)
+    tokenizer = tokenizers.load(folder)
+    template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)
+    base = stack.spec.weights.base
+    assert not isinstance(base, Remote), "a remote base has no stages"
+    context = checkpoints.checkpoint_info(folder).context if isinstance(base, Import) else base.model.context
+    limit = stage.max_tokens or context
+    wants = registry.entry(OBJECTIVES, stack.objective_kind(name)).ROWS
+    with tempfile.TemporaryDirectory() as spool:
+        trees = pipeline.stage_trees(stack, stage, template, tokenizer, context, Path(spool))
+    render = partial(pipeline.render, template, tokenizer, wants)
+    rows = [
+        row
+        for source in stage.data
+        for row in islice(_rows(stack, source, wants), CHECKED // len(stage.data) or 1)
+    ]
+    pairs = [(row, render(row)) for row in rows if not (isinstance(row, Example) and row.text is not None)]
+    serve = load_template(stack.template, tokenizer, folder=folder, root=stack.root)
+    other = JinjaTemplate(
+        f"{serve.name}.jinja", tokenizer, serve.jinja
+    )  # what is saved beside the weights for other servers
+    differ = [
+        *disagreements(pairs, serve),
+        *(f"{other.name}: {x}" for x in disagreements(pairs, other)),
+    ]
+    return Inspection(
+        name,
+        show(trees, tokenizer, count=count),
+        coverage(trees),
+        longest(trees),
+        limit,
+        sum(tree.longest > limit for tree in trees),
+        len(pairs),
+        differ,
+    )
+
+
+def _rows(stack: Stack, source: Source, wants: Want) -> Sequence[TrainingRow]:
+    return sources.rows(source, root=stack.root, want=wants, say=lambda said: None)
+
+
+def _tokenizer_folder(stack: Stack, runs: Runs) -> Path:
+    """The folder of the base's tokenizer, which every stage shares."""
+    base = stack.spec.weights.base
+    if isinstance(base, Import):
+        return import_folder(stack, base.path)
+    key = stack.stage_key("base")
+    for folder in (runs.model(key), runs.folder(key) / "tokenizer"):
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(
+        f"{stack.path}: the base has no tokenizer before it is trained. "
+        f"Run: demeanor train {stack.path} --stage base"
+    )

@@ -1,0 +1,107 @@
+"""The weight layers of a stack before training: their state and an estimate of what training would cost.
+
+In: a Stack and the folder of runs. Out: one TrainingPlan a layer, as `demeanor explain` prints it. It trains
+nothing; rows are read to be counted, and tokens are guessed from characters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from demeanor.core import registry
+from demeanor.core.types import Example, Preference, TrainingRow
+from demeanor.data import sources
+from demeanor.model import checkpoints
+from demeanor.stack.schema import (
+    Import,
+    ImportStage,
+    MergeStage,
+    ModelShape,
+    QuantiseStage,
+    Remote,
+    Scratch,
+    Stage,
+)
+from demeanor.stack.stack import OBJECTIVES, Stack
+from demeanor.training.runs import CHECKPOINT, Runs, import_folder
+
+TYPICAL_FLOPS = 2.5e11  # training FLOP/s of two cores on small models (bf16)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """One weight layer: its origin, its state in words, and the tokens and minutes of its training."""
+
+    name: str
+    objective: str
+    parent: str
+    data: str
+    state: str
+    tokens: float = 0
+    minutes: float = 0
+
+
+def plans(stack: Stack, runs: Runs) -> list[TrainingPlan]:
+    """Every weight layer with its state and its estimated cost, in training order."""
+    base = stack.spec.weights.base
+    if isinstance(base, Remote):
+        return [TrainingPlan("base", "remote", "", f"{base.model} at {base.url}", "elsewhere")]
+    if isinstance(base, Import):
+        parameters: float = checkpoints.num_weights(import_folder(stack, base.path))
+        found = [TrainingPlan("base", "import", "", base.path, "trained")]
+    else:
+        parameters = _parameters(base.model, base.tokenizer.vocab_size)
+        minutes = _minutes(parameters, base.tokens)
+        state = _state(stack, runs, "base")
+        found = [TrainingPlan("base", "next token", "", _names(base), state, base.tokens, minutes)]
+    for stage in stack.spec.weights.stages:
+        parent, state = stack.parent(stage.name), _state(stack, runs, stage.name)
+        if isinstance(stage, Stage):
+            kind = stack.objective_kind(stage.name)
+            wants = registry.entry(OBJECTIVES, kind).ROWS
+            rows = (row for s in stage.data for row in sources.rows(s, root=stack.root, want=wants))
+            tokens = stage.epochs * sum(map(_guessed_tokens, rows))
+            minutes = _minutes(parameters, tokens)
+            found.append(TrainingPlan(stage.name, kind, parent, _names(stage), state, tokens, minutes))
+        else:
+            found.append(TrainingPlan(stage.name, stage.kind, parent, _origin(stage), state))
+    return found
+
+
+def _names(spec: Scratch | Stage) -> str:
+    return ", ".join(source.source for source in spec.data)
+
+
+def _origin(stage: ImportStage | MergeStage | QuantiseStage) -> str:
+    if isinstance(stage, ImportStage):
+        return stage.path
+    return f"{stage.method} of {', '.join(stage.of)}" if isinstance(stage, MergeStage) else stage.format
+
+
+def _state(stack: Stack, runs: Runs, name: str) -> str:
+    key = stack.stage_key(name)
+    if runs.complete(key):
+        return "trained"
+    return "interrupted" if (runs.folder(key) / CHECKPOINT).exists() else "to train"
+
+
+def _minutes(parameters: float, tokens: float) -> float:
+    """Minutes of training at 6 FLOPs a parameter and token."""
+    return 6 * parameters * tokens / TYPICAL_FLOPS / 60
+
+
+def _guessed_tokens(row: TrainingRow) -> float:
+    """A third of the characters, and four tokens of markers for each message."""
+    if isinstance(row, Example):
+        if row.text is not None:
+            return len(row.text) / 3
+        messages = row.messages
+    else:
+        completions = row.completions if isinstance(row, Preference) else (row.completion,)
+        messages = (*row.prompt, *(message for completion in completions for message in completion))
+    return sum(len(message.content) / 3 + 4 for message in messages)
+
+
+def _parameters(shape: ModelShape, vocab_size: int) -> float:
+    mlp = shape.mlp_width or 8 * shape.width / 3
+    return shape.layers * (4 * shape.width**2 + 3 * shape.width * mlp) + vocab_size * shape.width
