@@ -18,7 +18,7 @@ import typer
 from demeanor import __version__
 from demeanor.cli import data, evaluate, keys, stack
 from demeanor.core import hardware
-from demeanor.core.errors import DemeanorError
+from demeanor.core.errors import DemeanorError, UsageError
 
 FAILED, STOPPED, BROKEN_PIPE = 3, 130, 141
 MULTIPLE = {
@@ -114,10 +114,13 @@ def _mistake(error: typer.TyperException) -> str:
     """What is wrong with the command line: one sentence for an old spelling, else the error and where to read on."""
     context, message = getattr(error, "ctx", None), error.format_message()
     command = context.command_path if context else "demeanor"
-    for word in (*re.findall(r"[\w-]+", message), command.split()[-1]):
+    unknown = re.match(r"No such \w+:? '?([\w-]+)", message)
+    for word in (unknown[1] if unknown else "", command.split()[-1]):
         if word in RENAMED:
             return f"demeanor: '{word}' is an earlier spelling; write: {RENAMED[word]}\n"
-    return f"demeanor: {message}\nSee: {command} --help\n" if message else ""  # without a verb, help was printed
+    return (
+        f"demeanor: {message}\nSee: {command} --help\n" if message else ""
+    )  # without a verb, help was printed
 
 
 def repeated(words: Sequence[str]) -> list[str]:
@@ -127,8 +130,10 @@ def repeated(words: Sequence[str]) -> list[str]:
     option, values = "", 0
     for word in [*words, "--"]:
         if word.startswith("-") and not word[1:].isdigit():
+            if option and not values and option != "--layers":
+                raise UsageError(f"{option}: wanted at least one value after it")
             if option and not values:
-                found += [option, ""]  # the empty list
+                found += [option, ""]  # no layers at all
             option, values = (word, 0) if word in multiple else ("", 0)
             found += [] if option else [word]
         elif option:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from demeanor import app, serving
 from demeanor.app import load_stack
-from demeanor.core.errors import DemeanorError
+from demeanor.core.errors import UsageError
 from demeanor.evaluation import attribution, base_prompting, frontier, gate, ladder
 from demeanor.evaluation.diagnosis import diagnose
 from demeanor.report import publish, terminal
@@ -102,7 +102,7 @@ def write_files(folder: Path, *, force: bool) -> list[Path]:
     planned = catalog.contents()
     there = [name for name in planned if (folder / name).exists()]
     if there and not force:
-        raise DemeanorError(
+        raise UsageError(
             f"{folder}: {', '.join(there[:3])}{' ...' if len(there) > 3 else ''} exist already. "
             "Choose another folder, or add --force to overwrite them."
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demeanor.core.errors import DemeanorError
+from demeanor.core.errors import UsageError
 from demeanor.core.table import (
     Inline,
     Paragraph,
@@ -173,7 +173,7 @@ def run(
     """
     chain = stack.chain(stack.serve)
     if isinstance(stack.spec.weights.base, Remote) or len(chain) < 2:
-        raise DemeanorError(
+        raise UsageError(
             "weights: wanted a base that is here and a stage trained on it, to tell prompting from training"
         )
     with Experiment(stack, services, folder, name=name, limit=limit, kind="base") as experiment:

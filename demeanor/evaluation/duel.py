@@ -468,7 +468,7 @@ def run(
     """Answer, compare and write NAME.duel.json; raises DemeanorError before anything runs where no judge is set."""
     spec = stack.spec.evaluation.judge
     if spec is None:
-        raise DemeanorError(NO_JUDGE.format(stack=stack.path))
+        raise UsageError(NO_JUDGE.format(stack=stack.path))
     name = named(stack, name, given.limit)
     stack = with_suites(stack, given.suites) if given.suites else stack
     chosen = {s.model_id: s for s in ([stack.resolve(v) for v in given.variants] or stack.ladder())}

@@ -113,7 +113,5 @@ def _secret(name: str, variable: str | None) -> str | None:
     if variable is None:
         return None
     if not os.environ.get(variable):
-        raise DemeanorError(
-            f"--compare-key {name}={variable}: the environment variable {variable} is not set"
-        )
+        raise UsageError(f"--compare-key {name}={variable}: the environment variable {variable} is not set")
     return os.environ[variable]

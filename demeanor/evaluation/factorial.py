@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from demeanor.core.errors import DemeanorError
+from demeanor.core.errors import UsageError
 from demeanor.evaluation.statistics import Floats
 
 Cell: TypeAlias = tuple[int, frozenset[str]]
@@ -164,7 +164,7 @@ def plan(factorial: Factorial, resolution: Resolution = "full") -> FractionalDes
         )
     base, added = generators(count, LENGTH[resolution])
     if not added:
-        raise DemeanorError(
+        raise UsageError(
             f"--fraction {resolution}: {count} switches have no smaller design of resolution {resolution}; "
             "leave --fraction out"
         )

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from demeanor.core.errors import DataError, DemeanorError
+from demeanor.core.errors import DataError, DemeanorError, UsageError
 from demeanor.core.files import origin
 from demeanor.core.table import NONE, Paragraph, Section, Table, estimate, p_value, plural, share
 from demeanor.core.types import Messages, Preference
@@ -248,7 +248,7 @@ def run(
     """Compare the stack's judge with people's preferences in a file and write NAME.judge.json."""
     spec = stack.spec.evaluation.judge
     if spec is None:
-        raise DemeanorError(NO_JUDGE.format(stack=stack.path))
+        raise UsageError(NO_JUDGE.format(stack=stack.path))
     name, given = named(stack, name, None), pairs(path, limit)
     judge = judge_client(spec, folder / f"{name}.verdicts.jsonl", services.connect)
     found = validate(judge, given, name, path)

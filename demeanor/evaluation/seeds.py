@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from scipy import special
 
-from demeanor.core.errors import DataError, DemeanorError, UsageError
+from demeanor.core.errors import DataError, UsageError
 from demeanor.core.table import (
     NONE,
     TERMINAL,
@@ -195,7 +195,7 @@ def reseeded(load: Load, seed: int) -> Stack:
     places = ["weights.base.seed"] if isinstance(stack.spec.weights.base, Scratch) else []
     places += [f"weights.stages.{s.name}.seed" for s in stack.spec.weights.stages if isinstance(s, Stage)]
     if not places:
-        raise DemeanorError(f"{stack.path}: nothing of it is trained here, so there is no seed to change")
+        raise UsageError(f"{stack.path}: nothing of it is trained here, so there is no seed to change")
     return load([f"{place}={seed}" for place in places])
 
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from demeanor.core import registry
-from demeanor.core.errors import DemeanorError, SpecError, StaleFileError, UsageError, unknown
+from demeanor.core.errors import SpecError, StaleFileError, UsageError, unknown
 from demeanor.core.registry import Spec
 from demeanor.core.types import Decoding
 from demeanor.core.validation import parse
@@ -76,7 +76,7 @@ class Stack:
         for stage in self.spec.weights.stages:
             if stage.name == name:
                 return stage
-        raise DemeanorError(unknown(name, [s.name for s in self.spec.weights.stages], noun="stage"))
+        raise UsageError(unknown(name, [s.name for s in self.spec.weights.stages], noun="stage"))
 
     def objective_kind(self, stage: str) -> str:
         """Return the kind of a stage's objective, else `import`, `merge` or `quantise`."""

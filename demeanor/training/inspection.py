@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.text import Text
 
 from demeanor.core import registry
-from demeanor.core.errors import CheckpointError, DemeanorError
+from demeanor.core.errors import CheckpointError, UsageError
 from demeanor.core.types import Example, TrainingRow
 from demeanor.data import sources
 from demeanor.data.batches import Coverage, coverage
@@ -54,7 +54,7 @@ def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
     """
     stage = stack.stage(name)
     if not isinstance(stage, Stage):
-        raise DemeanorError(f"{name}: is not trained and so has no rows; name a stage that is trained")
+        raise UsageError(f"{name}: is not trained and so has no rows; name a stage that is trained")
     folder = _tokenizer_folder(stack, runs)
     tokenizer = tokenizers.load(folder)
     template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)

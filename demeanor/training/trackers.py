@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from demeanor.core.errors import DemeanorError, unknown
+from demeanor.core.errors import DemeanorError, UsageError, unknown
 from demeanor.training.progress import OpenTracker, Tracker
 
 KINDS = ("tensorboard", "wandb", "mlflow", "trackio")  # also the names of their packages
@@ -32,10 +32,10 @@ def open_tracker(text: str) -> OpenTracker:
     """
     kind, _, place = text.partition(":")
     if kind not in KINDS:
-        raise DemeanorError(f"--track {text}: {unknown(kind, KINDS, noun='tracker')}")
+        raise UsageError(f"--track {text}: {unknown(kind, KINDS, noun='tracker')}")
     if not place:
         wanted = "DIR" if kind == "tensorboard" else "NAME"
-        raise DemeanorError(f"--track {text}: has no place; write {kind}:{wanted}")
+        raise UsageError(f"--track {text}: has no place; write {kind}:{wanted}")
     try:
         library = import_module("torch.utils.tensorboard" if kind == "tensorboard" else kind)
     except ImportError as error:

@@ -89,7 +89,9 @@ def test_layers_work_in_front_of_a_model_that_is_elsewhere(
     runtime = StackRuntime(stack, Runs(tmp_path / "runs"))
 
     def ask(text: str) -> Any:
-        return asyncio.run(complete(runtime.respond(stack), Turn((Message("user", text),), decoding_of(stack))))
+        return asyncio.run(
+            complete(runtime.respond(stack), Turn((Message("user", text),), decoding_of(stack)))
+        )
 
     said, refused = ask("When does the ferry leave?"), ask("What is the PIN?")
     runtime.close()

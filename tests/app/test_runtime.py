@@ -154,7 +154,9 @@ def test_a_checkpoint_of_the_stack_is_an_ordinary_hugging_face_folder(trained: t
     runtime = StackRuntime(stack, runs, operational=False)
     try:
         variant = stack.resolve("tiny-desk:sft")
-        ours = asyncio.run(complete(runtime.respond(variant), ask(runtime, variant, "What ship serves Corkel?")))
+        ours = asyncio.run(
+            complete(runtime.respond(variant), ask(runtime, variant, "What ship serves Corkel?"))
+        )
         assert ours.prompt_tokens == ids.shape[1]
         assert ours.text.strip() == tokenizer.decode(theirs, skip_special_tokens=True).strip()
     finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demeanor.core.errors import DataError, DemeanorError, unknown
+from demeanor.core.errors import DataError, UsageError, unknown
 from demeanor.core.types import Completion, Item, RatedTurn, Score
 from demeanor.evaluation import statistics
 from demeanor.evaluation.diagnosis.analysis import AS_IS, Diagnosis, diagnose
@@ -228,7 +228,7 @@ def last_trained(stack: Stack) -> Stage:
     for name in reversed(stack.chain(stack.serve)[1:]):
         if isinstance(stage := stack.stage(name), Stage):
             return stage
-    raise DemeanorError(
+    raise UsageError(
         f"--learning-curve: nothing that leads to '{stack.serve}' in {stack.path} is trained on rows, "
         "so there is nothing to vary; leave it out"
     )
