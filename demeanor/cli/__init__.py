@@ -127,18 +127,17 @@ def repeated(words: Sequence[str]) -> list[str]:
     """The command line with `--variants A B` written as `--variants A --variants B`."""
     multiple = MULTIPLE.get(words[0], ()) if words else ()
     found: list[str] = []
-    option, values = "", 0
+    option = ""
     for word in [*words, "--"]:
-        if word.startswith("-") and not word[1:].isdigit():
-            if option and not values and option != "--layers":
-                raise UsageError(f"{option}: wanted at least one value after it")
-            if option and not values:
-                found += [option, ""]  # no layers at all
-            option, values = (word, 0) if word in multiple else ("", 0)
-            found += [] if option else [word]
-        elif option:
-            found += [option, word]
-            values += 1
-        else:
-            found.append(word)
+        is_option = word.startswith("-") and not word[1:].isdigit()
+        no_value = bool(option) and found[-1] == option
+        if is_option and no_value and option != "--layers":
+            raise UsageError(f"{option}: wanted at least one value after it")
+        if is_option and no_value:
+            found.append("")  # no layers at all
+        elif option and not is_option and not no_value:
+            found.append(option)
+        if is_option:
+            option = word if word in multiple else ""
+        found.append(word)
     return found[:-1]

@@ -5,9 +5,8 @@ Every cleaning reads rows from any source, writes a .jsonl file, and says how ma
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from demeanor.stack.schema import Source
     from demeanor.training.inspection import Inspection
 
-SOURCE = "A .jsonl/.json/.csv/.txt/.parquet/.arrow file, a folder, hf:owner/name[@revision], or world:NAME."
+SOURCE = "A .jsonl/.json/.csv/.txt/.parquet/.arrow file, a folder, hf:owner/name, hf:owner/name@revision, or world:NAME."
 
 Rows = Annotated[str, typer.Argument(metavar="IN", help=SOURCE)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The .jsonl file to write.")]
@@ -37,14 +36,7 @@ SkipBad = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT.")]
 
 
-class Want(StrEnum):
-    examples = "examples"
-    preferences = "preferences"
-    unpaired = "unpaired"
-    text = "text"
-
-
-app = typer.Typer(no_args_is_help=True, help="Look at rows and clean them.")
+app = typer.Typer(no_args_is_help=True, help="Look at training rows, and clean them.")
 
 
 def _source(
@@ -76,8 +68,9 @@ def show(
         typer.Option(metavar="STAGE", help="This stage of the stack only (repeatable)."),
     ] = None,
     want: Annotated[
-        Want, typer.Option(help="What to read the rows of a source as (a stack's objectives know).")
-    ] = Want.examples,
+        Literal["examples", "preferences", "unpaired", "text"],
+        typer.Option(help="Kind of rows that a source holds (a stack knows it)."),
+    ] = "examples",
     count: Annotated[int, typer.Option(metavar="N", help="Rows to print.")] = 3,
     config: Config = None,
     split: Split = None,
@@ -87,7 +80,7 @@ def show(
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Print rows as they will be trained on, which of their tokens are trained, and the longest."""
+    """Print rows as they will be trained on, with their trained tokens, and the longest rows."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -102,9 +95,7 @@ def show(
         return
     from demeanor.data import preview, sources
 
-    found = sources.rows(
-        _source(source, config, split, column, limit, skip_bad), root=Path(), want=want.value
-    )
+    found = sources.rows(_source(source, config, split, column, limit, skip_bad), root=Path(), want=want)
     for row in found[:count]:
         console.print(preview.show_row(row))
     console.print(
@@ -166,13 +157,16 @@ def dedup(
     threshold: Annotated[
         float,
         typer.Option(
-            metavar="S", help="Similarity of word 5-grams (Jaccard) from which rows count as repeats."
+            metavar="S", help="Rows with at least this similarity (Jaccard, word 5-grams) are duplicates."
         ),
     ] = 0.8,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Only rows with the same words, whatever case and punctuation.")
+        bool,
+        typer.Option("--exact", help="Only rows with the same words; case and punctuation do not count."),
     ] = False,
-    show_groups: Annotated[int, typer.Option("--show", metavar="N", help="Groups of repeats to print.")] = 5,
+    show_groups: Annotated[
+        int, typer.Option("--show", metavar="N", help="Groups of duplicates to print.")
+    ] = 5,
     config: Config = None,
     split: Split = None,
     column: Column = None,
@@ -180,7 +174,7 @@ def dedup(
     skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
-    """Keep the first of rows that say the same, exactly or nearly."""
+    """Drop duplicates: of rows with the same or nearly the same words, keep the first."""
     from demeanor.data import curation
 
     rows = _source(source, config, split, column, limit, skip_bad)
@@ -195,7 +189,9 @@ def decontaminate(
     suite: Annotated[
         list[str], typer.Option(metavar="FILE|SUITE", help="world:behaviour, builtin:NAME, or files of rows.")
     ],
-    words: Annotated[int, typer.Option(metavar="N", help="Words in a row that count as a leak.")] = 8,
+    words: Annotated[
+        int, typer.Option(metavar="N", help="Length of a shared sequence of words that counts as a leak.")
+    ] = 8,
     show_matches: Annotated[int, typer.Option("--show", metavar="N", help="Matches to print.")] = 10,
     config: Config = None,
     split: Split = None,
@@ -204,7 +200,7 @@ def decontaminate(
     skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
-    """Drop rows that share words in a row with what is measured."""
+    """Drop rows that share a sequence of words with an evaluation suite."""
     from demeanor.data import curation
     from demeanor.evaluation.suites import texts
 
@@ -220,12 +216,8 @@ def decontaminate(
 def keep(
     source: Rows,
     out: Out,
-    min_chars: Annotated[
-        int | None, typer.Option(metavar="N", help="Shortest text of a row that stays.")
-    ] = None,
-    max_chars: Annotated[
-        int | None, typer.Option(metavar="N", help="Longest text of a row that stays.")
-    ] = None,
+    min_chars: Annotated[int | None, typer.Option(metavar="N", help="Drop rows with a shorter text.")] = None,
+    max_chars: Annotated[int | None, typer.Option(metavar="N", help="Drop rows with a longer text.")] = None,
     language: Annotated[
         str | None,
         typer.Option(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,18 +30,14 @@ if TYPE_CHECKING:
     from demeanor.stack.stack import Stack
 
 app = typer.Typer()
-judge_app = typer.Typer(no_args_is_help=True, help="The judge of a stack.")
-suites_app = typer.Typer(no_args_is_help=True, help="The built-in suites, and your own.")
-logs_app = typer.Typer(no_args_is_help=True, help="Results of other evaluation harnesses.")
+judge_app = typer.Typer(
+    no_args_is_help=True, help="Validate the judge of a stack on pairs with human labels."
+)
+suites_app = typer.Typer(no_args_is_help=True, help="List and print suites: the built-in ones and your own.")
+logs_app = typer.Typer(no_args_is_help=True, help="Import the logs of other evaluation harnesses.")
 app.add_typer(judge_app, name="judge")
 app.add_typer(suites_app, name="suites")
 app.add_typer(logs_app, name="logs")
-
-
-class Fraction(StrEnum):
-    full = "full"
-    V = "V"
-    IV = "IV"
 
 
 def _services(runs: Path) -> Services:
@@ -57,7 +52,9 @@ def evaluate(
     stack: StackFile,
     variants: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL...", help="These model ids, in this order, instead of the whole ladder."),
+        typer.Option(
+            metavar="MODEL...", help="Evaluate these model ids, in this order, instead of the whole ladder."
+        ),
     ] = None,
     compare: Compare = None,
     compare_key: CompareKey = None,
@@ -67,7 +64,7 @@ def evaluate(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Run the suites over the ladder of layers (cumulative ablation) on the same items; print it, write the page."""
+    """Evaluate the ladder of layers (cumulative ablation) on the same items; print the table and write the HTML page."""
     from demeanor.evaluation import ladder
     from demeanor.report import publish
 
@@ -94,7 +91,7 @@ def report(
         Path | None, typer.Option(metavar="FILE.svg", help="Also draw the ladder as one standalone SVG.")
     ] = None,
 ) -> None:
-    """Render results/NAME.json again, or a published table of scores, as a page, Markdown and a table."""
+    """Render a result again, or a published table of scores, as an HTML page, Markdown and a table."""
     from demeanor.core.files import write_text
     from demeanor.evaluation import published
     from demeanor.evaluation.result import load as read
@@ -125,20 +122,20 @@ def attribute(
         list[str] | None,
         typer.Option(
             metavar="LAYER...",
-            help="Runtime layers to switch (default: all that can change an answer); also: template, decoding.",
+            help="Runtime layers to switch on and off (default: all that can change an answer); template and decoding count, too.",
         ),
     ] = None,
     fraction: Annotated[
-        Fraction,
+        Literal["full", "V", "IV"],
         typer.Option(
-            help="Measure a fraction of the subsets: V keeps pairs apart, IV keeps main effects apart from pairs."
+            help="Measure a fraction of the subsets: resolution V separates pairs, IV separates main effects from pairs."
         ),
-    ] = Fraction.full,
+    ] = "full",
     base_prompts: Annotated[
         bool,
         typer.Option(
             "--base-prompts",
-            help="Also ask the base raw, with examples and through every template: training, or mere prompting?",
+            help="Also measure the base model raw, with examples and with every template, to tell training from prompting.",
         ),
     ] = False,
     limit: Limit = None,
@@ -147,7 +144,7 @@ def attribute(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Split what the stack does among its layers: a full factorial on the same items."""
+    """Attribute scores to layers: a full factorial of weights and runtime layers on the same items."""
     from demeanor.evaluation import attribution, base_prompting
     from demeanor.report import publish
 
@@ -160,7 +157,7 @@ def attribute(
         layers=None if layers is None else [layer for layer in layers if layer],
         limit=limit,
         name=name,
-        fraction=fraction.value,
+        fraction=fraction,
     )
     publish.show_section(results, found.name, "attribution")
     if base_prompts:
@@ -177,7 +174,7 @@ def frontier(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Show what safety costs: safe answered, unsafe refused, capability, by stage and by policy threshold."""
+    """Measure what safety costs: safe prompts answered, unsafe ones refused, capability, by stage and policy threshold."""
     from demeanor.evaluation import frontier as tradeoff
     from demeanor.report import publish
 
@@ -187,7 +184,9 @@ def frontier(
 
 @app.command()
 def gate(
-    stack: Annotated[Path | None, typer.Argument(metavar="STACK.yaml")] = None,
+    stack: Annotated[
+        Path | None, typer.Argument(metavar="STACK.yaml", help="The version to decide about.")
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -197,12 +196,15 @@ def gate(
     ] = None,
     rules: Annotated[
         Path | None,
-        typer.Option(metavar="gate.yaml", help="superiority, non_inferiority, zero_tolerance, stability."),
+        typer.Option(
+            metavar="gate.yaml", help="The rules: superiority, non_inferiority, zero_tolerance, stability."
+        ),
     ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(
-            metavar="RECORD.json", help="Check a record's signature instead; exit code: its verdict."
+            metavar="RECORD.json",
+            help="Check the signature of a record instead; the exit code is its verdict's.",
         ),
     ] = None,
     limit: Limit = None,
@@ -211,7 +213,7 @@ def gate(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Decide whether this version may ship. Exit code 0 pass, 1 fail, 4 inconclusive; 2 and 3: nothing was decided."""
+    """Decide whether this version may ship. Exit code 0: pass, 1: fail, 4: inconclusive; 2 and 3: an error, nothing was decided."""
     from demeanor.evaluation import gate as release
     from demeanor.report import publish
 
@@ -235,34 +237,34 @@ def gate(
 @app.command()
 def diagnose(
     stack: StackFile,
-    axis: Annotated[
-        str | None, typer.Option(help="Failing items of this behavior (default: of all).")
-    ] = None,
+    axis: Annotated[str | None, typer.Option(help="Failing items of this behavior (axis) only.")] = None,
     items: Annotated[
-        list[str] | None, typer.Option(metavar="ID...", help="These items, as far as they fail.")
+        list[str] | None, typer.Option(metavar="ID...", help="Only those of these items that fail.")
     ] = None,
     turns: Annotated[
         Path | None,
         typer.Option(
-            metavar="DATABASE", help="Logged turns with bad feedback; those with good feedback are controls."
+            metavar="DATABASE", help="Logged turns with bad feedback; turns with good feedback are controls."
         ),
     ] = None,
     rows: Annotated[
         Path | None,
-        typer.Option(metavar="NAME.rows.jsonl", help="What the stack answers now, from rows that eval left."),
+        typer.Option(
+            metavar="NAME.rows.jsonl", help="Take the present answers from the rows of an earlier eval."
+        ),
     ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
             metavar="STACK.yaml|NAME.rows.jsonl",
-            help="A reference stack or an earlier result: only items that were right there; its parts are tried too.",
+            help="A reference stack or an earlier result: only items that it passes; the parts of a reference stack are tried as changes.",
         ),
     ] = None,
     learning_curve: Annotated[
         bool,
         typer.Option(
             "--learning-curve",
-            help="Also train the last stage on a quarter and a half of its rows: would more help?",
+            help="Also train the last stage on a quarter and a half of its rows, to see whether more rows would help.",
         ),
     ] = False,
     limit: Limit = None,
@@ -271,7 +273,7 @@ def diagnose(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Find which change repairs the failing items, what it breaks, and which layer is the suspect."""
+    """Find which change of one layer fixes the failing items, what it breaks, and which layer is the suspect."""
     from demeanor.evaluation.diagnosis import diagnose as diagnosis
     from demeanor.report import publish
 
@@ -315,7 +317,7 @@ def duel(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Let the judge compare variants pair by pair: win rates, also at equal length, and ratings."""
+    """Let the judge compare variants pair by pair: win rates, also length-controlled, and ratings."""
     from demeanor.evaluation import duel as duels
     from demeanor.report import publish
 
@@ -336,7 +338,7 @@ def seeds(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Train with several seeds and measure each: is a layer's effect due to the recipe or to one training?"""
+    """Train with several seeds and evaluate each: does the effect of a layer hold for another training run?"""
     from demeanor.evaluation import seeds as trainings
     from demeanor.report import publish
 
@@ -362,7 +364,7 @@ def validate_judge(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Measure how far the judge can be trusted: accuracy against people, and position bias, on pairs."""
+    """Measure the judge on pairs with human labels: accuracy, agreement and position bias."""
     from demeanor.evaluation import judge_validation
     from demeanor.report import terminal
 
@@ -383,7 +385,7 @@ Names = Annotated[
 
 @suites_app.command("list")
 def list_suites(names: Names = None) -> None:
-    """List suites: items, clusters, the smallest difference they would show, and what one fixed answer earns."""
+    """List suites: items, clusters, the smallest detectable difference, and the score of one fixed answer."""
     show_suites(names, items=0)
 
 
@@ -392,7 +394,7 @@ def show_suites(
     names: Names = None,
     items: Annotated[int, typer.Option(min=0, metavar="N", help="Items to print of each behavior.")] = 3,
 ) -> None:
-    """Print some items of each behavior of the suites, too."""
+    """List suites and print some items of each behavior (axis)."""
     from demeanor.evaluation import suites
     from demeanor.report import terminal
 
@@ -423,11 +425,13 @@ def import_logs(
     ] = None,
     as_suite: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.jsonl", help="Write what our scorers can judge as a suite, and stop."),
+        typer.Option(
+            metavar="OUT.jsonl", help="Instead, write the samples that our scorers can judge as a suite."
+        ),
     ] = None,
     results: Results = RESULTS,
 ) -> None:
-    """Compare what Inspect or lm-eval logged of several models: paired, clustered, with intervals."""
+    """Compare several models by their logs of Inspect or lm-eval: paired, clustered, with intervals."""
     from demeanor.evaluation import harness_logs as harness
     from demeanor.report import publish
 

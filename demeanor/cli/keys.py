@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from demeanor.store.database import Database
 
 DATABASE = "sqlite:///runs/keys.db"
-Url = Annotated[str, typer.Option("--database", metavar="URL", help="Where keys are kept.")]
+Url = Annotated[str, typer.Option("--database", metavar="URL", help="The database of the keys.")]
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 
@@ -34,21 +34,26 @@ def _opened(url: str) -> Iterator[Database]:
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is: the `user` of its requests.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Owner of the key: the `user` of its requests.")
+    ],
     scopes: Annotated[
         str | None,
         typer.Option(
             metavar="A,B",
-            help="What it may do: chat, embeddings, feedback, metrics, models, moderations (default: everything).",
+            help="Permissions: chat, embeddings, feedback, metrics, models, moderations (default: all).",
         ),
     ] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(metavar="N")] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(metavar="N", help="Limit of requests per minute.")
+    ] = None,
     tokens_per_day: Annotated[
-        int | None, typer.Option(metavar="N", help="Prompts and answers together, per day (UTC).")
+        int | None,
+        typer.Option(metavar="N", help="Limit of tokens per day (UTC), prompts and answers together."),
     ] = None,
     url: Url = DATABASE,
 ) -> None:
-    """Create a key; it is shown this once."""
+    """Create a key and print it; it cannot be printed again."""
     from demeanor.store import keys
 
     with _opened(url) as database:
@@ -64,7 +69,7 @@ def create(
 
 @app.command("list")
 def show(url: Url = DATABASE) -> None:
-    """List all keys by name and first characters, with what each has spent today."""
+    """List all keys: name, first characters, state, permissions, and the tokens used today."""
     from demeanor.store import keys
 
     rows = []
@@ -94,7 +99,7 @@ def revoke(
     which: Annotated[str, typer.Argument(metavar="NAME", help="A name, or the first characters of a key.")],
     url: Url = DATABASE,
 ) -> None:
-    """Revoke all keys of a name, or the one with these first characters."""
+    """Revoke all keys of a name, or the key with these first characters."""
     from demeanor.store import keys
 
     with _opened(url) as database:

@@ -32,11 +32,11 @@ Overrides = Annotated[
         help="Change a setting of the file, e.g. decoding.temperature=0 (repeatable).",
     ),
 ]
-RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder of trained weights, by content.")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder of trained weights.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder of results.")]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", min=1, metavar="N", help="Use the first N items of each behavior (axis)."),
+    typer.Option("--limit", min=1, metavar="N", help="Use only the first N items of each behavior (axis)."),
 ]
 ResultName = Annotated[
     str | None,
@@ -49,7 +49,7 @@ Compare = Annotated[
     typer.Option(
         "--compare",
         metavar="NAME=URL#MODEL",
-        help="Another assistant's OpenAI-compatible server as one more column (repeatable).",
+        help="Also measure the assistant of another OpenAI-compatible server, as one more column (repeatable).",
     ),
 ]
 CompareKey = Annotated[

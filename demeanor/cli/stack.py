@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,27 +19,10 @@ if TYPE_CHECKING:
     from demeanor.training.runs import Entry
 
 app = typer.Typer()
-runs_app = typer.Typer(
-    no_args_is_help=True, help="List trained weights, and delete those that no stack needs."
-)
+runs_app = typer.Typer(no_args_is_help=True, help="List trained weights; delete those that no stack needs.")
 
 
 app.add_typer(runs_app, name="runs")
-
-
-class LogFormat(StrEnum):
-    text = "text"
-    json = "json"
-
-
-class Target(StrEnum):
-    hf = "hf"
-    onnx = "onnx"
-
-
-class Dtype(StrEnum):
-    fp32 = "fp32"
-    bf16 = "bf16"
 
 
 @app.command()
@@ -53,7 +35,7 @@ def demo(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Train, align and measure the embedded world's assistant, then say how to talk to it."""
+    """Train, align and evaluate the assistant of the embedded world, from random weights, offline."""
     from demeanor.cli.demo import run
 
     raise typer.Exit(run(runs, results, overrides or [], serve=serving, port=port))
@@ -61,10 +43,10 @@ def demo(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER")],
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write to.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
 ) -> None:
-    """Write a stack to start from: stack.yaml, notices, policy, prompts."""
+    """Write a stack to start from: stack.yaml and the notices, policy and prompts that it names."""
     from demeanor.cli.demo import write_files
 
     for path in write_files(folder, force=force):
@@ -99,10 +81,15 @@ def train(
     ] = None,
     recompute: Annotated[
         bool,
-        typer.Option("--recompute", help="Activation checkpointing: less memory for a third more computing."),
+        typer.Option(
+            "--recompute", help="Activation checkpointing: less memory, about a third more compute."
+        ),
     ] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the layers (15 s to begin, then 15-20% faster).")
+        bool,
+        typer.Option(
+            "--compile", help="torch.compile the layers: starts 15 s later, then runs 15-20% faster."
+        ),
     ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, and say how many.")
@@ -119,14 +106,14 @@ def train(
         typer.Option(
             min=1,
             metavar="N",
-            help="Let each policy answer N held-out prompts as it trains; see `demeanor samples`.",
+            help="Let each policy answer N held-out prompts during training; see `demeanor samples`.",
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Train every stage that is missing; what was interrupted goes on where it stopped."""
+    """Train every stage whose weights are missing; an interrupted stage resumes where it stopped."""
     hardware.prepare(threads)
     from demeanor import app as composed
     from demeanor.training import pipeline
@@ -154,13 +141,11 @@ def samples(
     stage: Annotated[
         str | None, typer.Option(help="Stage of the stack (default: the one that answers).")
     ] = None,
-    prompts: Annotated[
-        int | None, typer.Option(metavar="N", help="The first N prompts (default: all).")
-    ] = None,
+    prompts: Annotated[int | None, typer.Option(metavar="N", help="Print the first N prompts only.")] = None,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Print what a stage answered while it trained, prompt by prompt, step under step."""
+    """Print the answers that a stage gave during its training, by prompt and step."""
     from demeanor.training import generation_eval, progress
     from demeanor.training.runs import Runs
 
@@ -207,7 +192,7 @@ def _above_zero(value: float | None) -> float | None:
 def serve(
     stack: StackFile,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="Require this key (repeatable); or DEMEANOR_API_KEYS=a,b."),
@@ -224,9 +209,7 @@ def serve(
     ] = None,
     max_waiting: Annotated[
         int | None,
-        typer.Option(
-            min=0, metavar="N", help="Refuse requests at once (429) where N wait for a slot already."
-        ),
+        typer.Option(min=0, metavar="N", help="Refuse a request (429) when N others are waiting for a slot."),
     ] = None,
     max_body: Annotated[int, typer.Option(min=0, metavar="BYTES", help="Refuse longer request bodies.")] = 1
     << 20,
@@ -237,17 +220,20 @@ def serve(
     drain: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", callback=_above_zero, help="How long running requests may go on after SIGTERM."
+            metavar="SECONDS",
+            callback=_above_zero,
+            help="Time that running requests have to finish after SIGTERM.",
         ),
     ] = 20.0,
     log: Annotated[
-        LogFormat, typer.Option(help="json: one line per request on stderr, no contents, no keys.")
-    ] = LogFormat.text,
+        Literal["text", "json"],
+        typer.Option(help="json: one line per request on stderr, without contents and keys."),
+    ] = "text",
     watch: Annotated[
         bool,
         typer.Option(
             "--watch",
-            help="Load the stack again when its file, or one it names, changes (SIGHUP does so too).",
+            help="Reload the stack when its file, or a file that it names, changes (as SIGHUP does).",
         ),
     ] = False,
     memory: Annotated[
@@ -255,7 +241,7 @@ def serve(
         typer.Option(
             metavar="GIB",
             callback=_above_zero,
-            help="Bound of weights and caches; the least recently used idle ones are unloaded (default: all stay).",
+            help="Limit for weights and caches; beyond it, idle weights are unloaded, least recently used first (default: no limit).",
         ),
     ] = None,
     otel: Annotated[
@@ -267,7 +253,7 @@ def serve(
         ),
     ] = None,
     otel_content: Annotated[
-        bool, typer.Option("--otel-content", help="Put requests and answers into the spans, too.")
+        bool, typer.Option("--otel-content", help="Include requests and answers in the spans.")
     ] = False,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
@@ -287,7 +273,7 @@ def serve(
         max_body_bytes=max_body,
         cors=cors or [],
         drain_s=drain,
-        json_logs=log is LogFormat.json,
+        json_logs=log == "json",
         watch=watch,
         memory_gib=memory,
         otel=otel or None,
@@ -299,13 +285,15 @@ def serve(
 @app.command()
 def export(
     stack: StackFile,
-    out: Annotated[Path, typer.Argument(metavar="FOLDER")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write to.")],
     model: Annotated[
         str | None,
         typer.Option(help="A variant whose weights to export, e.g. NAME:sft (default: what is served)."),
     ] = None,
-    to: Annotated[Target, typer.Option(help="A Hugging Face folder, or ONNX Runtime GenAI.")] = Target.hf,
-    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights.")] = Dtype.fp32,
+    to: Annotated[
+        Literal["hf", "onnx"], typer.Option(help="A Hugging Face folder, or ONNX Runtime GenAI.")
+    ] = "hf",
+    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Number format of the weights.")] = "fp32",
     check: Annotated[
         int,
         typer.Option(
@@ -325,17 +313,19 @@ def export(
     found, folder = load(stack, overrides), Runs(runs)
     if model:
         found = replace(found, serve=found.resolve(model).serve)
-    written = exporting.export(found, folder, out, target=to.value, dtype=dtype.value)
-    print(f"written: {written} ({found.serve}, {to.value}, {dtype.value})")
+    written = exporting.export(found, folder, out, target=to, dtype=dtype)
+    print(f"written: {written} ({found.serve}, {to}, {dtype})")
     if check:
-        compared = composed.check_export(found, folder, written, target=to.value, limit=check)
+        compared = composed.check_export(found, folder, written, target=to, limit=check)
         print("\n".join(exporting.report(compared)))
         raise typer.Exit(0 if compared.equal else 1)
 
 
 # ---- runs ----
 
-Stacks = Annotated[list[Path] | None, typer.Argument(metavar="STACK.yaml...")]
+Stacks = Annotated[
+    list[Path] | None, typer.Argument(metavar="STACK.yaml...", help="Stacks that need their weights.")
+]
 
 
 @runs_app.command("list")
@@ -357,7 +347,7 @@ def prune(
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Say which runs none of the given stacks needs, and with --yes delete them."""
+    """List the runs that none of the given stacks needs; --yes deletes them."""
     from demeanor.training import runs as trained
 
     if not stacks:

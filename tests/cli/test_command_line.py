@@ -11,19 +11,26 @@ from typing import Any
 import pytest
 import typer
 
-from demeanor.cli import RENAMED, app, main, repeated
+from demeanor.cli import MULTIPLE, RENAMED, app, main, repeated
 from demeanor.cli.options import file_name
+from tests.conftest import REPOSITORY
 
 DEMO = "stacks/demo/demo.yaml"
+MEASURING = ["eval", "attribute", "frontier", "diagnose", "duel", "seeds", "gate", "judge"]
 COMMANDS = typer.main.get_command(app)
 
 
-def verbs(command: Any, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Every verb and group of a command, as words."""
-    found = [words]
+def commands(command: Any = COMMANDS, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Every verb and group of a command: its words, and what typer made of it."""
+    found = [(words, command)]
     for name, inner in getattr(command, "commands", {}).items():
-        found += verbs(inner, (*words, name))
+        found += commands(inner, (*words, name))
     return found
+
+
+def verbs(command: Any) -> list[tuple[str, ...]]:
+    """The words of every verb and group."""
+    return [words for words, _ in commands(command)]
 
 
 @pytest.mark.parametrize("words", verbs(COMMANDS), ids=" ".join)
@@ -32,14 +39,23 @@ def test_every_verb_explains_itself(words: tuple[str, ...], capsys: pytest.Captu
     assert " ".join(["Usage: demeanor", *words]) in " ".join(capsys.readouterr().out.split())
 
 
-def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys; from demeanor.cli import main; main(['eval', '--help']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+def test_no_help_waits_for_torch() -> None:
+    every = [[*words, "--help"] for words in verbs(COMMANDS)]
+    code = f"""if True:
+        import sys
+        from demeanor.cli import main
+        assert {{main(words) for words in {every!r}}} == {{0}}
+        assert "torch" not in sys.modules
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(every) > 25
 
 
 def test_the_shell_can_complete_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "--install-completion" in capsys.readouterr().out
+    assert {"install_completion", "show_completion"} <= {option.name for option in COMMANDS.params}
 
 
 @pytest.mark.parametrize("text", ["../evil", "a/b", "", ".hidden", "a\\b", "/tmp/x"])
@@ -49,7 +65,7 @@ def test_no_name_writes_outside_the_folder_of_results(text: str) -> None:
     assert file_name("desk 2.new") == "desk 2.new"
 
 
-@pytest.mark.parametrize("verb", ["eval", "attribute", "frontier", "diagnose", "duel", "seeds", "gate"])
+@pytest.mark.parametrize("verb", MEASURING[:-1])
 @pytest.mark.parametrize("wrong", [["--limit", "0"], ["--limit", "x"], ["--name", "../x"]])
 def test_every_verb_that_measures_refuses_a_limit_of_nothing_and_a_name_with_a_slash(
     verb: str, wrong: list[str], capsys: pytest.CaptureFixture[str]
@@ -64,22 +80,64 @@ def test_a_command_line_that_is_no_command_line_has_code_2(words: list[str]) -> 
 
 
 @pytest.mark.parametrize(
+    ("words", "see"),
+    [
+        (["eval"], "eval"),
+        (["evl"], ""),
+        (["runs", "list", "--foo"], "runs list"),
+        (["data", "filter", "x"], "data filter"),
+        (["judge", "validate", DEMO], "judge validate"),
+    ],
+)
+def test_a_mistake_names_the_help_of_its_own_verb(
+    words: list[str], see: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("demeanor: ")
+    assert second.split() == ["See:", "demeanor", *see.split(), "--help"]
+
+
+@pytest.mark.parametrize(
     ("words", "wanted"),
     [
         (["harness", "x.json"], "demeanor logs import"),
         (["train", DEMO, "--only", "dpo"], "--stage"),
-        (["eval", DEMO, "--beside", "a=http://x/v1#m"], "--compare"),
+        (["train", DEMO, "--only=dpo"], "--stage"),
+        (["eval", DEMO, "--beside", "a=http://x/v1#m"], "--compare NAME"),
+        (["duel", DEMO, "--beside-key", "a=KEY"], "--compare-key NAME"),
         (["runs", "--prune"], "demeanor runs prune"),
+        (["runs", DEMO, "--prune"], "demeanor runs prune"),
         (["runs", DEMO], "demeanor runs list"),
         (["judge", DEMO, "pairs.jsonl"], "demeanor judge validate"),
+        (["suites", "builtin:honesty"], "demeanor suites show"),
     ],
 )
-def test_an_old_spelling_is_answered_with_the_new_one(
+def test_an_old_spelling_is_answered_by_one_sentence_with_the_new_one(
     words: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 2
-    assert wanted in capsys.readouterr().err
-    assert RENAMED
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "is an earlier spelling" in sentence
+    assert wanted in sentence
+
+
+def test_every_old_spelling_names_options_and_verbs_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {name for _, command in commands() for option in command.params for name in option.opts}
+    known = {" ".join(words) for words in verbs(COMMANDS)}
+    for old, new in RENAMED.items():
+        assert old not in options
+        for choice in new.split(", or "):
+            first = choice.removeprefix("demeanor ").split()
+            assert first[0] in options or " ".join(first[:2]) in known, choice
+
+
+@pytest.mark.parametrize("words", [["eval", DEMO, "--name", "runs/judge"], ["runs", "list", "--suites"]])
+def test_a_word_that_only_looks_like_an_old_spelling_is_none(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert "earlier spelling" not in capsys.readouterr().err
 
 
 def test_several_values_may_follow_an_option_or_repeat_it() -> None:
@@ -95,6 +153,84 @@ def test_several_values_may_follow_an_option_or_repeat_it() -> None:
         "2",
     ]
     assert repeated(["attribute", DEMO, "--layers"]) == ["attribute", DEMO, "--layers", ""]
+
+
+def test_only_verbs_that_take_several_values_read_them_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["suites", "show", "--items", "1", "builtin:honesty"]) == 0
+    takes_several = {
+        (words[0], name)
+        for words, command in commands()
+        for option in command.params
+        for name in option.opts
+        if option.multiple and name in {several for names in MULTIPLE.values() for several in names}
+    }
+    assert takes_several == {(verb, name) for verb, names in MULTIPLE.items() for name in names}
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [(verb, name) for verb, names in MULTIPLE.items() for name in names if name != "--layers"],
+)
+def test_an_option_of_several_values_wants_one_at_least(
+    verb: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, DEMO, option, "--limit", "3"]) == 2
+    assert capsys.readouterr().err == f"demeanor: {option}: wanted at least one value after it\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--variants", "a", "b"], ["--variants", "a", "--variants", "b"], ["--variants=a", "--variants=b"]],
+)
+def test_values_behind_one_option_and_repeated_options_mean_the_same(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from demeanor.evaluation import ladder
+    from demeanor.report import publish
+
+    asked: list[object] = []
+
+    def evaluate(*_: object, variants: list[str], limit: int, **__: object) -> None:
+        asked.append((variants, limit))
+
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(ladder, "evaluate", evaluate)
+    monkeypatch.setattr(publish, "show", lambda *_: None)
+    assert main(["eval", DEMO, *words, "--limit", "3"]) == 0
+    assert asked == [(["a", "b"], 3)]
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("FAIL", 1), ("INCONCLUSIVE", 4)])
+def test_the_exit_code_of_gate_is_its_verdict(
+    verdict: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from demeanor.evaluation import gate
+
+    monkeypatch.setattr(gate, "verify", lambda *_: gate.Verdict[verdict])
+    assert main(["gate", "--verify", "x.json"]) == code
+    assert f"verdict {verdict.lower()}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gate"],
+        ["gate", DEMO],
+        ["gate", DEMO, "--against", "harbour-desk-policy"],
+        ["gate", "nowhere.yaml", "--against", "x", "--rules", "y"],
+        ["gate", DEMO, "--against", "nowhere", "--rules", "stacks/demo/gate.yaml"],
+        ["gate", DEMO, "--against", "harbour-desk-policy", "--rules", "nowhere.yaml"],
+        ["gate", DEMO, "--against", "harbour-desk-policy", "--rules", DEMO],
+        ["gate", "--verify", "nowhere.json"],
+        ["gate", "--bad"],
+    ],
+)
+def test_a_mistake_in_the_command_line_of_gate_is_not_read_as_a_verdict(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert main([*words, "--results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("demeanor: ")
 
 
 def test_a_crash_of_gate_is_not_read_as_a_verdict(
@@ -211,13 +347,19 @@ def test_eval_says_at_once_what_leaves_nothing_to_compare(
         ["seeds", DEMO, "--seeds", "1"],
         ["diagnose", DEMO, "--turns", "x.db", "--limit", "3"],
         ["runs", "prune", "--yes"],
+        ["train", DEMO, "--stage", "nowhere"],
+        ["train", DEMO, "--track", "nowhere:x"],
+        ["judge", "validate", DEMO, "pairs.jsonl"],
+        ["chat", DEMO, "--model", "nowhere"],
+        ["serve", DEMO, "--host", "0.0.0.0"],
+        ["explain", "nowhere.yaml"],
+        ["report", "nowhere.json"],
     ],
 )
 def test_a_command_line_that_cannot_be_meant_has_the_code_of_a_mistake(
     arguments_: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.conftest import REPOSITORY
-
     monkeypatch.chdir(REPOSITORY)
-    assert main([*arguments_, *(["--results", str(tmp_path)] if arguments_[0] != "runs" else [])]) == 2
+    folder = "--results" if arguments_[0] in MEASURING else "--runs"
+    assert main([*arguments_, *([] if arguments_[0] == "report" else [folder, str(tmp_path)])]) == 2
     assert capsys.readouterr().err.startswith("demeanor: ")
