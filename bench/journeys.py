@@ -9,7 +9,6 @@ first (some seconds).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import http.client
 import inspect
@@ -199,8 +198,7 @@ def gate(counting: Counting, stack: list[str]) -> None:
 
 def command_line(counting: Counting, stack: list[str]) -> None:
     """No journey: what every verb enters before it begins."""
-    with contextlib.suppress(SystemExit):
-        verb(counting, ["--help"])
+    verb(counting, ["--help"])
 
 
 JOURNEYS: dict[str, Callable[[Counting, list[str]], None]] = {

@@ -149,8 +149,8 @@ def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
         yield from _folder(path, split)
         return
     if not path.exists():
-        siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such file or folder. {unknown(path.name, siblings)}")
+        siblings = [sibling.name for sibling in path.parent.glob("[!.]*")]
+        raise DataError(f"{path}: no such file or folder. {unknown(path.name, siblings, noun='file')}")
     readers = {
         ".jsonl": _jsonl,
         ".jsonl.gz": _jsonl,
