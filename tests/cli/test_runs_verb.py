@@ -18,7 +18,9 @@ OTHER = "0123456789abcdef"
 @pytest.fixture
 def folder(trained: tuple[Stack, Runs], tmp_path: Path) -> Path:
     """The tiny stack's runs and one of no stack."""
-    shutil.copytree(trained[1].root, tmp_path / "runs")
+    stack, runs = trained
+    for key in training_keys(stack):  # other tests may have trained more in this folder
+        shutil.copytree(runs.folder(key), tmp_path / "runs" / key)
     with Runs(tmp_path / "runs").begin(OTHER, {"stack": "old-desk", "stage": "sft"}):
         pass
     return tmp_path / "runs"

@@ -313,7 +313,7 @@ def test_the_verb_says_what_to_declare_where_there_is_no_judge(
     path = stack(tmp_path, "http://127.0.0.1:9/v1")
     assert (
         main(["judge", "validate", str(path), str(file(tmp_path, PAIRS)), "--set", "evaluation.judge=null"])
-        == 3
+        == 2
     )
     assert "evaluation.judge: got null, wanted the server and model of the judge" in capsys.readouterr().err
 
