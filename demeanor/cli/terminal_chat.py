@@ -86,24 +86,24 @@ async def _turn(runtime: StackRuntime, variant: Stack, messages: Messages, conso
     if done.refusal:
         console.out(done.refusal.text, end="", highlight=False)
     console.print()
-    console.print("  " + "; ".join(_said(events)), style="dim")
+    console.print("  " + "; ".join(_clauses(events)), style="dim")
     return done.text
 
 
-def _said(events: list[Event]) -> list[str]:
+def _clauses(events: list[Event]) -> list[str]:
     """One short clause per thing a layer did."""
-    said: list[str] = []
+    clauses: list[str] = []
     for event in events:
         match event:
             case Prompted(messages=added):
-                said.append(f"prompt added {len(added)} message{'s' if len(added) != 1 else ''}")
+                clauses.append(f"prompt added {len(added)} message{'s' if len(added) != 1 else ''}")
             case Passage(id=name):
-                said.append(f"read {name}")
+                clauses.append(f"read {name}")
             case ToolCalled(call=call):
-                said.append(f"called {call.name} {call.arguments}")
+                clauses.append(f"called {call.name} {call.arguments}")
             case ToolResult(content=content):
-                said.append(f"got {content}")
+                clauses.append(f"got {content}")
             case Refusal(by=by, rule=rule, stage=stage):
-                said.append(f"{by} refused the {stage} ({rule})")
+                clauses.append(f"{by} refused the {stage} ({rule})")
     total = sum(e.ms for e in events if isinstance(e, Timing))
-    return [*said, f"{total:.0f} ms"]
+    return [*clauses, f"{total:.0f} ms"]
