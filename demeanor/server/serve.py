@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from demeanor.core.errors import DemeanorError
+from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.server import json_logs as logs
 from demeanor.server import tracing
 from demeanor.server.admission import Operations
@@ -96,24 +96,24 @@ def serve(versions: Versions, settings: Settings) -> int:
 
 
 def checked(settings: Settings) -> list[str]:
-    """The plain keys that count. Raises DemeanorError for settings that would open the server to anybody, or that cannot work."""
+    """The plain keys that count. Raises UsageError for settings that would open the server to anybody, or that cannot work."""
     given = [*settings.api_keys, *(k for k in os.environ.get("DEMEANOR_API_KEYS", "").split(",") if k)]
     if settings.host not in LOCAL and not given and settings.keys is None:
-        raise DemeanorError(
+        raise UsageError(
             f"--host {settings.host}: anybody who reaches this machine could use it. Give --keys DATABASE or --api-key KEY "
             "(or set DEMEANOR_API_KEYS)."
         )
     for origin in settings.cors:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise DemeanorError(
+            raise UsageError(
                 f"--cors: got '{origin}', wanted an origin as browsers send it, such as https://desk.example, or '*'"
             )
         if origin == "*" and not given and settings.keys is None:
-            raise DemeanorError(
+            raise UsageError(
                 "--cors '*': every page that is open on this machine could use it. Give --keys DATABASE or --api-key KEY."
             )
     if settings.otel_content and settings.otel is None:
-        raise DemeanorError(
+        raise UsageError(
             "--otel-content: is for --otel ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT); without it there are no spans"
         )
     return given
