@@ -1,9 +1,10 @@
 """`python -m bench.journeys`: how many files of the package one request, step, evaluation and gate enter.
 
-Four journeys through the public entries (command line and HTTP), each in a process of its own: a warm chat
-request, one DPO step, `eval` of two variants, `gate`. A file counts when one of its named functions runs, in
-any thread; module-level code and class bodies do not count. Without --runs it trains a tiny copy of the demo
-first (some seconds).
+Five journeys through the public entries (command line and HTTP), each in a process of its own: a warm chat
+request, one DPO step from a loaded stack, the same with the command line and the loading, `eval` of two
+variants, `gate`. A file counts when one of its named functions runs, in any thread. Module-level code and class
+bodies do not count; what only an import ran has a column of its own ("import only"). Without --runs it trains
+a tiny copy of the demo first (some seconds).
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-WANTED = {"chat": 35, "dpo": 35, "eval": 60, "gate": 60}
+WANTED = {"chat": 35, "dpo": 35, "train": 35, "eval": 60, "gate": 60}
 TITLES = {
     "chat": "one warm chat request",
-    "dpo": "one DPO step, 16 rows",
+    "dpo": "one DPO step, loaded stack",
+    "train": "the same, whole train verb",
     "eval": "eval, 2 variants, --limit 1",
     "gate": "gate, --limit 2",
 }
@@ -51,6 +53,10 @@ ONE_STEP = {
     "weights.stages.dpo.batch_rows": "16",
     "weights.stages.dpo.epochs": "1",
 }
+OTHER_STEP = {
+    **ONE_STEP,
+    "weights.stages.dpo.data": "[{source: world:preferences, limit: 15}]",
+}  # not trained yet
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Counting:
 
     package: Path
     running: bool = False
+    begin: str = ""
+    """Start counting when a function of this name is given a loaded stack."""
     calls: list[Call] = field(default_factory=list)
 
     def install(self) -> None:
@@ -91,8 +99,12 @@ class Counting:
         threading.setprofile(None)
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event != "call" or not self.running or not self._is_ours(frame):
+        if event != "call" or not (self.running or self.begin) or not self._is_ours(frame):
             return
+        if not self.running:
+            if frame.f_code.co_name != self.begin or not hasattr(frame.f_locals.get("stack"), "spec"):
+                return
+            self.running, self.begin = True, ""
         code = frame.f_code
         is_class_body = not code.co_flags & inspect.CO_OPTIMIZED
         is_unnamed = code.co_name.startswith("<")  # a module, lambda, comprehension or generator expression
@@ -100,7 +112,8 @@ class Counting:
             self.calls.append(self._call(frame))
 
     def _is_ours(self, frame: FrameType) -> bool:
-        return frame.f_code.co_filename.startswith(f"{self.package}{os.sep}")
+        file = frame.f_code.co_filename
+        return file.startswith(f"{self.package}{os.sep}") and file.endswith(".py")
 
     def _call(self, frame: FrameType) -> Call:
         callers = []
@@ -116,7 +129,7 @@ class Counting:
         files = self._files(self.calls)
         outside_imports = self._files([call for call in self.calls if not call.importing])
         return Journey(
-            files=sorted(files),
+            files=sorted(outside_imports),
             import_only=sorted(files - outside_imports),
             functions=len({call.function for call in self.calls}),
             calls=len(self.calls),
@@ -173,7 +186,17 @@ def chat(counting: Counting, stack: list[str]) -> None:
 
 
 def dpo(counting: Counting, stack: list[str]) -> None:
-    code = verb(counting, ["train", *stack, *overrides(ONE_STEP), "--stage", "dpo"])
+    """From `train(stack, ...)` on: the command line has been read, and the stack is loaded."""
+    from demeanor.cli import main
+
+    counting.begin = "train"
+    code = main(["train", *stack, *overrides(ONE_STEP), "--stage", "dpo"])
+    counting.running = False
+    need(code == 0, f"train ended with {code}")
+
+
+def train(counting: Counting, stack: list[str]) -> None:
+    code = verb(counting, ["train", *stack, *overrides(OTHER_STEP), "--stage", "dpo"])
     need(code == 0, f"train ended with {code}")
 
 
@@ -204,6 +227,7 @@ def command_line(counting: Counting, stack: list[str]) -> None:
 JOURNEYS: dict[str, Callable[[Counting, list[str]], None]] = {
     "chat": chat,
     "dpo": dpo,
+    "train": train,
     "eval": evaluation,
     "gate": gate,
     "command line": command_line,

@@ -361,7 +361,10 @@ class Experiment:
         self.judge: JudgeClient | None = None
         if score is None:
             verdicts = folder / f"{self.name}.verdicts.jsonl"
-            self.judge = judge.of_suite(stack, self.items, verdicts, services.connect)
+            if stack.spec.evaluation.judge:
+                self.judge = judge.of_suite(
+                    stack.spec.evaluation.judge, self.items, verdicts, services.connect
+                )
             score = self.judge.score if self.judge else score_item
         self.score = score
         self.runtime = services.open(stack)

@@ -96,7 +96,7 @@ def serve(versions: Versions, settings: Settings) -> int:
 
 
 def checked(settings: Settings) -> list[str]:
-    """The plain keys that count. Raises DemeanorError for settings that would open the server to anybody, or that cannot work."""
+    """The plain keys that count. Raises UsageError for settings that would open the server to anybody, or that cannot work."""
     given = [*settings.api_keys, *(k for k in os.environ.get("DEMEANOR_API_KEYS", "").split(",") if k)]
     if settings.host not in LOCAL and not given and settings.keys is None:
         raise UsageError(

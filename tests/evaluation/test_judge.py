@@ -355,19 +355,16 @@ def test_a_judge_is_there_only_for_what_it_has_to_judge_and_its_key_is_asked_for
 ) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     stack = load_stack(written(tmp_path, url="http://127.0.0.1:9/v1", model="big", key_env="NO_SUCH_KEY"))
-    assert (
-        verdicts.of_suite(stack, [replace(item(), scorer="exact")], tmp_path / "n.verdicts.jsonl", remote)
-        is None
-    )
-    assert (
-        verdicts.of_suite(load_stack(written(tmp_path)), [item()], tmp_path / "n.verdicts.jsonl", remote)
-        is None
-    )
+    spec = stack.spec.evaluation.judge
+    assert spec is not None
+    path = tmp_path / "n.verdicts.jsonl"
+    assert verdicts.of_suite(spec, [replace(item(), scorer="exact")], path, remote) is None
+    assert load_stack(written(tmp_path)).spec.evaluation.judge is None
     with pytest.raises(
         DemeanorError, match=r"evaluation\.judge\.key_env: the environment variable NO_SUCH_KEY is not set"
     ):
-        verdicts.of_suite(stack, [item()], tmp_path / "n.verdicts.jsonl", remote)
+        verdicts.of_suite(spec, [item()], path, remote)
     monkeypatch.setenv("NO_SUCH_KEY", "x")
-    judge_client = verdicts.of_suite(stack, [item()], tmp_path / "n.verdicts.jsonl", remote)
+    judge_client = verdicts.of_suite(spec, [item()], path, remote)
     assert judge_client is not None
-    assert judge_client.path == tmp_path / "n.verdicts.jsonl"
+    assert judge_client.path == path

@@ -240,7 +240,7 @@ def _prompts(stack: Stack, failing: Sequence[Item]) -> Iterator[Intervention]:
         InterventionInfo("instruction added", "prompt", "", advice),
         stack,
         with_prompt((Message("system", text, trust=Trust.DEVELOPER),)),
-        ("with_prompt", text),
+        ("opened", text),  # the mark that rows on disk have
     )
 
 
