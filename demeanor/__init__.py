@@ -3,7 +3,7 @@
 import demeanor
 
 stack = demeanor.load("stacks/demo/demo.yaml")
-demeanor.training(stack)
+demeanor.train(stack)
 with demeanor.assistant(stack) as desk:
     print(desk.ask("What is 37 times 48?").text)
 print(demeanor.evaluate(stack, limit=4).table())
