@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 
+import demeanor
 from demeanor import cli
 from demeanor.core import registry
 from demeanor.stack import schema
@@ -192,3 +193,10 @@ def test_every_scorer_and_its_settings_are_on_the_page_of_scorers(kind: str) -> 
     spec = registry.spec_of("demeanor.evaluation.scorers", kind)
     names = [field.alias or name for name, field in spec.model_fields.items()]
     assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_python_examples_use_what_the_api_has() -> None:
+    texts = [text for page in WRITTEN for text in blocks(page, "python")] + [demeanor.__doc__ or ""]
+    used = {name for text in texts for name in re.findall(r"\bdemeanor\.(\w+)\(", text)}
+    assert used >= {"load", "train", "assistant", "evaluate"}
+    assert used <= set(demeanor.__all__)
