@@ -518,7 +518,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     """A row per rule: what was measured, the bounds that decide, the limit and the verdict."""
     rows: list[tuple[Inline, ...]] = []
     for f in findings:
-        bounds = " to ".join("" if x is None else number(100 * x, 1) for x in (f.low, f.high)).strip()
+        ends = ["" if x is None else number(100 * x, 1) for x in (f.low, f.high)]
+        bounds = " to ".join(ends).strip() if any(ends) else ""
         more = f" ({f.needed} clusters would decide)" if f.needed else ""
         rows.append(
             (

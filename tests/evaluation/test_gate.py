@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from demeanor.core.errors import DataError, SpecError
 from demeanor.core.types import Item, Message, Verdict
-from demeanor.evaluation.gate import Finding, GateReport, Rules, decide
+from demeanor.evaluation.gate import Finding, GateReport, Rules, decide, findings_table
 from demeanor.evaluation.result_rows import Row
 from tests.evaluation import synthetic
 
@@ -176,3 +176,13 @@ def test_rules_about_what_the_suite_has_not_are_refused_by_name(rules: dict[str,
     found = items("facts", 10)
     with pytest.raises((DataError, SpecError), match=says):
         gate(rules, found, rows(found, {"facts": 0.5}, {"facts": 0.5}))
+
+
+def test_a_finding_without_bounds_shows_none() -> None:
+    alone = Finding(
+        "superiority", "format", Verdict.INCONCLUSIVE, 0.1, None, None, 0.0, n=3, clusters=1, needed=4
+    )
+    bounded = replace(alone, low=-0.05, high=0.25)
+    row, other = findings_table([alone, bounded]).rows
+    assert row[3] == ""
+    assert other[3] == "−5.0 to 25.0"
