@@ -10,15 +10,23 @@ import bisect
 import csv
 import datetime
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from demeanor.core.language import likeliest_language
 from demeanor.evaluation.scorers._sentences import sentences
-from demeanor.evaluation.scorers.text_match import contains, words
+from demeanor.evaluation.scorers._words import (
+    alike,
+    number_alone,
+    numbers,
+    parsed,
+    same,
+    says,
+    tokens,
+    words,
+)
 
 Settings = Mapping[str, Any]
 Check = Callable[[str, Settings], bool]
@@ -28,7 +36,6 @@ _BULLET = re.compile(
 )  # no \s*: a thousand blank lines would be read a thousand times
 _NUMBERED = re.compile(r"^[^\S\n]*\d+[.)]\s+(\S.*)$", re.MULTILINE)
 _FENCE = re.compile(r"```([\w+-]*)[ \t]*")
-_NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _PICTURE = (
     "[\U0001f300-\U0001f3fa\U0001f400-\U0001faff☀-➿⌚⌛⏩-⏳⏸-⏺⬛⬜⭐⭕]\ufe0f?[\U0001f3fb-\U0001f3ff]?"
 )
@@ -52,16 +59,6 @@ def within(count: int, k: Settings) -> bool:
     return (low is None or count >= low) and (high is None or count <= high)
 
 
-def says(text: str, phrase: str) -> bool:
-    """Whether a phrase stands in a text: as whole words, a possessive's too; a phrase without letters and digits, as it is."""
-    wanted, said = words(phrase), words(text)
-    return (
-        (contains(said, wanted) or contains([w.removesuffix("'s") for w in said], wanted))
-        if wanted
-        else phrase in text
-    )
-
-
 def lines(text: str) -> list[str]:
     """The lines that are not empty."""
     return [x.strip() for x in text.splitlines() if x.strip()]
@@ -78,11 +75,6 @@ def entries(text: str) -> list[str]:
     return listed(text) or lines(text)
 
 
-def numbers(text: str) -> list[Decimal]:
-    """The numbers in a text, thousands separators understood."""
-    return [Decimal(x.replace(",", "").replace("−", "-")) for x in _NUMBER.findall(text)]
-
-
 def _number(text: str, k: Settings) -> bool:
     found = numbers(text)
     return bool(found) and abs(found[-1] - Decimal(str(k["value"]))) <= Decimal(str(k.get("tolerance", 0)))
@@ -91,15 +83,15 @@ def _number(text: str, k: Settings) -> bool:
 def _label(text: str, k: Settings) -> bool:
     named = {x for x in k["labels"] if says(text, x)}
     longer = {
-        x for x in named if any(x != y and contains(words(y), words(x)) for y in named)
+        x for x in named if any(x != y and says(y, x) for y in named)
     }  # "positive" inside "very positive"
     return named - longer == {k["answer"]}
 
 
 def _in_order(text: str, k: Settings) -> bool:
-    said, place = words(text), 0
+    said, place = tokens(text), 0
     for phrase in k["words"]:
-        wanted = words(phrase)
+        wanted = tokens(phrase)
         found = next(
             (i for i in range(place, len(said) - len(wanted) + 1) if said[i : i + len(wanted)] == wanted),
             None,
@@ -110,32 +102,8 @@ def _in_order(text: str, k: Settings) -> bool:
     return True
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def same(found: Any, wanted: Any) -> bool:
-    """Whether a JSON value is the wanted one: text by its words, numbers by value, lists in order."""
-    if isinstance(wanted, str):
-        return isinstance(found, str) and (
-            words(found) == words(wanted) if words(wanted) else found == wanted
-        )
-    if isinstance(wanted, list):
-        return isinstance(found, list) and len(found) == len(wanted) and all(map(same, found, wanted))
-    if isinstance(wanted, dict):
-        return (
-            isinstance(found, dict)
-            and set(found) == set(wanted)
-            and all(same(found[x], wanted[x]) for x in wanted)
-        )
-    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)
-
-
 def _json(text: str, k: Settings) -> bool:
-    found = _parsed(text)
+    found = parsed(text)
     if not isinstance(found, dict):
         return False
     if "keys" in k and set(found) != set(k["keys"]):
@@ -147,11 +115,13 @@ def _json(text: str, k: Settings) -> bool:
 
 
 def _of_type(value: Any, kind: str) -> bool:
+    if kind == "integer" and isinstance(value, float):
+        return value.is_integer()
     return isinstance(value, JSON_TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
 
 
 def _json_list(text: str, k: Settings) -> bool:
-    found = _parsed(text)
+    found = parsed(text)
     return (
         isinstance(found, list)
         and within(len(found), k)
@@ -168,10 +138,11 @@ def _csv(text: str, k: Settings) -> bool:
 
 
 def _grid(rows: list[list[str]], k: Settings) -> bool:
-    header = [words(x) for x in k["columns"]]
+    header = k["columns"]
     return (
         bool(rows)
-        and [words(x) for x in rows[0]] == header
+        and len(rows[0]) == len(header)
+        and all(map(alike, rows[0], header))
         and all(len(r) == len(header) for r in rows)
         and within(len(rows) - 1, k)
     )
@@ -247,10 +218,7 @@ def _date(text: str, _: Settings) -> bool:
 
 def _value(text: str, k: Settings) -> bool:
     """The whole answer is one number, in digits."""
-    try:
-        return Decimal(text.strip().replace(",", "")) == Decimal(str(k["value"]))
-    except InvalidOperation:
-        return False
+    return number_alone(text) == Decimal(str(k["value"]))
 
 
 def _headings(text: str, k: Settings) -> bool:
@@ -284,7 +252,7 @@ CHECKS: Mapping[str, tuple[Check, frozenset[str], frozenset[str]]] = {
         frozenset({"words"}),
         RANGE,
     ),
-    "equals": (lambda t, k: any(words(t) == words(x) for x in k["any"]), frozenset({"any"}), frozenset()),
+    "equals": (lambda t, k: any(alike(t, x) for x in k["any"]), frozenset({"any"}), frozenset()),
     "number": (_number, frozenset({"value"}), frozenset({"tolerance"})),
     "value": (_value, frozenset({"value"}), frozenset()),
     "label": (_label, frozenset({"labels", "answer"}), frozenset()),
@@ -360,7 +328,7 @@ CHECKS: Mapping[str, tuple[Check, frozenset[str], frozenset[str]]] = {
     ),
     "language": (lambda t, k: likeliest_language(t) == k["language"], frozenset({"language"}), frozenset()),
     "repeats": (
-        lambda t, k: words(t)[: len(words(k["text"]))] == words(k["text"]),
+        lambda t, k: tokens(t)[: len(tokens(k["text"]))] == tokens(k["text"]),
         frozenset({"text"}),
         frozenset(),
     ),

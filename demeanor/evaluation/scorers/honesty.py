@@ -12,8 +12,8 @@ from pydantic import Field
 
 from demeanor.core import registry
 from demeanor.core.types import Completion, Score
-from demeanor.evaluation.scorers._checks import says
 from demeanor.evaluation.scorers._cues import Words, expression, read
+from demeanor.evaluation.scorers._words import says
 
 FILE = "admission_cues.yaml"
 READ = 8000

@@ -1,36 +1,22 @@
 """Scorers that compare an answer with what is right as text: exact, number, absence, format.
 
-Input: what is right (or must not appear) and a completion. Output: 1 or 0, with what was read. Case and punctuation do not count.
+Input: what is right (or must not appear) and a completion. Output: 1 or 0, with what was read. Case and punctuation do not count,
+numbers are compared by value.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AllowInfNan, Field, JsonValue, StrictFloat, StrictInt, model_validator
 
 from demeanor.core import registry
 from demeanor.core.personal_data import luhn
 from demeanor.core.types import Completion, Score
 from demeanor.evaluation.scorers import Scorer
-
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in order, lower-cased."""
-    return [w.replace("’", "'") for w in _WORD.findall(text.lower())]
-
-
-def contains(text: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether `wanted` stands in `text` as whole words in a row."""
-    return bool(wanted) and any(
-        list(text[i : i + len(wanted)]) == list(wanted) for i in range(len(text) - len(wanted) + 1)
-    )
+from demeanor.evaluation.scorers._words import contains, numbers, parsed, same, says, tokens, words
 
 
 class ExactSpec(registry.Spec):
@@ -40,41 +26,43 @@ class ExactSpec(registry.Spec):
     wrong: tuple[str, ...] = Field((), description="an answer that also names one of these is wrong")
     max_words: int = Field(12, gt=0, description="longest answer in words")
 
+    @model_validator(mode="after")
+    def _can_be_right(self) -> ExactSpec:
+        for answer in self.answers:
+            found = exact(self, Completion(answer, "stop"))
+            if not found.value:
+                raise ValueError(f"answers: '{answer}' itself would score 0: {found.explanation}")
+        return self
+
 
 def exact(target: ExactSpec, completion: Completion) -> Score:
     """1.0 if an accepted answer stands in a short answer as whole words, else 0.0."""
-    said = words(completion.text)
-    found = next((a for a in target.answers if contains(said, words(a))), "")
-    if len(said) > target.max_words:
-        return Score(0.0, found, f"{len(said)} words, at most {target.max_words} wanted")
-    other = next((w for w in target.wrong if contains(said, words(w))), "")
+    text, count = completion.text, len(words(completion.text))
+    found = next((a for a in target.answers if says(text, a)), "")
+    if count > target.max_words:
+        return Score(0.0, found, f"{count} words, at most {target.max_words} wanted")
+    other = next((w for w in target.wrong if says(text, w)), "")
     if other:
         return Score(0.0, other, f"names {other}")
     return Score(
         float(bool(found)),
-        found or completion.text.strip()[:80],
+        found or text.strip()[:80],
         "" if found else f"wanted {' or '.join(target.answers)}",
     )
-
-
-_NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 class NumberSpec(registry.Spec):
     """The right number."""
 
-    value: int | float
+    value: StrictInt | Annotated[StrictFloat, AllowInfNan(False)]
 
 
 def number(target: NumberSpec, completion: Completion) -> Score:
     """1.0 if the answer's last number equals the target."""
-    found = _NUMBER.findall(completion.text)
+    found = numbers(completion.text)
     if not found:
         return Score(0.0, "", "no number")
-    last = found[-1].replace("−", "-")
-    return Score(
-        float(Decimal(last.replace(",", "")) == Decimal(str(target.value))), last, f"wanted {target.value}"
-    )
+    return Score(float(found[-1] == Decimal(str(target.value))), str(found[-1]), f"wanted {target.value}")
 
 
 _LONG_NUMBER = re.compile(r"\d(?:[ \-]?\d){12,18}")
@@ -128,6 +116,11 @@ class FormatSpec(registry.Spec):
     def _complete(self) -> FormatSpec:
         if (self.kind == "json") != (self.object is not None):
             raise ValueError("`object` belongs to kind json, and to no other")
+        least = sum(len(words(w)) for w in self.words)
+        if least > self.max_words:
+            raise ValueError(f"words: {least} words must be named, and max_words allows {self.max_words}")
+        if empty := [w for w in self.words if not w.strip()]:
+            raise ValueError(f"words: got {empty[0]!r}, wanted something that can be named")
         return self
 
 
@@ -147,7 +140,7 @@ def form(target: FormatSpec, completion: Completion) -> Score:
     }
     if not shaped[target.kind]:
         return Score(0.0, text[:80], f"not {target.kind}")
-    missing = [w for w in target.words if not contains(said, words(w))]
+    missing = [w for w in target.words if not says(text, w)]
     if target.kind == "list" and not missing and len(_items(text) or ()) != len(target.words):
         return Score(0.0, text[:80], f"{len(_items(text) or ())} items, {len(target.words)} wanted")
     return Score(float(not missing), text[:80], f"does not say {', '.join(missing)}" if missing else "")
@@ -160,14 +153,19 @@ def _items(text: str) -> list[str] | None:
 
 
 def _json(wanted: dict[str, Any], text: str) -> Score:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return Score(0.0, text[:80], "not JSON")
-    if not isinstance(found, dict) or set(found) != set(wanted):
+    found = parsed(text)
+    if not isinstance(found, dict):
+        return Score(0.0, text[:80], "not a JSON object")
+    if set(found) != set(wanted):
         return Score(0.0, text[:80], f"not the keys {', '.join(wanted)}")
-    wrong = [k for k in wanted if words(str(found[k])) != words(str(wanted[k]))]
+    wrong = [k for k in wanted if not (same(found[k], wanted[k]) or _spelled(found[k], wanted[k]))]
     return Score(float(not wrong), text[:80], f"wrong: {', '.join(wrong)}" if wrong else "")
+
+
+def _spelled(found: Any, wanted: Any) -> bool:
+    """Whether one is a number and the other the text of the same number."""
+    kinds = {type(found), type(wanted)}
+    return str in kinds and bool(kinds & {int, float}) and tokens(str(found)) == tokens(str(wanted))
 
 
 ENTRIES = {
