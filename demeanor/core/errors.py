@@ -6,8 +6,11 @@ Expected outcomes (a refusal, an unscored answer) are data and not errors.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class DemeanorError(Exception):
@@ -59,6 +62,25 @@ class DataError(DemeanorError):
     exit_code = 2
 
 
+class TextError(DataError):
+    """A conversation that a chat template cannot write, or a text that is not Unicode.
+
+    `message` is the one at fault (None: unknown or none), `field` the rest of its path, such as ".content".
+    """
+
+    def __init__(
+        self, what: str, *, message: object = None, index: int | None = None, field: str = ""
+    ) -> None:
+        self.what, self.message, self.field = what, message, field
+        self.param = "messages" if index is None else f"messages[{index}]{field}"
+        super().__init__(what if index is None else f"{self.param}: {what}")
+
+    def within(self, messages: Sequence[object]) -> TextError:
+        """Return the error with the message's index in `messages`, the ones before layers added theirs."""
+        found = (i for i, m in enumerate(messages) if self.message is not None and m == self.message)
+        return TextError(self.what, message=self.message, index=next(found, None), field=self.field)
+
+
 class CheckpointError(DemeanorError):
     """A model folder that cannot be loaded, or does not fit its use."""
 
@@ -97,6 +119,22 @@ class RequestError(DemeanorError):
         super().__init__(message)
         self.status, self.kind, self.param = status, kind, param
         self.code, self.retry_after_s = code, retry_after_s
+
+
+def check_unicode(value: object, field: str = "") -> None:
+    """Raise TextError if a text in a JSON value has half a surrogate pair, which no file or token can hold."""
+    if isinstance(value, str):
+        if not value.isascii() and (half := _HALF.search(value)):
+            code = f"U+{ord(half[0]):04X}"
+            what = f"character {half.start()} is {code}, half of a surrogate pair; wanted Unicode text"
+            raise TextError(f"{field.removeprefix('.')}: {what}" if field else what)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_unicode(str(name), field)
+            check_unicode(inner, f"{field}.{name}")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            check_unicode(inner, f"{field}[{i}]")
 
 
 def unknown(got: str, known: Iterable[str], *, noun: str = "name") -> str:

@@ -69,7 +69,11 @@ class RunnableTool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation; `trust` is its authority and defaults to its role's."""
+    """One message of a conversation; `trust` is its authority and defaults to its role's.
+
+    `reasoning` is what an assistant wrote before its answer (`reasoning_content`); an answer that is not
+    `trained` (OpenAI's `weight: 0`) is context.
+    """
 
     role: Role
     content: str
@@ -77,6 +81,8 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     trust: Trust | None = None
+    reasoning: str | None = None
+    trained: bool = True
 
     @property
     def authority(self) -> Trust:
@@ -98,7 +104,13 @@ def call_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
 def message_json(message: Message) -> dict[str, Any]:
     """Return a message in OpenAI's JSON form; fields that are not set are left out."""
     calls = call_json(message.tool_calls)
-    optional = {"tool_calls": calls or None, "tool_call_id": message.tool_call_id, "name": message.name}
+    optional = {
+        "tool_calls": calls or None,
+        "tool_call_id": message.tool_call_id,
+        "name": message.name,
+        "reasoning_content": message.reasoning,
+        "weight": None if message.trained else 0,
+    }
     return {
         "role": message.role,
         "content": message.content,

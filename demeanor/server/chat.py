@@ -6,7 +6,7 @@ every event of every layer, in the order in which it happened, with text as span
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
-from demeanor.core.errors import RequestError
+from demeanor.core.errors import RequestError, TextError
 from demeanor.core.types import (
     Citation,
     Completion,
@@ -156,7 +156,7 @@ async def create_chat_completion(request: Request) -> Response:
     state = state_of(request)
     started = state.clock()
     body = await read_body(request, ChatRequest)
-    card, respond = state.assistant.card(body.model), state.assistant.respond(body.model)
+    card, respond = state.assistant.card(body.model), name_messages(state.assistant.respond(body.model))
     request.state.stack_key = card.stack_key
     id = f"chatcmpl-{request.state.request_id.removeprefix('req_')}"
     turns = chat_turns(body, card, state.assistant.defaults(), user=CURRENT_REQUEST.get().user, id=id)
@@ -172,6 +172,23 @@ async def create_chat_completion(request: Request) -> Response:
         stream_options=body.stream_options,
         started=started,
     )
+
+
+def name_messages(respond: Respond) -> Respond:
+    """The same, but an error of a message names its place in the request, not among what layers added."""
+
+    async def named(turn: Turn) -> AsyncIterator[Event]:
+        events = respond(turn)
+        try:
+            async for event in events:
+                yield event
+        except TextError as error:
+            raise error.within(turn.messages) from None
+        finally:
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
+
+    return named
 
 
 async def completion_response(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from demeanor.core.errors import ContextError, RequestError
+from demeanor.core.errors import ContextError, RequestError, TextError
 from demeanor.core.types import Decoding, Event, Message, PromptRead, Refusal, Respond, Text, Turn, fold
 from demeanor.server.assistant import Codec, ModelCard
 from demeanor.server.chat import CompletionBase, UsageAnswer, completion_response, finish_reason
@@ -220,6 +220,8 @@ def name_prompt(respond: Respond) -> Respond:
                     yield event
         except ContextError as error:
             raise RequestError(str(error), param="prompt", code="context_length_exceeded") from error
+        except TextError as error:
+            raise RequestError(error.what, param="prompt", code="invalid_value") from None
 
     return renamed
 

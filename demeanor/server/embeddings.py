@@ -14,7 +14,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from demeanor.core.errors import ContextError, RequestError
+from demeanor.core.errors import ContextError, RequestError, TextError
 from demeanor.server.assistant import ModelCard, ServedAssistant
 from demeanor.server.completions import Prompt, prompt_list
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
@@ -66,7 +66,10 @@ async def create_embedding(request: Request) -> Response:
     body = await read_body(request, EmbeddingRequest)
     card, codec = assistant.card(body.model), assistant.codec(body.model)
     request.state.stack_key = card.stack_key
-    texts = [codec.encode(x) if isinstance(x, str) else x for x in prompt_list(body.input)]
+    try:
+        texts = [codec.encode(x) if isinstance(x, str) else x for x in prompt_list(body.input)]
+    except TextError as error:
+        raise RequestError(str(error), param="input", code="invalid_value") from None
     for i, text in enumerate(texts):
         check_tokens(i, text, codec.vocab_size)
     try:

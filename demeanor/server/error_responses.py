@@ -12,7 +12,7 @@ from http import HTTPStatus
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from demeanor.core.errors import ContextError, DecodingError, EngineError, RequestError
+from demeanor.core.errors import ContextError, DecodingError, EngineError, RequestError, TextError
 from demeanor.server.schemas import ErrorAnswer, ErrorDetail
 
 log = logging.getLogger("demeanor.server")
@@ -25,6 +25,8 @@ def refusal_of(error: Exception, request_id: str) -> RequestError:
             return error
         case ContextError():
             return RequestError(str(error), param="messages", code="context_length_exceeded")
+        case TextError():
+            return RequestError(str(error), param=error.param, code="invalid_value")
         case DecodingError():
             return RequestError(str(error), param=error.param, code="invalid_value")
         case EngineError():

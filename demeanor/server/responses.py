@@ -13,7 +13,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from demeanor.core.errors import ContextError, DecodingError, RequestError
+from demeanor.core.errors import ContextError, DecodingError, RequestError, TextError
 from demeanor.core.types import Completion, Event, Message, Respond, Turn, fold
 from demeanor.server.assistant import TurnStore
 from demeanor.server.chat import sent_calls, trace
@@ -163,6 +163,8 @@ def rename_fields(respond: Respond) -> Respond:
                 yield event
         except ContextError as error:
             raise RequestError(str(error), param="input", code="context_length_exceeded") from None
+        except TextError as error:
+            raise RequestError(error.what, param="input", code="invalid_value") from None
         except DecodingError as error:
             raise DecodingError(str(error), FIELDS.get(error.param, error.param)) from None
         finally:

@@ -8,26 +8,24 @@ models.
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from datetime import datetime
+from itertools import islice, pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import jinja2
-import jinja2.ext
-import jinja2.meta
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 
 from demeanor.core import registry
-from demeanor.core.errors import CheckpointError, DataError, DemeanorError, unknown
+from demeanor.core.errors import CheckpointError, DataError, DemeanorError, TextError, check_unicode, unknown
 from demeanor.core.types import Message, Messages, Text, ToolCalled, ToolSpec, call_json, tool_json
+from demeanor.text.sandbox import ChatSource, Exhausted, Written
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.text.tool_calls import CallReader, call_text
+from demeanor.text.tool_calls import CallReader, call_text, short_id
 
 TEMPLATES = "demeanor.text.templates"
 NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
@@ -77,6 +75,11 @@ class Template(Protocol):
 
     def reader(self) -> Reader:
         """Return a new reader of one assistant turn."""
+
+
+def is_trained(messages: Messages, i: int, trained_from: int) -> bool:
+    """Whether message `i` carries loss: an assistant's, from `trained_from` on, without `weight: 0`."""
+    return messages[i].role == "assistant" and i >= trained_from and messages[i].trained
 
 
 def refuse_kwargs(name: str, kwargs: Mapping[str, Any]) -> None:
@@ -181,21 +184,42 @@ def _of_checkpoint(tokenizer: Tokenizer, folder: Path | None) -> str:
     return source
 
 
+Part = Literal[
+    "context", "answer", "block"
+]  # an answer is trained up to the token that ends it, a block whole
+Cuts = Mapping[int, Part]  # where a part of a text starts
+
+
+class _Job(NamedTuple):
+    """What one rendering is given besides its messages; `hidden` and `marks` occur in none of its texts."""
+
+    tools: Sequence[ToolSpec]
+    hidden: str
+    marks: tuple[str, str]
+    now: datetime
+    extra: Mapping[str, Any]
+
+
+class _Rows(NamedTuple):
+    """Messages as the source expects them; `of[i]` is the row that holds message i."""
+
+    rows: list[dict[str, Any]]
+    of: list[int]
+
+
 class JinjaTemplate:
     """The template for one tokenizer; raises DataError if the source does not compile or never ends an
     answer."""
 
     def __init__(self, name: str, tokenizer: Tokenizer, source: str) -> None:
         self.name, self.jinja, self._tokenizer = name, source, tokenizer
-        self._template = compile_source(name, source)
+        self._source = ChatSource(name, source)
         self._added = _Added(tokenizer)
         self._constants = {
             k: _text(v) for k, v in tokenizer.config.items() if k.endswith("_token") and v is not None
         }
-        env = self._template.environment
-        undeclared = jinja2.meta.find_undeclared_variables(env.parse(source))
-        self._reads = undeclared - GIVEN - {*self._constants, *env.globals}
-        self._knows_calls, self._knows_tools = "tool_calls" in source, "tools" in source
+        self._reads = self._source.variables - GIVEN - {*self._constants}
+        self._known: dict[str, bool] = {}
         self.stop_tokens, self.stop = self._ends()
 
     def render(
@@ -211,50 +235,86 @@ class JinjaTemplate:
             if name not in self._reads:
                 why = unknown(name, self._reads, noun="variable")
                 raise DataError(f"template {self.name}: chat_template_kwargs: {why}")
-        hidden = _unused(messages, tools, kwargs)
-        extra = _hide(dict(kwargs), self._strings(True), hidden)
-        text = self._write(messages, tools, generate, hidden, extra)
-        cuts = {0: False, len(text): False}
-        for i, message in enumerate(messages):
-            if message.role == "assistant":
-                cuts |= self._span(
-                    messages, tools, i, text, hidden, extra, train=i >= trained_from, strict=not generate
-                )
-        rendered = Rendered([], [])
-        for start, end in pairwise(sorted(cuts)):
-            ids = self._encode(text[start:end], rendered.tokens, hidden)
-            rendered.tokens.extend(ids)
-            rendered.trained.extend(_until_stop(ids, self.stop_tokens) if cuts[start] else [False] * len(ids))
-        return rendered
+        job = self._job(messages, tools, kwargs)
+        try:
+            rows = self._rows(messages, job)
+            whole = self._write(rows.rows, job, generate)
+            if generate:
+                cuts = self._answered(messages, rows, whole, job)
+            else:
+                cuts = self._trained(messages, rows, whole, job, trained_from)
+            return self._tokens(whole.text, cuts, job.hidden)
+        except Exception as error:  # a template may fail in any way on a missing field
+            if isinstance(error, DataError) and not isinstance(error, TextError):
+                raise
+            raise self._blamed(messages, job, error) from None
 
     def reader(self) -> Reader:
         return CallReader(CALL, CALLED)
 
-    def _span(
-        self,
-        messages: Messages,
-        tools: Sequence[ToolSpec],
-        i: int,
-        text: str,
-        hidden: str,
-        extra: Mapping[str, Any],
-        *,
-        train: bool,
-        strict: bool,
-    ) -> dict[int, bool]:
-        """Return where message `i`'s answer starts (True if trained) and ends in `text`; empty if prefixes
-        differ.
+    # ---- tokens and trained flags ----
 
-        If `strict` and the answer is to be trained, raises DataError instead.
+    def _tokens(self, text: str, cuts: Cuts, hidden: str) -> Rendered:
+        rendered = Rendered([], [])
+        for start, end in pairwise(sorted({0, len(text), *cuts})):
+            ids = self._encode(text[start:end], rendered.tokens, hidden)
+            part = cuts.get(start, "context")
+            rendered.tokens.extend(ids)
+            rendered.trained.extend(
+                _until_stop(ids, self.stop_tokens) if part == "answer" else [part == "block"] * len(ids)
+            )
+        return rendered
+
+    def _answered(self, messages: Messages, rows: _Rows, whole: Written, job: _Job) -> Cuts:
+        """Return where the prompts and the turns of earlier answers end: there, tokens never join.
+
+        Takes time in proportion to the text, unlike `_trained`, and checks less.
         """
-        prompt = self._write(messages[:i], tools, True, hidden, extra)
-        turn = self._write(messages[: i + 1], tools, False, hidden, extra)
+        answers = [rows.of[i] for i, m in enumerate(messages) if m.role == "assistant"]
+        if not answers:
+            return {}
+        plain = self._write(rows.rows, job, False).text
+        asks = whole.text[len(plain) :]
+        starts = {len(rows.rows): len(plain), **whole.starts}
+        cuts: dict[int, Part] = {}
+        for row in answers if whole.text.startswith(plain) else ():
+            start, end = starts.get(row, len(plain)), starts.get(row + 1, 0)
+            if start + len(asks) < end and whole.text.startswith(asks, start):
+                cuts |= {start + len(asks): "context", end: "context"}
+        return cuts
+
+    def _trained(self, messages: Messages, rows: _Rows, whole: Written, job: _Job, trained_from: int) -> Cuts:
+        """Return where each answer starts and ends."""
+        answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        in_blocks = whole.marked if len(whole.marked) == len(answers) else (None,) * len(answers)
+        cuts: dict[int, Part] = {}
+        for i, block in zip(answers, in_blocks):
+            train = is_trained(messages, i, trained_from)
+            cuts |= self._span(i, rows, whole.text, job, train=train and block is None)
+            if block is not None:
+                cuts |= {block[0]: "block" if train else "context", block[1]: "context"}
+        return cuts
+
+    def _span(self, i: int, rows: _Rows, text: str, job: _Job, *, train: bool) -> Cuts:
+        """Return where message `i`'s answer starts and ends in `text`; empty if prefixes differ.
+
+        If the answer is to be trained, raises DataError instead.
+        """
+        before, with_it = rows.rows[: rows.of[i]], rows.rows[: rows.of[i] + 1]
+        turn = self._write(with_it, job, False).text
+        try:
+            prompt = self._write(before, job, True).text
+        except Exception:  # it writes no conversation without messages: an answer starts at its content
+            if before:
+                raise
+            other = {**with_it[-1], "content": f"{job.hidden}{with_it[-1]['content']}"}
+            prompt = turn[: _common(turn, self._write([other], job, False).text)]
         if text.startswith(prompt) and text.startswith(turn) and len(prompt) < len(turn):
-            return {len(prompt): train, len(turn): False}
-        if not (strict and train):
+            return {len(prompt): "answer" if train else "context", len(turn): "context"}
+        if not train:
             return {}
         part = turn if text.startswith(prompt) else prompt
-        at = next((n for n, (a, b) in enumerate(zip(part, text)) if a != b), min(len(part), len(text)))
+        at = _common(part, text)
         here = slice(max(0, at - 20), at + 20)
         raise DataError(
             f"template {self.name}: message {i} (assistant) cannot be trained: the conversation up to it "
@@ -262,47 +322,48 @@ class JinjaTemplate:
             "Use a template that leaves earlier turns unchanged, or train only the last answer"
         )
 
-    def _write(
-        self,
-        messages: Messages,
-        tools: Sequence[ToolSpec],
-        generate: bool,
-        hidden: str,
-        extra: Mapping[str, Any] = NO_KWARGS,
-    ) -> str:
-        rows = self._rows(messages, tools if not self._knows_tools else (), hidden)
-        shown = None
-        if tools and self._knows_tools:
-            shown = _hide([tool_json(t) for t in tools], self._strings(True), hidden)
-        try:
-            return self._template.render(
-                messages=rows, tools=shown, add_generation_prompt=generate, **{**extra, **self._constants}
-            )
-        except jinja2.TemplateError as error:
-            raise DataError(f"template {self.name}: cannot write {_roles(messages)}: {error}") from None
-        except Exception as error:  # a template may fail in any way on a missing field
-            raise DataError(
-                f"template {self.name}: fails on {_roles(messages)}: {type(error).__name__}: {error}"
-            ) from None
+    # ---- rows: messages as the source expects them ----
 
-    def _rows(self, messages: Messages, tools: Sequence[ToolSpec], hidden: str) -> list[dict[str, Any]]:
-        """Return messages as the source expects them: system first, and only roles that it names."""
+    def _job(
+        self, messages: Messages = (), tools: Sequence[ToolSpec] = (), kwargs: Mapping[str, Any] = NO_KWARGS
+    ) -> _Job:
+        hidden, *marks = _unused(messages, tools, kwargs)
+        extra = _hide(dict(kwargs), self._strings(True), hidden)
+        return _Job(tools, hidden, (marks[0], marks[1]), datetime.now(), extra)
+
+    def _write(self, rows: Sequence[Mapping[str, Any]], job: _Job, generate: bool) -> Written:
+        shown = None
+        if job.tools and self._knows("tool list"):
+            shown = _hide([tool_json(t) for t in job.tools], self._strings(True), job.hidden)
+        given = {**job.extra, **self._constants, "tools": shown, "add_generation_prompt": generate}
+        return self._source.write(rows, job.now, job.marks, **given)
+
+    def _rows(self, messages: Messages, job: _Job) -> _Rows:
+        """Return messages as the source expects them: only roles, and orders of roles, that it writes."""
         rows: list[dict[str, Any]] = []
-        if tools:
-            listed = TOOLS + "\n".join(json.dumps(tool_json(t), ensure_ascii=False) for t in tools)
-            rows.append({"role": "system", "content": _hide(listed, self._strings(True), hidden)})
+        of: list[int] = []
+        own = False  # the last row has the role that its message has
+        if job.tools and not self._knows("tool list"):
+            listed = TOOLS + "\n".join(json.dumps(tool_json(t), ensure_ascii=False) for t in job.tools)
+            rows.append({"role": "system", "content": _hide(listed, self._strings(True), job.hidden)})
         for message in messages:
-            row = self._row(message, hidden)
-            if rows and row["role"] == rows[-1]["role"] and row["role"] in ("user", "system"):
+            row = self._row(message, job.hidden)
+            early = all(r["role"] == "system" for r in rows)
+            if row["role"] == "system" and not self._knows(
+                "system user" if early else "user assistant system user"
+            ):
+                row["role"] = "user"
+            begins = "system assistant user" if rows else "assistant user"
+            if row["role"] == "assistant" and early and not self._knows(begins):
+                rows.append({"role": "user", "content": ""})
+            role, kept = row["role"], row["role"] == message.role
+            if rows and role == rows[-1]["role"] and not (own and kept and self._knows(f"{role} {role}")):
                 rows[-1] = {**rows[-1], "content": f"{rows[-1]['content']}\n\n{row['content']}"}
             else:
                 rows.append(row)
-        if rows and rows[0]["role"] == "system" and "system" not in self.jinja:
-            first = rows.pop(0)["content"]
-            if rows and rows[0]["role"] == "user":
-                first = f"{first}\n\n{rows.pop(0)['content']}"
-            rows.insert(0, {"role": "user", "content": first})
-        return rows
+            own = kept
+            of.append(len(rows) - 1)
+        return _Rows(rows, of)
 
     def _row(self, message: Message, hidden: str) -> dict[str, Any]:
         if message.role == "assistant":
@@ -311,25 +372,127 @@ class JinjaTemplate:
         else:
             content = _hide(message.content, self._strings(True), hidden)
         role: str = message.role
-        if role == "developer" and "developer" not in self.jinja:
+        if role == "developer" and not self._knows("developer user"):
             role = "system"
-        if role == "data" or (role == "tool" and not re.search(r"""['"]tool['"]""", self.jinja)):
+        if role == "data" or (role == "tool" and not self._knows("tool")):
             fence = BLOCKS[role]
             return {"role": "user", "content": f"<{fence}>\n{neutral(content, (f'</{fence}>',))}\n</{fence}>"}
         row: dict[str, Any] = {"role": role, "content": content}
+        if message.reasoning is not None:
+            reasoning = _hide(neutral(message.reasoning, (CALL, CALLED)), self._strings(False), hidden)
+            row |= {"reasoning_content": reasoning, "thinking": reasoning}  # as transformers names it
         if role == "tool":
             optional = {"tool_call_id": message.tool_call_id, "name": message.name}
-            row |= {k: v for k, v in optional.items() if v is not None}
-        if message.tool_calls and not self._knows_calls:
+            if message.tool_call_id is not None and self._knows("short ids"):
+                optional["tool_call_id"] = short_id(message.tool_call_id)
+            row |= _hide({k: v for k, v in optional.items() if v is not None}, self._strings(True), hidden)
+        if message.tool_calls and not self._knows("calls"):
             texts = [_hide(call_text(c), self._strings(True), hidden) for c in message.tool_calls]
             written = "\n".join(f"{CALL}\n{text}\n{CALLED}" for text in texts)
             row["content"] = f"{content}\n{written}" if content else written
         elif message.tool_calls:
             calls = call_json(message.tool_calls)
             for call in calls:
-                call["function"]["arguments"] = _value(call["function"]["arguments"])
+                if not self._knows("calls as text"):
+                    call["function"]["arguments"] = _value(call["function"]["arguments"])
+                if self._knows("short ids"):
+                    call["id"] = short_id(call["id"])
             row["tool_calls"] = _hide(calls, self._strings(True), hidden)
         return row
+
+    # ---- what the source can write ----
+
+    def _knows(self, what: str) -> bool:
+        """Whether the source writes an order of roles, calls or tools: it is tried once, on a few words."""
+        if what not in self._known:
+            self._known[what] = self._tries(what)
+        return self._known[what]
+
+    def _tries(self, what: str) -> bool:
+        if what in ("assistant assistant", "tool tool"):
+            return True  # they are never joined
+        if what == "tool list":
+            found = self._tried([{"role": "user", "content": "probe"}], tool=True)
+            return "tools" in self.jinja and "probename" in found
+        if what == "calls":
+            return "tool_calls" in self.jinja and (self._calls({}) or self._calls({"as_text": True}))
+        if what == "calls as text":
+            return not self._calls({})
+        if what == "short ids":
+            form = {"as_text": self._knows("calls as text")}
+            return self._knows("calls") and not self._calls({**form, "id": "call_0123456789ab"})
+        if what == "tool":
+            rows = (
+                _called(as_text=self._knows("calls as text"))
+                if self._knows("calls")
+                else _said("user assistant")
+            )
+            found = self._tried(
+                [
+                    *rows,
+                    {"role": "tool", "content": "probeend", "tool_call_id": "call00001", "name": "probename"},
+                ]
+            )
+            return "probeend" in found
+        rows, known = _said(what), "developer" not in what or "developer" in self.jinja
+        found = self._tried(rows) if known else ""
+        return bool(found) and all(row["content"] in found for row in rows)
+
+    def _calls(self, form: Mapping[str, Any]) -> bool:
+        """Whether a call in this form is written as JSON, or as something else that has its name and
+        values."""
+        result = {
+            "role": "tool",
+            "content": "end",
+            "tool_call_id": form.get("id", "call00001"),
+            "name": "probename",
+        }
+        rows = _called(**form)
+        found = self._tried(rows) or self._tried([*rows, result])
+        wrong = ("{'probekey", '\\"probekey')  # Python's form, or JSON within JSON
+        return all(word in found for word in ("probename", "probevalue")) and not any(
+            w in found for w in wrong
+        )
+
+    def _tried(self, rows: Sequence[Mapping[str, Any]], *, tool: bool = False) -> str:
+        """Return what the source writes; "" if it fails."""
+        given = {"tools": [tool_json(PROBE)] if tool else None, "add_generation_prompt": False}
+        try:
+            job = self._job()
+            return self._source.write(rows, job.now, job.marks, **{**given, **self._constants}).text
+        except Exception:  # a template may fail in any way
+            return ""
+
+    def _blamed(self, messages: Messages, job: _Job, error: Exception) -> TextError:
+        """Return an error that names the message at fault: one that the conversation before it lacks."""
+
+        def fails(count: int) -> bool:
+            try:
+                self._write(self._rows(messages[:count], job).rows, job, False)
+            except Exception:
+                return True
+            return False
+
+        why = f"{type(error).__name__}: {error}"
+        if isinstance(error, TextError | jinja2.TemplateError):
+            why = getattr(error, "what", str(error))
+        why = why[:MOST_SAID]
+        index, field = _half(messages)
+        if index is None and not isinstance(error, Exhausted) and fails(len(messages)):
+            index = bisect.bisect_left(range(1, len(messages) + 1), True, key=fails)
+        if index is None or index >= len(messages):
+            what = f"this conversation ({_roles(messages)})"
+            return TextError(f"template {self.name}: cannot write {what}: {why}")
+        message = messages[index]
+        values = [_value(call.arguments) for call in message.tool_calls]
+        wrong = next((i for i, value in enumerate(values) if not isinstance(value, dict)), None)
+        if not field and wrong is not None:
+            field, why = (
+                f".tool_calls[{wrong}].function.arguments",
+                f"{why}; got arguments that are no JSON object",
+            )
+        what = f"template {self.name}: cannot write a message of role {message.role} here: {why}"
+        return TextError(what, message=message, index=index, field=field)
 
     def _strings(self, untrusted: bool) -> list[str]:
         """Return strings that a content may not spell: added tokens; for an assistant (<think>) only
@@ -355,8 +518,14 @@ class JinjaTemplate:
 
     def _ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
         """Find what ends an answer from what the template writes after one: (stop tokens, stop strings)."""
-        ask, answer = Message("user", "1"), Message("assistant", "\ue0001\ue000")
-        texts = [self._write(m, (), False, "\uf8ff") for m in ((ask, answer), (ask, answer, ask))]
+        ask, answer = {"role": "user", "content": "1"}, {"role": "assistant", "content": "\ue0001\ue000"}
+        try:
+            job = self._job()
+            texts = [self._write(m, job, False).text for m in ([ask, answer], [ask, answer, ask])]
+        except Exception as error:  # a template may fail in any way
+            raise DataError(
+                f"template {self.name}: cannot write a question and its answer: {type(error).__name__}: {error}"
+            ) from None
         last, later = (text.rpartition("\ue000")[2] if "\ue000" in text else "" for text in texts)
         eos = self._tokenizer.eos_id
         for after in (last, later):
@@ -372,27 +541,18 @@ class JinjaTemplate:
         return frozenset({eos}), (tail,)
 
 
-def compile_source(name: str, source: str) -> jinja2.Template:
-    """Compile a chat template in a sandbox with transformers' settings; raises DataError with the line."""
-    env = jinja2.sandbox.ImmutableSandboxedEnvironment(  # autoescaping is for HTML; this is a prompt
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    env.filters["tojson"] = lambda x, indent=None, **_: json.dumps(x, ensure_ascii=False, indent=indent)
-    env.globals["raise_exception"] = _refuse
-    try:
-        return env.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"template {name}: line {error.lineno}: {error.message}") from None
+PROBE = ToolSpec("probename", "probetext", {"type": "object", "properties": {"probekey": {"type": "string"}}})
+MOST_SAID = 300  # characters of a template's own words in an error
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the trained part for other trainers; here its body is written unchanged."""
+def _said(roles: str) -> list[dict[str, Any]]:
+    return [{"role": role, "content": f"probe{i}word"} for i, role in enumerate(roles.split())]
 
-    tags = {"generation"}
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+def _called(*, as_text: bool = False, id: str = "call00001") -> list[dict[str, Any]]:
+    arguments: Any = '{"probekey": "probevalue"}' if as_text else {"probekey": "probevalue"}
+    call = {"id": id, "type": "function", "function": {"name": "probename", "arguments": arguments}}
+    return [*_said("user"), {"role": "assistant", "content": "", "tool_calls": [call]}]
 
 
 class _Added:
@@ -415,12 +575,16 @@ def _until_stop(ids: Sequence[int], stop: frozenset[int]) -> list[bool]:
     return [i <= end for i in range(len(ids))]
 
 
-def _unused(*contents: Any) -> str:
-    """Return a private-use character that occurs nowhere; inside a special string it prevents tokenizing
-    it as one."""
-    written = repr(contents)
-    used = set(written)
-    return next(c for c in map(chr, range(0xE001, 0xF8FF)) if c not in used and repr(c)[1:-1] not in written)
+_PRIVATE = (*range(0xE001, 0xF8FF), *range(0xF0000, 0xFFFFE))
+_ESCAPED = re.compile(r"\\u([ef][0-9a-f]{3})|\\U(000f[0-9a-f]{4})", re.I)
+
+
+def _unused(*contents: Any) -> list[str]:
+    """Return three private-use characters that occur nowhere; one inside a special string prevents
+    tokenizing it as one."""
+    found = _ESCAPED.findall(repr(contents))  # repr escapes private-use characters
+    used = {int(short or long, 16) for short, long in found}
+    return [chr(code) for code in islice((c for c in _PRIVATE if c not in used), 3)]
 
 
 def _hide(value: Any, strings: Sequence[str], hidden: str) -> Any:
@@ -436,9 +600,31 @@ def _hide(value: Any, strings: Sequence[str], hidden: str) -> Any:
 
 def _value(arguments: str) -> Any:
     try:
-        return json.loads(arguments)
-    except ValueError:
+        return json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError):
         return arguments
+
+
+def _common(a: str, b: str) -> int:
+    """Return how many characters two texts have in common at their start."""
+    return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _half(messages: Messages) -> tuple[int | None, str]:
+    """Return where half a surrogate pair is: the message and its field."""
+    for i, message in enumerate(messages):
+        parts = {".content": message.content, ".reasoning_content": message.reasoning, ".name": message.name}
+        for j, call in enumerate(message.tool_calls):
+            parts[f".tool_calls[{j}].function.arguments"] = json.dumps(
+                _value(call.arguments), ensure_ascii=False
+            )
+            parts[f".tool_calls[{j}].function.name"] = call.name
+        for field, text in parts.items():
+            try:
+                check_unicode(text)
+            except TextError:
+                return i, field
+    return None, ""
 
 
 def _text(token: Any) -> Any:
@@ -446,8 +632,6 @@ def _text(token: Any) -> Any:
 
 
 def _roles(messages: Messages) -> str:
-    return f"messages {', '.join(f'{i} ({m.role})' for i, m in enumerate(messages)) or '(none)'}"
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    listed = [f"{i} ({m.role})" for i, m in enumerate(messages)]
+    shown = [*listed[:8], *(["..."] if len(listed) > 8 else [])]
+    return f"messages {', '.join(shown) or '(none)'}"

@@ -16,7 +16,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from demeanor.core.errors import CheckpointError, DataError
+from demeanor.core.errors import CheckpointError, DataError, check_unicode
 from demeanor.core.files import write_text
 from demeanor.stack import schema as specs
 
@@ -64,14 +64,15 @@ class Tokenizer:
         self.prefix: bool = self._plain.encode("a", add_special_tokens=False).ids != self.joined("a")
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text without BOS and EOS; special strings in it are plain text."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        """Return the ids of a text without BOS and EOS; special strings in it are plain text.
+
+        Raises TextError for half a surrogate pair, which is no Unicode text.
+        """
+        return _ids(self._plain, text)
 
     def joined(self, text: str) -> list[int]:
         """Return the ids of a text that continues earlier text: no space is put before it."""
-        ids: list[int] = self._joined.encode(text, add_special_tokens=False).ids
-        return ids
+        return _ids(self._joined, text)
 
     def document(self, text: str) -> list[int]:
         """Return the ids of a whole document as in pretraining: BOS if there is one, the text, EOS."""
@@ -211,6 +212,15 @@ class _Counted:
         for text in self.texts:
             self.num_chars += len(text)
             yield text
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except TypeError:
+        check_unicode(text)
+        raise
+    return ids
 
 
 def _text_only(source: dict[str, Any]) -> tokenizers.Tokenizer:

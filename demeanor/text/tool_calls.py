@@ -40,6 +40,11 @@ def parse_call(text: str, index: int) -> ToolCall | None:
     return ToolCall(f"call_{digest[:12]}", name, value if isinstance(value, str) else raw)
 
 
+def short_id(id: str) -> str:
+    """Return nine letters and digits for a call's id: the only ids that some templates write."""
+    return hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()[:9]
+
+
 def signature(tool: ToolSpec) -> str:
     """Return a tool in a few tokens: name(parameter, parameter)."""
     return f"{tool.name}({', '.join(_properties(tool.parameters))})"

@@ -161,11 +161,13 @@ def test_a_developer_becomes_a_system_message_and_a_system_message_a_users_where
         .tokens
     )
     assert text.startswith("<|system|>\nA\n\nB<|endoftext|>")
-    plain = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
-    text = bare().decode(
-        JinjaTemplate("t", bare(), plain).render((Message("system", "B"), Message("user", "C"))).tokens
-    )
-    assert text == "user: B\n\nC<|endoftext|>"
+    line = "{{ m.role + ': ' + m.content + eos_token }}"
+    refusing = "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + line
+    silent = "{% if m.role != 'system' %}" + line + "{% endif %}"
+    for body in (refusing, silent):
+        source = "{% for m in messages %}" + body + "{% endfor %}"
+        rendered = JinjaTemplate("t", bare(), source).render((Message("system", "B"), Message("user", "C")))
+        assert bare().decode(rendered.tokens) == "user: B\n\nC<|endoftext|>"
 
 
 def test_what_ends_an_answer_is_found_in_the_template() -> None:
@@ -185,8 +187,10 @@ def test_what_ends_an_answer_is_found_in_the_template() -> None:
     [
         ("{% for m in %}", "template t: line 1"),
         (
-            ZEPHYR.replace("{{ '<|system|>\n' +", "{{ raise_exception('no system prompts') + "),
-            r"messages 0 \(system\), 1 \(user\): no system prompts",
+            ZEPHYR.replace(
+                "{{ '<|user|>\n' +", "{{ raise_exception('nobody asks') if 'y' in message.content }}{{ "
+            ),
+            r"messages\[1\]: template t: cannot write a message of role user here: nobody asks",
         ),
         ("{{ ''.__class__.__mro__ }}", "unsafe|undefined"),
         ("{{ open('/etc/passwd') }}", "'open' is undefined"),

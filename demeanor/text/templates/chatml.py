@@ -18,6 +18,7 @@ from demeanor.text.template import (
     Reader,
     Rendered,
     TokenBuilder,
+    is_trained,
     neutral,
     refuse_kwargs,
     text_markers,
@@ -58,7 +59,7 @@ class ChatML:
             self._turn(builder, Message("system", ""), tools)
         for i, message in enumerate(messages):
             if message.role == "assistant":
-                self._answer(builder, message, i >= trained_from)
+                self._answer(builder, message, is_trained(messages, i, trained_from))
             else:
                 self._turn(builder, message, tools if i == 0 and message.role == "system" else ())
         if generate:

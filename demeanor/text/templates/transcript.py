@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.types import Messages, ToolSpec
-from demeanor.text.template import NO_KWARGS, Reader, Rendered, TokenBuilder, refuse_kwargs
+from demeanor.text.template import NO_KWARGS, Reader, Rendered, TokenBuilder, is_trained, refuse_kwargs
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.text.tool_calls import CallReader, call_text, signature
 
@@ -67,7 +67,7 @@ class Transcript:
             if first_line and i == 0:
                 continue
             lines.label(LABELS[message.role])
-            trained = message.role == "assistant" and i >= trained_from
+            trained = is_trained(messages, i, trained_from)
             builder.add_content(self._space + _indented(message.content) if message.content else "", trained)
             for call in message.tool_calls:
                 builder.add_text(f"\n{CALL}", trained)

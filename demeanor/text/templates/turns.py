@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.types import Messages, ToolSpec
-from demeanor.text.template import NO_KWARGS, Reader, Rendered, TokenBuilder, refuse_kwargs, text_markers
+from demeanor.text.template import (
+    NO_KWARGS,
+    Reader,
+    Rendered,
+    TokenBuilder,
+    is_trained,
+    refuse_kwargs,
+    text_markers,
+)
 from demeanor.text.tokenizer import END, Tokenizer
 from demeanor.text.tool_calls import CallReader, call_text, signature
 
@@ -55,7 +63,7 @@ class Turns:
                 shown = listed if message.role == "system" and i == 0 else ""
                 self._turn(builder, f"<|{message.role}|>", message.content, shown)
                 continue
-            trained = i >= trained_from
+            trained = is_trained(messages, i, trained_from)
             builder.add_marker(ASSISTANT)
             builder.add_content(message.content, trained)
             for call in message.tool_calls:
