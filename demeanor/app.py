@@ -22,10 +22,10 @@ from torch import nn
 from demeanor import tools
 from demeanor.core import registry
 from demeanor.core.types import Completion, Decoding, Event, Messages, Respond, RunnableTool, ToolSpec, Turn
-from demeanor.engine.drafts import Drafts
-from demeanor.engine.local import LocalEngine
+from demeanor.engine.local import LeasedEngine, LocalEngine, WeightsCache
 from demeanor.engine.remote import estimated_tokens, remote, remote_respond
 from demeanor.engine.respond import (
+    Drafts,
     Engine,
     answer_logprob,
     cached,
@@ -38,7 +38,6 @@ from demeanor.engine.respond import (
 )
 from demeanor.engine.respond import unit_vector as _unit
 from demeanor.engine.scheduler import Request
-from demeanor.engine.weights_cache import LeasedEngine, WeightsCache
 from demeanor.evaluation import suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.evaluation.scorers import refusal, score_item

@@ -2,7 +2,7 @@
 
 In: a turn of messages, or with `raw` a turn of plain tokens without a template (if a layer changed the turn's
 text, the text is used instead of `raw`). Out: its events, with log-probabilities on request. Also here:
-caching of answers, embeddings, sampling and scoring of single answers.
+caching of answers, earlier answers as drafts, embeddings, sampling and scoring of single answers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from demeanor.core.errors import DecodingError
@@ -32,7 +32,6 @@ from demeanor.core.types import (
     Turn,
     Usage,
 )
-from demeanor.engine.drafts import Drafts, topic
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.scheduler import Piece, Request, draftable
 from demeanor.model.llama import Llama
@@ -41,6 +40,10 @@ from demeanor.text.tokenizer import Tokenizer
 from demeanor.text.tool_calls import needs_grammar
 from demeanor.text.tool_grammar import constrain_tool_calls
 
+MOST_DRAFTS = (
+    4  # drafts kept for each question, newest first; more are seldom right and cost a comparison each
+)
+ASKING = ("user", "tool")
 MOST_AT_ONCE = 32  # prompts that `complete_prompts` answers at the same time; limits memory
 
 
@@ -266,3 +269,32 @@ def rendered_tokens(template: Template, messages: Messages, tools: Sequence[Tool
 def prompt_tokens(count: Callable[[Messages, Sequence[ToolSpec]], int], turn: Turn) -> int:
     """Number of tokens that the weights read for a turn."""
     return len(turn.raw) if turn.raw is not None else count(turn.messages, turn.tools)
+
+
+@dataclass
+class Drafts:
+    """Answers that some weights have given to each question, independent of the context before it.
+
+    Variants of the same weights often give the same answer word for word. The engine verifies a draft many
+    tokens at a time, so drafts never change an answer.
+    """
+
+    confirmed: int = 0  # answers that equalled one of their drafts
+    _answers: dict[Hashable, list[tuple[int, ...]]] = field(default_factory=dict)
+
+    def of(self, topic: Hashable) -> tuple[tuple[int, ...], ...]:
+        """Return the drafts for a topic, newest first."""
+        return tuple(self._answers.get(topic, ()))
+
+    def keep(self, topic: Hashable, tokens: Sequence[int], tried: Sequence[tuple[int, ...]]) -> None:
+        """Store an answer; `tried` are the drafts that it was generated with."""
+        answer = tuple(tokens)
+        self.confirmed += answer in tried
+        earlier = [known for known in self._answers.get(topic, ()) if known != answer]
+        self._answers[topic] = [answer, *earlier][:MOST_DRAFTS]
+
+
+def topic(weights: str, messages: Messages) -> Hashable:
+    """Return the key of a question: weights and last user or tool message, without the context before it."""
+    last = next((m for m in reversed(messages) if m.role in ASKING), None)
+    return weights, last and (last.role, last.content)

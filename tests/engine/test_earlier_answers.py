@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from demeanor.core.types import Decoding, Message, Turn, complete
-from demeanor.engine.drafts import MOST, Drafts, topic
-from demeanor.engine.respond import model_respond
+from demeanor.engine.respond import MOST_DRAFTS, Drafts, model_respond, topic
 from demeanor.engine.scheduler import Piece, Request
 from demeanor.stack import schema as specs
 from demeanor.text import tokenizer as tokenizers
@@ -30,7 +29,7 @@ def test_the_newest_answers_come_first_and_a_hit_is_counted() -> None:
     assert (drafts.of("q"), drafts.confirmed) == (((1, 2), (3,)), 1)
     for n in range(10):
         drafts.keep("q", (n, n), ())
-    assert (len(drafts.of("q")), drafts.of("other")) == (MOST, ())
+    assert (len(drafts.of("q")), drafts.of("other")) == (MOST_DRAFTS, ())
 
 
 def test_a_topic_is_what_was_asked_last_of_which_weights() -> None:

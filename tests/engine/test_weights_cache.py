@@ -10,7 +10,7 @@ import pytest
 from demeanor.app import StackRuntime
 from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Message, Turn, complete
-from demeanor.engine.weights_cache import WeightsCache
+from demeanor.engine.local import WeightsCache
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.runs import Runs
 

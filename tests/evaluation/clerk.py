@@ -16,8 +16,8 @@ from pathlib import Path
 from demeanor import app
 from demeanor.app import LoadedWeights, StackRuntime
 from demeanor.core.types import Item, Message
+from demeanor.engine.local import WeightsCache
 from demeanor.engine.scheduler import Piece, Request
-from demeanor.engine.weights_cache import WeightsCache
 from demeanor.evaluation.runtime import Services
 from demeanor.stack.stack import Stack
 from demeanor.text.tokenizer import END, Tokenizer
