@@ -79,11 +79,15 @@ def share(value: float | None, low: float | None, high: float | None, places: in
 
 
 def estimate(value: float | None, low: float | None, high: float | None, places: int = 2) -> str:
-    """Return a number with its interval, if it has one."""
+    """Return a number with its interval, if it has one: `1.98 (0.90 or more)` where one end is open."""
     if value is None:
         return NONE
-    if low is None or high is None:
+    if low is None and high is None:
         return number(value, places)
+    if high is None or low is None:
+        ends = [f"{number(low, places)} or more"] if low is not None else []
+        ends += [f"{number(high, places)} or less"] if high is not None else []
+        return f"{number(value, places)} ({ends[0]})"
     return f"{number(value, places)} ({number(low, places)} to {number(high, places)})"
 
 

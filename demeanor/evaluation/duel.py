@@ -46,7 +46,15 @@ from demeanor.evaluation.result import plain, save
 from demeanor.evaluation.result_rows import Row
 from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.scorers import judged
-from demeanor.evaluation.statistics import Estimate, Floats, Labels, cluster_draws, percentile
+from demeanor.evaluation.statistics import (
+    Estimate,
+    Floats,
+    Labels,
+    cluster_draws,
+    expanded,
+    mean,
+    percentile,
+)
 from demeanor.stack.schema import JudgeSpec
 from demeanor.stack.stack import Stack, decoding_of, digest
 
@@ -57,14 +65,14 @@ ELO = 400 / np.log(10)
 
 
 class Wins(NamedTuple):
-    """A raw and a length-controlled win rate, each with its 95% interval, and the slope of the length term."""
+    """A raw and a length-controlled win rate, each with its 95% interval (None with one cluster), and the slope of the length term."""
 
     raw: float
-    raw_low: float
-    raw_high: float
+    raw_low: float | None
+    raw_high: float | None
     controlled: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     slope: float
     n: int
 
@@ -91,9 +99,20 @@ def win_rate(
     b0, b1 = _logistic(x_N, y_N, np.ones_like(y_N))
     fits = np.array([_logistic(x_N, y_N, counts_G[index_N].astype(float)) for counts_G in counts_RG])
     weights_RN = counts_RG[:, index_N]
-    raw_low, raw_high = percentile(weights_RN @ y_N / weights_RN.sum(1))
-    low, high = percentile(special.expit(fits[:, 0]))
-    return Wins(float(y_N.mean()), raw_low, raw_high, float(special.expit(b0)), low, high, b1, len(y_N))
+    few = counts_RG.shape[1]
+    raw: tuple[float | None, float | None]
+    controlled: tuple[float | None, float | None]
+    if few < 2:
+        return Wins(float(y_N.mean()), None, None, float(special.expit(b0)), None, None, b1, len(y_N))
+    if (
+        np.ptp(y_N) == 0
+    ):  # every resample says the same, and the fit's penalty says the rest: that is no certainty
+        whole = mean(y_N, clusters)
+        raw = controlled = (whole.low, whole.high)
+    else:
+        raw = percentile(weights_RN @ y_N / weights_RN.sum(1), expanded(few))
+        controlled = percentile(special.expit(fits[:, 0]), expanded(few))
+    return Wins(float(y_N.mean()), *raw, float(special.expit(b0)), *controlled, b1, len(y_N))
 
 
 def _logistic(x_N: Floats, y_N: Floats, weights_N: Floats) -> tuple[float, float]:
@@ -150,10 +169,18 @@ def ratings(
     )
     games = np.bincount(np.concatenate([a_N, b_N]), minlength=len(players))
     found = [
-        Rating(name, float(best_P[i]), *percentile(draws_RP[:, i]), int(games[i]))
+        Rating(name, float(best_P[i]), low, high, int(games[i]))
         for name, i in place.items()
+        for low, high in [_bounds(draws_RP[:, i], counts_RG.shape[1])]
     ]
     return sorted(found, key=lambda r: -r.rating)
+
+
+def _bounds(values_R: Floats, clusters: int) -> tuple[float, float] | tuple[None, None]:
+    """The percentiles of resamples, levels widened for few clusters; None with one cluster, and where no resample differs."""
+    if clusters < 2 or np.ptp(values_R) < 1e-9:
+        return None, None
+    return percentile(values_R, expanded(clusters))
 
 
 def _strengths(

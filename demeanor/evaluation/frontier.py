@@ -201,7 +201,7 @@ def divergence(answers: Sequence[KlFromParent]) -> Divergence | None:
         return None
     nats_N, clusters = np.array([m.nats for m in answers]), [m.cluster for m in answers]
     value, se, count = float(nats_N.mean()), statistics.cluster_se(nats_N, clusters), len(set(clusters))
-    half = None if se is None else float(special.stdtrit(count - 1, (1 + statistics.CONFIDENCE) / 2)) * se
+    half = None if not se else float(special.stdtrit(count - 1, (1 + statistics.CONFIDENCE) / 2)) * se
     per_token = float(nats_N.sum() / max(1, sum(m.tokens for m in answers)))
     return Divergence(
         value,

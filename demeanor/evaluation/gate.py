@@ -281,7 +281,11 @@ def _stable(cells: PairedTable, rule: Stability, candidate: str, confidence: flo
     values = {tag: {row.value for i in ids for row in rows.get(i, ())} for tag, ids in groups.items()}
     flipped = [tag for tag, seen in values.items() if len(seen - {None}) > 1]
     n, k = len(groups), len(flipped)
-    low, high = 1 - statistics.upper_bound(n - k, n, denial), statistics.upper_bound(k, n, confidence)
+    clusters = [cells.items[ids[0]].cluster for ids in groups.values()]
+    trials = statistics.independent_trials(clusters)
+    fewest, most = k * trials // n, -(-k * trials // n)
+    low = 1 - statistics.upper_bound(trials - fewest, trials, denial)
+    high = statistics.upper_bound(most, trials, confidence)
     scored = all(None not in seen and seen for seen in values.values())
     verdict = _verdict(fails=low > rule.flip_rate, passes=high <= rule.flip_rate and scored)
     return Finding(
@@ -293,7 +297,7 @@ def _stable(cells: PairedTable, rule: Stability, candidate: str, confidence: flo
         high,
         rule.flip_rate,
         n,
-        n,
+        len(set(clusters)),
         _groups_needed(k / n, rule.flip_rate, confidence) if verdict is Verdict.INCONCLUSIVE else None,
         tuple(flipped),
     )

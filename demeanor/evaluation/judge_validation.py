@@ -42,7 +42,7 @@ DRAWS = 2000
 
 
 class Agreement(NamedTuple):
-    """A coefficient (1: perfect, 0: as by chance) with its cluster-bootstrap interval; None: nothing varies, or one cluster."""
+    """A coefficient (1: perfect, 0: as by chance) with its cluster-bootstrap interval; None: nothing varies, between resamples or at all, or one cluster."""
 
     value: float | None
     low: float | None
@@ -164,6 +164,8 @@ def _interval(
         return Agreement(value, None, None, units, ratings)
     values_R = np.array([coefficient(drawn_G[index_U].astype(float)) for drawn_G in counts_RG])
     low, high = percentile(values_R, expanded(G))
+    if high - low < 1e-12:  # nothing varied between resamples: that is no certainty
+        return Agreement(value, None, None, units, ratings)
     return Agreement(value, low, high, units, ratings)
 
 

@@ -590,7 +590,8 @@ def _robustness(result: Result) -> Section | None:
             _share(x.mean),
             _share(x.worst),
             _share(x.best),
-            f"{_share(x.flip_rate)} ({percent(x.flip_low)} to {percent(x.flip_high)})",
+            _share(x.flip_rate)
+            + ("" if x.flip_low is None else f" ({percent(x.flip_low)} to {percent(x.flip_high)})"),
             percent(x.spread),
             NONE if x.drop is None else f"{number(100 * x.drop, 0)}%",
             str(x.groups),

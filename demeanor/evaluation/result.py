@@ -53,11 +53,11 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A number with its bootstrap interval."""
+    """A number with its interval; None: an end that nothing bounds, or no interval."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +218,8 @@ class Robustness:
     """The best of these less the worst; None below two wordings."""
     flip_rate: float | None
     """Share of groups whose wordings are not all scored alike."""
-    flip_low: float
-    flip_high: float
+    flip_low: float | None
+    flip_high: float | None
     drop: float | None
     """1 - accuracy of the other wordings / accuracy of the plain one, over the groups that have both; below 0 where others do better."""
     flipped: tuple[str, ...]
@@ -357,7 +357,7 @@ def check_format(tree: Any, name: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A result as JSON values: dataclasses and named tuples as mappings, enumerations by name, NaN as null."""
+    """A result as JSON values: dataclasses and named tuples as mappings, enumerations by name, NaN and infinity as null."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if hasattr(value, "_asdict"):
@@ -368,7 +368,7 @@ def plain(value: Any) -> Any:
         return [plain(inner) for inner in value]
     if isinstance(value, Enum):
         return value.name.lower()
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def ladder_of(result: Result) -> list[Variant]:

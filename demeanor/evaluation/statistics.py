@@ -165,6 +165,21 @@ def cluster_bootstrap(columns_NC: Floats, clusters: Labels, *, draws: int, seed:
     return counts_RG @ sums_GC
 
 
+def sum_bounds(
+    parts: Sequence[tuple[float, float, float]], values_R: Floats, clusters: int
+) -> tuple[float, float]:
+    """The interval of a sum of (value, low, high): the wider of the bootstrap's and what the intervals of its parts allow.
+
+    The parts' distances are added as squares (Newcombe 1998; Zou & Donner 2008), so a rate that no resample could change keeps the width
+    of its own interval; the bootstrap knows what the parts share. An end may be infinite.
+    """
+    value = math.fsum(v for v, _, _ in parts)
+    below = math.hypot(*(max(0.0, v - low) for v, low, _ in parts))
+    above = math.hypot(*(max(0.0, high - v) for v, _, high in parts))
+    drawn = percentile(values_R, expanded(clusters))
+    return min(value - below, drawn[0]), max(value + above, drawn[1])
+
+
 def percentile(values_R: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The percentile interval of bootstrap values, draws that are undefined left out."""
     low, high = np.nanquantile(values_R, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -218,6 +233,12 @@ def detectable(
     """The same of items in clusters; None with one cluster, and where nothing below `discordance` could be found."""
     size = smallest(effective(items, clusters, within), discordance)
     return None if clusters < 2 or size >= discordance else size
+
+
+def independent_trials(clusters: Labels) -> int:
+    """How many independent trials these are if those of one cluster always come out alike: n^2 / sum(m^2), at least 1 (Kish 1965)."""
+    sizes = np.bincount(cluster_index(clusters)[0])
+    return max(1, len(clusters) ** 2 // int((sizes**2).sum()))
 
 
 # ---- exact rates, families of tests and the size of a study ----
@@ -337,4 +358,7 @@ def kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> tuple[float,
     )
     variance = (diagonal + (1 - k) ** 2 * cross - (k - chance * (1 - k)) ** 2) / ((1 - chance) ** 2 * n)
     half = float(special.ndtri((1 + CONFIDENCE) / 2)) * math.sqrt(max(0.0, float(variance)))
+    if half < 1e-9:  # full agreement leaves the formula no spread, which is no certainty
+        low, high = wilson(agreed * float(n), float(n))
+        return k, max(-1.0, (low - chance) / (1 - chance)), min(1.0, (high - chance) / (1 - chance))
     return k, max(-1.0, k - half), min(1.0, k + half)

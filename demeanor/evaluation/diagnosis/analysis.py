@@ -230,8 +230,9 @@ def _net(d_N: Floats, weights_N: Floats, items: Sequence[Item]) -> Net:
     moved = len({c for c, v in zip(clusters, values_N) if v})
     if se is None or moved < 2:
         return Net(value, None, None, None)
-    if se < 1e-12:
-        return Net(value, value, value, 0.5**moved)
+    if se < 1e-12:  # all moved alike: as `statistics.paired`, with the clusters that moved for trials
+        half = statistics.zero_failures(moved) * (1 + abs(value))
+        return Net(value, max(-1.0, value - half), min(1.0, value + half), 0.5**moved)
     t = float(special.stdtrit(moved - 1, (1 + statistics.CONFIDENCE) / 2))
     p = 2.0 * float(special.stdtr(moved - 1, -abs(value) / se))
     return Net(
