@@ -7,7 +7,7 @@ Verdict. All are frozen. JSON forms are OpenAI's where OpenAI has one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -99,6 +99,16 @@ def call_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
         {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
         for c in calls
     ]
+
+
+def numbered(messages: Messages) -> Messages:
+    """Return messages in which every named text of role `data` begins with its number and name."""
+    found, number = list(messages), 0
+    for i, message in enumerate(messages):
+        if message.role == "data" and message.name is not None:
+            number += 1
+            found[i] = replace(message, content=f"[{number}] {message.name}\n{message.content}", name=None)
+    return tuple(found)
 
 
 def message_json(message: Message) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from demeanor.core.types import (
     Turn,
     Usage,
     message_json,
+    numbered,
     tool_json,
 )
 from demeanor.stack.schema import Remote
@@ -132,7 +133,7 @@ def body_of(turn: Turn, model: str) -> dict[str, Any]:
     decoding = turn.decoding
     body: dict[str, Any] = {
         "model": model,
-        "messages": [_message(message) for message in turn.messages],
+        "messages": [_message(message) for message in numbered(turn.messages)],
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": decoding.temperature,

@@ -7,11 +7,13 @@ tie. It shows overlap and does not prove the sentence around it.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from demeanor.core import registry
 from demeanor.core.types import Citation, Done, Event, Message, Messages, Passage, Respond, Text, Trust, Turn
@@ -24,34 +26,38 @@ MAX_WORDS = 400
 
 def citations(answer: str, passages: Sequence[Passage]) -> list[tuple[int, int, str]]:
     """Return supported spans (start, end, passage id) in the order of the answer; they never overlap."""
-    words = list(WORD.finditer(answer))[:MAX_WORDS]
-    sources = [(p.id, [w.group().casefold() for w in WORD.finditer(p.text)]) for p in passages]
+    words = [w for w, _ in zip(WORD.finditer(answer), range(MAX_WORDS))]
+    said = [w.group().casefold() for w in words]
+    texts = [[w.group().casefold() for w in WORD.finditer(p.text)] for p in passages]
+    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for source, text in enumerate(texts):
+        for start, word in enumerate(text):
+            places[word].append((source, start))
     found, at = [], 0
     while at < len(words):
-        length, source = longest([w.group().casefold() for w in words[at:]], sources)
+        length, source = longest(said[at : at + MAX_WORDS], texts, places)
         run = words[at : at + length]
         if run and (length >= MIN_WORDS or any(telling(answer, w) for w in run)):
-            found.append((run[0].start(), run[-1].end(), source))
+            found.append((run[0].start(), run[-1].end(), passages[source].id))
         at += max(length, 1)
     return found
 
 
-def longest(words: Sequence[str], sources: Sequence[tuple[str, Sequence[str]]]) -> tuple[int, str]:
-    """Return how many of the first words stand together in a source, and in which; the first source wins a
-    tie."""
-    best, best_id = 0, ""
-    for id_, source in sources:
-        for start in range(len(source)):
-            length = 0
-            while (
-                length < len(words)
-                and start + length < len(source)
-                and source[start + length] == words[length]
-            ):
-                length += 1
-            if length > best:
-                best, best_id = length, id_
-    return best, best_id
+def longest(
+    words: Sequence[str], texts: Sequence[Sequence[str]], places: Mapping[str, Sequence[tuple[int, int]]]
+) -> tuple[int, int]:
+    """Return how many of the first words stand together in a text, and in which; the first text wins a tie.
+
+    `places`: where each word stands, as (text, position).
+    """
+    best, best_text = 0, 0
+    for text, start in places.get(words[0], ()):
+        pairs = zip(words, texts[text][start : start + len(words)])
+        length = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        length = min(len(words), len(texts[text]) - start) if length is None else length
+        if length > best:
+            best, best_text = length, text
+    return best, best_text
 
 
 def telling(answer: str, word: re.Match[str]) -> bool:
@@ -59,8 +65,10 @@ def telling(answer: str, word: re.Match[str]) -> bool:
     text = word.group()
     if any(c.isdigit() for c in text):
         return True
+    before = answer[: word.start()].rstrip(" \"'(*")
+    end = before.rstrip()
+    begins = not before or end.endswith((".", "!", "?", ":")) or "\n" in before[len(end) :]
     alone = not WORD.search(answer, word.end()) and not answer[: word.start()].strip()
-    begins = re.search(r"(?:^|[.!?:\n]\s*)$", answer[: word.start()].rstrip(" \"'(*")) is not None
     return text[:1].isupper() and (not begins or alone)
 
 
@@ -75,6 +83,22 @@ class Spec(registry.Spec):
     min_score: float | None = Field(
         None, ge=0, description="BM25 score a passage needs; null: any word in common is enough"
     )
+    wording: str | None = Field(
+        None,
+        description="what the model reads of a passage, with {text} and, if wanted, {number} and {name}; null: "
+        "`[number] name` and the text, but the bare text in the templates `turns` and `transcript`",
+    )
+
+    @field_validator("wording")
+    @classmethod
+    def _has_text(cls, wording: str | None) -> str | None:
+        found = PLACE.findall("{text}" if wording is None else wording)
+        if "{text}" not in found or not set(found) <= set(PLACES):
+            raise ValueError(f"wanted {{text}} in it, and no other names in braces than {', '.join(PLACES)}")
+        return wording
+
+
+PLACE, PLACES = re.compile(r"(\{\w*\})"), ("{number}", "{name}", "{text}")
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
@@ -83,18 +107,20 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
         question = last_question(turn.messages)
-        found = [] if question is None else search(turn.messages[question].content, spec.top_k)
-        found = [p for p in found if p.score >= (spec.min_score or 0)]
+        found: list[Passage] = []
+        if question is not None:  # in a thread: a long text or a large index takes a while
+            found = await asyncio.to_thread(search, turn.messages[question].content, spec.top_k)
+            found = [p for p in found if p.score >= (spec.min_score or 0)]
         if question is not None and found:
-            turn = replace(turn, messages=inserted(turn.messages, question, found))
+            turn = replace(turn, messages=inserted(turn.messages, question, found, spec.wording))
         for passage in found:
             yield passage
         answer: list[str] = []
         async for event in inner(turn):
             if isinstance(event, Text):
                 answer.append(event.text)
-            elif isinstance(event, Done):
-                for start, end, passage_id in citations("".join(answer), found):
+            elif isinstance(event, Done) and found:
+                for start, end, passage_id in await asyncio.to_thread(citations, "".join(answer), found):
                     yield Citation(start, end, passage_id)
             yield event
 
@@ -106,7 +132,12 @@ def last_question(messages: Messages) -> int | None:
     return next((i for i in reversed(range(len(messages))) if messages[i].role == "user"), None)
 
 
-def inserted(messages: Messages, at: int, passages: Sequence[Passage]) -> Messages:
-    """Return the conversation with passages as data before message `at`."""
-    data = tuple(Message("data", p.text, name=p.id, trust=Trust.NONE) for p in passages)
+def inserted(messages: Messages, at: int, passages: Sequence[Passage], wording: str | None) -> Messages:
+    """Return the conversation with passages as data before message `at`; a wording holds their names."""
+    data = []
+    for number, p in enumerate(passages, start=1):
+        values = {"{number}": str(number), "{name}": p.id, "{text}": p.text}
+        parts = PLACE.split("{text}" if wording is None else wording)
+        text = "".join(values.get(part, part) for part in parts)
+        data.append(Message("data", text, name=p.id if wording is None else None, trust=Trust.NONE))
     return (*messages[:at], *data, *messages[at:])

@@ -1,8 +1,8 @@
-"""The search index: a folder's .md and .txt files cut into passages, and BM25 search over them (SQLite FTS5).
+"""The search index: BM25 search (SQLite FTS5) over the passages of a folder.
 
-In: a folder. Out: a search function (query, k) -> passages with ids `name#number`, counted from 1. A .txt
-file has one passage a line, a .md file one a paragraph or list item; long ones are cut between sentences or
-words.
+In: a folder. Out: a search function (query, k) -> passages, best first. Words of passages and queries are
+folded in one way, so that a word that stands in a document is found however it is written: case, accents,
+ligatures, \u00df and umlauts do not matter. Scripts without spaces are searched by pairs of characters.
 """
 
 from __future__ import annotations
@@ -12,103 +12,36 @@ import hashlib
 import re
 import sqlite3
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 
 from demeanor.core.errors import DemeanorError
 from demeanor.core.files import replacing
+from demeanor.core.folding import fold
 from demeanor.core.types import Passage
+from demeanor.retrieval.documents import Chunk, chunks, read_folder
 
-MAX_CHARACTERS = 1000
-HEADING = re.compile(r"#{1,6}\s+(.*?)\s*#*$")
-ITEM = re.compile(r"(?:[-*+]|\d{1,3}[.)])\s+")
-BULLET = re.compile(r"^[-*+]\s+")
-END = re.compile(r"(?<=[.!?])\s+")
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """One passage; `heading` is searched too but is not part of its text."""
-
-    id: str
-    source: str
-    heading: str
-    body: str
-
-
-def chunks(name: str, text: str) -> list[Chunk]:
-    """Return the passages of one file in order."""
-    if name.lower().endswith(".md"):
-        found = _paragraphs(text)
-    else:
-        found = (("", line.strip()) for line in text.splitlines())
-    cut = [(heading, part) for heading, body in found if body for part in _cut(body)]
-    return [Chunk(f"{name}#{i}", name, heading, body) for i, (heading, body) in enumerate(cut, start=1)]
-
-
-def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
-    """Yield paragraphs and list items of Markdown with their headings; wrapped lines are joined."""
-    headings: dict[int, str] = {}
-    lines: list[str] = []
-    for raw in [*text.splitlines(), ""]:
-        line = raw.strip()
-        heading = HEADING.match(line)
-        if lines and (not line or heading or ITEM.match(line)):
-            yield " / ".join(headings.values()), " ".join(lines)
-            lines = []
-        if heading:
-            level = line.index(" ") if " " in line else len(line)
-            headings = {k: v for k, v in headings.items() if k < level} | {level: heading.group(1)}
-        elif line:
-            lines.append(BULLET.sub("", line))
-
-
-def _cut(body: str) -> list[str]:
-    """Cut a text into pieces of at most MAX_CHARACTERS, after sentences if possible, else between words."""
-    pieces = [""]
-    for sentence in END.split(body):
-        parts = [sentence]
-        if len(sentence) > MAX_CHARACTERS:
-            parts = [
-                w[i : i + MAX_CHARACTERS] for w in sentence.split() for i in range(0, len(w), MAX_CHARACTERS)
-            ]
-        for part in parts:
-            if pieces[-1] and len(pieces[-1]) + 1 + len(part) > MAX_CHARACTERS:
-                pieces.append(part)
-            else:
-                pieces[-1] = f"{pieces[-1]} {part}".strip()
-    return pieces
-
-
-WORD = re.compile(r"\w+")
-MAX_TERMS, MAX_TERM = 64, 64
-SUFFIXES = {".md", ".txt"}
-VERSION = 1  # of chunks and tables; a cached index of another version is not used
+MAX_TERMS, MAX_TERM = 256, 256
+MAX_READ = 10_000  # characters read of both ends of a query that is longer
+VERSION = 2  # of chunks and tables; a cached index of another version is not used
 TABLES = """
 CREATE TABLE chunks (row INTEGER PRIMARY KEY, id TEXT NOT NULL, source TEXT NOT NULL, body TEXT NOT NULL);
-CREATE VIRTUAL TABLE words USING fts5 (heading, body, tokenize = 'unicode61 remove_diacritics 2');
+CREATE VIRTUAL TABLE words USING fts5 (heading, body, content = '', tokenize = 'ascii');
+CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
 """
-QUERY = """
-SELECT id, source, chunks.body, -bm25(words) AS score FROM words JOIN chunks ON chunks.row = words.rowid
-WHERE words MATCH ? ORDER BY bm25(words), chunks.row LIMIT ?
-"""
+RANKED = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY bm25(words), rowid"
 
 
 def open_folder(folder: Path, cache: Path | None = None) -> Callable[[str, int], list[Passage]]:
-    """Return the search over a folder, cached as a file in `cache`; raises DemeanorError if it does not
-    exist."""
-    if not folder.is_dir():
-        raise DemeanorError(f"{folder}: no such folder to search")
-    files = {
-        p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8", errors="replace")
-        for p in sorted(folder.rglob("*"))
-        if p.suffix.lower() in SUFFIXES
-        and p.is_file()
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    }
-    return _open(tuple(files.items()), cache)
+    """Return the search over a folder, cached as a file in `cache`.
+
+    The search may be called from several threads. Raises DemeanorError if there is no such folder, DataError
+    that lists every file that cannot be read.
+    """
+    return _open(tuple(read_folder(folder).items()), cache)
 
 
 @lru_cache(maxsize=16)
@@ -118,20 +51,132 @@ def _open(files: tuple[tuple[str, str], ...], cache: Path | None) -> Callable[[s
     lock = threading.Lock()
 
     def search(query: str, k: int) -> list[Passage]:
-        terms = match(query)
-        if not terms or k < 1:
-            return []
+        whole = len(query) <= 2 * MAX_READ
+        terms = query_terms(query if whole else f"{query[:MAX_READ]} {query[-MAX_READ:]}")
+        best: dict[str, Passage] = {}  # by text: passages that say the same fill one place
         with lock:
-            rows = connection.execute(QUERY, (terms, k)).fetchall()
-        return [Passage(id_, body, score, source) for id_, source, body, score in rows]
+            if len(terms) > MAX_TERMS:
+                terms = _rarest(connection, terms)
+            if not terms or k < 1:
+                return []
+            for row, score in connection.execute(RANKED, (expression(terms),)):
+                chunk = "SELECT id, source, body FROM chunks WHERE row = ?"
+                id_, source, body = connection.execute(chunk, (row,)).fetchone()
+                best.setdefault(" ".join(body.split()), Passage(id_, body, score, source))
+                if len(best) == k:
+                    break
+        return list(best.values())
 
     return search
 
 
-def match(query: str) -> str:
-    """Return the FTS5 expression of a query: any of its distinct words, quoted; "" if there are none."""
-    words = dict.fromkeys(word[:MAX_TERM] for word in WORD.findall(query.casefold()) if word.strip("_"))
-    return " OR ".join(f'"{word}"' for word in list(words)[:MAX_TERMS])
+def _rarest(connection: sqlite3.Connection, terms: list[str]) -> list[str]:
+    """Return the MAX_TERMS terms that stand in the fewest passages, but in one at least."""
+    count = "SELECT doc FROM vocabulary WHERE term = ?"
+    known = [(row[0], term) for term in terms if (row := connection.execute(count, (term,)).fetchone())]
+    return [term for _, term in sorted(known)[:MAX_TERMS]]
+
+
+def expression(terms: list[str]) -> str:
+    """Return the FTS5 expression for any of these terms; they are quoted, so none is syntax."""
+    return " OR ".join(f'"{term.removesuffix("*")}"{" *" * term.endswith("*")}' for term in terms)
+
+
+# ---- words ----
+
+ASCII_WORD = re.compile(r"[a-z0-9]+")
+POINTS = re.compile(r"[\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670]")  # vowels of Hebrew and Arabic
+LETTERS = str.maketrans(
+    {"\u0131": "i", "\u00f8": "o", "\u00e6": "ae", "\u0153": "oe", "\u0142": "l", "\u0111": "d"}
+)
+SPELLED = str.maketrans({"\u00e4": "ae", "\u00f6": "oe", "\u00fc": "ue", "\u00f8": "oe", "\u00e5": "aa"})
+# Letters of scripts that are written without spaces, or (Hangul) whose words take endings.
+UNSPACED = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x11FF),  # Burmese, Hangul
+    (0x1780, 0x17FF),  # Khmer
+    (0x3005, 0x3007),
+    (0x3040, 0x318F),  # kana, Bopomofo, Hangul
+    (0x31F0, 0x9FFF),  # kana, Han
+    (0xAC00, 0xD7FF),  # Hangul
+    (0x20000, 0x3FFFF),  # Han
+)
+
+
+def index_terms(text: str) -> list[str]:
+    """Return the terms under which a text is found: its words, and pairs of characters of unspaced scripts.
+
+    Each character of such a script begins a term, so a single one is found as the beginning of a term.
+    """
+    terms: list[str] = []
+    for unspaced, units in runs(text):
+        terms += [*map("".join, pairwise(units)), units[-1]] if unspaced else units
+    return terms
+
+
+def query_terms(text: str) -> list[str]:
+    """Return the distinct terms that a query looks for; one that ends in * is the beginning of terms."""
+    terms: dict[str, None] = {}
+    for unspaced, units in runs(text):
+        if unspaced:
+            units = [*map("".join, pairwise(units))] or [f"{units[0]}*"]
+        terms |= dict.fromkeys(units)
+    return list(terms)
+
+
+def runs(text: str) -> Iterator[tuple[bool, list[str]]]:
+    """Yield a text's folded words: (False, a word and how else it is spelled) or (True, unspaced characters)."""
+    if text.isascii():
+        for found in ASCII_WORD.finditer(text.lower()):
+            yield False, [found[0][:MAX_TERM]]
+        return
+    marks = groupby(text, lambda c: kind(c) == "mark")  # sorting a long row of marks takes quadratic time
+    text = "".join("".join(islice(row, 8 if is_mark else None)) for is_mark, row in marks)
+    text = unicodedata.normalize("NFKC", text).casefold()
+    for word, spelled in zip(
+        _split(_bare(text)), _split(_bare(unicodedata.normalize("NFC", text).translate(SPELLED)))
+    ):
+        for unspaced, characters in groupby(_characters(word), lambda c: kind(c[0]) == "unspaced"):
+            if unspaced:
+                yield True, list(characters)
+            else:
+                yield False, ["".join(characters)[:MAX_TERM]]
+        if word != spelled:
+            yield False, [spelled[:MAX_TERM]]
+
+
+def _bare(text: str) -> str:
+    """Return a text without accents, invisible characters and ligatures."""
+    bare = "".join(map(fold, unicodedata.normalize("NFKD", text)))
+    return unicodedata.normalize("NFC", POINTS.sub("", bare)).translate(LETTERS)
+
+
+def _split(text: str) -> list[str]:
+    return "".join(c if kind(c) != "gap" else " " for c in text).split(" ")
+
+
+def _characters(word: str) -> list[str]:
+    """Return the characters of a word, each with the marks that follow it."""
+    found: list[str] = []
+    for c in word:
+        if found and kind(c) == "mark":
+            found[-1] += c
+        else:
+            found.append(c)
+    return found
+
+
+@lru_cache(maxsize=65536)
+def kind(character: str) -> str:
+    """Return what a character is to the index: part of a word, a mark on one, unspaced, or a gap."""
+    if unicodedata.category(character).startswith("M"):
+        return "mark"
+    if not character.isalnum():
+        return "gap"
+    return "unspaced" if any(a <= ord(character) <= b for a, b in UNSPACED) else "word"
+
+
+# ---- tables ----
 
 
 def _in_memory(found: list[Chunk]) -> sqlite3.Connection:
@@ -161,6 +206,6 @@ def _fill(connection: sqlite3.Connection, found: list[Chunk]) -> None:
     )
     connection.executemany(
         "INSERT INTO words (rowid, heading, body) VALUES (?, ?, ?)",
-        [(i, c.heading, c.body) for i, c in enumerate(found)],
+        [(i, " ".join(index_terms(c.heading)), " ".join(index_terms(c.body))) for i, c in enumerate(found)],
     )
     connection.commit()

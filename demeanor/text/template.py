@@ -22,7 +22,7 @@ import jinja2
 
 from demeanor.core import registry
 from demeanor.core.errors import CheckpointError, DataError, DemeanorError, TextError, check_unicode, unknown
-from demeanor.core.types import Message, Messages, Text, ToolCalled, ToolSpec, call_json, tool_json
+from demeanor.core.types import Message, Messages, Text, ToolCalled, ToolSpec, call_json, numbered, tool_json
 from demeanor.text.sandbox import ChatSource, Exhausted, Written
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.text.tool_calls import CallReader, call_text, short_id
@@ -346,7 +346,7 @@ class JinjaTemplate:
         if job.tools and not self._knows("tool list"):
             listed = TOOLS + "\n".join(json.dumps(tool_json(t), ensure_ascii=False) for t in job.tools)
             rows.append({"role": "system", "content": _hide(listed, self._strings(True), job.hidden)})
-        for message in messages:
+        for message in numbered(messages):
             row = self._row(message, job.hidden)
             early = all(r["role"] == "system" for r in rows)
             if row["role"] == "system" and not self._knows(

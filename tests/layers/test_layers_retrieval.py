@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
 from fake_layers import ask, events_of, kit, only, says, script
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from demeanor.core.types import Citation, Done, Message, Passage, Respond, Trust, Turn
+from demeanor.core.types import Citation, Done, Message, Passage, Respond, Trust, Turn, numbered
 from demeanor.layers import retrieval
 from demeanor.layers.retrieval import WORD, citations
 
@@ -18,7 +21,10 @@ BERTH = Passage("berths.md#2", "The Sella lies at berth 4.", 0.5, "berths.md")
 
 
 def wrap(
-    inner: Respond, found: list[Passage], asked: list[tuple[str, int]] | None = None, **settings: float
+    inner: Respond,
+    found: list[Passage],
+    asked: list[tuple[str, int]] | None = None,
+    **settings: float | str | None,
 ) -> Respond:
     def open_index(folder: Path):  # type: ignore[no-untyped-def]
         assert folder == Path("stack/notices")
@@ -128,3 +134,62 @@ def test_every_citation_stands_word_for_word_in_its_passage(answer: str, bodies:
         )
         assert any(source[i : i + len(words)] == words for i in range(len(source)))
         at = end
+
+
+@pytest.mark.parametrize(
+    ("wording", "content", "name"),
+    [
+        (None, FERRY.text, "today.md#1"),
+        ("<{number}> {text} ({name})", f"<1> {FERRY.text} (today.md#1)", None),
+        ('{"text": "{text}"}', f'{{"text": "{FERRY.text}"}}', None),
+    ],
+)
+async def test_the_wording_of_a_passage_is_a_setting(
+    wording: str | None, content: str, name: str | None
+) -> None:
+    seen: list[Turn] = []
+    await events_of(wrap(script([Done("stop")], seen=seen), [FERRY], wording=wording))
+    assert (seen[0].messages[0].content, seen[0].messages[0].name) == (content, name)
+
+
+async def test_what_a_passage_says_is_not_read_as_wording() -> None:
+    seen: list[Turn] = []
+    odd = Passage("a.md#1", "{name} {number} {text}", 1.0, "a.md")
+    await events_of(wrap(script([Done("stop")], seen=seen), [odd], wording="{number}: {text}"))
+    assert seen[0].messages[0].content == "1: {name} {number} {text}"
+
+
+@pytest.mark.parametrize("wording", ["", "{name}", "{text} {title}", "{text} {}"])
+def test_a_wording_without_the_text_or_with_unknown_names_is_refused(wording: str) -> None:
+    with pytest.raises(ValidationError, match=r"wanted \{text\}"):
+        retrieval.Spec(index="notices", wording=wording)
+
+
+def test_named_passages_begin_with_number_and_name() -> None:
+    passages = [Message("data", "x", name=name) for name in ("a.md#1", None, "b.md#2")]
+    shown = numbered((Message("user", "a", name="Ann"), *passages))
+    assert [m.content for m in shown] == ["a", "[1] a.md#1\nx", "x", "[2] b.md#2\nx"]
+    assert [m.name for m in shown] == ["Ann", None, None, None]
+
+
+def test_citing_long_repetitive_text_takes_linear_time() -> None:
+    start = time.thread_time()
+    passages = [Passage(str(i), "a " * 500, 1.0, "") for i in range(50)]
+    assert citations("a " * 100_000, passages) == [(0, 799, "0")]
+    assert citations("\n" * 50_000 + ", Corkel", [FERRY]) == [(50_002, 50_008, "today.md#1")]
+    assert time.thread_time() - start < 8
+
+
+async def test_a_slow_search_holds_up_no_other_request() -> None:
+    def open_index(folder: Path):  # type: ignore[no-untyped-def]
+        return lambda query, k: time.sleep(0.3) or [FERRY]
+
+    respond = retrieval.wrap(
+        retrieval.Spec(index="notices"), says("ok"), kit(Path("stack"), open_index=open_index)
+    )
+    task = asyncio.create_task(events_of(respond))
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    assert turns > 5

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from demeanor.core.types import Message, Messages, ToolCall, ToolSpec, tool_json
+from demeanor.core.types import Message, Messages, ToolCall, ToolSpec, numbered, tool_json
 from demeanor.text.template import (
     NO_KWARGS,
     Reader,
@@ -57,7 +57,7 @@ class ChatML:
         builder = TokenBuilder(self._tokenizer, self._plain)
         if tools and not (messages and messages[0].role == "system"):
             self._turn(builder, Message("system", ""), tools)
-        for i, message in enumerate(messages):
+        for i, message in enumerate(numbered(messages)):
             if message.role == "assistant":
                 self._answer(builder, message, is_trained(messages, i, trained_from))
             else:

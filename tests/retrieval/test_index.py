@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demeanor.core.errors import DemeanorError
-from demeanor.retrieval.index import MAX_CHARACTERS, chunks, match, open_folder
+from demeanor.retrieval.documents import MAX_CHARACTERS, chunks
+from demeanor.retrieval.index import expression, index_terms, open_folder, query_terms
 
 FILES = {
     "ferries.md": "# Ferries\n\nThe ferry to Corkel leaves at 9.\nIt takes an hour.\n\n## Evening\n- Jorpel 17\n- Sella is in the dock.\n",
@@ -149,7 +151,7 @@ def test_no_query_is_syntax(folder: Path, query: str, k: int) -> None:
     assert len(found) <= k
     assert all(p.score > 0 for p in found)
     assert open_folder(folder)("Corkel", 1), "the tables are still there"
-    assert re.fullmatch(r'("\w+"( OR "\w+")*)?', match(query))
+    assert not re.search(r'["*]', "".join(t.removesuffix("*") for t in query_terms(query)))
 
 
 def test_words_that_are_operators_are_words(tmp_path: Path) -> None:
@@ -180,3 +182,86 @@ def test_an_empty_folder_finds_nothing_and_a_missing_one_is_an_error(tmp_path: P
     assert open_folder(tmp_path)("Corkel", 3) == []
     with pytest.raises(DemeanorError, match="no such folder"):
         open_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("STRASSE", "Die Stra\u00dfe ist gesperrt."),
+        ("stra\u00dfe", "DIE STRASSE"),
+        ("Mueller", "M\u00fcller"),
+        ("Muller", "M\u00fcller"),
+        ("M\u00fcller", "Mueller"),
+        ("Mu\u0308ller", "M\u00dcLLER"),
+        ("final", "the \ufb01nal o\ufb03ce"),
+        ("of\ufb01ce", "office"),
+        ("istanbul", "\u0130STANBUL"),
+        ("I\u015eIK", "\u0131\u015f\u0131k"),
+        ("isik", "I\u015eIK"),
+        ("cafe\u0301", "CAF\u00c9"),
+        ("\u0141\u00d3D\u0179", "lodz"),
+        ("\u00c6r\u00f8", "aero"),
+        ("\uff11\uff12\uff13\uff21", "123a"),
+        ("soft", "so\u00adft"),
+        ("\u039d\u03b1\u03cd\u03c2", "\u039d\u0391\u03a5\u03a3"),
+        ("\u0451\u043b\u043a\u0430", "\u0415\u043b\u043a\u0430"),
+        ("\u0643\u062a\u0627\u0628", "\u0643\u0650\u062a\u064e\u0627\u0628"),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u092f\u0939 \u0939\u093f\u0928\u094d\u0926\u0940 \u0939\u0948"),
+        ("\u6771\u4eac", "\u79c1\u306f\u6771\u4eac\u306b\u4f4f\u3080"),
+        ("\u8336", "\u7d05\u8336"),
+        ("\u8336", "\u8336\u5c4b\u3067\u3059"),
+        ("\uff71\uff72\uff7d", "\u30a2\u30a4\u30b9\u304c\u597d\u304d"),
+        ("\u304b\u3099\u304f", "\u5927\u304c\u304f"),
+        ("\uc11c\uc6b8", "\uc11c\uc6b8\uc5d0\uc11c"),
+        ("\u1109\u1165\u110b\u116e\u11af", "\uc11c\uc6b8"),
+        ("\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e", "\u0e09\u0e31\u0e19\u0e2d\u0e22\u0e39\u0e48\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e\u0e21\u0e2b\u0e32\u0e19\u0e04\u0e23"),
+        ("a1b2" * 18, "a1b2" * 18),
+        ("w" * 3000, "see (" + "w" * 3000 + ")"),
+        ("end", ",".join(f"item{i}" for i in range(400)) + ",end"),
+    ],
+)  # fmt: skip
+def test_a_word_that_stands_in_a_document_is_found_however_it_is_written(
+    query: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text(f"zzz\nyyy\n{text}\n", encoding="utf-8")
+    search = open_folder(tmp_path)
+    found = search(query, 1)
+    assert len(found) == 1
+    assert found[0].text[:9] in text
+    assert {p.id for p in search(text, 9)} >= {found[0].id}
+
+
+def test_another_word_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("M\u00fcller\n\u6771\u4eac\n" + "w" * 300 + "\n", encoding="utf-8")
+    search = open_folder(tmp_path)
+    words = ["Mull", "Moller", "\u4eac\u90fd", "\u4eac\u6771", "w" * 30, "\u00b4", "\u0301"]
+    assert [search(word, 3) for word in words] == [[]] * len(words)
+
+
+def test_passages_that_say_the_same_fill_one_place(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The ferry leaves at 9.\nThe  ferry leaves at 9.\nNo ferry today here.\n")
+    (tmp_path / "b.txt").write_text("The ferry leaves at 9.\nThe ferry leaves at 10.\n")
+    found = open_folder(tmp_path)("ferry leaves", 3)
+    assert [p.id for p in found] == ["a.txt#1", "b.txt#2", "a.txt#3"]
+
+
+def test_a_word_is_found_in_a_question_of_any_length_in_linear_time(folder: Path) -> None:
+    search = open_folder(folder)
+    many = " ".join(f"word{i}" for i in range(900))
+    assert [p.id for p in search(f"{many} Jorpel", 3)] == ["ferries.md#2"]
+    assert [p.id for p in search(f"Jorpel {'x ' * 100_000}", 3)] == ["ferries.md#2"]
+    assert search(many, 3) == []
+    start = time.thread_time()
+    found = [
+        search(f"{row * 100_000} Jorpel", 3)
+        for row in ("\u0301\u0316", "\u0e48\u0e38", "\u00fc ", "\ufdfa", "\u4e00\u4e8c")
+    ]
+    assert [[p.id for p in passages] for passages in found] == [["ferries.md#2"]] * 5
+    assert time.thread_time() - start < 5
+
+
+def test_terms_are_the_same_for_index_and_query() -> None:
+    text = "Stra\u00dfe foo_bar \u7d05\u8336 \u8336 3,5"
+    assert index_terms(text) == ["strasse", "foo", "bar", "\u7d05\u8336", "\u8336", "\u8336", "3", "5"]
+    assert query_terms(text) == ["strasse", "foo", "bar", "\u7d05\u8336", "\u8336*", "3", "5"]
+    assert expression(["and", "\u8336*"]) == '"and" OR "\u8336" *'
