@@ -6,19 +6,21 @@ In: paths and values. Out: the same values, or an error with file and line. Know
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from demeanor.core.errors import DataError, Problem, SpecError
+from demeanor.core.errors import CheckpointError, DataError, Problem, SpecError
 
 T = TypeVar("T")
 # Packages whose versions are stored with everything that is written.
@@ -97,6 +99,60 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = UniqueKeys) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise SpecError([Problem(where, f"not valid YAML: {getattr(error, 'problem', error)}")]) from None
+
+
+RECORD, SUMS = "demeanor.json", "sha256"
+"""The record in a folder of finished weights, and its field with the sum of each other file."""
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a folder."""
+    return {path.name: _sum(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def verify(folder: Path) -> None:
+    """Compare a folder of finished weights with the sums in its record, once for each state of a file.
+
+    Does nothing where no sums were recorded, nor in a copy elsewhere, which may be edited. Raises CheckpointError naming the file that changed.
+    """
+    record = folder / RECORD
+    if not record.is_file():
+        return
+    try:
+        written = json.loads(record.read_text(encoding="utf-8"))
+        sums = written.get(SUMS, {}) if written.get("key") == folder.resolve().parent.name else {}
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{record}: not the record of a training ({error})") from None
+    for name, wanted in sums.items():
+        path = folder / Path(name).name
+        found = _sum(path) if path.is_file() else "absent"
+        if found != wanted:
+            raise CheckpointError(
+                f"{path}: was changed or damaged since it was written (SHA-256 {found[:12]}, recorded "
+                f"{wanted[:12]}). Delete {folder.parent} and train again, or copy {folder} elsewhere and name "
+                "the copy as a base"
+            )
+
+
+def _sum(path: Path) -> str:
+    found = path.stat()
+    return _sum_of(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@lru_cache(4096)
+def _sum_of(path: Path, *state: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_code(raw: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError if the settings of a checkpoint name Python code that should build it."""
+    if raw.get("auto_map"):
+        raise CheckpointError(
+            f"{path}: auto_map names Python code of the checkpoint ({raw['auto_map']!r:.80}), which is never "
+            "run here. If transformers reads this model_type without that code, remove auto_map; "
+            "else convert the checkpoint first"
+        )
 
 
 def read_text(path: Path) -> str:

@@ -75,6 +75,17 @@ def autocast_dtype() -> torch.dtype | None:
     return torch.bfloat16 if cpu_flags() & {"amx_bf16", "avx512_bf16"} else None
 
 
+@cache
+def memory_bytes() -> int | None:
+    """Return the memory that this process may use: the machine's or its container's; None if unknown."""
+    found = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(ValueError, OSError):  # the text "max" where there is no limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, default=None)
+
+
 def unbind() -> None:
     """Let this thread and its children run on any core: OpenMP binds the main thread to one core."""
     if _CORES:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError, unknown
+from demeanor.model.stored import read_tensors
 from demeanor.stack.schema import Adapter
 
 # Linear maps that `all-linear` leaves out, as PEFT does: vocabulary heads, and the score (trained whole).
@@ -123,22 +123,18 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
-# Settings of PEFT's LoRA that would change the result, and the values at which they do not.
-REFUSED = {
-    "use_dora": False,
-    "use_qalora": False,
-    "fan_in_fan_out": False,
-    "bias": "none",
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "layer_replication": None,
-    "alora_invocation_tokens": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "lora_bias": False,
-    "arrow_config": None,
-    "megatron_config": None,
-}
+READ = {"r", "lora_alpha", "use_rslora", "modules_to_save", "ensure_weight_tying"}
+READ |= {"peft_type", "task_type", "base_model_name_or_path"}
+# Settings of PEFT that change no result of finished weights: what was adapted stands in the tensors.
+NEUTRAL = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "inference_mode"}
+NEUTRAL |= {"auto_mapping", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision"}
+# Every other setting must be off: null, false, empty, or one of these. PiSSA, OLoRA, LoftQ and CorDA change
+# the base when they begin, so their matrices do not belong to the base that the folder names.
+OFF = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal")}
+MERGE = (
+    "merge it first: peft.PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload().save_pretrained(NEW), "
+    "and name NEW"
+)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -156,16 +152,23 @@ def config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         raise CheckpointError(
             f"{path}: peft_type is {raw.get('peft_type') if isinstance(raw, dict) else raw!r}, wanted LORA; "
-            "merge it with peft first"
+            f"{MERGE}"
         )
     odd = [
-        f"{name} is {raw[name]!r}"
-        for name, off in REFUSED.items()
-        if raw.get(name) not in (off, None, [], {}, False)
+        f"{name} is {value!r}"
+        for name, value in raw.items()
+        if name not in READ | NEUTRAL and value not in (None, False, [], {}, *OFF.get(name, ()))
     ]
     if odd:
+        raise CheckpointError(f"{path}: {', '.join(odd)}; only plain LoRA is read here; {MERGE}")
+    rank, alpha = raw.get("r"), raw.get("lora_alpha")
+    if not (isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float)):
         raise CheckpointError(
-            f"{path}: {', '.join(odd)}; only plain LoRA is added here, merge it with peft first"
+            f"{path}: r is {rank!r} and lora_alpha is {alpha!r}, wanted two positive numbers"
+        )
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise CheckpointError(
+            f"{folder}: holds an adapter and whole weights; move one of them to a folder of its own"
         )
     return raw
 
@@ -188,13 +191,28 @@ def base_folder(folder: Path) -> Path:
     )
 
 
+def whole_folder(folder: Path) -> Path:
+    """Return the folder of whole weights under any adapters; raises CheckpointError if they name each other."""
+    seen = {folder.resolve()}
+    while is_adapter(folder):
+        folder = base_folder(folder)
+        if folder.resolve() in seen:
+            raise CheckpointError(f"{folder / CONFIG}: this adapter is the base of its own base")
+        seen.add(folder.resolve())
+    return folder
+
+
 def add(model: nn.Module, folder: Path, prefix: str = "") -> nn.Module:
     """Add a folder's adapter to `model`; `prefix` is what the model puts before PEFT's names.
 
     Raises CheckpointError naming a tensor that does not fit.
     """
-    raw, tensors = config(folder), read_tensors(folder / WEIGHTS)
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    raw = config(folder)
+    tensors = {
+        name.removeprefix(PREFIX).replace(".base_layer.", "."): tensor
+        for name, tensor in read_tensors(folder / WEIGHTS).items()
+    }
+    head = _untied(model, raw, tensors)
     named = dict(model.named_modules())
     pairs = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
     factor = scale(int(raw["r"]), float(raw["lora_alpha"]), bool(raw.get("use_rslora")))
@@ -203,7 +221,7 @@ def add(model: nn.Module, folder: Path, prefix: str = "") -> nn.Module:
         linear = named.get(prefix + pair)
         if not isinstance(linear, nn.Linear) or b is None:
             raise _misfit(folder, f"the adapter of {pair}")
-        if (b.shape[0], a.shape[1]) != tuple(linear.weight.shape):
+        if (*b.shape, *a.shape) != (linear.weight.shape[0], raw["r"], raw["r"], linear.weight.shape[1]):
             raise _misfit(folder, f"the adapter of {pair}")
         adapted = LoraLinear(linear, a.shape[0], factor)
         with torch.no_grad():
@@ -217,7 +235,26 @@ def add(model: nn.Module, folder: Path, prefix: str = "") -> nn.Module:
             raise _misfit(folder, name)
         with torch.no_grad():
             whole[own].copy_(tensor)
+    for name, module in [x for x in adapters(model) if x[0] == prefix + head]:
+        replace_module(model, name, module.merged())  # its matrix is read, not called
     return model
+
+
+def _untied(model: nn.Module, raw: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Untie the vocabulary matrices of a policy if the adapter changes one of the two; returns the head's
+    name.
+
+    PEFT trains copies of `modules_to_save`, so that the head of a tied base stays as it was when the embedding
+    is trained, unless `ensure_weight_tying` is set.
+    """
+    if not hasattr(model, "untie"):
+        return "lm_head"
+    names: tuple[str, str] = model.vocabulary()  # type: ignore[operator]
+    saved = tuple(raw.get("modules_to_save") or ())
+    copied = not raw.get("ensure_weight_tying") and any(name.endswith(saved) for name in names)
+    if copied or any(name.startswith(f"{names[1]}.") for name in tensors):
+        model.untie()  # type: ignore[operator]
+    return names[1]
 
 
 def save(
@@ -257,19 +294,7 @@ def save(
 
 
 def _misfit(folder: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{folder}: {what} does not fit the weights it names; was it trained on other weights?"
+    ask = (
+        f"this kind of adapter is not read here; {MERGE}" if ".lora_" in what else "was it trained on others?"
     )
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; raises CheckpointError if it is missing or unreadable."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path.parent}: no {path.name}; pickled weights are not loaded, use safe_serialization=True"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys())}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+    return CheckpointError(f"{folder}: {what} does not fit the weights that the folder names; {ask}")

@@ -6,14 +6,13 @@ Architectures other than the Llama family go to `hf.py`.
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,8 +22,9 @@ from demeanor.model import adapters, hf
 from demeanor.model.adapters import merge
 from demeanor.model.hf import ForeignModel, ForeignReward
 from demeanor.model.initial import initialise
-from demeanor.model.llama import ARCHITECTURES, Config, Llama, UnsupportedError
+from demeanor.model.llama import ARCHITECTURES, Config, Llama, UnsupportedError, read_config
 from demeanor.model.reward_model import RewardModel
+from demeanor.model.stored import Stored
 from demeanor.stack.schema import Adapter, ModelShape
 
 M = TypeVar("M", bound=nn.Module)
@@ -59,13 +59,12 @@ def load(folder: Path) -> Llama:
         policy = load(adapters.base_folder(folder))
         merge(adapters.add(policy, folder))
         return policy
-    config = Config.load(folder)
-    with torch.device("meta"):
-        model = Llama(config)
-    tensors = _tensors(folder)
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    return _fill(model, tensors, folder)
+    config, stored = Config.load(folder), Stored(folder)
+    if config.tie_word_embeddings and stored.drop("lm_head.weight", "model.embed_tokens.weight"):
+        config = replace(
+            config, tie_word_embeddings=False
+        )  # a head of its own was trained, whatever the config
+    return _fill(partial(Llama, config), config, stored)
 
 
 def load_unmerged(folder: Path) -> Llama:
@@ -82,13 +81,9 @@ def load_reward(folder: Path) -> RewardModel:
         scorer = load_reward(parent) if is_reward(parent) else reward_from(load(parent), 0)
         merge(adapters.add(scorer, folder, "trunk."))
         return scorer
-    config = Config.load(folder)
-    with torch.device("meta"):
-        model = RewardModel(_headless(config))
-    tensors = _tensors(folder)
-    tensors.pop("lm_head.weight", None)
-    renamed = {k if k == "score.weight" else f"trunk.{k}": v for k, v in tensors.items()}
-    return _fill(model, renamed, folder)
+    config, stored = Config.load(folder), Stored(folder)
+    stored.where.pop("lm_head.weight", None)  # a classifier has none
+    return _fill(lambda: RewardModel(_headless(config)), config, stored, "trunk.")
 
 
 def reward_from(policy: Llama, seed: int) -> RewardModel:
@@ -106,11 +101,8 @@ def is_reward(folder: Path) -> bool:
     """True if a folder contains a sequence classifier, or an adapter for one."""
     if adapters.is_adapter(folder):
         return bool(adapters.config(folder).get("task_type") == "SEQ_CLS")
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or ())
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: no readable config.json ({error})") from None
+    named = read_config(folder).get("architectures")
+    return isinstance(named, list) and any(str(x).endswith("ForSequenceClassification") for x in named)
 
 
 def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -119,9 +111,7 @@ def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> 
     if isinstance(model, RewardModel):
         config = model.trunk.config
         kind = ARCHITECTURES[config.model_type].replace("ForCausalLM", "ForSequenceClassification")
-        raw = config.to_json(
-            kind, num_labels=1, id2label={"0": "reward"}, label2id={"reward": 0}, pad_token_id=0
-        )
+        raw = config.to_json(kind, num_labels=1, id2label={"0": "reward"}, label2id={"reward": 0})
         tensors = {k.removeprefix("trunk."): v for k, v in model.state_dict().items()}
     elif isinstance(model, Llama):
         raw, tensors = model.config.to_json(), model.state_dict()
@@ -139,64 +129,39 @@ def _headless(config: Config) -> Llama:
     return Llama(replace(config, tie_word_embeddings=True))
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the weight files: those in the index, else model.safetensors, else all. Raises
-    CheckpointError."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        single = folder / "model.safetensors"
-        return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
-    try:
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index}: not a readable index of weights ({type(error).__name__}: {error})"
-        ) from None
-    absent = [name for name in named if Path(name).name != name or not (folder / name).exists()]
-    if absent:
-        raise CheckpointError(
-            f"{folder}: {index.name} names {len(absent)} files that do not exist, first {absent[0]}"
-        )
-    return [folder / name for name in named]
+def _fill(make: Callable[[], M], config: Config, stored: Stored, prefix: str = "") -> M:
+    """Build a model and read its weights, once the files' headers show that they fit.
 
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    files = _files(folder)
-    if not files:
-        pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
-        if pickled:
-            raise CheckpointError(
-                f"{folder}: no .safetensors file; {pickled[0]} is pickled and is not loaded, convert it first"
-            )
-        raise CheckpointError(f"{folder}: no .safetensors file")
-    found: dict[str, Tensor] = {}
-    for path in files:
-        found |= adapters.read_tensors(path)
-    return found
-
-
-def _fill(model: M, tensors: dict[str, Tensor], folder: Path) -> M:
-    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    `prefix` is what the model puts before the stored names, the score's apart.
+    """
+    width, inside = config.hidden_size, config.num_attention_heads * config.head_dim
+    matrices = config.vocab_size + config.num_hidden_layers * (3 * config.intermediate_size + 2 * inside)
+    stored.bounded(width * matrices, config.num_hidden_layers)
+    with torch.device("meta"):
+        model = make()
+    wanted = {n.removeprefix(prefix): (n, tuple(p.shape)) for n, p in model.state_dict().items()}
+    missing, extra = sorted(wanted.keys() - stored.where.keys()), sorted(stored.where.keys() - wanted.keys())
     extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = [
         f"{len(names)} tensors {what}, first {names[0]}"
         for what, names in (("are missing", missing), ("do not belong to the model", extra))
         if names
     ]
-    wrong = [
-        f"{n} is {shapes[n]}, wanted {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]
-    ]
-    wrong += [
-        f"{n} holds {tensors[n].dtype}, wanted floating point"
-        for n in wanted
-        if n in tensors and not tensors[n].is_floating_point()
-    ]
-    problems += wrong[:1]
+    problems += [
+        f"{name} is {stored.shapes[name]}, wanted {shape}"
+        for name, (_, shape) in wanted.items()
+        if name in stored.where and stored.shapes[name] != shape
+    ][:1]
+    read: dict[str, Tensor] = {}
+    for name, (own, _) in wanted.items() if not problems else ():
+        tensor = stored[name]
+        if not tensor.is_floating_point():
+            problems.append(f"{name} holds {tensor.dtype}, wanted floating point")
+            break
+        read[own] = tensor.to(torch.float32)
     if problems:
-        raise CheckpointError(f"{folder}: the weights do not fit config.json: {'; '.join(problems)}")
-    model.load_state_dict({n: tensors[n].to(torch.float32) for n in wanted}, assign=True)
+        raise CheckpointError(f"{stored.folder}: the weights do not fit config.json: {'; '.join(problems)}")
+    model.load_state_dict(read, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
@@ -220,9 +185,7 @@ class CheckpointInfo:
 def checkpoint_info(folder: Path) -> CheckpointInfo:
     """Describe a folder without loading weights; raises CheckpointError if no model here can run it."""
     reward = is_reward(folder)
-    whole = folder
-    while adapters.is_adapter(whole):
-        whole = adapters.base_folder(whole)
+    whole = adapters.whole_folder(folder)
     try:
         config = Config.load(whole)
         return CheckpointInfo(
@@ -231,9 +194,7 @@ def checkpoint_info(folder: Path) -> CheckpointInfo:
     except UnsupportedError:
         if not hf.known(whole):
             raise
-    from transformers import AutoConfig
-
-    found = AutoConfig.from_pretrained(whole, local_files_only=True)
+    found = hf.config(whole)
     context = getattr(found.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise CheckpointError(
@@ -246,13 +207,7 @@ def checkpoint_info(folder: Path) -> CheckpointInfo:
 
 def num_weights(folder: Path) -> int:
     """Return the number of weights of a folder, read from the headers of its files."""
-    while adapters.is_adapter(folder):
-        folder = adapters.base_folder(folder)
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in list(file.keys()))
-    return total
+    return Stored(adapters.whole_folder(folder)).num_weights
 
 
 def policy(folder: Path) -> Llama | ForeignModel:

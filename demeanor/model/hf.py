@@ -8,7 +8,8 @@ order. A tree becomes one row per branch, so a shared prompt is computed once pe
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from torch.nn import functional as F
 from demeanor.core.errors import CheckpointError
 from demeanor.model import adapters
 from demeanor.model.adapters import merge
+from demeanor.model.llama import read_config
+from demeanor.model.stored import Stored
 from demeanor.model.tensors import Outputs, TokenBatch
 
 PREFIX = "inner."
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+"""How transformers reads a folder: no network, and no code of the folder, not even after a question."""
 
 
 class ForeignModel(nn.Module):
@@ -31,6 +36,21 @@ class ForeignModel(nn.Module):
         super().__init__()
         self.inner: Any = inner
         self.config: Any = inner.config
+
+    def vocabulary(self) -> tuple[str, str]:
+        """Names of the embedding and of the head."""
+        names = {id(module): name for name, module in self.inner.named_modules()}
+        ends = self.inner.get_input_embeddings(), self.inner.get_output_embeddings()
+        return names[id(ends[0])], names.get(id(ends[1]), "")
+
+    def untie(self) -> None:
+        """Give the head a matrix of its own, equal to the embedding until one of them changes."""
+        head, embedding = self.inner.get_output_embeddings(), self.inner.get_input_embeddings()
+        if head is not None and head.weight is embedding.weight:
+            head.weight = nn.Parameter(head.weight.detach().clone())
+            self.inner.all_tied_weights_keys = {}  # what save_pretrained leaves out
+            for config in (self.config, self.config.get_text_config()):
+                config.tie_word_embeddings = False
 
     def outputs(self, batch: TokenBatch, *, with_collision: bool = False) -> Outputs:
         """Return log-probabilities (nats, fp32) of `targets_C`, and log sum_v p(v)^2 there if asked for."""
@@ -99,11 +119,19 @@ def known(folder: Path) -> bool:
     """True if transformers has a model of this folder's type."""
     from transformers import CONFIG_MAPPING
 
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return raw.get("model_type") in CONFIG_MAPPING
-    except (OSError, ValueError, AttributeError):
-        return False
+    return read_config(folder).get("model_type") in CONFIG_MAPPING
+
+
+def config(folder: Path, **settings: Any) -> Any:
+    """Read config.json with transformers, which never runs code of the folder; raises CheckpointError."""
+    from transformers import AutoConfig
+
+    if read_config(folder).get("quantization_config"):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: quantization_config of this checkpoint is not supported"
+        )
+    with _loading(folder):
+        return AutoConfig.from_pretrained(folder, **LOCAL, **settings)
 
 
 def load(folder: Path) -> ForeignModel:
@@ -125,9 +153,11 @@ def load_reward(folder: Path, seed: int = 0) -> ForeignReward:
         return model
     from transformers import AutoModelForSequenceClassification
 
-    found = ForeignReward(_loaded(AutoModelForSequenceClassification, folder, num_labels=1))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
+    names = read_config(folder).get("architectures")
+    new = not any(str(name).endswith("ForSequenceClassification") for name in names or ())
+    kind = AutoModelForSequenceClassification
+    found = ForeignReward(_loaded(kind, folder, ("score.weight",) if new else (), num_labels=1))
+    if new:
         draw_score(found.inner.score.weight, seed)
     return found
 
@@ -141,26 +171,39 @@ def draw_score(weight_1D: Tensor, seed: int) -> None:
 
 def save(model: ForeignModel | ForeignReward, folder: Path) -> None:
     """Write what `save_pretrained` writes; the caller renames the finished folder."""
-    if isinstance(model, ForeignReward) and model.config.pad_token_id is None:
-        model.config.pad_token_id = 0  # transformers' classifiers refuse batches without one
     model.inner.save_pretrained(folder)
 
 
-def _loaded(kind: Any, folder: Path, **settings: Any) -> Any:
+def _loaded(kind: Any, folder: Path, new: Sequence[str] = (), **settings: Any) -> Any:
+    """A model of transformers in fp32, every weight read from the files, those named in `new` apart."""
+    found = config(folder, **settings)
+    with _loading(folder), torch.device("meta"):
+        skeleton = kind.from_config(found, trust_remote_code=False)
+    declared = sum(p.numel() for name, p in skeleton.named_parameters() if name not in new)
+    Stored(folder).bounded(declared // 2)  # names may differ and matrices be tied: a coarse bound
+    with _loading(folder), torch.random.fork_rng(devices=[]):
+        model, info = kind.from_pretrained(
+            folder, config=found, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **LOCAL
+        )
+    missing = sorted(set(info["missing_keys"]) - set(new))
+    if missing:
+        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, first {missing[0]}")
+    return model.eval()
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Turn transformers' errors into CheckpointError, and keep it from printing."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     # Silences "some weights were newly initialized": the score, which load_reward draws itself.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        with torch.random.fork_rng(devices=[]):
-            model = kind.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **settings
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        yield
+    except Exception as error:  # its readers raise whatever a strange config.json leads to
         raise CheckpointError(
-            f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})"
+            f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})"
         ) from error
     finally:
         logging.set_verbosity(level)
-    return model.eval()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from demeanor.core import files
 from demeanor.core.errors import CheckpointError, unknown
 from demeanor.model.attention import Parts, buckets, tree_attention
 from demeanor.model.tensors import Segment
@@ -36,6 +37,35 @@ POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 
 class UnsupportedError(CheckpointError):
     """A valid checkpoint that the lean model cannot run; `hf.py` may."""
+
+
+MOST_LAYERS, MOST_SIZE = 4096, 2**31
+"""Bounds on config.json: a list or a module is made per layer or expert, before any weight is read."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json of a model folder, without building anything from it.
+
+    Raises CheckpointError if it is missing or broken, names code of its own, or declares absurd sizes.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no config.json; wanted a Hugging Face checkpoint folder") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds a {type(raw).__name__}, wanted a JSON object")
+    files.refuse_code(raw, path)
+    for part in (raw, *(x for x in raw.values() if isinstance(x, dict))):
+        for name, value in part.items():
+            most = MOST_LAYERS if "layers" in name or "experts" in name or name == "n_layer" else MOST_SIZE
+            if isinstance(value, int) and value > most:
+                raise CheckpointError(f"{path}: {name} is {value}, wanted at most {most}")
+    return raw
 
 
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -66,20 +96,7 @@ class Config:
     def load(cls, folder: Path) -> Config:
         """Read config.json of a model folder; raises CheckpointError naming what is missing or
         unsupported."""
-        path = folder / "config.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"{folder}: no config.json; wanted a Hugging Face checkpoint folder"
-            ) from None
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}: not valid JSON ({error})") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path}: holds a {type(raw).__name__}, wanted a JSON object")
-        return cls.parse(raw, str(path))
+        return cls.parse(read_config(folder), str(folder / "config.json"))
 
     @classmethod
     def parse(cls, raw: dict[str, Any], where: str) -> Config:
@@ -335,6 +352,18 @@ class Llama(nn.Module):
     def head(self) -> Tensor:
         """The output matrix, weight_VD."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def vocabulary(self) -> tuple[str, str]:
+        """Names of the embedding and of the head."""
+        return "model.embed_tokens", "lm_head"
+
+    def untie(self) -> None:
+        """Give the head a matrix of its own, equal to the embedding until one of them changes."""
+        if self.config.tie_word_embeddings:
+            weight_VD = self.model.embed_tokens.weight.detach().clone()
+            self.config = replace(self.config, tie_word_embeddings=False)
+            self.lm_head = nn.Linear(weight_VD.shape[1], weight_VD.shape[0], bias=False, device="meta")
+            self.lm_head.weight = nn.Parameter(weight_VD)
 
     def compile_layers(self) -> None:
         """Run the regions around attention through torch.compile when training (needs a C++ compiler)."""

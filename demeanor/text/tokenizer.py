@@ -8,7 +8,7 @@ by id. Knows no roles, messages or training masks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from demeanor.core.errors import CheckpointError, DataError, check_unicode
-from demeanor.core.files import write_text
+from demeanor.core.files import refuse_code, verify, write_text
 from demeanor.stack import schema as specs
 
 END = "<|end|>"
@@ -54,7 +54,8 @@ class Tokenizer:
             raise CheckpointError(
                 f"tokenizer.json: not a tokenizer this version of `tokenizers` reads: {error}"
             ) from None
-        self.vocab_size: int = self._plain.get_vocab_size(with_added_tokens=True)
+        ids = self._plain.get_vocab(with_added_tokens=True).values()
+        self.vocab_size: int = max(ids, default=-1) + 1  # ids may leave gaps
         self.added = {t["content"]: t for t in json.loads(source).get("added_tokens") or ()}
         self.special: Mapping[str, int] = {text: int(token["id"]) for text, token in self.added.items()}
         self._text_of = {i: text for text, i in self.special.items()}
@@ -91,10 +92,23 @@ class Tokenizer:
                 run.append(token)
         return "".join([*parts, self._decode_run(run)])
 
-    def save(self, folder: Path, *, chat_template: str | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json; `chat_template` None keeps the loaded one."""
+    def padding(self, ends: Collection[int]) -> str | None:
+        """Return a special token for padding that cannot end an answer; None if there is none.
+
+        transformers reads a reward at the last token that is not padding, so a token of `ends` would hide
+        itself.
+        """
+        named = (_content(self.config.get(name)) for name in ("pad_token", "bos_token"))
+        others = (text for text, token in self.added.items() if token.get("special"))
+        unknown = _content(self.config.get("unk_token"))
+        usable = {text for text, token in self.special.items() if token not in ends and text != unknown}
+        return next((text for text in (*named, *others) if text in usable), None)
+
+    def save(self, folder: Path, *, chat_template: str | None = None, pad_token: str | None = None) -> None:
+        """Write tokenizer.json and tokenizer_config.json; None keeps the loaded template and padding."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = self.config if chat_template is None else {**self.config, "chat_template": chat_template}
+        changes = {"chat_template": chat_template, "pad_token": pad_token}
+        config = {**self.config, **{name: text for name, text in changes.items() if text is not None}}
         write_text(folder / "tokenizer.json", self._source)
         write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
@@ -153,16 +167,26 @@ def load(folder: Path) -> Tokenizer:
             f"{folder}: no tokenizer.json; wanted a Hugging Face fast tokenizer "
             "(AutoTokenizer.from_pretrained(...).save_pretrained(folder) writes one)"
         )
+    verify(folder)
     config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+    refuse_code(config, folder / "tokenizer_config.json")
     if (folder / "chat_template.jinja").is_file():
         config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     source = (folder / "tokenizer.json").read_text(encoding="utf-8")
     try:
         if _content(config.get("eos_token")) is None:
             config["eos_token"] = _eos_of_model(folder, json.loads(source))
-        return Tokenizer(source, config)
-    except (CheckpointError, ValueError) as error:
+        found = Tokenizer(source, config)
+    except (CheckpointError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
+    embedded = _embedded(folder)
+    if embedded is not None and found.vocab_size > embedded:
+        raise CheckpointError(
+            f"{folder}: tokenizer {found.vocab_size} > embedding {embedded}: its last tokens have no embedding, so "
+            "a text with one of them cannot be read. Use the tokenizer that the weights were trained with, or "
+            "enlarge the embedding (transformers: model.resize_token_embeddings(len(tokenizer)))"
+        )
+    return found
 
 
 def train(texts: Iterable[str], spec: specs.TokenizerSpec) -> Tokenizer:
@@ -265,12 +289,25 @@ def _eos_of_model(folder: Path, source: dict[str, Any]) -> str | None:
     return next((t["content"] for t in source.get("added_tokens") or () if t["id"] == first), None)
 
 
+def _embedded(folder: Path) -> int | None:
+    """Return the number of tokens that the model of a folder embeds, the base's of an adapter; None if unknown."""
+    config = _json(folder / "config.json")
+    for _ in range(8):  # adapters on adapters
+        if config or not (folder / "adapter_config.json").is_file():
+            break
+        base = folder / str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or ".")
+        folder, config = base, _json(base / "config.json")
+    parts = (config, config.get("text_config"))
+    sizes = [part.get("vocab_size") for part in parts if isinstance(part, dict)]
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: got a JSON {type(found).__name__}, wanted an object")

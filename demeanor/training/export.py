@@ -23,6 +23,7 @@ import torch
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.types import Item, Message
 from demeanor.model import checkpoints
+from demeanor.model.hf import LOCAL
 from demeanor.model.llama import Llama
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs, weights_folder
@@ -106,7 +107,7 @@ def compare(items: Sequence[Item], ours: GreedyAnswers, out: Path, *, target: Ta
     """Let the export answer the items greedily, and compare its prompts and answers token by token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out, **LOCAL)
     prompts = [_rendered(tokenizer, item) for item in items]
     load = _transformers if target == "hf" else _genai
     generate = load(out, ours.max_tokens, ours.stop_tokens)
@@ -138,7 +139,7 @@ def _transformers(folder: Path, room: int, stops: frozenset[int]) -> Generate:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **LOCAL)
     model.eval()
 
     def generate(prompt: list[int]) -> list[int]:

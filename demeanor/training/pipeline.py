@@ -18,6 +18,7 @@ from typing import Any
 
 from demeanor.core import hardware, registry
 from demeanor.core.errors import DataError, DemeanorError
+from demeanor.core.files import write_json
 from demeanor.core.types import Example, TrainingRow, Unpaired
 from demeanor.data import sources
 from demeanor.data.batches import assemble, stored
@@ -83,7 +84,8 @@ def train(
         if isinstance(stage, Stage):
             _train_stage(stack, runs, _with_probe(stage, probe), options, services)
         else:
-            _make_stage(stack, runs, stage)
+            with join().first_alone():  # under torchrun the others find the stage finished
+                _make_stage(stack, runs, stage)
 
 
 def _with_probe(stage: Stage, count: int | None) -> Stage:
@@ -242,11 +244,30 @@ def _finish(stack: Stack, runs: Runs, key: str, tokenizer: Tokenizer, save: Call
     name, template = stack.spec.template, None
     if name != "model":
         template = load_template(name, tokenizer, folder=None, root=stack.root)
-    tokenizer.save(part, chat_template=template.jinja if template else None)
     stops = sorted({tokenizer.eos_id, *(template.stop_tokens if template else ())})
-    config = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": tokenizer.eos_id}
+    padding, pad_id = None, tokenizer.eos_id
+    if checkpoints.is_reward(part):
+        padding = _set_padding(part, stack, tokenizer, stops)
+        pad_id = tokenizer.special.get(str(padding), pad_id)
+    tokenizer.save(part, chat_template=template.jinja if template else None, pad_token=padding)
+    config = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": pad_id}
     (part / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     runs.finish(key)
+
+
+def _set_padding(folder: Path, stack: Stack, tokenizer: Tokenizer, stops: Sequence[int]) -> str | None:
+    """Write into a reward model's config.json, if it has one, a padding token that ends no answer.
+
+    Without one it is null: transformers then refuses batches and reads single rows.
+    """
+    ends = set(stops)
+    if stack.spec.template == "model" and tokenizer.config.get("chat_template"):
+        ends |= load_template("model", tokenizer, folder=None, root=stack.root).stop_tokens
+    padding, path = tokenizer.padding(ends), folder / "config.json"
+    if path.is_file():
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**raw, "pad_token_id": tokenizer.special.get(str(padding))}, indent=2)
+    return padding
 
 
 def stage_trees(

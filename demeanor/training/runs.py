@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 
+from demeanor.core import files
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.files import origin, write_json
 from demeanor.model import checkpoints
@@ -76,9 +77,10 @@ class Runs:
         return part
 
     def finish(self, key: str) -> Path:
-        """Rename the filled `part` folder to the model, add the record, delete the training state."""
+        """Rename the filled `part` folder to the model, add the record with checksums, delete the training state."""
         folder = self.folder(key)
-        shutil.copyfile(folder / RECORD, folder / PART / "demeanor.json")
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        write_json(folder / PART / files.RECORD, {**record, files.SUMS: files.checksums(folder / PART)})
         if not self.complete(key):  # another process may have finished it before we had the lock
             os.replace(folder / PART, folder / MODEL)
         (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -105,6 +105,7 @@ def test_a_reward_model_gives_the_same_rewards_in_transformers(tmp_path: Path) -
     ours = checkpoints.reward_from(checkpoints.create(SHAPE, 61, 0), 1)
     checkpoints.save(ours, tmp_path)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    theirs.config.pad_token_id = 0  # training/pipeline.py writes one that the tokenizer allows
     prompt, answers = (5, 7, 9), [(3, 4), (8,), (2, 6, 1, 12)]
     ids = torch.zeros(3, 7, dtype=torch.long)
     for row, answer in zip(ids, answers):

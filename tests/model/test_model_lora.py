@@ -187,7 +187,7 @@ def test_an_adapter_of_another_shape_has_no_place(tmp_path: Path) -> None:
         checkpoints.create(ModelShape(layers=2, width=64, heads=4, context=64), VOCAB, 0), tmp_path / "a"
     )
     checkpoints.save_checkpoint(adapted(), tmp_path / "b", adapter=SMALL, parent=tmp_path / "a")
-    with pytest.raises(CheckpointError, match="does not fit the weights it names"):
+    with pytest.raises(CheckpointError, match="does not fit the weights that the folder names"):
         checkpoints.load(tmp_path / "b")
 
 

@@ -1,0 +1,121 @@
+"""The weight files of a Hugging Face folder: which are read, what they hold, whether they are whole.
+
+In: a folder. Out: its tensors by name, with shapes from the files' headers before any memory is taken. Pickled
+weights are never read. It knows no model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from demeanor.core import files, hardware
+from demeanor.core.errors import CheckpointError
+
+
+class Stored:
+    """The tensors of a folder by name: where each is, its shape and type, read from the files' headers."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError if there are no weights, two files differ in a tensor, or a file is damaged."""
+        self.folder, self.where = folder, dict[str, Path]()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        files.verify(folder)
+        paths = _files(folder)
+        if not paths:
+            pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
+            what = f"; {pickled[0]} is pickled and is not loaded, convert it first" if pickled else ""
+            raise CheckpointError(f"{folder}: no .safetensors file{what}")
+        for path in paths:
+            with opened(path) as file:
+                for name in list(file.keys()):
+                    if name in self.where and not torch.equal(self[name], file.get_tensor(name)):
+                        raise CheckpointError(
+                            f"{folder}: {name} is another one in {self.where[name].name} than in {path.name}; "
+                            "move the older file away"
+                        )
+                    self.where[name], self.shapes[name] = path, tuple(file.get_slice(name).get_shape())
+
+    def __getitem__(self, name: str) -> Tensor:
+        with opened(self.where[name]) as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    @property
+    def num_weights(self) -> int:
+        return sum(math.prod(self.shapes[name]) for name in self.where)
+
+    def drop(self, name: str, other: str) -> bool:
+        """Forget a tensor that equals another one; returns whether it is there and differs."""
+        if name not in self.where or other not in self.where:
+            return False
+        if self.shapes[name] != self.shapes[other] or not torch.equal(self[name], self[other]):
+            return True
+        del self.where[name]
+        return False
+
+    def bounded(self, declared: int, layers: int = 0) -> None:
+        """Raise CheckpointError if config.json declares more than the files hold, or memory cannot hold them."""
+        where, memory = self.folder / "config.json", hardware.memory_bytes()
+        if layers > len(self.where) or declared > self.num_weights:
+            deep = f"{layers} layers and " if layers else ""
+            raise CheckpointError(
+                f"{where}: declares {deep}at least {declared} weights; the files hold "
+                f"{len(self.where)} tensors with {self.num_weights} weights"
+            )
+        if memory is not None and 4 * self.num_weights > memory:
+            raise CheckpointError(
+                f"{self.folder}: needs {4 * self.num_weights / 2**30:.1f} GiB in fp32; "
+                f"this machine has {memory / 2**30:.1f} GiB"
+            )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the weight files: model.safetensors as transformers does, else those in the index, else all.
+
+    Raises CheckpointError.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.exists() or not index.exists():
+        return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    try:
+        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index}: not a readable index of weights ({type(error).__name__}: {error})"
+        ) from None
+    absent = [name for name in named if Path(name).name != name or not (folder / name).exists()]
+    if absent:
+        raise CheckpointError(
+            f"{folder}: {index.name} names {len(absent)} files that do not exist, first {absent[0]}"
+        )
+    return [folder / name for name in named]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; raises CheckpointError if it is missing, damaged or unreadable."""
+    files.verify(path.parent)
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in list(file.keys())}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; raises CheckpointError if it is missing or unreadable."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent}: no {path.name}; pickled weights are not loaded, use safe_serialization=True"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
