@@ -26,6 +26,7 @@ from demeanor.core.files import origin, write_json
 from demeanor.model import checkpoints
 from demeanor.stack.schema import Import, ImportStage, Remote
 from demeanor.stack.stack import Stack
+from demeanor.text import tokenizer as tokenizers
 from demeanor.training import progress
 
 MODEL, PART, RECORD, LOCK = "model", "model.part", "record.json", "lock"
@@ -301,13 +302,20 @@ def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]
 
 
 def notes(stack: Stack) -> list[str]:
-    """One sentence for each imported model whose architecture only runs through transformers."""
+    """One sentence for each imported model whose architecture only runs through transformers.
+
+    Raises CheckpointError for a folder that cannot be used, or whose tokenizer does not fit its embedding.
+    """
     base = stack.spec.weights.base
     paths = {"base": base.path} if isinstance(base, Import) else {}
     for stage in stack.spec.weights.stages:
         if isinstance(stage, ImportStage) and (stack.root / stage.path).is_dir():
             paths[stage.name] = stage.path
-    found = {name: checkpoints.checkpoint_info(import_folder(stack, path)) for name, path in paths.items()}
+    folders = {name: import_folder(stack, path) for name, path in paths.items()}
+    found = {name: checkpoints.checkpoint_info(folder) for name, folder in folders.items()}
+    for folder in folders.values():
+        if (folder / "tokenizer.json").is_file():
+            tokenizers.load(folder)
     return [
         f"{name}: {info.model_type} runs through transformers' own forward pass: slower, training pads its "
         "rows, and serving writes one answer at a time"

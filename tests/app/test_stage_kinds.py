@@ -20,8 +20,10 @@ from demeanor import app
 from demeanor.app import StackRuntime, load_stack
 from demeanor.core.errors import CheckpointError, SpecError
 from demeanor.core.types import Decoding, Message, Turn, complete
+from demeanor.data.trees import Branch, Tree, collate
 from demeanor.engine.local import Request
 from demeanor.model import checkpoints, native
+from demeanor.model.heads import reward_outputs
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.plan import plans
 from demeanor.training.runs import Runs, weights_folder
@@ -150,6 +152,35 @@ def test_a_merge_is_the_average_of_its_stages_as_a_plain_folder(made: tuple[Stac
         "demeanor.json",
     }
     assert not any(name.startswith("adapter") for name in names)
+
+
+@pytest.mark.parametrize("stage", ["rm", "judge"])
+def test_a_reward_folder_gives_our_scores_in_transformers_in_padded_batches(
+    made: tuple[Stack, Runs], stage: str
+) -> None:
+    """Its padding ends no answer: a classifier of transformers reads the score at the last other token."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = weights_folder(*made, stage)
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stops = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert theirs.config.pad_token_id == tokenizer.pad_token_id
+    assert tokenizer.pad_token_id not in stops
+    ends = [tokenizer.decode([stop]) for stop in stops]
+    texts = [
+        f"{text}{ends[i % len(ends)]}" for i, text in enumerate(["The ferry.", "No.", "It leaves at seven."])
+    ]
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert {row[-1] for row in rows} == set(stops)
+    trees = [Tree(tuple(r[:1]), (Branch(tuple(r[1:]), (True,) * (len(r) - 1)),)) for r in rows]
+    with torch.no_grad():
+        padded = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+        wanted = theirs(**padded).logits[:, 0]
+        found = reward_outputs(checkpoints.load_reward(folder), collate(trees, read_last=True)).rewards_B
+    assert found is not None
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert float(wanted.std()) > 1e-3
 
 
 def test_an_import_has_the_weights_it_was_given_and_the_stacks_tokenizer(made: tuple[Stack, Runs]) -> None:
