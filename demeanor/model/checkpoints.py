@@ -24,7 +24,7 @@ from demeanor.model.hf import ForeignModel, ForeignReward
 from demeanor.model.initial import initialise
 from demeanor.model.llama import ARCHITECTURES, Config, Llama, UnsupportedError, read_config
 from demeanor.model.reward_model import RewardModel
-from demeanor.model.stored import Stored
+from demeanor.model.stored import StoredTensors
 from demeanor.stack.schema import Adapter, ModelShape
 
 M = TypeVar("M", bound=nn.Module)
@@ -59,7 +59,7 @@ def load(folder: Path) -> Llama:
         policy = load(adapters.base_folder(folder))
         merge(adapters.add(policy, folder))
         return policy
-    config, stored = Config.load(folder), Stored(folder)
+    config, stored = Config.load(folder), StoredTensors(folder)
     if config.tie_word_embeddings and stored.drop("lm_head.weight", "model.embed_tokens.weight"):
         config = replace(
             config, tie_word_embeddings=False
@@ -81,7 +81,7 @@ def load_reward(folder: Path) -> RewardModel:
         scorer = load_reward(parent) if is_reward(parent) else reward_from(load(parent), 0)
         merge(adapters.add(scorer, folder, "trunk."))
         return scorer
-    config, stored = Config.load(folder), Stored(folder)
+    config, stored = Config.load(folder), StoredTensors(folder)
     stored.where.pop("lm_head.weight", None)  # a classifier has none
     return _fill(lambda: RewardModel(_headless(config)), config, stored, "trunk.")
 
@@ -129,7 +129,7 @@ def _headless(config: Config) -> Llama:
     return Llama(replace(config, tie_word_embeddings=True))
 
 
-def _fill(make: Callable[[], M], config: Config, stored: Stored, prefix: str = "") -> M:
+def _fill(make: Callable[[], M], config: Config, stored: StoredTensors, prefix: str = "") -> M:
     """Build a model and read its weights, once the files' headers show that they fit.
 
     `prefix` is what the model puts before the stored names, the score's apart.
@@ -207,7 +207,7 @@ def checkpoint_info(folder: Path) -> CheckpointInfo:
 
 def num_weights(folder: Path) -> int:
     """Return the number of weights of a folder, read from the headers of its files."""
-    return Stored(adapters.whole_folder(folder)).num_weights
+    return StoredTensors(adapters.whole_folder(folder)).num_weights
 
 
 def policy(folder: Path) -> Llama | ForeignModel:

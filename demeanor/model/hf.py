@@ -21,7 +21,7 @@ from demeanor.core.errors import CheckpointError
 from demeanor.model import adapters
 from demeanor.model.adapters import merge
 from demeanor.model.llama import read_config
-from demeanor.model.stored import Stored
+from demeanor.model.stored import StoredTensors
 from demeanor.model.tensors import Outputs, TokenBatch
 
 PREFIX = "inner."
@@ -180,7 +180,7 @@ def _loaded(kind: Any, folder: Path, new: Sequence[str] = (), **settings: Any) -
     with _loading(folder), torch.device("meta"):
         skeleton = kind.from_config(found, trust_remote_code=False)
     declared = sum(p.numel() for name, p in skeleton.named_parameters() if name not in new)
-    Stored(folder).bounded(declared // 2)  # names may differ and matrices be tied: a coarse bound
+    StoredTensors(folder).bounded(declared // 2)  # names may differ and matrices be tied: a coarse bound
     with _loading(folder), torch.random.fork_rng(devices=[]):
         model, info = kind.from_pretrained(
             folder, config=found, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **LOCAL

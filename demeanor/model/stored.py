@@ -21,7 +21,7 @@ from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError
 
 
-class Stored:
+class StoredTensors:
     """The tensors of a folder by name: where each is, its shape and type, read from the files' headers."""
 
     def __init__(self, folder: Path) -> None:

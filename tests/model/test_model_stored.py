@@ -21,7 +21,7 @@ from demeanor.core.errors import CheckpointError
 from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import adapters, checkpoints, hf, merge, quantize
 from demeanor.model.heads import policy_outputs
-from demeanor.model.stored import Stored
+from demeanor.model.stored import StoredTensors
 from demeanor.stack.schema import ModelShape
 from demeanor.text import tokenizer as tokenizers
 
@@ -291,7 +291,7 @@ def test_a_flipped_byte_in_finished_weights_is_one_error_with_the_file(tmp_path:
     assert len(logprobs(tmp_path / "copy")) == len(before)  # a copy is the user's own to edit
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="was changed or damaged"):
-        Stored(folder)
+        StoredTensors(folder)
 
 
 SIZES: dict[str, tuple[dict[str, object], str]] = {
