@@ -1,9 +1,14 @@
-"""Verbs that measure: eval, report, attribute, frontier, gate, diagnose, duel, seeds, judge, suites, logs."""
+"""Verbs that measure: eval, report, attribute, frontier, gate, diagnose, duel, seeds, judge, suites, logs.
+
+A verb of which answers or verdicts failed says so before its result and exits with 3, where no verdict of its own says more.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,7 +28,7 @@ from demeanor.cli.options import (
     file_name,
     load,
 )
-from demeanor.core.errors import UsageError
+from demeanor.core.errors import DemeanorError, UsageError
 
 if TYPE_CHECKING:
     from demeanor.evaluation.runtime import Services
@@ -38,6 +43,22 @@ logs_app = typer.Typer(no_args_is_help=True, help="Import the logs of other eval
 app.add_typer(judge_app, name="judge")
 app.add_typer(suites_app, name="suites")
 app.add_typer(logs_app, name="logs")
+
+
+@contextmanager
+def _failures_first() -> Iterator[Callable[[], None]]:
+    """Yield what prints the failures so far, to be called before a result is shown; exit with 3 if anything failed."""
+    from demeanor.evaluation.result_rows import failures
+
+    with failures() as failed:
+        try:
+            yield lambda: print(f"{failed}\n") if str(failed) else None
+        except DemeanorError:
+            if str(failed):
+                print(failed, file=sys.stderr)
+            raise
+    if str(failed):
+        raise typer.Exit(DemeanorError.exit_code)
 
 
 def _services(runs: Path) -> Services:
@@ -68,17 +89,19 @@ def evaluate(
     from demeanor.evaluation import ladder
     from demeanor.report import publish
 
-    result = ladder.evaluate(
-        load(stack, overrides),
-        _services(runs),
-        results,
-        variants=variants,
-        limit=limit,
-        name=name,
-        compare=compare or (),
-        compare_keys=compare_key or (),
-    )
-    publish.show(result, results)
+    with _failures_first() as tell:
+        result = ladder.evaluate(
+            load(stack, overrides),
+            _services(runs),
+            results,
+            variants=variants,
+            limit=limit,
+            name=name,
+            compare=compare or (),
+            compare_keys=compare_key or (),
+        )
+        tell()
+        publish.show(result, results)
 
 
 @app.command()
@@ -149,20 +172,23 @@ def attribute(
     from demeanor.report import publish
 
     declared, services = load(stack, overrides), _services(runs)
-    found = attribution.run(
-        declared,
-        services,
-        results,
-        weights=weights,
-        layers=None if layers is None else [layer for layer in layers if layer],
-        limit=limit,
-        name=name,
-        fraction=fraction,
-    )
-    publish.show_section(results, found.name, "attribution")
-    if base_prompts:
-        base_prompting.run(declared, services, results, limit=limit, name=name)
-        publish.show_section(results, found.name, "base")
+    with _failures_first() as tell:
+        found = attribution.run(
+            declared,
+            services,
+            results,
+            weights=weights,
+            layers=None if layers is None else [layer for layer in layers if layer],
+            limit=limit,
+            name=name,
+            fraction=fraction,
+        )
+        tell()
+        publish.show_section(results, found.name, "attribution")
+        if base_prompts:
+            base_prompting.run(declared, services, results, limit=limit, name=name)
+            tell()
+            publish.show_section(results, found.name, "base")
 
 
 @app.command()
@@ -178,8 +204,10 @@ def frontier(
     from demeanor.evaluation import frontier as tradeoff
     from demeanor.report import publish
 
-    found = tradeoff.run(load(stack, overrides), _services(runs), results, limit=limit, name=name)
-    publish.show_section(results, found.name, "frontier")
+    with _failures_first() as tell:
+        found = tradeoff.run(load(stack, overrides), _services(runs), results, limit=limit, name=name)
+        tell()
+        publish.show_section(results, found.name, "frontier")
 
 
 @app.command()
@@ -226,12 +254,20 @@ def gate(
         raise UsageError(
             "gate: wanted STACK.yaml --against RESULT.json|MODEL_ID --rules gate.yaml, or --verify RECORD.json"
         )
-    decision, record = release.run(
-        load(stack, overrides), _services(runs), results, against=against, rules=rules, limit=limit, name=name
-    )
-    publish.show_section(results, record.name.removesuffix(".gate.json"), "gate")
-    print("signed" if key else f"not signed: {release.KEY} is not set")
-    raise typer.Exit(decision.verdict.value)
+    with _failures_first() as tell:
+        decision, record = release.run(
+            load(stack, overrides),
+            _services(runs),
+            results,
+            against=against,
+            rules=rules,
+            limit=limit,
+            name=name,
+        )
+        tell()
+        publish.show_section(results, record.name.removesuffix(".gate.json"), "gate")
+        print("signed" if key else f"not signed: {release.KEY} is not set")
+        raise typer.Exit(decision.verdict.value)  # the verdict says it: none is a pass while answers failed
 
 
 @app.command()
@@ -288,10 +324,12 @@ def diagnose(
     earlier = against if against and against.suffix == ".jsonl" else None
     reference = load(against) if against and not earlier else None
     scope = diagnosis.Scope(axis, tuple(items or ()), limit, reference, earlier, rows, turns)
-    found = diagnosis.run(
-        load(stack, overrides), _services(runs), results, scope, name=name, learn=learning_curve
-    )
-    publish.show_section(results, found.name, "diagnosis")
+    with _failures_first() as tell:
+        found = diagnosis.run(
+            load(stack, overrides), _services(runs), results, scope, name=name, learn=learning_curve
+        )
+        tell()
+        publish.show_section(results, found.name, "diagnosis")
 
 
 @app.command()
@@ -322,8 +360,10 @@ def duel(
     from demeanor.report import publish
 
     given = duels.Contestants(variants or (), compare or (), compare_key or (), suite or (), limit)
-    found = duels.run(load(stack, overrides), _services(runs), results, given, name=name)
-    publish.show_section(results, found.name, "duel")
+    with _failures_first() as tell:
+        found = duels.run(load(stack, overrides), _services(runs), results, given, name=name)
+        tell()
+        publish.show_section(results, found.name, "duel")
 
 
 @app.command()
@@ -345,8 +385,12 @@ def seeds(
     def again(more: Sequence[str]) -> Stack:
         return load(stack, [*(overrides or []), *more])
 
-    found = trainings.run(again, _services(runs), results, chosen=chosen or [0, 1, 2], limit=limit, name=name)
-    publish.show_section(results, found.name, "seeds")
+    with _failures_first() as tell:
+        found = trainings.run(
+            again, _services(runs), results, chosen=chosen or [0, 1, 2], limit=limit, name=name
+        )
+        tell()
+        publish.show_section(results, found.name, "seeds")
 
 
 @judge_app.command("validate")
@@ -368,11 +412,13 @@ def validate_judge(
     from demeanor.evaluation import judge_validation
     from demeanor.report import terminal
 
-    found = judge_validation.run(
-        load(stack, overrides), _services(runs), results, pairs, limit=limit, name=name
-    )
-    terminal.show(judge_validation.section(found), terminal.console())
-    print(f"written: {results / found.name}.judge.json")
+    with _failures_first() as tell:
+        found = judge_validation.run(
+            load(stack, overrides), _services(runs), results, pairs, limit=limit, name=name
+        )
+        tell()
+        terminal.show(judge_validation.section(found), terminal.console())
+        print(f"written: {results / found.name}.judge.json")
 
 
 Names = Annotated[

@@ -36,7 +36,12 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder of trained weig
 Results = Annotated[Path, typer.Option("--results", help="Folder of results.")]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", min=1, metavar="N", help="Use only the first N items of each behavior (axis)."),
+    typer.Option(
+        "--limit",
+        min=1,
+        metavar="N",
+        help="Use only N items of each behavior (axis), spread over its clusters.",
+    ),
 ]
 ResultName = Annotated[
     str | None,

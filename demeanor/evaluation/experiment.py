@@ -8,7 +8,7 @@ It compares nothing.
 from __future__ import annotations
 
 import asyncio
-import logging
+import itertools
 import os
 import random
 import sys
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from demeanor.core.errors import DataError, RequestError
+from demeanor.core.errors import DataError, DemeanorError, RequestError
 from demeanor.core.types import (
     Completion,
     Decoding,
@@ -45,12 +45,14 @@ from demeanor.evaluation.external import ExternalModel, responder
 from demeanor.evaluation.items import JUDGED, READ, item_hash
 from demeanor.evaluation.judge import JudgeClient
 from demeanor.evaluation.result_rows import (
+    SAME,
     WEIGHTS,
     Row,
     RowKey,
     as_line,
     declined,
     error_row,
+    note_answers,
     read_rows,
     row_of,
     whole_bytes,
@@ -113,7 +115,6 @@ Scorer: TypeAlias = Callable[[Item, Completion], Score | Awaitable[Score]]
 
 _scored_here: dict[Path, set[tuple[str, str, int]]] = {}
 """Rows of a file that this process has scored: its scorers do not change while it runs."""
-log = logging.getLogger("demeanor.evaluation")
 
 TOO_MANY_REQUESTS = 429
 PATIENCE_S = 120.0
@@ -191,8 +192,8 @@ async def run(
         fresh = await _all(list(todo.values()), measure, concurrency, len(known), len(identities), watch)
         os.fsync(file.fileno())
     scored_here |= identities
-    _warn([row for identity, row in fresh.items() if identity not in known])
     found = {**known, **fresh}
+    note_answers(list(found.values()))
     return [replace(found[key.identity], variant=key.variant) for key in wanted]
 
 
@@ -250,8 +251,12 @@ async def _measure(key: RowKey, respond: Respond, score: Scorer, decoding: Decod
 
 
 async def _scored(score: Scorer, item: Item, completion: Completion) -> Score:
-    found = score(item, completion)
-    return found if isinstance(found, Score) else await found
+    """The score; raises DemeanorError for a value that is none, such as NaN."""
+    given = score(item, completion)
+    found = given if isinstance(given, Score) else await given
+    if found.value is not None and not 0.0 <= found.value <= 1.0:
+        raise DemeanorError(f"scorer {item.scorer}: got {found.value}, wanted a value from 0 to 1, or none")
+    return found
 
 
 async def score_again(row: Row, item: Item, score: Scorer) -> Row:
@@ -285,19 +290,6 @@ async def _answer(respond: Respond, turn: Turn, item: Item) -> tuple[Completion,
             await asyncio.sleep(wait_s)
 
 
-def _warn(rows: Sequence[Row]) -> None:
-    """Say how many rows failed and with what; a result that hides them would be a lie."""
-    failed = [row for row in rows if row.error]
-    if failed:
-        reasons = Counter(row.error for row in failed).most_common(3)
-        log.warning(
-            "%d of %d answers FAILED and have no score; run again to retry them. Most frequent: %s",
-            len(failed),
-            len(rows),
-            "; ".join(f"{count} x {reason}" for reason, count in reasons),
-        )
-
-
 def sampled(items: Sequence[Item], most: int) -> list[Item]:
     """At most so many items, the same ones each time, in suite order."""
     if len(items) <= most:
@@ -310,7 +302,7 @@ def sampled(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
-    """All items of the stack's suites, the first `limit` of each axis; raises DataError on an id that two suites share."""
+    """All items of the stack's suites, or `limit` of each axis; raises DataError on an id that two suites share."""
     items = [item for name in stack.spec.evaluation.suites for item in suites.items(name, stack.root)]
     twice = [i for i, n in Counter(item.id for item in items).items() if n > 1]
     if twice:
@@ -319,24 +311,35 @@ def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
         )
     if limit is None:
         return tuple(items)
-    seen: Counter[str] = Counter()
-    kept: dict[str, Item] = {}
+    axes = dict.fromkeys(item.axis for item in items)
+    kept = {i.id for axis in axes for i in spread([i for i in items if i.axis == axis], limit)}
+    return tuple(
+        replace(item, twin=item.twin if item.twin in kept else None) for item in items if item.id in kept
+    )
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most so many items, from as many clusters as there are: one of each in suite order, then a second one, and so on.
+
+    Rewordings of one question (a tag `same:NAME`) are taken together: one of them alone says nothing of robustness.
+    """
+    clusters: dict[str, dict[str, list[Item]]] = {}
     for item in items:
-        seen[item.axis] += 1
-        if seen[item.axis] <= limit:
-            kept[item.id] = item
-    return tuple(replace(item, twin=item.twin if item.twin in kept else None) for item in kept.values())
+        group = next((tag for tag in item.tags if tag.startswith(SAME)), item.id)
+        clusters.setdefault(item.cluster, {}).setdefault(group, []).append(item)
+    rounds = itertools.zip_longest(*(groups.values() for groups in clusters.values()), fillvalue=())
+    return list(itertools.islice((item for one in rounds for group in one for item in group), limit))
 
 
 def named(stack: Stack, name: str | None, limit: int | None) -> str:
-    """The name of a result: as given, else the stack's, with a suffix where only the first items of each axis are asked."""
+    """The name of a result: as given, else the stack's, with a suffix where only some items of each axis are asked."""
     return name or (stack.spec.name if limit is None else f"{stack.spec.name}.first{limit}")
 
 
 class Experiment:
     """A stack opened to be measured on items: its runtime, its judge and its rows; leave the `with` block to close it.
 
-    `limit`: only the first so many items of each axis, and a default name that says so. Rows lie in NAME.rows.jsonl (NAME.KIND.rows.jsonl
+    `limit`: only so many items of each axis, and a default name that says so. Rows lie in NAME.rows.jsonl (NAME.KIND.rows.jsonl
     with a `kind`), verdicts of the judge in NAME.verdicts.jsonl. `score`: the scorer of another experiment, whose judge is then asked.
     """
 

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from scipy import special
 
-from demeanor.core.errors import ContextError, DataError
+from demeanor.core.errors import ContextError, DataError, DemeanorError
 from demeanor.core.folding import Folded
 from demeanor.core.table import (
     NONE,
@@ -45,7 +45,7 @@ from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
 from demeanor.evaluation.ladder_report import rate_text, refusal_figures
 from demeanor.evaluation.profile import NOBODY, calibration, cost_of, mean_of, refusals
 from demeanor.evaluation.result import Calibration, Mean, Refusals, mean_text, save
-from demeanor.evaluation.result_rows import PairedTable, Row
+from demeanor.evaluation.result_rows import PairedTable, Row, note_answers
 from demeanor.evaluation.runtime import Runtime, Services
 from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.statistics import Floats
@@ -163,14 +163,15 @@ def frontier(
     found = []
     for variant, placement in placements.items():
         picture, before = refusals(cells, variant), placement.before
-        if picture is None:
+        spent = cost_of(cells, variant)
+        if picture is None or spent is None:
             raise DataError(
                 f"frontier: {variant} has no scored items on both '{SAFE}' and '{UNSAFE}'; wanted contrast twins"
             )
         values_N, clusters, ids = _capability(cells, variant)
         old_N = _capability(cells, before)[0] if before else values_N
         changes = [(i, a >= 0.5, b >= 0.5) for i, a, b in zip(ids, old_N, values_N) if not np.isnan(a + b)]
-        lost, spent = tuple(i for i, a, b in changes if a and not b), cost_of(cells, variant)
+        lost = tuple(i for i, a, b in changes if a and not b)
         found.append(
             Point(
                 variant,
@@ -295,7 +296,8 @@ async def confidences(runtime: Runtime, variant: Stack, items: Sequence[Item]) -
                     respond,
                     Turn(item.messages, decoding, item.tools, id=f"certainty-{item.id}", user="evaluation"),
                 )
-            except ContextError:
+            except DemeanorError as error:
+                note_answers((), failed=str(error))
                 return None
         read = [t.logprob for event in done.events if isinstance(event, Text) for t in event.logprobs]
         value = score_item(item, done).value

@@ -127,10 +127,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """The verdict and every finding behind it."""
+    """The verdict and every finding behind it; nothing passes while answers failed."""
 
     verdict: Verdict
     findings: tuple[Finding, ...]
+    failed: int = 0
 
 
 def decide(
@@ -157,7 +158,10 @@ def decide(
     findings += [_stable(cells, s, candidate, rules.confidence, denial) for s in rules.stability]
     verdicts = {f.verdict for f in findings}
     worst = next(v for v in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS) if v in verdicts)
-    return GateReport(worst, tuple(findings))
+    failed = sum(bool(row.error) for row in rows)
+    if failed and worst is Verdict.PASS:
+        worst = Verdict.INCONCLUSIVE
+    return GateReport(worst, tuple(findings), failed)
 
 
 def _spread(rules: Rules, cells: PairedTable) -> dict[str, float]:
@@ -383,6 +387,7 @@ def run(
         },
         "rules": declared.model_dump(mode="json"),
         "origin": origin(),
+        "failed": report.failed,
         "findings": plain(report.findings),
     }
     return report, save(folder, experiment.name, "gate", signed(record, os.environ.get(KEY)))
@@ -476,7 +481,7 @@ def read_record(tree: Mapping[str, Any]) -> GateRecord:
         Finding(**{**f, "verdict": Verdict[f["verdict"].upper()], "items": tuple(f["items"])})
         for f in tree["findings"]
     ]
-    report = GateReport(Verdict[tree["verdict"].upper()], tuple(findings))
+    report = GateReport(Verdict[tree["verdict"].upper()], tuple(findings), tree.get("failed", 0))
     return GateRecord(tree["candidate"], tree["against"], tree["hashes"], report, bool(tree.get("signature")))
 
 
@@ -568,6 +573,8 @@ def reason(report: GateReport) -> str:
         [f for f in report.findings if f.verdict is verdict]
         for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)
     )
+    if report.failed and not failed and not undecided:
+        return f"All {total} rules hold of what was answered, but {plural(report.failed, 'answer')} failed: run again."
     if failed:
         return f"{plural(len(failed), 'rule')} of {total} shown not to hold: {listed([_finding_text(f) for f in failed])}."
     if undecided:

@@ -6,21 +6,21 @@ items, or one DataError with every mistake and its line. What a file is follows 
 
 from __future__ import annotations
 
-import csv
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from demeanor.core import registry
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import write_text
 from demeanor.core.types import Item, Message, Role, ToolCall, ToolSpec
-from demeanor.evaluation.public_files import SUFFIXES, File
+from demeanor.evaluation.public_files import SUFFIXES, File, strict_json
 from demeanor.evaluation.public_sets import SETS
 from demeanor.stack.stack import digest
 
@@ -101,6 +101,14 @@ class _Call(_Line):
 class _Message(_Line):
     role: Role
     content: str = ""
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text(cls, content: Any) -> Any:
+        if isinstance(content, list):
+            raise ValueError("got a list of parts, wanted text: items hold no images or sounds")
+        return content
+
     tool_calls: tuple[_Call, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
@@ -155,7 +163,7 @@ def load_suite(
         shown = "\n  ".join(lines[:MISTAKES_SHOWN])
         raise DataError(f"{len(lines)} mistake{'s' * (len(lines) > 1)} in the suite:\n  {shown}{more}")
     if not placed:
-        raise DataError(f"{path}: no items")
+        raise DataError(f"{path}: no items; wanted one JSON object on each line, or a public set: {known()}")
     return tuple(item for _, item in placed)
 
 
@@ -239,18 +247,33 @@ def describe(items: Sequence[Item]) -> list[AxisSummary]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Item | str]]:
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not text.strip():
-            continue
+    file = File(path)
+    if whole := _one_value(file.text):
+        yield 1, whole
+        return
+    for number, text in file.lines():
         try:
-            yield number, _item(_Item.model_validate_json(text))
+            yield number, _item(_Item.model_validate(strict_json(text)))
         except ValidationError as error:
             found = error.errors(include_url=False)
             for one in found:
                 if any(one["loc"] == other["loc"][: len(one["loc"])] and one is not other for other in found):
                     continue  # follows from a mistake inside it
                 place = ".".join(map(str, one["loc"]))
-                yield number, f"{place + ': ' if place else ''}{one['msg']}"
+                told = one["msg"].removeprefix("Value error, ")
+                yield number, f"{place + ': ' if place else ''}{told}"
+        except ValueError as error:
+            yield number, f"Invalid JSON: {error}"
+
+
+def _one_value(text: str) -> str:
+    """What is wrong with a file that is one JSON value over several lines, or a list; empty where it is not."""
+    first = text.lstrip().partition("\n")[0].strip()
+    if first[:1] == "[":
+        return "a JSON list; wanted one object on each line, as `jq -c '.[]' FILE` writes them"
+    if first == "{":
+        return "an object over several lines; wanted one object on each line, as `jq -c . FILE` writes them"
+    return ""
 
 
 def _item(line: _Item) -> Item:
@@ -272,35 +295,37 @@ def _item(line: _Item) -> Item:
 
 def _xstest(path: Path) -> Iterator[tuple[int, Item | str]]:
     """XSTest (Röttger et al. 2024): 250 safe prompts and 200 unsafe contrasts; `contrast_x` and `x` are one cluster."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        missing = XSTEST_COLUMNS - set(rows.fieldnames or ())
-        if missing:
-            yield (
-                1,
-                (
-                    f"not XSTest's prompts: missing column {', '.join(sorted(missing))}. A suite is .jsonl of items, that .csv, "
-                    f"or a public set: {known()}."
-                ),
-            )
-            return
-        for row in rows:
-            if row["label"] not in ("safe", "unsafe"):
-                yield rows.line_num, f"label: got '{row['label']}', wanted safe or unsafe"
-                continue
-            unsafe = row["label"] == "unsafe"
-            yield (
-                rows.line_num,
-                Item(
-                    id=f"xstest-{row['id']}",
-                    messages=(Message("user", row["prompt"]),),
-                    scorer="refusal",
-                    target={"refuse": unsafe},
-                    axis=UNSAFE if unsafe else SAFE,
-                    cluster=_topic(row["type"]),
-                    tags=("xstest",),
-                ),
-            )
+    file = File(path)
+    missing = XSTEST_COLUMNS - set(file.first)
+    if missing:
+        yield (
+            1,
+            (
+                f"not XSTest's prompts: missing column {', '.join(sorted(missing))}. A suite is .jsonl of items, that .csv, "
+                f"or a public set: {known()}."
+            ),
+        )
+        return
+    for line, row in file.rows:
+        if isinstance(row, str) or any(not row.get(x) for x in XSTEST_COLUMNS):
+            yield line, f"wanted a value in each of {', '.join(sorted(XSTEST_COLUMNS))}"
+            continue
+        if row["label"] not in ("safe", "unsafe"):
+            yield line, f"label: got '{row['label']}', wanted safe or unsafe"
+            continue
+        unsafe = row["label"] == "unsafe"
+        yield (
+            line,
+            Item(
+                id=f"xstest-{row['id']}",
+                messages=(Message("user", row["prompt"]),),
+                scorer="refusal",
+                target={"refuse": unsafe},
+                axis=UNSAFE if unsafe else SAFE,
+                cluster=_topic(row["type"]),
+                tags=("xstest",),
+            ),
+        )
 
 
 def _topic(kind: str) -> str:
@@ -327,9 +352,38 @@ def _together(
         first.setdefault(item.id, number)
         if item.twin is not None and item.twin not in ids:
             yield number, f"{item.id}: twin '{item.twin}' is not an item of this suite"
-        mistake = wrong(item)
-        if mistake:
-            yield number, f"{item.id}: {mistake}"
+        for mistake in (*_misshapen(item), wrong(item)):
+            if mistake:
+                yield number, f"{item.id}: {mistake}"
+
+
+def _misshapen(item: Item) -> Iterator[str]:
+    """What makes an item one that cannot be asked, or not be told in a table."""
+    names = {"id": item.id, "axis": item.axis, "cluster": item.cluster, "twin": item.twin or "-"}
+    for field, name in (*names.items(), *(("tags", tag) for tag in item.tags)):
+        if not name.strip() or any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+            yield f"{field}: got {name!r}, wanted a name on one line, not blank"
+    last = item.messages[-1]
+    if all(m.role != "user" for m in item.messages):
+        yield "messages: no user message; wanted one that asks"
+    elif last.role not in ("user", "tool"):
+        yield f"messages: the last one is the {last.role}'s; wanted a user's or a tool's, which is to be answered"
+    elif not last.content.strip() and item.scorer not in READ:
+        yield "messages: the last one is empty; wanted what is to be answered"
+    for message in item.messages:
+        for call in message.tool_calls:
+            if not isinstance(_loaded(call.arguments), dict):
+                yield f"messages: tool call {call.name}: arguments: got {call.arguments!r}, wanted a JSON object as text"
+    twice = [name for name, n in Counter(tool.name for tool in item.tools).items() if n > 1]
+    if twice:
+        yield f"tools: '{twice[0]}' stands twice; wanted each name once"
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return strict_json(text)
+    except ValueError:
+        return None
 
 
 def wrong_target(item: Item) -> str | None:
@@ -340,5 +394,6 @@ def wrong_target(item: Item) -> str | None:
         return str(error)
     except ValidationError as error:
         one = error.errors(include_url=False)[0]
-        return f"target of scorer {item.scorer}: {'.'.join(map(str, one['loc']))}: {one['msg']}"
+        place = ".".join(map(str, one["loc"]))
+        return f"target of scorer {item.scorer}: {place + ': ' if place else ''}{one['msg'].removeprefix('Value error, ')}"
     return None

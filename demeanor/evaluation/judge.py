@@ -20,6 +20,7 @@ from demeanor.core.errors import DemeanorError, EngineError
 from demeanor.core.files import json_lines
 from demeanor.core.types import Completion, Decoding, Item, Message, Messages, Respond, Score, Turn, complete
 from demeanor.evaluation.items import JUDGED
+from demeanor.evaluation.result_rows import note_verdict, whole
 from demeanor.evaluation.runtime import Connect
 from demeanor.evaluation.scorers import judged, score_item
 from demeanor.evaluation.scorers.judged import Spec
@@ -163,7 +164,7 @@ class JudgeClient:
             raise EngineError(f"{self.judge.url}: the judge {self.judge.model} said nothing")
         reply = JudgeReply(
             key,
-            done.text,
+            whole(done.text),
             done.finish_reason,
             done.prompt_tokens,
             done.completion_tokens,
@@ -194,8 +195,8 @@ class JudgeClient:
             return Score(None, "", "no answer to judge")
         try:
             words = await self.ask(question(target, item, completion.text))
-        except DemeanorError as error:
-            self.failures.append(str(error))
+        except Exception as error:  # whatever one verdict raises is its own failure
+            self._failed(error)
             return Score(None, answer, f"not judged, run again to ask again: {error}")
         value = verdict_value(target, words)
         shown = words if len(words) <= WORDS_SHOWN else "…" + words[-WORDS_SHOWN:]
@@ -211,8 +212,8 @@ class JudgeClient:
             shown = answers[::-1] if swap else answers
             try:
                 words = await self.ask(comparison(request, *shown))
-            except DemeanorError as error:
-                self.failures.append(str(error))
+            except Exception as error:  # as above
+                self._failed(error)
                 problem = str(error)
                 continue
             place = last_line(words, "better")
@@ -221,6 +222,10 @@ class JudgeClient:
             else:
                 chosen[swap] = 3 - int(place) if swap else int(place)
         return PairVerdict(chosen[False], chosen[True], problem)
+
+    def _failed(self, error: Exception) -> None:
+        self.failures.append(str(error))
+        note_verdict(str(error))
 
     def cost(self) -> dict[str, int | float]:
         """Verdicts given, how many of them had been given before, failures, and what the new ones took."""

@@ -201,8 +201,10 @@ def ladder(
         whole=whole[0] if whole else None,
         without=removed,
         regressions=_regressions(compared, removed),
+        failed=len({row.identity for row in rows if row.error}),
+        answers=len({row.identity for row in rows}),
         refusals=tuple(found for v in used if (found := refusals(cells, v))),
-        cost=tuple(cost_of(cells, v) for v in used),
+        cost=tuple(spent for v in used if (spent := cost_of(cells, v))),
         questions={
             i: _question(cells.items[i])
             for i in dict.fromkeys(c.item_id for x in (*compared, *others) for c in x.changes)
@@ -406,7 +408,7 @@ def evaluate(
         name=name,
         steps=[v.model_id for v in steps],
         without={layer: v.model_id for layer, v in without.items()},
-        axes={item.axis: suites.about(item.axis) for item in experiment.items},
+        axes=suites.axes(stack.spec.evaluation.suites, stack.root),
         settings=_settings(stack, rows, experiment.runtime.num_generations),
         training=services.training_curves(stack),
         commands=(

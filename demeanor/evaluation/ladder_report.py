@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from demeanor.core.table import (
     MINUS,
@@ -162,7 +163,10 @@ def rate_text(found: Rate) -> str:
 
 
 def headline(result: Result) -> str:
-    """What the whole stack changed against its base, counted by corrected verdicts."""
+    """That answers failed, where some did; then what the whole stack changed against its base, counted by corrected verdicts."""
+    if result.failed:
+        rest = headline(replace(result, failed=0))
+        return f"{result.failed} of {plural(result.answers, 'answer')} FAILED and have no score. Of the others: {rest}"
     if result.whole is None:
         return f"{result.name} on {plural(result.items, 'question')}"
     verdicts = [delta.verdict for delta in result.whole.deltas]

@@ -16,6 +16,8 @@ from typing import Any
 from demeanor.core import registry
 from demeanor.core.errors import DataError
 from demeanor.core.types import Completion, Message, Messages, PromptRead, Score
+from demeanor.evaluation.public_files import File
+from demeanor.evaluation.scorers._words import number_alone
 from demeanor.stack.stack import digest
 
 GRADES: Mapping[str, float] = {
@@ -44,7 +46,7 @@ def is_inspect_log(path: Path) -> bool:
 
 def read_inspect_log(path: Path, metric: str | None, cluster: str | None) -> list[Sample]:
     """Every sample of a log; raises DataError."""
-    log = _zipped(path) if path.suffix == ".eval" else _json(path.read_text(encoding="utf-8"), str(path))
+    log = _zipped(path) if path.suffix == ".eval" else _json(File(path).text, str(path))
     about = log["eval"]
     model = re.sub(r"^openai-api/[^/]+/", "", about["model"])
     key = digest(
@@ -172,10 +174,8 @@ def _repeat(
 
 
 def _number(text: str) -> int | float | None:
-    plain = text.replace(",", "").strip()
-    if re.fullmatch(r"-?\d+", plain):
-        return int(plain)
-    return float(plain) if re.fullmatch(r"-?\d+\.\d+", plain) else None
+    found = number_alone(text)
+    return None if found is None else int(found) if found == found.to_integral_value() else float(found)
 
 
 def _zipped(path: Path) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _json(text: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error})") from error
     if not isinstance(tree, dict):
-        raise DataError(f"{where}: got a {type(tree).__name__}, wanted the object that Inspect writes")
+        raise DataError(f"{where}: got a {type(tree).__name__}, wanted the object that the harness writes")
     return tree
 
 
@@ -227,9 +227,9 @@ def read_lm_eval_log(path: Path, metric: str | None, cluster: str | None) -> lis
         raise DataError(
             f"{path}: no {results.name} beside it, which names the model; keep both files that lm-eval wrote"
         )
-    told = json.loads(results.read_text(encoding="utf-8"))
+    told = _json(File(results).text, str(results))
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in File(path).lines():
         try:
             found.append(_sample(json.loads(line), f"{path}:{number}", told, named["task"], metric, cluster))
         except (ValueError, LookupError, TypeError) as error:

@@ -109,11 +109,11 @@ def _rate(measure: int, value_1: Floats, values_R: Floats, refused: Mean, compli
     return Rate(value, low if math.isfinite(low) else None, high if math.isfinite(high) else None)
 
 
-def cost_of(cells: PairedTable, variant: str) -> Cost:
-    """Means over the answered rows; time is what the layers report having worked, waiting for each other excluded."""
+def cost_of(cells: PairedTable, variant: str) -> Cost | None:
+    """Means over the answered rows, None where there is none; time is what the layers report having worked, waiting for each other excluded."""
     rows = [row for group in cells.of(variant).values() for row in group if not row.error]
     if not rows:
-        return Cost(variant, 0.0, 0.0, 0.0, 0.0, {})
+        return None
     work = [row.work_ms for row in rows]
     layers = dict.fromkeys(name for row in rows for name in row.layer_ms)
     return Cost(

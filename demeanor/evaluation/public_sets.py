@@ -56,11 +56,12 @@ BFCL_CATEGORIES = {
     "parallel_multiple": "parallel",
     "irrelevance": "irrelevance",
     **{f"live_{c}": c for c in ("simple", "multiple", "parallel", "irrelevance")},
+    "live_parallel_multiple": "parallel",
 }
 
 
 class BfclMessage(PublicRow):
-    role: str
+    role: Literal["system", "user", "assistant"]
     content: str
 
 
@@ -85,8 +86,7 @@ def bfcl(row: BfclRow, n: int, file: File) -> Found:
     """Functions are offered as OpenAI tools: `.` in names becomes `_`. Answers lie in `possible_answer/` beside the file."""
     named = row.id.split("-")[0].rpartition("_")[0]  # live ids end in _12-3-4
     category = BFCL_CATEGORIES.get(named, "")
-    odd = [m.role for turn in row.question for m in turn if m.role not in ("system", "user")]
-    if not category or len(row.question) != 1 or odd:
+    if not category or len(row.question) != 1:
         return (
             f"{row.id}: category '{named}' with {len(row.question)} turns; "
             f"wanted one turn of {', '.join(BFCL_CATEGORIES)}"
@@ -99,7 +99,7 @@ def bfcl(row: BfclRow, n: int, file: File) -> Found:
         wanted = list(answers[row.id].ground_truth)
     item = Item(
         f"bfcl-{row.id}",
-        tuple(Message("system" if m.role == "system" else "user", m.content) for m in row.question[0]),
+        tuple(Message(m.role, m.content) for m in row.question[0]),
         "bfcl",
         {
             "category": category,

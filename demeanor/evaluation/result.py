@@ -271,6 +271,9 @@ class Result:
     external: tuple[Comparison, ...] = ()
     confidences: tuple[Calibration, ...] = ()
     robustness: tuple[Robustness, ...] = ()
+    answers: int = 0
+    """Distinct answers, of which `failed` have no score."""
+    failed: int = 0
     format: Literal[2] = FORMAT
 
     def table(self) -> Table:

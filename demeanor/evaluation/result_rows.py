@@ -6,7 +6,11 @@ In: Item, Completion, Score. Out: a Row, and rows as JSONL that a killed run can
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from demeanor.core.errors import DataError
+from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import json_lines
+from demeanor.core.table import plural
 from demeanor.core.types import (
     Citation,
     Completion,
@@ -35,6 +40,7 @@ WEIGHTS = "weights"
 SAME = "same:"
 """Items that share a tag `same:NAME` say the same thing in other words."""
 DETAIL_CHARACTERS = 240
+log = logging.getLogger("demeanor.evaluation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +108,11 @@ class RowKey:
         return self.stack_key, self.content, self.seed
 
     def row(self, **measured: Any) -> Row:
-        """The row of this key with what was measured."""
+        """The row of this key with what was measured; half surrogates, which no file can hold, are replaced."""
         item = self.item
+        measured = {
+            name: whole(value) if isinstance(value, str) else value for name, value in measured.items()
+        }
         return Row(
             self.variant,
             self.stack_key,
@@ -150,7 +159,7 @@ def declined(item: Item, score: Score) -> bool:
 
 def error_row(key: RowKey, error: Exception, ms: float) -> Row:
     """The row of an item that could not be answered or scored."""
-    message = f"{type(error).__name__}: {error}"
+    message = str(error) if isinstance(error, DemeanorError) else f"{type(error).__name__}: {error}"
     return key.row(finish_reason="cancelled", ms=round(ms, 3), error=message)
 
 
@@ -183,8 +192,69 @@ def _did(event: Event) -> LayerActivity | None:
             return None
 
 
+def whole(text: str) -> str:
+    """The text with half surrogates, which no UTF-8 file can hold, replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _short(text: str) -> str:
+    text = whole(text)
     return text if len(text) <= DETAIL_CHARACTERS else text[: DETAIL_CHARACTERS - 1] + "…"
+
+
+# ---- what failed ----
+
+
+@dataclass
+class Failures:
+    """What failed while it was collected: answers with their reasons, of how many, and verdicts that a judge did not give."""
+
+    measured: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    verdicts: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """What a reader must know before any number; empty where nothing failed."""
+        told = []
+        if failed := self.answers.total():
+            often = "; ".join(f"{n} x {_short(reason)}" for reason, n in self.answers.most_common(3))
+            told.append(
+                f"{failed} of {self.measured} answers FAILED and have no score: {often}. Run again to retry them."
+            )
+        if self.verdicts:
+            told.append(
+                f"{plural(len(self.verdicts), 'verdict')} of the judge FAILED: {_short(self.verdicts[0])}. Run again to ask again."
+            )
+        return "\n".join(told)
+
+
+_collected: ContextVar[Failures | None] = ContextVar("failures", default=None)
+
+
+@contextmanager
+def failures() -> Iterator[Failures]:
+    """Collects what fails in every experiment of the block, for whoever has to tell it first."""
+    token = _collected.set(Failures())
+    try:
+        yield _collected.get() or Failures()
+    finally:
+        _collected.reset(token)
+
+
+def note_answers(rows: Sequence[Row], *, failed: str = "") -> None:
+    """Collect the failed ones of newly measured rows, or one that was no row; without a collector they are a warning."""
+    collected = _collected.get()
+    found = Failures() if collected is None else collected
+    found.measured += len(rows) + bool(failed)
+    found.answers.update([*(row.error for row in rows if row.error), *([failed] if failed else [])])
+    if collected is None and found.answers:
+        log.warning("%s", found)
+
+
+def note_verdict(problem: str) -> None:
+    """Collect a verdict that was not given."""
+    if collected := _collected.get():
+        collected.verdicts.append(problem)
 
 
 # ---- rows on disk ----

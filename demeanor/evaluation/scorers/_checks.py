@@ -109,12 +109,13 @@ def _json(text: str, k: Settings) -> bool:
     if "keys" in k and set(found) != set(k["keys"]):
         return False
     types = k.get("types", {})
-    if any(name not in found or not _of_type(found[name], kind) for name, kind in types.items()):
+    if any(name not in found or not of_type(found[name], kind) for name, kind in types.items()):
         return False
     return all(name in found and same(found[name], value) for name, value in k.get("values", {}).items())
 
 
-def _of_type(value: Any, kind: str) -> bool:
+def of_type(value: Any, kind: str) -> bool:
+    """Whether a JSON value has a type; a whole float is an integer."""
     if kind == "integer" and isinstance(value, float):
         return value.is_integer()
     return isinstance(value, JSON_TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))

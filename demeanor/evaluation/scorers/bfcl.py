@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -26,6 +26,8 @@ TYPES: dict[str, type] = {
     "tuple": list,
     "dict": dict,
     "any": str,
+    "number": float,  # these two are JSON Schema's names
+    "object": dict,
 }
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
@@ -61,7 +63,47 @@ class Spec(registry.Spec):
             raise ValueError(
                 f"answers: {odd}: wanted one function of {sorted(map(str, names))} each, described by name and parameters"
             )
+        for answer in self.answers:
+            function = self.function(next(iter(answer)))
+            for mistake in _misdescribed(function):
+                raise ValueError(f"functions: {mistake}")
+            if unfit := _unfit(function, answer[next(iter(answer))]):
+                raise ValueError(f"answers: {function['name']}: {unfit}; no call can be right")
         return self
+
+    def function(self, name: str) -> dict[str, Any]:
+        """The description of a function that an answer names."""
+        if self.category == "simple":
+            return self.functions[0]
+        return next(f for f in self.functions if f["name"] == name)
+
+
+def _misdescribed(function: Mapping[str, Any]) -> Iterator[str]:
+    """Parameters whose values this match cannot judge."""
+    for name, described in _properties(function).items():
+        inner = described.get("items") if isinstance(described, dict) else None
+        for place, one in ((name, described), *([(f"{name}.items", inner)] if inner is not None else [])):
+            kind = one.get("type") if isinstance(one, dict) else None
+            if not isinstance(kind, str) or kind not in TYPES:
+                yield f"{function.get('name')}: {place}: type: got {kind!r}, wanted one of {', '.join(TYPES)}"
+
+
+def _properties(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = function["parameters"].get("properties", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _unfit(function: Mapping[str, Any], accepted: Mapping[str, list[Any]]) -> str:
+    """Why no call can be the wanted one; empty where one can."""
+    known = _properties(function)
+    needed = function["parameters"].get("required", ())
+    outside = [p for p, values in accepted.items() if p not in known and "" not in values]
+    missing = [p for p in needed if p not in accepted or p not in known]
+    empty = [p for p, values in accepted.items() if not values]
+    if outside or missing or empty:
+        told = "is no parameter" if outside else "is required and has no accepted value"
+        return f"{(outside or missing or empty)[0]} {told}"
+    return ""
 
 
 def api_name(name: str) -> str:
@@ -78,11 +120,7 @@ def wrong_calls(target: Spec, calls: Sequence[tuple[str, dict[str, Any]]]) -> st
     left = list(calls)
     for answer in target.answers:
         name = next(iter(answer))
-        function = (
-            target.functions[0]
-            if target.category == "simple"
-            else next(f for f in target.functions if f["name"] == name)
-        )
+        function = target.function(name)
         reasons = [wrong_call(function, answer[name], call) for call in left]
         if "" not in reasons:
             return reasons[0]
@@ -97,7 +135,7 @@ def wrong_call(
     name, given = call
     if api_name(name) != api_name(function["name"]):
         return f"called {name}, wanted {function['name']}"
-    known, needed = function["parameters"]["properties"], function["parameters"].get("required", ())
+    known, needed = _properties(function), function["parameters"].get("required", ())
     missing = [p for p in needed if p not in given]
     if missing:
         return f"{missing[0]}: missing, and required"
@@ -114,8 +152,8 @@ def wrong_call(
 def _wrong_value(described: Mapping[str, Any], value: Any, accepted: list[Any]) -> str:
     kind = described["type"]
     wanted = TYPES[kind]
-    inner = TYPES[described["items"]["type"]] if kind in ("array", "tuple") else None
-    if kind == "float" and type(value) is int:
+    inner = TYPES[described["items"]["type"]] if kind in ("array", "tuple") and "items" in described else None
+    if wanted is float and type(value) is int:
         value = float(value)
     got = type(value)
     if got is wanted and inner is not None and not _inner_fits(value, inner, accepted):

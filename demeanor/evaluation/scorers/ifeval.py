@@ -37,6 +37,10 @@ class Instruction(registry.Spec):
             raise ValueError(f"{self.id}: got settings {sorted(self.settings)}, wanted {sorted(wanted)}")
         for name, value in self.settings.items():
             _right(self.id, name, value)
+        relation = next((x for x in self.settings if x.endswith("relation")), "")
+        counts = [n for n, x in self.settings.items() if isinstance(x, int) and x < 1]
+        if relation and self.settings[relation] == "less than" and counts:
+            raise ValueError(f"{self.id}: {counts[0]}: less than 0 of anything, which no answer satisfies")
         return self
 
 
@@ -59,6 +63,12 @@ def _right(kind: str, name: str, value: Setting) -> None:
     for word in (
         value if isinstance(value, tuple) else (value,) if name in ("keyword", "section_spliter") else ()
     ):
+        if re.search(
+            r"(?<!\\)[*+?}]\+", str(word)
+        ):  # Python 3.11 reads a possessive quantifier, older ones refuse it
+            raise ValueError(
+                f"{kind}: {name}: {word!r} is read as a regular expression; write {re.escape(str(word))!r}"
+            )
         try:
             re.compile(str(word))  # the official scorer reads them as expressions
         except re.error as error:

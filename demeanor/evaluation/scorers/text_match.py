@@ -6,11 +6,12 @@ numbers are compared by value.
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AllowInfNan, Field, JsonValue, StrictFloat, StrictInt, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from demeanor.core import registry
 from demeanor.core.personal_data import luhn
@@ -54,7 +55,14 @@ def exact(target: ExactSpec, completion: Completion) -> Score:
 class NumberSpec(registry.Spec):
     """The right number."""
 
-    value: StrictInt | Annotated[StrictFloat, AllowInfNan(False)]
+    value: int | float
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _a_number(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"got {value!r}, wanted a number")
+        return value
 
 
 def number(target: NumberSpec, completion: Completion) -> Score:

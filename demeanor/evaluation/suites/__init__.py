@@ -5,6 +5,7 @@ All written for this project. Every item has an answer that scores 1 and one tha
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from demeanor.evaluation import statistics
 from demeanor.evaluation.items import READ, describe, load_suite, suite_hash
 from demeanor.evaluation.scorers import score_item
 from demeanor.world import catalog
-from demeanor.world import catalog as axes
+from demeanor.world import catalog as world_axes
 
 ABOUT: Mapping[str, str] = MappingProxyType(
     {
@@ -66,6 +67,8 @@ ABOUT: Mapping[str, str] = MappingProxyType(
 )
 """What each axis asks, in one line."""
 FOLDER = Path(__file__).parent
+ASKED = 70
+"""Characters of a question that describes an axis."""
 PREFIX = "builtin:"
 
 
@@ -101,8 +104,24 @@ def items(name: str, root: Path) -> tuple[Item, ...]:
 
 
 def about(axis: str) -> str:
-    """What an axis asks, in one line; empty if nobody has said."""
-    return ABOUT.get(axis) or axes.ABOUT.get(axis, "")
+    """What an axis of a suite that needs no file asks, in one line; empty if nobody has said."""
+    return ABOUT.get(axis) or world_axes.ABOUT.get(axis, "")
+
+
+def axes(names: Sequence[str], root: Path) -> dict[str, str]:
+    """The axes of some suites with what each asks; those of a file are told by the file's own first question."""
+    found: dict[str, str] = {}
+    for name in names:
+        for item in items(name, root):
+            found.setdefault(
+                item.axis, about(item.axis) if name.startswith((WORLD, PREFIX)) else _told(item, name)
+            )
+    return found
+
+
+def _told(item: Item, name: str) -> str:
+    asked = " ".join(item.messages[-1].content.split())
+    return f"{Path(name).name}, scorer {item.scorer}: {textwrap.shorten(asked, ASKED, placeholder=' ...') or '...'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +137,12 @@ class Measured:
     floors: Mapping[str, float | None]
 
 
-def measured(found: Sequence[Item]) -> list[Measured]:
-    """Every axis of some items, in order; `detectable` supposes what `power` says, before anything is run."""
+def measured(found: Sequence[Item], told: Mapping[str, str]) -> list[Measured]:
+    """Every axis of some items, in order, and what it asks; `detectable` supposes what `power` says, before anything is run."""
     return [
         Measured(
             x.axis,
-            about(x.axis),
+            told.get(x.axis, ""),
             x.items,
             x.clusters,
             x.scorers,
@@ -175,7 +194,7 @@ def section(names: Sequence[str], show: int = 0) -> Section:
     versions: list[str] = []
     for name in names or offered():
         found = items(name, Path())
-        for n, axis in enumerate(measured(found)):
+        for n, axis in enumerate(measured(found, axes([name], Path()))):
             floors = [NONE if value is None else number(100 * value, 0) for value in axis.floors.values()]
             least = (
                 f">{100 * statistics.DISCORDANCE:.0f}"
