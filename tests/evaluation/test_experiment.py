@@ -154,8 +154,8 @@ async def test_a_failing_item_is_a_row_without_a_value_counted_aloud_and_tried_a
     seen: list[ExperimentProgress] = []
     rows = await go(tmp_path / "rows.jsonl", {"one": Scripted(fail={"2", "4"})}, watch=seen.append)
     assert {r.item_id: r.error for r in rows if r.error} == {
-        "2": "DemeanorError: no 2",
-        "4": "DemeanorError: no 4",
+        "2": "no 2",
+        "4": "no 4",
     }
     assert [r.value for r in rows if r.error] == [None, None]
     assert (seen[-1].done, seen[-1].errors) == (6, 2)

@@ -187,8 +187,10 @@ def test_a_judge_that_is_away_leaves_items_out_of_the_diagnosis_and_the_next_one
             "evaluation.judge.retries=0",
         ]
         server.model.says = broken
-        assert main(command) == 0
-        assert f"{ITEMS} FAILED and unscored" in capsys.readouterr().err
+        assert main(command) == 3
+        told = capsys.readouterr()
+        assert f"{ITEMS} FAILED and unscored" in told.err
+        assert f"{ITEMS} verdicts of the judge FAILED" in told.out
         assert json.loads((out / "desk.diagnosis.json").read_text())["failing"] == 0
         server.model.says = reply
         assert main(command) == 0

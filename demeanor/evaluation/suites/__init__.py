@@ -137,12 +137,12 @@ class Measured:
     floors: Mapping[str, float | None]
 
 
-def measured(found: Sequence[Item], told: Mapping[str, str]) -> list[Measured]:
-    """Every axis of some items, in order, and what it asks; `detectable` supposes what `power` says, before anything is run."""
+def measured(found: Sequence[Item], told: Mapping[str, str] | None = None) -> list[Measured]:
+    """Every axis of some items, in order, and what it asks (default: as `about` says); `detectable` supposes what `power` says, before anything is run."""
     return [
         Measured(
             x.axis,
-            told.get(x.axis, ""),
+            about(x.axis) if told is None else told.get(x.axis, ""),
             x.items,
             x.clusters,
             x.scorers,
