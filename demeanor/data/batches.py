@@ -20,7 +20,7 @@ import numpy as np
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Example, TrainingRow
-from demeanor.data.sources import Problems, Say, weighted
+from demeanor.data.sources import Doubts, Problems, Say, weighted
 from demeanor.data.trees import Branch, Tree, num_scored
 from demeanor.model.tensors import MISMATCHED
 from demeanor.stack.schema import Source
@@ -218,41 +218,49 @@ class Assembled(NamedTuple):
 def assemble(
     sources: Sequence[Source],
     *,
-    read: Callable[[Source], Iterator[TrainingRow]],
+    read: Callable[[Source, Problems], Iterator[TrainingRow]],
     render: Callable[[TrainingRow], Tree],
     document: Callable[[str], list[int]],
     folder: Path,
     say: Say = print,
+    doubts: Doubts | None = None,
 ) -> Assembled:
     """Render every row of every source once, then repeat or thin each source by its weight.
 
-    `folder` stores the trees if a source says `stream`. Raises DataError at the first row that cannot be
-    rendered, unless its source says `skip_bad`.
+    `folder` stores the trees if a source says `stream`; `doubts` of rows are said at the end. Raises DataError with the rows of all sources that cannot be read or rendered, unless their source says
+    `skip_bad`.
     """
     streams = any(source.stream for source in sources)
     trees: list[Tree] | Spool = Spool(folder) if streams else []
     texts: list[Tree] | Spool = Spool(folder) if streams else []
     chosen: list[int] = []  # index of a tree, or ~index of a text
+    errors: list[str] = []
+    doubts = doubts or Doubts()
     for source in sources:
         places: list[int] = []
         problems = Problems(source.source)
-        for row in read(source):
-            try:
-                if isinstance(row, Example) and row.text is not None:
-                    texts.append(Tree(tuple(document(row.text)), (), ()))
-                    places.append(~(len(texts) - 1))
-                else:
-                    trees.append(render(row))
-                    places.append(len(trees) - 1)
-            except DataError as error:
-                if not source.skip_bad:
-                    raise
-                problems.bad.append(str(error))
-        problems.good = len(places)
-        problems.close(source.skip_bad, say)
-        if not places:
-            raise DataError(f"{source.source}: none of its rows can be rendered; wanted at least one")
-        chosen += weighted(places, source.weight, source.source)
+        try:
+            for row in read(source, problems):
+                doubts.add(row)
+                try:
+                    if isinstance(row, Example) and row.text is not None:
+                        texts.append(Tree(tuple(document(row.text)), (), ()))
+                        places.append(~(len(texts) - 1))
+                    else:
+                        trees.append(render(row))
+                        places.append(len(trees) - 1)
+                except DataError as error:
+                    problems.add(row.source, error)
+            problems.good = len(places)
+            problems.close(source.skip_bad, say)
+        except DataError as error:
+            errors.append(str(error))
+        if places and not errors:
+            chosen += weighted(places, source.weight, source.source)
+    if errors:
+        raise DataError("\n".join(errors))
+    for doubt in doubts.said():
+        say(doubt)
     documents = View(lambda i: list(texts[i].prompt), (~i for i in chosen if i < 0))
     return Assembled(select(trees, (i for i in chosen if i >= 0)), documents)
 

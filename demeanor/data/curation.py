@@ -20,10 +20,10 @@ from demeanor.core.files import replacing
 from demeanor.core.folding import Folded
 from demeanor.core.language import KNOWN, certain_language
 from demeanor.core.personal_data import DETECTORS
-from demeanor.data import similarity
-from demeanor.data.readers import Bad
+from demeanor.data import similarity, sources
+from demeanor.data.readers import foreign
 from demeanor.data.similarity import as_columns, row_text
-from demeanor.data.sources import Generated, Problems, Say, raw_rows, renamed
+from demeanor.data.sources import Generated, Problems, Say
 from demeanor.stack.schema import Source
 from demeanor.world.catalog import GENERATED
 
@@ -63,32 +63,28 @@ def columns(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place and columns of the first `limit` rows; raises DataError at the end if some are
     unreadable."""
-    problems = Problems(source.source)
-    for where, raw in islice(_raw(source, root, generated), source.limit):
-        row = {"text": raw} if isinstance(raw, str) else raw
+    name = source.source
+    if name.startswith("world:"):
+        if name[6:] not in generated:
+            raise DataError(unknown(name, [f"world:{n}" for n in generated], noun="source"))
+        rows = islice(generated[name[6:]](), source.limit)
+        yield from ((f"{name}: row {number}", as_columns(row)) for number, row in enumerate(rows, start=1))
+        return
+    problems = Problems(name)
+    for where, row in sources.columns(source, root, problems):
+        named = {"text": row} if isinstance(row, str) else row
         try:
-            if isinstance(row, Bad):
-                raise ValueError(row.why)
-            if not isinstance(row, Mapping):
+            if not isinstance(named, Mapping):
                 raise ValueError(f"got a {type(row).__name__}, wanted an object of columns")
-            named = dict(renamed(row, source.columns))
+            for column, value in named.items():
+                if (kind := foreign(value)) is not None:
+                    raise ValueError(f"{column}: holds a {kind}, which .jsonl cannot; leave that column out")
         except ValueError as error:
-            problems.bad.append(f"{where}: {error}")
+            problems.add(where, error)
         else:
             problems.good += 1
-            yield where, named
+            yield where, dict(named)
     problems.close(source.skip_bad, say)
-
-
-def _raw(source: Source, root: Path, generated: Generated) -> Iterator[tuple[str, Any]]:
-    name = source.source
-    if not name.startswith("world:"):
-        yield from raw_rows(source, root)
-    elif name[6:] not in generated:
-        raise DataError(unknown(name, [f"world:{n}" for n in generated], noun="source"))
-    else:
-        for number, row in enumerate(generated[name[6:]](), start=1):
-            yield f"{name}: row {number}", as_columns(row)
 
 
 def check_out(path: Path, *, force: bool) -> None:

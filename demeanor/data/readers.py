@@ -12,10 +12,15 @@ import gzip
 import importlib
 import json
 import re
+import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from demeanor.core.errors import DataError, unknown
 
@@ -88,10 +93,31 @@ def loaded(
 
 
 def bare(value: Any) -> Any:
-    """Return a value without keys that are null: Arrow gives every object of a column the keys of all."""
-    if isinstance(value, dict):
+    """Return a value of Arrow as JSON has it: dates, decimals and UTF-8 bytes as text, no null keys.
+
+    Arrow gives every object of a column the keys of all. What JSON cannot hold stays as it is.
+    """
+    if isinstance(value, Mapping):
         return {k: bare(v) for k, v in value.items() if v is not None}
-    return [bare(v) for v in value] if isinstance(value, list) else value
+    if isinstance(value, list | tuple):
+        return [bare(v) for v in value]
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta | UUID):
+        return str(value)
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode("utf-8")
+    return value
+
+
+def foreign(value: Any) -> str | None:
+    """Return the name of a type in a value that JSON cannot hold, None if there is none."""
+    if isinstance(value, Mapping):
+        return next((kind for v in value.values() if (kind := foreign(v)) is not None), None)
+    if isinstance(value, list):
+        return next((kind for v in value if (kind := foreign(v)) is not None), None)
+    return None if value is None or isinstance(value, str | int | float) else type(value).__name__
 
 
 def _split(where: str, splits: list[str], split: str | None) -> str:
@@ -130,6 +156,8 @@ _START = re.compile(r"^\*\*\* ?START OF (?:THIS|THE) PROJECT GUTENBERG EBOOK.*$"
 _END = re.compile(
     r"^(?:\*\*\* ?END OF (?:THIS|THE) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg).*", re.M
 )
+
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 
 RawRow = tuple[str, Any]
 
@@ -187,7 +215,7 @@ def _folder(path: Path, split: str | None) -> Iterator[RawRow]:
 
 def _txt(path: Path) -> Iterator[RawRow]:
     """Yield a text file's one row, without Project Gutenberg's header and licence."""
-    text = "".join(_lines(path))
+    text = _text(path)
     if start := _START.search(text):
         text = text[start.end() :]
         if end := _END.search(text):
@@ -196,19 +224,22 @@ def _txt(path: Path) -> Iterator[RawRow]:
 
 
 def _jsonl(path: Path) -> Iterator[RawRow]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path, strict=False), start=1):
+        if isinstance(line, Bad):
+            yield f"{path}:{number}", line
+            continue
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             row = Bad(f"not JSON: {error}; wanted one object per line")
         yield f"{path}:{number}", row
 
 
 def _json(path: Path) -> Iterator[RawRow]:
     try:
-        found = json.loads("".join(_lines(path)))
+        found = json.loads(_text(path))
     except json.JSONDecodeError as error:
         hint = "; it looks like one object per line: name it .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}{hint}") from None
@@ -234,7 +265,10 @@ def _columns(path: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _csv(path: Path) -> Iterator[RawRow]:
-    reader = csv.DictReader(_lines(path))
+    csv.field_size_limit(
+        sys.maxsize
+    )  # for this process: the library's 131,072 characters cut no field of ours
+    reader = csv.DictReader(line for line in _lines(path) if isinstance(line, str))
     try:
         if not reader.fieldnames:
             raise DataError(f"{path}: is empty; wanted a first line with column names")
@@ -250,20 +284,28 @@ def _csv(path: Path) -> Iterator[RawRow]:
         raise DataError(f"{path}:{reader.line_num}: not CSV: {error}") from None
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file with ends as \
-    , without byte order mark and gzip. Raises DataError.
+def _text(path: Path) -> str:
+    return "".join(line for line in _lines(path) if isinstance(line, str))
+
+
+def _lines(path: Path, *, strict: bool = True) -> Iterator[str | Bad]:
+    """Yield the lines of a UTF-8 file with ends as LF, without byte order mark and gzip.
+
+    Raises DataError; unless `strict`, a line that is no UTF-8 is Bad instead.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             at = 0
-            for raw in file:
+            for number, raw in enumerate(file, start=1):
+                if at == 0 and raw.startswith(UTF16):
+                    raise DataError(f"{path}:1: not UTF-8 text but UTF-16; save it as UTF-8")
                 try:
-                    yield (raw.decode("utf-8-sig") if at == 0 else raw.decode("utf-8")).replace("\r\n", "\n")
+                    yield raw.decode("utf-8-sig" if at == 0 else "utf-8").replace("\r\n", "\n")
                 except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path}: not UTF-8 text (byte {at + error.start}); save it as UTF-8"
-                    ) from None
+                    why = f"not UTF-8 text (byte {at + error.start}); save it as UTF-8"
+                    if strict:
+                        raise DataError(f"{path}:{number}: {why}") from None
+                    yield Bad(why)
                 at += len(raw)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None

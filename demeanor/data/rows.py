@@ -38,6 +38,23 @@ COLUMNS: Mapping[str, str] = {
     "text": "text",
 }
 SPEAKERS: Mapping[str, Role] = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool"}
+REASONING = ("reasoning_content", "reasoning", "thinking")  # names of what comes before an answer
+ALIASES: Mapping[str, tuple[str, ...]] = {  # what files often call a column
+    "prompt": ("question", "query", "input", "user", "human", "instruction"),
+    "completion": ("answer", "response", "output", "reply", "assistant", "target"),
+    "chosen": ("preferred", "accepted", "better", "best", "chosen_response", "response_chosen"),
+    "rejected": ("dispreferred", "worse", "worst", "rejected_response", "response_rejected"),
+    "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
+    "label": ("is_good", "desirable", "thumbs_up", "rating"),
+    "text": ("content", "document", "body", "story"),
+}
+_SETS: Mapping[Want, tuple[tuple[str, ...], ...]] = {
+    "examples": (("prompt", "completion"), ("messages",), ("text",)),
+    "preferences": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "unpaired": (("prompt", "completion", "label"),),
+    "text": (("text",),),
+}
+_REPR = re.compile(r"\[\s*\{\s*'(role|from)'\s*:")  # messages as Python prints them, which is not JSON
 _DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -47,14 +64,31 @@ def parse(row: Any, want: Want, source: str) -> TrainingRow:
         row = {"text": row}
     if not isinstance(row, Mapping):
         raise ValueError(f"got a {type(row).__name__}, wanted an object of columns ({COLUMNS[want]})")
-    columns = {
-        k: v
-        for k, v in row.items()
-        if v is not None and v != [] and not (v == "" and k in ("input", "system", "tools"))
-    }
+    columns = _published(
+        {
+            k: v
+            for k, v in row.items()
+            if v is not None and v != [] and not (v == "" and k in ("input", "system", "tools"))
+        }
+    )
     found = _READERS[want](columns, source)
     extra = _kwargs(columns.get("chat_template_kwargs"))
     return replace(found, template_kwargs=extra) if extra else found
+
+
+def _published(row: Row) -> Row:
+    """Return a preference as OpenAI's fine-tuning or LLaMA-Factory writes it under the names used here."""
+    given, best, worst = row.get("input"), row.get("preferred_output"), row.get("non_preferred_output")
+    if isinstance(given, Mapping) and best and worst:
+        tools = {"tools": given["tools"]} if given.get("tools") else {}
+        return {"prompt": given.get("messages"), "chosen": best, "rejected": worst, **tools}
+    pair = {name: row.get(name) for name in ("chosen", "rejected")}
+    if not all(isinstance(message, Mapping) for message in pair.values()):
+        return row
+    talk = next((name for name in ("prompt", "conversations", "messages") if name in row), None)
+    prompt = {"prompt": row[talk]} if talk else {}
+    rest = {k: v for k, v in row.items() if k != talk}
+    return {**rest, **prompt, **{name: [message] for name, message in pair.items()}}
 
 
 def _example(row: Row, source: str) -> Example:
@@ -63,6 +97,8 @@ def _example(row: Row, source: str) -> Example:
         messages = _system(row) + _messages(row, "messages" if "messages" in row else "conversations")
         if not any(m.role == "assistant" for m in messages):
             raise ValueError("messages: none is from the assistant; wanted at least one, to be trained")
+        if not any(m.role == "assistant" and m.trained for m in messages):
+            raise ValueError("messages: every answer has weight 0; wanted at least one to be trained")
         return Example(messages, tools=tools, source=source)
     if "instruction" in row and "output" in row:
         prompt = _alpaca(row)
@@ -74,7 +110,10 @@ def _example(row: Row, source: str) -> Example:
         answer = _completion(row["completion"], "completion")
         return Example(prompt + answer, trained_from=len(prompt), tools=tools, source=source)
     if "chosen" in row:
-        raise ValueError("a preference row; wanted a row with one answer: " + EXAMPLES)
+        raise ValueError(
+            "a preference row (chosen, rejected); wanted a row with one answer: "
+            f"{EXAMPLES}. Preferences train with an objective such as dpo or reward"
+        )
     if "prompt" in row:
         prompt = _prompt(row)
         return Example(prompt, trained_from=len(prompt), tools=tools, source=source)
@@ -180,7 +219,7 @@ def _text(row: Row, name: str) -> str:
 
 def _prompt(row: Row) -> Messages:
     value = row["prompt"]
-    messages = (Message("user", _text(row, "prompt")),) if _is_prose(value) else _messages(row, "prompt")
+    messages = (Message("user", _text(row, "prompt")),) if is_prose(value) else _messages(row, "prompt")
     messages = _system(row) + messages
     if messages[-1].role == "assistant":
         raise ValueError("prompt: ends with an assistant message; wanted one that an assistant answers")
@@ -188,7 +227,7 @@ def _prompt(row: Row) -> Messages:
 
 
 def _completion(value: Any, name: str) -> Messages:
-    if _is_prose(value):
+    if is_prose(value):
         return (_answer({name: value}, name),)
     messages = _messages({name: value}, name)
     _starts_with_answer(messages, name)
@@ -209,7 +248,7 @@ def _dialogue(row: Row, name: str) -> Messages:
     Assistant:".
     """
     value = row[name]
-    if not _is_prose(value):
+    if not is_prose(value):
         return _messages(row, name)
     if "prompt" in row:
         return _completion(value, name)
@@ -255,7 +294,26 @@ def _message(raw: Any, where: str) -> Message:
     content = _content(raw.get("content", raw.get("value")), f"{where}.content")
     if not content and not calls and role in ("assistant", "user"):
         raise ValueError(f"{where}: the {role}'s message is empty")
-    return Message(cast(Role, role), content, calls, raw.get("tool_call_id"), raw.get("name"))
+    weight = raw.get("weight")
+    if weight not in (None, 0, 1):
+        raise ValueError(f"{where}.weight: got {weight!r}, wanted 0 (not trained) or 1")
+    thought = next((name for name in REASONING if raw.get(name)), None)
+    return Message(
+        cast(Role, role),
+        content,
+        calls,
+        _optional(raw, "tool_call_id", where),
+        _optional(raw, "name", where),
+        reasoning=None if thought is None else _content(raw[thought], f"{where}.{thought}"),
+        trained=weight != 0,
+    )
+
+
+def _optional(raw: Row, name: str, where: str) -> str | None:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{where}.{name}: got a {type(value).__name__}, wanted text")
+    return value
 
 
 def _content(value: Any, where: str) -> str:
@@ -300,9 +358,22 @@ def _tools(value: Any) -> tuple[ToolSpec, ...]:
     return tuple(found)
 
 
-def _is_prose(value: Any) -> bool:
+def is_prose(value: Any) -> bool:
     """True for text that is not a JSON list of messages (which a .csv file holds as text)."""
-    return isinstance(value, str) and not (value.lstrip().startswith("[{") and value.rstrip().endswith("}]"))
+    if not isinstance(value, str):
+        return False
+    if not (value.lstrip().startswith("[") and value.rstrip().endswith("]")):
+        return True
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return not _REPR.match(value.lstrip())
+    return not found or not all(isinstance(one, Mapping) and _is_message(one) for one in found)
+
+
+def _is_message(one: Row) -> bool:
+    speaks = "role" in one or one.get("from") in (*SPEAKERS, *get_args(Role))
+    return speaks and not {"content", "value", "tool_calls"}.isdisjoint(one)
 
 
 def _json_list(value: Any, name: str) -> list[Any]:
@@ -351,9 +422,20 @@ def _kwargs(value: Any) -> dict[str, Any]:
 def _from_json(text: str, name: str, wanted: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{name}: is text that is not JSON; wanted {wanted}") from None
 
 
 def _missing(row: Row, want: Want) -> str:
-    return f"has the columns {', '.join(sorted(map(str, row))) or '(none)'}; wanted {COLUMNS[want]}"
+    has = ", ".join(sorted(map(str, row))) or "(none)"
+    return f"has the columns {has}; wanted {COLUMNS[want]}{_renaming(row, want)}"
+
+
+def _renaming(row: Row, want: Want) -> str:
+    """Return the line of a source that names the row's columns, if their names are known ones."""
+    for names in _SETS[want]:
+        found = {ours: next((x for x in (ours, *ALIASES.get(ours, ())) if x in row), None) for ours in names}
+        renamed = [f"{ours}: {theirs}" for ours, theirs in found.items() if theirs not in (None, ours)]
+        if renamed and None not in found.values() and len(set(found.values())) == len(names):
+            return f". Write columns: {{{', '.join(renamed)}}} at this source"
+    return ""

@@ -7,21 +7,22 @@ silently: rows that cannot be used are listed in one DataError, or reported if t
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from demeanor.core.errors import DataError, unknown
-from demeanor.core.types import Example, Preference, TrainingRow, Unpaired
+from demeanor.core.errors import DataError, check_unicode, unknown
+from demeanor.core.types import Example, Messages, Preference, TrainingRow, Unpaired
 from demeanor.data import readers
 from demeanor.data.readers import Bad, RawRow
-from demeanor.data.rows import COLUMNS, Want, parse
+from demeanor.data.rows import COLUMNS, REASONING, Want, parse
 from demeanor.stack.schema import Source
 from demeanor.world.catalog import GENERATED
 
-LISTED = 8  # bad rows that an error names one by one
-SKIPPED = 3  # bad rows that are named where they are skipped
+LISTED = 8  # bad rows that are named one by one
 
 Generated = Mapping[str, Callable[[], Iterable[TrainingRow]]]
 Say = Callable[[str], object]
@@ -41,19 +42,97 @@ class Problems:
         self._name, self.good = name, 0
         self.bad: list[str] = []
 
+    def add(self, where: str, error: Exception) -> None:
+        """Note a row that cannot be used."""
+        what = str(error)
+        self.bad.append(what if where in what else f"{where or 'row'}: {what}")
+
+    def error(self) -> DataError | None:
+        """Return the error that names the first of them, None if there is none."""
+        if len(self.bad) < 2:
+            return DataError(self.bad[0]) if self.bad else None
+        header = f"{self._name}: {len(self.bad)} of {len(self.bad) + self.good} rows cannot be used:"
+        return DataError("\n  ".join([header, *_first(self.bad, LISTED)]))
+
     def close(self, skip: bool, say: Say) -> None:
-        """Raise DataError with the first of them, or report how many were skipped and the first three."""
-        if not self.bad:
+        """Raise the error, or if rows may be skipped, say how many were and name the first."""
+        if (error := self.error()) is None:
             return
+        if not skip:
+            raise error
         total = len(self.bad) + self.good
-        if skip:
-            header = f"{self._name}: skipped {len(self.bad)} of {total} rows:"
-            say("\n  ".join([header, *_first(self.bad, SKIPPED)]))
-        elif len(self.bad) == 1:
-            raise DataError(self.bad[0])
-        else:
-            header = f"{self._name}: {len(self.bad)} of {total} rows cannot be used:"
-            raise DataError("\n  ".join([header, *_first(self.bad, LISTED)]))
+        header = f"{self._name}: skipped {len(self.bad)} of {total} rows:"
+        say("\n  ".join([header, *_first(self.bad, LISTED)]))
+        if not self.good:
+            raise DataError(f"{self._name}: none of {total} rows can be used. The first: {self.bad[0]}")
+
+
+class Doubts:
+    """Rows that can be used but are probably a mistake: counts, and what to say of them."""
+
+    def __init__(self, specials: Iterable[str] = (), template: str | None = None) -> None:
+        """`specials` are the texts of special tokens, `template` the jinja that writes the rows."""
+        listed = sorted((re.escape(text) for text in specials if len(text) > 2), key=len, reverse=True)
+        self._special = re.compile("|".join(listed)) if listed else None
+        self._spelt: Counter[str] = Counter()  # special tokens by the number of rows that spell them
+        self._labels: Counter[bool] = Counter()
+        self._thinks = template is None or any(name in template for name in REASONING)
+        self._rows = self._pairs = self._same = self._spelling = self._thoughts = 0
+
+    def add(self, row: TrainingRow) -> None:
+        """Count a row."""
+        self._rows += 1
+        if isinstance(row, Preference):
+            best = {c for c, rank in zip(row.completions, row.ranks) if rank == min(row.ranks)}
+            worse = {c for c, rank in zip(row.completions, row.ranks) if rank > min(row.ranks)}
+            self._pairs += 1
+            self._same += not best.isdisjoint(worse)
+            self._labels.update((True, False))
+        elif isinstance(row, Unpaired):
+            self._labels[row.desirable] += 1
+        messages = _messages(row)
+        self._thoughts += any(m.reasoning for m in messages)
+        if self._special is not None:
+            said = [row.text or ""] if isinstance(row, Example) else []
+            said += [m.content for m in messages]
+            found = set(self._special.findall("\n".join(said)))
+            self._spelling += bool(found)
+            self._spelt.update(found)
+
+    def said(self) -> list[str]:
+        """Return one sentence for each kind of doubt."""
+        found = []
+        if self._same:
+            found.append(
+                f"{self._same:,} of {self._pairs:,} comparisons have the same text chosen and rejected: "
+                "they teach nothing; leave them out"
+            )
+        if self._labels and len(self._labels) == 1 and not self._pairs:
+            label = "true" if True in self._labels else "false"
+            found.append(
+                f"all {self._labels.total():,} labels are {label}: there is nothing to tell apart; "
+                "add rows with the other label"
+            )
+        if self._spelling:
+            names = ", ".join(text for text, _ in self._spelt.most_common(4))
+            found.append(
+                f"{self._spelling:,} of {self._rows:,} rows spell special tokens in their text ({names}): "
+                "there they are plain characters, as text always is; write such rows as messages"
+            )
+        if self._thoughts and not self._thinks:
+            found.append(
+                f"{self._thoughts:,} of {self._rows:,} rows have reasoning_content, which the template does not "
+                "write; use a template that reads it, or write the reasoning into the content"
+            )
+        return [f"warning: {what}" for what in found]
+
+
+def _messages(row: TrainingRow) -> Messages:
+    if isinstance(row, Example):
+        return row.messages
+    if isinstance(row, Unpaired):
+        return (*row.prompt, *row.completion)
+    return (*row.prompt, *(m for completion in row.completions for m in completion))
 
 
 def rows(
@@ -69,27 +148,61 @@ def rows(
 
 
 def read(
-    source: Source, *, root: Path, generated: Generated = GENERATED, want: Want = "examples", say: Say = print
+    source: Source,
+    *,
+    root: Path,
+    generated: Generated = GENERATED,
+    want: Want = "examples",
+    say: Say = print,
+    problems: Problems | None = None,
 ) -> Iterator[TrainingRow]:
-    """Yield the first `limit` rows of a source; raises DataError at the end if some cannot be used."""
+    """Yield the first `limit` rows of a source; raises DataError at the end if some cannot be used.
+
+    With `problems` of the caller, they are noted there and nothing is raised or said.
+    """
     name = source.source
     if name.startswith("world:"):
         yield from _generated(name, generated, want, source.limit)
         return
-    problems = Problems(name if name.startswith("hf:") else str(root / name))
-    for where, raw in islice(raw_rows(source, root), source.limit):
+    noted = problems or Problems(name if name.startswith("hf:") else str(root / name))
+    found = False
+    for where, row in columns(source, root, noted):
         try:
-            if isinstance(raw, Bad):
-                raise ValueError(raw.why)
-            row = parse(renamed(raw, source.columns), want, where)
-        except ValueError as error:
-            problems.bad.append(f"{where}: {error}")
+            parsed = parse(row, want, where)
+        except (ValueError, DataError) as error:
+            noted.add(where, error)
         else:
-            problems.good += 1
-            yield row
-    problems.close(source.skip_bad, say)
-    if not problems.good:
+            noted.good += 1
+            found = True
+            yield parsed
+    if problems is None:
+        noted.close(source.skip_bad, say)
+    if not found and not noted.bad:
         raise DataError(f"{name}: has no rows; wanted {COLUMNS[want]}")
+
+
+def columns(source: Source, root: Path, problems: Problems) -> Iterator[RawRow]:
+    """Yield the place and columns of the first `limit` rows; unreadable ones are noted in `problems`."""
+    raw = islice(raw_rows(source, root), source.limit)
+    while True:
+        try:
+            where, row = next(raw)
+        except StopIteration:
+            return
+        except DataError as error:  # the rest of the file is unreadable: told with the rows before it
+            if problems.bad:
+                problems.bad.append(str(error))
+                raise problems.error() from None  # type: ignore[misc]
+            raise
+        try:
+            if isinstance(row, Bad):
+                raise ValueError(row.why)
+            check_unicode(row)
+            row = renamed(row, source.columns)
+        except (ValueError, DataError) as error:
+            problems.add(where, error)
+        else:
+            yield where, row
 
 
 def raw_rows(source: Source, root: Path) -> Iterator[RawRow]:

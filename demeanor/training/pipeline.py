@@ -138,9 +138,12 @@ def _train_base(stack: Stack, runs: Runs, options: RunOptions) -> None:
     with training.start(runs, "base", key, _record(stack, "base", base.data), options) as run:
         documents: Iterable[list[int]] = map(tokenizer.document, texts)
         if streams:  # read once more, into a file
-            read = partial(sources.read, root=stack.root, want="text")
             documents = assemble(
-                base.data, read=read, render=_no_text, document=tokenizer.document, folder=run.folder
+                base.data,
+                read=lambda source, noted: sources.read(source, root=stack.root, want="text", problems=noted),
+                render=_no_text,
+                document=tokenizer.document,
+                folder=run.folder,
             ).documents
         packs = packed(documents, base.row_tokens, base.tokens, base.seed)
         rows = stored(packs, run.folder if streams else None)
@@ -278,10 +281,11 @@ def stage_trees(
     wants: Want = objective.ROWS
     found = assemble(
         stage.data,
-        read=partial(sources.read, root=stack.root, want=wants),
+        read=lambda source, noted: sources.read(source, root=stack.root, want=wants, problems=noted),
         render=partial(render, template, tokenizer, wants),
         document=tokenizer.document,
         folder=folder,
+        doubts=sources.Doubts(tokenizer.special, template.jinja),
     )
     kept = folder if any(source.stream for source in stage.data) else None
     if wants == "unpaired" and objective.KL:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from demeanor.core.errors import DataError
 from demeanor.core.types import Example, TrainingRow
 from demeanor.data.batches import Spool, View, assemble, select, stored, within
-from demeanor.data.sources import read, repeated, weighted
+from demeanor.data.sources import Problems, read, repeated, weighted
 from demeanor.data.trees import Branch, Tree, example_tree, mismatched, packed
 from demeanor.stack.schema import Source
 
@@ -84,8 +84,8 @@ def sources(root: Path, *, stream: bool, skip_bad: bool = False) -> list[Source]
 @pytest.mark.parametrize("name", ["turns", "chatml"])
 def test_a_stage_that_streams_has_the_trees_of_one_that_does_not(name: str, tmp_path: Path) -> None:
     def made(stream: bool) -> tuple[list[Tree], list[Tree]]:
-        def rows(source: Source) -> Iterator[TrainingRow]:
-            return read(source, root=tmp_path)
+        def rows(source: Source, problems: Problems) -> Iterator[TrainingRow]:
+            return read(source, root=tmp_path, problems=problems)
 
         def render(row: TrainingRow) -> Tree:
             assert isinstance(row, Example)
@@ -124,7 +124,7 @@ def test_a_row_that_cannot_be_rendered_stops_a_stage_or_is_skipped_and_said(tmp_
             return len(
                 assemble(
                     sources(tmp_path, stream=False, skip_bad=skip_bad)[:1],
-                    read=lambda s: read(s, root=tmp_path),
+                    read=lambda s, problems: read(s, root=tmp_path, problems=problems),
                     render=render,
                     document=tokenizer().document,
                     folder=tmp_path,
