@@ -96,8 +96,13 @@ def show(
     from demeanor.data import preview, sources
 
     found = sources.rows(_source(source, config, split, column, limit, skip_bad), root=Path(), want=want)
+    doubts = sources.Doubts()
+    for row in found:
+        doubts.add(row)
     for row in found[:count]:
         console.print(preview.show_row(row))
+    for doubt in doubts.said():
+        console.print(doubt, markup=False)
     console.print(
         f"{len(found):,} rows. Tokens, coverage and longest rows: name a stack, which has the tokenizer and the "
         "template."
@@ -157,12 +162,16 @@ def dedup(
     threshold: Annotated[
         float,
         typer.Option(
-            metavar="S", help="Rows with at least this similarity (Jaccard, word 5-grams) are duplicates."
+            metavar="S",
+            help="Rows with at least this similarity (Jaccard, word 5-grams), and the same numbers, symbols and calls, are duplicates.",
         ),
     ] = 0.8,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="Only rows with the same words; case and punctuation do not count."),
+        typer.Option(
+            "--exact",
+            help="Only rows with the same words, numbers, symbols and calls; case, sentence punctuation and ids do not count.",
+        ),
     ] = False,
     show_groups: Annotated[
         int, typer.Option("--show", metavar="N", help="Groups of duplicates to print.")
@@ -174,7 +183,7 @@ def dedup(
     skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
-    """Drop duplicates: of rows with the same or nearly the same words, keep the first."""
+    """Drop duplicates: of rows with the same or nearly the same words (and the same numbers, symbols and calls), keep the first."""
     from demeanor.data import curation
 
     rows = _source(source, config, split, column, limit, skip_bad)

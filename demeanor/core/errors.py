@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+MOST_LEVELS = 200  # of a row or a message: deeper ones are hostile, and recursion ends near 1,000
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -121,20 +122,24 @@ class RequestError(DemeanorError):
         self.code, self.retry_after_s = code, retry_after_s
 
 
-def check_unicode(value: object, field: str = "") -> None:
-    """Raise TextError if a text in a JSON value has half a surrogate pair, which no file or token can hold."""
+def check_unicode(value: object, field: str = "", depth: int = 0) -> None:
+    """Raise TextError if a text in a JSON value has half a surrogate pair, which no file or token can hold,
+    or if the value is nested too deeply."""
     if isinstance(value, str):
         if not value.isascii() and (half := _HALF.search(value)):
             code = f"U+{ord(half[0]):04X}"
             what = f"character {half.start()} is {code}, half of a surrogate pair; wanted Unicode text"
             raise TextError(f"{field.removeprefix('.')}: {what}" if field else what)
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            check_unicode(str(name), field)
-            check_unicode(inner, f"{field}.{name}")
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            check_unicode(inner, f"{field}[{i}]")
+    elif isinstance(value, Mapping | list | tuple):
+        if depth == MOST_LEVELS:
+            raise TextError(f"{field[:40].removeprefix('.')}: is nested deeper than {MOST_LEVELS} levels")
+        if isinstance(value, Mapping):
+            check_unicode(list(value), field, depth + 1)
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, inner in items:
+            if isinstance(inner, str | Mapping | list | tuple):
+                place = f"{field}.{name}" if isinstance(value, Mapping) else f"{field}[{name}]"
+                check_unicode(inner, place, depth + 1)
 
 
 def unknown(got: str, known: Iterable[str], *, noun: str = "name") -> str:

@@ -22,7 +22,7 @@ from demeanor.core.language import KNOWN, certain_language
 from demeanor.core.personal_data import DETECTORS
 from demeanor.data import similarity, sources
 from demeanor.data.readers import foreign
-from demeanor.data.similarity import as_columns, row_text
+from demeanor.data.similarity import as_columns, row_text, whole_text
 from demeanor.data.sources import Generated, Problems, Say
 from demeanor.stack.schema import Source
 from demeanor.world.catalog import GENERATED
@@ -47,15 +47,19 @@ class Wanted:
             )
 
 
-def reason(text: str, wanted: Wanted) -> str | None:
-    """Return why a row is left out, or None; a text whose language is uncertain (short, a number) stays."""
+def reason(text: str, wanted: Wanted, whole: str | None = None) -> str | None:
+    """Return why a row is left out, or None; a text whose language is uncertain (short, a number) stays.
+
+    Personal data is looked for in `whole`: everything that the row says.
+    """
     if wanted.min_chars is not None and len(text) < wanted.min_chars:
         return f"shorter than {wanted.min_chars} characters"
     if wanted.max_chars is not None and len(text) > wanted.max_chars:
         return f"longer than {wanted.max_chars} characters"
     if wanted.language is not None and (found := certain_language(text)) not in (wanted.language, None):
         return f"language {found}"
-    return next((f"personal data: {name}" for name, finds in wanted.detectors.items() if finds(text)), None)
+    said = text if whole is None else whole
+    return next((f"personal data: {name}" for name, finds in wanted.detectors.items() if finds(said)), None)
 
 
 def columns(
@@ -118,11 +122,11 @@ class Curated:
 
 
 def deduplicate(source: Source, out: Path, *, threshold: float | None, show: int, force: bool) -> Curated:
-    """Keep the first of each group of equal rows; `threshold` None compares whole texts only."""
+    """Keep the first of each group of equal rows; `threshold` None drops only rows that say the same."""
     check_out(out, force=force)
     if threshold is not None and not 0 < threshold <= 1:
         raise DataError(f"--threshold: got {threshold:g}, wanted a similarity above 0 and at most 1")
-    found = similarity.duplicates((row_text(row) for _, row in _columns(source)), threshold)
+    found = similarity.duplicates((row for _, row in _columns(source)), threshold)
     repeats = {duplicate.row: duplicate for duplicate in found}
     kept = write(out, (row for i, (_, row) in enumerate(_columns(source, again=True)) if i not in repeats))
     groups = dict(list(similarity.clusters(found).items())[:show])
@@ -200,7 +204,7 @@ def keep_wanted(
 
     def kept() -> Iterator[Mapping[str, Any]]:
         for _, row in _columns(source):
-            why = reason(row_text(row), wanted)
+            why = reason(row_text(row), wanted, whole_text(row) if wanted.detectors else "")
             if why is None:
                 yield row
             else:

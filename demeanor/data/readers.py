@@ -157,6 +157,7 @@ _END = re.compile(
     r"^(?:\*\*\* ?END OF (?:THIS|THE) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg).*", re.M
 )
 
+_CR = re.compile(r"(?<=\r)(?!\n)")  # after a line end of old Macs
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 
 RawRow = tuple[str, Any]
@@ -243,6 +244,8 @@ def _json(path: Path) -> Iterator[RawRow]:
     except json.JSONDecodeError as error:
         hint = "; it looks like one object per line: name it .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}{hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON that can be read: {error}") from None
     if isinstance(found, dict):
         found = _columns(path, found)
     if not isinstance(found, list):
@@ -265,10 +268,8 @@ def _columns(path: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _csv(path: Path) -> Iterator[RawRow]:
-    csv.field_size_limit(
-        sys.maxsize
-    )  # for this process: the library's 131,072 characters cut no field of ours
-    reader = csv.DictReader(line for line in _lines(path) if isinstance(line, str))
+    csv.field_size_limit(sys.maxsize)  # the library refuses fields of more than 131,072 characters
+    reader = csv.DictReader(part for line in _lines(path) for part in _CR.split(str(line)) if part)
     try:
         if not reader.fieldnames:
             raise DataError(f"{path}: is empty; wanted a first line with column names")
@@ -281,7 +282,7 @@ def _csv(path: Path) -> Iterator[RawRow]:
             else:
                 yield where, {k: v for k, v in row.items() if v != ""}
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+        raise DataError(f"{path}:{max(1, reader.line_num)}: not CSV: {error}") from None
 
 
 def _text(path: Path) -> str:

@@ -229,6 +229,8 @@ def _prompt(row: Row) -> Messages:
 def _completion(value: Any, name: str) -> Messages:
     if is_prose(value):
         return (_answer({name: value}, name),)
+    if not isinstance(value, str | list):
+        raise ValueError(f"{name}: got a {type(value).__name__}, wanted text or a list of messages")
     messages = _messages({name: value}, name)
     _starts_with_answer(messages, name)
     return messages

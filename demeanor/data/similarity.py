@@ -12,12 +12,14 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from demeanor.core.types import Example, Messages, Preference, TrainingRow, message_json, tool_json
+from demeanor.data.rows import is_prose
 
 TEXT_COLUMNS = (
     "system",
@@ -32,46 +34,151 @@ TEXT_COLUMNS = (
     "chosen",
     "rejected",
     "completions",
+    "preferred_output",
+    "non_preferred_output",
     "target",
 )
-NOT_TEXT = frozenset({"role", "from", "id", "type", "tool_call_id"})  # keys of messages and calls
+DATA_COLUMNS = (
+    *TEXT_COLUMNS,
+    "ranks",
+    "label",
+    "margin",
+    "tools",
+    "chat_template_kwargs",
+)
+NOT_TEXT = frozenset({"role", "from", "id", "type", "tool_call_id", "weight"})  # keys of messages and calls
 WORD = re.compile(r"\w+(?:['’]\w+)*")
+_MARKUP = re.compile(r"^\s*(?:[#>*]+|-(?=\s+\D))\s|\*\*|__|`+")  # of Markdown: no symbol of the text
+_FACT = re.compile(
+    r"(?<!\w)[-+]?\d(?:[\d.,:/'’]*\d)?|[+<=>|~^$%&@/\\#*{}\[\]]|(?<!\w)[-−]|[-−](?!\w)"  # 3.5, -3, + and -
+)
+_FACT_OR_SIGN = re.compile(rf"{_FACT.pattern}|[^\w\s\x00-\x7f]")
+IDS = frozenset({"id", "tool_call_id"})  # keys whose values are arbitrary
 
 
 def row_text(row: Any) -> str:
     """Return all text of a raw row in the order of TEXT_COLUMNS, one part a line; without them, all its
     values."""
+    return "\n".join(_parts(row))
+
+
+def whole_text(row: Any) -> str:
+    """Return everything that a raw row says: every text, number and key of every column, one a line."""
+    return "\n".join(_texts(row, frozenset(), keys=True))
+
+
+def _parts(row: Any) -> list[str]:
     if isinstance(row, str):
-        return row
+        return [row]
     if not isinstance(row, Mapping):
-        return ""
+        return []
     named = [row[name] for name in TEXT_COLUMNS if row.get(name) is not None]
-    return "\n".join(part for value in (named or list(row.values())) for part in _texts(value))
+    values = named or [value for value in row.values() if not isinstance(value, int | float)]
+    return [part for value in values for part in _texts(value, NOT_TEXT)]
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts in a column: itself, contents of messages, calls; JSON text that holds messages is
-    parsed."""
+def _texts(value: Any, left_out: frozenset[str], *, keys: bool = False) -> Iterator[str]:
+    """Yield the texts and numbers in a column: itself, contents of messages, calls; JSON text that holds
+    messages is parsed."""
     if isinstance(value, str):
-        if value.startswith("[{") and value.endswith("}]"):
-            try:
-                yield from _texts(json.loads(value))
-                return
-            except ValueError:
-                pass
-        yield value
+        if is_prose(value):
+            yield value
+        else:
+            yield from _texts(_parsed(value), left_out, keys=keys)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            if name not in NOT_TEXT:
-                yield from _texts(inner)
+            if name not in left_out:
+                yield from (str(name),) if keys else ()
+                yield from _texts(inner, left_out, keys=keys)
     elif isinstance(value, Sequence):
         for one in value:
-            yield from _texts(one)
+            yield from _texts(one, left_out, keys=keys)
+
+
+class Compared(NamedTuple):
+    """A row as it is compared: `words`, and the `facts` that no repeat may change.
+
+    Facts are numbers and symbols in their order, texts without a word, and what is no text: roles, calls with
+    their arguments, labels, tools.
+    """
+
+    words: list[str]
+    facts: bytes
+
+
+def compared(row: Any) -> Compared:
+    """Return a raw row, or a text, as it is compared; ids do not count."""
+    known = _data(row)
+    parts = _parts(known)
+    said = [words(part) for part in parts]
+    facts = [_facts(part) if found or isinstance(row, str) else [part] for part, found in zip(parts, said)]
+    structure: list[Any] = []
+    if isinstance(known, dict):
+        named = {name: known[name] for name in DATA_COLUMNS if name in known}
+        _structure(named or known, "", structure)
+    whole = json.dumps([facts, structure], sort_keys=True, default=str)
+    return Compared(
+        [word for found in said for word in found], hashlib.blake2b(whole.encode(), digest_size=16).digest()
+    )
+
+
+def _data(value: Any, name: str = "") -> Any:
+    """Return a column without ids, its keys in order, messages and arguments that are JSON text parsed."""
+    if isinstance(value, str) and (name == "arguments" or not is_prose(value)):
+        value = _parsed(value)
+    if isinstance(value, Mapping):
+        kept = sorted(
+            ((str(k), v) for k, v in value.items() if k not in IDS and v is not None), key=lambda x: x[0]
+        )
+        return {k: _data(v, k) for k, v in kept}
+    return [_data(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _structure(value: Any, name: str, found: list[Any]) -> None:
+    """Add to `found` what is no text: calls and tools as they are, roles, labels; and where texts stand."""
+    if name in ("tool_calls", "function_call", "tools"):
+        found.append(value)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _structure(inner, key, found)
+    elif isinstance(value, list):
+        for one in value:
+            _structure(one, name, found)
+    else:
+        found.append([name, None if isinstance(value, str) and name not in ("role", "from") else value])
+
+
+def _facts(text: str) -> list[str]:
+    """Return the numbers (with sign and separators) and the symbols of a text in their order."""
+    plain = _MARKUP.sub(" ", text)
+    return [
+        found
+        for found in (_FACT if plain.isascii() else _FACT_OR_SIGN).findall(plain)
+        if found.isascii() or unicodedata.category(found[0])[0] in "SN"
+    ]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case (NFKC), without punctuation."""
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    """Return the words of a text in lower case (NFKC) with their combining marks, without punctuation."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return (WORD if folded.isascii() else _marked_words()).findall(folded)
+
+
+@cache
+def _marked_words() -> re.Pattern[str]:
+    """Return the pattern of a word in any script: marks are vowels in many, and belong to their letter."""
+    marks = (chr(c) for c in range(0x300, 0x20000) if unicodedata.category(chr(c))[0] == "M")
+    letter = rf"\w[\w{''.join(marks)}]*"
+    return re.compile(rf"{letter}(?:['’]{letter})*")
 
 
 def ngrams(tokens: Sequence[str], n: int) -> Iterator[str]:
@@ -120,30 +227,29 @@ Grams = NDArray[np.uint64]
 
 
 class Duplicate(NamedTuple):
-    """Text `row` repeats the earlier text `of` with Jaccard similarity `similarity` (1: equal normalised
-    texts)."""
+    """Row `row` repeats the earlier row `of` with Jaccard similarity `similarity` (1: the same words)."""
 
     row: int
     of: int
     similarity: float
 
 
-def duplicates(texts: Iterable[str], threshold: float | None = 0.8) -> list[Duplicate]:
-    """List the texts that repeat a kept one, exactly or with a similarity of at least `threshold` (None:
-    exactly).
+def duplicates(rows: Iterable[Any], threshold: float | None = 0.8) -> list[Duplicate]:
+    """List the rows (columns, or texts) that repeat a kept one, exactly or with a similarity of at least
+    `threshold` (None: exactly); in a repeat numbers, symbols, calls and labels are always the same.
 
-    Texts are compared with kept ones only, so a chain of small changes does not remove distinct texts.
+    Rows are compared with kept ones only, so a chain of small changes does not remove distinct texts.
     """
     found: list[Duplicate] = []
     exact: dict[bytes, int] = {}
     near = None if threshold is None else _Near(threshold)
-    for i, text in enumerate(texts):
-        tokens = words(text)
-        digest = hashlib.blake2b(" ".join(tokens).encode(), digest_size=16).digest()
+    for i, row in enumerate(rows):
+        tokens, facts = compared(row)
+        digest = hashlib.blake2b(" ".join(tokens).encode(), digest_size=16).digest() + facts
         if digest in exact:
             found.append(Duplicate(i, exact[digest], 1.0))
             continue
-        match = near.match(grams(tokens)) if near and tokens else None
+        match = near.match(grams(tokens), facts) if near and tokens else None
         if match is not None:
             found.append(Duplicate(i, *match))
             continue
@@ -200,10 +306,10 @@ class _Near:
         self._tables: list[defaultdict[bytes, list[int]]] = [defaultdict(list) for _ in range(self._bands)]
         self._last: tuple[Grams, list[bytes]] | None = None
 
-    def match(self, found: Grams) -> tuple[int, float] | None:
-        """Return the most similar kept text (of equal ones the earliest); None if none reaches the
-        threshold."""
-        keys = self._keys(found)
+    def match(self, found: Grams, facts: bytes) -> tuple[int, float] | None:
+        """Return the most similar kept text with the same facts (of equal ones the earliest); None if none
+        reaches the threshold."""
+        keys = [facts + key for key in self._keys(found)]
         self._last = found, keys
         proposed = sorted({i for table, key in zip(self._tables, keys) for i in table.get(key, ())})
         alike = [(jaccard(found, self._grams[i]), i) for i in proposed]
