@@ -17,6 +17,7 @@ from demeanor.engine.respond import TokenizerCodec
 from demeanor.layers import policy, record
 from demeanor.layers.policy import matching
 from demeanor.layers.policy.rules import Rule, load
+from demeanor.layers.tools import THREADS
 from demeanor.server import serve as server
 from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, RuleJudge, TurnStore, model_not_found
 from demeanor.server.lifecycle import Version
@@ -82,6 +83,10 @@ class StackVersions:
         }
         loads = [engine.load for engine in engines.values()]
         return sum(running for running, _ in loads), sum(waiting for _, waiting in loads)
+
+    def abandoned_calls(self) -> int:
+        """Calls of tools that block beyond their time, of all stacks of this process."""
+        return THREADS.abandoned
 
     def close(self) -> None:
         while self.living:

@@ -6,7 +6,7 @@ Verdict. All are frozen. JSON forms are OpenAI's where OpenAI has one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from typing import Any, Literal, Protocol, TypeAlias
@@ -58,13 +58,13 @@ class ToolSpec:
 
 
 class RunnableTool(Protocol):
-    """A tool that can be run: its description for the model, and its function."""
+    """A tool that can be run: its description for the model, and its function, which may be async."""
 
     @property
     def spec(self) -> ToolSpec: ...
 
     @property
-    def run(self) -> Callable[[Mapping[str, Any]], Awaitable[str]]: ...
+    def run(self) -> Callable[[Mapping[str, Any]], Any]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 import httpx
 
-from demeanor.core.errors import DemeanorError, EngineError, unknown
+from demeanor.core.errors import EngineError, UsageError, unknown
 from demeanor.core.types import (
     Done,
     Event,
@@ -372,7 +372,7 @@ def remote_respond(base: Remote) -> Respond:
     """Return the innermost respond of a remote base; raises DemeanorError if its API key is not set."""
     key = os.environ.get(base.key_env) if base.key_env else None
     if base.key_env and not key:
-        raise DemeanorError(
+        raise UsageError(
             f"weights.base.key_env: the environment variable {base.key_env} is not set; "
             f"it should hold the API key of {base.url}"
         )

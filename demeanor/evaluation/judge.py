@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from demeanor.core.errors import DemeanorError, EngineError
+from demeanor.core.errors import DemeanorError, EngineError, UsageError
 from demeanor.core.files import json_lines
 from demeanor.core.types import Completion, Decoding, Item, Message, Messages, Respond, Score, Turn, complete
 from demeanor.evaluation.items import JUDGED
@@ -256,7 +256,7 @@ def judge_client(judge: JudgeSpec, path: Path, connect: Connect) -> JudgeClient:
     """A judge whose verdicts lie in `path`; raises DemeanorError if its key is not in the environment, DataError on a broken file."""
     key = os.environ.get(judge.key_env) if judge.key_env else None
     if judge.key_env and not key:
-        raise DemeanorError(
+        raise UsageError(
             f"evaluation.judge.key_env: the environment variable {judge.key_env} is not set; "
             f"it should hold the API key of {judge.url}"
         )

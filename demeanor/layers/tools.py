@@ -1,17 +1,25 @@
 """The tools layer: offers tools to the model, runs its calls, and returns the results to it for another
 round.
 
-In: a turn. Out: the events of all rounds. Arguments are checked against the tool's schema, time and length
-are bounded, and every failure is a result that the model reads; only cancellation raises.
+In: a turn. Out: the events of all rounds. Arguments are checked against the tool's schema, tools run in
+threads of their own, time and length are bounded, and every failure is a result that the model reads; only
+cancellation raises.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import inspect
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import re2
@@ -47,11 +55,56 @@ _QUIET = re2.Options()
 _QUIET.log_errors = False
 
 
+class ToolThreads:
+    """Runs tools in daemon threads: at most `most` calls of one tool at once, so that a tool that hangs takes
+    no thread of another one; further calls wait."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._waiting: defaultdict[str, deque[tuple[Callable[[], ToolResult], Future[ToolResult]]]]
+        self._waiting = defaultdict(deque)
+        self._running: Counter[str] = Counter()
+        self._abandoned: set[Future[ToolResult]] = set()
+
+    @property
+    def abandoned(self) -> int:
+        """The number of calls that nobody waits for any more and that cannot be stopped."""
+        return len(self._abandoned)
+
+    async def run(self, name: str, job: Callable[[], ToolResult], timeout_s: float) -> ToolResult:
+        """Return what the job returns. Raises TimeoutError after `timeout_s`, the wait for a thread included."""
+        done: Future[ToolResult] = Future()
+        with self._lock:
+            self._waiting[name].append((partial(contextvars.copy_context().run, job), done))
+            if self._running[name] < self._most:
+                threading.Thread(target=self._work, args=(name,), name=f"tool {name}", daemon=True).start()
+                self._running[name] += 1
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
+        finally:
+            if done.running():
+                self._abandoned.add(done)
+                done.add_done_callback(self._abandoned.discard)
+
+    def _work(self, name: str) -> None:
+        """Run the waiting calls of a tool until there are none."""
+        while True:
+            with self._lock:
+                if not self._waiting[name]:
+                    self._running[name] -= 1
+                    return
+                job, done = self._waiting[name].popleft()
+            if done.set_running_or_notify_cancel():
+                done.set_result(job())
+
+
+THREADS = ToolThreads(16)
+
+
 async def called(
     call: ToolCall, tools: Mapping[str, RunnableTool], timeout_s: float, max_chars: int
 ) -> ToolResult:
-    """Run a call; a tool's ValueError or ArithmeticError is shown to the model, other failures by type
-    only."""
+    """Run a call in a thread; its failure is a result too."""
     tool = tools.get(call.name)
     if tool is None:
         return failed(call, unknown(call.name, tools, noun="tool"))
@@ -62,14 +115,67 @@ async def called(
     if wrong := mistakes(arguments, tool.spec.parameters):
         return failed(call, shortened("; ".join(wrong), max_chars))
     try:
-        text = await asyncio.wait_for(tool.run(arguments), timeout_s)
+        return await THREADS.run(
+            call.name, partial(_result, call, tool, arguments, timeout_s, max_chars), timeout_s
+        )
     except TimeoutError:
         return failed(call, f"no answer within {timeout_s:g} s")
-    except (ValueError, ArithmeticError) as error:
-        return failed(call, shortened(str(error), max_chars))
-    except Exception as error:
-        return failed(call, type(error).__name__)
-    return ToolResult(call.id, call.name, shortened(text, max_chars))
+    except RuntimeError as error:  # the machine gives no further thread
+        return failed(call, f"the tool could not be started: {error}")
+
+
+def _result(
+    call: ToolCall, tool: RunnableTool, arguments: Mapping[str, Any], timeout_s: float, max_chars: int
+) -> ToolResult:
+    """Run a tool to its end, in this thread; a ValueError or ArithmeticError is shown to the model, any other
+    failure (SystemExit too) by type only."""
+    try:
+        value = tool.run(arguments)
+        if inspect.isawaitable(value):
+            value = asyncio.run(_awaited(value, timeout_s))
+        return ToolResult(call.id, call.name, result_text(value, max_chars))
+    except BaseException as error:
+        why = type(error).__name__
+        if isinstance(error, ValueError | ArithmeticError):
+            with contextlib.suppress(BaseException):
+                why = _unicode(shortened(str(error), max_chars))
+        return failed(call, why)
+
+
+async def _awaited(value: Awaitable[Any], timeout_s: float) -> Any:
+    """Await a tool in the loop of its thread, where it is also cancelled in time."""
+    async with asyncio.timeout(timeout_s):
+        return await value
+
+
+def result_text(value: Any, max_chars: int) -> str:
+    """Return what the model reads of a tool's value.
+
+    Text as it is, bytes as UTF-8, everything else as JSON (None: null), and what JSON cannot hold by its str().
+    """
+    if isinstance(value, bytes | bytearray):
+        value = value.decode("utf-8", "replace")
+    if not isinstance(value, str):
+        pieces, length = list[str](), 0
+        try:
+            for piece in json.JSONEncoder(ensure_ascii=False, default=_plain).iterencode(value):
+                pieces.append(piece)
+                length += len(piece)
+                if length > max_chars:  # the rest of a huge value is not written
+                    return _unicode("".join(pieces)[:max_chars]) + " [more characters]"
+            value = "".join(pieces)
+        except (TypeError, ValueError, RecursionError):  # a key that is no text, a circle
+            value = str(value)
+    return _unicode(shortened(value, max_chars))
+
+
+def _plain(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else str(value)
+
+
+def _unicode(text: str) -> str:
+    """Return the text with U+FFFD in place of halves of surrogate pairs."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def failed(call: ToolCall, why: str) -> ToolResult:

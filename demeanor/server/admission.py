@@ -31,6 +31,8 @@ class Operations:
     """Whether observers see messages and answers."""
     engine_load: Callable[[], tuple[int, int]] | None = None
     """The numbers of answers that the engines write and that wait for a slot; None: guessed from the turns in progress."""
+    abandoned_calls: Callable[[], int] = lambda: 0
+    """The number of calls of tools that nobody waits for any more and that cannot be stopped."""
     load: Load = field(default_factory=Load)
 
     def running_and_waiting(self) -> tuple[int, int]:

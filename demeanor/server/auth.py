@@ -152,7 +152,7 @@ def _unauthorised(message: str) -> RequestError:
 
 
 def _check_scope(key: stored.Key, path: str) -> None:
-    needed = SCOPES.get(path.removeprefix("/v1/").split("/")[0].removeprefix("/"))
+    needed = SCOPES.get(path.removeprefix("/v1").removeprefix("/").split("/")[0])
     if key.scopes is not None and needed is not None and needed not in key.scopes:
         raise RequestError(
             f"This API key may not do this: it needs the scope '{needed}' and has {', '.join(key.scopes)}.",

@@ -140,5 +140,10 @@ class Gauges(Collector):
             ("slots", "Answers that the engines can write at once.", self.operations.slots),
             ("slots_in_use", "Answers that the engines write now.", running),
             ("waiting", "Answers that wait for a slot.", waiting),
+            (
+                "tool_calls_abandoned",
+                "Calls of tools that block beyond their time.",
+                self.operations.abandoned_calls(),
+            ),
         ):
             yield GaugeMetricFamily(f"demeanor_{name}", about, value)

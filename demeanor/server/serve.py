@@ -69,6 +69,10 @@ class Versions(Protocol):
         """Answers being written and answers waiting, in all engines."""
         ...
 
+    def abandoned_calls(self) -> int:
+        """Calls of tools that block beyond their time."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -132,6 +136,7 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
         observers=observers,
         keep_contents=settings.otel is not None and settings.otel_content,
         engine_load=versions.engine_load,
+        abandoned_calls=versions.abandoned_calls,
     )
     draining: set[asyncio.Task[None]] = set()
 

@@ -1,9 +1,9 @@
-"""Tools by name: each file of this folder has a SPEC (what the model sees) and an async `run(arguments) ->
-text`."""
+"""Tools by name: each file of this folder has a SPEC (what the model sees) and `run(arguments)`, async or not,
+which returns text or any other value."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ class LoadedTool:
     """A tool that can be run; its arguments were checked against `spec.parameters`."""
 
     spec: ToolSpec
-    run: Callable[[Mapping[str, Any]], Awaitable[str]]
+    run: Callable[[Mapping[str, Any]], Any]
 
 
 def load(names: Iterable[str]) -> Mapping[str, LoadedTool]:
@@ -32,7 +32,7 @@ def with_renamed_arguments(tool: RunnableTool, names: Mapping[str, str]) -> Load
     parameters["properties"] = {names.get(k, k): v for k, v in parameters.get("properties", {}).items()}
     parameters["required"] = [names.get(k, k) for k in parameters.get("required", ())]
 
-    async def run(arguments: Mapping[str, Any]) -> str:
-        return await tool.run({own_names.get(k, k): v for k, v in arguments.items()})
+    def run(arguments: Mapping[str, Any]) -> Any:
+        return tool.run({own_names.get(k, k): v for k, v in arguments.items()})
 
     return LoadedTool(ToolSpec(tool.spec.name, tool.spec.description, parameters), run)

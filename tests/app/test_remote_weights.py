@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from demeanor.app import StackRuntime, load_stack
-from demeanor.core.errors import CheckpointError, DemeanorError, SpecError
+from demeanor.core.errors import CheckpointError, SpecError, UsageError
 from demeanor.core.types import Message, Prompted, Turn, complete
 from demeanor.stack.stack import decoding_of
 from demeanor.training.runs import Runs
@@ -116,7 +116,7 @@ def test_what_cannot_be_is_said_before_anything_runs(tmp_path: Path, monkeypatch
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     stack = load_stack(path)
     runtime = StackRuntime(stack, Runs(tmp_path / "runs"))
-    with pytest.raises(DemeanorError, match="NO_SUCH_KEY is not set"):
+    with pytest.raises(UsageError, match="NO_SUCH_KEY is not set"):
         runtime.respond(stack)
     with pytest.raises(CheckpointError, match="on another server"):
         runtime.weights("base")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from demeanor.app import load_stack
-from demeanor.core.errors import DataError, DemeanorError, EngineError, SpecError
+from demeanor.core.errors import DataError, EngineError, SpecError, UsageError
 from demeanor.core.types import Completion, Decoding, Item, Message, Messages, Score
 from demeanor.engine.remote import remote
 from demeanor.evaluation import judge as rubrics
@@ -361,7 +361,7 @@ def test_a_judge_is_there_only_for_what_it_has_to_judge_and_its_key_is_asked_for
     assert verdicts.of_suite(spec, [replace(item(), scorer="exact")], path, remote) is None
     assert load_stack(written(tmp_path)).spec.evaluation.judge is None
     with pytest.raises(
-        DemeanorError, match=r"evaluation\.judge\.key_env: the environment variable NO_SUCH_KEY is not set"
+        UsageError, match=r"evaluation\.judge\.key_env: the environment variable NO_SUCH_KEY is not set"
     ):
         verdicts.of_suite(spec, [item()], path, remote)
     monkeypatch.setenv("NO_SUCH_KEY", "x")

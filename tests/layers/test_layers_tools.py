@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -34,7 +35,7 @@ from demeanor.core.types import (
     fold,
 )
 from demeanor.layers import tools
-from demeanor.layers.tools import mistakes
+from demeanor.layers.tools import ToolThreads, mistakes
 from demeanor.tools import LoadedTool, load
 
 MAIL = ToolSpec(
@@ -148,6 +149,151 @@ async def test_a_tool_that_hangs_or_breaks_or_babbles_is_bounded() -> None:
         "breaks": "error: KeyError",
         "babbles": "aaaaaaaaaa [40 more characters]",
     }
+
+
+async def result_of(run: Callable[[Mapping[str, Any]], Any], **settings: Any) -> ToolResult:
+    """What the model reads of a tool; the turn ends with its own answer."""
+    events = await events_of(
+        wrap(script([call(), Done("tool_calls")], [Text("ok"), Done("stop")]), run, **settings)
+    )
+    assert (fold(events).text, fold(events).finish_reason) == ("ok", "stop")
+    (result,) = only(events, ToolResult)
+    return result
+
+
+class Opaque:
+    def __str__(self) -> str:
+        return "a thing"
+
+
+CIRCLE: list[Any] = []
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5, "5"),
+        (None, "null"),
+        (True, "true"),
+        (1.5, "1.5"),
+        ("", ""),
+        ({"b": [1, "é"], "a": None}, '{"b": [1, "é"], "a": null}'),
+        (b"caf\xc3\xa9 \xff", "café \ufffd"),
+        ({"raw": b"x"}, '{"raw": "x"}'),
+        (Opaque(), '"a thing"'),
+        ({(1, 2): 3}, "{(1, 2): 3}"),
+        (CIRCLE, "[[...]]"),
+        ("half \ud83d of one, \ud83d\ude00 whole", "half \ufffd of one, \U0001f600 whole"),
+    ],
+)
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_value_of_any_type_becomes_text_by_one_rule(value: Any, text: str, is_async: bool) -> None:
+    async def later(arguments: Mapping[str, Any]) -> Any:
+        return value
+
+    result = await result_of(later if is_async else lambda arguments: value)
+    assert (result.content, result.error) == (text, False)
+
+
+class Unprintable(ValueError):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (SystemExit(3), "error: SystemExit"),
+        (KeyboardInterrupt(), "error: KeyboardInterrupt"),
+        (asyncio.CancelledError(), "error: CancelledError"),
+        (TimeoutError("its own"), "error: TimeoutError"),
+        (ValueError("wanted a \udcff"), "error: wanted a \ufffd"),
+        (Unprintable(), "error: Unprintable"),
+        (RecursionError("deep"), "error: RecursionError"),
+    ],
+)
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_whatever_a_tool_raises_is_its_result(error: BaseException, told: str, is_async: bool) -> None:
+    def now(arguments: Mapping[str, Any]) -> Any:
+        raise error
+
+    async def later(arguments: Mapping[str, Any]) -> Any:
+        raise error
+
+    result = await result_of(later if is_async else now)
+    assert (result.content, result.error) == (told, True)
+
+
+async def test_a_huge_value_is_written_no_further_than_it_is_read() -> None:
+    result = await result_of(lambda arguments: [0] * 5_000_000, max_result_chars=10)
+    assert result.content == "[0, 0, 0,  [more characters]"
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_tool_that_blocks_stops_neither_the_loop_nor_its_own_turn(is_async: bool) -> None:
+    free = threading.Event()
+
+    def now(arguments: Mapping[str, Any]) -> str:
+        free.wait(20)
+        return "late"
+
+    async def later(arguments: Mapping[str, Any]) -> str:
+        return now(arguments)
+
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.01)
+
+    ticking, before = asyncio.create_task(tick()), tools.THREADS.abandoned
+    result = await result_of(later if is_async else now, timeout_s=0.3)
+    ticking.cancel()
+    assert result.content == "error: no answer within 0.3 s"
+    assert ticks > 5, "others went on meanwhile"
+    assert tools.THREADS.abandoned == before + 1, "a thread cannot be killed, but it is counted"
+    free.set()
+    for _ in range(200):
+        if tools.THREADS.abandoned == before:
+            break
+        await asyncio.sleep(0.01)
+    assert tools.THREADS.abandoned == before
+
+
+async def test_calls_that_hang_hold_a_bounded_number_of_threads_and_none_of_another_tool() -> None:
+    threads, free, begun = ToolThreads(2), threading.Event(), []
+
+    def hang() -> ToolResult:
+        begun.append(1)
+        free.wait(20)
+        return ToolResult("1", "hangs", "")
+
+    waits = [threads.run("hangs", hang, 0.1) for _ in range(5)]
+    ended = await asyncio.gather(*waits, return_exceptions=True)
+    assert [type(e) for e in ended] == [TimeoutError] * 5
+    assert (len(begun), threads.abandoned) == (2, 2)
+    fine = ToolResult("2", "other", "ok")
+    assert await threads.run("other", lambda: fine, 5) == fine
+    free.set()
+    assert (await threads.run("hangs", hang, 5)).name == "hangs", "and it works again when they have ended"
+    assert len(begun) == 3, "calls that nobody waits for are not begun"
+
+
+async def test_a_tool_that_is_async_is_cancelled_in_its_own_loop() -> None:
+    ended = threading.Event()
+
+    async def waits(arguments: Mapping[str, Any]) -> str:
+        try:
+            await asyncio.sleep(20)
+        finally:
+            ended.set()
+        return ""
+
+    assert (await result_of(waits, timeout_s=0.1)).error
+    assert await asyncio.to_thread(ended.wait, 5)
 
 
 async def test_a_model_that_never_stops_calling_is_stopped_and_its_calls_are_not_handed_out() -> None:

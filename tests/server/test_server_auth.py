@@ -125,6 +125,31 @@ async def test_a_key_does_what_its_scopes_say_and_no_more(database: Database) ->
     assert assistant.turns == []
 
 
+PLACES = {
+    "chat": "/v1/chat/completions",
+    "embeddings": "/v1/embeddings",
+    "feedback": "/v1/feedback",
+    "metrics": "/metrics",
+    "models": "/v1/models",
+    "moderations": "/v1/moderations",
+}
+
+
+@pytest.mark.parametrize("scope", keys.SCOPES)
+async def test_every_scope_opens_its_own_address_and_no_other(database: Database, scope: str) -> None:
+    key = keys.create(database, "edda", scopes=[scope])
+    async with client_of(database, Scripted()) as client:
+        found = {
+            of: (
+                await client.request(
+                    "GET" if of in ("metrics", "models") else "POST", path, headers=bearer(key)
+                )
+            )
+            for of, path in PLACES.items()
+        }
+    assert {of for of, answer in found.items() if answer.status_code != 403} == {scope}
+
+
 async def test_the_owner_of_the_key_is_the_user_whatever_the_request_says(database: Database) -> None:
     key = keys.create(database, "edda")
     async with client_of(database, assistant := Scripted()) as client:
