@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from demeanor.core.errors import DemeanorError, EngineError, UsageError
+from demeanor.core.errors import EngineError, UsageError
 from demeanor.core.files import json_lines
 from demeanor.core.types import Completion, Decoding, Item, Message, Messages, Respond, Score, Turn, complete
 from demeanor.evaluation.items import JUDGED
