@@ -106,7 +106,7 @@ class Torch:
 
     def hidden(self, rows: Rows) -> Tensor:
         head = self._model.head()
-        bounds = _run_bounds(rows)
+        bounds = run_bounds(rows)
         ones = sorted(
             (a for a, b in pairwise(bounds) if b == a + 1 and rows.positions[a]), key=lambda i: rows.slots[i]
         )
@@ -158,7 +158,7 @@ class TransformersForward:
 
     def _read(self, rows: Rows, *, hidden: bool) -> Tensor:
         parts = []
-        for a, b in pairwise(_run_bounds(rows)):
+        for a, b in pairwise(run_bounds(rows)):
             slot = rows.slots[a]
             self._truncate(slot, rows.positions[a])
             out = self._extend(slot, rows.tokens[a:b], hidden=hidden)
@@ -172,19 +172,23 @@ class TransformersForward:
             from transformers import DynamicCache
 
             self._caches[slot] = DynamicCache(config=self._inner.config)  # type: ignore[no-untyped-call,unused-ignore]
-        out = self._inner(
-            input_ids=torch.tensor([tokens], device=self._device),
-            past_key_values=self._caches[slot],
-            use_cache=True,
-            output_hidden_states=hidden,
-        )
+        try:
+            out = self._inner(
+                input_ids=torch.tensor([tokens], device=self._device),
+                past_key_values=self._caches[slot],
+                use_cache=True,
+                output_hidden_states=hidden,
+            )
+        except BaseException:  # some of its layers may have stored the tokens, and others not
+            self._caches[slot] = None
+            raise
         self._tokens[slot] += tokens
         return out
 
     def _truncate(self, slot: int, length: int) -> None:
         """Make a slot contain exactly its first `length` tokens."""
         before = self._tokens[slot]
-        if len(before) == length:
+        if len(before) == length and (self._caches[slot] is not None or not length):
             return
         self._tokens[slot] = before[:length]
         try:
@@ -198,7 +202,7 @@ class TransformersForward:
                 self._extend(slot, before[:length])
 
 
-def _run_bounds(rows: Rows) -> list[int]:
+def run_bounds(rows: Rows) -> list[int]:
     """Return the indices at which the slot changes, and the number of rows as the last."""
     starts = [i for i, slot in enumerate(rows.slots) if i == 0 or rows.slots[i - 1] != slot]
     return [*starts, len(rows.slots)]

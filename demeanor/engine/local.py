@@ -18,7 +18,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from demeanor.core import hardware
 from demeanor.core.errors import ContextError, DecodingError, EngineError
 from demeanor.core.types import Decoding
 from demeanor.engine.forward import Rows, forward_of
-from demeanor.engine.scheduler import READ_PER_STEP, Batch, Piece, Request, SequenceState
+from demeanor.engine.scheduler import READ_PER_STEP, Batch, Delivery, Piece, Request, SequenceState
 
 if TYPE_CHECKING:
     from demeanor.engine.structured import Grammars, Guide
@@ -66,9 +66,6 @@ class FairLock:
                 self._waiting.popleft().release()
             else:
                 self._taken = False
-
-
-Delivery: TypeAlias = Piece | EngineError
 
 
 class Outbox(Protocol):
@@ -113,7 +110,7 @@ def deliver(deliveries: Iterable[tuple[Recipient, Delivery]]) -> list[Outbox]:
     for outbox, posted in by_outbox.items():
         try:
             outbox.post(posted)
-        except RuntimeError:  # raised by a closed event loop
+        except Exception:  # RuntimeError of a closed event loop; whatever it is, nobody reads there any more
             closed.append(outbox)
     return closed
 
@@ -126,6 +123,7 @@ def _put_all(deliveries: list[tuple[asyncio.Queue[Delivery], Delivery]]) -> None
 __all__ = ["LocalEngine", "Piece", "Request"]
 
 _TURN = FairLock()  # several engines (stages) are served from one process: one of them computes at a time
+RETRY_S = 1.0  # how often a broken engine is tried again
 _DECODED = 1 << 16  # pairs of neighbouring tokens whose text is remembered
 
 
@@ -154,7 +152,7 @@ class LocalEngine:
         self._new: list[SequenceState] = []
         self._dropped: list[SequenceState] = []
         self._closed = False
-        self._failure: BaseException | None = None
+        self._failure: BaseException | None = None  # of the last step, if nothing has worked since
         self._thread = threading.Thread(target=self._run, name="demeanor-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread inside torch must not outlive the interpreter
@@ -197,6 +195,12 @@ class LocalEngine:
     def load(self) -> tuple[int, int]:
         """Number of running requests and of requests that wait for a slot."""
         return self._batch.load
+
+    def health(self) -> str | None:
+        """Return why no request can be answered now; None if the engine works."""
+        if self._closed or not self._thread.is_alive():
+            return "the engine is closed"
+        return None if self._failure is None else str(_broken(self._failure))
 
     async def _pieces(self, request: Request, limit: int) -> AsyncGenerator[Piece, None]:
         inbox: asyncio.Queue[Delivery] = asyncio.Queue()
@@ -289,8 +293,6 @@ class LocalEngine:
 
     def _submit(self, sequences: list[SequenceState], recipients: list[Recipient]) -> None:
         with self._changed:
-            if self._failure is not None:
-                raise _broken(self._failure)
             if self._closed:
                 raise EngineError("the engine is closed")
             self._recipients.update(zip(sequences, recipients))
@@ -306,23 +308,48 @@ class LocalEngine:
 
     def _run(self) -> None:
         hardware.unbind()
-        try:
-            with torch.inference_mode():
-                while self._take():
+        with torch.inference_mode():
+            while self._take():
+                try:
                     with _TURN:
-                        pieces = self._batch.step()
+                        pieces = self._batch.step() if self._batch.busy else self._probe()
                     self._post(pieces)
-        except BaseException as error:  # any failure must reach the requests that wait
-            with self._changed:
-                self._failure = failure = error
-            self._fail_all(lambda: _broken(failure))
-        else:
-            self._fail_all(lambda: EngineError("the engine was closed before the answer was complete"))
+                    self._failure = None
+                except BaseException as error:  # any failure must reach the requests that it ends
+                    self._rebuild(error)
+        self._fail(
+            list(self._recipients),
+            lambda: EngineError("the engine was closed before the answer was complete"),
+        )
+
+    def _rebuild(self, error: BaseException) -> None:
+        """End the running requests with an error, and start again with an empty cache and those that wait."""
+        failed, waiting = self._batch.running, self._batch.waiting
+        self._batch = Batch(self._forward, self.num_slots)
+        for sequence in waiting:
+            self._batch.add(sequence)
+        self._fail(failed, lambda: _broken(error))
+        try:
+            with _TURN:
+                self._probe()
+        except BaseException as still:
+            self._failure = still
+
+    def _probe(self) -> list[tuple[SequenceState, Delivery]]:
+        """Run the forward on one token of an empty slot; raises what makes it fail."""
+        self._forward.run(Rows([0], [0], [0], [0]))
+        return []
 
     def _take(self) -> bool:
-        """Wait for work, then add new sequences and drop cancelled ones; False once the engine is closed."""
+        """Wait for work, then add new sequences and drop cancelled ones; False once the engine is closed.
+
+        While the engine is broken it waits no longer than RETRY_S, so that it notices when it works again.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._new or self._dropped or self._closed or self._batch.busy)
+            self._changed.wait_for(
+                lambda: self._new or self._dropped or self._closed or self._batch.busy,
+                None if self._failure is None else RETRY_S,
+            )
             new, self._new = self._new, []
             dropped, self._dropped = self._dropped, []
             closed = self._closed
@@ -332,7 +359,7 @@ class LocalEngine:
             self._batch.drop(sequence)
         return not closed
 
-    def _post(self, pieces: list[tuple[SequenceState, Piece]]) -> None:
+    def _post(self, pieces: list[tuple[SequenceState, Delivery]]) -> None:
         """Deliver the pieces of a step to the requests that are not cancelled."""
         with self._changed:
             deliveries = [
@@ -341,7 +368,7 @@ class LocalEngine:
                 if sequence in self._recipients
             ]
             for sequence, piece in pieces:
-                if piece.finish is not None:
+                if isinstance(piece, EngineError) or piece.finish is not None:
                     self._recipients.pop(sequence, None)
         closed = deliver(deliveries)
         if closed:
@@ -349,12 +376,11 @@ class LocalEngine:
                 orphans = [sequence for sequence, to in self._recipients.items() if to.outbox in closed]
             self._cancel(orphans)
 
-    def _fail_all(self, reason: Callable[[], EngineError]) -> None:
-        """Deliver an error to every request that is not finished."""
+    def _fail(self, sequences: Iterable[SequenceState], reason: Callable[[], EngineError]) -> None:
+        """Deliver an error to the requests of some sequences, if they are not finished."""
         with self._changed:
-            left = list(self._recipients.values())
-            self._recipients.clear()
-        deliver([(recipient, reason()) for recipient in left])
+            found = [self._recipients.pop(s) for s in sequences if s in self._recipients]
+        deliver([(recipient, reason()) for recipient in found])
 
 
 def _broken(failure: BaseException) -> EngineError:

@@ -8,9 +8,11 @@ byte-level and byte-fallback tokenizers. Knows nothing of requests or threads.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from torch import Tensor
 from demeanor.core.errors import EngineError
 from demeanor.core.types import Decoding, FinishReason
 from demeanor.engine import sampling
-from demeanor.engine.forward import Forward, Rows
+from demeanor.engine.forward import Forward, Rows, run_bounds
 from demeanor.model.native import NativeStep
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ def scan(text: str, stops: Sequence[str]) -> Scan:
 def draftable(decoding: Decoding) -> bool:
     """True if decoding is greedy and unmodified, so that drafts can be verified."""
     changed = decoding.logit_bias or decoding.presence_penalty or decoding.frequency_penalty
-    return decoding.temperature == 0 and decoding.form is None and not changed
+    return sampling.is_greedy(decoding) and decoding.form is None and not changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +169,14 @@ class Piece:
     prompt: tuple[PromptToken, ...] = ()
 
 
+Delivery: TypeAlias = Piece | EngineError
+
+
 class SequenceState:
-    """State of a request that runs or waits for a slot; `num_read` of its tokens are in the KV cache."""
+    """State of a request that runs or waits for a slot; `num_read` of its tokens are in the KV cache.
+
+    `error` is why it ended without an answer, if it did.
+    """
 
     def __init__(self, request: Request, limit: int, decode: Decode, guide: Guide | None = None) -> None:
         self.request = request
@@ -178,11 +186,12 @@ class SequenceState:
         self.num_read = 0
         self.last = -1  # newest token; not yet in the cache
         self.finished = False
+        self.error: EngineError | None = None
         self._num_generated = 0
         self._text, self._decode = Detokenizer(decode), decode
         self._held = ""  # text that may become a stop string
         decoding = request.decoding
-        self._generator = _generator(decoding.seed) if decoding.temperature > 0 else None
+        self._generator = None if sampling.is_greedy(decoding) else _generator(decoding.seed)
         self._guide = guide
         self._bias = decoding.logit_bias
         is_penalised = decoding.presence_penalty or decoding.frequency_penalty
@@ -196,6 +205,19 @@ class SequenceState:
     def reading(self) -> bool:
         """True while a part of the prompt is not in the cache."""
         return self.num_read < len(self.request.tokens)
+
+    @property
+    def draws(self) -> bool:
+        """True if its tokens are drawn and not the most likely ones."""
+        return self._generator is not None
+
+    def fail(self, error: BaseException) -> None:
+        """End the answer with an error."""
+        self.finished = True
+        if not isinstance(error, EngineError):
+            cause, error = error, EngineError(f"the answer broke off: {type(error).__name__}: {error}")
+            error.__cause__ = cause
+        self.error = error
 
     @property
     def adjusts(self) -> bool:
@@ -296,6 +318,15 @@ class SequenceState:
         return (text, "stop") if stopped else (text + held, finish)
 
 
+@contextmanager
+def isolated(sequence: SequenceState) -> Iterator[None]:
+    """Whatever is raised inside, even a panic of compiled code, ends this sequence and no other."""
+    try:
+        yield
+    except BaseException as error:
+        sequence.fail(error)
+
+
 def _generator(seed: int | None) -> torch.Generator:
     generator = torch.Generator()
     if seed is None:
@@ -330,9 +361,14 @@ class Batch:
         return len(self._running), len(self._waiting)
 
     @property
-    def sequences(self) -> list[SequenceState]:
-        """All sequences, running and waiting."""
-        return [*self._running, *self._waiting]
+    def running(self) -> list[SequenceState]:
+        """The sequences that have a slot."""
+        return list(self._running)
+
+    @property
+    def waiting(self) -> list[SequenceState]:
+        """The sequences that wait for a slot."""
+        return list(self._waiting)
 
     def add(self, sequence: SequenceState) -> None:
         """Queue a sequence; it runs as soon as a slot is free, in order of arrival."""
@@ -345,43 +381,90 @@ class Batch:
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
 
-    def step(self) -> list[tuple[SequenceState, Piece]]:
+    def step(self) -> list[tuple[SequenceState, Delivery]]:
         """Admit sequences, feed the newest tokens and parts of the prompts in one forward, return the new
-        pieces."""
+        pieces.
+
+        A sequence that fails ends with its error; the others go on as if it had not been there. Raises only
+        what no sequence can be blamed for.
+        """
+        broken: list[SequenceState] = []
         while self._free and self._waiting:
-            self._admit(self._waiting.popleft())
+            sequence = self._waiting.popleft()
+            with isolated(sequence):
+                self._admit(sequence)
+            broken += [sequence] if sequence.finished else []
         rows, sampled = Rows(), list[SampledRow]()
         room = DRAFTED_PER_STEP
         for sequence in self._running:
             if not sequence.reading:
-                row = self._sampled_row(rows, sequence, (sequence.last,), sequence.num_read, room)
-                room -= len(row.draft)
-                sampled.append(row)
+                with isolated(sequence):
+                    row = self._sampled_row(rows, sequence, (sequence.last,), sequence.num_read, room)
+                    room -= len(row.draft)
+                    sampled.append(row)
         chunks = self._read_prompts(rows, sampled)
-        if not rows.tokens:
-            return []
-        output = self._forward.run(rows)
+        pieces = self._pieces(rows, sampled, chunks) if rows.tokens else []
+        broken += [sequence for sequence in self._running if sequence.error is not None]
+        for sequence in [*broken, *(row.sequence for row in sampled if row.sequence.error is None)]:
+            if sequence.finished:
+                self._release(sequence)
+        return [*pieces, *((s, s.error) for s in broken if s.error is not None)]
+
+    def _pieces(
+        self, rows: Rows, sampled: list[SampledRow], chunks: list[tuple[SequenceState, int, int, int]]
+    ) -> list[tuple[SequenceState, Delivery]]:
+        """Run the forward and choose the next tokens."""
+        output = self._run(rows)
         if output.total_R.isnan().any():
-            raise EngineError("the model's logits are not numbers (NaN): its weights are broken")
+            _fail_nan(sampled, chunks, output.total_R)
         for sequence, start, end, first in chunks:
             self._contents[sequence.slot] += sequence.tokens[start:end]
-            if sequence.request.prompt_logprobs is not None:
-                _score_prompt(sequence, start, min(end, len(sequence.tokens) - 1), output, first)
+            if sequence.request.prompt_logprobs is not None and not sequence.finished:
+                with isolated(sequence):
+                    _score_prompt(sequence, start, min(end, len(sequence.tokens) - 1), output, first)
         for row in sampled:
             if row.fed:
                 self._contents[row.sequence.slot].append(row.sequence.last)
                 row.sequence.num_read += 1
-        pieces = _sample([row for row in sampled if not row.draft], output)
+        pieces: list[tuple[SequenceState, Delivery]] = []
+        pieces += _sample([row for row in sampled if not row.draft and not row.sequence.finished], output)
         for row in sampled:
-            if row.draft:
-                verified = _verify(row, output)
-                pieces += [(row.sequence, piece) for piece in verified]
-                self._contents[row.sequence.slot] += row.draft[: len(verified) - 1]
-                row.sequence.num_read += len(verified) - 1
-        for row in sampled:
-            if row.sequence.finished:
-                self._release(row.sequence)
+            if row.draft and not row.sequence.finished:
+                with isolated(row.sequence):
+                    verified = _verify(row, output)
+                    pieces += [(row.sequence, piece) for piece in verified]
+                    self._contents[row.sequence.slot] += row.draft[: len(verified) - 1]
+                    row.sequence.num_read += len(verified) - 1
         return pieces
+
+    def _run(self, rows: Rows) -> NativeStep:
+        """Run the forward; if it fails, run it again slot by slot and end only the sequences it fails on.
+
+        Raises if it fails on all of them: then the engine is at fault.
+        """
+        try:
+            return self._forward.run(rows)
+        except Exception as error:
+            bounds, running = run_bounds(rows), {sequence.slot: sequence for sequence in self._running}
+            parts: list[NativeStep | int] = []  # a number: so many rows without an output
+            for a, b in pairwise(bounds):
+                read = [i - a for i in rows.read if a <= i < b]
+                try:
+                    alone = self._forward.run(
+                        Rows(rows.tokens[a:b], rows.slots[a:b], rows.positions[a:b], read)
+                    )
+                    parts.append(NativeStep(*(x.clone() for x in alone)))
+                except Exception as own:
+                    running[rows.slots[a]].fail(own)
+                    parts.append(len(read))
+            outputs = [part for part in parts if isinstance(part, NativeStep)]
+            if not outputs:
+                raise error
+            blank = [
+                [x.new_zeros((part, *x.shape[1:])) for x in outputs[0]] if isinstance(part, int) else part
+                for part in parts
+            ]
+            return NativeStep(*(torch.cat(list(x)) for x in zip(*blank)))
 
     def _sampled_row(
         self, rows: Rows, sequence: SequenceState, tokens: tuple[int, ...], start: int, room: int
@@ -420,8 +503,12 @@ class Batch:
             sequence.num_read = known
 
     def _release(self, sequence: SequenceState) -> None:
-        self._running.remove(sequence)
-        self._free.append(sequence.slot)
+        if sequence in self._running:
+            self._running.remove(sequence)
+        if sequence.slot >= 0:
+            self._free.append(sequence.slot)
+            if sequence.error is not None:  # nothing says what its cache holds
+                self._contents[sequence.slot] = []
 
     def _read_prompts(
         self, rows: Rows, sampled: list[SampledRow]
@@ -434,32 +521,45 @@ class Batch:
                 break
             if not sequence.reading or any(row.sequence is sequence for row in sampled):
                 continue
-            scored = sequence.request.prompt_logprobs is not None
-            if not scored:
-                self._copy_prefix(sequence)
-                prompt = sequence.tokens
-                coming = [
-                    min(_common_prefix(other.tokens[:end], prompt), len(prompt) - 1)
-                    for other, _, end, _ in chunks
-                ]
-                if max(coming, default=0) >= sequence.num_read + WORTH_COPYING:
-                    continue  # another sequence reads the same prefix in this step: copy it in the next
-            start = sequence.num_read
-            chunk = sequence.request.tokens[start : start + left]
-            first, end = len(rows.read), start + len(chunk)
-            left -= len(chunk)
-            chunks.append((sequence, start, end, first))
-            if end == len(sequence.tokens) and not scored:
-                row = self._sampled_row(rows, sequence, chunk, start, left)
-                left -= len(row.draft)
-                sampled.append(row)
-            else:
-                rows.add(chunk, sequence.slot, start)
-                rows.read += range(len(rows.tokens) - len(chunk), len(rows.tokens)) if scored else ()
-            sequence.num_read = end
-            if scored and not sequence.reading:
-                sampled.append(SampledRow(sequence, len(rows.read) - 1))
+            with isolated(sequence):
+                left -= self._read_prompt(sequence, rows, sampled, chunks, left)
         return chunks
+
+    def _read_prompt(
+        self,
+        sequence: SequenceState,
+        rows: Rows,
+        sampled: list[SampledRow],
+        chunks: list[tuple[SequenceState, int, int, int]],
+        left: int,
+    ) -> int:
+        """Add the next part of one prompt, and return how many of the `left` tokens it takes."""
+        scored = sequence.request.prompt_logprobs is not None
+        if not scored:
+            self._copy_prefix(sequence)
+            prompt = sequence.tokens
+            coming = [
+                min(_common_prefix(other.tokens[:end], prompt), len(prompt) - 1)
+                for other, _, end, _ in chunks
+            ]
+            if max(coming, default=0) >= sequence.num_read + WORTH_COPYING:
+                return 0  # another sequence reads the same prefix in this step: copy it in the next
+        start = sequence.num_read
+        chunk = sequence.request.tokens[start : start + left]
+        first, end = len(rows.read), start + len(chunk)
+        used = len(chunk)
+        if end == len(sequence.tokens) and not scored:
+            row = self._sampled_row(rows, sequence, chunk, start, left - used)
+            used += len(row.draft)
+            sampled.append(row)
+        else:
+            rows.add(chunk, sequence.slot, start)
+            rows.read += range(len(rows.tokens) - len(chunk), len(rows.tokens)) if scored else ()
+        chunks.append((sequence, start, end, first))
+        sequence.num_read = end
+        if scored and not sequence.reading:
+            sampled.append(SampledRow(sequence, len(rows.read) - 1))
+        return used
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,9 +606,28 @@ def _score_prompt(sequence: SequenceState, start: int, end: int, output: NativeS
         sequence.add_prompt_token(token, logprob, top)
 
 
+def _fail_nan(
+    sampled: list[SampledRow], chunks: list[tuple[SequenceState, int, int, int]], total_R: Tensor
+) -> None:
+    """End the sequences whose logits are not numbers."""
+    spans = [(row.sequence, row.first, row.first + len(row.draft) + 1) for row in sampled]
+    spans += [
+        (s, first, first + end - start)
+        for s, start, end, first in chunks
+        if s.request.prompt_logprobs is not None
+    ]
+    for sequence, first, end in spans:
+        if total_R[first:end].isnan().any():
+            sequence.fail(EngineError("the model's logits are not numbers (NaN): its weights are broken"))
+
+
 def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[SequenceState, Piece]]:
     """Choose one token for each sequence; unmodified greedy ones take the best token of the forward."""
-    pieces = [(row.sequence, row.sequence.end()) for row in sampled if row.sequence.prompt_only]
+    pieces: list[tuple[SequenceState, Piece]] = []
+    for row in sampled:
+        if row.sequence.prompt_only:
+            with isolated(row.sequence):
+                pieces.append((row.sequence, row.sequence.end()))
     generating = [row for row in sampled if not row.sequence.prompt_only]
     if not generating:
         return pieces
@@ -516,37 +635,53 @@ def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[Sequenc
     whole = len(at) == len(output.best_R) and at == list(range(len(at)))
     logits_NV, best_N, total_N = (x if whole else x[at] for x in output)
     tokens_N = best_N.clone()
-    chosen = [i for i, s in enumerate(sequences) if s.adjusts or s.request.decoding.temperature > 0]
+    chosen = [i for i, s in enumerate(sequences) if s.adjusts or s.draws]
     if chosen:
         tokens_N[chosen] = _choose([sequences[i] for i in chosen], logits_NV[chosen])
     logprobs = (logits_NV.gather(1, tokens_N[:, None])[:, 0] - total_N).tolist()
     others = _alternatives(logits_NV, [s.request.decoding.top_logprobs or 0 for s in sequences])
-    return pieces + [
-        (sequence, sequence.accept(token, logprob, top))
-        for sequence, token, logprob, top in zip(sequences, tokens_N.tolist(), logprobs, others)
-    ]
+    for sequence, token, logprob, top in zip(sequences, tokens_N.tolist(), logprobs, others):
+        if not sequence.finished:
+            with isolated(sequence):
+                pieces.append((sequence, sequence.accept(token, logprob, top)))
+    return pieces
 
 
 def _choose(sequences: list[SequenceState], logits_NV: Tensor) -> Tensor:
     """Choose tokens of sequences that change logits (in place, on this copy) or draw: tokens_N."""
-    for sequence, logits_V in zip(sequences, logits_NV):
-        if sequence.adjusts:
-            sequence.adjust(logits_V)
-    tokens_N = sampling.greedy(logits_NV)
-    settings = [sequence.request.decoding for sequence in sequences]
-    rows = [i for i, setting in enumerate(settings) if setting.temperature > 0]
-    if rows:
-        drawn = [settings[i] for i in rows]
-        uniform_NV = torch.stack([sequences[i].noise(logits_NV.shape[-1]) for i in rows]).to(logits_NV.device)
-        temperature_N = logits_NV.new_tensor([d.temperature for d in drawn])
-        top_p_N = logits_NV.new_tensor([d.top_p for d in drawn])
-        min_p_N = logits_NV.new_tensor([d.min_p for d in drawn])
-        top_k_N = torch.tensor([d.top_k or 0 for d in drawn], device=logits_NV.device)
-        tokens_N[rows] = sampling.draw(logits_NV[rows], temperature_N, top_p_N, uniform_NV, top_k_N, min_p_N)
+    uniform: dict[int, Tensor] = {}  # by row
     for i, sequence in enumerate(sequences):
-        if sequence.request.decoding.form is not None:
-            tokens_N[i] = sequence.closable(int(tokens_N[i]))
+        with isolated(sequence):
+            if sequence.adjusts:
+                sequence.adjust(logits_NV[i])
+            if sequence.draws:
+                uniform[i] = sequence.noise(logits_NV.shape[-1])
+    tokens_N = sampling.greedy(logits_NV)
+    if uniform:
+        try:
+            tokens_N[list(uniform)] = _drawn(sequences, logits_NV, uniform)
+        except Exception:  # one of them is at fault; a draw alone is the draw in a batch
+            for i, noise_V in uniform.items():
+                with isolated(sequences[i]):
+                    tokens_N[i] = _drawn(sequences, logits_NV, {i: noise_V})[0]
+    for i, sequence in enumerate(sequences):
+        if sequence.request.decoding.form is not None and not sequence.finished:
+            with isolated(sequence):
+                tokens_N[i] = sequence.closable(int(tokens_N[i]))
     return tokens_N
+
+
+def _drawn(sequences: list[SequenceState], logits_NV: Tensor, uniform: dict[int, Tensor]) -> Tensor:
+    """Draw the tokens of some rows, each with its settings and its random numbers."""
+    settings = [sequences[i].request.decoding for i in uniform]
+    return sampling.draw(
+        logits_NV[list(uniform)],
+        logits_NV.new_tensor([d.temperature for d in settings]),
+        logits_NV.new_tensor([d.top_p for d in settings]),
+        torch.stack(list(uniform.values())).to(logits_NV.device),
+        torch.tensor([d.top_k or 0 for d in settings], device=logits_NV.device),
+        logits_NV.new_tensor([d.min_p for d in settings]),
+    )
 
 
 def _alternatives(logits_NV: Tensor, wanted: list[int]) -> list[list[tuple[int, float]]]:

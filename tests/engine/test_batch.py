@@ -230,8 +230,12 @@ def test_random_arrivals_and_departures_never_change_an_answer() -> None:
 
 
 def test_broken_weights_are_an_error_and_not_an_answer() -> None:
-    with pytest.raises(EngineError, match="NaN"):
-        run(ByteModel(lambda history: torch.full((VOCAB_SIZE,), torch.nan)), [sequence("Who?")], 1)
+    batch = made(ByteModel(lambda history: torch.full((VOCAB_SIZE,), torch.nan)), 1)
+    batch.add(sequence("Who?"))
+    ((_, error),) = batch.step()
+    assert isinstance(error, EngineError)
+    assert "NaN" in str(error)
+    assert not batch.busy
 
 
 # ---- how an answer ends ----

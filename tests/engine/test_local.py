@@ -177,8 +177,34 @@ async def test_an_exception_in_the_loop_reaches_every_caller() -> None:
         assert [type(error) for error in errors] == [EngineError] * 6
         assert all("ValueError: the disk is on fire" in str(error) for error in errors)
         assert isinstance(errors[0].__cause__, ValueError)
-        with pytest.raises(EngineError, match="on fire"):
-            engine.generate([request("later")])
+        assert len(engine.generate([request("later", max_tokens=5)])[0]) == 5
+        assert engine.health() is None
+
+
+def test_an_engine_that_fails_says_so_and_works_again_when_its_cause_is_gone() -> None:
+    broken = threading.Event()
+
+    def sometimes(history: tuple[int, ...]) -> torch.Tensor:
+        if broken.is_set():
+            raise RuntimeError("no memory")
+        return endless_next(history)
+
+    with closing(LocalEngine(ByteModel(sometimes), ByteTokenizer(), num_slots=2)) as engine:
+        asked = request("hello", max_tokens=6)
+        (before,) = engine.generate([asked])
+        broken.set()
+        with pytest.raises(EngineError, match="RuntimeError: no memory"):
+            engine.generate([asked, asked, asked])
+        deadline = time.monotonic() + 10
+        while engine.health() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert "no memory" in str(engine.health())
+        broken.clear()
+        while engine.health() is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert engine.health() is None, "it is tried again without a request"
+        assert engine.generate([asked]) == [before]
+    assert engine.health() == "the engine is closed"
 
 
 async def test_close_ends_every_caller_and_the_thread() -> None:
