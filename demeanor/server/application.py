@@ -102,9 +102,10 @@ async def _error_response(request: Request, error: Exception) -> Response:
 class Health(ResponseObject):
     """How the server is."""
 
-    status: Literal["ok", "ready", "draining"]
+    status: Literal["ok", "ready", "draining", "failed"]
     name: str
     stack_key: str
+    reason: str | None = None
 
 
 @router.get("/healthz", **documented("Is the server alive?", UNAUTHENTICATED, Health))
@@ -118,12 +119,16 @@ READYZ["responses"][503] = {"model": Health, "description": "Service Unavailable
 
 @router.get("/readyz", **READYZ)
 async def readyz(request: Request) -> Response:
-    if state_of(request).operations.ready():
-        return json_response(_health(request, "ready"))
-    return json_response(_health(request, "draining"), status=503)
+    operations = state_of(request).operations
+    if not operations.ready():
+        return json_response(_health(request, "draining"), status=503)
+    if (reason := operations.health()) is not None:
+        failed = _health(request, "failed").model_copy(update={"reason": reason})
+        return json_response(failed, status=503)
+    return json_response(_health(request, "ready"))
 
 
-def _health(request: Request, status: Literal["ok", "ready", "draining"]) -> Health:
+def _health(request: Request, status: Literal["ok", "ready", "draining", "failed"]) -> Health:
     assistant = state_of(request).assistant
     return Health(status=status, name=assistant.name, stack_key=assistant.stack_key)
 

@@ -73,6 +73,10 @@ class Versions(Protocol):
         """Calls of tools that block beyond their time."""
         ...
 
+    def health(self) -> str | None:
+        """Why what is served cannot answer now; None if it can."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -136,6 +140,7 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
         observers=observers,
         keep_contents=settings.otel is not None and settings.otel_content,
         engine_load=versions.engine_load,
+        health=versions.health,
         abandoned_calls=versions.abandoned_calls,
     )
     draining: set[asyncio.Task[None]] = set()

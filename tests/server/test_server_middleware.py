@@ -208,3 +208,20 @@ async def test_an_observer_that_fails_does_not_fail_the_request() -> None:
     async with client_of(Scripted(), Operations(observers=(broken, seen.append))) as client:
         assert (await client.post(ASKS, json=body())).status_code == 200
     assert len(seen) == 1
+
+
+async def test_readiness_tells_of_a_failed_engine_and_liveness_does_not() -> None:
+    why: list[str | None] = [None]
+    run = Operations(health=lambda: why[0])
+    async with client_of(Scripted(), run) as client:
+        assert (await client.get("/readyz")).json()["status"] == "ready"
+        why[0] = "sft: the decode loop stopped: RuntimeError: no memory"
+        failed = await client.get("/readyz")
+        assert failed.status_code == 503
+        assert failed.json() | {"stack_key": ""} == {
+            "status": "failed",
+            "name": failed.json()["name"],
+            "stack_key": "",
+            "reason": why[0],
+        }
+        assert (await client.get("/healthz")).status_code == 200
