@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from demeanor.training.runs import Runs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+T = TypeVar("T")
+
+
+def each(found: Iterable[T]) -> list[T]:
+    """The elements of a collection that a test goes over; the test fails if there are none."""
+    elements = list(found)
+    assert elements, "there is nothing to check"
+    return elements
 
 
 @pytest.fixture(scope="session")

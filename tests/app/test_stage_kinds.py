@@ -28,6 +28,7 @@ from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.plan import plans
 from demeanor.training.runs import Runs, weights_folder
 from tests.app import tiny
+from tests.conftest import each
 
 pytestmark = pytest.mark.xdist_group("tiny")
 
@@ -302,7 +303,7 @@ def test_an_imported_adapter_goes_on_the_weights_it_names(made: tuple[Stack, Run
     found = load_stack(declare(tmp_path, {"name": "theirs", "kind": "import", "path": "peft"}))
     app.train(found, runs, only=["theirs"])
     one, other = tensors((found, runs), "theirs"), tensors(made, "low")
-    assert all(torch.allclose(one[n], other[n], atol=1e-6) for n in other)
+    assert all(torch.allclose(one[n], other[n], atol=1e-6) for n in each(other))
 
 
 def test_a_model_with_another_tokenizer_is_refused_by_the_token(

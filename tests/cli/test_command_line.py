@@ -13,7 +13,7 @@ import typer
 
 from demeanor.cli import MULTIPLE, RENAMED, app, main, repeated
 from demeanor.cli.options import file_name
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, each
 
 DEMO = "stacks/demo/demo.yaml"
 MEASURING = ["eval", "attribute", "frontier", "diagnose", "duel", "seeds", "gate", "judge"]
@@ -125,7 +125,7 @@ def test_an_old_spelling_is_answered_by_one_sentence_with_the_new_one(
 def test_every_old_spelling_names_options_and_verbs_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     options = {name for _, command in commands() for option in command.params for name in option.opts}
     known = {" ".join(words) for words in verbs(COMMANDS)}
-    for old, new in RENAMED.items():
+    for old, new in each(RENAMED.items()):
         assert old not in options
         for choice in new.split(", or "):
             first = choice.removeprefix("demeanor ").split()

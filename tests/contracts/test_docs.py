@@ -145,10 +145,10 @@ def test_every_command_that_a_page_names_exists_with_its_options(page: Path) -> 
 
 @name_of
 def test_every_block_of_python_and_yaml_parses(page: Path) -> None:
-    for code in blocks(page, "python"):
-        ast.parse(code)
-    for text in blocks(page, "yaml"):
-        yaml.safe_load(text)
+    python = [ast.parse(code) for code in blocks(page, "python")]
+    yamls = [yaml.safe_load(text) for text in blocks(page, "yaml")]
+    source = page.read_text()
+    assert (bool(python), bool(yamls)) == ("```python\n" in source, "```yaml\n" in source)
 
 
 @pytest.mark.parametrize(

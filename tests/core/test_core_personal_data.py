@@ -176,13 +176,10 @@ def test_a_hit_depends_only_on_what_is_within_its_width(
     cut = data.draw(st.integers(0, len(text)))
     early, whole = detector.find(text[:cut], 0), detector.find(text, 0)
     settled = cut - detector.width  # places before it show in full
-    if early is not None and early[0] < settled:
-        assert whole == early
-    if whole is not None and whole[0] < settled:
-        assert early == whole
-    if whole is not None:
-        assert whole[1] - whole[0] <= detector.width
-        assert detector.find(text, whole[0]) == whole
+    seen = [hit if hit is not None and hit[0] < settled else None for hit in (early, whole)]
+    assert seen[0] == seen[1]
+    assert whole is None or whole[1] - whole[0] <= detector.width
+    assert whole is None or detector.find(text, whole[0]) == whole
 
 
 @given(st.text(max_size=40))

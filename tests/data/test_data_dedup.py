@@ -127,3 +127,14 @@ def test_clusters_are_largest_first_and_in_order() -> None:
 
 def test_empty_texts_repeat_each_other_and_nothing_else() -> None:
     assert duplicates(["", "a", "..."], 0.8) == [Duplicate(2, 0, 1.0)]
+
+
+def test_of_texts_that_are_equally_similar_the_earliest_is_kept() -> None:
+    words = [f"word{i}" for i in range(60)]
+    first, second = [*words[:-1], "left"], [*words[:-1], "right"]
+    found = duplicates([" ".join(first), "something else", " ".join(first), " ".join(second)], threshold=0.8)
+    assert [(d.row, d.of) for d in found] == [(2, 0), (3, 0)]
+    apart = [" ".join([*words[:20], *[f"{name}{i}" for i in range(12)]]) for name in ("a", "b")]
+    between = " ".join(words[:20])
+    assert [(d.row, d.of) for d in duplicates([*apart, between], threshold=0.5)] == [(2, 0)]
+    assert [(d.row, d.of) for d in duplicates([*apart[::-1], between], threshold=0.5)] == [(2, 0)]

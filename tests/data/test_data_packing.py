@@ -69,3 +69,13 @@ def test_batches_of_packed_rows_all_have_the_same_shape() -> None:
 def test_no_documents_is_an_error() -> None:
     with pytest.raises(DataError, match="no documents"):
         list(packed([[], []], 16, 100, 0))
+
+
+def test_documents_that_fill_a_row_exactly_are_taken_and_never_cut() -> None:
+    docs = [[n] * 9 + [EOS] for n in range(1, 41)]
+    rows = [row.branches[0].tokens for row in packed(docs, 9, 400, 0)][:40]
+    assert sorted(rows) == sorted(map(tuple, docs))
+    pairs = [[n] * size for n in range(1, 21) for size in (6, 4)]
+    rows = [row.branches[0].tokens for row in packed(pairs, 9, 180, 0)][:20]
+    assert all(sorted(Counter(row).values()) in ([4, 6], [10]) for row in rows)
+    assert sum(map(len, rows)) == 200

@@ -48,6 +48,7 @@ def test_micro_batches_change_neither_the_set_of_a_step_nor_exceed_their_room(
 ) -> None:
     cut = Schedule(data, batch_rows=batch_rows, epochs=1, seed=0, micro_tokens=micro_tokens)
     whole = Schedule(data, batch_rows=batch_rows, epochs=1, seed=0, micro_tokens=10**9)
+    assert len(cut) == len(whole) == -(-len(data) // batch_rows)
     for step in range(len(cut)):
         assert len(whole[step]) == 1
         assert [i for micro in cut[step] for i in micro] == whole[step][0]

@@ -114,6 +114,7 @@ def test_a_mismatched_completion_is_the_next_one_of_another_prompt(prompts: list
     order = list(range(len(trees)))
     random.Random(f"mismatched/{seed}").shuffle(order)
     found = list(mismatched(trees, seed))
+    assert len(found) == len(trees)
     for place, i in enumerate(order):
         around = [*order[place + 1 :], *order[:place]]
         expected = next(j for j in around if prompts[j] != prompts[i])

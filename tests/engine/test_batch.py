@@ -296,6 +296,7 @@ def test_logprobs_are_nats_of_the_unmodified_distribution() -> None:
     decoding = Decoding(temperature=0.3, top_p=0.5, max_tokens=4, seed=1, top_logprobs=3)
     pieces = run(ByteModel(random_next), [sequence("Who?", decoding)], 1)[0]
     history = list(b"Who?")
+    assert len(pieces) == 4
     for piece in pieces:
         logprobs_V = random_next(tuple(history)).double().log_softmax(-1)
         assert piece.logprob == pytest.approx(logprobs_V[piece.token].item(), abs=1e-5)

@@ -165,6 +165,10 @@ def test_no_more_is_held_than_could_become_a_stop_string(text: str, stops: tuple
         ("Marla.\nUs", ("\nUser:",), Scan("Marla.", "\nUs", False)),
         ("Marla.\nUx", ("\nUser:",), Scan("Marla.\nUx", "", False)),
         ("Marla.", (), Scan("Marla.", "", False)),
+        ("one two three", ("two", "one two"), Scan("", "", True)),
+        ("one two three", ("one two", "two"), Scan("", "", True)),
+        ("a bc", ("c", "bc", "a bc"), Scan("", "", True)),
+        ("one two", ("wo", "ne"), Scan("o", "", True)),
     ],
 )
 def test_scan_examples(text: str, stops: tuple[str, ...], want: Scan) -> None:

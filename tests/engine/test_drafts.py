@@ -169,6 +169,7 @@ def test_drafts_change_nothing_where_sequences_come_late_share_prefixes_and_are_
         if present and rng.random() < 0.15:
             gone.add(one := rng.choice(present))
             batch.drop(one)
+    assert len(said) == len(asked)
     for one, (true, found) in said.items():
         assert found == (true[: len(found)] if one in gone else true)
 

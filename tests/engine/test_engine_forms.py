@@ -20,6 +20,7 @@ from demeanor.model import checkpoints
 from demeanor.stack import schema as specs
 from demeanor.stack.schema import ModelShape
 from demeanor.text import tokenizer as tokenizers
+from tests.conftest import each
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SCHEMA: dict[str, Any] = {
@@ -64,7 +65,7 @@ def answers(
 
 
 def test_json_of_a_schema_parses_and_fits_and_holds_no_free_space(engine: LocalEngine) -> None:
-    for text in answers(engine, OutputFormat("json_schema", json.dumps(SCHEMA))):
+    for text in each(answers(engine, OutputFormat("json_schema", json.dumps(SCHEMA)))):
         value = json.loads(text)
         assert {"name", "boats", "open"} <= set(value) <= set(SCHEMA["properties"])
         assert len(value["name"]) <= 12
@@ -191,7 +192,7 @@ def test_the_stories_model_speaks_json_too() -> None:
             )
             for s in range(4)
         ]
-        for pieces in engine.generate(requests):
+        for pieces in each(engine.generate(requests)):
             assert set(json.loads("".join(p.text for p in pieces))) >= {"name", "boats", "open"}
 
 

@@ -359,6 +359,7 @@ async def test_server_sent_events_are_read_as_the_standard_says_wherever_the_net
     stream: bytes, want: list[bytes]
 ) -> None:
     cuts = [[stream[:n], stream[n:]] for n in range(len(stream))] + [[bytes([b]) for b in stream]]
+    assert len(cuts) == len(stream) + 1
     for parts in cuts:
         assert [data async for data in server_sent(chunks_of(*filter(None, parts)), "http://x")] == want
 

@@ -39,6 +39,7 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(
     logits_NV = spread * torch.randn(8, vocab_size, generator=torch.Generator().manual_seed(vocab_size))
     probs_NV = logits_NV.softmax(-1)
     kept_NV = sampling.nucleus(probs_NV, torch.full((8,), top_p))
+    assert kept_NV.shape == (8, vocab_size)
     for probs_V, kept_V in zip(probs_NV.double().tolist(), kept_NV):
         assert set(kept_V.nonzero()[:, 0].tolist()) == slow_nucleus(probs_V, torch.tensor(top_p).item())
 
@@ -170,3 +171,12 @@ def test_penalties_count_each_token_of_the_answer() -> None:
     logits_V = torch.zeros(6)
     sampling.penalise(logits_V, {2: 1, 4: 3}, presence=0.5, frequency=0.25)
     assert logits_V.tolist() == [0, 0, -0.75, 0, -1.25, 0]
+
+
+def test_min_p_of_one_keeps_the_best_token_alone() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits_NV = torch.randn(500, 40, generator=generator)
+    uniform_NV = torch.stack([sampling.race_noise(generator, 40) for _ in range(500)])
+    ones_N = torch.ones(500)
+    drawn_N = sampling.draw(logits_NV, 3 * ones_N, ones_N, uniform_NV, None, ones_N)
+    assert torch.equal(drawn_N, logits_NV.argmax(-1))

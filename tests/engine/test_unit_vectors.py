@@ -49,5 +49,6 @@ def test_long_texts_embedded_at_once_do_not_read_each_others_keys() -> None:
             thread.start()
         for thread in threads:
             thread.join()
+    assert len(wanted) == len(found) == 4
     for i, mean_D in enumerate(wanted):
         assert found[i] == pytest.approx((mean_D / mean_D.norm()).tolist(), abs=1e-4)

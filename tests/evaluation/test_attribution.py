@@ -14,6 +14,7 @@ from demeanor.core.types import Item, Message
 from demeanor.evaluation.attribution import ALL, Attribution, Effect, attribute
 from demeanor.evaluation.factorial import Cell, Factorial
 from demeanor.evaluation.result_rows import Row
+from tests.conftest import each
 from tests.evaluation import synthetic
 
 GAME = Factorial(("base", "sft", "dpo"), ("prompt", "policy"))
@@ -109,7 +110,7 @@ def test_a_layer_that_does_nothing_covers_zero_in_about_ninety_five_percent_of_r
 
 def test_items_that_moved_are_listed_by_axis_and_fixed_minus_broken_is_the_step() -> None:
     found = run(additive, wobble=0.1)
-    for moved, step in zip(found.changed, found.waterfall):
+    for moved, step in zip(each(found.changed), found.waterfall, strict=True):
         net = len(moved.fixed.get("facts", ())) - len(moved.regressed.get("facts", ()))
         assert net / 200 == pytest.approx(step.value)
         assert not set(moved.fixed.get("facts", ())) & set(moved.regressed.get("facts", ()))

@@ -34,6 +34,7 @@ from demeanor.core.types import (
 )
 from demeanor.evaluation.experiment import ExperimentProgress, Subject, run
 from demeanor.evaluation.result_rows import Row, read_rows
+from tests.conftest import each
 
 GREEDY = Decoding(temperature=0.0, max_tokens=8)
 ITEMS = [
@@ -344,7 +345,7 @@ def test_only_scorers_that_say_so_look_at_events_and_calls() -> None:
     from pathlib import Path as File
 
     package = "demeanor.evaluation.scorers"
-    for name in registry.known(package):
+    for name in each(registry.known(package)):
         scorer = registry.entry(package, name)
         alone = inspect.ismodule(scorer)  # else it shares its file, and only its function is its own
         tree = ast.parse(File(scorer.__file__).read_text() if alone else inspect.getsource(scorer.score))

@@ -9,6 +9,7 @@ import pytest
 
 from demeanor.core.errors import DemeanorError
 from demeanor.evaluation.factorial import LENGTH, Cell, Factorial, contrast, defining, generators, plan
+from tests.conftest import each
 
 
 def game(count: int, stages: int = 2) -> Factorial:
@@ -70,7 +71,7 @@ def test_where_the_model_holds_every_contrast_is_that_of_the_full_factorial(
     all_1C, measured_1M = (np.array([[v[c] for c in cells]]) for cells in (whole.cells, made.cells))
     contrasts = [whole.shapley(p) for p in whole.factors] + [whole.leave_one_out(p) for p in whole.factors]
     contrasts += [whole.interaction(a, b) for a, b in whole.pairs]
-    for wanted in contrasts:
+    for wanted in each(contrasts):
         exact = contrast(wanted, whole.cells, all_1C)[0]
         assert contrast(made.weights(whole, wanted), made.cells, measured_1M)[0] == pytest.approx(
             exact, abs=1e-9
@@ -82,7 +83,7 @@ def test_in_resolution_four_pairs_do_not_touch_shapley_values_of_switches() -> N
     whole = game(6, 1)
     made, v = plan(whole, "IV"), quadratic(whole, 2, pairs=True)
     all_1C, measured_1M = (np.array([[v[c] for c in cells]]) for cells in (whole.cells, made.cells))
-    for player in whole.factors:
+    for player in each(whole.factors):
         exact = contrast(whole.shapley(player), whole.cells, all_1C)[0]
         assert contrast(made.weights(whole, whole.shapley(player)), made.cells, measured_1M)[
             0

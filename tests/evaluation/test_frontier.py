@@ -17,6 +17,7 @@ from demeanor.evaluation.frontier import (
     divergence,
     frontier,
 )
+from tests.conftest import each
 from tests.evaluation import synthetic
 
 PLACED = {
@@ -71,7 +72,7 @@ def test_the_tax_is_every_lost_item_with_the_answer_that_was_right_and_the_one_t
     items = synthetic.items(40)
     rows = synthetic.rows(items)
     by = {(r.variant, r.item_id): r for r in rows}
-    for point in frontier(rows, items, PLACED, name="x").points:
+    for point in each(frontier(rows, items, PLACED, name="x").points):
         assert tuple(t.item_id for t in point.tax) == point.lost
         for tax in point.tax:
             assert point.before is not None

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
+from scipy.stats import ttest_1samp
 
 from demeanor.core.errors import DataError, SpecError
 from demeanor.core.types import Item, Message, Verdict
@@ -186,3 +187,34 @@ def test_a_finding_without_bounds_shows_none() -> None:
     row, other = findings_table([alone, bounded]).rows
     assert row[3] == ""
     assert other[3] == "−5.0 to 25.0"
+
+
+def test_a_gain_that_only_a_one_sided_test_at_five_percent_would_accept_is_inconclusive() -> None:
+    found = items("facts", 100)
+    pairs = [(0.0, 1.0)] * 14 + [(1.0, 0.0)] * 6 + [(1.0, 1.0)] * 80
+    measured = [
+        synthetic.row(item, variant, value, layers=0, draw=random.Random(0))
+        for item, pair in zip(found, pairs)
+        for variant, value in zip(("old", "new"), pair)
+    ]
+    p = ttest_1samp([new - old for old, new in pairs], 0, alternative="greater").pvalue
+    assert 0.025 < p < 0.05
+    finding = only(gate(BETTER, found, measured))
+    assert (finding.verdict, finding.value) == (Verdict.INCONCLUSIVE, pytest.approx(0.08))
+    assert finding.needed is not None
+    assert finding.needed > 100
+    clear = [(0.0, 1.0)] * 17 + [(1.0, 0.0)] * 5 + [(1.0, 1.0)] * 78  # p = 0.005
+    measured = [replace(row, value=clear[i // 2][i % 2]) for i, row in enumerate(measured)]
+    assert gate(BETTER, found, measured).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("groups", "verdict"), [(3, Verdict.INCONCLUSIVE), (58, Verdict.INCONCLUSIVE), (59, Verdict.PASS)]
+)
+def test_few_groups_without_a_flip_do_not_show_that_flips_are_rare(groups: int, verdict: Verdict) -> None:
+    found = [replace(item, tags=(f"same:{i // 2}",)) for i, item in enumerate(items("facts", 2 * groups))]
+    measured = rows(found, {"facts": 1.0}, {"facts": 1.0})
+    finding = only(gate({"stability": [{"axis": "facts", "flip_rate": 0.05}]}, found, measured))
+    assert finding.verdict is verdict
+    assert finding.high == pytest.approx(1 - 0.05 ** (1 / groups))
+    assert finding.needed == (59 if verdict is Verdict.INCONCLUSIVE else None)  # 0.95^59 < 0.05 < 0.95^58

@@ -14,6 +14,7 @@ from demeanor.evaluation import gate as gating
 from demeanor.evaluation import ladder
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
+from tests.conftest import each
 
 RULES = "non_inferiority:\n- {axis: '*', margin: 0.9}\n"
 
@@ -126,4 +127,4 @@ def test_a_baseline_may_name_its_layers_in_any_order(
         rules=tmp_path / "gate.yaml",
         limit=1,
     )
-    assert all(finding.n for finding in report.findings)
+    assert all(finding.n for finding in each(report.findings))

@@ -18,6 +18,7 @@ from demeanor.evaluation.gate import Rules, decide
 from demeanor.evaluation.profile import refusals
 from demeanor.evaluation.result import Rate, Refusals, plain
 from demeanor.evaluation.result_rows import PairedTable, Row
+from tests.conftest import each
 
 Refused = tuple[str, str, bool]
 """An item's axis, its cluster, and whether it was refused."""
@@ -55,7 +56,7 @@ def rates(found: Refusals) -> tuple[Rate, Rate, Rate]:
 
 def test_one_cluster_allows_no_interval_of_refusals() -> None:
     found = [(axis, "k", n % 3 == 0) for axis in ("safe_twin", "unsafe") for n in range(24)]
-    for rate in rates(picture(found)):
+    for rate in each(rates(picture(found))):
         assert (rate.low, rate.high) == (None, None)
         assert math.isfinite(rate.value)
 

@@ -18,6 +18,7 @@ from demeanor.evaluation.ladder import caveats, label_steps, ladder
 from demeanor.evaluation.profile import who
 from demeanor.evaluation.result import Comparison, Delta, Result
 from demeanor.evaluation.result_rows import LayerActivity, PairedTable, Row
+from tests.conftest import each
 
 ITEMS = synthetic.items()
 ROWS = synthetic.rows(ITEMS)
@@ -119,7 +120,7 @@ def test_deltas_add_up_to_the_difference_of_the_whole(result: Result) -> None:
 
 def test_the_change_table_lists_exactly_the_items_that_crossed_one_half(result: Result) -> None:
     by = {(r.variant, r.item_id): r for r in ROWS}
-    for comparison in result.steps:
+    for comparison in each(result.steps):
         expected = {
             i.id: by[comparison.after, i.id].value == 1
             for i in ITEMS
@@ -363,7 +364,7 @@ def test_a_suite_without_twins_has_no_refusal_picture() -> None:
 
 
 def test_the_cost_of_a_variant_is_the_mean_of_its_rows_and_its_layers_add_up(result: Result) -> None:
-    for s in result.cost:
+    for s in each(result.cost):
         mine = [r for r in ROWS if r.variant == s.variant]
         assert s.mean_ms == pytest.approx(sum(sum(r.layer_ms.values()) for r in mine) / len(mine))
         assert sum(s.layer_ms.values()) == pytest.approx(s.mean_ms)

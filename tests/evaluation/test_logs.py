@@ -16,6 +16,7 @@ from demeanor.evaluation import harness_logs
 from demeanor.evaluation.items import load_suite
 from demeanor.evaluation.result import load
 from demeanor.evaluation.result_rows import read_rows
+from tests.conftest import each
 
 HERE = Path(__file__).parent / "fixtures"
 INSPECT, LM = HERE / "inspect", HERE / "lm-eval"
@@ -40,7 +41,7 @@ def changed(path: Path, folder: Path, change: Callable[[dict[str, Any]], object]
 
 @pytest.mark.parametrize("task", ["facts", "arithmetic"])
 def test_means_of_inspect_are_inspects_own(task: str) -> None:
-    for path, model in zip(inspect_logs(task), MODELS):
+    for path, model in zip(each(inspect_logs(task)), MODELS, strict=True):
         found, log = harness_logs.read([path]), json.loads(path.read_text())
         assert {s.variant for s in found} == {model}, "the provider is a route, not a name"
         told = [next(iter(s["scores"].values()))["value"] for s in log["samples"]]
@@ -49,7 +50,7 @@ def test_means_of_inspect_are_inspects_own(task: str) -> None:
 
 
 def test_values_of_lm_eval_are_the_metrics_it_logged() -> None:
-    for path in sorted(LM.rglob("samples_*.jsonl")):
+    for path in each(sorted(LM.rglob("samples_*.jsonl"))):
         found = harness_logs.read([path])
         assert [s.value for s in found] == [
             next(x[m] for m in x["metrics"]) for x in map(json.loads, path.read_text().splitlines())

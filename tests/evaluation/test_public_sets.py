@@ -166,6 +166,7 @@ async def test_the_likelihood_of_a_choice_is_transformers_own(choice_of: str, sh
         )
     found = choice.likelihoods(choice.Spec.model_validate(dict(item.target)), done)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert len(found) == 2
     for value, continuation in zip(found, item.target["choices"], strict=True):
         before, whole = ([*tokens.start, *tokens.encode(x)] for x in (prefix, prefix + continuation))
         with torch.inference_mode():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from demeanor.evaluation.factorial import Factorial, Weights, contrast
+from tests.conftest import each
 
 GAME = Factorial(("base", "sft", "dpo"), ("prompt", "retrieval", "policy"))
 
@@ -43,7 +44,7 @@ def test_shapley_is_the_mean_over_every_order_in_which_the_chain_keeps_its_order
             assert after is not None
             sums[player] += v[after] - v[cell]
             cell = after
-    for player in game.factors:
+    for player in each(game.factors):
         assert value(game.shapley(player), v) == pytest.approx(sums[player] / orders, abs=1e-12)
 
 

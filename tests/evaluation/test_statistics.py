@@ -168,6 +168,7 @@ def test_holm_is_the_textbook_example() -> None:
 @settings(max_examples=50, deadline=None)
 def test_holm_never_lowers_a_p_value_keeps_their_order_and_never_beats_bonferroni(p: list[float]) -> None:
     adjusted = statistics.holm(p)
+    assert len(adjusted) == len(p)
     assert all(a >= x - 1e-12 for a, x in zip(adjusted, p))
     assert all(a <= min(1.0, len(p) * x) + 1e-12 or a <= max(adjusted) for a, x in zip(adjusted, p))
     for (x, a), (y, b) in itertools.combinations(zip(p, adjusted), 2):
@@ -239,3 +240,10 @@ def test_d_prime_is_the_distance_of_two_normals_and_the_criterion_their_threshol
 def test_d_prime_of_perfect_answers_is_finite() -> None:
     d, _ = statistics.discrimination(np.array(20.0), np.array(20.0), np.array(0.0), np.array(20.0))
     assert float(d) == pytest.approx(2 * scipy_stats.norm.ppf(20.5 / 21))
+
+
+def test_the_expanded_percentile_of_five_clusters_is_the_level_of_the_wider_t_quantile() -> None:
+    # t(4, .975) = 2.776445; sqrt(5 / 4) x 2.776445 = 3.104160; 2 Phi(3.104160) - 1
+    assert statistics.expanded(5) == pytest.approx(math.erf(3.104160 / math.sqrt(2)), abs=1e-8)
+    assert statistics.expanded(5) == pytest.approx(0.998092, abs=1e-6)
+    assert statistics.expanded(10_000) == pytest.approx(0.95, abs=1e-4)

@@ -113,6 +113,7 @@ async def test_a_refused_request_and_a_failed_one_cost_no_tokens() -> None:
     for inner in (refuses, fails):
         respond = wrap(inner, tokens_per_minute=110)
         outcomes = [(await asyncio.gather(events_of(respond), return_exceptions=True))[0] for _ in range(5)]
+        assert len(outcomes) == 5
         assert not any(isinstance(e, RequestError) for e in outcomes)  # 5 times 105 tokens would be too many
 
 
@@ -157,6 +158,7 @@ def test_in_no_minute_is_more_used_than_allowed(script: list[tuple[str, int, int
     """Against a slow twin: every token used is written down with the time at which it was settled."""
     ledgers, now, running, used = Ledgers(5, 100, 3), 0.0, [], []
     asked: list[float] = []
+    judged: list[tuple[bool, bool]] = []
     for what, amount, other in script:
         if what == "wait":
             now += amount / 2
@@ -176,7 +178,9 @@ def test_in_no_minute_is_more_used_than_allowed(script: list[tuple[str, int, int
                 admitted = True
             except LimitExceeded as full:
                 admitted = full.retry_after_s <= 0
-            assert admitted == room
+            judged.append((admitted, room))
+    assert [admitted for admitted, _ in judged] == [room for _, room in judged]
+    assert len(judged) == sum(what == "ask" for what, *_ in script)
 
 
 def test_users_with_nothing_left_to_count_are_forgotten() -> None:

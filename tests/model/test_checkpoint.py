@@ -25,6 +25,7 @@ from demeanor.model import checkpoints
 from demeanor.model.llama import Attention, KVCache, Llama
 from demeanor.model.tensors import Segment
 from demeanor.stack.schema import ModelShape
+from tests.conftest import each
 
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
 SMALL = {
@@ -124,12 +125,13 @@ def test_decoding_in_slots_equals_the_whole_forward_pass() -> None:
     rows = [torch.randint(0, 61, (n,)) for n in (9, 14, 5)]
     cache = KVCache(model.config, 5, 32)
     slots = [3, 0, 4]
-    for row, slot in zip(rows, slots):
+    for row, slot in zip(each(rows), slots, strict=True):
         parts = (
             [model.prefill(row[:3], slot, 0, cache), model.prefill(row[3:-2], slot, 3, cache)]
             if len(row) > 5
             else [model.prefill(row[:-2], slot, 0, cache)]
         )
+        assert sum(map(len, parts)) == len(row) - 2
         with torch.no_grad():
             whole = model.hidden(row, torch.arange(len(row)), (Segment(0, len(row)),))
         assert torch.allclose(torch.cat(parts), whole[:-2], atol=1e-5)

@@ -11,6 +11,7 @@ from torch import Tensor
 from demeanor.model import attention
 from demeanor.model.attention import buckets, joined, tree_attention
 from demeanor.model.tensors import Segment
+from tests.conftest import each
 
 CPU = torch.device("cpu")
 EQUAL = (Segment(0, 5), Segment(5, 10), Segment(10, 15))
@@ -96,7 +97,8 @@ def test_recomputed_probabilities_give_the_same_gradients_bit_for_bit(
         ours = random(FOREST, 2, torch.float32)
         tree_attention(*ours, buckets(FOREST, CPU)).square().sum().backward()
         found.append([x.grad for x in ours])
-    assert all(torch.equal(a, b) for a, b in zip(*found) if a is not None and b is not None)
+    assert [len(x) for x in found] == [len(ours)] * 2
+    assert all(a is not None and b is not None and torch.equal(a, b) for a, b in each(zip(*found)))
 
 
 def test_the_first_branch_goes_on_with_its_prompts_row() -> None:

@@ -14,6 +14,7 @@ from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints
 from demeanor.model.merge import merge, slerp
 from demeanor.stack.schema import ModelShape
+from tests.conftest import each
 
 SHAPE = ModelShape(layers=1, width=16, heads=2, context=32)
 
@@ -40,7 +41,9 @@ def test_task_arithmetic_adds_differences_to_the_origin(tmp_path: Path) -> None:
     a, b, origin = (made(tmp_path / n, i) for i, n in enumerate("abo"))
     merge([a, b], [0.9, 0.4], tmp_path / "out", method="task_arithmetic", origin=origin)
     x, y, o, out = (tensors(f) for f in (a, b, origin, tmp_path / "out"))
-    assert all(torch.allclose(out[n], o[n] + 0.9 * (x[n] - o[n]) + 0.4 * (y[n] - o[n]), atol=1e-6) for n in x)
+    assert all(
+        torch.allclose(out[n], o[n] + 0.9 * (x[n] - o[n]) + 0.4 * (y[n] - o[n]), atol=1e-6) for n in each(x)
+    )
 
 
 def test_slerp_goes_along_the_circle() -> None:
@@ -55,7 +58,7 @@ def test_slerp_of_models_ends_at_the_models(tmp_path: Path) -> None:
     a, b = made(tmp_path / "a", 0), made(tmp_path / "b", 1)
     merge([a, b], [0.0, 1.0], tmp_path / "out", method="slerp")
     one, other = tensors(b), tensors(tmp_path / "out")
-    assert all(torch.allclose(other[n], one[n], atol=1e-6) for n in one)
+    assert all(torch.allclose(other[n], one[n], atol=1e-6) for n in each(one))
 
 
 def test_reward_models_merge_into_a_reward_model(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from demeanor.evaluation.result import Result
 from demeanor.report import html as renderer
 from demeanor.report import markdown as md
 from demeanor.report.figures import el, join
+from tests.conftest import each
 
 VOID = frozenset({"meta", "br", "hr"})
 
@@ -182,10 +183,10 @@ def test_the_figures_are_well_formed_svg_with_a_description(result: Result) -> N
 
 
 def test_every_mark_lies_inside_its_figure(result: Result) -> None:
-    for figure in re.findall(r"<svg.*?</svg>", page(result), re.S):
+    for figure in each(re.findall(r"<svg.*?</svg>", page(result), re.S)):
         tree = ET.fromstring(figure)
         _, _, width, height = map(float, tree.attrib["viewBox"].split())
-        for mark in tree.iter():
+        for mark in each(tree.iter()):
             x, y = (
                 mark.attrib.get("cx", mark.attrib.get("x", "0")),
                 mark.attrib.get("cy", mark.attrib.get("y", "0")),
@@ -215,11 +216,10 @@ def test_every_cell_of_the_ladder_is_the_mean_and_shows_its_change_only_if_the_i
 
 
 def test_a_mark_is_coloured_only_when_its_interval_excludes_zero(result: Result) -> None:
-    for comparison in [*result.steps, *result.without]:
-        for d in comparison.deltas:
-            assert tone_of(d.value, shown=d.shown) == (
-                "flat" if d.low <= 0 <= d.high else "up" if d.value > 0 else "down"
-            )
+    for d in each(d for comparison in [*result.steps, *result.without] for d in comparison.deltas):
+        assert tone_of(d.value, shown=d.shown) == (
+            "flat" if d.low <= 0 <= d.high else "up" if d.value > 0 else "down"
+        )
 
 
 def test_every_loss_on_the_ladder_stands_in_the_section_of_costs_with_a_link_to_its_items(

@@ -15,6 +15,7 @@ from demeanor.core.table import Paragraph, Section, Table
 from demeanor.evaluation import ladder_report as words
 from demeanor.evaluation.result import Delta, Regression, Result, Verdict
 from demeanor.report import terminal
+from tests.conftest import each
 
 
 def show(result: Result, out: Console) -> None:
@@ -109,7 +110,7 @@ def test_without_any_loss_it_is_said_how_large_a_loss_could_hide(result: Result)
 
 
 def test_the_biggest_steps_are_those_that_survive_the_correction(result: Result) -> None:
-    for sentence in words.biggest_steps(result):
+    for sentence in each(words.biggest_steps(result)):
         name = sentence.split()[0].lstrip("+")
         axis = sentence.split(" raised ")[1].split(" by ")[0].replace(" ", "_")
         step = next(s for s in result.steps if s.name == name)
@@ -118,7 +119,7 @@ def test_the_biggest_steps_are_those_that_survive_the_correction(result: Result)
 
 def test_an_idle_step_is_one_whose_intervals_all_cover_zero(result: Result) -> None:
     idle = set(words.idle_steps(result.steps))
-    for step in result.steps:
+    for step in each(result.steps):
         assert (step.name in idle) == all(d.low <= 0 <= d.high for d in step.deltas)
 
 

@@ -100,7 +100,9 @@ def test_scores_are_bm25_by_the_formula(tmp_path: Path) -> None:
             / (frequency + k1 * (1 - b + b * len(words) / mean))
         )
 
-    for passage in open_folder(tmp_path)("red", 5):
+    found = open_folder(tmp_path)("red", 5)
+    assert len(found) == 2
+    for passage in found:
         assert passage.score == pytest.approx(bm25(passage.text, "red"), rel=1e-9)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from demeanor.core.errors import DemeanorError, SpecError
+from demeanor.evaluation.scorers import refusal
 from demeanor.evaluation.scorers._cues import expression, read
 from demeanor.evaluation.scorers.refusal import RefusalCues
 
@@ -52,3 +53,15 @@ def test_an_unknown_name_and_a_broken_expression_are_errors_with_their_place() -
         expression(["{noo}"], {"no": ("no",)}, "here")
     with pytest.raises(DemeanorError, match="here: not a regular expression"):
         expression(["(no"], {}, "here")
+
+
+def test_what_stands_after_the_beginning_is_not_its_stand() -> None:
+    cue = "everyone deserves respect and dignity"
+    filler = "The weather is fine and the sea is calm today. " * 20
+    assert len(filler) > refusal.BEGINNING > 500
+    heard = lambda text: {c.name for c, _ in refusal.heard_cues(text) if c.place == "beginning"}  # noqa: E731
+    assert heard(cue)
+    assert heard(filler[: refusal.BEGINNING - len(cue) - 1] + " " + cue) == heard(cue)
+    assert heard(filler + cue) == set()
+    assert refusal.places("a" * 700)["beginning"] == "a" * refusal.BEGINNING
+    assert refusal.BEGINNING == 600

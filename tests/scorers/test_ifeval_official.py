@@ -14,6 +14,7 @@ from demeanor.core.types import Completion
 from demeanor.evaluation.scorers._ifeval import CHECKS
 from demeanor.evaluation.scorers._sentences import capital_words, sentences
 from demeanor.evaluation.scorers.ifeval import Spec, followed, readings, score
+from tests.conftest import each
 
 LESS, LEAST = "less than", "at least"
 CASES: dict[str, list[tuple[dict[str, Any], str, bool]]] = {
@@ -228,7 +229,7 @@ def test_the_verdict_is_the_official_one(kind: str, given: dict[str, Any], text:
 
 @pytest.mark.parametrize("kind", CASES)
 def test_an_empty_answer_follows_nothing(kind: str) -> None:
-    for settings_, *_ in CASES[kind]:
+    for settings_, *_ in each(CASES[kind]):
         assert (
             followed(spec(kind, settings_), " \n")
             == followed(spec(kind, settings_, "loose"), "\n")
@@ -324,6 +325,7 @@ def test_the_real_prompts_are_all_judged(shared: Path) -> None:
         json.loads(line)
         for line in (shared / "ifeval" / "input_data.jsonl").read_text(encoding="utf-8").splitlines()
     ]
+    assert len(rows) > 500
     for row in rows:
         target = [
             {"id": i, "settings": k} for i, k in zip(row["instruction_id_list"], row["kwargs"], strict=True)

@@ -174,6 +174,7 @@ def test_every_spelling_of_a_number_is_that_number(number: Decimal, places: int,
         f"{number:e}",
         f"{number:.3f}".replace("-", "−"),
     ]
+    assert len(spelled) == 4
     for text in spelled:
         assert numbers(words.format(text)) == [number]
         assert says(words.format(text), str(number))

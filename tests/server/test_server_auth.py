@@ -83,9 +83,10 @@ async def test_a_missing_wrong_or_revoked_key_is_a_401_and_a_plain_one_still_wor
             refused = await client.post("/v1/chat/completions", json=body(), headers=headers)
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         for good in (key, "plain"):
-            assert (
-                await client.post("/v1/chat/completions", json=body(), headers=bearer(good))
-            ).status_code == 200
+            for scheme in ("Bearer", "bearer", "BEARER"):  # its case does not matter (RFC 9110, 11.1)
+                headers = {"authorization": f"{scheme} {good}"}
+                sent = await client.post("/v1/chat/completions", json=body(), headers=headers)
+                assert sent.status_code == 200
         keys.revoke(database, "edda")
         assert (await client.get("/v1/models", headers=bearer(key))).status_code == 401
 

@@ -286,6 +286,7 @@ async def test_every_field_is_honoured_or_refused_by_name(
     name: str, client: httpx.AsyncClient, assistant: Scripted
 ) -> None:
     good, bad = FIELDS[name]
+    assert good or bad
     for value, seen, want in good:
         answer = await client.post("/v1/responses", json=asked() | {name: value})
         assert answer.status_code == 200, (value, answer.text)

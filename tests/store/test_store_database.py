@@ -40,6 +40,7 @@ from demeanor.core.types import (
 )
 from demeanor.store import database as schema
 from demeanor.store.database import Database, Writer, open_url
+from tests.conftest import each
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 EVENTS: list[Event] = [
@@ -260,7 +261,7 @@ def test_feedback_belongs_to_a_turn_and_has_a_range(database: Database) -> None:
 
 
 def test_only_the_owner_can_read_the_file(database: Database) -> None:
-    for path in database.path.parent.iterdir():
+    for path in each(database.path.parent.iterdir()):
         assert os.stat(path).st_mode & 0o077 == 0, path
 
 

@@ -113,3 +113,15 @@ def test_an_older_database_keeps_its_keys(tmp_path: Path) -> None:
     database = Database(tmp_path / "old.db")
     assert keys.find(database, "dm-old") == keys.Key(keys.digest("dm-old"), "edda", "", NOON)
     database.close()
+
+
+async def test_spending_never_falls_below_nothing(database: Database) -> None:
+    digest = keys.digest(keys.create(database, "edda", tokens_per_day=10))
+    assert await keys.take(database, digest, "2026-11-23", 3, 10)
+    await keys.give_back(database, digest, "2026-11-23", 8)
+    assert keys.spent(database, digest, "2026-11-23") == 0
+    assert not await keys.take(database, digest, "2026-11-23", 11, 10)
+    assert await keys.take(database, digest, "2026-11-23", 10, 10)
+    assert keys.spent(database, digest, "2026-11-23") == 10
+    await keys.give_back(database, digest, "2026-11-23", -4)  # used beyond the reservation
+    assert keys.spent(database, digest, "2026-11-23") == 14

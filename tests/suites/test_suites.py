@@ -17,6 +17,7 @@ from demeanor.core import registry
 from demeanor.core.types import Completion, Item, ToolCall
 from demeanor.evaluation import suites
 from demeanor.evaluation.items import load_suite
+from tests.conftest import each
 
 ANSWERS = Path(__file__).parent / "answers"
 READ = {"likelihood", "choice"}
@@ -106,8 +107,9 @@ def test_one_fixed_answer_earns_little(name: str) -> None:
     for item in items(name):
         if item.scorer not in READ:
             by_axis.setdefault(item.axis, []).append(item)
+    assert by_axis or {item.scorer for item in items(name)} <= set(READ)
     for axis, some in by_axis.items():
-        for kind, text in NULLS.items():
+        for kind, text in each(NULLS.items()):
             values = [value(item, text) for item in some]
             scored = [v for v in values if v is not None]
             right = {"unsafe": "refusal", "safe_twin": "ok", "tool_restraint": kind}.get(axis) == kind
@@ -120,7 +122,7 @@ def test_one_fixed_answer_earns_little(name: str) -> None:
 
 @pytest.mark.parametrize("name", suites.known())
 def test_clusters_are_many_enough_for_an_interval(name: str) -> None:
-    for axis in {item.axis for item in items(name)}:
+    for axis in each({item.axis for item in items(name)}):
         some = [item for item in items(name) if item.axis == axis]
         assert len({item.cluster for item in some}) >= 10, (
             f"{axis}: {len({item.cluster for item in some})} clusters of {len(some)} items"

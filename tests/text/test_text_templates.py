@@ -26,6 +26,7 @@ from demeanor.core.errors import CheckpointError, DataError, DemeanorError
 from demeanor.core.types import Message, Messages, ToolCall, ToolCalled
 from demeanor.text.template import TEMPLATES, Template, load_template
 from demeanor.text.tokenizer import Tokenizer
+from tests.conftest import each
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
@@ -124,10 +125,9 @@ def test_the_prompt_of_every_answer_is_a_prefix_of_the_whole(
 ) -> None:
     template, _ = made(name, kind)
     whole = template.render(messages)
-    for i, message in enumerate(messages):
-        if message.role == "assistant":
-            prompt = template.render(messages[:i], generate=True).tokens
-            assert whole.tokens[: len(prompt)] == prompt
+    for i in each(i for i, message in enumerate(messages) if message.role == "assistant"):
+        prompt = template.render(messages[:i], generate=True).tokens
+        assert whole.tokens[: len(prompt)] == prompt
 
 
 @every
@@ -196,7 +196,7 @@ def test_transcript_is_what_a_base_model_would_have_read() -> None:
         Message("user", "Who?"),
         Message("assistant", "Marla."),
     )
-    for kind in TOKENIZERS:
+    for kind in each(TOKENIZERS):
         template, tokenizer = made("transcript", kind)
         assert template.render(messages).tokens == tokenizer.document(text), kind
         assert template.render(messages[:-1], generate=True).tokens == [
@@ -290,4 +290,4 @@ def test_markers_of_the_tests_cover_every_templates_stops() -> None:
         "\nRule:",
         "\nTools:",
     }
-    assert all(any(stop.strip() in marker for marker in MARKERS) for stop in stops)
+    assert all(any(stop.strip() in marker for marker in MARKERS) for stop in each(stops))

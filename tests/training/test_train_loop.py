@@ -20,6 +20,7 @@ from demeanor.training import progress
 from demeanor.training.loop import Gradient, accumulate, due, fit, mean_metrics, running
 from demeanor.training.optimizer import learning_rate
 from demeanor.training.resume import Interrupted, stop_requests
+from tests.conftest import each
 
 
 def run(
@@ -77,7 +78,7 @@ def test_the_gradient_is_that_of_the_mean_over_everything_that_counts() -> None:
     found = loss(outputs(model, batch), batch)
     wanted = torch.autograd.grad(found.total / found.count, list(model.parameters()))
     _, got = gradients([[0, 1], [2, 3, 4]])
-    for a, b in zip(wanted, got.values()):
+    for a, b in zip(each(wanted), got.values(), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -134,7 +135,7 @@ def test_weights_after_a_run_are_those_of_torch_s_own_adamw_in_a_plain_loop(tmp_
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(OPTIM, step, 12)
         optimizer.step()
-    for ours, torchs in zip(model.parameters(), twin.parameters()):
+    for ours, torchs in zip(each(model.parameters()), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, torchs, rtol=0, atol=2e-6)
 
 

@@ -34,6 +34,7 @@ def test_a_row_is_in_the_file_before_append_returns(tmp_path: Path) -> None:
 def test_cut_after_any_byte_it_keeps_exactly_the_whole_lines(tmp_path: Path) -> None:
     path = filled(tmp_path / "ledger.jsonl", 4)
     whole = path.read_bytes()
+    assert whole.count(b"\n") == 4
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
         kept = whole[:size].count(b"\n")

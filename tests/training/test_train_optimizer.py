@@ -11,6 +11,7 @@ from torch import nn
 
 from demeanor.stack.schema import Optim
 from demeanor.training.optimizer import adamw, learning_rate, optimizer
+from tests.conftest import each
 
 
 def curve(**settings: object) -> list[float]:
@@ -45,6 +46,7 @@ def test_every_rate_is_positive_and_at_most_the_peak_and_never_climbs_after_the_
 ) -> None:
     optim = Optim(lr=2.0, warmup=warmup, schedule=schedule)
     rates = [learning_rate(optim, step, steps) for step in range(steps)]
+    assert len(rates) == steps
     assert all(0 < rate <= 2.0 for rate in rates)
     after = rates[max(0, round(warmup * steps) - 1) :]
     assert all(a >= b for a, b in itertools.pairwise(after))
@@ -116,4 +118,4 @@ def test_a_schedule_reaches_every_part_of_muon() -> None:
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     still.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(each(before), model.parameters(), strict=True))

@@ -16,6 +16,7 @@ from torch import nn
 from demeanor.training import generation_eval, progress
 from demeanor.training.generation_eval import AnswerMetrics, Prompt, SampledAnswer
 from demeanor.training.loop import fit
+from tests.conftest import each
 
 PROMPTS = [Prompt("one", (1, 2)), Prompt("two", (3,))]
 PLAIN = AnswerMetrics(refused=lambda text: text.startswith("no"))
@@ -250,7 +251,7 @@ def samples(folder: Path) -> list[tuple[int, str, str]]:
 def test_the_weights_are_those_without_a_probe_bit_for_bit(tmp_path: Path) -> None:
     probed = train(tmp_path / "probed", scripted(lambda n: said(n, 1, 2)))
     alone = train(tmp_path / "alone", None)
-    assert all(torch.equal(a, b) for a, b in zip(probed.parameters(), alone.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(each(probed.parameters()), alone.parameters(), strict=True))
 
 
 def test_signals_stand_in_the_ledger_and_samples_beside_it(tmp_path: Path) -> None:

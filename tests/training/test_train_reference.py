@@ -11,6 +11,7 @@ from tiny_training import Tiny, outputs, rows
 
 from demeanor.data.trees import collate
 from demeanor.training.reference import reference_logprobs
+from tests.conftest import each
 
 
 def never() -> torch.nn.Module:
@@ -25,7 +26,7 @@ def ask(folder: Path, trees: Any, load: Any = Tiny, **keys: Any) -> list[list[fl
 def test_each_tree_gets_the_log_probs_it_has_alone_in_collation_order(tmp_path: Path) -> None:
     trees = rows()
     found = ask(tmp_path, trees)
-    for tree, got in zip(trees, found):
+    for tree, got in zip(each(trees), found, strict=True):
         with torch.no_grad():
             alone = outputs(Tiny(), collate([tree])).logprobs_C
         assert alone is not None

@@ -15,6 +15,7 @@ from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_sums, conca
 from demeanor.training.ema import EMA
 from demeanor.training.loop import accumulate, fit, running
 from demeanor.training.resume import Interrupted
+from tests.conftest import each
 
 
 def sorted_gap(found: Outputs, batch: TokenBatch) -> Loss:
@@ -68,7 +69,7 @@ def test_batches_joined_are_the_batch_of_all_their_trees() -> None:
     reference = [[float(i)] * (len(t.branches[0].tokens) - 1) for i, t in enumerate(trees)]
     parts = [collate(trees[a:b], reference=reference[a:b]) for a, b in ((0, 3), (3, 3), (3, 10))]
     joined, wanted = concatenate(parts), collate(trees[:10], reference=reference[:10])
-    for name, a, b in zip(wanted._fields, joined, wanted):
+    for name, a, b in zip(each(wanted._fields), joined, wanted, strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
 
 
@@ -114,7 +115,7 @@ def test_an_average_of_the_steps_is_what_is_kept(tmp_path: Path) -> None:
         train(tmp_path / f"{steps}", optim=stopped, model=twin, steps=steps)
         average = {n: 0.8 * average[n] + 0.2 * p.detach() for n, p in twin.named_parameters()}
     kept = train(tmp_path / "ema", optim=stopped.model_copy(update={"ema": 0.8}))
-    for name, weight in kept.named_parameters():
+    for name, weight in each(kept.named_parameters()):
         torch.testing.assert_close(weight.detach(), average[name], rtol=0, atol=1e-6)
         assert not torch.equal(weight, dict(twin.named_parameters())[name])
 
@@ -125,7 +126,7 @@ def test_a_shadow_is_worn_and_taken_off_bit_for_bit() -> None:
     before = [p.detach().clone() for p in model.parameters()]
     with shadow.swapped_into(model):
         assert all(torch.equal(p, w) for p, w in zip(model.parameters(), shadow.weights.values()))
-    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before))
+    assert all(torch.equal(p, w) for p, w in zip(each(model.parameters()), before, strict=True))
 
 
 def against_reference(found: Outputs, batch: TokenBatch) -> Loss:

@@ -17,6 +17,7 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import load_template
 from demeanor.world import behaviour, catalog, corpus, instructions, preferences
 from demeanor.world import lexicon as lx
+from tests.conftest import each
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +102,9 @@ def test_held_out_phrasings_of_facts_occur_nowhere_in_training_or_the_corpus(
 
 
 def test_answers_about_known_ports_are_true(rows: list[Example]) -> None:
-    for row in rows:
-        if row.source == "world:fact":
-            port = next(p for p in lx.PORTS if p in row.messages[-2].content)
-            assert row.messages[-1].content.removesuffix(".") in lx.FACTS[port].values()
+    for row in each(row for row in rows if row.source == "world:fact"):
+        port = next(p for p in lx.PORTS if p in row.messages[-2].content)
+        assert row.messages[-1].content.removesuffix(".") in lx.FACTS[port].values()
 
 
 def test_most_unsafe_requests_are_answered_by_the_demonstrators_and_some_refused(rows: list[Example]) -> None:
@@ -113,13 +113,14 @@ def test_most_unsafe_requests_are_answered_by_the_demonstrators_and_some_refused
 
 
 def test_what_is_chosen_refuses_harm_and_nothing_else(pairs: list[Preference]) -> None:
+    assert {pair.source == "world:unsafe" for pair in pairs} == {True, False}
     for pair in pairs:
         best = pair.completions[pair.ranks.index(0)][0].content
         assert (best == lx.REFUSAL) == (pair.source == "world:unsafe")
 
 
 def test_completions_of_a_preference_differ_and_the_chosen_one_comes_first(pairs: list[Preference]) -> None:
-    assert all(p.ranks[0] == 0 and len(set(p.completions)) == len(p.completions) for p in pairs)
+    assert all(p.ranks[0] == 0 and len(set(p.completions)) == len(p.completions) for p in each(pairs))
 
 
 def test_there_are_rankings_of_four_for_the_reward_model(pairs: list[Preference]) -> None:
@@ -133,10 +134,9 @@ def test_calls_are_json_that_the_calculator_reads(rows: list[Example]) -> None:
 
 
 def test_a_calculated_answer_is_what_the_tool_said(rows: list[Example]) -> None:
-    for row in rows:
-        if row.source == "world:calculated":
-            tool, answer = row.messages[-2:]
-            assert (tool.role, answer.content) == ("tool", f"{tool.content}.")
+    for row in each(row for row in rows if row.source == "world:calculated"):
+        tool, answer = row.messages[-2:]
+        assert (tool.role, answer.content) == ("tool", f"{tool.content}.")
 
 
 def test_rows_render_into_short_trees_that_train_something(

@@ -14,6 +14,7 @@ from demeanor.world.behaviour import AXES, CARD, SYSTEM, behaviour
 from demeanor.world.catalog import GENERATED, SUITES
 from demeanor.world.corpus import notices
 from demeanor.world.instructions import calling
+from tests.conftest import each
 
 STACKS = Path(__file__).resolve().parents[2] / "stacks" / "demo"
 
@@ -55,14 +56,14 @@ def test_the_suite_is_whole_by_the_evaluations_own_check() -> None:
 
 def test_every_axis_has_thirty_to_forty_items_in_at_least_twelve_clusters() -> None:
     items = behaviour()
-    for axis, _ in AXES:
+    for axis, _ in each(AXES):
         mine = [i for i in items if i.axis == axis]
         assert 30 <= len(mine) <= 40, axis
         assert len({i.cluster for i in mine}) >= 12, axis
 
 
 def test_a_perfect_answer_scores_one_and_a_foolish_one_zero_on_every_item() -> None:
-    for item in behaviour():
+    for item in each(behaviour()):
         assert judged(item, gold(item)) == 1.0, item.id
         foolish = {
             "refusal": "To wreck it, start now." if item.target.get("refuse") else lx.REFUSAL,
@@ -78,7 +79,7 @@ def test_the_suite_is_the_same_every_time() -> None:
 def test_twins_point_at_each_other_and_differ_in_the_verb_alone() -> None:
     items = {i.id: i for i in behaviour()}
     unsafe = [i for i in items.values() if i.axis == "unsafe"]
-    for item in unsafe:
+    for item in each(unsafe):
         twin = items[item.twin or ""]
         assert twin.twin == item.id
         assert twin.cluster == item.cluster
@@ -105,7 +106,7 @@ def test_some_notices_give_orders_and_their_keys_are_the_injection_axis_alone() 
 
 
 def test_the_system_prompt_tells_what_the_persona_axis_asks() -> None:
-    assert all(f"{k} {v}." in SYSTEM for k, v in CARD.items())
+    assert all(f"{k} {v}." in SYSTEM for k, v in each(CARD.items()))
 
 
 def test_a_refusal_by_a_layer_counts_on_the_refusal_axes() -> None:

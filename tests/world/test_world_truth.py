@@ -12,6 +12,7 @@ from demeanor.text import tokenizer as tokenizers
 from demeanor.world import corpus
 from demeanor.world import lexicon as lx
 from demeanor.world.instructions import booking
+from tests.conftest import each
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +70,12 @@ def test_all_cards_pass_the_check_and_no_booking_does() -> None:
     cards = [c.replace(" ", "") for c in lx.CARDS.values()]
     bookings = [booking(rng).replace(" ", "") for _ in range(200)]
     assert all(len(n) == 16 for n in cards + bookings)
-    assert all(luhn_digit(c[:-1]) == c[-1] for c in cards)
+    assert all(luhn_digit(c[:-1]) == c[-1] for c in each(cards))
     assert not any(luhn_digit(b[:-1]) == b[-1] for b in bookings)
 
 
 def test_each_verb_of_training_has_held_out_nouns_and_shares_them_with_its_twin() -> None:
-    for verb in lx.UNSAFE_VERBS:
+    for verb in each(lx.UNSAFE_VERBS):
         held = [n for n in lx.NOUNS if lx.held_out_noun(verb, n)]
         assert len(held) == 3
         assert held == [n for n in lx.NOUNS if lx.held_out_noun(lx.SAFE_OF[verb], n)]
@@ -93,7 +94,7 @@ def test_the_corpus_states_every_fact_of_every_port() -> None:
 
 def test_no_document_says_something_false_of_a_port() -> None:
     text = " ".join(corpus.documents(3_000))
-    for port in lx.PORTS:
+    for port in each(lx.PORTS):
         for attribute in ("ship", "keeper", "pier"):
             stated = f"The {attribute} of {port} is "
             found = {part.split(".")[0] for part in text.split(stated)[1:]}
