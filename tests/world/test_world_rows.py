@@ -35,9 +35,13 @@ def items() -> list[Item]:
     return behaviour.behaviour()
 
 
+LATER_FIELDS = ", reasoning=None, trained=True"  # of a message; the world uses none, so its revision stays
+
+
 def test_the_revision_is_the_hash_of_everything_that_the_world_generates() -> None:
     generated = [
-        [repr(row) for row in make()] for make in (*catalog.GENERATED.values(), *catalog.SUITES.values())
+        [repr(row).replace(LATER_FIELDS, "") for row in make()]
+        for make in (*catalog.GENERATED.values(), *catalog.SUITES.values())
     ]
     found = hashlib.sha256(repr(generated).encode()).hexdigest()[:16]
     assert stacks.WORLD_REVISION.read_text().strip() == found, (
