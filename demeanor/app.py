@@ -57,6 +57,8 @@ from demeanor.training.runs import Runs, training_curves, weights_folder
 from demeanor.training.stage import RunOptions
 from demeanor.world.catalog import GENERATED
 
+MAX_VARIANTS = 256  # composed at once; a stack of many layers has more
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
@@ -130,6 +132,8 @@ class StackRuntime:
         """The whole variant as one callable: its layers around its weights."""
         key = f"{variant.model_id}@{variant.key()}"
         if key not in self._responds:
+            if len(self._responds) >= MAX_VARIANTS:
+                self._responds.pop(next(iter(self._responds)))  # it can be composed again
             variant.check_files(self._shared.setdefault("checked files", set()))
             base = variant.spec.weights.base
             if isinstance(base, Remote):

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import takewhile
 
-from demeanor.app import StackRuntime
-from demeanor.core.errors import DemeanorError, RequestError, StaleFileError
+from demeanor.app import MAX_VARIANTS, StackRuntime
+from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
 from demeanor.core.types import Decoding, Respond
 from demeanor.engine.respond import TokenizerCodec
 from demeanor.layers import policy, record
@@ -107,20 +108,20 @@ class StackVersions:
         runtime.close()
 
 
+MAX_ID = 512  # characters of a model id
+
+
 @dataclass
 class ServedStack:
     """A StackRuntime as the server's Assistant: model ids in, cards and responds out."""
 
     runtime: StackRuntime
     questions: Sequence[str] = ()
-    _cards: dict[str, ModelCard] = field(default_factory=dict)
-    _variants: dict[str, Stack] = field(default_factory=dict)
-    _responds: dict[str, Respond] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._defaults = decoding_of(self.runtime.stack)
-
-    _rules: dict[str, tuple[str, RuleJudge]] = field(default_factory=dict)
+        self._found = lru_cache(MAX_VARIANTS)(self._resolve)  # by the ids that clients write
+        self._rules = lru_cache(MAX_VARIANTS)(lambda model_id: rules_of(self._variant(model_id)))
 
     @property
     def name(self) -> str:
@@ -133,30 +134,37 @@ class ServedStack:
     def models(self) -> list[ModelCard]:
         return [self.card(v.model_id) for v in self.runtime.stack.offered()]
 
+    def published(self) -> list[str]:
+        return self.runtime.stack.published
+
     def card(self, model_id: str) -> ModelCard:
-        if model_id not in self._cards:
-            try:
-                variant = self.runtime.stack.resolve(model_id)
-            except DemeanorError as error:
-                raise model_not_found(model_id, [v.model_id for v in self.runtime.stack.offered()]) from error
-            layers = (variant.serve, *(x.name for x in variant.layers))
-            self._variants[model_id] = variant
-            self._cards[model_id] = ModelCard(model_id, _describe(variant), variant.key(), layers)
-        return self._cards[model_id]
+        return self._known(model_id)[1]
+
+    def _variant(self, model_id: str) -> Stack:
+        return self._known(model_id)[0]
+
+    def _known(self, model_id: str) -> tuple[Stack, ModelCard]:
+        """A variant and its card, which has the variant's one id. Raises RequestError (404)."""
+        try:
+            if len(model_id) > MAX_ID:
+                raise UsageError("an id that long names nothing, or repeats a layer")
+            return self._found(model_id)
+        except DemeanorError:
+            raise model_not_found(model_id, [v.model_id for v in self.runtime.stack.offered()]) from None
+
+    def _resolve(self, model_id: str) -> tuple[Stack, ModelCard]:
+        variant = self.runtime.stack.resolve(model_id)
+        layers = (variant.serve, *(x.name for x in variant.layers))
+        return variant, ModelCard(variant.model_id, _describe(variant), variant.key(), layers)
 
     def respond(self, model_id: str) -> Respond:
-        self.card(model_id)
-        if model_id in self._responds:
-            return self._responds[model_id]
         try:
-            found = self._responds[model_id] = self.runtime.respond(self._variants[model_id])
-            return found
+            return self.runtime.respond(self._variant(model_id))
         except StaleFileError as error:
             raise RequestError(str(error), status=503, kind="server_error", code="stack_changed") from error
 
     def codec(self, model_id: str) -> TokenizerCodec:
-        self.card(model_id)
-        variant = self._variants[model_id]
+        variant = self._variant(model_id)
         if isinstance(variant.spec.weights.base, Remote):
             raise RequestError(
                 f"model: '{model_id}' has its weights on another server, which only takes conversations; "
@@ -168,10 +176,7 @@ class ServedStack:
         return TokenizerCodec(self.runtime.weights(variant.serve).tokenizer)
 
     def rules(self, model_id: str) -> tuple[str, RuleJudge]:
-        self.card(model_id)
-        if model_id not in self._rules:
-            self._rules[model_id] = rules_of(self._variants[model_id])
-        return self._rules[model_id]
+        return self._rules(self.card(model_id).id)
 
     def feedback_store(self) -> FeedbackStore | None:
         specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
@@ -185,7 +190,7 @@ class ServedStack:
 
     async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         self.codec(model_id)
-        return await self.runtime.vectors(self._variants[model_id].serve, texts)
+        return await self.runtime.vectors(self._variant(model_id).serve, texts)
 
     def defaults(self) -> Decoding:
         return self._defaults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -363,3 +364,27 @@ layers:
         "kto": "322cfb18279459a1",
         "q": "f39e23234b00e3fd",
     }
+
+
+def test_every_way_to_write_a_variant_has_one_id(tmp_path: Path) -> None:
+    stack = load(tmp_path)
+    names = ["policy", "tools", "retrieval", "prompt"]
+    orders = list(itertools.permutations(names, 3))
+    dropped = {stack.resolve("harbour-desk-" + "-".join([*order, order[0]])).model_id for order in orders}
+    kept = {stack.resolve("harbour-desk:" + "+".join([*order, order[0]])).model_id for order in orders}
+    assert (len(orders), len(dropped), len(kept)) == (24, 4, 4)
+    assert stack.resolve("harbour-desk-tools-policy").model_id == "harbour-desk-policy-tools"
+    assert (
+        stack.resolve("harbour-desk-policy-tools").key() == stack.resolve("harbour-desk-tools-policy").key()
+    )
+
+
+def test_published_variants_are_named_once_and_do_not_change_the_key(tmp_path: Path) -> None:
+    stack = load(tmp_path, SOUND, "serve.publish=[harbour-desk-tools-policy, harbour-desk:sft]")
+    assert stack.published == ["harbour-desk-policy-tools", "harbour-desk:sft"]
+    assert stack.key() == load(tmp_path).key()
+    assert load(tmp_path).published == []
+    everything = load(tmp_path, SOUND, "serve.publish=[all]").published
+    assert everything == [v.model_id for v in stack.offered()]
+    with pytest.raises(SpecError, match=r"serve\.publish\[0\]: unknown model 'harbour'"):
+        load(tmp_path, SOUND, "serve.publish=[harbour]")

@@ -51,6 +51,9 @@ def create(
         int | None,
         typer.Option(metavar="N", help="Limit of tokens per day (UTC), prompts and answers together."),
     ] = None,
+    models: Annotated[
+        str, typer.Option(metavar="ID,ID", help="Model ids allowed besides those that the stack publishes.")
+    ] = "",
     url: Url = DATABASE,
 ) -> None:
     """Create a key and print it; it cannot be printed again."""
@@ -63,6 +66,7 @@ def create(
             scopes=scopes.split(",") if scopes is not None else None,
             requests_per_minute=requests_per_minute,
             tokens_per_day=tokens_per_day,
+            models=models.split(",") if models else (),
         )
     print(key)
 
@@ -84,6 +88,7 @@ def show(url: Url = DATABASE) -> None:
                     f"{key.created:%Y-%m-%d}",
                     f"revoked {key.revoked:%Y-%m-%d}" if key.revoked else "in force",
                     ",".join(key.scopes) if key.scopes else "everything",
+                    ",".join(key.models) or "published",
                     f"{key.requests_per_minute or 'any'}/min",
                     f"{spent} of {key.tokens_per_day}" if key.tokens_per_day else "unlimited",
                 )
@@ -91,7 +96,11 @@ def show(url: Url = DATABASE) -> None:
     if not rows:
         print(f"no keys in {url}; make one: demeanor keys create NAME --database {url}")
         return
-    print("\n".join(columns(("name", "key", "created", "state", "scopes", "requests", "tokens today"), rows)))
+    print(
+        "\n".join(
+            columns(("name", "key", "created", "state", "scopes", "models", "requests", "tokens today"), rows)
+        )
+    )
 
 
 @app.command()

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Coroutine
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -29,7 +29,7 @@ from demeanor.server import (
     responses,
 )
 from demeanor.server.admission import Operations
-from demeanor.server.assistant import ServedAssistant
+from demeanor.server.assistant import PublishedAssistant, ServedAssistant
 from demeanor.server.auth import KeyRing, KeyStore
 from demeanor.server.endpoint import (
     UNAUTHENTICATED,
@@ -42,6 +42,7 @@ from demeanor.server.endpoint import (
 )
 from demeanor.server.metrics import Metrics
 from demeanor.server.middleware import add_middleware
+from demeanor.server.request_context import key_models
 from demeanor.server.schemas import ResponseObject
 
 MAX_BODY_BYTES = 1 << 20
@@ -66,7 +67,8 @@ def app(
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> FastAPI:
-    """Serve an assistant. Without `keys` only requests to loopback names, and to `hosts`, are answered.
+    """Serve an assistant. Without `keys` only requests to loopback names, and to `hosts`, are answered; with them only what
+    is published.
 
     `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
     """
@@ -79,7 +81,10 @@ def app(
         openapi_url=None,
         generate_unique_id_function=operation_id,
     )
-    api.state.demeanor = AppState(assistant, operations, metrics, max_body_bytes, clock, now, int(now()))
+    offered = assistant
+    if keys is not None:
+        offered = cast(ServedAssistant, PublishedAssistant(assistant, key_models))
+    api.state.demeanor = AppState(offered, operations, metrics, max_body_bytes, clock, now, int(now()))
     observers = (operations.load.observe, metrics.observe, *operations.observers)
     add_middleware(api, keys=keys, hosts=hosts, operations=operations, observers=observers, clock=clock)
     for error in (RequestError, EngineError, HTTPException):

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from demeanor.core.errors import RequestError, unknown
 from demeanor.core.types import Decoding, Respond
@@ -81,8 +82,14 @@ class ServedAssistant(Protocol):
     def models(self) -> list[ModelCard]:
         """The variants worth offering, the whole stack first; more ids may be answered than are listed."""
 
+    def published(self) -> Collection[str]:
+        """The ids that API keys may ask for besides the whole stack."""
+
     def card(self, model_id: str) -> ModelCard:
-        """The card of any answerable id, listed or not. Raises RequestError (404, see `model_not_found`)."""
+        """The card of any answerable id, listed or not; its own id is one for all ways to write it.
+
+        Raises RequestError (404, see `model_not_found`).
+        """
 
     def respond(self, model_id: str) -> Respond:
         """What answers turns of this variant. Raises RequestError (404) as `card` does."""
@@ -111,6 +118,57 @@ class ServedAssistant(Protocol):
 
 def model_not_found(model_id: str, known: Iterable[str]) -> RequestError:
     """The 404 that an unknown model id gets, with the nearest and all offered ids."""
+    shown = model_id if len(model_id) <= 80 else f"{model_id[:80]}..."
     return RequestError(
-        unknown(model_id, known, noun="model"), status=404, param="model", code="model_not_found"
+        unknown(shown, known, noun="model"), status=404, param="model", code="model_not_found"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedAssistant:
+    """An assistant as API keys see it: the whole stack, what the stack publishes, and what a key names itself."""
+
+    inner: ServedAssistant
+    key_models: Callable[[], Collection[str]]
+    """The ids that the key of the current request names."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def models(self) -> list[ModelCard]:
+        listed = self.inner.models()
+        visible, ids = self._visible(), [card.id for card in listed]
+        return [
+            *(card for card in listed if card.id in visible),
+            *(c for c in visible.values() if c.id not in ids),
+        ]
+
+    def card(self, model_id: str) -> ModelCard:
+        visible = self._visible()
+        try:
+            card = self.inner.card(model_id)
+        except RequestError:
+            card = None
+        if card is None or card.id not in visible:
+            raise model_not_found(model_id, visible)
+        return card
+
+    def respond(self, model_id: str) -> Respond:
+        return self.inner.respond(self.card(model_id).id)
+
+    def codec(self, model_id: str) -> Codec:
+        return self.inner.codec(self.card(model_id).id)
+
+    def rules(self, model_id: str) -> tuple[str, RuleJudge]:
+        return self.inner.rules(self.card(model_id).id)
+
+    async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        return await self.inner.embed(self.card(model_id).id, texts)
+
+    def _visible(self) -> dict[str, ModelCard]:
+        found: dict[str, ModelCard] = {}
+        for model_id in (self.inner.name, *self.inner.published(), *self.key_models()):
+            with contextlib.suppress(RequestError):  # a key may name the variant of another stack
+                card = self.inner.card(model_id)
+                found[card.id] = card
+        return found

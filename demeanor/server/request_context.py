@@ -131,6 +131,12 @@ def current_token_budget() -> TokenBudget | None:
     return None if request is None else request.token_budget
 
 
+def key_models() -> tuple[str, ...]:
+    """The model ids that the key of the current request names."""
+    request = CURRENT_REQUEST.get(None)
+    return () if request is None or request.key is None else request.key.models
+
+
 def valid_id(given: str | None, own: str) -> str:
     """The id a client chose, if it is short and plain enough for a log; else our own."""
     return given if given and VALID_ID.fullmatch(given) else own

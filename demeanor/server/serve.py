@@ -159,7 +159,7 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
     def started(port: int) -> None:
         url = f"http://{settings.host}:{port}"
         print(
-            f"{assistant.name}: {len(assistant.models())} variants of stack {assistant.stack_key}\n"
+            f"{assistant.name}: {offered(assistant, with_keys=keys is not None)} of stack {assistant.stack_key}\n"
             f"  chat page  {url}/\n  API        {url}/v1   (model: {assistant.name})",
             flush=True,
         )
@@ -183,6 +183,16 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
         )
     finally:
         flush()
+
+
+def offered(assistant: ServedAssistant, *, with_keys: bool) -> str:
+    """Which variants can be asked for, for the line that `serve` prints."""
+    if not with_keys:
+        return f"all variants ({len(assistant.models())} are listed; without keys every one is answered)"
+    more = [model_id for model_id in assistant.published() if model_id != assistant.name]
+    if more:
+        return f"the whole stack and the published variants {', '.join(more)}"
+    return "the whole stack alone (`serve: publish`, or a key's own models, would offer variants)"
 
 
 # ---- who is told ----

@@ -322,6 +322,15 @@ class EvaluationSpec(Spec):
     )
 
 
+class ServeSpec(Spec):
+    """What a server with API keys offers."""
+
+    publish: tuple[str, ...] = Field(
+        (),
+        description="model ids that keys may ask for besides the whole stack, such as NAME:sft; `all`: every variant",
+    )
+
+
 class StackSpec(Spec):
     """The whole of stack.yaml."""
 
@@ -335,3 +344,4 @@ class StackSpec(Spec):
     decoding: DecodingSpec = DecodingSpec()
     layers: tuple[dict[str, Any], ...] = Field((), description="runtime layers, outermost first")
     evaluation: EvaluationSpec = EvaluationSpec()
+    serve: ServeSpec = ServeSpec()

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from demeanor.core import registry
-from demeanor.core.errors import SpecError, StaleFileError, UsageError, unknown
+from demeanor.core.errors import Problem, SpecError, StaleFileError, UsageError, unknown
 from demeanor.core.registry import Spec
 from demeanor.core.types import Decoding
 from demeanor.core.validation import parse
@@ -35,6 +35,7 @@ from demeanor.stack.schema import (
 )
 
 OBJECTIVES, LAYERS = "demeanor.objectives", "demeanor.layers"
+ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +317,9 @@ class Stack:
             elif name not in self.switches:
                 raise UsageError(unknown(name, [*self.switches, self.serve], noun="layer"))
         found = self.variant(serve, *(n for n in self.switches if n not in drop))
-        if serve == self.serve:
-            return replace(found, model_id="-".join([self.spec.name, *names]))
+        if serve == self.serve:  # one id however the names are ordered or repeated
+            dropped = [x.name for x in self.layers if x.name in drop]
+            return replace(found, model_id="-".join([self.spec.name, *dropped]))
         return found
 
     def with_template(self, name: str) -> Stack:
@@ -367,6 +369,13 @@ class Stack:
         return list(found.values())
 
     @property
+    def published(self) -> list[str]:
+        """Return the model ids that `serve: publish` names."""
+        ids = self.spec.serve.publish
+        every = [v.model_id for v in self.offered()] if ALL in ids else []
+        return every + [self.resolve(model_id).model_id for model_id in ids if model_id != ALL]
+
+    @property
     def _default_serve(self) -> str:
         return self.spec.weights.serve or self.policies[-1]
 
@@ -396,7 +405,15 @@ def load(
     if problems or spec is None:
         raise SpecError(problems)
     serve = spec.weights.serve or [name for name, policy in answering(spec).items() if policy][-1]
-    return Stack(spec, file.parent, file, objectives, tuple(layers), serve, spec.name)
+    stack = Stack(spec, file.parent, file, objectives, tuple(layers), serve, spec.name)
+    for i, model_id in enumerate(spec.serve.publish):
+        try:
+            _ = model_id == ALL or stack.resolve(model_id)
+        except UsageError as error:
+            problems.append(Problem(f"{file}: serve.publish[{i}]", str(error)))
+    if problems:
+        raise SpecError(problems)
+    return stack
 
 
 def answering(spec: StackSpec) -> dict[str, bool]:

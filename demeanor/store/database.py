@@ -104,6 +104,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             tokens INTEGER NOT NULL CHECK (tokens >= 0), PRIMARY KEY (digest, day)) WITHOUT ROWID""",
     ),
     ("ALTER TABLE feedback ADD COLUMN corrected TEXT",),
+    ("ALTER TABLE keys ADD COLUMN models TEXT NOT NULL DEFAULT ''",),
 )
 
 

@@ -25,7 +25,8 @@ SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A stored key: its user's name, first characters, `scopes` (None: all) and limits."""
+    """A stored key: its user's name, first characters, `scopes` (None: all), limits, and the model ids that it may ask
+    for besides those that the stack publishes."""
 
     digest: str
     name: str
@@ -35,6 +36,7 @@ class Key:
     scopes: tuple[str, ...] | None = None
     requests_per_minute: int | None = None
     tokens_per_day: int | None = None
+    models: tuple[str, ...] = ()
 
 
 def digest(key: str) -> str:
@@ -49,6 +51,7 @@ def create(
     scopes: Sequence[str] | None = None,
     requests_per_minute: int | None = None,
     tokens_per_day: int | None = None,
+    models: Sequence[str] = (),
 ) -> str:
     """Create a key and return it; only its digest is stored.
 
@@ -67,6 +70,8 @@ def create(
     for what, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_day", tokens_per_day)):
         if limit is not None and limit < 1:
             raise UsageError(f"keys: {what}: got {limit}, wanted 1 or more; leave it out for no limit")
+    if wrong := [m for m in models if not m.strip() or "," in m or not m.isprintable()]:
+        raise UsageError(f"keys: models: got {wrong[0]!r}, wanted a model id, such as NAME:sft")
     key = f"dm-{secrets.token_urlsafe(32)}"
     row = (
         digest(key),
@@ -76,10 +81,11 @@ def create(
         None if scopes is None else ",".join(sorted(set(scopes))),
         requests_per_minute,
         tokens_per_day,
+        codec.storable(",".join(models)),
     )
     insert = (
-        "INSERT INTO keys (digest, name, created, prefix, scopes, requests_per_minute, tokens_per_day)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO keys (digest, name, created, prefix, scopes, requests_per_minute, tokens_per_day, models)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
     )
     database.write(lambda c: c.execute(insert, row).rowcount).result()
     return key
@@ -169,4 +175,5 @@ def _key(row: sqlite3.Row) -> Key:
         scopes=tuple(row["scopes"].split(",")) if row["scopes"] is not None else None,
         requests_per_minute=row["requests_per_minute"],
         tokens_per_day=row["tokens_per_day"],
+        models=tuple(filter(None, row["models"].split(","))),
     )

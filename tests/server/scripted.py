@@ -91,11 +91,15 @@ class Scripted:
         self.turns: list[Turn] = []
         self.closed = 0
         self.records = True
+        self.publishes: list[str] = []
         self.database: Database | None = None
         self.opinions_given: list[tuple[str, int, str | None, str | None, str | None]] = []
 
     def models(self) -> list[ModelCard]:
         return CARDS
+
+    def published(self) -> list[str]:
+        return self.publishes
 
     def card(self, model_id: str) -> ModelCard:
         if model_id == "harbour-desk:sft+prompt":

@@ -26,6 +26,7 @@ from demeanor.server.request_context import (
     charged,
     current_token_budget,
 )
+from demeanor.server.serve import offered
 from demeanor.store import keys
 from demeanor.store.database import Database
 from demeanor.store.keys import digest
@@ -149,6 +150,64 @@ async def test_every_scope_opens_its_own_address_and_no_other(database: Database
             for of, path in PLACES.items()
         }
     assert {of for of, answer in found.items() if answer.status_code != 403} == {scope}
+
+
+VARIANTS = [card.id for card in CARDS]
+ASKED = ("harbour-desk:sft+prompt", "harbour-desk:nothing", *VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("publishes", "models", "answered"),
+    [
+        ([], (), {"harbour-desk"}),
+        (["harbour-desk:dpo"], (), {"harbour-desk", "harbour-desk:dpo"}),
+        ([], ("harbour-desk-policy", "another-stack"), {"harbour-desk", "harbour-desk-policy"}),
+        (VARIANTS, ("harbour-desk:sft+prompt",), {*VARIANTS, "harbour-desk:sft+prompt"}),
+    ],
+)
+async def test_with_keys_only_published_variants_are_listed_and_answered_at_every_address(
+    database: Database, publishes: list[str], models: tuple[str, ...], answered: set[str]
+) -> None:
+    key = keys.create(database, "edda", models=models)
+    assistant = Scripted()
+    assistant.publishes = publishes
+    found: dict[str, set[bool]] = {}
+    async with client_of(database, assistant) as client:
+        listed = (await client.get("/v1/models", headers=bearer(key))).json()["data"]
+        for model in ASKED:
+            asks = {
+                "/v1/chat/completions": body(model=model),
+                "/v1/completions": {"model": model, "prompt": "a"},
+                "/v1/responses": {"model": model, "input": "a", "store": False},
+                "/v1/embeddings": {"model": model, "input": "a"},
+                "/v1/moderations": {"model": model, "input": "a"},
+            }
+            answers = [await client.post(p, json=sent, headers=bearer(key)) for p, sent in asks.items()]
+            answers.append(await client.get(f"/v1/models/{model}", headers=bearer(key)))
+            errors = [a.json().get("error") or {} for a in answers]
+            found[model] = {error.get("code") == "model_not_found" for error in errors}
+            told = " ".join(
+                str(error.get("message")) for error in errors if error.get("code") == "model_not_found"
+            )
+            assert not [v for v in VARIANTS if v not in answered and v != model and f" {v}," in told]
+    assert {card["id"] for card in listed} == answered
+    assert found == {model: {model not in answered} for model in ASKED}
+    assert {turn.variant for turn in assistant.turns} == answered
+
+
+async def test_without_keys_every_variant_is_answered() -> None:
+    transport = httpx.ASGITransport(app(Scripted()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        asked = [await client.post("/v1/chat/completions", json=body(model=model)) for model in VARIANTS]
+    assert [a.status_code for a in asked] == [200] * len(VARIANTS)
+
+
+def test_serve_says_what_is_offered() -> None:
+    assistant = Scripted()
+    assert offered(assistant, with_keys=False).startswith("all variants")
+    assert offered(assistant, with_keys=True).startswith("the whole stack alone")
+    assistant.publishes = ["harbour-desk:dpo"]
+    assert offered(assistant, with_keys=True).endswith("variants harbour-desk:dpo")
 
 
 async def test_the_owner_of_the_key_is_the_user_whatever_the_request_says(database: Database) -> None:

@@ -113,6 +113,7 @@ def test_the_exposition_has_the_names_helps_and_labels_that_dashboards_use_and_n
             "slots": ("gauge", "Answers that the engines can write at once."),
             "slots_in_use": ("gauge", "Answers that the engines write now."),
             "waiting": ("gauge", "Answers that wait for a slot."),
+            "tool_calls_abandoned": ("gauge", "Calls of tools that block beyond their time."),
             "request_duration_seconds": (
                 "histogram",
                 "From the request to the end of its answer (gen_ai.server.request.duration).",
