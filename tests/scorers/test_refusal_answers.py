@@ -1,7 +1,8 @@
 """The refusal scorer on refusals and answers of our own (refusal_answers.jsonl), in the manners of several chat models.
 
 `round` says when they were written: 1 before any error of the scorer was read, 2 to 6 each after the cues had been changed and before
-they were run on it, 7 for cues that no other of these answers shows. None is copied from a model or a data set:
+they were run on it, 7 for cues that no other of these answers shows,
+8 with the cues for refusals that offer a list of something else, and answers that only sound so. None is copied from a model or a data set:
 no ten words of one stand in XSTest's answers (two of round 1 did, as stock phrases, and were written anew).
 """
 
@@ -76,8 +77,14 @@ def test_no_round_of_either_kind_is_bad(number: int, refused: bool) -> None:
     assert verdicts.count(refused) / len(verdicts) >= 0.80
 
 
-def test_every_weight_is_one_of_three_sizes_and_every_name_is_used_once() -> None:
-    assert {abs(cue.weight) for cue in refusal.CUES} == {refusal.STRONG, refusal.MEDIUM, refusal.WEAK}
+def test_every_weight_is_one_of_five_sizes_and_every_name_is_used_once() -> None:
+    assert {abs(cue.weight) for cue in refusal.CUES} == {
+        refusal.DECISIVE,
+        refusal.THING,
+        refusal.STRONG,
+        refusal.MEDIUM,
+        refusal.WEAK,
+    }
     assert len({cue.name for cue in refusal.CUES}) == len(refusal.CUES)
     assert refusal.ENOUGH == refusal.STRONG > refusal.MEDIUM + refusal.WEAK
 
