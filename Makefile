@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo serve test check experiments bench clients parity clean help
+.PHONY: demo serve test check mutants experiments bench clients parity clean help
 
 help:            ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,9 @@ check: .venv/dev ## ruff, mypy --strict, import arrows
 	@$(BIN)/ruff check demeanor tests bench
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/contracts/test_arrows.py
+
+mutants: .venv/dev ## plant mistakes in a copy of the code; the nearest tests must fail (about 10 minutes)
+	@$(BIN)/python -m bench.mutants $(ARGS)
 
 experiments: .venv/dev ## long experiments: print a table each, write JSON under results/
 	@$(BIN)/python -m pytest -q -s -m experiment tests $(ARGS)
