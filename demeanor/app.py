@@ -23,7 +23,7 @@ from demeanor import tools
 from demeanor.core import registry
 from demeanor.core.types import Completion, Decoding, Event, Messages, Respond, RunnableTool, ToolSpec, Turn
 from demeanor.engine.local import LeasedEngine, LocalEngine, WeightsCache
-from demeanor.engine.remote import estimated_tokens, remote, remote_respond
+from demeanor.engine.remote import RemoteModel, estimated_tokens, remote, remote_model
 from demeanor.engine.respond import (
     Drafts,
     Engine,
@@ -136,8 +136,9 @@ class StackRuntime:
                 self._responds.pop(next(iter(self._responds)))  # it can be composed again
             variant.check_files(self._shared.setdefault("checked files", set()))
             base = variant.spec.weights.base
+            inner: Respond
             if isinstance(base, Remote):
-                inner, count = remote_respond(base), estimated_tokens
+                inner, count = self.remote(base), estimated_tokens
             else:
                 template = self.template(variant)
                 inner, count = self.at_weights(variant.serve, template), partial(rendered_tokens, template)
@@ -152,6 +153,13 @@ class StackRuntime:
                 compose(kept, inner, self.kit(count)), variant.model_id, variant.key()
             )
         return self._responds[key]
+
+    def remote(self, base: Remote) -> RemoteModel:
+        """The model on another server, one for all variants."""
+        if "remote" not in self._shared:
+            self._shared["remote"] = remote_model(base)
+        found: RemoteModel = self._shared["remote"]
+        return found
 
     def kit(self, count_tokens: Callable[[Messages, Sequence[ToolSpec]], int]) -> Kit:
         """What the layers of this stack may use."""

@@ -104,6 +104,27 @@ class DecodingError(EngineError):
         self.param = param
 
 
+class UpstreamError(EngineError):
+    """A failure of a server behind ours: the HTTP `status` and `code` that a client gets, and its text for
+    them, `public`, without addresses and keys."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 502,
+        public: str | None = None,
+        code: str = "upstream_error",
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        again: bool = False,
+    ) -> None:
+        """`again`: the same request may be sent once more."""
+        super().__init__(message)
+        self.status, self.public, self.code, self.param = status, public, code, param
+        self.retry_after_s, self.again = retry_after_s, again
+
+
 class RequestError(DemeanorError):
     """A refused API request in OpenAI's form: HTTP status, error type, field at fault and a stable code."""
 

@@ -49,12 +49,12 @@ class ToolCall:
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
     """A tool as the model sees it: name, description, JSON schema of parameters; `strict` enforces the
-    schema."""
+    schema (None: not said)."""
 
     name: str
     description: str
     parameters: Mapping[str, Any]
-    strict: bool = False
+    strict: bool | None = None
 
 
 class RunnableTool(Protocol):
@@ -185,6 +185,10 @@ class OutputFormat:
     text: str = (
         ""  # the schema as JSON text, the expression, the grammar; for `choice` a JSON list of strings
     )
+    # what a client says about its schema, for a model on another server
+    name: str = field(default="answer", compare=False)
+    description: str | None = field(default=None, compare=False)
+    strict: bool | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,11 +334,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Prompt and completion tokens of one model call."""
+    """Prompt and completion tokens of one model call; `estimated` where a server does not tell them."""
 
     prompt_tokens: int
     completion_tokens: int
     by: str = "weights"
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +368,10 @@ Respond: TypeAlias = Callable[[Turn], AsyncIterator[Event]]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The result of a turn, folded from its events: the answer, the finish reason, and all events."""
+    """The result of a turn, folded from its events: the answer, the finish reason, and all events.
+
+    Tokens are 0 where a model call's were only estimated.
+    """
 
     text: str
     finish_reason: FinishReason
@@ -386,6 +394,7 @@ def fold(events: Sequence[Event]) -> Completion:
     answered = {e.call_id for e in events if isinstance(e, ToolResult)}
     calls = tuple(e.call for e in events if isinstance(e, ToolCalled) and e.call.id not in answered)
     usage = [e for e in events if isinstance(e, Usage)]
+    usage = [] if any(u.estimated for u in usage) else usage
     done = next((e for e in reversed(events) if isinstance(e, Done)), Done("cancelled"))
     return Completion(
         text=refusal.text if refusal else text,

@@ -2,102 +2,291 @@
 
 In: a turn. Out: its events, streamed. Each answer has its own connection, which is closed when the iterator
 is left. OpenAI has no role for text without authority: a `data` message becomes a user message with one JSON
-string, so it cannot end its own block. Knows no tokens; log-probabilities are passed on if the server sends
-them.
+string, so it cannot end its own block. Knows no tokens; what comes back is read by chat_stream.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import functools
 import json
 import os
+import random
 import re
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, get_args
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
-from demeanor.core.errors import EngineError, UsageError, unknown
+from demeanor.core.errors import EngineError, UpstreamError, UsageError
 from demeanor.core.types import (
-    Done,
     Event,
-    FinishReason,
     Message,
     Messages,
     OutputFormat,
-    Refusal,
-    Respond,
-    Text,
-    TokenLogprob,
-    ToolCall,
-    ToolCalled,
     ToolSpec,
     Turn,
-    Usage,
     message_json,
     numbered,
     tool_json,
 )
+from demeanor.engine.chat_stream import (
+    EVENT_BYTES,
+    ChatReader,
+    ServerSent,
+    json_object,
+    server_sent,
+    told_error,
+)
 from demeanor.stack.schema import Remote
 
-LONGEST_WAIT_S = 30.0  # between two attempts
-LONGEST_END_S = 5.0  # from a finish reason to the usage and the end of the stream
-_EVENT_BYTES = 1 << 20  # longest line and longest event of a stream
-_DONE = b"[DONE]"
-_HALF = re.compile("[\ud800-\udfff]")  # lone surrogates: JSON can encode them, UTF-8 files cannot
-_FINISH: Mapping[str, FinishReason] = {reason: reason for reason in get_args(FinishReason)}
+LONGEST_WAIT_S = 30.0  # between two attempts; a server that asks for more is not asked again
+LONGEST_END_S = 2.0  # from a finish reason to the usage, if the stream does not end
+WHOLE_BYTES = 16 << 20  # longest answer that is not streamed
+TOTAL_OF_TIMEOUT = 10  # the longest answer takes so many times the longest silence, if not set
+HEALTH_TIMEOUT_S, HEALTH_KEPT_S = 2.0, 5.0
+_DONE = ServerSent(b"[DONE]")
 
 
 def remote(
-    url: str, model: str, *, key: str | None = None, timeout_s: float = 60.0, retries: int = 0
-) -> Respond:
-    """Return a Respond that asks `model` at `url` (the part before /chat/completions); `timeout_s` limits
-    silence.
+    url: str,
+    model: str,
+    *,
+    key: str | None = None,
+    timeout_s: float = 60.0,
+    total_s: float | None = None,
+    retries: int = 0,
+) -> RemoteModel:
+    """Return a Respond that asks `model` at `url` (the part before /chat/completions).
 
-    A request without an answer (no connection, 429, 5xx) is sent again up to `retries` times, after
-    `retry-after` (at most LONGEST_WAIT_S) or else 0.5, 1, 2 ... s; never after a part of an answer has
-    arrived. While iterating raises EngineError, with the server's message if it refuses, or with the server
-    if it does not answer.
+    `timeout_s` limits the time without any part of the answer (comments of a stream do not count), `total_s`
+    the whole answer with all attempts (None: TOTAL_OF_TIMEOUT times `timeout_s`).
     """
     address = _address(url)
     if key and not (key.isascii() and key.isprintable()):
         raise EngineError(f"remote engine: the API key of {url} should be printable ASCII, without line ends")
-    headers = {
-        "accept": "text/event-stream",
-        "accept-encoding": "identity",
-        "content-type": "application/json",
-    }
-    if key:
-        headers["authorization"] = f"Bearer {key}"
+    return RemoteModel(url, model, address, key, timeout_s, total_s or TOTAL_OF_TIMEOUT * timeout_s, retries)
 
-    async def respond(turn: Turn) -> AsyncGenerator[Event, None]:
-        body = json.dumps(body_of(turn, model)).encode()
-        for attempt in range(retries + 1):
-            reader, started, end = _Reader(url), False, None
+
+@dataclass
+class RemoteModel:
+    """A model on another server: a Respond that knows whether the server answered last."""
+
+    url: str
+    model: str
+    address: httpx.URL
+    key: str | None = field(repr=False)
+    timeout_s: float
+    total_s: float
+    retries: int
+    _seen: tuple[float, str | None] = (-HEALTH_KEPT_S, None)
+
+    async def __call__(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        """Answer a turn.
+
+        A request without an answer (no connection, 429, 5xx, a stream that breaks before its first text) is sent
+        again up to `retries` times, after `retry-after` or else about 0.5, 1, 2 ... s; never after a part of the
+        answer has been passed on, and not after silence. While iterating raises UpstreamError.
+        """
+        body = json.dumps(body_of(turn, self.model)).encode()
+        end = time.monotonic() + self.total_s
+        for attempt in range(self.retries + 1):
+            started = False
             try:
-                async with aclosing(_events(url, address, headers, body, timeout_s)) as received:
-                    while (data := await _next(received, end)) != _DONE:
+                async with aclosing(self._attempt(turn, body, end)) as events:
+                    async for event in events:
                         started = True
-                        for event in reader.feed(_json(data, url)):
-                            yield event
-                        if reader.finish_reason and end is None:
-                            end = asyncio.get_running_loop().time() + min(timeout_s, LONGEST_END_S)
-                break
-            except _Unanswered as error:
-                if reader.finish_reason:
-                    break
-                if started or attempt == retries:
+                        yield event
+                self._seen = time.monotonic(), None
+                return
+            except UpstreamError as error:
+                self._doubt(error)
+                backoff_s = 0.5 * 2**attempt * random.uniform(0.5, 1)
+                wait_s = backoff_s if error.retry_after_s is None else error.retry_after_s + 0.1 * backoff_s
+                most_s = min(LONGEST_WAIT_S, end - time.monotonic())
+                if started or not error.again or attempt == self.retries or wait_s > most_s:
+                    error.args = (self._safe(str(error)),)
+                    error.public = error.public and self._safe(error.public)
                     raise
-                wait_s = 0.5 * 2**attempt if error.wait_s is None else error.wait_s
-                await asyncio.sleep(min(LONGEST_WAIT_S, wait_s))
-        for event in reader.finish():
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self, turn: Turn, body: bytes, end: float) -> AsyncGenerator[Event, None]:
+        """One request: its events, or UpstreamError."""
+        reader, read = ChatReader(self.url, turn), False
+        clock = asyncio.get_running_loop().time
+        last = end + clock() - time.monotonic()  # by the loop's clock
+        limit = min(last, clock() + self.timeout_s)
+        async with aclosing(self._received(body)) as received:
+            while True:
+                try:
+                    async with asyncio.timeout_at(limit):
+                        sent = await anext(received, None)
+                except TimeoutError:
+                    if reader.finish_reason:
+                        break
+                    raise self._silent(clock() >= last) from None
+                except UpstreamError:
+                    if reader.finish_reason:
+                        break
+                    raise
+                if sent is None and reader.finish_reason is None:
+                    what = "the answer broke off" if read else "the answer is empty"
+                    raise UpstreamError(f"{self.url}: {what}", again=True)
+                if sent is None or sent.data.strip() == _DONE.data:
+                    break
+                if not sent.data.strip():
+                    continue
+                read, known, progress = True, reader.finish_reason, reader.progress
+                for event in self._events(reader, sent):
+                    yield event
+                if reader.over:
+                    break
+                if reader.finish_reason and known is None:
+                    limit = min(last, clock() + min(self.timeout_s, LONGEST_END_S))
+                elif reader.progress > progress and known is None:
+                    limit = min(last, clock() + self.timeout_s)
+        if not read:
+            raise UpstreamError(f"{self.url}: the answer is empty", again=True)
+        for event in reader.finish(prompt_tokens=estimated_tokens(turn.messages, turn.tools)):
             yield event
 
-    return respond
+    def _events(self, reader: ChatReader, sent: ServerSent) -> list[Event]:
+        """Read one server-sent event; what is no JSON after the end of the answer is no part of it."""
+        failed = sent.name == "error"
+        if failed and not sent.data.lstrip().startswith(b"{"):
+            raise told_error(f"{self.url}: the answer is an error", sent.data.decode(errors="replace"))
+        try:
+            chunk = json_object(sent.data, self.url)
+        except UpstreamError:
+            if reader.finish_reason:
+                return []
+            raise
+        return reader.feed(chunk, named_error=failed)
+
+    async def _received(self, body: bytes) -> AsyncGenerator[ServerSent, None]:
+        """Post a body and yield each event, or the answer as one if it is not streamed."""
+        headers = {
+            "accept": "text/event-stream, application/json",
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+        }
+        try:
+            async with (
+                self._client(self.timeout_s) as client,
+                client.stream(
+                    "POST", self.address, headers=headers | self._key_header(), content=body
+                ) as response,
+            ):
+                if not response.is_success:
+                    raise await self._refused(response)
+                async with aclosing(_bytes(response)) as chunks:
+                    first = b""
+                    while not (begin := first.removeprefix(b"\xef\xbb\xbf").lstrip()):
+                        if (chunk := await anext(chunks, None)) is None:
+                            return
+                        first += chunk
+                        if len(first) > EVENT_BYTES:
+                            raise UpstreamError(f"{self.url}: sent more than {EVENT_BYTES} bytes of nothing")
+                    if begin[:1] in b"{[<":
+                        yield ServerSent(await self._whole(response, begin, chunks))
+                        return
+                    async with aclosing(server_sent(_joined(first, chunks), self.url)) as events:
+                        async for event in events:
+                            yield event
+        except httpx.TimeoutException as error:
+            raise self._silent(False, connecting=isinstance(error, httpx.ConnectTimeout)) from error
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            connected = not isinstance(error, httpx.ConnectError)
+            what = f"{'the connection failed' if connected else 'does not answer'} ({_cause(error)})"
+            if connected:
+                raise UpstreamError(f"{self.url}: {what}", again=True) from error
+            raise UpstreamError(
+                f"{self.url}: {what}", status=503, code="upstream_unavailable", again=True
+            ) from error
+
+    async def _whole(self, response: httpx.Response, first: bytes, chunks: AsyncIterator[bytes]) -> bytes:
+        """The rest of an answer that is not streamed. Raises UpstreamError if it is no JSON object."""
+        text = bytearray(first)
+        async for chunk in chunks:
+            text += chunk
+            if len(text) > WHOLE_BYTES:
+                raise UpstreamError(f"{self.url}: sent an answer of more than {WHOLE_BYTES} bytes")
+        if first[:1] == b"<":
+            kind = response.headers.get("content-type", "text")
+            raise UpstreamError(
+                f"{self.url}: sent {kind} where a chat completion was expected: {bytes(text[:80])!r}"
+            )
+        return bytes(text)
+
+    async def _refused(self, response: httpx.Response) -> UpstreamError:
+        """Return the error for a status that is no success, with the server's message."""
+        body = bytearray()
+        with suppress(httpx.RequestError):
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) >= 1 << 20:
+                    break
+        status = response.status_code
+        try:
+            told = json_object(bytes(body), self.url)
+        except UpstreamError:
+            told = {"message": bytes(body[:200]).decode(errors="replace")}
+        if 300 <= status < 400:
+            told = {"message": f"redirects to {response.headers.get('location')}; url should name that place"}
+        error = told.get("error") or told.get("detail") or told
+        return told_error(f"{self.url}: HTTP {status}", error, status, _retry_after_s(response.headers))
+
+    def _silent(self, total: bool, *, connecting: bool = False) -> UpstreamError:
+        after_s, limit = (self.total_s, "total_s") if total else (self.timeout_s, "timeout_s")
+        what = f"not ready after {after_s:g} s" if total else f"silent for {after_s:g} s"
+        return UpstreamError(
+            f"{self.url}: {'does not answer' if connecting else 'the connection failed'} ({what})",
+            status=504,
+            public=f"The server behind this model did not answer in time ({limit}: {after_s:g} s).",
+            code="upstream_timeout",
+            again=connecting,
+        )
+
+    def _doubt(self, error: UpstreamError) -> None:
+        """After a failure of the server ask it again before it counts as ready; a busy one is not ready."""
+        if error.code in ("upstream_unavailable", "upstream_authentication"):
+            self._seen = time.monotonic(), f"the model's server: {error.code}"
+        elif error.status >= 500:
+            self._seen = -HEALTH_KEPT_S, None
+
+    async def health(self) -> str | None:
+        """Return why the server cannot answer, or None; it is asked for its models if it was not asked lately."""
+        if time.monotonic() - self._seen[0] >= HEALTH_KEPT_S:
+            self._seen = time.monotonic(), await self._probed()
+        return self._seen[1]
+
+    async def _probed(self) -> str | None:
+        address = self.address.join("../models")
+        try:
+            async with (
+                asyncio.timeout(HEALTH_TIMEOUT_S),
+                self._client(HEALTH_TIMEOUT_S) as client,
+                client.stream("GET", address, headers=self._key_header()) as response,
+            ):
+                status = response.status_code
+        except (httpx.RequestError, TimeoutError) as error:
+            return f"the model's server does not answer ({type(error).__name__})"
+        return f"the model's server answers HTTP {status}" if status >= 500 or status in (401, 403) else None
+
+    def _client(self, timeout_s: float) -> httpx.AsyncClient:
+        return httpx.AsyncClient(verify=_tls(), trust_env=False, timeout=timeout_s)
+
+    def _key_header(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def _safe(self, text: str) -> str:
+        """The text without the API key."""
+        return text.replace(self.key, "[key]") if self.key else text
 
 
 def _address(url: str) -> httpx.URL:
@@ -108,24 +297,6 @@ def _address(url: str) -> httpx.URL:
             path = base.raw_path.partition(b"?")[0].rstrip(b"/") + b"/chat/completions"
             return base.copy_with(userinfo=b"", raw_path=path, fragment=None)
     raise EngineError(f"remote engine: '{url}' is no http(s) address, such as http://127.0.0.1:8000/v1")
-
-
-async def _next(received: AsyncIterator[bytes], end: float | None) -> bytes:
-    """Return the data of the next event; `[DONE]` too if the stream ends or the loop's clock reaches
-    `end`."""
-    try:
-        async with asyncio.timeout_at(end):
-            return (await anext(received)).strip()
-    except (StopAsyncIteration, TimeoutError):
-        return _DONE
-
-
-class _Unanswered(EngineError):
-    """A request that may be sent again, after `wait_s` seconds if the server said so."""
-
-    def __init__(self, message: str, wait_s: float | None = None) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
 
 def body_of(turn: Turn, model: str) -> dict[str, Any]:
@@ -156,9 +327,7 @@ def body_of(turn: Turn, model: str) -> dict[str, Any]:
     if decoding.top_logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": decoding.top_logprobs}
     if turn.tools:
-        body["tools"] = [tool_json(tool) for tool in turn.tools]
-        for tool, declared in zip(turn.tools, body["tools"]):
-            declared["function"] |= {"strict": True} if tool.strict else {}
+        body["tools"] = [_tool(tool) for tool in turn.tools]
         named = turn.tool_choice not in ("auto", "none", "required")
         body["tool_choice"] = (
             {"type": "function", "function": {"name": turn.tool_choice}} if named else turn.tool_choice
@@ -170,7 +339,8 @@ def _form(form: OutputFormat) -> dict[str, Any]:
     """Return an output format as OpenAI's `response_format`, or else as vLLM's `structured_outputs`."""
     match form.kind:
         case "json_schema":
-            schema = {"name": "answer", "strict": True, "schema": json.loads(form.text)}
+            said = {"name": form.name, "description": form.description, "strict": form.strict}
+            schema = {k: v for k, v in said.items() if v is not None} | {"schema": json.loads(form.text)}
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
         case "json_object":
             return {"response_format": {"type": "json_object"}}
@@ -178,6 +348,16 @@ def _form(form: OutputFormat) -> dict[str, Any]:
             return {"structured_outputs": {"choice": json.loads(form.text)}}
         case _:
             return {"structured_outputs": {form.kind: form.text}}
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    """A tool with `strict` and `description` only if they were set: a server may refuse what it does not know."""
+    declared = tool_json(tool)
+    if not tool.description:
+        del declared["function"]["description"]
+    if tool.strict is not None:
+        declared["function"]["strict"] = tool.strict
+    return declared
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -189,103 +369,28 @@ def _message(message: Message) -> dict[str, Any]:
     return message_json(message)
 
 
-class _Reader:
-    """Parses chunks of a streamed chat completion into events; tool calls arrive in fragments."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._calls: dict[int, ToolCall] = {}
-        self._usage: Usage | None = None
-        self.finish_reason: str | None = None
-        self._refusal = ""
-
-    def feed(self, chunk: dict[str, Any]) -> list[Event]:
-        """Parse one chunk and return its text."""
-        if "error" in chunk:
-            raise EngineError(f"{self._url}: {_words(chunk)}")
-        if usage := chunk.get("usage"):
-            self._usage = Usage(usage["prompt_tokens"], usage["completion_tokens"])
-        events: list[Event] = []
-        for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
-            for part in delta.get("tool_calls") or ():
-                self._add_call(part)
-            self._refusal += delta.get("refusal") or ""
-            logprobs = _logprobs(choice)
-            if delta.get("content") or logprobs:
-                events.append(Text(delta.get("content") or "", logprobs=logprobs))
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        return events
-
-    def finish(self) -> list[Event]:
-        """Return the tool calls, the refusal if there is one, the usage and the end."""
-        if self.finish_reason is None:
-            raise EngineError(f"{self._url}: the answer broke off")
-        if self.finish_reason not in _FINISH:
-            raise EngineError(f"{self._url}: " + unknown(self.finish_reason, _FINISH, noun="finish_reason"))
-        calls: list[Event] = [ToolCalled(self._calls[index]) for index in sorted(self._calls)]
-        usage: list[Event] = [self._usage] if self._usage else []
-        refused: list[Event] = []
-        if self._refusal:
-            reason = "the server says that this is a refusal"
-            refused.append(Refusal("remote", "", reason, self._refusal, "output"))
-        return [*calls, *refused, *usage, Done(_FINISH[self.finish_reason])]
-
-    def _add_call(self, part: dict[str, Any]) -> None:
-        old, new = self._calls.get(part["index"], ToolCall("", "", "")), part.get("function") or {}
-        self._calls[part["index"]] = ToolCall(
-            old.id or part.get("id") or "",
-            old.name + (new.get("name") or ""),
-            old.arguments + (new.get("arguments") or ""),
-        )
+async def _bytes(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The body of a response, and a blank line where it ends whole: some servers leave the last one out."""
+    async for chunk in response.aiter_bytes():
+        yield chunk
+    yield b"\n\n"
 
 
-def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
-    tokens = (choice.get("logprobs") or {}).get("content") or ()
-    return tuple(
-        TokenLogprob(
-            t["token"], t["logprob"], tuple((o["token"], o["logprob"]) for o in t.get("top_logprobs") or ())
-        )
-        for t in tokens
-    )
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    yield first
+    async for chunk in rest:
+        yield chunk
 
 
-def _json(text: bytes, url: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise EngineError(f"{url}: sent no JSON: {text[:80]!r}") from error
-    if not isinstance(value, dict):
-        raise EngineError(f"{url}: sent {text[:80]!r} where a JSON object was expected")
-    if b"\\ud" in text.lower() or b"\xed" in text:
-        whole: dict[str, Any] = json.loads(_HALF.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
-        return whole
-    return value
-
-
-def _words(body: dict[str, Any]) -> str:
-    """Return the message of an error body, in any of the forms that servers use."""
-    error = body.get("error", body.get("detail", body))
-    return str(error["message"]) if isinstance(error, dict) and "message" in error else json.dumps(error)
-
-
-async def _events(
-    url: str, address: httpx.URL, headers: Mapping[str, str], body: bytes, timeout_s: float
-) -> AsyncGenerator[bytes, None]:
-    """Post a body and yield the data of each event; closes the connection when left."""
-    try:
-        async with (
-            httpx.AsyncClient(verify=_tls(), trust_env=False, timeout=timeout_s) as client,
-            client.stream("POST", address, headers=headers, content=body) as response,
-        ):
-            if response.status_code != 200:
-                raise await _refused(url, response)
-            async for data in server_sent(response.aiter_bytes(), url):
-                yield data
-    except httpx.RequestError as error:
-        connected = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-        what = "the connection failed" if connected else "does not answer"
-        raise _Unanswered(f"{url}: {what} ({_cause(error, timeout_s)})") from error
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Read `retry-after-ms` or `retry-after`, in seconds or as a date; None if there is none that can be read."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
+            return unit * float(text)
+    with suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    return None
 
 
 @functools.cache
@@ -294,10 +399,8 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _cause(error: httpx.RequestError, timeout_s: float) -> str:
+def _cause(error: Exception) -> str:
     """Return the operating system's error inside of httpx's error, if there is one, as it says more."""
-    if isinstance(error, httpx.TimeoutException):
-        return f"silent for {timeout_s:g} s"
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, BaseExceptionGroup):
@@ -308,58 +411,6 @@ def _cause(error: httpx.RequestError, timeout_s: float) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-async def server_sent(chunks: AsyncIterator[bytes], url: str) -> AsyncGenerator[bytes, None]:
-    """Yield the data of each server-sent event; an unfinished last event is dropped.
-
-    Raises EngineError if an event is too long. Source:
-    https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
-    """
-    event, mark, after_return = bytearray(), codecs.BOM_UTF8, False
-    async for chunk in chunks:
-        if after_return:
-            chunk = chunk.removeprefix(b"\n")
-        after_return = chunk.endswith(b"\r")
-        for part in chunk.splitlines(keepends=True):  # of bytes: ends are \n, \r and \r\n only
-            blank = part in (b"\n", b"\r", b"\r\n") and (not event or event.endswith((b"\n", b"\r")))
-            event += part
-            if len(event) > _EVENT_BYTES:
-                raise EngineError(f"{url}: sent an event of more than {_EVENT_BYTES} bytes")
-            if blank:
-                fields = [line.partition(b":") for line in bytes(event).removeprefix(mark).splitlines()]
-                data = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
-                if data:
-                    yield b"\n".join(data)
-                event, mark = bytearray(), b""
-
-
-async def _refused(url: str, response: httpx.Response) -> EngineError:
-    """Return the error for a status other than 200, with the server's message; a busy server may be asked
-    again."""
-    body = bytearray()
-    with suppress(httpx.RequestError):
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) >= _EVENT_BYTES:
-                break
-    status = response.status_code
-    message = f"{url}: HTTP {status}: {_refusal(bytes(body))}"
-    if status == 429 or status >= 500:
-        return _Unanswered(message, _seconds(response.headers.get("retry-after")))
-    return EngineError(message)
-
-
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.replace(".", "", 1).isdigit() else None
-
-
-def _refusal(body: bytes) -> str:
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return body[:200].decode("utf-8", errors="replace")
-    return _words(value) if isinstance(value, dict) else str(value)
-
-
 def estimated_tokens(messages: Messages, offered: Sequence[ToolSpec]) -> int:
     """Estimate the tokens of a conversation without its tokenizer: one for 3 bytes and 4 a message (an
     upper bound)."""
@@ -368,12 +419,14 @@ def estimated_tokens(messages: Messages, offered: Sequence[ToolSpec]) -> int:
     return sum(4 + -(-len(text.encode()) // 3) for text in texts)
 
 
-def remote_respond(base: Remote) -> Respond:
-    """Return the innermost respond of a remote base; raises DemeanorError if its API key is not set."""
+def remote_model(base: Remote) -> RemoteModel:
+    """Return the model of a remote base; raises UsageError if its API key is not set."""
     key = os.environ.get(base.key_env) if base.key_env else None
     if base.key_env and not key:
         raise UsageError(
             f"weights.base.key_env: the environment variable {base.key_env} is not set; "
             f"it should hold the API key of {base.url}"
         )
-    return remote(base.url, base.model, key=key, timeout_s=base.timeout_s, retries=base.retries)
+    return remote(
+        base.url, base.model, key=key, timeout_s=base.timeout_s, total_s=base.total_s, retries=base.retries
+    )

@@ -135,7 +135,7 @@ class ChatCompletion(CompletionBase):
 
     object: Literal["chat.completion"]
     choices: list[Choice]
-    usage: UsageAnswer
+    usage: UsageAnswer | None
     demeanor: dict[str, Any]
 
 
@@ -278,10 +278,17 @@ def _annotation(citation: Citation, passage: Passage | None) -> Annotation:
     )
 
 
-def usage(completions: Sequence[Completion]) -> UsageAnswer:
-    """Tokens read and written by all model calls of all choices."""
+def usage(completions: Sequence[Completion]) -> UsageAnswer | None:
+    """Tokens read and written by all model calls of all choices; None where a model's server does not tell them."""
+    if not all(map(usage_is_told, completions)):
+        return None
     read, written = sum(c.prompt_tokens for c in completions), sum(c.completion_tokens for c in completions)
     return UsageAnswer(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+def usage_is_told(completion: Completion) -> bool:
+    """Whether the tokens of every model call are known, not estimated."""
+    return not any(isinstance(event, Usage) and event.estimated for event in completion.events)
 
 
 class ChoiceWriter(Protocol):
@@ -456,12 +463,13 @@ def _entry(event: Event) -> dict[str, Any]:
             return {"by": by, "kind": "refusal", "rule": rule, "reason": reason, "text": text, "stage": stage}
         case Timing(by, ms):
             return {"by": by, "kind": "timing", "ms": round(ms, 3)}
-        case Usage(prompt_tokens, completion_tokens, by):
+        case Usage(prompt_tokens, completion_tokens, by, estimated):
             return {
                 "by": by,
                 "kind": "usage",
                 "prompt_tokens": prompt_tokens,
                 "completion_tokens": completion_tokens,
+                **({"estimated": True} if estimated else {}),
             }
         case Done(finish_reason, by):
             return {"by": by, "kind": "done", "finish_reason": finish_reason}

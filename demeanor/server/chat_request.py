@@ -290,8 +290,9 @@ class ChatRequest(SamplingFields):
     def output_format(self) -> OutputFormat | None:
         """response_format as a Turn has it; None where any text will do."""
         if isinstance(self.response_format, SchemaFormat):
-            schema = self.response_format.json_schema.schema_
-            return OutputFormat("json_schema", json.dumps(schema))
+            said = self.response_format.json_schema
+            text = json.dumps(said.schema_)
+            return OutputFormat("json_schema", text, said.name, said.description, said.strict)
         return OutputFormat("json_object") if isinstance(self.response_format, ObjectFormat) else None
 
     @model_validator(mode="after")
@@ -421,4 +422,4 @@ def _message(given: RequestMessage) -> Message:
 def tool_spec(tool: FunctionTool) -> ToolSpec:
     """A tool of a request as a Turn has it."""
     parameters = tool.parameters or {"type": "object", "properties": {}}
-    return ToolSpec(tool.name, tool.description or "", parameters, bool(tool.strict))
+    return ToolSpec(tool.name, tool.description or "", parameters, tool.strict)

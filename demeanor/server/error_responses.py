@@ -12,7 +12,14 @@ from http import HTTPStatus
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from demeanor.core.errors import ContextError, DecodingError, EngineError, RequestError, TextError
+from demeanor.core.errors import (
+    ContextError,
+    DecodingError,
+    EngineError,
+    RequestError,
+    TextError,
+    UpstreamError,
+)
 from demeanor.server.schemas import ErrorAnswer, ErrorDetail
 
 log = logging.getLogger("demeanor.server")
@@ -29,6 +36,8 @@ def refusal_of(error: Exception, request_id: str) -> RequestError:
             return RequestError(str(error), param=error.param, code="invalid_value")
         case DecodingError():
             return RequestError(str(error), param=error.param, code="invalid_value")
+        case UpstreamError():
+            return _upstream(error, request_id)
         case EngineError():
             log.error("request %s: no answer from the engine", request_id, exc_info=error)
             return RequestError(
@@ -47,6 +56,25 @@ def refusal_of(error: Exception, request_id: str) -> RequestError:
                 kind="server_error",
                 code="internal_error",
             )
+
+
+def _upstream(error: UpstreamError, request_id: str) -> RequestError:
+    """What a server behind this one refused or failed at; what no client can mend goes to the log, in one line."""
+    if error.status >= 500:
+        log.error("request %s: %s", request_id, " ".join(str(error).split()))
+    public = (
+        error.public
+        or f"The server behind this model failed. The log of this server has the reason under {request_id}."
+    )
+    kind = {400: "invalid_request_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+    return RequestError(
+        public,
+        status=error.status,
+        kind=kind.get(error.status, "server_error"),
+        param=error.param,
+        code=error.code,
+        retry_after_s=error.retry_after_s,
+    )
 
 
 def _http(status: int) -> RequestError:

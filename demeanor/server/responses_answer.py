@@ -13,7 +13,14 @@ from pydantic import Field
 
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Completion, Event, Message, Refusal, Text, Turn, fold
-from demeanor.server.chat import UrlCitation, citations, finish_reason, sent_calls, token_logprobs
+from demeanor.server.chat import (
+    UrlCitation,
+    citations,
+    finish_reason,
+    sent_calls,
+    token_logprobs,
+    usage_is_told,
+)
 from demeanor.server.responses_request import ABOUT, response_fields
 from demeanor.server.schemas import ResponseObject
 
@@ -207,7 +214,9 @@ def _ending(completion: Completion) -> tuple[Status, Incomplete | None]:
             return "completed", None
 
 
-def _usage(completion: Completion) -> ResponseUsage:
+def _usage(completion: Completion) -> ResponseUsage | None:
+    if not usage_is_told(completion):
+        return None
     read, written = completion.prompt_tokens, completion.completion_tokens
     return ResponseUsage(
         input_tokens=read,
@@ -230,7 +239,7 @@ def blank_response(turn: Turn, created: int) -> ResponseAnswer:
             "name": t.name,
             "description": t.description,
             "parameters": dict(t.parameters),
-            "strict": t.strict,
+            "strict": bool(t.strict),
         }
         for t in turn.tools
     ]

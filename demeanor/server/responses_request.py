@@ -259,7 +259,10 @@ class ResponseRequest(Body):
     def output_format(self) -> OutputFormat | None:
         """The format as a Turn has it; None where any text will do."""
         if isinstance(self.format, ResponsesSchemaFormat):
-            return OutputFormat("json_schema", json.dumps(self.format.schema_))
+            said = self.format
+            return OutputFormat(
+                "json_schema", json.dumps(said.schema_), said.name, said.description, said.strict
+            )
         return OutputFormat("json_object") if self.format.type == "json_object" else None
 
 

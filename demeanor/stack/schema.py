@@ -123,7 +123,12 @@ class Remote(Spec):
     key_env: str | None = Field(
         None, description="environment variable that holds the API key; null: none is sent"
     )
-    timeout_s: float = Field(60.0, gt=0, description="longest silence, in seconds")
+    timeout_s: float = Field(
+        60.0, gt=0, description="longest time without a part of the answer, in seconds; comments do not count"
+    )
+    total_s: float | None = Field(
+        None, gt=0, description="longest answer in seconds, all attempts together; null: 10 x timeout_s"
+    )
     retries: int = Field(
         2,
         ge=0,

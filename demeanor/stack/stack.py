@@ -155,7 +155,7 @@ class Stack:
             if isinstance(base, Import):
                 return digest({"base": content_key(self.root, base.path)})
             if isinstance(base, Remote):
-                return digest({"remote": plain(base, drop={"key_env", "timeout_s", "retries"})})
+                return digest({"remote": plain(base, drop={"key_env", "timeout_s", "total_s", "retries"})})
             return digest({"base": plain(base, drop={"template", "data"}), "data": self._data(base.data)})
         stage = self.stage(name)
         if isinstance(stage, ImportStage):

@@ -495,7 +495,7 @@ def test_a_demanded_call_stands_in_the_turn_by_name(choice: Any, want: str) -> N
 
 def test_a_strict_tool_is_strict_in_the_turn() -> None:
     strict = {**TOOL, "function": {**TOOL["function"], "strict": True}}
-    assert [turn(tools=[t]).tools[0].strict for t in (TOOL, strict)] == [False, True]
+    assert [turn(tools=[t]).tools[0].strict for t in (TOOL, strict)] == [None, True]
 
 
 @pytest.mark.parametrize("stream", [False, True])
