@@ -89,9 +89,12 @@ class StackVersions:
         """Calls of tools that block beyond their time, of all stacks of this process."""
         return THREADS.abandoned
 
-    def health(self) -> str | None:
-        """Why an engine of the served version does not work; None if all that are loaded do."""
-        found = ((stage, weights.engine.health()) for stage, weights in self.living[-1].loaded.items())
+    async def health(self) -> str | None:
+        """Why an engine of the served version, or the server behind it, does not work; None if all do."""
+        runtime = self.living[-1]
+        if isinstance(base := runtime.stack.spec.weights.base, Remote):
+            return await runtime.remote(base).health()
+        found = ((stage, weights.engine.health()) for stage, weights in runtime.loaded.items())
         return next((f"{stage}: {why}" for stage, why in found if why is not None), None)
 
     def close(self) -> None:

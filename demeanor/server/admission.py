@@ -6,7 +6,7 @@ An ASGI middleware that never looks into a body, so a refused request has cost n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,8 +33,8 @@ class Operations:
     """The numbers of answers that the engines write and that wait for a slot; None: guessed from the turns in progress."""
     abandoned_calls: Callable[[], int] = lambda: 0
     """The number of calls of tools that nobody waits for any more and that cannot be stopped."""
-    health: Callable[[], str | None] = lambda: None
-    """Why what is served cannot answer now (a failed engine); None if it can."""
+    health: Callable[[], Awaitable[str | None]] | None = None
+    """Why what is served cannot answer now (a failed engine, a server behind it that is away); None if it can."""
     load: Load = field(default_factory=Load)
 
     def running_and_waiting(self) -> tuple[int, int]:

@@ -127,7 +127,7 @@ async def readyz(request: Request) -> Response:
     operations = state_of(request).operations
     if not operations.ready():
         return json_response(_health(request, "draining"), status=503)
-    if (reason := operations.health()) is not None:
+    if operations.health and (reason := await operations.health()) is not None:
         failed = _health(request, "failed").model_copy(update={"reason": reason})
         return json_response(failed, status=503)
     return json_response(_health(request, "ready"))

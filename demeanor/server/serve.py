@@ -73,7 +73,7 @@ class Versions(Protocol):
         """Calls of tools that block beyond their time."""
         ...
 
-    def health(self) -> str | None:
+    async def health(self) -> str | None:
         """Why what is served cannot answer now; None if it can."""
         ...
 

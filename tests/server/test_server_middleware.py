@@ -212,7 +212,11 @@ async def test_an_observer_that_fails_does_not_fail_the_request() -> None:
 
 async def test_readiness_tells_of_a_failed_engine_and_liveness_does_not() -> None:
     why: list[str | None] = [None]
-    run = Operations(health=lambda: why[0])
+
+    async def health() -> str | None:
+        return why[0]
+
+    run = Operations(health=health)
     async with client_of(Scripted(), run) as client:
         assert (await client.get("/readyz")).json()["status"] == "ready"
         why[0] = "sft: the decode loop stopped: RuntimeError: no memory"
