@@ -192,7 +192,7 @@ def clean(text: str) -> str:
 
 
 @dataclass
-class _Call:
+class PartialCall:
     """A tool call as far as it has come."""
 
     id: str = ""
@@ -217,9 +217,9 @@ class ChatReader:
     def __init__(self, url: str, turn: Turn) -> None:
         self._url, self._turn = url, turn
         self._choice: object = None
-        self._calls: list[_Call] = []
-        self._by_index: dict[int, _Call] = {}
-        self._legacy = _Call()
+        self._calls: list[PartialCall] = []
+        self._by_index: dict[int, PartialCall] = {}
+        self._legacy = PartialCall()
         self._prompt: int | None = None
         self._completion: int | None = None
         self._half, self._refusal, self._written = "", "", 0
@@ -343,12 +343,12 @@ class ChatReader:
         else:
             known = self._calls[-1] if self._calls else None
         if known is None or _begins_another(known, id, name, arguments):
-            self._calls.append(known := _Call())
+            self._calls.append(known := PartialCall())
         if index is not None:
             self._by_index[index] = known
         self._extend(known, id, name, arguments)
 
-    def _extend(self, call: _Call, id: str, name: str, arguments: str) -> None:
+    def _extend(self, call: PartialCall, id: str, name: str, arguments: str) -> None:
         if call.whole and (call.id, call.name, call.arguments) == (id, name, arguments) and id:
             return  # the whole call once more
         call.id = call.id or id
@@ -439,7 +439,7 @@ class ChatReader:
         return UpstreamError(f"{self._url}: {what}")
 
 
-def _begins_another(known: _Call, id: str, name: str, arguments: str) -> bool:
+def _begins_another(known: PartialCall, id: str, name: str, arguments: str) -> bool:
     """Whether a fragment that would extend `known` is a call of its own: servers repeat indices, names and ids."""
     if not name or not known.name:
         return False
