@@ -144,7 +144,7 @@ class LocalEngine:
         self._forward = forward_of(model, num_slots + 1, self.max_context)  # the last slot is for `hidden`
         self._tokenizer = tokenizer
         self._grammars: Grammars | None = None
-        self._compiling = threading.Lock()
+        self._opening = threading.Lock()
         self._batch = Batch(self._forward, num_slots)  # used by the engine's own thread only
         self._hidden_lock = FairLock()  # the slot of `hidden` holds one text at a time
         self._changed = threading.Condition()  # guards the five below
@@ -207,7 +207,10 @@ class LocalEngine:
         guide = None
         if request.decoding.form is not None:
             # Compiling a large schema takes long, and this event loop serves other requests.
-            guide = await asyncio.to_thread(self._guide, request)
+            grammars = self._grammars
+            if grammars is None:
+                grammars = await asyncio.to_thread(self._opened_grammars)
+            guide = await grammars.guide_soon(request.decoding.form)
         sequence = SequenceState(request, limit, self._decode, guide)
         self._submit([sequence], [Recipient(LoopOutbox(asyncio.get_running_loop()), inbox)])
         try:
@@ -252,6 +255,8 @@ class LocalEngine:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        if self._grammars is not None:
+            self._grammars.close()
         atexit.unregister(self.close)
 
     def _limit(self, request: Request) -> int:
@@ -282,14 +287,15 @@ class LocalEngine:
 
     def _guide(self, request: Request) -> Guide | None:
         form = request.decoding.form
-        if form is None:
-            return None
-        with self._compiling:
+        return None if form is None else self._opened_grammars().guide(form)
+
+    def _opened_grammars(self) -> Grammars:
+        with self._opening:
             if self._grammars is None:  # llguidance reads the whole tokenizer, so only when needed
                 from demeanor.engine.structured import Grammars
 
                 self._grammars = Grammars(self._tokenizer, self._forward.vocab_size)
-            return self._grammars.guide(form)
+            return self._grammars
 
     def _submit(self, sequences: list[SequenceState], recipients: list[Recipient]) -> None:
         with self._changed:
