@@ -44,7 +44,7 @@ EXACT = 2**53  # llguidance computes in float64
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
+class CompiledForm:
     """A format ready for use; `alert` as in Guide, `num_bytes` about the memory it takes."""
 
     matcher: Any
@@ -56,13 +56,13 @@ class Compiled:
 class Compilation:
     """A format that is being compiled for `waiters` requests; `stopped` once none is left."""
 
-    future: Future[Compiled]
+    future: Future[CompiledForm]
     stopped: threading.Event
     waiters: int = 0
 
 
 class Grammars:
-    """Compiled output formats of one tokenizer; each answer gets a copy of the compiled matcher.
+    """CompiledForm output formats of one tokenizer; each answer gets a copy of the compiled matcher.
 
     Formats are compiled in threads of their own, unusual ones first in a child process that is killed when it
     takes too long or too much memory. Refusals are remembered as results are.
@@ -79,7 +79,7 @@ class Grammars:
         self._trials = form_trial.Trials(tokenizer.source, size, tokenizer.eos_id)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="demeanor-forms")
         self._changed = threading.Lock()  # guards the two below; never held while compiling
-        self._done: OrderedDict[OutputFormat, Compiled | DecodingError] = OrderedDict()
+        self._done: OrderedDict[OutputFormat, CompiledForm | DecodingError] = OrderedDict()
         self._running: dict[OutputFormat, Compilation] = {}
 
     def guide(self, form: OutputFormat) -> Guide:
@@ -106,7 +106,7 @@ class Grammars:
         self._trials.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _guide(self, compiled: Compiled) -> Guide:
+    def _guide(self, compiled: CompiledForm) -> Guide:
         matcher = compiled.matcher.deep_copy()
         return Guide(matcher, self._vocab_size, self._end, self._closers, compiled.alert)
 
@@ -116,7 +116,7 @@ class Grammars:
             if job is None:
                 job = Compilation(Future(), threading.Event())
                 known = self._done.get(form)
-                if isinstance(known, Compiled):
+                if isinstance(known, CompiledForm):
                     self._done.move_to_end(form)
                     job.future.set_result(known)
                 elif known is not None:
@@ -136,7 +136,7 @@ class Grammars:
                     del self._running[form]
 
     def _work(self, form: OutputFormat, job: Compilation) -> None:
-        found: Compiled | DecodingError
+        found: CompiledForm | DecodingError
         try:
             if job.stopped.is_set():
                 raise DecodingError("nobody waits for it", "response_format")
@@ -152,12 +152,12 @@ class Grammars:
                 del self._running[form]
             if not job.stopped.is_set():
                 self._keep(form, found)
-        if isinstance(found, Compiled):
+        if isinstance(found, CompiledForm):
             job.future.set_result(found)
         else:
             job.future.set_exception(found)
 
-    def _keep(self, form: OutputFormat, found: Compiled | DecodingError) -> None:
+    def _keep(self, form: OutputFormat, found: CompiledForm | DecodingError) -> None:
         self._done[form] = found
         while len(self._done) > MOST_FORMS or self.num_bytes > MOST_BYTES:
             if len(self._done) == 1:
@@ -167,9 +167,9 @@ class Grammars:
     @property
     def num_bytes(self) -> int:
         """About the memory of all compiled formats."""
-        return sum(x.num_bytes for x in self._done.values() if isinstance(x, Compiled))
+        return sum(x.num_bytes for x in self._done.values() if isinstance(x, CompiledForm))
 
-    def _compile(self, form: OutputFormat, stopped: threading.Event) -> Compiled:
+    def _compile(self, form: OutputFormat, stopped: threading.Event) -> CompiledForm:
         if len(form.text) > MAX_TEXT:
             raise DecodingError(
                 f"{form.kind}: {len(form.text)} characters; at most {MAX_TEXT} are compiled",
@@ -195,7 +195,7 @@ class Grammars:
             raise DecodingError(str(error), "response_format") from None
         guide = Guide(matcher.deep_copy(), self._vocab_size, self._end, self._closers, 0)
         shortest = guide.try_out()
-        return Compiled(matcher, 0 if shortest is None else 4 * len(shortest) + 48, num_bytes)
+        return CompiledForm(matcher, 0 if shortest is None else 4 * len(shortest) + 48, num_bytes)
 
 
 class Guide:

@@ -321,12 +321,17 @@ class Spec(registry.Spec):
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
-    """Offer the allowed tools and run them; a caller's tool replaces ours of the same name."""
+    """Offer the allowed tools and run them; a caller's tool replaces ours of the same name.
+
+    A call that the caller demands is of the caller's tools, so ours are not offered then.
+    """
     allowed = {name: kit.tools[name] for name in spec.allow}
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
         callers = {tool.name for tool in turn.tools}
-        ours = {} if turn.tool_choice == "none" else {n: t for n, t in allowed.items() if n not in callers}
+        demanded = bool(callers) and (turn.tool_choice == "required" or turn.tool_choice in callers)
+        offers = turn.tool_choice != "none" and not demanded
+        ours = {n: t for n, t in allowed.items() if n not in callers} if offers else {}
         turn = replace(turn, tools=(*(t.spec for t in ours.values()), *turn.tools))
         this = Round()
         for left in reversed(range(spec.max_rounds + 1)):
