@@ -128,7 +128,7 @@ def ours(
             folder=folder,
             model_key="policy",
             data_key=trees_key(trees),
-            fp32=not bf16,
+            dtype=torch.bfloat16 if bf16 else None,
         )
     objective = registry.entry("demeanor.objectives", work.kind)
     loss = partial(objective.loss, objective.Spec())
@@ -150,7 +150,7 @@ def ours(
             read_last=rewards,
             reference=reference,
             checkpoint_every_s=1e9,
-            fp32=not bf16,
+            dtype=torch.bfloat16 if bf16 else None,
         )
         found = progress.read_log(out / "ledger.jsonl")
         return Pass([r["seconds"] for r in found], [r["loss"] for r in found])

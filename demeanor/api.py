@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from demeanor import app
 from demeanor.core.errors import UsageError, unknown
@@ -24,6 +24,7 @@ from demeanor.evaluation.gate import GateReport
 from demeanor.evaluation.result import Result
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.runs import Runs
+from demeanor.training.stage import RunOptions
 
 T = TypeVar("T")
 Messages: TypeAlias = str | Sequence[Mapping[str, Any] | Message]
@@ -35,9 +36,18 @@ def load(path: Path | str, *overrides: str) -> Stack:
     return app.load_stack(path, overrides)
 
 
-def train(stack: Stack, *, stages: Sequence[str] = (), runs: Path | str = "runs") -> None:
-    """Train the named stages and their ancestors (default: all) that have no weights yet."""
-    app.train(stack, Runs(Path(runs)), only=stages)
+def train(
+    stack: Stack,
+    *,
+    stages: Sequence[str] = (),
+    dtype: Literal["auto", "fp32", "bf16"] = "auto",
+    runs: Path | str = "runs",
+) -> None:
+    """Train the named stages and their ancestors (default: all) that have no weights yet.
+
+    `dtype`: number format of matrix products; auto: the faster one, measured here.
+    """
+    app.train(stack, Runs(Path(runs)), only=stages, options=RunOptions(dtype))
 
 
 def assistant(stack: Stack, variant: str | None = None, *, runs: Path | str = "runs") -> Assistant:

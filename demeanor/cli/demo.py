@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from demeanor.report import publish, terminal
 from demeanor.server.serve import Settings
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
+from demeanor.training.stage import RunOptions
 from demeanor.world import catalog
 
 STACK = Path("stacks/demo/demo.yaml")
@@ -27,7 +29,15 @@ RULES = "gate.yaml"
 """Beside the stack: what its newest layer must show before it ships."""
 
 
-def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool, port: int) -> int:
+def run(
+    runs_root: Path,
+    results: Path,
+    overrides: Sequence[str],
+    *,
+    serve: bool,
+    port: int,
+    dtype: Literal["auto", "fp32", "bf16"] = "auto",
+) -> int:
     """Train, align and measure the embedded world's assistant; print the ladder and where the page lies."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     started = time.monotonic()
@@ -38,7 +48,7 @@ def run(runs_root: Path, results: Path, overrides: Sequence[str], *, serve: bool
     )
     console.print("1. train the weight layers", style="bold")
     runs = Runs(runs_root)
-    app.train(stack, runs)
+    app.train(stack, runs, options=RunOptions(dtype))
     trained = time.monotonic()
     console.print("\n2. measure the stack with one more layer at each step, on the same items", style="bold")
     result = ladder.evaluate(stack, app.services(runs), results, name="demo")

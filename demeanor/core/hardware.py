@@ -11,6 +11,8 @@ import ctypes
 import os
 import shutil
 import sys
+import time
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,13 +68,55 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast_dtype() -> torch.dtype | None:
-    """Return bf16 if matrix products are faster in it (CUDA, AMX, AVX512-BF16), else None for fp32."""
+ROWS, WIDEST, WORK, REPEATS = 512, 4096, 2e9, 4
+FASTER = 1.1
+"""How many times as fast as fp32 bf16 must be measured: near a tie the more precise format is taken."""
+
+
+def training_dtype(shapes: Collection[tuple[int, int]]) -> torch.dtype | None:
+    """Return bf16 if training's products with weights of these shapes (out, in) are faster in it, else None.
+
+    None means fp32. A CPU that knows bf16 is measured, because some multiply slower in it.
+    """
     import torch
 
     if torch.cuda.is_available():
-        return torch.bfloat16
-    return torch.bfloat16 if cpu_flags() & {"amx_bf16", "avx512_bf16"} else None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if not cpu_flags() & {"amx_bf16", "avx512_bf16"}:
+        return None
+    wide_s, narrow_s = product_seconds(tuple(sorted(set(shapes))))
+    return torch.bfloat16 if wide_s > FASTER * narrow_s else None
+
+
+@cache
+def product_seconds(shapes: tuple[tuple[int, int], ...]) -> tuple[float, float]:
+    """Measure the products of a step, forward and backward, in fp32 and in bf16: CPU seconds of each.
+
+    Takes under a second: matrices are cut to 4096 and rows to what fits. One thread's own time counts, the best
+    of four rounds in turns, so that neighbours on a busy machine change the answer little.
+    """
+    import torch
+
+    cut = [(min(out, WIDEST), min(inside, WIDEST)) for out, inside in shapes]
+    work = 6.0 * sum(out * inside for out, inside in cut)
+    rows = max(16, min(ROWS, int(WORK / max(work, 1.0))))
+    tensors = [
+        (torch.ones(rows, i, requires_grad=True), torch.ones(o, i, requires_grad=True)) for o, i in cut
+    ]
+    best, threads = [float("inf"), float("inf")], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(REPEATS):
+            for narrow in (False, True):
+                began = time.thread_time()
+                for x, weight in tensors:
+                    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+                        y = torch.nn.functional.linear(x, weight)
+                    torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+                best[narrow] = min(best[narrow], time.thread_time() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return best[0], best[1]
 
 
 @cache

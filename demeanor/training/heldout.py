@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from demeanor.core import hardware
 from demeanor.core.intervals import wilson
 from demeanor.data.trees import Tree, collate
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, concatenate
@@ -46,7 +45,7 @@ def evaluator(
     reference: Sequence[Sequence[float]] | None,
     *,
     read_last: bool,
-    fp32: bool,
+    dtype: torch.dtype | None = None,
     whole_step: bool = False,
 ) -> Evaluate | None:
     """A function that measures the objective on held-out trees, with intervals; None without trees.
@@ -58,7 +57,6 @@ def evaluator(
 
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
         device = next(model.parameters()).device
-        dtype = None if fp32 else hardware.autocast_dtype()
         forward = running(model, outputs, dtype)
         ran: list[tuple[Outputs, TokenBatch]] = []
         for group in micro_batches(trees, MICRO_TOKENS):

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError
 from demeanor.data.trees import Tree, collate
 from demeanor.model.tensors import Loss, Outputs, TokenBatch, concatenate
@@ -154,7 +153,7 @@ def fit(
     reference: Sequence[Sequence[float]] | None = None,
     checkpoint_every_s: float = 20.0,
     evaluate: Evaluate | None = None,
-    fp32: bool = False,
+    dtype: torch.dtype | None = None,
     whole_step: bool = False,
     moving: EMA | None = None,
     group: ProcessGroup = ALONE,
@@ -164,6 +163,7 @@ def fit(
 ) -> None:
     """Train `model` in place over every step of `schedule`, from the checkpoint in `out` if there is one.
 
+    `dtype`: the format of matrix products, None for fp32.
     `evaluate` runs before the first step and after each fifth of the steps, always after a checkpoint.
     `whole_step`: the objective sees all rows of a step at once. `moving` is a reference that follows the
     policy. `tracker` opens a receiver of the metrics log's rows. With `optim.ema` the model is evaluated, and
@@ -171,7 +171,6 @@ def fit(
     written; DemeanorError if the loss is not finite, with the last checkpoint unchanged.
     """
     device = next(model.parameters()).device
-    dtype = None if fp32 else hardware.autocast_dtype()
     forward = running(model, outputs, dtype)
     flops = training_flops(model, head=not read_last)
     optimizer, steps, state = optimizers.optimizer(model, optim), len(schedule), out / CHECKPOINT

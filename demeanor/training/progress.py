@@ -1,7 +1,7 @@
 """Metrics log and progress display of a training run.
 
 In: rows of metrics, batches. Out: one flushed JSON line a step (a killed run loses at most a torn last line,
-which `read_log` skips); a progress bar with loss, speed, share of peak FLOP/s and time left. It does not know
+which `read_log` skips); a progress bar with mean loss, speed, share of peak FLOP/s and time left. It does not know
 what a metric means.
 """
 
@@ -242,7 +242,7 @@ class StageProgress:
             self.say(f"step {step}/{self._steps}  {self.rates()}")
 
     def rates(self) -> str:
-        """Loss, tokens per second, utilisation and time left, as shown; empty before the first step."""
+        """Mean loss of the last 15 seconds, tokens per second, utilisation and time left; empty before a step."""
         first, last = self._marks[0], self._marks[-1]
         return _rates(first, last, self._peak, self._steps - last.step)
 
@@ -252,7 +252,7 @@ def _rates(first: _Mark, last: _Mark, peak: float | None, left: int) -> str:
     if not steps:
         return ""
     parts = [
-        f"loss {(last.losses - first.losses) / steps:.4f}",
+        f"mean loss {(last.losses - first.losses) / steps:.4f}",
         f"{(last.tokens - first.tokens) / seconds:,.0f} tokens/s",
     ]
     if peak:

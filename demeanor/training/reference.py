@@ -33,7 +33,7 @@ def reference_logprobs(
     folder: Path,
     model_key: str,
     data_key: str,
-    fp32: bool = False,
+    dtype: torch.dtype | None = None,
     micro_tokens: int = MICRO_TOKENS,
     collate: Collate = collate,
 ) -> list[list[float]]:
@@ -42,7 +42,6 @@ def reference_logprobs(
     The model is loaded only if `folder` has no file for this model, this data and this format; runs that
     differ only in their objective share the file.
     """
-    dtype = None if fp32 else hardware.autocast_dtype()
     about = json.dumps({"model": model_key, "data": data_key, "dtype": str(dtype or torch.float32)})
     path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
     parts = _cached(path, about, len(trees))

@@ -35,6 +35,8 @@ class Optimizer(Protocol):
     def state(self) -> Any: ...
 
 
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Number formats of a run by the names that `--dtype` takes."""
 Averages = Mapping[str, EMA]
 
 
@@ -107,6 +109,16 @@ def load(
         average.load({name: tensors[f"shadow.{kind}.{name}"] for name in average.weights})
     torch.set_rng_state(tensors["rng"])
     return int(saved["step"])
+
+
+def begun_in(path: Path) -> str | None:
+    """Return the number format of a saved state, fp32 or bf16; None without a readable one."""
+    try:
+        with safe_open(path, "pt") as file:
+            saved = json.loads((file.metadata() or {})["demeanor"])
+        return {str(dtype): name for name, dtype in FORMATS.items()}.get(saved["about"]["dtype"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None  # `load` says what is wrong
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -93,6 +93,13 @@ class Runs:
         self._held.pop(key).close()
 
 
+def note(folder: Path, **facts: Any) -> None:
+    """Add facts to the record of a locked run; nothing where there is no record."""
+    path = folder / RECORD
+    if path.is_file():
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **facts})
+
+
 class Held:
     """A locked key, as a context: gives its folder, and frees it whatever happens inside."""
 

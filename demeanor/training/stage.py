@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import nn
 
 from demeanor.core import hardware
-from demeanor.core.errors import DemeanorError
+from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.data.batches import Schedule, select, summary, within
 from demeanor.data.trees import Tree
 from demeanor.model import adapters, checkpoints, quantize
@@ -27,13 +28,13 @@ from demeanor.model.llama import Llama
 from demeanor.objectives import Objective
 from demeanor.objectives.sft import NoSettings, sft
 from demeanor.stack.schema import Optim, Scratch, Stage
-from demeanor.training import heldout
+from demeanor.training import heldout, resume
 from demeanor.training.ema import EMA
 from demeanor.training.loop import Evaluate, ForwardFn, LossFn, fit
 from demeanor.training.parallel import ProcessGroup, gathered, join, shard
 from demeanor.training.progress import OpenTracker, StageProgress, Tracker
 from demeanor.training.reference import reference_logprobs, trees_key
-from demeanor.training.runs import Runs
+from demeanor.training.runs import CHECKPOINT, Runs, note
 
 REFERENCE = "reference"
 REFERENCES = "references"  # folder beside the runs: log-probs of frozen references, named by content
@@ -41,9 +42,9 @@ REFERENCES = "references"  # folder beside the runs: log-probs of frozen referen
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How training runs on this machine; of these, only `fp32` changes the weights it ends with."""
+    """How training runs on this machine; of these, only `dtype` changes the weights it ends with."""
 
-    fp32: bool = False
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
     compiled: bool = False
     recompute: bool = False
     checkpoint_every_s: float = 20.0
@@ -107,7 +108,7 @@ def pretrain(base: Scratch, vocab_size: int, rows: Sequence[Tree], run: Training
         watch=run.display,
         read_last=False,
         checkpoint_every_s=run.options.checkpoint_every_s,
-        fp32=run.options.fp32,
+        dtype=number_format(model, run),
         group=run.group,
         tracker=_tracker(run),
     )
@@ -139,6 +140,7 @@ def train_stage(
         return model
 
     model = _placed(untrained(), stage.optim, run)
+    dtype = number_format(model, run)
     if stage.adapter is not None and stage.adapter.quantise is not None:
         quantize.freeze(model)
     rows = within(trees, stage.max_tokens or checkpoints.checkpoint_info(parent).context, stage.name)
@@ -149,7 +151,7 @@ def train_stage(
     logprobs = moving = None
     if REFERENCE in objective.ROLES:
         assert reference is not None, f"{stage.name}: the objective reads a reference; got none"
-        logprobs = _reference_logprobs(reference, rows, run)
+        logprobs = _reference_logprobs(reference, rows, run, dtype)
         if objective.MOVING is not None:  # it starts as the frozen reference and follows the policy
             frozen = None if reference.folder == parent else checkpoints.policy(reference.folder)
             start_weights = None if frozen is None else dict(frozen.named_parameters())
@@ -167,7 +169,7 @@ def train_stage(
         unseen,
         _at(logprobs, held),
         read_last=rewards,
-        fp32=options.fp32,
+        dtype=dtype,
         whole_step=objective.WHOLE_STEP,
     )
     generated = generation_eval and generation_eval(unseen, run.folder, run.display.say)
@@ -187,7 +189,7 @@ def train_stage(
         reference=None if moving else _at(logprobs, kept),
         checkpoint_every_s=options.checkpoint_every_s,
         evaluate=partial(_evaluate_all, evaluations) if evaluations else None,
-        fp32=options.fp32,
+        dtype=dtype,
         whole_step=objective.WHOLE_STEP,
         moving=moving,
         group=run.group,
@@ -212,7 +214,31 @@ def _placed(model: nn.Module, optim: Optim, run: TrainingRun) -> nn.Module:
     return model
 
 
-def _reference_logprobs(reference: FrozenPolicy, rows: Sequence[Tree], run: TrainingRun) -> list[list[float]]:
+def number_format(model: nn.Module, run: TrainingRun) -> torch.dtype | None:
+    """The format of matrix products, None for fp32: the one that was asked for, or the faster; in the record.
+
+    An interrupted run keeps its own. Raises CheckpointError if another one is asked for.
+    """
+    asked, state = run.options.dtype, run.folder / CHECKPOINT
+    begun = resume.begun_in(state)
+    if begun is not None and asked not in ("auto", begun):
+        raise CheckpointError(
+            f"{run.stage}: --dtype {asked}, but this interrupted run began in {begun}; leave --dtype out to go "
+            f"on, or delete {state} to begin again"
+        )
+    name = begun or asked
+    if name == "auto":
+        shapes = [(p.shape[0], p.shape[1]) for p in model.parameters() if p.ndim == 2]
+        faster = run.group.first and hardware.training_dtype(shapes) is not None
+        name = "bf16" if run.group.any(faster) else "fp32"
+    if run.group.first:
+        note(run.folder, dtype=name)
+    return None if name == "fp32" else resume.FORMATS[name]
+
+
+def _reference_logprobs(
+    reference: FrozenPolicy, rows: Sequence[Tree], run: TrainingRun, dtype: torch.dtype | None
+) -> list[list[float]]:
     with run.group.first_alone():  # the others read what it wrote
         return reference_logprobs(
             lambda: checkpoints.policy(reference.folder),
@@ -221,7 +247,7 @@ def _reference_logprobs(reference: FrozenPolicy, rows: Sequence[Tree], run: Trai
             folder=run.folder.parent / REFERENCES,
             model_key=reference.key,
             data_key=trees_key(rows),
-            fp32=run.options.fp32,
+            dtype=dtype,
         )
 
 

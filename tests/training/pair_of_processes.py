@@ -101,7 +101,6 @@ def main() -> int:
             watch=Counting("test", stream=StringIO()),
             read_last=kind == "reward",
             reference=reference,
-            fp32=True,
             group=group,
             whole_step=kind == "whole",
             checkpoint_every_s=1e9,

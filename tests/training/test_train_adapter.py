@@ -94,7 +94,7 @@ def test_an_adapter_learns_and_only_it_is_kept(kind: Any, parent: Path, tmp_path
 
 
 def test_dpo_with_an_adapter_starts_where_its_reference_is(parent: Path, tmp_path: Path) -> None:
-    first = curve(train(parent, tmp_path, dpo, fp32=True))[0]
+    first = curve(train(parent, tmp_path, dpo, dtype="fp32"))[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
 
@@ -120,7 +120,7 @@ def test_a_stage_goes_on_from_an_adapter_as_from_whole_weights(parent: Path, tmp
     first = train(parent, tmp_path / "first", sft)
     models.save(models.load(first), tmp_path / "merged")
     found = [
-        train(p, tmp_path / n, dpo, adapter=None, fp32=True)
+        train(p, tmp_path / n, dpo, adapter=None, dtype="fp32")
         for p, n in ((first, "a"), (tmp_path / "merged", "b"))
     ]
     assert curve(found[0])[-1]["loss"] == curve(found[1])[-1]["loss"]

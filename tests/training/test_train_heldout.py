@@ -127,9 +127,9 @@ def test_branches_ranks_margins_and_reference_go_with_their_tree() -> None:
 
 def test_the_evaluator_does_not_depend_on_the_order_of_the_rows_and_none_means_none() -> None:
     trees, model = rows(12), Tiny()
-    assert heldout.evaluator(outputs, loss, [], None, read_last=False, fp32=True) is None
-    first = heldout.evaluator(outputs, loss, trees, None, read_last=False, fp32=True)
-    second = heldout.evaluator(outputs, loss, trees[::-1], None, read_last=False, fp32=True)
+    assert heldout.evaluator(outputs, loss, [], None, read_last=False) is None
+    first = heldout.evaluator(outputs, loss, trees, None, read_last=False)
+    second = heldout.evaluator(outputs, loss, trees[::-1], None, read_last=False)
     assert first is not None
     assert second is not None
     with torch.no_grad():

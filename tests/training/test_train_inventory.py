@@ -53,7 +53,6 @@ def trained(root: Path, key: str, *, stop_at: int | None = None, steps: int = 10
             out=folder,
             watch=watch,
             read_last=False,
-            fp32=True,
             evaluate=lambda model, step: {"loss": 5.0 - step},
         )
     except Interrupted:

@@ -27,7 +27,7 @@ def run(
     folder: Path, trees: Sequence[Tree], *, steps: int = 10, optim: Optim = OPTIM, **settings: Any
 ) -> Tiny:
     model = settings.pop("model", None) or Tiny()
-    settings = {"fp32": True, "loss": loss, "clock": Seconds(), "schedule": Rounds(trees, steps), **settings}
+    settings = {"loss": loss, "clock": Seconds(), "schedule": Rounds(trees, steps), **settings}
     fit(
         model,
         outputs,

@@ -235,7 +235,6 @@ def train(
         out=folder,
         watch=watch,
         read_last=False,
-        fp32=True,
         evaluate=evaluate,
     )
     return model

@@ -35,7 +35,7 @@ def test_rates_are_loss_tokens_per_second_share_of_peak_and_time_left() -> None:
             clock.now_s += 2.0
             watch.update(step, loss, tokens=5_000, flops=500.0)
         # 2 steps in 4 s: mean loss 2, 10,000 tokens / 4 s, 1,000 FLOPs / 4 s of 1,000 FLOP/s, 98 steps at 2 s
-        assert watch.rates() == "loss 2.0000  2,500 tokens/s  25% of peak  3:16 left"
+        assert watch.rates() == "mean loss 2.0000  2,500 tokens/s  25% of peak  3:16 left"
 
 
 def test_old_steps_leave_the_window() -> None:
@@ -44,7 +44,7 @@ def test_old_steps_leave_the_window() -> None:
         for step in range(1, 101):
             clock.now_s += 1.0
             watch.update(step, loss=9.0 if step <= 50 else 1.0, tokens=10 if step <= 50 else 1000, flops=0.0)
-        assert watch.rates().startswith("loss 1.0000  1,000 tokens/s")
+        assert watch.rates().startswith("mean loss 1.0000  1,000 tokens/s")
 
 
 def test_without_a_terminal_a_line_comes_about_every_five_seconds() -> None:
@@ -70,7 +70,7 @@ def test_on_a_terminal_there_is_a_bar_and_notes_stand_above_it() -> None:
     assert "resuming after step 4 of 10" in stream.getvalue()
     assert "[3 rows] left out" in stream.getvalue()  # brackets are text, not markup
     assert "5/10" in stream.getvalue()
-    assert "loss 0.2500" in stream.getvalue()
+    assert "mean loss 0.2500" in stream.getvalue()
 
 
 def test_the_bar_is_taken_away_after_an_error() -> None:

@@ -19,7 +19,7 @@ def never() -> torch.nn.Module:
 
 
 def ask(folder: Path, trees: Any, load: Any = Tiny, **keys: Any) -> list[list[float]]:
-    settings = {"model_key": "m", "data_key": "d", "fp32": True, "micro_tokens": 20, **keys}
+    settings = {"model_key": "m", "data_key": "d", "micro_tokens": 20, **keys}
     return reference_logprobs(load, outputs, trees, folder=folder, **settings)
 
 
@@ -38,14 +38,10 @@ def test_the_second_time_no_model_is_loaded_and_the_numbers_are_the_same(tmp_pat
     assert ask(tmp_path, trees) == ask(tmp_path, trees, never)
 
 
-@pytest.mark.parametrize("change", [{"model_key": "other"}, {"data_key": "other"}, {"fp32": None}])
+@pytest.mark.parametrize("change", [{"model_key": "other"}, {"data_key": "other"}, {"dtype": torch.bfloat16}])
 def test_another_model_other_data_or_another_format_is_computed_anew(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
-    from demeanor.core import hardware
-
-    if "fp32" in change and hardware.autocast_dtype() is None:
-        pytest.skip("this CPU has no bf16: fp32 is the only format")
     ask(tmp_path, rows())
     with pytest.raises(AssertionError, match="cache"):
         ask(tmp_path, rows(), never, **change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import shutil
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from demeanor.core import registry
-from demeanor.core.errors import DataError
+from demeanor.core import hardware, registry
+from demeanor.core.errors import CheckpointError, DataError
 from demeanor.data.trees import Branch, Tree, packed
 from demeanor.model import checkpoints as models
 from demeanor.stack.schema import ModelShape, Optim, Scratch, Source, Stage
@@ -151,7 +152,7 @@ def test_a_reward_model_ranks_held_out_pairs_with_an_interval(base: Path, tmp_pa
 
 
 def test_dpo_starts_at_log_2_because_policy_and_reference_are_the_same(base: Path, tmp_path: Path) -> None:
-    folder = train(base, tmp_path, dpo, preferences, fp32=True)
+    folder = train(base, tmp_path, dpo, preferences, dtype="fp32")
     curve = [row["loss"] for row in rows(folder) if "loss" in row]
     assert curve[0] == pytest.approx(math.log(2), abs=1e-5)
     assert curve[-1] < curve[0]
@@ -159,11 +160,11 @@ def test_dpo_starts_at_log_2_because_policy_and_reference_are_the_same(base: Pat
 
 
 def test_another_run_on_the_same_rows_and_reference_finds_its_log_probs(base: Path, tmp_path: Path) -> None:
-    folder = train(base, tmp_path, dpo, preferences, fp32=True)
+    folder = train(base, tmp_path, dpo, preferences, dtype="fp32")
     (kept,) = (tmp_path / "references").glob("*.safetensors")
     stamp = kept.stat().st_mtime_ns
     shutil.rmtree(folder.parent)
-    train(base, tmp_path, dpo, preferences, fp32=True, checkpoint_every_s=1.0)
+    train(base, tmp_path, dpo, preferences, dtype="fp32", checkpoint_every_s=1.0)
     assert [p.stat().st_mtime_ns for p in kept.parent.glob("*.safetensors")] == [stamp]
 
 
@@ -180,6 +181,34 @@ def test_ctrl_c_in_a_stage_then_the_same_command_gives_the_same_file(
         assert not Runs(tmp_path / "cut").complete("k")
     resumed = train(base, tmp_path / "cut", kind, trees)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def recorded(root: Path) -> str:
+    return str(json.loads((root / "k" / "record.json").read_text())["dtype"])
+
+
+def test_a_run_keeps_its_number_format_whatever_is_measured_later(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun in bf16, resumed on a machine that would choose fp32: the same file as in one go, and the same record."""
+    whole = train(base, tmp_path / "whole", sft, instructions, dtype="bf16")
+    plain = train(base, tmp_path / "plain", sft, instructions, dtype="fp32")
+    assert (whole / "model.safetensors").read_bytes() != (plain / "model.safetensors").read_bytes()
+    monkeypatch.setattr(hardware, "training_dtype", lambda shapes: torch.bfloat16)
+    cut = tmp_path / "cut"
+    with pytest.raises(Interrupted):
+        train(base, cut, sft, instructions, watch=lambda stage: StopsAt(3))
+    assert recorded(cut) == "bf16"
+    monkeypatch.setattr(hardware, "training_dtype", lambda shapes: None)
+    with pytest.raises(CheckpointError, match=r"--dtype fp32, but this interrupted run began in bf16"):
+        train(base, cut, sft, instructions, dtype="fp32")
+    resumed = train(base, cut, sft, instructions)
+    assert recorded(cut) == "bf16"
+    assert json.loads((resumed / "demeanor.json").read_text())["dtype"] == "bf16"
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    chosen = train(base, tmp_path / "chosen", sft, instructions)
+    assert recorded(tmp_path / "chosen") == "fp32"
+    assert (chosen / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
 
 def test_killed_while_it_wrote_the_folder_it_writes_it_again_without_training(

@@ -162,7 +162,6 @@ def train(folder: Path, track: OpenTracker | None, *, steps: int = 10, stop_at: 
         out=folder,
         watch=watch,
         read_last=False,
-        fp32=True,
         evaluate=lambda model, step: {"loss": float(step)},
         tracker=track and (lambda: track("sft", "k1", {"stage": "sft"})),
     )

@@ -98,7 +98,6 @@ def train(
         out=folder,
         watch=quiet(),
         read_last=False,
-        fp32=True,
         moving=moving,
         clock=clock or Seconds(),
         checkpoint_every_s=2.0,

@@ -65,7 +65,6 @@ def train(
         read_last=False,
         checkpoint_every_s=checkpoint_every_s,
         evaluate=evaluate,
-        fp32=True,
         clock=tiny.Seconds(),
     )
 
