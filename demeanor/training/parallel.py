@@ -7,7 +7,9 @@ It knows no optimizer and no objective. On CPU the backend is gloo: correct, and
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,9 +52,20 @@ class ProcessGroup:
         return bool(self.total(int(claim)))
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process is here, and knows it.
+
+        Counted in the store that the processes met in: a collective barrier ends after 30 minutes, and a process
+        that exits while another one is still inside it aborts that one (exit code -6). The first leaves last,
+        since the store may be its own.
+        """
         if self.size > 1:
-            torch.distributed.barrier()
+            store, here = torch.distributed.distributed_c10d._get_default_store(), f"demeanor/{next(_WAITS)}"
+            store.add(here, 1)
+            _until(store, here, self.size)
+            if self.first:
+                _until(store, f"{here}/left", self.size - 1)
+            else:
+                store.add(f"{here}/left", 1)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -82,6 +95,14 @@ class ProcessGroup:
 
 
 ALONE = ProcessGroup()
+_WAITS, POLL_S = itertools.count(), 0.005
+
+
+def _until(store: Any, name: str, wanted: int) -> None:
+    pause_s = POLL_S
+    while store.add(name, 0) < wanted:
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 20 * POLL_S)
 
 
 def _plain(values: Outputs | TokenBatch) -> tuple[Any, ...]:
@@ -108,7 +129,7 @@ def leave(wait: bool = True) -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         if wait:
-            distributed.barrier()
+            ProcessGroup(distributed.get_rank(), distributed.get_world_size()).wait()
         distributed.destroy_process_group()
 
 

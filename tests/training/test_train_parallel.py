@@ -13,15 +13,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from demeanor.model import checkpoints as models
+from demeanor.stack.schema import ModelShape, TokenizerSpec
+from demeanor.text import tokenizer as tokenizers
+
 WORKER = Path(__file__).with_name("pair_of_processes.py")
 
 
 def launch(folder: Path, size: int, kind: str, stop: int = 0) -> list[dict[str, float]]:
     """Run the worker in `size` processes and return the first one's ledger."""
+    folder.mkdir(parents=True, exist_ok=True)
+    together([str(WORKER), str(folder), kind, str(stop)], size, 130 if stop else 0)
+    return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+
+
+def together(arguments: list[str], size: int, code: int = 0, cwd: Path | None = None) -> list[str]:
+    """Run Python in `size` processes as torchrun does; returns what each printed."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    folder.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -31,17 +41,21 @@ def launch(folder: Path, size: int, kind: str, stop: int = 0) -> list[dict[str, 
     }
     running = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder), kind, str(stop)],
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=cwd,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(size)
     ]
+    said = []
     for process in running:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == (130 if stop else 0), errors[-2000:]
-    return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == code, errors[-2000:]
+        said.append(printed + errors)
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +103,22 @@ def test_a_run_of_two_that_one_ctrl_c_stopped_goes_on_in_one_process(
     assert [r["loss"] for r in found if "loss" in r] == pytest.approx(
         [r["loss"] for r in wanted if "loss" in r], rel=1e-5
     )
+
+
+@pytest.mark.xdist_group("processes")
+def test_two_processes_import_and_round_a_stage_once_and_leave_in_peace(tmp_path: Path) -> None:
+    """The first makes it under the run's lock, the other finds it made; both end with code 0."""
+    made = tokenizers.train(["the ferry leaves at seven"], TokenizerSpec(vocab_size=300))
+    shape = ModelShape(layers=1, width=16, heads=2, context=32)
+    for seed, name in enumerate(("base", "other")):
+        models.save(models.create(shape, made.vocab_size, seed), tmp_path / name)
+        made.save(tmp_path / name)
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nweights:\n  base: base\n  stages:\n    - {name: other, kind: import, path: other}\n"
+        "    - {name: small, kind: quantise, format: int8}\n"
+    )
+    first, second = together(["-m", "demeanor", "train", "s.yaml"], 2, cwd=tmp_path)
+    assert "small: rounded from other" in first
+    assert "small: rounded already" in second
+    assert "other: imported already" in second
+    assert len(list((tmp_path / "runs").glob("*/model/model.safetensors"))) == 2
