@@ -221,6 +221,22 @@ def serve(
     ] = None,
     max_body: Annotated[int, typer.Option(min=0, metavar="BYTES", help="Refuse longer request bodies.")] = 1
     << 20,
+    header_timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", callback=_above_zero, help="Time for the headers of a request."),
+    ] = 10.0,
+    body_timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", callback=_above_zero, help="Time for the body of a request."),
+    ] = 30.0,
+    idle_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            callback=_above_zero,
+            help="Time between requests of one connection, and without reading any of an answer.",
+        ),
+    ] = 30.0,
     cors: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Let pages of this origin call the API (repeatable)."),
@@ -279,6 +295,9 @@ def serve(
         deadline_s=deadline,
         max_waiting=max_waiting,
         max_body_bytes=max_body,
+        header_s=header_timeout,
+        body_s=body_timeout,
+        idle_s=idle_timeout,
         cors=cors or [],
         drain_s=drain,
         json_logs=log == "json",

@@ -1,6 +1,7 @@
 """Admission: how many requests may be answered or wait at once, and how long one may take.
 
-An ASGI middleware that never looks into a body, so a refused request has cost no work. `Operations` are the settings of an app.
+An ASGI middleware that reads a body whole, within its time, before the request counts, so one that never comes takes nobody's place;
+it never looks into it. `Operations` are the settings of an app.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demeanor.core.errors import RequestError
 from demeanor.server import error_responses
 from demeanor.server.auth import answers_turns, is_api
-from demeanor.server.request_context import CURRENT_REQUEST, Load, Observer
+from demeanor.server.request_context import CURRENT_REQUEST, Disconnected, Load, Observer
+
+MAX_BODY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class Operations:
     slots: int = 32
     max_waiting: int | None = None
     deadline_s: float | None = None
+    body_s: float = 30.0
+    """Seconds that a request's body may take."""
+    max_body_bytes: int = MAX_BODY_BYTES
     cors: tuple[str, ...] = ()
     ready: Callable[[], bool] = lambda: True
     observers: tuple[Observer, ...] = ()
@@ -62,14 +69,13 @@ class AdmissionMiddleware:
             await self.inner(scope, receive, send)
             return
         load, counted = self.operations.load, answers_turns(scope)
-        if counted and self.operations.full():
-            error = RequestError(
-                f"The server is busy: {load.in_progress} requests are being answered or wait. Try again soon.",
-                status=429,
-                kind="rate_limit_error",
-                code="server_busy",
-                retry_after_s=load.wait_s(),
-            )
+        try:
+            if counted and self.operations.full():  # before its body costs anything
+                raise self._busy()
+            receive = await self._with_body(scope, receive)
+            if counted and self.operations.full():
+                raise self._busy()
+        except RequestError as error:
             await error_responses.error_response(error)(scope, receive, send)
             return
         load.in_progress += counted
@@ -77,6 +83,44 @@ class AdmissionMiddleware:
             await self._within(self.operations.deadline_s if counted else None, scope, receive, send)
         finally:
             load.in_progress -= counted
+
+    def _busy(self) -> RequestError:
+        load = self.operations.load
+        return RequestError(
+            f"The server is busy: {load.in_progress} requests are being answered or wait. Try again soon.",
+            status=429,
+            kind="rate_limit_error",
+            code="server_busy",
+            retry_after_s=load.wait_s(),
+        )
+
+    async def _with_body(self, scope: Scope, receive: Receive) -> Receive:
+        """Receive the body; return what receives it again. One that is too long is left to the endpoint, which says so.
+
+        Raises RequestError (408) if it does not come in time, Disconnected if the client leaves.
+        """
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.operations.max_body_bytes:
+            return receive
+        content, more = bytearray(), True
+        try:
+            async with asyncio.timeout(self.operations.body_s):
+                while more and len(content) <= self.operations.max_body_bytes:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Disconnected
+                    content += message.get("body", b"")
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise RequestError(
+                f"The body did not come within {self.operations.body_s:g} s.", status=408, code="body_timeout"
+            ) from None
+        messages = [{"type": "http.request", "body": bytes(content), "more_body": more}]
+
+        async def again() -> Message:
+            return messages.pop() if messages else await receive()
+
+        return again
 
     async def _within(self, deadline_s: float | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request; if its deadline or the server's end cuts it off, send an error: a response, or a stream's last event."""

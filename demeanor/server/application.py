@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Collection, Coroutine
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any, Literal, cast
 
@@ -45,7 +46,6 @@ from demeanor.server.middleware import add_middleware
 from demeanor.server.request_context import key_models
 from demeanor.server.schemas import ResponseObject
 
-MAX_BODY_BYTES = 1 << 20
 PAGES = ("chat.html", "chat.js", "trace.js", "sse.js", "thumbs.js", "dom.js", "chat.css", "icon.svg")
 MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -62,8 +62,8 @@ def app(
     *,
     keys: KeyStore | KeyRing | None = None,
     hosts: Collection[str] = (),
-    max_body_bytes: int = MAX_BODY_BYTES,
     operations: Operations | None = None,
+    max_body_bytes: int | None = None,
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> FastAPI:
@@ -73,6 +73,8 @@ def app(
     `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
     """
     operations = operations or Operations()
+    if max_body_bytes is not None:
+        operations = replace(operations, max_body_bytes=max_body_bytes)
     metrics = Metrics(operations)
     api = FastAPI(
         title=assistant.name,
@@ -84,7 +86,7 @@ def app(
     offered = assistant
     if keys is not None:
         offered = cast(ServedAssistant, PublishedAssistant(assistant, key_models))
-    api.state.demeanor = AppState(offered, operations, metrics, max_body_bytes, clock, now, int(now()))
+    api.state.demeanor = AppState(offered, operations, metrics, clock, now, int(now()))
     observers = (operations.load.observe, metrics.observe, *operations.observers)
     add_middleware(api, keys=keys, hosts=hosts, operations=operations, observers=observers, clock=clock)
     for error in (RequestError, EngineError, HTTPException):

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,94 @@ def _held(version: Version, inner: Respond) -> Respond:
     return respond
 
 
+@dataclass(frozen=True)
+class TimeLimits:
+    """How long a connection may take, in seconds, so that one that says nothing does not live for ever."""
+
+    header_s: float = 10.0
+    """From the first byte of a request (of a connection, from its beginning) to the end of its headers."""
+    body_s: float = 30.0
+    """From the headers to the end of the body."""
+    idle_s: float = 30.0
+    """Without a request between two of one connection; or without reading any further part of an answer."""
+
+
+def timed_protocol(limits: TimeLimits) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP protocol with time limits; it has none for headers, unread bodies and readers that stop reading."""
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class TimedProtocol(H11Protocol):
+        _reading: asyncio.TimerHandle | None = None
+        _writing: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            connection = transport.get_extra_info("socket")
+            if connection is not None:  # a peer that has vanished is found out in about two minutes
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if hasattr(socket, "TCP_KEEPIDLE") and connection.family != socket.AF_UNIX:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+            self._await_request()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._await_request()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing():
+                self._stalled()
+            elif self.conn.their_state is h11.SEND_BODY:
+                self._await_request()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stalled()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            _cancel(self._writing)
+            self._writing = None
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            _cancel(self._reading, self._writing)
+            super().connection_lost(exc)
+
+        def _await_request(self) -> None:
+            """Give headers, and a body that nobody reads any more, their time; further bytes do not lengthen it."""
+            if self.conn.their_state is h11.IDLE:
+                wait_s = limits.header_s
+            elif self.conn.their_state is h11.SEND_BODY and (not self.cycle or self.cycle.response_complete):
+                wait_s = limits.body_s
+            else:
+                _cancel(self._reading)
+                self._reading = None
+                return
+            if self._reading is None:
+                self._reading = self.loop.call_later(wait_s, self._end)
+
+        def _end(self) -> None:
+            self._reading = None
+            if self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing():
+                self.transport.close()
+                self._stalled()
+
+        def _stalled(self) -> None:
+            if self._writing is None:
+                self._writing = self.loop.call_later(limits.idle_s, self.transport.abort)
+
+    return TimedProtocol
+
+
+def _cancel(*timers: asyncio.TimerHandle | None) -> None:
+    for timer in timers:
+        if timer is not None:
+            timer.cancel()
+
+
 @dataclass
 class Life:
     """Whether a server runs or drains; made before its app, which wants to know."""
@@ -102,6 +191,7 @@ class Life:
         changed: Callable[[], bool] | None = None,
         every_s: float = 1.0,
         started: Callable[[int], None] = lambda port: None,
+        limits: TimeLimits = TimeLimits(),
     ) -> None:
         """Serve until SIGTERM or Ctrl-C. SIGHUP, and `changed` where it is given and true, call for `reload`; `started` gets the port."""
         import uvicorn
@@ -114,6 +204,9 @@ class Life:
             log_config=log_config,
             access_log=False,
             lifespan="off",
+            http=timed_protocol(limits),
+            ws="none",
+            timeout_keep_alive=limits.idle_s,  # type: ignore[arg-type]  # a fraction of a second is allowed too
             timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]  # a fraction of a second is allowed too
         )
         server = uvicorn.Server(config)

@@ -20,8 +20,13 @@ from demeanor.core.errors import RequestError
 from demeanor.server import error_responses
 from demeanor.server.admission import AdmissionMiddleware, Operations
 from demeanor.server.auth import AuthMiddleware, KeyRing, KeyStore
-from demeanor.server.request_context import CURRENT_REQUEST, Observer, RequestContext, valid_id
-from demeanor.server.streaming import Disconnected
+from demeanor.server.request_context import (
+    CURRENT_REQUEST,
+    Disconnected,
+    Observer,
+    RequestContext,
+    valid_id,
+)
 
 log = logging.getLogger("demeanor.server")
 SECURITY = {

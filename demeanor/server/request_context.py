@@ -21,6 +21,11 @@ from demeanor.store import keys
 from demeanor.store.database import Database
 from demeanor.store.keys import Key
 
+
+class Disconnected(Exception):
+    """The client left before its answer was ready; there is no one to answer."""
+
+
 VALID_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 

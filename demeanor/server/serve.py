@@ -18,11 +18,11 @@ from typing import Any, Protocol, cast
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.server import json_logs as logs
 from demeanor.server import tracing
-from demeanor.server.admission import Operations
-from demeanor.server.application import MAX_BODY_BYTES, app
+from demeanor.server.admission import MAX_BODY_BYTES, Operations
+from demeanor.server.application import app
 from demeanor.server.assistant import ServedAssistant
 from demeanor.server.auth import KeyRing, KeyStore, from_digests
-from demeanor.server.lifecycle import Current, Life, Version
+from demeanor.server.lifecycle import Current, Life, TimeLimits, Version
 from demeanor.server.request_context import Observer
 from demeanor.store import database
 from demeanor.store import keys as stored
@@ -42,6 +42,9 @@ class Settings:
     deadline_s: float | None = None
     max_waiting: int | None = None
     max_body_bytes: int = MAX_BODY_BYTES
+    header_s: float = TimeLimits.header_s
+    body_s: float = TimeLimits.body_s
+    idle_s: float = TimeLimits.idle_s
     cors: Sequence[str] = ()
     drain_s: float = 20.0
     json_logs: bool = False
@@ -135,6 +138,8 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
         slots=versions.num_slots,
         max_waiting=settings.max_waiting,
         deadline_s=settings.deadline_s,
+        body_s=settings.body_s,
+        max_body_bytes=settings.max_body_bytes,
         cors=tuple(settings.cors),
         ready=life.ready,
         observers=observers,
@@ -170,7 +175,6 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
                 assistant,
                 keys=keys,
                 hosts=(settings.host,),
-                max_body_bytes=settings.max_body_bytes,
                 operations=operations,
             ),
             host=settings.host,
@@ -180,6 +184,7 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
             reload=reload,
             changed=versions.changed if settings.watch else None,
             started=started,
+            limits=TimeLimits(settings.header_s, settings.body_s, settings.idle_s),
         )
     finally:
         flush()

@@ -18,17 +18,13 @@ from starlette.types import Receive, Scope, Send
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Event, Respond, Turn
 from demeanor.server import error_responses
-from demeanor.server.request_context import recorded
+from demeanor.server.request_context import Disconnected, recorded
 from demeanor.server.schemas import ResponseObject
 
 T = TypeVar("T")
 Step: TypeAlias = tuple[int, Event | None]
 """The number of a choice and its next event; None when the choice has ended."""
 MAX_QUEUED = 64
-
-
-class Disconnected(Exception):
-    """The client left before its answer was ready; there is no one to answer."""
 
 
 async def interleaved(respond: Respond, turns: Sequence[Turn]) -> AsyncGenerator[Step, None]:

@@ -12,6 +12,7 @@ import uvicorn
 
 from demeanor.server.application import app
 from demeanor.server.assistant import ServedAssistant
+from demeanor.server.lifecycle import TimeLimits, timed_protocol
 
 
 @contextmanager
@@ -22,9 +23,18 @@ def served(assistant: ServedAssistant, **options: Any) -> Iterator[str]:
 
 
 @contextmanager
-def live(api: Any) -> Iterator[str]:
-    """Serve any ASGI app in a thread; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="critical", timeout_graceful_shutdown=2))
+def live(api: Any, limits: TimeLimits = TimeLimits()) -> Iterator[str]:
+    """Serve any ASGI app in a thread, as `serve` does; gives its address."""
+    config = uvicorn.Config(
+        api,
+        port=0,
+        log_level="critical",
+        timeout_graceful_shutdown=2,
+        ws="none",
+        http=timed_protocol(limits),
+        timeout_keep_alive=limits.idle_s,  # type: ignore[arg-type]
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     until = time.monotonic() + 10

@@ -333,6 +333,12 @@ async def forever(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
         yield Text(" on")
 
 
+async def flood(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    while True:
+        await asyncio.sleep(0)
+        yield Text("on and " * 20_000)
+
+
 async def novel(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield PROMPT
     raise ContextError("The prompt has 600 tokens; the context holds 512.")
@@ -396,6 +402,7 @@ SCRIPTS = {
     "told": told,
     "forever": forever,
     "novel": novel,
+    "flood": flood,
     "too fast": too_fast,
     "crash": crash,
     "drain": drain,
