@@ -9,14 +9,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from demeanor.app import MAX_VARIANTS, StackRuntime
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
+from demeanor.core.folding import Folded
 from demeanor.core.types import Decoding, Respond
 from demeanor.engine.respond import TokenizerCodec
 from demeanor.layers import policy, record
-from demeanor.layers.policy import matching
 from demeanor.layers.policy.rules import Rule, load
 from demeanor.layers.tools import THREADS
 from demeanor.server import serve as server
@@ -246,16 +246,20 @@ def rules_of(variant: Stack) -> tuple[str, RuleJudge]:
     return "+".join(name for name, _ in found), lambda text: judged(rules, text)
 
 
+MAX_SPANS = 1_000
+
+
 def judged(rules: Sequence[Rule], text: str) -> list[Judged]:
-    """Every rule, with the spans of its matches in the text."""
-    found = matching.hits(rules, text)
+    """Every rule, with the spans of its first 1,000 matches in the text."""
+    folded = Folded(text)
+    whole = folded.text
     return [
         Judged(
             r.name,
             r.on,
             "refuse" if r.refuses else "redact",
             r.reason,
-            tuple(h.span for h in found if h.rule is r),
+            tuple(folded.span(*span) for span in islice(r.find(whole, 0), MAX_SPANS)),
         )
         for r in rules
     ]

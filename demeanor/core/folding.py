@@ -1,41 +1,100 @@
 """Text folded for matching: case, width, look-alikes and invisible characters do not matter.
 
 In: text, piece by piece. Out: folded text, and spans of it mapped back to the original. Folding is by
-character, so the pieces do not matter.
+character, so the pieces do not matter. Adding a piece and reading the end cost their own length only.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from array import array
+from bisect import bisect_right
 from functools import lru_cache
+
+
+class Growing:
+    """A string that grows by pieces; a part costs as much as its own length, not as the whole."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._pieces: list[str] = []
+        self._starts: list[int] = []
+
+    def add(self, piece: str) -> None:
+        if piece:
+            self._starts.append(self.length)
+            self._pieces.append(piece)
+            self.length += len(piece)
+
+    def part(self, start: int, end: int | None = None) -> str:
+        """Return the characters from `start` to `end` (None: to the last)."""
+        end = self.length if end is None else end
+        if start >= end:
+            return ""
+        first, last = bisect_right(self._starts, start) - 1, bisect_right(self._starts, end - 1)
+        offset = self._starts[first]
+        return "".join(self._pieces[first:last])[start - offset : end - offset]
 
 
 class Folded:
     """Original text and its folded form, both growing."""
 
     def __init__(self, text: str = "") -> None:
-        self.original = self.text = ""
-        self._origins: list[int] | None = None  # None while all text is ASCII: both are equal
+        self._original = self._folded = Growing()
+        self._origins: array[int] | None = None  # None while all text is ASCII: both are equal
         self.add(text)
 
     def add(self, text: str) -> None:
         """Append the next piece of the original."""
         if self._origins is None and text.isascii():
-            self.original += text
-            self.text = self.original
+            self._original.add(text)
             return
         if self._origins is None:
-            self._origins = list(range(len(self.original)))
-        for at, character in enumerate(text, start=len(self.original)):
-            folded = fold(character)
-            self.text += folded
-            self._origins += [at] * len(folded)
-        self.original += text
+            self._origins = array("q", range(self._original.length))
+            self._folded = Growing()
+            self._folded.add(self._original.part(0))
+        at, folded = self._original.length, list[str]()
+        for run in _RUNS.findall(text):
+            if run.isascii():
+                self._origins.extend(range(at, at + len(run)))
+                folded.append(run)
+            else:
+                for offset, character in enumerate(run):
+                    form = fold(character)
+                    self._origins.extend([at + offset] * len(form))
+                    folded.append(form)
+            at += len(run)
+        self._folded.add("".join(folded))
+        self._original.add(text)
+
+    @property
+    def text(self) -> str:
+        """The whole folded text; use `part` while it grows."""
+        return self._folded.part(0)
+
+    @property
+    def original(self) -> str:
+        """The whole original text."""
+        return self._original.part(0)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Characters of the folded text and of the original."""
+        return self._folded.length, self._original.length
+
+    def part(self, start: int) -> str:
+        """Return the folded text from `start` on."""
+        return self._folded.part(start)
+
+    def original_part(self, start: int, end: int) -> str:
+        """Return the original from `start` to `end`."""
+        return self._original.part(start, end)
 
     def origin(self, at: int) -> int:
         """Return where the folded character `at` begins in the original; the end for the folded end."""
         if self._origins is None or at >= len(self._origins):
-            return len(self.original) if at >= len(self.text) else at
+            return self._original.length if at >= self._folded.length else at
         return self._origins[at]
 
     def before(self, at: int) -> int:
@@ -46,6 +105,9 @@ class Folded:
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Return a folded span (not empty) as a span of the original."""
         return self.origin(start), self.origin(end - 1) + 1
+
+
+_RUNS = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
 
 
 @lru_cache(maxsize=4096)

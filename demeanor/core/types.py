@@ -325,6 +325,16 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An earlier turn of the conversation that a rule refuses: the model does not read its `messages`."""
+
+    rule: str
+    reason: str
+    messages: int
+    by: str = "policy"
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Milliseconds that one layer spent on this turn, without waiting for inner layers."""
 
@@ -359,6 +369,7 @@ Event: TypeAlias = (
     | PromptRead
     | Citation
     | Refusal
+    | LeftOut
     | Timing
     | Usage
     | Done

@@ -26,6 +26,7 @@ from demeanor.core.types import (
     Completion,
     Event,
     Item,
+    LeftOut,
     Passage,
     Prompted,
     Refusal,
@@ -187,6 +188,10 @@ def _did(event: Event) -> LayerActivity | None:
                 by,
                 f"refused the {'request' if stage == 'input' else 'answer'}",
                 _short(f"rule {rule}: {reason}"),
+            )
+        case LeftOut(rule, reason, messages, by):
+            return LayerActivity(
+                by, f"left out {messages} earlier messages", _short(f"rule {rule}: {reason}")
             )
         case _:
             return None

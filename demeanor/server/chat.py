@@ -20,6 +20,7 @@ from demeanor.core.types import (
     Completion,
     Done,
     Event,
+    LeftOut,
     Passage,
     Prompted,
     PromptRead,
@@ -461,6 +462,8 @@ def _entry(event: Event) -> dict[str, Any]:
             }
         case Refusal(by, rule, reason, text, stage):
             return {"by": by, "kind": "refusal", "rule": rule, "reason": reason, "text": text, "stage": stage}
+        case LeftOut(rule, reason, messages, by):
+            return {"by": by, "kind": "left_out", "rule": rule, "reason": reason, "messages": messages}
         case Timing(by, ms):
             return {"by": by, "kind": "timing", "ms": round(ms, 3)}
         case Usage(prompt_tokens, completion_tokens, by, estimated):

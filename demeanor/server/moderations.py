@@ -1,7 +1,7 @@
 """POST /v1/moderations: the rules of a variant's policy layer as a classifier.
 
 In: texts. Out: per text which rules match; a category is a rule's name, and its score is 1 or 0, because a rule has no probability. Rules
-for requests and rules for answers are both tried; nothing is recorded.
+for requests and rules for answers are both tried; nothing is recorded. Long texts are judged in a thread.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag
 
+from demeanor.core.errors import RequestError
+from demeanor.core.hardware import off_loop
 from demeanor.server.assistant import Judged
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
 from demeanor.server.schemas import Body, ResponseObject, TextPart, one_of
 
 MAX_INPUTS = 256
+MAX_CHARS = 2**20
 router = APIRouter()
 
 
@@ -89,10 +92,18 @@ async def create_moderation(request: Request) -> Response:
     model = assistant.name if body.model is None else body.model
     card, (layer, judge) = assistant.card(model), assistant.rules(model)
     request.state.stack_key = card.stack_key
+    judged, chars = texts(body), sum(map(len, texts(body)))
+    if chars > MAX_CHARS:
+        raise RequestError(
+            f"input: {chars} characters in all; wanted at most {MAX_CHARS}. Send it in parts.",
+            param="input",
+            code="string_above_max_length",
+        )
+    results = await off_loop(chars, lambda: [result(judge(text)) for text in judged])
     answer = Moderation(
         id=f"modr-{request.state.request_id.removeprefix('req_')}",
         model=card.id,
-        results=[result(judge(text)) for text in texts(body)],
+        results=results,
         demeanor=About(stack_key=card.stack_key, layer=layer),
     )
     return json_response(answer)

@@ -50,7 +50,7 @@ def test_a_text_is_flagged_by_the_rules_that_the_layer_would_apply(
     for text, result in zip(asked, answer["results"]):
         by_rule = {}
         for rule in load(stack.root / spec.rules):
-            outcome = judge_turn(Turn((Message("user", text),), Decoding()), [rule])
+            outcome, _ = judge_turn(Turn((Message("user", text),), Decoding()), [rule])
             by_rule[rule.name] = isinstance(outcome, Rule) or outcome.messages[0].content != text
         assert result["categories"] == by_rule
         assert result["flagged"] == any(by_rule.values())

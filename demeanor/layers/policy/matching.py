@@ -1,19 +1,39 @@
 """Rules applied to text: whole messages and tool calls, and answers that arrive in pieces.
 
 In: rules, and text, a turn or events. Out: the same redacted or masked, or the rule that refuses it. Matching
-works on folded text; spans are mapped back to the original.
+works on folded text; spans are mapped back to the original. Time is linear in the text, and a piece of an
+answer costs what the rules hold back, not what came before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from demeanor.core.folding import Folded
-from demeanor.core.personal_data import Span
-from demeanor.core.types import Event, Message, Passage, Prompted, Text, ToolCall, ToolResult, Turn
+from demeanor.core.phone_numbers import BEHIND, Span
+from demeanor.core.types import (
+    Citation,
+    Event,
+    LeftOut,
+    Message,
+    Passage,
+    Prompted,
+    PromptRead,
+    Refusal,
+    Text,
+    TokenLogprob,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    Trust,
+    Turn,
+)
 from demeanor.layers.policy.rules import Rule
 
 
@@ -28,13 +48,18 @@ class Hit:
 def hits(rules: Sequence[Rule], text: str) -> list[Hit]:
     """Return every match of every rule in a whole text, rule by rule."""
     folded = Folded(text)
-    found = []
-    for rule in rules:
-        at = 0
-        while (span := rule.find(folded.text, at)) is not None:
-            found.append(Hit(rule, folded.span(*span)))
-            at = span[1]
-    return found
+    whole = folded.text
+    return [Hit(rule, folded.span(*span)) for rule in rules for span in rule.find(whole, 0)]
+
+
+def first(rules: Sequence[Rule], *texts: str) -> Rule | None:
+    """Return the first rule that matches in one of the texts."""
+    for text in texts:
+        folded = Folded(text).text
+        for rule in rules:
+            if any(True for _ in rule.find(folded, 0)):
+                return rule
+    return None
 
 
 def redacted(text: str, found: Sequence[Hit]) -> str:
@@ -56,15 +81,21 @@ class OutputFilter:
         self._rules, self._by = rules, by
         self._folded = Folded()
         self._searched = [0] * len(rules)  # folded position from which each rule searches on
-        self._hits: list[Hit] = []  # redactions that are not released yet
+        self._due = [0] * len(rules)  # folded length from which on a rule without a longest match searches
+        self._hits: list[tuple[int, int, int]] = []  # begin, rule and end of redactions not released yet
         self._released = 0  # original characters that were released or replaced
-        self._makers: list[tuple[int, str]] = []  # end of a piece, and the layer that made it
+        self._makers: deque[tuple[int, str]] = deque()  # end of a piece, and the layer that made it
         self.altered = False
+
+    @property
+    def waiting(self) -> int:
+        """Characters that have not left."""
+        return self._folded.lengths[1] - self._released
 
     def add(self, text: Text) -> tuple[list[Text], Rule | None]:
         """Add a piece; returns what may be released now, and the rule that refuses the answer, if any."""
         self._folded.add(text.text)
-        self._makers.append((len(self._folded.original), text.by))
+        self._makers.append((self._folded.lengths[1], text.by))
         return self._judge(final=False)
 
     def finish(self) -> tuple[list[Text], Rule | None]:
@@ -72,45 +103,54 @@ class OutputFilter:
         return self._judge(final=True)
 
     def _judge(self, *, final: bool) -> tuple[list[Text], Rule | None]:
-        judged = len(self._folded.text)
+        judged, whole = self._folded.lengths
         for i, rule in enumerate(self._rules):
-            horizon = len(self._folded.text) if final else self._horizon(rule)
+            horizon = self._folded.lengths[0] if final else self._horizon(rule)
             if self._search(i, horizon, final):
                 return [], rule
             if rule.hold != "stream":
                 judged = min(judged, horizon)
-        return self._release(len(self._folded.original) if final else self._folded.before(judged)), None
+        return self._release(whole if final else self._folded.before(judged)), None
 
     def _horizon(self, rule: Rule) -> int:
         """Return the position before which all matches of a rule that begin there are complete."""
-        length = len(self._folded.text)
+        length = self._folded.lengths[0]
         return {"buffer": 0, "window": max(0, length - rule.window), "stream": length}[rule.hold]
 
     def _search(self, i: int, horizon: int, final: bool) -> bool:
         """Store the matches that begin before the horizon; True if one refuses the answer."""
-        rule, text = self._rules[i], self._folded.text
-        while self._searched[i] < horizon:
-            span = rule.find(text, self._searched[i])
-            if span is not None and rule.hold == "stream" and span[1] == len(text) and not final:
+        rule, length, start = self._rules[i], self._folded.lengths[0], self._searched[i]
+        if start >= horizon or (length < self._due[i] and not final):
+            return False
+        base = max(0, start - BEHIND)
+        for begin, end in rule.find(self._folded.part(base), start - base):
+            begin, end = begin + base, end + base
+            if begin >= horizon:
+                break
+            if rule.hold == "stream" and end == length and not final:
                 return False  # it may still become longer
-            if span is None or span[0] >= horizon:
-                self._searched[i] = self._searched[i] if rule.hold == "stream" else horizon
-                return False
             if rule.refuses:
                 return True
-            self._hits.append(Hit(rule, self._folded.span(*span)))
-            self._searched[i] = span[1]
+            self._hits.append((self._folded.origin(begin), i, self._folded.span(begin, end)[1]))
+            self._searched[i] = end
+        if rule.hold != "stream":
+            self._searched[i] = max(self._searched[i], horizon)
+        elif rule.longest is not None:
+            self._searched[i] = max(start, length - rule.longest)
+        else:
+            self._due[i] = length + length // 64  # a match may begin anywhere: search when it has grown
         return False
 
     def _release(self, limit: int) -> list[Text]:
         """Release the original up to `limit`, with redactions that begin before it applied."""
+        if limit <= self._released:
+            return []
         released: list[Text] = []
-        due = [hit for hit in self._hits if hit.span[0] < limit]
-        for hit in sorted(due, key=lambda h: (h.span[0], self._rules.index(h.rule))):
-            self._hits.remove(hit)
-            start, end = hit.span
+        due = sorted(hit for hit in self._hits if hit[0] < limit)
+        self._hits = [hit for hit in self._hits if hit[0] >= limit]
+        for start, i, end in due:
             if start >= self._released:
-                released += [*self._pieces(start), Text(hit.rule.reply, by=self._by)]
+                released += [*self._pieces(start), Text(self._rules[i].reply, by=self._by)]
                 self.altered = True
             self._released = max(self._released, end)
         return [*released, *self._pieces(limit)]
@@ -122,82 +162,229 @@ class OutputFilter:
             end, by = self._makers[0]
             stop = min(end, limit)
             if stop > self._released:
-                found.append(Text(self._folded.original[self._released : stop], by=by))
+                found.append(Text(self._folded.original_part(self._released, stop), by=by))
                 self._released = stop
             if end <= limit:
-                self._makers.pop(0)
+                self._makers.popleft()
         return found
 
 
-def judge_turn(turn: Turn, rules: Sequence[Rule]) -> Turn | Rule:
-    """Return the redacted turn, or the first rule that refuses it; a rule reads text of its `trust` or
-    less."""
-    messages = []
-    for message in turn.messages:
-        matching = [r for r in rules if message.authority <= r.trust]
-        outcome = _message(message, matching) if matching else message
-        if isinstance(outcome, Rule):
-            return outcome
-        messages.append(outcome)
-    return replace(turn, messages=tuple(messages))
+# ---- requests ----
+
+
+def size(turn: Turn) -> int:
+    """Return the characters of a turn that rules may read; schemas are counted when they are read."""
+    texts = [
+        len(m.content) + sum(len(c.name) + len(c.arguments) for c in m.tool_calls) for m in turn.messages
+    ]
+    form = turn.decoding.form
+    return sum(texts) + sum(len(t.description) for t in turn.tools) + (len(form.text) if form else 0)
+
+
+def judge_turn(turn: Turn, rules: Sequence[Rule]) -> tuple[Turn | Rule, tuple[LeftOut, ...]]:
+    """Return the redacted turn or the first rule that refuses it, and the earlier turns that were left out.
+
+    A rule reads text of its `trust` or less. The current turn begins with the last user message. An earlier
+    one with a message that a rule refuses is not read by the model, and refuses nothing.
+    """
+    refused = _offered(turn, rules)
+    if isinstance(refused, Rule):
+        return refused, ()
+    turn, left_out = refused, list[LeftOut]()
+    users = [i for i, m in enumerate(turn.messages) if m.role == "user"]
+    bounds = sorted({0, *users, len(turn.messages)})
+    kept: list[Message] = []
+    for begin, end in pairwise(bounds):
+        outcomes = [
+            _message(m, [r for r in rules if m.authority <= r.trust]) for m in turn.messages[begin:end]
+        ]
+        refusing = [(m, o) for m, o in zip(turn.messages[begin:end], outcomes) if isinstance(o, Rule)]
+        is_earlier = begin < (users[-1] if users else 0)
+        lasting = next((rule for m, rule in refusing if not is_earlier or m.role in OPERATORS), None)
+        if lasting is not None:
+            return lasting, ()
+        if refusing:
+            spared = [o for o in outcomes if isinstance(o, Message) and o.role in OPERATORS]
+            rule = refusing[0][1]
+            left_out.append(LeftOut(rule.name, rule.reason, end - begin - len(spared)))
+            kept += spared
+        else:
+            kept += [o for o in outcomes if isinstance(o, Message)]
+    return replace(turn, messages=tuple(kept)), tuple(left_out)
+
+
+OPERATORS = frozenset({"system", "developer"})  # their messages belong to no turn
+
+
+def _offered(turn: Turn, rules: Sequence[Rule]) -> Turn | Rule:
+    """Return the turn with redacted tool descriptions, or the rule that refuses its tools or format.
+
+    A caller's tools and output format have a developer's authority; a match in a name or schema always
+    refuses, because a redacted one would mean something else.
+    """
+    rules = [rule for rule in rules if rule.trust >= Trust.DEVELOPER]
+    if not rules or not (turn.tools or turn.decoding.form):
+        return turn
+    tools = list[ToolSpec]()
+    for tool in turn.tools:
+        description = _text(tool.description, rules)
+        refused = first(rules, tool.name, "\n".join(_leaves(tool.parameters)))
+        if refused or isinstance(description, Rule):
+            return description if isinstance(description, Rule) else refused or turn
+        tools.append(replace(tool, description=description))
+    form = turn.decoding.form
+    texts = [] if form is None else [form.text, "\n".join(_strings(form.text))]
+    return first(rules, *texts) or replace(turn, tools=tuple(tools))
 
 
 def _message(message: Message, rules: Sequence[Rule]) -> Message | Rule:
     """Return a redacted message of the request, or the rule that refuses it."""
-    content = _text(message.content, rules)
-    if isinstance(content, Rule):
-        return content
+    if not rules:
+        return message
+    content, name = _text(message.content, rules), _text(message.name or "", rules)
     calls = [judge_call(call, rules) for call in message.tool_calls]
-    refused = next((c for c in calls if isinstance(c, Rule)), None)
-    return refused or replace(
-        message, content=content, tool_calls=tuple(c for c in calls if isinstance(c, ToolCall))
+    refused = next((x for x in (content, name, *calls) if isinstance(x, Rule)), None)
+    if refused is not None or isinstance(content, Rule) or isinstance(name, Rule):
+        return refused or message
+    return replace(
+        message,
+        content=content,
+        name=message.name and name,
+        tool_calls=tuple(c for c in calls if isinstance(c, ToolCall)),
+        tool_call_id=message.tool_call_id and opaque(message.tool_call_id, rules),
     )
 
 
 def _text(text: str, rules: Sequence[Rule]) -> str | Rule:
-    found = hits(rules, text)
-    refusing = next((hit.rule for hit in found if hit.rule.refuses), None)
-    return refusing or redacted(text, found)
+    """Return a redacted text, or the first rule that refuses it."""
+    if not text:
+        return text
+    refused = first([rule for rule in rules if rule.refuses], text)
+    return refused or redacted(text, hits([rule for rule in rules if not rule.refuses], text))
 
 
 def judge_call(call: ToolCall, rules: Sequence[Rule]) -> ToolCall | Rule:
-    """Return a redacted tool call, or the rule that refuses it; hits hidden by JSON escapes always refuse."""
+    """Return a redacted tool call, or the rule that refuses it.
+
+    A match in the name, or one that JSON escapes hide, always refuses; an id that matches is replaced.
+    """
     arguments = _text(call.arguments, rules)
     if isinstance(arguments, Rule):
         return arguments
-    hidden = hits(rules, "\n".join(_strings(arguments)))
-    return hidden[0].rule if hidden else replace(call, arguments=arguments)
+    refused = first(rules, call.name, "\n".join(_strings(arguments)))
+    return refused or replace(call, id=opaque(call.id, rules), arguments=arguments)
 
 
-def _strings(arguments: str) -> list[str]:
+def opaque(id_: str, rules: Sequence[Rule]) -> str:
+    """Return an id without any match: itself, or letters that depend on it."""
+    if first(rules, id_) is None:
+        return id_
+    return "call_" + "".join(chr(ord("a") + byte % 26) for byte in hashlib.sha256(id_.encode()).digest()[:16])
+
+
+def _strings(text: str) -> list[str]:
     """Return every string and number in JSON text, keys included."""
     try:
-        value = json.loads(arguments)
+        return _leaves(json.loads(text))
     except (ValueError, RecursionError):
         return []
+
+
+def _leaves(value: Any) -> list[str]:
+    """Return every string and number of a JSON value, keys included."""
     found, left = [], [value]
     while left:
         item: Any = left.pop()
-        if isinstance(item, dict):
+        if isinstance(item, Mapping):
             left += [*item.keys(), *item.values()]
-        elif isinstance(item, list):
+        elif isinstance(item, list | tuple):
             left += item
         elif item is not None and not isinstance(item, bool):
             found.append(str(item))
     return found
 
 
+# ---- what leaves beside the answer ----
+
+
 def masked(event: Event, rules: Sequence[Rule]) -> Event:
-    """Mask an event about the way to the answer: passages, tool results and prompts."""
+    """Mask an event about the way to the answer: passages, citations, tool results, prompts and
+    refusals by inner layers."""
 
     def mask(text: str) -> str:
-        return redacted(text, hits(rules, text))
+        return redacted(text, hits(rules, text)) if text else text
 
     if isinstance(event, Passage):
-        return replace(event, text=mask(event.text))
+        return replace(event, id=mask(event.id), text=mask(event.text), source=mask(event.source))
+    if isinstance(event, Refusal):
+        return replace(event, text=mask(event.text), reason=mask(event.reason))
+    if isinstance(event, Citation):
+        return replace(event, passage_id=mask(event.passage_id))
     if isinstance(event, ToolResult):
-        return replace(event, content=mask(event.content))
+        call_id = opaque(event.call_id, rules)
+        return replace(event, call_id=call_id, name=mask(event.name), content=mask(event.content))
     if isinstance(event, Prompted):
-        messages = tuple(replace(m, content=mask(m.content)) for m in event.messages)
-        return replace(event, messages=messages)
+        return replace(event, messages=tuple(_masked(m, mask) for m in event.messages))
+    if isinstance(event, PromptRead):
+        kept = alternatives(list(zip(event.tokens, event.top)), rules)
+        return replace(event, top=tuple(kept))
     return event
+
+
+def _masked(message: Message, mask: Callable[[str], str]) -> Message:
+    calls = tuple(replace(c, name=mask(c.name), arguments=mask(c.arguments)) for c in message.tool_calls)
+    return replace(
+        message, content=mask(message.content), name=message.name and mask(message.name), tool_calls=calls
+    )
+
+
+Alternatives = tuple[tuple[str, float], ...]
+CONTEXT = 64  # characters of the answer before a token that its alternatives are read with
+
+
+def allowed(logprobs: Sequence[TokenLogprob], rules: Sequence[Rule]) -> tuple[TokenLogprob, ...]:
+    """Return log-probabilities without the alternatives that a rule forbids."""
+    kept = alternatives([(t.token, t.top) for t in logprobs], rules)
+    return tuple(replace(token, top=top) for token, top in zip(logprobs, kept))
+
+
+def alternatives(tokens: Sequence[tuple[str, Alternatives]], rules: Sequence[Rule]) -> list[Alternatives]:
+    """Return each token's alternatives without those that a rule matches.
+
+    An alternative is read behind the text before its token, and in a row with those of the same rank.
+    """
+    places = [(i, k) for i, (_, top) in enumerate(tokens) for k in range(len(top))]
+    if not places:
+        return [top for _, top in tokens]
+    before, text = list[str](), ""
+    for token, _ in tokens:
+        before.append(text)
+        text = (text + token)[-CONTEXT:]
+    one = ((i, k, before[i], tokens[i][1][k][0]) for i, k in places if tokens[i][1][k][0] != tokens[i][0])
+    rows = ((i, k, "", tokens[i][1][k][0]) for k, i in sorted((k, i) for i, k in places))
+    wrong = _forbidden(one, "\n\n", rules) | _forbidden(rows, "", rules)
+    return [tuple(a for k, a in enumerate(top) if (i, k) not in wrong) for i, (_, top) in enumerate(tokens)]
+
+
+def _forbidden(
+    pieces: Iterator[tuple[int, int, str, str]], between: str, rules: Sequence[Rule]
+) -> set[tuple[int, int]]:
+    """Return the places (token, rank) of pieces that a match touches, in all pieces joined."""
+    folded, owners, texts, at = Folded(), list[tuple[int, int, int, int]](), list[str](), 0
+    for i, k, context, piece in pieces:
+        at += len(context)
+        owners.append((at, at + len(piece), i, k))
+        at += len(piece) + len(between)
+        texts += [context, piece, between]
+    folded.add("".join(texts))
+    whole, local = folded.text, [rule for rule in rules if rule.weigh is None]
+    found = sorted(folded.span(*span) for rule in local for span in rule.find(whole, 0))
+    wrong, first_owner = set[tuple[int, int]](), 0
+    for begin, end in found:
+        while first_owner < len(owners) and owners[first_owner][1] <= begin:
+            first_owner += 1
+        at = first_owner
+        while at < len(owners) and owners[at][0] < end:
+            wrong.add(owners[at][2:])
+            at += 1
+    return wrong

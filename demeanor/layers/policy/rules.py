@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
@@ -19,7 +20,8 @@ from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_valid
 
 from demeanor.core import files, registry
 from demeanor.core.errors import Problem, SpecError
-from demeanor.core.personal_data import DETECTORS, Find, Span
+from demeanor.core.personal_data import DETECTORS, Find
+from demeanor.core.phone_numbers import Span
 from demeanor.core.types import Trust
 from demeanor.core.validation import parse
 
@@ -72,7 +74,7 @@ class RuleSpec(registry.Spec):
     pattern: str | None = Field(
         None, min_length=1, description="RE2 pattern; case counts unless it begins with (?i)"
     )
-    detector: Literal["card", "email", "iban", "phone"] | None = Field(
+    detector: Literal["card", "email", "iban", "ip", "phone", "ssn"] | None = Field(
         None, description="personal data, check digits included"
     )
     cues: dict[str, FiniteFloat] | None = Field(
@@ -91,9 +93,10 @@ class RuleSpec(registry.Spec):
         description="what the user reads instead: of everything (refuse), of the match "
         "(redact; null: the rule's name in brackets)",
     )
-    hold: Literal["buffer", "window", "stream"] = Field(
-        "buffer",
-        description="unjudged text: buffer holds all, window as much as one match needs, stream none",
+    hold: Literal["buffer", "window", "stream"] | None = Field(
+        None,
+        description="unjudged text: buffer holds all, window as much as one match needs, stream none; "
+        "null: window if a longest match exists, else buffer",
     )
     window: int | None = Field(
         None, gt=0, description="characters that wait (hold: window); null: as many as the longest match"
@@ -127,7 +130,7 @@ class RuleSpec(registry.Spec):
             raise ValueError("wanted a pattern, a detector or cues, and one of them only")
         if (self.cues is None) != (self.threshold is None):
             raise ValueError("cues and threshold go together: from which score on is it refused?")
-        if self.cues is not None and (self.action == "redact" or self.hold != "buffer"):
+        if self.cues is not None and (self.action == "redact" or self.holds != "buffer"):
             raise ValueError("cues score a whole text. Wanted action: refuse and hold: buffer")
         if self.action == "refuse" and self.reply is None:
             raise ValueError("reply is missing: what the user reads instead of a refused answer")
@@ -136,16 +139,16 @@ class RuleSpec(registry.Spec):
                 "trust is about the author of a request; an answer is the model's. "
                 "Wanted on: input, or no trust"
             )
-        if self.on == "input" and (self.hold != "buffer" or self.window is not None):
+        if self.on == "input" and (self.hold not in (None, "buffer") or self.window is not None):
             raise ValueError(
                 "hold and window are about answers; a request is always judged whole. "
                 "Wanted on: output or both"
             )
-        if self.window is not None and self.hold != "window":
-            raise ValueError(f"window is read with hold: window only, and hold is {self.hold}")
+        if self.window is not None and self.holds != "window":
+            raise ValueError(f"window is read with hold: window only, and hold is {self.holds}")
         if self.hold == "stream" and self.action == "redact":
             raise ValueError("text that has left cannot be redacted. Wanted hold: window, or buffer")
-        if self.hold == "window":
+        if self.holds == "window":
             self._window_holds_a_match()
         return self
 
@@ -163,8 +166,15 @@ class RuleSpec(registry.Spec):
             )
 
     @property
+    def holds(self) -> Literal["buffer", "window", "stream"]:
+        """`hold`, or what null stands for."""
+        return self.hold or ("buffer" if self.longest is None else "window")
+
+    @property
     def longest(self) -> int | None:
         """Characters of the longest match; None if there is no bound."""
+        if self.cues:
+            return None
         return DETECTORS[self.detector].width if self.detector else _widths(self.pattern or "")[1]
 
 
@@ -185,7 +195,10 @@ class PolicySpec(registry.Spec):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A compiled rule: `find` returns the first match that begins at or after a position of a folded text."""
+    """A compiled rule: `find` yields the matches that begin at or after a position of a folded text, in order.
+
+    `longest` is the length of the longest match, None if there is no bound.
+    """
 
     name: str
     on: Literal["input", "output", "both"]
@@ -194,6 +207,7 @@ class Rule:
     reply: str
     hold: Literal["buffer", "window", "stream"]
     window: int
+    longest: int | None
     trust: Trust
     find: Find
     weigh: Weigh | None = None  # score of a folded text, for rules of cues
@@ -210,15 +224,16 @@ def rule(spec: RuleSpec) -> Rule:
     if spec.cues:
         find, weigh = _scored(spec.cues, spec.threshold or 0.0)
     else:
-        find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "")
+        find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "", spec.longest)
     return Rule(
         spec.name,
         spec.on,
         spec.action == "refuse",
         spec.reason,
         spec.reply or f"[{spec.name}]",
-        spec.hold,
+        spec.holds,
         spec.window or spec.longest or 0,
+        spec.longest,
         Trust[(spec.trust or "user").upper()],
         find,
         weigh,
@@ -230,17 +245,34 @@ def compiled(pattern: str) -> re2._Regexp:
     return re2.compile(pattern, _OPTIONS)
 
 
-def _pattern(pattern: str) -> Find:
+MAX_SCANS, MAX_SCAN = 1_000, 2_000
+
+
+def _pattern(pattern: str, longest: int | None) -> Find:
+    """Return a `find` that takes time linear in the text.
+
+    A search for a match without a bound may read to the end of the text and be shortened to a few characters,
+    so after the first 1,000 matches such a rule reads 2,000 characters ahead at most.
+    """
     regexp = compiled(pattern)
 
-    def find(text: str, start: int) -> Span | None:
-        while (match := regexp.search(text, start)) is not None:
-            if match.end() > match.start():
-                return match.start(), match.end()
-            start = match.end() + 1
-            if start > len(text):
-                return None
-        return None
+    def find(text: str, start: int) -> Iterator[Span]:
+        found = (m.span() for m in regexp.finditer(text, start) if m.end() > m.start())
+        if longest is not None:
+            yield from found
+            return
+        at, scans = start, 0
+        for span in islice(found, MAX_SCANS):
+            at, scans = span[1], scans + 1
+            yield span
+        while scans == MAX_SCANS and at < len(text):
+            base = max(0, at - 1)
+            match = regexp.search(text[base : at + 2 * MAX_SCAN], at - base)
+            if match is None or match.start() + base >= at + MAX_SCAN or match.end() == match.start():
+                at += MAX_SCAN
+                continue
+            at = match.end() + base
+            yield match.start() + base, at
 
     return find
 
@@ -253,11 +285,11 @@ def _scored(cues: Mapping[str, float], threshold: float) -> tuple[Find, Weigh]:
     def weigh(text: str) -> float:
         return math.fsum(weight for regexp, weight in known if regexp.search(text) is not None)
 
-    def find(text: str, start: int) -> Span | None:
+    def find(text: str, start: int) -> Iterator[Span]:
         if start or (score := weigh(text)) <= 0 or score < threshold - ROUNDING:
-            return None
+            return
         seen = [match for regexp, _ in known if (match := regexp.search(text)) is not None]
-        return min(match.start() for match in seen), max(match.end() for match in seen)
+        yield min(match.start() for match in seen), max(match.end() for match in seen)
 
     return find, weigh
 
