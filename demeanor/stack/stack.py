@@ -403,7 +403,7 @@ def load(
         problems += validate.references(spec, str(file))
         problems += validate.files(spec, file.parent, str(file), names or {})
     if problems or spec is None:
-        raise SpecError(problems)
+        raise SpecError(validate.placed(problems, raw))
     serve = spec.weights.serve or [name for name, policy in answering(spec).items() if policy][-1]
     stack = Stack(spec, file.parent, file, objectives, tuple(layers), serve, spec.name)
     for i, model_id in enumerate(spec.serve.publish):

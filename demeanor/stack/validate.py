@@ -21,10 +21,12 @@ from demeanor.core.errors import Problem, SpecError, unknown
 from demeanor.core.registry import Spec
 from demeanor.core.validation import parse
 from demeanor.stack.schema import (
+    Adapter,
     AnyStage,
     Import,
     ImportStage,
     MergeStage,
+    Optim,
     QuantiseStage,
     Remote,
     Scratch,
@@ -143,6 +145,66 @@ def plugin(
     settings = {k: v for k, v in raw.items() if k not in drop}
     spec, found = parse(registry.spec_of(package, kind), settings, where)
     return spec, [Problem(p.where.replace(f"{where}: ", f"{where}."), p.what) for p in found]
+
+
+ELSEWHERE = {  # settings of other trainers, and what says the same here
+    "learning_rate": "optim.lr",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_rows",
+    "batch_size": "batch_rows",
+    "max_length": "max_tokens",
+    "max_seq_length": "max_tokens",
+    "warmup_ratio": "optim.warmup",
+    "max_grad_norm": "optim.clip_norm",
+    "lr_scheduler_type": "optim.schedule",
+    "lora_r": "adapter.rank",
+    "r": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "target_modules": "adapter.targets",
+    "loss_type": "objective.kind",
+    "train_file": "data",
+    "dataset_name": "data",
+    "ref_model": "uses.reference",
+}
+NEEDLESS = {
+    "gradient_accumulation_steps": "batch_rows is the rows of a step, and micro-batches never change the result",
+    "gradient_checkpointing": "`demeanor train --recompute` does it, and it is no part of the stack",
+    "bf16": "the number format is no setting of a stack",
+    "fp16": "the number format is no setting of a stack",
+}
+
+
+def placed(problems: Sequence[Problem], raw: Any) -> list[Problem]:
+    """Return the problems with the place of every setting that stands at a stage and belongs elsewhere."""
+    found = []
+    for problem in problems:
+        match = re.search(r"weights\.stages\[(\d+)\]\.(\w+)$", problem.where)
+        hint = _place(raw["weights"]["stages"][int(match[1])], match[2]) if match else None
+        if hint is not None and match is not None and problem.what.startswith("unknown setting"):
+            problem = Problem(problem.where, f"unknown setting '{match[2]}' of a stage. {hint}")
+        found.append(problem)
+    return found
+
+
+def _place(stage: Any, name: str) -> str | None:
+    """Return where a setting belongs that a stage does not have, with the line to write."""
+    if name in NEEDLESS:
+        return f"Leave it out: {NEEDLESS[name]}"
+    value, objective = json.dumps(stage[name]), stage.get("objective")
+    kind = objective.get("kind") if isinstance(objective, dict) else None
+    known = kind in registry.known("demeanor.objectives")
+    if known and name in registry.spec_of("demeanor.objectives", str(kind)).model_fields:
+        return f"It belongs to the objective: objective: {{kind: {kind}, {name}: {value}}}"
+    parts: dict[str, type[Spec]] = {"optim": Optim, "adapter": Adapter, "data": Source}
+    nested = next((f"{part}.{name}" for part, spec in parts.items() if name in spec.model_fields), None)
+    path = ELSEWHERE.get(name, nested)
+    if path is None:
+        return None
+    part, _, inner = path.partition(".")
+    written = f"{part}: {{{inner}: {value}}}" if inner else f"{part}: {value}"
+    return f"{'It belongs to' if inner else 'Here it is called'} {part}: {written}".replace(
+        f"called {part}: ", "called: "
+    )
 
 
 def objectives(spec: StackSpec, where: str) -> tuple[dict[str, Spec], list[Problem]]:
@@ -337,6 +399,7 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
     problems: list[Problem] = []
     if isinstance(base, Import):
         problems += _checkpoint(base.path, root, f"{where}: weights.base.path")
+        problems += _too_long(stages, root / base.path, where)
     elif isinstance(base, Scratch):
         sources.append(("weights.base", base.data))
     for i, stage in enumerate(stages):
@@ -368,6 +431,23 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
             what = "'model' means an imported base's own template; a scratch base has none"
             problems.append(Problem(f"{where}: {here}", what))
     return problems
+
+
+def _too_long(stages: Sequence[AnyStage], folder: Path, where: str) -> list[Problem]:
+    """Check that no stage has rows longer than the context that an imported base declares."""
+    config = _json(folder / "config.json")
+    inner = config.get("text_config")
+    context = config.get("max_position_embeddings") or (inner or {}).get("max_position_embeddings")
+    if not isinstance(context, int):
+        return []
+    return [
+        Problem(
+            f"{where}: weights.stages[{i}].max_tokens",
+            f"got {stage.max_tokens}, wanted at most {context}, the context of {folder}; leave it out for that",
+        )
+        for i, stage in enumerate(stages)
+        if isinstance(stage, Stage) and (stage.max_tokens or 0) > context
+    ]
 
 
 def _suite(name: str, root: Path, known: Sequence[str], where: str, noun: str = "suite") -> list[Problem]:

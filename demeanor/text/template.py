@@ -163,7 +163,11 @@ def load_template(name: str, tokenizer: Tokenizer, *, folder: Path | None, root:
         path = root / name
         if not path.is_file():
             raise DataError(f"{path}: no such file; wanted a jinja chat template")
-        return JinjaTemplate(name, tokenizer, path.read_text(encoding="utf-8"))
+        try:
+            source = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+        return JinjaTemplate(name, tokenizer, source)
     known = registry.known(TEMPLATES)
     if name not in known:
         raise DemeanorError(
@@ -333,7 +337,7 @@ class JinjaTemplate:
 
     def _write(self, rows: Sequence[Mapping[str, Any]], job: _Job, generate: bool) -> Written:
         shown = None
-        if job.tools and self._knows("tool list"):
+        if job.tools and self.knows("tool list"):
             shown = _hide([tool_json(t) for t in job.tools], self._strings(True), job.hidden)
         given = {**job.extra, **self._constants, "tools": shown, "add_generation_prompt": generate}
         return self._source.write(rows, job.now, job.marks, **given)
@@ -343,21 +347,21 @@ class JinjaTemplate:
         rows: list[dict[str, Any]] = []
         of: list[int] = []
         own = False  # the last row has the role that its message has
-        if job.tools and not self._knows("tool list"):
+        if job.tools and not self.knows("tool list"):
             listed = TOOLS + "\n".join(json.dumps(tool_json(t), ensure_ascii=False) for t in job.tools)
             rows.append({"role": "system", "content": _hide(listed, self._strings(True), job.hidden)})
         for message in numbered(messages):
             row = self._row(message, job.hidden)
             early = all(r["role"] == "system" for r in rows)
-            if row["role"] == "system" and not self._knows(
+            if row["role"] == "system" and not self.knows(
                 "system user" if early else "user assistant system user"
             ):
                 row["role"] = "user"
             begins = "system assistant user" if rows else "assistant user"
-            if row["role"] == "assistant" and early and not self._knows(begins):
+            if row["role"] == "assistant" and early and not self.knows(begins):
                 rows.append({"role": "user", "content": ""})
             role, kept = row["role"], row["role"] == message.role
-            if rows and role == rows[-1]["role"] and not (own and kept and self._knows(f"{role} {role}")):
+            if rows and role == rows[-1]["role"] and not (own and kept and self.knows(f"{role} {role}")):
                 rows[-1] = {**rows[-1], "content": f"{rows[-1]['content']}\n\n{row['content']}"}
             else:
                 rows.append(row)
@@ -372,9 +376,9 @@ class JinjaTemplate:
         else:
             content = _hide(message.content, self._strings(True), hidden)
         role: str = message.role
-        if role == "developer" and not self._knows("developer user"):
+        if role == "developer" and not self.knows("developer user"):
             role = "system"
-        if role == "data" or (role == "tool" and not self._knows("tool")):
+        if role == "data" or (role == "tool" and not self.knows("tool")):
             fence = BLOCKS[role]
             return {"role": "user", "content": f"<{fence}>\n{neutral(content, (f'</{fence}>',))}\n</{fence}>"}
         row: dict[str, Any] = {"role": role, "content": content}
@@ -383,26 +387,26 @@ class JinjaTemplate:
             row |= {"reasoning_content": reasoning, "thinking": reasoning}  # as transformers names it
         if role == "tool":
             optional = {"tool_call_id": message.tool_call_id, "name": message.name}
-            if message.tool_call_id is not None and self._knows("short ids"):
+            if message.tool_call_id is not None and self.knows("short ids"):
                 optional["tool_call_id"] = short_id(message.tool_call_id)
             row |= _hide({k: v for k, v in optional.items() if v is not None}, self._strings(True), hidden)
-        if message.tool_calls and not self._knows("calls"):
+        if message.tool_calls and not self.knows("calls"):
             texts = [_hide(call_text(c), self._strings(True), hidden) for c in message.tool_calls]
             written = "\n".join(f"{CALL}\n{text}\n{CALLED}" for text in texts)
             row["content"] = f"{content}\n{written}" if content else written
         elif message.tool_calls:
             calls = call_json(message.tool_calls)
             for call in calls:
-                if not self._knows("calls as text"):
+                if not self.knows("calls as text"):
                     call["function"]["arguments"] = _value(call["function"]["arguments"])
-                if self._knows("short ids"):
+                if self.knows("short ids"):
                     call["id"] = short_id(call["id"])
             row["tool_calls"] = _hide(calls, self._strings(True), hidden)
         return row
 
     # ---- what the source can write ----
 
-    def _knows(self, what: str) -> bool:
+    def knows(self, what: str) -> bool:
         """Whether the source writes an order of roles, calls or tools: it is tried once, on a few words."""
         if what not in self._known:
             self._known[what] = self._tries(what)
@@ -419,12 +423,12 @@ class JinjaTemplate:
         if what == "calls as text":
             return not self._calls({})
         if what == "short ids":
-            form = {"as_text": self._knows("calls as text")}
-            return self._knows("calls") and not self._calls({**form, "id": "call_0123456789ab"})
+            form = {"as_text": self.knows("calls as text")}
+            return self.knows("calls") and not self._calls({**form, "id": "call_0123456789ab"})
         if what == "tool":
             rows = (
-                _called(as_text=self._knows("calls as text"))
-                if self._knows("calls")
+                _called(as_text=self.knows("calls as text"))
+                if self.knows("calls")
                 else _said("user assistant")
             )
             found = self._tried(

@@ -55,7 +55,7 @@ def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
     stage = stack.stage(name)
     if not isinstance(stage, Stage):
         raise UsageError(f"{name}: is not trained and so has no rows; name a stage that is trained")
-    folder = _tokenizer_folder(stack, runs)
+    folder = tokenizer_folder(stack, runs)
     tokenizer = tokenizers.load(folder)
     template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)
     base = stack.spec.weights.base
@@ -96,7 +96,7 @@ def _rows(stack: Stack, source: Source, wants: Want) -> Sequence[TrainingRow]:
     return sources.rows(source, root=stack.root, want=wants, say=lambda said: None)
 
 
-def _tokenizer_folder(stack: Stack, runs: Runs) -> Path:
+def tokenizer_folder(stack: Stack, runs: Runs) -> Path:
     """The folder of the base's tokenizer, which every stage shares."""
     base = stack.spec.weights.base
     if isinstance(base, Import):
