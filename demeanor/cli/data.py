@@ -143,7 +143,8 @@ def _print_stage(found: Inspection, console: Console) -> None:
         "out"
     )
     if found.disagreements:
-        differ = f"prompts as trained and as served differ in {len(found.disagreements)} of {found.checked} checks:"
+        num = len(found.disagreements)
+        differ = f"{found.checked} prompts as trained, compared with the template and with its jinja: {num} differ:"
         console.print(Text("\n  ".join([differ, *found.disagreements[:3]]), style="red"))
     else:
         console.print(

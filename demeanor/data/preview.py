@@ -15,7 +15,7 @@ from demeanor.core.types import Example, Message, TrainingRow, Unpaired
 from demeanor.data.batches import coverage
 from demeanor.data.trees import Tree
 from demeanor.model.tensors import MISMATCHED
-from demeanor.text.template import Template
+from demeanor.text.template import Template, is_trained
 from demeanor.text.tokenizer import Tokenizer
 
 TRAINED, CONTEXT = "bold green", "dim"
@@ -57,9 +57,7 @@ def disagreements(rows: Iterable[tuple[TrainingRow, Tree]], serve: Template) -> 
     found = []
     for row, tree in rows:
         if isinstance(row, Example):
-            answered = (
-                i for i, m in enumerate(row.messages) if m.role == "assistant" and i >= row.trained_from
-            )
+            answered = (i for i in range(len(row.messages)) if is_trained(row.messages, i, row.trained_from))
             prompt = row.messages[: next(answered, 0)]
         else:
             prompt = row.prompt
@@ -83,7 +81,7 @@ def show_row(row: TrainingRow) -> Text:
         return text.append(f"{row.text}\n", style=TRAINED)
     shared = row.messages if isinstance(row, Example) else row.prompt
     for i, message in enumerate(shared):
-        trained = isinstance(row, Example) and message.role == "assistant" and i >= row.trained_from
+        trained = isinstance(row, Example) and is_trained(shared, i, row.trained_from)
         text.append(f"  {message.role}: ", style="cyan")
         text.append(f"{_written(message)}\n", style=TRAINED if trained else CONTEXT)
     if isinstance(row, Example):

@@ -190,7 +190,8 @@ def _place(stage: Any, name: str) -> str | None:
     """Return where a setting belongs that a stage does not have, with the line to write."""
     if name in NEEDLESS:
         return f"Leave it out: {NEEDLESS[name]}"
-    value, objective = json.dumps(stage[name]), stage.get("objective")
+    given, objective = stage[name], stage.get("objective")
+    value = given if isinstance(given, str) else json.dumps(given)
     kind = objective.get("kind") if isinstance(objective, dict) else None
     known = kind in registry.known("demeanor.objectives")
     if known and name in registry.spec_of("demeanor.objectives", str(kind)).model_fields:

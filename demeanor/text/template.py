@@ -349,16 +349,18 @@ class JinjaTemplate:
         own = False  # the last row has the role that its message has
         if job.tools and not self.knows("tool list"):
             listed = TOOLS + "\n".join(json.dumps(tool_json(t), ensure_ascii=False) for t in job.tools)
-            rows.append({"role": "system", "content": _hide(listed, self._strings(True), job.hidden)})
+            role = "system" if self.knows("system user") else "user"
+            rows.append({"role": role, "content": _hide(listed, self._strings(True), job.hidden)})
+        first = True  # no message but the system's has come
         for message in numbered(messages):
             row = self._row(message, job.hidden)
-            early = all(r["role"] == "system" for r in rows)
-            if row["role"] == "system" and not self.knows(
-                "system user" if early else "user assistant system user"
-            ):
+            place = "system user" if first else "user assistant system user"
+            first = first and row["role"] == "system"
+            if row["role"] == "system" and not self.knows(place):
                 row["role"] = "user"
             begins = "system assistant user" if rows else "assistant user"
-            if row["role"] == "assistant" and early and not self.knows(begins):
+            alone = row["role"] == "assistant" and all(r["role"] == "system" for r in rows)
+            if alone and not self.knows(begins):
                 rows.append({"role": "user", "content": ""})
             role, kept = row["role"], row["role"] == message.role
             if rows and role == rows[-1]["role"] and not (own and kept and self.knows(f"{role} {role}")):
@@ -378,7 +380,7 @@ class JinjaTemplate:
         role: str = message.role
         if role == "developer" and not self.knows("developer user"):
             role = "system"
-        if role == "data" or (role == "tool" and not self.knows("tool")):
+        if role in BLOCKS and not self.knows("data user" if role == "data" else "tool"):
             fence = BLOCKS[role]
             return {"role": "user", "content": f"<{fence}>\n{neutral(content, (f'</{fence}>',))}\n</{fence}>"}
         row: dict[str, Any] = {"role": role, "content": content}
@@ -438,7 +440,9 @@ class JinjaTemplate:
                 ]
             )
             return "probeend" in found
-        rows, known = _said(what), "developer" not in what or "developer" in self.jinja
+        # A template that writes any role by its name does not say that the model knows these two.
+        named = (re.search(f"['\"]{role}['\"]", self.jinja) for role in ("developer", "data") if role in what)
+        rows, known = _said(what), all(named)
         found = self._tried(rows) if known else ""
         return bool(found) and all(row["content"] in found for row in rows)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversations import bare
+from conversations import CALCULATOR, bare
 
 from demeanor.core.errors import DataError, TextError
 from demeanor.core.types import Message, ToolCall
@@ -129,6 +129,15 @@ def test_roles_that_a_template_refuses_are_written_into_turns_that_it_knows(
     for role in ("user", "model"):
         text = text.replace(f"<|im_start|>{role}\n", f"<{role}>")
     assert text.replace("<|im_end|>\n", "") == f"{written}<model>"
+
+
+def test_tools_stand_in_the_first_turn_of_a_template_that_knows_neither_them_nor_the_system() -> None:
+    rendered = JinjaTemplate("t", bare(), GEMMA).render(said(S, U), [CALCULATOR], generate=True)
+    text = bare().decode(rendered.tokens)
+    assert text.startswith("<|im_start|>user\nCall a function")
+    assert text.count("<|im_start|>") == 2
+    assert "Computes." in text
+    assert text.endswith("\n\nword 0?\n\nword 1?<|im_end|>\n<|im_start|>model\n")
 
 
 def test_a_conversation_that_an_assistant_begins_is_trained_where_no_prompt_comes_before_it() -> None:
