@@ -1,4 +1,4 @@
-"""One stage's data as training sees it, for `demeanor data show STACK`.
+"""One stage's data as training sees it, for `demeanor data show STACK`; what its chat template does not write.
 
 In: a Stack, the folder of runs, a stage. Out: an Inspection. Rows are read and rendered; nothing is trained.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.text import Text
 
 from demeanor.core import registry
-from demeanor.core.errors import CheckpointError, UsageError
-from demeanor.core.types import Example, TrainingRow
+from demeanor.core.errors import CheckpointError, DataError, TextError, UsageError
+from demeanor.core.types import Example, Message, ToolCall, ToolSpec, TrainingRow
 from demeanor.data import sources
 from demeanor.data.batches import Coverage, coverage
 from demeanor.data.preview import disagreements, longest, show
@@ -25,7 +25,8 @@ from demeanor.model import checkpoints
 from demeanor.stack.schema import Import, Remote, Source, Stage
 from demeanor.stack.stack import OBJECTIVES, Stack
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.template import JinjaTemplate, load_template
+from demeanor.text.template import JinjaTemplate, Template, load_template
+from demeanor.text.tokenizer import Tokenizer
 from demeanor.training import pipeline
 from demeanor.training.runs import Runs, import_folder
 
@@ -109,3 +110,63 @@ def tokenizer_folder(stack: Stack, runs: Runs) -> Path:
         f"{stack.path}: the base has no tokenizer before it is trained. "
         f"Run: demeanor train {stack.path} --stage base"
     )
+
+
+# What a chat template may not write, and what is done then (docs/text.md).
+INSTEAD = {
+    "system user": "a system message (it is put before the first user's text)",
+    "user assistant system user": "a later system message (it is put into the user's turn)",
+    "assistant user": "an answer that comes first (an empty user turn is put before it)",
+    "user user": "two user messages in a row (they are joined)",
+    "tool list": "tools (they are listed in the system turn)",
+    "calls": "tool calls (they are written as <tool_call> JSON)",
+    "tool": "tool results (they are fenced in a user's turn)",
+}
+CALL = ToolCall("call_0123456789ab", "probe_tool", '{"city": "Corkel"}')
+PROBE = (
+    Message("system", "Be brief."),
+    Message("user", "When?"),
+    Message("assistant", "", (CALL,), reasoning="probe reasoning"),
+    Message("tool", "12", tool_call_id=CALL.id, name=CALL.name),
+    Message("assistant", "12.", reasoning="probe reasoning"),
+)
+TOOL = ToolSpec("probe_tool", "Times.", {"type": "object", "properties": {"city": {"type": "string"}}})
+
+
+def template_notes(stack: Stack, runs: Runs) -> list[str]:
+    """Try the stack's templates on a conversation, and say what each does not write."""
+    base = stack.spec.weights.base
+    if isinstance(base, Remote):
+        return []
+    try:
+        folder = tokenizer_folder(stack, runs)
+    except CheckpointError:  # a base that is not trained yet has no tokenizer
+        return []
+    tokenizer = tokenizers.load(folder)
+    names = dict.fromkeys([stack.spec.template, base.template or stack.spec.template])
+    found = [load_template(name, tokenizer, folder=folder, root=stack.root) for name in names]
+    return [line for template in found for line in _tried(template, tokenizer)]
+
+
+def _tried(template: Template, tokenizer: Tokenizer) -> list[str]:
+    where = f"template {template.name}"
+    missing, notes = [], []
+    if isinstance(template, JinjaTemplate):
+        missing = [instead for order, instead in INSTEAD.items() if not template.knows(order)]
+        if "strftime_now" in template.jinja:
+            notes.append(f"{where}: writes today's date, so the same conversation differs from day to day")
+    try:
+        whole = template.render(PROBE, [TOOL], trained_from=len(PROBE) - 1)
+        if "probe reasoning" not in tokenizer.decode(whole.tokens):
+            missing.append("reasoning_content")
+        ends = [token in template.stop_tokens for token, trained in zip(*whole) if trained]
+        if not (template.stop or any(ends)):
+            notes.append(f"{where}: its generation blocks leave out the token that ends an answer")
+        template.render(PROBE, [TOOL])
+    except TextError as error:
+        notes.append(f"{where}: fails on a conversation with a call, its result and reasoning: {error}")
+    except DataError as error:
+        notes.append(f"{where}: trains only the last answer of a conversation: {error}")
+    if missing:
+        notes.insert(0, f"{where}: does not write " + ", ".join(missing))
+    return notes
