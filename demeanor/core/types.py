@@ -239,11 +239,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token with its log-probability in nats and the most likely alternatives."""
+    """One generated token with its log-probability in nats and the most likely alternatives.
+
+    `bytes` are the token's own where `token` cannot show them (a part of a character); None: those of `token`.
+    """
 
     token: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+    bytes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -394,7 +394,7 @@ class ChatReader:
             alternatives = ((t.get("token"), _logprob(t.get("logprob"))) for t in tops)
             top = tuple((clean(t), p) for t, p in alternatives if isinstance(t, str) and p is not None)
             if logprob is not None:
-                found.append(TokenLogprob(clean(text), logprob, top))
+                found.append(TokenLogprob(clean(text), logprob, top, _bytes_of(token.get("bytes"), text)))
         return tuple(found)
 
     def _whole_characters(self, content: str) -> str:
@@ -448,6 +448,13 @@ def _begins_another(known: PartialCall, id: str, name: str, arguments: str) -> b
     if name == known.name:
         return known.whole and bool(arguments.strip())
     return bool(known.arguments or (id and known.id and id != known.id))  # else a name in parts
+
+
+def _bytes_of(told: object, text: str) -> tuple[int, ...] | None:
+    """Return the bytes of a token as told; None if they are those of its text, or no bytes."""
+    if not isinstance(told, list) or not all(type(byte) is int and 0 <= byte < 256 for byte in told):
+        return None
+    return None if bytes(told) == clean(text).encode() else tuple(told)
 
 
 def _logprob(value: object) -> float | None:

@@ -182,6 +182,8 @@ def as_suite(samples: Sequence[Sample]) -> tuple[list[Item], dict[str, int]]:
         first = next((s for s in found if not isinstance(s.repeat, str)), found[0])
         if isinstance(first.repeat, str):
             reasons[first.repeat] += 1
+        elif problem := first.repeat.problem():
+            reasons[problem] += 1
         elif any(s.content != first.content for s in found):
             reasons["its question or target differs between logs"] += 1
         elif differing := [s for s in found if s.differs()]:

@@ -76,7 +76,7 @@ def verdict_value(target: Spec, words: str) -> float | None:
 
 def last_line(words: str, kind: str) -> str | None:
     """What the last line says: yes or no, a number from 1 to 10, or the better answer; case, `*` and a full stop do not count."""
-    lines = words.strip().splitlines() or [""]
+    lines = re.split(r"\r\n|\r|\n", words.strip())
     found = re.fullmatch(_LAST[kind], lines[-1].replace("*", "").strip().removesuffix("."), re.IGNORECASE)
     return found[1].lower() if found else None
 

@@ -6,9 +6,12 @@ A model that Inspect reached through its `openai-api/SERVICE/` provider is named
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from typing import Any
 from demeanor.core import registry
 from demeanor.core.errors import DataError
 from demeanor.core.types import Completion, Message, Messages, PromptRead, Score
-from demeanor.evaluation.public_files import File
+from demeanor.evaluation.public_files import MOST_BYTES, File
+from demeanor.evaluation.result_rows import whole
 from demeanor.evaluation.scorers._words import number_alone
 from demeanor.stack.stack import digest
 
@@ -39,7 +43,7 @@ def is_inspect_log(path: Path) -> bool:
     """Whether a file is a log of Inspect: an .eval, or a .json that begins with its version and status."""
     if path.suffix != ".json":
         return path.suffix == ".eval"
-    with path.open(encoding="utf-8", errors="ignore") as file:
+    with path.open(encoding="utf-8-sig", errors="ignore") as file:
         head = file.read(200)
     return re.match(r'\s*\{\s*"version":\s*\d+,\s*"status":', head) is not None
 
@@ -47,6 +51,13 @@ def is_inspect_log(path: Path) -> bool:
 def read_inspect_log(path: Path, metric: str | None, cluster: str | None) -> list[Sample]:
     """Every sample of a log; raises DataError."""
     log = _zipped(path) if path.suffix == ".eval" else _json(File(path).text, str(path))
+    with _read(str(path), "a log of Inspect"):
+        return _inspect_samples(log, path, metric, cluster)
+
+
+def _inspect_samples(
+    log: dict[str, Any], path: Path, metric: str | None, cluster: str | None
+) -> list[Sample]:
     about = log["eval"]
     model = re.sub(r"^openai-api/[^/]+/", "", about["model"])
     key = digest(
@@ -63,10 +74,22 @@ def read_inspect_log(path: Path, metric: str | None, cluster: str | None) -> lis
         raise DataError(
             f"{path}: the log holds no samples (status {log.get('status')}); run Inspect without --no-log-samples"
         )
-    return [
-        _inspect_sample(s, path, model, key, about["task"].rpartition("/")[2], options, metric, cluster)
-        for s in log["samples"]
-    ]
+    task, found = about["task"].rpartition("/")[2], []
+    for number, s in enumerate(log["samples"]):
+        with _read(f"{path}: samples[{number}]", "a sample of Inspect"):
+            found.append(_inspect_sample(s, path, model, key, task, options, metric, cluster))
+    return found
+
+
+@contextmanager
+def _read(where: str, noun: str) -> Iterator[None]:
+    """Turn what a foreign shape raises while it is read into DataError that names the place."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"{where}: not {noun}: the field {error} is missing") from error
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise DataError(f"{where}: not {noun}: {type(error).__name__}: {error}") from error
 
 
 def _inspect_sample(
@@ -83,7 +106,7 @@ def _inspect_sample(
     name = metric if metric is not None and metric in scores else next(iter(scores), "")
     score, output = scores.get(name) or {}, s.get("output") or {}
     usage, wanted = output.get("usage") or {}, s["target"] if isinstance(s["target"], list) else [s["target"]]
-    text = output.get("completion") or _text(
+    text = _text(output.get("completion")) or _text(
         ((output.get("choices") or [{}])[0].get("message") or {}).get("content")
     )
     asked, answers = _inspect_messages(s)
@@ -107,8 +130,8 @@ def _inspect_sample(
         extracted=_text(score.get("answer")),
         explanation=_text(score.get("explanation")),
         ms=1000 * float(s.get("working_time") or s.get("total_time") or 0.0),
-        prompt_tokens=int(usage.get("input_tokens", 0)),
-        completion_tokens=int(usage.get("output_tokens", 0)),
+        prompt_tokens=int(usage.get("input_tokens") or 0),
+        completion_tokens=int(usage.get("output_tokens") or 0),
         error=error,
         repeat=_repeat(name, options.get(name, {}), asked, answers, [str(w) for w in wanted], text),
     )
@@ -183,6 +206,8 @@ def _zipped(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as log:
             names = log.namelist()
+            if (size := sum(file.file_size for file in log.infolist())) > MOST_BYTES:
+                raise DataError(f"{path}: unpacks to {size} bytes, more than {MOST_BYTES}; split it")
             head = "header.json" if "header.json" in names else "_journal/start.json"
             tree = _json(log.read(head).decode(), f"{path}:{head}")
             samples = [
@@ -196,15 +221,17 @@ def _zipped(path: Path) -> dict[str, Any]:
             f"{path}: compressed in a way that this Python cannot read ({error}). Convert it: "
             f"inspect log convert {path} --to json --output-dir FOLDER"
         ) from error
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, RuntimeError, EOFError) as error:
         raise DataError(f"{path}: not a log of Inspect ({error})") from error
 
 
 def _json(text: str, where: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error})") from error
+    if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):  # half a surrogate pair cannot be written again
+        tree = json.loads(whole(json.dumps(tree, ensure_ascii=False)))
     if not isinstance(tree, dict):
         raise DataError(f"{where}: got a {type(tree).__name__}, wanted the object that the harness writes")
     return tree
@@ -228,14 +255,16 @@ def read_lm_eval_log(path: Path, metric: str | None, cluster: str | None) -> lis
             f"{path}: no {results.name} beside it, which names the model; keep both files that lm-eval wrote"
         )
     told = _json(File(results).text, str(results))
+    if not isinstance(told.get("model_name"), str):
+        raise DataError(f"{results}: model_name: got {told.get('model_name')!r:.80}, wanted the model's name")
     found = []
     for number, line in File(path).lines():
-        try:
-            found.append(_sample(json.loads(line), f"{path}:{number}", told, named["task"], metric, cluster))
-        except (ValueError, LookupError, TypeError) as error:
-            raise DataError(
-                f"{path}:{number}: not a sample of lm-eval ({type(error).__name__}: {error})"
-            ) from error
+        with _read(f"{path}:{number}", "a sample of lm-eval"):
+            found.append(
+                _sample(
+                    _json(line, f"{path}:{number}"), f"{path}:{number}", told, named["task"], metric, cluster
+                )
+            )
     return found
 
 
@@ -256,6 +285,8 @@ def _sample(
     likely = config.get("output_type") == "multiple_choice"
     choices = [str(c[1]) for c in calls] if likely else []
     logs = [float(r[0]) for r in s["filtered_resps"]] if likely else []
+    if any(math.isnan(x) for x in logs):
+        raise ValueError("filtered_resps: a log-likelihood is NaN")
     text = choices[max(range(len(logs)), key=logs.__getitem__)].strip() if logs else _first(s["resps"])
     wanted = choices[int(s["target"])].strip() if likely and str(s["target"]).isdigit() else str(s["target"])
     key = digest(
@@ -364,6 +395,15 @@ class Repeat:
     target: Mapping[str, Any]
     completion: Completion
 
+    def problem(self) -> str | None:
+        """Why our scorer does not take the target; None if it does."""
+        module = registry.entry("demeanor.evaluation.scorers", self.scorer)
+        try:
+            module.Spec.model_validate(dict(self.target))
+        except ValueError:  # of pydantic too
+            return f"our `{self.scorer}` takes no such target"
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -390,6 +430,15 @@ class Sample:
     completion_tokens: int = 0
     error: str = ""
     repeat: Repeat | str = "no scorer of ours"
+
+    def __post_init__(self) -> None:
+        """Raise TypeError or ValueError where a log holds another type than its harness writes."""
+        for name in ("variant", "text", "metric", "extracted", "explanation", "error"):
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(f"{name}: got {value!r:.80}, wanted text")
+        for name in ("ms", "prompt_tokens", "completion_tokens", "epoch"):
+            if not 0 <= (number := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name}: got {number!r:.80}, wanted a number from 0")
 
     def differs(self) -> bool:
         """Whether our scorer gives the logged answer another value; False where the harness gave none."""

@@ -259,9 +259,8 @@ def token_logprobs(events: Sequence[Event]) -> Logprobs:
 
 def _token(token: TokenLogprob) -> TokenAnswer:
     top = [TopLogprob(token=t, logprob=p, bytes=list(t.encode())) for t, p in token.top]
-    return TokenAnswer(
-        token=token.token, logprob=token.logprob, bytes=list(token.token.encode()), top_logprobs=top
-    )
+    own = token.token.encode() if token.bytes is None else token.bytes
+    return TokenAnswer(token=token.token, logprob=token.logprob, bytes=list(own), top_logprobs=top)
 
 
 def citations(events: Sequence[Event]) -> list[Annotation]:

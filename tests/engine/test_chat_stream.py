@@ -265,6 +265,21 @@ def test_log_probabilities_that_are_not_told_are_left_out(told: Any, want: list[
     assert (found.text, seen) == ("A", want)
 
 
+def test_bytes_of_a_token_that_is_a_part_of_a_character_are_kept() -> None:
+    half = [
+        {"token": "\\xf0\\x9f", "bytes": [240, 159], "logprob": -1},
+        {"token": "?", "bytes": [152, 128], "logprob": -1},
+    ]
+    told = [
+        *half,
+        {"token": "A", "bytes": [65], "logprob": -1},
+        {"token": "B", "bytes": [300], "logprob": -1},
+    ]
+    found = read(logprobs(*told), turn=Turn(USER, Decoding(top_logprobs=0)))
+    seen = [t.bytes for e in found.events for t in getattr(e, "logprobs", ())]
+    assert seen == [(240, 159), (152, 128), None, None]
+
+
 def test_what_the_server_cannot_do_is_refused_and_not_left_out() -> None:
     with pytest.raises(UpstreamError, match="no log-probabilities") as error:
         read(*HELLO, turn=Turn(USER, Decoding(top_logprobs=1)))

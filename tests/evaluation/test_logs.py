@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -250,7 +252,7 @@ def test_what_is_no_log_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=said):
             harness_logs.read([tmp_path / name])
     (tmp_path / "results_2026-01-01T00-00-00.1.json").write_text('{"model_name": "m"}')
-    with pytest.raises(DataError, match=r"jsonl:1: not a sample of lm-eval \(KeyError: 'metrics'\)"):
+    with pytest.raises(DataError, match="jsonl:1: not a sample of lm-eval: the field 'metrics' is missing"):
         harness_logs.read([tmp_path / "samples_t_2026-01-01T00-00-00.1.jsonl"])
     with pytest.raises(DataError, match="no such log"):
         harness_logs.read([tmp_path / "nothing"])
@@ -424,3 +426,105 @@ def test_answers_that_eval_measured_are_not_written_over(tmp_path: Path) -> None
             )
             == 0
         )
+
+
+# ---- foreign shapes ----
+
+SAMPLES = next((LM / "harbour-desk").glob("samples_desk_say*.jsonl"))
+RESULTS = SAMPLES.with_name("results_" + SAMPLES.name.rsplit("_", 1)[1].replace(".jsonl", ".json"))
+
+
+def lm_log(folder: Path, rows: list[dict[str, Any]], results: object = None, *, mark: str = "") -> Path:
+    """A log of lm-eval with these rows, and with the results of a real one unless others are given."""
+    told = json.loads(RESULTS.read_text()) if results is None else results
+    (folder / RESULTS.name).write_text(mark + json.dumps(told))
+    (folder / SAMPLES.name).write_text(mark + "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    return folder / SAMPLES.name
+
+
+def lm_rows(number: int = 2) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in SAMPLES.read_text().split("\n")[:number]]
+
+
+def test_separators_inside_a_text_end_no_line_and_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    rows = lm_rows()
+    rows[0]["resps"] = [["one\u2028two\u0085three\x0bfour"]]
+    found = harness_logs.read([lm_log(tmp_path, rows, mark="\ufeff")])
+    assert [s.text for s in found] == ["one\u2028two\u0085three\x0bfour", rows[1]["resps"][0][0]]
+    inspect = tmp_path / "facts.json"
+    inspect.write_text("\ufeff" + inspect_logs("facts")[0].read_text())
+    assert harness_logs.read([inspect]) != []
+
+
+def test_half_a_character_in_a_log_is_replaced_so_that_the_result_can_be_written(tmp_path: Path) -> None:
+    rows = lm_rows()
+    rows[0]["resps"] = [["a \ud83d b"]]
+    (tmp_path / RESULTS.name).write_text(RESULTS.read_text())
+    (tmp_path / SAMPLES.name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert harness_logs.compare([tmp_path / SAMPLES.name], tmp_path, "x").name == "x"
+    assert read_rows(tmp_path / "x.rows.jsonl")[0].text == "a \ufffd b"
+
+
+@pytest.mark.parametrize(
+    ("change", "want"),
+    [
+        (lambda r: r.pop("doc"), "jsonl:2: not a sample of lm-eval: the field 'doc' is missing"),
+        (lambda r: r.update(metrics=[]), "jsonl:2: not a sample of lm-eval"),
+        (
+            lambda r: r.update({r["metrics"][0]: float("nan")}),
+            r"jsonl:2: .*got nan, wanted a value from 0 to 1",
+        ),
+        (lambda r: r.update({r["metrics"][0]: None}), r"jsonl:2: .*got None, wanted a value from 0 to 1"),
+        (lambda r: r.update(arguments=7), "jsonl:2: not a sample of lm-eval"),
+    ],
+)
+def test_a_field_that_is_missing_or_no_number_is_told_with_file_and_line(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], want: str
+) -> None:
+    rows = lm_rows()
+    change(rows[1])
+    with pytest.raises(DataError, match=want):
+        harness_logs.read([lm_log(tmp_path, rows)])
+    with pytest.raises(DataError, match=r"results_.*json: model_name: got None"):
+        harness_logs.read([lm_log(tmp_path, lm_rows(), {})])
+
+
+def test_a_log_with_any_value_in_any_place_is_read_or_is_a_data_error(tmp_path: Path) -> None:
+    values: list[Any] = [None, True, -1, 1.5, float("nan"), float("inf"), "1.2.3", "", [], {}, [[]], 10**30]
+    rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
+    whole = json.loads(inspect_logs("facts")[0].read_text())
+    whole["samples"] = whole["samples"][:2]
+    rows, results = lm_rows(), json.loads(RESULTS.read_text())
+    for n in range(240):
+        tree = copy.deepcopy([whole, rows, results])
+        place = rng.choice([p for p in places(tree[n % 3]) if 0 < len(p) < 8])
+        target = tree[n % 3]
+        for key in place[:-1]:
+            target = target[key]
+        if n % 2:
+            target[place[-1]] = rng.choice(values)
+        else:
+            del target[place[-1]]
+        log = tmp_path / "facts.json"
+        log.write_text(json.dumps(tree[0]))
+        try:
+            samples = harness_logs.read([log if n % 3 == 0 else lm_log(tmp_path, tree[1], tree[2])])
+            harness_logs.as_suite(samples)
+            harness_logs.gather(samples)
+            outcomes["read"] += 1
+        except DataError as error:
+            assert str(tmp_path) in str(error) or "no sample" in str(error) or "no log" in str(error)  # noqa: PT017
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 20
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
+
+
+@pytest.mark.parametrize("data", [b"PK\x03\x04broken", b"", b"\x00" * 40])
+def test_a_zip_that_is_none_is_a_data_error(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.eval").write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.eval: not a log of Inspect"):
+        harness_logs.read([tmp_path / "x.eval"])
