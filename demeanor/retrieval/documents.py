@@ -63,7 +63,9 @@ def read_folder(folder: Path) -> dict[str, str]:
             except (OSError, ValueError) as error:
                 refused.append(f"{str(path)!r}: {error}")
     if refused:
-        raise DataError(f"{folder}: {len(refused)} files cannot be indexed:\n  " + "\n  ".join(refused))
+        raise DataError(
+            f"{folder}: {len(refused)} of its files cannot be indexed:\n  " + "\n  ".join(refused)
+        )
     return texts
 
 

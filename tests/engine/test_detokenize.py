@@ -169,6 +169,8 @@ def test_no_more_is_held_than_could_become_a_stop_string(text: str, stops: tuple
         ("one two three", ("one two", "two"), Scan("", "", True)),
         ("a bc", ("c", "bc", "a bc"), Scan("", "", True)),
         ("one two", ("wo", "ne"), Scan("o", "", True)),
+        ("a", ("ab",), Scan("", "a", False)),
+        ("xab", ("abc", "b!"), Scan("x", "ab", False)),
     ],
 )
 def test_scan_examples(text: str, stops: tuple[str, ...], want: Scan) -> None:

@@ -190,3 +190,17 @@ def test_users_with_nothing_left_to_count_are_forgotten() -> None:
     assert ledgers.num_users <= 201
     with pytest.raises(LimitExceeded):
         ledgers.reserve("user 999", 1, now=999.0)
+
+
+def test_a_user_whose_tokens_are_reserved_is_not_forgotten_however_long_the_turn_takes() -> None:
+    ledgers = Ledgers(None, 100, None, sweep_users=2)
+    settle = ledgers.reserve("edda", 100, now=0.0)
+    for i in range(10):
+        ledgers.reserve(f"user {i}", 1, now=100.0 + i)
+    with pytest.raises(LimitExceeded):
+        ledgers.reserve("edda", 1, now=120.0)
+    settle(0, 121.0)
+    ledgers.reserve("edda", 100, now=122.0)  # exactly what a minute has
+    with pytest.raises(LimitExceeded) as full:
+        ledgers.reserve("other", 101, now=122.0)
+    assert full.value.what == "size"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from demeanor.cli import main
 from demeanor.core.errors import DataError
 from demeanor.retrieval.documents import MAX_BLOCK, chunks, cut, decoded, read_folder
 from demeanor.retrieval.index import open_folder
@@ -64,11 +65,26 @@ def test_every_refused_file_is_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_bytes("\u043c\u0438\u0440".encode("cp1251"))
     (tmp_path / "b.txt").write_bytes(b"\x00\x01\x02")
     (tmp_path / "c\n.txt").write_text("forged name")
-    with pytest.raises(DataError, match=r"3 files cannot be indexed") as error:
+    with pytest.raises(DataError, match=r"3 of its files cannot be indexed") as error:
         open_folder(tmp_path)
     assert [name in str(error.value) for name in ("a.md", "b.txt", r"c\n.txt", "good.txt")] == [True] * 3 + [
         False
     ]
+
+
+def test_explain_counts_the_passages_or_names_the_files_that_it_cannot_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notices").mkdir()
+    (tmp_path / "notices" / "a.txt").write_text("one\ntwo\n")
+    layer = "{kind: retrieval, index: notices}"
+    base = "{kind: remote, url: 'http://127.0.0.1:1/v1', model: m}"
+    (tmp_path / "s.yaml").write_text(f"name: s\nweights: {{base: {base}}}\nlayers: [{layer}]\n")
+    assert main(["explain", str(tmp_path / "s.yaml"), "--runs", str(tmp_path / "runs")]) == 0
+    assert "1 files, 2 passages" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "notices" / "b.txt").write_bytes("\u043c\u0438\u0440".encode("koi8-r"))
+    assert main(["explain", str(tmp_path / "s.yaml"), "--runs", str(tmp_path / "runs")]) == 2
+    assert "b.txt" in capsys.readouterr().err
 
 
 def test_links_do_not_leave_the_folder_and_pipes_are_not_opened(tmp_path: Path) -> None:
