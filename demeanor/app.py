@@ -44,7 +44,7 @@ from demeanor.evaluation.scorers import refusal, score_item
 from demeanor.layers import Kit, Search, compose
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
-from demeanor.retrieval import index
+from demeanor.retrieval import documents, index
 from demeanor.server.request_context import charged, current_token_budget
 from demeanor.stack.schema import GenerationEvalSpec, Remote
 from demeanor.stack.stack import Stack, load
@@ -257,6 +257,13 @@ class StackRuntime:
     def close(self) -> None:
         while self._closers:
             self._closers.pop()()
+
+
+def indexed(folder: Path) -> str:
+    """Return how much a retrieval layer finds in its folder; raises DataError for files that it cannot read."""
+    texts = documents.read_folder(folder)
+    passages = sum(len(documents.chunks(name, text)) for name, text in texts.items())
+    return f"{len(texts)} files, {passages} passages"
 
 
 def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:

@@ -6,7 +6,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.retrieval.documents import chunks, read_folder
+from demeanor.app import indexed
 from demeanor.stack.stack import Stack, plain
 from demeanor.training.inspection import template_notes
 from demeanor.training.plan import plans
@@ -81,10 +81,8 @@ def _layers(stack: Stack) -> Table:
         table.add_column(name)
     for layer in stack.layers:
         settings = ", ".join(f"{k}={v}" for k, v in plain(layer.spec).items())
-        if layer.kind == "retrieval":  # raises DataError for files that cannot be indexed
-            texts = read_folder(stack.root / plain(layer.spec)["index"])
-            passages = sum(len(chunks(name, text)) for name, text in texts.items())
-            settings += f" ({len(texts)} files, {passages} passages)"
+        if layer.kind == "retrieval":
+            settings += f" ({indexed(stack.root / plain(layer.spec)['index'])})"
         table.add_row(layer.name, layer.kind if layer.behaviour else f"{layer.kind} (operational)", settings)
     base = stack.spec.weights.base
     alone = getattr(base, "template", None)

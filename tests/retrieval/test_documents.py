@@ -145,6 +145,11 @@ x = 1
 ```
 ````
 ## Empty ##
+## Bare
+### Deep
+
+words
+# End
 """
 
 
@@ -159,6 +164,8 @@ def test_code_and_tables_stay_whole_and_a_comment_is_no_heading() -> None:
         ("Guide / C#", "# not a heading either"),
         ("Guide / C#", "````md\n```\n# deep\n```\n````"),
         ("Guide", "Empty"),
+        ("Guide / Bare / Deep", "words"),
+        ("", "End"),
     ]
 
 
