@@ -171,6 +171,7 @@ class StackRuntime:
             tools=self.tools(),
             open_index=self.open_index,
             open_store=self.open_store,
+            check_store=lambda url: self.opened(url).check(),
             shared=self._shared,
         )
 
@@ -225,6 +226,11 @@ class StackRuntime:
 
     def open_store(self, url: str) -> Any:
         return self.opened(url).record
+
+    @property
+    def databases(self) -> list[database.Database]:
+        """The databases that are open."""
+        return [found for found in self._shared.values() if isinstance(found, database.Database)]
 
     def opened(self, url: str) -> database.Database:
         """The database at `url` (from the working folder), opened once."""

@@ -25,7 +25,7 @@ from demeanor.server.lifecycle import Version
 from demeanor.server.serve import Settings
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.store.database import Database
+from demeanor.store.database import Database, locked
 from demeanor.training.runs import Runs
 from demeanor.world import catalog
 
@@ -90,8 +90,10 @@ class StackVersions:
         return THREADS.abandoned
 
     async def health(self) -> str | None:
-        """Why an engine of the served version, or the server behind it, does not work; None if all do."""
+        """Why an engine of the served version, its database, or the server behind it does not work; None if all do."""
         runtime = self.living[-1]
+        if (why := await locked(runtime.databases)) is not None:
+            return why
         if isinstance(base := runtime.stack.spec.weights.base, Remote):
             return await runtime.remote(base).health()
         found = ((stage, weights.engine.health()) for stage, weights in runtime.loaded.items())

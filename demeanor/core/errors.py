@@ -88,6 +88,10 @@ class CheckpointError(DemeanorError):
     exit_code = 2
 
 
+class StoreError(DemeanorError):
+    """A database that cannot be read or written now: locked by another program, full, or gone."""
+
+
 class EngineError(DemeanorError):
     """A request that the engine cannot run (too long, or the engine is closed or failed)."""
 

@@ -28,6 +28,9 @@ class Record(Protocol):
 Search: TypeAlias = Callable[[str, int], list[Passage]]  # query and number of passages -> best first
 
 
+async def _stands(url: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Kit:
     """What the stack gives to every layer; `shared` is state that all variants of one served stack share."""
@@ -39,6 +42,7 @@ class Kit:
     tools: Mapping[str, RunnableTool]
     open_index: Callable[[Path], Search]
     open_store: Callable[[str], Record]
+    check_store: Callable[[str], Awaitable[None]] = _stands  # raises StoreError if nothing can be written now
     shared: MutableMapping[Any, Any] = field(default_factory=dict)
 
 

@@ -1,13 +1,16 @@
 """The record layer: writes every turn and its events to the database.
 
-In: a turn, and its events. Out: the same events; Done is passed on only when the turn is stored. A turn that
-breaks off is stored as far as it came; one that is refused before its first event is not stored. Knows no
-database.
+In: a turn, and its events. Out: the same events; Done is passed on only when the turn is stored. A database that
+cannot be written refuses a turn before it costs anything; one that fails later leaves the answer as it is, and
+the log says so. A turn that breaks off is stored as far as it came; one that is refused before its first event
+is not stored. Knows no database.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 from pydantic import Field
 
@@ -16,6 +19,7 @@ from demeanor.core.types import Done, Event, Respond, Turn
 from demeanor.layers import Kit, Record, timed
 
 BEHAVIOUR = False
+log = logging.getLogger("demeanor.layers")
 
 
 class Spec(registry.Spec):
@@ -35,17 +39,24 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
         kit.shared[opened] = kit.open_store(spec.database)
     store: Record = kit.shared[opened]
 
+    async def written(turn: Turn, events: list[Event], started: datetime) -> None:
+        try:
+            await store(turn, events, started, kit.now())
+        except Exception as error:  # the answer stands
+            log.error("turn %s is not recorded: %s", turn.id, error)
+
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
+        await kit.check_store(spec.database)
         started, events, stored = kit.now(), list[Event](), False
         try:
             async for event in inner(turn):
                 events.append(event)
                 if isinstance(event, Done):
                     stored = True
-                    await store(turn, events, started, kit.now())
+                    await written(turn, events, started)
                 yield event
         finally:
             if events and not stored:
-                await store(turn, events, started, kit.now())
+                await written(turn, events, started)
 
     return timed("record", body, inner, kit.clock)

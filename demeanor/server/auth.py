@@ -6,6 +6,7 @@ them, and the x-ratelimit headers. Keys themselves are never stored and never lo
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import math
 from collections import deque
@@ -16,7 +17,7 @@ from typing import TypeAlias
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demeanor.core.errors import RequestError
+from demeanor.core.errors import RequestError, StoreError
 from demeanor.server import error_responses
 from demeanor.server.request_context import CURRENT_REQUEST, RequestContext, TokenBudget
 from demeanor.store import keys as stored
@@ -76,7 +77,8 @@ class AuthMiddleware:
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(rate_headers(request))
+                with contextlib.suppress(StoreError):  # the answer stands without them
+                    MutableHeaders(scope=message).update(rate_headers(request))
             await send(message)
 
         try:

@@ -1,6 +1,7 @@
 """Errors as OpenAI-shaped responses: `{"error": {message, type, param, code}}`.
 
-An error that a client can fix is sent in full; an unexpected one is logged with the request's id, and only that id is sent.
+An error that a client can fix is sent in full; an unexpected one is logged with the request's id, its type and place but not its
+message, and only that id is sent.
 """
 
 from __future__ import annotations
@@ -17,16 +18,22 @@ from demeanor.core.errors import (
     DecodingError,
     EngineError,
     RequestError,
+    StoreError,
     TextError,
     UpstreamError,
 )
 from demeanor.server.schemas import ErrorAnswer, ErrorDetail
 
 log = logging.getLogger("demeanor.server")
+RETRY_S = 2.0
+
+
+class UnexpectedError(Exception):
+    """What a log gets in place of an error that nobody expected: its place and type."""
 
 
 def refusal_of(error: Exception, request_id: str) -> RequestError:
-    """Any exception as a RequestError; an unexpected one is logged here, with its traceback, and becomes a bare 500."""
+    """Any exception as a RequestError; an unexpected one is logged here, with its place, and becomes a bare 500."""
     match error:
         case RequestError():
             return error
@@ -38,8 +45,17 @@ def refusal_of(error: Exception, request_id: str) -> RequestError:
             return RequestError(str(error), param=error.param, code="invalid_value")
         case UpstreamError():
             return _upstream(error, request_id)
+        case StoreError():
+            log.error("request %s: %s", request_id, error)
+            return RequestError(
+                "The server's database cannot be used at the moment. Try again.",
+                status=503,
+                kind="server_error",
+                code="database_unavailable",
+                retry_after_s=RETRY_S,
+            )
         case EngineError():
-            log.error("request %s: no answer from the engine", request_id, exc_info=error)
+            log.error("request %s: no answer from the engine: %s", request_id, error)
             return RequestError(
                 f"The model cannot answer now. The server's log has the reason under {request_id}.",
                 status=503,
@@ -49,7 +65,11 @@ def refusal_of(error: Exception, request_id: str) -> RequestError:
         case HTTPException(status_code=status):
             return _http(status)
         case _:
-            log.error("request %s failed", request_id, exc_info=error)
+            told = UnexpectedError(
+                f"{type(error).__name__} (its message, which may hold a client's words, is left out)"
+            )
+            log.error("request %s failed", request_id, exc_info=(UnexpectedError, told, error.__traceback__))
+            log.debug("request %s failed", request_id, exc_info=error)
             return RequestError(
                 f"The server failed on this request. Its log has the reason under {request_id}.",
                 status=500,

@@ -55,6 +55,21 @@ def to(stream: TextIO, now: Callable[[], datetime] = lambda: datetime.now(UTC)) 
     return write
 
 
+def one_line(text: str) -> str:
+    """A text that can neither begin a line of its own nor steer a terminal: everything unprintable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+class TextLines(logging.Formatter):
+    """Everything the process logs, as text: one line a record; the lines of a traceback are indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [f"{record.levelname}: {one_line(record.getMessage())}"]
+        if record.exc_info:
+            lines += [f"  {one_line(line)}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(lines)
+
+
 class Lines(logging.Formatter):
     """Everything else the process logs, in the same shape."""
 

@@ -131,11 +131,12 @@ class RequestContextMiddleware:
         except Disconnected:
             request.status = request.status or CLIENT_CLOSED_REQUEST
         except Exception as error:
-            if request.status:
-                raise
-            await error_responses.error_response(error_responses.refusal_of(error, request.id))(
-                scope, receive, send_with_headers
-            )
+            refusal = error_responses.refusal_of(error, request.id)
+            if (
+                request.status
+            ):  # too late for an answer of its own: the connection is cut, with nothing more in the log
+                return
+            await error_responses.error_response(refusal)(scope, receive, send_with_headers)
         finally:
             CURRENT_REQUEST.reset(token)
             request.ended = self.clock()

@@ -6,6 +6,7 @@ it in CURRENT_REQUEST. Metrics, log lines and spans are made from it when the re
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from demeanor.core.errors import RequestError
+from demeanor.core.errors import RequestError, StoreError
 from demeanor.core.types import Event, Refusal, Respond, Text, Timing, ToolCalled, Turn, Usage
 from demeanor.store import keys
 from demeanor.store.database import Database
@@ -26,6 +27,7 @@ class Disconnected(Exception):
     """The client left before its answer was ready; there is no one to answer."""
 
 
+log = logging.getLogger("demeanor.server")
 VALID_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 
@@ -185,8 +187,12 @@ class TokenBudget:
 
     async def settle(self, day: str, reserved: int, used: int) -> None:
         """Give back what was not used, or take what was used beyond it: the prompt of a model elsewhere can only be estimated."""
-        if used != reserved:
+        if used == reserved:
+            return
+        try:
             await keys.give_back(self.database, self.digest, day, reserved - used)
+        except StoreError as error:  # the answer stands; the key is charged what was reserved
+            log.error("a key's tokens are not settled: %s", error)
 
     def empty(self, wanted: int) -> RequestError:
         left, wait_s = self.left(), self.reset_s()

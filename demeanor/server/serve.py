@@ -134,6 +134,11 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
     life, current = Life(), Current(versions.open())
     assistant = cast(ServedAssistant, current)
     observers, flush = _observers(settings, assistant.name)
+
+    async def healthy() -> str | None:
+        of_keys = [keys.database] if isinstance(keys, KeyRing) else []
+        return await versions.health() or await database.locked(of_keys)
+
     operations = Operations(
         slots=versions.num_slots,
         max_waiting=settings.max_waiting,
@@ -145,7 +150,7 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
         observers=observers,
         keep_contents=settings.otel is not None and settings.otel_content,
         engine_load=versions.engine_load,
-        health=versions.health,
+        health=healthy,
         abandoned_calls=versions.abandoned_calls,
     )
     draining: set[asyncio.Task[None]] = set()
@@ -214,9 +219,7 @@ def _observers(settings: Settings, service: str) -> tuple[tuple[Observer, ...], 
 
 def _logging(settings: Settings) -> dict[str, Any]:
     """Warnings and errors to stderr, as text or as JSON lines."""
-    form: dict[str, Any] = (
-        {"()": logs.Lines} if settings.json_logs else {"format": "%(levelname)s: %(message)s"}
-    )
+    form: dict[str, Any] = {"()": logs.Lines if settings.json_logs else logs.TextLines}
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -224,8 +227,5 @@ def _logging(settings: Settings) -> dict[str, Any]:
         "handlers": {
             "stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
         },
-        "loggers": {
-            name: {"handlers": ["stderr"], "level": "WARNING", "propagate": False}
-            for name in ("uvicorn", "demeanor")
-        },
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
     }

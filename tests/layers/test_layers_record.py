@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_layers import NOON, Clock, ask, events_of, kit, only, says
 
-from demeanor.core.errors import RequestError
+from demeanor.core.errors import RequestError, StoreError
 from demeanor.core.types import Done, Event, Respond, Text, Timing, Turn
 from demeanor.layers import record, timed
 
@@ -41,20 +41,31 @@ async def test_done_is_passed_on_only_when_the_turn_is_durable() -> None:
     assert store.rows == [(ask(), [e async for e in says("It leaves ", "at 9.")(ask())], NOON, NOON)]
 
 
-async def test_a_turn_that_cannot_be_stored_is_not_acknowledged() -> None:
+async def test_a_write_that_fails_leaves_the_answer_as_it_is_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def broken(*given: Any) -> None:
-        raise OSError("disk full")
+        raise StoreError("disk full")
 
-    seen = []
+    seen = await events_of(wrap(says("9."), broken))
+    assert len(only(seen, Done)) == 1
+    assert [r.getMessage() for r in caplog.records] == [f"turn {ask().id} is not recorded: disk full"]
 
-    async def read() -> None:
-        async for event in wrap(says("9."), broken)(ask()):
-            seen.append(event)
 
-    with pytest.raises(OSError, match="disk full"):
-        await read()
-    assert seen
-    assert not only(seen, Done)
+async def test_a_database_that_cannot_be_written_refuses_a_turn_before_it_costs_anything() -> None:
+    asked: list[Turn] = []
+
+    async def inner(turn: Turn) -> AsyncIterator[Event]:
+        asked.append(turn)
+        yield Done("stop")
+
+    async def locked(url: str) -> None:
+        raise StoreError("locked")
+
+    given = kit(open_store=lambda url: Store(), check_store=locked)
+    with pytest.raises(StoreError):
+        await events_of(record.wrap(record.Spec(), inner, given))
+    assert asked == []
 
 
 @pytest.mark.parametrize("how", ["left", "cancelled", "failed"])

@@ -88,7 +88,9 @@ async def test_a_failure_inside_is_a_500_with_an_id_that_the_log_explains(
     record = next(r for r in caplog.records if request_id in r.getMessage())
     assert record.levelno == logging.ERROR
     assert record.exc_info is not None
-    assert "hunter2" in str(record.exc_info[1])
+    assert "ZeroDivisionError" in caplog.text, "its type"
+    assert "in crash" in caplog.text, "and its place"
+    assert "hunter2" not in str(record.exc_info[1]), "but not its message, which may hold what a client wrote"
 
 
 @pytest.mark.parametrize("stream", STREAMED)
@@ -113,10 +115,9 @@ async def test_a_response_that_failed_halfway_is_not_begun_again() -> None:
     async def send(message: Any) -> None:
         sent.append(message["type"])
 
-    with pytest.raises(ZeroDivisionError):
-        await RequestContextMiddleware(
-            inner, hosts=None, operations=Operations(), observers=(), clock=time.monotonic
-        )({"type": "http", "headers": []}, send, send)
+    await RequestContextMiddleware(
+        inner, hosts=None, operations=Operations(), observers=(), clock=time.monotonic
+    )({"type": "http", "headers": []}, send, send)
     assert sent == ["http.response.start"]
 
 
