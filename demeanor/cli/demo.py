@@ -12,7 +12,7 @@ from rich.console import Console
 
 from demeanor import app, serving
 from demeanor.app import load_stack
-from demeanor.core.errors import UsageError
+from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.evaluation import attribution, base_prompting, frontier, gate, ladder
 from demeanor.evaluation.diagnosis import diagnose
 from demeanor.report import publish, terminal
@@ -67,7 +67,7 @@ def run(
     )
     if serve:
         return serving.serve(lambda: load_stack(path, overrides), runs, Settings(port=port))
-    return 0
+    return DemeanorError.exit_code if result.failed else 0
 
 
 def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:

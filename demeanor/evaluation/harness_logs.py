@@ -15,7 +15,7 @@ from demeanor.core.errors import DataError
 from demeanor.core.files import write_text
 from demeanor.core.types import Item
 from demeanor.evaluation import ladder, log_readers
-from demeanor.evaluation.items import save_suite
+from demeanor.evaluation.items import misshapen, save_suite
 from demeanor.evaluation.log_readers import Sample
 from demeanor.evaluation.result import Result, load
 from demeanor.evaluation.result_rows import Row, as_line
@@ -182,8 +182,19 @@ def as_suite(samples: Sequence[Sample]) -> tuple[list[Item], dict[str, int]]:
         first = next((s for s in found if not isinstance(s.repeat, str)), found[0])
         if isinstance(first.repeat, str):
             reasons[first.repeat] += 1
-        elif problem := first.repeat.problem():
+            continue
+        item = Item(
+            first.id,
+            first.repeat.messages,
+            first.repeat.scorer,
+            first.repeat.target,
+            first.axis,
+            first.cluster,
+        )
+        if problem := first.repeat.problem():
             reasons[problem] += 1
+        elif mistake := next(misshapen(item), None):
+            reasons[f"it is no item of ours ({mistake.partition(': got')[0]})"] += 1
         elif any(s.content != first.content for s in found):
             reasons["its question or target differs between logs"] += 1
         elif differing := [s for s in found if s.differs()]:
@@ -191,16 +202,7 @@ def as_suite(samples: Sequence[Sample]) -> tuple[list[Item], dict[str, int]]:
                 f"our `{first.repeat.scorer}` judges a logged answer otherwise than {differing[0].scorer}"
             ] += 1
         else:
-            items.append(
-                Item(
-                    first.id,
-                    first.repeat.messages,
-                    first.repeat.scorer,
-                    first.repeat.target,
-                    first.axis,
-                    first.cluster,
-                )
-            )
+            items.append(item)
     return items, dict(reasons)
 
 

@@ -352,12 +352,12 @@ def _together(
         first.setdefault(item.id, number)
         if item.twin is not None and item.twin not in ids:
             yield number, f"{item.id}: twin '{item.twin}' is not an item of this suite"
-        for mistake in (*_misshapen(item), wrong(item)):
+        for mistake in (*misshapen(item), wrong(item)):
             if mistake:
                 yield number, f"{item.id}: {mistake}"
 
 
-def _misshapen(item: Item) -> Iterator[str]:
+def misshapen(item: Item) -> Iterator[str]:
     """What makes an item one that cannot be asked, or not be told in a table."""
     names = {"id": item.id, "axis": item.axis, "cluster": item.cluster, "twin": item.twin or "-"}
     for field, name in (*names.items(), *(("tags", tag) for tag in item.tags)):

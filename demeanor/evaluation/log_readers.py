@@ -21,7 +21,7 @@ from demeanor.core.errors import DataError
 from demeanor.core.types import Completion, Message, Messages, PromptRead, Score
 from demeanor.evaluation.public_files import MOST_BYTES, File
 from demeanor.evaluation.result_rows import whole
-from demeanor.evaluation.scorers._words import number_alone
+from demeanor.evaluation.scorers._words import number_alone, words
 from demeanor.stack.stack import digest
 
 GRADES: Mapping[str, float] = {
@@ -176,7 +176,7 @@ def _repeat(
         name in ("exact", "match") and location in ("exact", "any") and not options.get("numeric")
     ):
         most = (
-            max(len(w.split()) for w in wanted) if location == "exact" and name != "includes" else ANY_LENGTH
+            max(len(words(w)) for w in wanted) if location == "exact" and name != "includes" else ANY_LENGTH
         )
         if not all(re.search(r"\w", w) for w in wanted):
             return "its target has no word"

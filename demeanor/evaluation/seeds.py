@@ -159,9 +159,10 @@ def _spread(step: str, axis: str, deltas: list[Delta | None]) -> Spread | None:
         return None
     values = tuple(float(d.value or 0.0) for d in known)
     errors = [
-        (d.high - d.low) / 2 / float(special.stdtrit(d.clusters - 1, (1 + CONFIDENCE) / 2))
+        max(d.high - d.value, d.value - d.low)  # an end may be cut at 1
+        / float(special.stdtrit(d.clusters - 1, (1 + CONFIDENCE) / 2))
         for d in known
-        if d.low is not None and d.high is not None and d.clusters > 1
+        if d.value is not None and d.low is not None and d.high is not None and d.clusters > 1
     ]
     within = math.sqrt(float(np.mean(np.square(errors)))) if len(errors) == len(known) else None
     mean, clusters = float(np.mean(values)), min(d.clusters for d in known)

@@ -11,7 +11,7 @@ import pytest
 from demeanor.core.errors import DataError
 from demeanor.core.types import Item, Message
 from demeanor.evaluation.experiment import spread
-from demeanor.evaluation.harness_logs import compare
+from demeanor.evaluation.harness_logs import compare, write_suite
 from demeanor.evaluation.items import load_suite
 
 LINE: dict[str, Any] = {
@@ -274,3 +274,27 @@ def test_a_line_separator_of_unicode_does_not_end_a_line_of_a_log(tmp_path: Path
         (tmp_path / model / f"samples_t_{date}.jsonl").write_text("\ufeff" + text + "\n", encoding="utf-8")
     found = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "results", "logs")
     assert [found.axes[0].means[m].value for m in ("a", "b")] == [1.0, 0.0]
+
+
+def test_a_sample_that_is_no_item_of_ours_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    date, folder = "2026-01-01T00-00-00.1", tmp_path / "a"
+    folder.mkdir()
+    (folder / f"results_{date}.json").write_text(json.dumps({"model_name": "a", "configs": {"t": {}}}))
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "The answer is"}]
+    rows = [
+        {
+            "doc_id": n,
+            "doc": {"q": "q"},
+            "target": "well-known",
+            "arguments": [[text, {}]],
+            "resps": [["well-known"]],
+        }
+        | {"filtered_resps": ["well-known"], "metrics": ["exact_match"], "exact_match": 1.0}
+        for n, text in enumerate((json.dumps(talk[:1]), json.dumps(talk)))
+    ]
+    (folder / f"samples_t_{date}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written, reasons = write_suite([folder], tmp_path / "out.jsonl")
+    assert written == 1
+    assert [i.messages[-1].role for i in load_suite(tmp_path / "out.jsonl")] == ["user"]
+    (why,) = reasons
+    assert why.startswith("it is no item of ours (messages: the last one is the assistant's")

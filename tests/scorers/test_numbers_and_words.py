@@ -37,6 +37,9 @@ def value(scorer: str, text: str, **target: Any) -> float | None:
         ("5 km", "5 kg", 0),
         ("5kg", "5 kg", 1),
         ("$5", "€5", 0),
+        ("5.50 €", "€5.5", 1),
+        ("-.5", "-0.5", 1),
+        ("No.5", "0.5", 0),
         ("5e3", "5", 0),
         ("1/2", "2", 0),
         ("1.2.3", "1.2", 0),
@@ -114,7 +117,7 @@ def test_number_scorers_read_the_same_last_number(text: str, number: float) -> N
         assert value(scorer, text, **target(wrong)) == 0, scorer
 
 
-@pytest.mark.parametrize("text", ["", "A12", "1.2.3", "five", "5_0", "x²", "v1.2"])
+@pytest.mark.parametrize("text", ["", "0x1F", "A12", "1.2.3", "five", "5_0", "x²", "v1.2"])
 def test_what_is_no_number_is_read_as_none(text: str) -> None:
     assert numbers(text) == []
     assert value("number", text, value=5) == 0

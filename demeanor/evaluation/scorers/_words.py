@@ -180,9 +180,7 @@ def _tokens(found: re.Match[str]) -> Iterator[Token]:
             Token(part, None, span) for part in _parts(found["coin"] or found["grade"] or found["word"])
         )
         return
-    if found["money"]:
-        yield Token(found["money"], None, span)
-    value = _value(found)
+    value = None if re.search(r"\d", suffix) else _value(found)
     is_unit = (
         suffix in _UNITS or (len(suffix) > 1 and suffix.lower() in _UNITS) or bool(_SCRIPT.match(suffix))
     )
@@ -193,7 +191,8 @@ def _tokens(found: re.Match[str]) -> Iterator[Token]:
     is_code = digits is not None and digits.isdecimal() and len(digits) > 1 and int(digits[0]) == 0
     same = minus + digits if is_code else _form(value)
     yield Token(f"={same}", value, span)
-    yield from (Token(part, None, span) for part in (*_parts(suffix), *("%" if found["percent"] else ())))
+    units = (*_parts(suffix), *("%" if found["percent"] else ()), *(found["money"] or ()))
+    yield from (Token(unit, None, span) for unit in units)
 
 
 def _parts(word: str) -> list[str]:
