@@ -382,7 +382,7 @@ def _said(
     if not re.search(r"\w", target):
         return "its target has no word"
     return Repeat(
-        asked, "exact", {"answers": [target.strip()], "max_words": max(1, len(target.split()))}, said
+        asked, "exact", {"answers": [target.strip()], "max_words": max(1, len(words(target)))}, said
     )
 
 
