@@ -101,6 +101,12 @@ def call_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
     ]
 
 
+def num_chars(messages: Messages, tools: Sequence[ToolSpec] = ()) -> int:
+    """Return about how many characters a conversation has."""
+    called = sum(len(call.arguments) for m in messages for call in m.tool_calls)
+    return sum(40 + len(m.content) for m in messages) + called + 400 * len(tools)
+
+
 def numbered(messages: Messages) -> Messages:
     """Return messages in which every named text of role `data` begins with its number and name."""
     found, number = list(messages), 0

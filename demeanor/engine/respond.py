@@ -13,9 +13,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from demeanor.core.errors import DecodingError
+from demeanor.core.hardware import off_loop
 from demeanor.core.types import (
     Decoding,
     Done,
@@ -31,6 +33,7 @@ from demeanor.core.types import (
     ToolSpec,
     Turn,
     Usage,
+    num_chars,
 )
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.scheduler import Piece, Request, draftable
@@ -80,7 +83,7 @@ async def raw_completion(
 ) -> AsyncGenerator[Event, None]:
     """Continue the turn's raw tokens; top_logprobs covers every new token, the end token included."""
     started, text = clock(), turn.messages[-1].content
-    tokens = turn.raw if turn.raw is not None and codec.decode(turn.raw) == text else codec.encode(text)
+    tokens = await off_loop(len(text), _raw_tokens, codec, turn)
     decoding, num_written, finish = turn.decoding, 0, "stop"
     request = Request(tokens, decoding, stop_tokens, decoding.prompt_logprobs)
     async with aclosing(engine.stream(request)) as stream:
@@ -104,6 +107,12 @@ async def raw_completion(
     yield Usage(len(tokens), num_written)
     reason: FinishReason = finish  # type: ignore[assignment]
     yield Done(reason)
+
+
+def _raw_tokens(codec: TokenizerCodec, turn: Turn) -> tuple[int, ...]:
+    """Return the turn's raw tokens, or the tokens of its text if a layer changed that."""
+    text = turn.messages[-1].content
+    return turn.raw if turn.raw is not None and codec.decode(turn.raw) == text else codec.encode(text)
 
 
 def model_respond(
@@ -132,7 +141,8 @@ def model_respond(
                     yield event
             return
         offered = () if turn.tool_choice == "none" else turn.tools
-        tokens = tuple(template.render(turn.messages, offered, generate=True).tokens)
+        render = partial(template.render, turn.messages, offered, generate=True)
+        tokens = tuple((await off_loop(num_chars(turn.messages, offered), render)).tokens)
         reader = template.reader()
         decoding = turn.decoding
         if needs_grammar(decoding, offered, turn.tool_choice):

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from demeanor.core import registry
 from demeanor.core.errors import RequestError
-from demeanor.core.types import Done, Event, Refusal, Respond, Turn, Usage
+from demeanor.core.hardware import off_loop
+from demeanor.core.types import Done, Event, Refusal, Respond, Turn, Usage, num_chars
 from demeanor.layers import Kit, timed
 
 WINDOW_S = 60.0
@@ -164,7 +165,10 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
     ledgers: Ledgers = kit.shared.setdefault(("limits", spec), fresh)
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
-        prompt = kit.count_tokens(turn.messages, turn.tools) if spec.tokens_per_minute else 0
+        size = num_chars(turn.messages, turn.tools)
+        prompt = 0
+        if spec.tokens_per_minute:
+            prompt = await off_loop(size, kit.count_tokens, turn.messages, turn.tools)
         try:
             settle = ledgers.reserve(turn.user, prompt + turn.decoding.max_tokens, kit.clock())
         except LimitExceeded as limit:

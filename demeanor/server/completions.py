@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from demeanor.core.errors import ContextError, RequestError, TextError
+from demeanor.core.hardware import off_loop
 from demeanor.core.types import Decoding, Event, Message, PromptRead, Refusal, Respond, Text, Turn, fold
 from demeanor.server.assistant import Codec, ModelCard
 from demeanor.server.chat import CompletionBase, UsageAnswer, completion_response, finish_reason
@@ -143,7 +144,8 @@ async def create_completion(request: Request) -> Response:
     request.state.stack_key = card.stack_key
     id = f"cmpl-{request.state.request_id.removeprefix('req_')}"
     user = CURRENT_REQUEST.get().user
-    turns = completion_turns(body, codec, card, assistant.defaults(), user=user, id=id)
+    size = sum(map(len, prompt_list(body.prompt)))
+    turns = await off_loop(size, completion_turns, body, codec, card, assistant.defaults(), user=user, id=id)
     choices = [
         TextWriter(i, turn.messages[0].content if body.echo else "", logprobs=body.logprobs is not None)
         for i, turn in enumerate(turns)

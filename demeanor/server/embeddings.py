@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from demeanor.core.errors import ContextError, RequestError, TextError
+from demeanor.core.hardware import off_loop
 from demeanor.server.assistant import ModelCard, ServedAssistant
 from demeanor.server.completions import Prompt, prompt_list
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
@@ -67,7 +68,10 @@ async def create_embedding(request: Request) -> Response:
     card, codec = assistant.card(body.model), assistant.codec(body.model)
     request.state.stack_key = card.stack_key
     try:
-        texts = [codec.encode(x) if isinstance(x, str) else x for x in prompt_list(body.input)]
+        texts = [
+            await off_loop(len(x), codec.encode, x) if isinstance(x, str) else x
+            for x in prompt_list(body.input)
+        ]
     except TextError as error:
         raise RequestError(str(error), param="input", code="invalid_value") from None
     for i, text in enumerate(texts):
