@@ -6,21 +6,23 @@ In: paths and values. Out: the same values, or an error with file and line. Know
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import yaml
 
-from demeanor.core.errors import CheckpointError, DataError, Problem, SpecError
+from demeanor.core.errors import CheckpointError, DataError, DemeanorError, Problem, SpecError
 
 T = TypeVar("T")
 # Packages whose versions are stored with everything that is written.
@@ -42,6 +44,28 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def lock(path: Path, where: Path, doing: str) -> IO[str]:
+    """Lock a file and write our pid into it; the kernel frees the lock when the process dies.
+
+    Raises DemeanorError if another process has it, saying that it is `doing` something at `where`.
+    """
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise DemeanorError(f"{where}: {holder} {doing}") from None
+        if os.fstat(file.fileno()).st_nlink:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()  # its holder deleted it between our open and our lock
 
 
 def write_text(path: Path, text: str) -> None:

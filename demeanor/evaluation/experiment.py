@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
+from typing import IO, Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from demeanor.core.errors import DataError, DemeanorError, RequestError
+from demeanor.core.files import lock
 from demeanor.core.types import (
     Completion,
     Decoding,
@@ -336,6 +337,31 @@ def named(stack: Stack, name: str | None, limit: int | None) -> str:
     return name or (stack.spec.name if limit is None else f"{stack.spec.name}.first{limit}")
 
 
+class _Lock:
+    """A file of rows that one process writes at a time; experiments of this process share it."""
+
+    _held: ClassVar[dict[Path, tuple[IO[str], set[object]]]] = {}
+
+    def __init__(self, rows: Path) -> None:
+        self.path = rows.resolve().with_suffix(".lock")
+        if self.path not in self._held:
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            self._held[self.path] = (
+                lock(self.path, rows, "is writing these rows; wait for it, or give another --name"),
+                set(),
+            )
+        self._held[self.path][1].add(self)
+
+    def release(self) -> None:
+        """Free it with its last holder; a second call does nothing."""
+        file, holders = self._held.get(self.path, (None, set()))
+        if file is not None and self in holders:
+            holders.discard(self)
+            if not holders:
+                self.path.unlink(missing_ok=True)
+                self._held.pop(self.path)[0].close()
+
+
 class Experiment:
     """A stack opened to be measured on items: its runtime, its judge and its rows; leave the `with` block to close it.
 
@@ -370,7 +396,12 @@ class Experiment:
                 )
             score = self.judge.score if self.judge else score_item
         self.score = score
-        self.runtime = services.open(stack)
+        self.lock = _Lock(self.out)
+        try:
+            self.runtime = services.open(stack)
+        except BaseException:
+            self.lock.release()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -383,6 +414,7 @@ class Experiment:
     def close(self) -> None:
         """Close the runtime, and say what the judge cost."""
         self.runtime.close()
+        self.lock.release()
         if self.judge and self.judge.verdicts + len(self.judge.failures):
             print(self.judge.summary(), file=sys.stderr)
 

@@ -58,7 +58,7 @@ class Runs:
         """
         folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)
-        self._held[key] = lock(folder / LOCK)
+        self._held[key] = files.lock(folder / LOCK, folder, TRAINING)
         path = folder / RECORD
         sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
         session = {
@@ -113,27 +113,6 @@ class Held:
         self._runs.release(self._key)
 
 
-def lock(path: Path) -> IO[str]:
-    """Lock a file and write our pid into it; the kernel frees the lock when the process dies."""
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise DemeanorError(
-                f"{path.parent}: {holder} is training this; wait for it, or stop it"
-            ) from None
-        if os.fstat(file.fileno()).st_nlink:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            return file
-        file.close()  # its holder deleted it between our open and our lock
-
-
 def is_held(path: Path) -> bool:
     """Whether a process holds a lock file, which is not created and only locked during the check."""
     try:
@@ -146,6 +125,7 @@ def is_held(path: Path) -> bool:
     return False
 
 
+TRAINING = "is training this; wait for it, or stop it"
 KEY = re.compile(r"[0-9a-f]{16}")
 """Names of run folders (`stack.digest`); other folders and files there are never listed or deleted."""
 GONE = ".deleted-"
@@ -254,7 +234,7 @@ def delete(root: Path, key: str) -> None:
 
     Raises DemeanorError if it is running.
     """
-    held = lock(root / key / LOCK)
+    held = files.lock(root / key / LOCK, root / key, TRAINING)
     try:
         gone = root / f"{GONE}{key}-{os.getpid()}"
         os.replace(root / key, gone)

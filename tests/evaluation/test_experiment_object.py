@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import yaml
 
 from demeanor.app import load_stack
-from demeanor.core.errors import DataError
+from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.types import Done, Event, Respond, Text, Turn
 from demeanor.evaluation.experiment import Experiment
 from demeanor.evaluation.external import ExternalModel
@@ -139,3 +141,26 @@ def test_a_result_is_saved_with_its_format_and_one_of_another_format_is_refused(
 def test_named_tuples_and_dataclasses_become_mappings_inside_lists_too() -> None:
     model = ExternalModel("a", "u", "m")
     assert plain([(model, 1)]) == [[{"name": "a", "url": "u", "model": "m", "key": None}, 1]]
+
+
+def test_one_process_at_a_time_writes_the_rows_of_a_name(stack: Stack, tmp_path: Path) -> None:
+    given = services(Scripted(stack))
+    code = (
+        "import sys; from pathlib import Path; from demeanor.core.files import lock; p = Path(sys.argv[1]); "
+        "held = lock(p, p, ''); print('held', flush=True); sys.stdin.read()"
+    )
+    rows = tmp_path / "check.rows.jsonl"
+    argv = [sys.executable, "-c", code, str(rows.with_suffix(".lock"))]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        told = rf"check\.rows\.jsonl: process {other.pid} on .* is writing these rows; wait for it, or give another"
+        with pytest.raises(DemeanorError, match=told) as caught:
+            Experiment(stack, given, tmp_path, name="check", limit=1)
+        assert caught.value.exit_code == 3
+        Experiment(stack, given, tmp_path, name="another", limit=1).close()
+        other.kill()
+    with Experiment(stack, given, tmp_path, name="check", limit=1):
+        Experiment(stack, given, tmp_path, name="check", limit=1).close()  # this process shares it
+        assert rows.with_suffix(".lock").exists()
+    assert not list(tmp_path.glob("*.lock"))
