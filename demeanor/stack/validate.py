@@ -179,9 +179,10 @@ def placed(problems: Sequence[Problem], raw: Any) -> list[Problem]:
     found = []
     for problem in problems:
         match = re.search(r"weights\.stages\[(\d+)\]\.(\w+)$", problem.where)
-        hint = _place(raw["weights"]["stages"][int(match[1])], match[2]) if match else None
-        if hint is not None and match is not None and problem.what.startswith("unknown setting"):
-            problem = Problem(problem.where, f"unknown setting '{match[2]}' of a stage. {hint}")
+        if match is not None and problem.what.startswith("unknown setting"):
+            hint = _place(raw["weights"]["stages"][int(match[1])], match[2])
+            if hint is not None:
+                problem = Problem(problem.where, f"unknown setting '{match[2]}' of a stage. {hint}")
         found.append(problem)
     return found
 
