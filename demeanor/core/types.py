@@ -255,6 +255,11 @@ class TokenLogprob:
     top: tuple[tuple[str, float], ...] = ()
     bytes: tuple[int, ...] | None = None
 
+    @property
+    def own_bytes(self) -> tuple[int, ...]:
+        """The token's bytes; those of all tokens join to the answer, also where one has half a character."""
+        return tuple(self.token.encode("utf-8", "replace")) if self.bytes is None else self.bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -311,6 +316,7 @@ class PromptRead:
     logprobs: tuple[float | None, ...]
     top: tuple[tuple[tuple[str, float], ...], ...]
     by: str = "weights"
+    data: tuple[tuple[int, ...], ...] = ()  # each token's bytes in the text
 
 
 @dataclass(frozen=True, slots=True)

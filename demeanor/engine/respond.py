@@ -40,8 +40,8 @@ from demeanor.engine.scheduler import Piece, Request, draftable
 from demeanor.model.llama import Llama
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.text.tool_calls import needs_grammar
-from demeanor.text.tool_grammar import constrain_tool_calls
+from demeanor.text.tool_calls import cut_call, needs_grammar
+from demeanor.text.tool_grammar import constrain_tool_calls, enforced_schemas
 
 MOST_DRAFTS = (
     4  # drafts kept for each question, newest first; more are seldom right and cost a comparison each
@@ -93,6 +93,7 @@ async def raw_completion(
                     tuple(r.text for r in piece.prompt),
                     tuple(r.logprob for r in piece.prompt),
                     tuple(r.top for r in piece.prompt),
+                    data=tuple(codec.tokenizer.token_bytes(r.token, r.text) for r in piece.prompt),
                 )
             finish = piece.finish or finish
             if piece.token < 0:  # only the prompt was read
@@ -100,7 +101,7 @@ async def raw_completion(
             num_written += 1
             logprobs: tuple[TokenLogprob, ...] = ()
             if decoding.top_logprobs is not None:
-                logprobs = (TokenLogprob(piece.own or piece.text, piece.logprob, piece.top),)
+                logprobs = (_token_logprob(codec.tokenizer, piece),)
             if piece.text or logprobs:
                 yield Text(piece.text, logprobs=logprobs)
     yield Timing("weights", 1000 * (clock() - started))
@@ -149,7 +150,7 @@ def model_respond(
             decoding = constrain_tool_calls(decoding, offered, turn.tool_choice, reader, special)
         is_constrained = decoding.form is not turn.decoding.form
         decoding = replace(decoding, stop=(*decoding.stop, *template.stop))
-        pending: list[TokenLogprob] = []
+        shown, ending = ShownTokens(), list[Text | ToolCalled]()
         answer, finish, called = list[int](), "stop", False
         # The engine ignores drafts of other requests, so they must not count as confirmed.
         question = topic(weights, turn.messages) if drafts and draftable(decoding) else None
@@ -160,18 +161,29 @@ def model_respond(
                 async for piece in stream:
                     answer.append(piece.token)
                     if decoding.top_logprobs is not None and piece.token not in template.stop_tokens:
-                        pending.append(TokenLogprob(piece.own or piece.text, piece.logprob, piece.top))
-                    for event in reader.feed(piece.token, piece.text):
+                        shown.pending.append(_token_logprob(tokenizer, piece))
+                    read = reader.feed(piece.token, piece.text)
+                    if piece.finish is not None:
+                        finish, ending = piece.finish, read
+                        break
+                    for event in read:
                         called |= isinstance(event, ToolCalled)
-                        yield _with_logprobs(event, pending)
-                    finish = piece.finish or finish
+                        yield shown.attached(event)
         except DecodingError as error:
             if is_constrained and error.param == "response_format":
-                raise DecodingError(f"tools: {error}", "tools") from None
+                raise await _of_its_field(engine, tokens, turn, offered, error) from None
             raise
-        for event in reader.finish():
-            called |= isinstance(event, ToolCalled)
-            yield _with_logprobs(event, pending)
+        ending += reader.finish()
+        is_demanded = turn.tool_choice not in ("auto", "none")
+        is_cut = is_demanded and finish == "length" and not any(isinstance(e, ToolCalled) for e in ending)
+        if is_cut and not called:
+            body = "".join(event.text for event in ending if isinstance(event, Text))
+            ending = [cut_call(body, offered, turn.tool_choice)]
+        for event in ending:
+            called |= isinstance(event, ToolCalled) and not is_cut
+            yield shown.attached(event)
+        for text in shown.rest():
+            yield text
         yield Timing("weights", 1000 * (clock() - started))
         yield Usage(len(tokens), len(answer))
         if drafts and question:
@@ -182,11 +194,67 @@ def model_respond(
     return respond
 
 
-def _with_logprobs(event: Event, pending: list[TokenLogprob]) -> Event:
-    if isinstance(event, Text) and pending:
-        event = replace(event, logprobs=tuple(pending))
-        pending.clear()
-    return event
+def _token_logprob(tokenizer: Tokenizer | None, piece: Piece) -> TokenLogprob:
+    data = None if tokenizer is None else tokenizer.token_bytes(piece.token, piece.own)
+    return TokenLogprob(piece.own or piece.text, piece.logprob, piece.top, data)
+
+
+class ShownTokens:
+    """Puts `pending` tokens to the texts that they stand in; tokens of calls and of stop strings stand in none."""
+
+    def __init__(self) -> None:
+        self.pending: list[TokenLogprob] = []
+        self._bytes = self._attached = 0  # of the texts so far, and of the tokens put to them
+
+    def attached(self, event: Event) -> Event:
+        """Return the event, a text with the tokens that end in it."""
+        if isinstance(event, ToolCalled):
+            self.pending.clear()
+        if not isinstance(event, Text) or not self.pending:
+            return event
+        if not self._bytes and self.pending[0].token.startswith(" ") and not event.text.startswith(" "):
+            first = self.pending[0]  # the space belongs to the template
+            self.pending[0] = replace(first, token=first.token[1:], bytes=first.own_bytes[1:])
+        self._bytes += len(event.text.encode("utf-8", "replace"))
+        found = []
+        while self.pending and self._attached + len(self.pending[0].own_bytes) <= self._bytes:
+            found.append(self.pending.pop(0))
+            self._attached += len(found[-1].own_bytes)
+        return replace(event, logprobs=tuple(found))
+
+    def rest(self) -> list[Text]:
+        """Return the part before a stop string of a token that begins before it, if there is one."""
+        left = self._bytes - self._attached
+        if not self.pending or left <= 0:
+            return []
+        cut = self.pending[0].own_bytes[:left]
+        return [
+            Text(
+                "",
+                logprobs=(replace(self.pending[0], token=bytes(cut).decode("utf-8", "replace"), bytes=cut),),
+            )
+        ]
+
+
+async def _of_its_field(
+    engine: Engine, tokens: tuple[int, ...], turn: Turn, offered: Sequence[ToolSpec], error: DecodingError
+) -> DecodingError:
+    """Return the error with the field whose schema is at fault: a tool's parameters, the format, or the tools together."""
+    parts = [
+        (f"tools.{tool.name}", f"the parameters of {tool.name}: ", form)
+        for tool, form in enforced_schemas(offered, turn.tool_choice)
+    ]
+    if turn.decoding.form is not None:
+        parts.append(("response_format", "", turn.decoding.form))
+    for param, place, form in parts:
+        try:
+            async with aclosing(
+                engine.stream(Request(tokens, Decoding(0, max_tokens=1, form=form)))
+            ) as pieces:
+                await anext(pieces)
+        except DecodingError as own:
+            return DecodingError(f"{place}{own}", param)
+    return DecodingError(f"tools: {error}", "tools")
 
 
 def cached(inner: Respond, key: str, memory: dict[Any, asyncio.Future[list[Event]]]) -> Respond:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
-from demeanor.core.errors import RequestError, TextError
+from demeanor.core.errors import DecodingError, RequestError, TextError
 from demeanor.core.types import (
     Citation,
     Completion,
@@ -185,11 +185,22 @@ def name_messages(respond: Respond) -> Respond:
                 yield event
         except TextError as error:
             raise error.within(turn.messages) from None
+        except DecodingError as error:
+            raise of_tool(error, turn, "function.parameters") from None
         finally:
             if isinstance(events, AsyncGenerator):
                 await events.aclose()
 
     return named
+
+
+def of_tool(error: DecodingError, turn: Turn, path: str) -> DecodingError:
+    """The error of a tool's schema, with the tool's place in the request; any other as it is."""
+    if not error.param.startswith("tools."):
+        return error
+    names = [tool.name for tool in turn.tools]
+    name = error.param.removeprefix("tools.")
+    return DecodingError(str(error), f"tools[{names.index(name)}].{path}" if name in names else "tools")
 
 
 async def completion_response(
@@ -235,6 +246,8 @@ def finish_reason(completion: Completion) -> str:
             kind="server_error",
             code="cancelled",
         )
+    if completion.finish_reason == "length":  # also of a call that is cut
+        return "length"
     return "tool_calls" if completion.tool_calls else completion.finish_reason
 
 
@@ -258,9 +271,15 @@ def token_logprobs(events: Sequence[Event]) -> Logprobs:
 
 
 def _token(token: TokenLogprob) -> TokenAnswer:
-    top = [TopLogprob(token=t, logprob=p, bytes=list(t.encode())) for t, p in token.top]
-    own = token.token.encode() if token.bytes is None else token.bytes
-    return TokenAnswer(token=token.token, logprob=token.logprob, bytes=list(own), top_logprobs=top)
+    top = [TopLogprob(token=t, logprob=p, bytes=_known_bytes(t)) for t, p in token.top]
+    return TokenAnswer(
+        token=token.token, logprob=token.logprob, bytes=list(token.own_bytes), top_logprobs=top
+    )
+
+
+def _known_bytes(text: str) -> list[int] | None:
+    """The bytes of an alternative; null for half a character, of which only the mark is known."""
+    return None if "\ufffd" in text else list(text.encode("utf-8", "replace"))
 
 
 def citations(events: Sequence[Event]) -> list[Annotation]:

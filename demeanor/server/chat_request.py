@@ -45,9 +45,29 @@ Content: TypeAlias = Annotated[
 ]
 
 
-def content_text(content: Content | None) -> str:
+class RefusedPart(Body):
+    """An earlier refusal, sent back."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+AnswerPart: TypeAlias = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[RefusedPart, Tag("<refusal>")],
+    Discriminator(lambda value: f"<{value.get('type')}>" if isinstance(value, dict) else f"<{value.type}>"),
+    one_of("type", ["text", "refusal"]),
+]
+AnswerContent: TypeAlias = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[AnswerPart], Field(min_length=1), Tag("<parts>")],
+    Discriminator(lambda value: "<parts>" if isinstance(value, list) else "<text>"),
+]
+
+
+def content_text(content: Content | AnswerContent | None) -> str:
     """A content as one text: parts are joined by line breaks."""
-    return content if isinstance(content, str) else "\n".join(part.text for part in content or ())
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.refusal if isinstance(part, RefusedPart) else part.text for part in content or ())
 
 
 class Function(Body):
@@ -55,6 +75,7 @@ class Function(Body):
 
     name: FunctionName
     arguments: str
+    parsed_arguments: Any = Field(None, description="as SDKs add it; not read")
 
 
 class Call(Body):
@@ -63,6 +84,7 @@ class Call(Body):
     id: Annotated[str, Field(min_length=1, max_length=128)]
     type: Literal["function"] = "function"
     function: Function
+    index: int | None = Field(None, description="of a streamed call, accepted so that it can be sent back")
 
 
 class SystemMessage(Body):
@@ -89,9 +111,10 @@ class AssistantMessage(Body):
     """What the assistant said before; a message of an earlier response can be sent back as it came."""
 
     role: Literal["assistant"]
-    content: Content | None = None
+    content: AnswerContent | None = None
     name: Name | None = None
     refusal: str | None = None
+    parsed: Any = Field(None, description="as SDKs add it to a message; not read")
     tool_calls: list[Call] | None = None
     annotations: list[dict[str, Any]] | None = Field(
         None,

@@ -6,6 +6,7 @@ evaluation harnesses score. It shares turns, layers and records with chat. A tok
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
@@ -89,8 +90,8 @@ def prompt_list(prompt: Prompt) -> list[str | tuple[int, ...]]:
     return [p if isinstance(p, str) else tuple(p) for p in prompt if not isinstance(p, int)]
 
 
-Row = tuple[str, float | None, tuple[tuple[str, float], ...]]
-"""A token: its text, its log-probability, its alternatives."""
+Row = tuple[str, float | None, tuple[tuple[str, float], ...], tuple[int, ...]]
+"""A token: its text, its log-probability, its alternatives, its bytes in the text."""
 
 
 class TextLogprobs(ResponseObject):
@@ -235,6 +236,7 @@ class TextWriter:
         self.index, self.logprobs = index, logprobs
         self.events: list[Event] = []
         self._echo, self._offset, self._refused, self._began = echo, 0, False, False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def whole(self, events: list[Event]) -> TextChoice:
         """The parts put together."""
@@ -264,9 +266,14 @@ class TextWriter:
             self._refused = True
             return [] if self._began else [self._part(event.text, [], echo=False)]
         if isinstance(event, PromptRead) and self._echo:
-            return [self._part("", list(zip(event.tokens, event.logprobs, event.top)))]
+            known = event.data or tuple(tuple(t.encode("utf-8", "replace")) for t in event.tokens)
+            if "\ufffd" not in event.tokens[0] and not self._echo.startswith(event.tokens[0]):
+                known = ((), *known[1:])  # bos is read and not part of the text
+            return [self._part("", list(zip(event.tokens, event.logprobs, event.top, known)))]
         if isinstance(event, Text) and (event.text or (self.logprobs and event.logprobs)):
-            return [self._part(event.text, [(t.token, t.logprob, t.top) for t in event.logprobs])]
+            return [
+                self._part(event.text, [(t.token, t.logprob, t.top, t.own_bytes) for t in event.logprobs])
+            ]
         return []
 
     def end(self) -> list[TextChoice]:
@@ -283,12 +290,12 @@ class TextWriter:
 
     def _logprobs(self, rows: Sequence[Row]) -> TextLogprobs:
         offsets = []
-        for token, _, _ in rows:
+        for _, _, _, data in rows:
             offsets.append(self._offset)
-            self._offset += len(token)
+            self._offset += len(self._decoder.decode(bytes(data)))  # characters that are whole by now
         return TextLogprobs(
-            tokens=[token for token, _, _ in rows],
-            token_logprobs=[logprob for _, logprob, _ in rows],
+            tokens=[token for token, *_ in rows],
+            token_logprobs=[logprob for _, logprob, *_ in rows],
             top_logprobs=[_top(row) for row in rows],
             text_offset=offsets,
         )
@@ -299,7 +306,7 @@ def _top(row: Row) -> dict[str, float] | None:
 
     A harness asks whether the token's value equals the largest one: the token's own must not differ from it in a last bit.
     """
-    token, logprob, top = row
+    token, logprob, top, _ = row
     if logprob is None:
         return None
     found: dict[str, float] = {}

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from demeanor.core.errors import ContextError, DecodingError, RequestError, TextError
 from demeanor.core.types import Completion, Event, Message, Respond, Turn, fold
 from demeanor.server.assistant import TurnStore
-from demeanor.server.chat import sent_calls, trace
+from demeanor.server.chat import of_tool, sent_calls, trace
 from demeanor.server.endpoint import (
     AUTHENTICATED,
     GENERATED,
@@ -166,6 +166,7 @@ def rename_fields(respond: Respond) -> Respond:
         except TextError as error:
             raise RequestError(error.what, param="input", code="invalid_value") from None
         except DecodingError as error:
+            error = of_tool(error, turn, "parameters")
             raise DecodingError(str(error), FIELDS.get(error.param, error.param)) from None
         finally:
             if isinstance(events, AsyncGenerator):

@@ -178,7 +178,7 @@ def output(completion: Completion, stem: str, *, logprobs: bool, parallel: bool)
                 call_id=call.id,
                 name=call.name,
                 arguments=call.arguments,
-                status="completed",
+                status=status,
             )
             for i, call in enumerate(sent_calls(completion, parallel=parallel))
         ]

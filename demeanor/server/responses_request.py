@@ -94,7 +94,7 @@ class CallOutputItem(Body):
 
     type: Literal["function_call_output"]
     call_id: Annotated[str, Field(min_length=1, max_length=128)]
-    output: str
+    output: Content
     id: str | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
 
@@ -307,7 +307,7 @@ def input_messages(items: str | Sequence[Item]) -> tuple[Message, ...]:
         if isinstance(item, MessageItem):
             found.append(Message(item.role, _plain(item.content)))
         elif isinstance(item, CallOutputItem):
-            found.append(Message("tool", item.output, tool_call_id=item.call_id))
+            found.append(Message("tool", _plain(item.output), tool_call_id=item.call_id))
         else:
             call = ToolCall(item.call_id, item.name, item.arguments)
             last = found[-1] if found else None

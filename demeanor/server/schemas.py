@@ -7,6 +7,7 @@ and refused by name otherwise. null always means "not set".
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -31,6 +32,9 @@ from demeanor.core.errors import RequestError, unknown
 
 MAX_STOPS, MAX_CHOICES, MAX_LOGPROBS = 4, 8, 20
 MAX_LIMIT = 2**63 - 1
+MAX_DEPTH = 100
+"""How deep lists and objects of a body may be nested."""
+LONG_NUMBER = re.compile(rb"[0-9]{19}")
 MAX_LISTED = 5
 """Mistakes of one body that its error message lists."""
 B = TypeVar("B", bound="Body")
@@ -173,11 +177,34 @@ def parse_body(content: bytes, model: type[B]) -> B:
     """Check the bytes of a request body. Raises RequestError (400) that lists the mistakes; `param` is the path of the first."""
     try:
         value = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
+        if LONG_NUMBER.search(content):  # orjson rounds integers of more than 64 bits
+            value = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise RequestError("The body should be a JSON object.", code="invalid_type")
+    if content.count(b"[") + content.count(b"{") > MAX_DEPTH:
+        for name, field in value.items():
+            if _is_deeper(field, MAX_DEPTH - 1):
+                raise RequestError(
+                    f"{name}: nested more than {MAX_DEPTH} levels deep.", param=name, code="invalid_value"
+                )
     return validated(value, model)
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested in each other more than `depth` times."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def validated(value: dict[str, Any], model: type[B]) -> B:
@@ -217,5 +244,8 @@ def _sentence(mistake: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = orjson.dumps(value, default=str).decode()
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or a deep nest
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -8,6 +8,7 @@ by id. Knows no roles, messages or training masks.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,10 @@ from demeanor.core.errors import CheckpointError, DataError, check_unicode
 from demeanor.core.files import refuse_code, verify, write_text
 from demeanor.stack import schema as specs
 
+_SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
+BYTE_OF = {chr(b): b for b in _SHOWN} | {chr(256 + i): b for i, b in enumerate(_HIDDEN)}
+"""Which byte a character of a byte-level vocabulary stands for (GPT-2)."""
 END = "<|end|>"
 # Special tokens of all built-in templates: one tokenizer serves all; `<|end|>` ends documents and turns.
 SPECIALS = (
@@ -106,6 +111,32 @@ class Tokenizer:
         unknown = _content(self.config.get("unk_token"))
         usable = {text for text, token in self.special.items() if token not in ends and text != unknown}
         return next((text for text in (*named, *others) if text in usable), None)
+
+    def token_bytes(self, token: int, shown: str) -> tuple[int, ...]:
+        """Return a token's bytes in a text where it adds `shown`, which is less if it has half a character."""
+        raw = self._raw_bytes(token)
+        if raw is None or (shown and "\ufffd" not in shown) or not (shown or raw.strip()):
+            return tuple(shown.encode("utf-8", "replace"))  # without the space that decoding removes
+        return tuple(raw)
+
+    def _raw_bytes(self, token: int) -> bytes | None:
+        """Return the bytes that a token stands for; None if its vocabulary does not tell them."""
+        piece = None if token in self._text_of else self._plain.id_to_token(token)
+        if piece is None or self._decoder is None:
+            return None
+        if self._decoder == "ByteLevel":
+            return bytes(BYTE_OF[c] for c in piece) if all(c in BYTE_OF for c in piece) else None
+        if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("\u2581", " ").encode()
+
+    @cached_property
+    def _decoder(self) -> str | None:
+        """How its vocabulary spells bytes: the name of a part of its decoder."""
+        text = json.dumps(json.loads(self._source).get("decoder"))
+        return next(
+            (name for name in ("ByteLevel", "ByteFallback", "Metaspace") if f'"{name}"' in text), None
+        )
 
     def save(self, folder: Path, *, chat_template: str | None = None, pad_token: str | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json; None keeps the loaded template and padding."""

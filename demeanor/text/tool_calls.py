@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,18 @@ def parse_call(text: str, index: int) -> ToolCall | None:
         return None
     digest = hashlib.sha256(f"{index}\0{text.strip()}".encode("utf-8", "surrogatepass")).hexdigest()
     return ToolCall(f"call_{digest[:12]}", name, value if isinstance(value, str) else raw)
+
+
+def cut_call(text: str, offered: Sequence[ToolSpec], choice: str) -> ToolCalled:
+    """Return the call that a cut text begins: its name, else the first that it may be, and its arguments so far."""
+    head = re.match(r'\s*\{"name": "(?P<name>[^"]*)(?P<whole>", "arguments": )?', text)
+    begun, rest = (head["name"], text[head.end() :] if head["whole"] else "") if head else ("", "")
+    names = [tool.name for tool in offered if choice in ("required", tool.name)]
+    name = next((n for n in names if n == begun), None) or next(
+        (n for n in names if n.startswith(begun)), names[0]
+    )
+    digest = hashlib.sha256(f"0\0{text}".encode("utf-8", "surrogatepass")).hexdigest()
+    return ToolCalled(ToolCall(f"call_{digest[:12]}", name, rest))
 
 
 def short_id(id: str) -> str:

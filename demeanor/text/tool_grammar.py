@@ -46,6 +46,15 @@ def constrain_tool_calls(
     )
 
 
+def enforced_schemas(offered: Sequence[ToolSpec], choice: str) -> list[tuple[ToolSpec, OutputFormat]]:
+    """Return the tools whose calls are held to their schema, each with it."""
+    return [
+        (tool, OutputFormat("json_schema", json.dumps(_schema(tool.parameters))))
+        for tool in offered
+        if choice in ("auto", "required", tool.name) and (tool.strict or choice != "auto")
+    ]
+
+
 def _grammar(
     tools: Sequence[ToolSpec],
     marks: tuple[str, str],

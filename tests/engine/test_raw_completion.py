@@ -269,7 +269,7 @@ def test_a_served_stack_continues_raw_text_through_weights_and_policy_but_not_th
                 "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "nothing"}}}],
                 "tool_choice": "required",
             },
-            "tools",
+            "tools[0].function.parameters",
         ),
     ],
 )

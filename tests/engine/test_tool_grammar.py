@@ -159,9 +159,9 @@ async def test_with_a_schema_the_answer_is_its_json_or_calls(respond: Respond) -
 
 async def test_a_schema_that_cannot_be_written_is_the_tools_mistake(respond: Respond) -> None:
     bad = (ToolSpec("move", "", {"type": "nothing"}, strict=True),)
-    with pytest.raises(DecodingError, match=r"^tools: ") as caught:
+    with pytest.raises(DecodingError, match=r"^the parameters of move: json_schema: ") as caught:
         await ask(respond, "required", tools=bad)
-    assert caught.value.param == "tools"
+    assert caught.value.param == "tools.move"
 
 
 def test_a_template_that_has_no_calls_refuses_a_demanded_one() -> None:
