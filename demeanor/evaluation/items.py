@@ -363,6 +363,9 @@ def misshapen(item: Item) -> Iterator[str]:
     for field, name in (*names.items(), *(("tags", tag) for tag in item.tags)):
         if not name.strip() or any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
             yield f"{field}: got {name!r}, wanted a name on one line, not blank"
+    if not item.messages:
+        yield "messages: none; wanted one at least, which asks"
+        return
     last = item.messages[-1]
     if all(m.role != "user" for m in item.messages):
         yield "messages: no user message; wanted one that asks"
@@ -392,6 +395,8 @@ def wrong_target(item: Item) -> str | None:
         registry.spec_of(SCORERS, item.scorer).model_validate(dict(item.target))
     except DemeanorError as error:
         return str(error)
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        return f"target of scorer {item.scorer}: cannot be read ({type(error).__name__}: {error})"
     except ValidationError as error:
         one = error.errors(include_url=False)[0]
         place = ".".join(map(str, one["loc"]))

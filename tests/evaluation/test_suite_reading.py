@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demeanor.core.errors import DataError
-from demeanor.core.types import Item, Message
+from demeanor.core.types import Completion, Item, Message, ToolCall
+from demeanor.evaluation import suites
 from demeanor.evaluation.experiment import spread
 from demeanor.evaluation.harness_logs import compare, write_suite
 from demeanor.evaluation.items import load_suite
+from demeanor.evaluation.scorers import score_item
 
 LINE: dict[str, Any] = {
     "id": "a-1",
@@ -298,3 +302,90 @@ def test_a_sample_that_is_no_item_of_ours_is_left_out_with_its_reason(tmp_path: 
     assert [i.messages[-1].role for i in load_suite(tmp_path / "out.jsonl")] == ["user"]
     (why,) = reasons
     assert why.startswith("it is no item of ours (messages: the last one is the assistant's")
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    1.5,
+    "",
+    [],
+    {},
+    "x" * 20,
+    [None],
+    {"a": None},
+    1e308,
+    10**30,
+    [[]],
+    "exact",
+)
+TEXTS = (
+    "",
+    "5",
+    "I cannot help with that.",
+    '{"a": 1}',
+    "- a\n- b",
+    "Yes. 80%",
+    "| a |\n|---|\n| 1 |",
+    "答え",
+)
+CALLS: tuple[tuple[ToolCall, ...], ...] = (
+    (),
+    (ToolCall("1", "f", '{"x": NaN}'),),
+    (ToolCall("1", "f", "[1]"),),
+)
+
+
+def mutated(tree: Any, draw: random.Random) -> Any:
+    """The tree with one value replaced, left out or put beside another."""
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        for key, inner in (
+            node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        ):
+            places.append((node, key))
+            walk(inner)
+
+    walk(tree)
+    node, key = draw.choice(places)
+    if draw.random() < 0.8 or isinstance(node, list):
+        node[key] = copy.deepcopy(draw.choice(ODD))
+    elif draw.random() < 0.5:
+        del node[key]
+    else:
+        node[draw.choice(["kind", "value", "type"])] = copy.deepcopy(draw.choice(ODD))
+    return tree
+
+
+def test_a_line_with_anything_wrong_is_refused_as_such_or_scored(tmp_path: Path) -> None:
+    draw, read_, refused_ = random.Random(0), 0, list[str]()
+    lines = [
+        x for name in suites.known() for x in suites.path(name).read_text(encoding="utf-8").splitlines()[::40]
+    ]
+    for text in draw.choices(lines, k=500):
+        content: str | bytes = json.dumps(mutated(json.loads(text), draw), ensure_ascii=draw.random() < 0.5)
+        if draw.random() < 0.2:
+            raw = bytearray(text.encode())
+            raw[draw.randrange(len(raw))] = draw.randrange(256)
+            content = bytes(raw)
+        try:
+            found = read(tmp_path, content)
+        except DataError as error:
+            refused_.append(str(error))
+            continue
+        for said in draw.sample(TEXTS, 3):
+            score = score_item(found[0], Completion(said, "stop", draw.choice(CALLS)))
+            assert score.value is None or 0 <= score.value <= 1
+            read_ += 1
+    assert read_ > 100
+    assert len(refused_) > 100
+    assert all("s.jsonl" in told for told in refused_)
+
+
+def test_a_row_of_a_public_set_without_a_message_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"BFCL_v4_irrelevance\.json:1: bfcl-irrelevance_0-0-0: messages: none"
+    ):
+        bfcl(tmp_path, "irrelevance", [])

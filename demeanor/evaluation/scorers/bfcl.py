@@ -49,6 +49,9 @@ class Spec(registry.Spec):
 
     @model_validator(mode="after")
     def _answered(self) -> Spec:
+        for n, function in enumerate(self.functions):
+            if told := _misnamed(function):
+                raise ValueError(f"functions.{n}: {told}")
         names = {f.get("name") for f in self.functions if isinstance(f.get("parameters"), dict)}
         if bool(self.answers) == (self.category == "irrelevance"):
             raise ValueError(
@@ -76,6 +79,16 @@ class Spec(registry.Spec):
         if self.category == "simple":
             return self.functions[0]
         return next(f for f in self.functions if f["name"] == name)
+
+
+def _misnamed(function: Mapping[str, Any]) -> str:
+    """What a function's description lacks to be called at all; empty if nothing."""
+    if not isinstance(function.get("name"), str) or not isinstance(function.get("parameters"), dict):
+        return f"got {sorted(function)}, wanted name (text) and parameters (a mapping)"
+    needed = function["parameters"].get("required", [])
+    if not isinstance(needed, list) or not all(isinstance(p, str) for p in needed):
+        return f"{function['name']}: required: got {needed!r}, wanted a list of names"
+    return ""
 
 
 def _misdescribed(function: Mapping[str, Any]) -> Iterator[str]:
