@@ -172,8 +172,8 @@ class ServedStack:
         variant = self._variant(model_id)
         if isinstance(variant.spec.weights.base, Remote):
             raise RequestError(
-                f"model: '{model_id}' has its weights on another server, which only takes conversations; "
-                "send messages to /v1/chat/completions",
+                f"model: '{model_id}' has its weights on another server, which only takes conversations: "
+                "it continues no raw text and gives no vectors; send messages to /v1/chat/completions",
                 param="model",
                 code="unsupported_value",
             )

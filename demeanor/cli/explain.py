@@ -87,7 +87,8 @@ def _layers(stack: Stack) -> Table:
     base = stack.spec.weights.base
     alone = getattr(base, "template", None)
     own = f", base alone: {alone}" if alone else ""
-    table.add_row("template", "template", stack.spec.template + own)
+    told = "the other server's own" if base.kind == "remote" else stack.spec.template + own
+    table.add_row("template", "template", told)
     table.add_row(
         "decoding", "decoding", ", ".join(f"{k}={v}" for k, v in plain(stack.spec.decoding).items())
     )

@@ -10,7 +10,7 @@ import codecs
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from demeanor.core.errors import UpstreamError, unknown
@@ -29,6 +29,7 @@ from demeanor.core.types import (
 
 _PRIVATE = re.compile(r"https?://[^\s\"'<>)]+|\b(?:sk|key)-[\w*-]{8,}|(?i:bearer) [^\s\"']+")
 EVENT_BYTES = 1 << 20  # longest line and longest event of a stream
+MOST_CALLS = 512  # of one answer
 LEAST_LOGPROB = -9999.0  # what OpenAI's API writes for minus infinity, which JSON does not have
 _ID = re.compile(r"[\x21-\x7e]{1,128}")  # ids that a client can send back
 _FINISH: Mapping[str, FinishReason | None] = {
@@ -160,13 +161,23 @@ def told_error(
                 where, status=429, public=message, code=code, retry_after_s=retry_after_s, again=again
             )
         case 503 | 529:
-            return UpstreamError(
-                where, status=503, code="upstream_unavailable", retry_after_s=retry_after_s, again=True
-            )
+            return unavailable(where, retry_after_s)
         case 408 | 504:
             return UpstreamError(where, status=504, code="upstream_timeout", again=True)
         case _:
             return UpstreamError(where, retry_after_s=retry_after_s, again=status >= 500)
+
+
+def unavailable(where: str, retry_after_s: float | None = None) -> UpstreamError:
+    """Return the error for a server that is away or overloaded."""
+    return UpstreamError(
+        where,
+        status=503,
+        public="The server behind this model is not available now.",
+        code="upstream_unavailable",
+        retry_after_s=retry_after_s,
+        again=True,
+    )
 
 
 _NO_KEY = (
@@ -191,21 +202,48 @@ def clean(text: str) -> str:
     )
 
 
+_MARKS = re.compile(r'["{}\[\]\\]')
+
+
 @dataclass
 class PartialCall:
-    """A tool call as far as it has come."""
+    """A tool call as far as it has come; adding to it takes time linear in what is added."""
 
     id: str = ""
     name: str = ""
-    arguments: str = ""
+    parts: list[str] = field(default_factory=list)
+    size: int = 0
+    _depth: int = 0
+    _in_text: bool = False
+    _escaped: int = -1  # the place of an escaped character
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.parts)
 
     @property
     def whole(self) -> bool:
-        try:
-            json.loads(self.arguments)
-        except (ValueError, RecursionError):
-            return False
-        return True
+        """Whether the arguments are an object or a list that has ended."""
+        return bool(self.parts) and self._depth == 0 and not self._in_text and self.parts[-1].strip() != ""
+
+    def add(self, text: str) -> None:
+        for mark in _MARKS.finditer(text):
+            if self.size + mark.start() == self._escaped:
+                continue
+            if mark[0] == "\\":
+                self._escaped = self.size + mark.end()
+            elif mark[0] == '"':
+                self._in_text = not self._in_text
+            elif not self._in_text:
+                self._depth += 1 if mark[0] in "{[" else -1
+        self.size += len(text)
+        if text:
+            self.parts.append(text)
+
+    def same(self, id: str, name: str, arguments: str) -> bool:
+        """Whether this is the call once more."""
+        told = (self.id, self.name, self.size) == (id, name, len(arguments))
+        return bool(told and id and self.whole and self.arguments == arguments)
 
 
 class ChatReader:
@@ -222,7 +260,8 @@ class ChatReader:
         self._legacy = PartialCall()
         self._prompt: int | None = None
         self._completion: int | None = None
-        self._half, self._refusal, self._written = "", "", 0
+        self._half, self._written = "", 0
+        self._refusal: list[str] = []
         self.finish_reason: str | None = None
         self.progress = 0
         """Chunks that held a part of the answer; pings and empty objects do not count."""
@@ -258,7 +297,7 @@ class ChatReader:
             self._add_call(self._dict(part, f"tool_calls[{place}]"), place, len(calls or ()))
         if legacy := self._dict(delta.get("function_call"), f"{where}.delta.function_call"):
             self._extend(self._legacy, "", *self._function(legacy))
-        self._refusal += self._text(delta.get("refusal"), f"{where}.delta.refusal")
+        self._refusal += filter(None, [self._text(delta.get("refusal"), f"{where}.delta.refusal")])
         content = self._text(delta.get("content"), f"{where}.delta.content")
         if finish := choice.get("finish_reason"):
             self.finish_reason = str(finish)
@@ -286,10 +325,10 @@ class ChatReader:
         refused: list[Event] = []
         if self._refusal:
             reason = "the server says that this is a refusal"
-            refused.append(Refusal("remote", "", reason, clean(self._refusal), "output"))
+            refused.append(Refusal("remote", "", reason, clean("".join(self._refusal)), "output"))
         elif not calls and finish == "stop" and self._turn.tool_choice not in ("auto", "none"):
             raise self._wrong("the answer does not call a tool, which tool_choice demands")
-        written = self._written + len(self._refusal) + sum(len(c.name + c.arguments) for c in calls)
+        written = self._written + sum(map(len, self._refusal)) + sum(len(c.name + c.arguments) for c in calls)
         completion = None if self._completion == 0 and written else self._completion
         usage = Usage(
             prompt_tokens if self._prompt is None else self._prompt,
@@ -344,17 +383,19 @@ class ChatReader:
             known = self._calls[-1] if self._calls else None
         if known is None or _begins_another(known, id, name, arguments):
             self._calls.append(known := PartialCall())
+            if len(self._calls) > MOST_CALLS:
+                raise self._wrong(f"the answer makes more than {MOST_CALLS} tool calls")
         if index is not None:
             self._by_index[index] = known
         self._extend(known, id, name, arguments)
 
     def _extend(self, call: PartialCall, id: str, name: str, arguments: str) -> None:
-        if call.whole and (call.id, call.name, call.arguments) == (id, name, arguments) and id:
-            return  # the whole call once more
+        if call.same(id, name, arguments):
+            return
         call.id = call.id or id
         if name != call.name:  # a name in parts, or once more with each part
             call.name = name if name.startswith(call.name) else call.name + name
-        call.arguments += arguments
+        call.add(arguments)
 
     def _function(self, function: Mapping[str, Any]) -> tuple[str, str]:
         name, arguments = function.get("name"), function.get("arguments")
@@ -443,11 +484,11 @@ def _begins_another(known: PartialCall, id: str, name: str, arguments: str) -> b
     """Whether a fragment that would extend `known` is a call of its own: servers repeat indices, names and ids."""
     if not name or not known.name:
         return False
-    if (id, name, arguments) == (known.id, known.name, known.arguments):
-        return False  # the same once more
+    if known.same(id, name, arguments):
+        return False
     if name == known.name:
         return known.whole and bool(arguments.strip())
-    return bool(known.arguments or (id and known.id and id != known.id))  # else a name in parts
+    return bool(known.size or (id and known.id and id != known.id))  # else a name in parts
 
 
 def _bytes_of(told: object, text: str) -> tuple[int, ...] | None:

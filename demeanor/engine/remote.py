@@ -42,12 +42,13 @@ from demeanor.engine.chat_stream import (
     json_object,
     server_sent,
     told_error,
+    unavailable,
 )
 from demeanor.stack.schema import Remote
 
 LONGEST_WAIT_S = 30.0  # between two attempts; a server that asks for more is not asked again
 LONGEST_END_S = 2.0  # from a finish reason to the usage, if the stream does not end
-WHOLE_BYTES = 16 << 20  # longest answer that is not streamed
+WHOLE_BYTES = 4 << 20  # longest answer that is not streamed
 TOTAL_OF_TIMEOUT = 10  # the longest answer takes so many times the longest silence, if not set
 HEALTH_TIMEOUT_S, HEALTH_KEPT_S = 2.0, 5.0
 _DONE = ServerSent(b"[DONE]")
@@ -205,9 +206,7 @@ class RemoteModel:
             what = f"{'the connection failed' if connected else 'does not answer'} ({_cause(error)})"
             if connected:
                 raise UpstreamError(f"{self.url}: {what}", again=True) from error
-            raise UpstreamError(
-                f"{self.url}: {what}", status=503, code="upstream_unavailable", again=True
-            ) from error
+            raise unavailable(f"{self.url}: {what}") from error
 
     async def _whole(self, response: httpx.Response, first: bytes, chunks: AsyncIterator[bytes]) -> bytes:
         """The rest of an answer that is not streamed. Raises UpstreamError if it is no JSON object."""

@@ -372,6 +372,9 @@ def _shape(spec: StackSpec, where: str) -> list[Problem]:
     if isinstance(base, Remote) and spec.weights.stages:
         what = f"'{base.model}' is on another server: nothing can be trained on it or rounded"
         return [Problem(f"{where}: weights.stages", what)]
+    if isinstance(base, Remote) and "template" in spec.model_fields_set:
+        what = f"'{base.model}' is on another server, which writes its prompts itself; leave template out"
+        return [Problem(f"{where}: template", what)]
     if not isinstance(base, Scratch):
         return []
     problems: list[Problem] = []

@@ -128,3 +128,10 @@ def test_what_cannot_be_is_said_before_anything_runs(tmp_path: Path, monkeypatch
     for url in ("ftp://x/v1", "http://user:secret@x/v1"):
         with pytest.raises(SpecError, match="url"):
             load_stack(write(tmp_path, url))
+
+
+def test_a_template_that_the_other_server_would_not_use_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "http://127.0.0.1:9/v1")
+    path.write_text(path.read_text() + "template: chatml\n")
+    with pytest.raises(SpecError, match=r"stack.yaml: template: 'big' is on another server"):
+        load_stack(path)

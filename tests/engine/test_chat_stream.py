@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -454,3 +455,22 @@ def test_the_stream_that_is_changed_is_read_whole() -> None:
     assert [(c.id, c.name, c.arguments) for c in found.tool_calls] == [("a", F, PARIS), ("b", G, "{}")]
     assert (found.prompt_tokens, found.completion_tokens) == (3, 2)
     assert len(PLACES) > 60
+
+
+def test_a_call_in_many_parts_takes_time_in_proportion_to_them() -> None:
+    def cpu_s(number: int) -> float:
+        parts = [calls(call("a", F, '{"x": "', index=0)), *[calls(call("a", F, "}]{[ ", index=0))] * number]
+        sent = sse(*parts, calls(call("a", F, '"}', index=0)), chunk({}, "stop"))
+        started = time.thread_time()
+        found = answer(sent)
+        assert [len(c.arguments) for c in found.tool_calls] == [9 + 5 * number]
+        return time.thread_time() - started
+
+    cpu_s(100)
+    small, large = min(cpu_s(1500) for _ in range(3)), min(cpu_s(6000) for _ in range(3))
+    assert large < 8 * small
+
+
+def test_more_calls_than_an_answer_can_mean_are_an_error() -> None:
+    with pytest.raises(UpstreamError, match="more than 512 tool calls"):
+        read(*(calls(call(f"c{n}", F, "{}", index=n)) for n in range(600)))
