@@ -125,6 +125,19 @@ def timed_protocol(limits: TimeLimits) -> type[asyncio.Protocol]:
             elif self.conn.their_state is h11.SEND_BODY:
                 self._await_request()
 
+        def send_400_response(self, msg: str) -> None:
+            """Answer bytes that are no HTTP; a request that they belong to ends as if its client had left."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:  # an answer has begun
+                self.transport.close()
+
+        def _unsupported_upgrade_warning(self) -> None:
+            pass  # a client may ask for what it likes
+
         def pause_writing(self) -> None:
             super().pause_writing()
             self._stalled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -152,3 +153,45 @@ def test_a_client_that_reads_nothing_of_its_answer_loses_it(server: Served) -> N
         time.sleep(0.01)
     assert (server.assistant.closed, server.operations.load.in_progress) == (1, 0)
     assert httpx.post(server.url + ASKS, json=body(), timeout=10).status_code == 200
+
+
+BODY = json.dumps(body("hello")).encode()
+CHUNKED = HEAD.replace(b"content-length: 500", b"transfer-encoding: chunked")
+GARBAGE = [
+    b"\x16\x03\x01\x02\x00\x01\x00",
+    b"GET  HTTP/1.1\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"CONNECT a:1 HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"HEAD / HTTP/1.0\r\n\r\n",
+    b"GET http://[::1 HTTP/1.1\r\nhost: [\r\n\r\n",
+    b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    b"GET /" + b"a" * 100_000,
+    CHUNKED + b"ZZ\r\n",
+    CHUNKED + b"5\r\n{\r\n",
+    CHUNKED + b"1\r\n{\r\n0\r\n\r\nGET\r\n\r\n",
+    HEAD.replace(b"500", str(len(BODY)).encode()) + BODY + b"garbage\r\n\r\n",
+    HEAD.replace(b"500", b"5\r\nexpect: 100-continue"),
+    HEAD.replace(b"500", b"-5") + b"{}",
+    HEAD.replace(b"500", b"9" * 30) + b"{}",
+    b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n",
+]
+
+
+def test_nothing_that_arrives_on_a_socket_writes_a_traceback(
+    server: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    for content in GARBAGE:
+        for cut in (len(content), len(content) // 2):
+            for waits in (True, False):
+                connection = server.connection()
+                with contextlib.suppress(OSError):
+                    connection.sendall(content[:cut])
+                    connection.settimeout(0.1)
+                    if waits:
+                        connection.recv(100)
+                connection.close()
+    assert httpx.post(server.url + ASKS, json=body(), timeout=10).status_code == 200
+    assert [
+        r.getMessage() for r in caplog.records if r.exc_info or r.levelname in ("ERROR", "CRITICAL")
+    ] == []
+    assert server.operations.load.in_progress == 0
