@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from demeanor.app import StackRuntime
+from demeanor.app import MAX_VARIANTS, StackRuntime, load_stack
+from demeanor.core.errors import RequestError
 from demeanor.core.types import Decoding, Message, Turn
 from demeanor.layers import policy
 from demeanor.layers.policy.matching import judge_turn
@@ -19,6 +21,7 @@ from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
 from demeanor.store.database import Database, Feedback
 from demeanor.training.runs import Runs
+from tests.app import tiny
 
 pytestmark = pytest.mark.xdist_group("tiny")
 TEXTS = [
@@ -84,3 +87,22 @@ def test_raw_continuations_can_be_judged_too(client: TestClient) -> None:
     ).json()
     assert "id" in answer, answer
     assert client.post("/v1/feedback", json={"id": answer["id"], "score": 1}).status_code == 200
+
+
+def test_endless_ways_to_write_a_variant_are_one_variant_and_fill_no_cache(tmp_path: Path) -> None:
+    stack = load_stack(tiny.write(tmp_path))
+    served = ServedStack(StackRuntime(stack, Runs(tmp_path / "runs")))
+    known = {variant.model_id for variant in stack.offered()}
+    for seed in range(2 * MAX_VARIANTS):
+        order = random.Random(seed).choices(["policy", "tools", "retrieval"], k=5)
+        card = served.card("-".join(["tiny-desk", *order]))
+        assert card.id == "-".join(
+            ["tiny-desk", *(x for x in ("policy", "tools", "retrieval") if x in order)]
+        )
+        assert served.card("tiny-desk:" + "+".join([*order, "sft"])).id.startswith("tiny-desk:sft+")
+    assert served._found.cache_info().currsize == MAX_VARIANTS
+    assert {card.id for card in served.models()} == known
+    for endless in ("tiny-desk" + "-policy" * 100, "tiny-desk:" + "sft+" * 200_000, "x" * 1_000_000):
+        with pytest.raises(RequestError) as refused:
+            served.card(endless)
+        assert (refused.value.status, len(str(refused.value)) < 2000) == (404, True)
