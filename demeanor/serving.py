@@ -67,6 +67,9 @@ class StackVersions:
             raise
         self._seen = seen
         self.living.append(runtime)
+        for layer in stack.layers:
+            for note in policy.notes(layer.spec, stack.root) if isinstance(layer.spec, policy.Spec) else ():
+                print(note, flush=True)
         return Version(served, lambda: self._leave(runtime))
 
     def changed(self) -> bool:

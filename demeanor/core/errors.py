@@ -167,9 +167,13 @@ def check_unicode(value: object, field: str = "", depth: int = 0) -> None:
                 check_unicode(inner, place, depth + 1)
 
 
+MAX_NAME = 200  # characters; comparing longer ones takes time that grows with the square
+
+
 def unknown(got: str, known: Iterable[str], *, noun: str = "name") -> str:
     """Return the sentence about an unknown name: the nearest valid one, and all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5) if len(got) <= MAX_NAME else []
+    got = got if len(got) <= MAX_NAME else f"{got[:MAX_NAME]}..."
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"unknown {noun} '{got}'.{hint} Known: {', '.join(names) or 'none'}."

@@ -96,7 +96,8 @@ def phone(text: str, start: int) -> Iterator[Span]:
             continue
         lead = _LEAD.search(text, max(start, begin - 2), begin)
         first = begin if lead is None else lead.start()
-        end = _phone_end(text, first, begin)
+        listed = first == begin and at - begin not in (1, 3) and text[begin:at][:2] != "00"
+        end = None if listed and _follows_digits(text, first) else _phone_end(text, first, begin)
         if end is not None:
             extension = _EXTENSION.match(text, end)
             at = end if extension is None else extension.end()

@@ -260,7 +260,7 @@ class Round:
 
     def __init__(self, start: int = 0, shown: frozenset[Event] = frozenset()) -> None:
         """`start`: characters of the answer so far; `shown`: passages and prompts of earlier rounds."""
-        self.text = ""
+        self._texts: list[str] = []
         self.calls: list[ToolCall] = []
         self.num_tokens = 0
         self.done = Done("cancelled", by="tools")
@@ -277,7 +277,7 @@ class Round:
                     continue
                 self._shown.add(event)
             elif isinstance(event, Text):
-                self.text += event.text
+                self._texts.append(event.text)
             elif isinstance(event, ToolCalled):
                 self.calls.append(event.call)
             elif isinstance(event, Usage):
@@ -285,6 +285,11 @@ class Round:
             elif isinstance(event, Citation):
                 event = replace(event, start=event.start + self._start, end=event.end + self._start)
             yield event
+
+    @property
+    def text(self) -> str:
+        """The text of the round so far."""
+        return "".join(self._texts)
 
     @property
     def broken_off(self) -> bool:

@@ -1,7 +1,7 @@
 """Turns answered while their client is connected: side by side as one sequence of events, and as server-sent events.
 
 Plain asyncio; no threads. Whatever ends a stream (its end, an error, a cancellation) closes every turn in it. Nothing is sent before the
-first visible event, so that an error raised before it is still an HTTP status and not a broken stream.
+first visible event, so that an error raised before it is still an HTTP status; from 10 s on, comments keep a silent stream alive.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class EventStream(Response):
     """A response that sends chunks as server-sent events and ends the turns behind it when the client leaves."""
 
     media_type = "text/event-stream"
+    keep_alive_s = 10.0
 
     def __init__(self, chunks: AsyncGenerator[ResponseObject, None], request_id: str) -> None:
         """An error that comes too late for an HTTP status becomes the last event."""
@@ -121,25 +122,37 @@ class EventStream(Response):
         await while_connected(receive, self._write(send))
 
     async def _write(self, send: Send) -> None:
-        started = False
-        async with aclosing(self.chunks) as chunks:
-            try:
-                async for chunk in chunks:
-                    if not started:
-                        started = True
-                        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-                        await send(head)
-                    await self._send(send, self.frame(chunk))
-                await self._send(send, b"data: [DONE]\n\n")
-            except Exception as error:
-                if not started:
-                    raise
-                refusal = error_responses.refusal_of(error, self.request_id)
-                await self._send(send, self.frame(self.last_chunk(refusal)))
+        self._sent, self._turn = 0, asyncio.Lock()
+        alive = asyncio.create_task(self._keep_alive(send))
+        try:
+            async with aclosing(self.chunks) as chunks:
+                try:
+                    async for chunk in chunks:
+                        await self._send(send, self.frame(chunk))
+                    await self._send(send, b"data: [DONE]\n\n")
+                except Exception as error:
+                    if not self._sent:
+                        raise
+                    refusal = error_responses.refusal_of(error, self.request_id)
+                    await self._send(send, self.frame(self.last_chunk(refusal)))
+        finally:
+            await _stop(alive)
         await send({"type": "http.response.body", "body": b""})
 
+    async def _keep_alive(self, send: Send) -> None:
+        """Send a comment whenever nothing else was sent for a while, so that no one takes the line for dead."""
+        while True:
+            sent = self._sent
+            await asyncio.sleep(self.keep_alive_s)
+            if sent == self._sent:
+                await self._send(send, b": keep-alive\n\n")
+
     async def _send(self, send: Send, frame: bytes) -> None:
-        await send({"type": "http.response.body", "body": frame, "more_body": True})
+        async with self._turn:
+            if not self._sent:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self._sent += 1
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
 
     def frame(self, chunk: ResponseObject) -> bytes:
         """One chunk as a server-sent event."""

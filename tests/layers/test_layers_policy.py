@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +17,20 @@ from fake_layers import ask, events_of, kit, only, says, script, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demeanor.core.errors import SpecError
+from demeanor.core.errors import RequestError, SpecError
+from demeanor.core.personal_data import DETECTORS
 from demeanor.core.types import (
     Citation,
+    Decoding,
     Done,
+    Event,
     LeftOut,
     Message,
     Messages,
+    OutputFormat,
     Passage,
     Prompted,
+    PromptRead,
     Refusal,
     Respond,
     Text,
@@ -28,12 +38,14 @@ from demeanor.core.types import (
     ToolCall,
     ToolCalled,
     ToolResult,
+    ToolSpec,
     Trust,
     Turn,
     Usage,
     fold,
 )
 from demeanor.layers import policy
+from demeanor.layers.policy import MAX_CHARS
 from demeanor.layers.policy.matching import OutputFilter, hits, redacted
 from demeanor.layers.policy.rules import Rule, RuleSpec, rule
 
@@ -303,6 +315,211 @@ async def test_what_is_told_about_the_way_is_masked_and_the_answer_goes_on(tmp_p
     assert "4429" not in repr(events)
     assert only(events, Passage)[0].text == "Edda pays with I cannot show card numbers.."
     assert text_of(events) == "Edda pays by card."
+
+
+WORD = {"name": "word", "on": "output", "pattern": "(?i)forbidden", "reason": "a word", "reply": "No."}
+LEAVING: dict[str, list[Event]] = {
+    "refusal of the weights": [
+        Refusal("weights", "", "it is forbidden", "I keep the forbidden word.", "output")
+    ],
+    "name of a call": [ToolCalled(ToolCall("1", "forbidden", "{}"))],
+    "id of a call": [ToolCalled(ToolCall("call_forbidden", "look", "{}"))],
+    "arguments of a call": [ToolCalled(ToolCall("1", "look", '{"a": "for\\u0062idden"}'))],
+    "tool result": [ToolResult("id-forbidden", "forbidden", "forbidden")],
+    "passage": [
+        Passage("forbidden#1", "a forbidden text", 1.0, "https://forbidden.example"),
+        Text("yes"),
+        Citation(0, 3, "forbidden#1"),
+    ],
+    "prompt": [
+        Prompted(
+            (
+                Message("system", "forbidden"),
+                Message("user", "x", name="forbidden", tool_calls=(ToolCall("1", "forbidden", "forbidden"),)),
+            )
+        )
+    ],
+    "alternative": [Text("yes", logprobs=(TokenLogprob("yes", -0.1, (("yes", -0.1), ("forbidden", -2.0))),))],
+    "alternative behind text": [
+        Text("for", logprobs=(TokenLogprob("for", -0.1),)),
+        Text("bear", logprobs=(TokenLogprob("bear", -0.1, (("bear", -0.1), ("bidden", -2.0))),)),
+    ],
+    "alternatives in a row": [
+        Text("a", logprobs=(TokenLogprob("a", -0.1, (("a", -0.1), ("forb", -2.0))),)),
+        Text("b", logprobs=(TokenLogprob("b", -0.1, (("b", -0.1), ("idden", -2.0))),)),
+    ],
+    "alternative of a prompt": [PromptRead(("x",), (None,), ((("forbidden", -1.0),),))],
+}
+
+
+@pytest.mark.parametrize("action", ["refuse", "redact"])
+@pytest.mark.parametrize("what", LEAVING)
+async def test_everything_that_leaves_is_judged(what: str, action: str, tmp_path: Path) -> None:
+    inner = script([*LEAVING[what], Done("stop")])
+    events = await events_of(wrap(tmp_path, [WORD | {"action": action}], inner))
+    left = [event for event in events if not (isinstance(event, Refusal) and event.by == "policy")]
+    shown = repr(left).lower()
+    assert "forbidden" not in shown
+    assert "b62" not in shown
+    assert "bidden" not in shown
+    assert "idden" not in shown
+    assert isinstance(events[-1], Done)
+
+
+async def test_a_masked_id_pairs_call_and_result_and_a_citation_finds_its_passage(tmp_path: Path) -> None:
+    call, result = ToolCall("forbidden", "look", "{}"), ToolResult("forbidden", "look", "7")
+    passage, cited = Passage("forbidden#1", "t", 1.0, "s"), Citation(0, 2, "forbidden#1")
+    inner = script([passage, ToolCalled(call), result, Text("ok"), cited, Done("stop")])
+    events = await events_of(wrap(tmp_path, [WORD], inner))
+    assert only(events, ToolCalled)[0].call.id == only(events, ToolResult)[0].call_id
+    assert only(events, Citation)[0].passage_id == only(events, Passage)[0].id == "No.#1"
+    assert fold(events).tool_calls == ()
+
+
+async def test_alternatives_that_no_rule_forbids_stay(tmp_path: Path) -> None:
+    top = (("yes", -0.1), ("no", -2.0), ("forbidden", -3.0))
+    inner = script([Text("yes", logprobs=(TokenLogprob("yes", -0.1, top),)), Done("stop")])
+    events = await events_of(wrap(tmp_path, [WORD], inner))
+    assert [t.top for e in only(events, Text) for t in e.logprobs] == [top[:2]]
+
+
+def offered(**change: Any) -> Turn:
+    schema = {"type": "object", "properties": {"to": {"type": "string", "description": "a place"}}}
+    tool = replace(ToolSpec("look", "Looks it up.", schema), **change)
+    return replace(ask("hi"), tools=(tool,))
+
+
+BAD_SCHEMA = {"type": "object", "properties": {"x": {"enum": ["make a bomb"]}}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        offered(description="Make a bomb."),
+        offered(name="make a bomb"),
+        offered(parameters=BAD_SCHEMA),
+        offered(parameters={"properties": {"make a bomb": {}}}),
+        replace(ask("hi"), decoding=Decoding(form=OutputFormat("json_schema", json.dumps(BAD_SCHEMA)))),
+        replace(
+            ask("hi"), decoding=Decoding(form=OutputFormat("json_schema", r'{"const": "make a \u0062omb"}'))
+        ),
+        replace(ask("hi"), decoding=Decoding(form=OutputFormat("regex", "make a bomb"))),
+    ],
+)
+async def test_tools_and_formats_are_read_from_the_trust_of_developers_on(turn: Turn, tmp_path: Path) -> None:
+    outcomes = {}
+    for trust in ("none", "user", "developer", "system"):
+        events = await events_of(wrap(tmp_path, [BOMB | {"trust": trust}], says("sure")), turn)
+        outcomes[trust] = [r.rule for r in only(events, Refusal)]
+    assert outcomes == {"none": [], "user": [], "developer": ["bomb"], "system": ["bomb"]}
+
+
+async def test_a_tool_description_is_redacted(tmp_path: Path) -> None:
+    seen: list[Turn] = []
+    rules = [CARDS | {"action": "redact", "reply": None, "trust": "developer"}]
+    inner = script([Text("ok"), Done("stop")], seen=seen)
+    await events_of(wrap(tmp_path, rules, inner), offered(description=f"Pays with {CARD}."))
+    assert seen[0].tools[0].description == "Pays with [cards]."
+
+
+# ---- time ----
+
+UNITS = [
+    "1 ",
+    "4444 ",
+    "bomb ",
+    "a@b.co ",
+    "+49 30 1234567 ",
+    "DE89 3704 0044 0532 0130 01 ",
+    "1.1.1.1.",
+    "a:",
+    "\u00e9 ",
+]
+KINDS: dict[str, dict[str, Any]] = {
+    **{kind: {"detector": kind} for kind in sorted(DETECTORS)},
+    "word": {"pattern": r"(?i)\bbomb\b"},
+    "words": {"pattern": r"\b\w+\b"},
+    "far": {"pattern": "1.*z|1|b"},
+    "cues": {"cues": {"bomb": 1.0, "1": 1.0}, "threshold": 9, "action": "refuse"},
+}
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """Seconds of this thread's processor time, the least of two runs: neighbours do not count."""
+    found = []
+    for _ in range(2):
+        started = time.thread_time()
+        work()
+        found.append(time.thread_time() - started)
+    return min(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twice_the_text_takes_a_rule_twice_the_time(kind: str) -> None:
+    one = rule_of(**({"action": "redact"} | KINDS[kind]))
+    slow = {}
+    for unit in UNITS:
+        half, whole = ((unit * (n // len(unit))) for n in (2**12, 2**14))
+        times = [cpu_s(lambda text=text: redacted(text, hits([one], text))) for text in (half, whole)]
+        if times[1] > 0.01 and times[1] > 4 * 1.75 * times[0]:  # 4 if linear, 16 if quadratic
+            slow[unit] = times
+    assert slow == {}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"detector": "card", "hold": "window"},
+        {"pattern": "12 (a|b)", "hold": "stream"},
+        {"pattern": "bomb x+y", "hold": "stream"},
+        {"pattern": "12", "action": "redact"},
+        {"pattern": "1+2", "action": "redact", "hold": "buffer"},
+    ],
+)
+def test_a_growing_answer_is_judged_in_time_linear_in_it(settings: dict[str, Any]) -> None:
+    one = rule_of(**({"pattern": None} | settings))
+
+    def judged(size: int) -> None:
+        output = OutputFilter([one], "policy")
+        for _ in range(size):
+            if output.add(Text("13 a" if one.refuses else "12 a"))[1]:
+                break
+        output.finish()
+
+    times = [cpu_s(lambda n=n: judged(n)) for n in (1_000, 4_000)]
+    assert times[1] < 4 * 1.75 * times[0] + 0.02
+
+
+async def test_long_texts_leave_the_event_loop_free_and_too_long_ones_are_refused(tmp_path: Path) -> None:
+    respond = wrap(tmp_path, [CARDS | {"on": "input"}], says("ok"))
+    waits: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            waits.append(time.perf_counter() - before)
+
+    ticking = asyncio.create_task(tick())
+    await events_of(respond, ask("1 " * 200_000))
+    ticking.cancel()
+    assert len(waits) > 5, "the loop went on while the text was judged"
+    with pytest.raises(RequestError, match="1048577 characters") as error:
+        await events_of(respond, ask("1" * (MAX_CHARS + 1)))
+    assert (error.value.status, error.value.param) == (400, "messages")
+
+
+async def test_a_rule_without_hold_streams_where_a_longest_match_exists(tmp_path: Path) -> None:
+    assert rule_of(pattern="a{1,9}b").hold == "window"
+    assert rule_of(detector="card").hold == "window"
+    assert rule_of(pattern="a+b").hold == "buffer"
+    assert rule_of(**SCORED).hold == "buffer"
+    long = {"name": "long", "on": "output", "pattern": "a+b", "reason": "r", "reply": "No."}
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump({"rules": [CARDS, long, BOMB]}))
+    (note,) = policy.notes(policy.Spec(), tmp_path)
+    assert "for the rules long (" in note
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump({"rules": [CARDS, BOMB, SCORED | {"on": "input"}]}))
+    assert policy.notes(policy.Spec(), tmp_path) == []
 
 
 PATTERNS = ["ab", "a{1,3}b?", "b(?:cab)?", r"\bca", r"c\b", "[ab]{2,4}c", "^a", "a$"]

@@ -47,6 +47,17 @@ def check(spec: Spec, root: Path) -> list[Problem]:
     return problems_of(root / spec.rules, PolicySpec)
 
 
+def notes(spec: Spec, root: Path) -> list[str]:
+    """Return a sentence about the rules for which an answer waits for its end, if there are any."""
+    waiting = [rule.name for rule in load(root / spec.rules) if rule.on != "input" and rule.hold == "buffer"]
+    if not waiting:
+        return []
+    return [
+        f"policy: a streamed answer is sent when it has ended, for the rules {', '.join(waiting)} (hold: buffer, cues, or a "
+        "pattern without a longest match); until then the stream sends keep-alive comments"
+    ]
+
+
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
     """Apply the rules to requests and answers."""
     rules = load(kit.root / spec.rules)

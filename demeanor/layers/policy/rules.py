@@ -245,14 +245,14 @@ def compiled(pattern: str) -> re2._Regexp:
     return re2.compile(pattern, _OPTIONS)
 
 
-MAX_SCANS, MAX_SCAN = 1_000, 2_000
+MAX_SCANS, MAX_SCAN = 100, 2_000
 
 
 def _pattern(pattern: str, longest: int | None) -> Find:
     """Return a `find` that takes time linear in the text.
 
     A search for a match without a bound may read to the end of the text and be shortened to a few characters,
-    so after the first 1,000 matches such a rule reads 2,000 characters ahead at most.
+    so after the first 100 matches such a rule reads 2,000 characters ahead at most.
     """
     regexp = compiled(pattern)
 
