@@ -41,7 +41,7 @@ from demeanor.engine.scheduler import Request
 from demeanor.evaluation import suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.evaluation.scorers import refusal, score_item
-from demeanor.layers import Kit, Search, compose
+from demeanor.layers import Kit, Search, compose, policy
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
 from demeanor.retrieval import documents, index
@@ -263,6 +263,12 @@ class StackRuntime:
     def close(self) -> None:
         while self._closers:
             self._closers.pop()()
+
+
+def policy_notes(stack: Stack) -> list[str]:
+    """What the stack's policies say about answers that wait for their end."""
+    specs = [layer.spec for layer in stack.layers if isinstance(layer.spec, policy.Spec)]
+    return [note for spec in specs for note in policy.notes(spec, stack.root)]
 
 
 def indexed(folder: Path) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice, takewhile
 
-from demeanor.app import MAX_VARIANTS, StackRuntime
+from demeanor.app import MAX_VARIANTS, StackRuntime, policy_notes
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
 from demeanor.core.folding import Folded
 from demeanor.core.types import Decoding, Respond
@@ -67,9 +67,8 @@ class StackVersions:
             raise
         self._seen = seen
         self.living.append(runtime)
-        for layer in stack.layers:
-            for note in policy.notes(layer.spec, stack.root) if isinstance(layer.spec, policy.Spec) else ():
-                print(note, flush=True)
+        for note in policy_notes(stack):
+            print(note, flush=True)
         return Version(served, lambda: self._leave(runtime))
 
     def changed(self) -> bool:

@@ -239,7 +239,7 @@ def keep(
         bool,
         typer.Option(
             "--no-personal-data",
-            help="Drop rows with a card number or IBAN (check digits hold), an e-mail address or a phone number.",
+            help="Drop rows with personal data: card, IBAN, e-mail address, phone, social security number, IP address.",
         ),
     ] = False,
     config: Config = None,

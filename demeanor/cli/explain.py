@@ -6,8 +6,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.app import indexed
-from demeanor.layers import policy
+from demeanor.app import indexed, policy_notes
 from demeanor.stack.stack import Stack, plain
 from demeanor.training.inspection import template_notes
 from demeanor.training.plan import plans
@@ -22,9 +21,8 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
     for note in (*notes(stack), *template_notes(stack, runs)):
         console.print(note, markup=False)
     console.print(_layers(stack))
-    for layer in stack.layers:
-        for note in policy.notes(layer.spec, stack.root) if isinstance(layer.spec, policy.Spec) else ():
-            console.print(note, markup=False)
+    for note in policy_notes(stack):
+        console.print(note, markup=False)
     console.print(
         "[bold]variants[/] (model ids of the API and of eval)\n  "
         + "\n  ".join(v.model_id for v in stack.offered())
