@@ -35,12 +35,17 @@ _DATE = re.compile(r"(?:19|20)\d\d[-/.]\d{1,2}[-/.]\d{1,2}(?!\d)|\d{1,2}[-/.]\d{
 _NAMED = (
     r"(?:tele)?phones?|tel|mobile|cell(?:ular)?|call(?: me)?|fax|text|sms|whatsapp|dial|ring|reach|messages?|"
     r"answering|contact|telefon\w*|handy|mobil\w*|rufnummer|anruf\w*|t[ée]l[ée]phone|portable|tel[ée]fono|m[óo]vil|"
-    r"ll[aá]m\w*|cellulare|telefone|celular|telefoon|tlf|телефон\w*|тел|[电電][话話]|手机|携帯|전화"
+    r"ll[aá]m\w*|cellulare|telefone|celular|telefoon|tlf|телефон\w*|тел"
 )
 _WORD_BEFORE = re.compile(
-    rf"(?i)(?<![^\W\d_])(?:(?:{_NAMED})(?![^\W\d_])\D{{0,32}}|(?:office|desk|home|work)[^\w\n]{{1,3}})\Z"
+    rf"(?i)(?:(?<![^\W\d])(?:{_NAMED})(?![^\W\d])\D{{0,32}}|(?:[电電][话話]|手机|携帯|전화)\D{{0,32}}"
+    r"|(?<![^\W\d])(?:office|desk|home|work)[^\w\n]{1,3})\Z"
 )
 _WORD_AFTER = re.compile(r"(?i)[\s,\-(/]{1,3}(?:office|fax|mobile|cell|phone|tel|home|work)\b")
+
+
+_JOINED = re.compile(r"-[^\W_]")  # a part of a longer code
+_SUM = re.compile(r"\d /|/ \d")
 
 
 def plain_digits(text: str) -> str:
@@ -125,7 +130,8 @@ def _phone_end(text: str, first: int, begin: int) -> int | None:
         at = gap.end()
     if not ends:
         return None
-    if "+" in text[first:begin] or digits[-1].startswith("00"):
+    zeros = sizes[0] > 1 and digits[0].startswith("00") and text[max(0, begin - 1) : begin] not in (".", ",")
+    if "+" in text[first:begin] or zeros:
         return _international(text, begin, digits, ends, exact="+" not in text[first:begin])
     return _national(text, first, begin, digits, sizes, ends, goes_on)
 
@@ -170,8 +176,10 @@ def _national(
             continue
         if ends[i] < len(text) and text[ends[i]].isalpha() and _EXTENSION.match(text, ends[i]) is None:
             continue
+        if _JOINED.match(text, ends[i]) is not None and _WORD_AFTER.match(text, ends[i]) is None:
+            continue
         trunk = number[0] == "0" and sizes[0] > 1 and i > 0 and len(number) >= 9
-        whole = i == len(ends) - 1 and not goes_on
+        whole = i == len(ends) - 1 and not goes_on and _SUM.search(text, begin, ends[i]) is None
         if trunk or (whole and (named or _WORD_AFTER.match(text, ends[i]) is not None)):
             return ends[i]
     return None
