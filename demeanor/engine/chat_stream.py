@@ -486,9 +486,10 @@ def _begins_another(known: PartialCall, id: str, name: str, arguments: str) -> b
         return False
     if known.same(id, name, arguments):
         return False
+    other_id = bool(id and known.id and id != known.id)
     if name == known.name:
-        return known.whole and bool(arguments.strip())
-    return bool(known.size or (id and known.id and id != known.id))  # else a name in parts
+        return known.whole and (other_id or bool(arguments.strip()))
+    return known.size > 0 or other_id  # else a name in parts
 
 
 def _bytes_of(told: object, text: str) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from demeanor.engine import remote as remote_module
 from demeanor.engine.remote import remote
 from demeanor.server.admission import Operations
 from demeanor.server.application import app
+from demeanor.server.request_context import charged
 from demeanor.serving import ServedStack, StackVersions
 from demeanor.training.runs import Runs
 
@@ -287,6 +289,26 @@ def test_pings_are_no_answer_and_parts_of_one_are_not_for_ever(upstream: tuple[s
             asyncio.run(complete(model, turn))
         assert limit in str(error.value.public)
         assert wanted <= time.monotonic() - started < wanted + 2
+
+
+@pytest.mark.parametrize(("name", "spent"), [("ok", 5), ("nousage", 7 + 2), ("s400", 0)])
+async def test_a_budget_pays_the_usage_or_its_estimate(
+    upstream: tuple[str, Any], name: str, spent: int
+) -> None:
+    told: list[int] = []
+
+    class Budget:
+        async def reserve(self, tokens: int) -> str:
+            return "today"
+
+        async def settle(self, day: str, reserved: int, used: int) -> None:
+            told.append(used)
+
+    model = charged(remote(upstream[0], "m", timeout_s=20), lambda turn: 1000, Budget)  # type: ignore[arg-type]
+    turn = Turn((Message("user", name),), Decoding())
+    with suppress(UpstreamError):
+        await complete(model, turn)
+    assert told == [spent]
 
 
 def test_calls_of_one_id_reach_the_client_as_two(client: TestClient) -> None:
