@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,3 +52,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Runs]:
     stack, runs = app.load_stack(tiny.write(folder)), Runs(folder / "runs")
     app.train(stack, runs)
     return stack, runs
+
+
+@pytest.fixture(autouse=True)
+def _no_database_in_the_repository() -> Iterator[None]:
+    """A stack names its database from the working folder; a test that answers as one works in a folder of its own."""
+    before = set(REPOSITORY.glob("*.db"))
+    yield
+    assert set(REPOSITORY.glob("*.db")) <= before
