@@ -126,7 +126,7 @@ class ServedStack:
     questions: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self._defaults = decoding_of(self.runtime.stack)
+        self._defaults, self._published = decoding_of(self.runtime.stack), self.runtime.stack.published
         self._found = lru_cache(MAX_VARIANTS)(self._resolve)  # by the ids that clients write
         self._rules = lru_cache(MAX_VARIANTS)(lambda model_id: rules_of(self._variant(model_id)))
 
@@ -142,7 +142,7 @@ class ServedStack:
         return [self.card(v.model_id) for v in self.runtime.stack.offered()]
 
     def published(self) -> list[str]:
-        return self.runtime.stack.published
+        return self._published
 
     def card(self, model_id: str) -> ModelCard:
         return self._known(model_id)[1]
