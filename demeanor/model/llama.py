@@ -8,6 +8,7 @@ Hugging Face's names. Knows no loss, no sampling, no text.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from demeanor.core import files
+from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError, unknown
 from demeanor.model.attention import Parts, buckets, tree_attention
 from demeanor.model.tensors import Segment
@@ -110,7 +111,7 @@ class Config:
         missing = [k for k in NEEDED if k not in raw]
         if missing:
             raise CheckpointError(f"{where}: lacks {', '.join(missing)}")
-        odd = [f"{k} is {raw[k]!r}" for k in NEEDED if not isinstance(raw[k], int) or raw[k] < 1]
+        odd = [f"{k} is {raw[k]!r}" for k in NEEDED if type(raw[k]) is not int or raw[k] < 1]
         if odd:
             raise CheckpointError(f"{where}: {', '.join(odd)}; wanted a positive whole number")
         try:
@@ -126,6 +127,8 @@ class Config:
         window = raw.get("sliding_window", 4096) or positions  # absent: transformers' 4096; null: no window
         heads = raw["num_attention_heads"]
         kv_heads = int(raw.get("num_key_value_heads", 8 if kind == "mistral" else None) or heads)
+        head_dim = int(raw.get("head_dim") or (128 if kind == "qwen3" else raw["hidden_size"] // heads))
+        rope_theta = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
         default = ("default", None)
         has_window = kind != "llama" and raw.get("use_sliding_window", kind == "mistral")
         rotary_factor = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
@@ -138,6 +141,18 @@ class Config:
             "quantization_config": bool(raw.get("quantization_config")),
         }
         bad = [name for name, wrong in refuse.items() if wrong]
+        sizes = {
+            "num_key_value_heads": kv_heads,
+            "head_dim": head_dim,
+            "max_position_embeddings": positions,
+            "rope_theta": rope_theta,
+        }
+        low = [f"{name} is {value}" for name, value in sizes.items() if not 0 < value < math.inf]
+        if low or head_dim % 2:
+            raise CheckpointError(
+                f"{where}: {', '.join(low) or f'head_dim is {head_dim}'}; wanted a number above 0, and an even "
+                "head_dim"
+            )
         if bad:
             error = CheckpointError if "quantization_config" in bad else UnsupportedError
             verb = "is" if len(bad) == 1 else "are"
@@ -152,10 +167,10 @@ class Config:
             num_hidden_layers=raw["num_hidden_layers"],
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
-            head_dim=int(raw.get("head_dim") or (128 if kind == "qwen3" else raw["hidden_size"] // heads)),
+            head_dim=head_dim,
             max_position_embeddings=positions,
             rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
+            rope_theta=rope_theta,
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             qkv_bias=bias or kind == "qwen2",
             output_bias=bias,
@@ -206,7 +221,14 @@ class KVCache:
     ) -> None:
         shape = (num_slots, config.num_key_value_heads, max_tokens, config.head_dim)
         self.num_slots, self.max_tokens = num_slots, max_tokens
-        layers = range(config.num_hidden_layers)
+        layers, memory = range(config.num_hidden_layers), hardware.memory_bytes()
+        needed = 2 * len(layers) * math.prod(shape) * dtype.itemsize
+        if memory is not None and needed > memory and (device is None or device.type == "cpu"):
+            raise CheckpointError(
+                f"{num_slots} slots of {max_tokens} tokens need {needed / 2**30:.1f} GiB for keys and values; this "
+                f"machine has {memory / 2**30:.1f} GiB. Lower max_position_embeddings in the checkpoint's "
+                "config.json, the longest context that is served"
+            )
         self.keys: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.values: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
 

@@ -189,6 +189,7 @@ def _onnx(whole: Path, scratch: Path, dtype: str) -> Path:
         ],
         capture_output=True,
         text=True,
+        stdin=subprocess.DEVNULL,  # it has a question about code of a checkpoint
     )
     if ran.returncode:
         raise CheckpointError(

@@ -300,6 +300,11 @@ SIZES: dict[str, tuple[dict[str, object], str]] = {
     "vocabulary": ({"vocab_size": 10**9}, "at least 32000"),
     "width": ({"hidden_size": 10**12}, "hidden_size is 1000000000000"),
     "head": ({"head_dim": 10**8}, "at least"),
+    "no context": ({"max_position_embeddings": -1}, "max_position_embeddings is -1; wanted a number above 0"),
+    "negative key heads": ({"num_key_value_heads": -2}, "num_key_value_heads is -2"),
+    "a vocabulary that is a claim": ({"vocab_size": True}, "vocab_size is True"),
+    "an odd head": ({"head_dim": 7}, "head_dim is 7; wanted"),
+    "a rotary base below 0": ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta is -1.0"),
     "context": ({"max_position_embeddings": 10**15}, "max_position_embeddings is 1000000000000000"),
 }
 
@@ -328,6 +333,17 @@ def test_absurd_sizes_of_a_foreign_model_are_refused_too(tmp_path: Path) -> None
         (tmp_path / "config.json").write_text(json.dumps({**raw, name: value}))
         with pytest.raises(CheckpointError, match=message):
             checkpoints.policy(tmp_path)
+
+
+def test_a_context_whose_keys_and_values_do_not_fit_memory_is_refused_before_it_is_taken(
+    tmp_path: Path,
+) -> None:
+    from demeanor.model.llama import Config, KVCache
+
+    config = replace(Config.load(base(tmp_path / "a")), max_position_embeddings=2**31)
+    with pytest.raises(CheckpointError, match=r"32 slots of 2147483648 tokens need 16384\.0 GiB"):
+        KVCache(config, 32, config.max_position_embeddings)
+    assert KVCache(config, 3, 64).num_bytes == 2 * 2 * 3 * 2 * 64 * 8 * 4
 
 
 def test_weights_larger_than_memory_and_broken_headers_are_refused(
