@@ -269,18 +269,30 @@ def _columns(path: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _csv(path: Path) -> Iterator[RawRow]:
     csv.field_size_limit(sys.maxsize)  # the library refuses fields of more than 131,072 characters
-    reader = csv.DictReader(part for line in _lines(path) for part in _CR.split(str(line)) if part)
+    lines: list[str] = []  # of the row that is read
+
+    def kept() -> Iterator[str]:
+        for line in _lines(path):
+            for part in filter(None, _CR.split(str(line))):
+                lines.append(part)
+                yield part
+
+    reader = csv.DictReader(kept())
     try:
         if not reader.fieldnames:
             raise DataError(f"{path}: is empty; wanted a first line with column names")
         before = reader.line_num
+        lines.clear()
         for row in reader:
             where, before = f"{path}:{before + 1}", reader.line_num
             if None in row or None in row.values():
                 got = "more" if None in row else "fewer"
                 yield where, Bad(f"got {got} fields than the {len(reader.fieldnames)} column names")
+            elif len(lines) > 1 and "".join(lines).count('"') % 2:
+                yield where, Bad(f"a quotation mark opens {len(lines)} lines and none closes them")
             else:
                 yield where, {k: v for k, v in row.items() if v != ""}
+            lines.clear()
     except csv.Error as error:
         raise DataError(f"{path}:{max(1, reader.line_num)}: not CSV: {error}") from None
 

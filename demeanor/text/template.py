@@ -12,6 +12,7 @@ import bisect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import islice, pairwise
 from pathlib import Path
@@ -160,20 +161,25 @@ def load_template(name: str, tokenizer: Tokenizer, *, folder: Path | None, root:
     if name == "model":
         return JinjaTemplate(name, tokenizer, _of_checkpoint(tokenizer, folder))
     if name.endswith(".jinja"):
-        path = root / name
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; wanted a jinja chat template")
-        try:
-            source = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-        return JinjaTemplate(name, tokenizer, source)
+        return JinjaTemplate(name, tokenizer, jinja_file(root / name))
     known = registry.known(TEMPLATES)
     if name not in known:
         raise DemeanorError(
             f"template: {unknown(name, [*known, 'model'], noun='template')} Or name a .jinja file."
         )
     return cast(Template, registry.entry(TEMPLATES, name).template(tokenizer))
+
+
+def jinja_file(path: Path) -> str:
+    """Return the text of a .jinja file that compiles; raises DataError."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; wanted a jinja chat template")
+    try:
+        source = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    ChatSource(path.name, source)
+    return source
 
 
 def _of_checkpoint(tokenizer: Tokenizer, folder: Path | None) -> str:
@@ -474,9 +480,9 @@ class JinjaTemplate:
     def _blamed(self, messages: Messages, job: _Job, error: Exception) -> TextError:
         """Return an error that names the message at fault: one that the conversation before it lacks."""
 
-        def fails(count: int) -> bool:
+        def fails(given: Messages) -> bool:
             try:
-                self._write(self._rows(messages[:count], job).rows, job, False)
+                self._write(self._rows(given, job).rows, job, False)
             except Exception:
                 return True
             return False
@@ -484,21 +490,22 @@ class JinjaTemplate:
         why = f"{type(error).__name__}: {error}"
         if isinstance(error, TextError | jinja2.TemplateError):
             why = getattr(error, "what", str(error))
-        why = why[:MOST_SAID]
-        index, field = _half(messages)
-        if index is None and not isinstance(error, Exhausted) and fails(len(messages)):
-            index = bisect.bisect_left(range(1, len(messages) + 1), True, key=fails)
+        index, field, half = _half(messages)
+        why = half or why[:MOST_SAID]
+        if index is None and not isinstance(error, Exhausted) and fails(messages):
+            counts = range(1, len(messages) + 1)
+            index = bisect.bisect_left(counts, True, key=lambda count: fails(messages[:count]))
         if index is None or index >= len(messages):
             what = f"this conversation ({_roles(messages)})"
             return TextError(f"template {self.name}: cannot write {what}: {why}")
         message = messages[index]
         values = [_value(call.arguments) for call in message.tool_calls]
         wrong = next((i for i, value in enumerate(values) if not isinstance(value, dict)), None)
-        if not field and wrong is not None:
-            field, why = (
-                f".tool_calls[{wrong}].function.arguments",
-                f"{why}; got arguments that are no JSON object",
-            )
+        if wrong is not None and not half:
+            calls = tuple(replace(call, arguments="{}") for call in message.tool_calls)
+            if not fails((*messages[:index], replace(message, tool_calls=calls))):
+                field = f".tool_calls[{wrong}].function.arguments"
+                why = f"{why}; got arguments that are no JSON object"
         what = f"template {self.name}: cannot write a message of role {message.role} here: {why}"
         return TextError(what, message=message, index=index, field=field)
 
@@ -618,8 +625,8 @@ def _common(a: str, b: str) -> int:
     return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def _half(messages: Messages) -> tuple[int | None, str]:
-    """Return where half a surrogate pair is: the message and its field."""
+def _half(messages: Messages) -> tuple[int | None, str, str]:
+    """Return where half a surrogate pair is: the message, its field, and what is said of it."""
     for i, message in enumerate(messages):
         parts = {".content": message.content, ".reasoning_content": message.reasoning, ".name": message.name}
         for j, call in enumerate(message.tool_calls):
@@ -630,9 +637,9 @@ def _half(messages: Messages) -> tuple[int | None, str]:
         for field, text in parts.items():
             try:
                 check_unicode(text)
-            except TextError:
-                return i, field
-    return None, ""
+            except TextError as error:
+                return i, field, error.what
+    return None, "", ""
 
 
 def _text(token: Any) -> Any:

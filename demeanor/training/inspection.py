@@ -25,7 +25,7 @@ from demeanor.model import checkpoints
 from demeanor.stack.schema import Import, Remote, Source, Stage
 from demeanor.stack.stack import OBJECTIVES, Stack
 from demeanor.text import tokenizer as tokenizers
-from demeanor.text.template import JinjaTemplate, Template, load_template
+from demeanor.text.template import JinjaTemplate, Template, jinja_file, load_template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.training import pipeline
 from demeanor.training.runs import Runs, import_folder
@@ -138,12 +138,15 @@ def template_notes(stack: Stack, runs: Runs) -> list[str]:
     base = stack.spec.weights.base
     if isinstance(base, Remote):
         return []
+    names = dict.fromkeys([stack.spec.template, base.template or stack.spec.template])
     try:
         folder = tokenizer_folder(stack, runs)
     except CheckpointError:  # a base that is not trained yet has no tokenizer
+        for name in names:
+            if name.endswith(".jinja"):
+                jinja_file(stack.root / name)
         return []
     tokenizer = tokenizers.load(folder)
-    names = dict.fromkeys([stack.spec.template, base.template or stack.spec.template])
     found = [load_template(name, tokenizer, folder=folder, root=stack.root) for name in names]
     return [line for template in found for line in _tried(template, tokenizer)]
 

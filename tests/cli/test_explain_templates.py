@@ -91,6 +91,20 @@ def test_explain_refuses_a_template_that_writes_no_conversation(
     assert "Traceback" not in error
 
 
+def test_a_template_that_does_not_compile_is_told_before_its_base_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, said in (
+        (b"{% for m in %}", "t.jinja: line 1"),
+        (b"\xff", "t.jinja: cannot be read as UTF-8"),
+    ):
+        (tmp_path / "t.jinja").write_bytes(source)
+        file = tmp_path / "stack.yaml"
+        file.write_text("name: t\ntemplate: t.jinja\nweights: {base: {kind: scratch, data: world:corpus}}\n")
+        assert main(["explain", str(file), "--runs", str(tmp_path / "runs")]) == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -139,6 +139,13 @@ def test_csv_of_any_line_end_and_length_is_read(content: bytes, expected: list[s
     assert [row.messages[-1].content for row in found] == expected
 
 
+def test_a_quotation_mark_that_nothing_closes_swallows_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text('prompt,completion\nHi,5" pipe\nYo,"you\nA,b\nC,d\n')
+    with pytest.raises(DataError, match=r"in\.csv:3: a quotation mark opens 3 lines"):
+        rows(Source(source="in.csv"), root=tmp_path)
+    assert len(rows(Source(source="in.csv", skip_bad=True), root=tmp_path, say=lambda said: None)) == 1
+
+
 def test_unicode_line_separators_do_not_end_a_line_of_json(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('"a\u2028b\u0085c"\n"d"\n', encoding="utf-8")
     assert [r.text for r in rows(Source(source="in.jsonl"), root=tmp_path) if isinstance(r, Example)] == [

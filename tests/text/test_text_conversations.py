@@ -238,6 +238,8 @@ BAD_CALL = Message(A, "", (ToolCall("c1", "f", '{"a'),))
             "no JSON object",
         ),
         (GEMMA, said(U, A, A), "messages[2]", "must alternate"),
+        (GEMMA, (*said(U, A), BAD_CALL), "messages[2]", "must alternate"),
+        (AS_OBJECT, (Message(U, "x"), BAD_CALL, Message(U, "a \ud83d")), "messages[2].content", "U+D83D"),
         (QWEN, (Message(U, "a \ud83d"),), "messages[0].content", "U+D83D"),
         (
             AS_OBJECT,
