@@ -453,7 +453,7 @@ MODERATIONS = st.fixed_dictionaries(
     {"input": INPUTS}, optional={"model": st.sampled_from(["fuzz", "fuzz:base", "x"])}
 )
 FEEDBACK = st.fixed_dictionaries(
-    {"turn_id": TEXTS, "score": mostly(1, -1)}, optional={"comment": TEXTS, "corrected": TEXTS}
+    {"id": TEXTS, "score": mostly(1, -1)}, optional={"comment": TEXTS, "corrected": TEXTS}
 )
 ENDPOINTS = {
     "/v1/chat/completions": CHAT,
