@@ -130,6 +130,7 @@ def _main(lines: IO[str]) -> None:
     about = json.loads(lines.readline())
     tokens = llguidance.LLTokenizer(about["source"], n_vocab=about["vocab_size"], eos_token=about["eos_id"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    os.nice(5)  # requests that are answered come first
     page = resource.getpagesize()
     for line in lines:
         with open("/proc/self/statm") as file:

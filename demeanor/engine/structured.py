@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
@@ -40,6 +41,7 @@ MAX_TEXT = 200_000  # characters of a schema or grammar
 
 MOST_TEXT = 20_000  # characters of a schema of plain keywords that is compiled without a trial
 MOST_BYTES, MOST_FORMS, AT_ONCE = 256 << 20, 256, 4
+MOST_DIVISOR = 100_000  # an automaton has a state for every remainder
 EXACT = 2**53  # llguidance computes in float64
 
 
@@ -386,6 +388,12 @@ def check_schema(schema: Any) -> None:
                 f"the integer {large} is beyond 2^53, which decoding cannot hold exactly; use a string",
                 "response_format",
             )
+        divisor = part.get("multipleOf")
+        if isinstance(divisor, int | float) and _digits(divisor) > MOST_DIVISOR:
+            raise DecodingError(
+                f"multipleOf {divisor}: wanted at most {MOST_DIVISOR:,} (decimals count as digits)",
+                "response_format",
+            )
         ref = part.get("$ref")
         if isinstance(ref, str) and ref not in targets:
             targets[ref] = _target(schema, ref)
@@ -471,6 +479,13 @@ def _target(schema: Any, ref: str) -> Any:
         else:
             return True
     return found
+
+
+def _digits(number: float) -> int:
+    """Return the digits of a number without its decimal point, as an integer."""
+    _, digits, exponent = Decimal(str(abs(number))).normalize().as_tuple()
+    value = int("".join(map(str, digits)))
+    return value * 10 ** min(exponent, 20) if isinstance(exponent, int) and exponent > 0 else value
 
 
 def _large(schema: dict[str, Any]) -> int | None:

@@ -138,7 +138,7 @@ class ToolMessage(Body):
 
     role: Literal["tool"]
     content: Content
-    tool_call_id: str
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=128)]
     name: FunctionName | None = None
 
 
@@ -334,10 +334,10 @@ class ChatRequest(SamplingFields):
         return self
 
     def _results_have_calls(self) -> None:
-        call_ids: list[str] = []
+        call_ids: set[str] = set()
         for i, message in enumerate(self.messages):
             if isinstance(message, AssistantMessage):
-                call_ids += [call.id for call in message.tool_calls or ()]
+                call_ids.update(call.id for call in message.tool_calls or ())
             if isinstance(message, ToolMessage) and message.tool_call_id not in call_ids:
                 raise wrong(
                     f"messages[{i}].tool_call_id",

@@ -24,7 +24,7 @@ from demeanor.stack.schema import ModelShape
 from demeanor.text import tokenizer as tokenizers
 
 NODE: dict[str, Any] = {"$ref": "#/$defs/n"}
-HUNGRY = {"type": "integer", "multipleOf": 62615533}
+HUNGRY = {"allOf": [{"type": "integer", "multipleOf": 9973}, {"type": "integer", "multipleOf": 9967}]}
 
 
 def form(schema: Any) -> OutputFormat:
@@ -186,7 +186,9 @@ async def test_a_hungry_schema_is_refused_in_bounds_and_nobody_waits_for_it(engi
 @pytest.mark.parametrize(
     "schema",
     [
-        {"allOf": [{"type": "integer", "multipleOf": 997}, {"type": "integer", "multipleOf": 991}]},
+        {"type": "integer", "multipleOf": 62615533},
+        {"type": "number", "multipleOf": 0.000123457},
+        {"type": "number", "multipleOf": 1e300},
         {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(600)}},
         {"type": "number", "minimum": 1e300},
         {"type": "object", "properties": {"a": False}, "required": ["a"]},
