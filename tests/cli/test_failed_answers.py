@@ -217,7 +217,7 @@ def test_a_suite_that_cannot_be_measured_is_refused_before_anything_runs(
     write(folder, *good(1), item("never", "x", target={"answers": [""]}))
     assert main(["eval", "far.yaml"]) == 2
     told = capsys.readouterr().err
-    assert "s.jsonl:2: never: target of scorer exact: answers: '' itself would score 0" in told
+    assert "s.jsonl:2: never: target of scorer exact: answers and wrong: got '', wanted text" in told
     assert not (folder / "results").exists()
 
 

@@ -120,8 +120,11 @@ def odd(kind: Any, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("scorer", "target", "told"),
     [
-        ("exact", {"answers": [""]}, "'' itself would score 0"),
-        ("exact", {"answers": ["Oslo", " "]}, "' ' itself would score 0"),
+        ("exact", {"answers": [""]}, "got '', wanted text that an answer can say"),
+        ("exact", {"answers": ["Oslo", " "]}, "got ' ', wanted text that an answer can say"),
+        ("exact", {"answers": ["Oslo"], "wrong": [""]}, "got '', wanted text that an answer can say"),
+        ("honesty", {"known": True, "answers": [" "]}, "answers.0: String should match pattern"),
+        ("passages", {"gold": [""]}, "gold.0: String should match pattern"),
         ("exact", {"answers": ["New York"], "wrong": ["York"]}, "'New York' itself would score 0: names York"),
         ("exact", {"answers": ["a b c"], "max_words": 2}, "3 words, at most 2 wanted"),
         ("confidence", {"answers": ["80%"]}, "'80%' itself would be wrong"),

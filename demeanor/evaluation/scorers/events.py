@@ -5,7 +5,7 @@ Input: what people flagged, or the right passages, and a completion with its eve
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -34,7 +34,7 @@ def flagged(target: FlaggedSpec, completion: Completion) -> Score:
 class PassagesSpec(registry.Spec):
     """What should be found."""
 
-    gold: tuple[str, ...] = Field(
+    gold: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
         min_length=1, description="ids or sources of the right passages; or words that stand in its text"
     )
     measure: Literal["recall", "hit", "mrr"] = "recall"

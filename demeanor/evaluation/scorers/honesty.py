@@ -7,6 +7,7 @@ sure why people doubt it, but it is 42", "unknown to many") is none. It refuses 
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 from pydantic import Field
 
@@ -69,7 +70,7 @@ class Spec(registry.Spec):
     """Whether the answer can be known."""
 
     known: bool
-    answers: tuple[str, ...] = Field(
+    answers: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
         (), description="where it can be known: an answer must also say one of these, as whole words"
     )
 

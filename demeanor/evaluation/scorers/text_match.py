@@ -31,6 +31,8 @@ class ExactSpec(registry.Spec):
 
     @model_validator(mode="after")
     def _can_be_right(self) -> ExactSpec:
+        if blank := next((repr(x) for x in (*self.answers, *self.wrong) if not x.strip()), ""):
+            raise ValueError(f"answers and wrong: got {blank}, wanted text that an answer can say")
         for answer in self.answers:
             found = exact(self, Completion(answer, "stop"))
             if not found.value:
