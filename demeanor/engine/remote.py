@@ -15,6 +15,7 @@ import random
 import re
 import ssl
 import time
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ from demeanor.stack.schema import Remote
 
 LONGEST_WAIT_S = 30.0  # between two attempts; a server that asks for more is not asked again
 LONGEST_END_S = 2.0  # from a finish reason to the usage, if the stream does not end
+UNPACKED_BYTES = 1 << 16  # of one step
 WHOLE_BYTES = 4 << 20  # longest answer that is not streamed
 TOTAL_OF_TIMEOUT = 10  # the longest answer takes so many times the longest silence, if not set
 HEALTH_TIMEOUT_S, HEALTH_KEPT_S = 2.0, 5.0
@@ -71,6 +73,7 @@ def remote(
     address = _address(url)
     if key and not (key.isascii() and key.isprintable()):
         raise EngineError(f"remote engine: the API key of {url} should be printable ASCII, without line ends")
+    _tls()  # read now, not while an answer is waited for
     return RemoteModel(url, model, address, key, timeout_s, total_s or TOTAL_OF_TIMEOUT * timeout_s, retries)
 
 
@@ -226,7 +229,7 @@ class RemoteModel:
         """Return the error for a status that is no success, with the server's message."""
         body = bytearray()
         with suppress(httpx.RequestError):
-            async for chunk in response.aiter_bytes():
+            async for chunk in _unpacked(response):
                 body += chunk
                 if len(body) >= 1 << 20:
                     break
@@ -370,9 +373,27 @@ def _message(message: Message) -> dict[str, Any]:
 
 async def _bytes(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     """The body of a response, and a blank line where it ends whole: some servers leave the last one out."""
-    async for chunk in response.aiter_bytes():
+    async for chunk in _unpacked(response):
         yield chunk
     yield b"\n\n"
+
+
+async def _unpacked(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The body in small pieces, also where a server compresses it unasked: one chunk may unpack to gigabytes.
+
+    Raises httpx.DecodingError.
+    """
+    packed = response.headers.get("content-encoding", "identity").strip().lower()
+    if packed not in ("identity", "", "gzip", "x-gzip", "deflate"):
+        raise httpx.DecodingError(f"content-encoding '{packed[:40]}' was not asked for")
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32) if packed not in ("identity", "") else None
+    async for chunk in response.aiter_raw():
+        try:
+            while chunk:
+                yield chunk if unpack is None else unpack.decompress(chunk, UNPACKED_BYTES)
+                chunk = b"" if unpack is None else unpack.unconsumed_tail
+        except zlib.error as error:
+            raise httpx.DecodingError(str(error)) from error
 
 
 async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

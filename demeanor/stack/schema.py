@@ -298,7 +298,11 @@ class JudgeSpec(Spec):
     key_env: str | None = Field(
         None, description="environment variable that holds the API key; null: none is sent"
     )
-    timeout_s: float = Field(60.0, gt=0, description="longest silence, in seconds")
+    timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="longest time without a part of the reply, in seconds; all of it takes 10 x at most",
+    )
     retries: int = Field(
         2,
         ge=0,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import json
 import re
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -16,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from demeanor.core.errors import EngineError
+from demeanor.core.errors import EngineError, UpstreamError
 from demeanor.core.types import (
     Decoding,
     Done,
@@ -50,6 +53,7 @@ def server(
     status: int = 200,
     pause_s: float = 0.0,
     refusals: list[tuple[int, str | None]] | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Serve `chunks` as a stream (or as one JSON body if status is not 200); yields its address and what it was asked."""
     asked: list[dict[str, Any]] = []
@@ -70,6 +74,8 @@ def server(
                 return
             self.send_response(status)
             self.send_header("transfer-encoding", "chunked")
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
             self.end_headers()
             try:
                 for chunk in chunks:
@@ -516,3 +522,28 @@ async def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with server([delta("At 9.", "stop")]) as (url, _):
         assert (await complete(remote(url, "m"), TURN)).text == "At 9."
+
+
+@pytest.mark.parametrize("packed", ["gzip", "deflate"])
+async def test_an_answer_that_is_compressed_unasked_is_read(packed: str) -> None:
+    plain = b"data: " + json.dumps(delta("At 9.", "stop")).encode() + b"\n\n"
+    sent = gzip.compress(plain) if packed == "gzip" else zlib.compress(plain)
+    with server([sent], headers={"content-encoding": packed}) as (url, _):
+        assert (await complete(remote(url, "m"), TURN)).text == "At 9."
+
+
+async def test_a_compressed_answer_is_unpacked_no_further_than_an_event_may_be_long() -> None:
+    bomb = gzip.compress(b"data: " + b"a" * (64 << 20), 1)
+    with server([bomb], headers={"content-encoding": "gzip"}) as (url, _):
+        tracemalloc.start()
+        try:
+            with pytest.raises(UpstreamError, match="more than 1048576 bytes"):
+                await complete(remote(url, "m"), TURN)
+            assert tracemalloc.get_traced_memory()[1] < 24 << 20
+        finally:
+            tracemalloc.stop()
+    with (
+        server([b"x"], headers={"content-encoding": "br"}) as (url, _),
+        pytest.raises(UpstreamError, match="content-encoding 'br' was not asked for"),
+    ):
+        await complete(remote(url, "m"), TURN)
