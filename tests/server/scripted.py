@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 
-from demeanor.core.errors import ContextError, EngineError, RequestError
+from demeanor.core.errors import ContextError, EngineError, RequestError, TextError
 from demeanor.core.types import (
     Citation,
     Decoding,
@@ -344,6 +344,11 @@ async def novel(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     raise ContextError("The prompt has 600 tokens; the context holds 512.")
 
 
+async def unwritable(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield PROMPT  # a layer's message stands before the client's
+    raise TextError("template t: cannot write it", message=turn.messages[0], index=1, field=".content")
+
+
 async def sunk(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield PROMPT
     raise EngineError("http://10.0.0.9/v1: hunter2")
@@ -398,6 +403,7 @@ SCRIPTS = {
     "gossip": gossip,
     "misquote": misquote,
     "sunk": sunk,
+    "unwritable": unwritable,
     "weather": weather,
     "told": told,
     "forever": forever,

@@ -45,6 +45,23 @@ async def test_an_unknown_model_is_a_404_with_near_names(client: httpx.AsyncClie
 
 
 @pytest.mark.parametrize("stream", STREAMED)
+async def test_a_conversation_that_the_template_cannot_write_is_a_400_on_its_message(
+    client: httpx.AsyncClient, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat = await asked(client, "unwritable", stream=stream)
+    items = {"model": "harbour-desk", "input": "unwritable", "stream": stream}
+    for answer, param in (
+        (chat, "messages[0].content"),
+        (await client.post("/v1/responses", json=items), "input"),
+    ):
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, param, "invalid_value")
+        assert "template t: cannot write it" in error["message"]
+    assert "unwritable" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("stream", STREAMED)
 async def test_a_prompt_longer_than_the_context_is_a_400_even_when_streamed(
     client: httpx.AsyncClient, stream: bool
 ) -> None:
