@@ -170,11 +170,10 @@ def main() -> int:
         "--timeout", type=float, default=180.0, metavar="S", help="seconds for the tests of one mutant"
     )
     given = parser.parse_args()
-    mutants = read()
+    mutants = [m for m in read() if given.only in m.file]
     if problems := stale(mutants):
         print("mutants: entries do not fit the code:\n  " + "\n  ".join(problems))
         return 2
-    mutants = [m for m in mutants if given.only in m.file]
     found = run(mutants, processes=given.processes, timeout_s=given.timeout)
     killed = sum(x.verdict == "killed" for x in found)
     for room in sorted({"/".join(x.mutant.file.split("/")[:2]) for x in found}):

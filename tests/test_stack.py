@@ -388,3 +388,14 @@ def test_published_variants_are_named_once_and_do_not_change_the_key(tmp_path: P
     assert everything == [v.model_id for v in stack.offered()]
     with pytest.raises(SpecError, match=r"serve\.publish\[0\]: unknown model 'harbour'"):
         load(tmp_path, SOUND, "serve.publish=[harbour]")
+
+
+def test_how_a_remote_base_is_asked_is_not_its_identity_and_which_model_it_is_is(tmp_path: Path) -> None:
+    base = {"kind": "remote", "url": "http://127.0.0.1:1/v1", "model": "m"}
+
+    def key(**more: Any) -> str:
+        return load(tmp_path, {"name": "r", "weights": {"base": base | more}}).key()
+
+    asked: list[dict[str, Any]] = [{"key_env": "K"}, {"timeout_s": 5}, {"total_s": 9}, {"retries": 0}]
+    assert [key(**more) for more in asked] == [key()] * 4
+    assert len({key(), key(model="n"), key(url="http://127.0.0.1:2/v1")}) == 3
