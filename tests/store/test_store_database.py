@@ -255,7 +255,7 @@ def test_feedback_belongs_to_a_turn_and_has_a_range(database: Database) -> None:
     assert database.feedback("t-2") == []
     with pytest.raises(DemeanorError, match="no recorded turn has the id 't-2'"):
         database.add_feedback("t-2", 1.0)
-    for value in (1.5, float("nan")):
+    for value in (1.5, -1.5, float("nan")):
         with pytest.raises(DemeanorError, match="from -1"):
             database.add_feedback("t-1", value)
 

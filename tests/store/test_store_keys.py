@@ -98,7 +98,8 @@ async def test_what_is_given_back_can_be_taken_again_and_each_day_begins_at_noth
     await keys.give_back(database, digest, "2026-11-23", 4)
     assert not await keys.take(database, digest, "2026-11-23", 5, 10)
     assert await keys.take(database, digest, "2026-11-23", 4, 10)
-    assert await keys.take(database, digest, "2026-11-24", 10, 10)
+    assert await keys.take(database, digest, "2026-11-24", 9, 10)
+    assert [keys.spent(database, digest, f"2026-11-{day}") for day in (22, 23, 24)] == [0, 10, 9]
 
 
 def test_an_older_database_keeps_its_keys(tmp_path: Path) -> None:
