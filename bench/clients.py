@@ -423,7 +423,19 @@ def paths(url: str) -> dict[str, Any]:
 def serve(port: int, scratch: Path) -> subprocess.Popen[bytes]:
     log = (scratch / "server.log").open("wb")
     server = subprocess.Popen(
-        [sys.executable, "-m", "demeanor", "serve", STACK, "--port", str(port), "--api-key", KEY],
+        [
+            sys.executable,
+            "-m",
+            "demeanor",
+            "serve",
+            STACK,
+            "--port",
+            str(port),
+            "--api-key",
+            KEY,
+            "--set",
+            "serve.publish=[all]",
+        ],
         cwd=ROOT,
         stdout=log,
         stderr=log,

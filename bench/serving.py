@@ -53,6 +53,7 @@ def quick_server(port: int) -> None:
     from demeanor.server.application import app
     from demeanor.server.auth import from_digests
     from demeanor.serving import ServedStack
+    from demeanor.stack.schema import ServeSpec
     from demeanor.store.keys import digest
     from demeanor.training.runs import Runs
 
@@ -68,6 +69,7 @@ def quick_server(port: int) -> None:
 
     stack = load_stack(ROOT / "stacks" / "demo" / "demo.yaml")
     bounded = [x for x in stack.layers if x.kind == "limits"]
+    stack = replace(stack, spec=stack.spec.model_copy(update={"serve": ServeSpec(publish=("all",))}))
     if bounded:  # the demo's own limits would end the measurement after some requests
         generous = bounded[0].spec.model_copy(
             update={

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.responses import JSONResponse
 
 from bench.probe import CHECKS, probe
-from demeanor.app import StackRuntime
+from demeanor.app import StackRuntime, load_stack
 from demeanor.server.auth import from_digests
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
@@ -32,7 +32,9 @@ def test_every_check_of_the_probe_holds_on_a_served_stack(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with (
-        closing(StackRuntime(*trained)) as house,
+        closing(
+            StackRuntime(load_stack(trained[0].path, ["serve.publish=[tiny-desk:dpo]"]), trained[1])
+        ) as house,
         served(ServedStack(house), keys=from_digests({digest("sk-probe"): "probe"})) as url,
     ):
         found = probe(f"{url}/v1", "tiny-desk:dpo", "sk-probe")
