@@ -169,11 +169,13 @@ ODD = st.one_of(
 )
 
 
-def mostly(*good: Any) -> st.SearchStrategy[Any]:
+def usually(good: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """One of these values, and now and then anything."""
-    return st.sampled_from(range(30)).flatmap(
-        lambda i: st.one_of(ODD, NUMBERS) if i == 29 else st.sampled_from(good)
-    )
+    return st.sampled_from(range(30)).flatmap(lambda i: st.one_of(ODD, NUMBERS) if i == 29 else good)
+
+
+def mostly(*good: Any) -> st.SearchStrategy[Any]:
+    return usually(st.sampled_from(good))
 
 
 SIZES = mostly(0, 1, 2, 3, 1000, 2**31)
@@ -269,79 +271,56 @@ DECODING = st.fixed_dictionaries(
     },
 )
 LENGTHS = mostly(1, 2, 5, 12, 40, 10**18)
+FUNCTION = st.fixed_dictionaries(
+    {"name": mostly("f", "g"), "arguments": mostly("{}", "{", "[]", '{"a": 1}', "")}
+)
 CALLS = st.fixed_dictionaries(
-    {"id": st.sampled_from(["c1", "c2"]), "type": st.just("function")},
-    optional={
-        "function": st.fixed_dictionaries(
-            {
-                "name": st.sampled_from(["f", "g", "f f"]),
-                "arguments": st.sampled_from(["{}", "{", "[]", '{"a": 1}', ""]),
-            }
-        ),
-        "index": NUMBERS,
-    },
+    {"id": mostly("c1", "c2"), "type": st.just("function"), "function": FUNCTION},
+    optional={"index": mostly(0)},
 )
-CONTENTS = st.one_of(
-    TEXTS,
-    TEXTS,
-    st.lists(
-        st.one_of(
-            st.fixed_dictionaries(
-                {"type": st.sampled_from(["text", "input_text", "refusal", "image_url"]), "text": TEXTS}
-            ),
-            st.fixed_dictionaries({"type": st.just("refusal"), "refusal": TEXTS}),
-        ),
-        max_size=2,
-    ),
-    ODD,
+PARTS = st.one_of(
+    st.fixed_dictionaries({"type": mostly("text"), "text": TEXTS}),
+    st.fixed_dictionaries({"type": mostly("refusal"), "refusal": TEXTS}),
 )
+CONTENTS = usually(st.one_of(TEXTS, TEXTS, st.lists(PARTS, min_size=1, max_size=2)))
 MESSAGES = st.lists(
-    st.fixed_dictionaries(
-        {
-            "role": st.sampled_from(["user", "user", "assistant", "system", "developer", "tool", "data"]),
-            "content": CONTENTS,
-        },
-        optional={
-            "tool_calls": st.one_of(st.none(), st.lists(CALLS, max_size=2)),
-            "tool_call_id": st.sampled_from(["c1", "c9", "<|end|>"]),
-            "name": TEXTS,
-            "refusal": TEXTS,
-            "parsed": ODD,
-        },
+    st.one_of(
+        st.fixed_dictionaries(
+            {"role": mostly("user", "user", "system", "developer"), "content": CONTENTS},
+            optional={"name": mostly("edda", "a.b", "é")},
+        ),
+        st.fixed_dictionaries(
+            {"role": st.just("assistant"), "content": CONTENTS},
+            optional={
+                "tool_calls": usually(st.lists(CALLS, max_size=2)),
+                "refusal": usually(TEXTS),
+                "parsed": ODD,
+                "annotations": mostly([], None),
+            },
+        ),
+        st.fixed_dictionaries(
+            {"role": st.just("tool"), "content": CONTENTS, "tool_call_id": mostly("c1", "<|end|>")}
+        ),
     ),
     min_size=1,
     max_size=3,
 )
 HELLO = st.just([{"role": "user", "content": "hello"}])
+TOOL = st.fixed_dictionaries(
+    {"name": mostly("f", "g", "calculator")},
+    optional={"parameters": usually(SCHEMAS), "strict": st.booleans(), "description": TEXTS},
+)
 TOOLS = st.lists(
-    st.fixed_dictionaries(
-        {"type": st.just("function")},
-        optional={
-            "function": st.fixed_dictionaries(
-                {"name": st.sampled_from(["f", "g", "calculator"])},
-                optional={"parameters": SCHEMAS, "strict": st.booleans(), "description": TEXTS},
-            )
-        },
-    ),
-    max_size=2,
+    st.fixed_dictionaries({"type": st.just("function"), "function": usually(TOOL)}), min_size=1, max_size=2
 )
 CHOICES = mostly("auto", "none", "required", {"type": "function", "function": {"name": "f"}})
-FORMATS = st.one_of(
-    st.just({"type": "json_object"}),
-    st.just({"type": "text"}),
-    st.fixed_dictionaries(
-        {
-            "type": st.just("json_schema"),
-            "json_schema": st.fixed_dictionaries({"name": st.just("a"), "schema": SCHEMAS}),
-        }
-    ),
-    st.fixed_dictionaries(
-        {
-            "type": st.just("json_schema"),
-            "json_schema": st.fixed_dictionaries({"name": st.just("a"), "schema": SCHEMAS}),
-        }
-    ),
-    ODD,
+NAMED = st.fixed_dictionaries({"name": st.just("a"), "schema": usually(SCHEMAS)})
+FORMATS = usually(
+    st.one_of(
+        mostly({"type": "json_object"}, {"type": "text"}),
+        st.fixed_dictionaries({"type": st.just("json_schema"), "json_schema": NAMED}),
+        st.fixed_dictionaries({"type": st.just("json_schema"), "json_schema": NAMED}),
+    )
 )
 STREAM = {"stream": st.booleans()}
 
@@ -353,7 +332,7 @@ def merged(*parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 CHAT = merged(
     st.fixed_dictionaries(
         {
-            "model": st.sampled_from(["fuzz", "fuzz", "fuzz:base", "nobody"]),
+            "model": mostly("fuzz", "fuzz", "fuzz:base"),
             "messages": st.one_of(HELLO, HELLO, MESSAGES),
         }
     ),
@@ -376,13 +355,13 @@ CHAT = merged(
 COMPLETIONS = merged(
     st.fixed_dictionaries(
         {
-            "model": st.sampled_from(["fuzz:base", "fuzz:base", "fuzz"]),
-            "prompt": st.one_of(
-                mostly("The ferry", "\U0001f600 é", [300, 301], ["a", "b"], [[1], [2, 3]]),
-                TEXTS,
-                st.lists(TEXTS, max_size=2),
-                st.lists(st.sampled_from([0, 1, 300, 399, 400, 2**63, -1]), max_size=4),
-                ODD,
+            "model": mostly("fuzz:base"),
+            "prompt": usually(
+                st.one_of(
+                    mostly("The ferry", "\U0001f600 é", [300, 301], ["a", "b"], [[1], [2, 3]]),
+                    TEXTS,
+                    st.lists(mostly(0, 1, 300, 399), min_size=1, max_size=4),
+                )
             ),
         }
     ),
@@ -423,11 +402,10 @@ RESPONSES = st.fixed_dictionaries(
         "max_output_tokens": LENGTHS,
         "text": st.fixed_dictionaries(
             {
-                "format": st.one_of(
-                    ODD,
+                "format": usually(
                     st.fixed_dictionaries(
-                        {"type": st.just("json_schema"), "name": st.just("a"), "schema": SCHEMAS}
-                    ),
+                        {"type": st.just("json_schema"), "name": st.just("a"), "schema": usually(SCHEMAS)}
+                    )
                 )
             }
         ),
