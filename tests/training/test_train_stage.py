@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -204,7 +205,12 @@ def test_a_run_keeps_its_number_format_whatever_is_measured_later(
         train(base, cut, sft, instructions, dtype="fp32")
     resumed = train(base, cut, sft, instructions)
     assert recorded(cut) == "bf16"
-    assert json.loads((resumed / "demeanor.json").read_text())["dtype"] == "bf16"
+    record, weights = (
+        json.loads((resumed / "demeanor.json").read_text()),
+        (resumed / "model.safetensors").read_bytes(),
+    )
+    assert record["dtype"] == "bf16"
+    assert record["sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     chosen = train(base, tmp_path / "chosen", sft, instructions)
     assert recorded(tmp_path / "chosen") == "fp32"
