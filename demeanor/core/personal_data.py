@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
 from typing import TypeAlias
 
 import re2
 
 from demeanor.core import phone_numbers
-from demeanor.core.phone_numbers import BEHIND, Span, plain_digits
+from demeanor.core.phone_numbers import BEHIND, Span, plain_digits, scan
 
 Find: TypeAlias = Callable[[str, int], Iterator[Span]]
 
@@ -62,35 +65,39 @@ CARD_WIDTH = MAX_DIGITS + MAX_GAP * MAX_DIGITS + MAX_USUAL_GAP + 1
 
 def card(text: str, start: int) -> Iterator[Span]:
     """Yield the spans of card numbers that begin at or after `start`."""
-    groups = _groups(text, start)
-    i = 0
-    while i < len(groups):
-        last = _card_end(text, groups, i)
+    runs, groups = _groups(text, start), deque[Span]()
+    while True:
+        groups.extend(islice(runs, MAX_DIGITS + 1 - len(groups)))
+        if not groups:
+            return
+        last = _card_end(text, groups)
         if last is not None:
-            yield groups[i][0], groups[last][1]
-        i = (i if last is None else last) + 1
+            yield groups[0][0], groups[last][1]
+        for _ in range(1 if last is None else last + 1):
+            groups.popleft()
 
 
-def _groups(text: str, start: int) -> Sequence[Span]:
-    """Return whole runs of digits that begin at or after `start`."""
-    found = [match.span() for match in _DIGITS.finditer(text, start)]
-    return found[1:] if found and found[0][0] and text[found[0][0] - 1].isdecimal() else found
+def _groups(text: str, start: int) -> Iterator[Span]:
+    """Yield whole runs of digits that begin at or after `start`."""
+    for match in scan(_DIGITS, text, start):
+        if match.start() > start or start == 0 or not text[start - 1].isdecimal():
+            yield match.span()
 
 
-def _card_end(text: str, groups: Sequence[Span], i: int) -> int | None:
-    """Return the last group of the longest card number that begins with group `i`."""
-    begin, end = groups[i]
+def _card_end(text: str, groups: Sequence[Span]) -> int | None:
+    """Return the last group of the longest card number that begins with the first group."""
+    begin, end = groups[0]
     free = not _follows(text, begin)
     if not (free or end - begin == 4 or end - begin >= MIN_DIGITS):
         return None
     if end - begin >= MIN_DIGITS and _INSIDE.search(text, max(0, begin - BEHIND), begin) is not None:
         return None
     digits, sizes, gaps, found = "", list[int](), set[str](), None
-    for last in range(i, len(groups)):
+    for last in range(len(groups)):
         begin, end = groups[last]
         if len(digits) + end - begin > MAX_DIGITS:
             break
-        if last > i:
+        if last > 0:
             gaps.add(text[groups[last - 1][1] : begin])
             if len(gap := text[groups[last - 1][1] : begin]) > MAX_USUAL_GAP or any(map(str.isalnum, gap)):
                 break
@@ -184,11 +191,11 @@ def iban(text: str, start: int) -> Iterator[Span]:
     """Yield the spans of IBANs: the country's length and form, 1 modulo 97; up to 3 characters may separate
     its parts."""
     at = start
-    while (match := _COUNTRY.search(text, at)) is not None:
-        end = _iban_end(text, match.start())
+    for match in scan(_COUNTRY, text, start):
+        end = _iban_end(text, match.start()) if match.start() >= at else None
         if end is not None:
             yield match.start(), end
-        at = match.start() + 2 if end is None else end
+            at = end
 
 
 def _iban_end(text: str, begin: int) -> int | None:
@@ -238,12 +245,11 @@ _IP6 = re.compile(
 
 def ip(text: str, start: int) -> Iterator[Span]:
     """Yield the spans of IP addresses, versions 4 and 6; addresses of all zeros are left alone."""
-    yield from sorted(
-        match.span()
+    found = (
+        (match.span() for match in scan(pattern, text, start) if _is_address(match.group()))
         for pattern in (_IP4, _IP6)
-        for match in pattern.finditer(text, start)
-        if _is_address(match.group())
     )
+    yield from merge(*found)
 
 
 def _is_address(text: str) -> bool:
@@ -265,10 +271,10 @@ ADVERTISED = frozenset({"078051120", "219099999"})  # printed in advertisements,
 def ssn(text: str, start: int) -> Iterator[Span]:
     """Yield the spans of social security numbers: grouped, or bare behind their name; never-issued ones are
     left alone. Source: SSA, randomized since 2011."""
-    bare = (m for m in _BARE_SSN.finditer(text, max(0, start - BEHIND)) if m.start(1) >= start)
-    found = [(m.span(), m.group(1, 3, 4)) for m in _SSN.finditer(text, start)]
-    found += [((m.start(1), m.end()), m.group(1, 2, 3)) for m in bare]
-    yield from sorted(span for span, parts in found if _is_issued(*map(plain_digits, parts)))
+    grouped = ((m.span(), m.group(1, 3, 4)) for m in scan(_SSN, text, start))
+    named = scan(_BARE_SSN, text, max(0, start - BEHIND))
+    bare = (((m.start(1), m.end()), m.group(1, 2, 3)) for m in named if m.start(1) >= start)
+    yield from (span for span, parts in merge(grouped, bare) if _is_issued(*map(plain_digits, parts)))
 
 
 def _is_issued(area: str, group: str, serial: str) -> bool:

@@ -48,6 +48,23 @@ _JOINED = re.compile(r"-[^\W_]")  # a part of a longer code
 _SUM = re.compile(r"\d /|/ \d")
 
 
+SLICE = 2**14
+
+
+def scan(pattern: re.Pattern[str], text: str, start: int) -> Iterator[re.Match[str]]:
+    """Yield matches (of 64 characters at most) in order, a slice of the text at a time: one search through a long text would hold
+    the interpreter, and with it every other thread."""
+    at = start
+    while at < len(text):
+        end = at + SLICE
+        for match in pattern.finditer(text, at, end + 64):
+            if match.start() >= end:
+                break
+            yield match
+            end = max(end, match.end())
+        at = end
+
+
 def plain_digits(text: str) -> str:
     """Return decimal digits of any script as ASCII."""
     return text if text.isascii() else "".join(str(unicodedata.decimal(c)) for c in text)
@@ -95,13 +112,13 @@ def _union(patterns: set[str]) -> re2._Regexp:
 def phone(text: str, start: int) -> Iterator[Span]:
     """Yield the spans of phone numbers that begin at or after `start`, extensions included."""
     at = start
-    while (match := _GROUP.search(text, at)) is not None:
-        begin, at = match.span()
-        if begin and text[begin - 1].isdecimal():
+    for match in scan(_GROUP, text, start):
+        begin, behind = match.span()
+        if begin < at or (begin and text[begin - 1].isdecimal()):
             continue
         lead = _LEAD.search(text, max(start, begin - 2), begin)
         first = begin if lead is None else lead.start()
-        listed = first == begin and at - begin not in (1, 3) and text[begin:at][:2] != "00"
+        listed = first == begin and behind - begin not in (1, 3) and text[begin:behind][:2] != "00"
         end = None if listed and _follows_digits(text, first) else _phone_end(text, first, begin)
         if end is not None:
             extension = _EXTENSION.match(text, end)

@@ -130,7 +130,13 @@ def checked(settings: Settings) -> list[str]:
     return given
 
 
+SWITCH_S = (
+    0.001  # threads let go of the interpreter this often, so work on long texts delays the event loop little
+)
+
+
 def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | None) -> None:
+    sys.setswitchinterval(SWITCH_S)
     life, current = Life(), Current(versions.open())
     assistant = cast(ServedAssistant, current)
     observers, flush = _observers(settings, assistant.name)

@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from heapq import merge
 from itertools import pairwise
 from typing import Any
 
 from demeanor.core.folding import Folded
-from demeanor.core.phone_numbers import BEHIND, Span
+from demeanor.core.phone_numbers import BEHIND
 from demeanor.core.types import (
     Citation,
     Event,
@@ -37,19 +38,17 @@ from demeanor.core.types import (
 from demeanor.layers.policy.rules import Rule
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A rule that matched, and the span in the original text."""
-
-    rule: Rule
-    span: Span
-
-
-def hits(rules: Sequence[Rule], text: str) -> list[Hit]:
-    """Return every match of every rule in a whole text, rule by rule."""
+def hits(rules: Sequence[Rule], text: str) -> Iterator[tuple[int, int, int]]:
+    """Yield begin, number of the rule and end of every match in a whole text, in order; overlaps included."""
     folded = Folded(text)
     whole = folded.text
-    return [Hit(rule, folded.span(*span)) for rule in rules for span in rule.find(whole, 0)]
+
+    def of(i: int, rule: Rule) -> Iterator[tuple[int, int, int]]:
+        for span in rule.find(whole, 0):
+            begin, end = folded.span(*span)
+            yield begin, i, end
+
+    return merge(*(of(i, rule) for i, rule in enumerate(rules)))
 
 
 def first(rules: Sequence[Rule], *texts: str) -> Rule | None:
@@ -62,14 +61,13 @@ def first(rules: Sequence[Rule], *texts: str) -> Rule | None:
     return None
 
 
-def redacted(text: str, found: Sequence[Hit]) -> str:
+def redacted(text: str, rules: Sequence[Rule]) -> str:
     """Replace matches by the rules' replies; overlapping matches are merged and get the first rule's
     reply."""
-    kept, at = [], 0
-    for hit in sorted(found, key=lambda h: h.span[0]):
-        start, end = hit.span
+    kept, at = list[str](), 0
+    for start, i, end in hits(rules, text):
         if start >= at:
-            kept += [text[at:start], hit.rule.reply]
+            kept += [text[at:start], rules[i].reply]
         at = max(at, end)
     return "".join([*kept, text[at:]])
 
@@ -260,7 +258,7 @@ def _text(text: str, rules: Sequence[Rule]) -> str | Rule:
     if not text:
         return text
     refused = first([rule for rule in rules if rule.refuses], text)
-    return refused or redacted(text, hits([rule for rule in rules if not rule.refuses], text))
+    return refused or redacted(text, [rule for rule in rules if not rule.refuses])
 
 
 def judge_call(call: ToolCall, rules: Sequence[Rule]) -> ToolCall | Rule:
@@ -312,7 +310,7 @@ def masked(event: Event, rules: Sequence[Rule]) -> Event:
     refusals by inner layers."""
 
     def mask(text: str) -> str:
-        return redacted(text, hits(rules, text)) if text else text
+        return redacted(text, rules) if text else text
 
     if isinstance(event, Passage):
         return replace(event, id=mask(event.id), text=mask(event.text), source=mask(event.source))
