@@ -341,7 +341,7 @@ class ChatReader:
         told = "stop" if self.finish_reason is None else self.finish_reason
         name = told.rpartition(".")[2].lower().replace("-", "_")
         if name not in _FINISH:
-            raise self._wrong(unknown(clean(told[:80]), _FINISH, noun="finish_reason"))
+            raise self._wrong(unknown(ascii(told[:80])[1:-1], _FINISH, noun="finish_reason"))
         finish = _FINISH[name]
         if finish is None:
             raise self._wrong(f"the answer broke off (finish_reason '{name}')")

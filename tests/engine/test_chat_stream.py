@@ -370,6 +370,18 @@ def test_what_a_client_reads_of_an_error_holds_no_address_no_key_and_no_control_
     assert not any(secret in public for secret in ("10.0.0.7", "sk-live", "abc.def"))
 
 
+def test_no_control_character_of_a_stream_stands_in_an_error() -> None:
+    evil = "x\x1b[31m\n\u2028ERROR: forged"
+    streams = [
+        [chunk({}, evil)],
+        [{"error": {"message": evil}}],
+        [chunk({"content": {"type": evil}})],
+        [{"choices": evil}],
+    ]
+    found = [outcome(sse(*chunks)) for chunks in streams] + [outcome(b"data: " + evil.encode() + b"\n\n")]
+    assert [isinstance(error, UpstreamError) and str(error).isprintable() for error in found] == [True] * 5
+
+
 def test_deep_nesting_and_long_numbers_are_errors() -> None:
     for text in (b"[" * 100_000, b'{"a": ' * 50_000, b'{"a": ' + b"9" * 5000 + b"}", b"\xff\xfe{\x00}\x00"):
         with pytest.raises(UpstreamError, match="no JSON"):
