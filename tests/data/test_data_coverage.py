@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from demeanor.core.errors import DataError
-from demeanor.data.batches import coverage, num_comparisons, summary
+from demeanor.data.batches import coverage, num_comparisons, summary, within
 from demeanor.data.trees import Branch, Tree
 
 
@@ -44,3 +44,11 @@ def test_nothing_to_learn_from_is_an_error_and_says_why() -> None:
 def test_a_completion_of_another_prompt_is_no_part_of_what_is_trained() -> None:
     labelled = tree(2, "xx", "xxx")._replace(labels=(1, -1))
     assert coverage([labelled]) == (1, 6, 2, 1, 0, 5)  # 1 | 1 5 | 1 5 5 are computed
+
+
+def test_a_row_that_fills_the_context_exactly_is_kept() -> None:
+    rows = [tree(2, "abc"), tree(2, "abcd"), tree(2, "a", "abc")]
+    assert [x.longest for x in rows] == [5, 6, 5]
+    assert list(within(rows, 5)) == [rows[0], rows[2]]
+    with pytest.raises(DataError, match="the shortest has 5"):
+        within(rows, 4)

@@ -247,3 +247,9 @@ def test_the_expanded_percentile_of_five_clusters_is_the_level_of_the_wider_t_qu
     assert statistics.expanded(5) == pytest.approx(math.erf(3.104160 / math.sqrt(2)), abs=1e-8)
     assert statistics.expanded(5) == pytest.approx(0.998092, abs=1e-6)
     assert statistics.expanded(10_000) == pytest.approx(0.95, abs=1e-4)
+
+
+def test_a_percentile_interval_leaves_half_of_the_rest_on_each_side() -> None:
+    values = np.append(np.arange(1001.0), np.nan)
+    assert statistics.percentile(values) == pytest.approx((25.0, 975.0))
+    assert statistics.percentile(values, 0.8) == pytest.approx((100.0, 900.0))
