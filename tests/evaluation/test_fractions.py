@@ -116,3 +116,11 @@ def test_a_resolution_that_saves_nothing_is_refused_with_what_to_do() -> None:
         DemeanorError, match="4 switches have no smaller design of resolution V; leave --fraction out"
     ):
         plan(game(4), "V")
+
+
+def test_the_defining_words_are_closed_under_multiplication() -> None:
+    # 2^(6-2): E = ABC and F = BCD; the words are ABCE, BCDF and their product ADEF (bits from A on)
+    assert sorted(defining(4, [0b0111, 0b1110])) == sorted([0b010111, 0b101110, 0b111001])
+    words = {0, *defining(*generators(8, LENGTH["IV"]))}
+    assert len(words) == 16
+    assert {a ^ b for a, b in itertools.product(words, repeat=2)} == words

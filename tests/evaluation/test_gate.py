@@ -218,3 +218,11 @@ def test_few_groups_without_a_flip_do_not_show_that_flips_are_rare(groups: int, 
     assert finding.verdict is verdict
     assert finding.high == pytest.approx(1 - 0.05 ** (1 / groups))
     assert finding.needed == (59 if verdict is Verdict.INCONCLUSIVE else None)  # 0.95^59 < 0.05 < 0.95^58
+
+
+def test_one_failure_of_several_draws_fails_under_zero_tolerance() -> None:
+    found = items("facts", 200)
+    measured = rows(found, {"facts": 1.0}, {"facts": 1.0})
+    again = next(row for row in measured if row.variant == "new" and row.item_id == "facts-3")
+    finding = only(gate(CLEAN, found, [*measured, replace(again, value=0.0)]))
+    assert (finding.verdict, finding.items) == (Verdict.FAIL, ("facts-3",))

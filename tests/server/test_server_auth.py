@@ -342,3 +342,12 @@ async def test_texts_to_embed_are_charged_by_their_tokens_and_free_if_they_fail(
         CURRENT_REQUEST.reset(token)
     assert (request.prompt_tokens, request.turns, request.load.turns) == (5, 1, 0)
     assert keys.spent(database, digest(key), "2026-11-23") == 5
+
+
+async def test_a_key_without_tokens_left_can_still_ask_what_costs_none(database: Database) -> None:
+    key = keys.create(database, "edda", tokens_per_day=10)
+    assert await keys.take(database, digest(key), "2026-11-23", 10, 10)
+    async with client_of(database, Scripted()) as client:
+        asked = await client.post("/v1/chat/completions", json=body(), headers=bearer(key))
+        listed = await client.get("/v1/models", headers=bearer(key))
+    assert (asked.status_code, listed.status_code) == (429, 200)
