@@ -241,3 +241,14 @@ def test_an_object_belongs_to_json_alone() -> None:
         score("format", "", kind="json")
     with pytest.raises(ValueError, match="object"):
         score("format", "", kind="list", object={"a": 1})
+
+
+def test_an_answer_of_exactly_the_most_words_is_short_enough() -> None:
+    answers = ("It is Marla now", "It is indeed Marla now")
+    assert [score("exact", text, answers=("Marla",), max_words=4).value for text in answers] == [1.0, 0.0]
+
+
+def test_a_list_with_a_line_of_prose_is_no_list() -> None:
+    texts = ("- tea\n- rope", "Here you are:\n- tea\n- rope")
+    found = [score("format", text, kind="list", words=("tea", "rope")).value for text in texts]
+    assert found == [1.0, 0.0]
