@@ -40,7 +40,7 @@ LATER_FIELDS = ", reasoning=None, trained=True"  # of a message; the world uses 
 
 def test_the_revision_is_the_hash_of_everything_that_the_world_generates() -> None:
     generated = [
-        [repr(row).replace(LATER_FIELDS, "") for row in make()]
+        [repr(row).replace(LATER_FIELDS, "").replace("strict=None", "strict=False") for row in make()]
         for make in (*catalog.GENERATED.values(), *catalog.SUITES.values())
     ]
     found = hashlib.sha256(repr(generated).encode()).hexdigest()[:16]
