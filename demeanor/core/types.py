@@ -103,7 +103,7 @@ def call_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
 
 def num_chars(messages: Messages, tools: Sequence[ToolSpec] = ()) -> int:
     """Return about how many characters a conversation has."""
-    called = sum(len(call.arguments) for m in messages for call in m.tool_calls)
+    called = sum(60 + len(call.arguments) for m in messages for call in m.tool_calls)
     return sum(40 + len(m.content) for m in messages) + called + 400 * len(tools)
 
 

@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from demeanor.core.errors import RequestError
+from demeanor.core.hardware import off_loop
 from demeanor.server.admission import Operations
 from demeanor.server.assistant import ServedAssistant
 from demeanor.server.metrics import Metrics
@@ -52,7 +53,8 @@ def state_of(request: Request) -> AppState:
 
 async def read_body(request: Request, model: type[B]) -> B:
     """The checked body of a request. Raises RequestError: 400 for its mistakes, and as `body_bytes` does."""
-    return parse_body(await body_bytes(request, state_of(request).operations.max_body_bytes), model)
+    content = await body_bytes(request, state_of(request).operations.max_body_bytes)
+    return await off_loop(len(content), parse_body, content, model)
 
 
 def read_query(request: Request, model: type[B]) -> B:

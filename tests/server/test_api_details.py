@@ -280,3 +280,18 @@ def test_a_stop_string_cuts_json_as_it_does_elsewhere(server: Server) -> None:
     )
     (choice,) = ask(server, CHAT, messages=HI, max_tokens=60, response_format=wanted, stop=[","])["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ('{"a":1', "stop")
+
+
+def test_thousands_of_calls_are_read_and_written_beside_the_loop(server: Server) -> None:
+    """No single step of the loop computes for long: checking, matching with their results, and writing the prompt."""
+    calls = [
+        {"id": f"c{i}", "type": "function", "function": {"name": "f", "arguments": ""}} for i in range(6000)
+    ]
+    results = [{"role": "tool", "tool_call_id": "c5999", "content": "x"} for _ in range(900)]
+    server.watched.longest_s = 0.0
+    status, param, message = refused(
+        server, CHAT, messages=[*HI, {"role": "assistant", "tool_calls": calls}, *results]
+    )
+    assert (status, param) == (400, "messages"), message
+    assert "context" in message
+    assert server.watched.longest_s < 0.1, "in thread seconds; the same work took 0.4 s on the loop"
