@@ -367,6 +367,7 @@ EVENTS = [
     (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
     (b"data: a\r\n\ndata: b\n\r", [b"a", b"b"]),
     (b"data: a\ndata: b\ndata\ndata:c\n\n", [b"a\nb\n\nc"]),
+    (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
     (b"data:  two blanks \n\n", [b" two blanks "]),
     (b": ping\n\n:\n\ndata: a\n: ping\n\n", [b"a"]),
     (b"event: x\nid: 7\nretry: 9\ndata: a\ndatum: b\n\n", [b"a"]),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
-from demeanor.core.types import Decoding, Done, Event, Message, Text, ToolSpec, Turn, complete
+from demeanor.core.types import Decoding, Done, Event, Message, Respond, Text, ToolSpec, Turn, complete
 from demeanor.engine.respond import cached
 
 TURN = Turn(
@@ -52,3 +53,19 @@ def test_a_draw_without_a_seed_is_never_shared() -> None:
     free = replace(TURN, decoding=Decoding(temperature=1.0))
     assert made([free, free]) == 2
     assert made([replace(free, decoding=Decoding(temperature=1.0, seed=s)) for s in (1, 1, 2)]) == 2
+
+
+def test_other_weights_never_share_an_answer() -> None:
+    def said_by(text: str) -> Respond:
+        async def weights(turn: Turn) -> AsyncIterator[Event]:
+            yield Text(text)
+            yield Done("stop")
+
+        return weights
+
+    async def ask() -> list[str]:
+        memory: dict[Any, asyncio.Future[list[Event]]] = {}
+        responds = [cached(said_by(text), text, memory) for text in ("sft", "dpo", "sft")]
+        return [(await complete(respond, TURN)).text for respond in responds]
+
+    assert asyncio.run(ask()) == ["sft", "dpo", "sft"]
