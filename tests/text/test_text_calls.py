@@ -98,3 +98,11 @@ def test_text_is_passed_on_at_once_unless_it_may_begin_a_call() -> None:
 def test_a_signature_lists_the_parameters() -> None:
     assert signature(ToolSpec("fare", "", {"properties": {"port": {}, "day": {}}})) == "fare(port, day)"
     assert signature(ToolSpec("now", "", {})) == "now()"
+
+
+def test_equal_calls_of_one_answer_have_ids_of_their_own() -> None:
+    reader = CallReader("<tool_call>", "</tool_call>")
+    call = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    events = [*reader.feed(1, call), *reader.feed(2, f"\n{call}"), *reader.finish()]
+    ids = [event.call.id for event in events if isinstance(event, ToolCalled)]
+    assert len(ids) == len(set(ids)) == 2
