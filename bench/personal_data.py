@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.core.folding import Folded
+from demeanor.core.long_text import Folded
 from demeanor.core.personal_data import DETECTORS
 
 LABELS = {

@@ -171,7 +171,7 @@ class StackRuntime:
             tools=self.tools(),
             open_index=self.open_index,
             open_store=self.open_store,
-            check_store=lambda url: self.opened(url).check(),
+            open_check=lambda url: self.opened(url).check,
             shared=self._shared,
         )
 

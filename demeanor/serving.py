@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 
 from demeanor.app import MAX_VARIANTS, StackRuntime, policy_notes
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
-from demeanor.core.folding import Folded
+from demeanor.core.long_text import Folded
 from demeanor.core.types import Decoding, Respond
 from demeanor.engine.respond import TokenizerCodec
 from demeanor.layers import policy, record
@@ -128,6 +128,9 @@ class ServedStack:
     def __post_init__(self) -> None:
         self._defaults, self._published = decoding_of(self.runtime.stack), self.runtime.stack.published
         self._found = lru_cache(MAX_VARIANTS)(self._resolve)  # by the ids that clients write
+        self._responds = lru_cache(MAX_VARIANTS)(
+            lambda model_id: self.runtime.respond(self._variant(model_id))
+        )
         self._rules = lru_cache(MAX_VARIANTS)(lambda model_id: rules_of(self._variant(model_id)))
 
     @property
@@ -166,7 +169,7 @@ class ServedStack:
 
     def respond(self, model_id: str) -> Respond:
         try:
-            return self.runtime.respond(self._variant(model_id))
+            return self._responds(self.card(model_id).id)
         except StaleFileError as error:
             raise RequestError(str(error), status=503, kind="server_error", code="stack_changed") from error
 

@@ -6,18 +6,16 @@ default mmap threshold costs up to 28% of a training step in page faults.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -137,21 +135,3 @@ def unbind() -> None:
     if _CORES:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, _CORES)
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-LONG_TEXT = 4_096  # characters; shorter ones cost less than a change of threads
-
-
-async def off_loop(size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run work on a text of `size` characters: long ones in a thread, one after another, so that the event loop
-    goes on."""
-    if size < LONG_TEXT:
-        return work(*args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_text_thread(), lambda: work(*args, **kwargs))
-
-
-@cache
-def _text_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="demeanor-text")

@@ -20,7 +20,8 @@ from typing import TypeAlias
 import re2
 
 from demeanor.core import phone_numbers
-from demeanor.core.phone_numbers import BEHIND, Span, plain_digits, scan
+from demeanor.core.long_text import plain_digits, scan
+from demeanor.core.phone_numbers import BEHIND, Span
 
 Find: TypeAlias = Callable[[str, int], Iterator[Span]]
 

@@ -9,7 +9,6 @@ by RE2, so time is linear.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,8 @@ from typing import TypeAlias
 import phonenumbers
 import re2
 from phonenumbers import PhoneMetadata
+
+from demeanor.core.long_text import plain_digits, scan
 
 Span: TypeAlias = tuple[int, int]
 
@@ -46,28 +47,6 @@ _WORD_AFTER = re.compile(r"(?i)[\s,\-(/]{1,3}(?:office|fax|mobile|cell|phone|tel
 
 _JOINED = re.compile(r"-[^\W_]")  # a part of a longer code
 _SUM = re.compile(r"\d /|/ \d")
-
-
-SLICE = 2**14
-
-
-def scan(pattern: re.Pattern[str], text: str, start: int) -> Iterator[re.Match[str]]:
-    """Yield matches (of 64 characters at most) in order, a slice of the text at a time: one search through a long text would hold
-    the interpreter, and with it every other thread."""
-    at = start
-    while at < len(text):
-        end = at + SLICE
-        for match in pattern.finditer(text, at, end + 64):
-            if match.start() >= end:
-                break
-            yield match
-            end = max(end, match.end())
-        at = end
-
-
-def plain_digits(text: str) -> str:
-    """Return decimal digits of any script as ASCII."""
-    return text if text.isascii() else "".join(str(unicodedata.decimal(c)) for c in text)
 
 
 @dataclass(frozen=True, slots=True)

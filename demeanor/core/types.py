@@ -197,6 +197,9 @@ class OutputFormat:
     strict: bool | None = field(default=None, compare=False)
 
 
+COLDEST = 1e-10  # logits divided by less may overflow fp32; such a draw is the most likely token
+
+
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """How tokens are chosen; `temperature` 0 is greedy, `seed` fixes the draw of this request.
@@ -219,6 +222,11 @@ class Decoding:
     logit_bias: tuple[tuple[int, float], ...] = ()
     form: OutputFormat | None = None
     prompt_logprobs: int | None = None  # of raw text: alternatives of each prompt token; None: not returned
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the temperature is 0, or so low that only the most likely token can be drawn."""
+        return self.temperature < COLDEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from typing import Any
 
 from demeanor.core.errors import DataError, unknown
 from demeanor.core.files import replacing
-from demeanor.core.folding import Folded
 from demeanor.core.language import KNOWN, certain_language
+from demeanor.core.long_text import Folded
 from demeanor.core.personal_data import DETECTORS
 from demeanor.data import similarity, sources
 from demeanor.data.readers import foreign

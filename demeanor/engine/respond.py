@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from demeanor.core.errors import DecodingError
-from demeanor.core.hardware import off_loop
+from demeanor.core.long_text import off_loop
 from demeanor.core.types import (
     Decoding,
     Done,

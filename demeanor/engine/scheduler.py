@@ -119,7 +119,7 @@ def scan(text: str, stops: Sequence[str]) -> Scan:
 def draftable(decoding: Decoding) -> bool:
     """True if decoding is greedy and unmodified, so that drafts can be verified."""
     changed = decoding.logit_bias or decoding.presence_penalty or decoding.frequency_penalty
-    return sampling.is_greedy(decoding) and decoding.form is None and not changed
+    return decoding.greedy and decoding.form is None and not changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class SequenceState:
         self._text, self._decode = Detokenizer(decode), decode
         self._held = ""  # text that may become a stop string
         decoding = request.decoding
-        self._generator = None if sampling.is_greedy(decoding) else _generator(decoding.seed)
+        self._generator = None if decoding.greedy else _generator(decoding.seed)
         self._guide = guide
         self._bias = decoding.logit_bias
         is_penalised = decoding.presence_penalty or decoding.frequency_penalty

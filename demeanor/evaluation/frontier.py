@@ -18,7 +18,7 @@ import yaml
 from scipy import special
 
 from demeanor.core.errors import ContextError, DataError, DemeanorError
-from demeanor.core.folding import Folded
+from demeanor.core.long_text import Folded
 from demeanor.core.table import (
     NONE,
     NOT_PAGE,

@@ -28,7 +28,7 @@ class Record(Protocol):
 Search: TypeAlias = Callable[[str, int], list[Passage]]  # query and number of passages -> best first
 
 
-async def _stands(url: str) -> None: ...
+async def _writable() -> None: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Kit:
     tools: Mapping[str, RunnableTool]
     open_index: Callable[[Path], Search]
     open_store: Callable[[str], Record]
-    check_store: Callable[[str], Awaitable[None]] = _stands  # raises StoreError if nothing can be written now
+    open_check: Callable[[str], Callable[[], Awaitable[None]]] = lambda url: _writable  # StoreError: locked
     shared: MutableMapping[Any, Any] = field(default_factory=dict)
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from demeanor.core import registry
 from demeanor.core.errors import RequestError
-from demeanor.core.hardware import off_loop
+from demeanor.core.long_text import off_loop
 from demeanor.core.types import Done, Event, Refusal, Respond, Turn, Usage, num_chars
 from demeanor.layers import Kit, timed
 

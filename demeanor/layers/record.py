@@ -38,6 +38,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
     if opened not in kit.shared:
         kit.shared[opened] = kit.open_store(spec.database)
     store: Record = kit.shared[opened]
+    can_write = kit.open_check(spec.database)
 
     async def written(turn: Turn, events: list[Event], started: datetime) -> None:
         try:
@@ -46,7 +47,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
             log.error("turn %s is not recorded: %s", turn.id, error)
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
-        await kit.check_store(spec.database)
+        await can_write()
         started, events, stored = kit.now(), list[Event](), False
         try:
             async for event in inner(turn):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from demeanor.core.errors import DemeanorError
 from demeanor.core.files import replacing
-from demeanor.core.folding import fold
+from demeanor.core.long_text import fold
 from demeanor.core.types import Passage
 from demeanor.retrieval.documents import Chunk, chunks, read_folder
 

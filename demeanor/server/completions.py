@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from demeanor.core.errors import ContextError, RequestError, TextError
-from demeanor.core.hardware import off_loop
+from demeanor.core.long_text import off_loop
 from demeanor.core.types import Decoding, Event, Message, PromptRead, Refusal, Respond, Text, Turn, fold
 from demeanor.server.assistant import Codec, ModelCard
 from demeanor.server.chat import CompletionBase, UsageAnswer, completion_response, finish_reason

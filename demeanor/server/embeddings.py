@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from demeanor.core.errors import ContextError, RequestError, TextError
-from demeanor.core.hardware import off_loop
+from demeanor.core.long_text import off_loop
 from demeanor.server.assistant import ModelCard, ServedAssistant
 from demeanor.server.completions import Prompt, prompt_list
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of

@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from demeanor.core.errors import RequestError
-from demeanor.core.hardware import off_loop
+from demeanor.core.long_text import off_loop
 from demeanor.server.admission import Operations
 from demeanor.server.assistant import ServedAssistant
 from demeanor.server.metrics import Metrics

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag
 
 from demeanor.core.errors import RequestError
-from demeanor.core.hardware import off_loop
+from demeanor.core.long_text import off_loop
 from demeanor.server.assistant import Judged
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
 from demeanor.server.schemas import Body, ResponseObject, TextPart, one_of

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demeanor.core import personal_data
-from demeanor.core.folding import Folded
+from demeanor.core.long_text import Folded
 from demeanor.core.personal_data import DETECTORS
 
 

@@ -59,10 +59,10 @@ async def test_a_database_that_cannot_be_written_refuses_a_turn_before_it_costs_
         asked.append(turn)
         yield Done("stop")
 
-    async def locked(url: str) -> None:
+    async def locked() -> None:
         raise StoreError("locked")
 
-    given = kit(open_store=lambda url: Store(), check_store=locked)
+    given = kit(open_store=lambda url: Store(), open_check=lambda url: locked)
     with pytest.raises(StoreError):
         await events_of(record.wrap(record.Spec(), inner, given))
     assert asked == []

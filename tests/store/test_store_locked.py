@@ -67,7 +67,7 @@ class Recording(Scripted):
     def __init__(self, store: Database) -> None:
         super().__init__()
         self.store, self.lock_while_answering = store, False
-        given = kit(open_store=lambda url: store.record, check_store=lambda url: store.check(0.1))
+        given = kit(open_store=lambda url: store.record, open_check=lambda url: lambda: store.check(0.1))
         self.whole = record.wrap(
             record.Spec(), charged(self.model, lambda turn: 5, current_token_budget), given
         )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from demeanor.core import registry
-from demeanor.core.folding import Folded
+from demeanor.core.long_text import Folded
 from demeanor.core.personal_data import DETECTORS
 from demeanor.core.types import Completion, Score
 from demeanor.evaluation.scorers import Scorer

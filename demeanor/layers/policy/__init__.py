@@ -17,7 +17,7 @@ from pydantic import Field
 
 from demeanor.core import registry
 from demeanor.core.errors import Problem, RequestError
-from demeanor.core.hardware import off_loop
+from demeanor.core.long_text import off_loop
 from demeanor.core.types import Citation, Done, Event, Refusal, Respond, Text, TokenLogprob, ToolCalled, Turn
 from demeanor.layers import Kit, timed
 from demeanor.layers.policy.matching import (

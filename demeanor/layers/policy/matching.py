@@ -16,7 +16,7 @@ from heapq import merge
 from itertools import pairwise
 from typing import Any
 
-from demeanor.core.folding import Folded
+from demeanor.core.long_text import Folded
 from demeanor.core.phone_numbers import BEHIND
 from demeanor.core.types import (
     Citation,

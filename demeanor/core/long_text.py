@@ -1,16 +1,22 @@
-"""Text folded for matching: case, width, look-alikes and invisible characters do not matter.
+"""Long text without holding the event loop or the interpreter: folded for matching, searched in slices, judged in a
+thread.
 
-In: text, piece by piece. Out: folded text, and spans of it mapped back to the original. Folding is by
-character, so the pieces do not matter. Adding a piece and reading the end cost their own length only.
+Folding: case, width, look-alikes and invisible characters do not matter. It is by character, so the pieces that a
+text comes in do not matter either; spans are mapped back to the original. Adding a piece and reading the end cost
+their own length only.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import unicodedata
 from array import array
 from bisect import bisect_right
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
+from typing import ParamSpec, TypeVar
 
 
 class Growing:
@@ -128,3 +134,43 @@ FILLERS = "\u115f\u1160\u3164\uffa0"
 def _visible(character: str) -> bool:
     marked = any(first <= ord(character) <= last for first, last in MARKS)
     return not marked and character not in FILLERS and unicodedata.category(character) not in INVISIBLE
+
+
+SLICE = 2**14
+
+
+def scan(pattern: re.Pattern[str], text: str, start: int) -> Iterator[re.Match[str]]:
+    """Yield matches (of 64 characters at most) in order, a slice of the text at a time: one search through a long text would hold
+    the interpreter, and with it every other thread."""
+    at = start
+    while at < len(text):
+        end = at + SLICE
+        for match in pattern.finditer(text, at, end + 64):
+            if match.start() >= end:
+                break
+            yield match
+            end = max(end, match.end())
+        at = end
+
+
+def plain_digits(text: str) -> str:
+    """Return decimal digits of any script as ASCII."""
+    return text if text.isascii() else "".join(str(unicodedata.decimal(c)) for c in text)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+LONG_TEXT = 4_096  # characters; shorter ones cost less than a change of threads
+
+
+async def off_loop(size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run work on a text of `size` characters: long ones in a thread, one after another, so that the event loop
+    goes on."""
+    if size < LONG_TEXT:
+        return work(*args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_text_thread(), lambda: work(*args, **kwargs))
+
+
+@cache
+def _text_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="demeanor-text")
