@@ -154,8 +154,8 @@ def samples(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Print the answers that a stage gave during its training, by prompt and step."""
-    from demeanor.training import generation_eval, progress
-    from demeanor.training.runs import Runs
+    from demeanor.training import generation_eval
+    from demeanor.training.runs import Runs, read_log
 
     folder = stack
     if not stack.is_dir():
@@ -164,7 +164,7 @@ def samples(
         if name != "base":
             found.stage(name)  # raises on an unknown name
         folder = Runs(runs).folder(found.stage_key(name))
-    rows = progress.read_log(folder / generation_eval.SAMPLES)
+    rows = read_log(folder / generation_eval.SAMPLES)
     if not rows:
         raise DemeanorError(
             f"{folder / generation_eval.SAMPLES}: no samples; a stage leaves them if it trains with `probe:` in the "

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError, unknown
-from demeanor.model.stored import read_tensors
+from demeanor.model.stored import ADAPTER, is_adapter, read_tensors
 from demeanor.stack.schema import Adapter
 
 # Linear maps that `all-linear` leaves out, as PEFT does: vocabulary heads, and the score (trained whole).
@@ -121,7 +121,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, module)
 
 
-CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."
 
 READ = {"r", "lora_alpha", "use_rslora", "modules_to_save", "ensure_weight_tying"}
 READ |= {"peft_type", "task_type", "base_model_name_or_path"}
@@ -137,14 +137,9 @@ MERGE = (
 )
 
 
-def is_adapter(folder: Path) -> bool:
-    """True if a folder contains an adapter and no whole weights."""
-    return (folder / CONFIG).is_file()
-
-
 def config(folder: Path) -> dict[str, Any]:
     """Return the adapter's settings as PEFT writes them; raises CheckpointError if it is not plain LoRA."""
-    path = folder / CONFIG
+    path = folder / ADAPTER
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -178,7 +173,7 @@ def base_folder(folder: Path) -> Path:
     (downloaded)."""
     name = str(config(folder).get("base_model_name_or_path") or "")
     for found in (folder / name, Path(name)):
-        is_model = (found / "config.json").is_file() or (found / CONFIG).is_file()
+        is_model = (found / "config.json").is_file() or (found / ADAPTER).is_file()
         if name and is_model and found.resolve() != folder.resolve():
             return found
     if name.count("/") == 1 and not name.startswith("."):
@@ -186,7 +181,7 @@ def base_folder(folder: Path) -> Path:
 
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     raise CheckpointError(
-        f"{folder / CONFIG}: base_model_name_or_path is {name!r}, which is no model folder; "
+        f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, which is no model folder; "
         "write the path of the weights that this adapter was trained on"
     )
 
@@ -197,7 +192,7 @@ def whole_folder(folder: Path) -> Path:
     while is_adapter(folder):
         folder = base_folder(folder)
         if folder.resolve() in seen:
-            raise CheckpointError(f"{folder / CONFIG}: this adapter is the base of its own base")
+            raise CheckpointError(f"{folder / ADAPTER}: this adapter is the base of its own base")
         seen.add(folder.resolve())
     return folder
 
@@ -290,7 +285,7 @@ def save(
         "fan_in_fan_out": False,
         "init_lora_weights": True,
     }
-    files.write_json(folder / CONFIG, settings, indent=2)
+    files.write_json(folder / ADAPTER, settings, indent=2)
 
 
 def _misfit(folder: Path, what: str) -> CheckpointError:

@@ -24,7 +24,7 @@ from demeanor.model.hf import ForeignModel, ForeignReward
 from demeanor.model.initial import initialise
 from demeanor.model.llama import ARCHITECTURES, Config, Llama, UnsupportedError, read_config
 from demeanor.model.reward_model import RewardModel
-from demeanor.model.stored import StoredTensors
+from demeanor.model.stored import StoredTensors, is_adapter
 from demeanor.stack.schema import Adapter, ModelShape
 
 M = TypeVar("M", bound=nn.Module)
@@ -55,7 +55,7 @@ def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
 def load(folder: Path) -> Llama:
     """Load a policy in fp32 with any adapter merged; raises CheckpointError naming a tensor that does not
     fit."""
-    if adapters.is_adapter(folder):
+    if is_adapter(folder):
         policy = load(adapters.base_folder(folder))
         merge(adapters.add(policy, folder))
         return policy
@@ -69,14 +69,14 @@ def load(folder: Path) -> Llama:
 
 def load_unmerged(folder: Path) -> Llama:
     """Load as `load` does but keep an adapter separate, so that engines share the base's matrices."""
-    if not adapters.is_adapter(folder):
+    if not is_adapter(folder):
         return load(folder)
     return cast(Llama, adapters.add(load(adapters.base_folder(folder)), folder))
 
 
 def load_reward(folder: Path) -> RewardModel:
     """Load a reward model in fp32 with any adapter merged; raises CheckpointError as `load` does."""
-    if adapters.is_adapter(folder):
+    if is_adapter(folder):
         parent = adapters.base_folder(folder)
         scorer = load_reward(parent) if is_reward(parent) else reward_from(load(parent), 0)
         merge(adapters.add(scorer, folder, "trunk."))
@@ -99,7 +99,7 @@ def reward_from(policy: Llama, seed: int) -> RewardModel:
 
 def is_reward(folder: Path) -> bool:
     """True if a folder contains a sequence classifier, or an adapter for one."""
-    if adapters.is_adapter(folder):
+    if is_adapter(folder):
         return bool(adapters.config(folder).get("task_type") == "SEQ_CLS")
     named = read_config(folder).get("architectures")
     return isinstance(named, list) and any(str(x).endswith("ForSequenceClassification") for x in named)
@@ -185,7 +185,7 @@ class CheckpointInfo:
 def checkpoint_info(folder: Path) -> CheckpointInfo:
     """Describe a folder without loading weights; raises CheckpointError if no model here can run it."""
     reward = is_reward(folder)
-    whole = adapters.whole_folder(folder)
+    whole = adapters.whole_folder(folder) if is_adapter(folder) else folder
     try:
         config = Config.load(whole)
         return CheckpointInfo(
@@ -207,7 +207,7 @@ def checkpoint_info(folder: Path) -> CheckpointInfo:
 
 def num_weights(folder: Path) -> int:
     """Return the number of weights of a folder, read from the headers of its files."""
-    return StoredTensors(adapters.whole_folder(folder)).num_weights
+    return StoredTensors(adapters.whole_folder(folder) if is_adapter(folder) else folder).num_weights
 
 
 def policy(folder: Path) -> Llama | ForeignModel:
@@ -225,7 +225,7 @@ def reward(folder: Path, seed: int) -> RewardModel | ForeignReward:
     found = checkpoint_info(folder)
     if found.lean:
         return load_reward(folder) if found.reward else reward_from(load(folder), seed)
-    if found.reward or not adapters.is_adapter(folder):
+    if found.reward or not is_adapter(folder):
         return hf.load_reward(folder, seed)
     raise CheckpointError(
         f"{folder}: a reward model cannot start from an adapter of a {found.model_type} model; "

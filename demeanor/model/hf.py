@@ -21,7 +21,7 @@ from demeanor.core.errors import CheckpointError
 from demeanor.model import adapters
 from demeanor.model.adapters import merge
 from demeanor.model.llama import read_config
-from demeanor.model.stored import StoredTensors
+from demeanor.model.stored import StoredTensors, is_adapter
 from demeanor.model.tensors import Outputs, TokenBatch
 
 PREFIX = "inner."
@@ -136,7 +136,7 @@ def config(folder: Path, **settings: Any) -> Any:
 
 def load(folder: Path) -> ForeignModel:
     """Load a policy in fp32 with any adapter merged; raises CheckpointError with transformers' reason."""
-    if adapters.is_adapter(folder):
+    if is_adapter(folder):
         model = load(adapters.base_folder(folder))
         merge(adapters.add(model, folder, PREFIX))
         return model
@@ -147,7 +147,7 @@ def load(folder: Path) -> ForeignModel:
 
 def load_reward(folder: Path, seed: int = 0) -> ForeignReward:
     """Load a reward model in fp32; from a policy's folder its score is drawn from `seed`."""
-    if adapters.is_adapter(folder):
+    if is_adapter(folder):
         model = load_reward(adapters.base_folder(folder))
         merge(adapters.add(model, folder, PREFIX))
         return model

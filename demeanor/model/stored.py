@@ -20,6 +20,13 @@ from torch import Tensor
 from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError
 
+ADAPTER = "adapter_config.json"
+
+
+def is_adapter(folder: Path) -> bool:
+    """True if a folder contains an adapter and no whole weights."""
+    return (folder / ADAPTER).is_file()
+
 
 class StoredTensors:
     """The tensors of a folder by name: where each is, its shape and type, read from the files' headers."""

@@ -32,7 +32,7 @@ from demeanor.text.tokenizer import Tokenizer
 from demeanor.training import progress
 from demeanor.training.loop import Evaluate, to_device
 from demeanor.training.reference import MICRO_TOKENS, micro_batches, scored_logprobs
-from demeanor.training.runs import LEDGER, Runs, weights_folder
+from demeanor.training.runs import LEDGER, Runs, read_log, weights_folder
 
 SAMPLES = "samples.jsonl"
 NGRAM = 3
@@ -90,7 +90,7 @@ def evaluator(
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
         answers = generate(model, prompts)
         found = signals(answers, metrics.refused)
-        first = first_answers(progress.read_log(path), step)
+        first = first_answers(read_log(path), step)
         pairs = [(a.content, first[p.text]) for p, a in zip(prompts, answers) if p.text in first]
         if pairs:
             found["agreement"] = fmean(overlap(now, then) for now, then in pairs)
@@ -124,7 +124,7 @@ def first_answers(rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, lis
 def _first(folder: Path, found: Mapping[str, float]) -> Mapping[str, float]:
     """The metrics of the first evaluation in the metrics log, or `found` if there is none."""
     mark = "eval_probe/"
-    for row in progress.read_log(folder / LEDGER):
+    for row in read_log(folder / LEDGER):
         if any(name.startswith(mark) for name in row):
             return {
                 name.removeprefix(mark): value

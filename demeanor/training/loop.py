@@ -30,7 +30,7 @@ from demeanor.training.optimizer import learning_rate
 from demeanor.training.parallel import ALONE, ProcessGroup, settle, whole
 from demeanor.training.progress import StageProgress, measured_peak, training_flops
 from demeanor.training.resume import stop_requests
-from demeanor.training.runs import CHECKPOINT, LEDGER
+from demeanor.training.runs import CHECKPOINT, LEDGER, read_log
 
 Forward = Callable[[TokenBatch], Outputs]
 LossFn = Callable[[Outputs, TokenBatch], Loss]
@@ -202,12 +202,10 @@ def fit(
             settle(model)
             rows.append({"step": done, **found})
             if done == steps and group.first:
-                watch.say(
-                    held_out(next(filter(is_evaluation, progress.read_log(out / LEDGER)), found), found)
-                )
+                watch.say(held_out(next(filter(is_evaluation, read_log(out / LEDGER)), found), found))
 
     begun = resume.load(state, model, optimizer, about, averages)
-    seen = any(is_evaluation(row) for row in progress.read_log(out / LEDGER) if row["step"] == begun)
+    seen = any(is_evaluation(row) for row in read_log(out / LEDGER) if row["step"] == begun)
     peak = measured_peak(device.type, dtype or torch.float32)
     book = (
         progress.MetricsLog(out / LEDGER, step=begun, tracker=tracker) if group.first else progress.NullLog()

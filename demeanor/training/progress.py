@@ -24,8 +24,8 @@ from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
-from demeanor.core.files import json_lines
 from demeanor.model.tensors import TokenBatch
+from demeanor.training.runs import log_lines, read_log
 
 
 class Tracker(Protocol):
@@ -49,7 +49,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, step: int = 0, tracker: Callable[[], Tracker] | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
-        self._file.truncate(sum(size for row, size in _log_lines(path) if row["step"] <= step))
+        self._file.truncate(sum(size for row, size in log_lines(path) if row["step"] <= step))
         self._tracker = None if tracker is None else tracker()
         if self._tracker is not None:
             for row in read_log(path):
@@ -85,24 +85,6 @@ class NullLog:
         return self
 
     def __exit__(self, *error: object) -> None: ...
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Every whole row of a log in order; empty without a file.
-
-    Raises DataError for a broken line before the last.
-    """
-    return [row for row, _ in _log_lines(path)]
-
-
-def _log_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Rows with their sizes in bytes, a torn last line left out."""
-    return json_lines(path, _log_row, "a row of a metrics log")
-
-
-def _log_row(row: dict[str, Any]) -> dict[str, Any]:
-    row["step"] + 0
-    return row
 
 
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")

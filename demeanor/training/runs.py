@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +22,11 @@ from safetensors import SafetensorError, safe_open
 
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError, DemeanorError
-from demeanor.core.files import origin, write_json
+from demeanor.core.files import json_lines, origin, write_json
 from demeanor.model import checkpoints
 from demeanor.stack.schema import Import, ImportStage, Remote
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
-from demeanor.training import progress
 
 MODEL, PART, RECORD, LOCK = "model", "model.part", "record.json", "lock"
 LEDGER, CHECKPOINT = "ledger.jsonl", "checkpoint.safetensors"
@@ -164,7 +163,7 @@ def entry(folder: Path) -> Entry:
     record, trouble = _record(folder / RECORD)
     loss = held_out = None
     try:
-        for row in progress.read_log(folder / LEDGER):
+        for row in read_log(folder / LEDGER):
             loss, held_out = row.get("loss", loss), row.get("eval_loss", held_out)
     except DemeanorError as error:
         trouble = trouble or f"broken: {error}"
@@ -285,7 +284,7 @@ def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]
     """The metrics log of every stage that was trained here."""
     names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
     paths = {name: runs.folder(stack.stage_key(name)) / LEDGER for name in names}
-    return {name: list(progress.read_log(path)) for name, path in paths.items() if path.is_file()}
+    return {name: list(read_log(path)) for name, path in paths.items() if path.is_file()}
 
 
 def notes(stack: Stack) -> list[str]:
@@ -309,3 +308,21 @@ def notes(stack: Stack) -> list[str]:
         for name, info in found.items()
         if not info.lean
     ]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Every whole row of a log in order; empty without a file.
+
+    Raises DataError for a broken line before the last.
+    """
+    return [row for row, _ in log_lines(path)]
+
+
+def log_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Rows with their sizes in bytes, a torn last line left out."""
+    return json_lines(path, _log_row, "a row of a metrics log")
+
+
+def _log_row(row: dict[str, Any]) -> dict[str, Any]:
+    row["step"] + 0
+    return row
