@@ -86,7 +86,7 @@ def adapter(folder: Path, tensors: dict[str, Tensor], **settings: object) -> Pat
         "init_lora_weights": True,
     }
     plain |= {"base_model_name_or_path": "../a", "bias": "none", "peft_version": "0.21.2"}
-    (folder / adapters.CONFIG).write_text(json.dumps({**plain, **settings}))
+    (folder / adapters.ADAPTER).write_text(json.dumps({**plain, **settings}))
     return folder
 
 
@@ -242,7 +242,7 @@ def test_an_adapter_that_is_not_plain_lora_is_refused_by_the_setting(what: str, 
     with pytest.raises(CheckpointError) as error:
         checkpoints.policy(b)
     assert f"{name} is {value!r}" in str(error.value)
-    assert str(b / adapters.CONFIG) in str(error.value)
+    assert str(b / adapters.ADAPTER) in str(error.value)
     assert "r" in ODD[what] or "merge_and_unload()" in str(error.value)
 
 
