@@ -28,6 +28,7 @@ def live(api: Any, limits: TimeLimits = TimeLimits()) -> Iterator[str]:
     config = uvicorn.Config(
         api,
         port=0,
+        log_config=None,  # the process keeps its loggers as they are
         log_level="critical",
         timeout_graceful_shutdown=2,
         ws="none",

@@ -158,10 +158,14 @@ def test_text_that_is_logged_stays_on_its_line_and_steers_no_terminal() -> None:
 @pytest.mark.parametrize("json_lines", [False, True])
 @pytest.mark.parametrize("name", ["demeanor.server", "uvicorn.error", "asyncio", "another.library"])
 def test_no_logger_of_the_process_can_be_made_to_forge_a_line(
-    json_lines: bool, name: str, capsys: pytest.CaptureFixture[str]
+    json_lines: bool, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from logging.config import dictConfig
 
+    logger = logging.getLogger(name)
+    for setting, value in {"level": 0, "propagate": True, "disabled": False, "handlers": []}.items():
+        monkeypatch.setattr(logger, setting, value)  # as in a fresh process: servers of other tests changed it
+    logger.manager._clear_cache()  # type: ignore[attr-defined]  # it remembers which levels are enabled
     root = logging.getLogger()
     before = root.handlers[:], root.level
     try:
@@ -169,7 +173,7 @@ def test_no_logger_of_the_process_can_be_made_to_forge_a_line(
         try:
             raise ValueError(FORGED)
         except ValueError:
-            logging.getLogger(name).exception("request of %s", FORGED)
+            logger.exception("request of %s", FORGED)
     finally:
         root.handlers[:], root.level = before
     written = capsys.readouterr().err
