@@ -434,10 +434,14 @@ def _missing(row: Row, want: Want) -> str:
 
 
 def _renaming(row: Row, want: Want) -> str:
-    """Return the line of a source that names the row's columns, if their names are known ones."""
+    """Return the line of a source that names the row's columns, if their names are known ones; its form if none is."""
     for names in _SETS[want]:
         found = {ours: next((x for x in (ours, *ALIASES.get(ours, ())) if x in row), None) for ours in names}
         renamed = [f"{ours}: {theirs}" for ours, theirs in found.items() if theirs not in (None, ours)]
         if renamed and None not in found.values() and len(set(found.values())) == len(names):
             return f". Write columns: {{{', '.join(renamed)}}} at this source"
+    known = {name for names in _SETS[want] for ours in names for name in (ours, *ALIASES.get(ours, ()))}
+    if known.isdisjoint(row):
+        wanted = ", ".join(f"{ours}: THEIR NAME" for ours in _SETS[want][0])
+        return f". Columns of other names are named at this source: columns: {{{wanted}}}"
     return ""

@@ -56,7 +56,9 @@ def server(folder: Path) -> Iterator[str]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     running = uvicorn.Server(
-        uvicorn.Config(app(ServedStack(runtime)), host="127.0.0.1", port=port, log_config=None, log_level="warning")
+        uvicorn.Config(
+            app(ServedStack(runtime)), host="127.0.0.1", port=port, log_config=None, log_level="warning"
+        )
     )
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

@@ -164,7 +164,9 @@ def test_no_logger_of_the_process_can_be_made_to_forge_a_line(
 
     logger = logging.getLogger(name)
     for setting, value in {"level": 0, "propagate": True, "disabled": False, "handlers": []}.items():
-        monkeypatch.setattr(logger, setting, value)  # as in a fresh process: servers of other tests changed it
+        monkeypatch.setattr(
+            logger, setting, value
+        )  # as in a fresh process: servers of other tests changed it
     logger.manager._clear_cache()  # type: ignore[attr-defined]  # it remembers which levels are enabled
     root = logging.getLogger()
     before = root.handlers[:], root.level
