@@ -180,3 +180,10 @@ def test_min_p_of_one_keeps_the_best_token_alone() -> None:
     ones_N = torch.ones(500)
     drawn_N = sampling.draw(logits_NV, 3 * ones_N, ones_N, uniform_NV, None, ones_N)
     assert torch.equal(drawn_N, logits_NV.argmax(-1))
+
+
+def test_of_two_tokens_with_the_number_0_the_likelier_wins() -> None:
+    """Waits of 0 would make both infinitely good, and the first would win."""
+    logits_NV, uniform_NV = torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([[0.0, 0.0, 0.5]])
+    ones_N = torch.ones(1)
+    assert sampling.draw(logits_NV, ones_N, ones_N, uniform_NV).tolist() == [1]

@@ -126,3 +126,10 @@ async def test_spending_never_falls_below_nothing(database: Database) -> None:
     assert keys.spent(database, digest, "2026-11-23") == 10
     await keys.give_back(database, digest, "2026-11-23", -4)  # used beyond the reservation
     assert keys.spent(database, digest, "2026-11-23") == 14
+
+
+async def test_a_day_takes_its_own_tokens_only(database: Database) -> None:
+    digest = keys.digest(keys.create(database, "edda", tokens_per_day=10))
+    assert await keys.take(database, digest, "2026-11-22", 2, 10)
+    assert await keys.take(database, digest, "2026-11-23", 3, 10)
+    assert [keys.spent(database, digest, f"2026-11-{day}") for day in (22, 23)] == [2, 3]

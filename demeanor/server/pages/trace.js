@@ -89,6 +89,8 @@ function step(event, answer) {
       return [verb(event.error ? "failed at " : "ran ", el("b", {}, event.name)), el("code", { class: event.error ? "bad" : "" }, event.content)];
     case "refusal":
       return [verb(event.stage === "input" ? "refused the question: " : "withheld the answer: ", el("b", {}, event.rule)), el("p", {}, event.reason)];
+    case "left_out":
+      return [verb("kept an earlier refused turn from the model: ", el("b", {}, event.rule)), el("p", {}, event.reason)];
     case "text": {
       const text = chars(answer.text).slice(event.start, event.end).join("");
       return text.trim() ? [verb(`wrote ${plural(event.end - event.start, "character")}`), el("blockquote", {}, text)] : null;
