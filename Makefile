@@ -36,7 +36,7 @@ check: .venv/dev ## ruff, mypy --strict, import arrows
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/contracts/test_arrows.py
 
-mutants: .venv/dev ## plant mistakes in a copy of the code; the nearest tests must fail (about 10 minutes)
+mutants: .venv/dev ## plant mistakes in a copy of the code; the nearest tests must fail (about 11 minutes)
 	@$(BIN)/python -m bench.mutants $(ARGS)
 
 experiments: .venv/dev ## long experiments: print a table each, write JSON under results/
