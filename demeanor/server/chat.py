@@ -6,7 +6,7 @@ every event of every layer, in the order in which it happened, with text as span
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
-from demeanor.core.errors import DecodingError, RequestError, TextError
+from demeanor.core.errors import DecodingError, DemeanorError, RequestError, TextError
 from demeanor.core.types import (
     Citation,
     Completion,
@@ -38,7 +38,7 @@ from demeanor.core.types import (
 )
 from demeanor.server.assistant import ModelCard
 from demeanor.server.chat_request import ChatRequest, chat_turns
-from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
+from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of, with_errors
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import ResponseObject, StreamOptions
 from demeanor.server.streaming import EventStream, Step, all_events, interleaved
@@ -157,7 +157,10 @@ async def create_chat_completion(request: Request) -> Response:
     state = state_of(request)
     started = state.clock()
     body = await read_body(request, ChatRequest)
-    card, respond = state.assistant.card(body.model), name_messages(state.assistant.respond(body.model))
+    card, respond = (
+        state.assistant.card(body.model),
+        with_errors(state.assistant.respond(body.model), of_message),
+    )
     request.state.stack_key = card.stack_key
     id = f"chatcmpl-{request.state.request_id.removeprefix('req_')}"
     turns = chat_turns(body, card, state.assistant.defaults(), user=CURRENT_REQUEST.get().user, id=id)
@@ -175,23 +178,11 @@ async def create_chat_completion(request: Request) -> Response:
     )
 
 
-def name_messages(respond: Respond) -> Respond:
-    """The same, but an error of a message names its place in the request, not among what layers added."""
-
-    async def named(turn: Turn) -> AsyncIterator[Event]:
-        events = respond(turn)
-        try:
-            async for event in events:
-                yield event
-        except TextError as error:
-            raise error.within(turn.messages) from None
-        except DecodingError as error:
-            raise of_tool(error, turn, "function.parameters") from None
-        finally:
-            if isinstance(events, AsyncGenerator):
-                await events.aclose()
-
-    return named
+def of_message(error: DemeanorError, turn: Turn) -> DemeanorError:
+    """The error of a message by its place in the request, not among what layers added."""
+    if isinstance(error, TextError):
+        return error.within(turn.messages)
+    return of_tool(error, turn, "function.parameters") if isinstance(error, DecodingError) else error
 
 
 def of_tool(error: DecodingError, turn: Turn, path: str) -> DecodingError:

@@ -7,8 +7,7 @@ evaluation harnesses score. It shares turns, layers and records with chat. A tok
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -16,13 +15,13 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from demeanor.core.errors import ContextError, RequestError, TextError
+from demeanor.core.errors import ContextError, DemeanorError, RequestError, TextError
 from demeanor.core.long_text import off_loop
-from demeanor.core.types import Decoding, Event, Message, PromptRead, Refusal, Respond, Text, Turn, fold
+from demeanor.core.types import Decoding, Event, Message, PromptRead, Refusal, Text, Turn, fold
 from demeanor.server.assistant import Codec, ModelCard
 from demeanor.server.chat import CompletionBase, UsageAnswer, completion_response, finish_reason
 from demeanor.server.chat_request import SamplingFields, sampling
-from demeanor.server.endpoint import GENERATED, documented, read_body, state_of
+from demeanor.server.endpoint import GENERATED, documented, read_body, state_of, with_errors
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import MAX_LIMIT, ResponseObject, StreamOptions, never, only, refusing, wrong
 
@@ -140,7 +139,7 @@ async def create_completion(request: Request) -> Response:
     state = state_of(request)
     assistant, started = state.assistant, state.clock()
     body = await read_body(request, CompletionRequest)
-    card, respond = assistant.card(body.model), name_prompt(assistant.respond(body.model))
+    card, respond = assistant.card(body.model), with_errors(assistant.respond(body.model), of_prompt)
     codec = assistant.codec(body.model)
     request.state.stack_key = card.stack_key
     id = f"cmpl-{request.state.request_id.removeprefix('req_')}"
@@ -212,21 +211,15 @@ def _decoding(body: CompletionRequest, defaults: Decoding, choice: int) -> Decod
     )
 
 
-def name_prompt(respond: Respond) -> Respond:
-    """The same, but the error of a prompt that is too long names the field `prompt`."""
-
-    async def renamed(turn: Turn) -> AsyncIterator[Event]:
-        try:
-            events = respond(turn)
-            async with aclosing(events) if isinstance(events, AsyncGenerator) else nullcontext():
-                async for event in events:
-                    yield event
-        except ContextError as error:
-            raise RequestError(str(error), param="prompt", code="context_length_exceeded") from error
-        except TextError as error:
-            raise RequestError(error.what, param="prompt", code="invalid_value") from None
-
-    return renamed
+def of_prompt(error: DemeanorError, turn: Turn) -> DemeanorError:
+    """The error of a prompt that is too long or no text, by the field `prompt`."""
+    if isinstance(error, ContextError):
+        return RequestError(str(error), param="prompt", code="context_length_exceeded")
+    return (
+        RequestError(error.what, param="prompt", code="invalid_value")
+        if isinstance(error, TextError)
+        else error
+    )
 
 
 class TextWriter:

@@ -7,7 +7,8 @@ tells FastAPI what it cannot see for that reason; `document` is the OpenAPI 3.1 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -17,8 +18,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from demeanor.core.errors import RequestError
+from demeanor.core.errors import DemeanorError, RequestError
 from demeanor.core.long_text import off_loop
+from demeanor.core.types import Event, Respond, Turn
 from demeanor.server.admission import Operations
 from demeanor.server.assistant import ServedAssistant
 from demeanor.server.metrics import Metrics
@@ -192,3 +194,18 @@ def _move_schema(parent: dict[str, Any], field: str, schemas: dict[str, Any]) ->
     schemas |= schema.pop("$defs", {})
     schemas[schema["title"]] = schema
     parent[field] = {"$ref": SCHEMA.format(model=schema["title"])}
+
+
+def with_errors(respond: Respond, translate: Callable[[DemeanorError, Turn], DemeanorError]) -> Respond:
+    """The same, with errors that name the fields of an endpoint: `translate` returns what is raised instead."""
+
+    async def translated(turn: Turn) -> AsyncIterator[Event]:
+        try:
+            events = respond(turn)
+            async with aclosing(events) if isinstance(events, AsyncGenerator) else nullcontext():
+                async for event in events:
+                    yield event
+        except DemeanorError as error:
+            raise translate(error, turn) from None
+
+    return translated

@@ -6,15 +6,15 @@ stack's record layer; nothing is kept twice.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from demeanor.core.errors import ContextError, DecodingError, RequestError, TextError
-from demeanor.core.types import Completion, Event, Message, Respond, Turn, fold
+from demeanor.core.errors import ContextError, DecodingError, DemeanorError, RequestError, TextError
+from demeanor.core.types import Completion, Message, Turn, fold
 from demeanor.server.assistant import TurnStore
 from demeanor.server.chat import of_tool, sent_calls, trace
 from demeanor.server.endpoint import (
@@ -25,6 +25,7 @@ from demeanor.server.endpoint import (
     read_body,
     read_query,
     state_of,
+    with_errors,
 )
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.responses_answer import (
@@ -67,7 +68,7 @@ async def create_response(request: Request) -> Response:
     state = state_of(request)
     assistant, started = state.assistant, state.clock()
     body = await read_body(request, ResponseRequest)
-    card, respond = assistant.card(body.model), rename_fields(assistant.respond(body.model))
+    card, respond = assistant.card(body.model), with_errors(assistant.respond(body.model), of_field)
     store, user = assistant.turn_store(), CURRENT_REQUEST.get().user
     request.state.stack_key = card.stack_key
     request_id: str = request.state.request_id
@@ -153,26 +154,16 @@ async def stream_events(
                 yield each
 
 
-def rename_fields(respond: Respond) -> Respond:
-    """The same, with errors that name the fields of this endpoint."""
-
-    async def renamed(turn: Turn) -> AsyncIterator[Event]:
-        events = respond(turn)
-        try:
-            async for event in events:
-                yield event
-        except ContextError as error:
-            raise RequestError(str(error), param="input", code="context_length_exceeded") from None
-        except TextError as error:
-            raise RequestError(error.what, param="input", code="invalid_value") from None
-        except DecodingError as error:
-            error = of_tool(error, turn, "parameters")
-            raise DecodingError(str(error), FIELDS.get(error.param, error.param)) from None
-        finally:
-            if isinstance(events, AsyncGenerator):
-                await events.aclose()
-
-    return renamed
+def of_field(error: DemeanorError, turn: Turn) -> DemeanorError:
+    """The error by the name that its field has at this endpoint."""
+    if isinstance(error, ContextError):
+        return RequestError(str(error), param="input", code="context_length_exceeded")
+    if isinstance(error, TextError):
+        return RequestError(error.what, param="input", code="invalid_value")
+    if isinstance(error, DecodingError):
+        error = of_tool(error, turn, "parameters")
+        return DecodingError(str(error), FIELDS.get(error.param, error.param))
+    return error
 
 
 class ResponseStream(EventStream):

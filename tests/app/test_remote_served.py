@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from demeanor.server.application import app
 from demeanor.server.request_context import charged
 from demeanor.serving import ServedStack, StackVersions
 from demeanor.training.runs import Runs
+from tests.server.live import other_server
 
 KEY = "far-secret-key-1234"
 
@@ -127,15 +128,11 @@ def upstream() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-        thread.start()
+    with other_server(Handler) as url:
         try:
-            yield f"http://127.0.0.1:{http.server_address[1]}/v1", asked
+            yield url, asked
         finally:
             left.set()
-            http.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import gc
 import gzip
 import json
 import re
-import threading
 import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -39,6 +38,7 @@ from demeanor.engine import remote as remote_module
 from demeanor.engine.chat_stream import server_sent
 from demeanor.engine.remote import _address as address_of
 from demeanor.engine.remote import body_of, remote
+from tests.server.live import other_server
 
 TURN = Turn((Message("user", "Who is the harbour master?"),), Decoding(temperature=0))
 
@@ -90,14 +90,8 @@ def server(
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{http.server_address[1]}/v1", asked
-        finally:
-            http.shutdown()
-            thread.join()
+    with other_server(Handler) as url:
+        yield url, asked
 
 
 async def test_text_arrives_in_pieces_then_usage_then_the_end() -> None:
