@@ -13,6 +13,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from hypothesis import settings
+
+# The default suite draws the same examples every time; with DEMEANOR_FUZZ set it draws new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("default" if os.environ.get("DEMEANOR_FUZZ") else "repeatable")
 
 if TYPE_CHECKING:
     from demeanor.stack.stack import Stack

@@ -152,7 +152,11 @@ MARKERS = [
     '<|call|>{"name": "x", "arguments": {}}',
 ]
 
-words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=12)
+# Hypothesis also draws the string constants of this code: a marker in a text is broken up, so it is not read back.
+PLAIN = ("<|", "tool_call>", "Visitor:", "Clerk:", "Notice:", "Call:", "<s>", "</s>")
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=12).filter(
+    lambda text: not any(marker in text for marker in PLAIN)
+)
 clean = st.one_of(
     words,
     st.sampled_from(["Marla.", " 37", "  two", "tail \n", "\n", "a\n\nb", "{", "é☃ 🙂", "Corkel 12:30"]),
