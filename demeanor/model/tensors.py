@@ -42,6 +42,14 @@ class TokenBatch(NamedTuple):
     margin_N: Tensor | None = None  # strength of each tree's preference
     reference_C: Tensor | None = None  # frozen reference's log-probs (nats) of targets_C
     label_B: Tensor | None = None  # unpaired rows: 1 desirable, 0 undesirable, MISMATCHED; None if ranked
+    # Completions that a policy sampled (online objectives):
+    sampled_C: Tensor | None = None  # log-probs (nats) of targets_C when they were drawn
+    advantage_C: Tensor | None = None
+    value_C: Tensor | None = None  # the critic's value before each target, when it was drawn
+    return_C: Tensor | None = None  # what the critic should have said
+    temperature_C: Tensor | None = None  # at which each target was drawn; None: 1
+    kept_K: Tensor | None = None  # truncated sampling: the tokens that each target was drawn from, ragged
+    kept_of_K: Tensor | None = None  # index into C of each of kept_K; a target without any had all tokens
 
     @property
     def num_branches(self) -> int:
@@ -51,13 +59,15 @@ class TokenBatch(NamedTuple):
 class Outputs(NamedTuple):
     """A model's outputs for a batch: log-probabilities (nats) of `targets_C`, or one reward per branch.
 
-    `collision_C` is log sum_v p(v)^2 (nats) where `targets_C` are predicted, without gradient; only if an
-    objective needs it.
+    `collision_C` is log sum_v p(v)^2 (nats) and `entropy_C` the entropy (nats) where `targets_C` are
+    predicted, both without gradient and only if an objective needs them. `values_C` are a critic's.
     """
 
     logprobs_C: Tensor | None = None
     rewards_B: Tensor | None = None
     collision_C: Tensor | None = None
+    entropy_C: Tensor | None = None
+    values_C: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,7 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
     tokens = _offsets([b.tokens_T.numel() for b in batches])
     branches = _offsets([b.num_branches for b in batches])
     trees = _offsets([int(b.tree_B.max()) + 1 if b.tree_B.numel() else 0 for b in batches])
+    scored = _offsets([b.scored_C.numel() for b in batches])
 
     def joined(name: str, offsets: Sequence[int] | None = None) -> Tensor | None:
         found = [getattr(b, name) for b in batches]
@@ -95,7 +106,13 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
         for b, at in zip(batches, tokens)
         for s in b.segments
     )
-    placed = {"scored_C": tokens, "last_B": tokens, "branch_C": branches, "tree_B": trees}
+    placed = {
+        "scored_C": tokens,
+        "last_B": tokens,
+        "branch_C": branches,
+        "tree_B": trees,
+        "kept_of_K": scored,
+    }
     fields = {
         name: segments if name == "segments" else joined(name, placed.get(name))
         for name in TokenBatch._fields

@@ -26,6 +26,43 @@ class MovingReference(NamedTuple):
     every: int
 
 
+class Samples(NamedTuple):
+    """Completions of whole groups with their rewards, before advantages; a group is a prompt's completions.
+
+    Completions that could not be scored are not among them. All columns are without gradient.
+    """
+
+    reward_B: Tensor  # at the end of each completion, without any KL
+    group_B: Tensor  # int64, from 0
+    branch_C: Tensor  # completion of each trained token, in order
+    sampled_C: Tensor  # log-probs (nats) when they were drawn
+    reference_C: Tensor | None = None  # the reference's log-probs (nats)
+    value_C: Tensor | None = None  # a critic's values before each token
+    beta: float = 0.0  # current coefficient of the KL in the reward (a controller may change it)
+
+
+class Advantages(NamedTuple):
+    """Columns that an objective trains on, and metrics as (sum, count) of the whole iteration."""
+
+    advantage_C: Tensor
+    return_C: Tensor | None = None
+    metrics: dict[str, tuple[Tensor, Tensor]] = {}
+
+
+@dataclass(frozen=True)
+class Online:
+    """What an objective on completions of the policy itself declares beside its loss."""
+
+    advantages: Callable[[Any, Samples], Advantages]
+    count: Callable[
+        [Any, Tensor], float
+    ]  # lengths_B (tokens) to the number that its summed loss is divided by
+    reference: Callable[[Any], bool]  # does it read reference_C with these settings?
+    skips: Callable[[Any], bool]  # has a group whose rewards are all equal no gradient at all?
+    groups: bool = True  # needs several completions a prompt
+    critic: bool = False  # needs values
+
+
 @dataclass(frozen=True)
 class Objective:
     """One objective: its settings, loss and source, and (in capitals) what it needs from training."""
@@ -41,6 +78,9 @@ class Objective:
     KL: bool = False  # each row also gets a completion of another prompt, to estimate a KL
     STATISTICS: tuple[Literal["collision"], ...] = ()  # fields of Outputs that it reads, here `collision_C`
     MOVING: Callable[[Any], MovingReference] | None = None  # how its reference moves; None: it is frozen
+    ONLINE: Online | None = (
+        None  # it trains on the policy's own completions only; its batches have `sampled_C`
+    )
 
 
 REFERENCE = ("reference",)
