@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from demeanor.core import registry
 from demeanor.core.registry import Spec
 
 Positive = Annotated[int, Field(gt=0)]
@@ -197,6 +198,179 @@ class Stage(Spec):
     )
 
 
+class PromptSource(Source):
+    """Prompts of an online stage: rows (the messages before the answer) or the items of a suite."""
+
+    source: str = Field(description="rows as in `data`, or with `items` a suite as in `evaluation`")
+    items: bool = Field(
+        False, description="`source` is a suite: world:NAME, builtin:NAME or a file; its scorers can verify"
+    )
+    axes: tuple[str, ...] = Field((), description="with `items`: only these axes; empty: all")
+
+
+class ModelReward(Spec):
+    """A trained reward model, or several: their mean, their lowest, or mean - penalty x variance.
+
+    Source: Coste et al. 2024, arXiv 2310.02743.
+    """
+
+    kind: Literal["model"] = "model"
+    stages: tuple[str, ...] = Field(min_length=1, description="earlier reward stages")
+    combine: Literal["mean", "worst", "uncertainty"] = Field(
+        "mean", description="of several: worst is the lowest; uncertainty: mean - penalty x variance"
+    )
+    penalty: float = Field(0.5, ge=0, description="of the variance, with combine: uncertainty")
+    normalise: Literal["none", "reference", "demonstrations"] = Field(
+        "none",
+        description="reference: mean 0 and deviation 1 over the reference's answers (Ziegler et al. 2019); "
+        "demonstrations: shifted so that they score 0 (Ouyang et al. 2022)",
+    )
+    weight: float = 1.0
+
+
+class ItemReward(Spec):
+    """The verdict of each prompt's own item: exact answers, numbers, formats, checks of instructions."""
+
+    kind: Literal["item"] = "item"
+    weight: float = 1.0
+
+
+class ScorerReward(Spec):
+    """One scorer of docs/scorers.md with one target for every answer."""
+
+    kind: Literal["scorer"] = "scorer"
+    scorer: str
+    target: dict[str, Any] = Field(default_factory=dict)
+    weight: float = 1.0
+
+
+class RuleReward(Spec):
+    """A weighted sum of yes-or-no propositions, each a scorer; weights fitted on graded answers.
+
+    Source: Mu et al. 2024, arXiv 2411.01111.
+    """
+
+    kind: Literal["rules"] = "rules"
+    rules: registry.File = Field(description="YAML: propositions with weights (`demeanor data fit-rules`)")
+    weight: float = 1.0
+
+
+class JudgeReward(Spec):
+    """The judge of `evaluation`: the share of the group's other answers that each beats, in both orders."""
+
+    kind: Literal["judge"] = "judge"
+    criterion: str = Field("Which answer is more helpful?", description="what the judge is asked")
+    weight: float = 1.0
+
+
+class LengthReward(Spec):
+    """Minus the tokens beyond a length, as a share of it: soft punishment of long answers."""
+
+    kind: Literal["length"] = "length"
+    free: Positive = Field(description="tokens that cost nothing")
+    weight: float = 1.0
+
+
+class RepetitionReward(Spec):
+    """Minus the share of 3-grams that occurred before in the answer."""
+
+    kind: Literal["repetition"] = "repetition"
+    weight: float = 1.0
+
+
+RewardTerm = Annotated[
+    ModelReward | ItemReward | ScorerReward | RuleReward | JudgeReward | LengthReward | RepetitionReward,
+    Field(discriminator="kind"),
+]
+
+
+class CostSpec(Spec):
+    """A constraint: the mean cost of answers stays at or below `limit`; its multiplier follows ln lambda.
+
+    Source: Dai et al. 2024 (Safe RLHF), arXiv 2310.12773, section 3.3.
+    """
+
+    terms: tuple[RewardTerm, ...] = Field(
+        min_length=1, description="the cost of an answer, written as rewards"
+    )
+    limit: float = Field(0.0, description="largest mean cost")
+    lr: float = Field(0.1, gt=0, description="step of ln lambda per iteration, times lambda x (cost - limit)")
+    initial: float = Field(1.0, gt=0, description="first lambda")
+    most: float = Field(100.0, gt=0, description="largest lambda")
+    least: float = Field(1.0e-3, gt=0, description="smallest lambda, which keeps it able to grow again")
+
+
+class PtxSpec(Spec):
+    """A second data line in every step: plain text or rows, against forgetting.
+
+    Source: Ouyang et al. 2022, arXiv 2203.02155, equation 2.
+    """
+
+    data: tuple[Source, ...]
+    weight: float = Field(1.0, gt=0, description="gamma: of its mean loss per token")
+    batch_rows: Positive = Field(16, description="rows per optimiser step")
+
+
+class ImportanceSpec(Spec):
+    """How a mismatch of sampler and trainer is corrected: importance weights pi_trainer / pi_sampler.
+
+    The modes are those of TRL and verl. Source: Yao et al. 2025, "Your efficient RL framework secretly brings
+    you off-policy RL training".
+    """
+
+    mode: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
+        "none", description="none is exact with this engine in fp32; truncate caps a weight, mask drops it"
+    )
+    cap: float = Field(3.0, gt=1, description="largest weight")
+
+
+class RolloutsSpec(Spec):
+    """How the policy answers while it is trained."""
+
+    count: Positive = Field(8, description="completions a prompt (G), which share its tokens")
+    max_tokens: Positive = Field(64, description="longest completion in tokens")
+    temperature: float = Field(1.0, gt=0, le=5, description="of sampling and of training alike")
+    top_p: float = Field(1.0, gt=0, le=1, description="below 1, training renormalises on the same tokens")
+    top_k: Positive | None = Field(None, description="the same, for the k likeliest tokens; null: all")
+    min_p: Rate | None = Field(None, description="the same, relative to the likeliest token; null: none")
+    truncated: Literal["keep", "mask", "penalise"] = Field(
+        "keep",
+        description="an answer without a stop token: scored as it is; left out; or its reward less `penalty`",
+    )
+    penalty: float = Field(1.0, gt=0, description="with truncated: penalise")
+    layers: tuple[str, ...] = Field((), description="runtime layers of this stack that rollouts go through")
+    environment: str | None = Field(
+        None, description="file.py:name of a function that answers the policy between turns; null: one turn"
+    )
+    turns: Positive = Field(1, description="most answers of the policy in one episode")
+    url: str | None = Field(None, description="vLLM server that samples; null: the engine of this process")
+    importance: ImportanceSpec = ImportanceSpec()
+
+
+class OnlineStage(Stage):
+    """A training stage on the policy's own completions: prompts -> completions -> rewards -> steps.
+
+    An objective for comparisons trains on the best and the worst of a group (online DPO), one for examples on
+    the best (rejection sampling).
+    """
+
+    kind: Literal["online"] = "online"  # type: ignore[assignment]
+    data: tuple[Source, ...] = ()
+    prompts: tuple[PromptSource, ...] = Field(min_length=1, description="what the policy answers")
+    reward: tuple[RewardTerm, ...] = Field(min_length=1, description="weighted terms of the reward")
+    rollouts: RolloutsSpec = RolloutsSpec()
+    batch_rows: Positive = Field(16, description="prompts per iteration")
+    steps: Positive | None = Field(None, description="iterations; null: `epochs` passes over the prompts")
+    minibatches: Positive = Field(1, description="optimiser steps that one iteration's groups are cut into")
+    inner_epochs: Positive = Field(1, description="passes over one iteration's completions")
+    critic_lr: float | None = Field(None, gt=0, description="of the value model of ppo; null: optim.lr")
+    ptx: PtxSpec | None = Field(None, description="pretraining mix; null: off")
+    cost: CostSpec | None = Field(None, description="constraint on a second reward; null: off")
+    keep: Literal["last", "best"] = Field(
+        "last", description="best: the weights of the evaluation with the best held-out score of the probe"
+    )
+
+
 class ImportStage(Spec):
     """Weights trained elsewhere, as a stage: a Hugging Face or PEFT folder with the base's tokenizer."""
 
@@ -243,12 +417,18 @@ class QuantiseStage(Spec):
     )
 
 
+ONLINE = ("prompts", "rollouts")  # settings that make a stage an online one
+
+
 def _stage_kind(stage: Any) -> str:
-    return str(stage.get("kind", "train") if isinstance(stage, dict) else getattr(stage, "kind", "train"))
+    if not isinstance(stage, dict):
+        return str(getattr(stage, "kind", "train"))
+    return str(stage.get("kind", "online" if any(name in stage for name in ONLINE) else "train"))
 
 
 AnyStage = Annotated[
     Annotated[Stage, Tag("train")]
+    | Annotated[OnlineStage, Tag("online")]
     | Annotated[ImportStage, Tag("import")]
     | Annotated[MergeStage, Tag("merge")]
     | Annotated[QuantiseStage, Tag("quantise")],

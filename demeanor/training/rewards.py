@@ -21,7 +21,7 @@ class Task(NamedTuple):
     source: str = ""
 
 
-class Answer(NamedTuple):
+class Rollout(NamedTuple):
     """One sampled completion: all its tokens with the stop token, its text, and whether a stop token ended it."""
 
     task: Task
@@ -30,5 +30,5 @@ class Answer(NamedTuple):
     ended: bool
 
 
-Reward: TypeAlias = Callable[[Sequence[Answer]], list[float | None]]
+Reward: TypeAlias = Callable[[Sequence[Rollout]], list[float | None]]
 """Scores answers, in order; None: this answer cannot be scored, and no baseline counts it."""
