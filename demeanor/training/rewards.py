@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
+from torch import nn
+
 from demeanor.core.types import Item, Messages
 
 
@@ -22,13 +24,26 @@ class Task(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """One sampled completion: all its tokens with the stop token, its text, and whether a stop token ended it."""
+    """One sampled completion of a task's prompt: every token after the prompt, the stop token included.
+
+    `written`: the policy drew this token; others (tool results, user turns, forced tokens) are never trained.
+    `sampled` are the log-probs (nats) of the written tokens under the distribution that they were drawn from,
+    `kept` the tokens that distribution was truncated to (empty: all tokens). `ended`: a stop token ended it.
+    """
 
     task: Task
     tokens: tuple[int, ...]
+    written: tuple[bool, ...]
+    sampled: tuple[float, ...]
     text: str
     ended: bool
+    kept: tuple[tuple[int, ...], ...] = ()
+    messages: Messages = ()  # what followed the prompt, if there were several turns
+    error: str | None = None  # why it has no reward: a tool or a scorer that failed
 
+
+Roll: TypeAlias = Callable[[nn.Module, Sequence[Task], Sequence[Sequence[int]]], list[list[Rollout]]]
+"""Samples a policy: from its weights, tasks and the seeds of each task's completions to as many rollouts."""
 
 Reward: TypeAlias = Callable[[Sequence[Rollout]], list[float | None]]
-"""Scores answers, in order; None: this answer cannot be scored, and no baseline counts it."""
+"""Scores rollouts, in order; None: this one cannot be scored, and no baseline counts it."""
