@@ -23,6 +23,19 @@ class Task(NamedTuple):
     source: str = ""
 
 
+class Path(NamedTuple):
+    """Calls of the policy that one token sequence holds: each call's prompt continues the tokens before it.
+
+    `written`, `sampled` and `kept` as in Rollout.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    written: tuple[bool, ...]
+    sampled: tuple[float, ...]
+    kept: tuple[tuple[int, ...], ...] = ()
+
+
 class Rollout(NamedTuple):
     """One sampled completion of a task's prompt: every token after the prompt, the stop token included.
 
@@ -40,6 +53,10 @@ class Rollout(NamedTuple):
     kept: tuple[tuple[int, ...], ...] = ()
     messages: Messages = ()  # what followed the prompt, if there were several turns
     error: str | None = None  # why it has no reward: a tool or a scorer that failed
+    later: tuple[
+        Path, ...
+    ] = ()  # calls whose prompts do not continue `tokens`: trees of their own, same reward
+    score: float | None = None  # what the environment itself gave
 
 
 Roll: TypeAlias = Callable[[nn.Module, Sequence[Task], Sequence[Sequence[int]]], list[list[Rollout]]]
