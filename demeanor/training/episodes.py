@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from demeanor.core.errors import ContextError, EngineError
 from demeanor.core.types import Completion, Message, Messages
 from demeanor.data.trees import Branch, Tree
-from demeanor.training.rewards import Path, Rollout, Task
+from demeanor.training.rewards import Rollout, Task, TokenPath
 
 Environment: TypeAlias = Callable[[Task, Messages], "Messages | Awaitable[Messages | None] | None"]
 """What follows the policy's answer: tool results or a user turn, or None (or nothing) to end the episode.
@@ -26,7 +26,7 @@ attribute `score(task, messages) -> float | None`, also sync or async, scores th
 Ask: TypeAlias = Callable[[Messages], Awaitable[Completion]]
 
 
-class Call(NamedTuple):
+class PolicyCall(NamedTuple):
     """One call of the policy: what it read, what it drew, log-probs (nats) and kept tokens of each draw.
 
     `ended`: a stop token or a stop text ended the answer. `forced`: a grammar chose among the tokens, so none
@@ -50,13 +50,13 @@ class Talk(NamedTuple):
     error: str | None = None
 
 
-def paths(calls: Sequence[Call]) -> list[Path]:
+def paths(calls: Sequence[PolicyCall]) -> list[TokenPath]:
     """Join calls to paths: a call whose prompt begins with all tokens of a path continues it.
 
     What stands between the two was not written by the policy. Tokens decide, never text, so a call after a
     prompt that was rendered anew and differs in one token is a path of its own.
     """
-    found: list[Path] = []
+    found: list[TokenPath] = []
     for call in calls:
         for i in reversed(range(len(found))):
             path = found[i]
@@ -65,14 +65,14 @@ def paths(calls: Sequence[Call]) -> list[Path]:
                 found[i] = _extended(path, call, len(whole))
                 break
         else:
-            found.append(_extended(Path(call.prompt, (), (), ()), call, len(call.prompt)))
+            found.append(_extended(TokenPath(call.prompt, (), (), ()), call, len(call.prompt)))
     return found
 
 
-def _extended(path: Path, call: Call, known: int) -> Path:
+def _extended(path: TokenPath, call: PolicyCall, known: int) -> TokenPath:
     between = call.prompt[known:]
     kept = call.kept or ((),) * len(call.drawn)
-    return Path(
+    return TokenPath(
         path.prompt,
         (*path.tokens, *between, *call.drawn),
         (*path.written, *[False] * len(between), *[not call.forced] * len(call.drawn)),
@@ -81,12 +81,12 @@ def _extended(path: Path, call: Call, known: int) -> Path:
     )
 
 
-def rollout(task: Task, calls: Sequence[Call], talk: Talk) -> Rollout:
+def rollout(task: Task, calls: Sequence[PolicyCall], talk: Talk) -> Rollout:
     """The rollout of an episode; its task's tokens become the first call's prompt, as the policy read it.
 
     Without a call (a layer answered in the policy's place) it has no tokens and trains nothing.
     """
-    first, *later = paths(calls) or [Path(task.tokens, (), (), ())]
+    first, *later = paths(calls) or [TokenPath(task.tokens, (), (), ())]
     return Rollout(
         task._replace(tokens=first.prompt),
         first.tokens,
@@ -152,9 +152,9 @@ def grouped(rollouts: Sequence[Rollout], ranks: Sequence[int] | None = None) -> 
 
     Further paths of a rollout are trees of their own; its reward is theirs too.
     """
-    by_prompt: dict[tuple[int, ...], list[tuple[int, Path]]] = {}
+    by_prompt: dict[tuple[int, ...], list[tuple[int, TokenPath]]] = {}
     for i, found in enumerate(rollouts):
-        first = Path(found.task.tokens, found.tokens, found.written, found.sampled, found.kept)
+        first = TokenPath(found.task.tokens, found.tokens, found.written, found.sampled, found.kept)
         for path in (first, *found.later):
             if any(path.written):
                 by_prompt.setdefault(path.prompt, []).append((i, path))
@@ -167,7 +167,7 @@ def grouped(rollouts: Sequence[Rollout], ranks: Sequence[int] | None = None) -> 
     return Grouped(tuple(trees), tuple(owners))
 
 
-def _branch(path: Path) -> Branch:
+def _branch(path: TokenPath) -> Branch:
     """The path up to its last written token; what follows it carries no loss and is read by nobody."""
     end = max(i + 1 for i, written in enumerate(path.written) if written)
     return Branch(path.tokens[:end], path.written[:end])

@@ -23,7 +23,7 @@ class Task(NamedTuple):
     source: str = ""
 
 
-class Path(NamedTuple):
+class TokenPath(NamedTuple):
     """Calls of the policy that one token sequence holds: each call's prompt continues the tokens before it.
 
     `written`, `sampled` and `kept` as in Rollout.
@@ -54,7 +54,7 @@ class Rollout(NamedTuple):
     messages: Messages = ()  # what followed the prompt, if there were several turns
     error: str | None = None  # why it has no reward: a tool or a scorer that failed
     later: tuple[
-        Path, ...
+        TokenPath, ...
     ] = ()  # calls whose prompts do not continue `tokens`: trees of their own, same reward
     score: float | None = None  # what the environment itself gave
 

@@ -10,23 +10,23 @@ import pytest
 from demeanor.core.errors import ContextError, EngineError
 from demeanor.core.types import Completion, Message, Messages, ToolCall
 from demeanor.data.trees import collate, num_scored
-from demeanor.training.episodes import Call, Talk, converse, grouped, paths, rollout
-from demeanor.training.rewards import Path, Task
+from demeanor.training.episodes import PolicyCall, Talk, converse, grouped, paths, rollout
+from demeanor.training.rewards import Task, TokenPath
 
 TASK = Task((Message("user", "2 + 2?"),), (1, 2, 3))
 
 
 def call(
     prompt: tuple[int, ...], drawn: tuple[int, ...], *, ended: bool = True, forced: bool = False
-) -> Call:
+) -> PolicyCall:
     """A call whose log-probs are minus its tokens, so that a shift by one is seen."""
-    return Call(prompt, drawn, tuple(-float(t) for t in drawn), ended=ended, forced=forced)
+    return PolicyCall(prompt, drawn, tuple(-float(t) for t in drawn), ended=ended, forced=forced)
 
 
 def test_a_call_that_continues_the_path_is_one_path_and_what_stands_between_is_not_written() -> None:
     found = paths([call((1, 2, 3), (10, 11)), call((1, 2, 3, 10, 11, 50, 51), (12,))])
     assert found == [
-        Path(
+        TokenPath(
             (1, 2, 3),
             (10, 11, 50, 51, 12),
             (True, True, False, False, True),
@@ -63,7 +63,7 @@ def test_tool_text_that_equals_the_policys_is_told_apart_by_who_wrote_it() -> No
 
 
 def test_kept_tokens_stay_beside_their_draws() -> None:
-    first = Call((1,), (5, 6), (-0.5, -0.25), ((5, 7), (6,)))
+    first = PolicyCall((1,), (5, 6), (-0.5, -0.25), ((5, 7), (6,)))
     found = rollout(TASK, [first, call((1, 5, 6, 2), (8,))], Talk((), ""))
     assert found.kept == ((5, 7), (6,), ())
 
