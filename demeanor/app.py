@@ -21,7 +21,19 @@ from torch import nn
 
 from demeanor import tools
 from demeanor.core import registry
-from demeanor.core.types import Completion, Decoding, Event, Messages, Respond, RunnableTool, ToolSpec, Turn
+from demeanor.core.errors import UsageError
+from demeanor.core.types import (
+    Completion,
+    Decoding,
+    Event,
+    Item,
+    Messages,
+    Respond,
+    RunnableTool,
+    Score,
+    ToolSpec,
+    Turn,
+)
 from demeanor.engine.local import LeasedEngine, LocalEngine, WeightsCache
 from demeanor.engine.remote import RemoteModel, estimated_tokens, remote, remote_model
 from demeanor.engine.respond import (
@@ -38,9 +50,9 @@ from demeanor.engine.respond import (
 )
 from demeanor.engine.respond import unit_vector as _unit
 from demeanor.engine.scheduler import Request
-from demeanor.evaluation import suites
+from demeanor.evaluation import items, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
-from demeanor.evaluation.scorers import refusal, score_item
+from demeanor.evaluation.scorers import refusal, score_item, scored_from_text
 from demeanor.layers import Kit, Search, compose, policy
 from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
@@ -52,7 +64,7 @@ from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.training import export, generation_eval, pipeline
+from demeanor.training import export, generation_eval, pipeline, scoring
 from demeanor.training.runs import Runs, training_curves, weights_folder
 from demeanor.training.stage import RunOptions
 from demeanor.world.catalog import GENERATED
@@ -325,6 +337,25 @@ GENERATION = generation_eval.GenerationServices(
     score=lambda item, completion: score_item(item, completion).value,
 )
 """What evaluation by generation during training needs of the engine, the suites and the scorers."""
+
+
+def _score(item: Item, completion: Completion) -> Score:
+    if not scored_from_text(item):
+        return Score(
+            None, "", f"{item.scorer} reads what happened on the way, and a sampled answer has no events"
+        )
+    return score_item(item, completion)
+
+
+def _judge(stack: Stack, verdicts: Path) -> scoring.Prefer:
+    spec = stack.spec.evaluation.judge
+    if spec is None:
+        raise UsageError(judge.NO_JUDGE.format(stack=stack.path))
+    return partial(judge.preferences, judge.judge_client(spec, verdicts, remote))
+
+
+REWARDS = scoring.RewardServices(score=_score, wrong=items.wrong_target, judge=_judge)
+"""What rewards need of the scorers and the judge."""
 
 
 def services(runs: Runs) -> Services:

@@ -40,7 +40,7 @@ from demeanor.evaluation import judge_validation, statistics
 from demeanor.evaluation.experiment import Experiment, at_once, named, suite
 from demeanor.evaluation.external import external_models, probe
 from demeanor.evaluation.items import JUDGED, READ, suite_hash
-from demeanor.evaluation.judge import NO_JUDGE, JudgeClient, judge_client
+from demeanor.evaluation.judge import NO_JUDGE, JudgeClient, conversation, judge_client
 from demeanor.evaluation.judge_validation import Position
 from demeanor.evaluation.result import plain, save
 from demeanor.evaluation.result_rows import Row
@@ -603,13 +603,9 @@ async def duel(judge: JudgeClient, item: Item, other: Row, candidate: Row) -> Du
 
 def asked(item: Item) -> str:
     """What was asked, as the judge reads it: the conversation of the item, and the user's later turns."""
-    talk = (
-        [m.content for m in item.messages]
-        if len(item.messages) == 1
-        else [f"{m.role}: {m.content}" for m in item.messages]
-    )
     later = judged.Spec.model_validate(dict(item.target)).turns if item.scorer == JUDGED else ()
-    return "\n\n".join([*talk, *(f"user, later turn {n}: {text}" for n, text in enumerate(later, 2))])
+    turns = (f"user, later turn {n}: {text}" for n, text in enumerate(later, 2))
+    return "\n\n".join([conversation(item.messages), *turns])
 
 
 # ---- what a person reads ----

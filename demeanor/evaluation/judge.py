@@ -57,11 +57,15 @@ def question(target: Spec, item: Item, answer: str) -> Messages:
     )
 
 
-def comparison(request: str, first: str, second: str) -> Messages:
+TASK = "which answer does better what the request asks for?"
+"""The question about two answers, if nothing else is asked."""
+
+
+def comparison(request: str, first: str, second: str, criterion: str = TASK) -> Messages:
     """The prompt about two answers to one request."""
     return _prompt(
         [("request", request), ("answer-1", first), ("answer-2", second)],
-        "Question: which answer does better what the request asks for? Neither its place nor its length counts.",
+        f"Question: {criterion} Neither its place nor its length counts.",
         BETTER,
     )
 
@@ -204,14 +208,16 @@ class JudgeClient:
             return Score(None, answer, f"the judge gave no verdict that can be read: {shown}")
         return Score(value, answer, f"{self.judge.model}: {shown}")
 
-    async def better(self, request: str, answers: tuple[str, str], *, swap_alone: bool) -> PairVerdict:
+    async def better(
+        self, request: str, answers: tuple[str, str], *, swap_alone: bool, criterion: str = TASK
+    ) -> PairVerdict:
         """Which of two answers is better, asked in both orders; in one only if the judge is set so, swapped if `swap_alone`."""
         chosen: dict[bool, int | None] = {False: None, True: None}
         problem = ""
         for swap in (False, True) if self.judge.both_orders else (swap_alone,):
             shown = answers[::-1] if swap else answers
             try:
-                words = await self.ask(comparison(request, *shown))
+                words = await self.ask(comparison(request, *shown, criterion))
             except Exception as error:  # as above
                 self._failed(error)
                 problem = str(error)
@@ -269,6 +275,48 @@ def of_suite(judge: JudgeSpec, items: Sequence[Item], path: Path, connect: Conne
     if not any(item.scorer == JUDGED for item in items):
         return None
     return judge_client(judge, path, connect)
+
+
+AT_ONCE = 8
+"""Comparisons that a judge is asked at the same time."""
+
+
+def preferences(
+    judge: JudgeClient, pairs: Sequence[tuple[str, Messages, tuple[str, str]]]
+) -> list[float | None]:
+    """Of each (criterion, prompt, two answers): 1 if the first is better, 0 the second, 0.5 if the orders disagree.
+
+    None where a verdict is missing. Runs its own event loop. Raises EngineError if the judge answered nothing at all.
+    """
+
+    async def ask_all() -> list[float | None]:
+        free = asyncio.Semaphore(AT_ONCE)
+
+        async def one(criterion: str, prompt: Messages, answers: tuple[str, str]) -> float | None:
+            request = conversation(prompt)
+            alone = bool(int(digest([request, answers[0]]), 16) % 2)
+            async with free:
+                found = await judge.better(request, answers, swap_alone=alone, criterion=criterion)
+            wanted = (found.as_given, found.swapped) if judge.judge.both_orders else found[int(alone) :][:1]
+            places = [place for place in wanted if place is not None]
+            return sum(place == 1 for place in places) / len(places) if len(places) == len(wanted) else None
+
+        return await asyncio.gather(*(one(*pair) for pair in pairs))
+
+    before = len(judge.failures)
+    found = asyncio.run(ask_all())
+    if pairs and len(judge.failures) - before == len(pairs) * (1 + judge.judge.both_orders):
+        raise EngineError(
+            f"{judge.judge.url}: the judge answered no comparison; the first error: {judge.failures[before]}"
+        )
+    return found
+
+
+def conversation(messages: Messages) -> str:
+    """A conversation as the judge reads it: one message as it stands, several with their roles."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"{m.role}: {m.content}" for m in messages)
 
 
 def _lines(path: Path) -> Iterator[tuple[JudgeReply, int]]:

@@ -245,16 +245,17 @@ def logprobs(model: nn.Module, trees: Sequence[Tree]) -> list[list[float]]:
 
 @torch.no_grad()
 def rewards(model: nn.Module, trees: Sequence[Tree]) -> list[float]:
-    """The reward of each tree's answer under a reward model, fp32."""
-    device, found = next(model.parameters()).device, [0.0] * len(trees)
+    """The reward of each answer under a reward model, fp32: of all branches, tree by tree."""
+    device, found = next(model.parameters()).device, [[0.0]] * len(trees)
     for group in micro_batches(trees, MICRO_TOKENS):
         rewards_B = reward_outputs(
             model, to_device(collate([trees[i] for i in group], read_last=True), device)
         ).rewards_B
         assert rewards_B is not None
-        for i, value in zip(group, rewards_B.float().cpu().tolist()):
-            found[i] = value
-    return found
+        sizes = [len(trees[i].branches) for i in group]
+        for i, part in zip(group, torch.split(rewards_B.float().cpu(), sizes)):
+            found[i] = part.tolist()
+    return [value for part in found for value in part]
 
 
 class GenerationServices(NamedTuple):
