@@ -31,13 +31,13 @@ from demeanor.stack.schema import (
     ScorerReward,
 )
 from demeanor.stack.stack import Stack
-from demeanor.training import rules
+from demeanor.training import reward_rules
 from demeanor.training.generation_eval import repetition, rewards
 from demeanor.training.rewards import Rollout, Task
 from demeanor.training.runs import Runs, weights_folder
 
 
-class Comparison(NamedTuple):
+class AnswerPair(NamedTuple):
     """Two answers to one prompt, and what a judge is asked about them."""
 
     criterion: str
@@ -45,7 +45,7 @@ class Comparison(NamedTuple):
     answers: tuple[str, str]
 
 
-Prefer = Callable[[Sequence[Comparison]], list[float | None]]
+Prefer = Callable[[Sequence[AnswerPair]], list[float | None]]
 """Shows each pair to a judge in both orders: 1 the first is better, 0 the second, 0.5 the orders disagree."""
 
 
@@ -181,12 +181,12 @@ def scorer_term(spec: ScorerReward, services: RewardServices, rollouts: Sequence
 
 
 def rules_term(
-    found: rules.RuleFile, services: RewardServices, rollouts: Sequence[Rollout]
+    found: reward_rules.RewardRules, services: RewardServices, rollouts: Sequence[Rollout]
 ) -> list[TermScore]:
     """The weighted sum of propositions; None if one of them cannot be scored."""
     scored = []
     for r in rollouts:
-        phi = rules.propositions(found, r.task.messages, r.task.item, completion(r), services.score)
+        phi = reward_rules.propositions(found, r.task.messages, r.task.item, completion(r), services.score)
         total = 0.0
         for rule, value in zip(found.rules, phi, strict=True):
             total += rule.weight * (value or 0.0)
@@ -207,7 +207,7 @@ def judge_term(spec: JudgeReward, prefer: Prefer, rollouts: Sequence[Rollout]) -
     texts = [rollout.text.strip() for rollout in rollouts]
     asked = [(a, b) for a, b in pairs if texts[a] != texts[b]]
     verdicts = prefer(
-        [Comparison(spec.criterion, rollouts[a].task.messages, (texts[a], texts[b])) for a, b in asked]
+        [AnswerPair(spec.criterion, rollouts[a].task.messages, (texts[a], texts[b])) for a, b in asked]
     )
     known: dict[tuple[int, int], float | None] = dict.fromkeys(pairs, 0.5)
     known |= dict(zip(asked, verdicts, strict=True))
@@ -385,7 +385,7 @@ def build(
             case ScorerReward():
                 return partial(scorer_term, term, services)
             case RuleReward():
-                return partial(rules_term, rules.read(stack.root / term.rules), services)
+                return partial(rules_term, reward_rules.read(stack.root / term.rules), services)
             case JudgeReward():
                 return partial(judge_term, term, services.judge(stack, verdicts))
             case LengthReward():
@@ -439,7 +439,7 @@ def wrong(term: RewardTerm, services: RewardServices, stack: Stack) -> list[str]
             mistake = services.wrong(asked)
             return [f"reward: scorer {term.scorer}: {mistake}"] if mistake else []
         case RuleReward():
-            return rules.mistakes(stack.root / term.rules, services.wrong)
+            return reward_rules.mistakes(stack.root / term.rules, services.wrong)
         case JudgeReward() if stack.spec.evaluation.judge is None:
             return [
                 "reward: judge: the stack declares no judge; set evaluation.judge to its server and model, "

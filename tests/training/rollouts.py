@@ -17,7 +17,7 @@ from demeanor.model.reward_model import RewardModel
 from demeanor.stack.schema import ModelShape
 from demeanor.stack.stack import Stack
 from demeanor.training.rewards import Rollout, Task
-from demeanor.training.scoring import Comparison, Prefer, RewardServices
+from demeanor.training.scoring import AnswerPair, Prefer, RewardServices
 
 VOCABULARY, STOP = 61, 2
 SHAPE = ModelShape(layers=2, width=32, heads=4, kv_heads=2, context=64)
@@ -77,7 +77,7 @@ def score(about: Item, answer: Completion) -> Score:
 
 
 def never(stack: Stack, path: Path) -> Prefer:
-    def prefer(pairs: Sequence[Comparison]) -> list[float | None]:
+    def prefer(pairs: Sequence[AnswerPair]) -> list[float | None]:
         raise AssertionError("no judge was wanted")
 
     return prefer

@@ -31,7 +31,7 @@ from demeanor.stack.schema import (
     ScorerReward,
 )
 from demeanor.stack.stack import Stack
-from demeanor.training import rules, scoring
+from demeanor.training import reward_rules, scoring
 from demeanor.training.rewards import Rollout
 from demeanor.training.scoring import UNSCORED, ModelTerm, Normalisation, RewardSum, TermScore
 from tests.app import tiny
@@ -292,14 +292,14 @@ def test_a_file_of_rules_is_checked_before_it_is_used(stack: Stack, content: Any
 
 def test_a_missing_file_of_rules_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"none\.yaml: cannot be read: No such file"):
-        rules.read(tmp_path / "none.yaml")
+        reward_rules.read(tmp_path / "none.yaml")
 
 
 # ---- the judge
 
 
-def prefers_longer(seen: list[scoring.Comparison]) -> scoring.Prefer:
-    def prefer(pairs: Sequence[scoring.Comparison]) -> list[float | None]:
+def prefers_longer(seen: list[scoring.AnswerPair]) -> scoring.Prefer:
+    def prefer(pairs: Sequence[scoring.AnswerPair]) -> list[float | None]:
         seen.extend(pairs)
         return [float(len(p.answers[0]) > len(p.answers[1])) for p in pairs]
 
@@ -307,7 +307,7 @@ def prefers_longer(seen: list[scoring.Comparison]) -> scoring.Prefer:
 
 
 def test_a_judge_gives_the_share_of_the_other_answers_that_each_beats() -> None:
-    seen: list[scoring.Comparison] = []
+    seen: list[scoring.AnswerPair] = []
     other = task(8, 8, text="Another question?")
     found = [
         rollout("a"),
@@ -325,7 +325,7 @@ def test_a_judge_gives_the_share_of_the_other_answers_that_each_beats() -> None:
 
 
 def test_a_pair_without_a_verdict_does_not_count() -> None:
-    def prefer(pairs: Sequence[scoring.Comparison]) -> list[float | None]:
+    def prefer(pairs: Sequence[scoring.AnswerPair]) -> list[float | None]:
         return [None if "c" in p.answers else 1.0 for p in pairs]
 
     assert values(scoring.judge_term(JudgeReward(), prefer, [rollout(x) for x in "abc"])) == [1.0, 0.0, None]

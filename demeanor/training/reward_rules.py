@@ -18,7 +18,7 @@ from demeanor.core.registry import Spec as Base
 from demeanor.core.types import Completion, Item, Messages, Score
 
 
-class Rule(Base):
+class Proposition(Base):
     """One proposition: what a scorer says of an answer, and what it is worth."""
 
     name: str = Field(min_length=1, description="what metrics and `fit-rules` call it")
@@ -30,23 +30,23 @@ class Rule(Base):
     weight: float = Field(0.0, description="reward of the proposition where it holds")
 
 
-class RuleFile(Base):
+class RewardRules(Base):
     """The rules of one file, in order."""
 
-    rules: tuple[Rule, ...] = Field(min_length=1)
+    rules: tuple[Proposition, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _named_once(self) -> RuleFile:
+    def _named_once(self) -> RewardRules:
         names = [rule.name for rule in self.rules]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"rules: the name '{twice[0]}' stands twice; wanted each once")
         return self
 
 
-def read(path: Path) -> RuleFile:
+def read(path: Path) -> RewardRules:
     """Read a file of rules. Raises SpecError with every mistake in it."""
     try:
-        return RuleFile.model_validate(read_yaml(path))
+        return RewardRules.model_validate(read_yaml(path))
     except ValidationError as error:
         raise SpecError(
             Problem(
@@ -67,13 +67,13 @@ def mistakes(path: Path, wrong: Callable[[Item], str | None]) -> list[str]:
     return [f"{path}: rule {name}: {mistake}" for name, mistake in told if mistake]
 
 
-def item(rule: Rule, messages: Messages) -> Item:
+def item(rule: Proposition, messages: Messages) -> Item:
     """The proposition about an answer to these messages, as an item of its scorer."""
     return Item(rule.name, messages, rule.scorer, rule.target, axis="rules", cluster=rule.name)
 
 
 def propositions(
-    found: RuleFile,
+    found: RewardRules,
     messages: Messages,
     about: Item | None,
     answer: Completion,
