@@ -49,18 +49,43 @@ class Advantages(NamedTuple):
     metrics: dict[str, tuple[Tensor, Tensor]] = {}
 
 
+def _no_kl(spec: Any) -> float:
+    return 0.0
+
+
+def _fixed(spec: Any, beta: float, kl: float, completions: int) -> float:
+    return beta
+
+
+def _complete(spec: Any, max_tokens: int) -> Any:
+    return spec
+
+
 @dataclass(frozen=True)
 class Online:
-    """What an objective on completions of the policy itself declares beside its loss."""
+    """What an objective on completions of the policy itself declares beside its loss.
+
+    Its loss over a part of an iteration's completions is a sum over them. `count` is what the loop divides
+    the sum over all kept completions of an optimiser step by; completions that it left out because their
+    advantages are all 0 are in that count, so leaving them out changes nothing.
+    """
 
     advantages: Callable[[Any, Samples], Advantages]
     count: Callable[
         [Any, Tensor], float
-    ]  # lengths_B (tokens) to the number that its summed loss is divided by
+    ]  # lengths_B (trained tokens) to the number that its summed loss is divided by
     reference: Callable[[Any], bool]  # does it read reference_C with these settings?
-    skips: Callable[[Any], bool]  # has a group whose rewards are all equal no gradient at all?
+    skips: Callable[[Any], bool]  # has a completion whose advantages are all 0 no gradient at all?
     groups: bool = True  # needs several completions a prompt
     critic: bool = False  # needs values
+    beta: Callable[[Any], float] = _no_kl  # the first Samples.beta
+    adapt: Callable[[Any, float, float, int], float] = (
+        _fixed  # beta, KL (nats a completion) and number of completions of an iteration to the next beta
+    )
+    resolved: Callable[[Any, int], Any] = (
+        _complete  # the settings with rollouts.max_tokens where they are null
+    )
+    value_init: Callable[[Any], Literal["reward", "zero"]] | None = None  # where a critic starts
 
 
 @dataclass(frozen=True)
@@ -70,7 +95,7 @@ class Objective:
     Spec: type[registry.Spec]
     loss: Callable[[Any, Outputs, TokenBatch], Loss]
     source: str  # paper, year, arXiv number and equation
-    ROWS: Literal["examples", "preferences", "unpaired"] = "preferences"
+    ROWS: Literal["examples", "preferences", "unpaired", "prompts"] = "preferences"  # prompts: with ONLINE
     READS: Literal["logprobs", "rewards"] = "logprobs"
     ROLES: tuple[str, ...] = ()  # frozen ancestors whose log-probabilities it reads; only `reference` so far
     POLICY: bool = True  # False: it trains a reward model

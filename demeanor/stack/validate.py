@@ -26,6 +26,7 @@ from demeanor.stack.schema import (
     Import,
     ImportStage,
     MergeStage,
+    OnlineStage,
     Optim,
     QuantiseStage,
     Remote,
@@ -332,6 +333,12 @@ def _trained(stage: Stage, earlier: Mapping[str, bool], here: str) -> list[Probl
         rewards = [n for n, policy in earlier.items() if not policy]
         what = unknown(reward, rewards, noun="earlier reward stage")
         problems.append(Problem(f"{here}.probe.reward", what))
+    if module is not None and module.ONLINE is not None and not isinstance(stage, OnlineStage):
+        what = (
+            f"{kind} trains on the policy's own completions, and this stage has none; instead of data write "
+            "prompts: [{source: ...}], reward: [...] and, if wanted, rollouts: {...}"
+        )
+        problems.append(Problem(f"{here}.objective.kind", what))
     for role, ancestor in stage.uses.items():
         if module is not None and role not in module.ROLES:
             problems.append(

@@ -1,7 +1,8 @@
 """Draw every objective as it is: loss (left) and its slope (right), computed by the objective itself. `python docs/objectives/plot.py`
 
 Pairs: against the gap h of log-ratios, chosen at +h/2 and rejected at -h/2, four tokens each; labelled rows: against a completion's
-log-ratio, good and bad; imitation: against a token's log-prob; reward models: against the gap of rewards. Default settings.
+log-ratio, good and bad; imitation: against a token's log-prob; reward models: against the gap of rewards; online objectives: against
+the log-ratio to the sampler of a completion of one token, advantage 1 and -1. Default settings.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ STYLE = (
     ".a{stroke:#1668b0;fill:none;stroke-width:2}.b{stroke:#c2410c;fill:none;stroke-width:2}"
     "@media (prefers-color-scheme:dark){text{fill:#ddd}.grid{stroke:#444}.a{stroke:#6cb6ff}.b{stroke:#ff9a5c}}"
 )
+LINES: dict[str, tuple[tuple[str, str, int | None], ...]] = {
+    "unpaired": (("good", "a", 1), ("bad", "b", 0)),
+    "prompts": (("A = 1", "a", 1), ("A = -1", "b", -1)),
+}
 Line = tuple[str, str, list[float]]
 """Label, class, values."""
 
@@ -50,6 +55,12 @@ def value(kind: str, x: float, label: int | None) -> tuple[float, float]:
     if module.READS == "rewards":
         batch = collate([Tree((1,), (branch, branch), (0, 1))], read_last=True)
         outputs = Outputs(rewards_B=torch.stack([at / 2, -at / 2]))
+    elif module.ONLINE is not None:
+        nothing, advantage = torch.zeros(1, dtype=torch.float64), torch.full((1,), float(label or -1))
+        batch = collate([Tree((1,), (Branch((3,), (True,)),))])._replace(
+            sampled_C=nothing + BASE, advantage_C=advantage, value_C=nothing, return_C=nothing
+        )
+        outputs = Outputs(logprobs_C=at[None] + BASE, values_C=nothing)
     elif module.ROWS == "examples":
         batch = collate([Tree((1,), (Branch((3,), (True,)),))])
         outputs = Outputs(logprobs_C=at[None])
@@ -75,6 +86,9 @@ def value(kind: str, x: float, label: int | None) -> tuple[float, float]:
 def axis(kind: str) -> tuple[float, float, str]:
     """Where x runs from and to, and what it is."""
     module = registry.entry(PACKAGE, kind)
+    if module.ONLINE is not None:
+        wide = RANGE.get(kind, 1.0)
+        return -wide, wide, "log pi/sampler of a completion of one token (nats)"
     if module.ROWS == "examples":
         return -6.0, -0.01, "log p of a token (nats)"
     if module.ROWS == "unpaired":
@@ -127,10 +141,9 @@ def svg(kind: str) -> str:
     """The whole picture."""
     low, high, label = axis(kind)
     xs = [low + (high - low) * i / (POINTS - 1) for i in range(POINTS)]
-    labelled = registry.entry(PACKAGE, kind).ROWS == "unpaired"
     curves = [
         (name, style, [value(kind, x, which) for x in xs])
-        for name, style, which in ((("good", "a", 1), ("bad", "b", 0)) if labelled else (("", "a", None),))
+        for name, style, which in LINES.get(registry.entry(PACKAGE, kind).ROWS, (("", "a", None),))
     ]
     losses: list[Line] = [(name, style, [v for v, _ in pairs]) for name, style, pairs in curves]
     slopes: list[Line] = [(name, style, [s for _, s in pairs]) for name, style, pairs in curves]

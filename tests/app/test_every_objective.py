@@ -19,7 +19,11 @@ from demeanor.training.runs import Runs
 from tests.objectives.page import metrics
 
 pytestmark = pytest.mark.xdist_group("every objective")
-KINDS = registry.known("demeanor.objectives")
+KINDS = [
+    kind
+    for kind in registry.known("demeanor.objectives")
+    if registry.entry("demeanor.objectives", kind).ONLINE is None
+]
 SETTINGS: dict[str, dict[str, Any]] = {
     "mixture": {"parts": [{"kind": "dpo", "weight": 0.8}, {"kind": "nca", "weight": 0.2}]},
     "tr_dpo": {"alpha": 0.5, "every": 2},
