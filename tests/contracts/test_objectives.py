@@ -22,10 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def read_by(function: Callable[..., Any]) -> set[str]:
-    """Attributes of `spec` that the body of a function reads."""
+    """Attributes of `spec` that the body of a function reads, methods of pydantic left out."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
-    return {n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id == "spec"}
+    read = {n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id == "spec"}
+    return {name for name in read if not name.startswith("model_")}
 
 
 def declared(online: Online) -> list[Callable[..., Any]]:
