@@ -294,7 +294,9 @@ class CostSpec(Spec):
         min_length=1, description="the cost of an answer, written as rewards"
     )
     limit: float = Field(0.0, description="largest mean cost")
-    lr: float = Field(0.1, gt=0, description="step of ln lambda per iteration, times lambda x (cost - limit)")
+    lr: float = Field(
+        0.1, gt=0, description="step of ln lambda per iteration, times max(lambda, 1) x (cost - limit)"
+    )
     initial: float = Field(1.0, gt=0, description="first lambda")
     most: float = Field(100.0, gt=0, description="largest lambda")
     least: float = Field(1.0e-3, gt=0, description="smallest lambda, which keeps it able to grow again")

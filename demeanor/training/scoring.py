@@ -123,12 +123,10 @@ class ModelTerm:
         """
         groups: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
         for i, rollout in enumerate(rollouts):
-            if rollout.tokens:
-                groups.setdefault(rollout.task.tokens, {}).setdefault(rollout.tokens, []).append(i)
-        trees = [
-            group_tree(prompt, [rollouts[same[0]] for same in answers.values()])
-            for prompt, answers in groups.items()
-        ]
+            prompt, tokens = last_path(rollout)
+            if tokens:
+                groups.setdefault(prompt, {}).setdefault(tokens, []).append(i)
+        trees = [group_tree(prompt, list(answers)) for prompt, answers in groups.items()]
         places = [same for answers in groups.values() for same in answers.values()]
         found = zip(places, rewards(self.models[stage], trees), strict=True)
         return {i: value for same, value in found for i in same}
@@ -158,18 +156,29 @@ class ModelTerm:
         return fmean(each)
 
 
-def group_tree(prompt: tuple[int, ...], rollouts: Sequence[Rollout]) -> Tree:
-    """The rollouts of one prompt as a token tree in which every token after the prompt is scored."""
-    branches = tuple(Branch(rollout.tokens, (True,) * len(rollout.tokens)) for rollout in rollouts)
+def last_path(rollout: Rollout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Prompt and tokens of the last token sequence of a rollout: what a reward model reads the end of."""
+    if rollout.later:
+        return rollout.later[-1].prompt, rollout.later[-1].tokens
+    return rollout.task.tokens, rollout.tokens
+
+
+def group_tree(prompt: tuple[int, ...], answers: Sequence[tuple[int, ...]]) -> Tree:
+    """The answers to one prompt as a token tree in which every token after the prompt is scored."""
+    branches = tuple(Branch(tokens, (True,) * len(tokens)) for tokens in answers)
     return Tree(prompt, branches, ranks=(0,) * len(branches))
 
 
 def item_term(services: RewardServices, rollouts: Sequence[Rollout]) -> list[TermScore]:
-    """The verdict of each prompt's own item; a prompt without an item cannot be scored."""
-    return [
-        UNSCORED if r.task.item is None else read_score(services.score(r.task.item, completion(r)))
-        for r in rollouts
-    ]
+    """The verdict of the environment, or else of each prompt's own item; without both it cannot be scored."""
+
+    def scored(rollout: Rollout) -> TermScore:
+        if rollout.score is not None:
+            return TermScore(rollout.score)
+        item = rollout.task.item
+        return UNSCORED if item is None else read_score(services.score(item, completion(rollout)))
+
+    return [scored(rollout) for rollout in rollouts]
 
 
 def scorer_term(spec: ScorerReward, services: RewardServices, rollouts: Sequence[Rollout]) -> list[TermScore]:
@@ -230,8 +239,9 @@ def repetition_term(rollouts: Sequence[Rollout]) -> list[TermScore]:
 
 
 def content(rollout: Rollout) -> tuple[int, ...]:
-    """The tokens that the policy wrote, without the stop token at the end."""
-    written = tuple(token for token, own in zip(rollout.tokens, rollout.written, strict=True) if own)
+    """The tokens that the policy wrote in all turns, without the stop token at the end."""
+    parts = ((rollout.tokens, rollout.written), *((path.tokens, path.written) for path in rollout.later))
+    written = tuple(t for tokens, own in parts for t, mine in zip(tokens, own, strict=True) if mine)
     return written[:-1] if rollout.ended else written
 
 

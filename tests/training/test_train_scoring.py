@@ -32,7 +32,7 @@ from demeanor.stack.schema import (
 )
 from demeanor.stack.stack import Stack
 from demeanor.training import reward_rules, scoring
-from demeanor.training.rewards import Rollout
+from demeanor.training.rewards import Rollout, TokenPath
 from demeanor.training.scoring import UNSCORED, ModelTerm, Normalisation, RewardSum, TermScore
 from tests.app import tiny
 from tests.evaluation.scripted_judge import Scripted
@@ -76,7 +76,7 @@ def test_a_reward_model_reads_a_rollout_as_its_training_read_a_completion() -> N
 
 def test_a_group_shares_the_tokens_of_its_prompt() -> None:
     group = [rollout(tokens=(9, n, made.STOP)) for n in range(10, 14)]
-    tree = scoring.group_tree(group[0].task.tokens, group)
+    tree = scoring.group_tree(group[0].task.tokens, [r.tokens for r in group])
     assert tree.num_tokens == (3 - 1) + 4 * 3  # the prompt but its last token once, then every branch
     assert [branch.tokens for branch in tree.branches] == [r.tokens for r in group]
 
@@ -229,6 +229,22 @@ def test_length_costs_nothing_up_to_a_limit_and_then_its_share_of_it() -> None:
 def test_tokens_that_the_policy_did_not_write_have_no_length() -> None:
     r = rollout(tokens=(9, 9, 9, 9, made.STOP))._replace(written=(True, False, False, True, True))
     assert scoring.content(r) == (9, 9)
+
+
+def test_later_turns_count_and_a_reward_model_reads_the_last_one() -> None:
+    turn = TokenPath((5, 6, 7, 8), (11, 12, made.STOP), (False, True, True), (-1.0, -1.0))
+    r = rollout(tokens=(9, made.STOP))._replace(later=(turn,))
+    assert scoring.content(r) == (9, made.STOP, 12)
+    assert scoring.last_path(r) == ((5, 6, 7, 8), (11, 12, made.STOP))
+    alone = rollout(tokens=turn.tokens, of=task(5, 6, 7, 8))
+    term = ModelTerm(ModelReward(stages=("rm1",)), made.load)
+    assert values(term([r])) == values(term([alone]))
+
+
+def test_what_the_environment_gave_is_the_items_verdict() -> None:
+    asked = task(item=made.item())
+    found = scoring.item_term(SERVICES, [rollout("5", of=asked)._replace(score=0.25), rollout("4", of=asked)])
+    assert values(found) == [0.25, 1.0]
 
 
 def test_repetition_costs_the_share_of_3_grams_that_occurred_before() -> None:
