@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -129,7 +129,7 @@ class Request:
     `prompt_logprobs`: also return each prompt token's log-probability with this many alternatives (0 to 20);
     None: do not. Only with it may max_tokens be 0, and then no token is generated. `drafts`: likely answers,
     which are verified many tokens at a time (speculative decoding, Leviathan et al. 2023, greedy case); they
-    never change the answer.
+    never change the answer. `recorded`: pieces say from what distribution their token was drawn.
     """
 
     tokens: tuple[int, ...]
@@ -137,6 +137,7 @@ class Request:
     stop_tokens: frozenset[int] = frozenset()
     prompt_logprobs: int | None = None
     drafts: tuple[tuple[int, ...], ...] = ()
+    recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,9 @@ class Piece:
     `text` is "" while an incomplete character or stop string is held back; the stop string itself is never in
     it. `logprob` (nats) is of the unmodified distribution. `top` and `own` (the token's own text, nothing
     held back) are filled if the request asked for top_logprobs. `prompt` is on the first piece if it asked
-    for prompt_logprobs. With max_tokens 0 there is one piece, of `token` -1 and without text.
+    for prompt_logprobs. With max_tokens 0 there is one piece, of `token` -1 and without text. `sampled` and
+    `kept`, if the request was `recorded`: the log-probability (nats) under the distribution that the token was
+    drawn from, and the tokens that were left in it (empty: all).
     """
 
     token: int
@@ -167,6 +170,8 @@ class Piece:
     finish: FinishReason | None = None
     own: str = ""
     prompt: tuple[PromptToken, ...] = ()
+    sampled: float | None = None
+    kept: tuple[int, ...] = ()
 
 
 Delivery: TypeAlias = Piece | EngineError
@@ -640,10 +645,14 @@ def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[Sequenc
         tokens_N[chosen] = _choose([sequences[i] for i in chosen], logits_NV[chosen])
     logprobs = (logits_NV.gather(1, tokens_N[:, None])[:, 0] - total_N).tolist()
     others = _alternatives(logits_NV, [s.request.decoding.top_logprobs or 0 for s in sequences])
-    for sequence, token, logprob, top in zip(sequences, tokens_N.tolist(), logprobs, others):
+    for i, (sequence, token) in enumerate(zip(sequences, tokens_N.tolist())):
         if not sequence.finished:
             with isolated(sequence):
-                pieces.append((sequence, sequence.accept(token, logprob, top)))
+                piece = sequence.accept(token, logprobs[i], others[i])
+                if sequence.request.recorded and sequence.draws and not sequence.adjusts:
+                    logprob, kept = sampling.drawn_logprob(logits_NV[i], token, sequence.request.decoding)
+                    piece = replace(piece, sampled=logprob, kept=kept)
+                pieces.append((sequence, piece))
     return pieces
 
 
