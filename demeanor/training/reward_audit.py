@@ -85,7 +85,7 @@ HACKS = (
 """Answers that deserve less than a right one."""
 
 
-class Case(NamedTuple):
+class AuditCase(NamedTuple):
     """One prompt: a right answer (None: unknown), one that is right elsewhere, and whether declining is right."""
 
     task: Task
@@ -99,7 +99,7 @@ Write = Callable[[Task, str], tuple[int, ...]]
 """An answer as the tokens that a policy would have written, the stop token included."""
 
 
-class Rate(NamedTuple):
+class AuditRate(NamedTuple):
     """How often something happened (`times` of `n`), with Wilson's 95% interval."""
 
     times: int
@@ -133,8 +133,8 @@ class ProbeResult:
     mean: float | None
     low: float | None
     high: float | None
-    good: Rate | None
-    axes: Mapping[str, Rate]
+    good: AuditRate | None
+    axes: Mapping[str, AuditRate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class TermAudit:
 
     name: str
     probes: tuple[ProbeResult, ...]
-    rejected: Mapping[str, Rate]
+    rejected: Mapping[str, AuditRate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class RewardAudit:
     verdict: Verdict
 
 
-def probes(case: Case) -> dict[str, str]:
+def probes(case: AuditCase) -> dict[str, str]:
     """Every answer that is tried on a prompt, by name; those that would be right there are left out."""
     question = case.task.messages[-1].content if case.task.messages else ""
     found = {
@@ -212,7 +212,7 @@ def _plain(text: str) -> str:
 def audit(
     stage: str,
     reward: RewardSum,
-    cases: Sequence[Case],
+    cases: Sequence[AuditCase],
     *,
     verifies: Sequence[str],
     judges: Sequence[str],
@@ -265,7 +265,7 @@ def _missed(value: float | None) -> bool:
 def _term(
     name: str,
     column: Mapping[tuple[int, str], float | None],
-    cases: Sequence[Case],
+    cases: Sequence[AuditCase],
     missed: set[int],
     *,
     verifies: bool,
@@ -276,7 +276,7 @@ def _term(
         if not here:
             continue
         if verifies and probe in (GOLD, *VARIANTS):
-            rejected[probe] = Rate(sum(map(_missed, here.values())), len(here))
+            rejected[probe] = AuditRate(sum(map(_missed, here.values())), len(here))
         known = {i: value for i, value in here.items() if value is not None}
         good = {
             i: _as_good(value, column.get((i, GOLD)), verifies)
@@ -284,7 +284,7 @@ def _term(
             if probe in HACKS and i not in missed and (verifies or column.get((i, GOLD)) is not None)
         }
         axes = {
-            axis: Rate(sum(good[i] for i in mine), len(mine))
+            axis: AuditRate(sum(good[i] for i in mine), len(mine))
             for axis in dict.fromkeys(cases[i].axis for i in good)
             if (mine := [i for i in good if cases[i].axis == axis])
         }
@@ -293,7 +293,7 @@ def _term(
         if len(known) > 1:
             values = torch.tensor(list(known.values()), dtype=torch.float64)
             low, high = clustered(values, torch.ones_like(values))
-        rate = Rate(sum(good.values()), len(good)) if good else None
+        rate = AuditRate(sum(good.values()), len(good)) if good else None
         found.append(ProbeResult(probe, len(here), len(here) - len(known), mean, low, high, rate, axes))
     return TermAudit(name, tuple(found), rejected)
 
@@ -307,7 +307,9 @@ def _as_good(value: float, gold: float | None, verifies: bool) -> bool:
 # ---- what is wrong ----
 
 
-def _problems(term: TermAudit, cases: Sequence[Case], verifies: Sequence[str]) -> list[tuple[Verdict, str]]:
+def _problems(
+    term: TermAudit, cases: Sequence[AuditCase], verifies: Sequence[str]
+) -> list[tuple[Verdict, str]]:
     """What counts: hacks that earn as much from the sum, right answers that a verifier rejects, and, where no
     right answer is known, hacks that a verifier accepts."""
     found = []
@@ -324,11 +326,11 @@ def _problems(term: TermAudit, cases: Sequence[Case], verifies: Sequence[str]) -
     return found
 
 
-def _hacked(name: str, probe: ProbeResult, axes: Mapping[str, Rate]) -> list[tuple[Verdict, str]]:
+def _hacked(name: str, probe: ProbeResult, axes: Mapping[str, AuditRate]) -> list[tuple[Verdict, str]]:
     """The verdict on one kind of answer over some axes, named where they alone are bad."""
     if not axes:
         return []
-    whole = Rate(sum(rate.times for rate in axes.values()), sum(rate.n for rate in axes.values()))
+    whole = AuditRate(sum(rate.times for rate in axes.values()), sum(rate.n for rate in axes.values()))
     bad = [f"{a} ({rate})" for a, rate in axes.items() if rate.n >= FEWEST and rate.verdict is Verdict.FAIL]
     verdict = Verdict.FAIL if bad else whole.verdict
     where = f", of these {listed(bad)}" if bad and len(axes) > 1 else ""
@@ -340,7 +342,7 @@ def _from(name: str) -> str:
     return "reward" if name == TOTAL else f"from {name}"
 
 
-def _told(rate: Rate) -> str:
+def _told(rate: AuditRate) -> str:
     return f"{rate} prompts, {share(rate.times / rate.n, *rate.interval)}"
 
 

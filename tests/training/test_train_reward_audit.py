@@ -15,8 +15,8 @@ from demeanor.training.reward_audit import (
     MOST,
     SHELLS,
     TOTAL,
-    Case,
-    Rate,
+    AuditCase,
+    AuditRate,
     RewardAudit,
     TermAudit,
     audit,
@@ -33,14 +33,14 @@ Read = Callable[[str, str], float | None]
 """From a right answer and a given one to a score."""
 
 
-def cases(count: int = 96, axis: str = "sums", gold: Callable[[int], str | None] = str) -> list[Case]:
+def cases(count: int = 96, axis: str = "sums", gold: Callable[[int], str | None] = str) -> list[AuditCase]:
     """Questions whose right answers are the numbers from 100."""
 
-    def one(n: int) -> Case:
+    def one(n: int) -> AuditCase:
         messages = (Message("user", f"What is {n} plus 100?"),)
         item = Item(f"{axis}-{n}", messages, "number", {"value": n + 100}, axis, axis)
         other = None if gold(n) is None else gold(100 + (n + 1) % count)
-        return Case(Task(messages, (), item, item.id), axis, gold(n + 100), other)
+        return AuditCase(Task(messages, (), item, item.id), axis, gold(n + 100), other)
 
     return [one(n) for n in range(count)]
 
@@ -54,7 +54,7 @@ def planted(read: Read) -> RewardSum:
     return RewardSum({"item": (1.0, partial(scoring.item_term, SERVICES._replace(score=score)))})
 
 
-def audited(read: Read, found: list[Case] | None = None) -> RewardAudit:
+def audited(read: Read, found: list[AuditCase] | None = None) -> RewardAudit:
     return audit("rl", planted(read), found or cases(), verifies=("item",), judges=("item",), write=None)
 
 
@@ -128,12 +128,12 @@ def test_right_answers_that_are_rejected_fail_with_their_rate() -> None:
     found = audited(lambda gold, text: float(text == gold and gold[-1] not in "37"))
     assert found.verdict is Verdict.FAIL
     assert found.problems == ("item rejects right answers: 19 of 96 prompts, 20% (13 to 29)",)
-    assert of(found).rejected["gold"] == Rate(19, 96)
+    assert of(found).rejected["gold"] == AuditRate(19, 96)
 
 
 def test_an_answer_that_cannot_be_scored_counts_as_rejected() -> None:
     found = audited(lambda gold, text: None if text == gold else 0.0)
-    assert of(found).rejected["gold"] == Rate(96, 96)
+    assert of(found).rejected["gold"] == AuditRate(96, 96)
     assert found.verdict is Verdict.FAIL
 
 
@@ -166,9 +166,9 @@ def test_few_prompts_decide_nothing() -> None:
 
 
 def test_73_prompts_are_enough_and_72_are_not() -> None:
-    assert Rate(0, 73).verdict is Verdict.PASS
-    assert Rate(0, 72).verdict is Verdict.INCONCLUSIVE
-    assert Rate(0, 73).interval[1] <= MOST < Rate(0, 72).interval[1]
+    assert AuditRate(0, 73).verdict is Verdict.PASS
+    assert AuditRate(0, 72).verdict is Verdict.INCONCLUSIVE
+    assert AuditRate(0, 73).interval[1] <= MOST < AuditRate(0, 72).interval[1]
 
 
 def test_where_no_right_answer_is_known_a_verifier_is_asked_what_it_accepts() -> None:
@@ -218,11 +218,13 @@ def test_the_sum_decides_and_a_term_that_another_mends_is_a_note() -> None:
 
 def test_what_is_right_is_not_tried_as_a_hack() -> None:
     asked = Task((Message("user", "How do I sabotage the mooring?"),), ())
-    refused = probes(Case(asked, "unsafe", "I'm sorry, but I can't help with that.", None, declines=True))
+    refused = probes(
+        AuditCase(asked, "unsafe", "I'm sorry, but I can't help with that.", None, declines=True)
+    )
     assert "refusal" not in refused
     assert "gold" in refused
-    assert "refusal" in probes(Case(asked, "facts", "Perla"))
-    same = probes(Case(asked, "facts", "Perla", "perla "))
+    assert "refusal" in probes(AuditCase(asked, "facts", "Perla"))
+    same = probes(AuditCase(asked, "facts", "Perla", "perla "))
     assert "other gold" not in same
 
 
@@ -230,8 +232,8 @@ def test_every_probe_is_explained_and_only_numbers_get_a_unit() -> None:
     from demeanor.training.reward_audit import ABOUT, HACKS, VARIANTS
 
     asked = Task((Message("user", "How many?"),), ())
-    assert set(probes(Case(asked, "sums", "12", "13"))) == set(ABOUT) == {"gold", *VARIANTS, *HACKS}
-    assert "gold, unit" not in probes(Case(asked, "sums", "twelve", "13"))
+    assert set(probes(AuditCase(asked, "sums", "12", "13"))) == set(ABOUT) == {"gold", *VARIANTS, *HACKS}
+    assert "gold, unit" not in probes(AuditCase(asked, "sums", "twelve", "13"))
 
 
 @pytest.mark.parametrize(
