@@ -1,0 +1,242 @@
+"""One contender at one online objective, in its own process: `python -m bench.online_worker KIND WHO`.
+
+It answers "go\n" with one JSON line: the seconds of every step of a pass, split into generate, score and
+train, and the process's memory. Everybody has the same random weights, prompts, lengths and reward.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from demeanor.core import hardware
+
+KINDS = ("grpo", "rloo", "ppo-ptx")
+OURS, DEFAULTS, TUNED, BATCHING, PLAIN = (
+    "demeanor",
+    "trl defaults",
+    "trl tuned",
+    "trl batching",
+    "plain torch",
+)
+
+if __name__ == "__main__":
+    if sys.argv[2:3] == [OURS]:
+        hardware.prepare()  # before torch; the others keep the process as they find it
+
+import os
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bench.worker import reply, rss
+
+GROUP, PROMPTS, PROMPT, NEW, VOCAB, CONTEXT = 8, 4, 128, 128, 4096, 512
+EOS = VOCAB  # beyond the model's vocabulary: no answer ends early, so all sides train on equal lengths
+LR, BETA, STEPS = 1e-6, 0.05, 2
+PTX_ROWS, PTX_TOKENS = 8, 256
+
+
+class Step(NamedTuple):
+    """Seconds of one step; `score` is everything between the last token drawn and the first loss."""
+
+    total: float
+    generate: float
+    score: float
+
+    @property
+    def train(self) -> float:
+        return self.total - self.generate - self.score
+
+
+def main() -> None:
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    kind, who = sys.argv[1:3]
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 2))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint(folder / "policy")
+        run = (plain if who == PLAIN else trl)(kind, folder, who)
+        reply({"ready": True})
+        before = rss()
+        for line in sys.stdin:
+            if line.strip() != "go":
+                break
+            steps = run()
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+            reply(
+                {
+                    "steps": [{**s._asdict(), "train": s.train} for s in steps],
+                    "peak_mb": peak,
+                    "loaded_mb": before,
+                }
+            )
+
+
+def prompts(count: int, seed: int = 0) -> list[list[int]]:
+    """Random prompts of one length."""
+    rng = random.Random(seed)
+    return [[rng.randrange(3, VOCAB) for _ in range(PROMPT)] for _ in range(count)]
+
+
+def texts(seed: int) -> list[list[int]]:
+    """Rows of the pretraining mix of one step."""
+    rng = random.Random(1000 + seed)
+    return [[rng.randrange(3, VOCAB) for _ in range(PTX_TOKENS)] for _ in range(PTX_ROWS)]
+
+
+def reward(completion: Sequence[int]) -> float:
+    """The share of even tokens: a reward that takes no time."""
+    return sum(t % 2 == 0 for t in completion) / len(completion)
+
+
+def checkpoint(folder: Path) -> None:
+    """The same random weights for everybody, as a Hugging Face folder: 8.7M, 6 layers x 320."""
+    from demeanor.model import checkpoints
+    from demeanor.stack import schema
+
+    shape = schema.ModelShape(layers=6, width=320, heads=5, mlp_width=864, context=CONTEXT, init="normal")
+    checkpoints.save(checkpoints.create(shape, VOCAB, 0), folder)
+
+
+# ---- TRL ----
+
+
+def trl(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
+    """TRL's own trainer and `train()`.
+
+    Defaults: gradient checkpointing, 8 rows a device and micro-batch, `generate`. Tuned: no checkpointing,
+    fused AdamW, all rows in one micro-batch where that was faster here. Batching: tuned, with continuous
+    batching.
+    """
+    os.environ.update(HF_HUB_OFFLINE="1", CI="1", TRL_EXPERIMENTAL_SILENCE="1", WANDB_DISABLED="true")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    marks: dict[str, list[float]] = {"total": [], "generate": [], "prepare": []}
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            marks["total"].append(time.perf_counter() - self.began)
+
+    rows = GROUP * PROMPTS
+    each = int(os.environ.get("BENCH_ROWS", rows if who != DEFAULTS else 8))
+    settings: dict[str, Any] = dict(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=each,
+        gradient_accumulation_steps=rows // each,
+        num_generations=GROUP,
+        max_completion_length=NEW,
+        max_steps=STEPS,
+        learning_rate=LR,
+        beta=BETA if kind == "rloo" else 0.0,
+        lr_scheduler_type="constant",
+        save_strategy="no",
+        report_to="none",
+        logging_steps=1000,
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        seed=0,
+        dataloader_pin_memory=False,
+    )
+    if who != DEFAULTS:
+        settings |= {"gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+    if who == BATCHING:
+        settings["use_transformers_continuous_batching"] = True
+        settings["transformers_continuous_batching_config"] = {
+            "page_size": 32,
+            "num_blocks": rows * (PROMPT + NEW) // 32 + 64,
+            "max_batch_tokens": 4096,
+        }
+    Config, Trainer = (GRPOConfig, GRPOTrainer) if kind == "grpo" else (RLOOConfig, RLOOTrainer)
+    trainer: Any = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32),
+        args=Config(**settings),
+        reward_funcs=lambda completion_ids, **_: [reward(ids) for ids in completion_ids],
+        train_dataset=Dataset.from_dict(
+            {"prompt": [" ".join(map(str, ids)) for ids in prompts(PROMPTS * STEPS)]}
+        ),
+        processing_class=words(PreTrainedTokenizerFast),
+        callbacks=[Clock()],
+    )
+    timed(trainer, "_generate_single_turn", marks["generate"])
+    timed(trainer, "_generate_and_score_completions", marks["prepare"])
+    lengths: list[int] = []
+    inner = trainer._generate_single_turn
+
+    def watched(*args: Any, **named: Any) -> Any:
+        found = inner(*args, **named)
+        lengths.extend(map(len, found[0] if kind == "grpo" else found))
+        return found
+
+    trainer._generate_single_turn = watched
+
+    def run() -> list[Step]:
+        for values in marks.values():
+            values.clear()
+        lengths.clear()
+        trainer.train()
+        assert lengths == [NEW] * (rows * STEPS), sorted(set(lengths))
+        assert len(marks["generate"]) == len(marks["prepare"]) == len(marks["total"]) == STEPS, marks
+        return [Step(t, g, p - g) for t, g, p in zip(marks["total"], marks["generate"], marks["prepare"])]
+
+    return run
+
+
+def timed(owner: Any, name: str, into: list[float]) -> None:
+    """Write the seconds of every call of a method to a list."""
+    inner = getattr(owner, name)
+
+    def call(*args: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return inner(*args, **named)
+        finally:
+            into.append(time.perf_counter() - began)
+
+    setattr(owner, name, call)
+
+
+def words(kind: Any) -> Any:
+    """A tokenizer whose words are numbers, with an end token that the model cannot say."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    names = {"<pad>": 0, **{str(i): i for i in range(1, VOCAB)}, "</s>": EOS}
+    inner = Tokenizer(models.WordLevel(names, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return kind(tokenizer_object=inner, eos_token="</s>", pad_token="<pad>")
+
+
+# ---- PPO-ptx in plain torch ----
+
+
+def plain(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
+    """A straightforward loop; the reference's KL is in the reward."""
+    from bench.plain_ppo import PlainPPO
+
+    each = int(os.environ.get("BENCH_ROWS", 8))
+    trainer = PlainPPO(folder / "policy", LR, BETA, NEW, GROUP, each)
+    asked = prompts(PROMPTS * STEPS)
+
+    def run() -> list[Step]:
+        return [
+            Step(*trainer.step(asked[i * PROMPTS : (i + 1) * PROMPTS], texts(i), reward))
+            for i in range(STEPS)
+        ]
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
