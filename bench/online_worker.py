@@ -11,16 +11,18 @@ import sys
 from demeanor.core import hardware
 
 KINDS = ("grpo", "rloo", "ppo-ptx")
-OURS, DEFAULTS, TUNED, BATCHING, PLAIN = (
+OURS, OURS_HALF, DEFAULTS, TUNED, BATCHING, HALF, PLAIN = (
     "demeanor",
+    "demeanor bf16",
     "trl defaults",
     "trl tuned",
     "trl batching",
+    "trl bf16",
     "plain torch",
 )
 
 if __name__ == "__main__":
-    if sys.argv[2:3] == [OURS]:
+    if sys.argv[2:3] in ([OURS], [OURS_HALF]):
         hardware.prepare()  # before torch; the others keep the process as they find it
 
 import os
@@ -62,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint(folder / "policy")
-        run = (plain if who == PLAIN else trl)(kind, folder, who)
+        run = {OURS: ours, OURS_HALF: ours, PLAIN: plain}.get(who, trl)(kind, folder, who)
         reply({"ready": True})
         before = rss()
         for line in sys.stdin:
@@ -103,6 +105,122 @@ def checkpoint(folder: Path) -> None:
 
     shape = schema.ModelShape(layers=6, width=320, heads=5, mlp_width=864, context=CONTEXT, init="normal")
     checkpoints.save(checkpoints.create(shape, VOCAB, 0), folder)
+
+
+# ---- ours ----
+
+
+def ours(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
+    """The loop of `demeanor train` itself, its metrics log read for the times.
+
+    Time of the reference's and the critic's forward is in `train` there; here it is left where it is.
+    """
+    import io
+    import shutil
+    from dataclasses import replace
+
+    from demeanor.app import ONLINE
+    from demeanor.core import registry
+    from demeanor.data.trees import Branch, Tree
+    from demeanor.model import checkpoints as models
+    from demeanor.model.heads import policy_outputs
+    from demeanor.model.reward_model import ActorCritic
+    from demeanor.stack.schema import OnlineStage
+    from demeanor.training.online import Setup, fit_online
+    from demeanor.training.progress import StageProgress, read_log
+    from demeanor.training.rewards import Task
+
+    stage = OnlineStage.model_validate(STAGES[kind])
+    objective = registry.entry("demeanor.objectives", stage.objective["kind"])
+    settings = objective.Spec(**{k: v for k, v in stage.objective.items() if k != "kind"})
+    load = lambda: models.load(folder / "policy")  # noqa: E731
+    model: Any = load()
+    if kind == "ppo-ptx":
+        critic = models.reward_from(load(), 0)
+        torch.nn.init.zeros_(critic.score.weight)
+        model = ActorCritic(model, critic)
+    reads_reference = objective.ONLINE.reference(settings)
+    setup = Setup(
+        stage=stage,
+        objective=objective,
+        settings=settings,
+        tasks=[Task((), tuple(ids)) for ids in prompts(PROMPTS * STEPS)],
+        roll=ONLINE.roll(None, stage, Numbers(), Unended()),  # type: ignore[arg-type]
+        score=Even,
+        forward=policy_outputs,
+        untrained=load,
+        reference=load().requires_grad_(False) if reads_reference else None,
+    )
+    if stage.ptx is not None:
+        rows = [row for i in range(STEPS) for row in texts(i)]
+        trees = [Tree(tuple(r[:1]), (Branch(tuple(r[1:]), (True,) * (len(r) - 1)),), (0,)) for r in rows]
+        setup = replace(setup, ptx=trees)
+
+    def run() -> list[Step]:
+        out = folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        watch = StageProgress("bench", stream=io.StringIO())
+        dtype = torch.bfloat16 if who == OURS_HALF else None
+        fit_online(model, setup, out=out, watch=watch, checkpoint_every_s=1e9, dtype=dtype)
+        found = read_log(out / "ledger.jsonl")
+        assert [row["completions/mean_length"] for row in found] == [NEW] * STEPS, found
+        return [Step(row["seconds"], row["time/generate"], row["time/score"]) for row in found]
+
+    return run
+
+
+COMMON: dict[str, Any] = {
+    "prompts": [{"source": "random"}],
+    "reward": [{"kind": "repetition"}],  # declared only: the loop is given `Even`
+    "rollouts": {"count": GROUP, "max_tokens": NEW},
+    "batch_rows": PROMPTS,
+    "steps": STEPS,
+    "optim": {"lr": LR, "betas": [0.9, 0.999], "schedule": "constant", "warmup": 0.0},
+}
+STAGES: dict[str, dict[str, Any]] = {
+    "grpo": {
+        "name": "grpo",
+        "objective": {"kind": "grpo", "std": "group", "clip_low": 0.2, "clip_high": 0.2},
+        **COMMON,
+    },
+    "rloo": {"name": "rloo", "objective": {"kind": "rloo", "kl_coef": BETA}, **COMMON},
+    "ppo-ptx": {
+        "name": "ppo",
+        "objective": {"kind": "ppo", "kl_coef": BETA, "value_init": "zero"},
+        "ptx": {"data": [{"source": "random"}], "batch_rows": PTX_ROWS},
+        **COMMON,
+    },
+}
+
+
+class Even(NamedTuple):
+    """The reward of rollouts, as the loop reads it."""
+
+    rollouts: Sequence[Any]
+
+    @property
+    def total(self) -> list[float | None]:
+        return [reward(rollout.tokens) for rollout in self.rollouts]
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+class Numbers:
+    """A tokenizer whose words are numbers."""
+
+    vocab_size = VOCAB
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(f" {t}" for t in tokens)
+
+
+class Unended:
+    """A template without a stop token."""
+
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
 
 
 # ---- TRL ----
@@ -146,7 +264,7 @@ def trl(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
         logging_steps=1000,
         disable_tqdm=True,
         use_cpu=True,
-        bf16=False,
+        bf16=who == HALF,
         seed=0,
         dataloader_pin_memory=False,
     )
