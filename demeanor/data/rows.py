@@ -25,7 +25,7 @@ from demeanor.core.types import (
     Unpaired,
 )
 
-Want = Literal["examples", "preferences", "unpaired", "text"]
+Want = Literal["examples", "preferences", "unpaired", "text", "prompts"]
 Row = Mapping[str, Any]
 
 EXAMPLES = "text | messages | prompt,completion | prompt | instruction[,input],output"
@@ -36,6 +36,7 @@ COLUMNS: Mapping[str, str] = {
     "preferences": PREFERENCES,
     "unpaired": UNPAIRED,
     "text": "text",
+    "prompts": f"prompt | {EXAMPLES.replace('text | ', '')} | {PREFERENCES}",
 }
 SPEAKERS: Mapping[str, Role] = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool"}
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names of what comes before an answer
@@ -53,6 +54,7 @@ _SETS: Mapping[Want, tuple[tuple[str, ...], ...]] = {
     "preferences": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "unpaired": (("prompt", "completion", "label"),),
     "text": (("text",),),
+    "prompts": (("prompt",), ("messages",)),
 }
 _REPR = re.compile(r"\[\s*\{\s*'(role|from)'\s*:")  # messages as Python prints them, which is not JSON
 _DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
@@ -195,11 +197,27 @@ def _unpaired(row: Row, source: str) -> Unpaired | Preference:
     return Unpaired(whole[:num_prompt], whole[num_prompt:], desirable, tools, source)
 
 
+def _asked(row: Row, source: str) -> Example | Preference:
+    """Parse a row for its prompt: a preference, an example, or a conversation that nobody has answered yet."""
+    if "chosen" in row or "completions" in row:
+        return _preference(row, source)
+    name = "messages" if "messages" in row else "conversations"
+    if name in row:
+        messages, tools = _system(row) + _messages(row, name), _tools(row.get("tools"))
+        if messages[-1].role != "assistant":
+            return Example(messages, trained_from=len(messages), tools=tools, source=source)
+    found = _example(row, source)
+    if found.text is not None:
+        raise ValueError(f"is plain text; wanted a prompt to answer: {COLUMNS['prompts']}")
+    return found
+
+
 _READERS: Mapping[Want, Callable[[Row, str], TrainingRow]] = {
     "examples": _example,
     "preferences": _preference,
     "unpaired": _unpaired,
     "text": lambda row, source: Example(text=_text(row, "text"), source=source),
+    "prompts": _asked,
 }
 
 

@@ -32,6 +32,7 @@ KINDS: Mapping[Want, tuple[type[TrainingRow], ...]] = {
     "text": (Example,),
     "preferences": (Preference,),
     "unpaired": (Unpaired, Preference),
+    "prompts": (Example, Preference),
 }
 
 

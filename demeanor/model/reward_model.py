@@ -28,3 +28,28 @@ class RewardModel(nn.Module):
         # In bf16, with 8 bits of mantissa, rewards of similar completions would tie.
         with torch.autocast(hidden_BD.device.type, enabled=False):
             return hidden_BD.to(self.score.weight.dtype) @ self.score.weight[0]
+
+    def values(self, batch: TokenBatch) -> Tensor:
+        """Return one value per scored token, values_C, read at the position that predicts it."""
+        hidden_CD = self.trunk.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.scored_C)
+        with torch.autocast(hidden_CD.device.type, enabled=False):
+            return hidden_CD.to(self.score.weight.dtype) @ self.score.weight[0]
+
+
+class ActorCritic(nn.Module):
+    """A policy and the critic that is trained with it; the critic speaks on the scale of normalised rewards.
+
+    A value is (score - shift) / scale, so that a critic that starts as the reward model starts with the same
+    shift and scale as the reward itself.
+    """
+
+    def __init__(
+        self, policy: nn.Module, critic: RewardModel, shift: float = 0.0, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.policy, self.critic = policy, critic
+        self.shift, self.scale = shift, scale
+
+    def values(self, batch: TokenBatch) -> Tensor:
+        """Return one value per scored token, values_C."""
+        return (self.critic.values(batch) - self.shift) / self.scale

@@ -26,8 +26,11 @@ from demeanor.stack.schema import (
     Import,
     ImportStage,
     MergeStage,
+    ModelReward,
+    OnlineStage,
     QuantiseStage,
     Remote,
+    RuleReward,
     Scratch,
     Source,
     StackSpec,
@@ -111,7 +114,8 @@ class Stack:
             return {**found, "origin": self.origin(stage)} if stage.method == "task_arithmetic" else found
         if isinstance(stage, ImportStage):
             return {"parent": "base"}
-        return {"parent": self.parent(name), **self.roles(name)}
+        rewards = {f"reward {x}": x for x in reward_stages(stage)} if isinstance(stage, OnlineStage) else {}
+        return {"parent": self.parent(name), **self.roles(name), **rewards}
 
     def origin(self, stage: MergeStage) -> str:
         """Return the nearest common ancestor of the merged stages."""
@@ -131,7 +135,12 @@ class Stack:
         base = self.spec.weights.base
         data = [
             *(base.data if isinstance(base, Scratch) else ()),
-            *(s for stage in self.spec.weights.stages if isinstance(stage, Stage) for s in stage.data),
+            *(
+                s
+                for stage in self.spec.weights.stages
+                if isinstance(stage, Stage)
+                for s in (*stage.data, *(stage.prompts if isinstance(stage, OnlineStage) else ()))
+            ),
         ]
         return any(s.source.startswith("world:") for s in data)
 
@@ -179,17 +188,38 @@ class Stack:
         if isinstance(stage, QuantiseStage):
             return digest({"quantise": stage.format, "of": self.stage_key(self.parent(name))})
         module = registry.entry(OBJECTIVES, self.objective_kind(name))
+        online = self._online(stage) if isinstance(stage, OnlineStage) else {}
+        dropped = {"kind", "name", "objective", "parent", "uses", "data", "probe", *ONLINE_FILES}
         return digest(
             {
                 "objective": {"kind": self.objective_kind(name), **plain(self.objectives[name])},
-                "stage": plain(stage, drop={"kind", "name", "objective", "parent", "uses", "data", "probe"}),
+                "stage": plain(stage, drop=dropped),
                 "rows": module.ROWS,
                 "data": self._data(stage.data),
                 "template": self._template(self.spec.template),
                 "parent": self.stage_key(self.parent(name)),
                 "uses": {role: self.stage_key(ancestor) for role, ancestor in self.roles(name).items()},
+                **online,
             }
         )
+
+    def _online(self, stage: OnlineStage) -> dict[str, Any]:
+        """What else determines the weights of an online stage: prompts, rewards, layers, the judge, user code."""
+        terms = [*stage.reward, *(stage.cost.terms if stage.cost else ())]
+        judged = any(term.kind == "judge" for term in terms)
+        code = (stage.rollouts.environment or "").partition(":")[0]
+        layers = [x for x in self.layers if x.name in stage.rollouts.layers]
+        found: dict[str, Any] = {
+            "prompts": self._data(stage.prompts),
+            "ptx": stage.ptx and {**plain(stage.ptx, drop={"data"}), "data": self._data(stage.ptx.data)},
+            "rewards": {name: self.stage_key(name) for name in reward_stages(stage)},
+            "rules": [self._hash(self.root / term.rules) for term in terms if isinstance(term, RuleReward)],
+            "judge": plain(self.spec.evaluation.judge) if judged and self.spec.evaluation.judge else None,
+            "environment": self._hash(self.root / code) if code else None,
+            "layers": [{"kind": x.kind, **self._contents(x.spec)} for x in layers],
+            "probe": plain(stage.probe) if stage.keep == "best" and stage.probe else None,
+        }
+        return {"online": {name: value for name, value in found.items() if value}}
 
     def key(self) -> str:
         """Return a hash of all that can change an answer of this variant, the content of named files
@@ -414,6 +444,18 @@ def load(
     if problems:
         raise SpecError(problems)
     return stack
+
+
+ONLINE_FILES = {"prompts", "ptx"}
+"""Fields of an online stage whose files count by content."""
+
+
+def reward_stages(stage: OnlineStage) -> list[str]:
+    """Return the reward stages that an online stage's reward and cost read, each once."""
+    terms = [*stage.reward, *(stage.cost.terms if stage.cost else ())]
+    return list(
+        dict.fromkeys(name for term in terms if isinstance(term, ModelReward) for name in term.stages)
+    )
 
 
 def answering(spec: StackSpec) -> dict[str, bool]:

@@ -50,6 +50,15 @@ class Gradient(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
+class Mix(NamedTuple):
+    """A second data line of a step: `weight` times its mean loss over all trained tokens of the step."""
+
+    forward: Forward
+    loss: LossFn
+    batches: Sequence[TokenBatch]
+    weight: float
+
+
 def accumulate(
     model: nn.Module,
     forward: Forward,
@@ -59,31 +68,58 @@ def accumulate(
     *,
     whole_step: bool = False,
     group: ProcessGroup = ALONE,
+    more: float = 0.0,
+    mix: Mix | None = None,
 ) -> Gradient:
     """Fill every `.grad`; the cut into micro-batches does not change it, because division happens once, here.
 
     `whole_step`: the objective sees all micro-batches of all processes at once. Clipping equals torch's
-    clip_grad_norm_.
+    clip_grad_norm_. `more`: terms of the mean that are known to be 0 and were not computed. `mix`: the gradient
+    of a second mean is added, divided by its own count.
     """
     model.zero_grad(set_to_none=True)
     if whole_step and (len(batches) > 1 or group.size > 1):
         losses = [_whole(forward, loss, batches, group)]
     else:
         losses = [_backward(loss(forward(batch), batch)) for batch in batches]
+    if not losses:  # only the second data line trains
+        nothing = torch.zeros((), device=next(model.parameters()).device)
+        losses = [Loss(nothing, nothing, {})]
     tokens = sum(batch.tokens_T.numel() for batch in batches)
     total, count = torch.stack([x.total for x in losses]).sum(), torch.stack([x.count for x in losses]).sum()
     if not whole_step:
         total, count = group.sum(torch.stack([total.double(), count.double()])).to(total.dtype)
+    count = count + more
     share = 1.0 / count.clamp_min(1)  # a step in which nothing carries loss has a zero gradient, not 0/0
+    mean, scaled = total * share, share
+    if mix is not None:
+        losses += _mixed(model, share, mix, group)
+        tokens += sum(batch.tokens_T.numel() for batch in mix.batches)
+        scaled = torch.ones_like(share)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(gradients)) * share
-    scale = share if clip_norm is None else share * (clip_norm / (norm + 1e-6)).clamp_max(1.0)
+    norm = whole(torch.nn.utils.get_total_norm(gradients)) * scaled
+    scale = scaled if clip_norm is None else scaled * (clip_norm / (norm + 1e-6)).clamp_max(1.0)
     for gradient in gradients:
         gradient.mul_(scale)
-    mean, length, counted = torch.stack([(total * share).double(), norm.double(), count.double()]).tolist()
+    value, length, counted = torch.stack([mean.double(), norm.double(), count.double()]).tolist()
     return Gradient(
-        mean, length, counted, group.total(tokens), mean_metrics(losses, ALONE if whole_step else group)
+        value, length, counted, group.total(tokens), mean_metrics(losses, ALONE if whole_step else group)
     )
+
+
+def _mixed(model: nn.Module, share: Tensor, mix: Mix, group: ProcessGroup) -> list[Loss]:
+    """Turn summed gradients into means, add the second line's, and return its losses as the metric ptx/loss."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(share)
+    scored = group.total(sum(batch.scored_C.numel() for batch in mix.batches))
+    found = []
+    for batch in mix.batches:
+        loss = mix.loss(mix.forward(batch), batch)
+        (loss.total * (mix.weight / max(scored, 1))).backward()  # type: ignore[no-untyped-call]
+        total = loss.total.detach()
+        found.append(Loss(total, loss.count, {"ptx/loss": (total, loss.count)}))
+    return found
 
 
 def _backward(loss: Loss) -> Loss:

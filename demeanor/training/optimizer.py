@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,16 +21,27 @@ OUTER = ("embed_tokens", "lm_head", "score")
 """Parameters whose rows belong to single tokens or scores, so that orthogonalised updates make no sense."""
 
 
-def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters in two groups: matrices decay, vectors and scalars do not.
+def adamw(
+    model: nn.Module, optim: Optim, scales: Mapping[str, float] = MappingProxyType({})
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters in groups: matrices decay, vectors and scalars do not.
 
+    `scales`: parameters whose name begins so learn at this multiple of the rate, the group's `scale`.
     Source: Loshchilov & Hutter, arXiv 1711.05101, algorithm 2; eps 1e-8.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for prefix, scale in {"": 1.0, **scales}.items():
+        mine = [
+            p
+            for n, p in trained
+            if n.startswith(prefix) and (prefix or not n.startswith(tuple(scales) or ("\0",)))
+        ]
+        extra = {"scale": scale} if scales else {}
+        groups += [
+            {"params": [p for p in mine if p.ndim >= 2], "weight_decay": optim.weight_decay, **extra},
+            {"params": [p for p in mine if p.ndim < 2], "weight_decay": 0.0, **extra},
+        ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True)
 
 

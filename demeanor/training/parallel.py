@@ -10,10 +10,10 @@ import atexit
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from demeanor.core.errors import DemeanorError
 from demeanor.model.tensors import Outputs, TokenBatch, concatenate
 
-FORWARDS = ("tree", "hidden", "rewards", "prefill", "step")
+T = TypeVar("T")
+FORWARDS = ("tree", "hidden", "rewards", "values", "prefill", "step")
 """Methods of our models that read weights; FSDP must gather the weights before each."""
 
 
@@ -75,6 +76,15 @@ class ProcessGroup:
         yield
         if self.first:
             self.wait()
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes; the others receive a copy."""
+        if self.size == 1:
+            return make()
+        found: list[Any] = [make() if self.first else None]
+        torch.distributed.broadcast_object_list(found)
+        made: T = found[0]
+        return made
 
     def share(self, rows: Sequence[int]) -> list[int]:
         """This process's part of a step's rows: every size-th, so that lengths are spread evenly."""

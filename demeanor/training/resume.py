@@ -48,17 +48,19 @@ def save(
     about: Mapping[str, Any],
     averages: Averages | None = None,
     group: ProcessGroup = ALONE,
+    controllers: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the state after `step` optimizer steps, atomically even if the process is killed.
 
-    `about` describes the run; `load` refuses a file whose description differs. Shards are gathered; the first
-    process writes.
+    `about` describes the run; `load` refuses a file whose description differs. `controllers` are numbers that
+    the run changes as it goes, as JSON. Shards are gathered; the first process writes.
     """
     tensors = _tensors(model, optimizer, averages or {})
     if not group.first:
         return
     with replacing(path) as part:
-        save_file(tensors, part, metadata={"demeanor": json.dumps({"step": step, "about": dict(about)})})
+        said = {"step": step, "about": dict(about), "controllers": dict(controllers or {})}
+        save_file(tensors, part, metadata={"demeanor": json.dumps(said)})
         with part.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -119,6 +121,30 @@ def begun_in(path: Path) -> str | None:
         return {str(dtype): name for name, dtype in FORMATS.items()}.get(saved["about"]["dtype"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None  # `load` says what is wrong
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write the trainable weights of a model, atomically even if the process is killed."""
+    with replacing(path) as part:
+        save_file({name: whole(w.detach()).contiguous() for name, w in _weights(model).items()}, part)
+
+
+@torch.no_grad()
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Read weights that `save_weights` wrote back into the model."""
+    own = _weights(model)
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
+            put(own[name], file.get_tensor(name))
+
+
+def controllers_in(path: Path) -> dict[str, Any]:
+    """Return the controllers' state of a saved run; empty without a file."""
+    if not path.exists():
+        return {}
+    with safe_open(path, "pt") as file:
+        saved = json.loads((file.metadata() or {})["demeanor"])
+    return dict(saved.get("controllers", {}))
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -25,15 +25,18 @@ from demeanor.data.trees import Tree
 from demeanor.model import adapters, checkpoints, quantize
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.llama import Llama
+from demeanor.model.reward_model import ActorCritic, RewardModel
 from demeanor.objectives import Objective
 from demeanor.objectives.sft import NoSettings, sft
-from demeanor.stack.schema import Optim, Scratch, Stage
+from demeanor.stack.schema import OnlineStage, Optim, Scratch, Stage
 from demeanor.training import heldout, resume
 from demeanor.training.ema import EMA
 from demeanor.training.loop import Evaluate, ForwardFn, LossFn, fit
+from demeanor.training.online import Setup, fit_online, policy_of
 from demeanor.training.parallel import ProcessGroup, gathered, join, shard
 from demeanor.training.progress import OpenTracker, StageProgress, Tracker
 from demeanor.training.reference import reference_logprobs, trees_key
+from demeanor.training.rewards import Task
 from demeanor.training.runs import CHECKPOINT, Runs, note
 
 REFERENCE = "reference"
@@ -198,6 +201,71 @@ def train_stage(
     return gathered(model, untrained()) if run.group.size > 1 else model
 
 
+class Critic(NamedTuple):
+    """Where a critic starts: a folder of weights, zeros in place of its score, its share of normalised rewards."""
+
+    folder: Path
+    zero: bool = False
+    shift: float = 0.0
+    scale: float = 1.0
+
+
+def train_online(
+    stage: OnlineStage,
+    run: TrainingRun,
+    setup: Callable[..., Setup],
+    *,
+    parent: Path,
+    reference: FrozenPolicy | None,
+    critic: Callable[[], Critic] | None,
+    held_out: Sequence[Task],
+) -> nn.Module:
+    """Train one stage on its policy's own completions and return the policy.
+
+    `setup` makes the loop's setup from the forward function, the reference policy, and a function that makes the
+    policy without training; `critic` says where a critic starts, if the objective has one.
+    """
+
+    def untrained() -> nn.Module:
+        model: nn.Module = checkpoints.policy(parent)
+        if stage.adapter is not None:
+            adapters.attach(model, stage.adapter, stage.seed)
+        return model
+
+    def whole() -> nn.Module:
+        if critic is None:
+            return untrained()
+        start = critic()
+        values = checkpoints.reward(start.folder, stage.seed)
+        assert isinstance(values, RewardModel), "a critic needs the lean model"
+        if stage.adapter is not None:
+            adapters.attach(values, stage.adapter, stage.seed)
+        if start.zero:
+            torch.nn.init.zeros_(values.score.weight)
+        return ActorCritic(untrained(), values, start.shift, start.scale)
+
+    model = _placed(whole(), stage.optim, run)
+    dtype = number_format(model, run)
+    if stage.adapter is not None and stage.adapter.quantise is not None:
+        quantize.freeze(model)
+    frozen = None
+    if reference is not None:
+        frozen = checkpoints.policy(reference.folder).to(hardware.device()).requires_grad_(False)
+    fit_online(
+        model,
+        setup(forward=policy_outputs, reference=frozen, untrained=untrained),
+        out=run.folder,
+        watch=run.display,
+        held_out=held_out,
+        checkpoint_every_s=run.options.checkpoint_every_s,
+        dtype=dtype,
+        group=run.group,
+        tracker=_tracker(run),
+    )
+    policy = policy_of(model)
+    return gathered(policy, untrained()) if run.group.size > 1 else policy
+
+
 def _placed(model: nn.Module, optim: Optim, run: TrainingRun) -> nn.Module:
     """The model on its device, sharded if there are several processes, compiled if the options say so."""
     if run.group.size > 1 and optim.kind == "muon":
@@ -206,8 +274,7 @@ def _placed(model: nn.Module, optim: Optim, run: TrainingRun) -> nn.Module:
         )
     model.to(hardware.device())
     shard(model, run.group)
-    trunk = getattr(model, "trunk", model)
-    if isinstance(trunk, Llama):
+    for trunk in (module for module in model.modules() if isinstance(module, Llama)):
         trunk.recompute = run.options.recompute
         if run.options.compiled and run.group.size == 1:
             trunk.compile_layers()

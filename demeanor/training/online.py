@@ -1,0 +1,756 @@
+"""The online loop: prompts -> completions -> rewards -> one batch of token trees -> optimiser steps.
+
+In: a policy (and a critic), tasks, functions that sample and score, an objective. Out: the trained model. All
+that an iteration draws is a pure function of (seed, iteration) and the weights, so a killed run goes on bit
+for bit. It knows no engine, scorer or template.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate as accumulate_sizes
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from demeanor.core.errors import DemeanorError
+from demeanor.data.batches import Schedule
+from demeanor.data.trees import Branch, Tree, collate
+from demeanor.model.reward_model import ActorCritic
+from demeanor.model.tensors import Loss, Outputs, TokenBatch
+from demeanor.objectives import Advantages, Objective, Samples
+from demeanor.objectives.sft import NoSettings, sft
+from demeanor.stack.schema import OnlineStage
+from demeanor.training import heldout, optimizer, progress, resume
+from demeanor.training.ema import EMA
+from demeanor.training.generation_eval import repetition
+from demeanor.training.loop import (
+    Evaluate,
+    ForwardFn,
+    Gradient,
+    Mix,
+    accumulate,
+    due,
+    evaluation,
+    is_evaluation,
+    running,
+    to_device,
+)
+from demeanor.training.optimizer import learning_rate
+from demeanor.training.parallel import ALONE, ProcessGroup, gathered, settle
+from demeanor.training.progress import StageProgress, measured_peak, training_flops
+from demeanor.training.reference import MICRO_TOKENS, micro_batches
+from demeanor.training.resume import stop_requests
+from demeanor.training.rewards import Roll, Rollout, Task, TokenPath
+from demeanor.training.runs import CHECKPOINT, LEDGER, read_log
+
+ROLLOUTS = "rollouts.jsonl"
+SHOWN = 4  # groups of an iteration that are kept for a reader at every evaluation
+HELD_OUT = 64  # tasks that the reward is measured on at every evaluation
+
+
+class Scored(Protocol):
+    """Rewards of rollouts in order (None: cannot be scored), and metrics of every term."""
+
+    @property
+    def total(self) -> list[float | None]: ...
+
+    def metrics(self) -> dict[str, float]: ...
+
+
+Score = Callable[[Sequence[Rollout]], Scored]
+
+
+class Multiplier(Protocol):
+    """The multiplier of a constraint, which follows what was measured; its state is saved with the run."""
+
+    value: float
+
+    def update(self, cost: float) -> None: ...
+
+    def state(self) -> dict[str, float]: ...
+
+    def load(self, state: Mapping[str, float]) -> None: ...
+
+
+class Constraint(NamedTuple):
+    """A second reward that answers must keep low on average, and its multiplier."""
+
+    cost: Score
+    limit: float
+    multiplier: Multiplier
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that an online stage trains with, besides the model."""
+
+    stage: OnlineStage
+    objective: Objective
+    settings: Any
+    tasks: Sequence[Task]
+    roll: Roll
+    score: Score
+    forward: ForwardFn
+    untrained: Callable[[], nn.Module]
+    reference: nn.Module | None = None
+    ptx: Sequence[Tree] = ()
+    constraint: Constraint | None = None
+    refused: Callable[[str], bool] | None = None
+    corrected: Callable[[TokenBatch, Tensor], tuple[TokenBatch, dict[str, tuple[Tensor, Tensor]]]] | None = (
+        None
+    )
+    """From a batch and the trainer's log-probs of its tokens to one with importance weights, and metrics."""
+    probe: Evaluate | None = None
+
+
+def policy_of(model: nn.Module) -> nn.Module:
+    """The policy of a model that may have a critic beside it."""
+    return model.policy if isinstance(model, ActorCritic) else model
+
+
+class Unit(NamedTuple):
+    """A token tree of rollouts: what each branch holds, and the rollout of the iteration it belongs to."""
+
+    tree: Tree
+    paths: tuple[TokenPath, ...]
+    owners: tuple[int, ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens that the policy wrote in each branch."""
+        return [len(path.sampled) for path in self.paths]
+
+
+class Iteration(NamedTuple):
+    """The rollouts of an iteration that train: rewards, costs, the prompt (group) of each, and their trees.
+
+    `units[g]` are the trees of group g: one for the shared prompt, and one for each later prompt.
+    """
+
+    rollouts: tuple[Rollout, ...]
+    rewards: tuple[float, ...]
+    costs: tuple[float, ...]
+    groups: tuple[int, ...]
+    units: tuple[tuple[Unit, ...], ...]
+
+
+# ---- an iteration: sample, score, group ----
+
+
+def seeds(seed: int, iteration: int, tasks: int, count: int) -> list[list[int]]:
+    """The seed of every completion of an iteration, alike after a resume."""
+    return [
+        [random.Random(f"{seed}/{iteration}/{i}/{g}").getrandbits(62) for g in range(count)]
+        for i in range(tasks)
+    ]
+
+
+def iteration_of(
+    stage: OnlineStage,
+    rolled: Sequence[Sequence[Rollout]],
+    rewards: Sequence[float | None],
+    costs: Sequence[float | None] | None = None,
+) -> Iteration:
+    """Put rollouts and rewards together; leaves out what has no reward, or was truncated and is to be masked.
+
+    A truncated answer's reward is lowered with `truncated: penalise`. A rollout in which the policy wrote nothing
+    trains nothing.
+    """
+    settings, flat = stage.rollouts, [(g, r) for g, found in enumerate(rolled) for r in found]
+    kept: list[tuple[int, Rollout, float, float]] = []
+    for i, (g, rollout) in enumerate(flat):
+        reward, cost = rewards[i], 0.0 if costs is None else costs[i]
+        masked = settings.truncated == "mask" and not rollout.ended
+        if reward is None or cost is None or masked or not any(any(p.written) for p in paths_of(rollout)):
+            continue
+        if settings.truncated == "penalise" and not rollout.ended:
+            reward -= settings.penalty
+        kept.append((g, rollout, reward, cost))
+    numbers = {g: n for n, g in enumerate(dict.fromkeys(g for g, *_ in kept))}
+    units = [
+        units_of([(i, rollout) for i, (other, rollout, *_) in enumerate(kept) if other == g]) for g in numbers
+    ]
+    return Iteration(
+        tuple(rollout for _, rollout, _, _ in kept),
+        tuple(reward for _, _, reward, _ in kept),
+        tuple(cost for *_, cost in kept),
+        tuple(numbers[g] for g, *_ in kept),
+        tuple(units),
+    )
+
+
+def paths_of(rollout: Rollout) -> tuple[TokenPath, ...]:
+    """All paths of a rollout in order, the shared prompt's first."""
+    first = TokenPath(rollout.task.tokens, rollout.tokens, rollout.written, rollout.sampled, rollout.kept)
+    return (first, *rollout.later)
+
+
+def units_of(members: Sequence[tuple[int, Rollout]]) -> tuple[Unit, ...]:
+    """The trees of one group's rollouts: paths after one prompt share it."""
+    by_prompt: dict[tuple[int, ...], list[tuple[int, TokenPath]]] = {}
+    for i, rollout in members:
+        for path in paths_of(rollout):
+            if any(path.written):
+                by_prompt.setdefault(path.prompt, []).append((i, path))
+    found = []
+    for prompt, inside in by_prompt.items():
+        branches = tuple(branch_of(path) for _, path in inside)
+        tree = Tree(prompt, branches, (0,) * len(branches), source=members[0][1].task.source)
+        found.append(Unit(tree, tuple(path for _, path in inside), tuple(i for i, _ in inside)))
+    return tuple(found)
+
+
+def branch_of(path: TokenPath) -> Branch:
+    """A path as a branch, up to the last token that the policy wrote."""
+    end = max(i + 1 for i, mine in enumerate(path.written) if mine)
+    return Branch(path.tokens[:end], path.written[:end])
+
+
+def ranked(found: Iteration, rows: str) -> Iteration:
+    """What an offline objective trains on: the best and the worst of each group, or for `examples` the best.
+
+    A group whose rewards are all equal has nothing better and is left out; of equal rewards the first counts.
+    """
+    chosen: list[tuple[int, ...]] = []
+    for g in range(len(found.units)):
+        mine = [i for i, group in enumerate(found.groups) if group == g]
+        best = max(mine, key=lambda i: (found.rewards[i], -i))
+        worst = min(mine, key=lambda i: (found.rewards[i], i))
+        if found.rewards[best] > found.rewards[worst]:
+            chosen.append((best, worst) if rows == "preferences" else (best,))
+    flat = [i for pair in chosen for i in pair]
+    units = []
+    for pair in chosen:
+        first = [path for path in (paths_of(found.rollouts[i])[0] for i in pair) if any(path.written)]
+        branches = tuple(map(branch_of, first))
+        tree = Tree(found.rollouts[pair[0]].task.tokens, branches, tuple(range(len(branches))))
+        if len(branches) == len(pair):
+            units.append((Unit(tree, tuple(first), tuple(flat.index(i) for i in pair)),))
+    return Iteration(
+        tuple(found.rollouts[i] for i in flat),
+        tuple(found.rewards[i] for i in flat),
+        (),
+        tuple(n for n, pair in enumerate(chosen) for _ in pair),
+        tuple(units),
+    )
+
+
+# ---- trees to batches ----
+
+Columns = dict[str, list[Tensor]]
+"""Values of scored tokens by name, one tensor a unit."""
+
+
+def batch_of(
+    units: Sequence[Unit], columns: Columns, chosen: Sequence[int], temperature: float, device: torch.device
+) -> TokenBatch:
+    """The batch of some units with their columns, on a device."""
+    batch = collate([units[i].tree for i in chosen])
+    found: dict[str, Any] = {
+        name: torch.cat([parts[i] for i in chosen]) if chosen else torch.empty(0)
+        for name, parts in columns.items()
+    }
+    if temperature != 1.0:
+        found["temperature_C"] = torch.full((batch.scored_C.numel(),), temperature)
+    kept = [k for i in chosen for p in units[i].paths for k in (p.kept or ((),) * len(p.sampled))]
+    if any(kept):
+        found["kept_K"] = torch.tensor([token for k in kept for token in k], dtype=torch.int64)
+        found["kept_of_K"] = torch.tensor([c for c, k in enumerate(kept) for _ in k], dtype=torch.int64)
+    return to_device(batch._replace(**found), device)
+
+
+def minibatches(
+    units: Sequence[Unit], groups: Sequence[Sequence[int]], count: int, micro_tokens: int = MICRO_TOKENS
+) -> list[list[list[int]]]:
+    """Cut groups of units into `count` optimiser steps, each into micro-batches of trees of similar length."""
+    size = max(1, math.ceil(len(groups) / count))
+    cuts = [
+        [i for group in groups[start : start + size] for i in group] for start in range(0, len(groups), size)
+    ]
+    found = [
+        [[cut[i] for i in part] for part in micro_batches([units[i].tree for i in cut], micro_tokens)]
+        for cut in cuts
+    ]
+    return found + [[] for _ in range(count - len(found))]
+
+
+def samples_of(
+    found: Iteration, units: Sequence[Unit], columns: Columns, beta: float
+) -> tuple[Samples, Tensor]:
+    """All trained tokens, those of a rollout together and in order; and where each stands in the units' order."""
+    owner_C = torch.cat(
+        [torch.full((n,), owner) for unit in units for owner, n in zip(unit.owners, unit.lengths)]
+    )
+    order_C = torch.argsort(owner_C, stable=True)
+    joined = {name: torch.cat(parts)[order_C] for name, parts in columns.items()}
+    samples = Samples(
+        reward_B=torch.tensor(found.rewards),
+        group_B=torch.tensor(found.groups),
+        branch_C=owner_C[order_C],
+        sampled_C=joined["sampled_C"],
+        reference_C=joined.get("reference_C"),
+        value_C=joined.get("value_C"),
+        beta=beta,
+    )
+    return samples, order_C
+
+
+# ---- the loop ----
+
+
+@dataclass
+class Trainer:
+    """One run of an online stage: the model, its optimiser, and what an iteration needs."""
+
+    model: nn.Module
+    setup: Setup
+    dtype: torch.dtype | None
+    group: ProcessGroup
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        setup = self.setup
+        stage, online = setup.stage, setup.objective.ONLINE
+        self.device = next(self.model.parameters()).device
+        self.settings = (
+            setup.settings if online is None else online.resolved(setup.settings, stage.rollouts.max_tokens)
+        )
+        self.beta = 0.0 if online is None else online.beta(self.settings)
+        statistics = ("entropy",) if online else setup.objective.STATISTICS
+        outputs = cast(ForwardFn, partial(cast(Any, setup.forward), statistics=statistics))
+        self.policy = policy_of(self.model)
+        self.forward = running(self.model, self._outputs(outputs), self.dtype)
+        self.plain = running(self.policy, setup.forward, self.dtype)
+        self.frozen = None if setup.reference is None else running(setup.reference, setup.forward, self.dtype)
+        scales = {"critic.": (stage.critic_lr or stage.optim.lr) / stage.optim.lr}
+        critic = isinstance(self.model, ActorCritic)
+        self.optimizer = (
+            optimizer.adamw(self.model, stage.optim, scales)
+            if critic
+            else optimizer.optimizer(self.model, stage.optim)
+        )
+        prompts = [Tree(task.tokens, ()) for task in setup.tasks]
+        epochs = stage.epochs if stage.steps is None else stage.steps * stage.batch_rows / len(prompts)
+        self.order = Schedule(prompts, batch_rows=stage.batch_rows, epochs=epochs, seed=stage.seed)
+        self.iterations = len(self.order)
+        self.per_iteration = stage.inner_epochs * stage.minibatches
+        self.data = None
+        if stage.ptx is not None:
+            rows = stage.ptx.batch_rows * self.iterations * self.per_iteration
+            self.data = Schedule(
+                setup.ptx, batch_rows=stage.ptx.batch_rows, epochs=rows / len(setup.ptx), seed=stage.seed
+            )
+
+    def state(self) -> dict[str, Any]:
+        """The numbers that the run changes as it goes, as JSON."""
+        multiplier = self.setup.constraint.multiplier.state() if self.setup.constraint else {}
+        return {"beta": self.beta, "lambda": multiplier}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on with the numbers of a saved run; nothing if it is empty."""
+        self.beta = state.get("beta", self.beta)
+        if state.get("lambda") and self.setup.constraint is not None:
+            self.setup.constraint.multiplier.load(state["lambda"])
+
+    def _outputs(self, forward: ForwardFn) -> ForwardFn:
+        """The policy's outputs, with the critic's values where there is one."""
+
+        def outputs(model: nn.Module, batch: TokenBatch) -> Outputs:
+            if not isinstance(model, ActorCritic):
+                return forward(model, batch)
+            return forward(model.policy, batch)._replace(values_C=model.values(batch))
+
+        return outputs
+
+    # -- sampling --
+
+    def sample(self, number: int) -> tuple[Iteration, dict[str, float]]:
+        """Answers of the policy to the prompts of an iteration, scored, and their metrics."""
+        stage, began_s = self.setup.stage, self.clock()
+        tasks = [self.setup.tasks[i] for part in self.order[number] for i in part]
+        rolled = self.rolled(tasks, seeds(stage.seed, number, len(tasks), stage.rollouts.count))
+        sampled_s = self.clock()
+        flat = [rollout for rollouts in rolled for rollout in rollouts]
+        scored = self.group.from_first(lambda: self.setup.score(flat))
+        constraint = self.setup.constraint
+        costs = None if constraint is None else self.group.from_first(lambda: constraint.cost(flat))
+        found = iteration_of(stage, rolled, scored.total, None if costs is None else costs.total)
+        metrics = {
+            **rollout_metrics(rolled, self.setup.refused),
+            **scored.metrics(),
+            "groups": float(len(found.units)),
+            "time/generate": sampled_s - began_s,
+            "time/score": self.clock() - sampled_s,
+        }
+        if constraint is not None and found.costs:
+            cost, multiplier = fmean(found.costs), constraint.multiplier
+            multiplier.update(cost)
+            weight = multiplier.value
+            metrics |= {"cost": cost, "cost/lambda": weight, "cost/limit": constraint.limit}
+            joint = tuple((r - weight * c) / (1 + weight) for r, c in zip(found.rewards, found.costs))
+            found = found._replace(rewards=joint)
+        return found, metrics
+
+    def rolled(self, tasks: Sequence[Task], numbers: Sequence[Sequence[int]]) -> list[list[Rollout]]:
+        """Rollouts of the policy, sampled by the first process."""
+        policy = self.policy if self.group.size == 1 else gathered(self.policy, self.setup.untrained())
+        return self.group.from_first(lambda: self.setup.roll(policy, tasks, numbers))
+
+    # -- columns --
+
+    @torch.no_grad()
+    def columns(self, found: Iteration, units: Sequence[Unit]) -> tuple[Columns, dict[str, float]]:
+        """What the loss reads of every scored token: sampled and reference log-probs, advantages, values."""
+        online = self.setup.objective.ONLINE
+        temperature = self.setup.stage.rollouts.temperature if online else 1.0
+        columns: Columns = {
+            "sampled_C": [torch.tensor([x for p in u.paths for x in p.sampled]) for u in units]
+        }
+        sizes, critic = [sum(unit.lengths) for unit in units], isinstance(self.model, ActorCritic)
+        for name in ("reference_C",) * (self.frozen is not None) + ("value_C",) * critic:
+            columns[name] = [torch.empty(0)] * len(units)
+        if self.frozen is not None or critic:
+            for part in micro_batches([unit.tree for unit in units], MICRO_TOKENS):
+                batch = batch_of(units, {}, part, temperature, self.device)
+                if self.frozen is not None:
+                    _spread(columns["reference_C"], part, self.frozen(batch).logprobs_C, sizes)
+                if isinstance(self.model, ActorCritic):
+                    _spread(columns["value_C"], part, self.model.values(batch), sizes)
+        if online is None:
+            return {name: parts for name, parts in columns.items() if name == "reference_C"}, {}
+        samples, order_C = samples_of(found, units, columns, self.beta)
+        trained = online.advantages(self.settings, samples)
+        for name, values_C in (("advantage_C", trained.advantage_C), ("return_C", trained.return_C)):
+            if values_C is not None:
+                columns[name] = list(
+                    torch.split(torch.empty_like(values_C).scatter(0, order_C, values_C), sizes)
+                )
+        return columns, sample_metrics(samples, trained)
+
+    # -- steps --
+
+    def train(self, number: int, found: Iteration) -> tuple[dict[str, float], float]:
+        """The optimiser steps of one iteration; returns metrics (means over steps) and floating-point operations."""
+        stage, online = self.setup.stage, self.setup.objective.ONLINE
+        began_s, temperature = self.clock(), stage.rollouts.temperature if online else 1.0
+        if online is None:
+            found = ranked(found, self.setup.objective.ROWS)
+        units = [unit for group in found.units for unit in group]
+        ends = list(accumulate_sizes(len(group) for group in found.units))
+        places = [range(end - len(group), end) for end, group in zip(ends, found.units)]
+        columns, metrics = self.columns(found, units) if units else ({}, {})
+        flops, work = training_flops(self.model, head=True), 0.0
+        gradients: list[Gradient] = []
+        for epoch in range(stage.inner_epochs):
+            for part, cut in enumerate(minibatches(units, places, stage.minibatches)):
+                at = number * self.per_iteration + epoch * stage.minibatches + part
+                kept, more = self._skipped(units, columns, cut)
+                batches = [
+                    batch_of(units, columns, self.group.share(micro), temperature, self.device)
+                    for micro in kept
+                ]
+                gradients.append(self._step(at, batches, more))
+                work += sum(map(flops, batches))
+        if "kl" in metrics and online is not None:
+            self.beta = online.adapt(self.settings, self.beta, metrics["kl"], len(found.rollouts))
+        return {**metrics, **_mean_gradients(gradients), "time/train": self.clock() - began_s}, work
+
+    def _skipped(
+        self, units: Sequence[Unit], columns: Columns, cut: list[list[int]]
+    ) -> tuple[list[list[int]], float]:
+        """Leave out trees whose gradient is exactly 0; returns what is left, and the part of the mean's count
+        that is left out."""
+        online = self.setup.objective.ONLINE
+        if online is None or not online.skips(self.settings) or not cut:
+            return cut, 0.0
+        left = [[i for i in part if bool(columns["advantage_C"][i].any())] for part in cut]
+        left = [part for part in left if part] or [cut[0][:1]]  # a step with a gradient of 0 is still a step
+        inside = {i for part in left for i in part}
+        lengths = [n for part in cut for i in part if i not in inside for n in units[i].lengths]
+        return left, online.count(self.settings, torch.tensor(lengths)) if lengths else 0.0
+
+    def _step(self, at: int, batches: list[TokenBatch], more: float) -> Gradient:
+        """One optimiser step: the objective's gradient, the second data line's, the update."""
+        stage, setup = self.setup.stage, self.setup
+        mix = None
+        if not batches and self.data is None:  # nothing of this step could be scored
+            return Gradient(0.0, 0.0, 0.0, 0, {})
+        if self.data is not None and stage.ptx is not None:
+            rows = [
+                to_device(collate([setup.ptx[i] for i in self.group.share(part)]), self.device)
+                for part in self.data[at]
+            ]
+            mix = Mix(self.plain, partial(sft, NoSettings()), rows, stage.ptx.weight)
+        gradient = accumulate(
+            self.model,
+            self.forward,
+            self._loss,
+            batches,
+            stage.optim.clip_norm,
+            whole_step=setup.objective.WHOLE_STEP,
+            group=self.group,
+            more=more,
+            mix=mix,
+        )
+        if not gradient.finite:
+            raise DemeanorError(
+                f"optimiser step {at + 1}: the loss or its gradient is not finite; the checkpoint before this "
+                "iteration is kept. Lower optim.lr, or look at the rewards of this iteration"
+            )
+        rate = learning_rate(stage.optim, at, self.iterations * self.per_iteration)
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = rate * settings.get("scale", 1.0)
+        self.optimizer.step()
+        return gradient
+
+    def _loss(self, outputs: Outputs, batch: TokenBatch) -> Loss:
+        more: dict[str, tuple[Tensor, Tensor]] = {}
+        if self.setup.corrected is not None and outputs.logprobs_C is not None:
+            batch, more = self.setup.corrected(batch, outputs.logprobs_C.detach())
+        loss = self.setup.objective.loss(self.settings, outputs, batch)
+        return Loss(loss.total, loss.count, {**loss.metrics, **mismatch(outputs, batch), **more})
+
+
+def _spread(into: list[Tensor], part: Sequence[int], values_C: Tensor | None, sizes: Sequence[int]) -> None:
+    assert values_C is not None
+    for i, values in zip(part, torch.split(values_C.float().cpu(), [sizes[i] for i in part])):
+        into[i] = values
+
+
+def mismatch(outputs: Outputs, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    """How far trainer and sampler are apart: k1 and k2 of log q - log p (nats per token), and the largest gap.
+
+    They are of the weights that sampled only in the first step of an iteration.
+    """
+    if batch.sampled_C is None or outputs.logprobs_C is None:
+        return {}
+    gap_C = batch.sampled_C - outputs.logprobs_C.detach().to(batch.sampled_C.dtype)
+    count = gap_C.new_tensor(float(gap_C.numel()))
+    return {
+        "kl_sample_train_v1": (gap_C.sum(), count),
+        "kl_sample_train_v2": (0.5 * gap_C.square().sum(), count),
+    }
+
+
+# ---- metrics ----
+
+
+def rollout_metrics(
+    rolled: Sequence[Sequence[Rollout]], refused: Callable[[str], bool] | None
+) -> dict[str, float]:
+    """Lengths (tokens that the policy wrote) of all and of finished answers, and shares of answers."""
+    everyone = [rollout for rollouts in rolled for rollout in rollouts]
+    lengths = [len(r.sampled) for r in everyone]
+    finished = [len(r.sampled) for r in everyone if r.ended]
+    found = {
+        "completions/mean_length": fmean(lengths),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": fmean(not r.ended for r in everyone),
+        "completions/repetition": fmean(repetition(r.tokens) for r in everyone),
+        "completions/failed": fmean(r.error is not None for r in everyone),
+    }
+    if finished:
+        found["completions/mean_terminated_length"] = fmean(finished)
+    if refused is not None:
+        found["completions/refused"] = fmean(refused(r.text) for r in everyone)
+    return found
+
+
+def sample_metrics(samples: Samples, trained: Advantages) -> dict[str, float]:
+    """What the objective measured, and the KL to the reference per token by k1.
+
+    k1 is unbiased here, since the tokens are the policy's own draws; k3 is for samples of something else.
+    """
+    found = {name: float(total / count) for name, (total, count) in trained.metrics.items() if float(count)}
+    if samples.reference_C is not None:
+        found["kl/token"] = float((samples.sampled_C - samples.reference_C).mean())
+        found["kl/coefficient"] = samples.beta
+    return found
+
+
+def _mean_gradients(gradients: Sequence[Gradient]) -> dict[str, float]:
+    names = dict.fromkeys(name for g in gradients for name in g.metrics)
+    found = {name: fmean(g.metrics[name] for g in gradients if name in g.metrics) for name in names}
+    for name in ("kl_sample_train_v1", "kl_sample_train_v2"):  # of the weights that sampled
+        if name in gradients[0].metrics:
+            found[name] = gradients[0].metrics[name]
+    return {
+        "loss": fmean(g.loss for g in gradients),
+        "grad_norm": fmean(g.norm for g in gradients),
+        "tokens": float(sum(g.tokens for g in gradients)),
+        "count": float(sum(g.counted for g in gradients)),
+        **found,
+    }
+
+
+# ---- evaluation ----
+
+
+def reward_evaluator(setup: Setup, tasks: Sequence[Task]) -> Evaluate:
+    """A function that samples one answer to each held-out task, always with the same seeds, and scores it."""
+
+    def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+        rolled = setup.roll(policy_of(model), tasks, seeds(setup.stage.seed, -1, len(tasks), 1))
+        found = setup.score([rollout for rollouts in rolled for rollout in rollouts])
+        metrics = {"reward_rows": float(len(tasks)), **found.metrics()}
+        known = [value for value in found.total if value is not None]
+        if len(known) > 1:
+            ones = torch.ones(len(known), dtype=torch.float64)
+            low, high = heldout.clustered(torch.tensor(known, dtype=torch.float64), ones)
+            metrics |= {"reward/low": low, "reward/high": high}
+        return metrics
+
+    return evaluate
+
+
+def examples(found: Iteration) -> Iterator[dict[str, Any]]:
+    """The first groups of an iteration as rows for a reader: prompt, answers, rewards."""
+    for rollout, reward, group in zip(found.rollouts, found.rewards, found.groups):
+        if group < SHOWN:
+            task = rollout.task
+            yield {
+                "prompt": task.messages[-1].content if task.messages else task.source,
+                "answer": rollout.text,
+                "ended": rollout.ended,
+                "tokens": sum(len(path.sampled) for path in paths_of(rollout)),
+                "reward": reward,
+            }
+
+
+# ---- the run ----
+
+
+def fit_online(
+    model: nn.Module,
+    setup: Setup,
+    *,
+    out: Path,
+    watch: StageProgress,
+    held_out: Sequence[Task] = (),
+    checkpoint_every_s: float = 20.0,
+    dtype: torch.dtype | None = None,
+    group: ProcessGroup = ALONE,
+    tracker: Callable[[], progress.Tracker] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Train `model` (a policy, or an ActorCritic) in place, from the checkpoint in `out` if there is one.
+
+    Evaluates before the first iteration and after each fifth of them. Raises Interrupted (exit code 130) after
+    Ctrl-C, with a checkpoint written; DemeanorError if the loss is not finite, with the last checkpoint kept.
+    """
+    trainer = Trainer(model, setup, dtype, group, clock)
+    stage, steps, state = setup.stage, trainer.iterations, out / CHECKPOINT
+    ema = None if stage.optim.ema is None else EMA(model, alpha=1.0 - stage.optim.ema)
+    averages = {} if ema is None else {"ema": ema}
+    about = {
+        "steps": steps,
+        "rows": len(setup.tasks),
+        "optim": stage.optim.model_dump(mode="json"),
+        "dtype": str(dtype or torch.float32),
+    }
+
+    evaluations: list[Evaluate] = []
+    if held_out:
+        evaluations.append(reward_evaluator(setup, held_out))
+    if setup.probe is not None:
+        probe = setup.probe
+        evaluations.append(lambda whole, step: dict(probe(policy_of(whole), step)))
+
+    def look(done: int) -> None:
+        if not evaluations or not (not done or due(done, steps)):
+            return
+        with nullcontext() if ema is None else ema.swapped_into(model):
+            found = {
+                name: value for one in evaluations for name, value in evaluation(one, model, done).items()
+            }
+            if stage.keep == "best" and is_best(out, found):
+                resume.save_weights(out / best_name(done), policy_of(model))
+        settle(model)
+        rows.append({"step": done, **found})
+        watch.say(seen_line(done, found))
+
+    begun = resume.load(state, model, trainer.optimizer, about, averages)
+    trainer.load(resume.controllers_in(state))
+    seen = any(is_evaluation(row) for row in read_log(out / LEDGER) if row["step"] == begun)
+    peak = measured_peak(trainer.device.type, dtype or torch.float32)
+    book = (
+        progress.MetricsLog(out / LEDGER, step=begun, tracker=tracker) if group.first else progress.NullLog()
+    )
+    shown = progress.MetricsLog(out / ROLLOUTS, step=begun) if group.first else progress.NullLog()
+    with book as rows, shown as readable, stop_requests() as stop, watch.running(steps, begun, peak):
+        if not seen:  # a run killed while it evaluated
+            look(begun)
+        saved_s = clock()
+        for step in range(begun, steps):
+            start_s, done = clock(), step + 1
+            sampled, metrics = trainer.sample(step)
+            found, flops = trainer.train(step, sampled)
+            for average in averages.values():
+                average.update(model, done)
+            rate = learning_rate(stage.optim, done * trainer.per_iteration - 1, steps * trainer.per_iteration)
+            rows.append(
+                {"step": done, "lr": rate, **metrics, **found, "seconds": round(clock() - start_s, 4)}
+            )
+            if done == 1 or due(done, steps):
+                for example in examples(sampled):
+                    readable.append({"step": done, **example})
+            watch.update(done, found["loss"], int(found["tokens"]), flops)
+            stopping = group.any(stop.asked)
+            if (
+                stopping
+                or done == steps
+                or due(done, steps)
+                or group.any(group.first and clock() - saved_s >= checkpoint_every_s)
+            ):
+                resume.save(state, model, trainer.optimizer, done, about, averages, group, trainer.state())
+                saved_s = clock()
+            if stopping:
+                raise stop.obeyed(done, steps)
+            look(done)
+        if group.any(stop.asked):
+            raise stop.obeyed(steps, steps)
+    if ema is not None:
+        ema.copy_to(model)
+    if stage.keep == "best":
+        chosen = best_step(out)
+        if chosen is not None:
+            resume.load_weights(out / best_name(chosen), policy_of(model))
+            watch.say(f"kept the weights of step {chosen}, the best by the held-out score")
+
+
+GOLD = "eval_probe/held_out"
+
+
+def best_step(out: Path) -> int | None:
+    """The evaluated step with the highest held-out score of the probe, the first of equal ones."""
+    scores = [(row[GOLD], -row["step"]) for row in read_log(out / LEDGER) if row.get(GOLD) is not None]
+    return -max(scores)[1] if scores else None
+
+
+def is_best(out: Path, found: Mapping[str, float]) -> bool:
+    """Whether an evaluation's held-out score is higher than all before it."""
+    earlier = [row[GOLD] for row in read_log(out / LEDGER) if row.get(GOLD) is not None]
+    return GOLD in found and all(found[GOLD] > score for score in earlier)
+
+
+def best_name(step: int) -> str:
+    return f"best-{step}.safetensors"
+
+
+def seen_line(done: int, found: Mapping[str, float]) -> str:
+    """One line about an evaluation: the reward with its interval."""
+    if "eval_reward" not in found:
+        return f"evaluated after step {done}"
+    low, high = found.get("eval_reward/low"), found.get("eval_reward/high")
+    interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+    return f"after step {done}: reward of {found['eval_reward_rows']:.0f} held-out prompts {found['eval_reward']:.3f}{interval}"

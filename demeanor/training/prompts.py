@@ -1,0 +1,105 @@
+"""Prompts of an online stage: rows or items of suites as tasks, each prompt once, some of them held out.
+
+In: the stage's `prompts`, a template. Out: tasks to train on and tasks to measure on. It samples nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from demeanor.core.errors import DataError
+from demeanor.core.types import Example, Item, Messages, TrainingRow, Unpaired
+from demeanor.data import sources
+from demeanor.data.trees import Tree
+from demeanor.stack.schema import OnlineStage, PromptSource
+from demeanor.text.template import Template
+from demeanor.training import heldout
+from demeanor.training.rewards import Task
+
+MOST_HELD_OUT = 64
+
+
+class Prompts(NamedTuple):
+    """Tasks to train on, tasks held out, and how many prompts were too long."""
+
+    tasks: list[Task]
+    held_out: list[Task]
+    too_long: int
+
+
+def prompts(
+    stage: OnlineStage,
+    template: Template,
+    *,
+    root: Path,
+    context: int,
+    items: Callable[[str, Path], Sequence[Item]],
+) -> Prompts:
+    """Read and render a stage's prompts; a tenth of them, at most 64, is held out by a hash of the prompt.
+
+    Raises DataError if no prompt leaves room for an answer in the context.
+    """
+    found: dict[tuple[tuple[int, ...], str], Task] = {}
+    for source in stage.prompts:
+        for task in _tasks(source, template, root, items):
+            found.setdefault((task.tokens, "" if task.item is None else task.item.id), task)
+    room = min(stage.max_tokens or context, context - stage.rollouts.max_tokens)
+    fitting = [task for task in found.values() if len(task.tokens) <= room]
+    if not fitting:
+        shortest = min((len(task.tokens) for task in found.values()), default=0)
+        raise DataError(
+            f"{stage.name}: prompts: none of {len(found)} leaves room for an answer of rollouts.max_tokens = "
+            f"{stage.rollouts.max_tokens} in {context} tokens (the shortest has {shortest}); lower max_tokens"
+        )
+    kept, held = heldout.split([Tree(task.tokens, ()) for task in fitting])
+    return Prompts(
+        [fitting[i] for i in kept], [fitting[i] for i in held][:MOST_HELD_OUT], len(found) - len(fitting)
+    )
+
+
+def _tasks(
+    source: PromptSource, template: Template, root: Path, items: Callable[[str, Path], Sequence[Item]]
+) -> Iterator[Task]:
+    if source.items:
+        chosen = [x for x in items(source.source, root) if not source.axes or x.axis in source.axes]
+        if not chosen:
+            axes = ", ".join(dict.fromkeys(x.axis for x in items(source.source, root)))
+            raise DataError(f"{source.source}: no item of axes {', '.join(source.axes)}; it has {axes}")
+        for item in chosen[: source.limit]:
+            tokens = template.render(item.messages, item.tools, generate=True).tokens
+            yield Task(item.messages, tuple(tokens), item, item.id)
+        return
+    for row in sources.rows(source, root=root, want="prompts"):
+        messages = asked(row)
+        kwargs = row.template_kwargs
+        tokens = template.render(messages, row.tools, generate=True, kwargs=kwargs).tokens
+        yield Task(messages, tuple(tokens), None, row.source)
+
+
+def asked(row: TrainingRow) -> Messages:
+    """The messages of a row before the answer that it trains."""
+    if not isinstance(row, Example):
+        return row.prompt
+    trained = next(
+        (i for i, m in enumerate(row.messages) if i >= row.trained_from and m.role == "assistant"),
+        len(row.messages),
+    )
+    if trained == 0:
+        raise DataError(f"{row.source or 'row'}: begins with an answer; wanted a prompt before it")
+    return row.messages[:trained]
+
+
+def demonstrations(stage: OnlineStage, root: Path) -> Iterator[tuple[Messages, Messages]]:
+    """Prompts of a stage with the answers that their rows hold: an example's, or a preference's best."""
+    for source in stage.prompts:
+        if source.items:
+            continue
+        for row in sources.rows(source, root=root, want="prompts", say=lambda said: None):
+            before = asked(row)
+            if isinstance(row, Example):
+                if len(row.messages) > len(before):
+                    yield before, row.messages[len(before) :][:1]
+            elif not isinstance(row, Unpaired):
+                yield before, row.completions[row.ranks.index(min(row.ranks))]
