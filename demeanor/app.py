@@ -49,7 +49,7 @@ from demeanor.engine.respond import (
     with_identity,
 )
 from demeanor.engine.respond import unit_vector as _unit
-from demeanor.engine.scheduler import Request
+from demeanor.engine.scheduler import Piece, Request
 from demeanor.evaluation import items, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.evaluation.scorers import refusal, score_item, scored_from_text
@@ -58,13 +58,14 @@ from demeanor.model import checkpoints
 from demeanor.model.llama import Llama
 from demeanor.retrieval import documents, index
 from demeanor.server.request_context import charged, current_token_budget
-from demeanor.stack.schema import GenerationEvalSpec, Remote
+from demeanor.stack.schema import GenerationEvalSpec, OnlineStage, Remote
 from demeanor.stack.stack import Stack, load
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.training import export, generation_eval, pipeline, scoring
+from demeanor.training import export, generation_eval, online_stage, pipeline, scoring
+from demeanor.training.rewards import Roll, Rollout, Task
 from demeanor.training.runs import Runs, training_curves, weights_folder
 from demeanor.training.stage import RunOptions
 from demeanor.world.catalog import GENERATED
@@ -307,7 +308,7 @@ def train(
     probe: int | None = None,
 ) -> None:
     """Train every stage that has no finished weights, as training/pipeline.py says."""
-    pipeline.train(stack, runs, only=only, options=options, probe=probe, services=GENERATION)
+    pipeline.train(stack, runs, only=only, options=options, probe=probe, services=ONLINE)
 
 
 def _generate(
@@ -356,6 +357,44 @@ def _judge(stack: Stack, verdicts: Path) -> scoring.Prefer:
 
 REWARDS = scoring.RewardServices(score=_score, wrong=items.wrong_target, judge=_judge)
 """What rewards need of the scorers and the judge."""
+
+
+def _roll(stack: Stack, stage: OnlineStage, tokenizer: Tokenizer, template: Template) -> Roll:
+    settings = stage.rollouts
+
+    def roll(model: nn.Module, tasks: Sequence[Task], seeds: Sequence[Sequence[int]]) -> list[list[Rollout]]:
+        assert isinstance(model, Llama), f"wanted a policy that an engine runs, got {type(model).__name__}"
+        decoding = Decoding(settings.temperature, settings.top_p, settings.max_tokens, stop=template.stop)
+        requests = [
+            Request(task.tokens, replace(decoding, seed=seed), template.stop_tokens)
+            for task, numbers in zip(tasks, seeds)
+            for seed in numbers
+        ]
+        room = max(len(task.tokens) for task in tasks) + settings.max_tokens
+        engine = LocalEngine(model, tokenizer, num_slots=min(len(requests), 64), max_context=room)
+        try:
+            answers = iter(engine.generate(requests))
+        finally:
+            engine.close()
+        return [[_rollout(task, next(answers)) for _ in numbers] for task, numbers in zip(tasks, seeds)]
+
+    return roll
+
+
+def _rollout(task: Task, pieces: Sequence[Piece]) -> Rollout:
+    tokens = tuple(piece.token for piece in pieces)
+    return Rollout(
+        task,
+        tokens,
+        (True,) * len(tokens),
+        tuple(piece.logprob for piece in pieces),
+        "".join(piece.text for piece in pieces),
+        pieces[-1].finish == "stop",
+    )
+
+
+ONLINE = online_stage.OnlineServices(roll=_roll, rewards=REWARDS, generation=GENERATION)
+"""What online stages need of the engine, the scorers and the judge."""
 
 
 def services(runs: Runs) -> Services:

@@ -25,11 +25,15 @@ from demeanor.stack.schema import (
     AnyStage,
     Import,
     ImportStage,
+    ItemReward,
+    JudgeReward,
     MergeStage,
+    ModelReward,
     OnlineStage,
     Optim,
     QuantiseStage,
     Remote,
+    RuleReward,
     Scratch,
     Source,
     StackSpec,
@@ -118,11 +122,30 @@ def _expand_stage(stage: dict[str, Any]) -> None:
     for key in ("objective", "adapter"):
         if isinstance(stage.get(key), str):
             stage[key] = {"kind": stage[key]}
-    if "data" in stage:
-        stage["data"] = _sources(stage["data"])
+    for key in ("data", "prompts"):
+        if key in stage:
+            stage[key] = _sources(stage[key])
+    ptx, cost = stage.get("ptx"), stage.get("cost")
+    if isinstance(ptx, dict) and "data" in ptx:
+        ptx["data"] = _sources(ptx["data"])
+    if "reward" in stage:
+        stage["reward"] = _terms(stage["reward"])
+    if isinstance(cost, dict) and "terms" in cost:
+        cost["terms"] = _terms(cost["terms"])
     adapter = stage.get("adapter")
     if isinstance(adapter, dict) and isinstance(adapter.get("targets"), str):
         stage["adapter"] = {**adapter, "targets": [adapter["targets"]]}
+
+
+def _terms(terms: Any) -> Any:
+    """Expand reward terms: a text is a kind, `stages: NAME` one stage."""
+    found = []
+    for term in terms if isinstance(terms, list) else [terms]:
+        term = {"kind": term} if isinstance(term, str) else term
+        if isinstance(term, dict) and isinstance(term.get("stages"), str):
+            term = {**term, "stages": [term["stages"]]}
+        found.append(term)
+    return found
 
 
 def _sources(data: Any) -> Any:
@@ -339,6 +362,8 @@ def _trained(stage: Stage, earlier: Mapping[str, bool], here: str) -> list[Probl
             "prompts: [{source: ...}], reward: [...] and, if wanted, rollouts: {...}"
         )
         problems.append(Problem(f"{here}.objective.kind", what))
+    if isinstance(stage, OnlineStage):
+        problems += _online(stage, module, earlier, here)
     for role, ancestor in stage.uses.items():
         if module is not None and role not in module.ROLES:
             problems.append(
@@ -350,6 +375,70 @@ def _trained(stage: Stage, earlier: Mapping[str, bool], here: str) -> list[Probl
             what = f"'{ancestor}' is a reward model; {kind} wants a policy here"
             problems.append(Problem(f"{here}.uses.{role}", what))
     return problems
+
+
+def _online(stage: OnlineStage, module: Any, earlier: Mapping[str, bool], here: str) -> list[Problem]:
+    """Check what an online stage names, and that its objective can train on rollouts."""
+    problems: list[Problem] = []
+    kind, rollouts = stage.objective.get("kind"), stage.rollouts
+    if stage.data:
+        what = (
+            "an online stage trains on its own completions; name prompts in `prompts`, a second line in `ptx`"
+        )
+        problems.append(Problem(f"{here}.data", what))
+    if module is not None:
+        problems += _online_objective(stage, module, here)
+    terms = {f"reward[{i}]": term for i, term in enumerate(stage.reward)}
+    terms |= {f"cost.terms[{i}]": term for i, term in enumerate(stage.cost.terms if stage.cost else ())}
+    rewards = [name for name, policy in earlier.items() if not policy]
+    for place, term in terms.items():
+        if isinstance(term, ModelReward):
+            problems += [
+                Problem(f"{here}.{place}.stages", unknown(name, rewards, noun="earlier reward stage"))
+                for name in term.stages
+                if earlier.get(name, True)
+            ]
+        if isinstance(term, ItemReward) and not any(source.items for source in stage.prompts):
+            what = "reads the prompts' own items, and no prompt source has `items: true`"
+            problems.append(Problem(f"{here}.{place}", what))
+        if isinstance(term, JudgeReward) and rollouts.count < 2:
+            what = "compares the answers of a group; wanted rollouts.count of at least 2"
+            problems.append(Problem(f"{here}.{place}", what))
+    for i, source in enumerate(stage.prompts):
+        if source.axes and not source.items:
+            problems.append(
+                Problem(f"{here}.prompts[{i}].axes", "is for suites; write items: true, or leave it out")
+            )
+    if rollouts.turns > 1 and rollouts.environment is None:
+        what = f"got {rollouts.turns} turns without an environment, which says what follows an answer"
+        problems.append(Problem(f"{here}.rollouts.turns", what))
+    if stage.keep == "best" and (stage.probe is None or stage.probe.prompts is None):
+        what = f"{kind}: best is by the held-out score of the probe; write probe: {{prompts: SUITE}}"
+        problems.append(Problem(f"{here}.keep", what))
+    if stage.critic_lr is not None and module is not None and not (module.ONLINE and module.ONLINE.critic):
+        problems.append(Problem(f"{here}.critic_lr", f"{kind} has no critic; leave it out"))
+    if stage.optim.kind == "muon" and module is not None and module.ONLINE and module.ONLINE.critic:
+        problems.append(Problem(f"{here}.optim.kind", "the critic has a learning rate of its own; use adamw"))
+    return problems
+
+
+def _online_objective(stage: OnlineStage, module: Any, here: str) -> list[Problem]:
+    kind, count, place = stage.objective.get("kind"), stage.rollouts.count, f"{here}.objective.kind"
+    if not module.POLICY or module.ROWS in ("unpaired", "text"):
+        what = (
+            f"{kind} does not train a policy on rankings or rollouts; use a preference objective, sft or grpo"
+        )
+        return [Problem(place, what)]
+    if module.MOVING is not None:
+        return [Problem(place, f"{kind} moves its reference, which an online stage does not; use dpo")]
+    needs_group = module.ONLINE.groups if module.ONLINE is not None else True
+    if needs_group and count < 2:
+        what = (
+            f"got {count}; {kind} compares the completions of one prompt, and one alone has no baseline: wanted at "
+            "least 2"
+        )
+        return [Problem(f"{here}.rollouts.count", what)]
+    return []
 
 
 def _merged(stage: MergeStage, earlier: Mapping[str, bool], here: str) -> list[Problem]:
@@ -413,18 +502,25 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
         problems += _checkpoint(base.path, root, f"{where}: weights.base.path")
         problems += _too_long(stages, root / base.path, where)
     elif isinstance(base, Scratch):
-        sources.append(("weights.base", base.data))
+        sources.append(("weights.base.data", base.data))
     for i, stage in enumerate(stages):
         here = f"weights.stages[{i}]"
         if isinstance(stage, ImportStage):
             problems += _imported(stage, root, f"{where}: {here}")
         elif isinstance(stage, Stage):
-            sources.append((here, stage.data))
+            sources.append((f"{here}.data", stage.data))
+            if isinstance(stage, OnlineStage):
+                problems += _online_files(stage, spec, root, f"{where}: {here}")
+                sources.append((f"{here}.prompts", [x for x in stage.prompts if not x.items]))
+                sources.append((f"{here}.ptx.data", stage.ptx.data if stage.ptx else ()))
+                suites += [
+                    (f"{here}.prompts[{k}].source", x.source) for k, x in enumerate(stage.prompts) if x.items
+                ]
             if stage.probe is not None and stage.probe.prompts is not None:
                 suites.append((f"{here}.probe.prompts", stage.probe.prompts))
     for here, data in sources:
         for i, source in enumerate(data):
-            problems += _source(source, root, names.get("rows", ()), f"{where}: {here}.data[{i}]")
+            problems += _source(source, root, names.get("rows", ()), f"{where}: {here}[{i}]")
     for here, suite in suites:
         problems += _suite(suite, root, names.get("suites", ()), f"{where}: {here}")
     for here, template in (
@@ -442,6 +538,26 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
         if template == "model" and not isinstance(base, Import):
             what = "'model' means an imported base's own template; a scratch base has none"
             problems.append(Problem(f"{where}: {here}", what))
+    return problems
+
+
+def _online_files(stage: OnlineStage, spec: StackSpec, root: Path, here: str) -> list[Problem]:
+    """Check the files and layers that an online stage names."""
+    problems: list[Problem] = []
+    known = [str(raw.get("name") or raw.get("kind")) for raw in spec.layers]
+    for name in stage.rollouts.layers:
+        if name not in known:
+            problems.append(Problem(f"{here}.rollouts.layers", unknown(name, known, noun="layer")))
+    file, _, function = (stage.rollouts.environment or ":").partition(":")
+    if stage.rollouts.environment and not (file.endswith(".py") and function.isidentifier()):
+        what = f"got '{stage.rollouts.environment}', wanted FILE.py:FUNCTION"
+        problems.append(Problem(f"{here}.rollouts.environment", what))
+    elif file and not (root / file).is_file():
+        problems.append(Problem(f"{here}.rollouts.environment", f"no such file: {root / file}"))
+    terms = [*stage.reward, *(stage.cost.terms if stage.cost else ())]
+    for term in terms:
+        if isinstance(term, RuleReward) and not (root / term.rules).is_file():
+            problems.append(Problem(f"{here}.reward.rules", f"no such file: {root / term.rules}"))
     return problems
 
 

@@ -73,7 +73,8 @@ Score = Callable[[Sequence[Rollout]], Scored]
 class Multiplier(Protocol):
     """The multiplier of a constraint, which follows what was measured; its state is saved with the run."""
 
-    value: float
+    @property
+    def value(self) -> float: ...
 
     def update(self, cost: float) -> None: ...
 

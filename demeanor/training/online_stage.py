@@ -5,22 +5,22 @@ In: a Stack, a stage, services that app.py gives. Out: the trained policy. It kn
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
-from demeanor.core import registry
+from demeanor.core import hardware, registry
 from demeanor.core.errors import DemeanorError
 from demeanor.core.files import write_json
-from demeanor.core.types import Completion, Item, Messages
-from demeanor.data.trees import Tree, preference_tree
 from demeanor.core.types import Preference
+from demeanor.data.trees import Tree, preference_tree
 from demeanor.model import checkpoints
-from demeanor.model.reward_model import RewardModel
-from demeanor.stack.schema import CostSpec, OnlineStage
+from demeanor.stack.schema import OnlineStage
 from demeanor.stack.stack import OBJECTIVES, Stack
 from demeanor.text.template import Template
 from demeanor.text.tokenizer import Tokenizer
@@ -29,10 +29,10 @@ from demeanor.training import scoring
 from demeanor.training import stage as training
 from demeanor.training.controllers import Lagrangian
 from demeanor.training.generation_eval import GenerationServices
-from demeanor.training.loop import Evaluate, ForwardFn
+from demeanor.training.loop import Evaluate
 from demeanor.training.online import Constraint, Setup, seeds
 from demeanor.training.rewards import Roll, Rollout, Task
-from demeanor.training.runs import Runs, note
+from demeanor.training.runs import Runs, weights_folder
 from demeanor.training.stage import Critic, FrozenPolicy, TrainingRun
 
 NORMALISED_ON = 256  # answers that a reward model is normalised on
@@ -77,7 +77,10 @@ def train(
     build = partial(scoring.build, services=services.rewards, stack=stack, load=load)
     reward = build(stage.reward, verdicts=run.folder / "verdicts.jsonl")
     roll = services.roll(stack, stage, tokenizer, template)
-    _normalise(reward, run, "normalisation.json", partial(_answers, stage, found.tasks, roll, parent, reference), stack, template)
+    start = parent if reference is None else reference.folder
+    _normalise(
+        reward, stage, run.folder / "normalisation.json", stack.root, template, found.tasks, roll, start
+    )
     constraint = None
     if stage.cost is not None:
         cost = build(stage.cost.terms, verdicts=run.folder / "cost-verdicts.jsonl")
@@ -85,17 +88,18 @@ def train(
     reads_reference = reference is not None and (online is None or online.reference(settings))
 
     def critic() -> Critic:
-        assert online is not None and online.value_init is not None
+        assert online is not None
+        assert online.value_init is not None
         if online.value_init(settings) == "zero":
             return Critic(parent, zero=True)
-        start = reward.critic_start()
-        if start is None:
+        best = reward.critic_start()
+        if best is None:
             raise DemeanorError(
                 f"{stage.name}: objective.value_init: reward wants exactly one reward term of one model, to start "
                 "the critic from; write value_init: zero"
             )
-        name, norm = start
-        return Critic(training.weights_folder(stack, runs, name), shift=norm.shift, scale=norm.scale)
+        name, norm = best
+        return Critic(weights_folder(stack, runs, name), shift=norm.shift, scale=norm.scale)
 
     held = [Tree(task.tokens, (), source=task.source) for task in found.held_out]
     setup = partial(
@@ -120,3 +124,44 @@ def train(
         critic=critic if online is not None and online.critic else None,
         held_out=found.held_out,
     )
+
+
+def _normalise(
+    reward: scoring.RewardSum,
+    stage: OnlineStage,
+    kept: Path,
+    root: Path,
+    template: Template,
+    tasks: Sequence[Task],
+    roll: Roll,
+    reference: Path,
+) -> None:
+    """Measure shift and scale of reward models that want it, once in a run: `kept` holds what was measured."""
+    if kept.exists():
+        reward.load(json.loads(kept.read_text(encoding="utf-8")))
+    wants = reward.wants
+    if "reference" in wants:
+        chosen = tasks[:NORMALISED_ON]
+        policy = checkpoints.policy(reference).to(hardware.device())
+        rolled = roll(policy, chosen, seeds(stage.seed, -2, len(chosen), -(-NORMALISED_ON // len(chosen))))
+        reward.normalise("reference", [rollout for rollouts in rolled for rollout in rollouts])
+    if "demonstrations" in wants:
+        shown = islice(asked.demonstrations(stage, root), NORMALISED_ON)
+        rollouts = [_demonstrated(pair, template) for pair in shown]
+        if len(rollouts) < 2:
+            raise DemeanorError(
+                f"{stage.name}: reward: normalise: demonstrations: its prompts hold {len(rollouts)} answers; wanted "
+                "rows with answers in `prompts`, or normalise: reference"
+            )
+        reward.normalise("demonstrations", rollouts)
+    if wants:
+        write_json(kept, reward.state())
+
+
+def _demonstrated(pair: asked.Demonstration, template: Template) -> Rollout:
+    """A person's answer as a rollout, for a reward model to read."""
+    tree = preference_tree(Preference(pair.prompt, (pair.answer,), (0,)), template)
+    (branch,) = tree.branches
+    task = Task(pair.prompt, tree.prompt)
+    written = branch.trained
+    return Rollout(task, branch.tokens, written, (0.0,) * sum(written), pair.answer[-1].content, ended=True)

@@ -21,7 +21,7 @@ from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import write_json
 from demeanor.core.types import Example, TrainingRow, Unpaired
 from demeanor.data import sources
-from demeanor.data.batches import assemble, stored
+from demeanor.data.batches import Assembled, assemble, stored
 from demeanor.data.rows import Want
 from demeanor.data.trees import Tree, example_tree, mismatched, packed, preference_tree, unpaired_tree
 from demeanor.model import checkpoints, quantize
@@ -31,6 +31,7 @@ from demeanor.stack.schema import (
     Import,
     ImportStage,
     MergeStage,
+    OnlineStage,
     QuantiseStage,
     Remote,
     Scratch,
@@ -41,7 +42,7 @@ from demeanor.stack.stack import OBJECTIVES, Stack, plain
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.training import derived, generation_eval
+from demeanor.training import derived, generation_eval, online_stage
 from demeanor.training import stage as training
 from demeanor.training.parallel import join
 from demeanor.training.progress import StageProgress
@@ -56,7 +57,7 @@ def train(
     only: Sequence[str] = (),
     options: RunOptions = RunOptions(),
     probe: int | None = None,
-    services: generation_eval.GenerationServices,
+    services: online_stage.OnlineServices,
 ) -> None:
     """Train every stage (or those in `only` and their ancestors) that has no finished weights, in order.
 
@@ -184,7 +185,7 @@ def _train_stage(
     runs: Runs,
     stage: Stage,
     options: RunOptions,
-    services: generation_eval.GenerationServices,
+    services: online_stage.OnlineServices,
 ) -> None:
     key = stack.stage_key(stage.name)
     if runs.complete(key):
@@ -206,10 +207,41 @@ def _train_stage(
     if stage.probe is not None:
         frozen = parent if reference is None else reference.folder
         evaluation = generation_eval.prepare(
-            stack, runs, stage, tokenizer, template, parent=parent, reference=frozen, services=services
+            stack,
+            runs,
+            stage,
+            tokenizer,
+            template,
+            parent=parent,
+            reference=frozen,
+            services=services.generation,
         )
-    with training.start(runs, stage.name, key, _record(stack, stage.name, stage.data), options) as run:
+    data: Sequence[Source] = stage.data
+    if isinstance(stage, OnlineStage):
+        data = (*stage.prompts, *(stage.ptx.data if stage.ptx else ()))
+    with training.start(runs, stage.name, key, _record(stack, stage.name, data), options) as run:
         context = checkpoints.checkpoint_info(parent).context
+        save = partial(checkpoints.save_checkpoint, adapter=stage.adapter, parent=parent)
+        if isinstance(stage, OnlineStage):
+            ptx = (
+                () if stage.ptx is None else ptx_trees(stack, stage, template, tokenizer, context, run.folder)
+            )
+            model = online_stage.train(
+                stack,
+                runs,
+                stage,
+                run,
+                tokenizer=tokenizer,
+                template=template,
+                parent=parent,
+                reference=reference,
+                ptx=ptx,
+                probe=evaluation,
+                services=services,
+            )
+            if run.group.first:
+                _finish(stack, runs, key, tokenizer, partial(save, model))
+            return
         trees = stage_trees(stack, stage, template, tokenizer, context, run.folder)
         model = training.train_stage(
             stage,
@@ -222,8 +254,7 @@ def _train_stage(
             generation_eval=evaluation,
         )
         if run.group.first:
-            save = partial(checkpoints.save_checkpoint, model, adapter=stage.adapter, parent=parent)
-            _finish(stack, runs, key, tokenizer, save)
+            _finish(stack, runs, key, tokenizer, partial(save, model))
 
 
 def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage | QuantiseStage) -> None:
@@ -279,21 +310,45 @@ def stage_trees(
     """The rows of a stage as token trees, plain text packed; in a file in `folder` if a source streams."""
     objective = registry.entry(OBJECTIVES, stack.objective_kind(stage.name))
     wants: Want = objective.ROWS
+    found, kept = _assembled(stack, stage.data, wants, template, tokenizer, folder)
+    if wants == "unpaired" and objective.KL:
+        return stored(mismatched(found.trees, stage.seed), kept)
+    return _with_text(found, (stage.max_tokens or context) - 1, stage.seed, kept)
+
+
+def ptx_trees(
+    stack: Stack, stage: OnlineStage, template: Template, tokenizer: Tokenizer, context: int, folder: Path
+) -> Sequence[Tree]:
+    """The rows of an online stage's second data line, plain text packed; rows beyond `max_tokens` are left out."""
+    assert stage.ptx is not None
+    found, kept = _assembled(stack, stage.ptx.data, "examples", template, tokenizer, folder)
+    longest = stage.max_tokens or context
+    trees = [x for x in _with_text(found, longest - 1, stage.seed, kept) if x.longest <= longest]
+    if not trees:
+        raise DataError(f"{stage.name}: ptx.data: no row of at most {longest} tokens")
+    return trees
+
+
+def _assembled(
+    stack: Stack, data: Sequence[Source], wants: Want, template: Template, tokenizer: Tokenizer, folder: Path
+) -> tuple[Assembled, Path | None]:
+    """Trees and documents of some sources, and where trees are kept if a source streams."""
     found = assemble(
-        stage.data,
+        data,
         read=lambda source, noted: sources.read(source, root=stack.root, want=wants, problems=noted),
         render=partial(render, template, tokenizer, wants),
         document=tokenizer.document,
         folder=folder,
         doubts=sources.Doubts(tokenizer.special, template.jinja),
     )
-    kept = folder if any(source.stream for source in stage.data) else None
-    if wants == "unpaired" and objective.KL:
-        return stored(mismatched(found.trees, stage.seed), kept)
+    return found, folder if any(source.stream for source in data) else None
+
+
+def _with_text(found: Assembled, row_tokens: int, seed: int, kept: Path | None) -> Sequence[Tree]:
+    """The trees, and the documents packed into rows before them."""
     if not found.documents:
         return found.trees
-    row_tokens = (stage.max_tokens or context) - 1
-    rows = packed(found.documents, row_tokens, sum(map(len, found.documents)), stage.seed)
+    rows = packed(found.documents, row_tokens, sum(map(len, found.documents)), seed)
     return stored(chain(rows, found.trees), kept)
 
 

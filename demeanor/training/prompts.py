@@ -91,8 +91,15 @@ def asked(row: TrainingRow) -> Messages:
     return row.messages[:trained]
 
 
-def demonstrations(stage: OnlineStage, root: Path) -> Iterator[tuple[Messages, Messages]]:
-    """Prompts of a stage with the answers that their rows hold: an example's, or a preference's best."""
+class Demonstration(NamedTuple):
+    """A prompt and a person's answer to it."""
+
+    prompt: Messages
+    answer: Messages
+
+
+def demonstrations(stage: OnlineStage, root: Path) -> Iterator[Demonstration]:
+    """The answers that a stage's prompt rows hold: an example's first, or a preference's best."""
     for source in stage.prompts:
         if source.items:
             continue
@@ -100,6 +107,6 @@ def demonstrations(stage: OnlineStage, root: Path) -> Iterator[tuple[Messages, M
             before = asked(row)
             if isinstance(row, Example):
                 if len(row.messages) > len(before):
-                    yield before, row.messages[len(before) :][:1]
+                    yield Demonstration(before, row.messages[len(before) :][:1])
             elif not isinstance(row, Unpaired):
-                yield before, row.completions[row.ranks.index(min(row.ranks))]
+                yield Demonstration(before, row.completions[row.ranks.index(min(row.ranks))])
