@@ -78,6 +78,8 @@ class Multiplier(Protocol):
 
     def update(self, cost: float) -> None: ...
 
+    def combined(self, reward: float, cost: float) -> float: ...
+
     def state(self) -> dict[str, float]: ...
 
     def load(self, state: Mapping[str, float]) -> None: ...
@@ -396,9 +398,8 @@ class Trainer:
         if constraint is not None and found.costs:
             cost, multiplier = fmean(found.costs), constraint.multiplier
             multiplier.update(cost)
-            weight = multiplier.value
-            metrics |= {"cost": cost, "cost/lambda": weight, "cost/limit": constraint.limit}
-            joint = tuple((r - weight * c) / (1 + weight) for r, c in zip(found.rewards, found.costs))
+            metrics |= {"cost": cost, "cost/lambda": multiplier.value, "cost/limit": constraint.limit}
+            joint = tuple(map(multiplier.combined, found.rewards, found.costs))
             found = found._replace(rewards=joint)
         return found, metrics
 
