@@ -13,8 +13,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from demeanor.core.types import Decoding
-
 _HEAD = 64  # tokens tried before the vocabulary is sorted (a sort of 32 x 2048 costs 3 ms, this 0.4 ms)
 _TINY = 1e-30
 
@@ -40,13 +38,12 @@ def draw(
     """Draw one token per row by race from its tempered distribution, narrowed by top_k, top_p, min_p:
     tokens_N.
 
-    Temperature must be at least COLDEST; top_k 0 is off.
-    Source: Gumbel 1954, "Statistical theory of extreme values".
+    Temperature must be at least COLDEST; top_k 0 is off. Each step renormalises what the one before left (as in
+    transformers and vLLM).
+    Source: Gumbel 1954, "Statistical theory of extreme values"; top_p: Holtzman et al. 2020, eq. 2; min_p:
+    Nguyen et al. 2024.
     """
-    probs_NV = narrowed(logits_NV, temperature_N, top_p_N, top_k_N, min_p_N)
-    waits_NV = torch.log1p(-uniform_NV).neg_().clamp_min_(_TINY)
-    # A token that cannot be drawn never wins, not even where the others' numbers are 0.
-    return (probs_NV / waits_NV).masked_fill_(probs_NV <= 0, -1.0).argmax(-1)
+    return race(narrowed(logits_NV, temperature_N, top_p_N, top_k_N, min_p_N), uniform_NV)
 
 
 def narrowed(
@@ -56,17 +53,15 @@ def narrowed(
     top_k_N: Tensor | None = None,
     min_p_N: Tensor | None = None,
 ) -> Tensor:
-    """Return the tempered distribution with 0 for the tokens that top_k, top_p and min_p exclude: probs_NV.
-
-    What is left does not sum to 1. Each step renormalises what the one before left (as in transformers and vLLM).
-    Source: top_p: Holtzman et al. 2020, eq. 2; min_p: Nguyen et al. 2024.
-    """
+    """Return probabilities of the tempered distribution, 0 for tokens that narrowing excludes; their sum may be less
+    than 1. A row's bits depend on that row only: probs_NV."""
     probs_NV = (logits_NV / temperature_N[:, None]).softmax(-1)
     if top_k_N is not None:
         short = ((top_k_N > 0) & (top_k_N < probs_NV.shape[-1])).nonzero()[:, 0]
         if short.numel():
             probs_NV[short] *= likeliest(probs_NV[short], top_k_N[short])
-            probs_NV[short] /= probs_NV[short].sum(-1, keepdim=True)
+            # One long row alone would be summed by several threads, in another order than among others.
+            probs_NV[short] /= probs_NV[[*short.tolist(), int(short[0])]].sum(-1, keepdim=True)[:-1]
     narrow = (top_p_N < 1).nonzero()[:, 0]
     if narrow.numel():
         probs_NV[narrow] *= nucleus(probs_NV[narrow], top_p_N[narrow])
@@ -75,21 +70,11 @@ def narrowed(
     return probs_NV
 
 
-def drawn_logprob(logits_V: Tensor, token: int, decoding: Decoding) -> tuple[float, tuple[int, ...]]:
-    """Log-probability (nats) of a token under the distribution that it was drawn from, and what that kept.
-
-    The kept tokens are empty where none was excluded.
-    """
-    row_NV = logits_V[None].float()
-    tempered_V = row_NV[0] / decoding.temperature
-    if decoding.top_p >= 1 and not decoding.top_k and not decoding.min_p:
-        return float(tempered_V[token] - tempered_V.logsumexp(-1)), ()
-    settings = (decoding.temperature, decoding.top_p, decoding.min_p)
-    temperature_N, top_p_N, min_p_N = (row_NV.new_tensor([x]) for x in settings)
-    top_k_N = torch.tensor([decoding.top_k or 0], device=logits_V.device)
-    kept_K = narrowed(row_NV, temperature_N, top_p_N, top_k_N, min_p_N)[0].nonzero()[:, 0]
-    logprob = tempered_V[token] - tempered_V[kept_K].logsumexp(-1)
-    return float(logprob), tuple(kept_K.tolist()) if len(kept_K) < len(logits_V) else ()
+def race(probs_NV: Tensor, uniform_NV: Tensor) -> Tensor:
+    """Draw one token per row from probabilities that need not sum to 1: tokens_N."""
+    waits_NV = torch.log1p(-uniform_NV).neg_().clamp_min_(_TINY)
+    # A token that cannot be drawn never wins, not even where the others' numbers are 0.
+    return (probs_NV / waits_NV).masked_fill_(probs_NV <= 0, -1.0).argmax(-1)
 
 
 def likeliest(probs_NV: Tensor, top_k_N: Tensor) -> Tensor:
@@ -111,7 +96,13 @@ def penalise(logits_V: Tensor, counts: Mapping[int, int], presence: float, frequ
 def nucleus(probs_NV: Tensor, top_p_N: Tensor) -> Tensor:
     """Mark each row's smallest set of most likely tokens whose mass reaches top_p: kept_NV (bool)."""
     top_NK, ids_NK = probs_NV.topk(min(_HEAD, probs_NV.shape[-1]))
-    if bool((top_NK.double().sum(-1) < top_p_N).any()):
+    more_N = top_NK.double().sum(-1) < top_p_N
+    if bool(more_N.any()) and not bool(more_N.all()):  # each row alone decides how it is sorted
+        kept_NV = torch.empty_like(probs_NV, dtype=torch.bool)
+        for rows in (more_N, ~more_N):
+            kept_NV[rows] = nucleus(probs_NV[rows], top_p_N[rows])
+        return kept_NV
+    if bool(more_N.any()):
         top_NK, ids_NK = probs_NV.sort(descending=True, stable=True)
     mass_NK = top_NK.double().cumsum(-1)
     # The first is kept whatever top_p is: fp32 holds 1e-300 as 0.

@@ -1,18 +1,17 @@
-"""Incremental detokenization: converts a growing list of tokens to text, one token at a time.
+"""The decode loop: continuous batching of sequences over the slots of a KV cache, one forward a step.
 
-In: a function that decodes a tuple of tokens. Out: pieces of text whose concatenation is the decoding of all
-tokens. Incomplete characters and incomplete stop strings are held back until they are decided. Works with
-byte-level and byte-fallback tokenizers. Knows nothing of requests or threads.
+In: requests (tokens and decoding settings). Out: pieces of their answers. Prompts are read in parts between decoding
+steps, and a prefix that another slot holds is copied. Knows nothing of threads, event loops or HTTP.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,100 +19,13 @@ from torch import Tensor
 from demeanor.core.errors import EngineError
 from demeanor.core.types import Decoding, FinishReason
 from demeanor.engine import sampling
+from demeanor.engine.detokenizer import Decode, Detokenizer, scan
 from demeanor.engine.forward import Forward, Rows, run_bounds
-from demeanor.model.native import NativeStep
+from demeanor.model.drawn import Drawn
+from demeanor.model.native import NativeStep, drawn_logprobs
 
 if TYPE_CHECKING:
     from demeanor.engine.structured import Guide
-
-
-Decode = Callable[[tuple[int, ...]], str]
-
-_UNKNOWN = "\ufffd"  # decoders write it for bytes that do not form a character (yet)
-_UNSURE = 3  # a character has at most 4 bytes, so at most 3 trailing marks can still become one
-# Tokens. 3 marks stand for at most 9 bytes, and 3 more bytes find the start of the next character.
-_WINDOW, _KEPT = 24, 16
-
-
-class Detokenizer:
-    """The text of a growing list of tokens; each step decodes only the last few tokens again."""
-
-    def __init__(self, decode: Decode) -> None:
-        self._decode = decode
-        self._window: tuple[int, ...] = ()
-        # The first tokens of the window are context only: a decoder may treat the first token differently.
-        self._num_context = 0
-        self._emitted = ""  # the part of the window's text that has been returned
-
-    def feed(self, token: int) -> str:
-        """Add a token and return the text that is now certain."""
-        self._window += (token,)
-        text = self._decode(self._window)
-        if not text.startswith(self._emitted):
-            # Byte fallback: an incomplete character changes the text of its whole run of bytes.
-            return self._flush() if len(self._window) > _WINDOW else ""
-        marks = len(text) - len(text.rstrip(_UNKNOWN))
-        # With byte fallback an incomplete character spoils the bytes before it: wait while the window allows.
-        undecided = marks if len(self._window) <= _WINDOW else min(marks, _UNSURE)
-        certain = max(len(self._emitted), len(text) - undecided)
-        new = text[len(self._emitted) : certain]
-        if certain == len(text):
-            self._slide()
-            return new
-        self._emitted = text[:certain]
-        if len(self._window) > _WINDOW:  # a window of garbage bytes; its last marks stay undecided
-            self._window, self._num_context = self._window[-_KEPT:], 0
-            shortened = self._decode(self._window)
-            self._emitted = shortened[: len(shortened) - (len(text) - certain)]
-        return new
-
-    def finish(self) -> str:
-        """Return the text held back; an incomplete character becomes U+FFFD, as in the decoding of all
-        tokens."""
-        text = self._decode(self._window)
-        if text.startswith(self._emitted):
-            return text[len(self._emitted) :]
-        return self._decode(self._window[self._num_context :])
-
-    def preview(self, token: int) -> str:
-        """Return the text that `token` would add here, with nothing held back."""
-        after, before = self._decode((*self._window, token)), self._decode(self._window)
-        return after[len(before) :] if after.startswith(before) else self._decode((token,))
-
-    def _slide(self) -> None:
-        """Drop the old context; the tokens since then become the context of the next ones."""
-        self._window = self._window[self._num_context :]
-        self._num_context = len(self._window)
-        self._emitted = self._decode(self._window)
-
-    def _flush(self) -> str:
-        new = self.finish()
-        self._slide()
-        return new
-
-
-class Scan(NamedTuple):
-    """Result of a scan: `text` may be shown, `held` may become a stop string, `stopped` if one follows
-    `text`."""
-
-    text: str
-    held: str
-    stopped: bool
-
-
-def scan(text: str, stops: Sequence[str]) -> Scan:
-    """Cut `text` (including text held before) at the first complete stop string; of two, at the earlier
-    start.
-
-    The result does not depend on how the text is split into pieces: a match is decided by where it ends.
-    """
-    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
-    if found:
-        return Scan(text[: min(found)[1]], "", True)
-    for size in range(min(len(text), max(map(len, stops), default=1) - 1), 0, -1):
-        if any(stop.startswith(text[-size:]) for stop in stops):
-            return Scan(text[:-size], text[-size:], False)
-    return Scan(text, "", False)
 
 
 def draftable(decoding: Decoding) -> bool:
@@ -158,9 +70,10 @@ class Piece:
     `text` is "" while an incomplete character or stop string is held back; the stop string itself is never in
     it. `logprob` (nats) is of the unmodified distribution. `top` and `own` (the token's own text, nothing
     held back) are filled if the request asked for top_logprobs. `prompt` is on the first piece if it asked
-    for prompt_logprobs. With max_tokens 0 there is one piece, of `token` -1 and without text. `sampled` and
-    `kept`, if the request was `recorded`: the log-probability (nats) under the distribution that the token was
-    drawn from, and the tokens that were left in it (empty: all).
+    for prompt_logprobs. With max_tokens 0 there is one piece, of `token` -1 and without text. `sampled` and `kept`, if
+    the request is `recorded`: the log-probability (nats) under the distribution that the token was drawn from, and
+    the tokens left in it, ascending (empty: all). `sampled` is None for a token that was not drawn from the model's own
+    logits: a greedy one, or after bias, penalties or an output format.
     """
 
     token: int
@@ -205,6 +118,7 @@ class SequenceState:
         can_draft = draftable(decoding) and not self.adjusts and request.prompt_logprobs is None
         self._drafts = list(request.drafts) if can_draft else []
         self._generated: list[int] = []  # kept only while there are drafts to compare it with
+        self.kept: tuple[int, ...] = ()  # what the newest token was drawn from, if `recorded` and truncated
 
     @property
     def reading(self) -> bool:
@@ -259,7 +173,18 @@ class SequenceState:
         assert self._generator is not None, "a greedy request draws nothing"
         return sampling.race_noise(self._generator, vocab_size)
 
-    def accept(self, token: int, logprob: float, alternatives: list[tuple[int, float]]) -> Piece:
+    @property
+    def recorded(self) -> bool:
+        """True if its pieces say from what distribution their token was drawn."""
+        return self.request.recorded and self.draws and not self.adjusts
+
+    def accept(
+        self,
+        token: int,
+        logprob: float,
+        alternatives: list[tuple[int, float]],
+        sampled: float | None = None,
+    ) -> Piece:
         """Append the next token and return its piece."""
         top = tuple((self._text.preview(other), value) for other, value in alternatives)
         own = self._text.preview(token) if self.request.decoding.top_logprobs is not None else ""
@@ -272,7 +197,7 @@ class SequenceState:
         text, finish = self._advance(token)
         self.finished = finish is not None
         prompt, self._prompt = tuple(self._prompt), []
-        return Piece(token, text, logprob, top, finish, own, prompt)
+        return Piece(token, text, logprob, top, finish, own, prompt, sampled, self.kept)
 
     @property
     def prompt_only(self) -> bool:
@@ -645,14 +570,11 @@ def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[Sequenc
         tokens_N[chosen] = _choose([sequences[i] for i in chosen], logits_NV[chosen])
     logprobs = (logits_NV.gather(1, tokens_N[:, None])[:, 0] - total_N).tolist()
     others = _alternatives(logits_NV, [s.request.decoding.top_logprobs or 0 for s in sequences])
+    sampled_N = _recorded(sequences, logits_NV, tokens_N)
     for i, (sequence, token) in enumerate(zip(sequences, tokens_N.tolist())):
         if not sequence.finished:
             with isolated(sequence):
-                piece = sequence.accept(token, logprobs[i], others[i])
-                if sequence.request.recorded and sequence.draws and not sequence.adjusts:
-                    logprob, kept = sampling.drawn_logprob(logits_NV[i], token, sequence.request.decoding)
-                    piece = replace(piece, sampled=logprob, kept=kept)
-                pieces.append((sequence, piece))
+                pieces.append((sequence, sequence.accept(token, logprobs[i], others[i], sampled_N.get(i))))
     return pieces
 
 
@@ -683,14 +605,38 @@ def _choose(sequences: list[SequenceState], logits_NV: Tensor) -> Tensor:
 def _drawn(sequences: list[SequenceState], logits_NV: Tensor, uniform: dict[int, Tensor]) -> Tensor:
     """Draw the tokens of some rows, each with its settings and its random numbers."""
     settings = [sequences[i].request.decoding for i in uniform]
-    return sampling.draw(
+    probs_NV = sampling.narrowed(
         logits_NV[list(uniform)],
         logits_NV.new_tensor([d.temperature for d in settings]),
         logits_NV.new_tensor([d.top_p for d in settings]),
-        torch.stack(list(uniform.values())).to(logits_NV.device),
         torch.tensor([d.top_k or 0 for d in settings], device=logits_NV.device),
         logits_NV.new_tensor([d.min_p for d in settings]),
     )
+    for probs_V, i in zip(probs_NV, uniform):
+        if sequences[i].recorded and is_truncated(sequences[i].request.decoding):
+            kept_K = probs_V.nonzero()[:, 0]
+            sequences[i].kept = tuple(kept_K.tolist()) if len(kept_K) < len(probs_V) else ()
+    return sampling.race(probs_NV, torch.stack(list(uniform.values())).to(logits_NV.device))
+
+
+def is_truncated(decoding: Decoding) -> bool:
+    """True if top_k, top_p or min_p may exclude tokens from a draw."""
+    return decoding.top_p < 1 or decoding.top_k is not None or decoding.min_p > 0
+
+
+def _recorded(sequences: list[SequenceState], logits_NV: Tensor, tokens_N: Tensor) -> dict[int, float]:
+    """Return the log-probability (nats) with which each token was drawn, by row, where that is recorded.
+
+    Training computes the same function of the same logits, so both have the same bits.
+    """
+    rows = [i for i, sequence in enumerate(sequences) if sequence.recorded]
+    if not rows:
+        return {}
+    kept = [(n, token) for n, i in enumerate(rows) for token in sequences[i].kept]
+    of_K, kept_K = torch.tensor(kept, device=logits_NV.device, dtype=torch.long).reshape(-1, 2).unbind(1)
+    temperature_N = logits_NV.new_tensor([sequences[i].request.decoding.temperature for i in rows])
+    sampled_N, _ = drawn_logprobs(logits_NV[rows], tokens_N[rows], Drawn(temperature_N, kept_K, of_K))
+    return dict(zip(rows, sampled_N.tolist()))
 
 
 def _alternatives(logits_NV: Tensor, wanted: list[int]) -> list[list[tuple[int, float]]]:

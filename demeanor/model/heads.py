@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from demeanor.model.drawn import Drawn, conditioned, drawn_of, entropy
 from demeanor.model.hf import ForeignModel, ForeignReward
 from demeanor.model.llama import Llama
 from demeanor.model.reward_model import RewardModel
@@ -24,14 +25,23 @@ LARGE = (
 
 
 def token_logprobs(
-    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, *, chunk: int = 2048, large_bytes: int = LARGE
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    targets_C: Tensor,
+    drawn: Drawn | None = None,
+    *,
+    chunk: int = 2048,
+    large_bytes: int = LARGE,
 ) -> Tensor:
-    """Return log-probabilities (nats, fp32) of `targets_C`; beyond `large_bytes` logits are made in
-    chunks."""
-    parts = [
-        _logprobs(h, weight_VD, t) if whole else _recomputed(_logprobs, h, weight_VD, t)
-        for whole, h, t in _chunks(hidden_CD, weight_VD, targets_C, chunk, large_bytes)
-    ]
+    """Return log-probabilities (nats, fp32) of `targets_C` under the distribution that they were drawn from.
+
+    Beyond `large_bytes` logits are made in chunks.
+    """
+    spans = list(chunks(hidden_CD, weight_VD, chunk, large_bytes))
+    parts = []
+    for a, b in spans:
+        given = (hidden_CD[a:b], weight_VD, targets_C[a:b], None if drawn is None else drawn.rows(a, b))
+        parts.append(_logprobs(*given) if len(spans) == 1 else _recomputed(_logprobs, *given))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -39,49 +49,63 @@ def token_logprobs(
 def collision(hidden_CD: Tensor, weight_VD: Tensor, *, chunk: int = 2048, large_bytes: int = LARGE) -> Tensor:
     """Return log sum_v p(v)^2 (nats, fp32) of each predicted distribution, without gradient."""
     parts = []
-    for _, h, _ in _chunks(hidden_CD, weight_VD, hidden_CD.new_zeros(len(hidden_CD)), chunk, large_bytes):
-        logits_CV = F.linear(h, weight_VD).float()
+    for a, b in chunks(hidden_CD, weight_VD, chunk, large_bytes):
+        logits_CV = F.linear(hidden_CD[a:b], weight_VD).float()
         parts.append((2 * logits_CV).logsumexp(-1) - 2 * logits_CV.logsumexp(-1))
     return torch.cat(parts)
 
 
-def _chunks(
-    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, chunk: int, large_bytes: int
-) -> Iterator[tuple[bool, Tensor, Tensor]]:
-    """Yield rows whose logits fit in memory together, and whether these are all rows."""
-    vocabulary = weight_VD.shape[0]
-    if hidden_CD.shape[0] * vocabulary * 6 <= large_bytes:
-        yield True, hidden_CD, targets_C
+@torch.no_grad()
+def token_entropy(
+    hidden_CD: Tensor, weight_VD: Tensor, drawn: Drawn | None = None, *, large_bytes: int = LARGE
+) -> Tensor:
+    """Return the entropy (nats, fp32) of each distribution that a target was drawn from, without gradient."""
+    return torch.cat(
+        [
+            entropy(conditioned(F.linear(hidden_CD[a:b], weight_VD).float(), drawn and drawn.rows(a, b)))
+            for a, b in chunks(hidden_CD, weight_VD, 2048, large_bytes)
+        ]
+    )
+
+
+def chunks(
+    hidden_CD: Tensor, weight_VD: Tensor, chunk: int = 2048, large_bytes: int = LARGE
+) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows whose logits fit in memory together."""
+    count, vocabulary = len(hidden_CD), len(weight_VD)
+    if count * vocabulary * 6 <= large_bytes:
+        yield 0, count
         return
     size = min(chunk, max(1, large_bytes // (6 * vocabulary)))
-    for h, t in zip(torch.split(hidden_CD, size), torch.split(targets_C, size)):
-        yield False, h, t
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
 
 
-def _recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+def _recomputed(function: Callable[..., Tensor], *arguments: object) -> Tensor:
     """Call a function whose intermediate tensors are recomputed in the backward pass."""
     found = checkpoint(function, *arguments, use_reentrant=False)
     assert isinstance(found, Tensor)
     return found
 
 
-def _logprobs(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> Tensor:
+def _logprobs(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, drawn: Drawn | None) -> Tensor:
     logits_CV = F.linear(hidden_CD, weight_VD)
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-    return -F.cross_entropy(wide_CV, targets_C, reduction="none")
+    return -F.cross_entropy(conditioned(wide_CV, drawn), targets_C, reduction="none")
 
 
 def policy_outputs(model: nn.Module, batch: TokenBatch, *, statistics: Collection[str] = ()) -> Outputs:
-    """Return the policy's log-probabilities (nats) of every scored token; `statistics` may include
-    `collision`."""
-    with_collision = "collision" in statistics
+    """Return the policy's log-probabilities (nats) of every scored token, under the distribution that it was drawn
+    from; `statistics` may include `collision` (of the whole distribution) and `entropy`."""
     if isinstance(model, ForeignModel):
-        return model.outputs(batch, with_collision=with_collision)
+        return model.outputs(batch, statistics=statistics)
     assert isinstance(model, Llama), f"wanted a policy, got {type(model).__name__}"
+    drawn = drawn_of(batch)
     hidden_CD = model.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.scored_C)
     return Outputs(
-        logprobs_C=token_logprobs(hidden_CD, model.head(), batch.targets_C),
-        collision_C=collision(hidden_CD, model.head()) if with_collision else None,
+        logprobs_C=token_logprobs(hidden_CD, model.head(), batch.targets_C, drawn),
+        collision_C=collision(hidden_CD, model.head()) if "collision" in statistics else None,
+        entropy_C=token_entropy(hidden_CD, model.head(), drawn) if "entropy" in statistics else None,
     )
 
 

@@ -8,7 +8,7 @@ order. A tree becomes one row per branch, so a shared prompt is computed once pe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from demeanor.core.errors import CheckpointError
 from demeanor.model import adapters
 from demeanor.model.adapters import merge
+from demeanor.model.drawn import conditioned, drawn_of, entropy
 from demeanor.model.llama import read_config
 from demeanor.model.stored import StoredTensors, is_adapter
 from demeanor.model.tensors import Outputs, TokenBatch
@@ -52,14 +53,19 @@ class ForeignModel(nn.Module):
             for config in (self.config, self.config.get_text_config()):
                 config.tie_word_embeddings = False
 
-    def outputs(self, batch: TokenBatch, *, with_collision: bool = False) -> Outputs:
-        """Return log-probabilities (nats, fp32) of `targets_C`, and log sum_v p(v)^2 there if asked for."""
+    def outputs(self, batch: TokenBatch, *, statistics: Collection[str] = ()) -> Outputs:
+        """Return log-probabilities (nats, fp32) of `targets_C`, and the `statistics` (collision, entropy) there."""
         rows_RL, mask_RL, row_S, place_S = unrolled(batch, batch.scored_C)
         logits_RLV = self.inner(input_ids=rows_RL, attention_mask=mask_RL, use_cache=False).logits
         logits_CV = logits_RLV[row_S, place_S]
-        log_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(-1)
-        collision_C = (2 * log_CV.detach()).logsumexp(-1) if with_collision else None
-        return Outputs(logprobs_C=log_CV.gather(1, batch.targets_C[:, None])[:, 0], collision_C=collision_C)
+        wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+        drawn_CV = conditioned(wide_CV, drawn_of(batch))
+        whole = "collision" in statistics
+        return Outputs(
+            logprobs_C=drawn_CV.log_softmax(-1).gather(1, batch.targets_C[:, None])[:, 0],
+            collision_C=(2 * wide_CV.detach().log_softmax(-1)).logsumexp(-1) if whole else None,
+            entropy_C=entropy(drawn_CV.detach()) if "entropy" in statistics else None,
+        )
 
 
 class ForeignReward(nn.Module):

@@ -261,11 +261,17 @@ struct Model {
     std::vector<std::vector<float>> own;       // per thread: normed rows and attention scores
 };
 
+// Activations of one layer's rows that a backward pass reads, written where the caller wants them: the residual stream before the layer
+// and after its attention, the queries and keys as projected (null without norms of heads), heads after norm and rotation with values,
+// mixed values, and gate and up in alternating panels.
+struct Trace { float *before, *projected, *heads, *mixed, *middle, *gates; };
+
 struct Call {
     Model* m;
     int64_t N; const int64_t *tokens, *slots, *positions;
     int64_t R; const int64_t* read;
     float *hidden, *logits, *total; int64_t* best;
+    const Trace* trace; float* after;       // of every layer, and the residual stream after the last; null: nothing is kept
     std::atomic<int64_t> next[256];
 };
 
@@ -338,6 +344,12 @@ void forward(void* given, int id, int of) {
     team.barrier(of);
     for (int64_t l = 0; l < m.layers; l++) {
         const Layer& y = m.layer[l];
+        if (call.trace) {
+            const Trace& t = call.trace[l];
+            qkv = t.heads; mixed = t.mixed; gates = t.gates;
+            share(N, id, of, first, last);
+            std::memcpy(t.before + first * ldx, x + first * ldx, (last - first) * ldx * sizeof(float));
+        }
         for (int64_t r = 0; r < N; r++) norm(x + r * ldx, y.norm1, m.eps, width, normed + r * width);
         share(panels(y.qkv), id, of, first, last);
         product(y.qkv, first, last, N, normed, width, qkv, ldq, false);
@@ -346,6 +358,8 @@ void forward(void* given, int id, int of) {
         for (int64_t r = first; r < last; r++) {
             const int64_t at = call.positions[r];
             const float *cos = m.cos + at * (D / 2), *sin = m.sin + at * (D / 2);
+            if (call.trace && call.trace[l].projected)
+                std::memcpy(call.trace[l].projected + r * (H + K) * D, qkv + r * ldq, (H + K) * D * sizeof(float));
             for (int64_t h = 0; h < H + K; h++) {
                 float* head = qkv + r * ldq + h * D;
                 const float* weight = h < H ? y.q_norm : y.k_norm;
@@ -370,6 +384,10 @@ void forward(void* given, int id, int of) {
         share(panels(y.out), id, of, first, last);
         product(y.out, first, last, N, mixed, ldm, x, ldx, true);
         team.barrier(of);
+        if (call.trace) {
+            share(N, id, of, first, last);
+            std::memcpy(call.trace[l].middle + first * ldx, x + first * ldx, (last - first) * ldx * sizeof(float));
+        }
         for (int64_t r = 0; r < N; r++) norm(x + r * ldx, y.norm2, m.eps, width, normed + r * width);
         share(panels(y.gate_up) / 2, id, of, first, last);
         product(y.gate_up, 2 * first, 2 * last, N, normed, width, gates, 2 * ldi, false);
@@ -384,6 +402,7 @@ void forward(void* given, int id, int of) {
         product(y.down, first, last, N, act, ldi, x, ldx, true);
         team.barrier(of);
     }
+    if (call.after && id == 0) std::memcpy(call.after, x, N * ldx * sizeof(float));
     for (int64_t i = 0; i < call.R; i++) norm(x + call.read[i] * ldx, m.norm, m.eps, width, normed + i * width);
     if (call.hidden && id == 0) std::memcpy(call.hidden, normed, call.R * width * sizeof(float));
     if (!call.logits) return;
@@ -405,6 +424,75 @@ void forward(void* given, int id, int of) {
         for (int64_t v = 0; v < ldv; v += W) acc += exp_(load(z + v) - top);
         call.best[i] = best;
         call.total[i] = top + std::log(sum(acc));
+    }
+}
+
+// act = silu(gate) up again from a trace's gates, and from its slope those of gate and up.
+struct GatedCall { int64_t N, inner; const float *gates, *slope; float *act, *gate, *up; };
+
+void gated(void* given, int id, int of) {
+    GatedCall& call = *static_cast<GatedCall*>(given);
+    const int64_t inner = call.inner, ldi = padded(inner);
+    int64_t first, last;
+    share(call.N, id, of, first, last);
+    for (int64_t r = first; r < last; r++)
+        for (int64_t i = 0; i < inner; i += W) {
+            const float* g = call.gates + r * 2 * ldi + i / NR * 2 * NR + i % NR;
+            const int64_t at = r * inner + i, size = (inner - i) * sizeof(float);
+            const bool full = i + W <= inner;
+            V slope = {};
+            if (full) slope = load(call.slope + at);
+            else std::memcpy(&slope, call.slope + at, size);
+            const V x = load(g), u = load(g + NR), s = 1.0f / (1.0f + exp_(-x));
+            const V act = x * s * u, gate = slope * u * s * (1.0f + x * (1.0f - s)), up = slope * x * s;
+            if (full) { store(call.act + at, act); store(call.gate + at, gate); store(call.up + at, up); continue; }
+            std::memcpy(call.act + at, &act, size); std::memcpy(call.gate + at, &gate, size); std::memcpy(call.up + at, &up, size);
+        }
+}
+
+// The output matrix on rows that are normed already.
+struct HeadCall { Model* m; int64_t R; const float* hidden; float* logits; };
+
+void head(void* given, int id, int of) {
+    HeadCall& call = *static_cast<HeadCall*>(given);
+    const Matrix& top = call.m->top;
+    const int64_t ldv = padded(call.m->vocab);
+    int64_t first, last;
+    share(panels(top), id, of, first, last);
+    product(top, first, last, call.R, call.hidden, call.m->width, call.logits, ldv, false);
+}
+
+// Log-probability of each row's target under softmax(logits / temperature), over its kept tokens if it has any: those of row i are
+// kept[ends[i]] to kept[ends[i + 1]], in ascending order. A row is summed in one order, whatever the other rows and the threads are.
+struct DrawnCall {
+    int64_t N, stride, vocab;
+    const float *logits, *temperature; const int64_t *targets, *ends, *kept;
+    float *logprobs, *entropy;
+};
+
+void drawn(void* given, int id, int of) {
+    DrawnCall& call = *static_cast<DrawnCall*>(given);
+    std::vector<float> scaled(call.vocab + W);
+    float* y = scaled.data();
+    int64_t first, last;
+    share(call.N, id, of, first, last);
+    for (int64_t i = first; i < last; i++) {
+        const float *z = call.logits + i * call.stride, t = call.temperature[i];
+        const int64_t from = call.ends ? call.ends[i] : 0, count = call.ends ? call.ends[i + 1] - from : 0;
+        const int64_t n = count ? count : call.vocab;
+        if (count) for (int64_t j = 0; j < n; j++) y[j] = z[call.kept[from + j]] / t;
+        else for (int64_t j = 0; j < n; j++) y[j] = z[j] / t;
+        for (int64_t j = n; j < (n + W - 1) / W * W; j++) y[j] = -INFINITY;
+        float top = y[0];
+        for (int64_t j = 1; j < n; j++) top = y[j] > top || std::isnan(y[j]) ? y[j] : top;
+        V acc = {};
+        for (int64_t j = 0; j < n; j += W) acc += exp_(load(y + j) - top);
+        const float total = top + std::log(sum(acc));
+        call.logprobs[i] = z[call.targets[i]] / t - total;
+        if (!call.entropy) continue;
+        double mean = 0;
+        for (int64_t j = 0; j < n; j++) if (y[j] > top - 100.0f) mean += double(std::exp(y[j] - total)) * (total - y[j]);
+        call.entropy[i] = float(mean);
     }
 }
 
@@ -448,16 +536,38 @@ void model_free(void* m) { delete static_cast<Model*>(m); }
 // Read or say N tokens; of the rows `read` (R of them) give hidden states after the final norm and/or logits (rows of `vocab` rounded
 // up to panels), each row's best token and the logsumexp of its logits.
 void model_forward(void* model, int threads, int64_t N, const int64_t* tokens, const int64_t* slots, const int64_t* positions, int64_t R,
-                   const int64_t* read, float* hidden, float* logits, int64_t* best, float* total) {
+                   const int64_t* read, float* hidden, float* logits, int64_t* best, float* total, float* const* trace, float* after) {
     Model& m = *static_cast<Model*>(model);
     const int64_t most = N > R ? N : R;
-    m.x.resize(N * padded(m.width)); m.qkv.resize(N * padded((m.heads + 2 * m.kv_heads) * m.head));
-    m.mixed.resize(N * m.heads * m.head); m.gates.resize(N * 2 * padded(m.inner)); m.act.resize(N * padded(m.inner));
+    m.x.resize(N * padded(m.width)); m.act.resize(N * padded(m.inner));
+    if (!trace) {
+        m.qkv.resize(N * padded((m.heads + 2 * m.kv_heads) * m.head));
+        m.mixed.resize(N * m.heads * m.head); m.gates.resize(N * 2 * padded(m.inner));
+    }
     if (int(m.own.size()) < threads) m.own.resize(threads);
     for (auto& own : m.own) own.resize(most * m.width + padded(m.context) + W);
-    Call call{&m, N, tokens, slots, positions, R, read, hidden, logits, total, best, {}};
+    Call call{&m, N, tokens, slots, positions, R, read, hidden, logits, total, best, reinterpret_cast<const Trace*>(trace), after, {}};
     for (auto& counter : call.next) counter = 0;
     pool().run(forward, &call, threads);
+}
+
+// Logits (rows of `vocab` rounded up to panels) of R hidden states after the final norm.
+void model_head(void* model, int threads, int64_t R, const float* hidden, float* logits) {
+    HeadCall call{static_cast<Model*>(model), R, hidden, logits};
+    pool().run(head, &call, threads);
+}
+
+// N rows: `gates` as a trace has them, everything else `inner` floats a row.
+void gated_backward(int threads, int64_t N, int64_t inner, const float* gates, const float* slope, float* act, float* gate, float* up) {
+    GatedCall call{N, inner, gates, slope, act, gate, up};
+    pool().run(gated, &call, threads);
+}
+
+// Log-probabilities and (if not null) entropies of N rows of logits, `stride` floats apart; `ends` null: every row has all tokens.
+void drawn_logprobs(int threads, int64_t N, int64_t stride, int64_t vocab, const float* logits, const float* temperature, const int64_t* targets,
+                    const int64_t* ends, const int64_t* kept, float* logprobs, float* entropy) {
+    DrawnCall call{N, stride, vocab, logits, temperature, targets, ends, kept, logprobs, entropy};
+    pool().run(drawn, &call, threads);
 }
 
 }

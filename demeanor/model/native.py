@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from demeanor.model.adapters import adapters
+from demeanor.model.drawn import Drawn, conditioned
+from demeanor.model.drawn import entropy as row_entropy
 from demeanor.model.llama import KVCache, Llama, rotary
 
 log = logging.getLogger("demeanor.model")
@@ -132,18 +134,51 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
         pointer,
         pointer,
         pointer,
+        pointer,
+        pointer,
     ]
-    library.model_forward.restype = None
+    library.model_head.argtypes = [pointer, number, size, pointer, pointer]
+    library.gated_backward.argtypes = [number, size, size, *[pointer] * 5]
+    library.drawn_logprobs.argtypes = [number, size, size, size, *[pointer] * 7]
+    for function in ("model_forward", "model_head", "gated_backward", "drawn_logprobs"):
+        getattr(library, function).restype = None
     return library
+
+
+Packed: TypeAlias = dict[str, tuple[object, list[int], list[Tensor]]]
+"""Matrices whose weights are frozen: what they were packed from, and the result."""
+
+
+class LayerTrace(NamedTuple):
+    """Activations of N rows in one layer, which a backward pass reads; columns are rounded up to panels.
+
+    The residual stream before the layer and after its attention; queries and keys as projected (only if heads are
+    normed); queries, keys (both rotated) and values; mixed values; gate and up in alternating panels.
+    """
+
+    before: Tensor
+    projected: Tensor | None
+    heads: Tensor
+    mixed: Tensor
+    middle: Tensor
+    gates: Tensor
+
+
+class Trace(NamedTuple):
+    """Every layer's activations of N rows, and the residual stream after the last layer."""
+
+    layers: tuple[LayerTrace, ...]
+    after: Tensor
 
 
 class Native:
     """A model packed for `native.cpp` with one KV cache (fp32); raises ValueError if `fits` is False.
 
-    Each matrix is stored in the narrowest format that holds it exactly, so packing never rounds.
+    Each matrix is stored in the narrowest format that holds it exactly, so packing never rounds. `packed` keeps
+    frozen matrices between models that differ in the others.
     """
 
-    def __init__(self, model: Llama, cache: KVCache) -> None:
+    def __init__(self, model: Llama, cache: KVCache, packed: Packed | None = None) -> None:
         library = build()
         if library is None or not fits(model):
             raise ValueError("compiled code cannot run this model here; see `fits` and `build`")
@@ -151,7 +186,8 @@ class Native:
         self._library, self._cache = library, cache
         self._panel: int = library.panel_width()
         self.vocab, self.width = config.vocab_size, config.hidden_size
-        packing = _Packing(model, self._panel)
+        self._config = config
+        packing = _Packing(model, self._panel, packed)
         pointers = packing.outside(cache.max_tokens)
         for i, (keys, values) in enumerate(zip(cache.keys, cache.values)):
             pointers += [*packing.layer(i), keys.data_ptr(), values.data_ptr()]
@@ -201,6 +237,54 @@ class Native:
         self._call(tokens, slots, positions, read, out.data_ptr(), 0, 0, 0, None)
         return out
 
+    def trace(self, num_rows: int) -> Trace:
+        """Return memory for the activations of so many rows."""
+        config, panel = self._config, self._panel
+        kv_heads, turned = config.num_key_value_heads, config.num_attention_heads + config.num_key_value_heads
+
+        def rows(columns: int) -> Tensor:
+            return torch.empty(num_rows, -(-columns // panel) * panel)
+
+        def layer() -> LayerTrace:
+            return LayerTrace(
+                rows(config.hidden_size),
+                torch.empty(num_rows, turned * config.head_dim) if config.qk_norm else None,
+                rows((turned + kv_heads) * config.head_dim),
+                torch.empty(num_rows, config.num_attention_heads * config.head_dim),
+                rows(config.hidden_size),
+                torch.empty(num_rows, 2 * (-(-config.intermediate_size // panel) * panel)),
+            )
+
+        return Trace(tuple(layer() for _ in range(config.num_hidden_layers)), rows(config.hidden_size))
+
+    def traced(
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        positions: Sequence[int],
+        read: Sequence[int],
+        trace: Trace,
+        start: int,
+    ) -> Tensor:
+        """Do what `hidden` does, and write the rows' activations to the rows of `trace` from `start` on."""
+        out = torch.empty(len(read), self.width)
+        pointers = [
+            0 if x is None else x[start:].data_ptr() for layer in trace.layers for x in layer
+        ]  # in the order of native.cpp's Trace
+        addresses = (ctypes.c_void_p * len(pointers))(*(p or None for p in pointers))
+        kept = (ctypes.addressof(addresses), trace.after[start:].data_ptr())
+        self._call(tokens, slots, positions, read, out.data_ptr(), 0, 0, 0, None, kept)
+        return out
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """Return the logits of hidden states after the final norm: logits_RV, bits as `forward` gives them."""
+        out = torch.empty(len(hidden_RD), -(-self.vocab // self._panel) * self._panel)
+        hidden_RD = hidden_RD.contiguous()
+        self._library.model_head(
+            self._model, torch.get_num_threads(), len(out), hidden_RD.data_ptr(), out.data_ptr()
+        )
+        return out[:, : self.vocab]
+
     def _call(
         self,
         tokens: Sequence[int],
@@ -212,6 +296,7 @@ class Native:
         best: int,
         total: int,
         threads: int | None,
+        trace: tuple[int, int] = (0, 0),
     ) -> None:
         if not tokens:
             return
@@ -230,6 +315,7 @@ class Native:
             logits or None,
             best or None,
             total or None,
+            *(pointer or None for pointer in trace),
         )
 
     @property
@@ -249,6 +335,10 @@ def rounded(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     return (weight_OI / scale_O[:, None]).round().to(torch.int8), scale_O
 
 
+def _stacked(*weights: Tensor) -> Tensor:
+    return torch.cat(weights) if len(weights) > 1 else weights[0]
+
+
 class _Packing:
     """A model's tensors as `model_new` expects them: lists of pointers, and numbers in place of pointers; 0
     is none.
@@ -257,9 +347,9 @@ class _Packing:
     the process.
     """
 
-    def __init__(self, model: Llama, panel: int) -> None:
-        self._model, self._panel = model, panel
-        self._state, self._adapters = model.state_dict(), dict(adapters(model))
+    def __init__(self, model: Llama, panel: int, packed: Packed | None = None) -> None:
+        self._model, self._panel, self._packed = model, panel, packed
+        self._state, self._adapters = model.state_dict(keep_vars=True), dict(adapters(model))
         self.kept: list[Tensor] = []  # what the pointers point to
         self.formats: Counter[Format] = Counter()
 
@@ -272,7 +362,7 @@ class _Packing:
             self._plain(self._state["model.norm.weight"]),
             self._plain(cos[:, 0, :half]),
             self._plain(sin[:, 0, :half]),
-            *self._matrix(self._model.head(), None),
+            *self._frozen("head", self._model.head()),
         ]
 
     def layer(self, i: int) -> list[int]:
@@ -289,23 +379,54 @@ class _Packing:
         (gate, gate_bias), (up, up_bias) = linear("mlp.gate_proj"), linear("mlp.up_proj")
         out, (down, down_bias) = linear("self_attn.o_proj"), linear("mlp.down_proj")
         norms = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
-        qkv_bias = None if biases[0] is None else torch.cat(biases)
+        qkv_bias = None if biases[0] is None else torch.cat(biases).detach()
         paired_bias = None if gate_bias is None or up_bias is None else self._paired(gate_bias, up_bias)
         paired_adapters = self._low_rank(i, "mlp.gate_proj", "mlp.up_proj", step=2)
         return [
             *(self._plain(tensor(f"{norm}.weight")) for norm in norms),
-            *self._matrix(torch.cat(weights), qkv_bias, self._low_rank(i, *qkv)),
-            *self._matrix(*out, self._low_rank(i, "self_attn.o_proj")),
-            *self._matrix(self._paired(gate, up), paired_bias, paired_adapters),
-            *self._matrix(self._wide(down), down_bias, self._low_rank(i, "mlp.down_proj")),
+            *self._frozen(f"{i}.qkv", *weights, bias=qkv_bias, low_rank=self._low_rank(i, *qkv)),
+            *self._frozen(f"{i}.out", out[0], bias=out[1], low_rank=self._low_rank(i, "self_attn.o_proj")),
+            *self._frozen(
+                f"{i}.gate_up", gate, up, join=self._paired, bias=paired_bias, low_rank=paired_adapters
+            ),
+            *self._frozen(
+                f"{i}.down",
+                down,
+                join=self._wide,
+                bias=down_bias,
+                low_rank=self._low_rank(i, "mlp.down_proj"),
+            ),
         ]
 
     def _plain(self, x: Tensor | None) -> int:
         return 0 if x is None else self._keep(x.detach().float().clone(memory_format=torch.contiguous_format))
 
-    def _matrix(self, weight: Tensor, bias: Tensor | None, low_rank: Sequence[list[int]] = ()) -> list[int]:
-        """Format, panels, scales, bias, and low-rank products of one matrix."""
-        weight = self._rows(weight.detach().float())
+    def _frozen(
+        self,
+        name: str,
+        *weights: Tensor,
+        join: Callable[..., Tensor] = _stacked,
+        bias: Tensor | None = None,
+        low_rank: Sequence[list[int]] = (),
+    ) -> list[int]:
+        """Format, panels, scales, bias, and low-rank products of one matrix; frozen weights are packed once."""
+        shift = 0 if bias is None else self._plain(self._rows(bias.detach()))
+        places = [len(low_rank), *(x for product in low_rank for x in product)]
+        frozen = self._packed is not None and not any(w.requires_grad for w in weights)
+        stamp = [(w.data_ptr(), w._version) for w in weights] if frozen else None
+        known = None if self._packed is None or stamp is None else self._packed.get(name)
+        if known is not None and known[0] == stamp:
+            self.kept += known[2]
+            return [*known[1], shift, *places]
+        before = len(self.kept)
+        found = self._matrix(join(*(w.detach() for w in weights)))
+        if self._packed is not None and stamp is not None:
+            self._packed[name] = (stamp, found, self.kept[before:])
+        return [*found, shift, *places]
+
+    def _matrix(self, weight: Tensor) -> list[int]:
+        """Format, panels and scales of one matrix."""
+        weight = self._rows(weight.float())
         kind, scale = narrowest(weight), 0
         self.formats[kind] += 1
         if kind == "int8":
@@ -314,9 +435,7 @@ class _Packing:
         elif kind == "bf16":
             weight = weight.bfloat16()
         panels = weight.view(-1, self._panel, weight.shape[1]).transpose(1, 2).contiguous()
-        shift = 0 if bias is None else self._plain(self._rows(bias.detach()))
-        products = [x for product in low_rank for x in product]
-        return [KINDS[kind], self._keep(panels), scale, shift, len(low_rank), *products]
+        return [KINDS[kind], self._keep(panels), scale]
 
     def _low_rank(self, i: int, *names: str, step: int = 1) -> list[list[int]]:
         """Adapters of maps that are stacked in one matrix; `step` 2: their panels alternate."""
@@ -367,12 +486,68 @@ def shared(x: Tensor) -> Tensor:
     return x
 
 
+_PROBED = 8  # rows that are looked at before the whole matrix
+
+
 def narrowest(weight_OI: Tensor) -> Format:
     """Return the narrowest format that holds a matrix (int8: up to the last bit of its scales)."""
+    if len(weight_OI) > _PROBED and narrowest(weight_OI[:_PROBED]) == "fp32":
+        return "fp32"  # the first rows need it
     small, scale_O = rounded(weight_OI)
     if bool(((small * scale_O[:, None] - weight_OI).abs() <= 2e-6 * weight_OI.abs()).all()):
         return "int8"
     return "bf16" if torch.equal(weight_OI.bfloat16().float(), weight_OI) else "fp32"
+
+
+def drawn_logprobs(
+    logits_CV: Tensor, targets_C: Tensor, drawn: Drawn | None = None, *, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return the log-probability (nats) of each row's target under the distribution that it was drawn from, and the
+    entropy of that distribution.
+
+    Compiled code sums each row in one order whatever the other rows are; without it torch computes the same.
+    """
+    drawn = drawn or Drawn(None, None, None)
+    library, C = build(), len(logits_CV)
+    if library is None or logits_CV.device.type != "cpu" or logits_CV.dtype != torch.float32:
+        wide_CV = conditioned(logits_CV.float(), drawn)
+        logprobs_C = wide_CV.log_softmax(-1).gather(1, targets_C[:, None])[:, 0]
+        return logprobs_C, row_entropy(wide_CV) if entropy else None
+    if logits_CV.stride(1) != 1:
+        logits_CV = logits_CV.contiguous()
+    logprobs_C, entropy_C = torch.empty(C), torch.empty(C) if entropy else None
+    temperature_C = torch.ones(C) if drawn.temperature_C is None else drawn.temperature_C.float().contiguous()
+    ends, kept_K = None, None
+    if drawn.kept_K is not None and drawn.kept_of_K is not None:
+        ends, kept_K = _ragged(drawn.kept_K, drawn.kept_of_K, C)
+    tensors = (logits_CV, temperature_C, targets_C.contiguous(), ends, kept_K, logprobs_C, entropy_C)
+    pointers = [None if x is None or not x.numel() else x.data_ptr() for x in tensors]
+    library.drawn_logprobs(torch.get_num_threads(), C, logits_CV.stride(0), logits_CV.shape[1], *pointers)
+    return logprobs_C, entropy_C
+
+
+def _ragged(kept_K: Tensor, kept_of_K: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return where each row's kept tokens end, starting with 0, and the tokens, ascending within a row."""
+    by_token = kept_K.argsort(stable=True)
+    order = by_token[kept_of_K[by_token].argsort(stable=True)]
+    sizes = torch.bincount(kept_of_K, minlength=count)
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), kept_K[order].contiguous()
+
+
+def gated_backward(gates: Tensor, slope_TI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return act = silu(gate) up from a trace's gates, and from the slope of act those of gate and up: each (T, I)."""
+    library = build()
+    assert library is not None, "a trace was made, so there is compiled code"
+    slope_TI = slope_TI.contiguous()
+    found = tuple(torch.empty_like(slope_TI) for _ in range(3))
+    library.gated_backward(
+        torch.get_num_threads(),
+        *slope_TI.shape,
+        gates.data_ptr(),
+        slope_TI.data_ptr(),
+        *(x.data_ptr() for x in found),
+    )
+    return found[0], found[1], found[2]
 
 
 def fits(model: Llama) -> bool:

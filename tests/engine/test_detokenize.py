@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from demeanor.engine.scheduler import Detokenizer, Scan, scan
+from demeanor.engine.detokenizer import Detokenizer, Scan, scan
 from demeanor.stack.schema import TokenizerSpec
 from demeanor.text import tokenizer as text
 

@@ -13,9 +13,10 @@ import torch
 from demeanor.core.errors import EngineError
 from demeanor.core.types import Decoding, OutputFormat
 from demeanor.engine import sampling, scheduler
+from demeanor.engine.detokenizer import Detokenizer
 from demeanor.engine.forward import Rows
 from demeanor.engine.local import LocalEngine, LoopOutbox, Recipient
-from demeanor.engine.scheduler import Batch, Detokenizer, Piece, Request, SequenceState
+from demeanor.engine.scheduler import Batch, Piece, Request, SequenceState
 from demeanor.engine.structured import Guide
 from demeanor.model import checkpoints
 from demeanor.model.native import NativeStep
@@ -95,14 +96,14 @@ def of_part(name: str, owner: type, part: str, at: int = 2) -> Callable[[pytest.
 
 
 def in_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = sampling.draw
+    inner = sampling.race
 
     def draw(logits_NV: torch.Tensor, temperature_N: torch.Tensor, *rest: Any) -> torch.Tensor:
         if (temperature_N == TEMPERATURE).any():
             raise ValueError("draw")
         return inner(logits_NV, temperature_N, *rest)
 
-    monkeypatch.setattr(sampling, "draw", draw)
+    monkeypatch.setattr(sampling, "race", draw)
 
 
 def in_the_prompts_scores(monkeypatch: pytest.MonkeyPatch) -> None:

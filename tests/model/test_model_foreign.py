@@ -93,7 +93,7 @@ def test_a_llama_through_transformers_has_our_loss_and_gradients(
 def test_collision_is_the_log_of_the_summed_squared_probabilities(tmp_path: Path) -> None:
     checkpoints.save(checkpoints.create(SHAPE, VOCAB, 0), tmp_path)
     model, batch = hf.load(tmp_path), collate(trees(2))
-    found = model.outputs(batch, with_collision=True).collision_C
+    found = model.outputs(batch, statistics=("collision",)).collision_C
     rows, mask, row, place = hf.unrolled(batch, batch.scored_C)
     with torch.no_grad():
         p = model.inner(input_ids=rows, attention_mask=mask).logits[row, place].softmax(-1)
