@@ -96,14 +96,14 @@ def of_part(name: str, owner: type, part: str, at: int = 2) -> Callable[[pytest.
 
 
 def in_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = sampling.race
+    inner = sampling.narrowed
 
     def draw(logits_NV: torch.Tensor, temperature_N: torch.Tensor, *rest: Any) -> torch.Tensor:
         if (temperature_N == TEMPERATURE).any():
             raise ValueError("draw")
         return inner(logits_NV, temperature_N, *rest)
 
-    monkeypatch.setattr(sampling, "race", draw)
+    monkeypatch.setattr(sampling, "narrowed", draw)
 
 
 def in_the_prompts_scores(monkeypatch: pytest.MonkeyPatch) -> None:
