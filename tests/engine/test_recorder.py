@@ -16,6 +16,8 @@ from demeanor.engine import sampling
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.recorder import Recorder, call_seed
 from demeanor.engine.scheduler import Piece, Request, SequenceState
+from demeanor.model.drawn import Drawn
+from demeanor.model.native import drawn_logprobs
 from demeanor.text.template import JinjaTemplate, Template, load_template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.training.episodes import PolicyCall, paths
@@ -353,9 +355,10 @@ def test_a_recorded_request_tells_the_distribution_of_each_draw(decoding: Decodi
 
 def test_the_log_probabilities_of_all_draws_sum_to_one() -> None:
     """Over the kept tokens exp(log-prob) is a distribution."""
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    decoding = Decoding(0.9, 0.95, top_k=12)
-    kept = sampling.drawn_logprob(logits, 0, decoding)[1]
-    assert 1 < len(kept) <= 12
-    probs = [torch.tensor(sampling.drawn_logprob(logits, token, decoding)[0]).exp() for token in kept]
+    logits_NV = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    temperature_N, top_p_N, top_k_N = torch.tensor([0.9]), torch.tensor([0.95]), torch.tensor([12])
+    kept_K = sampling.narrowed(logits_NV, temperature_N, top_p_N, top_k_N)[0].nonzero()[:, 0]
+    assert 1 < len(kept_K) <= 12
+    drawn = Drawn(temperature_N, kept_K, torch.zeros_like(kept_K))
+    probs = [drawn_logprobs(logits_NV, token[None], drawn)[0].exp() for token in kept_K]
     assert float(sum(probs)) == pytest.approx(1, abs=1e-5)
