@@ -91,7 +91,7 @@ def _say(reason: str) -> None:
 # ---- values: the decoder reads the trees ----
 
 
-class Call(NamedTuple):
+class Reading(NamedTuple):
     """Segments that the decoder reads at once, their slots, and the caches to copy before: (from, to, tokens)."""
 
     segments: list[Segment]
@@ -99,8 +99,8 @@ class Call(NamedTuple):
     copies: list[tuple[int, int, int]]
 
 
-def waves(batch: TokenBatch) -> Iterator[Call]:
-    """Yield calls in order: whole trees of about ROWS tokens together, prompts before the branches that share them.
+def waves(batch: TokenBatch) -> Iterator[Reading]:
+    """Yield readings in order: whole trees of about ROWS tokens together, prompts before the branches that share them.
 
     Raises ValueError if a segment's context is not a whole path from the root of its tree.
     """
@@ -132,7 +132,7 @@ def waves(batch: TokenBatch) -> Iterator[Call]:
                     for i in chosen
                     if depth
                 ]
-                yield Call([segments[i] for i in chosen], [slot[i] for i in chosen], copies)
+                yield Reading([segments[i] for i in chosen], [slot[i] for i in chosen], copies)
             wave, size = [], 0
 
 
@@ -161,7 +161,7 @@ class Values(NamedTuple):
 
 
 @torch.no_grad()
-def _decoded(model: Llama, batch: TokenBatch, calls: Sequence[Call], *, trace: bool) -> Values:
+def _decoded(model: Llama, batch: TokenBatch, calls: Sequence[Reading], *, trace: bool) -> Values:
     tokens, positions = batch.tokens_T.tolist(), batch.positions_T.tolist()
     longest = max((max(positions[s.start : s.end]) + 1 for call in calls for s in call.segments), default=1)
     num_slots = max((max(call.slots) + 1 for call in calls), default=1)

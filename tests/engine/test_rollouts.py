@@ -286,6 +286,7 @@ def test_an_engine_that_records_gives_the_same_draws() -> None:
         found = engine.generate([*requests, *plain])
     finally:
         engine.close()
+    assert len(wanted) == len(LENGTHS)
     for group, recorded, silent in zip(wanted, found[:4], found[4:]):
         assert [p.token for p in recorded] == [p.token for p in silent] == list(group[0].tokens)
         assert tuple(p.sampled for p in recorded) == group[0].sampled
