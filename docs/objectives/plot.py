@@ -30,6 +30,8 @@ RANGE: dict[str, float] = {
     "orpo": 8,
     "ln_dpo": 12,
     "reward": 6,
+    "gspo": 0.002,
+    "luspo": 0.002,
 }
 TOKENS, POINTS, BASE = 4, 121, -1.5
 W, H, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 54, 14, 26, 40
