@@ -497,7 +497,7 @@ def test_fact_15_a_group_that_lost_members_is_centred_on_the_others() -> None:
     zeros = torch.zeros(6, dtype=torch.float64)
     drawn = Samples(reward_B, group_B, branch_C, zeros)
     wanted = {"rloo": [-3.0, -1.5, 4.5, 0.0, -4.0, 4.0], "grpo": [-2.0, -1.0, 3.0, 0.0, -2.0, 2.0]}
-    for kind, numbers in wanted.items():
+    for kind, numbers in each(wanted.items()):
         online = objective(kind).ONLINE
         assert online is not None
         found = online.advantages(spec_of(kind, kl_coef=0.0), drawn)
@@ -555,7 +555,7 @@ def test_the_controllers_coefficient_is_used_not_the_settings() -> None:
 
 def test_the_kl_metric_is_nats_a_completion() -> None:
     drawn = Drawn()
-    for kind in KINDS:
+    for kind in each(KINDS):
         spec = spec_of(kind, kl_coef=0.1)
         _, found = iteration(
             kind, spec, drawn.batch, drawn.reward_B, drawn.sampled_C, drawn.reference_C, drawn.value_C
