@@ -68,6 +68,10 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
         ["weights.stages.dpo.objective.kind=dpoo"],
         ["weights.stages[2].objective.kind", "Did you mean 'dpo'?"],
     ),
+    "an objective on the policy's own completions without any": (
+        ["weights.stages.dpo.objective={kind: ppo}"],
+        ["weights.stages[2].objective.kind", "prompts: [{source: ...}], reward: [...]"],
+    ),
     "an unknown layer": (["layers.2.kind=polcy"], ["layers[2].kind", "Did you mean 'policy'?"]),
     "a misspelt layer setting": (
         ["layers.limits.request_per_minute=3"],
