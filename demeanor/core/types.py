@@ -155,7 +155,10 @@ class Example:
 @dataclass(frozen=True, slots=True)
 class Preference:
     """One prompt with K >= 2 completions, ordered by `ranks` (0 is best, ties allowed); `margin` is their
-    distance."""
+    distance.
+
+    `safe` says of each completion whether it is harmless (None: not said); empty: nothing is said of any.
+    """
 
     prompt: Messages
     completions: tuple[Messages, ...]
@@ -164,6 +167,7 @@ class Preference:
     margin: float | None = None
     source: str = ""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    safe: tuple[bool | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@ from demeanor.core.errors import DataError
 from demeanor.core.types import Example, Message, TrainingRow, Unpaired
 from demeanor.data.batches import coverage
 from demeanor.data.trees import Tree
-from demeanor.model.tensors import MISMATCHED
+from demeanor.model.tensors import MISMATCHED, UNLABELLED
 from demeanor.text.template import Template, is_trained
 from demeanor.text.tokenizer import Tokenizer
 
 TRAINED, CONTEXT = "bold green", "dim"
 LABELS = {1: "desirable", 0: "undesirable", MISMATCHED: "of another prompt, no loss"}
+SAFETY = {1: ", safe", 0: ", harmful", UNLABELLED: ""}
 
 
 def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text:
@@ -36,7 +37,7 @@ def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text
     for tree in trees[:count]:
         text.append(f"{tree.source or 'row'}\n", style="underline")
         text.append(tokenizer.decode(tree.prompt), style=CONTEXT)
-        marks = [LABELS[label] for label in tree.labels] or [str(rank) for rank in tree.ranks]
+        marks = _marks(tree)
         for mark, branch in zip(marks, tree.branches):
             text.append(f"\n  [{mark}] " if len(tree.branches) > 1 or tree.labels else "", style="cyan")
             for tokens, trained in _runs(branch.tokens, branch.trained):
@@ -44,6 +45,14 @@ def show(trees: Sequence[Tree], tokenizer: Tokenizer, *, count: int = 2) -> Text
                 text.append(tokenizer.decode(tokens), style=TRAINED if is_trained else CONTEXT)
         text.append("\n")
     return text
+
+
+def _marks(tree: Tree) -> list[str]:
+    """What is said of each branch: its label, its rank, or both."""
+    if len(set(tree.ranks)) == 1 and tree.labels:
+        return [LABELS[label] for label in tree.labels]
+    said = [SAFETY[label] for label in tree.labels] or [""] * len(tree.ranks)
+    return [f"{rank}{safety}" for rank, safety in zip(tree.ranks, said)]
 
 
 def longest(trees: Sequence[Tree], count: int = 3) -> list[tuple[int, str]]:

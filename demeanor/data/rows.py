@@ -137,19 +137,30 @@ def _preference(row: Row, source: str) -> Preference:
         if not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks) or len(set(ranks)) < 2:
             raise ValueError(f"ranks: got {ranks!r}, wanted whole numbers, 0 the best, not all the same")
         completions = tuple(_completion(c, f"completions[{i}]") for i, c in enumerate(written))
-        return Preference(prompt, completions, tuple(ranks), tools, margin, source)
+        safe = _safety(row, len(completions))
+        return Preference(prompt, completions, tuple(ranks), tools, margin, source, safe=safe)
     if "chosen" not in row or "rejected" not in row:
         raise ValueError(_missing(row, "preferences"))
     if "instruction" in row:
         pair = (_answer(row, "chosen"),), (_answer(row, "rejected"),)
-        return Preference(_alpaca(row), pair, (0, 1), tools, margin, source)
+        return Preference(_alpaca(row), pair, (0, 1), tools, margin, source, safe=_safety(row, 2))
     if "prompt" in row and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
         prompt = _prompt(row)
         chosen, rejected = _completion(row["chosen"], "chosen"), _completion(row["rejected"], "rejected")
     else:
         given = _prompt(row) if "prompt" in row else ()
         prompt, chosen, rejected = _split(given, _dialogue(row, "chosen"), _dialogue(row, "rejected"))
-    return Preference(prompt, (chosen, rejected), (0, 1), tools, margin, source)
+    return Preference(prompt, (chosen, rejected), (0, 1), tools, margin, source, safe=_safety(row, 2))
+
+
+def _safety(row: Row, count: int) -> tuple[bool | None, ...]:
+    """Parse `safe`: of each completion (or of chosen and rejected) whether it is harmless; null: not said."""
+    if "safe" not in row:
+        return ()
+    found = _json_list(row["safe"], "safe")
+    if len(found) != count:
+        raise ValueError(f"safe: got {len(found)} values, wanted {count}, one for each completion")
+    return tuple(None if x is None else _truth(x, f"safe[{i}]") for i, x in enumerate(found))
 
 
 def _split(given: Messages, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:

@@ -17,7 +17,7 @@ import torch
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Example, Preference, Unpaired
-from demeanor.model.tensors import MISMATCHED, Segment, TokenBatch
+from demeanor.model.tensors import MISMATCHED, UNLABELLED, Segment, TokenBatch
 from demeanor.text.template import Rendered, Template
 from demeanor.text.tokenizer import Tokenizer
 
@@ -32,7 +32,8 @@ class Branch(NamedTuple):
 class Tree(NamedTuple):
     """A prompt and its completions; `ranks` (0 is best) orders them, `source` names the row.
 
-    `labels`, for unpaired rows only: 1 desirable, 0 undesirable, MISMATCHED; one for each branch.
+    `labels`, one for each branch: of unpaired rows 1 desirable, 0 undesirable, MISMATCHED; of a preference
+    that says it 1 safe, 0 harmful, UNLABELLED.
     """
 
     prompt: tuple[int, ...]
@@ -90,7 +91,10 @@ def preference_tree(preference: Preference, template: Template) -> Tree:
                 "wanted the same tokens (does the completion begin with an assistant message?)"
             )
         branches.append(_trimmed(whole.tokens[len(prompt) :], whole.trained[len(prompt) :], where))
-    return Tree(tuple(prompt), tuple(branches), preference.ranks, preference.margin, preference.source)
+    labels = tuple(UNLABELLED if safe is None else int(safe) for safe in preference.safe)
+    return Tree(
+        tuple(prompt), tuple(branches), preference.ranks, preference.margin, preference.source, labels
+    )
 
 
 def unpaired_tree(row: Unpaired | Preference, template: Template) -> Tree:
@@ -223,6 +227,8 @@ def _trimmed(tokens: list[int], trained: list[bool], source: str) -> Branch:
 
 
 def _labels(tree: Tree) -> tuple[int, ...]:
+    if not tree.labels and len(set(tree.ranks)) > 1:  # a comparison without labels beside some with
+        return (UNLABELLED,) * len(tree.branches)
     if len(tree.labels) != len(tree.branches):
         raise DataError(
             f"{tree.source or 'tree'}: {len(tree.labels)} labels for {len(tree.branches)} completions; "

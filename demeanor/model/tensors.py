@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 MISMATCHED = -1  # label of a completion to another prompt: no loss, KTO estimates the KL term with it
+UNLABELLED = -2  # label of a ranked completion that nobody called safe or harmful
 
 
 class Segment(NamedTuple):
@@ -41,7 +42,8 @@ class TokenBatch(NamedTuple):
     rank_B: Tensor  # rank of each branch within its tree
     margin_N: Tensor | None = None  # strength of each tree's preference
     reference_C: Tensor | None = None  # frozen reference's log-probs (nats) of targets_C
-    label_B: Tensor | None = None  # unpaired rows: 1 desirable, 0 undesirable, MISMATCHED; None if ranked
+    label_B: Tensor | None = None  # unpaired rows: 1 desirable, 0 undesirable, MISMATCHED;
+    # ranked rows: 1 safe, 0 harmful, UNLABELLED; None without labels
     # Completions that a policy sampled (online objectives):
     sampled_C: Tensor | None = None  # log-probs (nats) of targets_C when they were drawn
     advantage_C: Tensor | None = None

@@ -55,7 +55,7 @@ def value(kind: str, x: float, label: int | None) -> tuple[float, float]:
     at = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     branch = Branch((3,) * TOKENS, (True,) * TOKENS)
     if module.READS == "rewards":
-        batch = collate([Tree((1,), (branch, branch), (0, 1))], read_last=True)
+        batch = collate([Tree((1,), (branch, branch), (0, 1), labels=(1, 0))], read_last=True)
         outputs = Outputs(rewards_B=torch.stack([at / 2, -at / 2]))
     elif module.ONLINE is not None:
         nothing, advantage = torch.zeros(1, dtype=torch.float64), torch.full((1,), float(label or -1))
@@ -96,7 +96,7 @@ def axis(kind: str) -> tuple[float, float, str]:
     if module.ROWS == "unpaired":
         return -40.0, 40.0, "log pi/ref of a completion (nats)"
     if module.READS == "rewards":
-        return -6.0, 6.0, "r(chosen) - r(rejected)"
+        return -6.0, 6.0, f"{'C(safer) - C(worse)' if kind == 'cost' else 'r(chosen) - r(rejected)'}"
     wide = RANGE.get(kind, 40.0)
     if module.ROLES:
         return -wide, wide, "h: gap of log-ratios (nats)"
