@@ -1,0 +1,200 @@
+"""Online stages of a small stack: every kind trains, logs what it should, and goes on bit for bit after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demeanor import app
+from demeanor.stack.stack import Stack
+from demeanor.training.runs import CHECKPOINT, LEDGER, Runs, read_log
+from tests.app import tiny_online
+from tests.conftest import each
+
+pytestmark = pytest.mark.xdist_group("tiny")
+
+
+def begun(folder: Path, trained: tuple[Stack, Runs], *stages: str, **changes: Any) -> tuple[Stack, Runs]:
+    """A stack in `folder` whose base, sft and rm are those of the trained one."""
+    path = tiny_online.write(folder, *stages, **changes)
+    stack, runs = app.load_stack(path), Runs(folder / "runs")
+    for stage in ("base", "sft", "rm"):
+        key = stack.stage_key(stage)
+        shutil.copytree(trained[1].folder(key), runs.folder(key), dirs_exist_ok=True)
+    return stack, runs
+
+
+def rows_of(stack: Stack, runs: Runs, stage: str) -> list[dict[str, Any]]:
+    return read_log(runs.folder(stack.stage_key(stage)) / LEDGER)
+
+
+def weights_of(stack: Stack, runs: Runs, stage: str) -> dict[str, torch.Tensor]:
+    return load_file(runs.model(stack.stage_key(stage)) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def everything(
+    trained: tuple[Stack, Runs], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Stack, Runs]:
+    stack, runs = begun(tmp_path_factory.mktemp("online"), trained, *tiny_online.STAGES)
+    app.train(stack, runs)
+    return stack, runs
+
+
+COMMON = {
+    "reward",
+    "reward_std",
+    "reward/unscored",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "completions/refused",
+    "time/generate",
+    "time/score",
+    "time/train",
+    "loss",
+    "grad_norm",
+    "lr",
+    "tokens",
+    "seconds",
+}
+OWN = {
+    "rloo": {"kl", "kl/token", "kl/coefficient", "frac_reward_zero_std", "kl_sample_train_v1"},
+    "grpo": {"rewards/item/mean", "rewards/length/mean", "clip_ratio/low_mean"},
+    "ppo": {"explained_variance", "value_loss", "ptx/loss", "cost", "cost/lambda", "kl"},
+    "online_dpo": {"rewards/accuracies", "rewards/margins"},
+    "best_of_n": set(),
+}
+
+
+@pytest.mark.parametrize("stage", tiny_online.STAGES)
+def test_every_kind_of_online_stage_trains_and_logs_what_a_person_wants_to_see(
+    everything: tuple[Stack, Runs], stage: str
+) -> None:
+    stack, runs = everything
+    rows = rows_of(stack, runs, stage)
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    logged = set().union(*steps)
+    assert COMMON | OWN[stage] <= logged, sorted((COMMON | OWN[stage]) - logged)
+    evaluated = [row for row in rows if "eval_reward" in row]
+    assert evaluated[0]["step"] == 0
+    assert evaluated[-1]["step"] == 4
+    assert evaluated[-1]["eval_reward_rows"] > 0
+    before, after = weights_of(stack, runs, "sft"), weights_of(stack, runs, stage)
+    assert before.keys() == after.keys(), "the critic is not part of the policy"
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    shown = read_log(runs.folder(stack.stage_key(stage)) / "rollouts.jsonl")
+    assert {"prompt", "answer", "ended", "tokens", "reward"} <= set(shown[0])
+
+
+def test_the_controllers_of_a_run_move_and_are_saved(everything: tuple[Stack, Runs]) -> None:
+    stack, runs = everything
+    steps = [row for row in rows_of(stack, runs, "ppo") if "loss" in row]
+    assert len({row["kl/coefficient"] for row in steps}) > 1, "kl_target steers the coefficient"
+    assert len({row["cost/lambda"] for row in steps}) > 1
+
+
+def test_a_served_stage_that_was_trained_online_answers(everything: tuple[Stack, Runs]) -> None:
+    stack, runs = everything
+    runtime = app.StackRuntime(stack, runs)
+    try:
+        assert runtime.weights("best_of_n").engine.health() is None
+    finally:
+        runtime.close()
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_seed_others(
+    trained: tuple[Stack, Runs], everything: tuple[Stack, Runs], tmp_path: Path
+) -> None:
+    again, runs = begun(tmp_path, trained, "rloo")
+    app.train(again, runs)
+    first = weights_of(*everything, "rloo")
+    second = weights_of(again, runs, "rloo")
+    assert all(torch.equal(first[name], second[name]) for name in each(first))
+    other, more = begun(tmp_path / "other", trained, "rloo", seed=1)
+    app.train(other, more)
+    third = weights_of(other, more, "rloo")
+    assert any(not torch.equal(first[name], third[name]) for name in each(first))
+
+
+def command(folder: Path) -> list[str]:
+    program = [sys.executable, "-m", "demeanor", "train", str(folder / "stack.yaml")]
+    return [*program, "--runs", str(folder / "runs"), "--set", "name=tiny-desk"]
+
+
+def kill_after(folder: Path, seconds: float, wait_for: Path | None = None) -> bool:
+    """Start the command, kill it after some seconds (from `wait_for` on, if given); True if it was still running."""
+    process = subprocess.Popen(
+        command(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while wait_for is not None and not wait_for.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def equal_to_uninterrupted(
+    folder: Path, trained: tuple[Stack, Runs], stage: str, moments: list[float], **changes: Any
+) -> int:
+    """Kill the training of a stage at these moments, finish it, compare; returns how often it was killed."""
+    whole, its = begun(folder / "whole", trained, stage, **changes)
+    app.train(whole, its)
+    stack, runs = begun(folder / "killed", trained, stage, **changes)
+    run = runs.folder(stack.stage_key(stage))
+    killed = sum(kill_after(folder / "killed", moment, run / LEDGER) for moment in moments)
+    subprocess.run(
+        command(folder / "killed"),
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    expected, found = weights_of(whole, its, stage), weights_of(stack, runs, stage)
+    different = [name for name in each(expected) if not torch.equal(expected[name], found[name])]
+    assert not different, f"{stage}: {different}"
+    assert not (run / CHECKPOINT).exists()
+    metrics = [
+        [{k: v for k, v in row.items() if "time/" not in k and k != "seconds"} for row in rows_of(s, r, stage)]
+        for s, r in ((whole, its), (stack, runs))
+    ]
+    assert metrics[0] == metrics[1], "the log of a killed run is that of an uninterrupted one"
+    return killed
+
+
+def test_a_killed_online_stage_goes_on_bit_for_bit(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
+    assert equal_to_uninterrupted(tmp_path, trained, "ppo", [0.05, 0.3], steps=10) >= 1
+
+
+@pytest.mark.experiment
+def test_twenty_kills_at_random_moments_end_in_the_same_weights(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    killed = {
+        stage: equal_to_uninterrupted(
+            tmp_path / stage, trained, stage, [rng.uniform(0, 1.5) for _ in range(10)], steps=60
+        )
+        for stage in ("ppo", "grpo")
+    }
+    out = Path("results/online_kills.json")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({"killed": killed, "same_weights": True}) + "\n")
+    print(f"killed {killed}; same weights and same log each time")
+    assert sum(killed.values()) >= 15
