@@ -45,9 +45,7 @@ def weights_of(stack: Stack, runs: Runs, stage: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def everything(
-    trained: tuple[Stack, Runs], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Stack, Runs]:
+def everything(trained: tuple[Stack, Runs], tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Runs]:
     stack, runs = begun(tmp_path_factory.mktemp("online"), trained, *tiny_online.STAGES)
     app.train(stack, runs)
     return stack, runs
@@ -171,7 +169,10 @@ def equal_to_uninterrupted(
     assert not different, f"{stage}: {different}"
     assert not (run / CHECKPOINT).exists()
     metrics = [
-        [{k: v for k, v in row.items() if "time/" not in k and k != "seconds"} for row in rows_of(s, r, stage)]
+        [
+            {k: v for k, v in row.items() if "time/" not in k and k != "seconds"}
+            for row in rows_of(s, r, stage)
+        ]
         for s, r in ((whole, its), (stack, runs))
     ]
     assert metrics[0] == metrics[1], "the log of a killed run is that of an uninterrupted one"
