@@ -153,7 +153,7 @@ def call_seed(seed: int, number: int) -> int:
     """The seed of an episode's call: the episode's own for the first."""
     if not number:
         return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:7], "big")
 
 
 def continued(

@@ -326,6 +326,24 @@ class ImportanceSpec(Spec):
     cap: float = Field(3.0, gt=1, description="largest weight")
 
 
+class ServerSpec(Spec):
+    """How a vLLM server that samples rollouts gets the weights of each iteration, and when it is given up."""
+
+    model: str | None = Field(None, description="its model id; null: the first one that it lists")
+    folder: str | None = Field(
+        None,
+        description="where the server sees the folder that weights are written to; null: at the same path",
+    )
+    key_env: str | None = Field(None, description="environment variable that holds its API key; null: none")
+    timeout_s: float = Field(600.0, gt=0, description="longest wait for one answer or one load, in seconds")
+    retries: int = Field(4, ge=0, le=20, description="times that a failed request is sent again")
+    tolerance: float = Field(
+        0.1,
+        gt=0,
+        description="largest mean difference (nats a token) of its log-probs to the trainer's after an update",
+    )
+
+
 class RolloutsSpec(Spec):
     """How the policy answers while it is trained."""
 
@@ -345,7 +363,11 @@ class RolloutsSpec(Spec):
         None, description="file.py:name of a function that answers the policy between turns; null: one turn"
     )
     turns: Positive = Field(1, description="most answers of the policy in one episode")
+    timeout_s: float | None = Field(
+        None, gt=0, description="seconds that one episode may take, else it has no reward; null: no limit"
+    )
     url: str | None = Field(None, description="vLLM server that samples; null: the engine of this process")
+    server: ServerSpec = ServerSpec()
     importance: ImportanceSpec = ImportanceSpec()
 
 

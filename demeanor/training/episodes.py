@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from demeanor.core.errors import ContextError, EngineError
+from demeanor.core.errors import ContextError, EngineError, UsageError
 from demeanor.core.types import Completion, Message, Messages
 from demeanor.data.trees import Branch, Tree
 from demeanor.training.rewards import Rollout, Task, TokenPath
@@ -123,9 +123,9 @@ async def converse(
             score = getattr(environment, "score", None)
             found = None if score is None else await awaited(score(task, messages))
             return Talk(messages[len(task.messages) :], text, None if found is None else float(found))
-    except EngineError as error:
+    except (EngineError, UsageError) as error:
         if not isinstance(error, ContextError):
-            raise  # no fault of this episode: a broken engine or server ends the run
+            raise  # no fault of this episode: a broken engine or server, or a wrong setting, ends the run
         why = str(error)
     except Exception as error:  # the user's code and tools may fail in any way; only this episode is lost
         why = f"not finished after {timeout_s:g} s" if limit.expired() else f"{type(error).__name__}: {error}"
