@@ -22,7 +22,8 @@ import httpx
 from demeanor.core.errors import ContextError, EngineError, UpstreamError, UsageError
 from demeanor.core.types import FinishReason
 from demeanor.engine.chat_stream import json_object, told_error, whole_number
-from demeanor.engine.scheduler import Decode, Piece, Request, SequenceState
+from demeanor.engine.detokenizer import Decode
+from demeanor.engine.scheduler import Piece, Request, SequenceState
 from demeanor.stack.schema import ServerSpec
 
 WAIT_S = 0.5  # before the first retry; doubled each time
