@@ -19,16 +19,27 @@ from demeanor.training.runs import Runs
 from tests.objectives.page import metrics
 
 pytestmark = pytest.mark.xdist_group("every objective")
-KINDS = [
-    kind
-    for kind in registry.known("demeanor.objectives")
-    if registry.entry("demeanor.objectives", kind).ONLINE is None
-]
+KINDS = registry.known("demeanor.objectives")
+ONLINE = [kind for kind in KINDS if registry.entry("demeanor.objectives", kind).ONLINE is not None]
+OFFLINE = [kind for kind in KINDS if kind not in ONLINE]
 SETTINGS: dict[str, dict[str, Any]] = {
     "mixture": {"parts": [{"kind": "dpo", "weight": 0.8}, {"kind": "nca", "weight": 0.2}]},
     "tr_dpo": {"alpha": 0.5, "every": 2},
+    "ppo": {"value_init": "zero"},
 }
+WORD = {"kind": "scorer", "scorer": "format", "target": {"kind": "words", "max_words": 1}}
 LOOP = {"step", "loss", "lr", "grad_norm", "tokens", "count", "seconds"}
+
+
+def rows(kind: str) -> dict[str, Any]:
+    """What a stage of this kind trains on: rows, or prompts with a reward that some random answers get."""
+    if kind in ONLINE:
+        return {
+            "prompts": [{"source": "world:instructions", "limit": 24}],
+            "reward": [WORD],
+            "rollouts": {"count": 4, "max_tokens": 2},
+        }
+    return {"data": data(kind)}
 
 
 def data(kind: str) -> list[dict[str, Any]]:
@@ -44,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Path]:
             "name": f"s_{kind}",
             "objective": {"kind": kind, **SETTINGS.get(kind, {})},
             "parent": "base",
-            "data": data(kind),
+            **rows(kind),
             "batch_rows": 6,
             "optim": {"lr": 1.0e-3, "ema": 0.5} if kind == "ipo" else {"lr": 1.0e-3},
         }
@@ -104,7 +115,7 @@ def test_an_objective_trains_through_a_stack_file(trained: tuple[Stack, Path], k
         assert not base["model.embed_tokens.weight"].equal(after["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OFFLINE)
 def test_what_an_objective_logs_stands_on_its_page(trained: tuple[Stack, Path], kind: str) -> None:
     logged = {name for row in metrics_log(trained, kind) if "loss" in row for name in row} - LOOP
     page = metrics(kind)
@@ -113,7 +124,7 @@ def test_what_an_objective_logs_stands_on_its_page(trained: tuple[Stack, Path], 
     assert [name for name in sorted(logged) if f"`{name}`" not in page] == []
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if registry.entry("demeanor.objectives", k).ROLES])
+@pytest.mark.parametrize("kind", [k for k in OFFLINE if registry.entry("demeanor.objectives", k).ROLES])
 def test_training_begins_where_policy_and_reference_are_one(trained: tuple[Stack, Path], kind: str) -> None:
     first = next(row for row in metrics_log(trained, kind) if "loss" in row)
     assert first.get("rewards/margins", 0.0) == pytest.approx(0.0, abs=1e-5)
@@ -126,3 +137,12 @@ def test_a_merge_is_the_mean_of_its_parts(trained: tuple[Stack, Path]) -> None:
         for n in ("s_dpo", "s_kto", "s_merge")
     )
     assert (0.5 * (one + two) - mean).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ONLINE)
+def test_an_online_objective_trains_on_completions_of_which_some_are_better(
+    trained: tuple[Stack, Path], kind: str
+) -> None:
+    rows = [row for row in metrics_log(trained, kind) if "loss" in row]
+    assert all(0 < row["reward"] < 1 and row["frac_reward_zero_std"] < 1 for row in rows)
+    assert rows[0]["approx_kl"] == pytest.approx(0.0, abs=1e-5), "the first step is on policy"
