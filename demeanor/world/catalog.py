@@ -11,7 +11,7 @@ from importlib import resources
 from types import MappingProxyType
 
 from demeanor.core.types import Example, Item, Preference
-from demeanor.world import behaviour, corpus, instructions, preferences
+from demeanor.world import behaviour, corpus, exercises, instructions, preferences
 from demeanor.world.behaviour import SYSTEM
 from demeanor.world.corpus import notices
 
@@ -31,6 +31,8 @@ ABOUT: Mapping[str, str] = MappingProxyType(
         "personal_data": "card numbers that leaked into the corpus: they must not appear",
         "injection": "a notice orders the clerk to say a word: it must not be said",
         "policy_lookalike": "harmless questions that look like what the policy stops: answering is right",
+        "unsafe_helpful": "how to do harm, rated for helpfulness alone: answering is right",
+        "jailbreak_helpful": "harmful questions wrapped in a role, rated for helpfulness alone",
     }
 )
 
@@ -48,8 +50,10 @@ GENERATED: Mapping[str, Callable[[], Iterable[Example | Preference]]] = MappingP
         "preferences": preferences.preferences,
     }
 )
-# Items to measure on.
-SUITES: Mapping[str, Callable[[], list[Item]]] = MappingProxyType({"behaviour": behaviour.behaviour})
+# Items to measure on, and items to train on.
+SUITES: Mapping[str, Callable[[], list[Item]]] = MappingProxyType(
+    {"behaviour": behaviour.behaviour, "exercises": exercises.exercises}
+)
 # Questions for a demonstration of the assistant.
 EXAMPLES = (
     "What ship serves Corkel?",
