@@ -194,15 +194,18 @@ class RDpoSpec(BetaSpec):
     alpha: float = Field(
         0.01,
         ge=0,
-        description="reward a token costs: subtracted for each token the chosen completion is longer",
+        description="what raters pay for a token: that much of a preference is explained by length alone",
     )
 
 
 def r_dpo(spec: RDpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
-    """DPO with a length penalty: -log sigma(beta h - alpha (|y_w| - |y_l|)), lengths in tokens."""
+    """DPO with a length penalty: -log sigma(beta h + alpha (|y_w| - |y_l|)), lengths in tokens.
+
+    The policy that maximises r - alpha |y| - beta KL has r = beta log pi/ref + alpha |y| + a constant.
+    """
     found = gap(outputs, batch)
     longer_P = found.lengths_B[found.chosen_P] - found.lengths_B[found.rejected_P]
-    each_P = -logsigmoid(spec.beta * found.h_P - spec.alpha * longer_P)
+    each_P = -logsigmoid(spec.beta * found.h_P + spec.alpha * longer_P)
     return pair_loss(each_P, found, batch, spec.beta * found.ratio_B, longer=longer_P)
 
 

@@ -220,10 +220,10 @@ def test_the_odds_of_certainty_are_finite() -> None:
     assert all(map(math.isfinite, one_pair("orpo", 4.0, 0.0)))
 
 
-def test_a_longer_chosen_answer_must_be_better_for_r_dpo() -> None:
+def test_a_longer_chosen_answer_is_partly_explained_by_its_length_for_r_dpo() -> None:
     tree = Tree((1,), (Branch((3,) * 5, (True,) * 5), Branch((4,) * 2, (True,) * 2)), (0, 1))
     loss, _ = run("r_dpo", [tree], [[-2.0] * 7], [[-2.0] * 7], alpha=0.1)
-    assert float(loss.total) == pytest.approx(math.log1p(math.exp(0.1 * 3)))
+    assert float(loss.total) == pytest.approx(math.log1p(math.exp(-0.1 * 3)))
 
 
 def test_exo_is_zero_where_the_policy_prefers_as_the_label_does() -> None:
