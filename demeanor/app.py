@@ -49,22 +49,25 @@ from demeanor.engine.respond import (
     with_identity,
 )
 from demeanor.engine.respond import unit_vector as _unit
-from demeanor.engine.scheduler import Piece, Request
+from demeanor.engine.rollouts import sample_groups
+from demeanor.engine.scheduler import Request
 from demeanor.evaluation import items, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.evaluation.scorers import refusal, score_item, scored_from_text
 from demeanor.layers import Kit, Search, compose, policy
 from demeanor.model import checkpoints
+from demeanor.model.hf import ForeignModel
 from demeanor.model.llama import Llama
+from demeanor.policy_sampler import PolicySampler
 from demeanor.retrieval import documents, index
 from demeanor.server.request_context import charged, current_token_budget
-from demeanor.stack.schema import GenerationEvalSpec, OnlineStage, Remote
+from demeanor.stack.schema import GenerationEvalSpec, OnlineStage, Remote, RolloutsSpec
 from demeanor.stack.stack import Stack, load
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.training import export, generation_eval, online_stage, pipeline, scoring
+from demeanor.training import environments, export, generation_eval, online_stage, pipeline, scoring
 from demeanor.training.rewards import Roll, Rollout, Task
 from demeanor.training.runs import Runs, training_curves, weights_folder
 from demeanor.training.stage import RunOptions
@@ -359,38 +362,54 @@ REWARDS = scoring.RewardServices(score=_score, wrong=items.wrong_target, judge=_
 """What rewards need of the scorers and the judge."""
 
 
-def _roll(stack: Stack, stage: OnlineStage, tokenizer: Tokenizer, template: Template) -> Roll:
+def _roll(
+    stack: Stack, stage: OnlineStage, tokenizer: Tokenizer, template: Template, folder: Path, parent: Path
+) -> Roll:
     settings = stage.rollouts
-
-    def roll(model: nn.Module, tasks: Sequence[Task], seeds: Sequence[Sequence[int]]) -> list[list[Rollout]]:
-        assert isinstance(model, Llama), f"wanted a policy that an engine runs, got {type(model).__name__}"
-        decoding = Decoding(settings.temperature, settings.top_p, settings.max_tokens, stop=template.stop)
-        requests = [
-            Request(task.tokens, replace(decoding, seed=seed), template.stop_tokens)
-            for task, numbers in zip(tasks, seeds)
-            for seed in numbers
-        ]
-        room = max(len(task.tokens) for task in tasks) + settings.max_tokens
-        engine = LocalEngine(model, tokenizer, num_slots=min(len(requests), 64), max_context=room)
-        try:
-            answers = iter(engine.generate(requests))
-        finally:
-            engine.close()
-        return [[_rollout(task, next(answers)) for _ in numbers] for task, numbers in zip(tasks, seeds)]
-
-    return roll
-
-
-def _rollout(task: Task, pieces: Sequence[Piece]) -> Rollout:
-    tokens = tuple(piece.token for piece in pieces)
-    return Rollout(
-        task,
-        tokens,
-        (True,) * len(tokens),
-        tuple(piece.logprob for piece in pieces),
-        "".join(piece.text for piece in pieces),
-        pieces[-1].finish == "stop",
+    if not (settings.layers or settings.environment or settings.url):
+        return partial(_single_turns, settings, tokenizer, template)
+    opened = environments.load(settings.environment, stack.root) if settings.environment else None
+    kit = StackRuntime(stack, Runs(folder.parent), operational=False).kit(partial(rendered_tokens, template))
+    kept = [(layer.spec, layer.module) for layer in stack.layers if layer.name in settings.layers]
+    return PolicySampler(
+        stage, tokenizer, template, lambda inner: compose(kept, inner, kit), opened, folder, parent
     )
+
+
+def _single_turns(
+    settings: RolloutsSpec,
+    tokenizer: Tokenizer,
+    template: Template,
+    model: nn.Module,
+    tasks: Sequence[Task],
+    seeds: Sequence[Sequence[int]],
+) -> list[list[Rollout]]:
+    """One answer to each task and seed, those of a task drawn together."""
+    assert isinstance(model, Llama | ForeignModel), f"wanted a policy, got {type(model).__name__}"
+    decoding = Decoding(
+        settings.temperature,
+        settings.top_p,
+        settings.max_tokens,
+        stop=template.stop,
+        top_k=settings.top_k,
+        min_p=settings.min_p or 0.0,
+    )
+    found = sample_groups(
+        model,
+        tokenizer,
+        [task.tokens for task in tasks],
+        count=max(map(len, seeds), default=0),
+        decoding=decoding,
+        stop_tokens=template.stop_tokens,
+        seeds=lambda n, g: seeds[n][g],
+    )
+    return [
+        [
+            Rollout(task, x.tokens, (True,) * len(x.tokens), x.sampled, x.text, x.ended, x.kept)
+            for x in completions
+        ]
+        for task, completions in zip(tasks, found)
+    ]
 
 
 ONLINE = online_stage.OnlineServices(roll=_roll, rewards=REWARDS, generation=GENERATION)

@@ -41,7 +41,8 @@ NORMALISED_ON = 256  # answers that a reward model is normalised on
 class OnlineServices(NamedTuple):
     """What app.py provides, since training knows neither engines nor scorers."""
 
-    roll: Callable[[Stack, OnlineStage, Tokenizer, Template], Roll]
+    roll: Callable[[Stack, OnlineStage, Tokenizer, Template, Path, Path], Roll]
+    """From a stage, its run's folder and its parent's weights to what samples its policy."""
     rewards: scoring.RewardServices
     generation: GenerationServices
 
@@ -76,7 +77,7 @@ def train(
     load = scoring.trained_models(stack, runs)
     build = partial(scoring.build, services=services.rewards, stack=stack, load=load)
     reward = build(stage.reward, verdicts=run.folder / "verdicts.jsonl")
-    roll = services.roll(stack, stage, tokenizer, template)
+    roll = services.roll(stack, stage, tokenizer, template, run.folder, parent)
     start = parent if reference is None else reference.folder
     _normalise(
         reward, stage, run.folder / "normalisation.json", stack.root, template, found.tasks, roll, start

@@ -1,0 +1,140 @@
+"""Stages that train on episodes: through the stack's own layers and an environment, and from a vLLM server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demeanor import app
+from demeanor.core.errors import UpstreamError
+from demeanor.engine import vllm
+from demeanor.stack.stack import Stack
+from demeanor.text import tokenizer as tokenizers
+from demeanor.training.runs import CHECKPOINT, Runs
+from demeanor.training.stage import RunOptions
+from tests.app.test_online_stages import begun, rows_of, weights_of
+from tests.conftest import each
+from tests.engine.fake_vllm import FakeVllm, serving
+
+pytestmark = pytest.mark.xdist_group("tiny")
+
+SURE = '''
+from demeanor.core.types import Message
+
+class Sure:
+    """Asks once more; an answer with a digit is worth a point."""
+
+    def __call__(self, task, messages):
+        if "Sure?" in messages[-2].content:
+            return None
+        return (Message("user", "Sure?"),)
+
+    def score(self, task, messages):
+        return float(any(c.isdigit() for c in messages[-1].content))
+'''
+FP32 = RunOptions(dtype="fp32")
+ROLLOUTS: dict[str, Any] = {"count": 3, "max_tokens": 10}
+
+
+def trained_stage(
+    folder: Path, trained: tuple[Stack, Runs], rollouts: dict[str, Any], **changes: Any
+) -> tuple[Stack, Runs]:
+    stack, runs = begun(folder, trained, "grpo", rollouts={**ROLLOUTS, **rollouts}, steps=2, **changes)
+    app.train(stack, runs, only=["grpo"], options=FP32)
+    return stack, runs
+
+
+def environment(folder: Path) -> str:
+    (folder / "sure.py").write_text(SURE)
+    return "sure.py:Sure"
+
+
+def test_a_stage_trains_through_the_layers_it_is_served_with_and_an_environment(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
+    declared = {"layers": ["policy", "tools", "prompt"], "environment": environment(tmp_path), "turns": 2}
+    stack, runs = trained_stage(tmp_path, trained, declared)
+    rows = each(row for row in rows_of(stack, runs, "grpo") if "loss" in row)
+    assert {row["completions/failed"] for row in rows} == {0.0}
+    assert all(row["rewards/item/mean"] >= 0 for row in rows)
+    shown = (runs.folder(stack.stage_key("grpo")) / "rollouts.jsonl").read_text()
+    first = json.loads(shown.splitlines()[0])
+    assert first
+    before = load_file(runs.model(stack.stage_key("sft")) / "model.safetensors")
+    after = weights_of(stack, runs, "grpo")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_key_of_a_stage_depends_on_the_environments_code_and_on_the_layers(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
+    def key(**rollouts: Any) -> str:
+        return begun(tmp_path, trained, "grpo", rollouts={**ROLLOUTS, **rollouts})[0].stage_key("grpo")
+
+    name = environment(tmp_path)
+    declared = {"layers": ["prompt"], "environment": name, "turns": 2}
+    first = key(**declared)
+    assert key(**declared) == first
+    (tmp_path / "sure.py").write_text(SURE + "\n# changed\n")
+    assert key(**declared) != first
+    (tmp_path / "sure.py").write_text(SURE)
+    stack_file = begun(tmp_path, trained, "grpo", rollouts={**ROLLOUTS, **declared})[0]
+    (tmp_path / "system.md").write_text("Another prompt.\n")
+    assert app.load_stack(stack_file.path).stage_key("grpo") != first
+
+
+@pytest.fixture
+def fake(trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
+    monkeypatch.setattr(vllm, "WAIT_S", 0.01)
+    stack, runs = trained
+    folder = runs.model(stack.stage_key("sft"))
+    return FakeVllm(folder, tokenizers.load(folder), context=256)
+
+
+@pytest.mark.parametrize("adapter", [None, {"kind": "lora", "rank": 2}])
+def test_a_stage_trains_on_what_a_server_draws_as_on_its_own_draws(
+    trained: tuple[Stack, Runs], tmp_path: Path, fake: FakeVllm, adapter: dict[str, Any] | None
+) -> None:
+    """The fake draws with our engine, so weights and rewards are those of rollouts at home."""
+    changes = {} if adapter is None else {"adapter": adapter}
+    with serving(fake) as url:
+        (tmp_path / "far").mkdir()
+        stack, runs = trained_stage(tmp_path / "far", trained, {"url": url}, **changes)
+    rows = each(row for row in rows_of(stack, runs, "grpo") if "loss" in row)
+    assert max(abs(row["kl_sample_train_v1"]) for row in rows) < 1e-5
+    (tmp_path / "home").mkdir()
+    home, home_runs = trained_stage(tmp_path / "home", trained, {"environment": None}, **changes)
+    expected = [row["reward"] for row in rows_of(home, home_runs, "grpo") if "loss" in row]
+    assert [row["reward"] for row in rows] == pytest.approx(expected)
+
+
+def test_a_server_that_fails_leaves_a_run_that_goes_on_when_it_is_back(
+    trained: tuple[Stack, Runs], tmp_path: Path, fake: FakeVllm
+) -> None:
+    with serving(fake) as url:
+        settings = {"url": url, "server": {"retries": 1}}
+        stack, runs = begun(tmp_path, trained, "grpo", rollouts={**ROLLOUTS, **settings}, steps=3)
+        answer, updates = fake.answer, []
+
+        def failing(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+            updates.extend([path] if path == "/collective_rpc" else [])
+            return (500, {"error": "no more"}) if len(updates) > 2 else answer(path, body)
+
+        fake.answer = failing  # type: ignore[method-assign]
+        with pytest.raises(UpstreamError, match=r"HTTP 500: no more; sent 2 times.*run the same command"):
+            app.train(stack, runs, only=["grpo"], options=FP32)
+        fake.answer = answer  # type: ignore[method-assign]
+        app.train(stack, runs, only=["grpo"], options=FP32)
+        assert runs.complete(stack.stage_key("grpo"))
+        whole, whole_runs = begun(
+            tmp_path / "whole", trained, "grpo", rollouts={**ROLLOUTS, **settings}, steps=3
+        )
+        app.train(whole, whole_runs, only=["grpo"], options=FP32)
+    assert not (runs.folder(stack.stage_key("grpo")) / CHECKPOINT).exists()
+    for name, weight in weights_of(whole, whole_runs, "grpo").items():
+        assert torch.equal(weight, weights_of(stack, runs, "grpo")[name]), name
