@@ -6,7 +6,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.app import indexed, policy_notes
+from demeanor.app import GENERATION, indexed, policy_notes
 from demeanor.stack.stack import Stack, plain
 from demeanor.training.inspection import template_notes
 from demeanor.training.plan import plans
@@ -31,7 +31,7 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
         settings = plain(stack.spec)
         settings["layers"] = [{"kind": x.kind, "name": x.name, **plain(x.spec)} for x in stack.layers]
         for stage in settings["weights"]["stages"]:
-            if stage["kind"] != "train":
+            if stage["kind"] not in ("train", "online"):
                 continue
             stage["objective"] = {
                 "kind": stack.objective_kind(stage["name"]),
@@ -49,7 +49,7 @@ def _weights(stack: Stack, runs: Runs) -> Table:
     for name in ("stage", "objective", "from", "data", "key", "state", "to train"):
         table.add_column(name, justify="right" if name == "to train" else "left")
     total = 0.0
-    for plan in plans(stack, runs):
+    for plan in plans(stack, runs, GENERATION.items):
         minutes = (
             ""
             if plan.state == "trained" or not plan.tokens

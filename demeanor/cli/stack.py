@@ -153,8 +153,11 @@ def samples(
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Print the answers that a stage gave during its training, by prompt and step."""
-    from demeanor.training import generation_eval
+    """Print the answers that a stage gave during its training, by prompt and step.
+
+    An online stage also shows completions that it trained on, with their rewards.
+    """
+    from demeanor.training import generation_eval, online
     from demeanor.training.runs import Runs, read_log
 
     folder = stack
@@ -165,12 +168,17 @@ def samples(
             found.stage(name)  # raises on an unknown name
         folder = Runs(runs).folder(found.stage_key(name))
     rows = read_log(folder / generation_eval.SAMPLES)
-    if not rows:
+    sampled = read_log(folder / online.ROLLOUTS)
+    if not rows and not sampled:
         raise DemeanorError(
             f"{folder / generation_eval.SAMPLES}: no samples; a stage leaves them if it trains with `probe:` in the "
             "stack, or with `demeanor train ... --probe 16`"
         )
-    print("\n".join(generation_eval.sample_lines(rows, prompts)))
+    if sampled:
+        print("completions that it trained on\n")
+        print("\n".join(generation_eval.sample_lines(sampled, prompts)))
+    if rows:
+        print("\n".join(generation_eval.sample_lines(rows, prompts)))
 
 
 @app.command()

@@ -362,13 +362,18 @@ def scored(
 
 
 def sample_lines(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> Iterator[str]:
-    """A heading for each prompt, then a line for each step: step, tokens (`+`: no stop token), the answer."""
+    """A heading for each prompt, then a line for each step: step, tokens (`+`: no stop token), the answer.
+
+    A reward, where there is one, stands before the answer.
+    """
     for prompt in list(dict.fromkeys(row["prompt"] for row in rows))[:limit]:
         yield f"## {_one_line(prompt)}"
         for row in rows:
             if row["prompt"] == prompt:
-                size = f"{len(row['tokens'])}{'' if row['ended'] else '+'}"
-                yield f"{row['step']:>7} {size:>5}  {_one_line(row['answer'])}"
+                count = row["tokens"] if isinstance(row["tokens"], int) else len(row["tokens"])
+                size = f"{count}{'' if row['ended'] else '+'}"
+                reward = f"{row['reward']:>8.3f}  " if row.get("reward") is not None else ""
+                yield f"{row['step']:>7} {size:>5}  {reward}{_one_line(row['answer'])}"
         yield ""
 
 

@@ -22,7 +22,7 @@ from demeanor.data.batches import Coverage, coverage
 from demeanor.data.preview import disagreements, longest, show
 from demeanor.data.rows import Want
 from demeanor.model import checkpoints
-from demeanor.stack.schema import Import, Remote, Source, Stage
+from demeanor.stack.schema import Import, OnlineStage, Remote, Source, Stage
 from demeanor.stack.stack import OBJECTIVES, Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import JinjaTemplate, Template, jinja_file, load_template
@@ -56,6 +56,11 @@ def inspect(stack: Stack, runs: Runs, name: str, *, count: int) -> Inspection:
     stage = stack.stage(name)
     if not isinstance(stage, Stage):
         raise UsageError(f"{name}: is not trained and so has no rows; name a stage that is trained")
+    if isinstance(stage, OnlineStage):
+        raise UsageError(
+            f"{name}: trains on its own completions and has no rows; `demeanor samples {stack.path} --stage {name}` "
+            "shows them"
+        )
     folder = tokenizer_folder(stack, runs)
     tokenizer = tokenizers.load(folder)
     template = load_template(stack.spec.template, tokenizer, folder=folder, root=stack.root)

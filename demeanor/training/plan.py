@@ -6,10 +6,13 @@ nothing; rows are read to be counted, and tokens are guessed from characters.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from demeanor.core import registry
-from demeanor.core.types import Example, Preference, TrainingRow
+from demeanor.core.types import Example, Item, Messages, Preference, TrainingRow
 from demeanor.data import sources
 from demeanor.model import checkpoints
 from demeanor.stack.schema import (
@@ -17,15 +20,18 @@ from demeanor.stack.schema import (
     ImportStage,
     MergeStage,
     ModelShape,
+    OnlineStage,
     QuantiseStage,
     Remote,
     Scratch,
     Stage,
 )
 from demeanor.stack.stack import OBJECTIVES, Stack
+from demeanor.training.prompts import asked
 from demeanor.training.runs import CHECKPOINT, Runs, import_folder
 
 TYPICAL_FLOPS = 2.5e11  # training FLOP/s of two cores on small models (bf16)
+DECODING_FLOPS = 3e10  # of decoding 32 answers at once there
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,8 @@ class TrainingPlan:
     minutes: float = 0
 
 
-def plans(stack: Stack, runs: Runs) -> list[TrainingPlan]:
-    """Every weight layer with its state and its estimated cost, in training order."""
+def plans(stack: Stack, runs: Runs, items: Callable[[str, Path], Sequence[Item]]) -> list[TrainingPlan]:
+    """Every weight layer with its state and its estimated cost, in training order; `items` reads a suite."""
     base = stack.spec.weights.base
     if isinstance(base, Remote):
         return [TrainingPlan("base", "remote", "", f"{base.model} at {base.url}", "elsewhere")]
@@ -56,7 +62,11 @@ def plans(stack: Stack, runs: Runs) -> list[TrainingPlan]:
         found = [TrainingPlan("base", "next token", "", _names(base), state, base.tokens, minutes)]
     for stage in stack.spec.weights.stages:
         parent, state = stack.parent(stage.name), _state(stack, runs, stage.name)
-        if isinstance(stage, Stage):
+        if isinstance(stage, OnlineStage):
+            kind = stack.objective_kind(stage.name)
+            data, tokens, minutes = _online(stack, stage, parameters, items)
+            found.append(TrainingPlan(stage.name, kind, parent, data, state, tokens, minutes))
+        elif isinstance(stage, Stage):
             kind = stack.objective_kind(stage.name)
             wants = registry.entry(OBJECTIVES, kind).ROWS
             rows = (row for s in stage.data for row in sources.rows(s, root=stack.root, want=wants))
@@ -66,6 +76,36 @@ def plans(stack: Stack, runs: Runs) -> list[TrainingPlan]:
         else:
             found.append(TrainingPlan(stage.name, stage.kind, parent, _origin(stage), state))
     return found
+
+
+def _online(
+    stack: Stack, stage: OnlineStage, parameters: float, items: Callable[[str, Path], Sequence[Item]]
+) -> tuple[str, float, float]:
+    """Prompts, tokens that are trained on, and minutes of an online stage whose answers have full length."""
+    lengths: list[float] = []
+    for source in stage.prompts:
+        if source.items:
+            chosen = [x for x in items(source.source, stack.root) if not source.axes or x.axis in source.axes]
+            lengths += [_of_messages(item.messages) for item in chosen[: source.limit]]
+        else:
+            rows = sources.rows(source, root=stack.root, want="prompts", say=lambda said: None)
+            lengths += [_of_messages(asked(row)) for row in rows]
+    rollouts, count = stage.rollouts, max(len(lengths), 1)
+    iterations = stage.steps or math.ceil(stage.epochs * count / stage.batch_rows)
+    prompts = iterations * stage.batch_rows
+    answers = prompts * rollouts.count * rollouts.max_tokens
+    read = prompts * sum(lengths) / count
+    trained = stage.inner_epochs * (read + answers)
+    if stage.ptx is not None:
+        rows_read = iterations * stage.inner_epochs * stage.minibatches * stage.ptx.batch_rows
+        trained += rows_read * (stage.max_tokens or 128)
+    sampling = 2 * parameters * answers / DECODING_FLOPS / 60
+    names = ", ".join(source.source for source in stage.prompts)
+    return (
+        f"{names}: {iterations} x {stage.batch_rows} prompts",
+        trained,
+        sampling + _minutes(parameters, trained),
+    )
 
 
 def _names(spec: Scratch | Stage) -> str:
@@ -99,6 +139,10 @@ def _guessed_tokens(row: TrainingRow) -> float:
     else:
         completions = row.completions if isinstance(row, Preference) else (row.completion,)
         messages = (*row.prompt, *(message for completion in completions for message in completion))
+    return _of_messages(messages)
+
+
+def _of_messages(messages: Messages) -> float:
     return sum(len(message.content) / 3 + 4 for message in messages)
 
 

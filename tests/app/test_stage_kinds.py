@@ -213,7 +213,7 @@ def test_what_exists_is_not_made_again(made: tuple[Stack, Runs], capsys: pytest.
     } == before
     said = capsys.readouterr()
     assert "merged already" in said.out + said.err
-    assert {p.name: p.state for p in plans(stack, runs)} == dict.fromkeys(
+    assert {p.name: p.state for p in plans(stack, runs, app.GENERATION.items)} == dict.fromkeys(
         ["base", "sft", "rm", "dpo", "low", "soup", "taken", "judge"], "trained"
     )
 
@@ -422,7 +422,7 @@ def test_a_gpt2_trains_in_a_stack_and_answers_through_transformers(
     }
     path.write_text(yaml.safe_dump(raw))
     found = load_stack(path)
-    plans(found, runs)
+    plans(found, runs, app.GENERATION.items)
     app.train(found, runs)
     assert "base: gpt2 runs through transformers' own forward" in capsys.readouterr().out
     ledger = [

@@ -27,7 +27,7 @@ from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.result import save
 from demeanor.evaluation.result_rows import PairedTable, Row, RowKey, read_rows, row_of
 from demeanor.evaluation.runtime import Services
-from demeanor.stack.schema import Stage
+from demeanor.stack.schema import OnlineStage, Stage
 from demeanor.stack.stack import Stack, decoding_of
 
 CONTROLS, MOST_FAILING = 160, 200
@@ -226,7 +226,7 @@ Curve = tuple[tuple[float, float], ...]
 def last_trained(stack: Stack) -> Stage:
     """The last stage before what is served that learns from rows; raises DemeanorError where there is none."""
     for name in reversed(stack.chain(stack.serve)[1:]):
-        if isinstance(stage := stack.stage(name), Stage):
+        if isinstance(stage := stack.stage(name), Stage) and not isinstance(stage, OnlineStage):
             return stage
     raise UsageError(
         f"--learning-curve: nothing that leads to '{stack.serve}' in {stack.path} is trained on rows, "
