@@ -21,6 +21,9 @@ Kl = Literal["reward", "k1", "k2_sequence", "k2", "k3", "rho_k3"]
 Normaliser = Literal["dapo", "grpo", "dr_grpo", "bnpo"]
 Metrics = dict[str, tuple[Tensor, Tensor]]
 SMALL_STD = 1e-4  # added to a standard deviation, as in TRL
+EXPONENT = (
+    20.0  # log-ratios (nats) above it count as it: a long completion's would overflow, and 0 x inf is nan
+)
 
 
 class GroupSpec(registry.Spec):
@@ -181,6 +184,11 @@ def columns(outputs: Outputs, batch: TokenBatch) -> Columns:
     return Columns(logprobs_C, log_ratio_C, batch.advantage_C.to(logprobs_C.dtype))
 
 
+def ratios(log_ratio: Tensor) -> Tensor:
+    """Ratios of tokens or completions, held below exp(20), where they have no gradient."""
+    return log_ratio.clamp_max(EXPONENT).exp()
+
+
 def branch_means(value_C: Tensor, batch: TokenBatch) -> Tensor:
     """Mean over the trained tokens of each completion; 0 for one without any."""
     return branch_sums(value_C, batch) / branch_lengths(batch).clamp_min(1)
@@ -223,7 +231,7 @@ def kl_estimates(kind: Kl, logprobs_C: Tensor, batch: TokenBatch, ratio_C: Tenso
     if kind == "k2_sequence":
         each_B = 0.5 * branch_sums(l_C, batch).square() / branch_lengths(batch).clamp_min(1)
         return each_B[batch.branch_C]
-    k3_C = torch.expm1(-l_C) + l_C
+    k3_C = torch.expm1((-l_C).clamp_max(EXPONENT)) + l_C
     return ratio_C * k3_C if kind == "rho_k3" else k3_C
 
 
@@ -269,7 +277,7 @@ def drift(found: Columns, outputs: Outputs) -> Metrics:
     """approx_kl (mean rho - 1 - log rho: KL from the sampler, nats a token), entropy if it was computed."""
     log_ratio_C = found.log_ratio_C.detach()
     count = log_ratio_C.new_tensor(float(len(log_ratio_C)))
-    metrics = {"approx_kl": ((torch.expm1(log_ratio_C) - log_ratio_C).sum(), count)}
+    metrics = {"approx_kl": ((ratios(log_ratio_C) - 1 - log_ratio_C).sum(), count)}
     if outputs.entropy_C is not None:
         metrics["entropy"] = (outputs.entropy_C.detach().sum(), count)
     return metrics

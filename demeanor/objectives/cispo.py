@@ -19,6 +19,7 @@ from demeanor.objectives._policy_gradient import (
     columns,
     drift,
     group_advantages,
+    ratios,
     reads_reference,
     reward_beta,
     skips_flat,
@@ -39,7 +40,7 @@ def cispo(spec: CispoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
     Metrics: cispo_clip_ratio (share of tokens with A > 0 and rho > cap), kl_loss, approx_kl, entropy.
     """
     found = columns(outputs, batch)
-    ratio_C = found.log_ratio_C.exp()
+    ratio_C = ratios(found.log_ratio_C)
     each_C = -ratio_C.detach().clamp_max(spec.cap) * found.advantage_C * found.logprobs_C
     each_C, kl = with_kl(each_C, spec, found.logprobs_C, batch, ratio_C)
     total, count = aggregated(each_C, batch, "dapo")

@@ -29,6 +29,7 @@ from demeanor.objectives._policy_gradient import (
     divisor,
     drift,
     group_advantages,
+    ratios,
     reads_reference,
     reward_beta,
     skips_flat,
@@ -71,7 +72,7 @@ def grpo(spec: GrpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
     Metrics: clip_ratio/*, kl_loss, approx_kl, entropy.
     """
     found = columns(outputs, batch)
-    ratio_C = found.log_ratio_C.exp()
+    ratio_C = ratios(found.log_ratio_C)
     surrogate = clipped(ratio_C, found.advantage_C, spec.clip_low, spec.clip_high, spec.delta)
     each_C, kl = with_kl(surrogate.loss, spec, found.logprobs_C, batch, ratio_C)
     total, count = aggregated(each_C, batch, spec.normaliser, spec.length)

@@ -17,6 +17,7 @@ from demeanor.objectives._policy_gradient import (
     completions,
     drift,
     group_advantages,
+    ratios,
     reads_reference,
     reward_beta,
     skips_flat,
@@ -31,7 +32,7 @@ def luspo(spec: GspoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
     Metrics: clip_ratio/* (shares of completions), kl_loss, approx_kl, entropy.
     """
     found = columns(outputs, batch)
-    ratio_B = branch_means(found.log_ratio_C, batch).exp()
+    ratio_B = ratios(branch_means(found.log_ratio_C, batch))
     surrogate = clipped(ratio_B, branch_means(found.advantage_C, batch), spec.clip_low, spec.clip_high)
     each_C = surrogate.loss[batch.branch_C]
     each_C, kl = with_kl(each_C, spec, found.logprobs_C, batch, ratio_B[batch.branch_C])

@@ -27,6 +27,7 @@ from demeanor.objectives._policy_gradient import (
     kl_coef,
     log_ratio_to_reference,
     never,
+    ratios,
     reads_reference,
     sample_metrics,
     tokens,
@@ -72,7 +73,7 @@ def ppo(spec: PpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
     assert batch.value_C is not None
     assert batch.return_C is not None
     found = columns(outputs, batch)
-    policy = clipped(found.log_ratio_C.exp(), found.advantage_C, spec.clip_range, spec.clip_range)
+    policy = clipped(ratios(found.log_ratio_C), found.advantage_C, spec.clip_range, spec.clip_range)
     value_C, before_C = outputs.values_C, batch.value_C.to(outputs.values_C.dtype)
     return_C = batch.return_C.to(value_C.dtype)
     error_C = (value_C - return_C).square()

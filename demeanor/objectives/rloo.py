@@ -24,6 +24,7 @@ from demeanor.objectives._policy_gradient import (
     kl_coef,
     leave_one_out,
     penalised,
+    ratios,
     reads_reference,
     sample_metrics,
 )
@@ -45,7 +46,7 @@ def rloo(spec: RlooSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
     Metrics: clip_ratio/* (shares of completions), approx_kl, entropy.
     """
     found = columns(outputs, batch)
-    ratio_B = branch_sums(found.log_ratio_C, batch).exp()
+    ratio_B = ratios(branch_sums(found.log_ratio_C, batch))
     surrogate = clipped(ratio_B, branch_means(found.advantage_C, batch), spec.clip_low, spec.clip_high)
     total = surrogate.loss.sum()
     count = total.new_tensor(completions(spec, branch_lengths(batch)))

@@ -20,6 +20,7 @@ from demeanor.objectives._policy_gradient import (
     completions,
     drift,
     group_advantages,
+    ratios,
     reads_reference,
     reward_beta,
     skips_flat,
@@ -42,7 +43,7 @@ def sapo(spec: SapoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
     Its slope at rho = 1 is that of rho A. Metrics: kl_loss, approx_kl, entropy.
     """
     found = columns(outputs, batch)
-    ratio_C = found.log_ratio_C.exp()
+    ratio_C = ratios(found.log_ratio_C)
     positive_C = torch.full_like(ratio_C, spec.tau_positive)
     tau_C = positive_C.masked_fill(found.advantage_C <= 0, spec.tau_negative)
     each_C = -4 / tau_C * (tau_C * (ratio_C - 1)).sigmoid() * found.advantage_C

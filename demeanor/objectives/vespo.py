@@ -23,6 +23,7 @@ from demeanor.objectives._policy_gradient import (
     columns,
     drift,
     group_advantages,
+    ratios,
     reads_reference,
     reward_beta,
     skips_flat,
@@ -54,7 +55,7 @@ def vespo(spec: VespoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:
     lambda_B = torch.full_like(log_w_B, spec.lambda_positive).masked_fill(negative_B, spec.lambda_negative)
     phi_B = (lambda_B + k_B * log_w_B - lambda_B * log_w_B.exp()).exp()
     each_C = -phi_B[batch.branch_C] * found.advantage_C * found.logprobs_C
-    each_C, kl = with_kl(each_C, spec, found.logprobs_C, batch, found.log_ratio_C.exp())
+    each_C, kl = with_kl(each_C, spec, found.logprobs_C, batch, ratios(found.log_ratio_C))
     total, count = aggregated(each_C, batch, "dapo")
     weight = {"vespo/phi_seq_mean": (phi_B.sum(), phi_B.new_tensor(float(len(phi_B))))}
     return Loss(total, count, weight | kl | drift(found, outputs))

@@ -649,3 +649,19 @@ def test_single_precision_and_no_completions_are_finite(kind: str, settings: dic
     empty = collate([])._replace(**nothing)
     none, _ = slope(kind, spec, empty, drawn.logprobs_C[:0], drawn.values_C[:0])
     assert (float(none.total.detach()), float(none.count)) == (0.0, 0.0)
+
+
+@variants
+@pytest.mark.parametrize("far", [-120.0, 120.0])
+def test_a_policy_that_ran_far_away_has_a_finite_gradient(
+    kind: str, settings: dict[str, Any], far: float
+) -> None:
+    """Ratios of exp(120) are infinite in single precision; also where the advantage is 0."""
+    spec, drawn = spec_of(kind, **settings), Drawn()
+    drawn.reward_B[:8] = 1.0
+    batch = drawn.filled(kind, spec)
+    single = batch._replace(**{n: x.float() for n in COLUMNS if (x := getattr(batch, n)) is not None})
+    loss, slope_C = slope(kind, spec, single, drawn.sampled_C.float() + far, drawn.values_C.float())
+    assert math.isfinite(float(loss.total.detach()))
+    assert bool(slope_C.isfinite().all())
+    assert all(math.isfinite(float(total)) for total, _ in each(loss.metrics.values()))
