@@ -1,8 +1,7 @@
 """Episodes: calls of the policy and what an environment answered, as rollouts of exact token ids.
 
-In: the policy's calls as token ids (prompt, drawn tokens, log-probs), or a way to ask it. Out: rollouts, and
-the token trees of a batch of them. No text is tokenised here: a token is trained only if the policy drew it.
-Knows no engine and no layer.
+In: the policy's calls as token ids (prompt, drawn tokens, log-probs), or a way to ask it. Out: rollouts. No
+text is tokenised here: a token is trained only if the policy drew it. Knows no engine and no layer.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 from demeanor.core.errors import ContextError, EngineError, UsageError
 from demeanor.core.types import Completion, Message, Messages
-from demeanor.data.trees import Branch, Tree
 from demeanor.training.rewards import Rollout, Task, TokenPath
 
 Environment: TypeAlias = Callable[[Task, Messages], "Messages | Awaitable[Messages | None] | None"]
@@ -135,39 +133,3 @@ async def converse(
 async def awaited(value: Any) -> Any:
     """The value of a function that may be async."""
     return await value if inspect.isawaitable(value) else value
-
-
-# ---- token trees ----
-
-
-class Grouped(NamedTuple):
-    """Trees of rollouts, and for each branch in collation order the rollout it belongs to (an index)."""
-
-    trees: tuple[Tree, ...]
-    rollout_B: tuple[int, ...]
-
-
-def grouped(rollouts: Sequence[Rollout], ranks: Sequence[int] | None = None) -> Grouped:
-    """Put rollouts into trees that share their prompts; a rollout that trains nothing has no branch.
-
-    Further paths of a rollout are trees of their own; its reward is theirs too.
-    """
-    by_prompt: dict[tuple[int, ...], list[tuple[int, TokenPath]]] = {}
-    for i, found in enumerate(rollouts):
-        first = TokenPath(found.task.tokens, found.tokens, found.written, found.sampled, found.kept)
-        for path in (first, *found.later):
-            if any(path.written):
-                by_prompt.setdefault(path.prompt, []).append((i, path))
-    trees, owners = [], list[int]()
-    for prompt, members in by_prompt.items():
-        branches = tuple(_branch(path) for _, path in members)
-        order = tuple(0 if ranks is None else ranks[i] for i, _ in members)
-        trees.append(Tree(prompt, branches, order, source=rollouts[members[0][0]].task.source))
-        owners += [i for i, _ in members]
-    return Grouped(tuple(trees), tuple(owners))
-
-
-def _branch(path: TokenPath) -> Branch:
-    """The path up to its last written token; what follows it carries no loss and is read by nobody."""
-    end = max(i + 1 for i, written in enumerate(path.written) if written)
-    return Branch(path.tokens[:end], path.written[:end])

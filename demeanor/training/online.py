@@ -28,6 +28,7 @@ from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model.reward_model import ActorCritic
 from demeanor.model.tensors import Loss, Outputs, TokenBatch
 from demeanor.objectives import Advantages, Objective, Samples
+from demeanor.objectives._importance import importance_weights
 from demeanor.objectives.sft import NoSettings, sft
 from demeanor.stack.schema import OnlineStage
 from demeanor.training import heldout, optimizer, progress, resume
@@ -109,10 +110,6 @@ class Setup:
     ptx: Sequence[Tree] = ()
     constraint: Constraint | None = None
     refused: Callable[[str], bool] | None = None
-    corrected: Callable[[TokenBatch, Tensor], tuple[TokenBatch, dict[str, tuple[Tensor, Tensor]]]] | None = (
-        None
-    )
-    """From a batch and the trainer's log-probs of its tokens to one with importance weights, and metrics."""
     probe: Evaluate | None = None
 
 
@@ -419,19 +416,38 @@ class Trainer:
             "sampled_C": [torch.tensor([x for p in u.paths for x in p.sampled]) for u in units]
         }
         sizes, critic = [sum(unit.lengths) for unit in units], isinstance(self.model, ActorCritic)
-        for name in ("reference_C",) * (self.frozen is not None) + ("value_C",) * critic:
+        importance = self.setup.stage.rollouts.importance
+        weighted = online is not None and importance.mode != "none"
+        wanted = {"reference_C": self.frozen is not None, "value_C": critic, "trainer_C": weighted}
+        for name in (name for name, needed in wanted.items() if needed):
             columns[name] = [torch.empty(0)] * len(units)
-        if self.frozen is not None or critic:
+        if any(wanted.values()):
             for part in micro_batches([unit.tree for unit in units], MICRO_TOKENS):
                 batch = batch_of(units, {}, part, temperature, self.device)
                 if self.frozen is not None:
                     _spread(columns["reference_C"], part, self.frozen(batch).logprobs_C, sizes)
                 if isinstance(self.model, ActorCritic):
                     _spread(columns["value_C"], part, self.model.values(batch), sizes)
+                if weighted:
+                    _spread(columns["trainer_C"], part, self.plain(batch).logprobs_C, sizes)
         if online is None:
             return {name: parts for name, parts in columns.items() if name == "reference_C"}, {}
+        if weighted:  # ratios and KL are of the trainer's log-probs; the sampler's are for the weights
+            columns["sampled_C"], drawn = columns.pop("trainer_C"), columns["sampled_C"]
         samples, order_C = samples_of(found, units, columns, self.beta)
         trained = online.advantages(self.settings, samples)
+        if weighted:
+            weights = importance_weights(
+                importance.mode,
+                importance.cap,
+                samples.sampled_C,
+                torch.cat(drawn)[order_C],
+                samples.branch_C,
+            )
+            trained = trained._replace(
+                advantage_C=trained.advantage_C * weights.weight_C,
+                metrics={**trained.metrics, **weights.metrics},
+            )
         for name, values_C in (("advantage_C", trained.advantage_C), ("return_C", trained.return_C)):
             if values_C is not None:
                 columns[name] = list(
@@ -516,11 +532,10 @@ class Trainer:
         return gradient
 
     def _loss(self, outputs: Outputs, batch: TokenBatch) -> Loss:
-        more: dict[str, tuple[Tensor, Tensor]] = {}
-        if self.setup.corrected is not None and outputs.logprobs_C is not None:
-            batch, more = self.setup.corrected(batch, outputs.logprobs_C.detach())
         loss = self.setup.objective.loss(self.settings, outputs, batch)
-        return Loss(loss.total, loss.count, {**loss.metrics, **mismatch(outputs, batch), **more})
+        if self.setup.stage.rollouts.importance.mode != "none":  # measured where the weights are made
+            return loss
+        return Loss(loss.total, loss.count, {**loss.metrics, **mismatch(outputs, batch)})
 
 
 def _spread(into: list[Tensor], part: Sequence[int], values_C: Tensor | None, sizes: Sequence[int]) -> None:

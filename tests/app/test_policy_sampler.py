@@ -21,7 +21,7 @@ from demeanor.objectives._importance import importance_weights
 from demeanor.policy_sampler import PolicySampler, text_logprobs
 from demeanor.stack.schema import Adapter, ModelShape, OnlineStage
 from demeanor.text.template import load_template
-from demeanor.training.episodes import grouped
+from demeanor.training.online import units_of
 from demeanor.training.rewards import Rollout, Task
 from tests.conftest import each
 from tests.engine.fake_vllm import FakeVllm, serving
@@ -71,7 +71,9 @@ def sampler(folder: Path, declared: OnlineStage, environment: Any = None) -> Pol
 
 def trainer_logprobs(model: nn.Module, rollouts: Sequence[Rollout]) -> list[float]:
     with torch.no_grad():
-        found = policy_outputs(model, collate(grouped(rollouts).trees)).logprobs_C
+        found = policy_outputs(
+            model, collate([unit.tree for unit in units_of(list(enumerate(rollouts)))])
+        ).logprobs_C
     assert found is not None
     return [float(x) for x in found]
 

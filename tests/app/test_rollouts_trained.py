@@ -138,3 +138,19 @@ def test_a_server_that_fails_leaves_a_run_that_goes_on_when_it_is_back(
     assert not (runs.folder(stack.stage_key("grpo")) / CHECKPOINT).exists()
     for name, weight in weights_of(whole, whole_runs, "grpo").items():
         assert torch.equal(weight, weights_of(stack, runs, "grpo")[name]), name
+
+
+def test_importance_weights_correct_a_server_that_drew_from_other_weights(
+    trained: tuple[Stack, Runs], tmp_path: Path, fake: FakeVllm
+) -> None:
+    fake.stale = True
+    importance = {"mode": "sequence_truncate", "cap": 2.0}
+    with serving(fake) as url:
+        declared = {"url": url, "server": {"tolerance": 50.0}, "importance": importance}
+        changes = {"optim": {"lr": 1e-2, "warmup": 0.0}}
+        stack, runs = trained_stage(tmp_path, trained, declared, **changes)
+    first, second = each(row for row in rows_of(stack, runs, "grpo") if "loss" in row)
+    assert first["sampler/ess"] == pytest.approx(1.0, abs=1e-4)
+    assert abs(first["kl_sample_train_v1"]) < 1e-5
+    assert second["sampler/ess"] < 0.999, "the server still has the weights before the first step"
+    assert second["kl_sample_train_v2"] > 1e-3

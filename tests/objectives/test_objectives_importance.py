@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from demeanor.core import registry
+from demeanor.model.tensors import Outputs, TokenBatch
+from demeanor.objectives import Objective, Samples
 from demeanor.objectives._importance import METRICS, Mode, importance_weights
 
 V, T = 3, 3
@@ -153,3 +156,63 @@ def test_no_tokens_give_no_weights() -> None:
     )
     assert found.weight_C.tolist() == []
     assert {float(count) for _, count in found.metrics.values()} == {0.0}
+
+
+# ---- every objective on the policy's own completions ----
+
+
+def online_kinds() -> list[str]:
+    package = "demeanor.objectives"
+    return [k for k in registry.known(package) if registry.entry(package, k).ONLINE is not None]
+
+
+def policy_gradient(kind: str, weight_B: list[float], steps: float) -> Tensor:
+    """Gradient of an objective's loss, without a KL, at log-probs `steps` away from those of the draws."""
+    objective: Objective = registry.entry("demeanor.objectives", kind)
+    assert objective.ONLINE is not None
+    zero = {"kl_coef": 0.0} if "kl_coef" in objective.Spec.model_fields else {}
+    spec = objective.ONLINE.resolved(objective.Spec(**zero), 4)
+    generator = torch.Generator().manual_seed(3)
+    lengths = [3, 1, 4, 2]
+    branch_C = torch.arange(4).repeat_interleave(torch.tensor(lengths))
+    old_C = -torch.rand(10, generator=generator, dtype=torch.float64)
+    values_C = torch.randn(10, generator=generator, dtype=torch.float64)
+    samples = Samples(
+        reward_B=torch.tensor([1.0, 0.0, 0.5, 2.0], dtype=torch.float64),
+        group_B=torch.tensor([0, 0, 0, 0]),
+        branch_C=branch_C,
+        sampled_C=old_C,
+        value_C=values_C,
+    )
+    trained = objective.ONLINE.advantages(spec, samples)
+    weight_C = torch.tensor(weight_B, dtype=torch.float64)[branch_C]
+    batch = TokenBatch(
+        tokens_T=branch_C,
+        positions_T=branch_C,
+        segments=(),
+        scored_C=torch.arange(10),
+        targets_C=branch_C,
+        branch_C=branch_C,
+        last_B=torch.arange(4),
+        tree_B=torch.zeros(4, dtype=torch.long),
+        rank_B=torch.zeros(4, dtype=torch.long),
+        sampled_C=old_C,
+        advantage_C=trained.advantage_C * weight_C,
+        value_C=values_C,
+        return_C=trained.return_C,
+    )
+    shift_C = steps * torch.randn(10, generator=generator, dtype=torch.float64)
+    logprobs_C = (old_C + shift_C).requires_grad_()
+    loss = objective.loss(spec, Outputs(logprobs_C=logprobs_C, values_C=values_C), batch)
+    return torch.autograd.grad(loss.total, logprobs_C)[0]
+
+
+@pytest.mark.parametrize("kind", online_kinds())
+@pytest.mark.parametrize("steps", [0.0, 0.3])
+def test_no_objective_ignores_the_weights(kind: str, steps: float) -> None:
+    """Fact 7: each completion's gradient is its weight times what it was, clipped or not; masked ones have none."""
+    weight_B = [0.25, 3.0, 0.0, 1.0]
+    plain, weighted = policy_gradient(kind, [1.0] * 4, steps), policy_gradient(kind, weight_B, steps)
+    weight_C = torch.tensor(weight_B, dtype=torch.float64).repeat_interleave(torch.tensor([3, 1, 4, 2]))
+    assert float(plain.abs().max()) > 0
+    torch.testing.assert_close(weighted, weight_C * plain)

@@ -10,7 +10,8 @@ import pytest
 from demeanor.core.errors import ContextError, EngineError
 from demeanor.core.types import Completion, Message, Messages, ToolCall
 from demeanor.data.trees import collate, num_scored
-from demeanor.training.episodes import PolicyCall, Talk, converse, grouped, paths, rollout
+from demeanor.training.episodes import PolicyCall, Talk, converse, paths, rollout
+from demeanor.training.online import units_of
 from demeanor.training.rewards import Task, TokenPath
 
 TASK = Task((Message("user", "2 + 2?"),), (1, 2, 3))
@@ -76,7 +77,7 @@ def test_an_episode_without_a_call_has_no_tokens_and_no_branch() -> None:
         False,
         "I cannot help with that.",
     )
-    assert grouped([found]) == ((), ())
+    assert units_of([(0, found)]) == ()
 
 
 def test_the_task_of_a_rollout_holds_the_prompt_that_the_policy_read() -> None:
@@ -90,15 +91,16 @@ def test_a_group_is_one_tree_and_later_paths_are_trees_of_the_same_rollout() -> 
         rollout(TASK, [call((1, 2, 3), (12,)), call((9, 9), (13, 14))], Talk((), "")),
         rollout(TASK, [], Talk((), "refused by a layer")),
     ]
-    found = grouped(group)
-    assert [(t.prompt, [b.tokens for b in t.branches]) for t in found.trees] == [
+    found = units_of(list(enumerate(group)))
+    assert [(u.tree.prompt, [b.tokens for b in u.tree.branches]) for u in found] == [
         ((1, 2, 3), [(10, 11), (12,)]),
         ((9, 9), [(13, 14)]),
     ]
-    assert found.rollout_B == (0, 1, 1)
-    batch = collate(found.trees)
+    owners = [owner for unit in found for owner in unit.owners]
+    assert owners == [0, 1, 1]
+    batch = collate([unit.tree for unit in found])
     assert batch.targets_C.tolist() == [10, 11, 12, 13, 14]
-    owner_C = [found.rollout_B[b] for b in batch.branch_C.tolist()]
+    owner_C = [owners[b] for b in batch.branch_C.tolist()]
     drawn = {i: [t for t, o in zip(batch.targets_C.tolist(), owner_C) if o == i] for i in (0, 1)}
     assert drawn == {0: [10, 11], 1: [12, 13, 14]}, "each rollout's tokens, in the order they were drawn"
 
@@ -107,11 +109,11 @@ def test_the_last_scored_token_is_the_last_one_that_the_policy_wrote() -> None:
     """A reward at the end of a completion lands on a drawn token although tool tokens follow it."""
     found = rollout(TASK, [call((1, 2, 3), (10,)), call((1, 2, 3, 10, 70, 71), (11,))], Talk((), ""))
     longer = found._replace(tokens=(*found.tokens, 72, 73), written=(*found.written, False, False))
-    (tree,) = grouped([longer]).trees
-    batch = collate([tree])
+    (unit,) = units_of([(0, longer)])
+    batch = collate([unit.tree])
     assert batch.targets_C.tolist() == [10, 11]
     assert int(batch.tokens_T[batch.scored_C[-1]]) == 71, "it is predicted after the tool's last token"
-    assert num_scored(tree) == 2 == len(longer.sampled)
+    assert num_scored(unit.tree) == 2 == len(longer.sampled)
 
 
 # ---- conversations ----
