@@ -33,8 +33,10 @@ from demeanor.stack.schema import (
     Optim,
     QuantiseStage,
     Remote,
+    RolloutsSpec,
     RuleReward,
     Scratch,
+    ServerSpec,
     Source,
     StackSpec,
     Stage,
@@ -409,9 +411,7 @@ def _online(stage: OnlineStage, module: Any, earlier: Mapping[str, bool], here: 
             problems.append(
                 Problem(f"{here}.prompts[{i}].axes", "is for suites; write items: true, or leave it out")
             )
-    if rollouts.turns > 1 and rollouts.environment is None:
-        what = f"got {rollouts.turns} turns without an environment, which says what follows an answer"
-        problems.append(Problem(f"{here}.rollouts.turns", what))
+    problems += _rollouts(rollouts, module, f"{here}.rollouts")
     if stage.keep == "best" and (stage.probe is None or stage.probe.prompts is None):
         what = f"{kind}: best is by the held-out score of the probe; write probe: {{prompts: SUITE}}"
         problems.append(Problem(f"{here}.keep", what))
@@ -419,6 +419,26 @@ def _online(stage: OnlineStage, module: Any, earlier: Mapping[str, bool], here: 
         problems.append(Problem(f"{here}.critic_lr", f"{kind} has no critic; leave it out"))
     if stage.optim.kind == "muon" and module is not None and module.ONLINE and module.ONLINE.critic:
         problems.append(Problem(f"{here}.optim.kind", "the critic has a learning rate of its own; use adamw"))
+    return problems
+
+
+def _rollouts(rollouts: RolloutsSpec, module: Any, here: str) -> list[Problem]:
+    """Check settings of rollouts that only make sense together."""
+    problems: list[Problem] = []
+    if rollouts.turns > 1 and rollouts.environment is None:
+        what = f"got {rollouts.turns} turns without an environment, which says what follows an answer"
+        problems.append(Problem(f"{here}.turns", what))
+    if rollouts.url is None and rollouts.server != ServerSpec():
+        problems.append(Problem(f"{here}.server", "is for rollouts of a server; set url, or leave it out"))
+    if rollouts.url is not None and rollouts.top_k is None and (rollouts.top_p < 1 or rollouts.min_p):
+        what = (
+            "a vLLM server tells the tokens that it kept only with a top_k; set top_k too (up to 2048), or leave "
+            "top_p and min_p out"
+        )
+        problems.append(Problem(f"{here}.top_k", what))
+    if rollouts.importance.mode != "none" and module is not None and module.ONLINE is None:
+        what = "weights are for objectives with advantages; this one ranks its rollouts: leave it out"
+        problems.append(Problem(f"{here}.importance", what))
     return problems
 
 

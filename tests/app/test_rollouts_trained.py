@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from demeanor import app
-from demeanor.core.errors import UpstreamError
+from demeanor.core.errors import SpecError, UpstreamError
 from demeanor.engine import vllm
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.training.runs import CHECKPOINT, Runs
 from demeanor.training.stage import RunOptions
+from tests.app import tiny_online
 from tests.app.test_online_stages import begun, rows_of, weights_of
 from tests.conftest import each
 from tests.engine.fake_vllm import FakeVllm, serving
@@ -154,3 +156,24 @@ def test_importance_weights_correct_a_server_that_drew_from_other_weights(
     assert abs(first["kl_sample_train_v1"]) < 1e-5
     assert second["sampler/ess"] < 0.999, "the server still has the weights before the first step"
     assert second["kl_sample_train_v2"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("stage", "rollouts", "told"),
+    [
+        ("grpo", {"turns": 2}, "rollouts.turns: got 2 turns without an environment"),
+        ("grpo", {"server": {"retries": 9}}, "rollouts.server: is for rollouts of a server; set url"),
+        ("grpo", {"url": "http://x/v1", "top_p": 0.9}, "rollouts.top_k: a vLLM server tells the tokens"),
+        ("online_dpo", {"importance": {"mode": "token_mask"}}, "rollouts.importance: weights are for"),
+        ("grpo", {"layers": ["polcy"]}, "rollouts.layers: unknown layer 'polcy'. Did you mean 'policy'?"),
+        ("grpo", {"environment": "gone.py:f"}, "rollouts.environment: no such file"),
+        ("grpo", {"environment": "gone.py"}, "rollouts.environment: got 'gone.py', wanted FILE.py:FUNCTION"),
+        ("grpo", {"importance": {"mode": "token_clip"}}, "rollouts.importance.mode"),
+    ],
+)
+def test_settings_of_rollouts_that_cannot_work_are_found_when_the_stack_is_read(
+    tmp_path: Path, stage: str, rollouts: dict[str, Any], told: str
+) -> None:
+    path = tiny_online.write(tmp_path, stage, rollouts={**ROLLOUTS, **rollouts})
+    with pytest.raises(SpecError, match=re.escape(told)):
+        app.load_stack(path)
