@@ -96,7 +96,7 @@ ENTRIES = {
         grpo,
         source="Shao et al. 2024 (2402.03300), equation 3; dapo and clip_high: Yu et al. 2025 (2503.14476), "
         "equation 8; dr_grpo: Liu et al. 2025 (2503.20783), section 3.2; "
-        "delta: Prime Intellect 2025 (2505.07291), equation 3",
+        "delta: Prime Intellect 2025 (2505.07291, two-sided clipping)",
         ROWS="prompts",
         ROLES=REFERENCE,
         ONLINE=Online(
