@@ -10,10 +10,10 @@ Deviations:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from demeanor.core import registry
@@ -62,6 +62,15 @@ class PpoSpec(registry.Spec):
     value_init: Literal["reward", "zero"] = Field(
         "reward", description="where the critic starts: the reward model's weights, or a head of zeros"
     )
+
+    @model_validator(mode="after")
+    def _steerable(self) -> Self:
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(
+                f"kl_target: got {self.kl_target} with kl_coef: 0, which stays 0 when it is multiplied; "
+                "give kl_coef a first value, or leave kl_target out"
+            )
+        return self
 
 
 def ppo(spec: PpoSpec, outputs: Outputs, batch: TokenBatch) -> Loss:

@@ -458,7 +458,20 @@ def _online_objective(stage: OnlineStage, module: Any, here: str) -> list[Proble
             "least 2"
         )
         return [Problem(f"{here}.rollouts.count", what)]
-    return []
+    return _critic(stage, module, here)
+
+
+def _critic(stage: OnlineStage, module: Any, here: str) -> list[Problem]:
+    """A critic that starts from the reward model needs exactly one."""
+    if module.ONLINE is None or module.ONLINE.value_init is None:
+        return []
+    settings, problems = plugin("demeanor.objectives", stage.objective, here)
+    models = [stage for term in stage.reward if isinstance(term, ModelReward) for stage in term.stages]
+    if problems or module.ONLINE.value_init(settings) == "zero" or len(models) == 1:
+        return []
+    found = f"{len(models)} reward models ({', '.join(models)})" if models else "no reward model"
+    what = f"the critic starts from the reward model, and `reward` names {found}; write value_init: zero"
+    return [Problem(f"{here}.objective.value_init", what)]
 
 
 def _merged(stage: MergeStage, earlier: Mapping[str, bool], here: str) -> list[Problem]:

@@ -611,10 +611,15 @@ def test_dr_grpo_divides_by_a_constant_that_the_rollouts_give_if_the_settings_do
         ({"kl_coef": -1.0}, "greater than or equal to 0"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], says: str) -> None:
+def test_settings_of_grpo_that_mean_nothing_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError) as error:
         spec_of("grpo", **settings)
     assert says in str(error.value)
+
+
+def test_a_coefficient_of_zero_cannot_be_steered() -> None:
+    with pytest.raises(ValidationError, match="give kl_coef a first value"):
+        spec_of("ppo", kl_coef=0.0, kl_target=6.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
