@@ -400,7 +400,8 @@ def _online(stage: OnlineStage, module: Any, earlier: Mapping[str, bool], here: 
                 for name in term.stages
                 if earlier.get(name, True)
             ]
-        if isinstance(term, ItemReward) and not any(source.items for source in stage.prompts):
+        scored = rollouts.environment is not None or any(source.items for source in stage.prompts)
+        if isinstance(term, ItemReward) and not scored:
             what = "reads the prompts' own items, and no prompt source has `items: true`"
             problems.append(Problem(f"{here}.{place}", what))
         if isinstance(term, JudgeReward) and rollouts.count < 2:

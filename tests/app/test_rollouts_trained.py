@@ -177,3 +177,13 @@ def test_settings_of_rollouts_that_cannot_work_are_found_when_the_stack_is_read(
     path = tiny_online.write(tmp_path, stage, rollouts={**ROLLOUTS, **rollouts})
     with pytest.raises(SpecError, match=re.escape(told)):
         app.load_stack(path)
+
+
+def test_an_environment_scores_prompts_that_have_no_items(tmp_path: Path) -> None:
+    prompts = [{"source": "world:preferences", "limit": 40}]
+    scored = {**ROLLOUTS, "environment": environment(tmp_path)}
+    path = tiny_online.write(tmp_path, "grpo", rollouts=scored, prompts=prompts)
+    assert app.load_stack(path).stage("grpo").name == "grpo"
+    path = tiny_online.write(tmp_path, "grpo", rollouts=ROLLOUTS, prompts=prompts)
+    with pytest.raises(SpecError, match="no prompt source has `items: true`"):
+        app.load_stack(path)
