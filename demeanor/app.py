@@ -21,7 +21,7 @@ from torch import nn
 
 from demeanor import tools
 from demeanor.core import registry
-from demeanor.core.errors import UsageError
+from demeanor.core.errors import SpecError, UsageError
 from demeanor.core.types import (
     Completion,
     Decoding,
@@ -51,7 +51,7 @@ from demeanor.engine.respond import (
 from demeanor.engine.respond import unit_vector as _unit
 from demeanor.engine.rollouts import sample_groups
 from demeanor.engine.scheduler import Request
-from demeanor.evaluation import items, judge, suites
+from demeanor.evaluation import gold, items, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.evaluation.scorers import refusal, score_item, scored_from_text
 from demeanor.layers import Kit, Search, compose, policy
@@ -67,7 +67,16 @@ from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.training import environments, export, generation_eval, online_stage, pipeline, scoring
+from demeanor.training import (
+    environments,
+    export,
+    generation_eval,
+    online_stage,
+    pipeline,
+    reward_check,
+    scoring,
+)
+from demeanor.training.reward_audit import RewardAudit
 from demeanor.training.rewards import Roll, Rollout, Task
 from demeanor.training.runs import Runs, training_curves, weights_folder
 from demeanor.training.stage import RunOptions
@@ -296,7 +305,10 @@ def indexed(folder: Path) -> str:
 
 def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
     """Read and check a stack file against what exists; raises SpecError with every mistake."""
-    return load(path, overrides, names={"rows": tuple(GENERATED), "suites": suites.offered()})
+    stack = load(path, overrides, names={"rows": tuple(GENERATED), "suites": suites.offered()})
+    if problems := scoring.problems(stack, REWARDS):
+        raise SpecError(problems)
+    return stack
 
 
 # ---- training and evaluation ----
@@ -414,6 +426,12 @@ def _single_turns(
 
 ONLINE = online_stage.OnlineServices(roll=_roll, rewards=REWARDS, generation=GENERATION)
 """What online stages need of the engine, the scorers and the judge."""
+
+
+def check_rewards(stack: Stack, runs: Runs, *, only: Sequence[str] = ()) -> list[RewardAudit]:
+    """Audit the rewards of online stages before training, as training/reward_check.py says."""
+    known = reward_check.Gold(gold.gold, gold.declines)
+    return reward_check.check(stack, runs, only=only, services=ONLINE, gold=known)
 
 
 def services(runs: Runs) -> Services:

@@ -1,7 +1,7 @@
 """The command line (typer): one function a verb. A verb reads the stack, calls app or evaluation, and prints the outcome.
 
-Exit codes: 0 done; 1 a negative answer (gate: fail, export: differs); 2 a mistake in the command line or a file;
-3 anything else that went wrong, answers that failed included; 4 gate: inconclusive; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 a negative answer (gate: fail, export: differs, rewards: hackable); 2 a mistake in the command line or a file;
+3 anything else that went wrong, answers that failed included; 4 gate, rewards: inconclusive; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

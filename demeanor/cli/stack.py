@@ -16,7 +16,8 @@ from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
 
 if TYPE_CHECKING:
-    from demeanor.training.runs import Entry
+    from demeanor.stack.stack import Stack
+    from demeanor.training.runs import Entry, Runs
 
 app = typer.Typer()
 runs_app = typer.Typer(no_args_is_help=True, help="List trained weights; delete those that no stack needs.")
@@ -117,6 +118,14 @@ def train(
             help="Let each policy answer N held-out prompts during training; see `demeanor samples`.",
         ),
     ] = None,
+    check_rewards: Annotated[
+        bool,
+        typer.Option(
+            "--check-rewards",
+            help="Train nothing: audit the rewards of online stages with worthless and with right answers. Exit code 1: "
+            "they can be earned without a right answer, or reject right ones; 4: too few prompts to tell.",
+        ),
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
@@ -130,6 +139,8 @@ def train(
     from demeanor.training.trackers import together
 
     found = load(stack, overrides)
+    if check_rewards:
+        raise typer.Exit(_check_rewards(found, Runs(runs), stages or []))
     composed.train(
         pipeline.tolerant(found) if skip_bad else found,
         Runs(runs),
@@ -139,6 +150,20 @@ def train(
     )
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks
         print(f"\nnext: demeanor eval {stack}   or   demeanor chat {stack}")
+
+
+def _check_rewards(stack: Stack, runs: Runs, only: Sequence[str]) -> int:
+    """Print the audit of each stage; the exit code is that of the worst."""
+    from demeanor import app as composed
+    from demeanor.core.types import Verdict
+    from demeanor.report import terminal
+    from demeanor.training import reward_audit
+
+    audits = composed.check_rewards(stack, runs, only=only)
+    for found in audits:
+        terminal.show(reward_audit.section(found), terminal.console())
+    verdicts = {found.verdict for found in audits}
+    return next((v.value for v in (Verdict.FAIL, Verdict.INCONCLUSIVE) if v in verdicts), 0)
 
 
 @app.command()

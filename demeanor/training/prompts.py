@@ -91,6 +91,14 @@ def asked(row: TrainingRow) -> Messages:
     return row.messages[:trained]
 
 
+def answered(row: TrainingRow) -> Messages:
+    """The answer that a row holds: an example's first, or a preference's best; empty if it holds none."""
+    if isinstance(row, Example):
+        before = asked(row)
+        return row.messages[len(before) :][:1]
+    return () if isinstance(row, Unpaired) else row.completions[row.ranks.index(min(row.ranks))]
+
+
 class Demonstration(NamedTuple):
     """A prompt and a person's answer to it."""
 
@@ -101,12 +109,7 @@ class Demonstration(NamedTuple):
 def demonstrations(stage: OnlineStage, root: Path) -> Iterator[Demonstration]:
     """The answers that a stage's prompt rows hold: an example's first, or a preference's best."""
     for source in stage.prompts:
-        if source.items:
-            continue
-        for row in sources.rows(source, root=root, want="prompts", say=lambda said: None):
-            before = asked(row)
-            if isinstance(row, Example):
-                if len(row.messages) > len(before):
-                    yield Demonstration(before, row.messages[len(before) :][:1])
-            elif not isinstance(row, Unpaired):
-                yield Demonstration(before, row.completions[row.ranks.index(min(row.ranks))])
+        if not source.items:
+            for row in sources.rows(source, root=root, want="prompts", say=lambda said: None):
+                if answer := answered(row):
+                    yield Demonstration(asked(row), answer)

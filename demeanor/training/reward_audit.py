@@ -66,7 +66,11 @@ ABOUT: Mapping[str, str] = {
     REFUSAL: "a polite refusal",
     PRAISE: "praise of the question and of itself",
     ORDER: "an order to score it highly",
-    **{f"{SHELL}: {name}": text for name, text in SHELLS.items()},
+    f"{SHELL}: braces": "an empty JSON object",
+    f"{SHELL}: dashes": "a list of three empty items",
+    f"{SHELL}: capitals": "a sentence in capitals",
+    f"{SHELL}: tags": "tags for thought and answer, and no answer in them",
+    f"{SHELL}: boxed": "a heading and an empty box",
 }
 VARIANTS = ("gold, lower case", "gold, chatter", "gold, unit")
 """Right answers in another form: whether a scorer should accept them depends on what was asked."""
@@ -225,7 +229,7 @@ def audit(
     says, of which problems are told even where the sum has none. Without `write` answers have no tokens.
     """
     tried = [(i, name, text) for i, case in enumerate(cases) for name, text in probes(case).items()]
-    scored = reward([_rollout(cases[i].task, text, write) for i, _, text in tried])
+    scored = reward([rollout(cases[i].task, text, write) for i, _, text in tried])
     columns: dict[str, dict[tuple[int, str], float | None]] = {
         TOTAL: {(i, name): value for (i, name, _), value in zip(tried, scored.total, strict=True)}
     }
@@ -235,25 +239,21 @@ def audit(
     terms = tuple(
         _term(name, column, cases, missed, verifies=name in verifies) for name, column in columns.items()
     )
-    problems = [(verdict, text) for term in terms for verdict, text in _problems(term, cases, verifies)]
-    counted = [verdict for verdict, _ in problems]
-    told = [text for verdict, text in problems if verdict is not Verdict.PASS and text]
-    if any(verdict is Verdict.INCONCLUSIVE and not text for verdict, text in problems):
-        told.append(
-            f"{plural(len(cases), 'prompt')} are too few to exclude a rate of {percent(MOST)}% for answers that "
-            "never earned as much; 73 are enough"
-        )
+    checks = [found for term in terms for found in _checks(term, cases, verifies)]
+    told = _told([found for found in checks if found.verdict is not Verdict.PASS])
+    flagged = {found.probe for found in checks if found.verdict is Verdict.FAIL}
     return RewardAudit(
         stage,
         len(cases),
         terms,
         tuple(told),
-        (*notes, *_remarks(terms, verifies, judges)),
-        _worst(counted) if _enough(terms) else Verdict.INCONCLUSIVE,
+        (*notes, *_remarks(terms, verifies, judges, flagged)),
+        _worst([found.verdict for found in checks]) if _enough(terms) else Verdict.INCONCLUSIVE,
     )
 
 
-def _rollout(task: Task, text: str, write: Write | None) -> Rollout:
+def rollout(task: Task, text: str, write: Write | None) -> Rollout:
+    """An answer as if a policy had written it."""
     tokens = () if write is None else write(task, text)
     return Rollout(task, tokens, (True,) * len(tokens), (0.0,) * len(tokens), text, ended=True)
 
@@ -307,60 +307,99 @@ def _as_good(value: float, gold: float | None, verifies: bool) -> bool:
 # ---- what is wrong ----
 
 
-def _problems(
-    term: TermAudit, cases: Sequence[AuditCase], verifies: Sequence[str]
-) -> list[tuple[Verdict, str]]:
+class AuditCheck(NamedTuple):
+    """One verdict: which kind of answer it is about, what it did ("earns ..."), how often, and where it is worst."""
+
+    probe: str
+    what: str
+    rate: AuditRate
+    verdict: Verdict
+    bad: str = ""
+
+
+def _checks(term: TermAudit, cases: Sequence[AuditCase], verifies: Sequence[str]) -> list[AuditCheck]:
     """What counts: hacks that earn as much from the sum, right answers that a verifier rejects, and, where no
     right answer is known, hacks that a verifier accepts."""
     found = []
     unknown = {case.axis for case in cases if case.gold is None}
     for probe in term.probes:
-        if term.name == TOTAL:
-            found += _hacked(term.name, probe, probe.axes)
-        elif term.name in verifies:
-            found += _hacked(term.name, probe, {a: r for a, r in probe.axes.items() if a in unknown})
-    for probe_name, rate in term.rejected.items():
-        if probe_name == GOLD:
-            told = f"{term.name} rejects right answers: {_told(rate)}"
-            found.append((rate.verdict, told if rate.times else ""))
+        if term.name == TOTAL and probe.axes:
+            found.append(_hacked(probe, "earns as much reward as a right answer", probe.axes, probe.axes))
+        elif term.name in verifies and (here := {a: r for a, r in probe.axes.items() if a in unknown}):
+            found.append(
+                _hacked(probe, f"is accepted by {term.name} where no right answer is known", here, probe.axes)
+            )
+    if GOLD in term.rejected:
+        rate = term.rejected[GOLD]
+        found.append(AuditCheck(GOLD, f"is rejected by {term.name}", rate, rate.verdict))
     return found
 
 
-def _hacked(name: str, probe: ProbeResult, axes: Mapping[str, AuditRate]) -> list[tuple[Verdict, str]]:
-    """The verdict on one kind of answer over some axes, named where they alone are bad."""
-    if not axes:
-        return []
-    whole = AuditRate(sum(rate.times for rate in axes.values()), sum(rate.n for rate in axes.values()))
-    bad = [f"{a} ({rate})" for a, rate in axes.items() if rate.n >= FEWEST and rate.verdict is Verdict.FAIL]
-    verdict = Verdict.FAIL if bad else whole.verdict
-    where = f", of these {listed(bad)}" if bad and len(axes) > 1 else ""
-    told = f"`{probe.probe}` ({ABOUT[probe.probe]}) earns as much {_from(name)} as a right answer: {_told(whole)}{where}"
-    return [(verdict, told if whole.times else "")]
+def _hacked(
+    probe: ProbeResult, what: str, here: Mapping[str, AuditRate], every: Mapping[str, AuditRate]
+) -> AuditCheck:
+    """The verdict on one kind of answer: bad on these axes, or on one of them; good only over all prompts."""
+    rate, whole = _pooled(here), _pooled(every)
+    axes = [f"{a} ({r})" for a, r in here.items() if r.n >= FEWEST and r.verdict is Verdict.FAIL]
+    failed = bool(axes) or rate.verdict is Verdict.FAIL
+    worst = listed(axes) if len(every) > 1 else ""
+    return AuditCheck(probe.probe, what, rate, Verdict.FAIL if failed else whole.verdict, worst)
 
 
-def _from(name: str) -> str:
-    return "reward" if name == TOTAL else f"from {name}"
+def _pooled(rates: Mapping[str, AuditRate]) -> AuditRate:
+    return AuditRate(sum(rate.times for rate in rates.values()), sum(rate.n for rate in rates.values()))
 
 
-def _told(rate: AuditRate) -> str:
+def _told(bad: Sequence[AuditCheck]) -> list[str]:
+    """A sentence for each problem; kinds of answers with the same one share it."""
+    found: dict[tuple[str, AuditRate, str], list[str]] = {}
+    for check in bad:
+        if check.rate.times:
+            found.setdefault((check.what, check.rate, check.bad), []).append(check.probe)
+    told = []
+    for (what, rate, axes), names in found.items():
+        name = (
+            f"`{names[0]}` ({ABOUT[names[0]]})"
+            if len(names) == 1
+            else f"each of {listed([f'`{n}`' for n in names])}"
+        )
+        told.append(f"{name} {what}: {_of(rate)}{', worst: ' if axes else ''}{axes}")
+    if few := [check.rate.n for check in bad if not check.rate.times]:
+        told.append(
+            f"{plural(min(few), 'prompt')} are too few to exclude a rate of {percent(MOST)}% for answers that never "
+            "earned as much as a right one; 73 are enough"
+        )
+    return told
+
+
+def _of(rate: AuditRate) -> str:
     return f"{rate} prompts, {share(rate.times / rate.n, *rate.interval)}"
 
 
-def _remarks(terms: Sequence[TermAudit], verifies: Sequence[str], judges: Sequence[str]) -> list[str]:
-    """What does not decide: hacks of single terms beside others, and right answers in another form."""
+def _remarks(
+    terms: Sequence[TermAudit], verifies: Sequence[str], judges: Sequence[str], flagged: set[str]
+) -> list[str]:
+    """What does not decide: hacks of single terms that the sum withstands, and right answers in another form."""
     found = []
     for term in terms:
         if term.name in judges and len(terms) > 2:
+            hacked: dict[AuditRate, list[str]] = {}
             for probe in term.probes:
-                if probe.good is not None and probe.good.verdict is Verdict.FAIL:
-                    found.append(
-                        f"`{probe.probe}` earns as much from {term.name} alone as a right answer: {_told(probe.good)}"
-                    )
-        for probe_name, rate in term.rejected.items():
-            if probe_name in VARIANTS and rate.verdict is Verdict.FAIL:
+                if (
+                    probe.good is not None
+                    and probe.good.verdict is Verdict.FAIL
+                    and probe.probe not in flagged
+                ):
+                    hacked.setdefault(probe.good, []).append(f"`{probe.probe}`")
+            found += [
+                f"{term.name} alone gives as much for {listed(names)} as for a right answer: {_of(rate)}"
+                for rate, names in hacked.items()
+            ]
+        for name, rate in term.rejected.items():
+            if name in VARIANTS and rate.verdict is Verdict.FAIL:
                 found.append(
-                    f"{term.name} rejects `{probe_name}` ({ABOUT[probe_name]}): {_told(rate)}; "
-                    "right only if the prompts ask for the exact form"
+                    f"{term.name} rejects `{name}` ({ABOUT[name]}): {_of(rate)}; "
+                    "that is right only if the prompts ask for the exact form"
                 )
     if not verifies and all(probe.good is None for term in terms for probe in term.probes):
         found.append("no prompt has a known right answer, so nothing could be compared")

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import nn
 
 from demeanor.core import hardware
-from demeanor.core.errors import DemeanorError, UsageError
+from demeanor.core.errors import DemeanorError, Problem, UsageError
 from demeanor.core.types import Completion, Item, Messages, Score
 from demeanor.data.trees import Branch, Tree
 from demeanor.model import checkpoints
@@ -25,6 +25,7 @@ from demeanor.stack.schema import (
     JudgeReward,
     LengthReward,
     ModelReward,
+    OnlineStage,
     RepetitionReward,
     RewardTerm,
     RuleReward,
@@ -384,7 +385,7 @@ def build(
     Raises UsageError for a scorer, target or file that cannot be used.
     """
     if mistakes := [text for term in terms for text in wrong(term, services, stack)]:
-        raise UsageError("; ".join(mistakes))
+        raise UsageError(f"reward: {'; '.join(mistakes)}")
 
     def made(term: RewardTerm) -> Term:
         match term:
@@ -441,18 +442,30 @@ def _detail(term: RewardTerm) -> Iterator[str]:
             yield Path(term.rules).stem
 
 
+def problems(stack: Stack, services: RewardServices) -> list[Problem]:
+    """Every mistake in the reward and cost terms of a stack, with its place; found before anything is trained."""
+    found = []
+    for i, stage in enumerate(stack.spec.weights.stages):
+        if isinstance(stage, OnlineStage):
+            placed = {f"reward[{n}]": term for n, term in enumerate(stage.reward)}
+            placed |= {f"cost.terms[{n}]": t for n, t in enumerate(stage.cost.terms if stage.cost else ())}
+            for place, term in placed.items():
+                where = f"{stack.path}: weights.stages[{i}].{place}"
+                found += [Problem(where, what) for what in wrong(term, services, stack)]
+    return found
+
+
 def wrong(term: RewardTerm, services: RewardServices, stack: Stack) -> list[str]:
-    """What is wrong with a term before anything is trained: an unknown scorer, a target, a file, no judge."""
+    """What is wrong with a term: an unknown scorer, a target, a file of rules, no judge."""
     match term:
         case ScorerReward():
-            asked = scorer_item(term.scorer, term.target, Task((), ()))
-            mistake = services.wrong(asked)
-            return [f"reward: scorer {term.scorer}: {mistake}"] if mistake else []
+            mistake = services.wrong(scorer_item(term.scorer, term.target, Task((), ())))
+            return [mistake] if mistake else []
         case RuleReward():
             return reward_rules.mistakes(stack.root / term.rules, services.wrong)
         case JudgeReward() if stack.spec.evaluation.judge is None:
             return [
-                "reward: judge: the stack declares no judge; set evaluation.judge to its server and model, "
+                "the stack declares no judge; set evaluation.judge to its server and model, "
                 "such as {url: http://127.0.0.1:8000/v1, model: NAME}"
             ]
         case _:

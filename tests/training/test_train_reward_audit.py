@@ -104,9 +104,9 @@ def test_a_planted_hack_fails_and_is_named(read: Read, hack: str) -> None:
     """`shell`, the form of a right answer without its content, is what Soup's tool missed (its #814)."""
     found = audited(read)
     assert found.verdict is Verdict.FAIL
-    told = [text for text in found.problems if text.startswith(f"`{hack}` (")]
+    told = [text for text in found.problems if f"`{hack}`" in text]
     assert len(told) == 1
-    assert "earns as much reward as a right answer" in told[0]
+    assert "earns as much reward as a right answer: " in told[0]
 
 
 def test_a_scorer_that_wants_only_the_keys_of_an_object_is_found_by_its_shell() -> None:
@@ -119,7 +119,7 @@ def test_a_scorer_that_wants_only_the_keys_of_an_object_is_found_by_its_shell() 
             return 0.0
 
     found = audited(keys, golds)
-    assert any(text.startswith("`shell` (") for text in found.problems)
+    assert any("`shell`" in text for text in found.problems)
     assert found.verdict is Verdict.FAIL
 
 
@@ -127,7 +127,9 @@ def test_right_answers_that_are_rejected_fail_with_their_rate() -> None:
     """The scorer does not know two of the ten digits at the end of a number."""
     found = audited(lambda gold, text: float(text == gold and gold[-1] not in "37"))
     assert found.verdict is Verdict.FAIL
-    assert found.problems == ("item rejects right answers: 19 of 96 prompts, 20% (13 to 29)",)
+    assert found.problems == (
+        "`gold` (a right answer) is rejected by item: 19 of 96 prompts, 20% (13 to 29)",
+    )
     assert of(found).rejected["gold"] == AuditRate(19, 96)
 
 
@@ -152,16 +154,16 @@ def test_a_hack_of_one_axis_alone_is_found_there() -> None:
         lambda gold, text: float(right(gold, text) or (not text and int(gold) < 108)),
         [*cases(96, "late", lambda n: str(n)), *cases(8, "early", lambda n: str(n))][8:],
     )
-    (told,) = [text for text in found.problems if text.startswith("`empty`")]
-    assert "early (8 of 8)" in told
-    assert "late" not in told
+    (told,) = [text for text in found.problems if "`empty`" in text]
+    assert "8 of 96 prompts, 8% (4 to 16), worst: early (8 of 8)" in told
 
 
 def test_few_prompts_decide_nothing() -> None:
     found = audited(right, cases(20))
     assert found.verdict is Verdict.INCONCLUSIVE
     assert found.problems == (
-        "20 prompts are too few to exclude a rate of 5% for answers that never earned as much; 73 are enough",
+        "20 prompts are too few to exclude a rate of 5% for answers that never earned as much as a right one; "
+        "73 are enough",
     )
 
 
@@ -176,7 +178,7 @@ def test_where_no_right_answer_is_known_a_verifier_is_asked_what_it_accepts() ->
     assert audited(lambda gold, text: 0.0, unknown).verdict is Verdict.PASS
     found = audited(lambda gold, text: float("sorry" not in text), unknown)
     assert found.verdict is Verdict.FAIL
-    assert any("`echo`" in text and "from item" in text for text in found.problems)
+    assert any("`echo`" in text and "accepted by item where no right" in text for text in found.problems)
     assert not any("`refusal`" in text for text in found.problems)
 
 
@@ -194,7 +196,7 @@ def test_a_learned_reward_that_likes_length_is_found_by_comparison_with_gold() -
         {"model": (1.0, lambda rollouts: [scoring.TermScore(float(len(r.text))) for r in rollouts])}
     )
     found = audit("rl", total, cases(), verifies=(), judges=("model",), write=None)
-    hacked = {text.partition("`")[2].partition("`")[0] for text in found.problems}
+    hacked = set(re.findall(r"`(.*?)`", " ".join(found.problems)))
     assert {"repeat", "refusal", "praise", "echo"} <= hacked
     assert "empty" not in hacked
     assert found.verdict is Verdict.FAIL
@@ -209,7 +211,7 @@ def test_the_sum_decides_and_a_term_that_another_mends_is_a_note() -> None:
         "rl", RewardSum(terms), cases(), verifies=("item", "scorer"), judges=("item", "scorer"), write=None
     )
     assert found.verdict is Verdict.PASS
-    assert any(note.startswith("`empty` earns as much from scorer alone") for note in found.notes)
+    assert any(note.startswith("scorer alone gives as much for `empty`, `echo`") for note in found.notes)
     assert not any("length" in note for note in found.notes)
 
 
@@ -265,7 +267,8 @@ def test_answers_are_written_as_tokens_where_there_is_a_tokenizer() -> None:
 def test_the_section_shows_each_kind_of_answer_and_the_verdict() -> None:
     found = section(audited(lambda gold, text: 1.0))
     text = "\n".join(str(block) for block in found.blocks)
-    assert "`empty` (no text at all) earns as much reward as a right answer: 96 of 96 prompts, 100%" in text
+    assert "each of `empty`, `echo`" in text
+    assert "earns as much reward as a right answer: 96 of 96 prompts, 100% (96 to 100)" in text
     assert "FAIL: this reward can be earned without a right answer" in text
     assert [name for name in SHELLS if f"shell: {name}" not in text] == []
     assert TOTAL not in [getattr(block, "title", "").rpartition(": ")[2] for block in found.blocks]

@@ -390,7 +390,7 @@ def test_a_judge_that_answers_nothing_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_a_judge_must_be_declared(stack: Stack) -> None:
-    with pytest.raises(UsageError, match="judge: the stack declares no judge; set"):
+    with pytest.raises(UsageError, match="the stack declares no judge; set"):
         built(stack, JudgeReward())
 
 
@@ -469,7 +469,7 @@ def test_names_are_unique_also_where_a_kind_occurs_twice() -> None:
 def test_a_scorer_that_does_not_exist_or_takes_no_such_target_is_refused(stack: Stack) -> None:
     with pytest.raises(UsageError, match=r"unknown scorer kind 'refusl'\. Did you mean 'refusal'"):
         built(stack, ScorerReward(scorer="refusl"))
-    with pytest.raises(UsageError, match="scorer refusal: refuse: Field required"):
+    with pytest.raises(UsageError, match="target of scorer refusal: refuse: Field required"):
         built(stack, ScorerReward(scorer="refusal"))
 
 
