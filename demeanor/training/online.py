@@ -544,6 +544,9 @@ def _spread(into: list[Tensor], part: Sequence[int], values_C: Tensor | None, si
         into[i] = values
 
 
+MISMATCH = ("kl_sample_train_v1", "kl_sample_train_v2")
+
+
 def mismatch(outputs: Outputs, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor]]:
     """How far trainer and sampler are apart: k1 and k2 of log q - log p (nats per token), and the largest gap.
 
@@ -598,7 +601,7 @@ def sample_metrics(samples: Samples, trained: Advantages) -> dict[str, float]:
 def _mean_gradients(gradients: Sequence[Gradient]) -> dict[str, float]:
     names = dict.fromkeys(name for g in gradients for name in g.metrics)
     found = {name: fmean(g.metrics[name] for g in gradients if name in g.metrics) for name in names}
-    for name in ("kl_sample_train_v1", "kl_sample_train_v2"):  # of the weights that sampled
+    for name in MISMATCH:  # of the weights that sampled
         if name in gradients[0].metrics:
             found[name] = gradients[0].metrics[name]
     return {

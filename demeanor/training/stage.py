@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.data.batches import Schedule, select, summary, within
 from demeanor.data.trees import Tree
 from demeanor.model import adapters, checkpoints, quantize
+from demeanor.model.exact import exact_policy_outputs
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.llama import Llama
 from demeanor.model.reward_model import ActorCritic, RewardModel
@@ -245,6 +246,9 @@ def train_online(
         return ActorCritic(untrained(), values, start.shift, start.scale)
 
     model = _placed(whole(), stage.optim, run)
+    if run.options.dtype == "auto":  # bf16 would take the trainer's log-probs away from the sampler's
+        begun = resume.begun_in(run.folder / CHECKPOINT)
+        run = run._replace(options=replace(run.options, dtype="bf16" if begun == "bf16" else "fp32"))
     dtype = number_format(model, run)
     if stage.adapter is not None and stage.adapter.quantise is not None:
         quantize.freeze(model)
@@ -253,7 +257,7 @@ def train_online(
         frozen = checkpoints.policy(reference.folder).to(hardware.device()).requires_grad_(False)
     fit_online(
         model,
-        setup(forward=policy_outputs, reference=frozen, untrained=untrained),
+        setup(forward=exact_policy_outputs, reference=frozen, untrained=untrained),
         out=run.folder,
         watch=run.display,
         held_out=held_out,

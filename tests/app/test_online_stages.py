@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from demeanor import app
+from demeanor.model import native
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import CHECKPOINT, LEDGER, Runs, read_log
 from tests.app import tiny_online
@@ -68,8 +69,8 @@ COMMON = {
     "seconds",
 }
 OWN = {
-    "rloo": {"kl", "kl/token", "kl/coefficient", "frac_reward_zero_std", "kl_sample_train_v1"},
-    "grpo": {"rewards/item/mean", "rewards/length/mean", "clip_ratio/low_mean"},
+    "rloo": {"kl", "kl/token", "kl/coefficient", "frac_reward_zero_std", "entropy"},
+    "grpo": {"rewards/item/mean", "rewards/length/mean", "clip_ratio/low_mean", "entropy"},
     "ppo": {"explained_variance", "value_loss", "ptx/loss", "cost", "cost/lambda", "kl"},
     "online_dpo": {"rewards/accuracies", "rewards/margins"},
     "best_of_n": set(),
@@ -95,6 +96,39 @@ def test_every_kind_of_online_stage_trains_and_logs_what_a_person_wants_to_see(
     assert any(not torch.equal(before[name], after[name]) for name in before)
     shown = read_log(runs.folder(stack.stage_key(stage)) / "rollouts.jsonl")
     assert {"prompt", "answer", "ended", "tokens", "reward"} <= set(shown[0])
+
+
+@pytest.mark.parametrize("stage", ["rloo", "grpo", "ppo"])
+def test_sampler_and_trainer_are_equal_to_the_last_bit(everything: tuple[Stack, Runs], stage: str) -> None:
+    if native.build() is None:
+        pytest.skip("no C++ compiler: decoding and training share no bits")
+    steps = [row for row in rows_of(*everything, stage) if "loss" in row]
+    assert [row["kl_sample_train_v1"] for row in steps] == [0.0] * 4
+    assert [row["kl_sample_train_v2"] for row in steps] == [0.0] * 4
+
+
+def test_importance_weights_are_measured_where_the_stage_asks_for_them(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
+    rollouts = {"count": 3, "max_tokens": 12, "importance": {"mode": "sequence_mask", "cap": 3.0}}
+    stack, runs = begun(tmp_path, trained, "grpo", rollouts=rollouts)
+    app.train(stack, runs)
+    steps = [row for row in rows_of(stack, runs, "grpo") if "loss" in row]
+    assert {"sampler/ess", "sampler/chi2_sequence", "sampler/limited"} <= set(steps[0])
+    assert steps[0]["sampler/ess"] == pytest.approx(1.0), "with the own engine every weight is 1"
+    assert steps[0]["kl_sample_train_v2"] < 1e-9
+
+
+@pytest.mark.parametrize("narrow", [{"top_p": 0.8}, {"top_k": 20}, {"min_p": 0.05}, {"temperature": 0.7}])
+def test_truncated_sampling_trains_on_the_distribution_that_was_drawn_from(
+    trained: tuple[Stack, Runs], tmp_path: Path, narrow: dict[str, float]
+) -> None:
+    """Fact 4 of online.md: the mask is kept, so the ratio of the first step is exactly 1."""
+    stack, runs = begun(tmp_path, trained, "rloo", rollouts={"count": 3, "max_tokens": 12, **narrow}, steps=2)
+    app.train(stack, runs)
+    steps = [row for row in rows_of(stack, runs, "rloo") if "loss" in row]
+    limit = 0.0 if native.build() is not None else 1e-9
+    assert all(row["kl_sample_train_v2"] <= limit for row in each(steps))
 
 
 def test_the_controllers_of_a_run_move_and_are_saved(everything: tuple[Stack, Runs]) -> None:
