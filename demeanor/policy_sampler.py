@@ -25,6 +25,7 @@ from demeanor.engine.vllm import VllmServer
 from demeanor.model import checkpoints
 from demeanor.model.adapters import adapters
 from demeanor.model.heads import policy_outputs
+from demeanor.model.hf import ForeignModel
 from demeanor.model.llama import Llama
 from demeanor.stack.schema import OnlineStage
 from demeanor.text.template import Template
@@ -61,7 +62,7 @@ class PolicySampler:
         """Play an episode for each task and seed, all at the same time. Raises EngineError if the engine fails."""
         if self.stage.rollouts.url is not None:
             return asyncio.run(self._from_server(model, tasks, seeds))
-        assert isinstance(model, Llama), f"wanted a policy that an engine runs, got {type(model).__name__}"
+        assert isinstance(model, Llama | ForeignModel), f"wanted a policy, got {type(model).__name__}"
         settings = self.stage.rollouts
         turn = settings.max_tokens + (ROOM if settings.layers or settings.environment else 0)
         room = max((len(task.tokens) for task in tasks), default=1) + settings.turns * turn + ROOM

@@ -26,7 +26,8 @@ from demeanor.engine.detokenizer import Decode
 from demeanor.engine.scheduler import Piece, Request, SequenceState
 from demeanor.stack.schema import ServerSpec
 
-WAIT_S = 0.5  # before the first retry; doubled each time
+WAIT_S = 0.5  # before the first retry; doubled each time ...
+MOST_WAIT_S = 30.0  # ... up to this
 MOST_CONNECTIONS = 256
 MOST_KEPT = 2048  # largest top_k for which vLLM tells the kept tokens
 GO_ON = "When the server answers again, run the same command: training goes on from its checkpoint."
@@ -45,6 +46,7 @@ class VllmServer:
     decode: Decode
     model: str = ""
     adapter: str | None = None
+    version: str | None = None  # of the whole weights that this process gave it last
     context: int | None = None  # tokens of prompt and answer together, if the server tells it
     _client: httpx.AsyncClient | None = field(default=None, repr=False)
 
@@ -212,13 +214,23 @@ class VllmServer:
                 raise
         before, self.adapter, self.model = self.adapter, name, name
         if before is not None:
-            await self._post("/v1/unload_lora_adapter", {"lora_name": before})
+            try:
+                await self._post("/v1/unload_lora_adapter", {"lora_name": before})
+            except UpstreamError as error:
+                if error.status not in (400, 404):  # a server that was restarted has forgotten it
+                    raise
 
     async def load_weights(self, version: str, path: str) -> None:
         """Read whole weights from a folder: pause, reload, forget cached prefixes, resume.
 
-        A failure after the pause leaves the server paused, so that nothing is drawn from half-loaded weights.
+        Nothing is done if the server says that it has this version from this process. A failure after the pause
+        leaves the server paused, so that nothing is drawn from half-loaded weights.
         """
+        if version == self.version:
+            told = await self._send("GET", "/weight_info", None)
+            if told.get("weight_version") == version:
+                return
+        self.version = None
         await self._post("/pause?mode=wait", {})
         await self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
         reset = await self._post("/reset_prefix_cache", {})
@@ -228,6 +240,7 @@ class VllmServer:
             )
         await self._post("/update_weight_version", {"new_version": version})
         await self._post("/resume", {})
+        self.version = version
 
     # ---- HTTP ----
 
@@ -265,7 +278,7 @@ class VllmServer:
                     raise UpstreamError(
                         f"{error}; sent {attempt + 1} times. {GO_ON}", status=error.status
                     ) from error
-                await asyncio.sleep(WAIT_S * 2**attempt * random.uniform(0.5, 1))
+                await asyncio.sleep(min(MOST_WAIT_S, WAIT_S * 2**attempt) * random.uniform(0.5, 1))
         raise AssertionError("unreachable")
 
     async def _attempt(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:

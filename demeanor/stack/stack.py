@@ -217,6 +217,8 @@ class Stack:
             "judge": plain(self.spec.evaluation.judge) if judged and self.spec.evaluation.judge else None,
             "environment": self._hash(self.root / code) if code else None,
             "layers": [{"kind": x.kind, **self._contents(x.spec)} for x in layers],
+            "rollouts": plain(stage.rollouts, drop={"url", "server"}),
+            "server": stage.rollouts.url is not None,  # not which one, or how often it is asked again
             "probe": plain(stage.probe) if stage.keep == "best" and stage.probe else None,
         }
         return {"online": {name: value for name, value in found.items() if value}}
@@ -446,8 +448,8 @@ def load(
     return stack
 
 
-ONLINE_FILES = {"prompts", "ptx"}
-"""Fields of an online stage whose files count by content."""
+ONLINE_FILES = {"prompts", "ptx", "rollouts"}
+"""Fields of an online stage that count otherwise than by their values."""
 
 
 def reward_stages(stage: OnlineStage) -> list[str]:

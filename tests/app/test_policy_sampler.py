@@ -179,6 +179,33 @@ def test_a_server_draws_from_the_weights_of_each_iteration(tmp_path: Path, fake:
         assert fake.version is not None
 
 
+def test_weights_that_the_server_has_are_not_loaded_again_unless_it_was_restarted(
+    tmp_path: Path, fake: FakeVllm
+) -> None:
+    model = policy()
+    with serving(fake) as url:
+        sample = sampler(tmp_path, stage(url=url))
+        first = flat(sample(model, tasks(), SEEDS))
+        assert flat(sample(model, tasks(), SEEDS)) == first
+        assert fake.paths().count("/collective_rpc") == 1
+        fake.version = None  # what a new process says
+        assert flat(sample(model, tasks(), SEEDS)) == first
+        assert fake.paths().count("/collective_rpc") == 2
+
+
+def test_a_server_that_was_restarted_gets_the_next_adapter(tmp_path: Path, fake: FakeVllm) -> None:
+    model = policy()
+    adapters.attach(model, LORA, seed=0)
+    with serving(fake) as url:
+        sample = sampler(tmp_path, stage(url=url, adapter={"rank": LORA.rank, "alpha": LORA.alpha}))
+        sample(model, tasks(), SEEDS)
+        fake.engines.pop(next(name for name in fake.engines if name != fake.name)).close()
+        with pytest.raises(UpstreamError, match="does not exist"):
+            sample(model, tasks(), SEEDS)
+        moved(model, 0.2)
+        assert mismatch(model, flat(sample(model, tasks(), SEEDS))) < 1e-7
+
+
 def test_a_servers_rollouts_are_those_of_our_engine(tmp_path: Path, fake: FakeVllm) -> None:
     """The same seeds, and the fake draws with our engine: token ids in and out change nothing."""
     model = policy()
@@ -325,6 +352,7 @@ def test_what_cannot_be_mended_ends_with_one_clear_error(
     with serving(fake) as url:
         sample = sampler(tmp_path, stage(url=url, server={"tolerance": 50.0}))
         sample(model, tasks(), SEEDS)
+        moved(model, 0.01)
         # The check of the weights asks /v1/completions once before anything is drawn.
         fake.faults[path] = [lambda x: x, *fault] if path == "/v1/completions" else fault
         with pytest.raises(UpstreamError, match=told):

@@ -179,6 +179,16 @@ def test_settings_of_rollouts_that_cannot_work_are_found_when_the_stack_is_read(
         app.load_stack(path)
 
 
+def test_how_a_server_is_reached_is_no_part_of_a_stages_key(tmp_path: Path) -> None:
+    def key(**rollouts: Any) -> str:
+        path = tiny_online.write(tmp_path, "grpo", rollouts={**ROLLOUTS, **rollouts})
+        return app.load_stack(path).stage_key("grpo")
+
+    far = key(url="http://a/v1")
+    assert key(url="http://b:8000/v1", server={"retries": 9, "timeout_s": 9.0}) == far
+    assert len({far, key(), key(max_tokens=9), key(temperature=0.9)}) == 4
+
+
 def test_an_environment_scores_prompts_that_have_no_items(tmp_path: Path) -> None:
     prompts = [{"source": "world:preferences", "limit": 40}]
     scored = {**ROLLOUTS, "environment": environment(tmp_path)}

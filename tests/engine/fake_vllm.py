@@ -79,6 +79,8 @@ class FakeVllm:
                 self.read(body["lora_name"], self.folder if self.stale else Path(body["lora_path"]))
                 return 200, f"Success: LoRA adapter '{body['lora_name']}' added successfully."
             case "/v1/unload_lora_adapter":
+                if body["lora_name"] not in self.engines:
+                    return 404, {"message": f"The lora adapter '{body['lora_name']}' cannot be found."}
                 self.engines.pop(body["lora_name"]).close()
                 return 200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully."
             case "/pause?mode=wait":
@@ -98,6 +100,8 @@ class FakeVllm:
             case "/update_weight_version":
                 self.version = body["new_version"]
                 return 200, {"success": True, "new_version": self.version}
+            case "/weight_info":
+                return 200, {"weight_version": self.version}
         return 404, {"detail": "Not Found"}
 
     def completion(self, body: dict[str, Any]) -> tuple[int, Any]:
