@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from demeanor.cli.options import RUNS, Overrides, RunsFolder, load
+from demeanor.cli.tables import columns
 from demeanor.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -267,6 +268,55 @@ def keep(
         force=force,
     )
     _report(out, done)
+
+
+# ---- rules of a reward ----
+
+
+@app.command("fit-rules")
+def fit_rules(
+    rules: Annotated[
+        Path, typer.Argument(metavar="RULES.yaml", help="Propositions; their weights are replaced.")
+    ],
+    graded: Annotated[
+        Path,
+        typer.Argument(
+            metavar="GRADED", help="Rows of prompt, completion and grade: ideal, less good, bad, or a number."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write here (default: RULES.yaml itself).")
+    ] = None,
+) -> None:
+    """Fit the weights of a rule-based reward so that better graded answers score higher."""
+    from demeanor import app as composed
+    from demeanor.training import reward_rules, rule_fit
+
+    if mistakes := reward_rules.mistakes(rules, composed.REWARDS.wrong):
+        raise DataError("; ".join(mistakes))
+    found = rule_fit.fit(reward_rules.read(rules), rule_fit.read_graded(graded), composed.REWARDS.score)
+    rule_fit.write_rules(out or rules, found)
+    grades = sorted(found.means)
+    heading = ("rule", "weight", *(f"holds at grade {grade:g}" for grade in grades))
+    rows = [
+        (rule.name, f"{rule.weight:+.3f}", *(f"{100 * found.means[grade][n]:.0f}%" for grade in grades))
+        for n, rule in enumerate(found.rules.rules)
+    ]
+    print("\n".join(columns(heading, rows, right=tuple(range(1, len(heading))))))
+    for name, accuracy in (
+        ("on these pairs", found.fitted),
+        ("on prompts left out of the fit", found.left_out),
+    ):
+        if accuracy is not None:
+            print(
+                f"ordered as graded, {name}: {100 * accuracy.value:.1f}% ({100 * accuracy.low:.1f} to "
+                f"{100 * accuracy.high:.1f}) of {accuracy.pairs} pairs of {accuracy.prompts} prompts"
+            )
+    if found.left_out is None:
+        print("fewer than 5 prompts: nothing could be left out of the fit, so the accuracy above is too high")
+    if found.unscored:
+        print(f"{found.unscored} answers were left out: a rule cannot score them")
+    print(f"written: {out or rules}")
 
 
 def _report(out: Path, done: Curated) -> None:
