@@ -87,3 +87,23 @@ def test_a_wrong_setting_is_reported_once_and_not_as_a_wrong_critic(tmp_path: Pa
         load(tmp_path, with_online({"kind": "ppo", "gae_lambd": 0.9}, reward=[LENGTH]))
     assert "Did you mean 'gae_lambda'?" in str(error.value)
     assert "the critic starts" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"num_generations": 4}, "rollouts: {count: 4}"),
+        ({"max_completion_length": 64}, "rollouts: {max_tokens: 64}"),
+        ({"top_p": 0.9}, "rollouts: {top_p: 0.9}"),
+        ({"beta": 0.04}, "objective: {kl_coef: 0.04}"),
+        ({"epsilon": 0.2}, "objective: {clip_low: 0.2}"),
+        ({"kl_coef": 0.04}, "objective: {kind: grpo, kl_coef: 0.04}"),
+        ({"num_iterations": 2}, "Here it is called: inner_epochs: 2"),
+    ],
+)
+def test_a_setting_of_trls_at_the_stage_is_answered_with_the_line_to_write(
+    tmp_path: Path, given: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(SpecError) as error:
+        load(tmp_path, with_online({"kind": "grpo"}, **given))
+    assert says in str(error.value)

@@ -192,6 +192,16 @@ ELSEWHERE = {  # settings of other trainers, and what says the same here
     "dataset_name": "data",
     "ref_model": "uses.reference",
 }
+ELSEWHERE_ONLINE = {  # the same, of a stage with prompts; docs/from-trl.md has all of them
+    "num_generations": "rollouts.count",
+    "max_completion_length": "rollouts.max_tokens",
+    "num_iterations": "inner_epochs",
+    "beta": "objective.kl_coef",
+    "epsilon": "objective.clip_low",
+    "epsilon_high": "objective.clip_high",
+    "scale_rewards": "objective.std",
+    "reward_funcs": "reward",
+}
 NEEDLESS = {
     "gradient_accumulation_steps": "batch_rows is the rows of a step, and micro-batches never change the result",
     "gradient_checkpointing": "`demeanor train --recompute` does it, and it is no part of the stack",
@@ -224,8 +234,11 @@ def _place(stage: Any, name: str) -> str | None:
     if known and name in registry.spec_of("demeanor.objectives", str(kind)).model_fields:
         return f"It belongs to the objective: objective: {{kind: {kind}, {name}: {value}}}"
     parts: dict[str, type[Spec]] = {"optim": Optim, "adapter": Adapter, "data": Source}
+    elsewhere = ELSEWHERE
+    if "prompts" in stage:
+        parts, elsewhere = {**parts, "rollouts": RolloutsSpec}, {**ELSEWHERE, **ELSEWHERE_ONLINE}
     nested = next((f"{part}.{name}" for part, spec in parts.items() if name in spec.model_fields), None)
-    path = ELSEWHERE.get(name, nested)
+    path = elsewhere.get(name, nested)
     if path is None:
         return None
     part, _, inner = path.partition(".")
