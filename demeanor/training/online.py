@@ -616,12 +616,14 @@ def _mean_gradients(gradients: Sequence[Gradient]) -> dict[str, float]:
 # ---- evaluation ----
 
 
-def reward_evaluator(setup: Setup, tasks: Sequence[Task]) -> Evaluate:
+def reward_evaluator(trainer: Trainer, tasks: Sequence[Task]) -> Evaluate:
     """A function that samples one answer to each held-out task, always with the same seeds, and scores it."""
 
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
-        rolled = setup.roll(policy_of(model), tasks, seeds(setup.stage.seed, -1, len(tasks), 1))
-        found = setup.score([rollout for rollouts in rolled for rollout in rollouts])
+        setup = trainer.setup
+        rolled = trainer.rolled(tasks, seeds(setup.stage.seed, -1, len(tasks), 1))
+        flat = [rollout for rollouts in rolled for rollout in rollouts]
+        found = trainer.group.from_first(lambda: setup.score(flat))
         metrics = {"reward_rows": float(len(tasks)), **found.metrics()}
         known = [value for value in found.total if value is not None]
         if len(known) > 1:
@@ -681,7 +683,7 @@ def fit_online(
 
     evaluations: list[Evaluate] = []
     if held_out:
-        evaluations.append(reward_evaluator(setup, held_out))
+        evaluations.append(reward_evaluator(trainer, held_out))
     if setup.probe is not None:
         probe = setup.probe
         evaluations.append(lambda whole, step: dict(probe(policy_of(whole), step)))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from demeanor.core.errors import DemeanorError
+from demeanor.model.reward_model import ActorCritic
 from demeanor.model.tensors import Outputs, TokenBatch, concatenate
 
 T = TypeVar("T")
@@ -151,6 +152,10 @@ def shard(model: nn.Module, group: ProcessGroup) -> None:
     """
     if group.size == 1:
         return
+    if isinstance(model, ActorCritic):  # each is run on its own
+        shard(model.policy, group)
+        shard(model.critic, group)
+        return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
@@ -176,8 +181,9 @@ def settle(model: nn.Module) -> None:
     """Shard every weight again; without a backward pass the outermost stay gathered."""
     from torch.distributed.fsdp import FSDPModule
 
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    for part in model.children() if isinstance(model, ActorCritic) else (model,):
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def gathered(model: nn.Module, plain: nn.Module) -> nn.Module:

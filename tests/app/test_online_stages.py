@@ -23,6 +23,7 @@ from demeanor.stack.stack import Stack
 from demeanor.training.runs import CHECKPOINT, LEDGER, Runs, read_log
 from tests.app import tiny_online
 from tests.conftest import each
+from tests.training.test_train_parallel import together
 
 pytestmark = pytest.mark.xdist_group("tiny")
 
@@ -159,6 +160,25 @@ def test_the_same_seed_trains_the_same_weights_and_another_seed_others(
     app.train(other, more)
     third = weights_of(other, more, "rloo")
     assert any(not torch.equal(first[name], third[name]) for name in each(first))
+
+
+def test_two_processes_train_the_weights_of_one(
+    trained: tuple[Stack, Runs], everything: tuple[Stack, Runs], tmp_path: Path
+) -> None:
+    """FSDP2 under torchrun's environment: the first process samples, all train; a critic has shards of its own."""
+    stack, runs = begun(tmp_path, trained, "grpo", "ppo")
+    for stage in ("grpo", "ppo"):
+        assert stack.stage_key(stage) == everything[0].stage_key(stage)
+    together(["-m", *command(tmp_path)[2:], "--dtype", "fp32"], 2, cwd=tmp_path)
+    for stage in ("grpo", "ppo"):
+        one, two = weights_of(*everything, stage), weights_of(stack, runs, stage)
+        for name in each(one):
+            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-4)
+        losses = [
+            [row["loss"] for row in rows_of(s, r, stage) if "loss" in row]
+            for s, r in (everything, (stack, runs))
+        ]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-2, abs=1e-3)
 
 
 def command(folder: Path) -> list[str]:
