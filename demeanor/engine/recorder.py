@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from demeanor.core.errors import EngineError
+from demeanor.core.errors import DataError, EngineError
 from demeanor.core.types import Event, Messages, Respond, Text, ToolCall, ToolCalled, ToolSpec, Turn
 from demeanor.engine.respond import Engine, model_respond
 from demeanor.engine.scheduler import Piece, Request
@@ -43,6 +43,7 @@ class _Asked:
     tools: tuple[ToolSpec, ...]
     texts: list[str] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
+    text_after_calls: bool = False  # a template writes all text before the calls
     call: RecordedCall | None = None
 
     def continued_by(self, messages: Messages, tools: Sequence[ToolSpec]) -> bool:
@@ -83,6 +84,9 @@ class Recorder:
                 async for event in events:
                     if isinstance(event, Text):
                         self._asked[-1].texts.append(event.text)
+                        self._asked[-1].text_after_calls |= bool(
+                            self._asked[-1].tool_calls and event.text.strip()
+                        )
                     elif isinstance(event, ToolCalled):
                         self._asked[-1].tool_calls.append(event.call)
                     yield event
@@ -162,14 +166,17 @@ def continued(
     """The tokens of a conversation that continues a call: its prompt, its drawn tokens, then the new messages.
 
     The template writes the whole conversation, and what it writes after the policy's own turn is taken. None if
-    it cannot be told where that turn ends, or if the drawn tokens hold special tokens that the template
-    would not write there (a forged marker): then the conversation is rendered anew.
+    it cannot be told where that turn ends, or if the template would write another turn there and not only other
+    tokens: without the reasoning, with a forged marker broken up. Then the conversation is rendered anew.
     """
     call, n = asked.call, len(asked.messages)
     assert call is not None
     others = (replace(m, trained=False) if m.role == "assistant" else m for m in messages[n + 1 :])
     own = replace(messages[n], trained=True)
-    marked = template.render((*messages[:n], own, *others), asked.tools, trained_from=n)
+    try:
+        marked = template.render((*messages[:n], own, *others), asked.tools, trained_from=n)
+    except DataError:  # a template that writes earlier turns otherwise than the last
+        return None
     opened = template.render(messages, asked.tools, generate=True).tokens
     turn = [i for i, trained in enumerate(marked.trained) if trained]
     if not turn or opened[: turn[-1] + 1] != marked.tokens[: turn[-1] + 1]:
@@ -179,10 +186,25 @@ def continued(
     if ending is None:
         return None
     drawn = _with_ending(call, ending, template, tokenizer, "".join(asked.texts))
-    special = frozenset(tokenizer.special.values())
-    if drawn is None or [t for t in drawn if t in special] != [t for t in written if t in special]:
+    if drawn is None or not _same_turn(asked, tokenizer, written[: -len(ending)], drawn[: -len(ending)]):
         return None
     return [*call.prompt, *drawn, *opened[turn[-1] + 1 :]]
+
+
+def _same_turn(asked: _Asked, tokenizer: Tokenizer, written: list[int], drawn: list[int]) -> bool:
+    """Whether two lists of tokens spell the same answer: its text, and its calls by the same special tokens.
+
+    White space around the text and the spelling of calls may differ.
+    """
+    said = "".join(asked.texts).strip()
+    shown = [tokenizer.decode(tokens).strip() for tokens in (written, drawn)]
+    special = frozenset(tokenizer.special.values())
+    marks = [[t for t in tokens if t in special] for tokens in (written, drawn)]
+    if marks[0] != marks[1]:
+        return False
+    if not asked.tool_calls:
+        return shown == [said, said]
+    return all(text.startswith(said) for text in shown) and not asked.text_after_calls
 
 
 def _ending(written: list[int], template: Template, joined: Callable[[str], list[int]]) -> list[int] | None:

@@ -588,13 +588,20 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
     return problems
 
 
+OPERATIONAL = ("record", "limits")  # layers that a stack's key does not count
+
+
 def _online_files(stage: OnlineStage, spec: StackSpec, root: Path, here: str) -> list[Problem]:
     """Check the files and layers that an online stage names."""
     problems: list[Problem] = []
-    known = [str(raw.get("name") or raw.get("kind")) for raw in spec.layers]
+    kinds = {str(raw.get("name") or raw.get("kind")): str(raw.get("kind")) for raw in spec.layers}
+    known = list(kinds)
     for name in stage.rollouts.layers:
         if name not in known:
             problems.append(Problem(f"{here}.rollouts.layers", unknown(name, known, noun="layer")))
+        elif kinds[name] in OPERATIONAL:
+            what = f"'{name}' ({kinds[name]}) is about operation and changes no answer; leave it out"
+            problems.append(Problem(f"{here}.rollouts.layers", what))
     file, _, function = (stage.rollouts.environment or ":").partition(":")
     if stage.rollouts.environment and not (file.endswith(".py") and function.isidentifier()):
         what = f"got '{stage.rollouts.environment}', wanted FILE.py:FUNCTION"

@@ -166,6 +166,7 @@ def test_importance_weights_correct_a_server_that_drew_from_other_weights(
         ("grpo", {"url": "http://x/v1", "top_p": 0.9}, "rollouts.top_k: a vLLM server tells the tokens"),
         ("online_dpo", {"importance": {"mode": "token_mask"}}, "rollouts.importance: weights are for"),
         ("grpo", {"layers": ["polcy"]}, "rollouts.layers: unknown layer 'polcy'. Did you mean 'policy'?"),
+        ("grpo", {"layers": ["record"]}, "rollouts.layers: 'record' (record) is about operation"),
         ("grpo", {"environment": "gone.py:f"}, "rollouts.environment: no such file"),
         ("grpo", {"environment": "gone.py"}, "rollouts.environment: got 'gone.py', wanted FILE.py:FUNCTION"),
         ("grpo", {"importance": {"mode": "token_clip"}}, "rollouts.importance.mode"),

@@ -193,6 +193,46 @@ def test_a_marker_that_the_policy_drew_opens_no_turn_in_the_next_prompt() -> Non
     assert second_tokens == (tokenizer.eos_id,)
 
 
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('[/think]')[-1] }}"
+    "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\\n' if add_generation_prompt }}"
+)
+
+
+def test_reasoning_that_the_template_leaves_out_of_earlier_turns_is_not_read_again() -> None:
+    """Served, the next turn would not see it; it stays trained in the path where it was drawn."""
+    tokenizer = bare()
+    template, end = JinjaTemplate("t", tokenizer, THINKING), tokenizer.special["<|im_end|>"]
+    thought = [*tokenizer.encode("[think]Who[/think]Marla."), end]
+    engine = ScriptedEngine(tokenizer, thought, [*tokenizer.encode("Corkel"), end])
+    recorder = Recorder(engine, template, tokenizer, seed=1)
+    first = run(recorder, ASKED)
+    asked = (*ASKED, answer(first), Message("user", "Who?"))
+    run(recorder, asked)
+    assert engine.requests[1].tokens == tuple(template.render(asked, generate=True).tokens)
+    assert "think" not in tokenizer.decode(engine.requests[1].tokens)
+    assert [tokens for tokens, _ in joined_paths(recorder)] == [tuple(thought), engine_tokens(tokenizer)]
+
+
+def engine_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    return (*tokenizer.encode("Corkel"), tokenizer.special["<|im_end|>"])
+
+
+def test_a_marker_that_the_policy_spelled_in_letters_is_read_as_it_will_be_served() -> None:
+    """chatml breaks up a spelled <tool_call> in an earlier answer; so the next prompt is rendered anew."""
+    template, tokenizer = made("chatml", "ours")
+    end = tokenizer.special["<|im_end|>"]
+    spelt = [*tokenizer.encode("Write <tool_call> for a call.</tool_call> Yes."), end]
+    recorder = Recorder(ScriptedEngine(tokenizer, spelt, [end]), template, tokenizer, seed=1)
+    first = run(recorder, ASKED)
+    asked = (*ASKED, answer(first), Message("user", "Who?"))
+    run(recorder, asked)
+    second = recorder.calls[1].prompt
+    assert second == tuple(template.render(asked, generate=True).tokens)
+
+
 def test_another_ending_than_the_templates_stays_in_a_path_of_its_own() -> None:
     """The policy ends with <|endoftext|> where the template writes <|im_end|>: it is trained, and not read again."""
     template, tokenizer = made("chatml", "bare")
