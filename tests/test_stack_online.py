@@ -107,3 +107,21 @@ def test_a_setting_of_trls_at_the_stage_is_answered_with_the_line_to_write(
     with pytest.raises(SpecError) as error:
         load(tmp_path, with_online({"kind": "grpo"}, **given))
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        ({"kind": "grpo", "beta": 0.04}, "Here it is called: objective: {kl_coef: 0.04}"),
+        ({"kind": "ppo", "beta": 0.04}, "Here it is called: objective: {kl_coef: 0.04}"),
+        ({"kind": "rloo", "num_generations": 4}, "Here it is called: rollouts: {count: 4}"),
+        ({"kind": "rloo", "scale_rewards": "group"}, "Known: clip_high, clip_low, kl_coef"),
+        ({"kind": "dpo", "beta": 0.1, "lable_smoothing": 0.1}, "Did you mean 'label_smoothing'?"),
+    ],
+)
+def test_a_setting_of_trls_in_the_objective_is_answered_with_our_name(
+    tmp_path: Path, objective: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(SpecError) as error:
+        load(tmp_path, with_online(objective))
+    assert says in str(error.value)

@@ -258,10 +258,25 @@ def objectives(spec: StackSpec, where: str) -> tuple[dict[str, Spec], list[Probl
         parsed, bad = plugin(
             "demeanor.objectives", stage.objective, f"{where}: weights.stages[{i}].objective"
         )
-        problems += bad
+        problems += [_renamed(problem, stage) for problem in bad]
         if parsed is not None:
             found[stage.name] = parsed
     return found, problems
+
+
+def _renamed(problem: Problem, stage: Stage) -> Problem:
+    """The problem with our name of a setting, where TRL's stands in the objective of an online stage."""
+    name = problem.where.rsplit(".", 1)[-1]
+    path = ELSEWHERE_ONLINE.get(name) if isinstance(stage, OnlineStage) else None
+    if path is None or not problem.what.startswith("unknown setting"):
+        return problem
+    part, _, inner = path.partition(".")
+    known = registry.spec_of("demeanor.objectives", str(stage.objective["kind"])).model_fields
+    if part == "objective" and inner not in known:
+        return problem
+    value = json.dumps(stage.objective[name])
+    written = f"{part}: {{{inner}: {value}}}" if inner else f"{part}: {value}"
+    return Problem(problem.where, f"unknown setting '{name}'. Here it is called: {written}")
 
 
 def layers(spec: StackSpec, root: Path, where: str) -> tuple[list[tuple[str, str, Spec]], list[Problem]]:
