@@ -20,7 +20,7 @@ from demeanor.core.errors import Problem, SpecError, StaleFileError, UsageError,
 from demeanor.core.registry import Spec
 from demeanor.core.types import Decoding
 from demeanor.core.validation import parse
-from demeanor.stack import validate
+from demeanor.stack import foreign_names, validate
 from demeanor.stack.schema import (
     AnyStage,
     Import,
@@ -435,7 +435,7 @@ def load(
         problems += validate.references(spec, str(file))
         problems += validate.files(spec, file.parent, str(file), names or {})
     if problems or spec is None:
-        raise SpecError(validate.placed(problems, raw))
+        raise SpecError(foreign_names.at_stages(problems, raw))
     serve = spec.weights.serve or [name for name, policy in answering(spec).items() if policy][-1]
     stack = Stack(spec, file.parent, file, objectives, tuple(layers), serve, spec.name)
     for i, model_id in enumerate(spec.serve.publish):
