@@ -29,8 +29,9 @@ from demeanor.training import scoring
 from demeanor.training import stage as training
 from demeanor.training.controllers import Lagrangian
 from demeanor.training.generation_eval import GenerationServices
+from demeanor.training.iteration import seeds
 from demeanor.training.loop import Evaluate
-from demeanor.training.online import Constraint, Setup, seeds
+from demeanor.training.online import Constraint, Setup
 from demeanor.training.rewards import Roll, Rollout, Task
 from demeanor.training.runs import Runs, weights_folder
 from demeanor.training.stage import Critic, FrozenPolicy, TrainingRun

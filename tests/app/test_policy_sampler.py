@@ -21,7 +21,7 @@ from demeanor.objectives._importance import importance_weights
 from demeanor.policy_sampler import PolicySampler, text_logprobs
 from demeanor.stack.schema import Adapter, ModelShape, OnlineStage
 from demeanor.text.template import load_template
-from demeanor.training.online import units_of
+from demeanor.training.iteration import units_of
 from demeanor.training.rewards import Rollout, Task
 from tests.conftest import each
 from tests.engine.fake_vllm import FakeVllm, serving

@@ -11,7 +11,7 @@ from demeanor.core.errors import ContextError, EngineError
 from demeanor.core.types import Completion, Message, Messages, ToolCall
 from demeanor.data.trees import collate, num_scored
 from demeanor.training.episodes import PolicyCall, Talk, converse, paths, rollout
-from demeanor.training.online import units_of
+from demeanor.training.iteration import units_of
 from demeanor.training.rewards import Task, TokenPath
 
 TASK = Task((Message("user", "2 + 2?"),), (1, 2, 3))

@@ -19,11 +19,8 @@ from demeanor.model.heads import policy_outputs
 from demeanor.model.reward_model import ActorCritic
 from demeanor.objectives import Objective
 from demeanor.stack.schema import ModelShape, OnlineStage
-from demeanor.training.loop import Mix, accumulate, running
-from demeanor.training.online import (
+from demeanor.training.iteration import (
     Iteration,
-    Setup,
-    Trainer,
     batch_of,
     iteration_of,
     minibatches,
@@ -33,6 +30,8 @@ from demeanor.training.online import (
     seeds,
     units_of,
 )
+from demeanor.training.loop import Mix, accumulate, running
+from demeanor.training.online import Setup, Trainer
 from demeanor.training.parallel import ALONE
 from demeanor.training.rewards import Rollout, Task, TokenPath
 from tests.conftest import each
