@@ -34,6 +34,7 @@ from demeanor.core.types import (
     ToolSpec,
     Turn,
 )
+from demeanor.data import revision
 from demeanor.engine.local import LeasedEngine, LocalEngine, WeightsCache
 from demeanor.engine.remote import RemoteModel, estimated_tokens, remote, remote_model
 from demeanor.engine.respond import (
@@ -62,7 +63,7 @@ from demeanor.policy_sampler import PolicySampler
 from demeanor.retrieval import documents, index
 from demeanor.server.request_context import charged, current_token_budget
 from demeanor.stack.schema import GenerationEvalSpec, OnlineStage, Remote, RolloutsSpec
-from demeanor.stack.stack import Stack, load
+from demeanor.stack.stack import Stack, decoding_of, digest, load, plain
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
@@ -432,6 +433,57 @@ def check_rewards(stack: Stack, runs: Runs, *, only: Sequence[str] = ()) -> list
     """Audit the rewards of online stages before training, as training/reward_check.py says."""
     known = reward_check.Gold(gold.gold, gold.declines)
     return reward_check.check(stack, runs, only=only, services=ONLINE, gold=known)
+
+
+def revise(
+    stack: Stack,
+    runs: Runs,
+    prompts: Sequence[revision.RevisionPrompt],
+    out: Path,
+    *,
+    model: str | None,
+    constitution: Path | None,
+    rounds: int,
+    specification: str,
+    judged: bool,
+    seed: int,
+    show: Callable[[int, int, str, int], None],
+) -> revision.Revised:
+    """Let a variant of the stack answer prompts and mend its answers, as data/revision.py says."""
+    variant = stack.resolve(model or stack.spec.name)
+    principles = revision.read_constitution(constitution or revision.CONSTITUTION).principles
+    about = {
+        "model": variant.model_id,
+        "stack_key": variant.key(),
+        "rounds": rounds,
+        "constitution": digest([plain(p) for p in principles]) if rounds else "",
+        "specification": digest(specification) if specification else "",
+        "judge": "",
+        "seed": seed,
+    }
+    accept = None
+    if judged:
+        spec = stack.spec.evaluation.judge
+        if spec is None:
+            raise UsageError(judge.NO_JUDGE.format(stack=stack.path))
+        about["judge"] = f"{spec.model} at {spec.url}"
+        client = judge.judge_client(spec, out.with_name(f"{out.name}.verdicts"), remote)
+        accept = partial(judge.follows, client, specification)
+    runtime = StackRuntime(variant, runs, operational=False)
+    try:
+        plan = revision.RevisionPlan(
+            runtime.respond(variant),
+            decoding_of(stack),
+            about,
+            principles,
+            rounds,
+            specification,
+            accept,
+            seed,
+        )
+        return asyncio.run(revision.revise(plan, prompts, out, show=show))
+    finally:
+        runtime.close()
 
 
 def services(runs: Runs) -> Services:

@@ -5,14 +5,15 @@ Every cleaning reads rows from any source, writes a .jsonl file, and says how ma
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from demeanor.cli.options import RUNS, Overrides, RunsFolder, load
+from demeanor.cli.options import RUNS, Overrides, RunsFolder, StackFile, load
 from demeanor.cli.tables import columns
-from demeanor.core.errors import DataError
+from demeanor.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -268,6 +269,115 @@ def keep(
         force=force,
     )
     _report(out, done)
+
+
+# ---- rows that a model writes ----
+
+
+@app.command()
+def revise(
+    stack: StackFile,
+    prompts: Annotated[
+        str,
+        typer.Argument(metavar="PROMPTS", help=f"{SOURCE} With --items: a suite, such as world:exercises."),
+    ],
+    out: Out,
+    model: Annotated[
+        str | None, typer.Option(help="The variant that answers, e.g. NAME:sft (default: the whole stack).")
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Critiques and revisions of each answer (default: 1; with --deliberate: 0).",
+        ),
+    ] = None,
+    constitution: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.yaml", help="Principles of your own (default: the ones that come along)."),
+    ] = None,
+    deliberate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SPEC.md",
+            help="Answer with this specification in the context; the rows are written without it.",
+        ),
+    ] = None,
+    judged: Annotated[
+        bool,
+        typer.Option("--judged", help="Keep only answers that the stack's judge finds to follow SPEC.md."),
+    ] = False,
+    items: Annotated[bool, typer.Option("--items", help="PROMPTS is a suite.")] = False,
+    axis: Annotated[
+        list[str] | None, typer.Option(metavar="AXIS", help="With --items: only this behavior (repeatable).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws of answers and principles.")] = 0,
+    column: Column = None,
+    limit: Limit = None,
+    force: Force = False,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Let a model answer prompts, criticize its answers by principles and mend them; write rows for imitation."""
+    from contextlib import closing
+
+    from demeanor import app as composed
+    from demeanor.core import files
+    from demeanor.data import revision
+    from demeanor.evaluation.experiment import progress_bar
+    from demeanor.stack.schema import PromptSource
+    from demeanor.training.prompts import to_revise
+    from demeanor.training.runs import Runs
+
+    if judged and deliberate is None:
+        raise UsageError("--judged: wanted --deliberate SPEC.md, which the judge compares answers with")
+    if axis and not items:
+        raise UsageError("--axis: is for suites; wanted --items too")
+    work = revision.answers_file(out)
+    if force:
+        out.unlink(missing_ok=True)
+        work.unlink(missing_ok=True)
+    elif out.exists() and not work.exists():
+        raise DataError(f"{out}: exists; name another file, or overwrite it with --force")
+    found = load(stack, overrides)
+    plain = _source(prompts, None, None, column, None, skip_bad=False)
+    source = PromptSource(**plain.model_dump(), items=items, axes=tuple(axis or ()))
+    chosen = revision.distinct(
+        to_revise(source, Path() if not items else found.root, composed.GENERATION.items), limit
+    )
+    if not chosen:
+        raise DataError(
+            f"{prompts}: no prompt{' of ' + ', '.join(axis) if axis else ''}; wanted at least one"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with closing(files.lock(work.with_name(f"{work.name}.lock"), out, "is writing these rows; wait for it")):
+        with progress_bar("revising") as show:
+            done = composed.revise(
+                found,
+                Runs(runs),
+                chosen,
+                out,
+                model=model,
+                constitution=constitution,
+                rounds=(0 if deliberate else 1) if rounds is None else rounds,
+                specification="" if deliberate is None else files.read_text(deliberate),
+                judged=judged,
+                seed=seed,
+                show=show,
+            )
+        work.with_name(f"{work.name}.lock").unlink(missing_ok=True)
+    if done.kept_from_before:
+        print(f"{done.kept_from_before} answers were there already ({work})")
+    if done.dropped:
+        print(f"{done.dropped} answers do not follow {deliberate}, says the judge, and were left out")
+    print(f"written: {done.written} rows, {out}")
+    if done.failed:
+        print(
+            f"{done.failed} prompts failed, run again to try them again; the first: {done.first_error}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(3)
 
 
 # ---- rules of a reward ----

@@ -191,9 +191,10 @@ class JudgeClient:
 
     def score(self, item: Item, completion: Completion) -> Score | Awaitable[Score]:
         """The verdict on a judged item, to be awaited; of any other what its own scorer says."""
-        return self._judged(item, completion) if item.scorer == JUDGED else score_item(item, completion)
+        return self.judged_score(item, completion) if item.scorer == JUDGED else score_item(item, completion)
 
-    async def _judged(self, item: Item, completion: Completion) -> Score:
+    async def judged_score(self, item: Item, completion: Completion) -> Score:
+        """The verdict on a judged item; unscored, with the reason, where there is none."""
         target, answer = judged.Spec.model_validate(dict(item.target)), completion.text[:200]
         if not completion.text.strip():
             return Score(None, "", "no answer to judge")
@@ -310,6 +311,22 @@ def preferences(
             f"{judge.judge.url}: the judge answered no comparison; the first error: {judge.failures[before]}"
         )
     return found
+
+
+FOLLOWS = (
+    "Does the answer follow the reference, a specification of how an assistant should answer, in every point that applies "
+    "to this conversation?"
+)
+
+
+async def follows(judge: JudgeClient, specification: str, messages: Messages, answer: str) -> bool:
+    """Whether the judge says that an answer follows a specification. Raises EngineError without a verdict."""
+    about = {"question": FOLLOWS, "reference": specification}
+    item = Item("specification", messages, JUDGED, about, "specification", "specification")
+    found = await judge.judged_score(item, Completion(answer, "stop"))
+    if found.value is None:
+        raise EngineError(found.explanation)
+    return found.value == 1.0
 
 
 def conversation(messages: Messages) -> str:

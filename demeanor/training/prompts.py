@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from demeanor.core.errors import DataError
-from demeanor.core.types import Example, Item, Messages, TrainingRow, Unpaired
+from demeanor.core.types import Example, Item, Messages, TrainingRow, Unpaired, message_json, tool_json
 from demeanor.data import sources
+from demeanor.data.revision import RevisionPrompt
 from demeanor.data.trees import Tree
 from demeanor.stack.schema import OnlineStage, PromptSource
+from demeanor.stack.stack import digest
 from demeanor.text.template import Template
 from demeanor.training import heldout
 from demeanor.training.rewards import Task
@@ -113,3 +115,18 @@ def demonstrations(stage: OnlineStage, root: Path) -> Iterator[Demonstration]:
             for row in sources.rows(source, root=root, want="prompts", say=lambda said: None):
                 if answer := answered(row):
                     yield Demonstration(asked(row), answer)
+
+
+def to_revise(
+    source: PromptSource, root: Path, items: Callable[[str, Path], Sequence[Item]]
+) -> Iterator[RevisionPrompt]:
+    """The prompts of a source for `data revise`, each with a hash of its messages and tools as id."""
+    if source.items:
+        chosen = [x for x in items(source.source, root) if not source.axes or x.axis in source.axes]
+        found = ((item.messages, item.tools, item.id) for item in chosen)
+    else:
+        rows = sources.rows(source, root=root, want="prompts")
+        found = ((asked(row), row.tools, row.source) for row in rows)
+    for messages, tools, name in found:
+        about = [[message_json(m) for m in messages], [tool_json(t) for t in tools]]
+        yield RevisionPrompt(digest(about), messages, tools, name)
