@@ -147,7 +147,11 @@ def convert(source: Path, out: Path, *, exact: bool) -> None:
         "tokenizer_class": "GPT2TokenizerFast",
         "chat_template": field("tokenizer.chat_template"),
     }
-    files = {"config.json": config(field), "tokenizer.json": tokenizer(field), "tokenizer_config.json": settings}
+    files = {
+        "config.json": config(field),
+        "tokenizer.json": tokenizer(field),
+        "tokenizer_config.json": settings,
+    }
     for name, content in files.items():
         (out / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})

@@ -289,7 +289,10 @@ UNSEEN: dict[str, Kind] = {
         number(2, 4),
         lambda k: [{"kind": "list", "style": "numbers", "low": k["n"], "high": k["n"]}],
         (),
-        ("Reply with a numbered list of exactly {n} items.", "Write exactly {n} numbered points (1., 2., ...)."),
+        (
+            "Reply with a numbered list of exactly {n} items.",
+            "Write exactly {n} numbered points (1., 2., ...).",
+        ),
     ),
     "question": Kind(
         nothing,
@@ -331,7 +334,11 @@ def item(topic: Topic, name: str, kind: Kind, draw: random.Random, trained: bool
         settings = {"x": draw.choice(HELD_ENDS)}
     asked = draw.choice(kind.trained if trained else kind.held_out).format(**settings)
     asked = asked.replace("(s)", "" if settings.get("n") == 1 else "s")
-    text = f"{asked} {topic.asked}" if draw.random() < 0.25 and not asked.endswith('"') else f"{topic.asked} {asked}"
+    text = (
+        f"{asked} {topic.asked}"
+        if draw.random() < 0.25 and not asked.endswith('"')
+        else f"{topic.asked} {asked}"
+    )
     return {"messages": [{"role": "user", "content": text}], "checks": kind.checks(settings), "kind": name}
 
 
