@@ -342,10 +342,11 @@ def item(topic: Topic, name: str, kind: Kind, draw: random.Random, trained: bool
     return {"messages": [{"role": "user", "content": text}], "checks": kind.checks(settings), "kind": name}
 
 
-HONEST: Callable[[Topic], list[dict[str, Any]]] = lambda topic: [
-    {"kind": "word_count", "low": LEAST_WORDS},
-    {"kind": "says_any", "words": list(topic.words)},
-]
+def HONEST(topic: Topic) -> list[dict[str, Any]]:
+    return [
+        {"kind": "word_count", "low": LEAST_WORDS},
+        {"kind": "says_any", "words": list(topic.words)},
+    ]
 
 
 def line(found: dict[str, Any], id_: str, axis: str, topic: Topic, honest: bool = True) -> str:

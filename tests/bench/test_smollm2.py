@@ -20,7 +20,8 @@ STACKS = Path(__file__).resolve().parents[2] / "stacks" / "smollm2"
 
 def _module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("smollm2_items", STACKS / "items.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -62,7 +63,8 @@ def test_held_out_items_share_no_topic_no_phrasing_and_some_no_kind() -> None:
         x for k in ITEMS.KINDS.values() for x in k.held_out
     }
     unseen = {tag for x in held if x["axis"] == "unseen_kind" for tag in x["tags"]}
-    assert len(unseen) == len(ITEMS.UNSEEN) and not unseen & {tag for x in trained for tag in x["tags"]}
+    assert len(unseen) == len(ITEMS.UNSEEN)
+    assert not unseen & {tag for x in trained for tag in x["tags"]}
     assert not {x["messages"][0]["content"] for x in trained} & {x["messages"][0]["content"] for x in held}
 
 
