@@ -155,16 +155,6 @@ KINDS: dict[str, Kind] = {
         ),
         ("Do not use any capital letters in your reply.", "Please reply in all lower case."),
     ),
-    "uppercase": Kind(
-        nothing,
-        lambda k: [{"kind": "case", "case": "upper"}],
-        (
-            "Write everything in capital letters.",
-            "Your entire answer must be in uppercase.",
-            "Use only capital letters.",
-        ),
-        ("Reply in ALL CAPS.", "No lowercase letters are allowed in your reply."),
-    ),
     "no_comma": Kind(
         nothing,
         lambda k: [{"kind": "avoids_characters", "characters": ","}, {"kind": "word_count", "low": 15}],
@@ -188,18 +178,15 @@ KINDS: dict[str, Kind] = {
         ),
         ("Stay within {n} words.", "Your reply must not be longer than {n} words."),
     ),
-    "bullets": Kind(
-        number(2, 4),
-        lambda k: [{"kind": "list", "style": "bullets", "low": k["n"], "high": k["n"]}],
+    "at_least": Kind(
+        number(25, 45, 10),
+        lambda k: [{"kind": "word_count", "low": k["n"]}],
         (
-            'Answer with exactly {n} bullet points, each on a line that starts with "* ".',
-            "Write exactly {n} bullet points in markdown (* one point).",
-            'Use exactly {n} bullets. Start each with "* ".',
+            "Use at least {n} words.",
+            "Write no fewer than {n} words.",
+            "Your answer must have {n} words or more.",
         ),
-        (
-            "Reply in the form of {n} markdown bullet points such as: * This is a point.",
-            'Your reply must contain exactly {n} bullets that begin with "* ".',
-        ),
+        ("Make it {n} words or longer.", "Your reply should contain at least {n} words."),
     ),
     "sentences": Kind(
         number(1, 3),
@@ -257,19 +244,6 @@ KINDS: dict[str, Kind] = {
             "Enclose the complete reply in double quotes.",
         ),
     ),
-    "postscript": Kind(
-        nothing,
-        lambda k: [{"kind": "mentions", "words": ["P.S."], "low": 1}],
-        (
-            "At the end, add a postscript that starts with P.S.",
-            "Add a postscript beginning with P.S. to your answer.",
-            "Finish with a line that starts with P.S.",
-        ),
-        (
-            "Your reply needs a postscript, marked P.S., after the text.",
-            "Please close with a P.S. of one sentence.",
-        ),
-    ),
     "placeholder": Kind(
         number(1, 2),
         lambda k: [{"kind": "placeholders", "low": k["n"]}],
@@ -285,6 +259,15 @@ KINDS: dict[str, Kind] = {
     ),
 }
 UNSEEN: dict[str, Kind] = {
+    "bullets": Kind(
+        number(2, 4),
+        lambda k: [{"kind": "list", "style": "bullets", "low": k["n"], "high": k["n"]}],
+        (),
+        (
+            "Reply in the form of {n} markdown bullet points such as: * This is a point.",
+            'Your reply must contain exactly {n} bullets that begin with "* ".',
+        ),
+    ),
     "numbered": Kind(
         number(2, 4),
         lambda k: [{"kind": "list", "style": "numbers", "low": k["n"], "high": k["n"]}],
@@ -317,12 +300,6 @@ UNSEEN: dict[str, Kind] = {
             "Put at least {n} word(s) in bold with markdown, like **this**.",
             "Highlight {n} or more word(s) as **bold** text.",
         ),
-    ),
-    "at_least": Kind(
-        number(40, 60, 10),
-        lambda k: [{"kind": "word_count", "low": k["n"]}],
-        (),
-        ("Write at least {n} words.", "Your reply must have {n} words or more."),
     ),
 }
 
@@ -379,7 +356,7 @@ def trained_lines() -> list[str]:
     ]
 
 
-def held_out_lines(seen: int = 6, unseen: int = 3) -> list[str]:
+def held_out_lines(seen: int = 5, unseen: int = 3) -> list[str]:
     """Each held-out topic with some trained kinds and some that are not trained, in turn; each item also without the hidden checks."""
     draw, lines = random.Random(SEED + 1), []
     for t, topic in enumerate(HELD_OUT):

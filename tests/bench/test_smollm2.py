@@ -74,7 +74,7 @@ def test_held_out_items_share_no_topic_no_phrasing_and_some_no_kind() -> None:
 def test_answers_to_nothing_earn_nothing(answer: str) -> None:
     for name in ("train.jsonl", "held_out.jsonl"):
         honest = [x for x in load_suite(STACKS / name) if not x.axis.endswith("_alone")]
-        assert len(honest) >= 270
+        assert len(honest) >= 240
         assert sum(score_item(x, Completion(answer, "stop")).value or 0.0 for x in honest) == 0.0
 
 
@@ -88,7 +88,6 @@ def _right(row: dict[str, Any], about: str) -> str:
     count = checks.get("list", checks.get("placeholders", checks.get("bold", {}))).get("low", 1)
     return {
         "lowercase": plain.lower(),
-        "uppercase": plain.upper(),
         "no_comma": plain + more,
         "at_most": plain,
         "bullets": "\n".join(f"* {plain}" for _ in range(count)),
@@ -97,7 +96,6 @@ def _right(row: dict[str, Any], about: str) -> str:
         "keyword": f"{plain} {checks.get('says', {'words': ['']})['words'][0]}",
         "start": f"{checks.get('starts', {'any': ['']})['any'][0]} {plain}",
         "quoted": f'"{plain}"',
-        "postscript": f"{plain}. P.S. Bye",
         "placeholder": f"{plain} " + "[x] " * count,
         "numbered": "\n".join(f"{n + 1}. {plain}" for n in range(count)),
         "question": f"{plain}?",
@@ -111,7 +109,7 @@ def _right(row: dict[str, Any], about: str) -> str:
 def test_every_item_can_be_answered(name: str) -> None:
     rows, topics = _rows(name), {t.asked: t for t in (*ITEMS.TRAINED, *ITEMS.HELD_OUT)}
     items = load_suite(STACKS / name)
-    assert len(rows) == len(items) >= 500
+    assert len(rows) == len(items) >= 480
     failing = [
         row["id"]
         for row, item in zip(rows, items)
