@@ -50,8 +50,9 @@ bench/.venv/ready: bench/requirements.txt
 	@touch $@
 
 DEVICE ?= cpu
-bench: bench/.venv/ready ## training against TRL (DEVICE=cuda on a GPU), decoding and serving against peers: tables, JSON under results/
+bench: bench/.venv/ready ## training and online steps against TRL (DEVICE=cuda on a GPU), decoding and serving against peers: tables, JSON under results/
 	@bench/.venv/bin/python -m bench --device $(DEVICE) $(ARGS)
+	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.online
 	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.decoding
 	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.serving
 

@@ -32,11 +32,11 @@ STEPS_EQUAL = 5
 class Contender:
     """A worker process; `go` makes one pass."""
 
-    def __init__(self, work: Work, who: str, dtype: str, device: str, threads: int) -> None:
+    def __init__(self, asked: list[str], who: str, threads: int, module: str = "bench.worker") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
         self._log = Path(f"/tmp/demeanor-bench-{who.replace(' ', '-')}.log").open("w")  # noqa: SIM115 (closed by `close`)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", work.name, who, dtype, device],
+            [sys.executable, "-m", module, *asked],
             env=environment,
             text=True,
             stdin=subprocess.PIPE,
@@ -71,7 +71,7 @@ def loss_gap(work: Work, device: str, threads: int) -> float:
     """Largest difference of the first losses in fp32, with the same rows, weights and optimizer."""
     losses = []
     for who in (OURS, TUNED):
-        contender = Contender(work, who, "fp32", device, threads)
+        contender = Contender([work.name, who, "fp32", device], who, threads)
         losses.append(contender.go()["losses"])
         contender.close()
     assert len(losses[0]) == len(losses[1]) == STEPS_EQUAL, losses
@@ -83,7 +83,7 @@ def race(
 ) -> dict[str, list[dict[str, Any]]]:
     """Passes of every contender, in turn; the first of each is a warm-up, and TRL as shipped runs one timed
     round."""
-    contenders = [Contender(work, who, "bf16", device, threads) for who in whos]
+    contenders = [Contender([work.name, who, "bf16", device], who, threads) for who in whos]
     found: dict[str, list[dict[str, Any]]] = {who: [] for who in whos}
     for turn in range(rounds + 1):
         for contender in contenders:

@@ -270,6 +270,8 @@ def trl(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
     )
     if who != DEFAULTS:
         settings |= {"gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+    if os.environ.get("BENCH_CACHE"):
+        settings["cache_implementation"] = os.environ["BENCH_CACHE"]
     if who == BATCHING:
         settings["use_transformers_continuous_batching"] = True
         settings["transformers_continuous_batching_config"] = {
