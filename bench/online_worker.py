@@ -145,7 +145,7 @@ def ours(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
         objective=objective,
         settings=settings,
         tasks=[Task((), tuple(ids)) for ids in prompts(PROMPTS * STEPS)],
-        roll=ONLINE.roll(None, stage, Numbers(), Unended()),  # type: ignore[arg-type]
+        roll=ONLINE.roll(None, stage, Numbers(), Unended(), folder, folder / "policy"),  # type: ignore[arg-type]
         score=Even,
         forward=policy_outputs,
         untrained=load,
@@ -220,7 +220,7 @@ class Unended:
     """A template without a stop token."""
 
     stop: tuple[str, ...] = ()
-    stop_tokens: tuple[int, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
 
 
 # ---- TRL ----
