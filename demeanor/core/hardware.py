@@ -130,6 +130,11 @@ def memory_bytes() -> int | None:
     return min(found, default=None)
 
 
+def cores() -> set[int]:
+    """Return the cores that this process was given; empty if unknown."""
+    return set(_CORES)
+
+
 def unbind() -> None:
     """Let this thread and its children run on any core: OpenMP binds the main thread to one core."""
     if _CORES:

@@ -567,7 +567,9 @@ def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[Sequenc
     tokens_N = best_N.clone()
     chosen = [i for i, s in enumerate(sequences) if s.adjusts or s.draws]
     if chosen:
-        tokens_N[chosen] = _choose([sequences[i] for i in chosen], logits_NV[chosen])
+        some = [sequences[i] for i in chosen]
+        copied = len(chosen) < len(sequences) or any(s.adjusts for s in some)
+        tokens_N[chosen] = _choose(some, logits_NV[chosen] if copied else logits_NV)
     logprobs = (logits_NV.gather(1, tokens_N[:, None])[:, 0] - total_N).tolist()
     others = _alternatives(logits_NV, [s.request.decoding.top_logprobs or 0 for s in sequences])
     sampled_N = _recorded(sequences, logits_NV, tokens_N)
@@ -579,7 +581,7 @@ def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[Sequenc
 
 
 def _choose(sequences: list[SequenceState], logits_NV: Tensor) -> Tensor:
-    """Choose tokens of sequences that change logits (in place, on this copy) or draw: tokens_N."""
+    """Choose tokens of sequences that change logits (in place: then these are a copy) or draw: tokens_N."""
     uniform: dict[int, Tensor] = {}  # by row
     for i, sequence in enumerate(sequences):
         with isolated(sequence):
@@ -587,7 +589,8 @@ def _choose(sequences: list[SequenceState], logits_NV: Tensor) -> Tensor:
                 sequence.adjust(logits_NV[i])
             if sequence.draws:
                 uniform[i] = sequence.noise(logits_NV.shape[-1])
-    tokens_N = sampling.greedy(logits_NV)
+    drawing = len(uniform) == len(sequences)
+    tokens_N = torch.zeros(len(sequences), dtype=torch.long) if drawing else sampling.greedy(logits_NV)
     if uniform:
         try:
             tokens_N[list(uniform)] = _drawn(sequences, logits_NV, uniform)
@@ -606,7 +609,7 @@ def _drawn(sequences: list[SequenceState], logits_NV: Tensor, uniform: dict[int,
     """Draw the tokens of some rows, each with its settings and its random numbers."""
     settings = [sequences[i].request.decoding for i in uniform]
     probs_NV = sampling.narrowed(
-        logits_NV[list(uniform)],
+        logits_NV if len(uniform) == len(logits_NV) else logits_NV[list(uniform)],
         logits_NV.new_tensor([d.temperature for d in settings]),
         logits_NV.new_tensor([d.top_p for d in settings]),
         torch.tensor([d.top_k or 0 for d in settings], device=logits_NV.device),
@@ -635,7 +638,9 @@ def _recorded(sequences: list[SequenceState], logits_NV: Tensor, tokens_N: Tenso
     kept = [(n, token) for n, i in enumerate(rows) for token in sequences[i].kept]
     of_K, kept_K = torch.tensor(kept, device=logits_NV.device, dtype=torch.long).reshape(-1, 2).unbind(1)
     temperature_N = logits_NV.new_tensor([sequences[i].request.decoding.temperature for i in rows])
-    sampled_N, _ = drawn_logprobs(logits_NV[rows], tokens_N[rows], Drawn(temperature_N, kept_K, of_K))
+    if len(rows) < len(sequences):
+        logits_NV, tokens_N = logits_NV[rows], tokens_N[rows]
+    sampled_N, _ = drawn_logprobs(logits_NV, tokens_N, Drawn(temperature_N, kept_K, of_K))
     return dict(zip(rows, sampled_N.tolist()))
 
 

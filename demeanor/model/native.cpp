@@ -85,6 +85,7 @@ struct Pool {
     static int64_t clock() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
     std::mutex one;
     std::vector<std::thread> threads;
+    std::vector<int> cores;            // that new threads may run on; empty: those of the thread that makes them
     std::atomic<uint32_t> generation{0}, arrived{0}, phase{0}, inner_arrived{0}, inner_phase{0};
     void (*job)(void*, int, int) = nullptr;
     void* argument = nullptr;
@@ -93,6 +94,7 @@ struct Pool {
         for (; n < wanted; n++) {
             uint32_t seen = generation.load();
             threads.emplace_back([this, id = n, seen]() mutable {
+                roam();
                 for (;;) {
                     for (int i = 0; i < 2000 && generation.load(std::memory_order_acquire) == seen; i++) pause();
                     while (generation.load(std::memory_order_acquire) == seen) generation.wait(seen);
@@ -103,6 +105,16 @@ struct Pool {
             });
             threads.back().detach();
         }
+    }
+    // OpenMP binds the main thread to one core, and a thread inherits that of the thread that makes it.
+    void roam() {
+#if defined(__linux__)
+        if (cores.empty()) return;
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        for (int core : cores) CPU_SET(core, &set);
+        sched_setaffinity(0, sizeof(set), &set);
+#endif
     }
     static void pause() {
 #if defined(__x86_64__)
@@ -216,13 +228,19 @@ void product(const Matrix& m, int64_t first, int64_t last, int64_t N, const floa
     }
 }
 
+// Never inlined: a compiler may round one copy of a loop as products and sums, and another as fused ones.
+__attribute__((noinline)) float rest(const float* a, const float* b, int64_t n, float s) {
+    for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+__attribute__((noinline)) float fused(float a, float b, float s) { return s + a * b; }
+
 float dot(const float* a, const float* b, int64_t n) {
     V acc = {};
     int64_t i = 0;
     for (; i + W <= n; i += W) acc += load(a + i) * load(b + i);
-    float s = sum(acc);
-    for (; i < n; i++) s += a[i] * b[i];
-    return s;
+    const float s = sum(acc);
+    return i < n ? rest(a + i, b + i, n - i, s) : s;
 }
 
 void low(const Matrix& m, int64_t first, int64_t last, int64_t N, const float* x, int64_t ldx, float* out, int64_t ldo) {
@@ -269,6 +287,7 @@ struct Trace { float *before, *projected, *heads, *mixed, *middle, *gates; };
 struct Call {
     Model* m;
     int64_t N; const int64_t *tokens, *slots, *positions;
+    const int64_t *roots, *shared;          // of each row: a slot that holds the same first `shared` positions; null: none
     int64_t R; const int64_t* read;
     float *hidden, *logits, *total; int64_t* best;
     const Trace* trace; float* after;       // of every layer, and the residual stream after the last; null: nothing is kept
@@ -297,11 +316,16 @@ void rotate(float* x, const float* cos, const float* sin, int64_t half) {
     }
 }
 
-void attend(const Model& m, const float* q, const float* keys, const float* values, int64_t seen, float* scores, float* out) {
+// Keys and values of the first `shared` positions are read from elsewhere: a prefix that many slots have stays in the core's cache.
+void attend(const Model& m, const float* q, const float* keys, const float* values, const float* shared_keys, const float* shared_values,
+            int64_t shared, int64_t seen, float* scores, float* out) {
     const int64_t D = m.head;
     const float scale = 1.0f / std::sqrt(float(D));
     float top = -INFINITY;
-    for (int64_t j = 0; j < seen; j++) { scores[j] = dot(q, keys + j * D, D) * scale; top = scores[j] > top ? scores[j] : top; }
+    for (int64_t j = 0; j < seen; j++) {
+        scores[j] = dot(q, (j < shared ? shared_keys : keys) + j * D, D) * scale;
+        top = scores[j] > top ? scores[j] : top;
+    }
     V acc = {};
     for (int64_t j = seen; j < (seen + W - 1) / W * W; j++) scores[j] = -INFINITY;
     for (int64_t j = 0; j < seen; j += W) { V e = exp_(load(scores + j) - top); store(scores + j, e); acc += e; }
@@ -310,7 +334,7 @@ void attend(const Model& m, const float* q, const float* keys, const float* valu
     for (; d + 4 * W <= D; d += 4 * W) {
         V a = {}, b = {}, c = {}, e = {};
         for (int64_t j = 0; j < seen; j++) {
-            const float* v = values + j * D + d;
+            const float* v = (j < shared ? shared_values : values) + j * D + d;
             const V p = all(scores[j]);
             a += p * load(v); b += p * load(v + W); c += p * load(v + 2 * W); e += p * load(v + 3 * W);
         }
@@ -318,12 +342,12 @@ void attend(const Model& m, const float* q, const float* keys, const float* valu
     }
     for (; d + W <= D; d += W) {
         V a = {};
-        for (int64_t j = 0; j < seen; j++) a += all(scores[j]) * load(values + j * D + d);
+        for (int64_t j = 0; j < seen; j++) a += all(scores[j]) * load((j < shared ? shared_values : values) + j * D + d);
         store(out + d, a * inverse);
     }
     for (; d < D; d++) {
         float a = 0;
-        for (int64_t j = 0; j < seen; j++) a += scores[j] * values[j * D + d];
+        for (int64_t j = 0; j < seen; j++) a = fused(scores[j], (j < shared ? shared_values : values)[j * D + d], a);
         out[d] = a * inverse;
     }
 }
@@ -374,10 +398,13 @@ void forward(void* given, int id, int of) {
         }
         team.barrier(of);
         for (int64_t item; (item = call.next[l % 256].fetch_add(1)) < N * K;) {
-            const int64_t r = item / K, k = item % K, from = (call.slots[r] * K + k) * m.context * D;
+            // Rows of a group one after the other, head by head: they read the same prefix.
+            const int64_t r = item % N, k = item / N, from = (call.slots[r] * K + k) * m.context * D, seen = call.positions[r] + 1;
+            const int64_t root = call.roots ? (call.roots[r] * K + k) * m.context * D : from;
+            const int64_t shared = !call.roots ? 0 : call.shared[r] < seen ? call.shared[r] : seen;
             for (int64_t g = 0; g < G; g++)
-                attend(m, qkv + r * ldq + (k * G + g) * D, y.keys + from, y.values + from, call.positions[r] + 1, scores,
-                       mixed + r * ldm + (k * G + g) * D);
+                attend(m, qkv + r * ldq + (k * G + g) * D, y.keys + from, y.values + from, y.keys + root, y.values + root, shared, seen,
+                       scores, mixed + r * ldm + (k * G + g) * D);
         }
         team.barrier(of);
         if (id == 0) call.next[(l + 128) % 256] = 0;
@@ -502,6 +529,9 @@ extern "C" {
 
 int panel_width() { return NR; }
 
+// The cores that the pool's threads may run on; threads that exist stay where they are.
+void pool_cores(const int* cores, int count) { pool().cores.assign(cores, cores + count); }
+
 // ints: width heads kv_heads head inner vocab context layers; pointers: embed norm cos sin, top, then per layer norm1 norm2 q_norm
 // k_norm qkv out gate_up down keys values, where a matrix is: kind (0 fp32, 1 bf16, 2 int8), data, scale, bias, how many low-rank products
 // beside it, and for each: base, outs, step, rank, a, b, scale.
@@ -535,8 +565,8 @@ void model_free(void* m) { delete static_cast<Model*>(m); }
 
 // Read or say N tokens; of the rows `read` (R of them) give hidden states after the final norm and/or logits (rows of `vocab` rounded
 // up to panels), each row's best token and the logsumexp of its logits.
-void model_forward(void* model, int threads, int64_t N, const int64_t* tokens, const int64_t* slots, const int64_t* positions, int64_t R,
-                   const int64_t* read, float* hidden, float* logits, int64_t* best, float* total, float* const* trace, float* after) {
+void model_forward(void* model, int threads, int64_t N, const int64_t* tokens, const int64_t* slots, const int64_t* positions,
+                   const int64_t* roots, const int64_t* shared, int64_t R, const int64_t* read, float* hidden, float* logits, int64_t* best, float* total, float* const* trace, float* after) {
     Model& m = *static_cast<Model*>(model);
     const int64_t most = N > R ? N : R;
     m.x.resize(N * padded(m.width)); m.act.resize(N * padded(m.inner));
@@ -546,7 +576,7 @@ void model_forward(void* model, int threads, int64_t N, const int64_t* tokens, c
     }
     if (int(m.own.size()) < threads) m.own.resize(threads);
     for (auto& own : m.own) own.resize(most * m.width + padded(m.context) + W);
-    Call call{&m, N, tokens, slots, positions, R, read, hidden, logits, total, best, reinterpret_cast<const Trace*>(trace), after, {}};
+    Call call{&m, N, tokens, slots, positions, roots, shared, R, read, hidden, logits, total, best, reinterpret_cast<const Trace*>(trace), after, {}};
     for (auto& counter : call.next) counter = 0;
     pool().run(forward, &call, threads);
 }

@@ -25,6 +25,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from demeanor.core import hardware
 from demeanor.model.adapters import adapters
 from demeanor.model.drawn import Drawn, conditioned
 from demeanor.model.drawn import entropy as row_entropy
@@ -68,7 +69,7 @@ def build() -> ctypes.CDLL | None:
         log.warning("no C++ compiler found: decoding uses torch, which is slower; install g++ or clang++")
         return None
     try:
-        return _typed(ctypes.CDLL(str(_compiled(compiler))))
+        library = _typed(ctypes.CDLL(str(_compiled(compiler))))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", "") or str(error)
         log.warning(
@@ -77,6 +78,9 @@ def build() -> ctypes.CDLL | None:
             reason[-500:],
         )
         return None
+    cores = sorted(hardware.cores())
+    library.pool_cores((ctypes.c_int * len(cores))(*cores), len(cores))
+    return library
 
 
 def _compiled(compiler: str) -> Path:
@@ -121,21 +125,14 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.panel_width.restype = number
     library.model_new.argtypes, library.model_new.restype = [pointer, ctypes.c_float, pointer], pointer
     library.model_free.argtypes, library.model_free.restype = [pointer], None
+    library.pool_cores.argtypes, library.pool_cores.restype = [pointer, number], None
     library.model_forward.argtypes = [
         pointer,
         number,
         size,
-        pointer,
-        pointer,
-        pointer,
+        *[pointer] * 5,
         size,
-        pointer,
-        pointer,
-        pointer,
-        pointer,
-        pointer,
-        pointer,
-        pointer,
+        *[pointer] * 7,
     ]
     library.model_head.argtypes = [pointer, number, size, pointer, pointer]
     library.gated_backward.argtypes = [number, size, size, *[pointer] * 5]
@@ -216,17 +213,19 @@ class Native:
         read: Sequence[int],
         *,
         threads: int | None = None,
+        shared: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> NativeStep:
         """Write the keys and values of N rows (a token of a slot at a position); return the logits of rows
         `read`.
 
         Rows may be of many slots, also several of one slot; all earlier positions of a slot must be written
-        by then.
+        by then. `shared` names for each row a slot, and how many of its first positions hold what the row's
+        own slot holds: they are read from there, which is faster where many rows name the same slot.
         """
         out = torch.empty(len(read), -(-self.vocab // self._panel) * self._panel)
         best, total = torch.empty(len(read), dtype=torch.int64), torch.empty(len(read))
         pointers = (out.data_ptr(), best.data_ptr(), total.data_ptr()) if read else (0, 0, 0)
-        self._call(tokens, slots, positions, read, 0, *pointers, threads)
+        self._call(tokens, slots, positions, read, 0, *pointers, threads, shared=shared)
         return NativeStep(out[:, : self.vocab], best, total)
 
     def hidden(
@@ -297,11 +296,12 @@ class Native:
         total: int,
         threads: int | None,
         trace: tuple[int, int] = (0, 0),
+        shared: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         if not tokens:
             return
-        arrays = [array("q", x) for x in (tokens, slots, positions, read)]
-        t, s, p, r = (x.buffer_info()[0] for x in arrays)
+        arrays = [array("q", x) for x in (tokens, slots, positions, read, *(shared or ()))]
+        t, s, p, r, *prefix = (x.buffer_info()[0] for x in arrays)
         self._library.model_forward(
             self._model,
             threads or torch.get_num_threads(),
@@ -309,6 +309,7 @@ class Native:
             t,
             s,
             p,
+            *(prefix or (None, None)),
             len(read),
             r,
             hidden or None,
