@@ -123,7 +123,7 @@ def ours(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
     from demeanor.core import registry
     from demeanor.data.trees import Branch, Tree
     from demeanor.model import checkpoints as models
-    from demeanor.model.heads import policy_outputs
+    from demeanor.model.exact import exact_policy_outputs
     from demeanor.model.reward_model import ActorCritic
     from demeanor.stack.schema import OnlineStage
     from demeanor.training.online import Setup, fit_online
@@ -147,7 +147,7 @@ def ours(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
         tasks=[Task((), tuple(ids)) for ids in prompts(PROMPTS * STEPS)],
         roll=ONLINE.roll(None, stage, Numbers(), Unended(), folder, folder / "policy"),  # type: ignore[arg-type]
         score=Even,
-        forward=policy_outputs,
+        forward=exact_policy_outputs,
         untrained=load,
         reference=load().requires_grad_(False) if reads_reference else None,
     )

@@ -68,6 +68,7 @@ from demeanor.training.rewards import Roll, Rollout, Task
 from demeanor.training.runs import CHECKPOINT, LEDGER, read_log
 
 ROLLOUTS = "rollouts.jsonl"
+CPU_TOKENS = 2048  # of a micro-batch: on a CPU larger ones need more memory and are no faster
 HELD_OUT = 64  # tasks that the reward is measured on at every evaluation
 
 
@@ -147,6 +148,7 @@ class Trainer:
         setup = self.setup
         stage, online = setup.stage, setup.objective.ONLINE
         self.device = next(self.model.parameters()).device
+        self.micro_tokens = CPU_TOKENS if self.device.type == "cpu" else MICRO_TOKENS
         self.settings = (
             setup.settings if online is None else online.resolved(setup.settings, stage.rollouts.max_tokens)
         )
@@ -173,7 +175,11 @@ class Trainer:
         if stage.ptx is not None:
             rows = stage.ptx.batch_rows * self.iterations * self.per_iteration
             self.data = Schedule(
-                setup.ptx, batch_rows=stage.ptx.batch_rows, epochs=rows / len(setup.ptx), seed=stage.seed
+                setup.ptx,
+                batch_rows=stage.ptx.batch_rows,
+                epochs=rows / len(setup.ptx),
+                seed=stage.seed,
+                micro_tokens=self.micro_tokens,
             )
 
     def state(self) -> dict[str, Any]:
@@ -247,7 +253,7 @@ class Trainer:
         for name in (name for name, needed in wanted.items() if needed):
             columns[name] = [torch.empty(0)] * len(units)
         if any(wanted.values()):
-            for part in micro_batches([unit.tree for unit in units], MICRO_TOKENS):
+            for part in micro_batches([unit.tree for unit in units], self.micro_tokens):
                 batch = batch_of(units, {}, part, temperature, self.device)
                 if self.frozen is not None:
                     _spread(columns["reference_C"], part, self.frozen(batch).logprobs_C, sizes)
@@ -295,7 +301,7 @@ class Trainer:
         flops, work = training_flops(self.model, head=True), 0.0
         gradients: list[Gradient] = []
         for epoch in range(stage.inner_epochs):
-            for part, cut in enumerate(minibatches(units, places, stage.minibatches)):
+            for part, cut in enumerate(minibatches(units, places, stage.minibatches, self.micro_tokens)):
                 at = number * self.per_iteration + epoch * stage.minibatches + part
                 kept, more = self._skipped(units, columns, cut)
                 batches = [
