@@ -285,8 +285,10 @@ def _placed(model: nn.Module, optim: Optim, run: TrainingRun) -> nn.Module:
     return model
 
 
-def number_format(model: nn.Module, run: TrainingRun) -> torch.dtype | None:
+def number_format(model: nn.Module, run: TrainingRun, *, exact: bool = False) -> torch.dtype | None:
     """The format of matrix products, None for fp32: the one that was asked for, or the faster; in the record.
+
+    `exact`: unless one is asked for it is fp32, in which training computes what the engine sampled with.
 
     An interrupted run keeps its own. Raises CheckpointError if another one is asked for.
     """
@@ -300,7 +302,7 @@ def number_format(model: nn.Module, run: TrainingRun) -> torch.dtype | None:
     name = begun or asked
     if name == "auto":
         shapes = [(p.shape[0], p.shape[1]) for p in model.parameters() if p.ndim == 2]
-        faster = run.group.first and hardware.training_dtype(shapes) is not None
+        faster = run.group.first and not exact and hardware.training_dtype(shapes) is not None
         name = "bf16" if run.group.any(faster) else "fp32"
     if run.group.first:
         note(run.folder, dtype=name)

@@ -253,3 +253,14 @@ def test_twenty_kills_at_random_moments_end_in_the_same_weights(
     out.write_text(json.dumps({"killed": killed, "same_weights": True}) + "\n")
     print(f"killed {killed}; same weights and same log each time")
     assert sum(killed.values()) >= 15
+
+
+@pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("stage", ["rloo", "grpo", "ppo"])
+def test_the_log_says_that_sampler_and_trainer_agree_to_the_last_bit(
+    everything: tuple[Stack, Runs], stage: str
+) -> None:
+    """online.md 3.3: 0.0 in the log, every step (others: 2e-4); also where bf16 products would be faster here."""
+    stack, runs = everything
+    steps = [row for row in rows_of(stack, runs, stage) if "loss" in row]
+    assert [(row["kl_sample_train_v1"], row["kl_sample_train_v2"]) for row in steps] == [(0.0, 0.0)] * 4
