@@ -2,7 +2,8 @@
 
 In: a Llama and a batch of token trees. Out: log-probabilities equal to those that the decoder gave when it sampled.
 The compiled decoder computes every value once and leaves its activations; the autograd functions here only carry
-gradients through them, so a step has the products of an ordinary one. Gradients equal torch's up to rounding.
+gradients through them, so a step has the products of an ordinary one. Gradients equal torch's up to rounding. Under
+autocast the products of the backward pass are rounded (bf16), as an ordinary step's are; the values never are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from demeanor.model import native
 from demeanor.model.adapters import LoraLinear
@@ -71,8 +71,6 @@ def obstacle(model: nn.Module) -> str | None:
     """Return why a model's values cannot be the decoder's here; None if they can."""
     if not isinstance(model, Llama):
         return f"{type(model).__name__} runs through transformers"
-    if torch.is_autocast_enabled("cpu"):
-        return "training uses bf16 products (autocast); the decoder computes in fp32"
     odd = {p.dtype for p in model.parameters()} - {torch.float32}
     if odd:
         return f"weights are {', '.join(map(str, odd))}, wanted fp32"
@@ -294,40 +292,61 @@ def _normed(norm: RMSNorm | nn.Module, x: Tensor) -> Tensor:
 # `value.data` below: a view of memory that no gradient flows to.
 
 
+def _rounding() -> torch.dtype | None:
+    """The format of products under autocast; None for fp32."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return a @ b if dtype is None else (a.to(dtype) @ b.to(dtype)).float()
+
+
 class _Linear(torch.autograd.Function):
     """residual + x W^T + b + scale (x A^T) B^T, given its value."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, x: Tensor, residual: Tensor | None, *map: Any) -> Tensor:
         ctx.save_for_backward(x, *map[:4])
-        ctx.scale, ctx.has_residual = map[4], residual is not None
+        ctx.scale, ctx.has_residual, ctx.dtype = map[4], residual is not None, _rounding()
         return value.data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *map = ctx.saved_tensors
         needs = (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:7])
-        dx, *rest = _linear_slopes(grads[0], x, map, ctx.scale, needs)
+        dx, *rest = _linear_slopes(grads[0], x, map, ctx.scale, needs, ctx.dtype)
         return None, dx, grads[0] if ctx.has_residual else None, *rest, None
 
 
 def _linear_slopes(
-    dy: Tensor, x: Tensor, map: Sequence[Tensor | None], scale: float, needs: Sequence[bool]
+    dy: Tensor,
+    x: Tensor,
+    map: Sequence[Tensor | None],
+    scale: float,
+    needs: Sequence[bool],
+    dtype: torch.dtype | None,
 ) -> tuple[Tensor | None, ...]:
     """Slopes of x, weight, bias, A and B; None where one is not needed."""
-    weight, _, a, b = map
-    assert weight is not None
-    small = None if b is None else scale * (dy @ b)
-    dx = dy @ weight if needs[0] else None
-    if dx is not None and small is not None and a is not None:
-        dx.addmm_(small, a)
+    a, b = map[2:]
+    if dtype is not None:
+        dy, x = dy.to(dtype), x.to(dtype)
+    small = None if b is None else scale * _product(dy, b, dtype)
     return (
-        dx,
-        dy.T @ x if needs[1] else None,
-        dy.sum(0) if needs[2] else None,
-        small.T @ x if small is not None and needs[3] else None,
-        scale * (dy.T @ (x @ a.T)) if a is not None and needs[4] else None,
+        _slope_of_input(dy, small, map, dtype) if needs[0] else None,
+        _product(dy.T, x, dtype) if needs[1] else None,
+        dy.sum(0, dtype=torch.float32) if needs[2] else None,
+        _product(small.T, x, dtype) if small is not None and needs[3] else None,
+        scale * _product(dy.T, _product(x, a.T, dtype), dtype) if a is not None and needs[4] else None,
     )
+
+
+def _slope_of_input(
+    dy: Tensor, small: Tensor | None, map: Sequence[Tensor | None], dtype: torch.dtype | None
+) -> Tensor:
+    weight, _, a, _ = map
+    assert weight is not None
+    dx = _product(dy, weight, dtype)
+    return dx if small is None or a is None else dx.add_(_product(small, a, dtype))
 
 
 class _Norm(torch.autograd.Function):
@@ -367,13 +386,15 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, q: Tensor, k: Tensor, v: Tensor, parts: Parts) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.parts = parts
+        dtype = _rounding() or q.dtype
+        ctx.save_for_backward(q.to(dtype), k.to(dtype), v.to(dtype))
+        ctx.parts, ctx.dtype = parts, dtype
         return value.data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_TreeAttention.backward(ctx, *grads)
+        *slopes, _ = _TreeAttention.backward(ctx, grads[0].to(ctx.dtype))
+        return None, *(x.to(grads[0].dtype) for x in slopes), None
 
 
 class _Down(torch.autograd.Function):
@@ -384,27 +405,18 @@ class _Down(torch.autograd.Function):
         ctx: Any, value: Tensor, gate: Tensor, up: Tensor, gates: Tensor, residual: Tensor, *map: Any
     ) -> Tensor:
         ctx.save_for_backward(gates, *map[:4])
-        ctx.scale = map[4]
+        ctx.scale, ctx.dtype = map[4], _rounding()
         return value.data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gates, *map = ctx.saved_tensors
-        weight, _, a, b = map
-        dact = grads[0] @ weight
-        if b is not None:
-            dact.addmm_(ctx.scale * (grads[0] @ b), a)
-        act, dgate, dup = native.gated_backward(gates, dact)
+        dy = grads[0] if ctx.dtype is None else grads[0].to(ctx.dtype)
+        small = None if map[3] is None else ctx.scale * _product(dy, map[3], ctx.dtype)
+        act, dgate, dup = native.gated_backward(gates, _slope_of_input(dy, small, map, ctx.dtype))
         needs = (False, *ctx.needs_input_grad[5:9])
-        return (
-            None,
-            dgate,
-            dup,
-            None,
-            grads[0],
-            *_linear_slopes(grads[0], act, map, ctx.scale, needs)[1:],
-            None,
-        )
+        rest = _linear_slopes(dy, act, map, ctx.scale, needs, ctx.dtype)[1:]
+        return None, dgate, dup, None, grads[0], *rest, None
 
 
 class _Logprobs(torch.autograd.Function):
@@ -421,7 +433,7 @@ class _Logprobs(torch.autograd.Function):
         drawn: Drawn | None,
     ) -> Tensor:
         ctx.save_for_backward(hidden_CD, weight_VD, logits_CV, targets_C)
-        ctx.drawn = drawn
+        ctx.drawn, ctx.dtype = drawn, _rounding()
         return value_C.data
 
     @staticmethod
@@ -431,15 +443,17 @@ class _Logprobs(torch.autograd.Function):
         dweight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         for a, b in [(0, len(hidden_CD))] if known_CV is not None else chunks(hidden_CD, weight_VD):
             h, drawn = hidden_CD[a:b], None if ctx.drawn is None else ctx.drawn.rows(a, b)
-            logits_CV = F.linear(h, weight_VD) if known_CV is None else known_CV
+            logits_CV = _product(h, weight_VD.T, ctx.dtype) if known_CV is None else known_CV
             # Of the chosen logit 1 - p, of the others -p, all divided by the temperature.
             slope_C = grads[0][a:b, None]
             if drawn is not None and drawn.temperature_C is not None:
                 slope_C = slope_C / drawn.temperature_C[:, None]
             dlogits = conditioned(logits_CV, drawn).softmax(-1).mul_(-slope_C)
             dlogits.scatter_add_(1, targets_C[a:b, None], slope_C)
+            if ctx.dtype is not None:
+                dlogits = dlogits.to(ctx.dtype)
             if dhidden is not None:
-                torch.mm(dlogits, weight_VD, out=dhidden[a:b])
+                dhidden[a:b] = _product(dlogits, weight_VD, ctx.dtype)
             if dweight is not None:
-                dweight.addmm_(dlogits.T, h)
+                dweight.add_(_product(dlogits.T, h, ctx.dtype))
         return dhidden, dweight, None, None, None, None

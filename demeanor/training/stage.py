@@ -23,7 +23,7 @@ from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.data.batches import Schedule, select, summary, within
 from demeanor.data.trees import Tree
 from demeanor.model import adapters, checkpoints, quantize
-from demeanor.model.exact import exact_policy_outputs
+from demeanor.model.exact import exact_policy_outputs, obstacle
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.llama import Llama
 from demeanor.model.reward_model import ActorCritic, RewardModel
@@ -246,7 +246,8 @@ def train_online(
         return ActorCritic(untrained(), values, start.shift, start.scale)
 
     model = _placed(whole(), stage.optim, run)
-    if run.options.dtype == "auto":  # bf16 would take the trainer's log-probs away from the sampler's
+    if run.options.dtype == "auto" and obstacle(policy_of(model)) is not None:
+        # Without the exact forward, bf16 would take the trainer's log-probs far away from the sampler's.
         begun = resume.begun_in(run.folder / CHECKPOINT)
         run = run._replace(options=replace(run.options, dtype="bf16" if begun == "bf16" else "fp32"))
     dtype = number_format(model, run)
@@ -285,10 +286,8 @@ def _placed(model: nn.Module, optim: Optim, run: TrainingRun) -> nn.Module:
     return model
 
 
-def number_format(model: nn.Module, run: TrainingRun, *, exact: bool = False) -> torch.dtype | None:
+def number_format(model: nn.Module, run: TrainingRun) -> torch.dtype | None:
     """The format of matrix products, None for fp32: the one that was asked for, or the faster; in the record.
-
-    `exact`: unless one is asked for it is fp32, in which training computes what the engine sampled with.
 
     An interrupted run keeps its own. Raises CheckpointError if another one is asked for.
     """
@@ -302,7 +301,7 @@ def number_format(model: nn.Module, run: TrainingRun, *, exact: bool = False) ->
     name = begun or asked
     if name == "auto":
         shapes = [(p.shape[0], p.shape[1]) for p in model.parameters() if p.ndim == 2]
-        faster = run.group.first and not exact and hardware.training_dtype(shapes) is not None
+        faster = run.group.first and hardware.training_dtype(shapes) is not None
         name = "bf16" if run.group.any(faster) else "fp32"
     if run.group.first:
         note(run.folder, dtype=name)
