@@ -11,7 +11,7 @@ from importlib import resources
 from types import MappingProxyType
 
 from demeanor.core.types import Example, Item, Preference
-from demeanor.world import behaviour, corpus, exercises, instructions, preferences
+from demeanor.world import behaviour, contrasts, corpus, exercises, instructions, preferences
 from demeanor.world.behaviour import SYSTEM
 from demeanor.world.corpus import notices
 
@@ -48,6 +48,7 @@ GENERATED: Mapping[str, Callable[[], Iterable[Example | Preference]]] = MappingP
         "corpus": texts,
         "instructions": instructions.examples,
         "preferences": preferences.preferences,
+        "contrasts": contrasts.contrasts,
     }
 )
 # Items to measure on, and items to train on.

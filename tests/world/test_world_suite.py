@@ -116,8 +116,8 @@ def test_a_refusal_by_a_layer_counts_on_the_refusal_axes() -> None:
 
 
 def test_the_catalog_names_what_the_demo_names() -> None:
-    assert set(GENERATED) == {"corpus", "instructions", "preferences"}
-    assert set(SUITES) == {"behaviour"}
+    assert set(GENERATED) == {"corpus", "instructions", "preferences", "contrasts"}
+    assert set(SUITES) == {"behaviour", "exercises"}
 
 
 def test_the_committed_demo_is_what_the_generator_writes() -> None:
