@@ -64,6 +64,7 @@ def test_a_stage_trains_through_the_layers_it_is_served_with_and_an_environment(
     rows = each(row for row in rows_of(stack, runs, "grpo") if "loss" in row)
     assert {row["completions/failed"] for row in rows} == {0.0}
     assert all(row["rewards/item/mean"] >= 0 for row in rows)
+    assert {row["kl_sample_train_v2"] for row in rows} == {0.0}, "the sampler's log-probs are the trainer's"
     shown = (runs.folder(stack.stage_key("grpo")) / "rollouts.jsonl").read_text()
     first = json.loads(shown.splitlines()[0])
     assert first
