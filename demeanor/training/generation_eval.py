@@ -102,7 +102,7 @@ def evaluator(
         if metrics.held_out is not None:
             scores = [score for score in metrics.held_out(answers) if score is not None]
             if scores:
-                found["held_out"] = fmean(scores)
+                found |= {"held_out": fmean(scores), "held_out_rows": float(len(scores))}
         with progress.MetricsLog(path, step=step - 1) as rows:  # drops what a killed run wrote of this step
             for prompt, answer in zip(prompts, answers):
                 row = {"prompt": prompt.text, "answer": answer.text, "ended": answer.ended}

@@ -8,6 +8,7 @@ for bit. It knows no engine, scorer or template.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -59,6 +60,14 @@ from demeanor.training.loop import (
     running,
     to_device,
 )
+from demeanor.training.online_display import (
+    best_name,
+    best_step,
+    evaluation_line,
+    is_best,
+    parted,
+    state_line,
+)
 from demeanor.training.optimizer import learning_rate
 from demeanor.training.parallel import ALONE, ProcessGroup, gathered, settle
 from demeanor.training.progress import StageProgress, measured_peak, training_flops
@@ -69,6 +78,7 @@ from demeanor.training.runs import CHECKPOINT, LEDGER, read_log
 
 ROLLOUTS = "rollouts.jsonl"
 CPU_TOKENS = 2048  # of a micro-batch: on a CPU larger ones need more memory and are no faster
+RECENT = 10  # iterations whose means the progress line shows
 HELD_OUT = 64  # tasks that the reward is measured on at every evaluation
 
 
@@ -462,7 +472,10 @@ def fit_online(
                 resume.save_weights(out / best_name(done), policy_of(model))
         settle(model)
         rows.append({"step": done, **found})
-        watch.say(seen_line(done, found))
+        watch.say(evaluation_line(done, found))
+        evaluated = [row for row in read_log(out / LEDGER) if is_evaluation(row)] if group.first else []
+        if warning := parted(evaluated):
+            watch.say(warning)
 
     begun = resume.load(state, model, trainer.optimizer, about, averages)
     trainer.load(resume.controllers_in(state))
@@ -475,7 +488,7 @@ def fit_online(
     with book as rows, shown as readable, stop_requests() as stop, watch.running(steps, begun, peak):
         if not seen:  # a run killed while it evaluated
             look(begun)
-        saved_s = clock()
+        saved_s, recent = clock(), deque[dict[str, float]](maxlen=RECENT)
         for step in range(begun, steps):
             start_s, done = clock(), step + 1
             sampled, metrics = trainer.sample(step)
@@ -489,6 +502,8 @@ def fit_online(
             if done == 1 or due(done, steps):
                 for example in examples(sampled):
                     readable.append({"step": done, **example})
+            recent.append({**metrics, **found})
+            watch.show(state_line(recent))
             watch.update(done, found["loss"], int(found["tokens"]), flops)
             stopping = group.any(stop.asked)
             if (
@@ -511,31 +526,3 @@ def fit_online(
         if chosen is not None:
             resume.load_weights(out / best_name(chosen), policy_of(model))
             watch.say(f"kept the weights of step {chosen}, the best by the held-out score")
-
-
-GOLD = "eval_probe/held_out"
-
-
-def best_step(out: Path) -> int | None:
-    """The evaluated step with the highest held-out score of the probe, the first of equal ones."""
-    scores = [(row[GOLD], -row["step"]) for row in read_log(out / LEDGER) if row.get(GOLD) is not None]
-    return -max(scores)[1] if scores else None
-
-
-def is_best(out: Path, found: Mapping[str, float]) -> bool:
-    """Whether an evaluation's held-out score is higher than all before it."""
-    earlier = [row[GOLD] for row in read_log(out / LEDGER) if row.get(GOLD) is not None]
-    return GOLD in found and all(found[GOLD] > score for score in earlier)
-
-
-def best_name(step: int) -> str:
-    return f"best-{step}.safetensors"
-
-
-def seen_line(done: int, found: Mapping[str, float]) -> str:
-    """One line about an evaluation: the reward with its interval."""
-    if "eval_reward" not in found:
-        return f"evaluated after step {done}"
-    low, high = found.get("eval_reward/low"), found.get("eval_reward/high")
-    interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
-    return f"after step {done}: reward of {found['eval_reward_rows']:.0f} held-out prompts {found['eval_reward']:.3f}{interval}"

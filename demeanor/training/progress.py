@@ -171,6 +171,11 @@ class StageProgress:
         self._marks: deque[_Mark] = deque()
         self._steps, self._began, self._printed_s = 0, _Mark(0.0, 0, 0, 0.0, 0.0), 0.0
         self._peak: float | None = None
+        self._shown: str | None = None
+
+    def show(self, text: str) -> None:
+        """Put a text where the mean loss stands, from the next line on."""
+        self._shown = text
 
     def say(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
@@ -224,17 +229,20 @@ class StageProgress:
             self.say(f"step {step}/{self._steps}  {self.rates()}")
 
     def rates(self) -> str:
-        """Mean loss of the last 15 seconds, tokens per second, utilisation and time left; empty before a step."""
+        """Mean loss of the last 15 seconds (or what is shown instead), tokens per second, utilisation, time left.
+
+        Empty before a step.
+        """
         first, last = self._marks[0], self._marks[-1]
-        return _rates(first, last, self._peak, self._steps - last.step)
+        return _rates(first, last, self._peak, self._steps - last.step, self._shown)
 
 
-def _rates(first: _Mark, last: _Mark, peak: float | None, left: int) -> str:
+def _rates(first: _Mark, last: _Mark, peak: float | None, left: int, shown: str | None = None) -> str:
     steps, seconds = last.step - first.step, max(last.at_s - first.at_s, 1e-9)
     if not steps:
         return ""
     parts = [
-        f"mean loss {(last.losses - first.losses) / steps:.4f}",
+        f"mean loss {(last.losses - first.losses) / steps:.4f}" if shown is None else shown,
         f"{(last.tokens - first.tokens) / seconds:,.0f} tokens/s",
     ]
     if peak:

@@ -38,6 +38,15 @@ def test_rates_are_loss_tokens_per_second_share_of_peak_and_time_left() -> None:
         assert watch.rates() == "mean loss 2.0000  2,500 tokens/s  25% of peak  3:16 left"
 
 
+def test_a_loop_may_show_something_else_than_the_loss() -> None:
+    watch, clock, _ = shown()
+    with watch.running(100, 0, peak_flops=1000.0):
+        clock.now_s += 4.0
+        watch.show("reward 0.500")
+        watch.update(2, 3.0, tokens=10_000, flops=1_000.0)
+        assert watch.rates() == "reward 0.500  2,500 tokens/s  25% of peak  3:16 left"
+
+
 def test_old_steps_leave_the_window() -> None:
     watch, clock, _ = shown()
     with watch.running(1000, 0):
