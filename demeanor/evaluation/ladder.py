@@ -40,6 +40,7 @@ from demeanor.evaluation.result import (
 )
 from demeanor.evaluation.result_rows import PairedTable, Row, value
 from demeanor.evaluation.runtime import Services
+from demeanor.evaluation.training_report import is_online_metric
 from demeanor.stack.stack import Stack
 
 POINTS = 120
@@ -47,7 +48,7 @@ SHOWN = ("loss", "accurac", "margin")
 
 
 def curve(name: str, ledger: Sequence[Mapping[str, object]]) -> Curve:
-    """Losses, accuracies and margins of a ledger, each averaged into at most `POINTS` points."""
+    """Losses, accuracies, margins and what an online stage measured of its answers, each averaged into at most `POINTS` points."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in ledger:
         step = row.get("step")
@@ -63,7 +64,8 @@ def curve(name: str, ledger: Sequence[Mapping[str, object]]) -> Curve:
 
 
 def _drawn(metric: str) -> bool:
-    return any(word in metric for word in SHOWN) and not metric.endswith(("/low", "/high"))
+    known = any(word in metric for word in SHOWN) or is_online_metric(metric)
+    return known and not metric.endswith(("/low", "/high"))
 
 
 def _thin_points(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

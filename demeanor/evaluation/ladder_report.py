@@ -41,6 +41,7 @@ from demeanor.core.table import (
     points,
     size,
 )
+from demeanor.evaluation import training_report
 from demeanor.evaluation.profile import NOBODY
 from demeanor.evaluation.result import (
     Answer,
@@ -113,7 +114,7 @@ def page(result: Result) -> Page:
         _robustness(result),
         _items(result),
         _cost(result),
-        _training(result),
+        training_report.section(result.curves),
         _method(result),
     )
     return Page(
@@ -727,7 +728,7 @@ def _long(text: str) -> str:
     return text if left <= 0 else f"{text[:CHARACTERS_SHOWN]}… ({left:,} more characters)"
 
 
-# ---- cost, training, method ----
+# ---- cost, method ----
 
 
 def _cost(result: Result) -> Section | None:
@@ -767,20 +768,6 @@ def _cost(result: Result) -> Section | None:
 
 def _milliseconds(ms: float) -> str:
     return f"{ms:.0f}" if ms >= 10 else f"{ms:.2g}"
-
-
-def _training(result: Result) -> Section | None:
-    """Loss curves of the stages whose metrics were handed in."""
-    if not result.curves:
-        return None
-    held = any("loss" in name and name != "loss" for curve in result.curves for name in curve.lines)
-    lead = (
-        "The loss of every weight layer over its optimizer steps; each point is the mean of a few steps. Losses of different "
-        "objectives are not comparable."
-    )
-    figures = tuple(Figure("losses", {"curve": curve}, title=curve.name) for curve in result.curves)
-    group = BlockGroup(figures, "three", (("s0", "training rows"), ("s1", "held-out rows")) if held else ())
-    return Section("training", "Training", "Training", (OnlyFor(PAGE, (Paragraph(lead, "lead"), group)),))
 
 
 def _method(result: Result) -> Section:

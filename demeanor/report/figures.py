@@ -361,6 +361,61 @@ def losses(curve: Curve, width: float = 330, height: float = 190) -> Markup:
     )
 
 
+def panel(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    apart: bool,
+    label: str,
+    width: float = 330,
+    height: float = 190,
+) -> Markup:
+    """Lines over iterations on one scale; `apart`: the first has its scale at the left, the second at the right."""
+    left, top, wide, high = 46.0, 10.0, width - 54.0 - 38.0 * apart, height - 44.0
+    last = max(x for points_ in lines.values() for x, _ in points_) or 1.0
+    together = [y for points_ in lines.values() for _, y in points_]
+    scales = {name: _ends([y for _, y in points_] if apart else together) for name, points_ in lines.items()}
+
+    def place(x: float, y: float, scale: tuple[float, float]) -> str:
+        share = (y - scale[0]) / (scale[1] - scale[0])
+        return f"{left + wide * x / last:.1f},{top + high * (1 - share):.1f}"
+
+    drawn = [
+        el(
+            "g",
+            el("title", f"{name}: {points_[-1][1]:.4g} at the end"),
+            el(
+                "polyline",
+                points=" ".join(place(x, y, scales[name]) for x, y in points_),
+                class_=f"line c{n % 6}",
+            ),
+        )
+        for n, (name, points_) in enumerate(lines.items())
+    ]
+    ticks = [line(left, top + high * share, left + wide, top + high * share, "rule") for share in (0, 0.5, 1)]
+    sides = [(left - 6, "end"), (left + wide + 6, "start")] if apart else [(left - 6, "end")]
+    for (x, anchor), (low, most) in zip(sides, scales.values()):
+        ticks += [
+            text(x, top + high * (1 - share) + 4, f"{low + share * (most - low):.3g}", "tick", anchor)
+            for share in (0, 0.5, 1)
+        ]
+    return svg(
+        width,
+        height,
+        *ticks,
+        *drawn,
+        text(left, height - 16, "0", "tick"),
+        text(left + wide, height - 16, plural(round(last), "iteration"), "tick", "end"),
+        label=label,
+    )
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of a scale: lowest and highest value; one value stands in the middle."""
+    low, most = min(values), max(values)
+    if most - low < 1e-9 * max(1.0, abs(most)):
+        return low - 0.5, most + 0.5
+    return (0.0, most) if 0 < low < 0.6 * most else (low, most)
+
+
 # ---- shares of an attribution ----
 
 LEFT, TOP, ROW, BAR, RIGHT = 110.0, 30.0, 34.0, 18.0, 150.0
@@ -439,5 +494,6 @@ FIGURES: Mapping[str, Callable[..., Markup]] = {
     "who_refused": who_refused,
     "cost_bars": cost_bars,
     "losses": losses,
+    "panel": panel,
     "waterfall": waterfall,
 }
