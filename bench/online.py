@@ -28,6 +28,7 @@ from bench.online_worker import (
     OURS,
     OURS_HALF,
     PLAIN,
+    PLAIN_HALF,
     PROMPT,
     PROMPTS,
     TUNED,
@@ -37,9 +38,13 @@ from demeanor.core.files import origin
 WHO = {
     "grpo": (OURS, OURS_HALF, TUNED, HALF, DEFAULTS, BATCHING),
     "rloo": (OURS, OURS_HALF, TUNED, HALF, DEFAULTS),
-    "ppo-ptx": (OURS, OURS_HALF, PLAIN),
+    "ppo-ptx": (OURS, OURS_HALF, PLAIN, PLAIN_HALF),
 }
 PARTS = ("total", "generate", "score", "train")
+
+
+SAME = {HALF: OURS_HALF, PLAIN_HALF: OURS_HALF}
+"""Who is compared with our step in bf16; everybody else with ours in fp32."""
 
 
 def race(kind: str, whos: tuple[str, ...], rounds: int, threads: int) -> dict[str, list[dict[str, Any]]]:
@@ -79,7 +84,7 @@ def show(lines: list[dict[str, Any]], title: str) -> None:
     for name in ("step", "who", "seconds", "range", "generate", "score", "train", "times ours", "peak MB"):
         table.add_column(name, justify="left" if name in ("step", "who") else "right")
     for x in lines:
-        times = "" if x["who"] == OURS else "{:.1f} [{:.1f}, {:.1f}]".format(*x["times"])
+        times = "" if x["who"] in (OURS, OURS_HALF) else "{:.1f} [{:.1f}, {:.1f}]".format(*x["times"])
         numbers = [f"{x[part]:.2f}" for part in PARTS]
         low, high = x["range"]
         table.add_row(
@@ -101,7 +106,7 @@ def main() -> int:
     for kind in KINDS:
         if options.only in (None, kind):
             found = race(kind, WHO[kind], options.rounds, options.threads)
-            lines += [line(kind, who, passes, found[OURS]) for who, passes in found.items()]
+            lines += [line(kind, who, x, found[SAME.get(who, OURS)]) for who, x in found.items()]
             about = {"group": GROUP, "prompts": PROMPTS, "prompt_tokens": PROMPT, "new_tokens": NEW}
             about |= {"threads": options.threads, "rounds": options.rounds, "load": os.getloadavg()}
             out.write_text(json.dumps({"lines": lines, **about, **origin()}, indent=1) + "\n")

@@ -20,7 +20,11 @@ LAMBDA, CLIP, VALUE_CLIP, VALUE_WEIGHT, PTX_WEIGHT = 1.0, 0.2, 0.2, 0.5, 1.0
 class PlainPPO:
     """Policy, frozen reference and value model (a trunk with a head), and their optimisers."""
 
-    def __init__(self, folder: Path, lr: float, beta: float, new: int, group: int, rows: int) -> None:
+    def __init__(
+        self, folder: Path, lr: float, beta: float, new: int, group: int, rows: int, half: bool
+    ) -> None:
+        """`rows` pass through the models at once (8 needs half the memory of 32 and is no slower); `half`: bf16
+        products, as autocast makes them, but for generation."""
         from transformers import AutoModel, AutoModelForCausalLM
 
         self.policy: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -34,19 +38,20 @@ class PlainPPO:
             torch.optim.AdamW(self.critic, lr=lr, fused=True),
         ]
         self.beta, self.new, self.group, self.rows = beta, new, group, rows
+        self.half = half
 
     def logprobs(self, model: Any, ids_BT: Tensor) -> Tensor:
         """Log-probs (nats) of the completion tokens, logprobs_BC."""
         logits_BCV = model(ids_BT, logits_to_keep=self.new + 1).logits[:, :-1]
         targets_BC = ids_BT[:, -self.new :]
         return -nn.functional.cross_entropy(
-            logits_BCV.flatten(0, 1), targets_BC.flatten(), reduction="none"
+            logits_BCV.flatten(0, 1).float(), targets_BC.flatten(), reduction="none"
         ).view_as(targets_BC)
 
     def values(self, ids_BT: Tensor) -> Tensor:
         """The critic's value before each completion token, values_BC."""
         hidden_BTD = self.trunk(ids_BT).last_hidden_state
-        return self.head(hidden_BTD[:, -self.new - 1 : -1]).squeeze(-1)
+        return self.head(hidden_BTD[:, -self.new - 1 : -1]).squeeze(-1).float()
 
     def in_parts(self, run: Callable[[Tensor], Tensor], ids_BT: Tensor) -> Tensor:
         """A forward pass without gradient, some rows at a time."""
@@ -62,7 +67,7 @@ class PlainPPO:
         began = time.perf_counter()
         ids_BT = self.generate(prompts)
         generated = time.perf_counter()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.half):
             old_BC = self.in_parts(lambda x: self.logprobs(self.policy, x), ids_BT)
             reference_BC = self.in_parts(lambda x: self.logprobs(self.reference, x), ids_BT)
             value_BC = self.in_parts(self.values, ids_BT)
@@ -72,7 +77,12 @@ class PlainPPO:
             return_BC = advantage_BC + value_BC
             advantage_BC = (advantage_BC - advantage_BC.mean()) / (advantage_BC.std() + 1e-8)
         scored = time.perf_counter()
-        self.train(ids_BT, old_BC, value_BC, advantage_BC, return_BC, torch.tensor(rows))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            self.gradients(ids_BT, old_BC, value_BC, advantage_BC, return_BC, torch.tensor(rows))
+        for weights, optimiser in zip((self.policy.parameters(), self.critic), self.optimisers):
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         ended = time.perf_counter()
         return ended - began, generated - began, scored - generated
 
@@ -93,7 +103,7 @@ class PlainPPO:
             )
         return found.clone()
 
-    def train(
+    def gradients(
         self,
         ids_BT: Tensor,
         old_BC: Tensor,
@@ -102,6 +112,7 @@ class PlainPPO:
         return_BC: Tensor,
         rows_BT: Tensor,
     ) -> None:
+        """Backward of all losses, some rows at a time."""
         share = self.rows / len(ids_BT)
         for part in torch.arange(len(ids_BT)).split(self.rows):
             ratio_BC = (self.logprobs(self.policy, ids_BT[part]) - old_BC[part]).exp()
@@ -114,12 +125,8 @@ class PlainPPO:
             (VALUE_WEIGHT * errors_BC.mean() * share).backward()
         for rows in rows_BT.split(self.rows):
             logits_BTV = self.policy(rows).logits[:, :-1]
-            ptx = nn.functional.cross_entropy(logits_BTV.flatten(0, 1), rows[:, 1:].flatten())
+            ptx = nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), rows[:, 1:].flatten())
             (PTX_WEIGHT * ptx * len(rows) / len(rows_BT)).backward()
-        for weights, optimiser in zip((self.policy.parameters(), self.critic), self.optimisers):
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
 
 
 def advantages(reward_BC: Tensor, value_BC: Tensor) -> Tensor:

@@ -72,9 +72,9 @@ def narrowed(
 
 def race(probs_NV: Tensor, uniform_NV: Tensor) -> Tensor:
     """Draw one token per row from probabilities that need not sum to 1: tokens_N."""
-    waits_NV = torch.log1p(-uniform_NV).neg_().clamp_min_(_TINY)
+    waits_NV = uniform_NV.neg().log1p_().neg_().clamp_min_(_TINY)
     # A token that cannot be drawn never wins, not even where the others' numbers are 0.
-    return (probs_NV / waits_NV).masked_fill_(probs_NV <= 0, -1.0).argmax(-1)
+    return torch.div(probs_NV, waits_NV, out=waits_NV).masked_fill_(probs_NV <= 0, -1.0).argmax(-1)
 
 
 def likeliest(probs_NV: Tensor, top_k_N: Tensor) -> Tensor:

@@ -510,8 +510,10 @@ void drawn(void* given, int id, int of) {
         if (count) for (int64_t j = 0; j < n; j++) y[j] = z[call.kept[from + j]] / t;
         else for (int64_t j = 0; j < n; j++) y[j] = z[j] / t;
         for (int64_t j = n; j < (n + W - 1) / W * W; j++) y[j] = -INFINITY;
-        float top = y[0];
-        for (int64_t j = 1; j < n; j++) top = y[j] > top || std::isnan(y[j]) ? y[j] : top;
+        V tops = load(y);
+        for (int64_t j = W; j < n; j += W) { V a = load(y + j); tops = a > tops ? a : tops; }
+        float top = tops[0];
+        for (int j = 1; j < W; j++) top = tops[j] > top ? tops[j] : top;
         V acc = {};
         for (int64_t j = 0; j < n; j += W) acc += exp_(load(y + j) - top);
         const float total = top + std::log(sum(acc));

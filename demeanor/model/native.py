@@ -33,6 +33,8 @@ from demeanor.model.llama import KVCache, Llama, rotary
 
 log = logging.getLogger("demeanor.model")
 
+WORTH_WAKING = 500_000  # logits; for fewer a second thread takes longer to wake (up to 1 ms) than to work
+
 Format: TypeAlias = Literal["fp32", "bf16", "int8"]  # storage of a matrix; int8 has one scale per output
 
 KINDS: dict[Format, int] = {"fp32": 0, "bf16": 1, "int8": 2}
@@ -523,7 +525,8 @@ def drawn_logprobs(
         ends, kept_K = _ragged(drawn.kept_K, drawn.kept_of_K, C)
     tensors = (logits_CV, temperature_C, targets_C.contiguous(), ends, kept_K, logprobs_C, entropy_C)
     pointers = [None if x is None or not x.numel() else x.data_ptr() for x in tensors]
-    library.drawn_logprobs(torch.get_num_threads(), C, logits_CV.stride(0), logits_CV.shape[1], *pointers)
+    threads = torch.get_num_threads() if logits_CV.numel() > WORTH_WAKING else 1
+    library.drawn_logprobs(threads, C, logits_CV.stride(0), logits_CV.shape[1], *pointers)
     return logprobs_C, entropy_C
 
 
