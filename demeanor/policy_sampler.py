@@ -139,13 +139,21 @@ class PolicySampler:
             name = f"{self.stage.name}-{_digest(part)}"
             if not (served / name).exists():
                 part.rename(served / name)
+            if (
+                server.version is not None
+            ):  # another policy was sampled before, as a reference: the parent again
+                await self._load_whole(server, checkpoints.policy(self.parent))
             await server.load_adapter(name, self._seen(server, name))
             for old in served.iterdir():
-                if old.name != name:
+                if old.name not in (name, "weights"):
                     shutil.rmtree(old, ignore_errors=True)
             return
-        checkpoints.save_checkpoint(model, served / "weights")
-        await server.load_weights(_digest(served / "weights"), self._seen(server, "weights"))
+        await self._load_whole(server, model)
+
+    async def _load_whole(self, server: VllmServer, model: nn.Module) -> None:
+        weights = self.folder / SERVED / "weights"
+        checkpoints.save_checkpoint(model, weights)
+        await server.load_weights(_digest(weights), self._seen(server, "weights"))
 
     def _seen(self, server: VllmServer, name: str) -> str:
         """A folder of served weights as the server names it."""

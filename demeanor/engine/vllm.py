@@ -45,6 +45,7 @@ class VllmServer:
     settings: ServerSpec
     decode: Decode
     model: str = ""
+    base: str = ""  # the model id of the whole weights
     adapter: str | None = None
     version: str | None = None  # of the whole weights that this process gave it last
     context: int | None = None  # tokens of prompt and answer together, if the server tells it
@@ -66,8 +67,8 @@ class VllmServer:
         async with httpx.AsyncClient(
             headers=headers, limits=limits, timeout=timeout, trust_env=False
         ) as self._client:
-            if not self.model:
-                self.model = await self._named()
+            if not self.base:
+                self.base = self.model = await self._named()
             yield self
         self._client = None
 
@@ -206,6 +207,7 @@ class VllmServer:
         that restarted answers 404.
         """
         if name == self.adapter:
+            self.model = name
             return
         try:
             await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
@@ -226,6 +228,7 @@ class VllmServer:
         Nothing is done if the server says that it has this version from this process. A failure after the pause
         leaves the server paused, so that nothing is drawn from half-loaded weights.
         """
+        self.model = self.base
         if version == self.version:
             told = await self._send("GET", "/weight_info", None)
             if told.get("weight_version") == version:

@@ -193,6 +193,20 @@ def test_weights_that_the_server_has_are_not_loaded_again_unless_it_was_restarte
         assert fake.paths().count("/collective_rpc") == 2
 
 
+def test_a_reference_that_is_sampled_first_is_not_what_an_adapter_stands_on(
+    tmp_path: Path, fake: FakeVllm
+) -> None:
+    reference, model = policy(seed=3), policy()
+    adapters.attach(model, LORA, seed=0)
+    moved(model, 0.2)
+    with serving(fake) as url:
+        sample = sampler(tmp_path, stage(url=url, adapter={"rank": LORA.rank, "alpha": LORA.alpha}))
+        assert mismatch(reference, flat(sample(reference, tasks(), SEEDS))) < 1e-7
+        assert mismatch(model, flat(sample(model, tasks(), SEEDS))) < 1e-7
+        assert mismatch(reference, flat(sample(reference, tasks(), SEEDS))) < 1e-7
+        assert mismatch(model, flat(sample(model, tasks(), SEEDS))) < 1e-7
+
+
 def test_a_server_that_was_restarted_gets_the_next_adapter(tmp_path: Path, fake: FakeVllm) -> None:
     model = policy()
     adapters.attach(model, LORA, seed=0)

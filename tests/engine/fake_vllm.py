@@ -17,11 +17,14 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from demeanor.core.errors import EngineError
 from demeanor.core.types import Decoding
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.scheduler import Request
-from demeanor.model import checkpoints
+from demeanor.model import adapters, checkpoints
+from demeanor.model.llama import Llama
 from demeanor.text.tokenizer import Tokenizer
 from tests.server.live import other_server
 
@@ -42,17 +45,29 @@ class FakeVllm:
     faults: defaultdict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     engines: dict[str, LocalEngine] = field(default_factory=dict)
+    loras: dict[str, Path] = field(default_factory=dict)
     version: str | None = None
     paused: bool = False
 
     def __post_init__(self) -> None:
-        self.read(self.name, self.folder)
+        self.read(self.folder)
 
-    def read(self, name: str, folder: Path) -> None:
-        """Serve the weights of a folder under a name."""
+    def read(self, folder: Path) -> None:
+        """Serve the whole weights of a folder, and every adapter on top of them."""
+        self.folder = folder
+        self.serve(self.name, None)
+        for name, adapter in self.loras.items():
+            self.serve(name, adapter)
+
+    def serve(self, name: str, adapter: Path | None) -> None:
+        """An engine with the whole weights, or with an adapter on them, whatever base the adapter's file names."""
         if name in self.engines:
             self.engines.pop(name).close()
-        self.engines[name] = LocalEngine(checkpoints.load(folder), self.tokenizer, max_context=self.context)
+        model: nn.Module = checkpoints.load(self.folder)
+        if adapter is not None:
+            model = adapters.merge(adapters.add(model, adapter))
+        assert isinstance(model, Llama)
+        self.engines[name] = LocalEngine(model, self.tokenizer, max_context=self.context)
 
     def close(self) -> None:
         while self.engines:
@@ -76,12 +91,14 @@ class FakeVllm:
                     return 400, {
                         "message": f"The lora adapter '{body['lora_name']}' has already been loaded."
                     }
-                self.read(body["lora_name"], self.folder if self.stale else Path(body["lora_path"]))
+                self.loras[body["lora_name"]] = Path(body["lora_path"])
+                self.serve(body["lora_name"], None if self.stale else Path(body["lora_path"]))
                 return 200, f"Success: LoRA adapter '{body['lora_name']}' added successfully."
             case "/v1/unload_lora_adapter":
                 if body["lora_name"] not in self.engines:
                     return 404, {"message": f"The lora adapter '{body['lora_name']}' cannot be found."}
                 self.engines.pop(body["lora_name"]).close()
+                del self.loras[body["lora_name"]]
                 return 200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully."
             case "/pause?mode=wait":
                 self.paused = True
@@ -93,7 +110,7 @@ class FakeVllm:
                 assert body["method"] == "reload_weights"
                 assert self.paused, "weights are read while nothing is drawn"
                 if not self.stale:
-                    self.read(self.name, Path(body["kwargs"]["weights_path"]))
+                    self.read(Path(body["kwargs"]["weights_path"]))
                 return 200, {"results": [None]}
             case "/reset_prefix_cache":
                 return 200, {"success": True}
