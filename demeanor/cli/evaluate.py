@@ -194,17 +194,58 @@ def attribute(
 @app.command()
 def frontier(
     stack: StackFile,
+    between: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FROM:TO", help="Instead: merges of two stages, gain and tax along them (repeatable)."
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE.SETTING=A,B",
+            help="Instead: train copies of a stage with one setting changed, gain and tax along them (repeatable).",
+        ),
+    ] = None,
+    points: Annotated[int, typer.Option(help="Points of --between, both ends included.")] = 5,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS", help="Axis that the training aimed at (repeatable; default: its own items)."
+        ),
+    ] = None,
     limit: Limit = None,
     name: ResultName = None,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Measure what safety costs: safe prompts answered, unsafe ones refused, capability, by stage and policy threshold."""
+    """Measure what safety costs: safe prompts answered, unsafe ones refused, capability, by stage and policy threshold.
+
+    With --between or --sweep: the alignment tax as a curve, over merges of two stages or a swept setting.
+    """
     from demeanor.evaluation import frontier as tradeoff
+    from demeanor.evaluation import tax
     from demeanor.report import publish
 
+    if target and not (between or sweep):
+        raise UsageError("--target: is for --between and --sweep")
     with _failures_first() as tell:
+        if between or sweep:
+            curve = tax.run(
+                load(stack, overrides),
+                _services(runs),
+                results,
+                merges=between or (),
+                sweeps=sweep or (),
+                points=points,
+                target=target or (),
+                limit=limit,
+                name=name,
+            )
+            tell()
+            publish.show_section(results, curve.name, "tax")
+            return
         found = tradeoff.run(load(stack, overrides), _services(runs), results, limit=limit, name=name)
         tell()
         publish.show_section(results, found.name, "frontier")

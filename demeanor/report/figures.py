@@ -17,6 +17,7 @@ from demeanor.evaluation.attribution import Effect
 from demeanor.evaluation.ladder_report import delta_sentence, shade
 from demeanor.evaluation.profile import NOBODY
 from demeanor.evaluation.result import Comparison, Cost, Curve, Delta, Refusals, is_firm, mean_text
+from demeanor.evaluation.tax import TaxFamily
 
 Scale: TypeAlias = Callable[[float], float]
 Attribute: TypeAlias = str | int | float | None
@@ -416,6 +417,45 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     return (0.0, most) if 0 < low < 0.6 * most else (low, most)
 
 
+def tax_curve(family: TaxFamily, width: float = 520, height: float = 300) -> Markup:
+    """Gain on the target and change elsewhere over the KL from the start (or the place in the family), with intervals."""
+    shown = [p for p in family.points if p.target.value is not None]
+    moved = all(p.divergence is not None for p in shown)
+    places = [max(0.0, p.divergence.value) if moved and p.divergence else p.at for p in shown]
+    ends = [e for p in shown for c in (p.target, p.rest) for e in (c.low, c.high, c.value) if e is not None]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    span, most = (high - low) or 1.0, max(places) or 1.0
+    left, top, wide, tall = 52.0, 14.0, width - 72.0, height - 66.0
+
+    def x(value: float) -> float:
+        return left + wide * value / most
+
+    def y(value: float) -> float:
+        return top + tall * (high - value) / span
+
+    drawn = [line(left, y(v), left + wide, y(v), "rule") for v in (low, 0.0, high)]
+    drawn += [text(left - 6, y(v) + 4, f"{100 * v:+.0f}", "tick", "end") for v in {low, 0.0, high}]
+    for name, class_ in (("target", "loss"), ("rest", "loss held")):
+        ordered = sorted(zip(places, shown), key=lambda pair: pair[0])
+        changes = [(place, getattr(p, name), p.label) for place, p in ordered]
+        path = " ".join(f"{x(place):.1f},{y(change.value):.1f}" for place, change, _ in changes)
+        drawn.append(el("polyline", points=path, class_=class_))
+        for place, change, label in changes:
+            if change.low is not None and change.high is not None:
+                drawn.append(line(x(place), y(change.low), x(place), y(change.high), class_))
+            hint = f"{label}: {name} {100 * change.value:+.1f} points"
+            drawn.append(block(x(place) - 2.5, y(change.value) - 2.5, 5, 5, class_, hint))
+    scale = "KL from the start, nats an answer" if moved else "place in the family"
+    drawn += [
+        text(left, height - 32, "0", "tick"),
+        text(left + wide, height - 32, f"{most:.2g}", "tick", "end"),
+    ]
+    drawn.append(
+        text(left, height - 10, f"{scale}; whole line: target, broken: everything else, points", "hint")
+    )
+    return svg(width, height, *drawn, label=f"Gain and tax of {family.name}")
+
+
 # ---- shares of an attribution ----
 
 LEFT, TOP, ROW, BAR, RIGHT = 110.0, 30.0, 34.0, 18.0, 150.0
@@ -496,4 +536,5 @@ FIGURES: Mapping[str, Callable[..., Markup]] = {
     "losses": losses,
     "panel": panel,
     "waterfall": waterfall,
+    "tax_curve": tax_curve,
 }

@@ -25,6 +25,7 @@ from demeanor.evaluation import (
     ladder_report,
     published,
     seeds,
+    tax,
 )
 from demeanor.evaluation.diagnosis import analysis as diagnosis
 from demeanor.evaluation.result import Result, load, load_tree
@@ -47,6 +48,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
     "diagnosis": partial(_typed, diagnosis.Diagnosis, diagnosis.section),
     "duel": partial(_typed, duel.DuelResult, duel.section),
     "seeds": partial(_typed, seeds.Seeds, seeds.section),
+    "tax": partial(_typed, tax.TaxCurve, tax.section),
 }
 """What may lie beside NAME.json as NAME.KIND.json: its section, from its JSON."""
 
