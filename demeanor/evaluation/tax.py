@@ -58,7 +58,7 @@ class Family(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class TaxChange:
     """A mean difference to the start of the family on the same items, with its cluster-robust interval."""
 
     value: float
@@ -73,8 +73,8 @@ class TaxPoint:
 
     label: str
     at: float
-    target: Change
-    rest: Change
+    target: TaxChange
+    rest: TaxChange
     divergence: Divergence | None
     calibration: Calibration | None
 
@@ -238,7 +238,7 @@ def curve(
     return TaxCurve(name, suite_hash(items), tuple(target), tuple(found))
 
 
-def _change(cells: PairedTable, start: str, variant: str, axes: Sequence[str]) -> Change:
+def _change(cells: PairedTable, start: str, variant: str, axes: Sequence[str]) -> TaxChange:
     before_N, after_N = (
         np.concatenate([cells.values_N(which, axis) for axis in axes]) for which in (start, variant)
     )
@@ -248,7 +248,7 @@ def _change(cells: PairedTable, start: str, variant: str, axes: Sequence[str]) -
         raise DataError(f"tax: no item on {', '.join(axes)} was scored for both {start} and {variant}")
     labels = [label for label, known in zip(clusters, known_N) if known]
     change = statistics.paired(before_N[known_N], after_N[known_N], labels)
-    return Change(change.value, change.low, change.high, change.n)
+    return TaxChange(change.value, change.low, change.high, change.n)
 
 
 def run(
@@ -346,7 +346,7 @@ def _row(point: TaxPoint) -> tuple[str, ...]:
     )
 
 
-def _shown(change: Change) -> str:
+def _shown(change: TaxChange) -> str:
     """The change in points (hundredths)."""
     low, high = (None if x is None else 100 * x for x in (change.low, change.high))
     return estimate(100 * change.value, low, high, 1)

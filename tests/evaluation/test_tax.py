@@ -134,7 +134,7 @@ def test_a_curve_over_merges_and_a_setting_is_measured_and_shown(
 def test_the_picture_carries_every_point_with_its_numbers() -> None:
     from demeanor.report import figures
 
-    change = tax.Change(0.1, -0.05, 0.25, 20)
+    change = tax.TaxChange(0.1, -0.05, 0.25, 20)
     family = tax.TaxFamily("a to b", "a", (tax.TaxPoint("a>b 50%", 0.5, change, change, None, None),))
     drawn = str(figures.tax_curve(family))
     assert "a&gt;b 50%: target +10.0 points" in drawn
