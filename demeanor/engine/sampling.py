@@ -79,10 +79,10 @@ def race(probs_NV: Tensor, uniform_NV: Tensor) -> Tensor:
 
 def likeliest(probs_NV: Tensor, top_k_N: Tensor) -> Tensor:
     """Mark each row's top_k most likely tokens (of equal ones, the first): kept_NV (bool)."""
-    kept_NV = torch.arange(probs_NV.shape[-1], device=probs_NV.device) < top_k_N[:, None]
-    return torch.zeros_like(probs_NV, dtype=torch.bool).scatter_(
-        -1, probs_NV.argsort(descending=True, stable=True), kept_NV
-    )
+    last_N = probs_NV.topk(int(top_k_N.max())).values.gather(1, top_k_N[:, None] - 1)  # of the likeliest
+    above_NV, equal_NV = probs_NV > last_N, probs_NV == last_N
+    room_N = top_k_N[:, None] - above_NV.sum(-1, keepdim=True)
+    return above_NV | (equal_NV & (equal_NV.cumsum(-1) <= room_N))
 
 
 def penalise(logits_V: Tensor, counts: Mapping[int, int], presence: float, frequency: float) -> None:

@@ -44,6 +44,31 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(
         assert set(kept_V.nonzero()[:, 0].tolist()) == slow_nucleus(probs_V, torch.tensor(top_p).item())
 
 
+def test_of_equally_likely_tokens_the_first_are_among_the_top_k() -> None:
+    draw = torch.Generator().manual_seed(0)
+    probs_NV = torch.rand(60, 40, generator=draw).mul(5).floor()  # many ties, also at 0
+    top_k_N = torch.arange(60) % 39 + 1
+    kept = [row.nonzero()[:, 0].tolist() for row in sampling.likeliest(probs_NV, top_k_N)]
+    assert kept == [
+        sorted(sorted(range(40), key=lambda i: (-row[i], i))[:k])
+        for row, k in zip(probs_NV.tolist(), top_k_N.tolist())
+    ]
+
+
+def test_the_tokens_that_narrowing_keeps_do_not_depend_on_the_other_rows() -> None:
+    """Some rows reach top_p among their 64 likeliest tokens, others are sorted whole; ties stand at the edge."""
+    draw = torch.Generator().manual_seed(1)
+    logits_NV = (
+        torch.randn(12, 300, generator=draw).mul(torch.linspace(0.1, 6, 12)[:, None]).round(decimals=1)
+    )
+    ones_N, top_p_N = torch.ones(12), torch.full((12,), 0.9)
+    together = sampling.narrowed(logits_NV, ones_N, top_p_N)
+    alone = [sampling.narrowed(logits_NV[i : i + 1], ones_N[:1], top_p_N[:1]) for i in range(12)]
+    assert torch.equal(together, torch.cat(alone))
+    sizes = (together > 0).sum(-1)
+    assert int(sizes.min()) < 64 < int(sizes.max())
+
+
 def test_a_row_that_reaches_top_p_exactly_keeps_no_more() -> None:
     probs_NV = torch.tensor([[0.25, 0.5, 0.125, 0.125]])
     assert sampling.nucleus(probs_NV, torch.tensor([0.75])).tolist() == [[True, True, False, False]]
