@@ -91,56 +91,75 @@ def test_the_key_of_a_stage_depends_on_the_environments_code_and_on_the_layers(
     assert app.load_stack(stack_file.path).stage_key("grpo") != first
 
 
-@pytest.fixture
-def fake(trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
-    monkeypatch.setattr(vllm, "WAIT_S", 0.01)
+def server_of(trained: tuple[Stack, Runs]) -> FakeVllm:
     stack, runs = trained
     folder = runs.model(stack.stage_key("sft"))
     return FakeVllm(folder, tokenizers.load(folder), context=256)
 
 
-@pytest.mark.parametrize("adapter", [None, {"kind": "lora", "rank": 2}])
+@pytest.fixture
+def fake(trained: tuple[Stack, Runs], monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
+    monkeypatch.setattr(vllm, "WAIT_S", 0.01)
+    return server_of(trained)
+
+
+@pytest.fixture(scope="module")
+def far(trained: tuple[Stack, Runs], tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Runs]:
+    """A stage that was trained on what a server drew."""
+    with serving(server_of(trained)) as url:
+        return trained_stage(tmp_path_factory.mktemp("far"), trained, {"url": url})
+
+
+def steps_of(trained: tuple[Stack, Runs]) -> list[dict[str, Any]]:
+    return each(row for row in rows_of(*trained, "grpo") if "loss" in row)
+
+
 def test_a_stage_trains_on_what_a_server_draws_as_on_its_own_draws(
-    trained: tuple[Stack, Runs], tmp_path: Path, fake: FakeVllm, adapter: dict[str, Any] | None
+    trained: tuple[Stack, Runs], tmp_path: Path, far: tuple[Stack, Runs]
 ) -> None:
-    """The fake draws with our engine, so weights and rewards are those of rollouts at home."""
-    changes = {} if adapter is None else {"adapter": adapter}
-    with serving(fake) as url:
-        (tmp_path / "far").mkdir()
-        stack, runs = trained_stage(tmp_path / "far", trained, {"url": url}, **changes)
-    rows = each(row for row in rows_of(stack, runs, "grpo") if "loss" in row)
-    assert max(abs(row["kl_sample_train_v1"]) for row in rows) < 1e-5
-    (tmp_path / "home").mkdir()
-    home, home_runs = trained_stage(tmp_path / "home", trained, {"environment": None}, **changes)
-    expected = [row["reward"] for row in rows_of(home, home_runs, "grpo") if "loss" in row]
-    assert [row["reward"] for row in rows] == pytest.approx(expected)
+    """The server of the tests draws with our engine, so the rewards are those of rollouts at home."""
+    assert max(abs(row["kl_sample_train_v1"]) for row in steps_of(far)) < 1e-5
+    home = trained_stage(tmp_path, trained, {})
+    assert [row["reward"] for row in steps_of(far)] == pytest.approx(
+        [row["reward"] for row in steps_of(home)]
+    )
 
 
-def test_a_server_that_fails_leaves_a_run_that_goes_on_when_it_is_back(
+def test_an_adapter_trains_on_what_a_server_draws_with_it(
     trained: tuple[Stack, Runs], tmp_path: Path, fake: FakeVllm
 ) -> None:
     with serving(fake) as url:
+        found = trained_stage(tmp_path, trained, {"url": url}, adapter={"kind": "lora", "rank": 2})
+    assert max(abs(row["kl_sample_train_v1"]) for row in steps_of(found)) < 1e-5
+    assert fake.paths().count("/v1/load_lora_adapter") >= 2
+    assert "/collective_rpc" not in fake.paths()
+
+
+def test_a_server_that_fails_leaves_a_run_that_goes_on_when_it_is_back(
+    trained: tuple[Stack, Runs], tmp_path: Path, fake: FakeVllm, far: tuple[Stack, Runs]
+) -> None:
+    with serving(fake) as url:
         settings = {"url": url, "server": {"retries": 1}}
-        stack, runs = begun(tmp_path, trained, "grpo", rollouts={**ROLLOUTS, **settings}, steps=3)
+        stack, runs = begun(tmp_path, trained, "grpo", rollouts={**ROLLOUTS, **settings}, steps=2)
         answer, updates = fake.answer, []
 
         def failing(path: str, body: dict[str, Any]) -> tuple[int, Any]:
             updates.extend([path] if path == "/collective_rpc" else [])
-            return (500, {"error": "no more"}) if len(updates) > 2 else answer(path, body)
+            return (500, {"error": "no more"}) if len(updates) > 1 else answer(path, body)
 
         fake.answer = failing  # type: ignore[method-assign]
         with pytest.raises(UpstreamError, match=r"HTTP 500: no more; sent 2 times.*run the same command"):
             app.train(stack, runs, only=["grpo"], options=FP32)
+        assert not runs.complete(stack.stage_key("grpo"))
         fake.answer = answer  # type: ignore[method-assign]
         app.train(stack, runs, only=["grpo"], options=FP32)
-        assert runs.complete(stack.stage_key("grpo"))
-        whole, whole_runs = begun(
-            tmp_path / "whole", trained, "grpo", rollouts={**ROLLOUTS, **settings}, steps=3
-        )
-        app.train(whole, whole_runs, only=["grpo"], options=FP32)
     assert not (runs.folder(stack.stage_key("grpo")) / CHECKPOINT).exists()
-    for name, weight in weights_of(whole, whole_runs, "grpo").items():
-        assert torch.equal(weight, weights_of(stack, runs, "grpo")[name]), name
+    after = weights_of(stack, runs, "grpo")
+    different = [
+        name for name, weight in weights_of(*far, "grpo").items() if not torch.equal(weight, after[name])
+    ]
+    assert after
+    assert different == [], "the weights of a run that nothing disturbed"
 
 
 def test_importance_weights_correct_a_server_that_drew_from_other_weights(
