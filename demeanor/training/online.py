@@ -233,6 +233,9 @@ class Trainer:
             "time/generate": sampled_s - began_s,
             "time/score": self.clock() - sampled_s,
         }
+        if costs is not None:  # its terms: cost/NAME/mean and so on
+            columns = {k: v for k, v in costs.metrics().items() if k.startswith("rewards/")}
+            metrics |= {f"cost/{name.removeprefix('rewards/')}": value for name, value in columns.items()}
         if constraint is not None and found.costs:
             cost, multiplier = fmean(found.costs), constraint.multiplier
             multiplier.update(cost)

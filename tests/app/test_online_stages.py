@@ -72,7 +72,7 @@ COMMON = {
 OWN = {
     "rloo": {"kl", "kl/token", "kl/coefficient", "frac_reward_zero_std", "entropy"},
     "grpo": {"rewards/item/mean", "rewards/length/mean", "clip_ratio/low_mean", "entropy"},
-    "ppo": {"explained_variance", "value_loss", "ptx/loss", "cost", "cost/lambda", "kl"},
+    "ppo": {"explained_variance", "value_loss", "ptx/loss", "cost", "cost/length/mean", "cost/lambda", "kl"},
     "online_dpo": {"rewards/accuracies", "rewards/margins"},
     "best_of_n": set(),
 }
