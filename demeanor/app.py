@@ -77,6 +77,7 @@ from demeanor.training import (
     reward_check,
     scoring,
 )
+from demeanor.training import prompts as asked
 from demeanor.training.reward_audit import RewardAudit
 from demeanor.training.rewards import Roll, Rollout, Task
 from demeanor.training.runs import Runs, training_curves, weights_folder
@@ -323,7 +324,12 @@ def train(
     options: RunOptions = RunOptions(),
     probe: int | None = None,
 ) -> None:
-    """Train every stage that has no finished weights, as training/pipeline.py says."""
+    """Train every stage that has no finished weights, as training/pipeline.py says.
+
+    Raises SpecError before anything is trained for prompts of online stages that cannot be used.
+    """
+    if problems := asked.problems(stack, suites.items):
+        raise SpecError(problems)
     pipeline.train(stack, runs, only=only, options=options, probe=probe, services=ONLINE)
 
 

@@ -61,7 +61,7 @@ LENGTH = {"kind": "length", "free": 8}
     [
         ([LENGTH], "names no reward model; write value_init: zero"),
         (
-            [{"kind": "model", "stages": ["rm", "rm"]}],
+            [{"kind": "model", "stages": ["rm"]}, {"kind": "model", "stages": ["rm"], "weight": 2}],
             "names 2 reward models (rm, rm); write value_init: zero",
         ),
     ],
@@ -125,3 +125,79 @@ def test_a_setting_of_trls_in_the_objective_is_answered_with_our_name(
     with pytest.raises(SpecError) as error:
         load(tmp_path, with_online(objective))
     assert says in str(error.value)
+
+
+# ---- numbers and names that cannot be meant ----
+
+ENDLESS, NO_NUMBER = float("inf"), float("nan")
+HOSTILE: list[tuple[dict[str, Any], str, str]] = [
+    ({"rollouts": {"count": 10**9}}, "rollouts.count", "16,000,000,000 answers an iteration"),
+    ({"rollouts": {"max_tokens": 10**12}}, "rollouts.max_tokens", "wanted at most model.context"),
+    ({"rollouts": {"temperature": NO_NUMBER}}, "rollouts.temperature", "got nan"),
+    ({"rollouts": {"importance": {"cap": ENDLESS}}}, "rollouts.importance.cap", "a finite number"),
+    ({"rollouts": {"url": "http://me:secret@host:1"}}, "rollouts.url", "match pattern"),
+    ({"rollouts": {"url": "file:///etc/passwd"}}, "rollouts.url", "match pattern"),
+    ({"rollouts": {"environment": "../../nowhere.py:f"}}, "rollouts.environment", "no such file"),
+    ({"rollouts": {"layers": "policy"}}, "rollouts.layers", "a valid tuple"),
+    ({"steps": 3, "epochs": 2}, "steps", "which say the same; leave one out"),
+    ({"minibatches": 17}, "minibatches", "at most batch_rows = 16"),
+    ({"optim": {"lr": ENDLESS}}, "optim.lr", "a finite number"),
+    ({"ptx": {"data": []}}, "ptx.data", "wanted at least one"),
+    ({"reward": None}, "reward", "got nothing"),
+    ({"reward": [{"kind": "model", "stages": ["rm", "rm"]}]}, "reward[0].stages", "twice"),
+    ({"reward": [LENGTH | {"weight": NO_NUMBER}]}, "reward[0].weight", "a finite number"),
+    ({"reward": [LENGTH, {"kind": "rules", "rules": "."}]}, "reward[1].rules", "no such file"),
+    (
+        {"cost": {"terms": [LENGTH, {"kind": "rules", "rules": "no.yaml"}]}},
+        "cost.terms[1].rules",
+        "no such file",
+    ),
+    ({"cost": {"terms": [LENGTH], "least": 5, "most": 1}}, "cost.initial", "wanted them in this order"),
+    ({"prompts": [{"source": "world:instructions", "weight": 3}]}, "prompts[0].weight", "asked once a pass"),
+    (
+        {"prompts": [{"source": "world:behaviour", "items": True, "columns": {"a": "b"}}]},
+        "prompts[0].columns",
+        "is for rows",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "place", "says"), HOSTILE, ids=[place for _, place, _ in HOSTILE])
+def test_what_cannot_be_meant_is_one_error_with_its_place(
+    tmp_path: Path, settings: dict[str, Any], place: str, says: str
+) -> None:
+    with pytest.raises(SpecError) as error:
+        load(tmp_path, with_online({"kind": "rloo"}, **settings))
+    told = str(error.value)
+    assert f"weights.stages[3].{place}: " in told
+    assert says in told
+    assert "mistakes" not in told, "one mistake is told once"
+
+
+def test_all_mistakes_of_an_online_stage_are_told_at_once(tmp_path: Path) -> None:
+    wrong = {"steps": 3, "epochs": 2, "minibatches": 17, "rollouts": {"count": 10**9}, "ptx": {"data": []}}
+    with pytest.raises(SpecError, match="4 mistakes"):
+        load(tmp_path, with_online({"kind": "rloo"}, **wrong))
+
+
+def test_axes_and_files_of_suites_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
+    from demeanor import app
+    from demeanor.training.runs import Runs
+    from tests.app import tiny_online
+
+    (tmp_path / "items.jsonl").write_text(
+        '{"id": "a", "messages": [{"role": "user", "content": "x"}], "scorer": "number", "target": {"value": [1]}, '
+        '"axis": "sums", "cluster": "a"}\n'
+    )
+    prompts = [
+        {"source": "world:behaviour", "items": True, "axes": ["facts", "fakts"]},
+        {"source": "items.jsonl", "items": True},
+    ]
+    stack = app.load_stack(tiny_online.write(tmp_path, "grpo", prompts=prompts))
+    with pytest.raises(SpecError, match="2 mistakes") as error:
+        app.train(stack, Runs(tmp_path / "runs"))
+    told = str(error.value)
+    assert "prompts[0]: world:behaviour: unknown axis 'fakts'. Did you mean 'facts'?" in told
+    assert "prompts[1]: " in told
+    assert "items.jsonl" in told
+    assert not (tmp_path / "runs").exists()

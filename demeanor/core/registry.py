@@ -25,9 +25,9 @@ File = Annotated[str, CONTENT]
 
 
 class Spec(BaseModel):
-    """Base class of all declared settings: frozen, and unknown keys are errors."""
+    """Base class of all declared settings: frozen, numbers finite, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 def known(package: str) -> tuple[str, ...]:

@@ -366,7 +366,11 @@ class RolloutsSpec(Spec):
     timeout_s: float | None = Field(
         None, gt=0, description="seconds that one episode may take, else it has no reward; null: no limit"
     )
-    url: str | None = Field(None, description="vLLM server that samples; null: the engine of this process")
+    url: str | None = Field(
+        None,
+        pattern=r"^https?://[^@\s]+$",
+        description="vLLM server that samples, without a password; null: the engine of this process",
+    )
     server: ServerSpec = ServerSpec()
     importance: ImportanceSpec = ImportanceSpec()
 

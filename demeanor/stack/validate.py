@@ -30,8 +30,10 @@ from demeanor.stack.schema import (
     MergeStage,
     ModelReward,
     OnlineStage,
+    PromptSource,
     QuantiseStage,
     Remote,
+    RewardTerm,
     RolloutsSpec,
     RuleReward,
     Scratch,
@@ -129,7 +131,7 @@ def _expand_stage(stage: dict[str, Any]) -> None:
     ptx, cost = stage.get("ptx"), stage.get("cost")
     if isinstance(ptx, dict) and "data" in ptx:
         ptx["data"] = _sources(ptx["data"])
-    if "reward" in stage:
+    if stage.get("reward") is not None:
         stage["reward"] = _terms(stage["reward"])
     if isinstance(cost, dict) and "terms" in cost:
         cost["terms"] = _terms(cost["terms"])
@@ -327,8 +329,7 @@ def _online(stage: OnlineStage, module: Any, earlier: Mapping[str, bool], here: 
         problems.append(Problem(f"{here}.data", what))
     if module is not None:
         problems += _online_objective(stage, module, here)
-    terms = {f"reward[{i}]": term for i, term in enumerate(stage.reward)}
-    terms |= {f"cost.terms[{i}]": term for i, term in enumerate(stage.cost.terms if stage.cost else ())}
+    terms = reward_terms(stage)
     rewards = [name for name, policy in earlier.items() if not policy]
     for place, term in terms.items():
         if isinstance(term, ModelReward):
@@ -337,6 +338,8 @@ def _online(stage: OnlineStage, module: Any, earlier: Mapping[str, bool], here: 
                 for name in term.stages
                 if earlier.get(name, True)
             ]
+            if len(set(term.stages)) < len(term.stages):
+                problems.append(Problem(f"{here}.{place}.stages", "names a stage twice; name each once"))
         scored = rollouts.environment is not None or any(source.items for source in stage.prompts)
         if isinstance(term, ItemReward) and not scored:
             what = "reads the prompts' own items, and no prompt source has `items: true`"
@@ -345,11 +348,11 @@ def _online(stage: OnlineStage, module: Any, earlier: Mapping[str, bool], here: 
             what = "compares the answers of a group; wanted rollouts.count of at least 2"
             problems.append(Problem(f"{here}.{place}", what))
     for i, source in enumerate(stage.prompts):
-        if source.axes and not source.items:
-            problems.append(
-                Problem(f"{here}.prompts[{i}].axes", "is for suites; write items: true, or leave it out")
-            )
+        problems += _prompt_source(source, f"{here}.prompts[{i}]")
     problems += _rollouts(rollouts, module, f"{here}.rollouts")
+    problems += _sizes(stage, here)
+    if stage.ptx is not None and not stage.ptx.data:
+        problems.append(Problem(f"{here}.ptx.data", "got no source, wanted at least one; or leave ptx out"))
     if stage.keep == "best" and (stage.probe is None or stage.probe.prompts is None):
         what = f"{kind}: best is by the held-out score of the probe; write probe: {{prompts: SUITE}}"
         problems.append(Problem(f"{here}.keep", what))
@@ -357,6 +360,43 @@ def _online(stage: OnlineStage, module: Any, earlier: Mapping[str, bool], here: 
         problems.append(Problem(f"{here}.critic_lr", f"{kind} has no critic; leave it out"))
     if stage.optim.kind == "muon" and module is not None and module.ONLINE and module.ONLINE.critic:
         problems.append(Problem(f"{here}.optim.kind", "the critic has a learning rate of its own; use adamw"))
+    return problems
+
+
+FOR_ROWS = ("config", "split", "columns", "skip_bad", "stream")  # settings of a source that items do not have
+
+
+def _prompt_source(source: PromptSource, here: str) -> list[Problem]:
+    """Check settings of a prompt source that it would not read."""
+    problems: list[Problem] = []
+    if source.axes and not source.items:
+        problems.append(Problem(f"{here}.axes", "is for suites; write items: true, or leave it out"))
+    if source.weight > 1 or (source.items and source.weight != 1):
+        what = f"got {source.weight:g}, but each prompt is asked once a pass; leave it out, and set steps or epochs"
+        problems.append(Problem(f"{here}.weight", what))
+    given = [name for name in FOR_ROWS if source.items and getattr(source, name)]
+    return problems + [Problem(f"{here}.{name}", "is for rows; a suite has items") for name in given]
+
+
+MOST_ANSWERS = 2**16  # of one iteration: more is a slip, and all of them are in memory at once
+
+
+def _sizes(stage: OnlineStage, here: str) -> list[Problem]:
+    """Check numbers of an online stage that only make sense together."""
+    problems: list[Problem] = []
+    if stage.steps is not None and "epochs" in stage.model_fields_set:
+        what = f"got steps: {stage.steps} and epochs: {stage.epochs:g}, which say the same; leave one out"
+        problems.append(Problem(f"{here}.steps", what))
+    if stage.minibatches > stage.batch_rows:
+        what = f"got {stage.minibatches}, wanted at most batch_rows = {stage.batch_rows}: a group is not cut"
+        problems.append(Problem(f"{here}.minibatches", what))
+    if (answers := stage.batch_rows * stage.rollouts.count) > MOST_ANSWERS:
+        what = f"got {answers:,} answers an iteration (batch_rows x rollouts.count), wanted at most {MOST_ANSWERS:,}"
+        problems.append(Problem(f"{here}.rollouts.count", what))
+    cost = stage.cost
+    if cost is not None and not cost.least <= cost.initial <= cost.most:
+        what = f"got least {cost.least:g}, initial {cost.initial:g}, most {cost.most:g}; wanted them in this order"
+        problems.append(Problem(f"{here}.cost.initial", what))
     return problems
 
 
@@ -456,6 +496,8 @@ def _shape(spec: StackSpec, where: str) -> list[Problem]:
     for i, stage in enumerate(spec.weights.stages):
         if isinstance(stage, Stage) and stage.max_tokens:
             lengths[f"stages[{i}].max_tokens"] = stage.max_tokens
+        if isinstance(stage, OnlineStage):
+            lengths[f"stages[{i}].rollouts.max_tokens"] = stage.rollouts.max_tokens
     for place, length in lengths.items():
         if length > shape.context:
             what = f"got {length}, wanted at most model.context = {shape.context}"
@@ -532,11 +574,16 @@ def _online_files(stage: OnlineStage, spec: StackSpec, root: Path, here: str) ->
         problems.append(Problem(f"{here}.rollouts.environment", what))
     elif file and not (root / file).is_file():
         problems.append(Problem(f"{here}.rollouts.environment", f"no such file: {root / file}"))
-    terms = [*stage.reward, *(stage.cost.terms if stage.cost else ())]
-    for term in terms:
+    for place, term in reward_terms(stage).items():
         if isinstance(term, RuleReward) and not (root / term.rules).is_file():
-            problems.append(Problem(f"{here}.reward.rules", f"no such file: {root / term.rules}"))
+            problems.append(Problem(f"{here}.{place}.rules", f"no such file: {root / term.rules}"))
     return problems
+
+
+def reward_terms(stage: OnlineStage) -> dict[str, RewardTerm]:
+    """The terms of a stage's reward and cost by their place in the stage."""
+    found: dict[str, RewardTerm] = {f"reward[{i}]": term for i, term in enumerate(stage.reward)}
+    return found | {f"cost.terms[{i}]": term for i, term in enumerate(stage.cost.terms if stage.cost else ())}
 
 
 def _too_long(stages: Sequence[AnyStage], folder: Path, where: str) -> list[Problem]:

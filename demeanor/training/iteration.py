@@ -129,6 +129,8 @@ def ranked(found: Iteration, rows: str) -> Iteration:
     """What an offline objective trains on: the best and the worst of each group, or for `examples` the best.
 
     A group whose rewards are all equal has nothing better and is left out; of equal rewards the first counts.
+    A pair that layers gave different prompts is left out too. The losses are of the policy itself, so neither
+    temperature nor truncated sampling has a part in them.
     """
     chosen: list[tuple[int, ...]] = []
     for g in range(len(found.units)):
@@ -140,10 +142,10 @@ def ranked(found: Iteration, rows: str) -> Iteration:
     flat = [i for pair in chosen for i in pair]
     units = []
     for pair in chosen:
-        first = [path for path in (paths_of(found.rollouts[i])[0] for i in pair) if any(path.written)]
-        branches = tuple(map(branch_of, first))
-        tree = Tree(found.rollouts[pair[0]].task.tokens, branches, tuple(range(len(branches))))
-        if len(branches) == len(pair):
+        first = [paths_of(found.rollouts[i])[0]._replace(kept=()) for i in pair]
+        if all(any(path.written) and path.prompt == first[0].prompt for path in first):
+            branches = tuple(map(branch_of, first))
+            tree = Tree(first[0].prompt, branches, tuple(range(len(branches))))
             units.append((Unit(tree, tuple(first), tuple(flat.index(i) for i in pair)),))
     return Iteration(
         tuple(found.rollouts[i] for i in flat),
@@ -238,14 +240,14 @@ def mismatch(outputs: Outputs, batch: TokenBatch) -> dict[str, tuple[Tensor, Ten
 def rollout_metrics(
     rolled: Sequence[Sequence[Rollout]], refused: Callable[[str], bool] | None
 ) -> dict[str, float]:
-    """Lengths (tokens that the policy wrote) of all and of finished answers, and shares of answers."""
+    """Lengths (tokens that the policy wrote in all turns) of all and of finished answers, and shares of answers."""
     everyone = [rollout for rollouts in rolled for rollout in rollouts]
-    lengths = [len(r.sampled) for r in everyone]
-    finished = [len(r.sampled) for r in everyone if r.ended]
+    lengths = [sum(len(path.sampled) for path in paths_of(r)) for r in everyone]
+    finished = [length for r, length in zip(everyone, lengths) if r.ended]
     found = {
         "completions/mean_length": fmean(lengths),
         "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": fmean(not r.ended for r in everyone),
+        "completions/clipped_ratio": fmean(not r.ended and r.error is None for r in everyone),
         "completions/repetition": fmean(repetition(r.tokens) for r in everyone),
         "completions/failed": fmean(r.error is not None for r in everyone),
     }

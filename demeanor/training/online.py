@@ -79,7 +79,10 @@ from demeanor.training.runs import CHECKPOINT, LEDGER, read_log
 ROLLOUTS = "rollouts.jsonl"
 CPU_TOKENS = 2048  # of a micro-batch: on a CPU larger ones need more memory and are no faster
 RECENT = 10  # iterations whose means the progress line shows
-HELD_OUT = 64  # tasks that the reward is measured on at every evaluation
+NOTHING = (
+    "WARNING: none of its answers has a reward (or all are cut off and masked), so it trains nothing; see "
+    "reward/unscored and completions/clipped_ratio in the log"
+)
 
 
 class Scored(Protocol):
@@ -222,6 +225,11 @@ class Trainer:
         rolled = self.rolled(tasks, seeds(stage.seed, number, len(tasks), stage.rollouts.count))
         sampled_s = self.clock()
         flat = [rollout for rollouts in rolled for rollout in rollouts]
+        if flat and all(rollout.error is not None for rollout in flat):
+            raise DemeanorError(
+                f"iteration {number + 1}: all {len(flat)} rollouts failed, the first with: {flat[0].error}. Mend the "
+                "environment or its limits; the same command goes on from the checkpoint"
+            )
         scored = self.group.from_first(lambda: self.setup.score(flat))
         constraint = self.setup.constraint
         costs = None if constraint is None else self.group.from_first(lambda: constraint.cost(flat))
@@ -491,10 +499,16 @@ def fit_online(
     with book as rows, shown as readable, stop_requests() as stop, watch.running(steps, begun, peak):
         if not seen:  # a run killed while it evaluated
             look(begun)
-        saved_s, recent = clock(), deque[dict[str, float]](maxlen=RECENT)
+        saved_s, recent, told = clock(), deque[dict[str, float]](maxlen=RECENT), False
         for step in range(begun, steps):
-            start_s, done = clock(), step + 1
+            start_s, done, before = clock(), step + 1, trainer.state()
             sampled, metrics = trainer.sample(step)
+            if group.any(stop.asked):  # the iteration is drawn again after a resume, alike
+                resume.save(state, model, trainer.optimizer, step, about, averages, group, before)
+                raise stop.obeyed(step, steps)
+            if not sampled.units and not told:
+                watch.say(f"iteration {done}: {NOTHING}")
+                told = True
             found, flops = trainer.train(step, sampled)
             for average in averages.values():
                 average.update(model, done)

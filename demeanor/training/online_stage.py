@@ -80,12 +80,20 @@ def train(
     reward = build(stage.reward, verdicts=run.folder / "verdicts.jsonl")
     roll = services.roll(stack, stage, tokenizer, template, run.folder, parent)
     start = parent if reference is None else reference.folder
-    _normalise(
-        reward, stage, run.folder / "normalisation.json", stack.root, template, found.tasks, roll, start
+    normalise = partial(
+        _normalise,
+        stage=stage,
+        root=stack.root,
+        template=template,
+        tasks=found.tasks,
+        roll=roll,
+        reference=start,
     )
+    normalise(reward, kept=run.folder / "normalisation.json")
     constraint = None
     if stage.cost is not None:
         cost = build(stage.cost.terms, verdicts=run.folder / "cost-verdicts.jsonl")
+        normalise(cost, kept=run.folder / "cost-normalisation.json")
         constraint = Constraint(cost, stage.cost.limit, Lagrangian(stage.cost))
     reads_reference = reference is not None and (online is None or online.reference(settings))
 
@@ -130,8 +138,9 @@ def train(
 
 def _normalise(
     reward: scoring.RewardSum,
-    stage: OnlineStage,
+    *,
     kept: Path,
+    stage: OnlineStage,
     root: Path,
     template: Template,
     tasks: Sequence[Task],

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from demeanor.core.errors import DataError
+from demeanor.core.errors import DataError, Problem, unknown
 from demeanor.core.types import Example, Item, Messages, TrainingRow, Unpaired, message_json, tool_json
 from demeanor.data import sources
 from demeanor.data.revision import RevisionPrompt
 from demeanor.data.trees import Tree
 from demeanor.stack.schema import OnlineStage, PromptSource
-from demeanor.stack.stack import digest
+from demeanor.stack.stack import Stack, digest
 from demeanor.text.template import Template
 from demeanor.training import heldout
 from demeanor.training.rewards import Task
@@ -53,7 +53,8 @@ def prompts(
         shortest = min((len(task.tokens) for task in found.values()), default=0)
         raise DataError(
             f"{stage.name}: prompts: none of {len(found)} leaves room for an answer of rollouts.max_tokens = "
-            f"{stage.rollouts.max_tokens} in {context} tokens (the shortest has {shortest}); lower max_tokens"
+            f"{stage.rollouts.max_tokens} in {context} tokens (the shortest prompt has {shortest}, the longest that "
+            f"fits would have {room}); {'raise max_tokens' if shortest <= context - stage.rollouts.max_tokens else 'lower rollouts.max_tokens'}"
         )
     kept, held = heldout.split([Tree(task.tokens, ()) for task in fitting])
     return Prompts(
@@ -61,15 +62,34 @@ def prompts(
     )
 
 
+def problems(stack: Stack, items: Callable[[str, Path], Sequence[Item]]) -> list[Problem]:
+    """Mistakes in the suites that online stages take prompts from, found before anything is trained."""
+    found = []
+    for i, stage in enumerate(stack.spec.weights.stages):
+        for n, source in enumerate(stage.prompts if isinstance(stage, OnlineStage) else ()):
+            if source.items:
+                try:
+                    _chosen(source, stack.root, items)
+                except DataError as error:
+                    where = f"{stack.path}: weights.stages[{i}].prompts[{n}]"
+                    found.append(Problem(where, str(error)))
+    return found
+
+
+def _chosen(source: PromptSource, root: Path, items: Callable[[str, Path], Sequence[Item]]) -> list[Item]:
+    """The items of a source. Raises DataError for an axis that no item has."""
+    every = items(source.source, root)
+    known = list(dict.fromkeys(item.axis for item in every))
+    if wrong := [axis for axis in source.axes if axis not in known]:
+        raise DataError(f"{source.source}: {unknown(wrong[0], known, noun='axis')}")
+    return [item for item in every if not source.axes or item.axis in source.axes][: source.limit]
+
+
 def _tasks(
     source: PromptSource, template: Template, root: Path, items: Callable[[str, Path], Sequence[Item]]
 ) -> Iterator[Task]:
     if source.items:
-        chosen = [x for x in items(source.source, root) if not source.axes or x.axis in source.axes]
-        if not chosen:
-            axes = ", ".join(dict.fromkeys(x.axis for x in items(source.source, root)))
-            raise DataError(f"{source.source}: no item of axes {', '.join(source.axes)}; it has {axes}")
-        for item in chosen[: source.limit]:
+        for item in _chosen(source, root, items):
             tokens = template.render(item.messages, item.tools, generate=True).tokens
             yield Task(item.messages, tuple(tokens), item, item.id)
         return
@@ -122,7 +142,7 @@ def to_revise(
 ) -> Iterator[RevisionPrompt]:
     """The prompts of a source for `data revise`, each with a hash of its messages and tools as id."""
     if source.items:
-        chosen = [x for x in items(source.source, root) if not source.axes or x.axis in source.axes]
+        chosen = _chosen(source, root, items)
         found = ((item.messages, item.tools, item.id) for item in chosen)
     else:
         rows = sources.rows(source, root=root, want="prompts")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, pvariance, stdev
 from typing import Any, Literal, NamedTuple, Protocol
@@ -32,6 +33,7 @@ from demeanor.stack.schema import (
     ScorerReward,
 )
 from demeanor.stack.stack import Stack
+from demeanor.stack.validate import reward_terms
 from demeanor.training import reward_rules
 from demeanor.training.generation_eval import repetition, rewards
 from demeanor.training.rewards import Rollout, Task
@@ -302,12 +304,21 @@ class RewardSum:
         self.terms = dict(terms)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> ScoredRollouts:
-        """Score rollouts, in order. One that failed, or that a term cannot score, has no reward."""
+        """Score rollouts, in order. One that failed, or that a term cannot score, has no reward.
+
+        Raises DemeanorError for a score that is not a finite number, since every baseline would be none either.
+        """
         whole = [i for i, rollout in enumerate(rollouts) if rollout.error is None]
         columns: dict[str, list[TermScore]] = {}
         for name, (_, term) in self.terms.items():
             column = [UNSCORED] * len(rollouts)
             for i, found in zip(whole, term([rollouts[i] for i in whole]), strict=True):
+                if found.value is not None and not isfinite(found.value):
+                    raise DemeanorError(
+                        f"reward {name}: got {found.value} for the answer {rollouts[i].text[:80]!r} to "
+                        f"{rollouts[i].task.source or 'a prompt'}; wanted a finite number, or None where an answer "
+                        "cannot be scored"
+                    )
                 column[i] = found
             columns[name] = column
         return ScoredRollouts([self._sum(row) for row in zip(*columns.values(), strict=True)], columns)
@@ -447,9 +458,7 @@ def problems(stack: Stack, services: RewardServices) -> list[Problem]:
     found = []
     for i, stage in enumerate(stack.spec.weights.stages):
         if isinstance(stage, OnlineStage):
-            placed = {f"reward[{n}]": term for n, term in enumerate(stage.reward)}
-            placed |= {f"cost.terms[{n}]": t for n, t in enumerate(stage.cost.terms if stage.cost else ())}
-            for place, term in placed.items():
+            for place, term in reward_terms(stage).items():
                 where = f"{stack.path}: weights.stages[{i}].{place}"
                 found += [Problem(where, what) for what in wrong(term, services, stack)]
     return found

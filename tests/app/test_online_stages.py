@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from demeanor import app
 from demeanor.model import native
 from demeanor.stack.stack import Stack
+from demeanor.training import online
+from demeanor.training.resume import Interrupted
 from demeanor.training.runs import CHECKPOINT, LEDGER, Runs, read_log
 from tests.app import tiny_online
 from tests.conftest import each
@@ -264,3 +266,63 @@ def test_the_log_says_that_sampler_and_trainer_agree_to_the_last_bit(
     stack, runs = everything
     steps = [row for row in rows_of(stack, runs, stage) if "loss" in row]
     assert [(row["kl_sample_train_v1"], row["kl_sample_train_v2"]) for row in steps] == [(0.0, 0.0)] * 4
+
+
+# ---- runs that meet what they should survive, or say ----
+
+SILENT = "def env(task, messages):\n    return None\n\n\nenv.score = lambda task, messages: None\n"
+
+
+def test_an_iteration_without_any_reward_is_told_once_and_changes_no_weight(
+    trained: tuple[Stack, Runs], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "e.py").write_text(SILENT)
+    prompts = [{"source": "world:preferences", "limit": 9}]
+    rollouts = {"count": 2, "max_tokens": 4, "environment": "e.py:env"}
+    stack, runs = begun(
+        tmp_path, trained, "grpo", prompts=prompts, reward=["item"], rollouts=rollouts, steps=3
+    )
+    app.train(stack, runs)
+    assert capsys.readouterr().err.count("none of its answers has a reward") == 1
+    before, after = weights_of(stack, runs, "sft"), weights_of(stack, runs, "grpo")
+    assert all(torch.equal(before[name], after[name]) for name in each(before))
+
+
+def test_reward_models_of_a_cost_are_normalised_once_too(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
+    cost = {"terms": [{"kind": "model", "stages": ["rm"], "normalise": "reference"}], "limit": 0.0}
+    stack, runs = begun(tmp_path, trained, "rloo", cost=cost, steps=1)
+    app.train(stack, runs)
+    (row,) = [row for row in rows_of(stack, runs, "rloo") if "loss" in row]
+    assert abs(row["cost"]) < 1.5, "12 answers of a distribution with mean 0 and deviation 1"
+    kept = json.loads((runs.folder(stack.stage_key("rloo")) / "cost-normalisation.json").read_text())
+    assert kept["model"]["rm"][1] > 0
+
+
+def test_ctrl_c_while_an_iteration_is_sampled_stops_before_it_is_trained_and_goes_on_alike(
+    trained: tuple[Stack, Runs],
+    everything: tuple[Stack, Runs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stack, runs = begun(tmp_path, trained, "ppo")
+    sample = online.Trainer.sample
+
+    def interrupted(self: online.Trainer, number: int) -> Any:
+        found = sample(self, number)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(online.Trainer, "sample", interrupted)
+        with pytest.raises(Interrupted, match="stopped after step 2 of 4") as stopped:
+            app.train(stack, runs)
+    assert stopped.value.exit_code == 130
+    app.train(stack, runs)
+    first, second = weights_of(*everything, "ppo"), weights_of(stack, runs, "ppo")
+    assert all(torch.equal(first[name], second[name]) for name in each(first))
+    costs = [
+        [row["cost/lambda"] for row in rows_of(*x, "ppo") if "loss" in row]
+        for x in (everything, (stack, runs))
+    ]
+    assert costs[0] == costs[1], "the multiplier moved once for the iteration that was drawn twice"

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from demeanor.core import registry
+from demeanor.core.errors import DemeanorError
 from demeanor.data.trees import Branch, Tree
 from demeanor.model import checkpoints
 from demeanor.model.heads import policy_outputs
@@ -26,6 +27,7 @@ from demeanor.training.iteration import (
     minibatches,
     paths_of,
     ranked,
+    rollout_metrics,
     samples_of,
     seeds,
     units_of,
@@ -312,3 +314,41 @@ def test_a_group_of_one_is_refused(tmp_path: Path) -> None:
     path = tiny_online.write(tmp_path, "rloo", rollouts={"count": 1, "max_tokens": 8})
     with pytest.raises(SpecError, match="one alone has no baseline"):
         load_stack(path)
+
+
+# ---- what fails, and what layers change ----
+
+
+def test_a_pair_is_of_one_prompt_and_its_loss_is_of_the_policy_itself() -> None:
+    """Layers may give each rollout another prompt; temperature and truncation are of the sampler."""
+    best, worst = rollout([1], [2], kept=((2, 5),)), rollout([1], [3])
+    changed = worst._replace(task=Task((), (9, 1)))
+    same = ranked(iteration_of(stage(), [[best, worst]], [1.0, 0.0]), "preferences")
+    assert [unit.paths[0].kept for unit in same.units[0]] == [()]
+    assert [len(unit.paths) for unit in same.units[0]] == [2]
+    assert ranked(iteration_of(stage(), [[best, changed]], [1.0, 0.0]), "preferences").units == ()
+    alone = ranked(iteration_of(stage(), [[worst, changed]], [0.0, 1.0]), "examples")
+    assert alone.units[0][0].tree.prompt == (9, 1), "an example keeps its own prompt"
+
+
+def test_lengths_are_of_all_turns_and_a_failed_rollout_is_not_a_truncated_one() -> None:
+    later = TokenPath((5, 6), (7, 8), (True, True), (-2.0, -3.0))
+    rolled = [
+        [rollout([1], [2], later=(later,)), rollout([1], [], ended=False, error="a tool broke")],
+        [rollout([4], [5, 5], ended=False), rollout([4], [5])],
+    ]
+    found = rollout_metrics(rolled, None)
+    assert found["completions/max_length"] == 3
+    assert found["completions/mean_terminated_length"] == 2
+    assert found["completions/clipped_ratio"] == 0.25
+    assert found["completions/failed"] == 0.25
+
+
+def test_a_run_in_which_every_rollout_fails_ends_with_the_reason() -> None:
+    _, trainer, _ = made("grpo")
+    failed = [[rollout([1], [], ended=False, error="KeyError: 'sums'")] * 3]
+    trainer.setup = replace(trainer.setup, roll=lambda model, tasks, numbers: failed)
+    with pytest.raises(
+        DemeanorError, match="iteration 1: all 3 rollouts failed, the first with: KeyError: 'sums'"
+    ):
+        trainer.sample(0)

@@ -436,6 +436,16 @@ def test_a_rollout_that_failed_is_scored_by_nothing(stack: Stack) -> None:
     assert found.total == [None, 1.0]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_no_finite_number_is_one_error_that_names_term_and_answer(value: float) -> None:
+    def term(rollouts: Sequence[Rollout]) -> list[TermScore]:
+        return [TermScore(1.0), TermScore(value)]
+
+    reward = RewardSum({"repetition": (1.0, scoring.repetition_term), "mine": (0.0, term)})
+    with pytest.raises(DemeanorError, match=r"reward mine: got -?(nan|inf) for the answer 'second'"):
+        reward([rollout("first"), rollout("second")])
+
+
 def test_nothing_scored_has_no_mean() -> None:
     found = RewardSum({"item": (1.0, partial(scoring.item_term, SERVICES))})([rollout(), rollout()])
     assert found.metrics() == {
