@@ -103,13 +103,15 @@ def main() -> int:
     out = ROOT / "results" / "bench-online.json"
     out.parent.mkdir(exist_ok=True)
     lines: list[dict[str, Any]] = []
+    if options.only and out.exists():  # the other objectives' lines stay
+        lines = [x for x in json.loads(out.read_text())["lines"] if x["kind"] != options.only]
     for kind in KINDS:
         if options.only in (None, kind):
             found = race(kind, WHO[kind], options.rounds, options.threads)
             lines += [line(kind, who, x, found[SAME.get(who, OURS)]) for who, x in found.items()]
             about = {"group": GROUP, "prompts": PROMPTS, "prompt_tokens": PROMPT, "new_tokens": NEW}
             about |= {"threads": options.threads, "rounds": options.rounds, "load": os.getloadavg()}
-            out.write_text(json.dumps({"lines": lines, **about, **origin()}, indent=1) + "\n")
+            out.write_text(json.dumps({"lines": lines, **origin(), **about}, indent=1) + "\n")
             show(
                 lines, f"{PROMPTS} x {GROUP} completions, {PROMPT} + {NEW} tokens, {options.threads} threads"
             )

@@ -120,16 +120,17 @@ def ours(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
     import shutil
     from dataclasses import replace
 
-    from demeanor.app import ONLINE
     from demeanor.core import registry
+    from demeanor.core.types import Decoding
     from demeanor.data.trees import Branch, Tree
+    from demeanor.engine.rollouts import sample_groups
     from demeanor.model import checkpoints as models
     from demeanor.model.exact import exact_policy_outputs
     from demeanor.model.reward_model import ActorCritic
     from demeanor.stack.schema import OnlineStage
     from demeanor.training.online import Setup, fit_online
     from demeanor.training.progress import StageProgress, read_log
-    from demeanor.training.rewards import Task
+    from demeanor.training.rewards import Rollout, Task
 
     stage = OnlineStage.model_validate(STAGES[kind])
     objective = registry.entry("demeanor.objectives", stage.objective["kind"])
@@ -140,13 +141,30 @@ def ours(kind: str, folder: Path, who: str) -> Callable[[], list[Step]]:
         critic = models.reward_from(load(), 0)
         torch.nn.init.zeros_(critic.score.weight)
         model = ActorCritic(model, critic)
+
+    def roll(policy: Any, tasks: Sequence[Task], seeds: Sequence[Sequence[int]]) -> list[list[Rollout]]:
+        """As demeanor.app samples, which the peers' environment cannot import."""
+        found = sample_groups(
+            policy,
+            Numbers(),  # type: ignore[arg-type]
+            [task.tokens for task in tasks],
+            count=GROUP,
+            decoding=Decoding(1.0, max_tokens=NEW),
+            stop_tokens=frozenset(),
+            seeds=lambda n, g: seeds[n][g],
+        )
+        return [
+            [Rollout(task, x.tokens, (True,) * len(x.tokens), x.sampled, x.text, x.ended) for x in group]
+            for task, group in zip(tasks, found)
+        ]
+
     reads_reference = objective.ONLINE.reference(settings)
     setup = Setup(
         stage=stage,
         objective=objective,
         settings=settings,
         tasks=[Task((), tuple(ids)) for ids in prompts(PROMPTS * STEPS)],
-        roll=ONLINE.roll(None, stage, Numbers(), Unended(), folder, folder / "policy"),  # type: ignore[arg-type]
+        roll=roll,
         score=Even,
         forward=exact_policy_outputs,
         untrained=load,
@@ -215,13 +233,6 @@ class Numbers:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(f" {t}" for t in tokens)
-
-
-class Unended:
-    """A template without a stop token."""
-
-    stop: tuple[str, ...] = ()
-    stop_tokens: frozenset[int] = frozenset()
 
 
 # ---- TRL ----

@@ -84,6 +84,8 @@ def test_copies_share_one_root_until_it_or_they_are_written() -> None:
     assert found.of([1, 2, 3]) == ([0, 0, 1], [10, 8, 12])
     found.written(1, 11)  # slot 3 relied on it; slot 1's own first ten positions stay
     assert found.of([1, 2, 3]) == ([0, 0, 3], [10, 8, 0])
+    found.written(2, 7)  # the last position of its copy: slot 1 keeps its own
+    assert found.of([0, 1, 2]) == ([0, 0, 2], [0, 10, 0])
     found.written(0, 9)
     assert found.of([0, 1, 2, 3]) is None
 
