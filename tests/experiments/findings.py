@@ -68,6 +68,7 @@ def publish(experiment: str, found: Sequence[Finding], **more: Any) -> Path:
     Console(width=150).print(table)
     RESULTS.mkdir(parents=True, exist_ok=True)
     out = RESULTS / f"{experiment}.json"
-    rows = [f._asdict() for f in found]
-    out.write_text(json.dumps({"findings": rows, **more, **origin()}, indent=1) + "\n")
+    rows = [{**f._asdict(), "number": f.number} for f in found]
+    tree = {"findings": rows, **more, **origin()}
+    out.write_text(json.dumps(tree, indent=1, default=lambda x: x.item()) + "\n")  # numbers of numpy
     return out
