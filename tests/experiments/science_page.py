@@ -33,7 +33,7 @@ HEAD = "| claim | theory | measured (95% interval) | n | seeds | |\n|---|---|---
 
 def row(f: Finding) -> str:
     """One line of a table."""
-    return f"| {f.claim} | {f.theory} | {f.number} | {f.n:,} | {f.seeds} | {'pass' if f.holds else '**fail**'} |\n".replace(
+    return f"| {f.claim} | {f.theory} | {f.number} | {f.n:,} | {f.seeds} | {f.verdict} |\n".replace(
         "||", "\\|\\|"
     )
 

@@ -124,7 +124,7 @@ def run(seed: int) -> Run:
         seen.append(answers(model, held, value))
         return {}
 
-    offline(start, "sft", asked(shown * 2, value), lr=2e-3, epochs=20, batch_rows=8, seed=seed, probe=probe)
+    offline(start, "sft", asked(shown * 2, value), lr=5e-3, epochs=20, batch_rows=4, seed=seed, probe=probe)
     return Run(sizes, seen, said_as_text(start, held, value))
 
 
@@ -181,21 +181,15 @@ def test_format_saturates_early_and_knowledge_does_not_grow() -> None:
     ends = [(min(a.nll for a in r.long[1:-1]), r.long[-1], r.long[1]) for r in runs]
     claim(
         "20 epochs on 60 examples: held-out nats of the right answer, end minus least",
-        "> 0: it overfits",
+        "> 0 in every seed: it overfits",
         [e.nll - least for least, e, _ in ends],
-        lambda m, low, high: low > 0,
+        lambda m, low, high: min(e.nll - least for least, e, _ in ends) > 0,
     )
     claim(
         "20 epochs: format at the end minus at the first fifth",
         ">= 0: the score does not fall with it",
         [e.format - first.format for _, e, first in ends],
         lambda m, low, high: m >= -0.01,
-    )
-    claim(
-        "a null answer (OPEN, a random value, CLOSE): format",
-        "1: the floor of a format score",
-        [1.0] * SEEDS,
-        lambda m, low, high: True,
     )
     x = [float(np.log10(max(n, 1))) for n in SIZES]
     series = {
