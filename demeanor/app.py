@@ -17,20 +17,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from demeanor import tools
+from demeanor import tools, training_services
 from demeanor.core import registry
 from demeanor.core.errors import SpecError, UsageError
 from demeanor.core.types import (
-    Completion,
     Decoding,
     Event,
-    Item,
     Messages,
     Respond,
     RunnableTool,
-    Score,
     ToolSpec,
     Turn,
 )
@@ -42,7 +37,6 @@ from demeanor.engine.respond import (
     Engine,
     answer_logprob,
     cached,
-    complete_prompts,
     model_respond,
     prompt_tokens,
     rendered_tokens,
@@ -50,38 +44,31 @@ from demeanor.engine.respond import (
     with_identity,
 )
 from demeanor.engine.respond import unit_vector as _unit
-from demeanor.engine.rollouts import sample_groups
 from demeanor.engine.scheduler import Request
-from demeanor.evaluation import gold, items, judge, suites
+from demeanor.evaluation import gold, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
-from demeanor.evaluation.scorers import refusal, score_item, scored_from_text
 from demeanor.layers import Kit, Search, compose, policy
 from demeanor.model import checkpoints
-from demeanor.model.hf import ForeignModel
-from demeanor.model.llama import Llama
-from demeanor.policy_sampler import PolicySampler
 from demeanor.retrieval import documents, index
 from demeanor.server.request_context import charged, current_token_budget
-from demeanor.stack.schema import GenerationEvalSpec, OnlineStage, Remote, RolloutsSpec
+from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of, digest, load, plain
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
 from demeanor.training import (
-    environments,
     export,
-    generation_eval,
-    online_stage,
     pipeline,
     reward_check,
     scoring,
 )
 from demeanor.training import prompts as asked
 from demeanor.training.reward_audit import RewardAudit
-from demeanor.training.rewards import Roll, Rollout, Task
 from demeanor.training.runs import Runs, training_curves, weights_folder
 from demeanor.training.stage import RunOptions
+from demeanor.training_services import GENERATION as GENERATION
+from demeanor.training_services import REWARDS as REWARDS
 from demeanor.world.catalog import GENERATED
 
 MAX_VARIANTS = 256  # composed at once; a stack of many layers has more
@@ -333,105 +320,11 @@ def train(
     pipeline.train(stack, runs, only=only, options=options, probe=probe, services=ONLINE)
 
 
-def _generate(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    template: Template,
-    settings: GenerationEvalSpec,
-    prompts: Sequence[generation_eval.Prompt],
-) -> list[generation_eval.SampledAnswer]:
-    assert isinstance(model, Llama), f"wanted a policy that an engine runs, got {type(model).__name__}"
-    decoding = Decoding(settings.temperature, 1.0, settings.max_tokens)
-    answers = complete_prompts(model, tokenizer, template, [prompt.tokens for prompt in prompts], decoding)
-    return [
-        generation_eval.SampledAnswer(
-            "".join(piece.text for piece in pieces),
-            tuple(piece.token for piece in pieces),
-            pieces[-1].finish == "stop",
-        )
-        for pieces in answers
-    ]
+def _kit(stack: Stack, runs: Runs, template: Template) -> Kit:
+    return StackRuntime(stack, runs, operational=False).kit(partial(rendered_tokens, template))
 
 
-GENERATION = generation_eval.GenerationServices(
-    generate=_generate,
-    refused=lambda text: bool(refusal.declined(Completion(text, "stop"))),
-    items=suites.items,
-    score=lambda item, completion: score_item(item, completion).value,
-)
-"""What evaluation by generation during training needs of the engine, the suites and the scorers."""
-
-
-def _score(item: Item, completion: Completion) -> Score:
-    if not scored_from_text(item):
-        return Score(
-            None, "", f"{item.scorer} reads what happened on the way, and a sampled answer has no events"
-        )
-    return score_item(item, completion)
-
-
-def _judge(stack: Stack, verdicts: Path) -> scoring.Prefer:
-    spec = stack.spec.evaluation.judge
-    if spec is None:
-        raise UsageError(judge.NO_JUDGE.format(stack=stack.path))
-    return partial(judge.preferences, judge.judge_client(spec, verdicts, remote))
-
-
-REWARDS = scoring.RewardServices(score=_score, wrong=items.wrong_target, judge=_judge)
-"""What rewards need of the scorers and the judge."""
-
-
-def _roll(
-    stack: Stack, stage: OnlineStage, tokenizer: Tokenizer, template: Template, folder: Path, parent: Path
-) -> Roll:
-    settings = stage.rollouts
-    if not (settings.layers or settings.environment or settings.url):
-        return partial(_single_turns, settings, tokenizer, template)
-    opened = environments.load(settings.environment, stack.root) if settings.environment else None
-    kit = StackRuntime(stack, Runs(folder.parent), operational=False).kit(partial(rendered_tokens, template))
-    kept = [(layer.spec, layer.module) for layer in stack.layers if layer.name in settings.layers]
-    return PolicySampler(
-        stage, tokenizer, template, lambda inner: compose(kept, inner, kit), opened, folder, parent
-    )
-
-
-def _single_turns(
-    settings: RolloutsSpec,
-    tokenizer: Tokenizer,
-    template: Template,
-    model: nn.Module,
-    tasks: Sequence[Task],
-    seeds: Sequence[Sequence[int]],
-) -> list[list[Rollout]]:
-    """One answer to each task and seed, those of a task drawn together."""
-    assert isinstance(model, Llama | ForeignModel), f"wanted a policy, got {type(model).__name__}"
-    decoding = Decoding(
-        settings.temperature,
-        settings.top_p,
-        settings.max_tokens,
-        stop=template.stop,
-        top_k=settings.top_k,
-        min_p=settings.min_p or 0.0,
-    )
-    found = sample_groups(
-        model,
-        tokenizer,
-        [task.tokens for task in tasks],
-        count=max(map(len, seeds), default=0),
-        decoding=decoding,
-        stop_tokens=template.stop_tokens,
-        seeds=lambda n, g: seeds[n][g],
-    )
-    return [
-        [
-            Rollout(task, x.tokens, (True,) * len(x.tokens), x.sampled, x.text, x.ended, x.kept)
-            for x in completions
-        ]
-        for task, completions in zip(tasks, found)
-    ]
-
-
-ONLINE = online_stage.OnlineServices(roll=_roll, rewards=REWARDS, generation=GENERATION)
+ONLINE = training_services.online(_kit)
 """What online stages need of the engine, the scorers and the judge."""
 
 

@@ -52,7 +52,7 @@ ONLY: dict[tuple[str, str], set[str]] = {
     ("engine", "stack"): {"demeanor.stack.schema"},
 }
 """Where only some files of a room may be imported."""
-EVERYTHING = {"app", "serving", "api", "policy_sampler", "__main__", "__init__"}
+EVERYTHING = {"app", "serving", "api", "policy_sampler", "training_services", "__main__", "__init__"}
 NO_TORCH = {"stack", "layers", "server", "store", "retrieval", "evaluation", "report", "cli"}
 
 
