@@ -131,7 +131,7 @@ def _expand_stage(stage: dict[str, Any]) -> None:
     ptx, cost = stage.get("ptx"), stage.get("cost")
     if isinstance(ptx, dict) and "data" in ptx:
         ptx["data"] = _sources(ptx["data"])
-    if stage.get("reward") is not None:
+    if isinstance(stage.get("reward"), str | dict | list):  # `reward: true` is an imported reward model
         stage["reward"] = _terms(stage["reward"])
     if isinstance(cost, dict) and "terms" in cost:
         cost["terms"] = _terms(cost["terms"])

@@ -238,7 +238,11 @@ def train_online(
             return untrained()
         start = critic()
         values = checkpoints.reward(start.folder, stage.seed)
-        assert isinstance(values, RewardModel), "a critic needs the lean model"
+        if not isinstance(values, RewardModel):
+            raise DemeanorError(
+                f"{stage.name}: a critic cannot start from {start.folder}, which runs through transformers; wanted a "
+                "model of the Llama family, or an objective without a critic (rloo, grpo)"
+            )
         if stage.adapter is not None:
             adapters.attach(values, stage.adapter, stage.seed)
         if start.zero:
