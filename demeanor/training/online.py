@@ -74,7 +74,7 @@ from demeanor.training.progress import StageProgress, measured_peak, training_fl
 from demeanor.training.reference import MICRO_TOKENS, micro_batches
 from demeanor.training.resume import stop_requests
 from demeanor.training.rewards import Roll, Rollout, Task
-from demeanor.training.runs import CHECKPOINT, LEDGER, read_log
+from demeanor.training.runs import BEST, CHECKPOINT, LEDGER, read_log
 
 ROLLOUTS = "rollouts.jsonl"
 CPU_TOKENS = 2048  # of a micro-batch: on a CPU larger ones need more memory and are no faster
@@ -483,6 +483,9 @@ def fit_online(
                 resume.save_weights(out / best_name(done), policy_of(model))
         settle(model)
         rows.append({"step": done, **found})
+        if stage.keep == "best" and group.first:
+            for path in set(out.glob(BEST)) - {out / best_name(best_step(out) or 0)}:
+                path.unlink()
         watch.say(evaluation_line(done, found))
         evaluated = [row for row in read_log(out / LEDGER) if is_evaluation(row)] if group.first else []
         if warning := parted(evaluated):

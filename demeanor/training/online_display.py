@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from demeanor.training.runs import LEDGER, read_log
+from demeanor.training.runs import BEST, LEDGER, read_log
 
 PROXY, GOLD = "eval_reward", "eval_probe/held_out"
 PARTS = ("generate", "score", "train")
@@ -105,4 +105,4 @@ def is_best(out: Path, found: Row) -> bool:
 
 def best_name(step: int) -> str:
     """The file that holds the weights of an evaluated step while a stage keeps its best."""
-    return f"best-{step}.safetensors"
+    return BEST.replace("*", str(step))

@@ -30,6 +30,7 @@ from demeanor.text import tokenizer as tokenizers
 
 MODEL, PART, RECORD, LOCK = "model", "model.part", "record.json", "lock"
 LEDGER, CHECKPOINT = "ledger.jsonl", "checkpoint.safetensors"
+BEST = "best-*.safetensors"  # weights of the best evaluation while an online stage runs
 
 
 class Runs:
@@ -83,7 +84,8 @@ class Runs:
         write_json(folder / PART / files.RECORD, {**record, files.SUMS: files.checksums(folder / PART)})
         if not self.complete(key):  # another process may have finished it before we had the lock
             os.replace(folder / PART, folder / MODEL)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        for path in (folder / CHECKPOINT, *folder.glob(BEST)):
+            path.unlink(missing_ok=True)
         return folder / MODEL
 
     def release(self, key: str) -> None:

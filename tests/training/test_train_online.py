@@ -102,7 +102,9 @@ def test_an_answer_without_a_reward_is_left_out_and_its_group_goes_on() -> None:
 def test_truncated_answers_are_kept_masked_or_penalised(how: str, wanted: tuple[float, ...]) -> None:
     settings = stage(rollouts={"truncated": how, "penalty": 0.75})
     rolled = [[rollout([1], [2]), rollout([1], [3], ended=False)]]
-    assert iteration_of(settings, rolled, [1.0, 1.0]).rewards == wanted
+    found = iteration_of(settings, rolled, [1.0, 1.0])
+    assert found.rewards == wanted
+    assert [r.ended for r in found.rollouts] == [True, False][: len(wanted)]
 
 
 def test_tokens_that_the_policy_did_not_write_are_context_and_never_trained() -> None:
@@ -352,3 +354,9 @@ def test_a_run_in_which_every_rollout_fails_ends_with_the_reason() -> None:
         DemeanorError, match="iteration 1: all 3 rollouts failed, the first with: KeyError: 'sums'"
     ):
         trainer.sample(0)
+
+
+def test_of_equal_rewards_the_first_is_chosen_whatever_the_order_of_the_others() -> None:
+    rolled = [[rollout([1], [n]) for n in (2, 3, 4, 5, 6)]]
+    (pair,) = ranked(iteration_of(stage(), rolled, [1.0, 2.0, 0.0, 2.0, 0.0]), "preferences").units
+    assert [b.tokens for b in pair[0].tree.branches] == [(3,), (4,)]

@@ -293,6 +293,7 @@ def test_the_best_weights_are_those_of_the_first_best_evaluation(tmp_path: Path)
     best = {"keep": "best", "probe": {"prompts": "world:behaviour"}}
     model, seen = run(tmp_path, RISING_AND_FALLING, **best)
     assert torch.equal(first_of(model), seen.weights[2])
+    assert [path.name for path in tmp_path.glob("best-*")] == ["best-2.safetensors"], "only the best is kept"
     assert not torch.equal(seen.weights[2], seen.weights[3])
     last, seen = run(tmp_path / "last", RISING_AND_FALLING)
     assert torch.equal(first_of(last), seen.weights[4])
