@@ -467,9 +467,6 @@ def problems(stack: Stack, services: RewardServices) -> list[Problem]:
 def wrong(term: RewardTerm, services: RewardServices, stack: Stack) -> list[str]:
     """What is wrong with a term: a model named twice, an unknown scorer, a target, a file of rules, no judge."""
     match term:
-        case ModelReward():
-            twice = sorted({stage for stage in term.stages if term.stages.count(stage) > 1})
-            return [f"stages: {stage} stands twice; wanted each model once" for stage in twice]
         case ScorerReward():
             mistake = services.wrong(scorer_item(term.scorer, term.target, Task((), ())))
             return [mistake] if mistake else []

@@ -139,7 +139,7 @@ def test_a_stack_without_an_online_stage_says_what_one_is(
     [
         ({"kind": "scorer", "scorer": "numbr"}, r"reward\[1\]: unknown scorer kind 'numbr'"),
         ({"kind": "scorer", "scorer": "number"}, r"reward\[1\]: target of scorer number: value: "),
-        ({"kind": "model", "stages": ["rm", "rm"]}, r"reward\[1\]: stages: rm stands twice"),
+        ({"kind": "model", "stages": ["rm", "rm"]}, r"reward\[1\]\.stages: names a stage twice"),
         ({"kind": "judge"}, r"reward\[1\]: the stack declares no judge; set evaluation\.judge"),
     ],
 )
