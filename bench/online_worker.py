@@ -39,7 +39,9 @@ import torch
 
 from bench.worker import reply, rss
 
-GROUP, PROMPTS, PROMPT, NEW, VOCAB, CONTEXT = 8, 4, 128, 128, 4096, 512
+GROUP = int(os.environ.get("BENCH_GROUP", "8"))  # completions a prompt; 1 is for ppo-ptx only
+PROMPTS = 32 // GROUP
+PROMPT, NEW, VOCAB, CONTEXT = 128, 128, 4096, 512
 EOS = VOCAB  # beyond the model's vocabulary: no answer ends early, so all sides train on equal lengths
 LR, BETA, STEPS = 1e-6, 0.05, 2
 PTX_ROWS, PTX_TOKENS = 8, 256
