@@ -395,7 +395,7 @@ def panel(
     sides = [(left - 6, "end"), (left + wide + 6, "start")] if apart else [(left - 6, "end")]
     for (x, anchor), (low, most) in zip(sides, scales.values()):
         ticks += [
-            text(x, top + high * (1 - share) + 4, f"{low + share * (most - low):.3g}", "tick", anchor)
+            text(x, top + high * (1 - share) + 4, _tick(low + share * (most - low)), "tick", anchor)
             for share in (0, 0.5, 1)
         ]
     return svg(
@@ -407,6 +407,11 @@ def panel(
         text(left + wide, height - 16, plural(round(last), "iteration"), "tick", "end"),
         label=label,
     )
+
+
+def _tick(value: float) -> str:
+    """A number beside a scale: three digits, small ones as a power of ten."""
+    return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
