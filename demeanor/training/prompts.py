@@ -39,7 +39,9 @@ def prompts(
     context: int,
     items: Callable[[str, Path], Sequence[Item]],
 ) -> Prompts:
-    """Read and render a stage's prompts; a tenth of them, at most 64, is held out by a hash of the prompt.
+    """Read and render a stage's prompts; a tenth of them, at most 200, is held out by a hash of the prompt.
+
+    The first 64 of those are measured; the others are neither trained on nor measured.
 
     Raises DataError if no prompt leaves room for an answer in the context.
     """
@@ -51,10 +53,14 @@ def prompts(
     fitting = [task for task in found.values() if len(task.tokens) <= room]
     if not fitting:
         shortest = min((len(task.tokens) for task in found.values()), default=0)
+        if shortest > room == stage.max_tokens:
+            advice = "raise max_tokens"
+        else:
+            advice = "lower rollouts.max_tokens" if shortest < context else "wanted shorter prompts"
         raise DataError(
             f"{stage.name}: prompts: none of {len(found)} leaves room for an answer of rollouts.max_tokens = "
             f"{stage.rollouts.max_tokens} in {context} tokens (the shortest prompt has {shortest}, the longest that "
-            f"fits would have {room}); {'raise max_tokens' if shortest <= context - stage.rollouts.max_tokens else 'lower rollouts.max_tokens'}"
+            f"fits would have {room}); {advice}"
         )
     kept, held = heldout.split([Tree(task.tokens, ()) for task in fitting])
     return Prompts(

@@ -75,3 +75,5 @@ def test_the_error_says_which_of_two_limits_left_nothing(tmp_path: Path) -> None
         read(tmp_path, ["word1"], max_tokens=2)
     with pytest.raises(DataError, match=r"none of 1 leaves room.*; lower rollouts\.max_tokens"):
         read(tmp_path, ["word1"], rollouts={"max_tokens": 64})
+    with pytest.raises(DataError, match=r"the longest that fits would have 56\); wanted shorter prompts"):
+        read(tmp_path, ["word1 " * 40])
