@@ -142,19 +142,10 @@ def nothing(draw: random.Random, topic: Topic) -> dict[str, Any]:
 WORDS = ("always", "because", "simple", "important", "everyone", "together", "beautiful", "remember")
 ENDS = ("That is all.", "I hope this helps.", "Thank you for asking.", "Have a nice day.")
 HELD_ENDS = ("Let me know what you think.", "And that is the truth.", "Good luck to you.")
+OMITTED = ("the", "and", "is", "can", "to")
 STARTS = ("Certainly", "In short", "My answer", "Well")
 
 KINDS: dict[str, Kind] = {
-    "lowercase": Kind(
-        nothing,
-        lambda k: [{"kind": "case", "case": "lower"}],
-        (
-            "Write everything in lowercase letters.",
-            "Use only lowercase letters, no capitals at all.",
-            "Your whole answer must be in lowercase.",
-        ),
-        ("Do not use any capital letters in your reply.", "Please reply in all lower case."),
-    ),
     "no_comma": Kind(
         nothing,
         lambda k: [{"kind": "avoids_characters", "characters": ","}, {"kind": "word_count", "low": 15}],
@@ -231,41 +222,47 @@ KINDS: dict[str, Kind] = {
         ),
         ('Your reply has to open with "{x}".', 'Let your reply start with the words "{x}".'),
     ),
-    "quoted": Kind(
-        nothing,
-        lambda k: [{"kind": "quoted"}],
+    "omit": Kind(
+        one_of(*OMITTED),
+        lambda k: [{"kind": "omits", "words": [k["x"]]}, {"kind": "word_count", "low": 10}],
         (
-            "Wrap your whole answer in double quotation marks.",
-            "Put your entire answer inside double quotes.",
-            "Start and end your answer with a double quotation mark.",
+            'Do not use the word "{x}". Write at least 10 words.',
+            'Avoid the word "{x}" in your answer of 10 words or more.',
+            'Write 10 words or more without the word "{x}".',
         ),
         (
-            'Your full reply must stand between double quotation marks ("...").',
-            "Enclose the complete reply in double quotes.",
+            'The word "{x}" must not appear in your reply, which has at least 10 words.',
+            'Leave out the word "{x}", and write no fewer than 10 words.',
         ),
     ),
-    "placeholder": Kind(
-        number(1, 2),
-        lambda k: [{"kind": "placeholders", "low": k["n"]}],
+    "one_line": Kind(
+        nothing,
+        lambda k: [{"kind": "one_line"}, {"kind": "word_count", "low": 12}],
         (
-            "Use at least {n} placeholder(s) in square brackets, such as [name].",
-            "Include {n} or more placeholder(s) in square brackets, such as [place].",
-            "Your answer must have at least {n} placeholder(s) like [date].",
+            "Answer in a single paragraph of at least 12 words, without a line break.",
+            "Write one paragraph only, with 12 words or more.",
+            "Use no lists and no line breaks, and at least 12 words.",
         ),
         (
-            "Your reply must contain {n} or more placeholder(s) in square brackets, i.e. [address].",
-            "Put no fewer than {n} placeholder(s), such as [number], into your reply.",
+            "Your reply of 12 or more words must stand on one line.",
+            "Put all of your reply into one single paragraph of at least 12 words.",
         ),
     ),
 }
 UNSEEN: dict[str, Kind] = {
-    "bullets": Kind(
-        number(2, 4),
-        lambda k: [{"kind": "list", "style": "bullets", "low": k["n"], "high": k["n"]}],
+    "lowercase": Kind(
+        nothing,
+        lambda k: [{"kind": "case", "case": "lower"}],
+        (),
+        ("Do not use any capital letters in your reply.", "Please reply in all lower case."),
+    ),
+    "two_words": Kind(
+        lambda draw, topic: dict(zip(("x", "y"), draw.sample(WORDS, 2))),
+        lambda k: [{"kind": "says", "words": [k["x"], k["y"]]}],
         (),
         (
-            "Reply in the form of {n} markdown bullet points such as: * This is a point.",
-            'Your reply must contain exactly {n} bullets that begin with "* ".',
+            'Use both the word "{x}" and the word "{y}" in your reply.',
+            'Your reply must have the words "{x}" and "{y}" in it.',
         ),
     ),
     "numbered": Kind(
@@ -282,15 +279,6 @@ UNSEEN: dict[str, Kind] = {
         lambda k: [{"kind": "question"}],
         (),
         ("The last sentence of your reply must be a question.", "End your reply with a question mark."),
-    ),
-    "omit": Kind(
-        nothing,
-        lambda k: [{"kind": "omits", "words": ["the"]}, {"kind": "word_count", "low": 10}],
-        (),
-        (
-            'Do not use the word "the" in your reply of at least 10 words.',
-            'Write 10 words or more without the word "the".',
-        ),
     ),
     "bold": Kind(
         number(1, 2),

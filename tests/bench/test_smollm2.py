@@ -83,23 +83,22 @@ def _right(row: dict[str, Any], about: str) -> str:
     checks = {c["kind"]: c for c in row["target"]["checks"]}
     kind = row["tags"][0].removeprefix("kind:")
     plain = f"Here is one short thing about {about}"
-    more = " and so it goes on with more of it" * 6
+    more = " with more of it" * 12
     low = checks.get("sentence_count", {}).get("low", 1)
-    count = checks.get("list", checks.get("placeholders", checks.get("bold", {}))).get("low", 1)
+    count = checks.get("list", checks.get("bold", {})).get("low", 1)
     return {
         "lowercase": plain.lower(),
         "no_comma": plain + more,
         "at_most": plain,
-        "bullets": "\n".join(f"* {plain}" for _ in range(count)),
         "sentences": f"{plain}. " * low,
         "end": f"{plain}. {checks.get('ends', {'any': ['']})['any'][0]}",
         "keyword": f"{plain} {checks.get('says', {'words': ['']})['words'][0]}",
         "start": f"{checks.get('starts', {'any': ['']})['any'][0]} {plain}",
-        "quoted": f'"{plain}"',
-        "placeholder": f"{plain} " + "[x] " * count,
         "numbered": "\n".join(f"{n + 1}. {plain}" for n in range(count)),
         "question": f"{plain}?",
-        "omit": f"Here is one short thing about {about} and so it goes on",
+        "omit": f"Here we have one short thing about {about}" + " with more of it" * 2,
+        "one_line": plain + more,
+        "two_words": " ".join([plain, *checks.get("says", {"words": [""]})["words"]]),
         "bold": f"{plain} " + "**x** " * count,
         "at_least": plain + more,
     }[kind]
@@ -109,7 +108,7 @@ def _right(row: dict[str, Any], about: str) -> str:
 def test_every_item_can_be_answered(name: str) -> None:
     rows, topics = _rows(name), {t.asked: t for t in (*ITEMS.TRAINED, *ITEMS.HELD_OUT)}
     items = load_suite(STACKS / name)
-    assert len(rows) == len(items) >= 480
+    assert len(rows) == len(items) >= 450
     failing = [
         row["id"]
         for row, item in zip(rows, items)
