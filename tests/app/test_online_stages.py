@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from demeanor import app
+from demeanor.core.types import Decoding
+from demeanor.engine.scheduler import Request
 from demeanor.model import native
 from demeanor.stack.stack import Stack
 from demeanor.training import online
@@ -45,7 +47,9 @@ def rows_of(stack: Stack, runs: Runs, stage: str) -> list[dict[str, Any]]:
 
 
 def weights_of(stack: Stack, runs: Runs, stage: str) -> dict[str, torch.Tensor]:
-    return load_file(runs.model(stack.stage_key(stage)) / "model.safetensors")
+    folder = runs.model(stack.stage_key(stage))
+    (file,) = folder.glob("*model.safetensors")  # of an adapter: adapter_model
+    return load_file(file)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +241,25 @@ def equal_to_uninterrupted(
 
 def test_a_killed_online_stage_goes_on_bit_for_bit(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
     assert equal_to_uninterrupted(tmp_path, trained, "ppo", [0.05, 0.3], steps=10) >= 1
+
+
+def test_an_adapter_trained_online_goes_on_bit_for_bit_after_a_kill_and_answers(
+    trained: tuple[Stack, Runs], tmp_path: Path
+) -> None:
+    adapter = {"adapter": {"rank": 4}, "steps": 8}
+    assert equal_to_uninterrupted(tmp_path, trained, "grpo", [0.02], **adapter) == 1
+    stack, runs = begun(tmp_path / "killed", trained, "grpo", **adapter)
+    assert (runs.model(stack.stage_key("grpo")) / "adapter_config.json").is_file()
+    runtime = app.StackRuntime(stack, runs)
+    try:
+        engine = runtime.weights("grpo").engine
+        sft = runtime.weights("sft").engine
+        request = Request(tuple(range(20, 30)), Decoding(0, 1.0, 8), frozenset(), prompt_logprobs=0)
+        ours, before = ([p.logprob for p in next(iter(e.generate([request])))] for e in (engine, sft))
+    finally:
+        runtime.close()
+    assert len(ours) == len(before) > 0
+    assert ours != before
 
 
 @pytest.mark.experiment
