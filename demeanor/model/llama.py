@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -208,6 +209,16 @@ class Config:
         return {**values, **extra}
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """Zeros; on a CPU the system gives memory only to the pages that are written (torch.zeros writes all)."""
+    if device is not None and device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux: a page of 2 MB would hold thousands of tokens of one head
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
 class KVCache:
     """Keys and values: for each layer a tensor (slots, kv heads, tokens, head dim)."""
 
@@ -229,8 +240,8 @@ class KVCache:
                 f"machine has {memory / 2**30:.1f} GiB. Lower max_position_embeddings in the checkpoint's "
                 "config.json, the longest context that is served"
             )
-        self.keys: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.keys: list[Tensor] = [_zeros(shape, dtype, device) for _ in layers]
+        self.values: list[Tensor] = [_zeros(shape, dtype, device) for _ in layers]
 
     @property
     def num_bytes(self) -> int:
