@@ -21,6 +21,7 @@ from demeanor import app
 from demeanor.core.types import Decoding
 from demeanor.engine.scheduler import Request
 from demeanor.model import native
+from demeanor.model.reward_model import ActorCritic
 from demeanor.stack.stack import Stack
 from demeanor.training import online
 from demeanor.training.resume import Interrupted
@@ -349,3 +350,22 @@ def test_ctrl_c_while_an_iteration_is_sampled_stops_before_it_is_trained_and_goe
         for x in (everything, (stack, runs))
     ]
     assert costs[0] == costs[1], "the multiplier moved once for the iteration that was drawn twice"
+
+
+def test_a_critic_that_starts_from_the_reward_model_gets_the_measured_shift_and_scale(
+    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[float, float]] = []
+
+    def noted(policy: Any, critic: Any, shift: float, scale: float) -> ActorCritic:
+        made.append((shift, scale))
+        return ActorCritic(policy, critic, shift, scale)
+
+    monkeypatch.setattr("demeanor.training.stage.ActorCritic", noted)
+    reward = [{"kind": "model", "stages": ["rm"], "normalise": "reference", "weight": 2.0}]
+    stack, runs = begun(tmp_path, trained, "ppo", reward=reward, steps=1)
+    app.train(stack, runs)
+    kept = json.loads((runs.folder(stack.stage_key("ppo")) / "normalisation.json").read_text())
+    shift, scale = kept["model"]["rm"]
+    assert made == [(shift, scale / 2.0)]
+    assert shift != 0
