@@ -465,7 +465,7 @@ def problems(stack: Stack, services: RewardServices) -> list[Problem]:
 
 
 def wrong(term: RewardTerm, services: RewardServices, stack: Stack) -> list[str]:
-    """What is wrong with a term: a model named twice, an unknown scorer, a target, a file of rules, no judge."""
+    """What is wrong with a term: an unknown scorer, a target, a file of rules, no judge."""
     match term:
         case ScorerReward():
             mistake = services.wrong(scorer_item(term.scorer, term.target, Task((), ())))
