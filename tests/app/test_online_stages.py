@@ -26,11 +26,15 @@ from demeanor.stack.stack import Stack
 from demeanor.training import online
 from demeanor.training.resume import Interrupted
 from demeanor.training.runs import CHECKPOINT, LEDGER, Runs, read_log
+from demeanor.training.stage import RunOptions
 from tests.app import tiny_online
 from tests.conftest import each
 from tests.training.test_train_parallel import together
 
 pytestmark = pytest.mark.xdist_group("tiny")
+
+
+FP32 = RunOptions("fp32")  # the format that is faster here may change between two runs, and with it the bits
 
 
 def begun(folder: Path, trained: tuple[Stack, Runs], *stages: str, **changes: Any) -> tuple[Stack, Runs]:
@@ -56,7 +60,7 @@ def weights_of(stack: Stack, runs: Runs, stage: str) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def everything(trained: tuple[Stack, Runs], tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Runs]:
     stack, runs = begun(tmp_path_factory.mktemp("online"), trained, *tiny_online.STAGES)
-    app.train(stack, runs)
+    app.train(stack, runs, options=FP32)
     return stack, runs
 
 
@@ -120,7 +124,7 @@ def test_importance_weights_are_measured_where_the_stage_asks_for_them(
 ) -> None:
     rollouts = {"count": 3, "max_tokens": 12, "importance": {"mode": "sequence_mask", "cap": 3.0}}
     stack, runs = begun(tmp_path, trained, "grpo", rollouts=rollouts)
-    app.train(stack, runs)
+    app.train(stack, runs, options=FP32)
     steps = [row for row in rows_of(stack, runs, "grpo") if "loss" in row]
     assert {"sampler/ess", "sampler/chi2_sequence", "sampler/limited"} <= set(steps[0])
     assert steps[0]["sampler/ess"] == pytest.approx(1.0), "with the own engine every weight is 1"
@@ -133,7 +137,7 @@ def test_truncated_sampling_trains_on_the_distribution_that_was_drawn_from(
 ) -> None:
     """Fact 4 of online.md: the mask is kept, so the ratio of the first step is exactly 1."""
     stack, runs = begun(tmp_path, trained, "rloo", rollouts={"count": 3, "max_tokens": 12, **narrow}, steps=2)
-    app.train(stack, runs)
+    app.train(stack, runs, options=FP32)
     steps = [row for row in rows_of(stack, runs, "rloo") if "loss" in row]
     limit = 0.0 if native.build() is not None else 1e-9
     assert all(row["kl_sample_train_v2"] <= limit for row in each(steps))
@@ -159,12 +163,12 @@ def test_the_same_seed_trains_the_same_weights_and_another_seed_others(
     trained: tuple[Stack, Runs], everything: tuple[Stack, Runs], tmp_path: Path
 ) -> None:
     again, runs = begun(tmp_path, trained, "rloo")
-    app.train(again, runs)
+    app.train(again, runs, options=FP32)
     first = weights_of(*everything, "rloo")
     second = weights_of(again, runs, "rloo")
     assert all(torch.equal(first[name], second[name]) for name in each(first))
     other, more = begun(tmp_path / "other", trained, "rloo", seed=1)
-    app.train(other, more)
+    app.train(other, more, options=FP32)
     third = weights_of(other, more, "rloo")
     assert any(not torch.equal(first[name], third[name]) for name in each(first))
 
@@ -176,7 +180,7 @@ def test_two_processes_train_the_weights_of_one(
     stack, runs = begun(tmp_path, trained, "grpo", "ppo")
     for stage in ("grpo", "ppo"):
         assert stack.stage_key(stage) == everything[0].stage_key(stage)
-    together(["-m", *command(tmp_path)[2:], "--dtype", "fp32"], 2, cwd=tmp_path)
+    together(["-m", *command(tmp_path)[2:]], 2, cwd=tmp_path)
     for stage in ("grpo", "ppo"):
         one, two = weights_of(*everything, stage), weights_of(stack, runs, stage)
         for name in each(one):
@@ -190,7 +194,7 @@ def test_two_processes_train_the_weights_of_one(
 
 def command(folder: Path) -> list[str]:
     program = [sys.executable, "-m", "demeanor", "train", str(folder / "stack.yaml")]
-    return [*program, "--runs", str(folder / "runs"), "--set", "name=tiny-desk"]
+    return [*program, "--runs", str(folder / "runs"), "--dtype", "fp32"]
 
 
 def kill_after(folder: Path, seconds: float, wait_for: Path | None = None) -> bool:
@@ -215,7 +219,7 @@ def equal_to_uninterrupted(
 ) -> int:
     """Kill the training of a stage at these moments, finish it, compare; returns how often it was killed."""
     whole, its = begun(folder / "whole", trained, stage, **changes)
-    app.train(whole, its)
+    app.train(whole, its, options=FP32)
     stack, runs = begun(folder / "killed", trained, stage, **changes)
     run = runs.folder(stack.stage_key(stage))
     killed = sum(kill_after(folder / "killed", moment, run / LEDGER) for moment in moments)
@@ -306,7 +310,7 @@ def test_an_iteration_without_any_reward_is_told_once_and_changes_no_weight(
     stack, runs = begun(
         tmp_path, trained, "grpo", prompts=prompts, reward=["item"], rollouts=rollouts, steps=3
     )
-    app.train(stack, runs)
+    app.train(stack, runs, options=FP32)
     assert capsys.readouterr().err.count("none of its answers has a reward") == 1
     before, after = weights_of(stack, runs, "sft"), weights_of(stack, runs, "grpo")
     assert all(torch.equal(before[name], after[name]) for name in each(before))
@@ -315,7 +319,7 @@ def test_an_iteration_without_any_reward_is_told_once_and_changes_no_weight(
 def test_reward_models_of_a_cost_are_normalised_once_too(trained: tuple[Stack, Runs], tmp_path: Path) -> None:
     cost = {"terms": [{"kind": "model", "stages": ["rm"], "normalise": "reference"}], "limit": 0.0}
     stack, runs = begun(tmp_path, trained, "rloo", cost=cost, steps=1)
-    app.train(stack, runs)
+    app.train(stack, runs, options=FP32)
     (row,) = [row for row in rows_of(stack, runs, "rloo") if "loss" in row]
     assert abs(row["cost"]) < 1.5, "12 answers of a distribution with mean 0 and deviation 1"
     kept = json.loads((runs.folder(stack.stage_key("rloo")) / "cost-normalisation.json").read_text())
@@ -340,9 +344,9 @@ def test_ctrl_c_while_an_iteration_is_sampled_stops_before_it_is_trained_and_goe
     with monkeypatch.context() as patched:
         patched.setattr(online.Trainer, "sample", interrupted)
         with pytest.raises(Interrupted, match="stopped after step 2 of 4") as stopped:
-            app.train(stack, runs)
+            app.train(stack, runs, options=FP32)
     assert stopped.value.exit_code == 130
-    app.train(stack, runs)
+    app.train(stack, runs, options=FP32)
     first, second = weights_of(*everything, "ppo"), weights_of(stack, runs, "ppo")
     assert all(torch.equal(first[name], second[name]) for name in each(first))
     costs = [
@@ -364,7 +368,7 @@ def test_a_critic_that_starts_from_the_reward_model_gets_the_measured_shift_and_
     monkeypatch.setattr("demeanor.training.stage.ActorCritic", noted)
     reward = [{"kind": "model", "stages": ["rm"], "normalise": "reference", "weight": 2.0}]
     stack, runs = begun(tmp_path, trained, "ppo", reward=reward, steps=1)
-    app.train(stack, runs)
+    app.train(stack, runs, options=FP32)
     kept = json.loads((runs.folder(stack.stage_key("ppo")) / "normalisation.json").read_text())
     shift, scale = kept["model"]["rm"]
     assert made == [(shift, scale / 2.0)]
