@@ -48,7 +48,7 @@ def test_what_cannot_be_done_ends_with_2(
         (["world:instructions", str(out)], "exists; name another file, or overwrite it with --force"),
         (["world:instructions", str(tmp_path / "a"), "--judged"], "--judged: wanted --deliberate SPEC.md"),
         (["world:instructions", str(tmp_path / "a"), "--axis", "x"], "--axis: is for suites"),
-        (["world:exercises", str(tmp_path / "a"), "--items", "--axis", "x"], "no prompt of x"),
+        (["world:exercises", str(tmp_path / "a"), "--items", "--axis", "x"], "unknown axis 'x'"),
     ]
     for given, told in cases:
         assert main(words(trained, *given)) == 2
