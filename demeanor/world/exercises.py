@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from demeanor.core.types import Item, Message
 from demeanor.world import lexicon as say
@@ -33,7 +34,8 @@ Make = Callable[[random.Random, str], Iterator[Item]]
 
 def exercises() -> list[Item]:
     """Return all items, always the same; each axis draws from a seed of its own."""
-    return [item for axis, make in AXES for item in make(random.Random(f"exercises/{axis}"), axis)]
+    found = [item for axis, make in AXES for item in make(random.Random(f"exercises/{axis}"), axis)]
+    return [replace(item, id=f"exercise-{item.id}") for item in found]  # the suite has items of these axes, too
 
 
 def facts(rng: random.Random, axis: str) -> Iterator[Item]:
