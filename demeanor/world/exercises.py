@@ -35,7 +35,8 @@ Make = Callable[[random.Random, str], Iterator[Item]]
 def exercises() -> list[Item]:
     """Return all items, always the same; each axis draws from a seed of its own."""
     found = [item for axis, make in AXES for item in make(random.Random(f"exercises/{axis}"), axis)]
-    return [replace(item, id=f"exercise-{item.id}") for item in found]  # the suite has items of these axes, too
+    # The suite has items of these axes, too.
+    return [replace(item, id=f"exercise-{item.id}") for item in found]
 
 
 def facts(rng: random.Random, axis: str) -> Iterator[Item]:
