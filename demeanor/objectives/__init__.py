@@ -103,6 +103,7 @@ class Objective:
     KL: bool = False  # each row also gets a completion of another prompt, to estimate a KL
     STATISTICS: tuple[Literal["collision"], ...] = ()  # fields of Outputs that it reads, here `collision_C`
     MOVING: Callable[[Any], MovingReference] | None = None  # how its reference moves; None: it is frozen
+    REVISION: int = 0  # raised where its loss is corrected: stages trained with the old one train again
     ONLINE: Online | None = (
         None  # it trains on the policy's own completions only; its batches have `sampled_C`
     )

@@ -330,7 +330,13 @@ ENTRIES = {
         source="Wu et al. 2024 (2405.00675), equation 4.7 with P in {0, 1}",
         ROLES=REFERENCE,
     ),
-    "r_dpo": Objective(RDpoSpec, r_dpo, source="Park et al. 2024 (2403.19159), equation 9", ROLES=REFERENCE),
+    "r_dpo": Objective(
+        RDpoSpec,
+        r_dpo,
+        source="Park et al. 2024 (2403.19159), equation 9",
+        ROLES=REFERENCE,
+        REVISION=1,  # until 2026-11-29 the length term had the wrong sign
+    ),
     "ld_dpo": Objective(
         LdDpoSpec, ld_dpo, source="Liu et al. 2024 (2409.06411), equation 10", ROLES=REFERENCE
     ),

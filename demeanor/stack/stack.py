@@ -189,10 +189,11 @@ class Stack:
             return digest({"quantise": stage.format, "of": self.stage_key(self.parent(name))})
         module = registry.entry(OBJECTIVES, self.objective_kind(name))
         online = self._online(stage) if isinstance(stage, OnlineStage) else {}
+        revision = {"revision": module.REVISION} if module.REVISION else {}
         dropped = {"kind", "name", "objective", "parent", "uses", "data", "probe", *ONLINE_FILES}
         return digest(
             {
-                "objective": {"kind": self.objective_kind(name), **plain(self.objectives[name])},
+                "objective": {"kind": self.objective_kind(name), **plain(self.objectives[name]), **revision},
                 "stage": plain(stage, drop=dropped),
                 "rows": module.ROWS,
                 "data": self._data(stage.data),

@@ -482,3 +482,20 @@ def test_a_finished_stage_is_not_made_again(
     assert [line.split(" (")[0] for line in said] == [
         f"{n}: trained already" for n in ("base", "sft", "rm", "dpo")
     ]
+
+
+def test_a_corrected_loss_trains_its_stages_again_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from demeanor.core import registry
+    from demeanor.objectives import preference_losses
+
+    def keys() -> dict[str, str]:
+        stack = load_stack(tiny.write(tmp_path), ["weights.stages.dpo.objective={kind: r_dpo}"])
+        return {name: stack.stage_key(name) for name in ("base", "sft", "rm", "dpo")}
+
+    before, entry = keys(), registry.entry("demeanor.objectives", "r_dpo")
+    monkeypatch.setitem(preference_losses.ENTRIES, "r_dpo", dataclasses.replace(entry, REVISION=2))
+    assert {name for name, key in keys().items() if key != before[name]} == {"dpo"}
