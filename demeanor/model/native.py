@@ -50,6 +50,7 @@ FLAGS = (
 )
 MOST_RANK = 1024  # of an adapter, as in native.cpp
 SOURCE = Path(__file__).with_name("native.cpp")
+KERNELS = SOURCE.with_name("kernels")  # the headers that native.cpp includes
 
 
 class NativeStep(NamedTuple):
@@ -89,8 +90,16 @@ def _compiled(compiler: str) -> Path:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
+    sources = [SOURCE, *sorted(KERNELS.glob("*.h"))]
     identity = "\0".join(
-        (SOURCE.read_text("utf-8"), compiler, version, *FLAGS, platform.machine(), _processor())
+        (
+            *(x.read_text("utf-8") for x in sources),
+            compiler,
+            version,
+            *FLAGS,
+            platform.machine(),
+            _processor(),
+        )
     )
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demeanor"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,92 @@
+// One pool of threads for the process; inside a job, barriers spin and then yield.
+#pragma once
+#include "vectors.h"
+
+namespace {
+
+struct Pool {
+    int n = 1, active = 1, resting = 0, pause_calls = 8;
+    std::atomic<int> late{0};          // times that a thread waited long, and for a good part of the phase, in this call
+    static int64_t clock() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+    std::mutex one;
+    std::vector<std::thread> threads;
+    std::vector<int> cores;            // that new threads may run on; empty: those of the thread that makes them
+    std::atomic<uint32_t> generation{0}, arrived{0}, phase{0}, inner_arrived{0}, inner_phase{0};
+    void (*job)(void*, int, int) = nullptr;
+    void* argument = nullptr;
+
+    void grow(int wanted) {
+        for (; n < wanted; n++) {
+            uint32_t seen = generation.load();
+            threads.emplace_back([this, id = n, seen]() mutable {
+                roam();
+                for (;;) {
+                    for (int i = 0; i < 2000 && generation.load(std::memory_order_acquire) == seen; i++) pause();
+                    while (generation.load(std::memory_order_acquire) == seen) generation.wait(seen);
+                    seen = generation.load(std::memory_order_acquire);
+                    if (id < active) job(argument, id, active);
+                    barrier();
+                }
+            });
+            threads.back().detach();
+        }
+    }
+    // OpenMP binds the main thread to one core, and a thread inherits that of the thread that makes it.
+    void roam() {
+#if defined(__linux__)
+        if (cores.empty()) return;
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        for (int core : cores) CPU_SET(core, &set);
+        sched_setaffinity(0, sizeof(set), &set);
+#endif
+    }
+    static void pause() {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
+    void run(void (*what)(void*, int, int), void* with, int wanted) {
+        std::lock_guard<std::mutex> alone(one);
+        if (wanted > 1 && resting > 0) { resting--; wanted = 1; }
+        if (wanted == 1) { active = 1; what(with, 0, 1); return; }
+        grow(wanted);
+        late.store(0, std::memory_order_relaxed);
+        job = what; argument = with; active = wanted;
+        generation.fetch_add(1, std::memory_order_release);
+        generation.notify_all();
+        job(argument, 0, active);
+        barrier();
+        // Somebody else has a core: whoever waits at a barrier waits for a turn of the scheduler. One thread is faster then, and says
+        // the same; after a while, each time longer, several are tried again.
+        if (late.load(std::memory_order_relaxed) > 1) { resting = pause_calls; pause_calls = pause_calls < 512 ? 2 * pause_calls : 1024; }
+        else if (pause_calls > 8) pause_calls--;
+    }
+    void barrier(int of = 0) {
+        uint32_t members = of ? of : n;
+        if (members == 1) return;
+        std::atomic<uint32_t>& count = of ? inner_arrived : arrived;
+        std::atomic<uint32_t>& turn = of ? inner_phase : phase;
+        uint32_t now = turn.load(std::memory_order_acquire);
+        if (count.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
+            count.store(0, std::memory_order_relaxed);
+            turn.store(now + 1, std::memory_order_release);
+            return;
+        }
+        static thread_local int64_t left = 0;       // when this thread left the barrier before
+        int64_t since = 0;
+        for (int i = 0; turn.load(std::memory_order_acquire) == now; i++) {
+            if (i < 3000) { pause(); continue; }
+            if (i == 3000) since = clock();
+            sched_yield();
+        }
+        const int64_t here = clock();
+        if (since && 4 * (here - since) > here - left) late.fetch_add(1, std::memory_order_relaxed);
+        left = here;
+    }
+};
+Pool& pool() { static Pool* the = new Pool; return *the; }
+
+void share(int64_t work, int id, int of, int64_t& first, int64_t& last) { first = work * id / of; last = work * (id + 1) / of; }
+
+}  // namespace
