@@ -21,17 +21,17 @@ GroupFormat: TypeAlias = Literal["q8_0", "q4_0", "q4_1"]
 GROUP_FORMATS: tuple[GroupFormat, ...] = get_args(GroupFormat)
 
 
-class Layout(NamedTuple):
+class GroupLayout(NamedTuple):
     """Bits of an integer, and whether each group has a minimum that is added to the scaled integers."""
 
     bits: int
     minima: bool
 
 
-LAYOUTS: dict[GroupFormat, Layout] = {
-    "q8_0": Layout(8, minima=False),
-    "q4_0": Layout(4, minima=False),
-    "q4_1": Layout(4, minima=True),
+LAYOUTS: dict[GroupFormat, GroupLayout] = {
+    "q8_0": GroupLayout(8, minima=False),
+    "q4_0": GroupLayout(4, minima=False),
+    "q4_1": GroupLayout(4, minima=True),
 }
 
 
