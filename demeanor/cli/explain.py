@@ -18,7 +18,7 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
     console = Console(highlight=False)
     console.print(f"[bold]{stack.spec.name}[/]  key {stack.key()}  {stack.path}")
     console.print(_weights(stack, runs))
-    for note in (*notes(stack), *template_notes(stack, runs)):
+    for note in (*notes(stack, runs), *template_notes(stack, runs)):
         console.print(note, markup=False)
     console.print(_layers(stack))
     for note in policy_notes(stack):

@@ -131,7 +131,7 @@ RECORD, SUMS = "demeanor.json", "sha256"
 
 def checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of a folder."""
-    return {path.name: _sum(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def verify(folder: Path) -> None:
@@ -149,7 +149,7 @@ def verify(folder: Path) -> None:
         raise CheckpointError(f"{record}: not the record of a training ({error})") from None
     for name, wanted in sums.items():
         path = folder / Path(name).name
-        found = _sum(path) if path.is_file() else "absent"
+        found = sha256(path) if path.is_file() else "absent"
         if found != wanted:
             raise CheckpointError(
                 f"{path}: was changed or damaged since it was written (SHA-256 {found[:12]}, recorded "
@@ -158,7 +158,9 @@ def verify(folder: Path) -> None:
             )
 
 
-def _sum(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, computed once for each state of it; a link's is that of its file."""
+    path = path.resolve()
     found = path.stat()
     return _sum_of(path, found.st_size, found.st_mtime_ns, found.st_ino)
 

@@ -129,11 +129,16 @@ def _headless(config: Config) -> Llama:
     return Llama(replace(config, tie_word_embeddings=True))
 
 
-def _fill(make: Callable[[], M], config: Config, stored: StoredTensors, prefix: str = "") -> M:
-    """Build a model and read its weights, once the files' headers show that they fit.
+def check(folder: Path) -> None:
+    """Raise CheckpointError if a policy's files do not fit its config.json, from their headers alone."""
+    config = Config.load(folder)
+    _fitting(partial(Llama, config), config, StoredTensors(folder))
 
-    `prefix` is what the model puts before the stored names, the score's apart.
-    """
+
+def _fitting(
+    make: Callable[[], M], config: Config, stored: StoredTensors, prefix: str = ""
+) -> tuple[M, dict[str, tuple[str, tuple[int, ...]]]]:
+    """Return a model without memory, and its own names and shapes by stored name, if the files fit them."""
     width, inside = config.hidden_size, config.num_attention_heads * config.head_dim
     matrices = config.vocab_size + config.num_hidden_layers * (3 * config.intermediate_size + 2 * inside)
     stored.bounded(width * matrices, config.num_hidden_layers)
@@ -152,8 +157,20 @@ def _fill(make: Callable[[], M], config: Config, stored: StoredTensors, prefix: 
         for name, (_, shape) in wanted.items()
         if name in stored.where and stored.shapes[name] != shape
     ][:1]
+    if problems:
+        raise CheckpointError(f"{stored.folder}: the weights do not fit config.json: {'; '.join(problems)}")
+    return model, wanted
+
+
+def _fill(make: Callable[[], M], config: Config, stored: StoredTensors, prefix: str = "") -> M:
+    """Build a model and read its weights, once the files' headers show that they fit.
+
+    `prefix` is what the model puts before the stored names, the score's apart.
+    """
+    model, wanted = _fitting(make, config, stored, prefix)
+    problems: list[str] = []
     read: dict[str, Tensor] = {}
-    for name, (own, _) in wanted.items() if not problems else ():
+    for name, (own, _) in wanted.items():
         tensor = stored[name]
         if not tensor.is_floating_point():
             problems.append(f"{name} holds {tensor.dtype}, wanted floating point")

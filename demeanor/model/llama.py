@@ -23,7 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError, unknown
+from demeanor.model import rope as ropes
 from demeanor.model.attention import Parts, buckets, tree_attention
+from demeanor.model.rope import Rope
 from demeanor.model.tensors import Segment
 
 ARCHITECTURES = {
@@ -93,6 +95,7 @@ class Config:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    rope: Rope | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Config:
@@ -122,19 +125,21 @@ class Config:
 
     @classmethod
     def _parsed(cls, raw: dict[str, Any], kind: str, where: str) -> Config:
-        ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
-        rope = {**ropes[0], **ropes[1]}
+        rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
         positions = int(raw.get("max_position_embeddings", POSITIONS[kind]))
         window = raw.get("sliding_window", 4096) or positions  # absent: transformers' 4096; null: no window
         heads = raw["num_attention_heads"]
         kv_heads = int(raw.get("num_key_value_heads", 8 if kind == "mistral" else None) or heads)
         head_dim = int(raw.get("head_dim") or (128 if kind == "qwen3" else raw["hidden_size"] // heads))
         rope_theta = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
-        default = ("default", None)
+        try:
+            scaling, computed = ropes.parse(raw.get("rope_scaling") or rope), True  # transformers' order
+        except LookupError:
+            scaling, computed = None, False
         has_window = kind != "llama" and raw.get("use_sliding_window", kind == "mistral")
         rotary_factor = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
         refuse = {
-            "rope type": any(r.get("rope_type", r.get("type", "default")) not in default for r in ropes),
+            "rope type": not computed,
             "sliding_window": has_window and window < positions,
             "num_key_value_heads": heads % kv_heads != 0,
             "hidden_act": raw.get("hidden_act", "silu") != "silu",
@@ -147,6 +152,7 @@ class Config:
             "head_dim": head_dim,
             "max_position_embeddings": positions,
             "rope_theta": rope_theta,
+            "rope factor": scaling.factor if scaling else 1,
         }
         low = [f"{name} is {value}" for name, value in sizes.items() if not 0 < value < math.inf]
         if low or head_dim % 2:
@@ -177,6 +183,7 @@ class Config:
             output_bias=bias,
             mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)),
             qk_norm=kind == "qwen3",
+            rope=scaling,
         )
 
     def to_json(self, architecture: str | None = None, **extra: Any) -> dict[str, Any]:
@@ -194,7 +201,11 @@ class Config:
             "max_position_embeddings": self.max_position_embeddings,
             "rms_norm_eps": self.rms_norm_eps,
             "hidden_act": "silu",
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": self.rope_theta,
+                **(self.rope.to_json() if self.rope else {}),
+            },
             "rope_theta": self.rope_theta,
             "tie_word_embeddings": self.tie_word_embeddings,
             "attention_bias": self.output_bias,
@@ -272,8 +283,13 @@ def rotary(config: Config, positions_T: Tensor) -> tuple[Tensor, Tensor]:
     """Return cos and sin tables (T, 1, head_dim) of rotary position embeddings (Su et al. 2021), fp32."""
     dims = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=positions_T.device)
     half = dims.float() / config.head_dim
-    angles = positions_T[:, None].float() * (1.0 / config.rope_theta**half)
+    inverse = 1.0 / config.rope_theta**half
+    if config.rope is not None:
+        inverse = ropes.scaled(config.rope, inverse, config.rope_theta)
+    angles = positions_T[:, None].float() * inverse
     both = torch.cat([angles, angles], -1)[:, None]
+    if config.rope is not None and config.rope.attention != 1.0:
+        return both.cos() * config.rope.attention, both.sin() * config.rope.attention
     return both.cos(), both.sin()
 
 

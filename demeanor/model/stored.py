@@ -1,7 +1,7 @@
-"""The weight files of a Hugging Face folder: which are read, what they hold, whether they are whole.
+"""The weight files of a model folder: which are read, what they hold, whether they are whole.
 
-In: a folder. Out: its tensors by name, with shapes from the files' headers before any memory is taken. Pickled
-weights are never read. It knows no model.
+In: a folder with safetensors files, or with one GGUF file (training/gguf_folder.py makes it). Out: its tensors
+by name, with shapes from the files' headers before any memory is taken. Pickled weights are never read.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError
+from demeanor.model.gguf_llama import FILE, GgufTensors
 
 ADAPTER = "adapter_config.json"
 
@@ -35,8 +36,14 @@ class StoredTensors:
         """Raises CheckpointError if there are no weights, two files differ in a tensor, or a file is damaged."""
         self.folder, self.where = folder, dict[str, Path]()
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.gguf: GgufTensors | None = None
         files.verify(folder)
         paths = _files(folder)
+        if not paths and (folder / FILE).is_file():
+            self.gguf = GgufTensors(folder / FILE)
+            self.where = dict.fromkeys(self.gguf.shapes, folder / FILE)
+            self.shapes = dict(self.gguf.shapes)
+            return
         if not paths:
             pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
             what = f"; {pickled[0]} is pickled and is not loaded, convert it first" if pickled else ""
@@ -52,6 +59,8 @@ class StoredTensors:
                     self.where[name], self.shapes[name] = path, tuple(file.get_slice(name).get_shape())
 
     def __getitem__(self, name: str) -> Tensor:
+        if self.gguf is not None:
+            return self.gguf[name]
         with opened(self.where[name]) as file:
             tensor: Tensor = file.get_tensor(name)
             return tensor

@@ -102,10 +102,10 @@ class Scratch(Spec):
 
 
 class Import(Spec):
-    """An existing base model: a Hugging Face folder (or hub id) of a Llama-family model."""
+    """An existing base model of the Llama family: a Hugging Face folder (or hub id), or a GGUF file."""
 
     kind: Literal["import"] = "import"
-    path: str = Field(description="folder, or hub id with optional @revision")
+    path: str = Field(description="folder, .gguf file, or hub id with optional @revision")
     template: str | None = Field(
         None, description="how to prompt the base itself; null: the stack's template"
     )
@@ -400,11 +400,12 @@ class OnlineStage(Stage):
 
 
 class ImportStage(Spec):
-    """Weights trained elsewhere, as a stage: a Hugging Face or PEFT folder with the base's tokenizer."""
+    """Weights trained elsewhere, as a stage: a Hugging Face or PEFT folder, or a GGUF file, with the base's
+    tokenizer."""
 
     kind: Literal["import"] = "import"
     name: str = Field(pattern=STAGE_NAME)
-    path: str = Field(description="folder, or hub id with optional @revision")
+    path: str = Field(description="folder, .gguf file, or hub id with optional @revision")
     reward: bool = Field(False, description="it is a reward model (sequence classification with one label)")
     parent: str | None = Field(
         None, description="stage before it in the ladder; null: the policy stage before it, or base"

@@ -17,10 +17,11 @@ from typing import Any
 
 from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError, StaleFileError, UsageError, unknown
+from demeanor.core.files import sha256
 from demeanor.core.registry import Spec
 from demeanor.core.types import Decoding
 from demeanor.core.validation import parse
-from demeanor.stack import foreign_names, validate
+from demeanor.stack import foreign_names, imports, validate
 from demeanor.stack.schema import (
     AnyStage,
     Import,
@@ -162,7 +163,7 @@ class Stack:
         if name == "base":
             base = self.spec.weights.base
             if isinstance(base, Import):
-                return digest({"base": content_key(self.root, base.path)})
+                return import_key(self.root, base.path)
             if isinstance(base, Remote):
                 return digest({"remote": plain(base, drop={"key_env", "timeout_s", "total_s", "retries"})})
             return digest({"base": plain(base, drop={"template", "data"}), "data": self._data(base.data)})
@@ -300,7 +301,7 @@ class Stack:
         """Return the content key of the weights that an imported PEFT folder needs; a hub id is its own
         key."""
         folder = self.root / stage.path
-        name = validate.adapter_base(folder)
+        name = imports.adapter_base(folder)
         return name and content_key(folder if (folder / name).exists() else Path.cwd(), name)
 
     def _data(self, sources: Sequence[Source]) -> list[Any]:
@@ -517,7 +518,7 @@ def file_hash(path: Path) -> str:
     total = hashlib.sha256()
     for part in _content_files(path):
         label = "" if part == path else part.relative_to(path).as_posix()
-        total.update(label.encode() + b"\0" + hashlib.sha256(part.read_bytes()).digest())
+        total.update(label.encode() + b"\0" + bytes.fromhex(sha256(part)))
     return total.hexdigest()[:16]
 
 
@@ -548,8 +549,16 @@ def decoding_of(stack: Stack) -> Decoding:
 
 def training_keys(stack: Stack) -> set[str]:
     """Return the keys of all runs that a stack's weights come from: base and every stage."""
-    base = {stack.stage_key("base")} if isinstance(stack.spec.weights.base, Scratch) else set()
-    return base | {stack.stage_key(stage.name) for stage in stack.spec.weights.stages}
+    base, stages = stack.spec.weights.base, stack.spec.weights.stages
+    found = {stack.stage_key("base")} if isinstance(base, Scratch) else set()
+    imported = [x.path for x in (base, *stages) if isinstance(x, Import | ImportStage)]
+    found |= {import_key(stack.root, path) for path in imported if path.endswith(".gguf")}
+    return found | {stack.stage_key(stage.name) for stage in stages}
+
+
+def import_key(root: Path, path: str) -> str:
+    """Return the key of imported weights: a hash of their content."""
+    return digest({"base": content_key(root, path)})
 
 
 def _texts(value: Any) -> list[str]:

@@ -7,7 +7,6 @@ only.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError, unknown
 from demeanor.core.registry import Spec
 from demeanor.core.validation import parse
-from demeanor.stack import foreign_names
+from demeanor.stack import foreign_names, imports
 from demeanor.stack.schema import (
     AnyStage,
     Import,
@@ -512,14 +511,14 @@ def files(spec: StackSpec, root: Path, where: str, names: Mapping[str, Sequence[
     suites = [(f"evaluation.suites[{i}]", suite) for i, suite in enumerate(spec.evaluation.suites)]
     problems: list[Problem] = []
     if isinstance(base, Import):
-        problems += _checkpoint(base.path, root, f"{where}: weights.base.path")
-        problems += _too_long(stages, root / base.path, where)
+        problems += imports.checkpoint(base.path, root, f"{where}: weights.base.path")
+        problems += imports.too_long(stages, root / base.path, where)
     elif isinstance(base, Scratch):
         sources.append(("weights.base.data", base.data))
     for i, stage in enumerate(stages):
         here = f"weights.stages[{i}]"
         if isinstance(stage, ImportStage):
-            problems += _imported(stage, root, f"{where}: {here}")
+            problems += imports.imported(stage, root, f"{where}: {here}")
         elif isinstance(stage, Stage):
             sources.append((f"{here}.data", stage.data))
             if isinstance(stage, OnlineStage):
@@ -586,23 +585,6 @@ def reward_terms(stage: OnlineStage) -> dict[str, RewardTerm]:
     return found | {f"cost.terms[{i}]": term for i, term in enumerate(stage.cost.terms if stage.cost else ())}
 
 
-def _too_long(stages: Sequence[AnyStage], folder: Path, where: str) -> list[Problem]:
-    """Check that no stage has rows longer than the context that an imported base declares."""
-    config = _json(folder / "config.json")
-    inner = config.get("text_config")
-    context = config.get("max_position_embeddings") or (inner or {}).get("max_position_embeddings")
-    if not isinstance(context, int):
-        return []
-    return [
-        Problem(
-            f"{where}: weights.stages[{i}].max_tokens",
-            f"got {stage.max_tokens}, wanted at most {context}, the context of {folder}; leave it out for that",
-        )
-        for i, stage in enumerate(stages)
-        if isinstance(stage, Stage) and (stage.max_tokens or 0) > context
-    ]
-
-
 def _suite(name: str, root: Path, known: Sequence[str], where: str, noun: str = "suite") -> list[Problem]:
     if ":" in name and name.partition(":")[0] in {x.partition(":")[0] for x in known}:
         return [] if name in known else [Problem(where, unknown(name, known, noun=noun))]
@@ -638,60 +620,3 @@ def _source(source: Source, root: Path, known: Sequence[str], where: str) -> lis
             problems.append(Problem(f"{where}.source", what))
             break
     return problems
-
-
-def _imported(stage: ImportStage, root: Path, here: str) -> list[Problem]:
-    """Check an imported stage's folder (a tokenizer is not needed) and that it is what `reward` says."""
-    problems = _checkpoint(stage.path, root, f"{here}.path", needs=())
-    if problems or not (root / stage.path).is_dir():
-        return problems
-    if is_reward_folder(root / stage.path) != stage.reward:
-        got = "a policy" if stage.reward else "a reward model (sequence classification)"
-        return [
-            Problem(f"{here}.reward", f"got {str(stage.reward).lower()}, but {root / stage.path} holds {got}")
-        ]
-    return []
-
-
-def is_reward_folder(folder: Path) -> bool:
-    """True if a Hugging Face or PEFT folder is a sequence classifier and not a language model."""
-    adapter = _json(folder / "adapter_config.json")
-    names = (
-        [adapter.get("task_type")] if adapter else _json(folder / "config.json").get("architectures") or ()
-    )
-    return any(str(name) == "SEQ_CLS" or str(name).endswith("ForSequenceClassification") for name in names)
-
-
-def adapter_base(folder: Path) -> str | None:
-    """Return the base weights that a PEFT folder names; None for a folder of whole weights."""
-    name = _json(folder / "adapter_config.json").get("base_model_name_or_path")
-    return str(name) if name else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _checkpoint(
-    path: str, root: Path, where: str, needs: Sequence[str] = ("tokenizer.json",)
-) -> list[Problem]:
-    folder = root / path
-    if folder.is_dir():
-        config = "adapter_config.json" if (folder / "adapter_config.json").is_file() else "config.json"
-        wanted = [n for n in (config, *needs) if not (folder / n).is_file()]
-        weights = list(folder.glob("*.safetensors"))
-        if not weights:
-            has_pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-            hint = " (pickled weights are not loaded; convert them first)" if has_pickles else ""
-            wanted.append(f"a .safetensors file{hint}")
-        what = f"{folder} is not a Hugging Face checkpoint: it lacks {', '.join(wanted)}"
-        return [Problem(where, what)] if wanted else []
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", path) and not path.startswith((".", "/"))
-    if is_hub_id and not folder.parent.is_dir():
-        return []
-    hint = "wanted a Hugging Face folder, or a hub id such as Qwen/Qwen3-0.6B@main"
-    return [Problem(where, f"no such folder: {folder}; {hint}")]

@@ -43,7 +43,7 @@ def prepare(
 
 
 def _import(stack: Stack, runs: Runs, stage: ImportStage) -> tuple[Write, Tokenizer]:
-    source, base = import_folder(stack, stage.path), weights_folder(stack, runs, "base")
+    source, base = import_folder(stack, runs, stage.path), weights_folder(stack, runs, "base")
     tokenizer, found = tokenizers.load(base), checkpoints.checkpoint_info(source)
     if found.reward != stage.reward:
         raise CheckpointError(

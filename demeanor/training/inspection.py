@@ -106,7 +106,7 @@ def tokenizer_folder(stack: Stack, runs: Runs) -> Path:
     """The folder of the base's tokenizer, which every stage shares."""
     base = stack.spec.weights.base
     if isinstance(base, Import):
-        return import_folder(stack, base.path)
+        return import_folder(stack, runs, base.path)
     key = stack.stage_key("base")
     for folder in (runs.model(key), runs.folder(key) / "tokenizer"):
         if folder.is_dir():

@@ -72,7 +72,7 @@ def train(
         raise DemeanorError(
             "--compile: no C++ compiler (g++ or clang++) on this machine; install one, or leave --compile out"
         )
-    for note in notes(stack):
+    for note in notes(stack, runs):
         print(note)
     for stage in stages:
         if isinstance(stage, Stage) and stage.adapter is not None and stage.name in wanted:
@@ -124,7 +124,8 @@ def _needed(stack: Stack, name: str) -> set[str]:
 def _train_base(stack: Stack, runs: Runs, options: RunOptions) -> None:
     base, key, say = stack.spec.weights.base, stack.stage_key("base"), StageProgress("base").say
     if isinstance(base, Import):
-        say(f"imported from {import_folder(stack, base.path)}")
+        folder = import_folder(stack, runs, base.path)
+        say(f"imported from {stack.root / base.path if (stack.root / base.path).is_file() else folder}")
         return
     if isinstance(base, Remote):
         say(f"{base.model} at {base.url}: nothing to train here")

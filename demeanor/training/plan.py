@@ -53,7 +53,7 @@ def plans(stack: Stack, runs: Runs, items: Callable[[str, Path], Sequence[Item]]
     if isinstance(base, Remote):
         return [TrainingPlan("base", "remote", "", f"{base.model} at {base.url}", "elsewhere")]
     if isinstance(base, Import):
-        parameters: float = checkpoints.num_weights(import_folder(stack, base.path))
+        parameters: float = checkpoints.num_weights(import_folder(stack, runs, base.path))
         found = [TrainingPlan("base", "import", "", base.path, "trained")]
     else:
         parameters = _parameters(base.model, base.tokenizer.vocab_size)

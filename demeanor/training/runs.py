@@ -25,8 +25,9 @@ from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.files import json_lines, origin, write_json
 from demeanor.model import checkpoints
 from demeanor.stack.schema import Import, ImportStage, Remote
-from demeanor.stack.stack import Stack
+from demeanor.stack.stack import Stack, import_key
 from demeanor.text import tokenizer as tokenizers
+from demeanor.training import gguf_folder
 
 MODEL, PART, RECORD, LOCK = "model", "model.part", "record.json", "lock"
 LEDGER, CHECKPOINT = "ledger.jsonl", "checkpoint.safetensors"
@@ -258,7 +259,7 @@ def weights_folder(stack: Stack, runs: Runs, stage: str) -> Path:
             f"{stage}: {base.model} is on another server ({base.url}); its weights are not here"
         )
     if stage == "base" and isinstance(base, Import):
-        return import_folder(stack, base.path)
+        return import_folder(stack, runs, base.path)
     key = stack.stage_key(stage)
     if not runs.complete(key):
         raise CheckpointError(
@@ -268,10 +269,12 @@ def weights_folder(stack: Stack, runs: Runs, stage: str) -> Path:
     return runs.folder(key) / "model"
 
 
-def import_folder(stack: Stack, path: str) -> Path:
-    """A local checkpoint folder, or the snapshot of the hub id that the user named."""
+def import_folder(stack: Stack, runs: Runs, path: str) -> Path:
+    """A local checkpoint folder, the snapshot of the hub id that the user named, or a GGUF file's run."""
     if (stack.root / path).is_dir():
         return stack.root / path
+    if path.endswith(gguf_folder.SUFFIX):
+        return _gguf_run(stack, runs, path)
     from huggingface_hub import snapshot_download
 
     name, _, revision = path.partition("@")
@@ -282,6 +285,19 @@ def import_folder(stack: Stack, path: str) -> Path:
     )
 
 
+def _gguf_run(stack: Stack, runs: Runs, path: str) -> Path:
+    """The run of a GGUF file: config and tokenizer from its header, and a link to it, made once."""
+    source, key = stack.root / path, import_key(stack.root, path)
+    if not source.is_file():
+        raise CheckpointError(f"{source}: no such file")
+    if not runs.complete(key):
+        with runs.begin(key, {"stack": stack.spec.name, "stage": "base", "imported": str(source.resolve())}):
+            gguf_folder.write(source, runs.part(key))
+            runs.finish(key)
+    gguf_folder.link(source, runs.model(key))
+    return runs.model(key)
+
+
 def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]:
     """The metrics log of every stage that was trained here."""
     names = ["base", *(stage.name for stage in stack.spec.weights.stages)]
@@ -289,7 +305,7 @@ def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]
     return {name: list(read_log(path)) for name, path in paths.items() if path.is_file()}
 
 
-def notes(stack: Stack) -> list[str]:
+def notes(stack: Stack, runs: Runs) -> list[str]:
     """One sentence for each imported model whose architecture only runs through transformers.
 
     Raises CheckpointError for a folder that cannot be used, or whose tokenizer does not fit its embedding.
@@ -297,9 +313,9 @@ def notes(stack: Stack) -> list[str]:
     base = stack.spec.weights.base
     paths = {"base": base.path} if isinstance(base, Import) else {}
     for stage in stack.spec.weights.stages:
-        if isinstance(stage, ImportStage) and (stack.root / stage.path).is_dir():
+        if isinstance(stage, ImportStage) and (stack.root / stage.path).exists():
             paths[stage.name] = stage.path
-    folders = {name: import_folder(stack, path) for name, path in paths.items()}
+    folders = {name: import_folder(stack, runs, path) for name, path in paths.items()}
     found = {name: checkpoints.checkpoint_info(folder) for name, folder in folders.items()}
     for folder in folders.values():
         if (folder / "tokenizer.json").is_file():

@@ -201,7 +201,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "heads that do not share evenly": (edit(num_key_value_heads=3), "num_key_value_heads"),
     "a rope that is a word": (edit(rope_parameters="long"), "wrong type"),
     "an older spelling of scaled positions": (
-        edit(rope_scaling={"type": "linear", "factor": 2.0}),
+        edit(rope_scaling={"type": "dynamic", "factor": 2.0}),
         "rope type",
     ),
     "a sliding window": (edit(model_type="mistral", sliding_window=16), "sliding_window"),

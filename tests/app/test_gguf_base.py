@@ -1,0 +1,148 @@
+"""`base: model.gguf`: a stack trains, serves and evaluates on it, its key is of the file's content, and it may move."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from demeanor import app
+from demeanor.cli import main
+from demeanor.core.errors import CheckpointError, SpecError
+from demeanor.core.types import Decoding, Message
+from demeanor.engine.scheduler import Request
+from demeanor.model import checkpoints
+from demeanor.stack.stack import Stack, training_keys
+from demeanor.training.runs import Runs, entries, unneeded, weights_folder
+from tests.model import gguf_files
+
+STACK = {
+    "name": "gg",
+    "weights": {
+        "base": "tiny.gguf",
+        "stages": [
+            {
+                "name": "sft",
+                "objective": "sft",
+                "data": "rows.jsonl",
+                "adapter": {"rank": 2},
+                "optim": {"lr": 1.0e-3},
+            }
+        ],
+    },
+    "template": "model",
+    "decoding": {"temperature": 0, "max_tokens": 5},
+    "evaluation": {"suites": ["suite.jsonl"]},
+}
+ROW = '{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]}\n'
+ITEM = '{"id": "a", "prompt": "hello", "scorers": [{"kind": "contains", "values": ["world"]}]}\n'
+
+
+def stack_on(folder: Path, form: str = "Q8_0", seed: int = 0) -> tuple[Stack, Runs]:
+    gguf_files.write(folder / "tiny.gguf", form=form)
+    (folder / "rows.jsonl").write_text(ROW * 8)
+    (folder / "suite.jsonl").write_text(ITEM)
+    (folder / "stack.yaml").write_text(yaml.safe_dump(STACK))
+    return app.load_stack(folder / "stack.yaml"), Runs(folder / "runs")
+
+
+def test_a_stage_trains_on_it_and_its_folder_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack, runs = stack_on(tmp_path)
+    app.train(stack, runs)
+    base = weights_folder(stack, runs, "base")
+    assert f"imported from {tmp_path / 'tiny.gguf'}" in capsys.readouterr().err
+    assert (base / "model.gguf").resolve() == tmp_path / "tiny.gguf", "the weights are not copied"
+    trained = checkpoints.load(weights_folder(stack, runs, "sft"))
+    before = checkpoints.load(base)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(trained.state_dict()[name], before.state_dict()[name])
+    assert torch.equal(trained.head(), before.head())
+    assert main(["explain", str(stack.path), "--runs", str(runs.root)]) == 0
+    assert [x.state for x in entries(runs.root)] == ["finished", "finished"]
+    assert unneeded(entries(runs.root), training_keys(stack)) == []
+
+
+def test_the_key_is_of_the_content_and_the_file_may_move(tmp_path: Path) -> None:
+    stack, runs = stack_on(tmp_path)
+    folder, key = weights_folder(stack, runs, "base"), stack.stage_key("base")
+    (tmp_path / "other").mkdir()
+    shutil.move(tmp_path / "tiny.gguf", tmp_path / "other" / "moved.gguf")
+    moved = app.load_stack(stack.path, overrides=["weights.base=other/moved.gguf"])
+    assert moved.stage_key("base") == key == folder.parent.name
+    assert weights_folder(moved, runs, "base") == folder
+    assert (folder / "model.gguf").resolve() == tmp_path / "other" / "moved.gguf"
+    gguf_files.write(tmp_path / "tiny.gguf", form="Q4_0")
+    assert app.load_stack(stack.path).stage_key("base") != key
+
+
+def test_another_file_in_its_place_is_noticed(tmp_path: Path) -> None:
+    stack, runs = stack_on(tmp_path)
+    folder = weights_folder(stack, runs, "base")
+    gguf_files.write(tmp_path / "tiny.gguf", form="Q4_0")
+    with pytest.raises(CheckpointError, match="was changed or damaged since it was written"):
+        checkpoints.load(folder)
+
+
+def test_what_is_no_gguf_file_is_said_before_anything_runs(tmp_path: Path) -> None:
+    stack, _ = stack_on(tmp_path)
+    (tmp_path / "tiny.gguf").write_bytes(b"PK\x03\x04 and more")
+    with pytest.raises(
+        SpecError, match=r"weights.base.path.*tiny.gguf is not a GGUF file: it begins with b'PK"
+    ):
+        app.load_stack(stack.path)
+    (tmp_path / "tiny.gguf").unlink()
+    with pytest.raises(SpecError, match=r"tiny.gguf cannot be read \(No such file"):
+        app.load_stack(stack.path)
+
+
+def test_a_damaged_file_leaves_no_finished_run(tmp_path: Path) -> None:
+    stack, runs = stack_on(tmp_path)
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "tiny.gguf").write_bytes(whole[:-100])
+    damaged = app.load_stack(stack.path)
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf.*cut short"):
+        weights_folder(damaged, runs, "base")
+    assert not runs.complete(damaged.stage_key("base"))
+    assert main(["explain", str(stack.path), "--runs", str(runs.root)]) == 2
+    (tmp_path / "tiny.gguf").write_bytes(whole)
+    assert weights_folder(app.load_stack(stack.path), runs, "base").is_dir()
+
+
+def test_an_import_stage_takes_one_too(tmp_path: Path) -> None:
+    stack, runs = stack_on(tmp_path)
+    gguf_files.write(tmp_path / "later.gguf", form="F16", tokenizer=gguf_files.bpe())
+    later = app.load_stack(
+        stack.path, overrides=["weights.stages=[{kind: import, name: later, path: later.gguf}]"]
+    )
+    app.train(later, runs)
+    found = checkpoints.load(weights_folder(later, runs, "later"))
+    wanted = gguf_files.model("llama", found.config.vocab_size)
+    assert torch.allclose(found.head(), wanted.head(), atol=1e-3)
+    assert unneeded(entries(runs.root), training_keys(later)) == []
+
+
+def test_it_answers_as_the_folder_of_the_same_weights(tmp_path: Path) -> None:
+    stack, runs = stack_on(tmp_path, form="F32")
+    folder = weights_folder(stack, runs, "base")
+    shutil.copytree(folder, tmp_path / "plain", ignore=shutil.ignore_patterns("model.gguf", "demeanor.json"))
+    checkpoints.save(checkpoints.load(folder), tmp_path / "plain")
+    plain = app.load_stack(stack.path, overrides=["weights.base=plain"])
+    answers = [answer(found.variant("base"), runs) for found in (stack, plain)]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 12
+
+
+def answer(stack: Stack, runs: Runs) -> list[int]:
+    """The first twelve tokens that a stack's weights answer with."""
+    runtime = app.StackRuntime(stack, runs, operational=False)
+    try:
+        prompt = runtime.template(stack).render((Message("user", "hello"),), (), generate=True)
+        request = Request(tuple(prompt.tokens), Decoding(temperature=0, max_tokens=12), frozenset())
+        return [piece.token for piece in runtime.weights(stack.serve).engine.generate([request])[0]]
+    finally:
+        runtime.close()
