@@ -97,12 +97,14 @@ def _bits(bytes_NB: Tensor, group: int, width: int) -> Tensor:
     """Fields of `width` bits, lowest first, each over `group` bytes, uint8 (N, B * 8 / width)."""
     split = bytes_NB.reshape(len(bytes_NB), -1, 1, group)
     shifts = torch.arange(0, 8, width, dtype=torch.uint8).view(1, 1, -1, 1)
-    return ((split >> shifts) & (2**width - 1)).flatten(1)
+    fields: Tensor = (split >> shifts) & (2**width - 1)
+    return fields.flatten(1)
 
 
 def _high_bits(bytes_N4: Tensor) -> Tensor:
     """The 32 bits of four bytes, lowest first, uint8 (N, 32)."""
-    return ((bytes_N4[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten(1)
+    bits: Tensor = (bytes_N4[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    return bits.flatten(1)
 
 
 def _q4_0(b: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import json
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from demeanor.core.errors import CheckpointError
 from demeanor.text import gguf_tokenizer
@@ -130,7 +130,7 @@ def _differing(found: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[s
     return min((x for x in texts if other.encode(x) != tokenizer.encode(x)), key=len, default=None)
 
 
-def _lists(source: Mapping[str, Any], embedded: int, kind: Literal["llama", "gpt2"]) -> Lists:
+def _lists(source: Mapping[str, Any], embedded: int, kind: str) -> Lists:
     """Texts, kinds and scores of all rows of the embedding; a row without a token is unused."""
     model = source["model"]
     texts = {int(i): str(text) for text, i in model["vocab"].items()}
@@ -169,7 +169,7 @@ def _ids(tokenizer: Tokenizer, ends: Collection[int]) -> list[tuple[str, int]]:
     others = {"bos": "bos_token", "unknown": "unk_token", "padding": "pad_token"}
     for name, key in others.items():
         token = tokenizer.config.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
+        text = str(token.get("content") if isinstance(token, dict) else token)
         if text in tokenizer.special:
             found.append((name, tokenizer.special[text]))
     return found
