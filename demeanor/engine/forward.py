@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from demeanor.model import native
+from demeanor.model.grouped_modules import dequantised
 from demeanor.model.hf import ForeignModel
 from demeanor.model.llama import KVCache
 from demeanor.model.native import NativeStep
@@ -65,6 +66,7 @@ def forward_of(model: Llama | ForeignModel, num_slots: int, max_tokens: int) -> 
         return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
         return Compiled(model, KVCache(model.config, num_slots, max_tokens))
+    dequantised(model)  # torch has no products of groups
     head = model.head()
     return Torch(model, KVCache(model.config, num_slots, max_tokens, head.dtype, head.device))
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError, unknown
+from demeanor.model.grouped_modules import GroupedLinear
 from demeanor.model.stored import ADAPTER, is_adapter, read_tensors
 from demeanor.stack.schema import Adapter
 
@@ -55,6 +56,23 @@ class LoraLinear(nn.Module):
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.detach())
         return linear
+
+
+class GroupedLora(LoraLinear):
+    """An adapted map whose frozen matrix stays in groups."""
+
+    def __init__(self, linear: GroupedLinear, rank: int, scale: float) -> None:
+        nn.Module.__init__(self)
+        out, inside = linear.grouped.shape
+        self.grouped, self.bias, self.scale = linear.grouped, linear.bias, scale
+        self.lora_A, self.lora_B = (
+            nn.Parameter(torch.zeros(rank, inside)),
+            nn.Parameter(torch.zeros(out, rank)),
+        )
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.grouped.dequantised()
 
 
 def scale(rank: int, alpha: float, rslora: bool) -> float:
@@ -216,9 +234,13 @@ def add(model: nn.Module, folder: Path, prefix: str = "") -> nn.Module:
         linear = named.get(prefix + pair)
         if not isinstance(linear, nn.Linear) or b is None:
             raise _misfit(folder, f"the adapter of {pair}")
-        if (*b.shape, *a.shape) != (linear.weight.shape[0], raw["r"], raw["r"], linear.weight.shape[1]):
+        if (*b.shape, *a.shape) != (linear.out_features, raw["r"], raw["r"], linear.in_features):
             raise _misfit(folder, f"the adapter of {pair}")
-        adapted = LoraLinear(linear, a.shape[0], factor)
+        adapted = (
+            GroupedLora(linear, a.shape[0], factor)
+            if isinstance(linear, GroupedLinear)
+            else LoraLinear(linear, a.shape[0], factor)
+        )
         with torch.no_grad():
             adapted.lora_A.copy_(a)
             adapted.lora_B.copy_(b)

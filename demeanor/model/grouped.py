@@ -7,7 +7,7 @@ Source: ggml's ggml-quants.c (block_q8_0, block_q4_0, block_q4_1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -82,6 +82,38 @@ class Grouped:
         """Return the tensors of a file; `name` is the matrix's, such as model.layers.0.mlp.up_proj.weight."""
         found = {f"{name}_packed": self.packed_OB, f"{name}_scale": self.scales_OG}
         return found if self.minima_OG is None else {**found, f"{name}_minimum": self.minima_OG}
+
+
+def joined(parts: Sequence[Grouped], join: Callable[..., Tensor]) -> Grouped:
+    """Return matrices of one format as one: `join` stacks or orders the outputs of any tensors (O, ...)."""
+    minima = [x.minima_OG for x in parts if x.minima_OG is not None]
+    return Grouped(
+        parts[0].format,
+        join(*(x.packed_OB for x in parts)),
+        join(*(x.scales_OG for x in parts)),
+        join(*minima) if minima else None,
+    )
+
+
+def group_panels(matrix: Grouped, outputs: int) -> Tensor:
+    """Return the bytes (O / outputs, G, size) that kernels/quantised.h reads; O is a multiple of `outputs`.
+
+    A panel holds for each group: scales, minima, then for each step of 4 inputs 4 unsigned bytes of every output;
+    with 4 bits step s is in the low half of a byte and step s + 4 in its high half.
+    """
+    layout, G = LAYOUTS[matrix.format], matrix.scales_OG.shape[1]
+    unsigned = matrix.packed_OB ^ 128  # from two's complement: + 128
+    if layout.bits == 4:
+        halves = torch.stack([matrix.packed_OB & 15, matrix.packed_OB >> 4], -1).flatten(1)
+        halves = halves.view(-1, G, 2, GROUP // 2)
+        unsigned = halves[:, :, 0] | halves[:, :, 1] << 4
+    steps = unsigned.reshape(-1, outputs, G, GROUP * layout.bits // 32, 4).permute(0, 2, 3, 1, 4)
+    parts = [steps.reshape(-1, G, outputs * GROUP * layout.bits // 8)]
+    for x in (matrix.minima_OG, matrix.scales_OG):
+        if x is not None:
+            beside = x.view(-1, outputs, G).transpose(1, 2).contiguous()
+            parts.insert(0, beside.view(torch.uint8).view(-1, G, 2 * outputs))
+    return torch.cat(parts, -1)
 
 
 def from_integers(

@@ -14,6 +14,7 @@ struct Layer { const float *norm1, *norm2, *q_norm, *k_norm; Matrix qkv, out, ga
 struct Model {
     int64_t width, heads, kv_heads, head, inner, vocab, context, layers;
     float eps;
+    int64_t embed_kind;                        // of a matrix: 0 rows in order, 3 and above panels
     const float *embed, *norm, *cos, *sin;
     Matrix top;
     std::vector<Layer> layer;
@@ -67,7 +68,10 @@ void forward(void* given, int id, int of) {
     Pool& team = pool();
     int64_t first, last;
     share(N, id, of, first, last);
-    for (int64_t r = first; r < last; r++) std::memcpy(x + r * ldx, m.embed + call.tokens[r] * width, width * sizeof(float));
+    for (int64_t r = first; r < last; r++) {
+        if (grouped(m.embed_kind)) quantised_row(m.embed_kind, m.embed, width, call.tokens[r], x + r * ldx);
+        else std::memcpy(x + r * ldx, m.embed + call.tokens[r] * width, width * sizeof(float));
+    }
     team.barrier(of);
     for (int64_t l = 0; l < m.layers; l++) {
         const Layer& y = m.layer[l];
@@ -237,11 +241,11 @@ int panel_width() { return NR; }
 // The cores that the pool's threads may run on; threads that exist stay where they are.
 void pool_cores(const int* cores, int count) { pool().cores.assign(cores, cores + count); }
 
-// ints: width heads kv_heads head inner vocab context layers; pointers: embed norm cos sin, top, then per layer norm1 norm2 q_norm
-// k_norm qkv out gate_up down keys values, where a matrix is: kind (0 fp32, 1 bf16, 2 int8), data, scale, bias, how many low-rank products
+// ints: width heads kv_heads head inner vocab context layers; pointers: embed's kind (0 or from 3) embed norm cos sin, top, then per layer norm1 norm2 q_norm
+// k_norm qkv out gate_up down keys values, where a matrix is: kind (0 fp32, 1 bf16, 2 int8, 3 Q8_0, 4 Q4_0, 5 Q4_1), data, scale, bias, how many low-rank products
 // beside it, and for each: base, outs, step, rank, a, b, scale.
 void* model_new(const int64_t* n, float eps, void** p) {
-    Model* m = new Model{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], eps, nullptr, nullptr, nullptr, nullptr, {}, {}, {}, {}, {}, {}, {}, {}};
+    Model* m = new Model{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], eps, 0, nullptr, nullptr, nullptr, nullptr, {}, {}, {}, {}, {}, {}, {}, {}};
     auto next = [&] { return static_cast<float*>(*p++); };
     auto matrix = [&](int64_t outs, int64_t ins) {
         Matrix x{outs, ins, reinterpret_cast<int64_t>(p[0]), p[1], static_cast<float*>(p[2]), static_cast<float*>(p[3]), {}};
@@ -251,7 +255,7 @@ void* model_new(const int64_t* n, float eps, void** p) {
             x.low.push_back({number(0), number(1), number(2), number(3), static_cast<float*>(p[4]), static_cast<float*>(p[5]), static_cast<float*>(p[6])});
         return x;
     };
-    m->embed = next(); m->norm = next(); m->cos = next(); m->sin = next();
+    m->embed_kind = reinterpret_cast<int64_t>(*p++); m->embed = next(); m->norm = next(); m->cos = next(); m->sin = next();
     m->top = matrix(m->vocab, m->width);
     for (int64_t l = 0; l < m->layers; l++) {
         Layer y{};

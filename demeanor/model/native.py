@@ -29,6 +29,8 @@ from demeanor.core import hardware
 from demeanor.model.adapters import adapters
 from demeanor.model.drawn import Drawn, conditioned
 from demeanor.model.drawn import entropy as row_entropy
+from demeanor.model.grouped import Grouped, GroupFormat, group_panels, joined
+from demeanor.model.grouped_modules import grouped_matrices
 from demeanor.model.llama import KVCache, Llama, rotary
 
 log = logging.getLogger("demeanor.model")
@@ -37,7 +39,7 @@ WORTH_WAKING = 500_000  # logits; for fewer a second thread takes longer to wake
 
 Format: TypeAlias = Literal["fp32", "bf16", "int8"]  # storage of a matrix; int8 has one scale per output
 
-KINDS: dict[Format, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+KINDS: dict[Format | GroupFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "q8_0": 3, "q4_0": 4, "q4_1": 5}
 FLAGS = (
     "-std=c++20",
     "-O3",
@@ -182,8 +184,9 @@ class Trace(NamedTuple):
 class Native:
     """A model packed for `native.cpp` with one KV cache (fp32); raises ValueError if `fits` is False.
 
-    Each matrix is stored in the narrowest format that holds it exactly, so packing never rounds. `packed` keeps
-    frozen matrices between models that differ in the others.
+    Each matrix is stored in the narrowest format that holds it exactly, so packing never rounds; one that comes in
+    groups keeps them, and its products round each row to int8. `packed` keeps frozen matrices between models that
+    differ in the others.
     """
 
     def __init__(self, model: Llama, cache: KVCache, packed: Packed | None = None) -> None:
@@ -362,19 +365,27 @@ class _Packing:
     def __init__(self, model: Llama, panel: int, packed: Packed | None = None) -> None:
         self._model, self._panel, self._packed = model, panel, packed
         self._state, self._adapters = model.state_dict(keep_vars=True), dict(adapters(model))
+        self._grouped = grouped_matrices(model)
         self.kept: list[Tensor] = []  # what the pointers point to
-        self.formats: Counter[Format] = Counter()
+        self.formats: Counter[Format | GroupFormat] = Counter()
 
     def outside(self, max_tokens: int) -> list[int]:
-        """Embedding, final norm, rotary tables, head."""
+        """Embedding with its kind, final norm, rotary tables, head."""
         cos, sin = rotary(self._model.config, torch.arange(max_tokens))
         half = self._model.config.head_dim // 2
+        name, tied = "model.embed_tokens.weight", self._model.config.tie_word_embeddings
+        embedding = self._weight(name)
+        head = self._frozen("head", self._weight(name if tied else "lm_head.weight"))
+        if isinstance(embedding, Grouped):
+            first = head[:2] if tied else self._matrix(embedding)[:2]
+        else:
+            first = [KINDS["fp32"], self._plain(embedding)]
         return [
-            self._plain(self._state["model.embed_tokens.weight"]),
+            *first,
             self._plain(self._state["model.norm.weight"]),
             self._plain(cos[:, 0, :half]),
             self._plain(sin[:, 0, :half]),
-            *self._frozen("head", self._model.head()),
+            *head,
         ]
 
     def layer(self, i: int) -> list[int]:
@@ -383,8 +394,8 @@ class _Packing:
         def tensor(name: str) -> Tensor | None:
             return self._state.get(f"model.layers.{i}.{name}")
 
-        def linear(name: str) -> tuple[Tensor, Tensor | None]:
-            return self._state[f"model.layers.{i}.{name}.weight"], tensor(f"{name}.bias")
+        def linear(name: str) -> tuple[Tensor | Grouped, Tensor | None]:
+            return self._weight(f"model.layers.{i}.{name}.weight"), tensor(f"{name}.bias")
 
         qkv = [f"self_attn.{x}_proj" for x in "qkv"]
         weights, biases = zip(*map(linear, qkv))
@@ -410,13 +421,16 @@ class _Packing:
             ),
         ]
 
+    def _weight(self, name: str) -> Tensor | Grouped:
+        return self._grouped[name] if name in self._grouped else self._state[name]
+
     def _plain(self, x: Tensor | None) -> int:
         return 0 if x is None else self._keep(x.detach().float().clone(memory_format=torch.contiguous_format))
 
     def _frozen(
         self,
         name: str,
-        *weights: Tensor,
+        *weights: Tensor | Grouped,
         join: Callable[..., Tensor] = _stacked,
         bias: Tensor | None = None,
         low_rank: Sequence[list[int]] = (),
@@ -424,20 +438,32 @@ class _Packing:
         """Format, panels, scales, bias, and low-rank products of one matrix; frozen weights are packed once."""
         shift = 0 if bias is None else self._plain(self._rows(bias.detach()))
         places = [len(low_rank), *(x for product in low_rank for x in product)]
-        frozen = self._packed is not None and not any(w.requires_grad for w in weights)
-        stamp = [(w.data_ptr(), w._version) for w in weights] if frozen else None
+        groups = [w for w in weights if isinstance(w, Grouped)]
+        if len(groups) == len(weights) and len({w.format for w in groups}) == 1:
+            one = groups[0] if len(groups) == 1 else joined(groups, join)  # whole groups fill whole panels
+            return [*self._matrix(one), shift, *places]
+        plain = [w.dequantised() if isinstance(w, Grouped) else w for w in weights]
+        frozen = self._packed is not None and not any(w.requires_grad for w in plain)
+        stamp = [(w.data_ptr(), w._version) for w in plain] if frozen and not groups else None
         known = None if self._packed is None or stamp is None else self._packed.get(name)
         if known is not None and known[0] == stamp:
             self.kept += known[2]
             return [*known[1], shift, *places]
         before = len(self.kept)
-        found = self._matrix(join(*(w.detach() for w in weights)))
+        found = self._matrix(join(*(w.detach() for w in plain)))
         if self._packed is not None and stamp is not None:
             self._packed[name] = (stamp, found, self.kept[before:])
         return [*found, shift, *places]
 
-    def _matrix(self, weight: Tensor) -> list[int]:
+    def _matrix(self, weight: Tensor | Grouped) -> list[int]:
         """Format, panels and scales of one matrix."""
+        if isinstance(weight, Grouped):
+            self.formats[weight.format] += 1
+            return [
+                KINDS[weight.format],
+                self._keep(group_panels(joined([weight], self._rows), self._panel)),
+                0,
+            ]
         weight = self._rows(weight.float())
         kind, scale = narrowest(weight), 0
         self.formats[kind] += 1
@@ -454,7 +480,7 @@ class _Packing:
         found, base = [], 0
         for n, name in enumerate(names):
             own = self._adapters.get(f"model.layers.{i}.{name}")
-            outs = len(self._state[f"model.layers.{i}.{name}.weight"])
+            outs = self._weight(f"model.layers.{i}.{name}.weight").shape[0]
             if own is not None:
                 a = self._wide(own.lora_A) if name == "mlp.down_proj" else own.lora_A
                 start = base if step == 1 else n * self._panel
@@ -565,6 +591,6 @@ def gated_backward(gates: Tensor, slope_TI: Tensor) -> tuple[Tensor, Tensor, Ten
 
 def fits(model: Llama) -> bool:
     """True if compiled code can run the model: on a CPU, with an even head size and small adapters."""
-    head = model.head()
+    device = model.model.norm.weight.device
     ranks = [len(x.lora_A) for _, x in adapters(model)] if isinstance(model, Llama) else []
-    return head.device.type == "cpu" and model.config.head_dim % 2 == 0 and max(ranks, default=0) <= MOST_RANK
+    return device.type == "cpu" and model.config.head_dim % 2 == 0 and max(ranks, default=0) <= MOST_RANK

@@ -1,6 +1,6 @@
 // Products of rows with a matrix in panels of NR outputs: every row's sums run in one order whatever the other rows are.
 #pragma once
-#include "threads.h"
+#include "quantised.h"
 
 namespace {
 
@@ -96,7 +96,14 @@ void low(const Matrix& m, int64_t first, int64_t last, int64_t N, const float* x
 }
 
 void product(const Matrix& m, int64_t first, int64_t last, int64_t N, const float* x, int64_t ldx, float* out, int64_t ldo, bool add) {
-    if (m.kind == 0) product<float>(m, first, last, N, x, ldx, out, ldo, add);
+    if (grouped(m.kind)) {
+        static thread_local std::vector<float> memory;
+        if (int64_t(memory.size()) < rounded_floats(N, m.ins)) memory.resize(rounded_floats(N, m.ins));
+        const Rounded rows = rounded_at(memory.data(), N, m.ins);
+        round_rows(m.kind, x, ldx, m.ins, rows, 0, N);
+        quantised_product(m.kind, m.data, m.ins, m.bias, first, last, N, rows, out, ldo, add);
+    }
+    else if (m.kind == 0) product<float>(m, first, last, N, x, ldx, out, ldo, add);
     else if (m.kind == 1) product<uint16_t>(m, first, last, N, x, ldx, out, ldo, add);
     else product<int8_t>(m, first, last, N, x, ldx, out, ldo, add);
     low(m, first, last, N, x, ldx, out, ldo);
