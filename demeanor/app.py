@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from demeanor import tools, training_services
+from demeanor import training_services
 from demeanor.core import registry
 from demeanor.core.errors import SpecError, UsageError
 from demeanor.core.types import (
@@ -47,7 +47,7 @@ from demeanor.engine.respond import unit_vector as _unit
 from demeanor.engine.scheduler import Request
 from demeanor.evaluation import gold, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
-from demeanor.layers import Kit, Search, compose, policy
+from demeanor.layers import Kit, Search, compose, policy, tools
 from demeanor.model import checkpoints
 from demeanor.retrieval import documents, index
 from demeanor.server.request_context import charged, current_token_budget

@@ -15,7 +15,7 @@ from demeanor.app import load_stack
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.evaluation import attribution, base_prompting, frontier, gate, ladder
 from demeanor.evaluation.diagnosis import diagnose
-from demeanor.report import publish, terminal
+from demeanor.report import outputs, publish
 from demeanor.server.serve import Settings
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
@@ -84,7 +84,7 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
         base = base_prompting.run(stack, services, results, name="demo")
         console.print(base_prompting.summary(base), markup=False)
     console.print("\n4. what safety costs", style="bold")
-    terminal.show_blocks([frontier.brief(frontier.run(stack, services, results, name="demo"))], console)
+    outputs.show_blocks([frontier.brief(frontier.run(stack, services, results, name="demo"))], console)
     rules, newest = stack.path.parent / RULES, stack.switches[-1] if stack.switches else None
     if rules.is_file() and newest:
         console.print(
@@ -93,7 +93,7 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
         report, _ = gate.run(
             stack, services, results, against=f"{stack.spec.name}-{newest}", rules=rules, name="demo"
         )
-        terminal.show_blocks(gate.brief(report), console)
+        outputs.show_blocks(gate.brief(report), console)
     console.print("\n6. diagnose: which change would fix the failing items", style="bold")
     found = diagnose.run(stack, services, results, diagnose.Scope(), name="demo")
     console.print(f"Suspect: {found.suspect}. {found.recommendation}", markup=False)

@@ -451,14 +451,14 @@ def validate_judge(
 ) -> None:
     """Measure the judge on pairs with human labels: accuracy, agreement and position bias."""
     from demeanor.evaluation import judge_validation
-    from demeanor.report import terminal
+    from demeanor.report import outputs
 
     with _failures_first() as tell:
         found = judge_validation.run(
             load(stack, overrides), _services(runs), results, pairs, limit=limit, name=name
         )
         tell()
-        terminal.show(judge_validation.section(found), terminal.console())
+        outputs.show(judge_validation.section(found), outputs.console())
         print(f"written: {results / found.name}.judge.json")
 
 
@@ -483,9 +483,9 @@ def show_suites(
 ) -> None:
     """List suites and print some items of each behavior (axis)."""
     from demeanor.evaluation import suites
-    from demeanor.report import terminal
+    from demeanor.report import outputs
 
-    terminal.show(suites.section(names or suites.offered(), items), terminal.console())
+    outputs.show(suites.section(names or suites.offered(), items), outputs.console())
 
 
 @logs_app.command("import")

@@ -156,12 +156,12 @@ def _check_rewards(stack: Stack, runs: Runs, only: Sequence[str]) -> int:
     """Print the audit of each stage; the exit code is that of the worst."""
     from demeanor import app as composed
     from demeanor.core.types import Verdict
-    from demeanor.report import terminal
+    from demeanor.report import outputs
     from demeanor.training import reward_audit
 
     audits = composed.check_rewards(stack, runs, only=only)
     for found in audits:
-        terminal.show(reward_audit.section(found), terminal.console())
+        outputs.show(reward_audit.section(found), outputs.console())
     verdicts = {found.verdict for found in audits}
     return next((v.value for v in (Verdict.FAIL, Verdict.INCONCLUSIVE) if v in verdicts), 0)
 

@@ -16,9 +16,9 @@ import itertools
 import json
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,15 +44,44 @@ from demeanor.core.types import (
     ToolCall,
     ToolCalled,
     ToolResult,
+    ToolSpec,
     Trust,
     Turn,
     Usage,
 )
 from demeanor.layers import Kit, timed
 
+TOOLS = "demeanor.tools"  # the folder of tools
 MAX_REFS = 10_000  # references that one check of arguments follows
 _QUIET = re2.Options()
 _QUIET.log_errors = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTool:
+    """A tool that can be run; its arguments were checked against `spec.parameters`."""
+
+    spec: ToolSpec
+    run: Callable[[Mapping[str, Any]], Any]
+
+
+def load(names: Iterable[str]) -> Mapping[str, LoadedTool]:
+    """Return the named tools; raises DemeanorError with the nearest and all known names."""
+    modules = {name: registry.entry(TOOLS, name) for name in names}
+    return {name: LoadedTool(module.SPEC, module.run) for name, module in modules.items()}
+
+
+def with_renamed_arguments(tool: RunnableTool, names: Mapping[str, str]) -> LoadedTool:
+    """Return the tool with renamed arguments (`names`: its own name -> the new one)."""
+    own_names = {other: own for own, other in names.items()}
+    parameters = dict(tool.spec.parameters)
+    parameters["properties"] = {names.get(k, k): v for k, v in parameters.get("properties", {}).items()}
+    parameters["required"] = [names.get(k, k) for k in parameters.get("required", ())]
+
+    def run(arguments: Mapping[str, Any]) -> Any:
+        return tool.run({own_names.get(k, k): v for k, v in arguments.items()})
+
+    return LoadedTool(ToolSpec(tool.spec.name, tool.spec.description, parameters), run)
 
 
 class ToolThreads:
@@ -119,7 +148,7 @@ async def called(
             call.name, partial(_result, call, tool, arguments, timeout_s, max_chars), timeout_s
         )
     except TimeoutError:
-        return failed(call, f"no answer within {timeout_s:g} s")
+        return failed(call, _late(timeout_s))
     except RuntimeError as error:  # the machine gives no further thread
         return failed(call, f"the tool could not be started: {error}")
 
@@ -143,9 +172,21 @@ def _result(
 
 
 async def _awaited(value: Awaitable[Any], timeout_s: float) -> Any:
-    """Await a tool in the loop of its thread, where it is also cancelled in time."""
-    async with asyncio.timeout(timeout_s):
-        return await value
+    """Await a tool in the loop of its thread, where it is also cancelled in time.
+
+    Raises ValueError then; a TimeoutError is the tool's own.
+    """
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            return await value
+    except TimeoutError:
+        if limit.expired():
+            raise ValueError(_late(timeout_s)) from None
+        raise
+
+
+def _late(timeout_s: float) -> str:
+    return f"no answer within {timeout_s:g} s"
 
 
 def result_text(value: Any, max_chars: int) -> str:
@@ -302,7 +343,6 @@ class Round:
 
 
 BEHAVIOUR = True
-TOOLS = "demeanor.tools"
 
 
 class Spec(registry.Spec):

@@ -29,7 +29,7 @@ from demeanor.evaluation import (
 )
 from demeanor.evaluation.diagnosis import analysis as diagnosis
 from demeanor.evaluation.result import Result, load, load_tree
-from demeanor.report import html, markdown, terminal
+from demeanor.report import outputs
 
 T = TypeVar("T")
 Identity: TypeAlias = tuple[str, str | None]
@@ -58,7 +58,7 @@ def show(result: Result, folder: Path, *, page: Path | None = None) -> Path:
     whole = ladder_report.page(result)
     target = page or folder / f"{result.name}.html"
     _write(_with_others(whole, folder, result.name, _identity(result)), target)
-    terminal.show_page(whole, terminal.console())
+    outputs.show_page(whole, outputs.console())
     print(f"\npage: {target}")
     return target
 
@@ -66,7 +66,7 @@ def show(result: Result, folder: Path, *, page: Path | None = None) -> Path:
 def show_section(folder: Path, name: str, kind: str) -> None:
     """Print what was just written as NAME.KIND.json, say where it lies, and write the page again with it."""
     section, _ = _read(folder, name, kind)
-    terminal.show(section, terminal.console())
+    outputs.show(section, outputs.console())
     print(f"\nwritten: {folder / name}.{kind}.json")
     refresh(folder, name, kind)
 
@@ -132,8 +132,8 @@ def _with_others(whole: Page, folder: Path, name: str, identity: Identity) -> Pa
 
 
 def _write(page: Page, target: Path) -> None:
-    write_text(target, html.page(page))
-    write_text(target.with_suffix(".md"), markdown.page(page))
+    write_text(target, outputs.html_page(page))
+    write_text(target.with_suffix(".md"), outputs.markdown_page(page))
 
 
 def render(path: Path, page: Path | None = None) -> Path:
@@ -141,6 +141,6 @@ def render(path: Path, page: Path | None = None) -> Path:
     whole = published.page(published.load(path))
     target = page or path.with_suffix(".html")
     _write(whole, target)
-    terminal.show_page(whole, terminal.console())
+    outputs.show_page(whole, outputs.console())
     print(f"\npage: {target}")
     return target

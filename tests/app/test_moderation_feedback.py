@@ -14,7 +14,7 @@ from demeanor.app import MAX_VARIANTS, StackRuntime, load_stack
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Decoding, Message, Turn
 from demeanor.layers import policy
-from demeanor.layers.policy.matching import judge_turn
+from demeanor.layers.policy import judge_turn
 from demeanor.layers.policy.rules import Rule, load
 from demeanor.server.application import app
 from demeanor.serving import ServedStack

@@ -12,9 +12,9 @@ import yaml
 
 from demeanor.core.types import Message, Messages, Passage
 from demeanor.layers import Kit, compose, policy, prompt, retrieval, tools
+from demeanor.layers.tools import LoadedTool, load
 from demeanor.policy_sampler import PolicySampler
 from demeanor.text.template import Template, load_template
-from demeanor.tools import LoadedTool, load
 from demeanor.training.rewards import Rollout, Task
 from tests.app.test_policy_sampler import stage
 from tests.engine.test_recorder import ScriptedEngine, spelled

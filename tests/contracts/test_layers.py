@@ -26,8 +26,8 @@ from demeanor.core.types import (
     complete,
 )
 from demeanor.layers import Kit, compose
+from demeanor.layers.tools import load
 from demeanor.stack.stack import LAYERS
-from demeanor.tools import load
 from tests.conftest import each
 
 RULES = """

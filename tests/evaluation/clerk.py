@@ -19,9 +19,9 @@ from demeanor.core.types import Item, Message
 from demeanor.engine.local import WeightsCache
 from demeanor.engine.scheduler import Piece, Request
 from demeanor.evaluation.runtime import Services
+from demeanor.layers.tools import LoadedTool
 from demeanor.stack.stack import Stack
 from demeanor.text.tokenizer import END, Tokenizer
-from demeanor.tools import LoadedTool
 from demeanor.training.runs import Runs
 from demeanor.world.lexicon import FACTS, PORTS
 

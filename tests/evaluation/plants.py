@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import yaml
 
-from demeanor import tools
 from demeanor.evaluation.items import save_suite
+from demeanor.layers import tools
+from demeanor.layers.tools import LoadedTool
 from demeanor.stack.stack import Stack
-from demeanor.tools import LoadedTool
 from tests.app import tiny
 from tests.evaluation import clerk
 from tests.evaluation.clerk import Fault

@@ -13,7 +13,7 @@ from demeanor.core.errors import DemeanorError
 from demeanor.core.table import points
 from demeanor.evaluation import attribution, ladder
 from demeanor.evaluation.result_rows import read_rows
-from demeanor.report import publish, terminal
+from demeanor.report import outputs, publish
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 
@@ -59,7 +59,7 @@ def test_a_factorial_shares_generations_and_its_sums_are_exact(
     assert (again.reused, again.generations) == (again.asked, 0)
     assert again.shapley == found.shapley
 
-    terminal.show(attribution.section(found), terminal.console())
+    outputs.show(attribution.section(found), outputs.console())
     printed = capsys.readouterr().out
     assert f"{found.generations} generations were made for {found.asked} answers" in " ".join(printed.split())
     honest = next(e for e in found.total if e.axis == "honesty")
@@ -179,7 +179,7 @@ def test_a_fraction_measures_fewer_cells_and_tells_what_it_confounds(
         assert sum(e.value for e in found.shapley if e.axis == total.axis) == pytest.approx(
             total.value, abs=1e-9
         )
-    terminal.show(attribution.section(found), terminal.console())
+    outputs.show(attribution.section(found), outputs.console())
     printed = capsys.readouterr().out
     told = " ".join(printed.split())
     assert "Cannot be told apart: " in told

@@ -13,7 +13,7 @@ from demeanor.evaluation import base_prompting, ladder
 from demeanor.evaluation import result as results
 from demeanor.evaluation.experiment import turned
 from demeanor.evaluation.result_rows import Row
-from demeanor.report import publish, terminal
+from demeanor.report import outputs, publish
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 
@@ -97,7 +97,7 @@ def test_the_base_is_asked_in_every_way_and_the_page_says_so(
     assert {"turns", "chatml", "transcript", "raw"} <= set(found.ways)
     assert found.stage == "sft"
     assert json.loads((tmp_path / "f.base.json").read_text())["stack_key"] == stack.key()
-    terminal.show(base_prompting.section(found), terminal.console())
+    outputs.show(base_prompting.section(found), outputs.console())
     assert "to the base prompted in the best way" in " ".join(capsys.readouterr().out.split())
     ladder.evaluate(
         stack, services(runs), tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=3, name="f"

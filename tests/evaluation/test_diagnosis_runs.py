@@ -14,7 +14,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from demeanor import tools
 from demeanor.app import load_stack, services
 from demeanor.core.errors import DataError
 from demeanor.core.types import (
@@ -36,7 +35,8 @@ from demeanor.evaluation.diagnosis.replay import Intervention, ReplayHarness, as
 from demeanor.evaluation.experiment import Experiment, suite
 from demeanor.evaluation.result_rows import LayerActivity, Row, read_rows
 from demeanor.evaluation.statistics import Estimate
-from demeanor.report import publish, terminal
+from demeanor.layers import tools
+from demeanor.report import outputs, publish
 from demeanor.stack.stack import Stack
 from demeanor.store import database
 from demeanor.store.database import rated_turns
@@ -323,7 +323,7 @@ def test_the_verb_writes_what_it_shows_and_a_section_of_the_page(
     assert rows == [r for r in read_rows(tmp_path / "x.diagnosis.rows.jsonl") if not r.error], (
         "nothing was measured again"
     )
-    terminal.show(section(found), Console(width=300))
+    outputs.show(section(found), Console(width=300))
     printed = capsys.readouterr().out
     assert f"Suspect: {found.suspect}" in printed
     assert all(" ".join(r.name.split()[:3]) in printed for r in found.repairs)

@@ -23,7 +23,7 @@ from demeanor.evaluation import duel
 from demeanor.evaluation.duel import Duel, DuelResult
 from demeanor.evaluation.judge import JudgeClient
 from demeanor.evaluation.result_rows import Row, read_rows
-from demeanor.report import html, markdown
+from demeanor.report import outputs
 from demeanor.stack.schema import JudgeSpec
 from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served
@@ -440,7 +440,7 @@ def test_the_rating_of_two_is_the_logit_of_the_win_rate(tmp_path: Path) -> None:
 def test_who_wins_every_duel_has_no_finite_rating_and_the_table_says_so(tmp_path: Path) -> None:
     found, _ = held(tmp_path, good, rows(a=lambda n: f"bad {n}", b=lambda n: f"good {n}"))
     assert [(r.player, r.open_ended) for r in found.ratings] == [("b", "won all"), ("a", "lost all")]
-    assert "won all: no finite rating" in markdown.markdown(duel.section(found))
+    assert "won all: no finite rating" in outputs.markdown(duel.section(found))
 
 
 def test_few_clusters_have_no_interval_by_resampling_and_one_has_none_at_all() -> None:
@@ -673,5 +673,5 @@ def test_hostile_texts_stay_text_on_the_page(tmp_path: Path) -> None:
             matchups=(replace(found.matchups[0], candidate=hostile), *found.matchups[1:]),
         )
     )
-    assert "<script>" not in html.page(Page("t", "a", "h", (section,)))
-    assert "| <script>" not in markdown.markdown(section)
+    assert "<script>" not in outputs.html_page(Page("t", "a", "h", (section,)))
+    assert "| <script>" not in outputs.markdown(section)

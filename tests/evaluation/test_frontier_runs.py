@@ -8,7 +8,7 @@ import pytest
 
 from demeanor.app import services
 from demeanor.evaluation import frontier, ladder
-from demeanor.report import publish, terminal
+from demeanor.report import outputs, publish
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 
@@ -39,7 +39,7 @@ def test_the_frontier_is_a_table_a_file_and_a_section(
     monkeypatch.chdir(tmp_path)
     stack, runs = trained
     found = frontier.run(stack, services(runs), tmp_path, limit=2, name="f")
-    terminal.show(frontier.section(found), terminal.console())
+    outputs.show(frontier.section(found), outputs.console())
     assert "dpo+policy" in capsys.readouterr().out
     result = ladder.evaluate(
         stack, services(runs), tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=2, name="f"

@@ -16,7 +16,7 @@ from demeanor.cli import main
 from demeanor.core.errors import DataError
 from demeanor.evaluation import published, statistics
 from demeanor.evaluation.statistics import items_needed, mcnemar_exact, power_paired
-from demeanor.report import html, markdown, terminal
+from demeanor.report import outputs
 
 TULU = Path(__file__).resolve().parents[2] / "docs" / "examples" / "tulu3.yaml"
 
@@ -119,8 +119,8 @@ def test_the_headline_sets_the_worst_fall_beside_the_mean() -> None:
 
 def renderings(found: published.Published) -> list[str]:
     out, page = io.StringIO(), published.page(found)
-    terminal.show_page(page, Console(file=out, width=220))
-    return [html.page(page), markdown.page(page), out.getvalue()]
+    outputs.show_page(page, Console(file=out, width=220))
+    return [outputs.html_page(page), outputs.markdown_page(page), out.getvalue()]
 
 
 def test_every_rendering_says_that_there_are_no_intervals_and_names_the_source() -> None:

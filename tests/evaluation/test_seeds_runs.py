@@ -11,7 +11,7 @@ from demeanor.app import load_stack, services
 from demeanor.core.errors import DemeanorError
 from demeanor.evaluation import ladder, seeds
 from demeanor.evaluation import result as results
-from demeanor.report import publish, terminal
+from demeanor.report import outputs, publish
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 
@@ -44,7 +44,7 @@ def test_two_seeds_are_trained_measured_and_told(
     )
     assert again == found
     assert "steps in" not in capsys.readouterr().err  # nothing was trained again
-    terminal.show(seeds.section(found), terminal.console())
+    outputs.show(seeds.section(found), outputs.console())
     assert "hold over seeds and items" in " ".join(capsys.readouterr().out.split())
     ladder.evaluate(stack, services(runs), tmp_path, variants=None, limit=2, name="f")
     assert "Trained with other seeds" in publish.show(results.load(tmp_path / "f.json"), tmp_path).read_text()

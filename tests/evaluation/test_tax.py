@@ -13,7 +13,7 @@ from demeanor.core.errors import DataError, UsageError
 from demeanor.core.types import Item, Message
 from demeanor.evaluation import statistics, tax
 from demeanor.evaluation.result_rows import Row
-from demeanor.report import terminal
+from demeanor.report import outputs
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 from tests.app import tiny_online
@@ -125,7 +125,7 @@ def test_a_curve_over_merges_and_a_setting_is_measured_and_shown(
     assert all(p.divergence is not None and p.calibration is not None for p in each(merges.points))
     section = tax.section(found)
     shown = io.StringIO()
-    terminal.show(section, terminal.Console(file=shown, width=140))
+    outputs.show(section, outputs.Console(file=shown, width=140))
     assert "sft>dpo 50%" in shown.getvalue()
     assert (tmp_path / f"{found.name}.tax.json").is_file()
     assert tax.aimed_at(stack, "dpo", [item(0, "unsafe"), item(0, "facts")]) == ("unsafe",)

@@ -14,7 +14,7 @@ from demeanor.evaluation import result as results
 from demeanor.evaluation.experiment import suite
 from demeanor.evaluation.items import SAFE, UNSAFE
 from demeanor.layers.policy.rules import RuleSpec
-from demeanor.report import publish, terminal
+from demeanor.report import outputs, publish
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 
@@ -90,7 +90,7 @@ def test_a_sweep_places_the_policy_at_every_threshold(
     assert refused == sorted(refused, reverse=True)  # a laxer rule never refuses more
     assert not any("@" in label for p in found.points for label in p.dominated_by)
     assert of["dpo+policy"].threshold == 1.5
-    terminal.show(frontier.section(found), terminal.console())
+    outputs.show(frontier.section(found), outputs.console())
     assert "At other thresholds" in capsys.readouterr().out
     ladder.evaluate(
         stack, services(runs), tmp_path, variants=["tiny-desk:base", "tiny-desk"], limit=6, name="f"

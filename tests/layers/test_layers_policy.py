@@ -45,8 +45,7 @@ from demeanor.core.types import (
     fold,
 )
 from demeanor.layers import policy
-from demeanor.layers.policy import MAX_CHARS
-from demeanor.layers.policy.matching import OutputFilter, hits, redacted
+from demeanor.layers.policy import MAX_CHARS, OutputFilter, hits, redacted
 from demeanor.layers.policy.rules import Rule, RuleSpec, rule
 
 CARD = "4429 5715 0901 7401"

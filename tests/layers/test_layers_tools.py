@@ -35,8 +35,7 @@ from demeanor.core.types import (
     fold,
 )
 from demeanor.layers import tools
-from demeanor.layers.tools import ToolThreads, mistakes
-from demeanor.tools import LoadedTool, load
+from demeanor.layers.tools import LoadedTool, ToolThreads, load, mistakes
 
 MAIL = ToolSpec(
     "mail", "Sends mail.", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}
@@ -124,6 +123,22 @@ async def test_a_mistaken_call_is_told_to_the_model_and_the_turn_goes_on(made: T
     assert result.content.startswith(told)
     assert seen[1].messages[-1].content == result.content
     assert fold(events).text == "Sorry."
+
+
+def test_both_limits_of_time_say_the_same() -> None:
+    """The thread's own limit may end a call before the loop's does."""
+
+    async def hangs(arguments: Mapping[str, Any]) -> str:
+        await asyncio.sleep(60)
+        return ""
+
+    async def gives_up(arguments: Mapping[str, Any]) -> str:
+        raise TimeoutError("/etc/secret")
+
+    spec = ToolSpec("slow", "", {})
+    made = ToolCall("1", "slow", "{}")
+    told = [tools._result(made, LoadedTool(spec, run), {}, 0.01, 100).content for run in (hangs, gives_up)]
+    assert told == ["error: no answer within 0.01 s", "error: TimeoutError"]
 
 
 async def test_a_tool_that_hangs_or_breaks_or_babbles_is_bounded() -> None:

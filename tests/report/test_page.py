@@ -29,8 +29,7 @@ from demeanor.core.table import (
 )
 from demeanor.evaluation import ladder_report
 from demeanor.evaluation.result import Result
-from demeanor.report import html as renderer
-from demeanor.report import markdown as md
+from demeanor.report import outputs
 from demeanor.report.figures import el, join
 from tests.conftest import each
 
@@ -86,11 +85,11 @@ ALLOWED = {
 
 
 def page(result: Result) -> str:
-    return renderer.page(ladder_report.page(result))
+    return outputs.html_page(ladder_report.page(result))
 
 
 def markdown(result: Result) -> str:
-    return md.page(ladder_report.page(result))
+    return outputs.markdown_page(ladder_report.page(result))
 
 
 class Reader(HTMLParser):
@@ -315,7 +314,7 @@ SECTION = Section(
 
 
 def test_every_kind_of_text_is_text_on_the_page() -> None:
-    source = renderer.page(
+    source = outputs.html_page(
         Page(HOSTILE, HOSTILE, HOSTILE, (SECTION,), (HOSTILE,), (HOSTILE,), (HOSTILE,), HOSTILE)
     )
     assert "<script" not in source
@@ -324,7 +323,7 @@ def test_every_kind_of_text_is_text_on_the_page() -> None:
 
 
 def test_every_kind_of_text_is_text_in_markdown() -> None:
-    text = md.markdown(SECTION)
+    text = outputs.markdown(SECTION)
     assert "<script" not in text
     assert "\u202e" not in text
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")] == [
@@ -336,10 +335,10 @@ def test_every_kind_of_text_is_text_in_markdown() -> None:
 
 @pytest.mark.parametrize("block", get_args(Block), ids=lambda block: block.__name__)
 def test_the_template_knows_every_kind_of_block(block: type) -> None:
-    source = (renderer.FOLDER / "page.html.jinja").read_text()
+    source = (outputs.FOLDER / "page.html.jinja").read_text()
     assert f'kind == "{block.__name__}"' in source
 
 
 def test_a_kind_of_block_that_the_template_does_not_know_is_an_error() -> None:
     with pytest.raises(UndefinedError):
-        renderer.page(Page("t", "a", "h", (Section("x", "X", "X", (object(),)),)))  # type: ignore[arg-type]
+        outputs.html_page(Page("t", "a", "h", (Section("x", "X", "X", (object(),)),)))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from demeanor.core.table import Page
 from demeanor.evaluation.diagnosis.analysis import AxisNet, Diagnosis, HonestEstimate, Repair, section
 from demeanor.evaluation.result import plain
-from demeanor.report import html
+from demeanor.report import outputs
 
 AXIS = AxisNet("safe_twin", 30, 28, 40, 0, 0.4, 0.3, 0.5, 0.0001, 0.001, True)
 RULE = Repair(
@@ -58,7 +58,7 @@ FOUND = Diagnosis(
 
 
 def diagnosis(found: Diagnosis) -> str:
-    return html.page(Page("t", "a", "h", (section(found),)))
+    return outputs.html_page(Page("t", "a", "h", (section(found),)))
 
 
 def test_the_section_tells_the_recommendation_the_suspect_and_the_axis_that_is_helped() -> None:

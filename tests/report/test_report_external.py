@@ -10,18 +10,18 @@ from rich.console import Console
 
 from demeanor.evaluation import ladder_report
 from demeanor.evaluation.result import Comparison, Delta, Result, Verdict, ladder_of
-from demeanor.report import html, markdown, terminal
+from demeanor.report import outputs
 
 
 def printed(result: Result) -> str:
     out = io.StringIO()
-    terminal.show_page(ladder_report.page(result), Console(file=out, width=200))
+    outputs.show_page(ladder_report.page(result), Console(file=out, width=200))
     return out.getvalue()
 
 
 def test_it_stands_in_every_rendering_under_its_own_name(result: Result) -> None:
     page = ladder_report.page(result)
-    for text in (entities.unescape(html.page(page)), markdown.page(page), printed(result)):
+    for text in (entities.unescape(outputs.html_page(page)), outputs.markdown_page(page), printed(result)):
         assert "a-rival" in text, "not a−rival: only a sign in front of a label is a minus"
         assert ladder_report.external_sentence(result.external[0]) in text
 
@@ -33,7 +33,7 @@ def test_it_is_no_step_and_no_regression(result: Result) -> None:
 
 
 def test_its_items_are_told_as_here_and_there(result: Result) -> None:
-    text = html.page(ladder_report.page(result))
+    text = outputs.html_page(ladder_report.page(result))
     regressed = sum(not change.fixed for change in result.external[0].changes)
     assert regressed
     assert f"{regressed} wrong here, right there" in text

@@ -14,12 +14,12 @@ from demeanor.core import table
 from demeanor.core.table import Paragraph, Section, Table
 from demeanor.evaluation import ladder_report as words
 from demeanor.evaluation.result import Delta, Regression, Result, Verdict
-from demeanor.report import terminal
+from demeanor.report import outputs
 from tests.conftest import each
 
 
 def show(result: Result, out: Console) -> None:
-    terminal.show_page(words.page(result), out)
+    outputs.show_page(words.page(result), out)
 
 
 def delta(
@@ -167,7 +167,7 @@ def test_a_small_p_is_never_printed_as_zero() -> None:
 
 def printed(*blocks: Table | Paragraph, width: int) -> str:
     out = io.StringIO()
-    terminal.show(Section("x", "X", "[red]Title", blocks), Console(file=out, width=width))
+    outputs.show(Section("x", "X", "[red]Title", blocks), Console(file=out, width=width))
     return out.getvalue()
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from demeanor import tools
 from demeanor.core.errors import DemeanorError
+from demeanor.layers import tools
 from demeanor.tools.calculator import MAX_LENGTH, SPEC, run, shown, value
 
 

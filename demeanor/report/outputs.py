@@ -1,14 +1,22 @@
-"""A report in a terminal. In: a Page, a Section or blocks, and a rich Console. Out: lines; no text of a model becomes markup.
+"""A report in its three outputs: lines of a terminal, one self-contained HTML page, Markdown.
 
-A table that is wider than the terminal is printed in parts, each with the first column again.
+In: a Page, a Section or blocks. Out: text; text of models and files becomes no markup, tag, cell border or
+second line. The HTML page needs no network and no script: everything that opens is a <details>.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
@@ -27,8 +35,12 @@ from demeanor.core.table import (
     Section,
     StyledText,
     Table,
+    plain,
     visible,
 )
+from demeanor.report.figures import draw
+
+# ---- terminal: a table that is wider than it is printed in parts, each with the first column again ----
 
 WIDTH = 160
 """Columns where the output is not a terminal."""
@@ -166,3 +178,124 @@ def _style(part: StyledText) -> str:
     if part.style == "soft":
         return "dim"
     return TONES[part.tone] or ("bold" if part.strong else "")
+
+
+# ---- HTML ----
+
+FOLDER = Path(__file__).parent
+POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
+
+
+def html_page(page: Page) -> str:
+    """The whole page; a content security policy allows its own style sheet, by hash, and nothing else."""
+    style = (FOLDER / "page.css").read_text(encoding="utf-8")
+    allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return _template().render(
+        page=page, style=Markup(style), policy=f"{POLICY}; style-src 'sha256-{allowed}'"
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"draw": draw, "kind": lambda block: type(block).__name__, "parts": _parts}
+    return environment.get_template("page.html.jinja")
+
+
+def _shown(value: Any) -> Any:
+    """Whatever is not markup already, with control characters written out."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _parts(text: Any) -> tuple[Any, ...]:
+    """The pieces of a sentence or a cell."""
+    return text if isinstance(text, tuple) else (text,)
+
+
+# ---- Markdown: without figures ----
+
+
+def markdown_page(page: Page) -> str:
+    """The headline, every reason for doubt, and all sections."""
+    parts = [f"# {_safe(page.headline)}", *(f"> {_safe(caveat)}" for caveat in page.caveats)]
+    parts += [text for section in page.sections if (text := markdown(section))]
+    if page.source:
+        parts.append(_safe(page.source))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(section: Section) -> str:
+    """A section under its title; empty where all of it is for the page."""
+    parts = list(_markdown_blocks(section.blocks))
+    return "\n\n".join([f"## {_safe(section.title)}", *parts]) if parts else ""
+
+
+def _markdown_blocks(blocks: Iterable[Block]) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case OnlyFor():
+                if "markdown" in block.outputs:
+                    yield from _markdown_blocks(block.blocks)
+            case BlockGroup():
+                yield from _markdown_blocks(block.blocks)
+            case Fold():
+                inside = list(_markdown_blocks(block.blocks))
+                if inside:
+                    yield from (f"**{_inline(block.summary, strong=False)}**", *inside)
+            case Table():
+                yield from _pipe_table(block)
+            case Bullets():
+                if block.items:
+                    yield "\n".join(f"* {_inline(item)}" for item in block.items)
+            case Facts():
+                yield "\n".join(f"* {_safe(name)}: {_inline(value)}" for name, value in block.pairs)
+            case Paragraph(style="heading"):
+                yield f"### {_inline(block.text)}"
+            case Paragraph(style="code"):
+                yield "\n".join(f"    {_safe(line)}" for line in plain(block.text).splitlines())
+            case Paragraph():
+                yield _inline(block.text)
+
+
+def _pipe_table(table: Table) -> Iterator[str]:
+    """A pipe table; columns of numbers are right-aligned."""
+    if not table.rows:
+        return
+    columns = (table.title or table.columns[0], *table.columns[1:])
+    rules = ("---" if n in table.text else "--:" for n in range(len(table.columns)))
+    lines = [" | ".join(map(_safe, columns)), " | ".join(rules)]
+    for row in table.rows:
+        lines.append(" | ".join([*map(_inline, row), *([""] * (len(table.columns) - len(row)))]))
+    yield "\n".join(f"| {line} |" for line in lines)
+
+
+def _inline(text: Inline, *, strong: bool = True) -> str:
+    parts = text if isinstance(text, tuple) else (text,)
+    return "".join(_part(part, strong) for part in parts)
+
+
+def _part(part: str | StyledText, strong: bool) -> str:
+    if isinstance(part, str):
+        return _safe(part)
+    if part.link or part.style == "aside":
+        return ""
+    told = _safe(part.text)
+    if part.style == "code":
+        told = f"`{told}`"
+    elif part.strong and strong:
+        told = f"**{told}**"
+    if part.style == "change":
+        return f" ({told})"
+    return told
+
+
+def _safe(text: str) -> str:
+    """Text of a model or a file: no tag, no cell border, one line."""
+    return visible(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
