@@ -20,6 +20,7 @@ from demeanor.model.grouped_modules import dequantised
 from demeanor.model.hf import ForeignModel
 from demeanor.model.llama import KVCache
 from demeanor.model.native import NativeStep
+from demeanor.model.pages import PagedCache
 
 if TYPE_CHECKING:
     from demeanor.model.llama import Llama
@@ -65,41 +66,10 @@ def forward_of(model: Llama | ForeignModel, num_slots: int, max_tokens: int) -> 
     if isinstance(model, ForeignModel):
         return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
-        return Compiled(model, KVCache(model.config, num_slots, max_tokens))
+        return Compiled(model, PagedCache(model.config, num_slots, max_tokens))
     dequantised(model)  # torch has no products of groups
     head = model.head()
     return Torch(model, KVCache(model.config, num_slots, max_tokens, head.dtype, head.device))
-
-
-class SharedPrefixes:
-    """Which slots begin with a copy of another slot's tokens, so that attention can read one of them for all."""
-
-    def __init__(self, num_slots: int) -> None:
-        self._root, self._length = list(range(num_slots)), [0] * num_slots
-        self._used = [0] * num_slots  # positions of each slot that a copy of it relies on
-
-    def copied(self, source: int, target: int, tokens: int) -> None:
-        """The first `tokens` positions of `target` are now those of `source`."""
-        self.written(target, 0)
-        root = self._root[source] if tokens <= self._length[source] else source
-        self._root[target], self._length[target] = root, tokens
-        self._used[root] = max(self._used[root], tokens)
-
-    def written(self, slot: int, position: int) -> None:
-        """A position changes: forget the copies that it belongs to."""
-        if position < self._length[slot]:
-            self._root[slot], self._length[slot] = slot, 0
-        if position < self._used[slot]:
-            for other, root in enumerate(self._root):
-                if root == slot:
-                    self._root[other], self._length[other] = other, 0
-            self._used[slot] = 0
-
-    def of(self, slots: list[int]) -> tuple[list[int], list[int]] | None:
-        """Of each row's slot: the slot to read its first positions from, and how many; None if all are alone."""
-        if not any(self._length):
-            return None
-        return [self._root[slot] for slot in slots], [self._length[slot] for slot in slots]
 
 
 class Compiled:
@@ -107,28 +77,19 @@ class Compiled:
 
     exact = True
 
-    def __init__(self, model: Llama, cache: KVCache) -> None:
+    def __init__(self, model: Llama, cache: PagedCache) -> None:
         self._cache, self._native = cache, native.Native(model, cache)
-        self._prefixes = SharedPrefixes(len(cache.keys[0]))
         self.vocab_size = model.config.vocab_size
         self.num_bytes = self._native.num_bytes + cache.num_bytes
 
     def run(self, rows: Rows) -> NativeStep:
-        self._write(rows)
-        shared = self._prefixes.of(rows.slots)
-        return self._native.forward(rows.tokens, rows.slots, rows.positions, rows.read, shared=shared)
+        return self._native.forward(rows.tokens, rows.slots, rows.positions, rows.read)
 
     def hidden(self, rows: Rows) -> Tensor:
-        self._write(rows)
         return self._native.hidden(rows.tokens, rows.slots, rows.positions, rows.read)
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         self._cache.copy(source, target, tokens)
-        self._prefixes.copied(source, target, tokens)
-
-    def _write(self, rows: Rows) -> None:
-        for slot, position in zip(rows.slots, rows.positions):
-            self._prefixes.written(slot, position)
 
 
 class Torch:

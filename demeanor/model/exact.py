@@ -24,7 +24,8 @@ from demeanor.model.adapters import LoraLinear
 from demeanor.model.attention import Parts, _TreeAttention, buckets, joined
 from demeanor.model.drawn import Drawn, conditioned, drawn_of
 from demeanor.model.heads import LARGE, chunks, collision, policy_outputs
-from demeanor.model.llama import Block, KVCache, Llama, RMSNorm, rotary, rotate
+from demeanor.model.llama import Block, Llama, RMSNorm, rotary, rotate
+from demeanor.model.pages import PagedCache
 from demeanor.model.tensors import Outputs, Segment, TokenBatch
 
 log = logging.getLogger("demeanor.model")
@@ -163,7 +164,7 @@ def _decoded(model: Llama, batch: TokenBatch, calls: Sequence[Reading], *, trace
     tokens, positions = batch.tokens_T.tolist(), batch.positions_T.tolist()
     longest = max((max(positions[s.start : s.end]) + 1 for call in calls for s in call.segments), default=1)
     num_slots = max((max(call.slots) + 1 for call in calls), default=1)
-    kept = KVCache(model.config, num_slots, longest)
+    kept = PagedCache(model.config, num_slots, longest)
     decoder = native.Native(model, kept, _PACKED.setdefault(model, {}))
     memory = decoder.trace(len(tokens)) if trace else None
     scored, start = torch.unique(batch.scored_C), 0

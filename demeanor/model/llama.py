@@ -220,7 +220,7 @@ class Config:
         return {**values, **extra}
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None) -> Tensor:
     """Zeros; on a CPU the system gives memory only to the pages that are written (torch.zeros writes all)."""
     if device is not None and device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -251,8 +251,8 @@ class KVCache:
                 f"machine has {memory / 2**30:.1f} GiB. Lower max_position_embeddings in the checkpoint's "
                 "config.json, the longest context that is served"
             )
-        self.keys: list[Tensor] = [_zeros(shape, dtype, device) for _ in layers]
-        self.values: list[Tensor] = [_zeros(shape, dtype, device) for _ in layers]
+        self.keys: list[Tensor] = [zeros(shape, dtype, device) for _ in layers]
+        self.values: list[Tensor] = [zeros(shape, dtype, device) for _ in layers]
 
     @property
     def num_bytes(self) -> int:

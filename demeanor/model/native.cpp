@@ -9,17 +9,18 @@ namespace {
 
 // ---- the model ----
 
-struct Layer { const float *norm1, *norm2, *q_norm, *k_norm; Matrix qkv, out, gate_up, down; float *keys, *values; };
+struct Layer { const float *norm1, *norm2, *q_norm, *k_norm; Matrix qkv, out, gate_up, down; };
 
 struct Model {
-    int64_t width, heads, kv_heads, head, inner, vocab, context, layers;
+    int64_t width, heads, kv_heads, head, inner, vocab, layers;
     float eps;
     int64_t embed_kind;                        // of a matrix: 0 rows in order, 3 and above panels
     const float *embed, *norm, *cos, *sin;
     Matrix top;
+    Pages cache;
     std::vector<Layer> layer;
     std::vector<float> x, qkv, mixed, gates, act;
-    std::vector<std::vector<float>> own;       // per thread: normed rows and attention scores
+    std::vector<std::vector<float>> own;       // per thread: normed rows, and what attention needs
 };
 
 // Activations of one layer's rows that a backward pass reads, written where the caller wants them: the residual stream before the layer
@@ -30,10 +31,10 @@ struct Trace { float *before, *projected, *heads, *mixed, *middle, *gates; };
 struct Call {
     Model* m;
     int64_t N; const int64_t *tokens, *slots, *positions;
-    const int64_t *roots, *shared;          // of each row: a slot that holds the same first `shared` positions; null: none
     int64_t R; const int64_t* read;
     float *hidden, *logits, *total; int64_t* best;
     const Trace* trace; float* after;       // of every layer, and the residual stream after the last; null: nothing is kept
+    std::vector<Tile> tiles;
     std::atomic<int64_t> next[256];
 };
 
@@ -64,7 +65,7 @@ void forward(void* given, int id, int of) {
     const int64_t N = call.N, D = m.head, H = m.heads, K = m.kv_heads, G = H / K, width = m.width;
     const int64_t ldq = padded((H + 2 * K) * D), ldx = padded(width), ldm = H * D, ldi = padded(m.inner);
     float *x = m.x.data(), *qkv = m.qkv.data(), *mixed = m.mixed.data(), *gates = m.gates.data(), *act = m.act.data();
-    float *normed = m.own[id].data(), *scores = normed + N * width;
+    float *normed = m.own[id].data(), *scratch = normed + N * width;
     Pool& team = pool();
     int64_t first, last;
     share(N, id, of, first, last);
@@ -97,21 +98,17 @@ void forward(void* given, int id, int of) {
                 if (weight) norm(head, weight, m.eps, D, head);
                 rotate(head, cos, sin, D / 2);
             }
-            for (int64_t k = 0; k < K; k++) {
-                const int64_t place = ((call.slots[r] * K + k) * m.context + at) * D;
-                std::memcpy(y.keys + place, qkv + r * ldq + (H + k) * D, D * sizeof(float));
-                std::memcpy(y.values + place, qkv + r * ldq + (H + K + k) * D, D * sizeof(float));
-            }
+            for (int64_t k = 0; k < K; k++)
+                m.cache.write(call.slots[r], at, l, k, D, qkv + r * ldq + (H + k) * D, qkv + r * ldq + (H + K + k) * D);
         }
         team.barrier(of);
-        for (int64_t item; (item = call.next[l % 256].fetch_add(1)) < N * K;) {
-            // Rows of a group one after the other, head by head: they read the same prefix.
-            const int64_t r = item % N, k = item / N, from = (call.slots[r] * K + k) * m.context * D, seen = call.positions[r] + 1;
-            const int64_t root = call.roots ? (call.roots[r] * K + k) * m.context * D : from;
-            const int64_t shared = !call.roots ? 0 : call.shared[r] < seen ? call.shared[r] : seen;
-            for (int64_t g = 0; g < G; g++)
-                attend(D, qkv + r * ldq + (k * G + g) * D, y.keys + from, y.values + from, y.keys + root, y.values + root, shared, seen,
-                       scores, mixed + r * ldm + (k * G + g) * D);
+        const int64_t count = call.tiles.size();
+        for (int64_t item; (item = call.next[l % 256].fetch_add(1)) < count * K;) {
+            // Tiles one after the other, head by head: those of a group read the same pages. The last of a prompt read most, so they begin.
+            const int64_t k = item / count;
+            const Tile& t = call.tiles[count - 1 - item % count];
+            attend(m.cache, l, k, D, G, t.count, call.slots[t.first], call.positions[t.first], qkv + t.first * ldq + k * G * D, ldq, scratch,
+                   mixed + t.first * ldm + k * G * D, ldm);
         }
         team.barrier(of);
         if (id == 0) call.next[(l + 128) % 256] = 0;
@@ -238,14 +235,16 @@ extern "C" {
 
 int panel_width() { return NR; }
 
+int page_tokens() { return PAGE; }
+
 // The cores that the pool's threads may run on; threads that exist stay where they are.
 void pool_cores(const int* cores, int count) { pool().cores.assign(cores, cores + count); }
 
-// ints: width heads kv_heads head inner vocab context layers; pointers: embed's kind (0 or from 3) embed norm cos sin, top, then per layer norm1 norm2 q_norm
-// k_norm qkv out gate_up down keys values, where a matrix is: kind (0 fp32, 1 bf16, 2 int8, 3 Q8_0, 4 Q4_0, 5 Q4_1), data, scale, bias, how many low-rank products
+// ints: width heads kv_heads head inner vocab layers, pages a slot; pointers: embed's kind (0 or from 3) embed norm cos sin, top, pages and their table, then per layer norm1 norm2 q_norm
+// k_norm qkv out gate_up down, where a matrix is: kind (0 fp32, 1 bf16, 2 int8, 3 Q8_0, 4 Q4_0, 5 Q4_1), data, scale, bias, how many low-rank products
 // beside it, and for each: base, outs, step, rank, a, b, scale.
 void* model_new(const int64_t* n, float eps, void** p) {
-    Model* m = new Model{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], eps, 0, nullptr, nullptr, nullptr, nullptr, {}, {}, {}, {}, {}, {}, {}, {}};
+    Model* m = new Model{n[0], n[1], n[2], n[3], n[4], n[5], n[6], eps, 0, nullptr, nullptr, nullptr, nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     auto next = [&] { return static_cast<float*>(*p++); };
     auto matrix = [&](int64_t outs, int64_t ins) {
         Matrix x{outs, ins, reinterpret_cast<int64_t>(p[0]), p[1], static_cast<float*>(p[2]), static_cast<float*>(p[3]), {}};
@@ -257,6 +256,7 @@ void* model_new(const int64_t* n, float eps, void** p) {
     };
     m->embed_kind = reinterpret_cast<int64_t>(*p++); m->embed = next(); m->norm = next(); m->cos = next(); m->sin = next();
     m->top = matrix(m->vocab, m->width);
+    m->cache = {next(), reinterpret_cast<int32_t*>(next()), n[7], m->layers, m->kv_heads, deep(m->head)};
     for (int64_t l = 0; l < m->layers; l++) {
         Layer y{};
         y.norm1 = next(); y.norm2 = next(); y.q_norm = next(); y.k_norm = next();
@@ -264,7 +264,6 @@ void* model_new(const int64_t* n, float eps, void** p) {
         y.out = matrix(m->width, m->heads * m->head);
         y.gate_up = matrix(2 * padded(m->inner), m->width);
         y.down = matrix(m->width, padded(m->inner));
-        y.keys = next(); y.values = next();
         m->layer.push_back(y);
     }
     return m;
@@ -275,7 +274,7 @@ void model_free(void* m) { delete static_cast<Model*>(m); }
 // Read or say N tokens; of the rows `read` (R of them) give hidden states after the final norm and/or logits (rows of `vocab` rounded
 // up to panels), each row's best token and the logsumexp of its logits.
 void model_forward(void* model, int threads, int64_t N, const int64_t* tokens, const int64_t* slots, const int64_t* positions,
-                   const int64_t* roots, const int64_t* shared, int64_t R, const int64_t* read, float* hidden, float* logits, int64_t* best, float* total, float* const* trace, float* after) {
+                   int64_t R, const int64_t* read, float* hidden, float* logits, int64_t* best, float* total, float* const* trace, float* after) {
     Model& m = *static_cast<Model*>(model);
     const int64_t most = N > R ? N : R;
     m.x.resize(N * padded(m.width)); m.act.resize(N * padded(m.inner));
@@ -284,8 +283,9 @@ void model_forward(void* model, int threads, int64_t N, const int64_t* tokens, c
         m.mixed.resize(N * m.heads * m.head); m.gates.resize(N * 2 * padded(m.inner));
     }
     if (int(m.own.size()) < threads) m.own.resize(threads);
-    for (auto& own : m.own) own.resize(most * m.width + padded(m.context) + W);
-    Call call{&m, N, tokens, slots, positions, roots, shared, R, read, hidden, logits, total, best, reinterpret_cast<const Trace*>(trace), after, {}};
+    for (auto& own : m.own) own.resize(most * m.width + attend_floats(m.head, m.heads / m.kv_heads));
+    Call call{&m, N, tokens, slots, positions, R, read, hidden, logits, total, best, reinterpret_cast<const Trace*>(trace), after,
+              tiles(N, slots, positions, m.heads / m.kv_heads), {}};
     for (auto& counter : call.next) counter = 0;
     pool().run(forward, &call, threads);
 }

@@ -31,7 +31,8 @@ from demeanor.model.drawn import Drawn, conditioned
 from demeanor.model.drawn import entropy as row_entropy
 from demeanor.model.grouped import Grouped, GroupFormat, group_panels, joined
 from demeanor.model.grouped_modules import grouped_matrices
-from demeanor.model.llama import KVCache, Llama, rotary
+from demeanor.model.llama import Llama, rotary
+from demeanor.model.pages import PAGE, PagedCache
 
 log = logging.getLogger("demeanor.model")
 
@@ -135,7 +136,7 @@ def _processor() -> str:
 
 def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    library.panel_width.restype = number
+    library.panel_width.restype = library.page_tokens.restype = number
     library.model_new.argtypes, library.model_new.restype = [pointer, ctypes.c_float, pointer], pointer
     library.model_free.argtypes, library.model_free.restype = [pointer], None
     library.pool_cores.argtypes, library.pool_cores.restype = [pointer, number], None
@@ -143,7 +144,7 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
         pointer,
         number,
         size,
-        *[pointer] * 5,
+        *[pointer] * 3,
         size,
         *[pointer] * 7,
     ]
@@ -182,14 +183,14 @@ class Trace(NamedTuple):
 
 
 class Native:
-    """A model packed for `native.cpp` with one KV cache (fp32); raises ValueError if `fits` is False.
+    """A model packed for `native.cpp` with one cache of keys and values (fp32); raises ValueError if `fits` is False.
 
     Each matrix is stored in the narrowest format that holds it exactly, so packing never rounds; one that comes in
     groups keeps them, and its products round each row to int8. `packed` keeps frozen matrices between models that
     differ in the others.
     """
 
-    def __init__(self, model: Llama, cache: KVCache, packed: Packed | None = None) -> None:
+    def __init__(self, model: Llama, cache: PagedCache, packed: Packed | None = None) -> None:
         library = build()
         if library is None or not fits(model):
             raise ValueError("compiled code cannot run this model here; see `fits` and `build`")
@@ -199,9 +200,10 @@ class Native:
         self.vocab, self.width = config.vocab_size, config.hidden_size
         self._config = config
         packing = _Packing(model, self._panel, packed)
-        pointers = packing.outside(cache.max_tokens)
-        for i, (keys, values) in enumerate(zip(cache.keys, cache.values)):
-            pointers += [*packing.layer(i), keys.data_ptr(), values.data_ptr()]
+        assert library.page_tokens() == PAGE
+        pointers = [*packing.outside(cache.max_tokens), cache.data.data_ptr(), cache.table.data_ptr()]
+        for i in range(config.num_hidden_layers):
+            pointers += packing.layer(i)
         self._kept, self.formats = packing.kept, packing.formats
         ints = array(
             "q",
@@ -212,8 +214,8 @@ class Native:
                 config.head_dim,
                 config.intermediate_size,
                 config.vocab_size,
-                cache.max_tokens,
                 config.num_hidden_layers,
+                cache.table.shape[1],
             ],
         )
         addresses = (ctypes.c_void_p * len(pointers))(*(p or None for p in pointers))
@@ -227,19 +229,17 @@ class Native:
         read: Sequence[int],
         *,
         threads: int | None = None,
-        shared: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> NativeStep:
         """Write the keys and values of N rows (a token of a slot at a position); return the logits of rows
         `read`.
 
         Rows may be of many slots, also several of one slot; all earlier positions of a slot must be written
-        by then. `shared` names for each row a slot, and how many of its first positions hold what the row's
-        own slot holds: they are read from there, which is faster where many rows name the same slot.
+        by then.
         """
         out = torch.empty(len(read), -(-self.vocab // self._panel) * self._panel)
         best, total = torch.empty(len(read), dtype=torch.int64), torch.empty(len(read))
         pointers = (out.data_ptr(), best.data_ptr(), total.data_ptr()) if read else (0, 0, 0)
-        self._call(tokens, slots, positions, read, 0, *pointers, threads, shared=shared)
+        self._call(tokens, slots, positions, read, 0, *pointers, threads)
         return NativeStep(out[:, : self.vocab], best, total)
 
     def hidden(
@@ -310,12 +310,11 @@ class Native:
         total: int,
         threads: int | None,
         trace: tuple[int, int] = (0, 0),
-        shared: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         if not tokens:
             return
-        arrays = [array("q", x) for x in (tokens, slots, positions, read, *(shared or ()))]
-        t, s, p, r, *prefix = (x.buffer_info()[0] for x in arrays)
+        arrays = [array("q", x) for x in (tokens, slots, positions, read)]
+        t, s, p, r = (x.buffer_info()[0] for x in arrays)
         self._library.model_forward(
             self._model,
             threads or torch.get_num_threads(),
@@ -323,7 +322,6 @@ class Native:
             t,
             s,
             p,
-            *(prefix or (None, None)),
             len(read),
             r,
             hidden or None,

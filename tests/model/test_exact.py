@@ -14,7 +14,8 @@ from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import adapters, checkpoints, exact, native
 from demeanor.model.exact import exact_policy_outputs, obstacle
 from demeanor.model.heads import policy_outputs
-from demeanor.model.llama import Config, KVCache, Llama
+from demeanor.model.llama import Config, Llama
+from demeanor.model.pages import PagedCache
 from demeanor.model.tensors import Outputs, Segment, TokenBatch
 from demeanor.stack.schema import Adapter, ModelShape
 
@@ -217,7 +218,7 @@ def test_values_are_the_decoders_token_by_token_also_after_steps() -> None:
     for _ in range(3):
         found = column(exact_policy_outputs(model, collate(trees)).logprobs_C)
         wanted = []
-        decoder = native.Native(model, KVCache(model.config, 1, 64))
+        decoder = native.Native(model, PagedCache(model.config, 1, 64))
         for tree in trees:
             for branch in tree.branches:
                 path = (*tree.prompt, *branch.tokens)

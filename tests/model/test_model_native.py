@@ -23,6 +23,7 @@ from transformers import (
 
 from demeanor.model import adapters, checkpoints, native
 from demeanor.model.llama import KVCache, Llama
+from demeanor.model.pages import PagedCache
 from demeanor.stack.schema import Adapter
 
 pytestmark = pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")
@@ -75,7 +76,7 @@ def tokens(n: int, seed: int = 0) -> list[int]:
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     theirs, ours = pair(name, tmp_path)
     asked = tokens(40)
-    compiled = native.Native(ours, KVCache(ours.config, 3, 64))
+    compiled = native.Native(ours, PagedCache(ours.config, 3, 64))
     with torch.no_grad():
         wanted = theirs(torch.tensor([asked])).logits[0]
     said = compiled.forward(asked, [1] * 40, range(40), range(40))
@@ -100,7 +101,7 @@ def test_greedy_tokens_are_those_generate_gives(name: str, tmp_path: Path) -> No
         eos_token_id=None,
         pad_token_id=0,
     )[0, 9:].tolist()
-    compiled = native.Native(ours, KVCache(ours.config, 2, 64))
+    compiled = native.Native(ours, PagedCache(ours.config, 2, 64))
     found = [int(compiled.forward(asked, [1] * 9, range(9), [8]).best_R)]
     for at in range(9, 48):
         found.append(int(compiled.forward([found[-1]], [1], [at], [0]).best_R))
@@ -111,7 +112,7 @@ def test_greedy_tokens_are_those_generate_gives(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_row_has_the_same_bits_alone_in_chunks_and_among_others(threads: int, tmp_path: Path) -> None:
     _, ours = pair("qwen3", tmp_path)
-    asked, cache = tokens(30), KVCache(ours.config, 40, 64)
+    asked, cache = tokens(30), PagedCache(ours.config, 40, 64)
     compiled = native.Native(ours, cache)
     alone = compiled.forward(asked, [0] * 30, range(30), range(30), threads=1).logits_RV
     for size in (1, 7, 13):
@@ -155,7 +156,7 @@ def test_rounded_weights_are_held_in_few_bits_and_give_the_same_answers(tmp_path
             for parameter in ours.parameters():
                 if parameter.ndim == 2:
                     parameter.copy_(change(parameter))
-        held = native.Native(ours, KVCache(ours.config, 1, 64))
+        held = native.Native(ours, PagedCache(ours.config, 1, 64))
         assert set(held.formats) == {kind}
         with torch.no_grad():
             wanted = ours.prefill(torch.tensor(asked), 0, 0, KVCache(ours.config, 1, 64)) @ ours.head().T
@@ -178,7 +179,7 @@ def test_broken_weights_show(tmp_path: Path) -> None:
     _, ours = pair("llama, untied", tmp_path)
     with torch.no_grad():
         ours.head()[3, 5] = torch.nan
-    said = native.Native(ours, KVCache(ours.config, 1, 64)).forward(tokens(3), [0] * 3, range(3), [2])
+    said = native.Native(ours, PagedCache(ours.config, 1, 64)).forward(tokens(3), [0] * 3, range(3), [2])
     assert bool(said.total_R.isnan().all())
 
 
@@ -231,11 +232,11 @@ def test_an_adapter_beside_its_trunk_is_the_adapter_folded_in_and_the_trunk_is_h
         model, Adapter(rank=3, alpha=7.0, targets=targets), tmp_path / "trunk", tmp_path / "low", reward=False
     )
     asked = tokens(20)
-    folded = native.Native(checkpoints.load(tmp_path / "low"), KVCache(trunk.config, 1, 64)).forward(
+    folded = native.Native(checkpoints.load(tmp_path / "low"), PagedCache(trunk.config, 1, 64)).forward(
         asked, [0] * 20, range(20), range(20)
     )
-    base = native.Native(trunk, KVCache(trunk.config, 1, 64))
-    apart = native.Native(checkpoints.load_unmerged(tmp_path / "low"), KVCache(trunk.config, 1, 64))
+    base = native.Native(trunk, PagedCache(trunk.config, 1, 64))
+    apart = native.Native(checkpoints.load_unmerged(tmp_path / "low"), PagedCache(trunk.config, 1, 64))
     said = apart.forward(asked, [0] * 20, range(20), range(20))
     assert torch.allclose(said.logits_RV, folded.logits_RV, atol=1e-4 * float(folded.logits_RV.abs().max()))
     assert not torch.allclose(
@@ -255,9 +256,36 @@ def test_an_adapter_beside_its_trunk_is_the_adapter_folded_in_and_the_trunk_is_h
 
 def test_what_was_packed_does_not_change_when_the_model_is_trained_on(tmp_path: Path) -> None:
     _, ours = pair("llama, tied, biased", tmp_path)
-    packed = native.Native(ours, KVCache(ours.config, 1, 64))
+    packed = native.Native(ours, PagedCache(ours.config, 1, 64))
     before = packed.forward(tokens(9), [0] * 9, range(9), range(9)).logits_RV
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(0.1)
     assert torch.equal(packed.forward(tokens(9), [0] * 9, range(9), range(9)).logits_RV, before)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+def test_decoding_threads_run_on_every_core_though_the_main_thread_is_bound() -> None:
+    """OpenMP binds the main thread to one core; threads that it makes would stay there and wait for each other."""
+    script = """
+import os
+from demeanor.core import hardware
+allowed = hardware.cores()
+os.sched_setaffinity(0, {min(allowed)})
+import torch
+from demeanor.model import native
+native.build()
+torch.set_num_threads(2)
+logits, targets = torch.zeros(64, 8192), torch.zeros(64, dtype=torch.long)
+before = set(os.listdir("/proc/self/task"))
+native.drawn_logprobs(logits, targets)
+new = set(os.listdir("/proc/self/task")) - before
+print(len(new), all(os.sched_getaffinity(int(task)) == allowed for task in new))
+"""
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[2]
+    )
+    count, free = found.stdout.split()
+    assert int(count) >= 1
+    assert free == "True"

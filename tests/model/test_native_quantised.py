@@ -15,6 +15,7 @@ from demeanor.model.grouped import GROUP, GROUP_FORMATS, Grouped, GroupFormat, g
 from demeanor.model.grouped_modules import GroupedEmbedding, GroupedLinear, dequantised
 from demeanor.model.initial import initialise
 from demeanor.model.llama import Config, KVCache, Llama
+from demeanor.model.pages import PagedCache
 
 pytestmark = pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")
 
@@ -67,7 +68,7 @@ def slow_product(matrix: Grouped, rows_NI: Tensor) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 2, 5, 8, 13, 33])
 def test_logits_of_hidden_states_are_those_of_the_slow_twin(format: GroupFormat, rows: int) -> None:
     ours = model(format, tied=False)
-    held = native.Native(ours, KVCache(ours.config, 1, 64))
+    held = native.Native(ours, PagedCache(ours.config, 1, 64))
     hidden = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows)) * 3
     hidden[0, 32:64] = 0.0
     matrix = ours.lm_head.grouped
@@ -92,7 +93,7 @@ def test_integer_sums_are_exact(format: GroupFormat) -> None:
     matrix.scales_OG.fill_(0.5)
     if matrix.minima_OG is not None:
         matrix.minima_OG.fill_(-2.0)
-    found = native.Native(ours, KVCache(ours.config, 1, 64)).logits(whole)
+    found = native.Native(ours, PagedCache(ours.config, 1, 64)).logits(whole)
     assert torch.equal(found, whole @ matrix.dequantised().T)
 
 
@@ -100,7 +101,7 @@ def test_integer_sums_are_exact(format: GroupFormat) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_whole_forward_is_near_the_unpacked_one(format: GroupFormat, tied: bool) -> None:
     ours = model(format, tied=tied)
-    held = native.Native(ours, KVCache(ours.config, 1, 64))
+    held = native.Native(ours, PagedCache(ours.config, 1, 64))
     asked = tokens(20)
     found = held.forward(asked, [0] * 20, range(20), range(20)).logits_RV
     plain = dequantised(ours)
@@ -113,7 +114,7 @@ def test_the_whole_forward_is_near_the_unpacked_one(format: GroupFormat, tied: b
 @pytest.mark.parametrize("format", GROUP_FORMATS)
 def test_a_row_has_the_same_bits_alone_in_chunks_and_among_others(format: GroupFormat) -> None:
     ours = model(format)
-    held = native.Native(ours, KVCache(ours.config, 40, 64))
+    held = native.Native(ours, PagedCache(ours.config, 40, 64))
     asked = tokens(30)
     alone = held.forward(asked, [0] * 30, range(30), range(30), threads=1).logits_RV
     for threads in (1, 2, 3):
@@ -142,7 +143,7 @@ def test_a_row_has_the_same_bits_alone_in_chunks_and_among_others(format: GroupF
 
 def test_matrices_are_held_in_their_own_size() -> None:
     ours = model("q4_0")
-    held = native.Native(ours, KVCache(ours.config, 1, 64))
+    held = native.Native(ours, PagedCache(ours.config, 1, 64))
     norms_and_more = 4 * (5 * 96 + 2 * 16 * 64 + 2 * (2 * 160 + 96 + 64))
     weights = sum(module.grouped.num_bytes for module in ours.modules() if hasattr(module, "grouped"))
     assert weights <= held.num_bytes <= 1.25 * weights + norms_and_more  # padded to whole panels
@@ -152,5 +153,5 @@ def test_broken_activations_show() -> None:
     ours = model("q8_0")
     with torch.no_grad():
         ours.model.norm.weight[3] = torch.nan
-    said: Any = native.Native(ours, KVCache(ours.config, 1, 64)).forward(tokens(3), [0] * 3, range(3), [2])
+    said: Any = native.Native(ours, PagedCache(ours.config, 1, 64)).forward(tokens(3), [0] * 3, range(3), [2])
     assert bool(said.total_R.isnan().all())

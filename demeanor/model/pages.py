@@ -1,0 +1,53 @@
+"""Keys and values of many sequences in pages, as the compiled forward reads them.
+
+In: a model's shape, a number of slots, the longest context, and how many pages there are. Out: memory, and a table
+that says which page holds which tokens of a slot. Knows no tokens; who shares pages decides with whom.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from demeanor.core import hardware
+from demeanor.core.errors import CheckpointError
+from demeanor.model.llama import Config, zeros
+
+PAGE = 32  # tokens, as in kernels/attention.h
+
+
+class PagedCache:
+    """Keys and values (fp32) of `num_slots` sequences of up to `max_tokens` in pages of PAGE tokens.
+
+    Page `table[slot, i]` holds tokens PAGE i to PAGE (i + 1) - 1 of a slot. At first every slot has pages of its own, if
+    `num_pages` are enough; whoever shares pages sets the table. Memory is taken when a page is written.
+    """
+
+    def __init__(self, config: Config, num_slots: int, max_tokens: int, num_pages: int | None = None) -> None:
+        self.num_slots, self.max_tokens = num_slots, max_tokens
+        blocks = -(-max_tokens // PAGE)
+        self.num_pages = num_slots * blocks if num_pages is None else num_pages
+        depth = -(-config.head_dim // 16) * 16
+        shape = (self.num_pages, config.num_hidden_layers, 2, config.num_key_value_heads, PAGE * depth)
+        self.page_bytes = 4 * math.prod(shape[1:])
+        memory, needed = hardware.memory_bytes(), self.num_pages * self.page_bytes
+        if memory is not None and needed > memory:
+            raise CheckpointError(
+                f"{num_slots} slots of {max_tokens} tokens need {needed / 2**30:.1f} GiB for keys and values; this "
+                f"machine has {memory / 2**30:.1f} GiB. Lower max_position_embeddings in the checkpoint's "
+                "config.json, the longest context that is served"
+            )
+        self.data = zeros(shape, torch.float32, None)
+        self.table = torch.arange(num_slots * blocks, dtype=torch.int32).view(num_slots, blocks)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages, written or not."""
+        return self.num_pages * self.page_bytes
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the pages of the first `tokens` tokens of one slot to another (a shared prefix)."""
+        pages = -(-tokens // PAGE)
+        for to, of in zip(self.table[target, :pages].tolist(), self.table[source, :pages].tolist()):
+            self.data[to] = self.data[of]
