@@ -55,6 +55,7 @@ bench: bench/.venv/ready ## training and online steps against TRL (DEVICE=cuda o
 	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.online
 	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.decoding
 	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.serving
+	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.smollm2_speed
 
 bench/.venv-clients/ready: bench/clients.txt
 	@echo "setting up bench/.venv-clients and bench/.node with the clients (about 4 minutes the first time)"

@@ -30,7 +30,7 @@ STEPS_EQUAL = 5
 
 
 class Contender:
-    """A worker process; `go` makes one pass."""
+    """A worker process; `go` makes one pass. `ready` is what it said when it had loaded."""
 
     def __init__(self, asked: list[str], who: str, threads: int, module: str = "bench.worker") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
@@ -45,11 +45,12 @@ class Contender:
             cwd=ROOT,
         )
         self.who = who
-        self._read()
+        self.ready = self._read()
 
-    def go(self) -> dict[str, Any]:
+    def go(self, asked: str = "go") -> dict[str, Any]:
+        """Send a line and return the answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(asked + "\n")
         self._process.stdin.flush()
         return self._read()
 

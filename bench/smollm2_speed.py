@@ -1,0 +1,384 @@
+"""`python -m bench.smollm2_speed`: prompts read, tokens decoded and memory of a real model, against transformers and llama.cpp.
+
+The model is SmolLM2-135M-Instruct (`--model FOLDER`, in Hugging Face's format), in four number formats. Every engine is a
+process of its own; those of one format take turns, round after round, over the same random prompts, others in
+every round. A ratio is that of one round, and its interval is over rounds. Then: memory, the fraction of the
+machine's measured products, and greedy answers to real prompts against transformers in fp32. Part of `make bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.__main__ import ROOT, Contender, interval
+from demeanor.core.files import origin
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "fp32": ("demeanor fp32", "transformers fp32", "llama.cpp F32", "llama.cpp native F32"),
+    "bf16": (
+        "demeanor bf16",
+        "transformers bf16",
+        "llama.cpp F16",
+        "llama.cpp native F16",
+        "llama.cpp native BF16",
+    ),
+    "int8": ("demeanor int8", "llama.cpp Q8_0", "llama.cpp native Q8_0"),
+    "4-bit": ("demeanor int4", "llama.cpp Q4_0", "llama.cpp native Q4_0"),
+}
+"""Ours first, then those that it is compared with."""
+PLACES = ("SMOLLM2", "/tmp/smol/hf", str(ROOT / "runs" / "smollm2"))
+"""Where the model is looked for: a variable, then folders."""
+
+
+def decode(at_once: int, prompt: int, *, known: bool = False) -> dict[str, Any]:
+    return {"do": "decode", "at_once": at_once, "prompt": prompt, "new": 64, "known": known}
+
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "read 128": {"do": "prefill", "tokens": 128},
+    "read 1,024": {"do": "prefill", "tokens": 1024},
+    "read 4,096": {"do": "prefill", "tokens": 4096},
+    "decode 1": decode(1, 32),
+    "decode 8": decode(8, 32),
+    "decode 32": decode(32, 32),
+    "decode 1 after 1,024": decode(1, 1024, known=True),
+    "decode 8 after 1,024": decode(8, 1024, known=True),
+    "decode 32 after 1,024": decode(32, 1024, known=True),
+}
+
+
+def tokens(asked: dict[str, Any]) -> int:
+    """Tokens that a scenario's speed counts: those read, or those decoded."""
+    return int(asked["tokens"] if asked["do"] == "prefill" else asked["at_once"] * asked["new"])
+
+
+def prepared(model: Path, scratch: Path, kind: str) -> Path:
+    """The model's folder in one of our formats.
+
+    The file holds bfloat16 values. For fp32 every matrix is multiplied by 1.0001, so that no narrower format
+    holds it exactly; the other formats are those of a `quantise` stage.
+    """
+    from demeanor.model import checkpoints, quantize
+
+    out = scratch / kind
+    if kind == "fp32":
+        import torch
+
+        policy = checkpoints.policy(model)
+        with torch.no_grad():
+            for weight in policy.parameters():
+                if weight.dim() == 2:
+                    weight *= 1.0001
+        checkpoints.save_checkpoint(policy, out)
+    else:
+        quantize.write(model, out, kind)  # type: ignore[arg-type]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (out / name).exists():
+            (out / name).write_bytes((model / name).read_bytes())
+    return out
+
+
+def products(model: Path, threads: int) -> dict[str, float]:
+    """GFLOP/s of torch's products of 1,024 rows with the model's matrices, in each format: the best of 5 of each shape.
+
+    fp32 and bf16 by `linear`, int8 by `torch._int_mm`: what MKL and oneDNN reach on this machine.
+    """
+    import torch
+
+    raw = json.loads((model / "config.json").read_text())
+    width, inner = raw["hidden_size"], raw["intermediate_size"]
+    heads, kv = raw["num_attention_heads"], raw["num_key_value_heads"]
+    head = raw.get("head_dim") or width // heads
+    shapes = [((heads + 2 * kv) * head, width), (width, heads * head), (2 * inner, width), (width, inner)]
+    torch.set_num_threads(threads)
+
+    def best(run: Callable[[], Any]) -> float:
+        took = []
+        for _ in range(6):
+            began = time.perf_counter()
+            run()
+            took.append(time.perf_counter() - began)
+        return min(took[1:])
+
+    found, rows = {}, 1024
+    flops = sum(2.0 * rows * o * i for o, i in shapes)
+    with torch.inference_mode():
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            pairs = [(torch.randn(rows, i, dtype=dtype), torch.randn(o, i, dtype=dtype)) for o, i in shapes]
+            seconds = sum(best(lambda x=x, w=w: torch.nn.functional.linear(x, w)) for x, w in pairs)  # type: ignore[misc]
+            found[name] = flops / seconds / 1e9
+        whole = [
+            (torch.randint(-9, 9, (rows, i), dtype=torch.int8), torch.ones(i, o, dtype=torch.int8))
+            for o, i in shapes
+        ]
+        found["int8"] = flops / sum(best(lambda x=x, w=w: torch._int_mm(x, w)) for x, w in whole) / 1e9  # type: ignore[misc]
+    return {k: round(v, 1) for k, v in found.items()}
+
+
+def flops_read(model: Path, length: int) -> float:
+    """FLOPs of reading a prompt: 2 per weight of a matrix and token, 4 per width of the heads and attended pair, one row of the
+    head."""
+    raw = json.loads((model / "config.json").read_text())
+    width, inner, layers = raw["hidden_size"], raw["intermediate_size"], raw["num_hidden_layers"]
+    heads, kv = raw["num_attention_heads"], raw["num_key_value_heads"]
+    head = raw.get("head_dim") or width // heads
+    weights = layers * (width * (2 * heads + 2 * kv) * head + 3 * width * inner)
+    pairs = length * (length + 1) / 2
+    return 2.0 * weights * length + 4.0 * heads * head * layers * pairs + 2.0 * width * raw["vocab_size"]
+
+
+class Measurer:
+    """Processes of the engines of one format, and what was measured with them."""
+
+    def __init__(self, paths: dict[str, Path], threads: int, tries: int) -> None:
+        self._tries = tries
+        self.contenders = {
+            who: Contender([who, str(path)], who, threads, module="bench.smollm2_worker")
+            for who, path in paths.items()
+        }
+        self.rates: dict[tuple[str, str], list[dict[str, Any]]] = {}
+
+    def measure(self, who: str, name: str, seed: int) -> None:
+        """Time one scenario; where others used over a tenth of the machine, again, and the quietest counts."""
+        asked, found = SCENARIOS[name], []
+        for _ in range(self._tries):
+            found.append(self.contenders[who].go(json.dumps({**asked, "seed": seed})))
+            if found[-1]["others"] <= 0.1:
+                break
+        best = min(found, key=lambda x: float(x["others"]))
+        rate = tokens(asked) / best["seconds"]
+        self.rates.setdefault((who, name), []).append({"rate": round(rate, 1), "others": best["others"]})
+
+    def memory(self) -> dict[str, dict[str, float]]:
+        """MB beyond the process before it had a model: after loading, now, and at the peak."""
+        found = {}
+        for who, contender in self.contenders.items():
+            now, ready = contender.go(json.dumps({"do": "memory"})), contender.ready
+            base = ready["base"]["VmRSS"]
+            found[who] = {
+                "process": round(base),
+                "loaded": round(ready["loaded"]["VmRSS"] - base),
+                "after": round(now["VmRSS"] - base),
+                "peak": round(now["VmHWM"] - base),
+            }
+        return found
+
+    def close(self) -> None:
+        for contender in self.contenders.values():
+            contender.close()
+
+
+def line(
+    kind: str, name: str, rates: dict[tuple[str, str], list[dict[str, Any]]], whos: list[str]
+) -> dict[str, Any]:
+    """One scenario in one format: everybody's speeds, and ours as a multiple of the best peer's."""
+    speeds = {who: [x["rate"] for x in rates[who, name]] for who in whos if (who, name) in rates}
+    peers = [who for who in speeds if not who.startswith("demeanor")]
+    row: dict[str, Any] = {
+        "format": kind,
+        "scenario": name,
+        "tokens_per_s": speeds,
+        "others": max(x["others"] for who in speeds for x in rates[who, name]),
+    }
+    mine = speeds.get(whos[0])
+    if mine and peers:
+        row["times"] = {
+            who: [round(x, 3) for x in interval([a / b for a, b in zip(mine, speeds[who])])] for who in peers
+        }
+        row["best_peer"] = max(peers, key=lambda who: statistics.fmean(speeds[who]))
+    return row
+
+
+def show(lines: list[dict[str, Any]], title: str) -> None:
+    """Print a row for each scenario and format."""
+    table = Table(title=title, title_justify="left", box=None)
+    for head in ("", "", "demeanor", "of products", "times best peer", "best peer", "others"):
+        table.add_column(head, justify="left" if not head or head == "others" else "right")
+    for x in lines:
+        speeds = x["tokens_per_s"]
+        mine = next((v for k, v in speeds.items() if k.startswith("demeanor")), None)
+        best = x.get("best_peer")
+        ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*x["times"][best]) if best else ""
+        rest = ", ".join(
+            f"{k} {statistics.median(v):,.0f}"
+            for k, v in speeds.items()
+            if k != best and not k.startswith("demeanor")
+        )
+        table.add_row(
+            x["scenario"],
+            x["format"],
+            f"{statistics.median(mine):,.0f}" if mine else "-",
+            f"{x['of_products']:.0%}" if "of_products" in x else "",
+            ratio,
+            f"{best} {statistics.median(speeds[best]):,.0f}" if best else "",
+            rest,
+        )
+    Console(width=170).print(table)
+
+
+def real_prompts(model: Path, count: int) -> list[list[int]]:
+    """Prompts of the built-in suites in the model's template, one of each cluster in turn."""
+    from demeanor.evaluation import suites
+    from demeanor.text import tokenizer
+    from demeanor.text.template import load_template
+
+    vocabulary, found = tokenizer.load(model), []
+    chat = load_template("model", vocabulary, folder=model, root=model)
+    for suite in ("helpfulness", "instructions", "capability", "honesty"):
+        items = list(suites.items(suites.PREFIX + suite, model))
+        for item in items[:: max(1, len(items) * 4 // count)][: -(-count // 4)]:
+            found.append(list(chat.render(item.messages, (), generate=True).tokens))
+    return found[:count]
+
+
+def compare_answers(found: dict[str, list[list[int]]], gaps: list[list[float]]) -> dict[str, dict[str, Any]]:
+    """Against transformers in fp32: answers that are equal, tokens before the first difference, and the gap of its two
+    best logits there."""
+    truth = found["transformers fp32"]
+    told = {}
+    for who, answers in found.items():
+        firsts = [
+            next((i for i, (a, b) in enumerate(zip(x, y)) if a != b), None) for x, y in zip(answers, truth)
+        ]
+        told[who] = {
+            "prompts": len(truth),
+            "equal": sum(i is None for i in firsts),
+            "same_before": statistics.fmean(
+                len(y) if i is None else i for i, y in zip(firsts, truth, strict=True)
+            ),
+            "gaps_at_difference": [round(gaps[k][i], 5) for k, i in enumerate(firsts) if i is not None],
+        }
+    return told
+
+
+def found_model(given: Path | None) -> Path | None:
+    """The model's folder, or None."""
+    for place in [given, os.environ.get(PLACES[0]), *PLACES[1:]]:
+        if place and (Path(place) / "model.safetensors").is_file():
+            return Path(place)
+    return None
+
+
+def runnable(who: str, gguf: Path | None) -> bool:
+    """True if a contender's program and file are here."""
+    if not who.startswith("llama.cpp"):
+        return True
+    module = "llama_cpp" if who.startswith("llama.cpp native") else "xllamacpp"
+    return (
+        gguf is not None
+        and importlib.util.find_spec(module) is not None
+        and (gguf / f"{who.rsplit(' ', 1)[1]}.gguf").is_file()
+    )
+
+
+def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext) -> int:
+    """Run the chosen parts, print the tables, write results/smollm2-speed.json.
+
+    `alone`: what each scenario of a round runs in; a caller who can keep other work away gives it here.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bench.smollm2_speed", description=__doc__)
+    parser.add_argument(
+        "--model", type=Path, help="SmolLM2-135M-Instruct, a folder; $SMOLLM2 or runs/smollm2 if not given"
+    )
+    parser.add_argument("--gguf", type=Path, help="folder of F32.gguf, F16.gguf, Q8_0.gguf, Q4_0.gguf")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tries", type=int, default=3, help="of a measurement that others disturbed")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--without", nargs="+", default=[], help="leave out contenders whose name begins so")
+    parser.add_argument(
+        "--answers", type=int, default=32, help="real prompts for the comparison of answers; 0: none"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "smollm2-speed.json")
+    options = parser.parse_args()
+    model = found_model(options.model)
+    if model is None:
+        print(
+            "bench.smollm2_speed: SmolLM2-135M-Instruct is not here; left out. docs/smollm2-grpo.md makes the folder, "
+            "--model names it"
+        )
+        return 0
+    options.out.parent.mkdir(exist_ok=True)
+    lines: list[dict[str, Any]] = []
+    kept: dict[str, Any] = {"model": str(model), "threads": options.threads, "rounds": options.rounds}
+    with alone():
+        kept["products_gflops"] = products(model, options.threads)
+    print(f"torch's products of this model's shapes, GFLOP/s: {kept['products_gflops']}")
+    with tempfile.TemporaryDirectory() as scratch:
+        answers: dict[str, list[list[int]]] = {}
+        gaps: list[list[float]] = []
+        texts = real_prompts(model, options.answers) if options.answers else []
+        for kind in options.formats:
+            paths: dict[str, Path] = {}
+            for who in FORMATS[kind]:
+                if any(who.startswith(x) for x in options.without):
+                    continue
+                if who.startswith("demeanor"):
+                    try:
+                        paths[who] = prepared(model, Path(scratch), who.rsplit(" ", 1)[1])
+                    except (KeyError, ValueError, AttributeError) as error:
+                        print(f"bench: {who} is left out: {error!r}")
+                elif not runnable(who, options.gguf):
+                    print(f"bench: {who} is left out: no program or file of it is here")
+                else:
+                    gguf = options.gguf and options.gguf / f"{who.rsplit(' ', 1)[1]}.gguf"
+                    paths[who] = model if who.startswith("transformers") else gguf
+            measurer = Measurer(paths, options.threads, options.tries)
+            for round_ in range(options.rounds):
+                for name in options.scenarios:
+                    with alone():
+                        for who in paths:
+                            measurer.measure(who, name, round_)
+            rows = [line(kind, name, measurer.rates, list(paths)) for name in options.scenarios]
+            for row in rows:
+                peak = kept["products_gflops"].get(kind)
+                asked = SCENARIOS[row["scenario"]]
+                mine = row["tokens_per_s"].get(FORMATS[kind][0])
+                if asked["do"] == "prefill" and peak and mine:
+                    work = flops_read(model, asked["tokens"]) / asked["tokens"]
+                    row["of_products"] = round(statistics.median(mine) * work / peak / 1e9, 3)
+            lines += rows
+            kept.setdefault("memory_mb", {}).update(measurer.memory())
+            for who, contender in measurer.contenders.items():
+                if texts and (who.startswith("llama.cpp native") or not who.startswith("llama.cpp")):
+                    told = contender.go(json.dumps({"do": "answers", "prompts": texts, "new": 64}))
+                    answers[who] = told["answers"]
+                    gaps = told["gaps"] or gaps if who == "transformers fp32" else gaps
+            measurer.close()
+            if "transformers fp32" in answers:
+                kept["answers"] = compare_answers(answers, gaps)
+            options.out.write_text(
+                json.dumps({"lines": lines, **kept, "load": os.getloadavg(), **origin()}, indent=1) + "\n"
+            )
+            show(rows, f"{kind}: tokens/s, {options.rounds} rounds, {options.threads} threads")
+    for who, x in kept["memory_mb"].items():
+        print(
+            f"{who:<24} MB beyond the empty process: loaded {x['loaded']:,}, after {x['after']:,}, peak {x['peak']:,}"
+        )
+    for who, x in kept.get("answers", {}).items():
+        print(
+            f"{who:<24} {x['equal']} of {x['prompts']} answers equal transformers fp32; gaps of its logits where not: "
+            f"{x['gaps_at_difference'][:8]}"
+        )
+    print(f"written: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
