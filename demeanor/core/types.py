@@ -303,13 +303,17 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A retrieved passage that was added to the conversation."""
+    """A retrieved passage that was added to the conversation.
+
+    `coverage`: share of the question's words, weighted by how rare they are in the index, that stand in it.
+    """
 
     id: str
     text: str
     score: float
     source: str
     by: str = "retrieval"
+    coverage: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -304,7 +304,8 @@ def sampled(items: Sequence[Item], most: int) -> list[Item]:
 
 def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
     """All items of the stack's suites, or `limit` of each axis; raises DataError on an id that two suites share."""
-    items = [item for name in stack.spec.evaluation.suites for item in suites.items(name, stack.root)]
+    by_suite = [suites.items(name, stack.root) for name in stack.spec.evaluation.suites]
+    items = [item for one in by_suite for item in one]
     twice = [i for i, n in Counter(item.id for item in items).items() if n > 1]
     if twice:
         raise DataError(
@@ -312,11 +313,20 @@ def suite(stack: Stack, limit: int | None = None) -> tuple[Item, ...]:
         )
     if limit is None:
         return tuple(items)
-    axes = dict.fromkeys(item.axis for item in items)
-    kept = {i.id for axis in axes for i in spread([i for i in items if i.axis == axis], limit)}
+    kept = {item.id for item in in_turn(by_suite, limit)}
     return tuple(
         replace(item, twin=item.twin if item.twin in kept else None) for item in items if item.id in kept
     )
+
+
+def in_turn(by_suite: Sequence[Sequence[Item]], limit: int) -> list[Item]:
+    """At most so many items of each axis, taken in turn from the suites that have it."""
+    kept: list[Item] = []
+    for axis in dict.fromkeys(item.axis for one in by_suite for item in one):
+        shares = [spread([item for item in one if item.axis == axis], limit) for one in by_suite]
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*shares))
+        kept += itertools.islice((item for item in turns if item is not None), limit)
+    return kept
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:

@@ -78,10 +78,16 @@ BEHAVIOUR = True
 class Spec(registry.Spec):
     """The index, and how much of it is added."""
 
-    index: registry.File = Field(description="folder of .md and .txt files, beside the stack file")
+    index: registry.File = Field(description="folder of .md, .txt and .jsonl files, beside the stack file")
     top_k: int = Field(3, ge=1, le=50, description="most passages per question")
     min_score: float | None = Field(
         None, ge=0, description="BM25 score a passage needs; null: any word in common is enough"
+    )
+    min_coverage: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the question's words, weighted by rarity, that must stand in a passage; null: any",
     )
     wording: str | None = Field(
         None,
@@ -110,7 +116,8 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
         found: list[Passage] = []
         if question is not None:  # in a thread: a long text or a large index takes a while
             found = await asyncio.to_thread(search, turn.messages[question].content, spec.top_k)
-            found = [p for p in found if p.score >= (spec.min_score or 0)]
+            least, share = spec.min_score or 0, spec.min_coverage or 0
+            found = [p for p in found if p.score >= least and p.coverage >= share]
         if question is not None and found:
             turn = replace(turn, messages=inserted(turn.messages, question, found, spec.wording))
         for passage in found:

@@ -1,15 +1,18 @@
-"""A folder's .md and .txt files as text, cut into passages.
+"""A folder's .md, .txt and .jsonl files as text, cut into passages.
 
 In: a folder. Out: passages with ids `name#number`, counted from 1. A .txt file has one passage a line, a .md
-file one a paragraph, list item, table or code block. Long ones are cut between sentences or words, tables and
-code between lines. A file whose encoding is not certain is refused, so no text is ever garbled.
+file one a paragraph, list item, table or code block, a .jsonl file one a row ({"text", "id", "title"}). Long ones
+are cut between sentences or words, tables and code between lines. A file whose encoding is not certain is
+refused, so no text is ever garbled.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,8 @@ from demeanor.core.errors import DataError, DemeanorError
 log = logging.getLogger("demeanor.retrieval")
 
 MAX_CHARACTERS, MAX_BLOCK = 1000, 4000
-SUFFIXES = {".md", ".txt"}
+SUFFIXES = {".md", ".txt", ".jsonl"}
+ROW = {"text", "id", "title"}
 HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]|$)")
 ITEM = re.compile(r"(?:[-*+]|\d{1,3}[.)])\s+")
 BULLET = re.compile(r"^[-*+]\s+")
@@ -59,7 +63,10 @@ def read_folder(folder: Path) -> dict[str, str]:
             log.warning("%r is not indexed: it leads out of the folder", str(path))
         elif target.is_file():  # not a folder, a pipe or a device
             try:
-                texts[_name(inside)] = decoded(target.read_bytes())
+                text = decoded(target.read_bytes())
+                if path.suffix.lower() == ".jsonl":
+                    list(_rows(text, inside.as_posix()))
+                texts[_name(inside)] = text
             except (OSError, ValueError) as error:
                 refused.append(f"{str(path)!r}: {error}")
     if refused:
@@ -137,11 +144,44 @@ def _lines(text: str) -> str:
 
 def chunks(name: str, text: str) -> list[Chunk]:
     """Return the passages of one file in order."""
+    if name.lower().endswith(".jsonl"):
+        counts: Counter[str] = Counter()
+        cuts = ((source, title, part) for source, title, text in _rows(text, name) for part in cut(text))
+        return [
+            Chunk(f"{source}#{_next(counts, source)}", source, title, part) for source, title, part in cuts
+        ]
     if name.lower().endswith(".md"):
         found = _blocks(_lines(text).split("\n"))
     else:
         found = (("", part) for line in _lines(text).split("\n") for part in cut(line.strip()))
     return [Chunk(f"{name}#{i}", name, heading, body) for i, (heading, body) in enumerate(found, start=1)]
+
+
+def _next(counts: Counter[str], name: str) -> int:
+    counts[name] += 1
+    return counts[name]
+
+
+def _rows(text: str, name: str) -> Iterator[tuple[str, str, str]]:
+    """Yield source, title and text of each row of a .jsonl file; raises ValueError that names the line.
+
+    The source of a row is its id, or the file's name where it has none.
+    """
+    for at, line in enumerate(_lines(text).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {at} is no JSON: {error}") from None
+        if not isinstance(row, dict) or "text" not in row or not set(row) <= ROW:
+            got = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise ValueError(
+                f'line {at} has {got or "nothing"}; wanted {{"text", "id", "title"}}, the last two optional'
+            )
+        if wrong := [key for key, value in row.items() if not isinstance(value, str)]:
+            raise ValueError(f"line {at}: {wrong[0]} is no text")
+        yield row.get("id") or name, row.get("title", ""), row["text"]
 
 
 def _blocks(lines: list[str]) -> Iterator[tuple[str, str]]:

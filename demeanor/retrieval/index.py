@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import re
 import sqlite3
 import threading
@@ -26,9 +27,11 @@ from demeanor.retrieval.documents import Chunk, chunks, read_folder
 
 MAX_TERMS, MAX_TERM = 256, 256
 MAX_READ = 10_000  # characters read of both ends of a query that is longer
-VERSION = 2  # of chunks and tables; a cached index of another version is not used
+VERSION = 3  # of chunks and tables; a cached index of another version is not used
 TABLES = """
-CREATE TABLE chunks (row INTEGER PRIMARY KEY, id TEXT NOT NULL, source TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE chunks (
+  row INTEGER PRIMARY KEY, id TEXT NOT NULL, source TEXT NOT NULL, heading TEXT NOT NULL, body TEXT NOT NULL
+);
 CREATE VIRTUAL TABLE words USING fts5 (heading, body, content = '', tokenize = 'ascii');
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
 """
@@ -59,10 +62,14 @@ def _open(files: tuple[tuple[str, str], ...], cache: Path | None) -> Callable[[s
                 terms = _rarest(connection, terms)
             if not terms or k < 1:
                 return []
+            weights = _rarity(connection, terms)
             for row, score in connection.execute(RANKED, (expression(terms),)):
-                chunk = "SELECT id, source, body FROM chunks WHERE row = ?"
-                id_, source, body = connection.execute(chunk, (row,)).fetchone()
-                best.setdefault(" ".join(body.split()), Passage(id_, body, score, source))
+                chunk = "SELECT id, source, heading, body FROM chunks WHERE row = ?"
+                id_, source, heading, body = connection.execute(chunk, (row,)).fetchone()
+                said = " ".join(body.split())
+                if said not in best:
+                    covered = _coverage(weights, {*index_terms(heading), *index_terms(body)})
+                    best[said] = Passage(id_, body, score, source, coverage=covered)
                 if len(best) == k:
                     break
         return list(best.values())
@@ -75,6 +82,29 @@ def _rarest(connection: sqlite3.Connection, terms: list[str]) -> list[str]:
     count = "SELECT doc FROM vocabulary WHERE term = ?"
     known = [(row[0], term) for term in terms if (row := connection.execute(count, (term,)).fetchone())]
     return [term for _, term in sorted(known)[:MAX_TERMS]]
+
+
+def _rarity(connection: sqlite3.Connection, terms: list[str]) -> dict[str, float]:
+    """Return ln(1 + (N - n + 0.5) / (n + 0.5)) of each term, which stands in n of N passages: largest where it is in none."""
+    passages = connection.execute("SELECT count(*) FROM chunks").fetchone()[0]
+    count = "SELECT coalesce(max(doc), 0) FROM vocabulary WHERE term >= ? AND term <= ?"
+    weights = {}
+    for term in terms:
+        bare = term.removesuffix("*")
+        last = bare + "\U0010ffff" if term.endswith("*") else term
+        n = connection.execute(count, (bare, last)).fetchone()[0]
+        weights[term] = math.log(1 + (passages - n + 0.5) / (n + 0.5))
+    return weights
+
+
+def _coverage(weights: dict[str, float], said: set[str]) -> float:
+    """Return the share of the weights whose terms are among those said."""
+    covered = sum(
+        weight
+        for term, weight in weights.items()
+        if term in said or (term.endswith("*") and any(word.startswith(term[:-1]) for word in said))
+    )
+    return covered / sum(weights.values())
 
 
 def expression(terms: list[str]) -> str:
@@ -201,8 +231,8 @@ def _fill(connection: sqlite3.Connection, found: list[Chunk]) -> None:
     except sqlite3.OperationalError as error:
         raise DemeanorError(f"this Python's SQLite cannot search text ({error}); it needs FTS5") from None
     connection.executemany(
-        "INSERT INTO chunks (row, id, source, body) VALUES (?, ?, ?, ?)",
-        [(i, c.id, c.source, c.body) for i, c in enumerate(found)],
+        "INSERT INTO chunks (row, id, source, heading, body) VALUES (?, ?, ?, ?, ?)",
+        [(i, c.id, c.source, c.heading, c.body) for i, c in enumerate(found)],
     )
     connection.executemany(
         "INSERT INTO words (rowid, heading, body) VALUES (?, ?, ?)",

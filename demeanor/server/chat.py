@@ -448,8 +448,9 @@ def _entry(event: Event) -> dict[str, Any]:
             return {"by": by, "kind": "prompted", "messages": shown}
         case PromptRead(tokens, by=by):
             return {"by": by, "kind": "prompt_read", "tokens": len(tokens)}
-        case Passage(id, text, score, source, by):
-            return {"by": by, "kind": "passage", "id": id, "text": text, "score": score, "source": source}
+        case Passage(id, text, score, source, by, coverage):
+            found = {"id": id, "text": text, "score": score, "coverage": coverage, "source": source}
+            return {"by": by, "kind": "passage", **found}
         case Citation(start, end, passage_id, by):
             return {"by": by, "kind": "citation", "start": start, "end": end, "passage_id": passage_id}
         case ToolCalled(call, by):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from demeanor.core.errors import DataError
 from demeanor.core.types import Completion, Item, Message, ToolCall
 from demeanor.evaluation import suites
-from demeanor.evaluation.experiment import spread
+from demeanor.evaluation.experiment import in_turn, spread
 from demeanor.evaluation.harness_logs import compare, write_suite
 from demeanor.evaluation.items import load_suite
 from demeanor.evaluation.scorers import score_item
@@ -258,6 +259,12 @@ def test_a_limit_takes_from_every_cluster_before_it_takes_a_second_one() -> None
 def test_a_limit_keeps_the_wordings_of_a_question_together() -> None:
     some = items(*((f"{g}{n}", g, g) for g in "pqr" for n in range(3)))
     assert [i.id for i in spread(some, 6)] == ["p0", "p1", "p2", "q0", "q1", "q2"]
+
+
+def test_a_limit_takes_from_suites_that_share_an_axis_in_turn() -> None:
+    first, second = items(*((f"a{n}", f"a{n}", "") for n in range(4))), items(("b0", "b0", ""))
+    other = [replace(items(("c0", "c0", ""))[0], axis="other")]
+    assert [i.id for i in in_turn([first, second, other], 3)] == ["a0", "b0", "a1", "c0"]
 
 
 def test_a_line_separator_of_unicode_does_not_end_a_line_of_a_log(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,12 @@ async def test_nothing_found_nothing_inserted(found: list[Passage]) -> None:
     events = await events_of(wrap(script([Done("stop")], seen=seen), found, min_score=1.0))
     assert seen == [ask()]
     assert not only(events, Passage)
+
+
+async def test_a_passage_that_covers_too_little_of_the_question_is_left_out() -> None:
+    found = [replace(FERRY, coverage=0.39), replace(BERTH, coverage=0.4)]
+    events = await events_of(wrap(script([Done("stop")]), found, min_coverage=0.4))
+    assert only(events, Passage) == found[1:]
 
 
 async def test_without_a_question_nothing_is_searched() -> None:

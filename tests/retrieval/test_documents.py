@@ -197,3 +197,34 @@ def test_a_line_ends_where_editors_end_it_and_long_text_is_cut_between_words() -
     assert list(cut("a,bb,ccc,dddd", 6)) == ["a,bb,", "ccc,", "dddd"]
     assert list(cut("exact sum.", 10)) == ["exact sum."]
     assert list(cut("abcdefgh", 3)) == ["abc", "def", "gh"]
+
+
+def test_rows_of_a_jsonl_file_are_passages_with_their_own_ids(tmp_path: Path) -> None:
+    rows = (
+        '{"id": "https://a.example/b#c", "title": "Ferries", "text": "Corkel 9."}\n\n{"text": "Jorpel 17."}\n'
+    )
+    found = [(c.id, c.source, c.heading, c.body) for c in chunks("cut.jsonl", rows)]
+    assert found == [
+        ("https://a.example/b#c#1", "https://a.example/b#c", "Ferries", "Corkel 9."),
+        ("cut.jsonl#1", "cut.jsonl", "", "Jorpel 17."),
+    ]
+    long = '{"id": "x", "text": "' + "One two three. " * 100 + '"}\n{"id": "x", "text": "Four."}'
+    assert [c.id for c in chunks("cut.jsonl", long)] == ["x#1", "x#2", "x#3"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{nothing", "line 2 is no JSON"),
+        ('["a"]', "line 2 has list; wanted"),
+        ('{"body": "x"}', "line 2 has body; wanted"),
+        ('{"text": 3}', "line 2: text is no text"),
+    ],
+)
+def test_a_jsonl_file_that_holds_no_passages_is_refused_with_its_line(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    (tmp_path / "cut.jsonl").write_text('{"text": "Corkel 9."}\n' + line)
+    with pytest.raises(DataError, match=r"cut\.jsonl") as error:
+        read_folder(tmp_path)
+    assert said in str(error.value)

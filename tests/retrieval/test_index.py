@@ -267,3 +267,29 @@ def test_terms_are_the_same_for_index_and_query() -> None:
     assert index_terms(text) == ["strasse", "foo", "bar", "\u7d05\u8336", "\u8336", "\u8336", "3", "5"]
     assert query_terms(text) == ["strasse", "foo", "bar", "\u7d05\u8336", "\u8336*", "3", "5"]
     assert expression(["and", "\u8336*"]) == '"and" OR "\u8336" *'
+
+
+def test_coverage_is_the_share_of_the_questions_words_weighted_by_rarity(folder: Path) -> None:
+    search = open_folder(folder)
+    best = search("Corkel pier", 1)[0]
+    assert best.id == "deep/rules.md#1"
+    assert best.coverage == pytest.approx(1.0)
+    n = {"corkel": 2, "zebra": 0}  # passages that have each word, of N
+    size = sum(len(chunks(name, text)) for name, text in FILES.items() if not name.endswith(".png"))
+    weight = {word: math.log(1 + (size - count + 0.5) / (count + 0.5)) for word, count in n.items()}
+    found = search("Corkel zebra", 1)[0]
+    assert found.coverage == pytest.approx(weight["corkel"] / sum(weight.values()))
+
+
+def test_coverage_does_not_grow_with_the_question_as_bm25_does(folder: Path) -> None:
+    search = open_folder(folder)
+    short, long = (
+        "When does the ferry leave?",
+        "When does my aunt, who likes the ferry, leave her house at dawn in May?",
+    )
+    assert search(long, 1)[0].coverage < search(short, 1)[0].coverage
+    assert search(long, 1)[0].score >= search(short, 1)[0].score
+
+
+def test_a_title_counts_for_coverage(folder: Path) -> None:
+    assert open_folder(folder)("Evening Jorpel", 1)[0].coverage == pytest.approx(1.0)
