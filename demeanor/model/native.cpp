@@ -14,13 +14,13 @@ struct Layer { const float *norm1, *norm2, *q_norm, *k_norm; Matrix qkv, out, ga
 struct Model {
     int64_t width, heads, kv_heads, head, inner, vocab, layers;
     float eps;
-    int64_t embed_kind;                        // of a matrix: 0 rows in order, 3 and above panels
-    const float *embed, *norm, *cos, *sin;
+    Matrix embed;
+    const float *norm, *cos, *sin;
     Matrix top;
     Pages cache;
     std::vector<Layer> layer;
-    std::vector<float> x, qkv, mixed, gates, act;
-    std::vector<std::vector<float>> own;       // per thread: normed rows, and what attention needs
+    Floats x, normed, qkv, mixed, act, prepared, small;
+    std::vector<Floats> own;                   // per thread: scratch of products and of attention
 };
 
 // Activations of one layer's rows that a backward pass reads, written where the caller wants them: the residual stream before the layer
@@ -36,6 +36,7 @@ struct Call {
     const Trace* trace; float* after;       // of every layer, and the residual stream after the last; null: nothing is kept
     std::vector<Tile> tiles;
     std::atomic<int64_t> next[256];
+    std::vector<std::atomic<int64_t>> taken;   // tiles of each product, see `tiles`
 };
 
 float mean_square(const float* x, int64_t n) {
@@ -64,15 +65,39 @@ void forward(void* given, int id, int of) {
     Model& m = *call.m;
     const int64_t N = call.N, D = m.head, H = m.heads, K = m.kv_heads, G = H / K, width = m.width;
     const int64_t ldq = padded((H + 2 * K) * D), ldx = padded(width), ldm = H * D, ldi = padded(m.inner);
-    float *x = m.x.data(), *qkv = m.qkv.data(), *mixed = m.mixed.data(), *gates = m.gates.data(), *act = m.act.data();
-    float *normed = m.own[id].data(), *scratch = normed + N * width;
+    float *x = m.x.data(), *qkv = m.qkv.data(), *mixed = m.mixed.data(), *gates = nullptr, *act = m.act.data();
+    float *normed = m.normed.data(), *prepared = m.prepared.data(), *small = m.small.data();
+    float *scratch = m.own[id].data(), *own = scratch + SCRATCH + 2 * ROWS * NR;
     Pool& team = pool();
     int64_t first, last;
+    std::atomic<int64_t>* taken = call.taken.data();
+    // Rows that a product reads as its format wants them, and its adapters' inner products.
+    auto ready = [&](const Matrix& y, const float* rows, int64_t ld, int64_t count, bool whole) {
+        const Input in{rows, ld, prepared, count};
+        if (!whole && prepared_floats(y.kind, count, y.ins)) {
+            share(count, id, of, first, last);
+            prepare(y, rows, ld, count, first, last, prepared);
+            team.barrier(of);
+        }
+        if (y.low.rank) { low(y, in, count, small, id, of, *taken, scratch); team.barrier(of); }
+        taken++;
+        return in;
+    };
+    auto normalised = [&](const Matrix& y, const float* weight, const int64_t* which, int64_t count) {
+        share(count, id, of, first, last);
+        for (int64_t r = first; r < last; r++) norm(x + (which ? which[r] : r) * ldx, weight, m.eps, width, normed + r * width);
+        prepare(y, normed, width, count, first, last, prepared);
+        team.barrier(of);
+        return ready(y, normed, width, count, true);
+    };
+    auto multiply = [&](const Matrix& y, const Input& in, int64_t count, float* out, int64_t ld, bool add) {
+        deal(panels(y), 1, count, id, of, *taken++, [&](int64_t p, int64_t q, int64_t row, int64_t size) {
+            product(y, p, q, row, size, in, out + row * ld + p * NR, ld, add, scratch);
+            add_low(y, p, q, row, size, small, out + row * ld + p * NR, ld, scratch);
+        });
+    };
     share(N, id, of, first, last);
-    for (int64_t r = first; r < last; r++) {
-        if (grouped(m.embed_kind)) quantised_row(m.embed_kind, m.embed, width, call.tokens[r], x + r * ldx);
-        else std::memcpy(x + r * ldx, m.embed + call.tokens[r] * width, width * sizeof(float));
-    }
+    for (int64_t r = first; r < last; r++) unpacked(m.embed, call.tokens[r], x + r * ldx);
     team.barrier(of);
     for (int64_t l = 0; l < m.layers; l++) {
         const Layer& y = m.layer[l];
@@ -82,9 +107,7 @@ void forward(void* given, int id, int of) {
             share(N, id, of, first, last);
             std::memcpy(t.before + first * ldx, x + first * ldx, (last - first) * ldx * sizeof(float));
         }
-        for (int64_t r = 0; r < N; r++) norm(x + r * ldx, y.norm1, m.eps, width, normed + r * width);
-        share(panels(y.qkv), id, of, first, last);
-        product(y.qkv, first, last, N, normed, width, qkv, ldq, false);
+        multiply(y.qkv, normalised(y.qkv, y.norm1, nullptr, N), N, qkv, ldq, false);
         team.barrier(of);
         share(N, id, of, first, last);
         for (int64_t r = first; r < last; r++) {
@@ -107,39 +130,41 @@ void forward(void* given, int id, int of) {
             // Tiles one after the other, head by head: those of a group read the same pages. The last of a prompt read most, so they begin.
             const int64_t k = item / count;
             const Tile& t = call.tiles[count - 1 - item % count];
-            attend(m.cache, l, k, D, G, t.count, call.slots[t.first], call.positions[t.first], qkv + t.first * ldq + k * G * D, ldq, scratch,
+            attend(m.cache, l, k, D, G, t.count, call.slots[t.first], call.positions[t.first], qkv + t.first * ldq + k * G * D, ldq, own,
                    mixed + t.first * ldm + k * G * D, ldm);
         }
         team.barrier(of);
         if (id == 0) call.next[(l + 128) % 256] = 0;
-        share(panels(y.out), id, of, first, last);
-        product(y.out, first, last, N, mixed, ldm, x, ldx, true);
+        multiply(y.out, ready(y.out, mixed, ldm, N, false), N, x, ldx, true);
         team.barrier(of);
         if (call.trace) {
             share(N, id, of, first, last);
             std::memcpy(call.trace[l].middle + first * ldx, x + first * ldx, (last - first) * ldx * sizeof(float));
         }
-        for (int64_t r = 0; r < N; r++) norm(x + r * ldx, y.norm2, m.eps, width, normed + r * width);
-        share(panels(y.gate_up) / 2, id, of, first, last);
-        product(y.gate_up, 2 * first, 2 * last, N, normed, width, gates, 2 * ldi, false);
-        for (int64_t r = 0; r < N; r++)
-            for (int64_t p = first; p < last; p++)
-                for (int c = 0; c < NR; c += W) {
-                    const V g = load(gates + r * 2 * ldi + 2 * p * NR + c), u = load(gates + r * 2 * ldi + (2 * p + 1) * NR + c);
-                    store(act + r * ldi + p * NR + c, g / (1.0f + exp_(-g)) * u);
-                }
+        const Input in = normalised(y.gate_up, y.norm2, nullptr, N);
+        deal(panels(y.gate_up), 2, N, id, of, *taken++, [&](int64_t p, int64_t q, int64_t row, int64_t size) {
+            for (; p < q; p += 2) {            // gate and up of the same outputs
+                float* both = call.trace ? gates + row * 2 * ldi + p * NR : scratch + SCRATCH;
+                const int64_t ld = call.trace ? 2 * ldi : 2 * NR;
+                product(y.gate_up, p, p + 2, row, size, in, both, ld, false, scratch);
+                add_low(y.gate_up, p, p + 2, row, size, small, both, ld, scratch);
+                for (int64_t r = 0; r < size; r++)
+                    for (int c = 0; c < NR; c += W) {
+                        const V g = load(both + r * ld + c), u = load(both + r * ld + NR + c);
+                        store(act + (row + r) * ldi + p / 2 * NR + c, g / (1.0f + exp_(-g)) * u);
+                    }
+            }
+        });
         team.barrier(of);
-        share(panels(y.down), id, of, first, last);
-        product(y.down, first, last, N, act, ldi, x, ldx, true);
+        multiply(y.down, ready(y.down, act, ldi, N, false), N, x, ldx, true);
         team.barrier(of);
     }
     if (call.after && id == 0) std::memcpy(call.after, x, N * ldx * sizeof(float));
-    for (int64_t i = 0; i < call.R; i++) norm(x + call.read[i] * ldx, m.norm, m.eps, width, normed + i * width);
+    const Input read = normalised(m.top, m.norm, call.read, call.R);
     if (call.hidden && id == 0) std::memcpy(call.hidden, normed, call.R * width * sizeof(float));
     if (!call.logits) return;
     const int64_t ldv = padded(m.vocab);
-    share(panels(m.top), id, of, first, last);
-    product(m.top, first, last, call.R, normed, width, call.logits, ldv, false);
+    multiply(m.top, read, call.R, call.logits, ldv, false);
     team.barrier(of);
     share(call.R, id, of, first, last);
     for (int64_t i = first; i < last; i++) {
@@ -182,15 +207,35 @@ void gated(void* given, int id, int of) {
 }
 
 // The output matrix on rows that are normed already.
-struct HeadCall { Model* m; int64_t R; const float* hidden; float* logits; };
+struct HeadCall { Model* m; int64_t R; const float* hidden; float* logits; std::atomic<int64_t> taken; };
 
 void head(void* given, int id, int of) {
     HeadCall& call = *static_cast<HeadCall*>(given);
     const Matrix& top = call.m->top;
-    const int64_t ldv = padded(call.m->vocab);
+    const int64_t ldv = padded(call.m->vocab), width = call.m->width;
+    float* scratch = call.m->own[id].data();
     int64_t first, last;
-    share(panels(top), id, of, first, last);
-    product(top, first, last, call.R, call.hidden, call.m->width, call.logits, ldv, false);
+    share(call.R, id, of, first, last);
+    prepare(top, call.hidden, width, call.R, first, last, call.m->prepared.data());
+    pool().barrier(of);
+    deal(panels(top), 1, call.R, id, of, call.taken, [&](int64_t p, int64_t q, int64_t row, int64_t size) {
+        product(top, p, q, row, size, {call.hidden, width, call.m->prepared.data(), call.R}, call.logits + row * ldv + p * NR, ldv, false, scratch);
+    });
+}
+
+// Memory for N rows and for the threads.
+void make_room(Model& m, int64_t N, int64_t R, int threads) {
+    const int64_t most = N > R ? N : R;
+    int64_t prepared = prepared_floats(m.top.kind, R, m.width), rank = 0;
+    for (const Layer& y : m.layer)
+        for (const Matrix* x : {&y.qkv, &y.out, &y.gate_up, &y.down}) {
+            const int64_t size = prepared_floats(x->kind, N, x->ins);
+            prepared = size > prepared ? size : prepared;
+            rank = x->low.rank > rank ? x->low.rank : rank;
+        }
+    m.prepared.resize(prepared); m.small.resize(N * padded(rank)); m.normed.resize(most * m.width);
+    if (int(m.own.size()) < threads) m.own.resize(threads);
+    for (auto& own : m.own) own.resize(SCRATCH + 2 * ROWS * NR + attend_floats(m.head, m.heads / m.kv_heads));
 }
 
 // Log-probability of each row's target under softmax(logits / temperature), over its kept tokens if it has any: those of row i are
@@ -240,21 +285,22 @@ int page_tokens() { return PAGE; }
 // The cores that the pool's threads may run on; threads that exist stay where they are.
 void pool_cores(const int* cores, int count) { pool().cores.assign(cores, cores + count); }
 
-// ints: width heads kv_heads head inner vocab layers, pages a slot; pointers: embed's kind (0 or from 3) embed norm cos sin, top, pages and their table, then per layer norm1 norm2 q_norm
-// k_norm qkv out gate_up down, where a matrix is: kind (0 fp32, 1 bf16, 2 int8, 3 Q8_0, 4 Q4_0, 5 Q4_1), data, scale, bias, how many low-rank products
-// beside it, and for each: base, outs, step, rank, a, b, scale.
+// ints: width heads kv_heads head inner vocab layers, pages a slot; pointers: embed norm cos sin, top, pages and their table, then per layer
+// norm1 norm2 q_norm k_norm qkv out gate_up down, where a matrix (embed too) is: kind, data, scale, bias, and of the low-rank product beside
+// it: rank (0: there is none), a, scale, b, places.
 void* model_new(const int64_t* n, float eps, void** p) {
-    Model* m = new Model{n[0], n[1], n[2], n[3], n[4], n[5], n[6], eps, 0, nullptr, nullptr, nullptr, nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+    Model* m = new Model{n[0], n[1], n[2], n[3], n[4], n[5], n[6], eps, {}, nullptr, nullptr, nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     auto next = [&] { return static_cast<float*>(*p++); };
     auto matrix = [&](int64_t outs, int64_t ins) {
-        Matrix x{outs, ins, reinterpret_cast<int64_t>(p[0]), p[1], static_cast<float*>(p[2]), static_cast<float*>(p[3]), {}};
-        auto number = [&](int i) { return reinterpret_cast<int64_t>(p[i]); };
-        int64_t count = number(4);
-        for (p += 5; count > 0; count--, p += 7)
-            x.low.push_back({number(0), number(1), number(2), number(3), static_cast<float*>(p[4]), static_cast<float*>(p[5]), static_cast<float*>(p[6])});
-        return x;
+        const int64_t kind = reinterpret_cast<int64_t>(*p++);
+        const void* data = *p++;
+        const float *scale = next(), *bias = next();
+        Low low{reinterpret_cast<int64_t>(*p++), nullptr, nullptr, nullptr, nullptr};
+        low.a = next(); low.scale = next(); low.b = next(); low.places = static_cast<int64_t*>(static_cast<void*>(next()));
+        return Matrix{outs, ins, kind, data, scale, bias, low};
     };
-    m->embed_kind = reinterpret_cast<int64_t>(*p++); m->embed = next(); m->norm = next(); m->cos = next(); m->sin = next();
+    m->embed = matrix(m->vocab, m->width);
+    m->norm = next(); m->cos = next(); m->sin = next();
     m->top = matrix(m->vocab, m->width);
     m->cache = {next(), reinterpret_cast<int32_t*>(next()), n[7], m->layers, m->kv_heads, deep(m->head)};
     for (int64_t l = 0; l < m->layers; l++) {
@@ -276,23 +322,22 @@ void model_free(void* m) { delete static_cast<Model*>(m); }
 void model_forward(void* model, int threads, int64_t N, const int64_t* tokens, const int64_t* slots, const int64_t* positions,
                    int64_t R, const int64_t* read, float* hidden, float* logits, int64_t* best, float* total, float* const* trace, float* after) {
     Model& m = *static_cast<Model*>(model);
-    const int64_t most = N > R ? N : R;
     m.x.resize(N * padded(m.width)); m.act.resize(N * padded(m.inner));
     if (!trace) {
         m.qkv.resize(N * padded((m.heads + 2 * m.kv_heads) * m.head));
-        m.mixed.resize(N * m.heads * m.head); m.gates.resize(N * 2 * padded(m.inner));
+        m.mixed.resize(N * m.heads * m.head);
     }
-    if (int(m.own.size()) < threads) m.own.resize(threads);
-    for (auto& own : m.own) own.resize(most * m.width + attend_floats(m.head, m.heads / m.kv_heads));
+    make_room(m, N, R, threads);
     Call call{&m, N, tokens, slots, positions, R, read, hidden, logits, total, best, reinterpret_cast<const Trace*>(trace), after,
-              tiles(N, slots, positions, m.heads / m.kv_heads), {}};
+              tiles(N, slots, positions, m.heads / m.kv_heads), {}, std::vector<std::atomic<int64_t>>(8 * m.layers + 2)};
     for (auto& counter : call.next) counter = 0;
     pool().run(forward, &call, threads);
 }
 
 // Logits (rows of `vocab` rounded up to panels) of R hidden states after the final norm.
 void model_head(void* model, int threads, int64_t R, const float* hidden, float* logits) {
-    HeadCall call{static_cast<Model*>(model), R, hidden, logits};
+    make_room(*static_cast<Model*>(model), 0, R, threads);
+    HeadCall call{static_cast<Model*>(model), R, hidden, logits, 0};
     pool().run(head, &call, threads);
 }
 

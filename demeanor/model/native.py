@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -352,6 +352,13 @@ def _stacked(*weights: Tensor) -> Tensor:
     return torch.cat(weights) if len(weights) > 1 else weights[0]
 
 
+def _panels(weight_OI: Tensor, panel: int, together: int = 1) -> Tensor:
+    """Lay a matrix out in panels of outputs: (panels, inputs / together, panel, together); missing inputs are zero."""
+    outs, ins = weight_OI.shape
+    wide = torch.nn.functional.pad(weight_OI, (0, -ins % together)) if ins % together else weight_OI
+    return wide.view(outs // panel, panel, -1, together).transpose(1, 2).contiguous()
+
+
 class _Packing:
     """A model's tensors as `model_new` expects them: lists of pointers, and numbers in place of pointers; 0
     is none.
@@ -368,18 +375,13 @@ class _Packing:
         self.formats: Counter[Format | GroupFormat] = Counter()
 
     def outside(self, max_tokens: int) -> list[int]:
-        """Embedding with its kind, final norm, rotary tables, head."""
+        """Embedding, final norm, rotary tables, head."""
         cos, sin = rotary(self._model.config, torch.arange(max_tokens))
         half = self._model.config.head_dim // 2
         name, tied = "model.embed_tokens.weight", self._model.config.tie_word_embeddings
-        embedding = self._weight(name)
         head = self._frozen("head", self._weight(name if tied else "lm_head.weight"))
-        if isinstance(embedding, Grouped):
-            first = head[:2] if tied else self._matrix(embedding)[:2]
-        else:
-            first = [KINDS["fp32"], self._plain(embedding)]
         return [
-            *first,
+            *(head if tied else self._frozen("embedding", self._weight(name))),
             self._plain(self._state["model.norm.weight"]),
             self._plain(cos[:, 0, :half]),
             self._plain(sin[:, 0, :half]),
@@ -431,11 +433,11 @@ class _Packing:
         *weights: Tensor | Grouped,
         join: Callable[..., Tensor] = _stacked,
         bias: Tensor | None = None,
-        low_rank: Sequence[list[int]] = (),
+        low_rank: Sequence[int] = (),
     ) -> list[int]:
         """Format, panels, scales, bias, and low-rank products of one matrix; frozen weights are packed once."""
         shift = 0 if bias is None else self._plain(self._rows(bias.detach()))
-        places = [len(low_rank), *(x for product in low_rank for x in product)]
+        places = list(low_rank) or [0] * 5
         groups = [w for w in weights if isinstance(w, Grouped)]
         if len(groups) == len(weights) and len({w.format for w in groups}) == 1:
             one = groups[0] if len(groups) == 1 else joined(groups, join)  # whole groups fill whole panels
@@ -470,23 +472,52 @@ class _Packing:
             scale = self._keep(factor)
         elif kind == "bf16":
             weight = weight.bfloat16()
-        panels = weight.view(-1, self._panel, weight.shape[1]).transpose(1, 2).contiguous()
-        return [KINDS[kind], self._keep(panels), scale]
+        return [KINDS[kind], self._keep(_panels(weight, self._panel, 2 if kind == "bf16" else 1)), scale]
 
-    def _low_rank(self, i: int, *names: str, step: int = 1) -> list[list[int]]:
-        """Adapters of maps that are stacked in one matrix; `step` 2: their panels alternate."""
-        found, base = [], 0
-        for n, name in enumerate(names):
-            own = self._adapters.get(f"model.layers.{i}.{name}")
-            outs = self._weight(f"model.layers.{i}.{name}.weight").shape[0]
-            if own is not None:
-                a = self._wide(own.lora_A) if name == "mlp.down_proj" else own.lora_A
-                start = base if step == 1 else n * self._panel
-                tensors = (a, own.lora_B, torch.tensor([own.scale]))
-                place = [start, outs, step * self._panel, len(own.lora_A)]
-                found.append([*place, *map(self._plain, tensors)])
-            base += outs
-        return found
+    def _low_rank(self, i: int, *names: str, step: int = 1) -> list[int]:
+        """Adapters of maps that are stacked in one matrix (`step` 2: their panels alternate): their common rank, A
+        with a scale for each of its rows, B by panels, and the ranks that each panel reads."""
+        own = [self._adapters.get(f"model.layers.{i}.{name}") for name in names]
+        if not any(own):
+            return []
+        panel, start = self._panel, 0
+        thick: list[Tensor] = []
+        readers: defaultdict[int, list[int]] = defaultdict(list)  # by panel: bounds of the ranks it reads
+        columns: list[tuple[Tensor, Tensor]] = []  # of each adapter: its outputs' places, and B
+        outs, scales = 0, []
+        for n, (name, adapter) in enumerate(zip(names, own)):
+            count = self._weight(f"model.layers.{i}.{name}.weight").shape[0]
+            at = torch.arange(count)
+            places = at + outs if step == 1 else (at // panel * step + n) * panel + at % panel
+            outs += count if step == 1 else -(-count // panel) * panel
+            if adapter is None:
+                continue
+            rank = len(adapter.lora_A)
+            thick.append(self._wide(adapter.lora_A) if name == "mlp.down_proj" else adapter.lora_A)
+            scales += [adapter.scale] * rank
+            columns.append((places, adapter.lora_B.detach().float()))
+            for p in torch.unique(places // panel).tolist():
+                readers[p] += [start, start + rank]
+            start += rank
+        b = torch.zeros(-(-outs // panel) * panel, start)
+        first = 0
+        for places, part in columns:
+            b[places, first : first + part.shape[1]] = part
+            first += part.shape[1]
+        ranges: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for p, ranks in readers.items():
+            ranges[min(ranks), max(ranks)].append(p)
+        table, parts, offset = torch.zeros(len(b) // panel, 3, dtype=torch.int64), [], 0
+        for (low, high), chosen in ranges.items():
+            size = panel * (high - low)
+            table[chosen] = torch.tensor(
+                [[low, high - low, offset + j * size] for j in range(len(chosen))], dtype=torch.int64
+            )
+            parts.append(b.view(-1, panel, start)[chosen, :, low:high].transpose(1, 2).flatten())
+            offset += size * len(chosen)
+        a = _panels(self._rows(torch.cat(thick).detach().float()), panel)
+        scale = torch.tensor(scales + [0.0] * (-start % panel))
+        return [start, *map(self._keep, (a, scale, torch.cat(parts), table))]
 
     def _paired(self, gate: Tensor, up: Tensor) -> Tensor:
         """Alternate the panels of both."""

@@ -259,7 +259,7 @@ void quantised_product(const uint8_t* data, int64_t G, const float* bias, int64_
 }
 
 // Panels [first, last) of out = x W^T (+ bias), or out += it, of rows that are rounded here. kind: 3 Q8_0, 4 Q4_0, 5 Q4_1.
-inline bool grouped(int64_t kind) { return kind >= 3; }
+inline bool grouped(int64_t kind) { return kind >= 3 && kind <= 5; }
 inline void round_rows(int64_t kind, const float* x, int64_t ldx, int64_t ins, const Rounded& out, int64_t first, int64_t last) {
     for (int64_t r = first; r < last; r++) {
         if (kind == 3) round_row<false>(x + r * ldx, ins, UNSIGNED_BYTES ? 128 : 0, out, r);

@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <cstring>
 #include <mutex>
+#include <new>
 #include <sched.h>
 #include <thread>
+#include <type_traits>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -27,11 +29,13 @@ typedef float V __attribute__((vector_size(W * 4)));
 typedef float VU __attribute__((vector_size(W * 4), aligned(4)));
 typedef int32_t I __attribute__((vector_size(W * 4)));
 typedef uint32_t U __attribute__((vector_size(W * 4)));
+typedef uint32_t UU __attribute__((vector_size(W * 4), aligned(4)));
 typedef int8_t B1 __attribute__((vector_size(W), aligned(1)));
 typedef uint16_t B2 __attribute__((vector_size(W * 2), aligned(2)));
 
 inline V load(const float* p) { return *reinterpret_cast<const VU*>(p); }
 inline void store(float* p, V x) { *reinterpret_cast<VU*>(p) = x; }
+inline U load(const uint32_t* p) { return *reinterpret_cast<const UU*>(p); }
 #if defined(__AVX512F__)  // GCC converts vectors of bytes one by one
 inline V load(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))); }
 inline V load(const uint16_t* p) {
@@ -49,6 +53,18 @@ inline V load(const uint16_t* p) {
     return reinterpret_cast<V>(wide);
 }
 #endif
+
+// Memory whose vectors do not cross cache lines.
+template <typename T>
+struct Aligned {
+    typedef T value_type;
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const Aligned&) const { return true; }
+    template <typename X> struct rebind { typedef Aligned<X> other; };
+};
+typedef std::vector<float, Aligned<float>> Floats;
+
 inline V all(float x) { V v = {}; return v + x; }
 inline float sum(V x) { float s = 0; for (int i = 0; i < W; i++) s += x[i]; return s; }
 
