@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from demeanor import training_services
+from demeanor import indexes, training_services
 from demeanor.core import registry
 from demeanor.core.errors import SpecError, UsageError
 from demeanor.core.types import (
@@ -49,7 +49,6 @@ from demeanor.evaluation import gold, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.layers import Kit, Search, compose, policy, tools
 from demeanor.model import checkpoints
-from demeanor.retrieval import documents, index
 from demeanor.server.request_context import charged, current_token_budget
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of, digest, load, plain
@@ -231,12 +230,13 @@ class StackRuntime:
         changed = {name: tools.with_renamed_arguments(known[name], names) for name, names in renamed.items()}
         return replace(found, tool_set={**known, **changed})
 
-    def open_index(self, folder: Path) -> Search:
-        """The passages of a folder, indexed once for all variants."""
-        if ("index", folder) not in self._shared:
-            self._shared["index", folder] = index.open_folder(folder)
-        found: Search = self._shared["index", folder]
-        return found
+    def open_index(self, folder: Path, settings: Any) -> Search:
+        """The passages of a folder, indexed once for all variants that search it alike."""
+        if ("index", folder, settings) not in self._shared:
+            found = indexes.open_folder(folder, settings, self.stack.root)
+            self._shared["index", folder, settings] = found
+        search: Search = self._shared["index", folder, settings]
+        return search
 
     def open_store(self, url: str) -> Any:
         return self.opened(url).record
@@ -283,13 +283,6 @@ def policy_notes(stack: Stack) -> list[str]:
     """What the stack's policies say about answers that wait for their end."""
     specs = [layer.spec for layer in stack.layers if isinstance(layer.spec, policy.Spec)]
     return [note for spec in specs for note in policy.notes(spec, stack.root)]
-
-
-def indexed(folder: Path) -> str:
-    """Return how much a retrieval layer finds in its folder; raises DataError for files that it cannot read."""
-    texts = documents.read_folder(folder)
-    passages = sum(len(documents.chunks(name, text)) for name, text in texts.items())
-    return f"{len(texts)} files, {passages} passages"
 
 
 def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:

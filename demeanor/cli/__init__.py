@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from demeanor import __version__
-from demeanor.cli import data, evaluate, keys, stack
+from demeanor.cli import data, evaluate, indexing, keys, stack
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
 
@@ -58,6 +58,7 @@ app = typer.Typer(
 app.add_typer(stack.app)
 app.add_typer(evaluate.app)
 app.add_typer(data.app, name="data")
+app.add_typer(indexing.app, name="index")
 app.add_typer(keys.app, name="keys")
 
 

@@ -6,7 +6,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.app import GENERATION, indexed, policy_notes
+from demeanor.app import GENERATION, policy_notes
+from demeanor.indexes import indexed
 from demeanor.stack.stack import Stack, plain
 from demeanor.training.inspection import template_notes
 from demeanor.training.plan import plans

@@ -22,6 +22,9 @@ from demeanor.core.errors import DemeanorError, unknown
 CONTENT = "content"
 # A path, relative to the stack file, whose content (a file or folder) is part of the stack's identity.
 File = Annotated[str, CONTENT]
+SOURCE = "source"
+# A path whose content is part of the identity, or, where there is none, an id or address that is so itself.
+Source = Annotated[str, SOURCE]
 
 
 class Spec(BaseModel):

@@ -303,7 +303,8 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A retrieved passage that was added to the conversation.
+    """A retrieved passage that was added to the conversation, and its place in its document (characters; page
+    from 1).
 
     `coverage`: share of the question's words, weighted by how rare they are in the index, that stand in it.
     """
@@ -314,6 +315,10 @@ class Passage:
     source: str
     by: str = "retrieval"
     coverage: float = 1.0
+    heading: str = ""
+    start: int = 0
+    end: int = 0
+    page: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,10 +342,29 @@ class PromptRead:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A span of the answer (character offsets) that a passage supports."""
+    """A span of the answer (character offsets) that a passage supports, with the words of the passage and their
+    place in its document, if they are known."""
 
     start: int
     end: int
+    passage_id: str
+    by: str = "retrieval"
+    cited_text: str = ""
+    source_start: int | None = None
+    source_end: int | None = None
+
+
+UnsupportedReason: TypeAlias = Literal["unknown", "not_found", "stitched", "wrong_source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A sentence of the answer (character offsets) whose citation was not true, so that it was taken out or, with
+    `wrong_source`, put right: no such passage, words found nowhere, or only in several places, or in another."""
+
+    start: int
+    end: int
+    reason: UnsupportedReason
     passage_id: str
     by: str = "retrieval"
 
@@ -400,6 +424,7 @@ Event: TypeAlias = (
     | Prompted
     | PromptRead
     | Citation
+    | Unsupported
     | Refusal
     | LeftOut
     | Timing

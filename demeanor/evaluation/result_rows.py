@@ -34,6 +34,7 @@ from demeanor.core.types import (
     Timing,
     ToolCalled,
     ToolResult,
+    Unsupported,
 )
 from demeanor.evaluation.statistics import Floats
 
@@ -183,6 +184,8 @@ def _did(event: Event) -> LayerActivity | None:
             )
         case Citation(_, _, passage, by):
             return LayerActivity(by, "cited", passage)
+        case Unsupported(_, _, reason, passage, by):
+            return LayerActivity(by, "took a citation out or put it right", f"{passage}: {reason}")
         case Refusal(by, rule, reason, _, stage):
             return LayerActivity(
                 by,

@@ -40,7 +40,7 @@ class Kit:
     now: Callable[[], datetime]
     count_tokens: Callable[[Messages, Sequence[ToolSpec]], int]
     tools: Mapping[str, RunnableTool]
-    open_index: Callable[[Path], Search]
+    open_index: Callable[[Path, Any], Search]  # a folder, and how to search it (retrieval's `search`)
     open_store: Callable[[str], Record]
     open_check: Callable[[str], Callable[[], Awaitable[None]]] = lambda url: _writable  # StoreError: locked
     shared: MutableMapping[Any, Any] = field(default_factory=dict)

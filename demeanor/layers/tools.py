@@ -47,6 +47,7 @@ from demeanor.core.types import (
     ToolSpec,
     Trust,
     Turn,
+    Unsupported,
     Usage,
 )
 from demeanor.layers import Kit, timed
@@ -323,7 +324,7 @@ class Round:
                 self.calls.append(event.call)
             elif isinstance(event, Usage):
                 self.num_tokens += event.completion_tokens
-            elif isinstance(event, Citation):
+            elif isinstance(event, Citation | Unsupported):
                 event = replace(event, start=event.start + self._start, end=event.end + self._start)
             yield event
 

@@ -1,9 +1,9 @@
-"""A folder's .md, .txt and .jsonl files as text, cut into passages.
+"""A folder's documents as text, cut into passages.
 
-In: a folder. Out: passages with ids `name#number`, counted from 1. A .txt file has one passage a line, a .md
-file one a paragraph, list item, table or code block, a .jsonl file one a row ({"text", "id", "title"}). Long ones
-are cut between sentences or words, tables and code between lines. A file whose encoding is not certain is
-refused, so no text is ever garbled.
+In: a folder. Out: passages with ids `name#number`, counted from 1, each with its place in the document. A .txt
+file has one passage a line; a .md, .html or .docx file one a paragraph, list item, table or code block; a .pdf
+file pieces of a page; a .jsonl file one a row. Long ones are cut between sentences or words, tables and code
+between lines. A file whose encoding is not certain is refused, so no text is ever garbled.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import json
 import logging
 import re
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from demeanor.core.errors import DataError, DemeanorError
+from demeanor.retrieval import formats
 
 log = logging.getLogger("demeanor.retrieval")
 
 MAX_CHARACTERS, MAX_BLOCK = 1000, 4000
-SUFFIXES = {".md", ".txt", ".jsonl"}
-ROW = {"text", "id", "title"}
+MAX_FILE = 64 << 20  # bytes
+SUFFIXES = {".md", ".txt", ".jsonl", ".html", ".htm", ".pdf", ".docx"}
 HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]|$)")
 ITEM = re.compile(r"(?:[-*+]|\d{1,3}[.)])\s+")
 BULLET = re.compile(r"^[-*+]\s+")
@@ -33,23 +36,38 @@ SENTENCE_END = re.compile(r"[.!?](?=\s)|[\u3002\uff01\uff1f]")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One passage; `heading` is searched too but is not part of its text."""
+    """One passage; `heading` is searched too but is not part of its text.
+
+    `start` and `end` are its characters in the document's text, `page` (from 1) that of a .pdf file.
+    """
 
     id: str
     source: str
     heading: str
     body: str
+    start: int = 0
+    end: int = 0
+    page: int | None = None
 
 
-def read_folder(folder: Path) -> dict[str, str]:
-    """Return the texts of a folder's documents by name; links that lead out of the folder are not followed.
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document's text, in lines that end in a line feed; `pages`: where each page of a .pdf file begins."""
 
-    Raises DemeanorError if there is no such folder, DataError that lists every file that cannot be read.
+    text: str
+    pages: tuple[int, ...] = ()
+
+
+def files_of(folder: Path, refused: list[str] | None = None) -> dict[str, Path]:
+    """Return a folder's documents by name; links that lead out of the folder are not followed.
+
+    Raises DemeanorError if there is no such folder. A name that cannot be shown is an entry of `refused`, or a
+    DataError that lists every file that cannot be read.
     """
     if not folder.is_dir():
         raise DemeanorError(f"{folder}: no such folder to search")
-    texts: dict[str, str] = {}
-    refused: list[str] = []
+    found: dict[str, Path] = {}
+    wrong: list[str] = []
     home = folder.resolve()
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
@@ -63,17 +81,73 @@ def read_folder(folder: Path) -> dict[str, str]:
             log.warning("%r is not indexed: it leads out of the folder", str(path))
         elif target.is_file():  # not a folder, a pipe or a device
             try:
-                text = decoded(target.read_bytes())
-                if path.suffix.lower() == ".jsonl":
-                    list(_rows(text, inside.as_posix()))
-                texts[_name(inside)] = text
-            except (OSError, ValueError) as error:
-                refused.append(f"{str(path)!r}: {error}")
+                found[_name(inside)] = path
+            except ValueError as error:
+                wrong.append(f"{str(path)!r}: {error}")
+    if wrong and refused is None:
+        read_folder(folder)
+    (refused if refused is not None else []).extend(wrong)
+    return found
+
+
+def read_file(path: Path, data: bytes | None = None) -> Document:
+    """Return one document; raises ValueError that says why it cannot be read."""
+    data = path.read_bytes() if data is None else data
+    if len(data) > MAX_FILE:
+        raise ValueError(f"it has {len(data) >> 20} MiB; at most {MAX_FILE >> 20} are read; split it")
+    suffix = path.suffix.lower()
+    if suffix == ".pdf":
+        pages = [lines_of(page).strip("\n") + "\n\n" for page in formats.pdf(data)]
+        found = Document("".join(pages), tuple(accumulate(map(len, pages[:-1]), initial=0)))
+    elif suffix == ".docx":
+        found = Document(lines_of(formats.docx(data)))
+    elif suffix in (".html", ".htm"):
+        found = Document(lines_of(formats.html(_page_text(data))))
+    else:
+        found = Document(lines_of(decoded(data)))
+        if suffix == ".jsonl":
+            list(_rows(path.name, found.text))
+        return found
+    if not found.text.strip():
+        raise ValueError("no text was found in it; a scanned page needs text recognition first")
+    return found
+
+
+CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
+
+
+def _page_text(data: bytes) -> str:
+    """Return the source of a web page, in the encoding that it declares if it is not UTF-8."""
+    try:
+        return decoded(data)
+    except ValueError:
+        declared = CHARSET.search(data[:4096])
+        if declared is None:
+            raise
+        try:
+            return data.decode(declared[1].decode("ascii"))
+        except (LookupError, UnicodeDecodeError):
+            raise ValueError(f"it is not in the encoding that it declares, {declared[1]!r}") from None
+
+
+def read_folder(folder: Path) -> dict[str, Document]:
+    """Return a folder's documents by name; raises DataError that lists every file that cannot be read."""
+    documents: dict[str, Document] = {}
+    refused: list[str] = []
+    for name, path in files_of(folder, refused).items():
+        try:
+            documents[name] = read_file(path)
+        except (OSError, ValueError) as error:
+            refused.append(f"{str(path)!r}: {error}")
+    _refuse(folder, refused)
+    return documents
+
+
+def _refuse(folder: Path, refused: list[str]) -> None:
     if refused:
         raise DataError(
             f"{folder}: {len(refused)} of its files cannot be indexed:\n  " + "\n  ".join(refused)
         )
-    return texts
 
 
 def _name(path: Path) -> str:
@@ -138,92 +212,159 @@ def _western(data: bytes, at: int) -> str:
     return text
 
 
-def _lines(text: str) -> str:
+def lines_of(text: str) -> str:
+    """Return a text whose lines end in a line feed."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def chunks(name: str, text: str) -> list[Chunk]:
-    """Return the passages of one file in order."""
-    if name.lower().endswith(".jsonl"):
-        counts: Counter[str] = Counter()
-        cuts = ((source, title, part) for source, title, text in _rows(text, name) for part in cut(text))
-        return [
-            Chunk(f"{source}#{_next(counts, source)}", source, title, part) for source, title, part in cuts
-        ]
-    if name.lower().endswith(".md"):
-        found = _blocks(_lines(text).split("\n"))
+def chunks(name: str, document: Document | str) -> list[Chunk]:
+    """Return the passages of one document in order; raises ValueError for a row of a .jsonl file that is none."""
+    document = Document(lines_of(document)) if isinstance(document, str) else document
+    text, suffix = document.text, Path(name).suffix.lower()
+    if suffix == ".jsonl":
+        return list(_rows(name, text))
+    found: Iterator[Chunk]
+    if document.pages:
+        bounds = [*document.pages, len(text)]
+        pages = pairwise(bounds)
+        found = (
+            Chunk("", name, "", " ".join(text[a:b].split()), a, b, number)
+            for number, (start, end) in enumerate(pages, 1)
+            for a, b in _page(text, start, end)
+        )
+    elif suffix == ".txt":
+        found = (
+            Chunk("", name, "", text[start + a : start + b], start + a, start + b)
+            for start, line in _placed(text)
+            for a, b in spans(line)
+        )
     else:
-        found = (("", part) for line in _lines(text).split("\n") for part in cut(line.strip()))
-    return [Chunk(f"{name}#{i}", name, heading, body) for i, (heading, body) in enumerate(found, start=1)]
+        found = _blocks(name, text)
+    return [
+        Chunk(f"{name}#{i}", name, c.heading, c.body, c.start, c.end, c.page) for i, c in enumerate(found, 1)
+    ]
 
 
-def _next(counts: Counter[str], name: str) -> int:
-    counts[name] += 1
-    return counts[name]
+def _placed(text: str) -> Iterator[tuple[int, str]]:
+    """Yield where each line begins, and the line."""
+    at = 0
+    for line in text.split("\n"):
+        yield at, line
+        at += len(line) + 1
 
 
-def _rows(text: str, name: str) -> Iterator[tuple[str, str, str]]:
-    """Yield source, title and text of each row of a .jsonl file; raises ValueError that names the line.
+def _page(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the spans of a page's passages: a page has no marks of paragraphs that can be relied on."""
+    return ((start + a, start + b) for a, b in spans(text[start:end]))
 
-    The source of a row is its id, or the file's name where it has none.
+
+ROW = {"text", "id", "title", "source", "page"}
+WANTED_ROW = '{"text", "id", "title", "source", "page"}, all but the text optional'
+
+
+def _rows(name: str, text: str) -> Iterator[Chunk]:
+    """Yield the passages of texts that somebody else cut, one row each; long ones are cut further.
+
+    The source of a row is its `source` or its id, or the file's name where it has none. Raises ValueError that names
+    the line.
     """
-    for at, line in enumerate(_lines(text).split("\n"), start=1):
+    counts: Counter[str] = Counter()
+    for number, (start, line) in enumerate(_placed(text), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {at} is no JSON: {error}") from None
+            raise ValueError(f"line {number} is no JSON: {error}") from None
         if not isinstance(row, dict) or "text" not in row or not set(row) <= ROW:
             got = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise ValueError(
-                f'line {at} has {got or "nothing"}; wanted {{"text", "id", "title"}}, the last two optional'
-            )
+            raise ValueError(f"line {number} has {got or 'nothing'}; wanted {WANTED_ROW}")
+        page = row.pop("page", None)
+        if not (page is None or (isinstance(page, int) and page > 0)):
+            raise ValueError(f"line {number}: page: got {page!r}, wanted a number from 1")
         if wrong := [key for key, value in row.items() if not isinstance(value, str)]:
-            raise ValueError(f"line {at}: {wrong[0]} is no text")
-        yield row.get("id") or name, row.get("title", ""), row["text"]
+            raise ValueError(f"line {number}: {wrong[0]} is no text")
+        named = row.get("id") or name
+        for part in cut(row["text"]):
+            counts[named] += 1
+            source, id_ = row.get("source") or named, f"{named}#{counts[named]}"
+            yield Chunk(id_, source, row.get("title", ""), part, start, start + len(line), page)
 
 
-def _blocks(lines: list[str]) -> Iterator[tuple[str, str]]:
+class _Paragraph:
+    """Lines that are joined by spaces, and where each of them stands in the document."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._starts: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def add(self, line: str, start: int) -> None:
+        self._lines.append(line)
+        self._starts.append(start)
+
+    def pieces(self) -> Iterator[tuple[str, int, int]]:
+        """Yield the passages of the paragraph with their places in the document."""
+        text = " ".join(self._lines)
+        joined = [0, *accumulate(len(line) + 1 for line in self._lines)]
+
+        def place(at: int) -> int:
+            line = bisect_right(joined, at, hi=len(self._lines)) - 1
+            return self._starts[line] + at - joined[line]
+
+        for a, b in spans(text):
+            yield text[a:b], place(a), place(b - 1) + 1
+
+
+def _blocks(name: str, text: str) -> Iterator[Chunk]:
     """Yield the passages of Markdown with their headings; wrapped lines of a paragraph are joined.
 
     A heading with nothing under it is a passage itself.
     """
+    lines, starts = text.split("\n"), [start for start, _ in _placed(text)]
     headings: dict[int, str] = {}
-    paragraph: list[str] = []
-    at, listed, bare = 0, False, False  # bare: nothing stands under the last heading yet
+    paragraph = _Paragraph()
+    at, listed, bare = 0, False, -1  # bare: the line of the last heading if nothing stands under it yet
+
+    def chunk(heading: str, body: str, start: int, end: int) -> Chunk:
+        return Chunk("", name, heading, body, start, end)
+
+    def title_alone() -> Iterator[Chunk]:
+        *above, title = headings.values()
+        place = starts[bare], starts[bare] + len(lines[bare])
+        return (chunk(" / ".join(above), part, *place) for part in cut(title))
+
     while at <= len(lines):
         raw = lines[at] if at < len(lines) else ""
         line = raw.strip()
         heading, item = HEADING.match(raw), ITEM.match(line)
         end = whole(lines, at, indented=not listed and not paragraph)
         if paragraph and (not line or heading or item or end > at):
-            for part in cut(" ".join(paragraph)):
-                yield " / ".join(headings.values()), part
-            paragraph = []
+            for piece, *place in paragraph.pieces():
+                yield chunk(" / ".join(headings.values()), piece, *place)
+            paragraph = _Paragraph()
         if end > at:
-            bare = False
+            bare = -1
             for part in cut_lines(lines[at:end]):
-                yield " / ".join(headings.values()), part
+                yield chunk(
+                    " / ".join(headings.values()), part, starts[at], starts[end - 1] + len(lines[end - 1])
+                )
         elif heading:
             level = len(heading[1])
-            if bare and level <= max(headings):
-                yield from _title_alone(headings)
+            if bare >= 0 and level <= max(headings):
+                yield from title_alone()
             headings = {k: v for k, v in headings.items() if k < level} | {level: _title(line)}
-            bare = True
+            bare = at
         elif line:
-            bare = False
+            bare = -1
             listed = bool(item) or (listed and (bool(paragraph) or raw[0].isspace()))
-            paragraph.append(BULLET.sub("", line))
+            words = BULLET.sub("", line)
+            paragraph.add(words, starts[at] + len(raw.rstrip()) - len(words))
         at = max(end, at + 1)
-    if bare:
-        yield from _title_alone(headings)
-
-
-def _title_alone(headings: dict[int, str]) -> Iterator[tuple[str, str]]:
-    *above, title = headings.values()
-    for part in cut(title):
-        yield " / ".join(above), part
+    if bare >= 0:
+        yield from title_alone()
 
 
 def _title(line: str) -> str:
@@ -266,18 +407,24 @@ def _is_rule(line: str) -> bool:
 
 def cut(text: str, limit: int = MAX_CHARACTERS) -> Iterator[str]:
     """Yield pieces of at most `limit` characters, cut after sentences, else between words, else anywhere."""
-    at = 0
+    return (text[a:b] for a, b in spans(text, limit))
+
+
+def spans(text: str, limit: int = MAX_CHARACTERS) -> Iterator[tuple[int, int]]:
+    """Yield where the pieces of `cut` stand; none begins or ends with a space."""
+    at = len(text) - len(text.lstrip())
     while len(text) - at > limit:
         window = text[at : at + limit + 1]
         end = max((m.end() for m in SENTENCE_END.finditer(window) if m.end() <= limit), default=0)
         end = end or next((i for i in range(limit, 0, -1) if window[i].isspace()), 0)
         end = end or next((i for i in range(limit, 0, -1) if not window[i - 1].isalnum()), limit)
-        if piece := window[:end].strip():
-            yield piece
+        if piece := window[:end].rstrip():
+            yield at, at + len(piece)
         at += end
         at += len(window[end:]) - len(window[end:].lstrip())
     if rest := text[at:].strip():
-        yield rest
+        start = at + len(text[at:]) - len(text[at:].lstrip())
+        yield start, start + len(rest)
 
 
 def cut_lines(lines: list[str]) -> Iterator[str]:

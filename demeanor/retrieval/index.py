@@ -1,8 +1,8 @@
-"""The search index: BM25 search (SQLite FTS5) over the passages of a folder.
+"""The search index over the passages of a folder: BM25 (SQLite FTS5), vectors of an encoder, or both fused.
 
-In: a folder. Out: a search function (query, k) -> passages, best first. Words of passages and queries are
-folded in one way, so that a word that stands in a document is found however it is written: case, accents,
-ligatures, \u00df and umlauts do not matter. Scripts without spaces are searched by pairs of characters.
+In: a folder and how to search it. Out: a search function (query, k) -> passages, best first. An index is a file
+named after its content: it is never changed once it is there. The next one starts from a copy of the last, and
+only files that changed are read again.
 """
 
 from __future__ import annotations
@@ -10,71 +10,218 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import re
+import shutil
 import sqlite3
 import threading
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby, islice, pairwise
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
-from demeanor.core.errors import DemeanorError
+from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import replacing
-from demeanor.core.long_text import fold
 from demeanor.core.types import Passage
-from demeanor.retrieval.documents import Chunk, chunks, read_folder
+from demeanor.retrieval.documents import Chunk, chunks, files_of, read_file
+from demeanor.retrieval.vectors import Encoder, Progress, nearest, vectors_of
+from demeanor.retrieval.words import ENGLISH, index_terms, query_terms, stemmer, without
 
-MAX_TERMS, MAX_TERM = 256, 256
+MAX_TERMS = 256
 MAX_READ = 10_000  # characters read of both ends of a query that is longer
-VERSION = 3  # of chunks and tables; a cached index of another version is not used
+KEPT = 2  # index files of one folder that stay: this one and the one before
+CANDIDATES = 50  # passages that each ranking gives to the fusion
+RRF_K = 60  # the constant of the paper
+VERSION = 4  # of chunks and tables; a cached index of another version is not used
 TABLES = """
-CREATE TABLE chunks (
-  row INTEGER PRIMARY KEY, id TEXT NOT NULL, source TEXT NOT NULL, heading TEXT NOT NULL, body TEXT NOT NULL
-);
+CREATE TABLE files (name TEXT PRIMARY KEY, content TEXT NOT NULL);
+CREATE TABLE chunks (row INTEGER PRIMARY KEY, file TEXT NOT NULL, number INTEGER NOT NULL, id TEXT NOT NULL,
+    source TEXT NOT NULL, heading TEXT NOT NULL, body TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
+    page INTEGER);
+CREATE INDEX chunks_of_file ON chunks (file, number);
 CREATE VIRTUAL TABLE words USING fts5 (heading, body, content = '', tokenize = 'ascii');
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
 """
-RANKED = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY bm25(words), rowid"
+RANKED = "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?"  # rank is bm25()
+FIRST_READ = 64  # rows of a ranking; more are read if they are not enough
+CHUNK = "SELECT file, number, id, source, heading, body, start, end, page FROM chunks WHERE row = ?"
+
+Search = Callable[[str, int], list[Passage]]
 
 
-def open_folder(folder: Path, cache: Path | None = None) -> Callable[[str, int], list[Passage]]:
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How passages are found: words that a query does not look for, a Snowball language, an encoder."""
+
+    stop_words: frozenset[str] = frozenset()
+    stemming: str | None = None
+    encoder: Encoder | None = None
+    by: str = "words"  # words, vectors or both
+
+
+class Counts(NamedTuple):
+    """What a build found, and what it had to read."""
+
+    files: int
+    passages: int
+    read: int
+    removed: int
+
+
+class _Found(NamedTuple):
+    file: list[str]  # the parts of its name
+    number: int
+    passage: Passage
+
+
+STOP_WORDS: Mapping[str, frozenset[str]] = {"english": ENGLISH}
+
+
+def open_folder(
+    folder: Path, cache: Path | None = None, ranking: Ranking = Ranking(), progress: Progress | None = None
+) -> Search:
     """Return the search over a folder, cached as a file in `cache`.
 
     The search may be called from several threads. Raises DemeanorError if there is no such folder, DataError
     that lists every file that cannot be read.
     """
-    return _open(tuple(read_folder(folder).items()), cache)
+    return _Index(*_opened(folder, cache, ranking.stemming, progress), ranking, cache, progress)
 
 
-@lru_cache(maxsize=16)
-def _open(files: tuple[tuple[str, str], ...], cache: Path | None) -> Callable[[str, int], list[Passage]]:
-    found = [chunk for name, text in files for chunk in chunks(name, text)]
-    connection = _in_memory(found) if cache is None else _cached(found, cache)
-    lock = threading.Lock()
+def build(
+    folder: Path, cache: Path | None, ranking: Ranking = Ranking(), progress: Progress | None = None
+) -> Counts:
+    """Bring the index of a folder up to date, vectors included, and say what had to be read."""
+    connection, counts = _opened(folder, cache, ranking.stemming, progress)
+    _Index(connection, counts, ranking, cache, progress)
+    return counts
 
-    def search(query: str, k: int) -> list[Passage]:
+
+def remove(folder: Path, cache: Path) -> int:
+    """Delete the index files of a folder; return how many there were. Vectors of its texts stay."""
+    found = list(cache.glob(f"index-*-{_home(folder)}-*.db"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)
+
+
+class _Index:
+    """Ranks the passages of one connection; one query at a time."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        counts: Counts,
+        ranking: Ranking,
+        cache: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        self._connection, self._ranking, self.counts = connection, ranking, counts
+        self._lock = threading.Lock()
+        self._stem = stemmer(ranking.stemming) if ranking.stemming else None
+        self._vectors = self._rows = None
+        if ranking.encoder is not None:
+            query = "SELECT row, heading, body FROM chunks ORDER BY file, number"
+            rows = self._connection.execute(query).fetchall()
+            texts = ["\n".join(filter(None, (heading, body))) for _, heading, body in rows]
+            self._vectors = vectors_of(texts, ranking.encoder, cache, progress)
+            self._rows = [row for row, *_ in rows]
+
+    def __call__(self, query: str, k: int) -> list[Passage]:
+        """Return the k best passages; those that say the same fill one place."""
+        if k < 1:
+            return []
+        by, encoder = self._ranking.by, self._ranking.encoder
+        if encoder is None or by == "words":
+            best = list(self._distinct(self._by_words(query), k))
+        elif by == "vectors":
+            best = list(self._distinct(self._by_vectors(query), k))
+        else:
+            ranked = [
+                list(self._distinct(found, max(CANDIDATES, k)))
+                for found in (self._by_words(query), self._by_vectors(query))
+            ]
+            best = fused(ranked, k)
+        return self._covered(query, best)
+
+    def _covered(self, query: str, found: Sequence[Passage]) -> list[Passage]:
+        """Return passages with the share of the question's words that stand in them or their headings."""
+        terms = self._terms(query)
+        with self._lock:
+            weights = _rarity(self._connection, terms[:MAX_TERMS])
+        return [
+            replace(p, coverage=_coverage(weights, set(_stemmed(f"{p.heading} {p.text}", self._stem))))
+            for p in found
+        ]
+
+    def _by_words(self, query: str) -> Iterator[_Found]:
+        terms = self._terms(query)
+        with self._lock:
+            if len(terms) > MAX_TERMS:
+                terms = _rarest(self._connection, terms)
+        limit, done = FIRST_READ, 0
+        while terms:
+            with self._lock:
+                found = self._connection.execute(RANKED, (expression(terms), limit)).fetchall()
+            # Of equal scores the earlier place comes first, so a score that may go on behind the limit waits.
+            whole = found if len(found) < limit else [x for x in found if x[1] != found[-1][1]]
+            for _, equal in groupby(whole[done:], lambda row: row[1]):
+                yield from sorted(self._read(row, score) for row, score in equal)
+            if len(found) < limit:
+                return
+            limit, done = 8 * limit, len(whole)
+
+    def _by_vectors(self, query: str) -> Iterator[_Found]:
+        assert self._ranking.encoder is not None
+        assert self._vectors is not None
+        assert self._rows is not None
+        if not query.strip():
+            return
+        shorter = query if len(query) <= 2 * MAX_READ else f"{query[:MAX_READ]} {query[-MAX_READ:]}"
+        for place, score in nearest(self._vectors, self._ranking.encoder.encode([shorter], query=True)[0]):
+            yield self._read(self._rows[place], score)
+
+    def _terms(self, query: str) -> list[str]:
         whole = len(query) <= 2 * MAX_READ
         terms = query_terms(query if whole else f"{query[:MAX_READ]} {query[-MAX_READ:]}")
-        best: dict[str, Passage] = {}  # by text: passages that say the same fill one place
-        with lock:
-            if len(terms) > MAX_TERMS:
-                terms = _rarest(connection, terms)
-            if not terms or k < 1:
-                return []
-            weights = _rarity(connection, terms)
-            for row, score in connection.execute(RANKED, (expression(terms),)):
-                chunk = "SELECT id, source, heading, body FROM chunks WHERE row = ?"
-                id_, source, heading, body = connection.execute(chunk, (row,)).fetchone()
-                said = " ".join(body.split())
-                if said not in best:
-                    covered = _coverage(weights, {*index_terms(heading), *index_terms(body)})
-                    best[said] = Passage(id_, body, score, source, coverage=covered)
-                if len(best) == k:
-                    break
-        return list(best.values())
+        terms = without(terms, self._ranking.stop_words)
+        return list(dict.fromkeys(map(self._stem, terms))) if self._stem else terms
 
-    return search
+    def _read(self, row: int, score: float) -> _Found:
+        with self._lock:
+            file, number, id_, source, heading, body, start, end, page = self._connection.execute(
+                CHUNK, (row,)
+            ).fetchone()
+        passage = Passage(id_, body, score, source, heading=heading, start=start, end=end, page=page)
+        return _Found(file.split("/"), number, passage)
+
+    @staticmethod
+    def _distinct(found: Iterable[_Found], k: int) -> Iterator[Passage]:
+        texts: set[str] = set()
+        for each in found:
+            text = " ".join(each.passage.text.split())
+            if text not in texts:
+                texts.add(text)
+                yield each.passage
+                if len(texts) == k:
+                    return
+
+
+def _stemmed(text: str, stem: Callable[[str], str] | None) -> list[str]:
+    found = index_terms(text)
+    return list(map(stem, found)) if stem else found
+
+
+def fused(rankings: Sequence[Sequence[Passage]], k: int) -> list[Passage]:
+    """Return the k best of several rankings: reciprocal rank fusion (Cormack et al. 2009), score sum of 1 / (60 + rank)."""
+    scores: dict[str, float] = {}
+    found: dict[str, Passage] = {}
+    for ranking in rankings:
+        for rank, passage in enumerate(ranking, 1):
+            scores[passage.id] = scores.get(passage.id, 0.0) + 1 / (RRF_K + rank)
+            found.setdefault(passage.id, passage)
+    best = sorted(found.values(), key=lambda p: -scores[p.id])  # stable: the first ranking wins a tie
+    return [replace(p, score=scores[p.id]) for p in best[:k]]
 
 
 def _rarest(connection: sqlite3.Connection, terms: list[str]) -> list[str]:
@@ -86,7 +233,7 @@ def _rarest(connection: sqlite3.Connection, terms: list[str]) -> list[str]:
 
 def _rarity(connection: sqlite3.Connection, terms: list[str]) -> dict[str, float]:
     """Return ln(1 + (N - n + 0.5) / (n + 0.5)) of each term, which stands in n of N passages: largest where it is in none."""
-    passages = connection.execute("SELECT count(*) FROM chunks").fetchone()[0]
+    passages = _count(connection)
     count = "SELECT coalesce(max(doc), 0) FROM vocabulary WHERE term >= ? AND term <= ?"
     weights = {}
     for term in terms:
@@ -97,14 +244,14 @@ def _rarity(connection: sqlite3.Connection, terms: list[str]) -> dict[str, float
     return weights
 
 
-def _coverage(weights: dict[str, float], said: set[str]) -> float:
+def _coverage(weights: Mapping[str, float], said: set[str]) -> float:
     """Return the share of the weights whose terms are among those said."""
     covered = sum(
         weight
         for term, weight in weights.items()
         if term in said or (term.endswith("*") and any(word.startswith(term[:-1]) for word in said))
     )
-    return covered / sum(weights.values())
+    return covered / (sum(weights.values()) or 1.0)
 
 
 def expression(terms: list[str]) -> str:
@@ -112,130 +259,130 @@ def expression(terms: list[str]) -> str:
     return " OR ".join(f'"{term.removesuffix("*")}"{" *" * term.endswith("*")}' for term in terms)
 
 
-# ---- words ----
-
-ASCII_WORD = re.compile(r"[a-z0-9]+")
-POINTS = re.compile(r"[\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670]")  # vowels of Hebrew and Arabic
-LETTERS = str.maketrans(
-    {"\u0131": "i", "\u00f8": "o", "\u00e6": "ae", "\u0153": "oe", "\u0142": "l", "\u0111": "d"}
-)
-SPELLED = str.maketrans({"\u00e4": "ae", "\u00f6": "oe", "\u00fc": "ue", "\u00f8": "oe", "\u00e5": "aa"})
-# Letters of scripts that are written without spaces, or (Hangul) whose words take endings.
-UNSPACED = (
-    (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x1000, 0x11FF),  # Burmese, Hangul
-    (0x1780, 0x17FF),  # Khmer
-    (0x3005, 0x3007),
-    (0x3040, 0x318F),  # kana, Bopomofo, Hangul
-    (0x31F0, 0x9FFF),  # kana, Han
-    (0xAC00, 0xD7FF),  # Hangul
-    (0x20000, 0x3FFFF),  # Han
-)
+# ---- building ----
 
 
-def index_terms(text: str) -> list[str]:
-    """Return the terms under which a text is found: its words, and pairs of characters of unspaced scripts.
-
-    Each character of such a script begins a term, so a single one is found as the beginning of a term.
-    """
-    terms: list[str] = []
-    for unspaced, units in runs(text):
-        terms += [*map("".join, pairwise(units)), units[-1]] if unspaced else units
-    return terms
-
-
-def query_terms(text: str) -> list[str]:
-    """Return the distinct terms that a query looks for; one that ends in * is the beginning of terms."""
-    terms: dict[str, None] = {}
-    for unspaced, units in runs(text):
-        if unspaced:
-            units = [*map("".join, pairwise(units))] or [f"{units[0]}*"]
-        terms |= dict.fromkeys(units)
-    return list(terms)
-
-
-def runs(text: str) -> Iterator[tuple[bool, list[str]]]:
-    """Yield a text's folded words: (False, a word and how else it is spelled) or (True, unspaced characters)."""
-    if text.isascii():
-        for found in ASCII_WORD.finditer(text.lower()):
-            yield False, [found[0][:MAX_TERM]]
-        return
-    marks = groupby(text, lambda c: kind(c) == "mark")  # sorting a long row of marks takes quadratic time
-    text = "".join("".join(islice(row, 8 if is_mark else None)) for is_mark, row in marks)
-    text = unicodedata.normalize("NFKC", text).casefold()
-    for word, spelled in zip(
-        _split(_bare(text)), _split(_bare(unicodedata.normalize("NFC", text).translate(SPELLED)))
-    ):
-        for unspaced, characters in groupby(_characters(word), lambda c: kind(c[0]) == "unspaced"):
-            if unspaced:
-                yield True, list(characters)
-            else:
-                yield False, ["".join(characters)[:MAX_TERM]]
-        if word != spelled:
-            yield False, [spelled[:MAX_TERM]]
+def _opened(
+    folder: Path, cache: Path | None, stemming: str | None, progress: Progress | None
+) -> tuple[sqlite3.Connection, Counts]:
+    files = files_of(folder)
+    contents = {name: _content(path) for name, path in files.items()}
+    if cache is None:
+        connection, counts = _in_memory(folder, tuple(contents.items()), stemming)
+        return connection, counts
+    total = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()[:16]
+    family = f"index-{VERSION}{f'-{stemming}' if stemming else ''}-{_home(folder)}-"
+    path = cache / f"{family}{total}.db"
+    read = removed = 0
+    if not path.exists():
+        before = sorted(cache.glob(f"{family}*.db"), key=lambda p: p.stat().st_mtime)
+        with replacing(path, shared=True) as part:
+            if before:
+                shutil.copyfile(before[-1], part)
+            with contextlib.closing(sqlite3.connect(part)) as connection:
+                if not before:
+                    _create(connection)
+                read, removed = _update(connection, folder, files, contents, stemming, progress)
+        for old in before[: max(0, len(before) + 1 - KEPT)]:
+            old.unlink(missing_ok=True)  # whoever has it open keeps it
+    found = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+    return found, Counts(len(files), _count(found), read, removed)
 
 
-def _bare(text: str) -> str:
-    """Return a text without accents, invisible characters and ligatures."""
-    bare = "".join(map(fold, unicodedata.normalize("NFKD", text)))
-    return unicodedata.normalize("NFC", POINTS.sub("", bare)).translate(LETTERS)
+@lru_cache(maxsize=16)
+def _in_memory(
+    folder: Path, contents: tuple[tuple[str, str], ...], stemming: str | None
+) -> tuple[sqlite3.Connection, Counts]:
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    _create(connection)
+    read, removed = _update(connection, folder, files_of(folder), dict(contents), stemming, None)
+    return connection, Counts(len(contents), _count(connection), read, removed)
 
 
-def _split(text: str) -> list[str]:
-    return "".join(c if kind(c) != "gap" else " " for c in text).split(" ")
+def _home(folder: Path) -> str:
+    return hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def _characters(word: str) -> list[str]:
-    """Return the characters of a word, each with the marks that follow it."""
-    found: list[str] = []
-    for c in word:
-        if found and kind(c) == "mark":
-            found[-1] += c
-        else:
-            found.append(c)
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _count(connection: sqlite3.Connection) -> int:
+    found: int = connection.execute("SELECT count(*) FROM chunks").fetchone()[0]
     return found
 
 
-@lru_cache(maxsize=65536)
-def kind(character: str) -> str:
-    """Return what a character is to the index: part of a word, a mark on one, unspaced, or a gap."""
-    if unicodedata.category(character).startswith("M"):
-        return "mark"
-    if not character.isalnum():
-        return "gap"
-    return "unspaced" if any(a <= ord(character) <= b for a, b in UNSPACED) else "word"
-
-
-# ---- tables ----
-
-
-def _in_memory(found: list[Chunk]) -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:", check_same_thread=False)
-    _fill(connection, found)
-    return connection
-
-
-def _cached(found: list[Chunk], cache: Path) -> sqlite3.Connection:
-    """Return the index of these chunks from a file named after their content; it is written atomically."""
-    total = hashlib.sha256(repr((VERSION, found)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    path = cache / f"index-{total}.db"
-    if not path.exists():
-        with replacing(path, shared=True) as part, contextlib.closing(sqlite3.connect(part)) as connection:
-            _fill(connection, found)
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-
-
-def _fill(connection: sqlite3.Connection, found: list[Chunk]) -> None:
+def _create(connection: sqlite3.Connection) -> None:
     try:
         connection.executescript(TABLES)
     except sqlite3.OperationalError as error:
         raise DemeanorError(f"this Python's SQLite cannot search text ({error}); it needs FTS5") from None
+
+
+def _update(
+    connection: sqlite3.Connection,
+    folder: Path,
+    files: Mapping[str, Path],
+    contents: Mapping[str, str],
+    stemming: str | None,
+    progress: Progress | None,
+) -> tuple[int, int]:
+    """Read what changed and forget what is gone; return how many files were read and how many forgotten."""
+    stem = stemmer(stemming) if stemming else None
+
+    def terms(text: str) -> str:
+        return " ".join(_stemmed(text, stem))
+
+    known = dict(connection.execute("SELECT name, content FROM files"))
+    gone = [name for name in known if contents.get(name) != known[name]]
+    new = [name for name in contents if known.get(name) != contents[name]]
+    for name in gone:
+        rows = connection.execute("SELECT row, heading, body FROM chunks WHERE file = ?", (name,)).fetchall()
+        delete = "INSERT INTO words (words, rowid, heading, body) VALUES ('delete', ?, ?, ?)"
+        connection.executemany(delete, [(row, terms(heading), terms(body)) for row, heading, body in rows])
+        connection.execute("DELETE FROM chunks WHERE file = ?", (name,))
+        connection.execute("DELETE FROM files WHERE name = ?", (name,))
+    refused: list[str] = []
+    for done, name in enumerate(new):
+        try:
+            found = chunks(name, read_file(files[name]))
+        except (OSError, ValueError) as error:
+            refused.append(f"{str(files[name])!r}: {error}")
+            continue
+        _add(connection, name, contents[name], found, terms)
+        if progress is not None:
+            progress("files read", done + 1, len(new))
+    if refused:
+        raise DataError(
+            f"{folder}: {len(refused)} of its files cannot be indexed:\n  " + "\n  ".join(refused)
+        )
+    twice = "SELECT id, min(file), max(file) FROM chunks GROUP BY id HAVING count(*) > 1 LIMIT 1"
+    if (same := connection.execute(twice).fetchone()) is not None:
+        raise DataError(
+            f"{folder}: the passage id {same[0]!r} stands in {same[1]} and in {same[2]}; ids are unique"
+        )
+    connection.commit()
+    return len(new), len([name for name in gone if name not in contents])
+
+
+def _add(
+    connection: sqlite3.Connection,
+    name: str,
+    content: str,
+    found: Sequence[Chunk],
+    terms: Callable[[str], str],
+) -> None:
+    first = connection.execute("SELECT coalesce(max(row), 0) + 1 FROM chunks").fetchone()[0]
+    connection.execute("INSERT INTO files (name, content) VALUES (?, ?)", (name, content))
     connection.executemany(
-        "INSERT INTO chunks (row, id, source, heading, body) VALUES (?, ?, ?, ?, ?)",
-        [(i, c.id, c.source, c.heading, c.body) for i, c in enumerate(found)],
+        "INSERT INTO chunks (row, file, number, id, source, heading, body, start, end, page) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (first + i, name, i, c.id, c.source, c.heading, c.body, c.start, c.end, c.page)
+            for i, c in enumerate(found)
+        ],
     )
     connection.executemany(
         "INSERT INTO words (rowid, heading, body) VALUES (?, ?, ?)",
-        [(i, " ".join(index_terms(c.heading)), " ".join(index_terms(c.body))) for i, c in enumerate(found)],
+        [(first + i, terms(c.heading), terms(c.body)) for i, c in enumerate(found)],
     )
-    connection.commit()

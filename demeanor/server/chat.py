@@ -33,6 +33,7 @@ from demeanor.core.types import (
     ToolCalled,
     ToolResult,
     Turn,
+    Unsupported,
     Usage,
     fold,
 )
@@ -440,6 +441,15 @@ def trace_entries(events: Sequence[Event]) -> list[dict[str, Any]]:
     return found
 
 
+def _cited(citation: Citation) -> dict[str, Any]:
+    """The words of the passage, and their characters in its document."""
+    return {
+        "cited_text": citation.cited_text,
+        "source_start": citation.source_start,
+        "source_end": citation.source_end,
+    }
+
+
 def _entry(event: Event) -> dict[str, Any]:
     """One event that is not text."""
     match event:
@@ -450,9 +460,16 @@ def _entry(event: Event) -> dict[str, Any]:
             return {"by": by, "kind": "prompt_read", "tokens": len(tokens)}
         case Passage(id, text, score, source, by, coverage):
             found = {"id": id, "text": text, "score": score, "coverage": coverage, "source": source}
-            return {"by": by, "kind": "passage", **found}
+            place = {"heading": event.heading, "start": event.start, "end": event.end, "page": event.page}
+            known = {key: value for key, value in place.items() if value} if event.end else {}
+            return {"by": by, "kind": "passage", **found, **known}
         case Citation(start, end, passage_id, by):
-            return {"by": by, "kind": "citation", "start": start, "end": end, "passage_id": passage_id}
+            cited = {} if event.source_start is None else _cited(event)
+            found = {"start": start, "end": end, "passage_id": passage_id}
+            return {"by": by, "kind": "citation", **found, **cited}
+        case Unsupported(start, end, reason, passage_id, by):
+            found = {"start": start, "end": end, "reason": reason, "passage_id": passage_id}
+            return {"by": by, "kind": "unsupported", **found}
         case ToolCalled(call, by):
             return {
                 "by": by,

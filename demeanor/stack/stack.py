@@ -315,6 +315,12 @@ class Stack:
         for name in validate.file_fields(type(spec)):
             if values.get(name) is not None:
                 values[name] = self._hash(self.root / values[name])
+        for name, about in type(spec).model_fields.items():
+            value = getattr(spec, name)
+            if isinstance(value, Spec):
+                values[name] = self._contents(value)
+            elif value is not None and validate.holds(about, registry.SOURCE):
+                values[name] = content_key(self.root, value)
         return values
 
     # ---- variants ----

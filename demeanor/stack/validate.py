@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from demeanor.core import files as core_files
 from demeanor.core import registry
@@ -224,16 +225,17 @@ def layers(spec: StackSpec, root: Path, where: str) -> tuple[list[tuple[str, str
 
 def file_fields(spec: type[Spec]) -> list[str]:
     """List the fields of a spec that name files whose content matters (annotated registry.File)."""
-    return [
-        n
-        for n, f in spec.model_fields.items()
-        if registry.CONTENT in f.metadata or _has_content(f.annotation)
-    ]
+    return [n for n, f in spec.model_fields.items() if holds(f, registry.CONTENT)]
 
 
-def _has_content(annotation: Any) -> bool:
-    return registry.CONTENT in getattr(annotation, "__metadata__", ()) or any(
-        _has_content(a) for a in get_args(annotation)
+def holds(field: FieldInfo, mark: str) -> bool:
+    """True if a field, or a part of its type, is annotated with a mark."""
+    return mark in field.metadata or _marked(field.annotation, mark)
+
+
+def _marked(annotation: Any, mark: str) -> bool:
+    return mark in getattr(annotation, "__metadata__", ()) or any(
+        _marked(a, mark) for a in get_args(annotation)
     )
 
 

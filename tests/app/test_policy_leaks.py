@@ -91,7 +91,7 @@ class Talker:
             now=lambda: datetime.now(UTC),
             count_tokens=lambda m, t: 1,
             tools={},
-            open_index=lambda p: None,  # type: ignore[arg-type]
+            open_index=lambda p, search: None,  # type: ignore[arg-type]
             open_store=lambda url: None,
             shared={},
         )

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"core", "stack", "text", "model"},
     "retrieval": {"core"},
     "tools": {"core", "text"},
-    "layers": {"core"},
+    "layers": {"core", "retrieval"},
     "store": {"core"},
     "training": {"core", "stack", "text", "data", "model", "objectives"},
     "server": {"core", "store"},
@@ -39,11 +39,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation",
         "report",
         "app",
+        "indexes",
         "serving",
     },
 }
 """Rooms and what they may import; `app`, `serving` and `api` compose and import everything."""
 ONLY: dict[tuple[str, str], set[str]] = {
+    ("layers", "retrieval"): {"demeanor.retrieval.citations"},
     ("data", "model"): {"demeanor.model.tensors"},
     ("objectives", "model"): {"demeanor.model.tensors"},
     ("text", "stack"): {"demeanor.stack.schema"},
@@ -52,7 +54,16 @@ ONLY: dict[tuple[str, str], set[str]] = {
     ("engine", "stack"): {"demeanor.stack.schema"},
 }
 """Where only some files of a room may be imported."""
-EVERYTHING = {"app", "serving", "api", "policy_sampler", "training_services", "__main__", "__init__"}
+EVERYTHING = {
+    "app",
+    "indexes",
+    "serving",
+    "api",
+    "policy_sampler",
+    "training_services",
+    "__main__",
+    "__init__",
+}
 NO_TORCH = {"stack", "layers", "server", "store", "retrieval", "evaluation", "report", "cli"}
 
 

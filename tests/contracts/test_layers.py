@@ -78,7 +78,7 @@ def kit(tmp_path: Path) -> Kit:
         now=lambda: datetime(2026, 11, 23, tzinfo=UTC),
         count_tokens=lambda messages, tools: 7,
         tools=load(["calculator"]),
-        open_index=lambda folder: (
+        open_index=lambda folder, search: (
             lambda query, k: [Passage("today#1", "The ferry leaves at 9.", 1.5, "today")]
         ),
         open_store=lambda url: lambda *a: store(*a),

@@ -200,7 +200,7 @@ async def test_what_a_policy_redacts_or_refuses_the_weights_never_read(
         now=lambda: datetime.now(UTC),
         count_tokens=lambda m, t: 0,
         tools={},
-        open_index=lambda p: lambda q, k: [],
+        open_index=lambda p, search: lambda q, k: [],
         open_store=lambda u: pytest.fail("no store"),
     )
     guarded = policy.wrap(policy.Spec(), respond, kit)

@@ -32,7 +32,7 @@ def kit(root: Path = Path("."), clock: Clock | None = None, **given: Any) -> Kit
         "now": lambda: NOON,
         "tools": {},
         "count_tokens": lambda messages, tools: sum(len(m.content.split()) for m in messages) + len(tools),
-        "open_index": lambda folder: lambda query, k: [],
+        "open_index": lambda folder, search: lambda query, k: [],
         "open_store": lambda url: None,
     }
     return Kit(**(standard | given))

@@ -13,9 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from demeanor.core.types import Citation, Done, Message, Passage, Respond, Trust, Turn, numbered
+from demeanor.core.types import (
+    Citation,
+    Done,
+    Message,
+    Passage,
+    Respond,
+    Text,
+    Trust,
+    Turn,
+    Unsupported,
+    Usage,
+    numbered,
+)
 from demeanor.layers import retrieval
-from demeanor.layers.retrieval import WORD, citations
+from demeanor.retrieval.citations import WORD, citations
 
 FERRY = Passage("today.md#1", "Ferries today: Corkel 9. Jorpel 17.", 4.2, "today.md")
 BERTH = Passage("berths.md#2", "The Sella lies at berth 4.", 0.5, "berths.md")
@@ -25,9 +37,9 @@ def wrap(
     inner: Respond,
     found: list[Passage],
     asked: list[tuple[str, int]] | None = None,
-    **settings: float | str | None,
+    **settings: object,
 ) -> Respond:
-    def open_index(folder: Path):  # type: ignore[no-untyped-def]
+    def open_index(folder: Path, how: object):  # type: ignore[no-untyped-def]
         assert folder == Path("stack/notices")
 
         def search(query: str, k: int) -> list[Passage]:
@@ -189,7 +201,7 @@ def test_citing_long_repetitive_text_takes_linear_time() -> None:
 
 
 async def test_a_slow_search_holds_up_no_other_request() -> None:
-    def open_index(folder: Path):  # type: ignore[no-untyped-def]
+    def open_index(folder: Path, how: object):  # type: ignore[no-untyped-def]
         return lambda query, k: time.sleep(0.3) or [FERRY]
 
     respond = retrieval.wrap(
@@ -201,3 +213,104 @@ async def test_a_slow_search_holds_up_no_other_request() -> None:
         await asyncio.sleep(0.01)
         turns += 1
     assert turns > 5
+
+
+class Asked:
+    """Inner layers that answer in turn, and keep the turns that they got."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.turns = list(answers), list[Turn]()
+
+    async def __call__(self, turn: Turn):  # type: ignore[no-untyped-def]
+        self.turns.append(turn)
+        yield Text(self.answers[len(self.turns) - 1])
+        yield Usage(10, 2)
+        yield Done("stop")
+
+
+TALK = (
+    Message("user", "Tell me of Corkel."),
+    Message("assistant", "An island."),
+    Message("user", "When there?"),
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "searched", "calls"),
+    [
+        ("last", "When there?", 1),
+        ("conversation", "Tell me of Corkel.\nWhen there?", 1),
+        ("rewritten", "When to Corkel?", 2),
+    ],
+)
+async def test_what_is_searched_with_is_a_setting(question: str, searched: str, calls: int) -> None:
+    inner, asked = Asked(*["When to\nCorkel?", "At 9."][2 - calls :]), list[tuple[str, int]]()
+    search = retrieval.SearchSpec(question=question)  # type: ignore[arg-type]
+    events = await events_of(wrap(inner, [FERRY], asked, search=search), Turn(TALK, ask().decoding))
+    assert asked == [(searched, 3)]
+    assert len(inner.turns) == calls
+    assert "".join(e.text for e in events if isinstance(e, Text)) == "At 9."
+    assert sum(e.prompt_tokens for e in events if isinstance(e, Usage)) == 10 * calls, "every call is told"
+    if calls == 2:
+        assert "user: Tell me of Corkel.\nassistant: An island." in inner.turns[0].messages[0].content
+
+
+async def test_a_first_question_is_not_rewritten() -> None:
+    inner, asked = Asked("At 9."), list[tuple[str, int]]()
+    await events_of(
+        wrap(inner, [FERRY], asked, search=retrieval.SearchSpec(question="rewritten")), ask("When?")
+    )
+    assert asked == [("When?", 3)]
+    assert len(inner.turns) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "order"), [("[2, 1]", ["b", "a", "c"]), ("[9]", ["a", "b", "c"]), ("", ["a", "b", "c"])]
+)
+async def test_the_model_orders_candidates_and_may_not_add_or_lose_one(said: str, order: list[str]) -> None:
+    found = [Passage(x, f"text {x}", 3.0 - i, x) for i, x in enumerate("abc")]
+    inner, asked = Asked(said, "Yes."), list[tuple[str, int]]()
+    respond = wrap(inner, found, asked, search=retrieval.SearchSpec(rerank=10))
+    events = await events_of(respond, ask("Which?"))
+    assert asked == [("Which?", 10)]
+    assert [e.id for e in events if isinstance(e, Passage)] == order
+    assert inner.turns[0].decoding.form is not None
+
+
+async def test_passages_are_added_whole_up_to_the_budget() -> None:
+    found = [Passage(x, "word " * n, 3.0, x) for x, n in (("a", 4), ("b", 9), ("c", 1))]
+    events = await events_of(wrap(says("ok"), found, max_tokens=8), ask("Which?"))
+    assert [e.id for e in events if isinstance(e, Passage)] == ["a"]
+
+
+async def test_only_true_markers_leave_when_citations_are_verified() -> None:
+    inner = script(
+        [Text("Corkel"), Text(" at 9 [1]. Jorpel at 1"), Text("8 [1]. Berth"), Text(" 4 [2]."), Done("stop")]
+    )
+    events = await events_of(wrap(inner, [FERRY, BERTH], citations="verified"), ask("When?"))
+    assert (
+        "".join(e.text for e in events if isinstance(e, Text))
+        == "Corkel at 9 [1]. Jorpel at 18. Berth 4 [2]."
+    )
+    assert [(e.passage_id, e.cited_text) for e in events if isinstance(e, Citation)] == [
+        ("today.md#1", "Corkel 9"),
+        ("berths.md#2", "berth 4"),
+    ]
+    assert [(e.reason, e.passage_id) for e in events if isinstance(e, Unsupported)] == [
+        ("not_found", "today.md#1")
+    ]
+    assert isinstance(events[-1], Done)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"search": {"by": "both"}}, "wanted an `encoder`"),
+        ({"search": {"encoder": "x"}}, "wanted `by: vectors`"),
+        ({"search": {"by": "vectors", "encoder": "x", "stemming": "english"}}, "are for words"),
+        ({"search": {"by": "both", "encoder": "x"}, "min_score": 1}, "have no threshold"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        retrieval.Spec.model_validate({"index": "notices", **settings})

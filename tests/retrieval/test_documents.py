@@ -108,7 +108,10 @@ def test_links_do_not_leave_the_folder_and_pipes_are_not_opened(tmp_path: Path) 
     (tmp_path / "notices-too").mkdir()
     (tmp_path / "notices-too" / "x.txt").write_text("secret")
     (folder / "prefix.txt").symlink_to("../notices-too/x.txt")
-    assert read_folder(folder) == {"real.txt": "open", "beside.txt": "open"}
+    assert {name: x.text for name, x in read_folder(folder).items()} == {
+        "real.txt": "open",
+        "beside.txt": "open",
+    }
     linked = tmp_path / "link"
     linked.symlink_to(folder)
     assert read_folder(linked) == read_folder(folder), "the folder itself may be a link: its owner chose it"

@@ -46,6 +46,7 @@ from demeanor.core.types import (
     ToolSpec,
     Trust,
     Turn,
+    Unsupported,
 )
 from demeanor.layers import Kit, timed
 from demeanor.layers.policy.rules import PolicySpec, Rule, load, problems_of
@@ -129,7 +130,7 @@ async def _answer(events: AsyncIterator[Event], rules: Sequence[Rule]) -> AsyncI
         elif isinstance(event, Refusal):
             refused = first([rule for rule in rules if rule.refuses], event.text, event.reason)
             released = [masked(event, rules)]
-        elif isinstance(event, Citation):
+        elif isinstance(event, Citation | Unsupported):
             late.append(masked(event, rules))
         elif isinstance(event, Done):
             rest, refused = await off_loop(output.waiting, output.finish)
@@ -430,10 +431,15 @@ def masked(event: Event, rules: Sequence[Rule]) -> Event:
         return redacted(text, rules) if text else text
 
     if isinstance(event, Passage):
-        return replace(event, id=mask(event.id), text=mask(event.text), source=mask(event.source))
+        heading = mask(event.heading)
+        return replace(
+            event, id=mask(event.id), text=mask(event.text), source=mask(event.source), heading=heading
+        )
     if isinstance(event, Refusal):
         return replace(event, text=mask(event.text), reason=mask(event.reason))
     if isinstance(event, Citation):
+        return replace(event, passage_id=mask(event.passage_id), cited_text=mask(event.cited_text))
+    if isinstance(event, Unsupported):
         return replace(event, passage_id=mask(event.passage_id))
     if isinstance(event, ToolResult):
         call_id = opaque(event.call_id, rules)

@@ -1,0 +1,175 @@
+"""`demeanor index`: build the indexes of a stack's retrieval layers, search them, and measure what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from demeanor.cli.options import Overrides, Results, StackFile, load
+from demeanor.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from demeanor.indexes import SearchSpec
+    from demeanor.stack.stack import Stack
+
+LayerName = Annotated[
+    str | None, typer.Option("--layer", metavar="NAME", help="Of several retrieval layers, this one.")
+]
+
+app = typer.Typer(
+    no_args_is_help=True, help="Build, search and measure the indexes of a stack's retrieval layers."
+)
+
+
+def _layer(stack: Stack, wanted: str | None) -> tuple[str, Path, SearchSpec]:
+    from demeanor.indexes import layers_of
+
+    found = layers_of(stack)
+    if not found:
+        raise UsageError(
+            f"{stack.path}: it has no retrieval layer; add one: - {{kind: retrieval, index: FOLDER}}"
+        )
+    names = ", ".join(name for name, *_ in found)
+    chosen = [each for each in found if wanted in (None, each[0])]
+    if len(chosen) != 1:
+        raise UsageError(f"--layer: got {wanted or 'none'}, wanted one of {names}")
+    return chosen[0]
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, int] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+
+        def show(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=of)
+            progress.update(progress.task_ids[list(tasks).index(what)], completed=done, total=of)
+
+        yield show
+
+
+@app.command()
+def build(stack_file: StackFile, overrides: Overrides = None, layer: LayerName = None) -> None:
+    """Bring an index up to date: only files that changed are read, and only new passages are encoded.
+
+    Ctrl-C or a kill loses nothing that was encoded; the old index is in use until the new one is whole.
+    """
+    from demeanor import indexes
+
+    stack = load(stack_file, overrides)
+    name, folder, search = _layer(stack, layer)
+    with _bar() as show:
+        counts = indexes.build(folder, search, stack.root, show)
+    print(
+        f"{name}: {counts.files} files, {counts.passages} passages; {counts.read} files read, {counts.removed} removed"
+    )
+    print(f"kept in {indexes.cache_folder()}")
+
+
+@app.command()
+def search(
+    stack_file: StackFile,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What a user might ask.")],
+    overrides: Overrides = None,
+    layer: LayerName = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=50, help="Passages to print.")] = 5,
+) -> None:
+    """Print the passages that a question finds, with their scores and places."""
+    from demeanor import indexes
+    from demeanor.core.table import visible
+
+    stack = load(stack_file, overrides)
+    _, folder, settings = _layer(stack, layer)
+    with _bar() as show:
+        find = indexes.open_folder(folder, settings, stack.root, show)
+    found = find(query, count)
+    if not found:
+        print("nothing was found")
+    for passage in found:
+        page = f", page {passage.page}" if passage.page else ""
+        heading = f"  {passage.heading}" if passage.heading else ""
+        print(
+            visible(f"{passage.score:.4g}  {passage.id}{heading}  ({passage.start} to {passage.end}{page})")
+        )
+        print(f"    {visible(passage.text[:300])}")
+
+
+@app.command("test")
+def measure(
+    stack_file: StackFile,
+    labels: Annotated[
+        Path,
+        typer.Argument(metavar="LABELS.jsonl", help='Rows {"question": ..., "passages": [ids or sources]}.'),
+    ],
+    overrides: Overrides = None,
+    layer: LayerName = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING=VALUE,...",
+            help="One more search to compare, e.g. stop_words=english or by=both,encoder=FOLDER (repeatable).",
+        ),
+    ] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Measure recall@k and MRR on labelled questions, with intervals, and compare settings on the same questions."""
+    from demeanor import indexes
+    from demeanor.core.files import write_json
+    from demeanor.core.table import first_of
+    from demeanor.evaluation import retrieval_quality
+
+    stack = load(stack_file, overrides)
+    name, folder, settings = _layer(stack, layer)
+    searches = [
+        ("as declared", settings),
+        *((text, indexes.changed(settings, _changes(text))) for text in compare or ()),
+    ]
+    questions = retrieval_quality.labelled(labels)
+    missing = retrieval_quality.unknown(questions, indexes.names(folder))
+    if missing:
+        raise UsageError(
+            f"{labels}: {len(missing)} labels name no passage and no document of {folder}: {first_of(missing, 3)}; "
+            "`demeanor index search` prints the ids"
+        )
+    found = []
+    for title, each in searches:
+        with _bar() as show:
+            find = indexes.open_folder(folder, each, stack.root, show)
+        found.append(retrieval_quality.quality(title, find, questions))
+    print(f"{name}: {len(questions)} questions, 95% intervals over questions\n")
+    print(retrieval_quality.quality_table(found, questions))
+    path = results / f"{stack.spec.name}-retrieval.json"
+    write_json(path, retrieval_quality.quality_json(found, questions))
+    print(f"\nwritten: {path}")
+
+
+def _changes(text: str) -> dict[str, object]:
+    """Settings of a search and their values, as YAML reads them."""
+    import yaml
+
+    values = dict[str, object]()
+    for pair in text.split(","):
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise UsageError(f"--compare: got '{pair}', wanted SETTING=VALUE")
+        values[key.strip()] = yaml.safe_load(value)
+    return values
+
+
+@app.command()
+def remove(stack_file: StackFile, overrides: Overrides = None, layer: LayerName = None) -> None:
+    """Delete the kept index of a folder; the folder itself stays."""
+    from demeanor import indexes
+
+    stack = load(stack_file, overrides)
+    name, folder, _ = _layer(stack, layer)
+    print(f"{name}: {indexes.remove(folder)} index files deleted")

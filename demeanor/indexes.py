@@ -1,0 +1,95 @@
+"""Indexes of a stack's retrieval layers: which folder is searched how, by which encoder, and where that is kept.
+
+In: a folder and a retrieval layer's `search`. Out: its search function, or a new index with what had to be read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from demeanor.core.errors import UsageError
+from demeanor.core.files import private_cache
+from demeanor.layers import Search
+from demeanor.layers.retrieval import SearchSpec as SearchSpec
+from demeanor.layers.retrieval import Spec as RetrievalSpec
+from demeanor.model.text_encoder import load_encoder
+from demeanor.retrieval import documents, index, vectors
+from demeanor.stack.stack import Stack
+
+SMALL = 1 << 20  # bytes; a smaller folder is indexed in memory, within a second
+
+
+def changed(settings: SearchSpec, values: dict[str, object]) -> SearchSpec:
+    """Return a search with some settings changed; raises UsageError that says what is wrong."""
+    try:
+        return SearchSpec.model_validate({**settings.model_dump(), **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"search{'.' * bool(where)}{where}: {first['msg']}") from None
+
+
+def layers_of(stack: Stack) -> list[tuple[str, Path, SearchSpec]]:
+    """Return the name, the folder and the search of every retrieval layer."""
+    specs = [(layer.name, layer.spec) for layer in stack.layers]
+    return [
+        (name, stack.root / spec.index, spec.search or SearchSpec())
+        for name, spec in specs
+        if isinstance(spec, RetrievalSpec)
+    ]
+
+
+def open_folder(
+    folder: Path, settings: SearchSpec, root: Path, progress: vectors.Progress | None = None
+) -> Search:
+    """Return the search over a folder; its index is brought up to date first."""
+    return index.open_folder(folder, _cache(folder, settings), ranking(settings, root), progress)
+
+
+def build(
+    folder: Path, settings: SearchSpec, root: Path, progress: vectors.Progress | None = None
+) -> index.Counts:
+    """Bring the kept index of a folder up to date; raises DataError that lists files which cannot be read."""
+    return index.build(folder, cache_folder(), ranking(settings, root), progress)
+
+
+def indexed(folder: Path) -> str:
+    """Return how much a retrieval layer finds in its folder; raises DataError for files that it cannot read."""
+    counts = index.build(folder, _cache(folder, SearchSpec()))
+    return f"{counts.files} files, {counts.passages} passages"
+
+
+def cache_folder() -> Path:
+    """Where indexes and vectors are kept."""
+    return private_cache("indexes")
+
+
+def _cache(folder: Path, settings: SearchSpec) -> Path | None:
+    size = sum(path.stat().st_size for path in documents.files_of(folder).values())
+    return cache_folder() if size > SMALL or settings.encoder else None
+
+
+def ranking(settings: SearchSpec, root: Path) -> index.Ranking:
+    """How an index is searched by a retrieval layer's settings; raises DemeanorError if its encoder cannot be had."""
+    stop_words = settings.stop_words
+    words = index.STOP_WORDS[stop_words] if isinstance(stop_words, str) else frozenset(stop_words)
+    encoder: vectors.Encoder | None = None
+    if settings.encoder is not None and vectors.is_address(settings.encoder):
+        encoder = vectors.RemoteEncoder(settings.encoder, settings.key_env)
+    elif settings.encoder is not None:
+        encoder = load_encoder(settings.encoder, root)
+    return index.Ranking(words, settings.stemming, encoder, settings.by)
+
+
+def names(folder: Path) -> frozenset[str]:
+    """Return the ids and the sources of all passages of a folder."""
+    found = documents.read_folder(folder)
+    chunks = (chunk for name, text in found.items() for chunk in documents.chunks(name, text))
+    return frozenset(name for chunk in chunks for name in (chunk.id, chunk.source))
+
+
+def remove(folder: Path) -> int:
+    """Delete the kept indexes of a folder; return how many files there were."""
+    return index.remove(folder, cache_folder())
