@@ -390,6 +390,12 @@ def services(runs: Runs) -> Services:
     )
 
 
+def suite_texts(stack: Stack, limit: int) -> list[str]:
+    """The texts of the first `limit` items of the stack's suites."""
+    every = (item for name in stack.spec.evaluation.suites for item in suites.items(name, stack.root))
+    return [message.content for item in islice(every, limit) for message in item.messages]
+
+
 def check_export(
     stack: Stack, runs: Runs, out: Path, *, target: export.Target, limit: int
 ) -> export.ExportCheck:

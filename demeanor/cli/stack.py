@@ -351,9 +351,19 @@ def export(
         typer.Option(help="A variant whose weights to export, e.g. NAME:sft (default: what is served)."),
     ] = None,
     to: Annotated[
-        Literal["hf", "onnx"], typer.Option(help="A Hugging Face folder, or ONNX Runtime GenAI.")
+        Literal["hf", "onnx", "gguf"],
+        typer.Option(
+            "--to",
+            "--format",
+            help="A Hugging Face folder, a GGUF file with an Ollama Modelfile, or ONNX Runtime GenAI.",
+        ),
     ] = "hf",
-    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Number format of the weights.")] = "fp32",
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"],
+        typer.Option(
+            help="Number format of the weights; q8_0 and q4_0 with --to gguf.", case_sensitive=False
+        ),
+    ] = "fp32",
     check: Annotated[
         int,
         typer.Option(
@@ -368,16 +378,23 @@ def export(
     """Write the served weights as a folder for other servers, and compare their answers with ours on the stack's suite."""
     from demeanor import app as composed
     from demeanor.training import export as exporting
+    from demeanor.training import export_gguf
     from demeanor.training.runs import Runs
 
     found, folder = load(stack, overrides), Runs(runs)
     if model:
         found = replace(found, serve=found.resolve(model).serve)
-    written = exporting.export(found, folder, out, target=to, dtype=dtype)
+    texts = composed.suite_texts(found, check or 32) if to == "gguf" else ()
+    written = exporting.export(found, folder, out, target=to, dtype=dtype, texts=texts)
     print(f"written: {written} ({found.serve}, {to}, {dtype})")
-    if check:
+    if check and to == "gguf" and not export_gguf.runnable():
+        print(f"not checked: llama.cpp is not installed here; {export_gguf.INSTALL}, then export again")
+    elif check:
         compared = composed.check_export(found, folder, written, target=to, limit=check)
-        print("\n".join(exporting.report(compared)))
+        print("\n".join(exporting.report(compared, to)))
+        if dtype in export_gguf.ROUNDED:
+            print(f"  {dtype} rounds the weights: answers may differ, and only prompts decide the exit code")
+            raise typer.Exit(1 if compared.prompts else 0)
         raise typer.Exit(0 if compared.equal else 1)
 
 

@@ -1,8 +1,8 @@
-"""Export of the served weights as a Hugging Face folder or an ONNX Runtime GenAI model, and its check.
+"""Export of the served weights as a Hugging Face folder, a GGUF file or an ONNX Runtime GenAI model, and its check.
 
-In: a Stack with trained weights. Out: a new folder; a comparison of prompts (our chat template against
-transformers') and of greedy answers, token by token, on the stack's suites. It never writes into a folder
-that has files.
+In: a Stack with trained weights. Out: a new folder; a comparison of prompts (our chat template against the other
+program's) and of greedy answers, token by token, on the stack's suites. It never writes into a folder that has
+files.
 """
 
 from __future__ import annotations
@@ -20,15 +20,24 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
-from demeanor.core.errors import CheckpointError, DemeanorError
+from demeanor.core.errors import CheckpointError, DemeanorError, UsageError
 from demeanor.core.types import Item, Message
 from demeanor.model import checkpoints
 from demeanor.model.hf import LOCAL
 from demeanor.model.llama import Llama
 from demeanor.stack.stack import Stack
+from demeanor.text import tokenizer as tokenizers
+from demeanor.text.template import load_template
+from demeanor.training import export_gguf, ollama
 from demeanor.training.runs import Runs, weights_folder
 
-Target: TypeAlias = Literal["hf", "onnx"]
+Target: TypeAlias = Literal["hf", "onnx", "gguf"]
+Dtype: TypeAlias = Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"]
+WRITTEN: dict[Target, tuple[Dtype, ...]] = {
+    "hf": ("fp32", "bf16", "fp16"),
+    "onnx": ("fp32", "bf16", "fp16"),
+    "gguf": ("fp32", "bf16", "fp16", "q8_0", "q4_0"),
+}
 Generate: TypeAlias = Callable[[list[int]], list[int]]
 """Prompt tokens in, new tokens out, greedily."""
 
@@ -63,11 +72,16 @@ class ExportCheck:
         return not self.prompts and not self.answers
 
 
-def export(stack: Stack, runs: Runs, out: Path, *, target: Target, dtype: str) -> Path:
+def export(
+    stack: Stack, runs: Runs, out: Path, *, target: Target, dtype: Dtype, texts: Sequence[str] = ()
+) -> Path:
     """Write the served weights, adapters merged, to `out`.
 
-    Raises CheckpointError before any work if it cannot.
+    `texts`: some that a GGUF file's tokenizer must read as ours does, besides our own. Raises UsageError or
+    CheckpointError before any work if it cannot.
     """
+    if dtype not in WRITTEN[target]:
+        raise UsageError(f"--dtype {dtype}: --to {target} is written in {', '.join(WRITTEN[target])}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists and is not empty; name a new folder, or empty it")
     if target == "onnx":
@@ -77,8 +91,11 @@ def export(stack: Stack, runs: Runs, out: Path, *, target: Target, dtype: str) -
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         whole = Path(scratch) / "hf"
         whole.mkdir()
-        wide = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         model = checkpoints.policy(source)
+        if target == "gguf":
+            _gguf(stack, source, model, whole, dtype, texts)
+            return _moved(whole, out)
+        wide = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
         if isinstance(model, Llama):
             checkpoints.save(model, whole, wide)
         else:
@@ -86,11 +103,29 @@ def export(stack: Stack, runs: Runs, out: Path, *, target: Target, dtype: str) -
         for name in BESIDE:
             if (source / name).is_file():
                 shutil.copy(source / name, whole / name)
-        made = whole if target == "hf" else _onnx(whole, Path(scratch), dtype)
-        if out.exists():
-            out.rmdir()
-        made.rename(out)
-    return out
+        return _moved(whole if target == "hf" else _onnx(whole, Path(scratch), dtype), out)
+
+
+def _moved(made: Path, out: Path) -> Path:
+    """Give a finished folder its name."""
+    if out.exists():
+        out.rmdir()
+    return made.rename(out)
+
+
+def _gguf(
+    stack: Stack, source: Path, model: object, folder: Path, dtype: Dtype, texts: Sequence[str]
+) -> None:
+    """Write the GGUF file and its Modelfile."""
+    tokenizer = tokenizers.load(source)
+    template = load_template(stack.template, tokenizer, folder=source, root=stack.root)
+    name = f"{stack.spec.name}-{stack.serve}-{export_gguf.FORMATS[dtype]}"
+    about = export_gguf.settings(model, tokenizer, template, name=name, dtype=dtype, texts=texts)
+    assert isinstance(model, Llama), "settings refuses every other one"
+    export_gguf.write(folder / f"{name}.gguf", model, about, dtype)
+    context = model.config.max_position_embeddings
+    text = ollama.modelfile(stack, f"{name}.gguf", template, tokenizer, context)
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
 class GreedyAnswers(NamedTuple):
@@ -105,18 +140,34 @@ class GreedyAnswers(NamedTuple):
 
 def compare(items: Sequence[Item], ours: GreedyAnswers, out: Path, *, target: Target) -> ExportCheck:
     """Let the export answer the items greedily, and compare its prompts and answers token by token."""
+    if target == "gguf":
+        path, longest = export_gguf.file_of(out), max(map(len, ours.prompts)) + ours.max_tokens
+        with export_gguf.llama_cpp(
+            path, room=ours.max_tokens, stops=ours.stop_tokens, context=longest
+        ) as theirs:
+            prompts = [theirs.prompt(item.messages) for item in items]
+            answers = [theirs.answer(prompt) for prompt in ours.prompts]
+        return _compared(items, ours, prompts, answers)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(out, **LOCAL)
     prompts = [_rendered(tokenizer, item) for item in items]
     load = _transformers if target == "hf" else _genai
     generate = load(out, ours.max_tokens, ours.stop_tokens)
-    answers = [generate(prompt) for prompt in ours.prompts]
+    return _compared(items, ours, prompts, [generate(prompt) for prompt in ours.prompts])
+
+
+def _compared(
+    items: Sequence[Item], ours: GreedyAnswers, prompts: list[list[int]], answers: list[list[int]]
+) -> ExportCheck:
+    """The prompts and answers of another program against ours."""
 
     def differences(here: list[list[int]], there: list[list[int]]) -> tuple[ExportDifference, ...]:
         pairs = zip(items, here, there, strict=True)
         return tuple(
-            ExportDifference(item.id, ours.decode(a), ours.decode(b)) for item, a, b in pairs if a != b
+            ExportDifference(item.id, ours.decode(a), ours.decode([t for t in b if t >= 0]))
+            for item, a, b in pairs
+            if a != b
         )
 
     return ExportCheck(len(items), differences(ours.prompts, prompts), differences(ours.answers, answers))
@@ -223,12 +274,12 @@ def _genai(folder: Path, room: int, stops: frozenset[int]) -> Generate:
     return generate
 
 
-def report(comparison: ExportCheck, shown: int = 3) -> Sequence[str]:
+def report(comparison: ExportCheck, target: Target = "hf", shown: int = 3) -> Sequence[str]:
     """Lines about what was compared, and the first differences."""
-    n = comparison.items
+    n, whose = comparison.items, "llama.cpp's" if target == "gguf" else "transformers'"
     found = [
         f"{n} items of the stack's suites, greedy, without runtime layers",
-        f"  prompts identical to transformers' template and tokenizer: {n - len(comparison.prompts)} of {n}",
+        f"  prompts identical to {whose} template and tokenizer: {n - len(comparison.prompts)} of {n}",
         f"  answers identical token for token: {n - len(comparison.answers)} of {n}",
     ]
     for what, differences in (("prompt", comparison.prompts), ("answer", comparison.answers)):

@@ -38,7 +38,7 @@ STACK = {
     "evaluation": {"suites": ["suite.jsonl"]},
 }
 ROW = '{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]}\n'
-ITEM = '{"id": "a", "prompt": "hello", "scorers": [{"kind": "contains", "values": ["world"]}]}\n'
+ITEM = '{"id": "a", "messages": [{"role": "user", "content": "hello"}], "scorer": "exact", "target": {"answers": ["world"]}, "cluster": "c", "axis": "x"}\n'
 
 
 def stack_on(folder: Path, form: str = "Q8_0", seed: int = 0) -> tuple[Stack, Runs]:

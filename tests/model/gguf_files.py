@@ -91,7 +91,9 @@ def sentencepiece() -> texts.Tokenizer:
     model = json.loads(learned.to_str())["model"]
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *SPECIALS]
     joined = [a + b for a, b in model["merges"]]
-    letters = sorted({x for x in "".join(model["vocab"]) if x.isascii() or x == "\u2581"})
+    letters = sorted(
+        {x for x in "".join(model["vocab"]) if (x.isascii() and x.isprintable()) or x == "\u2581"}
+    )
     pieces += [*[x for x in joined if set(x) <= set(letters)], *letters]
     vocab = {text: i for i, text in enumerate(dict.fromkeys(pieces))}
     settings = {
