@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from demeanor.model import fused
 from demeanor.model.drawn import Drawn, conditioned, drawn_of, entropy
 from demeanor.model.hf import ForeignModel, ForeignReward
 from demeanor.model.llama import Llama
@@ -23,6 +24,8 @@ LARGE = (
     256 << 20
 )  # bytes of logits (6 a number: bf16 and fp32 copies) above which they are chunked and recomputed
 
+WIDE = 16384  # tokens of a vocabulary whose softmax is worth fusing
+
 
 def token_logprobs(
     hidden_CD: Tensor,
@@ -32,17 +35,30 @@ def token_logprobs(
     *,
     chunk: int = 2048,
     large_bytes: int = LARGE,
+    alike: bool = False,
 ) -> Tensor:
     """Return log-probabilities (nats, fp32) of `targets_C` under the distribution that they were drawn from.
 
-    Beyond `large_bytes` logits are made in chunks.
+    Beyond `large_bytes` logits are made in chunks. `alike`: the loss is expected to weigh them equally.
     """
+    if drawn is None and len(hidden_CD) and _is_wide(hidden_CD, weight_VD):
+        return fused.target_logprobs(hidden_CD, weight_VD, targets_C, alike=alike)
     spans = list(chunks(hidden_CD, weight_VD, chunk, large_bytes))
     parts = []
     for a, b in spans:
         given = (hidden_CD[a:b], weight_VD, targets_C[a:b], None if drawn is None else drawn.rows(a, b))
         parts.append(_logprobs(*given) if len(spans) == 1 else _recomputed(_logprobs, *given))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _is_wide(hidden_CD: Tensor, weight_VD: Tensor) -> bool:
+    """Whether the vocabulary is large enough for the fused head, which runs on a CPU."""
+    return (
+        len(weight_VD) >= WIDE
+        and weight_VD.device.type == "cpu"
+        and {hidden_CD.dtype, weight_VD.dtype} == {torch.float32}
+        and not hasattr(weight_VD, "to_local")
+    )
 
 
 @torch.no_grad()
@@ -103,10 +119,18 @@ def policy_outputs(model: nn.Module, batch: TokenBatch, *, statistics: Collectio
     drawn = drawn_of(batch)
     hidden_CD = model.hidden(batch.tokens_T, batch.positions_T, batch.segments, batch.scored_C)
     return Outputs(
-        logprobs_C=token_logprobs(hidden_CD, model.head(), batch.targets_C, drawn),
+        logprobs_C=token_logprobs(
+            hidden_CD, model.head(), batch.targets_C, drawn, alike=_weighed_alike(batch)
+        ),
         collision_C=collision(hidden_CD, model.head()) if "collision" in statistics else None,
         entropy_C=token_entropy(hidden_CD, model.head(), drawn) if "entropy" in statistics else None,
     )
+
+
+def _weighed_alike(batch: TokenBatch) -> bool:
+    """Whether the loss is probably a mean over tokens: one completion a prompt, no reference and no advantage."""
+    alone = batch.num_branches == 0 or batch.num_branches == int(batch.tree_B.max()) + 1
+    return alone and batch.reference_C is None and batch.advantage_C is None and batch.label_B is None
 
 
 def reward_outputs(model: nn.Module, batch: TokenBatch) -> Outputs:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError, unknown
+from demeanor.model import fused
 from demeanor.model import rope as ropes
 from demeanor.model.attention import Parts, buckets, tree_attention
 from demeanor.model.rope import Rope
@@ -434,8 +435,11 @@ class Llama(nn.Module):
         cos, sin = rotary(self.config, positions_T)
         parts = buckets(segments, tokens_T.device)
         x_TD = self.model.embed_tokens(tokens_T)
+        run_fused = fused.fits(self._blocks[:-1], x_TD)
         for block in self._blocks[:-1]:
-            if self.recompute and torch.is_grad_enabled():
+            if run_fused:
+                x_TD = fused.layer(block, x_TD, cos, sin, parts, recompute=self.recompute)
+            elif self.recompute and torch.is_grad_enabled():
                 x_TD = cast(Tensor, checkpoint(block.tree, x_TD, cos, sin, parts, use_reentrant=False))
             else:
                 x_TD = block.tree(x_TD, cos, sin, parts)

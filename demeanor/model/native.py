@@ -7,13 +7,10 @@ batch. Without a C++ compiler `build` returns None and the engine decodes with t
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
-import tempfile
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -27,6 +24,7 @@ from torch import Tensor
 
 from demeanor.core import hardware
 from demeanor.model.adapters import adapters
+from demeanor.model.compiled import compiled
 from demeanor.model.drawn import Drawn, conditioned
 from demeanor.model.drawn import entropy as row_entropy
 from demeanor.model.grouped import Grouped, GroupFormat, group_panels, joined
@@ -41,19 +39,8 @@ WORTH_WAKING = 500_000  # logits; for fewer a second thread takes longer to wake
 Format: TypeAlias = Literal["fp32", "bf16", "int8"]  # storage of a matrix; int8 has one scale per output
 
 KINDS: dict[Format | GroupFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "q8_0": 3, "q4_0": 4, "q4_1": 5}
-FLAGS = (
-    "-std=c++20",
-    "-O3",
-    "-march=native",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-)
 MOST_RANK = 1024  # of an adapter, as in native.cpp
 SOURCE = Path(__file__).with_name("native.cpp")
-KERNELS = SOURCE.with_name("kernels")  # the headers that native.cpp includes
 
 
 class NativeStep(NamedTuple):
@@ -75,7 +62,7 @@ def build() -> ctypes.CDLL | None:
         log.warning("no C++ compiler found: decoding uses torch, which is slower; install g++ or clang++")
         return None
     try:
-        library = _typed(ctypes.CDLL(str(_compiled(compiler))))
+        library = _typed(ctypes.CDLL(str(compiled(SOURCE, compiler))))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", "") or str(error)
         log.warning(
@@ -87,51 +74,6 @@ def build() -> ctypes.CDLL | None:
     cores = sorted(hardware.cores())
     library.pool_cores((ctypes.c_int * len(cores))(*cores), len(cores))
     return library
-
-
-def _compiled(compiler: str) -> Path:
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
-    sources = [SOURCE, *sorted(KERNELS.glob("*.h"))]
-    identity = "\0".join(
-        (
-            *(x.read_text("utf-8") for x in sources),
-            compiler,
-            version,
-            *FLAGS,
-            platform.machine(),
-            _processor(),
-        )
-    )
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demeanor"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if hasattr(os, "getuid") and (folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022):
-        raise OSError(
-            f"{folder}: compiled code is only loaded from a folder that other users cannot write (chmod 700)"
-        )
-    library = folder / f"native-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / library.name
-            subprocess.run(
-                [compiler, *FLAGS, str(SOURCE), "-o", str(made)],
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=300,
-            )
-            os.replace(made, library)
-    return library
-
-
-def _processor() -> str:
-    try:
-        return next(
-            line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("flags")
-        )
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
