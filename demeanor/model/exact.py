@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from demeanor.model import native
-from demeanor.model.adapters import LoraLinear
 from demeanor.model.attention import Parts, _TreeAttention, buckets, joined
 from demeanor.model.drawn import Drawn, conditioned, drawn_of
 from demeanor.model.heads import LARGE, chunks, collision, policy_outputs
 from demeanor.model.llama import Block, Llama, RMSNorm, rotary, rotate
+from demeanor.model.low_rank import LoraLinear
 from demeanor.model.pages import PagedCache
 from demeanor.model.tensors import Outputs, Segment, TokenBatch
 

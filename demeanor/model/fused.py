@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demeanor.model.adapters import LoraLinear
 from demeanor.model.attention import Part, Parts, _TreeAttention
 from demeanor.model.compiled import compiled
+from demeanor.model.low_rank import LoraLinear
 
 log = logging.getLogger("demeanor.model")
 

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints
-from demeanor.model.adapters import LoraLinear, adapters, replace_module
+from demeanor.model.adapters import adapters, replace_module
 from demeanor.model.llama import Llama
+from demeanor.model.low_rank import LoraLinear
 from demeanor.model.native import Format, rounded
 from demeanor.stack.schema import Adapter
 
