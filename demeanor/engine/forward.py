@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from demeanor.core import hardware
+from demeanor.core.errors import EngineError
+from demeanor.engine.prefixes import PagePrefixes, Prefixes, SlotPrefixes
 from demeanor.model import native
 from demeanor.model.grouped_modules import dequantised
 from demeanor.model.hf import ForeignModel
-from demeanor.model.llama import KVCache
+from demeanor.model.llama import Config, KVCache
 from demeanor.model.native import NativeStep
-from demeanor.model.pages import PagedCache
+from demeanor.model.pages import PAGE, PagedCache, page_bytes
 
 if TYPE_CHECKING:
     from demeanor.model.llama import Llama
@@ -48,28 +51,56 @@ class Forward(Protocol):
 
     vocab_size: int
     num_bytes: int
+    capacity: (
+        int | None
+    )  # tokens of all sequences that the cache holds at once; None: a whole context in every slot
     exact: bool  # a token read in a run of many gives the same bits as one fed alone
 
     def run(self, rows: Rows) -> NativeStep:
         """Write the rows' keys and values and return the logits of the rows in `read`."""
 
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first `tokens` tokens of one slot to another (a shared prefix)."""
+    def prefixes(self, num_slots: int) -> Prefixes:
+        """Return who gives out the cache's slots: now they are all free, and nothing is known."""
 
     def hidden(self, rows: Rows) -> Tensor:
         """Write the rows' keys and values and return the final hidden states of the rows in `read`:
         hidden_RD."""
 
 
-def forward_of(model: Llama | ForeignModel, num_slots: int, max_tokens: int) -> Forward:
-    """Return the fastest forward that runs this model here, with its KV cache."""
+KEPT_SHARE = 4  # without a setting, keys and values take up to one part in so many of the machine's memory
+
+
+def forward_of(
+    model: Llama | ForeignModel, num_slots: int, max_tokens: int, cache_bytes: int | None = None
+) -> Forward:
+    """Return the fastest forward that runs this model here, with its cache of keys and values.
+
+    `cache_bytes` limits the cache of the compiled forward; None: a quarter of the machine's memory, or one whole context
+    if that is more. It never takes more than all slots can fill.
+    """
     if isinstance(model, ForeignModel):
         return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
-        return Compiled(model, PagedCache(model.config, num_slots, max_tokens))
-    dequantised(model)  # torch has no products of groups
+        pages = _num_pages(model.config, num_slots, max_tokens, cache_bytes)
+        return Compiled(model, PagedCache(model.config, num_slots, max_tokens, pages))
+    if isinstance(model, torch.nn.Module):
+        dequantised(model)  # torch has no products of groups
     head = model.head()
     return Torch(model, KVCache(model.config, num_slots, max_tokens, head.dtype, head.device))
+
+
+def _num_pages(config: Config, num_slots: int, max_tokens: int, cache_bytes: int | None) -> int:
+    """Return how many pages a cache has: one that belongs to nobody, and as many as the limit allows."""
+    blocks, size, memory = -(-max_tokens // PAGE), page_bytes(config), hardware.memory_bytes()
+    most = num_slots * blocks + 1
+    if cache_bytes is None:
+        return most if memory is None else min(most, max(memory // KEPT_SHARE // size, blocks + 1))
+    if cache_bytes < 2 * size:
+        raise EngineError(
+            f"a cache of {cache_bytes / 2**30:.4g} GiB holds no token of this model; wanted at least "
+            f"{2 * size / 2**30:.4g} GiB, two pages of {PAGE} tokens"
+        )
+    return min(most, cache_bytes // size)
 
 
 class Compiled:
@@ -81,6 +112,7 @@ class Compiled:
         self._cache, self._native = cache, native.Native(model, cache)
         self.vocab_size = model.config.vocab_size
         self.num_bytes = self._native.num_bytes + cache.num_bytes
+        self.capacity: int | None = PAGE * (cache.num_pages - 1)
 
     def run(self, rows: Rows) -> NativeStep:
         return self._native.forward(rows.tokens, rows.slots, rows.positions, rows.read)
@@ -88,13 +120,14 @@ class Compiled:
     def hidden(self, rows: Rows) -> Tensor:
         return self._native.hidden(rows.tokens, rows.slots, rows.positions, rows.read)
 
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        self._cache.copy(source, target, tokens)
+    def prefixes(self, num_slots: int) -> Prefixes:
+        return PagePrefixes(self._cache, num_slots)
 
 
 class Torch:
     """The model's own `prefill` and `step`: single rows of many slots together, longer runs slot by slot."""
 
+    capacity: int | None = None
     exact = False
 
     def __init__(self, model: Llama, cache: KVCache) -> None:
@@ -130,13 +163,14 @@ class Torch:
         read = torch.tensor([place[i] for i in rows.read], dtype=torch.long, device=head.device)
         return torch.cat(parts)[read]
 
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        self._cache.copy(source, target, tokens)
+    def prefixes(self, num_slots: int) -> Prefixes:
+        return SlotPrefixes(num_slots, self._cache.copy)
 
 
 class TransformersForward:
     """A transformers model with one transformers cache for each slot."""
 
+    capacity: int | None = None
     exact = False
 
     def __init__(self, model: ForeignModel, num_slots: int) -> None:
@@ -154,7 +188,11 @@ class TransformersForward:
     def hidden(self, rows: Rows) -> Tensor:
         return self._read(rows, hidden=True)
 
+    def prefixes(self, num_slots: int) -> Prefixes:
+        return SlotPrefixes(num_slots, self.copy)
+
     def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` tokens of one slot to another."""
         self._caches[target] = copy.deepcopy(self._caches[source])
         self._tokens[target] = list(self._tokens[source])
         self._truncate(target, tokens)

@@ -11,10 +11,11 @@ import asyncio
 import atexit
 import queue
 import threading
+import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
@@ -27,7 +28,9 @@ from demeanor.core import hardware
 from demeanor.core.errors import ContextError, DecodingError, EngineError
 from demeanor.core.types import Decoding
 from demeanor.engine.forward import Rows, forward_of
+from demeanor.engine.prefixes import CacheUse, Prefixes
 from demeanor.engine.scheduler import READ_PER_STEP, Batch, Delivery, Piece, Request, SequenceState
+from demeanor.model.pages import PAGE
 
 if TYPE_CHECKING:
     from demeanor.engine.structured import Grammars, Guide
@@ -123,12 +126,16 @@ def _put_all(deliveries: list[tuple[asyncio.Queue[Delivery], Delivery]]) -> None
 __all__ = ["LocalEngine", "Piece", "Request"]
 
 _TURN = FairLock()  # several engines (stages) are served from one process: one of them computes at a time
+WAIT_S = 0.02  # between two looks whether there is memory for a text
 RETRY_S = 1.0  # how often a broken engine is tried again
 _DECODED = 1 << 16  # pairs of neighbouring tokens whose text is remembered
 
 
 class LocalEngine:
-    """Continuous batching over `num_slots` sequences of up to `max_context` tokens (None: the model's)."""
+    """Continuous batching over `num_slots` sequences of up to `max_context` tokens (None: the model's).
+
+    `cache_bytes` limits the memory for keys and values; see `forward_of`.
+    """
 
     def __init__(
         self,
@@ -137,11 +144,12 @@ class LocalEngine:
         *,
         num_slots: int = 32,
         max_context: int | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         longest: int = model.config.max_position_embeddings
         self.max_context, self.num_slots = min(max_context or longest, longest), num_slots
         self._decode = lru_cache(_DECODED)(tokenizer.decode)
-        self._forward = forward_of(model, num_slots + 1, self.max_context)  # the last slot is for `hidden`
+        self._forward = forward_of(model, num_slots + 1, self.max_context, cache_bytes)  # a slot for `hidden`
         self._tokenizer = tokenizer
         self._grammars: Grammars | None = None
         self._opening = threading.Lock()
@@ -173,18 +181,41 @@ class LocalEngine:
         """
         self._limit(Request(tuple(tokens), Decoding(max_tokens=1)))
         parts = []
-        with self._hidden_lock:
+        with self._hidden_lock, self._lent(len(tokens)) as prefixes:
             for start in range(0, len(tokens), READ_PER_STEP):
                 rows = Rows(read=list(range(len(tokens[start : start + READ_PER_STEP]))))
                 rows.add(tuple(tokens[start : start + READ_PER_STEP]), self.num_slots, start)
                 with _TURN, torch.inference_mode():
+                    if self._batch.prefixes is not prefixes:
+                        raise _broken(self._failure or EngineError("it started again while a text was read"))
+                    prefixes.reserve(self.num_slots, start + len(rows.tokens))
                     parts.append(self._forward.hidden(rows))
         return torch.cat(parts)
+
+    @contextmanager
+    def _lent(self, tokens: int) -> Iterator[Prefixes]:
+        """Hold memory for a text in the slot of `hidden`; waits until there is some."""
+        while True:
+            with _TURN:
+                prefixes = self._batch.prefixes
+                if prefixes.take(self.num_slots, tokens):
+                    break
+            time.sleep(WAIT_S)
+        try:
+            yield prefixes
+        finally:
+            with _TURN:
+                prefixes.release(self.num_slots, keep=False)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of weights and cache; weights shared between engines count in each of them."""
         return self._forward.num_bytes
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """What the memory for keys and values is used for."""
+        return self._batch.cache_use
 
     @property
     def exact(self) -> bool:
@@ -283,7 +314,14 @@ class LocalEngine:
             raise EngineError(
                 "decoding.stop contains an empty string, which would end every answer before it begins"
             )
-        return min(decoding.max_tokens, self.max_context - length)
+        limit, capacity = min(decoding.max_tokens, self.max_context - length), self._forward.capacity
+        if capacity is not None and -(-(length + limit) // PAGE) > capacity // PAGE:
+            raise ContextError(
+                f"the prompt's {length} tokens and max_tokens {limit} need more than the {capacity} tokens that the "
+                "cache of keys and values holds; shorten the conversation, lower max_tokens, or give the cache more "
+                "memory (serve --cache-memory)"
+            )
+        return limit
 
     def _guide(self, request: Request) -> Guide | None:
         form = request.decoding.form
@@ -343,7 +381,14 @@ class LocalEngine:
 
     def _probe(self) -> list[tuple[SequenceState, Delivery]]:
         """Run the forward on one token of an empty slot; raises what makes it fail."""
-        self._forward.run(Rows([0], [0], [0], [0]))
+        prefixes = self._batch.prefixes
+        found = prefixes.admit([0], 0, reuse=False)
+        if found is not None:  # else `hidden` has all memory now
+            try:
+                prefixes.reserve(found[0], 1)
+                self._forward.run(Rows([0], [found[0]], [0], [0]))
+            finally:
+                prefixes.release(found[0], keep=False)
         return []
 
     def _take(self) -> bool:
@@ -361,8 +406,10 @@ class LocalEngine:
             closed = self._closed
         for sequence in new:
             self._batch.add(sequence)
-        for sequence in dropped:
-            self._batch.drop(sequence)
+        if dropped:
+            with _TURN:  # `hidden` takes memory in other threads
+                for sequence in dropped:
+                    self._batch.drop(sequence)
         return not closed
 
     def _post(self, pieces: list[tuple[SequenceState, Delivery]]) -> None:

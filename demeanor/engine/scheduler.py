@@ -21,6 +21,7 @@ from demeanor.core.types import Decoding, FinishReason
 from demeanor.engine import sampling
 from demeanor.engine.detokenizer import Decode, Detokenizer, scan
 from demeanor.engine.forward import Forward, Rows, run_bounds
+from demeanor.engine.prefixes import WORTH_COPYING, CacheUse, common_prefix
 from demeanor.model.drawn import Drawn
 from demeanor.model.native import NativeStep, drawn_logprobs
 
@@ -102,6 +103,7 @@ class SequenceState:
         self.limit = limit  # tokens it may generate
         self.slot = -1
         self.num_read = 0
+        self.num_cached = 0  # tokens of its prompt that were not read because the cache held them
         self.last = -1  # newest token; not yet in the cache
         self.finished = False
         self.error: EngineError | None = None
@@ -268,7 +270,6 @@ def _generator(seed: int | None) -> torch.Generator:
 
 READ_PER_STEP = 256  # prompt tokens read between two decoding steps, so that long prompts stall no request
 DRAFTED_PER_STEP = 512  # tokens of all drafts together: each has logits as large as the vocabulary
-WORTH_COPYING = 8  # tokens; a copy costs about as much as reading this many
 
 
 class Batch:
@@ -278,8 +279,7 @@ class Batch:
         self._forward = forward
         self._waiting: deque[SequenceState] = deque()
         self._running: list[SequenceState] = []  # in order of admission
-        self._free: list[int] = list(range(num_slots))  # longest free first
-        self._contents: list[list[int]] = [[] for _ in range(num_slots)]  # tokens in each slot's cache
+        self.prefixes = forward.prefixes(num_slots)
 
     @property
     def busy(self) -> bool:
@@ -289,6 +289,11 @@ class Batch:
     def load(self) -> tuple[int, int]:
         """Number of running sequences and of sequences that wait for a slot."""
         return len(self._running), len(self._waiting)
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """What the memory for keys and values is used for."""
+        return self.prefixes.usage()
 
     @property
     def running(self) -> list[SequenceState]:
@@ -319,10 +324,13 @@ class Batch:
         what no sequence can be blamed for.
         """
         broken: list[SequenceState] = []
-        while self._free and self._waiting:
-            sequence = self._waiting.popleft()
+        while self._waiting:
+            sequence = self._waiting[0]
             with isolated(sequence):
                 self._admit(sequence)
+            if sequence.slot < 0 and not sequence.finished:
+                break  # there is no slot or no memory now
+            self._waiting.popleft()
             broken += [sequence] if sequence.finished else []
         rows, sampled = Rows(), list[SampledRow]()
         room = DRAFTED_PER_STEP
@@ -348,13 +356,16 @@ class Batch:
         if output.total_R.isnan().any():
             _fail_nan(sampled, chunks, output.total_R)
         for sequence, start, end, first in chunks:
-            self._contents[sequence.slot] += sequence.tokens[start:end]
+            if sequence.error is None:
+                with isolated(sequence):
+                    self.prefixes.wrote(sequence.slot, sequence.tokens[start:end])
             if sequence.request.prompt_logprobs is not None and not sequence.finished:
                 with isolated(sequence):
                     _score_prompt(sequence, start, min(end, len(sequence.tokens) - 1), output, first)
         for row in sampled:
-            if row.fed:
-                self._contents[row.sequence.slot].append(row.sequence.last)
+            if row.fed and row.sequence.error is None:
+                with isolated(row.sequence):
+                    self.prefixes.wrote(row.sequence.slot, (row.sequence.last,))
                 row.sequence.num_read += 1
         pieces: list[tuple[SequenceState, Delivery]] = []
         pieces += _sample([row for row in sampled if not row.draft and not row.sequence.finished], output)
@@ -363,7 +374,7 @@ class Batch:
                 with isolated(row.sequence):
                     verified = _verify(row, output)
                     pieces += [(row.sequence, piece) for piece in verified]
-                    self._contents[row.sequence.slot] += row.draft[: len(verified) - 1]
+                    self.prefixes.wrote(row.sequence.slot, row.draft[: len(verified) - 1])
                     row.sequence.num_read += len(verified) - 1
         return pieces
 
@@ -401,44 +412,31 @@ class Batch:
     ) -> SampledRow:
         """Feed tokens from position `start` on and a draft after them; logits are read from the last on."""
         draft = sequence.draft(room) if self._forward.exact and not sequence.prompt_only else ()
+        self.prefixes.reserve(sequence.slot, start + len(tokens) + len(draft))
         rows.add((*tokens, *draft), sequence.slot, start)
         first = len(rows.read)
         rows.read += range(len(rows.tokens) - len(draft) - 1, len(rows.tokens))
         return SampledRow(sequence, first, draft, fed=not sequence.reading)
 
     def _admit(self, sequence: SequenceState) -> None:
-        prompt = sequence.tokens
-        # Of equal slots, the longest free one.
-        slot = max(self._free, key=lambda free: _common_prefix(self._contents[free], prompt))
-        self._free.remove(slot)
-        sequence.slot = slot
-        if sequence.request.prompt_logprobs is None:
-            # The last prompt token is always read: its hidden state is needed.
-            sequence.num_read = min(_common_prefix(self._contents[slot], prompt), len(prompt) - 1)
-        else:  # the logits of every prompt token are needed, so nothing is taken from the cache
+        """Give a sequence a slot and what is known of its prompt, if there is a slot with memory for all of it."""
+        prompt, scored = sequence.tokens, sequence.request.prompt_logprobs is not None
+        # The logits of every prompt token are needed if they are scored, so nothing is taken from the cache.
+        found = self.prefixes.admit(prompt, sequence.limit, reuse=not scored)
+        if found is None:
+            return
+        sequence.slot, sequence.num_read = found
+        sequence.num_cached = sequence.num_read
+        if scored:
             sequence.add_prompt_token(prompt[0], None, [])
-        del self._contents[slot][sequence.num_read :]
         self._running.append(sequence)
-
-    def _copy_prefix(self, sequence: SequenceState) -> None:
-        """Copy a longer prefix of this prompt from another slot, if one has it."""
-        prompt = sequence.tokens
-        source = max(
-            range(len(self._contents)), key=lambda slot: _common_prefix(self._contents[slot], prompt)
-        )
-        known = min(_common_prefix(self._contents[source], prompt), len(prompt) - 1)
-        if known >= sequence.num_read + WORTH_COPYING:
-            self._forward.copy(source, sequence.slot, known)
-            self._contents[sequence.slot] = prompt[:known]
-            sequence.num_read = known
 
     def _release(self, sequence: SequenceState) -> None:
         if sequence in self._running:
             self._running.remove(sequence)
-        if sequence.slot >= 0:
-            self._free.append(sequence.slot)
-            if sequence.error is not None:  # nothing says what its cache holds
-                self._contents[sequence.slot] = []
+        if sequence.slot >= 0:  # after an error nothing says what its cache holds
+            self.prefixes.release(sequence.slot, keep=sequence.error is None)
+            sequence.slot = -1
 
     def _read_prompts(
         self, rows: Rows, sampled: list[SampledRow]
@@ -466,11 +464,11 @@ class Batch:
         """Add the next part of one prompt, and return how many of the `left` tokens it takes."""
         scored = sequence.request.prompt_logprobs is not None
         if not scored:
-            self._copy_prefix(sequence)
-            prompt = sequence.tokens
+            prompt, before = sequence.tokens, sequence.num_read
+            sequence.num_read = self.prefixes.more(sequence.slot, prompt)
+            sequence.num_cached += sequence.num_read - before
             coming = [
-                min(_common_prefix(other.tokens[:end], prompt), len(prompt) - 1)
-                for other, _, end, _ in chunks
+                min(common_prefix(other.tokens[:end], prompt), len(prompt) - 1) for other, _, end, _ in chunks
             ]
             if max(coming, default=0) >= sequence.num_read + WORTH_COPYING:
                 return 0  # another sequence reads the same prefix in this step: copy it in the next
@@ -483,6 +481,7 @@ class Batch:
             used += len(row.draft)
             sampled.append(row)
         else:
+            self.prefixes.reserve(sequence.slot, end)
             rows.add(chunk, sequence.slot, start)
             rows.read += range(len(rows.tokens) - len(chunk), len(rows.tokens)) if scored else ()
         chunks.append((sequence, start, end, first))
@@ -653,16 +652,3 @@ def _alternatives(logits_NV: Tensor, wanted: list[int]) -> list[list[tuple[int, 
         for i, tokens, logprobs in zip(rows, tokens_NK.tolist(), logprobs_NK.tolist()):
             found[i] = list(zip(tokens, logprobs))[: wanted[i]]
     return found
-
-
-def _common_prefix(first: list[int], second: list[int]) -> int:
-    """Return the length of the common prefix, by bisection: comparing slices runs no Python per token."""
-    low, high = 0, min(len(first), len(second))
-    if not high or first[0] != second[0]:
-        return 0
-    if first[:high] == second[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle)
-    return low

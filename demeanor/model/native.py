@@ -562,6 +562,6 @@ def gated_backward(gates: Tensor, slope_TI: Tensor) -> tuple[Tensor, Tensor, Ten
 
 def fits(model: Llama) -> bool:
     """True if compiled code can run the model: on a CPU, with an even head size and small adapters."""
-    device = model.model.norm.weight.device
+    device = (model.model.norm.weight if isinstance(model, Llama) else model.head()).device
     ranks = [len(x.lora_A) for _, x in adapters(model)] if isinstance(model, Llama) else []
     return device.type == "cpu" and model.config.head_dim % 2 == 0 and max(ranks, default=0) <= MOST_RANK

@@ -6,8 +6,6 @@ that says which page holds which tokens of a slot. Knows no tokens; who shares p
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from demeanor.core import hardware
@@ -15,6 +13,12 @@ from demeanor.core.errors import CheckpointError
 from demeanor.model.llama import Config, zeros
 
 PAGE = 32  # tokens, as in kernels/attention.h
+
+
+def page_bytes(config: Config) -> int:
+    """Return the bytes of a page: the keys and values (fp32) of PAGE tokens in all layers; a head is rounded up to 16."""
+    depth = -(-config.head_dim // 16) * 16
+    return 4 * config.num_hidden_layers * 2 * config.num_key_value_heads * PAGE * depth
 
 
 class PagedCache:
@@ -28,9 +32,7 @@ class PagedCache:
         self.num_slots, self.max_tokens = num_slots, max_tokens
         blocks = -(-max_tokens // PAGE)
         self.num_pages = num_slots * blocks if num_pages is None else num_pages
-        depth = -(-config.head_dim // 16) * 16
-        shape = (self.num_pages, config.num_hidden_layers, 2, config.num_key_value_heads, PAGE * depth)
-        self.page_bytes = 4 * math.prod(shape[1:])
+        self.page_bytes = page_bytes(config)
         memory, needed = hardware.memory_bytes(), self.num_pages * self.page_bytes
         if memory is not None and needed > memory:
             raise CheckpointError(
@@ -38,7 +40,7 @@ class PagedCache:
                 f"machine has {memory / 2**30:.1f} GiB. Lower max_position_embeddings in the checkpoint's "
                 "config.json, the longest context that is served"
             )
-        self.data = zeros(shape, torch.float32, None)
+        self.data = zeros((self.num_pages, self.page_bytes // 4), torch.float32, None)
         self.table = torch.arange(num_slots * blocks, dtype=torch.int32).view(num_slots, blocks)
 
     @property
@@ -46,8 +48,12 @@ class PagedCache:
         """Bytes of all pages, written or not."""
         return self.num_pages * self.page_bytes
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy a page."""
+        self.data[target] = self.data[source]
+
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the pages of the first `tokens` tokens of one slot to another (a shared prefix)."""
         pages = -(-tokens // PAGE)
         for to, of in zip(self.table[target, :pages].tolist(), self.table[source, :pages].tolist()):
-            self.data[to] = self.data[of]
+            self.copy_page(of, to)

@@ -95,7 +95,8 @@ def soak(
         while any(e.load != (0, 0) for e in engines) and time.monotonic() < until:
             time.sleep(0.05)
         loads = [e.load for e in engines]
-        free = [len(e._batch._free) for e in engines]
+        free = [e.cache_use.free_slots for e in engines]
+        used = [e.cache_use.used for e in engines]
     runtime.close()
     rows = {row[0] for row in sqlite3.connect(folder / "tiny.db").execute("SELECT id FROM turns")}
     return {
@@ -104,6 +105,7 @@ def soak(
         "lost": len(set(acknowledged) - rows),
         "loads": loads,
         "free": free,
+        "used pages": used,
         "mib": sizes,
         "seconds": time.monotonic() - started,
     }
@@ -112,6 +114,7 @@ def soak(
 def judge(found: dict[str, Any]) -> None:
     assert found["loads"] == [(0, 0), (0, 0)], "an engine still works for somebody who left"
     assert found["free"] == [8, 8], "a slot is lost"
+    assert found["used pages"] == [0, 0], "a page is lost"
     assert found["lost"] == 0, "an answer was given whole and is not recorded"
     assert found["acknowledged"] > 0.8 * found["turns"]
 

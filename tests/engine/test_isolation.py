@@ -16,6 +16,7 @@ from demeanor.engine import sampling, scheduler
 from demeanor.engine.detokenizer import Detokenizer
 from demeanor.engine.forward import Rows
 from demeanor.engine.local import LocalEngine, LoopOutbox, Recipient
+from demeanor.engine.prefixes import PagePrefixes, SlotPrefixes
 from demeanor.engine.scheduler import Batch, Piece, Request, SequenceState
 from demeanor.engine.structured import Guide
 from demeanor.model import checkpoints
@@ -95,6 +96,23 @@ def of_part(name: str, owner: type, part: str, at: int = 2) -> Callable[[pytest.
     return plant
 
 
+def in_the_cache(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Make the cache fail on the victim's prompt."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        for kind in (PagePrefixes, SlotPrefixes):
+            inner = getattr(kind, name)
+
+            def raising(self: Any, *args: Any, inner: Any = inner, **more: Any) -> Any:
+                if list(VICTIM) in args:
+                    raise Planted(name)
+                return inner(self, *args, **more)
+
+            monkeypatch.setattr(kind, name, raising)
+
+    return plant
+
+
 def in_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = sampling.narrowed
 
@@ -119,7 +137,8 @@ def in_the_prompts_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PLACES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Request]] = {
     "admission": (of_sequence("_admit", Batch), victim()),
-    "copy of a prefix": (of_sequence("_copy_prefix", Batch), victim()),
+    "look for known tokens": (in_the_cache("more"), victim()),
+    "a slot": (in_the_cache("admit"), victim()),
     "reading": (of_sequence("_read_prompt", Batch), victim()),
     "row": (of_sequence("draft", at=3), victim()),
     "bias and penalties": (of_sequence("adjust", at=2), victim()),

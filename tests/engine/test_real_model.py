@@ -16,6 +16,7 @@ from demeanor.core.types import Decoding
 from demeanor.engine.local import LocalEngine, Request
 from demeanor.model import checkpoints, native
 from demeanor.model.llama import KVCache
+from demeanor.model.pages import PagedCache
 from demeanor.stack.schema import ModelShape
 
 NUM_NEW = 24
@@ -176,7 +177,7 @@ def test_two_models_hold_equal_matrices_once(folder: Path) -> None:
     first, second = checkpoints.load(folder), checkpoints.load(folder)
     with torch.no_grad():
         second.model.layers[0].self_attn.q_proj.weight.add_(0.01)  # as an adapter on q would
-    caches = [KVCache(first.config, 1, 64) for _ in range(2)]
+    caches = [PagedCache(first.config, 1, 64) for _ in range(2)]
     one, two = (native.Native(m, c) for m, c in zip((first, second), caches))
     apart = {x.data_ptr() for x in one._kept} ^ {x.data_ptr() for x in two._kept}
     assert len(apart) == 2, "the first layer's projection, in each"
