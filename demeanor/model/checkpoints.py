@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError
-from demeanor.model import adapters, hf
+from demeanor.model import adapters, grouped, hf
 from demeanor.model.adapters import merge
+from demeanor.model.grouped import METHOD, Activations
+from demeanor.model.grouped_modules import grouped_matrices, keep_grouped
 from demeanor.model.hf import ForeignModel, ForeignReward
 from demeanor.model.initial import initialise
 from demeanor.model.llama import ARCHITECTURES, Config, Llama, UnsupportedError, read_config
@@ -52,9 +54,9 @@ def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
     return model
 
 
-def load(folder: Path) -> Llama:
+def load(folder: Path, *, keep_groups: bool = False) -> Llama:
     """Load a policy in fp32 with any adapter merged; raises CheckpointError naming a tensor that does not
-    fit."""
+    fit. `keep_groups`: matrices that are stored in groups stay so (they cannot be trained)."""
     if is_adapter(folder):
         policy = load(adapters.base_folder(folder))
         merge(adapters.add(policy, folder))
@@ -64,14 +66,15 @@ def load(folder: Path) -> Llama:
         config = replace(
             config, tie_word_embeddings=False
         )  # a head of its own was trained, whatever the config
-    return _fill(partial(Llama, config), config, stored)
+    return _fill(partial(Llama, config), config, stored, keep_groups=keep_groups)
 
 
 def load_unmerged(folder: Path) -> Llama:
-    """Load as `load` does but keep an adapter separate, so that engines share the base's matrices."""
-    if not is_adapter(folder):
-        return load(folder)
-    return cast(Llama, adapters.add(load(adapters.base_folder(folder)), folder))
+    """Load for an engine: an adapter stays separate, so that engines share the base's matrices, and matrices in
+    groups stay in groups unless the folder asks for products in fp32."""
+    if is_adapter(folder):
+        return cast(Llama, adapters.add(load_unmerged(adapters.base_folder(folder)), folder))
+    return load(folder, keep_groups=grouped.activations(read_config(folder)) == "int8")
 
 
 def load_reward(folder: Path) -> RewardModel:
@@ -105,8 +108,11 @@ def is_reward(folder: Path) -> bool:
     return isinstance(named, list) and any(str(x).endswith("ForSequenceClassification") for x in named)
 
 
-def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.json and model.safetensors, each to a temporary name and then renamed."""
+def save(
+    model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32, activations: Activations = "int8"
+) -> None:
+    """Write config.json and model.safetensors, each to a temporary name and then renamed; matrices in groups are
+    written so, with the `activations` that they multiply."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, RewardModel):
         config = model.trunk.config
@@ -119,6 +125,12 @@ def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> 
         raise CheckpointError(f"cannot save a {type(model).__name__}")
     raw["dtype"] = str(dtype).removeprefix("torch.")
     plain = {k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}
+    matrices = grouped_matrices(model)
+    for name, matrix in matrices.items():
+        plain |= matrix.tensors(name)
+    if matrices:
+        formats = sorted({matrix.format for matrix in matrices.values()})
+        raw["quantization_config"] = {"method": METHOD, "formats": formats, "activations": activations}
     with files.replacing(folder / "model.safetensors") as part:
         save_file(plain, part, metadata={"format": "pt"})
     files.write_json(folder / "config.json", raw, indent=2)
@@ -136,12 +148,17 @@ def check(folder: Path) -> None:
 
 
 def _fitting(
-    make: Callable[[], M], config: Config, stored: StoredTensors, prefix: str = ""
+    make: Callable[[], M],
+    config: Config,
+    stored: StoredTensors,
+    prefix: str = "",
+    *,
+    keep_groups: bool = False,
 ) -> tuple[M, dict[str, tuple[str, tuple[int, ...]]]]:
     """Return a model without memory, and its own names and shapes by stored name, if the files fit them."""
     width, inside = config.hidden_size, config.num_attention_heads * config.head_dim
     matrices = config.vocab_size + config.num_hidden_layers * (3 * config.intermediate_size + 2 * inside)
-    stored.bounded(width * matrices, config.num_hidden_layers)
+    stored.bounded(width * matrices, config.num_hidden_layers, keep_groups=keep_groups)
     with torch.device("meta"):
         model = make()
     wanted = {n.removeprefix(prefix): (n, tuple(p.shape)) for n, p in model.state_dict().items()}
@@ -162,15 +179,26 @@ def _fitting(
     return model, wanted
 
 
-def _fill(make: Callable[[], M], config: Config, stored: StoredTensors, prefix: str = "") -> M:
+def _fill(
+    make: Callable[[], M],
+    config: Config,
+    stored: StoredTensors,
+    prefix: str = "",
+    *,
+    keep_groups: bool = False,
+) -> M:
     """Build a model and read its weights, once the files' headers show that they fit.
 
     `prefix` is what the model puts before the stored names, the score's apart.
     """
-    model, wanted = _fitting(make, config, stored, prefix)
+    model, wanted = _fitting(make, config, stored, prefix, keep_groups=keep_groups)
     problems: list[str] = []
     read: dict[str, Tensor] = {}
     for name, (own, _) in wanted.items():
+        matrix = stored.groups(name) if keep_groups else None
+        if matrix is not None:
+            keep_grouped(model, own, matrix)
+            continue
         tensor = stored[name]
         if not tensor.is_floating_point():
             problems.append(f"{name} holds {tensor.dtype}, wanted floating point")

@@ -20,6 +20,7 @@ from demeanor.core.errors import CheckpointError, unknown
 from demeanor.model import gguf, rope
 from demeanor.model.gguf import GgufFile, Make, Typed
 from demeanor.model.gguf_blocks import LAYOUTS, quantised
+from demeanor.model.grouped import GROUP_FORMATS, Grouped, from_blocks
 from demeanor.model.llama import MOST_LAYERS, MOST_SIZE, Config, Llama
 
 FILE = "model.gguf"
@@ -86,6 +87,28 @@ class GgufTensors:
         tensor = self.file.tensor(self.own[name])
         heads = self.turned(name)
         return halves(tensor, heads) if heads else tensor
+
+    def groups(self, name: str) -> Grouped | None:
+        """Return a matrix whose blocks are those of a `Grouped` format as it is; None for any other tensor.
+
+        Raises CheckpointError for a scale that is not finite.
+        """
+        if not self.in_groups(name):
+            return None
+        own = self.own[name]
+        place = self.file.tensors[own]
+        format = next(x for x in GROUP_FORMATS if x == place.format.lower())
+        rows, heads = self.file.raw(own).view(place.shape[0], -1), self.turned(name)
+        rows = halves(rows, heads) if heads else rows
+        found = from_blocks(format, rows.view(len(rows), -1, LAYOUTS[place.format].size))
+        if not all(bool(x.isfinite().all()) for x in (found.scales_OG, found.minima_OG) if x is not None):
+            raise CheckpointError(f"{self.file.path}: {own}: a scale or minimum is not a finite number")
+        return found
+
+    def in_groups(self, name: str) -> bool:
+        """True if `groups` would return a matrix."""
+        place = self.file.tensors[self.own[name]]
+        return place.format.lower() in GROUP_FORMATS and len(place.shape) == 2
 
     def turned(self, name: str) -> int:
         """Return the heads whose rows are in another order than in the file; 0: none are."""

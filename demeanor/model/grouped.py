@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from demeanor.core.errors import CheckpointError
 
@@ -35,16 +36,34 @@ LAYOUTS: dict[GroupFormat, GroupLayout] = {
 }
 
 
+METHOD = "demeanor_groups"
+"""`method` in the quantization_config of a folder's config.json. Without `quant_method` transformers refuses the folder;
+with one that it does not know it warns and makes random weights."""
+Activations: TypeAlias = Literal["int8", "fp32"]
+
+
+def foreign(raw: Mapping[str, Any]) -> bool:
+    """True if a folder's config.json names another way to store quantised weights."""
+    settings = raw.get("quantization_config")
+    return bool(settings) and not (isinstance(settings, dict) and settings.get("method") == METHOD)
+
+
+def activations(raw: Mapping[str, Any]) -> Activations:
+    """Return what a folder's config.json says of the numbers that groups multiply; int8 if it says nothing."""
+    settings = raw.get("quantization_config")
+    return "fp32" if isinstance(settings, dict) and settings.get("activations") == "fp32" else "int8"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Grouped:
-    """A matrix (outputs O, inputs I) whose weights are scale x integer (+ minimum), G = I / 32 groups an output.
+    """A matrix (outputs O, inputs I) whose weights are scale x integer (+ minimum), G = ceil(I / 32) groups an output.
 
-    Integers of 8 bits are bytes in two's complement. Those of 4 bits lie two in a byte, the even input in the
-    low half: 0 to 15, from which 8 is subtracted if the format has no minima.
+    Integers of 8 bits are int8. Those of 4 bits lie two in a byte (uint8), the even input in the low half: 0 to 15,
+    from which 8 is subtracted if the format has no minima. The last group may be short.
     """
 
     format: GroupFormat
-    packed_OB: Tensor  # uint8, B = I bits / 8
+    packed_OB: Tensor  # B = I bits / 8
     scales_OG: Tensor  # fp16
     minima_OG: Tensor | None = None  # fp16
 
@@ -62,16 +81,17 @@ class Grouped:
     def integers(self) -> Tensor:
         """Return the integers as int8 (O, I): -128 to 127, -8 to 7, or with minima 0 to 15."""
         if LAYOUTS[self.format].bits == 8:
-            return self.packed_OB.view(torch.int8)
+            return self.packed_OB
         pairs = torch.stack([self.packed_OB & 15, self.packed_OB >> 4], -1).flatten(1).view(torch.int8)
         return pairs if self.minima_OG is not None else pairs - 8
 
     def dequantised(self) -> Tensor:
         """Return the fp32 matrix (O, I)."""
-        groups = (
-            self.integers().view(len(self.packed_OB), -1, GROUP).float() * self.scales_OG.float()[..., None]
-        )
-        return (groups if self.minima_OG is None else groups + self.minima_OG.float()[..., None]).flatten(1)
+        outs, ins = self.shape
+        groups = _in_groups(self.integers().float()) * self.scales_OG.float()[..., None]
+        if self.minima_OG is not None:
+            groups += self.minima_OG.float()[..., None]
+        return groups.view(outs, -1)[:, :ins].contiguous()
 
     def rows(self, index: Tensor) -> Grouped:
         """Return some of the outputs."""
@@ -80,8 +100,35 @@ class Grouped:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of a file; `name` is the matrix's, such as model.layers.0.mlp.up_proj.weight."""
-        found = {f"{name}_packed": self.packed_OB, f"{name}_scale": self.scales_OG}
-        return found if self.minima_OG is None else {**found, f"{name}_minimum": self.minima_OG}
+        found = {name + PACKED: self.packed_OB, name + SCALE: self.scales_OG}
+        return found if self.minima_OG is None else {**found, name + MINIMUM: self.minima_OG}
+
+
+def from_blocks(format: GroupFormat, blocks_OGS: Tensor) -> Grouped:
+    """Read a matrix from GGUF's blocks: uint8 (O, G, size), scale and minimum before 32 integers.
+
+    With 4 bits the first 16 integers are the low halves of the bytes, the others the high ones.
+    """
+    layout = LAYOUTS[format]
+    beside = blocks_OGS[..., : 4 if layout.minima else 2].contiguous().view(torch.float16)
+    data = blocks_OGS[..., 2 * beside.shape[-1] :]
+    if layout.bits == 4:
+        ordered = torch.cat([data & 15, data >> 4], -1)
+        data = ordered[..., ::2] | ordered[..., 1::2] << 4
+    else:
+        data = data.view(torch.int8)
+    minima = beside[..., 1].contiguous() if layout.minima else None
+    return Grouped(format, data.flatten(1).contiguous(), beside[..., 0].contiguous(), minima)
+
+
+def blocks(matrix: Grouped) -> Tensor:
+    """Return a matrix of whole groups as GGUF's blocks, the inverse of `from_blocks`."""
+    data = matrix.packed_OB.view(torch.uint8).view(*matrix.scales_OG.shape, -1)
+    if LAYOUTS[matrix.format].bits == 4:
+        ordered = torch.stack([data & 15, data >> 4], -1).flatten(2)
+        data = ordered[..., : GROUP // 2] | ordered[..., GROUP // 2 :] << 4
+    beside = [x for x in (matrix.scales_OG, matrix.minima_OG) if x is not None]
+    return torch.cat([*(x[..., None].contiguous().view(torch.uint8) for x in beside), data], -1)
 
 
 def joined(parts: Sequence[Grouped], join: Callable[..., Tensor]) -> Grouped:
@@ -102,10 +149,11 @@ def group_panels(matrix: Grouped, outputs: int) -> Tensor:
     with 4 bits step s is in the low half of a byte and step s + 4 in its high half.
     """
     layout, G = LAYOUTS[matrix.format], matrix.scales_OG.shape[1]
-    unsigned = matrix.packed_OB ^ 128  # from two's complement: + 128
-    if layout.bits == 4:
-        halves = torch.stack([matrix.packed_OB & 15, matrix.packed_OB >> 4], -1).flatten(1)
-        halves = halves.view(-1, G, 2, GROUP // 2)
+    if layout.bits == 8:
+        unsigned = _in_groups(matrix.packed_OB).view(torch.uint8) ^ 128  # from two's complement: + 128
+    else:
+        nibbles = torch.stack([matrix.packed_OB & 15, matrix.packed_OB >> 4], -1).flatten(1)
+        halves = _in_groups(nibbles).view(-1, G, 2, GROUP // 2)
         unsigned = halves[:, :, 0] | halves[:, :, 1] << 4
     steps = unsigned.reshape(-1, outputs, G, GROUP * layout.bits // 32, 4).permute(0, 2, 3, 1, 4)
     parts = [steps.reshape(-1, G, outputs * GROUP * layout.bits // 8)]
@@ -116,49 +164,59 @@ def group_panels(matrix: Grouped, outputs: int) -> Tensor:
     return torch.cat(parts, -1)
 
 
+def _in_groups(x_OI: Tensor, value: float = 0.0) -> Tensor:
+    """Return (O, G, 32); a short last group is filled up."""
+    return F.pad(x_OI, (0, -x_OI.shape[1] % GROUP), value=value).view(len(x_OI), -1, GROUP)
+
+
 def from_integers(
     format: GroupFormat, integers_OI: Tensor, scales_OG: Tensor, minima_OG: Tensor | None = None
 ) -> Grouped:
     """Pack integers (as `Grouped.integers` returns them) with their scales and minima."""
-    packed = integers_OI.to(torch.int8).contiguous().view(torch.uint8)
+    packed = integers_OI.to(torch.int8)
     if LAYOUTS[format].bits == 4:
-        nibbles = packed if LAYOUTS[format].minima else packed + 8  # uint8 wraps, as two's complement does
+        nibbles = (packed if LAYOUTS[format].minima else packed + 8).view(torch.uint8)
         packed = nibbles[:, ::2] | nibbles[:, 1::2] << 4
     minima = None if minima_OG is None else minima_OG.to(torch.float16).contiguous()
     return Grouped(format, packed.contiguous(), scales_OG.to(torch.float16).contiguous(), minima)
 
 
-def from_tensors(format: str, name: str, tensors: Mapping[str, Tensor], where: str) -> Grouped:
-    """Read a matrix from the tensors of a file; raises CheckpointError naming what does not fit.
+PACKED, SCALE, MINIMUM = PARTS = ("_packed", "_scale", "_minimum")
+"""What follows a matrix's name in the names of its tensors."""
 
-    `where` names the file in the error.
+
+def from_tensors(name: str, tensors: Mapping[str, Tensor], where: str) -> Grouped:
+    """Read a matrix from the tensors of a file; their types tell the format.
+
+    `where` names the file in the error. Raises CheckpointError naming what does not fit.
     """
-    if format not in LAYOUTS:
-        raise CheckpointError(
-            f"{where}: {name}: unknown format {format!r}; known: {', '.join(GROUP_FORMATS)}"
-        )
-    layout = LAYOUTS[format]
-    packed, scales, minima = (tensors.get(f"{name}_{x}") for x in ("packed", "scale", "minimum"))
-    if packed is None or scales is None or (minima is None) == layout.minima:
-        wanted = ["packed", "scale", *(["minimum"] if layout.minima else [])]
-        raise CheckpointError(
-            f"{where}: {name} in {format} needs exactly the tensors {', '.join(f'{name}_{x}' for x in wanted)}"
-        )
-    size = GROUP * layout.bits // 8  # bytes of a group
-    fits = packed.dtype == torch.uint8 and packed.ndim == 2 and packed.shape[1] % size == 0 and packed.numel()
-    groups = (len(packed), packed.shape[1] // size) if fits else ()
-    beside = [scales] if minima is None else [scales, minima]
-    if not fits or any(x.dtype != torch.float16 or tuple(x.shape) != groups for x in beside):
-        got = ", ".join(
-            f"{'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}" for x in (packed, *beside)
-        )
-        raise CheckpointError(
-            f"{where}: {name} in {format} has tensors {got}; wanted (outputs, {size} x groups) uint8 and "
-            "(outputs, groups) float16"
-        )
-    if not all(bool(x.isfinite().all()) for x in beside):
-        raise CheckpointError(f"{where}: {name}: a scale or minimum is not a finite number")
-    return Grouped(format, packed, scales, minima)
+    packed, scales, minima = (tensors.get(name + part) for part in PARTS)
+    if packed is not None and scales is not None:
+        format = stored_format(packed.dtype, minima is not None)
+        beside = [x for x in (scales, minima) if x is not None]
+        if format is not None and packed.ndim == 2 and packed.numel():
+            found = Grouped(format, packed, scales, minima)
+            groups = (found.shape[0], -(-found.shape[1] // GROUP))
+            if all(x.dtype == torch.float16 and x.shape == groups for x in beside):
+                if not all(bool(x.isfinite().all()) for x in beside):
+                    raise CheckpointError(f"{where}: {name}: a scale or minimum is not a finite number")
+                return found
+    got = ", ".join(
+        f"{part} {'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}"
+        for part, x in zip(PARTS, (packed, scales, minima))
+        if x is not None
+    )
+    raise CheckpointError(
+        f"{where}: {name} is stored as {got}; wanted {PACKED} (outputs, inputs) int8 or (outputs, inputs / 2) uint8, "
+        f"and {SCALE} (outputs, inputs / {GROUP}) float16, with uint8 perhaps {MINIMUM} like it"
+    )
+
+
+def stored_format(packed: torch.dtype, minima: bool) -> GroupFormat | None:
+    """Return the format of integers of a type with or without minima; None for no format."""
+    if packed == torch.int8:
+        return None if minima else "q8_0"
+    return ("q4_1" if minima else "q4_0") if packed == torch.uint8 else None
 
 
 # ---- rounding ----
@@ -167,24 +225,23 @@ def from_tensors(format: str, name: str, tensors: Mapping[str, Tensor], where: s
 def group_rounded(weight_OI: Tensor, format: GroupFormat, importance_I: Tensor | None = None) -> Grouped:
     """Return a near matrix in a format: of several scales for each group, the one with the least squared error.
 
-    `importance_I` weights the squared errors, e.g. by the mean square of each input. Raises CheckpointError if the
-    inputs are not whole groups or a weight is not finite. After llama.cpp's make_qx_quants and make_qkx2_quants.
+    `importance_I` weights the squared errors, e.g. by the mean square of each input. Raises CheckpointError if a
+    weight is not finite or the inputs are odd in number. After llama.cpp's make_qx_quants and make_qkx2_quants.
     """
-    if weight_OI.shape[1] % GROUP:
-        raise CheckpointError(
-            f"{format}: a matrix of {weight_OI.shape[1]} inputs has no whole groups of {GROUP}; use int8"
-        )
+    ins = weight_OI.shape[1]
+    if ins % 2:
+        raise CheckpointError(f"{format}: a matrix of {ins} inputs cannot be packed in pairs; use int8")
     if not bool(weight_OI.isfinite().all()):
         raise CheckpointError(f"{format}: a weight is not a finite number")
     layout, parts = LAYOUTS[format], []
-    most = max(1, 2**20 // weight_OI.shape[1])
-    for rows in torch.split(weight_OI.detach().float(), most):
-        groups = rows.view(len(rows), -1, GROUP)
-        weights = torch.ones_like(groups[:1]) if importance_I is None else importance_I.view(1, -1, GROUP)
+    importance = torch.ones(ins) if importance_I is None else importance_I.float()
+    weights = _in_groups(importance[None])
+    for rows in torch.split(weight_OI.detach().float(), max(1, 2**20 // ins)):
+        groups = _in_groups(rows)
         parts.append(_affine(groups, weights) if layout.minima else _symmetric(groups, weights, layout.bits))
     integers, scales = (torch.cat(x) for x in zip(*(part[:2] for part in parts)))
     minima = torch.cat([part[2] for part in parts]) if layout.minima else None
-    return from_integers(format, integers.flatten(1), scales, minima)
+    return from_integers(format, integers.flatten(1)[:, :ins], scales, minima)
 
 
 Rounded: TypeAlias = tuple[Tensor, Tensor, Tensor]  # integers (O, G, 32), scales (O, G), minima (O, G)
@@ -225,6 +282,7 @@ def _symmetric(x: Tensor, weights: Tensor, bits: int) -> Rounded:
 
 def _affine(x: Tensor, weights: Tensor) -> Rounded:
     """Scale and minimum by least squares for several ranges."""
+    x = torch.where(weights > 0, x, x[..., :1])  # what fills up a short group widens no range
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     best = torch.full_like(low, torch.inf)
     integers, scales, minima = torch.zeros_like(x), torch.zeros_like(low), _half(low)

@@ -47,6 +47,15 @@ class GroupedEmbedding(nn.Module):
         return rows.view(*tokens.shape, -1)
 
 
+def keep_grouped(model: nn.Module, name: str, grouped: Grouped) -> None:
+    """Replace the linear map or embedding whose matrix is called `name` by one that holds it in groups, in place."""
+    path = name.removesuffix(".weight")
+    old = model.get_submodule(path)
+    new = GroupedLinear(grouped, old.bias) if isinstance(old, nn.Linear) else GroupedEmbedding(grouped)
+    parent, _, last = path.rpartition(".")
+    setattr(model.get_submodule(parent), last, new)
+
+
 def grouped_matrices(model: nn.Module) -> dict[str, Grouped]:
     """Return every matrix of a model that is in groups, by its name (`... .weight`)."""
     found = ((name, getattr(module, "grouped", None)) for name, module in model.named_modules())

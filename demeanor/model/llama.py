@@ -26,6 +26,7 @@ from demeanor.core.errors import CheckpointError, unknown
 from demeanor.model import fused
 from demeanor.model import rope as ropes
 from demeanor.model.attention import Parts, buckets, tree_attention
+from demeanor.model.grouped import foreign
 from demeanor.model.rope import Rope
 from demeanor.model.tensors import Segment
 
@@ -145,7 +146,7 @@ class Config:
             "num_key_value_heads": heads % kv_heads != 0,
             "hidden_act": raw.get("hidden_act", "silu") != "silu",
             "partial_rotary_factor": rotary_factor not in (1.0, None),
-            "quantization_config": bool(raw.get("quantization_config")),
+            "quantization_config": foreign(raw),
         }
         bad = [name for name, wrong in refuse.items() if wrong]
         sizes = {

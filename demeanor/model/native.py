@@ -301,6 +301,20 @@ def _panels(weight_OI: Tensor, panel: int, together: int = 1) -> Tensor:
     return wide.view(outs // panel, panel, -1, together).transpose(1, 2).contiguous()
 
 
+def _stamp(weight: Tensor | Grouped) -> tuple[int, int]:
+    """What tells a matrix from what it was before."""
+    x = weight.packed_OB if isinstance(weight, Grouped) else weight
+    return x.data_ptr(), x._version
+
+
+def _one(weights: Sequence[Tensor | Grouped], join: Callable[..., Tensor]) -> Tensor | Grouped:
+    """Return several matrices as one, in groups if all are in one format."""
+    groups = [w for w in weights if isinstance(w, Grouped)]
+    if len(groups) == len(weights) and len({w.format for w in groups}) == 1:
+        return groups[0] if len(groups) == 1 else joined(groups, join)  # whole groups fill whole panels
+    return join(*(w.dequantised() if isinstance(w, Grouped) else w.detach() for w in weights))
+
+
 class _Packing:
     """A model's tensors as `model_new` expects them: lists of pointers, and numbers in place of pointers; 0
     is none.
@@ -380,19 +394,16 @@ class _Packing:
         """Format, panels, scales, bias, and low-rank products of one matrix; frozen weights are packed once."""
         shift = 0 if bias is None else self._plain(self._rows(bias.detach()))
         places = list(low_rank) or [0] * 5
-        groups = [w for w in weights if isinstance(w, Grouped)]
-        if len(groups) == len(weights) and len({w.format for w in groups}) == 1:
-            one = groups[0] if len(groups) == 1 else joined(groups, join)  # whole groups fill whole panels
-            return [*self._matrix(one), shift, *places]
-        plain = [w.dequantised() if isinstance(w, Grouped) else w for w in weights]
-        frozen = self._packed is not None and not any(w.requires_grad for w in plain)
-        stamp = [(w.data_ptr(), w._version) for w in plain] if frozen and not groups else None
+        frozen = self._packed is not None and not any(
+            isinstance(w, Tensor) and w.requires_grad for w in weights
+        )
+        stamp = [_stamp(w) for w in weights] if frozen else None
         known = None if self._packed is None or stamp is None else self._packed.get(name)
         if known is not None and known[0] == stamp:
             self.kept += known[2]
             return [*known[1], shift, *places]
         before = len(self.kept)
-        found = self._matrix(join(*(w.detach() for w in plain)))
+        found = self._matrix(_one(weights, join))
         if self._packed is not None and stamp is not None:
             self._packed[name] = (stamp, found, self.kept[before:])
         return [*found, shift, *places]

@@ -1,7 +1,7 @@
-"""Quantized weights: 4-bit matrices under an adapter while training, and rounding a policy to int8 or bf16.
+"""Quantized weights: 4-bit matrices under an adapter while training, and rounding a policy to few bits.
 
 In: a model with adapters on its device, or a policy's folder. Out: the model with NF4 matrices (bitsandbytes,
-CUDA only; the adapter stays fp32), or a folder of rounded weights.
+CUDA only; the adapter stays fp32), or a folder of rounded weights: int8 or bf16 values in fp32, or groups.
 Source: Dettmers et al. 2023, arXiv 2305.14314.
 """
 
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints
 from demeanor.model.adapters import adapters, replace_module
+from demeanor.model.grouped import Activations, GroupFormat, group_rounded
+from demeanor.model.grouped_modules import keep_grouped
 from demeanor.model.llama import Llama
 from demeanor.model.low_rank import LoraLinear
 from demeanor.model.native import Format, rounded
@@ -73,6 +75,29 @@ def write(source: Path, out: Path, kind: Format) -> None:
     if isinstance(model, Llama) and model.head().data_ptr() not in done:  # tied: the embedding is the head
         model.head().copy_(nearest(model.head(), kind))
     checkpoints.save_checkpoint(model, out)
+
+
+@torch.no_grad()
+def write_groups(
+    source: Path, out: Path, format: GroupFormat, *, head: GroupFormat, activations: Activations
+) -> None:
+    """Write the policy of `source` to `out` with its matrices in groups: linear maps and an embedding of its own in
+    `format`, the head and an embedding tied to it in `head`.
+
+    Raises CheckpointError for an architecture that runs through transformers.
+    """
+    model = checkpoints.policy(source)
+    if not isinstance(model, Llama):
+        raise CheckpointError(
+            f"{source}: its architecture runs through transformers, which has no {format} here; use int8 or bf16"
+        )
+    tied = model.config.tie_word_embeddings
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        last = name == "lm_head" or (tied and isinstance(module, nn.Embedding))
+        keep_grouped(model, f"{name}.weight", group_rounded(module.weight, head if last else format))
+    checkpoints.save(model, out, activations=activations)
 
 
 def nearest(weight_OI: Tensor, kind: Format) -> Tensor:

@@ -20,13 +20,19 @@ from torch import Tensor
 from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError
 from demeanor.model.gguf_llama import FILE, GgufTensors
+from demeanor.model.grouped import GROUP, PACKED, PARTS, Grouped, from_tensors
 
 ADAPTER = "adapter_config.json"
+MOST_BYTES = 1 + 2 / GROUP  # of a weight in groups
 
 
 def is_adapter(folder: Path) -> bool:
     """True if a folder contains an adapter and no whole weights."""
     return (folder / ADAPTER).is_file()
+
+
+def _parts(packed: str) -> list[str]:
+    return [packed.removesuffix(PACKED) + part for part in PARTS]
 
 
 class StoredTensors:
@@ -37,6 +43,7 @@ class StoredTensors:
         self.folder, self.where = folder, dict[str, Path]()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.gguf: GgufTensors | None = None
+        self._parts: dict[str, list[str]] = {}
         files.verify(folder)
         paths = _files(folder)
         if not paths and (folder / FILE).is_file():
@@ -57,10 +64,41 @@ class StoredTensors:
                             "move the older file away"
                         )
                     self.where[name], self.shapes[name] = path, tuple(file.get_slice(name).get_shape())
+        self._parts = {
+            name.removesuffix(PACKED): [x for x in _parts(name) if x in self.where]
+            for name in list(self.where)
+            if name.endswith(PACKED)
+        }
+        for name, parts in self._parts.items():  # a matrix in groups counts as the matrix
+            if name in self.where:
+                raise CheckpointError(f"{folder}: {name} is there whole and in groups; wanted one of them")
+            self.where[name], self.shapes[name] = self.where[parts[0]], self._shape(parts[0])
+            for part in parts:
+                del self.where[part]
+
+    def _shape(self, packed: str) -> tuple[int, ...]:
+        """The shape of the matrix whose integers are the tensor `packed`."""
+        with opened(self.where[packed]) as file:
+            two = file.get_slice(packed).get_dtype() == "U8"
+        outs, *ins = self.shapes[packed]
+        return (outs, *(x * (2 if two else 1) for x in ins))
+
+    def groups(self, name: str) -> Grouped | None:
+        """Return a matrix that is stored in groups as it is; None for any other tensor."""
+        if self.gguf is not None:
+            return self.gguf.groups(name)
+        if name not in self._parts:
+            return None
+        with opened(self.where[name]) as file:
+            tensors = {part: file.get_tensor(part) for part in self._parts[name]}
+        return from_tensors(name, tensors, str(self.where[name]))
 
     def __getitem__(self, name: str) -> Tensor:
         if self.gguf is not None:
             return self.gguf[name]
+        grouped = self.groups(name)
+        if grouped is not None:
+            return grouped.dequantised()
         with opened(self.where[name]) as file:
             tensor: Tensor = file.get_tensor(name)
             return tensor
@@ -78,7 +116,11 @@ class StoredTensors:
         del self.where[name]
         return False
 
-    def bounded(self, declared: int, layers: int = 0) -> None:
+    def in_groups(self, name: str) -> bool:
+        """True if `groups` would return a matrix."""
+        return name in self._parts if self.gguf is None else self.gguf.in_groups(name)
+
+    def bounded(self, declared: int, layers: int = 0, *, keep_groups: bool = False) -> None:
         """Raise CheckpointError if config.json declares more than the files hold, or memory cannot hold them."""
         where, memory = self.folder / "config.json", hardware.memory_bytes()
         if layers > len(self.where) or declared > self.num_weights:
@@ -87,9 +129,14 @@ class StoredTensors:
                 f"{where}: declares {deep}at least {declared} weights; the files hold "
                 f"{len(self.where)} tensors with {self.num_weights} weights"
             )
-        if memory is not None and 4 * self.num_weights > memory:
+        small = keep_groups and any(map(self.in_groups, self.where))
+        needed = sum(
+            math.prod(self.shapes[name]) * (MOST_BYTES if small and self.in_groups(name) else 4)
+            for name in self.where
+        )
+        if memory is not None and needed > memory:
             raise CheckpointError(
-                f"{self.folder}: needs {4 * self.num_weights / 2**30:.1f} GiB in fp32; "
+                f"{self.folder}: needs {needed / 2**30:.1f} GiB{'' if small else ' in fp32'}; "
                 f"this machine has {memory / 2**30:.1f} GiB"
             )
 

@@ -438,12 +438,28 @@ class QuantiseStage(Spec):
 
     kind: Literal["quantise"] = "quantise"
     name: str = Field(pattern=STAGE_NAME)
-    format: Literal["int8", "bf16"] = Field(
-        "int8", description="int8: one scale per output; bf16: 8 bits of mantissa"
+    format: Literal["int8", "bf16", "q8_0", "q4_0", "q4_1"] = Field(
+        "int8",
+        description="int8: one scale per output; bf16: 8 bits of mantissa; q8_0, q4_0, q4_1: GGUF's 8 or 4 bits with "
+        "a scale (q4_1: and a minimum) for every 32 inputs",
+    )
+    head: Literal["q8_0", "q4_0", "q4_1"] | None = Field(
+        None,
+        description="with q8_0, q4_0, q4_1: format of the head and of an embedding tied to it; null: q8_0",
+    )
+    activations: Literal["int8", "fp32"] | None = Field(
+        None,
+        description="with q8_0, q4_0, q4_1: what the matrices multiply; fp32 rounds no activation and is slower; "
+        "null: int8",
     )
     parent: str | None = Field(
         None, description="stage that is rounded; null: the policy stage before it, or base"
     )
+
+    @property
+    def in_groups(self) -> bool:
+        """True for the formats with a scale for every 32 inputs."""
+        return self.format not in ("int8", "bf16")
 
 
 ONLINE = ("prompts", "rollouts")  # settings that make a stage an online one

@@ -187,7 +187,9 @@ class Stack:
                 }
             )
         if isinstance(stage, QuantiseStage):
-            return digest({"quantise": stage.format, "of": self.stage_key(self.parent(name))})
+            groups = {"head": stage.head or "q8_0", "activations": stage.activations or "int8"}
+            groups = groups if stage.in_groups else {}
+            return digest({"quantise": stage.format, **groups, "of": self.stage_key(self.parent(name))})
         module = registry.entry(OBJECTIVES, self.objective_kind(name))
         online = self._online(stage) if isinstance(stage, OnlineStage) else {}
         revision = {"revision": module.REVISION} if module.REVISION else {}

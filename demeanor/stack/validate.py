@@ -257,6 +257,12 @@ def references(spec: StackSpec, where: str) -> list[Problem]:
         elif isinstance(stage, QuantiseStage) and stage.parent is not None and not earlier[stage.parent]:
             what = f"'{stage.parent}' is a reward model; only a policy is served in few bits"
             problems.append(Problem(f"{here}.parent", what))
+        if isinstance(stage, QuantiseStage) and not stage.in_groups:
+            problems += [
+                Problem(f"{here}.{name}", f"is read with format q8_0, q4_0 or q4_1; format is {stage.format}")
+                for name in ("head", "activations")
+                if getattr(stage, name) is not None
+            ]
         earlier.setdefault(stage.name, answers(stage, earlier))
     serve = spec.weights.serve
     if serve is not None and serve not in earlier:

@@ -1,6 +1,6 @@
 """Stages that are made without training: imported weights, merges of earlier stages, quantised weights.
 
-In: a Stack and the folder of runs. Out: a function that writes the weights in fp32, and their tokenizer;
+In: a Stack and the folder of runs. Out: a function that writes the weights, and their tokenizer;
 training/pipeline.py makes the folder. An imported model whose tokenizer is not the base's is refused.
 """
 
@@ -39,7 +39,16 @@ def prepare(
     if isinstance(stage, MergeStage):
         return _merge(stack, runs, stage)
     parent = weights_folder(stack, runs, stack.parent(stage.name))
-    return partial(quantize.write, parent, kind=stage.format), tokenizers.load(parent)
+    return partial(_quantise, parent, stage), tokenizers.load(parent)
+
+
+def _quantise(parent: Path, stage: QuantiseStage, folder: Path) -> None:
+    if stage.format == "int8" or stage.format == "bf16":
+        quantize.write(parent, folder, stage.format)
+    else:
+        quantize.write_groups(
+            parent, folder, stage.format, head=stage.head or "q8_0", activations=stage.activations or "int8"
+        )
 
 
 def _import(stack: Stack, runs: Runs, stage: ImportStage) -> tuple[Write, Tokenizer]:

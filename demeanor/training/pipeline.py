@@ -18,7 +18,7 @@ from typing import Any
 
 from demeanor.core import hardware, registry
 from demeanor.core.errors import DataError, DemeanorError
-from demeanor.core.files import write_json
+from demeanor.core.files import write_json, write_text
 from demeanor.core.types import Example, TrainingRow, Unpaired
 from demeanor.data import sources
 from demeanor.data.batches import Assembled, assemble, stored
@@ -42,11 +42,11 @@ from demeanor.stack.stack import OBJECTIVES, Stack, plain
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
-from demeanor.training import derived, generation_eval, online_stage
+from demeanor.training import derived, generation_eval, online_stage, rounding
 from demeanor.training import stage as training
 from demeanor.training.parallel import join
 from demeanor.training.progress import StageProgress
-from demeanor.training.runs import Runs, import_folder, notes, weights_folder
+from demeanor.training.runs import LEDGER, Runs, import_folder, notes, weights_folder
 from demeanor.training.stage import REFERENCE, FrozenPolicy, RunOptions
 
 
@@ -268,8 +268,32 @@ def _make_stage(stack: Stack, runs: Runs, stage: ImportStage | MergeStage | Quan
     ancestors = stage.of if isinstance(stage, MergeStage) else (stack.parent(stage.name),)
     say(f"{made} from {stage.path if isinstance(stage, ImportStage) else ', '.join(ancestors)}")
     write, tokenizer = derived.prepare(stack, runs, stage)
-    with runs.begin(key, _record(stack, stage.name, ())):
+    with runs.begin(key, _record(stack, stage.name, ())) as folder:
+        if isinstance(stage, QuantiseStage):
+            write = _measured(stack, runs, stage, tokenizer, write, folder)
         _finish(stack, runs, key, tokenizer, write)
+
+
+def _measured(
+    stack: Stack, runs: Runs, stage: QuantiseStage, tokenizer: Tokenizer, write: derived.Write, folder: Path
+) -> derived.Write:
+    """Let `write` measure the loss that rounding costs on held-out rows, for the stage's log."""
+    say, parent = StageProgress(stage.name).say, weights_folder(stack, runs, stack.parent(stage.name))
+    source = rounding.source(stack, stage.name)
+
+    def measured(part: Path) -> None:
+        write(part)
+        if source is None:
+            say("no stage before it trains on rows: what rounding costs was not measured")
+            return
+        template = load_template(stack.spec.template, tokenizer, folder=parent, root=stack.root)
+        context = checkpoints.checkpoint_info(parent).context
+        trees = stage_trees(stack, source, template, tokenizer, context, folder)
+        found = rounding.measured(parent, part, trees, source.max_tokens or context)
+        write_text(folder / LEDGER, json.dumps({"step": 0, **found}) + "\n")
+        say(rounding.sentence(found, source.name))
+
+    return measured
 
 
 def _finish(stack: Stack, runs: Runs, key: str, tokenizer: Tokenizer, save: Callable[[Path], object]) -> None:

@@ -26,7 +26,7 @@ from demeanor.model import checkpoints, native
 from demeanor.model.heads import reward_outputs
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.plan import plans
-from demeanor.training.runs import Runs, weights_folder
+from demeanor.training.runs import LEDGER, Runs, read_log, weights_folder
 from tests.app import tiny
 from tests.conftest import each
 
@@ -116,6 +116,56 @@ def test_a_rounded_stage_is_a_stage_of_its_own_on_a_grid_of_8_bits_and_answers(
         assert all(a.completion_tokens for a in answers)
     finally:
         runtime.close()
+
+
+def test_a_stage_in_groups_is_small_measured_and_answers_as_the_engine_that_was_measured(
+    made: tuple[Stack, Runs], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, runs = made
+    names = ("q8_0", "q4_0", "q4_1")
+    path = declare(
+        tmp_path,
+        *({"name": name, "kind": "quantise", "format": name, "parent": "dpo"} for name in names),
+        {"name": "wide", "kind": "quantise", "format": "q4_0", "parent": "dpo", "activations": "fp32"},
+        {"name": "low_head", "kind": "quantise", "format": "q4_0", "parent": "dpo", "head": "q4_0"},
+        {**LORA, "name": "on_small", "parent": "q4_0"},
+    )
+    found = load_stack(path)
+    assert len({found.stage_key(name) for name in (*names, "wide", "low_head")}) == 5
+    app.train(found, runs)
+    said = capsys.readouterr().err
+    exact = checkpoints.load(weights_folder(found, runs, "dpo"))
+    size = (weights_folder(found, runs, "dpo") / "model.safetensors").stat().st_size
+    for name, share, error in (("q8_0", 0.32, 0.006), ("q4_0", 0.25, 0.1), ("q4_1", 0.26, 0.1)):
+        folder = weights_folder(found, runs, name)
+        assert (folder / "model.safetensors").stat().st_size < share * size
+        near = dict(checkpoints.load(folder).named_parameters())
+        for tensor_name, tensor in exact.named_parameters():
+            away = (near[tensor_name] - tensor).norm() / tensor.norm()
+            assert float(away) <= (error if tensor.ndim == 2 else 0.0), tensor_name
+        (row,) = read_log(runs.folder(found.stage_key(name)) / LEDGER)
+        assert row["loss/difference"] == pytest.approx(row["eval_loss"] - row["loss/before"], abs=1e-6)
+        assert row["loss/difference/low"] <= row["loss/difference"] <= row["loss/difference/high"]
+        assert abs(row["loss/difference"]) < {"q8_0": 0.01}.get(name, 0.2)
+        assert f"{name}: " in said
+    assert "held-out rows of dpo" in said
+    assert "perplexity x 1.0" in said or "perplexity x 0.9" in said
+    runtime = StackRuntime(found, runs, num_slots=2)
+    try:
+        turn = Turn((Message("user", "Who runs the ferry?"),), decoding_of(found))
+        for name in (*names, "wide", "low_head", "on_small"):
+            answer = asyncio.run(complete(runtime.respond(found.resolve(f"{found.spec.name}:{name}")), turn))
+            assert answer.completion_tokens, name
+    finally:
+        runtime.close()
+
+
+def test_settings_of_groups_are_refused_with_other_formats(made: tuple[Stack, Runs], tmp_path: Path) -> None:
+    stage = {"name": "small", "kind": "quantise", "parent": "dpo"}
+    with pytest.raises(SpecError, match=r"head: is read with format q8_0, q4_0 or q4_1; format is int8"):
+        load_stack(declare(tmp_path, {**stage, "head": "q4_0"}))
+    with pytest.raises(SpecError, match=r"activations: is read with format q8_0, .*; format is bf16"):
+        load_stack(declare(tmp_path, {**stage, "format": "bf16", "activations": "fp32"}))
 
 
 def test_a_reward_model_is_not_rounded(made: tuple[Stack, Runs], tmp_path: Path) -> None:

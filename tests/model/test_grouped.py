@@ -13,6 +13,8 @@ from demeanor.model.grouped import (
     GROUP_FORMATS,
     LAYOUTS,
     GroupFormat,
+    blocks,
+    from_blocks,
     from_integers,
     from_tensors,
     group_rounded,
@@ -56,7 +58,7 @@ def test_integers_and_scales_come_back_as_they_were_packed(format: GroupFormat) 
         weight = float(scales[o, i // 32]) * int(integers[o, i])
         weight += float(minima[o, i // 32]) if minima is not None else 0.0
         assert float(packed.dequantised()[o, i]) == pytest.approx(weight, rel=1e-6)
-    read = from_tensors(format, "m.weight", packed.tensors("m.weight"), "file")
+    read = from_tensors("m.weight", packed.tensors("m.weight"), "file")
     assert torch.equal(read.dequantised(), packed.dequantised())
     assert torch.equal(packed.rows(torch.tensor([3, 1])).dequantised(), packed.dequantised()[[3, 1]])
 
@@ -94,9 +96,22 @@ def test_constant_and_empty_groups_are_held(format: GroupFormat) -> None:
     assert torch.equal(group_rounded(torch.zeros(3, 32), format).dequantised(), torch.zeros(3, 32))
 
 
-def test_what_has_no_whole_groups_or_is_not_finite_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="40 inputs has no whole groups of 32"):
-        group_rounded(torch.ones(2, 40), "q4_0")
+@pytest.mark.parametrize("format", GROUP_FORMATS)
+def test_the_last_group_may_be_short(format: GroupFormat) -> None:
+    weight = matrix(6, 72) + 3.0
+    found = group_rounded(weight, format)
+    assert found.shape == (6, 72)
+    assert found.scales_OG.shape == (6, 3)
+    assert torch.equal(found.dequantised()[:, :64], group_rounded(weight[:, :64], format).dequantised())
+    tail = (found.dequantised() - weight)[:, 64:].abs().max()
+    assert float(tail) <= {"q8_0": 0.03, "q4_0": 0.6, "q4_1": 0.25}[format], (
+        "only its own 8 weights set its range"
+    )
+
+
+def test_what_is_odd_or_not_finite_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="33 inputs cannot be packed in pairs"):
+        group_rounded(torch.ones(2, 33), "q4_0")
     with pytest.raises(CheckpointError, match="not a finite number"):
         group_rounded(torch.full((2, 32), torch.nan), "q4_0")
 
@@ -104,19 +119,41 @@ def test_what_has_no_whole_groups_or_is_not_finite_is_refused() -> None:
 def test_a_file_whose_tensors_do_not_fit_is_refused() -> None:
     good = group_rounded(matrix(), "q4_1").tensors("w")
     for change, said in (
-        ({"w_scale": None}, "needs exactly the tensors w_packed, w_scale, w_minimum"),
-        ({"w_minimum": None}, "needs exactly"),
-        ({"w_packed": good["w_packed"][:, :40]}, "40x40 uint8, 40x3 float16"),
+        ({"w_scale": None}, "stored as _packed 40x48 uint8, _minimum 40x3 float16; wanted _packed"),
+        ({"w_packed": None}, "_scale 40x3 float16, _minimum"),
+        ({"w_packed": good["w_packed"][:, :30]}, "40x30 uint8, _scale 40x3 float16"),
         ({"w_packed": good["w_packed"].view(torch.int8)}, "40x48 int8"),
-        ({"w_packed": good["w_packed"][0]}, "48 uint8"),
-        ({"w_packed": good["w_packed"][:, :0]}, "40x0 uint8"),
+        ({"w_packed": good["w_packed"].float()}, "40x48 float32"),
+        ({"w_packed": good["w_packed"][0]}, "_packed 48 uint8"),
+        ({"w_packed": good["w_packed"][:0], "w_scale": good["w_scale"][:0]}, "0x48 uint8"),
         ({"w_scale": good["w_scale"].float()}, "40x3 float32"),
-        ({"w_scale": good["w_scale"][:, :2]}, "40x2 float16"),
+        ({"w_scale": good["w_scale"][:39]}, "39x3 float16"),
+        ({"w_minimum": good["w_minimum"][:, :2]}, "40x2 float16"),
+        ({"w_packed": torch.zeros(40, 96, dtype=torch.uint8)}, "40x96 uint8"),
         ({"w_scale": torch.full_like(good["w_scale"], torch.nan)}, "not a finite number"),
         ({"w_minimum": torch.full_like(good["w_scale"], torch.inf)}, "not a finite number"),
     ):
         tensors = {name: x for name, x in {**good, **change}.items() if x is not None}
         with pytest.raises(CheckpointError, match=said):
-            from_tensors("q4_1", "w", tensors, "file")
-    with pytest.raises(CheckpointError, match="unknown format 'q2_k'; known: q8_0, q4_0, q4_1"):
-        from_tensors("q2_k", "w", good, "file")
+            from_tensors("w", tensors, "file")
+
+
+@pytest.mark.parametrize("format", GROUP_FORMATS)
+def test_blocks_of_gguf_are_another_order_of_the_same_numbers(format: GroupFormat) -> None:
+    held = group_rounded(matrix(), format)
+    size = {"q8_0": 34, "q4_0": 18, "q4_1": 20}[format]
+    stored = blocks(held)
+    assert stored.shape == (40, 3, size)
+    assert stored.dtype == torch.uint8
+    raw = stored[7, 2].numpy().tobytes()  # one block by hand, as ggml-quants.c reads it
+    scale = float(np.frombuffer(raw[:2], np.float16)[0])
+    low = float(np.frombuffer(raw[2:4], np.float16)[0]) if format == "q4_1" else 0.0
+    if format == "q8_0":
+        values = np.frombuffer(raw[2:], np.int8).astype(float)
+    else:
+        data = np.frombuffer(raw[size - 16 :], np.uint8)
+        values = np.concatenate([data & 15, data >> 4]).astype(float) - (8 if format == "q4_0" else 0)
+    assert np.allclose(held.dequantised()[7, 64:].numpy(), scale * values + low, rtol=1e-6)
+    again = from_blocks(format, stored)
+    assert torch.equal(again.dequantised(), held.dequantised())
+    assert torch.equal(again.packed_OB, held.packed_OB)

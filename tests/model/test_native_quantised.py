@@ -20,7 +20,7 @@ from demeanor.model.pages import PagedCache
 pytestmark = pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")
 
 
-def model(format: GroupFormat, *, tied: bool = True, width: int = 96, inner: int = 160) -> Llama:
+def model(format: GroupFormat, *, tied: bool = True, width: int = 96, inner: int = 152) -> Llama:
     """A Llama of odd sizes whose matrices are in groups."""
     torch.manual_seed(2)
     config = Config("llama", 131, width, inner, 2, 3, 1, width // 3, 128, 1e-5, 1e4, tied, mlp_bias=True)
@@ -108,7 +108,7 @@ def test_the_whole_forward_is_near_the_unpacked_one(format: GroupFormat, tied: b
     assert isinstance(plain, Llama)
     with torch.no_grad():
         wanted = plain.prefill(torch.tensor(asked), 0, 0, KVCache(ours.config, 1, 64)) @ plain.head().T
-    assert float((found - wanted).norm()) <= 0.03 * float(wanted.norm())
+    assert float((found - wanted).norm()) <= 0.05 * float(wanted.norm())
 
 
 @pytest.mark.parametrize("format", GROUP_FORMATS)
