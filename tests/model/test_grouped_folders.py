@@ -15,7 +15,8 @@ from demeanor.core.errors import CheckpointError
 from demeanor.model import adapters, checkpoints, native, quantize
 from demeanor.model.grouped import GROUP_FORMATS, GroupFormat, group_rounded
 from demeanor.model.grouped_modules import grouped_matrices
-from demeanor.model.llama import KVCache, Llama
+from demeanor.model.llama import Llama
+from demeanor.model.pages import PagedCache
 from demeanor.model.stored import StoredTensors
 from demeanor.stack.schema import Adapter, ModelShape
 
@@ -67,7 +68,7 @@ def test_a_folder_that_asks_for_fp32_activations_is_served_unpacked(plain: Path,
     folder = small(plain, tmp_path / "wide", activations="fp32")
     held = checkpoints.serving(folder)
     assert grouped_matrices(held) == {}
-    assert set(native.Native(held, KVCache(held.config, 1, 64)).formats) == {"fp32"}  # type: ignore[arg-type]
+    assert set(native.Native(held, PagedCache(held.config, 1, 64)).formats) == {"fp32"}  # type: ignore[arg-type]
 
 
 def test_an_adapter_on_a_small_base_keeps_it_small_and_adds_its_product(plain: Path, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_an_adapter_on_a_small_base_keeps_it_small_and_adds_its_product(plain: P
     asked = list(range(5, 25))
 
     def logits(policy: Llama) -> Tensor:
-        ran = native.Native(policy, KVCache(policy.config, 1, 64))
+        ran = native.Native(policy, PagedCache(policy.config, 1, 64))
         return ran.forward(asked, [0] * 20, range(20), range(20)).logits_RV
 
     folded, alone = checkpoints.load(tmp_path / "low"), checkpoints.serving(folder)
