@@ -68,11 +68,15 @@ class Contender:
         self._log.close()
 
 
+def _asked(work: Work, who: str, dtype: str, device: str) -> list[str]:
+    return [work.name, who, dtype, device, *([] if work.model is None else [str(work.model)])]
+
+
 def loss_gap(work: Work, device: str, threads: int) -> float:
     """Largest difference of the first losses in fp32, with the same rows, weights and optimizer."""
     losses = []
     for who in (OURS, TUNED):
-        contender = Contender([work.name, who, "fp32", device], who, threads)
+        contender = Contender(_asked(work, who, "fp32", device), who, threads)
         losses.append(contender.go()["losses"])
         contender.close()
     assert len(losses[0]) == len(losses[1]) == STEPS_EQUAL, losses
@@ -84,7 +88,7 @@ def race(
 ) -> dict[str, list[dict[str, Any]]]:
     """Passes of every contender, in turn; the first of each is a warm-up, and TRL as shipped runs one timed
     round."""
-    contenders = [Contender([work.name, who, "bf16", device], who, threads) for who in whos]
+    contenders = [Contender(_asked(work, who, "bf16", device), who, threads) for who in whos]
     found: dict[str, list[dict[str, Any]]] = {who: [] for who in whos}
     for turn in range(rounds + 1):
         for contender in contenders:
@@ -111,12 +115,17 @@ def useful_flops(work: Work, device: str) -> float:
     import torch
 
     from demeanor.data.trees import Branch, Tree, collate
-    from demeanor.model.llama import Llama
+    from demeanor.model.adapters import attach
+    from demeanor.model.llama import Config, Llama
     from demeanor.model.reward_model import RewardModel
+    from demeanor.stack.schema import Adapter
     from demeanor.training.progress import training_flops
 
+    config = model_config(work.vocabulary, device=device) if work.model is None else Config.load(work.model)
     with torch.device("meta"):
-        trunk = Llama(model_config(work.vocabulary, device=device))
+        trunk = Llama(config)
+        if work.lora:
+            attach(trunk, Adapter(rank=work.lora), 0)
         model = RewardModel(trunk) if work.kind == "reward" else trunk
     count = training_flops(model, head=work.kind != "reward")
     trees = [
@@ -162,7 +171,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
             for who in whos[1:]
         },
     }
-    if options.device == "cpu":
+    if options.device == "cpu" and work.model is None:
         line["loss_gap_fp32"] = loss_gap(work, options.device, options.threads)
     return line
 
@@ -214,6 +223,7 @@ def main() -> int:
     parser.add_argument(
         "--no-defaults", dest="defaults", action="store_false", help="leave out TRL as shipped"
     )
+    parser.add_argument("--model", type=Path, help="folder of real weights (SmolLM2): real texts, MB in all")
     options = parser.parse_args()
     import torch
 
@@ -221,12 +231,12 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)
     options.peak = measured_peak(options.device, torch.bfloat16)
-    chosen = [w for w in works(options.device) if options.only in w.name]
+    chosen = [w for w in works(options.device, options.model) if options.only in w.name]
     if not (ROOT.parent / "shared" / "data").is_dir():
         print("bench: ../shared is absent: rows of real lengths are left out")
         chosen = [w for w in chosen if not w.real]
     lines: list[dict[str, Any]] = []
-    out = ROOT / "results" / f"bench-training-{options.device}.json"
+    out = ROOT / "results" / f"bench-training-{'real' if options.model else options.device}.json"
     out.parent.mkdir(exist_ok=True)
     for i, work in enumerate(chosen):
         started = time.time()

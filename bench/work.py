@@ -16,8 +16,8 @@ from typing import Any
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 EOS, FIRST = 1, 3
-SMALL, GPT2 = 32000, 50257
-"""Vocabularies: 32k for rows of fixed length, GPT-2's for rows of real length."""
+SMALL, GPT2, REAL_VOCABULARY = 32000, 50257, 49152
+"""Vocabularies: 32k for rows of fixed length, GPT-2's for rows of real length, SmolLM2's with real weights."""
 
 Row = tuple[list[int], list[list[int]]]
 
@@ -33,6 +33,8 @@ class Work:
     batch: int = 16
     steps: int = 2
     real: bool = False
+    lora: int = 0  # rank of adapters on all linear maps; 0: all weights are trained
+    model: Path | None = None  # folder of real weights; None: random weights of `model_config`
 
     def make(self) -> list[Row]:
         return self.rows(self.batch * self.steps)
@@ -54,6 +56,13 @@ def fixed(
 
 
 @cache
+def _tokenizer(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@cache
 def _gpt2() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -64,18 +73,24 @@ def _gpt2() -> Any:
     return tokenizer
 
 
-def _ids(text: str, most: int) -> list[int]:
-    return [max(FIRST, i) for i in _gpt2().encode(text).ids][:most] or [FIRST]
+def _ids(text: str, most: int, model: Path | None = None) -> list[int]:
+    tokenizer = _gpt2() if model is None else _tokenizer(model)
+    return [max(FIRST, i) for i in tokenizer.encode(text).ids][:most] or [FIRST]
 
 
-def real(texts: Callable[[], Iterator[tuple[str, list[str]]]], most: int) -> Callable[[int], list[Row]]:
-    """Rows of real texts as GPT-2 tokens, drawn with a fixed seed; each part is cut at `most` / 2 tokens."""
+def real(
+    texts: Callable[[], Iterator[tuple[str, list[str]]]], most: int, model: Path | None = None
+) -> Callable[[int], list[Row]]:
+    """Rows of real texts as GPT-2 tokens (or a model's), drawn with a fixed seed; each part is cut at `most` / 2 tokens."""
 
     def rows(count: int) -> list[Row]:
         found = list(texts())
         random.Random(0).shuffle(found)
         found = (found * (1 + count // len(found)))[:count]
-        return [(_ids(p, most // 2), [[*_ids(c, most // 2 - 1), EOS] for c in cs]) for p, cs in found]
+        return [
+            (_ids(p, most // 2, model), [[*_ids(c, most // 2 - 1, model), EOS] for c in cs])
+            for p, cs in found
+        ]
 
     return rows
 
@@ -147,8 +162,26 @@ WORKS_CUDA = [
 ]
 
 
-def works(device: str) -> list[Work]:
-    """What is timed on a device."""
+def works_of(model: Path) -> list[Work]:
+    """What is timed with real weights: real texts of up to 1,024 tokens, all weights and adapters of rank 16."""
+    found = []
+    for name, kind, texts in (
+        ("sft, oasst", "sft", firsts(oasst, 1)),
+        ("sft, rasbt", "sft", firsts(rasbt, 1)),
+        ("dpo, hh-rlhf", "dpo", hh),
+        ("dpo, rasbt", "dpo", rasbt),
+        ("reward, hh-rlhf", "reward", hh),
+    ):
+        rows = real(texts, 1024, model)
+        for lora, how in ((0, "all weights"), (16, "adapters")):
+            found.append(Work(f"{name}, {how}", kind, rows, REAL_VOCABULARY, 8, 2, True, lora, model))
+    return found
+
+
+def works(device: str, model: Path | None = None) -> list[Work]:
+    """What is timed on a device, or with a folder of real weights."""
+    if model is not None:
+        return works_of(model)
     return WORKS_CUDA if device == "cuda" else WORKS
 
 

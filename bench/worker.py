@@ -1,4 +1,4 @@
-"""One contender at one task, in its own process: `python -m bench.worker WORK WHO DTYPE DEVICE`.
+"""One contender at one task, in its own process: `python -m bench.worker WORK WHO DTYPE DEVICE [MODEL]`.
 
 It answers "go\\n" with one JSON line per pass over the rows: seconds and loss of every step, and how much
 memory the passes needed beyond the loaded model.
@@ -22,6 +22,7 @@ import os
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -46,9 +47,10 @@ def main() -> None:
         sys.exit(__doc__)
     name, who, dtype, device = sys.argv[1:5]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 2))
-    work = next(w for w in works(device) if w.name == name)
+    model = Path(sys.argv[5]) if len(sys.argv) > 5 else None
+    work = next(w for w in works(device, model) if w.name == name)
     if dtype == "fp32":  # the equality of losses is checked on small steps
-        work = Work(work.name, work.kind, work.rows, work.vocabulary, 4, 5)
+        work = replace(work, batch=4, steps=5)
     rows = work.make()
     if who != "trl defaults":
         rows = grouped(rows, work.batch)
@@ -61,7 +63,13 @@ def main() -> None:
                 break
             before = rss()
             done = run()
-            reply({"seconds": done.seconds, "losses": done.losses, "memory_mb": memory(device, before)})
+            reply(
+                {
+                    "seconds": done.seconds,
+                    "losses": done.losses,
+                    "memory_mb": memory(device, 0.0 if model else before),
+                }
+            )
 
 
 def reply(value: object) -> None:
@@ -81,11 +89,17 @@ def memory(device: str, before: float) -> float:
 
 
 def checkpoint(work: Work, folder: Path, device: str) -> None:
-    """The same random weights for everybody, as Hugging Face folders."""
+    """The same weights for everybody, real or random, as Hugging Face folders."""
+    if work.model is not None and work.kind != "reward":
+        (folder / "policy").symlink_to(work.model)
+        return
     from demeanor.model import checkpoints as models
     from demeanor.model.initial import initialise
     from demeanor.model.llama import Llama
 
+    if work.model is not None:
+        models.save(models.reward(work.model, 0), folder / "reward")
+        return
     policy = Llama(model_config(work.vocabulary, device=device))
     initialise(policy, 0, mimetic=False)
     models.save(policy, folder / "policy")
@@ -106,8 +120,9 @@ def ours(
     from demeanor.model import checkpoints as models
     from demeanor.model.heads import policy_outputs, reward_outputs
     from demeanor.core import registry
-    from demeanor.stack.schema import Optim
-    from demeanor.training import progress
+    from demeanor.model import adapters
+    from demeanor.stack.schema import Adapter, Optim
+    from demeanor.training import progress, resume
     from demeanor.training.loop import fit
     from demeanor.training.progress import StageProgress
     from demeanor.training.reference import reference_logprobs, trees_key
@@ -118,7 +133,11 @@ def ours(
         for p, cs in rows
     ]
     model: Any = models.load_reward(folder / "reward") if rewards else models.load(folder / "policy")
+    if work.lora:
+        adapters.attach(model, Adapter(rank=work.lora, alpha=2 * work.lora), 0)
     model.to(device)
+    if work.model is not None:  # hundreds of MB; theirs writes no checkpoint either
+        resume.save = lambda *given, **more: None  # type: ignore[assignment]
     reference = None
     if work.kind == "dpo":
         reference = reference_logprobs(
@@ -222,6 +241,19 @@ def trl(
     )
     if tuned:
         common |= {"gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+    if work.lora:
+        from peft import LoraConfig
+
+        task = "SEQ_CLS" if work.kind == "reward" else "CAUSAL_LM"
+        lora: Any = LoraConfig(
+            r=work.lora,
+            lora_alpha=2 * work.lora,
+            target_modules="all-linear",
+            task_type=task,
+            modules_to_save=["score"] if work.kind == "reward" else None,
+        )
+    else:
+        lora = None
     tokenizer = words(work.vocabulary, PreTrainedTokenizerFast)
     data = Dataset.from_dict(columns)
     clock = Clock()
@@ -233,6 +265,7 @@ def trl(
             args=RewardConfig(**common),
             train_dataset=data,
             processing_class=tokenizer,
+            peft_config=lora,
             callbacks=[clock],
         )
     else:
@@ -243,6 +276,7 @@ def trl(
                 args=SFTConfig(**common, completion_only_loss=True),
                 train_dataset=data,
                 processing_class=tokenizer,
+                peft_config=lora,
                 callbacks=[clock],
             )
         else:
@@ -251,8 +285,11 @@ def trl(
                 args=DPOConfig(**common, beta=0.1, precompute_ref_log_probs=tuned),
                 train_dataset=data,
                 processing_class=tokenizer,
+                peft_config=lora,
                 callbacks=[clock],
-                ref_model=None if tuned else AutoModelForCausalLM.from_pretrained(folder / "policy"),
+                ref_model=None
+                if tuned or work.lora
+                else AutoModelForCausalLM.from_pretrained(folder / "policy"),
             )
 
     def run() -> Pass:
