@@ -68,7 +68,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-ROWS, WIDEST, WORK, REPEATS = 512, 4096, 2e9, 4
+ROWS, WIDEST, WORK, REPEATS = 512, 1024, 8e9, 4
 FASTER = 1.1
 """How many times as fast as fp32 bf16 must be measured: near a tie the more precise format is taken."""
 
@@ -92,12 +92,13 @@ def training_dtype(shapes: Collection[tuple[int, int]]) -> torch.dtype | None:
 def product_seconds(shapes: tuple[tuple[int, int], ...]) -> tuple[float, float]:
     """Measure the products of a step, forward and backward, in fp32 and in bf16: CPU seconds of each.
 
-    Takes under a second: matrices are cut to 4096 and rows to what fits. One thread's own time counts, the best
+    Takes about a second: matrices are cut to 1024, since larger ones run at the same speed, so that there are enough rows:
+    with few, rounding the weights would count more than the products. One thread's own time counts, the best
     of four rounds in turns, so that neighbours on a busy machine change the answer little.
     """
     import torch
 
-    cut = [(min(out, WIDEST), min(inside, WIDEST)) for out, inside in shapes]
+    cut = sorted({(min(out, WIDEST), min(inside, WIDEST)) for out, inside in shapes})
     work = 6.0 * sum(out * inside for out, inside in cut)
     rows = max(16, min(ROWS, int(WORK / max(work, 1.0))))
     tensors = [
@@ -140,3 +141,11 @@ def unbind() -> None:
     if _CORES:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, _CORES)
+
+
+def bind() -> None:
+    """Undo `unbind` for this thread: back to the first core that `prepare` gave to OpenMP, if it gave any."""
+    given = os.environ.get("GOMP_CPU_AFFINITY", "").split()
+    if given and given[0].isdigit() and int(given[0]) in _CORES:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {int(given[0])})

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from demeanor.model.tensors import Loss, Outputs, TokenBatch, concatenate
 from demeanor.stack.schema import Optim
 from demeanor.training import optimizer as optimizers
 from demeanor.training import progress, resume
+from demeanor.training.contention import Threads, same_bits
 from demeanor.training.ema import EMA
 from demeanor.training.optimizer import learning_rate
 from demeanor.training.parallel import ALONE, ProcessGroup, settle, whole
@@ -246,7 +248,12 @@ def fit(
     book = (
         progress.MetricsLog(out / LEDGER, step=begun, tracker=tracker) if group.first else progress.NullLog()
     )
-    with book as rows, stop_requests() as stop, watch.running(steps, begun, peak):
+    shapes = [(p.shape[0], p.shape[1]) for p in model.parameters() if p.ndim == 2]
+    threads = Threads(
+        torch.get_num_threads() if device.type == "cpu" and group.size == 1 else 1,
+        safe=partial(same_bits, shapes, dtype or torch.float32),
+    )
+    with book as rows, stop_requests() as stop, watch.running(steps, begun, peak), closing(threads):
         if not seen:  # a run killed while it evaluated
             look(begun)
         saved_s = clock()
@@ -277,7 +284,10 @@ def fit(
                     "seconds": round(clock() - start_s, 4),
                 }
             )
-            watch.update(done, gradient.loss, gradient.tokens, sum(map(flops, batches)))
+            work = sum(map(flops, batches))
+            threads.after(work)
+            watch.beside(str(threads))
+            watch.update(done, gradient.loss, gradient.tokens, work)
             # read once: a later signal stops the run after the checkpoint of the next step
             stopping = group.any(stop.asked)
             if (

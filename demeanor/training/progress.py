@@ -172,6 +172,7 @@ class StageProgress:
         self._steps, self._began, self._printed_s = 0, _Mark(0.0, 0, 0, 0.0, 0.0), 0.0
         self._peak: float | None = None
         self._shown: str | None = None
+        self._beside = ""
 
     def show(self, text: str) -> None:
         """Put a text where the mean loss stands, from the next line on."""
@@ -216,6 +217,10 @@ class StageProgress:
                     f"{last.step}/{self._steps} steps in {last.at_s - self._began.at_s:.0f} s  {self.rates()}"
                 )
 
+    def beside(self, text: str) -> None:
+        """Show after the rates what else needs the cores, from the next line on; empty: nothing."""
+        self._beside = text
+
     def update(self, step: int, loss: float, tokens: int, flops: float) -> None:
         """Count one finished step (`step` of all), its loss, its input tokens and its FLOPs."""
         last, now = self._marks[-1], self._clock()
@@ -234,7 +239,8 @@ class StageProgress:
         Empty before a step.
         """
         first, last = self._marks[0], self._marks[-1]
-        return _rates(first, last, self._peak, self._steps - last.step, self._shown)
+        rates = _rates(first, last, self._peak, self._steps - last.step, self._shown)
+        return f"{rates}  {self._beside}" if rates and self._beside else rates
 
 
 def _rates(first: _Mark, last: _Mark, peak: float | None, left: int, shown: str | None = None) -> str:
