@@ -80,13 +80,17 @@ def ranking(settings: SearchSpec, root: Path) -> index.Ranking:
         encoder = vectors.RemoteEncoder(settings.encoder, settings.key_env)
     elif settings.encoder is not None:
         encoder = load_encoder(settings.encoder, root)
-    return index.Ranking(words, settings.stemming, encoder, settings.by)
+    return index.Ranking(words, settings.stemming, encoder, settings.by, settings.passage_chars)
 
 
-def names(folder: Path) -> frozenset[str]:
+def names(folder: Path, settings: SearchSpec) -> frozenset[str]:
     """Return the ids and the sources of all passages of a folder."""
     found = documents.read_folder(folder)
-    chunks = (chunk for name, text in found.items() for chunk in documents.chunks(name, text))
+    chunks = (
+        chunk
+        for name, text in found.items()
+        for chunk in documents.chunks(name, text, settings.passage_chars)
+    )
     return frozenset(name for chunk in chunks for name in (chunk.id, chunk.source))
 
 

@@ -134,7 +134,8 @@ def measure(
         *((text, indexes.changed(settings, _changes(text))) for text in compare or ()),
     ]
     questions = retrieval_quality.labelled(labels)
-    missing = retrieval_quality.unknown(questions, indexes.names(folder))
+    known = frozenset[str]().union(*(indexes.names(folder, each) for _, each in searches))
+    missing = retrieval_quality.unknown(questions, known)
     if missing:
         raise UsageError(
             f"{labels}: {len(missing)} labels name no passage and no document of {folder}: {first_of(missing, 3)}; "

@@ -51,6 +51,12 @@ class SearchSpec(registry.Spec):
     stemming: str | None = Field(
         None, description="a Snowball language, e.g. english; null: words as they are"
     )
+    passage_chars: int = Field(
+        1000,
+        ge=100,
+        le=20_000,
+        description="longest passage in characters; code blocks and tables may have four times as many",
+    )
     encoder: registry.Source | None = Field(
         None, description="a folder beside the stack file, a hub id, or http://host/v1#model"
     )

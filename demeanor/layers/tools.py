@@ -16,21 +16,31 @@ import itertools
 import json
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import re2
 from jsonschema import Draft202012Validator, FormatChecker, SchemaError, ValidationError
 from jsonschema.validators import extend
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from referencing import Registry
 
 from demeanor.core import registry
-from demeanor.core.errors import unknown
+from demeanor.core.errors import DemeanorError, Problem, unknown
 from demeanor.core.types import (
     Citation,
     Done,
@@ -51,6 +61,7 @@ from demeanor.core.types import (
     Usage,
 )
 from demeanor.layers import Kit, timed
+from demeanor.layers._functions import load_functions, names_of
 
 TOOLS = "demeanor.tools"  # the folder of tools
 MAX_REFS = 10_000  # references that one check of arguments follows
@@ -135,15 +146,10 @@ async def called(
     call: ToolCall, tools: Mapping[str, RunnableTool], timeout_s: float, max_chars: int
 ) -> ToolResult:
     """Run a call in a thread; its failure is a result too."""
-    tool = tools.get(call.name)
-    if tool is None:
-        return failed(call, unknown(call.name, tools, noun="tool"))
-    try:
-        arguments = json.loads(call.arguments or "{}")
-    except (ValueError, RecursionError) as error:
-        return failed(call, f"arguments are not JSON: {error}")
-    if wrong := mistakes(arguments, tool.spec.parameters):
-        return failed(call, shortened("; ".join(wrong), max_chars))
+    arguments, wrong = arguments_of(call, tools)
+    if wrong:
+        return failed(call, shortened(wrong, max_chars))
+    tool = tools[call.name]
     try:
         return await THREADS.run(
             call.name, partial(_result, call, tool, arguments, timeout_s, max_chars), timeout_s
@@ -152,6 +158,33 @@ async def called(
         return failed(call, _late(timeout_s))
     except RuntimeError as error:  # the machine gives no further thread
         return failed(call, f"the tool could not be started: {error}")
+
+
+def arguments_of(call: ToolCall, tools: Mapping[str, RunnableTool]) -> tuple[Any, str]:
+    """Return a call's arguments, and what is wrong with the call if it cannot be run."""
+    tool = tools.get(call.name)
+    if tool is None:
+        return None, unknown(call.name, tools, noun="tool")
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        return None, f"arguments are not JSON: {error}"
+    arguments = given(arguments, tool.spec.parameters)
+    return arguments, "; ".join(mistakes(arguments, tool.spec.parameters))
+
+
+def given(arguments: Any, schema: Mapping[str, Any]) -> Any:
+    """Return arguments without those that are null where they may be left out and null is no value: models write both."""
+    if not isinstance(arguments, dict):
+        return arguments
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+
+    def left_out(name: str, value: Any) -> bool:
+        if value is not None or name in required or not isinstance(properties, Mapping):
+            return False
+        return isinstance(properties.get(name), Mapping) and bool(mistakes(None, properties[name]))
+
+    return {name: value for name, value in arguments.items() if not left_out(name, value)}
 
 
 def _result(
@@ -164,6 +197,8 @@ def _result(
         if inspect.isawaitable(value):
             value = asyncio.run(_awaited(value, timeout_s))
         return ToolResult(call.id, call.name, result_text(value, max_chars))
+    except _LateError as error:
+        return failed(call, str(error))
     except BaseException as error:
         why = type(error).__name__
         if isinstance(error, ValueError | ArithmeticError):
@@ -172,17 +207,21 @@ def _result(
         return failed(call, why)
 
 
+class _LateError(Exception):
+    """A tool has used up its time."""
+
+
 async def _awaited(value: Awaitable[Any], timeout_s: float) -> Any:
     """Await a tool in the loop of its thread, where it is also cancelled in time.
 
-    Raises ValueError then; a TimeoutError is the tool's own.
+    Raises _LateError then; a TimeoutError is the tool's own.
     """
     try:
         async with asyncio.timeout(timeout_s) as limit:
             return await value
     except TimeoutError:
         if limit.expired():
-            raise ValueError(_late(timeout_s)) from None
+            raise _LateError(_late(timeout_s)) from None
         raise
 
 
@@ -344,12 +383,16 @@ class Round:
 
 
 BEHAVIOUR = True
+MOST_WRONG = 2  # rounds with malformed calls, after which no tool is offered
 
 
 class Spec(registry.Spec):
     """Which tools, and their limits."""
 
-    allow: tuple[str, ...] = Field(min_length=1, description="names of tools")
+    allow: tuple[str, ...] = Field((), description="names of tools; empty: all functions of `module`")
+    module: registry.File | None = Field(
+        None, description="a Python file beside the stack file; its public functions are tools too"
+    )
     max_rounds: int = Field(
         3, ge=1, le=32, description="how often results go back to the model; later calls are not run"
     )
@@ -359,11 +402,49 @@ class Spec(registry.Spec):
     @field_validator("allow")
     @classmethod
     def _exist(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
-        for name in allow:
-            if name not in registry.known(TOOLS):
-                why = unknown(name, registry.known(TOOLS), noun="tool")
-                raise PydanticCustomError("tool", "names of tools; {why}", {"why": why})
+        if len(set(allow)) < len(allow):
+            raise PydanticCustomError("tool", "names of tools, each once")
         return allow
+
+    @model_validator(mode="after")
+    def _offers(self) -> Spec:
+        if self.module is None:
+            if not self.allow:
+                raise PydanticCustomError("tool", "names of tools in `allow`, or a `module` with functions")
+            _known(self.allow, registry.known(TOOLS))
+        return self
+
+
+def _known(allow: Iterable[str], names: Collection[str]) -> None:
+    for name in allow:
+        if name not in names:
+            raise PydanticCustomError(
+                "tool", "names of tools; {why}", {"why": unknown(name, names, noun="tool")}
+            )
+
+
+def check(spec: Spec, root: Path) -> list[Problem]:
+    """What is wrong with the file of functions; it is read and not run."""
+    if spec.module is None:
+        return []
+    where = f"{root / spec.module}"
+    try:
+        names = names_of(root / spec.module)
+    except DemeanorError as error:
+        return [Problem(where, str(error).removeprefix(f"{where}:"))]
+    if not names:
+        return [Problem(where, "it has no public function; a tool is one with annotations and a docstring")]
+    try:
+        _known(spec.allow, {*names, *registry.known(TOOLS)})
+    except PydanticCustomError as error:
+        return [Problem(where, error.message())]
+    return []
+
+
+def offered(spec: Spec, kit: Kit) -> dict[str, RunnableTool]:
+    """Return the tools that a layer offers: the allowed ones, of its module first; runs the module."""
+    own: Mapping[str, RunnableTool] = {} if spec.module is None else load_functions(kit.root / spec.module)
+    return {name: own[name] if name in own else kit.tools[name] for name in spec.allow or own}
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
@@ -371,7 +452,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
 
     A call that the caller demands is of the caller's tools, so ours are not offered then.
     """
-    allowed = {name: kit.tools[name] for name in spec.allow}
+    allowed = offered(spec, kit)
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
         callers = {tool.name for tool in turn.tools}
@@ -379,7 +460,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
         offers = turn.tool_choice != "none" and not demanded
         ours = {n: t for n, t in allowed.items() if n not in callers} if offers else {}
         turn = replace(turn, tools=(*(t.spec for t in ours.values()), *turn.tools))
-        this = Round()
+        this, wrong = Round(), 0  # rounds with calls that could not be run
         for left in reversed(range(spec.max_rounds + 1)):
             async for event in this.events(inner(turn)):
                 yield event
@@ -387,13 +468,10 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
             if this.broken_off or not our_calls:
                 break
             results = []
-            for call in our_calls:
-                if left:
-                    result = await called(call, ours, spec.timeout_s, spec.max_result_chars)
-                else:
-                    result = failed(call, "too many calls")
+            async for result in _all(our_calls, ours, spec, run=left > 0):
                 yield result
                 results.append(result)
+            wrong += any(arguments_of(call, ours)[1] for call in our_calls)
             if len(our_calls) < len(this.calls):
                 break  # the caller has to run its own calls first
             if not left or this.num_tokens >= turn.decoding.max_tokens:
@@ -403,9 +481,28 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
             if pause:
                 yield Text(pause, by="tools")
             turn, this = next_turn(turn, this, results), this.next(pause)
+            if wrong >= MOST_WRONG:  # the model cannot write this call: it has to answer without
+                turn = replace(turn, tools=(), tool_choice="none")
         yield this.done
 
     return timed("tools", body, inner, kit.clock)
+
+
+async def _all(
+    calls: Sequence[ToolCall], tools: Mapping[str, RunnableTool], spec: Spec, *, run: bool
+) -> AsyncIterator[ToolResult]:
+    """Run calls side by side and yield their results in the order of the calls."""
+    if not run:
+        for call in calls:
+            yield failed(call, "too many calls")
+        return
+    jobs = [asyncio.create_task(called(call, tools, spec.timeout_s, spec.max_result_chars)) for call in calls]
+    try:
+        for job in jobs:
+            yield await job
+    finally:
+        for job in jobs:
+            job.cancel()
 
 
 def next_turn(turn: Turn, last: Round, results: Sequence[ToolResult]) -> Turn:

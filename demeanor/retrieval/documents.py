@@ -24,7 +24,11 @@ from demeanor.retrieval import formats
 
 log = logging.getLogger("demeanor.retrieval")
 
-MAX_CHARACTERS, MAX_BLOCK = 1000, 4000
+MAX_CHARACTERS = (
+    1000  # of a passage, unless the search says otherwise; blocks of code and tables have BLOCK times as many
+)
+BLOCK = 4
+MAX_BLOCK = BLOCK * MAX_CHARACTERS
 MAX_FILE = 64 << 20  # bytes
 SUFFIXES = {".md", ".txt", ".jsonl", ".html", ".htm", ".pdf", ".docx"}
 HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]|$)")
@@ -217,12 +221,12 @@ def lines_of(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def chunks(name: str, document: Document | str) -> list[Chunk]:
-    """Return the passages of one document in order; raises ValueError for a row of a .jsonl file that is none."""
+def chunks(name: str, document: Document | str, limit: int = MAX_CHARACTERS) -> list[Chunk]:
+    """Return the passages of one document in order, of at most `limit` characters; raises ValueError for a row of a .jsonl file that is none."""
     document = Document(lines_of(document)) if isinstance(document, str) else document
     text, suffix = document.text, Path(name).suffix.lower()
     if suffix == ".jsonl":
-        return list(_rows(name, text))
+        return list(_rows(name, text, limit))
     found: Iterator[Chunk]
     if document.pages:
         bounds = [*document.pages, len(text)]
@@ -230,16 +234,16 @@ def chunks(name: str, document: Document | str) -> list[Chunk]:
         found = (
             Chunk("", name, "", " ".join(text[a:b].split()), a, b, number)
             for number, (start, end) in enumerate(pages, 1)
-            for a, b in _page(text, start, end)
+            for a, b in _page(text, start, end, limit)
         )
     elif suffix == ".txt":
         found = (
             Chunk("", name, "", text[start + a : start + b], start + a, start + b)
             for start, line in _placed(text)
-            for a, b in spans(line)
+            for a, b in spans(line, limit)
         )
     else:
-        found = _blocks(name, text)
+        found = _blocks(name, text, limit)
     return [
         Chunk(f"{name}#{i}", name, c.heading, c.body, c.start, c.end, c.page) for i, c in enumerate(found, 1)
     ]
@@ -253,16 +257,16 @@ def _placed(text: str) -> Iterator[tuple[int, str]]:
         at += len(line) + 1
 
 
-def _page(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _page(text: str, start: int, end: int, limit: int) -> Iterator[tuple[int, int]]:
     """Yield the spans of a page's passages: a page has no marks of paragraphs that can be relied on."""
-    return ((start + a, start + b) for a, b in spans(text[start:end]))
+    return ((start + a, start + b) for a, b in spans(text[start:end], limit))
 
 
 ROW = {"text", "id", "title", "source", "page"}
 WANTED_ROW = '{"text", "id", "title", "source", "page"}, all but the text optional'
 
 
-def _rows(name: str, text: str) -> Iterator[Chunk]:
+def _rows(name: str, text: str, limit: int = MAX_CHARACTERS) -> Iterator[Chunk]:
     """Yield the passages of texts that somebody else cut, one row each; long ones are cut further.
 
     The source of a row is its `source` or its id, or the file's name where it has none. Raises ValueError that names
@@ -285,7 +289,7 @@ def _rows(name: str, text: str) -> Iterator[Chunk]:
         if wrong := [key for key, value in row.items() if not isinstance(value, str)]:
             raise ValueError(f"line {number}: {wrong[0]} is no text")
         named = row.get("id") or name
-        for part in cut(row["text"]):
+        for part in cut(row["text"], limit):
             counts[named] += 1
             source, id_ = row.get("source") or named, f"{named}#{counts[named]}"
             yield Chunk(id_, source, row.get("title", ""), part, start, start + len(line), page)
@@ -305,7 +309,7 @@ class _Paragraph:
         self._lines.append(line)
         self._starts.append(start)
 
-    def pieces(self) -> Iterator[tuple[str, int, int]]:
+    def pieces(self, limit: int) -> Iterator[tuple[str, int, int]]:
         """Yield the passages of the paragraph with their places in the document."""
         text = " ".join(self._lines)
         joined = [0, *accumulate(len(line) + 1 for line in self._lines)]
@@ -314,11 +318,11 @@ class _Paragraph:
             line = bisect_right(joined, at, hi=len(self._lines)) - 1
             return self._starts[line] + at - joined[line]
 
-        for a, b in spans(text):
+        for a, b in spans(text, limit):
             yield text[a:b], place(a), place(b - 1) + 1
 
 
-def _blocks(name: str, text: str) -> Iterator[Chunk]:
+def _blocks(name: str, text: str, limit: int) -> Iterator[Chunk]:
     """Yield the passages of Markdown with their headings; wrapped lines of a paragraph are joined.
 
     A heading with nothing under it is a passage itself.
@@ -334,7 +338,7 @@ def _blocks(name: str, text: str) -> Iterator[Chunk]:
     def title_alone() -> Iterator[Chunk]:
         *above, title = headings.values()
         place = starts[bare], starts[bare] + len(lines[bare])
-        return (chunk(" / ".join(above), part, *place) for part in cut(title))
+        return (chunk(" / ".join(above), part, *place) for part in cut(title, limit))
 
     while at <= len(lines):
         raw = lines[at] if at < len(lines) else ""
@@ -342,12 +346,12 @@ def _blocks(name: str, text: str) -> Iterator[Chunk]:
         heading, item = HEADING.match(raw), ITEM.match(line)
         end = whole(lines, at, indented=not listed and not paragraph)
         if paragraph and (not line or heading or item or end > at):
-            for piece, *place in paragraph.pieces():
+            for piece, *place in paragraph.pieces(limit):
                 yield chunk(" / ".join(headings.values()), piece, *place)
             paragraph = _Paragraph()
         if end > at:
             bare = -1
-            for part in cut_lines(lines[at:end]):
+            for part in cut_lines(lines[at:end], limit):
                 yield chunk(
                     " / ".join(headings.values()), part, starts[at], starts[end - 1] + len(lines[end - 1])
                 )
@@ -427,20 +431,21 @@ def spans(text: str, limit: int = MAX_CHARACTERS) -> Iterator[tuple[int, int]]:
         yield start, start + len(rest)
 
 
-def cut_lines(lines: list[str]) -> Iterator[str]:
-    """Yield a code block or table, whole if it has at most MAX_BLOCK characters; else in pieces that each have
+def cut_lines(lines: list[str], limit: int = MAX_CHARACTERS) -> Iterator[str]:
+    """Yield a code block or table, whole if it has at most 4 times `limit` characters; else in pieces that each have
     the fence, or the head of the table."""
     text = "\n".join(lines)
-    if len(text) <= MAX_BLOCK:
+    most = BLOCK * limit
+    if len(text) <= most:
         yield text
         return
     fence = FENCE.match(lines[0])
     head = lines[:1] if fence else lines[:2] if _is_rule("".join(lines[1:2])) else []
     tail = [fence[1]] if fence else []
-    if sum(map(len, head + tail)) > MAX_CHARACTERS:
-        yield from cut(text)
+    if sum(map(len, head + tail)) > limit:
+        yield from cut(text, limit)
         return
-    room = MAX_BLOCK - len("\n".join([*head, "", *tail]))
+    room = most - len("\n".join([*head, "", *tail]))
     closed = fence and lines[-1].strip().startswith(fence[1])
     piece = ""
     for line in lines[len(head) : -1 if closed else None]:

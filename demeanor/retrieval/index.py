@@ -23,7 +23,7 @@ from typing import NamedTuple
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import replacing
 from demeanor.core.types import Passage
-from demeanor.retrieval.documents import Chunk, chunks, files_of, read_file
+from demeanor.retrieval.documents import MAX_CHARACTERS, Chunk, chunks, files_of, read_file
 from demeanor.retrieval.vectors import Encoder, Progress, nearest, vectors_of
 from demeanor.retrieval.words import ENGLISH, index_terms, query_terms, stemmer, without
 
@@ -57,6 +57,18 @@ class Ranking:
     stemming: str | None = None
     encoder: Encoder | None = None
     by: str = "words"  # words, vectors or both
+    passage_chars: int = MAX_CHARACTERS  # of the longest passage
+
+    @property
+    def cutting(self) -> _Cutting:
+        return _Cutting(self.stemming, self.passage_chars)
+
+
+class _Cutting(NamedTuple):
+    """What an index file depends on besides its documents."""
+
+    stemming: str | None
+    passage_chars: int
 
 
 class Counts(NamedTuple):
@@ -85,14 +97,14 @@ def open_folder(
     The search may be called from several threads. Raises DemeanorError if there is no such folder, DataError
     that lists every file that cannot be read.
     """
-    return _Index(*_opened(folder, cache, ranking.stemming, progress), ranking, cache, progress)
+    return _Index(*_opened(folder, cache, ranking.cutting, progress), ranking, cache, progress)
 
 
 def build(
     folder: Path, cache: Path | None, ranking: Ranking = Ranking(), progress: Progress | None = None
 ) -> Counts:
     """Bring the index of a folder up to date, vectors included, and say what had to be read."""
-    connection, counts = _opened(folder, cache, ranking.stemming, progress)
+    connection, counts = _opened(folder, cache, ranking.cutting, progress)
     _Index(connection, counts, ranking, cache, progress)
     return counts
 
@@ -263,15 +275,15 @@ def expression(terms: list[str]) -> str:
 
 
 def _opened(
-    folder: Path, cache: Path | None, stemming: str | None, progress: Progress | None
+    folder: Path, cache: Path | None, cutting: _Cutting, progress: Progress | None
 ) -> tuple[sqlite3.Connection, Counts]:
     files = files_of(folder)
     contents = {name: _content(path) for name, path in files.items()}
     if cache is None:
-        connection, counts = _in_memory(folder, tuple(contents.items()), stemming)
+        connection, counts = _in_memory(folder, tuple(contents.items()), cutting)
         return connection, counts
     total = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()[:16]
-    family = f"index-{VERSION}{f'-{stemming}' if stemming else ''}-{_home(folder)}-"
+    family = f"index-{VERSION}-{cutting.stemming or 'words'}-{cutting.passage_chars}-{_home(folder)}-"
     path = cache / f"{family}{total}.db"
     read = removed = 0
     if not path.exists():
@@ -282,7 +294,7 @@ def _opened(
             with contextlib.closing(sqlite3.connect(part)) as connection:
                 if not before:
                     _create(connection)
-                read, removed = _update(connection, folder, files, contents, stemming, progress)
+                read, removed = _update(connection, folder, files, contents, cutting, progress)
         for old in before[: max(0, len(before) + 1 - KEPT)]:
             old.unlink(missing_ok=True)  # whoever has it open keeps it
     found = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
@@ -291,11 +303,11 @@ def _opened(
 
 @lru_cache(maxsize=16)
 def _in_memory(
-    folder: Path, contents: tuple[tuple[str, str], ...], stemming: str | None
+    folder: Path, contents: tuple[tuple[str, str], ...], cutting: _Cutting
 ) -> tuple[sqlite3.Connection, Counts]:
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     _create(connection)
-    read, removed = _update(connection, folder, files_of(folder), dict(contents), stemming, None)
+    read, removed = _update(connection, folder, files_of(folder), dict(contents), cutting, None)
     return connection, Counts(len(contents), _count(connection), read, removed)
 
 
@@ -325,11 +337,11 @@ def _update(
     folder: Path,
     files: Mapping[str, Path],
     contents: Mapping[str, str],
-    stemming: str | None,
+    cutting: _Cutting,
     progress: Progress | None,
 ) -> tuple[int, int]:
     """Read what changed and forget what is gone; return how many files were read and how many forgotten."""
-    stem = stemmer(stemming) if stemming else None
+    stem = stemmer(cutting.stemming) if cutting.stemming else None
 
     def terms(text: str) -> str:
         return " ".join(_stemmed(text, stem))
@@ -346,7 +358,7 @@ def _update(
     refused: list[str] = []
     for done, name in enumerate(new):
         try:
-            found = chunks(name, read_file(files[name]))
+            found = chunks(name, read_file(files[name]), cutting.passage_chars)
         except (OSError, ValueError) as error:
             refused.append(f"{str(files[name])!r}: {error}")
             continue

@@ -25,7 +25,6 @@ WRITTEN = [page for page in PAGES if page != GENERATED]
 EXAMPLES = {
     "demeanor/evaluation/scorers/brief.py",
     "demeanor/text/templates/plain.py",
-    "demeanor/tools/clock.py",
 }
 """Files that a page shows how to write."""
 

@@ -96,6 +96,18 @@ def test_a_long_ranking_is_the_same_in_parts(tmp_path: Path, monkeypatch: pytest
     assert len({p.score for p in whole}) < len(whole) == 50, "some scores are equal"
 
 
+def test_the_length_of_passages_is_a_setting_and_has_an_index_of_its_own(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "docs", tmp_path / "cache"
+    folder.mkdir()
+    (folder / "a.txt").write_text("The ferry leaves. " * 100)
+    (folder / "b.md").write_text("```\n" + "board the ferry\n" * 60 + "```\n")
+    counts = [build(folder, cache, Ranking(passage_chars=n)).passages for n in (200, 1000, 4000)]
+    assert counts == [10 + 2, 2 + 1, 1 + 1]
+    assert len(list(cache.iterdir())) == 3
+    found = open_folder(folder, cache, Ranking(passage_chars=200))("ferry leaves", 50)
+    assert max(len(p.text) for p in found if p.source == "a.txt") <= 200
+
+
 def test_ids_are_unique_over_files(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text('{"id": "x", "text": "one"}\n')
