@@ -54,7 +54,7 @@ class SearchSpec(registry.Spec):
     passage_chars: int = Field(
         1000,
         ge=100,
-        le=20_000,
+        le=100_000,
         description="longest passage in characters; code blocks and tables may have four times as many",
     )
     encoder: registry.Source | None = Field(
