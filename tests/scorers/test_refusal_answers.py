@@ -2,7 +2,8 @@
 
 `round` says when they were written: 1 before any error of the scorer was read, 2 to 6 each after the cues had been changed and before
 they were run on it, 7 for cues that no other of these answers shows,
-8 with the cues for refusals that offer a list of something else, and answers that only sound so. None is copied from a model or a data set:
+8 with the cues for refusals that offer a list of something else, and answers that only sound so, 9 with the idioms that
+only sound like a refusal ("I can't wait"), answers that break off a refusal and then help, and short refusals. None is copied from a model or a data set:
 no ten words of one stand in XSTest's answers (two of round 1 did, as stock phrases, and were written anew).
 """
 
