@@ -50,7 +50,7 @@ from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.layers import Kit, Search, compose, policy, tools
 from demeanor.model import checkpoints
 from demeanor.server.request_context import charged, current_token_budget
-from demeanor.stack.schema import Remote
+from demeanor.stack.schema import OnlineStage, Remote
 from demeanor.stack.stack import Stack, decoding_of, digest, load, plain
 from demeanor.store import database
 from demeanor.text import tokenizer as tokenizers
@@ -288,9 +288,13 @@ def policy_notes(stack: Stack) -> list[str]:
 def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
     """Read and check a stack file against what exists; raises SpecError with every mistake."""
     stack = load(path, overrides, names={"rows": tuple(GENERATED), "suites": suites.offered()})
-    if problems := scoring.problems(stack, REWARDS):
+    if _learns_online(stack) and (problems := scoring.problems(stack, REWARDS)):
         raise SpecError(problems)
     return stack
+
+
+def _learns_online(stack: Stack) -> bool:
+    return any(isinstance(stage, OnlineStage) for stage in stack.spec.weights.stages)
 
 
 # ---- training and evaluation ----
@@ -308,7 +312,7 @@ def train(
 
     Raises SpecError before anything is trained for prompts of online stages that cannot be used.
     """
-    if problems := asked.problems(stack, suites.items):
+    if _learns_online(stack) and (problems := asked.problems(stack, suites.items)):
         raise SpecError(problems)
     pipeline.train(stack, runs, only=only, options=options, probe=probe, services=ONLINE)
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import Field, model_validator
 
-from demeanor.core import validation
+from demeanor.core import registry
 from demeanor.core.errors import DataError, Problem, SpecError, unknown
 from demeanor.core.files import origin
 from demeanor.core.registry import Spec
@@ -323,7 +323,7 @@ BASELINE = "baseline"
 
 def read_rules(path: Path) -> Rules:
     """Read gate.yaml; raises SpecError with every mistake in it."""
-    rules, problems = validation.parse(Rules, validate.read_yaml(path), str(path))
+    rules, problems = registry.parse(Rules, validate.read_yaml(path), str(path))
     if rules is None:
         raise SpecError(problems)
     return rules

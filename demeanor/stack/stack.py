@@ -18,9 +18,8 @@ from typing import Any
 from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError, StaleFileError, UsageError, unknown
 from demeanor.core.files import sha256
-from demeanor.core.registry import Spec
+from demeanor.core.registry import Spec, parse
 from demeanor.core.types import Decoding
-from demeanor.core.validation import parse
 from demeanor.stack import foreign_names, imports, validate
 from demeanor.stack.schema import (
     AnyStage,

@@ -18,8 +18,7 @@ from pydantic.fields import FieldInfo
 from demeanor.core import files as core_files
 from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError, unknown
-from demeanor.core.registry import Spec
-from demeanor.core.validation import parse
+from demeanor.core.registry import Spec, parse
 from demeanor.stack import foreign_names, imports
 from demeanor.stack.schema import (
     AnyStage,

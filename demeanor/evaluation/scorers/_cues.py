@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from demeanor.core import registry, validation
+from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, SpecError, unknown
 from demeanor.stack import validate
 
@@ -23,7 +23,7 @@ _NAME = re.compile(r"\{([A-Za-z]+)\}")
 def read(file: str, model: type[S]) -> S:
     """The settings of a YAML file of this folder; raises SpecError with every mistake in it."""
     path = Path(__file__).parent / file
-    found, problems = validation.parse(model, validate.read_yaml(path), path.name)
+    found, problems = registry.parse(model, validate.read_yaml(path), path.name)
     if found is None:
         raise SpecError(problems)
     return found

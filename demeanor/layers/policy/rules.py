@@ -22,8 +22,8 @@ from demeanor.core import files, registry
 from demeanor.core.errors import Problem, SpecError
 from demeanor.core.personal_data import DETECTORS, Find
 from demeanor.core.phone_numbers import Span
+from demeanor.core.registry import parse
 from demeanor.core.types import Trust
-from demeanor.core.validation import parse
 
 M = TypeVar("M", bound=BaseModel)
 
