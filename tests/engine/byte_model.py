@@ -78,6 +78,9 @@ class ByteModel:
     def head(self) -> torch.Tensor:
         return torch.eye(VOCAB_SIZE)
 
+    def named_modules(self) -> list[tuple[str, torch.nn.Module]]:
+        return []
+
     def _write(self, cache: KVCache, slot: int, start: int, tokens: list[int]) -> tuple[int, ...]:
         row = cache.keys[0][slot, 0, :, 0]
         row[start : start + len(tokens)] = torch.tensor(tokens) + 1.0
