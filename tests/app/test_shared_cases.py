@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from demeanor.core.errors import CheckpointError, DataError
-from demeanor.core.types import Completion, Item, Message
+from demeanor.core.types import Completion, Example, Item, Message
 from tests.conftest import REPOSITORY
 
 CASES = REPOSITORY.parent / "shared" / "cases"
@@ -352,3 +353,365 @@ def test_a_stop_string_cuts_a_form(servers: dict[str, str]) -> None:
     choice = ask(servers, "stop_cuts_json")[1]["choices"][0]
     assert choice["finish_reason"] == "stop"
     assert "," not in choice["message"]["content"]
+
+
+# ---- serving/upstream.py: one misbehaving server, named by the last user message ----
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """remote.yaml and remotetools.yaml before upstream.py: the address of each by its name."""
+    import socket
+    import subprocess
+    import sys
+    from contextlib import ExitStack
+
+    from demeanor.app import StackRuntime, load_stack
+    from demeanor.server.application import app
+    from demeanor.serving import ServedStack
+    from demeanor.training.runs import Runs
+    from tests.server.live import live
+
+    folder = tmp_path_factory.mktemp("upstream")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with ExitStack() as stack:
+        other = subprocess.Popen(
+            [sys.executable, str(CASES / "serving" / "upstream.py"), port], stdout=subprocess.DEVNULL
+        )
+        stack.callback(other.wait)
+        stack.callback(other.kill)
+        until = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", int(port)), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < until, "upstream.py does not listen"
+                time.sleep(0.05)
+        found = {}
+        for name in ("remote", "remotetools"):
+            text = (CASES / "serving" / f"{name}.yaml").read_text()
+            (folder / f"{name}.yaml").write_text(text.replace("8111", port).replace("runs/", f"/{folder}/"))
+            runtime = StackRuntime(load_stack(folder / f"{name}.yaml"), Runs(folder / "runs"))
+            stack.callback(runtime.close)
+            found[runtime.stack.spec.name] = stack.enter_context(live(app(ServedStack(runtime))))
+        yield found
+
+
+def scenario(
+    upstream: dict[str, str], name: str, model: str = "far", **more: Any
+) -> tuple[int, dict[str, Any]]:
+    import httpx
+
+    body = {"model": model, "messages": [{"role": "user", "content": name}], **more}
+    answer = httpx.post(upstream[model] + "/v1/chat/completions", json=body, timeout=60)
+    return answer.status_code, answer.json()
+
+
+def offered(*names: str) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": n, "parameters": {"type": "object"}}} for n in names]
+
+
+HELLO = ("ok nospace comments events crlf cr bom errnull emptydata nodone nofinish end_turn emptyfinish nochoices "
+         "nulldelta parts reasoning plainjson noct gzip text0 openafterdone heartbeat heartbeatnodone s503once")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HELLO.split())
+def test_an_odd_upstream_that_says_hello_is_an_answer(name: str, upstream: dict[str, str]) -> None:
+    began = time.monotonic()
+    status, answer = scenario(upstream, name)
+    assert status == 200, answer
+    choice = answer["choices"][0]
+    assert choice["message"]["content"].startswith("Hello")
+    assert choice["finish_reason"] == "stop"
+    assert time.monotonic() - began < 20  # a socket that stays open for 30 or 40 s ends nothing
+
+
+ONE_CALL = {
+    "noindex": '{"city": "Paris"}',
+    "nullindex": '{"city": "Paris"}',
+    "repeatname": '{"city": "Paris"}',
+    "stopcalls": "{}",
+    "nulargs": "{}",
+    "strindex": "{}",
+}
+
+
+@pytest.mark.parametrize("name", sorted(ONE_CALL))
+def test_an_odd_upstream_that_makes_a_call_makes_one_call(name: str, upstream: dict[str, str]) -> None:
+    status, answer = scenario(upstream, name, tools=offered("get_weather", "get_time"))
+    assert status == 200, answer
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert (call["id"], call["function"]) == ("c1", {"name": "get_weather", "arguments": ONE_CALL[name]})
+    assert answer["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("name", ["mixok", "mixnoid", "mixsameid", "noid"])
+def test_calls_of_an_odd_upstream_keep_their_number_and_get_ids(name: str, upstream: dict[str, str]) -> None:
+    status, answer = scenario(upstream, name, tools=offered("get_weather", "get_time", "calculator"))
+    assert status == 200, answer
+    calls = answer["choices"][0]["message"]["tool_calls"]
+    assert len({call["id"] for call in calls}) == len(calls) == 2
+    tooled = scenario(upstream, name, model="fart", tools=offered("get_weather", "get_time"))[1]
+    left = [call["function"]["name"] for call in tooled["choices"][0]["message"]["tool_calls"]]
+    assert left == (["get_weather", "get_time"] if name == "noid" else ["get_weather"])  # ours was run
+
+
+FAULTS = {
+    "s400": (400, "context_length_exceeded"),
+    "s401": (502, "upstream_authentication"),
+    "s429": (429, "rate_limit_exceeded"),
+    "s429date": (429, "rate_limit_exceeded"),
+    "errfirst": (429, "rate_limit_exceeded"),
+    "s500": (502, "upstream_error"),
+    "s200err": (404, "upstream_model_not_found"),
+    "html": (502, "upstream_error"),
+    "redirect": (502, "upstream_error"),
+    "halfjson": (502, "upstream_error"),
+    "errmid": (502, "upstream_error"),
+    "errevent": (502, "upstream_error"),
+    "finisherror": (502, "upstream_error"),
+    "cutheaders": (502, "upstream_error"),
+    "cutbody": (502, "upstream_error"),
+    "cutchunked": (502, "upstream_error"),
+    "silent": (504, "upstream_timeout"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS))
+def test_an_error_of_an_odd_upstream_keeps_whose_fault_it_is(name: str, upstream: dict[str, str]) -> None:
+    status, answer = scenario(upstream, name, model="fart")
+    assert (status, answer["error"]["code"]) == FAULTS[name]
+
+
+def test_usage_of_an_odd_upstream_is_told_or_unknown(upstream: dict[str, str]) -> None:
+    told = {name: scenario(upstream, name)[1]["usage"] for name in ("ok", "usagepartial", "usagenull")}
+    assert told["ok"]["total_tokens"] == 5
+    assert told["usagepartial"] is None
+    assert told["usagenull"] is None
+
+
+# ---- tools of runtime/, adapters and a reward model of training/ ----
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("05-tool-returns-int", "5"), ("06-blocking-tool", "error: no answer within 0.2 s")],
+)
+async def test_a_tool_of_any_kind_is_a_text_result_in_time(
+    name: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+    import runpy
+    import sys
+
+    from demeanor.core import types
+    from demeanor.layers.tools import LoadedTool, called
+
+    monkeypatch.setitem(sys.modules, "demeanor.types", types)  # where it lay when the case was written
+    found = runpy.run_path(str(CASES / "runtime" / f"{name}.py"))
+    tool = LoadedTool(found["SPEC"], found["run"])
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.01)
+            beats += 1
+
+    beating = asyncio.create_task(beat())
+    timeout_s = 0.2 if name.startswith("06") else 30.0
+    result = await called(types.ToolCall("1", tool.spec.name, "{}"), {tool.spec.name: tool}, timeout_s, 100)
+    beating.cancel()
+    assert result.content == wanted
+    assert beats >= 3 or not name.startswith("06")  # the loop went on
+
+
+@pytest.mark.parametrize("name", ["mts_embed_tied", "lmhead_untied"])
+def test_an_adapter_gives_the_log_probabilities_of_its_parts_in_transformers(name: str) -> None:
+    """The base in transformers, with the adapter's matrices put in by hand as PEFT does; tied heads stay."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from tests.model.test_model_stored import logprobs, truth
+
+    folder = CASES / "training" / "checkpoints" / "adapters" / name
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / settings["base_model_name_or_path"], dtype=torch.float32
+    ).eval()
+    if name == "mts_embed_tied":
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    tensors = {
+        key.removeprefix("base_model.model."): value
+        for key, value in load_file(folder / "adapter_model.safetensors").items()
+    }
+    with torch.no_grad():
+        for key, low in tensors.items():
+            if key.endswith("lora_A.weight"):
+                module = key.removesuffix(".lora_A.weight")
+                product = tensors[f"{module}.lora_B.weight"] @ low
+                model.get_submodule(module).weight += settings["lora_alpha"] / settings["r"] * product
+            elif "lora_" not in key and "embed_tokens" in key:
+                model.get_input_embeddings().weight.copy_(value_of(tensors, key))
+    assert torch.allclose(logprobs(folder), truth(model), atol=2e-5)
+
+
+def value_of(tensors: dict[str, Any], key: str) -> Any:
+    return tensors[key].float()
+
+
+def test_a_reward_folder_scores_an_answer_alike_alone_and_padded_in_transformers(
+    place: Path, tmp_path: Path
+) -> None:
+    """transformers scores the token before the padding, so the padding must end no answer."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from demeanor.cli import main
+
+    with inside(place):
+        assert main(["train", "rm.yaml", "--runs", str(tmp_path)]) == 0
+    configs = {path.parent: json.loads(path.read_text()) for path in tmp_path.glob("*/model/config.json")}
+    (folder,) = [path for path, c in configs.items() if "Classification" in c["architectures"][0]]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    assert model.config.pad_token_id not in (None, tokenizer.eos_token_id)
+    rows = [
+        [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        for text in ("When?", "A longer question to you.")
+    ]
+    padded = [row + [model.config.pad_token_id] * (max(map(len, rows)) - len(row)) for row in rows]
+    with torch.no_grad():
+        alone = torch.cat([model(torch.tensor([row])).logits for row in rows])
+        together = model(torch.tensor(padded)).logits
+    assert torch.allclose(alone, together, atol=1e-4)
+    assert (alone[0] - alone[1]).abs() > 1e-3
+
+
+def test_a_card_number_in_json_is_personal_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from demeanor.cli import main
+
+    out = tmp_path / "kept.jsonl"
+    path = CASES / "training" / "data" / "card.jsonl"
+    assert main(["data", "filter", str(path), str(out), "--no-personal-data"]) == 0, capsys.readouterr()
+    assert "4111111111111111" not in out.read_text()
+
+
+DOUBTED = {
+    "samepairs": ("dpo", "the same"),
+    "onesided": ("kto", "label"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DOUBTED))
+def test_rows_that_teach_nothing_are_a_warning(
+    name: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from demeanor.cli import main
+
+    objective, said = DOUBTED[name]
+    stage = f"{{name: a, objective: {objective}, data: {name}.jsonl, optim: {{lr: 1.0e-9}}}}"
+    (place / f"{name}.yaml").write_text(
+        f"name: t\ntemplate: chatml\nweights:\n  base: base\n  stages:\n    - {stage}\n"
+    )
+    with inside(place):
+        code = main(["train", f"{name}.yaml", "--runs", str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert said in (out + err).lower()
+
+
+# ---- the stories model behind a policy that reads offered tools, with the calculator ----
+
+
+GUARDED = """
+name: srv
+weights:
+  base: {base}
+template: chatml
+decoding: {{temperature: 0, max_tokens: 48}}
+layers:
+  - {{kind: policy, rules: rules.yaml}}
+  - {{kind: tools, allow: [calculator]}}
+"""
+RULES = "rules: [{name: pretend, on: input, trust: system, pattern: pretend you are, reason: a wrapping, reply: 'No.'}]"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[str]:
+    from demeanor.app import StackRuntime, load_stack
+    from demeanor.server.application import app
+    from demeanor.serving import ServedStack
+    from demeanor.training.runs import Runs
+    from tests.server.live import live
+
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "srv.yaml").write_text(GUARDED.format(base=shared / "stories260K-hf"))
+    (folder / "rules.yaml").write_text(RULES)
+    runtime = StackRuntime(load_stack(folder / "srv.yaml"), Runs(folder / "runs"))
+    with live(app(ServedStack(runtime))) as address:
+        yield address
+    runtime.close()
+
+
+def test_a_demanded_call_is_of_the_clients_tool_though_the_stack_has_one(guarded: str) -> None:
+    import httpx
+
+    body = json.loads((CASES / "serving" / "required_is_eaten.json").read_text()) | {"model": "srv"}
+    answer = httpx.post(guarded + "/v1/chat/completions", json=body, timeout=60).json()
+    calls = answer["choices"][0]["message"]["tool_calls"]
+    assert {call["function"]["name"] for call in calls} == {"get_weather"}
+
+
+def test_a_tools_description_is_judged_by_a_rule_with_the_trust_of_systems(guarded: str) -> None:
+    import httpx
+
+    body = json.loads((CASES / "runtime" / "08-tool-description.json").read_text())
+    answer = httpx.post(guarded + "/v1/chat/completions", json=body, timeout=60).json()
+    assert answer["choices"][0]["finish_reason"] == "content_filter"
+    plain = body | {"tools": []}
+    del plain["tools"]
+    answer = httpx.post(guarded + "/v1/chat/completions", json=plain, timeout=60).json()
+    assert answer["choices"][0]["finish_reason"] != "content_filter"
+
+
+# ---- templates of training/ ----
+
+
+def test_a_system_prompt_of_a_gemma_like_stack_is_written_into_turns_it_knows(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from demeanor.cli import main
+
+    with inside(place):
+        code = main(["explain", "gem.yaml", "--runs", str(tmp_path)])
+    found = capsys.readouterr()
+    assert code == 0, found.err
+    assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "untrained"),
+    [("weight0.jsonl", "Twelve.", "WRONG ANSWER"), ("reasoning.jsonl", "Two and two make four.", "What is 2+2?")],
+)  # fmt: skip
+def test_what_a_conversation_trains_is_what_its_row_says(
+    name: str, trained: str, untrained: str, place: Path
+) -> None:
+    from demeanor.data import sources
+    from demeanor.stack.schema import Source
+    from demeanor.text import tokenizer as tokenizers
+    from demeanor.text.template import load_template
+
+    (row,) = sources.rows(Source(source=name), root=place, want="examples")
+    assert isinstance(row, Example)
+    tokenizer = tokenizers.load(place / "base")
+    template = load_template("qwen3_like.jinja", tokenizer, folder=None, root=place)
+    found = template.render(row.messages)
+    said = tokenizer.decode([t for t, m in zip(found.tokens, found.trained, strict=True) if m])
+    assert trained in said
+    assert untrained not in said
