@@ -177,7 +177,7 @@ async def one(port: int, model: str, prompt: str, new: int) -> tuple[float, list
     first, last, gaps, tokens = 0.0, 0.0, [], 0
     status = await reader.readline()
     if b" 200" not in status:
-        raise SystemExit(f"bench: {status!r} {(await reader.read(800))!r}")
+        raise ConnectionError(f"{status!r} {(await reader.read(800))!r}")
     while line := await reader.readline():
         if line.startswith(b"data: {"):
             chunk = json.loads(line[6:])
@@ -282,7 +282,7 @@ def load(new: int, only: list[str] | None) -> list[dict[str, Any]]:
                             {"who": name, **asyncio.run(storm(port, id_, callers, max(1, 8 // callers), new))}
                         )
                         print(rows[-1], flush=True)
-                except SystemExit as error:
+                except (SystemExit, ConnectionError) as error:
                     rows.append({"who": name, "failed": str(error)})
                     print(rows[-1], flush=True)
                 finally:

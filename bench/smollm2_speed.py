@@ -162,6 +162,11 @@ class Measurer:
                 break
         best = min(found, key=lambda x: float(x["others"]))
         rate = tokens(asked) / best["seconds"]
+        print(
+            f"{who}, {name}: {rate:,.0f} tokens/s (others used {best['others']:.0%})",
+            file=sys.stderr,
+            flush=True,
+        )
         self.rates.setdefault((who, name), []).append({"rate": round(rate, 1), "others": best["others"]})
 
     def memory(self) -> dict[str, dict[str, float]]:

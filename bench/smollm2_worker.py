@@ -123,7 +123,7 @@ class Transformers:
         def decode(new: int) -> list[list[int]]:
             with torch.inference_mode():
                 found = self._decode(logits[0], cache, new)
-                cache.crop(len(prompts[0]))
+                cache.crop(1 - new)  # the tokens that were fed
                 return found
 
         return decode
