@@ -295,7 +295,7 @@ def load(new: int, only: list[str] | None) -> list[dict[str, Any]]:
 
 
 def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 180
+    until = time.monotonic() + 600  # a busy machine imports for minutes
     while time.monotonic() < until and server.poll() is None:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)

@@ -260,7 +260,7 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
         for who, (command, id_) in commands(model, Path(scratch), options).items():
             port = free_port()
             if not command(port):  # another model id of the server before
-                servers.append(same_process(servers[-1], who, id_))
+                servers += [same_process(s, who, id_) for s in servers[-1:] if s.who == "demeanor, weights"]
                 continue
             try:
                 servers.append(Server(who, command(port), id_, port, options.threads))

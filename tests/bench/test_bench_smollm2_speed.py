@@ -1,0 +1,105 @@
+"""The benchmark of a real model: its ratios, its comparison of answers and its count of FLOPs, on numbers made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bench import smollm2_speed
+from bench.smollm2_speed import compare_answers, flops_read, found_model, line, prepared
+from bench.smollm2_worker import prompts, timed
+from demeanor.model import checkpoints
+from demeanor.stack.schema import ModelShape
+
+
+def rates(*speeds: float) -> list[dict[str, float]]:
+    return [{"rate": x, "others": 0.01 * i} for i, x in enumerate(speeds)]
+
+
+def test_a_ratio_is_that_of_one_round_against_the_peer_that_is_fastest() -> None:
+    found = line(
+        "int8",
+        "decode 1",
+        {
+            ("demeanor int8", "decode 1"): rates(20, 40),
+            ("llama.cpp Q8_0", "decode 1"): rates(5, 10),
+            ("llama.cpp native Q8_0", "decode 1"): rates(10, 20),
+        },
+        ["demeanor int8", "llama.cpp Q8_0", "llama.cpp native Q8_0"],
+    )
+    assert found["best_peer"] == "llama.cpp native Q8_0"
+    assert found["times"]["llama.cpp native Q8_0"] == [2.0, 2.0, 2.0]  # 20/10 and 40/20: no spread
+    assert found["times"]["llama.cpp Q8_0"] == [4.0, 4.0, 4.0]
+    assert found["others"] == 0.01
+
+
+def test_without_a_peer_there_is_no_ratio() -> None:
+    found = line("fp32", "read 128", {("demeanor fp32", "read 128"): rates(5)}, ["demeanor fp32"])
+    assert "times" not in found
+    assert found["tokens_per_s"] == {"demeanor fp32": [5]}
+
+
+def test_answers_are_compared_up_to_their_first_difference() -> None:
+    found = compare_answers(
+        {"transformers fp32": [[1, 2, 3], [4, 5, 6]], "demeanor fp32": [[1, 2, 3], [4, 9, 9]]},
+        [[0.5, 0.5, 0.5], [0.5, 0.0625, 0.5]],
+    )
+    ours = found["demeanor fp32"]
+    assert (ours["equal"], ours["same_before"], ours["gaps_at_difference"]) == (1, 2.0, [0.0625])
+
+
+def test_flops_of_a_prompt_are_those_of_its_matrices_its_attention_and_one_row_of_the_head(
+    tmp_path: Path,
+) -> None:
+    shape = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 10,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    weights = 2 * (8 * (2 + 2) * 4 + 8 * 8 + 3 * 8 * 16)  # q, k, v; out; gate, up, down; of both layers
+    assert flops_read(tmp_path, 3) == 2 * weights * 3 + 4 * 8 * 2 * (1 + 2 + 3) + 2 * 8 * 10
+
+
+def test_a_folder_for_fp32_holds_what_no_narrower_format_holds(tmp_path: Path) -> None:
+    import torch
+
+    model = checkpoints.create(ModelShape(layers=1, width=64, heads=1), 300, 0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.bfloat16())
+    source = tmp_path / "hf"
+    checkpoints.save(model, source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).write_text("{}")
+    out = checkpoints.load(prepared(source, tmp_path, "fp32"))
+    changed = out.model.layers[0].mlp.up_proj.weight  # type: ignore[union-attr]
+    assert not torch.equal(changed.bfloat16().float(), changed)
+    assert torch.allclose(changed, model.model.layers[0].mlp.up_proj.weight, rtol=2e-4)  # type: ignore[union-attr]
+
+
+def test_prompts_are_others_in_every_round_and_the_same_for_everybody() -> None:
+    assert prompts(2, 5, 1) == prompts(2, 5, 1) != prompts(2, 5, 2)
+    assert [len(x) for x in prompts(2, 5, 1)] == [5, 5]
+
+
+def test_a_measurement_says_how_long_it_took_and_what_others_used() -> None:
+    found = timed(lambda: None)
+    assert 0 <= found["seconds"] < 60
+    assert math.isfinite(found["others"])
+
+
+def test_without_the_model_the_benchmark_says_so_and_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(smollm2_speed, "PLACES", ("NO_SUCH_VARIABLE", str(tmp_path)))
+    monkeypatch.setattr("sys.argv", ["bench"])
+    assert found_model(tmp_path) is None
+    assert smollm2_speed.main() == 0
+    assert "is not here; left out" in capsys.readouterr().out
