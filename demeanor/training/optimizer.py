@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from demeanor.core import hardware
 from demeanor.stack.schema import Optim
 
 MOMENTUM = 0.95
@@ -64,8 +65,9 @@ class Muon:
         rest = [p for _, p in trained if id(p) not in inside]
         self._parts: list[torch.optim.Optimizer] = []
         if hidden:
+            fast = hardware.training_dtype({(p.shape[0], p.shape[1]) for p in hidden}) is not None
             self._parts.append(
-                torch.optim.Muon(
+                (torch.optim.Muon if fast else MuonFp32)(
                     hidden,
                     lr=optim.lr,
                     momentum=MOMENTUM,
@@ -93,6 +95,43 @@ class Muon:
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self._parts:
             part.zero_grad(set_to_none)
+
+
+class MuonFp32(torch.optim.Muon):
+    """torch's Muon with its Newton-Schulz iteration in fp32.
+
+    torch rounds the iteration to bf16, whose products take 20 times as long on a CPU that does not know them.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do what torch's does: momentum (Nesterov), orthogonalised update, decay."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                momentum = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonalised(p.grad.lerp(momentum, group["momentum"]), group)
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(p.shape)))  # the size of AdamW's
+
+
+def orthogonalised(update_OI: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """Return U S' V^T of an update U S V^T, with S' about 1, by a quintic Newton-Schulz iteration in fp32.
+
+    Source: Jordan et al. 2024 (Muon).
+    """
+    a, b, c = group["ns_coefficients"]
+    tall = update_OI.shape[0] > update_OI.shape[1]
+    x = update_OI.T if tall else update_OI
+    x = x / x.norm().clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 class States:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from demeanor.core import hardware
 from demeanor.stack.schema import Optim
-from demeanor.training.optimizer import adamw, learning_rate, optimizer
+from demeanor.training.optimizer import Muon, MuonFp32, adamw, learning_rate, optimizer
 from tests.conftest import each
 
 
@@ -119,3 +120,30 @@ def test_a_schedule_reaches_every_part_of_muon() -> None:
         p.grad = torch.ones_like(p)
     still.step()
     assert all(torch.equal(a, b) for a, b in zip(each(before), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (8, 20), (20, 8)])
+def test_muon_in_fp32_is_torchs_up_to_the_rounding_of_bf16(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
+    found = []
+    for kind in (torch.optim.Muon, MuonFp32):
+        weight = nn.Parameter(start.clone())
+        stepper = kind([weight], lr=0.01, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            stepper.step()
+        found.append(weight.detach() - start)
+    torch_moved, ours_moved = found
+    assert (torch_moved - ours_moved).norm() < 0.02 * torch_moved.norm()  # bf16 has 8 bits
+    assert not torch.equal(torch_moved, ours_moved)
+
+
+def test_muon_is_torchs_own_where_bf16_products_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = []
+    for dtype in (torch.bfloat16, None):
+        monkeypatch.setattr(hardware, "training_dtype", lambda shapes, dtype=dtype: dtype)
+        made = optimizer(Layered(), Optim(kind="muon", lr=0.01))
+        assert isinstance(made, Muon)
+        kinds.append(type(made._parts[0]))
+    assert kinds == [torch.optim.Muon, MuonFp32]
