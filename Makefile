@@ -64,6 +64,8 @@ bench: bench/.venv/ready ## training and online steps against TRL (DEVICE=cuda o
 	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.decoding
 	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.serving
 	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.smollm2_speed
+	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.smollm2_serving
+	@test "$(DEVICE)" != cuda || bench/.venv/bin/python -m bench.cuda
 
 bench/.venv-clients/ready: bench/clients.txt
 	@echo "setting up bench/.venv-clients and bench/.node with the clients (about 4 minutes the first time)"

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from bench.__main__ import ROOT, interval
 from bench.serving import KEY, _wait, free_port, one, quantiles
-from bench.smollm2_speed import found_model, prepared
+from bench.smollm2_speed import found_model, gguf_file, prepared
 from demeanor.core.files import origin
 
 SHARED, OWN, NEW, SLOTS = 700, 300, 64, 32
@@ -176,11 +176,11 @@ def commands(
         "demeanor, weights": (lambda port: [*own, "--port", str(port)], "bench:base"),
         "demeanor, whole stack": (lambda port: [], "bench"),  # the same process
     }
-    gguf = options.gguf and options.gguf / f"{options.quant}.gguf"
-    if gguf and importlib.util.find_spec("xllamacpp"):
+    gguf = gguf_file(model, options.gguf or folder, options.quant)
+    if importlib.util.find_spec("xllamacpp"):
         found["llama.cpp"] = (lambda port: [*me, "--llama", str(port), str(gguf), "0"], "any")
         found["llama.cpp, one cache"] = (lambda port: [*me, "--llama", str(port), str(gguf), "1"], "any")
-    if gguf and options.llama_server:
+    if options.llama_server:
         sizes = ["-np", str(SLOTS), "-c", str(SLOTS * 1536), "-t", str(options.threads), "-fa", "on"]
         found["llama.cpp native"] = (
             lambda port: [str(options.llama_server), "-m", str(gguf), "--port", str(port), *sizes],
@@ -237,7 +237,7 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
     parser.add_argument("--llama", nargs=3, metavar=("PORT", "GGUF", "UNIFIED"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help="as in bench.smollm2_speed")
     parser.add_argument("--gguf", type=Path, help="as in bench.smollm2_speed")
-    parser.add_argument("--format", default="int8", help="of our weights")
+    parser.add_argument("--format", default="q8_0", help="of our weights")
     parser.add_argument("--quant", default="Q8_0", help="of llama.cpp's weights")
     parser.add_argument("--llama-server", type=Path, help="a llama-server compiled for this CPU")
     parser.add_argument("--rounds", type=int, default=3)

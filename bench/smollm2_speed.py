@@ -37,10 +37,12 @@ FORMATS: dict[str, tuple[str, ...]] = {
         "llama.cpp native F16",
         "llama.cpp native BF16",
     ),
-    "int8": ("demeanor int8", "llama.cpp Q8_0", "llama.cpp native Q8_0"),
-    "4-bit": ("demeanor int4", "llama.cpp Q4_0", "llama.cpp native Q4_0"),
+    "int8": ("demeanor q8_0", "demeanor int8", "llama.cpp Q8_0", "llama.cpp native Q8_0"),
+    "4-bit": ("demeanor q4_0", "llama.cpp Q4_0", "llama.cpp native Q4_0"),
 }
 """Ours first, then those that it is compared with."""
+WHEEL = "pip install xllamacpp in bench/.venv"
+NATIVE = 'CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" pip install --no-binary llama-cpp-python llama-cpp-python there'
 PLACES = ("SMOLLM2", "/tmp/smol/hf", str(ROOT / "runs" / "smollm2"))
 """Where the model is looked for: a variable, then folders."""
 
@@ -76,7 +78,9 @@ def prepared(model: Path, scratch: Path, kind: str) -> Path:
     from demeanor.model import checkpoints, quantize
 
     out = scratch / kind
-    if kind == "fp32":
+    if kind in ("q8_0", "q4_0"):  # the head as llama-quantize leaves it where a width is no multiple of 256
+        quantize.write_groups(model, out, kind, head="q8_0", activations="int8")  # type: ignore[arg-type]
+    elif kind == "fp32":
         import torch
 
         policy = checkpoints.policy(model)
@@ -90,6 +94,24 @@ def prepared(model: Path, scratch: Path, kind: str) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (out / name).exists():
             (out / name).write_bytes((model / name).read_bytes())
+    return out
+
+
+def gguf_file(model: Path, folder: Path, form: str) -> Path:
+    """The model as a GGUF file in llama.cpp's format `form`, written by `demeanor export` if it is not in the folder."""
+    from demeanor.model import checkpoints
+    from demeanor.text import tokenizer
+    from demeanor.text.template import load_template
+    from demeanor.training import export_gguf
+
+    out = folder / f"{form}.gguf"
+    if not out.is_file():
+        dtype = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}.get(form, form.lower())
+        policy: Any = checkpoints.policy(model)
+        vocabulary = tokenizer.load(model)
+        chat = load_template("model", vocabulary, folder=model, root=model)
+        about = export_gguf.settings(policy, vocabulary, chat, name=form, dtype=dtype, texts=())
+        export_gguf.write(out, policy, about, dtype)
     return out
 
 
@@ -193,7 +215,9 @@ def line(
 ) -> dict[str, Any]:
     """One scenario in one format: everybody's speeds, and ours as a multiple of the best peer's."""
     speeds = {who: [x["rate"] for x in rates[who, name]] for who in whos if (who, name) in rates}
-    peers = [who for who in speeds if not who.startswith("demeanor")]
+    peers = [
+        who for who in speeds if not who.startswith("demeanor")
+    ]  # ours that is not the first is shown only
     row: dict[str, Any] = {
         "format": kind,
         "scenario": name,
@@ -279,16 +303,12 @@ def found_model(given: Path | None) -> Path | None:
     return None
 
 
-def runnable(who: str, gguf: Path | None) -> bool:
-    """True if a contender's program and file are here."""
+def runnable(who: str) -> bool:
+    """True if a contender's program is here."""
     if not who.startswith("llama.cpp"):
         return True
     module = "llama_cpp" if who.startswith("llama.cpp native") else "xllamacpp"
-    return (
-        gguf is not None
-        and importlib.util.find_spec(module) is not None
-        and (gguf / f"{who.rsplit(' ', 1)[1]}.gguf").is_file()
-    )
+    return importlib.util.find_spec(module) is not None
 
 
 def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext) -> int:
@@ -300,7 +320,9 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
     parser.add_argument(
         "--model", type=Path, help="SmolLM2-135M-Instruct, a folder; $SMOLLM2 or runs/smollm2 if not given"
     )
-    parser.add_argument("--gguf", type=Path, help="folder of F32.gguf, F16.gguf, Q8_0.gguf, Q4_0.gguf")
+    parser.add_argument(
+        "--gguf", type=Path, help="folder of F32.gguf, Q8_0.gguf ...; those that lack are written there"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tries", type=int, default=3, help="of a measurement that others disturbed")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
@@ -339,11 +361,15 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
                         paths[who] = prepared(model, Path(scratch), who.rsplit(" ", 1)[1])
                     except (KeyError, ValueError, AttributeError) as error:
                         print(f"bench: {who} is left out: {error!r}")
-                elif not runnable(who, options.gguf):
-                    print(f"bench: {who} is left out: no program or file of it is here")
+                elif not runnable(who):
+                    print(
+                        f"bench: {who} is left out: it is not installed; {NATIVE if 'native' in who else WHEEL}"
+                    )
+                elif who.startswith("transformers"):
+                    paths[who] = model
                 else:
-                    gguf = options.gguf and options.gguf / f"{who.rsplit(' ', 1)[1]}.gguf"
-                    paths[who] = model if who.startswith("transformers") else gguf
+                    folder = options.gguf or Path(scratch)
+                    paths[who] = gguf_file(model, folder, who.rsplit(" ", 1)[1])
             measurer = Measurer(paths, options.threads, options.tries)
             for round_ in range(options.rounds):
                 for name in options.scenarios:

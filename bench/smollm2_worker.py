@@ -49,7 +49,9 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
 class Ours:
     """LocalEngine, as `demeanor serve` uses it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, narrow: bool = False) -> None:
+        import inspect
+
         from demeanor.engine.local import LocalEngine
         from demeanor.model import checkpoints
         from demeanor.text import tokenizer
@@ -59,6 +61,11 @@ class Ours:
             tokenizer.load(folder),
             num_slots=MOST,
             max_context=LONGEST + 256,
+            **(
+                {"compute": "bf16"}
+                if narrow and "compute" in inspect.signature(LocalEngine).parameters
+                else {}
+            ),
         )
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
@@ -270,7 +277,7 @@ class Native:
 def engine(who: str, path: Path) -> Any:
     """The engine of a name."""
     if who.startswith("demeanor"):
-        return Ours(path)
+        return Ours(path, narrow=who.endswith("bf16"))
     if who.startswith("transformers"):
         return Transformers(path, "float32" if who.endswith("fp32") else "bfloat16")
     return Native(path) if who.startswith("llama.cpp native") else Wheel(path)
