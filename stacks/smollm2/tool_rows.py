@@ -1,6 +1,6 @@
 """Rows that teach a model when and how to call functions: `python stacks/smollm2/tool_rows.py` writes tools.jsonl.
 
-In: nothing but the templates below, written for this project. Out: 320 conversations in OpenAI's form: sums through the calculator,
+In: nothing but the templates below, written for this project. Out: 240 conversations in OpenAI's form: sums through the calculator,
 calls of twelve other functions, questions that need none of the functions offered, and answers to results. No function, and no number
 with its phrasing, is one of the suites' (`demeanor data decontaminate`).
 """
@@ -179,14 +179,14 @@ def others(r: random.Random, count: int) -> Iterator[Row]:
             (function("play_music", "Plays music.", artist="string: whose music", volume="integer: 0 to 10"),
              f"Play something by {artist} at volume {k % 10}.", {"artist": artist, "volume": k % 10}, {"playing": artist},
              f"Here is {artist}."),
-            (function("book_table", "Books a table.", restaurant="string: its name", people="integer: how many", time="string: HH:MM"),
+            (function("reserve_dinner", "Reserves a table.", restaurant="string: its name", people="integer: how many", time="string: HH:MM"),
              f"I need a table for {k % 8 + 1} at {name}'s Kitchen at {time}.",
              {"restaurant": f"{name}'s Kitchen", "people": k % 8 + 1, "time": time}, {"booked": True, "number": 1000 + k},
              f"The table is booked; the number is {1000 + k}."),
             (function("parcel_status", "Says where a parcel is.", code="string: the code on the slip"),
              f"Where is my parcel? The code is PK{4000 + k}.", {"code": f"PK{4000 + k}"}, {"status": f"at the depot in {town}"},
              f"Your parcel is at the depot in {town}."),
-            (function("add_note", "Keeps a note.", text="string: the note", folder="string: where it is kept"),
+            (function("write_memo", "Keeps a memo.", text="string: the memo", folder="string: where it is kept"),
              f"Note in my {room} folder: call {other} about the {word}.", {"text": f"Call {other} about the {word}.", "folder": room},
              {"saved": True}, "The note is saved."),
             (function("library_search", "Finds books.", author="string: its author", year="integer: from this year on"),
@@ -258,7 +258,7 @@ def conversation(
 def rows() -> list[Row]:
     """All rows, mixed; the same ones each time."""
     r = random.Random(0)
-    made = [*sums(r, 140), *others(r, 108), *plain(r, 72)]
+    made = [*sums(r, 98), *others(r, 84), *plain(r, 58)]
     r.shuffle(made)
     return made
 
