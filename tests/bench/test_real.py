@@ -31,7 +31,7 @@ def test_what_is_missing_is_named_with_its_origin_and_nothing_is_done(
     said = capsys.readouterr().err
     for name, origin in each(real.NEEDED.items()):
         assert f"nowhere/{name}: no such file (published at {origin})" in said
-    assert "none.gguf: no such checkpoint" in said
+    assert "none.gguf: no such file" in said
     assert "Nothing was done" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -46,12 +46,13 @@ def test_the_stack_is_valid_around_another_base(
     shutil.copytree(FOLDER, tmp_path / "stacks/smollm2")
     shutil.copy(real.STACK, tmp_path / "stacks")
     monkeypatch.chdir(tmp_path)
-    real.prepare(shared, shared / "stories260K-hf", Path("runs/smollm2"))
+    real.prepare(shared, tmp_path / "model.gguf", Path("runs/smollm2"))
+    other = ["template=chatml", f"weights.base={shared / 'stories260K-hf'}"]
     comparisons = Path("runs/smollm2/refusals.jsonl").read_text().splitlines()
     assert 100 < len(comparisons) < 400
-    assert main(["explain", "stacks/smollm2.yaml", "--set", "template=chatml"]) == 0
+    assert main(["explain", "stacks/smollm2.yaml", "--set", other[0], "--set", other[1]]) == 0
     assert "1039 passages" in capsys.readouterr().out
-    stack = load_stack(Path("stacks/smollm2.yaml"), ["template=chatml"])
+    stack = load_stack(Path("stacks/smollm2.yaml"), other)
     assert [layer["kind"] for layer in stack.spec.layers] == [
         *("record", "limits", "policy", "tools", "retrieval", "prompt")
     ]
