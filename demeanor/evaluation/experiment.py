@@ -120,6 +120,8 @@ _scored_here: dict[Path, set[tuple[str, str, int]]] = {}
 TOO_MANY_REQUESTS = 429
 PATIENCE_S = 120.0
 """How long one item may be told to wait by a rate limit before that is an error."""
+LINE_EVERY_S = 30.0
+"""Seconds between two lines of progress where there is no terminal for a bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -520,7 +522,14 @@ def decoded_as(given: Decoding) -> Wrap:
 
 @contextmanager
 def progress_bar(verb: str) -> Iterator[Callable[[int, int, str, int], None]]:
-    """A bar on stderr, moved by calling what it yields: done, total, what was done last, failures."""
+    """A bar on stderr, moved by calling what it yields: done, total, what was done last, failures.
+
+    Where stderr is no terminal (a log, CI), a line every LINE_EVERY_S seconds takes its place.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield progress_lines(verb, time.monotonic, lambda line: print(line, file=sys.stderr, flush=True))
+        return
     columns = (
         TextColumn(verb),
         BarColumn(),
@@ -528,7 +537,7 @@ def progress_bar(verb: str) -> Iterator[Callable[[int, int, str, int], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[about]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, about="")
 
         def show(done: int, total: int, about: str, failed: int) -> None:
@@ -537,6 +546,29 @@ def progress_bar(verb: str) -> Iterator[Callable[[int, int, str, int], None]]:
             bar.update(task, completed=done, total=total, about=told)
 
         yield show
+
+
+def progress_lines(
+    verb: str, clock: Callable[[], float], say: Callable[[str], None]
+) -> Callable[[int, int, str, int], None]:
+    """What says a line of progress (done, total, what was done last, failures) once LINE_EVERY_S seconds are over."""
+    began = last = clock()
+    first: int | None = None
+
+    def show(done: int, total: int, about: str, failed: int) -> None:
+        nonlocal last, first
+        first, now = done if first is None else first, clock()  # what was there before took no time
+        if now - last < LINE_EVERY_S:
+            return
+        last = now
+        left = (now - began) / max(done - first, 1) * (total - done)
+        told = (f"{failed} failed" if failed else "", about)
+        say(
+            f"{verb} {done:,} of {total:,}, {int(left) // 60}:{int(left) % 60:02} left"
+            + "".join(f", {text}" for text in told if text)
+        )
+
+    return show
 
 
 async def at_once(verb: str, jobs: Sequence[Awaitable[T]], most: int, failed: Callable[[], int]) -> list[T]:

@@ -60,7 +60,7 @@ def test_the_stack_is_valid_around_another_base(
 
 def test_every_verb_of_a_run_names_the_same_result() -> None:
     commands = real.verbs(8)
-    assert list(commands)[0] == "train"
+    assert next(iter(commands)) == "train"
     assert list(commands)[-1] == "report"
     for name, command in each(commands.items()):
         assert name in ("train", "report") or command[-2:] == ["--name", "smollm2"]

@@ -32,7 +32,7 @@ from demeanor.core.types import (
     Turn,
     Usage,
 )
-from demeanor.evaluation.experiment import ExperimentProgress, Subject, run
+from demeanor.evaluation.experiment import ExperimentProgress, Subject, progress_lines, run
 from demeanor.evaluation.result_rows import Row, read_rows
 from tests.conftest import each
 
@@ -391,3 +391,18 @@ def test_a_line_is_what_asdict_would_write() -> None:
         "",
     )
     assert as_line(row) == json.dumps(asdict(row), ensure_ascii=False)
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
+    times = iter([0.0, 1.0, 29.0, 31.0, 40.0, 62.0])
+    said: list[str] = []
+    show = progress_lines("measuring", lambda: next(times), said.append)
+    for done, about, failed in ((100, "a", 0), (150, "a", 0), (160, "b", 1), (170, "b", 1), (1_222, "", 0)):
+        show(done, 2_000, about, failed)
+    assert (
+        said
+        == [
+            "measuring 160 of 2,000, 15:50 left, 1 failed, b",  # 60 done in 31 s, 100 were there; 1,840 x 31 / 60 s
+            "measuring 1,222 of 2,000, 0:42 left",
+        ]
+    )
