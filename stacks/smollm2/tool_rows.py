@@ -1,7 +1,7 @@
 """Rows that teach a model when and how to call functions: `python stacks/smollm2/tool_rows.py` writes tools.jsonl.
 
-In: nothing but the templates below, written for this project. Out: 240 conversations in OpenAI's form: sums through the calculator,
-calls of twelve other functions, questions that need none of the functions offered, and answers to results. No function, and no number
+In: nothing but the templates below, written for this project. Out: 276 conversations in OpenAI's form: sums through the calculator,
+calls of twelve other functions, questions that need none of the functions offered, requests that none of them fulfils, answers to results. No function, and no number
 with its phrasing, is one of the suites' (`demeanor data decontaminate`).
 """
 
@@ -236,6 +236,23 @@ def plain(r: random.Random, count: int) -> Iterator[Row]:
         yield conversation(r, ask, [], answer, offered)
 
 
+def mismatched(r: random.Random, count: int) -> Iterator[Row]:
+    """Requests that none of the functions on offer can fulfil."""
+    asked = list(others(random.Random(2), count))
+    for n, row in enumerate(asked):
+        wanted = {tool["function"]["name"] for tool in row["tools"]}
+        rest = [t for other in asked for t in other["tools"] if t["function"]["name"] not in wanted]
+        question = next(m["content"] for m in row["messages"] if m["role"] == "user")
+        answer = r.choice(
+            (
+                "I have no function for that.",
+                "None of my functions can do that.",
+                "I cannot do that with the functions I have.",
+            )
+        )
+        yield conversation(r, question, [], answer, [CALCULATOR] if n % 4 == 0 else [r.choice(rest)])
+
+
 def conversation(
     r: random.Random, ask: str, calls: list[tuple[str, Row, str]], answer: str, tools: list[Row]
 ) -> Row:
@@ -258,7 +275,7 @@ def conversation(
 def rows() -> list[Row]:
     """All rows, mixed; the same ones each time."""
     r = random.Random(0)
-    made = [*sums(r, 98), *others(r, 84), *plain(r, 58)]
+    made = [*sums(r, 98), *others(r, 84), *plain(r, 58), *mismatched(r, 36)]
     r.shuffle(made)
     return made
 
