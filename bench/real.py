@@ -22,6 +22,7 @@ from typing import Any
 
 from demeanor.core.files import write_text
 from demeanor.evaluation.scorers.refusal import declined_by
+from demeanor.tools.calculator import SPEC
 
 HERE = Path(__file__).resolve().parents[1]
 STACK = HERE / "stacks/smollm2.yaml"
@@ -84,6 +85,20 @@ def passages(path: Path) -> Iterator[dict[str, Any]]:
         }
 
 
+def offered(path: Path, system: str) -> Iterator[dict[str, Any]]:
+    """The instructions that SFT does not take as they are, with the system prompt and the calculator on offer: most questions need none."""
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": SPEC.name, "description": SPEC.description, "parameters": SPEC.parameters},
+        }
+    ]
+    for row in json.loads(path.read_text(encoding="utf-8"))[200:340]:
+        question = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
+        turns = [("system", system), ("user", question), ("assistant", row["output"])]
+        yield {"messages": [{"role": role, "content": text} for role, text in turns], "tools": tools}
+
+
 def prepare(data: Path, base: Path, place: Path) -> None:
     """Fill the folder that the stack file names: links to the weights and the data, documents, comparisons."""
     (place / "documents").mkdir(parents=True, exist_ok=True)
@@ -93,6 +108,9 @@ def prepare(data: Path, base: Path, place: Path) -> None:
         link.symlink_to(target.resolve())
     for name, rows in {
         "documents/chunks.jsonl": passages(data / "rag-docs/anthropic_docs.json"),
+        "offered.jsonl": offered(
+            data / "rasbt/instruction-data.json", (STACK.parent / "smollm2/system.md").read_text().strip()
+        ),
         "refusals.jsonl": refusals(data / "hh-rlhf/harmless-base-1500.jsonl.gz"),
     }.items():
         write_text(place / name, "".join(json.dumps(row) + "\n" for row in rows))

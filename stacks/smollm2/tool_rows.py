@@ -1,7 +1,7 @@
 """Rows that teach a model when and how to call functions: `python stacks/smollm2/tool_rows.py` writes tools.jsonl.
 
-In: nothing but the templates below, written for this project. Out: 276 conversations in OpenAI's form: sums through the calculator,
-calls of twelve other functions, questions that need none of the functions offered, requests that none of them fulfils, answers to results. No function, and no number
+In: nothing but the templates below, written for this project. Out: 250 conversations in OpenAI's form: sums through the calculator,
+calls of twelve other functions, questions that need none of the functions offered, requests that none of them fulfils, answers from results and from passages. No function, and no number
 with its phrasing, is one of the suites' (`demeanor data decontaminate`).
 """
 
@@ -236,6 +236,57 @@ def plain(r: random.Random, count: int) -> Iterator[Row]:
         yield conversation(r, ask, [], answer, offered)
 
 
+# ---- passages: the answer is in one of two, or in none ----
+
+PASSAGES = (
+    ("The {word} shop in {town} opens at {a} and closes at {b}.", "When does the {word} shop in {town} open?", "It opens at {a}."),
+    ("The {word} shop in {town} opens at {a} and closes at {b}.", "Until when is the {word} shop in {town} open?", "Until {b}."),
+    ("The model {code} weighs {k} kilograms and costs {m} euros.", "What does the {code} cost?", "The {code} costs {m} euros."),
+    ("The model {code} weighs {k} kilograms and costs {m} euros.", "How heavy is the {code}?", "It weighs {k} kilograms."),
+    ("{name} has run the {word} museum since {year}; before that it was {other}.", "Who runs the {word} museum?", "{name} runs it."),
+    ("The option `{word}_limit` is {k} unless it is set; `{word}_size` has no default.", "What is the default of `{word}_limit`?", "{k}"),
+    ("A request without a token gets status {m}, one with an old token {k}.", "Which status does a request without a token get?", "{m}"),
+    ("To add a {word}, open the tab {code} and press the button `{name}`.", "Which button adds a {word}?", "The button `{name}`."),
+    ("The {word} exporter writes files of the format {code}.", "In which format does the {word} exporter write?", "{code}"),
+)  # fmt: skip
+ABSENT = (
+    "What colour is the {code}?",
+    "Who built the {word} museum?",
+    "How old is the owner of the {word} shop?",
+)
+
+
+def grounded(r: random.Random, count: int) -> Iterator[Row]:
+    """Questions with two passages as retrieval puts them; a quarter cannot be answered from them."""
+    for n in range(count):
+        text, ask, answer = PASSAGES[n % len(PASSAGES)]
+        other = PASSAGES[(n + 3) % len(PASSAGES)][0]
+        words = drawn(r)
+        texts = [text.format(**words), other.format(**drawn(r))]
+        if n % 4 == 3:
+            ask, answer = ABSENT[n // 4 % len(ABSENT)], "The passages do not say."
+        r.shuffle(texts)
+        data = [
+            {"role": "data", "name": f"{words['word']}.md#{number}", "content": passage}
+            for number, passage in enumerate(texts, start=1)
+        ]
+        row = conversation(r, ask.format(**words), [], answer.format(**words), [CALCULATOR] if n % 2 else [])
+        at = next(i for i, m in enumerate(row["messages"]) if m["role"] == "user")
+        row["messages"][at:at] = data
+        yield row
+
+
+def drawn(r: random.Random) -> Row:
+    """Words and numbers for a passage."""
+    hour = r.randint(7, 11)
+    return {
+        "word": r.choice(("lamp", "paper", "copper", "violet", "signal", "garden", "ferry", "cedar", "marble", "harvest")),
+        "town": r.choice(TOWNS), "name": r.choice(NAMES), "other": r.choice(NAMES), "a": f"{hour}:30", "b": f"{hour + 8}:00",
+        "k": r.randint(12, 95), "m": r.randint(120, 599), "year": r.randint(1950, 2020),
+        "code": "".join(r.choice("ABCDEFGHKLMNPRST") for _ in range(3)) + str(r.randint(2, 9)),
+    }  # fmt: skip
+
+
 def mismatched(r: random.Random, count: int) -> Iterator[Row]:
     """Requests that none of the functions on offer can fulfil."""
     asked = list(others(random.Random(2), count))
@@ -269,13 +320,14 @@ def conversation(
             }
         )
         messages.append({"role": "tool", "tool_call_id": f"call_{n}", "content": result})
-    return {"messages": [*messages, {"role": "assistant", "content": answer}], "tools": tools}
+    whole = {"messages": [*messages, {"role": "assistant", "content": answer}]}
+    return whole | {"tools": tools} if tools else whole
 
 
 def rows() -> list[Row]:
     """All rows, mixed; the same ones each time."""
     r = random.Random(0)
-    made = [*sums(r, 98), *others(r, 84), *plain(r, 58), *mismatched(r, 36)]
+    made = [*sums(r, 70), *others(r, 60), *plain(r, 30), *mismatched(r, 36), *grounded(r, 54)]
     r.shuffle(made)
     return made
 
