@@ -27,6 +27,7 @@ from demeanor.tools.calculator import SPEC
 HERE = Path(__file__).resolve().parents[1]
 STACK = HERE / "stacks/smollm2.yaml"
 PLACE = Path("runs/smollm2")
+TIMES = Path("results/smollm2.phases.json")
 NEEDED = {
     "rasbt/instruction-data.json": "github.com/rasbt/LLMs-from-scratch, ch07/01_main-chapter-code",
     "rasbt/instruction-data-with-preference.json": "github.com/rasbt/LLMs-from-scratch, ch07/04_preference-tuning-with-dpo",
@@ -161,13 +162,15 @@ def main() -> int:
         print("Nothing was done. Name the folder of the data with: make real DATA=FOLDER", file=sys.stderr)
         return 2
     prepare(given.data, given.base, PLACE)
-    phases: dict[str, Any] = {}
+    phases: dict[str, Any] = (
+        json.loads(TIMES.read_text(encoding="utf-8")) if given.only and TIMES.exists() else {}
+    )
     for name, command in verbs(given.limit).items():
         if given.only and name not in given.only:
             continue
         print(f"\n== {name}: demeanor {' '.join(command)}", flush=True)
         phases[name] = run(command) | {"load": os.getloadavg()[0]}
-        write_text(Path("results/smollm2.phases.json"), json.dumps(phases, indent=1) + "\n")
+        write_text(TIMES, json.dumps(phases, indent=1) + "\n")
         if phases[name]["code"] not in ({0, 1, 4} if name == "gate" else {0}):
             print(
                 f"{name} ended with exit code {phases[name]['code']}; the same command goes on from here",
