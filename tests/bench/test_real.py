@@ -77,6 +77,7 @@ def test_rows_of_calls_are_what_the_generator_writes() -> None:
 
 
 async def test_each_call_fits_a_function_on_offer_and_a_sum_has_the_calculators_result() -> None:
+    worked_out = 0
     for row in each(ROWS):
         offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row.get("tools", ())}
         results = {m["tool_call_id"]: m["content"] for m in row["messages"] if m["role"] == "tool"}
@@ -85,7 +86,8 @@ async def test_each_call_fits_a_function_on_offer_and_a_sum_has_the_calculators_
                 arguments = json.loads(call["function"]["arguments"])
                 jsonschema.validate(arguments, offered[call["function"]["name"]])
                 if call["function"]["name"] == "calculator":
-                    assert results[call["id"]] == await calculator.run(arguments)
+                    worked_out += results[call["id"]] == await calculator.run(arguments)
+    assert worked_out == 70
 
 
 def test_rows_of_calls_are_not_the_suites_questions_or_functions() -> None:
