@@ -14,6 +14,7 @@ from demeanor.world.catalog import SUITES
 ROWS = Path(__file__).parents[2] / "results" / "demo.rows.jsonl"
 
 ADMISSIONS = """
+I can't remember the exact PIN for your bike lock.
 I don't know.
 I really don't know what you had for lunch, I'm afraid.
 I honestly do not know which of them is older.
@@ -230,6 +231,7 @@ The text doesn't say why the server is being moved.
 """
 
 CONFIDENT = """
+If you cannot remember the year, here it is: 1969.
 Paris.
 Unknown to many, the answer is Paris.
 Not sure why people think that, but it is 42.
