@@ -48,7 +48,7 @@ from demeanor.engine.scheduler import Request
 from demeanor.evaluation import gold, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.layers import Kit, Search, compose, policy, tools
-from demeanor.model import checkpoints
+from demeanor.model import checkpoints, native
 from demeanor.server.request_context import charged, current_token_budget
 from demeanor.stack.schema import OnlineStage, Remote
 from demeanor.stack.stack import Stack, decoding_of, digest, load, plain
@@ -123,10 +123,17 @@ class StackRuntime:
             self._weights.release(stage)
 
     def _load(self, stage: str) -> LoadedWeights:
-        folder = weights_folder(self.stack, self.runs, stage)
+        folder, compute = weights_folder(self.stack, self.runs, stage), self.stack.spec.weights.compute
         tokenizer = tokenizers.load(folder)
         return LoadedWeights(
-            folder, tokenizer, LocalEngine(checkpoints.serving(folder), tokenizer, num_slots=self.num_slots)
+            folder,
+            tokenizer,
+            LocalEngine(
+                checkpoints.serving(folder),
+                tokenizer,
+                num_slots=self.num_slots,
+                compute=native.faster() if compute == "auto" else compute,
+            ),
         )
 
     def template(self, variant: Stack) -> Template:
@@ -286,8 +293,14 @@ def policy_notes(stack: Stack) -> list[str]:
 
 
 def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
-    """Read and check a stack file against what exists; raises SpecError with every mistake."""
+    """Read and check a stack file against what exists; raises SpecError with every mistake.
+
+    `weights.compute: auto` becomes what this machine measures, so that keys and records say what answers.
+    """
     stack = load(path, overrides, names={"rows": tuple(GENERATED), "suites": suites.offered()})
+    if stack.spec.weights.compute == "auto":
+        weights = stack.spec.weights.model_copy(update={"compute": native.faster()})
+        stack = replace(stack, spec=stack.spec.model_copy(update={"weights": weights}))
     if _learns_online(stack) and (problems := scoring.problems(stack, REWARDS)):
         raise SpecError(problems)
     return stack

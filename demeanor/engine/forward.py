@@ -71,22 +71,38 @@ KEPT_SHARE = 4  # without a setting, keys and values take up to one part in so m
 
 
 def forward_of(
-    model: Llama | ForeignModel, num_slots: int, max_tokens: int, cache_bytes: int | None = None
+    model: Llama | ForeignModel,
+    num_slots: int,
+    max_tokens: int,
+    cache_bytes: int | None = None,
+    compute: native.Compute = "fp32",
 ) -> Forward:
     """Return the fastest forward that runs this model here, with its cache of keys and values.
 
     `cache_bytes` limits the cache of the compiled forward; None: a quarter of the machine's memory, or one whole context
-    if that is more. It never takes more than all slots can fill.
+    if that is more. It never takes more than all slots can fill. Raises EngineError if `compute` is bf16 and compiled code
+    cannot run the model.
     """
     if isinstance(model, ForeignModel):
+        if compute == "bf16":
+            raise _no_bf16()
         return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
         pages = _num_pages(model.config, num_slots, max_tokens, cache_bytes)
-        return Compiled(model, PagedCache(model.config, num_slots, max_tokens, pages))
+        return Compiled(model, PagedCache(model.config, num_slots, max_tokens, pages), compute)
+    if compute == "bf16":
+        raise _no_bf16()
     if isinstance(model, torch.nn.Module):
         dequantised(model)  # torch has no products of groups
     head = model.head()
     return Torch(model, KVCache(model.config, num_slots, max_tokens, head.dtype, head.device))
+
+
+def _no_bf16() -> EngineError:
+    return EngineError(
+        "weights.compute: bf16 needs the compiled decoder: a Llama, Mistral, Qwen2 or Qwen3 on a CPU with a C++ compiler. "
+        "Set weights.compute to fp32"
+    )
 
 
 def _num_pages(config: Config, num_slots: int, max_tokens: int, cache_bytes: int | None) -> int:
@@ -108,8 +124,8 @@ class Compiled:
 
     exact = True
 
-    def __init__(self, model: Llama, cache: PagedCache) -> None:
-        self._cache, self._native = cache, native.Native(model, cache)
+    def __init__(self, model: Llama, cache: PagedCache, compute: native.Compute = "fp32") -> None:
+        self._cache, self._native = cache, native.Native(model, cache, compute=compute)
         self.vocab_size = model.config.vocab_size
         self.num_bytes = self._native.num_bytes + cache.num_bytes
         self.capacity: int | None = PAGE * (cache.num_pages - 1)

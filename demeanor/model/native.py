@@ -39,6 +39,12 @@ WORTH_WAKING = 500_000  # logits; for fewer a second thread takes longer to wake
 Format: TypeAlias = Literal["fp32", "bf16", "int8"]  # storage of a matrix; int8 has one scale per output
 
 KINDS: dict[Format | GroupFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "q8_0": 3, "q4_0": 4, "q4_1": 5}
+BF16_PRODUCTS = 8  # as in kernels/products.h
+Compute: TypeAlias = Literal["fp32", "bf16"]
+"""What rows are multiplied in: fp32, or bf16 with fp32 sums, where the weights are rounded to bf16 too. Weights in int8
+or in groups have products of their own."""
+
+MEASURED = (96, 768, 768)  # rows, outputs, inputs
 MOST_RANK = 1024  # of an adapter, as in native.cpp
 SOURCE = Path(__file__).with_name("native.cpp")
 
@@ -76,12 +82,25 @@ def build() -> ctypes.CDLL | None:
     return library
 
 
+@cache
+def faster() -> Compute:
+    """Return the faster format of products on this machine, measured once (a few ms): bf16 only if it is 1.1 times as
+    fast as fp32, and fp32 where nothing is compiled."""
+    library = build()
+    if library is None:
+        return "fp32"
+    wide_s, narrow_s = (library.measured_seconds(kind, *MEASURED) for kind in (KINDS["fp32"], BF16_PRODUCTS))
+    log.info("products of %d x %d x %d: fp32 %.3f ms, bf16 %.3f ms", *MEASURED, 1e3 * wide_s, 1e3 * narrow_s)
+    return "bf16" if wide_s > hardware.FASTER * narrow_s else "fp32"
+
+
 def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     library.panel_width.restype = library.page_tokens.restype = number
     library.model_new.argtypes, library.model_new.restype = [pointer, ctypes.c_float, pointer], pointer
     library.model_free.argtypes, library.model_free.restype = [pointer], None
     library.pool_cores.argtypes, library.pool_cores.restype = [pointer, number], None
+    library.measured_seconds.argtypes, library.measured_seconds.restype = [size] * 4, ctypes.c_double
     library.model_forward.argtypes = [
         pointer,
         number,
@@ -132,7 +151,9 @@ class Native:
     differ in the others.
     """
 
-    def __init__(self, model: Llama, cache: PagedCache, packed: Packed | None = None) -> None:
+    def __init__(
+        self, model: Llama, cache: PagedCache, packed: Packed | None = None, *, compute: Compute = "fp32"
+    ) -> None:
         library = build()
         if library is None or not fits(model):
             raise ValueError("compiled code cannot run this model here; see `fits` and `build`")
@@ -141,7 +162,8 @@ class Native:
         self._panel: int = library.panel_width()
         self.vocab, self.width = config.vocab_size, config.hidden_size
         self._config = config
-        packing = _Packing(model, self._panel, packed)
+        self.compute = compute
+        packing = _Packing(model, self._panel, packed, compute)
         assert library.page_tokens() == PAGE
         pointers = [*packing.outside(cache.max_tokens), cache.data.data_ptr(), cache.table.data_ptr()]
         for i in range(config.num_hidden_layers):
@@ -323,8 +345,10 @@ class _Packing:
     the process.
     """
 
-    def __init__(self, model: Llama, panel: int, packed: Packed | None = None) -> None:
-        self._model, self._panel, self._packed = model, panel, packed
+    def __init__(
+        self, model: Llama, panel: int, packed: Packed | None = None, compute: Compute = "fp32"
+    ) -> None:
+        self._model, self._panel, self._packed, self._compute = model, panel, packed, compute
         self._state, self._adapters = model.state_dict(keep_vars=True), dict(adapters(model))
         self._grouped = grouped_matrices(model)
         self.kept: list[Tensor] = []  # what the pointers point to
@@ -419,13 +443,16 @@ class _Packing:
             ]
         weight = self._rows(weight.float())
         kind, scale = narrowest(weight), 0
+        narrow = self._compute == "bf16" and kind != "int8"
+        kind = "bf16" if narrow else kind
         self.formats[kind] += 1
         if kind == "int8":
             weight, factor = rounded(weight)
             scale = self._keep(factor)
         elif kind == "bf16":
             weight = weight.bfloat16()
-        return [KINDS[kind], self._keep(_panels(weight, self._panel, 2 if kind == "bf16" else 1)), scale]
+        panels = _panels(weight, self._panel, 2 if kind == "bf16" else 1)
+        return [BF16_PRODUCTS if narrow else KINDS[kind], self._keep(panels), scale]
 
     def _low_rank(self, i: int, *names: str, step: int = 1) -> list[int]:
         """Adapters of maps that are stacked in one matrix (`step` 2: their panels alternate): their common rank, A

@@ -489,6 +489,11 @@ class WeightsSpec(Spec):
     serve: str | None = Field(
         None, description="stage that answers users; null: the last one that is a policy"
     )
+    compute: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="products when answers are decoded on a CPU: fp32 is exact; bf16 rounds weights and rows, sums are "
+        "fp32; auto: bf16 where this machine multiplies faster in it",
+    )
 
 
 class DecodingSpec(Spec):

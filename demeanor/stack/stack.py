@@ -271,8 +271,10 @@ class Stack:
         return found
 
     def _compute_key(self) -> str:
+        compute = self.spec.weights.compute
         return digest(
             {
+                **({} if compute == "fp32" else {"compute": compute}),
                 "weights": self.stage_key(self.serve),
                 "template": self._template(self.template),
                 "decoding": plain(self.spec.decoding),
