@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -364,6 +365,17 @@ def export(
             help="Number format of the weights; q8_0 and q4_0 with --to gguf.", case_sensitive=False
         ),
     ] = "fp32",
+    adapter: Annotated[
+        bool,
+        typer.Option("--adapter", help="Only the adapters, as one PEFT folder on the weights under them."),
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --adapter: the hub id or folder to name as its base (default: the base's own).",
+        ),
+    ] = None,
     check: Annotated[
         int,
         typer.Option(
@@ -384,9 +396,22 @@ def export(
     found, folder = load(stack, overrides), Runs(runs)
     if model:
         found = replace(found, serve=found.resolve(model).serve)
-    texts = composed.suite_texts(found, check or 32) if to == "gguf" else ()
-    written = exporting.export(found, folder, out, target=to, dtype=dtype, texts=texts)
-    print(f"written: {written} ({found.serve}, {to}, {dtype})")
+    if base is not None and not adapter:
+        raise UsageError("--base: names the base of an adapter; give --adapter too")
+    if adapter:
+        if (to, dtype) != ("hf", "fp32"):
+            raise UsageError("--adapter: writes a PEFT folder in fp32; leave --to and --dtype out")
+        written = exporting.export_adapter(found, folder, out, base=base)
+        print(f"written: {written} ({found.serve}, adapter)")
+        remote = base is not None and not Path(base).is_dir()
+        if check and (remote or importlib.util.find_spec("peft") is None):
+            why = "its base is not here" if remote else "PEFT is not installed here (pip install peft)"
+            print(f"not checked: {why}")
+            return
+    else:
+        texts = composed.suite_texts(found, check or 32) if to == "gguf" else ()
+        written = exporting.export(found, folder, out, target=to, dtype=dtype, texts=texts)
+        print(f"written: {written} ({found.serve}, {to}, {dtype})")
     if check and to == "gguf" and not export_gguf.runnable():
         print(f"not checked: llama.cpp is not installed here; {export_gguf.INSTALL}, then export again")
     elif check:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,10 +157,13 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def base_folder(folder: Path) -> Path:
-    """Return the folder of the adapter's base: a path from its folder, else from here, else a hub id
-    (downloaded)."""
+    """Return the folder of the adapter's base: a run beside its own, a path from its folder or from here, else a
+    hub id (downloaded)."""
     name = str(config(folder).get("base_model_name_or_path") or "")
-    for found in (folder / name, Path(name)):
+    beside = (
+        folder.parent.parent / Path(name).parent.name / Path(name).name
+    )  # runs/ may have moved as a whole
+    for found in (*([beside] if Path(name).is_absolute() else []), folder / name, Path(name)):
         is_model = (found / "config.json").is_file() or (found / ADAPTER).is_file()
         if name and is_model and found.resolve() != folder.resolve():
             return found
@@ -248,8 +250,8 @@ def _untied(model: nn.Module, raw: dict[str, Any], tensors: dict[str, Tensor]) -
 def save(
     model: nn.Module, adapter: Adapter, parent: Path, folder: Path, *, reward: bool, prefix: str = ""
 ) -> None:
-    """Write a model's adapter (and a reward model's score) as a PEFT folder; `parent` is stored as a
-    relative path."""
+    """Write a model's adapter (and a reward model's score) as a PEFT folder; `parent` is stored as an
+    absolute path, which PEFT finds from everywhere."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [name.removeprefix(prefix) for name, _ in adapters(model)]
     tensors: dict[str, Tensor] = {}
@@ -268,7 +270,7 @@ def save(
         "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
         "inference_mode": True,
         "bias": "none",
-        "base_model_name_or_path": os.path.relpath(parent.resolve(), folder.resolve()),
+        "base_model_name_or_path": str(parent.resolve()),
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,

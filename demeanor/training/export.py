@@ -22,9 +22,11 @@ import torch
 
 from demeanor.core.errors import CheckpointError, DemeanorError, UsageError
 from demeanor.core.types import Item, Message
-from demeanor.model import checkpoints
+from demeanor.model import adapter_folding, checkpoints
 from demeanor.model.hf import LOCAL
 from demeanor.model.llama import Llama
+from demeanor.model.stored import ADAPTER, is_adapter
+from demeanor.stack.schema import Import
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import load_template
@@ -82,8 +84,7 @@ def export(
     """
     if dtype not in WRITTEN[target]:
         raise UsageError(f"--dtype {dtype}: --to {target} is written in {', '.join(WRITTEN[target])}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists and is not empty; name a new folder, or empty it")
+    _empty(out)
     if target == "onnx":
         _need_onnx()
     source = weights_folder(stack, runs, stack.serve)
@@ -104,6 +105,42 @@ def export(
             if (source / name).is_file():
                 shutil.copy(source / name, whole / name)
         return _moved(whole if target == "hf" else _onnx(whole, Path(scratch), dtype), out)
+
+
+def export_adapter(stack: Stack, runs: Runs, out: Path, *, base: str | None = None) -> Path:
+    """Write the served weights' adapters as one PEFT folder on `base` (null: the base's hub id or absolute folder).
+
+    Raises CheckpointError before any work if the weights are whole, or are on a GGUF file and `base` is not given.
+    """
+    _empty(out)
+    source = weights_folder(stack, runs, stack.serve)
+    whole, chain = adapter_folding.chain(source)
+    if base is None:
+        own = stack.spec.weights.base
+        is_base = isinstance(own, Import) and whole == weights_folder(stack, runs, "base")
+        is_hub_id = isinstance(own, Import) and is_base and not (stack.root / own.path).exists()
+        base = own.path.partition("@")[0] if isinstance(own, Import) and is_hub_id else str(whole.resolve())
+        if not any(whole.glob("*.safetensors")):
+            raise CheckpointError(
+                f"--adapter: its base is a GGUF file ({stack.root / own.path if isinstance(own, Import) else whole}), "
+                "which PEFT cannot load; name the Hugging Face weights that the file was made from: --base OWNER/NAME"
+            )
+    elif Path(base).is_dir():
+        base = str(Path(base).resolve())  # PEFT looks from where it runs
+    one = adapter_folding.folded(chain, source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch) / "adapter"
+        adapter_folding.write(one, folder, base=base)
+        for name in BESIDE:
+            if (source / name).is_file():
+                shutil.copy(source / name, folder / name)
+        return _moved(folder, out)
+
+
+def _empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists and is not empty; name a new folder, or empty it")
 
 
 def _moved(made: Path, out: Path) -> Path:
@@ -152,7 +189,7 @@ def compare(items: Sequence[Item], ours: GreedyAnswers, out: Path, *, target: Ta
 
     tokenizer = AutoTokenizer.from_pretrained(out, **LOCAL)
     prompts = [_rendered(tokenizer, item) for item in items]
-    load = _transformers if target == "hf" else _genai
+    load = _genai if target == "onnx" else _transformers
     generate = load(out, ours.max_tokens, ours.stop_tokens)
     return _compared(items, ours, prompts, [generate(prompt) for prompt in ours.prompts])
 
@@ -190,7 +227,15 @@ def _transformers(folder: Path, room: int, stops: frozenset[int]) -> Generate:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **LOCAL)
+    model: Any
+    if is_adapter(folder):
+        from peft import PeftModel  # type: ignore[import-not-found,unused-ignore]
+
+        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        whole = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, **LOCAL)
+        model = PeftModel.from_pretrained(whole, folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **LOCAL)
     model.eval()
 
     def generate(prompt: list[int]) -> list[int]:

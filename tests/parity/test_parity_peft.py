@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from demeanor.cli import main
 from demeanor.data.trees import Branch, Tree, collate
-from demeanor.model import adapters, checkpoints
+from demeanor.model import adapter_folding, adapters, checkpoints
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.stack.schema import Adapter, ModelShape
+from tests.model.test_adapter_folding import CHAINS, made
+from tests.training.test_export_adapter import two_adapters
 
 pytestmark = pytest.mark.parity
 peft = pytest.importorskip("peft", reason="run with bench/.venv/bin/python -m pytest -m parity tests/parity")
@@ -109,3 +114,40 @@ def test_we_load_what_peft_writes(reward: bool, tmp_path: Path) -> None:
     else:
         found, wanted = ours(tmp_path / "adapter"), row_logprobs(model)
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_peft_loads_a_folded_chain_with_equal_logits(name: str, tmp_path: Path) -> None:
+    """The base is found from any folder, since its path is absolute."""
+    last = made(tmp_path, CHAINS[name])
+    whole, chain = adapter_folding.chain(last)
+    adapter_folding.write(adapter_folding.folded(chain, last), tmp_path / "out", base=str(whole.resolve()))
+    base = AutoModelForCausalLM.from_pretrained(
+        peft.PeftConfig.from_pretrained(tmp_path / "out").base_model_name_or_path
+    )
+    plain = row_logprobs(base)
+    found = row_logprobs(peft.PeftModel.from_pretrained(base, tmp_path / "out"))
+    assert torch.allclose(ours(last), found, atol=1e-5)
+    assert not torch.allclose(plain, found, atol=1e-3)
+
+
+def test_peft_loads_a_folded_chain_with_a_trained_embedding(tmp_path: Path) -> None:
+    last = made(tmp_path, CHAINS["equal"])
+    path, key = tmp_path / "0" / "adapter_model.safetensors", "base_model.model.model.embed_tokens.weight"
+    embedding = torch.randn(VOCAB, 32, generator=torch.Generator().manual_seed(3))
+    save_file({**load_file(path), key: embedding}, path)
+    settings = json.loads((tmp_path / "0" / "adapter_config.json").read_text())
+    settings["modules_to_save"] = ["embed_tokens"]
+    (tmp_path / "0" / "adapter_config.json").write_text(json.dumps(settings))
+    whole, chain = adapter_folding.chain(last)
+    adapter_folding.write(adapter_folding.folded(chain, last), tmp_path / "out", base=str(whole.resolve()))
+    base = AutoModelForCausalLM.from_pretrained(whole)
+    found = row_logprobs(peft.PeftModel.from_pretrained(base, tmp_path / "out"))
+    assert torch.allclose(ours(last), found, atol=1e-5)
+
+
+def test_the_verb_compares_with_peft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack, runs = two_adapters(tmp_path)
+    given = [str(stack.path), str(tmp_path / "out"), "--runs", str(runs.root), "--check", "1", "--adapter"]
+    assert main(["export", *given]) == 0
+    assert "answers identical token for token: 1 of 1" in capsys.readouterr().out
