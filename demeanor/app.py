@@ -416,19 +416,23 @@ def suite_texts(stack: Stack, limit: int) -> list[str]:
 def check_export(
     stack: Stack, runs: Runs, out: Path, *, target: export.Target, limit: int
 ) -> export.ExportCheck:
-    """Compare an exported folder with our engine on the first `limit` items of the stack's suites."""
+    """Compare an exported folder with our engine on the first `limit` items of the stack's suites.
+
+    Our engine holds what was exported: adapters merged, and matrices in groups as the fp32 that they stand for.
+    """
     every = (item for name in stack.spec.evaluation.suites for item in suites.items(name, stack.root))
     items = list(islice(every, limit))
-    runtime = StackRuntime(stack, runs, operational=False)
+    folder = weights_folder(stack, runs, stack.serve)
+    tokenizer = tokenizers.load(folder)
+    template = load_template(stack.template, tokenizer, folder=folder, root=stack.root)
+    engine = LocalEngine(checkpoints.policy(folder), tokenizer)
     try:
-        weights, template = runtime.weights(stack.serve), runtime.template(stack)
         prompts = [list(template.render(item.messages, item.tools, generate=True).tokens) for item in items]
-        room = min(stack.spec.decoding.max_tokens, weights.engine.max_context - max(map(len, prompts)))
+        room = min(stack.spec.decoding.max_tokens, engine.max_context - max(map(len, prompts)))
         decoding = Decoding(temperature=0, max_tokens=room)
         requests = [Request(tuple(prompt), decoding, template.stop_tokens) for prompt in prompts]
-        answers = [[piece.token for piece in pieces] for pieces in weights.engine.generate(requests)]
-        decode = weights.tokenizer.decode
-        ours = export.GreedyAnswers(prompts, answers, room, template.stop_tokens, decode)
+        answers = [[piece.token for piece in pieces] for pieces in engine.generate(requests)]
+        ours = export.GreedyAnswers(prompts, answers, room, template.stop_tokens, tokenizer.decode)
         return export.compare(items, ours, out, target=target)
     finally:
-        runtime.close()
+        engine.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -109,10 +110,14 @@ def is_reward(folder: Path) -> bool:
 
 
 def save(
-    model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32, activations: Activations = "int8"
+    model: nn.Module,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    activations: Activations = "int8",
+    shard_bytes: int | None = None,
 ) -> None:
     """Write config.json and model.safetensors, each to a temporary name and then renamed; matrices in groups are
-    written so, with the `activations` that they multiply."""
+    written so, with the `activations` that they multiply. More than `shard_bytes` become several files and an index."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, RewardModel):
         config = model.trunk.config
@@ -123,7 +128,9 @@ def save(
         raw, tensors = model.config.to_json(), model.state_dict()
     else:
         raise CheckpointError(f"cannot save a {type(model).__name__}")
-    raw["dtype"] = str(dtype).removeprefix("torch.")
+    raw["dtype"] = raw["torch_dtype"] = str(dtype).removeprefix(
+        "torch."
+    )  # the older name for vLLM and others
     plain = {k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}
     matrices = grouped_matrices(model)
     for name, matrix in matrices.items():
@@ -131,8 +138,15 @@ def save(
     if matrices:
         formats = sorted({matrix.format for matrix in matrices.values()})
         raw["quantization_config"] = {"method": METHOD, "formats": formats, "activations": activations}
-    with files.replacing(folder / "model.safetensors") as part:
-        save_file(plain, part, metadata={"format": "pt"})
+    split = split_torch_state_dict_into_shards(
+        plain, max_shard_size=shard_bytes or 2**62, filename_pattern="model{suffix}.safetensors"
+    )
+    for name, inside in split.filename_to_tensors.items():
+        with files.replacing(folder / name) as part:
+            save_file({k: plain[k] for k in inside}, part, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        files.write_json(folder / "model.safetensors.index.json", index, indent=2)
     files.write_json(folder / "config.json", raw, indent=2)
 
 

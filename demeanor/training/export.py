@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
+from demeanor.core import files
 from demeanor.core.errors import CheckpointError, DemeanorError, UsageError
 from demeanor.core.types import Item, Message
 from demeanor.model import adapter_folding, checkpoints
@@ -40,6 +41,8 @@ WRITTEN: dict[Target, tuple[Dtype, ...]] = {
     "onnx": ("fp32", "bf16", "fp16"),
     "gguf": ("fp32", "bf16", "fp16", "q8_0", "q4_0"),
 }
+SHARD_BYTES = 5 * 10**9
+"""Weights above this size become several files with an index, as transformers writes them."""
 Generate: TypeAlias = Callable[[list[int]], list[int]]
 """Prompt tokens in, new tokens out, greedily."""
 
@@ -98,13 +101,33 @@ def export(
             return _moved(whole, out)
         wide = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
         if isinstance(model, Llama):
-            checkpoints.save(model, whole, wide)
+            checkpoints.save(model, whole, wide, shard_bytes=SHARD_BYTES)
         else:
             checkpoints.save_checkpoint(model.to(wide), whole)
-        for name in BESIDE:
-            if (source / name).is_file():
-                shutil.copy(source / name, whole / name)
+        _beside(stack, source, whole)
         return _moved(whole if target == "hf" else _onnx(whole, Path(scratch), dtype), out)
+
+
+def _beside(stack: Stack, source: Path, folder: Path) -> None:
+    """Write what a server needs beside the weights: tokenizer, the stack's template, the tokens that end an answer.
+
+    transformers and vLLM read the ends from generation_config.json, other programs from config.json.
+    """
+    for name in BESIDE:
+        if (source / name).is_file():
+            shutil.copy(source / name, folder / name)
+    tokenizer = tokenizers.load(source)
+    template = load_template(stack.template, tokenizer, folder=source, root=stack.root)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would hide the one that is written here
+    tokenizer.save(folder, chat_template=template.jinja)
+    ends = sorted({tokenizer.eos_id, *template.stop_tokens})
+    padding = tokenizer.special.get(str(tokenizer.padding(ends)), tokenizer.eos_id)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": padding}
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        kept = {k: v for k, v in written.items() if k != "pad_token_id" or v is not None}
+        files.write_json(path, {**ids, **kept, "eos_token_id": ends}, indent=2)
 
 
 def export_adapter(stack: Stack, runs: Runs, out: Path, *, base: str | None = None) -> Path:

@@ -428,8 +428,12 @@ def test_transformers_is_always_told_not_to_trust_code() -> None:
         "export.py",
         "export.py",
     ]
-    rest = [inside for _, inside in loading if "**LOCAL" not in inside]
-    assert rest == ["whole, folder"], "PEFT's, which reads an adapter that was written here"
+    rest = [(name, inside) for name, inside in loading if "**LOCAL" not in inside]
+    assert rest == [
+        ("text_encoder.py", "str(source"),  # its options say so
+        ("text_encoder.py", "str(source"),
+        ("export.py", "whole, folder"),  # PEFT's, of an adapter that was written here
+    ]
     assert hf.LOCAL["trust_remote_code"] is False
 
 

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from demeanor import app
 from demeanor.cli import main
 from demeanor.core.errors import CheckpointError, DemeanorError
+from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack
 from demeanor.training import export
 from demeanor.training.runs import Runs
+from tests.app.test_gguf_base import stack_on
 
 pytestmark = pytest.mark.xdist_group("tiny")
 
@@ -91,6 +93,36 @@ def test_the_verb_says_what_it_compared(
         True,
         True,
     )
+
+
+def test_a_folder_has_what_a_server_of_transformers_weights_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What vLLM reads: architecture, context and ends; the stack's template over the base's own; an index of parts."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    stack, runs = stack_on(tmp_path, form="F32")
+    stack = app.load_stack(stack.path, overrides=["template=chatml"])
+    monkeypatch.setattr(export, "SHARD_BYTES", 100_000)
+    out = export.export(stack.variant("base"), runs, tmp_path / "out", target="hf", dtype="bf16")
+    config, tokenizer = AutoConfig.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert (config.architectures, config.max_position_embeddings) == (["LlamaForCausalLM"], 128)
+    raw = json.loads((out / "config.json").read_text())
+    assert (raw["dtype"], raw["torch_dtype"]) == ("bfloat16", "bfloat16")
+    ends = GenerationConfig.from_pretrained(out).eos_token_id
+    assert ends == raw["eos_token_id"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    said = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
+    )
+    assert said == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    parts = sorted(out.glob("model-*-of-*.safetensors"))
+    assert {p.name for p in parts} == set(index["weight_map"].values())
+    assert len(parts) > 1
+    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16).state_dict()
+    ours = checkpoints.load(out).state_dict()
+    assert all(torch.equal(t, theirs[n].float()) for n, t in ours.items())
+    assert app.check_export(stack.variant("base"), runs, out, target="hf", limit=1).prompts == ()
 
 
 @pytest.mark.skipif(
