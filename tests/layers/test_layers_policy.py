@@ -548,6 +548,20 @@ def test_however_a_text_is_cut_the_redaction_is_that_of_the_whole(
     assert left == redacted(whole, rules)
 
 
+@pytest.mark.parametrize("hold", ["buffer", "window"])
+@pytest.mark.parametrize("cut", [["a code 12345 b"], list("a code 12345 b")], ids=["whole", "in letters"])
+def test_a_match_inside_another_gives_nothing_back(cut: list[str], hold: str) -> None:
+    rules = [
+        rule_of(name=name, pattern=pattern, action="redact", reply=f"<{name}>", hold=hold)
+        for name, pattern in (("outer", "code [0-9]{5}"), ("inner", "ode"))
+    ]
+    judge, left = OutputFilter(rules, "policy"), ""
+    for piece in cut:
+        left += "".join(text.text for text in judge.add(Text(piece))[0])
+    left += "".join(text.text for text in judge.finish()[0])
+    assert left == "a <outer> b"
+
+
 @given(pieces, st.sampled_from(PATTERNS), st.sampled_from(["buffer", "window", "stream"]))
 @settings(max_examples=150, deadline=None)
 def test_however_a_text_is_cut_it_is_refused_if_and_only_if_the_whole_is(
