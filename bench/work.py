@@ -174,7 +174,7 @@ def works_of(model: Path) -> list[Work]:
     ):
         rows = real(texts, 1024, model)
         for lora, how in ((0, "all weights"), (16, "adapters")):
-            found.append(Work(f"{name}, {how}", kind, rows, REAL_VOCABULARY, 8, 2, True, lora, model))
+            found.append(Work(f"{name}, {how}", kind, rows, REAL_VOCABULARY, 4, 2, True, lora, model))
     return found
 
 

@@ -47,8 +47,8 @@ def _weights(stack: Stack, runs: Runs) -> Table:
     table = Table(
         title="weight layers, trained once, by content", title_justify="left", box=None, padding=(0, 2, 0, 0)
     )
-    for name in ("stage", "objective", "from", "data", "key", "state", "to train"):
-        table.add_column(name, justify="right" if name == "to train" else "left")
+    for name in ("stage", "objective", "from", "data", "key", "state", "to train", "memory"):
+        table.add_column(name, justify="right" if name in ("to train", "memory") else "left")
     total = 0.0
     for plan in plans(stack, runs, GENERATION.items):
         minutes = (
@@ -65,6 +65,7 @@ def _weights(stack: Stack, runs: Runs) -> Table:
             stack.stage_key(plan.name)[:8],
             plan.state,
             minutes,
+            "" if plan.state == "trained" else plan.memory,
         )
     table.caption = (
         f"* answers users.  To train now: about {total:.1f} minutes on this machine (an estimate)."

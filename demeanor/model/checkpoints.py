@@ -33,10 +33,10 @@ from demeanor.stack.schema import Adapter, ModelShape
 M = TypeVar("M", bound=nn.Module)
 
 
-def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
-    """Create a Llama with random weights, determined by the shape and the seed."""
+def shape_config(shape: ModelShape, vocab_size: int) -> Config:
+    """The settings of a Llama of a declared shape."""
     mlp = shape.mlp_width or -(-shape.width * 8 // 3 // 16) * 16
-    config = Config(
+    return Config(
         "llama",
         vocab_size,
         shape.width,
@@ -50,7 +50,11 @@ def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
         shape.rope_theta,
         tie_word_embeddings=True,
     )
-    model = Llama(config)
+
+
+def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
+    """Create a Llama with random weights, determined by the shape and the seed."""
+    model = Llama(shape_config(shape, vocab_size))
     initialise(model, seed, mimetic=shape.init == "mimetic")
     return model
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demeanor.core import registry
+from demeanor.core.errors import CheckpointError
 from demeanor.core.types import Example, Item, Messages, Preference, TrainingRow
 from demeanor.data import sources
 from demeanor.model import checkpoints
+from demeanor.model.llama import Config
 from demeanor.stack.schema import (
     Import,
     ImportStage,
@@ -27,7 +29,9 @@ from demeanor.stack.schema import (
     Stage,
 )
 from demeanor.stack.stack import OBJECTIVES, Stack
+from demeanor.training import memory
 from demeanor.training.prompts import asked
+from demeanor.training.reference import MICRO_TOKENS
 from demeanor.training.runs import CHECKPOINT, Runs, import_folder
 
 TYPICAL_FLOPS = 2.5e11  # training FLOP/s of two cores on small models (bf16)
@@ -36,7 +40,7 @@ DECODING_FLOPS = 3e10  # of decoding 32 answers at once there
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """One weight layer: its origin, its state in words, and the tokens and minutes of its training."""
+    """One weight layer: its origin, its state in words, and the tokens, minutes and memory of its training."""
 
     name: str
     objective: str
@@ -45,6 +49,7 @@ class TrainingPlan:
     state: str
     tokens: float = 0
     minutes: float = 0
+    memory: str = ""
 
 
 def plans(stack: Stack, runs: Runs, items: Callable[[str, Path], Sequence[Item]]) -> list[TrainingPlan]:
@@ -53,10 +58,13 @@ def plans(stack: Stack, runs: Runs, items: Callable[[str, Path], Sequence[Item]]
     if isinstance(base, Remote):
         return [TrainingPlan("base", "remote", "", f"{base.model} at {base.url}", "elsewhere")]
     if isinstance(base, Import):
-        parameters: float = checkpoints.num_weights(import_folder(stack, runs, base.path))
+        folder = import_folder(stack, runs, base.path)
+        parameters: float = checkpoints.num_weights(folder)
+        config = _shape(folder)
         found = [TrainingPlan("base", "import", "", base.path, "trained")]
     else:
         parameters = _parameters(base.model, base.tokenizer.vocab_size)
+        config = checkpoints.shape_config(base.model, base.tokenizer.vocab_size)
         minutes = _minutes(parameters, base.tokens)
         state = _state(stack, runs, "base")
         found = [TrainingPlan("base", "next token", "", _names(base), state, base.tokens, minutes)]
@@ -70,12 +78,36 @@ def plans(stack: Stack, runs: Runs, items: Callable[[str, Path], Sequence[Item]]
             kind = stack.objective_kind(stage.name)
             wants = registry.entry(OBJECTIVES, kind).ROWS
             rows = (row for s in stage.data for row in sources.rows(s, root=stack.root, want=wants))
-            tokens = stage.epochs * sum(map(_guessed_tokens, rows))
+            lengths = [_guessed_tokens(row) for row in rows]
+            tokens = stage.epochs * sum(lengths)
             minutes = _minutes(parameters, tokens)
-            found.append(TrainingPlan(stage.name, kind, parent, _names(stage), state, tokens, minutes))
+            rewards = registry.entry(OBJECTIVES, kind).READS == "rewards"
+            needed = "" if config is None else _memory(config, stage, lengths, head=not rewards)
+            found.append(
+                TrainingPlan(stage.name, kind, parent, _names(stage), state, tokens, minutes, needed)
+            )
         else:
             found.append(TrainingPlan(stage.name, stage.kind, parent, _origin(stage), state))
     return found
+
+
+def _shape(folder: Path) -> Config | None:
+    """The shape of an imported model; None if it runs through transformers or its file has another form."""
+    try:
+        return Config.load(folder)
+    except CheckpointError:
+        return None
+
+
+def _memory(config: Config, stage: Stage, lengths: Sequence[float], *, head: bool) -> str:
+    """Guessed memory of the largest step, in fp32 and bf16; half of the tokens are taken to be scored."""
+    longest = max(lengths, default=0.0)
+    own = min(longest, stage.max_tokens or longest, config.max_position_embeddings)
+    tokens = round(max(own, min(MICRO_TOKENS, stage.batch_rows * sum(lengths) / max(len(lengths), 1))))
+    micro = memory.MicroBatch(tokens, tokens // 2, round(tokens * own / 2))
+    rank = 0 if stage.adapter is None else stage.adapter.rank
+    wide, narrow = (memory.estimate(config, micro, rank=rank, bf16=x, head=head) for x in (False, True))
+    return f"{memory.size(wide.total)} fp32, {memory.size(narrow.total)} bf16"
 
 
 def _online(

@@ -25,12 +25,12 @@ from demeanor.data.trees import Tree
 from demeanor.model import adapters, checkpoints, quantize
 from demeanor.model.exact import exact_policy_outputs, obstacle
 from demeanor.model.heads import policy_outputs, reward_outputs
-from demeanor.model.llama import Llama
+from demeanor.model.llama import Config, Llama
 from demeanor.model.reward_model import ActorCritic, RewardModel
 from demeanor.objectives import Objective
 from demeanor.objectives.sft import NoSettings, sft
 from demeanor.stack.schema import OnlineStage, Optim, Scratch, Stage
-from demeanor.training import heldout, resume
+from demeanor.training import heldout, memory, resume
 from demeanor.training.ema import EMA
 from demeanor.training.loop import Evaluate, ForwardFn, LossFn, fit
 from demeanor.training.online import Setup, fit_online, policy_of
@@ -180,6 +180,7 @@ def train_stage(
     evaluations = [x for x in (evaluate, generated) if x is not None]
     seen = select(rows, kept)
     schedule = Schedule(seen, batch_rows=stage.batch_rows, epochs=stage.epochs, seed=stage.seed)
+    _warn_of_memory(model, stage, seen, schedule, run, bf16=dtype is not None, head=not rewards)
     fit(
         model,
         outputs,
@@ -310,6 +311,32 @@ def number_format(model: nn.Module, run: TrainingRun) -> torch.dtype | None:
     if run.group.first:
         note(run.folder, dtype=name)
     return None if name == "fp32" else resume.FORMATS[name]
+
+
+LOOKED = 64
+"""Steps of a schedule whose largest micro-batch stands for all."""
+
+
+def _warn_of_memory(
+    model: nn.Module,
+    stage: Stage,
+    rows: Sequence[Tree],
+    schedule: Schedule,
+    run: TrainingRun,
+    *,
+    bf16: bool,
+    head: bool,
+) -> None:
+    """Say before the first step if a step probably needs more memory than this machine has."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, Config) or hardware.device().type != "cpu" or run.group.size > 1:
+        return
+    rank, recompute = 0 if stage.adapter is None else stage.adapter.rank, run.options.recompute
+    micro = memory.largest(rows, [schedule[i] for i in range(min(len(schedule), LOOKED))])
+    found = memory.estimate(config, micro, rank=rank, bf16=bf16, recompute=recompute, head=head)
+    said = memory.warning(found, rank=rank, recompute=recompute)
+    if said is not None:
+        run.display.say(said)
 
 
 def _reference_logprobs(
