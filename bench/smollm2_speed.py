@@ -314,7 +314,7 @@ def runnable(who: str) -> bool:
 def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext) -> int:
     """Run the chosen parts, print the tables, write results/smollm2-speed.json.
 
-    `alone`: what each scenario of a round runs in; a caller who can keep other work away gives it here.
+    `alone`: what the rounds of a format run in; a caller who can keep other work away gives it here.
     """
     parser = argparse.ArgumentParser(prog="python -m bench.smollm2_speed", description=__doc__)
     parser.add_argument(
@@ -371,9 +371,9 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
                     folder = options.gguf or Path(scratch)
                     paths[who] = gguf_file(model, folder, who.rsplit(" ", 1)[1])
             measurer = Measurer(paths, options.threads, options.tries)
-            for round_ in range(options.rounds):
-                for name in options.scenarios:
-                    with alone():
+            with alone():
+                for round_ in range(options.rounds):
+                    for name in options.scenarios:
                         for who in paths:
                             measurer.measure(who, name, round_)
             rows = [line(kind, name, measurer.rates, list(paths)) for name in options.scenarios]
