@@ -300,10 +300,13 @@ def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
             connection.request("GET", "/health")
-            connection.getresponse().read()
-            return
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status < 500:  # llama.cpp says 503 while it loads
+                return
         except OSError:
-            time.sleep(0.2)
+            pass
+        time.sleep(0.2)
     raise SystemExit("bench: a server did not start; see /tmp/demeanor-serving-*.log")
 
 
