@@ -97,6 +97,8 @@ class StackRuntime:
     """Tools that the tools layer may offer; None: every tool of tools/."""
     budget_bytes: int | None = None
     """Memory for weights and caches; the least recently used idle ones are unloaded. None: no limit."""
+    cache_bytes: int | None = None
+    """Memory for the keys and values of each set of weights; see `engine.forward.forward_of`."""
     _responds: dict[str, Respond] = field(default_factory=dict)
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _shared: dict[Any, Any] = field(default_factory=dict)
@@ -133,6 +135,7 @@ class StackRuntime:
                 tokenizer,
                 num_slots=self.num_slots,
                 compute=native.faster() if compute == "auto" else compute,
+                cache_bytes=self.cache_bytes,
             ),
         )
 

@@ -6,7 +6,7 @@ In: a function that reads the stack, the folder of runs, Settings. Out: `serve`,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice, takewhile
@@ -15,6 +15,7 @@ from demeanor.app import MAX_VARIANTS, StackRuntime, policy_notes
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
 from demeanor.core.long_text import Folded
 from demeanor.core.types import Decoding, Respond
+from demeanor.engine.local import LocalEngine
 from demeanor.engine.respond import TokenizerCodec
 from demeanor.layers import policy, record
 from demeanor.layers.policy.rules import Rule, load
@@ -32,8 +33,10 @@ from demeanor.world import catalog
 
 def serve(load_stack: Callable[[], Stack], runs: Runs, settings: Settings) -> int:
     """Serve the API and the chat page until Ctrl-C or SIGTERM; each reload calls `load_stack` again."""
-    budget = None if settings.memory_gib is None else int(settings.memory_gib * 2**30)
-    return server.serve(StackVersions(load_stack, runs, budget), settings)
+    budget, cache = (
+        None if gib is None else int(gib * 2**30) for gib in (settings.memory_gib, settings.cache_gib)
+    )
+    return server.serve(StackVersions(load_stack, runs, budget, cache), settings)
 
 
 @dataclass
@@ -43,6 +46,7 @@ class StackVersions:
     load_stack: Callable[[], Stack]
     runs: Runs
     budget_bytes: int | None = None
+    cache_bytes: int | None = None
     living: list[StackRuntime] = field(default_factory=list)
     _seen: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -54,7 +58,7 @@ class StackVersions:
         if self.living:
             self._seen = self.living[-1].stack.stamps()  # a broken file is read again after its next change
         stack = self.load_stack()
-        seen, runtime = stack.stamps(), StackRuntime(stack, self.runs, budget_bytes=self.budget_bytes)
+        seen, runtime = stack.stamps(), self._runtime(stack)
         try:
             if self.living:  # under a memory budget each version loads its own
                 runtime.inherit(self.living[-1], weights=self.budget_bytes is None)
@@ -81,11 +85,21 @@ class StackVersions:
 
     def engine_load(self) -> tuple[int, int]:
         """Answers being written and answers waiting, in all engines."""
-        engines = {
-            id(weights): weights.engine for runtime in self.living for weights in runtime.loaded.values()
-        }
-        loads = [engine.load for engine in engines.values()]
+        loads = [engine.load for engine in self._engines()]
         return sum(running for running, _ in loads), sum(waiting for _, waiting in loads)
+
+    def cache_pages(self) -> tuple[int, int, int]:
+        """Pages of keys and values in all engines: of running answers, kept for later ones, and free."""
+        uses = [engine.cache_use for engine in self._engines()]
+        return sum(x.used for x in uses), sum(x.kept for x in uses), sum(x.free for x in uses)
+
+    def _engines(self) -> Collection[LocalEngine]:
+        return {
+            id(weights): weights.engine for runtime in self.living for weights in runtime.loaded.values()
+        }.values()
+
+    def _runtime(self, stack: Stack) -> StackRuntime:
+        return StackRuntime(stack, self.runs, budget_bytes=self.budget_bytes, cache_bytes=self.cache_bytes)
 
     def abandoned_calls(self) -> int:
         """Calls of tools that block beyond their time, of all stacks of this process."""

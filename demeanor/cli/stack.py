@@ -302,6 +302,14 @@ def serve(
             help="Limit for weights and caches; beyond it, idle weights are unloaded, least recently used first (default: no limit).",
         ),
     ] = None,
+    cache_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            callback=_above_zero,
+            help="Limit for the keys and values of each set of weights; earlier prompts stay there until it is needed (default: a quarter of the machine's memory).",
+        ),
+    ] = None,
     otel: Annotated[
         str | None,
         typer.Option(
@@ -337,6 +345,7 @@ def serve(
         json_logs=log == "json",
         watch=watch,
         memory_gib=memory,
+        cache_gib=cache_memory,
         otel=otel or None,
         otel_content=otel_content,
     )

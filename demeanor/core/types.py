@@ -400,12 +400,16 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Prompt and completion tokens of one model call; `estimated` where a server does not tell them."""
+    """Prompt and completion tokens of one model call; `estimated` where a server does not tell them.
+
+    `cached_tokens` of the prompt were known from earlier calls and not read again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     by: str = "weights"
     estimated: bool = False
+    cached_tokens: int = field(default=0, compare=False)  # depends on what was asked before
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,6 +452,7 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     events: tuple[Event, ...] = ()
+    cached_tokens: int = field(default=0, compare=False)
 
 
 async def complete(respond: Respond, turn: Turn) -> Completion:
@@ -472,6 +477,7 @@ def fold(events: Sequence[Event]) -> Completion:
         prompt_tokens=sum(u.prompt_tokens for u in usage),
         completion_tokens=sum(u.completion_tokens for u in usage),
         events=tuple(events),
+        cached_tokens=sum(u.cached_tokens for u in usage),
     )
 
 

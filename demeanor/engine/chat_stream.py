@@ -259,6 +259,7 @@ class ChatReader:
         self._by_index: dict[int, PartialCall] = {}
         self._legacy = PartialCall()
         self._prompt: int | None = None
+        self._cached = 0  # prompt tokens that the server did not read again
         self._completion: int | None = None
         self._half, self._written = "", 0
         self._refusal: list[str] = []
@@ -334,6 +335,7 @@ class ChatReader:
             prompt_tokens if self._prompt is None else self._prompt,
             -(-written // 3) if completion is None else completion,
             estimated=self._prompt is None or completion is None,
+            cached_tokens=self._cached,
         )
         return [*rest, *(ToolCalled(call) for call in calls), *refused, usage, Done(finish)]
 
@@ -417,6 +419,9 @@ class ChatReader:
         if total and completion is not None and prompt is None and total > completion:
             prompt = total - completion
         self._prompt = prompt or self._prompt
+        details = usage.get("prompt_tokens_details")
+        cached = whole_number(details.get("cached_tokens")) if isinstance(details, dict) else None
+        self._cached = cached or self._cached
         self._completion = self._completion if completion is None else completion
         return bool(prompt and completion)
 

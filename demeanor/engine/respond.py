@@ -84,7 +84,7 @@ async def raw_completion(
     """Continue the turn's raw tokens; top_logprobs covers every new token, the end token included."""
     started, text = clock(), turn.messages[-1].content
     tokens = await off_loop(len(text), _raw_tokens, codec, turn)
-    decoding, num_written, finish = turn.decoding, 0, "stop"
+    decoding, num_written, num_cached, finish = turn.decoding, 0, 0, "stop"
     request = Request(tokens, decoding, stop_tokens, decoding.prompt_logprobs)
     async with aclosing(engine.stream(request)) as stream:
         async for piece in stream:
@@ -95,7 +95,7 @@ async def raw_completion(
                     tuple(r.top for r in piece.prompt),
                     data=tuple(codec.tokenizer.token_bytes(r.token, r.text) for r in piece.prompt),
                 )
-            finish = piece.finish or finish
+            finish, num_cached = piece.finish or finish, piece.cached
             if piece.token < 0:  # only the prompt was read
                 continue
             num_written += 1
@@ -105,7 +105,7 @@ async def raw_completion(
             if piece.text or logprobs:
                 yield Text(piece.text, logprobs=logprobs)
     yield Timing("weights", 1000 * (clock() - started))
-    yield Usage(len(tokens), num_written)
+    yield Usage(len(tokens), num_written, cached_tokens=num_cached)
     reason: FinishReason = finish  # type: ignore[assignment]
     yield Done(reason)
 
@@ -151,7 +151,7 @@ def model_respond(
         is_constrained = decoding.form is not turn.decoding.form
         decoding = replace(decoding, stop=(*decoding.stop, *template.stop))
         shown, ending = ShownTokens(), list[Text | ToolCalled]()
-        answer, finish, called = list[int](), "stop", False
+        answer, finish, called, num_cached = list[int](), "stop", False, 0
         # The engine ignores drafts of other requests, so they must not count as confirmed.
         question = topic(weights, turn.messages) if drafts and draftable(decoding) else None
         tried = drafts.of(question) if drafts and question else ()
@@ -160,6 +160,7 @@ def model_respond(
             async with aclosing(engine.stream(request)) as stream:
                 async for piece in stream:
                     answer.append(piece.token)
+                    num_cached = piece.cached
                     if decoding.top_logprobs is not None and piece.token not in template.stop_tokens:
                         shown.pending.append(_token_logprob(tokenizer, piece))
                     read = reader.feed(piece.token, piece.text)
@@ -185,7 +186,7 @@ def model_respond(
         for text in shown.rest():
             yield text
         yield Timing("weights", 1000 * (clock() - started))
-        yield Usage(len(tokens), len(answer))
+        yield Usage(len(tokens), len(answer), cached_tokens=num_cached)
         if drafts and question:
             drafts.keep(question, answer, tried)
         reason: FinishReason = "tool_calls" if called else finish  # type: ignore[assignment]

@@ -38,6 +38,8 @@ class Operations:
     """Whether observers see messages and answers."""
     engine_load: Callable[[], tuple[int, int]] | None = None
     """The numbers of answers that the engines write and that wait for a slot; None: guessed from the turns in progress."""
+    cache_pages: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
+    """Pages of keys and values in all engines: of running answers, kept for later ones, and free."""
     abandoned_calls: Callable[[], int] = lambda: 0
     """The number of calls of tools that nobody waits for any more and that cannot be stopped."""
     health: Callable[[], Awaitable[str | None]] | None = None

@@ -113,10 +113,17 @@ class ChunkChoice(ResponseObject):
     finish_reason: str | None
 
 
+class PromptDetails(ResponseObject):
+    """Of the prompt's tokens, those that were known from earlier requests and not read again."""
+
+    cached_tokens: int
+
+
 class UsageAnswer(ResponseObject):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class CompletionBase(ResponseObject):
@@ -294,7 +301,12 @@ def usage(completions: Sequence[Completion]) -> UsageAnswer | None:
     if not all(map(usage_is_told, completions)):
         return None
     read, written = sum(c.prompt_tokens for c in completions), sum(c.completion_tokens for c in completions)
-    return UsageAnswer(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+    return UsageAnswer(
+        prompt_tokens=read,
+        completion_tokens=written,
+        total_tokens=read + written,
+        prompt_tokens_details=PromptDetails(cached_tokens=sum(c.cached_tokens for c in completions)),
+    )
 
 
 def usage_is_told(completion: Completion) -> bool:
@@ -493,12 +505,13 @@ def _entry(event: Event) -> dict[str, Any]:
             return {"by": by, "kind": "left_out", "rule": rule, "reason": reason, "messages": messages}
         case Timing(by, ms):
             return {"by": by, "kind": "timing", "ms": round(ms, 3)}
-        case Usage(prompt_tokens, completion_tokens, by, estimated):
+        case Usage(prompt_tokens, completion_tokens, by, estimated, cached_tokens):
             return {
                 "by": by,
                 "kind": "usage",
                 "prompt_tokens": prompt_tokens,
                 "completion_tokens": completion_tokens,
+                "cached_tokens": cached_tokens,
                 **({"estimated": True} if estimated else {}),
             }
         case Done(finish_reason, by):

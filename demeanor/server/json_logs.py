@@ -35,6 +35,7 @@ def line_of(request: RequestContext, now: datetime) -> dict[str, Any]:
             "stack_key": request.stack_key,
             "stream": request.streamed,
             "prompt_tokens": request.prompt_tokens,
+            "cached_tokens": request.cached_tokens,
             "completion_tokens": request.completion_tokens,
             "layers_ms": {by: round(ms, 3) for by, ms in request.layers_ms.items()},
         }

@@ -77,6 +77,11 @@ class Metrics:
             registry=registry,
         )
         self.input_tokens, self.output_tokens = tokens.labels("input"), tokens.labels("output")
+        self.cached_tokens = Counter(
+            "demeanor_cached_tokens",
+            "Input tokens that were known from earlier requests and not read again.",
+            registry=registry,
+        )
         self.refusals = Counter(
             "demeanor_refusals",
             "Refusals by the layer and rule that refused.",
@@ -110,6 +115,7 @@ class Metrics:
         if not request.turns:
             return
         self.input_tokens.inc(request.prompt_tokens)
+        self.cached_tokens.inc(request.cached_tokens)
         self.output_tokens.inc(request.completion_tokens)
         for layer, rule in request.refusals:
             self.refusals.labels(layer, rule).inc()
@@ -134,12 +140,20 @@ class Gauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         load = self.operations.load
         running, waiting = self.operations.running_and_waiting()
+        used, kept, free = self.operations.cache_pages()
         for name, about, value in (
             ("requests_in_progress", "Requests let in and not yet answered.", load.in_progress),
             ("turns_in_progress", "Answers being made; a request for n choices makes n.", load.turns),
             ("slots", "Answers that the engines can write at once.", self.operations.slots),
             ("slots_in_use", "Answers that the engines write now.", running),
             ("waiting", "Answers that wait for a slot.", waiting),
+            ("cache_pages_used", "Pages of keys and values of the answers that are written now.", used),
+            (
+                "cache_pages_kept",
+                "Pages of earlier prompts and answers, kept until their memory is needed.",
+                kept,
+            ),
+            ("cache_pages_free", "Pages that hold nothing.", free),
             (
                 "tool_calls_abandoned",
                 "Calls of tools that block beyond their time.",

@@ -78,6 +78,7 @@ class RequestContext:
     turns: int = 0
     layers_ms: dict[str, float] = field(default_factory=dict)
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
     refusals: list[tuple[str, str]] = field(default_factory=list)
     first_token: float | None = None
@@ -108,6 +109,7 @@ class RequestContext:
             case Timing(by, ms):
                 self.layers_ms[by] = self.layers_ms.get(by, 0.0) + ms
             case Usage(prompt_tokens, completion_tokens):
+                self.cached_tokens += event.cached_tokens
                 self.prompt_tokens += prompt_tokens
                 self.completion_tokens += completion_tokens
             case Refusal(by, rule):

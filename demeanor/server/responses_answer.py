@@ -220,7 +220,7 @@ def _usage(completion: Completion) -> ResponseUsage | None:
     read, written = completion.prompt_tokens, completion.completion_tokens
     return ResponseUsage(
         input_tokens=read,
-        input_tokens_details=Details(cached_tokens=0),
+        input_tokens_details=Details(cached_tokens=completion.cached_tokens),
         output_tokens=written,
         output_tokens_details=ReasoningDetails(reasoning_tokens=0),
         total_tokens=read + written,

@@ -50,6 +50,7 @@ class Settings:
     json_logs: bool = False
     watch: bool = False
     memory_gib: float | None = None
+    cache_gib: float | None = None
     otel: str | None = None
     otel_content: bool = False
 
@@ -70,6 +71,10 @@ class Versions(Protocol):
 
     def engine_load(self) -> tuple[int, int]:
         """Answers being written and answers waiting, in all engines."""
+        ...
+
+    def cache_pages(self) -> tuple[int, int, int]:
+        """Pages of keys and values in all engines: of running answers, kept for later ones, and free."""
         ...
 
     def abandoned_calls(self) -> int:
@@ -156,6 +161,7 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
         observers=observers,
         keep_contents=settings.otel is not None and settings.otel_content,
         engine_load=versions.engine_load,
+        cache_pages=versions.cache_pages,
         health=healthy,
         abandoned_calls=versions.abandoned_calls,
     )

@@ -14,7 +14,7 @@ from demeanor.core.types import Decoding
 from demeanor.engine import forward
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.prefixes import PagePrefixes, common_prefix
-from demeanor.engine.scheduler import Batch, Request, SequenceState
+from demeanor.engine.scheduler import Batch, Piece, Request, SequenceState
 from demeanor.model import checkpoints, native
 from demeanor.model.llama import Llama
 from demeanor.model.pages import PAGE, page_bytes
@@ -233,15 +233,7 @@ def test_answers_are_the_same_with_little_memory_and_with_much() -> None:
     def answers(pages: int) -> list[list[int]]:
         batch = Batch(forward.forward_of(model, 5, 256, pages * page_bytes(model.config)), 4)
         sequences = states(model, prompts, 20)
-        found: dict[SequenceState, list[int]] = {s: [] for s in sequences}
-        for sequence in sequences:
-            batch.add(sequence)
-        with torch.inference_mode():
-            while batch.busy:
-                for sequence, piece in batch.step():
-                    assert not isinstance(piece, EngineError)
-                    found[sequence].append(piece.token)
-        return list(found.values())
+        return [[piece.token for piece in pieces] for pieces in answered(batch, sequences).values()]
 
     wanted = answers(1000)
     assert answers(6) == wanted
@@ -261,6 +253,39 @@ def test_a_request_that_can_never_fit_is_refused_by_name_and_the_engine_goes_on(
         assert engine.cache_use.used == 0
     finally:
         engine.close()
+
+
+@compiled
+def test_a_later_request_says_how_much_of_its_prompt_was_known() -> None:
+    """The turn before with its answer, and a prompt that was read meanwhile; not if every token is to be scored."""
+    batch = Batch(forward.forward_of(policy(), 4, 256), 4)
+    prompt = [i % 50 + 1 for i in range(100)]
+    [first] = states(policy(), [prompt], 8)
+    pieces = answered(batch, [first])[first]
+    following = [*prompt, *(piece.token for piece in pieces), *range(200, 220)]
+    group = states(policy(), [following] * 3, 4)
+    scored = SequenceState(
+        Request(tuple(prompt), Decoding(0, max_tokens=1), prompt_logprobs=0), 1, group[0]._decode
+    )
+    found = answered(batch, [*group, scored])
+    assert [piece.cached for piece in pieces] == [0] * 8
+    # The last token of an answer is drawn and not read; of the group one sequence reads what is new.
+    assert sorted(found[s][-1].cached for s in group) == [107, 127, 127]
+    assert found[scored][-1].cached == 0
+    use = batch.cache_use
+    assert (use.prompt_tokens, use.cached_tokens) == (100 + 3 * 128 + 100, 107 + 2 * 127)
+
+
+def answered(batch: Batch, sequences: list[SequenceState]) -> dict[SequenceState, list[Piece]]:
+    found: dict[SequenceState, list[Piece]] = {s: [] for s in sequences}
+    for sequence in sequences:
+        batch.add(sequence)
+    with torch.inference_mode():
+        while batch.busy:
+            for sequence, piece in batch.step():
+                assert not isinstance(piece, EngineError)
+                found[sequence].append(piece)
+    return found
 
 
 def test_a_cache_too_small_for_a_token_is_refused() -> None:

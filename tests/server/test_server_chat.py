@@ -10,8 +10,10 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from scripted import Scripted, body
 
-from demeanor.core.types import Text
-from demeanor.server.chat import trace_entries
+from demeanor.core.types import Done, Text, Usage, fold
+from demeanor.server.chat import trace_entries, usage
+from demeanor.server.request_context import RequestContext
+from demeanor.server.responses_answer import _usage
 
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -106,7 +108,12 @@ async def test_a_stream_is_role_then_text_then_finish_then_usage(client: httpx.A
     )
     assert finish["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
     assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 24, "completion_tokens": 6, "total_tokens": 30}
+    assert usage["usage"] == {
+        "prompt_tokens": 24,
+        "completion_tokens": 6,
+        "total_tokens": 30,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert all(c["usage"] is None for c in chunks[:-1])
     assert [c for c in chunks if "demeanor" in c] == [usage]
     assert len({(c["id"], c["created"], c["model"], c["object"]) for c in chunks}) == 1
@@ -182,7 +189,12 @@ async def test_a_tool_that_a_layer_ran_is_told_but_not_handed_to_the_client(
         '{"expression": "37 * 12"}',
         "444",
     )
-    assert answer["usage"] == {"prompt_tokens": 104, "completion_tokens": 15, "total_tokens": 119}
+    assert answer["usage"] == {
+        "prompt_tokens": 104,
+        "completion_tokens": 15,
+        "total_tokens": 119,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert not any("tool_calls" in c["choices"][0]["delta"] for c in await streamed(client, "37 times 12"))
 
 
@@ -304,7 +316,12 @@ async def test_n_choices_are_n_turns_with_their_own_seeds(
     seeds = [t.decoding.seed for t in sorted(assistant.turns, key=lambda t: t.id)]
     assert [c["message"]["content"] for c in answer["choices"]] == [f"seed {seed}" for seed in seeds]
     assert [c["finish_reason"] for c in answer["choices"]] == ["length"] * 3
-    assert answer["usage"] == {"prompt_tokens": 15, "completion_tokens": 6, "total_tokens": 21}
+    assert answer["usage"] == {
+        "prompt_tokens": 15,
+        "completion_tokens": 6,
+        "total_tokens": 21,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert {e["choice"] for e in answer["demeanor"]["events"]} == {0, 1, 2}
 
 
@@ -382,3 +399,18 @@ async def test_health_names_what_is_served(client: httpx.AsyncClient) -> None:
         "name": "harbour-desk",
         "stack_key": "5f0c9a1be47d",
     }
+
+
+def test_usage_tells_the_tokens_that_were_known() -> None:
+    """Of two model calls in one turn, and of all choices."""
+    events = [Usage(9, 2, cached_tokens=5), Usage(20, 3, cached_tokens=16), Done("stop")]
+    told = usage([fold(events), fold([Usage(9, 2, cached_tokens=8), Done("stop")])])
+    assert told is not None
+    assert (told.prompt_tokens, told.prompt_tokens_details.cached_tokens) == (38, 29)
+    response = _usage(fold(events))
+    assert response is not None
+    assert (response.input_tokens, response.input_tokens_details.cached_tokens) == (29, 21)
+    request = RequestContext("id", "id")
+    for event in events:
+        request.add(event)
+    assert request.cached_tokens == 21

@@ -124,7 +124,12 @@ async def test_a_continuation_has_openais_legacy_shape(client: httpx.AsyncClient
     assert answer["id"].startswith("cmpl-")
     assert answer["system_fingerprint"] == "a91e33c07b12"
     assert answer["choices"] == [{"index": 0, "text": " and on", "logprobs": None, "finish_reason": "length"}]
-    assert answer["usage"] == {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+    assert answer["usage"] == {
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 async def test_echo_with_logprobs_tells_the_prompts_tokens_before_the_new_ones(

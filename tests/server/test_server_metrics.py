@@ -34,7 +34,7 @@ def values_of(exposition: str) -> dict[tuple[str, frozenset[tuple[str, str]]], f
 
 
 async def test_metrics_count_what_happened() -> None:
-    async with client_of(Operations(slots=4)) as client:
+    async with client_of(Operations(slots=4, cache_pages=lambda: (1, 2, 3))) as client:
         for text in ("hello", "hello", "card number", "crash", "leak"):
             await client.post(ASKS, json=body(text))
         await client.get("/nowhere/4111")
@@ -54,6 +54,8 @@ async def test_metrics_count_what_happened() -> None:
         ("slots", {}, 4),
         ("slots_in_use", {}, 0),
         ("waiting", {}, 0),
+        ("cache_pages_kept", {}, 2),
+        ("cached_tokens_total", {}, 0),
         ("request_duration_seconds_count", {}, 5),
         ("time_to_first_token_seconds_count", {}, 3),
         ("time_per_output_token_seconds_count", {}, 3),
@@ -112,6 +114,16 @@ def test_the_exposition_has_the_names_helps_and_labels_that_dashboards_use_and_n
             "turns_in_progress": ("gauge", "Answers being made; a request for n choices makes n."),
             "slots": ("gauge", "Answers that the engines can write at once."),
             "slots_in_use": ("gauge", "Answers that the engines write now."),
+            "cached_tokens": (
+                "counter",
+                "Input tokens that were known from earlier requests and not read again.",
+            ),
+            "cache_pages_used": ("gauge", "Pages of keys and values of the answers that are written now."),
+            "cache_pages_kept": (
+                "gauge",
+                "Pages of earlier prompts and answers, kept until their memory is needed.",
+            ),
+            "cache_pages_free": ("gauge", "Pages that hold nothing."),
             "waiting": ("gauge", "Answers that wait for a slot."),
             "tool_calls_abandoned": ("gauge", "Calls of tools that block beyond their time."),
             "request_duration_seconds": (
