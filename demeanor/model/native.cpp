@@ -4,6 +4,9 @@
 // bf16 or int8 with a scale per output; sums are fp32. Compiled where it runs by native.py, which documents the arrays.
 
 #include "kernels/attention.h"
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace {
 
@@ -316,6 +319,13 @@ void* model_new(const int64_t* n, float eps, void** p) {
         m->layer.push_back(y);
     }
     return m;
+}
+
+// Give memory that packing freed back to the system, which the allocator would keep.
+void release_memory() {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
 }
 
 void model_free(void* m) { delete static_cast<Model*>(m); }

@@ -112,6 +112,7 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.model_head.argtypes = [pointer, number, size, pointer, pointer]
     library.gated_backward.argtypes = [number, size, size, *[pointer] * 5]
     library.drawn_logprobs.argtypes = [number, size, size, size, *[pointer] * 7]
+    library.release_memory.argtypes, library.release_memory.restype = [], None
     for function in ("model_forward", "model_head", "gated_backward", "drawn_logprobs"):
         getattr(library, function).restype = None
     return library
@@ -184,6 +185,8 @@ class Native:
         )
         addresses = (ctypes.c_void_p * len(pointers))(*(p or None for p in pointers))
         self._model = library.model_new(ints.buffer_info()[0], config.rms_norm_eps, addresses)
+        if packed is None:  # a trainer packs again in every step, into the same memory
+            library.release_memory()
 
     def forward(
         self,

@@ -1,0 +1,231 @@
+"""`python -m bench.smollm2_perplexity`: what rounding SmolLM2's weights costs, against llama.cpp's files of the same size.
+
+Every engine gives the log-probability of every token of the same chunks of real text. A row of the table is a number
+format: bytes of its weights, perplexity, and the ratio to our fp32 and to llama.cpp's file of the same size, each with a
+95% interval over chunks (paired: of the difference of mean losses). Runs in the peers' venv (bench/requirements.txt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib.util
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from bench.__main__ import ROOT
+from bench.smollm2_speed import found_model
+from demeanor.core.files import origin
+from demeanor.training.heldout import clustered
+
+FORMATS: dict[str, tuple[str, dict[str, str]]] = {
+    "int8": ("int8", {}),
+    "q8_0": ("q8_0", {}),
+    "q4_0": ("q4_0", {}),
+    "q4_1": ("q4_1", {}),
+    "q4_0, head too": ("q4_0", {"head": "q4_0"}),
+    "q4_0, fp32 activations": ("q4_0", {"activations": "fp32"}),
+}
+"""Names of rows, and the settings of a `quantise` stage."""
+PEER = {
+    "fp32": "F16",
+    "int8": "Q8_0",
+    "q8_0": "Q8_0",
+    "q4_0": "Q4_0",
+    "q4_1": "Q4_0",
+    "q4_0, head too": "Q4_0",
+    "q4_0, fp32 activations": "Q4_0",
+}
+
+
+def texts(folder: Path) -> Iterator[str]:
+    """Stories, instructions with answers, and books, in turn: what a chat model reads."""
+    stories = json.loads((folder / "tinystories" / "tinystories_1000.json").read_text())
+    rows = json.loads((folder / "rasbt" / "instruction-data.json").read_text())
+    books = [path.read_text(errors="replace") for path in sorted((folder / "gutenberg").glob("*.txt"))]
+    for i in range(10_000):
+        story = stories[i % len(stories)]
+        yield story if isinstance(story, str) else str(story.get("story") or story.get("text"))
+        yield "\n".join(str(x) for row in rows[8 * i : 8 * i + 8] for x in row.values() if x)
+        book = books[i % len(books)]
+        start = 20_000 + 3000 * (i // len(books))
+        yield book[start : start + 3000]
+
+
+def chunks(model: Path, folder: Path, count: int, length: int) -> list[list[int]]:
+    """The first `length` tokens of texts that have so many."""
+    from demeanor.text import tokenizer
+
+    vocabulary, found = tokenizer.load(model), []
+    for text in texts(folder):
+        tokens = list(vocabulary.encode(text))
+        if len(tokens) >= length:
+            found.append(tokens[:length])
+        if len(found) == count:
+            return found
+    raise SystemExit("bench.smollm2_perplexity: too little text")
+
+
+def losses_of(logits_TV: Tensor, tokens: list[int]) -> float:
+    """Nats of all tokens but the first."""
+    targets = torch.tensor(tokens[1:])
+    return float(torch.nn.functional.cross_entropy(logits_TV[:-1].float(), targets, reduction="sum"))
+
+
+def ours(folder: Path, rows: list[list[int]]) -> tuple[list[float], int]:
+    """Loss of each chunk and bytes of the weights, as the engine computes them."""
+    from demeanor.model import checkpoints, native
+    from demeanor.model.llama import Llama
+    from demeanor.model.pages import PagedCache
+
+    model = checkpoints.serving(folder)
+    assert isinstance(model, Llama)
+    found, held = [], None
+    for tokens in rows:
+        n = len(tokens)
+        held = held or native.Native(model, PagedCache(model.config, 1, n))
+        found.append(losses_of(held.forward(tokens, [0] * n, range(n), range(n)).logits_RV, tokens))
+    assert held is not None
+    return found, held.num_bytes
+
+
+def theirs(path: Path, rows: list[list[int]], threads: int) -> tuple[list[float], int]:
+    """The same of llama.cpp with a GGUF file."""
+    import llama_cpp as ll  # type: ignore[import-not-found,unused-ignore]
+    import numpy
+
+    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+    ll.llama_log_set(quiet, None)
+    ll.llama_backend_init()
+    model = ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())
+    vocabulary, n = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model)), len(rows[0])
+    p = ll.llama_context_default_params()
+    p.n_ctx = p.n_batch = p.n_ubatch = max(n, 256)
+    p.n_threads = p.n_threads_batch = threads
+    context, batch, found = ll.llama_init_from_model(model, p), ll.llama_batch_init(n, 0, 1), []
+    for tokens in rows:
+        ll.llama_memory_seq_rm(ll.llama_get_memory(context), 0, 0, -1)
+        batch.n_tokens = n
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, i, 1
+            batch.seq_id[i][0], batch.logits[i] = 0, True
+        if ll.llama_decode(context, batch):
+            raise SystemExit("llama_decode failed")
+        logits = numpy.ctypeslib.as_array(ll.llama_get_logits(context), shape=(n, vocabulary))
+        found.append(losses_of(torch.from_numpy(logits), tokens))
+    size = ll.llama_model_size(model)
+    return found, int(size)
+
+
+def ratio(a: list[float], b: list[float], tokens: int) -> list[float]:
+    """Perplexity of a over that of b: the estimate, and a 95% interval over chunks."""
+    difference = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)
+    counts = torch.full_like(difference, tokens)
+    low, high = clustered(difference, counts)
+    return [math.exp(x) for x in (float(difference.sum() / counts.sum()), low, high)]
+
+
+def prepared(model: Path, out: Path, format: str, settings: dict[str, str]) -> Path:
+    """The folder that a `quantise` stage would write."""
+    from demeanor.model import quantize
+
+    if format == "int8":
+        quantize.write(model, out, "int8")
+    else:
+        chosen = {"head": "q8_0", "activations": "int8", **settings}
+        quantize.write_groups(model, out, format, **chosen)  # type: ignore[arg-type]
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.smollm2_perplexity", description=__doc__)
+    parser.add_argument(
+        "--model", type=Path, help="SmolLM2-135M-Instruct, a folder; $SMOLLM2 or runs/smollm2 if not given"
+    )
+    parser.add_argument("--gguf", type=Path, help="folder of F16.gguf, Q8_0.gguf, Q4_0.gguf")
+    parser.add_argument("--texts", type=Path, default=ROOT / "shared" / "data")
+    parser.add_argument("--chunks", type=int, default=36)
+    parser.add_argument("--length", type=int, default=192, help="tokens of a chunk")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument(
+        "--made", type=Path, help="keep our folders here, and use those that are here already"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "smollm2-perplexity.json")
+    options = parser.parse_args()
+    model = found_model(options.model)
+    if model is None or not options.texts.is_dir():
+        print("bench.smollm2_perplexity: SmolLM2-135M-Instruct or the texts are not here; left out")
+        return 0
+    torch.set_num_threads(options.threads)
+    rows = chunks(model, options.texts, options.chunks, options.length)
+    tokens = options.length - 1
+    found: dict[str, tuple[list[float], int]] = {"fp32": ours(model, rows)}
+    with contextlib.ExitStack() as stack:
+        made = options.made or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in options.formats:
+            format, settings = FORMATS[name]
+            folder = made / "-".join([format, *settings.values()])
+            found[name] = ours(
+                folder if (folder / "config.json").is_file() else prepared(model, folder, format, settings),
+                rows,
+            )
+    peers = {}
+    for name in ("F16", "Q8_0", "Q4_0"):
+        path = (options.gguf or Path()) / f"{name}.gguf"
+        if importlib.util.find_spec("llama_cpp") is not None and path.is_file():
+            peers[name] = theirs(path, rows, options.threads)
+    lines: list[dict[str, Any]] = []
+    for name, (losses, size) in [*found.items(), *((f"llama.cpp {k}", v) for k, v in peers.items())]:
+        row: dict[str, Any] = {"format": name, "bytes": size}
+        row["perplexity"] = math.exp(sum(losses) / tokens / len(losses))
+        row["to_fp32"] = ratio(losses, found["fp32"][0], tokens)
+        if PEER.get(name) in peers:
+            row["peer"], row["to_peer"] = PEER[name], ratio(losses, peers[PEER[name]][0], tokens)
+        lines.append(row)
+    table = Table(
+        title=f"{len(rows)} chunks of {options.length} tokens: perplexity and ratios [95%]", box=None
+    )
+    for head in ("format", "MB", "perplexity", "/ our fp32", "/ llama.cpp"):
+        table.add_column(head, justify="left" if head == "format" else "right")
+    for row in lines:
+        peer = "{:.4f} [{:.4f}, {:.4f}] {}".format(*row["to_peer"], row["peer"]) if "peer" in row else ""
+        table.add_row(
+            row["format"],
+            f"{row['bytes'] / 1e6:,.1f}",
+            f"{row['perplexity']:.3f}",
+            "{:.4f} [{:.4f}, {:.4f}]".format(*row["to_fp32"]),
+            peer,
+        )
+    Console(width=150).print(table)
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(
+        json.dumps(
+            {
+                "lines": lines,
+                "chunks": options.chunks,
+                "length": options.length,
+                "losses": {**{k: v[0] for k, v in found.items()}, **{k: v[0] for k, v in peers.items()}},
+                **origin(),
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+    print(f"written: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
