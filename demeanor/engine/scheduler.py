@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -87,7 +87,7 @@ class Piece:
     prompt: tuple[PromptToken, ...] = ()
     sampled: float | None = None
     kept: tuple[int, ...] = ()
-    cached: int = 0
+    cached: int = field(default=0, compare=False)  # depends on what was asked before
 
 
 Delivery: TypeAlias = Piece | EngineError

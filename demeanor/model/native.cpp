@@ -291,7 +291,7 @@ int page_tokens() { return PAGE; }
 // The cores that the pool's threads may run on; threads that exist stay where they are.
 void pool_cores(const int* cores, int count) { pool().cores.assign(cores, cores + count); }
 
-// ints: width heads kv_heads head inner vocab layers, pages a slot; pointers: embed norm cos sin, top, pages and their table, then per layer
+// ints: width heads kv_heads head inner vocab layers, pages a slot, all pages, floats between a layer's pages; pointers: embed norm cos sin, top, pages and their table, then per layer
 // norm1 norm2 q_norm k_norm qkv out gate_up down, where a matrix (embed too) is: kind, data, scale, bias, and of the low-rank product beside
 // it: rank (0: there is none), a, scale, b, places.
 void* model_new(const int64_t* n, float eps, void** p) {
@@ -308,7 +308,7 @@ void* model_new(const int64_t* n, float eps, void** p) {
     m->embed = matrix(m->vocab, m->width);
     m->norm = next(); m->cos = next(); m->sin = next();
     m->top = matrix(m->vocab, m->width);
-    m->cache = {next(), reinterpret_cast<int32_t*>(next()), n[7], m->layers, m->kv_heads, deep(m->head)};
+    m->cache = {next(), reinterpret_cast<int32_t*>(next()), n[7], n[8], n[9], m->kv_heads, deep(m->head)};
     for (int64_t l = 0; l < m->layers; l++) {
         Layer y{};
         y.norm1 = next(); y.norm2 = next(); y.q_norm = next(); y.k_norm = next();

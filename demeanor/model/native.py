@@ -181,6 +181,7 @@ class Native:
                 config.vocab_size,
                 config.num_hidden_layers,
                 cache.table.shape[1],
+                *cache.data.shape[1:],
             ],
         )
         addresses = (ctypes.c_void_p * len(pointers))(*(p or None for p in pointers))

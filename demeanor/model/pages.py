@@ -17,8 +17,13 @@ PAGE = 32  # tokens, as in kernels/attention.h
 
 def page_bytes(config: Config) -> int:
     """Return the bytes of a page: the keys and values (fp32) of PAGE tokens in all layers; a head is rounded up to 16."""
+    return 4 * config.num_hidden_layers * _stride(config)
+
+
+def _stride(config: Config) -> int:
+    """Return the floats between two pages of a layer: an odd number of cache lines (see kernels/attention.h)."""
     depth = -(-config.head_dim // 16) * 16
-    return 4 * config.num_hidden_layers * 2 * config.num_key_value_heads * PAGE * depth
+    return 2 * config.num_key_value_heads * PAGE * depth + 16
 
 
 class PagedCache:
@@ -40,7 +45,7 @@ class PagedCache:
                 f"machine has {memory / 2**30:.1f} GiB. Lower max_position_embeddings in the checkpoint's "
                 "config.json, the longest context that is served"
             )
-        self.data = zeros((self.num_pages, self.page_bytes // 4), torch.float32, None)
+        self.data = zeros((config.num_hidden_layers, self.num_pages, _stride(config)), torch.float32, None)
         self.table = torch.arange(num_slots * blocks, dtype=torch.int32).view(num_slots, blocks)
 
     @property
@@ -50,7 +55,7 @@ class PagedCache:
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page."""
-        self.data[target] = self.data[source]
+        self.data[:, target] = self.data[:, source]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the pages of the first `tokens` tokens of one slot to another (a shared prefix)."""

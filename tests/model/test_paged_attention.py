@@ -86,7 +86,7 @@ def test_bits_depend_on_no_chunk_thread_or_page(heads: int, kv_heads: int, head:
     assert torch.equal(read(compiled, asked, 1, [1], threads=2), wanted)
     cache.table[2] = cache.table[2].flip(0)  # other pages, and what slot 1 wrote is in them
     cache.table[1], cache.table[2] = cache.table[2].clone(), cache.table[1].clone()
-    cache.data[cache.table[2].long()] = torch.nan  # what was there before does not matter
+    cache.data[:, cache.table[2].long()] = torch.nan  # what was there before does not matter
     for threads, sizes in ((1, [33, 7]), (2, [64, 1, 40]), (3, [5, 96])):
         assert torch.equal(read(compiled, asked, 2, sizes, threads), wanted), (threads, sizes)
 

@@ -10,14 +10,15 @@ constexpr int SPAN = 2 * PAGE;   // keys whose scores are compared at once; a sp
 constexpr int FEW = MR / 2;     // queries that wait for memory more than for sums
 constexpr int TILE = 2 * MR;     // queries that read a page one after the other, while it is in the nearest cache
 
-// A page has, for each layer and then each kv head, its keys as `depth` lines of PAGE numbers (a token is a column), and after those of
-// all kv heads the values as PAGE lines of `depth`: the head's size, rounded up to 16.
+// In each layer a page has for each kv head its keys as `depth` lines of PAGE numbers (a token is a column), and after those of all kv
+// heads the values as PAGE lines of `depth`: the head's size, rounded up to 16. A layer's pages lie `stride` floats apart, an odd number of
+// cache lines: one head's blocks of many pages would else share few sets of a cache.
 struct Pages {
     float* data; const int32_t* table; int64_t blocks;      // pages of each slot, `blocks` a slot
-    int64_t layers, kv_heads, depth;
+    int64_t pages, stride, kv_heads, depth;
     int64_t half() const { return kv_heads * PAGE * depth; }
     float* keys(int64_t slot, int64_t position, int64_t layer, int64_t head) const {
-        return data + (table[slot * blocks + position / PAGE] * layers + layer) * 2 * half() + head * PAGE * depth;
+        return data + (layer * pages + table[slot * blocks + position / PAGE]) * stride + head * PAGE * depth;
     }
     float* values(int64_t slot, int64_t position, int64_t layer, int64_t head) const { return keys(slot, position, layer, head) + half(); }
     void write(int64_t slot, int64_t position, int64_t layer, int64_t head, int64_t D, const float* key, const float* value) const {
