@@ -7,6 +7,7 @@ listed in `read`. Knows nothing of requests or sampling.
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,6 +69,7 @@ class Forward(Protocol):
 
 
 KEPT_SHARE = 4  # without a setting, keys and values take up to one part in so many of the machine's memory
+_CACHES: weakref.WeakSet[PagedCache] = weakref.WeakSet()  # of this process: every set of weights has one
 
 
 def forward_of(
@@ -79,8 +81,8 @@ def forward_of(
 ) -> Forward:
     """Return the fastest forward that runs this model here, with its cache of keys and values.
 
-    `cache_bytes` limits the cache of the compiled forward; None: a quarter of the machine's memory, or one whole context
-    if that is more. It never takes more than all slots can fill. Raises EngineError if `compute` is bf16 and compiled code
+    `cache_bytes` limits the cache of the compiled forward; None: a quarter of the machine's memory for the first in this
+    process, half as much for the second, a third for the third, or one whole context if that is more. It never takes more than all slots can fill. Raises EngineError if `compute` is bf16 and compiled code
     cannot run the model.
     """
     if isinstance(model, ForeignModel):
@@ -89,7 +91,9 @@ def forward_of(
         return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
         pages = _num_pages(model.config, num_slots, max_tokens, cache_bytes)
-        return Compiled(model, PagedCache(model.config, num_slots, max_tokens, pages), compute)
+        cache = PagedCache(model.config, num_slots, max_tokens, pages)
+        _CACHES.add(cache)
+        return Compiled(model, cache, compute)
     if compute == "bf16":
         raise _no_bf16()
     if isinstance(model, torch.nn.Module):
@@ -110,7 +114,11 @@ def _num_pages(config: Config, num_slots: int, max_tokens: int, cache_bytes: int
     blocks, size, memory = -(-max_tokens // PAGE), page_bytes(config), hardware.memory_bytes()
     most = num_slots * blocks + 1
     if cache_bytes is None:
-        return most if memory is None else min(most, max(memory // KEPT_SHARE // size, blocks + 1))
+        return (
+            most
+            if memory is None
+            else min(most, max(memory // KEPT_SHARE // (1 + len(_CACHES)) // size, blocks + 1))
+        )
     if cache_bytes < 2 * size:
         raise EngineError(
             f"a cache of {cache_bytes / 2**30:.4g} GiB holds no token of this model; wanted at least "

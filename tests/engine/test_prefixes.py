@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,6 +225,19 @@ def test_a_thousand_requests_leave_no_page_behind() -> None:
     assert cancelled > 50
     assert (use.used, use.kept + use.free) == (0, 19)
     assert use.cached_tokens > use.prompt_tokens / 10
+
+
+@compiled
+def test_caches_of_one_process_share_what_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = policy()
+    memory = forward.KEPT_SHARE * 60 * page_bytes(model.config)
+    monkeypatch.setattr(forward, "_CACHES", weakref.WeakSet())
+    monkeypatch.setattr(forward.hardware, "memory_bytes", lambda: memory)
+    several = [forward.forward_of(model, 64, 256) for _ in range(3)]
+    assert [one.capacity for one in several] == [PAGE * 59, PAGE * 29, PAGE * 19]
+    del several
+    gc.collect()
+    assert forward.forward_of(model, 64, 256).capacity == PAGE * 59
 
 
 @compiled
