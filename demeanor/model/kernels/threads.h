@@ -1,13 +1,30 @@
 // One pool of threads for the process; inside a job, barriers spin and then yield.
 #pragma once
 #include "vectors.h"
+#include <ctime>
 
 namespace {
 
 struct Pool {
     int n = 1, active = 1, resting = 0, pause_calls = 8;
-    std::atomic<int> late{0};          // times that a thread waited long, and for a good part of the phase, in this call
+    std::atomic<int> late{0};          // threads that had no core for a good part of this call
     static int64_t clock() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+    static int64_t processor_time() {
+#if defined(__linux__)
+        timespec t;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+        return int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
+#else
+        return clock();
+#endif
+    }
+    // A thread that waits at a barrier spins, so what the clock shows beyond its processor time is time that others had its core.
+    void work(int id) {
+        const int64_t began = clock(), busy = processor_time();
+        job(argument, id, active);
+        const int64_t took = clock() - began, lost = took - (processor_time() - busy);
+        if (lost > 50000 && 8 * lost > took) late.fetch_add(1, std::memory_order_relaxed);
+    }
     std::mutex one;
     std::vector<std::thread> threads;
     std::vector<int> cores;            // that new threads may run on; empty: those of the thread that makes them
@@ -24,7 +41,7 @@ struct Pool {
                     for (int i = 0; i < 2000 && generation.load(std::memory_order_acquire) == seen; i++) pause();
                     while (generation.load(std::memory_order_acquire) == seen) generation.wait(seen);
                     seen = generation.load(std::memory_order_acquire);
-                    if (id < active) job(argument, id, active);
+                    if (id < active) work(id);
                     barrier();
                 }
             });
@@ -55,11 +72,11 @@ struct Pool {
         job = what; argument = with; active = wanted;
         generation.fetch_add(1, std::memory_order_release);
         generation.notify_all();
-        job(argument, 0, active);
+        work(0);
         barrier();
         // Somebody else has a core: whoever waits at a barrier waits for a turn of the scheduler. One thread is faster then, and says
         // the same; after a while, each time longer, several are tried again.
-        if (late.load(std::memory_order_relaxed) > 1) { resting = pause_calls; pause_calls = pause_calls < 512 ? 2 * pause_calls : 1024; }
+        if (late.load(std::memory_order_relaxed)) { resting = pause_calls; pause_calls = pause_calls < 512 ? 2 * pause_calls : 1024; }
         else if (pause_calls > 8) pause_calls--;
     }
     void barrier(int of = 0) {
@@ -73,16 +90,10 @@ struct Pool {
             turn.store(now + 1, std::memory_order_release);
             return;
         }
-        static thread_local int64_t left = 0;       // when this thread left the barrier before
-        int64_t since = 0;
         for (int i = 0; turn.load(std::memory_order_acquire) == now; i++) {
-            if (i < 3000) { pause(); continue; }
-            if (i == 3000) since = clock();
-            sched_yield();
+            if (i < 3000) pause();
+            else sched_yield();
         }
-        const int64_t here = clock();
-        if (since && 4 * (here - since) > here - left) late.fetch_add(1, std::memory_order_relaxed);
-        left = here;
     }
 };
 Pool& pool() { static Pool* the = new Pool; return *the; }
