@@ -43,6 +43,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """Ours first, then those that it is compared with."""
 WHEEL = "pip install xllamacpp in bench/.venv"
 NATIVE = 'CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" pip install --no-binary llama-cpp-python llama-cpp-python there'
+OWN = "demeanor, fp32 sums"
+"""Our engine on the model's folder as it is."""
 PLACES = ("SMOLLM2", "/tmp/smol/hf", str(ROOT / "runs" / "smollm2"))
 """Where the model is looked for: a variable, then folders."""
 
@@ -387,10 +389,17 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
             lines += rows
             kept.setdefault("memory_mb", {}).update(measurer.memory())
             for who, contender in measurer.contenders.items():
-                if texts and (who.startswith("llama.cpp native") or not who.startswith("llama.cpp")):
+                if texts and not (
+                    who == "demeanor fp32" or (who.startswith("llama.cpp") and "native" not in who)
+                ):
                     told = contender.go(json.dumps({"do": "answers", "prompts": texts, "new": 64}))
                     answers[who] = told["answers"]
                     gaps = told["gaps"] or gaps if who == "transformers fp32" else gaps
+            if texts and kind == "fp32":  # its folder above has other weights; here are the file's own
+                plain = Contender(["demeanor", str(model)], OWN, options.threads, "bench.smollm2_worker")
+                told = plain.go(json.dumps({"do": "answers", "prompts": texts, "new": 64}))
+                answers[OWN] = told["answers"]
+                plain.close()
             measurer.close()
             if "transformers fp32" in answers:
                 kept["answers"] = compare_answers(answers, gaps)
