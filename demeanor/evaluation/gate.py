@@ -576,11 +576,19 @@ def reason(report: GateReport) -> str:
     if report.failed and not failed and not undecided:
         return f"All {total} rules hold of what was answered, but {plural(report.failed, 'answer')} failed: run again."
     if failed:
-        return f"{plural(len(failed), 'rule')} of {total} shown not to hold: {listed([_finding_text(f) for f in failed])}."
+        return f"{plural(len(failed), 'rule')} of {total} shown not to hold: {_told(failed)}."
     if undecided:
-        told = listed([_finding_text(f) for f in undecided])
-        return f"{total - len(undecided)} of {total} rules hold; not decided: {told}."
+        return f"{total - len(undecided)} of {total} rules hold; not decided: {_told(undecided)}."
     return f"All {total} rules are shown to hold."
+
+
+MOST_TOLD = 4  # rules in the sentence of a verdict; the table has all
+
+
+def _told(findings: Sequence[Finding]) -> str:
+    told = [_finding_text(f) for f in findings[:MOST_TOLD]]
+    more = len(findings) - len(told)
+    return listed([*told, f"{more} more in the table"] if more else told)
 
 
 def _finding_text(f: Finding) -> str:

@@ -11,7 +11,8 @@ from demeanor.core.table import axis_name, points
 from demeanor.evaluation.result import Axis, Delta, Result, is_firm, ladder_of
 from demeanor.report.figures import el, svg, text
 
-LABEL, CELL, ROW, HEAD, FOOT = 138.0, 98.0, 30.0, 44.0, 46.0
+CELL, ROW, HEAD, FOOT = 98.0, 30.0, 44.0, 46.0
+LABEL, CHARACTER = 138.0, 7.4  # least width of a row's name, and that of one of its characters
 STYLE = Markup(
     "text{font:13px system-ui,sans-serif;fill:#1c2529}.soft{fill:#5b676d;font-size:12px}.cell{fill:#0b6a9c}"
     ".up{fill:#0b6a9c;font-weight:700;font-size:12px}.down{fill:#b5460f;font-weight:700;font-size:12px}.frame{fill:none;stroke:#d7d3ca}"
@@ -24,18 +25,19 @@ def picture(result: Result) -> str:
     """Behaviors down, steps across; a cell is the share right in percent, darker for more, with its change where it is shown."""
     steps = ladder_of(result)
     deltas = {(c.after, d.axis): d for c in result.steps for d in c.deltas}
-    width, height = LABEL + CELL * len(steps) + 8, HEAD + ROW * len(result.axes) + FOOT
-    marks = [text(LABEL + CELL * (n + 0.5), HEAD - 14, v.label, anchor="middle") for n, v in enumerate(steps)]
+    label = max(LABEL, 20 + CHARACTER * max((len(axis_name(axis.name)) for axis in result.axes), default=0))
+    width, height = label + CELL * len(steps) + 8, HEAD + ROW * len(result.axes) + FOOT
+    marks = [text(label + CELL * (n + 0.5), HEAD - 14, v.label, anchor="middle") for n, v in enumerate(steps)]
     for row, axis in enumerate(result.axes):
         y = HEAD + ROW * row
-        marks.append(text(LABEL - 12, y + 20, axis_name(axis.name), anchor="end"))
+        marks.append(text(label - 12, y + 20, axis_name(axis.name), anchor="end"))
         for n, variant in enumerate(steps):
-            marks.append(_cell(axis, variant.id, deltas.get((variant.id, axis.name)), LABEL + CELL * n, y))
+            marks.append(_cell(axis, variant.id, deltas.get((variant.id, axis.name)), label + CELL * n, y))
     notes = (
         f"% of {result.items} items right; every column adds one layer to the one before.",
         "Blue, orange: the change where its 95% interval excludes zero; *: also after Holm's correction.",
     )
-    marks += [text(LABEL - 12, height - FOOT + 18 + 17 * n, note, "soft") for n, note in enumerate(notes)]
+    marks += [text(label - 12, height - FOOT + 18 + 17 * n, note, "soft") for n, note in enumerate(notes)]
     drawn = svg(
         width, height, el("style", STYLE), *marks, label="What each layer did: the share of items right"
     )

@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 
 from demeanor.core.errors import DataError, SpecError
 from demeanor.core.types import Item, Message, Verdict
-from demeanor.evaluation.gate import Finding, GateReport, Rules, decide, findings_table
+from demeanor.evaluation.gate import Finding, GateReport, Rules, decide, findings_table, reason
 from demeanor.evaluation.result_rows import Row
 from tests.evaluation import synthetic
 
@@ -187,6 +187,14 @@ def test_a_finding_without_bounds_shows_none() -> None:
     row, other = findings_table([alone, bounded]).rows
     assert row[3] == ""
     assert other[3] == "−5.0 to 25.0"
+
+
+def test_a_verdict_on_many_rules_names_a_few_and_counts_the_others() -> None:
+    alone = Finding("superiority", "a", Verdict.INCONCLUSIVE, 0.1, None, None, 0.0, n=3, clusters=1, needed=4)
+    said = [reason(GateReport(Verdict.INCONCLUSIVE, (alone,) * n)) for n in (4, 37)]
+    assert [text.count("superiority on a") for text in said] == [4, 4]
+    assert ["more in the table" in text for text in said] == [False, True]
+    assert "33 more in the table" in said[1]
 
 
 def test_a_gain_that_only_a_one_sided_test_at_five_percent_would_accept_is_inconclusive() -> None:

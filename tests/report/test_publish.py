@@ -14,6 +14,7 @@ from demeanor.core.types import Verdict
 from demeanor.evaluation import gate
 from demeanor.evaluation.result import Result, save
 from demeanor.report import publish
+from demeanor.report.picture import picture
 
 FINDING = gate.Finding("superiority", "jail_break", Verdict.PASS, 0.8, 0.7, 0.9, 0.0, 36, 12, None)
 OPEN = replace(FINDING, kind="non_inferiority", verdict=Verdict.INCONCLUSIVE, needed=14, items=("a-1", "a-2"))
@@ -101,3 +102,13 @@ def test_a_file_that_cannot_be_read_is_one_sentence_and_the_page_is_written_with
     with pytest.raises(DataError, match=r"format 1, wanted 2\); measure again: demeanor seeds"):
         publish.show_section(tmp_path, "x", "seeds")
     assert (tmp_path / "x.html").is_file()
+
+
+def test_the_picture_has_room_for_the_longest_name(result: Result) -> None:
+    longest = "a_behavior_with_a_name_of_forty_letters__"
+    axes = (replace(result.axes[0], name=longest), *result.axes[1:])
+    widths = [
+        float(picture(replace(result, axes=one)).split('viewBox="0 0 ')[1].split()[0])
+        for one in (result.axes, axes)
+    ]
+    assert widths[1] - widths[0] > 100
