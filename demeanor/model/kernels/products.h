@@ -286,14 +286,15 @@ void deal(int64_t panels, int64_t step, int64_t N, int id, int of, std::atomic<i
         for (int64_t r = 0; r < N; r += ROWS) if (first < last) tile(first * step, last * step, r, N - r < ROWS ? N - r : ROWS);
         return;
     }
-    const int64_t blocks = (N + ROWS - 1) / ROWS;
-    int64_t parts = (4 * of + blocks - 1) / blocks;
+    int64_t blocks = (N + ROWS - 1) / ROWS;
+    if (of <= 4) blocks = (blocks + of - 1) / of * of;  // as many for each
+    int64_t parts = (8 * of + blocks - 1) / blocks;
     parts = parts < panels / step ? parts : panels / step;
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < blocks * parts;) {
-        const int64_t r = item / parts * ROWS;
-        int64_t first, last;
+        int64_t first, last, row, end;
+        share(N, int(item / parts), int(blocks), row, end);
         share(panels / step, int(item % parts), int(parts), first, last);
-        tile(first * step, last * step, r, N - r < ROWS ? N - r : ROWS);
+        tile(first * step, last * step, row, end - row);
     }
 }
 
