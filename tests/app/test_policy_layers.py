@@ -146,7 +146,7 @@ def test_passages_that_change_with_the_turn_make_a_path_of_its_own() -> None:
     found = played(
         [layer],
         [ANSWER, ANSWER],
-        given=kit(open_index=lambda folder, search: search),
+        given=kit(open_index=lambda folder, how: search),
         environment=environment,
         turns=2,
     )
@@ -162,7 +162,7 @@ def test_a_layer_that_breaks_loses_its_episode_only() -> None:
         raise RuntimeError("index is gone")
 
     layer = (retrieval.Spec(index="notices", top_k=1), retrieval)
-    found = played([layer], [ANSWER], given=kit(open_index=lambda folder, search: search))
+    found = played([layer], [ANSWER], given=kit(open_index=lambda folder, how: search))
     assert found.error == "RuntimeError: index is gone"
 
 
