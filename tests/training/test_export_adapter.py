@@ -79,4 +79,5 @@ def test_a_moved_folder_of_runs_still_finds_its_bases(tmp_path: Path) -> None:
     wanted = checkpoints.load(weights_folder(stack, runs, "more")).state_dict()
     runs.root.rename(tmp_path / "elsewhere")
     found = checkpoints.load(weights_folder(stack, Runs(tmp_path / "elsewhere"), "more")).state_dict()
-    assert all(torch.equal(t, found[n]) for n, t in wanted.items())
+    assert found.keys() == wanted.keys() != set()
+    assert [n for n, t in wanted.items() if not torch.equal(t, found[n])] == []
