@@ -26,6 +26,7 @@ from demeanor.core.types import (
     Messages,
     Respond,
     RunnableTool,
+    Search,
     ToolSpec,
     Turn,
 )
@@ -47,7 +48,7 @@ from demeanor.engine.respond import unit_vector as _unit
 from demeanor.engine.scheduler import Request
 from demeanor.evaluation import gold, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
-from demeanor.layers import Kit, Search, compose, policy, tools
+from demeanor.layers import Kit, compose, policy, tools
 from demeanor.model import checkpoints, native
 from demeanor.server.request_context import charged, current_token_budget
 from demeanor.stack.schema import OnlineStage, Remote

@@ -11,12 +11,14 @@ from pydantic import ValidationError
 
 from demeanor.core.errors import UsageError
 from demeanor.core.files import private_cache
-from demeanor.layers import Search
-from demeanor.layers.retrieval import SearchSpec as SearchSpec
+from demeanor.core.types import Search
+from demeanor.layers.retrieval import SearchSpec
 from demeanor.layers.retrieval import Spec as RetrievalSpec
 from demeanor.model.text_encoder import load_encoder
 from demeanor.retrieval import documents, index, vectors
 from demeanor.stack.stack import Stack
+
+__all__ = ["RetrievalSpec", "SearchSpec"]  # what callers of this file pass to it
 
 SMALL = 1 << 20  # bytes; a smaller folder is indexed in memory, within a second
 
@@ -45,30 +47,28 @@ def open_folder(
     folder: Path, settings: SearchSpec, root: Path, progress: vectors.Progress | None = None
 ) -> Search:
     """Return the search over a folder; its index is brought up to date first."""
-    return index.open_folder(folder, _cache(folder, settings), ranking(settings, root), progress)
+    return index.open_folder(folder, kept_in(folder, settings), ranking(settings, root), progress)
 
 
 def build(
     folder: Path, settings: SearchSpec, root: Path, progress: vectors.Progress | None = None
 ) -> index.Counts:
-    """Bring the kept index of a folder up to date; raises DataError that lists files which cannot be read."""
-    return index.build(folder, cache_folder(), ranking(settings, root), progress)
+    """Bring the index of a folder up to date; raises DataError that lists files which cannot be read."""
+    return index.build(folder, kept_in(folder, settings), ranking(settings, root), progress)
 
 
-def indexed(folder: Path) -> str:
-    """Return how much a retrieval layer finds in its folder; raises DataError for files that it cannot read."""
-    counts = index.build(folder, _cache(folder, SearchSpec()))
+def indexed(layer: RetrievalSpec, root: Path) -> str:
+    """Return how much a retrieval layer finds in its folder, nothing encoded; raises DataError for files that it
+    cannot read."""
+    words = (layer.search or SearchSpec()).model_copy(update={"by": "words", "encoder": None})
+    counts = build(root / layer.index, words, root)
     return f"{counts.files} files, {counts.passages} passages"
 
 
-def cache_folder() -> Path:
-    """Where indexes and vectors are kept."""
-    return private_cache("indexes")
-
-
-def _cache(folder: Path, settings: SearchSpec) -> Path | None:
+def kept_in(folder: Path, settings: SearchSpec) -> Path | None:
+    """Return where the index and the vectors of a folder are kept; None: a small folder is indexed in memory."""
     size = sum(path.stat().st_size for path in documents.files_of(folder).values())
-    return cache_folder() if size > SMALL or settings.encoder else None
+    return private_cache("indexes") if size > SMALL or settings.encoder else None
 
 
 def ranking(settings: SearchSpec, root: Path) -> index.Ranking:
@@ -96,4 +96,4 @@ def names(folder: Path, settings: SearchSpec) -> frozenset[str]:
 
 def remove(folder: Path) -> int:
     """Delete the kept indexes of a folder; return how many files there were."""
-    return index.remove(folder, cache_folder())
+    return index.remove(folder, private_cache("indexes"))

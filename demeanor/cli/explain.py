@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demeanor.app import GENERATION, policy_notes
-from demeanor.indexes import indexed
+from demeanor.indexes import RetrievalSpec, indexed
 from demeanor.stack.stack import Stack, plain
 from demeanor.training.inspection import template_notes
 from demeanor.training.plan import plans
@@ -85,8 +85,8 @@ def _layers(stack: Stack) -> Table:
         table.add_column(name)
     for layer in stack.layers:
         settings = ", ".join(f"{k}={v}" for k, v in plain(layer.spec).items())
-        if layer.kind == "retrieval":
-            settings += f" ({indexed(stack.root / plain(layer.spec)['index'])})"
+        if isinstance(layer.spec, RetrievalSpec):
+            settings += f" ({indexed(layer.spec, stack.root)})"
         table.add_row(layer.name, layer.kind if layer.behaviour else f"{layer.kind} (operational)", settings)
     base = stack.spec.weights.base
     alone = getattr(base, "template", None)

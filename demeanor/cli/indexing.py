@@ -72,7 +72,8 @@ def build(stack_file: StackFile, overrides: Overrides = None, layer: LayerName =
     print(
         f"{name}: {counts.files} files, {counts.passages} passages; {counts.read} files read, {counts.removed} removed"
     )
-    print(f"kept in {indexes.cache_folder()}")
+    kept = indexes.kept_in(folder, search)
+    print(f"kept in {kept}" if kept else "so small that it is indexed in memory whenever it is used")
 
 
 @app.command()

@@ -6,6 +6,7 @@ In: paths and values. Out: the same values, or an error with file and line. Know
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -221,11 +222,12 @@ def _version(package: str) -> str | None:
 def private_cache(name: str) -> Path:
     """Return a folder of the user's cache (`XDG_CACHE_HOME`, else ~/.cache) that only they can write.
 
-    Raises DemeanorError if others can.
+    Raises PermissionError if others can.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demeanor" / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    about = folder.stat()
-    if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & 0o022):
-        raise DemeanorError(f"{folder}: other users can write to this folder (chmod 700)")
+    for each in (folder.parent, folder):
+        about = each.stat()
+        if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & 0o022):
+            raise PermissionError(errno.EPERM, "other users can write to this folder; chmod 700", str(each))
     return folder

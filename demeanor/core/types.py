@@ -436,6 +436,7 @@ Event: TypeAlias = (
     | Done
 )
 Respond: TypeAlias = Callable[[Turn], AsyncIterator[Event]]
+Search: TypeAlias = Callable[[str, int], list[Passage]]  # query and number of passages -> best first
 
 
 @dataclass(frozen=True, slots=True)

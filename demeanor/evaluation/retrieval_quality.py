@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,11 @@ import numpy as np
 from demeanor.core.errors import DataError
 from demeanor.core.files import json_lines
 from demeanor.core.table import Table, interval, points
-from demeanor.core.types import Passage
+from demeanor.core.types import Search
 from demeanor.evaluation.statistics import Estimate, mean, paired
 
 AT = (1, 5, 10)  # passages that count for recall
 MRR_AT = 5
-
-Search = Callable[[str, int], list[Passage]]
 
 
 @dataclass(frozen=True, slots=True)

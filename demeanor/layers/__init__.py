@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
 from demeanor.core.registry import Spec
-from demeanor.core.types import Done, Event, Messages, Passage, Respond, RunnableTool, Timing, ToolSpec, Turn
+from demeanor.core.types import Done, Event, Messages, Respond, RunnableTool, Search, Timing, ToolSpec, Turn
 
 
 class Record(Protocol):
@@ -23,9 +23,6 @@ class Record(Protocol):
     def __call__(
         self, turn: Turn, events: Sequence[Event], started: datetime, finished: datetime
     ) -> Awaitable[None]: ...
-
-
-Search: TypeAlias = Callable[[str, int], list[Passage]]  # query and number of passages -> best first
 
 
 async def _writable() -> None: ...

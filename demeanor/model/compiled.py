@@ -12,6 +12,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from demeanor.core.files import private_cache
+
 FLAGS = (
     "-std=c++20",
     "-O3",
@@ -41,12 +43,7 @@ def compiled(source: Path, compiler: str) -> Path:
             _processor(),
         )
     )
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demeanor"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if hasattr(os, "getuid") and (folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022):
-        raise OSError(
-            f"{folder}: compiled code is only loaded from a folder that other users cannot write (chmod 700)"
-        )
+    folder = private_cache("compiled")
     library = folder / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -222,10 +222,10 @@ def stored_format(packed: torch.dtype, minima: bool) -> GroupFormat | None:
 # ---- rounding ----
 
 
-def group_rounded(weight_OI: Tensor, format: GroupFormat, importance_I: Tensor | None = None) -> Grouped:
+def group_rounded(weight_OI: Tensor, format: GroupFormat) -> Grouped:
     """Return a near matrix in a format: of several scales for each group, the one with the least squared error.
 
-    `importance_I` weights the squared errors, e.g. by the mean square of each input. Raises CheckpointError if a
+    Raises CheckpointError if a
     weight is not finite or the inputs are odd in number. After llama.cpp's make_qx_quants and make_qkx2_quants.
     """
     ins = weight_OI.shape[1]
@@ -234,8 +234,7 @@ def group_rounded(weight_OI: Tensor, format: GroupFormat, importance_I: Tensor |
     if not bool(weight_OI.isfinite().all()):
         raise CheckpointError(f"{format}: a weight is not a finite number")
     layout, parts = LAYOUTS[format], []
-    importance = torch.ones(ins) if importance_I is None else importance_I.float()
-    weights = _in_groups(importance[None])
+    weights = _in_groups(torch.ones(1, ins))  # 0 where the last group is filled up
     for rows in torch.split(weight_OI.detach().float(), max(1, 2**20 // ins)):
         groups = _in_groups(rows)
         parts.append(_affine(groups, weights) if layout.minima else _symmetric(groups, weights, layout.bits))

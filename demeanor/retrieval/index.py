@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import replacing
-from demeanor.core.types import Passage
+from demeanor.core.types import Passage, Search
 from demeanor.retrieval.documents import MAX_CHARACTERS, Chunk, chunks, files_of, read_file
 from demeanor.retrieval.vectors import Encoder, Progress, nearest, vectors_of
 from demeanor.retrieval.words import ENGLISH, index_terms, query_terms, stemmer, without
@@ -45,8 +45,6 @@ CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
 RANKED = "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?"  # rank is bm25()
 FIRST_READ = 64  # rows of a ranking; more are read if they are not enough
 CHUNK = "SELECT file, number, id, source, heading, body, start, end, page FROM chunks WHERE row = ?"
-
-Search = Callable[[str, int], list[Passage]]
 
 
 @dataclass(frozen=True, slots=True)

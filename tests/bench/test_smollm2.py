@@ -1,4 +1,4 @@
-"""SmolLM2: rows and numbers of the conversion from GGUF; items for training and held-out ones share nothing that would make the test easy."""
+"""SmolLM2's constraints: items for training and held-out ones share nothing that would make the test easy."""
 
 import importlib.util
 import json
@@ -6,11 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy
 import pytest
-import torch
 
-from bench import smollm2
 from demeanor.core.types import Completion
 from demeanor.evaluation.items import load_suite
 from demeanor.evaluation.scorers import score_item
@@ -32,21 +29,6 @@ ITEMS = _module()
 
 def _rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (STACKS / name).read_text(encoding="utf-8").splitlines()]
-
-
-def test_rows_of_q_and_k_are_put_back() -> None:
-    heads, half, width = 3, 4, 5
-    ours = torch.randn(heads * 2 * half, width, generator=torch.Generator().manual_seed(0)).numpy()
-    # what llama.cpp's convert_hf_to_gguf.py does to q and k of Llama models
-    theirs = ours.reshape(heads, 2, half, width).swapaxes(1, 2).reshape(ours.shape)
-    assert not numpy.array_equal(theirs, ours)
-    assert numpy.array_equal(smollm2.unpermuted(theirs, heads), ours)
-
-
-def test_rounding_is_torch_s_own() -> None:
-    values = torch.randn(10_000, generator=torch.Generator().manual_seed(1)) * 0.1
-    rounded = smollm2.to_bfloat16(values.numpy().copy())
-    assert torch.equal(torch.from_numpy(rounded), values.bfloat16().float())
 
 
 def test_files_are_what_the_generator_writes() -> None:

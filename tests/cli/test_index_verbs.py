@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from demeanor import indexes
 from demeanor.cli import main
 
 STACK = """name: desk
@@ -19,6 +20,7 @@ layers:
 @pytest.fixture
 def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(indexes, "SMALL", 0)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text(
         "# Ferries\n\nThe ferry to Corkel leaves at 9.\n\nWhat is the fare?\n"
@@ -92,3 +94,18 @@ def test_a_stack_without_retrieval_says_what_to_add(stack: Path, capsys: pytest.
     stack.write_text(STACK.partition("layers")[0])
     assert main(["index", "build", str(stack)]) == 2
     assert "no retrieval layer" in capsys.readouterr().err
+
+
+def test_a_small_folder_is_not_kept_and_explain_counts_what_the_search_cuts(
+    stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexes, "SMALL", 1 << 20)
+    (tmp_path / "docs" / "b.txt").write_text("The ferry leaves at nine. " * 20)
+    assert main(["index", "build", str(stack)]) == 0
+    assert "2 files, 3 passages" in (said := capsys.readouterr().out)
+    assert "indexed in memory" in said
+    assert not (tmp_path / "cache").exists()
+    short = stack.read_text().replace("stop_words: english", "passage_chars: 100")
+    stack.write_text(short)
+    assert main(["explain", str(stack), "--runs", str(tmp_path / "runs")]) == 0
+    assert "2 files, 9 passages" in " ".join(capsys.readouterr().out.split())

@@ -78,16 +78,6 @@ def test_rounding_is_never_worse_than_ggmls_and_keeps_what_the_format_holds(form
     assert float((again - held).abs().max()) <= 2e-3 * float(held.abs().max())
 
 
-def test_importance_moves_the_error_to_inputs_that_matter_less() -> None:
-    weight, importance = matrix(), torch.ones(96)
-    importance[::2] = 100.0
-    even, plain = (
-        (group_rounded(weight, "q4_0", x).dequantised() - weight)[:, ::2].square().sum()
-        for x in (importance, None)
-    )
-    assert float(even) < 0.9 * float(plain)
-
-
 @pytest.mark.parametrize("format", GROUP_FORMATS)
 def test_constant_and_empty_groups_are_held(format: GroupFormat) -> None:
     weight = torch.zeros(2, 64)

@@ -1,0 +1,118 @@
+"""One engine in one process on a quiet machine: prompts, decoding, resident memory, and greedy answers against transformers.
+
+    python -m bench.smollm2_alone FOLDER... [--answers 40]
+
+Prints the median of five calls a row and writes results/smollm2-alone.json. Peers are in bench.smollm2_speed, with intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from demeanor.core import hardware
+
+hardware.prepare(None)
+
+import torch  # noqa: E402
+
+from demeanor.core.files import write_json  # noqa: E402
+from demeanor.core.types import Decoding  # noqa: E402
+from demeanor.engine.local import LocalEngine, Request  # noqa: E402
+from demeanor.model import checkpoints  # noqa: E402
+from demeanor.text import tokenizer  # noqa: E402
+
+PROMPTS, AT_ONCE, CALLS, NEW = (128, 1024, 4096), (1, 8, 32), 5, 64
+QUESTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "rasbt" / "instruction-data.json"
+
+
+def resident_mb() -> float:
+    """Resident memory of this process."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def rates(engine: LocalEngine) -> dict[str, float]:
+    """Tokens a second: prompts read alone, and answers of 64 tokens to prompts of 32, which are counted in the time."""
+    draw = random.Random(0)
+
+    def request(length: int, new: int) -> Request:
+        tokens = tuple(draw.randrange(500, 40_000) for _ in range(length))
+        return Request(tokens, Decoding(temperature=0, max_tokens=new), frozenset())
+
+    def rate(tokens: int, length: int, new: int, count: int) -> float:
+        found = []
+        for _ in range(CALLS):
+            requests = [request(length, new) for _ in range(count)]
+            start = time.perf_counter()
+            engine.generate(requests)
+            found.append(tokens / (time.perf_counter() - start))
+        return round(median(found), 1)
+
+    engine.generate([request(32, 8)])
+    read = {f"read {n}": rate(n, n, 1, 1) for n in PROMPTS}
+    return read | {f"decode {k}": rate(NEW * k, 32, NEW, k) for k in AT_ONCE}
+
+
+def differences(engine: LocalEngine, folder: Path, count: int) -> dict[str, Any]:
+    """Greedy answers to real instructions: tokens that are not the best of transformers' fp32 logits, with the gap of the two."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = json.loads(QUESTIONS.read_text("utf-8"))[:count]
+    theirs = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = (
+        f"<|im_start|>user\n{r['instruction']} {r['input']}<|im_end|>\n<|im_start|>assistant\n" for r in rows
+    )
+    prompts = [theirs.encode(text) for text in texts]
+    end = frozenset({theirs.convert_tokens_to_ids("<|im_end|>")})
+    decoding = Decoding(temperature=0, max_tokens=40)
+    pieces = engine.generate([Request(tuple(prompt), decoding, end) for prompt in prompts])
+    total, gaps = 0, []
+    for prompt, answer in zip(prompts, pieces):
+        said = [piece.token for piece in answer if piece.token >= 0]
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+        best = logits.argmax(-1).tolist()
+        first = next((i for i, (a, b) in enumerate(zip(said, best)) if a != b), None)
+        total += len(said)
+        if first is not None:
+            gaps.append(float(logits[first, best[first]] - logits[first, said[first]]))
+    return {
+        "answers": len(prompts),
+        "tokens": total,
+        "answers_that_differ": len(gaps),
+        "gaps_of_logits": gaps,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument(
+        "folders", nargs="+", type=Path, help="Hugging Face folders, or those of a quantise stage"
+    )
+    parser.add_argument("--answers", type=int, default=0, help="instructions to answer; 0: none")
+    parser.add_argument("--out", type=Path, default=Path("results/smollm2-alone.json"))
+    options = parser.parse_args()
+    if options.answers and not QUESTIONS.exists():
+        parser.error(f"--answers: {QUESTIONS} is not there")
+    found: dict[str, Any] = {}
+    for folder in options.folders:
+        before = resident_mb()
+        engine = LocalEngine(checkpoints.serving(folder), tokenizer.load(folder))
+        row: dict[str, Any] = {"resident_mb": round(resident_mb() - before)} | rates(engine)
+        if options.answers:
+            row |= differences(engine, folder, options.answers)
+        engine.close()
+        found[str(folder)] = row
+        print(folder, *(f"{name}: {value}" for name, value in row.items()), sep="\n  ", flush=True)
+    write_json(options.out, found)
+
+
+if __name__ == "__main__":
+    main()
