@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo real serve test check mutants experiments bench clients parity clean help
+.PHONY: demo real serve test check docs mutants experiments bench clients parity clean help
 
 help:            ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -43,6 +43,9 @@ check: .venv/dev ## ruff, mypy --strict, import arrows
 	@$(BIN)/ruff check demeanor tests bench
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/contracts/test_arrows.py
+
+docs: .venv/dev  ## the documentation site in build/site: strict, offline (ARGS="--serve 8080" shows it)
+	@$(BIN)/python docs/site/build.py $(ARGS)
 
 mutants: .venv/dev ## plant mistakes in a copy of the code; the nearest tests must fail (about 11 minutes)
 	@$(BIN)/python -m bench.mutants $(ARGS)
