@@ -105,6 +105,25 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     ("ALTER TABLE feedback ADD COLUMN corrected TEXT",),
     ("ALTER TABLE keys ADD COLUMN models TEXT NOT NULL DEFAULT ''",),
+    (  # labelling: store/labels.py
+        "CREATE TABLE label_queues (name TEXT PRIMARY KEY, settings TEXT NOT NULL, created TEXT NOT NULL)",
+        """CREATE TABLE label_items (
+            id TEXT PRIMARY KEY, queue TEXT NOT NULL REFERENCES label_queues (name), number INTEGER NOT NULL,
+            prompt TEXT NOT NULL, answers TEXT NOT NULL, gold TEXT, arm TEXT NOT NULL, priority REAL NOT NULL,
+            source TEXT NOT NULL)""",
+        "CREATE INDEX label_items_queue ON label_items (queue, number)",
+        """CREATE TABLE label_slots (
+            item TEXT NOT NULL REFERENCES label_items (id), slot INTEGER NOT NULL, labeller TEXT, expires REAL,
+            shown TEXT, done TEXT, PRIMARY KEY (item, slot))""",
+        "CREATE UNIQUE INDEX label_slots_labeller ON label_slots (item, labeller)",
+        """CREATE TABLE labels (
+            item TEXT NOT NULL REFERENCES label_items (id), labeller TEXT NOT NULL, role TEXT NOT NULL,
+            choice TEXT NOT NULL, ranks TEXT NOT NULL, shown TEXT NOT NULL, reason TEXT NOT NULL,
+            ms INTEGER NOT NULL, created TEXT NOT NULL, revisions INTEGER NOT NULL, PRIMARY KEY (item, labeller))""",
+        """CREATE TABLE label_invitations (
+            digest TEXT PRIMARY KEY, queue TEXT NOT NULL REFERENCES label_queues (name), name TEXT NOT NULL,
+            role TEXT NOT NULL, created TEXT NOT NULL, expires TEXT, revoked TEXT)""",
+    ),
 )
 
 
