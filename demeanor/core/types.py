@@ -234,10 +234,20 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
+class Approval:
+    """A person's decision on a tool call that waited for it; `reason` is told to the model."""
+
+    call_id: str
+    approved: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A request on its way through the layers: conversation, decoding, tools, user and variant.
 
     `raw`: token ids to continue without a template; `messages` is then one user message with their text.
+    `approvals`: decisions on calls of the last assistant message; whoever sets them has checked who decided.
     """
 
     messages: Messages
@@ -250,6 +260,7 @@ class Turn:
     stack_key: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     raw: tuple[int, ...] | None = None
+    approvals: tuple[Approval, ...] = ()
 
 
 # ---- events of an answer; `by` is the layer that made one ("weights" for the model itself) ----
@@ -298,6 +309,33 @@ class ToolResult:
     name: str
     content: str
     error: bool = False
+    by: str = "tools"
+
+
+ToolVerdict: TypeAlias = Literal[
+    "offered",
+    "withheld",
+    "searched",
+    "waiting",
+    "approved",
+    "denied",
+    "malformed",
+    "run",
+    "failed",
+    "timed_out",
+    "budget_spent",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDecision:
+    """What a layer decided about tools or one call: offered to the model, withheld from it, found by its search,
+    waiting for approval, approved or denied by a person, malformed, run, failed, timed out, or beyond a budget."""
+
+    verdict: ToolVerdict
+    tools: tuple[str, ...]
+    call_id: str = ""
+    detail: str = ""
     by: str = "tools"
 
 
@@ -424,6 +462,7 @@ Event: TypeAlias = (
     Text
     | ToolCalled
     | ToolResult
+    | ToolDecision
     | Passage
     | Prompted
     | PromptRead

@@ -31,6 +31,7 @@ from demeanor.core.types import (
     TokenLogprob,
     ToolCall,
     ToolCalled,
+    ToolDecision,
     ToolResult,
     Turn,
     Unsupported,
@@ -499,6 +500,10 @@ def _entry(event: Event) -> dict[str, Any]:
                 "content": content,
                 "error": error,
             }
+        case ToolDecision(verdict, tools, call_id, detail, by):
+            about = {"call_id": call_id, "detail": detail}
+            known = {key: value for key, value in about.items() if value}
+            return {"by": by, "kind": "tool_decision", "verdict": verdict, "tools": list(tools), **known}
         case Refusal(by, rule, reason, text, stage):
             return {"by": by, "kind": "refusal", "rule": rule, "reason": reason, "text": text, "stage": stage}
         case LeftOut(rule, reason, messages, by):

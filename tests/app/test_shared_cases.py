@@ -508,7 +508,8 @@ async def test_a_tool_of_any_kind_is_a_text_result_in_time(
     import sys
 
     from demeanor.core import types
-    from demeanor.layers.tools import LoadedTool, called
+    from demeanor.layers.tools import LoadedTool
+    from demeanor.layers.tools.calls import called
 
     monkeypatch.setitem(sys.modules, "demeanor.types", types)  # where it lay when the case was written
     found = runpy.run_path(str(CASES / "runtime" / f"{name}.py"))

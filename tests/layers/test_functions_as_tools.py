@@ -12,7 +12,7 @@ from demeanor.cli import main
 from demeanor.core.errors import DemeanorError
 from demeanor.core.types import Done, Text, ToolCall, ToolCalled, ToolResult, Turn, fold
 from demeanor.layers import tools
-from demeanor.layers._functions import load_functions, names_of
+from demeanor.layers.tools.functions import load_functions, names_of
 
 MODULE = '''"""Tools of the help desk."""
 from dataclasses import dataclass

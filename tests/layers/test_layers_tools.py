@@ -14,6 +14,7 @@ import pytest
 from fake_layers import ask, events_of, kit, only, script, text_of
 from pydantic import ValidationError
 
+from demeanor.core.json_schema import mistakes
 from demeanor.core.types import (
     Citation,
     Decoding,
@@ -35,7 +36,7 @@ from demeanor.core.types import (
     fold,
 )
 from demeanor.layers import tools
-from demeanor.layers.tools import LoadedTool, ToolThreads, load, mistakes
+from demeanor.layers.tools import LoadedTool, ToolThreads, calls, load
 
 MAIL = ToolSpec(
     "mail", "Sends mail.", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}
@@ -137,7 +138,7 @@ def test_both_limits_of_time_say_the_same() -> None:
 
     spec = ToolSpec("slow", "", {})
     made = ToolCall("1", "slow", "{}")
-    told = [tools._result(made, LoadedTool(spec, run), {}, 0.01, 100).content for run in (hangs, gives_up)]
+    told = [calls._result(made, LoadedTool(spec, run), {}, 0.01, 100).content for run in (hangs, gives_up)]
     assert told == ["error: no answer within 0.01 s", "error: TimeoutError"]
 
 
@@ -522,7 +523,7 @@ async def test_a_long_list_of_mistakes_is_shortened_as_a_result_is() -> None:
 
     spec = ToolSpec("list", "", {"type": "object", "additionalProperties": False})
     sent = ToolCall("1", "list", json.dumps({f"x{n}": n for n in range(1000)}))
-    result = await tools.called(sent, {"list": LoadedTool(spec, run)}, 1.0, 100)
+    result = await calls.called(sent, {"list": LoadedTool(spec, run)}, 1.0, 100)
     assert result.content.startswith("error: arguments.x0 is unknown; known: none; arguments.x1")
     assert result.content.endswith("more characters]")
     assert len(result.content) < 150

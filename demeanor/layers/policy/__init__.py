@@ -42,6 +42,7 @@ from demeanor.core.types import (
     TokenLogprob,
     ToolCall,
     ToolCalled,
+    ToolDecision,
     ToolResult,
     ToolSpec,
     Trust,
@@ -444,6 +445,10 @@ def masked(event: Event, rules: Sequence[Rule]) -> Event:
     if isinstance(event, ToolResult):
         call_id = opaque(event.call_id, rules)
         return replace(event, call_id=call_id, name=mask(event.name), content=mask(event.content))
+    if isinstance(event, ToolDecision):
+        call_id = event.call_id and opaque(event.call_id, rules)
+        names = tuple(mask(name) for name in event.tools)
+        return replace(event, tools=names, call_id=call_id, detail=mask(event.detail))
     if isinstance(event, Prompted):
         return replace(event, messages=tuple(_masked(m, mask) for m in event.messages))
     if isinstance(event, PromptRead):

@@ -1,0 +1,86 @@
+"""One round of a turn with tools: the model's text and calls, and the turn of the round after it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+from demeanor.core.types import (
+    Citation,
+    Done,
+    Event,
+    Message,
+    Passage,
+    Prompted,
+    Text,
+    ToolCall,
+    ToolCalled,
+    ToolResult,
+    Trust,
+    Turn,
+    Unsupported,
+    Usage,
+)
+
+
+class Round:
+    """The text, calls and tokens of one round, and how it ended."""
+
+    def __init__(self, start: int = 0, shown: frozenset[Event] = frozenset()) -> None:
+        """`start`: characters of the answer so far; `shown`: passages and prompts of earlier rounds."""
+        self._texts: list[str] = []
+        self.calls: list[ToolCall] = []
+        self.num_tokens = 0
+        self.done = Done("cancelled", by="tools")
+        self._start, self._shown = start, set(shown)
+
+    async def events(self, inner: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        """Yield all events but Done, and those that earlier rounds have shown."""
+        async for event in inner:
+            if isinstance(event, Done):
+                self.done = event
+                continue
+            if isinstance(event, Passage | Prompted):
+                if event in self._shown:
+                    continue
+                self._shown.add(event)
+            elif isinstance(event, Text):
+                self._texts.append(event.text)
+            elif isinstance(event, ToolCalled):
+                self.calls.append(event.call)
+            elif isinstance(event, Usage):
+                self.num_tokens += event.completion_tokens
+            elif isinstance(event, Citation | Unsupported):
+                event = replace(event, start=event.start + self._start, end=event.end + self._start)
+            yield event
+
+    @property
+    def text(self) -> str:
+        """The text of the round so far."""
+        return "".join(self._texts)
+
+    @property
+    def broken_off(self) -> bool:
+        """True if the round was refused or cancelled, so that none of its calls is run."""
+        return self.done.finish_reason in ("cancelled", "content_filter")
+
+    def next(self, pause: str) -> Round:
+        """Return the round after this one's text and a pause."""
+        return Round(self._start + len(self.text) + len(pause), frozenset(self._shown))
+
+
+def next_turn(turn: Turn, last: Round, results: Sequence[ToolResult]) -> Turn:
+    """Return the turn with the model's text and calls and their results; all rounds share max_tokens.
+
+    A demanded call has been made by then, so the model is free to answer.
+    """
+    answer = Message("assistant", last.text, tool_calls=tuple(last.calls))
+    read = (
+        Message("tool", r.content, tool_call_id=r.call_id, name=r.name, trust=Trust.NONE) for r in results
+    )
+    return replace(
+        turn,
+        messages=(*turn.messages, answer, *read),
+        decoding=replace(turn.decoding, max_tokens=turn.decoding.max_tokens - last.num_tokens),
+        tool_choice="none" if turn.tool_choice == "none" else "auto",
+    )
