@@ -1,15 +1,19 @@
-"""One engine in one process on a quiet machine: prompts, decoding, resident memory, and greedy answers against transformers.
+"""One engine alone on a quiet machine: prompts, decoding, resident memory, and greedy answers against transformers.
 
-    python -m bench.smollm2_alone FOLDER... [--answers 40]
+    python -m bench.smollm2_alone FOLDER... [--answers 40] [--processes 3]
 
-Prints the median of five calls a row and writes results/smollm2-alone.json. Peers are in bench.smollm2_speed, with intervals.
+Every folder is measured in processes of its own, the folders in turn. A row is the median over the processes (of each, the median of five
+calls) with the lowest and the highest. Writes results/smollm2-alone.json. Peers are in bench.smollm2_speed, with intervals.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -21,7 +25,7 @@ hardware.prepare(None)
 
 import torch  # noqa: E402
 
-from demeanor.core.files import write_json  # noqa: E402
+from demeanor.core.files import origin, write_json  # noqa: E402
 from demeanor.core.types import Decoding  # noqa: E402
 from demeanor.engine.local import LocalEngine, Request  # noqa: E402
 from demeanor.model import checkpoints  # noqa: E402
@@ -91,27 +95,62 @@ def differences(engine: LocalEngine, folder: Path, count: int) -> dict[str, Any]
     }
 
 
+def measured(folder: Path, answers: int) -> dict[str, Any]:
+    """Measure one folder in this process, which has loaded no weights before."""
+    before = resident_mb()
+    engine = LocalEngine(checkpoints.serving(folder), tokenizer.load(folder))
+    row: dict[str, Any] = {"resident_mb": round(resident_mb() - before)} | rates(engine)
+    if answers:
+        row |= differences(engine, folder, answers)
+    engine.close()
+    return row
+
+
+def apart(folder: Path, answers: int) -> dict[str, Any]:
+    """Measure one folder in a process of its own."""
+    command = [sys.executable, "-m", "bench.smollm2_alone", str(folder), "--here", "--answers", str(answers)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{folder}: the process that measures it ended with exit code {done.returncode}")
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def spread(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Each speed and size as the median of the processes, with the lowest and the highest."""
+    numbers = [name for name, value in found[0].items() if isinstance(value, int | float)]
+    columns = {name: [row[name] for row in found if name in row] for name in numbers}
+    return {
+        name: f"{median(values):,.0f}"
+        + (f" ({min(values):,.0f} to {max(values):,.0f})" if len(values) > 1 else "")
+        for name, values in columns.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
         "folders", nargs="+", type=Path, help="Hugging Face folders, or those of a quantise stage"
     )
     parser.add_argument("--answers", type=int, default=0, help="instructions to answer; 0: none")
+    parser.add_argument("--processes", type=int, default=3, help="processes that measure each folder")
+    parser.add_argument("--here", action="store_true", help="measure one folder in this process, print JSON")
     parser.add_argument("--out", type=Path, default=Path("results/smollm2-alone.json"))
     options = parser.parse_args()
     if options.answers and not QUESTIONS.exists():
         parser.error(f"--answers: {QUESTIONS} is not there")
-    found: dict[str, Any] = {}
-    for folder in options.folders:
-        before = resident_mb()
-        engine = LocalEngine(checkpoints.serving(folder), tokenizer.load(folder))
-        row: dict[str, Any] = {"resident_mb": round(resident_mb() - before)} | rates(engine)
+    if options.here:
+        print(json.dumps(measured(options.folders[0], options.answers)))
+        return
+    found: dict[str, list[dict[str, Any]]] = {str(folder): [] for folder in options.folders}
+    for turn in range(options.processes):
+        for folder in options.folders:  # the first process answers too
+            found[str(folder)].append(apart(folder, 0 if turn else options.answers))
+            write_json(options.out, {"folders": found, "load": os.getloadavg(), **origin()})
+    for name, rows in found.items():
+        print(name, *(f"{what}: {value}" for what, value in spread(rows).items()), sep="\n  ")
         if options.answers:
-            row |= differences(engine, folder, options.answers)
-        engine.close()
-        found[str(folder)] = row
-        print(folder, *(f"{name}: {value}" for name, value in row.items()), sep="\n  ", flush=True)
-    write_json(options.out, found)
+            print(f"  gaps of logits: {rows[0]['gaps_of_logits']}")
 
 
 if __name__ == "__main__":
