@@ -9,7 +9,8 @@ import pytest
 
 from demeanor.core.errors import DataError
 from demeanor.core.intervals import wilson
-from demeanor.evaluation.judge_validation import Agreement, accuracy, alpha, fleiss, position
+from demeanor.evaluation.agreement import Agreement, alpha, fleiss
+from demeanor.evaluation.judge_validation import accuracy, position
 from demeanor.evaluation.statistics import Estimate, Floats
 
 _ = np.nan
