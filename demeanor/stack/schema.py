@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag
 
 from demeanor.core import registry
 from demeanor.core.registry import Spec
+from demeanor.stack.serving_schema import ServeSpec as ServeSpec
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -558,15 +559,6 @@ class EvaluationSpec(Spec):
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one run of every item per seed")
     judge: JudgeSpec | None = Field(
         None, description="model that scores judged items; null: they stay unscored"
-    )
-
-
-class ServeSpec(Spec):
-    """What a server with API keys offers."""
-
-    publish: tuple[str, ...] = Field(
-        (),
-        description="model ids that keys may ask for besides the whole stack, such as NAME:sft; `all`: every variant",
     )
 
 

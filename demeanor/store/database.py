@@ -124,6 +124,33 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             digest TEXT PRIMARY KEY, queue TEXT NOT NULL REFERENCES label_queues (name), name TEXT NOT NULL,
             role TEXT NOT NULL, created TEXT NOT NULL, expires TEXT, revoked TEXT)""",
     ),
+    (  # live traffic: store/experiments.py, store/turn_jobs.py
+        """CREATE TABLE experiments (
+            id TEXT PRIMARY KEY, name TEXT NOT NULL, declared TEXT NOT NULL, started TEXT NOT NULL,
+            stopped TEXT, reason TEXT NOT NULL)""",
+        """CREATE TABLE experiment_turns (
+            experiment TEXT NOT NULL REFERENCES experiments (id) ON DELETE CASCADE,
+            turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, unit TEXT NOT NULL,
+            arm INTEGER NOT NULL, created TEXT NOT NULL, value REAL, PRIMARY KEY (experiment, turn))""",
+        "CREATE INDEX experiment_turns_turn ON experiment_turns (turn)",
+        """CREATE TABLE turn_jobs (
+            id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL,
+            turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, state TEXT NOT NULL,
+            owner TEXT NOT NULL, lease TEXT NOT NULL, attempts INTEGER NOT NULL, created TEXT NOT NULL,
+            ended TEXT, reason TEXT, value REAL, live_value REAL, answer TEXT, explanation TEXT, model TEXT, stack_key TEXT,
+            ms REAL, prompt_tokens INTEGER, completion_tokens INTEGER, cost_usd REAL)""",
+        "CREATE INDEX turn_jobs_turn ON turn_jobs (turn)",
+        "CREATE INDEX turn_jobs_name ON turn_jobs (kind, name, created)",
+        "CREATE INDEX turn_jobs_pending ON turn_jobs (state, lease)",
+        """CREATE TABLE job_counts (
+            kind TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, day TEXT NOT NULL,
+            outcome TEXT NOT NULL, number INTEGER NOT NULL,
+            PRIMARY KEY (kind, name, version, day, outcome))""",
+        """CREATE TABLE routed_complaints (
+            turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, stack_key TEXT NOT NULL,
+            label TEXT NOT NULL, layer TEXT NOT NULL, repair TEXT NOT NULL, evidence TEXT NOT NULL,
+            created TEXT NOT NULL, PRIMARY KEY (turn, stack_key))""",
+    ),
 )
 
 
