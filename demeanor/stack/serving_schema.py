@@ -19,7 +19,7 @@ Count = Annotated[int, Field(gt=0)]
 
 
 def _wrong(message: str) -> PydanticCustomError:
-    return PydanticCustomError("traffic", message)  # type: ignore[arg-type]
+    return PydanticCustomError("traffic", message)
 
 
 class ArmSpec(Spec):

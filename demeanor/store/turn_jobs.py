@@ -55,6 +55,17 @@ class TurnJob:
 
 
 OUTCOME = [f.name for f in fields(Outcome) if f.name != "state"]
+_FINISH = (
+    "UPDATE turn_jobs SET state = ?, ended = ?, reason = ?, value = ?, live_value = ?, answer = ?, explanation = ?,"
+    " model = ?, stack_key = ?, ms = ?, prompt_tokens = ?, completion_tokens = ?, cost_usd = ?"
+    " WHERE id = ? AND state = 'pending'"
+)
+_SELECT = (
+    "SELECT turn_jobs.*, turns.id AS turn_id FROM turn_jobs JOIN turns ON turns.row = turn_jobs.turn"
+    " WHERE (? IS NULL OR turn_jobs.id = ?) AND (? IS NULL OR kind = ?) AND (? IS NULL OR name = ?)"
+    " AND (? IS NULL OR version = ?) AND (? IS NULL OR turns.id = ?)"
+    " ORDER BY turn_jobs.created DESC, turn_jobs.id LIMIT ?"
+)
 
 
 def add(
@@ -99,11 +110,7 @@ def finish(database: Database, job: TurnJob, outcome: Outcome) -> Awaitable[None
     values = [getattr(outcome, name) for name in OUTCOME]
 
     def write(connection: Any) -> None:
-        update = (
-            f"UPDATE turn_jobs SET state = ?, ended = ?, {', '.join(f'{n} = ?' for n in OUTCOME)}"
-            " WHERE id = ? AND state = 'pending'"
-        )
-        if connection.execute(update, (outcome.state, _stamp(now), *values, job.id)).rowcount:
+        if connection.execute(_FINISH, (outcome.state, _stamp(now), *values, job.id)).rowcount:
             reason = outcome.reason.split(":")[0] if outcome.state == "skipped" else ""
             told = f"{outcome.state}: {reason}" if reason else outcome.state
             _count(connection, job.kind, job.name, job.version, told, now)
@@ -117,18 +124,16 @@ def take_over(database: Database, owner: str, lease_s: float) -> list[TurnJob]:
     until = _stamp(now + timedelta(seconds=lease_s))
 
     def write(connection: Any) -> list[str]:
-        late = "state = 'pending' AND lease < ?"
-        spent = connection.execute(
-            f"SELECT id, kind, name, version FROM turn_jobs WHERE {late} AND attempts >= ?",
-            (_stamp(now), MAX_ATTEMPTS),
-        ).fetchall()
+        late = "SELECT * FROM turn_jobs WHERE state = 'pending' AND lease < ?"
+        everyone = connection.execute(late, (_stamp(now),)).fetchall()
+        spent = [r for r in everyone if r["attempts"] >= MAX_ATTEMPTS]
         for r in spent:
             connection.execute(
                 "UPDATE turn_jobs SET state = 'lost', ended = ?, reason = ? WHERE id = ?",
                 (_stamp(now), "the server stopped while it ran, twice", r["id"]),
             )
             _count(connection, r["kind"], r["name"], r["version"], "lost", now)
-        found = connection.execute(f"SELECT id FROM turn_jobs WHERE {late}", (_stamp(now),)).fetchall()
+        found = [r for r in everyone if r["attempts"] < MAX_ATTEMPTS]
         for r in found:
             connection.execute(
                 "UPDATE turn_jobs SET owner = ?, lease = ?, attempts = attempts + 1 WHERE id = ?",
@@ -137,7 +142,7 @@ def take_over(database: Database, owner: str, lease_s: float) -> list[TurnJob]:
         return [str(r["id"]) for r in found]
 
     ids = database.write(write).result()
-    return [job for id in ids for job in _jobs(database, "turn_jobs.id = ?", id)]
+    return [job for id in ids for job in _jobs(database, id=id)]
 
 
 def renew(database: Database, owner: str, lease_s: float) -> Awaitable[None]:
@@ -161,17 +166,12 @@ def jobs(
     limit: int = 1000,
 ) -> list[TurnJob]:
     """Return jobs, newest first; all, or those of a kind, a name, a declaration, a turn."""
-    where = (
-        "(? IS NULL OR kind = ?) AND (? IS NULL OR name = ?) AND (? IS NULL OR version = ?)"
-        " AND (? IS NULL OR turns.id = ?)"
-    )
-    given = (kind, kind, name, name, version, version, turn, turn)
-    return _jobs(database, where, *given, limit=limit)
+    return _jobs(database, kind=kind, name=name, version=version, turn=turn, limit=limit)
 
 
 def job(database: Database, id: str) -> TurnJob | None:
     """Return the job of that id."""
-    return next(iter(_jobs(database, "turn_jobs.id = ?", id)), None)
+    return next(iter(_jobs(database, id=id)), None)
 
 
 def counts(database: Database, kind: Kind | None = None) -> dict[tuple[str, str, str], dict[str, int]]:
@@ -186,12 +186,18 @@ def counts(database: Database, kind: Kind | None = None) -> dict[tuple[str, str,
     return found
 
 
-def _jobs(database: Database, where: str, *values: Any, limit: int = 1000) -> list[TurnJob]:
-    query = (
-        "SELECT turn_jobs.*, turns.id AS turn_id FROM turn_jobs JOIN turns ON turns.row = turn_jobs.turn"
-        f" WHERE {where} ORDER BY turn_jobs.created DESC, turn_jobs.id LIMIT ?"
-    )
-    return [_job(r) for r in database.rows(query, *values, limit)]
+def _jobs(
+    database: Database,
+    *,
+    id: str | None = None,
+    kind: str | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    turn: str | None = None,
+    limit: int = 1000,
+) -> list[TurnJob]:
+    given = [value for value in (id, kind, name, version, turn) for _ in range(2)]
+    return [_job(r) for r in database.rows(_SELECT, *given, limit)]
 
 
 def _job(r: Any) -> TurnJob:
