@@ -82,7 +82,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class SequentialTest:
     """The difference of two arms so far: its interval, the e-value against no difference, and when that first sufficed (users; None: never)."""
 
     difference: Interval
@@ -120,7 +120,7 @@ def compare(
     *,
     alpha: float = 0.05,
     planned: int = 1000,
-) -> Comparison:
+) -> SequentialTest:
     """Compare treated users with the others by one value in [0, 1] each, in the order in which the values were fixed.
 
     `share` is the probability with which a user of the two arms was treated. At every moment at once the interval covers the mean
@@ -128,7 +128,7 @@ def compare(
     """
     values_N, treated_N = np.asarray(values, dtype=float), np.asarray(treated, dtype=bool)
     if len(values_N) == 0:
-        return Comparison(Interval(0.0, -1.0, 1.0), 1.0, None, 0)
+        return SequentialTest(Interval(0.0, -1.0, 1.0), 1.0, None, 0)
     if values_N.min() < 0 or values_N.max() > 1:
         raise ValueError("compare: got a value outside of [0, 1]")
     z_N = deviations(values_N, treated_N, share)
@@ -142,7 +142,7 @@ def compare(
         sign = 1 if logs[0, reached[0]] >= logs[1, reached[0]] else -1
     n, radius = len(z_N), mixture.radius(float(v_N[-1]))
     value = float(s_N[-1]) / n
-    return Comparison(
+    return SequentialTest(
         Interval(value, max(-1.0, value - radius / n), min(1.0, value + radius / n)),
         math.exp(min(700.0, float(logs[:, -1].max()))) / 2,
         int(reached[0]) + 1 if len(reached) else None,
