@@ -31,8 +31,9 @@ from demeanor.core.types import (
     Turn,
 )
 from demeanor.data import revision
+from demeanor.engine import gateway
 from demeanor.engine.local import LeasedEngine, LocalEngine, WeightsCache
-from demeanor.engine.remote import RemoteModel, estimated_tokens, remote, remote_model
+from demeanor.engine.remote import RemoteModel, estimated_tokens, remote
 from demeanor.engine.respond import (
     Drafts,
     Engine,
@@ -50,7 +51,9 @@ from demeanor.evaluation import gold, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.layers import Kit, compose, policy, tools
 from demeanor.model import checkpoints, native
-from demeanor.server.request_context import charged, current_token_budget
+from demeanor.server.costs import Account, priced
+from demeanor.server.request_context import charged, current_account, current_token_budget
+from demeanor.stack import prices
 from demeanor.stack.schema import OnlineStage, Remote
 from demeanor.stack.stack import Stack, decoding_of, digest, load, plain
 from demeanor.store import database
@@ -166,6 +169,7 @@ class StackRuntime:
             else:
                 template = self.template(variant)
                 inner, count = self.at_weights(variant.serve, template), partial(rendered_tokens, template)
+            inner = self.priced(inner, variant.serve, partial(prompt_tokens, count))
             if self.operational:
                 inner = charged(inner, partial(prompt_tokens, count), current_token_budget)
             if self.memory is not None:
@@ -178,12 +182,19 @@ class StackRuntime:
             )
         return self._responds[key]
 
-    def remote(self, base: Remote) -> RemoteModel:
-        """The model on another server, one for all variants."""
+    def remote(self, base: Remote) -> RemoteModel | gateway.Gateway:
+        """The model on another server, or the gateway to several, one for all variants."""
         if "remote" not in self._shared:
-            self._shared["remote"] = remote_model(base)
-        found: RemoteModel = self._shared["remote"]
+            self._shared["remote"] = gateway.model_of(base)
+        found: RemoteModel | gateway.Gateway = self._shared["remote"]
         return found
+
+    def priced(self, inner: Respond, weights: str, count: Callable[[Turn], int]) -> Respond:
+        """A model that tells what each call costs; a served one charges it to the key of the request."""
+        spec = self.stack.spec
+        table, models = prices.table(spec, self.stack.root), prices.names(spec, weights)
+        account = current_account if self.operational else _no_account
+        return priced(inner, table, models, count, account)
 
     def kit(self, count_tokens: Callable[[Messages, Sequence[ToolSpec]], int]) -> Kit:
         """What the layers of this stack may use."""
@@ -288,6 +299,11 @@ class StackRuntime:
     def close(self) -> None:
         while self._closers:
             self._closers.pop()()
+
+
+def _no_account() -> Account | None:
+    """Evaluation pays for nobody's key."""
+    return None
 
 
 def policy_notes(stack: Stack) -> list[str]:

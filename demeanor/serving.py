@@ -15,12 +15,14 @@ from demeanor.app import MAX_VARIANTS, StackRuntime, policy_notes
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
 from demeanor.core.long_text import Folded
 from demeanor.core.types import Decoding, Respond
+from demeanor.engine.gateway import Gateway
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.respond import TokenizerCodec
 from demeanor.layers import policy, record
 from demeanor.layers.policy.rules import Rule, load
 from demeanor.layers.tools import THREADS
 from demeanor.server import serve as server
+from demeanor.server.admission import UpstreamCounts
 from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, RuleJudge, TurnStore, model_not_found
 from demeanor.server.lifecycle import Version
 from demeanor.server.serve import Settings
@@ -104,6 +106,14 @@ class StackVersions:
     def abandoned_calls(self) -> int:
         """Calls of tools that block beyond their time, of all stacks of this process."""
         return THREADS.abandoned
+
+    def upstreams(self) -> UpstreamCounts:
+        """Tries of the upstreams of the served version, and the states of their circuits; empty without fallbacks."""
+        runtime = self.living[-1]
+        if not isinstance(base := runtime.stack.spec.weights.base, Remote):
+            return {}, {}
+        model = runtime.remote(base)
+        return (model.counts, model.circuits()) if isinstance(model, Gateway) else ({}, {})
 
     async def health(self) -> str | None:
         """Why an engine of the served version, its database, or the server behind it does not work; None if all do."""

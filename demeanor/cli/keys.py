@@ -14,6 +14,7 @@ from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
     from demeanor.store.database import Database
+    from demeanor.store.keys import KeyCost
 
 DATABASE = "sqlite:///runs/keys.db"
 Url = Annotated[str, typer.Option("--database", metavar="URL", help="The database of the keys.")]
@@ -51,6 +52,9 @@ def create(
         int | None,
         typer.Option(metavar="N", help="Limit of tokens per day (UTC), prompts and answers together."),
     ] = None,
+    usd_per_day: Annotated[
+        float | None, typer.Option(metavar="USD", help="Limit of cost per day (UTC), by serve.prices.")
+    ] = None,
     models: Annotated[
         str, typer.Option(metavar="ID,ID", help="Model ids allowed besides those that the stack publishes.")
     ] = "",
@@ -67,13 +71,14 @@ def create(
             requests_per_minute=requests_per_minute,
             tokens_per_day=tokens_per_day,
             models=models.split(",") if models else (),
+            usd_per_day=usd_per_day,
         )
     print(key)
 
 
 @app.command("list")
 def show(url: Url = DATABASE) -> None:
-    """List all keys: name, first characters, state, permissions, and the tokens used today."""
+    """List all keys: name, first characters, state, permissions, the tokens used today, and USD today and this month."""
     from demeanor.store import keys
 
     rows = []
@@ -81,6 +86,7 @@ def show(url: Url = DATABASE) -> None:
         day = keys.day_of(database.now())
         for key in keys.stored(database):
             spent = keys.spent(database, key.digest, day)
+            today, month = (keys.cost(database, key.digest, span) for span in (day, day[:7]))
             rows.append(
                 (
                     key.name,
@@ -91,6 +97,8 @@ def show(url: Url = DATABASE) -> None:
                     ",".join(key.models) or "published",
                     f"{key.requests_per_minute or 'any'}/min",
                     f"{spent} of {key.tokens_per_day}" if key.tokens_per_day else "unlimited",
+                    f"{_usd(today)} of {key.usd_per_day:g}" if key.usd_per_day else _usd(today),
+                    _usd(month),
                 )
             )
     if not rows:
@@ -98,9 +106,21 @@ def show(url: Url = DATABASE) -> None:
         return
     print(
         "\n".join(
-            columns(("name", "key", "created", "state", "scopes", "models", "requests", "tokens today"), rows)
+            columns(
+                (
+                    *("name", "key", "created", "state", "scopes", "models", "requests", "tokens today"),
+                    *("usd today", "usd this month"),
+                ),
+                rows,
+            )
         )
     )
+
+
+def _usd(cost: KeyCost) -> str:
+    """An amount, and the calls that it does not count because their price is not known."""
+    unknown = f" + {cost.unpriced} calls without a price" if cost.unpriced else ""
+    return f"{cost.nano_usd / 1e9:.4f}{unknown}"
 
 
 @app.command()

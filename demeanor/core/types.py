@@ -429,6 +429,16 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Upstream:
+    """Which of several servers answers a model call, by its name in the stack, and those that failed before it
+    with the HTTP status that their failure has here."""
+
+    name: str
+    tried: tuple[tuple[str, int], ...] = ()
+    by: str = "weights"
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Milliseconds that one layer spent on this turn, without waiting for inner layers."""
 
@@ -440,7 +450,8 @@ class Timing:
 class Usage:
     """Prompt and completion tokens of one model call; `estimated` where a server does not tell them.
 
-    `cached_tokens` of the prompt were known from earlier calls and not read again.
+    `cached_tokens` of the prompt were known from earlier calls and not read again. `cost_usd` by the price of
+    `model`; None with `unpriced`: there are prices, but none for this model.
     """
 
     prompt_tokens: int
@@ -448,6 +459,9 @@ class Usage:
     by: str = "weights"
     estimated: bool = False
     cached_tokens: int = field(default=0, compare=False)  # depends on what was asked before
+    cost_usd: float | None = field(default=None, compare=False)
+    unpriced: bool = field(default=False, compare=False)
+    model: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +484,7 @@ Event: TypeAlias = (
     | Unsupported
     | Refusal
     | LeftOut
+    | Upstream
     | Timing
     | Usage
     | Done
@@ -493,6 +508,18 @@ class Completion:
     completion_tokens: int = 0
     events: tuple[Event, ...] = ()
     cached_tokens: int = field(default=0, compare=False)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """USD of all model calls; None if there was none, or the price of one is not known."""
+        costs = [e.cost_usd for e in self.events if isinstance(e, Usage)]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known) if known and len(known) == len(costs) else None
+
+    @property
+    def has_price(self) -> bool:
+        """Whether its cost was asked for: there are prices, though perhaps none for its model."""
+        return any(e.cost_usd is not None or e.unpriced for e in self.events if isinstance(e, Usage))
 
 
 async def complete(respond: Respond, turn: Turn) -> Completion:

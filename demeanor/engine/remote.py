@@ -43,9 +43,11 @@ from demeanor.engine.chat_stream import (
     json_object,
     server_sent,
     told_error,
-    unavailable,
 )
-from demeanor.stack.schema import Remote
+from demeanor.engine.chat_stream import (
+    unavailable as unavailable,
+)
+from demeanor.stack.schema import Fallback, Remote
 
 LONGEST_WAIT_S = 30.0  # between two attempts; a server that asks for more is not asked again
 LONGEST_END_S = 2.0  # from a finish reason to the usage, if the stream does not end
@@ -97,34 +99,45 @@ class RemoteModel:
         again up to `retries` times, after `retry-after` or else about 0.5, 1, 2 ... s; never after a part of the
         answer has been passed on, and not after silence. While iterating raises UpstreamError.
         """
-        body = json.dumps(body_of(turn, self.model)).encode()
         end = time.monotonic() + self.total_s
         for attempt in range(self.retries + 1):
             started = False
             try:
-                async with aclosing(self._attempt(turn, body, end)) as events:
+                async with aclosing(self.attempt(turn, end)) as events:
                     async for event in events:
                         started = True
                         yield event
-                self._seen = time.monotonic(), None
                 return
             except UpstreamError as error:
-                self._doubt(error)
-                backoff_s = 0.5 * 2**attempt * random.uniform(0.5, 1)
-                wait_s = backoff_s if error.retry_after_s is None else error.retry_after_s + 0.1 * backoff_s
+                wait_s = wait_before(attempt + 1, error.retry_after_s)
                 most_s = min(LONGEST_WAIT_S, end - time.monotonic())
                 if started or not error.again or attempt == self.retries or wait_s > most_s:
-                    error.args = (self._safe(str(error)),)
-                    error.public = error.public and self._safe(error.public)
                     raise
             await asyncio.sleep(wait_s)
 
-    async def _attempt(self, turn: Turn, body: bytes, end: float) -> AsyncGenerator[Event, None]:
+    async def attempt(
+        self, turn: Turn, end: float, first_s: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Ask once, until `end` (monotonic seconds) and at most `first_s` for the first part of the answer (None:
+        `timeout_s`). Raises UpstreamError, whose text is without the API key."""
+        try:
+            async with aclosing(self._attempt(turn, end, first_s or self.timeout_s)) as events:
+                async for event in events:
+                    yield event
+            self._seen = time.monotonic(), None
+        except UpstreamError as error:
+            self._doubt(error)
+            error.args = (self._safe(str(error)),)
+            error.public = error.public and self._safe(error.public)
+            raise
+
+    async def _attempt(self, turn: Turn, end: float, first_s: float) -> AsyncGenerator[Event, None]:
         """One request: its events, or UpstreamError."""
+        body = json.dumps(body_of(turn, self.model)).encode()
         reader, read = ChatReader(self.url, turn), False
         clock = asyncio.get_running_loop().time
         last = end + clock() - time.monotonic()  # by the loop's clock
-        limit = min(last, clock() + self.timeout_s)
+        limit = min(last, clock() + first_s)
         async with aclosing(self._received(body)) as received:
             while True:
                 try:
@@ -133,7 +146,9 @@ class RemoteModel:
                 except TimeoutError:
                     if reader.finish_reason:
                         break
-                    raise self._silent(clock() >= last) from None
+                    raise self._silent(
+                        clock() >= last, first_s=None if reader.progress else first_s
+                    ) from None
                 except UpstreamError:
                     if reader.finish_reason:
                         break
@@ -243,8 +258,12 @@ class RemoteModel:
         error = told.get("error") or told.get("detail") or told
         return told_error(f"{self.url}: HTTP {status}", error, status, _retry_after_s(response.headers))
 
-    def _silent(self, total: bool, *, connecting: bool = False) -> UpstreamError:
+    def _silent(
+        self, total: bool, *, connecting: bool = False, first_s: float | None = None
+    ) -> UpstreamError:
         after_s, limit = (self.total_s, "total_s") if total else (self.timeout_s, "timeout_s")
+        if not total and first_s is not None and first_s < self.timeout_s:
+            after_s, limit = first_s, "first_s"
         what = f"not ready after {after_s:g} s" if total else f"silent for {after_s:g} s"
         return UpstreamError(
             f"{self.url}: {'does not answer' if connecting else 'the connection failed'} ({what})",
@@ -439,14 +458,23 @@ def estimated_tokens(messages: Messages, offered: Sequence[ToolSpec]) -> int:
     return sum(4 + -(-len(text.encode()) // 3) for text in texts)
 
 
-def remote_model(base: Remote) -> RemoteModel:
-    """Return the model of a remote base; raises UsageError if its API key is not set."""
-    key = os.environ.get(base.key_env) if base.key_env else None
-    if base.key_env and not key:
+def wait_before(attempt: int, retry_after_s: float | None) -> float:
+    """Return how long to wait before the `attempt`-th repetition: what the server asks for, else about 0.5, 1,
+    2 ... s, with a random part, so that callers do not come back together."""
+    backoff_s = 0.5 * 2.0 ** (attempt - 1) * random.uniform(0.5, 1)
+    return backoff_s if retry_after_s is None else retry_after_s + 0.1 * backoff_s
+
+
+def remote_model(base: Remote, told: Fallback | None = None, where: str = "weights.base") -> RemoteModel:
+    """Return the model of a remote base, or of one of its fallbacks (`told`); raises UsageError if its API key is not
+    set."""
+    at = base if told is None else told
+    key = os.environ.get(at.key_env) if at.key_env else None
+    if at.key_env and not key:
         raise UsageError(
-            f"weights.base.key_env: the environment variable {base.key_env} is not set; "
-            f"it should hold the API key of {base.url}"
+            f"{where}.key_env: the environment variable {at.key_env} is not set; "
+            f"it should hold the API key of {at.url}"
         )
     return remote(
-        base.url, base.model, key=key, timeout_s=base.timeout_s, total_s=base.total_s, retries=base.retries
+        at.url, at.model, key=key, timeout_s=base.timeout_s, total_s=base.total_s, retries=base.retries
     )

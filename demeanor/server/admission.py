@@ -7,8 +7,9 @@ it never looks into it. `Operations` are the settings of an app.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,7 @@ from demeanor.server.auth import answers_turns, is_api
 from demeanor.server.request_context import CURRENT_REQUEST, Disconnected, Load, Observer
 
 MAX_BODY_BYTES = 1 << 20
+UpstreamCounts: TypeAlias = tuple[Mapping[tuple[str, str], int], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Operations:
     """Pages of keys and values in all engines: of running answers, kept for later ones, and free."""
     abandoned_calls: Callable[[], int] = lambda: 0
     """The number of calls of tools that nobody waits for any more and that cannot be stopped."""
+    upstreams: Callable[[], UpstreamCounts] = lambda: ({}, {})
+    """Tries of each upstream by (name, outcome), and the state of each one's circuit."""
     health: Callable[[], Awaitable[str | None]] | None = None
     """Why what is served cannot answer now (a failed engine, a server behind it that is away); None if it can."""
     load: Load = field(default_factory=Load)

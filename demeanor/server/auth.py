@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demeanor.core.errors import RequestError, StoreError
 from demeanor.server import error_responses
+from demeanor.server.costs import Account
 from demeanor.server.request_context import CURRENT_REQUEST, RequestContext, TokenBudget
 from demeanor.store import keys as stored
 from demeanor.store.database import Database
@@ -111,12 +112,16 @@ class AuthMiddleware:
 
     def _apply_limits(self, request: RequestContext, key: stored.Key, answers: bool) -> None:
         """Give the request its token budget and count it. Raises RequestError (429) if either limit of the key is used up."""
-        if key.tokens_per_day is not None and isinstance(self.keys, KeyRing):
-            request.token_budget = TokenBudget(self.keys.database, key.digest, key.tokens_per_day)
+        if isinstance(self.keys, KeyRing):
+            request.account = Account(self.keys.database, key.digest, key.usd_per_day)
+            if key.tokens_per_day is not None:
+                request.token_budget = TokenBudget(self.keys.database, key.digest, key.tokens_per_day)
         if key.requests_per_minute is not None:
             self._count(request, key.digest, key.requests_per_minute)
         if answers and request.token_budget is not None and not request.token_budget.left():
             raise request.token_budget.empty(1)
+        if answers and request.account is not None and request.account.left_usd() == 0:
+            raise request.account.empty()
 
     def _count(self, request: RequestContext, digest: str, limit: int) -> None:
         """Count a request of a key. Raises RequestError (429) if the last 60 s hold as many as it may make."""

@@ -35,6 +35,7 @@ from demeanor.core.types import (
     ToolResult,
     Turn,
     Unsupported,
+    Upstream,
     Usage,
     fold,
 )
@@ -125,6 +126,7 @@ class UsageAnswer(ResponseObject):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    cost_usd: float | None = None
 
 
 class CompletionBase(ResponseObject):
@@ -307,7 +309,16 @@ def usage(completions: Sequence[Completion]) -> UsageAnswer | None:
         completion_tokens=written,
         total_tokens=read + written,
         prompt_tokens_details=PromptDetails(cached_tokens=sum(c.cached_tokens for c in completions)),
+        **cost_field(completions),
     )
+
+
+def cost_field(completions: Sequence[Completion]) -> dict[str, float | None]:
+    """`cost_usd` of a usage, where there are prices: null if the model of a call has none."""
+    if not any(c.has_price for c in completions):
+        return {}
+    costs = [c.cost_usd for c in completions]
+    return {"cost_usd": None if None in costs else round(sum(cost or 0.0 for cost in costs), 9)}
 
 
 def usage_is_told(completion: Completion) -> bool:
@@ -508,6 +519,9 @@ def _entry(event: Event) -> dict[str, Any]:
             return {"by": by, "kind": "refusal", "rule": rule, "reason": reason, "text": text, "stage": stage}
         case LeftOut(rule, reason, messages, by):
             return {"by": by, "kind": "left_out", "rule": rule, "reason": reason, "messages": messages}
+        case Upstream(name, tried, by):
+            failed = [{"name": name, "status": status} for name, status in tried]
+            return {"by": by, "kind": "upstream", "name": name, "failed": failed}
         case Timing(by, ms):
             return {"by": by, "kind": "timing", "ms": round(ms, 3)}
         case Usage(prompt_tokens, completion_tokens, by, estimated, cached_tokens):
@@ -518,6 +532,7 @@ def _entry(event: Event) -> dict[str, Any]:
                 "completion_tokens": completion_tokens,
                 "cached_tokens": cached_tokens,
                 **({"estimated": True} if estimated else {}),
+                **({"cost_usd": event.cost_usd} if event.cost_usd is not None or event.unpriced else {}),
             }
         case Done(finish_reason, by):
             return {"by": by, "kind": "done", "finish_reason": finish_reason}

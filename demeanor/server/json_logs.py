@@ -41,6 +41,13 @@ def line_of(request: RequestContext, now: datetime) -> dict[str, Any]:
         }
         if request.first_token is not None:
             said["first_token_ms"] = round(1000 * (request.first_token - request.started), 2)
+    if request.costs:
+        said["cost_usd"] = request.cost_usd
+    if request.upstreams:
+        said["upstreams"] = [
+            {"name": u.name, "failed": [{"name": name, "status": status} for name, status in u.tried]}
+            for u in request.upstreams
+        ]
     if request.refusals:
         said["refusals"] = [{"by": by, "rule": rule} for by, rule in request.refusals]
     return said

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from demeanor.server.admission import Operations
@@ -56,6 +56,8 @@ PER_TOKEN_BUCKETS_S = (
 )
 """The convention's, and four finer ones below them: small models write a token in less than a millisecond."""
 
+MOST_VARIANTS = 32
+
 disable_created_metrics()  # type: ignore[no-untyped-call]  # no second series with the time of creation beside each metric
 
 
@@ -88,7 +90,21 @@ class Metrics:
             ("layer", "rule"),
             registry=registry,
         )
+        self.cost_usd = Counter(
+            "demeanor_cost_usd",
+            "USD of model calls, by the prices of serve.prices.",
+            ("model", "upstream"),
+            registry=registry,
+        )
+        self.unpriced = Counter(
+            "demeanor_calls_without_price",
+            "Model calls whose cost is not known: serve.prices does not name the model.",
+            ("upstream",),
+            registry=registry,
+        )
+        self.variants: set[str] = set()
         registry.register(Gauges(operations))
+        registry.register(Upstreams(operations))
         self.duration = Histogram(
             "demeanor_request_duration_seconds",
             "From the request to the end of its answer (gen_ai.server.request.duration).",
@@ -117,6 +133,11 @@ class Metrics:
         self.input_tokens.inc(request.prompt_tokens)
         self.cached_tokens.inc(request.cached_tokens)
         self.output_tokens.inc(request.completion_tokens)
+        for upstream, usd in request.costs:
+            if usd is None:
+                self.unpriced.labels(upstream).inc()
+            else:
+                self.cost_usd.labels(self._variant(request.model), upstream).inc(usd)
         for layer, rule in request.refusals:
             self.refusals.labels(layer, rule).inc()
         self.duration.observe(request.ended - request.started)
@@ -125,6 +146,13 @@ class Metrics:
             if request.turns == 1 and request.completion_tokens > 1:  # choices side by side share their steps
                 written_s = request.last_token - request.first_token
                 self.per_token.observe(written_s / (request.completion_tokens - 1))
+
+    def _variant(self, model: str) -> str:
+        """The model id as a label; beyond MOST_VARIANTS of them `other`, since clients can compose ids."""
+        if model not in self.variants and len(self.variants) >= MOST_VARIANTS:
+            return "other"
+        self.variants.add(model)
+        return model
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format 0.0.4."""
@@ -161,3 +189,29 @@ class Gauges(Collector):
             ),
         ):
             yield GaugeMetricFamily(f"demeanor_{name}", about, value)
+
+
+class Upstreams(Collector):
+    """What the servers behind this one did, and which are left alone."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        counts, circuits = self.operations.upstreams()
+        if not circuits:
+            return
+        tries = CounterMetricFamily(
+            "demeanor_upstream_tries",
+            "Tries of upstreams: answered, failed, broke_off (after its first event), refused (400), busy (429), skipped.",
+            labels=("upstream", "outcome"),
+        )
+        for (name, outcome), count in sorted(counts.items()):
+            tries.add_metric((name, outcome), count)
+        yield tries
+        closed = GaugeMetricFamily(
+            "demeanor_upstream_open", "1: left alone after failures.", labels=("upstream",)
+        )
+        for name, state in circuits.items():
+            closed.add_metric((name,), float(state == "open"))
+        yield closed

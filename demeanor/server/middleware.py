@@ -44,6 +44,8 @@ EXPOSED = (
     "x-demeanor-stack",
     "x-demeanor-ms",
     "x-demeanor-layers",
+    "x-demeanor-upstream",
+    "x-demeanor-cost-usd",
     "server-timing",
     "retry-after",
     "retry-after-ms",
@@ -121,6 +123,7 @@ class RequestContextMiddleware:
                 headers = MutableHeaders(scope=message)
                 request.streamed = headers.get("content-type", "").startswith("text/event-stream")
                 headers.update({**SECURITY, "x-request-id": request.request_id, **layer_headers(request)})
+                headers.update(upstream_headers(request))
                 if "stack_key" in state:
                     headers["x-demeanor-stack"] = request.stack_key = state["stack_key"]
             await send(message)
@@ -177,6 +180,18 @@ def layer_headers(request: RequestContext) -> dict[str, str]:
         return {}
     timing = ", ".join(f"{by.replace(' ', '_')};dur={ms:.3f}" for by, ms in request.layers_ms.items())
     return {"server-timing": timing, "x-demeanor-layers": timing.replace(";dur=", "=")}
+
+
+def upstream_headers(request: RequestContext) -> dict[str, str]:
+    """Which upstream answers, if there are several, and what a whole answer cost; a stream tells its cost at its end."""
+    found: dict[str, str] = {}
+    if request.upstreams:
+        names = ", ".join(dict.fromkeys(each.name for each in request.upstreams))
+        found["x-demeanor-upstream"] = names.encode("ascii", "backslashreplace").decode()
+    if request.costs and not request.streamed:
+        usd = request.cost_usd
+        found["x-demeanor-cost-usd"] = "unknown" if usd is None else f"{usd:.9f}"
+    return found
 
 
 def host_name(host: str) -> str:

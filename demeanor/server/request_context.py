@@ -13,11 +13,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from demeanor.core.errors import RequestError, StoreError
-from demeanor.core.types import Event, Refusal, Respond, Text, Timing, ToolCalled, Turn, Usage
+from demeanor.core.types import Event, Refusal, Respond, Text, Timing, ToolCalled, Turn, Upstream, Usage
+from demeanor.server.costs import Account
 from demeanor.store import keys
 from demeanor.store.database import Database
 from demeanor.store.keys import Key
@@ -67,6 +67,8 @@ class RequestContext:
     """The user that the API key names; None if the server has no API keys."""
     key: Key | None = None
     token_budget: TokenBudget | None = None
+    account: Account | None = None
+    """What the key has spent in USD; None for keys that are not in a database."""
     requests_left: tuple[int, float] | None = None
     """Requests the key has left in this minute, and after how many seconds there is one more."""
     route: str = "other"
@@ -80,6 +82,9 @@ class RequestContext:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    costs: list[tuple[str, float | None]] = field(default_factory=list)
+    """Of each model call where prices are known: the upstream or weights, and USD (None: no price)."""
+    upstreams: list[Upstream] = field(default_factory=list)
     refusals: list[tuple[str, str]] = field(default_factory=list)
     first_token: float | None = None
     last_token: float | None = None
@@ -112,6 +117,10 @@ class RequestContext:
                 self.cached_tokens += event.cached_tokens
                 self.prompt_tokens += prompt_tokens
                 self.completion_tokens += completion_tokens
+                if event.cost_usd is not None or event.unpriced:
+                    self.costs.append((event.model, event.cost_usd))
+            case Upstream():
+                self.upstreams.append(event)
             case Refusal(by, rule):
                 self.refusals.append((by, rule))
             case Text() | ToolCalled():
@@ -120,6 +129,12 @@ class RequestContext:
                     self.first_token = self.last_token
             case _:
                 pass
+
+    @property
+    def cost_usd(self) -> float | None:
+        """USD of all model calls so far; None if the cost of one is not known, or of all."""
+        known = [usd for _, usd in self.costs if usd is not None]
+        return sum(known) if known and len(known) == len(self.costs) else None
 
 
 Observer: TypeAlias = Callable[[RequestContext], None]
@@ -138,6 +153,12 @@ def current_token_budget() -> TokenBudget | None:
     """The token budget of the current request, if there is one."""
     request = CURRENT_REQUEST.get(None)
     return None if request is None else request.token_budget
+
+
+def current_account() -> Account | None:
+    """The account of the current request's key, if it has one."""
+    request = CURRENT_REQUEST.get(None)
+    return None if request is None else request.account
 
 
 def key_models() -> tuple[str, ...]:
@@ -168,10 +189,7 @@ class TokenBudget:
 
     def reset_s(self) -> float:
         """Seconds until the next day begins."""
-        now = self.database.now()
-        return (
-            datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), now.tzinfo) - now
-        ).total_seconds()
+        return keys.day_ends_s(self.database.now())
 
     async def reserve(self, tokens: int) -> str:
         """Take tokens of today, which is returned. Raises RequestError: 400 if no day has so many, 429 if this one has no more."""

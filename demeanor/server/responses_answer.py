@@ -16,6 +16,7 @@ from demeanor.core.types import Completion, Event, Message, Refusal, Text, Turn,
 from demeanor.server.chat import (
     UrlCitation,
     citations,
+    cost_field,
     finish_reason,
     sent_calls,
     token_logprobs,
@@ -78,6 +79,7 @@ class ResponseUsage(ResponseObject):
     output_tokens: int
     output_tokens_details: ReasoningDetails
     total_tokens: int
+    cost_usd: float | None = None
 
 
 class Incomplete(ResponseObject):
@@ -224,6 +226,7 @@ def _usage(completion: Completion) -> ResponseUsage | None:
         output_tokens=written,
         output_tokens_details=ReasoningDetails(reasoning_tokens=0),
         total_tokens=read + written,
+        **cost_field([completion]),
     )
 
 

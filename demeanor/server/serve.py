@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.server import json_logs as logs
 from demeanor.server import tracing
-from demeanor.server.admission import MAX_BODY_BYTES, Operations
+from demeanor.server.admission import MAX_BODY_BYTES, Operations, UpstreamCounts
 from demeanor.server.application import app
 from demeanor.server.assistant import ServedAssistant
 from demeanor.server.auth import KeyRing, KeyStore, from_digests
@@ -79,6 +79,10 @@ class Versions(Protocol):
 
     def abandoned_calls(self) -> int:
         """Calls of tools that block beyond their time."""
+        ...
+
+    def upstreams(self) -> UpstreamCounts:
+        """Tries of upstreams by (name, outcome), and the state of each one's circuit; empty without fallbacks."""
         ...
 
     async def health(self) -> str | None:
@@ -164,6 +168,7 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
         cache_pages=versions.cache_pages,
         health=healthy,
         abandoned_calls=versions.abandoned_calls,
+        upstreams=versions.upstreams,
     )
     draining: set[asyncio.Task[None]] = set()
 

@@ -13,6 +13,10 @@ from pydantic import Discriminator, Field, Tag
 from demeanor.core import registry
 from demeanor.core.registry import Spec
 from demeanor.stack.serving_schema import ServeSpec as ServeSpec
+from demeanor.stack.upstreams import Breaker as Breaker
+from demeanor.stack.upstreams import Fallback as Fallback
+from demeanor.stack.upstreams import Remote as Remote
+from demeanor.stack.upstreams import upstream_name as upstream_name
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -109,33 +113,6 @@ class Import(Spec):
     path: str = Field(description="folder, .gguf file, or hub id with optional @revision")
     template: str | None = Field(
         None, description="how to prompt the base itself; null: the stack's template"
-    )
-
-
-class Remote(Spec):
-    """Weights on another OpenAI-compatible server (vLLM first): runtime layers apply, nothing trains on
-    them."""
-
-    kind: Literal["remote"] = "remote"
-    url: str = Field(
-        pattern=r"^https?://[^@]+$",
-        description="the part before /chat/completions, such as http://127.0.0.1:8000/v1",
-    )
-    model: str = Field(min_length=1, description="model id there")
-    key_env: str | None = Field(
-        None, description="environment variable that holds the API key; null: none is sent"
-    )
-    timeout_s: float = Field(
-        60.0, gt=0, description="longest time without a part of the answer, in seconds; comments do not count"
-    )
-    total_s: float | None = Field(
-        None, gt=0, description="longest answer in seconds, all attempts together; null: 10 x timeout_s"
-    )
-    retries: int = Field(
-        2,
-        ge=0,
-        le=10,
-        description="times a request without an answer is sent again (429, 5xx, no connection)",
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from demeanor.core.registry import Spec
+from demeanor.stack.upstreams import Price
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -213,6 +214,10 @@ class ServeSpec(Spec):
     publish: tuple[str, ...] = Field(
         (),
         description="model ids that keys may ask for besides the whole stack, such as NAME:sft; `all`: every variant",
+    )
+    prices: str | dict[str, Price] | None = Field(
+        None,
+        description="USD per million tokens, by upstream name, model id or weights; or a YAML file of that; null: none",
     )
     experiments: tuple[ExperimentSpec, ...] = Field(
         (), max_length=16, description="A/B tests; a user takes part in the first one that takes them"

@@ -20,7 +20,7 @@ from demeanor.core.errors import Problem, SpecError, StaleFileError, UsageError,
 from demeanor.core.files import sha256
 from demeanor.core.registry import Spec, parse
 from demeanor.core.types import Decoding
-from demeanor.stack import foreign_names, imports, validate
+from demeanor.stack import foreign_names, imports, prices, validate
 from demeanor.stack.schema import (
     AnyStage,
     Import,
@@ -164,7 +164,7 @@ class Stack:
             if isinstance(base, Import):
                 return import_key(self.root, base.path)
             if isinstance(base, Remote):
-                return digest({"remote": plain(base, drop={"key_env", "timeout_s", "total_s", "retries"})})
+                return digest({"remote": _remote(base)})
             return digest({"base": plain(base, drop={"template", "data"}), "data": self._data(base.data)})
         stage = self.stage(name)
         if isinstance(stage, ImportStage):
@@ -445,6 +445,7 @@ def load(
             layers.append(Layer(name, kind, layer, registry.entry(LAYERS, kind).BEHAVIOUR))
         problems += validate.references(spec, str(file))
         problems += validate.files(spec, file.parent, str(file), names or {})
+        problems += prices.problems(spec, file.parent)
     if problems or spec is None:
         raise SpecError(foreign_names.at_stages(problems, raw))
     serve = spec.weights.serve or [name for name, policy in answering(spec).items() if policy][-1]
@@ -509,6 +510,17 @@ def plain(spec: Spec, drop: set[str] | frozenset[str] = frozenset()) -> dict[str
     """Return a spec as JSON values without nulls, so that a new optional setting keeps old keys valid."""
     values: dict[str, Any] = spec.model_dump(mode="json", exclude=set(drop), exclude_none=True)
     return values
+
+
+OF_OPERATION = {"key_env", "timeout_s", "total_s", "retries", "name", "first_s", "breaker", "retry_budget"}
+"""Settings of upstreams that say when one is asked, not what it answers."""
+
+
+def _remote(base: Remote) -> dict[str, Any]:
+    """A remote base as the identity of its weights: every model that may answer, and how often."""
+    found = plain(base, drop=OF_OPERATION | {"fallbacks"})
+    others = [plain(each, drop={"key_env", "name"}) for each in base.fallbacks or ()]
+    return {**found, "fallbacks": others} if others else found
 
 
 def content_key(root: Path, source: str) -> str:

@@ -151,6 +151,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             label TEXT NOT NULL, layer TEXT NOT NULL, repair TEXT NOT NULL, evidence TEXT NOT NULL,
             created TEXT NOT NULL, PRIMARY KEY (turn, stack_key))""",
     ),
+    (  # amounts: billionths of a USD, which need 64 bits; turns without a known cost have none
+        "ALTER TABLE keys ADD COLUMN usd_per_day DOUBLE PRECISION",
+        "ALTER TABLE spending ADD COLUMN nano_usd BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE spending ADD COLUMN unpriced BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE turns ADD COLUMN cost_usd DOUBLE PRECISION",
+    ),
 )
 
 
@@ -401,6 +407,7 @@ class Database:
             done.refusal.rule if done.refusal else None,
             done.prompt_tokens,
             done.completion_tokens,
+            done.cost_usd,
         ]
         values = [storable(v) if isinstance(v, str) else v for v in row]
         rows = event_rows(events)
@@ -408,8 +415,8 @@ class Database:
         def write(connection: sqlite3.Connection) -> None:
             cursor = connection.execute(
                 "INSERT INTO turns (id, started, finished, user, variant, stack_key, turn, answer,"
-                " finish_reason, refused_by, rule, prompt_tokens, completion_tokens)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " finish_reason, refused_by, rule, prompt_tokens, completion_tokens, cost_usd)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
             connection.executemany(

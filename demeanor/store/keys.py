@@ -8,11 +8,12 @@ or processes can take the same ones.
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import sqlite3
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from demeanor.core.errors import UsageError, unknown
 from demeanor.store import database as codec
@@ -37,6 +38,7 @@ class Key:
     requests_per_minute: int | None = None
     tokens_per_day: int | None = None
     models: tuple[str, ...] = ()
+    usd_per_day: float | None = None
 
 
 def digest(key: str) -> str:
@@ -52,6 +54,7 @@ def create(
     requests_per_minute: int | None = None,
     tokens_per_day: int | None = None,
     models: Sequence[str] = (),
+    usd_per_day: float | None = None,
 ) -> str:
     """Create a key and return it; only its digest is stored.
 
@@ -70,6 +73,10 @@ def create(
     for what, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_day", tokens_per_day)):
         if limit is not None and limit < 1:
             raise UsageError(f"keys: {what}: got {limit}, wanted 1 or more; leave it out for no limit")
+    if usd_per_day is not None and not 0 < usd_per_day < math.inf:
+        raise UsageError(
+            f"keys: usd_per_day: got {usd_per_day:g}, wanted more than 0; leave it out for no limit"
+        )
     if wrong := [m for m in models if not m.strip() or "," in m or not m.isprintable()]:
         raise UsageError(f"keys: models: got {wrong[0]!r}, wanted a model id, such as NAME:sft")
     key = f"dm-{secrets.token_urlsafe(32)}"
@@ -82,10 +89,11 @@ def create(
         requests_per_minute,
         tokens_per_day,
         codec.storable(",".join(models)),
+        usd_per_day,
     )
     insert = (
-        "INSERT INTO keys (digest, name, created, prefix, scopes, requests_per_minute, tokens_per_day, models)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO keys (digest, name, created, prefix, scopes, requests_per_minute, tokens_per_day, models,"
+        " usd_per_day) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
     database.write(lambda c: c.execute(insert, row).rowcount).result()
     return key
@@ -129,6 +137,12 @@ def day_of(time: datetime) -> str:
     return time.astimezone(UTC).date().isoformat()
 
 
+def day_ends_s(now: datetime) -> float:
+    """Return the seconds until the next day (UTC) begins."""
+    now = now.astimezone(UTC)
+    return (datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), UTC) - now).total_seconds()
+
+
 def spent(database: Database, key_digest: str, day: str) -> int:
     """Return the tokens taken on that day, open reservations included."""
     rows = database.rows("SELECT tokens FROM spending WHERE digest = ? AND day = ?", key_digest, day)
@@ -165,6 +179,59 @@ def give_back(database: Database, key_digest: str, day: str, tokens: int) -> Awa
     return database.queue(write)
 
 
+# ---- USD spent on a day (UTC), in whole billionths ----
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCost:
+    """What a key has spent: billionths of a USD, open reservations included, and calls whose price is not known."""
+
+    nano_usd: int = 0
+    unpriced: int = 0
+
+
+def cost(database: Database, key_digest: str, days: str) -> KeyCost:
+    """Return what a key spent on a day such as 2026-11-30, or in a month such as 2026-11."""
+    rows = database.rows(
+        "SELECT SUM(nano_usd) AS nano_usd, SUM(unpriced) AS unpriced FROM spending WHERE digest = ? AND day LIKE ?",
+        key_digest,
+        f"{days}%",
+    )
+    return KeyCost(int(rows[0]["nano_usd"] or 0), int(rows[0]["unpriced"] or 0))
+
+
+def take_cost(database: Database, key_digest: str, day: str, nano: int, limit: int) -> Awaitable[bool]:
+    """Take billionths of a USD of a day's limit before a call; False, and none taken, if too few are left."""
+
+    def write(connection: sqlite3.Connection) -> bool:
+        connection.execute(_DAY, (key_digest, day))
+        update = (
+            "UPDATE spending SET nano_usd = nano_usd + ? WHERE digest = ? AND day = ? AND nano_usd + ? <= ?"
+        )
+        return connection.execute(update, (nano, key_digest, day, nano, limit)).rowcount == 1
+
+    return database.queue(write)
+
+
+def book_cost(
+    database: Database, key_digest: str, day: str, nano: int, *, unpriced: bool = False
+) -> Awaitable[None]:
+    """Add billionths of a USD to a day, whatever the limit; a negative number gives back."""
+
+    def write(connection: sqlite3.Connection) -> None:
+        connection.execute(_DAY, (key_digest, day))
+        connection.execute(
+            "UPDATE spending SET nano_usd = CASE WHEN nano_usd + ? < 0 THEN 0 ELSE nano_usd + ? END,"
+            " unpriced = unpriced + ? WHERE digest = ? AND day = ?",
+            (nano, nano, int(unpriced), key_digest, day),
+        )
+
+    return database.queue(write)
+
+
+_DAY = "INSERT INTO spending (digest, day, tokens) VALUES (?, ?, 0) ON CONFLICT (digest, day) DO NOTHING"
+
+
 def _key(row: sqlite3.Row) -> Key:
     return Key(
         row["digest"],
@@ -176,4 +243,5 @@ def _key(row: sqlite3.Row) -> Key:
         requests_per_minute=row["requests_per_minute"],
         tokens_per_day=row["tokens_per_day"],
         models=tuple(filter(None, row["models"].split(","))),
+        usd_per_day=row["usd_per_day"],
     )

@@ -158,6 +158,7 @@ def test_every_block_of_python_and_yaml_parses(page: Path) -> None:
         "Scratch",
         "Import",
         "Remote",
+        "Fallback",
         "TokenizerSpec",
         "ModelShape",
         "Stage",

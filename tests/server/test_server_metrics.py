@@ -110,6 +110,11 @@ def test_the_exposition_has_the_names_helps_and_labels_that_dashboards_use_and_n
             "requests": ("counter", "Finished HTTP requests; status 499: the client left first."),
             "tokens": ("counter", "Tokens of model calls (gen_ai.client.token.usage)."),
             "refusals": ("counter", "Refusals by the layer and rule that refused."),
+            "cost_usd": ("counter", "USD of model calls, by the prices of serve.prices."),
+            "calls_without_price": (
+                "counter",
+                "Model calls whose cost is not known: serve.prices does not name the model.",
+            ),
             "requests_in_progress": ("gauge", "Requests let in and not yet answered."),
             "turns_in_progress": ("gauge", "Answers being made; a request for n choices makes n."),
             "slots": ("gauge", "Answers that the engines can write at once."),
