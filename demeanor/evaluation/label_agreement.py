@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -176,6 +176,22 @@ def _first(own: Sequence[Opinion]) -> tuple[Estimate | None, float | None]:
 def _median_s(own: Sequence[Opinion]) -> float | None:
     taken = [ms for label in own if (ms := getattr(label, "ms", 0)) > 0]
     return float(np.median(taken)) / 1000 if taken else None
+
+
+def as_json(found: LabelAgreement) -> dict[str, Any]:
+    """The agreement as JSON: every number by its name."""
+
+    def named(value: Any) -> Any:
+        return value._asdict() if isinstance(value, Agreement | Estimate) else value
+
+    people = [{name: named(getattr(one, name)) for name in one.__slots__} for one in found.labellers]
+    return {
+        "items": found.items,
+        "labels": found.labels,
+        "nominal": named(found.nominal),
+        "ordinal": named(found.ordinal),
+        "labellers": people,
+    }
 
 
 # ---- what a person reads ----

@@ -5,12 +5,10 @@ In: an Assistant. Out: a FastAPI app. It knows no engine, no layer and no stack 
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from importlib.resources import files
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -45,14 +43,9 @@ from demeanor.server.metrics import Metrics
 from demeanor.server.middleware import add_middleware
 from demeanor.server.request_context import key_models
 from demeanor.server.schemas import ResponseObject
+from demeanor.server.static_files import static_file
 
 PAGES = ("chat.html", "chat.js", "trace.js", "sse.js", "thumbs.js", "dom.js", "chat.css", "icon.svg")
-MEDIA_TYPES = {
-    "html": "text/html; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "svg": "image/svg+xml",
-}
 ENDPOINTS = (models, chat, completions, responses, embeddings, moderations, feedback)
 router = APIRouter()
 
@@ -96,7 +89,7 @@ def app(
     api.include_router(router)
     for name in PAGES:
         path = "/" if name == "chat.html" else f"/static/{name}"
-        api.add_api_route(path, _static_file(name), methods=["GET"], include_in_schema=False)
+        api.add_api_route(path, static_file("pages", name), methods=["GET"], include_in_schema=False)
     api.state.openapi = orjson.dumps(document(api))
     return api
 
@@ -154,18 +147,3 @@ async def metrics(request: Request) -> Response:
 async def openapi(request: Request) -> Response:
     headers = {"cache-control": "no-cache"}
     return Response(request.app.state.openapi, media_type="application/json", headers=headers)
-
-
-def _static_file(name: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-    """The handler of one file of the chat page, read once from the package and served with an entity tag."""
-    content = files("demeanor.server").joinpath("pages", name).read_bytes()
-    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = {"etag": tag, "cache-control": "no-cache"}
-    media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
-
-    async def serve(request: Request) -> Response:
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
-        return Response(content, media_type=media_type, headers=headers)
-
-    return serve

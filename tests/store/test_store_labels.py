@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from demeanor.core.errors import DemeanorError, UsageError
-from demeanor.store import labels
+from demeanor.store import label_work, labels
 from demeanor.store.database import Database
 from demeanor.store.labels import Invitation, LabelAnswer, LabelItem, LabelQueue
 from tests.conftest import each
@@ -84,28 +84,28 @@ def test_a_queue_comes_back_as_it_was_stored(database: Database) -> None:
 def test_an_item_belongs_to_one_labeller_until_the_lease_ends(database: Database, clock: Clock) -> None:
     made = queue(database, 1)
     edda, odin = person(database, "edda"), person(database, "odin")
-    first = labels.claim(database, made, edda)
+    first = label_work.claim(database, made, edda)
     assert first is not None
-    assert labels.claim(database, made, odin) is None
+    assert label_work.claim(database, made, odin) is None
     clock.pass_s(59)
-    assert labels.claim(database, made, odin) is None
-    again = labels.claim(database, made, edda)  # asking again keeps the item and renews the lease
+    assert label_work.claim(database, made, odin) is None
+    again = label_work.claim(database, made, edda)  # asking again keeps the item and renews the lease
     assert again is not None
     assert (again.item, again.shown) == (first.item, first.shown)
     clock.pass_s(61)
-    taken = labels.claim(database, made, odin)
+    taken = label_work.claim(database, made, odin)
     assert taken is not None
     assert taken.item == first.item
     with pytest.raises(DemeanorError, match="another labeller has it now"):
-        labels.give(database, made, edda, "item-0", "ranked", (0, 1))
-    assert labels.give(database, made, odin, "item-0", "ranked", (0, 1)).labeller == "odin"
+        label_work.give(database, made, edda, "item-0", "ranked", (0, 1))
+    assert label_work.give(database, made, odin, "item-0", "ranked", (0, 1)).labeller == "odin"
 
 
 def test_a_late_label_counts_if_the_item_was_not_given_away(database: Database, clock: Clock) -> None:
     made, edda = queue(database, 1), person(database, "edda")
-    labels.claim(database, made, edda)
+    label_work.claim(database, made, edda)
     clock.pass_s(3600)
-    labels.give(database, made, edda, "item-0", "tie", ())
+    label_work.give(database, made, edda, "item-0", "tie", ())
     assert [label.choice for label in labels.labels_of(database, "first")] == ["tie"]
 
 
@@ -116,10 +116,10 @@ def test_every_item_is_seen_by_as_many_labellers_as_wanted_and_by_none_twice(dat
     while going:
         going = False
         for who in people:
-            found = labels.claim(database, made, who)
+            found = label_work.claim(database, made, who)
             if found is not None:
                 going = True
-                labels.give(database, made, who, found.item.id, "ranked", (0, 1))
+                label_work.give(database, made, who, found.item.id, "ranked", (0, 1))
     given = labels.labels_of(database, "first")
     assert Counter(label.item for label in given) == {f"item-{n}": 2 for n in range(6)}
     assert len({(label.item, label.labeller) for label in given}) == 12
@@ -138,8 +138,8 @@ def test_threads_never_do_the_same_work(database: Database) -> None:
     done: list[str] = []
 
     def work(who: Invitation) -> None:
-        while (found := labels.claim(database, made, who)) is not None:
-            labels.give(database, made, who, found.item.id, "ranked", (1, 0))
+        while (found := label_work.claim(database, made, who)) is not None:
+            label_work.give(database, made, who, found.item.id, "ranked", (1, 0))
             done.append(found.item.id)
 
     threads = [threading.Thread(target=work, args=(person(database, f"p{n}"),)) for n in range(4)]
@@ -152,10 +152,10 @@ def test_threads_never_do_the_same_work(database: Database) -> None:
 
 def test_the_same_label_is_acknowledged_twice_and_another_replaces_it(database: Database) -> None:
     made, edda = queue(database, 1), person(database, "edda")
-    labels.claim(database, made, edda)
-    first = labels.give(database, made, edda, "item-0", "ranked", (0, 1), reason="shorter", ms=900)
-    assert labels.give(database, made, edda, "item-0", "ranked", (0, 1), reason="shorter", ms=5) == first
-    second = labels.give(database, made, edda, "item-0", "all_bad", ())
+    label_work.claim(database, made, edda)
+    first = label_work.give(database, made, edda, "item-0", "ranked", (0, 1), reason="shorter", ms=900)
+    assert label_work.give(database, made, edda, "item-0", "ranked", (0, 1), reason="shorter", ms=5) == first
+    second = label_work.give(database, made, edda, "item-0", "all_bad", ())
     assert (second.revisions, second.ranks) == (1, (0, 0))
     assert labels.labels_of(database, "first") == [second]
 
@@ -173,19 +173,19 @@ def test_ranks_that_fit_no_item_are_refused(
     database: Database, choice: labels.Choice, ranks: tuple[int, ...], said: str
 ) -> None:
     made, edda = queue(database, 1), person(database, "edda")
-    labels.claim(database, made, edda)
+    label_work.claim(database, made, edda)
     with pytest.raises(ValueError, match=said):
-        labels.give(database, made, edda, "item-0", choice, ranks)
+        label_work.give(database, made, edda, "item-0", choice, ranks)
     assert labels.labels_of(database, "first") == []
 
 
 def test_a_skipped_item_goes_to_somebody_else_and_does_not_come_back(database: Database) -> None:
     made = queue(database, 1)
     edda, odin = person(database, "edda"), person(database, "odin")
-    labels.claim(database, made, edda)
-    labels.give(database, made, edda, "item-0", "skipped", ())
-    assert labels.claim(database, made, edda) is None
-    assert labels.claim(database, made, odin) is not None
+    label_work.claim(database, made, edda)
+    label_work.give(database, made, edda, "item-0", "skipped", ())
+    assert label_work.claim(database, made, edda) is None
+    assert label_work.claim(database, made, odin) is not None
 
 
 def test_an_adjudicator_gets_what_labels_disagree_on_and_nothing_that_they_labelled(
@@ -197,17 +197,17 @@ def test_an_adjudicator_gets_what_labels_disagree_on_and_nothing_that_they_label
     wanted = {"item-0": ((0, 1), (1, 0)), "item-1": ((0, 1), (0, 1)), "item-2": ((0, 1), None)}
     for who, place in ((edda, 0), (odin, 1)):
         for _ in range(3):
-            found = labels.claim(database, made, who)
+            found = label_work.claim(database, made, who)
             assert found is not None
             ranks = wanted[found.item.id][place]
-            labels.give(database, made, who, found.item.id, "ranked" if ranks else "all_bad", ranks or ())
+            label_work.give(database, made, who, found.item.id, "ranked" if ranks else "all_bad", ranks or ())
     assert labels.progress(database, "first")["disagreements"] == 2
-    assert labels.claim(database, made, also) is None
+    assert label_work.claim(database, made, also) is None
     seen = []
-    while (found := labels.claim(database, made, judge)) is not None:
+    while (found := label_work.claim(database, made, judge)) is not None:
         assert found.is_adjudication
         seen.append(found.item.id)
-        labels.give(database, made, judge, found.item.id, "ranked", (1, 0), reason="read both")
+        label_work.give(database, made, judge, found.item.id, "ranked", (1, 0), reason="read both")
     assert seen == ["item-0", "item-2"]
     given = [label for label in labels.labels_of(database, "first") if label.role == "adjudicator"]
     assert [label.labeller for label in given] == ["vera", "vera"]
@@ -218,10 +218,10 @@ def test_a_revised_label_ends_the_disagreement(database: Database) -> None:
     made = queue(database, 1, labellers=2)
     edda, odin = person(database, "edda"), person(database, "odin")
     for who, ranks in ((edda, (0, 1)), (odin, (1, 0))):
-        labels.claim(database, made, who)
-        labels.give(database, made, who, "item-0", "ranked", ranks)
+        label_work.claim(database, made, who)
+        label_work.give(database, made, who, "item-0", "ranked", ranks)
     assert labels.progress(database, "first")["disagreements"] == 1
-    labels.give(database, made, odin, "item-0", "ranked", (0, 1))
+    label_work.give(database, made, odin, "item-0", "ranked", (0, 1))
     assert labels.progress(database, "first")["disagreements"] == 0
 
 
@@ -230,8 +230,8 @@ def test_every_answer_stands_in_every_place_equally_often(database: Database, an
     made = queue(database, 4 * answers, answers=answers, labellers=answers)
     people = [person(database, f"p{n}") for n in range(answers)]
     for who in people:
-        while (found := labels.claim(database, made, who)) is not None:
-            labels.give(database, made, who, found.item.id, "tie", ())
+        while (found := label_work.claim(database, made, who)) is not None:
+            label_work.give(database, made, who, found.item.id, "tie", ())
     given = labels.labels_of(database, "first")
     firsts = Counter((label.item, label.shown[0]) for label in each(given))
     assert set(firsts.values()) == {1}, "each item: every answer first once"
@@ -244,9 +244,9 @@ def test_gold_checks_come_to_every_labeller_at_places_they_cannot_foresee(databa
     places = {}
     for name in ("a", "b"):
         who, order = person(database, name), []
-        while (found := labels.claim(database, made, who)) is not None:
+        while (found := label_work.claim(database, made, who)) is not None:
             order.append(found.item.gold is not None)
-            labels.give(database, made, who, found.item.id, "ranked", (0, 1))
+            label_work.give(database, made, who, found.item.id, "ranked", (0, 1))
         places[name] = [n for n, is_check in enumerate(order) if is_check]
         assert [place // 10 for place in places[name]] == [0, 1, 2, 3]
     assert places["a"] != places["b"]
@@ -264,7 +264,7 @@ def test_a_link_is_a_digest_and_ends_by_time_or_by_revoking(database: Database, 
     other = labels.invite(database, "first", "odin")
     odin = labels.find_invitation(database, other)
     assert odin is not None
-    assert labels.claim(database, made, odin) is not None
+    assert label_work.claim(database, made, odin) is not None
     assert labels.revoke(database, "first", "odin") == 1
     assert labels.find_invitation(database, other) is None
     assert labels.progress(database, "first")["claimed"] == 0, "what they held is free"
@@ -278,13 +278,13 @@ def test_a_link_is_a_digest_and_ends_by_time_or_by_revoking(database: Database, 
 VICTIM = """
 import sys
 from pathlib import Path
-from demeanor.store import labels
+from demeanor.store import label_work, labels
 from demeanor.store.database import Database
 database = Database(Path(sys.argv[1]))
 queue = labels.queue_of(database, "first")
 who = labels.find_invitation(database, sys.argv[2])
-while (found := labels.claim(database, queue, who)) is not None:
-    labels.give(database, queue, who, found.item.id, "ranked", (0, 1))
+while (found := label_work.claim(database, queue, who)) is not None:
+    label_work.give(database, queue, who, found.item.id, "ranked", (0, 1))
     print(found.item.id, flush=True)
 """
 
@@ -310,8 +310,8 @@ def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> None:
     assert who is not None
     kept = {label.item for label in labels.labels_of(database, "first")}
     assert set(acknowledged) <= kept
-    while (found := labels.claim(database, made, who)) is not None:
+    while (found := label_work.claim(database, made, who)) is not None:
         assert found.item.id not in kept
-        labels.give(database, made, who, found.item.id, "tie", ())
+        label_work.give(database, made, who, found.item.id, "tie", ())
     assert len(labels.labels_of(database, "first")) == 200
     database.close()
