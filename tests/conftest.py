@@ -65,3 +65,22 @@ def _no_database_in_the_repository() -> Iterator[None]:
     before = set(REPOSITORY.glob("*.db"))
     yield
     assert set(REPOSITORY.glob("*.db")) <= before
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server with pgvector; the test skips where there is none."""
+    from tests.servers import postgres_server
+
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new, empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/runs/store.db"
+    from tests.servers import new_schema
+
+    return new_schema(request.getfixturevalue("postgres"))

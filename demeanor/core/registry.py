@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from demeanor.core.addresses import shown
 from demeanor.core.errors import DemeanorError, Problem, unknown
 
 CONTENT = "content"
@@ -175,7 +176,7 @@ def _literals(annotation: Any) -> list[Any]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return repr(value[:60])
+        return repr(shown(value)[:60])
     if isinstance(value, int | float):
         return repr(value)
     return KINDS.get(type(value), type(value).__name__)

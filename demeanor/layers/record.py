@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from demeanor.core import registry
+from demeanor.core.addresses import database_url
 from demeanor.core.types import Done, Event, Respond, Turn
 from demeanor.layers import Kit, Record, timed
 
@@ -25,10 +27,9 @@ log = logging.getLogger("demeanor.layers")
 class Spec(registry.Spec):
     """Where turns are stored."""
 
-    database: str = Field(
+    database: Annotated[str, AfterValidator(database_url)] = Field(
         "sqlite:///runs/requests.db",
-        pattern=r"^sqlite:///.+",
-        description="sqlite:///PATH, from the working folder",
+        description="sqlite:///PATH, from the working folder, or postgresql://USER:${PASSWORD}@HOST/DATABASE",
     )
 
 

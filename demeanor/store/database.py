@@ -1,7 +1,8 @@
-"""The database of recorded turns, feedback and keys: SQLite in one file, written by one thread, read by many.
+"""The database of recorded turns, feedback and keys, in a SQLite file or in PostgreSQL: written by one thread, read by many.
 
 In: turns with their events, feedback. Out: stored turns. Writes are grouped into transactions and durable
-when awaited. Migrations run in order, each once; an applied migration is never edited.
+when awaited (store/writer.py). What differs between the two is in store/backends.py, the schema in
+store/migrations.py.
 """
 
 from __future__ import annotations
@@ -10,27 +11,26 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
-import queue
-import re
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter
 
 from demeanor.core import types
-from demeanor.core.errors import DataError, DemeanorError, StoreError, UsageError
+from demeanor.core.errors import DataError, DemeanorError, StoreError
 from demeanor.core.types import Completion, Done, Event, RatedTurn, Text, Turn, fold
+from demeanor.store.backends import Backend, Connection, Sqlite, StoredRow, backend_of
+from demeanor.store.backends import storable as storable
+from demeanor.store.writer import Job, Writer
 
 EVENTS: dict[str, TypeAdapter[Event]] = {cls.__name__: TypeAdapter(cls) for cls in get_args(types.Event)}
 _TURN = TypeAdapter(Turn)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def turn_json(turn: Turn) -> str:
@@ -52,7 +52,7 @@ def event_rows(events: Sequence[Any]) -> list[tuple[str, str, str]]:
             joined[-1] = Text(last.text + event.text, event.by, last.logprobs + event.logprobs)
         else:
             joined.append(event)
-    return [(type(e).__name__, storable(str(getattr(e, "by", ""))), _json(e)) for e in joined]
+    return [(type(e).__name__, str(getattr(e, "by", "")), _json(e)) for e in joined]
 
 
 def event_of(kind: str, text: str) -> Event | None:
@@ -61,228 +61,15 @@ def event_of(kind: str, text: str) -> Event | None:
     return None if adapter is None else adapter.validate_python(json.loads(text))
 
 
-def storable(text: str) -> str:
-    """Return text that SQLite can store: lone surrogates become U+FFFD."""
-    return _SURROGATE.sub("\ufffd", text)
-
-
 def _json(value: Any) -> str:
     is_object = dataclasses.is_dataclass(value) and not isinstance(value, type)
     plain = dataclasses.asdict(value) if is_object else repr(value)
     return json.dumps(plain, default=str)
 
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """CREATE TABLE turns (
-            row INTEGER PRIMARY KEY, id TEXT NOT NULL, started TEXT NOT NULL, finished TEXT NOT NULL,
-            user TEXT NOT NULL, variant TEXT NOT NULL, stack_key TEXT NOT NULL, turn TEXT NOT NULL,
-            answer TEXT NOT NULL, finish_reason TEXT, refused_by TEXT, rule TEXT,
-            prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL)""",
-        "CREATE INDEX turns_id ON turns (id)",
-        "CREATE INDEX turns_user ON turns (user, row)",
-        """CREATE TABLE events (
-            turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, number INTEGER NOT NULL,
-            kind TEXT NOT NULL, by TEXT NOT NULL, event TEXT NOT NULL,
-            PRIMARY KEY (turn, number)) WITHOUT ROWID""",
-        """CREATE TABLE feedback (
-            row INTEGER PRIMARY KEY, turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE,
-            created TEXT NOT NULL, user TEXT NOT NULL, value REAL NOT NULL CHECK (value BETWEEN -1 AND 1),
-            comment TEXT NOT NULL)""",
-        "CREATE INDEX feedback_turn ON feedback (turn)",
-        """CREATE TABLE keys (
-            digest TEXT PRIMARY KEY, name TEXT NOT NULL, created TEXT NOT NULL,
-            revoked TEXT) WITHOUT ROWID""",
-    ),
-    (
-        "ALTER TABLE keys ADD COLUMN prefix TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE keys ADD COLUMN scopes TEXT",
-        "ALTER TABLE keys ADD COLUMN requests_per_minute INTEGER",
-        "ALTER TABLE keys ADD COLUMN tokens_per_day INTEGER",
-        """CREATE TABLE spending (
-            digest TEXT NOT NULL REFERENCES keys (digest) ON DELETE CASCADE, day TEXT NOT NULL,
-            tokens INTEGER NOT NULL CHECK (tokens >= 0), PRIMARY KEY (digest, day)) WITHOUT ROWID""",
-    ),
-    ("ALTER TABLE feedback ADD COLUMN corrected TEXT",),
-    ("ALTER TABLE keys ADD COLUMN models TEXT NOT NULL DEFAULT ''",),
-    (  # labelling: store/labels.py
-        "CREATE TABLE label_queues (name TEXT PRIMARY KEY, settings TEXT NOT NULL, created TEXT NOT NULL)",
-        """CREATE TABLE label_items (
-            id TEXT PRIMARY KEY, queue TEXT NOT NULL REFERENCES label_queues (name), number INTEGER NOT NULL,
-            prompt TEXT NOT NULL, answers TEXT NOT NULL, gold TEXT, arm TEXT NOT NULL, priority REAL NOT NULL,
-            source TEXT NOT NULL)""",
-        "CREATE INDEX label_items_queue ON label_items (queue, number)",
-        """CREATE TABLE label_slots (
-            item TEXT NOT NULL REFERENCES label_items (id), slot INTEGER NOT NULL, labeller TEXT, expires REAL,
-            shown TEXT, done TEXT, PRIMARY KEY (item, slot))""",
-        "CREATE UNIQUE INDEX label_slots_labeller ON label_slots (item, labeller)",
-        """CREATE TABLE labels (
-            item TEXT NOT NULL REFERENCES label_items (id), labeller TEXT NOT NULL, role TEXT NOT NULL,
-            choice TEXT NOT NULL, ranks TEXT NOT NULL, shown TEXT NOT NULL, reason TEXT NOT NULL,
-            ms INTEGER NOT NULL, created TEXT NOT NULL, revisions INTEGER NOT NULL, PRIMARY KEY (item, labeller))""",
-        """CREATE TABLE label_invitations (
-            digest TEXT PRIMARY KEY, queue TEXT NOT NULL REFERENCES label_queues (name), name TEXT NOT NULL,
-            role TEXT NOT NULL, created TEXT NOT NULL, expires TEXT, revoked TEXT)""",
-    ),
-    (  # live traffic: store/experiments.py, store/turn_jobs.py
-        """CREATE TABLE experiments (
-            id TEXT PRIMARY KEY, name TEXT NOT NULL, declared TEXT NOT NULL, started TEXT NOT NULL,
-            stopped TEXT, reason TEXT NOT NULL)""",
-        """CREATE TABLE experiment_turns (
-            experiment TEXT NOT NULL REFERENCES experiments (id) ON DELETE CASCADE,
-            turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, unit TEXT NOT NULL,
-            arm INTEGER NOT NULL, created TEXT NOT NULL, value REAL, PRIMARY KEY (experiment, turn))""",
-        "CREATE INDEX experiment_turns_turn ON experiment_turns (turn)",
-        """CREATE TABLE turn_jobs (
-            id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL,
-            turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, state TEXT NOT NULL,
-            owner TEXT NOT NULL, lease TEXT NOT NULL, attempts INTEGER NOT NULL, created TEXT NOT NULL,
-            ended TEXT, reason TEXT, value REAL, live_value REAL, answer TEXT, explanation TEXT, model TEXT, stack_key TEXT,
-            ms REAL, prompt_tokens INTEGER, completion_tokens INTEGER, cost_usd REAL)""",
-        "CREATE INDEX turn_jobs_turn ON turn_jobs (turn)",
-        "CREATE INDEX turn_jobs_name ON turn_jobs (kind, name, created)",
-        "CREATE INDEX turn_jobs_pending ON turn_jobs (state, lease)",
-        """CREATE TABLE job_counts (
-            kind TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, day TEXT NOT NULL,
-            outcome TEXT NOT NULL, number INTEGER NOT NULL,
-            PRIMARY KEY (kind, name, version, day, outcome))""",
-        """CREATE TABLE routed_complaints (
-            turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, stack_key TEXT NOT NULL,
-            label TEXT NOT NULL, layer TEXT NOT NULL, repair TEXT NOT NULL, evidence TEXT NOT NULL,
-            created TEXT NOT NULL, PRIMARY KEY (turn, stack_key))""",
-    ),
-    (  # amounts: billionths of a USD, which need 64 bits; turns without a known cost have none
-        "ALTER TABLE keys ADD COLUMN usd_per_day DOUBLE PRECISION",
-        "ALTER TABLE spending ADD COLUMN nano_usd BIGINT NOT NULL DEFAULT 0",
-        "ALTER TABLE spending ADD COLUMN unpriced BIGINT NOT NULL DEFAULT 0",
-        "ALTER TABLE turns ADD COLUMN cost_usd DOUBLE PRECISION",
-    ),
-)
-
-
-def migrate(connection: sqlite3.Connection) -> None:
-    """Apply the missing migrations; raises DemeanorError for a newer or a foreign database."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        query = "SELECT name FROM sqlite_master WHERE type = 'table'"
-        tables = [name for (name,) in connection.execute(query)]
-        if version > len(MIGRATIONS):
-            raise DemeanorError(
-                f"the database has schema {version}; this version of demeanor knows {len(MIGRATIONS)}. "
-                "Upgrade demeanor."
-            )
-        if version == 0 and tables:
-            raise DemeanorError(
-                f"the database has tables that are not ours: {', '.join(sorted(tables)[:5])}. "
-                "Name another file."
-            )
-        for statement in (s for migration in MIGRATIONS[version:] for s in migration):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS):d}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-
-
 T = TypeVar("T")
-Job: TypeAlias = Callable[[sqlite3.Connection], T]
-MAX_BATCH = 256
-
-
-class Writer:
-    """Owns the writing connection, in a thread of its own, until `close`."""
-
-    def __init__(self, open_connection: Callable[[], sqlite3.Connection]) -> None:
-        """Open the connection in the writing thread; raises what opening it raises."""
-        self._jobs: queue.SimpleQueue[tuple[Job[Any], Future[Any]] | None] = queue.SimpleQueue()
-        self._closing = threading.Lock()
-        self._closed = False
-        opened: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(open_connection, opened), name="store-writer", daemon=True
-        )
-        self._thread.start()
-        opened.result()
-
-    def submit(self, job: Callable[[sqlite3.Connection], T]) -> Future[T]:
-        """Queue a job; raises DemeanorError after `close`."""
-        done: Future[T] = Future()
-        with self._closing:
-            if self._closed:
-                raise DemeanorError("the database is closed")
-            self._jobs.put((job, done))
-        return done
-
-    def close(self) -> None:
-        """Finish the queued jobs, then stop; a second call does nothing."""
-        with self._closing:
-            if not self._closed:
-                self._closed = True
-                self._jobs.put(None)
-        self._thread.join()
-
-    def _run(self, open_connection: Callable[[], sqlite3.Connection], opened: Future[None]) -> None:
-        try:
-            connection = open_connection()
-        except BaseException as error:
-            opened.set_exception(error)
-            return
-        opened.set_result(None)
-        with contextlib.closing(connection):
-            going = True
-            while going:
-                batch, going = self._batch()
-                _commit(connection, batch)
-
-    def _batch(self) -> tuple[list[tuple[Job[Any], Future[Any]]], bool]:
-        """Return all queued jobs, at least one, and False if `close` was called."""
-        batch: list[tuple[Job[Any], Future[Any]]] = []
-        while len(batch) < MAX_BATCH:
-            try:
-                entry = self._jobs.get(block=not batch)
-            except queue.Empty:
-                break
-            if entry is None:
-                return batch, False
-            batch.append(entry)
-        return batch, True
-
-
-def _commit(connection: sqlite3.Connection, batch: list[tuple[Job[Any], Future[Any]]]) -> None:
-    """Run jobs in one transaction, each in its own savepoint; set their futures after the commit."""
-    outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        for job, done in batch:
-            connection.execute("SAVEPOINT job")
-            try:
-                outcomes.append((done, job(connection), None))
-            except Exception as error:
-                connection.execute("ROLLBACK TO job")
-                outcomes.append((done, None, error))
-            connection.execute("RELEASE job")
-        connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        outcomes = [(done, None, error) for _, done in batch]
-    for done, result, failure in outcomes:
-        if not done.set_running_or_notify_cancel():
-            continue
-        if failure is None:
-            done.set_result(result)
-        elif isinstance(failure, sqlite3.Error):
-            done.set_exception(StoreError(f"the database cannot write: {failure}"))
-        else:
-            done.set_exception(failure)
-
-
-SCHEME = "sqlite:///"
-BUSY_S = 10.0  # how long a write waits for another program's lock
-READ_S = 0.2  # a read does so only in rare moments, and on the thread of its caller
 CHECK_S = 1.0
+MOST_READERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,10 +100,9 @@ class Feedback:
 
 
 def open_url(url: str, *, root: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Database:
-    """Open or create `sqlite:///PATH` (relative to `root`); raises DemeanorError if that fails."""
-    if not url.startswith(SCHEME) or not url[len(SCHEME) :]:
-        raise UsageError(f"database: got '{url}', wanted {SCHEME}PATH")
-    return Database(root / url[len(SCHEME) :], now)
+    """Open or create `sqlite:///PATH` (relative to `root`), or open `postgresql://USER@HOST/DATABASE`; `${NAME}` in
+    it is an environment variable. Raises DemeanorError if that fails."""
+    return Database(backend_of(url, root), now)
 
 
 async def locked(databases: Iterable[Database]) -> str | None:
@@ -365,24 +151,29 @@ def rated_turns(path: Path) -> list[RatedTurn]:
 class Database:
     """An open database; safe to use from several threads and event loops."""
 
-    def __init__(self, path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self.path, self._now = path, now
+    def __init__(
+        self, where: Path | Backend, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        """Open a SQLite file, or whatever `where` connects to; raises DemeanorError if that fails."""
+        self.backend: Backend = Sqlite(where) if isinstance(where, Path) else where
+        self._now = now
+        failures: tuple[type[Exception], ...] = (*self.backend.errors, DemeanorError)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-            self._writer = Writer(lambda: _writing(path))
-            self._reader = _connect(path, READ_S)
-            self._reader.execute("PRAGMA query_only = ON")
-        except (OSError, sqlite3.Error, DemeanorError) as error:
-            raise DemeanorError(f"{path}: {error}") from None
-        self._reading = threading.Lock()
+            self._writer = Writer(self.backend)
+        except failures as error:
+            place = self.path or self.backend.name
+            raise DemeanorError(f"{place}: {self.backend.reason(error)}") from None
+        self._readers = Readers(self.backend)
+
+    @property
+    def path(self) -> Path | None:
+        """The file of a SQLite database."""
+        return self.backend.path if isinstance(self.backend, Sqlite) else None
 
     def close(self) -> None:
         """Write the queued turns, then close."""
         self._writer.close()
-        with self._reading:
-            self._reader.close()
+        self._readers.close()
 
     # ---- turns ----
 
@@ -409,19 +200,18 @@ class Database:
             done.completion_tokens,
             done.cost_usd,
         ]
-        values = [storable(v) if isinstance(v, str) else v for v in row]
         rows = event_rows(events)
 
-        def write(connection: sqlite3.Connection) -> None:
-            cursor = connection.execute(
+        def write(connection: Connection) -> None:
+            [(stored,)] = connection.execute(
                 "INSERT INTO turns (id, started, finished, user, variant, stack_key, turn, answer,"
                 " finish_reason, refused_by, rule, prompt_tokens, completion_tokens, cost_usd)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                values,
-            )
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING row",
+                row,
+            ).fetchall()
             connection.executemany(
                 "INSERT INTO events (turn, number, kind, by, event) VALUES (?, ?, ?, ?, ?)",
-                [(cursor.lastrowid, i, *r) for i, r in enumerate(rows)],
+                [(stored, i, *r) for i, r in enumerate(rows)],
             )
 
         return asyncio.wrap_future(self._writer.submit(write))
@@ -437,8 +227,7 @@ class Database:
 
     async def forget(self, turn_id: str) -> None:
         """Delete a turn with its events and feedback; does nothing if there is none."""
-        stored_id = storable(turn_id)
-        await self.queue(lambda c: c.execute("DELETE FROM turns WHERE id = ?", (stored_id,)).rowcount)
+        await self.queue(lambda c: c.execute("DELETE FROM turns WHERE id = ?", (turn_id,)).rowcount)
 
     def turns(self, *, user: str | None = None, limit: int = 50, skip: int = 0) -> list[Stored]:
         """Return turns, newest first; of one user, or all."""
@@ -446,7 +235,7 @@ class Database:
         found = self.rows(query, user, user, limit, skip)
         return [self._stored(row) for row in found]
 
-    def _stored(self, row: sqlite3.Row) -> Stored:
+    def _stored(self, row: StoredRow) -> Stored:
         events = [
             event_of(e["kind"], e["event"])
             for e in self.rows("SELECT kind, event FROM events WHERE turn = ? ORDER BY number", row["row"])
@@ -474,17 +263,17 @@ class Database:
         if not -1 <= value <= 1:
             raise DemeanorError(f"feedback: got {value}, wanted a number from -1 (bad) to 1 (good)")
 
-        def write(connection: sqlite3.Connection) -> int:
+        def write(connection: Connection) -> int:
             return connection.execute(
                 "INSERT INTO feedback (turn, created, user, value, comment, corrected)"
                 " SELECT row, ?, ?, ?, ?, ? FROM turns WHERE id = ? ORDER BY row DESC LIMIT 1",
                 (
                     _stamp(self._now()),
-                    storable(user),
+                    user,
                     value,
-                    storable(comment),
-                    None if corrected is None else storable(corrected),
-                    storable(turn_id),
+                    comment,
+                    corrected,
+                    turn_id,
                 ),
             ).rowcount
 
@@ -526,40 +315,63 @@ class Database:
         """Queue a write at once; awaiting the result waits until it is durable."""
         return asyncio.wrap_future(self._writer.submit(job))
 
-    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+    def rows(self, query: str, *values: Any) -> list[StoredRow]:
         """Return the rows of a SELECT with `?` for each value."""
-        given = [storable(v) if isinstance(v, str) else v for v in values]
-        try:
-            with self._reading:
-                return self._reader.execute(query, given).fetchall()
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.path.name}: cannot be read: {error}") from None
+        return self._readers.rows(query, values)
 
     async def check(self, wait_s: float = CHECK_S) -> None:
-        """Raise StoreError if nothing can be written within `wait_s`: another program holds the lock."""
+        """Raise StoreError if nothing can be written within `wait_s`: another program holds the lock, or no server answers."""
         try:
             await asyncio.wait_for(self.queue(lambda connection: None), wait_s)
         except TimeoutError:
-            raise StoreError(f"{self.path.name}: locked by another program for {wait_s:g} s") from None
+            raise StoreError(f"{self.backend.name}: {self.backend.busy} for {wait_s:g} s") from None
 
 
-def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
-    connection.row_factory = sqlite3.Row
-    return connection
+class Readers:
+    """Connections for reading, opened when they are needed, at most MOST_READERS."""
 
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._idle: list[Connection] = []
+        self._lock, self._room = threading.Lock(), threading.BoundedSemaphore(MOST_READERS)
+        self._closed = False
 
-def _writing(path: Path) -> sqlite3.Connection:
-    connection = _connect(path, BUSY_S)
-    try:
-        # FULL would also survive a power cut, but a record then takes 4.0 ms at the median instead of 0.2 ms.
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {pragma}")
-        migrate(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    def rows(self, query: str, values: Sequence[Any]) -> list[StoredRow]:
+        """Return the rows of a SELECT; once more on a new connection if the server closed the old one."""
+        for again in (True, False):
+            try:
+                with self._one() as connection:
+                    return connection.execute(query, values).fetchall()
+            except self._backend.errors as error:
+                if not again or not self._backend.lost(error):
+                    reason = self._backend.reason(error)
+                    raise StoreError(f"{self._backend.name}: cannot be read: {reason}") from None
+            except StoreError as error:
+                raise StoreError(f"{self._backend.name}: cannot be read: {error}") from None
+        raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def _one(self) -> Iterator[Connection]:
+        with self._room:
+            with self._lock:
+                if self._closed:
+                    raise StoreError("the database is closed")
+                connection = self._idle.pop() if self._idle else None
+            connection = connection or self._backend.reading()
+            try:
+                yield connection
+            finally:
+                with self._lock:
+                    if connection.usable and not self._closed:
+                        self._idle.append(connection)
+                    else:
+                        connection.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
 
 
 def _stamp(time: datetime) -> str:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-import sqlite3
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from demeanor.core.errors import UsageError, unknown
-from demeanor.store import database as codec
+from demeanor.store.backends import Connection, StoredRow
 from demeanor.store.database import Database
 
 # Scopes of a key; `chat` covers every endpoint that answers a conversation or continues a text.
@@ -82,13 +81,13 @@ def create(
     key = f"dm-{secrets.token_urlsafe(32)}"
     row = (
         digest(key),
-        codec.storable(name),
+        name,
         database.now().astimezone(UTC).isoformat(),
         key[:SHOWN],
         None if scopes is None else ",".join(sorted(set(scopes))),
         requests_per_minute,
         tokens_per_day,
-        codec.storable(",".join(models)),
+        ",".join(models),
         usd_per_day,
     )
     insert = (
@@ -109,13 +108,13 @@ def revoke(database: Database, which: str) -> list[Key]:
 
     Takes effect from the next request on, in running servers too.
     """
-    value, stamp = codec.storable(which), database.now().astimezone(UTC).isoformat()
+    stamp = database.now().astimezone(UTC).isoformat()
 
-    def write(connection: sqlite3.Connection) -> list[Key]:
+    def write(connection: Connection) -> list[Key]:
         query = (
             "SELECT * FROM keys WHERE (name = ? OR prefix = ?) AND revoked IS NULL ORDER BY created, digest"
         )
-        found = [_key(row) for row in connection.execute(query, (value, value))]
+        found = [_key(row) for row in connection.execute(query, (which, which))]
         stamps = [(stamp, key.digest) for key in found]
         connection.executemany("UPDATE keys SET revoked = ? WHERE digest = ?", stamps)
         return found
@@ -156,9 +155,10 @@ def take(database: Database, key_digest: str, day: str, tokens: int, limit: int)
     any.
     """
 
-    def write(connection: sqlite3.Connection) -> bool:
+    def write(connection: Connection) -> bool:
         connection.execute(
-            "INSERT OR IGNORE INTO spending (digest, day, tokens) VALUES (?, ?, 0)", (key_digest, day)
+            "INSERT INTO spending (digest, day, tokens) VALUES (?, ?, 0) ON CONFLICT DO NOTHING",
+            (key_digest, day),
         )
         update = "UPDATE spending SET tokens = tokens + ? WHERE digest = ? AND day = ? AND tokens + ? <= ?"
         return connection.execute(update, (tokens, key_digest, day, tokens, limit)).rowcount == 1
@@ -170,10 +170,10 @@ def give_back(database: Database, key_digest: str, day: str, tokens: int) -> Awa
     """Give back unused tokens; a negative number takes what was used beyond the reservation, whatever the
     limit."""
 
-    def write(connection: sqlite3.Connection) -> None:
+    def write(connection: Connection) -> None:
         connection.execute(
-            "UPDATE spending SET tokens = MAX(0, tokens - ?) WHERE digest = ? AND day = ?",
-            (tokens, key_digest, day),
+            "UPDATE spending SET tokens = CASE WHEN tokens < ? THEN 0 ELSE tokens - ? END WHERE digest = ? AND day = ?",
+            (tokens, tokens, key_digest, day),
         )
 
     return database.queue(write)
@@ -203,7 +203,7 @@ def cost(database: Database, key_digest: str, days: str) -> KeyCost:
 def take_cost(database: Database, key_digest: str, day: str, nano: int, limit: int) -> Awaitable[bool]:
     """Take billionths of a USD of a day's limit before a call; False, and none taken, if too few are left."""
 
-    def write(connection: sqlite3.Connection) -> bool:
+    def write(connection: Connection) -> bool:
         connection.execute(_DAY, (key_digest, day))
         update = (
             "UPDATE spending SET nano_usd = nano_usd + ? WHERE digest = ? AND day = ? AND nano_usd + ? <= ?"
@@ -218,7 +218,7 @@ def book_cost(
 ) -> Awaitable[None]:
     """Add billionths of a USD to a day, whatever the limit; a negative number gives back."""
 
-    def write(connection: sqlite3.Connection) -> None:
+    def write(connection: Connection) -> None:
         connection.execute(_DAY, (key_digest, day))
         connection.execute(
             "UPDATE spending SET nano_usd = CASE WHEN nano_usd + ? < 0 THEN 0 ELSE nano_usd + ? END,"
@@ -232,7 +232,7 @@ def book_cost(
 _DAY = "INSERT INTO spending (digest, day, tokens) VALUES (?, ?, 0) ON CONFLICT (digest, day) DO NOTHING"
 
 
-def _key(row: sqlite3.Row) -> Key:
+def _key(row: StoredRow) -> Key:
     return Key(
         row["digest"],
         row["name"],

@@ -142,7 +142,7 @@ def test_a_public_address_without_keys_is_refused(trained: tuple[Stack, Runs]) -
         ({"cors": ("desk.example",)}, "wanted an origin"),
         ({"cors": ("*",)}, "every page that is open"),
         ({"otel_content": True}, "--otel-content: is for --otel"),
-        ({"keys": "keys.db"}, "wanted sqlite:///PATH"),
+        ({"keys": "keys.db"}, "wanted sqlite:///PATH or postgresql"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(

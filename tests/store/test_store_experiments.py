@@ -34,8 +34,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def database(tmp_path: Path, clock: Clock) -> Iterator[Database]:
-    database = open_url("sqlite:///requests.db", root=tmp_path, now=clock)
+def database(database_url: str, clock: Clock) -> Iterator[Database]:
+    database = open_url(database_url, root=Path(), now=clock)
     yield database
     database.close()
 

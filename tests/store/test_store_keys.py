@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,16 +10,15 @@ from pathlib import Path
 import pytest
 
 from demeanor.core.errors import DemeanorError
-from demeanor.store import database as schema
 from demeanor.store import keys
-from demeanor.store.database import Database
+from demeanor.store.database import Database, open_url
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database(tmp_path / "keys.db", lambda: NOON)
+def database(database_url: str, tmp_path: Path) -> Iterator[Database]:
+    made = open_url(database_url, root=tmp_path, now=lambda: NOON)
     yield made
     made.close()
 
@@ -37,10 +35,11 @@ def test_a_key_is_found_by_its_text_and_nothing_else(database: Database) -> None
     assert len(key) >= 43, "256 bits are 43 characters of base64"
 
 
-def test_only_the_digest_reaches_the_disk(database: Database) -> None:
+def test_only_the_digest_reaches_the_disk(tmp_path: Path) -> None:
+    database = Database(tmp_path / "of" / "keys.db")
     key = keys.create(database, "edda")
     database.close()
-    everything = b"".join(p.read_bytes() for p in database.path.parent.iterdir())
+    everything = b"".join(p.read_bytes() for p in (tmp_path / "of").iterdir())
     assert keys.digest(key).encode() in everything
     assert key.encode() not in everything
     assert key[12:].encode() not in everything
@@ -80,7 +79,7 @@ def test_a_key_that_makes_no_sense_is_refused(options: dict, said: str, database
 
 async def test_sixty_four_callers_at_once_never_take_more_than_the_day_has(database: Database) -> None:
     digest = keys.digest(keys.create(database, "edda", tokens_per_day=100))
-    second = Database(database.path)  # another process, as far as SQLite is concerned
+    second = Database(database.backend)  # another process, as far as the database is concerned
     got = await asyncio.gather(
         *(keys.take((database, second)[i % 2], digest, "2026-11-23", 7, 100) for i in range(64))
     )
@@ -100,20 +99,6 @@ async def test_what_is_given_back_can_be_taken_again_and_each_day_begins_at_noth
     assert await keys.take(database, digest, "2026-11-23", 4, 10)
     assert await keys.take(database, digest, "2026-11-24", 9, 10)
     assert [keys.spent(database, digest, f"2026-11-{day}") for day in (22, 23, 24)] == [0, 10, 9]
-
-
-def test_an_older_database_keeps_its_keys(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "old.db") as connection:
-        for statement in schema.MIGRATIONS[0]:
-            connection.execute(statement)
-        connection.execute("PRAGMA user_version = 1")
-        connection.execute(
-            "INSERT INTO keys VALUES (?, 'edda', ?, NULL)", (keys.digest("dm-old"), NOON.isoformat())
-        )
-    connection.close()
-    database = Database(tmp_path / "old.db")
-    assert keys.find(database, "dm-old") == keys.Key(keys.digest("dm-old"), "edda", "", NOON)
-    database.close()
 
 
 async def test_spending_never_falls_below_nothing(database: Database) -> None:

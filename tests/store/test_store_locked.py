@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
@@ -20,34 +19,38 @@ from demeanor.server.admission import Operations
 from demeanor.server.application import app
 from demeanor.server.auth import KeyRing
 from demeanor.server.request_context import charged, current_token_budget
-from demeanor.store import database as databases
-from demeanor.store import keys
-from demeanor.store.database import Database, locked
+from demeanor.store import backends, keys
+from demeanor.store.database import Database, locked, open_url
 from tests.layers.fake_layers import kit
 from tests.server.scripted import Scripted, body
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    monkeypatch.setattr(databases, "BUSY_S", 0.5)
-    with closing(Database(tmp_path / "turns.db")) as made:
+def store(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    monkeypatch.setattr(backends, "BUSY_S", 0.5)
+    with closing(open_url(database_url, root=Path())) as made:
         yield made
+
+
+def lock(store: Database) -> backends.Connection:
+    """Another program's connection that holds the lock, as a backup or another server may."""
+    other = store.backend.writing()
+    for statement in store.backend.begin:
+        other.execute(statement)
+    return other
 
 
 @contextmanager
 def held(store: Database) -> Iterator[None]:
-    """Hold the lock, as a backup or another server may."""
-    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with closing(lock(store)):
         yield
-        other.execute("ROLLBACK")
 
 
 async def test_a_lock_is_found_out_in_time_and_only_while_it_lasts(store: Database) -> None:
     assert await locked([store]) is None
     with held(store):
         began = time.monotonic()
-        with pytest.raises(StoreError, match=r"turns\.db: locked by another program for 0\.1 s"):
+        with pytest.raises(StoreError, match=r": .*locked by another program,? for 0\.1 s"):
             await store.check(0.1)
         assert time.monotonic() - began < 5
         assert "database" in str(await locked([store]))
@@ -79,8 +82,7 @@ class Recording(Scripted):
         self.turns.append(turn)
         yield Text("nine")
         if self.lock_while_answering:
-            self.lock = sqlite3.connect(self.store.path, isolation_level=None)
-            self.lock.execute("BEGIN IMMEDIATE")
+            self.lock = lock(self.store)
         yield Usage(5, 1)
         yield Done("stop")
 
