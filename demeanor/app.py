@@ -129,7 +129,7 @@ class StackRuntime:
             self._weights.release(stage)
 
     def _load(self, stage: str) -> LoadedWeights:
-        folder, compute = weights_folder(self.stack, self.runs, stage), self.stack.spec.weights.compute
+        folder, spec = weights_folder(self.stack, self.runs, stage), self.stack.spec.weights
         tokenizer = tokenizers.load(folder)
         return LoadedWeights(
             folder,
@@ -138,7 +138,8 @@ class StackRuntime:
                 checkpoints.serving(folder),
                 tokenizer,
                 num_slots=self.num_slots,
-                compute=native.faster() if compute == "auto" else compute,
+                compute=native.faster() if spec.compute == "auto" else spec.compute,
+                cache_format=spec.cache or "fp32",
                 cache_bytes=self.cache_bytes,
             ),
         )

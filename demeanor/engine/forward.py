@@ -22,9 +22,9 @@ from demeanor.engine.prefixes import PagePrefixes, Prefixes, SlotPrefixes
 from demeanor.model import native
 from demeanor.model.grouped_modules import dequantised
 from demeanor.model.hf import ForeignModel
-from demeanor.model.llama import Config, KVCache
+from demeanor.model.llama import KVCache
 from demeanor.model.native import NativeStep
-from demeanor.model.pages import PAGE, PagedCache, page_bytes
+from demeanor.model.pages import DTYPES, PAGE, CacheFormat, PagedCache, page_bytes
 
 if TYPE_CHECKING:
     from demeanor.model.llama import Llama
@@ -78,20 +78,27 @@ def forward_of(
     max_tokens: int,
     cache_bytes: int | None = None,
     compute: native.Compute = "fp32",
+    cache_format: CacheFormat = "fp32",
 ) -> Forward:
-    """Return the fastest forward that runs this model here, with its cache of keys and values.
+    """Return the fastest forward that runs this model here, with its cache of keys and values in `cache_format`.
 
     `cache_bytes` limits the cache of the compiled forward; None: a quarter of the machine's memory for the first in this
     process, half as much for the second, a third for the third, or one whole context if that is more. It never takes more than all slots can fill. Raises EngineError if `compute` is bf16 and compiled code
-    cannot run the model.
+    cannot run the model, or if transformers runs it and `cache_format` is not fp32.
     """
     if isinstance(model, ForeignModel):
         if compute == "bf16":
             raise _no_bf16()
+        if cache_format != "fp32":
+            raise EngineError(
+                f"weights.cache: {cache_format} needs a Llama, Mistral, Qwen2 or Qwen3; this model runs through "
+                "transformers, which keeps keys and values in the model's own format. Leave weights.cache out"
+            )
         return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
-        pages = _num_pages(model.config, num_slots, max_tokens, cache_bytes)
-        cache = PagedCache(model.config, num_slots, max_tokens, pages)
+        size = page_bytes(model.config, cache_format)
+        pages = _num_pages(size, num_slots, max_tokens, cache_bytes)
+        cache = PagedCache(model.config, num_slots, max_tokens, pages, cache_format)
         _CACHES.add(cache)
         return Compiled(model, cache, compute)
     if compute == "bf16":
@@ -99,7 +106,8 @@ def forward_of(
     if isinstance(model, torch.nn.Module):
         dequantised(model)  # torch has no products of groups
     head = model.head()
-    return Torch(model, KVCache(model.config, num_slots, max_tokens, head.dtype, head.device))
+    dtype = head.dtype if cache_format == "fp32" else DTYPES[cache_format]
+    return Torch(model, KVCache(model.config, num_slots, max_tokens, dtype, head.device))
 
 
 def _no_bf16() -> EngineError:
@@ -109,9 +117,9 @@ def _no_bf16() -> EngineError:
     )
 
 
-def _num_pages(config: Config, num_slots: int, max_tokens: int, cache_bytes: int | None) -> int:
-    """Return how many pages a cache has: one that belongs to nobody, and as many as the limit allows."""
-    blocks, size, memory = -(-max_tokens // PAGE), page_bytes(config), hardware.memory_bytes()
+def _num_pages(size: int, num_slots: int, max_tokens: int, cache_bytes: int | None) -> int:
+    """Return how many pages of `size` bytes a cache has: one that belongs to nobody, and as many as the limit allows."""
+    blocks, memory = -(-max_tokens // PAGE), hardware.memory_bytes()
     most = num_slots * blocks + 1
     if cache_bytes is None:
         return (

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from demeanor.model.hf import ForeignModel
     from demeanor.model.llama import Llama
     from demeanor.model.native import Compute
+    from demeanor.model.pages import CacheFormat
     from demeanor.text.tokenizer import Tokenizer
 
 
@@ -147,12 +148,13 @@ class LocalEngine:
         max_context: int | None = None,
         cache_bytes: int | None = None,
         compute: Compute = "fp32",
+        cache_format: CacheFormat = "fp32",
     ) -> None:
         longest: int = model.config.max_position_embeddings
         self.max_context, self.num_slots = min(max_context or longest, longest), num_slots
         self._decode = lru_cache(_DECODED)(tokenizer.decode)
         slots = num_slots + 1  # one is for `hidden`
-        self._forward = forward_of(model, slots, self.max_context, cache_bytes, compute)
+        self._forward = forward_of(model, slots, self.max_context, cache_bytes, compute, cache_format)
         self._tokenizer = tokenizer
         self._grammars: Grammars | None = None
         self._opening = threading.Lock()

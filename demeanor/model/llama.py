@@ -462,8 +462,8 @@ class Llama(nn.Module):
             values[slot, :, start : start + T] = v.transpose(0, 1)
             mixed = F.scaled_dot_product_attention(
                 q.transpose(0, 1)[None],
-                keys[slot : slot + 1, :, : start + T],
-                values[slot : slot + 1, :, : start + T],
+                keys[slot : slot + 1, :, : start + T].to(q.dtype),
+                values[slot : slot + 1, :, : start + T].to(q.dtype),
                 attn_mask=mask,
                 is_causal=not start and T > 1,
                 enable_gqa=q.shape[1] != k.shape[1],
@@ -482,8 +482,13 @@ class Llama(nn.Module):
         every = len(slots_N) == cache.num_slots and bool((slots_N == all_slots).all())
         for block, keys, values in zip(self._blocks, cache.keys, cache.values):
             q, k, v = block.self_attn.project(block.input_layernorm(x_ND), cos, sin)
-            keys[slots_N, :, positions_N], values[slots_N, :, positions_N] = k, v
-            seen_k, seen_v = (x[:, :, :longest] if every else x[slots_N, :, :longest] for x in (keys, values))
+            keys[slots_N, :, positions_N], values[slots_N, :, positions_N] = (
+                k.to(keys.dtype),
+                v.to(values.dtype),
+            )
+            seen_k, seen_v = (
+                (x[:, :, :longest] if every else x[slots_N, :, :longest]).to(q.dtype) for x in (keys, values)
+            )
             mixed = _one_query(q, seen_k, seen_v, mask)
             x_ND = block.finish(x_ND, mixed)
         return cast(Tensor, self.model.norm(x_ND))

@@ -22,7 +22,7 @@ struct Model {
     Matrix top;
     Pages cache;
     std::vector<Layer> layer;
-    Floats x, normed, qkv, mixed, act, prepared, small;
+    Floats x, normed, qkv, mixed, act, prepared, small, stretches;
     std::vector<Floats> own;                   // per thread: scratch of products and of attention
 };
 
@@ -31,6 +31,8 @@ struct Model {
 // mixed values, and gate and up in alternating panels.
 struct Trace { float *before, *projected, *heads, *mixed, *middle, *gates; };
 
+struct Part { int64_t tile, stretch; };
+
 struct Call {
     Model* m;
     int64_t N; const int64_t *tokens, *slots, *positions;
@@ -38,6 +40,7 @@ struct Call {
     float *hidden, *logits, *total; int64_t* best;
     const Trace* trace; float* after;       // of every layer, and the residual stream after the last; null: nothing is kept
     std::vector<Tile> tiles;
+    std::vector<Part> parts;                // not empty: threads share tiles
     std::atomic<int64_t> next[256];
     std::vector<std::atomic<int64_t>> taken;   // tiles of each product, see `tiles`
 };
@@ -63,10 +66,53 @@ void rotate(float* x, const float* cos, const float* sin, int64_t half) {
         x[i + half] = b * cos[i] + a * sin[i];
     }
 }
+
+// Attention of one layer. Many tiles: each thread takes the next (tile, kv head) when it is free. Few tiles of long sequences: the next
+// stretch of one; what the stretches give is then added in their order, as one thread does it.
+void attend_tiles(Call& call, int64_t l, int id, int of, const float* qkv, float* mixed, float* own) {
+    Model& m = *call.m;
+    const int64_t D = m.head, H = m.heads, K = m.kv_heads, G = H / K, ldq = padded((H + 2 * K) * D), ldm = H * D, count = call.tiles.size();
+    auto queries = [&](const Tile& t, int64_t k) {
+        return Queries{l, k, D, G, t.count, call.slots[t.first], call.positions[t.first], qkv + t.first * ldq + k * G * D, ldq};
+    };
+    if (call.parts.empty()) {
+        for (int64_t item; (item = call.next[l % 256].fetch_add(1)) < count * K;) {
+            // Tiles one after the other, head by head: those of a group read the same pages. The last of a prompt read most, so they begin.
+            const int64_t k = item / count;
+            const Tile& t = call.tiles[count - 1 - item % count];
+            attend(m.cache, queries(t, k), own, mixed + t.first * ldm + k * G * D, ldm);
+        }
+        return;
+    }
+    const int64_t parts = call.parts.size(), size = mixed_floats(most_queries(G), m.cache.depth);
+    auto found = [&](int64_t part, int64_t k, const Tile& t) {
+        return mixed_at(aligned(m.stretches.data()) + (part * K + k) * size, t.count * G, m.cache.depth);
+    };
+    for (int64_t item; (item = call.next[l % 256].fetch_add(1)) < parts * K;) {
+        const Part& part = call.parts[item / K];
+        const Tile& t = call.tiles[part.tile];
+        attend_stretch(m.cache, queries(t, item % K), part.stretch * STRETCH, aligned(own), found(item / K, item % K, t));
+    }
+    pool().barrier(of);
+    for (int64_t i = 0; i < parts; i++) {
+        if (call.parts[i].stretch) continue;
+        const Tile& t = call.tiles[call.parts[i].tile];
+        const int64_t keys = call.positions[t.first] + t.count;
+        for (int64_t k = 0; k < K; k++) {
+            if ((i + k) % of != id) continue;
+            const Queries x = queries(t, k);
+            const Mixed whole = found(i, k, t);
+            for (int64_t s = 1; s < stretches(keys); s++)
+                add_stretch(whole, found(i + s, k, t), first_query(x, s * STRETCH), t.count * G, m.cache.depth);
+            finish(x, whole, m.cache.depth, mixed + t.first * ldm + k * G * D, ldm);
+        }
+    }
+}
+
 void forward(void* given, int id, int of) {
     Call& call = *static_cast<Call*>(given);
     Model& m = *call.m;
-    const int64_t N = call.N, D = m.head, H = m.heads, K = m.kv_heads, G = H / K, width = m.width;
+    const int64_t N = call.N, D = m.head, H = m.heads, K = m.kv_heads, width = m.width;
     const int64_t ldq = padded((H + 2 * K) * D), ldx = padded(width), ldm = H * D, ldi = padded(m.inner);
     float *x = m.x.data(), *qkv = m.qkv.data(), *mixed = m.mixed.data(), *gates = nullptr, *act = m.act.data();
     float *normed = m.normed.data(), *prepared = m.prepared.data(), *small = m.small.data();
@@ -128,14 +174,7 @@ void forward(void* given, int id, int of) {
                 m.cache.write(call.slots[r], at, l, k, D, qkv + r * ldq + (H + k) * D, qkv + r * ldq + (H + K + k) * D);
         }
         team.barrier(of);
-        const int64_t count = call.tiles.size();
-        for (int64_t item; (item = call.next[l % 256].fetch_add(1)) < count * K;) {
-            // Tiles one after the other, head by head: those of a group read the same pages. The last of a prompt read most, so they begin.
-            const int64_t k = item / count;
-            const Tile& t = call.tiles[count - 1 - item % count];
-            attend(m.cache, l, k, D, G, t.count, call.slots[t.first], call.positions[t.first], qkv + t.first * ldq + k * G * D, ldq, own,
-                   mixed + t.first * ldm + k * G * D, ldm);
-        }
+        attend_tiles(call, l, id, of, qkv, mixed, own);
         team.barrier(of);
         if (id == 0) call.next[(l + 128) % 256] = 0;
         multiply(y.out, ready(y.out, mixed, ldm, N, false), N, x, ldx, true);
@@ -226,6 +265,16 @@ void head(void* given, int id, int of) {
     });
 }
 
+// The stretches of tiles, if these are few and long: with one for each thread at most, some threads would wait for others.
+std::vector<Part> parts(const std::vector<Tile>& tiles, const int64_t* positions, int64_t kv_heads, int threads) {
+    std::vector<Part> found;
+    if (threads == 1 || int64_t(tiles.size()) * kv_heads >= 4 * threads) return found;
+    for (size_t i = 0; i < tiles.size(); i++)
+        for (int64_t s = 0; s < stretches(positions[tiles[i].first] + tiles[i].count); s++) found.push_back({int64_t(i), s});
+    if (found.size() == tiles.size()) found.clear();
+    return found;
+}
+
 // Memory for N rows and for the threads.
 void make_room(Model& m, int64_t N, int64_t R, int threads) {
     const int64_t most = N > R ? N : R;
@@ -291,11 +340,11 @@ int page_tokens() { return PAGE; }
 // The cores that the pool's threads may run on; threads that exist stay where they are.
 void pool_cores(const int* cores, int count) { pool().cores.assign(cores, cores + count); }
 
-// ints: width heads kv_heads head inner vocab layers, pages a slot, all pages, floats between a layer's pages; pointers: embed norm cos sin, top, pages and their table, then per layer
+// ints: width heads kv_heads head inner vocab layers, pages a slot, all pages, numbers between a layer's pages, their format; pointers: embed norm cos sin, top, pages and their table, then per layer
 // norm1 norm2 q_norm k_norm qkv out gate_up down, where a matrix (embed too) is: kind, data, scale, bias, and of the low-rank product beside
 // it: rank (0: there is none), a, scale, b, places.
 void* model_new(const int64_t* n, float eps, void** p) {
-    Model* m = new Model{n[0], n[1], n[2], n[3], n[4], n[5], n[6], eps, {}, nullptr, nullptr, nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+    Model* m = new Model{n[0], n[1], n[2], n[3], n[4], n[5], n[6], eps, {}, nullptr, nullptr, nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     auto next = [&] { return static_cast<float*>(*p++); };
     auto matrix = [&](int64_t outs, int64_t ins) {
         const int64_t kind = reinterpret_cast<int64_t>(*p++);
@@ -308,7 +357,7 @@ void* model_new(const int64_t* n, float eps, void** p) {
     m->embed = matrix(m->vocab, m->width);
     m->norm = next(); m->cos = next(); m->sin = next();
     m->top = matrix(m->vocab, m->width);
-    m->cache = {next(), reinterpret_cast<int32_t*>(next()), n[7], n[8], n[9], m->kv_heads, deep(m->head)};
+    m->cache = {next(), reinterpret_cast<int32_t*>(next()), n[7], n[8], n[9], n[10], m->kv_heads, deep(m->head)};
     for (int64_t l = 0; l < m->layers; l++) {
         Layer y{};
         y.norm1 = next(); y.norm2 = next(); y.q_norm = next(); y.k_norm = next();
@@ -342,7 +391,10 @@ void model_forward(void* model, int threads, int64_t N, const int64_t* tokens, c
     }
     make_room(m, N, R, threads);
     Call call{&m, N, tokens, slots, positions, R, read, hidden, logits, total, best, reinterpret_cast<const Trace*>(trace), after,
-              tiles(N, slots, positions, m.heads / m.kv_heads), {}, std::vector<std::atomic<int64_t>>(8 * m.layers + 2)};
+              tiles(N, slots, positions, m.heads / m.kv_heads), {}, {}, std::vector<std::atomic<int64_t>>(8 * m.layers + 2)};
+    call.parts = parts(call.tiles, positions, m.kv_heads, threads);
+    if (!call.parts.empty())
+        m.stretches.resize(call.parts.size() * m.kv_heads * mixed_floats(most_queries(m.heads / m.kv_heads), m.cache.depth) + 16);
     for (auto& counter : call.next) counter = 0;
     pool().run(forward, &call, threads);
 }

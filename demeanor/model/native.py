@@ -30,7 +30,7 @@ from demeanor.model.drawn import entropy as row_entropy
 from demeanor.model.grouped import Grouped, GroupFormat, group_panels, joined
 from demeanor.model.grouped_modules import grouped_matrices
 from demeanor.model.llama import Llama, rotary
-from demeanor.model.pages import PAGE, PagedCache
+from demeanor.model.pages import CELLS, PAGE, PagedCache
 
 log = logging.getLogger("demeanor.model")
 
@@ -145,7 +145,7 @@ class Trace(NamedTuple):
 
 
 class Native:
-    """A model packed for `native.cpp` with one cache of keys and values (fp32); raises ValueError if `fits` is False.
+    """A model packed for `native.cpp` with one cache of keys and values; raises ValueError if `fits` is False.
 
     Each matrix is stored in the narrowest format that holds it exactly, so packing never rounds; one that comes in
     groups keeps them, and its products round each row to int8. `packed` keeps frozen matrices between models that
@@ -182,6 +182,7 @@ class Native:
                 config.num_hidden_layers,
                 cache.table.shape[1],
                 *cache.data.shape[1:],
+                CELLS[cache.data.dtype],
             ],
         )
         addresses = (ctypes.c_void_p * len(pointers))(*(p or None for p in pointers))

@@ -6,6 +6,8 @@ that says which page holds which tokens of a slot. Knows no tokens; who shares p
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import torch
 
 from demeanor.core import hardware
@@ -13,31 +15,46 @@ from demeanor.core.errors import CheckpointError
 from demeanor.model.llama import Config, zeros
 
 PAGE = 32  # tokens, as in kernels/attention.h
+CacheFormat: TypeAlias = Literal["fp32", "bf16", "fp16"]
+"""What keys and values are kept in; sums over them are fp32."""
+DTYPES: dict[CacheFormat, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+CELLS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in kernels/attention.h
 
 
-def page_bytes(config: Config) -> int:
-    """Return the bytes of a page: the keys and values (fp32) of PAGE tokens in all layers; a head is rounded up to 16."""
-    return 4 * config.num_hidden_layers * _stride(config)
+def page_bytes(config: Config, format: CacheFormat = "fp32") -> int:
+    """Return the bytes of a page: the keys and values of PAGE tokens in all layers; a head is rounded up to 16."""
+    return DTYPES[format].itemsize * config.num_hidden_layers * _stride(config, DTYPES[format])
 
 
-def _stride(config: Config) -> int:
-    """Return the floats between two pages of a layer: an odd number of cache lines (see kernels/attention.h)."""
+def _stride(config: Config, dtype: torch.dtype) -> int:
+    """Return the numbers between two pages of a layer: an odd number of cache lines (see kernels/attention.h)."""
     depth = -(-config.head_dim // 16) * 16
-    return 2 * config.num_key_value_heads * PAGE * depth + 16
+    return 2 * config.num_key_value_heads * PAGE * depth + 64 // dtype.itemsize
 
 
 class PagedCache:
-    """Keys and values (fp32) of `num_slots` sequences of up to `max_tokens` in pages of PAGE tokens.
+    """Keys and values of `num_slots` sequences of up to `max_tokens` in pages of PAGE tokens, in one of three formats.
 
     Page `table[slot, i]` holds tokens PAGE i to PAGE (i + 1) - 1 of a slot. At first every slot has pages of its own, if
     `num_pages` are enough; whoever shares pages sets the table. Memory is taken when a page is written.
     """
 
-    def __init__(self, config: Config, num_slots: int, max_tokens: int, num_pages: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_slots: int,
+        max_tokens: int,
+        num_pages: int | None = None,
+        format: CacheFormat = "fp32",
+    ) -> None:
         self.num_slots, self.max_tokens = num_slots, max_tokens
         blocks = -(-max_tokens // PAGE)
         self.num_pages = num_slots * blocks if num_pages is None else num_pages
-        self.page_bytes = page_bytes(config)
+        self.page_bytes, dtype = page_bytes(config, format), DTYPES[format]
         memory, needed = hardware.memory_bytes(), self.num_pages * self.page_bytes
         if memory is not None and needed > memory:
             raise CheckpointError(
@@ -45,7 +62,7 @@ class PagedCache:
                 f"machine has {memory / 2**30:.1f} GiB. Lower max_position_embeddings in the checkpoint's "
                 "config.json, the longest context that is served"
             )
-        self.data = zeros((config.num_hidden_layers, self.num_pages, _stride(config)), torch.float32, None)
+        self.data = zeros((config.num_hidden_layers, self.num_pages, _stride(config, dtype)), dtype, None)
         self.table = torch.arange(num_slots * blocks, dtype=torch.int32).view(num_slots, blocks)
 
     @property

@@ -271,10 +271,11 @@ class Stack:
         return found
 
     def _compute_key(self) -> str:
-        compute = self.spec.weights.compute
+        compute, cache = self.spec.weights.compute, self.spec.weights.cache or "fp32"
         return digest(
             {
                 **({} if compute == "fp32" else {"compute": compute}),
+                **({} if cache == "fp32" else {"cache": cache}),
                 "weights": self.stage_key(self.serve),
                 "template": self._template(self.template),
                 "decoding": plain(self.spec.decoding),

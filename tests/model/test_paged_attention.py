@@ -10,18 +10,20 @@ from torch import Tensor
 
 from demeanor.model import checkpoints, native
 from demeanor.model.llama import Llama
-from demeanor.model.pages import PAGE, PagedCache
+from demeanor.model.pages import DTYPES, PAGE, CacheFormat, PagedCache, page_bytes
 from demeanor.stack.schema import ModelShape
 
 pytestmark = pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")
 
 SHAPES = [(4, 4, 12), (6, 2, 34), (9, 3, 64), (16, 1, 8), (2, 2, 80)]  # heads, kv heads, head size
 CONTEXT = 320
+LONG = 1300  # tokens: more than two stretches of kernels/attention.h
+FORMATS: tuple[CacheFormat, ...] = ("fp32", "bf16", "fp16")
 
 
-def policy(heads: int, kv_heads: int, head: int, layers: int = 2) -> Llama:
+def policy(heads: int, kv_heads: int, head: int, layers: int = 2, context: int = CONTEXT) -> Llama:
     shape = ModelShape(
-        layers=layers, width=head * heads, heads=heads, kv_heads=kv_heads, context=CONTEXT, init="normal"
+        layers=layers, width=head * heads, heads=heads, kv_heads=kv_heads, context=context, init="normal"
     )
     model = checkpoints.create(shape, 131, 3)
     with torch.no_grad():
@@ -52,17 +54,24 @@ def read(
     )
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head"), SHAPES)
-def test_mixed_values_are_those_of_float64_up_to_rounding(heads: int, kv_heads: int, head: int) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head", "T"), [*((*shape, 300) for shape in SHAPES), (3, 1, 16, LONG)]
+)
+def test_mixed_values_are_those_of_float64_up_to_rounding(
+    heads: int, kv_heads: int, head: int, T: int, format: CacheFormat
+) -> None:
     """With u = 2^-24: a score of D products errs by (D + 2) u |q| |k|; a share by twice that, the exponential's 4e-7
-    and n u of its sum; the mean of n values by n u more."""
-    model = policy(heads, kv_heads, head, layers=1)
-    T, H, K, D = 300, heads, kv_heads, head
-    compiled = native.Native(model, PagedCache(model.config, 1, CONTEXT))
+    and n u of its sum; the mean of n values by n u more. Keys and values in a narrow format are rounded once, to the
+    nearest, before all that."""
+    model = policy(heads, kv_heads, head, layers=1, context=LONG)
+    H, K, D = heads, kv_heads, head
+    compiled = native.Native(model, PagedCache(model.config, 1, LONG, format=format))
     trace = compiled.trace(T)
     compiled.traced(text(T), [0] * T, range(T), [T - 1], trace, 0)
     layer = trace.layers[0]
-    q, k, v = torch.split(layer.heads[:, : (H + 2 * K) * D].double(), [H * D, K * D, K * D], 1)
+    q, k, v = torch.split(layer.heads[:, : (H + 2 * K) * D], [H * D, K * D, K * D], 1)
+    q, k, v = q.double(), k.to(DTYPES[format]).double(), v.to(DTYPES[format]).double()
     q_HTD = q.view(T, H, D).transpose(0, 1)
     k_HTD, v_HTD = (x.reshape(T, K, D).transpose(0, 1).repeat_interleave(H // K, dim=0) for x in (k, v))
     hidden = torch.ones(T, T, dtype=torch.bool).triu(1)
@@ -77,10 +86,13 @@ def test_mixed_values_are_those_of_float64_up_to_rounding(heads: int, kv_heads: 
     assert float(share.amax(-1)[:, 100:].median()) > 0.1, "some keys matter more than others"
 
 
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("heads", "kv_heads", "head"), SHAPES)
-def test_bits_depend_on_no_chunk_thread_or_page(heads: int, kv_heads: int, head: int) -> None:
+def test_bits_depend_on_no_chunk_thread_or_page(
+    heads: int, kv_heads: int, head: int, format: CacheFormat
+) -> None:
     model, asked = policy(heads, kv_heads, head), text(200)
-    cache = PagedCache(model.config, 3, CONTEXT)
+    cache = PagedCache(model.config, 3, CONTEXT, format=format)
     compiled = native.Native(model, cache)
     wanted = read(compiled, asked, 0, [200], threads=1)
     assert torch.equal(read(compiled, asked, 1, [1], threads=2), wanted)
@@ -118,3 +130,64 @@ def test_a_copied_prefix_gives_the_same_bits() -> None:
     rest = range(len(asked) - 4, len(asked))
     found = compiled.forward(asked[-4:], [1] * 4, rest, range(4)).logits_RV
     assert torch.equal(found, wanted[-4:])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_threads_that_share_a_long_sequence_change_no_bit(format: CacheFormat) -> None:
+    """A single row over a long context is dealt out by stretches; many rows, and one thread, go tile by tile."""
+    model, asked = policy(3, 1, 16, context=LONG), text(LONG)
+    compiled = native.Native(model, PagedCache(model.config, 3, LONG, format=format))
+    wanted = read(compiled, asked, 0, [256], threads=1)
+    read(compiled, asked[:500], 1, [250])
+    one_by_one = read_on(compiled, asked, 1, 500, 1, threads=2)
+    assert torch.equal(one_by_one, wanted[500:])
+    read(compiled, asked[:1000], 2, [200])
+    for threads, size in ((2, 5), (7, 24), (3, 1)):
+        assert torch.equal(read_on(compiled, asked, 2, 1000, size, threads), wanted[1000:]), (threads, size)
+
+
+def read_on(
+    compiled: native.Native, tokens: list[int], slot: int, start: int, size: int, threads: int
+) -> Tensor:
+    """Logits of tokens from `start` on, `size` at a time."""
+    parts = []
+    for a in range(start, len(tokens), size):
+        rows = tokens[a : a + size]
+        found = compiled.forward(
+            rows, [slot] * len(rows), range(a, a + len(rows)), range(len(rows)), threads=threads
+        )
+        parts.append(found.logits_RV)
+    return torch.cat(parts)
+
+
+def test_two_long_sequences_are_shared_by_many_threads() -> None:
+    model, asked, other = policy(2, 2, 20, context=LONG), text(LONG), text(700, seed=1)
+    compiled = native.Native(model, PagedCache(model.config, 2, LONG))
+    wanted = [read(compiled, asked, 0, [256], 1)[-1], read(compiled, other, 1, [256], 1)[-1]]
+    rows = ([asked[-1], other[-1]], [0, 1], [LONG - 1, 699])
+    assert torch.equal(compiled.forward(*rows, [0, 1], threads=4).logits_RV, torch.stack(wanted))
+
+
+def test_a_narrow_cache_takes_half_the_memory_and_moves_logits_little() -> None:
+    model, asked = policy(6, 2, 64), text(300)
+    found = {}
+    for format in FORMATS:
+        cache = PagedCache(model.config, 1, CONTEXT, format=format)
+        assert cache.num_bytes == cache.num_pages * page_bytes(model.config, format) == cache.data.nbytes
+        found[format] = read(native.Native(model, cache), asked, 0, [128]).log_softmax(-1)
+    wide, half = page_bytes(model.config), page_bytes(model.config, "bf16")
+    assert half == page_bytes(model.config, "fp16")
+    assert 0.5 <= half / wide < 0.51
+    share = found["fp32"].exp()
+    lost = {name: float((share * (found["fp32"] - z)).sum(-1).mean()) for name, z in found.items()}
+    assert 0 == lost["fp32"] < lost["fp16"] < lost["bf16"] < 1e-2
+
+
+def test_an_fp16_cache_holds_numbers_beyond_its_range_as_its_greatest() -> None:
+    """Up to rounding the greatest fp16 is 65,504: no infinity stands in the cache, so no answer turns to NaN."""
+    model = policy(2, 2, 16, layers=1)
+    with torch.no_grad():
+        model._blocks[0].self_attn.v_proj.weight.mul_(1e7)
+    cache = PagedCache(model.config, 1, CONTEXT, format="fp16")
+    assert torch.isfinite(read(native.Native(model, cache), text(40), 0, [40])).all()
+    assert cache.data.abs().max() == 65504

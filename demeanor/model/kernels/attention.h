@@ -7,24 +7,62 @@ namespace {
 
 constexpr int PAGE = 32;         // tokens of a page
 constexpr int SPAN = 2 * PAGE;   // keys whose scores are compared at once; a span begins at a multiple of it
+constexpr int STRETCH = 8 * SPAN;  // keys that are mixed apart from others, so that threads can share one long sequence; begins at a multiple
 constexpr int FEW = MR / 2;     // queries that wait for memory more than for sums
 constexpr int TILE = 2 * MR;     // queries that read a page one after the other, while it is in the nearest cache
 
-// In each layer a page has for each kv head its keys as `depth` lines of PAGE numbers (a token is a column), and after those of all kv
-// heads the values as PAGE lines of `depth`: the head's size, rounded up to 16. A layer's pages lie `stride` floats apart, an odd number of
-// cache lines: one head's blocks of many pages would else share few sets of a cache.
-struct Pages {
-    float* data; const int32_t* table; int64_t blocks;      // pages of each slot, `blocks` a slot
-    int64_t pages, stride, kv_heads, depth;
-    int64_t half() const { return kv_heads * PAGE * depth; }
-    float* keys(int64_t slot, int64_t position, int64_t layer, int64_t head) const {
-        return data + (layer * pages + table[slot * blocks + position / PAGE]) * stride + head * PAGE * depth;
+// ---- the cache ----
+
+struct Half { uint16_t bits; };            // fp16; a uint16_t is bf16
+inline V load(const Half* p) { return halves(&p->bits); }
+inline void put(float* p, float x) { *p = x; }
+inline void put(uint16_t* p, float x) {    // nearest, ties to even; a NaN stays one
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    *p = uint16_t((x == x ? bits + 0x7fffu + (bits >> 16 & 1u) : bits | 0x400000u) >> 16);
+}
+inline void put(Half* p, float x) {        // nearest, ties to even, up to the greatest fp16; a NaN stays one
+    x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+#if defined(__F16C__)
+    p->bits = uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+#else
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    const uint16_t sign = bits >> 16 & 0x8000u;
+    bits &= 0x7fffffffu;
+    if (x != x) { p->bits = sign | 0x7e00u; return; }
+    if (bits < 0x38800000u) {              // below the least normal one: multiples of 2^-24
+        const float whole = (std::fabs(x) * 0x1p24f + 12582912.0f) - 12582912.0f;
+        p->bits = uint16_t(sign | uint16_t(whole));
+        return;
     }
-    float* values(int64_t slot, int64_t position, int64_t layer, int64_t head) const { return keys(slot, position, layer, head) + half(); }
+    p->bits = uint16_t(sign | ((bits + 0xfffu + (bits >> 13 & 1u) - 0x38000000u) >> 13));
+#endif
+}
+
+enum Cells : int64_t { CELLS_FP32 = 0, CELLS_BF16 = 1, CELLS_FP16 = 2 };
+
+// In each layer a page has for each kv head its keys as `depth` lines of PAGE numbers (a token is a column), and after those of all kv
+// heads the values as PAGE lines of `depth`: the head's size, rounded up to 16. A layer's pages lie `stride` numbers apart, an odd number of
+// cache lines: one head's blocks of many pages would else share few sets of a cache. Numbers are float, uint16_t (bf16) or Half, as `cells` says.
+struct Pages {
+    void* data; const int32_t* table; int64_t blocks;      // pages of each slot, `blocks` a slot
+    int64_t pages, stride, cells, kv_heads, depth;
+    template <typename T> T* keys(int64_t slot, int64_t position, int64_t layer, int64_t head) const {
+        return static_cast<T*>(data) + (layer * pages + table[slot * blocks + position / PAGE]) * stride + head * PAGE * depth;
+    }
+    template <typename T> T* values(int64_t slot, int64_t position, int64_t layer, int64_t head) const {
+        return keys<T>(slot, position, layer, head) + kv_heads * PAGE * depth;
+    }
+    template <typename T> void put_all(int64_t slot, int64_t position, int64_t layer, int64_t head, int64_t D, const float* key, const float* value) const {
+        T *k = keys<T>(slot, position, layer, head) + position % PAGE, *v = values<T>(slot, position, layer, head) + position % PAGE * depth;
+        for (int64_t d = 0; d < D; d++) put(k + d * PAGE, key[d]);
+        for (int64_t d = 0; d < D; d++) put(v + d, value[d]);
+    }
     void write(int64_t slot, int64_t position, int64_t layer, int64_t head, int64_t D, const float* key, const float* value) const {
-        float *k = keys(slot, position, layer, head) + position % PAGE, *v = values(slot, position, layer, head) + position % PAGE * depth;
-        for (int64_t d = 0; d < D; d++) k[d * PAGE] = key[d];
-        std::memcpy(v, value, D * sizeof(float));
+        if (cells == CELLS_BF16) put_all<uint16_t>(slot, position, layer, head, D, key, value);
+        else if (cells == CELLS_FP16) put_all<Half>(slot, position, layer, head, D, key, value);
+        else put_all<float>(slot, position, layer, head, D, key, value);
     }
 };
 
@@ -46,8 +84,8 @@ std::vector<Tile> tiles(int64_t N, const int64_t* slots, const int64_t* position
 
 // out[m][c] = (or +=) the sum over i < n, in order, of a[m][i] b[i][c], for M rows and C registers of columns. `later`, if not null, is
 // memory of n lines that is read next: it is asked for meanwhile.
-template <int M, int C, bool ADD>
-void sums(int64_t n, const float* a, int64_t lda, const float* b, int64_t ldb, float* out, int64_t ldo, const float* later) {
+template <int M, int C, bool ADD, typename T>
+void sums(int64_t n, const float* a, int64_t lda, const T* b, int64_t ldb, float* out, int64_t ldo, const T* later) {
     V acc[M][C];
 #pragma GCC unroll 12
     for (int m = 0; m < M; m++)
@@ -73,8 +111,8 @@ void sums(int64_t n, const float* a, int64_t lda, const float* b, int64_t ldb, f
         for (int c = 0; c < C; c++) store(out + m * ldo + c * W, acc[m][c]);
 }
 
-template <int C, bool ADD>
-void sums(int64_t M, int64_t n, const float* a, int64_t lda, const float* b, int64_t ldb, float* out, int64_t ldo, const float* later = nullptr) {
+template <int C, bool ADD, typename T>
+void sums(int64_t M, int64_t n, const float* a, int64_t lda, const T* b, int64_t ldb, float* out, int64_t ldo, const T* later = nullptr) {
     const int64_t blocks = (M + MR - 1) / MR;
     for (int64_t i = 0, m = 0; i < blocks; i++) {
         const int64_t size = (M - m + blocks - i - 1) / (blocks - i);
@@ -87,10 +125,19 @@ void sums(int64_t M, int64_t n, const float* a, int64_t lda, const float* b, int
     }
 }
 
-// Floats that `attend` writes to: queries and mixed values, scores, and of each query the sums of a register's lanes and the top score.
+// ---- softmax and mixture ----
+
+// Of M queries over some keys: values mixed by exp(score - top) (`depth` floats a query), the sums of these by register lane, and the top score.
+struct Mixed { float *mixed, *lanes, *tops; };
+inline int64_t mixed_floats(int64_t M, int64_t depth) { return (M * (depth + W + 1) + 15) / 16 * 16; }
+inline Mixed mixed_at(float* memory, int64_t M, int64_t depth) { return {memory, memory + M * depth, memory + M * (depth + W)}; }
+
+inline int64_t most_queries(int64_t group) { return TILE > group ? TILE : group; }
+
+// Floats that a thread writes to in `attend`: queries, scores, and what is mixed of a stretch and of all before it.
 inline int64_t attend_floats(int64_t D, int64_t group) {
-    const int64_t most = TILE > group ? TILE : group;
-    return most * (2 * deep(D) + SPAN + W + 1) + 16;
+    const int64_t most = most_queries(group);
+    return most * (deep(D) + SPAN) + 2 * mixed_floats(most, deep(D)) + 16;
 }
 
 inline float highest(V x) {
@@ -107,16 +154,28 @@ __attribute__((noinline)) void scaled(float* mixed, int64_t depth, float* lanes,
     store(lanes, load(lanes) * factor);
 }
 
-// One kv head of a tile: G queries a row, `ldq` floats between rows, to `out` in the same way. Softmax as the keys come, span by span
-// (Milakov & Gimelshein 2018, arXiv 1805.02867).
-void attend(const Pages& y, int64_t layer, int64_t head, int64_t D, int64_t G, int64_t count, int64_t slot, int64_t at, const float* q, int64_t ldq,
-            float* scratch, float* out, int64_t ldo) {
-    const int64_t M = count * G, depth = y.depth, end = at + count;      // keys [0, end) are read
-    float* own = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
-    float *queries = own, *mixed = queries + M * depth, *scores = mixed + M * depth, *lanes = scores + M * SPAN, *tops = lanes + M * W;
+// to = to + from, for queries of which `from` has seen keys: `first` and on.
+__attribute__((noinline)) void add_stretch(const Mixed& to, const Mixed& from, int64_t first, int64_t M, int64_t depth) {
+    for (int64_t m = first; m < M; m++) {
+        const float top = from.tops[m] > to.tops[m] ? from.tops[m] : to.tops[m];
+        const V old = exp_(all(to.tops[m] - top)), more = exp_(all(from.tops[m] - top));
+        for (int64_t d = 0; d < depth; d += W) store(to.mixed + m * depth + d, load(to.mixed + m * depth + d) * old + load(from.mixed + m * depth + d) * more);
+        store(to.lanes + m * W, load(to.lanes + m * W) * old + load(from.lanes + m * W) * more);
+        to.tops[m] = top;
+    }
+}
+
+// One kv head of a tile: G queries a row, `ldq` floats between rows; `count` rows of a slot from position `at` on.
+struct Queries { int64_t layer, head, D, G, count, slot, at; const float* q; int64_t ldq; };
+
+// Keys [first, last) of a tile, span by span: softmax as the keys come (Milakov & Gimelshein 2018, arXiv 1805.02867).
+template <typename T>
+void attend_stretch(const Pages& y, const Queries& x, int64_t first, int64_t last, float* scratch, const Mixed& out) {
+    const int64_t G = x.G, M = x.count * G, D = x.D, depth = y.depth;
+    float *queries = scratch, *scores = queries + M * depth, *mixed = out.mixed, *lanes = out.lanes, *tops = out.tops;
     const float scale = 1.0f / std::sqrt(float(D));
     for (int64_t m = 0; m < M; m++) {
-        const float* from = q + m / G * ldq + m % G * D;
+        const float* from = x.q + m / G * x.ldq + m % G * D;
         for (int64_t d = 0; d < D; d++) queries[m * depth + d] = from[d] * scale;
         tops[m] = -INFINITY;
     }
@@ -124,22 +183,23 @@ void attend(const Pages& y, int64_t layer, int64_t head, int64_t D, int64_t G, i
     std::memset(lanes, 0, M * W * sizeof(float));
     I lane;
     for (int i = 0; i < W; i++) lane[i] = i;
-    for (int64_t start = 0; start < end; start += SPAN) {
-        const int64_t pages = (end - start + PAGE - 1) / PAGE < SPAN / PAGE ? (end - start + PAGE - 1) / PAGE : SPAN / PAGE;
+    for (int64_t start = first; start < last; start += SPAN) {
+        const int64_t pages = (last - start + PAGE - 1) / PAGE < SPAN / PAGE ? (last - start + PAGE - 1) / PAGE : SPAN / PAGE;
         for (int64_t p = 0; p < pages; p++) {
-            const float *keys = y.keys(slot, start + p * PAGE, layer, head), *later = M > FEW ? nullptr : y.values(slot, start + p * PAGE, layer, head);
+            const T *keys = y.keys<T>(x.slot, start + p * PAGE, x.layer, x.head);
+            const T *later = M > FEW ? nullptr : y.values<T>(x.slot, start + p * PAGE, x.layer, x.head);
             for (int c = 0; c < PAGE; c += NR)
                 sums<2, false>(M, D, queries, depth, keys + c, PAGE, scores + p * PAGE + c, SPAN, later ? later + c : nullptr);
         }
         for (int64_t m = 0; m < M; m++) {
             float* s = scores + m * SPAN;
-            const int64_t seen = at + m / G + 1 - start;                  // of this span's keys, those that the query may see
+            const int64_t seen = x.at + m / G + 1 - start;                // of this span's keys, those that the query may see
             if (seen <= 0) { std::memset(s, 0, pages * PAGE * sizeof(float)); continue; }
             V most = all(-INFINITY);
             for (int64_t j = 0; j < pages * PAGE; j += W) {
-                V x = load(s + j);
-                if (seen < j + W) { const I hidden = lane >= int32_t(seen - j); x = hidden ? all(-INFINITY) : x; store(s + j, x); }
-                most = x > most ? x : most;
+                V v = load(s + j);
+                if (seen < j + W) { const I hidden = lane >= int32_t(seen - j); v = hidden ? all(-INFINITY) : v; store(s + j, v); }
+                most = v > most ? v : most;
             }
             const float top = highest(most);
             if (top > tops[m]) {
@@ -151,10 +211,10 @@ void attend(const Pages& y, int64_t layer, int64_t head, int64_t D, int64_t G, i
             store(lanes + m * W, sum);
         }
         for (int64_t p = 0; p < pages; p++) {
-            const float* values = y.values(slot, start + p * PAGE, layer, head);
-            const int64_t n = end - start - p * PAGE < PAGE ? end - start - p * PAGE : PAGE;     // what is beyond may be anything, NaN too
+            const T* values = y.values<T>(x.slot, start + p * PAGE, x.layer, x.head);
+            const int64_t n = last - start - p * PAGE < PAGE ? last - start - p * PAGE : PAGE;   // what is beyond may be anything, NaN too
             const int64_t next = start + SPAN + p * PAGE;
-            const float* later = M > FEW || next >= end ? nullptr : y.keys(slot, next, layer, head);
+            const T* later = M > FEW || next >= last ? nullptr : y.keys<T>(x.slot, next, x.layer, x.head);
             int64_t d = 0;
             if (M <= FEW)           // in the order of memory
                 for (; d + 2 * NR <= depth; d += 2 * NR)
@@ -164,11 +224,42 @@ void attend(const Pages& y, int64_t layer, int64_t head, int64_t D, int64_t G, i
             for (; d < depth; d += W) sums<1, true>(M, n, scores + p * PAGE, SPAN, values + d, depth, mixed + d, depth);
         }
     }
-    for (int64_t m = 0; m < M; m++) {
-        const float inverse = 1.0f / sum(load(lanes + m * W));
-        float* to = out + m / G * ldo + m % G * D;
-        for (int64_t d = 0; d < D; d++) to[d] = mixed[m * depth + d] * inverse;
+}
+
+// Never inlined, as `scaled`.
+__attribute__((noinline)) void attend_stretch(const Pages& y, const Queries& x, int64_t first, float* scratch, const Mixed& out) {
+    const int64_t end = x.at + x.count, last = first + STRETCH < end ? first + STRETCH : end;
+    if (y.cells == CELLS_BF16) attend_stretch<uint16_t>(y, x, first, last, scratch, out);
+    else if (y.cells == CELLS_FP16) attend_stretch<Half>(y, x, first, last, scratch, out);
+    else attend_stretch<float>(y, x, first, last, scratch, out);
+}
+
+inline int64_t stretches(int64_t keys) { return (keys + STRETCH - 1) / STRETCH; }
+
+// The first of a tile's queries that sees keys from `first` on.
+inline int64_t first_query(const Queries& x, int64_t first) { return (first > x.at ? first - x.at : 0) * x.G; }
+
+void finish(const Queries& x, const Mixed& all_keys, int64_t depth, float* out, int64_t ldo) {
+    for (int64_t m = 0; m < x.count * x.G; m++) {
+        const float inverse = 1.0f / sum(load(all_keys.lanes + m * W));
+        float* to = out + m / x.G * ldo + m % x.G * x.D;
+        for (int64_t d = 0; d < x.D; d++) to[d] = all_keys.mixed[m * depth + d] * inverse;
     }
+}
+
+inline float* aligned(float* p) { return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 63) / 64 * 64); }
+
+// One tile's kv head by one thread: stretches one after the other, each added to those before it.
+void attend(const Pages& y, const Queries& x, float* scratch, float* out, int64_t ldo) {
+    const int64_t M = x.count * x.G, end = x.at + x.count;
+    float *own = aligned(scratch), *memory = own + M * (y.depth + SPAN);
+    const Mixed whole = mixed_at(memory, M, y.depth), part = mixed_at(memory + mixed_floats(M, y.depth), M, y.depth);
+    attend_stretch(y, x, 0, own, whole);
+    for (int64_t first = STRETCH; first < end; first += STRETCH) {
+        attend_stretch(y, x, first, own, part);
+        add_stretch(whole, part, first_query(x, first), M, y.depth);
+    }
+    finish(x, whole, y.depth, out, ldo);
 }
 
 }  // namespace
