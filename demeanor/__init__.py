@@ -26,13 +26,14 @@ __all__ = [
     "evaluate",
     "gate",
     "load",
+    "needs_approval",
     "train",
 ]
 
 if TYPE_CHECKING:
     from demeanor.api import Assistant, assistant, attribute, evaluate, gate, load, train
     from demeanor.core.errors import DemeanorError
-    from demeanor.core.types import Completion, Message
+    from demeanor.core.types import Completion, Message, needs_approval
     from demeanor.stack.stack import Stack
 
 
@@ -42,6 +43,10 @@ def __getattr__(name: str) -> Any:
         from demeanor.core.errors import DemeanorError
 
         return DemeanorError
+    if name == "needs_approval":  # a user's file of tools needs nothing else
+        from demeanor.core.types import needs_approval
+
+        return needs_approval
     if name in __all__:
         from demeanor import api
 

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from demeanor import indexes, training_services
+from demeanor import indexes, tool_servers, training_services
 from demeanor.core import registry
 from demeanor.core.errors import SpecError, UsageError
 from demeanor.core.types import (
@@ -50,6 +50,7 @@ from demeanor.engine.scheduler import Request
 from demeanor.evaluation import gold, judge, suites
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.layers import Kit, compose, policy, tools
+from demeanor.mcp.servers import McpServers
 from demeanor.model import checkpoints, native
 from demeanor.server.costs import Account, priced
 from demeanor.server.request_context import charged, current_account, current_token_budget
@@ -208,8 +209,24 @@ class StackRuntime:
             open_index=self.open_index,
             open_store=self.open_store,
             open_check=lambda url: self.opened(url).check,
+            open_servers=self.open_servers,
             shared=self._shared,
         )
+
+    def open_servers(self, spec: tools.Spec, taken: tuple[str, ...]) -> McpServers:
+        """The MCP servers of a tools layer, connected once for all variants."""
+        key = ("servers", spec.servers, spec.lock, taken)
+        if key not in self._shared:
+            found = tool_servers.opened(self.stack, spec, taken)
+            self._closers.append(found.close)
+            self._shared[key] = found
+        servers: McpServers = self._shared[key]
+        return servers
+
+    @property
+    def servers(self) -> list[McpServers]:
+        """The MCP servers that are open."""
+        return [found for found in self._shared.values() if isinstance(found, McpServers)]
 
     def tools(self) -> Mapping[str, RunnableTool]:
         """The tools that layers may offer, by name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 # OpenAI's roles, and `data`: retrieved text, which only layers may add and which has no authority.
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool", "data"]
@@ -55,6 +55,16 @@ class ToolSpec:
     description: str
     parameters: Mapping[str, Any]
     strict: bool | None = None
+
+
+NEEDS_APPROVAL = "demeanor_needs_approval"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def needs_approval(function: F) -> F:
+    """Mark a function of a stack's `module`: a person has to allow each call of it."""
+    setattr(function, NEEDS_APPROVAL, True)
+    return function
 
 
 class RunnableTool(Protocol):

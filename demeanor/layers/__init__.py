@@ -25,6 +25,16 @@ class Record(Protocol):
     ) -> Awaitable[None]: ...
 
 
+class ToolServers(Protocol):
+    """Tools that come and go while they are served."""
+
+    def tools(self) -> Mapping[str, RunnableTool]:
+        """The tools that may be offered now, by the name that a model calls them by."""
+
+    def withheld(self) -> Mapping[str, str]:
+        """Why each other tool is not offered, by its name."""
+
+
 async def _writable() -> None: ...
 
 
@@ -40,6 +50,8 @@ class Kit:
     open_index: Callable[[Path, Any], Search]  # a folder, and how to search it (retrieval's `search`)
     open_store: Callable[[str], Record]
     open_check: Callable[[str], Callable[[], Awaitable[None]]] = lambda url: _writable  # StoreError: locked
+    open_servers: Callable[[Any, tuple[str, ...]], ToolServers] | None = None
+    """A tools layer's settings and the names of its own tools to its MCP servers, connected once for all variants."""
     shared: MutableMapping[Any, Any] = field(default_factory=dict)
 
 

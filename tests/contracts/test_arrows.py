@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"core", "stack", "text", "model"},
     "retrieval": {"core"},
     "tools": {"core", "text"},
-    "layers": {"core", "retrieval"},
+    "mcp": {"core"},
+    "layers": {"core", "retrieval", "mcp"},
     "store": {"core"},
     "training": {"core", "stack", "text", "data", "model", "objectives"},
     "server": {"core", "store"},
@@ -41,11 +42,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "app",
         "indexes",
         "serving",
+        "tool_servers",
     },
 }
 """Rooms and what they may import; `app`, `serving` and `api` compose and import everything."""
 ONLY: dict[tuple[str, str], set[str]] = {
     ("layers", "retrieval"): {"demeanor.retrieval.citations"},
+    ("layers", "mcp"): {"demeanor.mcp.declaration", "demeanor.mcp.pins"},
     ("data", "model"): {"demeanor.model.tensors"},
     ("objectives", "model"): {"demeanor.model.tensors"},
     ("text", "stack"): {"demeanor.stack.schema"},
@@ -60,11 +63,12 @@ EVERYTHING = {
     "serving",
     "api",
     "policy_sampler",
+    "tool_servers",
     "training_services",
     "__main__",
     "__init__",
 }
-NO_TORCH = {"stack", "layers", "server", "store", "retrieval", "evaluation", "report", "cli"}
+NO_TORCH = {"stack", "layers", "mcp", "server", "store", "retrieval", "evaluation", "report", "cli"}
 
 
 def modules() -> dict[str, Path]:

@@ -20,7 +20,7 @@ from typing import Any
 from demeanor.core import registry
 from demeanor.core.errors import unknown
 from demeanor.core.json_schema import given, mistakes, shortened
-from demeanor.core.types import RunnableTool, ToolCall, ToolResult, ToolSpec
+from demeanor.core.types import RunnableTool, ToolCall, ToolResult, ToolSpec, ToolVerdict
 
 TOOLS = "demeanor.tools"  # the folder of tools
 
@@ -102,18 +102,27 @@ async def called(
     call: ToolCall, tools: Mapping[str, RunnableTool], timeout_s: float, max_chars: int
 ) -> ToolResult:
     """Run a call in a thread; its failure is a result too."""
+    return (await outcome(call, tools, timeout_s, max_chars))[0]
+
+
+async def outcome(
+    call: ToolCall, tools: Mapping[str, RunnableTool], timeout_s: float, max_chars: int
+) -> tuple[ToolResult, ToolVerdict]:
+    """Run a call in a thread; return its result, and whether it was run, failed, ran out of time or was malformed."""
     arguments, wrong = arguments_of(call, tools)
     if wrong:
-        return failed(call, shortened(wrong, max_chars))
+        return failed(call, shortened(wrong, max_chars)), "malformed"
     tool = tools[call.name]
     try:
-        return await THREADS.run(
+        result = await THREADS.run(
             call.name, partial(_result, call, tool, arguments, timeout_s, max_chars), timeout_s
         )
     except TimeoutError:
-        return failed(call, _late(timeout_s))
+        return failed(call, _late(timeout_s)), "timed_out"
     except RuntimeError as error:  # the machine gives no further thread
-        return failed(call, f"the tool could not be started: {error}")
+        return failed(call, f"the tool could not be started: {error}"), "failed"
+    late = result.error and result.content == f"error: {_late(timeout_s)}"
+    return result, "timed_out" if late else "failed" if result.error else "run"
 
 
 def arguments_of(call: ToolCall, tools: Mapping[str, RunnableTool]) -> tuple[Any, str]:

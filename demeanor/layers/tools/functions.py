@@ -23,6 +23,7 @@ from pydantic.errors import PydanticUserError
 
 from demeanor.core.errors import DemeanorError
 from demeanor.core.files import sha256
+from demeanor.core.types import NEEDS_APPROVAL as MARK
 from demeanor.core.types import ToolSpec
 
 ARGUMENT = re.compile(r"^\s+\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.+)$")
@@ -35,6 +36,7 @@ class AnnotatedTool:
 
     spec: ToolSpec
     run: Callable[[Mapping[str, Any]], Any]
+    needs_approval: str = ""
 
 
 def names_of(path: Path) -> list[str]:
@@ -90,7 +92,8 @@ def _tool(path: Path, function: Callable[..., Any]) -> AnnotatedTool:
             raise ValueError("; ".join(_sentence(e) for e in error.errors())) from None
         return function(**{field: getattr(values, field) for field in model.model_fields})
 
-    return AnnotatedTool(ToolSpec(function.__name__, description, schema), run)
+    asks = f"{function.__name__} is marked with needs_approval" if getattr(function, MARK, False) else ""
+    return AnnotatedTool(ToolSpec(function.__name__, description, schema), run, asks)
 
 
 def _arguments(where: str, function: Callable[..., Any], docs: Mapping[str, str]) -> type[BaseModel]:

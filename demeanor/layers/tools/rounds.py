@@ -13,7 +13,6 @@ from demeanor.core.types import (
     Passage,
     Prompted,
     Text,
-    ToolCall,
     ToolCalled,
     ToolResult,
     Trust,
@@ -29,7 +28,7 @@ class Round:
     def __init__(self, start: int = 0, shown: frozenset[Event] = frozenset()) -> None:
         """`start`: characters of the answer so far; `shown`: passages and prompts of earlier rounds."""
         self._texts: list[str] = []
-        self.calls: list[ToolCall] = []
+        self.called: list[ToolCalled] = []
         self.num_tokens = 0
         self.done = Done("cancelled", by="tools")
         self._start, self._shown = start, set(shown)
@@ -47,7 +46,7 @@ class Round:
             elif isinstance(event, Text):
                 self._texts.append(event.text)
             elif isinstance(event, ToolCalled):
-                self.calls.append(event.call)
+                self.called.append(event)
             elif isinstance(event, Usage):
                 self.num_tokens += event.completion_tokens
             elif isinstance(event, Citation | Unsupported):
@@ -74,13 +73,16 @@ def next_turn(turn: Turn, last: Round, results: Sequence[ToolResult]) -> Turn:
 
     A demanded call has been made by then, so the model is free to answer.
     """
-    answer = Message("assistant", last.text, tool_calls=tuple(last.calls))
-    read = (
-        Message("tool", r.content, tool_call_id=r.call_id, name=r.name, trust=Trust.NONE) for r in results
-    )
+    answer = Message("assistant", last.text, tool_calls=tuple(called.call for called in last.called))
+    read = map(next_message, results)
     return replace(
         turn,
         messages=(*turn.messages, answer, *read),
         decoding=replace(turn.decoding, max_tokens=turn.decoding.max_tokens - last.num_tokens),
         tool_choice="none" if turn.tool_choice == "none" else "auto",
     )
+
+
+def next_message(result: ToolResult) -> Message:
+    """Return a result as the model reads it, without authority."""
+    return Message("tool", result.content, tool_call_id=result.call_id, name=result.name, trust=Trust.NONE)

@@ -1,0 +1,1 @@
+"""Tools of MCP servers: which servers a stack declares, which of their tools a person approved, and live connections."""
