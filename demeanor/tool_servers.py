@@ -110,7 +110,7 @@ def now_listed(found: Standing) -> dict[str, ToolDefinition]:
 
 
 @dataclass(frozen=True, slots=True)
-class OfferedTool:
+class StackTool:
     """One tool of a stack as the command line shows it; `standing` is offered, or why it is not."""
 
     name: str
@@ -121,9 +121,9 @@ class OfferedTool:
     pin: str = ""
 
 
-def tools_of(stack: Stack) -> list[OfferedTool]:
+def tools_of(stack: Stack) -> list[StackTool]:
     """Every tool of every tools layer: its own, run by nobody, and those that its servers list now."""
-    found = list[OfferedTool]()
+    found = list[StackTool]()
     specs = [layer.spec for layer in stack.layers if isinstance(layer.spec, Spec)]
     if not specs:
         raise UsageError(f"{stack.path}: it has no tools layer. Add: - {{kind: tools, allow: [calculator]}}")
@@ -132,8 +132,11 @@ def tools_of(stack: Stack) -> list[OfferedTool]:
         for name, tool in own.items():
             source = str(spec.module) if spec.module and name not in registry.known(TOOLS) else "built in"
             asks = asks_for(name, tool, spec.approve or ())
-            lines = (f"description: {tool.spec.description}", f"arguments: {json.dumps(dict(tool.spec.parameters))}")
-            found.append(OfferedTool(name, source, "offered", asks, lines))
+            lines = (
+                f"description: {tool.spec.description}",
+                f"arguments: {json.dumps(dict(tool.spec.parameters))}",
+            )
+            found.append(StackTool(name, source, "offered", asks, lines))
         names = model_names(read_lock(lock_of(stack, spec)), tuple(own)) if spec.servers else {}
         for server in spec.servers or ():
             (listing,) = listed(stack, server.name)
@@ -141,10 +144,10 @@ def tools_of(stack: Stack) -> list[OfferedTool]:
     return found
 
 
-def _of_server(listing: ListedServer, spec: Spec, names: Mapping[tuple[str, str], str]) -> list[OfferedTool]:
+def _of_server(listing: ListedServer, spec: Spec, names: Mapping[tuple[str, str], str]) -> list[StackTool]:
     server, now = listing.server, listing.standing
     if listing.why:
-        return [OfferedTool(f"{server.name}.*", server.name, f"not reached: {listing.why}", "", ())]
+        return [StackTool(f"{server.name}.*", server.name, f"not reached: {listing.why}", "", ())]
     reasons = now.reasons()
     found = []
     for name, definition in sorted({**now.gone, **now_listed(now)}.items()):
@@ -152,7 +155,7 @@ def _of_server(listing: ListedServer, spec: Spec, names: Mapping[tuple[str, str]
         standing = reasons.get(name) or ("offered" if known_as else "its name cannot be called")
         asks = asks_first(server, definition) or (ASKED if known_as in (spec.approve or ()) else "")
         shown = known_as or f"{server.name}.{name}"
-        found.append(OfferedTool(shown, server.name, standing, asks, tuple(definition.lines()), definition.pin))
+        found.append(StackTool(shown, server.name, standing, asks, tuple(definition.lines()), definition.pin))
     return found
 
 

@@ -52,7 +52,9 @@ def show(stack_file: StackFile, name: ToolName, overrides: Overrides = None) -> 
 def approve(
     stack_file: StackFile,
     server: ServerName = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Approve without asking; read the differences first.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Approve without asking; read the differences first.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Show what MCP servers list now against what was approved, ask, and write the lock file beside the stack.
@@ -77,7 +79,9 @@ def approve(
     tool_servers.approve(lists)
     for lock in sorted({str(each.lock) for each in lists}):
         print(f"written: {lock}")
-    print(f"stack key {load(stack_file, overrides).key()}; a running server takes it over on SIGHUP (or with --watch)")
+    print(
+        f"stack key {load(stack_file, overrides).key()}; a running server takes it over on SIGHUP (or with --watch)"
+    )
 
 
 @app.command()
@@ -105,7 +109,9 @@ def _print(each: object) -> None:
         print(f"{each.server.name}: not reached: {each.why}")
         return
     lines = each.standing.report()
-    print(f"{each.server.name}: {len(each.standing.good)} tools as approved{', differences:' if lines else ''}")
+    print(
+        f"{each.server.name}: {len(each.standing.good)} tools as approved{', differences:' if lines else ''}"
+    )
     for line in lines[:MAX_LINES]:
         print(f"  {line}")
     if len(lines) > MAX_LINES:
