@@ -43,9 +43,10 @@ from demeanor.server.metrics import Metrics
 from demeanor.server.middleware import add_middleware
 from demeanor.server.request_context import key_models
 from demeanor.server.schemas import ResponseObject
-from demeanor.server.static_files import static_file
+from demeanor.server.static_files import names_in, static_file
 
-PAGES = ("chat.html", "chat.js", "trace.js", "sse.js", "thumbs.js", "dom.js", "chat.css", "icon.svg")
+PAGES = {"chat.html": "/"}
+"""The addresses of the pages; every other file of the folder is under /static/."""
 ENDPOINTS = (models, chat, completions, responses, embeddings, moderations, feedback)
 router = APIRouter()
 
@@ -87,8 +88,8 @@ def app(
     for endpoint in ENDPOINTS:
         api.include_router(endpoint.router)
     api.include_router(router)
-    for name in PAGES:
-        path = "/" if name == "chat.html" else f"/static/{name}"
+    for name in names_in("pages"):
+        path = PAGES.get(name, f"/static/{name}")
         api.add_api_route(path, static_file("pages", name), methods=["GET"], include_in_schema=False)
     api.state.openapi = orjson.dumps(document(api))
     return api

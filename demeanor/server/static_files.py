@@ -17,6 +17,20 @@ MEDIA_TYPES = {
 }
 
 
+def names_in(folder: str) -> list[str]:
+    """The files of a folder and its folders that are served; licences of libraries are not."""
+    found: list[str] = []
+    open_folders = [("", files("demeanor.server").joinpath(folder))]
+    while open_folders:
+        prefix, inside = open_folders.pop()
+        for entry in sorted(inside.iterdir(), key=lambda e: e.name):
+            if entry.is_dir():
+                open_folders.append((f"{prefix}{entry.name}/", entry))
+            elif entry.name.rsplit(".", 1)[-1] in MEDIA_TYPES:
+                found.append(f"{prefix}{entry.name}")
+    return found
+
+
 def static_file(folder: str, name: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     """The handler of one file in a folder of server/, such as pages."""
     content = files("demeanor.server").joinpath(folder, name).read_bytes()

@@ -382,6 +382,17 @@ async def seeded(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield Done("length")
 
 
+async def echo(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    """What comes after the first line of the question, in pieces of at most 4,000 characters."""
+    text = turn.messages[-1].content.partition("\n")[2]
+    for at in range(0, len(text), 4000):
+        await asyncio.sleep(0)
+        yield Text(text[at : at + 4000])
+    yield Usage(9, 9)
+    yield Timing("weights", 5.0)
+    yield Done("stop")
+
+
 async def long(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield PROMPT
     async for event in me.say(
@@ -396,6 +407,7 @@ async def long(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
 
 
 SCRIPTS = {
+    "say back": echo,
     "ferry": ferry,
     "times": times,
     "card number": card_number,

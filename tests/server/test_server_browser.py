@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 from browser import CHROMIUM, Browser
 from live import served
+from pages import SETTLED, ask, open_page, press, say, settled, texts
 from scripted import Scripted
 
 from demeanor.server.auth import from_digests
 from demeanor.store.keys import digest
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; the page's other tests run without")
-SETTLED = "document.querySelectorAll('.answer').length && !document.querySelector('.waiting') && !document.querySelector('body.running')"
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +30,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield made
 
 
-def ask(browser: Browser, address: str, *questions: str, models: str = "harbour-desk", **more: str) -> None:
-    """Open a link that asks these questions, and wait for every answer."""
-    browser.open("about:blank")
-    browser.open(
-        f"{address}/?{urlencode([('models', models), *more.items(), *(('q', q) for q in questions)])}"
-    )
-    browser.wait(f"document.querySelectorAll('.turn').length == {len(questions)} && {SETTLED}")
-
-
-def texts(browser: Browser, selector: str) -> list[str]:
-    return list(browser.run(f"Array.from(document.querySelectorAll({selector!r}), e => e.textContent)"))
-
-
 def test_two_variants_answer_side_by_side_and_each_shows_its_layers(browser: Browser, address: str) -> None:
     ask(browser, address, "the ferry?", models="harbour-desk,harbour-desk:dpo")
-    assert texts(browser, ".answer .text") == ["Jorpel leaves at 17.1", "The ferry to Jorpel leaves at 12."]
+    assert texts(browser, ".answer .text p") == ["Jorpel leaves at 17.1", "The ferry to Jorpel leaves at 12."]
     assert texts(browser, ".text mark") == ["Jorpel leaves at 17."]
     assert texts(browser, "blockquote.cited mark") == ["Jorpel leaves at 17"]
     assert texts(browser, ".answer:first-child .by") == ["retrieval", "retrieval", "prompt", "weights"]
@@ -68,7 +54,7 @@ def test_a_refusal_names_its_layer_and_rule_and_a_tool_shows_its_arguments_and_r
 
 def test_a_citation_is_cut_by_characters_and_a_wrong_one_is_not_shown(browser: Browser, address: str) -> None:
     ask(browser, address, "misquote")
-    assert texts(browser, ".text") == ["🐟 at 91, says the sign over there"]
+    assert texts(browser, ".text p") == ["🐟 at 91, says the sign over there"]
     assert texts(browser, ".text mark") == ["🐟 at 9"]
     assert texts(browser, ".by") == ["retrieval", "weights", "policy"]
 
@@ -106,7 +92,7 @@ def test_text_that_looks_like_markup_stays_text(browser: Browser, address: str) 
     ask(browser, address, evil)
     assert texts(browser, ".question") == [evil]
     assert browser.run("document.querySelectorAll('#log img, #log script').length") == 0
-    assert browser.run("document.title") == "harbour-desk"
+    assert browser.run("document.title.startsWith('seed <img')")
 
 
 def test_the_keyboard_writes_sends_stops_and_asks_again(browser: Browser, address: str) -> None:
@@ -121,7 +107,7 @@ def test_the_keyboard_writes_sends_stops_and_asks_again(browser: Browser, addres
     assert browser.run("document.querySelector('#send').getAttribute('aria-label')") == "Stop"
     browser.press("Escape", 27)
     browser.wait(SETTLED)
-    assert texts(browser, ".note") == [" stopped"]
+    assert texts(browser, ".note") == ["Stopped."]
     browser.press("ArrowUp", 38)
     assert browser.run("document.querySelector('#message').value") == "go on forever"
     browser.run("document.querySelector('#fresh').click()")
@@ -147,7 +133,7 @@ def test_the_conversation_is_sent_along_each_variant_with_its_own_answers(
 def test_an_error_is_shown_with_its_code_and_the_conversation_goes_on(browser: Browser, address: str) -> None:
     ask(browser, address, "a novel", "hello")
     assert "context_length_exceeded" in texts(browser, ".problem")[0]
-    assert texts(browser, ".turn:last-child .text") == ["Good morning from the harbour desk."]
+    assert texts(browser, ".turn:last-child .text p") == ["Good morning from the harbour desk."]
 
 
 def test_with_keys_the_page_asks_for_one_and_then_works(browser: Browser) -> None:
@@ -163,37 +149,13 @@ def test_with_keys_the_page_asks_for_one_and_then_works(browser: Browser) -> Non
     assert [t.user for t in assistant.turns] == ["ann"]
 
 
-def test_a_thumb_and_its_words_are_sent_with_the_answers_id(browser: Browser) -> None:
-    assistant = Scripted()
-    with served(assistant) as url:
-        ask(browser, url, "the ferry?")
-        (turn_id,) = (t.id for t in assistant.turns)
-        assert browser.run("document.querySelectorAll('.thumb').length") == 2
-        browser.run("document.querySelector('.thumb.down').click()")
-        browser.wait(
-            "document.querySelector('.thumb.down').getAttribute('aria-pressed') === 'true' && !document.querySelector('.words').hidden"
-        )
-        browser.run("document.querySelector('.words input').focus()")
-        browser.type("At 12, not 17.")
-        browser.press("Enter", 13)
-        browser.wait("document.querySelector('.said').textContent === 'Kept. Thank you.'")
-        browser.run("document.querySelector('.thumb.down').click()")
-        browser.wait("document.querySelector('.thumb.down').getAttribute('aria-pressed') === 'false'")
-    assert [given[:3] for given in assistant.opinions_given] == [
-        (turn_id, -1, None),
-        (turn_id, -1, "At 12, not 17."),
-        (turn_id, 0, None),
-    ]
-    assert browser.errors == []
-
-
 def test_where_nothing_is_recorded_the_page_says_so(browser: Browser) -> None:
     assistant = Scripted()
     assistant.records = False
     with served(assistant) as url:
         ask(browser, url, "hello")
         browser.run("document.querySelector('.thumb').click()")
-        assert "keeps no turns" in browser.wait("document.querySelector('.said').textContent")
+        assert "keeps no turns" in browser.wait("document.querySelector('.thanks').textContent")
         assert browser.run("document.querySelector('.thumb').getAttribute('aria-pressed')") == "false"
 
 
@@ -213,3 +175,140 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, address: 
         assert len(set(tops)) == 1
     finally:
         browser.size(1200, 900)
+
+
+def test_a_question_is_edited_and_an_answer_regenerated_and_earlier_versions_stay_reachable(
+    browser: Browser,
+) -> None:
+    assistant = Scripted()
+    with served(assistant) as url:
+        ask(browser, url, "hello", "seed one", "hello again")
+        press(browser, ".turn:nth-child(2) .asked [title^='Ask it differently']")
+        browser.run("document.querySelector('.editing textarea').value = 'the ferry?'")
+        press(browser, ".editing .primary")
+        settled(browser, 2)
+        assert texts(browser, ".question") == ["hello", "the ferry?"]
+        assert [m.content for m in assistant.turns[-1].messages] == [
+            "hello",
+            "Good morning from the harbour desk.",
+            "the ferry?",
+        ]
+        press(browser, ".turn:nth-child(2) .acts [title^='Ask again']")
+        settled(browser, 2)
+        assert texts(browser, ".versions") == ["‹3/3›"]
+        press(browser, "[aria-label='Earlier version']")
+        press(browser, "[aria-label='Earlier version']")
+        assert texts(browser, ".question") == ["hello", "seed one", "hello again"]
+        say(browser, "37 times 12")
+        settled(browser, 4)
+    assert [m.content for m in assistant.turns[-1].messages][2] == "seed one"
+    assert browser.errors == []
+
+
+def test_a_refused_turn_is_marked_and_left_out_of_what_is_sent_on(browser: Browser) -> None:
+    assistant = Scripted()
+    with served(assistant) as url:
+        ask(browser, url, "a card number", "hello")
+        assert texts(browser, ".turn.refused .fault") == [
+            "This message was refused by the rule no-card-numbers. It is left out of what is sent on."
+        ]
+    assert [m.content for m in assistant.turns[-1].messages] == ["hello"]
+
+
+def test_an_error_keeps_the_message_and_is_tried_again_in_place(browser: Browser) -> None:
+    assistant = Scripted()
+    with served(assistant) as url:
+        ask(browser, url, "hello", "please crash")
+        assert texts(browser, ".problem b") == ["Something failed on the server."]
+        assert texts(browser, ".question") == ["hello", "please crash"]
+        press(browser, ".problem .retry")
+        browser.wait(f"{SETTLED} && document.querySelector('.problem')")
+        assert len(assistant.turns) == 3
+        assert texts(browser, ".question") == ["hello", "please crash"]
+        assert texts(browser, ".versions") == []
+
+
+def test_a_server_that_is_gone_is_told_in_plain_words(browser: Browser) -> None:
+    with served(Scripted()) as url:
+        ask(browser, url, "hello")
+    say(browser, "still there?")
+    settled(browser, 2)
+    assert texts(browser, ".problem b") == ["The server cannot be reached."]
+
+
+def test_a_link_fills_the_box_and_does_not_send(browser: Browser) -> None:
+    assistant = Scripted()
+    with served(assistant) as url:
+        open_page(browser, url, q="hello <b>")
+        browser.wait("document.querySelector('#message').value === 'hello <b>'")
+        assert assistant.turns == []
+        browser.press("Enter", 13)
+        settled(browser, 1)
+    assert [t.messages[-1].content for t in assistant.turns] == ["hello <b>"]
+
+
+def test_a_footnote_opens_its_passage_and_focus_comes_back(browser: Browser, address: str) -> None:
+    ask(browser, address, "the ferry?")
+    press(browser, ".footnote")
+    browser.wait("document.querySelector('#passage').open")
+    assert texts(browser, "#passage-title") == ["1. notices/ferries.md"]
+    assert texts(browser, "#passage-text mark") == ["Jorpel leaves at 17"]
+    press(browser, "#passage .primary")
+    browser.wait("document.activeElement.id === 'message'")
+
+
+def test_feedback_has_reasons_words_and_a_better_answer(browser: Browser) -> None:
+    assistant = Scripted()
+    with served(assistant) as url:
+        ask(browser, url, "the ferry?")
+        press(browser, ".thumb.down")
+        press(browser, ".reasons button:nth-child(3)")
+        browser.run("document.querySelector('.opinion input').value = 'At 12, not 17.'")
+        press(browser, ".opinion .row .act")
+        browser.run("document.querySelector('.opinion textarea').value = 'At 12.'")
+        press(browser, ".opinion .primary")
+        browser.wait("document.querySelector('.thanks').textContent === 'Kept. Thank you.'")
+        press(browser, ".thumb.down")
+        browser.wait("document.querySelector('.thumb.down').getAttribute('aria-pressed') === 'false'")
+    (turn_id,) = (t.id for t in assistant.turns)
+    assert assistant.opinions_given == [
+        (turn_id, -1, None, None, None, ()),
+        (turn_id, -1, "At 12, not 17.", "At 12.", None, ("wrong_source",)),
+        (turn_id, 0, None, None, None, ()),
+    ]
+    assert browser.errors == []
+
+
+def test_the_history_is_kept_in_the_browser_found_renamed_and_deleted(browser: Browser) -> None:
+    with served(Scripted()) as url:
+        ask(browser, url, "the ferry?")
+        first = browser.run("location.hash")
+        press(browser, "#fresh")
+        say(browser, "hello")
+        settled(browser, 1)
+        press(browser, "#history-open")
+        browser.wait("document.querySelectorAll('#history-list .open').length === 2")
+        assert texts(browser, "#history-list .open") == ["hello", "the ferry?"]
+        browser.run(
+            "document.querySelector('#history-search').value = 'JORPEL'; document.querySelector('#history-search').dispatchEvent(new Event('input'))"
+        )
+        browser.wait("document.querySelectorAll('#history-list .open').length === 1")
+        press(browser, "#history-list .open")
+        browser.wait("document.querySelector('.question').textContent === 'the ferry?'")
+        assert texts(browser, ".text mark") == ["Jorpel leaves at 17."]
+        assert browser.run("location.hash") == first
+        press(browser, "#history-list [aria-label^=Rename]")
+        browser.run("document.querySelector('.rename input').value = 'Boats'")
+        press(browser, ".rename button")
+        browser.wait("document.querySelector('#history-list .open')?.textContent === 'Boats'")
+        press(browser, "#history-list [aria-label^=Delete]")
+        assert texts(browser, "#history-list .open") == ["Boats"]
+        press(browser, "#history-list [aria-label^='Press again']")
+        browser.wait("document.querySelectorAll('#history-list .open').length === 0")
+        assert browser.run("document.querySelectorAll('.turn').length") == 0
+        browser.open("about:blank")
+        browser.open(f"{url}/{first}")
+        browser.wait("document.querySelectorAll('#examples button').length")
+        assert browser.run("document.querySelectorAll('.turn').length") == 0
+        press(browser, "#history-close")
+    assert browser.errors == []

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from pathlib import Path
+from posixpath import normpath
 
 import httpx
 import pytest
 
-PAGES = {p.name: p.read_text() for p in files("demeanor.server").joinpath("pages").iterdir() if p.is_file()}
+FOLDER = Path(str(files("demeanor.server").joinpath("pages")))
+ALL = {
+    p.relative_to(FOLDER).as_posix(): p.read_text()
+    for p in FOLDER.rglob("*")
+    if p.suffix in (".html", ".js", ".css", ".svg")
+}
+PAGES = {name: text for name, text in ALL.items() if not name.startswith("vendor/")}
+
+
+def imported(name: str, text: str) -> set[str]:
+    """The files that a script names, from /static/ on."""
+    found = re.findall(r'(?:from|import) "(\.[^"]+)"|import\("(\.[^"]+)"\)', text)
+    return {normpath(f"/static/{name}/../{a or b}") for a, b in found}
 
 
 async def test_the_page_and_every_file_it_names_are_served(client: httpx.AsyncClient) -> None:
     page = await client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     named = {*re.findall(r'(?:src|href)="(/[^"]+)"', page.text)}
-    named |= {f"/static/{name}" for text in PAGES.values() for name in re.findall(r'from "\./([^"]+)"', text)}
-    assert named == {f"/static/{name}" for name in PAGES if name != "chat.html"}
+    named = named.union(*(imported(name, text) for name, text in PAGES.items()))
+    assert named == {f"/static/{name}" for name in ALL if not name.endswith(".html")}
     kinds = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
     for path in named:
         response = await client.get(path)
@@ -39,7 +53,7 @@ def test_nothing_comes_from_elsewhere(name: str) -> None:
 
 
 def test_nothing_is_inline() -> None:
-    page = PAGES["chat.html"]
+    (page,) = [text for name, text in PAGES.items() if name == "chat.html"]
     assert re.findall(r"<script(?![^>]*\bsrc=)", page) == []
     assert "<style" not in page
     assert re.findall(r"\s(?:on\w+|style)=", page) == []
@@ -59,7 +73,12 @@ def test_text_never_becomes_markup(name: str) -> None:
         assert sink not in PAGES[name]
 
 
-def test_every_element_the_script_asks_for_is_in_the_page() -> None:
-    asked = set(re.findall(r'\$\("(\w+)"\)', PAGES["chat.js"]))
-    assert asked <= set(re.findall(r'\bid="(\w+)"', PAGES["chat.html"]))
+def test_every_element_the_scripts_ask_for_is_in_the_page() -> None:
+    asked = {
+        x
+        for name, text in PAGES.items()
+        if name.endswith(".js")
+        for x in re.findall(r'\$\("([\w-]+)"\)', text)
+    }
+    assert asked <= set(re.findall(r'\bid="([\w-]+)"', PAGES["chat.html"]))
     assert len(asked) > 10

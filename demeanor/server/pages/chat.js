@@ -1,247 +1,246 @@
-// The chat page: asks the public API, streams the answers, and shows what every layer did.
-// Everything a model or a document says is put into the page as text, never as markup.
-import { strip, answerText } from "./trace.js";
-import { el, replace } from "./dom.js";
-import { events } from "./sse.js";
-import { thumbs } from "./thumbs.js";
+// The chat page: asks the public API, streams the answers, shows what every layer did, keeps the conversations.
+// Everything a model, a document or a person says is put into the page as text, never as markup.
+import { $, button, el, replace } from "./dom.js";
+import { call, stream } from "./api.js";
+import { blankAnswer, take } from "./answer.js";
+import { attachments } from "./files.js";
+import { addTurn, choose, messagesFor, newConversation, path, versions } from "./conversation.js";
+import { asMarkdown, save } from "./export.js";
+import { browserHistory } from "./history.js";
+import { composer, focusBox, write } from "./composer.js";
+import { copied } from "./clipboard.js";
+import { fillPicks, isBlindChosen, label, picked, showPicks } from "./picks.js";
+import { locked, unlock } from "./locked.js";
+import { plainWords } from "./errors.js";
+import { allow, chosen, settingsDialog, theme } from "./settings.js";
+import { sidebar } from "./sidebar.js";
+import { isBlind, turnView } from "./turn.js";
+import { follow, toBottom } from "./scroll.js";
 
-const $ = (id) => document.getElementById(id);
-const state = { name: "", models: [], turns: [], running: null };
+const query = new URLSearchParams(location.search);
+const state = { name: "", conversation: newConversation(), views: new Map(), running: null, history: browserHistory(), queue: query.getAll("q") };
+const files = attachments(() => {});
 
-// ---- the API ----
+// ---- turns ----
 
-function headers() {
-  const key = sessionStorage.getItem("key");
-  return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
+const acts = {
+  label: (id) => label(state.name, id),
+  runs: (turn) => state.running?.turn === turn,
+  follow,
+  details: query.has("details"),
+  opine: (opinion) => call("POST", "/v1/feedback", opinion),
+  compare: (comparison) => call("POST", "/v1/comparisons", comparison),
+  async voted(turn, verdict) {
+    turn.vote = verdict;
+    refresh();
+    await keep();
+  },
+  again: (turn) => ask(turn.parent, turn.question, turn.files),
+  edit: (turn, question) => ask(turn.parent, question, turn.files),
+  async retry(turn) {
+    if (state.running) return;
+    turn.answers = turn.answers.map((answer) => (answer.error ? blankAnswer(answer.model) : answer));
+    turn.fault = null;
+    state.views.get(turn.id).show();
+    await run(turn);
+  },
+  version(turn) {
+    choose(state.conversation, turn.id);
+    draw();
+    keep();
+    state.views.get(turn.id).section.querySelector(".versions button:not(:disabled)")?.focus();
+  },
+};
+
+function view(turn) {
+  if (!state.views.has(turn.id)) state.views.set(turn.id, turnView(turn, acts));
+  return state.views.get(turn.id);
 }
 
-async function failure(response) {
-  const body = await response.json().catch(() => ({}));
-  const error = new Error(body.error?.message ?? `HTTP ${response.status}`);
-  return Object.assign(error, { status: response.status, code: body.error?.code, id: response.headers.get("x-request-id") });
+async function ask(parent, question, attached) {
+  if (state.running || !(question.trim() || attached.length)) return;
+  const models = picked(), blind = isBlindChosen();
+  if (blind && crypto.getRandomValues(new Uint8Array(1))[0] % 2) models.reverse();
+  const turn = addTurn(state.conversation, parent, { question, files: attached, blind });
+  turn.answers = models.map(blankAnswer);
+  state.running = { turn };
+  draw();
+  toBottom();
+  await run(turn);
 }
 
-async function ask(model, messages, answer, signal) {
-  const body = { model, messages, stream: true, stream_options: { include_usage: true } };
-  const response = await fetch("/v1/chat/completions", { method: "POST", headers: headers(), body: JSON.stringify(body), signal });
-  if (!response.ok) throw await failure(response);
-  for await (const chunk of events(response)) {
-    if (chunk.error) throw Object.assign(new Error(chunk.error.message), { code: chunk.error.code });
-    answer.id = chunk.id;
-    const delta = chunk.choices[0]?.delta ?? {};
-    if (delta.refusal) answer.refusal = delta.refusal;
-    if (delta.content) answer.text += delta.content;
-    if (delta.tool_calls) answer.calls.push(...delta.tool_calls);
-    if (chunk.demeanor) Object.assign(answer, { trace: chunk.demeanor, usage: chunk.usage });
-    answer.paint();
-  }
-}
-
-async function opine(opinion) {
-  const response = await fetch("/v1/feedback", { method: "POST", headers: headers(), body: JSON.stringify(opinion) });
-  if (!response.ok) throw await failure(response);
-}
-
-// ---- one turn ----
-
-function history(side) {
-  const said = (answer) => answer.refusal ?? answer.text;
-  return state.turns.flatMap((turn) => {
-    const answer = turn.answers[side] ?? turn.answers[0];
-    const user = { role: "user", content: turn.question };
-    return answer && said(answer) ? [user, { role: "assistant", content: said(answer) }] : answer ? [] : [user];
-  });
-}
-
-function blank(model, both) {
-  const text = el("div", { class: "text" });
-  const foot = el("div", { class: "foot" });
-  const card = el("article", { class: "answer waiting" }, both && el("h3", { title: model }, label(model)), text, foot);
-  const answer = { model, id: null, text: "", refusal: null, calls: [], trace: null, usage: null, error: null, stopped: false, card };
-  answer.paint = () => follow(() => replace(text, answerText(answer)));
-  answer.settle = () => follow(() => {
-    card.classList.remove("waiting");
-    replace(text, answerText(answer));
-    replace(foot, answer.trace && thumbs(answer.id, opine), strip(answer, new URLSearchParams(location.search).has("details")));
-  });
-  return answer;
-}
-
-async function send(question) {
-  if (state.running || !question.trim()) return;
-  const models = [$("first").value, $("second").value].filter(Boolean);
-  const turn = { question, answers: [] };
-  state.turns.push(turn);
-  const asked = models.map((_, side) => history(side));
-  turn.answers = models.map((model) => blank(model, models.length > 1));
-  const cards = el("div", { class: `answers of${models.length}` }, ...turn.answers.map((a) => a.card));
-  $("log").append(el("section", { class: "turn" }, el("p", { class: "question" }, question), cards));
-  state.running = new AbortController();
+async function run(turn) {
+  const controller = new AbortController(), { conversation } = state;
+  state.running = { turn, controller };
   show();
-  bottom();
-  await Promise.all(turn.answers.map(async (answer, side) => {
-    try {
-      await ask(answer.model, asked[side], answer, state.running.signal);
-    } catch (error) {
-      if (error.name === "AbortError") answer.stopped = true;
-      else answer.error = error;
-    }
-    answer.settle();
-  }));
+  refresh();
+  keep(conversation);
+  const { system, fields } = chosen();
+  const open = turn.answers.map((answer, side) => [answer, view(turn).cards[side]]).filter(([answer]) => !answer.id && !answer.stopped);
+  await Promise.all(open.map(([answer, card]) => one(conversation, turn, answer, card, { system, fields, signal: controller.signal })));
+  if (state.running?.controller !== controller) return keep(conversation);
   state.running = null;
-  $("status").textContent = turn.answers.map((a) => a.error?.message ?? a.refusal ?? a.text).join(" — ");
+  follow(refresh);
   show();
-  const locked = turn.answers.find((a) => a.error?.status === 401);
-  if (locked) unlock();
+  $("status").textContent = turn.answers.map((a) => (a.error ? plainWords(a.error).title : a.refusal ?? a.text)).join(" — ");
+  await keep(conversation);
+  if (turn.answers.some((a) => a.error?.status === 401)) unlock();
+  else if (!document.activeElement || document.activeElement === document.body || document.activeElement === $("send")) focusBox();
+  return next();
+}
+
+async function one(conversation, turn, answer, card, { system, fields, signal }) {
+  const { messages, owners } = messagesFor(conversation, turn, answer.model, system);
+  const body = { model: answer.model, messages, ...fields, stream: true, stream_options: { include_usage: true } };
+  card.grow();
+  try {
+    for await (const chunk of stream("/v1/chat/completions", body, signal)) {
+      take(answer, chunk);
+      card.grow();
+    }
+  } catch (error) {
+    if (error.name === "AbortError") answer.stopped = true;
+    else {
+      const { message, code, status, param, wait, id } = error;
+      answer.error = { message, code, status, param, wait, id };
+      const at = /^messages\[(\d+)\]/.exec(param ?? "");
+      const owner = at && conversation.turns[owners[Number(at[1])]];
+      if (owner) owner.fault = message;
+    }
+  }
+  follow(() => card.settle(isBlind(turn)));
 }
 
 // ---- the page ----
 
-function label(id) {
-  if (id === state.name) return `${id} (every layer)`;
-  if (id.startsWith(`${state.name}:`)) return id.slice(state.name.length + 1).replaceAll("+", " + ");
-  if (id.startsWith(`${state.name}-`)) return `without ${id.slice(state.name.length + 1).replaceAll("-", ", ")}`;
-  return id;
+function draw() {
+  replace($("log"), path(state.conversation).map((turn) => view(turn).section));
+  refresh();
+  show();
 }
 
-function nearBottom() {
-  const box = $("scroll");
-  return box.scrollHeight - box.scrollTop - box.clientHeight < 80;
-}
-
-function bottom() {
-  $("scroll").scrollTop = $("scroll").scrollHeight;
-}
-
-function follow(change) {
-  const stuck = nearBottom();
-  change();
-  if (stuck) bottom();
+function refresh() {
+  for (const turn of path(state.conversation)) view(turn).refresh(versions(state.conversation, turn));
 }
 
 function show() {
-  $("welcome").hidden = state.turns.length > 0;
-  document.body.classList.toggle("running", Boolean(state.running));
-  document.body.classList.toggle("two", Boolean($("second").value));
-  const name = state.running ? "Stop" : "Send";
-  $("send").setAttribute("aria-label", name);
-  $("send").title = state.running ? "Stop (Esc)" : "Send (Enter)";
-  $("link").disabled = $("fresh").disabled = state.turns.length === 0;
-}
-
-function grow() {
-  const box = $("message");
-  box.style.height = "auto";
-  box.style.height = `${Math.min(box.scrollHeight, 200)}px`;
+  const any = state.conversation.last !== null, running = Boolean(state.running);
+  $("welcome").hidden = any;
+  document.body.classList.toggle("running", running);
+  $("send").setAttribute("aria-label", running ? "Stop" : "Send");
+  $("send").title = running ? "Stop (Esc)" : "Send (Enter)";
+  for (const id of ["link", "fresh", "save-text", "save-data"]) $(id).disabled = !any;
+  document.title = state.conversation.title && any ? `${state.conversation.title} · ${state.name}` : state.name || "Demeanor";
 }
 
 function submit() {
-  const question = $("message").value;
   if (state.running) return stop();
-  $("message").value = "";
-  grow();
-  send(question);
+  const question = $("message").value, last = state.conversation.last;
+  if (!question.trim() && !files.any()) return undefined;
+  write("");
+  return ask(last, question, files.takeAll());
 }
 
 function stop() {
-  state.running?.abort();
+  state.running?.controller?.abort();
 }
 
-function fresh() {
+// Put the next question of the link into the box; the person sends it.
+function next() {
+  if (state.queue.length && !$("message").value) write(state.queue.shift());
+}
+
+function begin(conversation) {
   stop();
-  state.turns = [];
-  replace($("log"));
-  show();
-  $("message").focus();
+  state.conversation = conversation;
+  state.views.clear();
+  for (const turn of Object.values(conversation.turns)) for (const answer of turn.answers) if (!answer.id && !answer.error) answer.stopped = true;
+  history.replaceState(null, "", conversation.last ? `${location.pathname}${location.search}#${conversation.id}` : `${location.pathname}${location.search}`);
+  draw();
+  list.show();
+  toBottom();
+  focusBox();
 }
 
-function unlock() {
-  $("locked").showModal();
-  $("key").focus();
+// ---- kept conversations ----
+
+async function keep(conversation = state.conversation) {
+  if (!conversation.last) return;
+  conversation.updated = Date.now();
+  if (conversation === state.conversation) history.replaceState(null, "", `${location.pathname}${location.search}#${conversation.id}`);
+  try {
+    await (await state.history).put(conversation);
+    $("kept-note").textContent = "";
+  } catch (error) {
+    $("kept-note").textContent = `This conversation could not be kept: ${error.message}`;
+  }
+  await list.show();
 }
 
-async function copyLink() {
-  const query = new URLSearchParams();
-  for (const turn of state.turns) query.append("q", turn.question);
-  query.set("models", [$("first").value, $("second").value].filter(Boolean).join(","));
-  await navigator.clipboard.writeText(`${location.origin}/?${query}`);
-  $("link").textContent = "Copied";
-  setTimeout(() => { $("link").textContent = "Link"; }, 1200);
+const list = sidebar({
+  history: () => state.history,
+  current: () => state.conversation.id,
+  async open(id) {
+    const found = await (await state.history).get(id);
+    if (found) begin(found);
+    if (matchMedia("(max-width: 52rem)").matches) drawer(false);
+  },
+  renamed: ({ id, title }) => { if (id === state.conversation.id) { state.conversation.title = title; show(); } },
+  removed: (id) => { if (id === state.conversation.id) begin(newConversation()); },
+});
+
+function drawer(open) {
+  document.body.classList.toggle("drawer", open);
+  $("history-open").setAttribute("aria-expanded", String(open));
+  $("history").inert = !open;
+  localStorage.setItem("drawer", open ? "open" : "closed");
+  if (open) list.show();
 }
 
-function theme(next) {
-  if (next) localStorage.setItem("theme", next);
-  const chosen = next ?? new URLSearchParams(location.search).get("theme") ?? localStorage.getItem("theme") ?? "auto";
-  document.documentElement.dataset.theme = chosen;
-  $("theme").textContent = { auto: "Auto", light: "Light", dark: "Dark" }[chosen] ?? "Auto";
-}
-
-function options(models, chosen) {
-  const group = (name, fits) => {
-    const members = models.filter((m) => fits(m.id));
-    return members.length && el("optgroup", { label: name }, ...members.map((m) =>
-      el("option", { value: m.id, title: m.demeanor.description, selected: m.id === chosen }, label(m.id))));
-  };
-  const alone = (id) => id.startsWith(`${state.name}:`), without = (id) => id.startsWith(`${state.name}-`);
-  return [group("The stack", (id) => !alone(id) && !without(id)), group("Only these layers", alone), group("All but", without)];
-}
+// ---- the start ----
 
 async function load() {
-  const response = await fetch("/v1/models", { headers: headers() });
-  if (response.status === 401) return unlock();
-  if (!response.ok) throw await failure(response);
-  const { data, demeanor } = await response.json();
-  Object.assign(state, { models: data, name: demeanor.name });
-  document.title = $("name").textContent = demeanor.name;
-  const wanted = (new URLSearchParams(location.search).get("models") ?? "").split(",").filter(Boolean);
-  const offered = data.map((m) => m.id);
-  const models = [...data, ...wanted.filter((id) => !offered.includes(id)).map((id) => ({ id, demeanor: { description: "" } }))];
-  replace($("first"), ...options(models, wanted[0] ?? demeanor.name));
-  replace($("second"), el("option", { value: "" }, "one answer"), ...options(models, wanted[1]));
-  replace($("examples"), ...demeanor.examples.map((text) => {
-    const button = el("button", { type: "button" }, text);
-    button.addEventListener("click", () => send(text));
-    return button;
-  }));
-  show();
-  if (!state.turns.length) for (const question of new URLSearchParams(location.search).getAll("q")) await send(question);
+  const { data, demeanor } = await call("GET", "/v1/models");
+  state.name = demeanor.name;
+  $("name").textContent = demeanor.name;
+  fillPicks(state.name, data, (query.get("models") ?? "").split(",").filter(Boolean));
+  if (demeanor.page) allow(demeanor.page.settings);
+  replace($("examples"), demeanor.examples.map((text) => button(text, () => ask(null, text, []))));
+  const kept = location.hash.length > 1 && !state.conversation.last ? await (await state.history).get(decodeURIComponent(location.hash.slice(1))) : null;
+  if (kept) state.queue = [];
+  if (kept) begin(kept);
+  else draw();
+  next();
+  list.show();
 }
 
 async function start() {
   theme();
-  show();
   try {
     await load();
+    replace($("problem"));
   } catch (error) {
-    replace($("log"), el("p", { class: "problem" }, `The server could not be asked: ${error.message}`));
+    if (error.status === 401) return unlock(sessionStorage.getItem("key") ? "That key is not known here." : "");
+    const { title, advice, detail } = plainWords(error);
+    replace($("problem"), el("div", { class: "problem", role: "alert" }, el("b", {}, title), ` ${advice} `, button("Try again", start, { class: "retry" }), el("small", {}, detail)));
   }
+  return focusBox();
 }
 
-$("composer").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
-$("message").addEventListener("input", grow);
-$("message").addEventListener("keydown", (event) => {
-  if (event.isComposing) return;
-  if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); if (!state.running) submit(); }
-  if (event.key === "ArrowUp" && !event.target.value && state.turns.length) {
-    event.preventDefault();
-    event.target.value = state.turns.at(-1).question;
-    grow();
-  }
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") stop();
-  if (event.key === "/" && !event.target.closest("input, textarea, select, dialog")) { event.preventDefault(); $("message").focus(); }
-});
-for (const id of ["first", "second"]) $(id).addEventListener("change", show);
-$("fresh").addEventListener("click", fresh);
-$("link").addEventListener("click", copyLink);
-$("theme").addEventListener("click", () => {
-  theme({ auto: "light", light: "dark", dark: "auto" }[document.documentElement.dataset.theme] ?? "auto");
-});
-$("locked").addEventListener("close", () => {
-  if (!$("key").value) return;
-  sessionStorage.setItem("key", $("key").value);
-  $("key").value = "";
-  start();
-});
+composer({ submit, stop, running: () => Boolean(state.running), last: () => path(state.conversation).at(-1)?.question });
+settingsDialog(focusBox);
+locked(start);
+for (const id of ["first", "second", "blind"]) $(id).addEventListener("change", showPicks);
+$("fresh").addEventListener("click", () => begin(newConversation()));
+$("history-open").addEventListener("click", () => drawer(!document.body.classList.contains("drawer")));
+$("history-close").addEventListener("click", () => { drawer(false); $("history-open").focus(); });
+$("link").addEventListener("click", () => copied($("link"), () => {
+  const link = new URLSearchParams(path(state.conversation).map((turn) => ["q", turn.question]));
+  link.set("models", picked().join(","));
+  return `${location.origin}/?${link}`;
+}));
+$("save-text").addEventListener("click", () => save(`${state.conversation.title}.md`, asMarkdown(state.conversation), "text/markdown"));
+$("save-data").addEventListener("click", () => save(`${state.conversation.title}.json`, JSON.stringify(state.conversation, null, 1), "application/json"));
+$("passage").addEventListener("close", focusBox);
+drawer(localStorage.getItem("drawer") === "open" && !matchMedia("(max-width: 52rem)").matches);
 start();

@@ -1,4 +1,6 @@
-// Two ways to make page content; strings always become text nodes.
+// Ways to make page content; strings always become text nodes.
+
+export const $ = (id) => document.getElementById(id);
 
 export function el(tag, attributes, ...children) {
   const made = document.createElement(tag);
@@ -6,10 +8,21 @@ export function el(tag, attributes, ...children) {
     if (value === true) made.setAttribute(name, "");
     else if (value !== false && value != null) made.setAttribute(name, value);
   }
-  made.append(...children.flat().filter((child) => child !== false && child != null && child !== 0));
+  for (const child of children.flat()) if (child !== false && child != null && child !== 0) made.append(child);
+  return made;
+}
+
+// A button that does `act` when it is pressed.
+export function button(words, act, attributes) {
+  const made = el("button", { type: "button", ...attributes }, words);
+  made.addEventListener("click", act);
   return made;
 }
 
 export function replace(parent, ...children) {
-  parent.replaceChildren(...children.flat().filter(Boolean));
+  const kept = document.createDocumentFragment();
+  for (const child of children.flat()) if (child) kept.append(child);
+  parent.replaceChildren(kept);
 }
+
+export const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;

@@ -9,6 +9,7 @@ export async function* events(response) {
     const frames = (rest + value).split("\n\n");
     rest = frames.pop();
     for (const frame of frames) {
+      if (frame.startsWith(":")) continue; // a comment keeps the line alive
       const data = frame.replace(/^data: /, "");
       if (data === "[DONE]") return;
       yield JSON.parse(data);

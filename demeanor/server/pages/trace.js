@@ -1,42 +1,10 @@
-// An answer and, under it, what every layer did: built from the `demeanor` object of the response.
+// What every layer did to an answer: built from the `demeanor` object of the response.
 // Offsets count code points, so texts are cut as arrays of characters.
-import { el } from "./dom.js";
+import { el, plural } from "./dom.js";
+import { highlighted } from "./sources.js";
 
 const chars = (text) => Array.from(text);
-const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 const of = (answer, kind) => (answer.trace?.events ?? []).filter((event) => event.kind === kind);
-
-// ---- the answer itself ----
-
-export function answerText(answer) {
-  const parts = [];
-  if (answer.refusal !== null) {
-    if (answer.text && answer.text !== answer.refusal) parts.push(el("span", { class: "withdrawn" }, answer.text));
-    parts.push(el("span", { class: "refusal" }, answer.refusal));
-  } else parts.push(...cited(answer));
-  for (const call of answer.calls) parts.push(el("code", { class: "call" }, `${call.function.name}(${call.function.arguments})`));
-  if (answer.stopped) parts.push(el("span", { class: "note" }, answer.text ? " stopped" : "Stopped."));
-  if (answer.error) parts.push(problem(answer.error));
-  return parts;
-}
-
-function problem(error) {
-  const small = [error.code, error.id].filter(Boolean).join(" · ");
-  return el("div", { class: "problem" }, error.message, small && el("small", {}, small));
-}
-
-function cited(answer) {
-  const numbers = new Map(of(answer, "passage").map((passage, i) => [passage.id, i + 1]));
-  const text = chars(answer.text);
-  const parts = [];
-  let at = 0;
-  for (const { start, end, passage_id: id } of of(answer, "citation").sort((a, b) => a.start - b.start)) {
-    if (start < at || end > text.length) continue;
-    parts.push(text.slice(at, start).join(""), el("mark", {}, text.slice(start, end).join("")), el("sup", {}, String(numbers.get(id) ?? "?")));
-    at = end;
-  }
-  return [...parts, text.slice(at).join("")];
-}
 
 // ---- the strip ----
 
@@ -108,18 +76,6 @@ function passage(event, answer) {
     el("p", { class: "verb" }, el("sup", {}, String(number)), ` ${event.source} `, el("small", {}, `score ${event.score.toFixed(2)}${spans.length ? ", cited" : ""}`)),
     el("blockquote", { class: spans.length ? "cited" : "" }, ...highlighted(event.text, quotes)),
   ];
-}
-
-function highlighted(text, quotes) {
-  const found = quotes.filter((quote) => quote).map((quote) => [text.toLowerCase().indexOf(quote.toLowerCase()), quote.length]);
-  const parts = [];
-  let at = 0;
-  for (const [start, length] of found.filter(([start]) => start >= 0).sort((a, b) => a[0] - b[0])) {
-    if (start < at) continue;
-    parts.push(text.slice(at, start), el("mark", {}, text.slice(start, start + length)));
-    at = start + length;
-  }
-  return [...parts, text.slice(at)];
 }
 
 function clock(answer) {
