@@ -299,16 +299,30 @@ def judged(rules: Sequence[Rule], text: str) -> list[Judged]:
 def feedback_store_in(database: Database) -> FeedbackStore:
     """Stores feedback with its turn; a user with a key may give it on their own turns only."""
 
-    def store(turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None) -> bool:
+    def store(
+        turn_id: str,
+        score: int,
+        comment: str | None,
+        corrected: str | None,
+        user: str | None,
+        reasons: tuple[str, ...] = (),
+    ) -> bool:
         stored = database.turn(turn_id)
         if stored is None or (user is not None and stored.turn.user != user):
             return False
-        database.add_feedback(turn_id, score, comment or "", user or stored.turn.user, corrected)
+        database.add_feedback(
+            turn_id, score, comment or "", user or stored.turn.user, corrected, reasons=reasons
+        )
         return True
 
     async def give(
-        turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None
+        turn_id: str,
+        score: int,
+        comment: str | None,
+        corrected: str | None,
+        user: str | None,
+        reasons: tuple[str, ...] = (),
     ) -> bool:
-        return await asyncio.to_thread(store, turn_id, score, comment, corrected, user)
+        return await asyncio.to_thread(store, turn_id, score, comment, corrected, user, reasons)
 
     return give

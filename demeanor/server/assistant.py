@@ -58,7 +58,13 @@ class FeedbackStore(Protocol):
     """
 
     def __call__(
-        self, turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None
+        self,
+        turn_id: str,
+        score: int,
+        comment: str | None,
+        corrected: str | None,
+        user: str | None,
+        reasons: tuple[str, ...] = (),
     ) -> Awaitable[bool]: ...
 
 

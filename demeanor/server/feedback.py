@@ -5,7 +5,7 @@ In: the id of a completion, a score, optionally a comment and a better answer. O
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
@@ -15,7 +15,8 @@ from demeanor.server.endpoint import WITH_BODY, documented, json_response, read_
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import Body, ResponseObject
 
-MAX_CHARS = 20_000
+MAX_CHARS, MAX_REASONS = 20_000, 16
+Reason: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 router = APIRouter()
 
 
@@ -30,6 +31,9 @@ class FeedbackRequest(Body):
     corrected: str | None = Field(
         None, min_length=1, max_length=MAX_CHARS, description="what the answer should have been"
     )
+    reasons: list[Reason] = Field(
+        default=[], max_length=MAX_REASONS, description="codes of why, such as wrong_source"
+    )
 
 
 class FeedbackAnswer(ResponseObject):
@@ -40,6 +44,7 @@ class FeedbackAnswer(ResponseObject):
     score: int
     comment: str | None
     corrected: str | None
+    reasons: list[str]
 
 
 @router.post(
@@ -56,7 +61,7 @@ async def create_feedback(request: Request) -> Response:
             status=409,
             code="no_record_layer",
         )
-    if not await store(body.id, body.score, body.comment, body.corrected, user):
+    if not await store(body.id, body.score, body.comment, body.corrected, user, tuple(body.reasons)):
         raise RequestError(
             f"id: no recorded turn{' of yours' if user else ''} has the id '{body.id}'.",
             status=404,

@@ -97,6 +97,7 @@ class Feedback:
     user: str
     created: datetime
     corrected: str | None = None
+    reasons: tuple[str, ...] = ()
 
 
 def open_url(url: str, *, root: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Database:
@@ -257,6 +258,7 @@ class Database:
         comment: str = "",
         user: str = "anonymous",
         corrected: str | None = None,
+        reasons: Sequence[str] = (),
     ) -> None:
         """Add a rating of an answer; raises DemeanorError for an unknown turn or a value outside of [-1,
         1]."""
@@ -265,14 +267,15 @@ class Database:
 
         def write(connection: Connection) -> int:
             return connection.execute(
-                "INSERT INTO feedback (turn, created, user, value, comment, corrected)"
-                " SELECT row, ?, ?, ?, ?, ? FROM turns WHERE id = ? ORDER BY row DESC LIMIT 1",
+                "INSERT INTO feedback (turn, created, user, value, comment, corrected, reasons)"
+                " SELECT row, ?, ?, ?, ?, ?, ? FROM turns WHERE id = ? ORDER BY row DESC LIMIT 1",
                 (
                     _stamp(self._now()),
                     user,
                     value,
                     comment,
                     corrected,
+                    ",".join(reasons),
                     turn_id,
                 ),
             ).rowcount
@@ -283,7 +286,7 @@ class Database:
     def feedback(self, turn_id: str | None = None) -> list[Feedback]:
         """Return feedback on one turn, or all of it; oldest first."""
         found = self.rows(
-            "SELECT turns.id, value, comment, feedback.user, created, corrected FROM feedback"
+            "SELECT turns.id, value, comment, feedback.user, created, corrected, reasons FROM feedback"
             " JOIN turns ON turns.row = feedback.turn"
             " WHERE ? IS NULL OR turns.id = ? ORDER BY feedback.row",
             turn_id,
@@ -297,6 +300,7 @@ class Database:
                 r["user"],
                 datetime.fromisoformat(r["created"]),
                 r["corrected"],
+                tuple(filter(None, r["reasons"].split(","))),
             )
             for r in found
         ]

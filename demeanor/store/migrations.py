@@ -96,6 +96,24 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE spending ADD COLUMN unpriced BIGINT NOT NULL DEFAULT 0",
         "ALTER TABLE turns ADD COLUMN cost_usd DOUBLE PRECISION",
     ),
+    (  # the pages: store/comparisons.py, store/marks.py, store/conversations.py; reasons are codes, joined by commas
+        "ALTER TABLE feedback ADD COLUMN reasons TEXT NOT NULL DEFAULT ''",
+        """CREATE TABLE comparisons (
+            id TEXT PRIMARY KEY, created TEXT NOT NULL, user TEXT NOT NULL,
+            first INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE,
+            second INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE,
+            verdict TEXT NOT NULL, blind INTEGER NOT NULL, comment TEXT NOT NULL)""",
+        "CREATE INDEX comparisons_first ON comparisons (first)",
+        "CREATE INDEX comparisons_second ON comparisons (second)",
+        """CREATE TABLE marks (
+            turn INTEGER NOT NULL REFERENCES turns (row) ON DELETE CASCADE, rule TEXT NOT NULL,
+            mark TEXT NOT NULL, note TEXT NOT NULL, user TEXT NOT NULL, created TEXT NOT NULL,
+            PRIMARY KEY (turn, rule))""",
+        """CREATE TABLE conversations (
+            user TEXT NOT NULL, id TEXT NOT NULL, title TEXT NOT NULL, words TEXT NOT NULL, body TEXT NOT NULL,
+            created TEXT NOT NULL, updated TEXT NOT NULL, PRIMARY KEY (user, id))""",
+        "CREATE INDEX conversations_updated ON conversations (user, updated)",
+    ),
 )
 
 

@@ -44,5 +44,5 @@ def texts(browser: Browser, selector: str) -> list[str]:
 
 def press(browser: Browser, selector: str) -> None:
     """Press the first button that fits."""
-    browser.wait(f"document.querySelector({selector!r})")
+    browser.wait(f"document.querySelector({selector!r}) !== null")
     browser.run(f"document.querySelector({selector!r}).click()")

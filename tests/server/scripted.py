@@ -93,7 +93,7 @@ class Scripted:
         self.records = True
         self.publishes: list[str] = []
         self.database: Database | None = None
-        self.opinions_given: list[tuple[str, int, str | None, str | None, str | None]] = []
+        self.opinions_given: list[tuple[str, int, str | None, str | None, str | None, tuple[str, ...]]] = []
 
     def models(self) -> list[ModelCard]:
         return CARDS
@@ -144,11 +144,17 @@ class Scripted:
         return self._opinion if self.records else None
 
     async def _opinion(
-        self, turn_id: str, score: int, comment: str | None, corrected: str | None, user: str | None
+        self,
+        turn_id: str,
+        score: int,
+        comment: str | None,
+        corrected: str | None,
+        user: str | None,
+        reasons: tuple[str, ...] = (),
     ) -> bool:
         if not any(t.id == turn_id and user in (None, t.user) for t in self.turns):
             return False
-        self.opinions_given.append((turn_id, score, comment, corrected, user))
+        self.opinions_given.append((turn_id, score, comment, corrected, user, reasons))
         return True
 
     def turn_store(self) -> Database | None:

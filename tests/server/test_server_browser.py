@@ -222,7 +222,7 @@ def test_an_error_keeps_the_message_and_is_tried_again_in_place(browser: Browser
         assert texts(browser, ".problem b") == ["Something failed on the server."]
         assert texts(browser, ".question") == ["hello", "please crash"]
         press(browser, ".problem .retry")
-        browser.wait(f"{SETTLED} && document.querySelector('.problem')")
+        browser.wait(f"{SETTLED} && document.querySelector('.problem') !== null")
         assert len(assistant.turns) == 3
         assert texts(browser, ".question") == ["hello", "please crash"]
         assert texts(browser, ".versions") == []

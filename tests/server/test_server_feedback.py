@@ -19,7 +19,12 @@ async def answered(client: httpx.AsyncClient, **headers: str) -> str:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"score": 1}, {"score": -1, "comment": "No.", "corrected": "At 17."}, {"score": 0, "comment": None}],
+    [
+        {"score": 1},
+        {"score": -1, "comment": "No.", "corrected": "At 17."},
+        {"score": 0, "comment": None},
+        {"score": -1, "reasons": ["wrong", "too_long"]},
+    ],
 )
 async def test_feedback_on_an_answer_is_stored_under_its_id(
     client: httpx.AsyncClient, assistant: Scripted, fields: dict[str, Any]
@@ -32,10 +37,18 @@ async def test_feedback_on_an_answer_is_stored_under_its_id(
         "id": turn_id,
         "comment": None,
         "corrected": None,
+        "reasons": [],
         **fields,
     }
     assert assistant.opinions_given == [
-        (turn_id, fields["score"], fields.get("comment"), fields.get("corrected"), None)
+        (
+            turn_id,
+            fields["score"],
+            fields.get("comment"),
+            fields.get("corrected"),
+            None,
+            tuple(fields.get("reasons", ())),
+        )
     ]
 
 
@@ -89,4 +102,4 @@ async def test_with_keys_one_may_judge_answers_of_ones_own_only() -> None:
             for h in ({}, bob, ann)
         ]
     assert statuses == [401, 404, 200]
-    assert [given[-1] for given in assistant.opinions_given] == ["ann"]
+    assert [given[4] for given in assistant.opinions_given] == ["ann"]
