@@ -8,6 +8,7 @@ builds: it measures, judges, writes and prints nothing.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from demeanor.engine.remote import RemoteModel, estimated_tokens, remote
 from demeanor.engine.respond import (
     Drafts,
     Engine,
+    TokenizerCodec,
     answer_logprob,
     cached,
     model_respond,
@@ -129,6 +131,18 @@ class StackRuntime:
         finally:
             self._weights.release(stage)
 
+    async def text_vectors(self, stage_key: str, texts: Sequence[str]) -> list[list[float]]:
+        """One unit vector per text from the stage with this key. Raises UsageError if the stack has no such stage."""
+        names = ("base", *(stage.name for stage in self.stack.spec.weights.stages))
+        stage = next((name for name in names if self.stack.stage_key(name) == stage_key), None)
+        if stage is None:
+            raise UsageError(
+                f"a probe was trained on weights with the stage key {stage_key}, which {self.stack.path} has not; train it again: "
+                "demeanor policy train ROWS --probe STACK.yaml --out FILE"
+            )
+        codec = TokenizerCodec((await asyncio.to_thread(self._weights.get, stage)).tokenizer)
+        return await self.vectors(stage, [codec.encode(text) for text in texts])
+
     def _load(self, stage: str) -> LoadedWeights:
         folder, spec = weights_folder(self.stack, self.runs, stage), self.stack.spec.weights
         tokenizer = tokenizers.load(folder)
@@ -211,6 +225,8 @@ class StackRuntime:
             open_check=lambda url: self.opened(url).check,
             open_servers=self.open_servers,
             shared=self._shared,
+            vectors=None if isinstance(self.stack.spec.weights.base, Remote) else self.text_vectors,
+            connect=connected,
         )
 
     def open_servers(self, spec: tools.Spec, taken: tuple[str, ...]) -> McpServers:
@@ -322,6 +338,16 @@ class StackRuntime:
 def _no_account() -> Account | None:
     """Evaluation pays for nobody's key."""
     return None
+
+
+def connected(url: str, model: str, key_env: str | None, timeout_s: float) -> Respond:
+    """Another model that layers may ask; raises UsageError if the variable of its key is not set."""
+    key = None if key_env is None else os.environ.get(key_env)
+    if key_env is not None and not key:
+        raise UsageError(
+            f"{url}: the environment variable {key_env}, which should hold its API key, is not set"
+        )
+    return remote(url, model, key=key, timeout_s=timeout_s, total_s=timeout_s)
 
 
 def policy_notes(stack: Stack) -> list[str]:

@@ -12,14 +12,16 @@ from functools import lru_cache
 from itertools import islice, takewhile
 
 from demeanor.app import MAX_VARIANTS, StackRuntime, policy_notes
+from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
-from demeanor.core.long_text import Folded
+from demeanor.core.long_text import Folded, off_loop
 from demeanor.core.types import Decoding, Respond
 from demeanor.engine.gateway import Gateway
 from demeanor.engine.local import LocalEngine
+from demeanor.engine.remote import estimated_tokens
 from demeanor.engine.respond import TokenizerCodec
-from demeanor.layers import policy, record
-from demeanor.layers.policy.rules import Rule, load
+from demeanor.layers import Kit, policy, record
+from demeanor.layers.policy.matching import Rule, bound, load
 from demeanor.layers.tools import THREADS
 from demeanor.server import serve as server
 from demeanor.server.admission import UpstreamCounts
@@ -155,7 +157,9 @@ class ServedStack:
         self._responds = lru_cache(MAX_VARIANTS)(
             lambda model_id: self.runtime.respond(self._variant(model_id))
         )
-        self._rules = lru_cache(MAX_VARIANTS)(lambda model_id: rules_of(self._variant(model_id)))
+        self._rules = lru_cache(MAX_VARIANTS)(
+            lambda model_id: rules_of(self._variant(model_id), self.runtime.kit(estimated_tokens))
+        )
 
     @property
     def name(self) -> str:
@@ -256,8 +260,8 @@ def refuse_layers(variant: Stack) -> None:
         )
 
 
-def rules_of(variant: Stack) -> tuple[str, RuleJudge]:
-    """The names of the variant's policy layers and their rules as one check.
+def rules_of(variant: Stack, kit: Kit) -> tuple[str, RuleJudge]:
+    """The names of the variant's policy layers and their rules as one check; detectors of calls read no text.
 
     Raises RequestError (404) without any.
     """
@@ -273,8 +277,14 @@ def rules_of(variant: Stack) -> tuple[str, RuleJudge]:
             param="model",
             code="no_policy_layer",
         )
-    rules = [rule for _, spec in found for rule in load(variant.root / spec.rules)]
-    return "+".join(name for name, _ in found), lambda text: judged(rules, text)
+    paths = [registry.file_path(variant.root, spec.rules) for _, spec in found]
+    rules = [rule for path in paths for rule in load(path, kit) if not rule.compares]
+
+    async def judge(text: str) -> list[Judged]:
+        ready = await bound(rules, lambda rule: [text])
+        return await off_loop(len(text), judged, ready, text)
+
+    return "+".join(name for name, _ in found), judge
 
 
 MAX_SPANS = 1_000
@@ -288,9 +298,10 @@ def judged(rules: Sequence[Rule], text: str) -> list[Judged]:
         Judged(
             r.name,
             r.on,
-            "refuse" if r.refuses else "redact",
+            r.action,
             r.reason,
-            tuple(folded.span(*span) for span in islice(r.find(whole, 0), MAX_SPANS)),
+            tuple(folded.span(*span) for span in islice(r.find(whole, 0), MAX_SPANS)) if whole else (),
+            r.weigh(whole) if r.weigh and r.has_probability else None,
         )
         for r in rules
     ]

@@ -16,6 +16,7 @@ from demeanor.core.types import (
     Passage,
     Prompted,
     Refusal,
+    RuleHit,
     Text,
     Timing,
     ToolCalled,
@@ -105,5 +106,7 @@ def _clauses(events: list[Event]) -> list[str]:
                 clauses.append(f"got {content}")
             case Refusal(by=by, rule=rule, stage=stage):
                 clauses.append(f"{by} refused the {stage} ({rule})")
+            case RuleHit(by=by, rule=rule, stage=stage, outcome=outcome) if outcome != "blocked":
+                clauses.append(f"{by} {outcome.replace('_', ' ')} the {stage} ({rule})")
     total = sum(e.ms for e in events if isinstance(e, Timing))
     return [*clauses, f"{total:.0f} ms"]

@@ -29,10 +29,28 @@ SOURCE = "source"
 Source = Annotated[str, SOURCE]
 
 
+BUILTIN = "builtin:"
+SHIPPED = Path(__file__).parents[1] / "policies"
+
+
+def file_path(root: Path, name: str) -> Path:
+    """Return the path that a File names: from the folder `root`, or `builtin:NAME` for a file that the package ships."""
+    if not name.startswith(BUILTIN):
+        return root / name
+    short = name.removeprefix(BUILTIN)
+    shipped = sorted(path for path in SHIPPED.glob("*") if path.suffix in (".yaml", ".safetensors"))
+    found = next((path for path in shipped if short in (path.name, path.stem)), None)
+    return found or SHIPPED / f"{Path(short).name or 'none'} (shipped: {', '.join(p.name for p in shipped)})"
+
+
 class Spec(BaseModel):
     """Base class of all declared settings: frozen, numbers finite, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    def further_files(self, root: Path) -> list[Path]:
+        """Return the files that the files of this spec name in turn; their content belongs to the identity too."""
+        return []
 
 
 def known(package: str) -> tuple[str, ...]:

@@ -16,6 +16,10 @@ Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool", "d
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
 
+# Where a rule of the policy reads: the request, retrieved passages, what tools are offered, a call of the model, its
+# result, the answer.
+Stage: TypeAlias = Literal["input", "retrieved", "tool_definition", "tool_call", "tool_result", "output"]
+
 
 class Trust(IntEnum):
     """Authority of a text; instructions of lower authority do not override higher ones, NONE has no
@@ -305,10 +309,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ToolCalled:
-    """The model called a tool."""
+    """The model called a tool; `approval` says why a person has to approve the call first (empty: nobody has to)."""
 
     call: ToolCall
     by: str = "weights"
+    approval: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,13 +424,13 @@ class Unsupported:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Layer `by` stopped the request or the answer under its rule; `text` is shown to the user instead."""
+    """Layer `by` stopped the turn under its rule at a stage; `text` is shown to the user instead."""
 
     by: str
     rule: str
     reason: str
     text: str
-    stage: Literal["input", "output"] = "input"
+    stage: Stage = "input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,6 +440,38 @@ class LeftOut:
     rule: str
     reason: str
     messages: int
+    by: str = "policy"
+
+
+Outcome: TypeAlias = Literal[
+    "blocked",
+    "redirected",
+    "redacted",
+    "rewritten",
+    "masked",
+    "flagged",
+    "asked",
+    "failed_closed",
+    "failed_open",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleHit:
+    """A rule of the policy matched, and what was done then; `masked`: only a trace was changed, not the answer.
+
+    `failed_closed` and `failed_open`: its detector failed, and the turn was stopped or went on. `part` names the text
+    within its stage; `spans` are characters of the text that went on (replacements) or of the text that was judged
+    (blocked, flagged, asked), never the text itself. `score` is a probability, or the sum of cues; None: a pattern.
+    """
+
+    rule: str
+    stage: Stage
+    outcome: Outcome
+    reason: str
+    part: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
+    score: float | None = None
     by: str = "policy"
 
 
@@ -495,6 +532,7 @@ Event: TypeAlias = (
     | Refusal
     | LeftOut
     | Upstream
+    | RuleHit
     | Timing
     | Usage
     | Done

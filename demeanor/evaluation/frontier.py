@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from scipy import special
 
+from demeanor.core import registry
 from demeanor.core.errors import ContextError, DataError, DemeanorError
 from demeanor.core.long_text import Folded
 from demeanor.core.table import (
@@ -49,8 +50,8 @@ from demeanor.evaluation.result_rows import PairedTable, Row, note_answers
 from demeanor.evaluation.runtime import Runtime, Services
 from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.statistics import Floats
-from demeanor.layers.policy import Spec, rules
-from demeanor.layers.policy.rules import read_yaml
+from demeanor.layers.policy import Spec, matching
+from demeanor.layers.policy.rules import RuleSpec
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
 
@@ -323,14 +324,15 @@ class OperatingPoint:
 
 
 def operating_points(variant: Stack, items: Sequence[Item], scratch: Path) -> Iterator[OperatingPoint]:
-    """Every rule of cues that reads requests at every threshold worth looking at; `scratch` is a folder for the changed policy files."""
+    """Every rule with a score that reads requests at every threshold worth looking at; `scratch` is a folder for the changed policy files."""
     for layer in variant.layers:
         if not isinstance(layer.spec, Spec):
             continue
-        declared = read_yaml(variant.root / layer.spec.rules, rules.PolicySpec).rules
+        declared = matching.declared(registry.file_path(variant.root, layer.spec.rules))
         for spec in declared:
-            for threshold in thresholds(spec, items) if spec.cues and spec.on != "output" else ():
-                if threshold == spec.threshold:
+            sweepable = spec.scored and not spec.can_fail and "input" in spec.stages
+            for threshold in thresholds(spec, items) if sweepable else ():
+                if threshold == matching.rule(spec).threshold:
                     yield OperatingPoint(spec.name, threshold, True, variant)
                     continue
                 changed = [
@@ -352,10 +354,11 @@ def operating_points(variant: Stack, items: Sequence[Item], scratch: Path) -> It
                 )
 
 
-def thresholds(spec: rules.RuleSpec, items: Sequence[Item]) -> list[float]:
+def thresholds(spec: RuleSpec, items: Sequence[Item]) -> list[float]:
     """The scores above 0 that the messages of the twins have (a threshold between two of them refuses the same), and the declared one."""
-    weigh = rules.rule(spec).weigh
-    assert weigh is not None, "only a rule of cues has a score"
+    rule = matching.rule(spec)
+    weigh = rule.weigh
+    assert weigh is not None, "only a rule with a score has thresholds"
     scores = (
         weigh(Folded(message.content).text)
         for item in items
@@ -363,16 +366,16 @@ def thresholds(spec: rules.RuleSpec, items: Sequence[Item]) -> list[float]:
         for message in item.messages
     )
     found: list[float] = []
-    for score in sorted(s for s in scores if s > rules.ROUNDING):
+    for score in sorted(s for s in scores if s > matching.ROUNDING):
         if (
-            not found or score - found[-1] > rules.ROUNDING
+            not found or score - found[-1] > matching.ROUNDING
         ):  # 0.1 + 0.2 and 0.3 are one score and refuse the same
             found.append(score)
     if len(found) > MOST:
         found = [found[round(i * (len(found) - 1) / (MOST - 1))] for i in range(MOST)]
-    declared = spec.threshold or 0.0
+    declared = rule.threshold
     return sorted(
-        [*(s for s in found if abs(s - declared) > rules.ROUNDING), *([declared] if declared else [])]
+        [*(s for s in found if abs(s - declared) > matching.ROUNDING), *([declared] if declared else [])]
     )
 
 
@@ -403,7 +406,7 @@ def points(stack: Stack) -> tuple[dict[str, Stack], dict[str, Placement]]:
 def sweep(
     variants: Mapping[str, Stack], placements: Mapping[str, Placement], items: Sequence[Item], scratch: Path
 ) -> tuple[dict[str, Stack], dict[str, Placement]]:
-    """The variants and placements with every point that has a policy also at every threshold of its rules of cues."""
+    """The variants and placements with every point that has a policy also at every threshold of its rules with a score."""
     swept_variants, swept = dict(variants), dict(placements)
     for model_id, variant in variants.items():
         for point in operating_points(variant, items, scratch):

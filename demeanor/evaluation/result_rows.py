@@ -30,6 +30,7 @@ from demeanor.core.types import (
     Passage,
     Prompted,
     Refusal,
+    RuleHit,
     Score,
     Timing,
     ToolCalled,
@@ -187,17 +188,26 @@ def _did(event: Event) -> LayerActivity | None:
         case Unsupported(_, _, reason, passage, by):
             return LayerActivity(by, "took a citation out or put it right", f"{passage}: {reason}")
         case Refusal(by, rule, reason, _, stage):
-            return LayerActivity(
-                by,
-                f"refused the {'request' if stage == 'input' else 'answer'}",
-                _short(f"rule {rule}: {reason}"),
-            )
+            return LayerActivity(by, f"refused the {STAGES[stage]}", _short(f"rule {rule}: {reason}"))
+        case RuleHit(rule, stage, outcome, reason, _, _, _, by) if outcome != "blocked":
+            did = outcome.replace("_", " ")
+            return LayerActivity(by, f"{did}: the {STAGES[stage]}", _short(f"rule {rule}: {reason}"))
         case LeftOut(rule, reason, messages, by):
             return LayerActivity(
                 by, f"left out {messages} earlier messages", _short(f"rule {rule}: {reason}")
             )
         case _:
             return None
+
+
+STAGES = {
+    "input": "request",
+    "retrieved": "turn for a passage",
+    "tool_definition": "turn for an offered tool",
+    "tool_call": "turn for a call of a tool",
+    "tool_result": "turn for the result of a tool",
+    "output": "answer",
+}
 
 
 def whole(text: str) -> str:

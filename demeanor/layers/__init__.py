@@ -53,10 +53,20 @@ class Kit:
     open_servers: Callable[[Any, tuple[str, ...]], ToolServers] | None = None
     """A tools layer's settings and the names of its own tools to its MCP servers, connected once for all variants."""
     shared: MutableMapping[Any, Any] = field(default_factory=dict)
+    vectors: Callable[[str, Sequence[str]], Awaitable[Sequence[Sequence[float]]]] | None = None
+    """Stage key of weights and texts to one unit vector per text; None: there are no local weights."""
+    connect: Callable[[str, str, str | None, float], Respond] | None = None
+    """Address, model, environment variable of the key (None: no key) and longest time (s) of another model."""
 
 
 def compose(layers: Sequence[tuple[Spec, ModuleType]], inner: Respond, kit: Kit) -> Respond:
-    """Wrap `inner` in layers given outermost first, so that a request passes them in that order."""
+    """Wrap `inner` in layers given outermost first, so that a request passes them in that order.
+
+    A layer with an `around_model` also stands right around the model, inside of all others.
+    """
+    for spec, module in reversed(layers):
+        if (around_model := getattr(module, "around_model", None)) is not None:
+            inner = around_model(spec, inner, kit)
     for spec, module in reversed(layers):
         inner = module.wrap(spec, inner, kit)
     return inner

@@ -38,16 +38,18 @@ class Codec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One rule of a policy and the character spans of its matches in a text."""
+    """One rule of a policy and the character spans of its matches in a text; `on`: its stages; `score`: a probability,
+    if its detector gives one."""
 
     name: str
-    on: Literal["input", "output", "both"]
-    action: Literal["refuse", "redact"]
+    on: str
+    action: Literal["refuse", "redact", "rewrite", "redirect", "flag", "ask"]
     reason: str
     spans: tuple[tuple[int, int], ...]
+    score: float | None = None
 
 
-RuleJudge: TypeAlias = Callable[[str], Sequence[Judged]]
+RuleJudge: TypeAlias = Callable[[str], Awaitable[Sequence[Judged]]]
 """Takes a text; returns every rule, matching or not."""
 
 

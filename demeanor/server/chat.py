@@ -26,6 +26,7 @@ from demeanor.core.types import (
     PromptRead,
     Refusal,
     Respond,
+    RuleHit,
     Text,
     Timing,
     TokenLogprob,
@@ -501,6 +502,7 @@ def _entry(event: Event) -> dict[str, Any]:
                 "id": call.id,
                 "name": call.name,
                 "arguments": call.arguments,
+                **({"approval": event.approval} if event.approval else {}),
             }
         case ToolResult(call_id, name, content, error, by):
             return {
@@ -522,6 +524,10 @@ def _entry(event: Event) -> dict[str, Any]:
         case Upstream(name, tried, by):
             failed = [{"name": name, "status": status} for name, status in tried]
             return {"by": by, "kind": "upstream", "name": name, "failed": failed}
+        case RuleHit(rule, stage, outcome, reason, part, _, score, by):  # spans are for the operator
+            about = {"rule": rule, "stage": stage, "outcome": outcome, "reason": reason, "part": part}
+            known = {} if score is None else {"score": round(score, 4)}
+            return {"by": by, "kind": "rule_hit", **about, **known}
         case Timing(by, ms):
             return {"by": by, "kind": "timing", "ms": round(ms, 3)}
         case Usage(prompt_tokens, completion_tokens, by, estimated, cached_tokens):

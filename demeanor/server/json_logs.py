@@ -50,6 +50,9 @@ def line_of(request: RequestContext, now: datetime) -> dict[str, Any]:
         ]
     if request.refusals:
         said["refusals"] = [{"by": by, "rule": rule} for by, rule in request.refusals]
+    if request.rule_hits:
+        names = ("by", "rule", "stage", "outcome")
+        said["rule_hits"] = [dict(zip(names, hit)) for hit in request.rule_hits]
     return said
 
 

@@ -35,6 +35,7 @@ FIRST_TOKEN_BUCKETS_S = (
     7.5,
     10.0,
 )
+POLICY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0)
 PER_TOKEN_BUCKETS_S = (
     0.0005,
     0.001,
@@ -103,6 +104,18 @@ class Metrics:
             registry=registry,
         )
         self.variants: set[str] = set()
+        self.rule_hits = Counter(
+            "demeanor_rule_hits",
+            "Matches of the policy's rules by what was done; failed_closed, failed_open: a detector gave no score.",
+            ("layer", "rule", "stage", "outcome"),
+            registry=registry,
+        )
+        self.policy_ms = Histogram(
+            "demeanor_policy_seconds",
+            "The policy layer's own time in a request.",
+            buckets=POLICY_BUCKETS_S,
+            registry=registry,
+        )
         registry.register(Gauges(operations))
         registry.register(Upstreams(operations))
         self.duration = Histogram(
@@ -140,6 +153,10 @@ class Metrics:
                 self.cost_usd.labels(self._variant(request.model), upstream).inc(usd)
         for layer, rule in request.refusals:
             self.refusals.labels(layer, rule).inc()
+        for hit in request.rule_hits:
+            self.rule_hits.labels(*hit).inc()
+        if "policy" in request.layers_ms:
+            self.policy_ms.observe(request.layers_ms["policy"] / 1000)
         self.duration.observe(request.ended - request.started)
         if request.first_token is not None and request.last_token is not None:
             self.first_token.observe(request.first_token - request.started)

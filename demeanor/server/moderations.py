@@ -1,7 +1,7 @@
 """POST /v1/moderations: the rules of a variant's policy layer as a classifier.
 
-In: texts. Out: per text which rules match; a category is a rule's name, and its score is 1 or 0, because a rule has no probability. Rules
-for requests and rules for answers are both tried; nothing is recorded. Long texts are judged in a thread.
+In: texts. Out: per text which rules match; a category is a rule's name, its score a probability, or 1 or 0 where the rule has none. Rules
+of all stages are tried; nothing is recorded. Long texts are judged in a thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag
 
 from demeanor.core.errors import RequestError
-from demeanor.core.long_text import off_loop
 from demeanor.server.assistant import Judged
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
 from demeanor.server.schemas import Body, ResponseObject, TextPart, one_of
@@ -50,8 +49,8 @@ class Matched(ResponseObject):
     """A rule that matches: what it is about, what it does, and the character spans of its matches."""
 
     rule: str
-    on: Literal["input", "output", "both"]
-    action: Literal["refuse", "redact"]
+    on: str
+    action: Literal["refuse", "redact", "rewrite", "redirect", "flag", "ask"]
     reason: str
     spans: list[tuple[int, int]]
 
@@ -99,7 +98,7 @@ async def create_moderation(request: Request) -> Response:
             param="input",
             code="string_above_max_length",
         )
-    results = await off_loop(chars, lambda: [result(judge(text)) for text in judged])
+    results = [result(await judge(text)) for text in judged]
     answer = Moderation(
         id=f"modr-{request.state.request_id.removeprefix('req_')}",
         model=card.id,
@@ -128,7 +127,7 @@ def result(judged: Sequence[Judged]) -> ModerationResult:
     return ModerationResult(
         flagged=bool(matches),
         categories={r.name: bool(r.spans) for r in judged},
-        category_scores={r.name: float(bool(r.spans)) for r in judged},
+        category_scores={r.name: float(bool(r.spans)) if r.score is None else r.score for r in judged},
         category_applied_input_types=applied,
         demeanor=MatchedRules(matches=matches),
     )

@@ -16,7 +16,18 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from demeanor.core.errors import RequestError, StoreError
-from demeanor.core.types import Event, Refusal, Respond, Text, Timing, ToolCalled, Turn, Upstream, Usage
+from demeanor.core.types import (
+    Event,
+    Refusal,
+    Respond,
+    RuleHit,
+    Text,
+    Timing,
+    ToolCalled,
+    Turn,
+    Upstream,
+    Usage,
+)
 from demeanor.server.costs import Account
 from demeanor.store import keys
 from demeanor.store.database import Database
@@ -86,6 +97,8 @@ class RequestContext:
     """Of each model call where prices are known: the upstream or weights, and USD (None: no price)."""
     upstreams: list[Upstream] = field(default_factory=list)
     refusals: list[tuple[str, str]] = field(default_factory=list)
+    rule_hits: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Layer, rule, stage and outcome of every hit of a policy's rule."""
     first_token: float | None = None
     last_token: float | None = None
 
@@ -123,6 +136,8 @@ class RequestContext:
                 self.upstreams.append(event)
             case Refusal(by, rule):
                 self.refusals.append((by, rule))
+            case RuleHit(rule, stage, outcome):
+                self.rule_hits.append((event.by, rule, stage, outcome))
             case Text() | ToolCalled():
                 self.last_token = self.clock()
                 if self.first_token is None:

@@ -257,6 +257,7 @@ class Stack:
         named = [
             self.path,
             *(self.root / text for text in _texts(self.spec.model_dump(mode="json")) if 0 < len(text) < 256),
+            *(path for layer in self.layers for path in layer.spec.further_files(self.root)),
         ]
         found: dict[str, tuple[int, int]] = {}
         for path in named:
@@ -299,7 +300,8 @@ class Stack:
 
     def _files(self, spec: Spec) -> list[Path]:
         named = (getattr(spec, name) for name in validate.file_fields(type(spec)))
-        return [self.root / str(name) for name in named if name is not None]
+        own = [registry.file_path(self.root, str(name)) for name in named if name is not None]
+        return [*own, *spec.further_files(self.root)]
 
     def _adapted(self, stage: ImportStage) -> str | None:
         """Return the content key of the weights that an imported PEFT folder needs; a hub id is its own
@@ -318,7 +320,9 @@ class Stack:
         values = plain(spec)
         for name in validate.file_fields(type(spec)):
             if values.get(name) is not None:
-                values[name] = self._hash(self.root / values[name])
+                values[name] = self._hash(registry.file_path(self.root, values[name]))
+        if further := spec.further_files(self.root):
+            values["further_files"] = [self._hash(path) for path in further]
         for name, about in type(spec).model_fields.items():
             value = getattr(spec, name)
             if isinstance(value, Spec):

@@ -210,9 +210,9 @@ def layers(spec: StackSpec, root: Path, where: str) -> tuple[list[tuple[str, str
         if parsed is None:
             continue
         missing = [
-            Problem(f"{here}.{f}", f"no such file or folder: {root / str(getattr(parsed, f))}")
+            Problem(f"{here}.{f}", f"no such file or folder: {path}")
             for f in file_fields(type(parsed))
-            if getattr(parsed, f) and not (root / str(getattr(parsed, f))).exists()
+            if getattr(parsed, f) and not (path := registry.file_path(root, str(getattr(parsed, f)))).exists()
         ]
         problems += missing
         deeper = getattr(registry.entry("demeanor.layers", str(raw["kind"])), "check", None)

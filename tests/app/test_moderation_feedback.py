@@ -15,7 +15,7 @@ from demeanor.core.errors import RequestError
 from demeanor.core.types import Decoding, Message, Turn
 from demeanor.layers import policy
 from demeanor.layers.policy import judge_turn
-from demeanor.layers.policy.rules import Rule, load
+from demeanor.layers.policy.matching import Rule, load
 from demeanor.server.application import app
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack

@@ -45,8 +45,11 @@ from demeanor.core.types import (
     fold,
 )
 from demeanor.layers import policy
-from demeanor.layers.policy import MAX_CHARS, OutputFilter, hits, redacted
-from demeanor.layers.policy.rules import Rule, RuleSpec, rule
+from demeanor.layers.policy import MAX_CHARS
+from demeanor.layers.policy.matching import Rule, rule
+from demeanor.layers.policy.output import OutputFilter
+from demeanor.layers.policy.rules import RuleSpec
+from demeanor.layers.policy.texts import hits, redacted
 
 CARD = "4429 5715 0901 7401"
 CARDS = {
@@ -618,7 +621,7 @@ def test_a_refusal_beside_a_redaction_leaks_nothing(
         (
             {"detector": "crad"},
             "rules[0].detector",
-            "unknown value 'crad'. Did you mean 'card'? Known: card, email, iban, ip, phone, ssn",
+            "unknown value 'crad'. Did you mean 'card'? Known: card, email, iban, injection, ip, phone, ssn",
         ),
         ({"on": "outputs"}, "rules[0].on", "Did you mean 'output'?"),
         ({"pattern": "x"}, "rules[0]", "a pattern, a detector or cues"),

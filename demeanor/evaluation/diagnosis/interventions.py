@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from demeanor.core import registry
 from demeanor.core.files import read_text
 from demeanor.core.types import (
     Done,
@@ -32,8 +33,7 @@ from demeanor.evaluation.diagnosis.replay import TEMPLATES, Intervention
 from demeanor.evaluation.experiment import Wrap, decoded, decoded_as, turned
 from demeanor.evaluation.result_rows import Row
 from demeanor.layers.policy import Spec as PolicySpec
-from demeanor.layers.policy.rules import PolicySpec as Rules
-from demeanor.layers.policy.rules import read_yaml
+from demeanor.layers.policy.matching import declared
 from demeanor.layers.prompt import Spec as PromptSpec
 from demeanor.stack.schema import Import, Remote
 from demeanor.stack.stack import Layer, Stack, decoding_of
@@ -99,7 +99,7 @@ def _rules(stack: Stack, scratch: Path) -> Iterator[Intervention]:
     policies = [layer for layer in stack.layers if isinstance(layer.spec, PolicySpec)]
     for layer in policies:
         assert isinstance(layer.spec, PolicySpec)
-        rules = read_yaml(stack.root / layer.spec.rules, Rules).rules
+        rules = declared(registry.file_path(stack.root, layer.spec.rules))
         for rule in rules if len(rules) > 1 else ():  # without its only rule the layer is off
             name, kept = (
                 rule.name,

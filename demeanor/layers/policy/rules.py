@@ -1,29 +1,26 @@
-"""The rules of policy.yaml: their settings, checks, and compiled form; strict YAML for files of layers.
+"""The rules of policy.yaml as they are declared: settings, checks, and strict YAML for files of layers.
 
-In: a path. Out: rules ready to match, or a SpecError with every mistake. Knows nothing of turns or events.
+In: a path. Out: declared rules, or a SpecError with every mistake. Knows nothing of turns or events; `matching.py`
+compiles what is declared here.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import re2
 import yaml
 from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_validator
 
 from demeanor.core import files, registry
-from demeanor.core.errors import Problem, SpecError
-from demeanor.core.personal_data import DETECTORS, Find
-from demeanor.core.phone_numbers import Span
+from demeanor.core.errors import Problem, SpecError, unknown
+from demeanor.core.personal_data import DETECTORS
 from demeanor.core.registry import parse
-from demeanor.core.types import Trust
+from demeanor.core.types import Stage
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -58,40 +55,145 @@ def problems_of(path: Path, schema: type[BaseModel]) -> list[Problem]:
 
 
 MAX_WIDTH = 10_000
-ROUNDING = 1e-9  # tolerance when a sum of weights is compared with a threshold
-Weigh: TypeAlias = Callable[[str], float]
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False
 _PARSER = importlib.import_module("re._parser")  # Python's regex parser, which knows how long a match can be
 _RE2_ONLY = re.compile(r"\\\\|\\[pP](?:\{[^}]*\}|\w)|\\x\{[0-9A-Fa-f]+\}|\[:\^?\w+:\]|\\z")
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+Action: TypeAlias = Literal["refuse", "redact", "rewrite", "redirect", "flag", "ask"]
+STOPS, REPLACES = frozenset({"refuse", "redirect"}), frozenset({"redact", "rewrite"})
+Personal: TypeAlias = Literal["card", "email", "iban", "ip", "phone", "ssn"]
+Calls: TypeAlias = Literal["untrusted_arguments", "untrusted_context"]
+DetectorName: TypeAlias = Literal[
+    "card", "email", "iban", "ip", "phone", "ssn", "injection", "untrusted_arguments", "untrusted_context"
+]
+CALLS: frozenset[str] = frozenset(get_args(Calls))  # they read a call and where its words come from
+PERSONAL: frozenset[str] = frozenset(get_args(Personal))
+PLACE = re.compile(r"\{(?:(first|last):(\d{1,3})|(rule|length))\}")
+
+
+class JudgeEndpoint(registry.Spec):
+    """A model on an OpenAI-compatible server that answers one question about a text with yes or no."""
+
+    url: str = Field(
+        pattern=r"^https?://[^@]+$",
+        description="the part before /chat/completions, such as http://127.0.0.1:8000/v1",
+    )
+    model: str = Field(min_length=1, description="model id there")
+    question: str = Field(min_length=1, description="what the judge decides about the text; yes is a match")
+    key_env: str | None = Field(
+        None, description="environment variable that holds the API key; null: none is sent"
+    )
+    timeout_s: float = Field(5.0, gt=0, le=600, description="longest time for one verdict, in seconds")
+    max_chars: int = Field(
+        8000, ge=100, description="characters of a text that the judge reads: its beginning and its end"
+    )
+
+
+class Signal(registry.Spec):
+    """One part of a combined score: a detector and its weight."""
+
+    weight: FiniteFloat = Field(
+        description="of the part's log-odds (probabilities) or of 1 (a pattern that matches)"
+    )
+    pattern: str | None = Field(None, min_length=1, description="RE2 pattern")
+    detector: Literal["card", "email", "iban", "ip", "phone", "ssn", "injection"] | None = Field(
+        None, description="personal data, or instructions in the text"
+    )
+    classifier: str | None = Field(None, min_length=1, description="file of `demeanor policy train`")
+    label: str | None = Field(
+        None, min_length=1, description="classifier: which of its labels; null: its only one"
+    )
+    probe: str | None = Field(None, min_length=1, description="file of `demeanor policy train --probe`")
+    judge: JudgeEndpoint | None = Field(None, description="a model that answers yes or no")
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        return checked_pattern(pattern)
+
+    @model_validator(mode="after")
+    def _one(self) -> Signal:
+        _one_of(self, ("pattern", "detector", "classifier", "probe", "judge"))
+        if self.label is not None and self.classifier is None:
+            raise ValueError("label is read with a classifier only")
+        return self
+
+
+class Combination(registry.Spec):
+    """A logistic combination: probability = sigmoid(bias + sum of weight x log-odds)."""
+
+    all: tuple[Signal, ...] = Field(min_length=1, description="the parts")
+    bias: FiniteFloat = Field(0.0, description="log-odds where no part says anything")
+
+
+class RuleTest(registry.Spec):
+    """A text that the rule is tried on by `demeanor policy test`, and what should happen."""
+
+    text: str = Field(min_length=1, description="the text")
+    want: Literal["pass", "refuse", "redact", "rewrite", "redirect", "flag", "ask"] = Field(
+        description="the rule's action, or pass"
+    )
+    stage: Stage | None = Field(None, description="where the text stands; null: the rule's first stage")
+    leaves: str | None = Field(None, description="redact, rewrite: the text that goes on; null: not compared")
 
 
 class RuleSpec(registry.Spec):
     """One rule: what it matches, where, and what happens then."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="stands in every refusal and trace")
-    on: Literal["input", "output", "both"] = Field(description="the request, the answer, or both")
+    on: str | tuple[str, ...] = Field(
+        description="input, output, both, another stage (retrieved, tool_definition, tool_call, tool_result), "
+        "or a list of stages"
+    )
     pattern: str | None = Field(
         None, min_length=1, description="RE2 pattern; case counts unless it begins with (?i)"
     )
-    detector: Literal["card", "email", "iban", "ip", "phone", "ssn"] | None = Field(
-        None, description="personal data, check digits included"
+    detector: DetectorName | None = Field(
+        None,
+        description="personal data, check digits included; instructions in data; calls that data decides",
     )
     cues: dict[str, FiniteFloat] | None = Field(
         None,
         min_length=1,
         description="RE2 patterns, each with a weight: the score is the sum over those that match",
     )
-    threshold: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="cues: refused from this score on"
+    classifier: str | None = Field(
+        None,
+        min_length=1,
+        description="file of `demeanor policy train`, beside the policy file, or builtin:NAME",
     )
-    action: Literal["refuse", "redact"] = "refuse"
+    label: str | None = Field(
+        None, min_length=1, description="classifier: which of its labels; null: its only one"
+    )
+    probe: str | None = Field(
+        None, min_length=1, description="file of `demeanor policy train --probe`, beside the policy file"
+    )
+    judge: JudgeEndpoint | None = Field(None, description="a model that answers yes or no")
+    score: Combination | None = Field(None, description="several detectors as one probability")
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="cues: matches from this sum on; probabilities: from this one on (null: the file's own, else 0.5)",
+    )
+    action: Action = Field("refuse", description="what happens to a match")
     reason: str = Field(min_length=1, description="why; appears in the trace")
     reply: str | None = Field(
         None,
         min_length=1,
-        description="what the user reads instead: of everything (refuse), of the match "
+        description="what the user reads instead: of everything (refuse, redirect), of the match "
         "(redact; null: the rule's name in brackets)",
+    )
+    template: str | None = Field(
+        None,
+        min_length=1,
+        description="rewrite: what stands instead of the match; {rule}, {length}, {first:N}, {last:N} of its characters",
+    )
+    fail: Literal["open", "closed"] | None = Field(
+        None,
+        description="a judge or probe that gives no score: the text passes, or counts as a match; null: closed",
     )
     hold: Literal["buffer", "window", "stream"] | None = Field(
         None,
@@ -104,78 +206,195 @@ class RuleSpec(registry.Spec):
     trust: Literal["none", "user", "developer", "system"] | None = Field(
         None, description="input: judge text of this authority or below; null: user"
     )
+    tests: tuple[RuleTest, ...] | None = Field(
+        None, min_length=1, description="texts for `demeanor policy test`"
+    )
 
     @field_validator("cues")
     @classmethod
     def _cues_compile(cls, cues: dict[str, float] | None) -> dict[str, float] | None:
         for pattern in cues or ():
-            cls._compiles(pattern)
+            checked_pattern(pattern)
         return cues
 
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                matches_nothing = compiled(pattern).search("") is not None or _widths(pattern)[0] == 0
-            except re2.error as error:
-                raise ValueError(f"not an RE2 pattern: {_words(error)}; got {pattern!r}") from None
-            if matches_nothing:
-                raise ValueError(f"matches the empty text, so every text; got {pattern!r}")
-        return pattern
+        return checked_pattern(pattern)
+
+    @field_validator("on", mode="before")
+    @classmethod
+    def _stages_exist(cls, on: Any) -> Any:
+        for stage in on if isinstance(on, list | tuple) else ():
+            if stage not in STAGES:
+                raise ValueError(unknown(str(stage), STAGES, noun="value"))
+        if isinstance(on, list | tuple) and on and len(set(on)) == len(on):
+            return tuple(on)
+        if not isinstance(on, str):
+            raise ValueError(
+                f"wanted input, output, both, or a list of stages, each once: {', '.join(STAGES)}"
+            )
+        if on != "both" and on not in STAGES:
+            raise ValueError(unknown(on, (*STAGES, "both"), noun="value"))
+        return on
 
     @model_validator(mode="after")
     def _makes_sense(self) -> RuleSpec:
-        if sum(x is not None for x in (self.pattern, self.detector, self.cues)) != 1:
-            raise ValueError("wanted a pattern, a detector or cues, and one of them only")
-        if (self.cues is None) != (self.threshold is None):
-            raise ValueError("cues and threshold go together: from which score on is it refused?")
-        if self.cues is not None and (self.action == "redact" or self.holds != "buffer"):
-            raise ValueError("cues score a whole text. Wanted action: refuse and hold: buffer")
-        if self.action == "refuse" and self.reply is None:
-            raise ValueError("reply is missing: what the user reads instead of a refused answer")
-        if self.trust is not None and self.on == "output":
-            raise ValueError(
-                "trust is about the author of a request; an answer is the model's. "
-                "Wanted on: input, or no trust"
-            )
-        if self.on == "input" and (self.hold not in (None, "buffer") or self.window is not None):
-            raise ValueError(
-                "hold and window are about answers; a request is always judged whole. "
-                "Wanted on: output or both"
-            )
-        if self.window is not None and self.holds != "window":
-            raise ValueError(f"window is read with hold: window only, and hold is {self.holds}")
-        if self.hold == "stream" and self.action == "redact":
-            raise ValueError("text that has left cannot be redacted. Wanted hold: window, or buffer")
-        if self.holds == "window":
-            self._window_holds_a_match()
+        for problem in (*_detectors(self), *_actions(self), *_holding(self), *_tests(self)):
+            raise ValueError(problem)
         return self
 
-    def _window_holds_a_match(self) -> None:
-        longest = self.longest
-        if longest is None:
-            raise ValueError(
-                "the pattern has no longest match, so no window is sure to hold it. Bound its repetitions "
-                "(\\d{1,9} for \\d+), or hold: buffer"
-            )
-        if self.window is not None and self.window < longest:
-            raise ValueError(
-                f"window is {self.window} characters and a match can have {longest}: its beginning would "
-                f"leave. Wanted at least {longest}, or null"
-            )
+    @property
+    def stages(self) -> frozenset[Stage]:
+        """Where the rule reads."""
+        named = (
+            ("input", "output")
+            if self.on == "both"
+            else self.on
+            if isinstance(self.on, tuple)
+            else (self.on,)
+        )
+        return frozenset(stage for stage in STAGES if stage in named)
+
+    @property
+    def scored(self) -> bool:
+        """Whether the rule has a score for a whole text, and no longest match."""
+        whole = (self.cues, self.classifier, self.probe, self.judge, self.score)
+        return any(x is not None for x in whole) or self.detector == "injection" or self.reads_calls
+
+    @property
+    def reads_calls(self) -> bool:
+        """Whether the detector compares a call with the texts before it."""
+        return self.detector in CALLS
+
+    @property
+    def can_fail(self) -> bool:
+        """Whether a detector of the rule asks a model."""
+        parts = self.score.all if self.score else ()
+        asked = (self.probe, self.judge, *(x for part in parts for x in (part.probe, part.judge)))
+        return any(x is not None for x in asked)
 
     @property
     def holds(self) -> Literal["buffer", "window", "stream"]:
         """`hold`, or what null stands for."""
+        if self.action == "redirect":
+            return self.hold or "buffer"
         return self.hold or ("buffer" if self.longest is None else "window")
 
     @property
     def longest(self) -> int | None:
         """Characters of the longest match; None if there is no bound."""
-        if self.cues:
+        if self.scored:
             return None
         return DETECTORS[self.detector].width if self.detector else _widths(self.pattern or "")[1]
+
+    @property
+    def files(self) -> list[str]:
+        """Files of weights that the rule names."""
+        parts = self.score.all if self.score else ()
+        named = (self.classifier, self.probe, *(x for part in parts for x in (part.classifier, part.probe)))
+        return [name for name in named if name is not None]
+
+
+def _one_of(spec: BaseModel, names: tuple[str, ...]) -> None:
+    if sum(getattr(spec, name) is not None for name in names) != 1:
+        first = ", ".join(f"a {name}" for name in names[:-1])
+        raise ValueError(f"wanted {first} or {names[-1]}, and one of them only")
+
+
+def _detectors(rule: RuleSpec) -> Iterator[str]:
+    """What is wrong with what a rule matches."""
+    kinds = (rule.pattern, rule.detector, rule.cues, rule.classifier, rule.probe, rule.judge, rule.score)
+    if sum(x is not None for x in kinds) != 1:
+        yield (
+            "wanted a pattern, a detector or cues, and one of them only (or a classifier, probe, judge or score)"
+        )
+    probable = rule.scored and rule.cues is None and not rule.reads_calls
+    if rule.cues is not None and rule.threshold is None:
+        yield "cues and threshold go together: from which score on is it refused?"
+    if rule.threshold is not None and rule.cues is None and (not probable or rule.judge is not None):
+        yield "cues and threshold go together, or a detector that gives a probability; this one gives none"
+    if probable and rule.threshold is not None and rule.threshold >= 1:
+        yield f"threshold is a probability here; got {rule.threshold:g}, wanted a number between 0 and 1"
+    if rule.label is not None and rule.classifier is None:
+        yield "label is read with a classifier only"
+    if rule.fail is not None and not rule.can_fail:
+        yield "fail is about a detector that asks a model (probe, judge); the other ones cannot fail"
+    if rule.reads_calls and rule.stages != {"tool_call"}:
+        yield f"detector {rule.detector} compares a call with the texts before it. Wanted on: tool_call"
+
+
+def _actions(rule: RuleSpec) -> Iterator[str]:
+    """What is wrong with what a rule does."""
+    if rule.cues is not None and rule.action in REPLACES:
+        yield "cues score a whole text. Wanted action: refuse and hold: buffer"
+    if rule.action in STOPS and rule.reply is None:
+        yield "reply is missing: what the user reads instead of a refused answer"
+    if rule.action not in (*STOPS, "redact") and rule.reply is not None:
+        yield f"reply is not read with action: {rule.action}"
+    if (rule.action == "rewrite") != (rule.template is not None):
+        yield "template goes with action: rewrite, and rewrite with a template: what stands instead of the match?"
+    if rule.template is not None and re.search(r"[{}]", PLACE.sub("", rule.template)):
+        yield "template: wanted {rule}, {length}, {first:N} or {last:N} in braces, and no others"
+    if rule.action == "rewrite" and rule.scored:
+        yield "rewrite needs a match with a begin and an end. Wanted a pattern or personal data, or action: redact"
+    if rule.action == "ask" and rule.stages != {"tool_call"}:
+        yield "ask lets a person approve a call of a tool; nobody can approve other texts. Wanted on: tool_call"
+    if rule.reads_calls and rule.action in REPLACES:
+        yield f"detector {rule.detector} has no match to replace. Wanted action: refuse, redirect, ask or flag"
+
+
+def _holding(rule: RuleSpec) -> Iterator[str]:
+    """What is wrong with trust, hold and window."""
+    if rule.trust is not None and "input" not in rule.stages:
+        yield (
+            "trust is about the author of a request; an answer is the model's. Wanted on: input, or no trust"
+        )
+    if "output" not in rule.stages and (rule.hold not in (None, "buffer") or rule.window is not None):
+        yield "hold and window are about answers; a request is always judged whole. Wanted on: output or both"
+        return
+    if rule.action == "flag":
+        if rule.hold is not None or rule.window is not None:
+            yield "a flagged answer is never held back. Wanted no hold and no window"
+        return
+    if rule.cues is not None and rule.holds != "buffer":
+        yield "cues score a whole text. Wanted action: refuse and hold: buffer"
+    if rule.scored and rule.holds != "buffer":
+        yield "the detector scores a whole text. Wanted hold: buffer, or null"
+    if rule.action == "redirect" and rule.holds != "buffer":
+        yield "a safe answer stands instead of the whole one. Wanted hold: buffer, or null"
+    if rule.window is not None and rule.holds != "window":
+        yield f"window is read with hold: window only, and hold is {rule.holds}"
+    if rule.hold == "stream" and rule.action in REPLACES:
+        yield "text that has left cannot be redacted. Wanted hold: window, or buffer"
+    if rule.holds == "window":
+        yield from _window_holds_a_match(rule)
+
+
+def _window_holds_a_match(rule: RuleSpec) -> Iterator[str]:
+    if rule.longest is None:
+        yield (
+            "the pattern has no longest match, so no window is sure to hold it. Bound its repetitions "
+            "(\\d{1,9} for \\d+), or hold: buffer"
+        )
+    elif rule.window is not None and rule.window < rule.longest:
+        yield (
+            f"window is {rule.window} characters and a match can have {rule.longest}: its beginning would "
+            f"leave. Wanted at least {rule.longest}, or null"
+        )
+
+
+def _tests(rule: RuleSpec) -> Iterator[str]:
+    """What is wrong with a rule's own tests."""
+    for i, test in enumerate(rule.tests or ()):
+        if test.want not in ("pass", rule.action):
+            yield f"tests[{i}].want: got {test.want}, wanted pass or the rule's action, {rule.action}"
+        if test.stage is not None and test.stage not in rule.stages:
+            yield f"tests[{i}].stage: got {test.stage}, wanted one of {', '.join(s for s in STAGES if s in rule.stages)}"
+        if test.leaves is not None and (test.want not in REPLACES):
+            yield f"tests[{i}].leaves: wanted with want: redact or rewrite only"
+        if rule.reads_calls:
+            yield f"tests: detector {rule.detector} needs a whole turn; test it with `demeanor chat` or in Python"
 
 
 class PolicySpec(registry.Spec):
@@ -193,105 +412,21 @@ class PolicySpec(registry.Spec):
         return rules
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A compiled rule: `find` yields the matches that begin at or after a position of a folded text, in order.
-
-    `longest` is the length of the longest match, None if there is no bound.
-    """
-
-    name: str
-    on: Literal["input", "output", "both"]
-    refuses: bool
-    reason: str
-    reply: str
-    hold: Literal["buffer", "window", "stream"]
-    window: int
-    longest: int | None
-    trust: Trust
-    find: Find
-    weigh: Weigh | None = None  # score of a folded text, for rules of cues
-
-
-def load(path: Path) -> tuple[Rule, ...]:
-    """Read the rules of a file; raises SpecError with every mistake in it."""
-    return tuple(rule(spec) for spec in read_yaml(path, PolicySpec).rules)
-
-
-def rule(spec: RuleSpec) -> Rule:
-    """Compile a checked rule."""
-    weigh: Weigh | None = None
-    if spec.cues:
-        find, weigh = _scored(spec.cues, spec.threshold or 0.0)
-    else:
-        find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "", spec.longest)
-    return Rule(
-        spec.name,
-        spec.on,
-        spec.action == "refuse",
-        spec.reason,
-        spec.reply or f"[{spec.name}]",
-        spec.holds,
-        spec.window or spec.longest or 0,
-        spec.longest,
-        Trust[(spec.trust or "user").upper()],
-        find,
-        weigh,
-    )
-
-
 def compiled(pattern: str) -> re2._Regexp:
     """Compile an RE2 pattern; raises re2.error."""
     return re2.compile(pattern, _OPTIONS)
 
 
-MAX_SCANS, MAX_SCAN = 100, 2_000
-
-
-def _pattern(pattern: str, longest: int | None) -> Find:
-    """Return a `find` that takes time linear in the text.
-
-    A search for a match without a bound may read to the end of the text and be shortened to a few characters,
-    so after the first 100 matches such a rule reads 2,000 characters ahead at most.
-    """
-    regexp = compiled(pattern)
-
-    def find(text: str, start: int) -> Iterator[Span]:
-        found = (m.span() for m in regexp.finditer(text, start) if m.end() > m.start())
-        if longest is not None:
-            yield from found
-            return
-        at, scans = start, 0
-        for span in islice(found, MAX_SCANS):
-            at, scans = span[1], scans + 1
-            yield span
-        while scans == MAX_SCANS and at < len(text):
-            base = max(0, at - 1)
-            match = regexp.search(text[base : at + 2 * MAX_SCAN], at - base)
-            if match is None or match.start() + base >= at + MAX_SCAN or match.end() == match.start():
-                at += MAX_SCAN
-                continue
-            at = match.end() + base
-            yield match.start() + base, at
-
-    return find
-
-
-def _scored(cues: Mapping[str, float], threshold: float) -> tuple[Find, Weigh]:
-    """Return a `find` that matches all cues at once if their weights reach `threshold`, and the sum of
-    weights."""
-    known = [(compiled(pattern), weight) for pattern, weight in cues.items()]
-
-    def weigh(text: str) -> float:
-        return math.fsum(weight for regexp, weight in known if regexp.search(text) is not None)
-
-    def find(text: str, start: int) -> Iterator[Span]:
-        if start or (score := weigh(text)) <= 0 or score < threshold - ROUNDING:
-            return
-        seen = [match for regexp, _ in known if (match := regexp.search(text)) is not None]
-        yield min(match.start() for match in seen), max(match.end() for match in seen)
-
-    return find, weigh
+def checked_pattern(pattern: str | None) -> str | None:
+    """Return a pattern that compiles and does not match the empty text; raises ValueError for another one."""
+    if pattern is not None:
+        try:
+            matches_nothing = compiled(pattern).search("") is not None or _widths(pattern)[0] == 0
+        except re2.error as error:
+            raise ValueError(f"not an RE2 pattern: {_words(error)}; got {pattern!r}") from None
+        if matches_nothing:
+            raise ValueError(f"matches the empty text, so every text; got {pattern!r}")
+    return pattern
 
 
 def _widths(pattern: str) -> tuple[int | None, int | None]:

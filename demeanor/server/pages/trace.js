@@ -56,7 +56,10 @@ function step(event, answer) {
     case "tool_result":
       return [verb(event.error ? "failed at " : "ran ", el("b", {}, event.name)), el("code", { class: event.error ? "bad" : "" }, event.content)];
     case "refusal":
-      return [verb(event.stage === "input" ? "refused the question: " : "withheld the answer: ", el("b", {}, event.rule)), el("p", {}, event.reason)];
+      return [verb(event.stage === "input" ? "refused the question: " : event.stage === "output" ? "withheld the answer: " : `ended the turn (${event.stage.replace("_", " ")}): `, el("b", {}, event.rule)), el("p", {}, event.reason)];
+    case "rule_hit":
+      if (event.outcome === "blocked") return null;
+      return [verb(`${event.outcome.replace("_", " ")} (${event.stage.replace("_", " ")}): `, el("b", {}, event.rule)), el("p", {}, event.reason)];
     case "left_out":
       return [verb("kept an earlier refused turn from the model: ", el("b", {}, event.rule)), el("p", {}, event.reason)];
     case "text": {
