@@ -221,6 +221,7 @@ class StackRuntime:
             count_tokens=count_tokens,
             tools=self.tools(),
             open_index=self.open_index,
+            rank_texts=partial(indexes.rank_texts, root=self.stack.root),
             open_store=self.open_store,
             open_check=lambda url: self.opened(url).check,
             open_servers=self.open_servers,

@@ -5,6 +5,7 @@ In: a folder and a retrieval layer's `search`. Out: its search function, or a ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,10 +13,11 @@ from pydantic import ValidationError
 from demeanor.core.errors import UsageError
 from demeanor.core.files import private_cache
 from demeanor.core.types import Search
+from demeanor.layers.prompt import SelectSpec
 from demeanor.layers.retrieval import SearchSpec
 from demeanor.layers.retrieval import Spec as RetrievalSpec
 from demeanor.model.text_encoder import load_encoder
-from demeanor.retrieval import documents, index, vectors
+from demeanor.retrieval import documents, index, similar, vectors
 from demeanor.stack.stack import Stack
 
 __all__ = ["RetrievalSpec", "SearchSpec"]  # what callers of this file pass to it
@@ -75,12 +77,20 @@ def ranking(settings: SearchSpec, root: Path) -> index.Ranking:
     """How an index is searched by a retrieval layer's settings; raises DemeanorError if its encoder cannot be had."""
     stop_words = settings.stop_words
     words = index.STOP_WORDS[stop_words] if isinstance(stop_words, str) else frozenset(stop_words)
-    encoder: vectors.Encoder | None = None
-    if settings.encoder is not None and vectors.is_address(settings.encoder):
-        encoder = vectors.RemoteEncoder(settings.encoder, settings.key_env)
-    elif settings.encoder is not None:
-        encoder = load_encoder(settings.encoder, root)
+    encoder = None if settings.encoder is None else encoder_of(settings.encoder, settings.key_env, root)
     return index.Ranking(words, settings.stemming, encoder, settings.by, settings.passage_chars)
+
+
+def rank_texts(texts: Sequence[str], settings: SelectSpec, root: Path) -> similar.Ranked:
+    """How examples are ordered for a question by a prompt layer's `select`; raises DemeanorError if its encoder cannot be
+    had."""
+    encoder = None if settings.encoder is None else encoder_of(settings.encoder, settings.key_env, root)
+    return similar.ranked(texts, settings.by, encoder)
+
+
+def encoder_of(name: str, key_env: str | None, root: Path) -> vectors.Encoder:
+    """Return an encoder by its address, folder or hub id; raises DemeanorError if it cannot be had."""
+    return vectors.RemoteEncoder(name, key_env) if vectors.is_address(name) else load_encoder(name, root)
 
 
 def names(folder: Path, settings: SearchSpec) -> frozenset[str]:

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from demeanor import __version__
-from demeanor.cli import data, evaluate, indexing, keys, stack, tools
+from demeanor.cli import data, evaluate, indexing, keys, prompting, stack, tools
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
 
@@ -61,6 +61,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(indexing.app, name="index")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tools.app, name="tools")
+app.add_typer(prompting.app, name="prompt")
 
 
 def _version(wanted: bool) -> None:

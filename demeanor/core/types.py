@@ -376,10 +376,13 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """A layer added messages (system prompt, few-shot) before the model saw the conversation."""
+    """A layer added messages (system prompt, few-shot) before the model saw the conversation; the prompt's version, and
+    the hash of its file (12 hex digits)."""
 
     messages: Messages
     by: str = "prompt"
+    version: str = field(default="", compare=False)
+    sha256: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

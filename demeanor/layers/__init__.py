@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
+from demeanor.core.errors import DemeanorError
 from demeanor.core.registry import Spec
 from demeanor.core.types import Done, Event, Messages, Respond, RunnableTool, Search, Timing, ToolSpec, Turn
 
@@ -38,6 +39,10 @@ class ToolServers(Protocol):
 async def _writable() -> None: ...
 
 
+def _unranked(texts: Sequence[str], how: Any) -> Callable[[str], Sequence[int]]:
+    raise DemeanorError("this kit ranks no texts; a stack's runtime does")
+
+
 @dataclass(frozen=True)
 class Kit:
     """What the stack gives to every layer; `shared` is state that all variants of one served stack share."""
@@ -52,6 +57,8 @@ class Kit:
     open_check: Callable[[str], Callable[[], Awaitable[None]]] = lambda url: _writable  # StoreError: locked
     open_servers: Callable[[Any, tuple[str, ...]], ToolServers] | None = None
     """A tools layer's settings and the names of its own tools to its MCP servers, connected once for all variants."""
+    rank_texts: Callable[[Sequence[str], Any], Callable[[str], Sequence[int]]] = _unranked
+    """Texts in the order of their similarity to a question; how: prompt's `select`."""
     shared: MutableMapping[Any, Any] = field(default_factory=dict)
     vectors: Callable[[str, Sequence[str]], Awaitable[Sequence[Sequence[float]]]] | None = None
     """Stage key of weights and texts to one unit vector per text; None: there are no local weights."""

@@ -480,7 +480,9 @@ def _entry(event: Event) -> dict[str, Any]:
     match event:
         case Prompted(messages, by):
             shown = [{"role": m.role, "content": m.content} for m in messages]
-            return {"by": by, "kind": "prompted", "messages": shown}
+            about = {"version": event.version, "sha256": event.sha256}
+            told = {key: value for key, value in about.items() if value}
+            return {"by": by, "kind": "prompted", "messages": shown, **told}
         case PromptRead(tokens, by=by):
             return {"by": by, "kind": "prompt_read", "tokens": len(tokens)}
         case Passage(id, text, score, source, by, coverage):

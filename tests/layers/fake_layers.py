@@ -33,6 +33,7 @@ def kit(root: Path = Path("."), clock: Clock | None = None, **given: Any) -> Kit
         "tools": {},
         "count_tokens": lambda messages, tools: sum(len(m.content.split()) for m in messages) + len(tools),
         "open_index": lambda folder, search: lambda query, k: [],
+        "rank_texts": lambda texts, select: lambda question: list(range(len(texts))),
         "open_store": lambda url: None,
     }
     return Kit(**(standard | given))
