@@ -60,6 +60,7 @@ from demeanor.stack import prices
 from demeanor.stack.schema import OnlineStage, Remote
 from demeanor.stack.stack import Stack, decoding_of, digest, load, plain
 from demeanor.store import database
+from demeanor.store.redis_limits import RedisLimits
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
@@ -223,6 +224,7 @@ class StackRuntime:
             open_index=self.open_index,
             rank_texts=partial(indexes.rank_texts, root=self.stack.root),
             open_store=self.open_store,
+            open_limits=lambda address, maxima, allow: RedisLimits(address, maxima, allow_when_away=allow),
             open_check=lambda url: self.opened(url).check,
             open_servers=self.open_servers,
             shared=self._shared,
@@ -302,6 +304,11 @@ class StackRuntime:
     def databases(self) -> list[database.Database]:
         """The databases that are open."""
         return [found for found in self._shared.values() if isinstance(found, database.Database)]
+
+    @property
+    def limit_stores(self) -> list[RedisLimits]:
+        """The limits that are counted in Redis."""
+        return [found for found in self._shared.values() if isinstance(found, RedisLimits)]
 
     def opened(self, url: str) -> database.Database:
         """The database at `url` (from the working folder), opened once."""

@@ -6,7 +6,8 @@ In: a function that reads the stack, the folder of runs, Settings. Out: `serve`,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice, takewhile
@@ -122,10 +123,23 @@ class StackVersions:
         runtime = self.living[-1]
         if (why := await locked(runtime.databases)) is not None:
             return why
+        strict = [limits for limits in runtime.limit_stores if not limits.allow_when_away]
+        if (why := await first_reason(limits.away() for limits in strict)) is not None:
+            return why
         if isinstance(base := runtime.stack.spec.weights.base, Remote):
             return await runtime.remote(base).health()
         found = ((stage, weights.engine.health()) for stage, weights in runtime.loaded.items())
         return next((f"{stage}: {why}" for stage, why in found if why is not None), None)
+
+    async def degraded(self) -> str | None:
+        """What does not work, although requests are answered without it; None if everything does."""
+        lenient = [limits for limits in self.living[-1].limit_stores if limits.allow_when_away]
+        return await first_reason(limits.away() for limits in lenient)
+
+    def limits_unchecked(self) -> Mapping[str, int]:
+        """Turns that were decided without the store of limits: how many refused, how many allowed."""
+        stores = self.living[-1].limit_stores
+        return sum((limits.decisions_without_redis for limits in stores), Counter())
 
     def close(self) -> None:
         while self.living:
@@ -139,6 +153,11 @@ class StackVersions:
         if runtime in self.living:
             self.living.remove(runtime)
         runtime.close()
+
+
+async def first_reason(checks: Iterable[Awaitable[str | None]]) -> str | None:
+    """Return what the first check that fails says; None if all pass."""
+    return next((why for why in await asyncio.gather(*checks) if why is not None), None)
 
 
 MAX_ID = 512  # characters of a model id

@@ -22,6 +22,7 @@ settings.load_profile("default" if os.environ.get("DEMEANOR_FUZZ") else "repeata
 if TYPE_CHECKING:
     from demeanor.stack.stack import Stack
     from demeanor.training.runs import Runs
+    from tests.servers import RedisProcess
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -74,6 +75,25 @@ def postgres() -> Iterator[str]:
 
     with postgres_server() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def redis_process() -> Iterator[RedisProcess]:
+    """A Redis server for all tests of a session; the test skips where there is none."""
+    from tests.servers import redis_server
+
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def redis_url(redis_process: RedisProcess) -> str:
+    """The address of an empty Redis."""
+    import redis
+
+    with redis.Redis.from_url(redis_process.url) as client:
+        client.flushall()
+    return redis_process.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

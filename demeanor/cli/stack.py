@@ -241,7 +241,17 @@ def serve(
     ] = None,
     keys: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Require a key of this database, e.g. sqlite:///runs/keys.db."),
+        typer.Option(
+            metavar="URL",
+            help="Require a key of this database, e.g. sqlite:///runs/keys.db or postgresql://USER@HOST/DATABASE.",
+        ),
+    ] = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Count the keys' requests per minute in this Redis, for all servers that name it, e.g. redis://localhost.",
+        ),
     ] = None,
     deadline: Annotated[
         float | None,
@@ -334,6 +344,7 @@ def serve(
         port=port,
         api_keys=api_key or [],
         keys=keys,
+        redis=redis,
         deadline_s=deadline,
         max_waiting=max_waiting,
         max_body_bytes=max_body,

@@ -18,6 +18,7 @@ _USER_INFO = re.compile(r"^([a-z][a-z0-9+.]*://)([^:/?#@]*):(.*)@", re.IGNORECAS
 _PARAMETER = re.compile(r"([?&](?:ssl)?password=)([^&]*)", re.IGNORECASE)
 HIDDEN = "***"
 POSTGRES = ("postgresql://", "postgres://")
+REDIS = ("redis://", "rediss://", "unix://")
 DATABASE = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"
 
 
@@ -65,6 +66,11 @@ def checked(address: str, schemes: tuple[str, ...], wanted: str) -> str:
 def database_url(address: str) -> str:
     """Return the address of a database in a stack file; raises ValueError as `checked` does."""
     return checked(address, ("sqlite:///", *POSTGRES), DATABASE)
+
+
+def redis_url(address: str) -> str:
+    """Return the address of a Redis in a stack file; raises ValueError as `checked` does."""
+    return checked(address, REDIS, "redis://HOST:PORT/NUMBER")
 
 
 def passwords(address: str) -> list[str]:

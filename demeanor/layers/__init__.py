@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 from demeanor.core.errors import DemeanorError
 from demeanor.core.registry import Spec
+from demeanor.core.reservations import Maxima, Reservations
 from demeanor.core.types import Done, Event, Messages, Respond, RunnableTool, Search, Timing, ToolSpec, Turn
 
 
@@ -43,6 +44,11 @@ def _unranked(texts: Sequence[str], how: Any) -> Callable[[str], Sequence[int]]:
     raise DemeanorError("this kit ranks no texts; a stack's runtime does")
 
 
+def no_limits(address: str, maxima: Maxima, allow_when_away: bool) -> Reservations:
+    """Refuse a store of limits: whoever composes these layers has none."""
+    raise DemeanorError(f"limits: nothing here opens {address}")
+
+
 @dataclass(frozen=True)
 class Kit:
     """What the stack gives to every layer; `shared` is state that all variants of one served stack share."""
@@ -54,6 +60,7 @@ class Kit:
     tools: Mapping[str, RunnableTool]
     open_index: Callable[[Path, Any], Search]  # a folder, and how to search it (retrieval's `search`)
     open_store: Callable[[str], Record]
+    open_limits: Callable[[str, Maxima, bool], Reservations] = no_limits  # the address of a store of limits
     open_check: Callable[[str], Callable[[], Awaitable[None]]] = lambda url: _writable  # StoreError: locked
     open_servers: Callable[[Any, tuple[str, ...]], ToolServers] | None = None
     """A tools layer's settings and the names of its own tools to its MCP servers, connected once for all variants."""

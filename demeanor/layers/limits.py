@@ -1,39 +1,37 @@
 """The limits layer: requests and tokens of each user per minute, and requests in progress.
 
 In: a turn. Out: its events, or a 429 error. A request counts from its admission, tokens from the end of their
-turn, both for 60 s; until then the tokens a turn may use are reserved. The `limits` library is not used: it
-reads the system clock and cannot give back a part of what it counted.
+turn, both for 60 s; until then the tokens a turn may use are reserved. They are counted in this process, or in Redis
+for all processes (store/redis_limits.py). The `limits` library is not used: it reads the system clock and cannot
+give back a part of what it counted.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from typing import Literal, TypeAlias
+from collections.abc import AsyncIterator, Awaitable
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from demeanor.core import registry
+from demeanor.core.addresses import redis_url
 from demeanor.core.errors import RequestError
 from demeanor.core.long_text import off_loop
+from demeanor.core.reservations import (
+    BUSY_S,
+    WINDOW_S,
+    LimitExceeded,
+    Maxima,
+    Reservations,
+    Settle,
+    Settled,
+)
 from demeanor.core.types import Done, Event, Refusal, Respond, Turn, Usage, num_chars
 from demeanor.layers import Kit, timed
 
-WINDOW_S = 60.0
-BUSY_S = 1.0  # advised wait if only turns in progress are in the way: their end is unknown
 SWEEP_USERS = 10_000  # from this number on, idle users are removed whenever the number has doubled
-# Takes the used tokens (None: all that were reserved) and the time; only the first call counts.
-Settle: TypeAlias = Callable[[int | None, float], None]
-What: TypeAlias = Literal["requests", "tokens", "in_progress", "size"]
-
-
-class LimitExceeded(Exception):
-    """A limit is reached: which one, how many tokens were wanted, and the seconds until there is room."""
-
-    def __init__(self, what: What, wanted: int, retry_after_s: float = 0.0) -> None:
-        super().__init__(what)
-        self.what, self.wanted, self.retry_after_s = what, wanted, retry_after_s
 
 
 class Window:
@@ -105,15 +103,16 @@ class Ledgers:
             self._in_progress += 1
         is_open = [True]
 
-        def settle(used: int | None, now: float) -> None:
+        def settle(used: int | None, now: float) -> Awaitable[None]:
             with self._lock:
                 if not is_open:
-                    return
+                    return Settled()
                 is_open.clear()
                 ledger.reserved -= tokens
                 self._in_progress -= 1
                 if used != 0:
                     ledger.tokens.add(now, tokens if used is None else min(used, tokens))
+            return Settled()
 
         return settle
 
@@ -144,6 +143,17 @@ class Ledgers:
         return ledger
 
 
+class InMemory:
+    """Ledgers of this process as Reservations."""
+
+    def __init__(self, maxima: Maxima) -> None:
+        self.ledgers = Ledgers(maxima.requests, maxima.tokens, maxima.in_progress)
+
+    async def reserve(self, user: str, tokens: int, now: float) -> Settle:
+        """Count a request and reserve its tokens, or raise LimitExceeded; atomic."""
+        return self.ledgers.reserve(user, tokens, now)
+
+
 BEHAVIOUR = False
 
 
@@ -157,12 +167,31 @@ class Spec(registry.Spec):
     max_in_progress: int | None = Field(
         None, gt=0, description="turns in progress at once, all users together; more are refused"
     )
+    store: Annotated[str, AfterValidator(redis_url)] | None = Field(
+        None,
+        description="redis://HOST:PORT/NUMBER that counts for all processes with these limits; null: each process "
+        "counts for itself",
+    )
+    when_unreachable: Literal["refuse", "allow"] | None = Field(
+        None,
+        description="turns while the store does not answer: refuse them with 503 (null), or allow them uncounted",
+    )
+
+    @model_validator(mode="after")
+    def _of_a_store(self) -> Spec:
+        if self.when_unreachable is not None and self.store is None:
+            raise ValueError("when_unreachable: is for a `store`, and there is none; leave it out")
+        return self
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
     """Admit turns within their user's limits; variants that share `kit.shared` share the limits."""
-    fresh = Ledgers(spec.requests_per_minute, spec.tokens_per_minute, spec.max_in_progress)
-    ledgers: Ledgers = kit.shared.setdefault(("limits", spec), fresh)
+    if ("limits", spec) not in kit.shared:
+        maxima = Maxima(spec.requests_per_minute, spec.tokens_per_minute, spec.max_in_progress)
+        allow = spec.when_unreachable == "allow"
+        counted = InMemory(maxima) if spec.store is None else kit.open_limits(spec.store, maxima, allow)
+        kit.shared["limits", spec] = counted
+    limits: Reservations = kit.shared["limits", spec]
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
         size = num_chars(turn.messages, turn.tools)
@@ -170,7 +199,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
         if spec.tokens_per_minute:
             prompt = await off_loop(size, kit.count_tokens, turn.messages, turn.tools)
         try:
-            settle = ledgers.reserve(turn.user, prompt + turn.decoding.max_tokens, kit.clock())
+            settle = await limits.reserve(turn.user, prompt + turn.decoding.max_tokens, kit.clock())
         except LimitExceeded as limit:
             raise _too_many(spec, limit) from None
         # Unknown: breaking a turn off is then charged in full, and is no way around the limit.
@@ -182,7 +211,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
                 elif isinstance(event, Refusal) and event.stage == "input":
                     used = used or 0
                 elif isinstance(event, Done):
-                    settle(used, kit.clock())
+                    await settle(used, kit.clock())
                 yield event
         except Exception:
             used = 0  # there was no answer

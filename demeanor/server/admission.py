@@ -46,6 +46,10 @@ class Operations:
     """The number of calls of tools that nobody waits for any more and that cannot be stopped."""
     upstreams: Callable[[], UpstreamCounts] = lambda: ({}, {})
     """Tries of each upstream by (name, outcome), and the state of each one's circuit."""
+    limits_unchecked: Callable[[], Mapping[str, int]] = dict
+    """Turns that were `refused` or `allowed` while the store of limits did not answer."""
+    degraded: Callable[[], Awaitable[str | None]] | None = None
+    """What does not work, although requests are answered without it; None if everything does."""
     health: Callable[[], Awaitable[str | None]] | None = None
     """Why what is served cannot answer now (a failed engine, a server behind it that is away); None if it can."""
     load: Load = field(default_factory=Load)

@@ -107,6 +107,7 @@ class Health(ResponseObject):
     name: str
     stack_key: str
     reason: str | None = None
+    degraded: str | None = None
 
 
 @router.get("/healthz", **documented("Is the server alive?", UNAUTHENTICATED, Health))
@@ -126,7 +127,10 @@ async def readyz(request: Request) -> Response:
     if operations.health and (reason := await operations.health()) is not None:
         failed = _health(request, "failed").model_copy(update={"reason": reason})
         return json_response(failed, status=503)
-    return json_response(_health(request, "ready"))
+    ready = _health(request, "ready")
+    if operations.degraded and (degraded := await operations.degraded()) is not None:
+        ready = ready.model_copy(update={"degraded": degraded})
+    return json_response(ready)
 
 
 def _health(request: Request, status: Literal["ok", "ready", "draining", "failed"]) -> Health:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,7 +25,9 @@ from demeanor.server.costs import Account
 from demeanor.server.request_context import CURRENT_REQUEST, RequestContext, TokenBudget
 from demeanor.store import keys as stored
 from demeanor.store.database import Database
+from demeanor.store.redis_limits import RedisAway, RedisRequests
 
+log = logging.getLogger("demeanor.server")
 KeyStore: TypeAlias = Callable[[str], str | None]
 """Takes the key a client sent; returns the name of its user, or None."""
 WINDOW_S = 60.0
@@ -55,10 +59,12 @@ def from_digests(users: Mapping[str, str]) -> KeyStore:
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """The keys of a database and, beside them, plain ones without scopes and limits."""
+    """The keys of a database and, beside them, plain ones without scopes and limits; `requests` counts the requests of all
+    processes (None: each process counts its own)."""
 
     database: Database
     plain: KeyStore | None = None
+    requests: RedisRequests | None = None
 
 
 class AuthMiddleware:
@@ -79,21 +85,26 @@ class AuthMiddleware:
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
                 with contextlib.suppress(StoreError):  # the answer stands without them
-                    MutableHeaders(scope=message).update(rate_headers(request))
+                    MutableHeaders(scope=message).update(await self._rate_headers(request))
             await send(message)
 
         try:
             if self.keys is not None:
-                self._authenticate(request, Headers(scope=scope).get("authorization", ""))
+                await self._authenticate(request, Headers(scope=scope).get("authorization", ""))
             if request.key is not None:
                 _check_scope(request.key, scope["path"])
-                self._apply_limits(request, request.key, answers_turns(scope))
+                await self._apply_limits(request, request.key, answers_turns(scope))
         except RequestError as error:
             await error_responses.error_response(error)(scope, receive, send_with_limits)
             return
         await self.inner(scope, receive, send_with_limits)
 
-    def _authenticate(self, request: RequestContext, authorization: str) -> None:
+    async def _rate_headers(self, request: RequestContext) -> dict[str, str]:
+        if isinstance(self.keys, KeyRing) and request.key is not None:
+            return await self.keys.database.read(partial(rate_headers, request))
+        return rate_headers(request)
+
+    async def _authenticate(self, request: RequestContext, authorization: str) -> None:
         """Write the key and its user into the request. Raises RequestError (401)."""
         scheme, _, key = authorization.partition(" ")
         key = key.strip()
@@ -101,7 +112,7 @@ class AuthMiddleware:
             raise _unauthorised("No API key was given. Send it in the header `Authorization: Bearer KEY`.")
         plain = self.keys
         if isinstance(plain, KeyRing):
-            request.key = stored.find(plain.database, key)
+            request.key = await plain.database.read(partial(stored.find, plain.database, key))
             plain = plain.plain
         if request.key is not None:
             request.user = request.key.name
@@ -110,30 +121,22 @@ class AuthMiddleware:
         if request.user is None:
             raise _unauthorised("The API key is not known here.")
 
-    def _apply_limits(self, request: RequestContext, key: stored.Key, answers: bool) -> None:
+    async def _apply_limits(self, request: RequestContext, key: stored.Key, answers: bool) -> None:
         """Give the request its token budget and count it. Raises RequestError (429) if either limit of the key is used up."""
         if isinstance(self.keys, KeyRing):
             request.account = Account(self.keys.database, key.digest, key.usd_per_day)
             if key.tokens_per_day is not None:
                 request.token_budget = TokenBudget(self.keys.database, key.digest, key.tokens_per_day)
         if key.requests_per_minute is not None:
-            self._count(request, key.digest, key.requests_per_minute)
-        if answers and request.token_budget is not None and not request.token_budget.left():
-            raise request.token_budget.empty(1)
-        if answers and request.account is not None and request.account.left_usd() == 0:
-            raise request.account.empty()
+            await self._count(request, key.digest, key.requests_per_minute)
+        if answers and isinstance(self.keys, KeyRing):
+            await self.keys.database.read(partial(_check_left, request))
 
-    def _count(self, request: RequestContext, digest: str, limit: int) -> None:
+    async def _count(self, request: RequestContext, digest: str, limit: int) -> None:
         """Count a request of a key. Raises RequestError (429) if the last 60 s hold as many as it may make."""
-        now, recent = self.clock(), self._recent.setdefault(digest, deque())
-        while recent and recent[0] <= now - WINDOW_S:
-            recent.popleft()
-        full = len(recent) >= limit
-        if not full:
-            recent.append(now)
-        wait_s = recent[0] + WINDOW_S - now
-        request.requests_left = limit - len(recent), wait_s
-        if full:
+        admitted, count, wait_s = await self._counted(digest, limit)
+        request.requests_left = limit - count, wait_s
+        if not admitted:
             raise RequestError(
                 f"Rate limit reached. At most {limit} requests a minute with this API key. Try again in {wait_s:.3g} s.",
                 status=429,
@@ -141,6 +144,22 @@ class AuthMiddleware:
                 code="rate_limit_exceeded",
                 retry_after_s=wait_s,
             )
+
+    async def _counted(self, digest: str, limit: int) -> tuple[bool, int, float]:
+        """Count a request of all processes, or of this one where there is no Redis or it does not answer."""
+        shared = self.keys.requests if isinstance(self.keys, KeyRing) else None
+        if shared is not None:
+            try:
+                return await shared.count(digest, limit)
+            except RedisAway as away:
+                log.warning("requests of keys are counted in this process: %s", away)
+        now, recent = self.clock(), self._recent.setdefault(digest, deque())
+        while recent and recent[0] <= now - WINDOW_S:
+            recent.popleft()
+        full = len(recent) >= limit
+        if not full:
+            recent.append(now)
+        return not full, len(recent), recent[0] + WINDOW_S - now
 
 
 def is_api(scope: Scope) -> bool:
@@ -167,6 +186,14 @@ def _check_scope(key: stored.Key, path: str) -> None:
             kind="permission_error",
             code="insufficient_scope",
         )
+
+
+def _check_left(request: RequestContext) -> None:
+    """Raise RequestError (429) if a request's key has nothing left today."""
+    if request.token_budget is not None and not request.token_budget.left():
+        raise request.token_budget.empty(1)
+    if request.account is not None and request.account.left_usd() == 0:
+        raise request.account.empty()
 
 
 def rate_headers(request: RequestContext) -> dict[str, str]:

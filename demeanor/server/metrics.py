@@ -117,6 +117,7 @@ class Metrics:
             registry=registry,
         )
         registry.register(Gauges(operations))
+        registry.register(LimitsUnchecked(operations))
         registry.register(Upstreams(operations))
         self.duration = Histogram(
             "demeanor_request_duration_seconds",
@@ -206,6 +207,24 @@ class Gauges(Collector):
             ),
         ):
             yield GaugeMetricFamily(f"demeanor_{name}", about, value)
+
+
+class LimitsUnchecked(Collector):
+    """Turns that were decided while the store of limits did not answer."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        unchecked = self.operations.limits_unchecked()
+        found = CounterMetricFamily(
+            "demeanor_limits_unchecked",
+            "Turns while the store of limits did not answer, by what was done with them.",
+            labels=("outcome",),
+        )
+        for outcome in ("refused", "allowed"):
+            found.add_metric((outcome,), unchecked.get(outcome, 0))
+        yield found
 
 
 class Upstreams(Collector):

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -26,6 +26,7 @@ from demeanor.server.lifecycle import Current, Life, TimeLimits, Version
 from demeanor.server.request_context import Observer
 from demeanor.store import database
 from demeanor.store import keys as stored
+from demeanor.store.redis_limits import RedisRequests
 
 log = logging.getLogger("demeanor.server")
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -39,6 +40,7 @@ class Settings:
     port: int = 8000
     api_keys: Sequence[str] = ()
     keys: str | None = None
+    redis: str | None = None
     deadline_s: float | None = None
     max_waiting: int | None = None
     max_body_bytes: int = MAX_BODY_BYTES
@@ -81,6 +83,14 @@ class Versions(Protocol):
         """Calls of tools that block beyond their time."""
         ...
 
+    def limits_unchecked(self) -> Mapping[str, int]:
+        """Turns that were `refused` or `allowed` while the store of limits did not answer."""
+        ...
+
+    async def degraded(self) -> str | None:
+        """What does not work, although requests are answered without it; None if everything does."""
+        ...
+
     def upstreams(self) -> UpstreamCounts:
         """Tries of upstreams by (name, outcome), and the state of each one's circuit; empty without fallbacks."""
         ...
@@ -107,7 +117,8 @@ def serve(versions: Versions, settings: Settings) -> int:
             flush=True,
         )
     try:
-        _serve(versions, settings, plain if key_database is None else KeyRing(key_database, plain))
+        requests = None if settings.redis is None else RedisRequests(settings.redis)
+        _serve(versions, settings, plain if key_database is None else KeyRing(key_database, plain, requests))
     finally:
         versions.close()
         if key_database is not None:
@@ -132,6 +143,8 @@ def checked(settings: Settings) -> list[str]:
             raise UsageError(
                 "--cors '*': every page that is open on this machine could use it. Give --keys DATABASE or --api-key KEY."
             )
+    if settings.redis is not None and settings.keys is None:
+        raise UsageError("--redis: counts the requests of --keys DATABASE, and there is none; leave it out")
     if settings.otel_content and settings.otel is None:
         raise UsageError(
             "--otel-content: is for --otel ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT); without it there are no spans"
@@ -154,6 +167,10 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
         of_keys = [keys.database] if isinstance(keys, KeyRing) else []
         return await versions.health() or await database.locked(of_keys)
 
+    async def degraded() -> str | None:
+        counted = keys.requests if isinstance(keys, KeyRing) else None
+        return await versions.degraded() or (await counted.away() if counted else None)
+
     operations = Operations(
         slots=versions.num_slots,
         max_waiting=settings.max_waiting,
@@ -168,6 +185,8 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
         cache_pages=versions.cache_pages,
         health=healthy,
         abandoned_calls=versions.abandoned_calls,
+        limits_unchecked=versions.limits_unchecked,
+        degraded=degraded,
         upstreams=versions.upstreams,
     )
     draining: set[asyncio.Task[None]] = set()

@@ -95,6 +95,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def remote(self) -> bool:
+        """True if a read may wait for another machine."""
+        ...
+
+    @property
     def begin(self) -> tuple[str, ...]:
         """Statements that begin a transaction which is the only one that writes."""
         ...
@@ -167,7 +172,7 @@ class SqliteConnection:
 class Sqlite:
     """A SQLite file in WAL mode, readable by its owner only."""
 
-    place, busy = "file", "locked by another program"
+    place, busy, remote = "file", "locked by another program", False
     begin = ("BEGIN IMMEDIATE",)
     errors: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
 
@@ -304,7 +309,7 @@ class Postgres:
     """A schema of a PostgreSQL database. One transaction writes at a time, as in SQLite: all take one advisory lock."""
 
     place = "database, or a schema of its own (?options=-csearch_path=NAME)"
-    busy = "does not answer, or is locked by another program,"
+    busy, remote = "does not answer, or is locked by another program,", True
     begin: tuple[str, ...] = ("BEGIN", "SELECT pg_advisory_xact_lock(3405691582)")
 
     def __init__(self, address: str) -> None:

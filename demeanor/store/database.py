@@ -14,7 +14,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,6 +69,7 @@ def _json(value: Any) -> str:
 
 T = TypeVar("T")
 CHECK_S = 1.0
+READ_S = 2.0  # the longest read of a request from another machine
 MOST_READERS = 4
 
 
@@ -165,6 +166,7 @@ class Database:
             place = self.path or self.backend.name
             raise DemeanorError(f"{place}: {self.backend.reason(error)}") from None
         self._readers = Readers(self.backend)
+        self._threads = ThreadPoolExecutor(MOST_READERS, "store-reader")
 
     @property
     def path(self) -> Path | None:
@@ -175,6 +177,7 @@ class Database:
         """Write the queued turns, then close."""
         self._writer.close()
         self._readers.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     # ---- turns ----
 
@@ -322,6 +325,17 @@ class Database:
     def rows(self, query: str, *values: Any) -> list[StoredRow]:
         """Return the rows of a SELECT with `?` for each value."""
         return self._readers.rows(query, values)
+
+    async def read(self, function: Callable[[], T]) -> T:
+        """Return what a function reads here, without holding up the event loop for another machine. Raises StoreError
+        if that takes longer than READ_S."""
+        if not self.backend.remote:
+            return function()
+        reading = asyncio.get_running_loop().run_in_executor(self._threads, function)
+        try:
+            return await asyncio.wait_for(reading, READ_S)
+        except TimeoutError:
+            raise StoreError(f"{self.backend.name}: {self.backend.busy} for {READ_S:g} s") from None
 
     async def check(self, wait_s: float = CHECK_S) -> None:
         """Raise StoreError if nothing can be written within `wait_s`: another program holds the lock, or no server answers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -12,13 +12,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demeanor.core.errors import RequestError
+from demeanor.core.reservations import LimitExceeded, Maxima
 from demeanor.core.types import Done, Event, Refusal, Respond, Text, Turn, Usage
 from demeanor.layers import limits
-from demeanor.layers.limits import Ledgers, LimitExceeded
+from demeanor.layers.limits import Ledgers
+from demeanor.store.redis_limits import RedisLimits
+
+Wrap = Callable[..., Respond]
 
 
-def wrap(inner: Respond, clock: Clock | None = None, **settings: Any) -> Respond:
-    return limits.wrap(limits.Spec(**settings), inner, kit(clock=clock))
+def in_redis(address: str, maxima: Maxima, allow: bool) -> RedisLimits:
+    """Limits in Redis by the clock of the test."""
+    return RedisLimits(address, maxima, allow_when_away=allow, given_time=True, lease_s=1e6)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def wrap(request: pytest.FixtureRequest) -> Wrap:
+    """Wrap an answer in limits that are counted in memory, or in Redis."""
+    store = {} if request.param == "memory" else {"store": request.getfixturevalue("redis_url")}
+
+    def wrapped(inner: Respond, clock: Clock | None = None, **settings: Any) -> Respond:
+        spec = limits.Spec(**settings, **store)
+        return limits.wrap(spec, inner, kit(clock=clock, open_limits=in_redis))
+
+    return wrapped
 
 
 async def refusal_of(respond: Respond, turn: Turn | None = None) -> RequestError:
@@ -27,7 +44,7 @@ async def refusal_of(respond: Respond, turn: Turn | None = None) -> RequestError
     return error.value
 
 
-async def test_64_callers_at_once_are_never_admitted_beyond_the_budget() -> None:
+async def test_64_callers_at_once_are_never_admitted_beyond_the_budget(wrap: Wrap) -> None:
     running = most = admitted = 0
 
     async def inner(turn: Turn) -> AsyncIterator[Event]:
@@ -52,7 +69,7 @@ async def test_64_callers_at_once_are_never_admitted_beyond_the_budget() -> None
     assert {(e.status, e.code) for e in refused} == {(429, "rate_limit_exceeded")}
 
 
-async def test_what_was_not_written_is_given_back_so_the_whole_budget_can_be_used() -> None:
+async def test_what_was_not_written_is_given_back_so_the_whole_budget_can_be_used(wrap: Wrap) -> None:
     clock = Clock()
     respond = wrap(script([Text("9."), Usage(50, 6), Done("stop")]), clock, tokens_per_minute=200)
     for _ in range(10):  # 4 asked + 6 written = 10 tokens each; 100 + 104 > 200 only at the end
@@ -63,7 +80,7 @@ async def test_what_was_not_written_is_given_back_so_the_whole_budget_can_be_use
     await events_of(respond, ask("one two three four"))
 
 
-async def test_the_wait_is_until_enough_has_passed_out_of_the_minute() -> None:
+async def test_the_wait_is_until_enough_has_passed_out_of_the_minute(wrap: Wrap) -> None:
     clock = Clock()
     respond = wrap(says("9."), clock, requests_per_minute=2)
     await events_of(respond)
@@ -85,7 +102,7 @@ async def test_users_do_not_share_a_budget_but_variants_do() -> None:
     assert (await refusal_of(second, ask(user="edda"))).status == 429
 
 
-async def test_a_request_larger_than_the_whole_budget_is_told_so_and_not_to_wait() -> None:
+async def test_a_request_larger_than_the_whole_budget_is_told_so_and_not_to_wait(wrap: Wrap) -> None:
     error = await refusal_of(wrap(says("9."), tokens_per_minute=50), ask(max_tokens=100))
     assert (error.status, error.code, error.param, error.retry_after_s) == (
         400,
@@ -95,7 +112,7 @@ async def test_a_request_larger_than_the_whole_budget_is_told_so_and_not_to_wait
     )
 
 
-async def test_breaking_off_is_no_way_around_the_budget() -> None:
+async def test_breaking_off_is_no_way_around_the_budget(wrap: Wrap) -> None:
     respond = wrap(says("9.", "10."), tokens_per_minute=210)
     for _ in range(2):
         events = respond(ask("a b c d"))
@@ -104,7 +121,7 @@ async def test_breaking_off_is_no_way_around_the_budget() -> None:
     assert (await refusal_of(respond, ask("a b c d"))).status == 429
 
 
-async def test_a_refused_request_and_a_failed_one_cost_no_tokens() -> None:
+async def test_a_refused_request_and_a_failed_one_cost_no_tokens(wrap: Wrap) -> None:
     async def fails(turn: Turn) -> AsyncIterator[Event]:
         yield Text("x")
         raise KeyError("engine")
@@ -117,7 +134,7 @@ async def test_a_refused_request_and_a_failed_one_cost_no_tokens() -> None:
         assert not any(isinstance(e, RequestError) for e in outcomes)  # 5 times 105 tokens would be too many
 
 
-async def test_a_refused_answer_without_usage_is_charged_in_full() -> None:
+async def test_a_refused_answer_without_usage_is_charged_in_full(wrap: Wrap) -> None:
     respond = wrap(
         script([Refusal("policy", "r", "why", "No.", "output"), Done("content_filter")]),
         tokens_per_minute=110,
@@ -126,7 +143,7 @@ async def test_a_refused_answer_without_usage_is_charged_in_full() -> None:
     assert (await refusal_of(respond)).code == "rate_limit_exceeded"
 
 
-async def test_more_turns_than_may_be_in_progress_are_refused_at_once() -> None:
+async def test_more_turns_than_may_be_in_progress_are_refused_at_once(wrap: Wrap) -> None:
     respond = wrap(says("9."), max_in_progress=3)
     outcomes = await asyncio.gather(
         *(events_of(respond, ask(user=str(i))) for i in range(10)), return_exceptions=True

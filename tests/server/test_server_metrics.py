@@ -115,6 +115,10 @@ def test_the_exposition_has_the_names_helps_and_labels_that_dashboards_use_and_n
                 "counter",
                 "Model calls whose cost is not known: serve.prices does not name the model.",
             ),
+            "limits_unchecked": (
+                "counter",
+                "Turns while the store of limits did not answer, by what was done with them.",
+            ),
             "requests_in_progress": ("gauge", "Requests let in and not yet answered."),
             "turns_in_progress": ("gauge", "Answers being made; a request for n choices makes n."),
             "slots": ("gauge", "Answers that the engines can write at once."),
