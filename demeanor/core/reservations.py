@@ -6,7 +6,7 @@ memory (layers/limits.py) and in Redis, for several processes (store/redis_limit
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -29,8 +29,8 @@ class LimitExceeded(Exception):
 class Settled:
     """What awaiting a settlement in memory waits for: nothing."""
 
-    def __await__(self) -> Iterator[None]:
-        return iter(())
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
 
 
 @dataclass(frozen=True, slots=True)

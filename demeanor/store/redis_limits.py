@@ -152,7 +152,7 @@ class RedisServer:
                 url,
                 socket_timeout=TIMEOUT_S,
                 socket_connect_timeout=TIMEOUT_S,
-                retry=Retry(NoBackoff(), 1),  # type: ignore[no-untyped-call]
+                retry=Retry(NoBackoff(), 1),
                 client_name="demeanor",
             )
         except (ValueError, TypeError):
@@ -163,7 +163,7 @@ class RedisServer:
         }
         self._away_until, self._why = 0.0, ""
 
-    def run(self, script: str, keys: list[str], values: list[object]) -> Future[Any]:
+    def run(self, script: str, keys: list[str], values: list[str | int]) -> Future[Any]:
         """Run a script; the future raises RedisAway if Redis does not answer."""
         return self._threads.submit(self._run, lambda: self._scripts[script](keys=keys, args=values))
 
@@ -227,7 +227,7 @@ class RedisLimits:
         held = _Open(_new_id(), tokens, self._keys(user))
         m = self._maxima
         most = [-1 if x is None else x for x in (m.requests, m.tokens, m.in_progress)]
-        values = [self._time(now), held.id, tokens, *most, _us(WINDOW_S), _us(self._lease_s)]
+        values: list[str | int] = [self._time(now), held.id, tokens, *most, _us(WINDOW_S), _us(self._lease_s)]
         try:
             what, wait = await asyncio.wrap_future(self.redis.run(_RESERVE, held.keys, values))
         except RedisAway as away:
@@ -240,7 +240,7 @@ class RedisLimits:
             if self._open.pop(held.id, None) is None:
                 return Settled()
             amount = tokens if used is None else min(used, tokens)
-            values = [self._time(now), held.id, tokens, amount, _us(WINDOW_S)]
+            values: list[str | int] = [self._time(now), held.id, tokens, amount, _us(WINDOW_S)]
             return _Settling(self.redis.run(_SETTLE, held.keys, values))
 
         return settle
@@ -253,7 +253,7 @@ class RedisLimits:
             return f"limits: {self.redis.name}: {away}"
         return None
 
-    def _time(self, now: float) -> object:
+    def _time(self, now: float) -> str | int:
         return _us(now) if self._given_time else ""
 
     def _keys(self, user: str) -> list[str]:
@@ -298,7 +298,7 @@ class RedisLimits:
                     return
             keep_ms = int(1000 * (WINDOW_S + self._lease_s)) + 1000
             for held in list(self._open.values()):
-                values = ["", held.id, held.tokens, _us(self._lease_s), keep_ms]
+                values: list[str | int] = ["", held.id, held.tokens, _us(self._lease_s), keep_ms]
                 with contextlib.suppress(RedisAway):
                     self.redis.run(_RENEW, held.keys, values).result()
 
@@ -312,7 +312,7 @@ class RedisRequests:
     async def count(self, name: str, most: int) -> tuple[bool, int, float]:
         """Count a request; return whether it is admitted, how many count now, and the seconds until the oldest no
         longer does. Raises RedisAway."""
-        values = ["", _new_id(), most, _us(WINDOW_S)]
+        values: list[str | int] = ["", _new_id(), most, _us(WINDOW_S)]
         admitted, count, wait = await asyncio.wrap_future(
             self.redis.run(_COUNT, [f"{PREFIX}:keys:{name}"], values)
         )
