@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from demeanor import __version__
-from demeanor.cli import data, evaluate, indexing, keys, prompting, stack, tools
+from demeanor.cli import data, evaluate, indexing, keys, label, prompting, stack, tools
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
 
@@ -28,6 +28,7 @@ MULTIPLE = {
     "duel": ("--variants", "--suite"),
     "seeds": ("--seeds",),
     "data": ("--suite",),
+    "label": ("--variants", "--uncertainty"),
 }
 """Options that take several values, by verb: `--variants A B` means `--variants A --variants B`."""
 RENAMED = {
@@ -62,6 +63,7 @@ app.add_typer(indexing.app, name="index")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tools.app, name="tools")
 app.add_typer(prompting.app, name="prompt")
+app.add_typer(label.app, name="label")
 
 
 def _version(wanted: bool) -> None:

@@ -305,3 +305,21 @@ def disagree(labels: Sequence[GivenLabel]) -> bool:
         return True
     best = [{n for n, rank in enumerate(label.ranks) if rank == 0} for label in given]
     return any(not (one & other) for i, one in enumerate(best) for other in best[:i])
+
+
+def add_given(database: Database, queue: LabelQueue, given: Sequence[GivenLabel]) -> None:
+    """Store labels that were given elsewhere, each in a slot of its own that is done; for imports."""
+    stamp = stamp_of(database)
+    slots: dict[str, int] = {}
+
+    def write(connection: Any) -> None:
+        for label in given:
+            slot = slots[label.item] = slots.get(label.item, -1) + 1
+            connection.execute("DELETE FROM label_slots WHERE item = ? AND slot = ?", (label.item, slot))
+            connection.execute(
+                "INSERT INTO label_slots (item, slot, labeller, shown, done) VALUES (?, ?, ?, ?, ?)",
+                (label.item, slot, label.labeller, json.dumps(label.shown), stamp),
+            )
+            _put(connection, replace(label, created=label.created or stamp))
+
+    database.write(write).result()

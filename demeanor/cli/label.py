@@ -1,0 +1,517 @@
+"""`demeanor label`: people compare answers: make a queue, invite, serve the page, see how far they agree, export rows to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from demeanor.cli.options import RUNS, Overrides, RunsFolder, StackFile, load
+from demeanor.cli.tables import columns
+from demeanor.core.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from demeanor.evaluation.answer_sampling import DrawnAnswer, PromptToSample
+    from demeanor.evaluation.label_order import Place
+    from demeanor.stack.stack import Stack
+    from demeanor.store.database import Database
+    from demeanor.store.labels import LabelItem
+
+DATABASE = "sqlite:///runs/labels.db"
+Url = Annotated[str, typer.Option("--database", metavar="URL", help="The database of the queues.")]
+Queue = Annotated[
+    str | None, typer.Option("--queue", metavar="NAME", help="The queue (default: the only one there is).")
+]
+
+app = typer.Typer(no_args_is_help=True, help="Let people compare answers, and use what they say.")
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Database]:
+    from demeanor.store import database
+
+    found = database.open_url(url, root=Path.cwd())
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+# ---- making a queue ----
+
+
+@app.command()
+def create(
+    stack: StackFile,
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE", help="Prompts: a file of rows, hf:owner/name, world:NAME; with --items a suite."
+        ),
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the queue.")] = "labels",
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Model ids that answer in turn (default: the whole stack)."),
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Two answers an item (the default).")] = False,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "--k", min=2, max=9, metavar="K", help="Answers an item, to be ranked: 4 to 9 are usual."
+        ),
+    ] = None,
+    labellers_per_item: Annotated[
+        int, typer.Option(min=1, metavar="N", help="People who label each item.")
+    ] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Items in the queue.")] = None,
+    items: Annotated[
+        bool, typer.Option("--items", help="SOURCE is a suite, such as world:exercises.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the draws.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws and of the order.")] = 0,
+    gold: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Hidden checks: rows of prompt, chosen, rejected, or with ranks."),
+    ] = None,
+    gold_every: Annotated[
+        int, typer.Option(min=1, metavar="N", help="One check in every N labels of a person.")
+    ] = 10,
+    uncertainty: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="Reward-model stages: items on which they disagree come first."),
+    ] = None,
+    random_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="With --uncertainty: share of places that chance fills.")
+    ] = 0.3,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --uncertainty: prompts to choose the --limit items from (default: all).",
+        ),
+    ] = None,
+    lease: Annotated[
+        float, typer.Option(min=1.0, metavar="SECONDS", help="How long an item is one person's.")
+    ] = 900.0,
+    question: Annotated[
+        str, typer.Option(help="What the page asks.")
+    ] = "Which answer does better what the request asks for?",
+    url: Url = DATABASE,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Sample answers to prompts and make a queue of them. Prints how to invite people."""
+    from demeanor.store import labels
+    from demeanor.store.labels import LabelQueue
+
+    if pairs and k not in (None, 2):
+        raise UsageError(f"--pairs: is --k 2; got --k {k} too")
+    if candidates is not None and not uncertainty:
+        raise UsageError("--candidates: is for --uncertainty, which chooses among them")
+    count = k or 2
+    checks = _gold(gold, count) if gold else []
+    with _opened(url) as database:
+        if labels.find_queue(database, name) is not None:
+            raise UsageError(f"--name: a queue named '{name}' is there already; give another name")
+        found = load(stack, overrides)
+        asked = _prompts(found, prompts, items, candidates if uncertainty else limit, seed)
+        answering, drawn = _sampled(found, runs, variants or [], asked, count, temperature, seed)
+        kept = [n for n, answers in enumerate(drawn) if len(answers) >= 2]
+        if not kept:
+            raise DataError(
+                "no prompt has two different answers; raise --temperature, or name --variants that answer differently"
+            )
+        rewards = _rewards(found, runs, uncertainty, asked, drawn, kept) if uncertainty else {}
+        places = _places(kept, rewards, limit or len(kept), random_share, seed)
+        made = [
+            _item(name, number, asked[place.row], drawn[place.row], place, rewards.get(place.row, {}))
+            for number, place in enumerate(places)
+        ]
+        about = {
+            "stack": str(found.path),
+            "variants": {v.model_id: v.key() for v in answering},
+            "prompts": prompts,
+            "k": count,
+            "temperature": temperature,
+            "seed": seed,
+            "uncertainty": list(uncertainty or ()),
+            "random_share": random_share if uncertainty else None,
+        }
+        queue = LabelQueue(name, labellers_per_item, lease, gold_every if checks else 0, question, about)
+        labels.create(database, queue, [*made, *_numbered(name, checks)])
+    left = len(asked) - len(kept)
+    print(
+        f"{name}: {len(made)} items of {count} answers, {labellers_per_item} labels each, {len(checks)} gold checks"
+    )
+    if left:
+        print(f"{left} prompts were left out: their answers were all the same")
+    fewer = sum(len(item.answers) < count for item in made)
+    if fewer:
+        print(f"{fewer} items have fewer than {count} answers, because some were the same")
+    print(f"next: demeanor label invite ANNA --queue {name}, then demeanor label serve")
+
+
+def _prompts(stack: Stack, source: str, items: bool, limit: int | None, seed: int) -> list[PromptToSample]:
+    """The prompts of a source, in their order; `limit` of them by chance."""
+    import random
+
+    from demeanor import app as composed
+    from demeanor.data import revision
+    from demeanor.evaluation.answer_sampling import PromptToSample
+    from demeanor.stack.schema import PromptSource
+    from demeanor.training.prompts import to_revise
+
+    root = Path() if not items else stack.root
+    every = to_revise(PromptSource(source=source, items=items), root, composed.GENERATION.items)
+    found = revision.distinct(every, None)
+    if limit is not None and limit < len(found):
+        chosen = sorted(random.Random(f"label prompts/{seed}").sample(range(len(found)), limit))
+        found = [found[n] for n in chosen]
+    if not found:
+        raise DataError(f"{source}: no prompt; wanted at least one")
+    return [PromptToSample(p.id, p.messages, p.tools, p.source) for p in found]
+
+
+def _sampled(
+    stack: Stack,
+    runs: Path,
+    variants: Sequence[str],
+    asked: Sequence[PromptToSample],
+    count: int,
+    temperature: float,
+    seed: int,
+) -> tuple[list[Stack], list[list[DrawnAnswer]]]:
+    from demeanor import app as composed
+    from demeanor.evaluation import answer_sampling
+    from demeanor.training.runs import Runs
+
+    return answer_sampling.sample_stack(
+        stack, composed.services(Runs(runs)), variants, asked, count, temperature=temperature, seed=seed
+    )
+
+
+def _rewards(
+    stack: Stack,
+    runs: Path,
+    stages: Sequence[str],
+    asked: Sequence[PromptToSample],
+    drawn: Sequence[Sequence[DrawnAnswer]],
+    kept: Sequence[int],
+) -> dict[int, dict[str, tuple[float, ...]]]:
+    """What each reward model gives the answers of the kept prompts."""
+    from demeanor.core.types import Message, Preference
+    from demeanor.training.reward_scores import reward_scores
+    from demeanor.training.runs import Runs
+
+    rows = [
+        Preference(
+            asked[n].messages,
+            tuple((Message("assistant", answer.text),) for answer in drawn[n]),
+            tuple(range(len(drawn[n]))),
+            asked[n].tools,
+        )
+        for n in kept
+    ]
+    return dict(zip(kept, reward_scores(stack, Runs(runs), stages, rows), strict=True))
+
+
+def _places(
+    kept: Sequence[int], rewards: dict[int, dict[str, tuple[float, ...]]], count: int, share: float, seed: int
+) -> list[Place]:
+    from demeanor.evaluation import label_order
+    from demeanor.evaluation.label_order import Place
+
+    if not rewards:
+        return [Place(n, "", 0.0) for n in kept[:count]]
+    chosen = label_order.order([rewards[n] for n in kept], count, share, seed)
+    return [place._replace(row=kept[place.row]) for place in chosen]
+
+
+def _item(
+    queue: str,
+    number: int,
+    asked: PromptToSample,
+    drawn: Sequence[DrawnAnswer],
+    place: Place,
+    rewards: dict[str, tuple[float, ...]],
+) -> LabelItem:
+    from demeanor.core.types import message_json
+    from demeanor.store.labels import LabelAnswer, LabelItem
+
+    answers = tuple(
+        LabelAnswer(
+            one.text,
+            one.model,
+            one.stack_key,
+            one.seed,
+            one.logprobs,
+            rewards={stage: values[n] for stage, values in rewards.items()},
+        )
+        for n, one in enumerate(drawn)
+    )
+    prompt = tuple(message_json(message) for message in asked.messages)
+    return LabelItem(
+        f"{queue}-{number}-{asked.id[:12]}",
+        number,
+        prompt,
+        answers,
+        None,
+        place.arm,
+        place.disagreement,
+        asked.source,
+    )
+
+
+def _gold(path: Path, count: int) -> list[LabelItem]:
+    """Rows with known ranks as checks."""
+    from demeanor.core.types import Preference, message_json
+    from demeanor.data import sources
+    from demeanor.stack.schema import Source
+    from demeanor.store.labels import LabelAnswer, LabelItem
+
+    found = []
+    for n, row in enumerate(sources.rows(Source(source=str(path)), root=Path(), want="preferences")):
+        assert isinstance(row, Preference)
+        if len(row.completions) != count:
+            raise DataError(
+                f"{path}: row {n + 1} has {len(row.completions)} answers and the items {count}; people would know a check by that"
+            )
+        texts = tuple(LabelAnswer(completion[0].content) for completion in row.completions)
+        prompt = tuple(message_json(message) for message in row.prompt)
+        found.append(LabelItem("", n, prompt, texts, row.ranks, source=f"{path}: row {n + 1}"))
+    return found
+
+
+def _numbered(queue: str, checks: Sequence[LabelItem]) -> list[LabelItem]:
+    from dataclasses import replace
+
+    return [replace(item, id=f"{queue}-check-{n}", number=n) for n, item in enumerate(checks)]
+
+
+@app.command("import")
+def import_(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Potato's annotated_instances.jsonl, or Label Studio's JSON."),
+    ],
+    kind: Annotated[
+        Literal["potato", "label-studio"], typer.Option("--from", help="The tool that exported.")
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the queue.")] = "imported",
+    items: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Potato: the data file that its task showed.")
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The annotation scheme (Potato) or control tag (Label Studio)."),
+    ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="The field with the list of answers, or the field of each."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="FIELD", help="The field of the prompt.")] = None,
+    url: Url = DATABASE,
+) -> None:
+    """Read comparisons that another tool exported, with their labels, as a queue."""
+    from demeanor.data import label_imports
+    from demeanor.store import label_work, labels
+    from demeanor.store.labels import GivenLabel, LabelAnswer, LabelItem, LabelQueue
+
+    fields = [] if answers is None else [x.strip() for x in answers.split(",") if x.strip()]
+    found = label_imports.read(files, kind, items=items, scheme=scheme, answers=fields, prompt=prompt)
+    made, given = [], []
+    for n, one in enumerate(found.items):
+        item_id = f"{name}-{n}"
+        texts = tuple(LabelAnswer(text) for text in one.answers)
+        made.append(LabelItem(item_id, n, one.prompt, texts, source=f"{kind}:{one.id}"))
+        shown = tuple(range(len(texts)))
+        given += [
+            GivenLabel(item_id, x.labeller, "labeller", x.choice, x.ranks, shown, x.reason, x.ms, "")
+            for x in one.labels
+        ]
+    most = max(len(one.labels) for one in found.items)
+    with _opened(url) as database:
+        labels.create(
+            database, LabelQueue(name, most, made={"imported": [str(f) for f in files], "from": kind}), made
+        )
+        label_work.add_given(database, labels.queue_of(database, name), given)
+    print(f"{name}: {len(made)} items with {len(given)} labels")
+    for why, count in found.left_out.items():
+        print(f"  {count} left out: {why}")
+
+
+# ---- people ----
+
+
+@app.command()
+def invite(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The person; exports have a hash of it.")],
+    queue: Queue = None,
+    role: Annotated[
+        Literal["labeller", "adjudicator", "owner"],
+        typer.Option(
+            help="labeller; adjudicator: decides where labels disagree; owner: sees agreement, makes and ends links."
+        ),
+    ] = "labeller",
+    hours: Annotated[
+        float | None, typer.Option(min=0.01, metavar="N", help="How long the link is valid.")
+    ] = None,
+    page: Annotated[
+        str, typer.Option("--page", metavar="URL", help="Where the page is served.")
+    ] = "http://127.0.0.1:8010",
+    url: Url = DATABASE,
+) -> None:
+    """Print a person's link; it cannot be printed again."""
+    from demeanor.store import labels
+
+    with _opened(url) as database:
+        found = labels.queue_of(database, queue)
+        token = labels.invite(database, found.name, name, role, None if hours is None else 3600 * hours)
+    print(f"{page.rstrip('/')}/label#{token}")
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The person whose links end.")],
+    queue: Queue = None,
+    url: Url = DATABASE,
+) -> None:
+    """End a person's links from their next request on, and free the item they hold."""
+    from demeanor.store import labels
+
+    with _opened(url) as database:
+        count = labels.revoke(database, labels.queue_of(database, queue).name, name)
+    if not count:
+        raise UsageError(f"label revoke: '{name}' has no valid link to this queue")
+    print(f"revoked: {count} links of {name}")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port (0: any free one).")] = 8010,
+    url: Url = DATABASE,
+) -> None:
+    """Serve the labelling page until Ctrl-C. Only people with a link can do anything."""
+    from demeanor.server import label_serve
+
+    with _opened(url) as database:
+        label_serve.serve(database, _measured, host, port)
+
+
+def _measured(given: Any, gold: Any) -> dict[str, Any]:
+    from demeanor.evaluation import label_agreement
+
+    return label_agreement.as_json(label_agreement.measure(given, gold))
+
+
+# ---- what came of it ----
+
+
+@app.command("list")
+def list_queues(url: Url = DATABASE) -> None:
+    """List the queues with their progress."""
+    from demeanor.store import labels
+
+    with _opened(url) as database:
+        rows = []
+        for queue in labels.queues(database):
+            done = labels.progress(database, queue.name)
+            open_ones = f"{done['adjudicated']} of {done['disagreements']}"
+            rows.append(
+                (
+                    queue.name,
+                    str(done["items"]),
+                    f"{done['given']} of {done['wanted']}",
+                    open_ones,
+                    queue.created,
+                )
+            )
+    print("\n".join(columns(("queue", "items", "labels", "adjudicated", "created"), rows)))
+
+
+@app.command()
+def status(queue: Queue = None, url: Url = DATABASE) -> None:
+    """Show progress, agreement, each labeller, and with --uncertainty what a label of each arm told."""
+    from demeanor.evaluation import label_agreement, label_order
+    from demeanor.report import outputs
+    from demeanor.store import labels
+
+    with _opened(url) as database:
+        found = labels.queue_of(database, queue)
+        items, given = labels.items_of(database, found.name), labels.labels_of(database, found.name)
+        done = labels.progress(database, found.name)
+    print(
+        f"{found.name}: {done['given']} of {done['wanted']} labels of {done['items']} items, {done['claimed']} being made, "
+        f"{done['adjudicated']} of {done['disagreements']} disagreements adjudicated"
+    )
+    gold = {item.id: item.gold for item in items if item.gold is not None}
+    people = [label for label in given if label.role == "labeller"]
+    outputs.show(
+        label_agreement.section(label_agreement.measure(people, gold), found.name), outputs.console()
+    )
+    rewards = {item.id: _by_stage(item) for item in items if item.arm}
+    gain = label_order.gain(people, rewards, {item.id: item.arm for item in items})
+    if gain is not None:
+        outputs.show(label_order.section(gain), outputs.console())
+
+
+def _by_stage(item: LabelItem) -> dict[str, list[float]]:
+    stages = item.answers[0].rewards
+    return {stage: [answer.rewards[stage] for answer in item.answers] for stage in stages}
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The file to write.")],
+    queue: Queue = None,
+    what: Annotated[
+        Literal["rows", "each", "labels"],
+        typer.Option(
+            help="rows: a preference an item; each: one a label; labels: every label as it was given."
+        ),
+    ] = "rows",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+    url: Url = DATABASE,
+) -> None:
+    """Write the labels as rows to train on (TRL's columns, with provenance), or as they were given."""
+    from demeanor.data import curation
+    from demeanor.store import label_rows, labels
+
+    curation.check_out(out, force=force)
+    with _opened(url) as database:
+        name = labels.queue_of(database, queue).name
+        if what == "labels":
+            given = labels.labels_of(database, name)
+            rows = list(label_rows.sheet(labels.items_of(database, name), given, name))
+            dropped: dict[str, int] = {}
+        else:
+            found = label_rows.export(database, name, each=what == "each")
+            rows, dropped = found.rows, dict(found.dropped)
+    curation.write(out, rows)
+    print(f"written: {len(rows)} rows, {out}")
+    for why, count in sorted(dropped.items(), key=lambda x: -x[1]):
+        print(f"  {count} left out: {why}")
+
+
+@app.command()
+def delete(
+    queue: Annotated[str, typer.Argument(metavar="NAME", help="The queue.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
+    url: Url = DATABASE,
+) -> None:
+    """Delete a queue with its items, links and labels."""
+    from demeanor.store import labels
+
+    with _opened(url) as database:
+        found = labels.queue_of(database, queue)
+        count = labels.progress(database, found.name)["given"]
+        if not yes:
+            raise UsageError(f"label delete: '{found.name}' has {count} labels; add --yes to delete it")
+        labels.delete_queue(database, found.name)
+    print(f"deleted: {queue}")
