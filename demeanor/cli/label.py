@@ -15,7 +15,7 @@ from demeanor.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from demeanor.evaluation.answer_sampling import DrawnAnswer, PromptToSample
-    from demeanor.evaluation.label_order import Place
+    from demeanor.evaluation.label_order import QueuePlace
     from demeanor.stack.stack import Stack
     from demeanor.store.database import Database
     from demeanor.store.labels import LabelItem
@@ -222,12 +222,12 @@ def _rewards(
 
 def _places(
     kept: Sequence[int], rewards: dict[int, dict[str, tuple[float, ...]]], count: int, share: float, seed: int
-) -> list[Place]:
+) -> list[QueuePlace]:
     from demeanor.evaluation import label_order
-    from demeanor.evaluation.label_order import Place
+    from demeanor.evaluation.label_order import QueuePlace
 
     if not rewards:
-        return [Place(n, "", 0.0) for n in kept[:count]]
+        return [QueuePlace(n, "", 0.0) for n in kept[:count]]
     chosen = label_order.order([rewards[n] for n in kept], count, share, seed)
     return [place._replace(row=kept[place.row]) for place in chosen]
 
@@ -237,7 +237,7 @@ def _item(
     number: int,
     asked: PromptToSample,
     drawn: Sequence[DrawnAnswer],
-    place: Place,
+    place: QueuePlace,
     rewards: dict[str, tuple[float, ...]],
 ) -> LabelItem:
     from demeanor.core.types import message_json

@@ -25,7 +25,7 @@ RANDOM, UNCERTAIN = "random", "uncertain"
 DRAWS = 2000
 
 
-class Place(NamedTuple):
+class QueuePlace(NamedTuple):
     """An item's place in the queue: its index, the arm that took it, and the disagreement of the reward models about it."""
 
     row: int
@@ -49,16 +49,16 @@ def disagreement(rewards: Rewards) -> float:
     return float(np.mean(probabilities.std(axis=0)))
 
 
-def order(rewards: Sequence[Rewards], count: int, random_share: float, seed: int) -> list[Place]:
+def order(rewards: Sequence[Rewards], count: int, random_share: float, seed: int) -> list[QueuePlace]:
     """The first `count` items to label: each place is of the random arm with this probability, else of the most uncertain item left."""
     rng = random.Random(f"label order/{seed}")
     scores = [disagreement(one) for one in rewards]
     left = sorted(range(len(rewards)), key=lambda n: -scores[n])
-    found: list[Place] = []
+    found: list[QueuePlace] = []
     while left and len(found) < count:
         by_chance = rng.random() < random_share
         chosen = left.pop(rng.randrange(len(left)) if by_chance else 0)
-        found.append(Place(chosen, RANDOM if by_chance else UNCERTAIN, scores[chosen]))
+        found.append(QueuePlace(chosen, RANDOM if by_chance else UNCERTAIN, scores[chosen]))
     return found
 
 
