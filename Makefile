@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo real serve test check docs mutants experiments bench clients parity clean help
+.PHONY: demo real serve test check docs docs-test mutants experiments bench clients parity clean help
 
 help:            ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 .venv/run: pyproject.toml constraints.txt
 	@echo "setting up .venv (about 2 minutes the first time)"
@@ -46,6 +46,9 @@ check: .venv/dev ## ruff, mypy --strict, import arrows
 
 docs: .venv/dev  ## the documentation site in build/site: strict, offline (ARGS="--serve 8080" shows it)
 	@$(BIN)/python docs/site/build.py $(ARGS)
+
+docs-test: .venv/dev ## every experiment of the tour again, against the kept numbers (after make demo; about 6 minutes)
+	@$(BIN)/python -m bench.tour_results --check $(ARGS)
 
 mutants: .venv/dev ## plant mistakes in a copy of the code; the nearest tests must fail (about 11 minutes)
 	@$(BIN)/python -m bench.mutants $(ARGS)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice, takewhile
 
+from starlette.routing import BaseRoute
+
 from demeanor.app import MAX_VARIANTS, StackRuntime, policy_notes
 from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
@@ -36,12 +38,14 @@ from demeanor.training.runs import Runs
 from demeanor.world import catalog
 
 
-def serve(load_stack: Callable[[], Stack], runs: Runs, settings: Settings) -> int:
-    """Serve the API and the chat page until Ctrl-C or SIGTERM; each reload calls `load_stack` again."""
+def serve(
+    load_stack: Callable[[], Stack], runs: Runs, settings: Settings, pages: Sequence[BaseRoute] = ()
+) -> int:
+    """Serve the API, the chat page and further `pages` until Ctrl-C or SIGTERM; each reload calls `load_stack` again."""
     budget, cache = (
         None if gib is None else int(gib * 2**30) for gib in (settings.memory_gib, settings.cache_gib)
     )
-    return server.serve(StackVersions(load_stack, runs, budget, cache), settings)
+    return server.serve(StackVersions(load_stack, runs, budget, cache), settings, pages)
 
 
 @dataclass

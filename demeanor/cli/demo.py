@@ -41,7 +41,7 @@ def run(
     """Train, align and measure the embedded world's assistant; print the ladder and where the page lies."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     started = time.monotonic()
-    path = STACK if STACK.is_file() else _fresh()
+    path = STACK if STACK.is_file() else fresh()
     stack = load_stack(path, overrides)
     console.rule(
         f"[bold]{stack.spec.name}[/]: from random weights to a measured assistant, offline, on this machine"
@@ -99,7 +99,7 @@ def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:
     console.print(f"Suspect: {found.suspect}. {found.recommendation}", markup=False)
 
 
-def _fresh() -> Path:
+def fresh() -> Path:
     """Outside the repository the demo writes its own files once."""
     folder = Path("demo")
     if not (folder / "stack.yaml").is_file():

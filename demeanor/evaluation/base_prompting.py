@@ -177,7 +177,7 @@ def run(
             "weights: wanted a base that is here and a stage trained on it, to tell prompting from training"
         )
     with Experiment(stack, services, folder, name=name, limit=limit, kind="base") as experiment:
-        rows, formats = asyncio.run(_measure(experiment, chain[1]))
+        rows, formats = asyncio.run(measured_ways(experiment, chain[1]))
     found = compare_base_prompts(
         rows,
         experiment.items,
@@ -191,7 +191,7 @@ def run(
     return found
 
 
-async def _measure(experiment: Experiment, after: str) -> tuple[list[Row], list[str]]:
+async def measured_ways(experiment: Experiment, after: str) -> tuple[list[Row], list[str]]:
     stack, harness = experiment.stack, ReplayHarness(experiment)
     whole = await harness.replay([Intervention(InterventionInfo(WHOLE, "again", "", ""), stack)])
     stage = Intervention(InterventionInfo(STAGE, "stage", "", ""), stack.variant(after))

@@ -6,7 +6,7 @@ In: an Assistant. Out: a FastAPI app. It knows no engine, no layer and no stack 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -15,6 +15,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 
 from demeanor.core.errors import EngineError, RequestError
 from demeanor.server import (
@@ -58,13 +59,14 @@ def app(
     hosts: Collection[str] = (),
     operations: Operations | None = None,
     max_body_bytes: int | None = None,
+    pages: Sequence[BaseRoute] = (),
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> FastAPI:
     """Serve an assistant. Without `keys` only requests to loopback names, and to `hosts`, are answered; with them only what
     is published.
 
-    `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
+    `pages`: further routes beside the chat page, behind the same middleware. `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
     """
     operations = operations or Operations()
     if max_body_bytes is not None:
@@ -92,6 +94,7 @@ def app(
         path = PAGES.get(name, f"/static/{name}")
         api.add_api_route(path, static_file("pages", name), methods=["GET"], include_in_schema=False)
     api.state.openapi = orjson.dumps(document(api))
+    api.router.routes.extend(pages)
     return api
 
 

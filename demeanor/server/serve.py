@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from starlette.routing import BaseRoute
+
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.server import json_logs as logs
 from demeanor.server import tracing
@@ -102,8 +104,8 @@ class Versions(Protocol):
     def close(self) -> None: ...
 
 
-def serve(versions: Versions, settings: Settings) -> int:
-    """Serve the API and the chat page until Ctrl-C or SIGTERM; running requests are finished first."""
+def serve(versions: Versions, settings: Settings, pages: Sequence[BaseRoute] = ()) -> int:
+    """Serve the API, the chat page and further `pages` until Ctrl-C or SIGTERM; running requests are finished first."""
     given = checked(settings)
     plain = from_digests({stored.digest(k): f"key {i + 1}" for i, k in enumerate(given)}) if given else None
     key_database = None if settings.keys is None else database.open_url(settings.keys, root=Path.cwd())
@@ -118,7 +120,12 @@ def serve(versions: Versions, settings: Settings) -> int:
         )
     try:
         requests = None if settings.redis is None else RedisRequests(settings.redis)
-        _serve(versions, settings, plain if key_database is None else KeyRing(key_database, plain, requests))
+        _serve(
+            versions,
+            settings,
+            plain if key_database is None else KeyRing(key_database, plain, requests),
+            pages,
+        )
     finally:
         versions.close()
         if key_database is not None:
@@ -157,7 +164,12 @@ SWITCH_S = (
 )
 
 
-def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | None) -> None:
+def _serve(
+    versions: Versions,
+    settings: Settings,
+    keys: KeyStore | KeyRing | None,
+    pages: Sequence[BaseRoute] = (),
+) -> None:
     sys.setswitchinterval(SWITCH_S)
     life, current = Life(), Current(versions.open())
     assistant = cast(ServedAssistant, current)
@@ -217,6 +229,7 @@ def _serve(versions: Versions, settings: Settings, keys: KeyStore | KeyRing | No
                 keys=keys,
                 hosts=(settings.host,),
                 operations=operations,
+                pages=pages,
             ),
             host=settings.host,
             port=settings.port,

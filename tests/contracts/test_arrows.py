@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"core", "store"},
     "evaluation": {"core", "stack", "text", "data", "layers", "world"},
     "report": {"core", "evaluation"},
+    "tour": {"core", "stack", "world", "evaluation", "report"},
     "cli": {
         "core",
         "stack",
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "server",
         "evaluation",
         "report",
+        "tour",
         "app",
         "indexes",
         "prompt_preview",
@@ -70,7 +72,7 @@ EVERYTHING = {
     "__main__",
     "__init__",
 }
-NO_TORCH = {"stack", "layers", "mcp", "server", "store", "retrieval", "evaluation", "report", "cli"}
+NO_TORCH = {"stack", "layers", "mcp", "server", "store", "retrieval", "evaluation", "report", "cli", "tour"}
 
 
 def modules() -> dict[str, Path]:

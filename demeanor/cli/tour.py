@@ -1,0 +1,209 @@
+"""`tour`: ten short chapters on how assistants are made, each with an experiment on the trained demo, in the terminal or as pages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from demeanor.cli.options import RESULTS, RUNS, Limit, Results, RunsFolder
+from demeanor.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from demeanor.tour.chapters import Chapter
+    from demeanor.tour.lab import Lab
+
+app = typer.Typer(
+    help="Learn how a chat assistant is made, in ten chapters with an experiment each; without a verb: the chapters as pages.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Number = Annotated[int, typer.Argument(metavar="CHAPTER", help="Its number: demeanor tour list.")]
+TourStack = Annotated[
+    Path | None,
+    typer.Option(
+        "--stack", metavar="STACK.yaml", help="The assistant that is taken apart (default: the demo's)."
+    ),
+]
+NEGATIVE = 1
+
+
+def _stack(given: Path | None) -> Path:
+    """The stack of the tour: as given, the repository's demo, or the files that `demeanor demo` writes."""
+    from demeanor.cli import demo
+
+    if given is not None:
+        return given
+    return demo.STACK if demo.STACK.is_file() else demo.fresh()
+
+
+def _lab(stack: Path, runs: Path, results: Path, limit: int | None) -> Lab:
+    from demeanor import app as composed
+    from demeanor.tour.lab import Lab
+    from demeanor.training.runs import Runs
+
+    return Lab(
+        lambda overrides: composed.load_stack(stack, list(overrides)),
+        composed.services(Runs(runs)),
+        results / "tour",
+        limit,
+    )
+
+
+def _trained(lab: Lab) -> None:
+    """Raise UsageError if the demo's weights are not there: training is not a surprise of a chapter."""
+    stack = lab.load(())
+    missing = [stage for stage in stack.chain(stack.serve) if not lab.services.is_trained(stack, stage)]
+    if missing:
+        raise UsageError(
+            f"{stack.path}: {', '.join(missing)} not trained here yet. Run `demeanor demo` first (about 5 minutes), "
+            "or name the folder of trained weights: --runs FOLDER"
+        )
+
+
+@app.callback(invoke_without_command=True)
+def tour(
+    context: typer.Context,
+    stack: TourStack = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+    port: Annotated[int, typer.Option(help="Port of the pages; 0: any free one.")] = 8000,
+    limit: Limit = None,
+) -> None:
+    """Show the chapters as pages beside the chat page, on this machine only, and run experiments from there."""
+    if context.invoked_subcommand is not None:
+        return
+    from demeanor import app as composed
+    from demeanor import serving
+    from demeanor.server.serve import Settings
+    from demeanor.tour.notebook import Notebook, Processes
+    from demeanor.tour.tour_pages import routes
+    from demeanor.training.runs import Runs
+
+    path = _stack(stack)
+    lab = _lab(path, runs, results, limit)
+    _trained(lab)
+    given = ["--stack", str(path), "--runs", str(runs), "--results", str(results)]
+    processes = Processes(lab.folder, [*given, *(["--limit", str(limit)] if limit else [])])
+    try:
+        code = serving.serve(
+            lambda: composed.load_stack(path, []),
+            Runs(runs),
+            Settings(port=port),
+            pages=routes(Notebook(lab.folder), processes),
+        )
+    finally:
+        processes.close()
+    raise typer.Exit(code)
+
+
+@app.command("list")
+def contents(results: Results = RESULTS) -> None:
+    """List the chapters, and what you have done of each."""
+    from demeanor.core.table import Table
+    from demeanor.report import outputs
+    from demeanor.tour.notebook import Notebook, progress
+
+    rows = tuple((str(c.number), c.title, state) for c, state in progress(Notebook(results / "tour")))
+    outputs.show_blocks([Table(("", "chapter", "you"), rows, "")], outputs.console())
+
+
+@app.command()
+def show(chapter: Number) -> None:
+    """Print a chapter."""
+    from rich.markdown import Markdown
+
+    from demeanor.report import outputs
+    from demeanor.tour.chapters import chapter as named
+
+    outputs.console().print(Markdown(named(chapter).text))
+
+
+@app.command("run")
+def experiment(
+    chapter: Number,
+    guess: Annotated[float | None, typer.Option(help="Your guess, written down before the result.")] = None,
+    stack: TourStack = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+    limit: Limit = None,
+) -> None:
+    """Make a chapter's experiment: a table, a picture and a result that your answer is checked against."""
+    from demeanor.report import outputs
+    from demeanor.tour import notebook
+    from demeanor.tour.chapters import chapter as named
+
+    found_chapter = named(chapter)
+    lab, reader = _lab(_stack(stack), runs, results, limit), notebook.Notebook(results / "tour")
+    _trained(lab)
+    if guess is None and sys.stdin.isatty():
+        guess = _asked(found_chapter)
+    if guess is not None:
+        reader.note(found_chapter, guess=guess)
+    found = notebook.make(found_chapter, lab)
+    console = outputs.console()
+    outputs.show_blocks([found.table()], console)
+    console.print(f"{found.said} ({found.counts()}, {found.seconds:.0f} s)", markup=False)
+    if guess is not None:
+        console.print(f"Your guess was {guess:g}.", markup=False)
+    console.print(
+        f"The picture: {(lab.folder / f'{found.experiment}.svg').resolve().as_uri()}", soft_wrap=True
+    )
+    console.print(
+        f"Exercise: {found_chapter.exercise}  Answer with: demeanor tour answer {chapter} NUMBER",
+        markup=False,
+    )
+
+
+def _asked(chapter: Chapter) -> float | None:
+    """The guess that a reader types; nothing typed is no guess."""
+    while text := typer.prompt(
+        f"First guess. {chapter.guess} (Enter: no guess)", default="", show_default=False
+    ):
+        try:
+            return float(text.strip(" %"))
+        except ValueError:
+            typer.echo("wanted a number")
+    return None
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def answer(
+    chapter: Number,
+    number: Annotated[float, typer.Argument(metavar="NUMBER", help="What you worked out.")],
+    results: Results = RESULTS,
+) -> None:
+    """Check the answer of a chapter's exercise against your own run; exit code 1 if it is not within the interval."""
+    from demeanor.tour.chapters import chapter as named
+    from demeanor.tour.notebook import Notebook
+
+    right, why = Notebook(results / "tour").check(named(chapter), number)
+    typer.echo(f"{'Right' if right else 'Not yet'}: {why}; you said {number:g}.")
+    if not right:
+        raise typer.Exit(NEGATIVE)
+
+
+@app.command()
+def label(
+    labels: Annotated[
+        str | None, typer.Option(help="The five labels at once, such as ABBAB; without it you are asked.")
+    ] = None,
+) -> None:
+    """Label five pairs of answers yourself (chapter 3), and see how often you and the world agree."""
+    from demeanor.tour import five_pairs
+
+    shown, given = five_pairs.pairs(), list[str]()
+    if labels is not None:
+        given = list(labels.strip().upper())
+        if len(given) != len(shown) or set(given) - {"A", "B"}:
+            raise UsageError(f"--labels: got '{labels}', wanted {len(shown)} letters, each A or B")
+    for n, pair in enumerate(shown, 1):
+        typer.echo(f"\n{n}. {pair.question}\n   A: {pair.first}\n   B: {pair.second}")
+        while len(given) < n:
+            said = typer.prompt("   Better: A or B").strip().upper()
+            given += [said] if said in ("A", "B") else []
+    found = five_pairs.agreed(given, shown)
+    typer.echo(
+        f"\nYou agree with the world on {found.text()} % of {len(shown)} pairs. The world chose {''.join(p.better for p in shown)}."
+    )
