@@ -28,7 +28,16 @@ from demeanor.layers.policy.matching import Rule, bound, load
 from demeanor.layers.tools import THREADS
 from demeanor.server import serve as server
 from demeanor.server.admission import UpstreamCounts
-from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, RuleJudge, TurnStore, model_not_found
+from demeanor.server.assistant import (
+    FeedbackStore,
+    Judged,
+    ModelCard,
+    Offer,
+    RuleJudge,
+    Shown,
+    TurnStore,
+    model_not_found,
+)
 from demeanor.server.lifecycle import Version
 from demeanor.server.serve import Settings
 from demeanor.stack.schema import Remote
@@ -242,6 +251,15 @@ class ServedStack:
     def feedback_store(self) -> FeedbackStore | None:
         specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
         return feedback_store_in(self.runtime.opened(specs[0].database)) if specs else None
+
+    def offer(self) -> Offer:
+        spec = self.runtime.stack.spec.serve
+        shown = Shown(spec.show.prompts, spec.show.passages, spec.show.tools)
+        return Offer(shown, spec.settings, spec.history)
+
+    def turn_database(self) -> Database | None:
+        specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
+        return self.runtime.opened(specs[0].database) if specs else None
 
     def turn_store(self) -> TurnStore | None:
         # a record layer further in also holds what a policy layer hides

@@ -20,10 +20,12 @@ from starlette.routing import BaseRoute
 from demeanor.core.errors import EngineError, RequestError
 from demeanor.server import (
     chat,
+    comparisons,
     completions,
     embeddings,
     error_responses,
     feedback,
+    history,
     models,
     moderations,
     responses,
@@ -48,7 +50,17 @@ from demeanor.server.static_files import names_in, static_file
 
 PAGES = {"chat.html": "/"}
 """The addresses of the pages; every other file of the folder is under /static/."""
-ENDPOINTS = (models, chat, completions, responses, embeddings, moderations, feedback)
+ENDPOINTS = (
+    models,
+    chat,
+    completions,
+    responses,
+    embeddings,
+    moderations,
+    feedback,
+    comparisons,
+    history,
+)
 router = APIRouter()
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from demeanor.core.errors import RequestError, unknown
 from demeanor.core.types import Decoding, Respond
-from demeanor.store.database import Stored
+from demeanor.store.database import Database, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,28 @@ class Judged:
     reason: str
     spans: tuple[tuple[int, int], ...]
     score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What clients see of what layers added to an answer: messages, the text of passages, arguments and results of tools."""
+
+    prompts: bool = True
+    passages: Literal["all", "cited", "none"] = "all"
+    tools: bool = True
+
+
+SETTINGS = ("system_prompt", "sampling", "max_tokens")
+"""What a request may set for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the operator allows clients: to see, to set, and to keep conversations on the server."""
+
+    shown: Shown = Shown()
+    settings: tuple[str, ...] = SETTINGS
+    history: bool = True
 
 
 RuleJudge: TypeAlias = Callable[[str], Awaitable[Sequence[Judged]]]
@@ -110,6 +132,12 @@ class ServedAssistant(Protocol):
 
     def feedback_store(self) -> FeedbackStore | None:
         """Where feedback on answers goes; None if no turn is recorded."""
+
+    def offer(self) -> Offer:
+        """What the operator allows clients."""
+
+    def turn_database(self) -> Database | None:
+        """The database of the outermost record layer; None if nothing is recorded."""
 
     def turn_store(self) -> TurnStore | None:
         """The recorded turns as clients saw them; None if none are, or only between layers that change answers."""

@@ -40,6 +40,9 @@ SCOPES = {
     "models": "models",
     "moderations": "moderations",
     "feedback": "feedback",
+    "comparisons": "feedback",
+    "history": "chat",
+    "operator": "operator",
     "metrics": "metrics",
 }
 

@@ -40,11 +40,13 @@ from demeanor.core.types import (
     Usage,
     fold,
 )
-from demeanor.server.assistant import ModelCard
+from demeanor.server.assistant import ModelCard, Shown
 from demeanor.server.chat_request import ChatRequest, chat_turns
+from demeanor.server.client_settings import refuse_fixed
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of, with_errors
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import ResponseObject, StreamOptions
+from demeanor.server.shown_events import shown_entries
 from demeanor.server.streaming import EventStream, Step, all_events, interleaved
 
 C = TypeVar("C", bound="CompletionBase")
@@ -169,6 +171,7 @@ async def create_chat_completion(request: Request) -> Response:
     state = state_of(request)
     started = state.clock()
     body = await read_body(request, ChatRequest)
+    refuse_fixed(state.assistant.offer().settings, body)
     card, respond = (
         state.assistant.card(body.model),
         with_errors(state.assistant.respond(body.model), of_message),
@@ -221,7 +224,7 @@ async def completion_response(
     """Answer turns as one completion with a choice per turn, as `answer` makes it, or streamed as `chunk` makes each part."""
     state = state_of(request)
     head = {"created": int(state.now()), "model": card.id, "system_fingerprint": card.stack_key}
-    traced = partial(trace, card, state.clock, started)
+    traced = partial(trace, card, state.clock, started, shown=state.assistant.offer().shown)
     if chunk is not None:
         chunks = stream_chunks(
             interleaved(respond, turns),
@@ -441,11 +444,20 @@ class ChatChoice:
 
 
 def trace(
-    card: ModelCard, clock: Callable[[], float], started: float, choices: Sequence[Sequence[Event]]
+    card: ModelCard,
+    clock: Callable[[], float],
+    started: float,
+    choices: Sequence[Sequence[Event]],
+    *,
+    shown: Shown = Shown(),
 ) -> dict[str, Any]:
     """The `demeanor` field: which variant answered, milliseconds since `started`, and one entry per event of every choice."""
     total_ms = 1000 * (clock() - started)
-    events = [{"choice": i, **entry} for i, made in enumerate(choices) for entry in trace_entries(made)]
+    events = [
+        {"choice": i, **entry}
+        for i, made in enumerate(choices)
+        for entry in shown_entries(trace_entries(made), shown)
+    ]
     about = {"model": card.id, "stack_key": card.stack_key, "layers": list(card.layers)}
     return {**about, "ms": round(total_ms, 2), "events": events}
 

@@ -21,6 +21,7 @@ from demeanor.core.types import Decoding, Event, Message, PromptRead, Refusal, T
 from demeanor.server.assistant import Codec, ModelCard
 from demeanor.server.chat import CompletionBase, UsageAnswer, completion_response, finish_reason
 from demeanor.server.chat_request import SamplingFields, sampling
+from demeanor.server.client_settings import refuse_fixed
 from demeanor.server.endpoint import GENERATED, documented, read_body, state_of, with_errors
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import MAX_LIMIT, ResponseObject, StreamOptions, never, only, refusing, wrong
@@ -139,6 +140,7 @@ async def create_completion(request: Request) -> Response:
     state = state_of(request)
     assistant, started = state.assistant, state.clock()
     body = await read_body(request, CompletionRequest)
+    refuse_fixed(assistant.offer().settings, body)
     card, respond = assistant.card(body.model), with_errors(assistant.respond(body.model), of_prompt)
     codec = assistant.codec(body.model)
     request.state.stack_key = card.stack_key

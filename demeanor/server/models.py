@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from demeanor.server.assistant import ModelCard
 from demeanor.server.endpoint import AUTHENTICATED, documented, json_response, state_of
+from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import ResponseObject
 
 router = APIRouter()
@@ -32,10 +33,19 @@ class ModelAnswer(ResponseObject):
     demeanor: AboutModel
 
 
+class AboutPage(ResponseObject):
+    """What the operator allows the chat page, as any other client: see `serve` in docs/stack.md."""
+
+    settings: list[str]
+    history: bool
+    feedback: bool
+
+
 class AboutStack(ResponseObject):
     name: str
     stack_key: str
     examples: list[str]
+    page: AboutPage
 
 
 class ModelList(ResponseObject):
@@ -50,8 +60,14 @@ class ModelList(ResponseObject):
 async def list_models(request: Request) -> Response:
     state = state_of(request)
     assistant = state.assistant
+    offer, records = assistant.offer(), assistant.turn_database() is not None
+    page = AboutPage(
+        settings=list(offer.settings),
+        history=offer.history and records and CURRENT_REQUEST.get().user is not None,
+        feedback=records,
+    )
     about = AboutStack(
-        name=assistant.name, stack_key=assistant.stack_key, examples=list(assistant.examples())
+        name=assistant.name, stack_key=assistant.stack_key, examples=list(assistant.examples()), page=page
     )
     data = [_model(card, state.created) for card in assistant.models()]
     return json_response(ModelList(object="list", data=data, demeanor=about))

@@ -17,6 +17,7 @@ from demeanor.core.errors import ContextError, DecodingError, DemeanorError, Req
 from demeanor.core.types import Completion, Message, Turn, fold
 from demeanor.server.assistant import TurnStore
 from demeanor.server.chat import of_tool, sent_calls, trace
+from demeanor.server.client_settings import refuse_fixed
 from demeanor.server.endpoint import (
     AUTHENTICATED,
     GENERATED,
@@ -68,6 +69,7 @@ async def create_response(request: Request) -> Response:
     state = state_of(request)
     assistant, started = state.assistant, state.clock()
     body = await read_body(request, ResponseRequest)
+    refuse_fixed(assistant.offer().settings, body)
     card, respond = assistant.card(body.model), with_errors(assistant.respond(body.model), of_field)
     store, user = assistant.turn_store(), CURRENT_REQUEST.get().user
     request.state.stack_key = card.stack_key
@@ -82,7 +84,7 @@ async def create_response(request: Request) -> Response:
     )
     turn = replace(turn, variant=card.id, stack_key=card.stack_key)
     blank = blank_response(turn, int(state.now()))
-    traced = partial(trace, card, state.clock, started)
+    traced = partial(trace, card, state.clock, started, shown=assistant.offer().shown)
 
     def finished(completion: Completion) -> ResponseAnswer:
         response = finished_response(blank, completion, logprobs=body.logprobs)

@@ -208,12 +208,30 @@ class EvaluatorSpec(Spec):
     budget: JobBudget = JobBudget()
 
 
+class ShowSpec(Spec):
+    """What `demeanor.events` of an answer, and so the chat page, shows of what the layers added."""
+
+    prompts: bool = Field(True, description="the text of messages that layers put before the conversation")
+    passages: Literal["all", "cited", "none"] = Field(
+        "all", description="whose text is shown: of all retrieved passages, of cited ones, of none"
+    )
+    tools: bool = Field(True, description="arguments and results of tools that the stack runs itself")
+
+
 class ServeSpec(Spec):
-    """What a server offers, and what it does with live traffic besides answering."""
+    """What a server offers, shows, and does with live traffic besides answering."""
 
     publish: tuple[str, ...] = Field(
         (),
         description="model ids that keys may ask for besides the whole stack, such as NAME:sft; `all`: every variant",
+    )
+    show: ShowSpec = Field(ShowSpec(), description="what clients see of prompts, passages and tools")
+    settings: tuple[Literal["system_prompt", "sampling", "max_tokens"], ...] = Field(
+        ("system_prompt", "sampling", "max_tokens"),
+        description="what requests may set for themselves; a request that sets another of them is refused (403)",
+    )
+    history: bool = Field(
+        True, description="keep the chat page's conversations of users with keys in the database of turns"
     )
     prices: str | dict[str, Price] | None = Field(
         None,

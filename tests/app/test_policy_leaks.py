@@ -18,7 +18,7 @@ import yaml
 from demeanor.core.types import Decoding, Done, Event, Respond, Text, TokenLogprob, Turn, Usage
 from demeanor.layers import Kit, compose, policy
 from demeanor.server.application import app
-from demeanor.server.assistant import ModelCard
+from demeanor.server.assistant import ModelCard, Offer
 
 COUNT = 500  # of each of 6 ways and 2 ways to hold back: 6,000
 RULES = {
@@ -132,6 +132,12 @@ class Talker:
         return Decoding(temperature=1.0)
 
     def turn_store(self) -> None:
+        return None
+
+    def offer(self) -> Offer:
+        return Offer()
+
+    def turn_database(self) -> None:
         return None
 
     def examples(self) -> list[str]:

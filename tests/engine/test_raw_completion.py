@@ -20,7 +20,7 @@ from demeanor.engine.respond import TokenizerCodec, model_respond
 from demeanor.layers import Kit, policy
 from demeanor.model import checkpoints
 from demeanor.server.application import app
-from demeanor.server.assistant import ModelCard
+from demeanor.server.assistant import ModelCard, Offer
 from demeanor.serving import ServedStack
 from demeanor.stack import schema as specs
 from demeanor.stack.schema import ModelShape
@@ -61,6 +61,12 @@ class Bare:
         raise NotImplementedError
 
     def feedback_store(self) -> None:
+        return None
+
+    def offer(self) -> Offer:
+        return Offer()
+
+    def turn_database(self) -> None:
         return None
 
     def examples(self) -> list[str]:

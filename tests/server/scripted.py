@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 from demeanor.core.errors import ContextError, EngineError, RequestError, TextError
 from demeanor.core.types import (
@@ -27,7 +29,7 @@ from demeanor.core.types import (
     Turn,
     Usage,
 )
-from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, RuleJudge, model_not_found
+from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, Offer, RuleJudge, model_not_found
 from demeanor.store.database import Database
 
 CARDS = [
@@ -92,6 +94,7 @@ class Scripted:
         self.closed = 0
         self.records = True
         self.publishes: list[str] = []
+        self.offered = Offer()
         self.database: Database | None = None
         self.opinions_given: list[tuple[str, int, str | None, str | None, str | None, tuple[str, ...]]] = []
 
@@ -157,6 +160,12 @@ class Scripted:
         self.opinions_given.append((turn_id, score, comment, corrected, user, reasons))
         return True
 
+    def offer(self) -> Offer:
+        return self.offered
+
+    def turn_database(self) -> Database | None:
+        return self.database if self.records else None
+
     def turn_store(self) -> Database | None:
         return self.database if self.records else None
 
@@ -193,6 +202,28 @@ class Scripted:
             await asyncio.sleep(self.pause_s)
             token = word if i == 0 else f" {word}"
             yield Text(token, logprobs=(TokenLogprob(token, -0.25, ((token, -0.25), (" perhaps", -1.75))),))
+
+
+class Recording(Scripted):
+    """A scripted assistant whose turns are recorded, as the record layer does it: durable before the end is told."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.database = Database(path)
+
+    def respond(self, model_id: str) -> Respond:
+        inner, database = super().respond(model_id), self.database
+        assert database is not None
+
+        async def respond(turn: Turn) -> AsyncIterator[Event]:
+            events: list[Event] = []
+            async for event in inner(turn):
+                events.append(event)
+                if isinstance(event, Done):
+                    await database.record(turn, events, datetime.now(UTC), datetime.now(UTC))
+                yield event
+
+        return respond
 
 
 def _topic(turn: Turn) -> str:

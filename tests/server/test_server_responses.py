@@ -7,7 +7,6 @@ import base64
 import json
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ from live import served
 from openai import OpenAI
 from openai.types.responses import ResponseCreateParams
 from pydantic import BaseModel
-from scripted import Scripted
+from scripted import Recording, Scripted
 
 from demeanor.core.types import Decoding, Done, Event, OutputFormat, Respond, Text, TokenLogprob, Turn
 from demeanor.server.application import app
 from demeanor.server.auth import from_digests
 from demeanor.server.responses_answer import ResponseAnswer, StreamedResponse, StreamEvent, blank_response
 from demeanor.server.responses_request import ResponseRequest
-from demeanor.store.database import Database
 from demeanor.store.keys import digest
 
 WEATHER: dict[str, Any] = {
@@ -34,28 +32,6 @@ WEATHER: dict[str, Any] = {
     "parameters": {"type": "object", "properties": {"port": {"type": "string"}}},
 }
 LOGPROBS = "message.output_text.logprobs"
-
-
-class Recording(Scripted):
-    """A scripted assistant whose turns are recorded, as the record layer does it: durable before the end is told."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.database = Database(path)
-
-    def respond(self, model_id: str) -> Respond:
-        inner, database = super().respond(model_id), self.database
-        assert database is not None
-
-        async def respond(turn: Turn) -> AsyncIterator[Event]:
-            events: list[Event] = []
-            async for event in inner(turn):
-                events.append(event)
-                if isinstance(event, Done):
-                    await database.record(turn, events, datetime.now(UTC), datetime.now(UTC))
-                yield event
-
-        return respond
 
 
 @pytest.fixture

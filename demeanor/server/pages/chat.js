@@ -13,6 +13,7 @@ import { fillPicks, isBlindChosen, label, picked, showPicks } from "./picks.js";
 import { locked, unlock } from "./locked.js";
 import { plainWords } from "./errors.js";
 import { allow, chosen, settingsDialog, theme } from "./settings.js";
+import { serverHistory } from "./server_history.js";
 import { sidebar } from "./sidebar.js";
 import { isBlind, turnView } from "./turn.js";
 import { follow, toBottom } from "./scroll.js";
@@ -204,7 +205,8 @@ async function load() {
   state.name = demeanor.name;
   $("name").textContent = demeanor.name;
   fillPicks(state.name, data, (query.get("models") ?? "").split(",").filter(Boolean));
-  if (demeanor.page) allow(demeanor.page.settings);
+  allow(demeanor.page.settings);
+  if (demeanor.page.history) state.history = serverHistory;
   replace($("examples"), demeanor.examples.map((text) => button(text, () => ask(null, text, []))));
   const kept = location.hash.length > 1 && !state.conversation.last ? await (await state.history).get(decodeURIComponent(location.hash.slice(1))) : null;
   if (kept) state.queue = [];

@@ -1,7 +1,7 @@
 // Settings of the person at this browser: theme, system prompt, temperature, length; each sent only where the operator allows it.
 import { $ } from "./dom.js";
 
-const FIELDS = { system_prompt: "system", temperature: "temperature", max_tokens: "length" };
+const FIELDS = { system_prompt: "system", sampling: "temperature", max_tokens: "length" };
 const kept = () => { try { return JSON.parse(localStorage.getItem("settings") ?? "{}"); } catch { return {}; } };
 
 let allowed = Object.keys(FIELDS);
@@ -18,7 +18,7 @@ export function allow(names) {
 // What the settings add to a request: {system, fields}.
 export function chosen() {
   const values = kept(), fields = {};
-  if (allowed.includes("temperature") && values.temperature !== undefined) fields.temperature = values.temperature;
+  if (allowed.includes("sampling") && values.temperature !== undefined) fields.temperature = values.temperature;
   if (allowed.includes("max_tokens") && values.max_tokens !== undefined) fields.max_tokens = values.max_tokens;
   return { system: allowed.includes("system_prompt") ? values.system_prompt ?? "" : "", fields };
 }

@@ -47,14 +47,20 @@ function step(event, answer) {
   const verb = (text, ...more) => el("p", { class: "verb" }, text, ...more);
   switch (event.kind) {
     case "prompted":
-      return [verb(`put ${plural(event.messages.length, "message")} before the conversation`),
-        ...event.messages.map((m) => el("blockquote", {}, el("b", {}, m.role), m.content))];
+      return [verb(event.messages ? `put ${plural(event.messages.length, "message")} before the conversation` : "put messages before the conversation, which this server does not show"),
+        ...(event.messages ?? []).map((m) => el("blockquote", {}, el("b", {}, m.role), m.content))];
     case "passage":
       return passage(event, answer);
     case "tool_call":
-      return [verb("called ", el("b", {}, event.name)), el("code", {}, event.arguments)];
+      return [verb("called ", el("b", {}, event.name)), event.arguments !== undefined && el("code", {}, event.arguments)];
     case "tool_result":
-      return [verb(event.error ? "failed at " : "ran ", el("b", {}, event.name)), el("code", { class: event.error ? "bad" : "" }, event.content)];
+      return [verb(event.error ? "failed at " : "ran ", el("b", {}, event.name)), event.content !== undefined && el("code", { class: event.error ? "bad" : "" }, event.content)];
+    case "tool_decision":
+      return DECISIONS[event.verdict] ? [verb(DECISIONS[event.verdict], el("b", {}, event.tools.join(", "))), event.detail && el("p", {}, event.detail)] : null;
+    case "unsupported":
+      return [verb("took out a citation that was not true: ", el("b", {}, event.reason.replaceAll("_", " ")))];
+    case "upstream":
+      return [verb("answered by ", el("b", {}, event.name)), event.failed.length > 0 && el("p", {}, `after ${event.failed.map((f) => `${f.name} (${f.status})`).join(", ")} failed`)];
     case "refusal":
       return [verb(event.stage === "input" ? "refused the question: " : event.stage === "output" ? "withheld the answer: " : `ended the turn (${event.stage.replace("_", " ")}): `, el("b", {}, event.rule)), el("p", {}, event.reason)];
     case "rule_hit":
@@ -71,13 +77,18 @@ function step(event, answer) {
   }
 }
 
+const DECISIONS = {
+  withheld: "withheld ", searched: "found by search ", waiting: "waits for a person to allow ", approved: "was allowed to run ", denied: "was not allowed to run ",
+  malformed: "could not read the call of ", timed_out: "ran out of time at ", budget_spent: "had no budget left for ",
+};
+
 function passage(event, answer) {
   const number = of(answer, "passage").findIndex((p) => p.id === event.id) + 1;
   const spans = of(answer, "citation").filter((c) => c.passage_id === event.id);
   const quotes = spans.map((c) => chars(answer.text).slice(c.start, c.end).join("").replace(/[\s.,;:!?]+$/, ""));
   return [
-    el("p", { class: "verb" }, el("sup", {}, String(number)), ` ${event.source} `, el("small", {}, `score ${event.score.toFixed(2)}${spans.length ? ", cited" : ""}`)),
-    el("blockquote", { class: spans.length ? "cited" : "" }, ...highlighted(event.text, quotes)),
+    el("p", { class: "verb" }, el("sup", {}, String(number)), ` ${event.source} `, el("small", {}, `score ${event.score?.toFixed(2)}${spans.length ? ", cited" : ""}`)),
+    event.text !== undefined && el("blockquote", { class: spans.length ? "cited" : "" }, ...highlighted(event.text, quotes)),
   ];
 }
 
