@@ -29,12 +29,12 @@ from demeanor.layers.tools import THREADS
 from demeanor.server import serve as server
 from demeanor.server.admission import UpstreamCounts
 from demeanor.server.assistant import (
+    ClientAccess,
     FeedbackStore,
     Judged,
     ModelCard,
-    Offer,
     RuleJudge,
-    Shown,
+    TraceView,
     TurnStore,
     model_not_found,
 )
@@ -252,10 +252,10 @@ class ServedStack:
         specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
         return feedback_store_in(self.runtime.opened(specs[0].database)) if specs else None
 
-    def offer(self) -> Offer:
+    def client_access(self) -> ClientAccess:
         spec = self.runtime.stack.spec.serve
-        shown = Shown(spec.show.prompts, spec.show.passages, spec.show.tools)
-        return Offer(shown, spec.settings, spec.history)
+        shown = TraceView(spec.show.prompts, spec.show.passages, spec.show.tools)
+        return ClientAccess(shown, spec.settings, spec.history)
 
     def turn_database(self) -> Database | None:
         specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]

@@ -20,7 +20,6 @@ from starlette.routing import BaseRoute
 from demeanor.core.errors import EngineError, RequestError
 from demeanor.server import (
     chat,
-    comparisons,
     completions,
     embeddings,
     error_responses,
@@ -29,6 +28,7 @@ from demeanor.server import (
     models,
     moderations,
     responses,
+    votes,
 )
 from demeanor.server.admission import Operations
 from demeanor.server.assistant import PublishedAssistant, ServedAssistant
@@ -58,7 +58,7 @@ ENDPOINTS = (
     embeddings,
     moderations,
     feedback,
-    comparisons,
+    votes,
     history,
 )
 router = APIRouter()

@@ -50,7 +50,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class TraceView:
     """What clients see of what layers added to an answer: messages, the text of passages, arguments and results of tools."""
 
     prompts: bool = True
@@ -63,10 +63,10 @@ SETTINGS = ("system_prompt", "sampling", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ClientAccess:
     """What the operator allows clients: to see, to set, and to keep conversations on the server."""
 
-    shown: Shown = Shown()
+    shown: TraceView = TraceView()
     settings: tuple[str, ...] = SETTINGS
     history: bool = True
 
@@ -133,7 +133,7 @@ class ServedAssistant(Protocol):
     def feedback_store(self) -> FeedbackStore | None:
         """Where feedback on answers goes; None if no turn is recorded."""
 
-    def offer(self) -> Offer:
+    def client_access(self) -> ClientAccess:
         """What the operator allows clients."""
 
     def turn_database(self) -> Database | None:

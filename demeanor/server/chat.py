@@ -40,7 +40,7 @@ from demeanor.core.types import (
     Usage,
     fold,
 )
-from demeanor.server.assistant import ModelCard, Shown
+from demeanor.server.assistant import ModelCard, TraceView
 from demeanor.server.chat_request import ChatRequest, chat_turns
 from demeanor.server.client_settings import refuse_fixed
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of, with_errors
@@ -171,7 +171,7 @@ async def create_chat_completion(request: Request) -> Response:
     state = state_of(request)
     started = state.clock()
     body = await read_body(request, ChatRequest)
-    refuse_fixed(state.assistant.offer().settings, body)
+    refuse_fixed(state.assistant.client_access().settings, body)
     card, respond = (
         state.assistant.card(body.model),
         with_errors(state.assistant.respond(body.model), of_message),
@@ -224,7 +224,7 @@ async def completion_response(
     """Answer turns as one completion with a choice per turn, as `answer` makes it, or streamed as `chunk` makes each part."""
     state = state_of(request)
     head = {"created": int(state.now()), "model": card.id, "system_fingerprint": card.stack_key}
-    traced = partial(trace, card, state.clock, started, shown=state.assistant.offer().shown)
+    traced = partial(trace, card, state.clock, started, shown=state.assistant.client_access().shown)
     if chunk is not None:
         chunks = stream_chunks(
             interleaved(respond, turns),
@@ -449,7 +449,7 @@ def trace(
     started: float,
     choices: Sequence[Sequence[Event]],
     *,
-    shown: Shown = Shown(),
+    shown: TraceView = TraceView(),
 ) -> dict[str, Any]:
     """The `demeanor` field: which variant answered, milliseconds since `started`, and one entry per event of every choice."""
     total_ms = 1000 * (clock() - started)

@@ -140,7 +140,7 @@ async def create_completion(request: Request) -> Response:
     state = state_of(request)
     assistant, started = state.assistant, state.clock()
     body = await read_body(request, CompletionRequest)
-    refuse_fixed(assistant.offer().settings, body)
+    refuse_fixed(assistant.client_access().settings, body)
     card, respond = assistant.card(body.model), with_errors(assistant.respond(body.model), of_prompt)
     codec = assistant.codec(body.model)
     request.state.stack_key = card.stack_key

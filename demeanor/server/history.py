@@ -86,7 +86,7 @@ class HistoryDeleted(ResponseObject):
 def place(request: Request) -> tuple[Database, str]:
     """Where the conversations of this user are, and who that is. Raises RequestError (409) if they are kept in the browser."""
     assistant, user = state_of(request).assistant, CURRENT_REQUEST.get().user
-    database = assistant.turn_database() if assistant.offer().history and user is not None else None
+    database = assistant.turn_database() if assistant.client_access().history and user is not None else None
     if database is None or user is None:
         raise RequestError(
             "This server keeps no conversations: that needs API keys, a record layer, and `serve: {history: true}`.",

@@ -60,7 +60,7 @@ class ModelList(ResponseObject):
 async def list_models(request: Request) -> Response:
     state = state_of(request)
     assistant = state.assistant
-    offer, records = assistant.offer(), assistant.turn_database() is not None
+    offer, records = assistant.client_access(), assistant.turn_database() is not None
     page = AboutPage(
         settings=list(offer.settings),
         history=offer.history and records and CURRENT_REQUEST.get().user is not None,

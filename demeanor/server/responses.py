@@ -69,7 +69,7 @@ async def create_response(request: Request) -> Response:
     state = state_of(request)
     assistant, started = state.assistant, state.clock()
     body = await read_body(request, ResponseRequest)
-    refuse_fixed(assistant.offer().settings, body)
+    refuse_fixed(assistant.client_access().settings, body)
     card, respond = assistant.card(body.model), with_errors(assistant.respond(body.model), of_field)
     store, user = assistant.turn_store(), CURRENT_REQUEST.get().user
     request.state.stack_key = card.stack_key
@@ -84,7 +84,7 @@ async def create_response(request: Request) -> Response:
     )
     turn = replace(turn, variant=card.id, stack_key=card.stack_key)
     blank = blank_response(turn, int(state.now()))
-    traced = partial(trace, card, state.clock, started, shown=assistant.offer().shown)
+    traced = partial(trace, card, state.clock, started, shown=assistant.client_access().shown)
 
     def finished(completion: Completion) -> ResponseAnswer:
         response = finished_response(blank, completion, logprobs=body.logprobs)

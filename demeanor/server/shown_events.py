@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from demeanor.server.assistant import Shown
+from demeanor.server.assistant import TraceView
 
 
-def shown_entries(entries: Sequence[dict[str, Any]], shown: Shown) -> list[dict[str, Any]]:
+def shown_entries(entries: Sequence[dict[str, Any]], shown: TraceView) -> list[dict[str, Any]]:
     """The entries of one choice, in order."""
-    if shown == Shown():
+    if shown == TraceView():
         return list(entries)
     cited = {entry["passage_id"] for entry in entries if entry["kind"] == "citation"}
     return [_without(entry, _hidden(entry, shown, cited)) for entry in entries]
 
 
-def _hidden(entry: dict[str, Any], shown: Shown, cited: set[str]) -> tuple[str, ...]:
+def _hidden(entry: dict[str, Any], shown: TraceView, cited: set[str]) -> tuple[str, ...]:
     """The fields of an entry that are left out."""
     kind = entry["kind"]
     if kind == "prompted" and not shown.prompts:

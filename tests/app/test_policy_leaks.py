@@ -18,7 +18,7 @@ import yaml
 from demeanor.core.types import Decoding, Done, Event, Respond, Text, TokenLogprob, Turn, Usage
 from demeanor.layers import Kit, compose, policy
 from demeanor.server.application import app
-from demeanor.server.assistant import ModelCard, Offer
+from demeanor.server.assistant import ClientAccess, ModelCard
 
 COUNT = 500  # of each of 6 ways and 2 ways to hold back: 6,000
 RULES = {
@@ -134,8 +134,8 @@ class Talker:
     def turn_store(self) -> None:
         return None
 
-    def offer(self) -> Offer:
-        return Offer()
+    def client_access(self) -> ClientAccess:
+        return ClientAccess()
 
     def turn_database(self) -> None:
         return None

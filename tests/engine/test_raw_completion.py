@@ -20,7 +20,7 @@ from demeanor.engine.respond import TokenizerCodec, model_respond
 from demeanor.layers import Kit, policy
 from demeanor.model import checkpoints
 from demeanor.server.application import app
-from demeanor.server.assistant import ModelCard, Offer
+from demeanor.server.assistant import ClientAccess, ModelCard
 from demeanor.serving import ServedStack
 from demeanor.stack import schema as specs
 from demeanor.stack.schema import ModelShape
@@ -63,8 +63,8 @@ class Bare:
     def feedback_store(self) -> None:
         return None
 
-    def offer(self) -> Offer:
-        return Offer()
+    def client_access(self) -> ClientAccess:
+        return ClientAccess()
 
     def turn_database(self) -> None:
         return None

@@ -29,7 +29,14 @@ from demeanor.core.types import (
     Turn,
     Usage,
 )
-from demeanor.server.assistant import FeedbackStore, Judged, ModelCard, Offer, RuleJudge, model_not_found
+from demeanor.server.assistant import (
+    ClientAccess,
+    FeedbackStore,
+    Judged,
+    ModelCard,
+    RuleJudge,
+    model_not_found,
+)
 from demeanor.store.database import Database
 
 CARDS = [
@@ -94,7 +101,7 @@ class Scripted:
         self.closed = 0
         self.records = True
         self.publishes: list[str] = []
-        self.offered = Offer()
+        self.offered = ClientAccess()
         self.database: Database | None = None
         self.opinions_given: list[tuple[str, int, str | None, str | None, str | None, tuple[str, ...]]] = []
 
@@ -160,7 +167,7 @@ class Scripted:
         self.opinions_given.append((turn_id, score, comment, corrected, user, reasons))
         return True
 
-    def offer(self) -> Offer:
+    def client_access(self) -> ClientAccess:
         return self.offered
 
     def turn_database(self) -> Database | None:

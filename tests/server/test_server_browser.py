@@ -11,7 +11,7 @@ from live import served
 from pages import SETTLED, ask, open_page, press, say, settled, texts
 from scripted import Recording, Scripted
 
-from demeanor.server.assistant import Offer
+from demeanor.server.assistant import ClientAccess
 from demeanor.server.auth import from_digests
 from demeanor.store.comparisons import comparisons
 from demeanor.store.keys import digest
@@ -375,7 +375,7 @@ def test_with_a_key_the_history_is_on_the_server(browser: Browser, recording: Re
 
 def test_settings_are_sent_and_fixed_ones_cannot_be_changed(browser: Browser) -> None:
     assistant = Scripted()
-    assistant.offered = Offer(settings=("system_prompt", "sampling"))
+    assistant.offered = ClientAccess(settings=("system_prompt", "sampling"))
     with served(assistant) as url:
         open_page(browser, url)
         press(browser, "#settings-open")

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from scripted import Scripted, body
 
-from demeanor.server.assistant import Offer, Shown
+from demeanor.server.assistant import ClientAccess, TraceView
 
 SYSTEM = [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
 
@@ -27,7 +27,7 @@ async def events(client: httpx.AsyncClient, question: str, *, stream: bool = Fal
 async def test_texts_that_are_not_shown_leave_the_trace_and_who_did_what_stays(
     client: httpx.AsyncClient, assistant: Scripted, stream: bool
 ) -> None:
-    assistant.offered = Offer(shown=Shown(prompts=False, passages="cited", tools=False))
+    assistant.offered = ClientAccess(shown=TraceView(prompts=False, passages="cited", tools=False))
     found = await events(client, "the ferry?", stream=stream)
     assert [e["kind"] for e in found][:4] == ["passage", "passage", "timing", "prompted"]
     assert ["text" in e for e in found if e["kind"] == "passage"] == [True, False]
@@ -42,7 +42,7 @@ async def test_texts_that_are_not_shown_leave_the_trace_and_who_did_what_stays(
 async def test_with_passages_none_no_text_of_one_is_shown(
     client: httpx.AsyncClient, assistant: Scripted
 ) -> None:
-    assistant.offered = Offer(shown=Shown(passages="none"))
+    assistant.offered = ClientAccess(shown=TraceView(passages="none"))
     found = await events(client, "the ferry?")
     assert [e["source"] for e in found if e["kind"] == "passage"] == [
         "notices/ferries.md",
@@ -77,7 +77,7 @@ async def test_a_fixed_setting_is_refused_by_name_and_nothing_is_asked(
     fields: dict[str, Any],
     param: str,
 ) -> None:
-    assistant.offered = Offer(settings=allowed)
+    assistant.offered = ClientAccess(settings=allowed)
     plain = {
         "chat/completions": body("hello"),
         "responses": {"model": "harbour-desk", "input": "hello"},
