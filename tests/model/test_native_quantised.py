@@ -52,11 +52,13 @@ def rounded_row(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def slow_product(matrix: Grouped, rows_NI: Tensor) -> Tensor:
     """x W^T with rows rounded to int8: integer sums of each group, scaled and added in fp64."""
-    integers = matrix.integers().numpy().astype(np.int64).reshape(matrix.shape[0], -1, GROUP)
+    missing = (0, -matrix.shape[1] % GROUP)
+    whole_groups = nn.functional.pad(matrix.integers(), missing)
+    integers = whole_groups.numpy().astype(np.int64).reshape(matrix.shape[0], -1, GROUP)
     scales = matrix.scales_OG.double().numpy()
     minima = 0.0 if matrix.minima_OG is None else matrix.minima_OG.double().numpy()
     out = []
-    for row in rows_NI:
+    for row in nn.functional.pad(rows_NI, missing):
         values, factors = rounded_row(row)
         whole = np.einsum("ogk,gk->og", integers, values.astype(np.int64))
         added = minima * values.astype(np.int64).sum(1)

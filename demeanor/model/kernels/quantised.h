@@ -178,8 +178,12 @@ void round_row(const float* x, int64_t ins, int32_t offset, const Rounded& out, 
 // with 4 bits a byte holds step s in its low half and step s + STEPS / 2 in its high one.
 constexpr int64_t group_bytes(int bits, bool minima) { return NR * 2 * (1 + minima) + NR * GROUP * bits / 8; }
 
+// Lines of cache of the panel that is read next: `lines` of them are asked for in each group. A CPU by itself does not fetch from memory
+// far ahead while it multiplies.
+struct Ahead { const uint8_t* at; int64_t lines; };
+
 template <int M, int BITS, bool MINIMA>
-void quantised_micro(const uint8_t* w, int64_t G, const Rounded& x, int64_t r, float* out, int64_t ldo, const float* bias, bool add) {
+void quantised_micro(const uint8_t* w, int64_t G, const Rounded& x, int64_t r, float* out, int64_t ldo, const float* bias, bool add, Ahead ahead) {
     V acc[M][2] = {};
     constexpr int64_t size = group_bytes(BITS, MINIMA);
     const int8_t* values = x.values + r * G * GROUP;
@@ -188,6 +192,7 @@ void quantised_micro(const uint8_t* w, int64_t G, const Rounded& x, int64_t r, f
     for (int64_t g = 0; g < G; g++, w += size) {
         const uint16_t* beside = reinterpret_cast<const uint16_t*>(w);
         const uint8_t* data = w + NR * 2 * (1 + MINIMA);
+        for (int64_t i = 0; i < ahead.lines; i++, ahead.at += 64) __builtin_prefetch(ahead.at);
         Q sum[M][2];
         constexpr bool shifted = !MINIMA && (BITS == 4 || UNSIGNED_BYTES);
 #pragma GCC unroll 12
@@ -244,12 +249,14 @@ void quantised_product(const uint8_t* data, int64_t G, const float* bias, int64_
     for (int64_t p = first; p < last; p++) {
         const uint8_t* w = data + p * G * group_bytes(BITS, MINIMA);
         const float* b = bias ? bias + p * NR : nullptr;
-        const int64_t blocks = (N + QR - 1) / QR;
+        const int64_t blocks = (N + QR - 1) / QR, bytes = G * group_bytes(BITS, MINIMA);
+        const int64_t lines = (bytes + 64 * blocks * G - 1) / (64 * blocks * G);
         for (int64_t i = 0, r = 0; i < blocks; i++) {
-            const int64_t size = (N - r + blocks - i - 1) / (blocks - i);
+            const int64_t size = (N - r + blocks - i - 1) / (blocks - i), done = i * G * lines * 64;
+            const Ahead ahead{w + bytes + done, done < bytes ? lines : 0};
             float* at = out + r * ldo + p * NR;
             switch (size) {
-#define CASE(m) case m: if constexpr (m <= QR) quantised_micro<m, BITS, MINIMA>(w, G, x, r, at, ldo, b, add); break;
+#define CASE(m) case m: if constexpr (m <= QR) quantised_micro<m, BITS, MINIMA>(w, G, x, r, at, ldo, b, add, ahead); break;
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #undef CASE
             }

@@ -5,9 +5,12 @@
 
 namespace {
 
+constexpr int64_t RESTS = 20;
+
 struct Pool {
-    int n = 1, active = 1, resting = 0, pause_calls = 8;
-    std::atomic<int> late{0};          // threads that had no core for a good part of this call
+    int n = 1, active = 1;
+    int64_t resting_until = 0;         // on the clock
+    std::atomic<int64_t> late{0};      // nanoseconds of this call in which the unluckiest thread had no core, if it was a good part
     static int64_t clock() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
     static int64_t processor_time() {
 #if defined(__linux__)
@@ -23,7 +26,9 @@ struct Pool {
         const int64_t began = clock(), busy = processor_time();
         job(argument, id, active);
         const int64_t took = clock() - began, lost = took - (processor_time() - busy);
-        if (lost > 50000 && 8 * lost > took) late.fetch_add(1, std::memory_order_relaxed);
+        // One thread takes `active` times as long as all do undisturbed, so less than that is no reason to go on alone.
+        if (lost <= 50000 || lost * active <= took * (active - 1)) return;
+        for (int64_t known = late.load(); lost > known && !late.compare_exchange_weak(known, lost);) {}
     }
     std::mutex one;
     std::vector<std::thread> threads;
@@ -65,7 +70,7 @@ struct Pool {
     }
     void run(void (*what)(void*, int, int), void* with, int wanted) {
         std::lock_guard<std::mutex> alone(one);
-        if (wanted > 1 && resting > 0) { resting--; wanted = 1; }
+        if (wanted > 1 && resting_until && clock() < resting_until) wanted = 1;
         if (wanted == 1) { active = 1; what(with, 0, 1); return; }
         grow(wanted);
         late.store(0, std::memory_order_relaxed);
@@ -75,9 +80,9 @@ struct Pool {
         work(0);
         barrier();
         // Somebody else has a core: whoever waits at a barrier waits for a turn of the scheduler. One thread is faster then, and says
-        // the same; after a while, each time longer, several are tried again.
-        if (late.load(std::memory_order_relaxed)) { resting = pause_calls; pause_calls = pause_calls < 512 ? 2 * pause_calls : 1024; }
-        else if (pause_calls > 8) pause_calls--;
+        // the same. Several are tried again when RESTS times what was lost has passed, so that trying costs little, and soon after a disturbance.
+        const int64_t lost = late.load(std::memory_order_relaxed);
+        resting_until = lost ? clock() + RESTS * lost : 0;
     }
     void barrier(int of = 0) {
         uint32_t members = of ? of : n;
