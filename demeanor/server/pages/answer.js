@@ -7,10 +7,17 @@ import { feedback } from "./feedback.js";
 import { plainWords } from "./errors.js";
 import { footnote, sourceList, sourcesOf } from "./sources.js";
 import { strip } from "./trace.js";
-import { isRefused } from "./conversation.js";
+import { isRefused, saidBy } from "./conversation.js";
+import { approvalForm, decided, waiting } from "./approvals.js";
 
 export function blankAnswer(model) {
-  return { model, id: null, text: "", refusal: null, calls: [], annotations: [], trace: null, usage: null, error: null, stopped: false };
+  return { model, id: null, rounds: [], text: "", refusal: null, calls: [], annotations: [], trace: null, usage: null, error: null, stopped: false };
+}
+
+// Begin the next round of an answer, after a person has decided on the calls of this one.
+export function nextRound(answer, decisions) {
+  answer.rounds = [...(answer.rounds ?? []), { text: answer.text, calls: answer.calls, decisions, token: waiting(answer).token }];
+  Object.assign(answer, { id: null, text: "", calls: [], annotations: [], trace: null, usage: null, error: null, stopped: false });
 }
 
 // Take one chunk of a streamed completion.
@@ -27,10 +34,11 @@ export function take(answer, chunk) {
 
 // The card of an answer: {card, grow, settle}. `name` is its title, or null; `acts` are {retry, again, follow, details, records}.
 export function answerCard(answer, name, acts) {
+  const before = answer.rounds?.length ? el("div", { class: "text" }, earlier(answer)) : null;
   const text = el("div", { class: "text" });
   const foot = el("div", { class: "foot" });
   const heading = name === null ? null : el("h3", {}, name);
-  const card = el("article", { class: "answer", "aria-label": name ?? "Answer" }, heading, text, foot);
+  const card = el("article", { class: "answer", "aria-label": name ?? "Answer" }, heading, before ?? "", text, foot);
   const view = growing(text, acts.follow);
 
   let settled = null;
@@ -41,8 +49,10 @@ export function answerCard(answer, name, acts) {
     settled = hidden;
     view.stop();
     card.classList.remove("waiting");
+    before?.remove();
     replace(text, body(answer));
-    replace(foot, ending(answer, acts), hidden ? null : tools(answer, acts), hidden ? null : strip(answer, acts.details));
+    const asked = hidden ? null : waiting(answer);
+    replace(foot, ending(answer, acts), asked && approvalForm(asked, (decisions) => acts.decide(answer, decisions)), hidden ? null : tools(answer, acts), hidden ? null : strip(answer, acts.details));
   }
 
   return {
@@ -65,9 +75,14 @@ function body(answer) {
     const withdrawn = answer.text && answer.text !== answer.refusal;
     return [withdrawn && el("p", { class: "withdrawn" }, el("del", {}, answer.text)), el("p", { class: "refusal", dir: "auto" }, answer.refusal)];
   }
-  const { notes, spans } = sourcesOf(answer);
-  return [...markdown(answer.text, { spans, footnote: footnote(notes) }), sourceList(notes), ...answer.calls.map(call)];
+  const { notes, spans } = sourcesOf(answer), asked = waiting(answer);
+  return [
+    ...earlier(answer), ...markdown(answer.text, { spans, footnote: footnote(notes) }), sourceList(notes),
+    ...answer.calls.filter(({ id }) => !asked?.calls.some((other) => other.id === id)).map(call),
+  ];
 }
+
+const earlier = (answer) => (answer.rounds ?? []).flatMap((round) => [...markdown(round.text), ...decided({ calls: round.calls.map((c) => ({ id: c.id, ...c.function })), decisions: round.decisions })]);
 
 function call({ function: { name, arguments: given } }) {
   return el("p", { class: "call" }, "The model asks for the tool ", el("b", {}, name), el("code", { class: "inline" }, given));
@@ -90,7 +105,7 @@ function problem(error, acts) {
 
 function tools(answer, acts) {
   if (answer.error && !answer.text) return null;
-  const said = answer.refusal ?? answer.text;
+  const said = answer.refusal ?? saidBy(answer);
   const copy = button("Copy", () => copied(copy, () => said), { class: "act", "aria-label": "Copy the answer" });
   return el("div", { class: "acts" },
     said && copy,

@@ -2,9 +2,9 @@
 // Everything a model, a document or a person says is put into the page as text, never as markup.
 import { $, button, el, replace } from "./dom.js";
 import { call, stream } from "./api.js";
-import { blankAnswer, take } from "./answer.js";
+import { blankAnswer, nextRound, take } from "./answer.js";
 import { attachments } from "./files.js";
-import { addTurn, choose, messagesFor, newConversation, path, versions } from "./conversation.js";
+import { addTurn, choose, messagesFor, newConversation, path, roundsOf, versions } from "./conversation.js";
 import { asMarkdown, save } from "./export.js";
 import { browserHistory } from "./history.js";
 import { composer, focusBox, write } from "./composer.js";
@@ -40,8 +40,14 @@ const acts = {
   edit: (turn, question) => ask(turn.parent, question, turn.files),
   async retry(turn) {
     if (state.running) return;
-    turn.answers = turn.answers.map((answer) => (answer.error ? blankAnswer(answer.model) : answer));
+    turn.answers = turn.answers.map((answer) => (answer.error ? { ...blankAnswer(answer.model), rounds: answer.rounds } : answer));
     turn.fault = null;
+    state.views.get(turn.id).show();
+    await run(turn);
+  },
+  async decide(turn, answer, decisions) {
+    if (state.running) return;
+    nextRound(answer, decisions);
     state.views.get(turn.id).show();
     await run(turn);
   },
@@ -92,7 +98,8 @@ async function run(turn) {
 
 async function one(conversation, turn, answer, card, { system, fields, signal }) {
   const { messages, owners } = messagesFor(conversation, turn, answer.model, system);
-  const body = { model: answer.model, messages, ...fields, stream: true, stream_options: { include_usage: true } };
+  const { messages: rounds, approval } = roundsOf(answer);
+  const body = { model: answer.model, messages: [...messages, ...rounds], ...fields, ...(approval ? { approval } : {}), stream: true, stream_options: { include_usage: true } };
   card.grow();
   try {
     for await (const chunk of stream("/v1/chat/completions", body, signal)) {

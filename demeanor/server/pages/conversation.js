@@ -43,6 +43,9 @@ export function choose(conversation, id) {
 
 export const isRefused = (answer) => answer.refusal !== null && answer.refusal !== undefined;
 
+// All that an answer says, over the rounds between which a person allowed tools to run.
+export const saidBy = (answer) => [...(answer.rounds ?? []).map((round) => round.text), answer.text].filter(Boolean).join("\n\n");
+
 // What a model is sent for a turn: {messages, owners}; `owners[i]` is the turn of message i, null for the system prompt.
 // Refused turns and turns without an answer of their own are left out. A model reads its own earlier answers where it has some.
 export function messagesFor(conversation, turn, model, system) {
@@ -51,13 +54,21 @@ export function messagesFor(conversation, turn, model, system) {
   if (system) say("system", system, null);
   const before = path({ ...conversation, last: turn.parent });
   for (const earlier of before) {
-    const answer = earlier.answers.find((a) => a.model === model) ?? earlier.answers.find((a) => a.text && !isRefused(a)) ?? earlier.answers[0];
-    if (!answer || isRefused(answer) || !answer.text) continue;
+    const answer = earlier.answers.find((a) => a.model === model) ?? earlier.answers.find((a) => saidBy(a) && !isRefused(a)) ?? earlier.answers[0];
+    if (!answer || isRefused(answer) || !saidBy(answer)) continue;
     say("user", content(earlier), earlier.id);
-    say("assistant", answer.text, earlier.id);
+    say("assistant", saidBy(answer), earlier.id);
   }
   say("user", content(turn), turn.id);
   return { messages, owners };
+}
+
+// The rounds of an answer as the API wants them back, with the decision on the last.
+export function roundsOf(answer) {
+  const rounds = answer.rounds ?? [];
+  const messages = rounds.map(({ text, calls }) => ({ role: "assistant", content: text || null, tool_calls: calls.map(({ id, type, function: f }) => ({ id, type, function: f })) }));
+  const last = rounds.at(-1);
+  return { messages, ...(last ? { approval: { token: last.token, decisions: last.decisions } } : {}) };
 }
 
 // A question with its files, each between fences that its own text cannot close.

@@ -1,11 +1,11 @@
 // A conversation as a file: Markdown to read, JSON to read in again or to work with.
 import { el } from "./dom.js";
-import { path } from "./conversation.js";
+import { path, saidBy } from "./conversation.js";
 
 export function asMarkdown(conversation) {
   const turns = path(conversation).flatMap(({ question, files, answers }) => [
     `## You\n\n${[...files.map(({ name }) => `(file ${name})`), question].join("\n\n")}`,
-    ...answers.map((answer) => `## ${answer.model}\n\n${answer.refusal ?? answer.text}`),
+    ...answers.map((answer) => `## ${answer.model}\n\n${answer.refusal ?? saidBy(answer)}`),
   ]);
   return [`# ${conversation.title || "Conversation"}`, ...turns, ""].join("\n\n");
 }

@@ -1,5 +1,7 @@
 // Conversations kept in this browser (IndexedDB): list, get, put, remove. Where the browser keeps nothing, they live as long as the page.
 
+import { saidBy } from "./conversation.js";
+
 const NAME = "demeanor", STORE = "conversations";
 
 function opened() {
@@ -22,7 +24,7 @@ const summary = ({ id, title, updated, created }) => ({ id, title, updated, crea
 
 // The words of a conversation, for searching.
 export function wordsOf({ title, turns }) {
-  return [title, ...Object.values(turns).flatMap((turn) => [turn.question, ...turn.answers.map((answer) => answer.text)])].join("\n").toLowerCase();
+  return [title, ...Object.values(turns).flatMap((turn) => [turn.question, ...turn.answers.map((answer) => answer.refusal ?? saidBy(answer))])].join("\n").toLowerCase();
 }
 
 export async function browserHistory() {
