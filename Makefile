@@ -77,7 +77,7 @@ bench/.venv-clients/ready: bench/clients.txt
 	@echo "setting up bench/.venv-clients and bench/.node with the clients (about 4 minutes the first time)"
 	@test -x bench/.venv-clients/bin/python || $(PYTHON) -m venv bench/.venv-clients
 	@bench/.venv-clients/bin/python -m pip install -q --disable-pip-version-check -r $< 2>&1 | grep -v '^WARNING: Location' || true
-	@mkdir -p bench/.node && cd bench/.node && npm install --silent --no-fund openai@6 promptfoo@0.120.8
+	@mkdir -p bench/.node && cd bench/.node && npm install --silent --no-fund openai@6 promptfoo@0.120.8 axe-core@4.13.0
 	@touch $@
 
 clients: .venv/run bench/.venv-clients/ready ## real clients against the served demo (make demo first): a table, JSON under results/

@@ -26,3 +26,6 @@ export function replace(parent, ...children) {
 }
 
 export const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
+
+// The tabindex of a text that may need scrolling, so that the keyboard reaches it.
+export const scrolled = (text) => (text?.length > 300 || text?.split("\n", 9).length > 8 ? "0" : null);

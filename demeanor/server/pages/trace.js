@@ -1,6 +1,6 @@
 // What every layer did to an answer: built from the `demeanor` object of the response.
 // Offsets count code points, so texts are cut as arrays of characters.
-import { el, plural } from "./dom.js";
+import { el, plural, scrolled } from "./dom.js";
 import { highlighted } from "./sources.js";
 
 const chars = (text) => Array.from(text);
@@ -48,13 +48,13 @@ function step(event, answer) {
   switch (event.kind) {
     case "prompted":
       return [verb(event.messages ? `put ${plural(event.messages.length, "message")} before the conversation` : "put messages before the conversation, which this server does not show"),
-        ...(event.messages ?? []).map((m) => el("blockquote", {}, el("b", {}, m.role), m.content))];
+        ...(event.messages ?? []).map((m) => el("blockquote", { tabindex: scrolled(m.content) }, el("b", {}, m.role), m.content))];
     case "passage":
       return passage(event, answer);
     case "tool_call":
-      return [verb("called ", el("b", {}, event.name)), event.arguments !== undefined && el("code", {}, event.arguments)];
+      return [verb("called ", el("b", {}, event.name)), event.arguments !== undefined && el("code", { tabindex: scrolled(event.arguments) }, event.arguments)];
     case "tool_result":
-      return [verb(event.error ? "failed at " : "ran ", el("b", {}, event.name)), event.content !== undefined && el("code", { class: event.error ? "bad" : "" }, event.content)];
+      return [verb(event.error ? "failed at " : "ran ", el("b", {}, event.name)), event.content !== undefined && el("code", { class: event.error ? "bad" : "", tabindex: scrolled(event.content) }, event.content)];
     case "tool_decision":
       return DECISIONS[event.verdict] ? [verb(DECISIONS[event.verdict], el("b", {}, event.tools.join(", "))), event.detail && el("p", {}, event.detail)] : null;
     case "unsupported":
@@ -70,7 +70,7 @@ function step(event, answer) {
       return [verb("kept an earlier refused turn from the model: ", el("b", {}, event.rule)), el("p", {}, event.reason)];
     case "text": {
       const text = chars(answer.text).slice(event.start, event.end).join("");
-      return text.trim() ? [verb(`wrote ${plural(event.end - event.start, "character")}`), el("blockquote", {}, text)] : null;
+      return text.trim() ? [verb(`wrote ${plural(event.end - event.start, "character")}`), el("blockquote", { tabindex: scrolled(text) }, text)] : null;
     }
     default:
       return null;
@@ -88,7 +88,7 @@ function passage(event, answer) {
   const quotes = spans.map((c) => chars(answer.text).slice(c.start, c.end).join("").replace(/[\s.,;:!?]+$/, ""));
   return [
     el("p", { class: "verb" }, el("sup", {}, String(number)), ` ${event.source} `, el("small", {}, `score ${event.score?.toFixed(2)}${spans.length ? ", cited" : ""}`)),
-    event.text !== undefined && el("blockquote", { class: spans.length ? "cited" : "" }, ...highlighted(event.text, quotes)),
+    event.text !== undefined && el("blockquote", { class: spans.length ? "cited" : "", tabindex: scrolled(event.text) }, ...highlighted(event.text, quotes)),
   ];
 }
 

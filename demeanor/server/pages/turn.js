@@ -1,5 +1,5 @@
 // One turn on the page: the question with its files and versions, the answers beside each other, and a vote where there are two.
-import { button, el, plural, replace } from "./dom.js";
+import { button, el, plural, replace, scrolled } from "./dom.js";
 import { answerCard } from "./answer.js";
 import { copied } from "./clipboard.js";
 import { isRefused } from "./conversation.js";
@@ -47,7 +47,7 @@ function drawQuestion(asked, turn, versions, acts) {
   const edit = button("Edit", () => editing(asked, turn, versions, acts), { class: "act", title: "Ask it differently; this version stays reachable" });
   replace(asked,
     turn.files.length > 0 && el("ul", { class: "files" }, turn.files.map(({ name, text }) => el("li", {}, el("bdi", {}, name), ` ${plural(text.length, "character")}`))),
-    turn.question && el("p", { class: "question", dir: "auto" }, turn.question),
+    turn.question && el("p", { class: "question", dir: "auto", tabindex: scrolled(turn.question) }, turn.question),
     fault(turn),
     el("div", { class: "acts" }, versions.length > 1 && switcher(turn, versions, acts), copy, edit));
 }
