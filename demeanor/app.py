@@ -64,6 +64,7 @@ from demeanor.store.redis_limits import RedisLimits
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
+from demeanor.traffic import declared
 from demeanor.training import (
     export,
     pipeline,
@@ -172,9 +173,13 @@ class StackRuntime:
             engine, template, tokenizer=weights.tokenizer, drafts=drafts, weights=self.stack.stage_key(stage)
         )
 
-    def respond(self, variant: Stack) -> Respond:
-        """The whole variant as one callable: its layers around its weights."""
-        key = f"{variant.model_id}@{variant.key()}"
+    def respond(self, variant: Stack, *, operational: bool | None = None) -> Respond:
+        """The whole variant as one callable: its layers around its weights.
+
+        `operational`: with its record and limits layers, at the cost of the caller's key (default: as this runtime).
+        """
+        operational = self.operational if operational is None else operational
+        key = f"{variant.model_id}@{variant.key()}{'' if operational == self.operational else ' alone'}"
         if key not in self._responds:
             if len(self._responds) >= MAX_VARIANTS:
                 self._responds.pop(next(iter(self._responds)))  # it can be composed again
@@ -187,13 +192,13 @@ class StackRuntime:
                 template = self.template(variant)
                 inner, count = self.at_weights(variant.serve, template), partial(rendered_tokens, template)
             inner = self.priced(inner, variant.serve, partial(prompt_tokens, count))
-            if self.operational:
+            if operational:
                 inner = charged(inner, partial(prompt_tokens, count), current_token_budget)
             if self.memory is not None:
                 inner = cached(
                     inner, f"{self.stack.stage_key(variant.serve)}/{variant.template}", self.memory
                 )
-            kept = [(x.spec, x.module) for x in variant.layers if x.behaviour or self.operational]
+            kept = [(x.spec, x.module) for x in variant.layers if x.behaviour or operational]
             self._responds[key] = with_identity(
                 compose(kept, inner, self.kit(count)), variant.model_id, variant.key()
             )
@@ -333,6 +338,12 @@ class StackRuntime:
         limits = {k: v for k, v in old._shared.items() if isinstance(k, tuple) and k[0] == "limits"}
         self._shared.update(limits)
 
+    def share(self, other: StackRuntime, kinds: Collection[str]) -> None:
+        """Use what another runtime has opened of these kinds: the database, the counters of limits."""
+        self._shared.update(
+            {k: v for k, v in other._shared.items() if isinstance(k, tuple) and k[0] in kinds}
+        )
+
     def drop(self, stages: Collection[str]) -> None:
         """Remove the weights of stages without stopping their engines, which another runtime uses."""
         for stage in stages:
@@ -373,7 +384,8 @@ def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
     if stack.spec.weights.compute == "auto":
         weights = stack.spec.weights.model_copy(update={"compute": native.faster()})
         stack = replace(stack, spec=stack.spec.model_copy(update={"weights": weights}))
-    if _learns_online(stack) and (problems := scoring.problems(stack, REWARDS)):
+    problems = scoring.problems(stack, REWARDS) if _learns_online(stack) else []
+    if problems := [*problems, *declared.problems(stack)]:
         raise SpecError(problems)
     return stack
 

@@ -18,7 +18,7 @@ from demeanor.app import MAX_VARIANTS, StackRuntime, policy_notes
 from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
 from demeanor.core.long_text import Folded, off_loop
-from demeanor.core.types import Decoding, Respond
+from demeanor.core.types import Decoding, Messages, Respond
 from demeanor.engine.gateway import Gateway
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.remote import estimated_tokens
@@ -35,6 +35,7 @@ from demeanor.server.assistant import (
     ModelCard,
     RuleJudge,
     TraceView,
+    Traffic,
     TurnStore,
     model_not_found,
 )
@@ -43,6 +44,7 @@ from demeanor.server.serve import Settings
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.store.database import Database, locked
+from demeanor.traffic_services import OpenedTraffic, open_traffic
 from demeanor.training.runs import Runs
 from demeanor.world import catalog
 
@@ -66,6 +68,10 @@ class StackVersions:
     budget_bytes: int | None = None
     cache_bytes: int | None = None
     living: list[StackRuntime] = field(default_factory=list)
+    beside: list[StackRuntime] = field(default_factory=list)
+    """Runtimes of other stack files, for arms of experiments and shadows."""
+    traffic: list[OpenedTraffic] = field(default_factory=list)
+    """Of the living versions."""
     _seen: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def open(self) -> Version:
@@ -76,7 +82,7 @@ class StackVersions:
         if self.living:
             self._seen = self.living[-1].stack.stamps()  # a broken file is read again after its next change
         stack = self.load_stack()
-        seen, runtime = stack.stamps(), self._runtime(stack)
+        seen, runtime, before = stack.stamps(), self._runtime(stack), list(self.beside)
         try:
             if self.living:  # under a memory budget each version loads its own
                 runtime.inherit(self.living[-1], weights=self.budget_bytes is None)
@@ -84,14 +90,35 @@ class StackVersions:
             runtime.warm(stack.policies if every else [stack.serve])
             served = ServedStack(runtime, catalog.EXAMPLES if stack.uses_world else ())
             served.respond(served.name)  # a layer that cannot be built is an error now, not at a request
+            served.opened = open_traffic(runtime, lambda other: self._beside(other, runtime))
         except BaseException:
+            for other in [other for other in self.beside if other not in before]:
+                self._leave(other)
             self._leave(runtime)
             raise
         self._seen = seen
         self.living.append(runtime)
+        self.traffic += [served.opened] if served.opened else []
         for note in policy_notes(stack):
             print(note, flush=True)
-        return Version(served, lambda: self._leave(runtime))
+        return Version(served, lambda: self._retire(served))
+
+    def _beside(self, stack: Stack, served: StackRuntime) -> StackRuntime:
+        """The runtime of another stack file, with the weights that both have loaded once."""
+        runtime = self._runtime(stack)
+        for other in (served, *self.beside):
+            runtime.inherit(other, weights=self.budget_bytes is None)
+        self.beside.append(runtime)
+        return runtime
+
+    def _retire(self, served: ServedStack) -> None:
+        """Close a version that has answered its last request, with what ran beside it."""
+        if served.opened is not None:
+            self.traffic.remove(served.opened)
+            served.opened.live.close()
+            for other in served.opened.runtimes:
+                self._leave(other)
+        self._leave(served.runtime)
 
     def changed(self) -> bool:
         """Whether the stack file, or a file that it names, has changed since it was read."""
@@ -113,7 +140,9 @@ class StackVersions:
 
     def _engines(self) -> Collection[LocalEngine]:
         return {
-            id(weights): weights.engine for runtime in self.living for weights in runtime.loaded.values()
+            id(weights): weights.engine
+            for runtime in (*self.living, *self.beside)
+            for weights in runtime.loaded.values()
         }.values()
 
     def _runtime(self, stack: Stack) -> StackRuntime:
@@ -155,16 +184,21 @@ class StackVersions:
         return sum((limits.decisions_without_redis for limits in stores), Counter())
 
     def close(self) -> None:
+        while self.traffic:
+            self.traffic.pop().live.close()
+        while self.beside:
+            self._leave(self.beside[-1])
         while self.living:
             self._leave(self.living[-1])
 
     def _leave(self, runtime: StackRuntime) -> None:
         """Close a runtime, but not the engines that living ones use."""
-        others = [other for other in self.living if other is not runtime]
+        others = [other for other in (*self.living, *self.beside) if other is not runtime]
         used = {id(weights) for other in others for weights in other.loaded.values()}
         runtime.drop({stage for stage, weights in runtime.loaded.items() if id(weights) in used})
-        if runtime in self.living:
-            self.living.remove(runtime)
+        for kept in (self.living, self.beside):
+            if runtime in kept:
+                kept.remove(runtime)
         runtime.close()
 
 
@@ -182,6 +216,7 @@ class ServedStack:
 
     runtime: StackRuntime
     questions: Sequence[str] = ()
+    opened: OpenedTraffic | None = None
 
     def __post_init__(self) -> None:
         self._defaults, self._published = decoding_of(self.runtime.stack), self.runtime.stack.published
@@ -224,14 +259,31 @@ class ServedStack:
 
     def _resolve(self, model_id: str) -> tuple[Stack, ModelCard]:
         variant = self.runtime.stack.resolve(model_id)
-        layers = (variant.serve, *(x.name for x in variant.layers))
-        return variant, ModelCard(variant.model_id, _describe(variant), variant.key(), layers)
+        return variant, _card(variant)
 
     def respond(self, model_id: str) -> Respond:
         try:
             return self._responds(self.card(model_id).id)
         except StaleFileError as error:
             raise RequestError(str(error), status=503, kind="server_error", code="stack_changed") from error
+
+    def route(self, model_id: str, user: str | None, messages: Messages) -> tuple[ModelCard, Respond]:
+        """What answers a request: for the whole stack's id the user's arm of a running experiment, else the variant itself."""
+        card, respond = self.card(model_id), self.respond(model_id)
+        if self.opened is None:
+            return card, respond
+        live, whole = self.opened.live, card.id == self.name
+        found = live.assign(user, messages) if whole else None
+        if found is None:
+            return card, live.observed(respond, card.id, whole=whole)
+        assigned, prepared = found
+        name, number = prepared.spec.name, assigned.arm
+        arm = _card(self.opened.arms[name, number], (name, prepared.spec.arm_names[number]))
+        respond = prepared.arms[number].respond
+        return arm, live.observed(respond, arm.id, whole=True, assigned=found)
+
+    def traffic(self) -> Traffic | None:
+        return None if self.opened is None else self.opened.live
 
     def codec(self, model_id: str) -> TokenizerCodec:
         variant = self._variant(model_id)
@@ -276,6 +328,11 @@ class ServedStack:
 
     def examples(self) -> list[str]:
         return list(self.questions)
+
+
+def _card(variant: Stack, experiment: tuple[str, str] | None = None) -> ModelCard:
+    layers = (variant.serve, *(x.name for x in variant.layers))
+    return ModelCard(variant.model_id, _describe(variant), variant.key(), layers, experiment)
 
 
 def _describe(variant: Stack) -> str:

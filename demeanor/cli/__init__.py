@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from demeanor import __version__
-from demeanor.cli import data, evaluate, indexing, keys, label, prompting, stack, tools, tour
+from demeanor.cli import data, evaluate, experiments, indexing, keys, label, prompting, stack, tools, tour
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
 
@@ -65,6 +65,7 @@ app.add_typer(tools.app, name="tools")
 app.add_typer(prompting.app, name="prompt")
 app.add_typer(label.app, name="label")
 app.add_typer(tour.app, name="tour")
+app.add_typer(experiments.app, name="experiments")
 
 
 def _version(wanted: bool) -> None:

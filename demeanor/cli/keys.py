@@ -42,7 +42,7 @@ def create(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Permissions: chat, embeddings, feedback, metrics, models, moderations (default: all).",
+            help="Permissions: chat, embeddings, feedback, metrics, models, moderations, operator (default: all but operator).",
         ),
     ] = None,
     requests_per_minute: Annotated[
@@ -93,7 +93,7 @@ def show(url: Url = DATABASE) -> None:
                     f"{key.prefix}...",
                     f"{key.created:%Y-%m-%d}",
                     f"revoked {key.revoked:%Y-%m-%d}" if key.revoked else "in force",
-                    ",".join(key.scopes) if key.scopes else "everything",
+                    ",".join(key.scopes) if key.scopes else "all but operator",
                     ",".join(key.models) or "published",
                     f"{key.requests_per_minute or 'any'}/min",
                     f"{spent} of {key.tokens_per_day}" if key.tokens_per_day else "unlimited",

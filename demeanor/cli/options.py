@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from demeanor.core.errors import UsageError
+
 if TYPE_CHECKING:
     from demeanor.stack.stack import Stack
+    from demeanor.store.database import Database
 
 
 def file_name(text: str) -> str:
@@ -66,6 +71,27 @@ CompareKey = Annotated[
     ),
 ]
 RUNS, RESULTS = Path("runs"), Path("results")
+TurnsDatabase = Annotated[
+    str, typer.Option("--database", metavar="URL", help="The database of the record layer.")
+]
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Database]:
+    """Open the database of recorded turns; raises UsageError where there is none, rather than making one."""
+    from demeanor.store import database
+    from demeanor.store.backends import SQLITE
+
+    if url.startswith(SQLITE) and not database.holds_turns(Path(url.removeprefix(SQLITE))):
+        raise UsageError(
+            f"--database {url}: holds no recorded turns; wanted the database of the record layer of a stack that was "
+            "served (its setting `database`)"
+        )
+    found = database.open_url(url, root=Path.cwd())
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Stack:

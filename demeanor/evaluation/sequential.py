@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import optimize, special
 
 from demeanor.evaluation.statistics import Floats
 
@@ -56,14 +56,10 @@ class Mixture:
 
     def radius(self, v: float) -> float:
         """The sum that reaches log(1/alpha) at variance v."""
-        goal = math.log(1 / self.alpha)
-        low, high = 0.0, self.scale
+        goal, high = math.log(1 / self.alpha), self.scale
         while float(self.log_value(high, v)) < goal:
             high *= 2
-        for _ in range(80):
-            middle = (low + high) / 2
-            low, high = (middle, high) if float(self.log_value(middle, v)) < goal else (low, middle)
-        return high
+        return float(optimize.brentq(lambda s: float(self.log_value(s, v)) - goal, 0.0, high, xtol=1e-9))
 
     @staticmethod
     def _log_normaliser(prior: float) -> float:

@@ -27,11 +27,12 @@ from demeanor.server import (
     history,
     models,
     moderations,
+    operators,
     responses,
     votes,
 )
 from demeanor.server.admission import Operations
-from demeanor.server.assistant import PublishedAssistant, ServedAssistant
+from demeanor.server.assistant import PublishedAssistant, ServedAssistant, traffic_of
 from demeanor.server.auth import KeyRing, KeyStore
 from demeanor.server.endpoint import (
     UNAUTHENTICATED,
@@ -60,6 +61,7 @@ ENDPOINTS = (
     feedback,
     votes,
     history,
+    operators,
 )
 router = APIRouter()
 
@@ -83,7 +85,7 @@ def app(
     operations = operations or Operations()
     if max_body_bytes is not None:
         operations = replace(operations, max_body_bytes=max_body_bytes)
-    metrics = Metrics(operations)
+    metrics = Metrics(operations, lambda: traffic_of(assistant))
     api = FastAPI(
         title=assistant.name,
         docs_url=None,
@@ -123,6 +125,8 @@ class Health(ResponseObject):
     stack_key: str
     reason: str | None = None
     degraded: str | None = None
+    notes: list[str] | None = None
+    """What runs beside the answers and should have, but did not: shadows, evaluators, writes of experiments."""
 
 
 @router.get("/healthz", **documented("Is the server alive?", UNAUTHENTICATED, Health))
@@ -145,6 +149,9 @@ async def readyz(request: Request) -> Response:
     ready = _health(request, "ready")
     if operations.degraded and (degraded := await operations.degraded()) is not None:
         ready = ready.model_copy(update={"degraded": degraded})
+    live = traffic_of(state_of(request).assistant)
+    if live is not None and (notes := live.notes()):
+        ready = ready.model_copy(update={"notes": notes})
     return json_response(ready)
 
 

@@ -6,23 +6,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from demeanor.core.errors import RequestError, unknown
-from demeanor.core.types import Decoding, Respond
+from demeanor.core.types import Decoding, Messages, Respond
 from demeanor.store.database import Database, Stored
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """One variant as clients see it: `layers` names what answers, weights first, then runtime layers outermost first."""
+    """One variant as clients see it: `layers` names what answers, weights first, then runtime layers outermost first.
+
+    `experiment`: the experiment and the arm for which it answers a request to the whole stack.
+    """
 
     id: str
     description: str
     stack_key: str
     layers: tuple[str, ...]
+    experiment: tuple[str, str] | None = None
 
 
 class Codec(Protocol):
@@ -98,6 +102,47 @@ class TurnStore(Protocol):
     def find(self, turn_id: str) -> Stored | None: ...
 
     async def forget(self, turn_id: str) -> None: ...
+
+
+class Traffic(Protocol):
+    """Experiments, shadows and evaluators on live traffic."""
+
+    def begin(self) -> None:
+        """Start what runs in the background, in the running event loop."""
+
+    def notes(self) -> list[str]:
+        """What should have run and did not, one sentence each."""
+
+    def outcomes(self) -> list[tuple[str, str, str, int]]:
+        """Jobs of this process: kind, name, outcome, number."""
+
+    @property
+    def exposed(self) -> Mapping[tuple[str, str], int]:
+        """Turns of this process by experiment and arm."""
+
+    def report(self) -> dict[str, Any]:
+        """All results in the database, as JSON values."""
+
+    def stop(self, which: str, reason: str) -> bool:
+        """End an experiment. Raises UsageError for an unknown one."""
+
+
+def routed(
+    assistant: ServedAssistant, model_id: str, user: str | None, messages: Messages
+) -> tuple[ModelCard, Respond]:
+    """The card and the answers of a request: an assistant that splits its users has a `route`, which chooses the variant."""
+    route = getattr(assistant, "route", None)
+    if route is None:
+        return assistant.card(model_id), assistant.respond(model_id)
+    found: tuple[ModelCard, Respond] = route(model_id, user, messages)
+    return found
+
+
+def traffic_of(assistant: ServedAssistant) -> Traffic | None:
+    """The live traffic of an assistant that has some."""
+    found = getattr(assistant, "traffic", None)
+    traffic: Traffic | None = None if found is None else found()
+    return traffic
 
 
 class ServedAssistant(Protocol):
@@ -191,6 +236,9 @@ class PublishedAssistant:
 
     def respond(self, model_id: str) -> Respond:
         return self.inner.respond(self.card(model_id).id)
+
+    def route(self, model_id: str, user: str | None, messages: Messages) -> tuple[ModelCard, Respond]:
+        return routed(self.inner, self.card(model_id).id, user, messages)
 
     def codec(self, model_id: str) -> Codec:
         return self.inner.codec(self.card(model_id).id)

@@ -44,6 +44,7 @@ SCOPES = {
     "history": "chat",
     "operator": "operator",
     "metrics": "metrics",
+    "demeanor": stored.OPERATOR,
 }
 
 
@@ -94,8 +95,8 @@ class AuthMiddleware:
         try:
             if self.keys is not None:
                 await self._authenticate(request, Headers(scope=scope).get("authorization", ""))
-            if request.key is not None:
                 _check_scope(request.key, scope["path"])
+            if request.key is not None:
                 await self._apply_limits(request, request.key, answers_turns(scope))
         except RequestError as error:
             await error_responses.error_response(error)(scope, receive, send_with_limits)
@@ -173,22 +174,34 @@ def is_api(scope: Scope) -> bool:
 
 def answers_turns(scope: Scope) -> bool:
     """Whether a request asks the model for something, and so counts against slots and token budgets."""
-    return scope["method"] == "POST" and not scope["path"].startswith("/v1/feedback")
+    path: str = scope["path"]
+    return scope["method"] == "POST" and not path.startswith(("/v1/feedback", "/v1/demeanor/"))
 
 
 def _unauthorised(message: str) -> RequestError:
     return RequestError(message, status=401, kind="authentication_error", code="invalid_api_key")
 
 
-def _check_scope(key: stored.Key, path: str) -> None:
+def _check_scope(key: stored.Key | None, path: str) -> None:
+    """Raise RequestError (403) if the key, or a plain one (None), lacks the scope of an address.
+
+    What operators see is other users' words: a key has that scope only if it was named.
+    """
     needed = SCOPES.get(path.removeprefix("/v1").removeprefix("/").split("/")[0])
-    if key.scopes is not None and needed is not None and needed not in key.scopes:
-        raise RequestError(
-            f"This API key may not do this: it needs the scope '{needed}' and has {', '.join(key.scopes)}.",
-            status=403,
-            kind="permission_error",
-            code="insufficient_scope",
-        )
+    scopes = None if key is None else key.scopes
+    if needed is None or (scopes is None and needed != stored.OPERATOR) or needed in (scopes or ()):
+        return
+    has = (
+        ", ".join(scopes)
+        if scopes
+        else f"no scope that was named: demeanor keys create NAME --scopes {needed}"
+    )
+    raise RequestError(
+        f"This API key may not do this: it needs the scope '{needed}' and has {has}.",
+        status=403,
+        kind="permission_error",
+        code="insufficient_scope",
+    )
 
 
 def _check_left(request: RequestContext) -> None:

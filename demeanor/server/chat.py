@@ -40,8 +40,8 @@ from demeanor.core.types import (
     Usage,
     fold,
 )
-from demeanor.server.assistant import ModelCard, TraceView
-from demeanor.server.chat_request import ChatRequest, chat_turns
+from demeanor.server.assistant import ModelCard, TraceView, routed
+from demeanor.server.chat_request import ChatRequest, chat_messages, chat_turns
 from demeanor.server.client_settings import refuse_fixed
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of, with_errors
 from demeanor.server.request_context import CURRENT_REQUEST
@@ -172,13 +172,12 @@ async def create_chat_completion(request: Request) -> Response:
     started = state.clock()
     body = await read_body(request, ChatRequest)
     refuse_fixed(state.assistant.client_access().settings, body)
-    card, respond = (
-        state.assistant.card(body.model),
-        with_errors(state.assistant.respond(body.model), of_message),
-    )
+    user = CURRENT_REQUEST.get().user
+    card, respond = routed(state.assistant, body.model, user or body.user, chat_messages(body.messages))
+    respond = with_errors(respond, of_message)
     request.state.stack_key = card.stack_key
     id = f"chatcmpl-{request.state.request_id.removeprefix('req_')}"
-    turns = chat_turns(body, card, state.assistant.defaults(), user=CURRENT_REQUEST.get().user, id=id)
+    turns = chat_turns(body, card, state.assistant.defaults(), user=user, id=id)
     choices = [ChatChoice(i, logprobs=bool(body.logprobs), parallel=body.parallel) for i in range(len(turns))]
     return await completion_response(
         request,
@@ -233,12 +232,17 @@ async def completion_response(
             include_usage=bool(stream_options and stream_options.include_usage),
             trace=traced,
         )
-        return EventStream(chunks, request.state.request_id)
+        return EventStream(chunks, request.state.request_id, experiment_header(card))
     events = await all_events(request, respond, turns)
     whole = [choice.whole(made) for choice, made in zip(choices, events)]
     demeanor = traced(events)
     completion = answer(**head, choices=whole, usage=usage([fold(e) for e in events]), demeanor=demeanor)
-    return json_response(completion, {"x-demeanor-ms": str(demeanor["ms"])})
+    return json_response(completion, {"x-demeanor-ms": str(demeanor["ms"]), **experiment_header(card)})
+
+
+def experiment_header(card: ModelCard) -> dict[str, str]:
+    """The experiment and the arm that answers, as a header; empty outside of experiments."""
+    return {} if card.experiment is None else {"x-demeanor-experiment": "/".join(card.experiment)}
 
 
 def finish_reason(completion: Completion) -> str:
@@ -458,7 +462,9 @@ def trace(
         for i, made in enumerate(choices)
         for entry in shown_entries(trace_entries(made), shown)
     ]
-    about = {"model": card.id, "stack_key": card.stack_key, "layers": list(card.layers)}
+    about: dict[str, Any] = {"model": card.id, "stack_key": card.stack_key, "layers": list(card.layers)}
+    if card.experiment is not None:
+        about["experiment"] = dict(zip(("name", "arm"), card.experiment))
     return {**about, "ms": round(total_ms, 2), "events": events}
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from demeanor.core.types import Event, Respond, Turn
-from demeanor.server.assistant import ServedAssistant
+from demeanor.core.types import Event, Messages, Respond, Turn
+from demeanor.server.assistant import ModelCard, ServedAssistant, routed
 
 log = logging.getLogger("demeanor.server")
 GRACE_S = 1.0
@@ -45,6 +45,11 @@ class Current:
     def respond(self, model_id: str) -> Respond:
         version = self.now
         return _held(version, version.assistant.respond(model_id))
+
+    def route(self, model_id: str, user: str | None, messages: Messages) -> tuple[ModelCard, Respond]:
+        version = self.now
+        card, respond = routed(version.assistant, model_id, user, messages)
+        return card, _held(version, respond)
 
     async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         version = self.now

@@ -6,13 +6,14 @@ name the matching metrics of OpenTelemetry's GenAI conventions (docs/gen-ai/gen-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from demeanor.server.admission import Operations
+from demeanor.server.assistant import Traffic
 from demeanor.server.request_context import RequestContext
 
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
@@ -65,8 +66,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # no second series w
 class Metrics:
     """The running counts of one app."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, traffic: Callable[[], Traffic | None] = lambda: None) -> None:
         self.registry = registry = CollectorRegistry()
+        registry.register(TrafficCounts(traffic))
         self.requests = Counter(
             "demeanor_requests",
             "Finished HTTP requests; status 499: the client left first.",
@@ -175,6 +177,28 @@ class Metrics:
     def text(self) -> bytes:
         """Everything, in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
+
+
+class TrafficCounts(Collector):
+    """Turns of experiments, and what became of the jobs of shadows and evaluators, in this process."""
+
+    def __init__(self, traffic: Callable[[], Traffic | None]) -> None:
+        self.traffic = traffic
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        found = self.traffic()
+        if found is None:
+            return
+        about = "Turns that an arm of an experiment answered."
+        turns = CounterMetricFamily("demeanor_experiment_turns", about, labels=("experiment", "arm"))
+        for (experiment, arm), number in found.exposed.items():
+            turns.add_metric((experiment, arm), number)
+        about = "Selected turns (due) of shadows and evaluators, and what became of them."
+        jobs = CounterMetricFamily("demeanor_turn_jobs", about, labels=("kind", "name", "outcome"))
+        for kind, name, outcome, number in found.outcomes():
+            jobs.add_metric((kind, name, outcome), number)
+        about = "Shadows, evaluators and writes of experiments that should have run and did not."
+        yield from (turns, jobs, GaugeMetricFamily("demeanor_traffic_notes", about, len(found.notes())))
 
 
 class Gauges(Collector):

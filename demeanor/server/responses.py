@@ -6,7 +6,7 @@ stack's record layer; nothing is kept twice.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -15,8 +15,8 @@ from fastapi import APIRouter, Request, Response
 
 from demeanor.core.errors import ContextError, DecodingError, DemeanorError, RequestError, TextError
 from demeanor.core.types import Completion, Message, Turn, fold
-from demeanor.server.assistant import TurnStore
-from demeanor.server.chat import of_tool, sent_calls, trace
+from demeanor.server.assistant import TurnStore, routed
+from demeanor.server.chat import experiment_header, of_tool, sent_calls, trace
 from demeanor.server.client_settings import refuse_fixed
 from demeanor.server.endpoint import (
     AUTHENTICATED,
@@ -70,9 +70,8 @@ async def create_response(request: Request) -> Response:
     assistant, started = state.assistant, state.clock()
     body = await read_body(request, ResponseRequest)
     refuse_fixed(assistant.client_access().settings, body)
-    card, respond = assistant.card(body.model), with_errors(assistant.respond(body.model), of_field)
+    assistant.card(body.model)  # an unknown model is the first thing to say
     store, user = assistant.turn_store(), CURRENT_REQUEST.get().user
-    request.state.stack_key = card.stack_key
     request_id: str = request.state.request_id
     turn = response_turn(
         body,
@@ -82,6 +81,9 @@ async def create_response(request: Request) -> Response:
         id=f"resp_{request_id.removeprefix('req_')}",
         recorded=store is not None,
     )
+    card, respond = routed(assistant, body.model, user or body.user, turn.messages)
+    respond = with_errors(respond, of_field)
+    request.state.stack_key = card.stack_key
     turn = replace(turn, variant=card.id, stack_key=card.stack_key)
     blank = blank_response(turn, int(state.now()))
     traced = partial(trace, card, state.clock, started, shown=assistant.client_access().shown)
@@ -93,10 +95,11 @@ async def create_response(request: Request) -> Response:
     if body.stream:
         streamed = StreamedResponse(blank, logprobs=body.logprobs)
         events = stream_events(interleaved(respond, [turn]), streamed, finished)
-        return ResponseStream(events, request_id, streamed)
+        return ResponseStream(events, request_id, streamed, experiment_header(card))
     (whole,) = await all_events(request, respond, [turn])
     answer = finished(fold(whole))
-    return json_response(answer, {"x-demeanor-ms": str((answer.demeanor or {})["ms"])})
+    headers = {"x-demeanor-ms": str((answer.demeanor or {})["ms"]), **experiment_header(card)}
+    return json_response(answer, headers)
 
 
 @router.get(
@@ -172,9 +175,13 @@ class ResponseStream(EventStream):
     """Server-sent events that have their type as a name, as this endpoint's do."""
 
     def __init__(
-        self, events: AsyncGenerator[StreamEvent, None], request_id: str, streamed: StreamedResponse
+        self,
+        events: AsyncGenerator[StreamEvent, None],
+        request_id: str,
+        streamed: StreamedResponse,
+        headers: Mapping[str, str],
     ) -> None:
-        super().__init__(events, request_id)
+        super().__init__(events, request_id, headers)
         self.streamed = streamed
 
     def frame(self, chunk: ResponseObject) -> bytes:

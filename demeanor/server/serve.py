@@ -22,7 +22,7 @@ from demeanor.server import json_logs as logs
 from demeanor.server import tracing
 from demeanor.server.admission import MAX_BODY_BYTES, Operations, UpstreamCounts
 from demeanor.server.application import app
-from demeanor.server.assistant import ServedAssistant
+from demeanor.server.assistant import ServedAssistant, traffic_of
 from demeanor.server.auth import KeyRing, KeyStore, from_digests
 from demeanor.server.lifecycle import Current, Life, TimeLimits, Version
 from demeanor.server.request_context import Observer
@@ -211,10 +211,12 @@ def _serve(
             log.error("reload: nothing is changed. %s", error)
             return
         draining.add(task := current.swap(opened))
+        begin(opened.assistant)
         task.add_done_callback(draining.discard)
         log.warning("reload: stack %s is served now instead of %s", opened.assistant.stack_key, before)
 
     def started(port: int) -> None:
+        begin(assistant)
         url = f"http://{settings.host}:{port}"
         print(
             f"{assistant.name}: {offered(assistant, with_keys=keys is not None)} of stack {assistant.stack_key}\n"
@@ -242,6 +244,12 @@ def _serve(
         )
     finally:
         flush()
+
+
+def begin(assistant: ServedAssistant) -> None:
+    """Start what runs beside the answers: jobs that an earlier process left, and the workers."""
+    if (traffic := traffic_of(assistant)) is not None:
+        traffic.begin()
 
 
 def offered(assistant: ServedAssistant, *, with_keys: bool) -> str:

@@ -7,7 +7,7 @@ first visible event, so that an error raised before it is still an HTTP status; 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeAlias, TypeVar
 
@@ -112,9 +112,14 @@ class EventStream(Response):
     media_type = "text/event-stream"
     keep_alive_s = 10.0
 
-    def __init__(self, chunks: AsyncGenerator[ResponseObject, None], request_id: str) -> None:
+    def __init__(
+        self,
+        chunks: AsyncGenerator[ResponseObject, None],
+        request_id: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """An error that comes too late for an HTTP status becomes the last event."""
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self.chunks, self.request_id = chunks, request_id
 

@@ -188,7 +188,7 @@ class ShadowSpec(Spec):
 class DriftSpec(Spec):
     """When a change of an evaluator's mean is an alarm."""
 
-    baseline: Count = Field(100, description="first scores, which say what is normal")
+    baseline: Count = Field(200, description="first scores, which say what is normal")
     false_alarm_every: int = Field(
         10_000,
         ge=100,

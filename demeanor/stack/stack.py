@@ -316,6 +316,10 @@ class Stack:
             for s in sources
         ]
 
+    def contents_of(self, layer: Layer) -> dict[str, Any]:
+        """Return the settings of a layer with the content of its files instead of their names."""
+        return self._contents(layer.spec)
+
     def _contents(self, spec: Spec) -> dict[str, Any]:
         values = plain(spec)
         for name in validate.file_fields(type(spec)):

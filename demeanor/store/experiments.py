@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from demeanor.core.exposures import Exposure
 from demeanor.store.database import Database
 
 
@@ -25,18 +26,6 @@ class StoredExperiment:
     started: datetime
     stopped: datetime | None
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Exposure:
-    """One turn that an arm answered: whose, which arm (its number), when, its score where it was known at once, and its feedback."""
-
-    turn: str
-    unit: str
-    arm: int
-    created: datetime
-    value: float | None
-    ratings: tuple[tuple[datetime, float], ...] = ()
 
 
 def register(database: Database, id: str, name: str, declared: Mapping[str, Any]) -> Awaitable[None]:
@@ -102,8 +91,20 @@ def expose(
     return database.queue(write)
 
 
-def exposures(database: Database, id: str) -> list[Exposure]:
-    """Return the turns of a run with their feedback, in the order in which they ended."""
+def exposures(database: Database, id: str, evaluator: str | None = None) -> list[Exposure]:
+    """Return the turns of a run with their feedback, in the order in which they ended.
+
+    With an `evaluator`, their scores are the first ones that it gave.
+    """
+    given: dict[str, tuple[datetime, float]] = {}
+    query = (
+        "SELECT turns.id AS id, turn_jobs.ended AS ended, turn_jobs.value AS value FROM experiment_turns"
+        " JOIN turns ON turns.row = experiment_turns.turn JOIN turn_jobs ON turn_jobs.turn = turns.row"
+        " WHERE experiment_turns.experiment = ? AND turn_jobs.kind = 'evaluator' AND turn_jobs.name = ?"
+        " AND turn_jobs.state = 'done' AND turn_jobs.value IS NOT NULL ORDER BY turn_jobs.ended"
+    )
+    for r in database.rows(query, id, evaluator) if evaluator else ():
+        given.setdefault(r["id"], (datetime.fromisoformat(r["ended"]), r["value"]))
     ratings: dict[str, list[tuple[datetime, float]]] = {}
     query = (
         "SELECT turns.id AS id, feedback.created AS created, feedback.value AS value FROM experiment_turns"
@@ -116,17 +117,14 @@ def exposures(database: Database, id: str) -> list[Exposure]:
         "SELECT turns.id AS id, unit, arm, created, value FROM experiment_turns"
         " JOIN turns ON turns.row = experiment_turns.turn WHERE experiment = ? ORDER BY created, turns.row"
     )
-    return [
-        Exposure(
-            r["id"],
-            r["unit"],
-            r["arm"],
-            datetime.fromisoformat(r["created"]),
-            r["value"],
-            tuple(ratings.get(r["id"], ())),
-        )
-        for r in database.rows(query, id)
-    ]
+    found = []
+    for r in database.rows(query, id):
+        created = datetime.fromisoformat(r["created"])
+        scored, value = (created, r["value"]) if evaluator is None else given.get(r["id"], (None, None))
+        scored = None if value is None else scored
+        rated = tuple(ratings.get(r["id"], ()))
+        found.append(Exposure(r["id"], r["unit"], r["arm"], created, value, scored, rated))
+    return found
 
 
 def experiment_of(database: Database, turn: str) -> list[tuple[str, int]]:

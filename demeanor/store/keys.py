@@ -19,7 +19,9 @@ from demeanor.store.backends import Connection, StoredRow
 from demeanor.store.database import Database
 
 # Scopes of a key; `chat` covers every endpoint that answers a conversation or continues a text.
-SCOPES = ("chat", "embeddings", "feedback", "metrics", "models", "moderations")
+# `operator` reads other users' turns, so a key without named scopes does not have it.
+OPERATOR = "operator"
+SCOPES = ("chat", "embeddings", "feedback", "metrics", "models", "moderations", OPERATOR)
 SHOWN = 10
 
 

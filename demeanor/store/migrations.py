@@ -114,6 +114,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             created TEXT NOT NULL, updated TEXT NOT NULL, PRIMARY KEY (user, id))""",
         "CREATE INDEX conversations_updated ON conversations (user, updated)",
     ),
+    (  # live traffic: what each shadow and evaluator was declared as
+        """CREATE TABLE job_declarations (
+            kind TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, declared TEXT NOT NULL,
+            created TEXT NOT NULL, PRIMARY KEY (kind, name, version))""",
+    ),
 )
 
 

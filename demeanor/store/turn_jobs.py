@@ -6,8 +6,9 @@ before it runs and leased by the process that runs it, so one whose process died
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
@@ -88,6 +89,28 @@ def add(
         return id
 
     return database.queue(write)
+
+
+def declare(
+    database: Database, kind: Kind, name: str, version: str, declared: Mapping[str, Any]
+) -> Awaitable[None]:
+    """Write what a job is declared as, once; one that never selects a turn is seen by that."""
+    row = (kind, name, version, json.dumps(declared), _stamp(database.now()))
+    insert = (
+        "INSERT INTO job_declarations (kind, name, version, declared, created) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (kind, name, version) DO UPDATE SET declared = excluded.declared"
+    )
+
+    def write(connection: Any) -> None:
+        connection.execute(insert, row)
+
+    return database.queue(write)
+
+
+def declarations(database: Database) -> list[tuple[Kind, str, str, Mapping[str, Any]]]:
+    """Return what was ever declared, oldest first: kind, name, version, declaration."""
+    query = "SELECT * FROM job_declarations ORDER BY created, kind, name, version"
+    return [(r["kind"], r["name"], r["version"], json.loads(r["declared"])) for r in database.rows(query)]
 
 
 def count(database: Database, kind: Kind, name: str, version: str, outcome: str) -> Awaitable[None]:
@@ -184,6 +207,51 @@ def counts(database: Database, kind: Kind | None = None) -> dict[tuple[str, str,
     for r in database.rows(query, kind, kind):
         found.setdefault((r["kind"], r["name"], r["version"]), {})[r["outcome"]] = int(r["number"])
     return found
+
+
+def used(database: Database, kind: Kind, name: str, day: str) -> tuple[int, int, float]:
+    """Return what finished jobs of a day (UTC) took: their number, their tokens, their cost in USD."""
+    (r,) = database.rows(
+        "SELECT COUNT(*) AS jobs, COALESCE(SUM(prompt_tokens + completion_tokens), 0) AS tokens,"
+        " COALESCE(SUM(cost_usd), 0.0) AS usd FROM turn_jobs"
+        " WHERE kind = ? AND name = ? AND state IN ('done', 'failed') AND ended >= ? AND ended < ?",
+        kind,
+        name,
+        f"{day}T00:00:00",
+        f"{day}T99",
+    )
+    return int(r["jobs"]), int(r["tokens"]), float(r["usd"])
+
+
+def answers(database: Database, name: str, version: str, limit: int = 10_000) -> list[tuple[str, str]]:
+    """Return the live and the shadow's answer of the finished jobs of a shadow, newest first."""
+    query = (
+        "SELECT turns.answer AS live, turn_jobs.answer AS shadow FROM turn_jobs"
+        " JOIN turns ON turns.row = turn_jobs.turn WHERE kind = 'shadow' AND name = ? AND version = ?"
+        " AND state = 'done' ORDER BY turn_jobs.created DESC LIMIT ?"
+    )
+    return [(r["live"], r["shadow"]) for r in database.rows(query, name, version, limit)]
+
+
+def users(database: Database, turns: Sequence[str]) -> dict[str, str]:
+    """Return the known users of turns that have jobs; anonymous ones are left out."""
+    wanted = set(turns)
+    query = (
+        "SELECT DISTINCT turns.id AS id, turns.user AS name FROM turn_jobs JOIN turns ON turns.row = turn_jobs.turn"
+        " WHERE turns.user <> 'anonymous'"
+    )
+    return {r["id"]: r["name"] for r in database.rows(query) if r["id"] in wanted}
+
+
+def release(database: Database, owner: str) -> None:
+    """End the leases of a process that stops, so that another one takes its pending jobs over at once."""
+    now = _stamp(database.now())
+    update = "UPDATE turn_jobs SET lease = ?, attempts = attempts - 1 WHERE owner = ? AND state = 'pending'"
+
+    def write(connection: Any) -> None:
+        connection.execute(update, (now, owner))
+
+    database.write(write).result()
 
 
 def _jobs(

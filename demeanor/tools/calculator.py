@@ -20,6 +20,7 @@ from demeanor.core.types import ToolSpec
 MAX_LENGTH, MAX_DEPTH, MAX_EXPONENT, MAX_BITS = 200, 40, 1000, 4096
 DIGITS, EXACT_DIGITS = 10, 20
 
+PURE = True
 SPEC = ToolSpec(
     "calculator",
     "Works out an arithmetic expression, such as (37 * 12 + 4) / 5.",

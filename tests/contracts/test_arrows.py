@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"core", "stack", "text", "data", "layers", "world"},
     "report": {"core", "evaluation"},
     "tour": {"core", "stack", "world", "evaluation", "report"},
+    "traffic": {"core", "stack", "store", "evaluation", "layers"},
     "cli": {
         "core",
         "stack",
@@ -46,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "prompt_preview",
         "serving",
         "tool_servers",
+        "traffic",
     },
 }
 """Rooms and what they may import; `app`, `serving` and `api` compose and import everything."""
@@ -69,10 +71,23 @@ EVERYTHING = {
     "tool_servers",
     "prompt_preview",
     "training_services",
+    "traffic_services",
     "__main__",
     "__init__",
 }
-NO_TORCH = {"stack", "layers", "mcp", "server", "store", "retrieval", "evaluation", "report", "cli", "tour"}
+NO_TORCH = {
+    "stack",
+    "layers",
+    "mcp",
+    "server",
+    "store",
+    "retrieval",
+    "evaluation",
+    "report",
+    "traffic",
+    "cli",
+    "tour",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -15,7 +15,7 @@ import yaml
 import demeanor
 from demeanor import cli
 from demeanor.core import registry
-from demeanor.stack import schema
+from demeanor.stack import schema, serving_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -186,11 +186,21 @@ def test_every_block_of_python_and_yaml_parses(page: Path) -> None:
         "DecodingSpec",
         "EvaluationSpec",
         "JudgeSpec",
+        "ServeSpec",
     ],
 )
 def test_every_setting_of_the_stack_is_on_its_page(name: str) -> None:
     page = (DOCS / "stack.md").read_text()
     assert [f for f in getattr(schema, name).model_fields if f"| `{f}` |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ExperimentSpec", "ArmSpec", "ScoreSpec", "ShadowSpec", "EvaluatorSpec", "DriftSpec", "JobBudget"],
+)
+def test_every_setting_of_live_traffic_is_on_its_page(name: str) -> None:
+    page = (DOCS / "experiments.md").read_text()
+    assert [f for f in getattr(serving_schema, name).model_fields if f"`{f}`" not in page] == []
 
 
 @pytest.mark.parametrize("kind", registry.known("demeanor.layers"))

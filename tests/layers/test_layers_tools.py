@@ -527,3 +527,24 @@ async def test_a_long_list_of_mistakes_is_shortened_as_a_result_is() -> None:
     assert result.content.startswith("error: arguments.x0 is unknown; known: none; arguments.x1")
     assert result.content.endswith("more characters]")
     assert len(result.content) < 150
+
+
+async def test_a_copy_of_a_request_runs_only_tools_that_change_nothing_outside() -> None:
+    """A dry run (a shadow, a replay): the calculator is run, a tool that may have effects is not, and the model is told."""
+    ran: list[object] = []
+
+    async def send(arguments: Mapping[str, Any]) -> str:
+        ran.append(arguments)
+        return "sent"
+
+    token = calls.DRY_RUN.set(True)
+    try:
+        pure = await calls.called(call().call, load(["calculator"]), 5.0, 100)
+        mail = ToolCall("1", "mail", '{"to": "edda"}')
+        effect = await calls.called(mail, {"mail": LoadedTool(MAIL, send)}, 5.0, 100)
+    finally:
+        calls.DRY_RUN.reset(token)
+    assert (pure.content, pure.error) == ("444", False)
+    assert effect.error
+    assert "not run" in effect.content
+    assert ran == []

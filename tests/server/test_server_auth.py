@@ -134,6 +134,7 @@ PLACES = {
     "metrics": "/metrics",
     "models": "/v1/models",
     "moderations": "/v1/moderations",
+    "operator": "/v1/demeanor/traffic",
 }
 
 
@@ -144,7 +145,7 @@ async def test_every_scope_opens_its_own_address_and_no_other(database: Database
         found = {
             of: (
                 await client.request(
-                    "GET" if of in ("metrics", "models") else "POST", path, headers=bearer(key)
+                    "GET" if of in ("metrics", "models", "operator") else "POST", path, headers=bearer(key)
                 )
             )
             for of, path in PLACES.items()

@@ -31,12 +31,22 @@ class LoadedTool:
 
     spec: ToolSpec
     run: Callable[[Mapping[str, Any]], Any]
+    pure: bool = False
+    """It changes nothing outside: it may be run for a copy of a request, whose answer no user sees."""
+
+
+DRY_RUN: contextvars.ContextVar[bool] = contextvars.ContextVar("demeanor_dry_run", default=False)
+"""Whether the answer is a copy of another (a shadow, a replay): only pure tools are run then."""
+NOT_RUN = "not run: this answer is a copy, and the tool may have effects"
 
 
 def load(names: Iterable[str]) -> Mapping[str, LoadedTool]:
     """Return the named tools; raises DemeanorError with the nearest and all known names."""
     modules = {name: registry.entry(TOOLS, name) for name in names}
-    return {name: LoadedTool(module.SPEC, module.run) for name, module in modules.items()}
+    return {
+        name: LoadedTool(module.SPEC, module.run, getattr(module, "PURE", False))
+        for name, module in modules.items()
+    }
 
 
 def with_renamed_arguments(tool: RunnableTool, names: Mapping[str, str]) -> LoadedTool:
@@ -49,7 +59,9 @@ def with_renamed_arguments(tool: RunnableTool, names: Mapping[str, str]) -> Load
     def run(arguments: Mapping[str, Any]) -> Any:
         return tool.run({own_names.get(k, k): v for k, v in arguments.items()})
 
-    return LoadedTool(ToolSpec(tool.spec.name, tool.spec.description, parameters), run)
+    return LoadedTool(
+        ToolSpec(tool.spec.name, tool.spec.description, parameters), run, getattr(tool, "pure", False)
+    )
 
 
 class ToolThreads:
@@ -143,6 +155,8 @@ def _result(
 ) -> ToolResult:
     """Run a tool to its end, in this thread; a ValueError or ArithmeticError is shown to the model, any other
     failure (SystemExit too) by type only."""
+    if DRY_RUN.get() and not getattr(tool, "pure", False):
+        return failed(call, NOT_RUN)
     try:
         value = tool.run(arguments)
         if inspect.isawaitable(value):
