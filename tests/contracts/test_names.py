@@ -16,6 +16,7 @@ MODULES = {
     "bfcl",  # the scorer of a public set ...
     "gsm8k",
     "ifeval",
+    "experiments",
     "keys",  # ... and verbs of the command line, named as the file they call
     "stack",
 }
