@@ -191,7 +191,8 @@ def test_every_block_of_python_and_yaml_parses(page: Path) -> None:
 )
 def test_every_setting_of_the_stack_is_on_its_page(name: str) -> None:
     page = (DOCS / "stack.md").read_text()
-    assert [f for f in getattr(schema, name).model_fields if f"| `{f}` |" not in page] == []
+    fields = getattr(schema, name).model_fields  # one of settings of its own may stand as `field.setting`
+    assert [f for f in fields if f"| `{f}` |" not in page and f"| `{f}." not in page] == []
 
 
 @pytest.mark.parametrize(
