@@ -53,14 +53,67 @@ def demo(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write to.")],
+    remote: Annotated[
+        str | None,
+        typer.Option(metavar="URL#MODEL", help="For a model behind an OpenAI-compatible address."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_ID", help="For a Hugging Face folder or hub id.")
+    ] = None,
+    gguf: Annotated[str | None, typer.Option(metavar="FILE", help="For a GGUF file.")] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="The embedded demo's stack, trained from random weights.")
+    ] = False,
+    documents: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Answer from these documents (default: three samples to replace)."
+        ),
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --base: train on these rows (default: a few samples)."),
+    ] = None,
+    key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --remote: the environment variable that holds its API key."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
 ) -> None:
-    """Write a stack to start from: stack.yaml and the notices, policy and prompts that it names."""
+    """Write a stack to start from, with all that it names: for your model, or the demo. Asks where a terminal can answer."""
+    from demeanor.cli import starter
     from demeanor.cli.demo import write_files
 
-    for path in write_files(folder, force=force):
+    given_models: list[tuple[starter.Kind, str | None]] = [
+        ("remote", remote),
+        ("base", base),
+        ("gguf", gguf),
+    ]
+    models = {kind: model for kind, model in given_models if model is not None}
+    if len(models) + demo > 1:
+        raise UsageError(
+            f"init: got {' and '.join(f'--{x}' for x in [*models, *(['demo'] if demo else [])])}, wanted one of them"
+        )
+    wish: starter.Wish | None = None
+    if models:
+        [(kind, model)] = models.items()
+        wish = starter.Wish(kind, model, key_env, documents, rows)
+    elif given := [name for name, x in (("documents", documents), ("rows", rows), ("key-env", key_env)) if x]:
+        raise UsageError(f"--{given[0]}: is for a model of your own; add --remote, --base or --gguf")
+    elif not demo and starter.asked_in_a_terminal():
+        wish = starter.interview()
+    if wish is None:
+        for path in write_files(folder, force=force):
+            print(f"wrote {path}")
+        print(f"\nnext: demeanor explain {folder / 'stack.yaml'}")
+        return
+    planned = starter.plan(folder, wish)
+    starter.write(planned, force=force)
+    for path in planned.files:
         print(f"wrote {path}")
-    print(f"\nnext: demeanor explain {folder / 'stack.yaml'}")
+    for note in planned.notes:
+        print(f"note: {note}")
+    print(f"\nnext: cd {folder}, then the commands of README.md; first: demeanor explain stack.yaml")
 
 
 @app.command()
