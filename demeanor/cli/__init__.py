@@ -16,7 +16,19 @@ from typing import Annotated
 import typer
 
 from demeanor import __version__
-from demeanor.cli import data, evaluate, experiments, indexing, keys, label, prompting, stack, tools, tour
+from demeanor.cli import (
+    data,
+    evaluate,
+    experiments,
+    indexing,
+    keys,
+    label,
+    prefs,
+    prompting,
+    stack,
+    tools,
+    tour,
+)
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
 
@@ -28,6 +40,7 @@ MULTIPLE = {
     "duel": ("--variants", "--suite"),
     "seeds": ("--seeds",),
     "data": ("--suite",),
+    "prefs": ("--suite", "--queue", "--revisions"),
     "label": ("--variants", "--uncertainty"),
 }
 """Options that take several values, by verb: `--variants A B` means `--variants A --variants B`."""
@@ -66,6 +79,7 @@ app.add_typer(prompting.app, name="prompt")
 app.add_typer(label.app, name="label")
 app.add_typer(tour.app, name="tour")
 app.add_typer(experiments.app, name="experiments")
+app.add_typer(prefs.app, name="prefs")
 
 
 def _version(wanted: bool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from demeanor.core.candidates import PreferenceCandidate
 from demeanor.store import labels as stored
 from demeanor.store.database import Database
 from demeanor.store.labels import GivenLabel, LabelItem, labeller_hash
@@ -34,7 +35,7 @@ def export(database: Database, queue: str, *, each: bool = False) -> LabelRows:
     for item in stored.items_of(database, queue):
         if item.gold is not None:
             continue
-        own = [label for label in given.get(item.id, ()) if label.choice != "skipped"]
+        own = [x for x in given.get(item.id, ()) if x.choice != "skipped" and x.role != "judge"]
         for chosen in ([label] for label in own) if each else [own]:
             ranks = consensus(chosen)
             if isinstance(ranks, str):
@@ -66,13 +67,13 @@ def consensus(labels: Sequence[GivenLabel]) -> tuple[int, ...] | str:
 def row(queue: str, item: LabelItem, labels: Sequence[GivenLabel], ranks: tuple[int, ...]) -> dict[str, Any]:
     """One preference row with its provenance."""
     texts = [answer.text for answer in item.answers]
-    if len(texts) == 2:
+    if len(texts) == 2 and 1 in ranks:
         best = ranks.index(0)
         answers: dict[str, Any] = {"chosen": texts[best], "rejected": texts[1 - best]}
     else:
         answers = {"completions": texts, "ranks": list(ranks)}
     best_answers = {n for n, rank in enumerate(ranks) if rank == 0}
-    people = [label for label in labels if label.role == "labeller"]
+    people = [label for label in labels if label.role != "adjudicator"]
     agreeing = sum(bool(best_answers & {n for n, r in enumerate(x.ranks) if r == 0}) for x in people)
     return {
         "prompt": list(item.prompt),
@@ -120,3 +121,33 @@ def sheet(items: Sequence[LabelItem], labels: Sequence[GivenLabel], queue: str) 
             "created": label.created,
             "revisions": label.revisions,
         }
+
+
+def candidates(database: Database, queue: str) -> Iterator[PreferenceCandidate]:
+    """Every item of a queue as a candidate of a preference set: what people say of it, or where they say nothing, a judge."""
+    given: dict[str, list[GivenLabel]] = {}
+    for label in stored.labels_of(database, queue):
+        given.setdefault(label.item, []).append(label)
+    for item in stored.items_of(database, queue):
+        if item.gold is not None:
+            continue
+        own = [label for label in given.get(item.id, ()) if label.choice != "skipped"]
+        people = [label for label in own if label.role != "judge"]
+        judges = [label for label in own if label.role == "judge"]
+        chosen = people or judges
+        ranks = consensus(chosen)
+        why, said = (ranks, (0,) * len(item.answers)) if isinstance(ranks, str) else ("", ranks)
+        about = row(queue, item, chosen, said)["provenance"] if not why else {}
+        yield PreferenceCandidate(
+            "label" if people or not judges else "judge",
+            item.prompt,
+            tuple(answer.text for answer in item.answers),
+            said,
+            f"label:{queue}/{item.id}",
+            why,
+            tuple(answer.turn_id for answer in item.answers if answer.turn_id),
+            (),
+            tuple(answer.model for answer in item.answers),
+            tuple(answer.stack_key for answer in item.answers),
+            about,
+        )

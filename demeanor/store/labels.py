@@ -18,7 +18,8 @@ from demeanor.core.errors import UsageError, unknown
 from demeanor.store.database import Database, storable
 from demeanor.store.keys import digest
 
-Role: TypeAlias = Literal["labeller", "adjudicator", "owner"]
+Role: TypeAlias = Literal["labeller", "adjudicator", "owner", "judge"]
+"""What somebody may do; `judge` is no person and gets no link: a model whose labels stand beside those of people."""
 Choice: TypeAlias = Literal["ranked", "tie", "all_bad", "skipped"]
 ROLES: tuple[Role, ...] = ("labeller", "adjudicator", "owner")
 CHOICES: tuple[Choice, ...] = ("ranked", "tie", "all_bad", "skipped")
