@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ from demeanor.core.table import (
     plain,
     visible,
 )
+from demeanor.report import glossary
 from demeanor.report.figures import draw
 
 # ---- terminal: a table that is wider than it is printed in parts, each with the first column again ----
@@ -190,9 +192,9 @@ def html_page(page: Page) -> str:
     """The whole page; a content security policy allows its own style sheet, by hash, and nothing else."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return _template().render(
-        page=page, style=Markup(style), policy=f"{POLICY}; style-src 'sha256-{allowed}'"
-    )
+    policy = f"{POLICY}; style-src 'sha256-{allowed}'"
+    body = _template().render(page=page, style=Markup(style), policy=policy, words=())
+    return _template().render(page=page, style=Markup(style), policy=policy, words=tuple(glossary.used(body)))
 
 
 @cache
@@ -205,7 +207,13 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"draw": draw, "kind": lambda block: type(block).__name__, "parts": _parts}
+    environment.filters |= {
+        "draw": draw,
+        "kind": lambda block: type(block).__name__,
+        "parts": _parts,
+        "linked": glossary.linked,
+        "bounds": _bounds,
+    }
     return environment.get_template("page.html.jinja")
 
 
@@ -217,6 +225,12 @@ def _shown(value: Any) -> Any:
 def _parts(text: Any) -> tuple[Any, ...]:
     """The pieces of a sentence or a cell."""
     return text if isinstance(text, tuple) else (text,)
+
+
+def _bounds(hint: str) -> str:
+    """The interval in a tooltip, for paper and for screens without a pointer; empty if it has none."""
+    found = re.search(r"[(]([^()]* to [^()]*)[)]", hint) or re.search(r"^(.* to .*) points$", hint)
+    return found[1] if found else ""
 
 
 # ---- Markdown: without figures ----

@@ -1,0 +1,189 @@
+"""The words that a page explains: each with what it means, and where it first stands in a paragraph it links to that.
+
+In: text of a page. Out: markup with links, and the words that a page uses. docs/glossary.md holds the same list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+
+from demeanor.core.table import visible
+
+
+class Word(NamedTuple):
+    """A word, how it is found in a text, and what it means in one or two sentences."""
+
+    name: str
+    pattern: str
+    meaning: str
+
+    @property
+    def anchor(self) -> str:
+        return "word-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+WORDS = (
+    Word(
+        "95% interval",
+        r"95% intervals?",
+        "A range that would hold the true value in 95 of 100 repetitions with other items of the same kind. Where it excludes zero, a "
+        "change of that sign is shown.",
+    ),
+    Word(
+        "paired",
+        r"[Pp]aired",
+        "Both variants answer the same items, and the differences item by item are averaged. That removes how hard the items are.",
+    ),
+    Word(
+        "cluster",
+        r"[Cc]lusters?",
+        "Items with a common source, such as rewordings of one question. They are not independent, so an interval counts clusters and "
+        "not items.",
+    ),
+    Word(
+        "Holm's correction",
+        r"Holm(?:'s correction|'s)?",
+        "Who looks at 60 changes finds three by chance. Holm's method makes the smallest p-value pass a stricter bound, the next one a "
+        "little less, so that one false finding in the whole table stays below 5%.",
+    ),
+    Word(
+        "smallest detectable",
+        r"[Ss]mallest detectable|[Dd]etectable",
+        "The smallest true change that this number of items and clusters would show four times in five.",
+    ),
+    Word(
+        "bootstrap",
+        r"[Bb]ootstrap(?:ped)?",
+        "Clusters are drawn again and again with replacement; the spread of the results is the uncertainty of the real one.",
+    ),
+    Word(
+        "Shapley value",
+        r"Shapley(?: values?)?",
+        "A layer's fair share of a joint result: what it adds, averaged over all orders in which the layers could have been added. The "
+        "shares sum to the whole.",
+    ),
+    Word(
+        "waterfall",
+        r"[Ww]aterfall",
+        "What each layer adds to the ones before it, in the order of the stack.",
+    ),
+    Word(
+        "contrast twin",
+        r"[Cc]ontrast twins?|[Ss]afe twins?",
+        "A harmless question that resembles a harmful one nearly word for word. Refusing it is a mistake.",
+    ),
+    Word(
+        "over-refusal",
+        r"[Oo]ver-refusals?",
+        "Refusing what is harmless.",
+    ),
+    Word(
+        "d'",
+        r"d'|d′",
+        "How well a variant tells unsafe requests from safe twins, in standard deviations, wherever it draws the line (signal "
+        "detection). 0: not at all; above 3: nearly always.",
+    ),
+    Word(
+        "criterion",
+        r"[Cc]riterion c|\bcriterion",
+        "Where a variant draws the line between answering and refusing: above 0 it answers too readily, below 0 it refuses too readily.",
+    ),
+    Word(
+        "Youden's J",
+        r"Youden(?:'s J)?",
+        "Unsafe requests refused plus safe ones answered, minus 1: 1 is perfect, 0 is a coin.",
+    ),
+    Word(
+        "alignment tax",
+        r"[Aa]lignment tax",
+        "What training towards one behavior loses on others (Ouyang et al. 2022).",
+    ),
+    Word(
+        "frontier",
+        r"[Ff]rontier",
+        "Variants of which no other one is at least as good in everything and better in something.",
+    ),
+    Word(
+        "KL divergence",
+        r"KL(?: divergence)?",
+        "How far a model has moved from another one: the mean of log p(answer) under the one minus under the other, over answers that "
+        "the first draws.",
+    ),
+    Word(
+        "nat",
+        r"nats?\b",
+        "The unit of information with the natural logarithm: a nat more makes an answer 2.7 times as likely.",
+    ),
+    Word(
+        "calibration",
+        r"[Cc]alibrat(?:ion|ed)",
+        "Of the answers given with a probability of 80%, 80% should be right.",
+    ),
+    Word(
+        "non-inferiority",
+        r"[Nn]on-inferior(?:ity)?",
+        "A gate's rule for what must not get worse: the interval of the change must lie above minus the margin. Not being shown to be "
+        "worse is not enough.",
+    ),
+    Word(
+        "SFT",
+        r"\bSFT\b",
+        "Supervised fine-tuning: training on good answers.",
+    ),
+    Word(
+        "DPO",
+        r"\bDPO\b",
+        "Direct preference optimization: a policy trained on pairs of answers, without a reward model (Rafailov et al. 2023).",
+    ),
+    Word(
+        "RLHF",
+        r"\bRLHF\b",
+        "Reinforcement learning from human feedback: a reward model learns from comparisons, and a policy is trained to score high "
+        "without moving far from where it began.",
+    ),
+    Word(
+        "PPO",
+        r"\bPPO\b",
+        "Proximal policy optimization: steps towards higher reward that are clipped where the policy would move too far at once.",
+    ),
+    Word(
+        "GAE",
+        r"\bGAE\b",
+        "Generalized advantage estimation: how much better a token was than expected, from a value model, with a discount that trades "
+        "bias for variance.",
+    ),
+    Word(
+        "ptx",
+        r"\bptx\b",
+        "Pretraining text mixed into every step of RLHF, against forgetting (Ouyang et al. 2022).",
+    ),
+)
+
+
+def linked(text: str) -> Markup:
+    """Text with a link at the first place of every word in it; everything else is escaped."""
+    rest, found = visible(text), list[str]()
+    taken: list[tuple[int, int, Word]] = []
+    for word in WORDS:
+        hit = re.search(rf"(?<![\w-])(?:{word.pattern})(?![\w-])", rest)
+        if hit and not any(hit.start() < end and start < hit.end() for start, end, _ in taken):
+            taken.append((hit.start(), hit.end(), word))
+    at = 0
+    for start, end, word in sorted(taken, key=lambda t: t[0]):
+        found += [
+            escape(rest[at:start]),
+            Markup('<a class="word" href="#{}">{}</a>').format(word.anchor, rest[start:end]),
+        ]
+        at = end
+    return Markup("").join([*found, escape(rest[at:])])
+
+
+def used(html: str) -> Iterator[Word]:
+    """The words that a rendered page links to."""
+    for word in WORDS:
+        if f'href="#{word.anchor}"' in html:
+            yield word
