@@ -18,7 +18,7 @@ from demeanor.app import MAX_VARIANTS, StackRuntime, policy_notes
 from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
 from demeanor.core.long_text import Folded, off_loop
-from demeanor.core.types import Decoding, Messages, Respond
+from demeanor.core.types import Decoding, Messages, Respond, Turn
 from demeanor.engine.gateway import Gateway
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.remote import estimated_tokens
@@ -33,10 +33,10 @@ from demeanor.server.assistant import (
     FeedbackStore,
     Judged,
     ModelCard,
+    Replay,
     RuleJudge,
     TraceView,
     Traffic,
-    TurnStore,
     model_not_found,
 )
 from demeanor.server.lifecycle import Version
@@ -44,7 +44,7 @@ from demeanor.server.serve import Settings
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.store.database import Database, locked
-from demeanor.traffic_services import OpenedTraffic, open_traffic
+from demeanor.traffic_services import OpenedTraffic, open_traffic, replayed
 from demeanor.training.runs import Runs
 from demeanor.world import catalog
 
@@ -313,7 +313,10 @@ class ServedStack:
         specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
         return self.runtime.opened(specs[0].database) if specs else None
 
-    def turn_store(self) -> TurnStore | None:
+    async def replay(self, turn: Turn, model_id: str) -> Replay:
+        return await replayed(self.runtime, self._variant(model_id), turn)
+
+    def turn_store(self) -> Database | None:
         # a record layer further in also holds what a policy layer hides
         outer = takewhile(lambda layer: not layer.behaviour, self.runtime.stack.layers)
         specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]

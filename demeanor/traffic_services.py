@@ -6,6 +6,7 @@ In: the runtime of the served stack, and what opens the runtime of another stack
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from demeanor.engine.remote import remote
 from demeanor.evaluation.ab_test import experiment_id
 from demeanor.evaluation.items import JUDGED
 from demeanor.layers import compose
+from demeanor.layers.tools.calls import DRY_RUN
+from demeanor.server.assistant import Replay
 from demeanor.stack.schema import JudgeSpec, Remote
 from demeanor.stack.serving_schema import EvaluatorSpec, ExperimentSpec, ShadowSpec
 from demeanor.stack.stack import Layer, Stack, digest
@@ -157,6 +160,26 @@ def screen_of(runtime: StackRuntime, variant: Stack) -> Screen:
         return shown.text
 
     return screen
+
+
+async def replayed(runtime: StackRuntime, variant: Stack, turn: Turn) -> Replay:
+    """Answer a recorded turn again through a variant: not recorded, tools without effects, hidden by the served policy."""
+    again = replace(
+        turn,
+        id=f"{turn.id}~replay",
+        variant=variant.model_id,
+        stack_key=variant.key(),
+        metadata={},
+        approvals=(),
+    )
+    started, token = time.monotonic(), DRY_RUN.set(True)
+    try:
+        completion = await complete(runtime.respond(variant, operational=False), again)
+    finally:
+        DRY_RUN.reset(token)
+    ms = 1000 * (time.monotonic() - started)
+    text = await screen_of(runtime, variant)(again, completion)
+    return Replay(variant.model_id, variant.key(), completion, text, ms)
 
 
 def said(text: str) -> Respond:

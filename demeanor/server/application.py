@@ -27,6 +27,8 @@ from demeanor.server import (
     history,
     models,
     moderations,
+    operator_policy,
+    operator_turns,
     operators,
     responses,
     votes,
@@ -62,6 +64,8 @@ ENDPOINTS = (
     votes,
     history,
     operators,
+    operator_turns,
+    operator_policy,
 )
 router = APIRouter()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from demeanor.core.errors import RequestError, unknown
-from demeanor.core.types import Decoding, Messages, Respond
+from demeanor.core.types import Completion, Decoding, Messages, Respond, Turn
 from demeanor.store.database import Database, Stored
 
 
@@ -60,6 +60,17 @@ class TraceView:
     prompts: bool = True
     passages: Literal["all", "cited", "none"] = "all"
     tools: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Another answer to a recorded conversation; `text` is what the policy of the served stack would show of it."""
+
+    model: str
+    stack_key: str
+    completion: Completion
+    text: str
+    ms: float
 
 
 SETTINGS = ("system_prompt", "sampling", "max_tokens")
@@ -184,8 +195,11 @@ class ServedAssistant(Protocol):
     def turn_database(self) -> Database | None:
         """The database of the outermost record layer; None if nothing is recorded."""
 
-    def turn_store(self) -> TurnStore | None:
+    def turn_store(self) -> Database | None:
         """The recorded turns as clients saw them; None if none are, or only between layers that change answers."""
+
+    async def replay(self, turn: Turn, model_id: str) -> Replay:
+        """Answer a recorded conversation again, unrecorded and without effects. Raises RequestError (404) as `card` does."""
 
     async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """One unit vector per text: the mean of its tokens' hidden states. Raises RequestError as `codec` does."""

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from demeanor.core.errors import RequestError, StoreError
 from demeanor.server import error_responses
 from demeanor.server.costs import Account
+from demeanor.server.operator_access import OPERATOR_PATHS, check_local
 from demeanor.server.request_context import CURRENT_REQUEST, RequestContext, TokenBudget
 from demeanor.store import keys as stored
 from demeanor.store.database import Database
@@ -42,7 +43,6 @@ SCOPES = {
     "feedback": "feedback",
     "comparisons": "feedback",
     "history": "chat",
-    "operator": "operator",
     "metrics": "metrics",
     "demeanor": stored.OPERATOR,
 }
@@ -96,6 +96,8 @@ class AuthMiddleware:
             if self.keys is not None:
                 await self._authenticate(request, Headers(scope=scope).get("authorization", ""))
                 _check_scope(request.key, scope["path"])
+            elif scope["path"].startswith(OPERATOR_PATHS):
+                check_local(scope)
             if request.key is not None:
                 await self._apply_limits(request, request.key, answers_turns(scope))
         except RequestError as error:

@@ -6,7 +6,6 @@ unexpected exception into a 500 without details, and calls the observers of ever
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import uuid
 from collections.abc import Callable, Collection
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demeanor.core.errors import RequestError
 from demeanor.server import error_responses
+from demeanor.server.addressing import host_name, is_loopback
 from demeanor.server.admission import AdmissionMiddleware, Operations
 from demeanor.server.auth import AuthMiddleware, KeyRing, KeyStore
 from demeanor.server.request_context import (
@@ -192,21 +192,3 @@ def upstream_headers(request: RequestContext) -> dict[str, str]:
         usd = request.cost_usd
         found["x-demeanor-cost-usd"] = "unknown" if usd is None else f"{usd:.9f}"
     return found
-
-
-def host_name(host: str) -> str:
-    """The name in a Host header: lower case, without port and brackets."""
-    name = host.strip().lower()
-    if name.startswith("["):
-        return name[1:].partition("]")[0]
-    return name.partition(":")[0]
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host name means this machine whatever DNS says."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -65,11 +65,15 @@ def add(
     return database.queue(write)
 
 
-def comparisons(database: Database) -> list[StoredComparison]:
-    """Return every comparison, oldest first."""
+def comparisons(database: Database, turn: str | None = None) -> list[StoredComparison]:
+    """Return the comparisons of one turn, or all; oldest first."""
     found = database.rows(
         "SELECT c.*, a.id AS first_id, b.id AS second_id FROM comparisons c"
-        " JOIN turns a ON a.row = c.first JOIN turns b ON b.row = c.second ORDER BY c.created, c.id"
+        " JOIN turns a ON a.row = c.first JOIN turns b ON b.row = c.second"
+        " WHERE ? IS NULL OR a.id = ? OR b.id = ? ORDER BY c.created, c.id",
+        turn,
+        turn,
+        turn,
     )
     return [
         StoredComparison(

@@ -17,11 +17,24 @@ POLICY_EVENTS = ("RuleHit", "Refusal", "LeftOut")
 MOST_HITS = 50_000
 
 
+REFUSED: dict[Any, str] = {True: "refused_by IS NOT NULL", False: "refused_by IS NULL"}
+RATED: dict[Any, str] = {
+    "up": "EXISTS (SELECT 1 FROM feedback f WHERE f.turn = turns.row AND f.value > 0)",
+    "down": "EXISTS (SELECT 1 FROM feedback f WHERE f.turn = turns.row AND f.value < 0)",
+    "any": "EXISTS (SELECT 1 FROM feedback f WHERE f.turn = turns.row)",
+}
+MARKED: dict[Any, str] = {
+    True: "EXISTS (SELECT 1 FROM marks m WHERE m.turn = turns.row)",
+    False: "NOT EXISTS (SELECT 1 FROM marks m WHERE m.turn = turns.row)",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TurnFilter:
     """Which turns; a filter that is None lets every turn pass. `before`: only turns older than this row."""
 
     query: str = ""
+    id: str | None = None
     user: str | None = None
     variant: str | None = None
     stack_key: str | None = None
@@ -89,13 +102,16 @@ def policy_events(database: Database, since: datetime | None = None) -> list[Pol
         MOST_HITS,
     )
     return [
-        PolicyEvent(r["id"], datetime.fromisoformat(r["started"]), r["kind"], json.loads(r["event"])) for r in found
+        PolicyEvent(r["id"], datetime.fromisoformat(r["started"]), r["kind"], json.loads(r["event"]))
+        for r in found
     ]
 
 
 def count(database: Database, since: datetime | None = None) -> int:
     """Return the number of turns."""
-    found = database.rows("SELECT COUNT(*) AS n FROM turns WHERE started >= ?", _stamp(since) if since else "")
+    found = database.rows(
+        "SELECT COUNT(*) AS n FROM turns WHERE started >= ?", _stamp(since) if since else ""
+    )
     return int(found[0]["n"])
 
 
@@ -114,8 +130,14 @@ def _where(wanted: TurnFilter) -> tuple[list[str], list[Any]]:
 
     if wanted.query:
         plain, escaped = _pattern(wanted.query), _pattern(json.dumps(wanted.query)[1:-1])
-        add("(LOWER(answer) LIKE ? ESCAPE '\\' OR LOWER(turn) LIKE ? ESCAPE '\\' OR id = ?)", plain, escaped, wanted.query)
+        add(
+            "(LOWER(answer) LIKE ? ESCAPE '\\' OR LOWER(turn) LIKE ? ESCAPE '\\' OR id = ?)",
+            plain,
+            escaped,
+            wanted.query,
+        )
     for column, value in (
+        ("id", wanted.id),
         ("user", wanted.user),
         ("variant", wanted.variant),
         ("stack_key", wanted.stack_key),
@@ -124,20 +146,20 @@ def _where(wanted: TurnFilter) -> tuple[list[str], list[Any]]:
             add(f"{column} = ?", value)
     if wanted.rule is not None:
         named = _pattern(f'"rule": {json.dumps(wanted.rule)}', fold=False)
-        kinds = ", ".join("?" for _ in POLICY_EVENTS)
         add(
-            "EXISTS (SELECT 1 FROM events e WHERE e.turn = turns.row AND e.kind IN"
-            f" ({kinds}) AND e.event LIKE ? ESCAPE '\\')",
+            "EXISTS (SELECT 1 FROM events e WHERE e.turn = turns.row AND e.kind IN (?, ?, ?)"
+            " AND e.event LIKE ? ESCAPE '\\')",
             *POLICY_EVENTS,
             named,
         )
-    if wanted.refused is not None:
-        add(f"refused_by IS {'NOT ' if wanted.refused else ''}NULL")
-    if wanted.rated is not None:
-        sign = {"up": "> 0", "down": "< 0", "any": "IS NOT NULL"}[wanted.rated]
-        add(f"EXISTS (SELECT 1 FROM feedback f WHERE f.turn = turns.row AND f.value {sign})")
-    if wanted.marked is not None:
-        add(f"{'' if wanted.marked else 'NOT '}EXISTS (SELECT 1 FROM marks m WHERE m.turn = turns.row)")
+    kinds: tuple[tuple[dict[Any, str], bool | str | None], ...] = (
+        (REFUSED, wanted.refused),
+        (RATED, wanted.rated),
+        (MARKED, wanted.marked),
+    )
+    for filters, chosen in kinds:
+        if chosen is not None:
+            add(filters[chosen])
     if wanted.since is not None:
         add("started >= ?", _stamp(wanted.since))
     if wanted.until is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from demeanor.core.errors import ContextError, EngineError, RequestError, TextError
@@ -28,12 +30,14 @@ from demeanor.core.types import (
     ToolResult,
     Turn,
     Usage,
+    complete,
 )
 from demeanor.server.assistant import (
     ClientAccess,
     FeedbackStore,
     Judged,
     ModelCard,
+    Replay,
     RuleJudge,
     model_not_found,
 )
@@ -173,6 +177,11 @@ class Scripted:
     def turn_database(self) -> Database | None:
         return self.database if self.records else None
 
+    async def replay(self, turn: Turn, model_id: str) -> Replay:
+        card = self.card(model_id)
+        done = await complete(self._respond, replace(turn, id=f"{turn.id}~replay", variant=card.id))
+        return Replay(card.id, card.stack_key, done, done.text, 12.5)
+
     def turn_store(self) -> Database | None:
         return self.database if self.records else None
 
@@ -217,6 +226,21 @@ class Recording(Scripted):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.database = Database(path)
+
+    async def _opinion(
+        self,
+        turn_id: str,
+        score: int,
+        comment: str | None,
+        corrected: str | None,
+        user: str | None,
+        reasons: tuple[str, ...] = (),
+    ) -> bool:
+        known = await super()._opinion(turn_id, score, comment, corrected, user, reasons)
+        if known and self.database is not None:
+            given = partial(self.database.add_feedback, turn_id, score, comment or "", user or "anonymous")
+            await asyncio.to_thread(given, corrected, reasons)
+        return known
 
     def respond(self, model_id: str) -> Respond:
         inner, database = super().respond(model_id), self.database

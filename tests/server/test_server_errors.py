@@ -14,10 +14,11 @@ import pytest
 from scripted import Scripted, body
 
 from demeanor.core.types import Decoding, Event, Text, Turn
+from demeanor.server.addressing import host_name, is_loopback
 from demeanor.server.admission import Operations
 from demeanor.server.application import app
 from demeanor.server.auth import from_digests
-from demeanor.server.middleware import RequestContextMiddleware, host_name, is_loopback
+from demeanor.server.middleware import RequestContextMiddleware
 from demeanor.server.streaming import interleaved
 from demeanor.store.keys import digest
 
