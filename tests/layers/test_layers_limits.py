@@ -144,11 +144,25 @@ async def test_a_refused_answer_without_usage_is_charged_in_full(wrap: Wrap) -> 
 
 
 async def test_more_turns_than_may_be_in_progress_are_refused_at_once(wrap: Wrap) -> None:
-    respond = wrap(says("9."), max_in_progress=3)
-    outcomes = await asyncio.gather(
-        *(events_of(respond, ask(user=str(i))) for i in range(10)), return_exceptions=True
-    )
-    assert sum(isinstance(e, RequestError) for e in outcomes) == 7
+    decided, refused = asyncio.Event(), []
+
+    async def inner(turn: Turn) -> AsyncIterator[Event]:
+        await decided.wait()
+        yield Text("9.")
+        yield Done("stop")
+
+    respond = wrap(inner, max_in_progress=3)
+
+    async def one(user: str) -> None:
+        try:
+            await events_of(respond, ask(user=user))
+        except RequestError as error:
+            refused.append(error.status)
+            if len(refused) == 7:
+                decided.set()
+
+    await asyncio.wait_for(asyncio.gather(*(one(str(i)) for i in range(10))), 60)
+    assert refused == [429] * 7
     await asyncio.gather(*(events_of(respond, ask(user=str(i))) for i in range(3)))
 
 
