@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice, takewhile
+from pathlib import Path
 
 from starlette.routing import BaseRoute
 
@@ -23,7 +25,7 @@ from demeanor.engine.gateway import Gateway
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.remote import estimated_tokens
 from demeanor.engine.respond import TokenizerCodec
-from demeanor.layers import Kit, policy, record
+from demeanor.layers import Kit, limits, policy, record
 from demeanor.layers.policy.matching import Rule, bound, load
 from demeanor.layers.tools import THREADS
 from demeanor.server import serve as server
@@ -43,7 +45,8 @@ from demeanor.server.lifecycle import Version
 from demeanor.server.serve import Settings
 from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
-from demeanor.store.database import Database, locked
+from demeanor.store import keys
+from demeanor.store.database import Database, locked, open_url
 from demeanor.traffic_services import OpenedTraffic, open_traffic, replayed
 from demeanor.training.runs import Runs
 from demeanor.world import catalog
@@ -52,11 +55,36 @@ from demeanor.world import catalog
 def serve(
     load_stack: Callable[[], Stack], runs: Runs, settings: Settings, pages: Sequence[BaseRoute] = ()
 ) -> int:
-    """Serve the API, the chat page and further `pages` until Ctrl-C or SIGTERM; each reload calls `load_stack` again."""
+    """Serve the API, the chat page and further `pages` until Ctrl-C or SIGTERM; each reload calls `load_stack` again.
+
+    Raises UsageError if this is one of several processes that would not share what they must.
+    """
+    if settings.place is not None and settings.place.number == 0:
+        check_shared(load_stack(), settings, settings.place.of)
     budget, cache = (
         None if gib is None else int(gib * 2**30) for gib in (settings.memory_gib, settings.cache_gib)
     )
     return server.serve(StackVersions(load_stack, runs, budget, cache), settings, pages)
+
+
+def check_shared(stack: Stack, settings: Settings, processes: int) -> None:
+    """Raise UsageError if several processes would each count limits that are meant for all of them."""
+    for layer in stack.layers:
+        spec = layer.spec
+        if isinstance(spec, limits.Spec) and spec.store is None and spec != limits.Spec():
+            raise UsageError(
+                f"--processes {processes}: the layer '{layer.name}' counts in each process, so its limits would be "
+                f"{processes} times as high; give it a store: redis://HOST:PORT/NUMBER"
+            )
+    if settings.keys is None or settings.redis is not None:
+        return
+    with closing(open_url(settings.keys, root=Path.cwd())) as database:
+        limited = [k.name for k in keys.stored(database) if k.requests_per_minute and k.revoked is None]
+    if limited:
+        raise UsageError(
+            f"--processes {processes}: the key of '{limited[0]}' has a limit of requests per minute, which each "
+            "process would count for itself; give --redis redis://HOST:PORT/NUMBER"
+        )
 
 
 @dataclass
@@ -165,8 +193,8 @@ class StackVersions:
         runtime = self.living[-1]
         if (why := await locked(runtime.databases)) is not None:
             return why
-        strict = [limits for limits in runtime.limit_stores if not limits.allow_when_away]
-        if (why := await first_reason(limits.away() for limits in strict)) is not None:
+        strict = [store for store in runtime.limit_stores if not store.allow_when_away]
+        if (why := await first_reason(store.away() for store in strict)) is not None:
             return why
         if isinstance(base := runtime.stack.spec.weights.base, Remote):
             return await runtime.remote(base).health()
@@ -175,13 +203,13 @@ class StackVersions:
 
     async def degraded(self) -> str | None:
         """What does not work, although requests are answered without it; None if everything does."""
-        lenient = [limits for limits in self.living[-1].limit_stores if limits.allow_when_away]
-        return await first_reason(limits.away() for limits in lenient)
+        lenient = [store for store in self.living[-1].limit_stores if store.allow_when_away]
+        return await first_reason(store.away() for store in lenient)
 
     def limits_unchecked(self) -> Mapping[str, int]:
         """Turns that were decided without the store of limits: how many refused, how many allowed."""
         stores = self.living[-1].limit_stores
-        return sum((limits.decisions_without_redis for limits in stores), Counter())
+        return sum((store.decisions_without_redis for store in stores), Counter())
 
     def close(self) -> None:
         while self.traffic:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,8 @@ from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
 
 if TYPE_CHECKING:
+    from demeanor.server.processes import ProcessPlace
+    from demeanor.server.serve import Settings
     from demeanor.stack.stack import Stack
     from demeanor.training.runs import Entry, Runs
 
@@ -384,13 +387,21 @@ def serve(
     otel_content: Annotated[
         bool, typer.Option("--otel-content", help="Include requests and answers in the spans.")
     ] = False,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=256,
+            metavar="N",
+            help="Serve with N processes behind the one address, each with its own weights and caches.",
+        ),
+    ] = 1,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
     """Serve the OpenAI-compatible API and the chat page."""
+    from demeanor.server.processes import supervise
     from demeanor.server.serve import Settings
-    from demeanor.serving import serve as run
-    from demeanor.training.runs import Runs
 
     settings = Settings(
         host=host,
@@ -413,7 +424,20 @@ def serve(
         otel=otel or None,
         otel_content=otel_content,
     )
-    raise typer.Exit(run(lambda: load(stack, overrides), Runs(runs), settings))
+    one = partial(_serve, stack, overrides, runs, settings)
+    if processes == 1:
+        raise typer.Exit(one(None))
+    raise typer.Exit(supervise(one, host=host, port=port, processes=processes, drain_s=drain))
+
+
+def _serve(
+    stack: Path, overrides: list[str] | None, runs: Path, settings: Settings, place: ProcessPlace | None
+) -> int:
+    """Serve as the only process, or in one of several."""
+    from demeanor.serving import serve as run
+    from demeanor.training.runs import Runs
+
+    return run(lambda: load(stack, overrides), Runs(runs), replace(settings, place=place))
 
 
 @app.command()

@@ -48,6 +48,8 @@ class Operations:
     """Tries of each upstream by (name, outcome), and the state of each one's circuit."""
     limits_unchecked: Callable[[], Mapping[str, int]] = dict
     """Turns that were `refused` or `allowed` while the store of limits did not answer."""
+    all_metrics: Callable[[bytes], Awaitable[bytes]] | None = None
+    """This process's metrics to those of all server processes; None: there is one."""
     degraded: Callable[[], Awaitable[str | None]] | None = None
     """What does not work, although requests are answered without it; None if everything does."""
     health: Callable[[], Awaitable[str | None]] | None = None

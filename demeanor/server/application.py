@@ -116,6 +116,12 @@ def app(
     return api
 
 
+def metrics_of(served: FastAPI) -> Metrics:
+    """Return the running counts of an app."""
+    state: AppState = served.state.demeanor
+    return state.metrics
+
+
 async def _error_response(request: Request, error: Exception) -> Response:
     refusal = error_responses.refusal_of(error, request.state.request_id)
     return error_responses.error_response(refusal)
@@ -171,7 +177,11 @@ def _health(request: Request, status: Literal["ok", "ready", "draining", "failed
 )
 async def metrics(request: Request) -> Response:
     headers = {"cache-control": "no-store", "content-type": CONTENT_TYPE_PLAIN_0_0_4}
-    return Response(state_of(request).metrics.text(), headers=headers)
+    state = state_of(request)
+    text = state.metrics.text()
+    if state.operations.all_metrics is not None:
+        text = await state.operations.all_metrics(text)
+    return Response(text, headers=headers)
 
 
 @router.get("/openapi.json", **documented("This document", UNAUTHENTICATED))

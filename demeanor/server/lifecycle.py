@@ -210,8 +210,13 @@ class Life:
         every_s: float = 1.0,
         started: Callable[[int], None] = lambda port: None,
         limits: TimeLimits = TimeLimits(),
+        listener: socket.socket | None = None,
+        beside: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Serve until SIGTERM or Ctrl-C. SIGHUP, and `changed` where it is given and true, call for `reload`; `started` gets the port."""
+        """Serve until SIGTERM or Ctrl-C, on `listener` or on an address of its own; `beside` runs meanwhile.
+
+        SIGHUP, and `changed` where it is given and true, call for `reload`; `started` gets the port.
+        """
         import uvicorn
 
         config = uvicorn.Config(
@@ -233,7 +238,7 @@ class Life:
         before = {sig: signal.signal(sig, _nothing) for sig in (signal.SIGINT, signal.SIGTERM)}
         try:
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-                runner.run(_serve(server, reload, changed, every_s, started))
+                runner.run(_serve(server, reload, changed, every_s, started, listener, beside))
         finally:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
@@ -249,6 +254,8 @@ async def _serve(
     changed: Callable[[], bool] | None,
     every_s: float,
     started: Callable[[int], None],
+    listener: socket.socket | None,
+    beside: Callable[[], Awaitable[None]] | None,
 ) -> None:
     hung_up = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
@@ -271,8 +278,10 @@ async def _serve(
                 log.exception("reload failed; what was served is served on")
 
     tasks = [asyncio.create_task(announce()), asyncio.create_task(listen())]
+    if beside is not None:
+        tasks.append(asyncio.ensure_future(beside()))
     try:
-        await server.serve()
+        await server.serve(sockets=None if listener is None else [listener])
     finally:
         for task in tasks:
             task.cancel()

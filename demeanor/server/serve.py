@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -21,10 +22,11 @@ from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.server import json_logs as logs
 from demeanor.server import tracing
 from demeanor.server.admission import MAX_BODY_BYTES, Operations, UpstreamCounts
-from demeanor.server.application import app
+from demeanor.server.application import app, metrics_of
 from demeanor.server.assistant import ServedAssistant, traffic_of
 from demeanor.server.auth import KeyRing, KeyStore, from_digests
 from demeanor.server.lifecycle import Current, Life, TimeLimits, Version
+from demeanor.server.processes import ProcessPlace, all_metrics, tell_metrics
 from demeanor.server.request_context import Observer
 from demeanor.store import database
 from demeanor.store import keys as stored
@@ -57,6 +59,8 @@ class Settings:
     cache_gib: float | None = None
     otel: str | None = None
     otel_content: bool = False
+    place: ProcessPlace | None = None
+    """Which of several processes this is; set by the one that starts them."""
 
 
 class Versions(Protocol):
@@ -171,7 +175,7 @@ def _serve(
     pages: Sequence[BaseRoute] = (),
 ) -> None:
     sys.setswitchinterval(SWITCH_S)
-    life, current = Life(), Current(versions.open())
+    life, current, place = Life(), Current(versions.open()), settings.place
     assistant = cast(ServedAssistant, current)
     observers, flush = _observers(settings, assistant.name)
 
@@ -199,6 +203,7 @@ def _serve(
         abandoned_calls=versions.abandoned_calls,
         limits_unchecked=versions.limits_unchecked,
         degraded=degraded,
+        all_metrics=None if place is None else all_metrics(place),
         upstreams=versions.upstreams,
     )
     draining: set[asyncio.Task[None]] = set()
@@ -218,21 +223,19 @@ def _serve(
     def started(port: int) -> None:
         begin(assistant)
         url = f"http://{settings.host}:{port}"
-        print(
+        banner = (
             f"{assistant.name}: {offered(assistant, with_keys=keys is not None)} of stack {assistant.stack_key}\n"
-            f"  chat page  {url}/\n  API        {url}/v1   (model: {assistant.name})",
-            flush=True,
+            f"  chat page  {url}/\n  API        {url}/v1   (model: {assistant.name})"
         )
+        if place is None:
+            print(banner, flush=True)
+        else:
+            place.started(banner)
 
+    served = app(assistant, keys=keys, hosts=(settings.host,), operations=operations, pages=pages)
     try:
         life.run(
-            app(
-                assistant,
-                keys=keys,
-                hosts=(settings.host,),
-                operations=operations,
-                pages=pages,
-            ),
+            served,
             host=settings.host,
             port=settings.port,
             drain_s=settings.drain_s,
@@ -241,6 +244,8 @@ def _serve(
             changed=versions.changed if settings.watch else None,
             started=started,
             limits=TimeLimits(settings.header_s, settings.body_s, settings.idle_s),
+            listener=None if place is None else place.listener,
+            beside=None if place is None else partial(tell_metrics, place, metrics_of(served).text),
         )
     finally:
         flush()

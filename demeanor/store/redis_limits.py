@@ -27,7 +27,7 @@ from demeanor.core.reservations import BUSY_S, WINDOW_S, LimitExceeded, Maxima, 
 
 log = logging.getLogger("demeanor.layers")
 LEASE_S = 20.0
-TIMEOUT_S = 0.4  # of connecting and of each answer
+TIMEOUT_S = 1.0  # of connecting and of each answer
 AWAY_S = 1.0  # after a failure Redis is not asked again for this long
 WARN_S = 10.0
 PREFIX = "demeanor:limits"
