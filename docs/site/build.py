@@ -35,17 +35,34 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "export",
         "from-trl",
     ),
-    "Serve": ("stack", "layers", "retrieval", "tools", "serving", "api", "responses", "store"),
+    "Serve": (
+        "stack",
+        "layers",
+        "retrieval",
+        "tools",
+        "gateway",
+        "serving",
+        "chat-page",
+        "experiments",
+        "api",
+        "responses",
+        "store",
+        "from-litellm",
+        "from-llamastack",
+    ),
     "Measure": (
         "evaluation",
         "suites",
         "scorers",
         "public-sets",
         "judge",
+        "labelling",
+        "preferences",
         "gate",
         "diagnose",
         "report",
         "harnesses",
+        "from-promptfoo",
     ),
     "Understand": (
         "architecture",
@@ -85,6 +102,8 @@ def stage(chapters: dict[str, tuple[str, ...]]) -> None:
                 "" if page.parent == STAGED else "---\norphan: true\n---\n\n"
             )  # linked from a page, in no chapter
             page.write_text(lone + _linked(page.read_text(), DOCS / page.relative_to(STAGED).parent))
+    tour = STAGED / "tour.md"
+    tour.write_text(tour.read_text() + "\n```{toctree}\n:hidden:\n:glob:\n\ntour/*\n```\n")
     first = _linked((ROOT / "README.md").read_text().replace("docs/README.md", "docs/index.md"), ROOT)
     (STAGED / "index.md").write_text(f"{first}\n{_contents(chapters)}")
     (STAGED / "python.md").write_text(_reference())
