@@ -101,7 +101,8 @@ def stage(chapters: dict[str, tuple[str, ...]]) -> None:
             lone = (
                 "" if page.parent == STAGED else "---\norphan: true\n---\n\n"
             )  # linked from a page, in no chapter
-            page.write_text(lone + _linked(page.read_text(), DOCS / page.relative_to(STAGED).parent))
+            text = re.sub(r"\A---\n.*?\n---\n", "", page.read_text(), flags=re.S)
+            page.write_text(lone + _linked(text, DOCS / page.relative_to(STAGED).parent))
     tour = STAGED / "tour.md"
     tour.write_text(tour.read_text() + "\n```{toctree}\n:hidden:\n:glob:\n\ntour/*\n```\n")
     first = _linked((ROOT / "README.md").read_text().replace("docs/README.md", "docs/index.md"), ROOT)
@@ -122,7 +123,8 @@ def _linked(text: str, folder: Path) -> str:
             base = (DOCS if folder == ROOT else folder).resolve()
             return f"{label}({_relative(file, base)}{mark}{anchor})"
         names = {ROOT / "README.md": "index.md", ROOT / "LOG.md": "LOG.md"}
-        return f"{label}({names[file]}{mark}{anchor})" if file in names else label.lstrip("!")[1:-1]
+        up = "../" * len(folder.resolve().relative_to(DOCS).parts) if folder != ROOT else ""
+        return f"{label}({up}{names[file]}{mark}{anchor})" if file in names else label.lstrip("!")[1:-1]
 
     return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", one, text)
 
