@@ -32,7 +32,7 @@ from demeanor.core.types import (
     Turn,
 )
 from demeanor.data import revision
-from demeanor.engine import gateway
+from demeanor.engine import gateway, placement
 from demeanor.engine.local import LeasedEngine, LocalEngine, WeightsCache
 from demeanor.engine.remote import RemoteModel, estimated_tokens, remote
 from demeanor.engine.respond import (
@@ -147,15 +147,17 @@ class StackRuntime:
 
     def _load(self, stage: str) -> LoadedWeights:
         folder, spec = weights_folder(self.stack, self.runs, stage), self.stack.spec.weights
+        spec = placement.resolved(spec, self.stack.root)
+        compute: native.Compute = "fp32" if spec.compute == "auto" else spec.compute
         tokenizer = tokenizers.load(folder)
         return LoadedWeights(
             folder,
             tokenizer,
             LocalEngine(
-                checkpoints.serving(folder),
+                placement.placed(checkpoints.serving(folder), spec.device or "cpu", compute),
                 tokenizer,
                 num_slots=self.num_slots,
-                compute=native.faster() if spec.compute == "auto" else spec.compute,
+                compute=compute,
                 cache_format=spec.cache or "fp32",
                 cache_bytes=self.cache_bytes,
             ),
@@ -328,12 +330,17 @@ class StackRuntime:
         """The weights that are in memory, by stage."""
         return self._weights.loaded()
 
+    def engine_key(self, stage: str) -> tuple[str, ...]:
+        """What tells a stage's engine from others: its weights, and the numbers that they decode in."""
+        spec = placement.resolved(self.stack.spec.weights, self.stack.root)
+        return self.stack.stage_key(stage), spec.compute, spec.cache or "fp32", spec.device or "cpu"
+
     def inherit(self, old: StackRuntime, *, weights: bool) -> None:
         """Take over another runtime's limit counters and, with `weights`, its loaded weights of equal key."""
         if weights:
-            keys = {old.stack.stage_key(stage): found for stage, found in old.loaded.items()}
+            keys = {old.engine_key(stage): found for stage, found in old.loaded.items()}
             for stage in ("base", *(stage.name for stage in self.stack.spec.weights.stages)):
-                if (found := keys.get(self.stack.stage_key(stage))) is not None:
+                if (found := keys.get(self.engine_key(stage))) is not None:
                     self._weights.put(stage, found)
         limits = {k: v for k, v in old._shared.items() if isinstance(k, tuple) and k[0] == "limits"}
         self._shared.update(limits)
@@ -369,6 +376,11 @@ def connected(url: str, model: str, key_env: str | None, timeout_s: float) -> Re
     return remote(url, model, key=key, timeout_s=timeout_s, total_s=timeout_s)
 
 
+def decoding_note(stack: Stack) -> str:
+    """How the stack's weights decode on this machine, and what was measured to choose it; empty for a remote model."""
+    return placement.note(stack.spec.weights, stack.root)
+
+
 def policy_notes(stack: Stack) -> list[str]:
     """What the stack's policies say about answers that wait for their end."""
     specs = [layer.spec for layer in stack.layers if isinstance(layer.spec, policy.Spec)]
@@ -378,11 +390,11 @@ def policy_notes(stack: Stack) -> list[str]:
 def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
     """Read and check a stack file against what exists; raises SpecError with every mistake.
 
-    `weights.compute: auto` becomes what this machine measures, so that keys and records say what answers.
+    `weights.compute: auto` and a null `weights.device` become what this machine chooses, so that keys and records say what answers.
     """
     stack = load(path, overrides, names={"rows": tuple(GENERATED), "suites": suites.offered()})
-    if stack.spec.weights.compute == "auto":
-        weights = stack.spec.weights.model_copy(update={"compute": native.faster()})
+    weights = placement.resolved(stack.spec.weights, stack.root)
+    if weights is not stack.spec.weights:
         stack = replace(stack, spec=stack.spec.model_copy(update={"weights": weights}))
     problems = scoring.problems(stack, REWARDS) if _learns_online(stack) else []
     if problems := [*problems, *declared.problems(stack)]:

@@ -129,6 +129,8 @@ class StackVersions:
         self.traffic += [served.opened] if served.opened else []
         for note in policy_notes(stack):
             print(note, flush=True)
+        for stage, loaded in runtime.loaded.items():
+            print(f"{stage} decodes {loaded.engine.placement.sentence()}", flush=True)
         return Version(served, lambda: self._retire(served))
 
     def _beside(self, stack: Stack, served: StackRuntime) -> StackRuntime:
@@ -160,6 +162,10 @@ class StackVersions:
         """Answers being written and answers waiting, in all engines."""
         loads = [engine.load for engine in self._engines()]
         return sum(running for running, _ in loads), sum(waiting for _, waiting in loads)
+
+    def placements(self) -> Sequence[Mapping[str, str]]:
+        """How the engines decode: device, and formats of weights, products and cache."""
+        return [engine.placement._asdict() for engine in self._engines()]
 
     def cache_pages(self) -> tuple[int, int, int]:
         """Pages of keys and values in all engines: of running answers, kept for later ones, and free."""

@@ -6,7 +6,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.app import GENERATION, policy_notes
+from demeanor.app import GENERATION, decoding_note, policy_notes
 from demeanor.indexes import RetrievalSpec, indexed
 from demeanor.stack.stack import Stack, plain
 from demeanor.training.inspection import template_notes
@@ -96,5 +96,6 @@ def _layers(stack: Stack) -> Table:
     table.add_row(
         "decoding", "decoding", ", ".join(f"{k}={v}" for k, v in plain(stack.spec.decoding).items())
     )
-    table.add_row("weights", base.kind, f"serving {stack.serve}")
+    how = decoding_note(stack)
+    table.add_row("weights", base.kind, f"serving {stack.serve}" + (f", {how}" if how else ""))
     return table

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from demeanor.core import hardware
 from demeanor.core.errors import EngineError
+from demeanor.engine.placement import DecodingPlace
 from demeanor.engine.prefixes import PagePrefixes, Prefixes, SlotPrefixes
 from demeanor.model import native
 from demeanor.model.grouped_modules import dequantised
@@ -51,6 +52,7 @@ class Forward(Protocol):
     """A model over the slots of its KV cache; used by one thread."""
 
     vocab_size: int
+    placement: DecodingPlace
     num_bytes: int
     capacity: (
         int | None
@@ -101,18 +103,18 @@ def forward_of(
         cache = PagedCache(model.config, num_slots, max_tokens, pages, cache_format)
         _CACHES.add(cache)
         return Compiled(model, cache, compute)
-    if compute == "bf16":
-        raise _no_bf16()
     if isinstance(model, torch.nn.Module):
         dequantised(model)  # torch has no products of groups
     head = model.head()
+    if compute == "bf16" and head.dtype != torch.bfloat16:
+        raise _no_bf16()
     dtype = head.dtype if cache_format == "fp32" else DTYPES[cache_format]
     return Torch(model, KVCache(model.config, num_slots, max_tokens, dtype, head.device))
 
 
 def _no_bf16() -> EngineError:
     return EngineError(
-        "weights.compute: bf16 needs the compiled decoder: a Llama, Mistral, Qwen2 or Qwen3 on a CPU with a C++ compiler. "
+        "weights.compute: bf16 needs the compiled decoder: a Llama, Mistral, Qwen2 or Qwen3 on a CPU with a C++ compiler, or on a GPU. "
         "Set weights.compute to fp32"
     )
 
@@ -144,6 +146,8 @@ class Compiled:
         self._cache, self._native = cache, native.Native(model, cache, compute=compute)
         self.vocab_size = model.config.vocab_size
         self.num_bytes = self._native.num_bytes + cache.num_bytes
+        formats = "+".join(sorted(self._native.formats))
+        self.placement = DecodingPlace("cpu", formats, compute, _name(cache.data.dtype))
         self.capacity: int | None = PAGE * (cache.num_pages - 1)
 
     def run(self, rows: Rows) -> NativeStep:
@@ -165,9 +169,12 @@ class Torch:
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self._model, self._cache = model, cache
         self.vocab_size = model.config.vocab_size
-        self.num_bytes = cache.num_bytes + model.head().element_size() * sum(
+        head = model.head()
+        self.num_bytes = cache.num_bytes + head.element_size() * sum(
             p.numel() for p in getattr(model, "parameters", list)()
         )
+        own = _name(head.dtype)
+        self.placement = DecodingPlace(head.device.type, own, own, _name(cache.keys[0].dtype))
 
     def run(self, rows: Rows) -> NativeStep:
         return _step(F.linear(self.hidden(rows), self._model.head()))
@@ -193,7 +200,7 @@ class Torch:
                 place |= {a + i: size + i for i in range(b - a)}
                 size += b - a
         read = torch.tensor([place[i] for i in rows.read], dtype=torch.long, device=head.device)
-        return torch.cat(parts)[read]
+        return torch.cat(parts)[read].to(head.dtype)
 
     def prefixes(self, num_slots: int) -> Prefixes:
         return SlotPrefixes(num_slots, self._cache.copy)
@@ -213,6 +220,8 @@ class TransformersForward:
         self._tokens: list[list[int]] = [[] for _ in range(num_slots)]
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        own = _name(next(model.parameters()).dtype)
+        self.placement = DecodingPlace(self._device.type, own, own, own)
 
     def run(self, rows: Rows) -> NativeStep:
         return _step(self._read(rows, hidden=False))
@@ -281,6 +290,14 @@ def run_bounds(rows: Rows) -> list[int]:
     return [*starts, len(rows.slots)]
 
 
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return NAMES.get(dtype) or str(dtype).removeprefix("torch.")
+
+
 def _step(logits_RV: Tensor) -> NativeStep:
-    logits_RV = logits_RV.float()
+    """Choosing tokens is the CPU's: a GPU's logits are brought there."""
+    logits_RV = logits_RV.float().cpu()
     return NativeStep(logits_RV, logits_RV.argmax(-1), logits_RV.logsumexp(-1))

@@ -28,6 +28,7 @@ from demeanor.core import hardware
 from demeanor.core.errors import ContextError, DecodingError, EngineError
 from demeanor.core.types import Decoding
 from demeanor.engine.forward import Rows, forward_of
+from demeanor.engine.placement import DecodingPlace, slots_that_fit
 from demeanor.engine.prefixes import CacheUse, Prefixes
 from demeanor.engine.scheduler import READ_PER_STEP, Batch, Delivery, Piece, Request, SequenceState
 from demeanor.model.pages import PAGE
@@ -151,7 +152,8 @@ class LocalEngine:
         cache_format: CacheFormat = "fp32",
     ) -> None:
         longest: int = model.config.max_position_embeddings
-        self.max_context, self.num_slots = min(max_context or longest, longest), num_slots
+        self.max_context = min(max_context or longest, longest)
+        num_slots = self.num_slots = slots_that_fit(model, num_slots, self.max_context, cache_format)
         self._decode = lru_cache(_DECODED)(tokenizer.decode)
         slots = num_slots + 1  # one is for `hidden`
         self._forward = forward_of(model, slots, self.max_context, cache_bytes, compute, cache_format)
@@ -194,7 +196,7 @@ class LocalEngine:
                     if self._batch.prefixes is not prefixes:
                         raise _broken(self._failure or EngineError("it started again while a text was read"))
                     prefixes.reserve(self.num_slots, start + len(rows.tokens))
-                    parts.append(self._forward.hidden(rows))
+                    parts.append(self._forward.hidden(rows).cpu())
         return torch.cat(parts)
 
     @contextmanager
@@ -216,6 +218,11 @@ class LocalEngine:
     def num_bytes(self) -> int:
         """Bytes of weights and cache; weights shared between engines count in each of them."""
         return self._forward.num_bytes
+
+    @property
+    def placement(self) -> DecodingPlace:
+        """The device, and the formats of weights, products and cache."""
+        return self._forward.placement
 
     @property
     def cache_use(self) -> CacheUse:

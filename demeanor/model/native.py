@@ -44,7 +44,8 @@ Compute: TypeAlias = Literal["fp32", "bf16"]
 """What rows are multiplied in: fp32, or bf16 with fp32 sums, where the weights are rounded to bf16 too. Weights in int8
 or in groups have products of their own."""
 
-MEASURED = (96, 768, 768)  # rows, outputs, inputs
+MEASURED_ROWS, MEASURED_SHAPE = 96, (768, 768)  # rows; outputs and inputs where a model's own are unknown
+WIDEST = 1024  # larger matrices run at the same speed, so they are measured cut
 MOST_RANK = 1024  # of an adapter, as in native.cpp
 SOURCE = Path(__file__).with_name("native.cpp")
 
@@ -82,16 +83,38 @@ def build() -> ctypes.CDLL | None:
     return library
 
 
-@cache
-def faster() -> Compute:
-    """Return the faster format of products on this machine, measured once (a few ms): bf16 only if it is 1.1 times as
-    fast as fp32, and fp32 where nothing is compiled."""
+Shapes: TypeAlias = tuple[tuple[int, int], ...]
+_SECONDS: dict[Shapes, tuple[float, float]] = {}  # measured in this process: fp32, bf16
+
+
+def faster(shapes: Shapes = ()) -> Compute:
+    """Return the faster format for products with matrices of these shapes (outputs, inputs), measured once in a process (some ms
+    each): bf16 only if it is 1.1 times as fast as fp32, and fp32 where nothing is compiled."""
     library = build()
     if library is None:
         return "fp32"
-    wide_s, narrow_s = (library.measured_seconds(kind, *MEASURED) for kind in (KINDS["fp32"], BF16_PRODUCTS))
-    log.info("products of %d x %d x %d: fp32 %.3f ms, bf16 %.3f ms", *MEASURED, 1e3 * wide_s, 1e3 * narrow_s)
+    if shapes not in _SECONDS:
+        cut = [(min(outs, WIDEST), min(ins, WIDEST)) for outs, ins in shapes or (MEASURED_SHAPE,)]
+        wide_s, narrow_s = (
+            sum(library.measured_seconds(kind, MEASURED_ROWS, *shape) for shape in cut)
+            for kind in (KINDS["fp32"], BF16_PRODUCTS)
+        )
+        _SECONDS[shapes] = wide_s, narrow_s
+        text = ", ".join(f"{outs} x {ins}" for outs, ins in cut)
+        log.info(
+            "products of %d rows with %s: fp32 %.3f ms, bf16 %.3f ms",
+            MEASURED_ROWS,
+            text,
+            1e3 * wide_s,
+            1e3 * narrow_s,
+        )
+    wide_s, narrow_s = _SECONDS[shapes]
     return "bf16" if wide_s > hardware.FASTER * narrow_s else "fp32"
+
+
+def measured(shapes: Shapes) -> tuple[float, float] | None:
+    """Return the seconds in fp32 and in bf16 that `faster` measured for these shapes; None if it was not asked."""
+    return _SECONDS.get(shapes)
 
 
 def _typed(library: ctypes.CDLL) -> ctypes.CDLL:

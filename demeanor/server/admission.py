@@ -7,7 +7,7 @@ it never looks into it. `Operations` are the settings of an app.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -42,6 +42,8 @@ class Operations:
     """The numbers of answers that the engines write and that wait for a slot; None: guessed from the turns in progress."""
     cache_pages: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
     """Pages of keys and values in all engines: of running answers, kept for later ones, and free."""
+    placements: Callable[[], Sequence[Mapping[str, str]]] = tuple
+    """How the engines decode: device, and formats of weights, products and cache."""
     abandoned_calls: Callable[[], int] = lambda: 0
     """The number of calls of tools that nobody waits for any more and that cannot be stopped."""
     upstreams: Callable[[], UpstreamCounts] = lambda: ({}, {})

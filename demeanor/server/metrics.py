@@ -6,6 +6,7 @@ name the matching metrics of OpenTelemetry's GenAI conventions (docs/gen-ai/gen-
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -231,6 +232,14 @@ class Gauges(Collector):
             ),
         ):
             yield GaugeMetricFamily(f"demeanor_{name}", about, value)
+        labels = ("device", "weights", "compute", "cache")
+        engines = GaugeMetricFamily(
+            "demeanor_engines", "Engines by where they decode and in what numbers.", labels=labels
+        )
+        counts = Counts(tuple(found[label] for label in labels) for found in self.operations.placements())
+        for values, count in counts.items():
+            engines.add_metric(values, count)
+        yield engines
 
 
 class LimitsUnchecked(Collector):

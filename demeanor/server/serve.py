@@ -85,6 +85,10 @@ class Versions(Protocol):
         """Pages of keys and values in all engines: of running answers, kept for later ones, and free."""
         ...
 
+    def placements(self) -> Sequence[Mapping[str, str]]:
+        """How the engines decode: device, and formats of weights, products and cache."""
+        ...
+
     def abandoned_calls(self) -> int:
         """Calls of tools that block beyond their time."""
         ...
@@ -199,6 +203,7 @@ def _serve(
         keep_contents=settings.otel is not None and settings.otel_content,
         engine_load=versions.engine_load,
         cache_pages=versions.cache_pages,
+        placements=versions.placements,
         health=healthy,
         abandoned_calls=versions.abandoned_calls,
         limits_unchecked=versions.limits_unchecked,

@@ -472,6 +472,9 @@ class WeightsSpec(Spec):
         description="products when answers are decoded on a CPU: fp32 is exact; bf16 rounds weights and rows, sums are "
         "fp32; auto: bf16 where this machine multiplies faster in it",
     )
+    device: Literal["cpu", "cuda"] | None = Field(
+        None, description="where answers are decoded; null: on CUDA when present, else on the CPU"
+    )
     cache: Literal["fp32", "bf16", "fp16"] | None = Field(
         None,
         description="what keys and values are kept in when answers are decoded; bf16 and fp16 take half the memory and round; "

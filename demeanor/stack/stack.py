@@ -272,11 +272,15 @@ class Stack:
         return found
 
     def _compute_key(self) -> str:
-        compute, cache = self.spec.weights.compute, self.spec.weights.cache or "fp32"
+        weights = self.spec.weights
+        numbers = {
+            "compute": weights.compute,
+            "cache": weights.cache or "fp32",
+            "device": weights.device or "cpu",
+        }
         return digest(
             {
-                **({} if compute == "fp32" else {"compute": compute}),
-                **({} if cache == "fp32" else {"cache": cache}),
+                **{name: chosen for name, chosen in numbers.items() if chosen not in ("fp32", "cpu")},
                 "weights": self.stage_key(self.serve),
                 "template": self._template(self.template),
                 "decoding": plain(self.spec.decoding),

@@ -488,7 +488,9 @@ def _shape(spec: StackSpec, where: str) -> list[Problem]:
     if isinstance(base, Remote) and "template" in spec.model_fields_set:
         what = f"'{base.model}' is on another server, which writes its prompts itself; leave template out"
         return [Problem(f"{where}: template", what)]
-    if isinstance(base, Remote) and (given := sorted({"cache", "compute"} & spec.weights.model_fields_set)):
+    if isinstance(base, Remote) and (
+        given := sorted({"cache", "compute", "device"} & spec.weights.model_fields_set)
+    ):
         what = f"'{base.model}' is on another server, which decodes as it likes; leave {given[0]} out"
         return [Problem(f"{where}: weights.{given[0]}", what)]
     if not isinstance(base, Scratch):

@@ -30,18 +30,16 @@ def test_bf16_products_change_the_answers_key_and_no_stages() -> None:
 
 @pytest.mark.parametrize("fast", ["fp32", "bf16"])
 def test_auto_is_what_this_machine_measures(fast: native.Compute, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "faster", lambda: fast)
+    monkeypatch.setattr(native, "faster", lambda shapes: fast)
     found = app.load_stack(DEMO, ["weights.compute=auto"])
     assert found.spec.weights.compute == fast
     assert found.key() == app.load_stack(DEMO, [f"weights.compute={fast}"]).key()
 
 
 def test_where_nothing_is_compiled_bf16_is_refused_and_auto_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    native.faster.cache_clear()
     monkeypatch.setattr(native, "build", lambda: None)
     model = checkpoints.create(ModelShape(layers=1, width=32, heads=2), 300, 0)
     assert native.faster() == "fp32"
-    native.faster.cache_clear()
     with pytest.raises(EngineError, match=r"weights\.compute: bf16 needs the compiled decoder"):
         forward.forward_of(model, 2, 64, compute="bf16")
 

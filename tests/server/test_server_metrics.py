@@ -134,6 +134,7 @@ def test_the_exposition_has_the_names_helps_and_labels_that_dashboards_use_and_n
             ),
             "cache_pages_free": ("gauge", "Pages that hold nothing."),
             "waiting": ("gauge", "Answers that wait for a slot."),
+            "engines": ("gauge", "Engines by where they decode and in what numbers."),
             "tool_calls_abandoned": ("gauge", "Calls of tools that block beyond their time."),
             "request_duration_seconds": (
                 "histogram",
@@ -151,6 +152,7 @@ def test_the_exposition_has_the_names_helps_and_labels_that_dashboards_use_and_n
     }
     labels = {name: {key for s in f.samples for key in s.labels} for name, f in families.items()}
     assert labels["demeanor_requests"] == {"method", "route", "status"}
+    assert labels["demeanor_engines"] == {"device", "weights", "compute", "cache"}
     assert labels["demeanor_refusals"] == {"layer", "rule"}
     assert families["demeanor_refusals"].samples[0].labels["rule"] == 'a "quoted" rule'
 

@@ -1,0 +1,149 @@
+"""Where weights decode and in what numbers: a device, a format of products, a format of keys and values.
+
+In: the weight layers of a stack, or a loaded model. Out: settings without `auto` and null, a model on its device, and sentences that say what was
+chosen. Measuring is done once in a process for each model shape. Knows no requests.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from demeanor.core.errors import CheckpointError, EngineError
+from demeanor.model import checkpoints, gguf, gguf_llama, native
+from demeanor.model.grouped_modules import dequantised
+from demeanor.model.llama import Config, Llama
+from demeanor.model.pages import DTYPES, CacheFormat
+from demeanor.stack.schema import Import, Remote, Scratch, WeightsSpec
+
+if TYPE_CHECKING:
+    from demeanor.model.hf import ForeignModel
+
+M = TypeVar("M", bound="Llama | ForeignModel")
+SPARE = 0.9  # of a GPU's free memory is given to keys and values; the rest is for activations
+
+
+class DecodingPlace(NamedTuple):
+    """How an engine decodes: the device, formats of the matrices, of products, and of keys and values."""
+
+    device: str
+    weights: str
+    compute: str
+    cache: str
+
+    def sentence(self) -> str:
+        """Say it."""
+        name = {"cpu": "the CPU"}.get(self.device, self.device.upper())
+        return f"on {name}, weights in {self.weights}, products in {self.compute}, keys and values in {self.cache}"
+
+
+def resolved(spec: WeightsSpec, root: Path) -> WeightsSpec:
+    """Return the settings with what this machine chooses: CUDA when present if no device is named, and for `compute: auto` the
+    faster format of this model's own products."""
+    if isinstance(spec.base, Remote):
+        return spec
+    changed: dict[str, str] = {}
+    if spec.device is None and torch.cuda.is_available():
+        changed["device"] = "cuda"
+    if spec.compute == "auto":
+        on_gpu = (changed.get("device") or spec.device) == "cuda"
+        changed["compute"] = gpu_format() if on_gpu else native.faster(shapes(spec, root))
+    return spec.model_copy(update=changed) if changed else spec
+
+
+def gpu_format() -> native.Compute:
+    """Return bf16 where a GPU multiplies it itself, else fp32."""
+    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if able else "fp32"
+
+
+def shapes(spec: WeightsSpec, root: Path) -> tuple[tuple[int, int], ...]:
+    """Return (outputs, inputs) of the matrices of the base's layers; empty if the base is not a Llama that can be read here."""
+    base = spec.base
+    if isinstance(base, Scratch):
+        config = checkpoints.shape_config(base.model, base.tokenizer.vocab_size)
+    else:
+        found = _imported(root / base.path) if isinstance(base, Import) else None
+        if found is None:
+            return ()
+        config = found
+    width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
+    heads, pairs = config.num_attention_heads, config.num_key_value_heads
+    qkv = ((heads + 2 * pairs) * head, width)
+    return tuple(sorted({qkv, (width, heads * head), (2 * inner, width), (width, inner)}))
+
+
+@cache
+def _imported(path: Path) -> Config | None:
+    """The shape of a folder or a GGUF file; None for a hub id, and for what is no Llama."""
+    try:
+        if path.is_file():
+            return Config.parse(gguf_llama.config(gguf.read(path)), str(path))
+        return Config.load(path)
+    except (CheckpointError, OSError):
+        return None
+
+
+def note(spec: WeightsSpec, root: Path) -> str:
+    """Say how the weights of a resolved stack would decode, and what was measured to choose it."""
+    if isinstance(spec.base, Remote):
+        return ""
+    where = (spec.device or "cpu").upper()
+    said = f"decodes on {where}, products in {spec.compute}, keys and values in {spec.cache or 'fp32'}"
+    measured = native.measured(shapes(spec, root)) if where == "CPU" else None
+    if measured is None:
+        return said
+    wide, narrow = (1000 * x for x in measured)
+    return f"{said} (this model's products of {native.MEASURED_ROWS} rows: fp32 {wide:.2f} ms, bf16 {narrow:.2f} ms)"
+
+
+def placed(model: M, device: str, compute: native.Compute = "fp32") -> M:
+    """Return a model on a device, in place; raises EngineError without such a device.
+
+    On a GPU the torch forward runs it: matrices in groups are unpacked, and with `compute: bf16` everything is rounded to bf16.
+    """
+    if device == "cpu":
+        return model
+    if not torch.cuda.is_available():
+        raise EngineError(
+            "weights.device: cuda: torch finds no CUDA device here (torch.cuda.is_available() is false). "
+            "Leave weights.device out, or set it to cpu"
+        )
+    return moved(model, torch.device(device), compute)
+
+
+def moved(model: M, device: torch.device, compute: native.Compute) -> M:
+    """Do what `placed` does on a device that is there."""
+    if isinstance(model, nn.Module):
+        dequantised(model)
+        model.to(device, torch.bfloat16 if compute == "bf16" else None)
+    return model
+
+
+def slots_that_fit(
+    model: Llama | ForeignModel, num_slots: int, max_tokens: int, cache_format: CacheFormat = "fp32"
+) -> int:
+    """Return how many sequences' keys and values a GPU's free memory holds, `num_slots` at most; on a CPU memory is taken as
+    it is used. Raises EngineError if it holds none beside the one slot for hidden states."""
+    if not isinstance(model, Llama) or model.head().device.type != "cuda":
+        return num_slots  # what runs through transformers takes memory as it goes on
+    free, _ = torch.cuda.mem_get_info(model.head().device)
+    dtype = model.head().dtype if cache_format == "fp32" else DTYPES[cache_format]
+    return fitting(free, model.config, dtype.itemsize, num_slots, max_tokens)
+
+
+def fitting(free_bytes: int, config: Config, itemsize: int, num_slots: int, max_tokens: int) -> int:
+    """Return the slots for which there is memory; see `slots_that_fit`."""
+    size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * max_tokens * itemsize
+    slots = min(num_slots, int(SPARE * free_bytes) // size - 1)
+    if slots < 1:
+        raise EngineError(
+            f"keys and values of two sequences of {max_tokens} tokens need {2 * size / 2**30:.1f} GiB; the GPU has "
+            f"{free_bytes / 2**30:.1f} GiB free. Set weights.cache to bf16, lower max_position_embeddings in the "
+            "checkpoint's config.json, or set weights.device to cpu"
+        )
+    return slots
