@@ -28,6 +28,7 @@ from demeanor.cli import (
     stack,
     tools,
     tour,
+    turns,
 )
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
@@ -80,6 +81,7 @@ app.add_typer(label.app, name="label")
 app.add_typer(tour.app, name="tour")
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(prefs.app, name="prefs")
+app.add_typer(turns.app, name="turns")
 
 
 def _version(wanted: bool) -> None:

@@ -22,6 +22,8 @@ RATED: dict[Any, str] = {
     "up": "EXISTS (SELECT 1 FROM feedback f WHERE f.turn = turns.row AND f.value > 0)",
     "down": "EXISTS (SELECT 1 FROM feedback f WHERE f.turn = turns.row AND f.value < 0)",
     "any": "EXISTS (SELECT 1 FROM feedback f WHERE f.turn = turns.row)",
+    "none": "NOT EXISTS (SELECT 1 FROM feedback f WHERE f.turn = turns.row)",
+    "corrected": "EXISTS (SELECT 1 FROM feedback f WHERE f.turn = turns.row AND f.corrected IS NOT NULL)",
 }
 MARKED: dict[Any, str] = {
     True: "EXISTS (SELECT 1 FROM marks m WHERE m.turn = turns.row)",
@@ -31,7 +33,8 @@ MARKED: dict[Any, str] = {
 
 @dataclass(frozen=True, slots=True)
 class TurnFilter:
-    """Which turns; a filter that is None lets every turn pass. `before`: only turns older than this row."""
+    """Which turns; a filter that is None lets every turn pass. `before`: only turns older than this row; `stack_key`: the
+    key or its beginning."""
 
     query: str = ""
     id: str | None = None
@@ -40,7 +43,7 @@ class TurnFilter:
     stack_key: str | None = None
     rule: str | None = None
     refused: bool | None = None
-    rated: Literal["up", "down", "any"] | None = None
+    rated: Literal["up", "down", "any", "none", "corrected"] | None = None
     marked: bool | None = None
     since: datetime | None = None
     until: datetime | None = None
@@ -140,10 +143,11 @@ def _where(wanted: TurnFilter) -> tuple[list[str], list[Any]]:
         ("id", wanted.id),
         ("user", wanted.user),
         ("variant", wanted.variant),
-        ("stack_key", wanted.stack_key),
     ):
         if value is not None:
             add(f"{column} = ?", value)
+    if wanted.stack_key is not None:
+        add("SUBSTR(stack_key, 1, ?) = ?", len(wanted.stack_key), wanted.stack_key)
     if wanted.rule is not None:
         named = _pattern(f'"rule": {json.dumps(wanted.rule)}', fold=False)
         add(

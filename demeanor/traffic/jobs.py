@@ -209,7 +209,7 @@ class JobRunner:
         if state in ("failed", "lost"):
             self._tell(self._last_why)
         if (note := self.note()) is not None:
-            self._tell(note)
+            self._tell(note, "silent")
 
     def note(self) -> str | None:
         """Why this job does not run although it should; None if it does, or nothing was selected yet."""
@@ -221,9 +221,9 @@ class JobRunner:
             return f"{name}: a job has waited {waited:.0f} s and was not begun"
         return None
 
-    def _tell(self, what: str) -> None:
-        """Log it, once until a job is finished again."""
-        kind = what.split(":")[0] if len(self._told) > 20 else what
+    def _tell(self, what: str, kind: str = "") -> None:
+        """Log it, each kind once until a job is finished again."""
+        kind = kind or what.split(":")[0]
         if kind not in self._told:
             self._told.add(kind)
             log.error("%s %s: %s", self.job.kind, self.job.name, what)

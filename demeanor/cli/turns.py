@@ -1,0 +1,327 @@
+"""`demeanor turns`: recorded turns as a list, one by one, as files; and their complaints routed to layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from demeanor.cli.options import TurnsDatabase, opened
+from demeanor.cli.tables import columns
+from demeanor.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from demeanor.store.database import Database
+    from demeanor.store.rated_turns import FoundTurn
+    from demeanor.store.turn_search import TurnFilter
+
+app = typer.Typer(
+    no_args_is_help=True, help="List, search, show and export recorded turns; route complaints."
+)
+REQUESTS = "sqlite:///runs/requests.db"
+SHOWN = 60
+
+User = Annotated[str | None, typer.Option(help="Turns of this user.")]
+Model = Annotated[str | None, typer.Option(metavar="ID", help="Turns that this model id answered.")]
+StackKey = Annotated[str | None, typer.Option(metavar="KEY", help="Of this stack key (or its beginning).")]
+Rule = Annotated[str | None, typer.Option(help="In which this rule of a policy did something.")]
+RatedAs = Annotated[
+    Literal["good", "bad", "corrected", "any", "none"] | None,
+    typer.Option(help="By the feedback that they got."),
+]
+Since = Annotated[
+    str | None, typer.Option(metavar="TIME", help="From this day or moment on (ISO 8601, UTC).")
+]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before this day or moment (ISO 8601, UTC).")]
+Text = Annotated[str | None, typer.Option(help="With these words in the conversation or the answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Masked = Annotated[
+    bool,
+    typer.Option(
+        "--remove-personal-data",
+        help="Replace card, IBAN, e-mail, phone, social security numbers and IP addresses by their kind, and users by a hash.",
+    ),
+]
+
+
+def wanted(
+    text: str | None,
+    user: str | None,
+    model: str | None,
+    stack_key: str | None,
+    rule: str | None,
+    feedback: Any,
+    since: str | None,
+    until: str | None,
+) -> TurnFilter:
+    """The filter that options describe. Raises UsageError for a time that is none."""
+    from demeanor.store.turn_search import TurnFilter
+
+    rated: Any = {"good": "up", "bad": "down"}.get(feedback or "", feedback)
+    return TurnFilter(
+        query=text or "",
+        user=user,
+        variant=model,
+        stack_key=stack_key,
+        rule=rule,
+        rated=rated,
+        since=moment("--since", since),
+        until=moment("--until", until),
+    )
+
+
+def moment(option: str, text: str | None) -> datetime | None:
+    """A day or moment in ISO 8601; UTC unless it says otherwise."""
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"{option}: got '{text}', wanted a time such as 2026-11-30 or 2026-11-30T09:00"
+        ) from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+@app.command("list")
+def show_list(
+    user: User = None,
+    model: Model = None,
+    stack_key: StackKey = None,
+    rule: Rule = None,
+    feedback: RatedAs = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 20,
+    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the first ones.")] = 0,
+    as_json: AsJson = False,
+    mask: Masked = False,
+    url: TurnsDatabase = REQUESTS,
+) -> None:
+    """List recorded turns, newest first."""
+    _list(wanted(None, user, model, stack_key, rule, feedback, since, until), limit, skip, as_json, mask, url)
+
+
+@app.command("search")
+def search_turns(
+    text: Annotated[
+        str, typer.Argument(help="Words in the conversation or the answer; case does not count.")
+    ],
+    user: User = None,
+    model: Model = None,
+    stack_key: StackKey = None,
+    rule: Rule = None,
+    feedback: RatedAs = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 20,
+    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the first ones.")] = 0,
+    as_json: AsJson = False,
+    mask: Masked = False,
+    url: TurnsDatabase = REQUESTS,
+) -> None:
+    """Find recorded turns by words, newest first."""
+    _list(wanted(text, user, model, stack_key, rule, feedback, since, until), limit, skip, as_json, mask, url)
+
+
+def _list(found_by: TurnFilter, limit: int, skip: int, as_json: bool, mask: bool, url: str) -> None:
+    from demeanor.evaluation.turn_export import Masking, plain_row
+    from demeanor.store import rated_turns
+
+    masking = Masking(mask)
+    with opened(url) as database:
+        turns = rated_turns.select(database, found_by, limit=limit, skip=skip)
+    if as_json:
+        for turn in turns:
+            print(json.dumps(plain_row(turn, masking), ensure_ascii=False))
+        return
+    rows = [
+        (
+            turn.stored.turn.id,
+            f"{turn.stored.started:%Y-%m-%d %H:%M}",
+            masking.user(turn.stored.turn.user),
+            turn.stored.turn.variant,
+            _rated(turn),
+            _short(masking.text(turn.stored.turn.messages[-1].content)),
+            _short(masking.text(turn.stored.completion.text)),
+        )
+        for turn in turns
+    ]
+    heading = ("id", "started", "user", "model", "feedback", "asked", "answered")
+    print("\n".join(columns(heading, rows)) if rows else f"no such turns in {url}")
+
+
+def _rated(turn: FoundTurn) -> str:
+    refusal = turn.stored.completion.refusal
+    parts = [
+        "" if turn.rating is None else "good" if turn.rating > 0 else "bad" if turn.rating < 0 else "neither",
+        "corrected" if turn.corrected else "",
+        f"refused: {refusal.rule}" if refusal else "",
+    ]
+    return ", ".join(filter(None, parts)) or "-"
+
+
+def _short(text: str) -> str:
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+
+
+def printable(text: str) -> str:
+    """The text without signs that a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+@app.command()
+def show(
+    which: Annotated[
+        str, typer.Argument(metavar="ID", help="Of the turn, as the API and `turns list` tell it.")
+    ],
+    as_json: AsJson = False,
+    mask: Masked = False,
+    url: TurnsDatabase = REQUESTS,
+) -> None:
+    """Show a turn: the conversation, what each layer did, the answer, its feedback, scores, shadows, and its routing."""
+    from demeanor.evaluation.turn_export import Masking, plain_row
+    from demeanor.store import complaints, experiments, rated_turns, turn_jobs
+
+    masking = Masking(mask)
+    with opened(url) as database:
+        found = rated_turns.find(database, which)
+        if found is None:
+            raise UsageError(f"turns show: no recorded turn in {url} has the id '{which}'")
+        parts = experiments.experiment_of(database, which)
+        jobs = turn_jobs.jobs(database, turn=which)
+        routed = complaints.routings(database, which)
+    if as_json:
+        row = plain_row(found, masking) | {
+            "events": [_event(event, masking) for event in found.stored.events],
+            "experiments": [{"name": name, "arm": arm} for name, arm in parts],
+            "jobs": [asdict(job) for job in jobs],
+            "routed": [asdict(r) for r in routed],
+        }
+        print(json.dumps(row, ensure_ascii=False, default=str, indent=2))
+        return
+    turn, stored = found.stored.turn, found.stored
+    print(f"{turn.id}  {stored.started:%Y-%m-%d %H:%M:%S} UTC  user {masking.user(turn.user)}")
+    print(f"{turn.variant} of stack {turn.stack_key}, seed {turn.decoding.seed}\n")
+    for message in masking.messages(turn.messages):
+        print(f"{message.role}: {printable(message.content)}")
+    print(f"-> {printable(masking.text(stored.completion.text))}\n")
+    print("\n".join(columns(("layer", "event", ""), [_event_row(e, masking) for e in stored.events])))
+    for f in found.feedback:
+        told = [f"{f.value:+g}", f.comment, f"corrected: {f.corrected}" if f.corrected else ""]
+        print(f"feedback of {masking.user(f.user)}: {masking.text(printable('; '.join(filter(None, told))))}")
+    for name, arm in parts:
+        print(f"experiment {name}: arm {arm}")
+    for job in jobs:
+        o = job.outcome
+        said = (
+            ""
+            if o is None
+            else "; ".join(
+                filter(
+                    None,
+                    (
+                        o.reason,
+                        "" if o.value is None else f"score {o.value:g}",
+                        o.answer or "",
+                        o.explanation,
+                    ),
+                )
+            )
+        )
+        print(f"{job.kind} {job.name}: {job.state} {printable(masking.text(said))}")
+    for r in routed:
+        print(f"routed to {r.label}{f' ({r.layer})' if r.layer else ''}: {r.repair or 'no repair was found'}")
+
+
+def _event(event: Any, masking: Any) -> dict[str, Any]:
+    values = {k: masking.text(v) if isinstance(v, str) else v for k, v in asdict(event).items()}
+    return {"kind": type(event).__name__, **values}
+
+
+def _event_row(event: Any, masking: Any) -> tuple[str, str, str]:
+    values = {
+        k: v for k, v in asdict(event).items() if k not in ("by", "logprobs") and v not in (None, "", (), 0)
+    }
+    told = ", ".join(f"{k} {v}" for k, v in values.items())
+    return str(getattr(event, "by", "")), type(event).__name__, _short(masking.text(told))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The file to write.")],
+    as_suite: Annotated[
+        bool,
+        typer.Option(
+            "--as-suite", help="Write suite items: corrected answers, and liked ones, are what is right."
+        ),
+    ] = False,
+    as_preferences: Annotated[
+        bool,
+        typer.Option(
+            "--as-preferences",
+            help="Write preference rows: the corrected answer over the given one, of complaints routed to the weights.",
+        ),
+    ] = False,
+    unrouted: Annotated[
+        bool,
+        typer.Option("--unrouted", help="With --as-preferences: also complaints that nobody routed yet."),
+    ] = False,
+    text: Text = None,
+    user: User = None,
+    model: Model = None,
+    stack_key: StackKey = None,
+    rule: Rule = None,
+    feedback: RatedAs = None,
+    since: Since = None,
+    until: Until = None,
+    mask: Masked = False,
+    url: TurnsDatabase = REQUESTS,
+) -> None:
+    """Export turns as JSON lines, as a suite, or as preference rows; each names the turn and the stack it comes from."""
+    from demeanor.core.files import write_text
+    from demeanor.store import rated_turns
+
+    if as_suite and as_preferences:
+        raise UsageError("turns export: --as-suite and --as-preferences exclude each other")
+    if unrouted and not as_preferences:
+        raise UsageError("--unrouted: is for --as-preferences")
+    with opened(url) as database:
+        found_by = wanted(text, user, model, stack_key, rule, feedback, since, until)
+        turns = rated_turns.select(database, found_by)[::-1]
+        rows, left_out = _rows(database, turns, as_suite, as_preferences, unrouted, mask)
+    if rows:
+        write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    what = "items" if as_suite else "preference rows" if as_preferences else "turns"
+    print(f"{out}: {len(rows)} {what} of {len(turns)} turns" if rows else f"{out}: not written, no {what}")
+    for reason, count in sorted(left_out.items(), key=lambda x: -x[1]):
+        print(f"  {count} left out: {reason}")
+    raise typer.Exit(0 if rows else 1)
+
+
+def _rows(
+    database: Database,
+    turns: Sequence[FoundTurn],
+    as_suite: bool,
+    as_preferences: bool,
+    unrouted: bool,
+    mask: bool,
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    from demeanor.evaluation import turn_export
+    from demeanor.evaluation.items import wrong_target
+    from demeanor.store import complaints
+
+    masking = turn_export.Masking(mask)
+    if as_suite:
+        items, left_out = turn_export.suite(turns, masking, wrong_target)
+        return turn_export.item_rows(items), left_out
+    if as_preferences:
+        found = turn_export.preferences(turns, masking, complaints.labels(database), unrouted=unrouted)
+        return found.rows, found.left_out
+    return [turn_export.plain_row(turn, masking) for turn in turns], {}
