@@ -25,10 +25,10 @@ from demeanor.cli import (
     label,
     prefs,
     prompting,
+    recorded_turns,
     stack,
     tools,
     tour,
-    turns,
 )
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
@@ -81,7 +81,7 @@ app.add_typer(label.app, name="label")
 app.add_typer(tour.app, name="tour")
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(prefs.app, name="prefs")
-app.add_typer(turns.app, name="turns")
+app.add_typer(recorded_turns.app, name="turns")
 
 
 def _version(wanted: bool) -> None:
