@@ -39,6 +39,7 @@ from demeanor.server.assistant import (
     RuleJudge,
     TraceView,
     Traffic,
+    UsedApprovals,
     model_not_found,
 )
 from demeanor.server.lifecycle import Version
@@ -47,6 +48,7 @@ from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.store import keys
 from demeanor.store.database import Database, locked, open_url
+from demeanor.store.used_approvals import StoredApprovals
 from demeanor.traffic_services import OpenedTraffic, open_traffic, replayed
 from demeanor.training.runs import Runs
 from demeanor.world import catalog
@@ -355,6 +357,10 @@ class ServedStack:
         outer = takewhile(lambda layer: not layer.behaviour, self.runtime.stack.layers)
         specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]
         return self.runtime.opened(specs[0].database) if specs else None
+
+    def used_approvals(self) -> UsedApprovals | None:
+        specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
+        return StoredApprovals(self.runtime.opened(specs[0].database)) if specs else None
 
     async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         self.codec(model_id)

@@ -349,6 +349,14 @@ def serve(
             help="Time that running requests have to finish after SIGTERM.",
         ),
     ] = 20.0,
+    approval_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            callback=_above_zero,
+            help="How long a tool call waits for a person's approval.",
+        ),
+    ] = 900.0,
     log: Annotated[
         Literal["text", "json"],
         typer.Option(help="json: one line per request on stderr, without contents and keys."),
@@ -417,6 +425,7 @@ def serve(
         idle_s=idle_timeout,
         cors=cors or [],
         drain_s=drain,
+        approval_s=approval_timeout,
         json_logs=log == "json",
         watch=watch,
         memory_gib=memory,

@@ -257,11 +257,31 @@ class Approval:
 
 
 @dataclass(frozen=True, slots=True)
+class Approvals:
+    """Decisions on calls of the last assistant message, and the conversation as the stack knows it.
+
+    Messages from `kept` on up to that message stand for `tail`, where it is given: the rounds of an answer that a client sees
+    as one message.
+    """
+
+    decisions: tuple[Approval, ...]
+    kept: int = 0
+    tail: Messages = ()
+
+    def conversation(self, messages: Messages) -> Messages:
+        """Return the messages of a request with the rounds that they stand for."""
+        if not self.tail:
+            return messages
+        last = max(i for i, message in enumerate(messages) if message.role == "assistant")
+        return (*messages[: self.kept], *self.tail, *messages[last + 1 :])
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A request on its way through the layers: conversation, decoding, tools, user and variant.
 
     `raw`: token ids to continue without a template; `messages` is then one user message with their text.
-    `approvals`: decisions on calls of the last assistant message; whoever sets them has checked who decided.
+    `approvals`: a person's decisions on calls that waited; whoever sets them has checked who decided.
     """
 
     messages: Messages
@@ -274,7 +294,7 @@ class Turn:
     stack_key: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     raw: tuple[int, ...] | None = None
-    approvals: tuple[Approval, ...] = ()
+    approvals: Approvals | None = None
 
 
 # ---- events of an answer; `by` is the layer that made one ("weights" for the model itself) ----

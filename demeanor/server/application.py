@@ -34,6 +34,7 @@ from demeanor.server import (
     votes,
 )
 from demeanor.server.admission import Operations
+from demeanor.server.approvals import Approver
 from demeanor.server.assistant import PublishedAssistant, ServedAssistant, traffic_of
 from demeanor.server.auth import KeyRing, KeyStore
 from demeanor.server.endpoint import (
@@ -80,6 +81,7 @@ def app(
     pages: Sequence[BaseRoute] = (),
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
+    approver: Approver | None = None,
 ) -> FastAPI:
     """Serve an assistant. Without `keys` only requests to loopback names, and to `hosts`, are answered; with them only what
     is published.
@@ -100,7 +102,9 @@ def app(
     offered = assistant
     if keys is not None:
         offered = cast(ServedAssistant, PublishedAssistant(assistant, key_models))
-    api.state.demeanor = AppState(offered, operations, metrics, clock, now, int(now()))
+    api.state.demeanor = AppState(
+        offered, operations, metrics, clock, now, int(now()), approver or Approver(now=now)
+    )
     observers = (operations.load.observe, metrics.observe, *operations.observers)
     add_middleware(api, keys=keys, hosts=hosts, operations=operations, observers=observers, clock=clock)
     for error in (RequestError, EngineError, HTTPException):

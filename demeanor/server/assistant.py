@@ -115,6 +115,16 @@ class TurnStore(Protocol):
     async def forget(self, turn_id: str) -> None: ...
 
 
+class UsedApprovals(Protocol):
+    """Remembers which approvals of tool calls have been used."""
+
+    async def use(self, approval: str, expires: float, now: float) -> bool:
+        """Mark one as used, until a time in seconds since 1970; False if it was before."""
+
+    async def give_back(self, approval: str) -> None:
+        """Forget that one was used."""
+
+
 class Traffic(Protocol):
     """Experiments, shadows and evaluators on live traffic."""
 
@@ -200,6 +210,9 @@ class ServedAssistant(Protocol):
 
     async def replay(self, turn: Turn, model_id: str) -> Replay:
         """Answer a recorded conversation again, unrecorded and without effects. Raises RequestError (404) as `card` does."""
+
+    def used_approvals(self) -> UsedApprovals | None:
+        """Where used approvals of tool calls are kept for all processes; None: this process remembers its own."""
 
     async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """One unit vector per text: the mean of its tokens' hidden states. Raises RequestError as `codec` does."""

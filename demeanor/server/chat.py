@@ -40,6 +40,7 @@ from demeanor.core.types import (
     Usage,
     fold,
 )
+from demeanor.server.approvals import Approver, WaitingCalls, given_back
 from demeanor.server.assistant import ModelCard, TraceView, routed
 from demeanor.server.chat_request import ChatRequest, chat_messages, chat_turns
 from demeanor.server.client_settings import refuse_fixed
@@ -179,6 +180,18 @@ async def create_chat_completion(request: Request) -> Response:
     id = f"chatcmpl-{request.state.request_id.removeprefix('req_')}"
     turns = chat_turns(body, card, state.assistant.defaults(), user=user, id=id)
     choices = [ChatChoice(i, logprobs=bool(body.logprobs), parallel=body.parallel) for i in range(len(turns))]
+    if body.approval is not None:
+        used = state.assistant.used_approvals() or state.approver.used
+        turn, approval = await state.approver.decided(turns[0], body.approval, used)
+        turns, respond = [turn], given_back(respond, used, approval)
+
+    def waiting(made: Sequence[Sequence[Event]]) -> list[dict[str, Any]]:
+        found = [
+            waiting_calls(state.approver, turn, events, parallel=body.parallel)
+            for turn, events in zip(turns, made)
+        ]
+        return [each.json(i) for i, each in enumerate(found) if each is not None]
+
     return await completion_response(
         request,
         card,
@@ -189,7 +202,18 @@ async def create_chat_completion(request: Request) -> Response:
         partial(ChatChunk, id=id, object="chat.completion.chunk") if body.stream else None,
         stream_options=body.stream_options,
         started=started,
+        waiting=waiting,
     )
+
+
+def waiting_calls(
+    approver: Approver, turn: Turn, events: Sequence[Event], *, parallel: bool
+) -> WaitingCalls | None:
+    """The calls of an answer that wait for a person, with their token."""
+    done = fold(events)
+    if done.refusal is not None:
+        return None
+    return approver.waiting(turn, events, sent_calls(done, parallel=parallel), done.text)
 
 
 def of_message(error: DemeanorError, turn: Turn) -> DemeanorError:
@@ -219,11 +243,18 @@ async def completion_response(
     *,
     stream_options: StreamOptions | None,
     started: float,
+    waiting: Callable[[Sequence[Sequence[Event]]], list[dict[str, Any]]] = lambda events: [],
 ) -> Response:
     """Answer turns as one completion with a choice per turn, as `answer` makes it, or streamed as `chunk` makes each part."""
     state = state_of(request)
     head = {"created": int(state.now()), "model": card.id, "system_fingerprint": card.stack_key}
-    traced = partial(trace, card, state.clock, started, shown=state.assistant.client_access().shown)
+    shown = state.assistant.client_access().shown
+
+    def traced(made: Sequence[Sequence[Event]]) -> dict[str, Any]:
+        found = waiting(made)
+        about = trace(card, state.clock, started, made, shown=shown)
+        return {**about, **({"approvals": found} if found else {})}
+
     if chunk is not None:
         chunks = stream_chunks(
             interleaved(respond, turns),

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from demeanor.core.errors import unknown
 from demeanor.core.types import Decoding, Message, Messages, OutputFormat, ToolCall, ToolSpec, Turn
+from demeanor.server.approvals import ApprovalField
 from demeanor.server.assistant import ModelCard
 from demeanor.server.schemas import (
     MAX_CHOICES,
@@ -293,6 +294,9 @@ class ChatRequest(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     user: str | None = Field(None, min_length=1, max_length=256)
     metadata: dict[Label, Value] | None = Field(None, max_length=16)
+    approval: ApprovalField | None = Field(
+        None, description="ours: decisions on tool calls that waited for a person"
+    )
 
     @property
     def parallel(self) -> bool:
@@ -326,6 +330,8 @@ class ChatRequest(SamplingFields):
             raise wrong("stream_options", "needs stream: true", "invalid_value")
         if self.max_tokens is not None and self.limit != self.max_tokens:
             raise wrong("max_tokens", "differs from max_completion_tokens; send one of them", "invalid_value")
+        if self.approval is not None and (self.n or 1) > 1:
+            raise wrong("n", "should be 1 with an approval, because a call is run once", "invalid_value")
         if self.user is not None and "user" in (self.metadata or {}):
             raise wrong("metadata.user", "already given as the field user", "invalid_value")
         names = [tool.function.name for tool in self.tools or ()]

@@ -22,6 +22,7 @@ from demeanor.core.errors import DemeanorError, RequestError
 from demeanor.core.long_text import off_loop
 from demeanor.core.types import Event, Respond, Turn
 from demeanor.server.admission import Operations
+from demeanor.server.approvals import Approver
 from demeanor.server.assistant import ServedAssistant
 from demeanor.server.metrics import Metrics
 from demeanor.server.schemas import Body, ErrorAnswer, ResponseObject, parse_body, validated
@@ -45,6 +46,7 @@ class AppState:
     clock: Callable[[], float]
     now: Callable[[], float]
     created: int
+    approver: Approver
 
 
 def state_of(request: Request) -> AppState:

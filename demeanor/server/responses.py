@@ -15,8 +15,9 @@ from fastapi import APIRouter, Request, Response
 
 from demeanor.core.errors import ContextError, DecodingError, DemeanorError, RequestError, TextError
 from demeanor.core.types import Completion, Message, Turn, fold
-from demeanor.server.assistant import TurnStore, routed
-from demeanor.server.chat import experiment_header, of_tool, sent_calls, trace
+from demeanor.server.approvals import ApprovalField, Approver, given_back
+from demeanor.server.assistant import TurnStore, UsedApprovals, routed
+from demeanor.server.chat import experiment_header, of_tool, sent_calls, trace, waiting_calls
 from demeanor.server.client_settings import refuse_fixed
 from demeanor.server.endpoint import (
     AUTHENTICATED,
@@ -43,6 +44,7 @@ from demeanor.server.responses_request import (
     PageQuery,
     ResponseQuery,
     ResponseRequest,
+    approval_of,
     response_fields,
     response_turn,
 )
@@ -85,12 +87,18 @@ async def create_response(request: Request) -> Response:
     respond = with_errors(respond, of_field)
     request.state.stack_key = card.stack_key
     turn = replace(turn, variant=card.id, stack_key=card.stack_key)
+    if (given := approval_of(body.input)) is not None:
+        used = assistant.used_approvals() or state.approver.used
+        turn, approval = await decided(state.approver, turn, given, used)
+        respond = given_back(respond, used, approval)
     blank = blank_response(turn, int(state.now()))
     traced = partial(trace, card, state.clock, started, shown=assistant.client_access().shown)
 
     def finished(completion: Completion) -> ResponseAnswer:
-        response = finished_response(blank, completion, logprobs=body.logprobs)
-        return response.model_copy(update={"demeanor": traced([completion.events])})
+        waiting = waiting_calls(state.approver, turn, completion.events, parallel=body.parallel)
+        response = finished_response(blank, completion, logprobs=body.logprobs, waiting=waiting)
+        asked = {} if waiting is None else {"approvals": [waiting.json(0)]}
+        return response.model_copy(update={"demeanor": traced([completion.events]) | asked})
 
     if body.stream:
         streamed = StreamedResponse(blank, logprobs=body.logprobs)
@@ -109,9 +117,11 @@ async def create_response(request: Request) -> Response:
 async def retrieve_response(request: Request, response_id: str) -> Response:
     read_query(request, ResponseQuery)
     found = _kept(state_of(request).assistant.turn_store(), response_id, CURRENT_REQUEST.get().user)
-    blank = blank_response(found.turn, int(found.started.timestamp()))
+    blank, done = blank_response(found.turn, int(found.started.timestamp())), found.completion
     logprobs = found.turn.decoding.top_logprobs is not None
-    return json_response(finished_response(blank, found.completion, logprobs=logprobs))
+    approver = state_of(request).approver
+    waiting = waiting_calls(approver, found.turn, done.events, parallel=blank.parallel_tool_calls)
+    return json_response(finished_response(blank, done, logprobs=logprobs, waiting=waiting))
 
 
 @router.delete(
@@ -141,6 +151,16 @@ async def list_input_items(request: Request, response_id: str) -> Response:
         has_more=has_more,
     )
     return json_response(answer)
+
+
+async def decided(
+    approver: Approver, turn: Turn, given: ApprovalField, used: UsedApprovals
+) -> tuple[Turn, str]:
+    """The turn with a person's decisions, and the id of their approval. Raises RequestError (400) about `input`."""
+    try:
+        return await approver.decided(turn, given, used)
+    except RequestError as error:
+        raise RequestError(str(error), param="input", code=error.code) from None
 
 
 async def stream_events(

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field
 
 from demeanor.core.errors import RequestError
-from demeanor.core.types import Completion, Event, Message, Refusal, Text, Turn, fold
+from demeanor.core.types import Completion, Event, Message, Refusal, Text, ToolCall, Turn, fold
+from demeanor.server.approvals import WaitingCalls, request_id
 from demeanor.server.chat import (
     UrlCitation,
     citations,
@@ -62,7 +63,17 @@ class OutputCall(ResponseObject):
     status: Status
 
 
-OutputItem: TypeAlias = OutputMessage | OutputCall
+class OutputApprovalRequest(ResponseObject):
+    """A call that waits for a person; the decision names its `id`."""
+
+    type: Literal["mcp_approval_request"]
+    id: str
+    name: str
+    arguments: str
+    server_label: str
+
+
+OutputItem: TypeAlias = OutputMessage | OutputCall | OutputApprovalRequest
 
 
 class Details(ResponseObject):
@@ -155,8 +166,10 @@ class InputItems(ResponseObject):
     has_more: bool = Field(False)
 
 
-def output(completion: Completion, stem: str, *, logprobs: bool, parallel: bool) -> list[OutputItem]:
-    """The items of a finished turn: a message if there is text or a refusal, then the tool calls for the client to run."""
+def output(
+    completion: Completion, stem: str, *, logprobs: bool, parallel: bool, waiting: WaitingCalls | None = None
+) -> list[OutputItem]:
+    """The items of a finished turn: a message if there is text or a refusal, then the calls for the client to run or decide on."""
     reason = finish_reason(completion)
     status: Status = "incomplete" if reason in ("length", "content_filter") else "completed"
     text = before_refusal(completion.events)
@@ -174,7 +187,9 @@ def output(completion: Completion, stem: str, *, logprobs: bool, parallel: bool)
         )
     if completion.refusal is None:
         items += [
-            OutputCall(
+            _asked(call, waiting)
+            if waiting is not None and call in waiting.calls
+            else OutputCall(
                 type="function_call",
                 id=f"fc_{stem}_{i}",
                 call_id=call.id,
@@ -185,6 +200,16 @@ def output(completion: Completion, stem: str, *, logprobs: bool, parallel: bool)
             for i, call in enumerate(sent_calls(completion, parallel=parallel))
         ]
     return items
+
+
+def _asked(call: ToolCall, waiting: WaitingCalls) -> OutputApprovalRequest:
+    return OutputApprovalRequest(
+        type="mcp_approval_request",
+        id=request_id(call.id, waiting.token),
+        name=call.name,
+        arguments=call.arguments,
+        server_label="stack",
+    )
 
 
 def before_refusal(events: Sequence[Event]) -> str:
@@ -272,10 +297,14 @@ def blank_response(turn: Turn, created: int) -> ResponseAnswer:
     )
 
 
-def finished_response(blank: ResponseAnswer, completion: Completion, *, logprobs: bool) -> ResponseAnswer:
+def finished_response(
+    blank: ResponseAnswer, completion: Completion, *, logprobs: bool, waiting: WaitingCalls | None = None
+) -> ResponseAnswer:
     """The response with its output. Raises RequestError (503) if the turn was cancelled from inside."""
     status, why = _ending(completion)
-    items = output(completion, stem_of(blank), logprobs=logprobs, parallel=blank.parallel_tool_calls)
+    items = output(
+        completion, stem_of(blank), logprobs=logprobs, parallel=blank.parallel_tool_calls, waiting=waiting
+    )
     fields = {"status": status, "incomplete_details": why, "usage": _usage(completion), "output": items}
     return blank.model_copy(update=fields)
 
@@ -355,8 +384,10 @@ class StreamedResponse:
                 if not self._refused:
                     yield from self._open_text()
                     yield from self._close_text(item.content[0])
-            else:
+            elif isinstance(item, OutputCall):
                 yield from self._call(index, item)
+            else:
+                yield self._event("output_item.added", output_index=index, item=item)
             yield self._event("output_item.done", output_index=index, item=item)
         yield self._event(response.status, response=response)
 

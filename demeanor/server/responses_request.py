@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from demeanor.core.errors import RequestError
 from demeanor.core.types import Decoding, Message, OutputFormat, ToolCall, Turn
+from demeanor.server.approvals import MAX_TOKEN, ApprovalField, CallDecision, request_parts
 from demeanor.server.chat_request import MAX_MESSAGES, MAX_TOOLS, FunctionTool, check_tool_names, tool_spec
 from demeanor.server.schemas import (
     MAX_LIMIT,
@@ -99,12 +100,43 @@ class CallOutputItem(Body):
     status: Literal["completed", "incomplete", "in_progress"] | None = None
 
 
+class ApprovalRequestItem(Body):
+    """A call that waited for a person, sent back as it came; `id` holds the token."""
+
+    type: Literal["mcp_approval_request"]
+    id: Annotated[str, Field(min_length=1, max_length=MAX_TOKEN + 200)]
+    name: FunctionName
+    arguments: str
+    server_label: str
+
+
+class ApprovalResponseItem(Body):
+    """A person's decision on a call that waited."""
+
+    type: Literal["mcp_approval_response"]
+    approval_request_id: Annotated[str, Field(min_length=1, max_length=MAX_TOKEN + 200)]
+    approve: bool
+    reason: str | None = Field(None, max_length=1000, description="told to the model with a denial")
+    id: str | None = None
+
+
 Item: TypeAlias = Annotated[
     Annotated[MessageItem, Tag("<message>")]
     | Annotated[CallItem, Tag("<function_call>")]
-    | Annotated[CallOutputItem, Tag("<function_call_output>")],
+    | Annotated[CallOutputItem, Tag("<function_call_output>")]
+    | Annotated[ApprovalRequestItem, Tag("<mcp_approval_request>")]
+    | Annotated[ApprovalResponseItem, Tag("<mcp_approval_response>")],
     Discriminator(lambda value: f"<{_type(value)}>"),
-    one_of("type", ["message", "function_call", "function_call_output"]),
+    one_of(
+        "type",
+        [
+            "message",
+            "function_call",
+            "function_call_output",
+            "mcp_approval_request",
+            "mcp_approval_response",
+        ],
+    ),
 ]
 
 
@@ -299,7 +331,7 @@ class PageQuery(Body):
 
 
 def input_messages(items: str | Sequence[Item]) -> tuple[Message, ...]:
-    """Input items as messages; neighbouring calls are one message of the assistant's."""
+    """Input items as messages; neighbouring calls are one message of the assistant's. Decisions are no messages."""
     if isinstance(items, str):
         return (Message("user", items),)
     found: list[Message] = []
@@ -308,14 +340,36 @@ def input_messages(items: str | Sequence[Item]) -> tuple[Message, ...]:
             found.append(Message(item.role, _plain(item.content)))
         elif isinstance(item, CallOutputItem):
             found.append(Message("tool", _plain(item.output), tool_call_id=item.call_id))
-        else:
-            call = ToolCall(item.call_id, item.name, item.arguments)
+        elif not isinstance(item, ApprovalResponseItem):
+            call_id = item.call_id if isinstance(item, CallItem) else request_parts(item.id)[0]
+            call = ToolCall(call_id, item.name, item.arguments)
             last = found[-1] if found else None
             if last is not None and last.role == "assistant" and last.tool_calls:
                 found[-1] = Message("assistant", last.content, tool_calls=(*last.tool_calls, call))
             else:
                 found.append(Message("assistant", "", tool_calls=(call,)))
     return tuple(found)
+
+
+def approval_of(items: str | Sequence[Item]) -> ApprovalField | None:
+    """The decisions among input items; None without any. Raises RequestError (400) if they are of several answers."""
+    given = (
+        [] if isinstance(items, str) else [item for item in items if isinstance(item, ApprovalResponseItem)]
+    )
+    if not given:
+        return None
+    parts = [request_parts(item.approval_request_id) for item in given]
+    if len({token for _, token in parts}) > 1:
+        raise RequestError(
+            "input: approvals of several answers; wanted those of the last one.",
+            param="input",
+            code="invalid_approval",
+        )
+    decisions = [
+        CallDecision(call_id=call_id, approve=item.approve, reason=item.reason)
+        for (call_id, _), item in zip(parts, given)
+    ]
+    return ApprovalField(token=parts[0][1], decisions=decisions)
 
 
 def _plain(content: Content) -> str:

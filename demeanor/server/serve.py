@@ -23,6 +23,7 @@ from demeanor.server import json_logs as logs
 from demeanor.server import tracing
 from demeanor.server.admission import MAX_BODY_BYTES, Operations, UpstreamCounts
 from demeanor.server.application import app, metrics_of
+from demeanor.server.approvals import TIMEOUT_S, Approver
 from demeanor.server.assistant import ServedAssistant, traffic_of
 from demeanor.server.auth import KeyRing, KeyStore, from_digests
 from demeanor.server.lifecycle import Current, Life, TimeLimits, Version
@@ -53,6 +54,7 @@ class Settings:
     idle_s: float = TimeLimits.idle_s
     cors: Sequence[str] = ()
     drain_s: float = 20.0
+    approval_s: float = TIMEOUT_S
     json_logs: bool = False
     watch: bool = False
     memory_gib: float | None = None
@@ -237,7 +239,14 @@ def _serve(
         else:
             place.started(banner)
 
-    served = app(assistant, keys=keys, hosts=(settings.host,), operations=operations, pages=pages)
+    served = app(
+        assistant,
+        keys=keys,
+        hosts=(settings.host,),
+        operations=operations,
+        pages=pages,
+        approver=Approver(timeout_s=settings.approval_s),
+    )
     try:
         life.run(
             served,

@@ -119,6 +119,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             kind TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, declared TEXT NOT NULL,
             created TEXT NOT NULL, PRIMARY KEY (kind, name, version))""",
     ),
+    ("CREATE TABLE used_approvals (id TEXT PRIMARY KEY, expires DOUBLE PRECISION NOT NULL)",),
 )
 
 

@@ -45,7 +45,7 @@ def copied(turn: Turn, name: str, variant: ShadowVariant) -> Turn:
         variant=variant.model_id,
         stack_key=variant.stack_key,
         metadata={},
-        approvals=(),
+        approvals=None,
     )
 
 

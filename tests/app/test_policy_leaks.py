@@ -131,6 +131,9 @@ class Talker:
     def defaults(self) -> Decoding:
         return Decoding(temperature=1.0)
 
+    def used_approvals(self) -> None:
+        return None
+
     def turn_store(self) -> None:
         return None
 

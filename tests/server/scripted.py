@@ -171,6 +171,9 @@ class Scripted:
         self.opinions_given.append((turn_id, score, comment, corrected, user, reasons))
         return True
 
+    def used_approvals(self) -> None:
+        return None
+
     def client_access(self) -> ClientAccess:
         return self.offered
 

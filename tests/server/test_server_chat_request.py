@@ -202,6 +202,23 @@ FIELDS: Table = {  # field: (honoured values, what of the Turn shows it, what it
         ],
         [-0.1, 1.1, "0"],
     ),
+    "approval": (  # checked and used by server/approvals.py; tests/server/test_server_approvals.py
+        [
+            (
+                {"token": "v1.a.b", "decisions": [{"call_id": "c", "approve": True}]},
+                lambda t: t.approvals,
+                None,
+            )
+        ],
+        [
+            {},
+            {"token": "", "decisions": [{"call_id": "c", "approve": True}]},
+            {"token": "t", "decisions": []},
+            {"token": "t", "decisions": [{"call_id": "c"}]},
+            {"token": "t", "decisions": [{"call_id": "c", "approve": "yes"}]},
+            {"token": "t", "decisions": [{"call_id": "c", "approve": True, "reason": "x" * 1001}]},
+        ],
+    ),
     "modalities": ([(["text"], lambda t: t.id, "id")], [["text", "audio"], "text"]),
     "service_tier": ([("auto", lambda t: t.id, "id"), ("default", lambda t: t.id, "id")], ["flex"]),
     **{
@@ -225,7 +242,7 @@ FIELDS: Table = {  # field: (honoured values, what of the Turn shows it, what it
 }
 
 
-OURS = {"top_k", "min_p"}  # vLLM's names
+OURS = {"top_k", "min_p", "approval"}  # vLLM's names, and our own
 
 
 def test_the_table_and_the_schema_hold_every_field_that_the_openai_sdk_documents() -> None:

@@ -39,7 +39,7 @@ from demeanor.layers.tools.calls import (
     with_renamed_arguments,
 )
 from demeanor.layers.tools.functions import load_functions, names_of
-from demeanor.layers.tools.rounds import Round, next_message, next_turn
+from demeanor.layers.tools.rounds import Round, next_message, next_turn, with_results
 from demeanor.layers.tools.running import Caller, Offer, TurnLimits
 from demeanor.mcp.declaration import McpServer
 from demeanor.mcp.pins import model_names, read_lock
@@ -187,6 +187,8 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
     servers = kit.open_servers(spec, tuple(own)) if spec.servers and kit.open_servers else None
 
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
+        if turn.approvals is not None:
+            turn = replace(turn, messages=turn.approvals.conversation(turn.messages))
         callers = {tool.name for tool in turn.tools}
         demanded = bool(callers) and (turn.tool_choice == "required" or turn.tool_choice in callers)
         allowed = {**own, **servers.tools()} if servers else own
@@ -203,7 +205,8 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
             if isinstance(step, ToolResult):
                 results.append(step)
             yield step
-        turn = replace(turn, messages=(*turn.messages, *map(next_message, results)), approvals=())
+        messages = with_results((*turn.messages, *map(next_message, results)), tools)
+        turn = replace(turn, messages=messages, approvals=None)
         async for event in _rounds(turn, inner, spec.max_rounds, offer, caller):
             yield event
 

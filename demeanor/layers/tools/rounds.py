@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 
 from demeanor.core.types import (
@@ -10,6 +10,7 @@ from demeanor.core.types import (
     Done,
     Event,
     Message,
+    Messages,
     Passage,
     Prompted,
     Text,
@@ -86,3 +87,19 @@ def next_turn(turn: Turn, last: Round, results: Sequence[ToolResult]) -> Turn:
 def next_message(result: ToolResult) -> Message:
     """Return a result as the model reads it, without authority."""
     return Message("tool", result.content, tool_call_id=result.call_id, name=result.name, trust=Trust.NONE)
+
+
+UNANSWERED = "error: the conversation holds no result of this call"
+
+
+def with_results(messages: Messages, ours: Collection[str]) -> Messages:
+    """Return a conversation in which every call of our tools has a result: a call that waited for a person, and that nobody
+    decided on, has none otherwise, and many models refuse such a conversation."""
+    answered = {message.tool_call_id for message in messages if message.role == "tool"}
+    found = list[Message]()
+    for message in messages:
+        found.append(message)
+        for call in message.tool_calls:
+            if call.id not in answered and call.name in ours:
+                found.append(next_message(ToolResult(call.id, call.name, UNANSWERED, error=True)))
+    return tuple(found)

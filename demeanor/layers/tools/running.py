@@ -128,9 +128,9 @@ class Caller:
 
     async def decided(self, turn: Turn) -> AsyncIterator[ToolCalled | ToolDecision | ToolResult]:
         """Run the calls of the last assistant message that a person allowed, and answer those that were denied."""
-        if not turn.approvals:
+        if turn.approvals is None:
             return
-        decisions = {approval.call_id: approval for approval in turn.approvals}
+        decisions = {approval.call_id: approval for approval in turn.approvals.decisions}
         last = next((m for m in reversed(turn.messages) if m.role == "assistant"), None)
         calls = [call for call in (last.tool_calls if last else ()) if call.id in decisions]
         refusals = list[tuple[ToolVerdict | None, str]]()
