@@ -170,7 +170,7 @@ async def replayed(runtime: StackRuntime, variant: Stack, turn: Turn) -> Replay:
         variant=variant.model_id,
         stack_key=variant.key(),
         metadata={},
-        approvals=(),
+        approvals=None,
     )
     started, token = time.monotonic(), DRY_RUN.set(True)
     try:
