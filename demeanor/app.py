@@ -18,9 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from demeanor import indexes, tool_servers, training_services
 from demeanor.core import registry
 from demeanor.core.errors import SpecError, UsageError
+from demeanor.core.long_text import Folded
 from demeanor.core.types import (
     Decoding,
     Event,
@@ -49,7 +52,8 @@ from demeanor.engine.respond import (
 )
 from demeanor.engine.respond import unit_vector as _unit
 from demeanor.engine.scheduler import Request
-from demeanor.evaluation import gold, judge, suites
+from demeanor.evaluation import gold, judge, policy_training, suites
+from demeanor.evaluation.labelled_texts import LabelledText
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
 from demeanor.layers import Kit, compose, policy, tools
 from demeanor.mcp.servers import McpServers
@@ -379,6 +383,55 @@ def connected(url: str, model: str, key_env: str | None, timeout_s: float) -> Re
 def decoding_note(stack: Stack) -> str:
     """How the stack's weights decode on this machine, and what was measured to choose it; empty for a remote model."""
     return placement.note(stack.spec.weights, stack.root)
+
+
+def policy_kit() -> Kit:
+    """What a policy may use without a stack: other models, and no weights."""
+    return Kit(
+        root=Path.cwd(),
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC),
+        count_tokens=estimated_tokens,
+        tools={},
+        open_index=lambda folder, settings: lambda query, k: [],
+        open_store=lambda url: None,  # type: ignore[arg-type, return-value]
+        connect=connected,
+    )
+
+
+def train_policy_probe(
+    stack: Stack,
+    runs: Path,
+    rows: Sequence[LabelledText],
+    label: str,
+    out: Path,
+    false_positives: float,
+    seed: int,
+    show: Callable[[str, int, int], None],
+) -> policy_training.Trained:
+    """Train a probe on the hidden states of the weights that a stack serves. Raises UsageError if they are elsewhere."""
+    if isinstance(stack.spec.weights.base, Remote):
+        raise UsageError(
+            f"{stack.path}: a probe reads the hidden states of local weights, and the base of this stack is on another server; "
+            "train a classifier (without --probe)"
+        )
+    distinct, key = policy_training.distinct(rows), stack.stage_key(stack.serve)
+    runtime = StackRuntime(stack, Runs(runs), operational=False)
+
+    async def read() -> list[list[float]]:
+        found = list[list[float]]()
+        for n, row in enumerate(distinct):
+            show("reading texts", n, len(distinct))
+            found += await runtime.text_vectors(key, [Folded(row.text).text])
+        return found
+
+    try:
+        vectors_ND = np.array(asyncio.run(read()))
+    finally:
+        runtime.close()
+    return policy_training.train_probe(
+        distinct, vectors_ND, label, key, out, false_positives=false_positives, seed=seed
+    )
 
 
 def policy_notes(stack: Stack) -> list[str]:

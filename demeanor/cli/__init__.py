@@ -23,6 +23,7 @@ from demeanor.cli import (
     indexing,
     keys,
     label,
+    policy,
     prefs,
     prompting,
     recorded_turns,
@@ -74,6 +75,7 @@ app.add_typer(stack.app)
 app.add_typer(evaluate.app)
 app.add_typer(data.app, name="data")
 app.add_typer(indexing.app, name="index")
+app.add_typer(policy.app, name="policy")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tools.app, name="tools")
 app.add_typer(prompting.app, name="prompt")

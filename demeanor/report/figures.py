@@ -409,6 +409,37 @@ def panel(
     )
 
 
+def roc(
+    curves: Mapping[str, Sequence[tuple[float, float, str]]],
+    label: str,
+    width: float = 330,
+    height: float = 300,
+) -> Markup:
+    """Share found against share of false positives, from 0 to 1, with a point at each threshold; the diagonal is chance."""
+    left, top, wide, high = 46.0, 10.0, width - 62.0, height - 56.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + wide * x, top + high * (1 - y)
+
+    drawn = list[Markup]()
+    for n, points_ in enumerate(curves.values()):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(a, b) for a, b, _ in points_))
+        drawn.append(el("polyline", points=path, class_=f"line c{n % 6}"))
+        for a, b, words in points_:
+            x, y = place(a, b)
+            about = f"threshold {words}: found {percent(b, 1)}%, false positives {percent(a, 1)}%"
+            if words:
+                drawn.append(block(x - 3, y - 3, 6, 6, f"dot c{n % 6}", about))
+    rules = [line(*place(0, share), *place(1, share), "rule") for share in (0, 0.5, 1)]
+    ticks = [text(left - 6, place(0, share)[1] + 4, percent(share), "tick", "end") for share in (0, 0.5, 1)]
+    ticks += [
+        text(place(share, 0)[0], top + high + 16, percent(share), "tick", "middle") for share in (0, 0.5, 1)
+    ]
+    chance = line(*place(0, 0), *place(1, 1), "rule")
+    words = text(left + wide / 2, height - 12, "false positives, %; left scale: found, %", "tick", "middle")
+    return svg(width, height, *rules, chance, *ticks, *drawn, words, label=label)
+
+
 def _tick(value: float) -> str:
     """A number beside a scale: three digits, small ones as a power of ten."""
     return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"
@@ -540,6 +571,7 @@ FIGURES: Mapping[str, Callable[..., Markup]] = {
     "cost_bars": cost_bars,
     "losses": losses,
     "panel": panel,
+    "roc": roc,
     "waterfall": waterfall,
     "tax_curve": tax_curve,
 }

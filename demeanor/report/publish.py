@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from demeanor.core.errors import DataError
 from demeanor.core.files import write_text
-from demeanor.core.table import Page, Section
+from demeanor.core.table import Page, Paragraph, Section
 from demeanor.evaluation import (
     attribution,
     base_prompting,
@@ -129,6 +129,16 @@ def _with_others(whole: Page, folder: Path, name: str, identity: Identity) -> Pa
     first = [section for section in whole.sections if section.anchor not in ladder_report.APPENDIX]
     last = [section for section in whole.sections if section.anchor in ladder_report.APPENDIX]
     return replace(whole, sections=(*first, *found, *last))
+
+
+def write_section(section: Section, tree: Any, target: Path) -> None:
+    """Write a section alone as a page, its Markdown, and `tree` (what it shows) as JSON beside it."""
+    headline = next((str(b.text) for b in section.blocks if isinstance(b, Paragraph)), section.title)
+    _write(Page(section.title, "", headline, (section,)), target)
+    write_text(
+        target.with_suffix(".json"),
+        TypeAdapter(type(tree)).dump_json(tree, indent=1).decode() + "\n",
+    )
 
 
 def _write(page: Page, target: Path) -> None:

@@ -55,6 +55,14 @@ def hashed(text: str, bits: int) -> Ints:
     return np.asarray(each % np.uint64(2**bits), dtype=np.int64)
 
 
+SHORT = 4096  # characters of a text whose n-grams are remembered for the next classifier
+
+
+@lru_cache(64)
+def _known(text: str, bits: int) -> Ints:
+    return hashed(normal(text), bits)
+
+
 @lru_cache(2**16)
 def _word(word: str) -> int:
     """Return a number of a word that is the same on every machine (FNV-1a)."""
@@ -145,7 +153,7 @@ class TextClassifier:
         """Return uncalibrated scores of texts as they are, without windows: scores_NL."""
         found = np.zeros((len(texts), len(self.labels)), np.float32)
         for n, text in enumerate(texts):
-            buckets = hashed(normal(text), self.bits)
+            buckets = _known(text, self.bits) if len(text) <= SHORT else hashed(normal(text), self.bits)
             rarity = self.rarity_D[buckets]
             length = float(np.sqrt(rarity @ rarity)) or 1.0
             found[n] = self.weights_LD[:, buckets] @ rarity / length + self.bias_L
