@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from demeanor.core.errors import SpecError
 from demeanor.core.long_text import Folded
 from demeanor.core.types import (
     Decoding,
@@ -36,7 +37,7 @@ from demeanor.core.types import (
 from demeanor.evaluation import statistics
 from demeanor.evaluation.labelled_texts import Half, LabelledText
 from demeanor.evaluation.policy_training import Show, threshold_for
-from demeanor.evaluation.statistics import Estimate, Floats, Ranking
+from demeanor.evaluation.statistics import Auroc, Estimate, Floats
 from demeanor.layers import Kit, compose, policy
 from demeanor.layers.policy.classifier import load_classifier
 from demeanor.layers.policy.matching import Rule, bound, declared, rule
@@ -86,7 +87,7 @@ class RuleQuality:
     threshold: float | None
     found: Estimate | None
     false: Estimate | None
-    ranking: Ranking | None
+    ranking: Auroc | None
     chosen: ChosenThreshold | None
     curve: tuple[Threshold, ...]
     p50_ms: float
@@ -149,6 +150,13 @@ async def measure(
     return PolicyQuality(
         str(path), half, tests, tuple(failed), tuple(found), tuple(sources), len(chosen), p50, p95
     )
+
+
+def rule_names(path: Path) -> list[str]:
+    """Return the names of a file's rules; raises SpecError with every mistake in it and in the files that it names."""
+    if problems := policy.check(policy.Spec(rules=str(path.resolve())), path.parent):
+        raise SpecError(problems)
+    return [spec.name for spec in declared(path)]
 
 
 # ---- a rule's own tests ----

@@ -15,7 +15,7 @@ from demeanor.core.table import (
     plural,
 )
 from demeanor.evaluation.policy_quality import PolicyQuality, RuleQuality
-from demeanor.evaluation.statistics import Estimate, Ranking
+from demeanor.evaluation.statistics import Auroc, Estimate
 
 
 def section(found: PolicyQuality) -> Section:
@@ -50,7 +50,7 @@ def rate(x: Estimate | None) -> str:
     return f"{percent(x.value, 1)}{ends}, n {x.n}"
 
 
-def area(x: Ranking | None) -> str:
+def area(x: Auroc | None) -> str:
     """An AUROC with its interval."""
     return NONE if x is None else f"{number(x.value, 3)} ({number(x.low, 3)} to {number(x.high, 3)})"
 

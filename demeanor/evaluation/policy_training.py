@@ -20,7 +20,7 @@ from demeanor.core.errors import UsageError
 from demeanor.core.files import origin
 from demeanor.core.long_text import Folded
 from demeanor.evaluation.labelled_texts import LabelledText
-from demeanor.evaluation.statistics import Floats, Ranking, ranking
+from demeanor.evaluation.statistics import Auroc, Floats, ranking
 from demeanor.layers.policy.classifier import FORMAT, hashed, normal, windows, write_tensors
 from demeanor.layers.policy.model_scores import PROBE_FORMAT
 
@@ -38,7 +38,7 @@ class LabelFit:
     label: str
     positives: int
     negatives: int
-    ranking: Ranking
+    ranking: Auroc
     threshold: float
     found: float  # share of positives at the threshold
     false: float  # share of negatives at it

@@ -367,7 +367,7 @@ def kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> tuple[float,
 # ---- rankings ----
 
 
-class Ranking(NamedTuple):
+class Auroc(NamedTuple):
     """The area under the ROC curve (AUROC): how often a positive has a higher score than a negative; ties count half."""
 
     value: float
@@ -377,7 +377,7 @@ class Ranking(NamedTuple):
     negatives: int
 
 
-def ranking(scores_N: Floats, positive_N: Labels, clusters: Labels | None = None) -> Ranking:
+def ranking(scores_N: Floats, positive_N: Labels, clusters: Labels | None = None) -> Auroc:
     """The AUROC with an interval from its placement values on the log-odds scale; cluster-robust where clusters are given.
 
     Source: DeLong, DeLong & Clarke-Pearson 1988; Obuchowski 1997 for clusters.
@@ -385,7 +385,7 @@ def ranking(scores_N: Floats, positive_N: Labels, clusters: Labels | None = None
     scores_N, is_N = np.asarray(scores_N, dtype=float), np.asarray(positive_N, dtype=float) > 0
     m, n = int(is_N.sum()), int((~is_N).sum())
     if not m or not n:
-        return Ranking(math.nan, 0.0, 1.0, m, n)
+        return Auroc(math.nan, 0.0, 1.0, m, n)
     rank_N = stats.rankdata(scores_N)
     placed_N = np.empty(len(scores_N))
     placed_N[is_N] = (rank_N[is_N] - stats.rankdata(scores_N[is_N])) / n
@@ -397,7 +397,7 @@ def ranking(scores_N: Floats, positive_N: Labels, clusters: Labels | None = None
     se = math.sqrt(G / (G - 1) * float(sums_G @ sums_G)) if G > 1 else math.nan
     if value in (0.0, 1.0) or not se > 0:
         bound = zero_failures(min(m, n))
-        return Ranking(value, max(0.0, value - bound), min(1.0, value + bound), m, n)
+        return Auroc(value, max(0.0, value - bound), min(1.0, value + bound), m, n)
     half = float(special.ndtri((1 + CONFIDENCE) / 2)) * se / (value * (1 - value))
     odds = math.log(value / (1 - value))
-    return Ranking(value, float(special.expit(odds - half)), float(special.expit(odds + half)), m, n)
+    return Auroc(value, float(special.expit(odds - half)), float(special.expit(odds + half)), m, n)
