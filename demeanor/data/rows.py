@@ -24,6 +24,7 @@ from demeanor.core.types import (
     TrainingRow,
     Unpaired,
 )
+from demeanor.data.published_rows import as_published, message_of
 
 Want = Literal["examples", "preferences", "unpaired", "text", "prompts"]
 Row = Mapping[str, Any]
@@ -38,7 +39,13 @@ COLUMNS: Mapping[str, str] = {
     "text": "text",
     "prompts": f"prompt | {EXAMPLES.replace('text | ', '')} | {PREFERENCES}",
 }
-SPEAKERS: Mapping[str, Role] = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool"}
+SPEAKERS: Mapping[str, Role] = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names of what comes before an answer
 ALIASES: Mapping[str, tuple[str, ...]] = {  # what files often call a column
     "prompt": ("question", "query", "input", "user", "human", "instruction"),
@@ -66,7 +73,7 @@ def parse(row: Any, want: Want, source: str) -> TrainingRow:
         row = {"text": row}
     if not isinstance(row, Mapping):
         raise ValueError(f"got a {type(row).__name__}, wanted an object of columns ({COLUMNS[want]})")
-    columns = _published(
+    columns = as_published(
         {
             k: v
             for k, v in row.items()
@@ -76,21 +83,6 @@ def parse(row: Any, want: Want, source: str) -> TrainingRow:
     found = _READERS[want](columns, source)
     extra = _kwargs(columns.get("chat_template_kwargs"))
     return replace(found, template_kwargs=extra) if extra else found
-
-
-def _published(row: Row) -> Row:
-    """Return a preference as OpenAI's fine-tuning or LLaMA-Factory writes it under the names used here."""
-    given, best, worst = row.get("input"), row.get("preferred_output"), row.get("non_preferred_output")
-    if isinstance(given, Mapping) and best and worst:
-        tools = {"tools": given["tools"]} if given.get("tools") else {}
-        return {"prompt": given.get("messages"), "chosen": best, "rejected": worst, **tools}
-    pair = {name: row.get(name) for name in ("chosen", "rejected")}
-    if not all(isinstance(message, Mapping) for message in pair.values()):
-        return row
-    talk = next((name for name in ("prompt", "conversations", "messages") if name in row), None)
-    prompt = {"prompt": row[talk]} if talk else {}
-    rest = {k: v for k, v in row.items() if k != talk}
-    return {**rest, **prompt, **{name: [message] for name, message in pair.items()}}
 
 
 def _example(row: Row, source: str) -> Example:
@@ -318,6 +310,7 @@ def _messages(row: Row, name: str) -> Messages:
 def _message(raw: Any, where: str) -> Message:
     if not isinstance(raw, Mapping):
         raise ValueError(f"{where}: got a {type(raw).__name__}, wanted an object with role and content")
+    raw = message_of(raw)
     role = raw.get("role") or SPEAKERS.get(str(raw.get("from")), raw.get("from"))
     if role not in get_args(Role):
         raise ValueError(f"{where}.role: {unknown(str(role), get_args(Role), noun='role')}")
@@ -403,7 +396,7 @@ def is_prose(value: Any) -> bool:
 
 
 def _is_message(one: Row) -> bool:
-    speaks = "role" in one or one.get("from") in (*SPEAKERS, *get_args(Role))
+    speaks = "role" in one or one.get("from") in (*SPEAKERS, *get_args(Role), "function_call")
     return speaks and not {"content", "value", "tool_calls"}.isdisjoint(one)
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from demeanor.core.errors import DataError, check_unicode, unknown
 from demeanor.core.types import Example, Messages, Preference, TrainingRow, Unpaired
 from demeanor.data import readers
+from demeanor.data.published_rows import unread_keys
 from demeanor.data.readers import Bad, RawRow
 from demeanor.data.rows import COLUMNS, REASONING, Want, parse
 from demeanor.stack.schema import Source
@@ -42,6 +43,7 @@ class Problems:
     def __init__(self, name: str) -> None:
         self._name, self.good = name, 0
         self.bad: list[str] = []
+        self.unread: Counter[str] = Counter()  # keys of messages that nothing reads, by rows
 
     def add(self, where: str, error: Exception) -> None:
         """Note a row that cannot be used."""
@@ -56,7 +58,12 @@ class Problems:
         return DataError("\n  ".join([header, *_first(self.bad, LISTED)]))
 
     def close(self, skip: bool, say: Say) -> None:
-        """Raise the error, or if rows may be skipped, say how many were and name the first."""
+        """Raise the error, or if rows may be skipped, say how many were and name the first; tell keys that nothing reads."""
+        if self.unread:
+            named = ", ".join(f"'{key}' ({n:,} rows)" for key, n in self.unread.most_common(5))
+            say(
+                f"warning: {self._name}: messages have keys that nothing reads: {named}; check their spelling"
+            )
         if (error := self.error()) is None:
             return
         if not skip:
@@ -174,6 +181,7 @@ def read(
             noted.add(where, error)
         else:
             noted.good += 1
+            noted.unread.update(set(unread_keys(row)))
             found = True
             yield parsed
     if problems is None:
