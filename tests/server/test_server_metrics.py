@@ -134,6 +134,11 @@ def test_the_exposition_has_the_names_helps_and_labels_that_dashboards_use_and_n
             ),
             "cache_pages_free": ("gauge", "Pages that hold nothing."),
             "waiting": ("gauge", "Answers that wait for a slot."),
+            "rule_hits": (
+                "counter",
+                "Matches of the policy's rules by what was done; failed_closed, failed_open: a detector gave no score.",
+            ),
+            "policy_seconds": ("histogram", "The policy layer's own time in a request."),
             "engines": ("gauge", "Engines by where they decode and in what numbers."),
             "tool_calls_abandoned": ("gauge", "Calls of tools that block beyond their time."),
             "request_duration_seconds": (
