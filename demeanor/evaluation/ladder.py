@@ -40,7 +40,7 @@ from demeanor.evaluation.result import (
 )
 from demeanor.evaluation.result_rows import PairedTable, Row, value
 from demeanor.evaluation.runtime import Services
-from demeanor.evaluation.training_report import is_online_metric
+from demeanor.evaluation.training_report import is_online_metric, is_rounding_metric
 from demeanor.stack.stack import Stack
 
 POINTS = 120
@@ -65,7 +65,7 @@ def curve(name: str, ledger: Sequence[Mapping[str, object]]) -> Curve:
 
 def _drawn(metric: str) -> bool:
     known = any(word in metric for word in SHOWN) or is_online_metric(metric)
-    return known and not metric.endswith(("/low", "/high"))
+    return is_rounding_metric(metric) or (known and not metric.endswith(("/low", "/high")))
 
 
 def _thin_points(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -81,12 +81,25 @@ PANELS = (
     ),
 )
 TIMES = {"time/generate": "generate", "time/score": "score", "time/train": "train"}
+ROUNDED = ("loss/before", "eval_loss", "loss/difference", "bytes/before", "bytes/after")
+"""What the log of a `quantise` stage holds, at one step."""
+BOUNDS = ("loss/difference/low", "loss/difference/high")
 ONLINE = frozenset(name for panel in PANELS for name in panel.metrics) | frozenset(TIMES) | {"cost/limit"}
 
 
 def is_online(curve: Curve) -> bool:
     """Whether the stage trained on its own answers."""
     return "completions/mean_length" in curve.lines
+
+
+def is_rounded(curve: Curve) -> bool:
+    """Whether the stage rounded its parent."""
+    return "bytes/after" in curve.lines
+
+
+def is_rounding_metric(name: str) -> bool:
+    """Whether a metric of the log is one of a `quantise` stage."""
+    return name in ROUNDED or name in BOUNDS
 
 
 def is_online_metric(name: str) -> bool:
@@ -98,7 +111,8 @@ def section(curves: Sequence[Curve]) -> Section | None:
     """Curves of the stages whose metrics were handed in."""
     if not curves:
         return None
-    offline, online = [c for c in curves if not is_online(c)], [c for c in curves if is_online(c)]
+    rounded, online = [c for c in curves if is_rounded(c)], [c for c in curves if is_online(c)]
+    offline = [c for c in curves if not is_online(c) and not is_rounded(c)]
     blocks: list[Block] = []
     if offline:
         held = any("loss" in name and name != "loss" for curve in offline for name in curve.lines)
@@ -115,7 +129,22 @@ def section(curves: Sequence[Curve]) -> Section | None:
             OnlyFor(PAGE, (BlockGroup(tuple(figures_of(curve)), "three"),)),
             OnlyFor(WRITTEN, (Table(("over iterations", "first tenth", "last tenth"), _ends(curve)),)),
         ]
+    if rounded:
+        lead = "Loss (nats a token) on the held-out rows of the nearest stage that trains on rows, before and after rounding; 95% interval with rows as clusters."
+        header = ("rounded stage", "MB before", "MB after", "loss before", "after", "difference")
+        blocks += [Paragraph(lead), Table(header, tuple(_rounding(curve) for curve in rounded))]
     return Section("training", "Training", "Training", tuple(blocks))
+
+
+def _rounding(curve: Curve) -> tuple[str, ...]:
+    """A row of the table of `quantise` stages."""
+    at = {name: line[-1][1] for name, line in curve.lines.items() if line}
+    sizes = (number(at[name] / 1e6, 1) for name in ("bytes/before", "bytes/after"))
+    if "loss/difference" not in at:
+        return (curve.name, *sizes, NONE, NONE, NONE)
+    bounds = f" ({at[BOUNDS[0]]:+.4f} to {at[BOUNDS[1]]:+.4f})" if BOUNDS[0] in at and BOUNDS[1] in at else ""
+    losses = (f"{at[name]:.4f}" for name in ("loss/before", "eval_loss"))
+    return (curve.name, *sizes, *losses, f"{at['loss/difference']:+.4f}{bounds}")
 
 
 def figures_of(curve: Curve) -> list[Figure]:

@@ -278,6 +278,13 @@ def policy(folder: Path) -> Llama | ForeignModel:
     return load(folder) if checkpoint_info(folder).lean else hf.load(folder)
 
 
+def exported(folder: Path) -> Llama | ForeignModel:
+    """Load a policy as `policy` does, but matrices in groups stay so, an adapter's base apart: what is merged is no longer in groups."""
+    if is_adapter(folder) or not checkpoint_info(folder).lean:
+        return policy(folder)
+    return load(folder, keep_groups=True)
+
+
 def serving(folder: Path) -> Llama | ForeignModel:
     """Load a policy for decoding: as `policy`, but the adapter of a lean model stays separate."""
     return load_unmerged(folder) if checkpoint_info(folder).lean else hf.load(folder)

@@ -20,7 +20,9 @@ from demeanor.core.errors import CheckpointError, unknown
 from demeanor.model import gguf, rope
 from demeanor.model.gguf import GgufFile, Make, Typed
 from demeanor.model.gguf_blocks import LAYOUTS, quantised
-from demeanor.model.grouped import GROUP_FORMATS, Grouped, from_blocks
+from demeanor.model.grouped import GROUP, GROUP_FORMATS, Grouped, blocks, from_blocks
+from demeanor.model.grouped import LAYOUTS as GROUP_LAYOUTS
+from demeanor.model.grouped_modules import grouped_matrices
 from demeanor.model.llama import MOST_LAYERS, MOST_SIZE, Config, Llama
 
 FILE = "model.gguf"
@@ -298,18 +300,26 @@ def tensors(model: Llama, form: str) -> dict[str, tuple[tuple[int, ...], str, Ma
     """Return the tensors of a model's file: matrices in `form`, vectors in F32.
 
     A matrix whose rows are no whole number of blocks stays in F16; the embedding and the head of a 4-bit file
-    are in Q8_0, as llama.cpp's own files keep them finer than the rest.
+    are in Q8_0, as llama.cpp's own files keep them finer than the rest. A matrix that is in groups already, of no more bits than
+    it would get, keeps its own blocks: rounding it again would change it.
     """
     found: dict[str, tuple[tuple[int, ...], str, Make]] = {}
     names = {hf: own for own, hf in {**OUTSIDE, **LAYER}.items()}
     turned = model.config.model_type in ("llama", "mistral")
     heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in {**model.state_dict(), **grouped_matrices(model)}.items():
         stem, _, kind = name.rpartition(".")
         block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
         own = f"blk.{block[1]}.{names[block[2]]}.{kind}" if block else f"{names[stem]}.{kind}"
         of = heads.get(stem.rpartition(".")[2], 0) if turned else 0
-        found[own] = _writable(tensor, of, _format(own, tensor, form))
+        chosen = _format(own, tensor, form)
+        if isinstance(tensor, Grouped):
+            kept = _kept(tensor, of, chosen)
+            if kept is not None:
+                found[own] = kept
+                continue
+            tensor = tensor.dequantised()
+        found[own] = _writable(tensor, of, chosen)
     if model.config.rope is not None and model.config.rope.kind == "llama3":
         head = model.config.head_dim
         plain = 1.0 / model.config.rope_theta ** (torch.arange(0, head, 2).float() / head)
@@ -318,8 +328,21 @@ def tensors(model: Llama, form: str) -> dict[str, tuple[tuple[int, ...], str, Ma
     return found
 
 
-def _format(name: str, tensor: Tensor, form: str) -> str:
-    if tensor.ndim < 2:
+def _kept(matrix: Grouped, heads: int, form: str) -> tuple[tuple[int, ...], str, Make] | None:
+    """A matrix's own blocks, if `form` rounds to no fewer bits; else None."""
+    own, most = GROUP_LAYOUTS[matrix.format].bits, {"Q4_0": 4, "Q8_0": 8}.get(form, 0)
+    if own > most or matrix.shape[1] % GROUP:
+        return None
+
+    def make() -> Tensor:
+        order = torch.arange(matrix.shape[0])
+        return blocks(matrix.rows(pairs(order[:, None], heads)[:, 0]) if heads else matrix).reshape(-1)
+
+    return matrix.shape, matrix.format.upper(), make
+
+
+def _format(name: str, tensor: Tensor | Grouped, form: str) -> str:
+    if len(tensor.shape) < 2:
         return "F32"
     if form == "Q4_0" and name in ("token_embd.weight", "output.weight"):
         form = "Q8_0"

@@ -95,7 +95,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         whole = Path(scratch) / "hf"
         whole.mkdir()
-        model = checkpoints.policy(source)
+        model = checkpoints.exported(source) if dtype in export_gguf.ROUNDED else checkpoints.policy(source)
         if target == "gguf":
             _gguf(stack, source, model, whole, dtype, texts)
             return _moved(whole, out)

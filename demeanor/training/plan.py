@@ -29,10 +29,10 @@ from demeanor.stack.schema import (
     Stage,
 )
 from demeanor.stack.stack import OBJECTIVES, Stack
-from demeanor.training import memory
+from demeanor.training import memory, rounding
 from demeanor.training.prompts import asked
 from demeanor.training.reference import MICRO_TOKENS
-from demeanor.training.runs import CHECKPOINT, Runs, import_folder
+from demeanor.training.runs import CHECKPOINT, LEDGER, Runs, import_folder, read_log
 
 TYPICAL_FLOPS = 2.5e11  # training FLOP/s of two cores on small models (bf16)
 DECODING_FLOPS = 3e10  # of decoding 32 answers at once there
@@ -87,7 +87,8 @@ def plans(stack: Stack, runs: Runs, items: Callable[[str, Path], Sequence[Item]]
                 TrainingPlan(stage.name, kind, parent, _names(stage), state, tokens, minutes, needed)
             )
         else:
-            found.append(TrainingPlan(stage.name, stage.kind, parent, _origin(stage), state))
+            data = _origin(stage) + _cost(runs.folder(stack.stage_key(stage.name)), stage, state)
+            found.append(TrainingPlan(stage.name, stage.kind, parent, data, state))
     return found
 
 
@@ -148,6 +149,14 @@ def _origin(stage: ImportStage | MergeStage | QuantiseStage) -> str:
     if isinstance(stage, ImportStage):
         return stage.path
     return f"{stage.method} of {', '.join(stage.of)}" if isinstance(stage, MergeStage) else stage.format
+
+
+def _cost(folder: Path, stage: ImportStage | MergeStage | QuantiseStage, state: str) -> str:
+    """What rounding was measured to cost, where a stage has been made."""
+    log = folder / LEDGER
+    if not isinstance(stage, QuantiseStage) or state != "trained" or not log.is_file():
+        return ""
+    return "".join(f": {rounding.short(row)}" for row in read_log(log))
 
 
 def _state(stack: Stack, runs: Runs, name: str) -> str:

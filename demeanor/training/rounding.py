@@ -79,6 +79,16 @@ def sentence(found: Mapping[str, float], stage: str) -> str:
     )
 
 
+def short(found: Mapping[str, float]) -> str:
+    """Say in a few words what rounding cost: sizes, and the change of the held-out loss with its interval."""
+    size = f"{found['bytes/before'] / 1e6:,.1f} -> {found['bytes/after'] / 1e6:,.1f} MB"
+    if "loss/difference" not in found:
+        return f"{size}, loss not measured"
+    low, high = found.get("loss/difference/low"), found.get("loss/difference/high")
+    bounds = "" if low is None or high is None else f" ({low:+.4f} to {high:+.4f})"
+    return f"{size}, held-out loss {found['loss/difference']:+.4f} nats{bounds}"
+
+
 def _named(parent: Path, rounded: Path) -> tuple[tuple[str, Path], ...]:
     return ("before", parent), ("after", rounded)
 

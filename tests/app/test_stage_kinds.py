@@ -26,6 +26,7 @@ from demeanor.model import checkpoints, native
 from demeanor.model.heads import reward_outputs
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.plan import plans
+from demeanor.training.plan import plans
 from demeanor.training.runs import LEDGER, Runs, read_log, weights_folder
 from tests.app import tiny
 from tests.conftest import each
@@ -149,6 +150,8 @@ def test_a_stage_in_groups_is_small_measured_and_answers_as_the_engine_that_was_
         assert abs(row["loss/difference"]) < {"q8_0": 0.01}.get(name, 0.2)
         assert f"{name}: " in said
     assert "held-out rows of dpo" in said
+    told = {plan.name: plan.data for plan in plans(found, runs, app.GENERATION.items)}
+    assert all(f"{name}: " in told[name] and "MB, held-out loss " in told[name] for name in names), told
     assert "perplexity x 1.0" in said or "perplexity x 0.9" in said
     runtime = StackRuntime(found, runs, num_slots=2)
     try:

@@ -116,3 +116,34 @@ def test_offline_stages_keep_their_losses_in_one_group_and_no_stage_no_section(o
         "panel",
     ]
     assert training_report.section([]) is None
+
+
+ROUNDED = {
+    "step": 0,
+    "rows": 12.0,
+    "bytes/before": 53_000_000.0,
+    "bytes/after": 20_000_000.0,
+    "loss/before": 1.25,
+    "eval_loss": 1.3125,
+    "loss/difference": 0.0625,
+    "loss/difference/low": 0.05,
+    "loss/difference/high": 0.075,
+}
+
+
+@pytest.mark.parametrize("bounds", [True, False])
+def test_what_a_quantise_stage_measured_is_a_row_of_a_table_and_no_curve(bounds: bool) -> None:
+    ledger = ROUNDED if bounds else {k: v for k, v in ROUNDED.items() if not k.endswith(("low", "high"))}
+    found = training_report.section([curve("small", [ledger])])
+    assert found is not None
+    tables = [block for block in found.blocks if isinstance(block, Table)]
+    assert len(tables) == len(found.blocks) - 1 == 1
+    told = "+0.0625" + (" (+0.0500 to +0.0750)" if bounds else "")
+    assert tables[0].rows == (("small", "53.0", "20.0", "1.2500", "1.3125", told),)
+
+
+def test_a_quantise_stage_without_held_out_rows_shows_its_sizes() -> None:
+    found = training_report.section([curve("small", [{"step": 0, "bytes/before": 4e6, "bytes/after": 1e6}])])
+    assert found is not None
+    tables = [block for block in found.blocks if isinstance(block, Table)]
+    assert tables[0].rows == (("small", "4.0", "1.0", "–", "–", "–"),)

@@ -10,8 +10,12 @@ import torch
 from demeanor import app
 from demeanor.cli import main
 from demeanor.core.errors import CheckpointError, UsageError
-from demeanor.core.types import Message
-from demeanor.model import checkpoints, gguf
+from demeanor.core.types import Decoding, Message
+from demeanor.engine.local import LocalEngine, Request
+from demeanor.model import checkpoints, gguf, gguf_llama, quantize
+from demeanor.model.grouped import GroupFormat
+from demeanor.model.grouped_modules import grouped_matrices
+from demeanor.model.llama import Llama
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import JinjaTemplate, load_template
@@ -42,6 +46,65 @@ def test_what_is_exported_is_a_base_with_the_same_weights(dtype: export.Dtype, t
         tokenizers.load(folder) for folder in (weights_folder(stack, runs, "base"), tmp_path / "again")
     )
     assert (ours.special, ours.config["chat_template"]) == (theirs.special, theirs.config["chat_template"])
+
+
+@pytest.mark.parametrize(
+    ("format", "head", "dtype", "kept"),
+    [
+        ("q4_0", "q8_0", "q4_0", {"Q4_0", "Q8_0"}),
+        ("q4_1", "q8_0", "q4_0", {"Q4_1", "Q8_0"}),
+        ("q4_0", "q4_0", "q8_0", {"Q4_0"}),
+        ("q8_0", "q8_0", "q8_0", {"Q8_0"}),
+    ],
+)
+def test_a_rounded_policy_keeps_its_own_blocks(
+    format: GroupFormat, head: GroupFormat, dtype: export.Dtype, kept: set[str], tmp_path: Path
+) -> None:
+    """Read back it has the same integers, scales and minima, so the same greedy answers."""
+    stack, runs = stack_on(tmp_path, form="F32")
+    app.train(stack, runs)
+    small, again = tmp_path / "small", tmp_path / "again"
+    quantize.write_groups(weights_folder(stack, runs, "sft"), small, format, head=head, activations="int8")
+    model = checkpoints.exported(small)
+    assert isinstance(model, Llama)
+    tokenizer = tokenizers.load(weights_folder(stack, runs, "base"))
+    template = load_template("model", tokenizer, folder=weights_folder(stack, runs, "base"), root=tmp_path)
+    about = export_gguf.settings(model, tokenizer, template, name="x", dtype=dtype, texts=())
+    export_gguf.write(tmp_path / "x.gguf", model, about, dtype)
+    matrices = {t.format for t in gguf.read(tmp_path / "x.gguf").tensors.values() if len(t.shape) > 1}
+    assert matrices == kept
+    gguf_folder.write(tmp_path / "x.gguf", again)
+    ours, theirs = (grouped_matrices(checkpoints.load(f, keep_groups=True)) for f in (small, again))
+    assert ours.keys() == theirs.keys()
+    different = [
+        name
+        for name, matrix in ours.items()
+        for part in ("packed_OB", "scales_OG", "minima_OG")
+        if (one := getattr(matrix, part)) is not None and not torch.equal(one, getattr(theirs[name], part))
+    ]
+    assert different == []
+    asked = [Request((1, 5, 9, 30), Decoding(temperature=0, max_tokens=12), frozenset())]
+    answers = []
+    for folder in (small, again):
+        engine = LocalEngine(checkpoints.serving(folder), tokenizer, num_slots=1)
+        answers.append([piece.token for piece in engine.generate(asked)[0]])
+        engine.close()
+    assert answers[0] == answers[1]
+
+
+def test_finer_blocks_than_the_file_asks_for_are_rounded_and_an_exact_file_unpacks_them(
+    tmp_path: Path,
+) -> None:
+    stack, runs = stack_on(tmp_path, form="F32")
+    small = tmp_path / "small"
+    quantize.write_groups(weights_folder(stack, runs, "base"), small, "q8_0", head="q8_0", activations="int8")
+    formats = gguf_llama.tensors(checkpoints.exported(small), "Q4_0")  # type: ignore[arg-type]
+    assert {form for shape, form, _ in formats.values() if len(shape) > 1} == {"Q4_0", "Q8_0"}
+    assert formats["token_embd.weight"][1] == "Q8_0"
+    wide = gguf_llama.tensors(checkpoints.exported(small), "F32")  # type: ignore[arg-type]
+    plain = checkpoints.load(small).state_dict()["model.layers.0.mlp.down_proj.weight"]
+    found = wide["blk.0.ffn_down.weight"][2]().view(torch.float32).view(plain.shape)
+    assert torch.equal(found, plain)
 
 
 def test_a_tokenizer_that_llama_cpp_reads_differently_is_refused_and_nothing_stays(
