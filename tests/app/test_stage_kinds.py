@@ -26,7 +26,6 @@ from demeanor.model import checkpoints, native
 from demeanor.model.heads import reward_outputs
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.plan import plans
-from demeanor.training.plan import plans
 from demeanor.training.runs import LEDGER, Runs, read_log, weights_folder
 from tests.app import tiny
 from tests.conftest import each
