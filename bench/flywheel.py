@@ -116,12 +116,12 @@ def truth(item: Item, text: str) -> float:
 
 
 def contrast(item: Item, drawn: Sequence[DrawnAnswer]) -> tuple[DrawnAnswer, DrawnAnswer] | None:
-    """A right and a wrong answer of one prompt, in the order in which they were drawn; None if all are alike."""
+    """A right and a wrong answer of one prompt, in an order by chance; None if all are alike."""
     by_truth = {value: next((x for x in drawn if truth(item, x.text) == value), None) for value in (1.0, 0.0)}
     pair = [x for x in by_truth.values() if x is not None]
     if len(pair) < 2:
         return None
-    first, second = sorted(pair, key=drawn.index)
+    first, second = sorted(pair, key=lambda x: hashlib.sha256(f"{item.id}/{x.text}".encode()).hexdigest())
     return first, second
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from demeanor.cli.options import RUNS, Overrides, RunsFolder, StackFile, load
+from demeanor.cli.options import RESULTS, RUNS, Overrides, Results, RunsFolder, StackFile, load
 from demeanor.cli.tables import columns
 from demeanor.core.errors import DataError, UsageError
 
@@ -408,6 +408,56 @@ def _measured(given: Any, gold: Any) -> dict[str, Any]:
     from demeanor.evaluation import label_agreement
 
     return label_agreement.as_json(label_agreement.measure(given, gold))
+
+
+@app.command()
+def judge(
+    stack: StackFile,
+    queue: Queue = None,
+    least: Annotated[
+        float,
+        typer.Option(
+            "--min-accuracy",
+            min=0.5,
+            max=1.0,
+            help="What the interval of the judge's accuracy must be above.",
+        ),
+    ] = 0.5,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Items that no person labelled, at most.")
+    ] = None,
+    url: Url = DATABASE,
+    overrides: Overrides = None,
+    results: Results = RESULTS,
+) -> None:
+    """Let the stack's judge label the items that no person labelled, once people's labels show that it may."""
+    from demeanor import app as composed
+    from demeanor.evaluation import judge as judging
+    from demeanor.evaluation import label_judging
+    from demeanor.store import label_work, labels
+    from demeanor.training.runs import Runs
+
+    found = load(stack, overrides)
+    spec = found.spec.evaluation.judge
+    if spec is None:
+        raise UsageError(judging.NO_JUDGE.format(stack=found.path))
+    with _opened(url) as database:
+        chosen = labels.queue_of(database, queue)
+        items, given = labels.items_of(database, chosen.name), labels.labels_of(database, chosen.name)
+        client = judging.judge_client(
+            spec, results / f"{chosen.name}.label.verdicts.jsonl", composed.services(Runs(RUNS)).connect
+        )
+        judging.ensure(client)
+        measured = label_judging.calibrate(client, items, given)
+        print(measured.said())
+        if why := measured.unusable(least):
+            raise UsageError(f"label judge: {spec.model} may not label '{chosen.name}': {why}")
+        done = label_judging.label(client, items, given, limit)
+        label_work.add_judged(database, chosen, f"judge:{spec.model}", done)
+    print(client.summary())
+    print(
+        f"labelled by {spec.model}: {sum(bool(ranks) for _, ranks in done)} items; {sum(not r for _, r in done)} without a verdict"
+    )
 
 
 # ---- what came of it ----

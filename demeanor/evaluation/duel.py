@@ -40,7 +40,7 @@ from demeanor.evaluation import judge_validation, statistics
 from demeanor.evaluation.experiment import Experiment, at_once, named, suite
 from demeanor.evaluation.external import external_models, probe
 from demeanor.evaluation.items import JUDGED, READ, suite_hash
-from demeanor.evaluation.judge import NO_JUDGE, JudgeClient, conversation, judge_client
+from demeanor.evaluation.judge import NO_JUDGE, JudgeClient, conversation, ensure, judge_client
 from demeanor.evaluation.judge_validation import Position
 from demeanor.evaluation.result import plain, save
 from demeanor.evaluation.result_rows import Row
@@ -510,6 +510,7 @@ def run(
             "compare; name another with --suite"
         )
     judge = judge_client(spec, folder / f"{name}.verdicts.jsonl", services.connect)
+    ensure(judge)
     for model in external:
         probe(model, decoding_of(stack), services.connect)
     with Experiment(stack, services, folder, name=name, items=items) as experiment:

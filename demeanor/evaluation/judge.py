@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,7 @@ WITHOUT = "Is the answer a correct and complete answer to what was asked?"
 _LAST = {"yes_no": r"verdict:\s*(yes|no)", "rating": r"rating:\s*(10|[1-9])", "better": r"better:\s*([12])"}
 
 
-def question(target: Spec, item: Item, answer: str) -> Messages:
+def question(target: Spec, item: Item, answer: str, rubric: str | None = None) -> Messages:
     """The prompt about one answer: the conversation, the reference and the answer as material, then the item's question."""
     later = [f"user, later turn {n}: {text}" for n, text in enumerate(target.turns, 2)]
     talk = "\n\n".join([*(f"{m.role}: {m.content}" for m in item.messages), *later])
@@ -52,7 +53,7 @@ def question(target: Spec, item: Item, answer: str) -> Messages:
     asked = target.question or (WITH_REFERENCE if reference else WITHOUT)
     return _prompt(
         [*parts, ("answer", answer)],
-        f"Question about the answer: {asked}",
+        f"{_rubric(rubric)}Question about the answer: {asked}",
         YES_NO if target.scale == "yes_no" else RATING,
     )
 
@@ -61,13 +62,19 @@ TASK = "which answer does better what the request asks for?"
 """The question about two answers, if nothing else is asked."""
 
 
-def comparison(request: str, first: str, second: str, criterion: str = TASK) -> Messages:
+def comparison(
+    request: str, first: str, second: str, criterion: str = TASK, rubric: str | None = None
+) -> Messages:
     """The prompt about two answers to one request."""
     return _prompt(
         [("request", request), ("answer-1", first), ("answer-2", second)],
-        f"Question: {criterion} Neither its place nor its length counts.",
+        f"{_rubric(rubric)}Question: {criterion} Neither its place nor its length counts.",
         BETTER,
     )
+
+
+def _rubric(rubric: str | None) -> str:
+    return "" if rubric is None else f"What counts, in the words of whoever asks:\n{rubric.strip()}\n\n"
 
 
 def verdict_value(target: Spec, words: str) -> float | None:
@@ -199,7 +206,7 @@ class JudgeClient:
         if not completion.text.strip():
             return Score(None, "", "no answer to judge")
         try:
-            words = await self.ask(question(target, item, completion.text))
+            words = await self.ask(question(target, item, completion.text, self.judge.rubric))
         except Exception as error:  # whatever one verdict raises is its own failure
             self._failed(error)
             return Score(None, answer, f"not judged, run again to ask again: {error}")
@@ -218,7 +225,7 @@ class JudgeClient:
         for swap in (False, True) if self.judge.both_orders else (swap_alone,):
             shown = answers[::-1] if swap else answers
             try:
-                words = await self.ask(comparison(request, *shown, criterion))
+                words = await self.ask(comparison(request, *shown, criterion, self.judge.rubric))
             except Exception as error:  # as above
                 self._failed(error)
                 problem = str(error)
@@ -236,14 +243,16 @@ class JudgeClient:
 
     def cost(self) -> dict[str, int | float]:
         """Verdicts given, how many of them had been given before, failures, and what the new ones took."""
-        new = self.asked
+        new, price = self.asked, self.judge.price
+        tokens = sum(s.prompt_tokens for s in new), sum(s.completion_tokens for s in new)
         return {
             "verdicts": self.verdicts,
             "from_cache": self.verdicts - len(new),
             "failed": len(self.failures),
-            "prompt_tokens": sum(s.prompt_tokens for s in new),
-            "completion_tokens": sum(s.completion_tokens for s in new),
+            "prompt_tokens": tokens[0],
+            "completion_tokens": tokens[1],
             "ms": round(sum(s.ms for s in new), 1),
+            **({"usd": price.nano_usd(*tokens) / 1e9} if price is not None else {}),
         }
 
     def summary(self) -> str:
@@ -253,6 +262,10 @@ class JudgeClient:
             f", {len(self.failures)} FAILED and unscored (first: {self.failures[0]})" if self.failures else ""
         )
         each = f", {found['ms'] / 1000 / len(self.asked):.2f} s each" if self.asked else ""
+        if self.asked and "usd" in found:
+            each += (
+                f", {found['usd']:.4f} USD ({1000 * found['usd'] / len(self.asked):.3f} for 1,000 verdicts)"
+            )
         return (
             f"judge: {found['verdicts']} verdicts of {self.judge.model}, {found['from_cache']} from the cache, "
             f"{found['prompt_tokens']} + {found['completion_tokens']} tokens{each}{failed}"
@@ -271,6 +284,26 @@ def judge_client(judge: JudgeSpec, path: Path, connect: Connect) -> JudgeClient:
     return JudgeClient(judge, respond, path)
 
 
+def ensure(judge: JudgeClient) -> None:
+    """Ask the judge's server whether it answers before anything long begins; no verdict is asked for. Raises EngineError if it does
+    not and no verdict is kept; with kept verdicts it says so, because a run may need no others."""
+    health = getattr(judge.respond, "health", None)
+    if health is None:  # a judge in this process
+        return
+    with ThreadPoolExecutor(1) as pool:  # a loop of its own: the caller's may run
+        why = pool.submit(lambda: asyncio.run(health())).result()
+    if why is None:
+        return
+    who = f"{judge.judge.model} at {judge.judge.url}"
+    if not judge.kept:
+        raise EngineError(
+            f"evaluation.judge: {who}: {why}. Nothing was begun; start it, or change evaluation.judge"
+        )
+    print(
+        f"! {who}: {why}. The {len(judge.kept)} verdicts kept in {judge.path} are used, others will be missing"
+    )
+
+
 def of_suite(judge: JudgeSpec, items: Sequence[Item], path: Path, connect: Connect) -> JudgeClient | None:
     """The judge of a stack's suites, its verdicts in `path`; None where there is nothing to judge."""
     if not any(item.scorer == JUDGED for item in items):
@@ -280,6 +313,17 @@ def of_suite(judge: JudgeSpec, items: Sequence[Item], path: Path, connect: Conne
 
 AT_ONCE = 8
 """Comparisons that a judge is asked at the same time."""
+
+
+async def verdict(
+    judge: JudgeClient, request: str, answers: tuple[str, str], criterion: str = TASK
+) -> float | None:
+    """1 if the first answer is better, 0 the second, 0.5 if the orders disagree; None where a verdict is missing."""
+    alone = bool(int(digest([request, answers[0]]), 16) % 2)
+    found = await judge.better(request, answers, swap_alone=alone, criterion=criterion)
+    wanted = (found.as_given, found.swapped) if judge.judge.both_orders else found[int(alone) :][:1]
+    places = [place for place in wanted if place is not None]
+    return sum(place == 1 for place in places) / len(places) if len(places) == len(wanted) else None
 
 
 def preferences(
@@ -294,13 +338,8 @@ def preferences(
         free = asyncio.Semaphore(AT_ONCE)
 
         async def one(criterion: str, prompt: Messages, answers: tuple[str, str]) -> float | None:
-            request = conversation(prompt)
-            alone = bool(int(digest([request, answers[0]]), 16) % 2)
             async with free:
-                found = await judge.better(request, answers, swap_alone=alone, criterion=criterion)
-            wanted = (found.as_given, found.swapped) if judge.judge.both_orders else found[int(alone) :][:1]
-            places = [place for place in wanted if place is not None]
-            return sum(place == 1 for place in places) / len(places) if len(places) == len(wanted) else None
+                return await verdict(judge, conversation(prompt), answers, criterion)
 
         return await asyncio.gather(*(one(*pair) for pair in pairs))
 

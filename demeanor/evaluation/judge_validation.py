@@ -22,7 +22,7 @@ from demeanor.data import rows
 from demeanor.data.readers import Bad, raw_rows
 from demeanor.evaluation.agreement import Agreement, fleiss
 from demeanor.evaluation.experiment import at_once, named
-from demeanor.evaluation.judge import NO_JUDGE, JudgeClient, judge_client
+from demeanor.evaluation.judge import NO_JUDGE, JudgeClient, ensure, judge_client
 from demeanor.evaluation.result import save
 from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.statistics import (
@@ -87,6 +87,17 @@ class ValidatedPair:
     as_given: int | None
     swapped: int | None
     problem: str = ""
+    characters: tuple[int, int] = (0, 0)
+
+
+class LengthBias(NamedTuple):
+    """A judge's taste for length, over verdicts on pairs of unequal length: how often the longer answer won, how often people found it
+    better, and how often the judge was right where they did and where they did not."""
+
+    judge: Estimate
+    people: Estimate
+    right_if_longer: Estimate | None
+    right_if_shorter: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,7 @@ class JudgeValidation:
     cost: Mapping[str, int | float]
     made: Mapping[str, Any]
     each: tuple[ValidatedPair, ...]
+    length: LengthBias | None = None
 
 
 def pairs(path: Path, limit: int | None = None) -> list[HumanPair]:
@@ -148,6 +160,7 @@ def run(
         raise UsageError(NO_JUDGE.format(stack=stack.path))
     name, given = named(stack, name, None), pairs(path, limit)
     judge = judge_client(spec, folder / f"{name}.verdicts.jsonl", services.connect)
+    ensure(judge)
     found = validate(judge, given, name, path)
     print(judge.summary())
     save(folder, name, "judge", found)
@@ -179,7 +192,47 @@ def validate(judge: JudgeClient, given: Sequence[HumanPair], name: str, path: Pa
         judge.cost(),
         origin(),
         tuple(each),
+        length_bias(each, groups),
     )
+
+
+def length_bias(each: Sequence[ValidatedPair], groups: Sequence[str]) -> LengthBias | None:
+    """What length does to the verdicts; None where no pair of unequal length has one."""
+    told = [
+        (chosen == longer, one.better == longer, chosen == one.better, group)
+        for one, group in zip(each, groups, strict=True)
+        if one.characters[0] != one.characters[1]
+        for longer in (1 if one.characters[0] > one.characters[1] else 2,)
+        for chosen in (one.as_given, one.swapped)
+        if chosen is not None
+    ]
+    if not told:
+        return None
+
+    def shares(column: int, among: Sequence[tuple[bool, bool, bool, str]]) -> Estimate | None:
+        return mean(np.array([float(t[column]) for t in among]), [t[3] for t in among]) if among else None
+
+    judge, people = shares(0, told), shares(1, told)
+    assert judge is not None
+    assert people is not None
+    by_people = [shares(2, [t for t in told if t[1] == longer]) for longer in (True, False)]
+    return LengthBias(judge, people, by_people[0], by_people[1])
+
+
+def unusable(found: Mapping[str, Any], least: float = 0.5) -> str:
+    """Why a judge's labels may not be used, from its measured accuracy (of a JudgeValidation, or its JSON); empty if they may."""
+    measured = found.get("accuracy")
+    if not measured:
+        return "its accuracy was not measured"
+    value, low = (
+        (measured[0], measured[1])
+        if isinstance(measured, list | tuple)
+        else (measured["value"], measured["low"])
+    )
+    if low is None or low <= least:
+        shown = "one cluster, no interval" if low is None else f"lower bound {100 * low:.1f}%"
+        return f"its accuracy is {100 * value:.1f}% ({shown}); wanted a lower bound above {100 * least:g}%"
+    return ""
 
 
 def against_people(each: Sequence[ValidatedPair], groups: Sequence[str]) -> tuple[Estimate, Agreement]:
@@ -219,7 +272,8 @@ async def _judged(judge: JudgeClient, pair: HumanPair) -> ValidatedPair:
     """A pair in both orders; or in the one that its content decides, so that the better answer has no place of its own."""
     swap_alone = bool(int(digest(pair.request + pair.answers[0]), 16) % 2)
     chosen = await judge.better(pair.request, pair.answers, swap_alone=swap_alone)
-    return ValidatedPair(pair.where, pair.better, chosen.as_given, chosen.swapped, chosen.problem)
+    sizes = len(pair.answers[0]), len(pair.answers[1])
+    return ValidatedPair(pair.where, pair.better, chosen.as_given, chosen.swapped, chosen.problem, sizes)
 
 
 def _llmbar(raw: Mapping[str, Any], where: str) -> HumanPair:
@@ -262,7 +316,19 @@ def section(found: JudgeValidation) -> Section:
             ("  always the second", found.position.second),
         ]
         rows.append(("first and second equally often: p", p_value(found.position.p)))
+    if found.length:
+        shares += [
+            ("prefers the longer answer", found.length.judge),
+            ("  people do", found.length.people),
+            ("  right where the longer one is better", found.length.right_if_longer),
+            ("  right where the shorter one is better", found.length.right_if_shorter),
+        ]
     measured = [(name, share(*value[:3], places=1) if value else NONE) for name, value in shares]
+    if "usd" in found.cost and found.verdicts:
+        new = max(1, int(found.cost["verdicts"]) - int(found.cost["from_cache"]))
+        rows.append(("USD for 1,000 verdicts", f"{1000 * found.cost['usd'] / new:.3f}"))
+    why_not = unusable({"accuracy": found.accuracy})
+    rows.append(("its labels may be used", f"no: {why_not}" if why_not else "yes"))
     about = (
         f"{found.judge['model']} at {found.judge['url']}: {plural(found.pairs, 'pair')}, {plural(found.verdicts, 'verdict')}, "
         f"{found.unread} without a verdict."

@@ -23,6 +23,7 @@ from demeanor.evaluation import statistics, suites
 from demeanor.evaluation.experiment import CONCURRENCY, Experiment
 from demeanor.evaluation.external import external_models, probe
 from demeanor.evaluation.items import suite_hash
+from demeanor.evaluation.judge import ensure
 from demeanor.evaluation.profile import cost_of, mean_of, refusals, robustness, stated
 from demeanor.evaluation.result import (
     Answer,
@@ -395,6 +396,8 @@ def evaluate(
     chosen = {v.model_id: v for v in [*steps, *without.values()]}
     external = external_models(compare, compare_keys, taken=chosen) if compare or compare_keys else []
     with Experiment(stack, services, folder, name=name, limit=limit) as experiment:
+        if experiment.judge is not None:
+            ensure(experiment.judge)
         if not experiment.items:
             raise DataError(
                 f"{stack.path}: evaluation.suites: no items to measure on; name a suite, such as [builtin:format]"

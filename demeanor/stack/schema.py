@@ -15,6 +15,7 @@ from demeanor.core.registry import Spec
 from demeanor.stack.serving_schema import ServeSpec as ServeSpec
 from demeanor.stack.upstreams import Breaker as Breaker
 from demeanor.stack.upstreams import Fallback as Fallback
+from demeanor.stack.upstreams import Price
 from demeanor.stack.upstreams import Remote as Remote
 from demeanor.stack.upstreams import upstream_name as upstream_name
 
@@ -531,6 +532,15 @@ class JudgeSpec(Spec):
     max_tokens: Positive = Field(512, description="longest verdict in tokens, its reasons included")
     both_orders: bool = Field(
         True, description="show a pair in both orders; false: in one, which the pair's content decides"
+    )
+    rubric: str | None = Field(
+        None,
+        min_length=1,
+        description="what counts, in your words; it stands before every question to the judge; null: nothing more",
+    )
+    price: Price | None = Field(
+        None,
+        description="USD per million tokens, such as {input: 0.5, output: 1.5}; null: costs are not shown",
     )
 
 

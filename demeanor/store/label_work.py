@@ -323,3 +323,19 @@ def add_given(database: Database, queue: LabelQueue, given: Sequence[GivenLabel]
             _put(connection, replace(label, created=label.created or stamp))
 
     database.write(write).result()
+
+
+def add_judged(
+    database: Database, queue: LabelQueue, judge: str, given: Sequence[tuple[str, tuple[int, ...]]]
+) -> None:
+    """Store a judge's ranks of items beside people's labels, in place of what it said before; they take no slot."""
+    stamp = stamp_of(database)
+    sizes = [(item, ranks) for item, ranks in given if ranks]
+
+    def write(connection: Any) -> None:
+        for item, ranks in sizes:
+            choice: Choice = "tie" if len(set(ranks)) == 1 else "ranked"
+            shown = tuple(range(len(ranks)))
+            _put(connection, GivenLabel(item, judge, "judge", choice, ranks, shown, "", 0, stamp))
+
+    database.write(write).result()

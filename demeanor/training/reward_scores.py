@@ -17,6 +17,7 @@ from demeanor.model.heads import reward_outputs
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import load_template
+from demeanor.training.reference import MICRO_TOKENS, micro_batches
 from demeanor.training.runs import Runs, weights_folder
 
 
@@ -34,10 +35,13 @@ def reward_scores(
             )
         model = checkpoints.reward(folder, 0)
         template = load_template(stack.template, tokenizers.load(folder), folder=folder, root=stack.root)
+        trees = [preference_tree(row, template) for row in rows]
         with torch.inference_mode():
-            for row, known in zip(rows, found, strict=True):
-                batch = collate([preference_tree(row, template)], read_last=True)
+            for group in micro_batches(trees, MICRO_TOKENS):
+                batch = collate([trees[i] for i in group], read_last=True)
                 rewards_B = reward_outputs(model, batch).rewards_B
                 assert rewards_B is not None
-                known[stage] = tuple(float(x) for x in rewards_B)
+                given = iter(rewards_B.tolist())
+                for i in group:
+                    found[i][stage] = tuple(next(given) for _ in trees[i].branches)
     return found

@@ -192,6 +192,7 @@ def test_what_is_written_is_one_tree_of_json(tmp_path: Path) -> None:
         "as_given": 1,
         "swapped": 2,
         "problem": "",
+        "characters": [6, 5],
     }
     assert tree["judge"]["model"] == "big"
     assert set(tree["made"]) >= {"git", "versions"}
@@ -345,3 +346,44 @@ def test_llmbar_is_read_and_a_judge_of_length_alone_is_near_a_coin_there(tmp_pat
     assert found.position is not None
     assert found.accuracy.value == pytest.approx(by_hand, abs=0.011)
     assert found.position.follows.value <= 0.02, "only ties of length follow the place"
+
+
+def test_a_taste_for_length_is_shown_beside_that_of_people(tmp_path: Path) -> None:
+    rows = [
+        {"input": f"Request {n}", "output_1": "long " * 9, "output_2": "short", "label": 1 if n % 4 else 2}
+        for n in range(20)
+    ]
+
+    def longer(text: str) -> str:
+        return f"Better: {1 if text.index('long ') < text.index('short') else 2}"
+
+    found, _ = judged(tmp_path, longer, rows)
+    assert found.length is not None
+    assert (found.length.judge.value, found.length.people.value) == (1.0, 0.75)
+    assert found.length.right_if_longer is not None
+    assert found.length.right_if_shorter is not None
+    assert (found.length.right_if_longer.value, found.length.right_if_shorter.value) == (1.0, 0.0)
+    text = str(judge_validation.section(found))
+    assert "prefers the longer answer" in text
+    assert "its labels may be used" in text
+
+
+def test_a_price_says_what_verdicts_cost_and_a_rubric_is_read(tmp_path: Path) -> None:
+    who = WHO.model_copy(update={"rubric": "Short answers are better."})
+    who = JudgeSpec.model_validate({**who.model_dump(), "price": {"input": 1.0, "output": 2.0}})
+    found, judge = judged(tmp_path, perfect, who=who)
+    assert "Short answers are better." in judge.turns[0].messages[1].content
+    assert found.cost["usd"] == pytest.approx(24 * (9 + 2 * 2) / 1e6)
+    assert "USD for 1,000 verdicts" in str(judge_validation.section(found))
+
+
+def test_a_judge_that_is_away_is_found_before_anything_is_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = remote("http://127.0.0.1:9/v1", "big", timeout_s=5)
+    with pytest.raises(EngineError, match="Nothing was begun"):
+        verdicts.ensure(JudgeClient(WHO, away, tmp_path / "v.jsonl"))
+    judged(tmp_path, perfect)
+    (kept,) = tmp_path.glob("*.jsonl")
+    verdicts.ensure(JudgeClient(WHO, away, kept))
+    assert "verdicts kept" in capsys.readouterr().out
