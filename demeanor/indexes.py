@@ -17,10 +17,10 @@ from demeanor.layers.prompt import SelectSpec
 from demeanor.layers.retrieval import SearchSpec
 from demeanor.layers.retrieval import Spec as RetrievalSpec
 from demeanor.model.text_encoder import load_encoder
-from demeanor.retrieval import documents, index, similar, vectors
+from demeanor.retrieval import documents, index, similar, vectors, web
 from demeanor.stack.stack import Stack
 
-__all__ = ["RetrievalSpec", "SearchSpec"]  # what callers of this file pass to it
+__all__ = ["RetrievalSpec", "SearchSpec", "web"]  # what callers of this file pass to it
 
 SMALL = 1 << 20  # bytes; a smaller folder is indexed in memory, within a second
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from demeanor.cli.options import Overrides, Results, StackFile, load
-from demeanor.core.errors import UsageError
+from demeanor.core.errors import DemeanorError, UsageError
 
 if TYPE_CHECKING:
     from demeanor.indexes import SearchSpec
@@ -58,7 +58,21 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @app.command()
-def build(stack_file: StackFile, overrides: Overrides = None, layer: LayerName = None) -> None:
+def build(
+    stack_file: StackFile,
+    overrides: Overrides = None,
+    layer: LayerName = None,
+    urls: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="First fetch these web pages into the folder, one address a line."),
+    ] = None,
+    allow_private: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private", help="With --urls: also pages of this machine and of private networks."
+        ),
+    ] = False,
+) -> None:
     """Bring an index up to date: only files that changed are read, and only new passages are encoded.
 
     Ctrl-C or a kill loses nothing that was encoded; the old index is in use until the new one is whole.
@@ -67,6 +81,9 @@ def build(stack_file: StackFile, overrides: Overrides = None, layer: LayerName =
 
     stack = load(stack_file, overrides)
     name, folder, search = _layer(stack, layer)
+    if urls is None and allow_private:
+        raise UsageError("--allow-private: is for --urls; leave it out")
+    failed = 0 if urls is None else _fetch(urls, folder, search.passage_chars, allow_private)
     with _bar() as show:
         counts = indexes.build(folder, search, stack.root, show)
     print(
@@ -74,6 +91,25 @@ def build(stack_file: StackFile, overrides: Overrides = None, layer: LayerName =
     )
     kept = indexes.kept_in(folder, search)
     print(f"kept in {kept}" if kept else "so small that it is indexed in memory whenever it is used")
+    if failed:
+        raise typer.Exit(DemeanorError.exit_code)
+
+
+def _fetch(urls: Path, folder: Path, passage_chars: int, private: bool) -> int:
+    """Fetch the pages of a list, print what became of them, and return how many failed."""
+    from demeanor.core.table import visible
+    from demeanor.indexes import web
+
+    wanted = web.addresses(urls)
+    with _bar() as show:
+        found = web.fetch(wanted, folder, passage_chars=passage_chars, private=private, progress=show)
+    print(
+        f"{len(wanted)} pages: {found.written} written, {found.unchanged} unchanged, {found.removed} removed, "
+        f"{len(found.failed)} failed"
+    )
+    for url, why in found.failed:
+        print(f"  {visible(url)}: {visible(why)}; its last text is kept, if there is one")
+    return len(found.failed)
 
 
 @app.command()
