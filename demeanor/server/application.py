@@ -52,7 +52,10 @@ from demeanor.server.request_context import key_models
 from demeanor.server.schemas import ResponseObject
 from demeanor.server.static_files import names_in, static_file
 
-PAGES = {"chat.html": "/"}
+PAGES = {
+    "chat.html": ("/",),
+    "operator.html": ("/operator/", "/operator/policy", "/operator/experiments", "/operator/evaluators"),
+}
 """The addresses of the pages; every other file of the folder is under /static/."""
 ENDPOINTS = (
     models,
@@ -113,8 +116,8 @@ def app(
         api.include_router(endpoint.router)
     api.include_router(router)
     for name in names_in("pages"):
-        path = PAGES.get(name, f"/static/{name}")
-        api.add_api_route(path, static_file("pages", name), methods=["GET"], include_in_schema=False)
+        for path in PAGES.get(name, (f"/static/{name}",)):
+            api.add_api_route(path, static_file("pages", name), methods=["GET"], include_in_schema=False)
     api.state.openapi = orjson.dumps(document(api))
     api.router.routes.extend(pages)
     return api

@@ -29,7 +29,7 @@ from demeanor.server.endpoint import (
 )
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import Body, ResponseObject
-from demeanor.store import comparisons, marks, turn_search
+from demeanor.store import comparisons, marks, turn_jobs, turn_search
 from demeanor.store.database import Database, Stored
 from demeanor.store.marks import MarkKind
 from demeanor.store.turn_search import TurnFilter, TurnSummary
@@ -97,6 +97,7 @@ class TurnDetail(ResponseObject):
     feedback: list[dict[str, Any]]
     comparisons: list[dict[str, Any]]
     marks: list[dict[str, Any]]
+    scores: list[dict[str, Any]]
 
 
 class MarkRequest(Body):
@@ -263,6 +264,17 @@ def _detail(database: Database, turn_id: str) -> TurnDetail:
             for c in comparisons.comparisons(database, turn_id)
         ],
         marks=[_mark(m) for m in marks.marks(database, turn_id)],
+        scores=[
+            {
+                "kind": j.kind,
+                "name": j.name,
+                "state": j.state,
+                "value": j.outcome.value if j.outcome else None,
+                "answer": j.outcome.answer if j.outcome else None,
+                "explanation": j.outcome.explanation if j.outcome else None,
+            }
+            for j in turn_jobs.jobs(database, turn=turn_id)
+        ],
     )
 
 

@@ -16,19 +16,23 @@ from demeanor.core.types import (
     Decoding,
     Done,
     Event,
+    LeftOut,
     Message,
     Passage,
     Prompted,
     PromptRead,
     Refusal,
     Respond,
+    RuleHit,
     Text,
     Timing,
     TokenLogprob,
     ToolCall,
     ToolCalled,
+    ToolDecision,
     ToolResult,
     Turn,
+    Upstream,
     Usage,
     complete,
 )
@@ -477,7 +481,32 @@ async def long(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield Done("stop")
 
 
+HOSTILE = "</td><script>pwned=1</script><img src=x onerror=pwned=2>\u202egnp.exe\u200b[x](javascript:pwned=3) $\\href{javascript:pwned=4}{x}$ `</code>`"
+"""A text for every field: markup, an event handler, a reordering, a script address, mathematics."""
+
+
+async def hostile(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    """Hostile text in every field of every event."""
+    yield Passage(HOSTILE, HOSTILE, 1.0, HOSTILE, heading=HOSTILE, start=3, end=9, page=1)
+    yield Passage("2", "plain", 1.0, "javascript:pwned=5")
+    yield Prompted((Message("system", HOSTILE),), by=HOSTILE)
+    yield ToolCalled(ToolCall("call_h", HOSTILE, HOSTILE))
+    yield ToolResult("call_h", HOSTILE, HOSTILE)
+    yield ToolDecision("denied", (HOSTILE,), "call_h", HOSTILE)
+    yield RuleHit(HOSTILE, "input", "flagged", HOSTILE, HOSTILE, score=0.75)
+    yield LeftOut(HOSTILE, HOSTILE, 2)
+    yield Upstream(HOSTILE, ((HOSTILE, 503),))
+    yield Text(HOSTILE)
+    yield Citation(0, 20, HOSTILE, cited_text=HOSTILE, source_start=0, source_end=9)
+    yield Citation(30, 40, "2")
+    if "refuse" in turn.messages[-1].content:
+        yield Refusal(HOSTILE, HOSTILE, HOSTILE, HOSTILE, stage="output")
+    yield Timing("weights", 1.0)
+    yield Done("stop")
+
+
 SCRIPTS = {
+    "hostile": hostile,
     "say back": echo,
     "ferry": ferry,
     "times": times,

@@ -48,9 +48,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield made
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 360])
-def test_the_chat_page_has_no_serious_finding(browser: Browser, address: str, theme: str, width: int) -> None:
+@pytest.mark.parametrize(("width", "theme"), [(1200, "light"), (360, "dark")])
+def test_the_chat_page_has_no_serious_finding(browser: Browser, address: str, width: int, theme: str) -> None:
     browser.size(width, 800)
     open_page(browser, address, theme=theme, details="1", models="harbour-desk,harbour-desk:dpo")
     assert findings(browser) == []

@@ -26,9 +26,11 @@ def imported(name: str, text: str) -> set[str]:
 
 
 async def test_the_page_and_every_file_it_names_are_served(client: httpx.AsyncClient) -> None:
-    page = await client.get("/")
-    assert page.headers["content-type"] == "text/html; charset=utf-8"
-    named = {*re.findall(r'(?:src|href)="(/[^"]+)"', page.text)}
+    named: set[str] = set()
+    for address in ("/", "/operator/", "/operator/policy", "/operator/experiments", "/operator/evaluators"):
+        page = await client.get(address)
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        named |= {*re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text)}
     named = named.union(*(imported(name, text) for name, text in PAGES.items()))
     assert named == {f"/static/{name}" for name in ALL if not name.endswith(".html")}
     kinds = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
@@ -52,8 +54,9 @@ def test_nothing_comes_from_elsewhere(name: str) -> None:
     assert [a for a in addresses if not a.endswith("www.w3.org/2000/svg")] == []
 
 
-def test_nothing_is_inline() -> None:
-    (page,) = [text for name, text in PAGES.items() if name == "chat.html"]
+@pytest.mark.parametrize("name", ["chat.html", "operator.html"])
+def test_nothing_is_inline(name: str) -> None:
+    page = PAGES[name]
     assert re.findall(r"<script(?![^>]*\bsrc=)", page) == []
     assert "<style" not in page
     assert re.findall(r"\s(?:on\w+|style)=", page) == []
@@ -73,12 +76,26 @@ def test_text_never_becomes_markup(name: str) -> None:
         assert sink not in PAGES[name]
 
 
-def test_every_element_the_scripts_ask_for_is_in_the_page() -> None:
-    asked = {
-        x
-        for name, text in PAGES.items()
-        if name.endswith(".js")
-        for x in re.findall(r'\$\("([\w-]+)"\)', text)
-    }
-    assert asked <= set(re.findall(r'\bid="([\w-]+)"', PAGES["chat.html"]))
-    assert len(asked) > 10
+def reached(script: str) -> set[str]:
+    """The scripts that a page's own script loads, itself included."""
+    found, open_names = set(), {script}
+    while open_names:
+        name = open_names.pop()
+        found.add(name)
+        named = {x.removeprefix("/static/") for x in imported(name, ALL[name])} if name in PAGES else set()
+        open_names |= named - found
+    return found
+
+
+@pytest.mark.parametrize("page", ["chat", "operator"])
+def test_every_element_the_scripts_ask_for_is_in_the_page(page: str) -> None:
+    scripts = reached(f"{page}.js")
+    asked = {x for name in scripts for x in re.findall(r'\$\("([\w-]+)"\)', ALL[name])}
+    there = set(re.findall(r'\bid="([\w-]+)"', PAGES[f"{page}.html"]))
+    only_in_settings = {"settings", "system", "temperature", "length", "settings-open", "settings-note"}
+    assert asked - there <= (only_in_settings if page == "operator" else set())
+    assert len(asked) > 5
+
+
+def test_every_script_belongs_to_a_page() -> None:
+    assert reached("chat.js") | reached("operator.js") == {name for name in ALL if name.endswith(".js")}

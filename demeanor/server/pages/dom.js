@@ -8,7 +8,7 @@ export function el(tag, attributes, ...children) {
     if (value === true) made.setAttribute(name, "");
     else if (value !== false && value != null) made.setAttribute(name, value);
   }
-  for (const child of children.flat()) if (child !== false && child != null && child !== 0) made.append(child);
+  for (const child of children.flat(Infinity)) if (child !== false && child != null && child !== 0) made.append(child);
   return made;
 }
 
@@ -21,7 +21,7 @@ export function button(words, act, attributes) {
 
 export function replace(parent, ...children) {
   const kept = document.createDocumentFragment();
-  for (const child of children.flat()) if (child) kept.append(child);
+  for (const child of children.flat(Infinity)) if (child) kept.append(child);
   parent.replaceChildren(kept);
 }
 

@@ -16,10 +16,12 @@ export function strip(answer, open) {
     el("summary", {}, el("span", { class: "chips" }, ...chips(answer)), el("span", { class: "numbers" }, numbers)),
     el("ol", { class: "steps" }, ...steps(answer)),
     clock(answer),
-    el("dl", { class: "identity" }, ...pair("variant", answer.trace.model), ...pair("stack", key), ...pair("layers", answer.trace.layers.join(" → ")),
+    el("dl", { class: "identity" }, ...pair("variant", answer.trace.model), ...pair("stack", key), answer.trace.layers.length > 0 && pair("layers", answer.trace.layers.join(" → ")),
+      answer.trace.experiment && pair("experiment", experimentOf(answer.trace.experiment)),
       answer.usage && pair("tokens", `${answer.usage.prompt_tokens} read, ${answer.usage.completion_tokens} written`)));
 }
 
+const experimentOf = (found) => (typeof found === "string" ? found : `${found.name}/${found.arm}`);
 const pair = (name, value) => [el("dt", {}, name), el("dd", {}, value)];
 
 function chips(answer) {
@@ -66,6 +68,8 @@ function step(event, answer) {
     case "rule_hit":
       if (event.outcome === "blocked") return null;
       return [verb(`${event.outcome.replace("_", " ")} (${event.stage.replace("_", " ")}): `, el("b", {}, event.rule)), el("p", {}, event.reason)];
+    case "rule_hit":
+      return [verb(`${event.outcome.replaceAll("_", " ")} at ${event.stage.replaceAll("_", " ")}: `, el("b", {}, event.rule), event.score !== undefined && el("small", {}, ` score ${event.score}`)), event.reason && el("p", {}, event.reason)];
     case "left_out":
       return [verb("kept an earlier refused turn from the model: ", el("b", {}, event.rule)), el("p", {}, event.reason)];
     case "text": {
