@@ -6,9 +6,11 @@ In: versions of a stack (serving.py makes them) and Settings. It knows no engine
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,6 +119,8 @@ class Versions(Protocol):
 def serve(versions: Versions, settings: Settings, pages: Sequence[BaseRoute] = ()) -> int:
     """Serve the API, the chat page and further `pages` until Ctrl-C or SIGTERM; running requests are finished first."""
     given = checked(settings)
+    if settings.place is None:
+        refuse_taken(settings.host, settings.port)
     plain = from_digests({stored.digest(k): f"key {i + 1}" for i, k in enumerate(given)}) if given else None
     key_database = None if settings.keys is None else database.open_url(settings.keys, root=Path.cwd())
     if (
@@ -141,6 +145,25 @@ def serve(versions: Versions, settings: Settings, pages: Sequence[BaseRoute] = (
         if key_database is not None:
             key_database.close()
     return 0
+
+
+def refuse_taken(host: str, port: int) -> None:
+    """Raise UsageError if an address cannot be listened on, before weights are loaded."""
+    if not port:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            why = (
+                "something listens there already. Stop it, or take another port: --port 0 takes any free one"
+            )
+        else:
+            why = f"it cannot be listened on ({error.strerror}). Give an address of this machine and a port that you may use"
+        raise UsageError(f"{host} port {port}: {why}.") from None
 
 
 def checked(settings: Settings) -> list[str]:

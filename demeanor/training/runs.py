@@ -264,7 +264,7 @@ def weights_folder(stack: Stack, runs: Runs, stage: str) -> Path:
     if not runs.complete(key):
         raise CheckpointError(
             f"{stage}: not trained yet (no finished weights at {runs.folder(key)}). "
-            f"Run: demeanor train {stack.path}"
+            f"Run: demeanor train {stack.path}, or name the folder that has them: --runs FOLDER"
         )
     return runs.folder(key) / "model"
 
