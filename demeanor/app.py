@@ -55,7 +55,7 @@ from demeanor.engine.scheduler import Request
 from demeanor.evaluation import gold, judge, policy_training, suites
 from demeanor.evaluation.labelled_texts import LabelledText
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
-from demeanor.layers import Kit, compose, policy, tools
+from demeanor.layers import Kit, compose, policy, record, tools
 from demeanor.mcp.servers import McpServers
 from demeanor.model import checkpoints, native
 from demeanor.server.costs import Account, priced
@@ -65,6 +65,7 @@ from demeanor.stack.schema import OnlineStage, Remote
 from demeanor.stack.stack import Stack, decoding_of, digest, load, plain
 from demeanor.store import database
 from demeanor.store.redis_limits import RedisLimits
+from demeanor.store.retention import Pruning
 from demeanor.text import tokenizer as tokenizers
 from demeanor.text.template import Template, load_template
 from demeanor.text.tokenizer import Tokenizer
@@ -359,6 +360,12 @@ class StackRuntime:
         """Remove the weights of stages without stopping their engines, which another runtime uses."""
         for stage in stages:
             self._weights.drop(stage)
+
+    def prune(self) -> None:
+        """Delete old turns every hour, where a record layer says so, until this runtime closes."""
+        for layer in self.stack.layers:
+            if isinstance(layer.spec, record.Spec) and (kept := record.retention(layer.spec)) is not None:
+                self._closers.append(Pruning(self.opened(layer.spec.database), *kept).close)
 
     def close(self) -> None:
         while self._closers:

@@ -119,6 +119,7 @@ class StackVersions:
             every = len(stack.policies) <= 4 and self.budget_bytes is None
             runtime.warm(stack.policies if every else [stack.serve])
             served = ServedStack(runtime, catalog.EXAMPLES if stack.uses_world else ())
+            runtime.prune()
             served.respond(served.name)  # a layer that cannot be built is an error now, not at a request
             served.opened = open_traffic(runtime, lambda other: self._beside(other, runtime))
         except BaseException:

@@ -28,6 +28,7 @@ from demeanor.cli import (
     prompting,
     recorded_turns,
     stack,
+    storing,
     tools,
     tour,
 )
@@ -77,6 +78,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(indexing.app, name="index")
 app.add_typer(policy.app, name="policy")
 app.add_typer(keys.app, name="keys")
+app.add_typer(storing.app, name="store")
 app.add_typer(tools.app, name="tools")
 app.add_typer(prompting.app, name="prompt")
 app.add_typer(label.app, name="label")

@@ -244,3 +244,11 @@ def _from_revisions(path: Path, candidates: list[PreferenceCandidate], sources: 
 
 def _note_lineage(turns: str | None, out: Path, kept: Sequence[PreferenceCandidate]) -> None:
     """Note in the database of the turns which of them this set holds, so that a deletion finds it."""
+    if turns is None:
+        return
+    from demeanor.stack.stack import file_hash
+    from demeanor.store import lineage
+
+    ids = (turn for candidate in kept for turn in candidate.turn_ids)
+    with _opened(turns) as database:
+        lineage.note(database, "preference set", str(out.resolve()), file_hash(out), ids)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from demeanor.core import registry
 from demeanor.core.addresses import database_url
@@ -31,6 +31,23 @@ class Spec(registry.Spec):
         "sqlite:///runs/requests.db",
         description="sqlite:///PATH, from the working folder, or postgresql://USER:${PASSWORD}@HOST/DATABASE",
     )
+    keep_days: int | None = Field(
+        None, gt=0, le=36_500, description="`serve` deletes older turns, every hour; null: nothing is deleted"
+    )
+    keep_rated: bool | None = Field(
+        None, description="turns with feedback stay however old they are; null: no"
+    )
+
+    @model_validator(mode="after")
+    def _of_days(self) -> Spec:
+        if self.keep_rated is not None and self.keep_days is None:
+            raise ValueError("keep_rated: is for `keep_days`, and there is none; leave it out")
+        return self
+
+
+def retention(spec: Spec) -> tuple[timedelta, bool] | None:
+    """Return how long turns are kept, and whether those with feedback stay longer; None: for ever."""
+    return None if spec.keep_days is None else (timedelta(days=spec.keep_days), bool(spec.keep_rated))
 
 
 def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:

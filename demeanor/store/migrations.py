@@ -120,6 +120,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             created TEXT NOT NULL, PRIMARY KEY (kind, name, version))""",
     ),
     ("CREATE TABLE used_approvals (id TEXT PRIMARY KEY, expires DOUBLE PRECISION NOT NULL)",),
+    (  # what was made of recorded turns: store/lineage.py
+        """CREATE TABLE derived (
+            turn TEXT NOT NULL, user TEXT NOT NULL, kind TEXT NOT NULL, artefact TEXT NOT NULL,
+            content TEXT NOT NULL, created TEXT NOT NULL, forgotten TEXT,
+            PRIMARY KEY (turn, kind, artefact, content))""",
+        "CREATE INDEX derived_user ON derived (user)",
+        "CREATE INDEX turns_finished ON turns (finished)",
+    ),
 )
 
 
