@@ -100,15 +100,15 @@ def export(
     url: Url = DATABASE,
 ) -> None:
     """Write turns with their events and feedback as JSON lines, oldest first; a stopped export goes on where it was."""
-    from demeanor.store import lineage, turn_export
+    from demeanor.store import lineage, turn_lines
 
     if out.exists() and not force:
         raise UsageError(f"{out}: it is there already; name another file, or give --force")
     with _opened(url) as database:
         if user is not None:
             _known(user, lineage.users(database))
-        with _bar("turns", turn_export.count(database, user)) as told:
-            turns = turn_export.write(database, out, user, told)
+        with _bar("turns", turn_lines.count(database, user)) as told:
+            turns = turn_lines.write(database, out, user, told)
     print(f"written: {_counted({'turns': turns})}, {out}")
 
 

@@ -16,7 +16,7 @@ import pytest
 from demeanor import cli
 from demeanor.core.errors import DataError, UsageError
 from demeanor.core.types import Decoding, Done, Message, Text, Turn
-from demeanor.store import comparisons, conversations, labels, lineage, marks, retention, turn_export
+from demeanor.store import comparisons, conversations, labels, lineage, marks, retention, turn_lines
 from demeanor.store.database import Database, open_url
 from demeanor.store.labels import LabelAnswer, LabelItem, LabelQueue
 from tests.conftest import each
@@ -99,14 +99,14 @@ def test_an_export_holds_every_turn_with_events_and_feedback(database: Database,
     record(database, *((f"t{i}", "edda" if i % 2 else "odin", 1) for i in range(450)))
     database.add_feedback("t7", -1.0, "wrong port")
     out = tmp_path / "all.jsonl"
-    assert turn_export.write(database, out) == 450
+    assert turn_lines.write(database, out) == 450
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"t{i}" for i in range(450)]
     assert rows[7]["turn"]["messages"][0]["content"] == f"{SECRET} of edda"
     assert [e["kind"] for e in rows[7]["events"]] == ["Text", "Done"]
     assert [(f["value"], f["comment"]) for f in rows[7]["feedback"]] == [(-1.0, "wrong port")]
     assert out.stat().st_mode & 0o077 == 0
-    assert turn_export.write(database, tmp_path / "odin.jsonl", "odin") == 225
+    assert turn_lines.write(database, tmp_path / "odin.jsonl", "odin") == 225
 
 
 def test_a_stopped_export_goes_on_behind_its_last_whole_line(database: Database, tmp_path: Path) -> None:
@@ -118,17 +118,17 @@ def test_a_stopped_export_goes_on_behind_its_last_whole_line(database: Database,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        turn_export.write(database, out, told=stop)
+        turn_lines.write(database, out, told=stop)
     assert not out.exists()
     part = tmp_path / "all.jsonl.part"
     part.write_bytes(part.read_bytes()[:-10])  # killed in the middle of a line
     began: list[int] = []
-    assert turn_export.write(database, out, told=began.append) == 450
+    assert turn_lines.write(database, out, told=began.append) == 450
     assert began[0] == 199
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [f"t{i}" for i in range(450)]
     part.write_text("a file of somebody else\n")
     with pytest.raises(DataError, match=r"all\.jsonl\.part: line 1 is not of an export"):
-        turn_export.write(database, out)
+        turn_lines.write(database, out)
 
 
 def everything_of(database: Database) -> None:
