@@ -46,7 +46,7 @@ ELSEWHERE_ONLINE = {  # the same, of a stage with prompts; docs/from-trl.md has 
 }
 NEEDLESS = {
     "gradient_accumulation_steps": "batch_rows is the rows of a step, and micro-batches never change the result",
-    "gradient_checkpointing": "`demeanor train --recompute` does it, and it is no part of the stack",
+    "gradient_checkpointing": "here recompute, of a training stage; null turns it on where memory needs it",
     "bf16": "the number format is no setting of a stack",
     "fp16": "the number format is no setting of a stack",
 }

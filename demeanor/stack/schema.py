@@ -172,6 +172,11 @@ class Stage(Spec):
         None, description="longer rows are left out and counted; null: the context"
     )
     seed: int = 0
+    recompute: bool | None = Field(
+        None,
+        description="activation checkpointing: less memory, about a third more computing, the same weights to the bit; null: "
+        "where a step is estimated to need more memory than this machine has",
+    )
     probe: GenerationEvalSpec | None = Field(
         None, description="answer fixed prompts while training, and report the answers' statistics; null: off"
     )

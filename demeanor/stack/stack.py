@@ -192,7 +192,7 @@ class Stack:
         module = registry.entry(OBJECTIVES, self.objective_kind(name))
         online = self._online(stage) if isinstance(stage, OnlineStage) else {}
         revision = {"revision": module.REVISION} if module.REVISION else {}
-        dropped = {"kind", "name", "objective", "parent", "uses", "data", "probe", *ONLINE_FILES}
+        dropped = {"kind", "name", "objective", "parent", "uses", "data", "probe", "recompute", *ONLINE_FILES}
         return digest(
             {
                 "objective": {"kind": self.objective_kind(name), **plain(self.objectives[name]), **revision},

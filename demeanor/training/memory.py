@@ -106,13 +106,19 @@ def estimate(
     return Memory(weights, 4 * trained, 8 * trained, activations, logits)
 
 
+def exceeds(found: Memory) -> bool:
+    """True if a step probably needs more than this machine has."""
+    there = hardware.memory_bytes()
+    return there is not None and found.total > SHARE * there
+
+
 def warning(found: Memory, *, rank: int, recompute: bool) -> str | None:
     """What to change if a step needs more than this machine has; None if it fits."""
     there = hardware.memory_bytes()
-    if there is None or found.total <= SHARE * there:
+    if there is None or not exceeds(found):
         return None
     ways = [] if rank else ["an adapter (adapter: {rank: 16})"]
-    ways += [] if recompute else ["--recompute (activation checkpointing)"]
+    ways += [] if recompute else ["recompute: true (activation checkpointing)"]
     ways.append("shorter rows (max_tokens), fewer of them a step (batch_rows)")
     return (
         f"WARNING: a step needs about {found}, this machine has {size(there)}; the system may stop the run. "

@@ -107,8 +107,20 @@ def _memory(config: Config, stage: Stage, lengths: Sequence[float], *, head: boo
     tokens = round(max(own, min(MICRO_TOKENS, stage.batch_rows * sum(lengths) / max(len(lengths), 1))))
     micro = memory.MicroBatch(tokens, tokens // 2, round(tokens * own / 2))
     rank = 0 if stage.adapter is None else stage.adapter.rank
-    wide, narrow = (memory.estimate(config, micro, rank=rank, bf16=x, head=head) for x in (False, True))
-    return f"{memory.size(wide.total)} fp32, {memory.size(narrow.total)} bf16"
+    sizes = []
+    for name, bf16 in (("fp32", False), ("bf16", True)):
+        whole, again = (
+            memory.estimate(config, micro, rank=rank, bf16=bf16, recompute=x, head=head)
+            for x in (False, True)
+        )
+        chosen = stage.recompute or (stage.recompute is None and memory.exceeds(whole))
+        told = (
+            f"{memory.size(again.total)} {name}, recomputing"
+            if chosen
+            else f"{memory.size(whole.total)} {name}"
+        )
+        sizes.append(told)
+    return ", ".join(sizes)
 
 
 def _online(

@@ -180,7 +180,7 @@ def train_stage(
     evaluations = [x for x in (evaluate, generated) if x is not None]
     seen = select(rows, kept)
     schedule = Schedule(seen, batch_rows=stage.batch_rows, epochs=stage.epochs, seed=stage.seed)
-    _warn_of_memory(model, stage, seen, schedule, run, bf16=dtype is not None, head=not rewards)
+    _choose_recompute(model, stage, seen, schedule, run, bf16=dtype is not None, head=not rewards)
     fit(
         model,
         outputs,
@@ -317,7 +317,7 @@ LOOKED = 64
 """Steps of a schedule whose largest micro-batch stands for all."""
 
 
-def _warn_of_memory(
+def _choose_recompute(
     model: nn.Module,
     stage: Stage,
     rows: Sequence[Tree],
@@ -327,14 +327,26 @@ def _warn_of_memory(
     bf16: bool,
     head: bool,
 ) -> None:
-    """Say before the first step if a step probably needs more memory than this machine has."""
-    config = getattr(model, "config", None)
-    if not isinstance(config, Config) or hardware.device().type != "cpu" or run.group.size > 1:
-        return
-    rank, recompute = 0 if stage.adapter is None else stage.adapter.rank, run.options.recompute
-    micro = memory.largest(rows, [schedule[i] for i in range(min(len(schedule), LOOKED))])
-    found = memory.estimate(config, micro, rank=rank, bf16=bf16, recompute=recompute, head=head)
-    said = memory.warning(found, rank=rank, recompute=recompute)
+    """Compute layers again in the backward pass if that is asked for, or if a step would not fit in memory otherwise; say before
+    the first step if it does not fit even so."""
+    asked = True if run.options.recompute else stage.recompute
+    config, recompute, said = getattr(model, "config", None), bool(asked), None
+    if isinstance(config, Config) and hardware.device().type == "cpu" and run.group.size == 1:
+        rank = 0 if stage.adapter is None else stage.adapter.rank
+        micro = memory.largest(rows, [schedule[i] for i in range(min(len(schedule), LOOKED))])
+        whole, again = (
+            memory.estimate(config, micro, rank=rank, bf16=bf16, recompute=x, head=head)
+            for x in (False, True)
+        )
+        if asked is None and memory.exceeds(whole) and again.total < whole.total:
+            recompute = True
+            run.display.say(
+                f"a step needs about {whole}, more than this machine has: layers are computed again in the backward pass "
+                f"(about {memory.size(again.total)}, a third more computing; recompute: false turns it off)"
+            )
+        said = memory.warning(again if recompute else whole, rank=rank, recompute=recompute)
+    for trunk in (module for module in model.modules() if isinstance(module, Llama)):
+        trunk.recompute = recompute
     if said is not None:
         run.display.say(said)
 

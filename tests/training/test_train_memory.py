@@ -117,11 +117,11 @@ def test_a_step_that_does_not_fit_is_said_with_what_makes_it_smaller(monkeypatch
     assert said.startswith("WARNING: a step needs about 1.")
     assert "this machine has 1.1 GB" in said
     assert "adapter: {rank: 16}" in said
-    assert "--recompute" in said
+    assert "recompute: true" in said
     said = warning(found, rank=8, recompute=True)
     assert said is not None
     assert "adapter:" not in said
-    assert "--recompute" not in said
+    assert "recompute" not in said
     assert "max_tokens" in said
     monkeypatch.setattr(hardware, "memory_bytes", lambda: None)
     assert warning(found, rank=0, recompute=False) is None
