@@ -8,6 +8,7 @@ from rich.table import Table
 
 from demeanor.app import GENERATION, decoding_note, policy_notes
 from demeanor.indexes import RetrievalSpec, indexed
+from demeanor.stack.schema import Remote, upstream_name
 from demeanor.stack.stack import Stack, plain
 from demeanor.training.inspection import template_notes
 from demeanor.training.plan import plans
@@ -20,6 +21,8 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
     console.print(f"[bold]{stack.spec.name}[/]  key {stack.key()}  {stack.path}")
     console.print(_weights(stack, runs))
     for note in (*notes(stack, runs), *template_notes(stack, runs)):
+        console.print(note, markup=False)
+    if note := _upstreams(stack):
         console.print(note, markup=False)
     console.print(_layers(stack))
     for note in policy_notes(stack):
@@ -41,6 +44,19 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
             stage["parent"] = stack.parent(stage["name"])
         console.print("\n[bold]every setting[/] (effective values; what is null is off and not shown)")
         console.print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), markup=False)
+
+
+def _upstreams(stack: Stack) -> str:
+    """The servers that may answer, in the order in which they are asked; empty for one alone."""
+    base = stack.spec.weights.base
+    if not isinstance(base, Remote) or base.fallbacks is None:
+        return ""
+    shares = [f", weight {x.weight:g}" if x.weight is not None else "" for x in base.upstreams]
+    told = [
+        f"{upstream_name(x)} ({x.model} at {x.url}{share})"
+        for x, share in zip(base.upstreams, shares, strict=True)
+    ]
+    return f"asked {'in this order' if base.weight is None else 'first by weight'}: {'; '.join(told)}"
 
 
 def _weights(stack: Stack, runs: Runs) -> Table:

@@ -120,7 +120,7 @@ def show(url: Url = DATABASE) -> None:
 def _usd(cost: KeyCost) -> str:
     """An amount, and the calls that it does not count because their price is not known."""
     unknown = f" + {cost.unpriced} calls without a price" if cost.unpriced else ""
-    return f"{cost.nano_usd / 1e9:.4f}{unknown}"
+    return f"{cost.nano_usd / 1e9:.6f}{unknown}"
 
 
 @app.command()

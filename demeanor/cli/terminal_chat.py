@@ -11,6 +11,7 @@ from demeanor.app import StackRuntime
 from demeanor.core.errors import DemeanorError, RequestError
 from demeanor.core.types import (
     Event,
+    LeftOut,
     Message,
     Messages,
     Passage,
@@ -22,6 +23,7 @@ from demeanor.core.types import (
     ToolCalled,
     ToolResult,
     Turn,
+    Upstream,
     fold,
 )
 from demeanor.stack.stack import Stack, decoding_of
@@ -104,6 +106,10 @@ def _clauses(events: list[Event]) -> list[str]:
                 clauses.append(f"called {call.name} {call.arguments}")
             case ToolResult(content=content):
                 clauses.append(f"got {content}")
+            case Upstream(name=name, tried=tried, skipped=skipped) if tried or skipped:
+                clauses.append(f"{name} answered instead of {', '.join([*(x for x, _ in tried), *skipped])}")
+            case LeftOut(reason=reason):
+                clauses.append(f"left out: {reason}")
             case Refusal(by=by, rule=rule, stage=stage):
                 clauses.append(f"{by} refused the {stage} ({rule})")
             case RuleHit(by=by, rule=rule, stage=stage, outcome=outcome) if outcome != "blocked":

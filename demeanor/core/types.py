@@ -500,11 +500,12 @@ class RuleHit:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """Which of several servers answers a model call, by its name in the stack, and those that failed before it
-    with the HTTP status that their failure has here."""
+    """Which of several servers answers a model call, by its name in the stack; those that failed before it, with the
+    HTTP status that their failure has here; and those that were not asked, because they failed or were busy before."""
 
     name: str
     tried: tuple[tuple[str, int], ...] = ()
+    skipped: tuple[str, ...] = ()
     by: str = "weights"
 
 

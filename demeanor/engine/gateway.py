@@ -133,6 +133,7 @@ class Gateway:
                     continue
                 if not member.circuit.enter():
                     self._count(member, "skipped")
+                    call.skipped[member.name] = None
                     continue
                 if call.tried and not self.budget.withdraw():
                     member.circuit.leave()
@@ -142,7 +143,7 @@ class Gateway:
                     async for event in events:
                         if not started:
                             started = True
-                            yield Upstream(member.name, tuple(call.tried))
+                            yield Upstream(member.name, tuple(call.tried), call.not_asked())
                         yield event
                 if started:
                     return
@@ -255,7 +256,12 @@ class _Tries:
     tried: list[tuple[str, int]] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
     given_up: set[str] = field(default_factory=set)
+    skipped: dict[str, None] = field(default_factory=dict)
     last: UpstreamError | None = None
+
+    def not_asked(self) -> tuple[str, ...]:
+        asked = {name for name, _ in self.tried}
+        return tuple(name for name in self.skipped if name not in asked)
 
     def note(self, name: str, error: UpstreamError) -> None:
         self.tried.append((name, error.status))

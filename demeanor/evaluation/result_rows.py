@@ -36,6 +36,7 @@ from demeanor.core.types import (
     ToolCalled,
     ToolResult,
     Unsupported,
+    Upstream,
 )
 from demeanor.evaluation.statistics import Floats
 
@@ -192,6 +193,12 @@ def _did(event: Event) -> LayerActivity | None:
         case RuleHit(rule, stage, outcome, reason, _, _, _, by) if outcome != "blocked":
             did = outcome.replace("_", " ")
             return LayerActivity(by, f"{did}: the {STAGES[stage]}", _short(f"rule {rule}: {reason}"))
+        case Upstream(name, tried, skipped, by) if tried or skipped:
+            before = [
+                *(f"{other} failed ({status})" for other, status in tried),
+                *(f"{other} was left alone" for other in skipped),
+            ]
+            return LayerActivity(by, f"answered by {name}", _short("; ".join(before)))
         case LeftOut(rule, reason, messages, by):
             return LayerActivity(
                 by, f"left out {messages} earlier messages", _short(f"rule {rule}: {reason}")

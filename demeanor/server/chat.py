@@ -572,9 +572,9 @@ def _entry(event: Event) -> dict[str, Any]:
             return {"by": by, "kind": "refusal", "rule": rule, "reason": reason, "text": text, "stage": stage}
         case LeftOut(rule, reason, messages, by):
             return {"by": by, "kind": "left_out", "rule": rule, "reason": reason, "messages": messages}
-        case Upstream(name, tried, by):
+        case Upstream(name, tried, skipped, by):
             failed = [{"name": name, "status": status} for name, status in tried]
-            return {"by": by, "kind": "upstream", "name": name, "failed": failed}
+            return {"by": by, "kind": "upstream", "name": name, "failed": failed, "skipped": list(skipped)}
         case RuleHit(rule, stage, outcome, reason, part, _, score, by):  # spans are for the operator
             about = {"rule": rule, "stage": stage, "outcome": outcome, "reason": reason, "part": part}
             known = {} if score is None else {"score": round(score, 4)}

@@ -45,7 +45,11 @@ def line_of(request: RequestContext, now: datetime) -> dict[str, Any]:
         said["cost_usd"] = request.cost_usd
     if request.upstreams:
         said["upstreams"] = [
-            {"name": u.name, "failed": [{"name": name, "status": status} for name, status in u.tried]}
+            {
+                "name": u.name,
+                "failed": [{"name": name, "status": status} for name, status in u.tried],
+                "skipped": list(u.skipped),
+            }
             for u in request.upstreams
         ]
     if request.refusals:

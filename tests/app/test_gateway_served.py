@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Iterator
@@ -14,12 +15,14 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from demeanor import cli
 from demeanor.app import StackRuntime, load_stack
-from demeanor.core.errors import SpecError
+from demeanor.core.errors import RequestError, SpecError
 from demeanor.server import json_logs
 from demeanor.server.admission import Operations
 from demeanor.server.application import app
 from demeanor.server.auth import KeyRing
+from demeanor.server.costs import Account
 from demeanor.serving import ServedStack
 from demeanor.store import database, keys
 from demeanor.training.runs import Runs
@@ -110,9 +113,10 @@ def test_the_cost_stands_in_the_usage_the_header_the_log_the_metrics_and_the_dat
         "kind": "upstream",
         "name": "cheap",
         "failed": [],
+        "skipped": [],
     } in answer.json()["demeanor"]["events"]
     line = door.lines()[0]
-    assert (line["cost_usd"], line["upstreams"]) == (13e-6, [{"name": "cheap", "failed": []}])
+    assert (line["cost_usd"], line["upstreams"]) == (13e-6, [{"name": "cheap", "failed": [], "skipped": []}])
     assert 'demeanor_cost_usd_total{model="door",upstream="cheap"} 1.3e-05' in door.metrics()
     assert door.spent() == keys.KeyCost(13_000, 0)
     [stored] = door.runtime.opened(f"sqlite:///{tmp_path}/turns.db").rows("SELECT cost_usd FROM turns")
@@ -130,7 +134,7 @@ def test_a_fallback_is_named_everywhere_and_charged_at_its_own_price(
         "spare",
     )
     assert answer.json()["usage"]["cost_usd"] == 130e-6
-    told = [{"name": "spare", "failed": [{"name": "cheap", "status": 503}]}]
+    told = [{"name": "spare", "failed": [{"name": "cheap", "status": 503}], "skipped": []}]
     assert door.lines()[0]["upstreams"] == told
 
 
@@ -278,3 +282,57 @@ def test_cached_tokens_have_a_price_of_their_own_and_amounts_are_exact() -> None
     assert price.nano_usd(1000, 100) == 210_000
     assert price.nano_usd(1000, 100, 400) == 180_000
     assert Price(input=0.15, output=0.6).nano_usd(1000, 100, 400) == 210_000
+
+
+async def test_callers_at_once_never_take_more_than_the_budget(tmp_path: Path) -> None:
+    """64 calls of 0.03 USD against 1 USD: exactly 33 are let in; what they did not use is given back."""
+    store = database.open_url(f"sqlite:///{tmp_path}/keys.db", root=tmp_path)
+    key = keys.create(store, "edda", usd_per_day=1.0)
+    account = Account(store, keys.digest(key), 1.0)
+
+    async def call() -> bool:
+        try:
+            day = await account.reserve(30_000_000)
+        except RequestError:
+            return False
+        await asyncio.sleep(0)
+        await account.settle(day, 30_000_000, 30_000_000)
+        return True
+
+    admitted = await asyncio.gather(*(call() for _ in range(64)))
+    assert sum(admitted) == 33
+    assert keys.cost(store, keys.digest(key), keys.day_of(store.now())).nano_usd == 990_000_000
+    assert account.left_usd() == pytest.approx(0.01)
+    store.close()
+
+
+def test_explain_lists_the_servers_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, ["http://a/v1", "http://b/v1"])
+    assert cli.main(["explain", str(path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "asked in this order: cheap (m0 at http://a/v1); spare (m1 at http://b/v1)" in out
+
+
+def test_an_evaluation_shows_which_answers_came_from_a_fallback(
+    tmp_path: Path, upstreams: list[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    upstreams[0].plan = [(503, {})]
+    path = write(tmp_path, [x.url for x in upstreams])
+    item = {"id": "a", "axis": "x", "cluster": "a", "scorer": "exact", "target": {"answers": ["m1"]}}
+    item["messages"] = [{"role": "user", "content": "hello"}]  # type: ignore[assignment]
+    (tmp_path / "suite.jsonl").write_text(json.dumps(item) + "\n")
+    words = [
+        "eval",
+        str(path),
+        "--set",
+        "evaluation.suites=[suite.jsonl]",
+        "--variants",
+        "door",
+        "--name",
+        "e",
+    ]
+    assert cli.main(words) == 0
+    [row] = [json.loads(line) for line in Path("results/e.rows.jsonl").read_text().splitlines()]
+    assert row["value"] == 1
+    assert {"by": "weights", "what": "answered by spare", "detail": "cheap failed (503)"} in row["events"]

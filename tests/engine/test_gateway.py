@@ -186,7 +186,9 @@ async def test_an_upstream_that_names_a_time_is_not_asked_before_it_by_any_reque
     answers = [(await complete(model, TURN)).text for _ in range(3)]
     assert answers == ["m1"] * 3
     assert len(two[0].asked) == 1
-    assert [model.counts["m0", outcome] for outcome in ("busy", "skipped")] == [1, 2]
+    last = [event async for event in model(TURN)]
+    assert last[0] == Upstream("m1", (), ("m0",))
+    assert [model.counts["m0", outcome] for outcome in ("busy", "skipped")] == [1, 3]
 
 
 async def test_after_a_short_retry_after_another_round_is_asked(servers: Servers) -> None:
