@@ -86,6 +86,7 @@ app.add_typer(tour.app, name="tour")
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(prefs.app, name="prefs")
 app.add_typer(recorded_turns.app, name="turns")
+app.command()(recorded_turns.replay)
 
 
 def _version(wanted: bool) -> None:

@@ -25,13 +25,13 @@ from demeanor.cli.options import (
     Results,
     RunsFolder,
     StackFile,
+    evaluation_services,
     file_name,
     load,
 )
 from demeanor.core.errors import DemeanorError, UsageError
 
 if TYPE_CHECKING:
-    from demeanor.evaluation.runtime import Services
     from demeanor.stack.stack import Stack
 
 app = typer.Typer()
@@ -61,13 +61,6 @@ def _failures_first() -> Iterator[Callable[[], None]]:
         raise typer.Exit(DemeanorError.exit_code)
 
 
-def _services(runs: Path) -> Services:
-    from demeanor import app as composed
-    from demeanor.training.runs import Runs
-
-    return composed.services(Runs(runs))
-
-
 @app.command("eval")
 def evaluate(
     stack: StackFile,
@@ -92,7 +85,7 @@ def evaluate(
     with _failures_first() as tell:
         result = ladder.evaluate(
             load(stack, overrides),
-            _services(runs),
+            evaluation_services(runs),
             results,
             variants=variants,
             limit=limit,
@@ -171,7 +164,7 @@ def attribute(
     from demeanor.evaluation import attribution, base_prompting
     from demeanor.report import publish
 
-    declared, services = load(stack, overrides), _services(runs)
+    declared, services = load(stack, overrides), evaluation_services(runs)
     with _failures_first() as tell:
         found = attribution.run(
             declared,
@@ -234,7 +227,7 @@ def frontier(
         if between or sweep:
             curve = tax.run(
                 load(stack, overrides),
-                _services(runs),
+                evaluation_services(runs),
                 results,
                 merges=between or (),
                 sweeps=sweep or (),
@@ -246,7 +239,9 @@ def frontier(
             tell()
             publish.show_section(results, curve.name, "tax")
             return
-        found = tradeoff.run(load(stack, overrides), _services(runs), results, limit=limit, name=name)
+        found = tradeoff.run(
+            load(stack, overrides), evaluation_services(runs), results, limit=limit, name=name
+        )
         tell()
         publish.show_section(results, found.name, "frontier")
 
@@ -298,7 +293,7 @@ def gate(
     with _failures_first() as tell:
         decision, record = release.run(
             load(stack, overrides),
-            _services(runs),
+            evaluation_services(runs),
             results,
             against=against,
             rules=rules,
@@ -367,7 +362,7 @@ def diagnose(
     scope = diagnosis.Scope(axis, tuple(items or ()), limit, reference, earlier, rows, turns)
     with _failures_first() as tell:
         found = diagnosis.run(
-            load(stack, overrides), _services(runs), results, scope, name=name, learn=learning_curve
+            load(stack, overrides), evaluation_services(runs), results, scope, name=name, learn=learning_curve
         )
         tell()
         publish.show_section(results, found.name, "diagnosis")
@@ -402,7 +397,7 @@ def duel(
 
     given = duels.Contestants(variants or (), compare or (), compare_key or (), suite or (), limit)
     with _failures_first() as tell:
-        found = duels.run(load(stack, overrides), _services(runs), results, given, name=name)
+        found = duels.run(load(stack, overrides), evaluation_services(runs), results, given, name=name)
         tell()
         publish.show_section(results, found.name, "duel")
 
@@ -428,7 +423,7 @@ def seeds(
 
     with _failures_first() as tell:
         found = trainings.run(
-            again, _services(runs), results, chosen=chosen or [0, 1, 2], limit=limit, name=name
+            again, evaluation_services(runs), results, chosen=chosen or [0, 1, 2], limit=limit, name=name
         )
         tell()
         publish.show_section(results, found.name, "seeds")
@@ -455,7 +450,7 @@ def validate_judge(
 
     with _failures_first() as tell:
         found = judge_validation.run(
-            load(stack, overrides), _services(runs), results, pairs, limit=limit, name=name
+            load(stack, overrides), evaluation_services(runs), results, pairs, limit=limit, name=name
         )
         tell()
         outputs.show(judge_validation.section(found), outputs.console())

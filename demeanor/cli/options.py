@@ -12,6 +12,7 @@ import typer
 from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from demeanor.evaluation.runtime import Services
     from demeanor.stack.stack import Stack
     from demeanor.store.database import Database
 
@@ -99,3 +100,11 @@ def load(path: Path, overrides: list[str] | None = None) -> Stack:
     from demeanor.app import load_stack
 
     return load_stack(path, overrides or [])
+
+
+def evaluation_services(runs: Path) -> Services:
+    """What the analyses of evaluation/ need of the rest of the system."""
+    from demeanor import app as composed
+    from demeanor.training.runs import Runs
+
+    return composed.services(Runs(runs))

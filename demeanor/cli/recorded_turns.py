@@ -11,11 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from demeanor.cli.options import TurnsDatabase, opened
+from demeanor.cli.options import (
+    RESULTS,
+    RUNS,
+    Overrides,
+    ResultName,
+    Results,
+    RunsFolder,
+    StackFile,
+    TurnsDatabase,
+    evaluation_services,
+    load,
+    opened,
+)
 from demeanor.cli.tables import columns
 from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from demeanor.core.types import RatedTurn
     from demeanor.store.database import Database
     from demeanor.store.rated_turns import FoundTurn
     from demeanor.store.turn_search import TurnFilter
@@ -187,7 +200,7 @@ def show(
 ) -> None:
     """Show a turn: the conversation, what each layer did, the answer, its feedback, scores, shadows, and its routing."""
     from demeanor.evaluation.turn_export import Masking, plain_row
-    from demeanor.store import complaints, experiments, rated_turns, turn_jobs
+    from demeanor.store import experiments, rated_turns, routed_complaints, turn_jobs
 
     masking = Masking(mask)
     with opened(url) as database:
@@ -196,7 +209,7 @@ def show(
             raise UsageError(f"turns show: no recorded turn in {url} has the id '{which}'")
         parts = experiments.experiment_of(database, which)
         jobs = turn_jobs.jobs(database, turn=which)
-        routed = complaints.routings(database, which)
+        routed = routed_complaints.routings(database, which)
     if as_json:
         row = plain_row(found, masking) | {
             "events": [_event(event, masking) for event in found.stored.events],
@@ -315,13 +328,145 @@ def _rows(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     from demeanor.evaluation import turn_export
     from demeanor.evaluation.items import wrong_target
-    from demeanor.store import complaints
+    from demeanor.store import routed_complaints
 
     masking = turn_export.Masking(mask)
     if as_suite:
         items, left_out = turn_export.suite(turns, masking, wrong_target)
         return turn_export.item_rows(items), left_out
     if as_preferences:
-        found = turn_export.preferences(turns, masking, complaints.labels(database), unrouted=unrouted)
+        found = turn_export.preferences(turns, masking, routed_complaints.labels(database), unrouted=unrouted)
         return found.rows, found.left_out
     return [turn_export.plain_row(turn, masking) for turn in turns], {}
+
+
+@app.command()
+def route(
+    stack: StackFile,
+    cases: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write the corrected complaints as suites, one file a label: LABEL.jsonl."
+        ),
+    ] = None,
+    text: Text = None,
+    user: User = None,
+    model: Model = None,
+    stack_key: StackKey = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="At most so many complaints, the newest.")
+    ] = 100,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+    url: TurnsDatabase = REQUESTS,
+) -> None:
+    """Find the layer of each complaint: replay it with one layer changed at a time; only those of the weights are training data."""
+    from demeanor.evaluation.diagnosis import complaints as routing
+    from demeanor.evaluation.items import save_suite
+    from demeanor.report import publish
+    from demeanor.store import rated_turns
+    from demeanor.store import routed_complaints as stored
+
+    declared = load(stack, overrides)
+    with opened(url) as database:
+        found_by = wanted(text, user, model, stack_key, None, "any", since, until)
+        rated = rated_turns.select(database, found_by)
+        bad = [t for t in rated if t.complained and t.stored.turn.raw is None][:limit]
+        liked = [_rated_turn(t) for t in rated if not t.complained and (t.rating or 0.0) > 0]
+        if not bad:
+            raise UsageError(
+                f"turns route: no complaint in {url}: wanted turns with a rating below 0 or a corrected answer "
+                "(POST /v1/feedback, or the thumbs of the chat page)"
+            )
+        given = [routing.Complaint(t.stored.turn, t.stored.completion, t.corrected) for t in bad]
+        found = routing.run(declared, evaluation_services(runs), results, given, liked, name=name)
+        rows = [(c.turn, c.label, c.layer, c.repair, routing.evidence(c)) for c in found.complaints]
+        stored.save(database, declared.key(), rows)
+    publish.show_section(results, found.name, routing.KIND)
+    if cases is not None:
+        turns = {t.stored.turn.id: t.stored.turn for t in bad}
+        every = list(routing.cases(found, turns))
+        for label in dict.fromkeys(label for label, _ in every):
+            path = cases / f"{label.replace(' ', '-')}.jsonl"
+            items = [item for of, item in every if of == label]
+            save_suite(items, path)
+            print(f"{path}: {len(items)} items")
+
+
+def _rated_turn(turn: FoundTurn) -> RatedTurn:
+    from demeanor.core.types import RatedTurn
+
+    stored = turn.stored
+    ms = (stored.finished - stored.started).total_seconds() * 1000
+    return RatedTurn(stored.turn, stored.completion, ms, turn.rating or 0.0)
+
+
+def replay(
+    stack: StackFile,
+    model: Annotated[str, typer.Option(metavar="ID", help="The variant that answers the turns again.")],
+    score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCORER", help="Score both answers by this scorer; `judged`: by the stack's judge."
+        ),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(metavar="YAML", help="Settings of the scorer, such as '{refuse: false}'.")
+    ] = "{}",
+    run_tools: Annotated[
+        bool,
+        typer.Option("--run-tools", help="Run tools that may have effects, too (default: pure ones only)."),
+    ] = False,
+    text: Text = None,
+    user: User = None,
+    answered_by: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only turns that this model id answered.")
+    ] = None,
+    stack_key: StackKey = None,
+    rule: Rule = None,
+    feedback: RatedAs = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many turns, the newest.")] = 100,
+    name: ResultName = None,
+    overrides: Overrides = None,
+    runs: RunsFolder = RUNS,
+    results: Results = RESULTS,
+    url: Annotated[
+        str, typer.Option("--turns", "--database", metavar="URL", help="The database of the record layer.")
+    ] = REQUESTS,
+) -> None:
+    """Replay recorded turns through a variant: the same conversation, seed and decoding; a diff of each answer, a paired score."""
+    import yaml
+
+    from demeanor.evaluation import turn_replay
+    from demeanor.report import publish
+    from demeanor.store import rated_turns
+    from demeanor.traffic_services import screen_of
+
+    try:
+        settings = yaml.safe_load(target)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--target: not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise UsageError(f"--target: got {target!r}, wanted settings such as '{{refuse: false}}'")
+    declared = load(stack, overrides)
+    declared.resolve(model)  # an unknown variant is said before the turns are read
+    with opened(url) as database:
+        found_by = wanted(text, user, answered_by, stack_key, rule, feedback, since, until)
+        chosen = rated_turns.select(database, found_by, limit=limit)
+    turns = [
+        turn_replay.RecordedTurn(t.stored.turn, t.stored.completion)
+        for t in chosen
+        if t.stored.turn.raw is None and t.stored.finish_reason is not None
+    ]
+    if not turns:
+        raise UsageError(f"replay: no finished turn of a conversation in {url} passes these filters")
+    plan = turn_replay.ReplayPlan(score, settings, run_tools, screen_of)  # type: ignore[arg-type]
+    found = turn_replay.run(declared, evaluation_services(runs), results, model, turns, plan, name=name)
+    publish.show_section(results, found.name, turn_replay.KIND)
+    raise typer.Exit(3 if found.failed else 0)

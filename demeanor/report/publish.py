@@ -26,8 +26,10 @@ from demeanor.evaluation import (
     published,
     seeds,
     tax,
+    turn_replay,
 )
 from demeanor.evaluation.diagnosis import analysis as diagnosis
+from demeanor.evaluation.diagnosis import complaints
 from demeanor.evaluation.result import Result, load, load_tree
 from demeanor.report import outputs
 
@@ -46,7 +48,9 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
     "base": partial(_typed, base_prompting.BasePrompting, base_prompting.section),
     "frontier": partial(_typed, frontier.Frontier, frontier.section),
     "diagnosis": partial(_typed, diagnosis.Diagnosis, diagnosis.section),
+    "complaints": partial(_typed, complaints.RoutedComplaints, complaints.section),
     "duel": partial(_typed, duel.DuelResult, duel.section),
+    "replay": partial(_typed, turn_replay.TurnReplay, turn_replay.section),
     "seeds": partial(_typed, seeds.Seeds, seeds.section),
     "tax": partial(_typed, tax.TaxCurve, tax.section),
 }

@@ -36,8 +36,9 @@ class FoundTurn:
 
     @property
     def complained(self) -> bool:
-        """Whether a user disliked or corrected the answer."""
-        return (self.rating or 0.0) < 0 or self.corrected is not None
+        """Whether a user disliked the answer, or wrote another one."""
+        other = self.corrected is not None and self.corrected.split() != self.stored.completion.text.split()
+        return (self.rating or 0.0) < 0 or other
 
 
 def select(

@@ -11,7 +11,7 @@ import pytest
 from demeanor.cli import main
 from demeanor.core.types import Decoding, Done, Message, Refusal, Text, Timing, Turn
 from demeanor.evaluation.items import load_suite
-from demeanor.store import complaints
+from demeanor.store import routed_complaints
 from demeanor.store.database import Database, open_url
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -89,13 +89,13 @@ def test_only_complaints_of_the_weights_become_training_data(
 ) -> None:
     assert main(["turns", "export", "p.jsonl", "--as-preferences"]) == 1  # nobody routed any
     assert not Path("p.jsonl").exists()
-    complaints.save(database, "key1", [("t0", "weights", "", "", {})])
+    routed_complaints.save(database, "key1", [("t0", "weights", "", "", {})])
     assert main(["turns", "export", "p.jsonl", "--as-preferences"]) == 0
     (row,) = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
     assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("At 9.", "At 10.")
     assert (row["source"], row["stack_key"], row["seed"]) == ("turn:t0", "key1", 0)
     assert "the weights did not say it" in capsys.readouterr().out  # t2: the policy refused
-    complaints.save(database, "key1", [("t0", "retrieval", "retrieval", "passages", {})])
+    routed_complaints.save(database, "key1", [("t0", "retrieval", "retrieval", "passages", {})])
     assert main(["turns", "export", "q.jsonl", "--as-preferences", "--unrouted"]) == 1
 
 

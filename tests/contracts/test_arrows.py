@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "serving",
         "tool_servers",
         "traffic",
+        "traffic_services",
     },
 }
 """Rooms and what they may import; `app`, `serving` and `api` compose and import everything."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from demeanor.core.types import Decoding, Done, Event, Message, Refusal, Text, Turn
-from demeanor.store import complaints, rated_turns
+from demeanor.store import rated_turns, routed_complaints
 from demeanor.store.database import Database, open_url
 from demeanor.store.turn_search import TurnFilter
 
@@ -103,10 +103,12 @@ async def test_more_turns_than_a_page_are_all_found(turns: Database) -> None:
 
 
 async def test_a_label_is_kept_with_its_turn_and_goes_with_it(turns: Database) -> None:
-    complaints.save(turns, "k1", [("t1", "weights", "", "", {"tried": 3}), ("gone", "policy", "", "", {})])
-    complaints.save(turns, "k1", [("t1", "policy", "policy", "rule pirates off", {"tried": 4})])
-    (row,) = complaints.routings(turns)
+    routed_complaints.save(
+        turns, "k1", [("t1", "weights", "", "", {"tried": 3}), ("gone", "policy", "", "", {})]
+    )
+    routed_complaints.save(turns, "k1", [("t1", "policy", "policy", "rule pirates off", {"tried": 4})])
+    (row,) = routed_complaints.routings(turns)
     assert (row.label, row.repair, row.evidence) == ("policy", "rule pirates off", {"tried": 4})
-    assert complaints.labels(turns) == {"t1": "policy"}
+    assert routed_complaints.labels(turns) == {"t1": "policy"}
     await turns.forget("t1")
-    assert complaints.routings(turns) == []
+    assert routed_complaints.routings(turns) == []
