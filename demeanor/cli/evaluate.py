@@ -503,7 +503,7 @@ def measure_panel(
     if len(specs) < 2:
         raise UsageError("judge panel: wanted two judges or more: the stack's own and --judge URL#MODEL")
     called = named(found, name, None)
-    connect = _services(runs).connect
+    connect = evaluation_services(runs).connect
     clients = [
         judging.judge_client(spec, results / f"{called}.{n}.verdicts.jsonl", connect)
         for n, spec in enumerate(specs)

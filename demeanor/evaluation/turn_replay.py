@@ -183,7 +183,7 @@ async def _one(
     question = next((m.content for m in reversed(turn.messages) if m.role == "user"), "")
     head = turn.id, turn.user, question, turn.variant, turn.stack_key, before.text
     asked = replace(
-        turn, id=f"{turn.id}~replay", variant=variant.model_id, stack_key=variant.key(), approvals=()
+        turn, id=f"{turn.id}~replay", variant=variant.model_id, stack_key=variant.key(), approvals=None
     )
     try:
         completion = await complete(respond, asked)

@@ -156,12 +156,37 @@ def label_of(stack: Stack, about: InterventionInfo) -> Label | None:
             return None
 
 
-def neutral(turn: Turn) -> Turn:
-    """The turn with one more space at its end, and another draw: what fixes a complaint by luck alone, this may fix too."""
-    *earlier, last = turn.messages
-    seed = None if turn.decoding.seed is None else turn.decoding.seed + 77
-    decoding = replace(turn.decoding, seed=seed)
-    return replace(turn, messages=(*earlier, replace(last, content=f"{last.content} ")), decoding=decoding)
+NEUTRAL = ("{} ", " {}", "{}\n")
+"""Ways to write a question that ask the same."""
+
+
+def neutral(form: str, number: int) -> Callable[[Turn], Turn]:
+    """The turn with its last message written in another way, and another draw: what this makes right, luck may."""
+
+    def change(turn: Turn) -> Turn:
+        *earlier, last = turn.messages
+        seed = None if turn.decoding.seed is None else turn.decoding.seed + 77 * number
+        decoding = replace(turn.decoding, seed=seed)
+        return replace(
+            turn,
+            messages=(*earlier, replace(last, content=form.replace("{}", last.content))),
+            decoding=decoding,
+        )
+
+    return change
+
+
+def neutral_changes(stack: Stack) -> list[Intervention]:
+    """Changes of which none should matter."""
+    return [
+        Intervention(
+            InterventionInfo(f"{PLACEBO} {n}", "again", "", ""),
+            stack,
+            turned(neutral(form, n)),
+            ("neutral", n),
+        )
+        for n, form in enumerate(NEUTRAL, 1)
+    ]
 
 
 def passages_put_right(stack: Stack, complaint: Complaint) -> Intervention | None:
@@ -244,7 +269,7 @@ def decide(before: float, neutral_share: float, tried: Sequence[Tried]) -> tuple
             return "decoding", drawn, f"drawn answers are right at times, and always with {drawn.about.name}"
         return "cannot tell", None, "asked again the stack is right: luck, or repaired since"
     if neutral_share - before >= BETTER:
-        return "cannot tell", None, "a neutral change makes it right as well: the answer hangs on chance"
+        return "cannot tell", None, "neutral changes make it right as well: the answer hangs on chance"
     works = [t for t in tried if t.share - max(before, neutral_share) >= BETTER]
     runtime = [t for t in works if t.label != "weights"]
     if not runtime:
@@ -300,9 +325,8 @@ def _planned(
     trained = [s for s in stack.chain(stack.serve) if s == "base" or services.is_trained(stack, s)]
     tools = experiment.runtime.tools()
     changes = interventions(stack, trained, items, [], rows, [], tools, scratch)
-    placebo = Intervention(InterventionInfo(PLACEBO, "again", "", ""), stack, turned(neutral), ("neutral",))
     labelled = [x for x in changes if label_of(stack, x.about) is not None]
-    return harness.able([as_it_is(stack), placebo, *labelled])
+    return harness.able([as_it_is(stack), *neutral_changes(stack), *labelled])
 
 
 def _item(turn: Turn) -> Item:
@@ -315,7 +339,7 @@ async def _share(complaint: Complaint, respond: Respond) -> float:
     seeds = [decoding.seed or 0] if decoding.greedy else [(decoding.seed or 0) + k for k in range(SEEDS)]
     found = []
     for seed in seeds:
-        asked = replace(turn, decoding=replace(decoding, seed=seed), approvals=())
+        asked = replace(turn, decoding=replace(decoding, seed=seed), approvals=None)
         try:
             found.append(bool(right(complaint, await complete(respond, asked))))
         except DemeanorError:
@@ -371,7 +395,8 @@ def _routed(
         label = label_of(stack, about)
         if label is not None:
             tried.append(Tried(about, label, share, harm.get(name, 0.0)))
-    label, best, why = decide(shares[AS_IS], shares[PLACEBO], tried)
+    luck = [share for name, share in shares.items() if name.startswith(PLACEBO)]
+    label, best, why = decide(shares[AS_IS], sum(luck) / len(luck), tried)
     layer = best.about.layer if best else ""
     repair, advice = (best.about.name, best.about.advice) if best else ("", "")
     works = {t.about.name: t.harm for t in tried if t.share - shares[AS_IS] >= BETTER}
