@@ -326,37 +326,30 @@ def run(words: list[str]) -> str:
 LAYERS = "+policy+tools+retrieval+prompt"
 
 
-def measure(flywheel: Flywheel, stages: Sequence[Mapping[str, Any]]) -> None:
-    """Evaluate each policy bare and with all layers, and compare it with sft on the same items."""
-    policies = ["sft", *(stage["name"] for stage in stages)]
-    ids = [f"{NAME}:{p}" for p in policies] + [f"{NAME}:{p}{LAYERS}" for p in policies]
+def measure(flywheel: Flywheel, stack: Stack, policies: Sequence[str]) -> None:
+    """Evaluate each policy bare and with all layers, and compare it with the ones before on the same items."""
+    bare = {p: stack.resolve(f"{NAME}:{p}").model_id for p in policies}
+    full = {p: stack.resolve(f"{NAME}:{p}{LAYERS}").model_id for p in policies}
     common = ["--runs", str(flywheel.runs), "--results", str(flywheel.results)]
+    ids = [*bare.values(), *full.values()]
     run(["eval", str(flywheel.stack_file), "--variants", *ids, "--name", "flywheel-suite", *common])
-    rows = [row for row in read_rows(flywheel.results / "flywheel-suite.rows.jsonl") if row.value is not None]
     by: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        by.setdefault(row.variant, {})[f"{row.item_id}/{row.seed}"] = row
-    names = {name: _named(name, by) for name in ids}
-    for policy in policies[1:]:
-        before, after = names[f"{NAME}:sft"], names[f"{NAME}:{policy}"]
-        flywheel.found.gains.append(_compared(policy, "sft", by[before], by[after], TAUGHT))
-        full = [names[f"{NAME}:{p}{LAYERS}"] for p in ("sft", policy)]
-        flywheel.found.tax.append(_compared(policy, "sft", by[full[0]], by[full[1]], ELSEWHERE))
+    for row in read_rows(flywheel.results / "flywheel-suite.rows.jsonl"):
+        if row.value is not None:
+            by.setdefault(row.variant, {})[f"{row.item_id}/{row.seed}"] = row
+    for before, after in ((0, n) for n in range(1, len(policies))):
+        pair = policies[before], policies[after]
+        flywheel.found.gains.append(_compared(pair, by, bare, TAUGHT))
+        flywheel.found.tax.append(_compared(pair, by, full, ELSEWHERE))
     if len(policies) > 2:
-        one, two = names[f"{NAME}:dpo_1"], names[f"{NAME}:dpo_2"]
-        flywheel.found.gains.append(_compared("dpo_2", "dpo_1", by[one], by[two], TAUGHT))
+        flywheel.found.gains.append(_compared((policies[1], policies[2]), by, bare, TAUGHT))
     for axis in (*TAUGHT, *ELSEWHERE):
-        suffix = "" if axis in TAUGHT else LAYERS
-        scores = {p: _mean(by[names[f"{NAME}:{p}{suffix}"]], axis) for p in policies}
-        flywheel.found.axes.append({"axis": axis, "taught": axis in TAUGHT, **scores})
-
-
-def _named(wanted: str, by: Mapping[str, Any]) -> str:
-    """The id under which a variant was measured; the whole stack has a shorter one."""
-    stages, _, _ = wanted.partition("+")
-    if wanted in by:
-        return wanted
-    return NAME if "+" in wanted and NAME in by else stages
+        ids_of = bare if axis in TAUGHT else full
+        change = _compared((policies[0], policies[-1]), by, ids_of, (axis,))
+        scores = {p: _mean(by[ids_of[p]], axis) for p in policies}
+        flywheel.found.axes.append(
+            {"axis": axis, "taught": axis in TAUGHT, "scores": scores, "change": change}
+        )
 
 
 def _mean(rows: Mapping[str, Row], axis: str) -> float:
@@ -364,20 +357,15 @@ def _mean(rows: Mapping[str, Row], axis: str) -> float:
 
 
 def _compared(
-    policy: str, against: str, before: Mapping[str, Row], after: Mapping[str, Row], axes: Sequence[str]
+    pair: tuple[str, str], by: Mapping[str, Mapping[str, Row]], ids: Mapping[str, str], axes: Sequence[str]
 ) -> dict[str, Any]:
     """The mean change over the items of some behaviors, each behavior weighing as its items do; clusters are resampled together."""
+    before, after = (by[ids[policy]] for policy in pair)
     keys = sorted(key for key, row in before.items() if row.axis in axes and key in after)
     x, y = (np.array([float(side[key].value or 0.0) for key in keys]) for side in (before, after))
     found: Estimate = paired(x, y, [f"{before[key].axis}/{before[key].cluster}" for key in keys])
-    return {
-        "policy": policy,
-        "against": against,
-        "items": len(keys),
-        "before": float(x.mean()),
-        "after": float(y.mean()),
-        **found._asdict(),
-    }
+    about = {"policy": pair[1], "against": pair[0], "items": len(keys)}
+    return {**about, "before": float(x.mean()), "after": float(y.mean()), **found._asdict()}
 
 
 def gate(flywheel: Flywheel, weakest: Sequence[str]) -> None:
@@ -495,7 +483,7 @@ def _gains(found: Found) -> Section:
                 str(g["items"]),
                 f"{100 * g['before']:.1f}%",
                 f"{100 * g['after']:.1f}%",
-                f"{100 * g['value']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})",
+                _change(g),
             )
             for g in listed
         )
@@ -515,12 +503,25 @@ def _gains(found: Found) -> Section:
 
 
 def _axes(found: Found) -> Section:
-    policies = [name for name in found.axes[0] if name not in ("axis", "taught")]
+    policies = list(found.axes[0]["scores"])
     rows = tuple(
-        (a["axis"], "yes" if a["taught"] else "no", *(f"{100 * a[p]:.0f}%" for p in policies))
+        (
+            a["axis"],
+            "yes" if a["taught"] else "no",
+            *(f"{100 * a['scores'][p]:.0f}%" for p in policies),
+            _change(a["change"]),
+        )
         for a in found.axes
     )
-    return Section("axes", "Behaviors", "Each behavior", (Table(("behavior", "taught", *policies), rows),))
+    text = Paragraph(
+        f"Taught behaviors: weights alone; the others: the whole stack. The change is that of {policies[-1]} against {policies[0]}."
+    )
+    heads = ("behavior", "taught", *policies, "change in points (95% interval)")
+    return Section("axes", "Behaviors", "Each behavior", (text, Table(heads, rows)))
+
+
+def _change(g: Mapping[str, Any]) -> str:
+    return f"{100 * g['value']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})"
 
 
 def _routing(found: Found) -> Section:

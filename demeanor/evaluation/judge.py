@@ -19,7 +19,18 @@ from typing import NamedTuple
 
 from demeanor.core.errors import EngineError, UsageError
 from demeanor.core.files import json_lines
-from demeanor.core.types import Completion, Decoding, Item, Message, Messages, Respond, Score, Turn, complete
+from demeanor.core.types import (
+    Completion,
+    Decoding,
+    Item,
+    Message,
+    Messages,
+    OutputFormat,
+    Respond,
+    Score,
+    Turn,
+    complete,
+)
 from demeanor.evaluation.items import JUDGED
 from demeanor.evaluation.result_rows import note_verdict, whole
 from demeanor.evaluation.runtime import Connect
@@ -83,6 +94,31 @@ def verdict_value(target: Spec, words: str) -> float | None:
     if said is None:
         return None
     return (int(said) - 1) / 9 if target.scale == "rating" else float(said == target.right)
+
+
+def _only_verdict(messages: Messages) -> OutputFormat:
+    """A JSON object with one of the verdicts that the last line of a prompt allows."""
+    forms = {
+        YES_NO: ["Verdict: yes", "Verdict: no"],
+        RATING: [f"Rating: {n}" for n in range(1, 11)],
+        BETTER: ["Better: 1", "Better: 2"],
+    }
+    found = next(said for form, said in forms.items() if messages[-1].content.endswith(form))
+    schema = {
+        "type": "object",
+        "properties": {"verdict": {"type": "string", "enum": found}},
+        "required": ["verdict"],
+        "additionalProperties": False,
+    }
+    return OutputFormat("json_schema", json.dumps(schema), "verdict", strict=True)
+
+
+def _verdict_in(words: str) -> str:
+    """The verdict of such an object; anything else as it is, which is then no verdict."""
+    try:
+        return str(json.loads(words)["verdict"])
+    except (ValueError, TypeError, KeyError):
+        return words
 
 
 def last_line(words: str, kind: str) -> str | None:
@@ -163,19 +199,27 @@ class JudgeClient:
 
     def key(self, messages: Messages) -> str:
         """Who is asked, and what: nothing else can change a greedy verdict."""
-        return digest(
-            [self.judge.url, self.judge.model, self.judge.max_tokens, [[m.role, m.content] for m in messages]]
-        )
+        asked = [
+            self.judge.url,
+            self.judge.model,
+            self.judge.max_tokens,
+            [[m.role, m.content] for m in messages],
+        ]
+        return digest([*asked, "verdict only"] if self.judge.verdict_only else asked)
 
     async def _ask(self, key: str, messages: Messages) -> JudgeReply:
         started = time.perf_counter()
-        decoding = Decoding(temperature=float(self.judge.temperature), max_tokens=self.judge.max_tokens)
+        decoding = Decoding(
+            temperature=float(self.judge.temperature),
+            max_tokens=self.judge.max_tokens,
+            form=_only_verdict(messages) if self.judge.verdict_only else None,
+        )
         done = await complete(self.respond, Turn(messages, decoding, id=f"judge-{key}", user="evaluation"))
         if not done.text.strip():
             raise EngineError(f"{self.judge.url}: the judge {self.judge.model} said nothing")
         reply = JudgeReply(
             key,
-            whole(done.text),
+            whole(_verdict_in(done.text) if self.judge.verdict_only else done.text),
             done.finish_reason,
             done.prompt_tokens,
             done.completion_tokens,

@@ -543,6 +543,11 @@ class JudgeSpec(Spec):
         min_length=1,
         description="what counts, in your words; it stands before every question to the judge; null: nothing more",
     )
+    verdict_only: bool | None = Field(
+        None,
+        description="true: the judge may say nothing but a verdict (a JSON schema of it), for a small model that finds no last "
+        "line; null: reasons first",
+    )
     price: Price | None = Field(
         None,
         description="USD per million tokens, such as {input: 0.5, output: 1.5}; null: costs are not shown",

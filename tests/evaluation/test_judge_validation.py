@@ -377,6 +377,23 @@ def test_a_price_says_what_verdicts_cost_and_a_rubric_is_read(tmp_path: Path) ->
     assert "USD for 1,000 verdicts" in str(judge_validation.section(found))
 
 
+def test_a_judge_that_may_only_say_a_verdict_is_held_to_it(tmp_path: Path) -> None:
+    plain_key = judged(tmp_path, perfect)[1].turns[0]
+    assert plain_key.decoding.form is None
+    who = WHO.model_copy(update={"verdict_only": True})
+
+    def in_json(text: str) -> str:
+        return json.dumps({"verdict": perfect(text).splitlines()[-1]})
+
+    found, judge = judged(tmp_path, in_json, who=who)
+    form = judge.turns[0].decoding.form
+    assert judge.calls == 24, "verdicts with reasons are not mistaken for these"
+    assert form is not None
+    assert json.loads(form.text)["properties"]["verdict"]["enum"] == ["Better: 1", "Better: 2"]
+    assert found.accuracy is not None
+    assert (found.accuracy.value, found.unread) == (1.0, 0)
+
+
 def test_a_judge_that_is_away_is_found_before_anything_is_answered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
