@@ -16,7 +16,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,9 @@ ROUNDS, DRAWS = 2, 20
 POOL, HELD_OUT = 560, 360
 """Prompts that are sampled in each round, and those that no label is given on, to measure reward models."""
 DPO = {"objective": {"kind": "dpo", "beta": 0.1, "nll": 1.0}, "optim": {"lr": 6.0e-5}}
+REPLAY = {"objective": "sft", "optim": {"lr": 1.0e-4}, "batch_rows": 32, "max_tokens": 160}
+REPLAYED = 640
+"""Rows of the instructions that sft learned from, once more after the last round: against forgetting."""
 REWARD = {"objective": "reward", "optim": {"lr": 1.0e-4}, "epochs": 2.0}
 NAME = "harbour-desk"
 
@@ -69,7 +72,7 @@ class Found:
     gains: list[dict[str, Any]] = field(default_factory=list)
     tax: list[dict[str, Any]] = field(default_factory=list)
     axes: list[dict[str, Any]] = field(default_factory=list)
-    gate: dict[str, Any] = field(default_factory=dict)
+    gates: dict[str, Any] = field(default_factory=dict)
     routing: dict[str, Any] = field(default_factory=dict)
 
 
@@ -306,6 +309,10 @@ def rounds(flywheel: Flywheel, items: Sequence[Item]) -> tuple[Stack, list[dict[
                 {"name": policy, "parent": parent, "uses": {"reference": parent}, "data": out.name, **DPO}
             )
             stack = train(flywheel, stages, policy)
+    with flywheel.phase("replay of some instructions, against forgetting"):
+        rows = [{"source": "world:instructions", "limit": REPLAYED}]
+        stages.append({"name": "replayed", "parent": policy, "data": rows, **REPLAY})
+        stack = train(flywheel, stages, "replayed")
     return stack, stages
 
 
@@ -368,35 +375,26 @@ def _compared(
     return {**about, "before": float(x.mean()), "after": float(y.mean()), **found._asdict()}
 
 
-def gate(flywheel: Flywheel, weakest: Sequence[str]) -> None:
-    """May the last policy ship, behind all layers? It must be better where labellers saw most wrong answers, and lose nowhere."""
-    rules = {
-        "superiority": [{"axis": axis} for axis in weakest],
-        "non_inferiority": [{"axis": "*", "margin": 0.15}],
-        "confidence": 0.95,
-    }
+RULES = {
+    "superiority": [{"axis": "honesty"}],
+    "non_inferiority": [{"axis": "*", "margin": 0.15}],
+    "confidence": 0.95,
+}
+"""Better where sft invents most, and nowhere worse by 15 points or more."""
+
+
+def gate(flywheel: Flywheel, policy: str) -> None:
+    """May this policy ship, behind all layers, instead of sft?"""
     path = flywheel.place / "gate.yaml"
-    write_text(path, yaml.safe_dump(rules))
-    against = f"{NAME}:sft{LAYERS}"
-    common = ["--runs", str(flywheel.runs), "--results", str(flywheel.results), "--name", "flywheel-suite"]
+    write_text(path, yaml.safe_dump(RULES))
+    against, name = f"{NAME}:sft{LAYERS}", f"flywheel-{policy}"
+    common = ["--runs", str(flywheel.runs), "--results", str(flywheel.results), "--name", name]
     run(["gate", str(flywheel.stack_file), "--against", against, "--rules", str(path), *common])
-    tree = json.loads((flywheel.results / "flywheel-suite.gate.json").read_text())
-    flywheel.found.gate = {
-        "rules": rules,
-        "against": against,
-        "verdict": tree.get("report", tree).get("verdict"),
-    }
-
-
-def weakest(flywheel: Flywheel, items: Sequence[Item], most: int = 1) -> list[str]:
-    """The behaviors in which people saw most pairs with a wrong answer in round 1; chosen before anything is evaluated."""
-    database = Database(flywheel.labels)
-    axis = {item.id: item.axis for item in items}
-    seen = [axis[item.source] for item in labels.items_of(database, "round-1")]
-    database.close()
-    asked = [item.axis for item in items[:POOL]]
-    shares = {a: seen.count(a) / asked.count(a) for a in set(asked)}
-    return sorted(shares, key=lambda a: -shares[a])[:most]
+    tree = json.loads((flywheel.results / f"{name}.gate.json").read_text())
+    open_ones = [
+        f"{f['kind']} {f['what']}: {f['verdict']}" for f in tree["findings"] if f["verdict"] != "pass"
+    ]
+    flywheel.found.gates[policy] = {"against": against, "verdict": tree["verdict"], "not passed": open_ones}
 
 
 # ---- the page ----
@@ -404,16 +402,18 @@ def weakest(flywheel: Flywheel, items: Sequence[Item], most: int = 1) -> list[st
 
 def page(found: Found) -> Page:
     """The report."""
-    gained = [g for g in found.gains if g["against"] == "sft"]
-    clear = all(g["low"] is not None and g["low"] > 0 for g in gained)
-    close = all(r["apart_points"] < 1 for r in found.rewards)
-    headline = (
-        f"After {len(gained)} rounds of labels the policy answers {100 * gained[-1]['value']:+.1f} points better"
-        f"{'' if clear else ' (an interval includes zero)'}; gate: {found.gate.get('verdict')}"
-    )
-    caveats = [] if close else ["A reward model's accuracy on noisy labels is more than 1 point from theory."]
-    if not clear:
-        caveats.append("A gain's interval includes zero.")
+    after = {g["policy"]: g for g in found.gains if g["against"] == "sft"}
+    unclear = [g["policy"] for g in found.gains if not g["low"] > 0]
+    far = [r["noise"] for r in found.rewards if r["apart_points"] >= 1]
+    verdicts = ", ".join(f"{policy}: {it['verdict']}" for policy, it in found.gates.items())
+    headline = f"After one round of labels {_change(after['dpo_1'])} points, after two {_change(after['dpo_2'])}; gates: {verdicts}"
+    caveats = []
+    if unclear:
+        caveats.append(f"The interval of a gain includes zero: {', '.join(unclear)}.")
+    if far:
+        caveats.append(f"A reward model is 1 point or more from theory at noise {', '.join(map(str, far))}.")
+    if found.gates.get("replayed", {}).get("verdict") != "pass":
+        caveats.append("The gate did not pass.")
     sections = [_labels(found), _rewards(found), _gains(found), _axes(found), _times(found)]
     if found.routing:
         sections.insert(0, _routing(found))
@@ -488,6 +488,7 @@ def _gains(found: Found) -> Section:
             for g in listed
         )
 
+    gates = tuple((p, it["verdict"], "; ".join(it["not passed"]) or "none") for p, it in found.gates.items())
     blocks = (
         Paragraph(
             "The suite's items of the taught behaviors: other ports, verbs and wordings than the labels. Weights alone."
@@ -495,9 +496,12 @@ def _gains(found: Found) -> Section:
         Table(heads, rows(found.gains), title="Gain"),
         Paragraph("Behaviors that nobody labelled, the whole stack with its layers around each policy."),
         Table(heads, rows(found.tax), title="Tax"),
-        Paragraph(
-            f"Gate against {found.gate.get('against')}: {found.gate.get('verdict')}. Rules: {json.dumps(found.gate.get('rules'))}"
+        Table(
+            ("gate of", "verdict", "rules that did not pass"),
+            gates,
+            title="May it replace sft, behind all layers",
         ),
+        Paragraph(f"Rules: {json.dumps(RULES)}", style="note"),
     )
     return Section("gain", "Gain", "What two rounds of labels are worth, and what they cost", blocks)
 
@@ -546,9 +550,7 @@ def _times(found: Found) -> Section:
     )
 
 
-def main(
-    words: Sequence[str] | None = None, route: Callable[[Flywheel], dict[str, Any]] | None = None
-) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--runs",
@@ -571,11 +573,13 @@ def main(
     items = prompts()
     with flywheel.phase("the demo's base and sft, if they are not there"):
         train(flywheel, [], "sft")
-    _, stages = rounds(flywheel, items)
+    stack, stages = rounds(flywheel, items)
     with flywheel.phase("the suite"):
-        measure(flywheel, stages)
+        measure(flywheel, stack, ["sft", *(stage["name"] for stage in stages)])
     with flywheel.phase("the gate"):
-        gate(flywheel, weakest(flywheel, items))
+        for policy in ("dpo_2", "replayed"):
+            train(flywheel, stages, policy)
+            gate(flywheel, policy)
     written = page(flywheel.found)
     flywheel.results.mkdir(parents=True, exist_ok=True)
     write_json(flywheel.results / "flywheel.json", {"made": origin(), **asdict(flywheel.found)})
