@@ -67,14 +67,8 @@ bench/.venv/ready: bench/requirements.txt
 	@touch $@
 
 DEVICE ?= cpu
-bench: bench/.venv/ready ## training and online steps against TRL (DEVICE=cuda on a GPU), decoding and serving against peers: tables, JSON under results/
-	@bench/.venv/bin/python -m bench --device $(DEVICE) $(ARGS)
-	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.online
-	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.decoding
-	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.serving
-	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.smollm2_speed
-	@test "$(DEVICE)" != cpu || bench/.venv/bin/python -m bench.smollm2_serving
-	@test "$(DEVICE)" != cuda || bench/.venv/bin/python -m bench.cuda
+bench: bench/.venv/ready ## training and online steps against TRL (DEVICE=cuda on a GPU), decoding and serving against peers: tables, JSON under results/; ARGS=--quick: under 10 minutes
+	@bench/.venv/bin/python -m bench.all --device $(DEVICE) $(ARGS)
 
 bench/.venv-clients/ready: bench/clients.txt
 	@echo "setting up bench/.venv-clients and bench/.node with the clients (about 4 minutes the first time)"

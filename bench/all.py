@@ -1,0 +1,100 @@
+"""`make bench`: every benchmark, each a process of its own with a time limit; one that fails or hangs stops no other.
+
+    python -m bench.all [--device cuda] [--quick] [--only NAME...] [--model FOLDER]
+
+--quick takes less than 10 minutes on a loaded machine and shows that every part runs; its numbers mean little. Every part writes its own JSON
+under results/; results/bench.json says what became of each, with machine, commit and load. Exit code 1: a part did not end well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.parts import Part, run_parts, show
+from bench.smollm2_speed import found_model, prepared
+from demeanor.core.files import write_json
+
+QUICK_S = 560.0
+OUT = Path("results/bench.json")
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def parts(device: str, *, quick: bool, model: Path | None, rounded: Path | None) -> list[Part]:
+    """The parts for a device; those of a real model only where it is there (`rounded`: it in q8_0)."""
+    if device == "cuda":
+        return [
+            Part("training", python("bench", "--device", "cuda"), 3600),
+            Part("cuda", python("bench.cuda"), 3600),
+        ]
+    few = ["--rounds", "1"] if quick else []
+    fast = ["--only", "sft, 64", *few, "--no-defaults"] if quick else []
+    found = [
+        Part("training", python("bench", *fast), 120 if quick else 3600),
+        Part("online", python("bench.online", *(["--only", "grpo", *few] if quick else [])), 120 if quick else 1800),
+        Part("decoding", python("bench.decoding", *few, *(["--threads", "2"] if quick else [])), 120 if quick else 1200),
+        Part("serving", python("bench.serving", *(["--part", "1", "--count", "50"] if quick else [])), 90 if quick else 1800),
+        Part("index", python("bench.index_speed"), 120 if quick else 300),
+    ]  # fmt: skip
+    if model is None or rounded is None:
+        return found
+    at, narrow = ["--model", str(model)], ["--formats", "int8", "--scenarios", "read 128", "decode 8", "--answers", "0", "--tries", "1"]  # fmt: skip
+    tiny = ["--rounds", "1", "--callers", "1", "--only", "demeanor"]
+    return [
+        *found,
+        Part("training, real weights", python("bench", *at, *(["--only", "sft, rasbt, adapters", *few, "--no-defaults"] if quick else [])), 120 if quick else 3600),
+        Part("SmolLM2 speed", python("bench.smollm2_speed", *at, *few, *(narrow if quick else [])), 120 if quick else 5400),
+        Part("SmolLM2 serving", python("bench.smollm2_serving", *at, *(tiny if quick else [])), 120 if quick else 5400),
+        Part("SmolLM2 alone", python("bench.smollm2_alone", str(rounded), *(["--processes", "1"] if quick else [])), 120 if quick else 900),
+        Part("cache formats", python("bench.cache_formats", str(rounded), *(["--seconds", "5", "--texts", "1"] if quick else [])), 90 if quick else 300),
+        Part("contention", python("bench.contention", str(rounded)), 60 if quick else 120),
+    ]  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true", help="less than 10 minutes: that every part runs")
+    parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="these parts")
+    parser.add_argument("--model", type=Path, help="SmolLM2-135M-Instruct, a folder; as bench.smollm2_speed")
+    options = parser.parse_args()
+    model = found_model(options.model)
+    if model is None:
+        print(
+            "bench: SmolLM2-135M-Instruct is not here; its parts are left out (docs/smollm2-grpo.md makes the folder)"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        rounded = None
+        if model is not None and options.device == "cpu":
+            rounded = prepared(model, Path(scratch), "q8_0")
+        chosen = parts(options.device, quick=options.quick, model=model, rounded=rounded)
+        unknown = set(options.only or ()) - {part.name for part in chosen}
+        if unknown:
+            parser.error(
+                f"--only {', '.join(sorted(unknown))}: no such part; known: {', '.join(p.name for p in chosen)}"
+            )
+        chosen = [part for part in chosen if options.only is None or part.name in options.only]
+        OUT.parent.mkdir(exist_ok=True)
+        about = {"quick": options.quick, "device": options.device, "load_at_start": os.getloadavg()}
+        try:
+            found = run_parts(
+                chosen,
+                lambda rows: write_json(OUT, {**about, **rows}, indent=1),
+                total_s=QUICK_S if options.quick else None,
+            )
+        except KeyboardInterrupt:
+            print(f"interrupted; {OUT} has what was run", file=sys.stderr)
+            return 130
+    code = show(found)
+    print(f"written: {OUT}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

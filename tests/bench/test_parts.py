@@ -1,0 +1,126 @@
+"""Long measurements as parts: one that fails, hangs or was not needed stops no other, and what happened is written at once."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import all as everything
+from bench import parts, real
+from bench.parts import Part, run_parts
+
+FOREVER = """
+import pathlib, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path(sys.argv[1]).write_text(str(child.pid))
+time.sleep(600)
+"""
+
+
+def python(code: str, *given: str) -> list[str]:
+    return [sys.executable, "-c", code, *given]
+
+
+def test_every_part_is_run_whatever_becomes_of_the_others(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    written: list[dict[str, Any]] = []
+    found = run_parts(
+        [
+            Part("good", python("print('here')"), 60),
+            Part("bad", python("raise SystemExit(3)"), 60),
+            Part("verdict", python("raise SystemExit(4)"), 60, frozenset({0, 4})),
+            Part("after bad", python("print('never')"), 60, needs=("bad",)),
+            Part("after good", python("print('too')"), 60, needs=("good",)),
+        ],
+        written.append,
+    )
+    outcomes = {name: row["outcome"] for name, row in found.items()}
+    assert outcomes == {
+        "good": "done",
+        "bad": "failed with exit code 3",
+        "verdict": "done",
+        "after bad": "not run: bad did not end well",
+        "after good": "done",
+    }
+    assert [len(x["parts"]) for x in written] == [1, 2, 3, 4, 5]
+    assert {"cpu", "cores", "memory_bytes"} <= set(written[-1]["machine"])
+    assert "git" in written[-1]
+    assert found["good"]["wall_s"] >= 0
+    said = capfd.readouterr()
+    assert "\nhere\n" in said.out
+    assert "\nnever\n" not in said.out
+    assert parts.show(found) == 1
+    assert "not well: bad, after bad" in capfd.readouterr().err
+    assert parts.show({"good": found["good"]}) == 0
+
+
+def test_a_part_that_hangs_is_ended_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part ignores being asked, and has started a process of its own."""
+    monkeypatch.setattr(parts, "PATIENCE_S", 0.2)
+    found = run_parts(
+        [Part("hangs", python(FOREVER, str(tmp_path / "child")), 4), Part("next", python(""), 60)],
+        lambda rows: None,
+    )
+    assert found["hangs"]["outcome"] == "stopped after 4 s"
+    assert found["next"]["outcome"] == "done"
+    child = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
+    deadline = time.monotonic() + 30
+    while child.exists() and ") Z " not in child.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.exists() or ") Z " in child.read_text(), "it was ended too"
+
+
+def test_all_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run_parts([Part("late", python(""), 60)], lambda rows: None, total_s=0.5)
+    assert found["late"]["outcome"] == "not run: no time left"
+
+
+def test_interrupted_parts_are_written_as_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(part: Part, limit_s: float) -> dict[str, Any]:
+        if part.name == "two":
+            raise KeyboardInterrupt
+        return {"outcome": "done"}
+
+    monkeypatch.setattr(parts, "run_part", interrupted)
+    written: list[dict[str, Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_parts([Part(name, python(""), 60) for name in ("one", "two", "three")], written.append)
+    assert {name: row["outcome"] for name, row in written[-1]["parts"].items()} == {
+        "one": "done",
+        "two": "not run: interrupted",
+        "three": "not run: interrupted",
+    }
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_parts_have_names_of_their_own_and_modules_that_exist(quick: bool) -> None:
+    found = everything.parts("cpu", quick=quick, model=Path("model"), rounded=Path("rounded"))
+    names = [part.name for part in found]
+    assert len(set(names)) == len(names) >= 10
+    modules = [part.command[2] for part in found]
+    root = Path(parts.__file__).parent
+    assert [
+        m for m in modules if m != "bench" and not (root / f"{m.removeprefix('bench.')}.py").is_file()
+    ] == []
+    assert len(everything.parts("cpu", quick=quick, model=None, rounded=None)) == 5
+    assert [part.command[2] for part in everything.parts("cuda", quick=quick, model=None, rounded=None)] == [
+        "bench",
+        "bench.cuda",
+    ]
+
+
+def test_what_a_phase_of_a_real_run_needs_is_a_phase_before_it() -> None:
+    names = list(real.verbs(8))
+    assert set(real.NEEDS) < set(names)
+    assert [n for n, needed in real.NEEDS.items() for x in needed if names.index(x) >= names.index(n)] == []
+    quick = real.verbs(2, quick=True)
+    assert {"train", "eval", "report"} <= set(quick) < set(names)
+    assert all("smollm2-quick" in " ".join(words) for name, words in quick.items() if name != "train")
