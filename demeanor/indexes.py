@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from demeanor.core.addresses import shown
 from demeanor.core.errors import UsageError
 from demeanor.core.files import private_cache
 from demeanor.core.types import Search
@@ -17,7 +18,7 @@ from demeanor.layers.prompt import SelectSpec
 from demeanor.layers.retrieval import SearchSpec
 from demeanor.layers.retrieval import Spec as RetrievalSpec
 from demeanor.model.text_encoder import load_encoder
-from demeanor.retrieval import documents, index, similar, vectors, web
+from demeanor.retrieval import documents, index, postgres_index, similar, vectors, web
 from demeanor.stack.stack import Stack
 
 __all__ = ["RetrievalSpec", "SearchSpec", "web"]  # what callers of this file pass to it
@@ -49,6 +50,8 @@ def open_folder(
     folder: Path, settings: SearchSpec, root: Path, progress: vectors.Progress | None = None
 ) -> Search:
     """Return the search over a folder; its index is brought up to date first."""
+    if settings.store is not None:
+        return postgres_index.open_folder(settings.store, folder, ranking(settings, root), progress)
     return index.open_folder(folder, kept_in(folder, settings), ranking(settings, root), progress)
 
 
@@ -56,15 +59,25 @@ def build(
     folder: Path, settings: SearchSpec, root: Path, progress: vectors.Progress | None = None
 ) -> index.Counts:
     """Bring the index of a folder up to date; raises DataError that lists files which cannot be read."""
+    if settings.store is not None:
+        return postgres_index.build(settings.store, folder, ranking(settings, root), progress)
     return index.build(folder, kept_in(folder, settings), ranking(settings, root), progress)
 
 
 def indexed(layer: RetrievalSpec, root: Path) -> str:
     """Return how much a retrieval layer finds in its folder, nothing encoded; raises DataError for files that it
     cannot read."""
-    words = (layer.search or SearchSpec()).model_copy(update={"by": "words", "encoder": None})
+    words = (layer.search or SearchSpec()).model_copy(update={"by": "words", "encoder": None, "store": None})
     counts = build(root / layer.index, words, root)
     return f"{counts.files} files, {counts.passages} passages"
+
+
+def place_of(folder: Path, settings: SearchSpec) -> str:
+    """Say where the index of a folder is kept."""
+    if settings.store is not None:
+        return f"kept in {shown(settings.store)}"
+    kept = kept_in(folder, settings)
+    return f"kept in {kept}" if kept else "so small that it is indexed in memory whenever it is used"
 
 
 def kept_in(folder: Path, settings: SearchSpec) -> Path | None:
@@ -104,6 +117,8 @@ def names(folder: Path, settings: SearchSpec) -> frozenset[str]:
     return frozenset(name for chunk in chunks for name in (chunk.id, chunk.source))
 
 
-def remove(folder: Path) -> int:
-    """Delete the kept indexes of a folder; return how many files there were."""
+def remove(folder: Path, settings: SearchSpec) -> int:
+    """Delete the kept indexes of a folder; return how many there were."""
+    if settings.store is not None:
+        return postgres_index.remove(settings.store, folder)
     return index.remove(folder, private_cache("indexes"))

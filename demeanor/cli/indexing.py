@@ -20,12 +20,21 @@ LayerName = Annotated[
     str | None, typer.Option("--layer", metavar="NAME", help="Of several retrieval layers, this one.")
 ]
 
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Keep the index in this PostgreSQL, as the setting search.store does (postgresql://USER@HOST/DATABASE).",
+    ),
+]
+
 app = typer.Typer(
     no_args_is_help=True, help="Build, search and measure the indexes of a stack's retrieval layers."
 )
 
 
-def _layer(stack: Stack, wanted: str | None) -> tuple[str, Path, SearchSpec]:
+def _layer(stack: Stack, wanted: str | None, store: str | None = None) -> tuple[str, Path, SearchSpec]:
     from demeanor.indexes import layers_of
 
     found = layers_of(stack)
@@ -37,7 +46,8 @@ def _layer(stack: Stack, wanted: str | None) -> tuple[str, Path, SearchSpec]:
     chosen = [each for each in found if wanted in (None, each[0])]
     if len(chosen) != 1:
         raise UsageError(f"--layer: got {wanted or 'none'}, wanted one of {names}")
-    return chosen[0]
+    name, folder, search = chosen[0]
+    return name, folder, search if store is None else search.model_copy(update={"store": store})
 
 
 @contextmanager
@@ -62,6 +72,7 @@ def build(
     stack_file: StackFile,
     overrides: Overrides = None,
     layer: LayerName = None,
+    store: Store = None,
     urls: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="First fetch these web pages into the folder, one address a line."),
@@ -80,7 +91,7 @@ def build(
     from demeanor import indexes
 
     stack = load(stack_file, overrides)
-    name, folder, search = _layer(stack, layer)
+    name, folder, search = _layer(stack, layer, store)
     if urls is None and allow_private:
         raise UsageError("--allow-private: is for --urls; leave it out")
     failed = 0 if urls is None else _fetch(urls, folder, search.passage_chars, allow_private)
@@ -89,8 +100,7 @@ def build(
     print(
         f"{name}: {counts.files} files, {counts.passages} passages; {counts.read} files read, {counts.removed} removed"
     )
-    kept = indexes.kept_in(folder, search)
-    print(f"kept in {kept}" if kept else "so small that it is indexed in memory whenever it is used")
+    print(indexes.place_of(folder, search))
     if failed:
         raise typer.Exit(DemeanorError.exit_code)
 
@@ -118,6 +128,7 @@ def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What a user might ask.")],
     overrides: Overrides = None,
     layer: LayerName = None,
+    store: Store = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=50, help="Passages to print.")] = 5,
 ) -> None:
     """Print the passages that a question finds, with their scores and places."""
@@ -125,7 +136,7 @@ def search(
     from demeanor.core.table import visible
 
     stack = load(stack_file, overrides)
-    _, folder, settings = _layer(stack, layer)
+    _, folder, settings = _layer(stack, layer, store)
     with _bar() as show:
         find = indexes.open_folder(folder, settings, stack.root, show)
     found = find(query, count)
@@ -149,6 +160,7 @@ def measure(
     ],
     overrides: Overrides = None,
     layer: LayerName = None,
+    store: Store = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
@@ -165,7 +177,7 @@ def measure(
     from demeanor.evaluation import retrieval_quality
 
     stack = load(stack_file, overrides)
-    name, folder, settings = _layer(stack, layer)
+    name, folder, settings = _layer(stack, layer, store)
     searches = [
         ("as declared", settings),
         *((text, indexes.changed(settings, _changes(text))) for text in compare or ()),
@@ -204,10 +216,12 @@ def _changes(text: str) -> dict[str, object]:
 
 
 @app.command()
-def remove(stack_file: StackFile, overrides: Overrides = None, layer: LayerName = None) -> None:
+def remove(
+    stack_file: StackFile, overrides: Overrides = None, layer: LayerName = None, store: Store = None
+) -> None:
     """Delete the kept index of a folder; the folder itself stays."""
     from demeanor import indexes
 
     stack = load(stack_file, overrides)
-    name, folder, _ = _layer(stack, layer)
-    print(f"{name}: {indexes.remove(folder)} index files deleted")
+    name, folder, search = _layer(stack, layer, store)
+    print(f"{name}: {indexes.remove(folder, search)} {'indexes' if search.store else 'index files'} deleted")

@@ -68,6 +68,11 @@ def database_url(address: str) -> str:
     return checked(address, ("sqlite:///", *POSTGRES), DATABASE)
 
 
+def postgres_url(address: str) -> str:
+    """Return the address of a PostgreSQL database in a stack file; raises ValueError as `checked` does."""
+    return checked(address, POSTGRES, "postgresql://USER@HOST/DATABASE")
+
+
 def redis_url(address: str) -> str:
     """Return the address of a Redis in a stack file; raises ValueError as `checked` does."""
     return checked(address, REDIS, "redis://HOST:PORT/NUMBER")

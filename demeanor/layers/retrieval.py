@@ -11,11 +11,12 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from demeanor.core import registry
+from demeanor.core.addresses import postgres_url
 from demeanor.core.types import (
     Citation,
     Decoding,
@@ -61,6 +62,11 @@ class SearchSpec(registry.Spec):
         None, description="a folder beside the stack file, a hub id, or http://host/v1#model"
     )
     key_env: str | None = Field(None, description="environment variable with the key of an encoder's address")
+    store: Annotated[str, AfterValidator(postgres_url)] | None = Field(
+        None,
+        description="postgresql://USER:${PASSWORD}@HOST/DATABASE that keeps the index for several machines; null: a file in "
+        "the cache of this machine",
+    )
     question: Literal["last", "conversation", "rewritten"] = Field(
         "last",
         description="search with the last user message, with the one before it too, or with a question that the model "

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from demeanor.core.errors import DataError, DemeanorError
 from demeanor.core.files import replacing
 from demeanor.core.types import Passage, Search
 from demeanor.retrieval.documents import MAX_CHARACTERS, Chunk, chunks, files_of, read_file
-from demeanor.retrieval.vectors import Encoder, Progress, nearest, vectors_of
+from demeanor.retrieval.vectors import Encoder, Matrix, Progress, nearest, vectors_of
 from demeanor.retrieval.words import ENGLISH, index_terms, query_terms, stemmer, without
 
 MAX_TERMS = 256
@@ -58,11 +58,11 @@ class Ranking:
     passage_chars: int = MAX_CHARACTERS  # of the longest passage
 
     @property
-    def cutting(self) -> _Cutting:
-        return _Cutting(self.stemming, self.passage_chars)
+    def cutting(self) -> Cutting:
+        return Cutting(self.stemming, self.passage_chars)
 
 
-class _Cutting(NamedTuple):
+class Cutting(NamedTuple):
     """What an index file depends on besides its documents."""
 
     stemming: str | None
@@ -78,8 +78,10 @@ class Counts(NamedTuple):
     removed: int
 
 
-class _Found(NamedTuple):
-    file: list[str]  # the parts of its name
+class FoundPassage(NamedTuple):
+    """A passage and its place: the parts of its file's name and its number there."""
+
+    file: list[str]
     number: int
     passage: Passage
 
@@ -95,7 +97,8 @@ def open_folder(
     The search may be called from several threads. Raises DemeanorError if there is no such folder, DataError
     that lists every file that cannot be read.
     """
-    return _Index(*_opened(folder, cache, ranking.cutting, progress), ranking, cache, progress)
+    connection, _ = _opened(folder, cache, ranking.cutting, progress)
+    return Searcher(_InSqlite(connection, ranking, cache, progress), ranking)
 
 
 def build(
@@ -103,39 +106,40 @@ def build(
 ) -> Counts:
     """Bring the index of a folder up to date, vectors included, and say what had to be read."""
     connection, counts = _opened(folder, cache, ranking.cutting, progress)
-    _Index(connection, counts, ranking, cache, progress)
+    _InSqlite(connection, ranking, cache, progress)
     return counts
 
 
 def remove(folder: Path, cache: Path) -> int:
     """Delete the index files of a folder; return how many there were. Vectors of its texts stay."""
-    found = list(cache.glob(f"index-*-{_home(folder)}-*.db"))
+    found = list(cache.glob(f"index-*-{home_of(folder)}-*.db"))
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
 
 
-class _Index:
-    """Ranks the passages of one connection; one query at a time."""
+class PassageStore(Protocol):
+    """Where the passages of an index are: rankings of all of them, best first, and counts."""
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        counts: Counts,
-        ranking: Ranking,
-        cache: Path | None,
-        progress: Progress | None,
-    ) -> None:
-        self._connection, self._ranking, self.counts = connection, ranking, counts
-        self._lock = threading.Lock()
+    def by_words(self, terms: list[str]) -> Iterator[FoundPassage]:
+        """Rank by BM25 the passages that have any of these terms (`term*`: its beginning)."""
+        ...
+
+    def by_vector(self, query: Matrix) -> Iterator[FoundPassage]:
+        """Rank all passages by cosine."""
+        ...
+
+    def counts(self, terms: Sequence[str]) -> tuple[int, dict[str, int]]:
+        """Return the number of passages, and of those that have each term."""
+        ...
+
+
+class Searcher:
+    """Ranks the passages of a store by a question's words, by its vector, or by both."""
+
+    def __init__(self, store: PassageStore, ranking: Ranking) -> None:
+        self._store, self._ranking = store, ranking
         self._stem = stemmer(ranking.stemming) if ranking.stemming else None
-        self._vectors = self._rows = None
-        if ranking.encoder is not None:
-            query = "SELECT row, heading, body FROM chunks ORDER BY file, number"
-            rows = self._connection.execute(query).fetchall()
-            texts = ["\n".join(filter(None, (heading, body))) for _, heading, body in rows]
-            self._vectors = vectors_of(texts, ranking.encoder, cache, progress)
-            self._rows = [row for row, *_ in rows]
 
     def __call__(self, query: str, k: int) -> list[Passage]:
         """Return the k best passages; those that say the same fill one place."""
@@ -156,40 +160,24 @@ class _Index:
 
     def _covered(self, query: str, found: Sequence[Passage]) -> list[Passage]:
         """Return passages with the share of the question's words that stand in them or their headings."""
-        terms = self._terms(query)
-        with self._lock:
-            weights = _rarity(self._connection, terms[:MAX_TERMS])
+        weights = _rarity(*self._store.counts(self._terms(query)[:MAX_TERMS]))
         return [
-            replace(p, coverage=_coverage(weights, set(_stemmed(f"{p.heading} {p.text}", self._stem))))
+            replace(p, coverage=_coverage(weights, set(stemmed(f"{p.heading} {p.text}", self._stem))))
             for p in found
         ]
 
-    def _by_words(self, query: str) -> Iterator[_Found]:
+    def _by_words(self, query: str) -> Iterator[FoundPassage]:
         terms = self._terms(query)
-        with self._lock:
-            if len(terms) > MAX_TERMS:
-                terms = _rarest(self._connection, terms)
-        limit, done = FIRST_READ, 0
-        while terms:
-            with self._lock:
-                found = self._connection.execute(RANKED, (expression(terms), limit)).fetchall()
-            # Of equal scores the earlier place comes first, so a score that may go on behind the limit waits.
-            whole = found if len(found) < limit else [x for x in found if x[1] != found[-1][1]]
-            for _, equal in groupby(whole[done:], lambda row: row[1]):
-                yield from sorted(self._read(row, score) for row, score in equal)
-            if len(found) < limit:
-                return
-            limit, done = 8 * limit, len(whole)
+        if len(terms) > MAX_TERMS:
+            terms = _rarest(self._store.counts(terms)[1])
+        return self._store.by_words(terms)
 
-    def _by_vectors(self, query: str) -> Iterator[_Found]:
+    def _by_vectors(self, query: str) -> Iterator[FoundPassage]:
         assert self._ranking.encoder is not None
-        assert self._vectors is not None
-        assert self._rows is not None
         if not query.strip():
-            return
+            return iter(())
         shorter = query if len(query) <= 2 * MAX_READ else f"{query[:MAX_READ]} {query[-MAX_READ:]}"
-        for place, score in nearest(self._vectors, self._ranking.encoder.encode([shorter], query=True)[0]):
-            yield self._read(self._rows[place], score)
+        return self._store.by_vector(self._ranking.encoder.encode([shorter], query=True)[0])
 
     def _terms(self, query: str) -> list[str]:
         whole = len(query) <= 2 * MAX_READ
@@ -197,16 +185,8 @@ class _Index:
         terms = without(terms, self._ranking.stop_words)
         return list(dict.fromkeys(map(self._stem, terms))) if self._stem else terms
 
-    def _read(self, row: int, score: float) -> _Found:
-        with self._lock:
-            file, number, id_, source, heading, body, start, end, page = self._connection.execute(
-                CHUNK, (row,)
-            ).fetchone()
-        passage = Passage(id_, body, score, source, heading=heading, start=start, end=end, page=page)
-        return _Found(file.split("/"), number, passage)
-
     @staticmethod
-    def _distinct(found: Iterable[_Found], k: int) -> Iterator[Passage]:
+    def _distinct(found: Iterable[FoundPassage], k: int) -> Iterator[Passage]:
         texts: set[str] = set()
         for each in found:
             text = " ".join(each.passage.text.split())
@@ -217,7 +197,86 @@ class _Index:
                     return
 
 
-def _stemmed(text: str, stem: Callable[[str], str] | None) -> list[str]:
+Page: TypeAlias = Sequence[tuple[Any, float]]
+
+
+def ranked(page: Callable[[int], Page], read: Callable[[Any, float], FoundPassage]) -> Iterator[FoundPassage]:
+    """Yield a ranking whose first `limit` rows, with their scores, `page` gives; of equal scores the earlier place
+    comes first."""
+    limit, done = FIRST_READ, 0
+    while True:
+        found = page(limit)
+        # A score that may go on behind the limit waits.
+        whole = found if len(found) < limit else [x for x in found if x[1] != found[-1][1]]
+        for _, equal in groupby(whole[done:], lambda row: row[1]):
+            yield from sorted(read(row, score) for row, score in equal)
+        if len(found) < limit:
+            return
+        limit, done = 8 * limit, len(whole)
+
+
+class _InSqlite:
+    """The passages of one SQLite connection; one statement at a time."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        ranking: Ranking,
+        cache: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+        self._vectors = self._rows = None
+        if ranking.encoder is not None:
+            query = "SELECT row, heading, body FROM chunks ORDER BY file, number"
+            rows = self._connection.execute(query).fetchall()
+            self._vectors = vectors_of(
+                [searched_text(h, b) for _, h, b in rows], ranking.encoder, cache, progress
+            )
+            self._rows = [row for row, *_ in rows]
+
+    def by_words(self, terms: list[str]) -> Iterator[FoundPassage]:
+        def page(limit: int) -> Page:
+            with self._lock:
+                return self._connection.execute(RANKED, (expression(terms), limit)).fetchall()
+
+        return ranked(page, self._read) if terms else iter(())
+
+    def by_vector(self, query: Matrix) -> Iterator[FoundPassage]:
+        assert self._vectors is not None
+        assert self._rows is not None
+        for place, score in nearest(self._vectors, query):
+            yield self._read(self._rows[place], score)
+
+    def counts(self, terms: Sequence[str]) -> tuple[int, dict[str, int]]:
+        query = "SELECT coalesce(max(doc), 0) FROM vocabulary WHERE term >= ? AND term <= ?"
+        with self._lock:
+            return _count(self._connection), {
+                term: self._connection.execute(query, term_range(term)).fetchone()[0] for term in terms
+            }
+
+    def _read(self, row: int, score: float) -> FoundPassage:
+        with self._lock:
+            file, number, id_, source, heading, body, start, end, page = self._connection.execute(
+                CHUNK, (row,)
+            ).fetchone()
+        passage = Passage(id_, body, score, source, heading=heading, start=start, end=end, page=page)
+        return FoundPassage(file.split("/"), number, passage)
+
+
+def searched_text(heading: str, body: str) -> str:
+    """Return the text of a passage that an encoder reads."""
+    return "\n".join(filter(None, (heading, body)))
+
+
+def term_range(term: str) -> tuple[str, str]:
+    """Return the first and the last word that a term matches; `term*` matches every word that begins so."""
+    bare = term.removesuffix("*")
+    return bare, bare + "\U0010ffff" if term.endswith("*") else bare
+
+
+def stemmed(text: str, stem: Callable[[str], str] | None) -> list[str]:
+    """Return the terms of a text that is searched."""
     found = index_terms(text)
     return list(map(stem, found)) if stem else found
 
@@ -234,24 +293,14 @@ def fused(rankings: Sequence[Sequence[Passage]], k: int) -> list[Passage]:
     return [replace(p, score=scores[p.id]) for p in best[:k]]
 
 
-def _rarest(connection: sqlite3.Connection, terms: list[str]) -> list[str]:
+def _rarest(counts: Mapping[str, int]) -> list[str]:
     """Return the MAX_TERMS terms that stand in the fewest passages, but in one at least."""
-    count = "SELECT doc FROM vocabulary WHERE term = ?"
-    known = [(row[0], term) for term in terms if (row := connection.execute(count, (term,)).fetchone())]
-    return [term for _, term in sorted(known)[:MAX_TERMS]]
+    return [term for _, term in sorted((n, term) for term, n in counts.items() if n)[:MAX_TERMS]]
 
 
-def _rarity(connection: sqlite3.Connection, terms: list[str]) -> dict[str, float]:
+def _rarity(passages: int, counts: Mapping[str, int]) -> dict[str, float]:
     """Return ln(1 + (N - n + 0.5) / (n + 0.5)) of each term, which stands in n of N passages: largest where it is in none."""
-    passages = _count(connection)
-    count = "SELECT coalesce(max(doc), 0) FROM vocabulary WHERE term >= ? AND term <= ?"
-    weights = {}
-    for term in terms:
-        bare = term.removesuffix("*")
-        last = bare + "\U0010ffff" if term.endswith("*") else term
-        n = connection.execute(count, (bare, last)).fetchone()[0]
-        weights[term] = math.log(1 + (passages - n + 0.5) / (n + 0.5))
-    return weights
+    return {term: math.log(1 + (passages - n + 0.5) / (n + 0.5)) for term, n in counts.items()}
 
 
 def _coverage(weights: Mapping[str, float], said: set[str]) -> float:
@@ -273,15 +322,15 @@ def expression(terms: list[str]) -> str:
 
 
 def _opened(
-    folder: Path, cache: Path | None, cutting: _Cutting, progress: Progress | None
+    folder: Path, cache: Path | None, cutting: Cutting, progress: Progress | None
 ) -> tuple[sqlite3.Connection, Counts]:
     files = files_of(folder)
-    contents = {name: _content(path) for name, path in files.items()}
+    contents = {name: content_of(path) for name, path in files.items()}
     if cache is None:
         connection, counts = _in_memory(folder, tuple(contents.items()), cutting)
         return connection, counts
     total = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()[:16]
-    family = f"index-{VERSION}-{cutting.stemming or 'words'}-{cutting.passage_chars}-{_home(folder)}-"
+    family = f"index-{VERSION}-{cutting.stemming or 'words'}-{cutting.passage_chars}-{home_of(folder)}-"
     path = cache / f"{family}{total}.db"
     read = removed = 0
     if not path.exists():
@@ -301,7 +350,7 @@ def _opened(
 
 @lru_cache(maxsize=16)
 def _in_memory(
-    folder: Path, contents: tuple[tuple[str, str], ...], cutting: _Cutting
+    folder: Path, contents: tuple[tuple[str, str], ...], cutting: Cutting
 ) -> tuple[sqlite3.Connection, Counts]:
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     _create(connection)
@@ -309,11 +358,13 @@ def _in_memory(
     return connection, Counts(len(contents), _count(connection), read, removed)
 
 
-def _home(folder: Path) -> str:
+def home_of(folder: Path) -> str:
+    """Return what an index knows a folder by."""
     return hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def _content(path: Path) -> str:
+def content_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -335,14 +386,14 @@ def _update(
     folder: Path,
     files: Mapping[str, Path],
     contents: Mapping[str, str],
-    cutting: _Cutting,
+    cutting: Cutting,
     progress: Progress | None,
 ) -> tuple[int, int]:
     """Read what changed and forget what is gone; return how many files were read and how many forgotten."""
     stem = stemmer(cutting.stemming) if cutting.stemming else None
 
     def terms(text: str) -> str:
-        return " ".join(_stemmed(text, stem))
+        return " ".join(stemmed(text, stem))
 
     known = dict(connection.execute("SELECT name, content FROM files"))
     gone = [name for name in known if contents.get(name) != known[name]]
