@@ -18,7 +18,7 @@ from demeanor.evaluation.diagnosis import diagnose
 from demeanor.report import outputs, publish
 from demeanor.server.serve import Settings
 from demeanor.stack.stack import Stack
-from demeanor.training.runs import Runs
+from demeanor.training.runs import Runs, trained_on
 from demeanor.training.stage import RunOptions
 from demeanor.world import catalog
 
@@ -59,6 +59,13 @@ def run(
     console.print(
         f"\ntrained in {trained - started:.0f} s, measured in {measured - trained:.0f} s, "
         f"all in {time.monotonic() - started:.0f} s"
+    )
+    number_format, cpu = trained_on(runs, stack.stage_key(stack.serve))
+    console.print(
+        f"these weights: products in {number_format or 'a format not recorded'} on {cpu or 'a CPU not recorded'}. Another CPU, format or seed rounds "
+        "differently and trains other weights, so some numbers differ from README's; `demeanor seeds` says what holds.",
+        soft_wrap=True,
+        markup=False,
     )
     console.print(f"the page:      {page.resolve().as_uri()}", soft_wrap=True)
     console.print(

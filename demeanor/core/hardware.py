@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import shutil
 import sys
 import time
@@ -54,6 +55,16 @@ def cpu_flags() -> frozenset[str]:
     except (OSError, StopIteration):
         return frozenset()
     return frozenset(line.split(":", 1)[1].split())
+
+
+def cpu_name() -> str:
+    """Return the CPU's name as Linux or the platform gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return found or platform.processor() or platform.machine()
 
 
 def compiler() -> str | None:

@@ -102,6 +102,13 @@ def note(folder: Path, **facts: Any) -> None:
         write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **facts})
 
 
+def trained_on(runs: Runs, key: str) -> tuple[str, str]:
+    """The number format of a run's products and the CPU that it began on; empty where its record does not say."""
+    path = runs.folder(key) / RECORD
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return str(record.get("dtype", "")), str(record.get("cpu", ""))
+
+
 class Held:
     """A locked key, as a context: gives its folder, and frees it whatever happens inside."""
 

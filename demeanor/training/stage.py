@@ -309,7 +309,7 @@ def number_format(model: nn.Module, run: TrainingRun) -> torch.dtype | None:
         faster = run.group.first and hardware.training_dtype(shapes) is not None
         name = "bf16" if run.group.any(faster) else "fp32"
     if run.group.first:
-        note(run.folder, dtype=name)
+        note(run.folder, dtype=name, cpu=hardware.cpu_name())
     return None if name == "fp32" else resume.FORMATS[name]
 
 

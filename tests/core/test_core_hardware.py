@@ -80,3 +80,7 @@ def test_a_large_vocabulary_is_measured_in_little_time_and_memory() -> None:
     began = time.thread_time()
     assert min(hardware.product_seconds(((151936, 1024),))) > 0
     assert time.thread_time() - began < 2.0
+
+
+def test_the_cpu_has_a_name() -> None:
+    assert hardware.cpu_name().strip()
