@@ -28,6 +28,7 @@ from demeanor.engine.respond import TokenizerCodec
 from demeanor.layers import Kit, limits, policy, record
 from demeanor.layers.policy.matching import Rule, bound, load
 from demeanor.layers.tools import THREADS
+from demeanor.mcp.servers import ServerState
 from demeanor.server import serve as server
 from demeanor.server.admission import UpstreamCounts
 from demeanor.server.assistant import (
@@ -184,6 +185,10 @@ class StackVersions:
 
     def _runtime(self, stack: Stack) -> StackRuntime:
         return StackRuntime(stack, self.runs, budget_bytes=self.budget_bytes, cache_bytes=self.cache_bytes)
+
+    def tool_servers(self) -> list[ServerState]:
+        """The MCP servers of the served version."""
+        return [state for servers in self.living[-1].servers for state in servers.states()]
 
     def abandoned_calls(self) -> int:
         """Calls of tools that block beyond their time, of all stacks of this process."""

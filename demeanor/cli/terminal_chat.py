@@ -9,6 +9,7 @@ from rich.console import Console
 
 from demeanor.app import StackRuntime
 from demeanor.core.errors import DemeanorError, RequestError
+from demeanor.core.table import visible
 from demeanor.core.types import (
     Event,
     LeftOut,
@@ -20,12 +21,15 @@ from demeanor.core.types import (
     RuleHit,
     Text,
     Timing,
+    ToolCall,
     ToolCalled,
+    ToolDecision,
     ToolResult,
     Turn,
     Upstream,
     fold,
 )
+from demeanor.server.approvals import ApprovalField, Approver, CallDecision, secret_of
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.runs import Runs
 
@@ -39,7 +43,7 @@ def run(stack: Stack, runs: Runs, *, model: str | None, ask: str | None) -> int:
     try:
         variant = stack.resolve(model) if model else stack.resolve(stack.spec.name)
         if ask is not None:
-            asyncio.run(_turn(runtime, variant, (Message("user", ask),), console))
+            _answered(runtime, variant, (Message("user", ask),), console)
             return 0
         console.print(f"[bold]{variant.model_id}[/]  {HELP}", style="dim")
         return _converse(runtime, variant, console)
@@ -72,14 +76,45 @@ def _converse(runtime: StackRuntime, variant: Stack, console: Console) -> int:
                 console.print(HELP, style="dim")
             else:
                 asked = (*messages, Message("user", line))
-                answer = asyncio.run(_turn(runtime, variant, asked, console))
+                answer = _answered(runtime, variant, asked, console)
                 messages = (*asked, Message("assistant", answer))
         except (DemeanorError, RequestError) as error:
             console.print(str(error), style="red")
 
 
-async def _turn(runtime: StackRuntime, variant: Stack, messages: Messages, console: Console) -> str:
+def _answered(runtime: StackRuntime, variant: Stack, messages: Messages, console: Console) -> str:
+    """The answer to a conversation; calls that wait for a person are asked about, as often as there are any."""
+    approver = Approver(secret_of(None))
     turn = Turn(messages, replace(decoding_of(runtime.stack)), id="chat", user="terminal")
+    while True:
+        events = asyncio.run(_turn(runtime, variant, turn, console))
+        done = fold(events)
+        waiting = None if done.refusal else approver.waiting(turn, events, done.tool_calls, done.text)
+        if waiting is None:
+            return done.text
+        decisions = [
+            CallDecision(call_id=call.id, approve=_allowed(call, why, console))
+            for call, why in zip(waiting.calls, waiting.reasons)
+        ]
+        asked = Message("assistant", done.text, tool_calls=done.tool_calls)
+        turn = replace(turn, messages=(*turn.messages, asked), id=f"{turn.id}+")
+        given = ApprovalField(token=waiting.token, decisions=decisions)
+        turn, _ = asyncio.run(approver.decided(turn, given))
+
+
+def _allowed(call: ToolCall, why: str, console: Console) -> bool:
+    """Whether the person at the terminal allows a call; without one to ask it is denied."""
+    console.print(
+        f"{visible(call.name)} {visible(call.arguments)}  ({visible(why)})", style="yellow", markup=False
+    )
+    try:
+        return console.input("run it? [bold](y/N)[/] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        console.print("denied: nobody is there to ask", style="dim")
+        return False
+
+
+async def _turn(runtime: StackRuntime, variant: Stack, turn: Turn, console: Console) -> list[Event]:
     events: list[Event] = []
     async for event in runtime.respond(variant)(turn):
         events.append(event)
@@ -89,8 +124,8 @@ async def _turn(runtime: StackRuntime, variant: Stack, messages: Messages, conso
     if done.refusal:
         console.out(done.refusal.text, end="", highlight=False)
     console.print()
-    console.print("  " + "; ".join(_clauses(events)), style="dim")
-    return done.text
+    console.print("  " + "; ".join(_clauses(events)), style="dim", markup=False)
+    return events
 
 
 def _clauses(events: list[Event]) -> list[str]:
@@ -110,6 +145,10 @@ def _clauses(events: list[Event]) -> list[str]:
                 clauses.append(f"{name} answered instead of {', '.join([*(x for x, _ in tried), *skipped])}")
             case LeftOut(reason=reason):
                 clauses.append(f"left out: {reason}")
+            case ToolDecision(verdict="withheld", tools=names, detail=why):
+                clauses.append(f"{len(names)} tools withheld ({why})")
+            case ToolDecision(verdict="searched", tools=names):
+                clauses.append(f"found {', '.join(names) or 'no tool'}")
             case Refusal(by=by, rule=rule, stage=stage):
                 clauses.append(f"{by} refused the {stage} ({rule})")
             case RuleHit(by=by, rule=rule, stage=stage, outcome=outcome) if outcome != "blocked":

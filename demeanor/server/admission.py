@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +21,19 @@ from demeanor.server.request_context import CURRENT_REQUEST, Disconnected, Load,
 
 MAX_BODY_BYTES = 1 << 20
 UpstreamCounts: TypeAlias = tuple[Mapping[tuple[str, str], int], Mapping[str, str]]
+
+
+class ToolServerState(Protocol):
+    """An MCP server: whether it is `connected`, and how many of its tools are offered and withheld."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def offered(self) -> int: ...
+    @property
+    def withheld(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,8 @@ class Operations:
     """Pages of keys and values in all engines: of running answers, kept for later ones, and free."""
     placements: Callable[[], Sequence[Mapping[str, str]]] = tuple
     """How the engines decode: device, and formats of weights, products and cache."""
+    tool_servers: Callable[[], Sequence[ToolServerState]] = tuple
+    """The MCP servers of what is served."""
     abandoned_calls: Callable[[], int] = lambda: 0
     """The number of calls of tools that nobody waits for any more and that cannot be stopped."""
     upstreams: Callable[[], UpstreamCounts] = lambda: ({}, {})

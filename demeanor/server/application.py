@@ -142,6 +142,8 @@ class Health(ResponseObject):
     stack_key: str
     reason: str | None = None
     degraded: str | None = None
+    tools: dict[str, int] | None = None
+    """MCP servers, how many are connected, and how many of their tools are withheld."""
     notes: list[str] | None = None
     """What runs beside the answers and should have, but did not: shadows, evaluators, writes of experiments."""
 
@@ -166,6 +168,13 @@ async def readyz(request: Request) -> Response:
     ready = _health(request, "ready")
     if operations.degraded and (degraded := await operations.degraded()) is not None:
         ready = ready.model_copy(update={"degraded": degraded})
+    if servers := operations.tool_servers():
+        about = {
+            "servers": len(servers),
+            "connected": sum(server.state == "connected" for server in servers),
+            "withheld": sum(server.withheld for server in servers),
+        }
+        ready = ready.model_copy(update={"tools": about})
     live = traffic_of(state_of(request).assistant)
     if live is not None and (notes := live.notes()):
         ready = ready.model_copy(update={"notes": notes})

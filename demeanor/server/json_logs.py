@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from demeanor.core.types import ToolDecision
 from demeanor.server.request_context import Observer, RequestContext
 
 
@@ -57,7 +58,19 @@ def line_of(request: RequestContext, now: datetime) -> dict[str, Any]:
     if request.rule_hits:
         names = ("by", "rule", "stage", "outcome")
         said["rule_hits"] = [dict(zip(names, hit)) for hit in request.rule_hits]
+    if request.tool_decisions:
+        said["tools"] = [_decided(decision) for decision in request.tool_decisions]
     return said
+
+
+UNKNOWN = ("offered", "withheld", "malformed", "budget_spent")
+"""Verdicts whose names are many, or may be whatever a server or a model wrote."""
+
+
+def _decided(decision: ToolDecision) -> dict[str, Any]:
+    if decision.verdict in UNKNOWN:
+        return {"verdict": decision.verdict, "count": len(decision.tools)}
+    return {"verdict": decision.verdict, "tools": list(decision.tools)}
 
 
 def to(stream: TextIO, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Observer:

@@ -119,7 +119,14 @@ class Metrics:
             buckets=POLICY_BUCKETS_S,
             registry=registry,
         )
+        self.tool_decisions = Counter(
+            "demeanor_tool_decisions",
+            "What was decided about tools and their calls, by verdict.",
+            ("verdict",),
+            registry=registry,
+        )
         registry.register(Gauges(operations))
+        registry.register(ToolServerGauges(operations))
         registry.register(LimitsUnchecked(operations))
         registry.register(Upstreams(operations))
         self.duration = Histogram(
@@ -159,6 +166,8 @@ class Metrics:
             self.refusals.labels(layer, rule).inc()
         for hit in request.rule_hits:
             self.rule_hits.labels(*hit).inc()
+        for decision in request.tool_decisions:
+            self.tool_decisions.labels(decision.verdict).inc()
         if "policy" in request.layers_ms:
             self.policy_ms.observe(request.layers_ms["policy"] / 1000)
         self.duration.observe(request.ended - request.started)
@@ -240,6 +249,32 @@ class Gauges(Collector):
         for values, count in counts.items():
             engines.add_metric(values, count)
         yield engines
+
+
+class ToolServerGauges(Collector):
+    """MCP servers, and how many of their tools are offered and withheld."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        servers = self.operations.tool_servers()
+        if not servers:
+            return
+        up = GaugeMetricFamily("demeanor_tool_servers", "1: the MCP server is connected.", labels=("server",))
+        offered = GaugeMetricFamily(
+            "demeanor_tools_offered", "Tools that may be offered.", labels=("server",)
+        )
+        withheld = GaugeMetricFamily(
+            "demeanor_tools_withheld",
+            "Tools that are not offered: not approved, changed, gone, or their server is away.",
+            labels=("server",),
+        )
+        for server in servers:
+            up.add_metric((server.name,), float(server.state == "connected"))
+            offered.add_metric((server.name,), server.offered)
+            withheld.add_metric((server.name,), server.withheld)
+        yield from (up, offered, withheld)
 
 
 class LimitsUnchecked(Collector):

@@ -24,6 +24,7 @@ from demeanor.core.types import (
     Text,
     Timing,
     ToolCalled,
+    ToolDecision,
     Turn,
     Upstream,
     Usage,
@@ -99,6 +100,7 @@ class RequestContext:
     refusals: list[tuple[str, str]] = field(default_factory=list)
     rule_hits: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Layer, rule, stage and outcome of every hit of a policy's rule."""
+    tool_decisions: list[ToolDecision] = field(default_factory=list)
     first_token: float | None = None
     last_token: float | None = None
 
@@ -138,6 +140,8 @@ class RequestContext:
                 self.refusals.append((by, rule))
             case RuleHit(rule, stage, outcome):
                 self.rule_hits.append((event.by, rule, stage, outcome))
+            case ToolDecision():
+                self.tool_decisions.append(event)
             case Text() | ToolCalled():
                 self.last_token = self.clock()
                 if self.first_token is None:

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.server import json_logs as logs
 from demeanor.server import tracing
-from demeanor.server.admission import MAX_BODY_BYTES, Operations, UpstreamCounts
+from demeanor.server.admission import MAX_BODY_BYTES, Operations, ToolServerState, UpstreamCounts
 from demeanor.server.application import app, metrics_of
 from demeanor.server.approvals import TIMEOUT_S, Approver
 from demeanor.server.assistant import ServedAssistant, traffic_of
@@ -91,6 +91,10 @@ class Versions(Protocol):
 
     def placements(self) -> Sequence[Mapping[str, str]]:
         """How the engines decode: device, and formats of weights, products and cache."""
+        ...
+
+    def tool_servers(self) -> Sequence[ToolServerState]:
+        """The MCP servers of what is served."""
         ...
 
     def abandoned_calls(self) -> int:
@@ -231,6 +235,7 @@ def _serve(
         placements=versions.placements,
         health=healthy,
         abandoned_calls=versions.abandoned_calls,
+        tool_servers=versions.tool_servers,
         limits_unchecked=versions.limits_unchecked,
         degraded=degraded,
         all_metrics=None if place is None else all_metrics(place),

@@ -257,6 +257,12 @@ class Stack:
         named = [
             self.path,
             *(self.root / text for text in _texts(self.spec.model_dump(mode="json")) if 0 < len(text) < 256),
+            *(
+                self.root / str(getattr(x.spec, name))
+                for x in self.layers
+                for name, about in type(x.spec).model_fields.items()
+                if validate.holds(about, registry.SOURCE) and getattr(x.spec, name) is not None
+            ),  # a default that is a file's name does not stand in the file
             *(path for layer in self.layers for path in layer.spec.further_files(self.root)),
         ]
         found: dict[str, tuple[int, int]] = {}

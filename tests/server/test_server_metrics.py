@@ -110,6 +110,7 @@ def test_the_exposition_has_the_names_helps_and_labels_that_dashboards_use_and_n
             "requests": ("counter", "Finished HTTP requests; status 499: the client left first."),
             "tokens": ("counter", "Tokens of model calls (gen_ai.client.token.usage)."),
             "refusals": ("counter", "Refusals by the layer and rule that refused."),
+            "tool_decisions": ("counter", "What was decided about tools and their calls, by verdict."),
             "cost_usd": ("counter", "USD of model calls, by the prices of serve.prices."),
             "calls_without_price": (
                 "counter",
