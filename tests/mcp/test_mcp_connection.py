@@ -206,7 +206,7 @@ def test_closing_ends_the_program_and_its_children(plan: Plan) -> None:
     plan.write({"name": "pid", "does": "pid"})
     with connected(small(plan)) as found:
         pid = int(found.call("pid", {}, None, WAIT_S))
-    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    assert wait_for(lambda: not Path(f"/proc/{pid}").exists())
 
 
 @pytest.mark.parametrize(
