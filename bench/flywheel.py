@@ -1,5 +1,5 @@
 """`make flywheel`: use becomes weights, measured: sampled answers, simulated labellers of known noise, agreement, reward models, two rounds
-of DPO, tax and gate, in the embedded world where the truth is known.
+of DPO, tax, gate and the routing of complaints, in the embedded world where the truth is known.
 
 In: the demo's stack; its trained weights in --runs if they are there. Out: results/flywheel.{html,md,json}. Everything goes through the
 doors that people use: the labelling queue, `prefs build`, `train`, `eval`, `gate`.
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from bench import flywheel_routing
 from demeanor import app, cli
 from demeanor.core.files import origin, write_json, write_text
 from demeanor.core.intervals import wilson
@@ -580,6 +581,9 @@ def main(words: Sequence[str] | None = None) -> None:
         for policy in ("dpo_2", "replayed"):
             train(flywheel, stages, policy)
             gate(flywheel, policy)
+    with flywheel.phase("complaints about planted faults, routed"):
+        train(flywheel, stages, "dpo_2")
+        flywheel.found.routing = flywheel_routing.route(flywheel.stack_file, Runs(flywheel.runs))
     written = page(flywheel.found)
     flywheel.results.mkdir(parents=True, exist_ok=True)
     write_json(flywheel.results / "flywheel.json", {"made": origin(), **asdict(flywheel.found)})
