@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import Field
+from starlette.exceptions import HTTPException
 
 from demeanor.core.errors import DemeanorError, EngineError, RequestError, StoreError, UsageError
 from demeanor.server import error_responses
@@ -324,7 +325,7 @@ def labelling_app(labelling: Labelling, *, clock: Callable[[], float] = time.mon
     api = FastAPI(title="labelling", docs_url=None, redoc_url=None, openapi_url=None)
     no_keys = from_digests({})  # links are the keys here, so any Host may be asked
     add_middleware(api, keys=no_keys, hosts=(), operations=Operations(), observers=(), clock=clock)
-    for error in (RequestError, StoreError):
+    for error in (RequestError, StoreError, HTTPException):
         api.add_exception_handler(error, _error_response)
     add_to(api, labelling)
     api.add_api_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)

@@ -135,6 +135,8 @@ async def test_a_body_must_be_json_and_short(database: Database, client: httpx.A
     edda = link(database)
     plain = await client.post("/label/api/labels", headers=edda, content="{}")
     assert plain.status_code == 415
+    assert (await client.put("/label/api/labels", headers=edda)).json()["error"]["message"]
+    assert (await client.get("/label/nothing")).status_code == 404
     long = await client.post("/label/api/labels", headers=edda, json={"reason": "x" * 70_000})
     assert long.status_code == 413
 

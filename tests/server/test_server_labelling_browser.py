@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from accessibility import findings, needs_axe
 from browser import CHROMIUM, Browser
 from label_server import HOSTILE, items, measured, queue
 from live import live
@@ -178,6 +179,35 @@ def test_an_owner_makes_a_link_and_an_ended_link_says_so(
     press(browser, "1", "Enter")
     browser.wait("document.getElementById('status').textContent.includes('not valid')", 30)
     assert labels.labels_of(database, "first") == []
+
+
+@needs_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_view(
+    browser: Browser, database: Database, address: str, scheme: str
+) -> None:
+    queue(database, items(3), labellers_per_item=2)
+    queue(database, [replace(item, id=f"r{item.number}") for item in items(1, answers=4)], "ranks")
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    for name in ("edda", "odin"):
+        enter(browser, address, labels.invite(database, "first", name))
+        press(browser, "1")
+        assert findings(browser) == []
+        press(browser, "Enter")
+        count(browser, "1 of" if name == "edda" else "2 of")
+    enter(browser, address, labels.invite(database, "ranks", "edda"))
+    press(browser, "2", "1")
+    assert findings(browser) == []
+    enter(browser, address, labels.invite(database, "first", "vera", "adjudicator"))
+    browser.wait("document.querySelectorAll('table').length == 2")
+    assert findings(browser) == []
+    enter(
+        browser,
+        address,
+        labels.invite(database, "first", "hild", "owner"),
+        "document.querySelectorAll('table').length == 3",
+    )
+    assert findings(browser) == []
 
 
 def label_all(browser: Browser, most: int) -> int:
