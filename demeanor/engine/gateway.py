@@ -60,7 +60,9 @@ class Circuit:
 
     def fail(self) -> None:
         self.failures += 1
-        if self.probing or self.failures >= self.settings.failures:
+        if (
+            self.failures >= self.settings.failures
+        ):  # they are counted until a success, so a failed probe opens it again
             self.opened = self.clock()
         self.probing = False
 

@@ -23,7 +23,7 @@ DOCS, HERE = ROOT / "docs", Path(__file__).parent
 STAGED, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
 
 CHAPTERS: dict[str, tuple[str, ...]] = {
-    "Start": ("README", "tour", "smollm2", "real", "smollm2-grpo"),
+    "Start": ("README", "helpdesk", "tour", "smollm2", "real", "smollm2-grpo"),
     "Train": (
         "data",
         "objectives",
@@ -41,6 +41,8 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "retrieval",
         "tools",
         "gateway",
+        "turns",
+        "operator-pages",
         "serving",
         "chat-page",
         "experiments",
