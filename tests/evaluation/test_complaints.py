@@ -137,46 +137,37 @@ def tried(name: str, kind: str, label: str, share: float, harm: float = 0.0) -> 
 
 
 @pytest.mark.parametrize(
-    ("before", "placebo", "changes", "label"),
+    ("before", "changes", "label"),
     [
-        (0.0, 0.0, [tried("rule", "rule", "policy", 1.0), tried("off", "off", "policy", 1.0)], "policy"),
+        (0.0, [tried("rule", "rule", "policy", 1.0), tried("off", "off", "policy", 1.0)], "policy"),
+        (0.0, [tried("prompt off", "off", "prompt", 1.0), tried("stage", "stage", "weights", 1.0)], "prompt"),
         (
             0.0,
-            0.0,
-            [tried("prompt off", "off", "prompt", 1.0), tried("stage", "stage", "weights", 1.0)],
-            "prompt",
-        ),
-        (0.0, 0.0, [tried("stage", "stage", "weights", 1.0)], "weights"),
-        (0.0, 0.0, [tried("rule", "rule", "policy", 0.0)], "weights"),
-        (1.0, 1.0, [tried("rule", "rule", "policy", 1.0)], "cannot tell"),  # asked again it is right
+            [tried("prompt off", "off", "prompt", 0.75), tried("stage", "stage", "weights", 1.0)],
+            "weights",
+        ),  # luck, not a repair
+        (0.0, [tried("stage", "stage", "weights", 1.0)], "weights"),
+        (0.0, [tried("rule", "rule", "policy", 0.0)], "weights"),
+        (1.0, [tried("rule", "rule", "policy", 1.0)], "cannot tell"),  # asked again it is right
+        (0.75, [tried("rule", "rule", "policy", 1.0)], "cannot tell"),  # with one space more it is right, too
+        (0.0, [tried("a", "off", "policy", 1.0), tried("b", "off", "tools", 1.0)], "cannot tell"),
         (
-            0.0,
-            1.0,
-            [tried("rule", "rule", "policy", 1.0)],
-            "cannot tell",
-        ),  # one space more makes it right, too
-        (0.0, 0.0, [tried("a", "off", "policy", 1.0), tried("b", "off", "tools", 1.0)], "cannot tell"),
-        (
-            0.0,
             0.0,
             [tried("a", "off", "policy", 1.0, 0.5), tried("b", "off", "tools", 1.0)],
             "tools",
         ),  # the other breaks liked answers
         (
             0.0,
-            0.0,
             [tried("sentence", "prompt", "prompt", 1.0), tried("b", "off", "tools", 1.0)],
             "prompt",
         ),  # the smaller change
-        (2 / 3, 1 / 3, [tried("greedy", "decoding", "decoding", 1.0)], "decoding"),
-        (2 / 3, 1 / 3, [tried("greedy", "decoding", "decoding", 2 / 3)], "cannot tell"),
-        (1 / 3, 0.0, [tried("a", "off", "policy", 2 / 3)], "weights"),  # not by half
+        (2 / 3, [tried("greedy", "decoding", "decoding", 1.0)], "decoding"),
+        (2 / 3, [tried("greedy", "decoding", "decoding", 2 / 3)], "cannot tell"),
+        (1 / 3, [tried("a", "off", "policy", 2 / 3)], "weights"),  # not by half
     ],
 )
-def test_the_label_follows_what_the_changes_did(
-    before: float, placebo: float, changes: list[Tried], label: str
-) -> None:
-    found, best, why = decide(before, placebo, changes)
+def test_the_label_follows_what_the_changes_did(before: float, changes: list[Tried], label: str) -> None:
+    found, best, why = decide(before, changes)
     assert found == label
     assert why
     assert best is None or best.label == label

@@ -1,11 +1,13 @@
 """Sixty planted complaints about the demo's trained weights, ten of each layer: how many go to the layer that was broken.
 
-Needs the demo's weights in runs/ (`make demo`). PLANTED_SEED=1 takes those of a training with seed 1. About 3 minutes.
+Needs the demo's weights in runs/ (`make demo`). PLANTED_SEED=1 takes those of a training with seed 1, PLANTED_OTHERS=1 other complaints.
+About 3 minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,6 +41,7 @@ PLANTED: Mapping[str, tuple[str, ...]] = {
     "weights": ("quantisation damage", "shuffled preferences"),
 }
 EACH, LIKED = 10, 24
+OTHERS = bool(os.environ.get("PLANTED_OTHERS"))
 
 
 async def answered(
@@ -79,7 +82,8 @@ def routed(name: str, folder: Path, runs: Runs, healthy: Stack, most: int) -> li
             bad.append(Complaint(turn, completion, right.text))
         elif is_right:
             good.append(RatedTurn(turn, completion, 1.0, 1.0))
-    bad = bad[:: max(1, len(bad) // most)][:most]
+    step = max(1, len(bad) // most)
+    bad = bad[step // 2 if OTHERS else 0 :: step][:most]
     good = good[:: max(1, len(good) // LIKED)][:LIKED]
     given_services = replace(services(runs), open=lambda wanted: opened(wanted, runs, tool_set))
     found = complaints.run(stack, given_services, folder / "results", bad, good, name="x")

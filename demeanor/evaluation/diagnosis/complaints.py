@@ -1,8 +1,8 @@
 """To which layer a complaint belongs: each disliked answer is replayed with one layer changed at a time.
 
 In: complaints (a recorded turn, the answer, what the user says is right) and liked turns as controls. Out: one label a complaint with the
-repair that worked. A repair counts if it makes this answer right, a neutral change does not, and liked answers stay. A complaint that a
-runtime layer's repair fixes is that layer's; only one that none fixes is the weights'; what cannot be told is said.
+repair that worked. A repair counts if it makes this answer right however the question is spaced, and liked answers stay. A complaint
+that none fixes is the weights'; what cannot be told is said.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from demeanor.stack.stack import Stack
 
 Label: TypeAlias = Literal["policy", "retrieval", "prompt", "tools", "decoding", "weights", "cannot tell"]
 LABELS: tuple[Label, ...] = ("policy", "retrieval", "prompt", "tools", "decoding", "weights", "cannot tell")
-KIND, PLACEBO = "complaints", "neutral change"
+KIND = "complaints"
 SHORT_WORDS, ALIKE = 12, 0.8
 CONTROLS, SEEDS, AT_ONCE = 24, 3, 24
 BETTER, MARGIN = 0.5, 0.1
@@ -176,19 +176,6 @@ def neutral(form: str, number: int) -> Callable[[Turn], Turn]:
     return change
 
 
-def neutral_changes(stack: Stack) -> list[Intervention]:
-    """Changes of which none should matter."""
-    return [
-        Intervention(
-            InterventionInfo(f"{PLACEBO} {n}", "again", "", ""),
-            stack,
-            turned(neutral(form, n)),
-            ("neutral", n),
-        )
-        for n, form in enumerate(NEUTRAL, 1)
-    ]
-
-
 def passages_put_right(stack: Stack, complaint: Complaint) -> Intervention | None:
     """The turn's own passages with the corrected answer where the given one stands; None if the answer is not from a passage."""
     layer = next((x for x in stack.layers if x.kind == "retrieval"), None)
@@ -261,23 +248,22 @@ class Tried:
         return SMALLER.index(self.about.kind) if self.about.kind in SMALLER else len(SMALLER)
 
 
-def decide(before: float, neutral_share: float, tried: Sequence[Tried]) -> tuple[Label, Tried | None, str]:
-    """The label of a complaint by what its changes did, the repair, and why."""
+def decide(before: float, tried: Sequence[Tried]) -> tuple[Label, Tried | None, str]:
+    """The label of a complaint by what its changes did, the repair, and why; `before`: the share of right answers of the stack as it is."""
     drawn = max((t for t in tried if t.label == "decoding"), key=lambda t: t.share, default=None)
     if before >= BETTER:
         if before < 1 and drawn is not None and drawn.share == 1:
             return "decoding", drawn, f"drawn answers are right at times, and always with {drawn.about.name}"
-        return "cannot tell", None, "asked again the stack is right: luck, or repaired since"
-    if neutral_share - before >= BETTER:
-        return "cannot tell", None, "neutral changes make it right as well: the answer hangs on chance"
-    works = [t for t in tried if t.share - max(before, neutral_share) >= BETTER]
-    runtime = [t for t in works if t.label != "weights"]
-    if not runtime:
-        best = max(works, key=lambda t: t.share - t.harm, default=None)
-        why = "no change of a runtime layer makes it right"
-        return "weights", best, why if best is None else f"{why}; {best.about.name} does"
-    top = max(t.share - t.harm for t in runtime)
-    near = [t for t in runtime if t.share - t.harm >= top - MARGIN]
+        return (
+            "cannot tell",
+            None,
+            "asked again, with a space more or less, the stack is right: chance, or repaired since",
+        )
+    works = [t for t in tried if t.share - before >= BETTER]
+    if not works:
+        return "weights", None, "no change of a layer makes it right"
+    top = max(t.share - t.harm for t in works)
+    near = [t for t in works if t.share - t.harm >= top - MARGIN]
     best = min(near, key=lambda t: (t.rank, -(t.share - t.harm)))
     rivals = {t.label for t in near if t.rank == best.rank}
     if len(rivals) > 1:
@@ -297,18 +283,47 @@ async def route(
     known = [c for c in complaints if right(c, c.completion) is not None]
     planned = _planned(harness, known, liked, scratch) if known else []
     own = {c.turn.id: x for c in known if (x := passages_put_right(stack, c)) is not None}
-    jobs: list[tuple[str, Complaint, Respond]] = []
-    for complaint in known:
-        every = [*planned, *([own[complaint.turn.id]] if complaint.turn.id in own else [])]
-        jobs += [(x.about.name, complaint, harness.respond(x)) for x in every]
-    shares = await at_once("replaying", [_share(c, respond) for _, c, respond in jobs], AT_ONCE, lambda: 0)
-    by_turn: dict[str, dict[str, float]] = {}
-    for (name, complaint, _), share in zip(jobs, shares):
-        by_turn.setdefault(complaint.turn.id, {})[name] = share
+    jobs = [
+        (x, complaint, harness.respond(x))
+        for complaint in known
+        for x in [*planned, *([own[complaint.turn.id]] if complaint.turn.id in own else [])]
+    ]
+    first = await _shares(jobs)
+    sure = [(x, c, respond) for x, c, respond in jobs if _may_work(stack, x, first[c.turn.id])]
+    again = await _shares([(x, c, respond) for x, c, respond in sure for respond in rewritten(respond)])
+    by_turn = {turn: _whole(first[turn], again.get(turn, {})) for turn in first}
     infos = {x.about.name: x for x in (*planned, *own.values())}
     working = _working(stack, infos, by_turn)
     harm = await _harms(harness, [x for x in planned if x.about.name in working], liked)
     return [_routed(stack, c, infos, by_turn.get(c.turn.id), harm) for c in complaints]
+
+
+def rewritten(respond: Respond) -> list[Respond]:
+    """The same under each way to write the question: luck does not survive them, a repair does."""
+    return [turned(neutral(form, n))(respond) for n, form in enumerate(NEUTRAL, 1)]
+
+
+async def _shares(
+    jobs: Sequence[tuple[Intervention, Complaint, Respond]],
+) -> dict[str, dict[str, list[float]]]:
+    """The shares of right answers by turn and change."""
+    found: dict[str, dict[str, list[float]]] = {}
+    measured = await at_once("replaying", [_share(c, respond) for _, c, respond in jobs], AT_ONCE, lambda: 0)
+    for (x, complaint, _), share in zip(jobs, measured):
+        found.setdefault(complaint.turn.id, {}).setdefault(x.about.name, []).append(share)
+    return found
+
+
+def _may_work(stack: Stack, x: Intervention, shares: Mapping[str, list[float]]) -> bool:
+    """Whether a change made an answer right as it was asked, and so is asked in other ways, too; the stack as it is always is."""
+    if x.about.name == AS_IS:
+        return True
+    return label_of(stack, x.about) is not None and shares[x.about.name][0] - shares[AS_IS][0] >= BETTER
+
+
+def _whole(first: Mapping[str, list[float]], again: Mapping[str, list[float]]) -> dict[str, float]:
+    """The mean over all ways to ask; a change that was asked in one way only did not work there."""
+    return {name: float(np.mean([*shares, *again.get(name, [])])) for name, shares in first.items()}
 
 
 def _planned(
@@ -326,7 +341,7 @@ def _planned(
     tools = experiment.runtime.tools()
     changes = interventions(stack, trained, items, [], rows, [], tools, scratch)
     labelled = [x for x in changes if label_of(stack, x.about) is not None]
-    return harness.able([as_it_is(stack), *neutral_changes(stack), *labelled])
+    return harness.able([as_it_is(stack), *labelled])
 
 
 def _item(turn: Turn) -> Item:
@@ -395,8 +410,7 @@ def _routed(
         label = label_of(stack, about)
         if label is not None:
             tried.append(Tried(about, label, share, harm.get(name, 0.0)))
-    luck = [share for name, share in shares.items() if name.startswith(PLACEBO)]
-    label, best, why = decide(shares[AS_IS], sum(luck) / len(luck), tried)
+    label, best, why = decide(shares[AS_IS], tried)
     layer = best.about.layer if best else ""
     repair, advice = (best.about.name, best.about.advice) if best else ("", "")
     works = {t.about.name: t.harm for t in tried if t.share - shares[AS_IS] >= BETTER}
