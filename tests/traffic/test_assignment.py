@@ -75,3 +75,10 @@ def test_without_a_user_a_conversation_keeps_its_arm() -> None:
     assert identity("edda", first) != identity(None, first)
     assert identity("", first) == identity(None, first)
     assert identity("a\x1fb", ()) != identity("a", (Message("user", "b"),))
+
+
+def test_those_who_take_part_are_split_by_the_shares_whatever_the_traffic() -> None:
+    """Who takes part and which arm they get are two draws: of one draw, all of a small traffic would be in the first arm."""
+    arms = Counter(found.arm for who in USERS if (found := assign(spec(traffic=0.3), who)))
+    assert abs(arms[0] - 600) < 110
+    assert abs(arms[1] - 600) < 110
