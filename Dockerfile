@@ -1,0 +1,23 @@
+# demeanor with PostgreSQL and Redis, on a CPU. Build: docker build -t demeanor .
+FROM python:3.12-slim AS build
+WORKDIR /src
+# torch without CUDA is 200 MB instead of 3 GB
+RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY demeanor demeanor
+RUN /venv/bin/pip install --no-cache-dir -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu '.[postgres,redis,retrieval]'
+
+FROM python:3.12-slim
+# the kernels are compiled at their first use
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 demeanor && mkdir -p /desk/runs && chown -R demeanor /desk
+COPY --from=build /venv /venv
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
+USER demeanor
+WORKDIR /desk
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["demeanor"]
+CMD ["serve", "stack.yaml", "--host", "0.0.0.0"]
