@@ -178,6 +178,7 @@ def test_other_instruction_sets_agree_with_themselves(flags: str, tmp_path: Path
         str(here),
         str(here.with_name("test_model_native.py")),
         str(here.with_name("test_native_quantised.py")),
+        str(here.with_name("test_paged_attention.py")),
     ]
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not experiment", *files, "-k", "not compiler and not folder"],
