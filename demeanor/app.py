@@ -52,6 +52,7 @@ from demeanor.engine.respond import (
 )
 from demeanor.engine.respond import unit_vector as _unit
 from demeanor.engine.scheduler import Request
+from demeanor.engine.timed_model import timed_model
 from demeanor.evaluation import gold, judge, policy_training, suites
 from demeanor.evaluation.labelled_texts import LabelledText
 from demeanor.evaluation.runtime import Runtime, Sampled, Services
@@ -194,7 +195,7 @@ class StackRuntime:
             base = variant.spec.weights.base
             inner: Respond
             if isinstance(base, Remote):
-                inner, count = self.remote(base), estimated_tokens
+                inner, count = timed_model(self.remote(base)), estimated_tokens
             else:
                 template = self.template(variant)
                 inner, count = self.at_weights(variant.serve, template), partial(rendered_tokens, template)

@@ -265,6 +265,8 @@ class Recording(Scripted):
 
 
 def _topic(turn: Turn) -> str:
+    if turn.approvals is not None:
+        return "refund"
     last = turn.messages[-1]
     words = last.content.lower()
     if last.role == "tool":
@@ -505,7 +507,27 @@ async def hostile(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
     yield Done("stop")
 
 
+async def refund(me: Scripted, turn: Turn) -> AsyncGenerator[Event, None]:
+    """A tool that waits for a person: for two rounds, if the question says twice."""
+    rounds = sum(1 for m in turn.messages if m.tool_calls)
+    if turn.approvals is not None and rounds > ("twice" in turn.messages[0].content):
+        decisions = turn.approvals.decisions
+        async for event in me.say(
+            " ".join("Paid." if d.approved else f"Not paid: {d.reason}." for d in decisions)
+        ):
+            yield event
+        yield Done("stop")
+        return
+    async for event in me.say(f"Round {rounds + 1}."):
+        yield event
+    call = f"call_{rounds}"
+    yield ToolCalled(ToolCall(call, "refund", '{"order": 7}'))
+    yield ToolDecision("waiting", ("refund",), call, "the stack asks before this tool is run")
+    yield Done("tool_calls")
+
+
 SCRIPTS = {
+    "refund": refund,
     "hostile": hostile,
     "say back": echo,
     "ferry": ferry,

@@ -6,13 +6,14 @@ import { blankAnswer, nextRound, take } from "./answer.js";
 import { attachments } from "./files.js";
 import { addTurn, choose, messagesFor, newConversation, path, roundsOf, versions } from "./conversation.js";
 import { asMarkdown, save } from "./export.js";
+import { readSaved } from "./saved.js";
 import { browserHistory } from "./history.js";
 import { composer, focusBox, write } from "./composer.js";
 import { copied } from "./clipboard.js";
 import { fillPicks, isBlindChosen, label, picked, showPicks } from "./picks.js";
 import { locked, unlock } from "./locked.js";
 import { plainWords } from "./errors.js";
-import { allow, chosen, settingsDialog, theme } from "./settings.js";
+import { allow, chosen, keeps, settingsDialog, theme } from "./settings.js";
 import { serverHistory } from "./server_history.js";
 import { sidebar } from "./sidebar.js";
 import { isBlind, turnView } from "./turn.js";
@@ -158,12 +159,12 @@ function next() {
   if (state.queue.length && !$("message").value) write(state.queue.shift());
 }
 
-function begin(conversation) {
+function begin(conversation, isKept = false) {
   stop();
   state.conversation = conversation;
   state.views.clear();
   for (const turn of Object.values(conversation.turns)) for (const answer of turn.answers) if (!answer.id && !answer.error) answer.stopped = true;
-  history.replaceState(null, "", conversation.last ? `${location.pathname}${location.search}#${conversation.id}` : `${location.pathname}${location.search}`);
+  history.replaceState(null, "", isKept ? `${location.pathname}${location.search}#${conversation.id}` : `${location.pathname}${location.search}`);
   draw();
   list.show();
   toBottom();
@@ -173,7 +174,7 @@ function begin(conversation) {
 // ---- kept conversations ----
 
 async function keep(conversation = state.conversation) {
-  if (!conversation.last) return;
+  if (!conversation.last || !keeps()) return;
   conversation.updated = Date.now();
   if (conversation === state.conversation) history.replaceState(null, "", `${location.pathname}${location.search}#${conversation.id}`);
   try {
@@ -190,7 +191,7 @@ const list = sidebar({
   current: () => state.conversation.id,
   async open(id) {
     const found = await (await state.history).get(id);
-    if (found) begin(found);
+    if (found) begin(found, true);
     if (matchMedia("(max-width: 52rem)").matches) drawer(false);
   },
   renamed: ({ id, title }) => { if (id === state.conversation.id) { state.conversation.title = title; show(); } },
@@ -217,7 +218,7 @@ async function load() {
   replace($("examples"), demeanor.examples.map((text) => button(text, () => ask(null, text, []))));
   const kept = location.hash.length > 1 && !state.conversation.last ? await (await state.history).get(decodeURIComponent(location.hash.slice(1))) : null;
   if (kept) state.queue = [];
-  if (kept) begin(kept);
+  if (kept) begin(kept, true);
   else draw();
   next();
   list.show();
@@ -250,6 +251,20 @@ $("link").addEventListener("click", () => copied($("link"), () => {
 }));
 $("save-text").addEventListener("click", () => save(`${state.conversation.title}.md`, asMarkdown(state.conversation), "text/markdown"));
 $("save-data").addEventListener("click", () => save(`${state.conversation.title}.json`, JSON.stringify(state.conversation, null, 1), "application/json"));
+$("open-data").addEventListener("click", () => $("saved").click());
+$("saved").addEventListener("change", async () => {
+  const [file] = $("saved").files;
+  $("saved").value = "";
+  try {
+    begin(await readSaved(file));
+    await keep();
+  } catch (error) {
+    $("history-where").textContent = error.message;
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key.toLowerCase() === "o" && event.shiftKey && (event.ctrlKey || event.metaKey)) { event.preventDefault(); begin(newConversation()); }
+});
 $("passage").addEventListener("close", focusBox);
 drawer(localStorage.getItem("drawer") === "open" && !matchMedia("(max-width: 52rem)").matches);
 start();

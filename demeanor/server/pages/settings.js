@@ -23,6 +23,9 @@ export function chosen() {
   return { system: allowed.includes("system_prompt") ? values.system_prompt ?? "" : "", fields };
 }
 
+// Whether this person wants conversations to be kept.
+export const keeps = () => kept().keep !== false;
+
 export function theme(next) {
   if (next) localStorage.setItem("theme", next);
   const chosenTheme = next ?? new URLSearchParams(location.search).get("theme") ?? localStorage.getItem("theme") ?? "auto";
@@ -36,15 +39,18 @@ export function settingsDialog(closed) {
     $("system").value = values.system_prompt ?? "";
     $("temperature").value = values.temperature ?? "";
     $("length").value = values.max_tokens ?? "";
+    $("keep").checked = values.keep !== false;
     $("settings").showModal();
   });
   $("theme").addEventListener("change", () => theme($("theme").value));
-  $("settings").addEventListener("close", () => {
+  const store = () => {
     const values = {}, temperature = $("temperature").valueAsNumber, length = $("length").valueAsNumber;
     if ($("system").value.trim()) values.system_prompt = $("system").value.trim();
     if (temperature >= 0 && temperature <= 2) values.temperature = temperature;
     if (length >= 1) values.max_tokens = Math.floor(length);
+    if (!$("keep").checked) values.keep = false;
     localStorage.setItem("settings", JSON.stringify(values));
-    closed();
-  });
+  };
+  $("settings").querySelector("form").addEventListener("submit", store);
+  $("settings").addEventListener("close", () => { store(); closed(); });
 }
