@@ -9,6 +9,7 @@ import typer
 
 from demeanor.cli.options import TurnsDatabase, opened
 from demeanor.cli.tables import columns
+from demeanor.core.addresses import shown
 from demeanor.core.errors import DemeanorError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def show_all(url: TurnsDatabase = REQUESTS, as_json: AsJson = False) -> None:
         for r in reports
     ]
     heading = ("experiment", "id", "started", "state", "users", "scored", "verdict", "warning")
-    print("\n".join(columns(heading, rows, right=(4, 5))) if rows else f"no experiments in {url}")
+    print("\n".join(columns(heading, rows, right=(4, 5))) if rows else f"no experiments in {shown(url)}")
     if jobs:
         print("\n" + "\n".join(_job_table(jobs)))
 
@@ -159,4 +160,6 @@ def stop(
         if not experiments.stop(database, stored.id, reason):
             print(f"{stored.name} ({stored.id}) was stopped before: {stored.stopped:%Y-%m-%d %H:%M} UTC")
             return
-    print(f"stopped {stored.name} ({stored.id}). See: demeanor experiments show {stored.id} --database {url}")
+    print(
+        f"stopped {stored.name} ({stored.id}). See: demeanor experiments show {stored.id} --database {shown(url)}"
+    )

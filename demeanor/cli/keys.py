@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from demeanor.cli.tables import columns
+from demeanor.core.addresses import shown
 from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def show(url: Url = DATABASE) -> None:
                 )
             )
     if not rows:
-        print(f"no keys in {url}; make one: demeanor keys create NAME --database {url}")
+        print(f"no keys in {shown(url)}; make one: demeanor keys create NAME --database {shown(url)}")
         return
     print(
         "\n".join(
@@ -136,7 +137,7 @@ def revoke(
     if not ended:
         raise UsageError(
             f"keys revoke: got '{which}', wanted the name or first characters of a key in force. "
-            f"See: demeanor keys list --database {url}"
+            f"See: demeanor keys list --database {shown(url)}"
         )
     for key in ended:
         print(f"revoked {key.prefix}... of {key.name}")

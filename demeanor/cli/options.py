@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from demeanor.core.addresses import shown
 from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def opened(url: str) -> Iterator[Database]:
 
     if url.startswith(SQLITE) and not database.holds_turns(Path(url.removeprefix(SQLITE))):
         raise UsageError(
-            f"--database {url}: holds no recorded turns; wanted the database of the record layer of a stack that was "
+            f"--database {shown(url)}: holds no recorded turns; wanted the database of the record layer of a stack that was "
             "served (its setting `database`)"
         )
     found = database.open_url(url, root=Path.cwd())

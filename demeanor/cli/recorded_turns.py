@@ -25,6 +25,7 @@ from demeanor.cli.options import (
     opened,
 )
 from demeanor.cli.tables import columns
+from demeanor.core.addresses import shown
 from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _list(found_by: TurnFilter, limit: int, skip: int, as_json: bool, mask: bool
         for turn in turns
     ]
     heading = ("id", "started", "user", "model", "feedback", "asked", "answered")
-    print("\n".join(columns(heading, rows)) if rows else f"no such turns in {url}")
+    print("\n".join(columns(heading, rows)) if rows else f"no such turns in {shown(url)}")
 
 
 def _rated(turn: FoundTurn) -> str:
@@ -206,7 +207,7 @@ def show(
     with opened(url) as database:
         found = rated_turns.find(database, which)
         if found is None:
-            raise UsageError(f"turns show: no recorded turn in {url} has the id '{which}'")
+            raise UsageError(f"turns show: no recorded turn in {shown(url)} has the id '{which}'")
         parts = experiments.experiment_of(database, which)
         jobs = turn_jobs.jobs(database, turn=which)
         routed = routed_complaints.routings(database, which)
@@ -299,7 +300,8 @@ def export(
 ) -> None:
     """Export turns as JSON lines, as a suite, or as preference rows; each names the turn and the stack it comes from."""
     from demeanor.core.files import write_text
-    from demeanor.store import rated_turns
+    from demeanor.stack.stack import file_hash
+    from demeanor.store import lineage, rated_turns
 
     if as_suite and as_preferences:
         raise UsageError("turns export: --as-suite and --as-preferences exclude each other")
@@ -309,8 +311,11 @@ def export(
         found_by = wanted(text, user, model, stack_key, rule, feedback, since, until)
         turns = rated_turns.select(database, found_by)[::-1]
         rows, left_out = _rows(database, turns, as_suite, as_preferences, unrouted, mask)
-    if rows:
-        write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        if rows:
+            write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            kind = "suite" if as_suite else "preference set" if as_preferences else "turns"
+            ids = (turn.stored.turn.id for turn in turns)
+            lineage.note(database, kind, str(out.resolve()), file_hash(out), ids)
     what = "items" if as_suite else "preference rows" if as_preferences else "turns"
     print(f"{out}: {len(rows)} {what} of {len(turns)} turns" if rows else f"{out}: not written, no {what}")
     for reason, count in sorted(left_out.items(), key=lambda x: -x[1]):
@@ -379,7 +384,7 @@ def route(
         liked = [_rated_turn(t) for t in rated if not t.complained and (t.rating or 0.0) > 0]
         if not bad:
             raise UsageError(
-                f"turns route: no complaint in {url}: wanted turns with a rating below 0 or a corrected answer "
+                f"turns route: no complaint in {shown(url)}: wanted turns with a rating below 0 or a corrected answer "
                 "(POST /v1/feedback, or the thumbs of the chat page)"
             )
         given = [routing.Complaint(t.stored.turn, t.stored.completion, t.corrected) for t in bad]
@@ -465,7 +470,7 @@ def replay(
         if t.stored.turn.raw is None and t.stored.finish_reason is not None
     ]
     if not turns:
-        raise UsageError(f"replay: no finished turn of a conversation in {url} passes these filters")
+        raise UsageError(f"replay: no finished turn of a conversation in {shown(url)} passes these filters")
     plan = turn_replay.ReplayPlan(score, settings, run_tools, screen_of)  # type: ignore[arg-type]
     found = turn_replay.run(declared, evaluation_services(runs), results, model, turns, plan, name=name)
     publish.show_section(results, found.name, turn_replay.KIND)

@@ -13,6 +13,7 @@ import typer
 
 from demeanor.cli.options import RUNS, RunsFolder
 from demeanor.cli.tables import columns
+from demeanor.core.addresses import shown
 from demeanor.core.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _opened(url: str) -> Iterator[Database]:
 
     path = Path(url.removeprefix("sqlite:///"))
     if url.startswith("sqlite:///") and not path.is_file():
-        raise UsageError(f"--database {url}: no such file; the record layer writes one")
+        raise UsageError(f"--database {shown(url)}: no such file; the record layer writes one")
     found = database.open_url(url, root=Path.cwd())
     try:
         yield found
@@ -165,13 +166,13 @@ def forget(
         else:
             with _bar("deleting turns", counts["turns"]) as told:
                 print(f"deleted: {_counted(lineage.forget(database, user, told))}")
-            print(f"deleted: {_counted(lineage.forget_labels(database, ids))} of {url}")
+            print(f"deleted: {_counted(lineage.forget_labels(database, ids))} of {shown(url)}")
             for other in labels or ():
                 with _opened(other) as of_labels:
-                    print(f"deleted: {_counted(lineage.forget_labels(of_labels, ids))} of {other}")
+                    print(f"deleted: {_counted(lineage.forget_labels(of_labels, ids))} of {shown(other)}")
         _print_artefacts(artefacts, runs, found)
         if any(key.name == user and key.revoked is None for key in keys.stored(database)):
-            print(f"a key of {user} is in force: demeanor keys revoke {user} --database {url}")
+            print(f"a key of {user} is in force: demeanor keys revoke {user} --database {shown(url)}")
     if not yes:
         print("\nNothing was deleted; --yes deletes.")
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 
 from starlette.routing import BaseRoute
 
+from demeanor.core.addresses import shown
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.server import json_logs as logs
 from demeanor.server import tracing
@@ -133,7 +134,8 @@ def serve(versions: Versions, settings: Settings, pages: Sequence[BaseRoute] = (
         and not any(k.revoked is None for k in stored.stored(key_database))
     ):
         print(
-            f"no key of {settings.keys} is in force: nobody can ask yet. Make one: demeanor keys create NAME --database {settings.keys}",
+            f"no key of {shown(settings.keys or '')} is in force: nobody can ask yet. Make one: demeanor keys create NAME "
+            f"--database {shown(settings.keys or '')}",
             flush=True,
         )
     try:

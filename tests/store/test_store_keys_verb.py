@@ -74,3 +74,16 @@ def test_an_unknown_scope_and_a_bad_address_are_refused_by_name(
     assert "Did you mean 'chat'" in capsys.readouterr().err
     assert cli.main(["keys", "list", "--database", "keys.db"]) == 2
     assert "wanted sqlite:///PATH" in capsys.readouterr().err
+
+
+def test_a_password_of_an_address_is_never_printed(postgres: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.servers import new_schema
+
+    url = new_schema(postgres).replace("postgres:@", "postgres:hunter2@")
+    assert cli.main(["keys", "list", "--database", url]) == 0
+    assert cli.main(["keys", "revoke", "nobody", "--database", url]) == 2
+    assert cli.main(["store", "where", "nobody", "--database", url]) == 2
+    captured = capsys.readouterr()
+    assert "postgres:***@" in captured.out
+    assert "postgres:***@" in captured.err
+    assert "hunter2" not in captured.out + captured.err
