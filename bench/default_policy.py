@@ -22,6 +22,7 @@ from demeanor.evaluation import labelled_texts, policy_texts, policy_training
 from demeanor.evaluation.labelled_texts import LabelledText
 
 FIRST = re.compile(r"\s*Human: (.*?)\n\nAssistant:", re.DOTALL)
+WINDOW = 160  # characters of a part that the injection detector scores
 FOR_EACH = 25  # texts of each template of attacks
 
 
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("injection", "harm", "harmful-request"))
     asked = parser.parse_args()
     todo = {
-        "injection": (injection_rows, 300, 0.001),
+        "injection": (injection_rows, WINDOW, 0.001),
         "harm": (harm_rows, 2000, 0.01),
         "harmful-request": (request_rows, 600, 0.001),
     }

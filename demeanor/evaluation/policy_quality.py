@@ -23,7 +23,6 @@ from demeanor.core.types import (
     Event,
     Message,
     Refusal,
-    Respond,
     RuleHit,
     Stage,
     Text,
@@ -271,13 +270,18 @@ async def _requests(
     """Send every text through the layer, at its stage; return what happened by source, and the layer's own time in ms."""
     spec = policy.Spec(rules=str(path.resolve()))
     told: dict[tuple[str, Stage, bool], list[tuple[LabelledText, list[Event]]]] = {}
-    times = list[float]()
+    times, answer = list[float](), list[Event]()
+
+    async def scripted(turn: Turn) -> AsyncIterator[Event]:
+        for event in answer:
+            yield event
+
+    respond = compose([(spec, policy)], scripted, kit)
     for n, row in enumerate(rows):
         if n % 50 == 0:
             show("requests", n, len(rows))
         here = row.stage or stage or "input"
-        turn, answer = request_of(row.text, here)
-        respond = compose([(spec, policy)], _scripted(answer), kit)
+        turn, answer[:] = request_of(row.text, here)
         events = [event async for event in respond(turn)]
         times.append(sum(event.ms for event in events if isinstance(event, Timing)))
         told.setdefault((row.source, here, bool(row.labels)), []).append((row, events))
@@ -303,14 +307,6 @@ def request_of(text: str, stage: Stage) -> tuple[Turn, list[Event]]:
             return Turn((user,), decoding), [ToolCalled(ToolCall("1", "look_up", text)), Done("tool_calls")]
         case "output":
             return Turn((user,), decoding), [Text(text), Done("stop")]
-
-
-def _scripted(events: Sequence[Event]) -> Respond:
-    async def respond(turn: Turn) -> AsyncIterator[Event]:
-        for event in events:
-            yield event
-
-    return respond
 
 
 def _source(

@@ -1,6 +1,6 @@
 """The texts that the shipped injection detector learns from: attacks made from templates, harmless texts with their words.
 
-In: the files in `policies/`, a seed. Out: LabelledTexts. All of them were written for this project.
+In: the files in `policies/texts/`, a seed. Out: LabelledTexts. All of them were written for this project.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from demeanor.core.registry import SHIPPED
 from demeanor.evaluation.labelled_texts import LabelledText, read
 
 SLOT = re.compile(r"\{(\w+)\}")
-TRIGGERS = SHIPPED / "benign-triggers.txt"
-ATTACKS, HARMLESS = SHIPPED / "injection-attacks.yaml", SHIPPED / "benign-templates.yaml"
+TEXTS = SHIPPED / "texts"
+TRIGGERS = TEXTS / "benign-triggers.txt"
+ATTACKS, HARMLESS = TEXTS / "injection-attacks.yaml", TEXTS / "benign-templates.yaml"
 
 
 def attacks(for_each: int, seed: int = 0) -> list[LabelledText]:

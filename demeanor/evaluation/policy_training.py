@@ -25,7 +25,7 @@ from demeanor.layers.policy.classifier import FORMAT, hashed, normal, windows, w
 from demeanor.layers.policy.model_scores import PROBE_FORMAT
 
 FOLDS = 5
-PENALTIES = (0.03, 0.1, 0.3, 1.0)
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 MOST_WINDOWS = 3  # of one long text, the most suspect ones, that a second round trains on
 LEAST = 20  # rows of each kind
 Show = Callable[[str, int, int], None]

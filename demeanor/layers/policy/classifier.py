@@ -49,8 +49,7 @@ def hashed(text: str, bits: int) -> Ints:
     """Return the buckets of all n-grams of a normalised text, each once: words first, then characters."""
     found = [_chars(text, n) * 2 for n in CHARS]
     words = np.array([_word(w) for w in WORD.findall(text)], dtype=np.uint64)
-    for n in range(1, WORDS + 1):
-        found.append(_mixed([words[i : len(words) - n + 1 + i] for i in range(n)], salt=7 * n) * 2 + 1)
+    found += [_mixed(words, n, salt=7 * n) * 2 + 1 for n in range(1, WORDS + 1)]
     each = np.unique(np.concatenate(found))
     return np.asarray(each % np.uint64(2**bits), dtype=np.int64)
 
@@ -74,16 +73,15 @@ def _word(word: str) -> int:
 
 def _chars(text: str, n: int) -> npt.NDArray[np.uint64]:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    return _mixed([codes[i : len(codes) - n + 1 + i] for i in range(n)], salt=n)
+    return _mixed(codes, n, salt=n)
 
 
-def _mixed(parts: Sequence[npt.NDArray[np.uint64]], salt: int) -> npt.NDArray[np.uint64]:
-    """Return one number for each row of equally long parts (overflow wraps, as it should)."""
-    if not len(parts[0]):
-        return np.zeros(0, np.uint64)
-    value = np.full(len(parts[0]), salt, np.uint64)
-    for part in parts:
-        value = (value ^ part) * np.uint64(0x9E3779B97F4A7C15)
+def _mixed(codes: npt.NDArray[np.uint64], n: int, salt: int) -> npt.NDArray[np.uint64]:
+    """Return one number for each `n` codes in a row, none for fewer (overflow wraps, as it should)."""
+    count = max(0, len(codes) - n + 1)
+    value = np.full(count, salt, np.uint64)
+    for i in range(n if count else 0):
+        value = (value ^ codes[i : count + i]) * np.uint64(0x9E3779B97F4A7C15)
         value ^= value >> np.uint64(29)
     return value >> np.uint64(8)
 

@@ -19,7 +19,7 @@ from demeanor.core.errors import DemeanorError
 from demeanor.core.long_text import Folded
 from demeanor.core.personal_data import DETECTORS, Find
 from demeanor.core.phone_numbers import Span
-from demeanor.core.types import Stage, Trust
+from demeanor.core.types import Message, Stage, Trust
 from demeanor.layers import Kit
 from demeanor.layers.policy.detectors import Ask, detector
 from demeanor.layers.policy.rules import (
@@ -63,6 +63,7 @@ class Rule:
     fails_open: bool = False
     compares: str = ""  # a detector of calls: what makes a call suspect
     has_probability: bool = False
+    roles: frozenset[str] | None = None
     failures: Mapping[str, str] | None = None
 
     @property
@@ -79,6 +80,10 @@ class Rule:
     def enforces(self) -> bool:
         """Whether a match changes what happens; else it is noted only, or a person is asked."""
         return self.refuses or self.replaces
+
+    def reads(self, message: Message) -> bool:
+        """Whether the rule judges a message of a request: its authority and its role."""
+        return message.authority <= self.trust and (self.roles is None or message.role in self.roles)
 
     def replacement(self, match: str) -> str:
         """Return what stands instead of a match."""
@@ -165,6 +170,7 @@ def rule(spec: RuleSpec, kit: Kit | None = None) -> Rule:
         spec.fail == "open",
         spec.detector or "" if spec.reads_calls else "",
         spec.scored and spec.cues is None and not spec.reads_calls,
+        None if spec.roles is None else frozenset(spec.roles),
     )
 
 

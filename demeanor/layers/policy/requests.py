@@ -39,7 +39,7 @@ def read_by(rule: Rule, turn: Turn) -> list[str]:
     texts = [
         text
         for m in turn.messages
-        if m.authority <= rule.trust
+        if rule.reads(m)
         for text in (m.content, m.name or "", *(t for c in m.tool_calls for t in texts_of_call(c)))
     ]
     if rule.trust >= Trust.DEVELOPER:
@@ -76,7 +76,7 @@ def judge_turn(
         outcomes = [
             _message(
                 m,
-                [r for r in rules if m.authority <= r.trust],
+                [r for r in rules if r.reads(m)],
                 # what an earlier turn is stopped for was logged when it was the current one
                 place.of(f"messages[{begin + i}]") if not is_earlier or m.role in OPERATORS else NOWHERE,
             )
@@ -106,7 +106,7 @@ def note_turn(turn: Turn, rules: Sequence[Rule], log: HitLog) -> None:
         if users and i < users[-1] and message.role not in OPERATORS:
             continue
         for rule in rules:
-            if message.authority <= rule.trust:
+            if rule.reads(message):
                 called = (text for call in message.tool_calls for text in texts_of_call(call))
                 for text in (message.content, message.name or "", *called):
                     log.noted(rule, "input", text, f"messages[{i}]")

@@ -206,6 +206,11 @@ class RuleSpec(registry.Spec):
     trust: Literal["none", "user", "developer", "system"] | None = Field(
         None, description="input: judge text of this authority or below; null: user"
     )
+    roles: tuple[Literal["system", "developer", "user", "assistant", "tool"], ...] | None = Field(
+        None,
+        min_length=1,
+        description="input: judge messages of these roles only; null: of all that `trust` allows",
+    )
     tests: tuple[RuleTest, ...] | None = Field(
         None, min_length=1, description="texts for `demeanor policy test`"
     )
@@ -350,6 +355,8 @@ def _holding(rule: RuleSpec) -> Iterator[str]:
         yield (
             "trust is about the author of a request; an answer is the model's. Wanted on: input, or no trust"
         )
+    if rule.roles is not None and "input" not in rule.stages:
+        yield "roles are those of messages of a request. Wanted on: input, or no roles"
     if "output" not in rule.stages and (rule.hold not in (None, "buffer") or rule.window is not None):
         yield "hold and window are about answers; a request is always judged whole. Wanted on: output or both"
         return
