@@ -81,10 +81,11 @@ class Talker:
 
     name, stack_key = "talker", "0"
 
-    def __init__(self, folder: Path, hold: str) -> None:
-        (folder / "policy.yaml").write_text(
-            yaml.safe_dump({"rules": [{**rule, "hold": hold} for rule in RULES["rules"]]})
-        )
+    def __init__(self, folder: Path, hold: str, action: str = "refuse") -> None:
+        rules = [{**rule, "hold": hold, "action": action} for rule in RULES["rules"]]
+        if action == "rewrite":
+            rules = [{**{k: v for k, v in rule.items() if k != "reply"}, "template": "#"} for rule in rules]
+        (folder / "policy.yaml").write_text(yaml.safe_dump({"rules": rules}))
         kit = Kit(
             root=folder,
             clock=lambda: 0.0,
@@ -213,6 +214,45 @@ def test_no_character_of_a_stopped_answer_reaches_the_client(surface: str, hold:
         safe_shown += len(seen.replace("I cannot say that.", "")) > 60
     assert safe_shown > 100 or hold == "buffer" or "plain" in surface, (
         "what is safe streams: the rest is not simply held back"
+    )
+
+
+SURFACES = [
+    f"{address} {how}" for address in ("chat", "completions", "responses") for how in ("plain", "streamed")
+]
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.parametrize("action", ["redact", "rewrite", "redirect"])
+def test_no_character_of_a_replaced_answer_reaches_the_client(
+    surface: str, action: str, tmp_path: Path
+) -> None:
+    """Redacted, rewritten and redirected answers go on: neither they nor traces, spans and logprobs hold what was taken out."""
+    hold = "buffer" if action == "redirect" else "window"
+
+    async def ask_all() -> list[str]:
+        talker = ByMetadata(tmp_path, hold, action)
+        transport = httpx.ASGITransport(app(talker, clock=lambda: 0.0, now=lambda: 0.0))  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            found = []
+            for seed in range(30):
+                path, body = request_of(surface, seed)
+                said = await client.post(path, json=body, headers={"x-request-id": "x"})
+                assert said.status_code == 200, said.text
+                found.append(said.text)
+            return found
+
+    put = {"redact": "I cannot say that.", "redirect": "I cannot say that.", "rewrite": "#"}[action]
+    words = 0
+    for seed, text in enumerate(asyncio.run(ask_all())):
+        seen = told(text)
+        assert not any(c.isdigit() for c in seen), (seed, seen)
+        assert put in seen, (seed, seen)
+        for secret in ("41-22-93", "10-20-30", "4111 1111", "4111-1111", "55000055"):
+            assert secret not in text, (seed, text)
+        words += len(seen.replace(put, "")) > 40
+    assert (words > 10) == (action != "redirect"), (
+        "what is safe goes on; a safe answer stands for the whole of it"
     )
 
 
