@@ -140,7 +140,10 @@ class StackRuntime:
             self._weights.release(stage)
 
     async def text_vectors(self, stage_key: str, texts: Sequence[str]) -> list[list[float]]:
-        """One unit vector per text from the stage with this key. Raises UsageError if the stack has no such stage."""
+        """One unit vector per text from the stage with this key; of a text beyond the context, its beginning and its end.
+
+        Raises UsageError if the stack has no such stage.
+        """
         names = ("base", *(stage.name for stage in self.stack.spec.weights.stages))
         stage = next((name for name in names if self.stack.stage_key(name) == stage_key), None)
         if stage is None:
@@ -148,8 +151,10 @@ class StackRuntime:
                 f"a probe was trained on weights with the stage key {stage_key}, which {self.stack.path} has not; train it again: "
                 "demeanor policy train ROWS --probe STACK.yaml --out FILE"
             )
-        codec = TokenizerCodec((await asyncio.to_thread(self._weights.get, stage)).tokenizer)
-        return await self.vectors(stage, [codec.encode(text) for text in texts])
+        loaded = await asyncio.to_thread(self._weights.get, stage)
+        codec, half = TokenizerCodec(loaded.tokenizer), (loaded.engine.max_context - 1) // 2
+        tokens = (codec.encode(text) for text in texts)
+        return await self.vectors(stage, [t if len(t) <= 2 * half else t[:half] + t[-half:] for t in tokens])
 
     def _load(self, stage: str) -> LoadedWeights:
         folder, spec = weights_folder(self.stack, self.runs, stage), self.stack.spec.weights

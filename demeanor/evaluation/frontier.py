@@ -366,7 +366,8 @@ def thresholds(spec: RuleSpec, items: Sequence[Item]) -> list[float]:
         for message in item.messages
     )
     found: list[float] = []
-    for score in sorted(s for s in scores if s > matching.ROUNDING):
+    most = 1 - 1e-6 if rule.has_probability else math.inf
+    for score in sorted(s for s in scores if matching.ROUNDING < s < most):
         if (
             not found or score - found[-1] > matching.ROUNDING
         ):  # 0.1 + 0.2 and 0.3 are one score and refuse the same

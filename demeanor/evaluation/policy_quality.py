@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -202,8 +202,8 @@ async def _rule_quality(
     scores_N, times = np.zeros(len(used)), list[float]()
     for n, row in enumerate(used):
         folded = Folded(row.text).text
-        (ready,) = await bound([one], lambda _, text=row.text: [text])  # type: ignore[misc]
         began = time.perf_counter()
+        (ready,) = await bound([one], lambda _, text=row.text: [text])  # type: ignore[misc]
         scores_N[n] = ready.weigh(folded) if ready.weigh else float(any(True for _ in ready.find(folded, 0)))
         times.append(1000 * (time.perf_counter() - began))
     threshold = one.threshold if spec.scored else 0.5
@@ -276,7 +276,7 @@ async def _requests(
         for event in answer:
             yield event
 
-    respond = compose([(spec, policy)], scripted, kit)
+    respond = compose([(spec, policy)], scripted, replace(kit, shared={}))  # no score is remembered yet
     for n, row in enumerate(rows):
         if n % 50 == 0:
             show("requests", n, len(rows))

@@ -190,7 +190,7 @@ async def test_a_probe_reads_the_weights_that_it_was_trained_on(tmp_path: Path) 
 def test_a_probe_without_local_weights_is_an_error_before_anything_is_served(tmp_path: Path) -> None:
     probe(tmp_path)
     made = {"name": "p", "on": "input", "probe": "probe.safetensors", "reason": "r", "reply": "No."}
-    with pytest.raises(DemeanorError, match="local weights, and the base of this stack is on another server"):
+    with pytest.raises(DemeanorError, match="local weights, and there are none here"):
         stacked(tmp_path, [made], says("ok"))
 
 

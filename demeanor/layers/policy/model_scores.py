@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from demeanor.core.errors import DemeanorError, EngineError
+from demeanor.core.errors import DemeanorError, EngineError, UsageError
 from demeanor.core.types import Decoding, Message, Turn, complete
 from demeanor.layers import Kit
 from demeanor.layers.policy.classifier import Floats, read_tensors
@@ -135,9 +135,9 @@ def probe_of(path: Path, kit: Kit | None) -> BoundProbe:
     if kit is None:
         return BoundProbe(probe.threshold, _nobody("a probe"))
     if kit.vectors is None:
-        raise DemeanorError(
-            f"{path}: a probe reads the hidden states of local weights, and the base of this stack is on another server. "
-            "Use a classifier or a judge instead"
+        raise UsageError(
+            f"{path}: a probe reads the hidden states of local weights, and there are none here (the base is on another server, or "
+            "`policy test` has no --stack). Name a stack with local weights, or use a classifier or a judge"
         )
     key, vectors = ("policy probe", path), kit.vectors
 
