@@ -23,7 +23,7 @@ DOCS, HERE = ROOT / "docs", Path(__file__).parent
 STAGED, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
 
 CHAPTERS: dict[str, tuple[str, ...]] = {
-    "Start": ("README", "helpdesk", "tour", "smollm2", "real", "smollm2-grpo"),
+    "Start": ("README", "first-hours", "tour", "helpdesk", "smollm2", "real", "smollm2-grpo"),
     "Train": (
         "data",
         "objectives",
@@ -46,6 +46,8 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "serving",
         "chat-page",
         "experiments",
+        "turns",
+        "operator-pages",
         "api",
         "responses",
         "store",
