@@ -46,8 +46,6 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "serving",
         "chat-page",
         "experiments",
-        "turns",
-        "operator-pages",
         "api",
         "responses",
         "store",
