@@ -76,7 +76,7 @@ def add_middleware(
         api.add_middleware(
             CORSMiddleware,
             allow_origins=list(operations.cors),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["authorization", "content-type", "x-request-id"],
             expose_headers=list(EXPOSED),
             max_age=600,

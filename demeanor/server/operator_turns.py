@@ -29,6 +29,7 @@ from demeanor.server.endpoint import (
 )
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import Body, ResponseObject
+from demeanor.server.streaming import while_connected
 from demeanor.store import comparisons, marks, turn_jobs, turn_search
 from demeanor.store.database import Database, Stored
 from demeanor.store.marks import MarkKind
@@ -192,7 +193,8 @@ async def replay_turn(request: Request, turn_id: str) -> Response:
             status=409,
             code="no_replay",
         )
-    replay: Replay = await state.assistant.replay(stored.turn, body.model)
+    again = state.assistant.replay(stored.turn, body.model)
+    replay: Replay = await while_connected(request.receive, again)
     request.state.stack_key = replay.stack_key
     done = replay.completion
     refusal = done.refusal

@@ -217,6 +217,15 @@ def test_a_refused_turn_is_marked_and_left_out_of_what_is_sent_on(browser: Brows
     assert [m.content for m in assistant.turns[-1].messages] == ["hello"]
 
 
+def test_an_error_of_an_earlier_message_is_told_at_that_message(browser: Browser) -> None:
+    with served(Scripted()) as url:
+        ask(browser, url, "hello", "unwritable")
+        assert texts(browser, ".turn:first-child .fault") == [
+            "The server could not take this message: messages[0].content: template t: cannot write it"
+        ]
+        assert texts(browser, ".turn:last-child .fault") == []
+
+
 def test_an_error_keeps_the_message_and_is_tried_again_in_place(browser: Browser) -> None:
     assistant = Scripted()
     with served(assistant) as url:

@@ -20,7 +20,7 @@ import { isBlind, turnView } from "./turn.js";
 import { follow, toBottom } from "./scroll.js";
 
 const query = new URLSearchParams(location.search);
-const state = { name: "", conversation: newConversation(), views: new Map(), running: null, history: browserHistory(), queue: query.getAll("q") };
+const state = { name: "", conversation: newConversation(), views: new Map(), running: null, history: browserHistory(), saving: Promise.resolve(), queue: query.getAll("q") };
 const files = attachments(() => {});
 
 // ---- turns ----
@@ -177,8 +177,9 @@ async function keep(conversation = state.conversation) {
   if (!conversation.last || !keeps()) return;
   conversation.updated = Date.now();
   if (conversation === state.conversation) history.replaceState(null, "", `${location.pathname}${location.search}#${conversation.id}`);
+  const before = state.saving;
   try {
-    await (await state.history).put(conversation);
+    await (state.saving = before.then(async () => (await state.history).put(conversation)).catch((error) => { state.saving = Promise.resolve(); throw error; }));
     $("kept-note").textContent = "";
   } catch (error) {
     $("kept-note").textContent = `This conversation could not be kept: ${error.message}`;

@@ -13,6 +13,8 @@ const BY_CODE = {
   stack_changed: ["The assistant has been changed while it runs.", "The operator has to reload it."],
   body_too_large: ["The message is too large for this server.", "Remove a file or shorten the text."],
   setting_not_allowed: ["The operator does not allow this setting.", "Clear it under Settings and try again."],
+  operators_only: ["These pages answer this machine only.", "Serve with keys, and make one with the scope operator."],
+  insufficient_scope: ["Your key may not do this.", "Ask the operator for a key that may."],
   database_unavailable: ["The server cannot record this now.", "Try again in a moment."],
 };
 const BY_STATUS = {

@@ -2,7 +2,7 @@
 import { call } from "./api.js";
 import { wordsOf } from "./history.js";
 
-const MAX_CHARS = 900_000;
+const MAX_BYTES = 900_000;
 const MAX_WORDS = 200_000;
 
 export const serverHistory = {
@@ -28,7 +28,7 @@ export const serverHistory = {
 
 // What is too large for one request is kept without what the layers did.
 function fitting(entry) {
-  if (JSON.stringify(entry).length <= MAX_CHARS) return entry;
+  if (new Blob([JSON.stringify(entry)]).size <= MAX_BYTES) return entry;
   const turns = Object.entries(entry.conversation.turns).map(([id, turn]) => [id, { ...turn, answers: turn.answers.map((answer) => ({ ...answer, trace: null })) }]);
   return { ...entry, words: "", conversation: { ...entry.conversation, turns: Object.fromEntries(turns) } };
 }
