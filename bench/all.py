@@ -2,7 +2,7 @@
 
     python -m bench.all [--device cuda] [--quick] [--only NAME...] [--model FOLDER]
 
---quick takes less than 10 minutes on a loaded machine and shows that every part runs; its numbers mean little. Every part writes its own JSON
+--quick takes less than 10 minutes whatever the load: the cheap parts first, each cut short; what did not fit is said. Its numbers mean little. Every part writes its own JSON
 under results/; results/bench.json says what became of each, with machine, commit and load. Exit code 1: a part did not end well.
 """
 
@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.parts import Part, run_parts, show
@@ -34,27 +35,49 @@ def parts(device: str, *, quick: bool, model: Path | None, rounded: Path | None)
             Part("cuda", python("bench.cuda"), 3600),
         ]
     few = ["--rounds", "1"] if quick else []
-    fast = ["--only", "sft, 64", *few, "--no-defaults"] if quick else []
-    found = [
-        Part("training", python("bench", *fast), 120 if quick else 3600),
-        Part("online", python("bench.online", *(["--only", "grpo", *few] if quick else [])), 120 if quick else 1800),
-        Part("decoding", python("bench.decoding", *few, *(["--threads", "2"] if quick else [])), 120 if quick else 1200),
-        Part("serving", python("bench.serving", *(["--part", "1", "--count", "50"] if quick else [])), 90 if quick else 1800),
-        Part("index", python("bench.index_speed"), 120 if quick else 300),
-    ]  # fmt: skip
+
+    def part(
+        name: str, module: str, full_s: float, quick_s: float, always: Sequence[str], shorter: Sequence[str]
+    ) -> Part:
+        return Part(name, python(module, *always, *(shorter if quick else [])), quick_s if quick else full_s)
+
+    own = [
+        part("index", "bench.index_speed", 300, 90, [], []),
+        part("serving", "bench.serving", 1800, 60, [], ["--part", "1", "--count", "50"]),
+    ]
+    peers = [
+        part("decoding", "bench.decoding", 1200, 100, few, ["--threads", "2"]),
+        part("online", "bench.online", 1800, 100, few, ["--only", "grpo"]),
+        part("training", "bench", 3600, 150, few, ["--only", "reward, K=4", "--no-defaults"]),
+    ]
     if model is None or rounded is None:
-        return found
-    at, narrow = ["--model", str(model)], ["--formats", "int8", "--scenarios", "read 128", "decode 8", "--answers", "0", "--tries", "1"]  # fmt: skip
-    tiny = ["--rounds", "1", "--callers", "1", "--only", "demeanor"]
+        return own + peers
+    at, small = ["--model", str(model)], str(rounded)
+    narrow = ["--formats", "int8", "--scenarios", "decode 8", "--answers", "0", "--tries", "1"]
     return [
-        *found,
-        Part("training, real weights", python("bench", *at, *(["--only", "sft, rasbt, adapters", *few, "--no-defaults"] if quick else [])), 120 if quick else 3600),
-        Part("SmolLM2 speed", python("bench.smollm2_speed", *at, *few, *(narrow if quick else [])), 120 if quick else 5400),
-        Part("SmolLM2 serving", python("bench.smollm2_serving", *at, *(tiny if quick else [])), 120 if quick else 5400),
-        Part("SmolLM2 alone", python("bench.smollm2_alone", str(rounded), *(["--processes", "1"] if quick else [])), 120 if quick else 900),
-        Part("cache formats", python("bench.cache_formats", str(rounded), *(["--seconds", "5", "--texts", "1"] if quick else [])), 90 if quick else 300),
-        Part("contention", python("bench.contention", str(rounded)), 60 if quick else 120),
-    ]  # fmt: skip
+        *own,
+        part("cache formats", "bench.cache_formats", 300, 60, [small], ["--seconds", "5", "--texts", "1"]),
+        part("contention", "bench.contention", 120, 60, [small], ["--busy", "1"]),
+        part("SmolLM2 alone", "bench.smollm2_alone", 900, 100, [small], ["--processes", "1", "--calls", "1"]),
+        *peers,
+        part("SmolLM2 speed", "bench.smollm2_speed", 5400, 120, [*at, *few], narrow),
+        part(
+            "training, real weights",
+            "bench",
+            3600,
+            120,
+            [*at, *few],
+            ["--only", "sft, rasbt, adapters", "--no-defaults"],
+        ),
+        part(
+            "SmolLM2 serving",
+            "bench.smollm2_serving",
+            5400,
+            90,
+            [*at, *few],
+            ["--callers", "1", "--only", "demeanor"],
+        ),
+    ]
 
 
 def main() -> int:

@@ -41,7 +41,7 @@ def resident_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def rates(engine: LocalEngine) -> dict[str, float]:
+def rates(engine: LocalEngine, calls: int) -> dict[str, float]:
     """Tokens a second: prompts read alone, and answers of 64 tokens to prompts of 32, which are counted in the time."""
     draw = random.Random(0)
 
@@ -51,7 +51,7 @@ def rates(engine: LocalEngine) -> dict[str, float]:
 
     def rate(tokens: int, length: int, new: int, count: int) -> float:
         found = []
-        for _ in range(CALLS):
+        for _ in range(calls):
             requests = [request(length, new) for _ in range(count)]
             start = time.perf_counter()
             engine.generate(requests)
@@ -95,20 +95,30 @@ def differences(engine: LocalEngine, folder: Path, count: int) -> dict[str, Any]
     }
 
 
-def measured(folder: Path, answers: int) -> dict[str, Any]:
+def measured(folder: Path, answers: int, calls: int) -> dict[str, Any]:
     """Measure one folder in this process, which has loaded no weights before."""
     before = resident_mb()
     engine = LocalEngine(checkpoints.serving(folder), tokenizer.load(folder))
-    row: dict[str, Any] = {"resident_mb": round(resident_mb() - before)} | rates(engine)
+    row: dict[str, Any] = {"resident_mb": round(resident_mb() - before)} | rates(engine, calls)
     if answers:
         row |= differences(engine, folder, answers)
     engine.close()
     return row
 
 
-def apart(folder: Path, answers: int) -> dict[str, Any]:
+def apart(folder: Path, answers: int, calls: int) -> dict[str, Any]:
     """Measure one folder in a process of its own."""
-    command = [sys.executable, "-m", "bench.smollm2_alone", str(folder), "--here", "--answers", str(answers)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.smollm2_alone",
+        str(folder),
+        "--here",
+        "--answers",
+        str(answers),
+        "--calls",
+        str(calls),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{folder}: the process that measures it ended with exit code {done.returncode}")
@@ -134,18 +144,19 @@ def main() -> None:
     )
     parser.add_argument("--answers", type=int, default=0, help="instructions to answer; 0: none")
     parser.add_argument("--processes", type=int, default=3, help="processes that measure each folder")
+    parser.add_argument("--calls", type=int, default=CALLS, help="calls of each row in a process")
     parser.add_argument("--here", action="store_true", help="measure one folder in this process, print JSON")
     parser.add_argument("--out", type=Path, default=Path("results/smollm2-alone.json"))
     options = parser.parse_args()
     if options.answers and not QUESTIONS.exists():
         parser.error(f"--answers: {QUESTIONS} is not there")
     if options.here:
-        print(json.dumps(measured(options.folders[0], options.answers)))
+        print(json.dumps(measured(options.folders[0], options.answers, options.calls)))
         return
     found: dict[str, list[dict[str, Any]]] = {str(folder): [] for folder in options.folders}
     for turn in range(options.processes):
         for folder in options.folders:  # the first process answers too
-            found[str(folder)].append(apart(folder, 0 if turn else options.answers))
+            found[str(folder)].append(apart(folder, 0 if turn else options.answers, options.calls))
             write_json(options.out, {"folders": found, "load": os.getloadavg(), **origin()})
     for name, rows in found.items():
         print(name, *(f"{what}: {value}" for what, value in spread(rows).items()), sep="\n  ")
