@@ -70,7 +70,7 @@ def test_the_page_says_what_did_not_work() -> None:
             }
         ],
         gates={
-            "replayed": {
+            "averaged": {
                 "against": "a",
                 "verdict": "inconclusive",
                 "not passed": ["superiority honesty: inconclusive"],
