@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -215,6 +216,20 @@ def test_a_refused_turn_is_marked_and_left_out_of_what_is_sent_on(browser: Brows
             "This message was refused by the rule no-card-numbers. It is left out of what is sent on."
         ]
     assert [m.content for m in assistant.turns[-1].messages] == ["hello"]
+
+
+def test_an_answer_without_end_is_stopped_and_the_server_told(browser: Browser) -> None:
+    assistant = Scripted()
+    with served(assistant) as url:
+        open_page(browser, url)
+        say(browser, "flood")
+        settled(browser, 1)
+        assert texts(browser, ".problem b") == ["The answer is longer than this page shows."]
+        until = time.monotonic() + 20
+        while assistant.closed == 0 and time.monotonic() < until:
+            time.sleep(0.02)
+    assert assistant.closed == 1
+    assert browser.errors == []
 
 
 def test_an_error_of_an_earlier_message_is_told_at_that_message(browser: Browser) -> None:

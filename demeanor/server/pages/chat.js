@@ -19,6 +19,7 @@ import { sidebar } from "./sidebar.js";
 import { isBlind, turnView } from "./turn.js";
 import { follow, toBottom } from "./scroll.js";
 
+const MAX_ANSWER = 2_000_000; // characters
 const query = new URLSearchParams(location.search);
 const state = { name: "", conversation: newConversation(), views: new Map(), running: null, history: browserHistory(), saving: Promise.resolve(), queue: query.getAll("q") };
 const files = attachments(() => {});
@@ -106,6 +107,7 @@ async function one(conversation, turn, answer, card, { system, fields, signal })
     for await (const chunk of stream("/v1/chat/completions", body, signal)) {
       take(answer, chunk);
       card.grow();
+      if (answer.text.length > MAX_ANSWER) throw Object.assign(new Error("The answer is longer than this page shows."), { code: "answer_too_long" });
     }
   } catch (error) {
     if (error.name === "AbortError") answer.stopped = true;

@@ -3,6 +3,7 @@
 const BY_CODE = {
   unreachable: ["The server cannot be reached.", "Check that it is running and that you are online. Your message is kept."],
   broken_off: ["The connection broke off before the answer was whole.", "What came is shown. You can try again."],
+  answer_too_long: ["The answer is longer than this page shows.", "It was stopped there. Set a limit under Settings, or use the API."],
   context_length_exceeded: ["The conversation is too long for this model.", "Shorten the message or its files, or start a new chat."],
   model_not_found: ["This variant is not offered here.", "Choose another one above."],
   rate_limit_exceeded: ["You have reached a limit.", ""],
