@@ -16,6 +16,7 @@ from demeanor.server.auth import from_digests
 from demeanor.store.keys import digest
 
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs chromium"), needs_axe]
+IMPACTS = ("moderate", "serious", "critical")
 RICH = """say back
 # Title
 
@@ -52,11 +53,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def test_the_chat_page_has_no_serious_finding(browser: Browser, address: str, width: int, theme: str) -> None:
     browser.size(width, 800)
     open_page(browser, address, theme=theme, details="1", models="harbour-desk,harbour-desk:dpo")
-    assert findings(browser) == []
+    assert findings(browser, *IMPACTS) == []
     browser.run("document.querySelector('#blind').click()")
     say(browser, "the ferry?")
     settled(browser, 1)
-    assert findings(browser) == []
+    assert findings(browser, *IMPACTS) == []
     press(browser, ".vote button")
     for number, question in enumerate((RICH, "a card number", "a novel", "37 times 12", "a leak"), 2):
         say(browser, question)
@@ -64,14 +65,14 @@ def test_the_chat_page_has_no_serious_finding(browser: Browser, address: str, wi
     press(browser, ".thumb.down")
     browser.wait("document.querySelectorAll('.thanks').length > 0")
     press(browser, ".turn .asked [title^='Ask it differently']")
-    assert findings(browser) == []
+    assert findings(browser, *IMPACTS) == []
     for opener, closer in (
         ("#history-open", "#history-close"),
         ("#settings-open", "#settings .primary"),
         (".footnote", "#passage .primary"),
     ):
         press(browser, opener)
-        assert findings(browser) == []
+        assert findings(browser, *IMPACTS) == []
         press(browser, closer)
     browser.size(1200, 900)
 
@@ -80,7 +81,7 @@ def test_the_page_that_asks_for_a_key_has_no_serious_finding(browser: Browser, t
     with served(Scripted(), keys=from_digests({digest("sk-ann"): "ann"})) as url:
         browser.open(url)
         browser.wait("document.querySelector('#locked')?.open")
-        assert findings(browser) == []
+        assert findings(browser, *IMPACTS) == []
 
 
 def test_everything_is_reached_by_keyboard_alone(browser: Browser, address: str) -> None:

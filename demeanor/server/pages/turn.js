@@ -10,7 +10,7 @@ export function turnView(turn, acts) {
   const asked = el("div", { class: "asked" });
   const cards = [], answers = el("div", { class: "answers" });
   const vote = el("div", {});
-  const section = el("section", { class: "turn", "aria-label": "Turn" }, asked, answers, vote);
+  const section = el("section", { class: "turn", "aria-label": `Turn ${turn.number + 1}` }, el("h2", { class: "hidden" }, `Turn ${turn.number + 1}`), asked, answers, vote);
 
   function name(answer, i) {
     if (turn.answers.length < 2) return null;

@@ -48,7 +48,7 @@ const MAKERS = {
 
 export function codeBlock(text, language) {
   const button = el("button", { type: "button", class: "copy", "aria-label": language ? `Copy the ${language} code` : "Copy the code" }, "Copy");
-  const code = el("code", { tabindex: "0", "aria-label": language ? `${language} code` : "code", role: "region" }, highlighted(text, language));
+  const code = el("code", { tabindex: "0", "aria-label": language ? `${language} code` : "code", role: "group" }, highlighted(text, language));
   code.source = text;
   button.addEventListener("click", () => copied(button, () => code.source));
   return el("figure", { class: "code" }, el("figcaption", {}, el("span", {}, language || "text"), button), el("pre", { dir: "ltr" }, code));
@@ -69,6 +69,6 @@ function table({ align, head, rows }, context) {
   const cell = (tag, scope) => (text, i) => el(tag, { scope, class: align[i] && `at-${align[i]}`, dir: "auto" }, inline(text, context));
   context.spend(head.length * (rows.length + 1));
   const body = context.left() ? rows.map((row) => el("tr", {}, row.map(cell("td")))) : [el("tr", {}, el("td", { colspan: String(head.length) }, `${rows.length} rows are not shown: the answer is too large.`))];
-  return el("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Table" },
+  return el("div", { class: "scroller", tabindex: "0", role: "group", "aria-label": "Table" },
     el("table", {}, el("thead", {}, el("tr", {}, head.map(cell("th", "col")))), el("tbody", {}, body)));
 }

@@ -6,7 +6,7 @@ export function table(label, head, rows, { numeric = [], said = [] } = {}) {
   const cell = (content, i) => el(i === 0 ? "th" : "td", { scope: i === 0 ? "row" : null, class: numeric.includes(i) ? "num" : said.includes(i) ? "said" : null, "data-label": head[i] }, el("div", {}, content));
   const line = (cells) => el("tr", {}, cells.map(cell));
   const body = el("tbody", {}, rows.map(line));
-  const box = el("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": label },
+  const box = el("div", { class: "scroller", tabindex: "0", role: "group", "aria-label": label },
     el("table", {}, el("thead", {}, el("tr", {}, head.map((name, i) => el("th", { scope: "col", class: numeric.includes(i) ? "num" : null }, name)))), body));
   return { box, add: (more) => body.append(...more.map(line)) };
 }
