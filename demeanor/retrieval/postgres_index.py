@@ -143,7 +143,10 @@ class _Server:
             raise UsageError(
                 "search.store: postgresql:// needs psycopg: pip install 'demeanor[postgres]'"
             ) from None
-        address = filled(url)
+        try:
+            address = filled(url)
+        except UsageError as error:
+            raise UsageError(f"search.store: got '{shown(url)}': {error}") from None
         self.name, self._secrets, self._psycopg = shown(address), passwords(address), psycopg
         try:
             self._given = conninfo.conninfo_to_dict(address)

@@ -266,6 +266,10 @@ def postgres_sql(query: str) -> str:
     return _TOKENS.sub(token, query)
 
 
+_INSERTED = re.compile(r"^INSERT\b.*\bVALUES\s*(\((?:%s|[\s,])+\))\s*$", re.DOTALL)
+ROWS_A_STATEMENT = 500
+
+
 class PostgresRow(tuple[Any, ...]):
     """A row whose values are also found by name."""
 
@@ -315,8 +319,17 @@ class PostgresConnection:
         return found
 
     def executemany(self, query: str, rows: Iterable[Sequence[Any]], /) -> None:
-        with self._raw.cursor() as cursor:
-            cursor.executemany(postgres_sql(query), [[_value(v) for v in row] for row in rows])
+        values = [[_value(v) for v in row] for row in rows]
+        translated = postgres_sql(query)
+        if (found := _INSERTED.search(translated)) is None:
+            with self._raw.cursor() as cursor:
+                cursor.executemany(translated, values)
+            return
+        for at in range(0, len(values), ROWS_A_STATEMENT):  # each statement is a way to the server and back
+            some = values[at : at + ROWS_A_STATEMENT]
+            self._raw.execute(
+                translated + f", {found[1]}" * (len(some) - 1), [v for row in some for v in row]
+            )
 
     def close(self) -> None:
         self._raw.close()

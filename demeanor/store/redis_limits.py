@@ -144,8 +144,12 @@ class RedisServer:
             raise UsageError(
                 "limits: redis:// needs the package redis; install it: pip install 'demeanor[redis]'"
             ) from None
-        url = filled(address)
-        self.name, self._secrets = shown(address), passwords(url)
+        self.name = shown(address)
+        try:
+            url = filled(address)
+        except UsageError as error:
+            raise UsageError(f"limits: got '{self.name}': {error}") from None
+        self._secrets = passwords(url)
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         try:
             self._client = redis.Redis.from_url(

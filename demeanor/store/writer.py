@@ -124,15 +124,19 @@ class Writer:
         failures: tuple[type[Exception], ...] = (*self._backend.errors, DemeanorError)
         try:
             connection = self._begun()
+            alone = len(batch) == 1  # then the transaction itself is its savepoint
             for job, done in batch:
-                connection.execute("SAVEPOINT job")
+                if not alone:
+                    connection.execute("SAVEPOINT job")
                 try:
                     outcomes.append((done, job(connection), None))
                 except Exception as error:
-                    connection.execute("ROLLBACK TO job")
+                    connection.execute("ROLLBACK" if alone else "ROLLBACK TO job")
                     outcomes.append((done, None, error))
-                connection.execute("RELEASE job")
-            connection.execute("COMMIT")
+                if not alone:
+                    connection.execute("RELEASE job")
+            if not alone or outcomes[0][2] is None:
+                connection.execute("COMMIT")
         except failures as error:
             self._rolled_back()
             outcomes = [(done, None, error) for _, done in batch]
