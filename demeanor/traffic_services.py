@@ -54,6 +54,7 @@ def open_traffic(runtime: StackRuntime, open_other: Callable[[Stack], StackRunti
     arms: dict[tuple[str, int], Stack] = {}
     prepared = [_experiment(each, variants, arms) for each in spec.experiments]
     live = LiveTraffic(database, tuple(prepared))
+    live.refresh()  # a run that was stopped assigns nobody, from the first request on
     live.samplers += [_shadow(shadow, variants, live) for shadow in spec.shadows]
     live.samplers += [_evaluator(evaluator, runtime.stack, live) for evaluator in spec.evaluators]
     return OpenedTraffic(live, arms, tuple(variants.others.values()))

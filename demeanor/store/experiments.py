@@ -67,6 +67,11 @@ def running(database: Database) -> frozenset[str]:
     return frozenset(r["id"] for r in database.rows("SELECT id FROM experiments WHERE stopped IS NULL"))
 
 
+def stopped(database: Database) -> frozenset[str]:
+    """Return the ids of the runs that were stopped or replaced; they do not begin again."""
+    return frozenset(r["id"] for r in database.rows("SELECT id FROM experiments WHERE stopped IS NOT NULL"))
+
+
 def stop(database: Database, id: str, reason: str) -> bool:
     """End a run; False if it has ended before."""
     now = _stamp(database.now())

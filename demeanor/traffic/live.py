@@ -105,6 +105,8 @@ class LiveTraffic:
 
     async def _tick(self) -> None:
         """At intervals: which experiments run, leases of this process, and what killed processes left."""
+        for note in self.notes():
+            log.warning("%s", note)
         for each in self.prepared:
             await self._try(
                 experiments.register(
@@ -125,9 +127,9 @@ class LiveTraffic:
             await asyncio.sleep(TICK_S)
 
     def refresh(self) -> None:
-        """Read which experiments run; one that `demeanor experiments stop` has ended assigns nobody any more."""
-        going = experiments.running(self.database)
-        self.running = {each.spec.name: each.id in going for each in self.prepared}
+        """Read which experiments run; one that was stopped, or replaced by another declaration, assigns nobody any more."""
+        ended = experiments.stopped(self.database)
+        self.running = {each.spec.name: each.id not in ended for each in self.prepared}
 
     async def _dispatch(self, job: turn_jobs.TurnJob) -> None:
         for sampler in self.samplers:
@@ -234,7 +236,12 @@ class LiveTraffic:
 
     def notes(self) -> list[str]:
         """What should have run and did not."""
-        found = [note for sampler in self.samplers if (note := sampler.runner.note()) is not None]
+        found = [
+            f"experiment {name}: this declaration was stopped and assigns nobody; remove it, or give it another `salt` to begin anew"
+            for name, runs in self.running.items()
+            if not runs
+        ]
+        found += [note for sampler in self.samplers if (note := sampler.runner.note()) is not None]
         if self.failures:
             told = ", ".join(f"{number} {what}" for what, number in sorted(self.failures.items()))
             found.append(f"experiments: failed: {told}")

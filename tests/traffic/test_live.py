@@ -350,6 +350,11 @@ async def test_a_stopped_experiment_assigns_nobody_and_its_result_stays(database
     assert live.stop("prompt", "enough")
     assert await ask(live, 2, "u2") == "whole"
     assert not live.stop("e1", "again")
+    assert "was stopped and assigns nobody" in live.notes()[0]
+    again = LiveTraffic(database, (arms(database),))
+    again.refresh()  # as at the next start: the same declaration does not begin again, and that is said
+    assert await ask(again, 3, "u3") == "whole"
+    assert "was stopped and assigns nobody" in again.notes()[0]
     assert sum(a["users"] for a in live.report()["experiments"][0]["result"]["arms"]) == 1
     live.close()
 
