@@ -15,6 +15,7 @@ from demeanor.app import load_stack
 from demeanor.core.errors import SpecError, UsageError
 from demeanor.server.application import app
 from demeanor.server.auth import KeyRing
+from demeanor.server.operators import TrafficAnswer
 from demeanor.serving import ServedStack, StackVersions
 from demeanor.stack.stack import Stack
 from demeanor.store import keys, turn_jobs
@@ -125,6 +126,7 @@ def test_shadows_and_evaluators_run_beside_and_operators_see_them(
         until = time.monotonic() + 60
         while True:
             report = client.get("/v1/demeanor/traffic").json()
+            assert TrafficAnswer.model_validate(report).model_dump(mode="json") == report
             counts = {job["name"]: job["counts"] for job in report["jobs"]}
             if all(counts.get(name, {}).get("done") == 1 for name in ("bare", "says-no")):
                 break

@@ -41,8 +41,10 @@ BODIES["/v1/embeddings"] = {"model": "harbour-desk:base", "input": "a ferry"}
 ASKED = [
     route
     for route in ROUTES
-    if ("POST" not in route.methods or route.path in BODIES) and "{response_id}" not in route.path
-]  # those need a kept response
+    if ("POST" not in route.methods or route.path in BODIES)
+    and "{response_id}" not in route.path  # those need a kept response, the others a database or live traffic
+    and not route.path.startswith(("/v1/demeanor/", "/v1/history"))
+]
 
 
 def test_every_route_is_documented_and_nothing_else() -> None:
