@@ -86,8 +86,8 @@ class ClientAccess:
     history: bool = True
 
 
-RuleJudge: TypeAlias = Callable[[str], Awaitable[Sequence[Judged]]]
-"""Takes a text; returns every rule, matching or not."""
+RuleJudge: TypeAlias = Callable[[str], Sequence[Judged] | Awaitable[Sequence[Judged]]]
+"""Takes a text; returns every rule, matching or not, at once or (where a model is asked) later."""
 
 
 class FeedbackStore(Protocol):

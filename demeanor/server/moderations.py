@@ -7,13 +7,15 @@ of all stages are tried; nothing is recorded. Long texts are judged in a thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import isawaitable
 from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Field, Tag
 
 from demeanor.core.errors import RequestError
-from demeanor.server.assistant import Judged
+from demeanor.core.long_text import off_loop
+from demeanor.server.assistant import Judged, RuleJudge
 from demeanor.server.endpoint import GENERATED, documented, json_response, read_body, state_of
 from demeanor.server.schemas import Body, ResponseObject, TextPart, one_of
 
@@ -98,7 +100,7 @@ async def create_moderation(request: Request) -> Response:
             param="input",
             code="string_above_max_length",
         )
-    results = [result(await judge(text)) for text in judged]
+    results = [result(await _judged(judge, text)) for text in judged]
     answer = Moderation(
         id=f"modr-{request.state.request_id.removeprefix('req_')}",
         model=card.id,
@@ -106,6 +108,12 @@ async def create_moderation(request: Request) -> Response:
         demeanor=About(stack_key=card.stack_key, layer=layer),
     )
     return json_response(answer)
+
+
+async def _judged(judge: RuleJudge, text: str) -> Sequence[Judged]:
+    """Apply the rules to a text: in a thread if it is long, or by asking a model."""
+    found = await off_loop(len(text), judge, text)
+    return await found if isawaitable(found) else found
 
 
 def texts(body: ModerationRequest) -> list[str]:
