@@ -147,16 +147,20 @@ class Scripted:
                 f"model: '{model_id}' has no policy layer.", status=404, param="model", code="no_policy_layer"
             )
         words = {"no-cards": "card", "no-pirates": "pirate"}
-        return "policy", lambda text: [
-            Judged(
-                name,
-                "both",
-                "refuse",
-                f"asks for a {word}",
-                tuple((m.start(), m.end()) for m in re.finditer(word, text)),
-            )
-            for name, word in words.items()
-        ]
+
+        async def judge(text: str) -> list[Judged]:
+            return [
+                Judged(
+                    name,
+                    "both",
+                    "refuse",
+                    f"asks for a {word}",
+                    tuple((m.start(), m.end()) for m in re.finditer(word, text)),
+                )
+                for name, word in words.items()
+            ]
+
+        return "policy", judge
 
     def feedback_store(self) -> FeedbackStore | None:
         return self._opinion if self.records else None
