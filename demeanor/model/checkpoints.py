@@ -76,9 +76,11 @@ def load(folder: Path, *, keep_groups: bool = False) -> Llama:
 
 def load_unmerged(folder: Path) -> Llama:
     """Load for an engine: an adapter stays separate, so that engines share the base's matrices, and matrices in
-    groups stay in groups unless the folder asks for products in fp32."""
+    groups stay in groups unless the folder asks for products in fp32. Adapters below another are merged, as they were when it was
+    trained."""
     if is_adapter(folder):
-        return cast(Llama, adapters.add(load_unmerged(adapters.base_folder(folder)), folder))
+        base = adapters.base_folder(folder)
+        return cast(Llama, adapters.add(load(base) if is_adapter(base) else load_unmerged(base), folder))
     return load(folder, keep_groups=grouped.activations(read_config(folder)) == "int8")
 
 

@@ -16,7 +16,8 @@ from demeanor.data.trees import Branch, Tree, collate
 from demeanor.model import adapters, checkpoints, quantize
 from demeanor.model import adapters as lora
 from demeanor.model.heads import policy_outputs, reward_outputs
-from demeanor.model.llama import Llama
+from demeanor.model.llama import KVCache, Llama
+from demeanor.model.low_rank import LoraLinear
 from demeanor.stack.schema import Adapter, ModelShape
 
 VOCAB = 61
@@ -205,3 +206,32 @@ def test_a_folder_without_safetensors_is_told_about_pickles(tmp_path: Path) -> N
     (tmp_path / "b" / adapters.WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match="pickled weights are not loaded"):
         checkpoints.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_adapter_on_an_adapter_is_served_as_it_was_trained(grouped: bool, tmp_path: Path) -> None:
+    """Serving keeps the last adapter apart; one below it is merged, also where the base is in groups."""
+    shape, tokens = ModelShape(layers=2, width=64, heads=4, context=64, init="normal"), torch.arange(1, 20)
+    checkpoints.save_checkpoint(checkpoints.create(shape, 300, 0), tmp_path / "whole")
+    if grouped:
+        quantize.write_groups(tmp_path / "whole", tmp_path / "base", "q8_0", head="q8_0", activations="int8")
+    else:
+        checkpoints.save_checkpoint(checkpoints.load(tmp_path / "whole"), tmp_path / "base")
+    parent = tmp_path / "base"
+    for n, name in enumerate(("first", "second")):
+        model = checkpoints.load(parent)
+        adapters.attach(model, Adapter(rank=4), n)
+        draw = torch.Generator().manual_seed(n)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, LoraLinear):
+                    module.lora_B.normal_(0, 0.05, generator=draw)
+        checkpoints.save_checkpoint(model, tmp_path / name, adapter=Adapter(rank=4), parent=parent)
+        parent = tmp_path / name
+    served = checkpoints.serving(parent)
+    merged = checkpoints.policy(parent)
+    assert isinstance(served, Llama)
+    assert isinstance(merged, Llama)
+    assert any(isinstance(module, LoraLinear) for module in served.modules())
+    found, wanted = (m.prefill(tokens, 0, 0, KVCache(m.config, 1, 64)) for m in (served, merged))
+    assert torch.allclose(found, wanted, atol=1e-4)
