@@ -110,7 +110,7 @@ def test_a_classifier_takes_time_linear_in_the_text(unit: str) -> None:
         return time.thread_time() - began
 
     seconds(1_000)
-    assert seconds(2**17) < 4 * 1.75 * seconds(2**15) + 0.1
+    assert min(seconds(2**17) for _ in range(2)) < 4 * 1.75 * seconds(2**15) + 0.5
 
 
 # ---- combinations ----

@@ -80,7 +80,7 @@ def test_long_texts_are_compared_in_linear_time() -> None:
         return time.process_time() - began
 
     seconds(100)
-    assert seconds(8_000) < 8 * 1.75 * seconds(1_000) + 0.1
+    assert min(seconds(8_000) for _ in range(2)) < 8 * 1.75 * seconds(1_000) + 0.5
 
 
 @pytest.mark.parametrize(
