@@ -121,7 +121,7 @@ QUICK = {
     "evaluation.suites": "[builtin:harmlessness, smollm2/documentation.jsonl]",
 }
 """Settings of a quick run."""
-QUICK_S = 560.0
+QUICK_S = 500.0
 HOUR = 3600.0
 NEEDS = {"eval": ("train",), "frontier": ("train",), "gate": ("train",), "diagnose": ("eval",), "attribute": ("train",), "report": ("eval",)}  # fmt: skip
 
