@@ -55,6 +55,8 @@ UNPACKED_BYTES = 1 << 16  # of one step
 WHOLE_BYTES = 4 << 20  # longest answer that is not streamed
 TOTAL_OF_TIMEOUT = 10  # the longest answer takes so many times the longest silence, if not set
 HEALTH_TIMEOUT_S, HEALTH_KEPT_S = 2.0, 5.0
+NO_LIST = 501
+"""What a server says that lists no models; it may answer all the same."""
 _DONE = ServerSent(b"[DONE]")
 
 
@@ -297,7 +299,8 @@ class RemoteModel:
                 status = response.status_code
         except (httpx.RequestError, TimeoutError) as error:
             return f"the model's server does not answer ({type(error).__name__})"
-        return f"the model's server answers HTTP {status}" if status >= 500 or status in (401, 403) else None
+        bad = status in (401, 403) or (status >= 500 and status != NO_LIST)
+        return f"the model's server answers HTTP {status}" if bad else None
 
     def _client(self, timeout_s: float) -> httpx.AsyncClient:
         return httpx.AsyncClient(verify=_tls(), trust_env=False, timeout=timeout_s)

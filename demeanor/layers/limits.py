@@ -215,6 +215,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
                 yield event
         except Exception:
             used = 0  # there was no answer
+            await settle(used, kit.clock())
             raise
         finally:
             settle(used, kit.clock())

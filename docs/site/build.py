@@ -38,6 +38,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "Serve": (
         "stack",
         "layers",
+        "policy",
         "retrieval",
         "tools",
         "gateway",
@@ -60,6 +61,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "judge",
         "labelling",
         "preferences",
+        "flywheel",
         "gate",
         "diagnose",
         "report",

@@ -11,7 +11,7 @@ from scipy import special
 
 from demeanor.core.table import estimate
 from demeanor.core.types import Item, Message
-from demeanor.evaluation import duel, judge_validation, statistics
+from demeanor.evaluation import agreement, duel, judge_validation, statistics
 from demeanor.evaluation.diagnosis.analysis import _net
 from demeanor.evaluation.frontier import KlFromParent, divergence
 from demeanor.evaluation.gate import Rules, decide
@@ -113,7 +113,7 @@ def test_full_agreement_is_no_certainty() -> None:
     people = np.array([[1.0, 1.0], [0.0, 0.0]] * 10)
     for found in (
         judge_validation.fleiss(people, range(20)),
-        judge_validation.alpha(people, range(20), level="nominal"),
+        agreement.alpha(people, range(20), level="nominal"),
     ):
         assert (found.value, found.low, found.high) == (pytest.approx(1.0), None, None)
 

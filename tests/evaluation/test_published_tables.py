@@ -166,6 +166,6 @@ def test_json_is_a_table_too_and_a_result_is_none(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text(json.dumps(yaml.safe_load(TULU.read_text())))
     assert main(["report", str(path)]) == 0
-    assert (tmp_path / "t.html").read_text().count("<h2>") == 5
+    assert (tmp_path / "t.html").read_text().count("<h2>") == 6
     path.write_text('{"name": "x"}')
     assert main(["report", str(path)]) == 2

@@ -101,7 +101,8 @@ def test_a_histogram_is_cumulative_and_a_bound_belongs_to_its_bucket() -> None:
 
 
 def test_the_exposition_has_the_names_helps_and_labels_that_dashboards_use_and_nothing_else() -> None:
-    metrics = Metrics(Operations(slots=1))
+    engine = {"device": "cpu", "weights": "fp32", "compute": "fp32", "cache": "fp32"}
+    metrics = Metrics(Operations(slots=1, placements=lambda: [engine]))
     metrics.observe(finished(1.0))
     families = {f.name: f for f in text_string_to_metric_families(metrics.text().decode())}
     assert {name: (f.type, f.documentation) for name, f in families.items()} == {
