@@ -47,7 +47,8 @@ def machine() -> dict[str, Any]:
 def run_part(part: Part, limit_s: float) -> dict[str, Any]:
     """Run a part; its outcome in words, exit code, seconds by the clock and of processors, load before and after."""
     before, began, load = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), os.getloadavg()[0]
-    process = subprocess.Popen(part.command, start_new_session=True)
+    with hardware.unbound():
+        process = subprocess.Popen(part.command, start_new_session=True)
     try:
         code = process.wait(limit_s)
         outcome = "done" if code in part.codes else f"failed with exit code {code}"

@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,6 +152,16 @@ def unbind() -> None:
     if _CORES:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, _CORES)
+
+
+@contextlib.contextmanager
+def unbound() -> Iterator[None]:
+    """Start child processes here: they inherit the cores of the thread that starts them, and OpenMP left it one."""
+    unbind()
+    try:
+        yield
+    finally:
+        bind()
 
 
 def bind() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from demeanor.core import hardware
 from demeanor.core.errors import UsageError
 from demeanor.core.files import write_json, write_text
 from demeanor.tour import drawing, findings, trials
@@ -81,7 +82,7 @@ class Processes:
             raise UsageError(f"chapter {busy[0]} is still running; one experiment runs at a time")
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "demeanor", "tour", "run", str(chapter.number), *self.options]
-        with self.log(chapter.number).open("wb") as log:
+        with self.log(chapter.number).open("wb") as log, hardware.unbound():
             self._running[chapter.number] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )

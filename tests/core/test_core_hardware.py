@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -84,3 +87,17 @@ def test_a_large_vocabulary_is_measured_in_little_time_and_memory() -> None:
 
 def test_the_cpu_has_a_name() -> None:
     assert hardware.cpu_name().strip()
+
+
+def test_a_child_process_may_use_every_core_although_its_parent_is_bound_to_one() -> None:
+    if len(hardware.cores()) < 2:
+        pytest.skip("needs two cores")
+    command = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(hardware.cores())})
+        with hardware.unbound():
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert int(done.stdout) == len(hardware.cores())
+    finally:
+        os.sched_setaffinity(0, before)
