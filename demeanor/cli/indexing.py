@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from demeanor.cli.options import Overrides, Results, StackFile, load
+from demeanor.cli.options import Overrides, Results, StackFile, counted_bars, load
 from demeanor.core.errors import DemeanorError, UsageError
 
 if TYPE_CHECKING:
@@ -50,23 +48,6 @@ def _layer(stack: Stack, wanted: str | None, store: str | None = None) -> tuple[
     return name, folder, search if store is None else search.model_copy(update={"store": store})
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, int] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-
-        def show(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=of)
-            progress.update(progress.task_ids[list(tasks).index(what)], completed=done, total=of)
-
-        yield show
-
-
 @app.command()
 def build(
     stack_file: StackFile,
@@ -95,7 +76,7 @@ def build(
     if urls is None and allow_private:
         raise UsageError("--allow-private: is for --urls; leave it out")
     failed = 0 if urls is None else _fetch(urls, folder, search.passage_chars, allow_private)
-    with _bar() as show:
+    with counted_bars() as show:
         counts = indexes.build(folder, search, stack.root, show)
     print(
         f"{name}: {counts.files} files, {counts.passages} passages; {counts.read} files read, {counts.removed} removed"
@@ -111,7 +92,7 @@ def _fetch(urls: Path, folder: Path, passage_chars: int, private: bool) -> int:
     from demeanor.indexes import web
 
     wanted = web.addresses(urls)
-    with _bar() as show:
+    with counted_bars() as show:
         found = web.fetch(wanted, folder, passage_chars=passage_chars, private=private, progress=show)
     print(
         f"{len(wanted)} pages: {found.written} written, {found.unchanged} unchanged, {found.removed} removed, "
@@ -137,7 +118,7 @@ def search(
 
     stack = load(stack_file, overrides)
     _, folder, settings = _layer(stack, layer, store)
-    with _bar() as show:
+    with counted_bars() as show:
         find = indexes.open_folder(folder, settings, stack.root, show)
     found = find(query, count)
     if not found:
@@ -192,7 +173,7 @@ def measure(
         )
     found = []
     for title, each in searches:
-        with _bar() as show:
+        with counted_bars() as show:
             find = indexes.open_folder(folder, each, stack.root, show)
         found.append(retrieval_quality.quality(title, find, questions))
     print(f"{name}: {len(questions)} questions, 95% intervals over questions\n")

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from demeanor.cli.options import database_at
 from demeanor.cli.tables import columns
 from demeanor.core.addresses import shown
 from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from demeanor.store.database import Database
     from demeanor.store.keys import KeyCost
 
 DATABASE = "sqlite:///runs/keys.db"
 Url = Annotated[str, typer.Option("--database", metavar="URL", help="The database of the keys.")]
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
-
-
-@contextmanager
-def _opened(url: str) -> Iterator[Database]:
-    from demeanor.store import database
-
-    found = database.open_url(url, root=Path.cwd())
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 @app.command()
@@ -64,7 +50,7 @@ def create(
     """Create a key and print it; it cannot be printed again."""
     from demeanor.store import keys
 
-    with _opened(url) as database:
+    with database_at(url) as database:
         key = keys.create(
             database,
             name,
@@ -83,7 +69,7 @@ def show(url: Url = DATABASE) -> None:
     from demeanor.store import keys
 
     rows = []
-    with _opened(url) as database:
+    with database_at(url) as database:
         day = keys.day_of(database.now())
         for key in keys.stored(database):
             spent = keys.spent(database, key.digest, day)
@@ -132,7 +118,7 @@ def revoke(
     """Revoke all keys of a name, or the key with these first characters."""
     from demeanor.store import keys
 
-    with _opened(url) as database:
+    with database_at(url) as database:
         ended = keys.revoke(database, which)
     if not ended:
         raise UsageError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from demeanor.cli.options import RESULTS, RUNS, Overrides, Results, RunsFolder, StackFile, load
+from demeanor.cli.options import RESULTS, RUNS, Overrides, Results, RunsFolder, StackFile, database_at, load
 from demeanor.cli.tables import columns
 from demeanor.core.errors import DataError, UsageError
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from demeanor.evaluation.answer_sampling import DrawnAnswer, PromptToSample
     from demeanor.evaluation.label_order import QueuePlace
     from demeanor.stack.stack import Stack
-    from demeanor.store.database import Database
     from demeanor.store.labels import LabelItem
 
 DATABASE = "sqlite:///runs/labels.db"
@@ -27,17 +25,6 @@ Queue = Annotated[
 ]
 
 app = typer.Typer(no_args_is_help=True, help="Let people compare answers, and use what they say.")
-
-
-@contextmanager
-def _opened(url: str) -> Iterator[Database]:
-    from demeanor.store import database
-
-    found = database.open_url(url, root=Path.cwd())
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 # ---- making a queue ----
@@ -115,23 +102,13 @@ def create(
         raise UsageError("--candidates: is for --uncertainty, which chooses among them")
     count = k or 2
     checks = _gold(gold, count) if gold else []
-    with _opened(url) as database:
+    with database_at(url) as database:
         if labels.find_queue(database, name) is not None:
             raise UsageError(f"--name: a queue named '{name}' is there already; give another name")
         found = load(stack, overrides)
         asked = _prompts(found, prompts, items, candidates if uncertainty else limit, seed)
-        answering, drawn = _sampled(found, runs, variants or [], asked, count, temperature, seed)
-        kept = [n for n, answers in enumerate(drawn) if len(answers) >= 2]
-        if not kept:
-            raise DataError(
-                "no prompt has two different answers; raise --temperature, or name --variants that answer differently"
-            )
-        rewards = _rewards(found, runs, uncertainty, asked, drawn, kept) if uncertainty else {}
-        places = _places(kept, rewards, limit or len(kept), random_share, seed)
-        made = [
-            _item(name, number, asked[place.row], drawn[place.row], place, rewards.get(place.row, {}))
-            for number, place in enumerate(places)
-        ]
+        draws = _Draws(name, count, temperature, seed, tuple(uncertainty or ()), random_share, limit)
+        answering, made, same = _drawn_items(found, runs, variants or [], asked, draws)
         about = {
             "stack": str(found.path),
             "variants": {v.model_id: v.key() for v in answering},
@@ -144,16 +121,46 @@ def create(
         }
         queue = LabelQueue(name, labellers_per_item, lease, gold_every if checks else 0, question, about)
         labels.create(database, queue, [*made, *_numbered(name, checks)])
-    left = len(asked) - len(kept)
     print(
         f"{name}: {len(made)} items of {count} answers, {labellers_per_item} labels each, {len(checks)} gold checks"
     )
-    if left:
-        print(f"{left} prompts were left out: their answers were all the same")
+    if same:
+        print(f"{same} prompts were left out: their answers were all the same")
     fewer = sum(len(item.answers) < count for item in made)
     if fewer:
         print(f"{fewer} items have fewer than {count} answers, because some were the same")
     print(f"next: demeanor label invite ANNA --queue {name}, then demeanor label serve")
+
+
+class _Draws(NamedTuple):
+    """How the answers of a queue are drawn, and which prompts become its items."""
+
+    queue: str
+    answers: int
+    temperature: float
+    seed: int
+    uncertainty: tuple[str, ...]
+    random_share: float
+    limit: int | None
+
+
+def _drawn_items(
+    stack: Stack, runs: Path, variants: Sequence[str], asked: Sequence[PromptToSample], draws: _Draws
+) -> tuple[list[Stack], list[LabelItem], int]:
+    """The variants that answer, the items in the order of the queue, and how many prompts had one answer only."""
+    answering, drawn = _sampled(stack, runs, variants, asked, draws.answers, draws.temperature, draws.seed)
+    kept = [n for n, answers in enumerate(drawn) if len(answers) >= 2]
+    if not kept:
+        raise DataError(
+            "no prompt has two different answers; raise --temperature, or name --variants that answer differently"
+        )
+    rewards = _rewards(stack, runs, draws.uncertainty, asked, drawn, kept) if draws.uncertainty else {}
+    places = _places(kept, rewards, draws.limit or len(kept), draws.random_share, draws.seed)
+    made = [
+        _item(draws.queue, number, asked[place.row], drawn[place.row], place, rewards.get(place.row, {}))
+        for number, place in enumerate(places)
+    ]
+    return answering, made, len(asked) - len(kept)
 
 
 def _prompts(stack: Stack, source: str, items: bool, limit: int | None, seed: int) -> list[PromptToSample]:
@@ -335,7 +342,7 @@ def import_(
             for x in one.labels
         ]
     most = max(len(one.labels) for one in found.items)
-    with _opened(url) as database:
+    with database_at(url) as database:
         labels.create(
             database, LabelQueue(name, most, made={"imported": [str(f) for f in files], "from": kind}), made
         )
@@ -369,7 +376,7 @@ def invite(
     """Print a person's link; it cannot be printed again."""
     from demeanor.store import labels
 
-    with _opened(url) as database:
+    with database_at(url) as database:
         found = labels.queue_of(database, queue)
         token = labels.invite(database, found.name, name, role, None if hours is None else 3600 * hours)
     print(f"{page.rstrip('/')}/label#{token}")
@@ -384,7 +391,7 @@ def revoke(
     """End a person's links from their next request on, and free the item they hold."""
     from demeanor.store import labels
 
-    with _opened(url) as database:
+    with database_at(url) as database:
         count = labels.revoke(database, labels.queue_of(database, queue).name, name)
     if not count:
         raise UsageError(f"label revoke: '{name}' has no valid link to this queue")
@@ -400,7 +407,7 @@ def serve(
     """Serve the labelling page until Ctrl-C. Only people with a link can do anything."""
     from demeanor.server import label_serve
 
-    with _opened(url) as database:
+    with database_at(url) as database:
         label_serve.serve(database, _measured, host, port)
 
 
@@ -441,7 +448,7 @@ def judge(
     spec = found.spec.evaluation.judge
     if spec is None:
         raise UsageError(judging.NO_JUDGE.format(stack=found.path))
-    with _opened(url) as database:
+    with database_at(url) as database:
         chosen = labels.queue_of(database, queue)
         items, given = labels.items_of(database, chosen.name), labels.labels_of(database, chosen.name)
         client = judging.judge_client(
@@ -468,7 +475,7 @@ def list_queues(url: Url = DATABASE) -> None:
     """List the queues with their progress."""
     from demeanor.store import labels
 
-    with _opened(url) as database:
+    with database_at(url) as database:
         rows = []
         for queue in labels.queues(database):
             done = labels.progress(database, queue.name)
@@ -492,7 +499,7 @@ def status(queue: Queue = None, url: Url = DATABASE) -> None:
     from demeanor.report import outputs
     from demeanor.store import labels
 
-    with _opened(url) as database:
+    with database_at(url) as database:
         found = labels.queue_of(database, queue)
         items, given = labels.items_of(database, found.name), labels.labels_of(database, found.name)
         done = labels.progress(database, found.name)
@@ -534,7 +541,7 @@ def export(
     from demeanor.store import label_rows, labels
 
     curation.check_out(out, force=force)
-    with _opened(url) as database:
+    with database_at(url) as database:
         name = labels.queue_of(database, queue).name
         if what == "labels":
             given = labels.labels_of(database, name)
@@ -558,7 +565,7 @@ def delete(
     """Delete a queue with its items, links and labels."""
     from demeanor.store import labels
 
-    with _opened(url) as database:
+    with database_at(url) as database:
         found = labels.queue_of(database, queue)
         count = labels.progress(database, found.name)["given"]
         if not yes:

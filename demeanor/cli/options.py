@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,8 @@ from demeanor.core.addresses import shown
 from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from demeanor.evaluation.runtime import Services
     from demeanor.stack.stack import Stack
     from demeanor.store.database import Database
@@ -89,11 +91,38 @@ def opened(url: str) -> Iterator[Database]:
             f"--database {shown(url)}: holds no recorded turns; wanted the database of the record layer of a stack that was "
             "served (its setting `database`)"
         )
+    with database_at(url) as found:
+        yield found
+
+
+@contextmanager
+def database_at(url: str) -> Iterator[Database]:
+    """Open the database of an address, made where there is none, and close it."""
+    from demeanor.store import database
+
     found = database.open_url(url, root=Path.cwd())
     try:
         yield found
     finally:
         found.close()
+
+
+@contextmanager
+def counted_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on stderr, one for each name: called with the name, what is done, and of how many."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+
+        def show(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=of)
+            progress.update(tasks[what], completed=done, total=of)
+
+        yield show
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Stack:

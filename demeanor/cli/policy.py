@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from demeanor.cli.options import RUNS, RunsFolder, load
+from demeanor.cli.options import RUNS, RunsFolder, counted_bars, load
 from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,23 +33,6 @@ HalfOption = Annotated[
 StackOption = Annotated[
     Path | None, typer.Option("--stack", metavar="STACK.yaml", help="The stack whose weights a probe reads.")
 ]
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, int] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-
-        def show(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=of)
-            progress.update(progress.task_ids[list(tasks).index(what)], completed=done, total=of)
-
-        yield show
 
 
 @contextmanager
@@ -121,7 +104,7 @@ def check_rules(
     if unknown := [name for name in named if name not in rules]:
         raise UsageError(f"--label: {unknown[0]} is no rule of {path}; its rules: {', '.join(rules)}")
     rows = labelled_texts.read(data or [])
-    with _kit(stack, runs) as kit, _bar() as show:
+    with _kit(stack, runs) as kit, counted_bars() as show:
         found = asyncio.run(
             policy_quality.measure(
                 path,
@@ -210,7 +193,7 @@ def train(
         raise UsageError(
             f"--label: {wrong[0]} is no label of the rows; they have {', '.join(known) or 'none'}"
         )
-    with _bar() as show:
+    with counted_bars() as show:
         if probe is None:
             made = policy_training.train(
                 found, labels, out, window=window, bits=bits, false_positives=fpr, seed=seed, show=show

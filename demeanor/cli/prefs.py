@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from demeanor.cli.options import load
+from demeanor.cli.options import database_at, load
 from demeanor.cli.tables import columns
 from demeanor.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from demeanor.core.candidates import PreferenceCandidate
     from demeanor.data.preference_sets import DataCard
-    from demeanor.store.database import Database
 
 app = typer.Typer(
     no_args_is_help=True, help="Make a preference set of feedback, labels, votes and revisions."
@@ -133,17 +131,6 @@ def _show(card: DataCard) -> None:
         print(f"  {sum(kinds.values())} dropped: {reason}{f'  ({example})' if example else ''}")
 
 
-@contextmanager
-def _opened(url: str) -> Iterator[Database]:
-    from demeanor.store import database
-
-    found = database.open_url(url, root=Path.cwd())
-    try:
-        yield found
-    finally:
-        found.close()
-
-
 def _existing(url: str, what: str) -> None:
     """Raise DataError for a SQLite file that is not there: opening it would make an empty one."""
     path = url.removeprefix("sqlite:///")
@@ -188,7 +175,7 @@ def _from_turns(
     from demeanor.store import preference_sources
 
     _existing(url, "the record layer writes one")
-    with _opened(url) as database:
+    with database_at(url) as database:
         found = list(preference_sources.candidates(database, unrouted=unrouted))
     candidates += found
     sources.append({"name": "recorded turns", "candidates": len(found), "unrouted complaints": unrouted})
@@ -202,7 +189,7 @@ def _from_labels(
     from demeanor.store import labels as stored
 
     _existing(url, "`demeanor label create` makes one")
-    with _opened(url) as database:
+    with database_at(url) as database:
         queues = [stored.queue_of(database, name) for name in names] or stored.queues(database)
         for queue in queues:
             candidates += label_rows.candidates(database, queue.name)
@@ -250,5 +237,5 @@ def _note_lineage(turns: str | None, out: Path, kept: Sequence[PreferenceCandida
     from demeanor.store import lineage
 
     ids = (turn for candidate in kept for turn in candidate.turn_ids)
-    with _opened(turns) as database:
+    with database_at(turns) as database:
         lineage.note(database, "preference set", str(out.resolve()), file_hash(out), ids)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from demeanor.cli.options import RUNS, RunsFolder
+from demeanor.cli.options import RUNS, RunsFolder, database_at
 from demeanor.cli.tables import columns
 from demeanor.core.addresses import shown
 from demeanor.core.errors import UsageError, unknown
@@ -38,16 +38,11 @@ app = typer.Typer(
 
 @contextmanager
 def _opened(url: str) -> Iterator[Database]:
-    from demeanor.store import database
-
     path = Path(url.removeprefix("sqlite:///"))
     if url.startswith("sqlite:///") and not path.is_file():
         raise UsageError(f"--database {shown(url)}: no such file; the record layer writes one")
-    found = database.open_url(url, root=Path.cwd())
-    try:
+    with database_at(url) as found:
         yield found
-    finally:
-        found.close()
 
 
 @contextmanager
