@@ -288,3 +288,12 @@ async def test_a_query_is_checked_like_any_argument() -> None:
     (result,) = only(events, ToolResult)
     assert result.content == "error: arguments.query should be string, got 5"
     assert verdicts(events)[-1] == "malformed"
+
+
+def test_equal_files_in_two_folders_keep_their_own_state_and_place(tmp_path: Path) -> None:
+    text = 'from pathlib import Path\n\n\ndef where() -> str:\n    """Say where this stands."""\n    return Path(__file__).parent.name\n'
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tools.py").write_text(text)
+    found = [load_functions(tmp_path / name / "tools.py")["where"].run({}) for name in ("a", "b")]
+    assert found == ["a", "b"]

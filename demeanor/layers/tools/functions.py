@@ -8,6 +8,7 @@ operator's code: it runs when the layer is built, with the rights of the server.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import inspect
 import re
@@ -57,8 +58,9 @@ def load_functions(path: Path) -> Mapping[str, AnnotatedTool]:
 
 
 def _module(path: Path) -> types.ModuleType:
-    """Run a file once in this process and content."""
-    name = f"demeanor_tools_{sha256(path)[:16]}"
+    """Run a file once for each of its contents; an equal file in another folder has a state and a `__file__` of its own."""
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    name = f"demeanor_tools_{place[:8]}_{sha256(path)[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
