@@ -27,6 +27,15 @@ FLAGS = [
     "--remote-debugging-pipe",
 ]
 PATIENCE_S = 30.0
+BETWEEN_PAGES = (
+    "Inspected target navigated or closed",
+    "Execution context was destroyed",
+    "Cannot find context",
+)
+
+
+class Navigated(AssertionError):
+    """The page went away while a script ran in it."""
 
 
 class Browser:
@@ -62,6 +71,8 @@ class Browser:
         while True:
             message = self._receive()
             if message.get("id") == self._number:
+                if any(words in str(message.get("error", "")) for words in BETWEEN_PAGES):
+                    raise Navigated(message)
                 assert "error" not in message, message
                 return dict(message["result"])
             if message.get("method") == "Runtime.exceptionThrown":
@@ -90,13 +101,17 @@ class Browser:
             "result"
         ].get("value")
 
-    def wait(self, script: str, timeout_s: float = 10.0) -> Any:
-        """Run a script until its value is true."""
+    def wait(self, script: str, timeout_s: float = PATIENCE_S) -> Any:
+        """Run a script until its value is true; a page that is just being left has no value yet."""
         until = time.monotonic() + timeout_s
-        while not (value := self.run(script)):
+        while True:
+            try:
+                if value := self.run(script):
+                    return value
+            except Navigated:
+                pass
             assert time.monotonic() < until, f"never true: {script}"
             time.sleep(0.03)
-        return value
 
     def type(self, text: str) -> None:
         self.call("Input.insertText", text=text)
