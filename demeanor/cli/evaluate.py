@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from demeanor.cli.judges import JudgeKeys, OtherJudges, judge_clients, judge_specs
 from demeanor.cli.options import (
     RESULTS,
     RUNS,
@@ -466,16 +467,8 @@ def measure_panel(
             metavar="PAIRS.json|jsonl", help="LLMBar's rows, or rows of prompt, chosen, rejected."
         ),
     ],
-    judges: Annotated[
-        list[str] | None,
-        typer.Option("--judge", metavar="URL#MODEL", help="A judge beside the stack's own (repeatable)."),
-    ] = None,
-    judge_keys: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--judge-key", metavar="MODEL=ENV_VAR", help="The variable that holds that judge's API key."
-        ),
-    ] = None,
+    judges: OtherJudges = None,
+    judge_keys: JudgeKeys = None,
     limit: Limit = None,
     name: ResultName = None,
     overrides: Overrides = None,
@@ -483,33 +476,17 @@ def measure_panel(
     results: Results = RESULTS,
 ) -> None:
     """Measure several judges, and all of them together, on pairs with human labels."""
-    from demeanor.evaluation import judge as judging
     from demeanor.evaluation import judge_panel, judge_validation
     from demeanor.evaluation.experiment import named
     from demeanor.evaluation.result import save
     from demeanor.report import outputs
-    from demeanor.stack.schema import JudgeSpec
 
     found = load(stack, overrides)
-    own, keys = found.spec.evaluation.judge, dict(pair.partition("=")[::2] for pair in judge_keys or ())
-    specs = [own] if own else []
-    for text in judges or ():
-        url, _, model = text.rpartition("#")
-        if not url.startswith(("http://", "https://")) or not model:
-            raise UsageError(f"--judge: got '{text}', wanted URL#MODEL, such as http://127.0.0.1:8000/v1#big")
-        specs.append(JudgeSpec(url=url, model=model, key_env=keys.pop(model, None)))
-    if keys:
-        raise UsageError(f"--judge-key: {', '.join(keys)}: no --judge has this model")
+    specs = judge_specs(found, judges, judge_keys)
     if len(specs) < 2:
         raise UsageError("judge panel: wanted two judges or more: the stack's own and --judge URL#MODEL")
     called = named(found, name, None)
-    connect = evaluation_services(runs).connect
-    clients = [
-        judging.judge_client(spec, results / f"{called}.{n}.verdicts.jsonl", connect)
-        for n, spec in enumerate(specs)
-    ]
-    for client in clients:
-        judging.ensure(client)
+    clients = judge_clients(specs, results, called, runs)
     measured = judge_panel.measure(clients, judge_validation.pairs(pairs, limit), called)
     for client in clients:
         print(client.summary())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from demeanor.cli.judges import JudgeKeys, OtherJudges, judge_clients, judge_specs
 from demeanor.cli.options import RESULTS, RUNS, Overrides, Results, RunsFolder, StackFile, database_at, load
 from demeanor.cli.tables import columns
 from demeanor.core.errors import DataError, UsageError
@@ -433,37 +434,42 @@ def judge(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Items that no person labelled, at most.")
     ] = None,
+    judges: OtherJudges = None,
+    judge_keys: JudgeKeys = None,
     url: Url = DATABASE,
     overrides: Overrides = None,
     results: Results = RESULTS,
 ) -> None:
-    """Let the stack's judge label the items that no person labelled, once people's labels show that it may."""
-    from demeanor import app as composed
+    """Let the stack's judge, or with --judge a panel, label the items that no person labelled, once people's labels show that it may."""
     from demeanor.evaluation import judge as judging
     from demeanor.evaluation import label_judging
     from demeanor.store import label_work, labels
-    from demeanor.training.runs import Runs
 
     found = load(stack, overrides)
-    spec = found.spec.evaluation.judge
-    if spec is None:
+    specs = judge_specs(found, judges, judge_keys)
+    if not specs:
         raise UsageError(judging.NO_JUDGE.format(stack=found.path))
+    names, weights = [spec.model for spec in specs], None
     with database_at(url) as database:
         chosen = labels.queue_of(database, queue)
         items, given = labels.items_of(database, chosen.name), labels.labels_of(database, chosen.name)
-        client = judging.judge_client(
-            spec, results / f"{chosen.name}.label.verdicts.jsonl", composed.services(Runs(RUNS)).connect
-        )
-        judging.ensure(client)
-        measured = label_judging.calibrate(client, items, given)
+        clients = judge_clients(specs, results, f"{chosen.name}.label", RUNS)
+        if len(clients) == 1:
+            measured = label_judging.calibrate(clients[0], items, given)
+        else:
+            measured, each, weights = label_judging.calibrate_panel(clients, items, given)
+            for one, weight in zip(each, weights, strict=True):
+                print(f"{one.said()}; weight {weight:+.2f}")
         print(measured.said())
         if why := measured.unusable(least):
-            raise UsageError(f"label judge: {spec.model} may not label '{chosen.name}': {why}")
-        done = label_judging.label(client, items, given, limit)
-        label_work.add_judged(database, chosen, f"judge:{spec.model}", done)
-    print(client.summary())
+            raise UsageError(f"label judge: {measured.model} may not label '{chosen.name}': {why}")
+        done = label_judging.label(clients, items, given, limit, weights_J=weights)
+        who = f"judge:{names[0]}" if weights is None else f"panel:{'+'.join(names)}"
+        label_work.add_judged(database, chosen, who, done)
+    for client in clients:
+        print(client.summary())
     print(
-        f"labelled by {spec.model}: {sum(bool(ranks) for _, ranks in done)} items; {sum(not r for _, r in done)} without a verdict"
+        f"labelled by {measured.model}: {sum(bool(ranks) for _, ranks in done)} items; {sum(not r for _, r in done)} without a verdict"
     )
 
 

@@ -12,6 +12,7 @@ from demeanor.core.types import Respond
 from demeanor.store import label_rows, label_work, labels
 from demeanor.store.database import Database
 from demeanor.store.labels import GivenLabel, LabelAnswer, LabelItem, LabelQueue
+from tests.conftest import each
 from tests.evaluation.scripted_judge import Scripted
 from tests.server.live import served
 from tests.server.scripted import Scripted as Desk
@@ -101,3 +102,32 @@ def test_a_judge_that_is_away_is_said_before_anything_is_asked(
     command = ["label", "judge", stack(folder, "http://127.0.0.1:9/v1"), "--database", "sqlite:///labels.db"]
     assert main(command) == 3
     assert "Nothing was begun" in capsys.readouterr().err
+
+
+def test_a_panel_labels_where_it_agrees_with_people_and_each_judge_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = queue(folder)
+    with served(Judge(fair=True)) as good, served(Judge(fair=False)) as first:
+        own = stack(folder, f"{first}/v1")
+        command = [
+            "label",
+            "judge",
+            own,
+            "--database",
+            "sqlite:///labels.db",
+            "--judge",
+            f"{good}/v1#harbour-desk",
+        ]
+        assert main(command) == 0
+        twice = [*command, "--judge", f"{good}/v1#harbour-desk"]
+        assert main(twice) == 2
+    said = capsys.readouterr()
+    assert "named twice" in said.err
+    assert "harbour-desk says what people say in 50.0%" in said.out
+    assert "weight +0.00" in said.out
+    assert "the panel of harbour-desk, harbour-desk says what people say in 100.0%" in said.out
+    judged = [x for x in labels.labels_of(database, "q") if x.role == "judge"]
+    assert {x.labeller for x in judged} == {"panel:harbour-desk+harbour-desk"}
+    assert all(x.ranks == ((0, 1) if int(x.item[1:]) % 2 else (1, 0)) for x in each(judged))
+    database.close()
