@@ -38,8 +38,9 @@ flywheel: .venv/run  ## use becomes weights, measured: simulated labellers, rewa
 serve: .venv/run ## serve the demo assistant and its chat page on http://127.0.0.1:8000
 	@$(BIN)/demeanor serve stacks/demo/demo.yaml $(ARGS)
 
-test: .venv/dev  ## the default test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+# PYTHONDONTWRITEBYTECODE is emptied: where it is set, every worker and child process would compile all of demeanor again
+test: .venv/dev  ## the default test suite; ends with the ten tests that took most processor time
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: .venv/dev ## ruff, mypy --strict, import arrows
 	@$(BIN)/ruff format --check demeanor tests bench

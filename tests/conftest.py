@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 from hypothesis import settings
 
+from tests.costs import Costs
+
 # The default suite draws the same examples every time; with DEMEANOR_FUZZ set it draws new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("default" if os.environ.get("DEMEANOR_FUZZ") else "repeatable")
@@ -23,6 +26,20 @@ if TYPE_CHECKING:
     from demeanor.stack.stack import Stack
     from demeanor.training.runs import Runs
     from tests.servers import RedisProcess
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure what each test costs (tests/costs.py); nothing is thrown away while tests are collected."""
+    config.pluginmanager.register(Costs())
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Ten thousand tests and all modules live to the end: later collections of garbage need not go over them."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
