@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from demeanor.stack.schema import Source
     from demeanor.training.inspection import Inspection
 
-SOURCE = "A .jsonl/.json/.csv/.txt/.parquet/.arrow file, a folder, hf:owner/name, hf:owner/name@revision, or world:NAME."
+SOURCE = "A .jsonl/.json/.csv/.tsv/.txt/.parquet/.arrow file, a folder, hf:owner/name, hf:owner/name@revision, or world:NAME."
 
 Rows = Annotated[str, typer.Argument(metavar="IN", help=SOURCE)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The .jsonl file to write.")]
@@ -70,9 +70,11 @@ def show(
         typer.Option(metavar="STAGE", help="This stage of the stack only (repeatable)."),
     ] = None,
     want: Annotated[
-        Literal["examples", "preferences", "unpaired", "text"],
-        typer.Option(help="Kind of rows that a source holds (a stack knows it)."),
-    ] = "examples",
+        Literal["examples", "preferences", "unpaired", "text"] | None,
+        typer.Option(
+            help="Kind of rows that a source holds (default: what its first row is; a stack knows it)."
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(metavar="N", help="Rows to print.")] = 3,
     config: Config = None,
     split: Split = None,
@@ -97,7 +99,9 @@ def show(
         return
     from demeanor.data import preview, sources
 
-    found = sources.rows(_source(source, config, split, column, limit, skip_bad), root=Path(), want=want)
+    named = _source(source, config, split, column, limit, skip_bad)
+    kind = want or sources.kind(named, Path())
+    found = sources.rows(named, root=Path(), want=kind)
     doubts = sources.Doubts()
     for row in found:
         doubts.add(row)
@@ -106,7 +110,7 @@ def show(
     for doubt in doubts.said():
         console.print(doubt, markup=False)
     console.print(
-        f"{len(found):,} rows. Tokens, coverage and longest rows: name a stack, which has the tokenizer and the "
+        f"{len(found):,} rows of {kind}. Tokens, coverage and longest rows: name a stack, which has the tokenizer and the "
         "template."
     )
 

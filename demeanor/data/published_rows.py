@@ -1,6 +1,6 @@
 """Rows as other tools publish them, under the column names used here.
 
-OpenAI's preference fine-tuning, LLaMA-Factory (Alpaca with `history`, ShareGPT with calls and observations, pairs, `kto_tag`),
+OpenAI's preference fine-tuning and its old `function_call`, LLaMA-Factory (Alpaca with `history`, ShareGPT with calls and observations, pairs, `kto_tag`),
 UltraFeedback (K answers with scores). In: a row. Out: a row of data/rows.py; a row of no such form stays as it is.
 """
 
@@ -22,6 +22,7 @@ MESSAGE_KEYS = frozenset(
         "tool_calls",
         "tool_call_id",
         "name",
+        "function_call",
         "weight",
         "reasoning_content",
         "reasoning",
@@ -33,7 +34,7 @@ MESSAGE_KEYS = frozenset(
 
 def as_published(row: Row) -> Row:
     """The row under our names. Raises ValueError where a published form is broken."""
-    for form in (_openai_pair, _scored, _history, _thumbs, _pair):
+    for form in (_openai_pair, _functions, _scored, _history, _thumbs, _pair):
         row = form(row)
     return {
         k: v for k, v in row.items() if not (k == "tools" and isinstance(v, str) and v.strip() in ("", "[]"))
@@ -46,6 +47,13 @@ def _openai_pair(row: Row) -> Row:
         return row
     tools = {"tools": given["tools"]} if given.get("tools") else {}
     return {"prompt": given.get("messages"), "chosen": best, "rejected": worst, **tools}
+
+
+def _functions(row: Row) -> Row:
+    """OpenAI's fine-tuning before tools: `functions` beside the messages."""
+    if "tools" in row or not isinstance(row.get("functions"), list):
+        return row
+    return {k: v for k, v in row.items() if k != "functions"} | {"tools": row["functions"]}
 
 
 def _scored(row: Row) -> Row:
@@ -127,7 +135,12 @@ def _pair(row: Row) -> Row:
 
 
 def message_of(raw: Row) -> Row:
-    """A message of LLaMA-Factory's ShareGPT form as OpenAI writes it: `function_call` becomes a tool call, `observation` its result."""
+    """A message as OpenAI writes it today: `function_call` (LLaMA-Factory's, or OpenAI's old one) becomes a tool call."""
+    if isinstance(raw.get("function_call"), Mapping) and not raw.get("tool_calls"):
+        rest = {k: v for k, v in raw.items() if k != "function_call"}
+        return {**rest, "tool_calls": [{"function": raw["function_call"]}]}
+    if raw.get("role") == "function":
+        return {**raw, "role": "tool"}
     if raw.get("from") != "function_call" or "role" in raw:
         return raw
     try:

@@ -150,7 +150,7 @@ def _reading(where: Path | str) -> Iterator[None]:
         raise DataError(f"{where}: cannot be read: {type(error).__name__}: {error}") from None
 
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".txt", ".parquet", ".arrow")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 FOLDERS = ("*.txt", "*.parquet")
 _START = re.compile(r"^\*\*\* ?START OF (?:THIS|THE) PROJECT GUTENBERG EBOOK.*$", re.M)
 _END = re.compile(
@@ -185,6 +185,7 @@ def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
         ".jsonl.gz": _jsonl,
         ".json": _json,
         ".csv": _csv,
+        ".tsv": _csv,
         ".txt": _txt,
         ".parquet": parquet,
         ".arrow": stream,
@@ -277,7 +278,7 @@ def _csv(path: Path) -> Iterator[RawRow]:
                 lines.append(part)
                 yield part
 
-    reader = csv.DictReader(kept())
+    reader = csv.DictReader(kept(), delimiter=_delimiter(path))
     try:
         if not reader.fieldnames:
             raise DataError(f"{path}: is empty; wanted a first line with column names")
@@ -295,6 +296,12 @@ def _csv(path: Path) -> Iterator[RawRow]:
             lines.clear()
     except csv.Error as error:
         raise DataError(f"{path}:{max(1, reader.line_num)}: not CSV: {error}") from None
+
+
+def _delimiter(path: Path) -> str:
+    """What separates the column names of the first line: a comma, else a semicolon (many spreadsheets) or a tab."""
+    first = re.sub(r'"[^"]*"', "", str(next(_lines(path), "")))
+    return next((mark for mark in ",;\t" if mark in first), ",")
 
 
 def _text(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
@@ -50,8 +50,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")  # names of what come
 ALIASES: Mapping[str, tuple[str, ...]] = {  # what files often call a column
     "prompt": ("question", "query", "input", "user", "human", "instruction"),
     "completion": ("answer", "response", "output", "reply", "assistant", "target"),
-    "chosen": ("preferred", "accepted", "better", "best", "chosen_response", "response_chosen"),
-    "rejected": ("dispreferred", "worse", "worst", "rejected_response", "response_rejected"),
+    "chosen": ("preferred", "accepted", "better", "best", "good", "chosen_response", "response_chosen"),
+    "rejected": ("dispreferred", "worse", "worst", "bad", "rejected_response", "response_rejected"),
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
     "label": ("is_good", "desirable", "thumbs_up", "rating"),
     "text": ("content", "document", "body", "story"),
@@ -63,8 +63,25 @@ _SETS: Mapping[Want, tuple[tuple[str, ...], ...]] = {
     "text": (("text",),),
     "prompts": (("prompt",), ("messages",)),
 }
+TRAINED_BY: Mapping[Want, str] = {
+    "preferences": "a comparison; comparisons train with an objective such as dpo or reward",
+    "unpaired": "a completion with a label; such rows train with an objective such as kto",
+    "examples": "an example to imitate; examples train with the objective sft",
+}
+"""Kinds of rows in the order in which an unknown row is tried, and what to say of one that is wanted as another kind."""
 _REPR = re.compile(r"\[\s*\{\s*'(role|from)'\s*:")  # messages as Python prints them, which is not JSON
+_PLAIN = re.compile(
+    r"(?!(?i:yes|no|on|off|true|false|null)$)[^\W\d][\w -]*\w|[^\W\d]"
+)  # a name that YAML reads as text
 _DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
+
+
+class _Missing(ValueError):
+    """A row lacks the columns of the wanted kind; `parse` says what it has."""
+
+    def __init__(self, row: Row, want: Want) -> None:
+        super().__init__(f"columns are missing; wanted {COLUMNS[want]}")
+        self.row, self.want = row, want
 
 
 def parse(row: Any, want: Want, source: str) -> TrainingRow:
@@ -73,16 +90,47 @@ def parse(row: Any, want: Want, source: str) -> TrainingRow:
         row = {"text": row}
     if not isinstance(row, Mapping):
         raise ValueError(f"got a {type(row).__name__}, wanted an object of columns ({COLUMNS[want]})")
-    columns = as_published(
+    columns = _columns(row)
+    try:
+        found = _READERS[want](columns, source)
+    except _Missing as error:
+        raise ValueError(_missing(error.row, error.want)) from None
+    extra = _kwargs(columns.get("chat_template_kwargs"))
+    return replace(found, template_kwargs=extra) if extra else found
+
+
+def _columns(row: Row) -> Row:
+    """The columns that hold something, under our names."""
+    return as_published(
         {
             k: v
             for k, v in row.items()
             if v is not None and v != [] and not (v == "" and k in ("input", "system", "tools"))
         }
     )
-    found = _READERS[want](columns, source)
-    extra = _kwargs(columns.get("chat_template_kwargs"))
-    return replace(found, template_kwargs=extra) if extra else found
+
+
+def kind_of(row: Any) -> Want | None:
+    """The kind of row that this is: comparisons first, since their columns are the most particular; None if it is of no kind."""
+    for want in TRAINED_BY if isinstance(row, Mapping) else ():
+        try:
+            _READERS[want](_columns(row), "")
+        except ValueError:
+            continue
+        return want
+    return None
+
+
+def likely(row: Any) -> Want:
+    """The kind of row that this would be with its columns renamed; `examples` if that cannot be told."""
+    given = set(row) if isinstance(row, Mapping) else set()
+    named = (want for want in TRAINED_BY if any(all(_named(ours, given) for ours in s) for s in _SETS[want]))
+    return next(named, "examples")
+
+
+def _named(ours: str, given: Iterable[str]) -> str | None:
+    """Which of the given columns is this one of ours, by its name or one that files often use; None if none is."""
+    return next((name for name in (ours, *ALIASES.get(ours, ())) if name in given), None)
 
 
 def _example(row: Row, source: str) -> Example:
@@ -113,7 +161,7 @@ def _example(row: Row, source: str) -> Example:
         return Example(prompt, trained_from=len(prompt), tools=tools, source=source)
     if "text" in row:
         return Example(text=_text(row, "text"), source=source)
-    raise ValueError(_missing(row, "examples"))
+    raise _Missing(row, "examples")
 
 
 def _preference(row: Row, source: str) -> Preference:
@@ -132,7 +180,7 @@ def _preference(row: Row, source: str) -> Preference:
         safe = _safety(row, len(completions))
         return Preference(prompt, completions, tuple(ranks), tools, margin, source, safe=safe)
     if "chosen" not in row or "rejected" not in row:
-        raise ValueError(_missing(row, "preferences"))
+        raise _Missing(row, "preferences")
     if "instruction" in row:
         pair = (_answer(row, "chosen"),), (_answer(row, "rejected"),)
         return Preference(_alpaca(row), pair, (0, 1), tools, margin, source, safe=_safety(row, 2))
@@ -186,10 +234,10 @@ def _unpaired(row: Row, source: str) -> Unpaired | Preference:
     if "label" not in row:
         if "chosen" in row or "completions" in row:
             return _preference(row, source)
-        raise ValueError(_missing(row, "unpaired"))
+        raise _Missing(row, "unpaired")
     tools, desirable = _tools(row.get("tools")), _truth(row["label"], "label")
     if "completion" not in row:
-        raise ValueError(_missing(row, "unpaired"))
+        raise _Missing(row, "unpaired")
     if "prompt" in row:
         return Unpaired(_prompt(row), _completion(row["completion"], "completion"), desirable, tools, source)
     whole = _system(row) + _dialogue(row, "completion")
@@ -230,7 +278,7 @@ _READERS: Mapping[Want, Callable[[Row, str], TrainingRow]] = {
 def _text(row: Row, name: str) -> str:
     value = row.get(name)
     if value is None:
-        raise ValueError(_missing(row, "text"))
+        raise _Missing(row, "text")
     if not isinstance(value, str):
         raise ValueError(f"{name}: got a {type(value).__name__}, wanted text")
     if not value.strip():
@@ -456,14 +504,25 @@ def _missing(row: Row, want: Want) -> str:
 
 
 def _renaming(row: Row, want: Want) -> str:
-    """Return the line of a source that names the row's columns, if their names are known ones; its form if none is."""
+    """Return the line of a source that names the row's columns: known by their names, else in the order of the file."""
     for names in _SETS[want]:
-        found = {ours: next((x for x in (ours, *ALIASES.get(ours, ())) if x in row), None) for ours in names}
-        renamed = [f"{ours}: {theirs}" for ours, theirs in found.items() if theirs not in (None, ours)]
-        if renamed and None not in found.values() and len(set(found.values())) == len(names):
-            return f". Write columns: {{{', '.join(renamed)}}} at this source"
-    known = {name for names in _SETS[want] for ours in names for name in (ours, *ALIASES.get(ours, ()))}
-    if known.isdisjoint(row):
-        wanted = ", ".join(f"{ours}: THEIR NAME" for ours in _SETS[want][0])
-        return f". Columns of other names are named at this source: columns: {{{wanted}}}"
-    return ""
+        found = {ours: _named(ours, row) for ours in names}
+        if None not in found.values() and len(set(found.values())) == len(names):
+            return f". Write {_line(found)} at this source"  # type: ignore[arg-type]
+    if want in TRAINED_BY and (other := kind_of(row)) is not None:
+        return f". The row is {TRAINED_BY[other]}"
+    names = _SETS[want][0]
+    found = {ours: _named(ours, row) for ours in names}
+    others = iter([str(name) for name in row if name not in found.values()])
+    guessed = {ours: theirs or next(others, "THEIR NAME") for ours, theirs in found.items()}
+    return f". Columns of other names are named at this source, for example {_line(guessed)}"
+
+
+def _line(names: Mapping[str, str]) -> str:
+    """`columns: {ours: theirs}` as YAML; a name that YAML would read as something else is quoted."""
+    renamed = [
+        f"{ours}: {theirs if _PLAIN.fullmatch(theirs) else json.dumps(theirs, ensure_ascii=False)}"
+        for ours, theirs in names.items()
+        if ours != theirs
+    ]
+    return f"columns: {{{', '.join(renamed)}}}"

@@ -19,11 +19,12 @@ from demeanor.core.types import Example, Messages, Preference, TrainingRow, Unpa
 from demeanor.data import readers
 from demeanor.data.published_rows import unread_keys
 from demeanor.data.readers import Bad, RawRow
-from demeanor.data.rows import COLUMNS, REASONING, Want, parse
+from demeanor.data.rows import COLUMNS, REASONING, TRAINED_BY, Want, kind_of, likely, parse
 from demeanor.stack.schema import Source
 from demeanor.world.catalog import GENERATED
 
 LISTED = 8  # bad rows that are named one by one
+FIRST_ROWS = 20  # rows that are looked at to tell what a source holds
 
 Generated = Mapping[str, Callable[[], Iterable[TrainingRow]]]
 Say = Callable[[str], object]
@@ -43,19 +44,23 @@ class Problems:
     def __init__(self, name: str) -> None:
         self._name, self.good = name, 0
         self.bad: list[str] = []
+        self.why: set[str] = set()
         self.unread: Counter[str] = Counter()  # keys of messages that nothing reads, by rows
 
     def add(self, where: str, error: Exception) -> None:
         """Note a row that cannot be used."""
         what = str(error)
+        self.why.add(what)
         self.bad.append(what if where in what else f"{where or 'row'}: {what}")
 
     def error(self) -> DataError | None:
         """Return the error that names the first of them, None if there is none."""
         if len(self.bad) < 2:
             return DataError(self.bad[0]) if self.bad else None
-        header = f"{self._name}: {len(self.bad)} of {len(self.bad) + self.good} rows cannot be used:"
-        return DataError("\n  ".join([header, *_first(self.bad, LISTED)]))
+        header = f"{self._name}: {len(self.bad)} of {len(self.bad) + self.good} rows cannot be used"
+        if len(self.why) == 1:
+            return DataError(f"{header}, all for the same reason. The first: {self.bad[0]}")
+        return DataError("\n  ".join([f"{header}:", *_first(self.bad, LISTED)]))
 
     def close(self, skip: bool, say: Say) -> None:
         """Raise the error, or if rows may be skipped, say how many were and name the first; tell keys that nothing reads."""
@@ -155,6 +160,16 @@ def rows(
     return weighted(found, source.weight, source.source)
 
 
+def kind(source: Source, root: Path, *, generated: Generated = GENERATED) -> Want:
+    """The kind of rows that a source holds, by its first row that is of any; `examples` if none is."""
+    if source.source.startswith("world:"):
+        first = next(iter(generated.get(source.source[6:], tuple)()), None)
+        return next((want for want in TRAINED_BY if isinstance(first, KINDS[want])), "examples")
+    some = [row for _, row in islice(columns(source, root, Problems("")), FIRST_ROWS)]
+    known = (found for row in some if (found := kind_of(row)) is not None)
+    return next(known, likely(some[0]) if some else "examples")
+
+
 def read(
     source: Source,
     *,
@@ -200,7 +215,7 @@ def columns(source: Source, root: Path, problems: Problems) -> Iterator[RawRow]:
             return
         except DataError as error:  # the rest of the file is unreadable: told with the rows before it
             if problems.bad:
-                problems.bad.append(str(error))
+                problems.add("", error)
                 raise problems.error() from None  # type: ignore[misc]
             raise
         try:

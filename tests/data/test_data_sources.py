@@ -266,11 +266,11 @@ def test_a_folder_of_texts_is_one_document_each_without_gutenbergs_frame(tmp_pat
 
 
 def test_all_bad_rows_are_listed_together(tmp_path: Path) -> None:
-    path = lines(tmp_path / "rows.jsonl", ["fine", *[{}] * 12])
+    path = lines(tmp_path / "rows.jsonl", ["fine", *[{f"x{i}": 1} for i in range(12)]])
     with pytest.raises(DataError) as caught:
         read(path)
     text = str(caught.value)
-    assert "12 of 13 rows cannot be used" in text
+    assert "12 of 13 rows cannot be used:" in text
     assert f"{path}:2: has the columns" in text
     assert text.count("has the columns") == 8
     assert text.endswith("and 4 more")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from demeanor.cli import main
 from demeanor.core.errors import DataError
 from demeanor.core.types import Example, Message, Preference, ToolCall, Unpaired
 from demeanor.data import sources
-from demeanor.data.rows import parse
+from demeanor.data.rows import Want, parse
 from demeanor.stack.schema import Source
 
 WHO, MARLA, NO = Message("user", "Who?"), Message("assistant", "Marla."), Message("assistant", "No.")
@@ -92,7 +95,80 @@ def test_keys_of_messages_that_nothing_reads_are_told_with_their_rows(tmp_path: 
     ]
 
 
-def test_columns_of_any_name_are_named_in_the_error(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("Frage,Antwort\nWer?,Marla\n")
-    with pytest.raises(DataError, match=r"columns: \{prompt: THEIR NAME, completion: THEIR NAME\}"):
-        list(sources.read(Source(source="rows.csv"), root=tmp_path))
+@pytest.mark.parametrize(
+    ("name", "text", "want", "line"),
+    [
+        ("a.csv", "Frage,Antwort des Teams\nWer?,Marla\n", "examples", "for example columns: {prompt: Frage, completion: Antwort des Teams}"),
+        ("b.csv", "id: x,question,2nd\n1,Wer?,Marla\n", "examples", 'for example columns: {prompt: question, completion: "id: x"}'),
+        ("c.csv", "question,good,bad\nWer?,Marla,no\n", "preferences", "Write columns: {prompt: question, chosen: good, rejected: bad}"),
+        ("d.csv", "q\nWer?\n", "examples", "for example columns: {prompt: q, completion: THEIR NAME}"),
+    ],
+)  # fmt: skip
+def test_the_error_shows_the_line_that_names_the_columns(
+    tmp_path: Path, name: str, text: str, want: Want, line: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        list(sources.read(Source(source=name), root=tmp_path, want=want))
+    assert line in str(caught.value)
+    written = yaml.safe_load(re.search(r"columns: \{.*\}", str(caught.value))[0])  # type: ignore[index]
+    if "THEIR NAME" not in line:
+        assert list(sources.read(Source(source=name, columns=written["columns"]), root=tmp_path, want=want))
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ";"), ("a.tsv", "\t"), ("a.csv", "\t"), ("a.csv", ",")])
+def test_columns_may_be_separated_by_semicolons_and_tabs(tmp_path: Path, name: str, mark: str) -> None:
+    (tmp_path / name).write_text(f'prompt{mark}"completion"\n"Who, {mark} where?"{mark}Marla\n')
+    (found,) = sources.read(Source(source=name), root=tmp_path)
+    assert isinstance(found, Example)
+    assert [m.content for m in found.messages] == [f"Who, {mark} where?", "Marla"]
+
+
+PAIR = {"prompt": "Who?", "chosen": "Marla.", "rejected": "Osric."}
+LABELLED = {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Marla."}], "kto_tag": True}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (PAIR, "preferences"),
+        (LABELLED, "unpaired"),
+        ({"instruction": "Who?", "output": "Marla."}, "examples"),
+        ({"text": "Marla."}, "examples"),
+    ],
+)
+def test_the_kind_of_a_file_is_that_of_its_first_row_that_can_be_read(
+    tmp_path: Path, row: dict[str, Any], kind: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"wrong": 1}\n' + json.dumps(row) + "\n")
+    assert sources.kind(Source(source="rows.jsonl"), tmp_path) == kind
+    assert main(["data", "show", str(tmp_path / "rows.jsonl"), "--skip-bad"]) == 0
+    assert sources.kind(Source(source="world:preferences"), tmp_path) == "preferences"
+
+
+def test_rows_of_another_kind_are_told_with_what_trains_on_them() -> None:
+    with pytest.raises(ValueError, match="The row is a completion with a label; such rows train with an objective such as kto"):  # fmt: skip
+        parse(LABELLED, "examples", "")
+    with pytest.raises(ValueError, match="The row is an example to imitate"):
+        parse({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Marla."}]}, "preferences", "")  # fmt: skip
+
+
+def test_one_reason_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"wrong": 1}\n' * 30)
+    with pytest.raises(DataError, match="30 of 30 rows cannot be used, all for the same reason") as caught:
+        list(sources.read(Source(source="rows.jsonl"), root=tmp_path))
+    assert str(caught.value).count("has the columns") == 1
+
+
+def test_openais_functions_of_before_tools_are_calls_and_results() -> None:
+    talk = [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": None, "function_call": {"name": "find", "arguments": "{}"}},
+        {"role": "function", "name": "find", "content": "Marla"},
+        {"role": "assistant", "content": "Marla."},
+    ]
+    found = parse({"messages": talk, "functions": [{"name": "find"}]}, "examples", "")
+    assert isinstance(found, Example)
+    assert [m.role for m in found.messages] == ["user", "assistant", "tool", "assistant"]
+    assert found.messages[1].tool_calls == (ToolCall("", "find", "{}"),)
+    assert [t.name for t in found.tools] == ["find"]
