@@ -23,7 +23,7 @@ from demeanor.server.admission import Operations
 from demeanor.server.auth import from_digests
 from demeanor.server.middleware import add_middleware
 from demeanor.server.schemas import Body, parse_body
-from demeanor.server.static_files import static_file
+from demeanor.server.static_files import names_in, static_file
 from demeanor.store import label_work, labels
 from demeanor.store.database import Database
 from demeanor.store.labels import Claim, GivenLabel, Invitation, LabelItem, LabelQueue
@@ -31,12 +31,11 @@ from demeanor.store.labels import Claim, GivenLabel, Invitation, LabelItem, Labe
 MAX_BODY_BYTES, BODY_S = 64 * 1024, 30.0
 AGREEMENT_S = 2.0
 """How old a measured agreement may be while labels come in."""
+SHARED = ("dom.js", "clipboard.js", "icon.svg", "markdown.css", "markdown/", "vendor/")
+"""Of the chat page's files: those that draw an answer."""
 PAGES = {
-    "label.js": "label_pages",
-    "label_team.js": "label_pages",
-    "label.css": "label_pages",
-    "dom.js": "pages",
-    "icon.svg": "pages",
+    **{name: "label_pages" for name in names_in("label_pages") if name != "label.html"},
+    **{name: "pages" for name in names_in("pages") if name.startswith(SHARED)},
 }
 B = TypeVar("B", bound=Body)
 Measure = Callable[[Sequence[GivenLabel], Mapping[str, Sequence[int]]], Mapping[str, Any]]

@@ -26,6 +26,7 @@ CODES = {
     "=": 187,
     **{str(n): 48 + n for n in range(10)},
     "b": 66,
+    "m": 77,
     "s": 83,
     "z": 90,
 }
@@ -141,6 +142,41 @@ def test_nothing_of_hostile_texts_is_executed_and_no_policy_is_broken(
     assert browser.errors == []
 
 
+MARKDOWN = """# Ferries
+- to **Corkel** at 9, `code <b>`
+
+| port | time |
+|--|--|
+| Corkel | 9 |
+
+```python
+def f(): return "x"
+```
+
+[a link](javascript:alert(1)) <img src=x onerror="document.title='owned'">"""
+
+
+def test_answers_are_drawn_as_in_the_chat_page_or_shown_as_they_were_written(
+    browser: Browser, database: Database, address: str
+) -> None:
+    queue(database, items(2, words=f"\n\n{MARKDOWN}"))
+    enter(browser, address, labels.invite(database, "first", "edda"))
+    parts = "Array.from(document.querySelectorAll('.answer')).map(a => ['h3', 'li strong', 'table', '.t-keyword'].map(s => a.querySelectorAll(s).length))"
+    assert browser.run(parts) == [[1, 1, 1, 1 + 1]] * 2
+    assert browser.run("document.querySelectorAll('.answer img, .answer a').length") == 0
+    assert "owned" not in browser.run("document.title")
+    press(browser, "m")
+    assert browser.run(parts) == [[0, 0, 0, 0]] * 2
+    assert MARKDOWN in browser.run("document.querySelector('.answer .text').textContent")
+    press(browser, "2", "Enter")
+    count(browser, "1 of 2")
+    assert browser.run("document.querySelector('.answer .text').classList.contains('raw')"), "it stays chosen"
+    press(browser, "m")
+    assert browser.run(parts) == [[1, 1, 1, 1 + 1]] * 2
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.errors == []
+
+
 def test_the_page_fits_a_phone_and_a_finger(browser: Browser, database: Database, address: str) -> None:
     queue(database, items(2, answers=9, words=" word" * 60 + " " + "x" * 400))
     browser.size(390, 844)
@@ -148,7 +184,7 @@ def test_the_page_fits_a_phone_and_a_finger(browser: Browser, database: Database
         enter(browser, address, labels.invite(database, "first", "edda"))
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         for place in range(9):
-            browser.run(f"document.querySelectorAll('.answer button')[{place}].click()")
+            browser.run(f"document.querySelectorAll('.answer > button')[{place}].click()")
             if place == 7:
                 break
         assert browser.run("document.querySelectorAll('.rank')[8].textContent") == "place 9"

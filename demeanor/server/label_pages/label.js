@@ -1,5 +1,6 @@
 // The work of a labeller: one item at a time, by keys or by touch; a label is sent until the server says that it is kept.
 import { el, replace } from "./dom.js";
+import { markdown } from "./markdown/render.js";
 import { team } from "./label_team.js";
 
 const $ = (id) => document.getElementById(id);
@@ -87,8 +88,8 @@ function show() {
   replace($("bad"), el("kbd", {}, "B"), size > 2 ? " All bad" : " Both bad");
   $("join").hidden = $("clear").hidden = !ranks;
   $("keys").textContent = ranks
-    ? `Keys: 1 to ${size} choose the next best, = joins it to the one before, Backspace takes back, T all equal, B all bad, R reason, S skip, Z last label.`
-    : "Keys: 1 and 2 choose, 0 tie, B both bad, R reason, Enter saves, S skip, Z last label.";
+    ? `Keys: 1 to ${size} choose the next best, = joins it to the one before, Backspace takes back, T all equal, B all bad, R reason, M text as written, S skip, Z last label.`
+    : "Keys: 1 and 2 choose, 0 tie, B both bad, R reason, M text as written, Enter saves, S skip, Z last label.";
   replace($("opinions"), item.opinions.length && el("h2", {}, "What labellers said"), ...item.opinions.map(opinion));
   if (item.given) restore(item.given);
   mark();
@@ -102,7 +103,21 @@ function card(text, place) {
     pick(place);
     rest(event);
   });
-  return el("article", { class: "answer" }, button, el("div", { class: "text", tabindex: "0", role: "group", "aria-label": `Text of answer ${place + 1}` }, text));
+  return el("article", { class: "answer" }, button, drawn(text, place));
+}
+
+// An answer as the chat page draws it, or every sign of it as it was written.
+function drawn(text, place) {
+  const raw = localStorage.getItem("raw") === "yes";
+  return el("div", { class: raw ? "text raw" : "text", tabindex: "0", role: "group", "aria-label": `Text of answer ${place + 1}` }, raw ? text : markdown(text));
+}
+
+function asWritten() {
+  const raw = localStorage.getItem("raw") !== "yes";
+  localStorage.setItem("raw", raw ? "yes" : "no");
+  $("raw").setAttribute("aria-pressed", String(raw));
+  if (!item) return;
+  for (const [place, one] of [...$("answers").children].entries()) one.lastElementChild.replaceWith(drawn(item.answers[place], place));
 }
 
 function opinion(given) {
@@ -219,7 +234,7 @@ function stop(error) {
 
 const BUTTONS = {
   submit: () => ready() && send(choice), skip: () => send("skipped"), tie: () => verdict("tie"), bad: () => verdict("all_bad"),
-  join, clear: takeBack, undo: () => next("previous").catch(stop), revise: () => next("previous").catch(stop), again: () => next().catch(stop),
+  join, clear: takeBack, raw: asWritten, undo: () => next("previous").catch(stop), revise: () => next("previous").catch(stop), again: () => next().catch(stop),
 };
 for (const [id, act] of Object.entries(BUTTONS)) {
   $(id).addEventListener("click", (event) => {
@@ -242,7 +257,7 @@ function rest(event) {
 
 const KEYS = {
   Enter: () => ready() && send(choice), "0": () => verdict("tie"), t: () => verdict("tie"), b: () => verdict("all_bad"),
-  "=": join, Backspace: takeBack, r: () => $("reason").focus(), s: () => send("skipped"), z: () => next("previous").catch(stop),
+  "=": join, Backspace: takeBack, m: asWritten, r: () => $("reason").focus(), s: () => send("skipped"), z: () => next("previous").catch(stop),
 };
 
 document.addEventListener("keydown", (event) => {
@@ -262,6 +277,8 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   act();
 });
+
+$("raw").setAttribute("aria-pressed", String(localStorage.getItem("raw") === "yes"));
 
 const THEMES = ["auto", "light", "dark"];
 function theme(name) {
