@@ -2,7 +2,8 @@
 of DPO, tax, gate and the routing of complaints, in the embedded world where the truth is known.
 
 In: the demo's stack; its trained weights in --runs if they are there. Out: results/flywheel.{html,md,json}. Everything goes through the
-doors that people use: the labelling queue, `prefs build`, `train`, `eval`, `gate`.
+doors that people use: the labelling queue, `prefs build`, `train`, `eval`, `gate`. What is chosen (the share of the average, the behavior
+that must get better) is chosen on other items than those that measure it; a run that was interrupted goes on after its last whole phase.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from bench import flywheel_routing
+from bench import flywheel_report, flywheel_routing
+from bench.flywheel_items import fresh
 from demeanor import app, cli
 from demeanor.core.files import origin, write_json, write_text
 from demeanor.core.intervals import wilson
-from demeanor.core.table import Page, Paragraph, Section, Table, estimate, share
 from demeanor.core.types import Completion, Item, Message, Preference, message_json
 from demeanor.evaluation import label_agreement
 from demeanor.evaluation.answer_sampling import DrawnAnswer, PromptToSample, sample_stack
+from demeanor.evaluation.items import save_suite
 from demeanor.evaluation.result_rows import Row, read_rows
 from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.statistics import Estimate, paired
@@ -42,6 +45,7 @@ from demeanor.store.database import Database
 from demeanor.store.labels import LabelAnswer, LabelItem, LabelQueue
 from demeanor.training.reward_scores import reward_scores
 from demeanor.training.runs import Runs
+from demeanor.world.behaviour import behaviour
 from demeanor.world.exercises import exercises
 
 DEMO = Path(__file__).resolve().parents[1] / "stacks/demo"
@@ -56,19 +60,24 @@ ROUNDS, DRAWS = 2, 20
 POOL, HELD_OUT = 560, 360
 """Prompts that are sampled in each round, and those that no label is given on, to measure reward models."""
 DPO = {"objective": {"kind": "dpo", "beta": 0.1, "nll": 1.0}, "optim": {"lr": 6.0e-5}}
-AVERAGE = (0.75, 0.25)
-"""Shares of sft and of the last round in the average of their weights, against the tax (Lin et al. 2023, arXiv 2309.06256)."""
+SHARES = (0.25, 0.33, 0.4, 0.5, 0.65, 0.8)
+"""Shares of the last round in the average of its weights with sft's, against the tax (Lin et al. 2023, arXiv 2309.06256)."""
+MARGIN = 0.15
+"""What the gate lets a behavior lose. The largest share is chosen that loses less than half of it everywhere on the items for choosing."""
+GATE_DRAWS = 2
 REWARD = {"objective": "reward", "optim": {"lr": 1.0e-4}, "epochs": 2.0}
 NAME = "harbour-desk"
 
 
 @dataclass
 class Found:
-    """All that was measured."""
+    """All that was measured with one seed."""
 
+    seed: int = 0
     timing: dict[str, float] = field(default_factory=dict)
     queues: list[dict[str, Any]] = field(default_factory=list)
     rewards: list[dict[str, Any]] = field(default_factory=list)
+    choice: dict[str, Any] = field(default_factory=dict)
     gains: list[dict[str, Any]] = field(default_factory=list)
     tax: list[dict[str, Any]] = field(default_factory=list)
     axes: list[dict[str, Any]] = field(default_factory=list)
@@ -78,7 +87,7 @@ class Found:
 
 @dataclass
 class Flywheel:
-    """Where it runs, and what it has found so far."""
+    """Where it runs, and what it has found so far; what was found lies in the folder after each phase."""
 
     place: Path
     runs: Path
@@ -93,24 +102,34 @@ class Flywheel:
     def labels(self) -> Path:
         return self.place / "labels.db"
 
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Say what is done, and how long it took."""
-        print(f"\n== {name}", flush=True)
+    @property
+    def kept(self) -> Path:
+        return self.place / "found.json"
+
+    def phase(self, name: str, act: Callable[[Flywheel], object]) -> None:
+        """Say what is done, do it unless it was done before, and keep what was found and how long it took."""
+        if name in self.found.timing:
+            return
+        print(f"\n== seed {self.found.seed}: {name}", flush=True)
         started = time.monotonic()
-        yield
+        act(self)
         self.found.timing[name] = time.monotonic() - started
+        write_json(self.kept, asdict(self.found))
         print(f"   {self.found.timing[name]:.1f} s", flush=True)
 
 
 # ---- the world and its people ----
 
 
-def prompts() -> list[Item]:
+def prompts(seed: int) -> list[Item]:
     """The exercises of the taught behaviors, in an order by chance."""
     found = [item for item in exercises() if item.axis in TAUGHT]
-    random.Random("flywheel").shuffle(found)
+    random.Random(_of_seed("flywheel", seed)).shuffle(found)
     return found
+
+
+def _of_seed(text: str, seed: int) -> str:
+    return f"{text}/{seed}" if seed else text
 
 
 def truth(item: Item, text: str) -> float:
@@ -128,9 +147,9 @@ def contrast(item: Item, drawn: Sequence[DrawnAnswer]) -> tuple[DrawnAnswer, Dra
     return first, second
 
 
-def flipped(labeller: str, item: str, rate: float) -> bool:
+def flipped(labeller: str, item: str, rate: float, seed: int = 0) -> bool:
     """Whether a labeller errs on an item: by chance, and always the same."""
-    draw = int(hashlib.sha256(f"{labeller}/{item}".encode()).hexdigest(), 16)
+    draw = int(hashlib.sha256(_of_seed(f"{labeller}/{item}", seed).encode()).hexdigest(), 16)
     return draw / 2**256 < rate
 
 
@@ -142,6 +161,7 @@ def write_stack(flywheel: Flywheel, stages: Sequence[Mapping[str, Any]], serve: 
     declared = yaml.safe_load((DEMO / "demo.yaml").read_text())
     kept = [stage for stage in declared["weights"]["stages"] if stage["name"] == "sft"]
     declared["weights"] |= {"stages": [*kept, *stages], "serve": serve}
+    declared["evaluation"]["suites"] = ["world:behaviour", "choosing.jsonl", "gate.jsonl"]
     write_text(flywheel.stack_file, yaml.safe_dump(declared, sort_keys=False))
     return flywheel.stack_file
 
@@ -159,7 +179,8 @@ def sampled(
     """Six answers of a stage to each prompt, without layers, at temperature 1."""
     asked = [PromptToSample(item.id, item.messages, item.tools, item.id) for item in items]
     services = app.services(Runs(flywheel.runs))
-    return sample_stack(stack, services, [f"{NAME}:{stage}"], asked, 6, temperature=1.0, seed=seed)[1]
+    drawn = seed + 1000 * flywheel.found.seed
+    return sample_stack(stack, services, [f"{NAME}:{stage}"], asked, 6, temperature=1.0, seed=drawn)[1]
 
 
 # ---- one queue ----
@@ -167,8 +188,8 @@ def sampled(
 
 def label(
     flywheel: Flywheel, name: str, items: Sequence[Item], drawn: Sequence[Sequence[DrawnAnswer]]
-) -> dict[str, tuple[float, float]]:
-    """Make a queue of pairs that the world tells apart and let the simulated people work on it; returns the truth of each item."""
+) -> None:
+    """Make a queue of pairs that the world tells apart and let the simulated people work on it."""
     database = Database(flywheel.labels)
     known: dict[str, tuple[float, float]] = {}
     made = []
@@ -188,7 +209,7 @@ def label(
         assert who is not None
         while (claim := label_work.claim(database, queue, who)) is not None:
             first = known[claim.item.id][0] == 1.0
-            best = 0 if first != flipped(person, claim.item.id, rate) else 1
+            best = 0 if first != flipped(person, claim.item.id, rate, flywheel.found.seed) else 1
             label_work.give(database, queue, who, claim.item.id, "ranked", (best, 1 - best))
     given = labels.labels_of(database, name)
     database.close()
@@ -212,12 +233,12 @@ def label(
             "alpha": measured["nominal"],
             "alpha_theory": float(np.mean(pairs)),
             "wrong": wrong,
+            "made_with": dict(LABELLERS),
         }
     )
     print(
         f"   {len(made)} of {len(items)} prompts have answers that differ in truth; alpha {measured['nominal']['value']:.3f}"
     )
-    return known
 
 
 # ---- reward models against noise ----
@@ -237,14 +258,16 @@ def noisy_rows(
 
 
 def reward_models(
-    flywheel: Flywheel,
-    known: Mapping[str, tuple[float, float]],
-    held: Sequence[tuple[Item, Sequence[DrawnAnswer]]],
+    flywheel: Flywheel, pool: Sequence[Item], held: Sequence[tuple[Item, Sequence[DrawnAnswer]]]
 ) -> None:
     """Train a reward model on labels of each noise; measure it on held-out pairs, with clean and with noisy labels."""
-    database = Database(flywheel.labels)
-    queue = [item for item in labels.items_of(database, "round-1") if item.id in known]
+    database, by_id = Database(flywheel.labels), {item.id: item for item in pool}
+    queue = list(labels.items_of(database, "round-1"))
     database.close()
+    known = {
+        x.id: (truth(by_id[x.source], x.answers[0].text), truth(by_id[x.source], x.answers[1].text))
+        for x in queue
+    }
     stages = []
     for rate in NOISE:
         path = flywheel.place / f"noise-{rate:g}.jsonl"
@@ -286,33 +309,61 @@ def reward_models(
 # ---- rounds ----
 
 
-def rounds(flywheel: Flywheel, items: Sequence[Item]) -> tuple[Stack, list[dict[str, Any]]]:
+def stages_of(flywheel: Flywheel, rounds: int) -> list[dict[str, Any]]:
+    """The stages of the first rounds, and after the last one the averages with sft."""
+    found: list[dict[str, Any]] = []
+    seed = {"seed": flywheel.found.seed} if flywheel.found.seed else {}
+    for number in range(1, rounds + 1):
+        parent = f"dpo_{number - 1}" if number > 1 else "sft"
+        about = {"name": f"dpo_{number}", "parent": parent, "uses": {"reference": parent}}
+        found.append({**about, "data": f"round-{number}.jsonl", **DPO, **seed})
+    if rounds == ROUNDS:
+        of = ["sft", f"dpo_{ROUNDS}"]
+        found += [{"kind": "merge", "name": averaged(x), "of": of, "weights": [1 - x, x]} for x in SHARES]
+    return found
+
+
+def averaged(share_of_last: float) -> str:
+    """The name of an average."""
+    return f"averaged_{round(100 * share_of_last)}"
+
+
+def rounds(flywheel: Flywheel) -> None:
     """Sample, label, build a preference set, train; twice, each time from the policy of the round before."""
-    stages: list[dict[str, Any]] = []
-    stack = app.load_stack(write_stack(flywheel, stages, "sft"))
-    policy, held = "sft", items[ROUNDS * POOL : ROUNDS * POOL + HELD_OUT]
+    items = prompts(flywheel.found.seed)
     for number in range(1, ROUNDS + 1):
         pool = items[(number - 1) * POOL : number * POOL]
-        name = f"round-{number}"
-        with flywheel.phase(f"{name}: {policy} answers {len(pool)} prompts, people compare"):
-            known = label(flywheel, name, pool, sampled(flywheel, stack, policy, pool, seed=number))
-        if number == 1:
-            with flywheel.phase("reward models on labels of known noise"):
-                drawn = sampled(flywheel, stack, policy, held, seed=99)
-                reward_models(flywheel, known, list(zip(held, drawn, strict=True)))
-        with flywheel.phase(f"{name}: prefs build, DPO"):
-            out = flywheel.place / f"{name}.jsonl"
-            build = ["prefs", "build", str(out), "--labels", f"sqlite:///{flywheel.labels}", "--queue", name]
-            run([*build, "--stack", str(flywheel.stack_file), "--force"])
-            parent, policy = policy, f"dpo_{number}"
-            stages.append(
-                {"name": policy, "parent": parent, "uses": {"reference": parent}, "data": out.name, **DPO}
-            )
-            stack = train(flywheel, stages, policy)
-    with flywheel.phase("average with sft, against the tax"):
-        stages.append({"kind": "merge", "name": "averaged", "of": ["sft", policy], "weights": list(AVERAGE)})
-        stack = train(flywheel, stages, "averaged")
-    return stack, stages
+        before = f"dpo_{number - 1}" if number > 1 else "sft"
+        what = f"round-{number}: {before} answers {len(pool)} prompts, people compare"
+        flywheel.phase(what, partial(compared_by_people, number, pool, before))
+        if number == 1 and flywheel.found.seed == 0:
+            flywheel.phase("reward models on labels of known noise", partial(noise, items=items))
+        flywheel.phase(f"round-{number}: prefs build, DPO", partial(built_and_trained, number, before))
+
+
+def compared_by_people(number: int, pool: Sequence[Item], before: str, flywheel: Flywheel) -> None:
+    """One queue of a round, made and worked on."""
+    with contextlib.closing(Database(flywheel.labels)) as database:
+        if labels.find_queue(database, f"round-{number}") is not None:  # of a phase that was interrupted
+            labels.delete_queue(database, f"round-{number}")
+    stack = train(flywheel, stages_of(flywheel, number - 1), before)
+    label(flywheel, f"round-{number}", pool, sampled(flywheel, stack, before, pool, seed=number))
+
+
+def built_and_trained(number: int, before: str, flywheel: Flywheel) -> None:
+    """The preference set of a round and the policy that comes of it."""
+    out = flywheel.place / f"round-{number}.jsonl"
+    write_stack(flywheel, stages_of(flywheel, number - 1), before)
+    queue = ["--labels", f"sqlite:///{flywheel.labels}", "--queue", f"round-{number}"]
+    run(["prefs", "build", str(out), *queue, "--stack", str(flywheel.stack_file), "--force"])
+    train(flywheel, stages_of(flywheel, number), f"dpo_{number}")
+
+
+def noise(flywheel: Flywheel, items: Sequence[Item]) -> None:
+    """Reward models on the labels of the first round, measured on prompts that nobody labels."""
+    held = items[ROUNDS * POOL : ROUNDS * POOL + HELD_OUT]
+    drawn = sampled(flywheel, train(flywheel, [], "sft"), "sft", held, seed=99)
+    reward_models(flywheel, items[:POOL], list(zip(held, drawn, strict=True)))
 
 
 def run(words: list[str]) -> str:
@@ -332,26 +383,56 @@ def run(words: list[str]) -> str:
 LAYERS = "+policy+tools+retrieval+prompt"
 
 
-def measure(flywheel: Flywheel, stack: Stack, policies: Sequence[str]) -> None:
-    """Evaluate each policy bare and with all layers, and compare it with the ones before on the same items."""
-    bare = {p: stack.resolve(f"{NAME}:{p}").model_id for p in policies}
+def choose(flywheel: Flywheel) -> None:
+    """The largest share of the average that loses less than half of the margin everywhere, and the behavior in which sft is worst: on
+    items that measure nothing else."""
+    policies = ["sft", *(averaged(x) for x in SHARES)]
+    stack = train(flywheel, stages_of(flywheel, ROUNDS), averaged(SHARES[-1]))
+    for policy in policies[1:-1]:
+        train(flywheel, stages_of(flywheel, ROUNDS), policy)
     full = {p: stack.resolve(f"{NAME}:{p}{LAYERS}").model_id for p in policies}
-    common = ["--runs", str(flywheel.runs), "--results", str(flywheel.results)]
-    ids = [*bare.values(), *full.values()]
-    run(["eval", str(flywheel.stack_file), "--variants", *ids, "--name", "flywheel-suite", *common])
+    by = evaluated(flywheel, "choosing", list(full.values()))
+    means = {p: {axis: _mean(by[full[p]], axis) for axis in (*TAUGHT, *ELSEWHERE)} for p in policies}
+    losses = {x: max(means["sft"][a] - means[averaged(x)][a] for a in means["sft"]) for x in SHARES}
+    allowed = [x for x in SHARES if losses[x] < MARGIN / 2]
+    chosen = max(allowed, default=SHARES[0])
+    flywheel.found.choice = {
+        "share": chosen,
+        "within": bool(allowed),
+        "worst_loss": {str(x): loss for x, loss in losses.items()},
+        "better_in": min(TAUGHT, key=lambda axis: means["sft"][axis]),
+        "items": len(by[full["sft"]]),
+    }
+
+
+def evaluated(flywheel: Flywheel, items: str, variants: Sequence[str]) -> dict[str, dict[str, Row]]:
+    """The rows of variants on one of the two sets of fresh items, by variant and item."""
+    name = f"flywheel-{flywheel.found.seed}-{items}"
+    common = ["--runs", str(flywheel.runs), "--results", str(flywheel.results), "--name", name]
+    command = ["eval", str(flywheel.stack_file), "--variants", *variants]
+    run([*command, "--set", f"evaluation.suites=[{items}.jsonl]", *common])
     by: dict[str, dict[str, Row]] = {}
-    for row in read_rows(flywheel.results / "flywheel-suite.rows.jsonl"):
+    for row in read_rows(flywheel.results / f"{name}.rows.jsonl"):
         if row.value is not None:
             by.setdefault(row.variant, {})[f"{row.item_id}/{row.seed}"] = row
-    for before, after in ((0, n) for n in range(1, len(policies))):
-        pair = policies[before], policies[after]
-        flywheel.found.gains.append(_compared(pair, by, bare, TAUGHT))
-        flywheel.found.tax.append(_compared(pair, by, full, ELSEWHERE))
-    if len(policies) > 2:
-        flywheel.found.gains.append(_compared((policies[1], policies[2]), by, bare, TAUGHT))
+    return by
+
+
+def measure(flywheel: Flywheel) -> None:
+    """Evaluate each policy bare and with all layers, and compare it with the ones before on the same items."""
+    last = averaged(flywheel.found.choice["share"])
+    policies = ["sft", *(f"dpo_{n}" for n in range(1, ROUNDS + 1)), last]
+    stack = app.load_stack(write_stack(flywheel, stages_of(flywheel, ROUNDS), last))
+    bare = {p: stack.resolve(f"{NAME}:{p}").model_id for p in policies}
+    full = {p: stack.resolve(f"{NAME}:{p}{LAYERS}").model_id for p in policies}
+    by = evaluated(flywheel, "gate", [*bare.values(), *full.values()])
+    for policy in policies[1:]:
+        flywheel.found.gains.append(_compared(("sft", policy), by, bare, TAUGHT))
+        flywheel.found.tax.append(_compared(("sft", policy), by, full, ELSEWHERE))
+    flywheel.found.gains.append(_compared(("dpo_1", "dpo_2"), by, bare, TAUGHT))
     for axis in (*TAUGHT, *ELSEWHERE):
         ids_of = bare if axis in TAUGHT else full
-        change = _compared((policies[0], policies[-1]), by, ids_of, (axis,))
+        change = _compared(("sft", last), by, ids_of, (axis,))
         scores = {p: _mean(by[ids_of[p]], axis) for p in policies}
         flywheel.found.axes.append(
             {"axis": axis, "taught": axis in TAUGHT, "scores": scores, "change": change}
@@ -374,179 +455,62 @@ def _compared(
     return {**about, "before": float(x.mean()), "after": float(y.mean()), **found._asdict()}
 
 
-RULES = {
-    "superiority": [{"axis": "honesty"}],
-    "non_inferiority": [{"axis": "*", "margin": 0.15}],
-    "confidence": 0.95,
-}
-"""Better where sft invents most, and nowhere worse by 15 points or more."""
+def rules(better_in: str) -> dict[str, Any]:
+    """Better in one behavior, and nowhere worse by the margin or more."""
+    return {
+        "superiority": [{"axis": better_in}],
+        "non_inferiority": [{"axis": "*", "margin": MARGIN}],
+        "confidence": 0.95,
+    }
 
 
 def gate(flywheel: Flywheel, policy: str) -> None:
-    """May this policy ship, behind all layers, instead of sft?"""
+    """May this policy ship, behind all layers, instead of sft? On the items that nothing was chosen by."""
+    train(flywheel, stages_of(flywheel, ROUNDS), policy)
     path = flywheel.place / "gate.yaml"
-    write_text(path, yaml.safe_dump(RULES))
-    against, name = f"{NAME}:sft{LAYERS}", f"flywheel-{policy}"
+    asked = rules(flywheel.found.choice["better_in"])
+    write_text(path, yaml.safe_dump(asked))
+    against, name = f"{NAME}:sft{LAYERS}", f"flywheel-{flywheel.found.seed}-{policy}"
     common = ["--runs", str(flywheel.runs), "--results", str(flywheel.results), "--name", name]
-    run(["gate", str(flywheel.stack_file), "--against", against, "--rules", str(path), *common])
+    command = ["gate", str(flywheel.stack_file), "--against", against, "--rules", str(path)]
+    run([*command, "--set", "evaluation.suites=[gate.jsonl]", *common])
     tree = json.loads((flywheel.results / f"{name}.gate.json").read_text())
     open_ones = [
         f"{f['kind']} {f['what']}: {f['verdict']}" for f in tree["findings"] if f["verdict"] != "pass"
     ]
-    flywheel.found.gates[policy] = {"against": against, "verdict": tree["verdict"], "not passed": open_ones}
+    about = {"against": against, "verdict": tree["verdict"], "not passed": open_ones, "rules": asked}
+    flywheel.found.gates["average" if policy.startswith("averaged") else policy] = about
 
 
-# ---- the page ----
+def one_seed(seed: int, place: Path, runs: Path, results: Path) -> Found:
+    """Everything with one seed; what a run before this one has kept is not done again."""
+    flywheel = Flywheel(place.resolve(), runs, results)
+    if flywheel.kept.is_file():
+        flywheel.found = Found(**json.loads(flywheel.kept.read_text()))
+    else:
+        if place.exists():
+            shutil.rmtree(place)
+        shutil.copytree(DEMO, place)
+        choosing = fresh("choosing", 1, behaviour())
+        save_suite(choosing, place / "choosing.jsonl")
+        save_suite(fresh("gate", GATE_DRAWS, [*behaviour(), *choosing]), place / "gate.jsonl")
+        flywheel.found.seed = seed
+    flywheel.phase("the demo's base and sft, if they are not there", partial(train, stages=[], serve="sft"))
+    rounds(flywheel)
+    flywheel.phase("choosing the share of the average", choose)
+    flywheel.phase("what was gained and lost", measure)
+    for policy in (f"dpo_{ROUNDS}", averaged(flywheel.found.choice["share"])):
+        flywheel.phase(f"gate of {policy}", partial(gate, policy=policy))
+    if seed == 0:
+        flywheel.phase("complaints about planted faults, routed", complaints)
+    return flywheel.found
 
 
-def page(found: Found) -> Page:
-    """The report."""
-    after = {g["policy"]: g for g in found.gains if g["against"] == "sft"}
-    unclear = [g["policy"] for g in found.gains if not g["low"] > 0]
-    far = [r["noise"] for r in found.rewards if r["apart_points"] >= 1]
-    verdicts = ", ".join(f"{policy}: {it['verdict']}" for policy, it in found.gates.items())
-    headline = f"After one round of labels {_change(after['dpo_1'])} points, after two {_change(after['dpo_2'])}; gates: {verdicts}"
-    caveats = []
-    if unclear:
-        caveats.append(f"The interval of a gain includes zero: {', '.join(unclear)}.")
-    if far:
-        caveats.append(f"A reward model is 1 point or more from theory at noise {', '.join(map(str, far))}.")
-    if found.gates.get("averaged", {}).get("verdict") != "pass":
-        caveats.append("The gate did not pass.")
-    sections = [_labels(found), _rewards(found), _gains(found), _axes(found), _times(found)]
-    if found.routing:
-        sections.insert(0, _routing(found))
-    return Page("The loop from use to weights", "flywheel", headline, tuple(sections), caveats=tuple(caveats))
-
-
-def _labels(found: Found) -> Section:
-    rows = tuple(
-        (
-            q["queue"],
-            str(q["prompts"]),
-            str(q["items"]),
-            str(q["labels"]),
-            estimate(q["alpha"]["value"], q["alpha"]["low"], q["alpha"]["high"]),
-            f"{q['alpha_theory']:.2f}",
-            ", ".join(
-                f"{name} {100 * rate:.0f}% (made with {100 * LABELLERS[name]:.0f}%)"
-                for name, rate in q["wrong"].items()
-            ),
-        )
-        for q in found.queues
-    )
-    heads = ("queue", "prompts", "items", "labels", "alpha (95% interval)", "theory", "labels that are wrong")
-    text = Paragraph(
-        "Items are prompts on which the sampled answers differ in truth. Theory: the mean of (1 - 2 a)(1 - 2 b) over pairs of labellers "
-        "that err with probabilities a and b."
-    )
-    return Section("labels", "Labels", "How far the simulated people agree", (text, Table(heads, rows)))
-
-
-def _rewards(found: Found) -> Section:
-    rows = tuple(
-        (
-            f"{r['noise']:g}",
-            share(r["clean"], r["low"], r["high"], places=1),
-            f"{100 * r['noisy']:.1f}%",
-            f"{100 * r['theory']:.1f}%",
-            f"{r['apart_points']:.2f} (one standard error: {r['expected_points']:.2f})",
-        )
-        for r in found.rewards
-    )
-    heads = (
-        "noise e of the labels",
-        "accuracy a on the truth",
-        "on labels of this noise",
-        "(1 - 2e) a + e",
-        "points apart",
-    )
-    first = found.rewards[0]
-    text = Paragraph(
-        f"Trained on {first['trained']} pairs with one label each, measured on {first['pairs']} pairs of other prompts, "
-        f"{first['labels']} noisy labels of them."
-    )
-    return Section(
-        "noise", "Noise", "Reward models against the noise of their labels", (text, Table(heads, rows))
-    )
-
-
-def _gains(found: Found) -> Section:
-    heads = ("policy", "against", "items", "before", "after", "change in points (95% interval)")
-
-    def rows(listed: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...]:
-        return tuple(
-            (
-                g["policy"],
-                g["against"],
-                str(g["items"]),
-                f"{100 * g['before']:.1f}%",
-                f"{100 * g['after']:.1f}%",
-                _change(g),
-            )
-            for g in listed
-        )
-
-    gates = tuple((p, it["verdict"], "; ".join(it["not passed"]) or "none") for p, it in found.gates.items())
-    blocks = (
-        Paragraph(
-            "The suite's items of the taught behaviors: other ports, verbs and wordings than the labels. Weights alone."
-        ),
-        Table(heads, rows(found.gains), title="Gain"),
-        Paragraph("Behaviors that nobody labelled, the whole stack with its layers around each policy."),
-        Table(heads, rows(found.tax), title="Tax"),
-        Table(
-            ("gate of", "verdict", "rules that did not pass"),
-            gates,
-            title="May it replace sft, behind all layers",
-        ),
-        Paragraph(f"Rules: {json.dumps(RULES)}", style="note"),
-    )
-    return Section("gain", "Gain", "What two rounds of labels are worth, and what they cost", blocks)
-
-
-def _axes(found: Found) -> Section:
-    policies = list(found.axes[0]["scores"])
-    rows = tuple(
-        (
-            a["axis"],
-            "yes" if a["taught"] else "no",
-            *(f"{100 * a['scores'][p]:.0f}%" for p in policies),
-            _change(a["change"]),
-        )
-        for a in found.axes
-    )
-    text = Paragraph(
-        f"Taught behaviors: weights alone; the others: the whole stack. The change is that of {policies[-1]} against {policies[0]}."
-    )
-    heads = ("behavior", "taught", *policies, "change in points (95% interval)")
-    return Section("axes", "Behaviors", "Each behavior", (text, Table(heads, rows)))
-
-
-def _change(g: Mapping[str, Any]) -> str:
-    return f"{100 * g['value']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})"
-
-
-def _routing(found: Found) -> Section:
-    routing = found.routing
-    heads = ("planted in", *routing["labels"])
-    rows = tuple(
-        (name, *(str(counts.get(x, 0)) for x in routing["labels"]))
-        for name, counts in routing["matrix"].items()
-    )
-    text = Paragraph(
-        f"{routing['right']} of {routing['complaints']} complaints went to the layer in which the fault was planted: "
-        f"{share(routing['share'], routing['low'], routing['high'])}."
-    )
-    return Section("routing", "Routing", "Complaints routed to a layer", (text, Table(heads, rows)))
-
-
-def _times(found: Found) -> Section:
-    rows = tuple((name, f"{seconds:.0f} s") for name, seconds in found.timing.items())
-    total = sum(found.timing.values())
-    return Section(
-        "time", "Time", "What it took", (Table(("phase", "time"), (*rows, ("all", f"{total:.0f} s"))),)
-    )
+def complaints(flywheel: Flywheel) -> None:
+    """Break the layers of the stack of the last round one at a time, and route what is complained of."""
+    train(flywheel, stages_of(flywheel, ROUNDS), f"dpo_{ROUNDS}")
+    shutil.rmtree(flywheel.place / "broken", ignore_errors=True)
+    flywheel.found.routing = flywheel_routing.route(flywheel.stack_file, Runs(flywheel.runs))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -561,34 +525,30 @@ def main(words: Sequence[str] | None = None) -> None:
         "--place",
         type=Path,
         default=Path("runs/flywheel"),
-        help="folder of the queues and preference sets, made anew",
+        help="folder of the queues and preference sets, one for each seed",
     )
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="of prompts, draws, errors of labellers and DPO; the demo's base and sft stay",
+    )
+    parser.add_argument("--anew", action="store_true", help="begin anew, also where a run was interrupted")
     given = parser.parse_args(words)
-    if given.place.exists():
+    if given.anew and given.place.exists():
         shutil.rmtree(given.place)
-    shutil.copytree(DEMO, given.place)
-    flywheel = Flywheel(given.place.resolve(), given.runs, given.results)
-    items = prompts()
-    with flywheel.phase("the demo's base and sft, if they are not there"):
-        train(flywheel, [], "sft")
-    stack, stages = rounds(flywheel, items)
-    with flywheel.phase("the suite"):
-        measure(flywheel, stack, ["sft", *(stage["name"] for stage in stages)])
-    with flywheel.phase("the gate"):
-        for policy in ("dpo_2", "averaged"):
-            train(flywheel, stages, policy)
-            gate(flywheel, policy)
-    with flywheel.phase("complaints about planted faults, routed"):
-        train(flywheel, stages, "dpo_2")
-        flywheel.found.routing = flywheel_routing.route(flywheel.stack_file, Runs(flywheel.runs))
-    written = page(flywheel.found)
-    flywheel.results.mkdir(parents=True, exist_ok=True)
-    write_json(flywheel.results / "flywheel.json", {"made": origin(), **asdict(flywheel.found)})
-    write_text(flywheel.results / "flywheel.html", outputs.html_page(written))
-    write_text(flywheel.results / "flywheel.md", outputs.markdown_page(written))
+    found = [one_seed(n, given.place / f"seed-{n}", given.runs, given.results) for n in given.seeds]
+    for n in given.seeds:  # a finished run is not gone on with: the next one begins anew
+        (given.place / f"seed-{n}" / "found.json").rename(given.place / f"seed-{n}" / "finished.json")
+    written = flywheel_report.page(found)
+    given.results.mkdir(parents=True, exist_ok=True)
+    write_json(given.results / "flywheel.json", {"made": origin(), "seeds": [asdict(one) for one in found]})
+    write_text(given.results / "flywheel.html", outputs.html_page(written))
+    write_text(given.results / "flywheel.md", outputs.markdown_page(written))
     outputs.show_page(written, outputs.console())
-    print(f"\npage: {flywheel.results / 'flywheel.html'}")
+    print(f"\npage: {given.results / 'flywheel.html'}")
 
 
 if __name__ == "__main__":
