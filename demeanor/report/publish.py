@@ -92,7 +92,7 @@ def refresh(folder: Path, name: str, kind: str = "", *, quiet: bool = False) -> 
     files = [f"{name}.{other}.json" for other in SECTIONS if other not in shown]
     left_out = ", ".join(file for file in files if (folder / file).is_file())
     if left_out:
-        note += f"; without {left_out}: measured on other items or another stack (give it a --name of its own to keep both)"
+        note += f"; without {left_out}: measured on other items or another stack (give all verbs the same --limit and --set, or it a --name of its own)"
     if not quiet:
         print(f"page: {target}{note}")
 

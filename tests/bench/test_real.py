@@ -31,7 +31,7 @@ def test_what_is_missing_is_named_with_its_origin_and_nothing_is_done(
     said = capsys.readouterr().err
     for name, origin in each(real.NEEDED.items()):
         assert f"nowhere/{name}: no such file (published at {origin})" in said
-    assert "none.gguf: no such file" in said
+    assert "none.gguf: neither a GGUF file nor a folder" in said
     assert "Nothing was done" in said
     assert list(tmp_path.iterdir()) == []
 
