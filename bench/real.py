@@ -132,7 +132,12 @@ def verbs(limit: int, *, quick: bool = False) -> Mapping[str, list[str]]:
     changed = (
         [word for path, value in QUICK.items() for word in ("--set", f"{path}={value}")] if quick else []
     )
-    same = ["--limit", str(limit), "--name", name]  # the page shows together what was measured on the same items
+    same = [
+        "--limit",
+        str(limit),
+        "--name",
+        name,
+    ]  # the page shows together what was measured on the same items
     found = {
         "train": ["train", stack, *changed],
         "eval": ["eval", stack, *changed, *same],

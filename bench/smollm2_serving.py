@@ -3,7 +3,9 @@
 Servers: `demeanor serve` (whole stack and weights alone), llama.cpp's (of the wheel `xllamacpp`, and one compiled for this
 CPU if `--llama-server` names it) and `transformers serve`. Half of the prompts begin with the same 700 tokens, the
 others share nothing. Everybody keeps running; one client on the same cores asks them in turn, round after round,
-with other prompts each time: 64 new tokens at most, streamed, greedy. Part of `make bench`.
+with other prompts each time: 64 new tokens at most, streamed, greedy. A cell ends after `--seconds`: callers ask again
+until then, tokens are those that came by then, and a request without its first token counts as one that waits longer
+(Kaplan and Meier; `>`: more than this). Part of `make bench`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -20,23 +23,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.__main__ import ROOT, interval
-from bench.serving import KEY, _wait, free_port, one, quantiles
+from bench.serving import KEY, _wait, free_port, quantiles
 from bench.smollm2_speed import found_model, gguf_file, prepared
 from demeanor.core.files import origin
 
 SHARED, OWN, NEW, SLOTS = 700, 300, 64, 32
 CALLERS = (1, 8, 32, 64)
-REQUESTS = {1: 4, 8: 16, 32: 32, 64: 64}
-GIVEN_UP_S = 240
+SECONDS = 40.0
+DRAIN_S = 120.0
+"""A server has so long to become free after a cell whose requests were cut off."""
 ASKED = "\n\nContinue this text in the same manner, at length."
 
 
@@ -55,45 +60,150 @@ def texts(model: Path) -> Callable[[int, int], str]:
     return part
 
 
-def prompts(part: Callable[[int, int], str], count: int, seed: int) -> list[str]:
-    """Every other prompt begins with this seed's shared text; the rest of it, and the others, are their own."""
+class Prompt(NamedTuple):
+    text: str
+    shared: bool
+    """It begins with the same text as every other such prompt of its cell."""
+
+
+def prompts(part: Callable[[int, int], str], seed: int) -> Iterator[Prompt]:
+    """Prompts without end: every other one begins with this seed's shared text; the rest of it, and the others, are their own."""
     rng = random.Random(seed)
     place = lambda: rng.randrange(1 << 30)  # noqa: E731
     shared = f"Notes {seed}.\n" + part(place(), SHARED)
-    return [
-        f"{shared}\n{part(place(), OWN)}{ASKED}"
-        if i % 2 == 0
-        else f"Page {place()}.\n{part(place(), SHARED + OWN)}{ASKED}"
-        for i in range(count)
-    ]
+    while True:
+        yield Prompt(f"{shared}\n{part(place(), OWN)}{ASKED}", True)
+        yield Prompt(f"Page {place()}.\n{part(place(), SHARED + OWN)}{ASKED}", False)
 
 
-async def storm(port: int, model: str, callers: int, asked: list[str]) -> dict[str, Any]:
-    """Ask everything with so many callers at once; what failed is counted."""
-    waiting, answers, errors = list(reversed(asked)), [], []
+@dataclass
+class Asked:
+    """One request: when its pieces came, in seconds since it was sent, and how it ended."""
+
+    shared: bool
+    sent: float
+    pieces: list[float] = field(default_factory=list)
+    counted: int = 0
+    """Tokens by the server's own count, once it has ended."""
+    ended: bool = False
+    error: str | None = None
+
+    def waited(self, now: float) -> tuple[float, bool]:
+        """Milliseconds to the first piece, or so far; and whether it came."""
+        return (1000 * self.pieces[0], True) if self.pieces else (1000 * (now - self.sent), False)
+
+
+async def ask(port: int, model: str, prompt: Prompt, asked: Asked) -> None:
+    """Send a request and note its pieces as they come; over a bare socket, to save client time."""
+    body = json.dumps(
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt.text}],
+            "stream": True,
+            "max_tokens": NEW,
+            "temperature": 0,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
+            b"content-type: application/json\r\n"
+            + f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        await writer.drain()
+        status = await reader.readline()
+        if b" 200" not in status:
+            raise ConnectionError(f"{status!r} {(await reader.read(800))!r}")
+        while line := await reader.readline():
+            if line.startswith(b"data: {"):
+                chunk = json.loads(line[6:])
+                if any((c.get("delta") or {}).get("content") for c in chunk.get("choices") or ()):
+                    asked.pieces.append(time.perf_counter() - asked.sent)
+                asked.counted = (chunk.get("usage") or {}).get("completion_tokens") or asked.counted
+        asked.ended = True
+        if not asked.pieces:
+            raise ValueError("an answer without text")
+    finally:
+        writer.close()
+
+
+async def storm(
+    port: int, model: str, callers: int, source: Iterator[Prompt], seconds: float
+) -> dict[str, Any]:
+    """So many callers, each asking again until the time is over; what then still runs is cut off. Returns the cell, summed up."""
+    found: list[Asked] = []
+    end = time.perf_counter() + seconds
 
     async def caller() -> None:
-        while waiting:
+        while time.perf_counter() < end:
+            prompt = next(source)
+            asked = Asked(prompt.shared, time.perf_counter())
+            found.append(asked)
             try:
-                answers.append(await asyncio.wait_for(one(port, model, waiting.pop(), NEW), GIVEN_UP_S))
-            except (OSError, ValueError, TimeoutError) as error:
-                errors.append(f"{type(error).__name__}: {error}"[:200])
+                await ask(port, model, prompt, asked)
+            except (OSError, ValueError) as error:
+                asked.error = f"{type(error).__name__}: {error}"[:200]
+                await asyncio.sleep(0.1)  # a server that refuses is not asked a thousand times a second
 
-    began = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    seconds = time.perf_counter() - began
-    answered = [x for x in answers if x[2]]
+    running = [asyncio.create_task(caller()) for _ in range(callers)]
+    await asyncio.wait(running, timeout=seconds)
+    over = time.perf_counter()
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    return summed(found, callers, seconds, over)
+
+
+def quantile(waits: list[tuple[float, bool]], percent: int) -> tuple[float, bool]:
+    """A percentile of the waits by Kaplan and Meier, for requests that still wait are censored; where these hide it, the longest
+    wait and False: a lower bound."""
+    waiting = 1.0
+    for i, (wait, came) in enumerate(found := sorted(waits, key=lambda x: (x[0], not x[1]))):
+        if came:
+            waiting *= 1 - 1 / (len(found) - i)
+            if 1 - waiting >= percent / 100 - 1e-9:
+                return round(wait, 1), True
+    return (round(max(wait for wait, _ in waits), 1), False) if waits else (float("nan"), True)
+
+
+def summed(asked: list[Asked], callers: int, seconds: float, now: float) -> dict[str, Any]:
+    """What one cell shows: tokens a second, first-token times of all, of shared and of other prompts, gaps, errors.
+
+    `now`: when the cell ended, by `time.perf_counter`.
+    """
+    good = [x for x in asked if x.error is None]
+    gaps = [1000 * (b - a) for x in good for a, b in itertools.pairwise(x.pieces)]
+    groups = {
+        "first": good,
+        "shared": [x for x in good if x.shared],
+        "own": [x for x in good if not x.shared],
+    }
     return {
         "callers": callers,
         "requests": len(asked),
-        "errors": len(asked) - len(answered),
-        "error": (errors or [None])[0],
-        "seconds": round(seconds, 2),
-        "tokens": sum(t for *_, t in answered),
-        "tokens_per_s": round(sum(t for *_, t in answered) / seconds, 1),
-        "first_ms": quantiles([1000 * f for f, *_ in answered] or [float("nan")]),
-        "gap_ms": quantiles([1000 * g for _, gaps, _ in answered for g in gaps] or [0.0]),
-    }
+        "errors": len(asked) - len(good),
+        "error": next((x.error for x in asked if x.error), None),
+        "ended": sum(x.ended for x in good),
+        "without_first": sum(not x.pieces for x in good),
+        "tokens_per_s": round(sum(x.counted if x.ended and x.counted else len(x.pieces) for x in good) / seconds, 1),
+        "gap_ms": quantiles(gaps or [0.0]),
+        **{
+            name: {f"p{q}": quantile([x.waited(now) for x in some], q) for q in (50, 95)}
+            for name, some in groups.items()
+        },
+    }  # fmt: skip
+
+
+async def drained(port: int, model: str) -> bool:
+    """Wait until the server answers a short question, so that nothing of a cell that was cut off still runs; False if it does not."""
+    asked = Asked(False, time.perf_counter())
+    with contextlib.suppress(OSError, ValueError, TimeoutError):
+        await asyncio.wait_for(ask(port, model, Prompt("Say yes.", False), asked), DRAIN_S)
+        return True
+    return False
 
 
 def llama_server(port: int, gguf: Path, unified: bool) -> None:
@@ -203,10 +313,29 @@ def commands(
     return {k: v for k, v in found.items() if not options.only or k in options.only}
 
 
+def shown(found: list[list[Any]]) -> str:
+    """The median over rounds of a percentile in milliseconds; a lower bound in any round makes it one."""
+    return (
+        "" if all(exact for _, exact in found) else "> "
+    ) + f"{statistics.median(x for x, _ in found):,.0f}"
+
+
 def show(rows: list[dict[str, Any]], whos: list[str], title: str) -> None:
     """Print a line for each server and number of callers."""
     table = Table(title=title, title_justify="left", box=None)
-    for head in ("callers", "", "tokens/s", "ours is", "first p50", "first p95", "gap p50", "errors"):
+    heads = (
+        "callers",
+        "",
+        "tokens/s",
+        "ours is",
+        "first p50 ms",
+        "p95",
+        "shared p50",
+        "own p50",
+        "gap p50 ms",
+        "errors",
+    )
+    for head in heads:
         table.add_column(head, justify="left" if not head else "right")
     for callers in CALLERS:
         mine = [x["tokens_per_s"] for x in rows if x["who"] == whos[0] and x["callers"] == callers]
@@ -214,21 +343,23 @@ def show(rows: list[dict[str, Any]], whos: list[str], title: str) -> None:
             some = [x for x in rows if x["who"] == who and x["callers"] == callers]
             if not some:
                 continue
-            middle = lambda f: statistics.median(map(f, some))  # noqa: B023, E731
             speeds = [x["tokens_per_s"] for x in some]
             ratio = ""
-            if who != whos[0] and len(speeds) == len(mine) and all(speeds):
+            if who != whos[0] and len(speeds) == len(mine) and all(speeds) and all(mine):
                 ratio = "{:.1f} [{:.1f}, {:.1f}]".format(*interval([a / b for a, b in zip(mine, speeds)]))
             table.add_row(
                 str(callers),
                 who,
-                f"{middle(lambda x: x['tokens_per_s']):,.0f}",
+                f"{statistics.median(speeds):,.0f}",
                 ratio,
-                *(f"{middle(lambda x, q=q: x['first_ms'][q]):,.0f} ms" for q in ("p50", "p95")),
-                f"{middle(lambda x: x['gap_ms']['p50']):,.1f} ms",
+                shown([x["first"]["p50"] for x in some]),
+                shown([x["first"]["p95"] for x in some]),
+                shown([x["shared"]["p50"] for x in some]),
+                shown([x["own"]["p50"] for x in some]),
+                f"{statistics.median(x['gap_ms']['p50'] for x in some):,.0f}",
                 f"{sum(x['errors'] for x in some)} of {sum(x['requests'] for x in some)}",
             )
-    Console(width=150).print(table)
+    Console(width=170).print(table)
 
 
 def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext) -> int:
@@ -242,6 +373,7 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
     parser.add_argument("--llama-server", type=Path, help="a llama-server compiled for this CPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--callers", type=int, nargs="+", choices=CALLERS, default=list(CALLERS))
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each cell")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--only", nargs="+", help="these servers")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "smollm2-serving.json")
@@ -265,10 +397,9 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
             try:
                 servers.append(Server(who, command(port), id_, port, options.threads))
                 closing.callback(servers[-1].close)
-                told = asyncio.run(storm(port, id_, 2, prompts(part, 2, 0)))  # warm
-                if told["errors"]:
-                    raise SystemExit(told["error"])
-            except SystemExit as error:
+                asked = Asked(False, time.perf_counter())
+                asyncio.run(ask(port, id_, next(prompts(part, 0)), asked))  # warm
+            except (SystemExit, OSError, ValueError) as error:
                 print(f"bench: {who} is left out: {error}")
                 servers = [s for s in servers if s.who != who]
         for round_ in range(options.rounds):
@@ -277,18 +408,28 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
                     seed = 1000 * round_ + 10 * callers + (i == 1)
                     with alone():
                         found = asyncio.run(
-                            storm(server.port, server.id, callers, prompts(part, REQUESTS[callers], seed))
+                            storm(server.port, server.id, callers, prompts(part, seed), options.seconds)
                         )
-                    rows.append({"who": server.who, "round": round_, **found})
+                    row = {"who": server.who, "round": round_, **found}
+                    row["drained"] = asyncio.run(drained(server.port, server.id))
+                    rows.append({**row, "load": os.getloadavg()[0]})
                     print(rows[-1], file=sys.stderr, flush=True)
         memory = {s.who: s.memory_mb() for s in servers}
         whos = [s.who for s in servers]
-    about = {"rounds": options.rounds, "threads": options.threads, "slots": SLOTS, "memory_mb": memory}
+    about = {
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "seconds": options.seconds,
+        "slots": SLOTS,
+        "memory_mb": memory,
+    }
     options.out.write_text(
         json.dumps({"rows": rows, **about, "load": os.getloadavg(), **origin()}, indent=1) + "\n"
     )
     show(
-        rows, whos, f"{SHARED} + {OWN} tokens, {NEW} new, {options.rounds} rounds, {options.threads} threads"
+        rows,
+        whos,
+        f"{SHARED} + {OWN} tokens, {NEW} new, {options.rounds} rounds of {options.seconds:.0f} s, {options.threads} threads",
     )
     for who, x in memory.items():
         print(f"{who:<24} MB of the process: {x['VmRSS']:,}, at the peak {x['VmHWM']:,}")
