@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice, takewhile
 from pathlib import Path
+from typing import Any
 
 from starlette.routing import BaseRoute
 
@@ -26,6 +27,7 @@ from demeanor.engine.local import LocalEngine
 from demeanor.engine.remote import estimated_tokens
 from demeanor.engine.respond import TokenizerCodec
 from demeanor.layers import Kit, limits, policy, record
+from demeanor.layers.policy.kept_requests import kept_json
 from demeanor.layers.policy.matching import Rule, bound, load
 from demeanor.layers.tools import THREADS
 from demeanor.mcp.servers import ServerState
@@ -341,6 +343,21 @@ class ServedStack:
 
     def rules(self, model_id: str) -> tuple[str, RuleJudge]:
         return self._rules(self.card(model_id).id)
+
+    async def kept(self, value: Any) -> Any:
+        """A JSON value of a client without what the policy layers hide from the model, if the record layer keeps no raw requests."""
+        layers = [layer.spec for layer in self.runtime.stack.layers]
+        if any(isinstance(spec, record.Spec) and spec.raw for spec in layers):
+            return value
+        return await kept_json(value, self._hiding)
+
+    @cached_property
+    def _hiding(self) -> Sequence[Rule]:
+        """The rules of the whole stack that replace text."""
+        stack, kit = self.runtime.stack, self.runtime.kit(estimated_tokens)
+        specs = [layer.spec for layer in stack.layers if isinstance(layer.spec, policy.Spec)]
+        paths = [registry.file_path(stack.root, spec.rules) for spec in specs]
+        return [rule for path in paths for rule in load(path, kit) if rule.replaces]
 
     def feedback_store(self) -> FeedbackStore | None:
         specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]

@@ -7,7 +7,7 @@ get callables only and know no engine, database or tool; tests pass in stubs.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +38,11 @@ class ToolServers(Protocol):
 
 
 async def _writable() -> None: ...
+
+
+async def everything(turn: Turn) -> Turn:
+    """A turn may be kept as it is."""
+    return turn
 
 
 def _unranked(texts: Sequence[str], how: Any) -> Callable[[str], Sequence[int]]:
@@ -71,13 +76,24 @@ class Kit:
     """Stage key of weights and texts to one unit vector per text; None: there are no local weights."""
     connect: Callable[[str, str, str | None, float], Respond] | None = None
     """Address, model, environment variable of the key (None: no key) and longest time (s) of another model."""
+    kept: Callable[[Turn], Awaitable[Turn]] = everything
+    """What of a request may be kept: the turn without what the layers of its stack hide; `compose` sets it."""
 
 
 def compose(layers: Sequence[tuple[Spec, ModuleType]], inner: Respond, kit: Kit) -> Respond:
     """Wrap `inner` in layers given outermost first, so that a request passes them in that order.
 
-    A layer with an `around_model` also stands right around the model, inside of all others.
+    A layer with an `around_model` also stands right around the model, inside of all others. A layer with a `kept` says
+    what of a request may be kept, wherever it stands.
     """
+    hiding = [module.kept(spec, kit) for spec, module in layers if hasattr(module, "kept")]
+
+    async def kept(turn: Turn) -> Turn:
+        for without in hiding:
+            turn = await without(turn)
+        return turn
+
+    kit = replace(kit, kept=kept)
     for spec, module in reversed(layers):
         if (around_model := getattr(module, "around_model", None)) is not None:
             inner = around_model(spec, inner, kit)

@@ -1,9 +1,9 @@
 """The record layer: writes every turn and its events to the database.
 
-In: a turn, and its events. Out: the same events; Done is passed on only when the turn is stored. A database that
-cannot be written refuses a turn before it costs anything; one that fails later leaves the answer as it is, and
-the log says so. A turn that breaks off is stored as far as it came; one that is refused before its first event
-is not stored. Knows no database.
+In: a turn, and its events. Out: the same events; Done is passed on only when the turn is stored, without what the stack's
+policy takes out of it before the model reads it. A database that cannot be written refuses a turn before it costs
+anything; one that fails later leaves the answer as it is, and the log says so. A turn that breaks off is stored as far
+as it came; one that is refused before its first event is not stored. Knows no database.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class Spec(registry.Spec):
     keep_rated: bool | None = Field(
         None, description="turns with feedback stay however old they are; null: no"
     )
+    raw: bool | None = Field(
+        None,
+        description="requests are stored as they were sent, also what `redact` and `rewrite` rules hide; null: no",
+    )
 
     @model_validator(mode="after")
     def _of_days(self) -> Spec:
@@ -67,15 +71,16 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
     async def body(turn: Turn, inner: Respond) -> AsyncIterator[Event]:
         await can_write()
         started, events, stored = kit.now(), list[Event](), False
+        kept = turn if spec.raw else await kit.kept(turn)
         try:
             async for event in inner(turn):
                 events.append(event)
                 if isinstance(event, Done):
                     stored = True
-                    await written(turn, events, started)
+                    await written(kept, events, started)
                 yield event
         finally:
             if events and not stored:
-                await written(turn, events, started)
+                await written(kept, events, started)
 
     return timed("record", body, inner, kit.clock)

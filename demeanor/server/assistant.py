@@ -166,6 +166,12 @@ def traffic_of(assistant: ServedAssistant) -> Traffic | None:
     return traffic
 
 
+async def kept_value(assistant: ServedAssistant, value: Any) -> Any:
+    """A JSON value of a client as it may be kept: an assistant whose policy takes text out of requests has a `kept`."""
+    kept = getattr(assistant, "kept", None)
+    return value if kept is None else await kept(value)
+
+
 class ServedAssistant(Protocol):
     """A served stack: `name` is the model id of the whole of it, `stack_key` its identity."""
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Field
 
 from demeanor.core.errors import RequestError
+from demeanor.server.assistant import kept_value
 from demeanor.server.endpoint import (
     AUTHENTICATED,
     WITH_BODY,
@@ -141,10 +142,11 @@ async def put_history(request: Request, conversation_id: str) -> Response:
             param="id",
             code="invalid_value",
         )
-    body = orjson.dumps(entry.conversation).decode()
-    words = f"{entry.title}\n{entry.words}"
-    await conversations.put(database, user, conversation_id, title=entry.title, words=words, body=body)
-    return json_response(HistorySaved(object="conversation", id=conversation_id, title=entry.title))
+    told = [entry.title, entry.words, entry.conversation]
+    title, words, conversation = await kept_value(state_of(request).assistant, told)
+    body, words = orjson.dumps(conversation).decode(), f"{title}\n{words}"
+    await conversations.put(database, user, conversation_id, title=title, words=words, body=body)
+    return json_response(HistorySaved(object="conversation", id=conversation_id, title=title))
 
 
 @router.delete(

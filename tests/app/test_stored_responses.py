@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shutil
 import struct
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from demeanor.app import StackRuntime
+from demeanor.app import StackRuntime, load_stack
 from demeanor.model import checkpoints
 from demeanor.model.tensors import Segment
 from demeanor.server.application import app
+from demeanor.server.auth import from_digests
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
+from demeanor.store import turn_lines
+from demeanor.store.keys import digest
 from demeanor.training.runs import Runs
 
 
@@ -111,3 +117,61 @@ async def test_weights_stay_while_they_embed_however_little_memory_there_is(
         found = await asyncio.gather(*(tight.vectors(stage, texts) for stage in ("sft", "dpo", "sft", "dpo")))
         assert found == [*wanted, *wanted]
         assert len(tight._weights.stages) == 1, "what nobody uses has gone"
+
+
+SECRET, ANN = "ZQ-4711-KX", {"authorization": "Bearer k"}
+HIDING = (
+    "rules:\n- {name: code, on: [input, retrieved, tool_definition, tool_result, tool_call, output],"
+    " pattern: 'ZQ-[0-9]{4}-KX', action: redact, reason: a code, reply: '[code]'}\n"
+)
+
+
+def test_what_the_policy_hides_is_on_no_page_in_no_export_and_in_no_file(
+    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chat, streams, raw text, responses that go on, replays, operators' pages, conversations, exports, the files of the database."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained[0].root, tmp_path / "desk", ignore=shutil.ignore_patterns("runs", "*.db*"))
+    (tmp_path / "desk" / "policy.yaml").write_text(HIDING)
+    stack = load_stack(tmp_path / "desk" / trained[0].path.name)
+    asked = {"role": "user", "content": f"Is {SECRET} right?"}
+    tool = {"type": "function", "function": {"name": "look", "description": f"Finds {SECRET}"}}
+    told: list[str] = []
+    with closing(StackRuntime(stack, trained[1])) as runtime:
+        served = ServedStack(runtime)
+        client = TestClient(app(served), base_url="http://localhost", client=("127.0.0.1", 9))
+        keys = from_digests({digest("k"): "ann"})
+        ann = TestClient(app(served, keys=keys), base_url="http://localhost")
+
+        def said(response: httpx.Response) -> httpx.Response:
+            assert response.status_code == 200, response.text
+            told.append(response.text)
+            return response
+
+        chat: dict[str, Any] = {"model": "tiny-desk", "messages": [asked], "max_tokens": 8}
+        first = said(client.post("/v1/chat/completions", json=chat)).json()
+        said(client.post("/v1/chat/completions", json=chat | {"stream": True}))
+        said(client.post("/v1/chat/completions", json=chat | {"tools": [tool], "metadata": {"a": SECRET}}))
+        response = {"model": "tiny-desk", "input": SECRET, "instructions": "Be brief."}
+        kept = said(client.post("/v1/responses", json=response | {"max_output_tokens": 8})).json()
+        said(client.get(f"/v1/responses/{kept['id']}/input_items"))
+        again = {"model": "tiny-desk", "input": "And?", "previous_response_id": kept["id"]}
+        said(client.post("/v1/responses", json=again | {"max_output_tokens": 8}))
+        said(client.get("/v1/demeanor/turns"))
+        detail = said(client.get(f"/v1/demeanor/turns/{first['id']}")).json()
+        assert detail["messages"][0]["content"] == "Is [code] right?"
+        replay = {"model": "tiny-desk"}
+        said(client.post(f"/v1/demeanor/turns/{first['id']}/replay", json=replay))
+        entry = {"title": SECRET, "words": SECRET, "conversation": {"id": "c-1", "text": asked}}
+        for asked_of in (
+            ann.put("/v1/history/c-1", json=entry, headers=ANN),
+            ann.get("/v1/history/c-1", headers=ANN),
+        ):
+            said(asked_of)
+        said(client.post("/v1/feedback", json={"id": first["id"], "score": -1}))
+        assert turn_lines.write(runtime.databases[0], tmp_path / "turns.jsonl") == 5
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"tiny.db", "turns.jsonl"} <= {path.name for path in files}
+    told += [path.read_bytes().decode("latin-1") for path in files]
+    hidden = [text[max(0, text.index(SECRET) - 300) :][:400] for text in told if SECRET in text]
+    assert hidden == []

@@ -7,7 +7,7 @@ and results right around the model (`model_guard.py`). What rules did is told by
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from pydantic import Field
@@ -19,6 +19,7 @@ from demeanor.core.types import Event, Respond, Turn
 from demeanor.layers import Kit, timed
 from demeanor.layers.policy import model_guard
 from demeanor.layers.policy.hit_log import HitLog
+from demeanor.layers.policy.kept_requests import kept_turn
 from demeanor.layers.policy.matching import Rule, bound, declared, load
 from demeanor.layers.policy.output import BY, ending, judged_answer
 from demeanor.layers.policy.requests import judge_turn, note_turn, read_by, size
@@ -100,6 +101,16 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
 def around_model(spec: Spec, inner: Respond, kit: Kit) -> Respond:
     """Apply the rules on passages, tools, calls and results, right around the model."""
     return model_guard.around_model(load(registry.file_path(kit.root, spec.rules), kit), inner, kit)
+
+
+def kept(spec: Spec, kit: Kit) -> Callable[[Turn], Awaitable[Turn]]:
+    """Return what takes out of a turn what the rules hide from the model, for those who keep it."""
+    rules = [rule for rule in load(registry.file_path(kit.root, spec.rules), kit) if rule.replaces]
+
+    async def without(turn: Turn) -> Turn:
+        return turn if size(turn) > MAX_CHARS else await kept_turn(turn, rules)  # a longer one is refused
+
+    return without
 
 
 async def _request(turn: Turn, rules: list[Rule], log: HitLog) -> tuple[Turn | Rule, list[Event]]:
