@@ -42,7 +42,6 @@ from demeanor.server.assistant import (
     RuleJudge,
     TraceView,
     Traffic,
-    UsedApprovals,
     model_not_found,
 )
 from demeanor.server.lifecycle import Version
@@ -51,7 +50,7 @@ from demeanor.stack.schema import Remote
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.store import keys
 from demeanor.store.database import Database, locked, open_url
-from demeanor.store.used_approvals import StoredApprovals
+from demeanor.store.waiting_approvals import StoredApprovals
 from demeanor.traffic_services import OpenedTraffic, open_traffic, replayed
 from demeanor.training.runs import Runs
 from demeanor.world import catalog
@@ -381,7 +380,7 @@ class ServedStack:
         specs = [layer.spec for layer in outer if isinstance(layer.spec, record.Spec)]
         return self.runtime.opened(specs[0].database) if specs else None
 
-    def used_approvals(self) -> UsedApprovals | None:
+    def approval_store(self) -> StoredApprovals | None:
         specs = [layer.spec for layer in self.runtime.stack.layers if isinstance(layer.spec, record.Spec)]
         return StoredApprovals(self.runtime.opened(specs[0].database)) if specs else None
 

@@ -29,7 +29,7 @@ from demeanor.core.types import (
     Upstream,
     fold,
 )
-from demeanor.server.approvals import ApprovalField, Approver, CallDecision, secret_of
+from demeanor.server.approvals import ApprovalField, Approver, CallDecision
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.runs import Runs
 
@@ -84,17 +84,19 @@ def _converse(runtime: StackRuntime, variant: Stack, console: Console) -> int:
 
 def _answered(runtime: StackRuntime, variant: Stack, messages: Messages, console: Console) -> str:
     """The answer to a conversation; calls that wait for a person are asked about, as often as there are any."""
-    approver = Approver(secret_of(None))
+    approver = Approver()
     turn = Turn(messages, replace(decoding_of(runtime.stack)), id="chat", user="terminal")
     while True:
         events = asyncio.run(_turn(runtime, variant, turn, console))
         done = fold(events)
-        waiting = None if done.refusal else approver.waiting(turn, events, done.tool_calls, done.text)
+        if done.refusal:
+            return done.text
+        waiting = asyncio.run(approver.waiting(turn, events, done.tool_calls, done.text))
         if waiting is None:
             return done.text
         decisions = [
             CallDecision(call_id=call.id, approve=_allowed(call, why, console))
-            for call, why in zip(waiting.calls, waiting.reasons)
+            for call, why in waiting.reasons
         ]
         asked = Message("assistant", done.text, tool_calls=done.tool_calls)
         turn = replace(turn, messages=(*turn.messages, asked), id=f"{turn.id}+")

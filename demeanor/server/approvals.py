@@ -1,20 +1,16 @@
 """Approvals of tool calls: what a client gets with an answer that waits for a person, and the check of what it sends back.
 
-In: a turn with its events; later a token with decisions. Out: a signed token; later the turn with decisions that the tools layer may
-trust. A token holds once, until it expires, for one user and key, variant, stack and conversation, and exactly the calls that were
-shown. It also carries the rounds before the calls, as the client may see them, so that no server has to remember them.
+In: a turn with its events; later a token with decisions. Out: a token; later the turn with decisions that the tools layer may
+trust. A token is a random text that says nothing. What it stands for is kept here: it holds once, until it expires, for one user and
+key, variant, stack and conversation, and exactly the calls that were shown; and the rounds before the calls.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import hmac
 import json
-import os
 import secrets
 import time
-import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -22,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from demeanor.core.errors import DemeanorError, RequestError, UsageError
+from demeanor.core.errors import DemeanorError, RequestError
 from demeanor.core.types import (
     Approval,
     Approvals,
@@ -38,14 +34,14 @@ from demeanor.core.types import (
     Trust,
     Turn,
 )
-from demeanor.server.assistant import UsedApprovals
+from demeanor.server.assistant import ApprovalStore
 from demeanor.server.request_context import CURRENT_REQUEST
 from demeanor.server.schemas import Body
+from demeanor.store.waiting_approvals import TOLD_S, KeptApproval
 
-SECRET = "DEMEANOR_APPROVAL_SECRET"
-LEAST_SECRET, MAX_TOKEN, MAX_DECISIONS = 32, 400_000, 128
+MAX_TOKEN, MAX_DECISIONS = 128, 128
 TIMEOUT_S = 900.0
-NONCE = 16
+MOST_CHARS = 64 * 2**20  # of all that one process remembers
 
 
 class CallDecision(Body):
@@ -65,30 +61,33 @@ class ApprovalField(Body):
 
 @dataclass
 class LocalApprovals:
-    """Used approvals of this process, until they expire."""
+    """Waiting approvals of this process by their tokens; where they take too much memory, the oldest are forgotten."""
 
-    used: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, KeptApproval] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    most_chars: int = MOST_CHARS
 
-    async def use(self, approval: str, expires: float, now: float) -> bool:
-        self.used = {id_: until for id_, until in self.used.items() if until >= now}
-        if approval in self.used:
-            return False
-        self.used[approval] = expires
-        return True
+    async def keep(self, entry: KeptApproval, now: float) -> None:
+        known = [each for each in self.kept.values() if each.expires >= now - TOLD_S] + [entry]
+        size = sum(len(each.about) for each in known)
+        while size > self.most_chars:
+            size -= len(known.pop(0).about)
+        self.kept = {each.token: each for each in known}
+        self.used &= {each.turn for each in known}
 
-    async def give_back(self, approval: str) -> None:
-        self.used.pop(approval, None)
+    async def find(self, token: str) -> KeptApproval | None:
+        return self.kept.get(token)
 
+    async def of_turn(self, turn: str) -> KeptApproval | None:
+        return next((each for each in self.kept.values() if each.turn == turn), None)
 
-def secret_of(environment: str | None) -> bytes:
-    """The secret that tokens are signed with: the variable's, or a random one of this process. Raises UsageError if it is short."""
-    if environment is None:
-        return secrets.token_bytes(32)
-    if len(environment) < LEAST_SECRET:
-        raise UsageError(
-            f"{SECRET}: {len(environment)} characters are easy to guess; wanted at least {LEAST_SECRET}, the same for all processes"
-        )
-    return environment.encode()
+    async def use(self, turn: str) -> bool:
+        is_first = turn not in self.used
+        self.used.add(turn)
+        return is_first
+
+    async def give_back(self, turn: str) -> None:
+        self.used.discard(turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,61 +96,70 @@ class WaitingCalls:
 
     token: str
     expires: int
-    calls: tuple[ToolCall, ...]
-    reasons: tuple[str, ...]
+    reasons: tuple[tuple[ToolCall, str], ...]
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        return tuple(call for call, _ in self.reasons)
 
     def json(self, choice: int) -> dict[str, Any]:
         """The entry of `demeanor.approvals`."""
         calls = [
-            {"id": c.id, "name": c.name, "arguments": c.arguments, "reason": why}
-            for c, why in zip(self.calls, self.reasons)
+            {"id": c.id, "name": c.name, "arguments": c.arguments, "reason": why} for c, why in self.reasons
         ]
         return {"choice": choice, "token": self.token, "expires_at": self.expires, "calls": calls}
 
 
 @dataclass(frozen=True)
 class Approver:
-    """Signs and checks the tokens of a server; `now` in seconds since 1970."""
+    """Gives and checks the tokens of a server; `now` in seconds since 1970."""
 
-    secret: bytes = field(default_factory=lambda: secret_of(os.environ.get(SECRET)), repr=False)
     timeout_s: float = TIMEOUT_S
     now: Callable[[], float] = time.time
-    used: UsedApprovals = field(default_factory=LocalApprovals)
+    store: ApprovalStore = field(default_factory=LocalApprovals)
 
-    def waiting(
+    def of(self, store: ApprovalStore | None) -> Approver:
+        """The same with the store of an assistant, if it has one."""
+        return self if store is None else replace(self, store=store)
+
+    async def waiting(
         self, turn: Turn, events: Sequence[Event], shown: Sequence[ToolCall], text: str
     ) -> WaitingCalls | None:
-        """The calls that wait among those that a client is shown with `text`, and their token; None if none waits."""
-        reasons = {
-            e.call_id: e.detail for e in events if isinstance(e, ToolDecision) and e.verdict == "waiting"
-        }
-        calls = tuple(call for call in shown if call.id in reasons)
-        if not calls:
+        """The calls that wait among those that a client is shown with `text`, and their new token; None if none waits."""
+        if not (found := _waiting(events, shown)):
             return None
         before = merged(turn.messages)
         answer = Message("assistant", text, tool_calls=tuple(shown))
         kept, tail = _rounds(replace(turn, messages=before), events, answer)
-        expires = int(self.now() + self.timeout_s)
         about = {
             **self._bound(turn),
-            "id": turn.id,
-            "expires": expires,
-            "calls": [call.id for call in calls],
+            "calls": [call.id for call, _ in found],
             "conversation": digest((*before, answer)),
             "kept": kept,
             "before": digest(before[:kept]),
             "tail": [_json(message) for message in tail],
         }
-        return WaitingCalls(self.sealed(about), expires, calls, tuple(reasons[call.id] for call in calls))
+        expires, token = int(self.now() + self.timeout_s), secrets.token_urlsafe(32)
+        entry = KeptApproval(turn.id, turn.user, token, expires, json.dumps(about))
+        await self.store.keep(entry, self.now())
+        return WaitingCalls(token, expires, tuple(found))
 
-    async def decided(
-        self, turn: Turn, given: ApprovalField, used: UsedApprovals | None = None
-    ) -> tuple[Turn, str]:
-        """The turn with a person's decisions, and the id of the approval, which is used from now on.
+    async def shown_again(
+        self, turn: Turn, events: Sequence[Event], shown: Sequence[ToolCall], text: str
+    ) -> WaitingCalls | None:
+        """The same of an answer from the record: the token that it was given then, or one that holds no more."""
+        if not (found := _waiting(events, shown)):
+            return None
+        entry = await self.store.of_turn(turn.id)
+        token, expires = (entry.token, int(entry.expires)) if entry else (secrets.token_urlsafe(32), 0)
+        return WaitingCalls(token, expires, tuple(found))
+
+    async def decided(self, turn: Turn, given: ApprovalField) -> tuple[Turn, str]:
+        """The turn with a person's decisions, and the turn that waited for them, which is used from now on.
 
         Raises RequestError (400) with `approval.token` or `approval.decisions` as its param.
         """
-        about = self._checked(given.token)
+        waited, about = await self._found(given.token)
         _same_calls(about["calls"], given.decisions)
         if any(about[name] != value for name, value in self._bound(turn).items()):
             raise _invalid("the token is of another user, key, variant or version of the stack")
@@ -169,7 +177,7 @@ class Approver:
         answered = {message.tool_call_id for message in messages[last + 1 :]}
         if answered & set(about["calls"]):
             raise _invalid("a call that waits has a result already")
-        if not await (used or self.used).use(about["id"], about["expires"], self.now()):
+        if not await self.store.use(waited):
             raise RequestError(
                 "approval.token: it was used before; a token holds for one request.",
                 param="approval.token",
@@ -177,9 +185,8 @@ class Approver:
             )
         decisions = tuple(Approval(d.call_id, d.approve, d.reason or "") for d in given.decisions)
         tail = tuple(_message(message) for message in about["tail"])
-        return replace(turn, messages=messages, approvals=Approvals(decisions, about["kept"], tail)), about[
-            "id"
-        ]
+        approvals = Approvals(decisions, about["kept"], tail)
+        return replace(turn, messages=messages, approvals=approvals), waited
 
     def _bound(self, turn: Turn) -> dict[str, str]:
         """Whom and what a token is for."""
@@ -187,45 +194,27 @@ class Approver:
         key = request.key.digest if request is not None and request.key is not None else ""
         return {"user": turn.user, "key": key, "variant": turn.variant, "stack_key": turn.stack_key}
 
-    def sealed(self, about: dict[str, Any]) -> str:
-        """A token: encrypted, so that it shows a client nothing that the operator hides, then signed."""
-        nonce = secrets.token_bytes(NONCE)
-        body = _encoded(nonce + self._veiled(nonce, zlib.compress(json.dumps(about).encode(), 6)))
-        return f"v1.{body}.{_encoded(self._mac(body))}"
-
-    def _veiled(self, nonce: bytes, data: bytes) -> bytes:
-        """Data XORed with SHAKE-256 of a key and a nonce that is used once; done twice, it is the data again."""
-        key = hmac.digest(self.secret, b"demeanor approval v1: encryption", "sha256")
-        stream = hashlib.shake_256(key + nonce).digest(len(data))
-        return (int.from_bytes(data) ^ int.from_bytes(stream)).to_bytes(len(data))
-
-    def _mac(self, body: str) -> bytes:
-        key = hmac.digest(self.secret, b"demeanor approval v1: signature", "sha256")
-        return hmac.digest(key, body.encode(), "sha256")
-
-    def opened(self, body: str) -> dict[str, Any]:
-        """What the body of a token says; its signature was checked."""
-        data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
-        found: dict[str, Any] = json.loads(zlib.decompress(self._veiled(data[:NONCE], data[NONCE:])))
-        return found
-
-    def _checked(self, token: str) -> dict[str, Any]:
-        """What a token says. Raises RequestError if it is not ours or has expired."""
-        version, _, rest = token.partition(".")
-        body, _, mac = rest.partition(".")
-        if version != "v1" or not token.isascii() or not hmac.compare_digest(mac, _encoded(self._mac(body))):
+    async def _found(self, token: str) -> tuple[str, dict[str, Any]]:
+        """The turn of a token and what it stands for. Raises RequestError if it is not known or has expired."""
+        entry = await self.store.find(token)
+        if entry is None:
             raise _invalid(
-                "it was not signed here, or was altered; after a restart, and with several server processes that do not share "
-                f"{SECRET}, an answer has to be asked for again"
+                "it is not known here: tokens are forgotten an hour after they expire, and without a record layer they end with the "
+                "process that gave them. Ask again for the answer"
             )
-        about = self.opened(body)
-        if self.now() > about["expires"]:
+        if self.now() > entry.expires:
             raise RequestError(
                 "approval.token: it has expired; ask again for the answer.",
                 param="approval.token",
                 code="approval_expired",
             )
-        return about
+        return entry.turn, json.loads(entry.about)
+
+
+def _waiting(events: Sequence[Event], shown: Sequence[ToolCall]) -> list[tuple[ToolCall, str]]:
+    """The calls that wait among those that are shown, with the reasons."""
+    reasons = {e.call_id: e.detail for e in events if isinstance(e, ToolDecision) and e.verdict == "waiting"}
+    return [(call, reasons[call.id]) for call in shown if call.id in reasons]
 
 
 REQUEST = "mcpr_"
@@ -251,10 +240,6 @@ def request_parts(id_: str) -> tuple[str, str]:
         ) from None
 
 
-def _encoded(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 def _same_calls(calls: Sequence[str], decisions: Sequence[CallDecision]) -> None:
     decided = [decision.call_id for decision in decisions]
     wrong = [f"'{call}' is not decided" for call in calls if call not in decided]
@@ -272,7 +257,7 @@ def _invalid(why: str) -> RequestError:
     return RequestError(f"approval.token: {why}.", param="approval.token", code="invalid_approval")
 
 
-def given_back(inner: Respond, used: UsedApprovals, approval: str) -> Respond:
+def given_back(inner: Respond, store: ApprovalStore, approval: str) -> Respond:
     """The same answer; if it fails before its first event (a limit, a server behind ours), the approval may be used again."""
 
     async def respond(turn: Turn) -> AsyncIterator[Event]:
@@ -285,7 +270,7 @@ def given_back(inner: Respond, used: UsedApprovals, approval: str) -> Respond:
                     yield event
         except DemeanorError:
             if not began:
-                await used.give_back(approval)
+                await store.give_back(approval)
             raise
 
     return respond

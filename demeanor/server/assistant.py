@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from demeanor.core.errors import RequestError, unknown
 from demeanor.core.types import Completion, Decoding, Messages, Respond, Turn
 from demeanor.store.database import Database, Stored
+from demeanor.store.waiting_approvals import KeptApproval
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +116,23 @@ class TurnStore(Protocol):
     async def forget(self, turn_id: str) -> None: ...
 
 
-class UsedApprovals(Protocol):
-    """Remembers which approvals of tool calls have been used."""
+class ApprovalStore(Protocol):
+    """Keeps answers that wait for a person's approval, by their turns; each is used once."""
 
-    async def use(self, approval: str, expires: float, now: float) -> bool:
-        """Mark one as used, until a time in seconds since 1970; False if it was before."""
+    async def keep(self, entry: KeptApproval, now: float) -> None:
+        """Keep one; `now` in seconds since 1970."""
 
-    async def give_back(self, approval: str) -> None:
-        """Forget that one was used."""
+    async def find(self, token: str) -> KeptApproval | None:
+        """The one of a token, used or not."""
+
+    async def of_turn(self, turn: str) -> KeptApproval | None:
+        """The one of a turn, used or not."""
+
+    async def use(self, turn: str) -> bool:
+        """Mark the one of a turn as used; False if it was before, or is gone."""
+
+    async def give_back(self, turn: str) -> None:
+        """Take back that it was used."""
 
 
 class Traffic(Protocol):
@@ -217,8 +227,8 @@ class ServedAssistant(Protocol):
     async def replay(self, turn: Turn, model_id: str) -> Replay:
         """Answer a recorded conversation again, unrecorded and without effects. Raises RequestError (404) as `card` does."""
 
-    def used_approvals(self) -> UsedApprovals | None:
-        """Where used approvals of tool calls are kept for all processes; None: this process remembers its own."""
+    def approval_store(self) -> ApprovalStore | None:
+        """Where answers that wait for approvals are kept for all processes; None: this process remembers its own."""
 
     async def embed(self, model_id: str, texts: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """One unit vector per text: the mean of its tokens' hidden states. Raises RequestError as `codec` does."""

@@ -6,7 +6,7 @@ every event of every layer, in the order in which it happened, with text as span
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -40,7 +40,7 @@ from demeanor.core.types import (
     Usage,
     fold,
 )
-from demeanor.server.approvals import Approver, WaitingCalls, given_back
+from demeanor.server.approvals import WaitingCalls, given_back
 from demeanor.server.assistant import ModelCard, TraceView, routed
 from demeanor.server.chat_request import ChatRequest, chat_messages, chat_turns
 from demeanor.server.client_settings import refuse_fixed
@@ -180,14 +180,14 @@ async def create_chat_completion(request: Request) -> Response:
     id = f"chatcmpl-{request.state.request_id.removeprefix('req_')}"
     turns = chat_turns(body, card, state.assistant.defaults(), user=user, id=id)
     choices = [ChatChoice(i, logprobs=bool(body.logprobs), parallel=body.parallel) for i in range(len(turns))]
+    approver = state.approver.of(state.assistant.approval_store())
     if body.approval is not None:
-        used = state.assistant.used_approvals() or state.approver.used
-        turn, approval = await state.approver.decided(turns[0], body.approval, used)
-        turns, respond = [turn], given_back(respond, used, approval)
+        turn, approval = await approver.decided(turns[0], body.approval)
+        turns, respond = [turn], given_back(respond, approver.store, approval)
 
-    def waiting(made: Sequence[Sequence[Event]]) -> list[dict[str, Any]]:
+    async def waiting(made: Sequence[Sequence[Event]]) -> list[dict[str, Any]]:
         found = [
-            waiting_calls(state.approver, turn, events, parallel=body.parallel)
+            await waiting_calls(approver.waiting, turn, events, parallel=body.parallel)
             for turn, events in zip(turns, made)
         ]
         return [each.json(i) for i, each in enumerate(found) if each is not None]
@@ -206,14 +206,23 @@ async def create_chat_completion(request: Request) -> Response:
     )
 
 
-def waiting_calls(
-    approver: Approver, turn: Turn, events: Sequence[Event], *, parallel: bool
+async def waiting_calls(
+    waiting: Callable[[Turn, Sequence[Event], Sequence[ToolCall], str], Awaitable[WaitingCalls | None]],
+    turn: Turn,
+    events: Sequence[Event],
+    *,
+    parallel: bool,
 ) -> WaitingCalls | None:
-    """The calls of an answer that wait for a person, with their token."""
+    """The calls of an answer that wait for a person, with their token, by one of the methods of an Approver."""
     done = fold(events)
     if done.refusal is not None:
         return None
-    return approver.waiting(turn, events, sent_calls(done, parallel=parallel), done.text)
+    return await waiting(turn, events, sent_calls(done, parallel=parallel), done.text)
+
+
+async def nothing_waits(events: Sequence[Sequence[Event]]) -> list[dict[str, Any]]:
+    """Where nothing can wait for a person."""
+    return []
 
 
 def of_message(error: DemeanorError, turn: Turn) -> DemeanorError:
@@ -243,15 +252,15 @@ async def completion_response(
     *,
     stream_options: StreamOptions | None,
     started: float,
-    waiting: Callable[[Sequence[Sequence[Event]]], list[dict[str, Any]]] = lambda events: [],
+    waiting: Callable[[Sequence[Sequence[Event]]], Awaitable[list[dict[str, Any]]]] = nothing_waits,
 ) -> Response:
     """Answer turns as one completion with a choice per turn, as `answer` makes it, or streamed as `chunk` makes each part."""
     state = state_of(request)
     head = {"created": int(state.now()), "model": card.id, "system_fingerprint": card.stack_key}
     shown = state.assistant.client_access().shown
 
-    def traced(made: Sequence[Sequence[Event]]) -> dict[str, Any]:
-        found = waiting(made)
+    async def traced(made: Sequence[Sequence[Event]]) -> dict[str, Any]:
+        found = await waiting(made)
         about = trace(card, state.clock, started, made, shown=shown)
         return {**about, **({"approvals": found} if found else {})}
 
@@ -266,7 +275,7 @@ async def completion_response(
         return EventStream(chunks, request.state.request_id, experiment_header(card))
     events = await all_events(request, respond, turns)
     whole = [choice.whole(made) for choice, made in zip(choices, events)]
-    demeanor = traced(events)
+    demeanor = await traced(events)
     completion = answer(**head, choices=whole, usage=usage([fold(e) for e in events]), demeanor=demeanor)
     return json_response(completion, {"x-demeanor-ms": str(demeanor["ms"]), **experiment_header(card)})
 
@@ -389,7 +398,7 @@ async def stream_chunks(
     chunk: Callable[..., C],
     *,
     include_usage: bool,
-    trace: Callable[[Sequence[Sequence[Event]]], dict[str, Any]],
+    trace: Callable[[Sequence[Sequence[Event]]], Awaitable[dict[str, Any]]],
 ) -> AsyncGenerator[C, None]:
     """Turn the events of choices into chunks, the last of them with the trace; `chunk` makes one of its own fields.
 
@@ -410,11 +419,11 @@ async def stream_chunks(
                     yield chunk(choices=[part], **usage_field)
             for i, part in enumerate(parts, 1):
                 is_last = i == len(parts) and not running and not include_usage
-                trace_field = {"demeanor": trace([c.events for c in choices])} if is_last else {}
+                trace_field = {"demeanor": await trace([c.events for c in choices])} if is_last else {}
                 yield chunk(choices=[part], **usage_field, **trace_field)
     if include_usage:
         events = [choice.events for choice in choices]
-        yield chunk(choices=[], usage=usage([fold(e) for e in events]), demeanor=trace(events))
+        yield chunk(choices=[], usage=usage([fold(e) for e in events]), demeanor=await trace(events))
 
 
 class ChatChoice:

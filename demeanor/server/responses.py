@@ -6,7 +6,7 @@ stack's record layer; nothing is kept twice.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from demeanor.core.errors import ContextError, DecodingError, DemeanorError, RequestError, TextError
 from demeanor.core.types import Completion, Message, Turn, fold
 from demeanor.server.approvals import ApprovalField, Approver, given_back
-from demeanor.server.assistant import TurnStore, UsedApprovals, routed
+from demeanor.server.assistant import TurnStore, routed
 from demeanor.server.chat import experiment_header, of_tool, sent_calls, trace, waiting_calls
 from demeanor.server.client_settings import refuse_fixed
 from demeanor.server.endpoint import (
@@ -87,15 +87,15 @@ async def create_response(request: Request) -> Response:
     respond = with_errors(respond, of_field)
     request.state.stack_key = card.stack_key
     turn = replace(turn, variant=card.id, stack_key=card.stack_key)
+    approver = state.approver.of(assistant.approval_store())
     if (given := approval_of(body.input)) is not None:
-        used = assistant.used_approvals() or state.approver.used
-        turn, approval = await decided(state.approver, turn, given, used)
-        respond = given_back(respond, used, approval)
+        turn, approval = await decided(approver, turn, given)
+        respond = given_back(respond, approver.store, approval)
     blank = blank_response(turn, int(state.now()))
     traced = partial(trace, card, state.clock, started, shown=assistant.client_access().shown)
 
-    def finished(completion: Completion) -> ResponseAnswer:
-        waiting = waiting_calls(state.approver, turn, completion.events, parallel=body.parallel)
+    async def finished(completion: Completion) -> ResponseAnswer:
+        waiting = await waiting_calls(approver.waiting, turn, completion.events, parallel=body.parallel)
         response = finished_response(blank, completion, logprobs=body.logprobs, waiting=waiting)
         asked = {} if waiting is None else {"approvals": [waiting.json(0)]}
         return response.model_copy(update={"demeanor": traced([completion.events]) | asked})
@@ -105,7 +105,7 @@ async def create_response(request: Request) -> Response:
         events = stream_events(interleaved(respond, [turn]), streamed, finished)
         return ResponseStream(events, request_id, streamed, experiment_header(card))
     (whole,) = await all_events(request, respond, [turn])
-    answer = finished(fold(whole))
+    answer = await finished(fold(whole))
     headers = {"x-demeanor-ms": str((answer.demeanor or {})["ms"]), **experiment_header(card)}
     return json_response(answer, headers)
 
@@ -116,11 +116,14 @@ async def create_response(request: Request) -> Response:
 )
 async def retrieve_response(request: Request, response_id: str) -> Response:
     read_query(request, ResponseQuery)
-    found = _kept(state_of(request).assistant.turn_store(), response_id, CURRENT_REQUEST.get().user)
+    state = state_of(request)
+    found = _kept(state.assistant.turn_store(), response_id, CURRENT_REQUEST.get().user)
     blank, done = blank_response(found.turn, int(found.started.timestamp())), found.completion
     logprobs = found.turn.decoding.top_logprobs is not None
-    approver = state_of(request).approver
-    waiting = waiting_calls(approver, found.turn, done.events, parallel=blank.parallel_tool_calls)
+    approver = state.approver.of(state.assistant.approval_store())
+    waiting = await waiting_calls(
+        approver.shown_again, found.turn, done.events, parallel=blank.parallel_tool_calls
+    )
     return json_response(finished_response(blank, done, logprobs=logprobs, waiting=waiting))
 
 
@@ -153,12 +156,10 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     return json_response(answer)
 
 
-async def decided(
-    approver: Approver, turn: Turn, given: ApprovalField, used: UsedApprovals
-) -> tuple[Turn, str]:
+async def decided(approver: Approver, turn: Turn, given: ApprovalField) -> tuple[Turn, str]:
     """The turn with a person's decisions, and the id of their approval. Raises RequestError (400) about `input`."""
     try:
-        return await approver.decided(turn, given, used)
+        return await approver.decided(turn, given)
     except RequestError as error:
         raise RequestError(str(error), param="input", code=error.code) from None
 
@@ -166,13 +167,13 @@ async def decided(
 async def stream_events(
     steps: AsyncGenerator[Step, None],
     streamed: StreamedResponse,
-    finished: Callable[[Completion], ResponseAnswer],
+    finished: Callable[[Completion], Awaitable[ResponseAnswer]],
 ) -> AsyncGenerator[StreamEvent, None]:
     """The events to send; nothing before the first visible one, so that an early error is still an HTTP status."""
     async with aclosing(steps):
         async for _, event in steps:
             if event is None:
-                to_send = streamed.end(finished(streamed.completion()))
+                to_send = streamed.end(await finished(streamed.completion()))
             else:
                 to_send = streamed.add(event)
             for each in to_send:

@@ -230,8 +230,13 @@ class Database:
         return self.turn(turn_id)
 
     async def forget(self, turn_id: str) -> None:
-        """Delete a turn with its events and feedback; does nothing if there is none."""
-        await self.queue(lambda c: c.execute("DELETE FROM turns WHERE id = ?", (turn_id,)).rowcount)
+        """Delete a turn with all that hangs on it; does nothing if there is none."""
+
+        def write(connection: Connection) -> None:
+            connection.execute("DELETE FROM waiting_approvals WHERE turn = ?", (turn_id,))
+            connection.execute("DELETE FROM turns WHERE id = ?", (turn_id,))
+
+        await self.queue(write)
 
     def turns(self, *, user: str | None = None, limit: int = 50, skip: int = 0) -> list[Stored]:
         """Return turns, newest first; of one user, or all."""

@@ -26,6 +26,7 @@ OF_TURNS = (
     "comparisons",
     "marks",
 )
+OF_USERS = ("conversations", "waiting_approvals")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def users(database: Database) -> list[str]:
     """Return everybody of whom something is stored."""
     query = (
         "SELECT user FROM turns UNION SELECT user FROM feedback UNION SELECT user FROM conversations"
-        " UNION SELECT user FROM comparisons UNION SELECT user FROM derived WHERE forgotten IS NULL"
+        " UNION SELECT user FROM comparisons UNION SELECT user FROM waiting_approvals"
+        " UNION SELECT user FROM derived WHERE forgotten IS NULL"
     )
     return sorted(row[0] for row in database.rows(query))
 
@@ -111,7 +113,9 @@ def stored(database: Database, user: str) -> dict[str, int]:
             held, values = f"turn{of_user}", (user,)  # type: ignore[assignment]
         query = f"SELECT count(*) FROM {table} WHERE {held}"  # noqa: S608  # names of our own tables
         counts[table] = database.rows(query, *values)[0][0]
-    counts["conversations"] = database.rows("SELECT count(*) FROM conversations WHERE user = ?", user)[0][0]
+    for table in OF_USERS:
+        query = f"SELECT count(*) FROM {table} WHERE user = ?"  # noqa: S608
+        counts[table] = database.rows(query, user)[0][0]
     return {name: int(count) for name, count in counts.items()}
 
 
@@ -125,7 +129,7 @@ def forget(database: Database, user: str, told: Callable[[int], None] = lambda t
     now = database.now().astimezone(UTC).isoformat()
 
     def rest(connection: Connection) -> None:
-        for table in ("feedback", "comparisons", "conversations"):
+        for table in ("feedback", "comparisons", *OF_USERS):
             connection.execute(f"DELETE FROM {table} WHERE user = ?", (user,))  # noqa: S608
         connection.execute("UPDATE derived SET user = '', forgotten = ? WHERE user = ?", (now, user))
 
@@ -141,7 +145,13 @@ def forget(database: Database, user: str, told: Callable[[int], None] = lambda t
 def delete_turns(database: Database, rows: Collection[int]) -> None:
     """Delete turns by their rows, with everything that hangs on them, in one transaction."""
     values = [(row,) for row in rows]
-    database.write(lambda c: c.executemany("DELETE FROM turns WHERE row = ?", values)).result()
+    waiting = "DELETE FROM waiting_approvals WHERE turn IN (SELECT id FROM turns WHERE row = ?)"
+
+    def write(connection: Connection) -> None:
+        connection.executemany(waiting, values)
+        connection.executemany("DELETE FROM turns WHERE row = ?", values)
+
+    database.write(write).result()
 
 
 def forget_labels(database: Database, turns: Collection[str]) -> dict[str, int]:

@@ -128,6 +128,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX derived_user ON derived (user)",
         "CREATE INDEX turns_finished ON turns (finished)",
     ),
+    (  # approvals are kept here instead of in encrypted tokens: store/waiting_approvals.py
+        "DROP TABLE used_approvals",
+        """CREATE TABLE waiting_approvals (
+            turn TEXT PRIMARY KEY, user TEXT NOT NULL, token TEXT NOT NULL UNIQUE, expires DOUBLE PRECISION NOT NULL,
+            about TEXT NOT NULL, used INTEGER NOT NULL)""",
+    ),
 )
 
 

@@ -132,7 +132,7 @@ class Talker:
     def defaults(self) -> Decoding:
         return Decoding(temperature=1.0)
 
-    def used_approvals(self) -> None:
+    def approval_store(self) -> None:
         return None
 
     def turn_store(self) -> None:

@@ -179,7 +179,7 @@ class Scripted:
         self.opinions_given.append((turn_id, score, comment, corrected, user, reasons))
         return True
 
-    def used_approvals(self) -> None:
+    def approval_store(self) -> None:
         return None
 
     def client_access(self) -> ClientAccess:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import zlib
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 from openai.types.responses.response_output_item import McpApprovalRequest
 from scripted import Scripted
 
-from demeanor.core.errors import RequestError, UsageError
+from demeanor.core.errors import RequestError
 from demeanor.core.types import (
     Done,
     Event,
@@ -31,12 +29,13 @@ from demeanor.core.types import (
 from demeanor.layers import Kit, tools
 from demeanor.layers.tools import LoadedTool
 from demeanor.server.application import app
-from demeanor.server.approvals import Approver, LocalApprovals, secret_of
+from demeanor.server.approvals import Approver, LocalApprovals
 from demeanor.server.auth import KeyRing
 from demeanor.server.responses_answer import OutputApprovalRequest
 from demeanor.store.database import Database
 from demeanor.store.keys import create
-from demeanor.store.used_approvals import StoredApprovals
+from demeanor.store.lineage import forget, stored
+from demeanor.store.waiting_approvals import TOLD_S, KeptApproval, StoredApprovals
 from tests.conftest import each
 
 PARAMETERS = {"type": "object", "properties": {"order": {"type": "integer"}}, "required": ["order"]}
@@ -86,6 +85,9 @@ class Desk(Scripted):
         yield Usage(5, 3)
         yield Done("tool_calls")
 
+    def approval_store(self) -> StoredApprovals | None:  # type: ignore[override]
+        return None if self.database is None else StoredApprovals(self.database)
+
     def respond(self, model_id: str) -> Respond:
         self.card(model_id)
 
@@ -126,7 +128,7 @@ class Time:
 
 def client_of(desk: Desk, keys: Any = None, time: Time | None = None, **about: Any) -> httpx.AsyncClient:
     clock = time or Time()
-    made = app(desk, keys=keys, now=clock, approver=Approver(b"s" * 32, now=clock), **about)
+    made = app(desk, keys=keys, now=clock, approver=Approver(now=clock), **about)
     return httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://localhost")
 
 
@@ -228,29 +230,20 @@ async def test_it_works_in_a_stream() -> None:
     assert desk.ran == [{"order": 7}]
 
 
-OURS = Approver(b"s" * 32)
-
-
-def altered(token: str, **changes: Any) -> str:
-    """The token with other contents, as somebody would write it who can read it, and its old signature."""
-    version, body, mac = token.split(".")
-    return f"{version}.{OURS.sealed(OURS.opened(body) | changes).split('.')[1]}.{mac}"
-
-
 def cheat(body: dict[str, Any], how: str) -> dict[str, Any]:
     made = json.loads(json.dumps(body))
     approval, message = made["approval"], made["messages"][-1]
     match how:
         case "forged":
-            approval["token"] = Approver(b"x" * 32).sealed(OURS.opened(approval["token"].split(".")[1]))
-        case "no token":
-            approval["token"] = "v1.."
-        case "another signature":
-            approval["token"] = approval["token"][:-2] + ("AA" if approval["token"][-2:] != "AA" else "BB")
-        case "a longer life":
-            approval["token"] = altered(approval["token"], expires=9_999_999_999)
-        case "another user inside":
-            approval["token"] = altered(approval["token"], user="mallory")
+            approval["token"] = "A" * len(approval["token"])
+        case "a token of before":
+            approval["token"] = "v1.eyJ1c2VyIjoiYW5uIn0.AAAA"
+        case "half a token":
+            approval["token"] = approval["token"][:20]
+        case "a pattern":
+            approval["token"] = "%' OR 'a'='a"
+        case "the turn":
+            approval["token"] = "chatcmpl-1"
         case "other arguments":
             message["tool_calls"][0]["function"]["arguments"] = '{"order": 8}'
         case "another tool":
@@ -277,10 +270,10 @@ def cheat(body: dict[str, Any], how: str) -> dict[str, Any]:
 
 CHEATS = (
     "forged",
-    "no token",
-    "another signature",
-    "a longer life",
-    "another user inside",
+    "a token of before",
+    "half a token",
+    "a pattern",
+    "the turn",
     "other arguments",
     "another tool",
     "one more call",
@@ -463,13 +456,7 @@ async def test_responses_ask_and_are_answered_in_openais_items(recorded: Desk) -
             "approval_used",
             "input",
         )
-        later = {
-            "type": "mcp_approval_response",
-            "approval_request_id": kept["output"][1]["id"],
-            "approve": True,
-        }
-        status, refused = await post(client, {**body, "input": [later]}, "/v1/responses")
-        assert (status, refused["error"]["code"]) == (400, "approval_used"), "read again is the same approval"
+        assert kept["output"][1] == wanted, "read again it is the same item, and lives no longer"
     assert recorded.ran == [{"order": 7}]
 
 
@@ -486,7 +473,7 @@ async def test_a_response_goes_on_from_its_items_alone() -> None:
         status, done = await post(client, {**REQUEST, "store": False, "input": items}, "/v1/responses")
         assert status == 200, done
         assert done["output"][0]["content"][0]["text"].startswith("I read: error: the user did not allow")
-        for bad in ("mcpr_", "mcpr_zz_v1.a.b", "call_1"):
+        for bad in ("mcpr_", "mcpr_zz_a", "mcpr_00_a", "call_1"):
             wrong = [*items[:-1], {**decision, "approval_request_id": bad}]
             status, refused = await post(client, {**REQUEST, "store": False, "input": wrong}, "/v1/responses")
             assert (status, refused["error"]["param"]) == (400, "input"), refused
@@ -510,38 +497,74 @@ def test_the_openai_sdk_reads_the_items() -> None:
     assert McpApprovalRequest.model_validate(item.model_dump()).name == "refund"
 
 
-# ---- secrets and stores ----
+# ---- what is kept ----
 
 
-def test_a_short_secret_is_refused_and_none_means_a_random_one() -> None:
-    with pytest.raises(UsageError, match="at least 32"):
-        secret_of("short")
-    assert secret_of("a" * 32) == b"a" * 32
-    assert secret_of(None) != secret_of(None)
-    assert "s" * 32 not in repr(Approver(b"s" * 32))
+def entry(turn: str, expires: float, about: str = "{}") -> KeptApproval:
+    return KeptApproval(turn, "ann", f"token of {turn}", expires, about)
 
 
-async def test_used_approvals_are_shared_by_processes_on_one_database(tmp_path: Path) -> None:
+async def test_waiting_approvals_are_shared_by_processes_on_one_database(tmp_path: Path) -> None:
     here, there = Database(tmp_path / "a.db"), Database(tmp_path / "a.db")
     try:
         first, second = StoredApprovals(here), StoredApprovals(there)
-        assert await first.use("t", 100.0, 1.0)
-        assert not await second.use("t", 100.0, 2.0)
+        await first.keep(entry("t", 100.0), 1.0)
+        assert await second.find("token of t") == await second.of_turn("t") == entry("t", 100.0)
+        assert await first.use("t")
+        assert not await second.use("t")
         await second.give_back("t")
-        assert await first.use("t", 100.0, 3.0)
-        assert await second.use("u", 300.0, 200.0), "and those that have expired are forgotten"
-        assert [row["id"] for row in here.rows("SELECT id FROM used_approvals")] == ["u"]
+        assert await first.use("t")
+        assert not await first.use("never kept")
+        await second.keep(entry("u", 9e9), 100.0 + TOLD_S)
+        assert await first.find("token of t") is not None, "its client is still told that it expired"
+        await second.keep(entry("w", 9e9), 101.0 + TOLD_S)
+        assert await first.find("token of t") is None
+        assert await first.find("token of u") is not None
     finally:
         here.close()
         there.close()
 
 
-async def test_local_approvals_forget_what_has_expired() -> None:
-    local = LocalApprovals()
-    assert await local.use("t", 10.0, 1.0)
-    assert not await local.use("t", 10.0, 9.0)
-    assert await local.use("u", 30.0, 20.0)
-    assert list(local.used) == ["u"]
+async def test_local_approvals_forget_what_has_expired_and_what_is_too_much() -> None:
+    local = LocalApprovals(most_chars=10)
+    await local.keep(entry("t", 10.0), 1.0)
+    assert await local.use("t")
+    assert not await local.use("t")
+    await local.keep(entry("u", 30.0), 11.0 + TOLD_S)
+    assert list(local.kept) == ["token of u"]
+    assert local.used == set()
+    for turn in "vw":
+        await local.keep(entry(turn, 9e9, "12345"), 12.0)
+    assert list(local.kept) == ["token of v", "token of w"], "the oldest makes room"
+
+
+async def test_a_forgotten_user_and_a_deleted_response_leave_nothing_that_waits(recorded: Desk) -> None:
+    database = recorded.database
+    assert database is not None
+    async with client_of(recorded) as client:
+        _, answer = await post(client, REQUEST, "/v1/responses")
+        await post(client, {**REQUEST, "user": "ann"}, "/v1/responses")
+        assert (await client.delete(f"/v1/responses/{answer['id']}")).status_code == 200
+    query = "SELECT turn, user FROM waiting_approvals"
+    ((_, user),) = database.rows(query)
+    assert user == "ann"
+    assert stored(database, "ann")["waiting_approvals"] == 1
+    assert forget(database, "ann")["waiting_approvals"] == 1
+    assert database.rows(query) == []
+
+
+async def test_an_old_response_that_is_read_again_gets_no_new_life(recorded: Desk) -> None:
+    time = Time()
+    async with client_of(recorded, time=time) as client:
+        _, answer = await post(client, REQUEST, "/v1/responses")
+        time.now_s += 901
+        kept = (await client.get(f"/v1/responses/{answer['id']}")).json()
+        id_ = kept["output"][1]["id"]
+        decision = {"type": "mcp_approval_response", "approval_request_id": id_, "approve": True}
+        body = {**REQUEST, "previous_response_id": answer["id"], "input": [decision]}
+        status, refused = await post(client, body, "/v1/responses")
+    assert (status, refused["error"]["code"]) == (400, "approval_expired")
+    assert recorded.ran == []
 
 
 async def test_a_second_approval_in_a_row_reads_the_first_ones_result() -> None:
@@ -587,22 +610,12 @@ def _asks_twice(desk: Desk) -> Respond:
     return respond
 
 
-async def test_a_token_shows_nothing_of_what_it_carries() -> None:
-    """It holds results of tools, which a policy or the operator may hide from the client."""
-    desk = Desk()
+async def test_a_token_says_nothing_and_is_as_long_as_every_other() -> None:
+    """What it stands for holds results of tools, which a policy or the operator may hide from the client."""
+    desk, tokens = Desk(), []
     async with client_of(desk) as client:
-        answer, _ = await asked(client)
-    token = answer["demeanor"]["approvals"][0]["token"]
-    _, body, _ = token.split(".")
-    assert "20 EUR" in str(OURS.opened(body)["tail"])
-    raw = base64.urlsafe_b64decode(body + "==")
-    with pytest.raises(zlib.error):
-        zlib.decompress(raw[16:])
-    again = (await _token_of_the_same()).split(".")[1]
-    assert again[:20] != body[:20], "and two tokens share no key stream"
-
-
-async def _token_of_the_same() -> str:
-    async with client_of(Desk()) as client:
-        answer, _ = await asked(client)
-    return str(answer["demeanor"]["approvals"][0]["token"])
+        for question in ("refund order 7", "refund order 7 " * 100):
+            answer, _ = await asked(client, {**ASK, "messages": [{"role": "user", "content": question}]})
+            tokens.append(answer["demeanor"]["approvals"][0]["token"])
+    assert [len(token) for token in tokens] == [43, 43]
+    assert len(set(tokens)) == 2
