@@ -41,9 +41,10 @@ from demeanor.core.table import (
 )
 from demeanor.core.types import Decoding, Item, Text, Turn, complete
 from demeanor.evaluation import statistics
+from demeanor.evaluation.answer_report import refusal_figures
 from demeanor.evaluation.experiment import Experiment, sampled
 from demeanor.evaluation.items import SAFE, UNSAFE, suite_hash
-from demeanor.evaluation.ladder_report import rate_text, refusal_figures
+from demeanor.evaluation.ladder_sentences import rate_text
 from demeanor.evaluation.profile import NOBODY, calibration, cost_of, mean_of, refusals
 from demeanor.evaluation.result import Calibration, Mean, Refusals, mean_text, save
 from demeanor.evaluation.result_rows import PairedTable, Row, note_answers

@@ -7,6 +7,7 @@ accuracy, Fleiss' kappa, position bias.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from demeanor.evaluation.statistics import (
     mcnemar_exact,
     mean,
 )
+from demeanor.stack.schema import JudgeSpec
 from demeanor.stack.stack import Stack, digest
 
 
@@ -299,6 +301,29 @@ def _text(messages: Messages) -> str:
     return (
         messages[0].content if len(messages) == 1 else "\n\n".join(f"{m.role}: {m.content}" for m in messages)
     )
+
+
+def validation_of(folder: Path, name: str, judge: JudgeSpec) -> dict[str, Any] | None:
+    """What `demeanor judge` measured of this server, model and longest verdict: NAME.judge.json first, then any other of the folder."""
+    for path in (folder / f"{name}.judge.json", *sorted(folder.glob("*.judge.json"))):
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            who = tree["judge"]
+            same = (who["url"].rstrip("/"), who["model"], who["max_tokens"]) == (
+                judge.url.rstrip("/"),
+                judge.model,
+                judge.max_tokens,
+            )
+            if same and tree["accuracy"]:
+                return {
+                    "file": str(path),
+                    "pairs_file": tree["pairs_file"],
+                    "pairs": tree["pairs"],
+                    "accuracy": tree["accuracy"],
+                }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
 
 
 # ---- what a person reads ----

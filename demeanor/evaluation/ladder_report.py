@@ -5,18 +5,14 @@ In: a Result. Out: a Page of sections. No sentence says more than its interval: 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from demeanor.core.table import (
     MINUS,
     NONE,
-    PAGE,
     TERMINAL,
     WRITTEN,
     Block,
-    BlockGroup,
     Bullets,
     Facts,
     Figure,
@@ -28,10 +24,8 @@ from demeanor.core.table import (
     Section,
     StyledText,
     Table,
-    Tone,
     axis_name,
     difference,
-    estimate,
     interval,
     listed,
     number,
@@ -39,35 +33,35 @@ from demeanor.core.table import (
     percent,
     plural,
     points,
-    size,
 )
 from demeanor.evaluation import training_report
-from demeanor.evaluation.profile import NOBODY
+from demeanor.evaluation.answer_report import confidence_section, refusals_section, robustness_section
+from demeanor.evaluation.changed_items import items_section
+from demeanor.evaluation.ladder_sentences import (
+    biggest_steps,
+    external_sentence,
+    headline,
+    idle_steps,
+    labels_of,
+    layers_of,
+    no_regressions,
+    regression_headline,
+    regression_sentence,
+    shade,
+)
 from demeanor.evaluation.result import (
-    Answer,
-    Change,
     Comparison,
     Delta,
-    Question,
-    Rate,
-    Refusals,
     Regression,
     Result,
-    _delta_on,
+    delta_on,
     is_firm,
     ladder_of,
     mean_text,
 )
-from demeanor.evaluation.result_rows import WEIGHTS
 
 APPENDIX = ("items", "cost", "training", "how")
 """Anchors of the sections that come after those of other analyses."""
-ITEMS_SHOWN = 40
-"""Changed items listed per step, axis and direction; the result file holds all of them."""
-CHARACTERS_SHOWN = 2000
-NOT_CORRECTED = (
-    " Its own interval excludes zero, but not after correction for the many comparisons of the table."
-)
 CHANGES = "Behind a mean: its change from the column before, in points, where the 95% interval excludes zero. *: also after Holm's correction."
 CLUSTERS = (
     "Clusters are items of one source; intervals count clusters. “Smallest detectable” is "
@@ -109,10 +103,10 @@ def page(result: Result) -> Page:
         _certainty(result),
         _without(result),
         _external(result),
-        _refusals(result, {v.id for v in steps}),
-        _confidence(result),
-        _robustness(result),
-        _items(result),
+        refusals_section(result, {v.id for v in steps}),
+        confidence_section(result),
+        robustness_section(result),
+        items_section(result),
         _cost(result),
         training_report.section(result.curves),
         _method(result),
@@ -132,149 +126,7 @@ def page(result: Result) -> Page:
 # ---- parts of a result ----
 
 
-def labels_of(result: Result) -> dict[str, str]:
-    """Variant id -> short label."""
-    return {variant.id: re.sub("^-", MINUS, variant.label) for variant in result.variants}
-
-
-def layers_of(result: Result) -> list[str]:
-    """Every layer that took time or refused, the weights first: the order of their colours."""
-    timed = [name for cost in result.cost for name in cost.layer_ms]
-    refused = [name for r in result.refusals for name in (*r.who_unsafe, *r.who_safe) if name != NOBODY]
-    return list(dict.fromkeys([WEIGHTS, *timed, *refused]))
-
-
-def refused_key(layers: Sequence[str], shown: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """The key of a figure of who refused: colour class and meaning."""
-    named = [(shade(layer, layers), f"refused by {layer}") for layer in shown]
-    return (*named, (shade(NOBODY, layers), "answered"))
-
-
-def shade(layer: str, layers: Sequence[str]) -> str:
-    """The colour class of a layer: the same in every figure, by its place; a pale one for what was not refused."""
-    return "s-answered" if layer == NOBODY else f"s{list(layers).index(layer) % 6}"
-
-
-def rate_text(found: Rate) -> str:
-    """A number with its interval."""
-    return estimate(found.value, found.low, found.high)
-
-
 # ---- sentences ----
-
-
-def headline(result: Result) -> str:
-    """That answers failed, where some did; then what the whole stack changed against its base, counted by corrected verdicts."""
-    if result.failed:
-        rest = headline(replace(result, failed=0))
-        return f"{result.failed} of {plural(result.answers, 'answer')} FAILED and have no score. Of the others: {rest}"
-    if result.whole is None:
-        return f"{result.name} on {plural(result.items, 'question')}"
-    verdicts = [delta.verdict for delta in result.whole.deltas]
-    steps = ladder_of(result)
-    last = "the whole stack" if result.without else steps[-1].label.lstrip("+")
-    way = f"From {steps[0].label} to {last}"
-    better, worse = verdicts.count("better"), verdicts.count("worse")
-    if not better and not worse:
-        return f"{way}, no behavior shows a change on these {result.items:,} questions."
-    quiet = len(verdicts) - better - worse
-    rest = f"; for {quiet} no change is shown" if quiet else ""
-    if better and worse:
-        return f"{way}, {_of(better, len(verdicts))} improved and {worse} got worse{rest}."
-    return f"{way}, {_of(better or worse, len(verdicts))} {'improved' if better else 'got worse'}{rest}."
-
-
-def _of(count: int, total: int) -> str:
-    if count == total and total > 1:
-        return f"all {total} behaviors"
-    return f"{count} of {plural(total, 'behavior')}"
-
-
-def biggest_steps(result: Result, count: int = 3) -> list[str]:
-    """The largest improvements that survive the correction, at most one per step."""
-    best: list[tuple[float, str]] = []
-    for step in result.steps:
-        gains = [d for d in step.deltas if d.verdict == "better" and d.value is not None]
-        if gains:
-            top = max(gains, key=lambda d: d.value or 0.0)
-            best.append((top.value or 0.0, f"+{step.name} raised {axis_name(top.axis)} by {_by(top)}"))
-    return [text for _, text in sorted(best, key=lambda x: -x[0])[:count]]
-
-
-def idle_steps(steps: Sequence[Comparison]) -> list[str]:
-    """Steps whose every interval covers zero."""
-    return [step.name for step in steps if not any(d.shown for d in step.deltas)]
-
-
-def regression_sentence(regression: Regression) -> str:
-    """One loss, with its interval and whether it survives the correction."""
-    delta = regression.delta
-    axis = axis_name(delta.axis)
-    if regression.kind == "step":
-        told = f"Adding {regression.name} lowered {axis} by {_by(delta)}"
-    else:
-        told = f"In the whole stack, {axis} is lower with {regression.name} than without it, by {_by(delta)}"
-    counted = f"{plural(delta.regressed, 'item')} regressed, {delta.fixed} fixed."
-    return f"{told}. {counted}{'' if regression.certain else NOT_CORRECTED}"
-
-
-def regression_headline(result: Result) -> str | None:
-    """The worst loss on the ladder in one line, and how many more there are."""
-    steps = [r for r in result.regressions if r.kind == "step"]
-    if not steps:
-        return None
-    doubt = "" if steps[0].certain else ", which does not survive the correction for many comparisons"
-    left = len(steps) - 1
-    more = f" {left} more {'loss' if left == 1 else 'losses'} below." if left else ""
-    worst = steps[0].delta
-    return f"+{steps[0].name} lowered {axis_name(worst.axis)} by {_by(worst)}{doubt}.{more}"
-
-
-def no_regressions(result: Result) -> str:
-    """What may be said when nothing fell: only as much as the design could have found."""
-    sizes = [axis.detectable for axis in result.axes if axis.detectable is not None]
-    if not sizes:
-        return "No step shows a loss, but with so few clusters none could have been shown."
-    low, high = percent(min(sizes)), percent(max(sizes))
-    span = low if low == high else f"{low} to {high}"
-    return f"No step shows a loss on any axis. Losses smaller than about {span} points could well go unseen at this size."
-
-
-def external_sentence(comparison: Comparison) -> str:
-    """The whole stack against an external model, counted by corrected verdicts."""
-    named = {
-        kind: [axis_name(d.axis) for d in comparison.deltas if d.verdict == kind]
-        for kind in ("better", "worse")
-    }
-    told = [f"{kind} on {listed(axes)}" for kind, axes in named.items() if axes]
-    alone = [axis_name(d.axis) for d in comparison.deltas if d.shown and not is_firm(d)]
-    if told:
-        quiet = len(comparison.deltas) - sum(map(len, named.values()))
-        rest = f"; for {quiet} no difference is shown" if quiet else ""
-        return f"Compared with {comparison.name}, the whole stack is {' and '.join(told)}{rest}."
-    if alone:
-        return (
-            f"Compared with {comparison.name}, no difference of the whole stack is shown after Holm's correction; "
-            f"before it, the interval excludes zero on {listed(alone)}."
-        )
-    return f"Compared with {comparison.name}, no difference of the whole stack is shown on any behavior."
-
-
-def delta_sentence(name: str, delta: Delta) -> str:
-    """One comparison in words."""
-    axis = axis_name(delta.axis)
-    if delta.value is None:
-        return f"{name} on {axis}: not measured."
-    if not delta.shown:
-        bounds = interval(delta.low, delta.high)
-        return f"{name} on {axis}: no change shown ({points(delta.value)} points, {bounds}; n {delta.n})."
-    verb = "raised" if delta.value > 0 else "lowered"
-    firm = "" if is_firm(delta) else "; not after correction"
-    return f"{name} {verb} {axis} by {_by(delta)}{firm}; n {delta.n} in {plural(delta.clusters, 'cluster')}."
-
-
-def _by(delta: Delta) -> str:
-    return size(delta.value or 0.0, delta.low, delta.high)
 
 
 # ---- what each layer did, and what got worse ----
@@ -418,7 +270,7 @@ def _external(result: Result) -> Section | None:
         row: list[Inline] = [axis_name(axis.name), mean_text(axis.means[whole])]
         for other in result.external:
             row.append(mean_text(axis.means[other.before]))
-            delta = _delta_on(other, axis.name)
+            delta = delta_on(other, axis.name)
             row.append(
                 NONE
                 if delta is None
@@ -445,287 +297,10 @@ def _external(result: Result) -> Section | None:
 # ---- refusals ----
 
 
-def _refusals(result: Result, steps: set[str]) -> Section | None:
-    """Contrast twins: answering what is safe against refusing what is not, and who refused."""
-    if not result.refusals:
-        return None
-    labels, layers = labels_of(result), layers_of(result)
-    shown = steps | {c.before for c in result.external}
-    refused = [x for x in layers if any(x in r.who_unsafe or x in r.who_safe for r in result.refusals)]
-    figures = refusal_figures([r for r in result.refusals if r.variant in steps], labels, layers, refused)
-    columns = (
-        "",
-        "safe answered",
-        "unsafe refused",
-        *(f"by {x}" for x in refused),
-        "Youden’s J",
-        "d′",
-        "criterion",
-    )
-    rows = tuple(_refusals_row(r, labels[r.variant], refused) for r in result.refusals)
-    brief = tuple(
-        row[: 3 + len(refused)] + row[-2:-1] for row, r in zip(rows, result.refusals) if r.variant in shown
-    )
-    note = (
-        "J: share of unsafe refused minus share of safe refused. d′: how far apart the two are told (0 is guessing), with half a "
-        "count added to each cell. Criterion: negative refuses readily, positive reluctantly; a stricter rule moves it and leaves "
-        "d′. By: unsafe requests refused by that layer; weights are the model's own words."
-    )
-    return Section(
-        "refusals",
-        "Refusals",
-        "Refusing, and refusing too much",
-        (
-            Paragraph(
-                "Each unsafe request has a safe twin that looks like it. A layer that only refuses more moves left and up along the "
-                "same curve; one that tells them apart moves towards the corner. A refusal counts for the layer that made it: the "
-                "weights in their own words, or another layer.",
-                "lead",
-            ),
-            figures,
-            OnlyFor(
-                WRITTEN,
-                (Fold("The numbers, for every variant", (Table(columns, rows), Paragraph(note, "note"))),),
-            ),
-            OnlyFor(TERMINAL, (Table((*columns[: 3 + len(refused)], "d′"), brief),)),
-        ),
-    )
-
-
-def refusal_figures(
-    refusals: Sequence[Refusals], labels: dict[str, str], layers: Sequence[str], shown: Sequence[str]
-) -> BlockGroup:
-    """Safe requests answered against unsafe ones refused, and who refused them."""
-    caption = "Top right is ideal, crosses are intervals, the dashes are guessing."
-    who = {"refusals": refusals, "labels": labels, "layers": layers}
-    return BlockGroup(
-        (
-            Figure("refusal_plane", {"refusals": refusals, "labels": labels}, caption=caption),
-            Figure("who_refused", who, legend=refused_key(layers, shown)),
-        ),
-        "two",
-    )
-
-
-def _refusals_row(found: Refusals, label: str, refused: Sequence[str]) -> tuple[Inline, ...]:
-    return (
-        label,
-        mean_text(found.safe_compliance),
-        mean_text(found.unsafe_refusal),
-        *(str(found.who_unsafe.get(x, 0)) for x in refused),
-        rate_text(found.youden_j),
-        rate_text(found.d_prime),
-        rate_text(found.criterion),
-    )
-
-
 # ---- what an answer is worth ----
 
 
-def _confidence(result: Result) -> Section | None:
-    """Stated confidences against outcomes, per variant."""
-    if not result.confidences:
-        return None
-    labels = labels_of(result)
-    columns = (
-        "",
-        "confidence",
-        "right",
-        "calibration error",
-        "if perfect (95%)",
-        "p",
-        "Brier",
-        "if it knew nothing",
-        "answers",
-    )
-    rows = tuple(
-        (
-            labels[x.variant],
-            f"{percent(x.mean_confidence)}%",
-            f"{percent(x.right)}%",
-            number(x.ece, 3),
-            f"{x.expected:.3f} ({x.null_high:.3f})",
-            p_value(x.p),
-            number(x.brier, 3),
-            f"{x.brier_shuffled:.3f} (p {p_value(x.brier_p)})",
-            str(x.n),
-        )
-        for x in result.confidences
-    )
-    return Section(
-        "confidence",
-        "Confidence",
-        "Does it know what it knows",
-        (
-            Paragraph(
-                "The confidence that answers state, against whether they are right. A perfectly calibrated model would still show some "
-                "error at so few answers, which stands beside it; p is the chance of an error as large from one.",
-                "lead",
-            ),
-            Table(columns, rows),
-            Paragraph(
-                "Brier: mean squared distance of confidence and outcome, beside the same confidences shuffled among the answers. An "
-                "answer that states none is taken as certain.",
-                "note",
-            ),
-        ),
-    )
-
-
-def _robustness(result: Result) -> Section | None:
-    """What rewording does to every variant, per axis that has rewordings."""
-    if not result.robustness:
-        return None
-    labels = labels_of(result)
-    columns = (
-        "",
-        "axis",
-        "right",
-        "in every wording",
-        "in some",
-        "flips",
-        "best less worst",
-        "lost against plain",
-        "groups",
-    )
-    rows = tuple(
-        (
-            labels[x.variant],
-            axis_name(x.axis),
-            _share(x.mean),
-            _share(x.worst),
-            _share(x.best),
-            _share(x.flip_rate)
-            + ("" if x.flip_low is None else f" ({percent(x.flip_low)} to {percent(x.flip_high)})"),
-            percent(x.spread),
-            NONE if x.drop is None else f"{number(100 * x.drop, 0)}%",
-            str(x.groups),
-        )
-        for x in result.robustness
-    )
-    return Section(
-        "robustness",
-        "Rewordings",
-        "The same question in other words",
-        (
-            Paragraph(
-                "Questions that mean the same to a person, worded in several ways. An assistant that understands them answers all of a "
-                "group alike; a flip is a group whose wordings are not all scored alike.",
-                "lead",
-            ),
-            Table(columns, rows, text=(0, 1)),
-            Paragraph(
-                "Flips: with their exact 95% interval. Best less worst: the best mean over wordings minus the worst, in points. Lost: "
-                "the share of its accuracy on plain wordings that other wordings cost.",
-                "note",
-            ),
-        ),
-    )
-
-
-def _share(value: float | None) -> str:
-    return NONE if value is None else f"{percent(value)}%"
-
-
 # ---- the items behind the numbers ----
-
-
-def _items(result: Result) -> Section | None:
-    """Every step's regressed and fixed items, then those on which an external model and the whole differ."""
-    if not result.steps and not result.external:
-        return None
-    steps = [
-        _changes(result, step, f"step-{step.name}", f"+{step.name}", "regressed", "fixed")
-        for step in result.steps
-    ]
-    others = [
-        _changes(
-            result, c, f"external-{c.name}", c.name, "wrong here, right there", "right here, wrong there"
-        )
-        for c in result.external
-    ]
-    blocks: list[Block] = [
-        Paragraph(
-            "Per step, the questions that were right before and are wrong now, then those that became right. Open one to read both "
-            "answers and what each layer did for them.",
-            "lead",
-        ),
-        BlockGroup(tuple(steps), "steps"),
-    ]
-    if others:
-        about = "Against external models: before is the other's answer, after is the whole stack’s"
-        blocks += [Paragraph(about, "heading"), BlockGroup(tuple(others), "steps")]
-    return Section("items", "Items", "The items behind the numbers", (OnlyFor(PAGE, tuple(blocks)),))
-
-
-def _changes(result: Result, step: Comparison, anchor: str, name: str, lost: str, won: str) -> Fold:
-    regressed, fixed = (sum(c.fixed is want for c in step.changes) for want in (False, True))
-    inside: list[Block] = []
-    for axis in result.axes:
-        changes = [c for c in step.changes if c.axis == axis.name]
-        if changes:
-            inside += _changes_on(result, axis.name, changes, lost, won)
-    if not inside:
-        inside.append(Paragraph(StyledText("No item changed from wrong to right or back.", "soft")))
-    summary = (StyledText(name, strong=True), _count(regressed, lost, "down"), _count(fixed, won, "up"))
-    return Fold(summary, tuple(inside), anchor)
-
-
-def _count(count: int, said: str, tone: Tone) -> StyledText:
-    return StyledText(f"{count} {said}", "tag", tone if count else "")
-
-
-def _changes_on(result: Result, axis: str, changes: Sequence[Change], lost: str, won: str) -> list[Block]:
-    """The changed items of one axis: what regressed stands open, what was fixed is folded away."""
-    regressed, fixed = ([c for c in changes if c.fixed is want] for want in (False, True))
-    counted = StyledText(f"  {len(regressed)} {lost}, {len(fixed)} {won}", "soft")
-    blocks: list[Block] = [Paragraph((axis_name(axis), counted), "heading"), *_listed(result, regressed)]
-    if fixed:
-        summary = f"{plural(len(fixed), 'item')} {won}"
-        blocks.append(Fold(summary, tuple(_listed(result, fixed)), tone="up", item=True))
-    return blocks
-
-
-def _listed(result: Result, changes: Sequence[Change]) -> list[Block]:
-    shown: list[Block] = [_item(c, result.questions[c.item_id]) for c in changes[:ITEMS_SHOWN]]
-    left = len(changes) - ITEMS_SHOWN
-    if left > 0:
-        shown.append(Paragraph(StyledText(f"{plural(left, 'more item')} in the result file.", "soft")))
-    return shown
-
-
-def _item(change: Change, question: Question) -> Fold:
-    was, now = (_brief(answer.text, 44) or "(nothing)" for answer in (change.before, change.after))
-    summary = (_brief(question.messages[-1][1], 90), StyledText(f"    {was} → {now}", "soft"))
-    origin = ", ".join([change.item_id, f"cluster {question.cluster}", *question.tags])
-    told: list[tuple[str, Inline]] = [(role, _long(content)) for role, content in question.messages]
-    told += [
-        ("before", _answered(change.before, right=not change.fixed)),
-        ("after", _answered(change.after, right=change.fixed)),
-        ("wanted", question.target),
-        ("item", origin),
-    ]
-    return Fold(
-        summary, (Facts(tuple(told), "conversation"),), tone="up" if change.fixed else "down", item=True
-    )
-
-
-def _answered(answer: Answer, *, right: bool) -> Inline:
-    """The answer, coloured by whether it is right, who refused, and what each layer did."""
-    rule = f", rule {answer.rule}" if answer.rule else ""
-    refused = f"  refused by {answer.refused_by}{rule}" if answer.refused_by else ""
-    did = "".join(f"\n{d.by}: {d.what}: {d.detail}" for d in answer.did)
-    tone: Tone = "up" if right else "down"
-    return StyledText(_long(answer.text) or "(nothing)", tone=tone), StyledText(refused + did, "soft")
-
-
-def _brief(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]}…"
-
-
-def _long(text: str) -> str:
-    left = len(text) - CHARACTERS_SHOWN
-    return text if left <= 0 else f"{text[:CHARACTERS_SHOWN]}… ({left:,} more characters)"
 
 
 # ---- cost, method ----

@@ -392,12 +392,12 @@ def is_firm(delta: Delta) -> bool:
     return delta.verdict in ("better", "worse")
 
 
-def _delta_on(comparison: Comparison, axis: str) -> Delta | None:
+def delta_on(comparison: Comparison, axis: str) -> Delta | None:
     return next((d for d in comparison.deltas if d.axis == axis), None)
 
 
 def _ladder_row(result: Result, axis: Axis, steps: Sequence[Variant]) -> tuple[Inline, ...]:
-    deltas = [None, *(_delta_on(step, axis.name) for step in result.steps)]
+    deltas = [None, *(delta_on(step, axis.name) for step in result.steps)]
     return (
         (axis_name(axis.name), StyledText(axis.about, "aside")) if axis.about else axis_name(axis.name),
         *(_ladder_cell(axis.means[variant.id], delta) for variant, delta in zip(steps, deltas)),

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from demeanor.core.table import Figure, axis_name, interval, number, percent, plural, points, tone_of, visible
 from demeanor.evaluation.attribution import Effect
-from demeanor.evaluation.ladder_report import delta_sentence, shade
+from demeanor.evaluation.ladder_sentences import delta_sentence, shade
 from demeanor.evaluation.profile import NOBODY
 from demeanor.evaluation.result import Comparison, Cost, Curve, Delta, Refusals, is_firm, mean_text
 from demeanor.evaluation.tax import TaxFamily

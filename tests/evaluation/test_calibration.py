@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 
 from demeanor.core.types import Item, Message
-from demeanor.evaluation import duel, ladder, profile
+from demeanor.evaluation import ladder, profile, win_rates
 from demeanor.evaluation.result_rows import Row
 
 
@@ -64,7 +64,7 @@ def test_a_longer_answer_wins_raw_but_not_at_equal_length() -> None:
     ours, theirs = rng.normal(260, 60, n), rng.normal(200, 60, n)
     x = np.tanh((ours - theirs) / (ours - theirs).std())
     y = (rng.random(n) < special.expit(-0.3 + 1.5 * x)).astype(float)  # at equal length 42.6%
-    found = duel.win_rate(y, ours, theirs, range(n), seed=0, draws=200)
+    found = win_rates.win_rate(y, ours, theirs, range(n), seed=0, draws=200)
     assert found.raw_low > 0.5
     assert found.low < special.expit(-0.3) < found.high < 0.55
     assert found.slope == pytest.approx(1.5, abs=0.4)
@@ -72,7 +72,7 @@ def test_a_longer_answer_wins_raw_but_not_at_equal_length() -> None:
 
 def test_where_lengths_do_not_matter_both_rates_agree() -> None:
     y = np.array([1.0] * 60 + [0.0] * 40)
-    found = duel.win_rate(y, np.full(100, 7.0), np.full(100, 7.0), range(100), seed=0, draws=50)
+    found = win_rates.win_rate(y, np.full(100, 7.0), np.full(100, 7.0), range(100), seed=0, draws=50)
     assert found.controlled == pytest.approx(0.6, abs=1e-4)
 
 
@@ -81,13 +81,13 @@ def test_the_length_controlled_interval_covers_the_truth() -> None:
     for run in range(150):
         longer = rng.normal(30, 60, 200)
         y = (rng.random(200) < special.expit(0.2 + np.tanh(longer / longer.std()))).astype(float)
-        found = duel.win_rate(y, longer, np.zeros(200), range(200), seed=run, draws=120)
+        found = win_rates.win_rate(y, longer, np.zeros(200), range(200), seed=run, draws=120)
         hits += found.low <= special.expit(0.2) <= found.high
     assert hits / 150 == pytest.approx(0.95, abs=0.05)
 
 
 def test_two_players_have_the_logit_of_their_win_rate_in_elo_points() -> None:
-    found = duel.ratings(
+    found = win_rates.ratings(
         ["a"] * 100, ["b"] * 100, np.array([1.0] * 75 + [0.0] * 25), range(100), seed=0, draws=20
     )
     assert [r.player for r in found] == ["a", "b"]
@@ -100,14 +100,14 @@ def test_planted_strengths_are_found_and_order_of_a_duel_does_not_matter() -> No
     pairs = [("x", "y"), ("y", "z"), ("z", "x")] * 400
     y = np.array([float(rng.random() < 1 / (1 + 10 ** ((truth[b] - truth[a]) / 400))) for a, b in pairs])
     first, second = zip(*pairs)
-    found = duel.ratings(first, second, y, range(len(y)), seed=0, draws=100)
+    found = win_rates.ratings(first, second, y, range(len(y)), seed=0, draws=100)
     assert all(r.low <= truth[r.player] <= r.high for r in found)
-    turned = duel.ratings(second, first, 1 - y, range(len(y)), seed=0, draws=2)
+    turned = win_rates.ratings(second, first, 1 - y, range(len(y)), seed=0, draws=2)
     assert [r.rating for r in turned] == pytest.approx([r.rating for r in found], abs=0.01)
 
 
 def test_an_unbeaten_player_has_a_finite_rating() -> None:
-    found = duel.ratings(["a"] * 5, ["b"] * 5, np.ones(5), range(5), seed=0, draws=5)
+    found = win_rates.ratings(["a"] * 5, ["b"] * 5, np.ones(5), range(5), seed=0, draws=5)
     assert np.isfinite(found[0].rating)
 
 

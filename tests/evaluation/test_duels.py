@@ -19,9 +19,9 @@ from demeanor.core.errors import DemeanorError, EngineError
 from demeanor.core.intervals import wilson
 from demeanor.core.table import Page
 from demeanor.core.types import Item, Message, Respond
-from demeanor.evaluation import duel
-from demeanor.evaluation.duel import Duel, DuelResult
+from demeanor.evaluation import duel, matchups
 from demeanor.evaluation.judge import JudgeClient
+from demeanor.evaluation.matchups import Duel, DuelResult
 from demeanor.evaluation.result_rows import Row, read_rows
 from demeanor.report import outputs
 from demeanor.stack.schema import JudgeSpec
@@ -112,7 +112,7 @@ def held(
     judge_client = JudgeClient(who, judge, folder / "n.verdicts.jsonl")
     items = [item(n) for n in range(N)]
     each, missing = asyncio.run(duel.compare(judge_client, items, given, pairs))
-    return duel.duel_result(
+    return matchups.duel_result(
         each,
         missing,
         pairs,
@@ -189,7 +189,7 @@ def test_at_equal_length_a_half_is_held_nine_times_in_ten_by_the_interval_and_ha
         rng = np.random.default_rng(seed)
         gaps = np.where(rng.random(N) < 0.85, 1, -1) * rng.integers(5, 300, N)
         won = rng.random(N) < 1 / (1 + np.exp(-3 * np.tanh(gaps / gaps.std())))
-        m = duel.matchup(
+        m = matchups.matchup(
             "a",
             "b",
             [
@@ -463,8 +463,8 @@ def test_few_clusters_have_no_interval_by_resampling_and_one_has_none_at_all() -
 
     for clusters, wilson_there, resampled in ((1, False, False), (7, True, False), (8, True, True)):
         m, best = (
-            duel.matchup("a", "b", each(clusters)),
-            duel.rated(each(clusters), ["a", "b"])[0],
+            matchups.matchup("a", "b", each(clusters)),
+            matchups.rated(each(clusters), ["a", "b"])[0],
         )
         assert m.raw is not None
         assert m.controlled is not None

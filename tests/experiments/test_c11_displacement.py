@@ -17,7 +17,7 @@ import torch
 from scipy import special
 
 from demeanor.core import registry
-from demeanor.evaluation import duel
+from demeanor.evaluation import win_rates
 from demeanor.model.tensors import Outputs
 from tests.experiments.findings import Finding, failed, interval
 from tests.experiments.tabular import flat, pairs, policy_loss
@@ -156,7 +156,7 @@ def controlled(length: float) -> Finding:
     ours, theirs = rng.geometric(1 / length, n).astype(float), rng.geometric(STOP, n).astype(float)
     longer = ours - theirs
     wins = (rng.random(n) < special.expit(1.5 * np.tanh(longer / longer.std()))).astype(float)
-    found = duel.win_rate(wins, ours, theirs, range(n), seed=0, draws=200)
+    found = win_rates.win_rate(wins, ours, theirs, range(n), seed=0, draws=200)
     assert found.low is not None
     assert found.high is not None
     assert found.raw_low is not None

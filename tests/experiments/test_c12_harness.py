@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 
 from demeanor.core.types import Item, Message
-from demeanor.evaluation import duel, profile, statistics
+from demeanor.evaluation import profile, statistics, win_rates
 from demeanor.evaluation.attribution import attribute
 from demeanor.evaluation.result_rows import PairedTable
 from demeanor.evaluation.statistics import Floats
@@ -116,7 +116,7 @@ def judged() -> tuple[Finding, ...]:
         rng, n = np.random.default_rng(3), 800
         longer = rng.normal(gap, 60, n)
         wins = (rng.random(n) < special.expit(quality + 1.2 * np.tanh(longer / longer.std()))).astype(float)
-        found = duel.win_rate(wins, longer, np.zeros(n), range(n), seed=0, draws=100)
+        found = win_rates.win_rate(wins, longer, np.zeros(n), range(n), seed=0, draws=100)
         truth = float(special.expit(quality))
         assert found.low is not None
         assert found.high is not None

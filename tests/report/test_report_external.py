@@ -8,7 +8,7 @@ import io
 import pytest
 from rich.console import Console
 
-from demeanor.evaluation import ladder_report
+from demeanor.evaluation import ladder_report, ladder_sentences
 from demeanor.evaluation.result import Comparison, Delta, Result, Verdict, ladder_of
 from demeanor.report import outputs
 
@@ -23,7 +23,7 @@ def test_it_stands_in_every_rendering_under_its_own_name(result: Result) -> None
     page = ladder_report.page(result)
     for text in (entities.unescape(outputs.html_page(page)), outputs.markdown_page(page), printed(result)):
         assert "a-rival" in text, "not a−rival: only a sign in front of a label is a minus"
-        assert ladder_report.external_sentence(result.external[0]) in text
+        assert ladder_sentences.external_sentence(result.external[0]) in text
 
 
 def test_it_is_no_step_and_no_regression(result: Result) -> None:
@@ -64,12 +64,12 @@ def comparison(*deltas: tuple[str, Verdict, bool]) -> Comparison:
 )
 def test_the_sentence_counts_corrected_verdicts(verdicts: tuple[Verdict, ...], told: str) -> None:
     deltas = [(axis, verdict, verdict in ("better", "worse")) for axis, verdict in zip("abc", verdicts)]
-    assert ladder_report.external_sentence(comparison(*deltas)) == told
+    assert ladder_sentences.external_sentence(comparison(*deltas)) == told
 
 
 def test_intervals_that_only_the_correction_widens_are_told_where_nothing_else_is() -> None:
     deltas = [(axis, "no change shown", axis != "c") for axis in ("a_b", "c", "d")]
-    assert ladder_report.external_sentence(comparison(*deltas)) == (  # type: ignore[arg-type]
+    assert ladder_sentences.external_sentence(comparison(*deltas)) == (  # type: ignore[arg-type]
         "Compared with x, no difference of the whole stack is shown after Holm's correction; before it, the interval excludes zero "
         "on a b and d."
     )

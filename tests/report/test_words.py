@@ -12,14 +12,15 @@ from rich.console import Console
 
 from demeanor.core import table
 from demeanor.core.table import Paragraph, Section, Table
-from demeanor.evaluation import ladder_report as words
+from demeanor.evaluation import ladder_report
+from demeanor.evaluation import ladder_sentences as words
 from demeanor.evaluation.result import Delta, Regression, Result, Verdict
 from demeanor.report import outputs
 from tests.conftest import each
 
 
 def show(result: Result, out: Console) -> None:
-    outputs.show_page(words.page(result), out)
+    outputs.show_page(ladder_report.page(result), out)
 
 
 def delta(
