@@ -51,8 +51,9 @@ check: .venv/dev ## ruff, mypy --strict, import arrows
 docs: .venv/dev  ## the documentation site in build/site: strict, offline (ARGS="--serve 8080" shows it)
 	@$(BIN)/python docs/site/build.py $(ARGS)
 
-docs-test: .venv/dev ## every experiment of the tour again, against the kept numbers (after make demo; about 6 minutes)
-	@$(BIN)/python -m bench.tour_results --check $(ARGS)
+docs-test: .venv/dev ## every command of every page, then the experiments of the tour against the kept numbers (after make demo)
+	@$(BIN)/python -m bench.pages $(ARGS)
+	@$(if $(ARGS),true,$(BIN)/python -m bench.tour_results --check)
 
 mutants: .venv/dev ## plant mistakes in a copy of the code; the nearest tests must fail (about 11 minutes)
 	@$(BIN)/python -m bench.mutants $(ARGS)

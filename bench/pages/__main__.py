@@ -15,6 +15,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -39,6 +40,7 @@ def main() -> int:
     except blocks.PageError as error:
         print(f"bench.pages: {error}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     preload()
     kept = {} if options.again or options.page else passed(options.out)
     code = fingerprint()
@@ -103,6 +105,7 @@ def apart(page: Page, options: argparse.Namespace) -> PageDone:
     ours, theirs = context.Pipe(duplex=False)
 
     def body() -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             done = check.do(page, options.level, options.runs, options.results, options.keep)
         except Exception:  # a mistake of the runner, with its place
@@ -119,6 +122,9 @@ def apart(page: Page, options: argparse.Namespace) -> PageDone:
         return PageDone(
             page.name, [Item(page.name, "the page", "failed", "its process ended")], time.monotonic() - began
         )
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
     finally:
         process.join()
 
@@ -191,4 +197,8 @@ def listed(pages: list[Page]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nbench.pages: stopped; run it again, and it goes on with the next page", file=sys.stderr)
+        sys.exit(130)

@@ -108,19 +108,20 @@ def read(name: str) -> Page:
 def parse(name: str, text: str) -> Page:
     """A page of its text; settings that nothing reads are an error."""
     whole: dict[str, Any] = {}
-    for found in PAGE_COMMENT.finditer(text):
-        whole |= _settings(f"{name}:{_line(text, found.start())}", found[1], PAGE_KEYS)
+    outside = FENCE.sub(lambda m: "\n" * m[0].count("\n"), text)
+    for found in PAGE_COMMENT.finditer(outside):
+        whole |= _settings(f"{name}:{_line(outside, found.start())}", found[1], PAGE_KEYS)
     blocks, end = [], 0
     for found in FENCE.finditer(text):
-        line = _line(text, found.start()) + 1
+        line = _line(text, found.start())
         comment = COMMENT.search(text[end : found.start()])
         settings = _settings(f"{name}:{line}", comment[1], BLOCK_KEYS) if comment else {}
         for here in settings.get("at", {}).values():
             _check(f"{name}:{line}", here, AT_KEYS)
         blocks.append(Block(name, line, found[2], textwrap.dedent(found[3]), settings))
         end = found.end()
-    comments = len(re.findall(r"<!-- test\b", text))
-    used = len(PAGE_COMMENT.findall(text)) + sum(bool(block.settings) for block in blocks)
+    comments = len(re.findall(r"<!-- test\b", outside))
+    used = len(PAGE_COMMENT.findall(outside)) + sum(bool(block.settings) for block in blocks)
     if comments != used:
         raise PageError(f"{name}: {comments - used} comments `<!-- test ... -->` stand before no block")
     return Page(name, whole, tuple(blocks))

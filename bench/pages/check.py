@@ -81,6 +81,8 @@ def do(page: Page, level: str, runs: Path | None, results: Path | None, keep: bo
                 _python(page, block, level, shell, done)
             elif block.language == "text" and last is not None:
                 _compare(block.where, tuple(block.text.splitlines()), last[0], block.settings["output"], done)
+    except place.Absent as absent:
+        done.items.append(Item(page.name, "the whole page", "skipped", str(absent)))
     except (PageError, FileNotFoundError) as error:
         done.items.append(Item(page.name, "what the page needs", "failed", str(error)))
     finally:
@@ -129,11 +131,13 @@ def _check_settings(page: Page, block: Block, done: PageDone) -> None:
 def _save(shell: Shell, page: Page, block: Block, name: str) -> None:
     path = shell.folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(shell.with_ports(_let(page, block.settings, block.text)))
+    path.write_text(shell.with_ports(_let(page, block.settings, block.text, shell)))
 
 
-def _let(page: Page, own: dict[str, Any], text: str) -> str:
-    for name, value in {**page.settings.get("let", {}), **own.get("let", {})}.items():
+def _let(page: Page, own: dict[str, Any], text: str, shell: Shell | None = None) -> str:
+    """A text with what stands for the names that only a reader can fill in."""
+    own = {**page.settings.get("let", {}), **own.get("let", {}), **(shell.let if shell else {})}
+    for name, value in own.items():
         text = text.replace(str(name), str(value))
     return text
 
@@ -163,7 +167,7 @@ def _commands(
 def _before(page: Page, own: dict[str, Any], shell: Shell, done: PageDone, where: str) -> None:
     """What must have happened, without a word on the page."""
     for text in own.get("before", []):
-        result = shell.run(_let(page, {}, text), 120)
+        result = shell.run(_let(page, {}, text, shell), 120)
         if result.code != 0:
             done.items.append(Item(where, f"(before) {text}", "failed", _tail(result)))
 
@@ -172,7 +176,7 @@ def _run(
     page: Page, command: Command, level: str, shell: Shell, done: PageDone, exit_code: int
 ) -> str | None:
     own = command.settings
-    text = without_comment(_let(page, own, command.text))
+    text = without_comment(_let(page, own, command.text, shell))
     file = text.startswith("cat > ")
     given = "\n".join(command.printed) + "\n" if file else ""
     result = shell.run(text, float(own.get("seconds", SECONDS[level])), given)
@@ -208,7 +212,7 @@ def _python(page: Page, block: Block, level: str, shell: Shell | None, done: Pag
         done.items.append(Item(block.where, "python block", "later"))
     else:
         _before(page, own, shell, done, block.where)
-        source = shell.with_ports(_let(page, own, block.text))
+        source = shell.with_ports(_let(page, own, block.text, shell))
         (shell.folder / ".block.py").write_text(source)
         result = shell.python(".block.py", float(own.get("seconds", SECONDS[level])))
         why = "" if result.code == 0 else f"exit code {result.code}\n{_tail(result)}"

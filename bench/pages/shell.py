@@ -20,7 +20,9 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PORT = re.compile(r"((?:127\.0\.0\.1|localhost|0\.0\.0\.0):|--port[ =])(\d{4,5})\b")
 SERVES = re.compile(r"demeanor (serve|label serve|tour$|tour --|tour [\w./-]*\.yaml)")
@@ -45,6 +47,8 @@ class Shell:
     variables: dict[str, str] = field(default_factory=dict)
     ports: dict[str, str] = field(default_factory=dict)
     servers: list[tuple[int, Path]] = field(default_factory=list)
+    let: dict[str, str] = field(default_factory=dict)
+    ends: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
         self.cwd = self.folder
@@ -206,10 +210,16 @@ class Shell:
                 return Done(code if code else 3, self._read(output), time.monotonic() - began)
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 1):
                 self.servers.append((pid, output))
+                while f":{port}" not in output.read_text() and time.monotonic() - began < seconds:
+                    time.sleep(0.05)  # it tells its address when it accepts requests
                 return Done(0, self._read(output), time.monotonic() - began)
             time.sleep(0.05)
         end(pid)
         return Done(None, self._read(output), time.monotonic() - began)
+
+    def until_the_end(self, context: contextlib.AbstractContextManager[T]) -> T:
+        """Enter something that is left when the page ends."""
+        return self.ends.enter_context(context)
 
     def alone(self, body: Callable[[], int]) -> int | None:
         """Something of the runner's own, in a fork, in the page's folder."""
@@ -230,6 +240,8 @@ class Shell:
             if output != Path() and "Traceback" in (text := self._read(output)):
                 wrong.append(text[text.index("Traceback") :][:2000])
         self.servers = kept
+        if everything:
+            self.ends.close()
         return wrong
 
 

@@ -117,7 +117,8 @@ def test_every_file_of_the_package_that_a_page_names_exists(page: Path) -> None:
 def test_every_module_of_bench_and_target_of_make_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
     modules = re.findall(r"python -m bench\.(\w+)", text)
-    assert [name for name in modules if not (ROOT / "bench" / f"{name}.py").exists()] == []
+    files = [ROOT / "bench" / name for name in modules]
+    assert [file for file in files if not file.is_dir() and not file.with_suffix(".py").exists()] == []
     runs = [line for block in blocks(page) for line in block.splitlines()] + inline(page)
     targets = [found[1] for line in runs if (found := re.match(r"(?:\$ )?make ([a-z]+)\b", line))]
     makefile = (ROOT / "Makefile").read_text()
