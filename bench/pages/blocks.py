@@ -179,7 +179,7 @@ def _commands(block: Block) -> Iterator[Command]:
                 i += 1
                 text = text.rstrip().removesuffix("\\").rstrip() + " " + lines[i].strip()
         elif text:
-            printed.append(line)
+            printed.append(without_comment(line) if session else line)
         i += 1
     if text:
         yield made()
@@ -187,4 +187,4 @@ def _commands(block: Block) -> Iterator[Command]:
 
 def without_comment(text: str) -> str:
     """A command without the remark after it: two spaces and a `#`."""
-    return re.split(r"\s{2,}#\s|\s+#$", text)[0].strip()
+    return re.split(r"\s{2,}#\s|\s+#$", text)[0].rstrip()
