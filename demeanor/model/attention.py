@@ -2,7 +2,7 @@
 
 In: q, k, v of a whole batch and its segments. Out: the mixed values; no T x T mask and no padded batch. Many
 short segments of similar shape run as one padded product, others as slices. CUDA uses one varlen kernel
-(`varlen.py`); the tests compare with a dense mask. Small probabilities are kept for the backward pass, large
+(`varlen.py`), wide models in bf16 on a CPU a compiled one (`attention_kernel.py`); the tests compare with a dense mask. Small probabilities are kept for the backward pass, large
 ones recomputed.
 Source: Dao et al. 2022, arXiv 2205.14135, section 3.1.
 """
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from demeanor.model import varlen
+from demeanor.model import attention_kernel, varlen
 from demeanor.model.tensors import Segment
 
 STEP = 16
@@ -42,7 +42,7 @@ class Part(NamedTuple):
     rows_R: Tensor | None = None
 
 
-Parts = tuple[Part, ...] | varlen.Layout
+Parts = tuple[Part, ...] | varlen.Layout | attention_kernel.Forest
 
 
 def buckets(segments: Sequence[Segment], device: torch.device) -> Parts:
@@ -146,8 +146,13 @@ def tree_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, parts: Parts) ->
     (T, H, D)."""
     if isinstance(parts, varlen.Layout):
         return varlen.attention(q_THD, k_TKD, v_TKD, parts)
-    mixed: Tensor = _TreeAttention.apply(q_THD, k_TKD, v_TKD, parts)  # type: ignore[no-untyped-call]
+    mixed: Tensor = attending(parts).apply(q_THD, k_TKD, v_TKD, parts)  # type: ignore[no-untyped-call]
     return mixed
+
+
+def attending(parts: Parts) -> Any:
+    """The function with a gradient that mixes values over these parts on a CPU."""
+    return attention_kernel.ForestAttention if isinstance(parts, attention_kernel.Forest) else _TreeAttention
 
 
 # ---- rows of T to products and back ----

@@ -8,14 +8,7 @@ C++ compiler the functions between the products are torch's, which are also thei
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import os
-import shutil
-import subprocess
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -23,55 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demeanor.model.attention import Part, Parts, _TreeAttention
-from demeanor.model.compiled import compiled
+from demeanor.model.attention import Parts, attending
 from demeanor.model.low_rank import LoraLinear
+from demeanor.model.training_library import build as build
+from demeanor.model.training_library import call as _call
 
-log = logging.getLogger("demeanor.model")
-
-SOURCE = Path(__file__).with_name("training.cpp")
 NARROW = torch.bfloat16
 BLOCK = 64  # rows, as in training.cpp
 
 Map = nn.Linear | LoraLinear
 Block = Any
 """A `Block` of llama.py, which imports this file."""
-
-
-@cache
-def build() -> ctypes.CDLL | None:
-    """Compile or load training.cpp; None if that fails, if torch has no OpenMP, or if DEMEANOR_NATIVE=0."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if os.environ.get("DEMEANOR_NATIVE", "1") == "0" or compiler is None:
-        return None
-    try:
-        mapped = Path("/proc/self/maps").read_text().splitlines()
-        openmp = next((line.split()[-1] for line in mapped if "libgomp" in line), None)
-        if openmp is None:
-            return None
-        ctypes.CDLL(openmp, ctypes.RTLD_GLOBAL)  # already loaded by torch: its symbols become visible
-        return ctypes.CDLL(str(compiled(SOURCE, compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("%s was not compiled; training uses torch, which is slower: %s", SOURCE.name, error)
-        return None
-
-
-def _call(name: str, *given: Tensor | int | float | None) -> bool:
-    """Call a function of training.cpp; False if there is none."""
-    library = build()
-    if library is None:
-        return False
-    arguments: list[Any] = []
-    for x in given:
-        if isinstance(x, Tensor):
-            assert x.is_contiguous(), f"{name}: wanted rows without gaps"
-            arguments.append(ctypes.c_void_p(x.data_ptr()))
-        elif isinstance(x, float):
-            arguments.append(ctypes.c_float(x))
-        else:
-            arguments.append(ctypes.c_void_p(None) if x is None else ctypes.c_int64(x))
-    getattr(library, name)(*arguments)
-    return True
 
 
 # ---- what surrounds the products ----
@@ -326,7 +281,7 @@ class _Layer(torch.autograd.Function):
         x: Tensor,
         block: Block,
         turn: tuple[Tensor, Tensor],
-        parts: tuple[Part, ...],
+        parts: Parts,
         recompute: bool,
         *trained: Tensor,
     ) -> Tensor:
@@ -364,7 +319,7 @@ class _Layer(torch.autograd.Function):
             found[id(second.weight)] = dweight
         found |= _slopes(ctx.maps.output, output, narrow, kept.mixed_TX)
         dmixed = output.back(narrow).view_as(kept.attention.saved_tensors[0])
-        dq, dk, dv, _ = _TreeAttention.backward(kept.attention, dmixed)
+        dq, dk, dv, _ = attending(ctx.parts).backward(kept.attention, dmixed)
         djoint = rotated_back(dq, dk, dv, *turn)
         normed = norm(x, None, first.weight, first.eps)[1]
         found |= _slopes(ctx.maps.attend, attend, djoint, normed)
@@ -386,7 +341,7 @@ def _through(
     first, second = block.input_layernorm, block.post_attention_layernorm
     _, normed, inverse1 = norm(x, None, first.weight, first.eps)
     q, k, v = rotated(attend.of(normed), *turn, own.heads, own.kv_heads, own.head)
-    mixed = _TreeAttention.forward(kept, q, k, v, cast(tuple[Part, ...], parts)).flatten(1)
+    mixed = attending(parts).forward(kept, q, k, v, parts).flatten(1)
     middle, normed, inverse2 = norm(x, output.of(mixed), second.weight, second.eps)
     both = gates.of(normed)
     out = middle + down.of(gated(both))

@@ -23,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError, unknown
-from demeanor.model import fused
+from demeanor.model import attention_kernel, fused
 from demeanor.model import rope as ropes
-from demeanor.model.attention import Parts, buckets, tree_attention
+from demeanor.model.attention import Parts, buckets, joined, tree_attention
 from demeanor.model.grouped import foreign
 from demeanor.model.rope import Rope
 from demeanor.model.tensors import Segment
@@ -434,9 +434,12 @@ class Llama(nn.Module):
         After its attention the last layer continues with the rows in `read_R` only.
         """
         cos, sin = rotary(self.config, positions_T)
-        parts = buckets(segments, tokens_T.device)
         x_TD = self.model.embed_tokens(tokens_T)
         run_fused = fused.fits(self._blocks[:-1], x_TD)
+        if run_fused and attention_kernel.fits(self.config.hidden_size, self.config.head_dim):
+            parts: Parts = attention_kernel.layout(joined(segments))
+        else:
+            parts = buckets(segments, tokens_T.device)
         for block in self._blocks[:-1]:
             if run_fused:
                 x_TD = fused.layer(block, x_TD, cos, sin, parts, recompute=self.recompute)

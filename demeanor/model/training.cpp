@@ -3,7 +3,7 @@
 // In: rows of bf16 (products) and fp32 (residual stream). Out: the same; all arithmetic is fp32. Each row is computed by one
 // thread and sums over rows run in fixed blocks, so results do not depend on the number of threads. The threads are torch's
 // own: this file is linked without an OpenMP library. Python's side, and the torch twin of each function, is fused.py.
-#include "kernels/vectors.h"
+#include "kernels/trees.h"
 
 extern "C" {  // of the OpenMP library that torch has loaded
 void GOMP_parallel(void (*work)(void*), void* argument, unsigned threads, unsigned flags);
@@ -20,6 +20,16 @@ template <class Work> void each(int64_t count, Work work) {
         Job* j = static_cast<Job*>(given);
         const int64_t id = omp_get_thread_num(), of = omp_get_num_threads();
         for (int64_t i = j->count * id / of; i < j->count * (id + 1) / of; i++) (*j->work)(i);
+    };
+    GOMP_parallel(run, &job, count < 2 ? 1 : 0, 0);
+}
+
+// As `each`, of parts of unequal size: a thread that is free takes the next.
+template <class Work> void each_next(int64_t count, Work work) {
+    struct Job { Work* work; int64_t count; std::atomic<int64_t> next; } job{&work, count, {0}};
+    auto run = [](void* given) {
+        Job* j = static_cast<Job*>(given);
+        for (int64_t i; (i = j->next.fetch_add(1)) < j->count;) (*j->work)(i);
     };
     GOMP_parallel(run, &job, count < 2 ? 1 : 0, 0);
 }
@@ -208,6 +218,20 @@ void gated_backward(const bf16* gates, const bf16* slope, bf16* dgates, bf16* ou
             du[j] = narrow(d * silu);
             if (out) out[r * n + j] = narrow(silu * up);
         }
+    });
+}
+
+// Attention over token trees (see kernels/trees.h): q and out (T, heads, depth), k and v (T, kv, depth), logs (T, heads).
+void attend(const int64_t* units, const int64_t* segments, const int64_t* ranges, int64_t count, int64_t heads, int64_t kv, int64_t depth,
+            const bf16* q, const bf16* k, const bf16* v, bf16* out, float* logs) {
+    each_next(count * kv, [&](int64_t i) {
+        attend_unit({units, segments, ranges}, units + 4 * (i / kv), {heads, kv, depth}, i % kv, q, k, v, out, logs);
+    });
+}
+void attend_backward(const int64_t* units, const int64_t* segments, const int64_t* ranges, int64_t count, int64_t heads, int64_t kv, int64_t depth,
+                     const bf16* q, const bf16* k, const bf16* v, const float* logs, const bf16* slope, bf16* dq, bf16* dk, bf16* dv) {
+    each_next(count * kv, [&](int64_t i) {
+        attend_unit_backward({units, segments, ranges}, units + 4 * (i / kv), {heads, kv, depth}, i % kv, q, k, v, logs, slope, dq, dk, dv);
     });
 }
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from demeanor.core import hardware
 from demeanor.data.trees import Tree, num_scored
+from demeanor.model import attention_kernel
 from demeanor.model.attention import KEEP_BYTES
 from demeanor.model.fused import CHUNK_BYTES, FROZEN_ROWS
 from demeanor.model.heads import LARGE, WIDE
@@ -92,8 +93,11 @@ def estimate(
             recompute and rank
         ):  # measured: sums and multiples of a layer that is computed again are freed late
             working += 24 * T * sum(out for out, _ in maps)
-    kept = config.num_attention_heads * micro.pairs * (2 if bf16 else 4) * 2
-    layer += kept if kept <= KEEP_BYTES else 0
+    if bf16 and attention_kernel.fits(D, config.head_dim):
+        layer += 4 * T * config.num_attention_heads  # the logarithms of the rows' sums
+    else:
+        kept = config.num_attention_heads * micro.pairs * (2 if bf16 else 4) * 2
+        layer += kept if kept <= KEEP_BYTES else 0
     activations = (L * input_ + layer if recompute else L * layer) + working
     logits = 0
     if head and V >= WIDE:
