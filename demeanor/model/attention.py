@@ -146,7 +146,7 @@ def tree_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, parts: Parts) ->
     (T, H, D)."""
     if isinstance(parts, varlen.Layout):
         return varlen.attention(q_THD, k_TKD, v_TKD, parts)
-    mixed: Tensor = attending(parts).apply(q_THD, k_TKD, v_TKD, parts)  # type: ignore[no-untyped-call]
+    mixed: Tensor = attending(parts).apply(q_THD, k_TKD, v_TKD, parts)
     return mixed
 
 
