@@ -25,7 +25,7 @@ from bench.work import Work, model_config, works
 from demeanor.core.files import origin
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS, TUNED, DEFAULTS = "demeanor", "trl tuned", "trl defaults"
+OURS, TUNED, FREE, DEFAULTS = "demeanor", "trl tuned", "trl padding-free", "trl defaults"
 STEPS_EQUAL = 5
 
 
@@ -151,6 +151,8 @@ def fill(work: Work) -> tuple[float, float]:
 def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     """One line of the table."""
     whos = [OURS, TUNED, *([DEFAULTS] if options.defaults else [])]
+    if work.kind == "sft" and work.model is not None:  # TRL's other losses have no padding-free batches
+        whos.insert(2, FREE)
     found = race(work, whos, options.rounds, options.device, options.threads)
     seconds = {who: [sum(p["seconds"]) for p in passes[1:]] for who, passes in found.items()}
     rows = work.batch * work.steps
@@ -170,6 +172,17 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
             who: [round(x, 3) for x in interval([b / a for a, b in zip(seconds[OURS], seconds[who])])]
             for who in whos[1:]
         },
+        "median": {
+            who: round(statistics.median(b / a for a, b in zip(seconds[OURS], seconds[who])), 3)
+            for who in whos[1:]
+        },
+        "cpu_seconds": {who: [round(p["cpu_s"], 3) for p in passes[1:]] for who, passes in found.items()},
+        "loss_gap_bf16": {
+            who: max(
+                abs(a - b) for a, b in zip(found[OURS][0]["losses"], found[who][0]["losses"], strict=True)
+            )
+            for who in whos[1:]
+        },
     }
     if options.device == "cpu" and work.model is None:
         line["loss_gap_fp32"] = loss_gap(work, options.device, options.threads)
@@ -186,7 +199,8 @@ def show(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
         "ours rows/s",
         "of peak",
         "times tuned TRL",
-        "times TRL defaults",
+        "padding-free",
+        "as shipped",
         "MB ours",
         "MB tuned",
         "loss gap",
@@ -195,10 +209,10 @@ def show(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
         table.add_column(name, justify="left" if name == "work" else "right")
     for x in lines:
         best = min(x["seconds"][OURS])
-        faster = [
-            f"{m:.1f}" if math.isnan(lo) else f"{m:.1f} [{lo:.1f}, {hi:.1f}]"
-            for m, lo, hi in x["faster"].values()
-        ] + ["-"]
+        faster = {
+            who: f"{m:.1f}" if math.isnan(lo) else f"{m:.1f} [{lo:.1f}, {hi:.1f}]"
+            for who, (m, lo, hi) in x["faster"].items()
+        }
         memory = [str(x["memory_mb"][who]) for who in (OURS, TUNED)]
         table.add_row(
             x["work"],
@@ -206,7 +220,7 @@ def show(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
             f"{x['fill']:.0%}",
             f"{x['rows'] / best:.1f}",
             f"{x['flops'] / best / x['peak_flops']:.0%}",
-            *faster[:2],
+            *(faster.get(who, "-") for who in (TUNED, FREE, DEFAULTS)),
             *memory,
             f"{x['loss_gap_fp32']:.0e}" if "loss_gap_fp32" in x else "-",
         )

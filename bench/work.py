@@ -27,7 +27,7 @@ class Work:
     """One line of the table: `steps` optimiser steps of `batch` rows each."""
 
     name: str
-    kind: str  # sft | reward | dpo
+    kind: str  # sft | reward | dpo | kto
     rows: Callable[[int], list[Row]]
     vocabulary: int = SMALL
     batch: int = 16
@@ -119,6 +119,22 @@ def oasst() -> Iterator[tuple[str, list[str]]]:
             yield root["text"], [r["text"] for r in replies]
 
 
+def alternating() -> Iterator[tuple[str, list[str]]]:
+    """One completion of each pair of `hh`, the chosen and the rejected one in turn: rows for labels."""
+    for i, (prompt, pair) in enumerate(hh()):
+        yield prompt, [pair[i % 2]]
+
+
+def desirable(row: Row) -> bool:
+    """The label of a row for KTO, as good as drawn."""
+    return len(row[0]) % 2 == 0
+
+
+def mismatched(rows: list[Row], batch: int) -> list[list[int]]:
+    """A completion to another prompt for each row: that of the row before it in its batch, as TRL takes it."""
+    return [rows[i - 1 if i % batch else min(i + batch, len(rows)) - 1][1][0] for i in range(len(rows))]
+
+
 def firsts(
     texts: Callable[[], Iterator[tuple[str, list[str]]]], count: int
 ) -> Callable[[], Iterator[tuple[str, list[str]]]]:
@@ -170,6 +186,7 @@ def works_of(model: Path) -> list[Work]:
         ("sft, rasbt", "sft", firsts(rasbt, 1)),
         ("dpo, hh-rlhf", "dpo", hh),
         ("dpo, rasbt", "dpo", rasbt),
+        ("kto, hh-rlhf", "kto", alternating),
         ("reward, hh-rlhf", "reward", hh),
     ):
         rows = real(texts, 1024, model)

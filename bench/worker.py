@@ -10,7 +10,7 @@ import sys
 
 from demeanor.core import hardware
 
-WHO = ("demeanor", "trl tuned", "trl defaults")
+WHO = ("demeanor", "trl tuned", "trl padding-free", "trl defaults")
 
 if __name__ == "__main__":
     if sys.argv[2] == "demeanor":
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.work import EOS, Row, Work, grouped, model_config, works
+from bench.work import EOS, Row, Work, desirable, grouped, mismatched, model_config, works
 
 LR = 1e-4
 
@@ -61,10 +61,11 @@ def main() -> None:
         for line in sys.stdin:
             if line.strip() != "go":
                 break
-            before = rss()
+            before, busy_s = rss(), time.process_time()
             done = run()
             reply(
                 {
+                    "cpu_s": time.process_time() - busy_s,
                     "seconds": done.seconds,
                     "losses": done.losses,
                     "memory_mb": memory(device, 0.0 if model else before),
@@ -119,6 +120,7 @@ def ours(
     from demeanor.data.trees import Branch, Tree
     from demeanor.model import checkpoints as models
     from demeanor.model.heads import policy_outputs, reward_outputs
+    from demeanor.model.tensors import MISMATCHED
     from demeanor.core import registry
     from demeanor.model import adapters
     from demeanor.stack.schema import Adapter, Optim
@@ -132,6 +134,18 @@ def ours(
         Tree(tuple(p), tuple(Branch(tuple(c), (True,) * len(c)) for c in cs), tuple(range(len(cs))))
         for p, cs in rows
     ]
+    if work.kind == "kto":
+        trees = [
+            Tree(
+                tree.prompt,
+                (*tree.branches, Branch(tuple(other), (True,) * len(other))),
+                (0, 0),
+                labels=(label, MISMATCHED),
+            )
+            for tree, other, label in zip(
+                trees, mismatched(list(rows), work.batch), map(int, map(desirable, rows))
+            )
+        ]
     model: Any = models.load_reward(folder / "reward") if rewards else models.load(folder / "policy")
     if work.lora:
         adapters.attach(model, Adapter(rank=work.lora, alpha=2 * work.lora), 0)
@@ -139,7 +153,7 @@ def ours(
     if work.model is not None:  # hundreds of MB; theirs writes no checkpoint either
         resume.save = lambda *given, **more: None  # type: ignore[assignment]
     reference = None
-    if work.kind == "dpo":
+    if work.kind in ("dpo", "kto"):
         reference = reference_logprobs(
             lambda: models.load(folder / "policy"),
             policy_outputs,
@@ -170,6 +184,7 @@ def ours(
             reference=reference,
             checkpoint_every_s=1e9,
             dtype=torch.bfloat16 if bf16 else None,
+            whole_step=objective.WHOLE_STEP,
         )
         found = progress.read_log(out / "ledger.jsonl")
         return Pass([r["seconds"] for r in found], [r["loss"] for r in found])
@@ -192,7 +207,16 @@ def trl(
         PreTrainedTokenizerFast,
         TrainerCallback,
     )
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+    from trl import (
+        DPOConfig,
+        DPOTrainer,
+        KTOConfig,
+        KTOTrainer,
+        RewardConfig,
+        RewardTrainer,
+        SFTConfig,
+        SFTTrainer,
+    )
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -203,7 +227,8 @@ def trl(
                 torch.cuda.synchronize()
             self.marks.append(time.perf_counter())
 
-    tuned, batch = who == "trl tuned", work.batch
+    tuned, batch = who != "trl defaults", work.batch
+    write = lambda ids: " ".join(map(str, ids))  # noqa: E731
     columns: dict[str, list[Any]]
     if work.kind == "sft":
         columns = {
@@ -214,8 +239,13 @@ def trl(
         pairs = [(p, a, b) for p, cs in rows for a, b in combinations(cs, 2)]
         columns = {"chosen_ids": [p + a for p, a, _ in pairs], "rejected_ids": [p + b for p, _, b in pairs]}
         batch = work.batch * len(pairs) // len(rows)
+    elif work.kind == "kto":
+        columns = {
+            "prompt": [write(p) for p, _ in rows],
+            "completion": [" " + write(cs[0][:-1]) for _, cs in rows],
+            "label": [desirable(row) for row in rows],
+        }
     else:
-        write = lambda ids: " ".join(map(str, ids))  # noqa: E731
         columns = {
             "prompt": [write(p) for p, _ in rows],
             "chosen": [" " + write(cs[0][:-1]) for _, cs in rows],
@@ -231,7 +261,7 @@ def trl(
         save_strategy="no",
         report_to="none",
         logging_strategy="steps",
-        logging_steps=1 if not bf16 else 1000,
+        logging_steps=1,
         disable_tqdm=True,
         use_cpu=device == "cpu",
         bf16=bf16,
@@ -273,16 +303,17 @@ def trl(
         if work.kind == "sft":
             trainer = SFTTrainer(
                 model=model,
-                args=SFTConfig(**common, completion_only_loss=True),
+                args=SFTConfig(**common, completion_only_loss=True, padding_free=who == "trl padding-free"),
                 train_dataset=data,
                 processing_class=tokenizer,
                 peft_config=lora,
                 callbacks=[clock],
             )
         else:
-            trainer = DPOTrainer(
+            config, kind = (DPOConfig, DPOTrainer) if work.kind == "dpo" else (KTOConfig, KTOTrainer)
+            trainer = kind(
                 model=model,
-                args=DPOConfig(**common, beta=0.1, precompute_ref_log_probs=tuned),
+                args=config(**common, beta=0.1, precompute_ref_log_probs=tuned),
                 train_dataset=data,
                 processing_class=tokenizer,
                 peft_config=lora,
