@@ -238,6 +238,7 @@ def main() -> int:
         "--no-defaults", dest="defaults", action="store_false", help="leave out TRL as shipped"
     )
     parser.add_argument("--model", type=Path, help="folder of real weights (SmolLM2): real texts, MB in all")
+    parser.add_argument("--add", action="store_true", help="keep the other lines of the results file")
     options = parser.parse_args()
     import torch
 
@@ -252,9 +253,12 @@ def main() -> int:
     lines: list[dict[str, Any]] = []
     out = ROOT / "results" / f"bench-training-{'real' if options.model else options.device}.json"
     out.parent.mkdir(exist_ok=True)
+    if options.add and out.exists():
+        names = {work.name for work in chosen}
+        lines = [line for line in json.loads(out.read_text())["lines"] if line["work"] not in names]
     for i, work in enumerate(chosen):
         started = time.time()
-        lines.append(measure(work, options))
+        lines.append({**measure(work, options), "load": os.getloadavg(), **origin()})
         print(f"[{i + 1}/{len(chosen)}] {work.name}: {time.time() - started:.0f} s", file=sys.stderr)
         out.write_text(
             json.dumps(
