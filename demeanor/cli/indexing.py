@@ -185,14 +185,14 @@ def measure(
 
 def _changes(text: str) -> dict[str, object]:
     """Settings of a search and their values, as YAML reads them."""
-    import yaml
+    from demeanor.core.files import yaml_value
 
     values = dict[str, object]()
     for pair in text.split(","):
         key, sign, value = pair.partition("=")
         if not sign:
             raise UsageError(f"--compare: got '{pair}', wanted SETTING=VALUE")
-        values[key.strip()] = yaml.safe_load(value)
+        values[key.strip()] = yaml_value(value, f"--compare {pair}")
     return values
 
 

@@ -446,17 +446,13 @@ def replay(
     ] = REQUESTS,
 ) -> None:
     """Replay recorded turns through a variant: the same conversation, seed and decoding; a diff of each answer, a paired score."""
-    import yaml
-
+    from demeanor.core.files import yaml_value
     from demeanor.evaluation import turn_replay
     from demeanor.report import publish
     from demeanor.store import rated_turns
     from demeanor.traffic_services import screen_of
 
-    try:
-        settings = yaml.safe_load(target)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--target: not YAML: {error}") from None
+    settings = yaml_value(target, "--target")
     if not isinstance(settings, dict):
         raise UsageError(f"--target: got {target!r}, wanted settings such as '{{refuse: false}}'")
     declared = load(stack, overrides)

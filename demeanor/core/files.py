@@ -118,12 +118,23 @@ class UniqueKeys(yaml.SafeLoader):
 
 def read_yaml(path: Path, loader: type[yaml.SafeLoader] = UniqueKeys) -> Any:
     """Parse a YAML file; raises SpecError with the line of a syntax error."""
+    return _yaml(read_text(path), str(path), lambda line: f"{path}:{line}", loader)
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """Parse YAML of the command line, such as the value of `--set`; raises SpecError that begins with `where`."""
+    return _yaml(text, where, lambda line: where, UniqueKeys)
+
+
+def _yaml(text: str, where: str, at: Callable[[int], str], loader: type[yaml.SafeLoader]) -> Any:
     try:
-        return yaml.load(read_text(path), Loader=loader)  # a SafeLoader
+        return yaml.load(text, Loader=loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise SpecError([Problem(where, f"not valid YAML: {getattr(error, 'problem', error)}")]) from None
+        what = f"not valid YAML: {getattr(error, 'problem', None) or error}"
+        raise SpecError([Problem(at(mark.line + 1) if mark else where, what)]) from None
+    except RecursionError:
+        raise SpecError([Problem(where, "not valid YAML: nested too deeply")]) from None
 
 
 RECORD, SUMS = "demeanor.json", "sha256"

@@ -89,7 +89,7 @@ def load(path: Path) -> Published:
             f"{path}: {'.'.join(map(str, one['loc'])) or 'table'}: {one['msg'].removeprefix('Value error, ')}. "
             "Wanted: title, source, columns, and rows with a name and a value per column"
         ) from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: neither YAML nor JSON ({error})") from error
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from demeanor.core.errors import DataError, UsageError
+from demeanor.core.files import yaml_value
 from demeanor.core.table import NONE, Block, Figure, Paragraph, Section, Table, estimate, number
 from demeanor.core.types import Item
 from demeanor.evaluation import statistics
@@ -139,7 +139,7 @@ def sweep(stack: Stack, text: str) -> Family:
     if not isinstance(stage, Stage):
         raise UsageError(f"--sweep {text}: {name} is not trained here, so it has no settings to sweep")
     members, stages, objectives = [], [], {}
-    for k, value in enumerate(map(yaml.safe_load, written.split(","))):
+    for k, value in enumerate(yaml_value(each, f"--sweep {text}") for each in written.split(",")):
         values = {**stage.model_dump(mode="json"), "objective": _objective(stack, name)}
         copy = f"{name}_{k}_{setting.rpartition('.')[2]}".lower()
         _set(values, setting.split("."), value, text)

@@ -131,7 +131,7 @@ def _head(source: str) -> tuple[dict[str, Any] | None, str]:
     head, mark, body = f"\n{rest}".partition("\n---\n")
     try:
         found = yaml.safe_load(head) if mark else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return None, source
     return (found, body) if isinstance(found, dict) else (None, source)
 

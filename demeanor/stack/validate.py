@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic.fields import FieldInfo
 
 from demeanor.core import files as core_files
@@ -70,7 +69,7 @@ def override(raw: Any, assignments: Sequence[str]) -> Any:
                 [Problem(f"--set {assignment}", "wanted path=value, e.g. --set decoding.temperature=0")]
             )
         try:
-            _assign(raw, path.split("."), yaml.safe_load(text))
+            _assign(raw, path.split("."), core_files.yaml_value(text, f"--set {path}"))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SpecError([Problem(f"--set {path}", f"no such setting in the file: {error}")]) from None
     return raw

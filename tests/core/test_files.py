@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from demeanor.core.errors import DataError, SpecError
-from demeanor.core.files import json_lines, read_yaml, replacing, write_json, write_text
+from demeanor.core.files import json_lines, read_yaml, replacing, write_json, write_text, yaml_value
 
 
 def test_a_written_file_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -56,6 +56,14 @@ def test_a_key_written_twice_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("x: 1\ny: 2\nx: 3\n")
     with pytest.raises(SpecError, match=r"a\.yaml:3: not valid YAML: the key 'x' stands twice"):
         read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1", "*a", "{a: b: c}", "[" * 5000, "{a: 1, a: 2}", "!!python/name:os.system"]
+)
+def test_yaml_of_the_command_line_is_an_error_of_its_option(text: str) -> None:
+    with pytest.raises(SpecError, match=r"--set decoding\.stop: not valid YAML"):
+        yaml_value(text, "--set decoding.stop")
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
