@@ -16,7 +16,39 @@ from typing import Any
 EXTRA = "pip install 'demeanor[retrieval]'"
 MAX_UNPACKED = 256 << 20  # bytes of a .docx file when unpacked
 MAX_PAGES = 20_000
-MAX_DEPTH = 200  # of elements
+MAX_DEPTH = 200  # of elements that are written as Markdown
+MAX_OPEN = 5000  # elements open at once; a parser's time grows with their square
+_TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)")
+_NEVER_OPEN = frozenset(  # without an end, or whose end may be left out
+    [
+        "area",
+        "base",
+        "br",
+        "col",
+        "embed",
+        "hr",
+        "img",
+        "input",
+        "link",
+        "meta",
+        "source",
+        "track",
+        "wbr",
+        "p",
+        "li",
+        "dt",
+        "dd",
+        "tr",
+        "td",
+        "th",
+        "thead",
+        "tbody",
+        "tfoot",
+        "option",
+        "optgroup",
+        "colgroup",
+    ]
+)
 LEFT_OUT = "script,style,noscript,template,nav,header,footer,aside,form,button,svg,iframe,head,[hidden],[aria-hidden=true]"
 HIDDEN = re.compile(
     r"display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0(?![.\d])|opacity\s*:\s*0(?![.\d])"
@@ -24,7 +56,7 @@ HIDDEN = re.compile(
 BLOCKS = frozenset(
     re.findall(
         r"\w+",
-        "p div section article main body html ul ol dl dt dd blockquote figure figcaption details summary tr",
+        "p div section article main body html ul ol dl dt dd blockquote figure figcaption details summary table tr",
     )
 )
 
@@ -35,6 +67,8 @@ def html(page: str) -> str:
         from selectolax.lexbor import LexborHTMLParser
     except ImportError:
         raise ValueError(f"reading HTML needs the package selectolax: {EXTRA}") from None
+    if _depth(page) > MAX_OPEN:
+        raise ValueError(f"more than {MAX_OPEN:,} of its elements stand inside each other")
     tree = LexborHTMLParser(page)
     for node in tree.css(LEFT_OUT):
         node.decompose()
@@ -43,6 +77,16 @@ def html(page: str) -> str:
             node.decompose()
     text = "".join(_markdown(tree.body, 0)) if tree.body else ""
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip()
+
+
+def _depth(page: str) -> int:
+    """Return about how many elements of a page are open at once at the most."""
+    depth = deepest = 0
+    for tag in _TAG.finditer(page):
+        if tag[2].lower() not in _NEVER_OPEN:
+            depth = max(0, depth - 1) if tag[1] else depth + 1
+            deepest = max(deepest, depth)
+    return deepest
 
 
 def _markdown(node: Any, depth: int) -> Iterator[str]:
@@ -61,7 +105,7 @@ def _markdown(node: Any, depth: int) -> Iterator[str]:
             code = child.text().strip("\n")
             fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", code)), 3)
             yield f"\n\n{fence}\n{code}\n{fence}\n\n"
-        elif tag == "table":
+        elif tag == "table" and all(inner == child for inner in child.css("table")):
             yield f"\n\n{_table(child)}\n\n"
         elif tag == "li":
             inner = "".join(_markdown(child, depth + 1)).strip()

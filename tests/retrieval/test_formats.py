@@ -98,6 +98,22 @@ def test_deep_and_broken_html_is_text_and_not_a_crash() -> None:
     assert formats.html("<pre>```\ncode</pre>").startswith("````")
 
 
+def test_a_page_that_nests_without_an_end_is_refused_before_it_is_parsed() -> None:
+    """The parser needs seconds for 20,000 and minutes for 100,000; ends that may be left out do not count."""
+    with pytest.raises(ValueError, match="stand inside each other"):
+        formats.html("<div>" * 20_000)
+    assert formats.html("<p>a<br>" * 20_000).count("a") == 20_000
+    assert formats.html("<div>b</div>" * 20_000).count("b") == 20_000
+
+
+def test_tables_that_lay_a_page_out_do_not_say_their_words_twice() -> None:
+    inner = "<table><tr><th>x<th>y<tr><td>1<td>2</table>"
+    assert formats.html(f"<table><tr><td>menu<td>{inner}</table>") == (
+        "menu\n\n| x | y |\n|---|---|\n| 1 | 2 |"
+    )
+    assert formats.html("<table><tr><td>" * 300 + "word").split().count("word") == 1
+
+
 def test_a_passage_of_a_pdf_has_its_page_and_never_crosses_one(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(pdf_of("The ferry leaves at 9.", "Dogs travel free."))
     document = read_file(tmp_path / "a.pdf")
