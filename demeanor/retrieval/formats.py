@@ -20,34 +20,10 @@ MAX_DEPTH = 200  # of elements that are written as Markdown
 MAX_OPEN = 5000  # elements open at once; a parser's time grows with their square
 _TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)")
 _NEVER_OPEN = frozenset(  # without an end, or whose end may be left out
-    [
-        "area",
-        "base",
-        "br",
-        "col",
-        "embed",
-        "hr",
-        "img",
-        "input",
-        "link",
-        "meta",
-        "source",
-        "track",
-        "wbr",
-        "p",
-        "li",
-        "dt",
-        "dd",
-        "tr",
-        "td",
-        "th",
-        "thead",
-        "tbody",
-        "tfoot",
-        "option",
-        "optgroup",
-        "colgroup",
-    ]
+    re.findall(
+        r"\w+",
+        "area base br col embed hr img input link meta source track wbr p li dt dd tr td th thead tbody tfoot option optgroup",
+    )
 )
 LEFT_OUT = "script,style,noscript,template,nav,header,footer,aside,form,button,svg,iframe,head,[hidden],[aria-hidden=true]"
 HIDDEN = re.compile(
