@@ -42,13 +42,13 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     preload()
-    kept = {} if options.again or options.page else passed(options.out)
+    kept, anew = passed(options.out), options.again or options.page
     code = fingerprint()
     done = []
     for number, page in enumerate(pages, 1):
         key = f"{options.level} {code} {text_hash(page.name)}"
         before = kept.get(page.name)
-        if before and before["key"] == key and not before["failed"]:
+        if not anew and before and before["key"] == key and not before["failed"]:
             done.append(PageDone(page.name, [Item(**item) for item in before["items"]], before["seconds"]))
             note = "as before"
         else:

@@ -41,6 +41,10 @@ COMMENT = re.compile(r"<!-- test: (.*?) -->\s*\Z", re.S)
 PAGE_COMMENT = re.compile(r"<!-- test page: (.*?) -->", re.S)
 
 
+WRITTEN = {"README of init --remote": {"upstream": 8001, "level": "full"}}
+"""Pages that a command writes for its reader, and their settings; `place.written` makes them."""
+
+
 class PageError(Exception):
     """A comment of a page that cannot be read: where, what, and what is known."""
 
@@ -97,10 +101,14 @@ def names() -> list[str]:
     folders = [p for top in ("docs", "examples") for p in sorted((ROOT / top).rglob("*.md"))]
     first = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
     prompts = {p for p in folders if p.parent.name == "prompts"}
-    return [p.relative_to(ROOT).as_posix() for p in [*first, *folders] if p not in prompts]
+    pages = [p.relative_to(ROOT).as_posix() for p in [*first, *folders] if p not in prompts]
+    return [*pages, *WRITTEN]
 
 
 def read(name: str) -> Page:
+    """A page as it stands; one that a command writes has no blocks before that."""
+    if name in WRITTEN:
+        return Page(name, dict(WRITTEN[name]), ())
     text = (ROOT / name).read_text(encoding="utf-8")
     return parse(name, text)
 

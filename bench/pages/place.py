@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from bench.pages import upstream
+from bench.pages import blocks, upstream
 from bench.pages.blocks import ROOT, Page, PageError
 from bench.pages.shell import Shell
 
@@ -81,6 +81,15 @@ def kept(folder: Path, results: Path | None) -> None:
     (folder / "results").mkdir(exist_ok=True)
     for path in results.glob("demo.*"):
         shutil.copy2(path, folder / "results" / path.name)
+
+
+def written(page: Page, shell: Shell) -> Page:
+    """The page that a command writes, in whose folder a reader stands."""
+    options = "--remote http://127.0.0.1:8001/v1#my-model --documents stacks/demo/notices"
+    _run(shell, "init", "desk", options)
+    shell.cwd = shell.folder / "desk"
+    made = blocks.parse(page.name, (shell.cwd / "README.md").read_text())
+    return Page(page.name, page.settings, made.blocks)
 
 
 TRAINED = {"demo": demo, "results": kept}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import shlex
 import signal
 import socket
@@ -31,11 +32,12 @@ KEEPS = ("PATH", "LANG", "OMP_NUM_THREADS", "TMPDIR", "LD_LIBRARY_PATH")
 
 @dataclass
 class Done:
-    """What a command did: its exit code (None: it went on past its time), what it printed, and the seconds it took."""
+    """What a command did: its exit code (None: it went on past its time), what it printed, its seconds by clock and processor."""
 
     code: int | None
     printed: str
     seconds: float
+    processor_s: float = 0.0
 
 
 @dataclass
@@ -90,13 +92,13 @@ class Shell:
         text = self.with_ports(text)
         if SERVES.match(text):
             return self._serve(text, seconds)
-        began = time.monotonic()
+        began, worked = time.monotonic(), processor_seconds()
         output = self.shim / "output"
         if text.startswith("demeanor ") and not re.search(r"[|<>&;`]|\s#|\$\(", text):
             code = self._wait(self._fork(demeanor(self._words(text)), output), seconds)
         else:
             code = self._bash(text, seconds, output, given)
-        return Done(code, self._read(output), time.monotonic() - began)
+        return Done(code, self._read(output), time.monotonic() - began, processor_seconds() - worked)
 
     def _words(self, text: str) -> list[str]:
         """The words after `demeanor`, with variables and patterns of names as bash expands them."""
@@ -243,6 +245,12 @@ class Shell:
         if everything:
             self.ends.close()
         return wrong
+
+
+def processor_seconds() -> float:
+    """Of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def demeanor(words: list[str]) -> Callable[[], int]:
