@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 QUESTIONS = (
@@ -26,7 +27,7 @@ def label(address: str) -> None:
     from demeanor.store import label_work, labels
     from demeanor.store.database import open_url
 
-    database = open_url(address)
+    database = open_url(address, root=Path())
     for queue in labels.queues(database):
         for name in ("anna", "ben"):
             who = labels.find_invitation(database, labels.invite(database, queue.name, name))
@@ -48,9 +49,9 @@ def talk(address: str, model: str) -> None:
         user = "edda" if number % 2 == 0 else "olaf"
         messages = [{"role": "user", "content": question}]
         answer = post(f"{address}/v1/chat/completions", {"model": model, "user": user, "messages": messages})
-        rating: dict[str, Any] = {"id": answer["id"], "user": user, "value": 1 if number % 3 else -1}
+        rating: dict[str, Any] = {"id": answer["id"], "score": 1 if number % 3 else -1}
         if number == 3:
-            rating |= {"value": -1, "corrected": "I cannot help with that."}
+            rating |= {"score": -1, "corrected": "I cannot help with that."}
         post(f"{address}/v1/feedback", rating)
 
 

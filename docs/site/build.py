@@ -20,6 +20,8 @@ from sphinx.cmd.build import build_main
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS, HERE = ROOT / "docs", Path(__file__).parent
+NOTES = re.compile(r"^ *<!-- test: .* -->\n(?= *```)|^<!-- test page: .* -->\s*\Z", re.M)
+"""What a page tells `bench.pages` about its blocks."""
 STAGED, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
 
 CHAPTERS: dict[str, tuple[str, ...]] = {
@@ -115,7 +117,8 @@ def stage(chapters: dict[str, tuple[str, ...]]) -> None:
 
 
 def _linked(text: str, folder: Path) -> str:
-    """Return a page with links below docs/ relative to it, and links to files that the site lacks as plain text."""
+    """Return a page with links below docs/ relative to it, links to files that the site lacks as plain text, no notes for tests."""
+    text = NOTES.sub("", text)
 
     def one(found: re.Match[str]) -> str:
         label, target = found[1], found[2]
