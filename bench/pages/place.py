@@ -230,7 +230,7 @@ def labels(shell: Shell) -> None:
 def potato(shell: Shell) -> None:
     """annotation_output/, data/items.jsonl, export.json: labels of Potato and of Label Studio."""
     items: list[object] = [
-        {"id": f"i{n}", "text": f"Question {n}?", "A": "Yes.", "B": "No."} for n in range(3)
+        {"id": f"i{n}", "prompt": f"Question {n}?", "left": "Yes.", "right": "No."} for n in range(3)
     ]
     given: list[object] = [
         {"instance_id": f"i{n}", "label_annotations": {"better": {"selection": "AB"[n % 2]}}}

@@ -16,6 +16,8 @@ import yaml
 from demeanor.core.errors import UsageError
 
 START, END = "<!-- kept -->", "<!-- end of kept -->"
+NOTE = re.compile(r"^<!-- test.*-->\n", re.M)
+"""What a chapter says to the tests of its commands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def chapters() -> tuple[Chapter, ...]:
 
 def parsed(name: str, text: str) -> Chapter:
     """A chapter from the text of its file, NN-SLUG.md."""
-    _, front, body = text.split("---\n", 2)
+    _, front, body = NOTE.sub("", text).split("---\n", 2)
     given = yaml.safe_load(front)
     title = re.search(r"^# (?:\d+\. )?(.+)$", body, re.M)
     assert title is not None, f"{name}: has no heading"
