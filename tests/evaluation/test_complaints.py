@@ -149,7 +149,7 @@ def tried(name: str, kind: str, label: str, share: float, harm: float = 0.0) -> 
         (0.0, [tried("stage", "stage", "weights", 1.0)], "weights"),
         (0.0, [tried("rule", "rule", "policy", 0.0)], "weights"),
         (1.0, [tried("rule", "rule", "policy", 1.0)], "cannot tell"),  # asked again it is right
-        (0.75, [tried("rule", "rule", "policy", 1.0)], "cannot tell"),  # with one space more it is right, too
+        (0.75, [tried("rule", "rule", "policy", 1.0)], "cannot tell"),  # drawn anew it is mostly right, too
         (0.0, [tried("a", "off", "policy", 1.0), tried("b", "off", "tools", 1.0)], "cannot tell"),
         (
             0.0,
@@ -158,9 +158,24 @@ def tried(name: str, kind: str, label: str, share: float, harm: float = 0.0) -> 
         ),  # the other breaks liked answers
         (
             0.0,
-            [tried("sentence", "prompt", "prompt", 1.0), tried("b", "off", "tools", 1.0)],
+            [
+                tried("a", "prompt", "prompt", 1.0),
+                tried("c", "prompt", "prompt", 0.0),
+                tried("b", "off", "tools", 1.0),
+            ],
             "prompt",
         ),  # the smaller change
+        (
+            0.0,
+            [tried(f"without {n}", "prompt", "prompt", 1.0) for n in "abc"]
+            + [tried("off", "off", "retrieval", 1.0)],
+            "retrieval",
+        ),  # whichever sentence is left out: none of them is the cause
+        (
+            0.0,
+            [tried(f"without {n}", "prompt", "prompt", float(n == "b")) for n in "abc"],
+            "prompt",
+        ),
         (2 / 3, [tried("greedy", "decoding", "decoding", 1.0)], "decoding"),
         (2 / 3, [tried("greedy", "decoding", "decoding", 2 / 3)], "cannot tell"),
         (1 / 3, [tried("a", "off", "policy", 2 / 3)], "weights"),  # not by half
@@ -171,6 +186,27 @@ def test_the_label_follows_what_the_changes_did(before: float, changes: list[Tri
     assert found == label
     assert why
     assert best is None or best.label == label
+
+
+def test_a_complaint_that_is_given_again_is_not_chance_however_near_the_right_answer_is() -> None:
+    """Greedy answers: wrong again as it was asked, though half of the draws are right."""
+    assert decide(0.5, [tried("a", "off", "policy", 0.75)], now=0.0)[0] == "weights"
+    assert decide(0.5, [tried("a", "off", "policy", 1.0)], now=0.0)[0] == "policy"
+    assert decide(0.0, [tried("a", "off", "policy", 1.0)], now=1.0)[0] == "cannot tell"
+
+
+def test_a_refused_question_is_repaired_by_an_answer_whatever_it_says() -> None:
+    refused = asked(
+        refusal=Refusal("policy", "pirates", "", "No."), said="No.", corrected="It leaves at nine."
+    )
+    assert right(refused, Completion("It leaves at ten.", "stop")) is True
+    assert right(refused, Completion("I cannot help with that.", "stop")) is False
+    rightly = asked(
+        refusal=Refusal("policy", "pirates", "", "No."), said="No.", corrected="I cannot help with it."
+    )
+    assert right(rightly, Completion("It leaves at ten.", "stop")) is False, (
+        "it should have refused in other words"
+    )
 
 
 def test_without_a_corrected_answer_only_a_refusal_can_be_judged() -> None:

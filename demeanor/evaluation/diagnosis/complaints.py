@@ -1,8 +1,8 @@
 """To which layer a complaint belongs: each disliked answer is replayed with one layer changed at a time.
 
 In: complaints (a recorded turn, the answer, what the user says is right) and liked turns as controls. Out: one label a complaint with the
-repair that worked. A repair counts if it makes this answer right however the question is spaced, and liked answers stay. A complaint
-that none fixes is the weights'; what cannot be told is said.
+repair that worked. A repair counts if answers that are drawn anew become right with it, and liked answers stay. A complaint that none
+fixes is the weights'; what cannot be told is said.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -42,6 +42,7 @@ from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.scorers import score_item
 from demeanor.evaluation.scorers._words import read, says, tokens
 from demeanor.layers.tools.calls import DRY_RUN
+from demeanor.stack.schema import Import
 from demeanor.stack.stack import Stack
 
 Label: TypeAlias = Literal["policy", "retrieval", "prompt", "tools", "decoding", "weights", "cannot tell"]
@@ -49,8 +50,10 @@ LABELS: tuple[Label, ...] = ("policy", "retrieval", "prompt", "tools", "decoding
 KIND = "complaints"
 SHORT_WORDS, ALIKE = 12, 0.8
 CONTROLS, SEEDS, AT_ONCE = 24, 3, 24
-BETTER, MARGIN = 0.5, 0.1
-"""A repair raises the share of right answers by at least BETTER; of two repairs within MARGIN the smaller change is taken."""
+DRAWS, WARMTH = 8, 0.7
+"""Answers drawn anew of each change that may work, and their temperature if the stack's own is lower."""
+BETTER, MARGIN = 0.5, 0.2
+"""A repair raises the share of right answers by at least BETTER; of two repairs within MARGIN (less than two draws of eight) the smaller change is taken."""
 SMALLER = ("rule", "decoding", "tools", "passage", "prompt", "template", "off", "stage")
 """Kinds of changes, the smallest first: what a repair takes away is no better known for taking away more."""
 
@@ -105,17 +108,18 @@ class RoutedComplaints:
 def right(complaint: Complaint, completion: Completion) -> bool | None:
     """Whether an answer is what the user wanted; None where nobody said what that is.
 
-    With a corrected answer: it says the same. Without one only a refusal by a layer can be judged: it should have been answered.
+    A refusal by a layer that should have been an answer: it is answered. Else, with a corrected answer: it says the same.
     """
     wanted = complaint.corrected
-    if wanted is not None:
-        return alike(completion.text, wanted)
-    if complaint.completion.refusal is None:
-        return None
-    if completion.refusal is not None or not completion.text.strip():
-        return False
-    item = Item("complaint", complaint.turn.messages, "refusal", {"refuse": False}, "", "")
-    return bool(score_item(item, completion).value)
+    if complaint.completion.refusal is not None and (wanted is None or not _refuses(complaint, wanted)):
+        answered = completion.refusal is None and bool(completion.text.strip())
+        return answered and not _refuses(complaint, completion.text)
+    return None if wanted is None else alike(completion.text, wanted)
+
+
+def _refuses(complaint: Complaint, text: str) -> bool:
+    item = Item("complaint", complaint.turn.messages, "refusal", {"refuse": True}, "", "")
+    return bool(score_item(item, Completion(text, "stop")).value)
 
 
 def alike(text: str, wanted: str) -> bool:
@@ -156,24 +160,17 @@ def label_of(stack: Stack, about: InterventionInfo) -> Label | None:
             return None
 
 
-NEUTRAL = ("{} ", " {}", "{}\n")
-"""Ways to write a question that ask the same."""
-
-
-def neutral(form: str, number: int) -> Callable[[Turn], Turn]:
-    """The turn with its last message written in another way, and another draw: what this makes right, luck may."""
+def anew(respond: Respond, number: int) -> Respond:
+    """The same, drawn anew and not colder than `WARMTH`: how likely the right answer is, where the likeliest answer may be luck."""
 
     def change(turn: Turn) -> Turn:
-        *earlier, last = turn.messages
-        seed = None if turn.decoding.seed is None else turn.decoding.seed + 77 * number
-        decoding = replace(turn.decoding, seed=seed)
-        return replace(
-            turn,
-            messages=(*earlier, replace(last, content=form.replace("{}", last.content))),
-            decoding=decoding,
+        own = turn.decoding
+        drawn = replace(
+            own, temperature=max(own.temperature, WARMTH), seed=(own.seed or 0) + 77 * (number + 1)
         )
+        return replace(turn, decoding=drawn)
 
-    return change
+    return turned(change)(respond)
 
 
 def passages_put_right(stack: Stack, complaint: Complaint) -> Intervention | None:
@@ -248,18 +245,19 @@ class Tried:
         return SMALLER.index(self.about.kind) if self.about.kind in SMALLER else len(SMALLER)
 
 
-def decide(before: float, tried: Sequence[Tried]) -> tuple[Label, Tried | None, str]:
-    """The label of a complaint by what its changes did, the repair, and why; `before`: the share of right answers of the stack as it is."""
+def decide(
+    before: float, tried: Sequence[Tried], *, now: float | None = None
+) -> tuple[Label, Tried | None, str]:
+    """The label of a complaint by what its changes did, the repair, and why.
+
+    `before`: the share of right answers of the stack as it is, drawn anew; `now`: as it was asked, where answers are not drawn.
+    """
     drawn = max((t for t in tried if t.label == "decoding"), key=lambda t: t.share, default=None)
-    if before >= BETTER:
-        if before < 1 and drawn is not None and drawn.share == 1:
+    if (before if now is None else now) >= BETTER:
+        if now is None and before < 1 and drawn is not None and drawn.share == 1:
             return "decoding", drawn, f"drawn answers are right at times, and always with {drawn.about.name}"
-        return (
-            "cannot tell",
-            None,
-            "asked again, with a space more or less, the stack is right: chance, or repaired since",
-        )
-    works = [t for t in tried if t.share - before >= BETTER]
+        return "cannot tell", None, "asked again, the stack is right: chance, or repaired since"
+    works = _specific([t for t in tried if t.share - before >= BETTER], tried)
     if not works:
         return "weights", None, "no change of a layer makes it right"
     top = max(t.share - t.harm for t in works)
@@ -269,6 +267,16 @@ def decide(before: float, tried: Sequence[Tried]) -> tuple[Label, Tried | None, 
     if len(rivals) > 1:
         return "cannot tell", None, f"changes of {' and '.join(sorted(rivals))} make it right alike"
     return best.label, best, f"{best.about.name} makes it right"
+
+
+def _specific(works: Sequence[Tried], tried: Sequence[Tried]) -> list[Tried]:
+    """Without sentences of a prompt that repair it whichever is left out: then none of them is the cause, and any other words are luck."""
+    every, working = (
+        Counter(t.about.layer for t in some if t.about.kind == "prompt") for some in (tried, works)
+    )
+    return [
+        t for t in works if t.about.kind != "prompt" or 2 * working[t.about.layer] <= every[t.about.layer]
+    ]
 
 
 # ---- the run ----
@@ -288,42 +296,39 @@ async def route(
         for complaint in known
         for x in [*planned, *([own[complaint.turn.id]] if complaint.turn.id in own else [])]
     ]
-    first = await _shares(jobs)
-    sure = [(x, c, respond) for x, c, respond in jobs if _may_work(stack, x, first[c.turn.id])]
-    again = await _shares([(x, c, respond) for x, c, respond in sure for respond in rewritten(respond)])
-    by_turn = {turn: _whole(first[turn], again.get(turn, {})) for turn in first}
+    first = await _shares([(x, c, _share(c, respond)) for x, c, respond in jobs])
+    likely = [(x, c, respond) for x, c, respond in jobs if _may_work(stack, x, first[c.turn.id])]
+    drawn = [(x, c, _is_right(c, anew(respond, n))) for x, c, respond in likely for n in range(DRAWS)]
+    again = await _shares(drawn)
+    by_turn = {turn: dict.fromkeys(first[turn], 0.0) | again[turn] for turn in first}
     infos = {x.about.name: x for x in (*planned, *own.values())}
     working = _working(stack, infos, by_turn)
     harm = await _harms(harness, [x for x in planned if x.about.name in working], liked)
-    return [_routed(stack, c, infos, by_turn.get(c.turn.id), harm) for c in complaints]
-
-
-def rewritten(respond: Respond) -> list[Respond]:
-    """The same under each way to write the question: luck does not survive them, a repair does."""
-    return [turned(neutral(form, n))(respond) for n, form in enumerate(NEUTRAL, 1)]
+    return [
+        _routed(stack, c, infos, by_turn.get(c.turn.id), first.get(c.turn.id, {}), harm) for c in complaints
+    ]
 
 
 async def _shares(
-    jobs: Sequence[tuple[Intervention, Complaint, Respond]],
-) -> dict[str, dict[str, list[float]]]:
-    """The shares of right answers by turn and change."""
+    jobs: Sequence[tuple[Intervention, Complaint, Coroutine[Any, Any, float]]],
+) -> dict[str, dict[str, float]]:
+    """The share of right answers by turn and change."""
     found: dict[str, dict[str, list[float]]] = {}
-    measured = await at_once("replaying", [_share(c, respond) for _, c, respond in jobs], AT_ONCE, lambda: 0)
-    for (x, complaint, _), share in zip(jobs, measured):
+    measured = await at_once("replaying", [job for _, _, job in jobs], AT_ONCE, lambda: 0)
+    for (x, complaint, _), share in zip(jobs, measured, strict=True):
         found.setdefault(complaint.turn.id, {}).setdefault(x.about.name, []).append(share)
-    return found
+    return {turn: {name: float(np.mean(v)) for name, v in by.items()} for turn, by in found.items()}
 
 
-def _may_work(stack: Stack, x: Intervention, shares: Mapping[str, list[float]]) -> bool:
-    """Whether a change made an answer right as it was asked, and so is asked in other ways, too; the stack as it is always is."""
-    if x.about.name == AS_IS:
+def _may_work(stack: Stack, x: Intervention, shares: Mapping[str, float]) -> bool:
+    """Whether a change made an answer right as it was asked, and so is drawn anew; the stack as it is and other decoding always are.
+
+    As it was asked it counts no further: the complaint was chosen by the wrong answer, and the change by the right one.
+    """
+    label = label_of(stack, x.about)
+    if x.about.name == AS_IS or label == "decoding":
         return True
-    return label_of(stack, x.about) is not None and shares[x.about.name][0] - shares[AS_IS][0] >= BETTER
-
-
-def _whole(first: Mapping[str, list[float]], again: Mapping[str, list[float]]) -> dict[str, float]:
-    """The mean over all ways to ask; a change that was asked in one way only did not work there."""
-    return {name: float(np.mean([*shares, *again.get(name, [])])) for name, shares in first.items()}
+    return label is not None and shares[x.about.name] - shares[AS_IS] >= BETTER
 
 
 def _planned(
@@ -340,8 +345,13 @@ def _planned(
     trained = [s for s in stack.chain(stack.serve) if s == "base" or services.is_trained(stack, s)]
     tools = experiment.runtime.tools()
     changes = interventions(stack, trained, items, [], rows, [], tools, scratch)
-    labelled = [x for x in changes if label_of(stack, x.about) is not None]
+    labelled = [x for x in changes if label_of(stack, x.about) is not None and _could_be(stack, x.about)]
     return harness.able([as_it_is(stack), *labelled])
+
+
+def _could_be(stack: Stack, about: InterventionInfo) -> bool:
+    """Whether a change can undo a fault: weights that this stack trained have learned its template, imported ones may want another."""
+    return about.kind != "template" or isinstance(stack.spec.weights.base, Import)
 
 
 def _item(turn: Turn) -> Item:
@@ -349,17 +359,20 @@ def _item(turn: Turn) -> Item:
 
 
 async def _share(complaint: Complaint, respond: Respond) -> float:
-    """The share of right answers: one where the answer is not drawn, of `SEEDS` draws where it is; a failed answer is a wrong one."""
-    turn, decoding = complaint.turn, complaint.turn.decoding
-    seeds = [decoding.seed or 0] if decoding.greedy else [(decoding.seed or 0) + k for k in range(SEEDS)]
-    found = []
-    for seed in seeds:
-        asked = replace(turn, decoding=replace(decoding, seed=seed), approvals=None)
-        try:
-            found.append(bool(right(complaint, await complete(respond, asked))))
-        except DemeanorError:
-            found.append(False)
-    return sum(found) / len(found)
+    """The share of right answers: one where the answer is not drawn, of `SEEDS` draws where it is."""
+    draws = 1 if complaint.turn.decoding.greedy else SEEDS
+    return float(np.mean([await _is_right(complaint, respond, k) for k in range(draws)]))
+
+
+async def _is_right(complaint: Complaint, respond: Respond, number: int = 0) -> bool:
+    """Whether the answer is right with another seed; a failed answer is a wrong one."""
+    decoding = complaint.turn.decoding
+    seeded = replace(decoding, seed=(decoding.seed or 0) + number)
+    try:
+        said = await complete(respond, replace(complaint.turn, decoding=seeded, approvals=None))
+    except DemeanorError:
+        return False
+    return bool(right(complaint, said))
 
 
 def _working(
@@ -377,19 +390,18 @@ def _working(
 async def _harms(
     harness: ReplayHarness, working: Sequence[Intervention], liked: Sequence[RatedTurn]
 ) -> dict[str, float]:
-    """Of each change that works somewhere, the share of liked answers that it breaks."""
+    """Of each change that works somewhere, the share of liked answers that it breaks and the stack as it is gives again."""
     ids = {_item(t.turn).id for t in liked}
     chosen = {item.id for item in sampled([_item(t.turn) for t in liked], CONTROLS)} & ids
     controls = [Complaint(t.turn, t.completion, t.completion.text) for t in liked if t.turn.id in chosen]
     controls = [c for c in controls if c.completion.text.strip()]
     if not controls:
         return {}
-    jobs = [(x.about.name, _share(c, harness.respond(x))) for x in working for c in controls]
-    kept = await at_once("controls", [job for _, job in jobs], AT_ONCE, lambda: 0)
-    found: dict[str, list[float]] = {}
-    for (name, _), share in zip(jobs, kept):
-        found.setdefault(name, []).append(1 - share)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    tried = [as_it_is(harness.experiment.stack), *working]
+    jobs = [_share(c, harness.respond(x)) for x in tried for c in controls]
+    kept = np.array(await at_once("controls", jobs, AT_ONCE, lambda: 0)).reshape(len(tried), len(controls))
+    lost = np.maximum(0.0, kept[0] - kept[1:]).mean(axis=1)
+    return {x.about.name: float(value) for x, value in zip(working, lost, strict=True)}
 
 
 def _routed(
@@ -397,6 +409,7 @@ def _routed(
     complaint: Complaint,
     infos: Mapping[str, Intervention],
     shares: Mapping[str, float] | None,
+    asked: Mapping[str, float],
     harm: Mapping[str, float],
 ) -> RoutedComplaint:
     question = next((m.content for m in reversed(complaint.turn.messages) if m.role == "user"), "")
@@ -410,7 +423,8 @@ def _routed(
         label = label_of(stack, about)
         if label is not None:
             tried.append(Tried(about, label, share, harm.get(name, 0.0)))
-    label, best, why = decide(shares[AS_IS], tried)
+    now = asked[AS_IS] if complaint.turn.decoding.greedy else None
+    label, best, why = decide(shares[AS_IS], tried, now=now)
     layer = best.about.layer if best else ""
     repair, advice = (best.about.name, best.about.advice) if best else ("", "")
     works = {t.about.name: t.harm for t in tried if t.share - shares[AS_IS] >= BETTER}
