@@ -1,7 +1,7 @@
 // Shadows and online evaluators: what was due and done, scores with intervals, drift.
 import { el } from "../dom.js";
 import { call } from "../api.js";
-import { interval, number, when } from "./format.js";
+import { amount, interval, when } from "./format.js";
 import { warnings } from "./experiments.js";
 
 export async function evaluatorsPage() {
@@ -12,11 +12,11 @@ export async function evaluatorsPage() {
 
 function job({ kind, name, version, counts, silent, last, mean, difference, same_text: same, drift }) {
   const facts = [
-    ["Turns", Object.entries(counts).map(([outcome, n]) => `${n} ${outcome}`).join(", ") || "none"],
+    ["Turns", turns(counts)],
     ["Last", last ? when(last) : "never"],
     ["Mean score", interval(mean)],
     difference && ["Shadow less live", interval(difference)],
-    same && ["Same text", `${same[0]} of ${same[1]}`],
+    same?.[1] > 0 && ["Same text", `${same[0]} of ${same[1]}`],
     drift && ["Drift", drift.drifted ? `yes, at score ${drift.alarms.map(([at]) => at).join(", ")}` : `no alarm in ${drift.scores} scores`],
     drift?.baseline && ["Normal", interval(drift.baseline)],
     drift?.recent && ["Recent", interval(drift.recent)],
@@ -24,5 +24,11 @@ function job({ kind, name, version, counts, silent, last, mean, difference, same
   return el("section", { "aria-label": `${kind} ${name}` },
     el("h2", {}, `${kind} ${name} `, silent && el("span", { class: "chip bad" }, "has never run"), drift?.drifted && el("span", { class: "chip bad" }, "drift")),
     el("dl", { class: "facts" }, facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)])),
-    el("p", { class: "soft" }, `Declaration ${version.slice(0, 12)}${counts.due ? ` · ${number(counts.due)} due` : ""}`));
+    el("p", { class: "soft" }, `Declaration ${version.slice(0, 12)}`));
+}
+
+// How many turns were selected, and what became of them.
+function turns({ due = 0, ...outcomes }) {
+  const became = Object.entries(outcomes).map(([outcome, n]) => `${n} ${outcome}`).join(", ");
+  return `${amount(due, "turn")} due${became ? `: ${became}` : ""}`;
 }

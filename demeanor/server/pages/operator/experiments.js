@@ -16,7 +16,7 @@ function experiment({ name, id, state, started, stopped, reason, result }) {
   const head = ["Arm", "Variant", "Share", "Users", "Turns", "Scored", "Mean (interval)"];
   return el("section", { "aria-label": `Experiment ${name}` },
     el("h2", {}, name, " ", el("span", { class: state === "running" ? "chip good" : "chip quiet" }, state)),
-    el("p", { class: "soft" }, `Score: ${result.score}${result.lower_is_better ? " (lower is better)" : ""} · alpha ${number(result.alpha)} · since ${when(started)}${stopped ? `, until ${when(stopped)}` : ""}${reason ? ` (${reason})` : ""} · ${id.slice(0, 12)}`),
+    el("p", { class: "soft" }, `Score: ${result.score} · alpha ${number(result.alpha)} · since ${when(started)}${stopped ? `, until ${when(stopped)}` : ""}${reason ? ` (${reason})` : ""} · ${id.slice(0, 12)}`),
     result.warnings.map((warning) => el("p", { class: "problem" }, warning)),
     table(`Arms of ${name}`, head, result.arms.map((arm) => [arm.name, el("bdi", {}, arm.model), `${(100 * arm.share).toFixed(0)}%`, String(arm.users), String(arm.turns), String(arm.scored), interval(arm.mean)]), { numeric: [2, 3, 4, 5, 6] }).box,
     el("ul", {}, result.contrasts.map((contrast) => el("li", {}, el("b", {}, contrast.arm), ` less ${result.arms[0].name}: ${interval(contrast.difference)}. `, el("b", {}, verdict(contrast)), ` (e-value ${number(contrast.e_value)})`))),
