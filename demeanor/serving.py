@@ -26,6 +26,7 @@ from demeanor.engine.gateway import Gateway
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.remote import estimated_tokens
 from demeanor.engine.respond import TokenizerCodec
+from demeanor.evaluation import label_agreement
 from demeanor.layers import Kit, limits, policy, record
 from demeanor.layers.policy.kept_requests import kept_json
 from demeanor.layers.policy.matching import Rule, bound, load
@@ -44,6 +45,7 @@ from demeanor.server.assistant import (
     Traffic,
     model_not_found,
 )
+from demeanor.server.labelling import Labelling
 from demeanor.server.lifecycle import Version
 from demeanor.server.serve import Settings
 from demeanor.stack.schema import Remote
@@ -68,7 +70,11 @@ def serve(
     budget, cache = (
         None if gib is None else int(gib * 2**30) for gib in (settings.memory_gib, settings.cache_gib)
     )
-    return server.serve(StackVersions(load_stack, runs, budget, cache), settings, pages)
+    versions = StackVersions(load_stack, runs, budget, cache)
+    if settings.labels is None:
+        return server.serve(versions, settings, pages)
+    with closing(open_url(settings.labels, root=Path.cwd())) as database:
+        return server.serve(versions, settings, pages, Labelling(database, label_agreement.measured))
 
 
 def check_shared(stack: Stack, settings: Settings, processes: int) -> None:

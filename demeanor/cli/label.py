@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -406,16 +406,11 @@ def serve(
     url: Url = DATABASE,
 ) -> None:
     """Serve the labelling page until Ctrl-C. Only people with a link can do anything."""
+    from demeanor.evaluation import label_agreement
     from demeanor.server import label_serve
 
     with database_at(url) as database:
-        label_serve.serve(database, _measured, host, port)
-
-
-def _measured(given: Any, gold: Any) -> dict[str, Any]:
-    from demeanor.evaluation import label_agreement
-
-    return label_agreement.as_json(label_agreement.measure(given, gold))
+        label_serve.serve(database, label_agreement.measured, host, port)
 
 
 @app.command()

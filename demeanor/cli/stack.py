@@ -384,6 +384,14 @@ def serve(
             help="Limit for the keys and values of each set of weights; earlier prompts stay there until it is needed (default: a quarter of the machine's memory).",
         ),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="URL",
+            help="Also serve the labelling page of the queues in this database, at /label.",
+        ),
+    ] = None,
     otel: Annotated[
         str | None,
         typer.Option(
@@ -417,6 +425,7 @@ def serve(
         api_keys=api_key or [],
         keys=keys,
         redis=redis,
+        labels=labels,
         deadline_s=deadline,
         max_waiting=max_waiting,
         max_body_bytes=max_body,

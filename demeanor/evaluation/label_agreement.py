@@ -178,6 +178,11 @@ def _median_s(own: Sequence[Opinion]) -> float | None:
     return float(np.median(taken)) / 1000 if taken else None
 
 
+def measured(given: Sequence[Any], gold: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The agreement of labels as JSON, as the labelling page shows it."""
+    return as_json(measure(given, gold))
+
+
 def as_json(found: LabelAgreement) -> dict[str, Any]:
     """The agreement as JSON: every number by its name."""
 

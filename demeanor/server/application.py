@@ -17,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
-from demeanor.core.errors import EngineError, RequestError
+from demeanor.core.errors import EngineError, RequestError, StoreError
 from demeanor.server import (
     chat,
     completions,
@@ -25,6 +25,7 @@ from demeanor.server import (
     error_responses,
     feedback,
     history,
+    labelling,
     models,
     moderations,
     operator_policy,
@@ -46,6 +47,7 @@ from demeanor.server.endpoint import (
     operation_id,
     state_of,
 )
+from demeanor.server.labelling import Labelling
 from demeanor.server.metrics import Metrics
 from demeanor.server.middleware import add_middleware
 from demeanor.server.request_context import key_models
@@ -85,11 +87,13 @@ def app(
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
     approver: Approver | None = None,
+    labels: Labelling | None = None,
 ) -> FastAPI:
     """Serve an assistant. Without `keys` only requests to loopback names, and to `hosts`, are answered; with them only what
     is published.
 
-    `pages`: further routes beside the chat page, behind the same middleware. `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
+    `pages`: further routes beside the chat page, behind the same middleware; `labels`: the labelling page at /label, whose keys are
+    its links. `clock` gives monotonic seconds for durations, `now` seconds since 1970 for `created`.
     """
     operations = operations or Operations()
     if max_body_bytes is not None:
@@ -110,7 +114,7 @@ def app(
     )
     observers = (operations.load.observe, metrics.observe, *operations.observers)
     add_middleware(api, keys=keys, hosts=hosts, operations=operations, observers=observers, clock=clock)
-    for error in (RequestError, EngineError, HTTPException):
+    for error in (RequestError, EngineError, StoreError, HTTPException):
         api.add_exception_handler(error, _error_response)
     for endpoint in ENDPOINTS:
         api.include_router(endpoint.router)
@@ -119,6 +123,8 @@ def app(
         for path in PAGES.get(name, (f"/static/{name}",)):
             api.add_api_route(path, static_file("pages", name), methods=["GET"], include_in_schema=False)
     api.state.openapi = orjson.dumps(document(api))
+    if labels is not None:
+        labelling.add_to(api, labels)
     api.router.routes.extend(pages)
     return api
 

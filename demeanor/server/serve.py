@@ -29,6 +29,7 @@ from demeanor.server.application import app, metrics_of
 from demeanor.server.approvals import TIMEOUT_S, Approver
 from demeanor.server.assistant import ServedAssistant, traffic_of
 from demeanor.server.auth import KeyRing, KeyStore, from_digests
+from demeanor.server.labelling import Labelling
 from demeanor.server.lifecycle import Current, Life, TimeLimits, Version
 from demeanor.server.processes import ProcessPlace, all_metrics, tell_metrics
 from demeanor.server.request_context import Observer
@@ -49,6 +50,7 @@ class Settings:
     api_keys: Sequence[str] = ()
     keys: str | None = None
     redis: str | None = None
+    labels: str | None = None
     deadline_s: float | None = None
     max_waiting: int | None = None
     max_body_bytes: int = MAX_BODY_BYTES
@@ -121,8 +123,13 @@ class Versions(Protocol):
     def close(self) -> None: ...
 
 
-def serve(versions: Versions, settings: Settings, pages: Sequence[BaseRoute] = ()) -> int:
-    """Serve the API, the chat page and further `pages` until Ctrl-C or SIGTERM; running requests are finished first."""
+def serve(
+    versions: Versions,
+    settings: Settings,
+    pages: Sequence[BaseRoute] = (),
+    labels: Labelling | None = None,
+) -> int:
+    """Serve the API, the chat page, further `pages` and `labels` until Ctrl-C or SIGTERM; running requests are finished first."""
     given = checked(settings)
     if settings.place is None:
         refuse_taken(settings.host, settings.port)
@@ -145,6 +152,7 @@ def serve(versions: Versions, settings: Settings, pages: Sequence[BaseRoute] = (
             settings,
             plain if key_database is None else KeyRing(key_database, plain, requests),
             pages,
+            labels,
         )
     finally:
         versions.close()
@@ -208,6 +216,7 @@ def _serve(
     settings: Settings,
     keys: KeyStore | KeyRing | None,
     pages: Sequence[BaseRoute] = (),
+    labels: Labelling | None = None,
 ) -> None:
     sys.setswitchinterval(SWITCH_S)
     life, current, place = Life(), Current(versions.open()), settings.place
@@ -263,6 +272,11 @@ def _serve(
         banner = (
             f"{assistant.name}: {offered(assistant, with_keys=keys is not None)} of stack {assistant.stack_key}\n"
             f"  chat page  {url}/\n  API        {url}/v1   (model: {assistant.name})"
+            + (
+                f"\n  labelling  {url}/label  (open it by a link of `demeanor label invite --page {url}`)"
+                if labels
+                else ""
+            )
         )
         if place is None:
             print(banner, flush=True)
@@ -276,6 +290,7 @@ def _serve(
         operations=operations,
         pages=pages,
         approver=Approver(timeout_s=settings.approval_s),
+        labels=labels,
     )
     try:
         life.run(

@@ -19,9 +19,12 @@ from typing import Any
 import httpx
 import pytest
 from label_server import HOSTILE, items, measured, queue
+from scripted import Scripted
 
+from demeanor.server.application import app
+from demeanor.server.auth import KeyRing
 from demeanor.server.labelling import Labelling, labelling_app
-from demeanor.store import labels
+from demeanor.store import keys, labels
 from demeanor.store.database import Database
 from tests.conftest import REPOSITORY, each
 
@@ -331,3 +334,34 @@ def test_two_clients_one_killed_and_the_server_killed_lose_nothing_and_do_nothin
     assert Counter(label.item for label in kept) == {f"item-{n}": 1 for n in range(40)}
     assert set(acknowledged) <= {(label.labeller, label.item) for label in kept}
     assert len({item for _, item in acknowledged}) == len(set(acknowledged)), "no item was acknowledged twice"
+
+
+async def test_beside_the_api_a_link_opens_its_queue_alone_and_a_key_opens_none(
+    database: Database, tmp_path: Path
+) -> None:
+    queue(database, items(1))
+    kept = Database(tmp_path / "keys.db")
+    key = {"authorization": f"Bearer {keys.create(kept, 'hild', scopes=['operator', 'chat'])}"}
+    served = app(Scripted(), keys=KeyRing(kept), labels=Labelling(database, measured))
+    transport, edda = httpx.ASGITransport(served), link(database)
+    async with httpx.AsyncClient(transport=transport, base_url="http://desk.example") as both:
+        assert (await call(both, edda, "me"))["name"] == "edda"
+        assert (await both.get("/label")).status_code == 200
+        for name in each(["label.js", "markdown/render.js", "vendor/temml.js", "markdown.css"]):
+            assert (await both.get(f"/label/static/{name}")).status_code == 200
+        for path in each(["/v1/models", "/v1/history", "/v1/demeanor/turns", "/metrics"]):
+            assert (await both.get(path, headers=edda)).status_code == 401, path
+        refused = await both.post("/label/api/next", headers=key, json={})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_link")
+    local = httpx.ASGITransport(app(Scripted(), labels=Labelling(database, measured)))
+    async with httpx.AsyncClient(transport=local, base_url="http://desk.example") as elsewhere:
+        assert (await elsewhere.get("/label/api/me", headers=edda)).status_code == 421, (
+            "without keys: local names only"
+        )
+    kept.close()
+
+
+async def test_without_a_database_of_labels_there_is_no_labelling_page() -> None:
+    transport = httpx.ASGITransport(app(Scripted()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as alone:
+        assert (await alone.get("/label")).status_code == 404
