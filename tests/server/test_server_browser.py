@@ -495,3 +495,45 @@ def test_a_conversation_is_saved_opened_again_and_not_kept_where_nobody_wants_it
         assert texts(browser, ".question") == ["the ferry?", "hello", "seed"]
         browser.run("localStorage.removeItem('settings')")
     assert browser.errors == []
+
+
+def test_a_cut_answer_goes_on_by_one_press_and_the_question_is_seen(browser: Browser, address: str) -> None:
+    ask(browser, address, "seed")
+    press(browser, ".note button")
+    settled(browser, 2)
+    assert texts(browser, ".question") == ["seed", "Go on exactly where you stopped."]
+    assert browser.errors == []
+
+
+def test_the_keys_are_listed_by_a_key_and_a_button(browser: Browser, address: str) -> None:
+    open_page(browser, address)
+    browser.run("document.querySelector('#settings-open').focus()")
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key="?", text="?")
+    browser.wait("document.querySelector('#keys').open")
+    assert len(texts(browser, "#keys dt")) == 7
+    browser.press("Escape", 27)
+    browser.wait("!document.querySelector('#keys').open && document.activeElement.id === 'message'")
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key="?", text="?")
+    browser.wait("document.querySelector('#message').value === '?'")
+    assert not browser.run("document.querySelector('#keys').open")
+    press(browser, "#keys-open")
+    browser.wait("document.querySelector('#keys').open")
+    press(browser, "#keys .primary")
+    assert browser.errors == []
+
+
+def test_names_stay_hidden_in_markdown_until_the_vote_and_costs_are_told(
+    browser: Browser, address: str
+) -> None:
+    open_page(browser, address)
+    turn = "{question: 'q', files: [], answers: [{model: 'desk', text: 'x'}, {model: 'desk:dpo', text: 'y'}], blind: true, vote: VOTE, parent: null}"
+    told = f"import('/static/export.js').then(m => m.asMarkdown({{title: 't', turns: {{a: {turn}}}, last: 'a'}}))"
+    assert "desk" not in browser.run(told.replace("VOTE", "null"))
+    assert "## Answer A\n\nx\n\n## Answer B\n\ny" in browser.run(told.replace("VOTE", "null"))
+    assert "## desk:dpo" in browser.run(told.replace("VOTE", "'tie'"))
+    usage = "{prompt_tokens: 3, completion_tokens: 2, cost_usd: USD}"
+    strip = f"import('/static/trace.js').then(m => m.strip({{text: '', usage: {usage}, trace: {{ms: 5, stack_key: 'k'.repeat(16), layers: [], events: []}}}}).textContent)"
+    assert "0.000013 USD" in browser.run(strip.replace("USD", "0.00001335", 1))
+    assert "a model has no price" in browser.run(strip.replace("USD", "null", 1))
+    assert "cost" not in browser.run(strip.replace(", cost_usd: USD", ""))
+    assert browser.errors == []

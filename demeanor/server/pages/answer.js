@@ -51,7 +51,7 @@ export function answerCard(answer, name, acts) {
     card.classList.remove("waiting");
     before?.remove();
     replace(text, body(answer));
-    const asked = hidden ? null : waiting(answer);
+    const asked = waiting(answer); // also while names are hidden: without the decision there is nothing to vote on
     replace(foot, ending(answer, acts), asked && approvalForm(asked, (decisions) => acts.decide(answer, decisions)), hidden ? null : tools(answer, acts), hidden ? null : strip(answer, acts.details));
   }
 
@@ -92,7 +92,7 @@ function ending(answer, acts) {
   const length = answer.trace?.events.findLast((event) => event.kind === "done")?.finish_reason === "length";
   return [
     answer.stopped && el("p", { class: "note" }, answer.text ? "Stopped." : "Stopped before an answer came."),
-    length && el("p", { class: "note" }, "The answer reached its length limit."),
+    length && el("p", { class: "note" }, "The answer reached its length limit. ", acts.more && button("Continue", acts.more, { class: "act", title: "Ask the assistant to go on where it stopped" })),
     answer.error && problem(answer.error, acts),
   ].filter(Boolean);
 }

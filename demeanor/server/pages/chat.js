@@ -20,6 +20,7 @@ import { isBlind, turnView } from "./turn.js";
 import { follow, toBottom } from "./scroll.js";
 
 const MAX_ANSWER = 2_000_000; // characters
+const GO_ON = "Go on exactly where you stopped.";
 const query = new URLSearchParams(location.search);
 const state = { name: "", conversation: newConversation(), views: new Map(), running: null, history: browserHistory(), saving: Promise.resolve(), queue: query.getAll("q") };
 const files = attachments(() => {});
@@ -39,6 +40,7 @@ const acts = {
     await keep();
   },
   again: (turn) => ask(turn.parent, turn.question, turn.files),
+  more: (turn) => ask(turn.id, GO_ON, []),
   edit: (turn, question) => ask(turn.parent, question, turn.files),
   async retry(turn) {
     if (state.running) return;
@@ -267,7 +269,9 @@ $("saved").addEventListener("change", async () => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key.toLowerCase() === "o" && event.shiftKey && (event.ctrlKey || event.metaKey)) { event.preventDefault(); begin(newConversation()); }
+  if (event.key === "?" && !event.target.closest("input, textarea, select, dialog") && !document.querySelector("dialog[open]")) { event.preventDefault(); $("keys").showModal(); }
 });
-$("passage").addEventListener("close", focusBox);
+for (const id of ["passage", "keys"]) $(id).addEventListener("close", focusBox);
+$("keys-open").addEventListener("click", () => $("keys").showModal());
 drawer(localStorage.getItem("drawer") === "open" && !matchMedia("(max-width: 52rem)").matches);
 start();

@@ -3,9 +3,9 @@ import { el } from "./dom.js";
 import { path, saidBy } from "./conversation.js";
 
 export function asMarkdown(conversation) {
-  const turns = path(conversation).flatMap(({ question, files, answers }) => [
+  const turns = path(conversation).flatMap(({ question, files, answers, blind, vote }) => [
     `## You\n\n${[...files.map(({ name }) => `(file ${name})`), question].join("\n\n")}`,
-    ...answers.map((answer) => `## ${answer.model}\n\n${answer.refusal ?? saidBy(answer)}`),
+    ...answers.map((answer, i) => `## ${blind && !vote ? `Answer ${"AB"[i]}` : answer.model}\n\n${answer.refusal ?? saidBy(answer)}`),
   ]);
   return [`# ${conversation.title || "Conversation"}`, ...turns, ""].join("\n\n");
 }

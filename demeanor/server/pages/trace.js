@@ -11,15 +11,19 @@ const of = (answer, kind) => (answer.trace?.events ?? []).filter((event) => even
 export function strip(answer, open) {
   if (!answer.trace) return null;
   const { ms, stack_key: key } = answer.trace;
-  const numbers = [answer.usage && plural(answer.usage.completion_tokens, "token"), `${Math.round(ms)} ms`, key.slice(0, 8)].filter(Boolean).join(" · ");
+  const numbers = [answer.usage && plural(answer.usage.completion_tokens, "token"), answer.usage?.cost_usd != null && cost(answer.usage), `${Math.round(ms)} ms`, key.slice(0, 8)].filter(Boolean).join(" · ");
   return el("details", { class: "strip", open },
     el("summary", {}, el("span", { class: "chips" }, ...chips(answer)), el("span", { class: "numbers" }, numbers)),
     el("ol", { class: "steps" }, ...steps(answer)),
     clock(answer),
     el("dl", { class: "identity" }, ...pair("variant", answer.trace.model), ...pair("stack", key), answer.trace.layers.length > 0 && pair("layers", answer.trace.layers.join(" → ")),
       answer.trace.experiment && pair("experiment", experimentOf(answer.trace.experiment)),
-      answer.usage && pair("tokens", `${answer.usage.prompt_tokens} read, ${answer.usage.completion_tokens} written`)));
+      answer.usage && pair("tokens", `${answer.usage.prompt_tokens} read, ${answer.usage.completion_tokens} written`),
+      answer.usage?.cost_usd !== undefined && pair("cost", cost(answer.usage))));
 }
+
+// What an answer cost, where the operator has set prices; a model without a price costs an unknown amount, not nothing.
+const cost = ({ cost_usd: usd }) => (usd === null ? "unknown: a model has no price" : `${usd === 0 ? "0" : usd < 0.01 ? usd.toPrecision(2) : usd.toFixed(4)} USD`);
 
 const experimentOf = (found) => (typeof found === "string" ? found : `${found.name}/${found.arm}`);
 const pair = (name, value) => [el("dt", {}, name), el("dd", {}, value)];
@@ -66,9 +70,7 @@ function step(event, answer) {
     case "refusal":
       return [verb(event.stage === "input" ? "refused the question: " : event.stage === "output" ? "withheld the answer: " : `ended the turn (${event.stage.replace("_", " ")}): `, el("b", {}, event.rule)), el("p", {}, event.reason)];
     case "rule_hit":
-      if (event.outcome === "blocked") return null;
-      return [verb(`${event.outcome.replace("_", " ")} (${event.stage.replace("_", " ")}): `, el("b", {}, event.rule)), el("p", {}, event.reason)];
-    case "rule_hit":
+      if (event.outcome === "blocked") return null; // the refusal says it
       return [verb(`${event.outcome.replaceAll("_", " ")} at ${event.stage.replaceAll("_", " ")}: `, el("b", {}, event.rule), event.score !== undefined && el("small", {}, ` score ${event.score}`)), event.reason && el("p", {}, event.reason)];
     case "left_out":
       return [verb("kept an earlier refused turn from the model: ", el("b", {}, event.rule)), el("p", {}, event.reason)];

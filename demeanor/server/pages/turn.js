@@ -20,7 +20,7 @@ export function turnView(turn, acts) {
   // Make the cards anew, as the turn has answers now.
   function show() {
     cards.splice(0, cards.length, ...turn.answers.map((answer, i) => answerCard(answer, name(answer, i), {
-      ...acts, retry: () => acts.retry(turn), again: () => acts.again(turn), decide: (answer, decisions) => acts.decide(turn, answer, decisions),
+      ...acts, retry: () => acts.retry(turn), again: () => acts.again(turn), more: () => acts.more(turn), decide: (answer, decisions) => acts.decide(turn, answer, decisions),
     })));
     answers.className = `answers of${turn.answers.length}`;
     replace(answers, cards.map(({ card }) => card));
