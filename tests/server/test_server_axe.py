@@ -69,6 +69,7 @@ def test_the_chat_page_has_no_serious_finding(browser: Browser, address: str, wi
     for opener, closer in (
         ("#history-open", "#history-close"),
         ("#settings-open", "#settings .primary"),
+        ("#keys-open", "#keys .primary"),
         (".footnote", "#passage .primary"),
     ):
         press(browser, opener)
