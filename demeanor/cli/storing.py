@@ -161,15 +161,20 @@ def forget(
         else:
             with _bar("deleting turns", counts["turns"]) as told:
                 print(f"deleted: {_counted(lineage.forget(database, user, told))}")
-            print(f"deleted: {_counted(lineage.forget_labels(database, ids))} of {shown(url)}")
+            if any((own := lineage.forget_labels(database, ids)).values()):
+                print(f"deleted from its labels: {_counted(own)}")
             for other in labels or ():
                 with _opened(other) as of_labels:
-                    print(f"deleted: {_counted(lineage.forget_labels(of_labels, ids))} of {shown(other)}")
+                    print(f"deleted from {shown(other)}: {_counted(lineage.forget_labels(of_labels, ids))}")
         _print_artefacts(artefacts, runs, found)
         if any(key.name == user and key.revoked is None for key in keys.stored(database)):
             print(f"a key of {user} is in force: demeanor keys revoke {user} --database {shown(url)}")
     if not yes:
         print("\nNothing was deleted; --yes deletes.")
+    elif artefacts:
+        print(
+            "`demeanor store where --forgotten` lists them until `demeanor store done FILE` says that one was dealt with."
+        )
 
 
 @app.command("done")

@@ -241,7 +241,10 @@ def test_the_verbs_name_sets_and_runs_and_delete_only_with_yes(
     assert "written: 1 turn," in said("export", "out.jsonl")
     assert "it is there already" in said("export", "out.jsonl", code=2)
     assert "Nothing was deleted" in said("forget", "edda")
-    assert "deleted: 1 turn, 2 events, 1 feedback" in said("forget", "edda", "--yes")
+    told = said("forget", "edda", "--yes")
+    assert "deleted: 1 turn, 2 events, 1 feedback" in told
+    assert "where --forgotten" in told
+    assert "nothing of" not in told, "no labels are there, so none are deleted"
     assert "ppo" in said("where", "--forgotten")
     assert "no longer listed" in said("done", str(sets / "set.jsonl"))
     assert "nothing that is known" in said("where", "--forgotten")
