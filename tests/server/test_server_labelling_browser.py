@@ -161,7 +161,7 @@ def test_answers_are_drawn_as_in_the_chat_page_or_shown_as_they_were_written(
 ) -> None:
     queue(database, items(2, words=f"\n\n{MARKDOWN}"))
     enter(browser, address, labels.invite(database, "first", "edda"))
-    parts = "Array.from(document.querySelectorAll('.answer')).map(a => ['h3', 'li strong', 'table', '.t-keyword'].map(s => a.querySelectorAll(s).length))"
+    parts = "Array.from(document.querySelectorAll('.answer')).map(a => ['.text h3', 'li strong', 'table', '.t-keyword'].map(s => a.querySelectorAll(s).length))"
     assert browser.run(parts) == [[1, 1, 1, 1 + 1]] * 2
     assert browser.run("document.querySelectorAll('.answer img, .answer a').length") == 0
     assert "owned" not in browser.run("document.title")
@@ -222,7 +222,7 @@ def test_an_owner_makes_a_link_and_an_ended_link_says_so(
 def test_axe_finds_nothing_serious_on_any_view(
     browser: Browser, database: Database, address: str, scheme: str
 ) -> None:
-    queue(database, items(3), labellers_per_item=2)
+    queue(database, items(3, words=f"\n\n{MARKDOWN}"), labellers_per_item=2)
     queue(database, [replace(item, id=f"r{item.number}") for item in items(1, answers=4)], "ranks")
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     for name in ("edda", "odin"):

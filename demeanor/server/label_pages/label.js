@@ -103,7 +103,7 @@ function card(text, place) {
     pick(place);
     rest(event);
   });
-  return el("article", { class: "answer" }, button, drawn(text, place));
+  return el("article", { class: "answer" }, el("h3", { class: "hidden" }, `Answer ${place + 1}`), button, drawn(text, place));
 }
 
 // An answer as the chat page draws it, or every sign of it as it was written.
