@@ -5,7 +5,8 @@ CPU if `--llama-server` names it) and `transformers serve`. Half of the prompts 
 others share nothing. Everybody keeps running; one client on the same cores asks them in turn, round after round,
 with other prompts each time: 64 new tokens at most, streamed, greedy. A cell ends after `--seconds`: callers ask again
 until then, tokens are those that came by then, and a request without its first token counts as one that waits longer
-(Kaplan and Meier; `>`: more than this). Part of `make bench`.
+(Kaplan and Meier; `>`: more than this). Tokens by processor seconds of the server are told too: other work on the machine
+changes them less. Part of `make bench`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -176,6 +178,7 @@ def summed(asked: list[Asked], callers: int, seconds: float, now: float) -> dict
     """
     good = [x for x in asked if x.error is None]
     gaps = [1000 * (b - a) for x in good for a, b in itertools.pairwise(x.pieces)]
+    tokens = sum(x.counted if x.ended and x.counted else len(x.pieces) for x in good)
     groups = {
         "first": good,
         "shared": [x for x in good if x.shared],
@@ -188,7 +191,8 @@ def summed(asked: list[Asked], callers: int, seconds: float, now: float) -> dict
         "error": next((x.error for x in asked if x.error), None),
         "ended": sum(x.ended for x in good),
         "without_first": sum(not x.pieces for x in good),
-        "tokens_per_s": round(sum(x.counted if x.ended and x.counted else len(x.pieces) for x in good) / seconds, 1),
+        "tokens": tokens,
+        "tokens_per_s": round(tokens / seconds, 1),
         "gap_ms": quantiles(gaps or [0.0]),
         **{
             name: {f"p{q}": quantile([x.waited(now) for x in some], q) for q in (50, 95)}
@@ -269,6 +273,11 @@ class Server:
         found = dict(line.split(":", 1) for line in lines if ":" in line)
         return {k: int(found[k].split()[0]) // 1024 for k in ("VmRSS", "VmHWM")}
 
+    def cpu_s(self) -> float:
+        """Processor seconds so far of all its threads."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -333,6 +342,7 @@ def show(rows: list[dict[str, Any]], whos: list[str], title: str) -> None:
         "shared p50",
         "own p50",
         "gap p50 ms",
+        "a processor s",
         "errors",
     )
     for head in heads:
@@ -357,9 +367,57 @@ def show(rows: list[dict[str, Any]], whos: list[str], title: str) -> None:
                 shown([x["shared"]["p50"] for x in some]),
                 shown([x["own"]["p50"] for x in some]),
                 f"{statistics.median(x['gap_ms']['p50'] for x in some):,.0f}",
+                f"{statistics.median(x['tokens_per_cpu_s'] for x in some):,.1f}",
                 f"{sum(x['errors'] for x in some)} of {sum(x['requests'] for x in some)}",
             )
     Console(width=170).print(table)
+
+
+def started(
+    wanted: dict[str, tuple[Callable[[int], list[str]], str]],
+    part: Callable[[int, int], str],
+    threads: int,
+    closing: contextlib.ExitStack,
+) -> list[Server]:
+    """Start every server and ask it once; one that does not start or answer is left out."""
+    servers: list[Server] = []
+    for who, (command, id_) in wanted.items():
+        port = free_port()
+        if not command(port):  # another model id of the server before
+            servers += [same_process(s, who, id_) for s in servers[-1:] if s.who == "demeanor, weights"]
+            continue
+        try:
+            server = Server(who, command(port), id_, port, threads)
+            closing.callback(server.close)
+            asyncio.run(ask(port, id_, next(prompts(part, 0)), Asked(False, time.perf_counter())))
+            servers.append(server)
+        except (SystemExit, OSError, ValueError) as error:
+            print(f"bench: {who} is left out: {error}")
+    return servers
+
+
+def cell(
+    server: Server,
+    callers: int,
+    round_: int,
+    part: Callable[[int, int], str],
+    seconds: float,
+    alone: Callable[[], AbstractContextManager[Any]],
+) -> dict[str, Any]:
+    """Ask one server with so many callers; all servers get the same prompts, the second id of a process others."""
+    source = prompts(part, 1000 * round_ + 10 * callers + (server.who == "demeanor, whole stack"))
+    before = server.cpu_s()
+    with alone():
+        found = asyncio.run(storm(server.port, server.id, callers, source, seconds))
+    used = server.cpu_s() - before
+    return {
+        "who": server.who,
+        **found,
+        "cpu_s": round(used, 2),
+        "tokens_per_cpu_s": round(found["tokens"] / max(used, 0.01), 1),
+        "drained": asyncio.run(drained(server.port, server.id)),
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext) -> int:
@@ -381,6 +439,7 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
     if options.llama:
         llama_server(int(options.llama[0]), Path(options.llama[1]), options.llama[2] == "1")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended on the way out
     model = found_model(options.model)
     if model is None:
         print("bench.smollm2_serving: SmolLM2-135M-Instruct is not here; left out (--model FOLDER)")
@@ -388,32 +447,11 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
     part, rows = texts(model), []
     options.out.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as closing:
-        servers: list[Server] = []
-        for who, (command, id_) in commands(model, Path(scratch), options).items():
-            port = free_port()
-            if not command(port):  # another model id of the server before
-                servers += [same_process(s, who, id_) for s in servers[-1:] if s.who == "demeanor, weights"]
-                continue
-            try:
-                servers.append(Server(who, command(port), id_, port, options.threads))
-                closing.callback(servers[-1].close)
-                asked = Asked(False, time.perf_counter())
-                asyncio.run(ask(port, id_, next(prompts(part, 0)), asked))  # warm
-            except (SystemExit, OSError, ValueError) as error:
-                print(f"bench: {who} is left out: {error}")
-                servers = [s for s in servers if s.who != who]
-        for round_ in range(options.rounds):
-            for callers in options.callers:
-                for i, server in enumerate(servers):
-                    seed = 1000 * round_ + 10 * callers + (i == 1)
-                    with alone():
-                        found = asyncio.run(
-                            storm(server.port, server.id, callers, prompts(part, seed), options.seconds)
-                        )
-                    row = {"who": server.who, "round": round_, **found}
-                    row["drained"] = asyncio.run(drained(server.port, server.id))
-                    rows.append({**row, "load": os.getloadavg()[0]})
-                    print(rows[-1], file=sys.stderr, flush=True)
+        servers = started(commands(model, Path(scratch), options), part, options.threads, closing)
+        for round_, callers in itertools.product(range(options.rounds), options.callers):
+            for server in servers:
+                rows.append({"round": round_, **cell(server, callers, round_, part, options.seconds, alone)})
+                print(rows[-1], file=sys.stderr, flush=True)
         memory = {s.who: s.memory_mb() for s in servers}
         whos = [s.who for s in servers]
     about = {

@@ -28,7 +28,7 @@ def test_tokens_of_a_cell_are_those_that_came_in_its_time() -> None:
     waiting = Asked(False, 104.0)
     refused = Asked(True, 105.0, error="ConnectionError: 503")
     found = summed([whole, cut, waiting, refused], 4, 10.0, 110.0)
-    assert found["tokens_per_s"] == 6.6  # (64 + 2) / 10
+    assert (found["tokens"], found["tokens_per_s"]) == (66, 6.6)  # 64 + 2 in 10 s
     assert (found["requests"], found["errors"], found["ended"], found["without_first"]) == (4, 1, 1, 1)
     assert found["first"]["p50"] == (3000.0, True)  # 1,000 and 3,000 came, one waits for 6,000
     assert found["own"]["p95"] == (6000.0, False)
