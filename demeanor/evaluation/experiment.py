@@ -331,16 +331,28 @@ def in_turn(by_suite: Sequence[Sequence[Item]], limit: int) -> list[Item]:
     return kept
 
 
-def spread(items: Sequence[Item], limit: int) -> list[Item]:
-    """At most so many items, from as many clusters as there are: one of each in suite order, then a second one, and so on.
+KINDS = ("kind:", "difficulty:")
+"""Tags of an item that begin so name its kind of question."""
 
-    Rewordings of one question (a tag `same:NAME`) are taken together: one of them alone says nothing of robustness.
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most so many items, from as many clusters as there are: one of each, then a second one, and so on.
+
+    Clusters follow each other in suite order, but kinds of question (a tag `kind:NAME` or `difficulty:N`, where a suite has them)
+    take turns, so that a few sums are not all additions. Rewordings of one question (a tag `same:NAME`) are taken together: one of them alone says
+    nothing of robustness.
     """
     clusters: dict[str, dict[str, list[Item]]] = {}
+    kinds: dict[str, list[str]] = {}
     for item in items:
         group = next((tag for tag in item.tags if tag.startswith(SAME)), item.id)
+        if item.cluster not in clusters:
+            kind = next((tag for tag in item.tags if tag.startswith(KINDS)), "")
+            kinds.setdefault(kind, []).append(item.cluster)
         clusters.setdefault(item.cluster, {}).setdefault(group, []).append(item)
-    rounds = itertools.zip_longest(*(groups.values() for groups in clusters.values()), fillvalue=())
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*kinds.values()))
+    ordered = [clusters[name] for name in turns if name is not None]
+    rounds = itertools.zip_longest(*(groups.values() for groups in ordered), fillvalue=())
     return list(itertools.islice((item for one in rounds for group in one for item in group), limit))
 
 

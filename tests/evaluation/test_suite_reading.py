@@ -256,6 +256,26 @@ def test_a_limit_takes_from_every_cluster_before_it_takes_a_second_one() -> None
     assert spread(some, 50) == [i for n in range(4) for i in some if i.id.endswith(str(n))]
 
 
+def test_a_limit_takes_every_kind_of_question_in_turn() -> None:
+    kinds = ["kind:plus", "kind:plus", "kind:plus", "kind:times", "kind:times", "difficulty:3"]
+    some = [
+        replace(item, tags=("other", kind))
+        for item, kind in zip(items(*((f"{n}", f"{n}", "") for n in range(6))), kinds)
+    ]
+    assert [i.id for i in spread(some, 4)] == ["0", "3", "5", "1"]
+    assert [i.id for i in spread(some, 9)] == ["0", "3", "5", "1", "4", "2"], (
+        "fewer items are the first of more"
+    )
+
+
+def test_few_items_of_the_built_in_suites_are_of_several_kinds_and_keep_their_twins() -> None:
+    sums = [i for i in suites.items("builtin:capability", Path()) if i.axis == "sums"]
+    assert len({tag for item in spread(sums, 4) for tag in item.tags if tag.startswith("kind:")}) >= 3
+    pairs = suites.items("builtin:harmlessness", Path())
+    some = in_turn([pairs], 12)
+    assert {i.twin for i in some if i.axis == "unsafe"} <= {i.id for i in some}
+
+
 def test_a_limit_keeps_the_wordings_of_a_question_together() -> None:
     some = items(*((f"{g}{n}", g, g) for g in "pqr" for n in range(3)))
     assert [i.id for i in spread(some, 6)] == ["p0", "p1", "p2", "q0", "q1", "q2"]
