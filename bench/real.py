@@ -143,8 +143,8 @@ def verbs(limit: int, *, quick: bool = False) -> Mapping[str, list[str]]:
         "eval": ["eval", stack, *changed, *same],
         "frontier": ["frontier", stack, *changed, *same],
         "gate": ["gate", stack, *changed, "--against", "smollm2:base", "--rules", str(STACK.parent / "smollm2/gate.yaml"), *same],
-        "diagnose": ["diagnose", stack, *changed, "--rows", f"results/{name}.rows.jsonl", *same],
-        "attribute": ["attribute", stack, *changed, "--weights", "base", "dpo", "--fraction", "V", *same],
+        "diagnose": ["diagnose", stack, *changed, "--rows", f"results/{name}.rows.jsonl", "--axis", "safe_twin", *same],
+        "attribute": ["attribute", stack, *changed, "--weights", "base", "dpo", "--fraction", "IV", *same],
         "report": ["report", f"results/{name}.json", "--picture", f"results/{name}.svg"],
     }  # fmt: skip
     # The gate's rules are about behaviors that a quick run does not ask for; an attribution has 16 variants.
