@@ -54,9 +54,15 @@ def parts(device: str, *, quick: bool, model: Path | None, rounded: Path | None)
         return own + peers
     at, small = ["--model", str(model)], str(rounded)
     narrow = ["--formats", "int8", "--scenarios", "decode 8", "--answers", "0", "--tries", "1"]
+    narrow += [
+        "--without",
+        "demeanor int8",
+        "llama.cpp Q",
+    ]  # ours in q8_0, and llama.cpp compiled for this CPU
     return [
         *own,
         part("cache formats", "bench.cache_formats", 300, 60, [small], ["--seconds", "5", "--texts", "1"]),
+        part("long contexts", "bench.long_contexts", 600, 90, [small], ["--longest", "2000"]),
         part("contention", "bench.contention", 120, 60, [small], ["--busy", "1"]),
         part("SmolLM2 alone", "bench.smollm2_alone", 900, 100, [small], ["--processes", "1", "--calls", "1"]),
         *peers,
@@ -75,7 +81,7 @@ def parts(device: str, *, quick: bool, model: Path | None, rounded: Path | None)
             5400,
             90,
             [*at, *few],
-            ["--callers", "1", "--only", "demeanor"],
+            ["--callers", "1", "--only", "demeanor, weights", "--seconds", "10"],
         ),
     ]
 

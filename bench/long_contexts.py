@@ -70,7 +70,7 @@ def reader(who: str, path: Path) -> Callable[[list[int]], None]:
     return answer
 
 
-def measured(who: str, path: Path) -> list[dict[str, Any]]:
+def measured(who: str, path: Path, longest: int) -> list[dict[str, Any]]:
     """A row for the loaded weights and one for each length, in this process, which has had no model."""
     import torch  # noqa: F401  (part of the empty process, of llama.cpp's too: its worker imports it)
 
@@ -84,7 +84,7 @@ def measured(who: str, path: Path) -> list[dict[str, Any]]:
         return {"tokens": len(prompt), "seconds": round(seconds, 2), "resident_mb": resident, "peak_mb": peak}
 
     rows.append(row(0))
-    for length in LENGTHS:
+    for length in (n for n in LENGTHS if n <= longest):
         prompt += [draw.randrange(FIRST, LAST) for _ in range(length - len(prompt))]
         began = time.perf_counter()
         read(prompt)
@@ -106,16 +106,28 @@ def main() -> int:
     parser.add_argument(
         "--gguf", type=Path, help="the same weights for llama.cpp (the package llama-cpp-python)"
     )
+    parser.add_argument(
+        "--longest", type=int, default=LENGTHS[-1], choices=LENGTHS[1:], help="leave out longer prompts"
+    )
     parser.add_argument("--here", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("results/long-contexts.json"))
     given = parser.parse_args()
     if given.here:
-        print(json.dumps(measured(given.here, given.folder)))
+        print(json.dumps(measured(given.here, given.folder, given.longest)))
         return 0
     found: dict[str, list[dict[str, Any]]] = {}
     wanted = [(who, given.folder) for who in OURS] + ([("llama.cpp", given.gguf)] if given.gguf else [])
     for who, path in wanted:
-        command = [sys.executable, "-m", "bench.long_contexts", str(path), "--here", who]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.long_contexts",
+            str(path),
+            "--here",
+            who,
+            "--longest",
+            str(given.longest),
+        ]
         with hardware.unbound():
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
@@ -123,14 +135,15 @@ def main() -> int:
             continue
         found[who] = json.loads(done.stdout.splitlines()[-1])
         write_json(given.out, {"rows": found, "load": os.getloadavg(), "machine": machine(), **origin()})
-    head = ("", "weights", *(f"{n:,}" for n in LENGTHS), "peak", "MB per 1,000: to 2,000", "4,000 to 8,000")
+    lengths = [n for n in LENGTHS if n <= given.longest]
+    head = ("", "weights", *(f"{n:,}" for n in lengths), "peak", "MB per 1,000 tokens: first", "last")
     lines = [
         (
             who if who == "llama.cpp" else f"demeanor, keys and values in {who}",
             *(f"{x['resident_mb']:,}" for x in rows),
             f"{rows[-1]['peak_mb']:,}",
-            f"{slope(rows, 1000, 2000):.1f}",
-            f"{slope(rows, 4000, 8000):.1f}",
+            f"{slope(rows, *lengths[:2]):.1f}",
+            f"{slope(rows, *lengths[-2:]):.1f}",
         )
         for who, rows in found.items()
     ]

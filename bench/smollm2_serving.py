@@ -319,6 +319,10 @@ def commands(
             ],
             str(model),
         )
+    if unknown := set(options.only or ()) - set(found):
+        raise SystemExit(
+            f"--only {', '.join(sorted(unknown))}: no such server here; known: {', '.join(found)}"
+        )
     return {k: v for k, v in found.items() if not options.only or k in options.only}
 
 
@@ -448,6 +452,9 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
     options.out.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as closing:
         servers = started(commands(model, Path(scratch), options), part, options.threads, closing)
+        if not servers:
+            print("bench: no server was started; nothing is measured")
+            return 1
         for round_, callers in itertools.product(range(options.rounds), options.callers):
             for server in servers:
                 rows.append({"round": round_, **cell(server, callers, round_, part, options.seconds, alone)})
