@@ -27,6 +27,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PORT = re.compile(r"((?:127\.0\.0\.1|localhost|0\.0\.0\.0):|--port[ =])(\d{4,5})\b")
 SERVES = re.compile(r"demeanor (serve|label serve|tour$|tour --|tour [\w./-]*\.yaml)")
+SAYS_S = 10.0
 KEEPS = ("PATH", "LANG", "OMP_NUM_THREADS", "TMPDIR", "LD_LIBRARY_PATH")
 
 
@@ -212,8 +213,9 @@ class Shell:
                 return Done(code if code else 3, self._read(output), time.monotonic() - began)
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 1):
                 self.servers.append((pid, output))
-                while f":{port}" not in output.read_text() and time.monotonic() - began < seconds:
-                    time.sleep(0.05)  # it tells its address when it accepts requests
+                until = time.monotonic() + SAYS_S
+                while f":{port}" not in output.read_text() and time.monotonic() < until:
+                    time.sleep(0.05)  # it tells its address when it accepts requests, but not with --log json
                 return Done(0, self._read(output), time.monotonic() - began)
             time.sleep(0.05)
         end(pid)

@@ -69,9 +69,8 @@ def test_every_command_is_run_or_the_page_says_why_not(capsys: pytest.CaptureFix
             states[f"skipped: {own['skip']}" if own.get("skip") else check.level_of(page, own)] += 1
     with capsys.disabled():
         print("\ncommands in pages: " + ", ".join(f"{n} {state}" for state, n in states.most_common()))
-    assert states["quick"] >= 40
-    assert states["full"] >= 60
-    assert states.total() - states["quick"] - states["full"] <= 80
+    assert states["quick"] >= 30
+    assert states["quick"] + states["full"] > 0.6 * states.total()
 
 
 def test_what_runs_a_skipped_command_instead_exists() -> None:
