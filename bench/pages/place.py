@@ -177,7 +177,7 @@ def talk(shell: Shell) -> None:
     """runs/requests.db: six turns of two users with feedback, by the trained desk."""
     from bench.pages import people
 
-    done = shell.run("demeanor serve stacks/demo/demo.yaml", 120)
+    done = shell.run("demeanor serve stacks/demo/demo.yaml", 400)
     if done.code != 0:
         raise PageError(f"the demo is not served: {done.printed[-1500:]}")
     people.talk(f"http://127.0.0.1:{shell.port('8000')}", "harbour-desk")
