@@ -131,7 +131,7 @@ def test_nothing_of_hostile_texts_is_executed_and_no_policy_is_broken(
     browser.wait("!document.getElementById('empty').hidden", 30)
     enter(browser, address, labels.invite(database, "first", "vera", "adjudicator"))
     browser.wait(
-        "document.querySelectorAll('#opinions blockquote').length == 2 && document.querySelectorAll('table').length == 2",
+        "document.querySelectorAll('#opinions blockquote').length == 2 && document.querySelectorAll('#team table').length == 2",
         30,
     )
     assert HOSTILE.split("\x00")[0] in browser.run("document.getElementById('opinions').textContent")
@@ -203,7 +203,7 @@ def test_an_owner_makes_a_link_and_an_ended_link_says_so(
         browser,
         address,
         labels.invite(database, "first", "vera", "owner"),
-        "document.querySelectorAll('table').length == 3",
+        "document.querySelectorAll('#team table').length == 3",
     )
     browser.run(
         "document.getElementById('name').value = 'odin'; document.querySelector('#invite button').click()"
@@ -235,13 +235,13 @@ def test_axe_finds_nothing_serious_on_any_view(
     press(browser, "2", "1")
     assert findings(browser) == []
     enter(browser, address, labels.invite(database, "first", "vera", "adjudicator"))
-    browser.wait("document.querySelectorAll('table').length == 2")
+    browser.wait("document.querySelectorAll('#team table').length == 2")
     assert findings(browser) == []
     enter(
         browser,
         address,
         labels.invite(database, "first", "hild", "owner"),
-        "document.querySelectorAll('table').length == 3",
+        "document.querySelectorAll('#team table').length == 3",
     )
     assert findings(browser) == []
 
