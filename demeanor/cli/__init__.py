@@ -10,8 +10,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
@@ -108,7 +109,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code; an error is one clear text on stderr."""
     given = list(sys.argv[1:] if words is None else words)
     try:
-        command = typer.main.get_command(app)
+        command = bounded(typer.main.get_command(app))
         code = command.main(args=repeated(given), prog_name="demeanor", standalone_mode=False)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # under torchrun
             from demeanor.training.parallel import leave
@@ -136,6 +137,23 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception:  # a bug must not end with the code of a verdict
         traceback.print_exc()
         return FAILED
+
+
+def bounded(command: Any) -> Any:
+    """The command, with whole numbers of all its options that 64 bits hold: no database and no library holds others."""
+    for option in command.params:
+        option.process_value = partial(_within_64_bits, option, option.process_value)
+    for inner in getattr(command, "commands", {}).values():
+        bounded(inner)
+    return command
+
+
+def _within_64_bits(option: Any, process: Callable[[Any, Any], Any], context: Any, given: Any) -> Any:
+    value = process(context, given)
+    for each in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(each, int) and not -(2**63) <= each < 2**63:
+            raise typer.BadParameter(f"{each} is too large.", ctx=context, param=option)
+    return value
 
 
 def _mistake(error: typer.TyperException) -> str:

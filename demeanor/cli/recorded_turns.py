@@ -95,11 +95,11 @@ def moment(option: str, text: str | None) -> datetime | None:
         return None
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise UsageError(
             f"{option}: got '{text}', wanted a time such as 2026-11-30 or 2026-11-30T09:00"
         ) from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 @app.command("list")

@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from demeanor.core.addresses import shown
 from demeanor.core.errors import DemeanorError, Problem, unknown
@@ -47,6 +48,13 @@ class Spec(BaseModel):
     """Base class of all declared settings: frozen, numbers finite, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _fits_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise PydanticCustomError("too_large", "a whole number that 64 bits hold")
+        return value
 
     def further_files(self, root: Path) -> list[Path]:
         """Return the files that the files of this spec name in turn; their content belongs to the identity too."""

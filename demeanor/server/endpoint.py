@@ -63,6 +63,11 @@ async def read_body(request: Request, model: type[B]) -> B:
 
 def read_query(request: Request, model: type[B]) -> B:
     """The checked query of a request. Raises RequestError (400) that names the parameter."""
+    seen = set[str]()
+    for name, _ in request.query_params.multi_items():
+        if name in seen:
+            raise RequestError(f"{name}: stands twice in the query.", param=name, code="invalid_value")
+        seen.add(name)
     return validated({name.removesuffix("[]"): value for name, value in request.query_params.items()}, model)
 
 

@@ -6,7 +6,7 @@ Only turns as their clients saw them: a record layer further in, which also hold
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -50,8 +50,8 @@ def _yes_or_no(value: Any) -> Any:
 
 def _time(value: Any) -> Any:
     try:
-        return datetime.fromisoformat(value).astimezone() if isinstance(value, str) else value
-    except ValueError:
+        return datetime.fromisoformat(value).astimezone(UTC) if isinstance(value, str) else value
+    except (ValueError, OverflowError):
         return value
 
 
@@ -73,7 +73,7 @@ class TurnsQuery(Body):
     since: Time = Field(None, description="ISO 8601")
     until: Time = Field(None, description="ISO 8601")
     before: Annotated[int | None, BeforeValidator(_number)] = Field(
-        None, ge=0, description="`next` of the page before"
+        None, ge=0, lt=2**63, description="`next` of the page before"
     )
     limit: Annotated[int, BeforeValidator(_number)] = Field(50, ge=1, le=500)
 

@@ -226,7 +226,10 @@ def invite(
         raise UsageError(f"label: valid: got {valid_s:g} s, wanted more than 0")
     queue_of(database, queue)
     token, now = f"dl-{secrets.token_urlsafe(32)}", database.now()
-    expires = None if valid_s is None else (now + timedelta(seconds=valid_s)).astimezone(UTC).isoformat()
+    try:
+        expires = None if valid_s is None else (now + timedelta(seconds=valid_s)).astimezone(UTC).isoformat()
+    except OverflowError:
+        raise UsageError(f"label: valid: got {valid_s:g} s, which no calendar holds") from None
     row = (digest(token), queue, storable(name), role, now.astimezone(UTC).isoformat(), expires)
     insert = "INSERT INTO label_invitations (digest, queue, name, role, created, expires) VALUES (?, ?, ?, ?, ?, ?)"
     database.write(lambda c: c.execute(insert, row).rowcount).result()

@@ -13,6 +13,8 @@ import typer
 
 from demeanor.cli import MULTIPLE, RENAMED, app, main, repeated
 from demeanor.cli.options import file_name
+from demeanor.core import registry
+from demeanor.stack.schema import DecodingSpec
 from tests.conftest import REPOSITORY, each
 
 DEMO = "stacks/demo/demo.yaml"
@@ -363,3 +365,28 @@ def test_a_command_line_that_cannot_be_meant_has_the_code_of_a_mistake(
     folder = "--results" if arguments_[0] in MEASURING else "--runs"
     assert main([*arguments_, *([] if arguments_[0] == "report" else [folder, str(tmp_path)])]) == 2
     assert capsys.readouterr().err.startswith("demeanor: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["turns", "list", "--limit", "99999999999999999999"],
+        ["turns", "search", "x", "--skip", str(2**63)],
+        ["keys", "create", "ann", "--tokens-per-day", "9" * 30],
+        ["seeds", "none.yaml", "--seeds", "1", "9" * 30],
+        ["turns", "list", "--until", "9999-12-31T23:59:59-14:00"],
+        ["turns", "list", "--since", "0001-01-01T00:00:00+14:00"],
+        ["explain", DEMO, "--set", "decoding.seed=" + "9" * 30],
+    ],
+)
+def test_a_number_or_a_time_that_no_machine_holds_is_a_mistake_and_not_a_crash(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_number_of_a_stack_fits_64_bits() -> None:
+    found, problems = registry.parse(DecodingSpec, {"seed": 10**30}, "stack.yaml")
+    assert found is None
+    assert "wanted: a whole number that 64 bits hold" in str(problems[0])

@@ -76,6 +76,22 @@ async def test_turns_are_searched_and_filtered(desk: httpx.AsyncClient) -> None:
         assert (response.status_code, response.json()["error"]["param"]) == (400, name)
 
 
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("before=99999999999999999999999", "before"),
+        ("since=0001-01-01T00:00:00%2B14:00", "since"),
+        ("until=9999-12-31T23:59:59-14:00", "until"),
+        ("limit=5&limit=6", "limit"),
+    ],
+)
+async def test_a_query_that_no_database_answers_is_a_400(
+    desk: httpx.AsyncClient, query: str, param: str
+) -> None:
+    refused = await desk.get(f"/v1/demeanor/turns?{query}")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
 async def test_an_opened_turn_has_all_that_is_kept_of_it(desk: httpx.AsyncClient) -> None:
     first, second = await answered(desk, "the ferry?"), await answered(desk, "the ferry?")
     await desk.post("/v1/feedback", json={"id": first, "score": -1, "comment": "late", "reasons": ["wrong"]})
