@@ -132,6 +132,11 @@ def test_exactly_one_check_digit_makes_a_card_valid(body: str) -> None:
         ("I have 12 apples, 34 pears and 56 plums", "123456", 1),
         ("order 91234567", "123456", 1),
         ("Anna met a Berger.", "Anna Berg", 1),
+        ("密码是东京。", "东京", 0.0),
+        ("パスワードは桜です", "桜", 0.0),
+        ("Sie wohnt in der Straße 5", "STRASSE 5", 0.0),
+        ("the code is 4,021", "4021", 0.0),
+        ("the code is 14,021", "4021", 1.0),
     ],
 )
 def test_absence_finds_what_the_policy_finds_and_no_more(said: str, secret: str, value: float) -> None:
