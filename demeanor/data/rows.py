@@ -58,7 +58,11 @@ ALIASES: Mapping[str, tuple[str, ...]] = {  # what files often call a column
 }
 _SETS: Mapping[Want, tuple[tuple[str, ...], ...]] = {
     "examples": (("prompt", "completion"), ("messages",), ("text",)),
-    "preferences": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "preferences": (
+        ("prompt", "chosen", "rejected"),
+        ("chosen", "rejected"),
+        ("prompt", "completions", "ranks"),
+    ),
     "unpaired": (("prompt", "completion", "label"),),
     "text": (("text",),),
     "prompts": (("prompt",), ("messages",)),
@@ -151,9 +155,10 @@ def _example(row: Row, source: str) -> Example:
         prompt = _prompt(row)
         answer = _completion(row["completion"], "completion")
         return Example(prompt + answer, trained_from=len(prompt), tools=tools, source=source)
-    if "chosen" in row:
+    if named := next((x for x in (("chosen",), ("completions", "ranks")) if all(c in row for c in x)), ()):
+        columns = ", ".join(named) if len(named) > 1 else "chosen, rejected"
         raise ValueError(
-            "a preference row (chosen, rejected); wanted a row with one answer: "
+            f"a preference row ({columns}); wanted a row with one answer: "
             f"{EXAMPLES}. Preferences train with an objective such as dpo or reward"
         )
     if "prompt" in row:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from demeanor.core.errors import DataError
 from demeanor.core.types import Example, Message, Preference, ToolCall, ToolSpec
-from demeanor.data.rows import Want, parse
+from demeanor.data.rows import Want, kind_of, likely, parse
 from demeanor.data.sources import rows, weighted
 from demeanor.stack.schema import Source
 
@@ -144,6 +144,13 @@ def test_tool_calls_keep_their_arguments() -> None:
     assert found.messages[2].tool_call_id == "c1"
 
 
+def test_a_ranking_with_a_mistake_is_not_taken_for_a_bare_prompt() -> None:
+    assert kind_of({"prompt": "x", "completions": ["a", "b"], "ranks": [0, 1]}) == "preferences"
+    broken = {"prompt": "x", "completions": ["a", "b"], "ranks": [0.5, 1.5]}
+    assert kind_of(broken) is None
+    assert likely(broken) == "preferences"
+
+
 @pytest.mark.parametrize(
     ("row", "want", "said"),
     [
@@ -151,6 +158,11 @@ def test_tool_calls_keep_their_arguments() -> None:
         ({}, "examples", r"has the columns \(none\); wanted text \| messages"),
         ({"question": "x"}, "examples", "has the columns question; wanted text"),
         ({"prompt": "x", "chosen": "a", "rejected": "b"}, "examples", "a preference row"),
+        (
+            {"prompt": "x", "completions": ["a", "b"], "ranks": [0, 1]},
+            "examples",
+            "a preference row \\(completions, ranks\\)",
+        ),
         (
             {"prompt": "x", "completion": "y"},
             "preferences",
