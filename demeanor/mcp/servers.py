@@ -15,7 +15,7 @@ from typing import Any
 from demeanor.core.types import ToolSpec
 from demeanor.mcp.connection import ServerConnection
 from demeanor.mcp.declaration import McpServer
-from demeanor.mcp.pins import CALLABLE, Approved, Standing, ToolDefinition, model_names, read_lock, standing
+from demeanor.mcp.pins import Approved, Standing, ToolDefinition, model_names, read_lock, standing
 
 log = logging.getLogger("demeanor.mcp")
 MORE_S = 0.5  # the layer gives a call up first
@@ -181,8 +181,3 @@ def asks_first(server: McpServer, definition: ToolDefinition) -> str:
         case "destructive" if hints.get("destructiveHint") is True and hints.get("readOnlyHint") is not True:
             return "the tool is marked as destructive"
     return ""
-
-
-def uncallable(definitions: Mapping[str, ToolDefinition]) -> list[str]:
-    """Names that no model can call, `.` and `/` aside."""
-    return [name for name in definitions if not CALLABLE.fullmatch(name.replace(".", "_").replace("/", "_"))]

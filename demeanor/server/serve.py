@@ -222,36 +222,7 @@ def _serve(
     life, current, place = Life(), Current(versions.open()), settings.place
     assistant = cast(ServedAssistant, current)
     observers, flush = _observers(settings, assistant.name)
-
-    async def healthy() -> str | None:
-        of_keys = [keys.database] if isinstance(keys, KeyRing) else []
-        return await versions.health() or await database.locked(of_keys)
-
-    async def degraded() -> str | None:
-        counted = keys.requests if isinstance(keys, KeyRing) else None
-        return await versions.degraded() or (await counted.away() if counted else None)
-
-    operations = Operations(
-        slots=versions.num_slots,
-        max_waiting=settings.max_waiting,
-        deadline_s=settings.deadline_s,
-        body_s=settings.body_s,
-        max_body_bytes=settings.max_body_bytes,
-        cors=tuple(settings.cors),
-        ready=life.ready,
-        observers=observers,
-        keep_contents=settings.otel is not None and settings.otel_content,
-        engine_load=versions.engine_load,
-        cache_pages=versions.cache_pages,
-        placements=versions.placements,
-        health=healthy,
-        abandoned_calls=versions.abandoned_calls,
-        tool_servers=versions.tool_servers,
-        limits_unchecked=versions.limits_unchecked,
-        degraded=degraded,
-        all_metrics=None if place is None else all_metrics(place),
-        upstreams=versions.upstreams,
-    )
+    operations = _operations(versions, settings, keys, life, observers)
     draining: set[asyncio.Task[None]] = set()
 
     async def reload() -> None:
@@ -308,6 +279,46 @@ def _serve(
         )
     finally:
         flush()
+
+
+def _operations(
+    versions: Versions,
+    settings: Settings,
+    keys: KeyStore | KeyRing | None,
+    life: Life,
+    observers: Sequence[Observer],
+) -> Operations:
+    """What the server does under load, and what it tells operators."""
+
+    async def healthy() -> str | None:
+        of_keys = [keys.database] if isinstance(keys, KeyRing) else []
+        return await versions.health() or await database.locked(of_keys)
+
+    async def degraded() -> str | None:
+        counted = keys.requests if isinstance(keys, KeyRing) else None
+        return await versions.degraded() or (await counted.away() if counted else None)
+
+    return Operations(
+        slots=versions.num_slots,
+        max_waiting=settings.max_waiting,
+        deadline_s=settings.deadline_s,
+        body_s=settings.body_s,
+        max_body_bytes=settings.max_body_bytes,
+        cors=tuple(settings.cors),
+        ready=life.ready,
+        observers=observers,
+        keep_contents=settings.otel is not None and settings.otel_content,
+        engine_load=versions.engine_load,
+        cache_pages=versions.cache_pages,
+        placements=versions.placements,
+        health=healthy,
+        abandoned_calls=versions.abandoned_calls,
+        tool_servers=versions.tool_servers,
+        limits_unchecked=versions.limits_unchecked,
+        degraded=degraded,
+        all_metrics=None if settings.place is None else all_metrics(settings.place),
+        upstreams=versions.upstreams,
+    )
 
 
 def begin(assistant: ServedAssistant) -> None:
