@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from demeanor.store.keys import KeyCost
 
 DATABASE = "sqlite:///runs/keys.db"
+NO_KEYS = "make a key: demeanor keys create NAME"
 Url = Annotated[str, typer.Option("--database", metavar="URL", help="The database of the keys.")]
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
@@ -118,7 +119,7 @@ def revoke(
     """Revoke all keys of a name, or the key with these first characters."""
     from demeanor.store import keys
 
-    with database_at(url) as database:
+    with database_at(url, absent=NO_KEYS) as database:
         ended = keys.revoke(database, which)
     if not ended:
         raise UsageError(

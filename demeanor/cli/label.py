@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from demeanor.store.labels import LabelItem
 
 DATABASE = "sqlite:///runs/labels.db"
+NO_QUEUE = "make a queue: demeanor label create STACK.yaml --prompts FILE"
 Url = Annotated[str, typer.Option("--database", metavar="URL", help="The database of the queues.")]
 Queue = Annotated[
     str | None, typer.Option("--queue", metavar="NAME", help="The queue (default: the only one there is).")
@@ -377,7 +378,7 @@ def invite(
     """Print a person's link; it cannot be printed again."""
     from demeanor.store import labels
 
-    with database_at(url) as database:
+    with database_at(url, absent=NO_QUEUE) as database:
         found = labels.queue_of(database, queue)
         token = labels.invite(database, found.name, name, role, None if hours is None else 3600 * hours)
     print(f"{page.rstrip('/')}/label#{token}")
@@ -392,7 +393,7 @@ def revoke(
     """End a person's links from their next request on, and free the item they hold."""
     from demeanor.store import labels
 
-    with database_at(url) as database:
+    with database_at(url, absent=NO_QUEUE) as database:
         count = labels.revoke(database, labels.queue_of(database, queue).name, name)
     if not count:
         raise UsageError(f"label revoke: '{name}' has no valid link to this queue")
@@ -445,7 +446,7 @@ def judge(
     if not specs:
         raise UsageError(judging.NO_JUDGE.format(stack=found.path))
     names, weights = [spec.model for spec in specs], None
-    with database_at(url) as database:
+    with database_at(url, absent=NO_QUEUE) as database:
         chosen = labels.queue_of(database, queue)
         items, given = labels.items_of(database, chosen.name), labels.labels_of(database, chosen.name)
         clients = judge_clients(specs, results, f"{chosen.name}.label", RUNS)
@@ -500,7 +501,7 @@ def status(queue: Queue = None, url: Url = DATABASE) -> None:
     from demeanor.report import outputs
     from demeanor.store import labels
 
-    with database_at(url) as database:
+    with database_at(url, absent=NO_QUEUE) as database:
         found = labels.queue_of(database, queue)
         items, given = labels.items_of(database, found.name), labels.labels_of(database, found.name)
         done = labels.progress(database, found.name)
@@ -542,7 +543,7 @@ def export(
     from demeanor.store import label_rows, labels
 
     curation.check_out(out, force=force)
-    with database_at(url) as database:
+    with database_at(url, absent=NO_QUEUE) as database:
         name = labels.queue_of(database, queue).name
         if what == "labels":
             given = labels.labels_of(database, name)
@@ -566,7 +567,7 @@ def delete(
     """Delete a queue with its items, links and labels."""
     from demeanor.store import labels
 
-    with database_at(url) as database:
+    with database_at(url, absent=NO_QUEUE) as database:
         found = labels.queue_of(database, queue)
         count = labels.progress(database, found.name)["given"]
         if not yes:

@@ -96,10 +96,13 @@ def opened(url: str) -> Iterator[Database]:
 
 
 @contextmanager
-def database_at(url: str) -> Iterator[Database]:
-    """Open the database of an address, made where there is none, and close it."""
+def database_at(url: str, absent: str | None = None) -> Iterator[Database]:
+    """Open the database of an address, and close it. Where there is no file, one is made; with `absent` that is a UsageError."""
     from demeanor.store import database
+    from demeanor.store.backends import SQLITE
 
+    if absent is not None and url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).is_file():
+        raise UsageError(f"--database {shown(url)}: no such file; {absent}")
     found = database.open_url(url, root=Path.cwd())
     try:
         yield found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,13 +36,8 @@ app = typer.Typer(
 )
 
 
-@contextmanager
-def _opened(url: str) -> Iterator[Database]:
-    path = Path(url.removeprefix("sqlite:///"))
-    if url.startswith("sqlite:///") and not path.is_file():
-        raise UsageError(f"--database {shown(url)}: no such file; the record layer writes one")
-    with database_at(url) as found:
-        yield found
+def _opened(url: str) -> AbstractContextManager[Database]:
+    return database_at(url, absent="the record layer writes one")
 
 
 @contextmanager

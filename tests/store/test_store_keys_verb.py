@@ -87,3 +87,21 @@ def test_a_password_of_an_address_is_never_printed(postgres: str, capsys: pytest
     assert "postgres:***@" in captured.out
     assert "postgres:***@" in captured.err
     assert "hunter2" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["keys", "revoke", "ann"],
+        ["label", "status"],
+        ["label", "export", "rows.jsonl"],
+        ["store", "where", "ann"],
+    ],
+)
+def test_a_mistyped_database_is_told_and_not_made(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "--database", "sqlite:///mistyped.db"]) == 2
+    assert "mistyped.db: no such file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
