@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import re2
@@ -17,6 +19,7 @@ from jsonschema.validators import extend
 from referencing import Registry
 
 MAX_REFS = 10_000  # references that one check of arguments follows
+MAX_REMEMBERED_CHARS = 20_000  # of a schema's text; longer ones are checked each time
 _QUIET = re2.Options()
 _QUIET.log_errors = False
 
@@ -27,24 +30,34 @@ def mistakes(value: Any, schema: Mapping[str, Any], where: str = "arguments") ->
     `where` names the value. Nothing is fetched, and patterns are matched by RE2, in time linear in the text.
     """
     whole = {keyword: wanted for keyword, wanted in schema.items() if keyword != "$schema"}
-    refs = itertools.count(1)
-
-    def ref(checker: Any, target: str, value: Any, schema: Any) -> Iterator[ValidationError]:
-        if next(refs) > MAX_REFS:
-            raise RecursionError(f"more than {MAX_REFS} references")
-        yield from Draft202012Validator.VALIDATORS["$ref"](checker, target, value, schema)
-
     try:
-        Draft202012Validator.check_schema(whole, format_checker=FormatChecker(()))  # RE2 judges patterns
-        changed = {"$ref": ref, "$dynamicRef": ref, "pattern": _pattern}
-        checker = extend(Draft202012Validator, changed)  # type: ignore[no-untyped-call]
-        errors = checker(whole, registry=Registry()).iter_errors(value)
+        _check(whole)
+        _REFS.set(itertools.count(1))
+        errors = _Checker(whole, registry=Registry()).iter_errors(value)
         return list(dict.fromkeys(sentence for error in errors for sentence in _sentences(error, where)))
     except SchemaError as error:
         why = f"{error.json_path}: {error.message}"
     except Exception as error:  # in the schema: a dangling or circular reference, an invalid pattern
         why = f"{type(error).__name__}: {error}"
     return [f"{where} cannot be checked, the tool's schema cannot be used: {shortened(why, 200)}"]
+
+
+def _check(schema: Mapping[str, Any]) -> None:
+    """Raise SchemaError if a schema is unusable; one that was found usable is not checked again, which takes milliseconds."""
+    try:
+        text = json.dumps(schema)
+        known = len(text) <= MAX_REMEMBERED_CHARS and json.loads(text) == schema
+    except (TypeError, ValueError, RecursionError):
+        known = False
+    if known:
+        _check_text(text)
+    else:
+        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(()))  # RE2 judges patterns
+
+
+@lru_cache(maxsize=256)
+def _check_text(text: str) -> None:
+    Draft202012Validator.check_schema(json.loads(text), format_checker=FormatChecker(()))
 
 
 def given(arguments: Any, schema: Mapping[str, Any]) -> Any:
@@ -61,9 +74,20 @@ def given(arguments: Any, schema: Mapping[str, Any]) -> Any:
     return {name: value for name, value in arguments.items() if not left_out(name, value)}
 
 
+def _ref(checker: Any, target: str, value: Any, schema: Any) -> Iterator[ValidationError]:
+    if next(_REFS.get()) > MAX_REFS:
+        raise RecursionError(f"more than {MAX_REFS} references")
+    yield from Draft202012Validator.VALIDATORS["$ref"](checker, target, value, schema)
+
+
 def _pattern(checker: Any, pattern: str, value: Any, schema: Any) -> Iterator[ValidationError]:
     if isinstance(value, str) and not re2.search(pattern, value, _QUIET):
         yield ValidationError("no match")
+
+
+_REFS: ContextVar[Iterator[int]] = ContextVar("references followed by the check that runs")
+_CHANGED = {"$ref": _ref, "$dynamicRef": _ref, "pattern": _pattern}
+_Checker = extend(Draft202012Validator, _CHANGED)  # type: ignore[no-untyped-call]
 
 
 def _sentences(error: ValidationError, where: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, sparse
+import scipy
 
 from demeanor.core.errors import UsageError
 from demeanor.core.files import origin
@@ -162,7 +162,7 @@ def _rarity(texts: Sequence[str], bits: int) -> Floats:
     return np.asarray(rarity.astype(np.float16).astype(np.float64))
 
 
-def _matrix(texts: Sequence[str], rarity_D: Floats) -> sparse.csr_matrix:
+def _matrix(texts: Sequence[str], rarity_D: Floats) -> scipy.sparse.csr_matrix:
     """Return rows of unit length, one for each text."""
     bits = len(rarity_D).bit_length() - 1
     columns, values, ends = list[Any](), list[Any](), [0]
@@ -172,7 +172,7 @@ def _matrix(texts: Sequence[str], rarity_D: Floats) -> sparse.csr_matrix:
         columns.append(buckets)
         values.append(rarity / (np.sqrt(rarity @ rarity) or 1.0))
         ends.append(ends[-1] + len(buckets))
-    return sparse.csr_matrix(
+    return scipy.sparse.csr_matrix(
         (np.concatenate(values), np.concatenate(columns), np.array(ends)), (len(texts), len(rarity_D))
     )
 
@@ -249,7 +249,7 @@ def logistic(X: Any, y_N: Floats, penalty: float, weights_N: Floats) -> tuple[Fl
         value = float(weights_N @ np.logaddexp(0, -margin_N)) + penalty / 2 * float(v[:-1] @ v[:-1])
         return value, np.append(X.T @ g_N + penalty * v[:-1], g_N.sum())
 
-    found = optimize.minimize(
+    found = scipy.optimize.minimize(
         loss, np.zeros(X.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 300}
     )
     return np.asarray(found.x[:-1]), float(found.x[-1])
@@ -266,7 +266,7 @@ def platt(scores_N: Floats, y_N: Floats, weights_N: Floats) -> tuple[float, floa
         value = float(weights_N @ (np.logaddexp(0, z_N) - target_N * z_N))
         return value, np.array([d_N @ scores_N, d_N.sum()])
 
-    found = optimize.minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B")
+    found = scipy.optimize.minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B")
     return float(found.x[0]), float(found.x[1])
 
 

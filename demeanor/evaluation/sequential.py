@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+import scipy
+from scipy import special
 
 from demeanor.evaluation.statistics import Floats
 
@@ -59,7 +60,9 @@ class Mixture:
         goal, high = math.log(1 / self.alpha), self.scale
         while float(self.log_value(high, v)) < goal:
             high *= 2
-        return float(optimize.brentq(lambda s: float(self.log_value(s, v)) - goal, 0.0, high, xtol=1e-9))
+        return float(
+            scipy.optimize.brentq(lambda s: float(self.log_value(s, v)) - goal, 0.0, high, xtol=1e-9)
+        )
 
     @staticmethod
     def _log_normaliser(prior: float) -> float:

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+import scipy
+from scipy import special
 
 from demeanor.core.intervals import wilson
 
@@ -108,7 +109,9 @@ def mcnemar_midp(fixed: int, regressed: int) -> float:
     few, total = min(fixed, regressed), fixed + regressed
     if total == 0:
         return 1.0
-    return min(1.0, float(2.0 * stats.binom.cdf(few, total, 0.5) - stats.binom.pmf(few, total, 0.5)))
+    return min(
+        1.0, float(2.0 * scipy.stats.binom.cdf(few, total, 0.5) - scipy.stats.binom.pmf(few, total, 0.5))
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -270,12 +273,12 @@ def clean_trials_needed(rate: float, confidence: float = CONFIDENCE) -> int:
 def mcnemar_exact(fixed: int, regressed: int) -> float:
     """McNemar's exact two-sided p: a sign test of the items that changed; for one row per item, no clusters."""
     total = fixed + regressed
-    return 1.0 if total == 0 else float(stats.binomtest(fixed, total).pvalue)
+    return 1.0 if total == 0 else float(scipy.stats.binomtest(fixed, total).pvalue)
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values (false discovery rate) of one family, in the order given."""
-    return [float(p) for p in stats.false_discovery_control(p_values)] if p_values else []
+    return [float(p) for p in scipy.stats.false_discovery_control(p_values)] if p_values else []
 
 
 def power_paired(effect: float, discordance: float, n: float, confidence: float = CONFIDENCE) -> float:
@@ -386,10 +389,10 @@ def ranking(scores_N: Floats, positive_N: Labels, clusters: Labels | None = None
     m, n = int(is_N.sum()), int((~is_N).sum())
     if not m or not n:
         return Auroc(math.nan, 0.0, 1.0, m, n)
-    rank_N = stats.rankdata(scores_N)
+    rank_N = scipy.stats.rankdata(scores_N)
     placed_N = np.empty(len(scores_N))
-    placed_N[is_N] = (rank_N[is_N] - stats.rankdata(scores_N[is_N])) / n
-    placed_N[~is_N] = 1 - (rank_N[~is_N] - stats.rankdata(scores_N[~is_N])) / m
+    placed_N[is_N] = (rank_N[is_N] - scipy.stats.rankdata(scores_N[is_N])) / n
+    placed_N[~is_N] = 1 - (rank_N[~is_N] - scipy.stats.rankdata(scores_N[~is_N])) / m
     value = float(placed_N[is_N].mean())
     influence_N = (placed_N - value) / np.where(is_N, m, n)
     index_N, G = cluster_index(np.arange(len(scores_N)) if clusters is None else clusters)

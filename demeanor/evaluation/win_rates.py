@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+import scipy
+from scipy import special
 
 from demeanor.evaluation.statistics import (
     Floats,
@@ -169,7 +170,7 @@ def _strengths(
         return nll, -(pull_PP.sum(1) - pull_PP.sum(0)) + RIDGE * s_P
 
     s_P = np.asarray(
-        optimize.minimize(
+        scipy.optimize.minimize(
             loss, np.zeros(players), jac=True, method="L-BFGS-B", options={"gtol": 1e-8, "ftol": 1e-14}
         ).x
     )

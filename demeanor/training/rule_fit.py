@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import yaml
-from scipy.optimize import linprog
 
 from demeanor.core.errors import DataError
 from demeanor.core.files import write_text
@@ -146,7 +146,7 @@ def hinge_weights(gaps_PK: Floats, margins_P: Floats, penalty: float = PENALTY) 
     num_pairs, num_rules = gaps_PK.shape
     cost = np.concatenate([np.full(2 * num_rules, penalty), np.full(num_pairs, 1 / num_pairs)])
     at_least_P = np.hstack([-gaps_PK, gaps_PK, -np.eye(num_pairs)])
-    found = linprog(cost, A_ub=at_least_P, b_ub=margins_P - 1.0, method="highs")
+    found = scipy.optimize.linprog(cost, A_ub=at_least_P, b_ub=margins_P - 1.0, method="highs")
     assert found.success, found.message
     weights: Floats = found.x[:num_rules] - found.x[num_rules : 2 * num_rules]
     return weights

@@ -548,3 +548,20 @@ async def test_a_copy_of_a_request_runs_only_tools_that_change_nothing_outside()
     assert effect.error
     assert "not run" in effect.content
     assert ran == []
+
+
+def test_schemas_that_were_checked_before_are_judged_as_the_first_time() -> None:
+    """What is remembered of a schema is its text: neither another schema nor an unusable one passes for it."""
+    for minimum, wrong in [
+        (1, ["a should be at least 1, got 0"]),
+        (0, []),
+        (True, None),
+        (1, ["a should be at least 1, got 0"]),
+    ]:
+        said = mistakes(0, {"minimum": minimum}, "a")
+        assert said == wrong if wrong is not None else "cannot be used" in said[0]
+    chain = {"$defs": {"n": {"items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}
+    for _ in range(3):  # each check has all references to itself
+        assert mistakes([[]] * 6000, chain) == []
+    (said,) = mistakes([[]] * 12_000, chain)
+    assert "references" in said
