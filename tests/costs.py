@@ -56,12 +56,12 @@ class Costs:
             if isinstance(report, pytest.TestReport)
         ]
         costs = summed(reports)
-        if len(costs) <= SHOWN:
+        asked = terminalreporter.config.getoption("durations")
+        if len(costs) <= SHOWN and not asked:
             return
-        shown = terminalreporter.config.getoption("durations") or SHOWN
         total = sum(seconds for seconds, _, _ in costs)
         terminalreporter.write_sep("=", f"{len(costs)} tests took {total:.0f} processor seconds; the dearest")
-        for seconds, part, test in costs[:shown]:
+        for seconds, part, test in costs[: asked or SHOWN]:
             terminalreporter.write_line(
                 f"{seconds:6.1f} s {'' if part == 'call' else f'(mostly {part}) '}{test}"
             )

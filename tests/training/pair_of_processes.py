@@ -1,4 +1,7 @@
-"""One process of a run: `python pair_of_processes.py FOLDER KIND STOP`, in the environment of torchrun. Writes ledger and model."""
+"""One process of a run: `python pair_of_processes.py FOLDER STOP KIND...`, in the environment of torchrun.
+
+Trains each kind, one after the other, and writes its ledger and model to FOLDER/KIND.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from demeanor.core import registry
 from demeanor.data.batches import Schedule
@@ -21,7 +25,7 @@ from demeanor.model.tensors import Loss, Outputs, TokenBatch, branch_sums, prefe
 from demeanor.stack.schema import ModelShape, Optim
 from demeanor.training.ema import EMA
 from demeanor.training.loop import fit
-from demeanor.training.parallel import join, leave, settle, shard, whole
+from demeanor.training.parallel import ProcessGroup, join, leave, settle, shard, whole
 from demeanor.training.progress import StageProgress
 from demeanor.training.resume import Interrupted
 
@@ -49,9 +53,21 @@ def centred(found: Outputs, batch: TokenBatch) -> Loss:
 
 
 def main() -> int:
-    folder, kind, stop = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    folder, stop, kinds = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     torch.set_num_threads(1)
     group = join()
+    try:
+        for kind in kinds:
+            train(folder / kind, kind, stop, group)
+    except Interrupted as stopped:
+        return stopped.exit_code
+    finally:
+        leave()
+    return 0
+
+
+def train(folder: Path, kind: str, stop: int, group: ProcessGroup) -> None:
+    """Train one kind in all processes; where `stop` is a step, the second process stops it there."""
     trees = pairs(21)
     model: torch.nn.Module = models.create(ModelShape(layers=2, width=32, heads=2, context=64), VOCABULARY, 0)
     if kind == "reward":
@@ -89,35 +105,27 @@ def main() -> int:
         logprobs = run(trained, collate(trees[:3])).logprobs_C
         return {} if logprobs is None else {"logprob": float(logprobs.mean())}
 
-    try:
-        fit(
-            model,
-            run,
-            judge,
-            trees,
-            batches(),
-            optim,
-            out=folder,
-            watch=Counting("test", stream=StringIO()),
-            read_last=kind == "reward",
-            reference=reference,
-            group=group,
-            whole_step=kind == "whole",
-            checkpoint_every_s=1e9,
-            evaluate=evaluate,
-            moving=EMA(model, alpha=0.5, every=2) if following else None,
-        )
-    except Interrupted as stopped:
-        leave()
-        return stopped.exit_code
+    fit(
+        model,
+        run,
+        judge,
+        trees,
+        batches(),
+        optim,
+        out=folder,
+        watch=Counting("test", stream=StringIO()),
+        read_last=kind == "reward",
+        reference=reference,
+        group=group,
+        whole_step=kind == "whole",
+        checkpoint_every_s=1e9,
+        evaluate=evaluate,
+        moving=EMA(model, alpha=0.5, every=2) if following else None,
+    )
     settle(model)
     weights = {name: whole(p.detach()).contiguous() for name, p in model.named_parameters()}
     if group.first:
-        from safetensors.torch import save_file
-
         save_file(weights, folder / "model.safetensors")
-    leave()
-    return 0
 
 
 if __name__ == "__main__":

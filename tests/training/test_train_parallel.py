@@ -17,13 +17,20 @@ from demeanor.model import checkpoints as models
 from demeanor.stack.schema import ModelShape, TokenizerSpec
 from demeanor.text import tokenizer as tokenizers
 
+pytestmark = pytest.mark.xdist_group("processes")
+KINDS = ("dpo", "reward", "whole", "following")
 WORKER = Path(__file__).with_name("pair_of_processes.py")
 
 
-def launch(folder: Path, size: int, kind: str, stop: int = 0) -> list[dict[str, float]]:
-    """Run the worker in `size` processes and return the first one's ledger."""
-    folder.mkdir(parents=True, exist_ok=True)
-    together([str(WORKER), str(folder), kind, str(stop)], size, 130 if stop else 0)
+def launch(folder: Path, size: int, *kinds: str, stop: int = 0) -> None:
+    """Run the worker in `size` processes; a new process imports torch for seconds, so one trains several kinds."""
+    for kind in kinds:
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    together([str(WORKER), str(folder), str(stop), *kinds], size, 130 if stop else 0)
+
+
+def ledger(folder: Path) -> list[dict[str, float]]:
+    """The rows that the first process wrote."""
     return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
 
 
@@ -59,21 +66,17 @@ def together(arguments: list[str], size: int, code: int = 0, cwd: Path | None = 
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {}
-    for kind in ("dpo", "reward", "whole", "following"):
-        folders[kind] = tmp_path_factory.mktemp(kind)
-        launch(folders[kind], 1, kind)
+def trained_by(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """By the number of processes: the folder of what they trained."""
+    folders = {size: tmp_path_factory.mktemp(f"of_{size}") for size in (1, 2)}
+    for size, folder in folders.items():
+        launch(folder, size, *KINDS)
     return folders
 
 
-@pytest.mark.xdist_group("processes")
-@pytest.mark.parametrize("kind", ["dpo", "reward", "whole", "following"])
-def test_two_processes_give_the_loss_and_the_weights_of_one(
-    tmp_path: Path, alone: dict[str, Path], kind: str
-) -> None:
-    found = launch(tmp_path, 2, kind)
-    wanted = [json.loads(line) for line in (alone[kind] / "ledger.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_give_the_loss_and_the_weights_of_one(trained_by: dict[int, Path], kind: str) -> None:
+    found, wanted = ledger(trained_by[2] / kind), ledger(trained_by[1] / kind)
     looks = [[row["eval_logprob"] for row in rows if "eval_logprob" in row] for rows in (found, wanted)]
     assert looks[0] == pytest.approx(looks[1], rel=1e-5)
     assert len(looks[0]) == (0 if kind == "reward" else 6)
@@ -83,29 +86,23 @@ def test_two_processes_give_the_loss_and_the_weights_of_one(
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5, abs=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
         assert (a["tokens"], a["count"]) == (b["tokens"], b["count"])
-    one, two = load_file(alone[kind] / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    one, two = (load_file(trained_by[n] / kind / "model.safetensors") for n in (1, 2))
     assert one.keys() == two.keys()
     for name in one:
         assert one[name].shape == two[name].shape
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-4)
 
 
-@pytest.mark.xdist_group("processes")
 def test_a_run_of_two_that_one_ctrl_c_stopped_goes_on_in_one_process(
-    tmp_path: Path, alone: dict[str, Path]
+    tmp_path: Path, trained_by: dict[int, Path]
 ) -> None:
     launch(tmp_path, 2, "dpo", stop=3)
-    assert (
-        max(row["step"] for row in map(json.loads, (tmp_path / "ledger.jsonl").read_text().splitlines())) == 3
-    )
-    found = launch(tmp_path, 1, "dpo")
-    wanted = [json.loads(line) for line in (alone["dpo"] / "ledger.jsonl").read_text().splitlines()]
-    assert [r["loss"] for r in found if "loss" in r] == pytest.approx(
-        [r["loss"] for r in wanted if "loss" in r], rel=1e-5
-    )
+    assert max(row["step"] for row in ledger(tmp_path / "dpo")) == 3
+    launch(tmp_path, 1, "dpo")
+    found, wanted = ([r["loss"] for r in ledger(x / "dpo") if "loss" in r] for x in (tmp_path, trained_by[1]))
+    assert found == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.xdist_group("processes")
 def test_two_processes_import_and_round_a_stage_once_and_leave_in_peace(tmp_path: Path) -> None:
     """The first makes it under the run's lock, the other finds it made; both end with code 0."""
     made = tokenizers.train(["the ferry leaves at seven"], TokenizerSpec(vocab_size=300))
