@@ -66,14 +66,15 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Runs]:
-    """One tiny stack with all its weights, trained once."""
+    """One tiny stack with all its weights, trained once; in fp32, since `auto` measures which format is faster."""
     from demeanor import app
     from demeanor.training.runs import Runs
+    from demeanor.training.stage import RunOptions
     from tests.app import tiny
 
     folder = tmp_path_factory.mktemp("tiny")
     stack, runs = app.load_stack(tiny.write(folder)), Runs(folder / "runs")
-    app.train(stack, runs)
+    app.train(stack, runs, options=RunOptions(dtype="fp32"))
     return stack, runs
 
 

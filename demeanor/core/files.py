@@ -14,7 +14,7 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -205,13 +205,20 @@ def read_text(path: Path) -> str:
 
 def origin() -> dict[str, Any]:
     """Return the git revision (`-dirty` if edited), package versions, Python version, machine and threads."""
+    revision, versions = _loaded()
     return {
-        "git": git_revision(Path(__file__).parent),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "git": revision,
+        "versions": dict(versions),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> tuple[str | None, Mapping[str, str | None]]:
+    """Revision and package versions of the code that this process runs: read once, edits come too late for it."""
+    return git_revision(Path(__file__).parent), {name: _version(name) for name in PACKAGES}
 
 
 def git_revision(folder: Path) -> str | None:

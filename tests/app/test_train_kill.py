@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,42 +15,12 @@ from safetensors.torch import load_file
 
 from demeanor.app import load_stack
 from demeanor.stack.stack import Stack
-from demeanor.training.runs import CHECKPOINT, Runs
+from demeanor.training.runs import Runs
 from tests.app import tiny
 
 pytestmark = pytest.mark.xdist_group("tiny")
 STAGES = ("base", "sft", "rm", "dpo")
-
-
-def command(folder: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "demeanor",
-        "train",
-        str(folder / "stack.yaml"),
-        "--runs",
-        str(folder / "runs"),
-    ]
-
-
-def killed_in(folder: Path, stage: str, key: str) -> None:
-    """Start the command and kill it once the stage has a checkpoint and has gone on a little."""
-    checkpoint = folder / "runs" / key / CHECKPOINT
-    process = subprocess.Popen(
-        command(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.stderr is not None
-    said = process.stderr.read().decode()
-    assert process.wait() == -signal.SIGKILL, f"{stage} ended before it could be killed:\n{said}"
-    assert not (folder / "runs" / key / "model").exists()
+SCRIPT = Path(__file__).with_name("killed_training.py")
 
 
 def test_a_training_killed_in_every_stage_ends_in_the_same_weights(
@@ -60,10 +30,15 @@ def test_a_training_killed_in_every_stage_ends_in_the_same_weights(
     stack = load_stack(tiny.write(tmp_path))
     keys = {stage: stack.stage_key(stage) for stage in STAGES}
     assert keys == {stage: whole_stack.stage_key(stage) for stage in STAGES}
-    for stage in STAGES:
-        killed_in(tmp_path, stage, keys[stage])
-    subprocess.run(
-        command(tmp_path), check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(stack.path), str(tmp_path / "runs"), *keys.values()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {**dict.fromkeys(keys.values(), -signal.SIGKILL), "last": 0}, (
+        done.stderr
     )
     for stage, key in keys.items():
         interrupted = load_file(tmp_path / "runs" / key / "model" / "model.safetensors")

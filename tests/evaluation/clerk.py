@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -154,8 +154,8 @@ class Scripted(Runs):
         return True
 
 
-def suite(notices: dict[str, tuple[str, dict[str, str]]]) -> list[Item]:
-    """Seven kinds of 20 items; `notices` are the truth: file name to text and values."""
+def suite(notices: dict[str, tuple[str, dict[str, str]]], asked: Sequence[str]) -> list[Item]:
+    """Seven kinds of items, one of each for every port that is asked about; `notices` are the truth: file name to text and values."""
     found = []
 
     def add(
@@ -174,7 +174,7 @@ def suite(notices: dict[str, tuple[str, dict[str, str]]]) -> list[Item]:
             )
         )
 
-    for n, port in enumerate(ASKED):
+    for n, port in enumerate(asked):
         add("facts", n, f"What ship serves {port}?", "exact", answers=(FACTS[port]["ship"],), max_words=4)
         name, value = next((name, values[port]) for name, (_, values) in notices.items() if port in values)
         add("today", n, f"When to {port}?", "number", (f"passage:truth/{name}",), value=int(value))

@@ -95,13 +95,14 @@ HEALTHY: Mapping[str, Plant] = {
 }
 
 
-def stack_of(plant: Plant, folder: Path) -> Stack:
-    """Write the planted stack with its files and suite, and load it."""
+def stack_of(plant: Plant, folder: Path, ports: int = len(clerk.ASKED)) -> Stack:
+    """Write the planted stack with its files and its suite about so many ports, and load it."""
     from demeanor.app import load_stack
 
     tiny.write(folder)
+    asked = clerk.ASKED[:ports]
     truth = {
-        f"board-{n}.md": {p: str((7 * i + 5) % 60) for i, p in enumerate(clerk.ASKED) if i // 4 == n}
+        f"board-{n}.md": {p: str((7 * i + 5) % 60) for i, p in enumerate(asked) if i // 4 == n}
         for n in range(5)
     }
     texts = {
@@ -117,7 +118,9 @@ def stack_of(plant: Plant, folder: Path) -> Stack:
         (folder / "notices" / name).write_text(stale if plant.stale else text)
     (folder / "system.md").write_text(plant.system)
     (folder / "policy.yaml").write_text(yaml.safe_dump({"rules": [dict(r) for r in plant.rules]}))
-    save_suite(clerk.suite({name: (texts[name], truth[name]) for name in truth}), folder / "suite.jsonl")
+    save_suite(
+        clerk.suite({name: (texts[name], truth[name]) for name in truth}, asked), folder / "suite.jsonl"
+    )
     declared = tiny.TINY | {
         "evaluation": {"suites": ["suite.jsonl"]},
         "decoding": {"temperature": plant.temperature, "max_tokens": 80},

@@ -17,6 +17,7 @@ from tests.evaluation import clerk, plants
 from tests.evaluation.plants import HEALTHY, PLANTS, Plant
 
 pytestmark = pytest.mark.xdist_group("tiny")
+PORTS = 12  # enough for every cause to stand out from chance after correction
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,9 @@ def tokenizer(trained: tuple[Stack, Runs]) -> Tokenizer:
 
 
 def diagnosed(plant: Plant, tokenizer: Tokenizer, folder: Path, *, against: bool = False) -> Diagnosis:
-    stack = plants.stack_of(plant, folder / "broken")
+    stack = plants.stack_of(plant, folder / "broken", PORTS)
     runtimes = [clerk.runtime(stack, tokenizer, folder, dict(plant.faults), plants.drifted(plant.drifted))]
-    reference = plants.stack_of(HEALTHY["as declared"], folder / "healthy") if against else None
+    reference = plants.stack_of(HEALTHY["as declared"], folder / "healthy", PORTS) if against else None
     if reference:
         runtimes.append(clerk.runtime(reference, tokenizer, folder, {}))
     services = clerk.services(folder, *runtimes)
@@ -75,7 +76,7 @@ def test_attribution_names_a_layer_that_the_whole_is_better_without(
     name: str, weights: list[str], layers: list[str], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     plant = {**PLANTS, **HEALTHY}[name]
-    stack = plants.stack_of(plant, tmp_path)
+    stack = plants.stack_of(plant, tmp_path, PORTS)
     services = clerk.services(tmp_path, clerk.runtime(stack, tokenizer, tmp_path, dict(plant.faults)))
     found = attribution.run(stack, services, tmp_path, weights=weights, layers=layers, name="a")
     assert found.suspect == plant.suspect, [
