@@ -35,7 +35,7 @@ class Serving:
             said += line
         self.url = re.search(r"http://[0-9.:]+", said).group()  # type: ignore[union-attr]
 
-    def waits_for(self, what: Callable[[], bool], seconds: float = 60.0) -> None:
+    def waits_for(self, what: Callable[[], bool], seconds: float = 300.0) -> None:
         until = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < until, "".join(self.errors)

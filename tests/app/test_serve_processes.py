@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -51,9 +52,13 @@ def layers(stack: Path, **settings: dict[str, object]) -> None:
 
 
 def workers(server: Serving) -> list[psutil.Process]:
-    """The processes that serve."""
-    found = psutil.Process(server.process.pid).children()
-    return [p for p in found if p.is_running() and "spawn_main" in " ".join(p.cmdline())]
+    """The processes that serve; one that ends while it is looked at does not."""
+    found = []
+    for process in psutil.Process(server.process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def ask_all(
@@ -93,19 +98,19 @@ def test_64_callers_on_two_processes_never_get_more_tokens_than_there_are_and_a_
         options = ("--keys", url, "--redis", redis_url, "--processes", "2", "--drain", "5")
         told, statuses = list[tuple[str, int]](), list[int]()
         with served(desk, trained[1], tmp_path, *options) as server:
-            server.waits_for(lambda: both_tell(server, key), 120)
+            server.waits_for(lambda: both_tell(server, key))
             asking = ask_all(server, key, told, statuses, rounds=3)
-            server.waits_for(lambda: len(told) > 10, 120)
+            server.waits_for(lambda: len(told) > 10)
             workers(server)[0].kill()
             for thread in asking:
-                thread.join(120)
-            server.waits_for(lambda: len(workers(server)) == 2, 120)
-            server.waits_for(lambda: both_tell(server, key), 120)
+                thread.join(300)
+            server.waits_for(lambda: len(workers(server)) == 2)
+            server.waits_for(lambda: both_tell(server, key))
             (desk.parent / "system.md").write_text("You are another clerk.\n")
             server.process.send_signal(signal.SIGHUP)
             server.waits_for(lambda: sum("is served now instead of" in line for line in server.errors) == 2)
             server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(60) == 0
+            assert server.process.wait(300) == 0
             assert not workers_left(server)
         assert "ended by signal SIGKILL; it is started again" in "".join(server.errors)
         spent = keys.spent(database, keys.digest(key), keys.day_of(database.now()))
@@ -117,7 +122,10 @@ def test_64_callers_on_two_processes_never_get_more_tokens_than_there_are_and_a_
 
 def both_tell(server: Serving, key: str) -> bool:
     """Whether each process tells its metrics through the one address."""
-    answer = httpx.get(f"{server.url}/metrics", headers={"authorization": f"Bearer {key}"}, timeout=30)
+    try:
+        answer = httpx.get(f"{server.url}/metrics", headers={"authorization": f"Bearer {key}"}, timeout=30)
+    except httpx.HTTPError:  # the process that was asked is being replaced, or the machine is busy
+        return False
     return re.findall(r"demeanor_process_up{process=\"(\d)\"} 1.0", answer.text) == ["0", "1"]
 
 
@@ -156,7 +164,7 @@ def supervisor(folder: Path, *failing: str) -> subprocess.Popen[str]:
 
 
 def children_of(process: subprocess.Popen[str], count: int) -> list[psutil.Process]:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(found := psutil.Process(process.pid).children()) < count:
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -419,22 +419,22 @@ async def chunks_of(*parts: bytes) -> AsyncIterator[bytes]:
 
 
 async def test_nothing_is_waited_for_after_the_end_however_long_the_server_goes_on() -> None:
-    pings = [b": ping\n\n"] * 200
+    pings = [b": ping\n\n"] * 2000
     started = time.monotonic()
     with server([delta("At 9.", "stop"), b"data: [DONE]\n\n", *pings], pause_s=0.05) as (url, asked):
         assert (await complete(remote(url, "m"), TURN)).text == "At 9."
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 60, "they take 100 s"
         assert await hung_up(asked)
 
 
 async def test_after_a_finish_reason_the_usage_is_waited_for_but_not_forever() -> None:
     usage = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
-    pings = [b": ping\n\n"] * 200
+    pings = [b": ping\n\n"] * 2000
     started = time.monotonic()
     with server([delta("At 9.", "stop"), pings[0], usage, *pings], pause_s=0.05) as (url, asked):
-        events = [event async for event in remote(url, "m", timeout_s=0.5)(TURN)]
+        events = [event async for event in remote(url, "m", timeout_s=2.0)(TURN)]
         assert events == [Text("At 9."), Usage(9, 3), Done("stop")]
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 60, "they take 100 s"
         assert await hung_up(asked)
     with server([delta("At 9.", "stop"), pings[0]], pause_s=2) as (url, _):
         assert (await complete(remote(url, "m", timeout_s=0.2), TURN)).text == "At 9."

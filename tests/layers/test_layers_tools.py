@@ -511,10 +511,10 @@ def test_a_schema_that_cannot_be_used_is_a_mistake_that_says_why(
 
 
 def test_a_pattern_takes_time_linear_in_the_text() -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     (said,) = mistakes("a" * 100_000 + "!", {"pattern": "^(a+)+$"})
     assert said == 'arguments should be valid by {"pattern": "^(a+)+$"}, got "' + "a" * 56 + "..."
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 async def test_a_long_list_of_mistakes_is_shortened_as_a_result_is() -> None:
