@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,6 +52,14 @@ def each(found: Iterable[T]) -> list[T]:
     elements = list(found)
     assert elements, "there is nothing to check"
     return elements
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
+    """Whether something becomes true in time: looked at again and again, so that a busy machine only makes it later."""
+    until = time.monotonic() + seconds
+    while not (true := holds()) and time.monotonic() < until:
+        time.sleep(0.01)
+    return true
 
 
 @pytest.fixture(scope="session")

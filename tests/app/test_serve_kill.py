@@ -23,7 +23,7 @@ def test_no_acknowledged_record_is_lost_by_kill_9(trained: tuple[Stack, Runs], t
     with served(trained[0].path, trained[1], tmp_path) as server:
 
         def ask(number: int) -> None:
-            with httpx.Client(base_url=server.url, timeout=10) as client:
+            with httpx.Client(base_url=server.url, timeout=120) as client:
                 for i in range(10_000):
                     asked = {
                         **ASK,
@@ -40,11 +40,11 @@ def test_no_acknowledged_record_is_lost_by_kill_9(trained: tuple[Stack, Runs], t
         asking = [threading.Thread(target=ask, args=(n,)) for n in range(CALLERS)]
         for thread in asking:
             thread.start()
-        server.waits_for(lambda: len(acknowledged) > 100, 60)
+        server.waits_for(lambda: len(acknowledged) > 100)
         time.sleep(0.3)
         server.process.kill()
         for thread in asking:
-            thread.join(20)
+            thread.join(120)
     told = list(acknowledged)
     store = Database(tmp_path / "tiny.db")
     try:

