@@ -30,7 +30,7 @@ class MicroBatch(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes of a training step."""
+    """Bytes of a training step. Activations and logits are freed while the gradients are made."""
 
     weights: int
     gradients: int
@@ -40,7 +40,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        return PROCESS + sum(self)
+        return PROCESS + self.weights + self.optimizer + max(self.gradients, self.activations + self.logits)
 
     def __str__(self) -> str:
         parts = zip(self._fields, self)
