@@ -266,7 +266,7 @@ def trl(
         use_cpu=device == "cpu",
         bf16=bf16,
         seed=0,
-        max_length=4096,
+        max_length=None if who == "trl padding-free" else 4096,  # no row is that long
         dataloader_pin_memory=device == "cuda",
     )
     if tuned:
