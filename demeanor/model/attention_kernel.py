@@ -30,9 +30,14 @@ class Forest(NamedTuple):
     ranges: Tensor
 
 
+def suits(width: int, head: int) -> bool:
+    """Whether a model of this width and head size is trained with the kernel, in bf16 and where it can be compiled."""
+    return width >= LEAST_WIDTH and head % STEP == 0
+
+
 def fits(width: int, head: int) -> bool:
-    """Whether a model of this width and head size is trained with the kernel, if it is trained in bf16."""
-    return width >= LEAST_WIDTH and head % STEP == 0 and training_library.build() is not None
+    """Whether a model of this width and head size is trained with the kernel here, if it is trained in bf16."""
+    return suits(width, head) and training_library.build() is not None
 
 
 def layout(segments: Sequence[Segment]) -> Forest:

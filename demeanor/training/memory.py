@@ -93,7 +93,7 @@ def estimate(
             recompute and rank
         ):  # measured: sums and multiples of a layer that is computed again are freed late
             working += 24 * T * sum(out for out, _ in maps)
-    if bf16 and attention_kernel.fits(D, config.head_dim):
+    if bf16 and attention_kernel.suits(D, config.head_dim):
         layer += 4 * T * config.num_attention_heads  # the logarithms of the rows' sums
     else:
         kept = config.num_attention_heads * micro.pairs * (2 if bf16 else 4) * 2
