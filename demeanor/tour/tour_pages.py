@@ -6,6 +6,7 @@ In: a Notebook, Processes. Out: routes. Markdown is rendered without raw HTML; w
 from __future__ import annotations
 
 import json
+import math
 import re
 from html import escape
 from importlib.resources import files
@@ -75,8 +76,8 @@ class _Tour:
         one, given = _chapter(request), await _json(request)
         if one is None or given is None:
             return _problem("wanted a chapter of the tour, and an object as JSON")
-        if isinstance(given.get("guess"), int | float):
-            self.reader.note(one, guess=given["guess"])
+        if (guess := _number_of(given.get("guess"))) is not None:
+            self.reader.note(one, guess=guess)
         try:
             self.processes.start(one)
         except UsageError as error:
@@ -94,10 +95,11 @@ class _Tour:
 
     async def answer(self, request: Request) -> Response:
         one, given = _chapter(request), await _json(request)
-        if one is None or given is None or not isinstance(given.get("answer"), int | float):
+        number = _number_of(given.get("answer")) if given else None
+        if one is None or number is None:
             return _problem('wanted a number: {"answer": 12}')
         try:
-            right, why = self.reader.check(one, float(given["answer"]))
+            right, why = self.reader.check(one, number)
         except DemeanorError as error:
             return _problem(str(error), 409)
         return JSONResponse({"right": right, "why": why}, headers=NO_STORE)
@@ -135,6 +137,15 @@ async def _json(request: Request) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _number_of(value: Any) -> float | None:
+    """A number of JSON that is finite; None for anything else, true and NaN included."""
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _problem(message: str, status: int = 400) -> Response:

@@ -224,6 +224,15 @@ def test_a_half_open_circuit_lets_one_request_through_and_a_client_that_leaves_i
     assert [circuit.enter(), circuit.enter()] == [True, False]
 
 
+def test_failures_are_counted_in_a_row_so_a_success_begins_anew() -> None:
+    circuit = Circuit(Breaker(failures=2, open_s=5), lambda: 0.0)
+    for _ in range(3):
+        circuit.fail()
+        circuit.succeed()
+    circuit.fail()
+    assert circuit.state == "closed"
+
+
 async def test_a_reader_who_leaves_frees_the_probe(servers: Servers) -> None:
     two = servers([(503, {})], [])
     now = [0.0]

@@ -86,6 +86,18 @@ def test_an_answer_is_checked_against_the_own_run_and_needs_one(client: TestClie
     assert client.post("/tour/5/answer", json={"answer": "x"}).status_code == 400
 
 
+@pytest.mark.parametrize("number", ["NaN", "1e999", "true", "9" * 400, "null", "[]"])
+def test_what_is_no_number_is_no_answer_and_no_guess(
+    number: str, client: TestClient, reader: Notebook
+) -> None:
+    findings.save(findings.load(KEPT / "layers.json"), reader.folder)
+    headers = {"content-type": "application/json"}
+    answer = client.post("/tour/5/answer", content=f'{{"answer": {number}}}', headers=headers)
+    assert answer.status_code == 400
+    client.post("/tour/5/run", content=f'{{"guess": {number}}}', headers=headers)
+    assert reader.notes() == {}
+
+
 def test_a_broken_or_hostile_result_does_no_harm(client: TestClient, reader: Notebook) -> None:
     found = findings.load(KEPT / "layers.json")
     findings.save(replace(found, said="<script>alert(1)</script>"), reader.folder)
