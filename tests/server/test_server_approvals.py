@@ -32,7 +32,7 @@ from demeanor.server.application import app
 from demeanor.server.approvals import Approver, LocalApprovals
 from demeanor.server.auth import KeyRing
 from demeanor.server.responses_answer import OutputApprovalRequest
-from demeanor.store.database import Database
+from demeanor.store.database import Database, open_url
 from demeanor.store.keys import create
 from demeanor.store.lineage import forget, stored
 from demeanor.store.waiting_approvals import TOLD_S, KeptApproval, StoredApprovals
@@ -504,8 +504,10 @@ def entry(turn: str, expires: float, about: str = "{}") -> KeptApproval:
     return KeptApproval(turn, "ann", f"token of {turn}", expires, about)
 
 
-async def test_waiting_approvals_are_shared_by_processes_on_one_database(tmp_path: Path) -> None:
-    here, there = Database(tmp_path / "a.db"), Database(tmp_path / "a.db")
+async def test_waiting_approvals_are_shared_by_processes_on_one_database(
+    database_url: str, tmp_path: Path
+) -> None:
+    here, there = (open_url(database_url, root=tmp_path) for _ in range(2))
     try:
         first, second = StoredApprovals(here), StoredApprovals(there)
         await first.keep(entry("t", 100.0), 1.0)
