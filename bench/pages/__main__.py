@@ -108,6 +108,8 @@ def apart(page: Page, options: argparse.Namespace) -> PageDone:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             done = check.do(page, options.level, options.runs, options.results, options.keep)
+        except KeyboardInterrupt:
+            return
         except Exception:  # a mistake of the runner, with its place
             done = PageDone(page.name, [Item(page.name, "the page", "failed", traceback.format_exc())])
         theirs.send(done)

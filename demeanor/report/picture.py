@@ -35,7 +35,7 @@ def picture(result: Result) -> str:
             marks.append(_cell(axis, variant.id, deltas.get((variant.id, axis.name)), label + CELL * n, y))
     notes = (
         f"% of {result.items} items right; every column adds one layer to the one before.",
-        "Blue, orange: the change where its 95% interval excludes zero; *: also after Holm's correction.",
+        "Blue, orange: the change where its 95% interval excludes zero; *: also if one allows for looking at all changes at once.",
     )
     marks += [text(label - 12, height - FOOT + 18 + 17 * n, note, "soft") for n, note in enumerate(notes)]
     drawn = svg(

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS, HERE = ROOT / "docs", Path(__file__).parent
 NOTES = re.compile(r"^ *<!-- test: .* -->\n(?= *```)|^<!-- test page: .* -->\s*\Z", re.M)
 """What a page tells `bench.pages` about its blocks."""
+DARK = re.compile(r"@media ?\(prefers-color-scheme: ?dark\) ?\{(?:[^{}]*\{[^{}]*\})*\s*\}")
 STAGED, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
 
 CHAPTERS: dict[str, tuple[str, ...]] = {
@@ -101,6 +102,8 @@ def stage(chapters: dict[str, tuple[str, ...]]) -> None:
     """Copy the pages to one folder, with links that work there, the table of contents and the reference."""
     shutil.rmtree(STAGED, ignore_errors=True)
     shutil.copytree(DOCS, STAGED, ignore=shutil.ignore_patterns("site", "*.py"))
+    for picture in STAGED.rglob("*.svg"):  # they stand on white, whatever the reader's colors are
+        picture.write_text(DARK.sub("", picture.read_text(encoding="utf-8")), encoding="utf-8")
     (STAGED / "LOG.md").write_text(_linked((ROOT / "LOG.md").read_text(), ROOT))
     for page in STAGED.rglob("*.md"):
         if page != STAGED / "LOG.md":
