@@ -91,7 +91,7 @@ def soak(
     with served(ServedStack(runtime)) as address:  # type: ignore[arg-type]
         asyncio.run(storm(int(address.rpartition(":")[2])))
         engines = [runtime.weights(s).engine for s in ("sft", "dpo")]
-        until = time.monotonic() + 10
+        until = time.monotonic() + 120
         while any(e.load != (0, 0) for e in engines) and time.monotonic() < until:
             time.sleep(0.05)
         loads = [e.load for e in engines]

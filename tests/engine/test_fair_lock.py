@@ -9,9 +9,10 @@ from demeanor.engine.local import FairLock
 
 
 def test_one_thread_at_a_time_and_every_thread_gets_a_turn() -> None:
-    lock, inside, seen = FairLock(), [0], []
+    lock, inside, seen, together = FairLock(), [0], [], threading.Barrier(3, timeout=120)
 
     def loop(name: int) -> None:
+        together.wait()  # a thread that starts late would leave its turns to the others
         for _ in range(20):
             with lock:
                 inside[0] += 1
@@ -24,7 +25,7 @@ def test_one_thread_at_a_time_and_every_thread_gets_a_turn() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert sorted(seen) == [0] * 20 + [1] * 20 + [2] * 20
     longest = max(len(run) for run in "".join("a" if name == 0 else " " for name in seen).split())
     assert longest < 10, "a plain lock lets the first thread through nearly 20 times in a row"
@@ -45,5 +46,5 @@ def test_an_error_inside_lets_the_next_one_in() -> None:
 
     thread = threading.Thread(target=enter)
     thread.start()
-    assert entered.wait(5)
+    assert entered.wait(120)
     thread.join()

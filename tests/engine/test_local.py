@@ -85,7 +85,7 @@ async def test_a_caller_who_leaves_frees_the_slot_within_one_step(way: str) -> N
             await asyncio.gather(task, return_exceptions=True)
             assert task.cancelled()
         made = len(model.calls)
-        answer = await asyncio.wait_for(collect(engine, request("next", max_tokens=2)), 10)
+        answer = await asyncio.wait_for(collect(engine, request("next", max_tokens=2)), 120)
         assert len(answer) == 2
         steps_in_between = [kind for kind, _, tokens in model.calls[made:] if tokens != list(b"next")]
         assert len(steps_in_between) <= 3, "at most one step for the old request, and those of the new one"
@@ -173,7 +173,7 @@ async def test_an_exception_in_the_loop_reaches_every_caller() -> None:
     with closing(LocalEngine(ByteModel(broken_next), ByteTokenizer(), num_slots=2)) as engine:
         waiting = [collect(engine, request(f"caller {i}", max_tokens=100)) for i in range(5)]
         by_thread = asyncio.to_thread(engine.generate, [request("thread", max_tokens=100)])
-        errors = await asyncio.wait_for(asyncio.gather(*waiting, by_thread, return_exceptions=True), 10)
+        errors = await asyncio.wait_for(asyncio.gather(*waiting, by_thread, return_exceptions=True), 120)
         assert [type(error) for error in errors] == [EngineError] * 6
         assert all("ValueError: the disk is on fire" in str(error) for error in errors)
         assert isinstance(errors[0].__cause__, ValueError)
@@ -195,7 +195,7 @@ def test_an_engine_that_fails_says_so_and_works_again_when_its_cause_is_gone() -
         broken.set()
         with pytest.raises(EngineError, match="RuntimeError: no memory"):
             engine.generate([asked, asked, asked])
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while engine.health() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         assert "no memory" in str(engine.health())
@@ -213,7 +213,7 @@ async def test_close_ends_every_caller_and_the_thread() -> None:
     await asyncio.sleep(0.02)
     engine.close()
     engine.close()
-    errors = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    errors = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 120)
     assert [str(error) for error in errors] == ["the engine was closed before the answer was complete"] * 4
     assert not engine._thread.is_alive()
     with pytest.raises(EngineError, match="closed"):
@@ -251,7 +251,7 @@ def test_engines_take_turns() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(120)
         assert len(answers) == 2
         assert answers[0] == answers[1]
 

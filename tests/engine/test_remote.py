@@ -441,8 +441,8 @@ async def test_after_a_finish_reason_the_usage_is_waited_for_but_not_forever() -
 
 
 async def hung_up(asked: list[dict[str, Any]]) -> bool:
-    """Whether the server notices within 2 s that the connection is closed."""
-    for _ in range(100):
+    """Whether the server notices in time that the connection is closed."""
+    for _ in range(3000):
         if asked[-1] == {"hung_up": True}:
             return True
         await asyncio.sleep(0.02)

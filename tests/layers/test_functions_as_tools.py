@@ -181,7 +181,7 @@ def test_the_code_of_the_tools_is_part_of_the_identity(module: Path) -> None:
 
 async def test_calls_of_a_round_run_side_by_side_and_answer_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "t.py").write_text(
-        "import threading\nBOTH = threading.Barrier(2, timeout=5)\n"
+        "import threading\nBOTH = threading.Barrier(2, timeout=25)\n"
         "def meet(name: str) -> str:\n    'Waits for the other.'\n    BOTH.wait()\n    return name\n"
     )
     calls = [ToolCall(name, "meet", f'{{"name": "{name}"}}') for name in "ab"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -201,18 +202,20 @@ def test_citing_long_repetitive_text_takes_linear_time() -> None:
 
 
 async def test_a_slow_search_holds_up_no_other_request() -> None:
+    free = threading.Event()
+
     def open_index(folder: Path, how: object):  # type: ignore[no-untyped-def]
-        return lambda query, k: time.sleep(0.3) or [FERRY]
+        return lambda query, k: [FERRY] if free.wait(20) else []
 
     respond = retrieval.wrap(
         retrieval.Spec(index="notices"), says("ok"), kit(Path("stack"), open_index=open_index)
     )
     task = asyncio.create_task(events_of(respond))
-    turns = 0
-    while not task.done():
+    for _ in range(5):  # the loop turns while the search waits for it
         await asyncio.sleep(0.01)
-        turns += 1
-    assert turns > 5
+    assert not task.done()
+    free.set()
+    assert FERRY in await task
 
 
 class Asked:

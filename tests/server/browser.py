@@ -26,7 +26,7 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 ]
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 BETWEEN_PAGES = (
     "Inspected target navigated or closed",
     "Execution context was destroyed",

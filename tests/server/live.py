@@ -39,14 +39,14 @@ def live(api: Any, limits: TimeLimits = TimeLimits()) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while not server.started and time.monotonic() < until:
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(120)
 
 
 @contextmanager

@@ -184,7 +184,7 @@ def test_a_stream_that_the_client_closes_ends_the_turn(sdk: OpenAI) -> None:
     with sdk.chat.completions.create(model="harbour-desk", messages=user("forever"), stream=True) as stream:
         for _, _chunk in zip(range(3), stream):
             pass
-    until = time.monotonic() + 3
+    until = time.monotonic() + 120
     while ASSISTANT.closed == before and time.monotonic() < until:
         time.sleep(0.01)
     assert ASSISTANT.closed == before + 1

@@ -173,7 +173,7 @@ def test_a_job_that_fails_is_rolled_back_alone(database_url: str) -> None:
 
     writer = Writer(backend)
     writer.submit(lambda c: c.execute("CREATE TABLE t (x INTEGER UNIQUE)")).result(20)
-    writer.submit(lambda c: gate.wait(5))  # so that the next four share a transaction
+    writer.submit(lambda c: gate.wait(120))  # so that the next four share a transaction
     first, bad, twice, last = (
         writer.submit(insert(1)),
         writer.submit(insert(2, KeyError("x"))),

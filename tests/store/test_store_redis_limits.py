@@ -124,7 +124,7 @@ from demeanor.core.reservations import Maxima
 from demeanor.store.redis_limits import RedisLimits
 
 async def main():
-    limits = RedisLimits(sys.argv[1], Maxima(tokens=100, in_progress=2), lease_s=1.0)
+    limits = RedisLimits(sys.argv[1], Maxima(tokens=100, in_progress=2), lease_s=2.0)
     for user, tokens in (("edda", 90), ("odin", 10)):
         await limits.reserve(user, tokens, 0.0)
     print("held", flush=True)
@@ -138,11 +138,11 @@ async def test_a_killed_process_gives_back_what_was_in_progress_and_is_charged_i
     redis_url: str,
 ) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, redis_url], stdout=subprocess.PIPE, text=True)
-    limits = RedisLimits(redis_url, Maxima(tokens=100, in_progress=2), lease_s=1.0)
+    limits = RedisLimits(redis_url, Maxima(tokens=100, in_progress=2), lease_s=2.0)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        until = time.monotonic() + 2.5  # its leases are renewed
+        until = time.monotonic() + 4.0  # its leases are renewed
         while time.monotonic() < until:
             with pytest.raises(LimitExceeded, match="in_progress"):
                 await limits.reserve("vera", 1, 0.0)

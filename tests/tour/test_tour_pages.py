@@ -139,7 +139,7 @@ def test_one_experiment_runs_at_a_time_and_its_words_are_shown(
 def wait(until: Callable[[], bool]) -> None:
     import time
 
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not until():
         assert time.monotonic() < end
         time.sleep(0.01)
