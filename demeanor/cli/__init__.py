@@ -35,6 +35,7 @@ from demeanor.cli import (
 )
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
+from demeanor.core.table import visible
 
 FAILED, STOPPED, BROKEN_PIPE = 3, 130, 141
 MULTIPLE = {
@@ -120,7 +121,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(_mistake(error), end="", file=sys.stderr)
         return error.exit_code
     except DemeanorError as error:
-        print(f"demeanor: {error}", file=sys.stderr)
+        print(f"demeanor: {visible(str(error))}", file=sys.stderr)  # it may quote a file or another server
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()

@@ -221,7 +221,7 @@ def show(
         print(json.dumps(row, ensure_ascii=False, default=str, indent=2))
         return
     turn, stored = found.stored.turn, found.stored
-    print(f"{turn.id}  {stored.started:%Y-%m-%d %H:%M:%S} UTC  user {masking.user(turn.user)}")
+    print(f"{turn.id}  {stored.started:%Y-%m-%d %H:%M:%S} UTC  user {printable(masking.user(turn.user))}")
     print(f"{turn.variant} of stack {turn.stack_key}, seed {turn.decoding.seed}\n")
     for message in masking.messages(turn.messages):
         print(f"{message.role}: {printable(message.content)}")
@@ -229,7 +229,9 @@ def show(
     print("\n".join(columns(("layer", "event", ""), [_event_row(e, masking) for e in stored.events])))
     for f in found.feedback:
         told = [f"{f.value:+g}", f.comment, f"corrected: {f.corrected}" if f.corrected else ""]
-        print(f"feedback of {masking.user(f.user)}: {masking.text(printable('; '.join(filter(None, told))))}")
+        print(
+            f"feedback of {printable(masking.user(f.user))}: {masking.text(printable('; '.join(filter(None, told))))}"
+        )
     for name, arm in parts:
         print(f"experiment {name}: arm {arm}")
     for job in jobs:

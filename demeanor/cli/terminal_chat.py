@@ -79,7 +79,7 @@ def _converse(runtime: StackRuntime, variant: Stack, console: Console) -> int:
                 answer = _answered(runtime, variant, asked, console)
                 messages = (*asked, Message("assistant", answer))
         except (DemeanorError, RequestError) as error:
-            console.print(str(error), style="red")
+            console.print(visible(str(error)), style="red", markup=False)
 
 
 def _answered(runtime: StackRuntime, variant: Stack, messages: Messages, console: Console) -> str:
@@ -121,12 +121,12 @@ async def _turn(runtime: StackRuntime, variant: Stack, turn: Turn, console: Cons
     async for event in runtime.respond(variant)(turn):
         events.append(event)
         if isinstance(event, Text):
-            console.out(event.text, end="", highlight=False)
+            console.out(visible(event.text), end="", highlight=False)
     done = fold(events)
     if done.refusal:
-        console.out(done.refusal.text, end="", highlight=False)
+        console.out(visible(done.refusal.text), end="", highlight=False)
     console.print()
-    console.print("  " + "; ".join(_clauses(events)), style="dim", markup=False)
+    console.print("  " + visible("; ".join(_clauses(events))), style="dim", markup=False)
     return events
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from demeanor.core.table import visible
 from demeanor.core.types import ToolSpec
 from demeanor.mcp.connection import ServerConnection
 from demeanor.mcp.declaration import McpServer
@@ -136,7 +137,9 @@ class McpServers:
             self._warn(server, now, reasons)
 
     def _warn(self, server: McpServer, now: Standing, reasons: Mapping[str, str]) -> None:
-        shown = "; ".join(f"{name[:64]}: {why}" for name, why in sorted(reasons.items())[:10])
+        shown = "; ".join(
+            f"{visible(name[:64])}: {why}".replace("\n", " ") for name, why in sorted(reasons.items())[:10]
+        )
         more = f" and {len(reasons) - 10} more" if len(reasons) > 10 else ""
         log.warning(
             "MCP server %s: %d tools are withheld: %s%s. See what changed and approve it with: %s %s",

@@ -13,6 +13,7 @@ import typer
 
 from demeanor.cli import MULTIPLE, RENAMED, app, main, repeated
 from demeanor.cli.options import file_name
+from demeanor.cli.tables import columns
 from demeanor.core import registry
 from demeanor.stack.schema import DecodingSpec
 from tests.conftest import REPOSITORY, each
@@ -390,3 +391,10 @@ def test_a_number_of_a_stack_fits_64_bits() -> None:
     found, problems = registry.parse(DecodingSpec, {"seed": 10**30}, "stack.yaml")
     assert found is None
     assert "wanted: a whole number that 64 bits hold" in str(problems[0])
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors quote files, other servers and users; a colour or a cursor of theirs stays text."""
+    assert main(["explain", "\x1b[2Jnone.yaml"]) == 2
+    assert "\\u001b[2Jnone.yaml" in capsys.readouterr().err
+    assert columns(("name",), [("\x1b[31mred\nnew line",)]) == ["name", "\\u001b[31mred new line"]
