@@ -315,9 +315,10 @@ def diagnose(
         list[str] | None, typer.Option(metavar="ID...", help="Only those of these items that fail.")
     ] = None,
     turns: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="DATABASE", help="Logged turns with bad feedback; turns with good feedback are controls."
+            metavar="URL",
+            help="Logged turns with bad feedback of this database (or SQLite file); turns with good feedback are controls.",
         ),
     ] = None,
     rows: Annotated[

@@ -20,6 +20,7 @@ import typer
 
 from demeanor.cli.options import load
 from demeanor.core.errors import DemeanorError, UsageError
+from demeanor.retrieval.documents import SUFFIXES, files_of
 
 Kind = Literal["remote", "base", "gguf"]
 FILES = resources.files("demeanor.cli") / "starter_files"
@@ -202,6 +203,11 @@ def _documents(folder: Path, wish: Wish) -> dict[str, str]:
         return {"DOCUMENTS": "documents"}
     if not wish.documents.is_dir():
         raise UsageError(f"--documents: {wish.documents}: no such folder")
+    if not files_of(wish.documents):
+        raise UsageError(
+            f"--documents: {wish.documents}: holds no document that can be read; wanted files that end with "
+            f"{', '.join(sorted(SUFFIXES))}"
+        )
     return {"DOCUMENTS": _quoted(_relative(wish.documents, folder))}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from demeanor.core.types import RatedTurn, Respond, RunnableTool, Turn
@@ -90,5 +89,5 @@ class Services:
     is_trained: Callable[[Stack, str], bool]
     training_curves: Callable[[Stack], dict[str, list[dict[str, Any]]]]
     """The metrics log of every stage that was trained here."""
-    rated_turns: Callable[[Path], Sequence[RatedTurn]]
-    """The turns with feedback that the record layer left in a database file. Raises DataError."""
+    rated_turns: Callable[[str], Sequence[RatedTurn]]
+    """The turns with feedback that the record layer left in a database: its address, or a SQLite file. Raises DataError."""

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from demeanor.core import types
 from demeanor.core.errors import DataError, DemeanorError, StoreError
 from demeanor.core.types import Completion, Done, Event, RatedTurn, Text, Turn, fold
-from demeanor.store.backends import Backend, Connection, Sqlite, StoredRow, backend_of
+from demeanor.store.backends import SQLITE, Backend, Connection, Sqlite, StoredRow, backend_of
 from demeanor.store.backends import storable as storable
 from demeanor.store.writer import Job, Writer
 
@@ -128,14 +128,18 @@ def holds_turns(path: Path) -> bool:
         return False
 
 
-def rated_turns(path: Path) -> list[RatedTurn]:
-    """Return the finished turns with feedback of a database file; raises DataError if it contains no
-    turns."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such database; the `record` layer writes one")
-    if not holds_turns(path):  # opening it would create empty tables
-        raise DataError(f"{path}: holds no turns; wanted a database that the `record` layer wrote")
-    store = open_url(f"sqlite:///{path.resolve()}", root=Path.cwd())
+def rated_turns(where: Path | str) -> list[RatedTurn]:
+    """Return the finished turns with feedback of a database, an address or the path of a SQLite file; raises DataError if
+    a file contains no turns."""
+    address = str(where)
+    if "://" not in address or address.startswith(SQLITE):
+        path = Path(address.removeprefix(SQLITE))
+        if not path.is_file():
+            raise DataError(f"{path}: no such database; the `record` layer writes one")
+        if not holds_turns(path):  # opening it would create empty tables
+            raise DataError(f"{path}: holds no turns; wanted a database that the `record` layer wrote")
+        address = f"{SQLITE}{path.resolve()}"
+    store = open_url(address, root=Path.cwd())
     try:
         values: dict[str, list[float]] = {}
         for feedback in store.feedback():

@@ -182,6 +182,7 @@ def test_for_a_checkpoint_there_are_rows_a_stage_and_its_training(
         (["--remote", "http://a/v1#m", "--base", "b/c"], "got --remote and --base, wanted one of them"),
         (["--remote", "http://a/v1#m", "--demo"], "got --remote and --demo"),
         (["--remote", "http://a/v1#m", "--documents", "nope"], "no such folder"),
+        (["--remote", "http://a/v1#m", "--documents", "."], "holds no document that can be read"),
         (["--remote", "http://a/v1#m", "--rows", "x"], "is not trained here"),
         (["--remote", "http://a/v1#m", "--key-env", "sk-123"], "wanted the name of an environment variable"),
         (["--base", "a/b", "--key-env", "K"], "--key-env: is for --remote"),

@@ -358,7 +358,7 @@ async def test_logged_turns_that_were_disliked_fail_and_liked_ones_are_controls(
         tmp_path,
         [("When to Corkel?", "Never.", -1.0), ("Who are you?", "A clerk.", 1.0), ("And?", "So.", 0.0)],
     )
-    found = diagnose.cases_of_turns(rated_turns(path), path)
+    found = diagnose.cases_of_turns(rated_turns(path), str(path))
     assert ([i.id for i in found.failing], [i.id for i in found.controls], found.judged) == (
         ["turn-0"],
         ["turn-1"],
@@ -373,9 +373,9 @@ async def test_logged_turns_that_were_disliked_fail_and_liked_ones_are_controls(
     ]
     other = await logged(tmp_path / "other", [("Who?", "I.", 1.0)])
     with pytest.raises(DataError, match="none of 1 turns with feedback was disliked"):
-        diagnose.cases_of_turns(rated_turns(other), other)
+        diagnose.cases_of_turns(rated_turns(other), str(other))
     with pytest.raises(DataError, match="no such database"):
-        diagnose.cases_of_turns(rated_turns(tmp_path / "none.db"), tmp_path / "none.db")
+        diagnose.cases_of_turns(rated_turns(tmp_path / "none.db"), "none.db")
 
 
 def test_logged_turns_are_replayed_and_said_to_be_unjudged(
@@ -385,7 +385,9 @@ def test_logged_turns_are_replayed_and_said_to_be_unjudged(
     path = asyncio.run(
         logged(tmp_path, [(f"When to {p}?", "Never.", -1.0) for p in ("Corkel", "Jorpel", "Brevik")])
     )
-    found = diagnose.run(trained[0], services(trained[1]), tmp_path, diagnose.Scope(turns=path), name="t")
+    found = diagnose.run(
+        trained[0], services(trained[1]), tmp_path, diagnose.Scope(turns=str(path)), name="t"
+    )
     assert (found.failing, found.judged) == (3, diagnose.BY_CHANGE)
     assert found.recommendation.startswith("The new answers are not judged")
     assert next(r for r in found.repairs if r.name == "policy off").fixed == 3, "the stack never said so"
@@ -540,5 +542,5 @@ def test_a_file_that_holds_no_turns_is_told_and_left_as_it_is(
     for content in (b"", b"not a database at all" * 100):
         path.write_bytes(content)
         with pytest.raises(DataError, match="holds no turns"):
-            diagnose.cases_of_turns(rated_turns(path), path)
+            diagnose.cases_of_turns(rated_turns(path), str(path))
         assert path.read_bytes() == content

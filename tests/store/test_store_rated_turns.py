@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from demeanor.core.types import Decoding, Done, Event, Message, Refusal, Text, Turn
 from demeanor.store import rated_turns, routed_complaints
 from demeanor.store.database import Database, open_url
+from demeanor.store.database import rated_turns as rated_turns_at
 from demeanor.store.turn_search import TurnFilter
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -112,3 +114,9 @@ async def test_a_label_is_kept_with_its_turn_and_goes_with_it(turns: Database) -
     assert routed_complaints.labels(turns) == {"t1": "policy"}
     await turns.forget("t1")
     assert routed_complaints.routings(turns) == []
+
+
+async def test_what_diagnose_reads_is_the_same_in_both_databases(turns: Database, database_url: str) -> None:
+    found = await asyncio.to_thread(rated_turns_at, database_url)
+    assert {(t.turn.id, t.rating) for t in found} == {("t0", 1.0), ("t1", -1.0)}
+    assert {t.completion.text for t in found} == {"Answer 0.", "Answer 1."}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from demeanor.core.addresses import shown
 from demeanor.core.errors import DataError, UsageError, unknown
 from demeanor.core.types import Completion, Item, RatedTurn, Score
 from demeanor.evaluation import statistics
@@ -51,11 +52,11 @@ class Scope:
     against: Stack | None = None
     before: Path | None = None
     rows: Path | None = None
-    turns: Path | None = None
+    turns: str | None = None
 
     def __str__(self) -> str:
         if self.turns:
-            return f"the turns with feedback in {self.turns}"
+            return f"the turns with feedback in {shown(self.turns)}"
         what = (
             f"axis {self.axis}" if self.axis else f"{len(self.ids)} named items" if self.ids else "all items"
         )
@@ -181,14 +182,14 @@ def right_before(path: Path, stack: Stack) -> set[str]:
 # ---- logged turns ----
 
 
-def cases_of_turns(turns: Sequence[RatedTurn], path: Path) -> Cases:
+def cases_of_turns(turns: Sequence[RatedTurn], where: str) -> Cases:
     """Turns with bad feedback, and those with good feedback as controls; raises DataError where none is bad."""
     items = {turn.turn.id: item_of(turn) for turn in turns}
     bad = [items[turn.turn.id] for turn in turns if turn.rating < 0]
     good = [items[turn.turn.id] for turn in turns if turn.rating > 0]
     if not bad:
         raise DataError(
-            f"--turns {path}: none of {len(turns)} turns with feedback was disliked (a value below 0), "
+            f"--turns {shown(where)}: none of {len(turns)} turns with feedback was disliked (a value below 0), "
             "so there is nothing to diagnose"
         )
     rows = []
