@@ -63,9 +63,11 @@ def injection_rows(data: Path) -> list[LabelledText]:
     found = labelled_texts.read([data / "prompt-injection/prompt_injection.json"])
     public = [*(replace(row, weight=3.0) for row in found), *harmless(data)]
     own = [replace(row, weight=4.0) for row in policy_texts.triggers()]
+    further = [replace(row, weight=4.0) for row in labelled_texts.read([policy_texts.FURTHER])]
     return [
         *policy_texts.attacks(FOR_EACH),
         *policy_texts.harmless(FOR_EACH),
+        *further,
         *(row for row in (*own, *public) if row.half == "tune"),
     ]
 
@@ -108,7 +110,12 @@ def main() -> None:
         if asked.only in (None, label):
             rows = rows_of(asked.data)
             made = policy_training.train(
-                rows, [label], asked.out / f"{label}.safetensors", window=window, false_positives=rate
+                rows,
+                [label],
+                asked.out / f"{label}.safetensors",
+                window=window,
+                false_positives=rate,
+                concepts=label == "injection",
             )
             print(made.path, made.path.stat().st_size, "bytes", *made.fits, sep="\n  ")
 

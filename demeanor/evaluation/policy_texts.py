@@ -17,7 +17,7 @@ from demeanor.evaluation.labelled_texts import LabelledText, read
 
 SLOT = re.compile(r"\{(\w+)\}")
 TEXTS = SHIPPED / "texts"
-TRIGGERS = TEXTS / "benign-triggers.txt"
+TRIGGERS, FURTHER = TEXTS / "benign-triggers.txt", TEXTS / "benign-confirm.txt"
 ATTACKS, HARMLESS = TEXTS / "injection-attacks.yaml", TEXTS / "benign-templates.yaml"
 
 

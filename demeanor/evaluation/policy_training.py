@@ -21,7 +21,9 @@ from demeanor.core.files import origin
 from demeanor.core.long_text import Folded
 from demeanor.evaluation.labelled_texts import LabelledText
 from demeanor.evaluation.statistics import Auroc, Floats, ranking
-from demeanor.layers.policy.classifier import FORMAT, hashed, normal, windows, write_tensors
+from demeanor.layers.policy.classifier import FORMAT, hashed, meant, normal, windows, write_tensors
+from demeanor.layers.policy.concepts import WEIGHT, digest
+from demeanor.layers.policy.concepts import size as concepts_size
 from demeanor.layers.policy.model_scores import PROBE_FORMAT
 
 FOLDS = 5
@@ -62,28 +64,32 @@ def train(
     bits: int = 16,
     false_positives: float = 0.01,
     seed: int = 0,
+    concepts: bool = False,
     show: Show = lambda what, done, of: None,
 ) -> Trained:
-    """Train one classifier with a head for each label and write it."""
+    """Train one classifier with a head for each label and write it; `concepts`: it reads meanings of words too."""
     rows = distinct(rows)
     show("reading n-grams", 0, 1)
     folded = [Folded(row.text).text for row in rows]
     rarity_D = _rarity(folded, bits)
     fits, heads = list[LabelFit](), list[tuple[Floats, float, tuple[float, float]]]()
     for i, label in enumerate(labels):
-        fit, head = _head(rows, folded, label, rarity_D, window, false_positives, seed)
+        fit, head = _head(rows, folded, label, rarity_D, window, false_positives, seed, concepts)
         fits.append(fit)
         heads.append(head)
         show("fitting", i + 1, len(labels))
     tensors: dict[str, npt.NDArray[Any]] = {
-        "weights": np.stack([w for w, _, _ in heads]).astype(np.float16),
+        "weights": np.stack([w[: 2**bits] for w, _, _ in heads]).astype(np.float16),
         "bias": np.array([b for _, b, _ in heads], np.float32),
         "rarity": rarity_D.astype(np.float16),
         "platt": np.array([p for *_, p in heads], np.float32),
     }
+    if concepts:
+        tensors["concepts"] = np.stack([w[2**bits :] for w, _, _ in heads]).astype(np.float16)
     header = {
         "format": FORMAT,
         "labels": list(labels),
+        **({"concepts": digest()} if concepts else {}),
         "window": window,
         "thresholds": [fit.threshold for fit in fits],
         "about": about(rows, fits, seed),
@@ -162,6 +168,14 @@ def _rarity(texts: Sequence[str], bits: int) -> Floats:
     return np.asarray(rarity.astype(np.float16).astype(np.float64))
 
 
+def _meanings(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
+    """Return a row of concepts.py's features for each text."""
+    columns = [meant(text) for text in texts]
+    ends = np.cumsum([0, *map(len, columns)])
+    every = np.concatenate(columns)
+    return scipy.sparse.csr_matrix((np.full(len(every), WEIGHT), every, ends), (len(texts), concepts_size()))
+
+
 def _matrix(texts: Sequence[str], rarity_D: Floats) -> scipy.sparse.csr_matrix:
     """Return rows of unit length, one for each text."""
     bits = len(rarity_D).bit_length() - 1
@@ -185,6 +199,7 @@ def _head(
     window: int,
     false_positives: float,
     seed: int,
+    concepts: bool,
 ) -> tuple[LabelFit, tuple[Floats, float, tuple[float, float]]]:
     """Fit one label: the penalty by cross-validation, a second round on the most suspect windows of long texts, calibration."""
     y_N, folds_N = _targets(rows, label), _folds(rows, seed)
@@ -195,6 +210,10 @@ def _head(
         np.repeat(np.arange(len(cut)), [len(p) for p in cut]),
     )
     X_P, X_N = _matrix(pieces, rarity_D), _matrix(folded, rarity_D)
+    if concepts:
+        X_P, X_N = (
+            scipy.sparse.hstack([X, _meanings(texts)]).tocsr() for X, texts in ((X_P, pieces), (X_N, folded))
+        )
 
     def held_out(penalty: float, chosen_P: npt.NDArray[np.bool_] | None) -> Floats:
         scores_N = np.zeros(len(rows))

@@ -6,13 +6,11 @@ JSON in its header and holds no text. Needs numpy only; time is linear in the te
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +20,9 @@ import numpy.typing as npt
 from demeanor.core.errors import DemeanorError
 from demeanor.core.files import replacing
 from demeanor.core.phone_numbers import Span
+from demeanor.layers.policy.concepts import WEIGHT, digest, features
+from demeanor.layers.policy.concepts import size as concepts_size
+from demeanor.layers.policy.disguises import disguised
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -52,6 +53,16 @@ def hashed(text: str, bits: int) -> Ints:
     found += [_mixed(words, n, salt=7 * n) * 2 + 1 for n in range(1, WORDS + 1)]
     each = np.unique(np.concatenate(found))
     return np.asarray(each % np.uint64(2**bits), dtype=np.int64)
+
+
+def meant(text: str) -> Ints:
+    """Return the features of the meanings in a text."""
+    return _meant(text) if len(text) <= SHORT else features(WORD.findall(normal(text)))
+
+
+@lru_cache(64)
+def _meant(text: str) -> Ints:
+    return features(WORD.findall(normal(text)))
 
 
 SHORT = 4096  # characters of a text whose n-grams are remembered for the next classifier
@@ -112,24 +123,6 @@ def windows(text: str, size: int) -> list[Span]:
     return found
 
 
-ENCODED = re.compile(r"[A-Za-z0-9+/]{24,}={0,2}")
-MOST_ENCODED = 20  # base64 runs of one text that are decoded
-
-
-def decoded(text: str) -> list[tuple[Span, str]]:
-    """Return the base64 runs of a text that hold readable text, decoded."""
-    found = list[tuple[Span, str]]()
-    for run in islice(ENCODED.finditer(text), MOST_ENCODED):
-        code = run[0].rstrip("=")
-        try:
-            inner = base64.b64decode(code + "=" * (-len(code) % 4)).decode("utf-8")
-        except ValueError:
-            continue
-        if inner.isprintable() and " " in inner:
-            found.append((run.span(), inner))
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class TextClassifier:
     """One logistic model for each label over hashed n-grams weighted by rarity, and Platt's calibration of its scores."""
@@ -142,6 +135,9 @@ class TextClassifier:
     thresholds: tuple[float, ...]
     window: int
     about: Mapping[str, Any]
+    concepts_LF: Floats | None = (
+        None  # weights of concepts.py's features, where the classifier reads meanings
+    )
 
     @property
     def bits(self) -> int:
@@ -155,12 +151,14 @@ class TextClassifier:
             rarity = self.rarity_D[buckets]
             length = float(np.sqrt(rarity @ rarity)) or 1.0
             found[n] = self.weights_LD[:, buckets] @ rarity / length + self.bias_L
+            if self.concepts_LF is not None:
+                found[n] += WEIGHT * self.concepts_LF[:, meant(text)].sum(axis=1)
         return found
 
     def parts(self, text: str) -> tuple[list[Span], Floats]:
-        """Return the windows of a folded text and the probabilities of each: probabilities_WL. Base64 is read too."""
+        """Return the windows of a folded text and the probabilities of each: probabilities_WL. Text in disguise is read too."""
         spans = windows(text, self.window)
-        hidden = decoded(text)
+        hidden = disguised(text)
         scores_WL = self.scores([*(text[a:b] for a, b in spans), *(inner for _, inner in hidden)])
         return [*spans, *(span for span, _ in hidden)], self.calibrated(scores_WL)
 
@@ -217,9 +215,14 @@ def _loaded(path: Path, *state: int) -> TextClassifier:
             tuple(header["thresholds"]),
             int(header["window"]),
             header.get("about", {}),
+            tensors["concepts"].astype(np.float32) if "concepts" in tensors else None,
         )
     except KeyError as error:
         raise DemeanorError(f"{path}: {error} is missing; train it again") from None
+    if found.concepts_LF is not None and (
+        header.get("concepts") != digest() or found.concepts_LF.shape != (len(labels), concepts_size())
+    ):
+        raise DemeanorError(f"{path}: was trained with other meanings of words than these; train it again")
     shapes = (found.weights_LD.shape, found.bias_L.shape, found.platt_L2.shape)
     size, count = found.rarity_D.shape[0], len(labels)
     if shapes != ((count, size), (count,), (count, 2)) or size != 2**found.bits or found.window < 1:
