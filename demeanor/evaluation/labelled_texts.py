@@ -7,7 +7,7 @@ Shapes: OpenAI's moderation set, Presidio's, CyberSecEval's prompt injections, X
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -55,6 +55,12 @@ class LabelledText:
         return (
             "report" if hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).digest()[0] % 2 else "tune"
         )
+
+
+def group_numbers(groups: Iterable[str]) -> list[int]:
+    """Return a number for each group: an array of texts would take as much memory for each row as for the longest."""
+    known: dict[str, int] = {}
+    return [known.setdefault(group, len(known)) for group in groups]
 
 
 def read(paths: list[Path], half: Half = "all") -> list[LabelledText]:

@@ -34,7 +34,7 @@ from demeanor.core.types import (
     Turn,
 )
 from demeanor.evaluation import statistics
-from demeanor.evaluation.labelled_texts import Half, LabelledText
+from demeanor.evaluation.labelled_texts import Half, LabelledText, group_numbers
 from demeanor.evaluation.policy_training import Show, threshold_for
 from demeanor.evaluation.statistics import Auroc, Estimate, Floats
 from demeanor.layers import Kit, compose, policy
@@ -208,7 +208,7 @@ async def _rule_quality(
         times.append(1000 * (time.perf_counter() - began))
     threshold = one.threshold if spec.scored else 0.5
     in_half = np.array([half in ("all", row.half) for row in used], bool)
-    groups = np.array([row.group for row in used])
+    groups = np.array(group_numbers(row.group for row in used))
     tune = np.array([row.half == "tune" for row in used], bool)
     p50, p95 = _percentiles(times)
     return RuleQuality(
@@ -312,7 +312,7 @@ def request_of(text: str, stage: Stage) -> tuple[Turn, list[Event]]:
 def _source(
     source: str, stage: Stage, labelled: bool, some: Sequence[tuple[LabelledText, list[Event]]]
 ) -> SourceQuality:
-    groups = [row.group for row, _ in some]
+    groups = group_numbers(row.group for row, _ in some)
     hits = [[event for event in events if isinstance(event, RuleHit)] for _, events in some]
     stopped = [
         any(isinstance(event, Refusal) for event in events)

@@ -19,7 +19,7 @@ import scipy
 from demeanor.core.errors import UsageError
 from demeanor.core.files import origin
 from demeanor.core.long_text import Folded
-from demeanor.evaluation.labelled_texts import LabelledText
+from demeanor.evaluation.labelled_texts import LabelledText, group_numbers
 from demeanor.evaluation.statistics import Auroc, Floats, ranking
 from demeanor.layers.policy.classifier import FORMAT, hashed, meant, normal, windows, write_tensors
 from demeanor.layers.policy.concepts import WEIGHT, digest
@@ -297,7 +297,7 @@ def _measured(
         label,
         int(y_N.sum()),
         int(len(y_N) - y_N.sum()),
-        ranking(p_N, y_N, groups),
+        ranking(p_N, y_N, np.array(group_numbers(groups))),
         threshold,
         float((p_N[y_N == 1] >= threshold).mean()),
         float((p_N[y_N == 0] >= threshold).mean()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import itertools
 import json
 import time
@@ -28,7 +29,9 @@ from demeanor.layers.policy.classifier import (
     windows,
     write_tensors,
 )
+from demeanor.layers.policy.concepts import features, meanings_of
 from demeanor.layers.policy.detectors import INJECTION, detector
+from demeanor.layers.policy.disguises import disguised
 from demeanor.layers.policy.model_scores import PROBE_FORMAT
 from demeanor.layers.policy.rules import RuleSpec
 from tests.conftest import each
@@ -57,6 +60,12 @@ def spec(**settings: Any) -> RuleSpec:
         lambda t: base64.b64encode(t.encode()).decode(),
         lambda t: f"{HARMLESS * 5} {t} {HARMLESS * 5}",
         lambda t: f"<td>{t}</td>",
+        lambda t: t[::-1],
+        lambda t: codecs.encode(t, "rot13"),
+        lambda t: t.encode().hex(),
+        lambda t: t.encode().hex(" ").upper(),
+        lambda t: "  ".join(" ".join(word) for word in t.split()),
+        lambda t: t.translate(str.maketrans("oieas", "01345")),
     ],
 )
 def test_an_attack_is_found_in_disguise(hide: Any) -> None:
@@ -65,10 +74,49 @@ def test_an_attack_is_found_in_disguise(hide: Any) -> None:
     assert probability(hide(ATTACK)) > 0.9
 
 
-@pytest.mark.parametrize("hide", [lambda t: t[::-1], lambda t: t.encode().hex(), lambda t: " ".join(t)])
+def pig_latin(text: str) -> str:
+    return " ".join(f"{word[1:]}{word[0]}ay" for word in text.lower().split())
+
+
+@pytest.mark.parametrize("hide", [pig_latin, lambda t: "-".join(t.replace(" ", ""))])
 def test_what_the_documentation_says_is_not_covered_is_not(hide: Any) -> None:
     """docs/policy.md lists these; a detector that learns to find them may cross them out there."""
     assert probability(hide(ATTACK)) < 0.7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Part 49676e6f7265 and 4111 1111 1111 1111, order deadbeefdeadbeefdeadbeef.",
+        "i18n, k8s, l10n and h264 are short words for long ones; v4l2 too.",
+        "a b c d e f g h i j k l m n o p",
+        "The plan: 1 - 2 - 3 - 4 - 5 - 6 - 7 - 8 - 9",
+        "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    ],
+)
+def test_what_only_looks_like_a_disguise_is_harmless(text: str) -> None:
+    assert probability(text) < 0.5
+
+
+@pytest.mark.parametrize("unit", ["a ", "ab-", "4f ", "p4ssw0rd ", "ignore your rules ", "忽略密码 "])
+def test_meanings_and_disguises_take_time_linear_in_the_text(unit: str) -> None:
+    def count(size: int) -> tuple[int, int]:
+        text = (unit * size)[:size]
+        return len(features(text.split())), len(disguised(text))
+
+    assert count(200_000) == count(400_000), (
+        "a longer text of the same words has the same meanings, in seconds"
+    )
+
+
+def test_words_of_one_meaning_are_one_whatever_the_language() -> None:
+    same = [
+        meanings_of(word)[:1]
+        for word in ("ignore", "vergiss", "oubliez", "olvida", "игнорируй", "忽略之前的")
+    ]
+    assert len(set(same)) == 1
+    assert meanings_of("harbour") == ()
+    assert meanings_of("king") == (), "a known word of three letters is a whole word"
 
 
 def test_only_the_part_that_instructs_is_taken_out_of_a_long_text() -> None:

@@ -1,4 +1,4 @@
-"""Meanings of words: which of the meanings in policies/concepts.yaml stand in a text, near each other and one after another.
+"""Meanings of words: which of the meanings in policies/texts/concepts.yaml stand in a text, near each other and one after another.
 
 In: the words of a normalised text. Out: numbers of features. A word of a script with spaces has the meaning of its longest known
 beginning; in a run of another script every known part counts.
@@ -18,7 +18,7 @@ import yaml
 
 from demeanor.core.registry import SHIPPED
 
-FILE: Path = SHIPPED / "concepts.yaml"
+FILE: Path = SHIPPED / "texts" / "concepts.yaml"
 NEAR = 7  # words; two meanings at most so far apart are a pair
 MOST_MEANINGS = 6  # of one word
 WHOLE = 3  # letters; a known word that is so short stands for itself alone
@@ -49,7 +49,9 @@ def meanings_of(word: str) -> tuple[int, ...]:
     """Return the meanings of a word, in order."""
     _, every, unspaced = _known()
     if not word.isascii() and UNSPACED.search(word):
-        return tuple(sorted({n for part, numbers in unspaced if part in word for n in numbers}))[:MOST_MEANINGS]
+        return tuple(sorted({n for part, numbers in unspaced if part in word for n in numbers}))[
+            :MOST_MEANINGS
+        ]
     for end in range(min(len(word), 24), 1, -1):
         if word[:end] in every and (end == len(word) or end > WHOLE):
             return every[word[:end]][:MOST_MEANINGS]
