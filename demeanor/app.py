@@ -189,7 +189,7 @@ class StackRuntime:
     def respond(self, variant: Stack, *, operational: bool | None = None) -> Respond:
         """The whole variant as one callable: its layers around its weights.
 
-        `operational`: with its record and limits layers, at the cost of the caller's key (default: as this runtime).
+        `operational`: with its record and limits layers (default: as this runtime). A served one costs the caller's key tokens in any case.
         """
         operational = self.operational if operational is None else operational
         key = f"{variant.model_id}@{variant.key()}{'' if operational == self.operational else ' alone'}"
@@ -205,7 +205,7 @@ class StackRuntime:
                 template = self.template(variant)
                 inner, count = self.at_weights(variant.serve, template), partial(rendered_tokens, template)
             inner = self.priced(inner, variant.serve, partial(prompt_tokens, count))
-            if operational:
+            if self.operational:  # replays too; shadows and evaluators run outside of any request
                 inner = charged(inner, partial(prompt_tokens, count), current_token_budget)
             if self.memory is not None:
                 inner = cached(

@@ -177,9 +177,9 @@ def is_api(scope: Scope) -> bool:
 def answers_turns(scope: Scope) -> bool:
     """Whether a request asks the model for something, and so counts against slots and token budgets."""
     path: str = scope["path"]
-    return scope["method"] == "POST" and not path.startswith(
-        ("/v1/feedback", "/v1/comparisons", "/v1/demeanor/")
-    )
+    is_replay = path.startswith("/v1/demeanor/turns/") and path.endswith("/replay")
+    others = ("/v1/feedback", "/v1/comparisons", "/v1/demeanor/")
+    return scope["method"] == "POST" and (is_replay or not path.startswith(others))
 
 
 def _unauthorised(message: str) -> RequestError:

@@ -20,10 +20,11 @@ from demeanor.app import StackRuntime, load_stack
 from demeanor.model import checkpoints
 from demeanor.model.tensors import Segment
 from demeanor.server.application import app
-from demeanor.server.auth import from_digests
+from demeanor.server.auth import KeyRing, from_digests
 from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack
-from demeanor.store import turn_lines
+from demeanor.store import keys, turn_lines
+from demeanor.store.database import Database
 from demeanor.store.keys import digest
 from demeanor.training.runs import Runs
 
@@ -140,8 +141,8 @@ def test_what_the_policy_hides_is_on_no_page_in_no_export_and_in_no_file(
     with closing(StackRuntime(stack, trained[1])) as runtime:
         served = ServedStack(runtime)
         client = TestClient(app(served), base_url="http://localhost", client=("127.0.0.1", 9))
-        keys = from_digests({digest("k"): "ann"})
-        ann = TestClient(app(served, keys=keys), base_url="http://localhost")
+        ring = from_digests({digest("k"): "ann"})
+        ann = TestClient(app(served, keys=ring), base_url="http://localhost")
 
         def said(response: httpx.Response) -> httpx.Response:
             assert response.status_code == 200, response.text
@@ -175,3 +176,34 @@ def test_what_the_policy_hides_is_on_no_page_in_no_export_and_in_no_file(
     told += [path.read_bytes().decode("latin-1") for path in files]
     hidden = [text[max(0, text.index(SECRET) - 300) :][:400] for text in told if SECRET in text]
     assert hidden == []
+
+
+def test_a_replay_costs_the_operators_key_tokens_and_requests(
+    trained: tuple[Stack, Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(StackRuntime(*trained)) as runtime:
+        served = ServedStack(runtime)
+        database = served.turn_database()
+        assert database is not None
+        key = keys.create(database, "ann", tokens_per_day=1_000, scopes=["chat", "operator"])
+        client = TestClient(app(served, keys=KeyRing(database)), base_url="http://localhost")
+        client.headers["authorization"] = f"Bearer {key}"
+        asked = {"model": "tiny-desk", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+        id = client.post("/v1/chat/completions", json=asked).json()["id"]
+        address, spent = (
+            f"/v1/demeanor/turns/{id}/replay",
+            [keys.spent(database, digest(key), today(database))],
+        )
+        statuses = []
+        while 429 not in statuses and len(statuses) < 200:
+            statuses.append(client.post(address, json={"model": "tiny-desk"}).status_code)
+            spent.append(keys.spent(database, digest(key), today(database)))
+        assert statuses[0] == 200
+        assert statuses[-1] == 429, "the day's tokens are spent"
+        assert spent[0] < spent[1] <= 1_000
+        assert spent[-1] <= 1_000
+
+
+def today(database: Database) -> str:
+    return keys.day_of(database.now())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from demeanor.core.errors import DemeanorError
+from demeanor.server.costs import NANO
 from demeanor.store import keys
 from demeanor.store.database import Database, open_url
 
@@ -118,3 +119,25 @@ async def test_a_day_takes_its_own_tokens_only(database: Database) -> None:
     assert await keys.take(database, digest, "2026-11-22", 2, 10)
     assert await keys.take(database, digest, "2026-11-23", 3, 10)
     assert [keys.spent(database, digest, f"2026-11-{day}") for day in (22, 23)] == [2, 3]
+
+
+async def test_two_processes_on_one_database_never_take_more_usd_than_a_day_has(database_url: str) -> None:
+    """64 callers, each through one of two connections with a writer of its own, as two `serve` have them; then what was not used comes back."""
+    desks = [open_url(database_url, root=Path()) for _ in range(2)]
+    try:
+        limit, price = 1_000_000, 37_000
+        key = keys.digest(keys.create(desks[0], "poor", usd_per_day=limit / NANO))
+        day = keys.day_of(desks[0].now())
+        taken = await asyncio.gather(
+            *(keys.take_cost(desks[n % 2], key, day, price, limit) for n in range(64))
+        )
+        assert sum(taken) == limit // price, "exactly as many as the day pays for"
+        assert keys.cost(desks[1], key, day).nano_usd == sum(taken) * price <= limit
+        given = await asyncio.gather(
+            *(keys.book_cost(desks[n % 2], key, day, -7_000, unpriced=False) for n in range(sum(taken)))
+        )
+        assert len(given) == sum(taken)
+        assert keys.cost(desks[0], key, day).nano_usd == sum(taken) * 30_000
+    finally:
+        for desk in desks:
+            desk.close()
