@@ -46,6 +46,11 @@ def layers_of(stack: Stack) -> list[tuple[str, Path, SearchSpec]]:
     ]
 
 
+def readable(folder: Path) -> bool:
+    """Whether a folder holds a document that an index would read."""
+    return bool(documents.files_of(folder))
+
+
 def open_folder(
     folder: Path, settings: SearchSpec, root: Path, progress: vectors.Progress | None = None
 ) -> Search:

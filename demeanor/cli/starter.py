@@ -20,7 +20,6 @@ import typer
 
 from demeanor.cli.options import load
 from demeanor.core.errors import DemeanorError, UsageError
-from demeanor.retrieval.documents import SUFFIXES, files_of
 
 Kind = Literal["remote", "base", "gguf"]
 FILES = resources.files("demeanor.cli") / "starter_files"
@@ -29,6 +28,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._]*(-[a-z0-9._]+)*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DOCUMENTS = ("opening.md", "hire.md", "trouble.md")
 MOST_UP = 2
+WANTED = "files that end with .md, .txt, .html, .pdf, .docx or .jsonl"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -203,10 +203,11 @@ def _documents(folder: Path, wish: Wish) -> dict[str, str]:
         return {"DOCUMENTS": "documents"}
     if not wish.documents.is_dir():
         raise UsageError(f"--documents: {wish.documents}: no such folder")
-    if not files_of(wish.documents):
+    from demeanor.indexes import readable
+
+    if not readable(wish.documents):
         raise UsageError(
-            f"--documents: {wish.documents}: holds no document that can be read; wanted files that end with "
-            f"{', '.join(sorted(SUFFIXES))}"
+            f"--documents: {wish.documents}: holds no document that can be read; wanted {WANTED}"
         )
     return {"DOCUMENTS": _quoted(_relative(wish.documents, folder))}
 
