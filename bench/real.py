@@ -170,6 +170,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60, help="a phase may take so long")
     parser.add_argument("--quick", action="store_true", help="less than 10 minutes: that every phase runs")
     given = parser.parse_args()
+    if given.limit is not None and given.limit < 1:
+        parser.error(f"--limit {given.limit}: wanted at least 1 item of each behavior")
     if gaps := missing(given.data, given.base):
         print("make real needs files that are not there:\n  " + "\n  ".join(gaps), file=sys.stderr)
         print("Nothing was done. Name the folder of the data with: make real DATA=FOLDER", file=sys.stderr)

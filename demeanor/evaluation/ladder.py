@@ -127,7 +127,7 @@ def _dead(cells: PairedTable, variants: Sequence[str]) -> Iterator[str]:
         if np.isfinite(scores).any() and np.nanmax(scores) == 0.0:
             dead.append(_name(axis))
     if dead:
-        yield f"{_names(dead)}: every variant scores exactly 0 on every item; usually a broken target or scorer, not a bad model."
+        yield f"{_names(dead)}: every variant scores exactly 0 on every item: a broken target or scorer, or too hard for all of them; read some answers."
 
 
 def _thin(cells: PairedTable) -> Iterator[str]:

@@ -69,12 +69,22 @@ def test_the_stack_is_valid_around_another_base(
     ]
 
 
-def test_every_verb_of_a_run_names_the_same_result() -> None:
+def test_every_verb_of_a_run_measures_the_same_items_for_the_same_result() -> None:
+    """The page shows beside each other only what was measured on the same items."""
     commands = real.verbs(8)
     assert next(iter(commands)) == "train"
     assert list(commands)[-1] == "report"
     for name, command in each(commands.items()):
-        assert name in ("train", "report") or command[-2:] == ["--name", "smollm2"]
+        assert name in ("train", "report") or command[-4:] == ["--limit", "8", "--name", "smollm2"]
+
+
+def test_a_limit_of_no_items_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["real", "--limit", "0"])
+    with pytest.raises(SystemExit):
+        real.main()
+    assert "--limit 0: wanted at least 1 item" in capsys.readouterr().err
 
 
 def test_rows_of_calls_are_what_the_generator_writes() -> None:

@@ -228,7 +228,7 @@ def test_what_is_true_of_several_axes_or_variants_is_said_once_with_its_reason()
         items += [replace(i, id=f"{axis}-{i.id}") for i in asked]
     assert list(caveats(PairedTable(rows, items), ["a", "b"])) == [
         "every variant on six: 2 of 2 answers have no score (most often: needs a judge: is i0 polite?) and are left out of every comparison.",
-        "one, two b, three, four and five: every variant scores exactly 0 on every item; usually a broken target or scorer, not a bad model.",
+        "one, two b, three, four and five: every variant scores exactly 0 on every item: a broken target or scorer, or too hard for all of them; read some answers.",
         "one, two b, three, four and 2 more: only 2 clusters of items, so intervals rest on 1 degree of freedom.",
     ]
 
