@@ -123,4 +123,4 @@ def test_planted_complaints_about_the_demo_go_to_the_layer_that_was_broken(tmp_p
     )
     for (planted, label), count in sorted(confusion.items()):
         print(f"{planted:10} -> {label:12} {count}")
-    assert correct >= 0.7 * total
+    assert correct >= 0.85 * total
