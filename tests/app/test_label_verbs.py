@@ -69,7 +69,7 @@ def test_a_queue_goes_from_a_stack_to_rows(
 def test_where_a_reward_model_is_uncertain_comes_first_and_chance_has_its_share(
     folder: Path, trained: tuple[Stack, Runs], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--limit", "8", "--candidates", "16", "--uncertainty", "rm", "--random-share", "0.5"]
+    more = ["--limit", "4", "--candidates", "8", "--uncertainty", "rm", "--random-share", "0.5"]
     assert create(trained, *more, "--name", "first") == 0
     database = Database(folder / "runs" / "labels.db")
     items = labels.items_of(database, "first")

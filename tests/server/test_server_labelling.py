@@ -262,10 +262,10 @@ class Server:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-m", "tests.server.label_server", str(self.path), str(self.port)]
         self.process = subprocess.Popen(command, env=environment, cwd=REPOSITORY)
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while True:
             try:
-                httpx.get(f"{self.url}/healthz").raise_for_status()
+                httpx.get(f"{self.url}/healthz", timeout=60).raise_for_status()
                 return
             except httpx.HTTPError:
                 assert time.monotonic() < until, "the server does not start"
@@ -319,11 +319,11 @@ def test_two_clients_one_killed_and_the_server_killed_lose_nothing_and_do_nothin
     threads = [threading.Thread(target=work, args=(name,)) for name in people]
     for thread in threads:
         thread.start()
-    assert half.wait(60)
+    assert half.wait(300)
     server.kill()
     server.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert not any(thread.is_alive() for thread in threads)
     assert server.process is not None
     server.process.send_signal(signal.SIGTERM)

@@ -65,7 +65,9 @@ def is_closed(url: str) -> bool:
 
 def wait_for(url: str, in_progress: int) -> None:
     until = time.monotonic() + 120
-    while f"demeanor_turns_in_progress {in_progress:.1f}\n" not in httpx.get(f"{url}/metrics").text:
+    while (
+        f"demeanor_turns_in_progress {in_progress:.1f}\n" not in httpx.get(f"{url}/metrics", timeout=120).text
+    ):
         assert time.monotonic() < until
 
 
@@ -107,4 +109,4 @@ def test_sighup_calls_for_a_reload_each_time_and_ends_nothing() -> None:
         for _ in range(2):
             process.send_signal(signal.SIGHUP)
             assert process.stdout.readline() == "reload\n"  # type: ignore[union-attr]
-        assert httpx.get(f"{url}/readyz").status_code == 200
+        assert httpx.get(f"{url}/readyz", timeout=120).status_code == 200
