@@ -286,7 +286,7 @@ def _operations(
     settings: Settings,
     keys: KeyStore | KeyRing | None,
     life: Life,
-    observers: Sequence[Observer],
+    observers: tuple[Observer, ...],
 ) -> Operations:
     """What the server does under load, and what it tells operators."""
 
